@@ -1,0 +1,43 @@
+# The commands of this project. `make` alone lists them; README.md says what each one does.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test dev clean lint format test-live evidence lock env-example
+RUN := scripts/with_state.sh .venv/bin/
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@echo "Variables: PYTHON=python3.11 (set-up), PYTEST_ARGS='-k name' (tests), BABYLON_RL_HOME (state directory); all others: .env.example"
+
+setup: ## Make .venv from the lock and fetch the weights of the CPU model; the others do it first
+	@scripts/setup.sh
+
+demo: setup ## Play the market, train a model on it, print what got better (under 15 minutes on 2 cores)
+	@$(RUN)babylon-rl demo
+
+test: setup ## Every check and test (under 10 minutes on 2 cores)
+	@scripts/test.sh $(PYTEST_ARGS)
+
+dev: setup ## The Dagster UI on this project
+	@$(RUN)babylon-rl dev
+
+clean: ## Stop what still runs and remove everything that was made: .venv, the state directory, caches
+	@scripts/clean.sh
+
+lint: setup ## Only the checks: ruff, mypy, the import contract
+	@scripts/lint.sh
+
+format: setup ## Rewrite the code in the project's format
+	@.venv/bin/ruff check --fix-only --quiet . && .venv/bin/ruff format .
+
+test-live: setup ## Tests against real services; each is skipped with its reason when its key is absent
+	@$(RUN)python -m pytest -m live -rs $(PYTEST_ARGS)
+
+evidence: setup ## Make the runs behind docs/evidence.md again (resumable)
+	@$(RUN)babylon-rl evidence
+
+lock: ## Make requirements.lock from requirements.in again; UPGRADE=1 takes the newest versions
+	@scripts/lock.sh
+
+env-example: setup ## Make .env.example from the settings again
+	@.venv/bin/python scripts/env_example.py > .env.example.new && mv .env.example.new .env.example

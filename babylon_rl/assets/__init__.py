@@ -1,0 +1,11 @@
+"""What exists: one short file per asset (read, call a room, write, report), and their partitions and resource."""
+
+import warnings
+
+import dagster as dg
+
+# Backfill policies and observable sources are "beta", partitioned checks "preview" in the pinned release: tested here as they are used.
+# Drop these once neither warns. The job `hours` mixes backfill policies on purpose: the smallest then holds for it.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+warnings.filterwarnings("ignore", "Asset job .* materializes assets with varying BackfillPolicies")

@@ -1,0 +1,45 @@
+"""A checkpoint's evidence: it and what it is compared with play the same unseen markets."""
+
+from typing import Any
+
+import dagster as dg
+
+from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, table
+from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.plots import bar_plot, embedded_png
+from babylon_rl.assets.resources import Babylon
+
+COLUMNS = column_schema(
+    model=("text", "A version, the base, or a strategy"),
+    pnl=("double precision", "Dollars an hour, mean over the markets played"),
+    low=("double precision", "Lower end of the 95 % interval"),
+    high=("double precision", "Upper end of the 95 % interval"),
+)
+
+
+@dg.asset(
+    partitions_def=batches,
+    deps=["trained_checkpoint"],
+    group_name=BATCHES_GROUP,
+    owners=OWNERS,
+    kinds={"python", "postgres"},
+    code_version="1",
+    metadata=COLUMNS,
+    description="The checkpoint plays unseen markets against the deployed model or the base, paired: P&L with intervals, never the "
+    "judge's score.",
+)
+def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
+    from babylon_rl.evaluation.benchmark import evaluate_batch
+
+    with babylon.connection() as connection:
+        report = evaluate_batch(connection, context.partition_key, babylon.settings, context.log.info)
+    metadata = counts(len(report.rows), decision=report.decision, reason=report.reason, results=table(report.rows))
+    metadata["report"] = dg.MetadataValue.md(report.table_markdown)
+    bars = [(str(row["model"]), float(row["pnl"])) for row in report.rows]
+    intervals = [(float(row["low"]), float(row["high"])) for row in report.rows]
+    metadata["pnl"] = (
+        embedded_png("P&L with intervals", report.plot_png)
+        if report.plot_png is not None
+        else bar_plot("P&L on unseen markets, 95 % intervals", "dollars an hour", bars, intervals=intervals)
+    )
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(report.data_version))

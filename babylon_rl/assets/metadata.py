@@ -1,0 +1,51 @@
+"""What every asset says of itself in the same way: owner, columns, counts, tables and links."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+OWNERS = ["team:babylon-rl"]
+HOURS_GROUP, BATCHES_GROUP = "hours", "batches"
+MOST_TABLE_ROWS = 100
+_TYPES = {str: "string", int: "int", float: "float", bool: "bool"}
+
+
+def column_schema(**columns: tuple[str, str]) -> dict[str, dg.TableSchema]:
+    """Definition metadata: the columns of the table that an asset fills, as ``name=(type, description)``."""
+    described = [dg.TableColumn(name, kind, description) for name, (kind, description) in columns.items()]
+    return {"dagster/column_schema": dg.TableSchema(described)}
+
+
+def counts(rows: int, /, **numbers: Any) -> dict[str, Any]:
+    """The row count under the key that Dagster draws, and further values under their own names; None is left out."""
+    return {"dagster/row_count": rows} | {name: value for name, value in numbers.items() if value is not None}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.TextMetadataValue:
+    """A table of the first MOST_TABLE_ROWS rows; the columns are those of the first row."""
+    if not rows:
+        return dg.MetadataValue.text("no rows")
+    records = [dg.TableRecord({name: _cell(value) for name, value in row.items()}) for row in rows[:MOST_TABLE_ROWS]]
+    columns = [dg.TableColumn(name, _type(name, rows)) for name in rows[0]]
+    return dg.MetadataValue.table(records, dg.TableSchema(columns))
+
+
+def linked_windows(windows: Iterable[str], assets: Sequence[str]) -> dg.MarkdownMetadataValue:
+    """The hours that a batch came from, each with a link to its partition of every one of ``assets``."""
+    lines = []
+    for window in sorted(windows):
+        links = ", ".join(f"[{asset}](/assets/{asset}?view=partitions&partition={window.replace(':', '%3A')})" for asset in assets)
+        lines.append(f"* {window}: {links}")
+    return dg.MetadataValue.md("\n".join(lines) or "none")
+
+
+def _cell(value: Any) -> str | int | float | bool | None:
+    if isinstance(value, float):
+        return round(value, 6)
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+def _type(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    found = next((row[name] for row in rows if row.get(name) is not None), "")
+    return _TYPES.get(type(found), "string")

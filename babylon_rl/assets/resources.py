@@ -1,0 +1,53 @@
+"""What an asset or sensor is handed: the settings, the database, and the clock.
+
+The resource reads them from the environment in whichever process runs the asset; launch.py hands over those of its caller.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import dagster as dg
+import psycopg
+
+from babylon_rl.errors import BabylonError, DatabaseUnreachable
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.database import Database, process_database
+from babylon_rl.windows import utc_now
+
+CONNECTION_RETRIES = 3
+RETRY_AFTER_S = 10
+
+
+@dataclass(frozen=True)
+class Babylon:
+    """The settings, the database and the clock of one run."""
+
+    settings: Settings
+    database: Database
+    now: Callable[[], datetime] = utc_now
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection[Any]]:
+        """An autocommit connection (rooms open their own transactions), closed at the end.
+
+        Raises:
+            dagster.RetryRequested: the connection was lost or refused; the step runs again, CONNECTION_RETRIES times.
+            dagster.Failure: a BabylonError, whose sentence becomes the run's message; it is not tried again.
+        """
+        try:
+            with self.database.connect(autocommit=True) as connection:
+                yield connection
+        except (psycopg.OperationalError, DatabaseUnreachable) as lost:
+            raise dg.RetryRequested(CONNECTION_RETRIES, RETRY_AFTER_S) from lost
+        except BabylonError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+
+
+@dg.resource(description="The Babylon database and settings, as the environment of the run's process gives them.")
+def babylon(context: dg.InitResourceContext) -> Babylon:
+    """The resource of the code location; raises SettingsError, DatabaseUnreachable or EmbeddedServerError."""
+    settings = load_settings()
+    return Babylon(settings, process_database(settings))

@@ -1,0 +1,87 @@
+"""A batch's checkpoint: trained, published under its version, and registered."""
+
+from typing import Any
+
+import dagster as dg
+
+from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, linked_windows, table
+from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.plots import line_plot
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.training_batch import UPSTREAM
+from babylon_rl.training.batches import Trained, train_batch
+from babylon_rl.training.trainer import StepMetrics
+
+POOL = "trainer"
+ACTION_SHARE = "actionShare"
+COLUMNS = column_schema(
+    version=("text", "The version, global over all lines"),
+    baseModel=("text", "The line"),
+    parentVersion=("text", "The version it continues from"),
+    checkpointPath=("text", "The adapter directory: safetensors, adapter_config.json, model card"),
+    windows=("text[]", "The hours it was trained on"),
+    metrics=("jsonb", "What the trainer measured"),
+)
+
+
+@dg.asset(
+    partitions_def=batches,
+    deps=["training_batch"],
+    group_name=BATCHES_GROUP,
+    owners=OWNERS,
+    kinds={"python", "pytorch"},
+    code_version="1",
+    pool=POOL,
+    metadata={**COLUMNS, "table": "babylon_rl.model_lineage"},
+    description="Trains a batch in resumable iterations, publishes the checkpoint atomically and registers its version in one transaction.",
+)
+def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
+    seen: list[StepMetrics] = []
+
+    def on_step(step: StepMetrics) -> None:
+        seen.append(step)
+        context.log.info(
+            f"iteration {step.iteration}, step {step.step} of {step.steps}: loss {step.loss:.4f}, {step.trainable_tokens} tokens"
+        )
+
+    with babylon.connection() as connection:
+        trained = train_batch(connection, context.partition_key, babylon.settings, babylon.now(), on_step=on_step)
+    version = trained.model.manifest_sha or trained.model.version
+    return dg.MaterializeResult(metadata=_metadata(trained, seen), data_version=dg.DataVersion(version))
+
+
+def _metadata(trained: Trained, seen: list[StepMetrics]) -> dict[str, Any]:
+    model = trained.model
+    metadata = counts(
+        1,
+        version=model.version,
+        model_id=model.model_id,
+        base_model=model.base_model,
+        backend=model.backend,
+        parent=model.parent_version or "the base",
+        checkpoint=dg.MetadataValue.path(trained.checkpoint),
+        loss=trained.batch.loss,
+        trainable_tokens=sum(step.trainable_tokens or 0 for step in trained.steps),
+        upstream_windows=linked_windows(model.windows, UPSTREAM),
+        iterations=table([_row(step) for step in trained.steps]),
+    )
+    # Where a finished run is only completed by another, the optimizer's steps are gone; its iterations are on record.
+    losses = [step.loss for step in seen] or [step.loss for step in trained.steps if step.loss is not None]
+    if losses:
+        metadata["loss_curve"] = line_plot(f"Loss of {model.version}", "loss", {"loss": losses}, x_label="step")
+    shares = _action_shares(seen)
+    if shares:
+        metadata["action_shares"] = line_plot(f"Actions of {model.version}", "share", shares)
+    return metadata
+
+
+def _row(step: Any) -> dict[str, Any]:
+    return {
+        "iteration": step.iteration, "loss": step.loss, "trainable tokens": step.trainable_tokens,
+        "sequences": step.sequences, "windows": len(step.windows), "checkpoint": step.checkpoint,
+    }  # fmt: skip
+
+
+def _action_shares(seen: list[StepMetrics]) -> dict[str, list[float]]:
+    names = sorted({name for step in seen for name in step.metrics if name.startswith(ACTION_SHARE)})
+    return {name.removeprefix(ACTION_SHARE).strip("./_") or name: [step.metrics.get(name, 0.0) for step in seen] for name in names}

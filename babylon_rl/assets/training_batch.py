@@ -1,0 +1,63 @@
+"""A batch made ready for training: the hours in it judged, groups without spread gone."""
+
+from typing import Any
+
+import dagster as dg
+
+from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, linked_windows, table
+from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.training.batches import Prepared, prepare_batch
+from babylon_rl.versions import content_version
+
+UPSTREAM = ("window_groups", "market_outcomes", "scored_groups")
+COLUMNS = column_schema(
+    batchId=("text", "The batch"),
+    window=("text", "The hour of the episode"),
+    agentId=("text", "The agent of the episode"),
+    trajectories=("integer", "Trajectories that the episode consists of"),
+    score=("double precision", "0 to 1, as judged for this batch"),
+    advantage=("double precision", "What every sequence of the episode is trained with"),
+    dropped=("text", "Why the episode left the batch"),
+)
+
+
+@dg.asset(
+    partitions_def=batches,
+    deps=[dg.AssetDep("scored_groups", partition_mapping=dg.AllPartitionMapping())],
+    group_name=BATCHES_GROUP,
+    owners=OWNERS,
+    kinds={"python", "postgres"},
+    code_version="1",
+    metadata={**COLUMNS, "table": "babylon_rl.batch_episodes"},
+    description="The episodes that one training consumes, frozen when the batch was made. Judges the hours that lack scores.",
+)
+def training_batch(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
+    with babylon.connection() as connection:
+        prepared = prepare_batch(connection, context.partition_key, babylon.settings, babylon.now())
+    return dg.MaterializeResult(metadata=_metadata(prepared), data_version=dg.DataVersion(_version(prepared)))
+
+
+def _metadata(prepared: Prepared) -> dict[str, Any]:
+    batch, kept = prepared.batch, prepared.kept
+    windows = sorted({episode.window for episode in kept})
+    best = sorted(kept, key=lambda episode: (episode.window, episode.rank or 0))
+    return counts(
+        len(kept),
+        windows=len(windows),
+        trajectories=sum(len(episode.trajectory_ids) for episode in kept),
+        base_model=batch.base_model,
+        backend=batch.backend,
+        version=batch.version,
+        parent=batch.parent_version or "the base",
+        dropout=dict(batch.dropout) or None,
+        dropped_groups=dict(prepared.dropped_groups) or None,
+        upstream_windows=linked_windows(windows, UPSTREAM),
+        episodes=table(
+            [{"window": e.window, "rank": e.rank, "agent": e.agent_id, "score": e.score, "advantage": e.advantage} for e in best]
+        ),
+    )
+
+
+def _version(prepared: Prepared) -> str:
+    return content_version([[e.window, e.agent_id, list(e.trajectory_ids), e.advantage] for e in prepared.kept])

@@ -1,0 +1,77 @@
+"""Episodes of every hour: what each agent did in it, and whether they are enough for a group."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from babylon_rl.assets.hours import HourReport, plotted, report_hours
+from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
+from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.plots import bar_plot
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.episodes.types import WindowSummary
+from babylon_rl.store.hour_report import EpisodeLine, episode_lines
+
+COLUMNS = column_schema(
+    window=("varchar(50)", "The hour"),
+    agentId=("text", "The agent; one episode per agent and hour"),
+    trajectoryIds=("text[]", "Its eligible trajectories, in order"),
+    steps=("integer", "Completed steps"),
+    windowPnl=("double precision", "Dollars, end minus start of the hour"),
+    winRate=("double precision", "Wins among the trajectories that won or lost"),
+    messageSources=("jsonb", "Trajectories by where their messages came from"),
+    usable=("boolean", "Enough steps to be judged"),
+    trainableSequences=("integer", "LLM calls that can train"),
+)
+
+
+@dg.asset(
+    partitions_def=hours,
+    deps=["raw_trajectories"],
+    group_name=HOURS_GROUP,
+    owners=OWNERS,
+    kinds={"python", "postgres"},
+    code_version="1",
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    metadata={**COLUMNS, "table": "babylon_rl.episodes"},
+    description="Reads an hour's trajectories, rejects what does not count with a reason, and stitches the rest into episodes.",
+)
+def window_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
+    windows = list(context.partition_keys)
+    with babylon.connection() as connection:
+        summaries = sync_windows(connection, windows, babylon.settings, babylon.now())
+        lines = episode_lines(connection, windows)
+    pictures = plotted(windows)
+    yield from report_hours(
+        context,
+        {window: _report(facts, lines[window], drawn=window in pictures) for window, facts in summaries.items()},
+    )
+
+
+def _report(facts: WindowSummary, lines: list[EpisodeLine], *, drawn: bool) -> HourReport:
+    metadata = counts(
+        len(lines),
+        rows=facts.rows,
+        eligible=facts.eligible,
+        new_trainable=facts.new_trainable,
+        usable_episodes=facts.usable_episodes,
+        ready=facts.ready,
+        rejected=facts.rejected or None,
+        message_sources=facts.message_sources,
+        trainable_sequences=facts.trainable_sequences,
+        mean_pnl_usd=facts.avg_pnl,
+        changed=facts.changed,
+        episodes=table([_row(line) for line in lines]) if lines else None,
+    )
+    if drawn and lines:
+        metadata["pnl_by_agent"] = bar_plot(f"P&L by agent, {facts.window}", "dollars", [(line.agent_id, line.pnl_usd) for line in lines])
+    return HourReport(facts.data_version, metadata)
+
+
+def _row(line: EpisodeLine) -> dict[str, Any]:
+    return {
+        "agent": line.agent_id, "P&L $": line.pnl_usd, "win rate": line.win_rate, "steps": line.steps, "trades": line.trades,
+        "posts": line.posts, "trajectories": line.trajectories, "usable": line.usable, "trainable": line.trainable_sequences,
+    }  # fmt: skip

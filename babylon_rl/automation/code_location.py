@@ -1,0 +1,38 @@
+"""Everything that Dagster loads, wired in one screen: what exists (assets), when it runs (automation), and with what (a resource)."""
+
+import dagster as dg
+
+from babylon_rl.assets.benchmark_report import benchmark_report
+from babylon_rl.assets.market_data import market_data
+from babylon_rl.assets.market_outcomes import market_outcomes
+from babylon_rl.assets.raw_trajectories import raw_trajectories
+from babylon_rl.assets.released_model import released_model
+from babylon_rl.assets.scored_groups import scored_groups
+from babylon_rl.assets.trained_checkpoint import trained_checkpoint
+from babylon_rl.assets.training_batch import training_batch
+from babylon_rl.assets.window_groups import window_groups
+from babylon_rl.automation.checks import asset_checks
+from babylon_rl.automation.conditions import conditions
+from babylon_rl.automation.jobs import jobs
+from babylon_rl.automation.sensors import schedules, sensors
+from babylon_rl.settings import load_settings
+
+
+def code_location(resource: dg.ResourceDefinition) -> dg.Definitions:
+    """All definitions around one ``babylon`` resource: that of the environment (definitions.py), or a caller's own (launch.py)."""
+    when = conditions(load_settings())
+    moved_by_conditions = [
+        asset.map_asset_specs(lambda spec: spec.replace_attributes(automation_condition=when[spec.key]))
+        for asset in (window_groups, market_outcomes, scored_groups)
+    ]
+    moved_by_sensors = [training_batch, trained_checkpoint, benchmark_report, released_model]
+    return dg.Definitions(
+        assets=[raw_trajectories, market_data, *moved_by_conditions, *moved_by_sensors],
+        asset_checks=asset_checks,
+        jobs=jobs,
+        sensors=sensors,
+        schedules=schedules,
+        resources={"babylon": resource},
+        # One run is one process; assets that need more start it themselves, and docs/scale.md tells how to spread runs.
+        executor=dg.in_process_executor,
+    )

@@ -1,0 +1,46 @@
+"""The persistent Dagster instance of a state directory: the one that UI, daemon, commands and tests share.
+
+DAGSTER_HOME is ``dagster/`` under BABYLON_RL_HOME and holds a copy of the project's dagster.yaml; the storage is in the Babylon database.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+
+CONFIG = Path(__file__).resolve().parents[2] / "dagster.yaml"
+STORAGE_URL = "BABYLON_RL_DAGSTER_URL"
+
+
+def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
+    """Make DAGSTER_HOME ready and give the variables that Dagster's own processes (webserver, daemon, `dagster job execute`) need."""
+    home = settings.home / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    text, installed = CONFIG.read_bytes(), home / "dagster.yaml"
+    if not installed.exists() or installed.read_bytes() != text:
+        temporary = home / f".dagster.yaml.{os.getpid()}"
+        temporary.write_bytes(text)
+        temporary.replace(installed)
+    return {"DAGSTER_HOME": str(home), STORAGE_URL: database.dagster_url, "BABYLON_RL_HOME": str(settings.home)}
+
+
+@contextmanager
+def open_instance(database: Database, settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """The instance, for a ``with`` block, in which this process's environment holds the variables of ``prepare_instance``."""
+    variables = prepare_instance(database, settings)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
+            yield instance
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,30 @@
+"""Jobs: what a person launches in the UI, `dagster job execute -j <name>` runs, and launch.py runs in process."""
+
+import dagster as dg
+
+HOURS_JOB, SCORE_JOB, TRAIN_JOB, OBSERVE_JOB = "hours", "score", "train", "observe"
+SOURCES = ("raw_trajectories", "market_data")
+HOURLY = ("window_groups", "market_outcomes", "scored_groups")
+BATCHED = ("training_batch", "trained_checkpoint", "benchmark_report", "released_model")
+
+hours_job = dg.define_asset_job(
+    HOURS_JOB,
+    selection=dg.AssetSelection.assets(*HOURLY),
+    description="Read an hour, its market, and score its group. Partition: a window id, or a range of them.",
+)
+score_job = dg.define_asset_job(
+    SCORE_JOB,
+    selection=dg.AssetSelection.assets("scored_groups"),
+    description="Score the group of an hour that has been read. Partition: a window id, or a range of up to 24.",
+)
+train_job = dg.define_asset_job(
+    TRAIN_JOB,
+    selection=dg.AssetSelection.assets(*BATCHED),
+    description="Judge what a batch lacks, train it, compare the checkpoint, record the gate's decision. Partition: a batch id.",
+)
+observe_job = dg.define_asset_job(
+    OBSERVE_JOB,
+    selection=dg.AssetSelection.assets(*SOURCES),
+    description="Look at every hour from FIRST_WINDOW for rows that came, changed or went.",
+)
+jobs = [hours_job, score_job, train_job, observe_job]

@@ -1,0 +1,121 @@
+"""Runs by hand: what commands and the demo materialize, in this process, on the instance that the UI shows.
+
+They leave the records of any other run: the job's name, the partition or range, one materialization per hour. The asset graph is the
+only way in which data changes, so lineage is the same whoever started it.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+
+import dagster as dg
+
+from babylon_rl.assets.partitions import batches, hours
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.scored_groups import HOURS_PER_RUN
+from babylon_rl.automation.code_location import code_location
+from babylon_rl.automation.instance import open_instance
+from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, OBSERVE_JOB, SCORE_JOB, TRAIN_JOB
+from babylon_rl.errors import BabylonError, UsageError
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl.windows import HOUR, is_complete, utc_now, window_of, window_start
+
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+# What a run says belongs in its event log; a command's own output stays readable.
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+Clock = Callable[[], datetime]
+
+
+def ranges(windows: Iterable[str], longest: int = HOURS_PER_RUN) -> Iterator[tuple[str, str]]:
+    """Runs of consecutive windows as (first, last), both inclusive, of at most ``longest`` hours."""
+    first = last = None
+    length = 0
+    for window in sorted(set(windows)):
+        if last is not None and first is not None and (window_of(window_start(last) + HOUR) != window or length == longest):
+            yield first, last
+            first, length = None, 0
+        first, last, length = first or window, window, length + 1
+    if first is not None and last is not None:
+        yield first, last
+
+
+def run_hours(
+    database: Database,
+    settings: Settings,
+    windows: Iterable[str],
+    selection: Sequence[str] | None = None,
+    *,
+    now: Clock = utc_now,
+    on_range: Callable[[str, str], None] = lambda first, last: None,
+) -> list[str]:
+    """Materialize some hours (the job ``hours``, or of it the assets in ``selection``) and return the ids of the runs, in order.
+
+    Consecutive hours share a run. ``on_range`` is called before each with its first and last hour.
+
+    Raises:
+        UsageError: an hour lies before FIRST_WINDOW or has not ended, or ``selection`` names no hourly asset.
+        BabylonError: what an asset raised; its run is recorded as failed.
+    """
+    chosen = tuple(selection or HOURLY)
+    unknown = sorted(set(chosen) - set(HOURLY))
+    if unknown:
+        raise UsageError(f"{', '.join(unknown)}: not an hourly asset; choose from {', '.join(HOURLY)}.")
+    wanted = sorted(set(windows))
+    _refuse_impossible(wanted, now())
+    job = SCORE_JOB if chosen == ("scored_groups",) else HOURS_JOB
+    runs = []
+    with open_instance(database, settings) as instance:
+        for first, last in ranges(wanted):
+            on_range(first, last)
+            tags = {"dagster/partition": first} if first == last else {RANGE_START: first, RANGE_END: last}
+            runs.append(_execute(job, instance, Babylon(settings, database, now), tags, chosen))
+    return runs
+
+
+def run_batch(
+    database: Database, settings: Settings, batch_id: str, selection: Sequence[str] | None = None, *, now: Clock = utc_now
+) -> str:
+    """Run the job ``train`` for a frozen batch (or of it the assets in ``selection``) and return the run's id.
+
+    Raises:
+        BabylonError: what an asset raised; the run is recorded as failed.
+    """
+    with open_instance(database, settings) as instance:
+        instance.add_dynamic_partitions(batches.name or "batch", [batch_id])
+        tags = {"dagster/partition": batch_id}
+        return _execute(TRAIN_JOB, instance, Babylon(settings, database, now), tags, tuple(selection or BATCHED))
+
+
+def observe_hours(database: Database, settings: Settings, *, now: Clock = utc_now) -> str:
+    """Run the job ``observe``: report every hour that differs from what Dagster last saw, and return the run's id."""
+    with open_instance(database, settings) as instance:
+        return _execute(OBSERVE_JOB, instance, Babylon(settings, database, now), {}, None)
+
+
+def _refuse_impossible(windows: Sequence[str], now: datetime) -> None:
+    known = hours.get_first_partition_key()
+    early = [window for window in windows if known is not None and window < known]
+    if early:
+        raise UsageError(f"{early[0]} lies before FIRST_WINDOW ({known}): set FIRST_WINDOW to {early[0]} or earlier.")
+    unfinished = [window for window in windows if not is_complete(window, now)]
+    if unfinished:
+        raise UsageError(f"{unfinished[0]} has not ended; an hour is read once it is over.")
+
+
+def _execute(job: str, instance: dg.DagsterInstance, babylon: Babylon, tags: dict[str, str], selection: Sequence[str] | None) -> str:
+    keys = None if selection is None else [dg.AssetKey(name) for name in selection]
+    try:
+        result = job_definition(job, babylon).execute_in_process(instance=instance, tags=tags, asset_selection=keys, run_config=QUIET)
+    except dg.Failure as failure:
+        if isinstance(failure.__cause__, BabylonError):
+            raise failure.__cause__ from None
+        raise
+    return result.run_id
+
+
+def job_definition(name: str, babylon: Babylon) -> dg.JobDefinition:
+    """A job of the code location, whose assets are handed ``babylon``."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Asset job .* materializes assets with varying BackfillPolicies")
+        return code_location(dg.ResourceDefinition.hardcoded_resource(babylon)).resolve_job_def(name)

@@ -1,0 +1,144 @@
+"""Sensors and schedules: what is looked at every minute, what starts a training, and what runs by the clock.
+
+Hours belong to the conditions (hours_follow_changes), batches to start_training alone; train_daily only freezes, and start_training
+finds what it froze. The database says what is pending, so neither a lost cursor nor a crash between two steps loses a batch.
+"""
+
+from datetime import timedelta
+
+import dagster as dg
+
+from babylon_rl.assets.observed import observe
+from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.automation.jobs import HOURLY, observe_job, train_job
+from babylon_rl.errors import TrainingError
+from babylon_rl.store.batches import Batch, read_batches
+from babylon_rl.training.batches import fail_batch, fail_stuck, freeze, pending_batches
+from babylon_rl.training.readiness import readiness
+
+MOST_OBSERVATIONS = 500
+MOST_ATTEMPTS = 3
+SWEPT = "swept"
+PARTITION_TAG, RUN_KEY_TAG = "dagster/partition", "dagster/run_key"
+LIVE = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+@dg.sensor(
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Reports the hours whose rows came, changed or went: the last 7 days, and at its first look all of them.",
+)
+def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
+    swept = context.cursor == SWEPT
+    events = observe(context.instance, babylon, full=not swept).events
+    # A first look at a long history is reported in parts, newest first; what is left differs still at the next tick.
+    reported = events[:MOST_OBSERVATIONS]
+    if not reported and swept:
+        return dg.SkipReason("No hour changed.")
+    cursor = SWEPT if len(reported) == len(events) else None
+    return dg.SensorResult(asset_events=reported, cursor=cursor, skip_reason=f"{len(reported)} of {len(events)} changed hours reported.")
+
+
+@dg.schedule(
+    cron_schedule="23 3 * * *",
+    job=observe_job,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Looks at every hour at night: edits, deletions and late answers older than 7 days.",
+)
+def sweep_nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return dg.RunRequest()
+
+
+@dg.sensor(
+    job=train_job,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Freezes a batch once TRAINING_MIN_TRAJECTORIES are freezable and none is pending, and runs every pending batch.",
+)
+def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
+    now, settings = babylon.now(), babylon.settings
+    with babylon.database.connect(autocommit=True) as connection:
+        fail_stuck(connection, now)
+        pending = pending_batches(connection)
+        if not pending:
+            try:
+                frozen = freeze(connection, settings, now, seed=_seed(babylon), minimum=settings.training_min_trajectories, settled=True)
+            except TrainingError as refused:
+                return dg.SkipReason(str(refused))
+            if frozen.batch is None:
+                return dg.SkipReason(frozen.reason)
+            pending = [frozen.batch]
+        requests = []
+        reasons = []
+        for batch in pending:
+            live, attempt = _runs_of(context.instance, batch)
+            if live:
+                reasons.append(f"{batch.batch_id} has a live run.")
+            elif attempt > MOST_ATTEMPTS:
+                fail_batch(connection, batch.batch_id, f"{MOST_ATTEMPTS} runs ended without finishing it.", now)
+                reasons.append(f"{batch.batch_id} was given up after {MOST_ATTEMPTS} runs.")
+            else:
+                requests.append(dg.RunRequest(run_key=f"{batch.batch_id}/{attempt}", partition_key=batch.batch_id))
+    if not requests:
+        return dg.SkipReason(" ".join(reasons))
+    known = [batches.build_add_request([request.partition_key for request in requests if request.partition_key])]
+    return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=known)
+
+
+@dg.schedule(
+    cron_schedule="41 * * * *",
+    job=train_job,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Freezes a batch when ready and the last one was completed TRAINING_INTERVAL_HOURS ago; start_training then runs it.",
+)
+def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
+    now, settings = babylon.now(), babylon.settings
+    with babylon.database.connect(autocommit=True) as connection:
+        pending = pending_batches(connection)
+        if pending:
+            return dg.SkipReason(f"{pending[0].batch_id} is {pending[0].state}.")
+        last = max((batch.completed_at for batch in read_batches(connection, ("completed",)) if batch.completed_at), default=None)
+        due = last + timedelta(hours=settings.training_interval_hours) if last is not None else now
+        if due > now:
+            return dg.SkipReason(f"The last batch was completed at {last:%Y-%m-%d %H:%M} UTC; the next is due at {due:%Y-%m-%d %H:%M} UTC.")
+        state = readiness(connection, settings, now)
+        if not state.ready:
+            return dg.SkipReason(state.reason)
+        try:
+            frozen = freeze(connection, settings, now, seed=_seed(babylon), settled=True)
+        except TrainingError as refused:
+            return dg.SkipReason(str(refused))
+    if frozen.batch is None:
+        return dg.SkipReason(frozen.reason)
+    return dg.SkipReason(f"Froze {frozen.batch.batch_id} with {frozen.batch.trajectories} trajectories; start_training runs it.")
+
+
+hours_follow_changes = dg.AutomationConditionSensorDefinition(
+    "hours_follow_changes",
+    target=dg.AssetSelection.assets(*HOURLY),
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Makes the hours whose inputs changed, late ones included.",
+)
+
+
+def _seed(babylon: Babylon) -> int:
+    # Any number will do that differs between batches and is stored with them.
+    return int(babylon.now().timestamp())
+
+
+def _runs_of(instance: dg.DagsterInstance, batch: Batch) -> tuple[bool, int]:
+    """Whether a run of the batch is alive, and the number of the next attempt."""
+    runs = instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
+    return any(run.status in LIVE for run in runs), len(runs) + 1
+
+
+sensors = [observe_changes, start_training, hours_follow_changes]
+schedules = [sweep_nightly, train_daily]

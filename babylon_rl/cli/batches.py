@@ -1,0 +1,171 @@
+"""The groups `batches` and `models`: what was trained, what it made, and where every version came from."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from babylon_rl.cli.output import JsonOption, emit, table
+from babylon_rl.errors import UsageError
+from babylon_rl.settings import load_settings
+from babylon_rl.windows import utc_now
+
+if TYPE_CHECKING:
+    from babylon_rl.store.batches import Batch
+    from babylon_rl.store.registry import Model
+
+batches = typer.Typer(help="Training jobs: list, show, cancel.", invoke_without_command=True)
+models = typer.Typer(help="The registry of versions.", invoke_without_command=True)
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A batch id, such as batch-1761825600000.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add both groups to ``app``."""
+    app.add_typer(batches, name="batches")
+    app.add_typer(models, name="models")
+
+
+@batches.callback()
+def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Training jobs, newest first; those of other producers are shown as foreign."""
+    if context.invoked_subcommand is not None:
+        return
+    from babylon_rl.store.batches import read_batches, read_foreign_batches
+    from babylon_rl.store.database import open_database
+
+    with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
+        ours, foreign = read_batches(connection), read_foreign_batches(connection)
+    documents = [batch_document(batch) for batch in ours]
+    times = ("createdAt", "completedAt")
+    documents += [row | {name: _moment(row[name]) for name in times} | {"foreign": True} for row in foreign]
+    columns = ["batch", "status", "version", "base", "trajectories", "created", "error"]
+    rows = [
+        [d["batchId"], d["status"] + (" (foreign)" if d["foreign"] else ""), d["modelVersion"], d["baseModel"], d.get("trajectories"),
+         d["createdAt"], d["error"]]
+        for d in documents
+    ]  # fmt: skip
+    emit({"batches": documents}, lambda out: out.print(table(None, columns, rows)), as_json)
+
+
+@batches.command("show")
+def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
+    """One batch: its episodes with scores and advantages, and its iterations."""
+    from babylon_rl.store.batches import read_batch, read_batch_episodes
+    from babylon_rl.store.database import open_database
+    from babylon_rl.store.training_steps import read_steps
+
+    with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
+        batch = read_batch(connection, batch_id)
+        if batch is None:
+            raise UsageError(f"There is no batch {batch_id} of this pipeline; `babylon-rl batches` lists them.")
+        episodes, steps = read_batch_episodes(connection, batch_id), read_steps(connection, batch_id)
+    document = batch_document(batch) | {
+        "preflight": None if batch.preflight is None else dict(batch.preflight),
+        "episodes": [
+            {"window": e.window, "agentId": e.agent_id, "trajectoryIds": list(e.trajectory_ids), "score": e.score, "rank": e.rank,
+             "advantage": e.advantage, "sequences": e.sequences, "dropped": e.dropped}
+            for e in episodes
+        ],
+        "iterations": [
+            {"step": s.iteration, "attempt": s.attempt, "loss": s.loss, "trainableTokens": s.trainable_tokens, "windows": list(s.windows),
+             "startedAt": _moment(s.started_at), "finishedAt": _moment(s.finished_at), "checkpoint": s.checkpoint}
+            for s in steps
+        ],
+    }  # fmt: skip
+
+    def render(out: Any) -> None:
+        facts = [[name, document[name]] for name in ("batchId", "status", "modelVersion", "parent", "baseModel", "trajectories", "error")]
+        out.print(table(None, ["", ""], facts))
+        scored = [[e.window, e.agent_id, _rounded(e.score), e.rank, _rounded(e.advantage), e.sequences, e.dropped] for e in episodes]
+        out.print(table("Episodes", ["window", "agent", "score", "rank", "advantage", "sequences", "left out"], scored))
+        done = [[s.iteration, s.attempt, _rounded(s.loss), s.trainable_tokens, s.checkpoint] for s in steps]
+        out.print(table("Iterations", ["step", "run", "loss", "tokens", "checkpoint"], done))
+
+    emit(document, render, as_json)
+
+
+@batches.command("cancel")
+def cancel(
+    batch_id: IdArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is stored with the batch.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Fail a batch that has not ended; its trajectories are free again."""
+    from babylon_rl.store.database import open_database
+    from babylon_rl.training.batches import cancel_batch
+
+    with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
+        batch = cancel_batch(connection, batch_id, reason, utc_now())
+    emit(batch_document(batch), lambda out: out.print(f"{batch.batch_id} is failed: {batch.error}", markup=False), as_json)
+
+
+@models.callback()
+def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Every registered version, highest first; those of other producers are shown as foreign."""
+    if context.invoked_subcommand is not None:
+        return
+    from babylon_rl.store.database import open_database
+    from babylon_rl.store.registry import read_models
+
+    with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
+        found = read_models(connection)
+    columns = ["version", "status", "base", "parent", "batch", "reward", "hours", "storage"]
+    rows = [
+        [m.version, m.status + (" (foreign)" if m.foreign else ""), m.base_model, m.parent_version, m.training_batch,
+         _rounded(m.avg_reward), len(m.windows), m.storage_path]
+        for m in found
+    ]  # fmt: skip
+    emit({"models": [model_document(model) for model in found]}, lambda out: out.print(table(None, columns, rows)), as_json)
+
+
+def batch_document(batch: "Batch") -> dict[str, Any]:
+    """A batch of ours under its columns' names."""
+    return {
+        "batchId": batch.batch_id,
+        "status": batch.state,
+        "modelVersion": batch.version,
+        "parent": batch.parent_version,
+        "baseModel": batch.base_model,
+        "backend": batch.backend,
+        "trajectories": batch.trajectories,
+        "windows": list(batch.windows),
+        "trainingLoss": batch.loss,
+        "seed": batch.seed,
+        "attempt": batch.attempt,
+        "dropout": dict(batch.dropout),
+        "createdAt": _moment(batch.created_at),
+        "startedAt": _moment(batch.started_at),
+        "completedAt": _moment(batch.completed_at),
+        "heartbeatAt": _moment(batch.heartbeat_at),
+        "error": batch.error,
+        "foreign": False,
+    }
+
+
+def model_document(model: "Model") -> dict[str, Any]:
+    """A version under its columns' names, with its lineage."""
+    return {
+        "modelId": model.model_id,
+        "version": model.version,
+        "status": model.status,
+        "baseModel": model.base_model,
+        "parent": model.parent_version,
+        "trainingBatch": model.training_batch,
+        "storagePath": model.storage_path,
+        "deployedAt": _moment(model.deployed_at),
+        "createdAt": _moment(model.created_at),
+        "benchmarkScore": model.benchmark_score,
+        "accuracy": model.accuracy,
+        "avgReward": model.avg_reward,
+        "evalMetrics": None if model.eval_metrics is None else dict(model.eval_metrics),
+        "windows": list(model.windows),
+        "foreign": model.foreign,
+    }
+
+
+def _moment(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="milliseconds") + "Z"
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 4)

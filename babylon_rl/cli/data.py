@@ -1,0 +1,284 @@
+"""Commands that say what the hours hold: windows, episodes, rejected, outcomes, scores. They change nothing.
+
+All but ``scores`` are read from the game's own tables as they are now, whatever the asset graph has made of them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from babylon_rl.cli.output import JsonOption, emit, say, table
+from babylon_rl.cli.verify_data import verify_data
+from babylon_rl.errors import UsageError
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range, window_start
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from babylon_rl.episodes.types import WindowReading, WindowSummary
+    from babylon_rl.store.trajectories import Connection
+
+FromOption = Annotated[str | None, typer.Option("--from", metavar="WINDOW", help="First hour (inclusive).")]
+ToOption = Annotated[str | None, typer.Option("--to", metavar="WINDOW", help="Where to stop (exclusive).")]
+LookbackOption = Annotated[
+    int | None, typer.Option("--lookback-hours", min=1, max=1_000_000, help="Hours back from the newest complete hour that holds rows.")
+]
+WindowArgument = Annotated[str, typer.Argument(metavar="WINDOW", help="An hour in UTC, YYYY-MM-DDTHH:00.")]
+
+READY_WINDOWS = 3
+READY_AGENTS = 5
+AGENT_COUNTS = (2, 3, 5, 8)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to ``app``."""
+    app.command("windows")(windows)
+    app.command("episodes")(episodes)
+    app.command("rejected")(rejected)
+    app.command("outcomes")(outcomes)
+    app.command("scores")(scores)
+    app.command("verify-data")(verify_data)
+
+
+@dataclass(frozen=True)
+class _Session:
+    """One command's database, settings and clock."""
+
+    connection: "Connection"
+    settings: Settings
+    now: datetime
+
+
+@contextmanager
+def _session(settings: Settings) -> Iterator[_Session]:
+    from babylon_rl.store.database import open_database
+
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        yield _Session(connection, settings, utc_now())
+
+
+def windows(
+    first: FromOption = None,
+    end: ToOption = None,
+    lookback_hours: LookbackOption = None,
+    min_agents: Annotated[int | None, typer.Option("--min-agents", min=1, help="Usable episodes that make an hour ready.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What each hour holds, and whether that is enough for a training."""
+    settings = load_settings() if min_agents is None else load_settings(min_agents_per_window=min_agents)
+    with _session(settings) as session:
+        wanted = _wanted(session, first, end, lookback_hours)
+        summaries, states = _summaries(session, wanted)
+    document = {
+        "windows": [_window_document(facts, states[facts.window]) for facts in summaries],
+        "readyAt": {str(agents): sum(facts.usable_episodes >= agents for facts in summaries) for agents in AGENT_COUNTS},
+        "verdict": _verdict(summaries),
+    }
+    if not summaries:
+        say("No trajectory has been recorded in these hours.")
+    columns = ["window", "state", "rows", "eligible", "new", "rejected", "agents", "usable", "embedded", "logs", "synthetic", "mean P&L $"]
+    rows = [
+        [f.window, states[f.window], f.rows, f.eligible, f.new_trainable, f.rows - f.eligible, f.agents, f.usable_episodes,
+         *f.message_sources.values(), None if f.avg_pnl is None else round(f.avg_pnl, 2)]
+        for f in summaries
+    ]  # fmt: skip
+
+    def render(out: "Console") -> None:
+        out.print(table(None, columns, rows))
+        out.print(document["verdict"], markup=False)
+
+    emit(document, render, as_json)
+
+
+def _summaries(session: _Session, wanted: list[str]) -> "tuple[list[WindowSummary], dict[str, str]]":
+    from babylon_rl.episodes.reading import read_windows
+    from babylon_rl.episodes.summary import state, summary
+    from babylon_rl.judge.scoring import stored_scores
+    from babylon_rl.store.window_groups import quarantined
+
+    readings = read_windows(session.connection, wanted, session.settings)
+    summaries = [summary(reading, session.now) for reading in readings.values()]
+    judged, set_aside = stored_scores(session.connection, wanted), quarantined(session.connection, wanted)
+    return summaries, {f.window: state(f, scored=f.window in judged, quarantined=f.window in set_aside) for f in summaries}
+
+
+def _verdict(summaries: "list[WindowSummary]") -> str:
+    ready = sum(facts.usable_episodes >= READY_AGENTS for facts in summaries)
+    if ready >= READY_WINDOWS:
+        return f"READY FOR TRAINING: {ready} windows with {READY_AGENTS}+ agents."
+    return f"Not ready: {ready} of {READY_WINDOWS} windows with {READY_AGENTS}+ agents."
+
+
+def _window_document(facts: "WindowSummary", state: str) -> dict[str, object]:
+    return {
+        "window": facts.window,
+        "rows": facts.rows,
+        "eligible": facts.eligible,
+        "newTrainable": facts.new_trainable,
+        "rejected": facts.rejected,
+        "agents": facts.agents,
+        "episodes": facts.episodes,
+        "usableEpisodes": facts.usable_episodes,
+        "ready": facts.ready,
+        "state": state,
+        "messageSources": facts.message_sources,
+        "avgPnl": facts.avg_pnl,
+        "trainableSequences": facts.trainable_sequences,
+    }
+
+
+def episodes(window: WindowArgument, as_json: JsonOption = False) -> None:
+    """The stitched episodes of an hour."""
+    from babylon_rl.episodes.reading import read_window
+
+    window_start(window)
+    with _session(load_settings()) as session:
+        _refuse_future(window, session.now)
+        reading = read_window(session.connection, window, session.settings, texts=False)
+    _say_when_empty(reading)
+    shown = [
+        {
+            "agentId": e.agent_id,
+            "trajectoryIds": list(e.trajectory_ids),
+            "steps": e.steps,
+            "startPnl": e.start_pnl,
+            "endPnl": e.end_pnl,
+            "windowPnl": e.window_pnl,
+            "wins": e.wins,
+            "losses": e.losses,
+            "winRate": e.win_rate,
+            "trades": e.trades,
+            "posts": e.posts,
+            "messageSources": e.message_sources,
+            "usable": e.usable,
+            "used": e.used,
+            "actions": e.actions,
+            "trainableSequences": e.trainable_sequences,
+        }
+        for e in reading.episodes
+    ]
+    columns = ["agent", "rows", "steps", "start $", "end $", "P&L $", "wins", "losses", "trades", "posts", "to train", "usable"]
+    rows = [
+        [e.agent_id, len(e.trajectory_ids), e.steps, round(e.start_pnl, 2), round(e.end_pnl, 2), round(e.window_pnl, 2), e.wins, e.losses,
+         e.trades, e.posts, e.trainable_sequences, "yes" if e.usable else "no"]
+        for e in reading.episodes
+    ]  # fmt: skip
+    emit({"window": window, "episodes": shown}, lambda out: out.print(table(None, columns, rows)), as_json)
+
+
+def _say_when_empty(reading: "WindowReading") -> None:
+    if not reading.rows:
+        say(f"No trajectory has been recorded in {reading.window}.")
+    elif not reading.episodes:
+        say(f"None of the {reading.rows} trajectories in {reading.window} counts; `babylon-rl rejected` says why.")
+
+
+def rejected(first: FromOption = None, end: ToOption = None, as_json: JsonOption = False) -> None:
+    """Every trajectory that does not count, and why."""
+    from babylon_rl.episodes.reading import read_windows
+
+    with _session(load_settings()) as session:
+        readings = read_windows(session.connection, _wanted(session, first, end, None), session.settings)
+    found = [rejection for reading in readings.values() for rejection in reading.rejections]
+    if not found:
+        say("No trajectory was rejected in these hours.")
+    shown = [{"trajectoryId": r.trajectory_id, "window": r.window, "reason": r.reason, "detail": r.detail} for r in found]
+    columns = ["window", "trajectory", "reason", "detail"]
+    rows = [[r.window, r.trajectory_id, r.reason, r.detail] for r in found]
+    emit({"rejected": shown}, lambda out: out.print(table(None, columns, rows)), as_json)
+
+
+def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:
+    """What happened in the market of an hour."""
+    from babylon_rl.market.outcomes import read_outcomes
+
+    window_start(window)
+    with _session(load_settings()) as session:
+        _refuse_future(window, session.now)
+        found = read_outcomes(session.connection, window, session.settings)
+        if window_end(window) > session.now:
+            say(f"{window} has not ended; this is how it stands.")
+    if not found.stocks and not found.predictions:
+        say(f"Neither a price nor an event has been recorded in {window}.")
+
+    def render(out: "Console") -> None:
+        stocks = [
+            [s.ticker, s.name, round(s.start_price, 2), round(s.end_price, 2), round(s.change_percent, 2), s.sentiment, len(s.news)]
+            for s in found.stocks
+        ]
+        out.print(table(None, ["ticker", "name", "start $", "end $", "change %", "sentiment", "news"], stocks))
+        predictions = [
+            [p.question_number, p.question, round(p.start_probability, 4), round(p.end_probability, 4), p.outcome, len(p.news)]
+            for p in found.predictions
+        ]
+        out.print(table(None, ["no.", "question", "start", "end", "outcome", "news"], predictions))
+        if found.mean_change is not None:
+            out.print(f"Mean change {found.mean_change:+.2f} %, volatility {found.volatility:.2f} %.")
+
+    emit(found.document(), render, as_json)
+
+
+def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
+    """The scores of an hour's group, as they were judged."""
+    from babylon_rl.judge.scoring import stored_scores
+
+    window_start(window)
+    with _session(load_settings()) as session:
+        _refuse_future(window, session.now)
+        found = stored_scores(session.connection, [window]).get(window)
+    if found is None:
+        say(f"{window} has no scores. Run `babylon-rl score --window {window}`; `babylon-rl windows` says whether it has a group.")
+        nothing = {
+            "window": window,
+            "judge": None,
+            "groupSize": 0,
+            "mean": None,
+            "spread": None,
+            "disagreement": None,
+            "scores": list[str](),
+        }
+        emit(nothing, lambda _: None, as_json)
+        return
+    rows = [[s.rank, s.agent_id, round(s.score, 4), round(s.advantage, 3), s.reasoning] for s in found.scores]
+
+    def render(out: "Console") -> None:
+        out.print(table(None, ["rank", "agent", "score", "advantage", "reasoning"], rows))
+        noted = "" if found.has_spread else " No spread: the group carries no signal and does not train."
+        out.print(
+            f"Judged by {found.judge}, version {found.judge_version}: mean {found.mean:.4f}, spread {found.spread:.4f}.{noted}",
+            markup=False,
+        )
+
+    emit(found.document(), render, as_json)
+
+
+def _wanted(session: _Session, first: str | None, end: str | None, lookback_hours: int | None) -> list[str]:
+    """The hours that hold rows among those asked for."""
+    from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, newest_window_with_rows, windows_with_rows
+
+    if lookback_hours is not None and (first is not None or end is not None):
+        raise UsageError("Give --from and --to, or --lookback-hours, not both.")
+    if first is not None and end is not None:
+        next(window_range(first, end), None)
+    if first is not None:
+        _refuse_future(first, session.now)
+    if lookback_hours is not None:
+        newest = newest_window_with_rows(session.connection, newest_complete(session.now))
+        if newest is None:
+            return []
+        end = window_of(window_end(newest))
+        first = window_of(window_end(newest) - lookback_hours * HOUR)
+    for edge in (first, end):
+        if edge is not None:
+            window_start(edge)
+    return windows_with_rows(session.connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE)
+
+
+def _refuse_future(window: str, now: datetime) -> None:
+    if window_start(window) > now:
+        raise UsageError(f"{window} lies in the future: it is {window_of(now)} now, in UTC.")

@@ -1,0 +1,108 @@
+"""How commands speak: one JSON document on standard output, or a picture for people; progress always goes to standard error."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+PLAIN_WIDTH = 200
+PLAIN_LINE_EVERY_S = 5.0
+
+
+class Progress(Protocol):
+    """What a long step tells: ``progress(n)`` after ``n`` more units are done."""
+
+    def __call__(self, advance: int = 1, /) -> None: ...
+
+
+def emit(document: Mapping[str, Any], render: "Callable[[Console], None]", as_json: bool) -> None:
+    """Write the result of a command: ``document`` for scripts, what ``render`` prints for people.
+
+    Raises:
+        TypeError: ``document`` holds something that JSON does not know.
+        ValueError: a NaN or infinite number.
+    """
+    if as_json:
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        render(console())
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """Standard output (or error) as a rich console, wide enough for a table when it is not a terminal."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, highlight=False, soft_wrap=not stream.isatty(), width=None if stream.isatty() else PLAIN_WIDTH)
+
+
+def table(title: str | None, columns: list[str], rows: list[list[Any]]) -> "Table":
+    """A plain table; numbers are set flush right, None is a dash."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for position, name in enumerate(columns):
+        numeric = any(isinstance(row[position], int | float) and not isinstance(row[position], bool) for row in rows)
+        made.add_column(name, justify="right" if numeric else "left")
+    for row in rows:
+        made.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+    return made
+
+
+def say(sentence: str) -> None:
+    """A remark that is not the result; on standard error, so that ``--json`` stays one document."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(total: int | None, description: str) -> Iterator[Progress]:
+    """Show how far a long step is: a bar on a terminal, else a line when it begins, every few seconds, and when it ends."""
+    shown = _bar(total, description) if sys.stderr.isatty() else _lines(total, description)
+    with shown as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(total: int | None, description: str) -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console(stderr=True)) as bars:
+        task = bars.add_task(description, total=total)
+        yield lambda advance=1, /: bars.advance(task, advance)
+
+
+@contextmanager
+def _lines(total: int | None, description: str) -> Iterator[Progress]:
+    began = last = time.monotonic()
+    done = 0
+    of_total = "" if total is None else f" of {total}"
+
+    def advance(units: int = 1, /) -> None:
+        nonlocal done, last
+        done += units
+        if time.monotonic() - last >= PLAIN_LINE_EVERY_S:
+            last = time.monotonic()
+            say(f"{description}: {done}{of_total} after {last - began:.0f} s")
+
+    say(f"{description} ...")
+    yield advance
+    say(f"{description}: {done}{of_total}, done in {time.monotonic() - began:.1f} s")

@@ -1,0 +1,315 @@
+"""Commands that lead to a model: ready, train, score, sync-outcomes. What changes data is launched through the asset graph."""
+
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from babylon_rl.cli import batches
+from babylon_rl.cli.output import JsonOption, emit, say, table
+from babylon_rl.errors import BatchConflict, NothingToTrain, TrainingError, UsageError
+from babylon_rl.settings import HEURISTIC, Settings, load_settings
+from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range, window_start
+
+if TYPE_CHECKING:
+    from babylon_rl.store.batches import Batch
+    from babylon_rl.store.database import Database
+    from babylon_rl.training.batches import Trained
+
+FromOption = Annotated[str | None, typer.Option("--from", metavar="WINDOW", help="First hour (inclusive).")]
+ToOption = Annotated[str | None, typer.Option("--to", metavar="WINDOW", help="Where to stop (exclusive).")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands, and the groups `batches` and `models`, to ``app``."""
+    app.command("ready")(ready)
+    app.command("train")(train)
+    app.command("score")(score)
+    app.command("sync-outcomes")(sync_outcomes)
+    batches.register(app)
+
+
+def ready(as_json: JsonOption = False) -> None:
+    """Is there enough, and good enough, data to train? Exit code 1 when not."""
+    from babylon_rl.store.database import open_database
+    from babylon_rl.training.readiness import readiness
+
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        state = readiness(connection, settings, utc_now())
+    rows: list[list[Any]] = [
+        ["freezable trajectories", state.total_trajectories],
+        ["of them in hours without scores", state.unscored_trajectories],
+        [f"hours with {settings.training_min_group_size}+ of them", state.scenario_groups],
+        [f"quality of the newest {state.quality.rows} rows", f"{state.quality.mean:.1%}"],
+        *([f"not trainable: {reason}", number] for reason, number in state.not_trainable.items()),
+    ]
+
+    def render(out: Any) -> None:
+        out.print(table(None, ["", ""], rows))
+        out.print(state.reason, markup=False)
+
+    emit(state.document(), render, as_json)
+    if not state.ready:
+        raise typer.Exit(1)
+
+
+def train(
+    min_agents: Annotated[int | None, typer.Option(min=1, help="Usable episodes that make an hour a group.")] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Resumable steps, each with a checkpoint.")] = None,
+    lookback_hours: Annotated[int | None, typer.Option(min=1, help="Hours back from the newest complete one that holds rows.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Unset: as measured best for the backend.")] = None,
+    windows_per_iteration: Annotated[int | None, typer.Option(min=1, help="Most windows an iteration trains on.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over each iteration's sequences.")] = None,
+    first: FromOption = None,
+    end: ToOption = None,
+    max_trajectories: Annotated[int | None, typer.Option(min=1, help="Most trajectories to freeze, newest hours first.")] = None,
+    batch: Annotated[str | None, typer.Option("--batch", help="Train this batch, frozen earlier.")] = None,
+    seed: Annotated[int, typer.Option(help="Fixes dropout, order and every draw.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Freeze a new batch though another has not ended.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Freeze a batch, judge what lacks scores, train it, and register the version. An interrupted training goes on."""
+    from babylon_rl.automation.launch import run_batch
+    from babylon_rl.cli.training_lines import following
+    from babylon_rl.store.database import open_database
+    from babylon_rl.training.batches import train_batch
+
+    given = {
+        "min_agents_per_window": min_agents, "iterations": iterations, "lookback_hours": lookback_hours, "learning_rate": learning_rate,
+        "windows_per_iteration": windows_per_iteration, "epochs": epochs,
+    }  # fmt: skip
+    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    windows = _pinned_windows(settings, first, end)
+    with open_database(settings) as database:
+        if _lists_only(settings, database, windows, as_json):
+            return
+        chosen = _choose_batch(database, settings, batch or settings.batch_id, windows, max_trajectories, seed, force)
+        with following(database, chosen.batch_id, _line(as_json)):
+            run_batch(database, settings, chosen.batch_id, ["training_batch", "trained_checkpoint"])
+        with database.connect() as connection:
+            trained = train_batch(connection, chosen.batch_id, settings, utc_now())  # registered: this reads it back
+    _report(trained, settings, as_json)
+
+
+def _line(as_json: bool) -> Any:
+    stream = sys.stderr if as_json else sys.stdout
+    return lambda line: print(line, file=stream, flush=True)
+
+
+def _pinned_windows(settings: Settings, first: str | None, end: str | None) -> tuple[str, str] | None:
+    if (first is None) != (end is None):
+        raise UsageError("--from and --to belong together.")
+    if first is not None and end is not None:
+        list(window_range(first, end))
+        return first, end
+    if settings.window_id is not None:
+        return settings.window_id, window_of(window_end(settings.window_id))
+    if settings.mode == "continuous":
+        raise UsageError("MODE=continuous is what the automation does: run `babylon-rl dev`, or unset MODE to train once.")
+    return None
+
+
+def _lists_only(settings: Settings, database: "Database", windows: tuple[str, str] | None, as_json: bool) -> bool:
+    if settings.mode != "list":
+        return False
+    from babylon_rl.training.batches import count_freezable
+
+    with database.connect() as connection:
+        counted = count_freezable(connection, settings, utc_now(), windows=windows)
+    rows = [[window, number] for window, number in sorted(counted.windows.items(), reverse=True)]
+    found = [{"window": window, "freezable": number} for window, number in rows]
+    document = {"windows": found, "notTrainable": dict(counted.not_trainable)}
+    emit(document, lambda out: out.print(table(None, ["window", "freezable trajectories"], rows)), as_json)
+    return True
+
+
+def _choose_batch(
+    database: "Database",
+    settings: Settings,
+    batch_id: str | None,
+    windows: tuple[str, str] | None,
+    most: int | None,
+    seed: int,
+    force: bool,
+) -> "Batch":
+    """The batch that was asked for, else the one that has not ended, else a new one."""
+    from babylon_rl.store.batches import read_batch
+    from babylon_rl.training.batches import freeze, pending_batches
+    from babylon_rl.training.trainer import training_line
+
+    training_line(settings)
+    with database.connect(autocommit=True) as connection:
+        if batch_id is not None:
+            found = read_batch(connection, batch_id)
+            if found is None:
+                raise UsageError(f"There is no batch {batch_id}; `babylon-rl batches` lists them.")
+            if found.state == "failed":
+                raise BatchConflict(f"{batch_id} has failed ({found.error}); freeze a new batch with `babylon-rl train`.")
+            return found
+        pending = pending_batches(connection)
+        if pending and not force:
+            if windows is not None or most is not None:
+                raise UsageError(
+                    f"{pending[0].batch_id} has not ended, and its hours are frozen. Finish it with `babylon-rl train`, or add --force."
+                )
+            say(f"Going on with {pending[0].batch_id}, which is {pending[0].state}.")
+            return pending[0]
+        now = utc_now()
+        windows = windows or _backfilled(connection, settings, now)
+        _bring_up_to_date(database, connection, settings, now, windows)
+        frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=seed)
+        if frozen.batch is None:
+            raise NothingToTrain(frozen.reason)
+        dropped = f", {frozen.dropped} episodes left out by dropout" if frozen.dropped else ""
+        say(f"Froze {frozen.batch.batch_id}: {frozen.batch.trajectories} trajectories of {len(frozen.batch.windows)} hours{dropped}.")
+        return frozen.batch
+
+
+def _backfilled(connection: Any, settings: Settings, now: datetime) -> tuple[str, str] | None:
+    if settings.mode != "backfill":
+        return None
+    from babylon_rl.store.trajectories import newest_window_with_rows
+
+    newest = newest_window_with_rows(connection, newest_complete(now))
+    if newest is None:
+        return None
+    end = window_of(window_end(newest))
+    return window_of(window_start(end) - settings.backfill_hours * HOUR), end
+
+
+def _bring_up_to_date(
+    database: "Database", connection: Any, settings: Settings, now: datetime, windows: tuple[str, str] | None
+) -> list[str]:
+    """Have the graph read the hours in range that hold rows and are not as they were read; returns those hours."""
+    from babylon_rl.automation.launch import run_hours
+    from babylon_rl.episodes.reading import read_windows
+    from babylon_rl.episodes.summary import data_version
+    from babylon_rl.store.batch_report import read_versions
+    from babylon_rl.store.trajectories import windows_with_rows
+    from babylon_rl.training.freezing import freeze_bounds
+
+    bounds = freeze_bounds(connection, settings, now, windows)
+    held = [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
+    known = read_versions(connection, held)
+    readings = read_windows(connection, held, settings)
+    changed = [window for window, reading in readings.items() if known.get(window) != data_version(reading)]
+    if changed:
+        say(f"Reading {len(changed)} of {len(held)} hours that are new or have changed.")
+        run_hours(database, settings, changed, ["window_groups", "market_outcomes"])
+    return held
+
+
+def _report(trained: "Trained", settings: Settings, as_json: bool) -> None:
+    model = trained.model
+    document = {
+        "batchId": trained.batch.batch_id,
+        "modelVersion": model.version,
+        "parent": model.parent_version,
+        "status": trained.batch.state,
+        "iterations": [
+            {"step": step.iteration, "loss": step.loss, "trainableTokens": step.trainable_tokens, "windows": list(step.windows)}
+            for step in trained.steps
+        ],
+        "checkpoint": str(trained.checkpoint),
+    }
+
+    def render(out: Any) -> None:
+        for line in (
+            f"Final step: {trained.steps[-1].iteration}",
+            f"Checkpoints: {len(trained.steps)}",
+            f"Model: {model.model_id} (status {model.status}), continues from {model.parent_version or model.base_model}",
+            f"Checkpoint: {trained.checkpoint}",
+            f"Inference endpoint: {settings.local_endpoint.rstrip('/')}/v1, model name {model.version} "
+            f"(start it with `babylon-rl serve model {model.version}`)",
+        ):
+            out.print(line, markup=False)
+
+    emit(document, render, as_json)
+
+
+def score(
+    window: Annotated[str | None, typer.Option("--window", metavar="WINDOW", help="One hour.")] = None,
+    first: FromOption = None,
+    end: ToOption = None,
+    judge: Annotated[str | None, typer.Option("--judge", help="A litellm model name, or heuristic. Unset: JUDGE_MODEL.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Judge again what has scores.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be judged and what it would cost.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge the groups of some hours (default: the look-back) that lack scores."""
+    from babylon_rl.store.database import open_database
+
+    settings = load_settings() if judge is None else load_settings(judge_model=judge)
+    if settings.judge_model != HEURISTIC:
+        raise TrainingError(f"The judge {settings.judge_model!r} is not available yet in this version; use --judge {HEURISTIC}.")
+    if window is not None and (first is not None or end is not None):
+        raise UsageError("Give --window, or --from and --to, not both.")
+    wanted = _pinned_windows(settings, first, end) if window is None else (window, window_of(window_end(window)))
+    with open_database(settings) as database:
+        groups = _score(database, settings, wanted, force, dry_run)
+    if dry_run:
+        document = {"windows": groups, "judge": settings.judge_model, "requests": 0, "usd": 0.0}
+        sentence = f"{len(groups)} hours would be judged by the {HEURISTIC}, at no cost: {', '.join(groups) or 'none'}"
+        emit(document, lambda out: out.print(sentence, markup=False), as_json)
+        return
+    rows = [[g.window, g.judge, g.group_size, round(g.mean, 4), round(g.spread, 4), g.scores[0].agent_id] for g in groups]
+    columns = ["window", "judge", "agents", "mean", "spread", "best"]
+    emit({"windows": [group.document() for group in groups]}, lambda out: out.print(table(None, columns, rows)), as_json)
+
+
+def _score(database: "Database", settings: Settings, wanted: tuple[str, str] | None, force: bool, dry_run: bool) -> list[Any]:
+    from babylon_rl.automation.launch import run_hours
+    from babylon_rl.judge.scoring import score_windows, stored_scores
+    from babylon_rl.store.quality import unscored_windows
+    from babylon_rl.store.trajectories import windows_with_rows
+    from babylon_rl.training.freezing import freeze_bounds
+
+    now = utc_now()
+    with database.connect(autocommit=True) as connection:
+        bounds = freeze_bounds(connection, settings, now, wanted)
+        if dry_run:
+            held = [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
+            return held if force else sorted(unscored_windows(connection, held))
+        held = _bring_up_to_date(database, connection, settings, now, wanted)
+        lacking = held if force else sorted(unscored_windows(connection, held))
+        if force:
+            score_windows(connection, held, settings, now, force=True)  # the run below records what this wrote
+        if lacking:
+            run_hours(database, settings, lacking, ["scored_groups"])
+        return list(stored_scores(connection, held).values())
+
+
+def sync_outcomes(
+    hours: Annotated[int, typer.Option("--hours", min=1, help="Hours back from the newest complete one that holds rows.")] = 24,
+    first: FromOption = None,
+    end: ToOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what happened in the market of some hours into market_outcomes."""
+    from babylon_rl.automation.launch import run_hours
+    from babylon_rl.store.batch_report import market_hours
+    from babylon_rl.store.database import open_database
+    from babylon_rl.store.trajectories import windows_with_rows
+    from babylon_rl.training.freezing import freeze_bounds
+
+    settings = load_settings(lookback_hours=hours)
+    wanted = _pinned_windows(settings, first, end)
+    with open_database(settings) as database, database.connect(autocommit=True) as connection:
+        bounds = freeze_bounds(connection, settings, utc_now(), wanted)
+        held = [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
+        before = market_hours(connection, held)
+        run_hours(database, settings, held, ["market_outcomes"])
+        after = market_hours(connection, held)
+    shown = [
+        {
+            "window": window,
+            "stocks": after[window].stocks if window in after else 0,
+            "predictions": after[window].predictions if window in after else 0,
+            "changed": before.get(window) != after.get(window),
+        }
+        for window in held
+    ]
+    rows = [[row["window"], row["stocks"], row["predictions"], "yes" if row["changed"] else "no"] for row in shown]
+    emit({"windows": shown}, lambda out: out.print(table(None, ["window", "stocks", "predictions", "changed"], rows)), as_json)

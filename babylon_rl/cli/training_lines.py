@@ -1,0 +1,97 @@
+"""The lines that `babylon-rl train` promises, written as they become true in the database.
+
+A training runs inside Dagster; this looks over its shoulder through the tables, so that it says the same whoever runs the batch.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from babylon_rl.settings import HEURISTIC
+from babylon_rl.store.batch_report import JudgedGroup, judged_groups
+from babylon_rl.store.batches import Batch, read_batch
+from babylon_rl.store.database import Database
+from babylon_rl.store.training_steps import read_steps
+
+POLL_EVERY_S = 0.5
+
+
+class TrainingLines:
+    """Says each thing once; ``tell`` is called as often as one likes."""
+
+    def __init__(self, connection: psycopg.Connection[tuple[Any, ...]], batch_id: str, write: Callable[[str], None]) -> None:
+        self._connection = connection
+        self._batch_id = batch_id
+        self._write = write
+        self._said: set[str] = set()
+
+    def tell(self) -> None:
+        """Write what is new: groups once they are judged, then what pre-flight found, then each finished iteration."""
+        batch = read_batch(self._connection, self._batch_id)
+        if batch is None:
+            return
+        for group in judged_groups(self._connection, self._batch_id):
+            self._once(f"group/{group.window}", group_lines(group))
+        if batch.preflight is not None:
+            self._once("preflight", preflight_lines(batch))
+        for step in read_steps(self._connection, self._batch_id):
+            if step.finished_at is not None:
+                total = batch.settings.get("iterations", "?")
+                line = (
+                    f"Iteration {step.iteration}/{total}: checkpoint step {step.iteration}, loss {step.loss:.4f}, "
+                    f"{step.trainable_tokens} trainable tokens, {len(step.windows)} windows"
+                )
+                self._once(f"step/{step.iteration}", [line])
+
+    def _once(self, key: str, lines: list[str]) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            for line in lines:
+                self._write(line)
+
+
+def group_lines(group: JudgedGroup) -> list[str]:
+    """What is said of one judged hour; RULER is the name of an LLM judge's scores only."""
+    scores = "Heuristic scores" if group.judge == HEURISTIC else "RULER scores"
+    lines = [
+        f"{group.window}: Found {group.agents} simultaneous agents",
+        f"  {scores}: min {group.lowest:.3f}, max {group.highest:.3f}, avg {group.mean:.3f}",
+        f"  Best: {group.best_agent} ({group.best_score:.3f}, P&L {group.best_pnl:+.2f})",
+    ]
+    return [*lines, f"  Left out: {group.dropped}"] if group.dropped is not None else lines
+
+
+def preflight_lines(batch: Batch) -> list[str]:
+    """What the training gets, before its first step."""
+    found = batch.preflight or {}
+    line = (
+        f"Training on {found['sequences']} sequences of {found['episodes']} episodes in {found['groups']} groups "
+        f"({found['scriptedShare']:.0%} scripted, {found['logprobShare']:.0%} with logprobs), "
+        f"from {batch.parent_version or batch.base_model}"
+    )
+    left = [f"  Left out: {number} x {reason}" for reason, number in {**found["leftOut"], **found["groupsDropped"]}.items()]
+    return [line, *left]
+
+
+@contextmanager
+def following(database: Database, batch_id: str, write: Callable[[str], None]) -> Iterator[None]:
+    """Write a batch's lines while the block runs, and what is left when it ends."""
+    stop = threading.Event()
+    with database.connect(autocommit=True) as connection:
+        lines = TrainingLines(connection, batch_id, write)
+
+        def follow() -> None:
+            while not stop.wait(POLL_EVERY_S):
+                lines.tell()
+
+        thread = threading.Thread(target=follow, name=f"following {batch_id}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            lines.tell()

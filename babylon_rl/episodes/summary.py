@@ -1,0 +1,80 @@
+"""An hour's reading as numbers: the summary that tables, metadata and people see, and its content hash."""
+
+import math
+from collections import Counter
+from datetime import datetime
+
+from babylon_rl.episodes.types import MESSAGE_SOURCES, REJECTION_REASONS, WindowReading, WindowState, WindowSummary
+from babylon_rl.versions import content_version
+from babylon_rl.windows import is_complete
+
+
+def summary(reading: WindowReading, now: datetime, *, changed: bool = False) -> WindowSummary:
+    """The numbers of ``reading``; "complete" is judged at ``now`` (naive UTC)."""
+    episodes = reading.episodes
+    reasons = Counter(rejection.reason for rejection in reading.rejections)
+    pnls = [episode.window_pnl for episode in episodes]
+    return WindowSummary(
+        window=reading.window,
+        rows=reading.rows,
+        eligible=reading.eligible,
+        new_trainable=reading.new_trainable,
+        agents=len(episodes),
+        episodes=len(episodes),
+        usable_episodes=len(reading.usable_episodes),
+        ready=reading.ready,
+        complete=is_complete(reading.window, now),
+        rejected={reason: reasons[reason] for reason in REJECTION_REASONS if reasons[reason]},
+        message_sources={source: sum(episode.message_sources[source] for episode in episodes) for source in MESSAGE_SOURCES},
+        avg_pnl=math.fsum(pnls) / len(pnls) if pnls else None,
+        trainable_sequences=sum(episode.trainable_sequences for episode in episodes),
+        odd_hours=len(reading.odd_hours),
+        used_episodes=sum(episode.used for episode in episodes),
+        data_version=data_version(reading),
+        changed=changed,
+    )
+
+
+def data_version(reading: WindowReading) -> str:
+    """Hash of what the hour holds; it does not change when rows are marked as used in training."""
+    episodes = [
+        [
+            episode.agent_id,
+            episode.trajectory_ids,
+            episode.content,
+            episode.steps,
+            episode.start_pnl,
+            episode.end_pnl,
+            episode.wins,
+            episode.losses,
+            episode.trades,
+            episode.posts,
+            episode.usable,
+            episode.trainable_sequences,
+        ]
+        for episode in reading.episodes
+    ]
+    rejections = [[rejection.trajectory_id, rejection.reason, rejection.detail] for rejection in reading.rejections]
+    return content_version([reading.window, reading.rows, reading.ready, episodes, rejections])
+
+
+def group_version(reading: WindowReading) -> str:
+    """Hash of what a judge would be asked about: the usable episodes, or nothing of a window that is not ready."""
+    if not reading.ready:
+        return ""
+    return content_version(
+        [[e.agent_id, e.trajectory_ids, e.content, e.start_pnl, e.end_pnl, e.wins, e.losses, e.steps] for e in reading.usable_episodes]
+    )
+
+
+def state(facts: WindowSummary, *, scored: bool, quarantined: bool) -> WindowState:
+    """The state of a window; the later stage wins, quarantine over all."""
+    if quarantined:
+        return "quarantined"
+    if not facts.complete:
+        return "pending"
+    if facts.used_episodes:
+        return "trained"
+    if scored:
+        return "scored"
+    return "ready" if facts.ready else "thin"

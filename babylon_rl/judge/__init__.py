@@ -1,0 +1,1 @@
+"""The group judge: scores of an hour's episodes against one another."""

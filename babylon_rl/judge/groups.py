@@ -1,0 +1,106 @@
+"""Groups: the scores of an hour's usable episodes against one another.
+
+Ranks start at 1 (best) and equal scores share the better one; an advantage is (score - mean) / population standard
+deviation. A group without spread carries no signal: its advantages are 0.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from babylon_rl.versions import content_version
+
+NO_SPREAD = 1e-6
+_SAME = 9  # decimals in which two scores must agree to be equal: sums of floats differ in the last bits
+
+
+@dataclass(frozen=True)
+class EpisodeScore:
+    """What the judge said of one episode: ``score`` 0..1, ``rank`` from 1, ``disagreement`` between orders (0 for the heuristic)."""
+
+    agent_id: str
+    score: float
+    rank: int
+    advantage: float
+    disagreement: float
+    reasoning: str
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """The scores of one window's group, in order of rank, then agent id.
+
+    ``spread`` is the population standard deviation of the scores, ``input_version`` the hash of what was judged, and
+    ``changed`` says whether this call wrote them.
+    """
+
+    window: str
+    judge: str
+    judge_version: str
+    scores: tuple[EpisodeScore, ...]
+    mean: float
+    spread: float
+    disagreement: float
+    input_version: str
+    changed: bool = False
+
+    @property
+    def group_size(self) -> int:
+        """Episodes in the group."""
+        return len(self.scores)
+
+    @property
+    def has_spread(self) -> bool:
+        """False when all scores are the same: nothing to learn from."""
+        return self.spread >= NO_SPREAD
+
+    @property
+    def data_version(self) -> str:
+        """Hash of the judgement; the same inputs judged the same way give the same."""
+        rows = [[score.agent_id, score.score, score.advantage, score.reasoning] for score in self.scores]
+        return content_version([self.window, self.judge, self.judge_version, self.input_version, rows])
+
+    def document(self) -> dict[str, Any]:
+        """The shape of ``babylon-rl scores``."""
+        return {
+            "window": self.window,
+            "judge": self.judge,
+            "judgeVersion": self.judge_version,
+            "groupSize": self.group_size,
+            "mean": self.mean,
+            "spread": self.spread,
+            "disagreement": self.disagreement,
+            "scores": [
+                {
+                    "agentId": score.agent_id,
+                    "score": score.score,
+                    "rank": score.rank,
+                    "advantage": score.advantage,
+                    "disagreement": score.disagreement,
+                    "reasoning": score.reasoning,
+                }
+                for score in self.scores
+            ],
+        }
+
+
+def group_scores(window: str, judge: str, judge_version: str, scores: Mapping[str, tuple[float, str]], input_version: str) -> GroupScores:
+    """Rank ``scores`` (agent id -> score 0..1 and reasoning), and turn them into advantages.
+
+    Raises:
+        ValueError: the group is empty.
+    """
+    if not scores:
+        raise ValueError(f"The group of {window} is empty.")
+    values = [score for score, _ in scores.values()]
+    mean = math.fsum(values) / len(values)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    rounded = [round(value, _SAME) for value in values]
+    ranked = []
+    for agent_id, (score, reasoning) in scores.items():
+        rank = 1 + sum(other > round(score, _SAME) for other in rounded)
+        advantage = (score - mean) / spread if spread >= NO_SPREAD else 0.0
+        ranked.append(EpisodeScore(agent_id, score, rank, advantage, 0.0, reasoning))
+    ranked.sort(key=lambda entry: (entry.rank, entry.agent_id))
+    return GroupScores(window, judge, judge_version, tuple(ranked), mean, spread, 0.0, input_version)

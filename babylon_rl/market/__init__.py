@@ -1,0 +1,1 @@
+"""Outcomes of recorded hours, and the simulated market in which agents trade."""

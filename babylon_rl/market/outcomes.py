@@ -1,0 +1,129 @@
+"""Market outcomes: read from the game's tables for any number of windows, and written to market_outcomes.
+
+Writing replaces a window's rows whole, clamped to what the columns hold; equal content is not touched.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace as with_changes
+from datetime import datetime
+from decimal import ROUND_HALF_UP, Decimal
+
+from babylon_rl.market.window_market import (
+    CHANGE,
+    PRICE,
+    PROBABILITY,
+    VOLUME,
+    PredictionOutcome,
+    StockOutcome,
+    WindowOutcomes,
+    window_outcomes,
+)
+from babylon_rl.settings import Settings
+from babylon_rl.store import outcomes as store
+from babylon_rl.store.market_data import Connection, Event, QuestionSpan, StockSpan, events, question_spans, stock_spans
+from babylon_rl.store.outcomes import MarketWindowRow, OutcomeRow
+from babylon_rl.store.window_groups import chunks, lock_windows
+from babylon_rl.windows import is_complete
+
+__all__ = ["PredictionOutcome", "StockOutcome", "WindowOutcomes", "outcome_rows", "read_many_outcomes", "read_outcomes", "sync_outcomes"]
+
+
+def read_outcomes(connection: Connection, window: str, settings: Settings) -> WindowOutcomes:
+    """The market of one window from the game's tables.
+
+    Raises:
+        UsageError: ``window`` is not a window id.
+    """
+    return read_many_outcomes(connection, [window], settings)[window]
+
+
+def read_many_outcomes(connection: Connection, windows: Iterable[str], settings: Settings) -> dict[str, WindowOutcomes]:
+    """The markets of some windows, in order, with three queries whatever their number; empty ones included.
+
+    Raises:
+        UsageError: one of ``windows`` is not a window id.
+    """
+    wanted = sorted(set(windows))
+    stocks: defaultdict[str, list[StockSpan]] = defaultdict(list)
+    questions: defaultdict[str, list[QuestionSpan]] = defaultdict(list)
+    happened: defaultdict[str, list[Event]] = defaultdict(list)
+    for event in events(connection, wanted):
+        happened[event.window].append(event)
+    for stock in stock_spans(connection, wanted):
+        stocks[stock.window].append(stock)
+    for question in question_spans(connection, wanted):
+        questions[question.window].append(question)
+    return {window: window_outcomes(window, stocks[window], questions[window], happened[window], settings) for window in wanted}
+
+
+def sync_outcomes(connection: Connection, windows: Iterable[str], settings: Settings, now: datetime) -> dict[str, WindowOutcomes]:
+    """Make market_outcomes (and babylon_rl.market_windows) say what happened in some windows; equal content is not touched.
+
+    Windows that are not complete at ``now`` are never written and are absent from the result. A window's rows are replaced whole or not at
+    all, under its lock, up to a week of windows in one transaction. ``connection`` should not be inside a transaction,
+    which would put off the commit.
+
+    Raises:
+        UsageError: one of ``windows`` is not a window id.
+    """
+    found: dict[str, WindowOutcomes] = {}
+    for some in chunks(window for window in windows if is_complete(window, now)):
+        with connection.transaction():
+            lock_windows(connection, some)
+            outcomes = read_many_outcomes(connection, some, settings)
+            found |= _write(connection, outcomes, now)
+    return found
+
+
+def _write(connection: Connection, outcomes: dict[str, WindowOutcomes], now: datetime) -> dict[str, WindowOutcomes]:
+    rows = {window: outcome_rows(found) for window, found in outcomes.items()}
+    held = store.read_rows(connection, list(rows))
+    differing = {window: some for window, some in rows.items() if held[window] != {store.comparable(row) for row in some}}
+    if differing:
+        store.replace_rows(connection, differing, now)
+    full = [_market_window(found) for found in outcomes.values() if rows[found.window]]
+    store.replace_windows(connection, full, [window for window, some in rows.items() if not some], now)
+    return {window: with_changes(found, changed=window in differing) for window, found in outcomes.items()}
+
+
+def _market_window(found: WindowOutcomes) -> MarketWindowRow:
+    counts = (len(found.stocks), len(found.predictions))
+    return MarketWindowRow(found.window, found.mean_change, found.volatility, *counts, found.flags, found.data_version)
+
+
+def outcome_rows(found: WindowOutcomes) -> list[OutcomeRow]:
+    """The rows of market_outcomes that say it: rounded, and clamped to what the columns hold."""
+    stocks = [
+        OutcomeRow(
+            id=f"{found.window}/stock/{stock.organization_id}",
+            window=found.window,
+            ticker=stock.ticker,
+            start_price=_decimal(stock.start_price, PRICE),
+            end_price=_decimal(stock.end_price, PRICE),
+            change_percent=_decimal(stock.change_percent, CHANGE),
+            sentiment=stock.sentiment,
+            news=list(stock.news),
+            volume=_decimal(stock.volume, VOLUME) if stock.volume is not None else None,
+        )
+        for stock in found.stocks
+    ]
+    predictions = [
+        OutcomeRow(
+            id=f"{found.window}/prediction/{prediction.market_id}",
+            window=found.window,
+            news=list(prediction.news),
+            market_id=prediction.market_id,
+            question=prediction.question,
+            outcome=prediction.outcome,
+            probability=_decimal(prediction.end_probability, PROBABILITY),
+        )
+        for prediction in found.predictions
+    ]
+    return stocks + predictions
+
+
+def _decimal(value: float, column: tuple[int, int]) -> Decimal:
+    precision, scale = column
+    most = Decimal(10**precision - 1).scaleb(-scale)
+    return min(most, max(-most, Decimal(repr(value)).quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP)))

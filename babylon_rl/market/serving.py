@@ -1,0 +1,51 @@
+"""Where model agents get their answers: a model served on this machine for as long as it is asked, or any endpoint."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.market.model_agent import ask_model
+from babylon_rl.market.play import Ask
+from babylon_rl.models.client import ChatClient
+from babylon_rl.models.packaged import base_model_dir
+from babylon_rl.models.server_process import running_server
+from babylon_rl.settings import Settings
+
+BASE = "base"
+
+
+def threads() -> int:
+    """Torch threads for a server that has the machine to itself: the cores this process may run on, at most 4."""
+    import os
+
+    return max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+@contextmanager
+def served_here(settings: Settings, adapters: Mapping[str, Path]) -> Iterator[str]:
+    """Serve the CPU base and adapters on loopback; gives the base URL."""
+    with running_server(base_model_dir(settings), dict(adapters), threads=threads()) as server:
+        yield server.url
+
+
+@contextmanager
+def asked_model(settings: Settings, model: str, *, temperature: float, seed: int) -> Iterator[Ask]:
+    """Answers of ``base``, of a version in the state directory, or of ``MODEL@URL``.
+
+    Raises:
+        ModelUnavailable: there is no such version here.
+    """
+    name, _, url = model.partition("@")
+    if url:
+        key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
+        with ChatClient(url, key, name) as client:
+            yield ask_model(client, temperature, seed)
+        return
+    directory = settings.home / "checkpoints" / name
+    if name != BASE and not directory.is_dir():
+        raise ModelUnavailable(
+            f"There is no checkpoint {name} in {directory.parent}. `babylon-rl models` lists the versions; base is always there."
+        )
+    with served_here(settings, {} if name == BASE else {name: directory}) as local, ChatClient(local, None, name) as client:
+        yield ask_model(client, temperature, seed)

@@ -1,0 +1,214 @@
+"""One window's market as a value, and the rules that make it of what was recorded.
+
+The rules are SEMANTICS.md's. Change and label come from unrounded prices; what a column cannot hold is flagged. The hidden
+answers are never read here.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from babylon_rl.settings import Settings
+from babylon_rl.store.market_data import Event, QuestionSpan, StockSpan
+from babylon_rl.versions import content_version
+
+MOST_NEWS = 20
+TICKER_CHARACTERS = 12
+UNKNOWN_PROBABILITY = 0.5
+# Digits of market_outcomes' columns: all of them, and those after the point.
+PRICE, CHANGE, PROBABILITY, VOLUME = (10, 2), (5, 2), (5, 4), (15, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StockOutcome:
+    """One organization's hour: prices in dollars, change in percent, unrounded; ``flags`` say what is unusual about it."""
+
+    ticker: str
+    organization_id: str
+    name: str
+    start_price: float
+    end_price: float
+    change_percent: float
+    sentiment: str
+    news: tuple[str, ...] = ()
+    volume: float | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionOutcome:
+    """One question's hour: probabilities 0..1, and the official answer: YES, NO, or UNRESOLVED until there is one."""
+
+    market_id: str
+    question_number: int | None
+    question: str
+    start_probability: float
+    end_probability: float
+    outcome: str
+    resolved_at: datetime | None = None
+    news: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WindowOutcomes:
+    """The market of one window; empty when neither a price nor an event was recorded in it.
+
+    ``changed`` says whether the call that made it wrote rows.
+    """
+
+    window: str
+    stocks: tuple[StockOutcome, ...] = ()
+    predictions: tuple[PredictionOutcome, ...] = ()
+    changed: bool = False
+
+    @property
+    def mean_change(self) -> float | None:
+        """The overall trend: mean change of the stocks in percent."""
+        changes = [stock.change_percent for stock in self.stocks]
+        return math.fsum(changes) / len(changes) if changes else None
+
+    @property
+    def volatility(self) -> float | None:
+        """Population standard deviation of the stocks' changes in percent."""
+        mean = self.mean_change
+        if mean is None:
+            return None
+        return math.sqrt(math.fsum((stock.change_percent - mean) ** 2 for stock in self.stocks) / len(self.stocks))
+
+    @property
+    def flags(self) -> list[dict[str, str]]:
+        """What is unusual: ``{"subject": ticker or market id, "flag": name}``."""
+        named = [(stock.ticker, stock.flags) for stock in self.stocks]
+        named += [(prediction.market_id, prediction.flags) for prediction in self.predictions]
+        return [{"subject": subject, "flag": flag} for subject, flags in named for flag in flags]
+
+    @property
+    def data_version(self) -> str:
+        """Hash of the content."""
+        return content_version([self.document(), self.flags])
+
+    def document(self) -> dict[str, Any]:
+        """The shape of ``babylon-rl outcomes``."""
+        return {
+            "window": self.window,
+            "market": {"meanChange": self.mean_change, "volatility": self.volatility},
+            "stocks": [_stock_document(stock) for stock in self.stocks],
+            "predictions": [_prediction_document(prediction) for prediction in self.predictions],
+        }
+
+
+def _stock_document(stock: StockOutcome) -> dict[str, Any]:
+    return {
+        "ticker": stock.ticker,
+        "organizationId": stock.organization_id,
+        "startPrice": stock.start_price,
+        "endPrice": stock.end_price,
+        "changePercent": stock.change_percent,
+        "sentiment": stock.sentiment,
+        "news": list(stock.news),
+        "volume": stock.volume,
+        "flags": list(stock.flags),
+    }
+
+
+def _prediction_document(prediction: PredictionOutcome) -> dict[str, Any]:
+    return {
+        "marketId": prediction.market_id,
+        "questionNumber": prediction.question_number,
+        "question": prediction.question,
+        "startProbability": prediction.start_probability,
+        "endProbability": prediction.end_probability,
+        "outcome": prediction.outcome,
+        "news": list(prediction.news),
+        "flags": list(prediction.flags),
+    }
+
+
+def engine_ticker(organization_id: str) -> str:
+    """The game engine's ticker of an organization: its id in capitals without hyphens, at most 12 characters."""
+    return organization_id.upper().replace("-", "")[:TICKER_CHARACTERS]
+
+
+def window_outcomes(
+    window: str, stocks: Sequence[StockSpan], questions: Sequence[QuestionSpan], happened: Sequence[Event], settings: Settings
+) -> WindowOutcomes:
+    """What the records of one window (in the store's order) say of its market."""
+    recorded = bool(happened) or any(stock.moved for stock in stocks) or any(question.moved for question in questions)
+    if not recorded:
+        return WindowOutcomes(window)
+    seen: defaultdict[str, int] = defaultdict(int)
+    outcomes = []
+    for span in sorted(stocks, key=lambda span: span.organization_id):
+        ticker = engine_ticker(span.organization_id)
+        seen[ticker] += 1
+        name = ticker if seen[ticker] == 1 else f"{ticker}~{seen[ticker]}"
+        outcomes.append(stock_outcome(span, name, stock_news(span, happened), settings.sentiment_band_percent))
+    return WindowOutcomes(window, tuple(outcomes), tuple(prediction_outcome(span, happened) for span in questions))
+
+
+def stock_outcome(span: StockSpan, ticker: str, news: tuple[str, ...], band_percent: float) -> StockOutcome:
+    """One stock's hour; changes within +- ``band_percent`` are NEUTRAL."""
+    flags = []
+    start = next((price for price in (span.price_before, span.initial_price) if price is not None and 0 < price < math.inf), None)
+    if start is None:
+        start = span.first_price if span.first_price is not None else span.last_price
+        flags.append("start_from_first_price")
+    change = (span.last_price - start) / start * 100 if start > 0 else 0.0
+    if start <= 0:
+        flags.append("start_price_not_positive")
+    if not _fits(change, CHANGE):
+        flags.append("change_clamped")
+    if not _fits(start, PRICE) or not _fits(span.last_price, PRICE):
+        flags.append("price_clamped")
+    if span.volume is not None and not _fits(span.volume, VOLUME):
+        flags.append("volume_clamped")
+    return StockOutcome(
+        ticker=ticker,
+        organization_id=span.organization_id,
+        name=span.name,
+        start_price=start,
+        end_price=span.last_price,
+        change_percent=change,
+        sentiment="BULLISH" if change > band_percent else "BEARISH" if change < -band_percent else "NEUTRAL",
+        news=news,
+        volume=span.volume,
+        flags=tuple(flags),
+    )
+
+
+def prediction_outcome(span: QuestionSpan, happened: Sequence[Event]) -> PredictionOutcome:
+    """One question's hour."""
+    start = span.probability_before if span.probability_before is not None else UNKNOWN_PROBABILITY
+    end = span.last_probability if span.last_probability is not None else UNKNOWN_PROBABILITY
+    number = span.question_number
+    related = (event.description for event in happened if number is not None and event.related_question == number)
+    return PredictionOutcome(
+        market_id=span.market_id,
+        question_number=span.question_number,
+        question=span.question,
+        start_probability=start,
+        end_probability=end,
+        outcome="UNRESOLVED" if span.answer is None else "YES" if span.answer else "NO",
+        resolved_at=span.resolved_at,
+        news=tuple(related)[:MOST_NEWS],
+        flags=() if _fits(end, PROBABILITY) else ("probability_clamped",),
+    )
+
+
+def stock_news(span: StockSpan, happened: Sequence[Event]) -> tuple[str, ...]:
+    """The first events, at most 20, that name the organization by name, id or ticker, as whole words whatever their case."""
+    aliases = {alias for alias in (span.name, span.organization_id, engine_ticker(span.organization_id)) if alias}
+    named = re.compile(r"(?<!\w)(?:" + "|".join(re.escape(alias) for alias in sorted(aliases)) + r")(?!\w)", re.IGNORECASE)
+    found = [event.description for event in happened if any(named.search(text) for text in (event.description, *(event.actors or ())))]
+    return tuple(found[:MOST_NEWS])
+
+
+def _fits(value: float, column: tuple[int, int]) -> bool:
+    precision, scale = column
+    most = float(10 ** (precision - scale))
+    return abs(round(value, scale)) < most

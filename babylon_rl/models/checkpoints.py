@@ -1,0 +1,226 @@
+"""Checkpoints: Hugging Face adapter directories with a manifest that says what is in them and which base they belong to.
+
+A checkpoint is complete or absent: it is written under a temporary name, synced and renamed. Weights are safetensors only;
+a directory that holds a pickle, a file that the manifest does not list, or a link is refused.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from babylon_rl.errors import CheckpointError
+from babylon_rl.models.files import fsync, sha256
+from babylon_rl.models.packaged import damage
+
+MANIFEST = "manifest.json"
+WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+CARD = "README.md"
+FORMAT = 1
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy"}
+# What transformers writes into a config from its own version or from how a model was loaded, not from what the model is.
+_INCIDENTAL = {"transformers_version", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype", "use_cache"}
+
+
+CARD_TEMPLATE = """---
+base_model: {base}
+library_name: peft
+tags: [lora, reinforcement-learning, trading-agents]
+---
+
+# babylon-agent {version}
+
+A LoRA adapter for trading agents, trained by babylon-rl. `manifest.json` holds the hashes of its files and of its base.
+
+{facts}
+
+## Metrics
+
+{metrics}
+
+## Trained on
+
+{windows}
+"""
+
+
+class BaseIdentity(msgspec.Struct, frozen=True, rename="camel"):
+    """Which base model an adapter needs: its name, and hashes of what must be equal for the adapter to mean the same."""
+
+    name: str
+    config_sha256: str
+    tokenizer_sha256: str
+    chat_template_sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """What a checkpoint is. ``files`` (path -> SHA-256) is filled in by ``publish``; ``created_at`` is ISO 8601, UTC."""
+
+    version: str
+    base: BaseIdentity
+    created_at: str
+    parent: str | None = None
+    batch_id: str | None = None
+    step: int | None = None
+    prompt_version: str | None = None
+    windows: tuple[str, ...] = ()
+    metrics: dict[str, float] = {}
+    trainer: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    format: int = FORMAT
+
+
+def base_identity(base_dir: Path, name: str) -> BaseIdentity:
+    """The identity of a base model's directory.
+
+    Raises:
+        CheckpointError: it is not a model directory.
+    """
+    reason = damage(base_dir)
+    if reason is not None:
+        raise CheckpointError(f"{base_dir} is no base model: {reason}.")
+    config = json.loads((base_dir / "config.json").read_bytes())
+    tokenizer_config = json.loads((base_dir / "tokenizer_config.json").read_bytes())
+    template = base_dir / "chat_template.jinja"
+    text = template.read_text() if template.exists() else str(tokenizer_config.get("chat_template", ""))
+    return BaseIdentity(
+        name=name,
+        config_sha256=_json_sha256({key: value for key, value in config.items() if key not in _INCIDENTAL}),
+        tokenizer_sha256=_json_sha256(json.loads((base_dir / "tokenizer.json").read_bytes())),
+        chat_template_sha256=hashlib.sha256(text.encode()).hexdigest(),
+    )
+
+
+def model_card(manifest: Manifest) -> str:
+    """The checkpoint's README: front matter that the hub reads, then the same for people."""
+    windows = manifest.windows
+    facts = {
+        "Base model": manifest.base.name,
+        "Parent": manifest.parent or "none",
+        "Batch": manifest.batch_id or "none",
+        "Prompt version": manifest.prompt_version or "none",
+        "Windows": f"{len(windows)}, {windows[0]} to {windows[-1]}" if windows else "none",
+        "Made": manifest.created_at,
+    }
+    metrics = {name: f"{value:.6g}" for name, value in sorted(manifest.metrics.items())}
+    return CARD_TEMPLATE.format(
+        base=manifest.base.name,
+        version=manifest.version,
+        facts=_table(facts),
+        metrics=_table(metrics) or "None recorded.",
+        windows="\n".join(f"* {window}" for window in windows) or "No window recorded.",
+    )
+
+
+def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
+    """Turn a directory that peft saved into the checkpoint ``final_dir``; both must lie on one file system.
+
+    Writes the model card and the manifest, names the base in the adapter's config (peft writes a path of this machine), syncs
+    every file, renames. Returns the manifest with its ``files``.
+
+    Raises:
+        CheckpointError: a file is missing or not allowed, or ``final_dir`` is there already.
+    """
+    if final_dir.exists():
+        raise CheckpointError(f"{final_dir} is there already: a published checkpoint is never replaced.")
+    for name in (WEIGHTS, ADAPTER_CONFIG):
+        if not (tmp_dir / name).is_file():
+            raise CheckpointError(f"{tmp_dir} has no {name}: it is not an adapter that peft saved.")
+    config = json.loads((tmp_dir / ADAPTER_CONFIG).read_bytes())
+    config["base_model_name_or_path"] = manifest.base.name
+    (tmp_dir / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (tmp_dir / CARD).write_text(model_card(manifest))
+    (tmp_dir / MANIFEST).unlink(missing_ok=True)
+    files = {name: sha256(tmp_dir / name) for name in _files(tmp_dir)}
+    manifest = msgspec.structs.replace(manifest, files=files)
+    (tmp_dir / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n")
+    for name in (*files, MANIFEST):
+        (tmp_dir / name).chmod(0o644)
+        fsync(tmp_dir / name)
+    for folder in (*(path for path in tmp_dir.rglob("*") if path.is_dir()), tmp_dir):
+        fsync(folder)
+    tmp_dir.chmod(0o755)
+    final_dir.parent.mkdir(parents=True, exist_ok=True)
+    tmp_dir.rename(final_dir)
+    fsync(final_dir.parent)
+    return manifest
+
+
+def load_manifest(directory: Path) -> Manifest:
+    """The manifest, unchecked against the files.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    try:
+        content = (directory / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{directory} is no checkpoint: it has no {MANIFEST}.") from None
+    try:
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except msgspec.MsgspecError as invalid:
+        raise CheckpointError(f"{directory / MANIFEST} cannot be read: {invalid}.") from None
+    if manifest.format != FORMAT:
+        raise CheckpointError(f"{directory} has format {manifest.format}; this release reads {FORMAT}.")
+    return manifest
+
+
+def verify(directory: Path, base_dir: Path | None = None) -> Manifest:
+    """Check every file of a checkpoint against its manifest and, when given, the base against the one it was trained on.
+
+    Raises:
+        CheckpointError: a file is missing, changed, not listed or a pickle; or the base is another one.
+    """
+    manifest = load_manifest(directory)
+    present = {name for name in _files(directory) if name != MANIFEST}
+    missing = sorted({WEIGHTS, ADAPTER_CONFIG, *manifest.files} - present)
+    if missing:
+        raise CheckpointError(f"{directory} is incomplete: {', '.join(missing)} is missing.")
+    extra = sorted(present - set(manifest.files))
+    if extra:
+        raise CheckpointError(f"{directory} holds {', '.join(extra)}, which its manifest does not list.")
+    changed = sorted(name for name, digest in manifest.files.items() if sha256(directory / name) != digest)
+    if changed:
+        raise CheckpointError(f"{directory} is damaged: {', '.join(changed)} is not what was published.")
+    if base_dir is not None:
+        _check_base(directory, manifest.base, base_identity(base_dir, manifest.base.name))
+    return manifest
+
+
+def _table(rows: dict[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]) if rows else ""
+
+
+def _check_base(directory: Path, trained: BaseIdentity, given: BaseIdentity) -> None:
+    parts = {"config": "config_sha256", "tokenizer": "tokenizer_sha256", "chat template": "chat_template_sha256"}
+    other = [part for part, name in parts.items() if getattr(trained, name) != getattr(given, name)]
+    if other:
+        raise CheckpointError(f"{directory} was trained on {trained.name}; the base given has another {', '.join(other)}.")
+
+
+def _files(directory: Path) -> list[str]:
+    """Every file's relative path, sorted; refuses links and pickles."""
+    found = []
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink():
+            raise CheckpointError(f"{directory} holds the link {name}: a checkpoint holds plain files.")
+        if path.is_file():
+            if path.suffix in _PICKLES or _is_pickle(path):
+                raise CheckpointError(f"{directory} holds {name}, which can run code when it is loaded: only safetensors are allowed.")
+            found.append(name)
+    return found
+
+
+def _is_pickle(path: Path) -> bool:
+    """By content: a pickle's protocol byte, or the zip that torch.save writes."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and path.suffix != ".safetensors") or start == b"PK\x03\x04"
+
+
+def _json_sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

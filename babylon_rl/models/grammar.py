@@ -1,0 +1,169 @@
+"""Finite grammars: a JSON schema with finitely many answers, as a trie of the tokenizer's own tokens.
+
+A decision of an agent is one of some dozens of JSON texts. Serving walks the trie: a token with one legal continuation is
+forced (probability 1), elsewhere the distribution is the softmax over the legal tokens alone; training uses exactly that.
+Open strings, arrays, references and optional properties are left out on purpose: their languages are not finite or not small.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import product
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from babylon_rl.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LANGUAGE_LIMIT = 2000
+_ANNOTATIONS = {"title", "description", "default", "examples", "$schema"}
+_KEYWORDS = {"anyOf", "const", "enum", "type", "properties", "required", "additionalProperties"}
+
+
+@dataclass(eq=False)
+class Trie:
+    """A node: token id -> next node. A leaf ends a text, after the end token."""
+
+    children: dict[int, "Trie"] = field(default_factory=dict)
+
+    @property
+    def legal(self) -> tuple[int, ...]:
+        """The tokens that may follow, ascending."""
+        return tuple(sorted(self.children))
+
+
+@dataclass(frozen=True, eq=False)
+class Grammar:
+    """The texts a schema allows, each text's tokens (end token included), and their trie."""
+
+    texts: tuple[str, ...]
+    tokens: dict[str, tuple[int, ...]]
+    trie: Trie
+
+    def node(self, prefix: Sequence[int]) -> Trie:
+        """The trie's node after ``prefix``.
+
+        Raises:
+            UsageError: no text of the language starts with these tokens.
+        """
+        node = self.trie
+        for token in prefix:
+            if token not in node.children:
+                raise UsageError(f"Token {token} is not legal there: the answer is not in the grammar's language.")
+            node = node.children[token]
+        return node
+
+    def legal(self, prefix: Sequence[int]) -> tuple[int, ...]:
+        """The legal tokens after ``prefix``, ascending; empty after the end token."""
+        return self.node(prefix).legal
+
+    def legal_t(self, tokens: Sequence[int]) -> list[tuple[int, ...]]:
+        """For each of T response tokens the tokens that were legal in its place."""
+        node, found = self.trie, []
+        for token in tokens:
+            found.append(node.legal)
+            if token not in node.children:
+                raise UsageError(f"Token {token} is not legal there: the answer is not in the grammar's language.")
+            node = node.children[token]
+        return found
+
+    def branch_mask(self, tokens: Sequence[int]) -> list[bool]:
+        """For each of T response tokens whether there was a choice."""
+        return [len(legal) > 1 for legal in self.legal_t(tokens)]
+
+
+def compile_grammar(response_format: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Grammar:
+    """The grammar of an OpenAI ``response_format`` of type json_schema; the same format and tokenizer give the same object.
+
+    Raises:
+        UsageError: another type, a schema that is not finite, or one with more than ``LANGUAGE_LIMIT`` answers.
+    """
+    return _compile(canonical(response_format), tokenizer)
+
+
+def canonical(response_format: dict[str, Any]) -> str:
+    """The format as one line of JSON; the order of properties is kept, because the answers are written in it."""
+    return json.dumps(response_format, separators=(",", ":"))
+
+
+def language(schema: dict[str, Any]) -> tuple[str, ...]:
+    """Every text of a finite schema, as ``json.dumps`` with default separators writes it, in the schema's order, without repeats.
+
+    Raises:
+        UsageError: as ``compile_grammar``.
+    """
+    return tuple(dict.fromkeys(_texts(schema, "schema")))
+
+
+@lru_cache(maxsize=512)
+def _compile(text: str, tokenizer: "PreTrainedTokenizerBase") -> Grammar:
+    response_format = json.loads(text)
+    schema = response_format.get("json_schema", {}).get("schema") if isinstance(response_format, dict) else None
+    if not isinstance(schema, dict) or response_format.get("type") != "json_schema":
+        raise UsageError('response_format must be {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}.')
+    texts = language(schema)
+    if tokenizer.eos_token_id is None:
+        raise UsageError("The tokenizer has no end token: an answer under a grammar cannot end.")
+    tokens = {one: (*tokenizer.encode(one, add_special_tokens=False), int(tokenizer.eos_token_id)) for one in texts}
+    root = Trie()
+    for sequence in tokens.values():
+        node = root
+        for token in sequence:
+            node = node.children.setdefault(token, Trie())
+    return Grammar(texts, tokens, root)
+
+
+def _texts(schema: Any, where: str) -> list[str]:
+    if not isinstance(schema, dict):
+        raise UsageError(f"{where} is not a JSON schema object.")
+    unknown = set(schema) - _KEYWORDS - _ANNOTATIONS
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise UsageError(f"{where} uses {names}: only finite schemas are served (anyOf, const, enum, boolean, null, objects of these).")
+    if "anyOf" in schema:
+        return _within([text for index, part in enumerate(schema["anyOf"]) for text in _texts(part, f"{where}.anyOf[{index}]")], where)
+    if "const" in schema:
+        return [_scalar(schema["const"], where)]
+    if "enum" in schema:
+        return _within([_scalar(value, where) for value in schema["enum"]], where)
+    match schema.get("type"):
+        case "boolean":
+            return ["true", "false"]
+        case "null":
+            return ["null"]
+        case "object":
+            return _within(list(_objects(schema, where)), where)
+    raise UsageError(f"{where} allows any {schema.get('type', 'value')}: name the values with enum or const.")
+
+
+def _objects(schema: dict[str, Any], where: str) -> Iterator[str]:
+    properties = schema.get("properties", {})
+    optional = [name for name in properties if name not in schema.get("required", ())]
+    if optional:
+        raise UsageError(f"{where}: {', '.join(optional)} must be in required: optional properties are not served.")
+    parts = {name: _texts(value, f"{where}.{name}") for name, value in properties.items()}
+    size = prod(len(values) for values in parts.values())
+    if size > LANGUAGE_LIMIT:
+        raise UsageError(f"{where} allows {size:,} answers; at most {LANGUAGE_LIMIT:,} are served.")
+    for values in product(*parts.values()):
+        yield "{" + ", ".join(f"{json.dumps(name)}: {value}" for name, value in zip(parts, values, strict=True)) + "}"
+
+
+def _scalar(value: Any, where: str) -> str:
+    if value is not None and not isinstance(value, str | int | float):
+        raise UsageError(f"{where}: a const or enum value must be a string, a number, a boolean or null.")
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise UsageError(f"{where}: {value} is not a JSON number.") from error
+
+
+def _within(texts: list[str], where: str) -> list[str]:
+    if not texts:
+        raise UsageError(f"{where} allows nothing.")
+    if len(texts) > LANGUAGE_LIMIT:
+        raise UsageError(f"{where} allows {len(texts):,} answers; at most {LANGUAGE_LIMIT:,} are served.")
+    return texts

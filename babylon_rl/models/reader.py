@@ -1,0 +1,62 @@
+"""A language model that reads rows of tokens piece by piece, with its keys and values kept (a KV cache for ragged batches)."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+SHARED_PREFIX_MINIMUM = 12
+
+
+class Reader:
+    """Feeds rows of tokens to the model, remembering keys and values; rows may be of different lengths at every step."""
+
+    def __init__(self, causal: Any, pad: int, device: "torch.device") -> None:
+        import torch
+        from transformers import DynamicCache
+
+        self._backbone = causal.base_model
+        self._cache: Any = DynamicCache(config=causal.config)
+        self._pad = pad
+        self._past = torch.zeros((1, 0), dtype=torch.long, device=device)
+
+    def read_prompts(self, prompts_u: Sequence[Sequence[int]]) -> "torch.Tensor":
+        """Read U different prompts, what they share at the start only once; returns each one's last hidden state, [U, D]."""
+        shared = shared_prefix(prompts_u)
+        if shared:
+            self.read([prompts_u[0][:shared]])
+        self.keep([0] * len(prompts_u))
+        return self.read([prompt[shared:] for prompt in prompts_u])
+
+    def read(self, rows: Sequence[Sequence[int]]) -> "torch.Tensor":
+        """Append B rows of tokens; returns the hidden state of each row's last token, [B, D]."""
+        import torch
+
+        width, device = max(map(len, rows)), self._past.device
+        ids = torch.tensor([[*row, *[self._pad] * (width - len(row))] for row in rows], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+        positions = (self._past.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
+        self._past = torch.cat([self._past, mask], dim=1)
+        out = self._backbone(input_ids=ids, attention_mask=self._past, position_ids=positions, past_key_values=self._cache, use_cache=True)
+        hidden: torch.Tensor = out.last_hidden_state[torch.arange(len(rows), device=device), mask.sum(1) - 1]
+        return hidden
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows, in this order; a row may be repeated."""
+        import torch
+
+        kept = torch.tensor(rows, device=self._past.device)
+        self._past = self._past[kept]
+        if self._past.shape[1]:
+            self._cache.batch_select_indices(kept)
+
+
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts share, leaving each at least one; 0 when too few to be worth a pass of their own."""
+    if len(prompts) == 1:
+        return 0
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # the lexicographic extremes share what all share
+    shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    shared = min(shared, min(map(len, prompts)) - 1)
+    return shared if shared >= SHARED_PREFIX_MINIMUM else 0

@@ -1,0 +1,158 @@
+"""Log-probabilities of recorded answers, differentiable, under the same distribution that served them.
+
+The hidden states of a right-padded batch are computed once; the head only where a token had alternatives, and only over
+the legal ones, in float32. A forced token has log-probability 0 and gives no gradient.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from babylon_rl.errors import NothingToTrain
+from babylon_rl.models.grammar import compile_grammar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+NOT_IN_GRAMMAR = "not_in_grammar"
+EMPTY = "empty"
+
+
+@dataclass(frozen=True)
+class EncodedSequence:
+    """One served call as tokens: a prompt, T response tokens (end token included), and per response token what was legal.
+
+    ``legal_t[t]`` is None where the whole vocabulary was; ``trainable_t[t]`` is True where the token had alternatives.
+    """
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    legal_t: tuple[tuple[int, ...] | None, ...]
+    trainable_t: tuple[bool, ...]
+
+    @property
+    def trainable_tokens(self) -> int:
+        """How many response tokens had alternatives."""
+        return sum(self.trainable_t)
+
+
+@dataclass(frozen=True)
+class NotEncodable:
+    """Why a sequence cannot be trained on, as a reason to count and a sentence."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class BranchLogprobs:
+    """[B, T] tensors, 0 at padding and forced tokens; T is the longest response. Entropy is over the legal tokens, in nats."""
+
+    logprobs: "Tensor"
+    entropy: "Tensor"
+    mask: "Tensor"
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    """The prompt's tokens: the chat template with the opening of the assistant's turn."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    return tuple(tokenizer.encode(str(text), add_special_tokens=False))
+
+
+def encode_sequence(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, Any]], response: str, response_format: dict[str, Any] | None
+) -> EncodedSequence | NotEncodable:
+    """A served call as tokens; without a ``response_format`` every response token is trainable.
+
+    Raises:
+        UsageError: the response_format is not a finite schema.
+    """
+    if not response:
+        return NotEncodable(EMPTY, "the response is empty")
+    prompt = encode_prompt(tokenizer, messages)
+    if response_format is None:
+        tokens = (*tokenizer.encode(response, add_special_tokens=False), int(tokenizer.eos_token_id))
+        return EncodedSequence(prompt, tokens, (None,) * len(tokens), (True,) * len(tokens))
+    grammar = compile_grammar(response_format, tokenizer)
+    answer = grammar.tokens.get(response)
+    if answer is None:
+        return NotEncodable(NOT_IN_GRAMMAR, f"{response[:80]!r} is not one of the {len(grammar.texts)} answers of its schema")
+    return EncodedSequence(prompt, answer, tuple(grammar.legal_t(answer)), tuple(grammar.branch_mask(answer)))
+
+
+def causal_model(model: "nn.Module") -> Any:
+    """The language model inside a peft wrapper (its adapters stay in effect), or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def legal_logprobs(hidden_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[Sequence[int]]) -> "Tensor":
+    """Log-softmax of N hidden states over each one's legal tokens: [N, M] in float32, -inf beyond a set's size."""
+    import torch
+
+    width = max(len(legal) for legal in legal_n)
+    ids = torch.tensor([[*legal, *[legal[0]] * (width - len(legal))] for legal in legal_n], device=hidden_nd.device)
+    sizes = torch.tensor([len(legal) for legal in legal_n], device=hidden_nd.device)
+    logits = torch.einsum("nd,nmd->nm", hidden_nd.float(), head_vd[ids].float())
+    beyond = torch.arange(width, device=hidden_nd.device)[None] >= sizes[:, None]
+    return torch.log_softmax(logits.masked_fill(beyond, float("-inf")), dim=-1)
+
+
+def branch_logprobs(model: "nn.Module", batch: Sequence[EncodedSequence], *, pad_id: int = 0) -> BranchLogprobs:
+    """Log-probability and entropy of each response token that had alternatives, as tensors with gradients.
+
+    The forward pass ends at each sequence's last such token: what follows is forced and changes nothing.
+
+    Raises:
+        NothingToTrain: no sequence of the batch has a trainable token.
+    """
+    import torch
+
+    spots = [(b, t) for b, one in enumerate(batch) for t, trains in enumerate(one.trainable_t) if trains]
+    if not spots:
+        raise NothingToTrain("No token of these answers had an alternative: there is nothing to train.")
+    causal = causal_model(model)
+    head = causal.get_output_embeddings()
+    device = head.weight.device
+    needed = [[*one.prompt_ids, *one.response_ids[: _last_trainable(one)]] for one in batch]
+    width = max(map(len, needed))
+    ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in needed], device=device)
+    lengths = torch.tensor([len(row) for row in needed], device=device)
+    mask = (torch.arange(width, device=device)[None] < lengths[:, None]).long()
+    hidden = causal.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    hidden_nd = hidden[[b for b, _ in spots], [len(batch[b].prompt_ids) + t - 1 for b, t in spots]]
+    value_n, entropy_n = spot_values(hidden_nd, head.weight, [(batch[b].legal_t[t], batch[b].response_ids[t]) for b, t in spots])
+    shape = (len(batch), max(len(one.response_ids) for one in batch))
+    index = tuple(torch.tensor(spots, device=device).T)
+    zeros = torch.zeros(shape, dtype=torch.float32, device=device)
+    trains = torch.zeros(shape, dtype=torch.bool, device=device).index_put(index, torch.ones(len(spots), dtype=torch.bool, device=device))
+    return BranchLogprobs(zeros.index_put(index, value_n), zeros.index_put(index, entropy_n), trains)
+
+
+def _last_trainable(sequence: EncodedSequence) -> int:
+    return max((t for t, trains in enumerate(sequence.trainable_t) if trains), default=0)
+
+
+def spot_values(hidden_nd: "Tensor", head_vd: "Tensor", spots: Sequence[tuple[tuple[int, ...] | None, int]]) -> "tuple[Tensor, Tensor]":
+    """[N] log-probabilities of the tokens taken and [N] entropies; whole-vocabulary spots and legal sets are computed apart."""
+    import torch
+
+    values = hidden_nd.new_zeros(len(spots), dtype=torch.float32)
+    entropies = torch.zeros_like(values)
+    open_n = [n for n, (legal, _) in enumerate(spots) if legal is None]
+    bound = [(n, legal, token) for n, (legal, token) in enumerate(spots) if legal is not None]
+    if open_n:
+        logprobs = torch.log_softmax((hidden_nd[open_n] @ head_vd.T).float(), dim=-1)
+        picked = torch.tensor([spots[n][1] for n in open_n], device=values.device)
+        where = torch.tensor(open_n, device=values.device)
+        values = values.index_put((where,), logprobs.gather(-1, picked[:, None])[:, 0])
+        entropies = entropies.index_put((where,), -(logprobs.exp() * logprobs).sum(-1))
+    if bound:
+        logprobs = legal_logprobs(hidden_nd[[n for n, _, _ in bound]], head_vd, [legal for _, legal, _ in bound])
+        picked = torch.tensor([legal.index(token) for _, legal, token in bound], device=values.device)
+        where = torch.tensor([n for n, _, _ in bound], device=values.device)
+        values = values.index_put((where,), logprobs.gather(-1, picked[:, None])[:, 0])
+        # -inf beyond a set's size would make 0 * -inf = nan, in the gradient too.
+        finite = logprobs.masked_fill(torch.isinf(logprobs), 0.0)
+        entropies = entropies.index_put((where,), -(logprobs.exp() * finite).sum(-1))
+    return values, entropies

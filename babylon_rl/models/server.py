@@ -1,0 +1,266 @@
+"""An OpenAI-compatible server for a base model and its checkpoints: /v1/chat/completions, /v1/models, /health.
+
+Requests that wait together are answered together: one worker thread takes what has arrived (after a linger of a few
+milliseconds) as one batch of the policy. Left out on purpose: streaming, several choices, top_p, tools.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from babylon_rl.errors import ModelUnavailable, UsageError
+from babylon_rl.models.policy import Completion, CompletionRequest, Policy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BASE_MODEL_NAME = "base"
+BATCH_LIMIT = 32
+LINGER_S = 0.005
+DEFAULT_MAX_TOKENS = 256
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    """One message; content may be OpenAI's list of text parts."""
+
+    role: str
+    content: str | list[dict[str, Any]]
+
+
+class ChatBody(msgspec.Struct, frozen=True):
+    """What is read of a request; other fields are ignored, as OpenAI's clients send many."""
+
+    model: str
+    messages: list[ChatMessage]
+    temperature: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    response_format: dict[str, Any] | None = None
+    stream: bool | None = None
+    n: int | None = None
+    top_p: float | None = None
+    tools: list[Any] | None = None
+
+
+class Batcher:
+    """Collects requests from the event loop and answers them in batches on one thread."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._queue: asyncio.Queue[tuple[CompletionRequest, asyncio.Future[Completion]]] = asyncio.Queue()
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        """Wait for this request's turn and answer."""
+        answer: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        await self._queue.put((request, answer))
+        return await answer
+
+    async def run(self, executor: ThreadPoolExecutor) -> None:
+        """Serve until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            waiting = [await self._queue.get()]
+            await asyncio.sleep(LINGER_S)
+            while len(waiting) < BATCH_LIMIT and not self._queue.empty():
+                waiting.append(self._queue.get_nowait())
+            asked = [(request, answer) for request, answer in waiting if not answer.cancelled()]
+            done = await asyncio.wait([loop.run_in_executor(executor, self._policy.complete, [request for request, _ in asked])])
+            outcome = done[0].pop()
+            for index, (_, answer) in enumerate(asked):
+                if answer.cancelled():
+                    continue
+                if (failure := outcome.exception()) is not None:
+                    answer.set_exception(failure)
+                else:
+                    answer.set_result(outcome.result()[index])
+
+
+def create_app(policy: Policy, adapters: Mapping[str, Path] | None = None, clock: Callable[[], float] = time.time) -> Starlette:
+    """The application. The model name ``base`` is the base model; each other name is an adapter of the policy.
+
+    ``adapters`` (name -> checkpoint directory) are loaded first when the policy does not have them.
+
+    Raises:
+        ModelUnavailable: an adapter cannot be loaded.
+    """
+    for name, directory in (adapters or {}).items():
+        if name not in policy.adapters:
+            policy.add_adapter(name, directory)
+    batcher = Batcher(policy)
+    started = int(clock())
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        with ThreadPoolExecutor(1, thread_name_prefix="policy") as executor:
+            worker = asyncio.create_task(batcher.run(executor))
+            yield
+            worker.cancel()
+
+    async def chat(request: Request) -> JSONResponse:
+        try:
+            body = msgspec.json.decode(await request.body(), type=ChatBody)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as invalid:
+            return _refusal(400, f"The request is not a chat completion: {invalid}")
+        if body.model != BASE_MODEL_NAME and body.model not in policy.adapters:
+            known = ", ".join((BASE_MODEL_NAME, *policy.adapters))
+            return _refusal(404, f"The model {body.model!r} is not served here; served: {known}.", "model_not_found")
+        try:
+            asked = _completion_request(body)
+            policy.check(asked)
+        except UsageError as refused:
+            return _refusal(400, str(refused))
+        return JSONResponse(_answer(body, await batcher.complete(asked), policy.tokenizer, int(clock())))
+
+    async def models(_: Request) -> JSONResponse:
+        names = (BASE_MODEL_NAME, *policy.adapters)
+        return JSONResponse(
+            {"object": "list", "data": [{"id": name, "object": "model", "created": started, "owned_by": "babylon-rl"} for name in names]}
+        )
+
+    async def health(_: Request) -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    routes = [Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/models", models), Route("/health", health)]
+    return Starlette(routes=routes, lifespan=lifespan)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket, not yet listening; ``port`` 0 takes a free one. Done first, so that a taken port is said before minutes of work.
+
+    Raises:
+        ModelUnavailable: the address cannot be used.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as taken:
+        bound.close()
+        reason = taken.strerror or str(taken)
+        raise ModelUnavailable(f"Port {port} on {host} cannot be used ({reason}): choose another port.") from taken
+    return bound
+
+
+def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None]) -> None:
+    """Serve until interrupted. ``announce`` gets one JSON line, {"host", "port", "models"}, once requests are accepted."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(create_app(policy), log_level="warning", timeout_graceful_shutdown=3))
+    bound.listen(512)
+    host, port = bound.getsockname()[:2]
+    announce(json.dumps({"host": host, "port": port, "models": [BASE_MODEL_NAME, *policy.adapters]}))
+    server.run(sockets=[bound])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """``python -m babylon_rl.models.server``: what ``running_server`` starts."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="babylon_rl.models.server")
+    parser.add_argument("base", type=Path)
+    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=DIRECTORY")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--end-with-stdin", action="store_true", help="stop when standard input closes, as it does when the parent dies")
+    options = parser.parse_args(arguments)
+    if options.end_with_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    bound = bind(options.host, options.port)
+    import torch
+
+    torch.set_num_threads(options.threads)
+    policy = Policy.load(options.base)
+    for entry in options.adapter:
+        name, _, directory = entry.partition("=")
+        policy.add_adapter(name, Path(directory))
+    serve(policy, bound, lambda line: print(line, flush=True))
+
+
+def _completion_request(body: ChatBody) -> CompletionRequest:
+    if body.stream or body.n not in (None, 1) or body.top_p not in (None, 1) or body.tools:
+        raise UsageError("stream, n above 1, top_p below 1 and tools are not served here.")
+    if not body.messages:
+        raise UsageError("messages is empty.")
+    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    response_format = body.response_format
+    return CompletionRequest(
+        messages=[{"role": message.role, "content": _text(message.content)} for message in body.messages],
+        response_format=None if response_format is None or response_format.get("type") == "text" else response_format,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        seed=secrets.randbits(32) if body.seed is None else body.seed,
+        max_tokens=DEFAULT_MAX_TOKENS if limit is None else limit,
+        adapter=None if body.model == BASE_MODEL_NAME else body.model,
+    )
+
+
+def _text(content: str | list[dict[str, Any]]) -> str:
+    if isinstance(content, str):
+        return content
+    if not all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in content):
+        raise UsageError("Only text parts are served in a message's content.")
+    return "".join(part["text"] for part in content)
+
+
+def _answer(body: ChatBody, completion: Completion, tokenizer: "PreTrainedTokenizerBase", created: int) -> dict[str, Any]:
+    choice: dict[str, Any] = {
+        "index": 0,
+        "finish_reason": completion.finish_reason,
+        "message": {"role": "assistant", "content": completion.text},
+        "logprobs": {"content": _logprobs(completion, tokenizer)} if body.logprobs else None,
+    }
+    used = len(completion.token_ids)
+    return {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "object": "chat.completion",
+        "created": created,
+        "model": body.model,
+        "choices": [choice],
+        "usage": {"prompt_tokens": completion.prompt_tokens, "completion_tokens": used, "total_tokens": completion.prompt_tokens + used},
+    }
+
+
+def _logprobs(completion: Completion, tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:
+    """OpenAI's shape and each token's id; the end token is included, ``bytes`` is null where a token is part of a character."""
+    texts = [str(tokenizer.decode([token])) for token in completion.token_ids]
+    return [
+        {
+            "token": text,
+            "logprob": logprob,
+            "bytes": None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode()),
+            "top_logprobs": [],
+            "token_id": token,
+        }
+        for text, logprob, token in zip(texts, completion.logprobs, completion.token_ids, strict=True)
+    ]
+
+
+def _refusal(status: int, message: str, code: str | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}, status)
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)  # the parent is gone: nobody waits for an answer or an orderly end
+
+
+if __name__ == "__main__":
+    main()

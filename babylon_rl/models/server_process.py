@@ -1,0 +1,100 @@
+"""A model server as a child process that never outlives its parent.
+
+The child chooses a free port and says it on its standard output when it is bound; its standard input is a pipe that only
+the parent holds, so that it ends itself when the parent dies, however that happens.
+"""
+
+import json
+import selectors
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from babylon_rl.errors import ModelUnavailable
+
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 5.0
+_LOG_TAIL_LINES = 12
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that answers; ``url`` is the base URL for OpenAI clients."""
+
+    url: str
+    port: int
+    pid: int
+    log: Path
+
+
+@contextmanager
+def running_server(
+    base_dir: Path, adapters: Mapping[str, Path] | None = None, *, threads: int = 1, port: int = 0, start_timeout_s: float = START_TIMEOUT_S
+) -> Iterator[RunningServer]:
+    """Serve ``base`` and the adapters (name -> checkpoint directory) on loopback until the block is left.
+
+    Raises:
+        ModelUnavailable: it does not answer in time or ends; the message holds the end of its log.
+    """
+    command = [sys.executable, "-m", "babylon_rl.models.server", str(base_dir)]
+    command += ["--port", str(port), "--threads", str(threads), "--end-with-stdin"]
+    for name, directory in (adapters or {}).items():
+        command += ["--adapter", f"{name}={directory}"]
+    with tempfile.TemporaryDirectory(prefix="babylon-rl-serve-") as folder:
+        log = Path(folder) / "server.log"
+        with log.open("wb") as errors:
+            # Its own session: Ctrl-C reaches the parent alone, which stops the child on its way out.
+            child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=_package_root(), start_new_session=True
+            )
+        try:
+            bound = _announced_port(child, log, time.monotonic() + start_timeout_s)
+            yield RunningServer(f"http://127.0.0.1:{bound}/v1", bound, child.pid, log)
+        finally:
+            _stop(child)
+
+
+def _announced_port(child: subprocess.Popen[bytes], log: Path, deadline: float) -> int:
+    assert child.stdout is not None
+    line = _line_before(child.stdout, deadline)
+    if line is None:
+        raise ModelUnavailable(f"The model server did not start in time. The end of its log:\n{_tail(log)}")
+    if not line:
+        raise ModelUnavailable(f"The model server ended with status {child.wait()} while starting. The end of its log:\n{_tail(log)}")
+    return int(json.loads(line)["port"])
+
+
+def _line_before(stream: IO[bytes], deadline: float) -> bytes | None:
+    """The first line of ``stream``; empty when it closed, None when the deadline passed."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        ready = selector.select(max(0.0, deadline - time.monotonic()))
+    return stream.readline() if ready else None
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+    return "\n".join(f"  {line}" for line in lines) or "  (empty)"
+
+
+def _package_root() -> Path:
+    """Where ``babylon_rl`` is importable from, also when the parent runs from another directory."""
+    return Path(__file__).resolve().parents[2]

@@ -1,0 +1,327 @@
+"""Rows of batches: what was frozen, in which state it is, who runs it, and the write-ahead record of its iterations.
+
+A run of a batch holds a number, its attempt; every write of a run says for which attempt it writes, and finds no row once a newer
+run has begun. So an older process that comes back to life cannot change anything.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from babylon_rl.errors import BatchConflict
+from babylon_rl.store.freezable import FreezableEpisode
+
+LIVE_STATES = ("pending", "preparing", "scoring", "training", "uploading")
+_FREEZE_LOCK = 7_306_001
+_REGISTRY_LOCK = 7_306_002
+
+_BATCH = """
+SELECT b."batchId", b."baseModel", b."backend", b."parentVersion", b."version", b."seed", b."attempt", b."state", b."settings",
+       b."dropout", b."preflight", b."createdAt", b."heartbeatAt", p."startedAt", p."completedAt", p."error", p."trainingLoss",
+       (SELECT count(*) FROM babylon_rl.batch_items i WHERE i."batchId" = b."batchId" AND (i."live" OR i."consumed")),
+       ARRAY(SELECT DISTINCT e."window" FROM babylon_rl.batch_episodes e WHERE e."batchId" = b."batchId" AND e."dropped" IS NULL
+             ORDER BY e."window" DESC)
+FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."batchId"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch. ``trajectories`` counts those that it holds or has consumed; ``windows`` those still in it, newest first."""
+
+    batch_id: str
+    base_model: str
+    backend: str
+    parent_version: str | None
+    version: str
+    seed: int
+    attempt: int
+    state: str
+    settings: Mapping[str, Any]
+    dropout: Mapping[str, Any]
+    preflight: Mapping[str, Any] | None
+    created_at: datetime
+    heartbeat_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    error: str | None
+    loss: float | None
+    trajectories: int
+    windows: Sequence[str]
+
+    @property
+    def live(self) -> bool:
+        """True while it may still train."""
+        return self.state in LIVE_STATES
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEpisode:
+    """An episode of a batch with its judgement; ``trajectory_ids`` are those frozen, ``dropped`` why it left (None: it is in)."""
+
+    window: str
+    agent_id: str
+    trajectory_ids: Sequence[str]
+    score: float | None
+    rank: int | None
+    advantage: float | None
+    sequences: int | None
+    dropped: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """What ``insert_batch`` writes."""
+
+    batch_id: str
+    base_model: str
+    backend: str
+    parent_version: str | None
+    version: str
+    seed: int
+    settings: Mapping[str, Any]
+    dropout: Mapping[str, Any]
+    now: datetime
+    episodes: Sequence[FreezableEpisode]
+
+
+@contextmanager
+def own_transaction(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """A transaction that is committed at its end whatever the caller had open: what was open before is committed first."""
+    connection.commit()
+    with connection.transaction():
+        yield
+
+
+def lock_freezing(connection: psycopg.Connection[Any]) -> None:
+    """Let one transaction at a time freeze; released at its end."""
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_FREEZE_LOCK])
+
+
+def lock_registry(connection: psycopg.Connection[Any]) -> None:
+    """Let one transaction at a time decide a version number; released at its end."""
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_REGISTRY_LOCK])
+
+
+def batch_id_taken(connection: psycopg.Connection[Any], batch_id: str) -> bool:
+    """True when a batch of this id is there, ours or foreign."""
+    found = connection.execute('SELECT 1 FROM public.training_batches WHERE "batchId" = %s OR id = %s', [batch_id, batch_id])
+    return found.fetchone() is not None
+
+
+def insert_batch(connection: psycopg.Connection[Any], new: NewBatch) -> None:
+    """Write a batch with its items, inside the caller's transaction.
+
+    Raises:
+        BatchConflict: one of the trajectories is in a live batch.
+    """
+    pairs = [(episode, trajectory) for episode in new.episodes for trajectory in episode.trajectory_ids]
+    windows = sorted({episode.window for episode in new.episodes})
+    connection.execute(
+        """
+        INSERT INTO public.training_batches
+            (id, "batchId", "scenarioId", "baseModel", "modelVersion", "trajectoryIds", "rewardsJson", status, "createdAt")
+        VALUES (%s, %s, %s, %s, %s, %s, '[]', 'pending', %s)
+        """,
+        [new.batch_id, new.batch_id, windows[0] if len(windows) == 1 else None, new.base_model, new.version,
+         json.dumps([trajectory for _, trajectory in pairs]), new.now],
+    )  # fmt: skip
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.batches
+            ("batchId", "baseModel", "backend", "parentVersion", "version", "seed", "settings", "dropout", "createdAt", "heartbeatAt")
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+        """,
+        [new.batch_id, new.base_model, new.backend, new.parent_version, new.version, new.seed, Jsonb(dict(new.settings)),
+         Jsonb(dict(new.dropout)), new.now, new.now],
+    )  # fmt: skip
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.batch_episodes ("batchId", "window", "agentId", "trajectories")
+        SELECT %s, e."window", e."agentId", e."trajectories"
+        FROM unnest(%s::text[], %s::text[], %s::int[]) AS e("window", "agentId", "trajectories")
+        """,
+        [new.batch_id, [episode.window for episode in new.episodes], [episode.agent_id for episode in new.episodes],
+         [len(episode.trajectory_ids) for episode in new.episodes]],
+    )  # fmt: skip
+    try:
+        with connection.transaction():
+            connection.execute(
+                """
+                INSERT INTO babylon_rl.batch_items ("batchId", "window", "agentId", "trajectoryId", "position")
+                SELECT %s, i."window", i."agentId", i."trajectoryId", i."position"
+                FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS i("window", "agentId", "trajectoryId", "position")
+                """,
+                [new.batch_id, [episode.window for episode, _ in pairs], [episode.agent_id for episode, _ in pairs],
+                 [trajectory for _, trajectory in pairs]],
+            )  # fmt: skip
+    except psycopg.errors.UniqueViolation as held:
+        detail = held.diag.message_detail
+        raise BatchConflict(f"A trajectory of the new batch is already in a live batch ({detail}). Freeze again.") from None
+
+
+def read_batch(connection: psycopg.Connection[Any], batch_id: str) -> Batch | None:
+    """One batch of ours, or None."""
+    row = connection.execute(_BATCH + 'WHERE b."batchId" = %s', [batch_id]).fetchone()
+    return None if row is None else Batch(*row)
+
+
+def read_batches(connection: psycopg.Connection[Any], states: Sequence[str] | None = None, limit: int = 100) -> list[Batch]:
+    """Batches of ours, newest first; with ``states``, those in one of them."""
+    rows = connection.execute(
+        _BATCH + 'WHERE %s::text[] IS NULL OR b."state" = ANY(%s) ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %s',
+        [None if states is None else list(states), None if states is None else list(states), limit],
+    )
+    return [Batch(*row) for row in rows]
+
+
+def read_foreign_batches(connection: psycopg.Connection[Any], limit: int = 100) -> list[dict[str, Any]]:
+    """Rows of training_batches that this pipeline did not write, newest first: shown, never touched."""
+    rows = connection.execute(
+        """
+        SELECT p."batchId", p.status, p."baseModel", p."modelVersion", p."createdAt", p."completedAt", p.error
+        FROM public.training_batches p
+        WHERE NOT EXISTS (SELECT FROM babylon_rl.batches b WHERE b."batchId" = p."batchId")
+        ORDER BY p."createdAt" DESC LIMIT %s
+        """,
+        [limit],
+    ).fetchall()
+    names = ("batchId", "status", "baseModel", "modelVersion", "createdAt", "completedAt", "error")
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def read_batch_episodes(connection: psycopg.Connection[Any], batch_id: str) -> list[BatchEpisode]:
+    """The episodes that a batch froze, newest window first, then by agent, with those that left it."""
+    rows = connection.execute(
+        """
+        SELECT e."window", e."agentId", array_agg(i."trajectoryId" ORDER BY i."position"), e."score", e."rank", e."advantage",
+               e."sequences", e."dropped"
+        FROM babylon_rl.batch_episodes e
+        JOIN babylon_rl.batch_items i USING ("batchId", "window", "agentId")
+        WHERE e."batchId" = %s
+        GROUP BY e."batchId", e."window", e."agentId"
+        ORDER BY e."window" DESC, e."agentId"
+        """,
+        [batch_id],
+    )
+    return [BatchEpisode(*row) for row in rows]
+
+
+def last_completed_at(connection: psycopg.Connection[Any]) -> datetime | None:
+    """When the newest completed batch ended, ours or foreign; None before the first."""
+    row = connection.execute("SELECT max(\"completedAt\") FROM public.training_batches WHERE status = 'completed'").fetchone()
+    return None if row is None else row[0]
+
+
+def claim_batch(connection: psycopg.Connection[Any], batch_id: str, now: datetime) -> int | None:
+    """Begin a run: the next attempt number, or None when the batch is not live; the caller commits."""
+    row = connection.execute(
+        """
+        UPDATE babylon_rl.batches SET "attempt" = "attempt" + 1, "heartbeatAt" = greatest("heartbeatAt", %s)
+        WHERE "batchId" = %s AND "state" = ANY(%s) RETURNING "attempt"
+        """,
+        [now, batch_id, list(LIVE_STATES)],
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def advance_batch(connection: psycopg.Connection[Any], batch_id: str, attempt: int, state: str, now: datetime) -> None:
+    """Set a live batch's state in both tables, for the run ``attempt``.
+
+    Raises:
+        BatchConflict: the batch ended (cancelled, failed, completed), or a newer run has it.
+    """
+    _touch(connection, batch_id, attempt, now, state)
+    connection.execute(
+        'UPDATE public.training_batches SET status = %s, "startedAt" = COALESCE("startedAt", %s) WHERE "batchId" = %s',
+        [state, now, batch_id],
+    )
+
+
+def heartbeat(connection: psycopg.Connection[Any], batch_id: str, attempt: int, now: datetime) -> None:
+    """Say that the run is alive, in a short transaction of its own.
+
+    Raises:
+        BatchConflict: the batch ended, or a newer run has it.
+    """
+    with own_transaction(connection):
+        _touch(connection, batch_id, attempt, now, None)
+
+
+def _touch(connection: psycopg.Connection[Any], batch_id: str, attempt: int, now: datetime, state: str | None) -> None:
+    found = connection.execute(
+        """
+        UPDATE babylon_rl.batches SET "heartbeatAt" = %s, "state" = COALESCE(%s, "state")
+        WHERE "batchId" = %s AND "attempt" = %s AND "state" = ANY(%s)
+        """,
+        [now, state, batch_id, attempt, list(LIVE_STATES)],
+    )
+    if found.rowcount == 0:
+        raise BatchConflict(_why_not(connection, batch_id, attempt))
+
+
+def _why_not(connection: psycopg.Connection[Any], batch_id: str, attempt: int) -> str:
+    batch = read_batch(connection, batch_id)
+    if batch is None:
+        return f"There is no batch {batch_id}; `babylon-rl batches` lists them."
+    if batch.live:
+        return f"Run {attempt} of {batch_id} stops: run {batch.attempt} has taken the batch over."
+    return f"{batch_id} is {batch.state}{f' ({batch.error})' if batch.error else ''}; freeze a new batch with `babylon-rl train`."
+
+
+def write_judgements(connection: psycopg.Connection[Any], batch_id: str, episodes: Sequence[BatchEpisode]) -> None:
+    """Store scores, ranks, advantages and reasons of leaving; give back the trajectories of episodes that left."""
+    connection.execute(
+        """
+        UPDATE babylon_rl.batch_episodes e
+        SET "score" = n."score", "rank" = n."rank", "advantage" = n."advantage", "sequences" = n."sequences", "dropped" = n."dropped"
+        FROM unnest(%s::text[], %s::text[], %s::float8[], %s::int[], %s::float8[], %s::int[], %s::text[])
+             AS n("window", "agentId", "score", "rank", "advantage", "sequences", "dropped")
+        WHERE e."batchId" = %s AND e."window" = n."window" AND e."agentId" = n."agentId"
+        """,
+        [[e.window for e in episodes], [e.agent_id for e in episodes], [e.score for e in episodes], [e.rank for e in episodes],
+         [e.advantage for e in episodes], [e.sequences for e in episodes], [e.dropped for e in episodes], batch_id],
+    )  # fmt: skip
+    connection.execute(
+        """
+        UPDATE babylon_rl.batch_items i SET "live" = FALSE FROM babylon_rl.batch_episodes e
+        WHERE i."batchId" = %s AND i."live" AND e."batchId" = i."batchId" AND e."window" = i."window" AND e."agentId" = i."agentId"
+          AND e."dropped" IS NOT NULL
+        """,
+        [batch_id],
+    )
+    kept = [trajectory for episode in episodes if episode.dropped is None for trajectory in episode.trajectory_ids]
+    connection.execute('UPDATE public.training_batches SET "trajectoryIds" = %s WHERE "batchId" = %s', [json.dumps(kept), batch_id])
+
+
+def write_preflight(connection: psycopg.Connection[Any], batch_id: str, preflight: Mapping[str, Any], parent: str | None) -> None:
+    """Store what pre-flight found and the parent that the training continues from."""
+    connection.execute(
+        'UPDATE babylon_rl.batches SET "preflight" = %s, "parentVersion" = %s WHERE "batchId" = %s',
+        [Jsonb(dict(preflight)), parent, batch_id],
+    )
+
+
+def end_failed(connection: psycopg.Connection[Any], batch_id: str, error: str, now: datetime, attempt: int | None = None) -> bool:
+    """Fail a live batch and free its trajectories, in the caller's transaction; False when it had ended, or ``attempt`` is not its run."""
+    found = connection.execute(
+        """
+        UPDATE babylon_rl.batches SET "state" = 'failed'
+        WHERE "batchId" = %s AND "state" = ANY(%s) AND (%s::int IS NULL OR "attempt" = %s)
+        """,
+        [batch_id, list(LIVE_STATES), attempt, attempt],
+    )
+    if found.rowcount == 0:
+        return False
+    connection.execute(
+        "UPDATE public.training_batches SET status = 'failed', error = %s, \"completedAt\" = %s WHERE \"batchId\" = %s",
+        [error, now, batch_id],
+    )
+    connection.execute('UPDATE babylon_rl.batch_items SET "live" = FALSE WHERE "batchId" = %s AND "live"', [batch_id])
+    return True

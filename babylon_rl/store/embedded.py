@@ -1,0 +1,155 @@
+"""Who may start and stop the embedded server: the first user starts it, the last one to leave stops it.
+
+Each user holds a shared lock on ``use.lock``; starting and stopping happen under an exclusive one on ``start.lock``. The kernel
+drops the locks of a process that dies, so a server left by a crash is found and used by the next start and stopped after it.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import IO, NoReturn
+
+from babylon_rl.errors import EmbeddedServerError
+from babylon_rl.store.cluster import START_TIMEOUT_S, Cluster
+
+
+@contextlib.contextmanager
+def use_server(home: Path) -> Iterator[str]:
+    """The connection string of the server under ``home``, which runs until the last user has left.
+
+    Raises:
+        EmbeddedServerError: it cannot be made, started or stopped; the message says what to do.
+    """
+    with _polite_termination():
+        cluster = Cluster(_prepared(home))
+        lease = _open_lock(home / "use.lock")
+        try:
+            with _locked(home / "start.lock"):
+                _take(lease, fcntl.LOCK_SH, home)
+                port = _ensure_running(cluster, lease)
+                url = cluster.url(port)
+            yield url
+        finally:
+            with lease, _locked(home / "start.lock"):
+                if _is_last(lease):
+                    cluster.stop()
+
+
+def stop_everything(home: Path) -> list[str]:
+    """Stop the server under ``home`` even while somebody uses it, and say what was stopped, one sentence each."""
+    if not (home / "postgres").exists():
+        return []
+    with _locked(home / "start.lock"):
+        cluster = Cluster(home)
+        port = cluster.running_port()
+        return [f"Stopped the embedded database on port {port} ({cluster.directory})."] if cluster.stop() else []
+
+
+def running_url(home: Path) -> str | None:
+    """The connection string of the server under ``home`` when it runs, without using it; else None."""
+    cluster = Cluster(home)
+    port = cluster.running_port()
+    return None if port is None else cluster.url(port)
+
+
+def _ensure_running(cluster: Cluster, lease: IO[bytes]) -> int:
+    """The port of the running server, starting or making one first; the caller holds start.lock."""
+    cluster.create()
+    deadline = time.monotonic() + START_TIMEOUT_S
+    if not cluster.password_file.exists() and cluster.running_port() is not None and _is_last(lease):
+        cluster.stop()  # a crash's leftover, and only a stopped server can be given a new password
+        _take(lease, fcntl.LOCK_SH, cluster.home)
+    while (port := cluster.running_port()) is not None:
+        if cluster.answers(port):
+            return port
+        if time.monotonic() > deadline:
+            raise EmbeddedServerError(f"The embedded server on port {port} does not answer. Run `babylon-rl stop`, then the command again.")
+        time.sleep(0.1)
+    return cluster.start()
+
+
+def _prepared(home: Path) -> Path:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as failed:
+        raise EmbeddedServerError(
+            f"The state directory {home} cannot be made: {failed.strerror}. Set BABYLON_RL_HOME to another one."
+        ) from None
+    return home
+
+
+def _open_lock(path: Path) -> IO[bytes]:
+    try:
+        file = open(path, "ab")  # noqa: SIM115 (held beyond this function; close-on-exec, so no program that we start inherits it)
+    except OSError as failed:
+        raise EmbeddedServerError(
+            f"The state directory {path.parent} cannot be used: {failed.strerror} ({path.name}). "
+            "Run as the user who made it, or set BABYLON_RL_HOME to another one."
+        ) from None
+    _opened_locks.add(file)
+    return file
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with _open_lock(path) as lock:
+        _take(lock, fcntl.LOCK_EX, path.parent)
+        yield
+
+
+def _take(lock: IO[bytes], kind: int, home: Path) -> None:
+    try:
+        fcntl.flock(lock, kind)
+    except OSError as failed:
+        raise EmbeddedServerError(f"Files in {home} cannot be locked: {failed.strerror}. Set BABYLON_RL_HOME to a local disk.") from None
+
+
+def _is_last(lease: IO[bytes]) -> bool:
+    """Give up the shared lock; True when nobody else holds one."""
+    fcntl.flock(lease, fcntl.LOCK_UN)
+    try:
+        fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+_opened_locks: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    """A forked child shares its parent's locks and would keep them for as long as it lives."""
+    for file in tuple(_opened_locks):
+        file.close()
+    _opened_locks.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+@contextlib.contextmanager
+def _polite_termination() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit, so that what we started is stopped; handlers of others stay."""
+    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for number in ours:
+        signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number in ours:
+            if signal.getsignal(number) is _leave:
+                signal.signal(number, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)

@@ -1,0 +1,144 @@
+"""What the game recorded of its markets, by window: prices around each hour, questions that were open, events.
+
+One query per kind for any number of hours; each price is found by its index. Equal timestamps are ordered by id, and prices
+that are not finite numbers are as good as absent.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import psycopg
+
+from babylon_rl.windows import window_of, window_start
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+class StockSpan(msgspec.Struct, frozen=True):
+    """An organization's prices around a window: the last at or before its start, the first in it, the last before its end."""
+
+    window: str
+    organization_id: str
+    name: str
+    initial_price: float | None
+    price_before: float | None
+    first_price: float | None
+    last_price: float
+    moved: bool
+    volume: float | None
+
+
+class QuestionSpan(msgspec.Struct, frozen=True):
+    """A question (or a market without one) that was open in a window, and its probabilities around it."""
+
+    window: str
+    market_id: str
+    question_number: int | None
+    question: str
+    answer: bool | None
+    resolved_at: datetime | None
+    probability_before: float | None
+    last_probability: float | None
+    moved: bool
+
+
+class Event(msgspec.Struct, frozen=True):
+    """A world event in a window."""
+
+    window: str
+    event_id: str
+    description: str
+    actors: list[str] | None
+    related_question: int | None
+
+
+_FINITE = "BETWEEN '-1e300'::float8 AND '1e300'::float8"
+
+STOCKS = f"""
+    SELECT hour.start, organization.id, organization.name, organization."initialPrice",
+        before.price, first.price, last.price, last."timestamp" >= hour.start, traded.volume
+    FROM unnest(%(starts)s::timestamp[]) AS hour (start)
+    CROSS JOIN public."Organization" organization
+    CROSS JOIN LATERAL (
+        SELECT price, "timestamp" FROM public."StockPrice"
+        WHERE "organizationId" = organization.id AND "timestamp" < hour.start + interval '1 hour' AND price {_FINITE}
+        ORDER BY "timestamp" DESC, id COLLATE "C" DESC LIMIT 1
+    ) last
+    LEFT JOIN LATERAL (
+        SELECT price FROM public."StockPrice"
+        WHERE "organizationId" = organization.id AND "timestamp" <= hour.start AND price {_FINITE}
+        ORDER BY "timestamp" DESC, id COLLATE "C" DESC LIMIT 1
+    ) before ON true
+    LEFT JOIN LATERAL (
+        SELECT price FROM public."StockPrice"
+        WHERE "organizationId" = organization.id AND "timestamp" > hour.start AND "timestamp" < hour.start + interval '1 hour'
+          AND price {_FINITE}
+        ORDER BY "timestamp", id COLLATE "C" LIMIT 1
+    ) first ON before.price IS NULL OR before.price <= 0
+    LEFT JOIN LATERAL (
+        SELECT sum(volume) AS volume FROM public."StockPrice"
+        WHERE "organizationId" = organization.id AND "timestamp" >= hour.start AND "timestamp" < hour.start + interval '1 hour'
+          AND volume {_FINITE}
+    ) traded ON true
+    ORDER BY hour.start, organization.id COLLATE "C"
+"""
+
+QUESTIONS = f"""
+    WITH asked AS (
+        SELECT question.id, question."questionNumber" AS number, question.text, question."createdDate" AS created,
+            COALESCE(question."resolvedOutcome", CASE WHEN market.resolved THEN market.resolution END) AS answer,
+            CASE WHEN question."resolvedOutcome" IS NOT NULL THEN question."updatedAt" END AS answered
+        FROM public."Question" question LEFT JOIN public."Market" market ON market.id = question.id
+        UNION ALL
+        SELECT market.id, NULL, market.question, market."createdAt", CASE WHEN market.resolved THEN market.resolution END,
+            CASE WHEN market.resolved THEN market."endDate" END
+        FROM public."Market" market WHERE NOT EXISTS (SELECT FROM public."Question" question WHERE question.id = market.id)
+    ), timed AS (
+        SELECT asked.*, COALESCE((
+            SELECT min("createdAt") FROM public."PredictionPriceHistory" WHERE "marketId" = asked.id AND "eventType" = 'resolution'
+        ), answered) AS resolved FROM asked
+    )
+    SELECT hour.start, timed.id, timed.number, timed.text, timed.answer, timed.resolved,
+        before.probability, last.probability, COALESCE(last.moment >= hour.start, false)
+    FROM unnest(%(starts)s::timestamp[]) AS hour (start)
+    JOIN timed ON timed.created < hour.start + interval '1 hour' AND (timed.resolved IS NULL OR timed.resolved >= hour.start)
+    LEFT JOIN LATERAL (
+        SELECT "yesPrice" AS probability FROM public."PredictionPriceHistory"
+        WHERE "marketId" = timed.id AND "createdAt" <= hour.start AND "yesPrice" {_FINITE}
+        ORDER BY "createdAt" DESC, id COLLATE "C" DESC LIMIT 1
+    ) before ON true
+    LEFT JOIN LATERAL (
+        SELECT "yesPrice" AS probability, "createdAt" AS moment FROM public."PredictionPriceHistory"
+        WHERE "marketId" = timed.id AND "createdAt" < hour.start + interval '1 hour' AND "yesPrice" {_FINITE}
+        ORDER BY "createdAt" DESC, id COLLATE "C" DESC LIMIT 1
+    ) last ON true
+    ORDER BY hour.start, timed.number NULLS LAST, timed.id COLLATE "C"
+"""
+
+EVENTS = """
+    SELECT hour.start, event.id, event.description, event.actors, event."relatedQuestion"
+    FROM unnest(%(starts)s::timestamp[]) AS hour (start)
+    JOIN public."WorldEvent" event ON event."timestamp" >= hour.start AND event."timestamp" < hour.start + interval '1 hour'
+    ORDER BY event."timestamp", event.id COLLATE "C"
+"""
+
+
+def stock_spans(connection: Connection, windows: Sequence[str]) -> list[StockSpan]:
+    """Every organization that has a price before a window's end, by window, then id."""
+    return [StockSpan(window_of(start), *values) for start, *values in _rows(connection, STOCKS, windows)]
+
+
+def question_spans(connection: Connection, windows: Sequence[str]) -> list[QuestionSpan]:
+    """Every question created before a window's end and not resolved before its start, by window, then number."""
+    return [QuestionSpan(window_of(start), *values) for start, *values in _rows(connection, QUESTIONS, windows)]
+
+
+def events(connection: Connection, windows: Sequence[str]) -> list[Event]:
+    """The events of some windows in order of time."""
+    return [Event(window_of(start), *values) for start, *values in _rows(connection, EVENTS, windows)]
+
+
+def _rows(connection: Connection, statement: str, windows: Sequence[str]) -> list[tuple[Any, ...]]:
+    return connection.execute(statement, {"starts": [window_start(window) for window in windows]}).fetchall()

@@ -1,0 +1,192 @@
+"""Bring a database up to date: numbered SQL files, forward only, each in one transaction together with its own record.
+
+Migration 0001 makes the contract's tables where they are absent and leaves those that exist alone. Every transaction holds an
+advisory lock and reads the records anew, so that two who migrate at once do each step once, also behind a pooler.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from babylon_rl.errors import DatabaseError, SchemaMismatch
+from babylon_rl.store.database import Database
+from babylon_rl.store.schema import Table, differences, expected_tables, read_tables
+from babylon_rl.windows import utc_now
+
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+CONTRACT = "0001_contract_tables"
+_LOCK = 0x6261_6279_6C6F_6E  # "babylon"
+_LOCK_TIMEOUT_S = 120
+_OWN_TABLE = re.compile(r'^\s*CREATE TABLE\s+(?:IF NOT EXISTS\s+)?"?babylon_rl"?\."?(\w+)"?', re.IGNORECASE | re.MULTILINE)
+_DROPPED_TABLE = re.compile(r'^\s*DROP TABLE\s+(?:IF EXISTS\s+)?"?babylon_rl"?\."?(\w+)"?', re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class MigrationReport:
+    """What a migration did, or (``check_only``) would do.
+
+    ``applied``: migrations by name, each followed by the contract's tables it created; ``adopted``: tables of the contract that
+    existed before; ``differences``: sentences on what in ``public`` does not fit the contract. None of them is repaired.
+    """
+
+    applied: tuple[str, ...] = ()
+    adopted: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Migration:
+    """One file of migrations/."""
+
+    name: str
+    sql: str = field(repr=False)
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the text."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def migrate(
+    database: Database, *, check_only: bool = False, now: datetime | None = None, directory: Path = MIGRATIONS
+) -> MigrationReport:
+    """Apply what is missing, in order; with ``check_only`` change nothing and say what would be done.
+
+    Raises:
+        SchemaMismatch: the records do not belong to these files, a recorded table is gone, or a step does not fit the database.
+        DatabaseError: the role lacks a privilege, or another migration holds the lock.
+    """
+    files = read_migrations(directory)
+    try:
+        with database.connect_directly(autocommit=True) as connection:
+            expected = expected_tables(connection, files[0].sql)
+            before = read_tables(connection, "public")
+            recorded = _recorded(connection)
+            pending = _pending(files, recorded)
+            _check_tables(connection, files, recorded, expected, before)
+            applied = [] if check_only else _apply_all(connection, files, now or utc_now())
+            new = {migration.name for migration in (pending if check_only else files) if check_only or migration.name in applied}
+            after = before if check_only else read_tables(connection, "public")
+    except psycopg.errors.InsufficientPrivilege as refused:
+        raise DatabaseError(
+            f"The database's role lacks a privilege: {refused.diag.message_primary}. "
+            'Grant CREATE and TEMPORARY on the database (and CREATE on "public" when its tables are absent), then run `babylon-rl migrate` again.'
+        ) from None
+    except psycopg.errors.LockNotAvailable:
+        raise DatabaseError(
+            f"Another migration has held the lock for {_LOCK_TIMEOUT_S} s. Wait for it to end, then run it again."
+        ) from None
+    first_time = CONTRACT in new
+    created = [f'public."{name}"' for name in expected if name not in before] if first_time else []
+    names = [migration.name for migration in files if migration.name in new]
+    return MigrationReport(
+        applied=tuple(names[:1] + created + names[1:]) if first_time else tuple(names),
+        adopted=tuple(f'public."{name}"' for name in expected if name in before) if first_time else (),
+        differences=tuple(differences(expected, after)),
+    )
+
+
+def require_migrated(database: Database) -> None:
+    """Raise SchemaMismatch unless every migration of this version is applied to the database."""
+    with database.connect_directly(autocommit=True) as connection:
+        pending = _pending(read_migrations(), _recorded(connection))
+    if pending:
+        raise SchemaMismatch(
+            f"The database at {database.address} is not up to date ({len(pending)} migrations are missing, from {pending[0].name}). "
+            "Run `babylon-rl migrate`."
+        )
+
+
+def read_migrations(directory: Path = MIGRATIONS) -> list[Migration]:
+    """The migrations in order. Raises SchemaMismatch when there are none."""
+    paths = sorted(directory.glob("[0-9][0-9][0-9][0-9]_*.sql"))
+    if not paths or paths[0].stem != CONTRACT:
+        raise SchemaMismatch(
+            f"{directory} does not hold {CONTRACT}.sql. Run babylon_rl from a complete clone, installed with `make setup`."
+        )
+    return [Migration(path.stem, path.read_text(encoding="utf-8")) for path in paths]
+
+
+def _apply_all(connection: psycopg.Connection[tuple[Any, ...]], files: list[Migration], now: datetime) -> list[str]:
+    applied: list[str] = []
+    while True:
+        with connection.transaction():
+            connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'")
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            pending = _pending(files, _recorded(connection))
+            if not pending:
+                return applied
+            _apply(connection, pending[0], now)
+        applied.append(pending[0].name)
+
+
+def _apply(connection: psycopg.Connection[tuple[Any, ...]], migration: Migration, now: datetime) -> None:
+    connection.execute('CREATE SCHEMA IF NOT EXISTS "babylon_rl"')
+    connection.execute(
+        'CREATE TABLE IF NOT EXISTS babylon_rl.migrations (id TEXT PRIMARY KEY, checksum TEXT NOT NULL, "appliedAt" TIMESTAMP(3) NOT NULL)'
+    )
+    connection.execute("SET LOCAL search_path = public")
+    try:
+        connection.execute(migration.sql)
+    except psycopg.errors.InsufficientPrivilege:
+        raise
+    except psycopg.ProgrammingError as refused:
+        raise SchemaMismatch(
+            f"Migration {migration.name} does not fit this database: {refused.diag.message_primary}. Nothing of it was applied. "
+            "Something of that name is there that no migration made: rename or remove it, then run `babylon-rl migrate` again."
+        ) from refused
+    connection.execute("INSERT INTO babylon_rl.migrations VALUES (%s, %s, %s)", (migration.name, migration.checksum, now))
+
+
+def _recorded(connection: psycopg.Connection[tuple[Any, ...]]) -> dict[str, str]:
+    if connection.execute("SELECT to_regclass('babylon_rl.migrations')").fetchone() == (None,):
+        return {}
+    return dict(connection.execute("SELECT id, checksum FROM babylon_rl.migrations ORDER BY id").fetchall())
+
+
+def _pending(files: list[Migration], recorded: dict[str, str]) -> list[Migration]:
+    """What is not recorded yet. Raises SchemaMismatch when the records are not a beginning of ``files``."""
+    known = {migration.name: migration for migration in files}
+    for name, checksum in recorded.items():
+        if name not in known:
+            raise SchemaMismatch(
+                f"The database holds migration {name}, which this version of babylon_rl does not know. Update the code (git pull, make setup)."
+            )
+        if known[name].checksum != checksum:
+            raise SchemaMismatch(
+                f"Migration {name} was changed after it was applied here. Restore migrations/{name}.sql as it was; a change belongs into a new file."
+            )
+    pending = [migration for migration in files if migration.name not in recorded]
+    if pending and recorded and pending[0].name < max(recorded):
+        raise SchemaMismatch(
+            f"The database is half migrated: {max(recorded)} is recorded, {pending[0].name} before it is not. "
+            "Restore the database or babylon_rl.migrations from a backup."
+        )
+    return pending
+
+
+def _check_tables(
+    connection: psycopg.Connection[tuple[Any, ...]],
+    files: list[Migration],
+    recorded: dict[str, str],
+    contract: dict[str, Table],
+    public: dict[str, Table],
+) -> None:
+    """Raise SchemaMismatch when a table that the records speak of is not there."""
+    own: set[str] = set()
+    for migration in files:
+        if migration.name in recorded:
+            own |= set(_OWN_TABLE.findall(migration.sql))
+            own -= set(_DROPPED_TABLE.findall(migration.sql))
+    gone = [f'public."{name}"' for name in contract if CONTRACT in recorded and name not in public]
+    gone += [f"babylon_rl.{name}" for name in sorted(own - read_tables(connection, "babylon_rl").keys())] if own else []
+    if gone:
+        raise SchemaMismatch(
+            f"The database is half migrated: {', '.join(gone)} {'is' if len(gone) == 1 else 'are'} recorded as made and not there. "
+            "Restore from a backup; or, to make empty ones, delete the rows of babylon_rl.migrations that made them and run `babylon-rl migrate`."
+        )

@@ -1,0 +1,94 @@
+"""market_outcomes, which has no unique key, and babylon_rl.market_windows: read as they are, replaced whole by window."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import psycopg
+from psycopg.types.json import Jsonb
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+class OutcomeRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of market_outcomes, less createdAt; a stock row or a prediction row."""
+
+    id: str
+    window: str
+    ticker: str | None = None
+    start_price: Decimal | None = None
+    end_price: Decimal | None = None
+    change_percent: Decimal | None = None
+    sentiment: str | None = None
+    news: list[str] | None = None
+    market_id: str | None = None
+    question: str | None = None
+    outcome: str | None = None
+    probability: Decimal | None = None
+    volume: Decimal | None = None
+
+
+class MarketWindowRow(msgspec.Struct, frozen=True, rename="camel"):
+    """One row of babylon_rl.market_windows."""
+
+    window: str
+    mean_change: float | None
+    volatility: float | None
+    stocks: int
+    predictions: int
+    flags: list[dict[str, Any]]
+    data_version: str
+
+
+_COLUMNS = """id, "windowId", "stockTicker", "startPrice", "endPrice", "changePercent", sentiment, "newsEvents", "predictionMarketId",
+    question, outcome, "finalProbability", volume"""
+
+_READ = f"""SELECT {_COLUMNS} FROM public.market_outcomes WHERE "windowId" = ANY(%s)"""
+_DELETE = """DELETE FROM public.market_outcomes WHERE "windowId" = ANY(%s)"""
+_WRITE = f"""COPY public.market_outcomes ({_COLUMNS}, "createdAt") FROM STDIN"""
+
+_DELETE_WINDOWS = """DELETE FROM babylon_rl.market_windows WHERE "window" = ANY(%s)"""
+_UPSERT_WINDOWS = """
+    INSERT INTO babylon_rl.market_windows AS held
+        ("window", "meanChange", "volatility", "stocks", "predictions", "flags", "dataVersion", "computedAt")
+    SELECT "window", "meanChange", "volatility", "stocks", "predictions", "flags", "dataVersion", %(now)s
+    FROM jsonb_to_recordset(%(windows)s) AS given ("window" text, "meanChange" float8, "volatility" float8, "stocks" int,
+        "predictions" int, "flags" jsonb, "dataVersion" text)
+    ON CONFLICT ("window") DO UPDATE SET
+        "meanChange" = excluded."meanChange", "volatility" = excluded."volatility", "stocks" = excluded."stocks",
+        "predictions" = excluded."predictions", "flags" = excluded."flags", "dataVersion" = excluded."dataVersion",
+        "computedAt" = excluded."computedAt"
+    WHERE held."dataVersion" <> excluded."dataVersion"
+"""
+
+
+def read_rows(connection: Connection, windows: Sequence[str]) -> dict[str, set[bytes]]:
+    """What market_outcomes holds for some windows, each row as comparable bytes."""
+    held: dict[str, set[bytes]] = {window: set() for window in windows}
+    for values in connection.execute(_READ, (list(windows),)).fetchall():
+        row = OutcomeRow(**dict(zip(OutcomeRow.__struct_fields__, values, strict=True)))
+        held[row.window].add(comparable(row))
+    return held
+
+
+def comparable(row: OutcomeRow) -> bytes:
+    """A row as bytes: equal rows, equal bytes."""
+    return msgspec.json.encode(row)
+
+
+def replace_rows(connection: Connection, rows: Mapping[str, Sequence[OutcomeRow]], now: datetime) -> None:
+    """Make ``rows`` (window -> its rows) all that market_outcomes holds for these windows, in the caller's transaction."""
+    connection.execute(_DELETE, (list(rows),))
+    with connection.cursor().copy(_WRITE) as copy:
+        for some in rows.values():
+            for row in some:
+                values = [getattr(row, name) for name in OutcomeRow.__struct_fields__]
+                copy.write_row([Jsonb(value) if isinstance(value, list) else value for value in values] + [now])
+
+
+def replace_windows(connection: Connection, windows: Sequence[MarketWindowRow], empty: Sequence[str], now: datetime) -> None:
+    """Bring babylon_rl.market_windows up to date; ``empty`` windows are forgotten, unchanged ones not touched."""
+    connection.execute(_DELETE_WINDOWS, (list(empty),))
+    connection.execute(_UPSERT_WINDOWS, {"windows": Jsonb([msgspec.to_builtins(row) for row in windows]), "now": now})

@@ -1,0 +1,35 @@
+"""The newest rows that a training could use, with their texts: what readiness takes a sample of."""
+
+from typing import Any
+
+import psycopg
+
+from babylon_rl.store.trajectories import TrajectoryRow
+
+# Eligible rows are those that an hour's episodes hold; the hours' index bounds what is sorted.
+_NEWEST = """
+SELECT t."trajectoryId", t."agentId", t."startTime", t."windowId", t."windowHours", t."scenarioId", t."finalPnL", t."isTrainingData",
+       t."isEvaluation", t."usedInTraining", t."metricsJson", t."stepsJson"
+FROM babylon_rl.episodes e
+CROSS JOIN LATERAL unnest(e."trajectoryIds") AS i("trajectoryId")
+JOIN public.trajectories t ON t."trajectoryId" = i."trajectoryId"
+WHERE e."window" >= %s AND e."window" < %s AND e."window" <= %s AND NOT t."usedInTraining"
+ORDER BY t."startTime" DESC, t."trajectoryId" DESC
+LIMIT %s
+"""
+
+_UNSCORED = """
+SELECT w."window" FROM unnest(%s::text[]) AS w("window")
+WHERE NOT EXISTS (SELECT FROM babylon_rl.group_scores g WHERE g."window" = w."window" AND NOT g."stale")
+"""
+
+
+def newest_new_trainable(connection: psycopg.Connection[Any], first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:
+    """The newest eligible unused rows of the complete windows ``first`` <= window < ``end``, newest first."""
+    rows = connection.execute(_NEWEST, [first, end, complete, limit]).fetchall()
+    return [TrajectoryRow(*columns, metrics.encode(), steps.encode()) for *columns, metrics, steps in rows]
+
+
+def unscored_windows(connection: psycopg.Connection[Any], windows: list[str]) -> set[str]:
+    """Those of ``windows`` that hold no current scores."""
+    return {row[0] for row in connection.execute(_UNSCORED, [windows])}

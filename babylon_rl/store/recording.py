@@ -1,0 +1,141 @@
+"""Rows that recorders and the simulated game write into the game's tables, in sets."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def copy_rows(connection: psycopg.Connection[Any], table: str, rows: Rows) -> int:
+    """COPY rows (all with the keys of the first) into a table of ``public``; returns how many."""
+    if not rows:
+        return 0
+    columns = list(rows[0])
+    statement = sql.SQL("COPY public.{} ({}) FROM STDIN").format(sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns)))
+    with connection.cursor().copy(statement) as copy:
+        for row in rows:
+            copy.write_row([row[column] for column in columns])
+    return len(rows)
+
+
+def add_agents(connection: psycopg.Connection[Any], agents: Sequence[tuple[str, str]], now: datetime) -> None:
+    """Create the game users (id, name) of simulated agents that do not exist yet."""
+    ids, names = [agent for agent, _ in agents], [name for _, name in agents]
+    connection.execute(
+        """
+        INSERT INTO public."User" (id, username, "displayName", "isAgent", "isTest", "virtualBalance", "createdAt", "updatedAt")
+        SELECT agent.id, agent.id, agent.name, true, true, 10000, %(now)s, %(now)s
+        FROM unnest(%(ids)s::text[], %(names)s::text[]) AS agent(id, name)
+        ON CONFLICT (id) DO NOTHING
+        """,
+        {"ids": ids, "names": names, "now": now},
+    )
+
+
+def add_organizations(connection: psycopg.Connection[Any], companies: Sequence[tuple[str, str, float]], now: datetime) -> None:
+    """Create companies (id, name, initial price in dollars) that do not exist yet."""
+    connection.execute(
+        """
+        INSERT INTO public."Organization" (id, name, description, type, "canBeInvolved", "initialPrice", "currentPrice",
+                                           "createdAt", "updatedAt")
+        SELECT company.id, company.name, 'A simulated company', 'company', true, company.price, company.price, %(now)s, %(now)s
+        FROM unnest(%(ids)s::text[], %(names)s::text[], %(prices)s::float8[]) AS company(id, name, price)
+        ON CONFLICT (id) DO NOTHING
+        """,
+        {"ids": [c[0] for c in companies], "names": [c[1] for c in companies], "prices": [c[2] for c in companies], "now": now},
+    )
+
+
+def last_prices(connection: psycopg.Connection[Any], before: datetime) -> dict[str, float]:
+    """Each company's name and its last recorded price before a moment."""
+    rows = connection.execute(
+        """
+        SELECT organization.name, newest.price
+        FROM public."Organization" AS organization
+        CROSS JOIN LATERAL (
+            SELECT price FROM public."StockPrice" WHERE "organizationId" = organization.id AND "timestamp" < %(before)s
+            ORDER BY "timestamp" DESC, id DESC LIMIT 1
+        ) AS newest
+        """,
+        {"before": before},
+    )
+    return {name: float(price) for name, price in rows}
+
+
+def set_current_prices(connection: psycopg.Connection[Any], prices: Mapping[str, float], now: datetime) -> None:
+    """Companies' current prices, by id."""
+    connection.execute(
+        """
+        UPDATE public."Organization" AS organization SET "currentPrice" = latest.price, "updatedAt" = %(now)s
+        FROM unnest(%(ids)s::text[], %(prices)s::float8[]) AS latest(id, price) WHERE organization.id = latest.id
+        """,
+        {"ids": list(prices), "prices": list(prices.values()), "now": now},
+    )
+
+
+def next_question_number(connection: psycopg.Connection[Any]) -> int:
+    """The first question number that is free."""
+    row = connection.execute('SELECT coalesce(max("questionNumber"), 0) + 1 FROM public."Question"').fetchone()
+    return int(row[0]) if row else 1
+
+
+def newest_simulated_hour(connection: psycopg.Connection[Any]) -> str | None:
+    """The newest window that ``spawn-agents`` has written, None before the first."""
+    row = connection.execute('SELECT max("window") FROM babylon_rl.simulated_hours').fetchone()
+    return row[0] if row else None
+
+
+def simulated_hours(connection: psycopg.Connection[Any], seed: int) -> list[str]:
+    """The windows that ``spawn-agents`` wrote with a seed, in order."""
+    rows = connection.execute('SELECT "window" FROM babylon_rl.simulated_hours WHERE seed = %s ORDER BY "window"', (seed,))
+    return [window for (window,) in rows]
+
+
+def has_simulated_hour(connection: psycopg.Connection[Any], window: str) -> bool:
+    """True when ``spawn-agents`` has written this hour."""
+    return connection.execute('SELECT 1 FROM babylon_rl.simulated_hours WHERE "window" = %s', (window,)).fetchone() is not None
+
+
+def is_simulated_game(connection: psycopg.Connection[Any]) -> bool:
+    """True when every company in the database was written by the simulation (an empty database counts as such)."""
+    row = connection.execute(
+        """
+        SELECT NOT EXISTS (SELECT 1 FROM public."Organization" WHERE description IS DISTINCT FROM 'A simulated company')
+           AND (EXISTS (SELECT 1 FROM babylon_rl.simulated_hours WHERE "ownMarket")
+                OR NOT EXISTS (SELECT 1 FROM public."StockPrice") AND NOT EXISTS (SELECT 1 FROM public."Question")
+                   AND NOT EXISTS (SELECT 1 FROM public."WorldEvent"))
+        """
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def mark_simulated_hour(connection: psycopg.Connection[Any], window: str, seed: int, own_market: bool, now: datetime) -> None:
+    """Remember that ``spawn-agents`` wrote this hour; ``own_market`` says whether it wrote the market too."""
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.simulated_hours ("window", seed, "ownMarket", "createdAt") VALUES (%s, %s, %s, %s)
+        ON CONFLICT ("window") DO UPDATE SET seed = excluded.seed, "createdAt" = excluded."createdAt"
+        """,
+        (window, seed, own_market, now),
+    )
+
+
+def read_accounts(connection: psycopg.Connection[Any], agents: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """(balance, lifetime P&L) in dollars of the agents that exist."""
+    found = connection.execute('SELECT id, "virtualBalance", "lifetimePnL" FROM public."User" WHERE id = ANY(%s)', (list(agents),))
+    return {agent: (float(balance), float(pnl)) for agent, balance, pnl in found}
+
+
+def save_accounts(connection: psycopg.Connection[Any], accounts: Mapping[str, tuple[float, float]], now: datetime) -> None:
+    """Write (balance, lifetime P&L) in dollars back to the agents."""
+    connection.execute(
+        """
+        UPDATE public."User" AS agent SET "virtualBalance" = account.balance, "lifetimePnL" = account.pnl, "updatedAt" = %(now)s
+        FROM unnest(%(ids)s::text[], %(balances)s::numeric[], %(pnls)s::numeric[]) AS account(id, balance, pnl) WHERE agent.id = account.id
+        """,
+        {"ids": list(accounts), "balances": [b for b, _ in accounts.values()], "pnls": [p for _, p in accounts.values()], "now": now},
+    )

@@ -1,0 +1,204 @@
+"""The registry: trained_models as the game reads it, and the lineage of the versions that this pipeline made.
+
+A version without a lineage row is foreign: another producer wrote it. Foreign rows count when the next number is chosen, are
+shown as foreign, and are never a parent and never changed.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from babylon_rl.errors import BatchConflict
+from babylon_rl.store.batches import LIVE_STATES, BatchEpisode
+
+FIRST_VERSION = "v1.0.0"
+_SEMANTIC = re.compile(r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)
+
+_MODELS = """
+SELECT m."modelId", m.version, m."baseModel", m."trainingBatch", m.status, m."deployedAt", m."storagePath", m."benchmarkScore",
+       m.accuracy, m."avgReward", m."evalMetrics", m."createdAt", l."batchId" IS NULL, l."parentVersion", l."backend",
+       l."checkpointPath", l."manifestSha", COALESCE(l."windows", '{}'), l."metrics"
+FROM public.trained_models m
+LEFT JOIN babylon_rl.model_lineage l ON l."version" = m.version AND l."batchId" = m."trainingBatch"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A row of trained_models with its lineage; ``foreign``: another producer's, then the lineage fields are empty."""
+
+    model_id: str
+    version: str
+    base_model: str
+    training_batch: str | None
+    status: str
+    deployed_at: datetime | None
+    storage_path: str
+    benchmark_score: float | None
+    accuracy: float | None
+    avg_reward: float | None
+    eval_metrics: Mapping[str, Any] | None
+    created_at: datetime
+    foreign: bool
+    parent_version: str | None
+    backend: str | None
+    checkpoint: str | None
+    manifest_sha: str | None
+    windows: Sequence[str]
+    metrics: Mapping[str, Any] | None
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Semantic order; what is no semantic version comes first."""
+        return version_order(self.version) or (-1, -1, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class NewModel:
+    """What ``register_model`` writes: a published checkpoint and the batch that made it."""
+
+    batch_id: str
+    attempt: int
+    version: str
+    parent_version: str | None
+    base_model: str
+    backend: str
+    checkpoint: str
+    manifest_sha: str
+    episodes: Sequence[BatchEpisode]
+    loss: float
+    metrics: Mapping[str, Any]
+    now: datetime
+
+    @property
+    def model_id(self) -> str:
+        """The name by which the game knows the version."""
+        return f"babylon-agent-{self.version}"
+
+    @property
+    def windows(self) -> list[str]:
+        """The windows that it was trained on, newest first."""
+        return sorted({episode.window for episode in self.episodes}, reverse=True)
+
+
+def version_order(version: str) -> tuple[int, int, int] | None:
+    """(major, minor, patch) of ``vX.Y.Z``, or None for anything else."""
+    found = _SEMANTIC.fullmatch(version)
+    return None if found is None else (int(found[1]), int(found[2]), int(found[3]))
+
+
+def next_version(connection: psycopg.Connection[Any], batch_id: str | None = None) -> str:
+    """The highest semantic version of any model or live batch (but ``batch_id``) + 1 patch, v1.0.0 when there is none."""
+    rows = connection.execute(
+        """
+        SELECT version FROM public.trained_models
+        UNION ALL SELECT "version" FROM babylon_rl.batches WHERE "state" = ANY(%s) AND "batchId" IS DISTINCT FROM %s
+        """,
+        [list(LIVE_STATES), batch_id],
+    )
+    orders = [order for order in (version_order(row[0]) for row in rows) if order is not None]
+    if not orders:
+        return FIRST_VERSION
+    major, minor, patch = max(orders)
+    return f"v{major}.{minor}.{patch + 1}"
+
+
+def version_taken(connection: psycopg.Connection[Any], version: str) -> bool:
+    """True when a model of this version is registered, ours or foreign."""
+    found = connection.execute(
+        'SELECT 1 FROM public.trained_models WHERE version = %s OR "modelId" = %s', [version, f"babylon-agent-{version}"]
+    )
+    return found.fetchone() is not None
+
+
+def reserve_version(connection: psycopg.Connection[Any], batch_id: str, version: str) -> None:
+    """Give a live batch another version number; the caller holds the registry lock."""
+    connection.execute('UPDATE babylon_rl.batches SET "version" = %s WHERE "batchId" = %s', [version, batch_id])
+    connection.execute('UPDATE public.training_batches SET "modelVersion" = %s WHERE "batchId" = %s', [version, batch_id])
+
+
+def read_models(connection: psycopg.Connection[Any]) -> list[Model]:
+    """Every registered version, highest first."""
+    models = [Model(*row) for row in connection.execute(_MODELS)]
+    return sorted(models, key=lambda model: (model.order, model.created_at), reverse=True)
+
+
+def model_of_batch(connection: psycopg.Connection[Any], batch_id: str) -> Model | None:
+    """The version that a batch of ours has registered, or None."""
+    row = connection.execute(_MODELS + 'WHERE l."batchId" = %s', [batch_id]).fetchone()
+    return None if row is None else Model(*row)
+
+
+def newest_of_line(connection: psycopg.Connection[Any], base_model: str) -> Model | None:
+    """The highest version of ours with this base model that did not fail: what the next training continues from."""
+    line = [m for m in read_models(connection) if not m.foreign and m.base_model == base_model and m.status != "failed"]
+    return line[0] if line else None
+
+
+def register_model(connection: psycopg.Connection[Any], new: NewModel) -> int:
+    """In the caller's one transaction: model row, batch completed, trajectories marked, items consumed, lineage.
+
+    Returns the number of trajectories marked; it is lower than the batch's when rows were deleted meanwhile.
+
+    Raises:
+        BatchConflict: the batch ended or a newer run has it; the caller's transaction must be rolled back.
+    """
+    kept = [(episode, trajectory) for episode in new.episodes for trajectory in episode.trajectory_ids]
+    trajectories = [trajectory for _, trajectory in kept]
+    scores = [episode.score for episode in new.episodes if episode.score is not None]
+    closed = connection.execute(
+        """
+        UPDATE babylon_rl.batches SET "state" = 'completed', "version" = %s, "heartbeatAt" = %s
+        WHERE "batchId" = %s AND "attempt" = %s AND "state" = ANY(%s)
+        """,
+        [new.version, new.now, new.batch_id, new.attempt, list(LIVE_STATES)],
+    )
+    if closed.rowcount == 0:
+        raise BatchConflict(f"{new.batch_id} ended, or another run has taken it over, while run {new.attempt} trained it.")
+    connection.execute(
+        """
+        INSERT INTO public.trained_models
+            (id, "modelId", version, "baseModel", "trainingBatch", status, "storagePath", "avgReward", "evalMetrics",
+             "createdAt", "updatedAt")
+        VALUES (%s, %s, %s, %s, %s, 'ready', %s, %s, %s, %s, %s)
+        """,
+        [f"model-{new.batch_id.removeprefix('batch-')}", new.model_id, new.version, new.base_model, new.batch_id, new.checkpoint,
+         sum(scores) / len(scores) if scores else None, Jsonb({"training": dict(new.metrics)}), new.now, new.now],
+    )  # fmt: skip
+    connection.execute(
+        """
+        UPDATE public.training_batches
+        SET status = 'completed', error = NULL, "modelVersion" = %s, "trajectoryIds" = %s, "rewardsJson" = %s, "rankingsJson" = %s,
+            "trainingLoss" = %s, "completedAt" = %s
+        WHERE "batchId" = %s
+        """,
+        [new.version, json.dumps(trajectories), json.dumps([episode.score for episode, _ in kept]),
+         json.dumps([episode.rank for episode, _ in kept]), new.loss, new.now, new.batch_id],
+    )  # fmt: skip
+    marked = connection.execute(
+        """
+        UPDATE public.trajectories SET "usedInTraining" = TRUE, "trainedInBatch" = %s
+        WHERE "trajectoryId" = ANY(%s) AND NOT "usedInTraining"
+        """,
+        [new.batch_id, trajectories],
+    ).rowcount
+    connection.execute(
+        'UPDATE babylon_rl.batch_items SET "live" = FALSE, "consumed" = TRUE WHERE "batchId" = %s AND "live"', [new.batch_id]
+    )
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.model_lineage
+            ("version", "parentVersion", "baseModel", "backend", "batchId", "checkpointPath", "manifestSha", "windows", "metrics",
+             "createdAt")
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+        """,
+        [new.version, new.parent_version, new.base_model, new.backend, new.batch_id, new.checkpoint, new.manifest_sha,
+         new.windows, Jsonb(dict(new.metrics)), new.now],
+    )  # fmt: skip
+    return marked

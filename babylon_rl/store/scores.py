@@ -1,0 +1,162 @@
+"""Where scores are kept: babylon_rl.group_scores and episode_scores, and the game's own columns and reward_judgments.
+
+"updatedAt" of trajectories is never touched: it means the producer's last change.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import psycopg
+from psycopg.types.json import Jsonb
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+class StoredScore(msgspec.Struct, frozen=True, rename="camel"):
+    """One row of babylon_rl.episode_scores, less its window, with the trajectories that get the same score."""
+
+    agent_id: str
+    score: float
+    rank: int
+    advantage: float
+    disagreement: float
+    reasoning: str
+    trajectory_ids: list[str] = []
+
+
+class StoredGroup(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One row of babylon_rl.group_scores with the scores that belong to it; ``criteria`` is the rubric and what was shown."""
+
+    window: str
+    judge: str
+    judge_version: str
+    group_size: int
+    mean: float
+    spread: float
+    disagreement: float
+    input_version: str
+    data_version: str
+    scores: list[StoredScore]
+    criteria: dict[str, Any] = {}
+
+
+_TABLE = "SELECT to_regclass('babylon_rl.group_scores') IS NOT NULL"
+
+_INPUT_VERSIONS = """SELECT "window", "inputVersion" FROM babylon_rl.group_scores WHERE "window" = ANY(%s)"""
+
+_MARK_STALE = """
+    UPDATE babylon_rl.group_scores held SET "stale" = held."inputVersion" <> given."version"
+    FROM unnest(%s::text[], %s::text[]) AS given ("window", "version")
+    WHERE held."window" = given."window" AND held."stale" <> (held."inputVersion" <> given."version")
+"""
+
+_READ_GROUPS = """
+    SELECT "window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement", "inputVersion", "dataVersion"
+    FROM babylon_rl.group_scores WHERE "window" = ANY(%s)
+"""
+_READ_SCORES = """
+    SELECT "window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning"
+    FROM babylon_rl.episode_scores WHERE "window" = ANY(%s) ORDER BY "window", "rank", "agentId" COLLATE "C"
+"""
+
+_DELETE = """DELETE FROM babylon_rl.group_scores WHERE "window" = ANY(%s)"""
+
+_INSERT_GROUPS = """
+    INSERT INTO babylon_rl.group_scores
+        ("window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement", "inputVersion", "dataVersion", "judgedAt")
+    SELECT "window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement", "inputVersion", "dataVersion", %(now)s
+    FROM jsonb_to_recordset(%(groups)s) AS given ("window" text, "judge" text, "judgeVersion" text, "groupSize" int, "mean" float8,
+        "spread" float8, "disagreement" float8, "inputVersion" text, "dataVersion" text)
+"""
+
+_SCORES = """
+    FROM jsonb_to_recordset(%(groups)s) AS given ("window" text, "judge" text, "judgeVersion" text, "criteria" jsonb, "scores" jsonb)
+    CROSS JOIN LATERAL jsonb_to_recordset(given."scores") AS s ("agentId" text, "score" float8, "rank" int, "advantage" float8,
+        "disagreement" float8, "reasoning" text, "trajectoryIds" text[])
+"""
+
+_INSERT_SCORES = (
+    """
+    INSERT INTO babylon_rl.episode_scores ("window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning")
+    SELECT given."window", s."agentId", s."score", s."rank", s."advantage", s."disagreement", s."reasoning"
+"""
+    + _SCORES
+)
+
+_SCORE_TRAJECTORIES = (
+    """
+    UPDATE public.trajectories row SET "aiJudgeReward" = judged."score", "aiJudgeReasoning" = judged."reasoning", "judgedAt" = %(now)s
+    FROM (SELECT unnest(s."trajectoryIds") AS "trajectoryId", s."score", s."reasoning"
+"""
+    + _SCORES
+    + """) judged
+    WHERE row."trajectoryId" = judged."trajectoryId" AND (%(force)s OR NOT row."usedInTraining" OR row."aiJudgeReward" IS NULL)
+"""
+)
+
+_JUDGE_TRAJECTORIES = (
+    """
+    INSERT INTO public.reward_judgments (id, "trajectoryId", "judgeModel", "judgeVersion", "overallScore", "rank", "normalizedScore",
+        "groupId", "reasoning", "criteriaJson", "judgedAt")
+    SELECT 'judgment-' || row."trajectoryId", row."trajectoryId", given."judge", given."judgeVersion", s."score", s."rank", s."advantage",
+        given."window", s."reasoning", given."criteria"::text, %(now)s
+"""
+    + _SCORES
+    + """
+    JOIN public.trajectories row ON row."trajectoryId" = ANY(s."trajectoryIds")
+        AND (%(force)s OR NOT row."usedInTraining" OR row."aiJudgeReward" IS NULL)
+    ON CONFLICT ("trajectoryId") DO UPDATE SET
+        "judgeModel" = excluded."judgeModel", "judgeVersion" = excluded."judgeVersion", "overallScore" = excluded."overallScore",
+        "rank" = excluded."rank", "normalizedScore" = excluded."normalizedScore", "groupId" = excluded."groupId",
+        "reasoning" = excluded."reasoning", "criteriaJson" = excluded."criteriaJson", "judgedAt" = excluded."judgedAt"
+"""
+)
+
+_STATE = """UPDATE babylon_rl.windows SET "state" = 'scored' WHERE "window" = ANY(%s) AND "state" = 'ready'"""
+
+
+def have_scores(connection: Connection) -> bool:
+    """True once our tables exist."""
+    return connection.execute(_TABLE).fetchone() == (True,)
+
+
+def input_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
+    """What was judged, by window, for those of ``windows`` that have scores."""
+    return dict(connection.execute(_INPUT_VERSIONS, (list(windows),)).fetchall())
+
+
+def mark_stale(connection: Connection, versions: Mapping[str, str]) -> None:
+    """Mark the scores of groups that are not what was judged (window -> version of the group now), and unmark those that are again."""
+    connection.execute(_MARK_STALE, (list(versions), list(versions.values())))
+
+
+def read(connection: Connection, windows: Sequence[str]) -> dict[str, StoredGroup]:
+    """The stored scores of those of ``windows`` that have any."""
+    wanted = (list(windows),)
+    scores: dict[str, list[StoredScore]] = {}
+    for window, *values in connection.execute(_READ_SCORES, wanted).fetchall():
+        scores.setdefault(window, []).append(StoredScore(*values))
+    names = StoredGroup.__struct_fields__[:9]
+    rows = [dict(zip(names, values, strict=True)) for values in connection.execute(_READ_GROUPS, wanted).fetchall()]
+    return {row["window"]: StoredGroup(**row, scores=scores.get(row["window"], [])) for row in sorted(rows, key=lambda row: row["window"])}
+
+
+def replace(connection: Connection, groups: Sequence[StoredGroup], now: datetime, *, force: bool = False) -> None:
+    """Write the scores of some windows everywhere, in the caller's transaction and under the windows' locks.
+
+    Trajectories that a training has used keep the score that they carry, unless forced.
+    """
+    given = {"groups": Jsonb([msgspec.to_builtins(group) for group in groups]), "now": now, "force": force}
+    delete(connection, [group.window for group in groups])
+    connection.execute(_INSERT_GROUPS, given)
+    connection.execute(_INSERT_SCORES, given)
+    connection.execute(_JUDGE_TRAJECTORIES, given)
+    connection.execute(_SCORE_TRAJECTORIES, given)
+    connection.execute(_STATE, ([group.window for group in groups],))
+
+
+def delete(connection: Connection, windows: Sequence[str]) -> None:
+    """Forget our scores of some windows; what stands in the game's tables stays."""
+    connection.execute(_DELETE, (list(windows),))

@@ -1,0 +1,70 @@
+"""The write-ahead record of a training: a row is committed before an iteration starts and completed after its checkpoint is there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStep:
+    """One start of an iteration (1-based) in run ``attempt``; ``finished_at`` is None while it runs, or when it never ended."""
+
+    iteration: int
+    attempt: int
+    backend: str
+    step_before: int
+    windows: Sequence[str]
+    sequences: int
+    started_at: datetime
+    finished_at: datetime | None
+    checkpoint: str | None
+    loss: float | None
+    trainable_tokens: int | None
+    metrics: Mapping[str, Any] | None
+
+
+def begin_step(connection: psycopg.Connection[Any], batch_id: str, step: TrainingStep) -> None:
+    """Write the row of an iteration that is about to start."""
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.training_steps
+            ("batchId", "iteration", "attempt", "backend", "stepBefore", "windows", "sequences", "startedAt")
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+        """,
+        [batch_id, step.iteration, step.attempt, step.backend, step.step_before, list(step.windows), step.sequences, step.started_at],
+    )
+
+
+def finish_step(connection: psycopg.Connection[Any], batch_id: str, step: TrainingStep) -> None:
+    """Complete the row of an iteration whose checkpoint is on disk; a crash may have lost the row's own run, so the newest is taken."""
+    connection.execute(
+        """
+        UPDATE babylon_rl.training_steps s
+        SET "finishedAt" = %s, "checkpointPath" = %s, "loss" = %s, "trainableTokens" = %s, "metrics" = %s
+        WHERE s."batchId" = %s AND s."iteration" = %s AND s."attempt" =
+            (SELECT max(o."attempt") FROM babylon_rl.training_steps o WHERE o."batchId" = s."batchId" AND o."iteration" = s."iteration")
+        """,
+        [step.finished_at, step.checkpoint, step.loss, step.trainable_tokens, Jsonb(dict(step.metrics or {})), batch_id, step.iteration],
+    )
+
+
+def read_steps(connection: psycopg.Connection[Any], batch_id: str) -> list[TrainingStep]:
+    """Every start of every iteration of a batch, in order; an iteration that crashed has more than one."""
+    rows = connection.execute(
+        """
+        SELECT "iteration", "attempt", "backend", "stepBefore", "windows", "sequences", "startedAt", "finishedAt", "checkpointPath",
+               "loss", "trainableTokens", "metrics"
+        FROM babylon_rl.training_steps WHERE "batchId" = %s ORDER BY "iteration", "attempt"
+        """,
+        [batch_id],
+    )
+    return [TrainingStep(*row) for row in rows]
+
+
+def finished_steps(connection: psycopg.Connection[Any], batch_id: str) -> dict[int, TrainingStep]:
+    """The completed iterations of a batch by number."""
+    return {step.iteration: step for step in read_steps(connection, batch_id) if step.finished_at is not None}

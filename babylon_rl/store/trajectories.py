@@ -1,0 +1,169 @@
+"""The rows of trajectories and llm_call_logs, streamed by window in binary COPY.
+
+A trajectory's window is its canonical "windowId", else the hour of its "startTime". The first kind is found by the index
+on windowId; the rest (NULL ids, ids that name no real hour) agent by agent on the index (agentId, startTime), so that no
+read scans the table.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import psycopg
+
+from babylon_rl.windows import is_window_id, window_end, window_of, window_start
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+class TrajectoryRow(msgspec.Struct, frozen=True):
+    """One row as the game wrote it; JSON columns are undecoded UTF-8."""
+
+    trajectory_id: str
+    agent_id: str
+    start_time: datetime
+    window_id: str | None
+    window_hours: int
+    scenario_id: str | None
+    final_pnl: float | None
+    is_training_data: bool
+    is_evaluation: bool
+    used_in_training: bool
+    metrics_json: bytes
+    steps_json: bytes
+
+    @property
+    def window(self) -> str:
+        """The window that this row belongs to."""
+        return _window(self.window_id, window_of(self.start_time))
+
+
+class CallLogRow(msgspec.Struct, frozen=True):
+    """One row of llm_call_logs; JSON columns are undecoded UTF-8."""
+
+    trajectory_id: str
+    step_id: str
+    call_id: str
+    timestamp: datetime
+    model: str
+    purpose: str
+    system_prompt: str
+    user_prompt: str
+    messages_json: bytes | None
+    response: str
+    metadata: bytes | None
+
+    @property
+    def timestamp_ms(self) -> float:
+        """Milliseconds since the epoch."""
+        return self.timestamp.replace(tzinfo=UTC).timestamp() * 1000
+
+
+_COLUMNS = """"trajectoryId", "agentId", "startTime", "windowId", "windowHours", "scenarioId", "finalPnL",
+    "isTrainingData", "isEvaluation", "usedInTraining", "metricsJson", "stepsJson\""""
+_ROW_TYPES = ["text", "text", "timestamp", "text", "int4", "text", "float8", "bool", "bool", "bool", "bytea", "bytea"]
+
+BY_WINDOW_ID = f"""COPY (SELECT {_COLUMNS} FROM public.trajectories WHERE "windowId" = ANY(%(windows)s)) TO STDOUT (FORMAT BINARY)"""
+
+BY_START_TIME = f"""COPY (
+    SELECT odd.* FROM public."User" agent CROSS JOIN LATERAL (
+        SELECT {_COLUMNS} FROM public.trajectories
+        WHERE "agentId" = agent.id AND "startTime" >= %(start)s AND "startTime" < %(end)s
+          AND "windowId" IS DISTINCT FROM to_char("startTime", 'YYYY-MM-DD"T"HH24:00')
+    ) odd
+) TO STDOUT (FORMAT BINARY)"""
+
+CALL_LOGS = """COPY (
+    SELECT "trajectoryId", "stepId", "callId", "timestamp", model, purpose, "systemPrompt", "userPrompt", "messagesJson", response, metadata
+    FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%(ids)s)
+) TO STDOUT (FORMAT BINARY)"""
+_LOG_TYPES = ["text", "text", "text", "timestamp", "text", "text", "text", "text", "bytea", "text", "bytea"]
+
+WINDOWS_WITH_ROWS = """
+    SELECT "windowId", to_char("startTime", 'YYYY-MM-DD"T"HH24:00') FROM public.trajectories
+    WHERE "windowId" >= %(first)s AND "windowId" < %(end)s GROUP BY 1, 2
+    UNION
+    SELECT odd.* FROM public."User" agent CROSS JOIN LATERAL (
+        SELECT "windowId", to_char("startTime", 'YYYY-MM-DD"T"HH24:00') FROM public.trajectories
+        WHERE "agentId" = agent.id AND "startTime" >= %(start)s AND "startTime" < %(stop)s
+          AND "windowId" IS DISTINCT FROM to_char("startTime", 'YYYY-MM-DD"T"HH24:00')
+    ) odd
+"""
+
+NEWEST_WINDOW = r"""
+    SELECT max(hour) FROM (
+        (SELECT "windowId" AS hour FROM public.trajectories
+         WHERE "windowId" <= %(newest)s AND "windowId" ~ '^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):00$'
+         ORDER BY "windowId" DESC LIMIT 1)
+        UNION ALL
+        SELECT odd.hour FROM public."User" agent CROSS JOIN LATERAL (
+            SELECT to_char("startTime", 'YYYY-MM-DD"T"HH24:00') AS hour FROM public.trajectories
+            WHERE "agentId" = agent.id AND "startTime" < %(stop)s AND "windowId" IS NULL
+            ORDER BY "startTime" DESC LIMIT 1
+        ) odd
+    ) hours
+"""
+
+SCORED = """SELECT "trajectoryId" FROM public.trajectories WHERE "trajectoryId" = ANY(%s) AND "aiJudgeReward" IS NOT NULL"""
+LOGGED = """SELECT DISTINCT "trajectoryId" FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s)"""
+
+FIRST_POSSIBLE, LAST_POSSIBLE = "0001-01-01T00:00", "9999-12-31T23:00"
+
+
+def trajectory_rows(connection: Connection, windows: Sequence[str]) -> Iterator[TrajectoryRow]:
+    """Stream the rows that belong to ``windows`` (sorted ids, gaps allowed), in no particular order.
+
+    One row is in memory at a time. The connection is busy until the iterator is exhausted.
+    """
+    if not windows:
+        return
+    wanted = frozenset(windows)
+    for values in _copy(connection, BY_WINDOW_ID, {"windows": list(windows)}, _ROW_TYPES):
+        yield TrajectoryRow(*values)
+    bounds = {"start": window_start(min(windows)), "end": window_end(max(windows))}
+    for values in _copy(connection, BY_START_TIME, bounds, _ROW_TYPES):
+        row = TrajectoryRow(*values)
+        if not is_window_id(row.window_id) and row.window in wanted:
+            yield row
+
+
+def call_log_rows(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[CallLogRow]:
+    """Stream the log rows of some trajectories, in no particular order."""
+    if trajectory_ids:
+        for values in _copy(connection, CALL_LOGS, {"ids": list(trajectory_ids)}, _LOG_TYPES):
+            yield CallLogRow(*values)
+
+
+def windows_with_rows(connection: Connection, first: str, end: str) -> list[str]:
+    """The windows from ``first`` (inclusive) to ``end`` (exclusive) that hold at least one trajectory, in order."""
+    bounds = {"first": first, "end": end, "start": window_start(first), "stop": window_start(end)}
+    found = connection.execute(WINDOWS_WITH_ROWS, bounds).fetchall()
+    windows = {_window(window_id, hour) for window_id, hour in found}
+    return sorted(window for window in windows if first <= window < end)
+
+
+def newest_window_with_rows(connection: Connection, newest: str) -> str | None:
+    """The newest window, up to and including ``newest``, that holds a trajectory; where look-backs count from."""
+    row = connection.execute(NEWEST_WINDOW, {"newest": newest, "stop": window_end(newest)}).fetchone()
+    return row[0] if row is not None and is_window_id(row[0]) else None
+
+
+def scored_ids(connection: Connection, trajectory_ids: Sequence[str]) -> set[str]:
+    """Those of some trajectories that carry a score."""
+    return {found for (found,) in connection.execute(SCORED, (list(trajectory_ids),)).fetchall()}
+
+
+def logged_ids(connection: Connection, trajectory_ids: Sequence[str]) -> set[str]:
+    """Those of some trajectories that llm_call_logs holds calls of."""
+    return {found for (found,) in connection.execute(LOGGED, (list(trajectory_ids),)).fetchall()}
+
+
+def _window(window_id: str | None, hour: str) -> str:
+    return window_id if window_id is not None and is_window_id(window_id) else hour
+
+
+def _copy(connection: Connection, statement: str, parameters: dict[str, Any], types: list[str]) -> Iterator[tuple[Any, ...]]:
+    with connection.cursor().copy(statement, parameters) as copy:
+        copy.set_types(types)
+        yield from copy.rows()

@@ -1,0 +1,172 @@
+"""babylon_rl.windows, episodes and rejections: what each hour was last read to hold; and the lock of an hour.
+
+Everything is written in sets. An hour whose row version is unchanged is not touched.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import psycopg
+from psycopg.types.json import Jsonb
+
+from babylon_rl.versions import content_version
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+HOURS_AT_ONCE = 168
+
+
+class StoredEpisode(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One row of babylon_rl.episodes, less its window."""
+
+    agent_id: str
+    trajectory_ids: list[str]
+    used_ids: list[str]
+    steps: int
+    start_pnl: float
+    end_pnl: float
+    window_pnl: float
+    wins: int
+    losses: int
+    win_rate: float | None
+    trades: int
+    posts: int
+    message_sources: dict[str, int]
+    usable: bool
+    trainable_sequences: int
+    actions: dict[str, int]
+    content: str
+
+
+class StoredRejection(msgspec.Struct, frozen=True, rename="camel"):
+    """One row of babylon_rl.rejections, less its window."""
+
+    trajectory_id: str
+    reason: str
+    detail: str
+
+
+class StoredWindow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One row of babylon_rl.windows with the rows that belong to it; ``state`` is kept where a window is quarantined."""
+
+    window: str
+    rows: int
+    eligible: int
+    new_trainable: int
+    agents: int
+    usable_episodes: int
+    ready: bool
+    state: str
+    rejected: dict[str, int]
+    message_sources: dict[str, int]
+    avg_pnl: float | None
+    trainable_sequences: int
+    data_version: str
+    group_version: str
+    episodes: list[StoredEpisode]
+    rejections: list[StoredRejection]
+
+
+_LOCK = """
+    SELECT pg_advisory_xact_lock(key)
+    FROM (SELECT DISTINCT hashtext('babylon_rl/' || hour) AS key FROM unnest(%s::text[]) AS given (hour) ORDER BY key OFFSET 0) wanted
+"""
+
+_VERSIONS = """SELECT "window", "rowVersion" FROM babylon_rl.windows WHERE "window" = ANY(%s)"""
+
+_FORGET = """DELETE FROM babylon_rl.windows WHERE "window" = ANY(%s) AND "state" <> 'quarantined' RETURNING "window\""""
+
+_UPSERT_WINDOWS = """
+    INSERT INTO babylon_rl.windows AS held ("window", "rows", "eligible", "newTrainable", "agents", "episodes", "usableEpisodes", "ready",
+        "state", "rejected", "messageSources", "avgPnl", "trainableSequences", "dataVersion", "groupVersion", "rowVersion", "computedAt")
+    SELECT "window", "rows", "eligible", "newTrainable", "agents", jsonb_array_length("episodes"), "usableEpisodes", "ready",
+        "state", "rejected", "messageSources", "avgPnl", "trainableSequences", "dataVersion", "groupVersion", "rowVersion", %(now)s
+    FROM jsonb_to_recordset(%(windows)s) AS given ("window" text, "rows" int, "eligible" int, "newTrainable" int, "agents" int,
+        "episodes" jsonb, "usableEpisodes" int, "ready" bool, "state" text, "rejected" jsonb, "messageSources" jsonb, "avgPnl" float8,
+        "trainableSequences" int, "dataVersion" text, "groupVersion" text, "rowVersion" text)
+    ON CONFLICT ("window") DO UPDATE SET
+        "rows" = excluded."rows", "eligible" = excluded."eligible", "newTrainable" = excluded."newTrainable",
+        "agents" = excluded."agents", "episodes" = excluded."episodes", "usableEpisodes" = excluded."usableEpisodes",
+        "ready" = excluded."ready", "state" = CASE held."state" WHEN 'quarantined' THEN held."state" ELSE excluded."state" END,
+        "rejected" = excluded."rejected", "messageSources" = excluded."messageSources", "avgPnl" = excluded."avgPnl",
+        "trainableSequences" = excluded."trainableSequences", "dataVersion" = excluded."dataVersion",
+        "groupVersion" = excluded."groupVersion", "rowVersion" = excluded."rowVersion", "computedAt" = excluded."computedAt"
+"""
+
+_CLEAR_EPISODES = """DELETE FROM babylon_rl.episodes WHERE "window" = ANY(%s)"""
+_CLEAR_REJECTIONS = """DELETE FROM babylon_rl.rejections WHERE "window" = ANY(%s)"""
+
+_INSERT_EPISODES = """
+    INSERT INTO babylon_rl.episodes ("window", "agentId", "trajectoryIds", "usedIds", "steps", "startPnl", "endPnl", "windowPnl", "wins",
+        "losses", "winRate", "trades", "posts", "messageSources", "usable", "trainableSequences", "actions", "content")
+    SELECT given."window", e."agentId", e."trajectoryIds", e."usedIds", e."steps", e."startPnl", e."endPnl", e."windowPnl", e."wins",
+        e."losses", e."winRate", e."trades", e."posts", e."messageSources", e."usable", e."trainableSequences", e."actions", e."content"
+    FROM jsonb_to_recordset(%(windows)s) AS given ("window" text, "episodes" jsonb)
+    CROSS JOIN LATERAL jsonb_to_recordset(given."episodes") AS e ("agentId" text, "trajectoryIds" text[], "usedIds" text[], "steps" int,
+        "startPnl" float8, "endPnl" float8, "windowPnl" float8, "wins" int, "losses" int, "winRate" float8, "trades" int, "posts" int,
+        "messageSources" jsonb, "usable" bool, "trainableSequences" int, "actions" jsonb, "content" text)
+"""
+
+_INSERT_REJECTIONS = """
+    INSERT INTO babylon_rl.rejections ("window", "trajectoryId", "reason", "detail")
+    SELECT given."window", r."trajectoryId", r."reason", r."detail"
+    FROM jsonb_to_recordset(%(windows)s) AS given ("window" text, "rejections" jsonb)
+    CROSS JOIN LATERAL jsonb_to_recordset(given."rejections") AS r ("trajectoryId" text, "reason" text, "detail" text)
+"""
+
+_SET_STATES = """
+    UPDATE babylon_rl.windows held SET "state" = given."state"
+    FROM unnest(%s::text[], %s::text[]) AS given ("window", "state")
+    WHERE held."window" = given."window" AND held."state" NOT IN (given."state", 'quarantined')
+"""
+
+_QUARANTINED = """SELECT "window" FROM babylon_rl.windows WHERE "state" = 'quarantined' AND "window" = ANY(%s)"""
+_OURS = "SELECT to_regclass('babylon_rl.windows') IS NOT NULL"
+
+
+def chunks(windows: Iterable[str]) -> Iterator[list[str]]:
+    """The windows in order, without doubles, in runs of at most HOURS_AT_ONCE: what one transaction takes."""
+    ordered = sorted(set(windows))
+    for start in range(0, len(ordered), HOURS_AT_ONCE):
+        yield ordered[start : start + HOURS_AT_ONCE]
+
+
+def lock_windows(connection: Connection, windows: Sequence[str]) -> None:
+    """Wait for the locks of some hours and hold them until the transaction ends; always in the same order, so nobody deadlocks."""
+    connection.execute(_LOCK, (list(windows),))
+
+
+def replace(connection: Connection, windows: Sequence[StoredWindow], now: datetime) -> set[str]:
+    """Make the tables say what ``windows`` say, and name those that were changed; hours without rows are forgotten.
+
+    To be called with the hours' locks held.
+    """
+    full = [entry for entry in windows if entry.rows]
+    empty = [entry.window for entry in windows if not entry.rows]
+    forgotten = {window for (window,) in connection.execute(_FORGET, (empty,)).fetchall()}
+    held: dict[str, str] = dict(connection.execute(_VERSIONS, ([entry.window for entry in full],)).fetchall())
+    documents = []
+    for entry in full:
+        document = msgspec.to_builtins(entry)
+        version = content_version({name: value for name, value in document.items() if name != "state"})
+        if held.get(entry.window) != version:
+            documents.append({**document, "rowVersion": version})
+    if documents:
+        changed = [document["window"] for document in documents]
+        given = {"windows": Jsonb(documents), "now": now}
+        connection.execute(_UPSERT_WINDOWS, given)
+        connection.execute(_CLEAR_EPISODES, (changed,))
+        connection.execute(_CLEAR_REJECTIONS, (changed,))
+        connection.execute(_INSERT_EPISODES, given)
+        connection.execute(_INSERT_REJECTIONS, given)
+    connection.execute(_SET_STATES, ([entry.window for entry in full], [entry.state for entry in full]))
+    return forgotten | {document["window"] for document in documents}
+
+
+def quarantined(connection: Connection, windows: Sequence[str]) -> set[str]:
+    """Those of ``windows`` that are quarantined; none where our tables do not exist yet."""
+    if connection.execute(_OURS).fetchone() != (True,):
+        return set()
+    return {window for (window,) in connection.execute(_QUARANTINED, (list(windows),)).fetchall()}

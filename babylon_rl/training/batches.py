@@ -1,0 +1,298 @@
+"""The life of a batch: frozen, judged, trained, and ended by a registered model, a failure or a cancellation.
+
+Whatever fails for a reason that another try would not cure fails the batch and frees its trajectories; a process that dies, or a
+database that goes away, leaves the batch as it was, and the next run goes on from there.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from babylon_rl.errors import BabylonError, BatchConflict, DatabaseError, NothingToTrain, TrainingError
+from babylon_rl.judge.groups import GroupScores
+from babylon_rl.judge.scoring import score_windows
+from babylon_rl.settings import Settings
+from babylon_rl.store.batches import (
+    LIVE_STATES,
+    Batch,
+    BatchEpisode,
+    advance_batch,
+    claim_batch,
+    end_failed,
+    own_transaction,
+    read_batch,
+    read_batch_episodes,
+    read_batches,
+    write_judgements,
+    write_preflight,
+)
+from babylon_rl.store.freezable import record_dropped
+from babylon_rl.store.registry import Model, model_of_batch, newest_of_line, read_models
+from babylon_rl.store.training_steps import TrainingStep, finished_steps, read_steps
+from babylon_rl.training.conversion import NO_SEQUENCE, Conversion, convert, refuse_empty
+from babylon_rl.training.freezing import Frozen, count_freezable, describe_reasons, freeze, freeze_batch
+from babylon_rl.training.iterations import Clock, OnStep, Run, plan_iterations, train_iterations
+from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
+from babylon_rl.training.trainer import Trainer, choose_trainer
+
+__all__ = [
+    "Batch", "Frozen", "Prepared", "Trained", "batch_settings", "cancel_batch", "count_freezable", "fail_batch", "fail_stuck", "freeze",
+    "freeze_batch", "pending_batches", "prepare_batch", "train_batch",
+]  # fmt: skip
+
+STUCK_AFTER = timedelta(hours=4)
+NO_SPREAD_REASON = "no spread of scores"
+THIN_REASON = "its hour is no longer ready"
+UNSCORED_REASON = "not scored"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A judged batch: its episodes with scores and advantages, and the groups that left it, by window, with the reason."""
+
+    batch: Batch
+    episodes: Sequence[BatchEpisode]
+    dropped_groups: Mapping[str, str]
+
+    @property
+    def kept(self) -> list[BatchEpisode]:
+        """The episodes that train."""
+        return [episode for episode in self.episodes if episode.dropped is None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A completed batch: the registered model, its iterations in order, and the checkpoint's directory."""
+
+    batch: Batch
+    model: Model
+    steps: Sequence[TrainingStep]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The published adapter directory."""
+        return Path(self.model.checkpoint or self.model.storage_path)
+
+
+def batch_settings(batch: Batch, settings: Settings) -> Settings:
+    """``settings`` with what was frozen with the batch: a run that is resumed ends as it began."""
+    return settings.model_copy(update=dict(batch.settings))
+
+
+def prepare_batch(connection: psycopg.Connection[Any], batch_id: str, settings: Settings, now: datetime) -> Prepared:
+    """Judge the windows of a batch that lack current scores, fix its advantages, and let groups without spread leave it.
+
+    Safe to repeat: once the training has begun, what was fixed stays. ``connection`` is committed on the way.
+
+    Raises:
+        NothingToTrain: no group is left; the batch has failed with this message and its trajectories are free.
+        BatchConflict: the batch ended, or another run has taken it over.
+    """
+    batch = _required(connection, batch_id)
+    if batch.state == "completed" or finished_steps(connection, batch_id):
+        return _prepared(connection, batch)
+    effective = batch_settings(batch, settings)
+    attempt = _claim(connection, batch_id, now)
+    with _failing(connection, batch_id, attempt, now):
+        with own_transaction(connection):
+            advance_batch(connection, batch_id, attempt, "preparing", now)
+            episodes = read_batch_episodes(connection, batch_id)
+        with own_transaction(connection):
+            advance_batch(connection, batch_id, attempt, "scoring", now)
+        windows = sorted({episode.window for episode in episodes})
+        scores = score_windows(connection, windows, effective, now)
+        judged = [_judged(episode, scores.get(episode.window)) for episode in episodes]
+        with own_transaction(connection):
+            advance_batch(connection, batch_id, attempt, "scoring", now)
+            write_judgements(connection, batch_id, judged)
+        prepared = _prepared(connection, _required(connection, batch_id))
+        if not prepared.kept:
+            reasons = Counter(episode.dropped for episode in judged if episode.dropped is not None)
+            raise NothingToTrain(
+                f"Nothing of {batch_id} can be trained: {describe_reasons({f'episodes with {r}': n for r, n in reasons.items()})}. "
+                "Its trajectories are free again; a group teaches only when its scores differ."
+            )
+    return prepared
+
+
+def train_batch(
+    connection: psycopg.Connection[Any],
+    batch_id: str,
+    settings: Settings,
+    now: datetime,
+    trainer: Trainer | None = None,
+    checkpoints_root: Path | None = None,
+    on_step: OnStep = lambda metrics: None,
+) -> Trained:
+    """Train a prepared batch, publish its checkpoint and register it; a run that was interrupted goes on where it stopped.
+
+    Args:
+        trainer: the backend; None makes the one that the batch's frozen settings choose.
+        checkpoints_root: where versions lie; None is ``checkpoints`` under BABYLON_RL_HOME.
+        on_step: called after every optimizer step.
+
+    Raises:
+        TrainingError: the batch is not prepared, the backend is another line's, or the training failed (then so has the batch).
+        BatchConflict: the batch ended, or another run has taken it over.
+    """
+    batch = _required(connection, batch_id)
+    model = model_of_batch(connection, batch_id)
+    if model is not None:
+        return Trained(batch, model, list(finished_steps(connection, batch_id).values()))
+    if batch.live and batch.state in ("pending", "preparing"):
+        raise TrainingError(f"{batch_id} is {batch.state}: its groups are judged first (asset training_batch).")
+    effective = batch_settings(batch, settings)
+    trainer = trainer or choose_trainer(effective)
+    if trainer.base_model != batch.base_model:
+        raise TrainingError(
+            f"{batch_id} belongs to the line of {batch.base_model}, and the settings choose {trainer.base_model}. "
+            "Set the base model back, or cancel the batch."
+        )
+    attempt = _claim(connection, batch_id, now)
+    run = Run(connection, batch, attempt, trainer, checkpoints_root or settings.home / "checkpoints", Clock.at(now))
+    with _failing(connection, batch_id, attempt, run.clock.now):
+        model = _resume_or_train(run, effective, on_step)
+    return Trained(_required(connection, batch_id), model, list(finished_steps(connection, batch_id).values()))
+
+
+def _resume_or_train(run: Run, settings: Settings, on_step: OnStep) -> Model:
+    batch_id = run.batch.batch_id
+    prepared = _prepared(run.connection, run.batch)
+    published = find_published(run.checkpoints, run.batch)
+    if published is not None:
+        return finish_registration(run, prepared.kept, published)
+    with own_transaction(run.connection):
+        advance_batch(run.connection, batch_id, run.attempt, "training", run.clock.now())
+    parent = _parent(run)
+    line = [m.version for m in read_models(run.connection) if not m.foreign and m.base_model == run.batch.base_model]
+    conversion = convert(run.connection, prepared.kept, settings, line)
+    kept = _leave_empty(run, prepared, conversion, None if parent is None else parent.version)
+    refuse_empty(conversion, batch_id)
+    directory = None if parent is None else parent_checkpoint(parent)
+    plan = plan_iterations(sorted(conversion.by_window), settings, run.batch.seed)
+    steps = train_iterations(run, conversion, plan, directory, on_step)
+    return publish_and_register(run, kept, steps, None if parent is None else parent.version)
+
+
+def _parent(run: Run) -> Model | None:
+    # A training that has begun keeps its parent, though a newer version may have been registered since.
+    if not read_steps(run.connection, run.batch.batch_id):
+        return newest_of_line(run.connection, run.batch.base_model)
+    return next((m for m in read_models(run.connection) if m.version == run.batch.parent_version and not m.foreign), None)
+
+
+def _leave_empty(run: Run, prepared: Prepared, conversion: Conversion, parent: str | None) -> list[BatchEpisode]:
+    counted = [
+        replace(episode, sequences=number, dropped=None if number else NO_SEQUENCE)
+        for episode in prepared.kept
+        for number in [conversion.per_episode[episode.window, episode.agent_id]]
+    ]
+    empty = [(episode.window, episode.agent_id) for episode in counted if episode.dropped is not None]
+    left = Counter(prepared.dropped_groups.values())
+    now = run.clock.now()
+    with own_transaction(run.connection):
+        advance_batch(run.connection, run.batch.batch_id, run.attempt, "training", now)
+        write_judgements(run.connection, run.batch.batch_id, counted)
+        write_preflight(run.connection, run.batch.batch_id, conversion.preflight(left), parent)
+        record_dropped(run.connection, run.batch.batch_id, NO_SEQUENCE, empty, now)
+    return [episode for episode in counted if episode.dropped is None]
+
+
+def _judged(episode: BatchEpisode, scores: GroupScores | None) -> BatchEpisode:
+    if episode.dropped is not None:
+        return episode  # its trajectories are free, and perhaps another batch's
+    if scores is None:
+        return replace(episode, score=None, rank=None, advantage=None, dropped=THIN_REASON)
+    own = next((score for score in scores.scores if score.agent_id == episode.agent_id), None)
+    if own is None:
+        return replace(episode, score=None, rank=None, advantage=None, dropped=UNSCORED_REASON)
+    reason = None if scores.has_spread else NO_SPREAD_REASON
+    return replace(episode, score=own.score, rank=own.rank, advantage=own.advantage, dropped=reason)
+
+
+def _prepared(connection: psycopg.Connection[Any], batch: Batch) -> Prepared:
+    episodes = read_batch_episodes(connection, batch.batch_id)
+    kept = {episode.window for episode in episodes if episode.dropped is None}
+    dropped = {e.window: e.dropped for e in episodes if e.dropped is not None and e.window not in kept}
+    return Prepared(batch, episodes, dropped)
+
+
+def cancel_batch(connection: psycopg.Connection[Any], batch_id: str, reason: str, now: datetime) -> Batch:
+    """Fail a live batch with ``Cancelled: <reason>``; a run of it stops at its next heartbeat.
+
+    Raises:
+        BatchConflict: there is no such batch of ours, or it has ended.
+    """
+    return fail_batch(connection, batch_id, f"Cancelled: {reason}", now)
+
+
+def fail_batch(connection: psycopg.Connection[Any], batch_id: str, error: str, now: datetime) -> Batch:
+    """Fail a live batch and free its trajectories.
+
+    Raises:
+        BatchConflict: there is no such batch of ours, or it has ended.
+    """
+    with own_transaction(connection):
+        ended = end_failed(connection, batch_id, error, now)
+    batch = _required(connection, batch_id)
+    if not ended:
+        raise BatchConflict(f"{batch_id} is {batch.state} already.")
+    return batch
+
+
+def fail_stuck(connection: psycopg.Connection[Any], now: datetime) -> list[Batch]:
+    """Fail the batches that were started and have had no heartbeat for 4 hours; their trajectories are free again."""
+    stuck = [b for b in read_batches(connection, LIVE_STATES) if b.state != "pending" and now - b.heartbeat_at > STUCK_AFTER]
+    return [fail_batch(connection, b.batch_id, f"Stuck: no heartbeat since {b.heartbeat_at:%Y-%m-%d %H:%M} UTC.", now) for b in stuck]
+
+
+def pending_batches(connection: psycopg.Connection[Any]) -> list[Batch]:
+    """The live batches of ours, oldest first: each is run, or run again, until it has ended."""
+    return read_batches(connection, LIVE_STATES)[::-1]
+
+
+def _required(connection: psycopg.Connection[Any], batch_id: str) -> Batch:
+    batch = read_batch(connection, batch_id)
+    if batch is None:
+        raise BatchConflict(f"There is no batch {batch_id} of this pipeline; `babylon-rl batches` lists them.")
+    return batch
+
+
+def _claim(connection: psycopg.Connection[Any], batch_id: str, now: datetime) -> int:
+    with own_transaction(connection):
+        attempt = claim_batch(connection, batch_id, now)
+    if attempt is None:
+        batch = _required(connection, batch_id)
+        why = f" ({batch.error})" if batch.error else ""
+        raise BatchConflict(f"{batch_id} is {batch.state}{why}; freeze a new batch with `babylon-rl train`.")
+    return attempt
+
+
+@contextmanager
+def _failing(
+    connection: psycopg.Connection[Any], batch_id: str, attempt: int, now: datetime | Callable[[], datetime]
+) -> Iterator[None]:
+    """Fail the batch for what another try would not cure; a lost database or a lost claim leaves it to the next run."""
+    try:
+        yield
+    except (BatchConflict, DatabaseError):
+        raise
+    except BabylonError as error:
+        _end(connection, batch_id, str(error), now() if callable(now) else now, attempt)
+        raise
+    except OSError as error:
+        message = f"{batch_id} could not be written: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}."
+        _end(connection, batch_id, message, now() if callable(now) else now, attempt)
+        raise TrainingError(f"{message} The batch has failed and its trajectories are free; make room and train again.") from error
+
+
+def _end(connection: psycopg.Connection[Any], batch_id: str, error: str, now: datetime, attempt: int) -> None:
+    connection.rollback()
+    with own_transaction(connection):
+        end_failed(connection, batch_id, error, now, attempt)

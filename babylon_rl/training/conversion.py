@@ -1,0 +1,125 @@
+"""From frozen episodes to training sequences: each LLM call as it was served, with its episode's advantage.
+
+Only the trajectories that the batch froze are taken, whatever has arrived since. What cannot train is counted by reason, and
+pre-flight says before the first step what a training would get.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from babylon_rl.episodes.reading import read_window
+from babylon_rl.episodes.types import Sequence as ServedSequence
+from babylon_rl.errors import NothingToTrain
+from babylon_rl.settings import Settings
+from babylon_rl.store.batches import BatchEpisode
+from babylon_rl.training.freezing import describe_reasons
+from babylon_rl.training.trainer import TrainSequence
+
+NO_SEQUENCE = "no training sequence"
+STALE = "served by too old a version"
+EMPTY = "an empty response"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """The sequences of a batch by window, the number that each episode (window, agent id) gives, and what was left out."""
+
+    by_window: Mapping[str, Sequence[TrainSequence]]
+    per_episode: Mapping[tuple[str, str], int]
+    left_out: Mapping[str, int]
+    staleness: Mapping[str, int]
+
+    @property
+    def sequences(self) -> list[TrainSequence]:
+        """All of them, newest window first."""
+        return [sequence for window in sorted(self.by_window, reverse=True) for sequence in self.by_window[window]]
+
+    def preflight(self, dropped_groups: Mapping[str, int]) -> dict[str, Any]:
+        """What a training would get; shares are 0..1. ``trainableTokens`` is known once the trainer has encoded the texts."""
+        sequences = self.sequences
+        number = len(sequences)
+        return {
+            "groups": len(self.by_window),
+            "groupsDropped": dict(dropped_groups),
+            "episodes": sum(1 for count in self.per_episode.values() if count),
+            "sequences": number,
+            "scriptedShare": sum(sequence.scripted for sequence in sequences) / number if number else 0.0,
+            "logprobShare": sum(sequence.logprobs is not None for sequence in sequences) / number if number else 0.0,
+            "leftOut": dict(self.left_out),
+            "stalenessVersions": dict(self.staleness),
+            "trainableTokens": None,
+        }
+
+
+def convert(
+    connection: psycopg.Connection[Any], episodes: Sequence[BatchEpisode], settings: Settings, versions: Sequence[str] = ()
+) -> Conversion:
+    """Build the sequences of judged episodes, reading one window at a time.
+
+    Args:
+        episodes: those still in the batch, each with its advantage.
+        versions: the line's versions, newest first; a call's staleness is its version's place in it.
+    """
+    by_window: dict[str, list[TrainSequence]] = {}
+    per_episode: dict[tuple[str, str], int] = {}
+    left_out: Counter[str] = Counter()
+    staleness: Counter[str] = Counter()
+    for window in sorted({episode.window for episode in episodes}, reverse=True):
+        served = {episode.agent_id: episode.sequences for episode in read_window(connection, window, settings).episodes}
+        for episode in (episode for episode in episodes if episode.window == window):
+            frozen = frozenset(episode.trajectory_ids)
+            calls = [call for call in served.get(episode.agent_id, ()) if call.trajectory_id in frozen]
+            kept = [call for call in calls if _trains(call, settings, versions, left_out, staleness)]
+            per_episode[window, episode.agent_id] = len(kept)
+            by_window.setdefault(window, []).extend(_sequence(call, episode, len(kept)) for call in kept)
+    return Conversion({w: s for w, s in by_window.items() if s}, per_episode, dict(left_out), dict(staleness))
+
+
+def refuse_empty(conversion: Conversion, batch_id: str) -> None:
+    """Stop before anything is paid when there is nothing to train.
+
+    Raises:
+        NothingToTrain: no sequence is left; the message names the cause and the cure.
+    """
+    if conversion.by_window:
+        return
+    reasons = f" ({describe_reasons(conversion.left_out)})" if conversion.left_out else ""
+    raise NothingToTrain(
+        f"{batch_id} has no training sequence{reasons}: none of its frozen trajectories holds an LLM call of a purpose that trains. "
+        "Record the prompts (RECORD_AGENT_TRAJECTORIES=true, llm_call_logs), or widen TRAIN_PURPOSES."
+    )
+
+
+def _trains(
+    call: ServedSequence, settings: Settings, versions: Sequence[str], left_out: Counter[str], staleness: Counter[str]
+) -> bool:
+    if not call.response.strip():
+        left_out[EMPTY] += 1
+        return False
+    age = versions.index(call.model_version) if call.model_version in versions else None
+    staleness["unknown" if age is None else str(age)] += 1
+    if settings.max_staleness_versions is not None and age is not None and age > settings.max_staleness_versions:
+        left_out[STALE] += 1
+        return False
+    return True
+
+
+def _sequence(call: ServedSequence, episode: BatchEpisode, calls: int) -> TrainSequence:
+    return TrainSequence(
+        messages=call.messages,
+        response=call.response,
+        response_format=call.response_format,
+        logprobs=call.logprobs,
+        advantage=episode.advantage or 0.0,
+        weight=1.0 / calls,
+        window=episode.window,
+        agent_id=episode.agent_id,
+        trajectory_id=call.trajectory_id,
+        call_id=call.call_id,
+        model_version=call.model_version,
+        scripted=call.scripted,
+    )

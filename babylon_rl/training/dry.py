@@ -1,0 +1,71 @@
+"""A trainer that trains nothing: it writes a tiny valid adapter directory and deterministic metrics, without torch.
+
+It ships so that everything around training (freezing, resuming, publishing, registering, pages) can be tried in milliseconds;
+LOCAL_BASE_MODEL=dry selects it, and its versions form a line of their own, so that nobody mistakes one for a real policy.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from babylon_rl.errors import NothingToTrain
+from babylon_rl.models.checkpoints import BaseIdentity
+from babylon_rl.training.trainer import DRY_BASE_MODEL, IterationResult, StepMetrics, TrainIteration
+
+_TENSOR = "base_model.model.lm_head.lora_A.weight"
+
+
+class DryTrainer:
+    """Writes what a trainer would, learns nothing; the loss falls with the step so that pages have a curve to draw."""
+
+    name = "dry"
+
+    def __init__(self, base_model: str = DRY_BASE_MODEL, optimizer_steps: int = 2) -> None:
+        self.base_model = base_model
+        self.optimizer_steps = optimizer_steps
+
+    def base_identity(self) -> BaseIdentity:
+        """No model has these hashes: a dry checkpoint can be served on nothing."""
+        return BaseIdentity(self.base_model, *("0" * 64,) * 3)
+
+    def train(
+        self,
+        iteration: TrainIteration,
+        parent: Path | None,
+        out: Path,
+        on_step: Callable[[StepMetrics], None],
+    ) -> IterationResult:
+        """Write an adapter whose bytes follow from the parent, the seed and the sequences.
+
+        Raises:
+            NothingToTrain: the iteration holds no sequence.
+        """
+        tokens = sum(len(sequence.response.split()) for sequence in iteration.sequences)
+        if not tokens:
+            raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token.")
+        loss = 1.0 / (1 + iteration.step)
+        for step in range(1, self.optimizer_steps + 1):
+            on_step(StepMetrics(iteration.step, step, self.optimizer_steps, loss, tokens // self.optimizer_steps))
+        _write_adapter(out, self.base_model, _digest(iteration, parent))
+        return IterationResult({"kl": 0.0, "entropy": 0.0}, tokens, loss, len(iteration.sequences))
+
+
+def _digest(iteration: TrainIteration, parent: Path | None) -> bytes:
+    digest = hashlib.sha256(f"{iteration.batch_id}/{iteration.step}/{iteration.seed}".encode())
+    if parent is not None:
+        digest.update((parent / "adapter_model.safetensors").read_bytes())
+    for sequence in iteration.sequences:
+        digest.update(f"{sequence.call_id}:{sequence.advantage:.9f}".encode())
+    return digest.digest()
+
+
+def _write_adapter(out: Path, base_model: str, values: bytes) -> None:
+    # A LoRA matrix of shape (1, 16): finite float16 numbers made from the digest, in the safetensors layout.
+    halves = struct.pack("<16e", *(byte / 4096 for byte in values[:16]))
+    header = json.dumps({_TENSOR: {"dtype": "F16", "shape": [1, 16], "data_offsets": [0, len(halves)]}}).encode()
+    header += b" " * (-len(header) % 8)
+    (out / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + halves)
+    config = {"peft_type": "LORA", "base_model_name_or_path": base_model, "r": 1, "lora_alpha": 1, "target_modules": ["lm_head"]}
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")

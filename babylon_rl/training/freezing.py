@@ -1,0 +1,259 @@
+"""Freezing: one transaction that decides which episodes a training consumes.
+
+Counting and freezing read the same SQL (store/freezable.py). Dropout and a maximum are decided here, by seeded hashes, so that the
+same seed over the same rows freezes the same batch.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+
+from babylon_rl.errors import TrainingError, UsageError
+from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.store.batches import (
+    Batch,
+    NewBatch,
+    batch_id_taken,
+    insert_batch,
+    lock_freezing,
+    lock_registry,
+    own_transaction,
+    read_batch,
+)
+from babylon_rl.store.freezable import (
+    Freezable,
+    FreezableEpisode,
+    FreezeBounds,
+    count_freezable_rows,
+    decided_windows,
+    record_dropped,
+    take_freezable,
+)
+from babylon_rl.store.registry import newest_of_line, next_version, version_order, version_taken
+from babylon_rl.store.trajectories import newest_window_with_rows
+from babylon_rl.training.trainer import training_line
+from babylon_rl.windows import HOUR, newest_complete, window_end, window_of, window_range, window_start
+
+DROPOUT = "dropout"
+DROPOUT_FREE = 1000
+DROPOUT_MOST = 0.3
+# Frozen with a batch, so that a run that is resumed under other settings ends as it began.
+FROZEN_SETTINGS = (
+    "learning_rate", "batch_size", "gradient_accumulation_steps", "epochs", "iterations", "windows_per_iteration", "kl_penalty",
+    "max_grad_norm", "warmup_steps", "gamma", "max_staleness_versions", "train_purposes", "train_synthetic", "min_agents_per_window",
+    "min_actions_per_trajectory", "judge_model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout:
+    """What dropout decided: ``rate`` asked for, and the episodes kept and dropped."""
+
+    rate: float
+    kept: Sequence[FreezableEpisode]
+    dropped: Sequence[FreezableEpisode]
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The outcome of freezing: the batch, or None with the reason in words; ``freezable`` is what could have been taken."""
+
+    batch: Batch | None
+    reason: str
+    freezable: Freezable
+    dropped: int = 0
+
+
+def freeze_bounds(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    now: datetime,
+    windows: tuple[str, str] | None = None,
+    settled: bool = False,
+) -> FreezeBounds:
+    """The hours that freezing looks at: ``windows`` (from, to), else LOOKBACK_HOURS up to the newest complete hour that holds rows.
+
+    ``settled`` asks for hours that an LLM judge may judge by automation (JUDGE_SETTLE_HOURS after their end).
+    """
+    complete = newest_complete(now)
+    wait = timedelta(hours=settings.judge_settle_hours) if settled and settings.judge_model != HEURISTIC else timedelta(0)
+    if windows is not None:
+        list(window_range(*windows))  # refuses malformed and backward ranges
+        first, end = windows
+    else:
+        newest = newest_window_with_rows(connection, complete) or complete
+        end = window_of(window_end(newest))
+        first = window_of(window_start(end) - settings.lookback_hours * HOUR)
+    return FreezeBounds(first, end, complete, newest_complete(now, wait), settings.min_agents_per_window)
+
+
+def count_freezable(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    now: datetime,
+    *,
+    windows: tuple[str, str] | None = None,
+    settled: bool = False,
+) -> Freezable:
+    """Count the trajectories that ``freeze_batch`` could take, by window, and the other new ones by reason."""
+    return count_freezable_rows(connection, freeze_bounds(connection, settings, now, windows, settled))
+
+
+def freeze_batch(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    now: datetime,
+    *,
+    windows: tuple[str, str] | None = None,
+    max_trajectories: int | None = None,
+    seed: int = 0,
+    minimum: int = 0,
+    settled: bool = False,
+) -> Batch | None:
+    """``freeze`` without its reasons: the batch, or None when there is nothing, or less than ``minimum`` trajectories."""
+    return freeze(
+        connection, settings, now, windows=windows, max_trajectories=max_trajectories, seed=seed, minimum=minimum, settled=settled
+    ).batch
+
+
+def freeze(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    now: datetime,
+    *,
+    windows: tuple[str, str] | None = None,
+    max_trajectories: int | None = None,
+    seed: int = 0,
+    minimum: int = 0,
+    settled: bool = False,
+) -> Frozen:
+    """Freeze one batch (status pending) in one transaction: newest windows first, seeded, at most ``max_trajectories``.
+
+    Args:
+        windows: (from, to) instead of the look-back.
+        minimum: freezable trajectories below which nothing is frozen.
+        settled: leave out hours that automation would not judge yet.
+
+    Raises:
+        TrainingError: the settings choose no trainer, or pin a version that is taken.
+        BatchConflict: a trajectory is in a live batch (the unique key says so).
+    """
+    line = training_line(settings)
+    with own_transaction(connection):
+        lock_freezing(connection)
+        lock_registry(connection)
+        bounds = freeze_bounds(connection, settings, now, windows, settled)
+        freezable = count_freezable_rows(connection, bounds)
+        if freezable.trajectories == 0 or freezable.trajectories < minimum:
+            return Frozen(None, _too_few(freezable, bounds, minimum), freezable)
+        chosen, dropout = _choose(connection, settings, take_freezable(connection, bounds), freezable, max_trajectories, seed)
+        if not chosen:
+            return Frozen(None, f"No episode has as few as {max_trajectories} trajectories: raise --max-trajectories.", freezable)
+        parent = newest_of_line(connection, line.base_model)
+        batch_id = _new_batch_id(connection, now)
+        new = NewBatch(
+            batch_id=batch_id, base_model=line.base_model, backend=line.backend,
+            parent_version=None if parent is None else parent.version, version=_version(connection, settings), seed=seed,
+            settings={name: getattr(settings, name) for name in FROZEN_SETTINGS},
+            dropout={"rate": dropout.rate, "freezable": freezable.trajectories, "dropped": len(dropout.dropped)},
+            now=now, episodes=chosen,
+        )  # fmt: skip
+        insert_batch(connection, new)
+        record_dropped(connection, batch_id, DROPOUT, [(e.window, e.agent_id) for e in dropout.dropped], now)
+        return Frozen(read_batch(connection, batch_id), "", freezable, len(dropout.dropped))
+
+
+def dropout_rate(freezable_trajectories: int) -> float:
+    """0 up to 1000 freezable trajectories, else min(0.3, 1 - 1000 / total) (INTERFACES.md, Formulas)."""
+    if freezable_trajectories <= DROPOUT_FREE:
+        return 0.0
+    return min(DROPOUT_MOST, 1 - DROPOUT_FREE / freezable_trajectories)
+
+
+def decide_dropout(
+    episodes: Sequence[FreezableEpisode], rate: float, seed: int, min_agents: int, decided: frozenset[str] = frozenset()
+) -> Dropout:
+    """Leave out episodes by a seeded hash, never so that a group falls below ``min_agents``; windows in ``decided`` stay whole."""
+    sizes = {episode.window: episode.group_size for episode in episodes}
+    dropped = []
+    for episode in sorted(episodes, key=lambda e: seeded_share(seed, e.window, e.agent_id)):
+        leaves = seeded_share(seed, episode.window, episode.agent_id) < rate and episode.window not in decided
+        if leaves and sizes[episode.window] > min_agents:
+            sizes[episode.window] -= 1
+            dropped.append(episode)
+    gone = {(episode.window, episode.agent_id) for episode in dropped}
+    return Dropout(rate, [e for e in episodes if (e.window, e.agent_id) not in gone], dropped)
+
+
+def seeded_share(seed: int, *parts: str) -> float:
+    """A number in [0, 1) that follows from the seed and the parts alone."""
+    digest = hashlib.sha256("/".join([str(seed), *parts]).encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+def _choose(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    episodes: Sequence[FreezableEpisode],
+    freezable: Freezable,
+    max_trajectories: int | None,
+    seed: int,
+) -> tuple[list[FreezableEpisode], Dropout]:
+    # More windows than all iterations together can see would be marked as used without having been trained.
+    most = settings.iterations * settings.windows_per_iteration
+    newest = sorted({episode.window for episode in episodes}, reverse=True)[:most]
+    offered = [episode for episode in episodes if episode.window in set(newest)]
+    dropout = decide_dropout(
+        offered, dropout_rate(freezable.trajectories), seed, settings.min_agents_per_window, decided_windows(connection, newest)
+    )
+    chosen = _at_most(dropout.kept, max_trajectories, seed)
+    taken = {episode.window for episode in chosen}
+    return chosen, Dropout(dropout.rate, chosen, [episode for episode in dropout.dropped if episode.window in taken])
+
+
+def _at_most(episodes: Sequence[FreezableEpisode], most: int | None, seed: int) -> list[FreezableEpisode]:
+    if most is None:
+        return list(episodes)
+    newest_first = sorted(episodes, key=lambda e: seeded_share(seed, "most", e.window, e.agent_id))
+    newest_first.sort(key=lambda e: e.window, reverse=True)
+    chosen: list[FreezableEpisode] = []
+    left = most
+    for episode in newest_first:
+        if len(episode.trajectory_ids) <= left:
+            chosen.append(episode)
+            left -= len(episode.trajectory_ids)
+    return sorted(sorted(chosen, key=lambda e: e.agent_id), key=lambda e: e.window, reverse=True)
+
+
+def _new_batch_id(connection: psycopg.Connection[Any], now: datetime) -> str:
+    milliseconds = (now - datetime(1970, 1, 1)) // timedelta(milliseconds=1)
+    while batch_id_taken(connection, f"batch-{milliseconds}"):
+        milliseconds += 1
+    return f"batch-{milliseconds}"
+
+
+def _version(connection: psycopg.Connection[Any], settings: Settings) -> str:
+    pinned = settings.model_version
+    if pinned is None:
+        return next_version(connection)
+    if version_order(pinned) is None or not pinned.startswith("v"):
+        raise UsageError(f"MODEL_VERSION is {pinned!r}: write vMAJOR.MINOR.PATCH, such as {next_version(connection)}.")
+    if version_taken(connection, pinned):
+        raise TrainingError(f"MODEL_VERSION pins {pinned}, which is registered already; unset it to get {next_version(connection)}.")
+    return pinned
+
+
+def _too_few(freezable: Freezable, bounds: FreezeBounds, minimum: int) -> str:
+    where = f"in the hours from {bounds.first} to {bounds.end}"
+    rest = describe_reasons(freezable.not_trainable)
+    found = f"{freezable.trajectories} of {minimum}" if minimum else "No"
+    return f"{found} freezable trajectories {where}" + (f" (not trainable: {rest})." if rest else ", which hold no new ones.")
+
+
+def describe_reasons(reasons: Mapping[str, int]) -> str:
+    """Reasons in words: ``204 synthetic, 22 in short episodes``."""
+    return ", ".join(f"{number} {reason}" for reason, number in reasons.items())

@@ -1,0 +1,189 @@
+"""Iterations: the resumable steps of one training, each with a record before it starts and a directory after it.
+
+An iteration's directory appears whole (temporary name, fsync, rename) and says itself what it came to, so that a crash after it
+and before its row is completed from the directory; a crash before it trains that iteration again, and no other.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from babylon_rl.errors import Diverged, NothingToTrain, TrainingError
+from babylon_rl.settings import Settings
+from babylon_rl.store.batches import Batch, heartbeat, own_transaction
+from babylon_rl.store.training_steps import TrainingStep, begin_step, finish_step, finished_steps, read_steps
+from babylon_rl.training.conversion import Conversion
+from babylon_rl.training.freezing import seeded_share
+from babylon_rl.training.trainer import StepMetrics, Trainer, TrainIteration
+
+RESULT_FILE = "iteration.json"
+WORK = ".work"
+MOST_STARTS = 25  # of one iteration: a process that dies each time must not go on for ever
+HEARTBEAT_EVERY_S = 10.0
+
+OnStep = Callable[[StepMetrics], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """``now`` of a run that began at ``began``: it goes on with the time that has passed since."""
+
+    began: datetime
+    monotonic_s: float
+
+    @classmethod
+    def at(cls, now: datetime) -> "Clock":
+        """A clock that shows ``now``."""
+        return cls(now, time.monotonic())
+
+    def now(self) -> datetime:
+        """The start and the seconds since, naive UTC."""
+        return self.began + timedelta(seconds=time.monotonic() - self.monotonic_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a batch's training: the claim that it holds, what trains, and where its directories lie."""
+
+    connection: psycopg.Connection[Any]
+    batch: Batch
+    attempt: int
+    trainer: Trainer
+    checkpoints: Path
+    clock: Clock
+
+    @property
+    def work(self) -> Path:
+        """Where the numbered checkpoints of the batch lie."""
+        return work_dir(self.checkpoints, self.batch.batch_id)
+
+    def beat(self) -> None:
+        """Say that the run is alive. Raises BatchConflict when the batch ended or was taken over."""
+        heartbeat(self.connection, self.batch.batch_id, self.attempt, self.clock.now())
+
+
+def work_dir(checkpoints: Path, batch_id: str) -> Path:
+    """The directory of a batch's numbered checkpoints."""
+    return checkpoints / WORK / batch_id
+
+
+def plan_iterations(windows: Sequence[str], settings: Settings, seed: int) -> list[list[str]]:
+    """The windows of each iteration: a seeded order, walked round, up to WINDOWS_PER_ITERATION at a time, so that all are seen."""
+    order = sorted(windows, key=lambda window: seeded_share(seed, "order", window))
+    size = min(settings.windows_per_iteration, len(order))
+    return [[order[(number * size + place) % len(order)] for place in range(size)] for number in range(settings.iterations)]
+
+
+def train_iterations(
+    run: Run, conversion: Conversion, plan: Sequence[Sequence[str]], parent: Path | None, on_step: OnStep
+) -> list[TrainingStep]:
+    """Train what is not trained yet, in order; each iteration continues from the one before, the first from ``parent``.
+
+    Raises:
+        Diverged, NothingToTrain, CheckpointError: from the trainer.
+        TrainingError: an iteration was started too often.
+        BatchConflict: the batch ended, or a newer run has it.
+    """
+    done = finished_steps(run.connection, run.batch.batch_id)
+    steps = []
+    for number, windows in enumerate(plan, start=1):
+        directory = run.work / str(number)
+        if number not in done or not directory.is_dir():
+            if not directory.is_dir():
+                sequences = [sequence for window in windows for sequence in conversion.by_window[window]]
+                seed = int(seeded_share(run.batch.seed, "iteration", str(number)) * 2**31)
+                _train(run, TrainIteration(run.batch.batch_id, number, sequences, seed, len(plan)), parent, directory, on_step)
+            done[number] = _finish(run, number, directory)
+        steps.append(done[number])
+        parent = directory
+    return steps
+
+
+def _train(run: Run, iteration: TrainIteration, parent: Path | None, directory: Path, on_step: OnStep) -> None:
+    _write_ahead(run, iteration)
+    partial = directory.with_name(f".{directory.name}-{run.attempt}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    last_beat_s = -math.inf
+
+    def step(metrics: StepMetrics) -> None:
+        nonlocal last_beat_s
+        if time.monotonic() - last_beat_s >= HEARTBEAT_EVERY_S:
+            run.beat()
+            last_beat_s = time.monotonic()
+        on_step(metrics)
+
+    began_s = time.monotonic()
+    result = run.trainer.train(iteration, parent, partial, step)
+    if not math.isfinite(result.loss):
+        raise Diverged(
+            f"The loss of iteration {iteration.step} of {iteration.batch_id} is {result.loss}; nothing was published. "
+            "Lower LEARNING_RATE."
+        )
+    if result.trainable_tokens <= 0:
+        raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} trained no token; nothing was published.")
+    outcome = {
+        "loss": result.loss,
+        "trainableTokens": result.trainable_tokens,
+        "sequences": result.sequences or len(iteration.sequences),
+        "seconds": round(time.monotonic() - began_s, 3),
+        "metrics": result.metrics,
+    }
+    (partial / RESULT_FILE).write_text(json.dumps(outcome, indent=2, allow_nan=False) + "\n")
+    run.beat()  # a run that was taken over must not leave a directory behind
+    _rename_durably(partial, directory)
+
+
+def _write_ahead(run: Run, iteration: TrainIteration) -> None:
+    starts = [step for step in read_steps(run.connection, run.batch.batch_id) if step.iteration == iteration.step]
+    if len(starts) >= MOST_STARTS:
+        raise TrainingError(
+            f"Iteration {iteration.step} of {iteration.batch_id} was started {len(starts)} times and never ended. "
+            "See the log of its last run, then freeze a new batch with `babylon-rl train`."
+        )
+    step = TrainingStep(
+        iteration.step, run.attempt, run.trainer.name, iteration.step - 1, iteration.windows, len(iteration.sequences),
+        run.clock.now(), None, None, None, None, None,
+    )  # fmt: skip
+    with own_transaction(run.connection):
+        begin_step(run.connection, run.batch.batch_id, step)
+
+
+def _finish(run: Run, number: int, directory: Path) -> TrainingStep:
+    outcome = json.loads((directory / RESULT_FILE).read_text())
+    newest = [step for step in read_steps(run.connection, run.batch.batch_id) if step.iteration == number][-1]
+    finished = replace(
+        newest,
+        finished_at=run.clock.now(),
+        checkpoint=str(directory),
+        loss=outcome["loss"],
+        trainable_tokens=outcome["trainableTokens"],
+        metrics=outcome["metrics"] | {"seconds": outcome["seconds"], "sequences": outcome["sequences"]},
+    )
+    with own_transaction(run.connection):
+        finish_step(run.connection, run.batch.batch_id, finished)
+    return finished
+
+
+def _rename_durably(partial: Path, final: Path) -> None:
+    for path in [*partial.rglob("*"), partial]:
+        _fsync(path)
+    partial.rename(final)
+    _fsync(final.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

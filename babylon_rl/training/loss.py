@@ -1,0 +1,56 @@
+"""The loss of the CPU trainer, on the tokens that had alternatives.
+
+Per token: ``-min(ratio, 5) * advantage * logp`` with the ratio to the serving policy where its log-probabilities were recorded
+(CISPO: the ratio carries no gradient), and ratio 1, which is group-relative REINFORCE, where they were not. Three guards keep the
+policy from collapsing into one action: a negative advantage stops pushing once its token is below ``STALE_PROBABILITY``; an entropy
+bonus; and a penalty on the KL divergence to the base (Schulman's k3 estimator).
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RATIO_LIMIT = 5.0
+STALE_PROBABILITY = 0.05
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """``entropy`` and ``kl`` are in units of the policy term, per token."""
+
+    entropy: float
+    kl: float
+
+
+def token_loss(
+    logprobs_n: "Tensor",
+    entropy_n: "Tensor",
+    advantages_n: "Tensor",
+    served_n: "Tensor",
+    reference_n: "Tensor | None",
+    weights: LossWeights,
+) -> "Tensor":
+    """[N] losses of N tokens.
+
+    Args:
+        logprobs_n: under the policy in training, with gradients.
+        entropy_n: over the tokens that were legal, in nats, with gradients.
+        advantages_n: of each token's episode.
+        served_n: recorded log-probabilities, NaN where there are none.
+        reference_n: under the base, None when the KL weight is 0.
+    """
+    import torch
+
+    current = logprobs_n.detach()
+    ratio = torch.where(
+        torch.isnan(served_n), torch.ones_like(current), (current - torch.nan_to_num(served_n)).exp().clamp(max=RATIO_LIMIT)
+    )
+    stale = (advantages_n < 0) & (current.exp() < STALE_PROBABILITY)
+    push = torch.where(stale, torch.zeros_like(ratio), ratio * advantages_n)
+    loss = -push * logprobs_n - weights.entropy * entropy_n
+    if reference_n is not None:
+        away = reference_n - logprobs_n
+        loss = loss + weights.kl * (away.exp() - away - 1)
+    return loss

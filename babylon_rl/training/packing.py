@@ -1,0 +1,94 @@
+"""Sequences that begin alike, packed behind one copy of what they share.
+
+Agents of one tick were shown the same markets and news, so their prompts differ only at the end. A pack is one row: the common
+prefix once, then each sequence's own tail, which attends to the prefix and to itself alone and keeps its own positions. The
+log-probabilities equal those of separate rows; the prefix is computed once.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from babylon_rl.models.scoring import EncodedSequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHORTEST_PREFIX = 32
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One row: ``prefix_ids`` [P], and per sequence of the pack its index in the batch and the ids of its tail."""
+
+    members: tuple[int, ...]
+    prefix_ids: tuple[int, ...]
+    tails: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the row has."""
+        return len(self.prefix_ids) + sum(map(len, self.tails))
+
+    def position(self, member: int, index: int) -> int:
+        """Where token ``index`` of a member's whole sequence stands in the row."""
+        if index < len(self.prefix_ids):
+            return index
+        return len(self.prefix_ids) + sum(len(tail) for tail in self.tails[:member]) + index - len(self.prefix_ids)
+
+
+def needed_ids(sequence: EncodedSequence) -> tuple[int, ...]:
+    """The tokens that must be computed: up to the one before the last token that had alternatives."""
+    last = max((t for t, trains in enumerate(sequence.trainable_t) if trains), default=0)
+    return (*sequence.prompt_ids, *sequence.response_ids[:last])
+
+
+def pack(sequences: Sequence[EncodedSequence], *, most_tokens: int = 2048) -> list[Pack]:
+    """Group sequences by their common prefixes, at least ``SHORTEST_PREFIX`` tokens long, into rows of at most ``most_tokens``.
+
+    The result does not depend on the order of the sequences beyond the indexes it names.
+    """
+    ordered = sorted((needed_ids(one), index) for index, one in enumerate(sequences))
+    return [_as_pack(run) for run in _runs(ordered, most_tokens)]
+
+
+def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _runs(ordered: Sequence[tuple[tuple[int, ...], int]], most_tokens: int) -> Iterator[list[tuple[tuple[int, ...], int]]]:
+    run: list[tuple[tuple[int, ...], int]] = []
+    prefix: tuple[int, ...] = ()
+    for ids, index in ordered:
+        shared = ids[: shared_length(prefix, ids)] if run else ids
+        size = len(shared) + sum(len(member) - len(shared) for member, _ in run) + len(ids) - len(shared)
+        # a shorter prefix than half of what the run shared means another tick: start a new row
+        if run and (len(shared) < max(SHORTEST_PREFIX, len(prefix) // 2) or size > most_tokens):
+            yield run
+            run, shared = [], ids
+        run.append((ids, index))
+        prefix = shared
+    if run:
+        yield run
+
+
+def _as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
+    # sorted, so that what the first and the last share all share
+    first, last = run[0][0], run[-1][0]
+    prefix = first[: shared_length(first, last)] if len(run) > 1 else ()
+    return Pack(tuple(index for _, index in run), prefix, tuple(ids[len(prefix) :] for ids, _ in run))
+
+
+def row_tensors(one: Pack, dtype: object) -> "tuple[Tensor, Tensor, Tensor]":
+    """The row as tensors: ids [1, L], positions [1, L], and an additive attention mask [1, 1, L, L]."""
+    import torch
+
+    prefix = len(one.prefix_ids)
+    ids = [*one.prefix_ids, *[token for tail in one.tails for token in tail]]
+    positions = [*range(prefix), *[prefix + offset for tail in one.tails for offset in range(len(tail))]]
+    segment = torch.tensor([0] * prefix + [member + 1 for member, tail in enumerate(one.tails) for _ in tail])
+    order = torch.arange(len(ids))
+    visible = (order[None] <= order[:, None]) & ((segment[None] == 0) | (segment[None] == segment[:, None]))
+    mask = torch.zeros(len(ids), len(ids), dtype=dtype).masked_fill(~visible, float("-inf"))
+    return torch.tensor([ids]), torch.tensor([positions]), mask[None, None]

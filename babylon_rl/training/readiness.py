@@ -1,0 +1,166 @@
+"""Is there enough, and good enough, data to start a training? One definition for `ready`, sensor, status and trigger.
+
+The checks and their order are INTERFACES.md's (Readiness): freezable trajectories, groups, quality of the newest rows.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from babylon_rl.episodes.decode import Fault, Step, decode
+from babylon_rl.episodes.messages import Call, embedded_calls, logged_calls
+from babylon_rl.settings import Settings
+from babylon_rl.store.batches import last_completed_at
+from babylon_rl.store.freezable import Freezable, count_freezable_rows
+from babylon_rl.store.quality import newest_new_trainable, unscored_windows
+from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, call_log_rows
+from babylon_rl.training.freezing import freeze_bounds
+
+QUALITY_SAMPLE = 50
+LONG_SYSTEM_PROMPT = 50
+LONG_USER_PROMPT = 100
+READY = "Ready to train!"
+RECORD_PROMPTS = "record the prompts with babylon_rl.recorder or into llm_call_logs, or set TRAIN_SYNTHETIC=true"
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """The four checks over the sampled rows, each as the share (0..1) that passes; provider accesses are reported, not counted."""
+
+    rows: int
+    has_steps: float
+    has_calls: float
+    long_prompts: float
+    has_results: float
+    provider_accesses: float
+
+    @property
+    def mean(self) -> float:
+        """The quality, 0..1; 0 without rows."""
+        return (self.has_steps + self.has_calls + self.long_prompts + self.has_results) / 4
+
+    def document(self) -> dict[str, Any]:
+        """The shares under their names in JSON."""
+        return {
+            "rows": self.rows,
+            "hasSteps": self.has_steps,
+            "hasCalls": self.has_calls,
+            "longPrompts": self.long_prompts,
+            "hasResults": self.has_results,
+            "providerAccesses": self.provider_accesses,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """The verdict with its reason and figures; ``groups`` counts freezable trajectories by window."""
+
+    ready: bool
+    reason: str
+    total_trajectories: int
+    unscored_trajectories: int
+    scenario_groups: int
+    quality: Quality
+    not_trainable: Mapping[str, int]
+    groups: Mapping[str, int]
+
+    def document(self) -> dict[str, Any]:
+        """INTERFACES.md's readiness object; ``quality`` is an addition."""
+        return {
+            "ready": self.ready,
+            "reason": self.reason,
+            "stats": {
+                "totalTrajectories": self.total_trajectories,
+                "unscoredTrajectories": self.unscored_trajectories,
+                "scenarioGroups": self.scenario_groups,
+                "dataQuality": round(self.quality.mean, 6),
+            },
+            "notTrainable": dict(self.not_trainable),
+            "quality": self.quality.document(),
+        }
+
+
+def readiness(connection: psycopg.Connection[Any], settings: Settings, now: datetime) -> Readiness:
+    """Count what the sensor would freeze, within the look-back, and sample the newest rows."""
+    bounds = freeze_bounds(connection, settings, now, settled=True)
+    freezable = count_freezable_rows(connection, bounds)
+    quality = measure_quality(connection, newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE))
+    groups = sum(number >= settings.training_min_group_size for number in freezable.windows.values())
+    unscored = unscored_windows(connection, list(freezable.windows))
+    reason = _reason(settings, freezable, groups, quality.mean)
+    return Readiness(
+        ready=reason == READY,
+        reason=reason if reason == READY else reason + _synthetic(freezable),
+        total_trajectories=freezable.trajectories,
+        unscored_trajectories=sum(number for window, number in freezable.windows.items() if window in unscored),
+        scenario_groups=groups,
+        quality=quality,
+        not_trainable=freezable.not_trainable,
+        groups=freezable.windows,
+    )
+
+
+def last_completed(connection: psycopg.Connection[Any]) -> datetime | None:
+    """When the last training was completed (naive UTC), ours or another producer's; the interval counts from it."""
+    return last_completed_at(connection)
+
+
+def _reason(settings: Settings, freezable: Freezable, groups: int, quality: float) -> str:
+    missing = settings.training_min_trajectories - freezable.trajectories
+    if missing > 0:
+        return f"Need {missing} more trajectories"
+    if groups < settings.training_min_groups:
+        return f"Need more scenario groups ({groups}/{settings.training_min_groups} minimum)"
+    if quality < settings.data_quality_threshold:
+        return f"Data quality too low ({quality * 100:.1f}% < {settings.data_quality_threshold * 100:g}%)"
+    return READY
+
+
+def _synthetic(freezable: Freezable) -> str:
+    synthetic = freezable.not_trainable.get("synthetic", 0)
+    total = freezable.trajectories + sum(freezable.not_trainable.values())
+    if synthetic * 2 <= total:
+        return ""
+    return f"; {synthetic} of {total} new trajectories are synthetic (no LLM call was recorded): {RECORD_PROMPTS}"
+
+
+def measure_quality(connection: psycopg.Connection[Any], rows: Sequence[TrajectoryRow]) -> Quality:
+    """The share of ``rows`` that passes each check; without rows every share is 0."""
+    logs: dict[str, list[CallLogRow]] = defaultdict(list)
+    for log in call_log_rows(connection, [row.trajectory_id for row in rows]):
+        logs[log.trajectory_id].append(log)
+    checks = [_checks(row, logs[row.trajectory_id]) for row in rows]
+    shares = [sum(column) / len(rows) for column in zip(*checks, strict=True)] if checks else [0.0] * 5
+    return Quality(len(rows), *shares)
+
+
+def _checks(row: TrajectoryRow, logs: list[CallLogRow]) -> tuple[bool, bool, bool, bool, bool]:
+    steps = decode(row)
+    if isinstance(steps, Fault):
+        return (False,) * 5
+    calls = _calls(steps, row, logs)
+    served = [call for own in calls for call in own]
+    entries = json.loads(row.steps_json)
+    actions = [entry["action"] for entry in entries if entry["action"]["actionType"] != "pending"]
+    return (
+        bool(steps),
+        all(calls),
+        bool(served)
+        and all(_long(call.system_prompt, LONG_SYSTEM_PROMPT) and _long(call.user_prompt, LONG_USER_PROMPT) for call in served),
+        all(any(action.get(key) is not None for key in ("result", "error", "success")) for action in actions),
+        any(entry.get("providerAccesses") for entry in entries),
+    )
+
+
+def _calls(steps: list[Step], row: TrajectoryRow, logs: list[CallLogRow]) -> list[list[Call]]:
+    own = [embedded_calls(step) for step in steps]
+    return own if any(own) else logged_calls(logs, row.trajectory_id, steps)
+
+
+def _long(text: Any, more_than: int) -> bool:
+    return isinstance(text, str) and len(text) > more_than

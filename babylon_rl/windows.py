@@ -1,0 +1,76 @@
+"""Windows: UTC hours, written ``YYYY-MM-DDTHH:00``, half-open [start, start + 1 h).
+
+The id is the partition key, the value of ``"windowId"`` and what every log line calls an hour. Datetimes here are naive
+and mean UTC, as in the database.
+"""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from babylon_rl.errors import UsageError
+
+WINDOW_FORMAT = "%Y-%m-%dT%H:00"
+HOUR = timedelta(hours=1)
+_WINDOW_ID = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:00", re.ASCII)
+
+
+def utc_now() -> datetime:
+    """The wall clock as naive UTC; callers pass it on as an argument so that tests can choose it."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def window_of(moment: datetime) -> str:
+    """The id of the window that ``moment`` (naive UTC) falls into; a full hour belongs to the window it opens."""
+    return moment.strftime(WINDOW_FORMAT)
+
+
+def is_window_id(text: str | None) -> bool:
+    """True for a canonical id of a real date and hour."""
+    if text is None or not _WINDOW_ID.fullmatch(text):
+        return False
+    try:
+        datetime.strptime(text, WINDOW_FORMAT)
+    except ValueError:
+        return False
+    return True
+
+
+def window_start(window: str) -> datetime:
+    """The first moment of a window.
+
+    Raises:
+        UsageError: ``window`` is not a canonical window id.
+    """
+    if not is_window_id(window):
+        raise UsageError(f"{window!r} is not a window: write an hour in UTC as YYYY-MM-DDTHH:00, such as 2025-10-29T14:00.")
+    return datetime.strptime(window, WINDOW_FORMAT)
+
+
+def window_end(window: str) -> datetime:
+    """The first moment after a window."""
+    return window_start(window) + HOUR
+
+
+def window_range(first: str, end: str) -> Iterator[str]:
+    """The windows from ``first`` (inclusive) to ``end`` (exclusive), in order.
+
+    Raises:
+        UsageError: a malformed id, or ``end`` before ``first``.
+    """
+    moment, stop = window_start(first), window_start(end)
+    if stop < moment:
+        raise UsageError(f"The range runs backwards: --from {first} is after --to {end}. Swap them.")
+    while moment < stop:
+        yield window_of(moment)
+        moment += HOUR
+
+
+def newest_complete(now: datetime, settle: timedelta = timedelta(0)) -> str:
+    """The newest window that had ended ``settle`` before ``now``."""
+    return window_of(now - settle - HOUR)
+
+
+def is_complete(window: str, now: datetime, settle: timedelta = timedelta(0)) -> bool:
+    """True once the window's end (plus ``settle``) has passed."""
+    return window_end(window) + settle <= now

@@ -1,0 +1,137 @@
+"""Which hours automation asks for: those that changed, each once."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import dagster as dg
+import pytest
+
+from babylon_rl.assets.partitions import hours
+from babylon_rl.automation.conditions import on_scores_due
+from babylon_rl.definitions import defs
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl_tests.assets.conftest import Bench
+
+FIRST, LATE, LAST = "2025-10-29T13:00", "2025-10-29T14:00", "2025-10-29T17:00"
+
+
+class Ticks:
+    """Evaluates the conditions again and again, as the sensor does."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.cursor = bench, None
+
+    def __call__(self) -> dict[str, set[str]]:
+        result = dg.evaluate_automation_conditions(defs, self.bench.instance, cursor=self.cursor)
+        self.cursor = result.cursor
+        names = ("window_groups", "market_outcomes", "scored_groups")
+        found = {name: set(result.get_requested_partitions(dg.AssetKey(name))) for name in names}
+        return {name: windows for name, windows in found.items() if windows}
+
+
+def add_late_row(bench: Bench, window: str) -> None:
+    bench.execute(
+        """
+        INSERT INTO trajectories SELECT (r).* FROM (
+            SELECT jsonb_populate_record(t, jsonb_build_object('id', 'late', 'trajectoryId', 'late')) AS r
+            FROM trajectories t WHERE "windowId" = %s AND "isTrainingData" AND NOT "isEvaluation" ORDER BY "trajectoryId" LIMIT 1) one
+        """,
+        window,
+    )
+
+
+@pytest.fixture
+def afternoon(make_bench: Callable[..., Bench], sample_database: Database) -> Bench:
+    """The five hours from 13:00 to 18:00, as seen soon after."""
+    return make_bench(sample_database, now=datetime(2025, 10, 29, 18, 10), first_window="2025-10-29T13:00")
+
+
+@pytest.fixture
+def settled(afternoon: Bench) -> tuple[Bench, Ticks]:
+    """Everything observed and made, and the conditions asked once."""
+    afternoon.run("observe")
+    afternoon.run("hours", FIRST, LAST)
+    ticks = Ticks(afternoon)
+    assert ticks() == {}
+    return afternoon, ticks
+
+
+def test_hours_observed_before_the_first_look_are_made(afternoon: Bench):
+    afternoon.run("observe")
+    observed = set(afternoon.observed("raw_trajectories"))
+    assert len(observed) == 5
+    ticks = Ticks(afternoon)
+    assert ticks() == {"window_groups": observed, "market_outcomes": observed, "scored_groups": observed}
+    assert ticks() == {}
+
+
+def test_hours_that_were_not_observed_are_never_asked_for(afternoon: Bench):
+    ticks = Ticks(afternoon)
+    assert ticks() == {}
+    assert ticks() == {}
+
+
+def test_a_late_row_makes_exactly_its_hour_again(settled: tuple[Bench, Ticks]):
+    bench, ticks = settled
+    add_late_row(bench, LATE)
+    bench.run("observe")
+    assert ticks() == {"window_groups": {LATE}}
+    bench.run("hours", LATE, asset_selection=[dg.AssetKey("window_groups")])
+    assert ticks() == {"scored_groups": {LATE}}
+    bench.run("score", LATE)
+    assert ticks() == {}
+
+
+def test_an_unchanged_rerun_wakes_nobody(settled: tuple[Bench, Ticks]):
+    bench, ticks = settled
+    bench.run("hours", FIRST, LAST, asset_selection=[dg.AssetKey("window_groups")])
+    assert ticks() == {}
+
+
+def test_what_failed_waits_for_the_next_change(settled: tuple[Bench, Ticks]):
+    bench, ticks = settled
+    add_late_row(bench, LATE)
+    bench.run("observe")
+    assert ticks() == {"window_groups": {LATE}}
+    assert ticks() == {}
+    bench.execute("""DELETE FROM trajectories WHERE "trajectoryId" = 'late'""")
+    bench.run("observe")
+    assert ticks() == {"window_groups": {LATE}}
+
+
+def test_a_late_answer_makes_the_hours_in_which_its_question_was_open(settled: tuple[Bench, Ticks]):
+    bench, ticks = settled
+    bench.execute(
+        """
+        UPDATE "Question" SET "resolvedOutcome" = TRUE, "updatedAt" = '2025-10-29 16:30' WHERE id = (
+            SELECT id FROM "Question" WHERE "resolvedOutcome" IS NULL AND "createdDate" < '2025-10-29 13:00' ORDER BY id LIMIT 1)
+        """
+    )
+    bench.run("observe")
+    requested = ticks()
+    assert requested.keys() == {"market_outcomes"}
+    assert {"2025-10-29T14:00", "2025-10-29T15:00", "2025-10-29T16:00"} <= requested["market_outcomes"]
+
+
+def test_a_paid_judge_waits_until_the_hour_has_settled(settings: Settings):
+    paid = settings.model_copy(update={"judge_model": "openai/gpt-4o-mini", "judge_settle_hours": 6})
+
+    @dg.asset(partitions_def=hours)
+    def window_groups() -> None: ...
+
+    @dg.asset(partitions_def=hours, deps=[window_groups], automation_condition=on_scores_due(paid))
+    def scored() -> None: ...
+
+    small = dg.Definitions([window_groups, scored])
+    ask: Callable[..., dg.EvaluateAutomationConditionsResult] = dg.evaluate_automation_conditions
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert ask(small, instance, evaluation_time=datetime(2025, 10, 31, 12, 1)).total_requested == 0
+        for window in ("2025-10-31T05:00", "2025-10-31T06:00"):
+            dg.materialize([window_groups], partition_key=window, instance=instance)
+        first = ask(small, instance, evaluation_time=datetime(2025, 10, 31, 12, 1))
+        assert first.get_requested_partitions(dg.AssetKey("scored")) == {"2025-10-31T05:00"}
+        early = ask(small, instance, evaluation_time=datetime(2025, 10, 31, 12, 59), cursor=first.cursor)
+        assert early.total_requested == 0
+        then = ask(small, instance, evaluation_time=datetime(2025, 10, 31, 13) + timedelta(minutes=1), cursor=early.cursor)
+        assert then.get_requested_partitions(dg.AssetKey("scored")) == {"2025-10-31T06:00"}

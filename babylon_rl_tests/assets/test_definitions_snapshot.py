@@ -1,0 +1,61 @@
+"""The graph cannot change unseen: everything that is defined, as a committed document.
+
+After a change that is meant: ``UPDATE_SNAPSHOT=1 python -m pytest babylon_rl_tests/assets/test_definitions_snapshot.py``.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from babylon_rl.definitions import defs
+
+SNAPSHOT = Path(__file__).with_suffix(".json")
+
+
+def _asset(key: dg.AssetKey) -> dict[str, Any]:
+    node = defs.resolve_asset_graph().get(key)
+    schema = node.metadata.get("dagster/column_schema")
+    return {
+        "deps": sorted(parent.to_user_string() for parent in node.parent_keys),
+        "group": node.group_name,
+        "owners": sorted(node.owners),
+        "kinds": sorted(name.removeprefix("dagster/kind/") for name in node.tags if name.startswith("dagster/kind/")),
+        "description": node.description,
+        "codeVersion": node.code_version,
+        "partitions": type(node.partitions_def).__name__,
+        "backfill": str(node.backfill_policy) if node.backfill_policy else None,
+        "pools": sorted(node.pools or []),
+        "condition": node.automation_condition.get_label() if node.automation_condition else None,
+        "columns": [column.name for column in schema.columns] if schema else [],
+        "checks": sorted(check.name for check in node.check_keys),
+    }
+
+
+def document() -> dict[str, Any]:
+    """All definitions, sorted."""
+    graph, repository = defs.resolve_asset_graph(), defs.get_repository_def()
+    return {
+        "assets": {key.to_user_string(): _asset(key) for key in sorted(graph.get_all_asset_keys())},
+        "jobs": {job.name: sorted(job.graph.node_dict) for job in repository.get_all_jobs() if not job.name.startswith("__")},
+        "sensors": {
+            s.name: [s.default_status.value, s.minimum_interval_seconds] for s in sorted(repository.sensor_defs, key=lambda s: s.name)
+        },
+        "schedules": {s.name: [s.default_status.value, s.cron_schedule] for s in repository.schedule_defs},
+    }
+
+
+def test_definitions_are_as_committed():
+    text = json.dumps(document(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    if os.environ.get("UPDATE_SNAPSHOT"):
+        SNAPSHOT.write_text(text)
+    assert SNAPSHOT.read_text() == text, "The definitions changed: read this file's first lines."
+
+
+def test_every_asset_says_whose_it_is_what_it_holds_and_in_which_version():
+    for name, asset in document()["assets"].items():
+        assert asset["owners"] == ["team:babylon-rl"], name
+        assert asset["group"] and asset["kinds"] and asset["description"] and asset["columns"], name
+        assert asset["codeVersion"] or not asset["deps"], name

@@ -1,0 +1,71 @@
+"""The hourly assets over the recorded game: its twelve hours, of which seven are ready."""
+
+import dagster as dg
+
+from babylon_rl_tests.assets.conftest import VERSION, Bench
+
+FIRST_DAY, LAST_DAY = ("2025-01-15T10:00", "2025-01-15T14:00"), ("2025-10-29T04:00", "2025-10-30T01:00")
+HOURS = {
+    "2025-01-15T10:00", "2025-01-15T11:00", "2025-01-15T12:00", "2025-01-15T13:00", "2025-01-15T14:00", "2025-10-29T04:00",
+    "2025-10-29T13:00", "2025-10-29T14:00", "2025-10-29T15:00", "2025-10-29T16:00", "2025-10-29T17:00", "2025-10-30T01:00",
+}  # fmt: skip
+READY = {window for window in HOURS if window > "2025-10"}
+
+
+def test_observing_finds_the_hours_that_hold_rows(bench: Bench):
+    bench.run("observe")
+    assert set(bench.observed("raw_trajectories")) == HOURS
+    assert set(bench.observed("market_data")) >= HOURS
+
+
+def test_observing_again_reports_nothing(bench: Bench):
+    bench.run("observe")
+    again = bench.run("observe")
+    assert not [event for event in again.all_events if event.event_type == dg.DagsterEventType.ASSET_OBSERVATION]
+
+
+def test_a_range_run_reports_every_hour_for_itself(bench: Bench):
+    for first, last in (FIRST_DAY, LAST_DAY):
+        bench.run("hours", first, last)
+    groups, outcomes, scores = (bench.materializations(name) for name in ("window_groups", "market_outcomes", "scored_groups"))
+    assert {window for window, entry in groups.items() if entry.metadata["dagster/row_count"].value} == HOURS
+    assert {window for window, entry in groups.items() if entry.metadata["ready"].value} == READY
+    assert {window for window, entry in scores.items() if entry.metadata["dagster/row_count"].value} == READY
+    assert {window for window, entry in outcomes.items() if entry.metadata["dagster/row_count"].value} >= READY
+    versions = [entry.tags[VERSION] for window, entry in groups.items() if window in HOURS]
+    assert len(set(versions)) == len(HOURS)
+
+
+def test_an_hour_has_the_same_version_alone_and_in_a_range(bench: Bench):
+    window = "2025-10-29T14:00"
+    bench.run("hours", window)
+    alone = {name: bench.materializations(name)[window].tags for name in ("window_groups", "market_outcomes", "scored_groups")}
+    bench.run("hours", "2025-10-29T13:00", "2025-10-29T15:00")
+    for name, tags in alone.items():
+        ranged = bench.materializations(name)[window].tags
+        assert ranged[VERSION] == tags[VERSION]
+        assert ranged.keys() == tags.keys()
+
+
+def test_an_hours_page_is_small_and_shows_a_picture(bench: Bench):
+    bench.run("hours", "2025-10-29T14:00")
+    for name, picture in {"window_groups": "pnl_by_agent", "market_outcomes": "price_changes", "scored_groups": "scores_by_agent"}.items():
+        metadata = bench.materializations(name)["2025-10-29T14:00"].metadata
+        assert metadata[picture].value.startswith("![")
+        assert "data:image/png;base64," in metadata[picture].value
+        assert sum(len(repr(value)) for value in metadata.values()) < 150_000
+
+
+def test_checks_pass_on_the_recorded_game_and_fail_when_nothing_can_train(bench: Bench):
+    def passed(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
+        return {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+
+    assert passed(bench.run("hours", "2025-10-29T14:00")) == {"few_rows_malformed": True, "messages_recorded": True, "scores_differ": True}
+    bench.execute("""UPDATE trajectories SET "stepsJson" = 'no' WHERE "windowId" = '2025-10-29T15:00'""")
+    assert not passed(bench.run("hours", "2025-10-29T15:00"))["few_rows_malformed"]
+
+
+def test_an_hour_without_rows_is_no_error(bench: Bench):
+    result = bench.run("hours", "2025-10-29T08:00")
+    assert result.success
+    assert bench.materializations("scored_groups")["2025-10-29T08:00"].metadata["dagster/row_count"].value == 0

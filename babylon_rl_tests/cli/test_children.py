@@ -1,0 +1,87 @@
+"""Programs that a command starts end with it, whatever they started themselves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from babylon_rl.cli.children import run_child, stop_children
+from babylon_rl_tests.store.servers import ROOT
+
+_RUN = """
+import sys
+from pathlib import Path
+from babylon_rl.cli.children import run_child
+run_child(["bash", "-c", "sleep 300 & echo $!; wait"], {}, Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A command that runs a program that runs a program, and the pid of the last."""
+    process = subprocess.Popen([sys.executable, "-c", _RUN, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    grandchild = int(process.stdout.readline())
+    yield process, grandchild
+    process.kill()
+    stop_children(tmp_path, orphans_only=False)
+    process.communicate(timeout=30)
+
+
+def wait_for_note(home: Path) -> None:
+    deadline = time.monotonic() + 10
+    while not any(path.stat().st_size for path in home.glob("children/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_exit_code_and_environment_are_the_programs(tmp_path: Path) -> None:
+    assert run_child(["sh", "-c", "exit $WANTED"], {"WANTED": "7"}, tmp_path) == 7
+    assert list((tmp_path / "children").iterdir()) == []
+
+
+def test_interrupt_ends_grandchildren_too(parent: tuple[subprocess.Popen[str], int]) -> None:
+    process, grandchild = parent
+    process.send_signal(signal.SIGINT)
+    assert gone(grandchild)
+
+
+def test_what_a_killed_command_left_is_stopped_by_the_next(parent: tuple[subprocess.Popen[str], int], tmp_path: Path) -> None:
+    process, grandchild = parent
+    wait_for_note(tmp_path)
+    assert stop_children(tmp_path, orphans_only=True) == []
+    process.kill()
+    process.wait()
+    assert len(stop_children(tmp_path, orphans_only=True)) == 1
+    assert gone(grandchild)
+    assert stop_children(tmp_path, orphans_only=True) == []
+
+
+def test_stop_ends_the_children_of_a_living_command(parent: tuple[subprocess.Popen[str], int], tmp_path: Path) -> None:
+    wait_for_note(tmp_path)
+    assert len(stop_children(tmp_path, orphans_only=False)) == 1
+    assert gone(parent[1])
+
+
+def test_note_of_a_pid_that_is_used_again_harms_nobody(tmp_path: Path) -> None:
+    (tmp_path / "children").mkdir()
+    mine = {"pid": os.getpid(), "started": 1.0}
+    (tmp_path / "children" / "1.json").write_text(json.dumps({"group": mine, "parent": mine, "command": "x"}))
+    (tmp_path / "children" / "2.json").write_text("half a note")
+    assert stop_children(tmp_path, orphans_only=True) == []
+    assert list((tmp_path / "children").iterdir()) == []

@@ -1,0 +1,170 @@
+"""What a person and a script see of babylon-rl: exit codes, sentences instead of tracebacks, one JSON document."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from babylon_rl.settings import Settings
+from babylon_rl.store.cluster import Cluster
+from babylon_rl.store.database import Database
+from babylon_rl.store.embedded import use_server
+from babylon_rl_tests.store.servers import ROOT
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+RUN = "from babylon_rl.cli import main; main()"
+
+
+def environment(home: Path, **variables: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields}
+    return inherited | {"BABYLON_RL_HOME": str(home), "PYTHONPATH": str(ROOT), "COLUMNS": "160"} | variables
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """``command("migrate", "--json", DATABASE_URL=...)`` in an empty directory."""
+
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", RUN, *arguments],
+            cwd=tmp_path,
+            env=environment(tmp_path / "home", **variables),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_help_lists_every_command(command: Command) -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    for name in ("migrate", "settings", "env", "dagster", "dev", "stop", "verify-system"):
+        assert f"  {name} " in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["no-such-command"], ["migrate", "--no-such-option"], []])
+def test_bad_usage_is_exit_code_2(command: Command, arguments: list[str]) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_settings_are_all_in_one_message(command: Command) -> None:
+    done = command("migrate", EPOCHS="0", DATABASE_URL="mysql://u:s3cret@h/d", GAMMA="2")
+    assert done.returncode == 2
+    assert done.stderr.startswith("3 settings are not allowed:")
+    assert "Traceback" not in done.stderr
+    assert "s3cret" not in done.stderr
+
+
+def test_unreachable_database_is_a_sentence_and_exit_code_3(command: Command) -> None:
+    done = command("migrate", DATABASE_URL="postgresql://u:s3cret@127.0.0.1:1/d")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("The database at 127.0.0.1:1/d cannot be used: Connection refused.")
+    assert "s3cret" not in done.stderr
+
+
+def test_migrate_speaks_json(command: Command, empty_database: Database) -> None:
+    planned = json.loads(command("migrate", "--check", "--json", DATABASE_URL=empty_database.url).stdout)
+    done = json.loads(command("migrate", "--json", DATABASE_URL=empty_database.url).stdout)
+    again = command("migrate", "--json", DATABASE_URL=empty_database.url)
+    assert planned == done
+    assert done["applied"][0] == "0001_contract_tables"
+    assert json.loads(again.stdout) == {"applied": [], "adopted": [], "differences": []}
+    assert again.stderr == ""
+
+
+def test_migrate_tells_a_person_what_it_did(command: Command, empty_database: Database) -> None:
+    first = command("migrate", DATABASE_URL=empty_database.url).stdout
+    assert "applied 0001_contract_tables" in first
+    assert "created 19 tables of the contract" in first
+    assert "is up to date" in command("migrate", DATABASE_URL=empty_database.url).stdout
+
+
+def test_settings_masks_secrets_and_names_sources(command: Command, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("EPOCHS=3\nITERATIONS=4\n")
+    done = command("settings", "--json", WANDB_API_KEY="s3cret", EPOCHS="2", BATCH_SIZE="")
+    found = {row["name"]: row for row in json.loads(done.stdout)["settings"]}
+    assert "s3cret" not in done.stdout
+    assert found["WANDB_API_KEY"] == {"name": "WANDB_API_KEY", "value": "***", "source": "environment"}
+    assert found["EPOCHS"] == {"name": "EPOCHS", "value": 2, "source": "environment"}
+    assert found["ITERATIONS"] == {"name": "ITERATIONS", "value": 4, "source": ".env"}
+    assert found["BATCH_SIZE"]["source"] == "default"
+    assert len(found) == len(Settings.model_fields)
+
+
+def test_env_needs_a_running_database(command: Command, database: Database) -> None:
+    assert "does not run now" in command("env").stderr
+    printed = command("env", DATABASE_URL=database.url).stdout
+    shell = subprocess.run(["sh", "-c", f"{printed}\necho $DATABASE_URL"], capture_output=True, text=True, check=True)
+    assert shell.stdout.strip() == database.url
+    assert "export BABYLON_RL_DAGSTER_URL=" in printed
+
+
+def test_stop_stops_what_a_crash_left(command: Command, tmp_path: Path) -> None:
+    code = "import os, signal; from pathlib import Path; from babylon_rl.store.embedded import use_server\n"
+    code += f"with use_server(Path({str(tmp_path / 'home')!r})): os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert Cluster(tmp_path / "home").running_port() is not None
+    assert "Stopped the embedded database on port" in command("stop").stdout
+    assert Cluster(tmp_path / "home").running_port() is None
+    assert "Nothing" in command("stop").stdout
+
+
+def test_output_into_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
+    line = f"{sys.executable} -c '{RUN}' settings | head -1"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment(tmp_path / "home"), capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("setting")
+    assert done.stderr == ""
+
+
+def test_dagster_runs_on_the_projects_instance_and_returns_its_exit_code(command: Command, database: Database) -> None:
+    done = command("dagster", "instance", "info", DATABASE_URL=database.url)
+    assert done.returncode == 0, done.stderr
+    assert "home/dagster" in done.stdout
+    assert "PostgresStorage" in done.stdout
+    assert command("dagster", "no-such-thing", DATABASE_URL=database.url).returncode == 2
+
+
+def test_verify_system_has_a_line_for_each_part(command: Command, database: Database, empty_database: Database) -> None:
+    done = command("verify-system", "--json", DATABASE_URL=database.url)
+    statuses = {check["name"]: check["status"] for check in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 0, done.stdout
+    assert set(statuses) == {"settings", "disk", "database", "schema", "dagster", "registry", "weights"}
+    assert statuses["schema"] == "PASS"
+    unmigrated = command("verify-system", "--json", DATABASE_URL=empty_database.url)
+    assert unmigrated.returncode == 1
+    unreachable = command("verify-system", DATABASE_URL="postgresql://u:s3cret@127.0.0.1:1/d")
+    assert unreachable.returncode == 1
+    assert "FAIL" in unreachable.stdout
+
+
+@pytest.mark.slow
+def test_interrupted_command_stops_its_program_and_the_embedded_server(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    started = subprocess.Popen(
+        [sys.executable, "-c", RUN, "dagster", "instance", "info"],
+        cwd=tmp_path,
+        env=environment(home),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(home.glob("children/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGINT)
+    assert "Traceback" not in started.communicate(timeout=60)[1]
+    assert started.returncode == 130
+    assert list(home.glob("children/*.json")) == []
+    assert Cluster(home).running_port() is None
+    with use_server(home):
+        pass

@@ -1,0 +1,177 @@
+"""windows, episodes, rejected, outcomes, scores, verify-data: shapes of CLI.md on the recorded game, and sentences for bad input."""
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from babylon_rl.cli import run
+from babylon_rl.judge.scoring import score_windows
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl_tests.expected import SAMPLES, expected
+from babylon_rl_tests.rows import insert, make_group
+
+WINDOW = "2025-10-29T16:00"
+Ask = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def ask(sample_database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> Ask:
+    """Run a command with --json on the recorded game and give its document."""
+    return asker(sample_database, monkeypatch, capsys, tmp_path)
+
+
+def asker(database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> Ask:
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def run_it(*arguments: str, code: int = 0) -> dict[str, Any]:
+        assert run([*arguments, "--json"]) == code
+        document: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return document
+
+    return run_it
+
+
+@pytest.mark.parametrize("fixture", SAMPLES)
+def test_windows_agree_with_the_sample(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any, fixture: str
+) -> None:
+    document = asker(request.getfixturevalue(fixture), monkeypatch, capsys, tmp_path)("windows")
+    answers = expected(fixture)
+    names = {
+        "rows": "n_rows_any", "eligible": "n_eligible", "newTrainable": "n_new_trainable", "agents": "n_agents", "episodes": "n_episodes",
+        "usableEpisodes": "n_episodes_min5",
+    }  # fmt: skip
+    assert [row["window"] for row in document["windows"]] == sorted(answers["windows"])
+    for row in document["windows"]:
+        answer = answers["windows"][row["window"]]
+        assert {ours: row[ours] for ours in names} == {ours: answer[theirs] for ours, theirs in names.items()}
+        assert row["ready"] == answer["ready"]["5"]
+        assert sum(row["rejected"].values()) == row["rows"] - row["eligible"]
+    assert document["readyAt"] == {agents: len(windows) for agents, windows in answers["ready_windows"].items()}
+    assert document["verdict"].startswith("READY FOR TRAINING")
+
+
+def test_state_of_each_window(sample_database: Database, settings: Settings, ask: Ask) -> None:
+    with sample_database.connect() as connection:
+        score_windows(connection, [WINDOW], settings, datetime(2026, 1, 1))
+    states = {row["window"]: row["state"] for row in ask("windows", "--from", "2025-01-15T14:00")["windows"]}
+    assert states["2025-01-15T14:00"] == "thin"
+    assert states["2025-10-29T04:00"] == "trained"
+    assert states["2025-10-29T15:00"] == "ready"
+    assert states[WINDOW] == "scored"
+
+
+def test_ranges_and_look_back_count_from_the_rows(ask: Ask) -> None:
+    between = ask("windows", "--from", "2025-10-29T14:00", "--to", "2025-10-29T16:00")
+    assert [row["window"] for row in between["windows"]] == ["2025-10-29T14:00", "2025-10-29T15:00"]
+    back = ask("windows", "--lookback-hours", "10")
+    assert [row["window"] for row in back["windows"]] == [WINDOW, "2025-10-29T17:00", "2025-10-30T01:00"]
+    assert {row["window"]: row["ready"] for row in ask("windows", "--min-agents", "12")["windows"]}["2025-10-29T04:00"] is False
+
+
+def test_episodes_have_the_shape_that_scripts_rely_on(ask: Ask) -> None:
+    document = ask("episodes", WINDOW)
+    answer = expected("sample_database")["windows"][WINDOW]["episodes"]
+    assert document["window"] == WINDOW and len(document["episodes"]) == 12
+    for row in document["episodes"]:
+        theirs = answer[row["agentId"]]
+        assert (row["trajectoryIds"], row["steps"], row["usable"]) == (theirs["trajectory_ids"], theirs["n_steps"], True)
+        assert (row["wins"], row["losses"]) == (theirs["wins"], theirs["losses"])
+        assert (row["trades"], row["posts"]) == (theirs["trades_executed"], theirs["posts_created"])
+        assert row["windowPnl"] == pytest.approx(theirs["window_pnl"], abs=1e-6)
+        assert set(row["messageSources"]) == {"embedded", "llm_call_logs", "synthetic"}
+
+
+def test_rejected_names_every_row(ask: Ask) -> None:
+    rejected = ask("rejected")["rejected"]
+    assert {row["trajectoryId"]: row["reason"] for row in rejected} == expected("sample_database")["trajectories"]["excluded_ids"]
+    assert all(row["detail"] and row["window"] for row in rejected)
+    assert len(ask("rejected", "--from", WINDOW, "--to", "2025-10-29T17:00")["rejected"]) == 8
+
+
+def test_outcomes_of_an_hour(ask: Ask) -> None:
+    document = ask("outcomes", WINDOW)
+    assert set(document) == {"window", "market", "stocks", "predictions"}
+    assert (len(document["stocks"]), len(document["predictions"])) == (32, 16)
+    openlie = next(stock for stock in document["stocks"] if stock["ticker"] == "OPENLIE")
+    assert (openlie["organizationId"], openlie["sentiment"], openlie["changePercent"]) == (
+        "openlie",
+        "BEARISH",
+        pytest.approx(-1.774441852),
+    )
+
+
+def test_scores_of_an_hour(sample_database: Database, settings: Settings, ask: Ask) -> None:
+    with sample_database.connect() as connection:
+        score_windows(connection, [WINDOW], settings, datetime(2026, 1, 1))
+    document = ask("scores", WINDOW)
+    theirs = expected("sample_database")["windows"][WINDOW]
+    assert (document["judge"], document["groupSize"]) == ("heuristic", 12)
+    assert [row["agentId"] for row in document["scores"]] == theirs["ranking_heuristic_window"]
+    assert [row["rank"] for row in document["scores"]] == list(range(1, 13))
+
+
+def test_people_get_tables(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["windows"], ["episodes", WINDOW], ["rejected"], ["outcomes", WINDOW], ["scores", WINDOW]):
+        assert run(command) == 0
+        assert "2025-10-29" in "".join(capsys.readouterr()) or command[0] in ("episodes", "outcomes")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["episodes", "2025-10-29T16:30"], "is not a window"),
+        (["outcomes", "2025-13-45T99:00"], "is not a window"),
+        (["scores", "yesterday"], "is not a window"),
+        (["windows", "--from", "x"], "is not a window"),
+        (["rejected", "--from", WINDOW, "--to", "2025-10-29T15:00"], "runs backwards"),
+        (["episodes", "2999-01-01T00:00"], "lies in the future"),
+        (["outcomes", "2999-01-01T00:00"], "lies in the future"),
+        (["windows", "--from", "2999-01-01T00:00"], "lies in the future"),
+        (["windows", "--from", WINDOW, "--lookback-hours", "3"], "not both"),
+    ],
+)
+def test_what_makes_no_sense_is_a_sentence(
+    database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str], words: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    assert run(command) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_hour_without_rows_is_empty_lists_and_a_sentence(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask("episodes", "2025-10-29T05:00")["episodes"] == []
+    assert ask("outcomes", "2025-10-29T05:00")["stocks"] == []
+    assert ask("scores", "2025-10-29T05:00")["scores"] == []
+    assert run(["episodes", "2025-10-29T05:00"]) == 0
+    assert "No trajectory has been recorded in 2025-10-29T05:00." in capsys.readouterr().err
+
+
+def test_reading_needs_no_table_of_ours(
+    raw_sample_database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    unmigrated = asker(raw_sample_database, monkeypatch, capsys, tmp_path)
+    assert len(unmigrated("windows")["windows"]) == 12
+    assert len(unmigrated("outcomes", WINDOW)["stocks"]) == 32
+    assert unmigrated("scores", WINDOW)["scores"] == []
+
+
+def test_verify_data_fails_on_what_cannot_train(ask: Ask) -> None:
+    checks = {check["name"]: check["status"] for check in ask("verify-data", code=1)["checks"]}
+    assert {"readable": "FAIL", "LLM calls": "FAIL", "first LLM call": "PASS", "scores": "WARN"}.items() <= checks.items()
+
+
+def test_verify_data_passes_on_whole_rows(
+    database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    verify = asker(database, monkeypatch, capsys, tmp_path)
+    assert [check["status"] for check in verify("verify-data", code=1)["checks"]] == ["FAIL"]
+    with database.connect() as connection:
+        insert(connection, "trajectories", make_group())
+    assert "FAIL" not in {check["status"] for check in verify("verify-data")["checks"]}

@@ -1,0 +1,35 @@
+"""The two voices of a command, and progress that never mixes with the result."""
+
+import json
+
+import pytest
+
+from babylon_rl.cli.output import emit, progress, table
+
+
+def test_json_is_one_document_and_the_picture_is_not_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    emit({"name": "Zürich", "n": 1}, lambda out: out.print("picture"), True)
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"name": "Zürich", "n": 1}
+    assert "picture" not in captured.out
+
+
+def test_not_a_number_is_refused_in_json() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        emit({"loss": float("nan")}, lambda out: None, True)
+
+
+def test_table_keeps_markup_as_it_is_and_shows_none_as_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    emit({}, lambda out: out.print(table("title", ["name", "n"], [["[red]x[/red]", 1], [None, 10]])), False)
+    assert capsys.readouterr().out.splitlines()[-2:] == ["[red]x[/red]   1", "-             10"]
+
+
+def test_progress_without_a_terminal_is_plain_lines_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(3, "Playing") as advance:
+        advance()
+        advance(2)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert lines[0] == "Playing ..."
+    assert lines[-1].startswith("Playing: 3 of 3, done in ")

@@ -1,0 +1,126 @@
+"""One embedded server for a test session; every test that asks gets a fresh database copied from a template."""
+
+import gzip
+import itertools
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from babylon_rl.settings import Settings
+from babylon_rl.store.cluster import Cluster
+from babylon_rl.store.database import Database
+from babylon_rl.store.embedded import use_server
+from babylon_rl.store.migrate import migrate
+
+DATA = Path(__file__).parent / "data"
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an embedded server that lives as long as the session; fsync is off, as nothing in it must last."""
+    home = tmp_path_factory.mktemp("server")
+    with use_server(home) as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = off")
+            connection.execute("SELECT pg_reload_conf()")
+        yield url
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def template(server: str) -> Callable[[str], str]:
+    """``template(name)``: the database of that name in ``TEMPLATES``, made once per session for others to be copied from."""
+    made = {"template1"}
+
+    def get(name: str) -> str:
+        if name not in made:
+            source, fill = TEMPLATES[name]
+            fill(_create(server, name, get(source)))
+            made.add(name)
+        return name
+
+    return get
+
+
+@pytest.fixture
+def copy_of(server: str, template: Callable[[str], str]) -> Iterator[Callable[[str], Database]]:
+    """``copy_of(name)``: a new database like that template, dropped after the test."""
+    made: list[str] = []
+
+    def copy(name: str) -> Database:
+        source = template(name)
+        made.append(f"test_{next(_numbers)}")
+        url = _create(server, made[-1], source)
+        return Database(url, url)
+
+    yield copy
+    with psycopg.connect(server, autocommit=True) as connection:
+        for name in made:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_database(copy_of: Callable[[str], Database]) -> Database:
+    """Nothing in it, not even our schemas."""
+    return copy_of("template1")
+
+
+@pytest.fixture
+def database(copy_of: Callable[[str], Database]) -> Database:
+    """Migrated and empty."""
+    return copy_of("migrated")
+
+
+@pytest.fixture
+def raw_sample_database(copy_of: Callable[[str], Database]) -> Database:
+    """The recorded game as the game left it, before any migration of ours."""
+    return copy_of("raw_sample")
+
+
+@pytest.fixture
+def sample_database(copy_of: Callable[[str], Database]) -> Database:
+    """The recorded game, migrated."""
+    return copy_of("sample")
+
+
+@pytest.fixture
+def early_sample_database(copy_of: Callable[[str], Database]) -> Database:
+    """The recorded game before its late rows arrived, migrated."""
+    return copy_of("early_sample")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Defaults alone, at home in a temporary directory: neither the environment nor .env is read."""
+    values = {name: field.default for name, field in Settings.model_fields.items()}
+    return Settings(_env_file=None, **(values | {"babylon_rl_home": tmp_path / "home"}))
+
+
+def _create(server: str, name: str, source: str) -> str:
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {source}")
+    return server.rpartition("/")[0] + f"/{name}"
+
+
+def _migrate(url: str) -> None:
+    migrate(Database(url, url))
+
+
+def _load(url: str, dump: str) -> None:
+    sql = gzip.decompress((DATA / f"{dump}.sql.gz").read_bytes())
+    psql = Cluster(Path()).programs / "psql"
+    subprocess.run([psql, "-q", "-X", "-v", "ON_ERROR_STOP=1", url], input=sql, stdout=subprocess.DEVNULL, check=True)
+
+
+TEMPLATES: dict[str, tuple[str, Callable[[str], None]]] = {
+    "migrated": ("template1", _migrate),
+    "raw_sample": ("template1", lambda url: _load(url, "babylon_realtime")),
+    "sample": ("raw_sample", _migrate),
+    "raw_early_sample": ("template1", lambda url: _load(url, "babylon_realtime_early")),
+    "early_sample": ("raw_early_sample", _migrate),
+}

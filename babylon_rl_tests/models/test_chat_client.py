@@ -1,0 +1,208 @@
+"""The client against real HTTP answers, good and bad; the endpoint plays a script."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.models.client import ChatAnswer, ChatClient
+
+GOOD = {
+    "model": "served-name",
+    "choices": [
+        {
+            "message": {"role": "assistant", "content": "yes"},
+            "logprobs": {"content": [{"token": "yes", "logprob": -0.5, "token_id": 7}, {"token": "token_id:2", "logprob": 0.0}]},
+        }
+    ],
+    "usage": {"prompt_tokens": 11, "completion_tokens": 2},
+}
+
+
+@dataclass
+class Endpoint:
+    """Answers with the script's entries in turn, the last one for ever: (status, headers, body), or None to hang up."""
+
+    script: list[tuple[int, dict[str, str], bytes] | None]
+    url: str = ""
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    delay_s: float = 0.0
+
+
+@contextmanager
+def endpoint(*script: Any, delay_s: float = 0.0) -> Iterator[Endpoint]:
+    scripted = Endpoint([entry if entry is None or len(entry) == 3 else (entry[0], {}, entry[1]) for entry in script], delay_s=delay_s)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            scripted.seen.append({"path": self.path, "key": self.headers.get("authorization"), **body})
+            entry = scripted.script[min(len(scripted.seen), len(scripted.script)) - 1]
+            time.sleep(scripted.delay_s)
+            if entry is None:
+                self.connection.close()
+                return
+            status, headers, content = entry
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None: ...
+
+        def finish(self) -> None:
+            try:
+                super().finish()
+            except (OSError, ValueError):
+                pass  # the client hung up first
+
+    class Quiet(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: Any) -> None: ...
+
+    with Quiet(("127.0.0.1", 0), Handler) as listening:
+        scripted.url = f"http://127.0.0.1:{listening.server_port}/v1"
+        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield scripted
+        finally:
+            listening.shutdown()
+            thread.join()
+
+
+def good() -> tuple[int, bytes]:
+    return 200, json.dumps(GOOD).encode()
+
+
+def ask_now(url: str, **options: Any) -> ChatAnswer:
+    with ChatClient(url, "secret", "m", **options) as client:
+        return client.complete_now([{"role": "user", "content": "?"}], seed=5, temperature=0.5)
+
+
+def ask_async(url: str, **options: Any) -> ChatAnswer:
+    async def ask() -> ChatAnswer:
+        async with ChatClient(url, "secret", "m", **options) as client:
+            return await client.complete([{"role": "user", "content": "?"}], seed=5, temperature=0.5)
+
+    return asyncio.run(ask())
+
+
+both = pytest.mark.parametrize("ask", [ask_now, ask_async])
+Ask = Callable[..., ChatAnswer]
+
+
+@both
+def test_a_good_answer_is_read_whole(ask: Ask) -> None:
+    with endpoint(good()) as served:
+        answer = ask(served.url)
+    assert (answer.text, answer.prompt_tokens, answer.completion_tokens, answer.model) == ("yes", 11, 2, "served-name")
+    assert answer.logprobs == [{"token": "yes", "logprob": -0.5, "tokenId": 7}, {"token": "token_id:2", "logprob": 0.0, "tokenId": 2}]
+    assert answer.latency_ms > 0
+    seen = served.seen[0]
+    assert (seen["path"], seen["key"], seen["model"], seen["seed"], seen["temperature"]) == (
+        "/v1/chat/completions",
+        "Bearer secret",
+        "m",
+        5,
+        0.5,
+    )
+    assert "response_format" not in seen
+
+
+@both
+@pytest.mark.parametrize("first", [(503, b"busy"), (429, {"retry-after": "0.01"}, b"{}"), (500, b""), None])
+def test_what_a_retry_can_help_is_retried(ask: Ask, first: Any) -> None:
+    with endpoint(first, good()) as served:
+        assert ask(served.url).text == "yes"
+    assert len(served.seen) == 2
+
+
+@both
+def test_retry_after_is_honoured(ask: Ask) -> None:
+    with endpoint((429, {"retry-after": "0.6"}, b"{}"), good()) as served:
+        started = time.monotonic()
+        ask(served.url)
+    assert time.monotonic() - started >= 0.6
+
+
+@both
+def test_a_wait_longer_than_the_time_limit_is_not_begun(ask: Ask) -> None:
+    with endpoint((429, {"retry-after": "3600"}, b'{"error": {"message": "slow down"}}')) as served:
+        started = time.monotonic()
+        with pytest.raises(ModelUnavailable, match=r"does not answer \(1 tries\): status 429, slow down"):
+            ask(served.url)
+    assert time.monotonic() - started < 5
+
+
+@both
+def test_an_endpoint_that_never_answers_costs_the_time_limit(ask: Ask) -> None:
+    with endpoint(good(), delay_s=2) as served:
+        started = time.monotonic()
+        with pytest.raises(ModelUnavailable, match="does not answer"):
+            ask(served.url, timeout_s=0.3)
+        assert time.monotonic() - started < 1.5
+
+
+@both
+def test_nobody_listening_is_said_after_the_last_try(ask: Ask) -> None:
+    with pytest.raises(ModelUnavailable, match=r"127\.0\.0\.1:9/v1/chat/completions does not answer \(2 tries\)"):
+        ask("http://127.0.0.1:9/v1", attempts=2)
+
+
+@both
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"<html>Sign in</html>", "without a chat completion: '<html>Sign in</html>'"),
+        (b"x" * 5000, r"\(5000 bytes\)"),
+        (b"{}", "without a chat completion"),
+        (b'{"choices": []}', "without a chat completion"),
+        (b'{"choices": [{"message": {"content": null}}]}', "no text"),
+        (b'{"choices": [{"message": {"content": "x"}}], "usage": {"prompt', "without a chat completion"),
+        (b'{"choices": [{"message": {"content": "x"}, "logprobs": {"content": [{"token": "x"}]}}]}', "without a chat completion"),
+    ],
+)
+def test_a_200_that_is_no_chat_completion_is_an_error(ask: Ask, body: bytes, said: str) -> None:
+    with endpoint((200, body)) as served, pytest.raises(ModelUnavailable, match=said):
+        ask(served.url)
+
+
+@both
+def test_a_refusal_is_not_retried_and_never_shows_the_key(ask: Ask) -> None:
+    with (
+        endpoint((401, b'{"error": {"message": "bad key"}}')) as served,
+        pytest.raises(ModelUnavailable, match="status 401: bad key") as failed,
+    ):
+        ask(served.url)
+    assert len(served.seen) == 1
+    assert "secret" not in str(failed.value)
+
+
+def test_one_client_serves_several_event_loops_one_after_another() -> None:
+    with endpoint(good()) as served:
+        client = ChatClient(served.url, None, "m")
+
+        async def ask() -> str:
+            answer = (await client.complete([{"role": "user", "content": "?"}])).text
+            await client.aclose()
+            return answer
+
+        assert [asyncio.run(ask()) for _ in range(2)] == ["yes", "yes"]
+
+
+def test_a_bare_host_gets_openais_version_path() -> None:
+    assert ChatClient("http://localhost:8000", None, "m").base_url == "http://localhost:8000/v1"
+    assert ChatClient("http://localhost:8000/v1/", None, "m").base_url == "http://localhost:8000/v1"
+    assert ChatClient("https://host/api/v3", None, "m").base_url == "https://host/api/v3"

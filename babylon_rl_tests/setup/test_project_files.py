@@ -1,0 +1,56 @@
+"""The files that set-up relies on are what their generators make, and say nothing about where they were made."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCKS = ("requirements.lock", "requirements-weights.lock")
+
+
+def requirements(name: str) -> list[str]:
+    """The entries of a lock, one string each, continuation lines joined, comments left out."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.lstrip().startswith("#")]
+    return [entry.strip() for entry in "\n".join(lines).replace("\\\n", " ").splitlines() if entry.strip()]
+
+
+def test_env_example_is_what_the_settings_make() -> None:
+    rendered = subprocess.run([sys.executable, "scripts/env_example.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (ROOT / ".env.example").read_text() == rendered, "run `make env-example`"
+
+
+def test_every_locked_package_has_an_exact_version_and_hashes() -> None:
+    entries = [entry for name in LOCKS for entry in requirements(name)]
+    assert len(entries) > 100
+    assert [entry for entry in entries if not re.match(r"[a-z0-9-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", entry)] == []
+
+
+def test_locks_name_no_index_and_no_torch() -> None:
+    for name in (*LOCKS, "requirements-torch.txt", "requirements.in"):
+        text = (ROOT / name).read_text()
+        assert not re.search(r"://|--(extra-)?index-url|--find-links|--trusted-host", text), name
+    names = {entry.split("==")[0] for entry in requirements("requirements.lock")}
+    assert not [name for name in names if name in {"torch", "triton"} or name.startswith("nvidia-")]
+
+
+def test_every_direct_dependency_is_locked() -> None:
+    locked = {entry.split("==")[0] for name in LOCKS for entry in requirements(name)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["remote"], *project["optional-dependencies"]["dev"]]
+    names = {re.match(r"[A-Za-z0-9_.-]+", line)[0].lower().replace("_", "-") for line in asked}  # type: ignore[index]
+    assert names - locked == {"torch"}
+
+
+def test_exact_pins_of_the_project_and_of_the_lock_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    locked = {entry.split(" ")[0] for entry in requirements("requirements.lock")}
+    pins = [line for line in [*project["dependencies"], *project["optional-dependencies"]["remote"]] if "==" in line]
+    assert pins and set(pins) <= locked
+
+
+def test_ci_runs_the_command_of_the_readme() -> None:
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make test"
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+    assert "`make test`" in (ROOT / "README.md").read_text()

@@ -1,0 +1,59 @@
+"""Other processes that use an embedded server, for the tests of its life."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import babylon_rl
+
+ROOT = Path(babylon_rl.__file__).resolve().parents[1]
+_HOLD = """
+import subprocess, sys
+from pathlib import Path
+from babylon_rl.store.embedded import use_server
+with use_server(Path(sys.argv[1])) as url:
+    if len(sys.argv) > 2:
+        print(subprocess.Popen(sys.argv[2:], **dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.DEVNULL)).pid, flush=True)
+    print(url, flush=True)
+    sys.stdin.read()
+"""
+
+
+class Holder:
+    """A process that uses the server under ``home`` until it is told to leave; ``child`` is a program that it starts meanwhile."""
+
+    def __init__(self, home: Path, child: Sequence[str] = ()) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _HOLD, str(home), *child],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        self.child = bool(child)
+        self.child_pid = 0
+
+    def url(self) -> str:
+        """Wait until the server can be used."""
+        assert self.process.stdout is not None and self.process.stderr is not None
+        if self.child:
+            self.child_pid = int(self.process.stdout.readline())
+        url = self.process.stdout.readline().strip()
+        assert url, self.process.stderr.read()
+        return url
+
+    def leave(self) -> int:
+        """Let it end as it should; its exit code."""
+        self.process.communicate(timeout=60)
+        return self.process.returncode
+
+    def __enter__(self) -> "Holder":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()

@@ -1,0 +1,41 @@
+"""The recorded game with its hours read, and settings that choose the dry trainer."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.settings import Settings
+from babylon_rl.store.connection import connect
+from babylon_rl.store.database import Database
+from babylon_rl.store.trajectories import windows_with_rows
+from babylon_rl_tests.conftest import TEMPLATES
+from babylon_rl_tests.training.sample import NOW
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"train_rl_local": True, "local_base_model": "dry", "iterations": 3})
+
+
+@pytest.fixture
+def read_sample(copy_of: Callable[[str], Database]) -> Database:
+    """The recorded game, migrated, every hour of it read into windows and episodes."""
+    return copy_of("read_sample")
+
+
+@pytest.fixture
+def connection(read_sample: Database) -> Iterator[psycopg.Connection[Any]]:
+    with read_sample.connect() as opened:
+        yield opened
+
+
+def _read_every_hour(url: str) -> None:
+    settings = Settings(_env_file=None)
+    with connect(url) as connection:
+        sync_windows(connection, windows_with_rows(connection, "2025-01-01T00:00", "2026-01-01T00:00"), settings, NOW)
+
+
+TEMPLATES["read_sample"] = ("sample", _read_every_hour)

@@ -1,0 +1,86 @@
+"""The commands as scripts run them: a process of their own, on the recorded game, through the asset graph."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from babylon_rl.store.database import Database
+
+
+@pytest.fixture
+def command(sample_database: Database, tmp_path: Path):
+    """``command(*arguments)``: run babylon-rl on the recorded game with the dry trainer."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        variables = {
+            "DATABASE_URL": sample_database.url,
+            "BABYLON_RL_HOME": str(tmp_path / "home"),
+            "TRAIN_RL_LOCAL": "true",
+            "LOCAL_BASE_MODEL": "dry",
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+        }
+        return subprocess.run(
+            [sys.executable, "-c", "from babylon_rl.cli import main; main()", *arguments],
+            env=variables | environment, cwd=tmp_path, text=True, capture_output=True, timeout=110,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_training_prints_what_it_promises_and_is_listed(command):
+    before = command("ready", "--json")
+    assert before.returncode == 1
+    assert json.loads(before.stdout)["reason"] == "Need 1000 more trajectories"
+    trained = command("train", "--iterations", "2", "--seed", "3")
+    assert trained.returncode == 0, trained.stderr
+    lines = trained.stdout
+    assert lines.count("simultaneous agents") == 7
+    assert len(re.findall(r"Heuristic scores: min 0\.\d{3}, max 0\.\d{3}, avg 0\.\d{3}", lines)) == 7
+    assert len(re.findall(r"Best: \S+ \(0\.\d{3}, P&L [+-]\d+\.\d\d\)", lines)) == 7
+    assert re.findall(r"Iteration \d/2: checkpoint step (\d)", lines) == ["1", "2"]
+    for promised in ("Final step: 2", "Checkpoints: 2", "Inference endpoint: http://localhost:8000/v1, model name v1.0.11"):
+        assert promised in lines
+    models = json.loads(command("models", "--json").stdout)["models"]
+    assert [(m["version"], m["foreign"]) for m in models] == [("v1.0.11", False), ("v1.0.10", True), ("v1.0.9", True)]
+    listed = json.loads(command("batches", "--json").stdout)["batches"]
+    assert [(b["status"], b["foreign"]) for b in listed] == [("completed", False), ("completed", True)]
+    shown = json.loads(command("batches", "show", listed[0]["batchId"], "--json").stdout)
+    assert len(shown["episodes"]) == 48 and len(shown["iterations"]) == 2
+    again = command("train")
+    assert again.returncode == 1
+    assert "freezable trajectories" in again.stderr
+
+
+@pytest.mark.slow
+def test_scores_and_outcomes_are_written_through_the_graph(command):
+    first = command("score", "--window", "2025-10-29T14:00", "--json")
+    assert first.returncode == 0, first.stderr
+    (group,) = json.loads(first.stdout)["windows"]
+    assert group["groupSize"] == 17 and group["judge"] == "heuristic"
+    synced = json.loads(command("sync-outcomes", "--from", "2025-10-29T13:00", "--to", "2025-10-29T15:00", "--json").stdout)
+    assert [(row["window"], row["changed"]) for row in synced["windows"]] == [("2025-10-29T13:00", True), ("2025-10-29T14:00", False)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["train"], {"TRAIN_RL_LOCAL": "false"}, "TRAIN_RL_LOCAL=true"),
+        (["train"], {"WANDB_API_KEY": "secret"}, "unset WANDB_API_KEY"),
+        (["train", "--from", "2025-10-29T13:00"], {}, "belong together"),
+        (["train", "--batch", "batch-0"], {}, "no batch batch-0"),
+        (["batches", "show", "batch-0"], {}, "no batch batch-0"),
+        (["batches", "cancel", "batch-1761971999000", "--reason", "x"], {}, "no batch batch-1761971999000 of this pipeline"),
+    ],
+)
+def test_what_makes_no_sense_is_a_sentence(command, arguments, environment, message):
+    failed = command(*arguments, **environment)
+    assert failed.returncode in (2, 3)
+    assert message.lower() in failed.stderr.lower()
+    assert "Traceback" not in failed.stderr and "secret" not in failed.stderr

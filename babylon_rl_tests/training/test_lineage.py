@@ -1,0 +1,67 @@
+import pytest
+
+from babylon_rl.errors import TrainingError
+from babylon_rl.store.registry import next_version, read_models, version_order
+from babylon_rl.training.dry import DryTrainer
+from babylon_rl.training.freezing import seeded_share
+from babylon_rl.training.iterations import plan_iterations
+from babylon_rl.training.trainer import choose_trainer, training_line
+from babylon_rl_tests.training.sample import NOW
+
+
+def add_model(connection, version, base="other", day=1):
+    connection.execute(
+        'INSERT INTO trained_models (id, "modelId", version, "baseModel", "storagePath", "createdAt", "updatedAt")'
+        " VALUES (%s, %s, %s, %s, 'x', %s, %s)",
+        [version, f"babylon-agent-{version}", version, base, NOW.replace(day=day), NOW],
+    )
+
+
+def test_the_first_version_is_v1_0_0(database):
+    with database.connect() as connection:
+        assert next_version(connection) == "v1.0.0"
+
+
+def test_the_next_version_is_the_highest_plus_a_patch_whenever_it_was_made(database):
+    with database.connect() as connection:
+        for day, version in enumerate(["v2.3.99", "v2.3.9", "v1.99.0", "latest", "v2.4.0-rc1"], start=1):
+            add_model(connection, version, day=day)
+        assert next_version(connection) == "v2.3.100"
+        assert [model.version for model in read_models(connection)][:3] == ["v2.3.99", "v2.3.9", "v1.99.0"]
+
+
+def test_the_recorded_games_registry_is_foreign_and_goes_on_with_v1_0_11(connection):
+    assert next_version(connection) == "v1.0.11"
+    assert [(model.version, model.foreign) for model in read_models(connection)] == [("v1.0.10", True), ("v1.0.9", True)]
+
+
+@pytest.mark.parametrize(
+    ("version", "order"),
+    [("v1.2.3", (1, 2, 3)), ("1.2.3", (1, 2, 3)), ("v1.2", None), ("v01.2.3", None), ("v1.2.3-rc", None), ("", None), ("v١.2.3", None)],
+)
+def test_only_semantic_versions_have_an_order(version, order):
+    assert version_order(version) == order
+
+
+def test_every_window_is_seen_and_every_iteration_is_full(settings):
+    windows = [f"2025-10-29T{hour:02}:00" for hour in range(7)]
+    few = settings.model_copy(update={"iterations": 4, "windows_per_iteration": 3})
+    plan = plan_iterations(windows, few, seed=1)
+    assert [len(some) for some in plan] == [3, 3, 3, 3]
+    assert {window for some in plan for window in some} == set(windows)
+    assert all(len(set(some)) == 3 for some in plan)
+    assert plan == plan_iterations(windows, few, seed=1) != plan_iterations(windows, few, seed=2)
+    assert [sorted(some) for some in plan_iterations(windows, settings, seed=1)] == [windows] * settings.iterations
+
+
+def test_seeded_shares_are_uniform_and_fixed():
+    shares = [seeded_share(7, str(number)) for number in range(1000)]
+    assert shares == [seeded_share(7, str(number)) for number in range(1000)]
+    assert min(shares) >= 0 and max(shares) < 1 and sum(shares) / 1000 == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_settings_choose_the_trainer(settings):
+    assert isinstance(choose_trainer(settings), DryTrainer)
+    assert training_line(settings.model_copy(update={"local_base_model": None})).backend == "cpu"
+    with pytest.raises(TrainingError, match="Set TRAIN_RL_LOCAL=true"):
+        training_line(settings.model_copy(update={"train_rl_local": False}))

@@ -1,0 +1,79 @@
+from datetime import timedelta
+
+import pytest
+
+from babylon_rl.judge.scoring import score_windows
+from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.readiness import last_completed, readiness
+from babylon_rl_tests.training.sample import NOW
+
+ENOUGH = {"training_min_trajectories": 373, "training_min_groups": 6}
+
+
+def test_the_checks_come_in_the_promised_order(connection, settings):
+    def reason(**changes):
+        state = readiness(connection, settings.model_copy(update=ENOUGH | {"data_quality_threshold": 0.0} | changes), NOW)
+        assert state.ready == (state.reason == "Ready to train!")
+        return state.reason
+
+    assert reason() == "Ready to train!"
+    assert reason(training_min_trajectories=374, training_min_groups=99, data_quality_threshold=1.0) == "Need 1 more trajectories"
+    assert reason(training_min_groups=7, data_quality_threshold=1.0) == "Need more scenario groups (6/7 minimum)"
+    assert reason(data_quality_threshold=1.0).startswith("Data quality too low (")
+    assert reason(data_quality_threshold=1.0).endswith("% < 100%)")
+
+
+def test_the_default_threshold_reads_as_promised(connection, settings):
+    reason = readiness(connection, settings.model_copy(update=ENOUGH), NOW).reason
+    assert reason.endswith("% < 95%)")
+
+
+def test_the_object_has_its_promised_shape(connection, settings):
+    document = readiness(connection, settings, NOW).document()
+    assert set(document) >= {"ready", "reason", "stats", "notTrainable"}
+    assert set(document["stats"]) == {"totalTrajectories", "unscoredTrajectories", "scenarioGroups", "dataQuality"}
+    assert document["stats"]["totalTrajectories"] == 373
+    assert document["notTrainable"] == {"synthetic": 204, "without a call that trains": 52, "in short episodes": 22}
+    assert document["reason"] == "Need 627 more trajectories"
+    assert 0 < document["stats"]["dataQuality"] < 1
+
+
+def test_trajectories_count_whether_judged_or_not(connection, settings):
+    before = readiness(connection, settings, NOW)
+    assert before.unscored_trajectories == before.total_trajectories == 373
+    score_windows(connection, ["2025-10-29T14:00"], settings, NOW)
+    after = readiness(connection, settings, NOW)
+    assert (after.total_trajectories, after.unscored_trajectories) == (373, 283)
+
+
+def test_quality_is_the_mean_of_four_checks_over_the_newest_rows(connection, settings):
+    quality = readiness(connection, settings, NOW).quality
+    assert quality.rows == 50 and quality.has_steps == 1.0
+    assert quality.mean == pytest.approx((quality.has_steps + quality.has_calls + quality.long_prompts + quality.has_results) / 4)
+    # Rows that recorded no call fail two of the four.
+    connection.execute("DELETE FROM llm_call_logs")
+    connection.execute("UPDATE trajectories SET \"stepsJson\" = regexp_replace(\"stepsJson\", '\"llmCalls\"', '\"calls\"', 'g')")
+    silent = readiness(connection, settings, NOW).quality
+    assert (silent.has_calls, silent.long_prompts) == (0.0, 0.0)
+
+
+def test_mostly_synthetic_rows_are_named_with_the_cure(connection, settings):
+    connection.execute('UPDATE babylon_rl.episodes SET "trainableSequences" = 0, "messageSources" = \'{"synthetic": 9}\'')
+    state = readiness(connection, settings, NOW)
+    assert state.reason.startswith("Need 1000 more trajectories; ")
+    assert "are synthetic" in state.reason and "record the prompts" in state.reason
+
+
+def test_an_empty_database_needs_everything(database, settings):
+    with database.connect() as connection:
+        state = readiness(connection, settings, NOW)
+        assert (state.ready, state.reason, state.quality.mean) == (False, "Need 1000 more trajectories", 0.0)
+        assert last_completed(connection) is None
+
+
+def test_a_training_uses_its_trajectories_up_and_starts_the_interval(connection, settings):
+    batch = freeze_batch(connection, settings, NOW)
+    prepare_batch(connection, batch.batch_id, settings, NOW)
+    train_batch(connection, batch.batch_id, settings, NOW)
+    assert readiness(connection, settings, NOW).total_trajectories == 0
+    assert NOW <= last_completed(connection) < NOW + timedelta(minutes=1)

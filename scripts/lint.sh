@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Style, types and the import contract; all of them run, and one that fails fails the whole.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+failed=()
+check() {
+    local name="$1" start=$SECONDS
+    shift
+    if "$@"; then echo "$name: ok ($((SECONDS - start)) s)"; else failed+=("$name"); fi
+}
+check "ruff check" .venv/bin/ruff check --quiet .
+check "ruff format" .venv/bin/ruff format --check --quiet .
+check "mypy" .venv/bin/mypy --no-error-summary
+check "import contract" scripts/import_contract.sh
+if [ "${#failed[@]}" -gt 0 ]; then
+    printf -v names '%s, ' "${failed[@]}"
+    echo "lint: failed: ${names%, }. \`make format\` rewrites what is only a matter of form." >&2
+    exit 1
+fi

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Checks, then tests; arguments go to pytest. The user's own services and keys are left out: only `make test-live` uses those.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/environment.sh
+use_state_directory
+for variable in $(sed -n 's/^#* *\([A-Z][A-Z_]*\)=.*/\1/p' .env.example); do
+    [ "$variable" = BABYLON_RL_HOME ] || unset "$variable"
+done
+linted=0
+scripts/lint.sh || linted=$?
+.venv/bin/python -m pytest "$@"
+exit "$linted"
