@@ -138,9 +138,15 @@ class TrajectoryRecorder:
         trajectory.current = None
 
     def end_trajectory(
-        self, trajectory_id: str, *, balance: float, pnl: float, status: str = "completed", evaluation: bool = False
+        self, trajectory_id: str, *, balance: float, pnl: float, status: str | None = None, evaluation: bool = False
     ) -> None:
-        """End the trajectory and hand it over; a step that was started and not completed is left out."""
+        """End the trajectory and hand it over; a step that was started and not completed is left out.
+
+        ``status`` None is completed, or completed_with_errors when a step failed.
+
+        Raises:
+            UsageError: something recorded is not JSON, such as NaN: the row would be rejected when it is read.
+        """
         trajectory = self._trajectory(trajectory_id)
         del self._open[trajectory_id]
         if random.Random(trajectory_id).random() < self._sampling:
@@ -159,7 +165,10 @@ class TrajectoryRecorder:
 
 
 def _dump(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    try:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise UsageError(f"What was recorded is not JSON ({error}): give finite numbers.") from None
 
 
 def _counted(steps: list[dict[str, Any]], *names: str) -> int:
@@ -167,12 +176,14 @@ def _counted(steps: list[dict[str, Any]], *names: str) -> int:
 
 
 def _recording(
-    trajectory_id: str, one: _Open, ended: datetime, new_id: Callable[[], str], balance: float, pnl: float, status: str, evaluation: bool
-) -> Recording:
+    trajectory_id: str, one: _Open, ended: datetime, new_id: Callable[[], str], balance: float, pnl: float,
+    status: str | None, evaluation: bool,
+) -> Recording:  # fmt: skip
     steps = one.steps
     total = sum(step["reward"] for step in steps)
     trades, posts = _counted(steps, "TRADING", "BUY", "SELL"), _counted(steps, "POST")
     errors = sum(not step["action"]["success"] for step in steps)
+    status = status or ("completed_with_errors" if errors else "completed")
     metrics = {
         "episodeLength": len(steps), "finalStatus": status, "finalBalance": balance, "finalPnL": pnl, "tradesExecuted": trades,
         "postsCreated": posts, "errorCount": errors,

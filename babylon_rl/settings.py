@@ -24,9 +24,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True, validate_default=True)
 
     # Where things are
-    database_url: SecretStr | None = Field(None, description="The Babylon database (postgresql://...). Unset: an embedded Postgres under BABYLON_RL_HOME.")
-    direct_database_url: SecretStr | None = Field(None, description="The same database past a connection pooler, for migrations and Dagster's storage. Unset: DATABASE_URL.")
-    babylon_rl_home: Path = Field(Path(".babylon"), description="The state directory: embedded database, model weights, checkpoints, Dagster's logs.")
+    database_url: SecretStr | None = Field(
+        None, description="The Babylon database (postgresql://...). Unset: an embedded Postgres under BABYLON_RL_HOME."
+    )
+    direct_database_url: SecretStr | None = Field(
+        None, description="The same database past a connection pooler, for migrations and Dagster's storage. Unset: DATABASE_URL."
+    )
+    babylon_rl_home: Path = Field(
+        Path(".babylon"), description="The state directory: embedded database, model weights, checkpoints, Dagster's logs."
+    )
     first_window: str = Field("2025-01-01T00:00", description="The first hourly partition.")
 
     # Services
@@ -49,7 +55,9 @@ class Settings(BaseSettings):
     judge_concurrency: int = Field(16, ge=1, description="Judge requests in flight at once.")
     judge_orders: int = Field(2, ge=1, description="Orders in which each group is shown to the judge.")
     judge_settle_hours: float = Field(6, ge=0, description="Hours to wait for late rows before an LLM judges an hour by automation.")
-    show_hidden_answers_to_judge: bool = Field(True, description="Show the judge (never the policy) the engine's hidden answers, marked as hidden.")
+    show_hidden_answers_to_judge: bool = Field(
+        True, description="Show the judge (never the policy) the engine's hidden answers, marked as hidden."
+    )
 
     # What counts
     min_agents_per_window: int = Field(5, ge=1, description="Usable episodes that make an hour ready.")
@@ -62,15 +70,22 @@ class Settings(BaseSettings):
     data_quality_threshold: float = Field(0.95, ge=0, le=1, description="Readiness: mean quality of the newest rows.")
     training_interval_hours: float = Field(24, gt=0, description="A training starts at least this often when ready.")
     backfill_hours: int = Field(24, gt=0, description="Hours that MODE=backfill reaches back.")
-    lookback_hours: int = Field(168, gt=0, description="How far back a batch looks for freezable episodes, from the newest complete hour that holds rows.")
+    lookback_hours: int = Field(
+        168, gt=0, description="How far back a batch looks for freezable episodes, from the newest complete hour that holds rows."
+    )
 
     # Training
     mode: Literal["single", "list", "continuous", "backfill"] = Field("single", description="What a bare `babylon-rl train` does.")
     window_id: str | None = Field(None, description="Pin one run to one hour.")
     batch_id: str | None = Field(None, description="Pin one run to an existing batch.")
     model_version: str | None = Field(None, description="Pin the version that a run registers.")
-    base_model: str = Field("OpenPipe/Qwen3-14B-Instruct", description="Base of the serverless and GPU line, and the fallback at inference.")
-    local_base_model: str | None = Field(None, description="Base of the CPU line: a directory or hub id. Unset: the packaged SmolLM2-135M-Instruct.")
+    base_model: str = Field(
+        "OpenPipe/Qwen3-14B-Instruct", description="Base of the serverless and GPU line, and the fallback at inference."
+    )
+    local_base_model: str | None = Field(
+        None,
+        description="Base of the CPU line: a directory or hub id; dry: a trainer that trains nothing. Unset: the packaged SmolLM2-135M-Instruct.",
+    )
     train_rl_local: bool = Field(False, description="Train on this machine when there is no WANDB_API_KEY.")
     learning_rate: float | None = Field(None, gt=0, description="Unset: per backend (serverless and GPU 5e-6, CPU as measured best).")
     batch_size: int = Field(4, gt=0, description="Sequences a device step.")
@@ -87,6 +102,7 @@ class Settings(BaseSettings):
     train_synthetic: bool = Field(False, description="Train on texts synthesized from state and action.")
     training_budget_usd: float | None = Field(None, ge=0, description="The most a paid training may cost.")
     min_improvement: float = Field(0.0, description="What the lower bound of the paired improvement must exceed, in dollars an hour.")
+    benchmark_markets: int = Field(24, ge=2, description="Unseen market hours in which a version is compared; about 12 decisions each.")
 
     # Recording and inference
     trajectory_sampling_rate: float = Field(1.0, ge=0, le=1, description="Share of trajectories that the recorder keeps.")

@@ -34,6 +34,7 @@ CREATE TABLE babylon_rl.benchmark_reports (
     "markets" INTEGER NOT NULL,
     "minImprovement" DOUBLE PRECISION NOT NULL,
     "rows" JSONB NOT NULL,
+    "tableMarkdown" TEXT NOT NULL,
     "dataVersion" TEXT NOT NULL,
     "plotPath" TEXT,
     "createdAt" TIMESTAMP(3) NOT NULL,

@@ -8,8 +8,8 @@ check() {
     shift
     if "$@"; then echo "$name: ok ($((SECONDS - start)) s)"; else failed+=("$name"); fi
 }
-check "ruff check" .venv/bin/ruff check --quiet .
-check "ruff format" .venv/bin/ruff format --check --quiet .
+check "ruff check" .venv/bin/ruff check --quiet --output-format concise .
+check "ruff format" .venv/bin/ruff format --check --output-format concise .
 check "mypy" .venv/bin/mypy --no-error-summary
 check "import contract" scripts/import_contract.sh
 if [ "${#failed[@]}" -gt 0 ]; then

@@ -67,7 +67,9 @@ class Progress:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Set up .venv and the state directory.")
     parser.add_argument("--state", type=Path, required=True, help="the state directory")
-    parser.add_argument("--asked-python", action="store_true", help="this interpreter was asked for: an environment of another one is made anew")
+    parser.add_argument(
+        "--asked-python", action="store_true", help="this interpreter was asked for: an environment of another one is made anew"
+    )
     arguments = parser.parse_args()
     started, state = time.monotonic(), arguments.state.resolve()
     try:
@@ -82,14 +84,17 @@ def main() -> int:
         print("\nsetup: interrupted. Run the same command again: it goes on from here.", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"setup: {error.strerror}: {error.filename}. Free some space or fix the permissions, then run the same command again.", file=sys.stderr)
+        print(
+            f"setup: {error.strerror}: {error.filename}. Free some space or fix the permissions, then run the same command again.",
+            file=sys.stderr,
+        )
         return 3
     return 0
 
 
 def set_up(state: Path, asked_python: bool, started: float) -> None:
     """Run the stages that are not done, in order."""
-    if not venv_is_usable(asked_python):
+    if not venv_is_usable(asked_python) or not stages(state)[0].done:
         shutil.rmtree(STAMPS, ignore_errors=True)
     todo = [stage for stage in stages(state) if not stage.done]
     if not todo:
@@ -127,7 +132,9 @@ def stages(state: Path) -> list[Stage]:
         Stage(f"{locked_count(LOCK)} locked packages", STAMPS / "packages", digest(LOCK), packages),
         Stage("torch", STAMPS / "torch", digest(TORCH), torch),
         Stage("this project", STAMPS / "project", digest(ROOT / "pyproject.toml"), project),
-        Stage("weights of the CPU model (93 MB)", weights_directory(state) / ".complete", digest(WEIGHTS), lambda p: fetch_weights(state, p)),
+        Stage(
+            "weights of the CPU model (93 MB)", weights_directory(state) / ".complete", digest(WEIGHTS), lambda p: fetch_weights(state, p)
+        ),
     ]
 
 
@@ -187,7 +194,13 @@ def pip(state: Path, progress: Progress, arguments: list[str], total: int | None
     installing = VENV / ".installing"
     if arguments[0] == "install":
         installing.touch()
-    environment = {**os.environ, "TMPDIR": str(temporary), "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PYTHONNOUSERSITE": "1"}
+    environment = {
+        **os.environ,
+        "TMPDIR": str(temporary),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_INPUT": "1",
+        "PYTHONNOUSERSITE": "1",
+    }
     command = [str(VENV / "bin" / "python"), "-m", "pip", *arguments, "--cache-dir", str(state / "cache" / "pip"), "--progress-bar", "off"]
     if progress.terminal:
         progress.show(None)
@@ -220,7 +233,9 @@ def explain(log: Path) -> str:
     if "No space left on device" in text:
         advice = f"The disk is full: make about {NEEDED_GB:.0f} GB free, then run the same command again."
     elif "DO NOT MATCH THE HASHES" in text:
-        advice = "A package is not the one that was locked: do not install it; tell the maintainers, or make the lock anew with `make lock`."
+        advice = (
+            "A package is not the one that was locked: do not install it; tell the maintainers, or make the lock anew with `make lock`."
+        )
     else:
         advice = "If the package registry was out of reach, run the same command again: it goes on from here."
     return f"pip failed; its last lines (all of it: {log}):\n{tail}\n{advice}"
@@ -234,13 +249,17 @@ def check_disk(state: Path) -> None:
     for place, needed_gb in needs:
         free_gb = shutil.disk_usage(place).free / 1e9
         if free_gb < needed_gb:
-            raise SetupError(f"{place} has {free_gb:.1f} GB free, and about {needed_gb:.0f} GB are needed. Make room, or put the clone elsewhere.")
+            raise SetupError(
+                f"{place} has {free_gb:.1f} GB free, and about {needed_gb:.0f} GB are needed. Make room, or put the clone elsewhere."
+            )
 
 
 def make_state_directory(state: Path) -> None:
     """Make the state directory, marked as ours unless it already holds something else: `make clean` removes only what is marked."""
     if state == ROOT or state in ROOT.parents:
-        raise SetupError(f"BABYLON_RL_HOME is {state}, which holds this project. Name a directory of its own, or leave it unset for .babylon.")
+        raise SetupError(
+            f"BABYLON_RL_HOME is {state}, which holds this project. Name a directory of its own, or leave it unset for .babylon."
+        )
     state.mkdir(parents=True, exist_ok=True)
     if (state / MARKER).exists():
         return

@@ -32,7 +32,14 @@ def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourcePara
     from babylon_rl.evaluation.benchmark import evaluate_batch
 
     with babylon.connection() as connection:
-        report = evaluate_batch(connection, context.partition_key, babylon.settings, context.log.info)
+        report = evaluate_batch(
+            connection,
+            context.partition_key,
+            babylon.settings,
+            context.log.info,
+            clock=babylon.now,
+            on_progress=babylon.on_progress,
+        )
     metadata = counts(len(report.rows), decision=report.decision, reason=report.reason, results=table(report.rows))
     metadata["report"] = dg.MetadataValue.md(report.table_markdown)
     bars = [(str(row["model"]), float(row["pnl"])) for row in report.rows]

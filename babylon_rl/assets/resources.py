@@ -21,13 +21,21 @@ CONNECTION_RETRIES = 3
 RETRY_AFTER_S = 10
 
 
+Progress = Callable[[str, int, int], None]
+
+
+def unheard(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches: of ``what``, ``done`` units of ``total``."""
+
+
 @dataclass(frozen=True)
 class Babylon:
-    """The settings, the database and the clock of one run."""
+    """The settings, the database and the clock of one run, and who is told how far its long steps are."""
 
     settings: Settings
     database: Database
     now: Callable[[], datetime] = utc_now
+    on_progress: Progress = unheard
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:

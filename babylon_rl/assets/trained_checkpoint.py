@@ -40,6 +40,7 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
 
     def on_step(step: StepMetrics) -> None:
         seen.append(step)
+        babylon.on_progress(f"training, iteration {step.iteration}", step.step, step.steps)
         context.log.info(
             f"iteration {step.iteration}, step {step.step} of {step.steps}: loss {step.loss:.4f}, {step.trainable_tokens} tokens"
         )

@@ -19,7 +19,8 @@ Condition = dg.AutomationCondition[Any]
 def _wished() -> Condition:
     changed = C.any_deps_match(C.data_version_changed()).with_label("input changed")
     # What was observed before the conditions were first evaluated shows no change; later hours all begin with one.
-    caught_up = (C.initial_evaluation() & C.missing() & ~C.any_deps_missing()).with_label("observed earlier, not made")
+    # (An input that is about to be made counts as missing here: it will show as a change once it is there.)
+    caught_up = (C.initial_evaluation() & C.missing() & ~C.any_deps_match(C.missing())).with_label("inputs there earlier, not made")
     return (changed | caught_up).since(C.newly_requested()).with_label("changed since last asked for")
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 import dagster as dg
 
 from babylon_rl.assets.partitions import batches, hours
-from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.resources import Babylon, Progress, unheard
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
@@ -74,9 +74,17 @@ def run_hours(
 
 
 def run_batch(
-    database: Database, settings: Settings, batch_id: str, selection: Sequence[str] | None = None, *, now: Clock = utc_now
+    database: Database,
+    settings: Settings,
+    batch_id: str,
+    selection: Sequence[str] | None = None,
+    *,
+    now: Clock = utc_now,
+    on_progress: Progress = unheard,
 ) -> str:
     """Run the job ``train`` for a frozen batch (or of it the assets in ``selection``) and return the run's id.
+
+    ``on_progress`` is told (what, done, total) of the long steps.
 
     Raises:
         BabylonError: what an asset raised; the run is recorded as failed.
@@ -84,7 +92,7 @@ def run_batch(
     with open_instance(database, settings) as instance:
         instance.add_dynamic_partitions(batches.name or "batch", [batch_id])
         tags = {"dagster/partition": batch_id}
-        return _execute(TRAIN_JOB, instance, Babylon(settings, database, now), tags, tuple(selection or BATCHED))
+        return _execute(TRAIN_JOB, instance, Babylon(settings, database, now, on_progress), tags, tuple(selection or BATCHED))
 
 
 def observe_hours(database: Database, settings: Settings, *, now: Clock = utc_now) -> str:

@@ -12,7 +12,7 @@ import typer
 
 from babylon_rl.errors import BabylonError
 
-MODULES = ("system", "demo", "market", "data", "training", "models")
+MODULES = ("system", "demo", "market", "data", "training", "models", "evaluation")
 FAILED_OUTSIDE = 3
 INTERRUPTED = 130
 

@@ -53,7 +53,7 @@ def stop_children(home: Path, *, orphans_only: bool) -> list[str]:
             _signal(group["pid"], signal.SIGINT)
             _wait_for(group)
             stopped.append(f"Stopped {command} (process {group['pid']}).")
-        if not psutil.pid_exists(group["pid"]) and _members(group["pid"]):  # a pid in use again belongs to somebody else
+        if _identity(group["pid"])["started"] in (0.0, group["started"]):  # otherwise the pid is in use again, by somebody else
             _end_group(group["pid"])
         path.unlink(missing_ok=True)
     return stopped
@@ -72,8 +72,8 @@ def _deferred_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in came:
-            signal.raise_signal(number)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _note(home: Path, pid: int) -> Path:
@@ -98,7 +98,7 @@ def _identity(pid: int) -> dict[str, float]:
 def _lives(identity: Mapping[str, float]) -> bool:
     try:
         process = psutil.Process(int(identity["pid"]))
-        return abs(process.create_time() - identity["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return process.create_time() == identity["started"] and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from babylon_rl.settings import Settings
     from babylon_rl.store.database import Database
 
-WINDOWS, AGENTS, MODEL_AGENTS = 36, 6, 1
+WINDOWS, AGENTS, MODEL_AGENTS = 30, 6, 1
 MINIMUM_TRAJECTORIES = 500
 ITERATIONS = 2
 

@@ -25,10 +25,9 @@ def serve_model(
     threads: Annotated[int, typer.Option(help="CPU threads; one is fastest while anything else runs.", min=1)] = 1,
 ) -> None:
     """Serve the base model and, under its version's name, a checkpoint."""
-    import torch
-
     from babylon_rl.models import checkpoints, packaged, server
     from babylon_rl.models.policy import Policy
+    from babylon_rl.models.threads import set_threads
 
     settings = load_settings()
     checkpoint = settings.home / "checkpoints" / version
@@ -37,7 +36,7 @@ def serve_model(
         known = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
         raise ModelUnavailable(f"There is no checkpoint {version!r} in {folder}; there are: {', '.join(['base', *known])}.")
     bound = server.bind(host, port)
-    torch.set_num_threads(threads)
+    set_threads(threads)
     base_dir = packaged.base_model_dir(settings)
     if version != server.BASE_MODEL_NAME:
         checkpoints.verify(checkpoint, base_dir)

@@ -148,7 +148,8 @@ def _run_dagster(arguments: list[str]) -> int:
     for sentence in stop_children(loaded.home, orphans_only=True):
         say(sentence)
     with open_database(loaded) as database:
-        return run_child([sys.executable, "-m", "dagster", *arguments], _variables(database, prepare_instance(database, loaded)), loaded.home)
+        variables = _variables(database, prepare_instance(database, loaded))
+        return run_child([sys.executable, "-m", "dagster", *arguments], variables, loaded.home)
 
 
 def _variables(database: "Database", instance: Mapping[str, str]) -> dict[str, str]:

@@ -57,7 +57,7 @@ def group_lines(group: JudgedGroup) -> list[str]:
     """What is said of one judged hour; RULER is the name of an LLM judge's scores only."""
     scores = "Heuristic scores" if group.judge == HEURISTIC else "RULER scores"
     lines = [
-        f"{group.window}: Found {group.agents} simultaneous agents",
+        f"{group.window}: Found {group.agents} simultaneous agents ({group.training} of them train)",
         f"  {scores}: min {group.lowest:.3f}, max {group.highest:.3f}, avg {group.mean:.3f}",
         f"  Best: {group.best_agent} ({group.best_score:.3f}, P&L {group.best_pnl:+.2f})",
     ]

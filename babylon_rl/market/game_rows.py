@@ -1,5 +1,6 @@
 """A played hour as the rows that the game would have written: prices with their duplicates, question, events, trajectories."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -13,6 +14,7 @@ from babylon_rl.windows import window_start
 
 _ID_EPOCH_MS = 1_704_067_200_000
 _RESOLVES_AFTER = timedelta(days=3)
+_VERSION = re.compile(r"v\d+\.\d+\.\d+")
 
 
 class Ids:
@@ -53,16 +55,13 @@ def question_rows(hour: Hour, pool_yes_prices: Sequence[float], ids: Ids) -> dic
     start, question = window_start(hour.window), hour.question
     market_id, created, ends = ids(), start, start + _RESOLVES_AFTER
     history = []
-    pool = Pool.at(question.crowd_logit[0])
     for tick, price in enumerate(pool_yes_prices):
+        # the opening price stands from the hour's first moment, so that the hour starts at it and not at 50 %
+        moment = start + timedelta(minutes=tick * TICK_MINUTES, seconds=2 if tick else 0)
         history.append({
-            "id": ids(), "marketId": market_id, "yesPrice": price, "noPrice": 1 - price, "yesShares": round(pool.yes, 6),
-            "noShares": round(pool.no, 6), "liquidity": round(pool.yes + pool.no, 6), "eventType": "trade", "source": "npc_trade",
-            "createdAt": start + timedelta(minutes=tick * TICK_MINUTES, seconds=2),
+            "id": ids(), "marketId": market_id, "yesPrice": price, "noPrice": 1 - price, **_pool(price),
+            "eventType": "trade", "source": "npc_trade", "createdAt": moment,
         })  # fmt: skip
-    last = pool_yes_prices[-1]
-    depth = (pool.yes * pool.no) ** 0.5
-    yes_shares, no_shares = depth * ((1 - last) / last) ** 0.5, depth * (last / (1 - last)) ** 0.5
     return {
         "Question": [{
             "id": market_id, "questionNumber": question.number, "text": question.text, "scenarioId": 1, "outcome": question.answer,
@@ -70,13 +69,17 @@ def question_rows(hour: Hour, pool_yes_prices: Sequence[float], ids: Ids) -> dic
             "createdDate": created, "resolutionDate": ends, "status": "active", "createdAt": created, "updatedAt": created,
         }],
         "Market": [{
-            "id": market_id, "question": question.text, "gameId": "continuous", "yesShares": round(yes_shares, 6),
-            "noShares": round(no_shares, 6), "liquidity": round(yes_shares + no_shares, 6), "resolved": False, "endDate": ends,
-            "createdAt": created,
+            "id": market_id, "question": question.text, "gameId": "continuous", **_pool(pool_yes_prices[-1]),
+            "resolved": False, "endDate": ends, "createdAt": created,
             "updatedAt": start + timedelta(minutes=MINUTES - 1),
         }],
         "PredictionPriceHistory": history,
     }  # fmt: skip
+
+
+def _pool(yes_price: float) -> dict[str, float]:
+    pool = Pool.at(math.log(yes_price / (1 - yes_price)))
+    return {"yesShares": round(pool.yes, 6), "noShares": round(pool.no, 6), "liquidity": round(pool.yes + pool.no, 6)}
 
 
 def event_rows(hour: Hour) -> list[dict[str, Any]]:
@@ -97,9 +100,12 @@ def _event_row(hour: Hour, event: Event) -> dict[str, Any]:
 
 
 def recordings(
-    window: str, label: str, ticks: Sequence[Tick], ids: Ids, *, evaluation: bool = False, scenario: str | None = None
+    window: str, market_id: str, ticks: Sequence[Tick], ids: Ids, *, evaluation: bool = False, scenario: str | None = None
 ) -> Iterator[Recording]:
-    """One recorded trajectory per agent and tick, in simulated time; ``label`` is the question's name in decisions."""
+    """One recorded trajectory per agent and tick, in simulated time; ``market_id`` is the question's Market.id.
+
+    How long a model took to answer is left out: it is wall time, and the same seed must give the same rows.
+    """
     clock = [window_start(window)]
     kept: list[Recording] = []
     recorder = TrajectoryRecorder(kept.append, ids, lambda: clock[0])
@@ -118,11 +124,11 @@ def recordings(
         )
         recorder.llm_call(
             trajectory, model=tick.call.model, messages=tick.call.messages, response=tick.call.response, action_type="TRADING_DECISION",
-            temperature=tick.call.temperature, latency_ms=tick.call.latency_ms, response_format=tick.call.response_format,
-            logprobs=tick.call.logprobs, model_version=tick.call.model if tick.call.model.startswith("v") else None,
+            temperature=tick.call.temperature, max_tokens=tick.call.max_tokens, response_format=tick.call.response_format,
+            logprobs=tick.call.logprobs, model_version=tick.call.model if _VERSION.fullmatch(tick.call.model) else None,
             tokens=(tick.call.prompt_tokens, tick.call.completion_tokens or 0) if tick.call.prompt_tokens is not None else None,
         )  # fmt: skip
-        _complete(recorder, trajectory, tick, label)
+        _complete(recorder, trajectory, tick, market_id)
         clock[0] = window_start(window) + timedelta(
             minutes=(tick.tick + 1) * TICK_MINUTES, seconds=-2, milliseconds=37 * (offset % 997) % 1000
         )
@@ -130,7 +136,7 @@ def recordings(
     yield from kept
 
 
-def _complete(recorder: TrajectoryRecorder, trajectory: str, tick: Tick, label: str) -> None:
+def _complete(recorder: TrajectoryRecorder, trajectory: str, tick: Tick, market_id: str) -> None:
     decision = tick.decision
     if decision.market is None:
         failed = decision.invalid is not None
@@ -138,11 +144,12 @@ def _complete(recorder: TrajectoryRecorder, trajectory: str, tick: Tick, label: 
             trajectory, "HOLD", {}, success=not failed, reward=0.0, result=None if failed else {"held": True}, error=decision.invalid
         )
         return
-    question = decision.market == label
+    question = any(quote.market == decision.market and quote.question is not None for quote in tick.seen.quotes)
     sides = ("YES", "NO") if question else ("long", "short")
     parameters = {
-        "method": "simulation", "ticker" if not question else "marketId": decision.market, "side": sides[decision.action == "sell"],
-        "marketType": "prediction" if question else "perp", "pnlChange": tick.profit or 0.0,
+        "method": "simulation", "pnlChange": tick.profit or 0.0, "initialPnL": round(tick.pnl_before, 6),
+        "finalPnL": round(tick.pnl_after, 6), **({"marketId": market_id} if question else {"ticker": decision.market}),
+        "side": sides[decision.action == "sell"], "marketType": "prediction" if question else "perp",
     }  # fmt: skip
     recorder.complete_step(
         trajectory, "TRADING_DECISION", parameters, success=tick.filled, reward=(tick.profit or 0.0) / 1000,

@@ -30,9 +30,9 @@ def ask_model(client: ChatClient, temperature: float, *seed: object) -> Ask:
     def one(item: tuple[Player, Observation, int]) -> tuple[Decision, Call]:
         player, seen, tick = item
         schema, prompt = response_format(seen.markets), messages(seen)
-        answer = client.complete_now(
-            prompt, response_format=schema, temperature=temperature, seed=decision_seed(*seed, player.agent_id, tick), max_tokens=MAX_TOKENS
-        )
+        # the prompt is part of the seed: otherwise every hour would draw the same numbers at the same tick
+        one_seed = decision_seed(*seed, player.agent_id, tick, prompt[-1]["content"])
+        answer = client.complete_now(prompt, response_format=schema, temperature=temperature, seed=one_seed, max_tokens=MAX_TOKENS)
         call = Call(
             answer.model,
             prompt,
@@ -43,6 +43,7 @@ def ask_model(client: ChatClient, temperature: float, *seed: object) -> Ask:
             answer.prompt_tokens,
             answer.completion_tokens,
             temperature,
+            MAX_TOKENS,
         )
         return parse_decision(answer.text, seen.markets), call
 

@@ -27,6 +27,7 @@ class Call:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     temperature: float = 1.0
+    max_tokens: int = 300
 
 
 @dataclass(frozen=True)

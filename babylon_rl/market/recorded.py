@@ -1,6 +1,7 @@
 """An hour of a real game as an ``Hour`` that our agents can play: recorded prices, a recorded question, recorded events.
 
-Our orders do not move these markets. Companies that had no price yet, and events about other markets, are left out.
+Our orders leave no trace in these markets. A company without a price yet stands at its first one; events about other markets are
+left out.
 """
 
 import math
@@ -40,8 +41,14 @@ def read_recorded_hour(connection: psycopg.Connection[Any], window: str) -> Hour
 
 def _stock(connection: psycopg.Connection[Any], organization_id: str, name: str, window: str) -> Stock | None:
     prices = store.minute_prices(connection, organization_id, window_start(window), MINUTES)
-    first = next((price for price in prices if price is not None), None)
-    return None if first is None else Stock(name, tuple(price if price is not None else first for price in prices))
+    known = [price for price in prices if price is not None and 0 < price < math.inf]
+    if not known:
+        return None
+    filled, last = [], known[0]
+    for price in prices:
+        last = price if price is not None and 0 < price < math.inf else last
+        filled.append(last)
+    return Stock(name, tuple(filled))
 
 
 def _logit(probability: float) -> float:

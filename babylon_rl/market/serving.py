@@ -10,22 +10,16 @@ from babylon_rl.market.play import Ask
 from babylon_rl.models.client import ChatClient
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.models.server_process import running_server
+from babylon_rl.models.threads import usable_cores
 from babylon_rl.settings import Settings
 
 BASE = "base"
 
 
-def threads() -> int:
-    """Torch threads for a server that has the machine to itself: the cores this process may run on, at most 4."""
-    import os
-
-    return max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
-
-
 @contextmanager
 def served_here(settings: Settings, adapters: Mapping[str, Path]) -> Iterator[str]:
     """Serve the CPU base and adapters on loopback; gives the base URL."""
-    with running_server(base_model_dir(settings), dict(adapters), threads=threads()) as server:
+    with running_server(base_model_dir(settings), dict(adapters), threads=usable_cores()) as server:
         yield server.url
 
 

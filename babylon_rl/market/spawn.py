@@ -59,12 +59,12 @@ class SpawnedHour:
         return {"window": self.window, "agents": played, "trajectories": self.trajectories}
 
 
-def players_of(request: SpawnRequest) -> list[Player]:
-    """``test-agent-<n>``: scripted strategies in turn, then the agents that ask a model."""
+def players_of(request: SpawnRequest, first: int = 1) -> list[Player]:
+    """``test-agent-<n>`` from n = ``first``: scripted strategies in turn, then the agents that ask a model."""
     scripted = request.agents - request.model_agents
     names = [STRATEGIES[index % len(STRATEGIES)] for index in range(scripted)]
-    players = [Player(f"test-agent-{index + 1}", name, STAKES_USD[name]) for index, name in enumerate(names)]
-    return players + [model_player(f"test-agent-{scripted + index + 1}") for index in range(request.model_agents)]
+    players = [Player(f"test-agent-{first + index}", name, STAKES_USD[name]) for index, name in enumerate(names)]
+    return players + [model_player(f"test-agent-{first + scripted + index}") for index in range(request.model_agents)]
 
 
 def windows_to_play(request: SpawnRequest, newest: str | None, now: datetime) -> list[str]:
@@ -104,23 +104,22 @@ def spawn(
         raise UsageError("Model agents need a model: give --model, or --llm-agents 0.")
     hours = windows_to_play(request, rows.newest_simulated_hour(connection), now)
     own_market = rows.is_simulated_game(connection)
-    players, done = players_of(request), list[SpawnedHour]()
-    held = rows.read_accounts(connection, [player.agent_id for player in players])
-    accounts = {agent: Account(balance, pnl) for agent, (balance, pnl) in held.items()}
+    players, done = players_of(request, rows.first_agent_number(connection)), list[SpawnedHour]()
     connection.commit()
     for window in hours:
         with connection.transaction():
-            done.append(_play_and_write(connection, request, window, players, accounts, ask, own_market, now))
+            done.append(_play_and_write(connection, request, window, players, ask, own_market, now))
         if on_hour is not None:
             on_hour(done[-1])
     return done
 
 
 def _play_and_write(
-    connection: psycopg.Connection[Any], request: SpawnRequest, window: str, players: Sequence[Player], accounts: dict[str, Account],
-    ask: Ask | None, own_market: bool, now: datetime,
+    connection: psycopg.Connection[Any], request: SpawnRequest, window: str, players: Sequence[Player], ask: Ask | None,
+    own_market: bool, now: datetime,
 ) -> SpawnedHour:  # fmt: skip
     start = window_start(window)
+    rows.lock_simulation(connection)
     if rows.has_simulated_hour(connection, window):
         raise MarketError(f"Simulated agents have already played {window}. Give another --start, or none to append after the newest hour.")
     if own_market:
@@ -133,13 +132,16 @@ def _play_and_write(
         )
     else:
         hour = read_recorded_hour(connection, window)
+    # from the database, so that hours played one by one equal hours played in one go
+    held = rows.read_accounts(connection, [player.agent_id for player in players])
+    accounts = {agent: Account(balance, pnl) for agent, (balance, pnl) in held.items()}
     ticks = play_hour(hour, players, ask, request.seed, accounts, ticks=request.minutes // TICK_MINUTES)
     ids = game_rows.Ids(start)
     if own_market:
-        _write_market(connection, hour, ticks, ids, now)
-    rows.add_agents(connection, [(player.agent_id, f"{player.strategy} {player.agent_id}") for player in players], now)
-    rows.save_accounts(connection, {agent: (account.balance, account.pnl) for agent, account in accounts.items()}, now)
-    recorded = list(game_rows.recordings(window, hour.question.label, ticks, ids))
+        _write_market(connection, hour, ticks, ids)
+    rows.add_agents(connection, [(player.agent_id, f"{player.strategy} {player.agent_id}") for player in players], start)
+    rows.save_accounts(connection, {agent: (account.balance, account.pnl) for agent, account in accounts.items()}, start + HOUR)
+    recorded = list(game_rows.recordings(window, rows.market_id(connection, hour.question.number), ticks, ids))
     rows.copy_rows(connection, "trajectories", [one.columns for one in recorded])
     rows.copy_rows(connection, "llm_call_logs", [call.columns for one in recorded for call in one.calls])
     rows.mark_simulated_hour(connection, window, request.seed, own_market, now)
@@ -151,7 +153,7 @@ def _results(players: Sequence[Player], ticks: Sequence[Tick]) -> Iterator[tuple
         yield player.agent_id, player.strategy, sum(tick.profit or 0.0 for tick in ticks if tick.player == player)
 
 
-def _write_market(connection: psycopg.Connection[Any], hour: Hour, ticks: Sequence[Tick], ids: game_rows.Ids, now: datetime) -> None:
+def _write_market(connection: psycopg.Connection[Any], hour: Hour, ticks: Sequence[Tick], ids: game_rows.Ids) -> None:
     companies = [(game_rows.slug(stock.name), stock.name, stock.prices[0]) for stock in hour.stocks]
     rows.add_organizations(connection, companies, window_start(hour.window))
     rows.copy_rows(connection, "StockPrice", game_rows.stock_rows(hour, ids))

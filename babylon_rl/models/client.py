@@ -6,6 +6,7 @@ connections that fail or break off. A 200 that holds no chat completion is an er
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class ChatClient:
         self._async: httpx2.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sync: httpx2.Client | None = None
+        self._opening = threading.Lock()
 
     async def complete(
         self,
@@ -174,9 +176,10 @@ class ChatClient:
     def _sync_client(self) -> "httpx2.Client":
         import httpx2
 
-        if self._sync is None:
-            self._sync = httpx2.Client()
-        return self._sync
+        with self._opening:  # threads that ask at once share one
+            if self._sync is None:
+                self._sync = httpx2.Client()
+            return self._sync
 
     def _answer(self, response: "httpx2.Response", attempt: "_Attempt") -> ChatAnswer:
         return parse_answer(response.status_code, response.content, self._url, (time.monotonic() - attempt.started) * 1000, self.model)

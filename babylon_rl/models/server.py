@@ -26,6 +26,7 @@ from starlette.routing import Route
 
 from babylon_rl.errors import ModelUnavailable, UsageError
 from babylon_rl.models.policy import Completion, CompletionRequest, Policy
+from babylon_rl.models.threads import set_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -185,9 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.end_with_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     bound = bind(options.host, options.port)
-    import torch
-
-    torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     policy = Policy.load(options.base)
     for entry in options.adapter:
         name, _, directory = entry.partition("=")

@@ -7,15 +7,19 @@ from typing import Any
 import psycopg
 
 _GROUPS = """
-SELECT DISTINCT ON (e."window") e."window",
-       count(*) OVER hour, min(e."score") OVER hour, max(e."score") OVER hour, avg(e."score") OVER hour,
-       e."agentId", e."score", COALESCE(own."windowPnl", 0), COALESCE(g."judge", ''), e."dropped"
-FROM babylon_rl.batch_episodes e
-LEFT JOIN babylon_rl.episodes own ON own."window" = e."window" AND own."agentId" = e."agentId"
-LEFT JOIN babylon_rl.group_scores g ON g."window" = e."window"
-WHERE e."batchId" = %s AND e."score" IS NOT NULL
-WINDOW hour AS (PARTITION BY e."window")
-ORDER BY e."window", e."score" DESC, e."agentId"
+WITH mine AS (
+    SELECT "window", count(*) FILTER (WHERE "dropped" IS NULL) AS "training", min("dropped") AS "dropped"
+    FROM babylon_rl.batch_episodes WHERE "batchId" = %s AND "score" IS NOT NULL GROUP BY "window"
+)
+SELECT DISTINCT ON (s."window") s."window", mine."training",
+       count(*) OVER hour, min(s."score") OVER hour, max(s."score") OVER hour, avg(s."score") OVER hour,
+       s."agentId", s."score", COALESCE(own."windowPnl", 0), g."judge", CASE WHEN mine."training" = 0 THEN mine."dropped" END
+FROM mine
+JOIN babylon_rl.group_scores g ON g."window" = mine."window"
+JOIN babylon_rl.episode_scores s ON s."window" = mine."window"
+LEFT JOIN babylon_rl.episodes own ON own."window" = s."window" AND own."agentId" = s."agentId"
+WINDOW hour AS (PARTITION BY s."window")
+ORDER BY s."window", s."score" DESC, s."agentId"
 """
 
 _MARKET = 'SELECT "window", "stocks", "predictions", "dataVersion" FROM babylon_rl.market_windows WHERE "window" = ANY(%s)'
@@ -24,9 +28,10 @@ _VERSIONS = 'SELECT "window", "dataVersion" FROM babylon_rl.windows WHERE "windo
 
 @dataclass(frozen=True, slots=True)
 class JudgedGroup:
-    """One hour of a batch: its episodes, the scores' range and mean, and the best of them (P&L in dollars)."""
+    """One hour of a batch: its whole group, how many of it train, the scores' range and mean, and the best (P&L in dollars)."""
 
     window: str
+    training: int
     agents: int
     lowest: float
     highest: float
@@ -48,7 +53,7 @@ class MarketHour:
 
 
 def judged_groups(connection: psycopg.Connection[Any], batch_id: str) -> list[JudgedGroup]:
-    """The groups of a batch that have scores, in order of window."""
+    """The groups of a batch that were judged for it, in order of window; ``dropped`` says why none of a group trains."""
     return [JudgedGroup(*row) for row in connection.execute(_GROUPS, [batch_id])]
 
 

@@ -320,7 +320,7 @@ def end_failed(connection: psycopg.Connection[Any], batch_id: str, error: str, n
     if found.rowcount == 0:
         return False
     connection.execute(
-        "UPDATE public.training_batches SET status = 'failed', error = %s, \"completedAt\" = %s WHERE \"batchId\" = %s",
+        'UPDATE public.training_batches SET status = \'failed\', error = %s, "completedAt" = %s WHERE "batchId" = %s',
         [error, now, batch_id],
     )
     connection.execute('UPDATE babylon_rl.batch_items SET "live" = FALSE WHERE "batchId" = %s AND "live"', [batch_id])

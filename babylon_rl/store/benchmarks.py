@@ -29,17 +29,20 @@ ON CONFLICT DO NOTHING
 
 _UPSERT_REPORT = """
 INSERT INTO babylon_rl.benchmark_reports
-    ("batchId", "version", "reference", "decision", "reason", "markets", "minImprovement", "rows", "dataVersion", "plotPath", "createdAt")
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+    ("batchId", "version", "reference", "decision", "reason", "markets", "minImprovement", "rows", "tableMarkdown",
+     "dataVersion", "plotPath", "createdAt")
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT ("batchId") DO UPDATE SET
     "version" = EXCLUDED."version", "reference" = EXCLUDED."reference", "decision" = EXCLUDED."decision",
     "reason" = EXCLUDED."reason", "markets" = EXCLUDED."markets", "minImprovement" = EXCLUDED."minImprovement",
-    "rows" = EXCLUDED."rows", "dataVersion" = EXCLUDED."dataVersion", "plotPath" = EXCLUDED."plotPath",
+    "rows" = EXCLUDED."rows", "tableMarkdown" = EXCLUDED."tableMarkdown",
+    "dataVersion" = EXCLUDED."dataVersion", "plotPath" = EXCLUDED."plotPath",
     "createdAt" = EXCLUDED."createdAt"
 """
 
 _REPORT = """
-SELECT "batchId", "version", "reference", "decision", "reason", "markets", "minImprovement", "rows", "dataVersion", "plotPath", "createdAt"
+SELECT "batchId", "version", "reference", "decision", "reason", "markets", "minImprovement", "rows", "tableMarkdown", "dataVersion",
+       "plotPath", "createdAt"
 FROM babylon_rl.benchmark_reports WHERE "batchId" = %s
 """
 
@@ -53,7 +56,7 @@ ON CONFLICT ("batchId") DO UPDATE SET
 
 _SCORE_MODEL = """
 UPDATE public.trained_models SET
-    "benchmarkScore" = %s, accuracy = %s, "updatedAt" = %s,
+    "benchmarkScore" = COALESCE(%s, "benchmarkScore"), accuracy = COALESCE(%s, accuracy), "updatedAt" = %s,
     "evalMetrics" = CASE jsonb_typeof("evalMetrics") WHEN 'object' THEN "evalMetrics" ELSE '{}' END || %s
 WHERE version = %s AND "trainingBatch" = %s
 """
@@ -98,6 +101,7 @@ class StoredReport:
     markets: int
     min_improvement: float
     rows: Sequence[Mapping[str, Any]]
+    table_markdown: str
     data_version: str
     plot_path: str | None
     created_at: datetime
@@ -110,7 +114,12 @@ def read_results(connection: psycopg.Connection[Any], model: str, identity: str,
 
 
 def write_results(
-    connection: psycopg.Connection[Any], model: str, identity: str, markets: Mapping[str, str], results: Iterable[MarketResult], now: datetime
+    connection: psycopg.Connection[Any],
+    model: str,
+    identity: str,
+    markets: Mapping[str, str],
+    results: Iterable[MarketResult],
+    now: datetime,
 ) -> None:
     """Keep results, committed at once; what is stored already stays as it is."""
     rows = [
@@ -128,27 +137,30 @@ def write_report(connection: psycopg.Connection[Any], report: StoredReport) -> N
         connection.execute(
             _UPSERT_REPORT,
             [report.batch_id, report.version, report.reference, report.decision, report.reason, report.markets, report.min_improvement,
-             Jsonb([dict(row) for row in report.rows]), report.data_version, report.plot_path, report.created_at],
+             Jsonb([dict(row) for row in report.rows]), report.table_markdown, report.data_version, report.plot_path, report.created_at],
         )  # fmt: skip
 
 
-def read_report(connection: psycopg.Connection[Any], batch_id: str) -> StoredReport | None:
+def read_stored_report(connection: psycopg.Connection[Any], batch_id: str) -> StoredReport | None:
     """The report of a batch, or None."""
     row = connection.execute(_REPORT, [batch_id]).fetchone()
     return None if row is None else StoredReport(*row)
 
 
 def write_release(
-    connection: psycopg.Connection[Any], report: StoredReport, score: float | None, accuracy: float | None, metrics: Mapping[str, Any], now: datetime
+    connection: psycopg.Connection[Any],
+    report: StoredReport,
+    score: float | None,
+    accuracy: float | None,
+    metrics: Mapping[str, Any],
+    now: datetime,
 ) -> None:
     """Record a decision and put the measured values beside the version, in one transaction; the version's status stays.
 
     ``metrics`` is merged into evalMetrics under its own keys.
     """
     with own_transaction(connection):
-        connection.execute(
-            _UPSERT_RELEASE, [report.batch_id, report.version, report.decision, report.reason, report.data_version, now]
-        )
+        connection.execute(_UPSERT_RELEASE, [report.batch_id, report.version, report.decision, report.reason, report.data_version, now])
         connection.execute(_SCORE_MODEL, [score, accuracy, now, Jsonb(dict(metrics)), report.version, report.batch_id])
 
 

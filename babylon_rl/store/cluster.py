@@ -88,7 +88,8 @@ class Cluster:
         except psycopg.OperationalError as refused:
             if "password authentication failed" in str(refused):
                 raise EmbeddedServerError(
-                    f"The embedded server refuses the password in {self.password_file}. Delete that file and run the command again: a new one is made."
+                    f"The embedded server refuses the password in {self.password_file}. Delete that file and run the command again: "
+                    "a new one is made."
                 ) from None
             return False
         return True
@@ -185,7 +186,8 @@ class Cluster:
         owner = self.directory.stat().st_uid
         if os.geteuid() == 0 and owner == 0 and any(self.directory.iterdir()):
             raise EmbeddedServerError(
-                f"{self.directory} belongs to root, as whom Postgres does not run. Give it away: chown -R {NOBODY}:{NOBODY} {self.directory}"
+                f"{self.directory} belongs to root, as whom Postgres does not run. "
+                f"Give it away: chown -R {NOBODY}:{NOBODY} {self.directory}"
             )
         if os.geteuid() not in (0, owner):
             raise EmbeddedServerError(
@@ -291,7 +293,8 @@ def _run_as(directory: Path, program: Path) -> list[str]:
         raise EmbeddedServerError(
             f"Postgres does not run as root, and `setpriv` (package util-linux) is not installed to change the user. {advice}"
         )
-    for prefix in ([*change, "--inh-caps=+dac_override", "--ambient-caps=+dac_override"], change):
+    # Without the bit, access(2) would judge by the user alone, and by it initdb looks for its neighbour postgres.
+    for prefix in ([*change, "--securebits=+no_setuid_fixup", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"], change):
         tried = subprocess.run([*prefix, str(program), "--version"], capture_output=True, text=True, cwd="/", check=False)
         if tried.returncode == 0:
             return prefix

@@ -52,9 +52,7 @@ class Migration:
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
-def migrate(
-    database: Database, *, check_only: bool = False, now: datetime | None = None, directory: Path = MIGRATIONS
-) -> MigrationReport:
+def migrate(database: Database, *, check_only: bool = False, now: datetime | None = None, directory: Path = MIGRATIONS) -> MigrationReport:
     """Apply what is missing, in order; with ``check_only`` change nothing and say what would be done.
 
     Raises:
@@ -64,31 +62,35 @@ def migrate(
     files = read_migrations(directory)
     try:
         with database.connect_directly(autocommit=True) as connection:
-            expected = expected_tables(connection, files[0].sql)
-            before = read_tables(connection, "public")
-            recorded = _recorded(connection)
-            pending = _pending(files, recorded)
-            _check_tables(connection, files, recorded, expected, before)
-            applied = [] if check_only else _apply_all(connection, files, now or utc_now())
-            new = {migration.name for migration in (pending if check_only else files) if check_only or migration.name in applied}
-            after = before if check_only else read_tables(connection, "public")
+            return _migrate(connection, files, None if check_only else now or utc_now())
     except psycopg.errors.InsufficientPrivilege as refused:
         raise DatabaseError(
             f"The database's role lacks a privilege: {refused.diag.message_primary}. "
-            'Grant CREATE and TEMPORARY on the database (and CREATE on "public" when its tables are absent), then run `babylon-rl migrate` again.'
+            'Grant CREATE and TEMPORARY on the database (and CREATE on "public" when its tables are absent), '
+            "then run `babylon-rl migrate` again."
         ) from None
     except psycopg.errors.LockNotAvailable:
         raise DatabaseError(
             f"Another migration has held the lock for {_LOCK_TIMEOUT_S} s. Wait for it to end, then run it again."
         ) from None
-    first_time = CONTRACT in new
-    created = [f'public."{name}"' for name in expected if name not in before] if first_time else []
-    names = [migration.name for migration in files if migration.name in new]
-    return MigrationReport(
-        applied=tuple(names[:1] + created + names[1:]) if first_time else tuple(names),
-        adopted=tuple(f'public."{name}"' for name in expected if name in before) if first_time else (),
-        differences=tuple(differences(expected, after)),
-    )
+
+
+def _migrate(connection: psycopg.Connection[tuple[Any, ...]], files: list[Migration], now: datetime | None) -> MigrationReport:
+    expected = expected_tables(connection, files[0].sql)
+    before = read_tables(connection, "public")
+    recorded = _recorded(connection)
+    names = [migration.name for migration in _pending(files, recorded)]
+    _check_tables(connection, files, recorded, expected, before)
+    after = before
+    if now is not None:
+        names = _apply_all(connection, files, now)
+        after = read_tables(connection, "public")
+    created: list[str] = []
+    adopted: list[str] = []
+    if CONTRACT in names:
+        created = [f'public."{name}"' for name in expected if name not in before]
+        adopted = [f'public."{name}"' for name in expected if name in before]
+    return MigrationReport(tuple(names[:1] + created + names[1:]), tuple(adopted), tuple(differences(expected, after)))
 
 
 def require_migrated(database: Database) -> None:
@@ -155,11 +157,13 @@ def _pending(files: list[Migration], recorded: dict[str, str]) -> list[Migration
     for name, checksum in recorded.items():
         if name not in known:
             raise SchemaMismatch(
-                f"The database holds migration {name}, which this version of babylon_rl does not know. Update the code (git pull, make setup)."
+                f"The database holds migration {name}, which this version of babylon_rl does not know. "
+                "Update the code (git pull, make setup)."
             )
         if known[name].checksum != checksum:
             raise SchemaMismatch(
-                f"Migration {name} was changed after it was applied here. Restore migrations/{name}.sql as it was; a change belongs into a new file."
+                f"Migration {name} was changed after it was applied here. Restore migrations/{name}.sql as it was; "
+                "a change belongs into a new file."
             )
     pending = [migration for migration in files if migration.name not in recorded]
     if pending and recorded and pending[0].name < max(recorded):
@@ -188,5 +192,5 @@ def _check_tables(
     if gone:
         raise SchemaMismatch(
             f"The database is half migrated: {', '.join(gone)} {'is' if len(gone) == 1 else 'are'} recorded as made and not there. "
-            "Restore from a backup; or, to make empty ones, delete the rows of babylon_rl.migrations that made them and run `babylon-rl migrate`."
+            "Restore them from a backup; their definitions are in migrations/."
         )

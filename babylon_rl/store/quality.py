@@ -27,7 +27,7 @@ WHERE NOT EXISTS (SELECT FROM babylon_rl.group_scores g WHERE g."window" = w."wi
 def newest_new_trainable(connection: psycopg.Connection[Any], first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:
     """The newest eligible unused rows of the complete windows ``first`` <= window < ``end``, newest first."""
     rows = connection.execute(_NEWEST, [first, end, complete, limit]).fetchall()
-    return [TrajectoryRow(*columns, metrics.encode(), steps.encode()) for *columns, metrics, steps in rows]
+    return [TrajectoryRow(*(*columns, metrics.encode(), steps.encode())) for *columns, metrics, steps in rows]
 
 
 def unscored_windows(connection: psycopg.Connection[Any], windows: list[str]) -> set[str]:

@@ -77,6 +77,24 @@ def set_current_prices(connection: psycopg.Connection[Any], prices: Mapping[str,
     )
 
 
+def first_agent_number(connection: psycopg.Connection[Any]) -> int:
+    """The lowest n from which every ``test-agent-<n>`` is ours or free: a game may have test agents of its own by such names."""
+    row = connection.execute(
+        """
+        SELECT coalesce(max(substring(id from 12)::bigint), 0) + 1 FROM public."User"
+        WHERE id ~ '^test-agent-[0-9]{1,9}$' AND NOT (username IS NOT DISTINCT FROM id AND "displayName" LIKE '% ' || id)
+        """
+    ).fetchone()
+    return int(row[0]) if row else 1
+
+
+def market_id(connection: psycopg.Connection[Any], question_number: int) -> str:
+    """The id of a question and of its market."""
+    row = connection.execute('SELECT id FROM public."Question" WHERE "questionNumber" = %s', (question_number,)).fetchone()
+    assert row is not None  # the caller has just written or read the question
+    return str(row[0])
+
+
 def next_question_number(connection: psycopg.Connection[Any]) -> int:
     """The first question number that is free."""
     row = connection.execute('SELECT coalesce(max("questionNumber"), 0) + 1 FROM public."Question"').fetchone()
@@ -95,6 +113,11 @@ def simulated_hours(connection: psycopg.Connection[Any], seed: int) -> list[str]
     return [window for (window,) in rows]
 
 
+def lock_simulation(connection: psycopg.Connection[Any]) -> None:
+    """Keep any other ``spawn-agents`` waiting until this transaction ends."""
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext('babylon_rl.simulated_hours'))")
+
+
 def has_simulated_hour(connection: psycopg.Connection[Any], window: str) -> bool:
     """True when ``spawn-agents`` has written this hour."""
     return connection.execute('SELECT 1 FROM babylon_rl.simulated_hours WHERE "window" = %s', (window,)).fetchone() is not None
@@ -107,7 +130,8 @@ def is_simulated_game(connection: psycopg.Connection[Any]) -> bool:
         SELECT NOT EXISTS (SELECT 1 FROM public."Organization" WHERE description IS DISTINCT FROM 'A simulated company')
            AND (EXISTS (SELECT 1 FROM babylon_rl.simulated_hours WHERE "ownMarket")
                 OR NOT EXISTS (SELECT 1 FROM public."StockPrice") AND NOT EXISTS (SELECT 1 FROM public."Question")
-                   AND NOT EXISTS (SELECT 1 FROM public."WorldEvent"))
+                   AND NOT EXISTS (SELECT 1 FROM public."WorldEvent")
+                   AND NOT EXISTS (SELECT 1 FROM public.trajectories))
         """
     ).fetchone()
     return bool(row and row[0])

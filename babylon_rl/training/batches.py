@@ -275,9 +275,7 @@ def _claim(connection: psycopg.Connection[Any], batch_id: str, now: datetime) ->
 
 
 @contextmanager
-def _failing(
-    connection: psycopg.Connection[Any], batch_id: str, attempt: int, now: datetime | Callable[[], datetime]
-) -> Iterator[None]:
+def _failing(connection: psycopg.Connection[Any], batch_id: str, attempt: int, now: datetime | Callable[[], datetime]) -> Iterator[None]:
     """Fail the batch for what another try would not cure; a lost database or a lost claim leaves it to the next run."""
     try:
         yield

@@ -94,9 +94,7 @@ def refuse_empty(conversion: Conversion, batch_id: str) -> None:
     )
 
 
-def _trains(
-    call: ServedSequence, settings: Settings, versions: Sequence[str], left_out: Counter[str], staleness: Counter[str]
-) -> bool:
+def _trains(call: ServedSequence, settings: Settings, versions: Sequence[str], left_out: Counter[str], staleness: Counter[str]) -> bool:
     if not call.response.strip():
         left_out[EMPTY] += 1
         return False

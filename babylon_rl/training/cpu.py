@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from babylon_rl.errors import CheckpointError, Diverged, NothingToTrain
+from babylon_rl.errors import CheckpointError, Diverged, NothingToTrain, UsageError
 from babylon_rl.models.checkpoints import BaseIdentity, base_identity
 from babylon_rl.models.packaged import base_model_dir, base_model_name
 from babylon_rl.models.policy import best_dtype
 from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.models.scoring import EncodedSequence, NotEncodable, encode_sequence, legal_logprobs, spot_values
+from babylon_rl.models.threads import set_threads
 from babylon_rl.settings import Settings
 from babylon_rl.training.loss import LossWeights, token_loss
 from babylon_rl.training.packing import Pack, needed_ids, pack, row_tensors
@@ -27,7 +28,7 @@ from babylon_rl.training.trainer import IterationResult, StepMetrics, TrainItera
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 3e-3
 RANK, ALPHA = 16, 32
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FROZEN_SHARE = 0.4  # of the layers, from the bottom
@@ -51,7 +52,7 @@ class _Item:
 
 
 class CpuTrainer:
-    """Trains on this machine's processor; see the module. ``threads`` None takes what torch chooses."""
+    """Trains on this machine's processor; see the module. ``threads`` None takes the cores there are."""
 
     name = "cpu"
 
@@ -73,10 +74,9 @@ class CpuTrainer:
             NothingToTrain: no sequence has a token with alternatives.
             CheckpointError: the parent does not fit the base.
         """
+        set_threads(self._threads)
         import torch
 
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
         torch.manual_seed(iteration.seed)
         tokenizer, model = self._load(parent)
         items, left_out = _items(tokenizer, iteration.sequences)
@@ -115,7 +115,11 @@ def _items(tokenizer: Any, sequences: Sequence[TrainSequence]) -> tuple[list[_It
     left_out: Counter[str] = Counter()
     found: list[tuple[TrainSequence, EncodedSequence]] = []
     for sequence in sequences:
-        encoded = encode_sequence(tokenizer, sequence.messages, sequence.response, sequence.response_format)
+        try:
+            encoded = encode_sequence(tokenizer, sequence.messages, sequence.response, sequence.response_format)
+        except UsageError:  # recorded elsewhere under a schema whose language is not finite
+            left_out["open_schema"] += 1
+            continue
         if isinstance(encoded, NotEncodable):
             left_out[encoded.reason] += 1
         elif not encoded.trainable_tokens:
@@ -137,11 +141,13 @@ def _items(tokenizer: Any, sequences: Sequence[TrainSequence]) -> tuple[list[_It
 
 
 def _served(sequence: TrainSequence, encoded: EncodedSequence) -> tuple[float, ...]:
-    """Recorded log-probabilities by response token; NaN unless every token is recorded under the base's own ids."""
-    unknown = (math.nan,) * len(encoded.response_ids)
-    if sequence.logprobs is None or [entry.get("tokenId") for entry in sequence.logprobs] != list(encoded.response_ids):
-        return unknown
-    return tuple(float(entry["logprob"]) for entry in sequence.logprobs)
+    """Recorded log-probabilities by response token; NaN unless every token is recorded, finite, under the base's own ids."""
+    recorded = sequence.logprobs or ()
+    values = [entry.get("logprob") for entry in recorded]
+    known = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    if not known or [entry.get("tokenId") for entry in recorded] != list(encoded.response_ids):
+        return (math.nan,) * len(encoded.response_ids)
+    return tuple(float(value) for value in values if value is not None)
 
 
 class _Run:

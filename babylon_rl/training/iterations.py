@@ -126,8 +126,7 @@ def _train(run: Run, iteration: TrainIteration, parent: Path | None, directory: 
     result = run.trainer.train(iteration, parent, partial, step)
     if not math.isfinite(result.loss):
         raise Diverged(
-            f"The loss of iteration {iteration.step} of {iteration.batch_id} is {result.loss}; nothing was published. "
-            "Lower LEARNING_RATE."
+            f"The loss of iteration {iteration.step} of {iteration.batch_id} is {result.loss}; nothing was published. Lower LEARNING_RATE."
         )
     if result.trainable_tokens <= 0:
         raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} trained no token; nothing was published.")

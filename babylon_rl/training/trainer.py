@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 from babylon_rl.errors import TrainingError
 from babylon_rl.models.checkpoints import BaseIdentity
+from babylon_rl.models.packaged import base_model_name
 from babylon_rl.settings import Settings
 
 STATE_PREFIX = "trainer_state"
 DRY_BASE_MODEL = "dry"
-PACKAGED_BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +139,11 @@ def training_line(settings: Settings) -> TrainingLine:
         )
     if not settings.train_rl_local:
         raise TrainingError(
-            "No trainer is chosen: there is no WANDB_API_KEY and TRAIN_RL_LOCAL is false. "
-            "Set TRAIN_RL_LOCAL=true to train on this machine."
+            "No trainer is chosen: there is no WANDB_API_KEY and TRAIN_RL_LOCAL is false. Set TRAIN_RL_LOCAL=true to train on this machine."
         )
     if settings.local_base_model == DRY_BASE_MODEL:
         return TrainingLine("dry", DRY_BASE_MODEL)
-    return TrainingLine("cpu", settings.local_base_model or PACKAGED_BASE_MODEL)
+    return TrainingLine("cpu", settings.local_base_model or base_model_name(settings))
 
 
 def choose_trainer(settings: Settings) -> Trainer:

@@ -62,7 +62,11 @@ def test_hours_observed_before_the_first_look_are_made(afternoon: Bench):
     observed = set(afternoon.observed("raw_trajectories"))
     assert len(observed) == 5
     ticks = Ticks(afternoon)
-    assert ticks() == {"window_groups": observed, "market_outcomes": observed, "scored_groups": observed}
+    assert ticks() == {"window_groups": observed, "market_outcomes": observed}
+    assert ticks() == {}
+    for asset in ("window_groups", "market_outcomes"):
+        afternoon.run("hours", FIRST, LAST, asset_selection=[dg.AssetKey(asset)])
+    assert ticks() == {"scored_groups": observed}
     assert ticks() == {}
 
 

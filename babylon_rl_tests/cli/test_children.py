@@ -26,7 +26,8 @@ run_child(["bash", "-c", "sleep 300 & echo $!; wait"], {}, Path(sys.argv[1]))
 @pytest.fixture
 def parent(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A command that runs a program that runs a program, and the pid of the last."""
-    process = subprocess.Popen([sys.executable, "-c", _RUN, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    command = [sys.executable, "-c", _RUN, str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     grandchild = int(process.stdout.readline())
     yield process, grandchild

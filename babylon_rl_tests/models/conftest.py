@@ -1,95 +1,16 @@
-"""A tiny random Llama with a byte-level tokenizer and a chat template: everything but the wits of the real base, in 200 KB."""
+"""Policies and published checkpoints of the tiny base."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from babylon_rl.models.checkpoints import BaseIdentity, Manifest, base_identity, publish
+from babylon_rl.models.checkpoints import base_identity, publish
 from babylon_rl.models.policy import Policy
-from babylon_rl.models.quiet import quiet_loading
+from babylon_rl_tests.tiny_model import make_adapter, make_base, make_manifest, tiny_adapter, tiny_base, trade_format
 
-SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-CORPUS = ['{"action": "hold"}', '{"action": "buy", "market": "OPENLIE"}', "You are a trader. The price of TESLAI rose."] * 4
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=320, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False)
-    )
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>")
-    made.chat_template = TEMPLATE
-    return made
-
-
-def make_base(directory: Path, seed: int = 0) -> Path:
-    """Weights are drawn wide, so that distributions are far from uniform and adapters matter."""
-    tokenizer = make_tokenizer()
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.3,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=True,
-    )
-    with quiet_loading():
-        LlamaForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
-
-
-def make_adapter(base: Path, directory: Path, seed: int = 1) -> Path:
-    """A LoRA adapter whose B matrices are not zero: it changes what the base says."""
-    torch.manual_seed(seed)
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
-    with quiet_loading():
-        model = get_peft_model(LlamaForCausalLM.from_pretrained(base, dtype=torch.float32), lora)
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.5)
-        model.save_pretrained(directory)
-    return directory
-
-
-def make_manifest(base: BaseIdentity, **changes: Any) -> Manifest:
-    values: dict[str, Any] = {
-        "version": "v1.0.0",
-        "base": base,
-        "created_at": "2025-10-29T15:00:00",
-        "windows": ("2025-10-29T14:00",),
-        "metrics": {"loss": 0.5},
-    }
-    return Manifest(**{**values, **changes})
-
-
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="session")
-def tiny_adapter(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_adapter(tiny_base, tmp_path_factory.mktemp("adapter"))
+__all__ = ["make_adapter", "make_base", "make_manifest", "tiny_adapter", "tiny_base", "trade_format"]
 
 
 @pytest.fixture
@@ -110,17 +31,3 @@ def policy(tiny_base: Path, tiny_adapter: Path) -> Policy:
 @pytest.fixture(scope="session")
 def tokenizer(policy: Policy) -> Any:
     return policy.tokenizer
-
-
-@pytest.fixture(scope="session")
-def trade_format() -> dict[str, Any]:
-    """hold, or buy or sell one of three markets: seven answers."""
-    markets = ["OPENLIE", "TESLAI", "Will it rain?"]
-    hold = {"type": "object", "properties": {"action": {"const": "hold"}}, "required": ["action"]}
-    trade = {
-        "type": "object",
-        "properties": {"action": {"enum": ["buy", "sell"]}, "market": {"enum": markets}},
-        "required": ["action", "market"],
-        "additionalProperties": False,
-    }
-    return {"type": "json_schema", "json_schema": {"name": "trade", "schema": {"anyOf": [hold, trade]}}}

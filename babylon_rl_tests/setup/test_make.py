@@ -89,7 +89,17 @@ def test_clean_removes_what_was_made_and_nothing_else(clone: Path) -> None:
     cleaned = run(["make", "clean"], clone)
     assert cleaned.returncode == 0, cleaned.stderr
     assert sorted(path.name for path in clone.iterdir()) == sorted(
-        ["Makefile", "scripts", "pyproject.toml", "requirements.lock", "requirements-torch.txt", "requirements-weights.lock", "babylon_rl", ".env", "notes.txt"]
+        [
+            "Makefile",
+            "scripts",
+            "pyproject.toml",
+            "requirements.lock",
+            "requirements-torch.txt",
+            "requirements-weights.lock",
+            "babylon_rl",
+            ".env",
+            "notes.txt",
+        ]
     )
     assert [path.name for path in (clone / "babylon_rl").rglob("*")] == ["store", "a.py"]
 
@@ -109,7 +119,11 @@ def test_clean_removes_a_state_directory_elsewhere_only_with_its_marker(clone: P
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("BABYLON_RL_HOME=state", "{clone}/state"), ('export BABYLON_RL_HOME = "/var/b c"', "/var/b c"), ("#BABYLON_RL_HOME=no", "{clone}/.babylon")],
+    [
+        ("BABYLON_RL_HOME=state", "{clone}/state"),
+        ('export BABYLON_RL_HOME = "/var/b c"', "/var/b c"),
+        ("#BABYLON_RL_HOME=no", "{clone}/.babylon"),
+    ],
 )
 def test_the_scripts_read_the_state_directory_from_the_env_file_too(clone: Path, line: str, expected: str) -> None:
     (clone / ".env").write_text(line + "\n")

@@ -121,7 +121,9 @@ def test_role_that_may_not_create_schemas_gets_the_statement_to_run(empty_databa
 
 
 def test_dagster_keeps_its_storage_in_its_own_schema(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "dagster.yaml").write_text("storage:\n  postgres:\n    postgres_url: {env: BABYLON_RL_DAGSTER_URL}\n")
+    (tmp_path / "dagster.yaml").write_text(
+        "storage:\n  postgres:\n    postgres_url: {env: BABYLON_RL_DAGSTER_URL}\ntelemetry: {enabled: false}\n"
+    )
     monkeypatch.setenv("BABYLON_RL_DAGSTER_URL", database.dagster_url)
     database.prepare_dagster_schema()
     before = tables(database, "public")

@@ -244,11 +244,23 @@ def test_root_without_setpriv_is_told_what_to_do(home: Path, monkeypatch: pytest
 
 
 @as_root
-def test_root_uses_a_directory_that_only_root_may_enter(home: Path) -> None:
-    assert home.parent.stat().st_mode & 0o077 == 0 or home.parents[2].stat().st_mode & 0o077 == 0
-    with use_server(home) as url:
-        assert kept(url) == 7
-        assert psutil.Process(postmaster(home)).uids().effective == 65534
+def test_root_uses_a_clone_that_only_root_may_enter(tmp_path: Path) -> None:
+    installed = Cluster(tmp_path).programs.parents[1]
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    for part in (f"{installed.name}.libs", f"{installed.name}/pginstall18"):
+        (private / part).parent.mkdir(exist_ok=True)
+        subprocess.run(["cp", "-a", installed.parent / part, private / part], check=True)
+    cluster = Cluster(private / "home", private / installed.name / "pginstall18" / "bin")
+    cluster.home.mkdir()
+    cluster.create()
+    port = cluster.start()
+    try:
+        assert cluster.answers(port)
+        assert psutil.Process(postmaster(cluster.home)).uids().effective == 65534
+    finally:
+        cluster.stop()
+    shutil.rmtree(private)
 
 
 def as_user(user: int, home: Path) -> subprocess.CompletedProcess[str]:

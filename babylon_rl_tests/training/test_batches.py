@@ -68,13 +68,13 @@ def batch(connection, settings):
 
 
 def used(connection) -> int:
-    return value(connection, "SELECT count(*) FROM trajectories WHERE \"usedInTraining\" AND \"trainedInBatch\" <> 'batch-1761971999000'")
+    return value(connection, 'SELECT count(*) FROM trajectories WHERE "usedInTraining" AND "trainedInBatch" <> \'batch-1761971999000\'')
 
 
 def assert_nothing_was_marked(connection, batch) -> None:
     assert used(connection) == 0
     assert not [model for model in read_models(connection) if not model.foreign]
-    assert value(connection, "SELECT count(*) FROM babylon_rl.batch_items WHERE \"consumed\"") == 0
+    assert value(connection, 'SELECT count(*) FROM babylon_rl.batch_items WHERE "consumed"') == 0
 
 
 def assert_registered_once(connection, batch, home: Path) -> None:
@@ -154,9 +154,9 @@ def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(connecti
     with pytest.raises(Killed):
         train_batch(connection, batch.batch_id, settings, NOW, KilledTrainer(2, True))
     resumed = train_batch(connection, batch.batch_id, settings, NOW)
-    connection.execute('DELETE FROM babylon_rl.model_lineage')
+    connection.execute("DELETE FROM babylon_rl.model_lineage")
     connection.execute("DELETE FROM trained_models WHERE version = 'v1.0.11'")
-    connection.execute('DELETE FROM babylon_rl.training_steps')
+    connection.execute("DELETE FROM babylon_rl.training_steps")
     connection.execute("UPDATE babylon_rl.batches SET \"state\" = 'training'")
     connection.commit()
     whole = train_batch(connection, batch.batch_id, settings, NOW, checkpoints_root=settings.home / "other")
@@ -176,9 +176,7 @@ def test_a_crash_after_an_iterations_directory_completes_its_row(connection, set
 
 
 def test_a_crash_between_publishing_and_registering_only_registers(connection, settings, batch):
-    connection.execute(
-        "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'the server went away'; END $$"
-    )
+    connection.execute("CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'the server went away'; END $$")
     connection.execute("CREATE TRIGGER die BEFORE INSERT ON babylon_rl.model_lineage FOR EACH ROW EXECUTE FUNCTION die()")
     connection.commit()
     with pytest.raises(Exception, match="the server went away"):
@@ -310,9 +308,7 @@ def test_a_batch_that_was_not_judged_is_not_trained(connection, settings):
 
 def test_preparing_gives_every_episode_the_advantage_of_its_group(connection, settings, batch):
     prepared = prepare_batch(connection, batch.batch_id, settings, NOW)
-    stored = dict(
-        connection.execute('SELECT "window" || "agentId", "advantage" FROM babylon_rl.episode_scores').fetchall()
-    )
+    stored = dict(connection.execute('SELECT "window" || "agentId", "advantage" FROM babylon_rl.episode_scores').fetchall())
     assert len(prepared.kept) == 48 and not prepared.dropped_groups
     assert all(e.advantage == stored[e.window + e.agent_id] for e in prepared.kept)
 
@@ -320,13 +316,13 @@ def test_preparing_gives_every_episode_the_advantage_of_its_group(connection, se
 def test_groups_without_spread_leave_the_batch(connection, settings):
     frozen = freeze_batch(connection, settings, NOW, windows=("2025-10-29T13:00", "2025-10-29T15:00"))
     prepare_batch(connection, frozen.batch_id, settings, NOW)
-    connection.execute("UPDATE babylon_rl.group_scores SET \"spread\" = 0 WHERE \"window\" = '2025-10-29T14:00'")
+    connection.execute('UPDATE babylon_rl.group_scores SET "spread" = 0 WHERE "window" = \'2025-10-29T14:00\'')
     connection.commit()
     prepared = prepare_batch(connection, frozen.batch_id, settings, NOW)
     assert prepared.dropped_groups == {"2025-10-29T14:00": "no spread of scores"}
     assert list(prepared.batch.windows) == ["2025-10-29T13:00"] and prepared.batch.trajectories == 53
     assert count_freezable(connection, settings, NOW).windows.get("2025-10-29T14:00") is None  # flat: it would come back for ever
-    connection.execute("UPDATE babylon_rl.group_scores SET \"spread\" = 0")
+    connection.execute('UPDATE babylon_rl.group_scores SET "spread" = 0')
     connection.commit()
     with pytest.raises(NothingToTrain, match="no spread of scores"):
         prepare_batch(connection, frozen.batch_id, settings, NOW)

@@ -133,7 +133,7 @@ def test_newest_windows_come_first(connection, settings):
 def test_a_quarantined_hour_and_a_flat_group_are_left_out(connection, settings):
     score_windows(connection, sorted(READY), settings, NOW)
     connection.execute("UPDATE babylon_rl.windows SET \"state\" = 'quarantined' WHERE \"window\" = '2025-10-29T13:00'")
-    connection.execute("UPDATE babylon_rl.group_scores SET \"spread\" = 0 WHERE \"window\" = '2025-10-29T14:00'")
+    connection.execute('UPDATE babylon_rl.group_scores SET "spread" = 0 WHERE "window" = \'2025-10-29T14:00\'')
     counted = count_freezable(connection, settings, NOW)
     assert set(counted.windows) == READY - {"2025-10-29T13:00", "2025-10-29T14:00"}
     assert counted.not_trainable["in quarantined hours"] == 53

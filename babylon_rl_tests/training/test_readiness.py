@@ -52,7 +52,7 @@ def test_quality_is_the_mean_of_four_checks_over_the_newest_rows(connection, set
     assert quality.mean == pytest.approx((quality.has_steps + quality.has_calls + quality.long_prompts + quality.has_results) / 4)
     # Rows that recorded no call fail two of the four.
     connection.execute("DELETE FROM llm_call_logs")
-    connection.execute("UPDATE trajectories SET \"stepsJson\" = regexp_replace(\"stepsJson\", '\"llmCalls\"', '\"calls\"', 'g')")
+    connection.execute('UPDATE trajectories SET "stepsJson" = regexp_replace("stepsJson", \'"llmCalls"\', \'"calls"\', \'g\')')
     silent = readiness(connection, settings, NOW).quality
     assert (silent.has_calls, silent.long_prompts) == (0.0, 0.0)
 

@@ -1,0 +1,119 @@
+"""``benchmark run`` and ``benchmark compare``: a version, the base or a strategy in unseen markets, without touching the registry."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from babylon_rl.cli.output import JsonOption, emit, say, table
+from babylon_rl.errors import MarketError, UsageError
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.windows import utc_now
+
+if TYPE_CHECKING:
+    from babylon_rl.evaluation.comparison import Comparison
+    from babylon_rl.store.benchmarks import MarketResult
+    from babylon_rl.store.database import Database
+
+benchmark = typer.Typer(help="Evidence: models and strategies in unseen markets.", no_args_is_help=True)
+MarketsOption = Annotated[int | None, typer.Option("--markets", min=2, help="Market hours to play. Default: BENCHMARK_MARKETS.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to ``app``."""
+    app.add_typer(benchmark, name="benchmark")
+
+
+@benchmark.command("run")
+def run(
+    model: Annotated[str, typer.Option(help="A version, base, or a strategy (nothing, balanced, momentum...).")] = "base",
+    markets: MarketsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Play the benchmark markets with one model or strategy, and say what it earned."""
+    _emit(_played([model], markets, None), as_json)
+
+
+@benchmark.command("compare")
+def compare_two(
+    one: Annotated[str, typer.Argument(metavar="A", help="As --model of `benchmark run`.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="The reference.")],
+    markets: MarketsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare A with B in the same markets: the difference is paired, with its 95 % interval."""
+    if one == other:
+        raise UsageError(f"{one} cannot be compared with itself: name two.")
+    _emit(_played([one, other], markets, other), as_json)
+
+
+def _played(names: list[str], markets: int | None, reference: str | None) -> "Comparison":
+    from babylon_rl.evaluation.comparison import STRATEGY, compare
+    from babylon_rl.evaluation.markets import Contestant, play_benchmark
+    from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
+    from babylon_rl.market.agents import strategy
+    from babylon_rl.store.database import open_database
+    from babylon_rl.store.migrate import require_migrated
+
+    settings = load_settings()
+    snapshots = benchmark_snapshots(markets or settings.benchmark_markets)
+    require_unseen(snapshots)
+    played: dict[str, tuple[str, list[MarketResult]]] = {}
+    for name in names:
+        try:
+            strategy(name)
+        except MarketError:
+            continue
+        played[name] = (STRATEGY, play_benchmark(Contestant(name), snapshots))
+    models = [name for name in names if name not in played]
+    if models:
+        with open_database(settings, prepare=False) as database:
+            require_migrated(database)
+            played |= _models_played(settings, database, models, snapshots)
+    return compare({name: played[name] for name in names}, names[0], reference)
+
+
+def _models_played(
+    settings: Settings, database: "Database", names: list[str], snapshots: Any
+) -> "dict[str, tuple[str, list[MarketResult]]]":
+    from babylon_rl.evaluation.comparison import BASE, CANDIDATE
+    from babylon_rl.evaluation.entrants import absent, base_entrant, play_entrants, version_entrant
+    from babylon_rl.market.serving import served_here
+    from babylon_rl.store.registry import read_models
+
+    with database.connect() as connection:
+        models = {model.version: model for model in read_models(connection)}
+        unknown = [name for name in names if name != BASE and name not in models]
+        if unknown:
+            raise UsageError(
+                f"There is no version or strategy {unknown[0]!r}; `babylon-rl models` lists the versions; base is always there."
+            )
+        missing = [found for name in names if name != BASE and (found := absent(models[name], settings)) is not None]
+        if missing:
+            raise UsageError(f"{missing[0]}")
+        base = base_entrant(settings)
+        entrants = [base if name == BASE else version_entrant(models[name], CANDIDATE, base) for name in names]
+        results = play_entrants(connection, settings, entrants, snapshots, say, clock=utc_now, serving=served_here)
+    return {entrant.name: (entrant.role, results[entrant.name]) for entrant in entrants}
+
+
+def _emit(comparison: "Comparison", as_json: bool) -> None:
+    from babylon_rl.evaluation.report import COLUMNS, cells
+
+    document = {
+        "markets": comparison.markets,
+        "reference": comparison.reference,
+        "rows": [standing.row for standing in comparison.standings],
+        "runs": [
+            {"model": s.model, "snapshot": r.snapshot, "pnl": r.pnl_usd, "trades": r.trades, "wins": r.wins, "losses": r.losses,
+             "invalid": r.invalid, "actions": dict(r.actions), "equity": list(r.equity_usd)}
+            for s in comparison.standings for r in s.results
+        ],
+    }  # fmt: skip
+    title = f"{comparison.markets} unseen markets, mean P&L with its 95 % interval"
+    rows = [cells(comparison, standing) for standing in comparison.standings]
+    if comparison.reference is None:
+        rows = [[*row[:2], *row[3:]] for row in rows]
+        columns = [*COLUMNS[:2], *COLUMNS[3:]]
+    else:
+        columns = list(COLUMNS)
+    emit(document, lambda out: out.print(table(title, columns, rows)), as_json)

@@ -1,0 +1,151 @@
+"""A batch's evidence: its checkpoint, the base, the deployed and the parent version and three scripts in the same unseen markets."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from babylon_rl.errors import TrainingError
+from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, STRATEGY, Comparison, compare
+from babylon_rl.evaluation.entrants import Entrant, OnProgress, Say, Serving, absent, base_entrant, play_entrants, unheard, version_entrant
+from babylon_rl.evaluation.gate import decide
+from babylon_rl.evaluation.markets import Contestant, play_benchmark
+from babylon_rl.evaluation.plots import benchmark_png, write_plot
+from babylon_rl.evaluation.report import BenchmarkReport, markdown, results_version
+from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
+from babylon_rl.market.serving import served_here
+from babylon_rl.settings import Settings
+from babylon_rl.store.benchmarks import StoredReport, read_stored_report, write_report
+from babylon_rl.store.registry import Model, model_of_batch, read_models
+from babylon_rl.windows import utc_now
+
+SCRIPTS = ("nothing", "balanced", "momentum")
+PLOTS = "benchmarks"
+
+
+def evaluate_batch(
+    connection: psycopg.Connection[Any],
+    batch_id: str,
+    settings: Settings,
+    progress: Say,
+    *,
+    clock: Callable[[], datetime] = utc_now,
+    serving: Serving = served_here,
+    on_progress: OnProgress = unheard,
+) -> BenchmarkReport:
+    """Play what is missing, compare, decide, and store the report; its picture is written to <home>/benchmarks/<version>.png.
+
+    The reference is the deployed version when it can be played here, else the base. A version that cannot be played here is
+    not compared, and the report says why.
+
+    Args:
+        progress: is told in a sentence how far it is.
+        on_progress: is told (what, markets done, of how many).
+        serving: gives the base URL of an endpoint that answers for ``base`` and the adapters.
+
+    Raises:
+        TrainingError: the batch has registered no version.
+        ModelUnavailable: the endpoint stays down; what was played is kept and the next run goes on from there.
+    """
+    model = model_of_batch(connection, batch_id)
+    if model is None:
+        raise TrainingError(f"{batch_id} has registered no version: its training has not ended. `babylon-rl batches` shows it.")
+    snapshots = benchmark_snapshots(settings.benchmark_markets)
+    require_unseen(snapshots, model.windows)
+    comparison = _compare(connection, settings, model, snapshots, progress, clock, serving, on_progress)
+    verdict = decide(comparison, settings.min_improvement)
+    png = benchmark_png(comparison, verdict)
+    report = BenchmarkReport(
+        batch_id=batch_id,
+        version=model.version,
+        reference=comparison.reference,
+        decision=verdict.decision,
+        reason=verdict.reason,
+        markets=comparison.markets,
+        min_improvement=settings.min_improvement,
+        rows=[standing.row for standing in comparison.standings],
+        data_version=results_version(comparison, verdict, settings.min_improvement, {s.id: s.fingerprint for s in snapshots}),
+        table_markdown=markdown(comparison, verdict),
+        plot_png=png,
+        plot_path=write_plot(png, settings.home / PLOTS / f"{model.version}.png"),
+    )
+    write_report(connection, _stored(report, clock()))
+    progress(f"{report.version}: {report.decision}. {report.reason}")
+    return report
+
+
+def _compare(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    model: Model,
+    snapshots: Sequence[Snapshot],
+    say: Say,
+    clock: Callable[[], datetime],
+    serving: Serving,
+    on_progress: OnProgress,
+) -> Comparison:
+    scripts = {name: (STRATEGY, play_benchmark(Contestant(name), snapshots)) for name in SCRIPTS}
+    missing = absent(model, settings)
+    if missing is not None:
+        return compare(scripts, None, None, [str(missing)])
+    base = base_entrant(settings)
+    others, reference, notes = _rivals(connection, settings, model, base)
+    entrants = [version_entrant(model, CANDIDATE, base), *others, base]
+    results = play_entrants(connection, settings, entrants, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)
+    models = {entrant.name: (entrant.role, results[entrant.name]) for entrant in entrants}
+    return compare(models | scripts, model.version, reference, notes)
+
+
+def _rivals(connection: psycopg.Connection[Any], settings: Settings, model: Model, base: Entrant) -> tuple[list[Entrant], str, list[str]]:
+    """The deployed and the parent version as far as they are here, the reference's name, and why it is the reference."""
+    versions = [other for other in read_models(connection) if other.version != model.version]
+    live = [other for other in versions if other.status == "deployed" and other.deployed_at is not None]
+    deployed = max(live, key=lambda other: (other.deployed_at, other.order), default=None)
+    parent = next((other for other in versions if other.version == model.parent_version and not other.foreign), None)
+    rivals, reference, notes = [], base.name, []
+    if deployed is None:
+        notes.append("The reference is the base, as no version is deployed.")
+    elif (missing := absent(deployed, settings)) is not None:
+        notes.append(f"The reference is the base, as the deployed {missing}")
+    else:
+        rivals.append(version_entrant(deployed, DEPLOYED, base))
+        reference = deployed.version
+        notes.append(f"The reference is {deployed.version}, which is deployed.")
+    if parent is not None and parent.version != reference:
+        missing = absent(parent, settings)
+        if missing is None:
+            rivals.append(version_entrant(parent, PARENT, base))
+        else:
+            notes.append(f"The parent {missing}")
+    return rivals, reference, notes
+
+
+def read_report(connection: psycopg.Connection[Any], batch_id: str) -> BenchmarkReport | None:
+    """The newest report of a batch, or None; its picture is None where the file is not on this machine."""
+    stored = read_stored_report(connection, batch_id)
+    if stored is None:
+        return None
+    path = None if stored.plot_path is None else Path(stored.plot_path)
+    return BenchmarkReport(
+        batch_id=stored.batch_id,
+        version=stored.version,
+        reference=stored.reference,
+        decision=stored.decision,
+        reason=stored.reason,
+        markets=stored.markets,
+        min_improvement=stored.min_improvement,
+        rows=[dict(row) for row in stored.rows],
+        data_version=stored.data_version,
+        table_markdown=stored.table_markdown,
+        plot_png=path.read_bytes() if path is not None and path.is_file() else None,
+        plot_path=path,
+    )
+
+
+def _stored(report: BenchmarkReport, now: datetime) -> StoredReport:
+    return StoredReport(
+        report.batch_id, report.version, report.reference, report.decision, report.reason, report.markets, report.min_improvement,
+        report.rows, report.table_markdown, report.data_version, str(report.plot_path) if report.plot_path else None, now,
+    )  # fmt: skip

@@ -1,0 +1,149 @@
+"""Which models enter a benchmark here, how their weights are recognised, and how they are asked.
+
+A model that is not here (another machine's, a foreign producer's, a dry run's) is a value with the reason in words. What a model has
+played is kept under the hash of its weights, so that only what is missing is asked again, by whatever batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from babylon_rl.errors import CheckpointError
+from babylon_rl.evaluation.comparison import BASE
+from babylon_rl.evaluation.markets import CONCURRENCY, Contestant, play_benchmark
+from babylon_rl.evaluation.snapshots import Snapshot
+from babylon_rl.market.model_agent import ask_model
+from babylon_rl.models.checkpoints import MANIFEST, base_identity, verify
+from babylon_rl.models.client import ChatClient
+from babylon_rl.models.files import sha256
+from babylon_rl.models.packaged import base_model_dir, base_model_name
+from babylon_rl.settings import Settings
+from babylon_rl.store.benchmarks import MarketResult, read_results, write_results
+from babylon_rl.store.registry import Model
+from babylon_rl.training.trainer import DRY_BASE_MODEL
+from babylon_rl.versions import content_version
+
+Serving = Callable[[Settings, Mapping[str, Path]], AbstractContextManager[str]]
+Say = Callable[[str], Any]
+OnProgress = Callable[[str, int, int], None]
+TEMPERATURE = 0.0
+
+
+def unheard(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches: of ``what``, ``done`` units of ``total``."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A model that can be served here: the base, or the adapter of a version. ``identity`` is a hash of its weights."""
+
+    name: str
+    role: str
+    identity: str
+    adapter: Path | None = None
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A model that cannot be played here, and why."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} could not be played here: {self.reason}"
+
+
+def base_entrant(settings: Settings) -> Entrant:
+    """The base of the CPU line. Raises ModelUnavailable when it is not here and cannot be made."""
+    directory = base_model_dir(settings)
+    parts = base_identity(directory, base_model_name(settings))
+    weights = {path.name: sha256(path) for path in sorted(directory.glob("*.safetensors"))}
+    hashes = [parts.config_sha256, parts.tokenizer_sha256, parts.chat_template_sha256]
+    return Entrant(BASE, BASE, content_version([hashes, weights]))
+
+
+def absent(model: Model, settings: Settings) -> Absent | None:
+    """Why a version cannot be played on this machine, or None when all of its files are here and whole, and so is its base."""
+    directory = Path(model.checkpoint or model.storage_path)
+    if model.foreign:
+        return Absent(model.version, "another producer made it.")
+    if DRY_BASE_MODEL in (model.base_model, settings.local_base_model):
+        return Absent(model.version, "a dry run makes checkpoints without a model.")
+    if not directory.is_dir():
+        return Absent(model.version, f"its checkpoint {directory} is not on this machine.")
+    try:
+        verify(directory, base_model_dir(settings))
+    except CheckpointError as unusable:
+        return Absent(model.version, str(unusable))
+    return None
+
+
+def version_entrant(model: Model, role: str, base: Entrant) -> Entrant:
+    """A version that is not ``absent``, on ``base``."""
+    directory = Path(model.checkpoint or model.storage_path)
+    return Entrant(model.version, role, content_version([base.identity, sha256(directory / MANIFEST)]), directory)
+
+
+def play_entrants(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    entrants: Sequence[Entrant],
+    snapshots: Sequence[Snapshot],
+    say: Say,
+    *,
+    clock: Callable[[], datetime],
+    serving: Serving,
+    on_progress: OnProgress = unheard,
+    concurrency: int = CONCURRENCY,
+) -> dict[str, list[MarketResult]]:
+    """The results of every entrant in every market, in their order; only what no earlier run has stored is played.
+
+    Every result is committed as it is finished, and ``on_progress`` told (what, markets done, of how many). A server is started
+    only when something is missing.
+
+    Raises:
+        ModelUnavailable: the server does not start or stays down; what was played by then is kept.
+    """
+    markets = {snapshot.id: snapshot.fingerprint for snapshot in snapshots}
+    known = {entrant.name: read_results(connection, entrant.name, entrant.identity, markets) for entrant in entrants}
+    missing = {e.name: [s for s in snapshots if s.id not in known[e.name]] for e in entrants}
+    for entrant in entrants:
+        say(f"{entrant.name}: {len(known[entrant.name])} of {len(snapshots)} markets are known")
+    playing = [entrant for entrant in entrants if missing[entrant.name]]
+    if playing:
+        adapters = {entrant.name: entrant.adapter for entrant in playing if entrant.adapter is not None}
+        with serving(settings, adapters) as url:
+            for entrant in playing:
+                keep = _keeper(connection, entrant, markets, known[entrant.name], say, on_progress, clock)
+                with ChatClient(url, None, entrant.name, logprobs=False) as client:
+                    contestant = Contestant(entrant.name, ask_model(client, TEMPERATURE, "benchmark"))
+                    play_benchmark(contestant, missing[entrant.name], concurrency, keep)
+    return {entrant.name: [known[entrant.name][snapshot.id] for snapshot in snapshots] for entrant in entrants}
+
+
+def _keeper(
+    connection: psycopg.Connection[Any],
+    entrant: Entrant,
+    markets: Mapping[str, str],
+    known: dict[str, MarketResult],
+    say: Say,
+    on_progress: OnProgress,
+    clock: Callable[[], datetime],
+) -> Callable[[MarketResult], None]:
+    """What is done with a finished market: it is stored, counted, and every now and then told."""
+    every = max(1, len(markets) // 6)
+
+    def keep(result: MarketResult) -> None:
+        write_results(connection, entrant.name, entrant.identity, markets, [result], clock())
+        known[result.snapshot] = result
+        on_progress(f"benchmark of {entrant.name}", len(known), len(markets))
+        if len(known) % every == 0 or len(known) == len(markets):
+            say(f"{entrant.name}: played {len(known)} of {len(markets)} markets")
+
+    return keep

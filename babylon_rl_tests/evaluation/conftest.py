@@ -1,0 +1,79 @@
+"""A base model of a few bytes, and versions registered on it whose checkpoints are whole."""
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from babylon_rl.models.checkpoints import MANIFEST, Manifest, base_identity, publish
+from babylon_rl.models.files import sha256
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+
+NOW = datetime(2025, 11, 20, 12)
+MakeVersion = Callable[..., str]
+
+
+def write_tensors(path: Path, *values: float) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, 4 * len(values)]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + struct.pack(f"<{len(values)}f", *values))
+
+
+@pytest.fixture
+def base_dir(tmp_path: Path) -> Path:
+    directory = tmp_path / "tiny-base"
+    directory.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (directory / name).write_text('{"chat_template": "x"}')
+    write_tensors(directory / "model.safetensors", 1.0, 2.0)
+    return directory
+
+
+@pytest.fixture
+def settings(settings: Settings, base_dir: Path) -> Settings:
+    return settings.model_copy(update={"local_base_model": str(base_dir), "benchmark_markets": 8})
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[psycopg.Connection[Any]]:
+    with database.connect() as opened:
+        yield opened
+
+
+@pytest.fixture
+def make_version(connection: psycopg.Connection[Any], settings: Settings, base_dir: Path, tmp_path: Path) -> MakeVersion:
+    """``make_version("v1.0.0", parent=None, status="ready")``: registers a version with its batch; returns the batch id."""
+
+    def make(version: str, *, parent: str | None = None, status: str = "ready", base_model: str = "tiny-base") -> str:
+        batch, staging, final = f"batch-{version}", tmp_path / f"making-{version}", settings.home / "checkpoints" / version
+        staging.mkdir()
+        write_tensors(staging / "adapter_model.safetensors", float(version[-1]))
+        (staging / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        publish(
+            staging, final, Manifest(version=version, base=base_identity(base_dir, "tiny-base"), created_at="2025-11-20", batch_id=batch)
+        )
+        deployed = NOW if status == "deployed" else None
+        connection.execute(
+            'INSERT INTO babylon_rl.batches ("batchId", "baseModel", "backend", "version", "seed", "state", "createdAt", "heartbeatAt")'
+            " VALUES (%s, %s, 'cpu', %s, 0, 'completed', %s, %s)",
+            [batch, base_model, version, NOW, NOW],
+        )
+        connection.execute(
+            'INSERT INTO trained_models (id, "modelId", version, "baseModel", "trainingBatch", status, "deployedAt", "storagePath",'
+            ' "evalMetrics", "createdAt", "updatedAt") VALUES (%s, %s, %s, %s, %s, %s, %s, %s, \'{"training": {"loss": 1}}\', %s, %s)',
+            [version, f"babylon-agent-{version}", version, base_model, batch, status, deployed, str(final), NOW, NOW],
+        )
+        connection.execute(
+            'INSERT INTO babylon_rl.model_lineage ("version", "parentVersion", "baseModel", "backend", "batchId", "checkpointPath",'
+            ' "manifestSha", "windows", "metrics", "createdAt") VALUES (%s, %s, %s, \'cpu\', %s, %s, %s, %s, \'{}\', %s)',
+            [version, parent, base_model, batch, str(final), sha256(final / MANIFEST), ["2025-11-20T10:00"], NOW],
+        )
+        connection.commit()
+        return batch
+
+    return make

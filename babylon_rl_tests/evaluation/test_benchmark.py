@@ -1,0 +1,193 @@
+"""A batch from its checkpoint to its release, on a real database and a real endpoint."""
+
+from datetime import timedelta
+
+import pytest
+
+from babylon_rl.errors import ModelUnavailable, TrainingError, UsageError
+from babylon_rl.evaluation.benchmark import evaluate_batch, read_report
+from babylon_rl.evaluation.release import record_release
+from babylon_rl.market.world import TICKS
+from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
+from babylon_rl_tests.evaluation.endpoint import Endpoint, alternates, always_buy, babble, endpoint, hold, reads_news
+
+MARKETS = 8
+
+
+@pytest.fixture
+def evaluate(connection, settings):
+    """``evaluate(batch, served)``: one run of the benchmark; what it said lies in ``evaluate.said`` and ``evaluate.told``."""
+
+    def run(batch: str, served: Endpoint, **changes):
+        run.said, run.told = [], []
+        changed = settings.model_copy(update=changes)
+        return evaluate_batch(
+            connection,
+            batch,
+            changed,
+            run.said.append,
+            clock=lambda: NOW,
+            serving=served.serving,
+            on_progress=lambda *told: run.told.append(told),
+        )
+
+    return run
+
+
+def rows(report) -> dict:
+    return {row["model"]: row for row in report.rows}
+
+
+def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, connection, settings):
+    batch = make_version("v1.0.0")
+    with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
+        report = evaluate(batch, served)
+    assert (report.version, report.reference, report.decision, report.markets) == ("v1.0.0", "base", "pass", MARKETS)
+    assert served.asked == {"base": TICKS * MARKETS, "v1.0.0": TICKS * MARKETS}
+    assert served.temperatures == {0.0}
+    assert evaluate.told[-MARKETS:] == [("benchmark of base", done, MARKETS) for done in range(1, MARKETS + 1)]
+    found = rows(report)
+    assert list(found) == ["v1.0.0", "base", "nothing", "balanced", "momentum"]
+    best = found["v1.0.0"]
+    assert best["improvementLow"] > 0 and best["low"] <= best["pnl"] <= best["high"] and best["accuracy"] > 0.6
+    assert best["improvement"] == pytest.approx(best["pnl"] - found["base"]["pnl"])
+    assert found["base"]["improvement"] is None
+    assert "no version is deployed" in report.reason
+    assert report.plot_png.startswith(b"\x89PNG") and len(report.plot_png) < 150_000
+    assert report.plot_path == settings.home / "benchmarks" / "v1.0.0.png" and report.plot_path.read_bytes() == report.plot_png
+    assert report.table_markdown.startswith("**pass**: v1.0.0 earns") and "| nothing (strategy) |" in report.table_markdown
+
+    assert read_report(connection, batch) == report
+    release = record_release(connection, batch, settings, NOW)
+    assert (release.version, release.decision, release.reason) == ("v1.0.0", "pass", report.reason)
+    score, accuracy, metrics, status = connection.execute(
+        'SELECT "benchmarkScore", accuracy, "evalMetrics", status FROM trained_models WHERE version = %s', ["v1.0.0"]
+    ).fetchone()
+    assert (score, accuracy, status) == (best["pnl"], best["accuracy"], "ready")
+    assert metrics["training"] == {"loss": 1}
+    assert metrics["benchmark"]["improvementLow"] == best["improvementLow"] and metrics["benchmark"]["decision"] == "pass"
+    decided = connection.execute('SELECT "version", "decision", "reportVersion" FROM babylon_rl.releases').fetchall()
+    assert decided == [("v1.0.0", "pass", report.data_version)]
+
+
+def test_a_second_run_asks_nothing_and_says_the_same(evaluate, make_version):
+    batch = make_version("v1.0.0")
+    with endpoint(base=hold, **{"v1.0.0": reads_news}) as served:
+        first = evaluate(batch, served)
+        asked = dict(served.asked)
+        again = evaluate(batch, served)
+    assert served.asked == asked and served.starts == 1
+    assert again == first
+    assert evaluate.told == []
+    assert "v1.0.0: 8 of 8 markets are known" in evaluate.said
+
+
+def test_a_later_batch_and_a_larger_benchmark_ask_only_what_is_new(evaluate, make_version):
+    first, second = make_version("v1.0.0"), make_version("v1.0.1", parent="v1.0.0")
+    with endpoint(base=alternates, **{"v1.0.0": alternates, "v1.0.1": reads_news}) as served:
+        evaluate(first, served, benchmark_markets=3)
+        assert served.asked == {"base": 3 * TICKS, "v1.0.0": 3 * TICKS}
+        report = evaluate(second, served, benchmark_markets=5)
+    assert served.asked == {"base": 5 * TICKS, "v1.0.0": 5 * TICKS, "v1.0.1": 5 * TICKS}
+    assert [row["role"] for row in report.rows[:3]] == ["candidate", "parent", "base"]
+    assert report.reference == "base"
+
+
+def test_an_interrupted_run_goes_on_where_it_was(evaluate, make_version, connection):
+    batch = make_version("v1.0.0")
+    with endpoint(base=hold, **{"v1.0.0": reads_news}) as served:
+        served.breaks_after = 12 * TICKS  # in the middle of the second model
+        with pytest.raises(ModelUnavailable, match="refused"):
+            evaluate(batch, served)
+        kept = connection.execute("SELECT count(*) FROM babylon_rl.benchmark_results").fetchone()[0]
+        assert 8 <= kept <= 12
+        assert read_report(connection, batch) is None
+        served.breaks_after, served.asked = None, {}
+        report = evaluate(batch, served)
+        assert sum(served.asked.values()) == (2 * MARKETS - kept) * TICKS
+    with endpoint(base=hold, **{"v1.0.0": reads_news}) as fresh:
+        assert evaluate(batch, fresh).data_version == report.data_version
+        assert fresh.asked == {}
+
+
+def test_other_weights_are_played_anew(evaluate, make_version, base_dir):
+    batch = make_version("v1.0.0")
+    with endpoint(base=hold, **{"v1.0.0": reads_news}) as served:
+        evaluate(batch, served)
+        write_tensors(base_dir / "model.safetensors", 1.0, 3.0)
+        served.asked = {}
+        evaluate(batch, served)
+    assert served.asked == {"base": TICKS * MARKETS, "v1.0.0": TICKS * MARKETS}
+
+
+def test_the_reference_is_the_deployed_version(evaluate, make_version):
+    make_version("v1.0.0", status="deployed")
+    batch = make_version("v1.0.1", parent="v1.0.0")
+    with endpoint(base=babble, **{"v1.0.0": reads_news, "v1.0.1": alternates}) as served:
+        report = evaluate(batch, served)
+    assert (report.reference, report.decision) == ("v1.0.0", "fail")
+    assert [(row["model"], row["role"]) for row in report.rows[:3]] == [("v1.0.1", "candidate"), ("v1.0.0", "deployed"), ("base", "base")]
+    assert rows(report)["base"]["invalid"] == TICKS * MARKETS and rows(report)["base"]["winRate"] is None
+
+
+def test_a_deployed_version_that_is_not_here_leaves_the_base_and_says_so(evaluate, make_version, settings):
+    make_version("v1.0.0", status="deployed")
+    (settings.home / "checkpoints" / "v1.0.0").rename(settings.home / "elsewhere")
+    batch = make_version("v1.0.1", parent="v1.0.0")
+    with endpoint(base=alternates, **{"v1.0.1": reads_news}) as served:
+        report = evaluate(batch, served)
+    assert (report.reference, report.decision) == ("base", "pass")
+    assert "The reference is the base, as the deployed v1.0.0 could not be played here: its checkpoint" in report.reason
+
+
+@pytest.mark.parametrize(("rule", "word"), [(hold, "answers hold in 100.0%"), (always_buy, "answers buy in 100.0%"), (babble, "unusable")])
+def test_a_broken_checkpoint_is_refused(evaluate, make_version, rule, word):
+    batch = make_version("v1.0.0")
+    with endpoint(base=alternates, **{"v1.0.0": rule}) as served:
+        report = evaluate(batch, served)
+    assert report.decision == "fail" and word in report.reason
+
+
+@pytest.mark.parametrize("how", ["dry", "gone", "damaged", "other base"])
+def test_a_version_that_cannot_be_played_here_is_not_compared(evaluate, make_version, connection, settings, base_dir, how):
+    batch = make_version("v1.0.0", base_model="dry" if how == "dry" else "tiny-base")
+    checkpoint = settings.home / "checkpoints" / "v1.0.0"
+    if how == "gone":
+        checkpoint.rename(settings.home / "elsewhere")
+    if how == "damaged":
+        write_tensors(checkpoint / "adapter_model.safetensors", 9.0)
+    if how == "other base":
+        (base_dir / "config.json").write_text('{"other": 1}')
+    connection.execute('UPDATE trained_models SET "benchmarkScore" = 5')
+    with endpoint() as served:
+        report = evaluate(batch, served)
+    words = {"dry": "dry run", "gone": "not on this machine", "damaged": "is damaged", "other base": "another config"}
+    assert report.decision == "not_compared" and words[how] in report.reason
+    assert (served.starts, list(rows(report))) == (0, ["nothing", "balanced", "momentum"])
+    assert record_release(connection, batch, settings, NOW).decision == "not_compared"
+    assert connection.execute('SELECT "benchmarkScore" FROM trained_models').fetchone() == (5,)
+
+
+def test_a_new_report_replaces_the_old_and_its_release(evaluate, make_version, connection, settings):
+    batch = make_version("v1.0.0")
+    with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
+        evaluate(batch, served)
+        record_release(connection, batch, settings, NOW)
+        evaluate(batch, served, min_improvement=1e6)
+        release = record_release(connection, batch, settings, NOW + timedelta(hours=1))
+    assert release.decision == "fail" and "above the required +1000000.0" in release.reason
+    assert connection.execute('SELECT "decision", "decidedAt" FROM babylon_rl.releases').fetchall() == [("fail", NOW + timedelta(hours=1))]
+
+
+def test_what_is_not_there_is_a_sentence(evaluate, connection, settings):
+    with endpoint() as served, pytest.raises(TrainingError, match="has registered no version"):
+        evaluate("batch-none", served)
+    with pytest.raises(UsageError, match="no benchmark report"):
+        record_release(connection, "batch-none", settings, NOW)
+
+
+def test_it_works_on_an_autocommit_connection(make_version, database, settings):
+    batch = make_version("v1.0.0")
+    with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served, database.connect(autocommit=True) as connection:
+        report = evaluate_batch(connection, batch, settings, lambda line: None, clock=lambda: NOW, serving=served.serving)
+        assert record_release(connection, batch, settings, NOW).decision == report.decision == "pass"

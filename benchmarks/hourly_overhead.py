@@ -1,0 +1,56 @@
+"""What an hourly asset costs over an empty Dagster asset: `python benchmarks/hourly_overhead.py WINDOW` prints seconds as JSON.
+
+Runs on the database of the settings, which must hold WINDOW, in an instance that forgets; the bound is the issue's 0.5 s.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import dagster as dg
+
+from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.automation.jobs import HOURLY, HOURS_JOB
+from babylon_rl.automation.launch import QUIET, job_definition
+from babylon_rl.settings import load_settings
+from babylon_rl.store.database import open_database
+
+RUNS = 5
+BOUND_SECONDS = 0.5
+
+
+@dg.asset(partitions_def=hours)
+def nothing() -> None:
+    """Costs what Dagster costs."""
+
+
+def best(run: Callable[[], object]) -> float:
+    """The fastest of RUNS runs after one that warms up, in seconds."""
+    run()
+    seconds = []
+    for _ in range(RUNS):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def main(window: str) -> None:
+    """Measure every hourly asset alone, with its checks."""
+    settings = load_settings()
+    with open_database(settings) as database, dg.DagsterInstance.ephemeral() as instance:
+        job = job_definition(HOURS_JOB, Babylon(settings, database))
+        empty_job = dg.Definitions([nothing], executor=dg.in_process_executor).resolve_implicit_global_asset_job_def()
+
+        def run(asset: str) -> object:
+            return job.execute_in_process(instance=instance, partition_key=window, asset_selection=[dg.AssetKey(asset)], run_config=QUIET)
+
+        empty = best(lambda: empty_job.execute_in_process(instance=instance, partition_key=window, run_config=QUIET))
+        over = {asset: round(best(lambda asset=asset: run(asset)) - empty, 3) for asset in HOURLY}
+    print(json.dumps({"empty_asset_seconds": round(empty, 3), "seconds_over_it": over, "bound_seconds": BOUND_SECONDS}, indent=2))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
