@@ -7,6 +7,7 @@ into the database.
 
 import json
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from babylon_rl.errors import UsageError
 from babylon_rl.windows import window_of
 
 _EPOCH = datetime(1970, 1, 1)
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def milliseconds(moment: datetime) -> int:
@@ -118,9 +120,10 @@ class TrajectoryRecorder:
         system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
         user = "\n\n".join(message["content"] for message in messages if message["role"] == "user")
         call = {
-            "model": model, "modelVersion": model_version, "systemPrompt": system, "userPrompt": user, "response": response,
-            "reasoning": reasoning, "temperature": temperature, "maxTokens": max_tokens, "latencyMs": latency_ms, "purpose": purpose,
-            "actionType": action_type, "responseFormat": response_format, "logprobs": logprobs,
+            "model": model, "modelVersion": model_version, "systemPrompt": _storable(system), "userPrompt": _storable(user),
+            "response": _storable(response), "reasoning": None if reasoning is None else _storable(reasoning), "temperature": temperature,
+            "maxTokens": max_tokens, "latencyMs": latency_ms, "purpose": purpose, "actionType": action_type,
+            "responseFormat": response_format, "logprobs": logprobs,
             "promptTokens": tokens[0] if tokens else None, "completionTokens": tokens[1] if tokens else None,
         }  # fmt: skip
         self._step(trajectory_id)["llmCalls"].append({key: value for key, value in call.items() if value is not None})
@@ -164,9 +167,14 @@ class TrajectoryRecorder:
         return step
 
 
+def _storable(text: str) -> str:
+    """Postgres holds neither NUL nor half a surrogate pair, and a model can answer both: U+FFFD stands for them."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
 def _dump(value: Any) -> str:
     try:
-        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return _storable(json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
     except ValueError as error:
         raise UsageError(f"What was recorded is not JSON ({error}): give finite numbers.") from None
 

@@ -84,7 +84,8 @@ class Settings(BaseSettings):
     )
     local_base_model: str | None = Field(
         None,
-        description="Base of the CPU line: a directory or hub id; dry: a trainer that trains nothing. Unset: the packaged SmolLM2-135M-Instruct.",
+        description="Base of the CPU line: a directory or hub id; dry: a trainer that trains nothing. "
+        "Unset: the packaged SmolLM2-135M-Instruct.",
     )
     train_rl_local: bool = Field(False, description="Train on this machine when there is no WANDB_API_KEY.")
     learning_rate: float | None = Field(None, gt=0, description="Unset: per backend (serverless and GPU 5e-6, CPU as measured best).")
@@ -188,7 +189,7 @@ def setting_sources() -> dict[str, str]:
 
 def _explain(error: Mapping[str, Any]) -> str:
     name = ".".join(str(part) for part in error["loc"]).upper()
-    message = error["msg"].removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:] if name else message
     if not name:
         return message

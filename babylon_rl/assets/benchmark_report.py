@@ -9,6 +9,12 @@ from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.plots import bar_plot, embedded_png
 from babylon_rl.assets.resources import Babylon
 
+# Of a row of the report, what fits on a page; the report in Markdown has the intervals.
+SHOWN = {
+    "model": "model", "role": "role", "pnl": "P&L $/h", "low": "low", "high": "high", "improvement": "vs reference $/h",
+    "winRate": "win rate", "accuracy": "right direction", "invalidShare": "invalid", "buyShare": "buy", "sellShare": "sell",
+    "holdShare": "hold",
+}  # fmt: skip
 COLUMNS = column_schema(
     model=("text", "A version, the base, or a strategy"),
     pnl=("double precision", "Dollars an hour, mean over the markets played"),
@@ -40,7 +46,7 @@ def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourcePara
             clock=babylon.now,
             on_progress=babylon.on_progress,
         )
-    metadata = counts(len(report.rows), decision=report.decision, reason=report.reason, results=table(report.rows))
+    metadata = counts(len(report.rows), version=report.version, decision=report.decision, reason=report.reason, markets=report.markets)
     metadata["report"] = dg.MetadataValue.md(report.table_markdown)
     bars = [(str(row["model"]), float(row["pnl"])) for row in report.rows]
     intervals = [(float(row["low"]), float(row["high"])) for row in report.rows]
@@ -49,4 +55,5 @@ def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourcePara
         if report.plot_png is not None
         else bar_plot("P&L on unseen markets, 95 % intervals", "dollars an hour", bars, intervals=intervals)
     )
+    metadata["results"] = table([{title: row.get(name) for name, title in SHOWN.items()} for row in report.rows])
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(report.data_version))

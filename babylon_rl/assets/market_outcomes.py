@@ -66,10 +66,9 @@ def _report(market: WindowOutcomes | None, *, drawn: bool) -> HourReport:
         volatility_percent=market.volatility,
         flags=len(market.flags),
         changed=market.changed,
-        stocks=table(stocks),
-        predictions=table(predictions),
     )
     if drawn and market.stocks:
         moves = sorted(((s.ticker, s.change_percent) for s in market.stocks), key=lambda move: -move[1])
         metadata["price_changes"] = bar_plot(f"Price changes, {market.window}", "percent", moves)
+    metadata |= {"stocks": table(stocks), "predictions": table(predictions)}
     return HourReport(market.data_version, metadata)

@@ -8,6 +8,7 @@ import dagster as dg
 OWNERS = ["team:babylon-rl"]
 HOURS_GROUP, BATCHES_GROUP = "hours", "batches"
 MOST_TABLE_ROWS = 100
+SIGNIFICANT = 5
 _TYPES = {str: "string", int: "int", float: "float", bool: "bool"}
 
 
@@ -19,7 +20,7 @@ def column_schema(**columns: tuple[str, str]) -> dict[str, dg.TableSchema]:
 
 def counts(rows: int, /, **numbers: Any) -> dict[str, Any]:
     """The row count under the key that Dagster draws, and further values under their own names; None is left out."""
-    return {"dagster/row_count": rows} | {name: value for name, value in numbers.items() if value is not None}
+    return {"dagster/row_count": rows} | {name: _readable(value) for name, value in numbers.items() if value is not None}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.TextMetadataValue:
@@ -40,10 +41,14 @@ def linked_windows(windows: Iterable[str], assets: Sequence[str]) -> dg.Markdown
     return dg.MetadataValue.md("\n".join(lines) or "none")
 
 
+def _readable(value: Any) -> Any:
+    """Floats with the SIGNIFICANT digits that a person compares; everything else as it is."""
+    return float(f"{value:.{SIGNIFICANT}g}") if isinstance(value, float) else value
+
+
 def _cell(value: Any) -> str | int | float | bool | None:
-    if isinstance(value, float):
-        return round(value, 6)
-    return value if value is None or isinstance(value, str | int | bool) else str(value)
+    value = _readable(value)
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
 def _type(name: str, rows: Sequence[Mapping[str, Any]]) -> str:

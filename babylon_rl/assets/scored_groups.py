@@ -57,14 +57,14 @@ def _report(group: GroupScores | None, *, drawn: bool) -> HourReport:
         has_spread=group.has_spread,
         disagreement=group.disagreement,
         changed=group.changed,
-        scores=table(
-            [
-                {"rank": s.rank, "agent": s.agent_id, "score": s.score, "advantage": s.advantage, "reasoning": s.reasoning[:300]}
-                for s in group.scores
-            ]
-        ),
     )
     if drawn:
         title = f"Scores by agent, {group.window} ({group.judge})"
         metadata["scores_by_agent"] = bar_plot(title, "score, 0 to 1", [(s.agent_id, s.score) for s in group.scores])
+    metadata["scores"] = table(
+        [
+            {"rank": s.rank, "agent": s.agent_id, "score": s.score, "advantage": s.advantage, "reasoning": s.reasoning[:300]}
+            for s in group.scores
+        ]
+    )
     return HourReport(group.data_version, metadata)

@@ -14,6 +14,7 @@ from babylon_rl.training.trainer import StepMetrics
 
 POOL = "trainer"
 ACTION_SHARE = "actionShare"
+MEASURED = ("entropy", "kl", "gradientNorm", "seconds")
 COLUMNS = column_schema(
     version=("text", "The version, global over all lines"),
     baseModel=("text", "The line"),
@@ -64,7 +65,6 @@ def _metadata(trained: Trained, seen: list[StepMetrics]) -> dict[str, Any]:
         loss=trained.batch.loss,
         trainable_tokens=sum(step.trainable_tokens or 0 for step in trained.steps),
         upstream_windows=linked_windows(model.windows, UPSTREAM),
-        iterations=table([_row(step) for step in trained.steps]),
     )
     # Where a finished run is only completed by another, the optimizer's steps are gone; its iterations are on record.
     losses = [step.loss for step in seen] or [step.loss for step in trained.steps if step.loss is not None]
@@ -73,14 +73,15 @@ def _metadata(trained: Trained, seen: list[StepMetrics]) -> dict[str, Any]:
     shares = _action_shares(seen)
     if shares:
         metadata["action_shares"] = line_plot(f"Actions of {model.version}", "share", shares)
+    metadata["iterations"] = table([_row(step) for step in trained.steps])
     return metadata
 
 
 def _row(step: Any) -> dict[str, Any]:
     return {
         "iteration": step.iteration, "loss": step.loss, "trainable tokens": step.trainable_tokens,
-        "sequences": step.sequences, "windows": len(step.windows), "checkpoint": step.checkpoint,
-    }  # fmt: skip
+        "sequences": step.sequences, "windows": len(step.windows),
+    } | {name: step.metrics[name] for name in MEASURED if name in (step.metrics or {})}  # fmt: skip
 
 
 def _action_shares(seen: list[StepMetrics]) -> dict[str, list[float]]:

@@ -63,10 +63,11 @@ def _report(facts: WindowSummary, lines: list[EpisodeLine], *, drawn: bool) -> H
         trainable_sequences=facts.trainable_sequences,
         mean_pnl_usd=facts.avg_pnl,
         changed=facts.changed,
-        episodes=table([_row(line) for line in lines]) if lines else None,
     )
     if drawn and lines:
         metadata["pnl_by_agent"] = bar_plot(f"P&L by agent, {facts.window}", "dollars", [(line.agent_id, line.pnl_usd) for line in lines])
+    if lines:
+        metadata["episodes"] = table([_row(line) for line in lines])
     return HourReport(facts.data_version, metadata)
 
 

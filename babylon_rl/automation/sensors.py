@@ -1,10 +1,11 @@
 """Sensors and schedules: what is looked at every minute, what starts a training, and what runs by the clock.
 
 Hours belong to the conditions (hours_follow_changes), batches to start_training alone; train_daily only freezes, and start_training
-finds what it froze. The database says what is pending, so neither a lost cursor nor a crash between two steps loses a batch.
+finds what it froze; finish_evidence sees to the completed ones. The database says what is pending, so neither a lost cursor nor a crash
+between two steps loses a batch.
 """
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -14,12 +15,14 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.jobs import HOURLY, observe_job, train_job
 from babylon_rl.errors import TrainingError
 from babylon_rl.store.batches import Batch, read_batches
-from babylon_rl.training.batches import fail_batch, fail_stuck, freeze, pending_batches
+from babylon_rl.store.benchmarks import undecided_batches
+from babylon_rl.training.batches import STUCK_AFTER, fail_batch, fail_stuck, freeze, pending_batches
 from babylon_rl.training.readiness import readiness
 
 MOST_OBSERVATIONS = 500
 MOST_ATTEMPTS = 3
 SWEPT = "swept"
+EVIDENCE = ("benchmark_report", "released_model")
 PARTITION_TAG, RUN_KEY_TAG = "dagster/partition", "dagster/run_key"
 LIVE = [
     dg.DagsterRunStatus.QUEUED,
@@ -92,6 +95,33 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
     return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=known)
 
 
+@dg.sensor(
+    job=train_job,
+    minimum_interval_seconds=300,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Compares and decides on the completed batches whose run ended before it did, one at a time.",
+)
+def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
+    now = babylon.now()
+    with babylon.database.connect(autocommit=True) as connection:
+        undecided = undecided_batches(connection)
+    reasons = []
+    for batch_id, completed_at in undecided.items():
+        records = context.instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch_id}))
+        # A process that was killed leaves its run alive on paper.
+        seen_at = [max(_naive(record.update_timestamp), completed_at) for record in records if record.dagster_run.status in LIVE]
+        if any(now - seen < STUCK_AFTER for seen in seen_at):
+            return dg.SkipReason(f"{batch_id} has a live run.")
+        prefix = f"{batch_id}/benchmark/"
+        attempt = 1 + sum(record.dagster_run.tags.get(RUN_KEY_TAG, "").startswith(prefix) for record in records)
+        if attempt <= MOST_ATTEMPTS:
+            selection = [dg.AssetKey(name) for name in EVIDENCE]
+            request = dg.RunRequest(run_key=f"{prefix}{attempt}", partition_key=batch_id, asset_selection=selection)
+            return dg.SensorResult(run_requests=[request], dynamic_partitions_requests=[batches.build_add_request([batch_id])])
+        reasons.append(f"{batch_id} was given up after {MOST_ATTEMPTS} runs; materialize {' and '.join(EVIDENCE)} by hand.")
+    return dg.SkipReason(" ".join(reasons) or "Every completed batch has been decided on.")
+
+
 @dg.schedule(
     cron_schedule="41 * * * *",
     job=train_job,
@@ -134,11 +164,15 @@ def _seed(babylon: Babylon) -> int:
     return int(babylon.now().timestamp())
 
 
+def _naive(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
 def _runs_of(instance: dg.DagsterInstance, batch: Batch) -> tuple[bool, int]:
     """Whether a run of the batch is alive, and the number of the next attempt."""
     runs = instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
     return any(run.status in LIVE for run in runs), len(runs) + 1
 
 
-sensors = [observe_changes, start_training, hours_follow_changes]
+sensors = [observe_changes, start_training, finish_evidence, hours_follow_changes]
 schedules = [sweep_nightly, train_daily]

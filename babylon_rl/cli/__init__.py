@@ -4,7 +4,6 @@ A BabylonError becomes a sentence on standard error and the exit code of its cla
 """
 
 import importlib
-import importlib.util
 import os
 import sys
 
@@ -12,7 +11,7 @@ import typer
 
 from babylon_rl.errors import BabylonError
 
-MODULES = ("system", "demo", "market", "data", "training", "models", "evaluation")
+MODULES = ("system", "demo", "market", "data", "training", "models", "evaluation", "evidence")
 FAILED_OUTSIDE = 3
 INTERRUPTED = 130
 
@@ -27,8 +26,7 @@ app = typer.Typer(
 )
 
 for _module in MODULES:
-    if importlib.util.find_spec(f"babylon_rl.cli.{_module}") is not None:
-        importlib.import_module(f"babylon_rl.cli.{_module}").register(app)
+    importlib.import_module(f"babylon_rl.cli.{_module}").register(app)
 
 
 def main() -> None:

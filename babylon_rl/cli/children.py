@@ -1,40 +1,50 @@
-"""Programs that a command starts and stays with: each in a process group of its own, ended as a whole when the command ends.
+"""Programs that a command starts and stays with: each in a process group of its own, ended with everything that it started.
 
 A note of every group lies in the state directory while it runs, so that what a killed command left behind is found by the next one.
+Signals that come while a program is ended wait until it has; one that comes IMPATIENT_S after the first has it killed.
 """
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
 GRACE_S = 20.0
+REST_GRACE_S = 5.0
+IMPATIENT_S = 1.0
+CLOCK_TOLERANCE_S = 5.0
+_ENDED = 0
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str], home: Path, cwd: Path | None = None) -> int:
-    """Run a program to its end and return its exit code; SIGINT and SIGTERM to us end it and everything it started.
+    """Run a program to its end and return its exit code; SIGINT, SIGTERM and SIGHUP to us end it and everything it started.
+
+    After that the signal has the effect that it has without us (SIGINT: KeyboardInterrupt).
 
     Args:
         environment: variables on top of our own.
         home: the state directory, where the note of the running group lies.
     """
-    process = None
-    try:
-        with _deferred_signals():  # one that came while the program starts would leave it behind
-            process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=cwd, start_new_session=True)
+    with _signals_queued() as events:
+        process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=cwd, start_new_session=True)
+        try:
             _write_note(home, process.pid, command)
-        return process.wait()
-    finally:
-        if process is not None:
-            _end(process)
+            threading.Thread(target=_tell_of_end, args=(process, events), daemon=True).start()
+            first = events.get()
+        finally:
+            _end_group(process.pid, _impatience(events))
             _note(home, process.pid).unlink(missing_ok=True)
+    if first != _ENDED:
+        signal.raise_signal(first)
+    return process.wait()
 
 
 def stop_children(home: Path, *, orphans_only: bool) -> list[str]:
@@ -50,30 +60,47 @@ def stop_children(home: Path, *, orphans_only: bool) -> list[str]:
         if orphans_only and _lives(note["parent"]):
             continue
         if _lives(group):
-            _signal(group["pid"], signal.SIGINT)
-            _wait_for(group)
             stopped.append(f"Stopped {command} (process {group['pid']}).")
-        if _identity(group["pid"])["started"] in (0.0, group["started"]):  # otherwise the pid is in use again, by somebody else
+        if _is_there(group) or not psutil.pid_exists(group["pid"]):  # otherwise the pid is in use again, by somebody else
             _end_group(group["pid"])
         path.unlink(missing_ok=True)
     return stopped
 
 
 @contextmanager
-def _deferred_signals() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the block ends; their handlers run then."""
+def _signals_queued() -> Iterator["queue.SimpleQueue[int]"]:
+    """Put SIGINT, SIGTERM and SIGHUP into a queue until the block ends (its ``put`` may interrupt its ``get``)."""
+    events: queue.SimpleQueue[int] = queue.SimpleQueue()
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        numbers.append(signal.SIGHUP)
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = []
+    before = {number: signal.signal(number, lambda number, _: events.put(number)) for number in numbers}
     try:
-        yield
+        yield events
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for late in came:
-            signal.raise_signal(late)
+
+
+def _tell_of_end(process: subprocess.Popen[bytes], events: "queue.SimpleQueue[int]") -> None:
+    process.wait()
+    events.put(_ENDED)
+
+
+def _impatience(events: "queue.SimpleQueue[int]") -> Callable[[], bool]:
+    """True once another signal has come, later than IMPATIENT_S from now: `timeout`, for one, sends its signal twice at once."""
+    began = time.monotonic()
+    late = False
+
+    def hurried() -> bool:
+        nonlocal late
+        while not events.empty():
+            late |= events.get() != _ENDED and time.monotonic() - began > IMPATIENT_S
+        return late
+
+    return hurried
 
 
 def _note(home: Path, pid: int) -> Path:
@@ -96,53 +123,65 @@ def _identity(pid: int) -> dict[str, float]:
 
 
 def _lives(identity: Mapping[str, float]) -> bool:
-    try:
-        process = psutil.Process(int(identity["pid"]))
-        return process.create_time() == identity["started"] and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return _is_there(identity) and _runs(psutil.Process(int(identity["pid"])))
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """As Ctrl-C in its terminal would, and more firmly after a while; then whatever it leaves in its group."""
-    if process.poll() is None:
-        _signal(process.pid, signal.SIGINT)
-        try:
-            process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            _signal(process.pid, signal.SIGKILL)
-    _end_group(process.pid)
-    process.wait()
+def _is_there(identity: Mapping[str, float]) -> bool:
+    # The start is reckoned from the clock, which may have been set meanwhile.
+    return abs(_identity(int(identity["pid"]))["started"] - identity["started"]) < CLOCK_TOLERANCE_S
 
 
-def _wait_for(identity: Mapping[str, float]) -> None:
-    deadline = time.monotonic() + GRACE_S
-    while _lives(identity) and time.monotonic() < deadline:
+def _end_group(group: int, hurried: Callable[[], bool] = lambda: False) -> None:
+    """As Ctrl-C in its terminal would; what is left once the leader has gone gets SIGTERM and, a moment later, SIGKILL.
+
+    What has left the group for a session of its own is ended as well, unless its parents had gone before.
+    """
+    family = _family(group)
+    leader = {process for process in family if process.pid == group}
+    if leader:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGINT)
+        family |= _wait(group, leader, GRACE_S, hurried)
+    for number, grace_s in ((signal.SIGTERM, REST_GRACE_S), (signal.SIGKILL, 1.0)):
+        family |= _family(group)
+        for process in filter(_runs, family):
+            try:
+                process.send_signal(number)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        _wait(group, family, grace_s, hurried)
+
+
+def _wait(group: int, awaited: Collection[psutil.Process], limit_s: float, hurried: Callable[[], bool]) -> set[psutil.Process]:
+    """Wait for the end of processes, no longer than ``limit_s`` or until hurried; returns the family that was seen meanwhile."""
+    deadline = time.monotonic() + limit_s
+    seen = _family(group)
+    while any(map(_runs, awaited)) and time.monotonic() < deadline and not hurried():
         time.sleep(0.1)
+        seen |= _family(group)
+    return seen
 
 
-def _end_group(group: int) -> None:
-    """What the leader left behind gets a moment after SIGTERM, then SIGKILL."""
-    _signal(group, signal.SIGTERM)
-    deadline = time.monotonic() + 5
-    while _members(group) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    _signal(group, signal.SIGKILL)
-
-
-def _members(group: int) -> list[int]:
-    found = []
-    for process in psutil.process_iter(["pid", "status"]):
+def _family(group: int) -> set[psutil.Process]:
+    """The living members of a process group and all their descendants."""
+    family: set[psutil.Process] = set()
+    children: dict[int, list[psutil.Process]] = {}
+    for process in psutil.process_iter(["ppid"]):
+        children.setdefault(process.info["ppid"], []).append(process)
         try:
-            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
+            if os.getpgid(process.pid) == group:
+                family.add(process)
         except (ProcessLookupError, PermissionError):
             continue
-    return found
+    found = list(family)
+    while found:
+        found = [child for parent in found for child in children.get(parent.pid, []) if child not in family]
+        family.update(found)
+    return {process for process in family if _runs(process)}
 
 
-def _signal(group: int, number: signal.Signals) -> None:
+def _runs(process: psutil.Process) -> bool:
     try:
-        os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -63,7 +63,7 @@ def demo(
             _prepare(state)
         with _stage(f"2. Market: {windows} hours, {AGENTS - MODEL_AGENTS} scripted agents and {MODEL_AGENTS} that asks the base model"):
             hours = _play(state)
-        with _stage("3. Hours: groups, outcomes and scores, through Dagster"):
+        with _stage(f"3. Hours: groups, outcomes and scores ({settings.judge_model}), through Dagster"):
             _materialize_hours(state, hours)
         with _stage("4. Training on this machine's processor, then the benchmark, through Dagster"):
             batch_id = _train(state)
@@ -178,14 +178,14 @@ def _result(state: Demo, batch_id: str) -> dict[str, Any]:
         plot.write_bytes(report.plot_png)
     return {
         "seed": state.seed, "batchId": batch_id, "modelVersion": model.version, "checkpoint": model.checkpoint, "plot": str(plot),
-        "decision": report.decision, "reason": report.reason, "rows": report.rows,
+        "reference": report.reference or "base", "decision": report.decision, "reason": report.reason, "rows": report.rows,
     }  # fmt: skip
 
 
 def _render(console: "Console", document: dict[str, Any]) -> None:
     rows = document["rows"]
     console.print(f"\nThe same unseen markets ({rows[0]['markets']}), one agent alone in each; dollars an hour, 95 % intervals\n")
-    columns = ["model", "P&L", "interval", "against base", "interval ", "win rate", "accuracy", "invalid", "HOLD"]
+    columns = ["model", "P&L", "interval", f"against {document['reference']}", "interval ", "win rate", "accuracy", "invalid", "HOLD"]
     console.print(table(None, columns, [_line(row) for row in rows]))
     console.print(f"\n{_verdict(document)}\n")
     for name, value in (
@@ -218,9 +218,11 @@ def _line(row: dict[str, Any]) -> list[Any]:
 
 
 def _verdict(document: dict[str, Any]) -> str:
-    row = next(row for row in document["rows"] if row["model"] == document["modelVersion"])
+    row = next((row for row in document["rows"] if row["model"] == document["modelVersion"]), None)
+    if row is None:
+        return f"{document['modelVersion']} was not compared: {document['reason']}"
     interval = f"{row['improvementLow']:+.0f} to {row['improvementHigh']:+.0f}"
-    change = f"{row['improvement']:+.0f} dollars an hour against the base (95 % interval {interval})"
+    change = f"{row['improvement']:+.0f} dollars an hour against {document['reference']} (95 % interval {interval})"
     if row["improvementLow"] > 0:
         return f"{document['modelVersion']} is better: {change}."
     return f"{document['modelVersion']} is not shown to be better: {change}. Nothing is claimed from this run."

@@ -17,6 +17,7 @@ PROMPT_VERSION = "trader-v1"
 STRATEGIES = ("conservative", "balanced", "aggressive", "momentum", "contrarian")
 STAKES_USD = {"conservative": 1000.0, "balanced": 1500.0, "aggressive": 2000.0, "momentum": 1500.0, "contrarian": 1500.0}
 MODEL_STAKE_USD = 1500.0
+MOMENTUM_THRESHOLD = 2.0  # percent, or points of probability
 QUESTION_STAKE = 0.35  # of the stake: questions move further than stocks
 
 
@@ -88,7 +89,6 @@ def messages(seen: Observation) -> list[dict[str, str]]:
         markets="\n".join(quote.line for quote in seen.quotes),
         news="\n".join(f"[{news.market}] {news.text}" for news in seen.news) or "nothing",
         balance=f"{seen.balance:.0f}",
-        pnl=f"{'-' if seen.pnl < 0 else '+'}${abs(seen.pnl):.0f}",
         last=seen.last,
     )
     return [{"role": "system", "content": _prompt("system")}, {"role": "user", "content": user}]
@@ -137,7 +137,7 @@ def _strongest_move(seen: Observation) -> Quote:
 
 def _conservative(seen: Observation, rng: random.Random) -> Decision:
     solid = [news for news in seen.news if not news.rumour and news.direction]
-    if not solid or rng.random() < 0.05:
+    if not solid:
         return Decision("hold")
     return _signed(solid[0].direction, solid[0].market)
 
@@ -156,7 +156,7 @@ def _aggressive(seen: Observation, rng: random.Random) -> Decision:
 
 def _momentum(seen: Observation, rng: random.Random) -> Decision:
     moved = _strongest_move(seen)
-    return _signed(moved.change, moved.market)
+    return Decision("hold") if abs(moved.change) < MOMENTUM_THRESHOLD else _signed(moved.change, moved.market)
 
 
 def _contrarian(seen: Observation, rng: random.Random) -> Decision:

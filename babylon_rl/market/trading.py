@@ -100,8 +100,6 @@ class Exchange:
     def __init__(self, hour: Hour) -> None:
         self.hour = hour
         self.pool = Pool.at(hour.question.crowd_logit[0])
-        # generated paths stay well within 3; a recorded question may open, and then stays, beyond it
-        self._limit = max(3.0, *map(abs, hour.question.crowd_logit))
         self._stocks = {stock.name: stock.prices for stock in hour.stocks}
 
     def price(self, market: str, tick: int) -> float:
@@ -151,4 +149,4 @@ class Exchange:
         minute = tick * TICK_MINUTES
         change = logits[minute] - logits[minute - TICK_MINUTES]
         odds = self.pool.no / self.pool.yes
-        self.pool.move_to(max(-self._limit, min(self._limit, math.log(odds) + change)))
+        self.pool.move_to(math.log(odds) + change)

@@ -102,8 +102,8 @@ def generate_hour(
 
 
 def _event(rng: random.Random, edition: Edition, tick: int, market: str, label: str) -> Event:
-    direction = rng.choices((1, -1, 0), (0.44, 0.44, 0.12))[0]
-    rumour = direction != 0 and rng.random() < 0.2
+    direction = rng.choices((1, -1, 0), (0.46, 0.46, 0.08))[0]
+    rumour = direction != 0 and rng.random() < 0.15
     if market == label:
         direction = direction or rng.choice((1, -1))
         text = rng.choice(edition.toward_yes if direction > 0 else edition.toward_no)

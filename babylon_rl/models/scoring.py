@@ -156,3 +156,24 @@ def spot_values(hidden_nd: "Tensor", head_vd: "Tensor", spots: Sequence[tuple[tu
         finite = logprobs.masked_fill(torch.isinf(logprobs), 0.0)
         entropies = entropies.index_put((where,), -(logprobs.exp() * finite).sum(-1))
     return values, entropies
+
+
+def divergence(hidden_nd: "Tensor", reference_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[tuple[int, ...] | None]) -> "Tensor":
+    """[N] exact KL divergences, in nats, of the policy from a reference over each spot's legal tokens (None: the vocabulary).
+
+    Exact, because an estimate from the taken token alone explodes when the token was taken by somebody else.
+    """
+    import torch
+
+    found = hidden_nd.new_zeros(len(legal_n), dtype=torch.float32)
+    open_n = [n for n, legal in enumerate(legal_n) if legal is None]
+    bound_n = [n for n, legal in enumerate(legal_n) if legal is not None]
+    if open_n:
+        policy, reference = (torch.log_softmax((hidden[open_n] @ head_vd.T).float(), dim=-1) for hidden in (hidden_nd, reference_nd))
+        found = found.index_put((torch.tensor(open_n, device=found.device),), (policy.exp() * (policy - reference)).sum(-1))
+    if bound_n:
+        legal = [legal_n[n] or () for n in bound_n]
+        policy, reference = (legal_logprobs(hidden[bound_n], head_vd, legal) for hidden in (hidden_nd, reference_nd))
+        away = (policy - reference).masked_fill(torch.isinf(policy), 0.0)
+        found = found.index_put((torch.tensor(bound_n, device=found.device),), (policy.exp() * away).sum(-1))
+    return found

@@ -46,6 +46,14 @@ SELECT "batchId", "version", "reference", "decision", "reason", "markets", "minI
 FROM babylon_rl.benchmark_reports WHERE "batchId" = %s
 """
 
+_UNDECIDED = """
+SELECT b."batchId", p."completedAt"
+FROM babylon_rl.batches b JOIN public.training_batches p USING ("batchId")
+WHERE b."state" = 'completed' AND p."completedAt" IS NOT NULL
+  AND NOT EXISTS (SELECT FROM babylon_rl.releases r WHERE r."batchId" = b."batchId")
+ORDER BY p."completedAt" DESC
+"""
+
 _UPSERT_RELEASE = """
 INSERT INTO babylon_rl.releases ("batchId", "version", "decision", "reason", "reportVersion", "decidedAt")
 VALUES (%s, %s, %s, %s, %s, %s)
@@ -145,6 +153,11 @@ def read_stored_report(connection: psycopg.Connection[Any], batch_id: str) -> St
     """The report of a batch, or None."""
     row = connection.execute(_REPORT, [batch_id]).fetchone()
     return None if row is None else StoredReport(*row)
+
+
+def undecided_batches(connection: psycopg.Connection[Any]) -> dict[str, datetime]:
+    """The completed batches of ours whose version no release decides on, newest first, with the time of their completion."""
+    return dict(connection.execute(_UNDECIDED).fetchall())
 
 
 def write_release(

@@ -10,7 +10,7 @@ def busiest_stocks(connection: psycopg.Connection[Any], start: datetime, end: da
     """(id, name) of the companies with the most price rows in the hour, names unique."""
     return connection.execute(
         """
-        SELECT DISTINCT ON (organization.name) organization.id, organization.name, found.rows
+        SELECT DISTINCT ON (organization.name) organization.id, organization.name
         FROM (
             SELECT "organizationId", count(*) AS rows FROM public."StockPrice"
             WHERE "timestamp" >= %(start)s AND "timestamp" < %(end)s GROUP BY "organizationId"

@@ -9,21 +9,21 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from babylon_rl.errors import CheckpointError, Diverged, NothingToTrain, UsageError
+from babylon_rl.errors import CheckpointError, Diverged, NothingToTrain
 from babylon_rl.models.checkpoints import BaseIdentity, base_identity
 from babylon_rl.models.packaged import base_model_dir, base_model_name
 from babylon_rl.models.policy import best_dtype
 from babylon_rl.models.quiet import quiet_loading
-from babylon_rl.models.scoring import EncodedSequence, NotEncodable, encode_sequence, legal_logprobs, spot_values
+from babylon_rl.models.scoring import divergence, legal_logprobs, spot_values
 from babylon_rl.models.threads import set_threads
 from babylon_rl.settings import Settings
+from babylon_rl.training.cpu_items import Item, make_items
 from babylon_rl.training.loss import LossWeights, token_loss
 from babylon_rl.training.packing import Pack, needed_ids, pack, row_tensors
-from babylon_rl.training.trainer import IterationResult, StepMetrics, TrainIteration, TrainSequence
+from babylon_rl.training.trainer import IterationResult, StepMetrics, TrainIteration
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,20 +35,9 @@ FROZEN_SHARE = 0.4  # of the layers, from the bottom
 ENTROPY_BONUS = 0.05
 FINAL_RATE_SHARE = 0.1
 PACKS_A_STEP = 6
-LONGEST_SEQUENCE = 1536
 COLLAPSED_SHARE = 0.95
 COLLAPSE_CHECKED_PACKS = 24
 OPTIMIZER_STATE = "trainer_state.safetensors"
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One sequence as it trains: ``token_weight`` makes each of its episode's trainable tokens count the same."""
-
-    encoded: EncodedSequence
-    advantage: float
-    token_weight: float
-    served_t: tuple[float, ...]
 
 
 class CpuTrainer:
@@ -79,7 +68,7 @@ class CpuTrainer:
 
         torch.manual_seed(iteration.seed)
         tokenizer, model = self._load(parent)
-        items, left_out = _items(tokenizer, iteration.sequences)
+        items, left_out = make_items(tokenizer, iteration.sequences)
         if not items:
             raise NothingToTrain(f"No sequence of iteration {iteration.step} can be trained: {dict(left_out)}.")
         run = _Run(model, items, iteration, self._settings)
@@ -94,6 +83,7 @@ class CpuTrainer:
 
     def _load(self, parent: Path | None) -> tuple[Any, Any]:
         from peft import LoraConfig, PeftModel, get_peft_model
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         with quiet_loading():
@@ -102,7 +92,7 @@ class CpuTrainer:
             if parent is not None:
                 try:
                     return tokenizer, PeftModel.from_pretrained(base, str(parent), is_trainable=True, autocast_adapter_dtype=False)
-                except (OSError, ValueError, RuntimeError, KeyError) as error:
+                except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
                     raise CheckpointError(f"{parent} cannot be continued from: {str(error).splitlines()[0]}") from error
             layers = base.config.num_hidden_layers
             config = LoraConfig(
@@ -111,49 +101,10 @@ class CpuTrainer:
             return tokenizer, get_peft_model(base, config, autocast_adapter_dtype=False)
 
 
-def _items(tokenizer: Any, sequences: Sequence[TrainSequence]) -> tuple[list[_Item], Counter[str]]:
-    left_out: Counter[str] = Counter()
-    found: list[tuple[TrainSequence, EncodedSequence]] = []
-    for sequence in sequences:
-        try:
-            encoded = encode_sequence(tokenizer, sequence.messages, sequence.response, sequence.response_format)
-        except UsageError:  # recorded elsewhere under a schema whose language is not finite
-            left_out["open_schema"] += 1
-            continue
-        if isinstance(encoded, NotEncodable):
-            left_out[encoded.reason] += 1
-        elif not encoded.trainable_tokens:
-            left_out["no_choice"] += 1
-        elif len(encoded.prompt_ids) + len(encoded.response_ids) > LONGEST_SEQUENCE:
-            left_out["too_long"] += 1
-        else:
-            found.append((sequence, encoded))
-    tokens = Counter[tuple[str, str]]()
-    for sequence, encoded in found:
-        tokens[sequence.window, sequence.agent_id] += encoded.trainable_tokens
-    # the mean over tokens and episodes of token weights is 1, so that the learning rate means the same for any batch
-    scale = sum(tokens.values()) / len(tokens) if tokens else 1.0
-    items = [
-        _Item(encoded, sequence.advantage, scale / tokens[sequence.window, sequence.agent_id], _served(sequence, encoded))
-        for sequence, encoded in found
-    ]
-    return items, left_out
-
-
-def _served(sequence: TrainSequence, encoded: EncodedSequence) -> tuple[float, ...]:
-    """Recorded log-probabilities by response token; NaN unless every token is recorded, finite, under the base's own ids."""
-    recorded = sequence.logprobs or ()
-    values = [entry.get("logprob") for entry in recorded]
-    known = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    if not known or [entry.get("tokenId") for entry in recorded] != list(encoded.response_ids):
-        return (math.nan,) * len(encoded.response_ids)
-    return tuple(float(value) for value in values if value is not None)
-
-
 class _Run:
     """The optimizer steps of one iteration."""
 
-    def __init__(self, model: Any, items: Sequence[_Item], iteration: TrainIteration, settings: Settings) -> None:
+    def __init__(self, model: Any, items: Sequence[Item], iteration: TrainIteration, settings: Settings) -> None:
         import torch
 
         self._model, self._items, self._iteration, self._settings = model, items, iteration, settings
@@ -222,27 +173,29 @@ class _Run:
         import torch
 
         spots = [(m, n, t) for m, n in enumerate(one.members) for t, trains in enumerate(self._items[n].encoded.trainable_t) if trains]
-        logprobs_n, entropy_n = self._values(one, spots)
-        reference_n = None
+        head = self._causal.get_output_embeddings().weight
+        legal_n = [self._items[n].encoded.legal_t[t] for _, n, t in spots]
+        hidden_nd = self._hidden(one, spots)
+        logprobs_n, entropy_n = spot_values(
+            hidden_nd, head, [(legal, self._items[n].encoded.response_ids[t]) for legal, (_, n, t) in zip(legal_n, spots, strict=True)]
+        )
+        kl_n = None
         if self._weights.kl:
             with torch.no_grad(), self._model.disable_adapter():
-                reference_n, _ = self._values(one, spots)
+                reference_nd = self._hidden(one, spots)
+            kl_n = divergence(hidden_nd, reference_nd, head, legal_n)
         weight_n = torch.tensor([self._items[n].token_weight for _, n, _ in spots]) / tokens
         advantages_n = torch.tensor([self._items[n].advantage for _, n, _ in spots])
         served_n = torch.tensor([self._items[n].served_t[t] for _, n, t in spots])
-        loss = (weight_n * token_loss(logprobs_n, entropy_n, advantages_n, served_n, reference_n, self._weights)).sum()
+        loss = (weight_n * token_loss(logprobs_n, entropy_n, advantages_n, served_n, kl_n, self._weights)).sum()
         loss.backward()
-        kl = float((weight_n * (logprobs_n.detach() - reference_n)).sum()) if reference_n is not None else 0.0
-        return {"loss": loss.item(), "entropy": float((weight_n * entropy_n.detach()).sum()), "kl": kl}
+        found = {"loss": loss.item(), "entropy": float((weight_n * entropy_n.detach()).sum())}
+        return found if kl_n is None else found | {"kl": float((weight_n * kl_n.detach()).sum())}
 
     def _hidden(self, one: Pack, spots: Sequence[tuple[int, int, int]]) -> "Tensor":
         ids, positions, mask = row_tensors(one, self._causal.dtype)
         hidden = self._causal.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state[0]
         return hidden[[one.position(m, len(self._items[n].encoded.prompt_ids) + t - 1) for m, n, t in spots]]
-
-    def _values(self, one: Pack, spots: Sequence[tuple[int, int, int]]) -> "tuple[Tensor, Tensor]":
-        wanted = [(self._items[n].encoded.legal_t[t], self._items[n].encoded.response_ids[t]) for _, n, t in spots]
-        return spot_values(self._hidden(one, spots), self._causal.get_output_embeddings().weight, wanted)
 
     def action_shares(self, packs: Sequence[Pack]) -> dict[int, float]:
         """The policy's mean probability of each token at the first choice of an answer, over some packs; empty without grammars."""

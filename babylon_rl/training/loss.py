@@ -3,7 +3,7 @@
 Per token: ``-min(ratio, 5) * advantage * logp`` with the ratio to the serving policy where its log-probabilities were recorded
 (CISPO: the ratio carries no gradient), and ratio 1, which is group-relative REINFORCE, where they were not. Three guards keep the
 policy from collapsing into one action: a negative advantage stops pushing once its token is below ``STALE_PROBABILITY``; an entropy
-bonus; and a penalty on the KL divergence to the base (Schulman's k3 estimator).
+bonus; and a penalty on the exact KL divergence from the base over the legal tokens.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def token_loss(
     entropy_n: "Tensor",
     advantages_n: "Tensor",
     served_n: "Tensor",
-    reference_n: "Tensor | None",
+    kl_n: "Tensor | None",
     weights: LossWeights,
 ) -> "Tensor":
     """[N] losses of N tokens.
@@ -39,7 +39,7 @@ def token_loss(
         entropy_n: over the tokens that were legal, in nats, with gradients.
         advantages_n: of each token's episode.
         served_n: recorded log-probabilities, NaN where there are none.
-        reference_n: under the base, None when the KL weight is 0.
+        kl_n: divergence of the policy from the base at each token, with gradients; None when its weight is 0.
     """
     import torch
 
@@ -50,7 +50,6 @@ def token_loss(
     stale = (advantages_n < 0) & (current.exp() < STALE_PROBABILITY)
     push = torch.where(stale, torch.zeros_like(ratio), ratio * advantages_n)
     loss = -push * logprobs_n - weights.entropy * entropy_n
-    if reference_n is not None:
-        away = reference_n - logprobs_n
-        loss = loss + weights.kl * (away.exp() - away - 1)
+    if kl_n is not None:
+        loss = loss + weights.kl * kl_n
     return loss

@@ -1,17 +1,19 @@
 """The sensors and schedules on the recorded game, with the dry trainer."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import dagster as dg
 import pytest
 
 from babylon_rl.assets.partitions import batches
 from babylon_rl.automation.launch import job_definition
-from babylon_rl.automation.sensors import observe_changes, start_training, train_daily
+from babylon_rl.automation.sensors import finish_evidence, observe_changes, start_training, train_daily
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.store.batches import read_batches
 from babylon_rl.store.database import Database
 from babylon_rl.training.batches import pending_batches
+from babylon_rl.windows import utc_now
 from babylon_rl_tests.assets.conftest import NOW, Bench
 
 HOURS = [f"2025-10-29T{hour:02}:00" for hour in (13, 14, 15, 16, 17)]
@@ -136,3 +138,36 @@ def test_a_frozen_batch_is_trained_by_the_job(ready: Bench):
         "loss_finite": True,
     }
     assert isinstance(ask(ready, start_training), dg.SkipReason)
+
+
+def test_a_completed_batch_without_a_decision_is_asked_for_thrice(ready: Bench, make_bench: Callable[..., Bench]):
+    assert ask(ready, finish_evidence) == dg.SkipReason("Every completed batch has been decided on.")
+    batch = ask(ready, start_training).run_requests[0].partition_key
+    ready.instance.add_dynamic_partitions(batches.name, [batch])
+    ready.run("train", batch, asset_selection=[dg.AssetKey("training_batch"), dg.AssetKey("trained_checkpoint")])
+    job = job_definition("train", ready.babylon)
+
+    def add_run(status: dg.DagsterRunStatus, key: str) -> None:
+        ready.instance.create_run_for_job(job, tags={"dagster/partition": batch, "dagster/run_key": key}, status=status)
+
+    (request,) = ask(ready, finish_evidence).run_requests
+    assert request.run_key == f"{batch}/benchmark/1"
+    assert request.asset_selection == [dg.AssetKey("benchmark_report"), dg.AssetKey("released_model")]
+    add_run(dg.DagsterRunStatus.STARTED, request.run_key)
+    assert ask(ready, finish_evidence) == dg.SkipReason(f"{batch} has a live run.")
+    later = make_bench(ready.babylon.database, now=utc_now() + timedelta(hours=5), **DRY)
+    (request,) = ask(later, finish_evidence).run_requests
+    assert request.run_key == f"{batch}/benchmark/2"
+    add_run(dg.DagsterRunStatus.FAILURE, request.run_key)
+    add_run(dg.DagsterRunStatus.FAILURE, f"{batch}/benchmark/3")
+    assert "given up after 3 runs" in ask(later, finish_evidence).skip_message
+
+
+def test_a_batch_whose_report_failed_is_finished_by_the_run_that_is_asked_for(ready: Bench):
+    batch = ask(ready, start_training).run_requests[0].partition_key
+    ready.instance.add_dynamic_partitions(batches.name, [batch])
+    ready.run("train", batch, asset_selection=[dg.AssetKey("training_batch"), dg.AssetKey("trained_checkpoint")])
+    (request,) = ask(ready, finish_evidence).run_requests
+    ready.run("train", batch, asset_selection=request.asset_selection)
+    assert ready.materializations("released_model")[batch].metadata["decision"].value == "not_compared"
+    assert ask(ready, finish_evidence) == dg.SkipReason("Every completed batch has been decided on.")

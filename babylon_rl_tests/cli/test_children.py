@@ -12,22 +12,25 @@ from pathlib import Path
 import psutil
 import pytest
 
-from babylon_rl.cli.children import run_child, stop_children
+from babylon_rl.cli.children import IMPATIENT_S, run_child, stop_children
 from babylon_rl_tests.store.servers import ROOT
 
 _RUN = """
 import sys
 from pathlib import Path
 from babylon_rl.cli.children import run_child
-run_child(["bash", "-c", "sleep 300 & echo $!; wait"], {}, Path(sys.argv[1]))
+run_child(["bash", "-c", sys.argv[2]], {}, Path(sys.argv[1]))
 """
+WITH_CHILD = "sleep 300 & echo $!; wait"
+# Deaf to what is polite, with a child in a session of its own.
+STUBBORN = "trap '' INT TERM; setsid sleep 300 & echo $!; while true; do sleep 1; done"
 
 
 @pytest.fixture
-def parent(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def parent(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A command that runs a program that runs a program, and the pid of the last."""
-    command = [sys.executable, "-c", _RUN, str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    command = [sys.executable, "-c", _RUN, str(tmp_path), getattr(request, "param", WITH_CHILD)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
     assert process.stdout is not None
     grandchild = int(process.stdout.readline())
     yield process, grandchild
@@ -56,10 +59,27 @@ def test_exit_code_and_environment_are_the_programs(tmp_path: Path) -> None:
     assert list((tmp_path / "children").iterdir()) == []
 
 
-def test_interrupt_ends_grandchildren_too(parent: tuple[subprocess.Popen[str], int]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_grandchildren_too_and_may_come_twice(
+    parent: tuple[subprocess.Popen[str], int], number: signal.Signals, tmp_path: Path
+) -> None:
+    process, grandchild = parent
+    process.send_signal(number)
+    os.killpg(process.pid, number)  # as `timeout` does
+    assert gone(grandchild)
+    assert process.wait(10) != 0
+    assert list((tmp_path / "children").iterdir()) == []
+
+
+@pytest.mark.parametrize("parent", [STUBBORN], indirect=True)
+def test_a_second_signal_kills_the_stubborn(parent: tuple[subprocess.Popen[str], int]) -> None:
     process, grandchild = parent
     process.send_signal(signal.SIGINT)
+    time.sleep(IMPATIENT_S + 0.3)
+    assert psutil.pid_exists(grandchild)
+    process.send_signal(signal.SIGINT)
     assert gone(grandchild)
+    assert process.wait(10) != 0
 
 
 def test_what_a_killed_command_left_is_stopped_by_the_next(parent: tuple[subprocess.Popen[str], int], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A chat-completions endpoint whose answers are a function of the request: a model without the model."""
+"""A chat-completions endpoint whose answers are a function of the request: a model without the model. No answer is a 500."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from typing import Any
 
 from babylon_rl.models.grammar import language
 
-Answer = Callable[[dict[str, Any]], str]
+Answer = Callable[[dict[str, Any]], str | None]
 
 
 @dataclass
@@ -36,6 +36,9 @@ def stand_in(answer: Answer = by_seed) -> Iterator[StandIn]:
             request = json.loads(self.rfile.read(int(self.headers["content-length"])))
             served.seen.append(request)
             text = answer(request)
+            if text is None:
+                self.send_error(500)
+                return
             entries = [{"token": character, "logprob": -0.25, "token_id": ord(character)} for character in text]
             body = json.dumps({
                 "model": request["model"], "choices": [{"message": {"content": text}, "logprobs": {"content": entries}}],

@@ -1,6 +1,7 @@
 """The recorded game with its hours read, and settings that choose the dry trainer."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -39,3 +40,17 @@ def _read_every_hour(url: str) -> None:
 
 
 TEMPLATES["read_sample"] = ("sample", _read_every_hour)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model; torch is loaded by the tests that ask for it."""
+    from babylon_rl_tests.tiny_model import make_base
+
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def cpu_settings(settings: Settings, tiny_base: Path) -> Settings:
+    """Settings that choose the CPU trainer on the tiny model, without warm-up."""
+    return settings.model_copy(update={"local_base_model": str(tiny_base), "warmup_steps": 0})

@@ -1,0 +1,97 @@
+"""A real browser without a window: headless Chromium, driven over its DevTools protocol."""
+
+import base64
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+from websockets.sync.client import ClientConnection, connect
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-port=0",
+)  # fmt: skip
+LARGEST_MESSAGE = 64 * 2**20
+
+
+def find_browser() -> str | None:
+    """The path of a Chromium, or None."""
+    return next((found for found in map(shutil.which, NAMES) if found), None)
+
+
+class Page:
+    """One open page."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._number = 0
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """One command of the DevTools protocol and its result."""
+        self._number += 1
+        self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads(self._socket.recv(timeout=30))
+            if answer.get("id") == self._number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return dict(answer["result"])
+
+    def open(self, url: str) -> None:
+        """Go to a page, without waiting for it."""
+        self.call("Page.navigate", url=url)
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression."""
+        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def text(self) -> str:
+        """What a person could read on the page."""
+        return str(self.evaluate("document.body ? document.body.innerText : ''"))
+
+    def wait_for(self, *words: str, timeout_s: float = 45) -> str:
+        """The page's text, once it holds all of ``words``."""
+        deadline = time.monotonic() + timeout_s
+        while not all(word in (text := self.text()) for word in words):
+            assert time.monotonic() < deadline, f"{words} did not appear: {text[:2000]!r}"
+            time.sleep(0.25)
+        return text
+
+    def screenshot(self, path: Path) -> None:
+        """What the page looks like now, as PNG."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+
+@contextmanager
+def browser_page(program: str, profile: Path, width: int = 1600, height: int = 1000) -> Iterator[Page]:
+    """An empty page in a browser of its own, which ends with the block; ``profile`` is a new directory."""
+    command = [program, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        port = _port(profile / "DevToolsActivePort")
+        with urlopen(Request(f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT"), timeout=10) as answer:
+            address = json.load(answer)["webSocketDebuggerUrl"]
+        with connect(address, max_size=LARGEST_MESSAGE, proxy=None) as socket:
+            page = Page(socket)
+            page.call("Page.enable")
+            yield page
+            page.call("Browser.close")
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _port(file: Path) -> int:
+    deadline = time.monotonic() + 30
+    while not (file.exists() and file.read_text().strip()):
+        assert time.monotonic() < deadline, "Chromium did not start."
+        time.sleep(0.1)
+    return int(file.read_text().splitlines()[0])

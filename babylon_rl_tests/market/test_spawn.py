@@ -1,0 +1,280 @@
+"""spawn-agents on real databases: whole hours, the same for the same seed, and nothing of a real game is touched."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from babylon_rl.episodes.reading import read_window
+from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
+from babylon_rl.market.model_agent import ask_model
+from babylon_rl.market.outcomes import read_outcomes
+from babylon_rl.market.spawn import SpawnedHour, SpawnRequest, players_of, spawn, windows_to_play
+from babylon_rl.models.client import ChatClient
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl_tests.market.stand_in import by_seed, stand_in
+
+NOW = datetime(2025, 11, 16, 9, 30)
+START = "2025-11-15T10:00"
+NEXT = "2025-11-15T11:00"
+TABLES = (
+    "User", "Organization", "StockPrice", "Question", "Market", "PredictionPriceHistory", "WorldEvent", "trajectories", "llm_call_logs",
+)  # fmt: skip
+
+
+def request(**changes: Any) -> SpawnRequest:
+    return SpawnRequest(**({"agents": 5, "model_agents": 0, "windows": 1, "seed": 0, "start": START} | changes))
+
+
+def play(database: Database, asked: SpawnRequest, **changes: Any) -> list[SpawnedHour]:
+    with database.connect() as connection:
+        return spawn(connection, asked, NOW, **({"ask": None} | changes))
+
+
+def rows(database: Database, table: str) -> list[tuple[Any, ...]]:
+    with database.connect() as connection:
+        return connection.execute(f'SELECT * FROM public."{table}" ORDER BY id').fetchall()
+
+
+def everything(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    with database.connect() as connection:
+        hours = connection.execute("SELECT * FROM babylon_rl.simulated_hours ORDER BY 1").fetchall()
+    return {table: rows(database, table) for table in TABLES} | {"simulated_hours": hours}
+
+
+def one(database: Database, query: str, *parameters: Any) -> Any:
+    with database.connect() as connection:
+        row = connection.execute(query, parameters).fetchone()
+    return row[0] if row else None
+
+
+def test_an_hour_is_written_as_the_contract_says(database: Database) -> None:
+    (hour,) = play(database, request())
+    assert hour.document["window"] == START and hour.trajectories == 60 and len(hour.agents) == 5
+    assert {table: len(found) for table, found in everything(database).items()} == {
+        "User": 5, "Organization": 3, "StockPrice": 3 * 59 * 2, "Question": 1, "Market": 1, "PredictionPriceHistory": 12, "WorldEvent": 12,
+        "trajectories": 60, "llm_call_logs": 60, "simulated_hours": 1,
+    }  # fmt: skip
+    assert one(database, 'SELECT count(*) FROM public.trajectories AS t JOIN public.llm_call_logs AS l USING ("trajectoryId")') == 60
+    assert one(database, 'SELECT bool_and(q.id = m.id) FROM public."Question" q, public."Market" m')
+    assert one(database, 'SELECT count(*) FROM public."User" WHERE "isAgent" AND "isTest"') == 5
+
+
+def test_the_hour_reads_back_as_a_ready_group_with_its_outcomes(database: Database, settings: Settings) -> None:
+    (hour,) = play(database, request())
+    with database.connect() as connection:
+        read, outcomes = read_window(connection, START, settings), read_outcomes(connection, START, settings)
+    assert read.ready and not read.rejections
+    assert {episode.agent_id: round(episode.window_pnl, 2) for episode in read.episodes} == {
+        agent: round(pnl, 2) for agent, _, pnl in hour.agents
+    }
+    sequences = [sequence for episode in read.episodes for sequence in episode.sequences]
+    assert len(sequences) == 60 and all(sequence.scripted and sequence.response_format for sequence in sequences)
+    assert len(outcomes.stocks) == 3 and len(outcomes.predictions) == 1
+    first, last = (
+        one(database, f'SELECT "yesPrice" FROM public."PredictionPriceHistory" ORDER BY "createdAt" {way}') for way in ("", "DESC")
+    )
+    assert (outcomes.predictions[0].start_probability, outcomes.predictions[0].end_probability) == pytest.approx((first, last), abs=1e-4)
+
+
+def test_the_same_seed_and_start_give_the_same_rows_on_two_databases(copy_of: Callable[[str], Database]) -> None:
+    made = []
+    for _ in range(2):
+        database = copy_of("migrated")
+        with stand_in(by_seed) as served, ChatClient(served.url, None, "m") as client:
+            play(database, request(agents=4, model_agents=2, windows=2), ask=ask_model(client, 1.0, 0))
+        made.append(everything(database))
+    assert made[0] == made[1]
+    assert len(made[0]["trajectories"]) == 4 * 12 * 2
+
+
+def test_hours_played_one_by_one_equal_hours_played_in_one_go(copy_of: Callable[[str], Database]) -> None:
+    at_once, stepwise = copy_of("migrated"), copy_of("migrated")
+    play(at_once, request(windows=3))
+    for start in (START, None, None):
+        play(stepwise, request(start=start))
+    assert everything(at_once) == everything(stepwise)
+
+
+def test_another_seed_gives_another_hour(copy_of: Callable[[str], Database]) -> None:
+    first, second = copy_of("migrated"), copy_of("migrated")
+    play(first, request())
+    play(second, request(seed=1))
+    assert rows(first, "WorldEvent") != rows(second, "WorldEvent")
+
+
+def test_a_second_run_appends_the_next_hours_and_accounts_go_on(database: Database) -> None:
+    (first,) = play(database, request())
+    (second,) = play(database, request(start=None))
+    assert second.window == NEXT
+    for agent, _, pnl in first.agents:
+        began = one(database, """
+            SELECT (("stepsJson"::jsonb)->0->'environmentState'->>'agentPnL')::float FROM public.trajectories
+            WHERE "agentId" = %s AND "windowId" = %s ORDER BY "startTime" LIMIT 1""", agent, NEXT)  # fmt: skip
+        assert began == pytest.approx(pnl, abs=0.006)
+    earlier = {row[0]: row for row in rows(database, "Question")}
+    assert len(earlier) == 2
+
+
+def test_an_hour_is_never_played_twice(database: Database) -> None:
+    play(database, request())
+    before = everything(database)
+    with pytest.raises(MarketError, match="already played 2025-11-15T10:00"):
+        play(database, request(seed=5))
+    assert everything(database) == before
+
+
+def test_two_who_play_the_same_hour_at_once_write_it_once(database: Database) -> None:
+    def attempt(_: int) -> str:
+        try:
+            play(database, request(agents=2))
+        except MarketError as refused:
+            return str(refused)
+        return "played"
+
+    with ThreadPoolExecutor(2) as pool:
+        said = sorted(pool.map(attempt, range(2)))
+    assert said[0].startswith("Simulated agents have already played") and said[1] == "played"
+    assert len(rows(database, "trajectories")) == 24
+
+
+def test_without_a_start_the_hours_end_at_the_newest_complete_one(database: Database) -> None:
+    hours = play(database, request(start=None, windows=2))
+    assert [hour.window for hour in hours] == ["2025-11-16T07:00", "2025-11-16T08:00"]
+    with pytest.raises(UsageError, match="already reach 2025-11-16T08:00"):
+        play(database, request(start=None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"agents": 0}, "at least 1 agent"),
+        ({"windows": 0}, "1 window"),
+        ({"model_agents": 6}, "no more model agents"),
+        ({"minutes": 4}, "give 5 to 60"),
+        ({"minutes": 61}, "give 5 to 60"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        request(**changes)
+
+
+def test_an_hour_that_is_not_over_is_refused() -> None:
+    with pytest.raises(UsageError, match="not over yet"):
+        windows_to_play(request(start="2025-11-16T09:00"), None, NOW)
+    with pytest.raises(UsageError, match="is not a window"):
+        windows_to_play(request(start="2025-11-16 09:00"), None, NOW)
+
+
+def test_model_agents_without_a_model_are_refused(database: Database) -> None:
+    with pytest.raises(UsageError, match="--model"):
+        play(database, request(model_agents=1))
+
+
+def test_a_shorter_duration_plays_fewer_ticks_of_each_hour(database: Database) -> None:
+    (hour,) = play(database, request(minutes=14))
+    assert hour.trajectories == 2 * 5
+
+
+def test_strategies_come_in_turn_and_model_agents_last() -> None:
+    players = players_of(request(agents=8, model_agents=1))
+    assert [player.agent_id for player in players] == [f"test-agent-{number}" for number in range(1, 9)]
+    assert [player.strategy for player in players][-3:] == ["conservative", "balanced", "llm"]
+
+
+def test_an_hour_that_breaks_off_leaves_nothing_and_the_ones_before_stay(copy_of: Callable[[str], Database]) -> None:
+    database, whole = copy_of("migrated"), copy_of("migrated")
+    asked = request(agents=3, model_agents=1, windows=2)
+
+    def until_the_second_hour(seen: dict[str, Any]) -> str | None:
+        return by_seed(seen) if len(served.seen) <= 17 else None
+
+    with (
+        stand_in(until_the_second_hour) as served,
+        ChatClient(served.url, None, "m", attempts=1) as client,
+        pytest.raises(ModelUnavailable),
+    ):
+        play(database, asked, ask=ask_model(client, 1.0, 0))
+    assert {row[0] for row in everything(database)["simulated_hours"]} == {START}
+    assert len(rows(database, "trajectories")) == 3 * 12 and len(rows(database, "Question")) == 1
+    with stand_in() as again, ChatClient(again.url, None, "m") as client:
+        play(database, request(agents=3, model_agents=1, start=None), ask=ask_model(client, 1.0, 0))
+        play(whole, asked, ask=ask_model(client, 1.0, 0))
+    assert everything(database) == everything(whole)
+
+
+def test_a_real_game_gets_only_our_agents_and_their_trajectories_at_its_recorded_prices(sample_database: Database) -> None:
+    before = everything(sample_database)
+    (hour,) = play(sample_database, request(start="2025-10-29T14:00"))
+    after = everything(sample_database)
+    for table in ("Organization", "StockPrice", "Question", "Market", "PredictionPriceHistory", "WorldEvent"):
+        assert after[table] == before[table]
+    assert set(before["User"]) <= set(after["User"]) and len(after["User"]) == len(before["User"]) + 5
+    assert set(before["trajectories"]) <= set(after["trajectories"]) and len(after["trajectories"]) == len(before["trajectories"]) + 60
+    names = {agent for agent, _, _ in hour.agents}
+    assert all(agent.startswith("test-agent-") for agent in names) and not names & {row[0] for row in before["User"]}
+    assert any(pnl for _, _, pnl in hour.agents)
+    assert shown_prices(sample_database) == recorded_prices(sample_database)
+    question = shown_probabilities(sample_database)
+    assert question and all(shown == pytest.approx(recorded, abs=0.01) for shown, recorded in question)
+
+
+def shown_prices(database: Database) -> dict[tuple[str, int], float]:
+    """(company, tick) -> the stock price that our agents were shown."""
+    with database.connect() as connection:
+        found = connection.execute(
+            """
+            SELECT quote->>'market', extract(minute FROM "startTime")::int / 5, (quote->>'price')::float
+            FROM public.trajectories, jsonb_array_elements(("stepsJson"::jsonb)->0->'providerAccesses'->0->'data'->'markets') AS quote
+            WHERE "agentId" = 'test-agent-6' AND "windowId" = '2025-10-29T14:00' AND quote->>'question' IS NULL
+            """
+        ).fetchall()
+    return {(name, tick): price for name, tick, price in found}
+
+
+def shown_probabilities(database: Database) -> list[tuple[float, float]]:
+    """(shown, recorded) YES prices by tick; our own open orders bend the shown one a little."""
+    with database.connect() as connection:
+        return connection.execute(
+            """
+            SELECT (quote->>'price')::float, coalesce((
+                SELECT "yesPrice" FROM public."PredictionPriceHistory" AS history JOIN public."Question" AS question
+                    ON question.id = history."marketId"
+                WHERE question."questionNumber" = substring(quote->>'market' from 2)::int
+                  AND history."createdAt" <= date_trunc('minute', trajectory."startTime")
+                ORDER BY history."createdAt" DESC, history.id DESC LIMIT 1), 0.5)
+            FROM public.trajectories AS trajectory,
+                 jsonb_array_elements(("stepsJson"::jsonb)->0->'providerAccesses'->0->'data'->'markets') AS quote
+            WHERE "agentId" = 'test-agent-6' AND "windowId" = '2025-10-29T14:00' AND quote->>'question' IS NOT NULL
+            """
+        ).fetchall()
+
+
+def recorded_prices(database: Database) -> dict[tuple[str, int], float]:
+    """The same from the game's own price rows."""
+    companies = sorted({name for name, _ in shown_prices(database)})
+    assert len(companies) == 3
+    return {
+        (name, tick): one(database, """
+            SELECT price FROM public."StockPrice" AS s JOIN public."Organization" AS o ON o.id = s."organizationId"
+            WHERE o.name = %s AND s."timestamp" <= timestamp '2025-10-29 14:00' + %s * interval '5 minutes'
+            ORDER BY s."timestamp" DESC, s.id DESC LIMIT 1""", name, tick)
+        for name in companies for tick in range(12)
+    }  # fmt: skip
+
+
+def test_a_second_run_on_a_real_game_goes_on_with_the_same_agents(sample_database: Database) -> None:
+    first = play(sample_database, request(start="2025-10-29T14:00"))
+    second = play(sample_database, request(start="2025-10-29T15:00"))
+    assert [agent for agent, _, _ in first[0].agents] == [agent for agent, _, _ in second[0].agents]
+
+
+def test_an_hour_without_recorded_prices_is_refused_on_a_real_game(sample_database: Database) -> None:
+    with pytest.raises(MarketError, match="no recorded prices"):
+        play(sample_database, request(start="2025-01-15T10:00"))
+    with pytest.raises(MarketError, match="2025-11-16T08:00 has no recorded prices"):
+        play(sample_database, request(start=None))

@@ -1,0 +1,271 @@
+"""The CPU trainer on a tiny random model: it learns, repeats itself, resumes, and stops before it publishes nonsense."""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from babylon_rl.errors import CheckpointError, Diverged, NothingToTrain
+from babylon_rl.models.checkpoints import WEIGHTS, Manifest, publish, verify
+from babylon_rl.models.packaged import NAME, damage
+from babylon_rl.models.policy import CompletionRequest, Policy
+from babylon_rl.models.scoring import EncodedSequence, branch_logprobs, encode_sequence
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.training.cpu import ENTROPY_BONUS, OPTIMIZER_STATE, CpuTrainer
+from babylon_rl.training.trainer import STATE_PREFIX, IterationResult, StepMetrics, TrainIteration, TrainSequence, choose_trainer
+from babylon_rl_tests.training.sequences import (
+    BAD,
+    BUY,
+    GOOD,
+    HOLD,
+    SCHEMA,
+    SELL,
+    ignore,
+    make_iteration,
+    make_lesson,
+    make_messages,
+    make_sequence,
+)  # fmt: skip
+
+
+def trained(
+    settings: Settings, out: Path, sequences: list[TrainSequence], *, parent: Path | None = None, step: int = 1, steps: int = 1,
+    seed: int = 0, watch: Any = ignore,
+) -> IterationResult:  # fmt: skip
+    out.mkdir()
+    return CpuTrainer(settings, threads=1).train(make_iteration(sequences, step, steps, seed), parent, out, watch)
+
+
+def digest(directory: Path, name: str = WEIGHTS) -> str:
+    return hashlib.sha256((directory / name).read_bytes()).hexdigest()
+
+
+def scores(base: Path, adapter: Path | None, asked: list[tuple[str, str]]) -> list[list[float]]:
+    """The log-probability of each token with alternatives, of (news, answer) pairs, in float32."""
+    policy = Policy.load(base, adapter, dtype=torch.float32)
+    encoded = [encode_sequence(policy.tokenizer, make_messages(news), answer, SCHEMA) for news, answer in asked]
+    with torch.no_grad():
+        found = branch_logprobs(policy.model, [one for one in encoded if isinstance(one, EncodedSequence)])
+    return [row[mask].tolist() for row, mask in zip(found.logprobs, found.mask, strict=True)]
+
+
+def test_settings_choose_it_and_name_its_base(cpu_settings: Settings, tiny_base: Path) -> None:
+    trainer = choose_trainer(cpu_settings)
+    assert (trainer.name, trainer.base_model) == ("cpu", str(tiny_base))
+    assert trainer.base_identity().name == str(tiny_base)
+
+
+def test_what_was_rewarded_becomes_likelier_and_what_was_punished_rarer(cpu_settings: Settings, tiny_base: Path, tmp_path: Path) -> None:
+    settings = cpu_settings.model_copy(update={"epochs": 6, "learning_rate": 5e-3})
+    result = trained(settings, tmp_path / "out", make_lesson())
+    asked = [(f"{GOOD} 99", BUY), (f"{BAD} 99", SELL), (f"{GOOD} 99", SELL), (f"{BAD} 99", BUY)]
+    before, after = (
+        [sum(one) for one in scores(tiny_base, adapter, [(news, answer) for news, answer in asked])] for adapter in (None, tmp_path / "out")
+    )
+    margin_before, margin_after = (s[0] + s[1] - s[2] - s[3] for s in (before, after))
+    assert margin_after > margin_before + 0.5
+    assert result.sequences == 36 and result.trainable_tokens > 0
+    assert math.isfinite(result.loss) and result.metrics["topActionShare"] < 0.95
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(cpu_settings: Settings, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        trained(cpu_settings, tmp_path / name, make_lesson(2), seed=seed)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
+    assert digest(tmp_path / "a", OPTIMIZER_STATE) == digest(tmp_path / "b", OPTIMIZER_STATE)
+
+
+def test_every_optimizer_step_is_told(cpu_settings: Settings, tmp_path: Path) -> None:
+    told: list[StepMetrics] = []
+    result = trained(cpu_settings.model_copy(update={"epochs": 2}), tmp_path / "out", make_lesson(4), watch=told.append)
+    count = told[-1].steps
+    assert count >= 2 and count % 2 == 0
+    assert [(one.iteration, one.step, one.steps) for one in told] == [(1, number, count) for number in range(1, count + 1)]
+    assert {"entropy", "kl", "gradientNorm"} <= set(told[0].metrics)
+    assert told[-1].trainable_tokens == result.trainable_tokens
+    assert result.metrics["optimizerSteps"] == count
+    assert result.loss == pytest.approx(sum(one.loss for one in told) / count)
+
+
+def test_who_watches_may_stop_it_and_nothing_is_written(cpu_settings: Settings, tmp_path: Path) -> None:
+    def cancel(_: StepMetrics) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(cpu_settings, tmp_path / "out", make_lesson(1), watch=cancel)
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_the_next_iteration_goes_on_from_weights_and_optimizer_state(cpu_settings: Settings, tmp_path: Path) -> None:
+    lesson = make_lesson(2)
+    trained(cpu_settings, tmp_path / "1", lesson, steps=2)
+    trained(cpu_settings, tmp_path / "2", lesson, parent=tmp_path / "1", step=2, steps=2)
+    assert adam_steps(tmp_path / "1") == {1.0} and adam_steps(tmp_path / "2") == {2.0}
+    (tmp_path / "1" / OPTIMIZER_STATE).unlink()
+    trained(cpu_settings, tmp_path / "forgetful", lesson, parent=tmp_path / "1", step=2, steps=2)
+    assert adam_steps(tmp_path / "forgetful") == {1.0}
+    assert digest(tmp_path / "forgetful") != digest(tmp_path / "2")
+
+
+def test_without_a_rate_to_speak_of_a_child_is_its_parent(cpu_settings: Settings, tmp_path: Path) -> None:
+    trained(cpu_settings, tmp_path / "parent", make_lesson(1))
+    still = cpu_settings.model_copy(update={"learning_rate": 1e-30})
+    trained(still, tmp_path / "child", make_lesson(1), parent=tmp_path / "parent", step=2, steps=2, seed=7)
+    parent, child = (load_file(tmp_path / name / WEIGHTS) for name in ("parent", "child"))
+    assert parent.keys() == child.keys()
+    for name in parent:
+        torch.testing.assert_close(child[name], parent[name], atol=1e-20, rtol=0)
+
+
+def test_a_new_version_begins_its_optimizer_anew(cpu_settings: Settings, tmp_path: Path) -> None:
+    trained(cpu_settings, tmp_path / "parent", make_lesson(1))
+    trained(cpu_settings, tmp_path / "child", make_lesson(1), parent=tmp_path / "parent", step=1)
+    assert adam_steps(tmp_path / "child") == {1.0}
+
+
+def adam_steps(directory: Path) -> set[float]:
+    return {float(value) for name, value in load_file(directory / OPTIMIZER_STATE).items() if name.endswith(":step")}
+
+
+@pytest.mark.parametrize("broken", ["no adapter", "not weights"])
+def test_a_parent_that_cannot_be_continued_from_is_named(cpu_settings: Settings, tmp_path: Path, broken: str) -> None:
+    parent = tmp_path / "parent"
+    if broken == "no adapter":
+        parent.mkdir()
+    else:
+        trained(cpu_settings, parent, make_lesson(1))
+        (parent / WEIGHTS).write_bytes(b"not safetensors")
+    with pytest.raises(CheckpointError, match="cannot be continued from"):
+        trained(cpu_settings, tmp_path / "out", make_lesson(1), parent=parent)
+
+
+def test_a_policy_that_collapses_into_one_action_is_not_written(cpu_settings: Settings, tmp_path: Path) -> None:
+    greedy = cpu_settings.model_copy(update={"epochs": 12, "learning_rate": 0.05, "kl_penalty": 0.0})
+    lesson = [
+        make_sequence(answer, advantage, news=f"{GOOD} {tick}", agent_id=f"agent-{tick}-{advantage}")
+        for tick in range(6)
+        for answer, advantage in ((HOLD, 8.0), (BUY, -8.0), (SELL, -8.0))
+    ]
+    with pytest.raises(Diverged, match="collapsed, and nothing was published"):
+        trained(greedy, tmp_path / "out", lesson)
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_loss_that_is_no_number_stops_the_training(cpu_settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="loss nan"):
+        trained(cpu_settings, tmp_path / "out", [make_sequence(BUY, math.nan), make_sequence(SELL, 1.0)])
+    assert not any((tmp_path / "out").iterdir())
+
+
+ONLY = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "hold"}}}
+OPEN = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "string"}}}
+UNTRAINABLE = {
+    "not_in_grammar": make_sequence('{"action":"buy"}'),
+    "empty": make_sequence(""),
+    "too_long": make_sequence(messages=make_messages("long " * 1000)),
+    "no_choice": make_sequence('"hold"', response_format=ONLY),
+    "open_schema": make_sequence("anything", response_format=OPEN),
+}
+
+
+def test_what_cannot_train_is_counted_by_reason(cpu_settings: Settings, tmp_path: Path) -> None:
+    result = trained(cpu_settings, tmp_path / "out", [*make_lesson(1), *UNTRAINABLE.values(), UNTRAINABLE["empty"]])
+    counted = {name.removeprefix("leftOut_"): value for name, value in result.metrics.items() if name.startswith("leftOut_")}
+    assert counted == dict.fromkeys(UNTRAINABLE, 1.0) | {"empty": 2.0}
+    assert result.sequences == 6
+
+
+def test_nothing_to_train_is_an_error_that_says_why(cpu_settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(NothingToTrain, match="not_in_grammar.*open_schema"):
+        trained(cpu_settings, tmp_path / "out", list(UNTRAINABLE.values()))
+
+
+def first_loss(settings: Settings, out: Path, sequences: list[TrainSequence]) -> StepMetrics:
+    """What is told before anything was learned: the adapter is still that of the base."""
+    told: list[StepMetrics] = []
+
+    def enough(first: StepMetrics) -> None:
+        told.append(first)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(settings.model_copy(update={"kl_penalty": 0.0}), out, sequences, watch=enough)
+    return told[0]
+
+
+def test_an_episode_weighs_the_same_whatever_its_length(cpu_settings: Settings, tiny_base: Path, tmp_path: Path) -> None:
+    short = [make_sequence(BUY, 1.0, news=f"{GOOD} 0", agent_id="agent-1")]
+    long = [make_sequence(SELL, 2.0, news=f"{BAD} {tick}", agent_id="agent-1", window="2025-11-15T11:00") for tick in range(3)]
+    told = first_loss(cpu_settings, tmp_path / "out", [*short, *long])
+    (buy,), sells = scores(tiny_base, None, [(f"{GOOD} 0", BUY)]), scores(tiny_base, None, [(f"{BAD} {tick}", SELL) for tick in range(3)])
+    flat = [value for one in sells for value in one]
+    expected = -(1.0 * sum(buy) / len(buy) + 2.0 * sum(flat) / len(flat)) / 2 - ENTROPY_BONUS * told.metrics["entropy"]
+    assert told.loss == pytest.approx(expected, rel=0.05)
+
+
+def test_recorded_log_probabilities_make_the_ratio_real(cpu_settings: Settings, tiny_base: Path, tmp_path: Path) -> None:
+    policy = Policy.load(tiny_base)
+    encoded = encode_sequence(policy.tokenizer, make_messages(GOOD), BUY, SCHEMA)
+    assert isinstance(encoded, EncodedSequence)
+    (now,) = scores(tiny_base, None, [(GOOD, BUY)])
+    free = iter(now)
+    served = [
+        {"token": "?", "tokenId": token, "logprob": next(free) - math.log(2) if trains else 0.0}
+        for token, trains in zip(encoded.response_ids, encoded.trainable_t, strict=True)
+    ]
+    cases = {
+        "none": None, "twice as likely now": served, "another tokenizer's": [{**entry, "tokenId": 5} for entry in served],
+        "no ids": [{**entry, "tokenId": None} for entry in served], "incomplete": served[:-1],
+        "not numbers": [{**served[0], "logprob": None}, *served[1:]],
+    }  # fmt: skip
+    losses = {}
+    for number, (name, logprobs) in enumerate(cases.items()):
+        told = first_loss(cpu_settings, tmp_path / str(number), [make_sequence(BUY, 1.0, logprobs=logprobs)])
+        losses[name] = told.loss + ENTROPY_BONUS * told.metrics["entropy"]
+    assert losses["twice as likely now"] == pytest.approx(2 * losses["none"], rel=0.05)
+    assert {losses[name] for name in ("another tokenizer's", "no ids", "incomplete", "not numbers")} == {losses["none"]}
+
+
+def test_what_the_policy_served_trains_at_a_ratio_of_one(cpu_settings: Settings, tiny_base: Path, tmp_path: Path) -> None:
+    policy = Policy.load(tiny_base)
+    (answer,) = policy.complete([CompletionRequest(make_messages(GOOD), SCHEMA, seed=3, max_tokens=80)])
+    served = [{"token": "?", "tokenId": i, "logprob": p} for i, p in zip(answer.token_ids, answer.logprobs, strict=True)]
+    recorded, plain = (
+        first_loss(cpu_settings, tmp_path / name, [make_sequence(answer.text, 1.0, logprobs=logprobs)]).loss
+        for name, logprobs in (("recorded", served), ("plain", None))
+    )
+    assert recorded == pytest.approx(plain, rel=0.05)
+
+
+def test_the_adapter_becomes_a_checkpoint_that_verifies_and_answers(cpu_settings: Settings, tiny_base: Path, tmp_path: Path) -> None:
+    made, final = tmp_path / "made", tmp_path / "checkpoints" / "v1.0.0"
+    trained(cpu_settings, made, make_lesson(2))
+    assert {path.name for path in made.iterdir()} == {WEIGHTS, "adapter_config.json", OPTIMIZER_STATE}
+    assert OPTIMIZER_STATE.startswith(STATE_PREFIX)
+    (made / OPTIMIZER_STATE).unlink()
+    identity = CpuTrainer(cpu_settings).base_identity()
+    publish(made, final, Manifest(version="v1.0.0", base=identity, created_at="2025-11-15T12:00:00"))
+    assert verify(final, tiny_base).version == "v1.0.0"
+    policy = Policy.load(tiny_base, final, adapter_name="v1.0.0")
+    answers = policy.complete(
+        [CompletionRequest(make_messages(GOOD), SCHEMA, seed=seed, adapter="v1.0.0", max_tokens=80) for seed in range(4)]
+    )
+    assert all(isinstance(encode_sequence(policy.tokenizer, make_messages(GOOD), one.text, SCHEMA), EncodedSequence) for one in answers)
+
+
+@pytest.mark.slow
+def test_the_packaged_model_trains_a_step(tmp_path: Path) -> None:
+    settings = load_settings(train_rl_local=True, local_base_model=None)
+    weights = settings.home / "models" / "smollm2-135m-instruct"
+    if damage(weights) is not None:
+        pytest.skip(f"{NAME} is not in {weights}: `make setup` converts it")
+    result = trained(settings.model_copy(update={"local_base_model": str(weights)}), tmp_path / "out", make_lesson(1))
+    assert result.trainable_tokens > 0 and math.isfinite(result.loss)
+
+
+def test_the_iteration_knows_its_windows() -> None:
+    assert TrainIteration("b", 1, make_lesson(2), 0).windows == ["2025-11-15T01:00", "2025-11-15T00:00"]
