@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parents[2]
 UI_PORT = 3000
 _PORTS_TRIED = 100
+# Its successor, `dg dev`, wants a project laid out by `dg`, which is not installed.
+QUIET = "ignore:Function `dev_command` is superseded"
 
 
 def register(app: typer.Typer) -> None:
@@ -149,7 +151,7 @@ def _run_dagster(arguments: list[str]) -> int:
         say(sentence)
     with open_database(loaded) as database:
         variables = _variables(database, prepare_instance(database, loaded))
-        return run_child([sys.executable, "-m", "dagster", *arguments], variables, loaded.home)
+        return run_child([sys.executable, "-W", QUIET, "-m", "dagster", *arguments], variables, loaded.home)
 
 
 def _variables(database: "Database", instance: Mapping[str, str]) -> dict[str, str]:

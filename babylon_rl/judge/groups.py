@@ -5,8 +5,8 @@ deviation. A group without spread carries no signal: its advantages are 0.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from babylon_rl.versions import content_version
@@ -60,6 +60,16 @@ class GroupScores:
         """Hash of the judgement; the same inputs judged the same way give the same."""
         rows = [[score.agent_id, score.score, score.advantage, score.reasoning] for score in self.scores]
         return content_version([self.window, self.judge, self.judge_version, self.input_version, rows])
+
+    def without(self, dropped: Collection[str]) -> "GroupScores":
+        """The group without some agents: their scores are gone, ranks and advantages are those among the rest."""
+        kept = {score.agent_id: (score.score, score.reasoning) for score in self.scores if score.agent_id not in dropped}
+        if len(kept) == self.group_size or not kept:
+            return self
+        rest = group_scores(self.window, self.judge, self.judge_version, kept, self.input_version)
+        differed = {score.agent_id: score.disagreement for score in self.scores}
+        scores = tuple(replace(score, disagreement=differed[score.agent_id]) for score in rest.scores)
+        return replace(rest, scores=scores, disagreement=self.disagreement)
 
     def document(self) -> dict[str, Any]:
         """The shape of ``babylon-rl scores``."""

@@ -167,3 +167,11 @@ def record_dropped(
         """,
         [batch_id, reason, now, [window for window, _ in episodes], [agent for _, agent in episodes]],
     )
+
+
+def read_dropped(connection: psycopg.Connection[Any], windows: Sequence[str], reason: str) -> set[tuple[str, str]]:
+    """(window, agent id) of the episodes of these windows that were left out for a reason."""
+    found = connection.execute(
+        'SELECT "window", "agentId" FROM babylon_rl.dropped_episodes WHERE "window" = ANY(%s) AND "reason" = %s', (list(windows), reason)
+    )
+    return {(window, agent_id) for window, agent_id in found}

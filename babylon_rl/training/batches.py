@@ -32,11 +32,11 @@ from babylon_rl.store.batches import (
     write_judgements,
     write_preflight,
 )
-from babylon_rl.store.freezable import record_dropped
+from babylon_rl.store.freezable import read_dropped, record_dropped
 from babylon_rl.store.registry import Model, model_of_batch, newest_of_line, read_models
 from babylon_rl.store.training_steps import TrainingStep, finished_steps, read_steps
 from babylon_rl.training.conversion import NO_SEQUENCE, Conversion, convert, refuse_empty
-from babylon_rl.training.freezing import Frozen, count_freezable, describe_reasons, freeze, freeze_batch
+from babylon_rl.training.freezing import DROPOUT, Frozen, count_freezable, describe_reasons, freeze, freeze_batch
 from babylon_rl.training.iterations import Clock, OnStep, Run, plan_iterations, train_iterations
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
 from babylon_rl.training.trainer import Trainer, choose_trainer
@@ -107,7 +107,9 @@ def prepare_batch(connection: psycopg.Connection[Any], batch_id: str, settings: 
             advance_batch(connection, batch_id, attempt, "scoring", now)
         windows = sorted({episode.window for episode in episodes})
         scores = score_windows(connection, windows, effective, now)
-        judged = [_judged(episode, scores.get(episode.window)) for episode in episodes]
+        dropped = read_dropped(connection, windows, DROPOUT)
+        groups = {window: group.without({agent for hour, agent in dropped if hour == window}) for window, group in scores.items()}
+        judged = [_judged(episode, groups.get(episode.window)) for episode in episodes]
         with own_transaction(connection):
             advance_batch(connection, batch_id, attempt, "scoring", now)
             write_judgements(connection, batch_id, judged)

@@ -42,6 +42,14 @@ def test_equal_scores_share_the_better_rank() -> None:
     ]
 
 
+def test_dropped_episodes_leave_ranks_and_advantages_to_the_rest() -> None:
+    whole = group(0.9, 0.5, 0.1)
+    rest = whole.without({"a0"})
+    assert rest == group_scores(WINDOW, "heuristic", "1", {"a1": (0.5, ""), "a2": (0.1, "")}, "v")
+    assert [(entry.rank, round(entry.advantage, 6)) for entry in rest.scores] == [(1, 1.0), (2, -1.0)]
+    assert whole.without(()) is whole
+
+
 def test_advantage_divides_by_the_population_deviation() -> None:
     found = group(0.2, 0.4, 0.9)
     assert found.spread == pytest.approx(0.29439202887759)
