@@ -1,6 +1,8 @@
 """Asset checks: what a person should look at although nothing failed, and what must not be released."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import dagster as dg
 
@@ -14,18 +16,25 @@ MOST_MALFORMED = 0.2
 MALFORMED = ("malformed_json", "malformed_shape")
 
 
+def _verdict(context: dg.AssetCheckExecutionContext, check: str, bad: Sequence[str], description: str, **shown: Any) -> dg.AssetCheckResult:
+    """A warning when there are bad hours. In a range every hour gets a verdict of its own too: Dagster plans one for each and takes one."""
+    if len(context.partition_keys) > 1:
+        asset = next(spec.asset_key for spec in context.check_specs if spec.name == check)
+        for window in context.partition_keys:
+            context.op_execution_context.log_event(
+                dg.AssetCheckEvaluation(asset, check, window not in bad, severity=dg.AssetCheckSeverity.WARN, partition=window)
+            )
+    return dg.AssetCheckResult(passed=not bad, severity=dg.AssetCheckSeverity.WARN, description=description, metadata=shown)
+
+
 @dg.asset_check(asset="window_groups", partitions_def=hours, description="At most a fifth of the rows are malformed.")
 def few_rows_malformed(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult:
     with babylon.connection() as connection:
         found = hour_counts(connection, context.partition_keys)
     shares = {c.window: sum(c.rejected.get(reason, 0) for reason in MALFORMED) / c.rows for c in found if c.rows}
     bad = {window: round(share, 4) for window, share in shares.items() if share > MOST_MALFORMED}
-    return dg.AssetCheckResult(
-        passed=not bad,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"Above {MOST_MALFORMED:.0%} in {len(bad)} of {len(shares)} hours.",
-        metadata={"malformed_share": bad, "hours": len(shares)},
-    )
+    said = f"Above {MOST_MALFORMED:.0%} in {len(bad)} of {len(shares)} hours."
+    return _verdict(context, "few_rows_malformed", list(bad), said, malformed_share=bad, hours=len(shares))
 
 
 @dg.asset_check(
@@ -35,12 +44,8 @@ def messages_recorded(context: dg.AssetCheckExecutionContext, babylon: dg.Resour
     with babylon.connection() as connection:
         ready = [c for c in hour_counts(connection, context.partition_keys) if c.ready]
     silent = [c.window for c in ready if not c.trainable_sequences]
-    return dg.AssetCheckResult(
-        passed=not silent,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{len(silent)} of {len(ready)} ready hours hold nothing to train: record prompts, or set TRAIN_SYNTHETIC=true.",
-        metadata={"hours_without": silent, "ready": len(ready)},
-    )
+    said = f"{len(silent)} of {len(ready)} ready hours hold nothing to train: record prompts, or set TRAIN_SYNTHETIC=true."
+    return _verdict(context, "messages_recorded", silent, said, hours_without=silent, ready=len(ready))
 
 
 @dg.asset_check(asset="scored_groups", partitions_def=hours, description="The judge tells episodes apart: groups have a spread of scores.")
@@ -48,12 +53,8 @@ def scores_differ(context: dg.AssetCheckExecutionContext, babylon: dg.ResourcePa
     with babylon.connection() as connection:
         spreads = group_spreads(connection, context.partition_keys)
     flat = [window for window, spread in spreads.items() if spread < NO_SPREAD]
-    return dg.AssetCheckResult(
-        passed=not flat,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{len(flat)} of {len(spreads)} groups have no spread and will not be trained.",
-        metadata={"without_spread": flat, "groups": len(spreads)},
-    )
+    said = f"{len(flat)} of {len(spreads)} groups have no spread and will not be trained."
+    return _verdict(context, "scores_differ", flat, said, without_spread=flat, groups=len(spreads))
 
 
 @dg.asset_check(

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from babylon_rl.store.database import Database
 
 WINDOWS, AGENTS, MODEL_AGENTS = 24, 6, 1
-MINIMUM_TRAJECTORIES = 500
+TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an hour has 72
 ITERATIONS = 2
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less.
-DEMO_SETTINGS = {"train_rl_local": True, "training_min_trajectories": MINIMUM_TRAJECTORIES, "iterations": ITERATIONS, "kl_penalty": 0}
+DEMO_SETTINGS = {"train_rl_local": True, "iterations": ITERATIONS, "kl_penalty": 0}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def demo(
     from babylon_rl.store.database import open_database
 
     began = time.monotonic()
-    chosen = DEMO_SETTINGS | {"windows_per_iteration": -(-windows // ITERATIONS)}
+    minimum = TRAJECTORIES_AN_HOUR * windows
+    chosen = DEMO_SETTINGS | {"training_min_trajectories": minimum, "windows_per_iteration": -(-windows // ITERATIONS)}
     settings = load_settings(**chosen)
     say("Demo settings: " + " ".join(f"{name.upper()}={str(value).lower()}" for name, value in chosen.items()) + f", seed {seed}")
     with open_database(settings) as database:
@@ -88,9 +89,10 @@ def _prepare(state: Demo) -> None:
 
 def _play(state: Demo) -> list[str]:
     """The demo's hours; those that are missing are played now."""
+    from babylon_rl.errors import UsageError
     from babylon_rl.market.serving import BASE, asked_model
     from babylon_rl.market.spawn import SpawnRequest, spawn
-    from babylon_rl.store.recording import simulated_hours
+    from babylon_rl.store.recording import simulated_hours, simulated_seeds
     from babylon_rl.windows import utc_now
 
     with state.database.connect() as connection:
@@ -100,6 +102,11 @@ def _play(state: Demo) -> list[str]:
         if missing <= 0:
             say(f"   {len(there)} hours are there already")
             return there
+        if simulated_seeds(connection) - {state.seed}:
+            raise UsageError(
+                f"{state.settings.home} holds a demo with another seed. Choose that seed, another BABYLON_RL_HOME, "
+                "or run `make clean` first."
+            )
         request = SpawnRequest(AGENTS, MODEL_AGENTS, missing, state.seed)
         with asked_model(state.settings, BASE, temperature=1.0, seed=state.seed) as ask, progress(missing, "   hours played") as advance:
             spawn(connection, request, utc_now(), ask, lambda _: advance())
@@ -132,7 +139,9 @@ def _train(state: Demo) -> str:
             batch_id = known[-1].batch_id
             say(f"   {batch_id} is there already ({known[-1].state})")
         else:
-            frozen = freeze(connection, state.settings, utc_now(), seed=state.seed, minimum=MINIMUM_TRAJECTORIES, settled=True)
+            frozen = freeze(
+                connection, state.settings, utc_now(), seed=state.seed, minimum=state.settings.training_min_trajectories, settled=True
+            )
             if frozen.batch is None:
                 from babylon_rl.errors import NothingToTrain
 
@@ -193,8 +202,9 @@ def _render(console: "Console", document: dict[str, Any]) -> None:
     ):
         console.print(f"{name:11} {value}", markup=False)
     console.print("\nNext: make dev           the graph, its hours and this checkpoint in Dagster's UI")
-    console.print("      .venv/bin/babylon-rl windows, models, batches, spawn-agents --windows 4 --model " + document["modelVersion"])
-    console.print("      DATABASE_URL=postgresql://... .venv/bin/babylon-rl windows   on a real game's database")
+    console.print(f"      .venv/bin/babylon-rl batches show {document['batchId']}   the hours and episodes it was trained on", markup=False)
+    console.print(f"      .venv/bin/babylon-rl benchmark run --model {document['modelVersion']} --markets 48   more evidence", markup=False)
+    console.print("      DATABASE_URL=postgresql://... .venv/bin/babylon-rl windows   what a real game's database holds")
 
 
 def _line(row: dict[str, Any]) -> list[Any]:

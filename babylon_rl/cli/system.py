@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parents[2]
 UI_PORT = 3000
 _PORTS_TRIED = 100
-# Its successor, `dg dev`, wants a project laid out by `dg`, which is not installed.
-QUIET = "ignore:Function `dev_command` is superseded"
+# "Function `dev_command` is superseded": by `dg`, which wants a project laid out by itself.
+QUIET = "ignore:Function `"
 
 
 def register(app: typer.Typer) -> None:

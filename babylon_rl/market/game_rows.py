@@ -10,10 +10,9 @@ from babylon_rl.market.play import Tick
 from babylon_rl.market.trading import Pool
 from babylon_rl.market.world import MINUTES, TICK_MINUTES, Event, Hour
 from babylon_rl.recorder import Recording, TrajectoryRecorder, milliseconds
-from babylon_rl.windows import window_start
+from babylon_rl.windows import HOUR, window_start
 
 _ID_EPOCH_MS = 1_704_067_200_000
-_RESOLVES_AFTER = timedelta(days=3)
 _VERSION = re.compile(r"v\d+\.\d+\.\d+")
 
 
@@ -51,29 +50,32 @@ def stock_rows(hour: Hour, ids: Ids) -> list[dict[str, Any]]:
 
 
 def question_rows(hour: Hour, pool_yes_prices: Sequence[float], ids: Ids) -> dict[str, list[dict[str, Any]]]:
-    """Question, Market and PredictionPriceHistory rows; ``pool_yes_prices[t]`` is the YES price at tick t."""
+    """Question, Market and PredictionPriceHistory rows; ``pool_yes_prices[t]`` is the YES price at tick t.
+
+    A question opens with its hour and is answered in the hour's last millisecond.
+    """
     start, question = window_start(hour.window), hour.question
-    market_id, created, ends = ids(), start, start + _RESOLVES_AFTER
-    history = []
-    for tick, price in enumerate(pool_yes_prices):
-        # the opening price stands from the hour's first moment, so that the hour starts at it and not at 50 %
-        moment = start + timedelta(minutes=tick * TICK_MINUTES, seconds=2 if tick else 0)
-        history.append({
-            "id": ids(), "marketId": market_id, "yesPrice": price, "noPrice": 1 - price, **_pool(price),
-            "eventType": "trade", "source": "npc_trade", "createdAt": moment,
-        })  # fmt: skip
+    market_id, answered = ids(), start + HOUR - timedelta(milliseconds=1)
+    # the opening price stands from the hour's first moment, so that the hour starts at it and not at 50 %
+    moments = [start + timedelta(minutes=tick * TICK_MINUTES, seconds=2 if tick else 0) for tick in range(len(pool_yes_prices))]
+    history = [(moment, price, "trade", "npc_trade") for moment, price in zip(moments, pool_yes_prices, strict=True)]
+    history.append((answered, float(question.answer), "resolution", "oracle"))
+    closing = _pool(pool_yes_prices[-1])
     return {
         "Question": [{
             "id": market_id, "questionNumber": question.number, "text": question.text, "scenarioId": 1, "outcome": question.answer,
-            "rank": 1,
-            "createdDate": created, "resolutionDate": ends, "status": "active", "createdAt": created, "updatedAt": created,
+            "rank": 1, "createdDate": start, "resolutionDate": answered, "status": "resolved", "resolvedOutcome": question.answer,
+            "createdAt": start, "updatedAt": answered,
         }],
         "Market": [{
-            "id": market_id, "question": question.text, "gameId": "continuous", **_pool(pool_yes_prices[-1]),
-            "resolved": False, "endDate": ends, "createdAt": created,
-            "updatedAt": start + timedelta(minutes=MINUTES - 1),
+            "id": market_id, "question": question.text, "gameId": "continuous", **closing, "resolved": True, "resolution": question.answer,
+            "endDate": answered, "createdAt": start, "updatedAt": answered,
         }],
-        "PredictionPriceHistory": history,
+        "PredictionPriceHistory": [{
+            "id": ids(), "marketId": market_id, "yesPrice": price, "noPrice": 1 - price,
+            **(closing if kind == "resolution" else _pool(price)),
+            "eventType": kind, "source": source, "createdAt": moment,
+        } for moment, price, kind, source in history],
     }  # fmt: skip
 
 

@@ -118,6 +118,11 @@ def lock_simulation(connection: psycopg.Connection[Any]) -> None:
     connection.execute("SELECT pg_advisory_xact_lock(hashtext('babylon_rl.simulated_hours'))")
 
 
+def simulated_seeds(connection: psycopg.Connection[Any]) -> set[int]:
+    """The seeds with which ``spawn-agents`` has written hours."""
+    return {seed for (seed,) in connection.execute("SELECT DISTINCT seed FROM babylon_rl.simulated_hours")}
+
+
 def has_simulated_hour(connection: psycopg.Connection[Any], window: str) -> bool:
     """True when ``spawn-agents`` has written this hour."""
     return connection.execute('SELECT 1 FROM babylon_rl.simulated_hours WHERE "window" = %s', (window,)).fetchone() is not None

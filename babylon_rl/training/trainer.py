@@ -24,8 +24,8 @@ class TrainSequence:
 
     ``messages`` is what the policy saw ([{"role", "content"}], the chat template of the base is applied by the trainer) and
     ``response`` what it answered. ``advantage`` is the episode's: (score - group mean) / population standard deviation.
-    ``weight`` makes an episode weigh the same whatever its length: it is 1 / (the episode's sequences in this iteration), and
-    the trainer averages a sequence's loss over its trainable tokens before it multiplies by ``weight``. ``logprobs`` are the
+    ``weight`` is 1 / (the episode's sequences in this iteration), for backends that average over a sequence's tokens; a trainer
+    that knows the tokens averages over the episode's, so that an episode weighs the same whatever its length. ``logprobs`` are the
     serving policy's ([{"token", "logprob", "tokenId"}]) or None, which means a ratio of 1.
     """
 

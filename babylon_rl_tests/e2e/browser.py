@@ -53,21 +53,19 @@ class Page:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def text(self) -> str:
-        """What a person could read on the page."""
-        return str(self.evaluate("document.body ? document.body.innerText : ''"))
-
-    def wait_for(self, *words: str, timeout_s: float = 45) -> str:
-        """The page's text, once it holds all of ``words``."""
+    def wait_for(self, *words: str, inside: str = "body", timeout_s: float = 60) -> str:
+        """The text that a person reads inside elements (CSS selector), once it holds all of ``words``."""
+        text = ""
         deadline = time.monotonic() + timeout_s
-        while not all(word in (text := self.text()) for word in words):
+        while not all(word in text for word in words):
             assert time.monotonic() < deadline, f"{words} did not appear: {text[:2000]!r}"
             time.sleep(0.25)
+            text = self.evaluate(f"[...document.querySelectorAll({json.dumps(inside)})].map(e => e.innerText ?? e.textContent).join(' ')")
         return text
 
-    def screenshot(self, path: Path) -> None:
+    def screenshot(self) -> bytes:
         """What the page looks like now, as PNG."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
 
 @contextmanager

@@ -19,6 +19,15 @@ import psutil
 from babylon_rl.settings import Settings
 from babylon_rl_tests.store.servers import ROOT
 
+# A shell's background jobs ignore SIGINT, and so would what they start.
+_DEV = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from babylon_rl.cli import main
+sys.argv[1:] = ["dev"]
+main()
+"""
+
 
 class Dev:
     """The command with its output in ``log``; ``group`` is the process group of what it started."""
@@ -31,7 +40,7 @@ class Dev:
         self.environment |= {"BABYLON_RL_HOME": str(home), **settings}
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "babylon_rl", "dev"],
+                [sys.executable, "-c", _DEV],
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

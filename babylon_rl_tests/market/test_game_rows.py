@@ -54,15 +54,23 @@ def test_every_price_update_is_written_twice_the_second_time_without_a_change() 
 def test_a_question_is_also_a_market_and_its_history_starts_with_the_hour() -> None:
     prices = [0.4, 0.55, 0.7]
     rows = question_rows(make_hour(), prices, Ids(START))
-    (question,), (market,), history = rows["Question"], rows["Market"], rows["PredictionPriceHistory"]
+    (question,), (market,), (*history, resolution) = rows["Question"], rows["Market"], rows["PredictionPriceHistory"]
     assert question["id"] == market["id"] and {row["marketId"] for row in history} == {question["id"]}
     assert (question["questionNumber"], question["outcome"], question["createdAt"]) == (7, True, START)
-    assert [row["yesPrice"] for row in history] == prices
+    assert [row["yesPrice"] for row in history] == prices and resolution["eventType"] == "resolution"
     assert history[0]["createdAt"] == START
     for row in [*history, market | {"yesPrice": prices[-1], "noPrice": 1 - prices[-1]}]:
         assert row["noShares"] / (row["yesShares"] + row["noShares"]) == pytest.approx(row["yesPrice"], abs=1e-6)
         assert row["yesPrice"] + row["noPrice"] == pytest.approx(1.0)
         assert math.sqrt(row["yesShares"] * row["noShares"]) == pytest.approx(20_000.0, rel=1e-6)
+
+
+def test_a_question_is_answered_at_the_end_of_its_hour() -> None:
+    rows = question_rows(make_hour(), [0.4, 0.55], Ids(START))
+    (question,), (market,), resolution = rows["Question"], rows["Market"], rows["PredictionPriceHistory"][-1]
+    assert (resolution["eventType"], resolution["yesPrice"], resolution["noPrice"]) == ("resolution", 1.0, 0.0)
+    assert START < resolution["createdAt"] < START + HOUR
+    assert question["resolvedOutcome"] is market["resolution"] is question["outcome"] is True
 
 
 def test_events_say_which_way_a_question_points_and_name_the_company_otherwise() -> None:

@@ -55,7 +55,7 @@ def test_an_hour_is_written_as_the_contract_says(database: Database) -> None:
     (hour,) = play(database, request())
     assert hour.document["window"] == START and hour.trajectories == 60 and len(hour.agents) == 5
     assert {table: len(found) for table, found in everything(database).items()} == {
-        "User": 5, "Organization": 3, "StockPrice": 3 * 59 * 2, "Question": 1, "Market": 1, "PredictionPriceHistory": 12, "WorldEvent": 12,
+        "User": 5, "Organization": 3, "StockPrice": 3 * 59 * 2, "Question": 1, "Market": 1, "PredictionPriceHistory": 13, "WorldEvent": 12,
         "trajectories": 60, "llm_call_logs": 60, "simulated_hours": 1,
     }  # fmt: skip
     assert one(database, 'SELECT count(*) FROM public.trajectories AS t JOIN public.llm_call_logs AS l USING ("trajectoryId")') == 60

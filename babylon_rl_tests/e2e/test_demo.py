@@ -1,0 +1,72 @@
+"""The whole loop in small, through the command line: real database, real Dagster, real HTTP, the real 135M-parameter model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.models.packaged import base_model_dir
+from babylon_rl.settings import load_settings
+
+SMALL = {"BENCHMARK_MARKETS": "3"}
+WINDOWS = 2
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty state directory that shares the converted weights with the project's."""
+    try:
+        base = base_model_dir(load_settings())
+    except ModelUnavailable as missing:
+        pytest.skip(f"no weights: {missing}")
+    home = tmp_path_factory.mktemp("state")
+    (home / "models").mkdir()
+    (home / "models" / base.name).symlink_to(base, target_is_directory=True)
+    return home
+
+
+def run(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """One command on the state directory, without the user's services."""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith(("_URL", "_KEY"))}
+    command = [sys.executable, "-m", "babylon_rl", *arguments]
+    return subprocess.run(command, env=environment | SMALL | {"BABYLON_RL_HOME": str(state)}, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_demo_goes_from_nothing_to_a_compared_checkpoint_and_then_only_shows_it(state: Path) -> None:
+    first = run(state, "demo", "--windows", str(WINDOWS), "--json")
+    assert first.returncode == 0, first.stderr
+    result = json.loads(first.stdout)
+    assert result["modelVersion"] == "v1.0.0"
+    assert [row["model"] for row in result["rows"]] == ["v1.0.0", "base", "nothing", "balanced", "momentum"]
+    assert all(row["markets"] == 3 and row["invalid"] == 0 for row in result["rows"])
+    assert result["decision"] in ("pass", "fail", "inconclusive")
+    checkpoint = Path(result["checkpoint"])
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "manifest.json"} <= {
+        path.name for path in checkpoint.iterdir()
+    }
+    assert Path(result["plot"]).read_bytes().startswith(b"\x89PNG")
+
+    again = run(state, "demo", "--windows", str(WINDOWS), "--json")
+    assert again.returncode == 0, again.stderr
+    assert {**json.loads(again.stdout), "seconds": 0} == {**result, "seconds": 0}
+
+    models = json.loads(run(state, "models", "--json").stdout)["models"]
+    assert [(model["version"], model["status"]) for model in models] == [("v1.0.0", "ready")]
+    windows = json.loads(run(state, "windows", "--json").stdout)["windows"]
+    assert [hour["state"] for hour in windows] == ["trained"] * WINDOWS
+    assert not (state / "postgres" / "postmaster.pid").exists(), "the embedded server outlived its last user"
+
+
+@pytest.mark.e2e
+def test_trained_version_is_traced_back_to_its_hours(state: Path) -> None:
+    result = json.loads(run(state, "demo", "--windows", str(WINDOWS), "--json").stdout)
+    batch = json.loads(run(state, "batches", "show", result["batchId"], "--json").stdout)
+    card = (Path(result["checkpoint"]) / "README.md").read_text()
+    hours = [hour["window"] for hour in json.loads(run(state, "windows", "--json").stdout)["windows"]]
+    assert all(hour in card and hour in json.dumps(batch) for hour in hours)

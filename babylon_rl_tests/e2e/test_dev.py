@@ -1,0 +1,87 @@
+"""``babylon-rl dev``: what a person sees in a real browser, a backfill of hours that runs, and that nothing of it stays behind."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from babylon_rl_tests.e2e.browser import browser_page, find_browser
+from babylon_rl_tests.e2e.dev import ask, living, running_dev
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
+STARTED = 3  # dagster dev, its code server, and another process: the webserver's or the code server's own
+HOURS = ["2025-10-29T14:00", "2025-10-29T15:00"]
+LINEAGE = "/asset-groups?expanded=global%40global%3Ahours%2Cglobal%40global%3Abatches"
+QUIET = {"OUTCOME_DELAY_MINUTES": str(100 * 365 * 24 * 60)}  # no hour is old enough for the automation: only what is asked for runs
+
+
+@pytest.fixture(scope="module")
+def ui(server: str, template: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running UI; at the end it is seen that all of it ends on Ctrl-C."""
+    with psycopg.connect(server, autocommit=True) as administrator:
+        administrator.execute(f"CREATE DATABASE ui TEMPLATE {template('sample')}")
+        url = f"{server.rpartition('/')[0]}/ui"
+        with running_dev(tmp_path_factory.mktemp("ui") / "home", DATABASE_URL=url, **QUIET) as dev:
+            yield dev.url()
+            started = dev.group(4)
+            os.killpg(dev.process.pid, signal.SIGINT)  # as a terminal does
+            dev.process.send_signal(signal.SIGINT)
+            assert dev.process.wait(60) == 0
+            assert living(started, 1) == []
+            assert "Stopped." in dev.log.read_text()
+        administrator.execute("DROP DATABASE ui WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def backfill(ui: str) -> str:
+    """The id of a backfill of two hours, which runs meanwhile."""
+    launched = ask(
+        ui,
+        "mutation($what: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $what) "
+        "{ __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
+        what={"assetSelection": [{"path": ["window_groups"]}], "partitionNames": HOURS},
+    )["launchPartitionBackfill"]
+    assert launched["__typename"] == "LaunchBackfillSuccess", launched
+    return str(launched["backfillId"])
+
+
+def test_the_lineage_page_shows_every_asset(ui: str, backfill: str, tmp_path: Path):
+    program = find_browser()
+    if program is None:
+        pytest.skip("there is no Chromium here (Debian: apt install chromium)")
+    assets = [node["assetKey"]["path"][-1] for node in ask(ui, "{ assetNodes { assetKey { path } } }")["assetNodes"]]
+    assert len(assets) == 9
+    with browser_page(program, tmp_path / "profile", width=2600) as page:
+        page.open(ui + LINEAGE)
+        page.wait_for("Global asset lineage", *assets)
+
+
+def test_the_rest_of_a_killed_command_is_stopped(tmp_path: Path):
+    with running_dev(tmp_path / "home") as dev:
+        started = [*dev.group(STARTED), dev.postgres()]
+        dev.process.kill()
+        dev.process.wait()
+        said = dev.babylon_rl("stop")
+        assert "dagster dev" in said and "embedded database" in said
+        assert living(started, 1) == []
+        assert dev.babylon_rl("stop").startswith("Nothing that was started")
+
+
+def test_hours_are_backfilled(ui: str, backfill: str):
+    query = "query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status error { message } } } }"
+    deadline = time.monotonic() + 120
+    while (found := ask(ui, query, id=backfill)["partitionBackfillOrError"])["status"] == "REQUESTED":
+        assert time.monotonic() < deadline, found
+        time.sleep(1)
+    assert found == {"status": "COMPLETED_SUCCESS", "error": None}
+    query = (
+        'query { assetNodeOrError(assetKey: {path: ["window_groups"]}) { ... on AssetNode { assetMaterializations '
+        "{ partition metadataEntries { label ... on IntMetadataEntry { intValue } } } } } }"
+    )
+    made = ask(ui, query)["assetNodeOrError"]["assetMaterializations"]
+    rows = {m["partition"]: entry["intValue"] for m in made for entry in m["metadataEntries"] if entry["label"] == "rows"}
+    assert sorted(rows) == HOURS and min(rows.values()) > 0
