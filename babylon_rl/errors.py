@@ -13,6 +13,7 @@
     │   ├── ModelUnavailable          3: weights or an endpoint are not there
     │   └── CheckpointError           3: a checkpoint is damaged or does not match its base
     └── TrainingError                 3
+        ├── NoTrainer                 2: the settings choose no trainer that there is
         ├── NothingToTrain            1: no freezable episode, no spread, or no trainable token
         ├── BatchConflict             3: the batch or a trajectory belongs to another live run
         └── Diverged                  3: the loss or the policy left its bounds; nothing was published
@@ -79,6 +80,12 @@ class CheckpointError(ModelError, ValueError):
 
 class TrainingError(BabylonError):
     """A training cannot go on."""
+
+
+class NoTrainer(TrainingError):
+    """The settings choose no trainer, or one that is not available."""
+
+    exit_code = 2
 
 
 class NothingToTrain(TrainingError):

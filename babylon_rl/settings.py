@@ -4,24 +4,26 @@ Nothing else in the package reads the environment. ``load_settings`` raises one 
 not allowed, its value and what is; ``.env`` in the working directory is read below the real environment.
 """
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from babylon_rl.errors import SettingsError
 from babylon_rl.windows import is_window_id
 
 HEURISTIC = "heuristic"
+ENV_FILE = ".env"
 _JUDGE_KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "openpipe": "OPENPIPE_API_KEY"}
 
 
 class Settings(BaseSettings):
     """One field per environment variable; the variable is the field's name in upper case."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True, validate_default=True)
+    model_config = SettingsConfigDict(env_file=ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True, validate_default=True)
 
     # Where things are
     database_url: SecretStr | None = Field(
@@ -89,8 +91,10 @@ class Settings(BaseSettings):
     )
     train_rl_local: bool = Field(False, description="Train on this machine when there is no WANDB_API_KEY.")
     learning_rate: float | None = Field(None, gt=0, description="Unset: per backend (serverless and GPU 5e-6, CPU as measured best).")
-    batch_size: int = Field(4, gt=0, description="Sequences a device step.")
-    gradient_accumulation_steps: int = Field(2, gt=0, description="Device steps an optimizer step.")
+    batch_size: int = Field(4, gt=0, description="Sequences a device step (GPU; the CPU trainer packs them by their prompts).")
+    gradient_accumulation_steps: int = Field(
+        2, gt=0, description="Device steps an optimizer step (GPU; the CPU trainer takes 24 sequences or more)."
+    )
     epochs: int = Field(1, gt=0, description="Passes over a batch.")
     iterations: int = Field(10, gt=0, description="Resumable steps of one training.")
     windows_per_iteration: int = Field(20, gt=0, description="Most windows an iteration trains on.")
@@ -123,6 +127,15 @@ class Settings(BaseSettings):
             raise ValueError("must be an hour in UTC, YYYY-MM-DDTHH:00")
         return value
 
+    @field_validator("babylon_rl_home")
+    @classmethod
+    def _is_somewhere(cls, value: Path) -> Path:
+        try:
+            value.expanduser()
+        except RuntimeError:
+            raise ValueError("begins with the home of a user who does not exist here") from None
+        return value
+
     @field_validator("database_url", "direct_database_url")
     @classmethod
     def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
@@ -130,13 +143,13 @@ class Settings(BaseSettings):
             raise ValueError("must start with postgresql://")
         return value
 
-    @model_validator(mode="after")
-    def _judge_has_credentials(self) -> "Settings":
-        provider = self.judge_model.replace(":", "/").split("/")[0]
-        variable = _JUDGE_KEYS.get(provider)
-        if variable is not None and getattr(self, variable.lower()) is None:
-            raise ValueError(f"JUDGE_MODEL is {self.judge_model!r}, which needs {variable}; set it, or set JUDGE_MODEL={HEURISTIC}")
-        return self
+    @field_validator("judge_model")
+    @classmethod
+    def _judge_has_credentials(cls, value: str, others: ValidationInfo) -> str:
+        variable = _JUDGE_KEYS.get(value.replace(":", "/").split("/")[0])
+        if variable is not None and others.data.get(variable.lower()) is None:  # the keys stand above, and so are known
+            raise ValueError(f"needs {variable}; set it, or set JUDGE_MODEL={HEURISTIC}")
+        return value
 
     @property
     def home(self) -> Path:
@@ -171,12 +184,15 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         SettingsError: one or more values are not allowed; the message has a line for each.
     """
+    lines = _unreadable_lines(Path(ENV_FILE))
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except ValidationError as invalid:
-        lines = [_explain(error) for error in invalid.errors(include_url=False)]
+        lines += [_explain(error) for error in invalid.errors(include_url=False)]
+    if lines:
         noun = "setting is" if len(lines) == 1 else "settings are"
-        raise SettingsError(f"{len(lines)} {noun} not allowed:\n" + "\n".join(f"  {line}" for line in lines)) from None
+        raise SettingsError(f"{len(lines)} {noun} not allowed:\n" + "\n".join(f"  {line}" for line in lines))
+    return settings
 
 
 def setting_sources() -> dict[str, str]:
@@ -185,6 +201,21 @@ def setting_sources() -> dict[str, str]:
     for source, name in ((DotEnvSettingsSource(Settings), ".env"), (EnvSettingsSource(Settings), "environment")):
         found |= {field: name for field in source() if field in found}
     return found
+
+
+def _unreadable_lines(env_file: Path) -> list[str]:
+    """A sentence for each line of ``.env`` that its parser would leave out with a mere warning. Raises SettingsError: it is no text."""
+    if not env_file.is_file():
+        return []
+    try:
+        text = env_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failed:
+        reason = failed.strerror if isinstance(failed, OSError) else "it is not UTF-8 text"
+        raise SettingsError(f"{env_file.absolute()} cannot be read: {reason}. Mend it, or move it away.") from None
+    from dotenv.parser import parse_stream
+
+    found = [binding.original.line for binding in parse_stream(io.StringIO(text)) if binding.error]
+    return [f"{env_file}, line {line}: write NAME=value, with both quotes or none." for line in found]
 
 
 def _explain(error: Mapping[str, Any]) -> str:

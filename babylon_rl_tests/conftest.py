@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,11 @@ from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
 
 DATA = Path(__file__).parent / "data"
+
+# A shell starts background jobs with SIGINT ignored, nohup with SIGHUP, and children inherit it; the tests that send signals need neither.
+for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 _numbers = itertools.count(1)
 
 

@@ -1,6 +1,6 @@
 """What an hourly asset costs over an empty Dagster asset: `python benchmarks/hourly_overhead.py WINDOW` prints seconds as JSON.
 
-Runs on the database of the settings, which must hold WINDOW, in an instance that forgets; the bound is the issue's 0.5 s.
+Runs on the database of the settings, which must hold WINDOW, in an instance that forgets; the bound is 0.5 s.
 """
 
 import json

@@ -12,8 +12,7 @@ from babylon_rl.assets.resources import Babylon
 # Of a row of the report, what fits on a page; the report in Markdown has the intervals.
 SHOWN = {
     "model": "model", "role": "role", "pnl": "P&L $/h", "low": "low", "high": "high", "improvement": "vs reference $/h",
-    "winRate": "win rate", "accuracy": "right direction", "invalidShare": "invalid", "buyShare": "buy", "sellShare": "sell",
-    "holdShare": "hold",
+    "winRate": "win rate", "accuracy": "right direction", "holdShare": "hold",
 }  # fmt: skip
 COLUMNS = column_schema(
     model=("text", "A version, the base, or a strategy"),

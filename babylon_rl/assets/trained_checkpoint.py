@@ -1,5 +1,6 @@
 """A batch's checkpoint: trained, published under its version, and registered."""
 
+from statistics import fmean
 from typing import Any
 
 import dagster as dg
@@ -13,8 +14,8 @@ from babylon_rl.training.batches import Trained, train_batch
 from babylon_rl.training.trainer import StepMetrics
 
 POOL = "trainer"
-ACTION_SHARE = "actionShare"
-MEASURED = ("entropy", "kl", "gradientNorm", "seconds")
+MEASURED = ("entropy", "kl", "topActionShare", "gradientNorm", "seconds")
+SMOOTHED_STEPS = 10
 COLUMNS = column_schema(
     version=("text", "The version, global over all lines"),
     baseModel=("text", "The line"),
@@ -69,10 +70,14 @@ def _metadata(trained: Trained, seen: list[StepMetrics]) -> dict[str, Any]:
     # Where a finished run is only completed by another, the optimizer's steps are gone; its iterations are on record.
     losses = [step.loss for step in seen] or [step.loss for step in trained.steps if step.loss is not None]
     if losses:
-        metadata["loss_curve"] = line_plot(f"Loss of {model.version}", "loss", {"loss": losses}, x_label="step")
-    shares = _action_shares(seen)
-    if shares:
-        metadata["action_shares"] = line_plot(f"Actions of {model.version}", "share", shares)
+        curves = {"loss": losses}
+        if len(losses) > SMOOTHED_STEPS:
+            curves[f"mean of {SMOOTHED_STEPS} steps"] = _smoothed(losses)
+        metadata["loss_curve"] = line_plot(f"Loss of {model.version}", "loss", curves, x_label="step" if seen else "iteration")
+    entropies = [step.metrics["entropy"] for step in seen if "entropy" in step.metrics]
+    if entropies:
+        # Falling towards 0 means that the policy collapses into one answer.
+        metadata["entropy_curve"] = line_plot(f"Entropy of {model.version}", "nats a choice", {"entropy": entropies})
     metadata["iterations"] = table([_row(step) for step in trained.steps])
     return metadata
 
@@ -84,6 +89,6 @@ def _row(step: Any) -> dict[str, Any]:
     } | {name: step.metrics[name] for name in MEASURED if name in (step.metrics or {})}  # fmt: skip
 
 
-def _action_shares(seen: list[StepMetrics]) -> dict[str, list[float]]:
-    names = sorted({name for step in seen for name in step.metrics if name.startswith(ACTION_SHARE)})
-    return {name.removeprefix(ACTION_SHARE).strip("./_") or name: [step.metrics.get(name, 0.0) for step in seen] for name in names}
+def _smoothed(numbers: list[float]) -> list[float]:
+    """The mean of every number and those before it, SMOOTHED_STEPS at most."""
+    return [fmean(numbers[max(0, last - SMOOTHED_STEPS) : last]) for last in range(1, len(numbers) + 1)]

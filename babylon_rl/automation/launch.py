@@ -119,6 +119,9 @@ def _execute(job: str, instance: dg.DagsterInstance, babylon: Babylon, tags: dic
         if isinstance(failure.__cause__, BabylonError):
             raise failure.__cause__ from None
         raise
+    except dg.DagsterExecutionInterruptedError:
+        # Dagster has recorded the run as canceled; for the command it is Ctrl-C like any other
+        raise KeyboardInterrupt from None
     return result.run_id
 
 

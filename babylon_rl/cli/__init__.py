@@ -3,17 +3,31 @@
 A BabylonError becomes a sentence on standard error and the exit code of its class; nothing the user can act on ends in a traceback.
 """
 
+import errno
 import importlib
 import os
 import sys
 
 import typer
 
+from babylon_rl.cli.caches import keep_caches_at_home
 from babylon_rl.errors import BabylonError
 
 MODULES = ("system", "demo", "market", "data", "training", "models", "evaluation", "evidence")
 FAILED_OUTSIDE = 3
 INTERRUPTED = 130
+_OTHERS = "Run as the user whom it belongs to, or set BABYLON_RL_HOME to a directory of your own."
+_IN_THE_WAY = "Something else is in the place of a file or directory: move it away, then run the same command again."
+_ADVICE = {
+    errno.ENOSPC: "Make room there, then run the same command again.",
+    errno.EDQUOT: "Make room there, then run the same command again.",
+    errno.EACCES: _OTHERS,
+    errno.EPERM: _OTHERS,
+    errno.EROFS: "Set BABYLON_RL_HOME to a directory that can be written.",
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+}
 
 app = typer.Typer(
     name="babylon-rl",
@@ -30,7 +44,8 @@ for _module in MODULES:
 
 
 def main() -> None:
-    """Run the command line of this process and exit."""
+    """Run the command line of this process and exit; the process's libraries keep their caches in the state directory."""
+    keep_caches_at_home()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -50,20 +65,25 @@ def run(arguments: list[str]) -> int:
         return _say("Interrupted.", INTERRUPTED)
     except BrokenPipeError:
         return _leave(FAILED_OUTSIDE)
+    except psycopg.errors.DiskFull as full:
+        return _say(
+            f"The database's disk is full: {_first_line(full)}. What was not committed is undone. {_ADVICE[errno.ENOSPC]}", FAILED_OUTSIDE
+        )
     except psycopg.OperationalError as lost:
         return _say(
             f"The database broke off: {_first_line(lost)}. What was not committed is undone; run the same command again.", FAILED_OUTSIDE
         )
     except psycopg.errors.InsufficientPrivilege as refused:
         return _say(
-            f"The database's role may not do this: {_first_line(refused)}. See the least-privilege role in the documentation.",
+            f"The database's role may not do this: {_first_line(refused)}. docs/troubleshooting.md lists what it needs.",
             FAILED_OUTSIDE,
         )
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName) as missing:
         return _say(f"The database is not up to date: {_first_line(missing)}. Run `babylon-rl migrate`.", FAILED_OUTSIDE)
     except OSError as failed:
         where = f": {failed.filename}" if failed.filename else ""
-        return _say(f"{failed.strerror or failed}{where}.", FAILED_OUTSIDE)
+        advice = _ADVICE.get(failed.errno or 0)
+        return _say(f"{failed.strerror or failed}{where}.{f' {advice}' if advice else ''}", FAILED_OUTSIDE)
     return 0
 
 

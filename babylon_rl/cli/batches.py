@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from babylon_rl.cli.output import JsonOption, emit, table
+from babylon_rl.cli.output import JsonOption, emit, say, table
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import load_settings
 from babylon_rl.windows import utc_now
@@ -44,6 +44,8 @@ def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
          d["createdAt"], d["error"]]
         for d in documents
     ]  # fmt: skip
+    if not rows:
+        say("No model has been trained yet. `babylon-rl train` freezes a batch and trains on it.")
     emit({"batches": documents}, lambda out: out.print(table(None, columns, rows)), as_json)
 
 
@@ -55,9 +57,7 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
     from babylon_rl.store.training_steps import read_steps
 
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
-        batch = read_batch(connection, batch_id)
-        if batch is None:
-            raise UsageError(f"There is no batch {batch_id} of this pipeline; `babylon-rl batches` lists them.")
+        batch = _found(read_batch(connection, batch_id), batch_id)
         episodes, steps = read_batch_episodes(connection, batch_id), read_steps(connection, batch_id)
     document = batch_document(batch) | {
         "preflight": None if batch.preflight is None else dict(batch.preflight),
@@ -91,10 +91,12 @@ def cancel(
     as_json: JsonOption = False,
 ) -> None:
     """Fail a batch that has not ended; its trajectories are free again."""
+    from babylon_rl.store.batches import read_batch
     from babylon_rl.store.database import open_database
     from babylon_rl.training.batches import cancel_batch
 
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
+        _found(read_batch(connection, batch_id), batch_id)
         batch = cancel_batch(connection, batch_id, reason, utc_now())
     emit(batch_document(batch), lambda out: out.print(f"{batch.batch_id} is failed: {batch.error}", markup=False), as_json)
 
@@ -115,6 +117,8 @@ def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
          _rounded(m.avg_reward), len(m.windows), m.storage_path]
         for m in found
     ]  # fmt: skip
+    if not rows:
+        say("No model is registered yet. `babylon-rl train` makes the first; the base model is there without it, under the name base.")
     emit({"models": [model_document(model) for model in found]}, lambda out: out.print(table(None, columns, rows)), as_json)
 
 
@@ -161,6 +165,12 @@ def model_document(model: "Model") -> dict[str, Any]:
         "windows": list(model.windows),
         "foreign": model.foreign,
     }
+
+
+def _found(batch: "Batch | None", batch_id: str) -> "Batch":
+    if batch is None:
+        raise UsageError(f"There is no batch {batch_id} of this pipeline; `babylon-rl batches` lists them.")
+    return batch
 
 
 def _moment(moment: datetime | None) -> str | None:

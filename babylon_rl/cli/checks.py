@@ -91,8 +91,10 @@ def _dagster(database: Database, settings: Settings) -> tuple[str, str]:
 
 
 def _weights(settings: Settings) -> tuple[str, str]:
-    from babylon_rl.models.packaged import DIRECTORY, damage
+    from babylon_rl.models.packaged import DIRECTORY, DRY, damage
 
+    if settings.local_base_model == DRY:
+        return WARN, "LOCAL_BASE_MODEL: dry, which trains nothing"
     if settings.local_base_model is not None:
         found = Path(settings.local_base_model).is_dir()
         return PASS, f"LOCAL_BASE_MODEL: {settings.local_base_model}" + ("" if found else " (not a directory: taken for a hub id)")

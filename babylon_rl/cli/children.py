@@ -33,6 +33,7 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], home: Path
         environment: variables on top of our own.
         home: the state directory, where the note of the running group lies.
     """
+    _note(home, 0).parent.mkdir(parents=True, exist_ok=True)  # before anything runs: a program without its note is never found again
     with _signals_queued() as events:
         process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=cwd, start_new_session=True)
         try:
@@ -108,10 +109,8 @@ def _note(home: Path, pid: int) -> Path:
 
 
 def _write_note(home: Path, pid: int, command: Sequence[str]) -> None:
-    path = _note(home, pid)
-    path.parent.mkdir(parents=True, exist_ok=True)
     note = {"group": _identity(pid), "parent": _identity(os.getpid()), "command": " ".join(command)}
-    path.write_text(json.dumps(note))
+    _note(home, pid).write_text(json.dumps(note))
 
 
 def _identity(pid: int) -> dict[str, float]:

@@ -138,7 +138,7 @@ def episodes(window: WindowArgument, as_json: JsonOption = False) -> None:
 
     window_start(window)
     with _session(load_settings()) as session:
-        _refuse_future(window, session.now)
+        refuse_future(window, session.now)
         reading = read_window(session.connection, window, session.settings, texts=False)
     _say_when_empty(reading)
     shown = [
@@ -199,7 +199,7 @@ def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:
 
     window_start(window)
     with _session(load_settings()) as session:
-        _refuse_future(window, session.now)
+        refuse_future(window, session.now)
         found = read_outcomes(session.connection, window, session.settings)
         if window_end(window) > session.now:
             say(f"{window} has not ended; this is how it stands.")
@@ -229,7 +229,7 @@ def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
 
     window_start(window)
     with _session(load_settings()) as session:
-        _refuse_future(window, session.now)
+        refuse_future(window, session.now)
         found = stored_scores(session.connection, [window]).get(window)
     if found is None:
         say(f"{window} has no scores. Run `babylon-rl score --window {window}`; `babylon-rl windows` says whether it has a group.")
@@ -266,7 +266,7 @@ def _wanted(session: _Session, first: str | None, end: str | None, lookback_hour
     if first is not None and end is not None:
         next(window_range(first, end), None)
     if first is not None:
-        _refuse_future(first, session.now)
+        refuse_future(first, session.now)
     if lookback_hours is not None:
         newest = newest_window_with_rows(session.connection, newest_complete(session.now))
         if newest is None:
@@ -279,6 +279,7 @@ def _wanted(session: _Session, first: str | None, end: str | None, lookback_hour
     return windows_with_rows(session.connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE)
 
 
-def _refuse_future(window: str, now: datetime) -> None:
+def refuse_future(window: str, now: datetime) -> None:
+    """Raise UsageError for an hour that has not begun."""
     if window_start(window) > now:
         raise UsageError(f"{window} lies in the future: it is {window_of(now)} now, in UTC.")

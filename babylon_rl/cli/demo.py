@@ -5,14 +5,14 @@ its result again.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from babylon_rl.cli.output import JsonOption, emit, progress, say, table
+from babylon_rl.cli.output import JsonOption, emit, progress, progress_of_parts, say, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -148,28 +148,9 @@ def _train(state: Demo) -> str:
                 raise NothingToTrain(frozen.reason)
             batch_id = frozen.batch.batch_id
             say(f"   {batch_id} froze {frozen.batch.trajectories} trajectories")
-    with _bars() as on_progress:
+    with progress_of_parts("   ") as on_progress:
         run_batch(state.database, state.settings, batch_id, on_progress=on_progress)
     return batch_id
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress of the run's steps: one bar (or set of lines) per kind of work."""
-    from contextlib import ExitStack
-
-    with ExitStack() as stack:
-        shown: dict[str, tuple[Any, int]] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in shown:
-                stack.close()
-                shown[what] = (stack.enter_context(progress(total, f"   {what}")), 0)
-            advance, before = shown[what]
-            advance(max(0, done - before))
-            shown[what] = (advance, max(done, before))
-
-        yield tell
 
 
 def _result(state: Demo, batch_id: str) -> dict[str, Any]:

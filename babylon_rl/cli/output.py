@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
@@ -70,6 +70,23 @@ def progress(total: int | None, description: str) -> Iterator[Progress]:
     shown = _bar(total, description) if sys.stderr.isatty() else _lines(total, description)
     with shown as advance:
         yield advance
+
+
+@contextmanager
+def progress_of_parts(indent: str = "") -> Iterator[Callable[[str, int, int], None]]:
+    """For work of several kinds, one after another: gives a function that is told (what, done, total) and shows each kind."""
+    with ExitStack() as stack:
+        shown: dict[str, tuple[Progress, int]] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in shown:
+                stack.close()
+                shown[what] = (stack.enter_context(progress(total, f"{indent}{what}")), 0)
+            advance, before = shown[what]
+            advance(max(0, done - before))
+            shown[what] = (advance, max(done, before))
+
+        yield tell
 
 
 @contextmanager

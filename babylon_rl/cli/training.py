@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from babylon_rl.cli import batches
-from babylon_rl.cli.output import JsonOption, emit, say, table
+from babylon_rl.cli.data import refuse_future
+from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say, table
 from babylon_rl.errors import BatchConflict, NothingToTrain, TrainingError, UsageError
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range, window_start
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from babylon_rl.store.database import Database
     from babylon_rl.training.batches import Trained
 
+SEE_WINDOWS = "`babylon-rl windows` shows what each hour holds; --from and --to choose others."
 FromOption = Annotated[str | None, typer.Option("--from", metavar="WINDOW", help="First hour (inclusive).")]
 ToOption = Annotated[str | None, typer.Option("--to", metavar="WINDOW", help="Where to stop (exclusive).")]
 
@@ -86,8 +88,8 @@ def train(
         if _lists_only(settings, database, windows, as_json):
             return
         chosen = _choose_batch(database, settings, batch or settings.batch_id, windows, max_trajectories, seed, force)
-        with following(database, chosen.batch_id, _line(as_json)):
-            run_batch(database, settings, chosen.batch_id, ["training_batch", "trained_checkpoint"])
+        with following(database, chosen.batch_id, _line(as_json)), progress_of_parts() as told:
+            run_batch(database, settings, chosen.batch_id, ["training_batch", "trained_checkpoint"], on_progress=told)
         with database.connect() as connection:
             trained = train_batch(connection, chosen.batch_id, settings, utc_now())  # registered: this reads it back
     _report(trained, settings, as_json)
@@ -103,6 +105,7 @@ def _pinned_windows(settings: Settings, first: str | None, end: str | None) -> t
         raise UsageError("--from and --to belong together.")
     if first is not None and end is not None:
         list(window_range(first, end))
+        refuse_future(first, utc_now())
         return first, end
     if settings.window_id is not None:
         return settings.window_id, window_of(window_end(settings.window_id))
@@ -246,7 +249,9 @@ def score(
         raise TrainingError(f"The judge {settings.judge_model!r} is not available yet in this version; use --judge {HEURISTIC}.")
     if window is not None and (first is not None or end is not None):
         raise UsageError("Give --window, or --from and --to, not both.")
-    wanted = _pinned_windows(settings, first, end) if window is None else (window, window_of(window_end(window)))
+    if window is not None:
+        first, end = window, window_of(window_end(window))
+    wanted = _pinned_windows(settings, first, end)
     with open_database(settings) as database:
         groups = _score(database, settings, wanted, force, dry_run)
     if dry_run:
@@ -254,6 +259,8 @@ def score(
         sentence = f"{len(groups)} hours would be judged by the {HEURISTIC}, at no cost: {', '.join(groups) or 'none'}"
         emit(document, lambda out: out.print(sentence, markup=False), as_json)
         return
+    if not groups:
+        say(f"No hour here has a group to judge. {SEE_WINDOWS}")
     rows = [[g.window, g.judge, g.group_size, round(g.mean, 4), round(g.spread, 4), g.scores[0].agent_id] for g in groups]
     columns = ["window", "judge", "agents", "mean", "spread", "best"]
     emit({"windows": [group.document() for group in groups]}, lambda out: out.print(table(None, columns, rows)), as_json)
@@ -311,5 +318,7 @@ def sync_outcomes(
         }
         for window in held
     ]
+    if not shown:
+        say(f"No complete hour here holds a trajectory. {SEE_WINDOWS}")
     rows = [[row["window"], row["stocks"], row["predictions"], "yes" if row["changed"] else "no"] for row in shown]
     emit({"windows": shown}, lambda out: out.print(table(None, ["window", "stocks", "predictions", "changed"], rows)), as_json)

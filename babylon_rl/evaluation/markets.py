@@ -5,11 +5,13 @@ Several at once, because the server answers what waits together in one batch. A 
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from threading import Event
 
+from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.snapshots import PLAYER_ID, Snapshot
-from babylon_rl.market.agents import MODEL_STAKE_USD, strategy
-from babylon_rl.market.play import Ask, Player, Tick, play_hour
+from babylon_rl.market.agents import MODEL_STAKE_USD, Decision, Observation, strategy
+from babylon_rl.market.play import Ask, Call, Player, Tick, play_hour
 from babylon_rl.market.world import TICK_MINUTES, Hour
 from babylon_rl.store.benchmarks import MarketResult
 
@@ -66,7 +68,8 @@ def play_benchmark(
 ) -> list[MarketResult]:
     """Play every market, up to ``concurrency`` at once; the results come in the order of ``snapshots``.
 
-    ``on_result`` is called in this thread as each market ends, so that what is played is kept when a later one fails.
+    ``on_result`` is called in this thread as each market ends, so that what is played is kept when a later one fails. When this
+    thread is interrupted, the markets under way end with their next tick.
 
     Raises:
         ModelUnavailable: the endpoint stays down; markets under way are finished and told, those that have not begun are given up.
@@ -74,8 +77,10 @@ def play_benchmark(
     if contestant.ask is None:
         concurrency = 1  # a script computes: threads would only take turns
     played: dict[str, MarketResult] = {}
+    left = Event()
+    player = replace(contestant, ask=None if contestant.ask is None else _until(left, contestant.ask))
     with ThreadPoolExecutor(max_workers=max(1, concurrency)) as pool:
-        pending = [pool.submit(play_market, contestant, snapshot) for snapshot in snapshots]
+        pending = [pool.submit(play_market, player, snapshot) for snapshot in snapshots]
         try:
             failure: BaseException | None = None
             for done in as_completed(pending):
@@ -90,10 +95,22 @@ def play_benchmark(
                 played[done.result().snapshot] = done.result()
                 on_result(done.result())
         finally:
+            left.set()
             pool.shutdown(wait=False, cancel_futures=True)
     if failure is not None:
         raise failure
     return [played[snapshot.id] for snapshot in snapshots]
+
+
+def _until(left: Event, ask: Ask) -> Ask:
+    """Ask no more once nobody waits for the answer."""
+
+    def asked(items: list[tuple[Player, Observation, int]]) -> list[tuple[Decision, Call]]:
+        if left.is_set():
+            raise MarketError("The benchmark was interrupted.")
+        return ask(items)
+
+    return asked
 
 
 def _was_right(hour: Hour, tick: Tick) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from babylon_rl.errors import ModelUnavailable
+from babylon_rl.errors import ModelUnavailable, UsageError
 from babylon_rl.market.model_agent import ask_model
 from babylon_rl.market.play import Ask
 from babylon_rl.models.client import ChatClient
@@ -29,9 +29,12 @@ def asked_model(settings: Settings, model: str, *, temperature: float, seed: int
 
     Raises:
         ModelUnavailable: there is no such version here.
+        UsageError: URL is not one.
     """
     name, _, url = model.partition("@")
     if url:
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"{model!r}: write MODEL@URL with a URL such as http://127.0.0.1:8000/v1.")
         key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
         with ChatClient(url, key, name) as client:
             yield ask_model(client, temperature, seed)

@@ -232,7 +232,10 @@ class _Attempt:
         if not isinstance(failure, Exception):
             wait_s = _retry_after_s(failure.headers.get("retry-after")) or wait_s
         if self.last or time.monotonic() + wait_s >= self.deadline:
-            raise ModelUnavailable(f"{self.url} does not answer ({self.number} tries): {_failure(failure)}") from None
+            reason = _failure(failure).rstrip(".")
+            raise ModelUnavailable(
+                f"{self.url} does not answer ({self.number} tries): {reason}. Check the address and that the model's server runs."
+            ) from None
         return wait_s
 
 

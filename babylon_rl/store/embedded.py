@@ -64,7 +64,7 @@ def _ensure_running(cluster: Cluster, lease: IO[bytes]) -> int:
     """The port of the running server, starting or making one first; the caller holds start.lock."""
     cluster.create()
     deadline = time.monotonic() + START_TIMEOUT_S
-    if not cluster.password_file.exists() and cluster.running_port() is not None and _is_last(lease):
+    if not cluster.has_password and cluster.running_port() is not None and _is_last(lease):
         cluster.stop()  # a crash's leftover, and only a stopped server can be given a new password
         _take(lease, fcntl.LOCK_SH, cluster.home)
     while (port := cluster.running_port()) is not None:

@@ -34,7 +34,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FROZEN_SHARE = 0.4  # of the layers, from the bottom
 ENTROPY_BONUS = 0.05
 FINAL_RATE_SHARE = 0.1
-PACKS_A_STEP = 6
+PACKS_A_STEP, SEQUENCES_A_STEP = 6, 24  # an optimizer step takes at least so many of both
 COLLAPSED_SHARE = 0.95
 COLLAPSE_CHECKED_PACKS = 24
 OPTIMIZER_STATE = "trainer_state.safetensors"
@@ -101,6 +101,17 @@ class CpuTrainer:
             return tokenizer, get_peft_model(base, config, autocast_adapter_dtype=False)
 
 
+def _steps(packs: Sequence[Pack]) -> Iterator[list[Pack]]:
+    step: list[Pack] = []
+    for one in packs:
+        step.append(one)
+        if len(step) >= PACKS_A_STEP and sum(len(member.members) for member in step) >= SEQUENCES_A_STEP:
+            yield step
+            step = []
+    if step:
+        yield step
+
+
 class _Run:
     """The optimizer steps of one iteration."""
 
@@ -154,7 +165,7 @@ class _Run:
         for _ in range(self._settings.epochs):
             order = list(packs)
             rng.shuffle(order)
-            yield from (order[first : first + PACKS_A_STEP] for first in range(0, len(order), PACKS_A_STEP))
+            yield from _steps(order)
 
     def _set_rate(self, done: float, number: int) -> None:
         warm = min(1.0, number / (self._settings.warmup_steps + 1)) if self._iteration.step == 1 else 1.0

@@ -251,7 +251,8 @@ def _too_few(freezable: Freezable, bounds: FreezeBounds, minimum: int) -> str:
     where = f"in the hours from {bounds.first} to {bounds.end}"
     rest = describe_reasons(freezable.not_trainable)
     found = f"{freezable.trajectories} of {minimum}" if minimum else "No"
-    return f"{found} freezable trajectories {where}" + (f" (not trainable: {rest})." if rest else ", which hold no new ones.")
+    why = f" (not trainable: {rest})." if rest else ", which hold no new ones."
+    return f"{found} freezable trajectories {where}{why} `babylon-rl windows` shows every hour; --from and --to choose others."
 
 
 def describe_reasons(reasons: Mapping[str, int]) -> str:

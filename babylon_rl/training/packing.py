@@ -63,8 +63,8 @@ def _runs(ordered: Sequence[tuple[tuple[int, ...], int]], most_tokens: int) -> I
     for ids, index in ordered:
         shared = ids[: shared_length(prefix, ids)] if run else ids
         size = len(shared) + sum(len(member) - len(shared) for member, _ in run) + len(ids) - len(shared)
-        # a shorter prefix than half of what the run shared means another tick: start a new row
-        if run and (len(shared) < max(SHORTEST_PREFIX, len(prefix) // 2) or size > most_tokens):
+        # less than half in common (another tick, or only a system prompt): the row's wider attention would cost more than it saves
+        if run and (len(shared) < max(SHORTEST_PREFIX, len(ids) // 2) or size > most_tokens):
             yield run
             run, shared = [], ids
         run.append((ids, index))
@@ -80,13 +80,15 @@ def _as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
     return Pack(tuple(index for _, index in run), prefix, tuple(ids[len(prefix) :] for ids, _ in run))
 
 
-def row_tensors(one: Pack, dtype: object) -> "tuple[Tensor, Tensor, Tensor]":
-    """The row as tensors: ids [1, L], positions [1, L], and an additive attention mask [1, 1, L, L]."""
+def row_tensors(one: Pack, dtype: object) -> "tuple[Tensor, Tensor, Tensor | None]":
+    """The row as tensors: ids [1, L], positions [1, L], and an additive attention mask [1, 1, L, L], None for a plain causal row."""
     import torch
 
     prefix = len(one.prefix_ids)
     ids = [*one.prefix_ids, *[token for tail in one.tails for token in tail]]
     positions = [*range(prefix), *[prefix + offset for tail in one.tails for offset in range(len(tail))]]
+    if len(one.tails) == 1:
+        return torch.tensor([ids]), torch.tensor([positions]), None
     segment = torch.tensor([0] * prefix + [member + 1 for member, tail in enumerate(one.tails) for _ in tail])
     order = torch.arange(len(ids))
     visible = (order[None] <= order[:, None]) & ((segment[None] == 0) | (segment[None] == segment[:, None]))

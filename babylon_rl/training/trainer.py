@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from babylon_rl.errors import TrainingError
+from babylon_rl.errors import NoTrainer
 from babylon_rl.models.checkpoints import BaseIdentity
-from babylon_rl.models.packaged import base_model_name
+from babylon_rl.models.packaged import DRY, base_model_name
 from babylon_rl.settings import Settings
 
 STATE_PREFIX = "trainer_state"
-DRY_BASE_MODEL = "dry"
+DRY_BASE_MODEL = DRY
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +130,15 @@ def training_line(settings: Settings) -> TrainingLine:
     """The line that a training under ``settings`` would continue.
 
     Raises:
-        TrainingError: no backend is chosen, or the chosen one is not available; the message says what to set.
+        NoTrainer: no backend is chosen, or the chosen one is not available; the message says what to set.
     """
     if settings.wandb_api_key is not None and settings.wandb_api_key.get_secret_value():
-        raise TrainingError(
+        raise NoTrainer(
             "WANDB_API_KEY is set, which chooses serverless training, and that is not available yet in this version. "
             "Unset WANDB_API_KEY and set TRAIN_RL_LOCAL=true to train on this machine."
         )
     if not settings.train_rl_local:
-        raise TrainingError(
+        raise NoTrainer(
             "No trainer is chosen: there is no WANDB_API_KEY and TRAIN_RL_LOCAL is false. Set TRAIN_RL_LOCAL=true to train on this machine."
         )
     if settings.local_base_model == DRY_BASE_MODEL:
@@ -150,7 +150,7 @@ def choose_trainer(settings: Settings) -> Trainer:
     """The trainer of the settings' line: WANDB_API_KEY first, else TRAIN_RL_LOCAL (LOCAL_BASE_MODEL=dry: the dry one).
 
     Raises:
-        TrainingError: as ``training_line``.
+        NoTrainer: as ``training_line``.
     """
     line = training_line(settings)
     if line.backend == "dry":

@@ -56,6 +56,13 @@ def test_an_hours_page_is_small_and_shows_a_picture(bench: Bench):
         assert sum(len(repr(value)) for value in metadata.values()) < 150_000
 
 
+def test_every_hour_of_a_range_gets_its_own_verdict(bench: Bench):
+    result = bench.run("hours", "2025-10-29T14:00", "2025-10-29T15:00")
+    verdicts = {(verdict.check_name, verdict.partition): verdict.passed for verdict in result.get_asset_check_evaluations()}
+    checks = ("few_rows_malformed", "messages_recorded", "scores_differ")
+    assert verdicts == {(check, hour): True for check in checks for hour in (None, "2025-10-29T14:00", "2025-10-29T15:00")}
+
+
 def test_checks_pass_on_the_recorded_game_and_fail_when_nothing_can_train(bench: Bench):
     def passed(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
         return {check.check_name: check.passed for check in result.get_asset_check_evaluations()}

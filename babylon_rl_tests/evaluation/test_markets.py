@@ -1,13 +1,17 @@
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.markets import Contestant, play_benchmark, play_market
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
+from babylon_rl.market.agents import Decision, Observation
 from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.model_agent import ask_model
+from babylon_rl.market.play import Call, Player
 from babylon_rl.market.world import TICKS, generate_hour
 from babylon_rl.models.client import ChatClient
 from babylon_rl.store.benchmarks import MarketResult
@@ -96,3 +100,22 @@ def test_a_model_is_asked_for_every_decision_and_earns_by_its_answers() -> None:
     assert sum(result.pnl_usd for result in results["good"]) / len(SNAPSHOTS) > 150
     assert all(result.invalid == TICKS and result.pnl_usd == 0 and not sum(result.actions.values()) for result in results["bad"])
     assert [result.snapshot for result in results["good"]] == [snapshot.id for snapshot in SNAPSHOTS]
+
+
+def test_an_interrupted_benchmark_leaves_the_markets_under_way_at_their_next_tick() -> None:
+    fast, asked = threading.Semaphore(1), threading.local()
+    total: list[int] = []
+
+    def hold(items: list[tuple[Player, Observation, int]]) -> list[tuple[Decision, Call]]:
+        if not hasattr(asked, "delay_s"):
+            asked.delay_s = 0.001 if fast.acquire(blocking=False) else 0.1
+        time.sleep(asked.delay_s)
+        total.append(1)
+        return [(Decision("hold"), Call("m", [], "")) for _ in items]
+
+    def interrupt(result: MarketResult) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        play_benchmark(Contestant("model", hold), SNAPSHOTS[:4], 4, interrupt)
+    assert TICKS <= len(total) < 3 * TICKS
