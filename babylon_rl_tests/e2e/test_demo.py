@@ -64,6 +64,7 @@ def test_demo_goes_from_nothing_to_a_compared_checkpoint_and_then_only_shows_it(
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(600)
 def test_trained_version_is_traced_back_to_its_hours(state: Path) -> None:
     result = json.loads(run(state, "demo", "--windows", str(WINDOWS), "--json").stdout)
     batch = json.loads(run(state, "batches", "show", result["batchId"], "--json").stdout)

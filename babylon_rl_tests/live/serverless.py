@@ -45,9 +45,13 @@ async def one_step(settings: Settings, key: str, name: str, directory: Path) -> 
 
 async def _trained(art: Any, backend: Any, model: Any) -> Trained:
     before = await model.get_step()
-    answer = await model.openai_client().chat.completions.create(
-        model=model.get_inference_name(), messages=PROMPT, n=2, temperature=1.0, max_tokens=8, logprobs=True, timeout=ANSWER_WITHIN_S
-    )
+    client = model.openai_client()
+    try:
+        answer = await client.chat.completions.create(
+            model=model.get_inference_name(), messages=PROMPT, n=2, temperature=1.0, max_tokens=8, logprobs=True, timeout=ANSWER_WITHIN_S
+        )
+    finally:
+        await client.close()
     for choice in answer.choices:
         tokens = choice.logprobs.content if choice.logprobs is not None else None
         assert tokens, "the service gave no log-probabilities, and without them it trains nothing"
