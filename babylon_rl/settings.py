@@ -5,6 +5,7 @@ not allowed, its value and what is; ``.env`` in the working directory is read be
 """
 
 import io
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -215,6 +216,8 @@ def _unreadable_lines(env_file: Path) -> list[str]:
     from dotenv.parser import parse_stream
 
     found = [binding.original.line for binding in parse_stream(io.StringIO(text)) if binding.error]
+    if found:
+        logging.getLogger("dotenv.main").setLevel(logging.ERROR)  # it would warn of the same lines
     return [f"{env_file}, line {line}: write NAME=value, with both quotes or none." for line in found]
 
 

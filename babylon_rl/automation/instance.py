@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 
@@ -31,13 +32,24 @@ def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
 
 @contextmanager
 def open_instance(database: Database, settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """The instance, for a ``with`` block, in which this process's environment holds the variables of ``prepare_instance``."""
+    """The instance, for a ``with`` block, in which this process's environment holds the variables of ``prepare_instance``.
+
+    Raises:
+        DatabaseError: Dagster's storage fails, at the start or within the block.
+    """
+    from sqlalchemy.exc import DBAPIError
+
     variables = prepare_instance(database, settings)
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
         with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
             yield instance
+    except DBAPIError as failed:
+        raise DatabaseError(
+            f"Dagster cannot use its storage at {database.address}: {str(failed.orig).strip().splitlines()[0]}. "
+            "Mend that (room on the disk, the server, the role's rights), then run the same command again."
+        ) from failed
     finally:
         for name, value in before.items():
             if value is None:
