@@ -48,6 +48,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """From nothing to a better agent on this machine: simulate, read, score, train, and compare on unseen markets."""
+    from babylon_rl.cli.children import stop_children
     from babylon_rl.settings import load_settings
     from babylon_rl.store.database import open_database
 
@@ -56,6 +57,8 @@ def demo(
     chosen = DEMO_SETTINGS | {"training_min_trajectories": minimum, "windows_per_iteration": -(-windows // ITERATIONS)}
     settings = load_settings(**chosen)
     say("Demo settings: " + " ".join(f"{name.upper()}={str(value).lower()}" for name, value in chosen.items()) + f", seed {seed}")
+    for sentence in stop_children(settings.home, orphans_only=True):
+        say(sentence)
     with open_database(settings) as database:
         state = Demo(settings, database, windows, seed)
         with _stage("1. Database"):
