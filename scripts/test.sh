@@ -9,5 +9,6 @@ for variable in $(sed -n 's/^#* *\([A-Z][A-Z_]*\)=.*/\1/p' .env.example); do
 done
 linted=0
 scripts/lint.sh || linted=$?
-.venv/bin/python -m pytest "$@"
+# Two at a time, a file's tests together: much of the time is waiting for servers to start and stop.
+.venv/bin/python -m pytest -n 2 --dist loadfile "$@"
 exit "$linted"
