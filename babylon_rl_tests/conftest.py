@@ -11,6 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.settings import Settings
 from babylon_rl.store.cluster import Cluster
 from babylon_rl.store.database import Database
@@ -130,3 +132,12 @@ TEMPLATES: dict[str, tuple[str, Callable[[str], None]]] = {
     "raw_early_sample": ("template1", lambda url: _load(url, "babylon_realtime_early")),
     "early_sample": ("raw_early_sample", _migrate),
 }
+
+
+@pytest.fixture(scope="session")
+def packaged_base() -> Path:
+    """The real base model of the CPU line, converted once in the project's state directory."""
+    try:
+        return base_model_dir(Settings(_env_file=None, local_base_model=None))
+    except ModelUnavailable as missing:
+        pytest.skip(f"no weights: {missing}")

@@ -8,24 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from babylon_rl.errors import ModelUnavailable
-from babylon_rl.models.packaged import base_model_dir
-from babylon_rl.settings import load_settings
-
 SMALL = {"BENCHMARK_MARKETS": "3"}
 WINDOWS = 2
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def state(packaged_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty state directory that shares the converted weights with the project's."""
-    try:
-        base = base_model_dir(load_settings())
-    except ModelUnavailable as missing:
-        pytest.skip(f"no weights: {missing}")
     home = tmp_path_factory.mktemp("state")
     (home / "models").mkdir()
-    (home / "models" / base.name).symlink_to(base, target_is_directory=True)
+    (home / "models" / packaged_base.name).symlink_to(packaged_base, target_is_directory=True)
     return home
 
 

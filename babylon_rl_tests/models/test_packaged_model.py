@@ -10,8 +10,6 @@ from babylon_rl.models.packaged import DIRECTORY, GGUF, NAME, WHEEL, base_model_
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.settings import Settings
 
-PROJECT = Path(__file__).parents[2]
-
 
 def settings(home: Path, **changes: Any) -> Settings:
     return Settings(_env_file=None, babylon_rl_home=home, **changes)
@@ -84,14 +82,8 @@ def test_a_wheel_with_another_content_is_not_used(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_the_real_base_knows_the_capital_of_france_and_keeps_to_a_grammar(trade_format: dict[str, Any]) -> None:
-    from babylon_rl.settings import load_settings
-
-    homes = [load_settings().home, PROJECT / ".babylon"]
-    base = next((home / "models" / DIRECTORY for home in homes if damage(home / "models" / DIRECTORY) is None), None)
-    if base is None:
-        pytest.skip("the packaged model is not converted in this state directory: `make setup` and a first training do it")
-    policy = Policy.load(base)
+def test_the_real_base_knows_the_capital_of_france_and_keeps_to_a_grammar(packaged_base: Path, trade_format: dict[str, Any]) -> None:
+    policy = Policy.load(packaged_base)
     france = CompletionRequest([{"role": "user", "content": "What is the capital of France?"}], temperature=0, max_tokens=12)
     trade = CompletionRequest([{"role": "user", "content": "TESLAI doubled its sales. Trade."}], trade_format, seed=1)
     answers = policy.complete([france, trade])

@@ -11,10 +11,9 @@ from safetensors.torch import load_file
 
 from babylon_rl.errors import CheckpointError, Diverged, NothingToTrain
 from babylon_rl.models.checkpoints import WEIGHTS, Manifest, publish, verify
-from babylon_rl.models.packaged import NAME, damage
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.models.scoring import EncodedSequence, branch_logprobs, encode_sequence
-from babylon_rl.settings import Settings, load_settings
+from babylon_rl.settings import Settings
 from babylon_rl.training.cpu import ENTROPY_BONUS, OPTIMIZER_STATE, CpuTrainer
 from babylon_rl.training.trainer import STATE_PREFIX, IterationResult, StepMetrics, TrainIteration, TrainSequence, choose_trainer
 from babylon_rl_tests.training.sequences import (
@@ -258,12 +257,9 @@ def test_the_adapter_becomes_a_checkpoint_that_verifies_and_answers(cpu_settings
 
 
 @pytest.mark.slow
-def test_the_packaged_model_trains_a_step(tmp_path: Path) -> None:
-    settings = load_settings(train_rl_local=True, local_base_model=None)
-    weights = settings.home / "models" / "smollm2-135m-instruct"
-    if damage(weights) is not None:
-        pytest.skip(f"{NAME} is not in {weights}: `make setup` converts it")
-    result = trained(settings.model_copy(update={"local_base_model": str(weights)}), tmp_path / "out", make_lesson(1))
+def test_the_packaged_model_trains_a_step(packaged_base: Path, tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, train_rl_local=True, local_base_model=str(packaged_base))
+    result = trained(settings, tmp_path / "out", make_lesson(1))
     assert result.trainable_tokens > 0 and math.isfinite(result.loss)
 
 
