@@ -66,6 +66,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     batch_id: str | None = None
     step: int | None = None
     prompt_version: str | None = None
+    judge: str | None = None
     windows: tuple[str, ...] = ()
     metrics: dict[str, float] = {}
     trainer: dict[str, Any] = {}
@@ -101,7 +102,8 @@ def model_card(manifest: Manifest) -> str:
         "Base model": manifest.base.name,
         "Parent": manifest.parent or "none",
         "Batch": manifest.batch_id or "none",
-        "Prompt version": manifest.prompt_version or "none",
+        "Scores by": manifest.judge or "not recorded",
+        "Prompt version": manifest.prompt_version or "not recorded",
         "Windows": f"{len(windows)}, {windows[0]} to {windows[-1]}" if windows else "none",
         "Made": manifest.created_at,
     }

@@ -123,6 +123,7 @@ def _manifest(run: Run, version: str, episodes: Sequence[BatchEpisode], steps: S
         parent=parent,
         batch_id=run.batch.batch_id,
         step=steps[-1].iteration,
+        judge=run.batch.settings.get("judge_model"),
         windows=tuple(sorted({episode.window for episode in episodes}, reverse=True)),
         metrics={
             "loss": steps[-1].loss or 0.0,

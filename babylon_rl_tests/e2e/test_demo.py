@@ -62,4 +62,5 @@ def test_trained_version_is_traced_back_to_its_hours(state: Path) -> None:
     batch = json.loads(run(state, "batches", "show", result["batchId"], "--json").stdout)
     card = (Path(result["checkpoint"]) / "README.md").read_text()
     hours = [hour["window"] for hour in json.loads(run(state, "windows", "--json").stdout)["windows"]]
+    assert "| Scores by | heuristic |" in card
     assert all(hour in card and hour in json.dumps(batch) for hour in hours)
