@@ -69,7 +69,7 @@ def demo(
             _materialize_hours(state, hours)
         with _stage("4. Training on this machine's processor, then the benchmark, through Dagster"):
             batch_id = _train(state)
-        document = _result(state, batch_id) | {"seconds": round(time.monotonic() - began, 1)}
+        document = _result(state, batch_id) | {"firstWindow": hours[0], "seconds": round(time.monotonic() - began, 1)}
     emit(document, lambda console: _render(console, document), as_json)
 
 
@@ -185,7 +185,9 @@ def _render(console: "Console", document: dict[str, Any]) -> None:
         ("gate", f"{document['decision']}: {document['reason']}"),
     ):
         console.print(f"{name:11} {value}", markup=False)
-    console.print("\nNext: make dev           the graph, its hours and this checkpoint in Dagster's UI")
+    console.print(
+        f"\nNext: FIRST_WINDOW={document['firstWindow']} make dev   the graph, its hours and this checkpoint in Dagster's UI", markup=False
+    )
     console.print(f"      .venv/bin/babylon-rl batches show {document['batchId']}   the hours and episodes it was trained on", markup=False)
     console.print(f"      .venv/bin/babylon-rl benchmark run --model {document['modelVersion']} --markets 48   more evidence", markup=False)
     console.print("      DATABASE_URL=postgresql://... .venv/bin/babylon-rl windows   what a real game's database holds")
