@@ -1,6 +1,6 @@
 """What loading the code location costs: `python benchmarks/import_definitions.py` prints seconds and megabytes as JSON.
 
-Runs fresh interpreters and gives the best and the median of them; the bounds are those of the issue (1.5 s, 200 MB). ``dagster``
+Runs fresh interpreters and gives the best and the median of them; the bounds are 1.5 s and 200 MB. ``dagster``
 alone is measured beside it, as the part that is not ours.
 """
 
