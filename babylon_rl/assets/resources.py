@@ -13,19 +13,13 @@ import dagster as dg
 import psycopg
 
 from babylon_rl.errors import BabylonError, DatabaseUnreachable
+from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import Database, process_database
 from babylon_rl.windows import utc_now
 
 CONNECTION_RETRIES = 3
 RETRY_AFTER_S = 10
-
-
-Progress = Callable[[str, int, int], None]
-
-
-def unheard(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches: of ``what``, ``done`` units of ``total``."""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from datetime import datetime
 import dagster as dg
 
 from babylon_rl.assets.partitions import batches, hours
-from babylon_rl.assets.resources import Babylon, Progress, unheard
+from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, OBSERVE_JOB, SCORE_JOB, TRAIN_JOB
 from babylon_rl.errors import BabylonError, UsageError
+from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.windows import HOUR, is_complete, utc_now, window_of, window_start

@@ -163,12 +163,9 @@ def _result(state: Demo, batch_id: str) -> dict[str, Any]:
     with state.database.connect() as connection:
         model, report = model_of_batch(connection, batch_id), read_report(connection, batch_id)
     assert model is not None and report is not None
-    plot = state.settings.home / "benchmarks" / f"{model.version}.png"
-    if report.plot_png is not None:
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        plot.write_bytes(report.plot_png)
     return {
-        "seed": state.seed, "batchId": batch_id, "modelVersion": model.version, "checkpoint": model.checkpoint, "plot": str(plot),
+        "seed": state.seed, "batchId": batch_id, "modelVersion": model.version, "checkpoint": model.checkpoint,
+        "plot": str(report.plot_path),
         "reference": report.reference or "base", "decision": report.decision, "reason": report.reason, "rows": report.rows,
     }  # fmt: skip
 

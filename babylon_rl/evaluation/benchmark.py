@@ -9,13 +9,14 @@ import psycopg
 
 from babylon_rl.errors import TrainingError
 from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, STRATEGY, Comparison, compare
-from babylon_rl.evaluation.entrants import Entrant, OnProgress, Say, Serving, absent, base_entrant, play_entrants, unheard, version_entrant
+from babylon_rl.evaluation.entrants import Entrant, Say, Serving, absent, base_entrant, play_entrants, version_entrant
 from babylon_rl.evaluation.gate import decide
 from babylon_rl.evaluation.markets import Contestant, play_benchmark
 from babylon_rl.evaluation.plots import benchmark_png, write_plot
 from babylon_rl.evaluation.report import BenchmarkReport, markdown, results_version
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.market.serving import served_here
+from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import StoredReport, read_stored_report, write_report
 from babylon_rl.store.registry import Model, model_of_batch, read_models
@@ -33,7 +34,7 @@ def evaluate_batch(
     *,
     clock: Callable[[], datetime] = utc_now,
     serving: Serving = served_here,
-    on_progress: OnProgress = unheard,
+    on_progress: Progress = unheard,
 ) -> BenchmarkReport:
     """Play what is missing, compare, decide, and store the report; its picture is written to <home>/benchmarks/<version>.png.
 
@@ -84,7 +85,7 @@ def _compare(
     say: Say,
     clock: Callable[[], datetime],
     serving: Serving,
-    on_progress: OnProgress,
+    on_progress: Progress,
 ) -> Comparison:
     scripts = {name: (STRATEGY, play_benchmark(Contestant(name), snapshots)) for name in SCRIPTS}
     missing = absent(model, settings)

@@ -22,6 +22,7 @@ from babylon_rl.models.checkpoints import MANIFEST, base_identity, verify
 from babylon_rl.models.client import ChatClient
 from babylon_rl.models.files import sha256
 from babylon_rl.models.packaged import base_model_dir, base_model_name
+from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import MarketResult, read_results, write_results
 from babylon_rl.store.registry import Model
@@ -30,12 +31,7 @@ from babylon_rl.versions import content_version
 
 Serving = Callable[[Settings, Mapping[str, Path]], AbstractContextManager[str]]
 Say = Callable[[str], Any]
-OnProgress = Callable[[str, int, int], None]
 TEMPERATURE = 0.0
-
-
-def unheard(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches: of ``what``, ``done`` units of ``total``."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def play_entrants(
     *,
     clock: Callable[[], datetime],
     serving: Serving,
-    on_progress: OnProgress = unheard,
+    on_progress: Progress = unheard,
     concurrency: int = CONCURRENCY,
 ) -> dict[str, list[MarketResult]]:
     """The results of every entrant in every market, in their order; only what no earlier run has stored is played.
@@ -133,7 +129,7 @@ def _keeper(
     markets: Mapping[str, str],
     known: dict[str, MarketResult],
     say: Say,
-    on_progress: OnProgress,
+    on_progress: Progress,
     clock: Callable[[], datetime],
 ) -> Callable[[MarketResult], None]:
     """What is done with a finished market: it is stored, counted, and every now and then told."""

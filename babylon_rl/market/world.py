@@ -9,7 +9,7 @@ Left out here: perpetuals with leverage, funding and liquidation; regimes; posts
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from babylon_rl.market.headlines import Edition
 
@@ -23,7 +23,6 @@ _EFFECT = 0.024  # log price change of a true event of strength 1 over its five 
 _QUESTION_EFFECT = 0.28  # the same in log-odds of YES
 _QUESTION_NOISE = 0.03
 _TRUE_REPORT, _TRUE_RUMOUR = 0.90, 0.62
-_POOL = 20_000.0  # shares on each side of a new question's pool
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,6 @@ class Hour:
     stocks: tuple[Stock, ...]
     question: Question
     events: tuple[Event, ...]
-    opening: dict[str, float] = field(default_factory=dict)
 
     @property
     def markets(self) -> tuple[str, ...]:
@@ -98,7 +96,7 @@ def generate_hour(
     stocks = tuple(Stock(name, _price_path(rng, last.get(name, start), name, events)) for name, start in companies)
     logits = _logit_path(rng, rng.uniform(-1.0, 1.0), label, events)
     answer = rng.random() < 1 / (1 + math.exp(-logits[-1]))
-    return Hour(window, stocks, Question(number, text, answer, logits), events, {s.name: s.prices[0] for s in stocks})
+    return Hour(window, stocks, Question(number, text, answer, logits), events)
 
 
 def _event(rng: random.Random, edition: Edition, tick: int, market: str, label: str) -> Event:
