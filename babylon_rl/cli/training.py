@@ -298,6 +298,7 @@ def sync_outcomes(
     from babylon_rl.automation.launch import run_hours
     from babylon_rl.store.batch_report import market_hours
     from babylon_rl.store.database import open_database
+    from babylon_rl.store.market_data import windows_with_market
     from babylon_rl.store.trajectories import windows_with_rows
     from babylon_rl.training.freezing import freeze_bounds
 
@@ -305,7 +306,8 @@ def sync_outcomes(
     wanted = _pinned_windows(settings, first, end)
     with open_database(settings) as database, database.connect(autocommit=True) as connection:
         bounds = freeze_bounds(connection, settings, utc_now(), wanted)
-        held = [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
+        recorded = {*windows_with_rows(connection, bounds.first, bounds.end), *windows_with_market(connection, bounds.first, bounds.end)}
+        held = sorted(window for window in recorded if window <= bounds.complete)
         before = market_hours(connection, held)
         run_hours(database, settings, held, ["market_outcomes"])
         after = market_hours(connection, held)
@@ -319,6 +321,6 @@ def sync_outcomes(
         for window in held
     ]
     if not shown:
-        say(f"No complete hour here holds a trajectory. {SEE_WINDOWS}")
+        say("No complete hour here holds a trajectory, a price, a probability or an event.")
     rows = [[row["window"], row["stocks"], row["predictions"], "yes" if row["changed"] else "no"] for row in shown]
     emit({"windows": shown}, lambda out: out.print(table(None, ["window", "stocks", "predictions", "changed"], rows)), as_json)

@@ -54,7 +54,7 @@ class Event(msgspec.Struct, frozen=True):
     related_question: int | None
 
 
-_FINITE = "BETWEEN '-1e300'::float8 AND '1e300'::float8"
+FINITE = "BETWEEN '-1e300'::float8 AND '1e300'::float8"
 
 STOCKS = f"""
     SELECT hour.start, organization.id, organization.name, organization."initialPrice",
@@ -63,24 +63,24 @@ STOCKS = f"""
     CROSS JOIN public."Organization" organization
     CROSS JOIN LATERAL (
         SELECT price, "timestamp" FROM public."StockPrice"
-        WHERE "organizationId" = organization.id AND "timestamp" < hour.start + interval '1 hour' AND price {_FINITE}
+        WHERE "organizationId" = organization.id AND "timestamp" < hour.start + interval '1 hour' AND price {FINITE}
         ORDER BY "timestamp" DESC, id COLLATE "C" DESC LIMIT 1
     ) last
     LEFT JOIN LATERAL (
         SELECT price FROM public."StockPrice"
-        WHERE "organizationId" = organization.id AND "timestamp" <= hour.start AND price {_FINITE}
+        WHERE "organizationId" = organization.id AND "timestamp" <= hour.start AND price {FINITE}
         ORDER BY "timestamp" DESC, id COLLATE "C" DESC LIMIT 1
     ) before ON true
     LEFT JOIN LATERAL (
         SELECT price FROM public."StockPrice"
         WHERE "organizationId" = organization.id AND "timestamp" > hour.start AND "timestamp" < hour.start + interval '1 hour'
-          AND price {_FINITE}
+          AND price {FINITE}
         ORDER BY "timestamp", id COLLATE "C" LIMIT 1
     ) first ON before.price IS NULL OR before.price <= 0
     LEFT JOIN LATERAL (
         SELECT sum(volume) AS volume FROM public."StockPrice"
         WHERE "organizationId" = organization.id AND "timestamp" >= hour.start AND "timestamp" < hour.start + interval '1 hour'
-          AND volume {_FINITE}
+          AND volume {FINITE}
     ) traded ON true
     ORDER BY hour.start, organization.id COLLATE "C"
 """
@@ -106,12 +106,12 @@ QUESTIONS = f"""
     JOIN timed ON timed.created < hour.start + interval '1 hour' AND (timed.resolved IS NULL OR timed.resolved >= hour.start)
     LEFT JOIN LATERAL (
         SELECT "yesPrice" AS probability FROM public."PredictionPriceHistory"
-        WHERE "marketId" = timed.id AND "createdAt" <= hour.start AND "yesPrice" {_FINITE}
+        WHERE "marketId" = timed.id AND "createdAt" <= hour.start AND "yesPrice" {FINITE}
         ORDER BY "createdAt" DESC, id COLLATE "C" DESC LIMIT 1
     ) before ON true
     LEFT JOIN LATERAL (
         SELECT "yesPrice" AS probability, "createdAt" AS moment FROM public."PredictionPriceHistory"
-        WHERE "marketId" = timed.id AND "createdAt" < hour.start + interval '1 hour' AND "yesPrice" {_FINITE}
+        WHERE "marketId" = timed.id AND "createdAt" < hour.start + interval '1 hour' AND "yesPrice" {FINITE}
         ORDER BY "createdAt" DESC, id COLLATE "C" DESC LIMIT 1
     ) last ON true
     ORDER BY hour.start, timed.number NULLS LAST, timed.id COLLATE "C"
@@ -123,6 +123,24 @@ EVENTS = """
     JOIN public."WorldEvent" event ON event."timestamp" >= hour.start AND event."timestamp" < hour.start + interval '1 hour'
     ORDER BY event."timestamp", event.id COLLATE "C"
 """
+
+
+RECORDED = """
+    SELECT date_trunc('hour', "timestamp") FROM public."StockPrice" WHERE "timestamp" >= %(start)s AND "timestamp" < %(stop)s
+    UNION
+    SELECT date_trunc('hour', "timestamp") FROM public."WorldEvent" WHERE "timestamp" >= %(start)s AND "timestamp" < %(stop)s
+    UNION
+    SELECT date_trunc('hour', traded."createdAt") FROM public."Market" market CROSS JOIN LATERAL (
+        SELECT "createdAt" FROM public."PredictionPriceHistory"
+        WHERE "marketId" = market.id AND "createdAt" >= %(start)s AND "createdAt" < %(stop)s
+    ) traded
+"""
+
+
+def windows_with_market(connection: Connection, first: str, end: str) -> list[str]:
+    """The windows from ``first`` (inclusive) to ``end`` (exclusive) in which a price, a probability or an event was recorded, in order."""
+    found = connection.execute(RECORDED, {"start": window_start(first), "stop": window_start(end)}).fetchall()
+    return sorted(window_of(hour) for (hour,) in found)
 
 
 def stock_spans(connection: Connection, windows: Sequence[str]) -> list[StockSpan]:

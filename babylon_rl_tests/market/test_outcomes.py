@@ -1,6 +1,6 @@
 """Market outcomes: the samples' answers, the rules by small cases, and writing once."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from threading import Thread
 from typing import Any
@@ -13,56 +13,13 @@ from babylon_rl.market.window_market import MOST_NEWS
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.expected import SAMPLES, expected
-from babylon_rl_tests.rows import AFTER, START, WINDOW, Connection, insert
-
-HOUR_BEFORE = START - timedelta(hours=1)
-
-
-def organization(slug: str, name: str | None = None, initial: float | None = 100.0) -> dict[str, Any]:
-    return {"id": slug, "name": name or slug.title(), "description": "", "type": "company", "initialPrice": initial, "updatedAt": START}
-
-
-def price(number: int, slug: str, value: float, minute: float, **columns: Any) -> dict[str, Any]:
-    moment = START + timedelta(minutes=minute)
-    return {"id": f"p{number}", "organizationId": slug, "price": value, "change": 0, "changePercent": 0, "timestamp": moment} | columns
-
-
-def question(
-    number: int, *, created: datetime = HOUR_BEFORE, answer: bool | None = None, updated: datetime = HOUR_BEFORE
-) -> dict[str, Any]:
-    return {
-        "id": f"q{number}", "questionNumber": number, "text": f"Will {number}?", "scenarioId": 1, "outcome": True, "rank": 1,
-        "createdDate": created, "resolutionDate": START + timedelta(days=3), "resolvedOutcome": answer, "updatedAt": updated,
-    }  # fmt: skip
-
-
-def market(slug: str, **columns: Any) -> dict[str, Any]:
-    return {
-        "id": slug, "question": f"Market {slug}?", "liquidity": 1, "endDate": START + timedelta(days=3), "createdAt": HOUR_BEFORE,
-        "updatedAt": START,
-    } | columns  # fmt: skip
-
-
-def history(number: int, slug: str, yes: float, minute: float, kind: str = "trade") -> dict[str, Any]:
-    return {
-        "id": f"h{number}", "marketId": slug, "yesPrice": yes, "noPrice": 1 - yes, "yesShares": 1, "noShares": 1, "liquidity": 1,
-        "eventType": kind, "source": "user", "createdAt": START + timedelta(minutes=minute),
-    }  # fmt: skip
-
-
-def event(number: int, minute: float, text: str = "Nothing", actors: list[str] | None = None, about: int | None = None) -> dict[str, Any]:
-    moment = START + timedelta(minutes=minute)
-    return {"id": f"e{number}", "eventType": "news", "description": text, "actors": actors, "relatedQuestion": about, "timestamp": moment}
+from babylon_rl_tests.market_rows import HOUR_BEFORE, event, fill, history, market, organization, price, question
+from babylon_rl_tests.rows import AFTER, START, WINDOW, Connection
 
 
 def read(connection: Connection, settings: Settings, **tables: list[dict[str, Any]]) -> WindowOutcomes:
     fill(connection, **tables)
     return read_outcomes(connection, WINDOW, settings)
-
-
-def fill(connection: Connection, **tables: list[dict[str, Any]]) -> None:
-    for table, rows in tables.items():
-        insert(connection, table, rows)
 
 
 @pytest.mark.parametrize("fixture", SAMPLES)
