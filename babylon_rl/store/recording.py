@@ -7,6 +7,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from babylon_rl.errors import SchemaMismatch
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -20,6 +22,21 @@ def copy_rows(connection: psycopg.Connection[Any], table: str, rows: Rows) -> in
         for row in rows:
             copy.write_row([row[column] for column in columns])
     return len(rows)
+
+
+def stored_rows(connection: psycopg.Connection[Any], ids: Sequence[str]) -> frozenset[str]:
+    """Those of the given ids (the column, not the trajectoryId) that are rows of trajectories."""
+    found = connection.execute("SELECT id FROM public.trajectories WHERE id = ANY(%s)", (list(ids),))
+    return frozenset(one for (one,) in found)
+
+
+def require_recording_tables(connection: psycopg.Connection[Any]) -> None:
+    """Raises SchemaMismatch: a table that the recorder writes is not there."""
+    names = ("trajectories", "llm_call_logs")
+    found = connection.execute("SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass('public.' || name) IS NULL", (list(names),))
+    absent = [name for (name,) in found]
+    if absent:
+        raise SchemaMismatch(f"The table {' and '.join(absent)} is not in this database: run `babylon-rl migrate`, or check DATABASE_URL.")
 
 
 def add_agents(connection: psycopg.Connection[Any], agents: Sequence[tuple[str, str]], now: datetime) -> None:

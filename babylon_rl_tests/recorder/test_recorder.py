@@ -1,6 +1,5 @@
 """The recorder against a row of the game's own: the same keys in the same order, and nothing half written."""
 
-import itertools
 import json
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,48 +9,12 @@ import pytest
 
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.errors import UsageError
-from babylon_rl.market.agents import response_format
-from babylon_rl.recorder import Recording, TrajectoryRecorder, milliseconds
+from babylon_rl.recorder import milliseconds
 from babylon_rl.settings import Settings
-from babylon_rl.store.recording import copy_rows
-from babylon_rl_tests.rows import START, WINDOW, Connection, insert, make_log
+from babylon_rl_tests.recorder.builders import ASKED, LOGPROBS, MESSAGES, SCHEMA, Recorded, store
+from babylon_rl_tests.rows import WINDOW, Connection, make_log
 
 GAME_ROW: dict[str, Any] = json.loads((Path(__file__).parent.parent / "data" / "recorder_row.json").read_text())
-MESSAGES = [{"role": "system", "content": "You trade."}, {"role": "user", "content": "What now?"}]
-SCHEMA = response_format(("OPENLIE", "Q7"))
-LOGPROBS = [{"token": '{"', "logprob": -0.5, "tokenId": 17}, {"token": "…", "logprob": 0.0, "tokenId": 2}]
-
-
-class Recorded:
-    """A recorder that writes into a list, with a clock that a test moves."""
-
-    def __init__(self, sampling_rate: float = 1.0) -> None:
-        self.now = START + timedelta(minutes=5)
-        self.kept: list[Recording] = []
-        numbers = itertools.count(248_027_329_408_794_624)
-        self.recorder = TrajectoryRecorder(self.kept.append, lambda: str(next(numbers)), lambda: self.now, sampling_rate)
-
-    def trajectory(self, steps: int = 1, **ending: Any) -> str:
-        begun = self.recorder.start_trajectory("agent-1")
-        for _ in range(steps):
-            self.step(begun)
-        self.recorder.end_trajectory(begun, **({"balance": 9_950.0, "pnl": 125.5} | ending))
-        return begun
-
-    def step(self, trajectory: str, action: str = "TRADING_DECISION", *, success: bool = True, reward: float = 0.1, **call: Any) -> None:
-        self.recorder.start_step(trajectory, balance=10_000.0, pnl=125.5, open_positions=2)
-        asked = {"model": "v1.0.0", "messages": MESSAGES, "response": '{"action": "hold"}'} | call
-        self.recorder.llm_call(trajectory, **asked)
-        self.now += timedelta(seconds=2)
-        self.recorder.complete_step(trajectory, action, {"side": "YES"}, success=success, reward=reward)
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        return self.kept[-1].columns
-
-    @property
-    def steps(self) -> list[dict[str, Any]]:
-        return list(json.loads(self.columns["stepsJson"]))
 
 
 def record_the_games_row() -> Recorded:
@@ -127,7 +90,7 @@ def test_a_step_that_was_not_completed_is_left_out() -> None:
     begun = recorded.recorder.start_trajectory("agent-1")
     recorded.step(begun)
     recorded.recorder.start_step(begun, balance=1.0, pnl=0.0, open_positions=0)
-    recorded.recorder.llm_call(begun, model="m", messages=MESSAGES, response="?")
+    recorded.recorder.llm_call(begun, **ASKED)
     recorded.recorder.end_trajectory(begun, balance=1.0, pnl=0.0, status="terminated")
     assert recorded.columns["episodeLength"] == len(recorded.steps) == len(recorded.kept[0].calls) == 1
     assert recorded.columns["finalStatus"] == "terminated"
@@ -161,18 +124,7 @@ def test_misuse_is_told_in_a_sentence(misuse: str) -> None:
     recorded = Recorded()
     begun = recorded.trajectory() if misuse == "ended" else recorded.recorder.start_trajectory("agent-1")
     with pytest.raises(UsageError, match="call start_step first" if misuse == "no step" else "is not open"):
-        recorded.recorder.llm_call("nothing" if misuse == "unknown" else begun, model="m", messages=MESSAGES, response="?")
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_a_number_that_json_lacks_is_refused_and_nothing_is_written(number: float) -> None:
-    recorded = Recorded()
-    begun = recorded.recorder.start_trajectory("agent-1")
-    recorded.recorder.start_step(begun, balance=number, pnl=0.0, open_positions=0)
-    recorded.recorder.complete_step(begun, "HOLD", {}, success=True, reward=0.0)
-    with pytest.raises(UsageError, match="finite"):
-        recorded.recorder.end_trajectory(begun, balance=1.0, pnl=0.0)
-    assert recorded.kept == []
+        recorded.recorder.llm_call("nothing" if misuse == "unknown" else begun, **ASKED)
 
 
 def test_sampling_keeps_a_share_that_the_ids_decide() -> None:
@@ -192,12 +144,6 @@ def test_sampling_none_or_all_is_exact(rate: float, count: int) -> None:
     for _ in range(50):
         recorded.trajectory(steps=0)
     assert len(recorded.kept) == count
-
-
-def store(connection: Connection, recorded: Recorded) -> None:
-    insert(connection, "User", [{"id": agent, "updatedAt": START} for agent in {one.columns["agentId"] for one in recorded.kept}])
-    copy_rows(connection, "trajectories", [one.columns for one in recorded.kept])
-    copy_rows(connection, "llm_call_logs", [call.columns for one in recorded.kept for call in one.calls])
 
 
 def test_a_recorded_call_is_read_back_as_it_was_served(connection: Connection, settings: Settings) -> None:

@@ -1,0 +1,111 @@
+"""One request to a model as it was served: its JSON in the step, and its row of llm_call_logs.
+
+A step's JSON has room for one system and one user text. A chat with more messages is recorded whole in ``messagesJson``
+alone, and its trajectory's steps then hold no calls, so that readers take all of them from llm_call_logs.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from babylon_rl.errors import UsageError
+from babylon_rl.recorder.values import MOST_IN_INTEGER, count, dump, label, number, shown, text
+
+PURPOSES = ("action", "reasoning", "evaluation", "response", "other")
+_ROLES = ("system", "user", "assistant")
+_TOKEN_ID = "token_id:"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A checked call: ``json`` as it stands in a step, ``columns`` of its row but for ids and times.
+
+    ``one_prompt`` is False for a chat that the step's form cannot tell.
+    """
+
+    json: str
+    columns: dict[str, Any]
+    one_prompt: bool
+
+
+def make_call(
+    *, model: str, messages: Sequence[Mapping[str, str]], response: str, temperature: float, max_tokens: int, purpose: str,
+    action_type: str | None, latency_ms: float | None, model_version: str | None, reasoning: str | None, top_p: float | None,
+    response_format: Mapping[str, Any] | None, logprobs: Any, tokens: tuple[int, int] | None,
+) -> Call:  # fmt: skip
+    """Check what TrajectoryRecorder.llm_call was given. Raises UsageError."""
+    served = _served(messages)
+    system, user = _texts(served, "system"), _texts(served, "user")
+    if purpose not in PURPOSES:
+        raise UsageError(f"purpose is {purpose!r}: give one of {', '.join(PURPOSES)}. Only action trains by default.")
+    prompt, completion = (count(tokens[0], "tokens[0]"), count(tokens[1], "tokens[1]")) if tokens else (None, None)
+    latency = None if latency_ms is None else number(latency_ms, "latency_ms")
+    call = {
+        "model": label(model, "model"), "modelVersion": None if model_version is None else label(model_version, "model_version"),
+        "systemPrompt": system, "userPrompt": user, "response": text(response, "response"),
+        "reasoning": None if reasoning is None else text(reasoning, "reasoning"), "temperature": number(temperature, "temperature"),
+        "maxTokens": count(max_tokens, "max_tokens"), "topP": None if top_p is None else number(top_p, "top_p"),
+        "latencyMs": latency, "purpose": purpose, "actionType": None if action_type is None else label(action_type, "action_type"),
+        "responseFormat": None if response_format is None else dict(response_format), "logprobs": token_logprobs(logprobs),
+        "promptTokens": prompt, "completionTokens": completion,
+    }  # fmt: skip
+    said = {key: value for key, value in call.items() if value is not None}
+    metadata = {key: said[key] for key in ("modelVersion", "responseFormat", "logprobs") if key in said}
+    columns = {
+        "latencyMs": min(max(round(latency or 0), 0), MOST_IN_INTEGER), "model": call["model"], "purpose": purpose,
+        "actionType": call["actionType"], "systemPrompt": system, "userPrompt": user, "messagesJson": dump(served, "messages"),
+        "response": call["response"], "reasoning": call["reasoning"], "temperature": call["temperature"],
+        "maxTokens": call["maxTokens"], "topP": call["topP"], "promptTokens": prompt, "completionTokens": completion,
+        "totalTokens": prompt + completion if prompt is not None and completion is not None else None,
+        "metadata": dump(metadata, "response_format or logprobs"),
+    }  # fmt: skip
+    roles = [message["role"] for message in served]
+    return Call(dump(said, "llm_call"), columns, roles in (["system", "user"], ["user"]))
+
+
+def _served(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    served = []
+    for index, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in _ROLES:
+            raise UsageError(f"messages[{index}] has the role {role!r}: texts of {', '.join(_ROLES)} can be recorded.")
+        if content or role != "system":
+            served.append({"role": str(role), "content": text(content, f"messages[{index}].content")})
+    if not served or served[-1]["role"] != "user":
+        raise UsageError("messages must end with the user's: give exactly what the model was asked; without its prompt nothing trains.")
+    return served
+
+
+def _texts(messages: Sequence[Mapping[str, str]], role: str) -> str:
+    return "\n\n".join(message["content"] for message in messages if message["role"] == role)
+
+
+def token_logprobs(given: Any) -> list[dict[str, Any]] | None:
+    """An answer's tokens as [{"token", "logprob", "tokenId"}], or None where there are none.
+
+    Takes that form, and what an OpenAI-compatible endpoint returns as ``choice.logprobs`` or ``choice.logprobs.content``
+    (objects or dicts). ``tokenId`` is left out where the endpoint tells none: it is never derived from the text.
+
+    Raises:
+        UsageError: an entry without a token or a finite log-probability.
+    """
+    content = _of(given, "content") if isinstance(given, Mapping) or hasattr(given, "content") else given
+    if content is None:
+        return None
+    if isinstance(content, str) or not isinstance(content, Iterable):
+        raise UsageError(f"logprobs is {shown(given)}: give the answer's tokens, or the endpoint's choice.logprobs as it came.")
+    return [_token(entry, index) for index, entry in enumerate(content)] or None
+
+
+def _token(entry: Any, index: int) -> dict[str, Any]:
+    where = f"logprobs[{index}]"
+    token = text(_of(entry, "token"), f"{where}.token")
+    found = _of(entry, "tokenId") if _of(entry, "tokenId") is not None else _of(entry, "token_id")
+    if found is None and token.startswith(_TOKEN_ID) and token.removeprefix(_TOKEN_ID).isdecimal():
+        found = int(token.removeprefix(_TOKEN_ID))
+    known = {} if found is None else {"tokenId": count(found, f"{where}.tokenId")}
+    return {"token": token, "logprob": number(_of(entry, "logprob"), f"{where}.logprob"), **known}
+
+
+def _of(entry: Any, name: str) -> Any:
+    return entry.get(name) if isinstance(entry, Mapping) else getattr(entry, name, None)

@@ -1,0 +1,39 @@
+"""A recorder's writer and sampling rate from the settings: the database's address, the share recorded, the off switch."""
+
+import contextlib
+from typing import Any
+
+import psycopg
+from pydantic import SecretStr
+
+from babylon_rl.recorder.writer import BackgroundWriter
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.database import open_database
+from babylon_rl.store.recording import require_recording_tables
+
+
+def open_writer(
+    url: str | None, settings: Settings | None, *, room: int, patience_s: float, stack: contextlib.ExitStack
+) -> tuple[BackgroundWriter | None, float]:
+    """(writer, sampling rate); (None, 0) where the settings say that nothing is recorded, and then no database is asked.
+
+    ``url`` stands for DATABASE_URL; without either the embedded database is held until ``stack`` closes.
+
+    Raises:
+        DatabaseUnreachable: the database does not answer.
+        SchemaMismatch: it has no trajectories or llm_call_logs.
+        SettingsError: a setting is not allowed.
+    """
+    chosen = settings if settings is not None else load_settings()
+    if url is not None:
+        chosen = chosen.model_copy(update={"database_url": SecretStr(url)})
+    if not chosen.record_agent_trajectories or chosen.trajectory_sampling_rate == 0:
+        return None, 0.0
+    database = stack.enter_context(open_database(chosen, prepare=False))
+    with database.connect() as connection:
+        require_recording_tables(connection)
+
+    def connect() -> psycopg.Connection[Any]:
+        return database.connect(autocommit=True)
+
+    return BackgroundWriter(connect, room=room, patience_s=patience_s), chosen.trajectory_sampling_rate

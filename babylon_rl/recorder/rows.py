@@ -1,0 +1,124 @@
+"""A finished trajectory as the rows that the game's own recorder would have written: same keys, order and derived columns.
+
+Two of its derived columns are wrong and are right here, as SEMANTICS has them: it counts no TRADING_DECISION as a trade, and
+it counts posts that failed. ``windowId`` is the hour of the start, where the game's is the hour of the end.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from babylon_rl.errors import UsageError
+from babylon_rl.recorder.calls import Call
+from babylon_rl.recorder.values import MOST_IN_INTEGER, dump
+
+STATUSES = ("completed", "completed_with_errors", "terminated", "error", "timeout")
+_EPOCH = datetime(1970, 1, 1)
+
+
+def milliseconds(moment: datetime) -> int:
+    """Naive UTC as the game's milliseconds since 1970."""
+    return round((moment - _EPOCH).total_seconds() * 1000)
+
+
+@dataclass(frozen=True)
+class CallRow:
+    """One row of llm_call_logs, by column name."""
+
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One finished trajectory: its row by column name, and its calls' rows."""
+
+    columns: dict[str, Any]
+    calls: tuple[CallRow, ...]
+
+    @property
+    def trajectory_id(self) -> str:
+        """The id that its agent was given."""
+        return str(self.columns["trajectoryId"])
+
+    @property
+    def size(self) -> int:
+        """About how many bytes its rows hold."""
+        texts = [self.columns, *(call.columns for call in self.calls)]
+        return sum(len(value) for columns in texts for value in columns.values() if isinstance(value, str))
+
+
+@dataclass(frozen=True)
+class FinishedStep:
+    """A completed step: its JSON before and after the calls, which stand apart, and what is counted of it."""
+
+    number: int
+    timestamp_ms: int
+    head: str
+    calls: tuple[Call, ...]
+    tail: str
+    action_type: str
+    success: bool
+
+    def json(self, with_calls: bool) -> str:
+        """The step as stepsJson has it."""
+        calls = ",".join(call.json for call in self.calls) if with_calls else ""
+        return f'{self.head},"llmCalls":[{calls}],{self.tail}'
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a trajectory ended; dollars, None where the agent did not say. Raises UsageError: no status of the contract."""
+
+    balance: float | None
+    pnl: float | None
+    status: str | None
+    evaluation: bool
+    game_knowledge: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.status is not None and self.status not in STATUSES:
+            raise UsageError(f"status is {self.status!r}: give one of {', '.join(STATUSES)}, or none to have it derived.")
+
+
+def recording_of(
+    trajectory_id: str, agent_id: str, window: str, scenario: str, started: datetime, ended: datetime, total: float,
+    steps: Sequence[FinishedStep], ending: Ending, new_id: Callable[[], str],
+) -> Recording:  # fmt: skip
+    """The rows of a trajectory; ``total`` is the sum of its steps' rewards. Raises UsageError: knowledge that is not JSON."""
+    trades, posts = _counted(steps, "TRADING", "BUY", "SELL"), _counted(steps, "POST")
+    errors = sum(not step.success for step in steps)
+    status = ending.status or ("completed_with_errors" if errors else "completed")
+    final = {"finalBalance": ending.balance, "finalPnL": ending.pnl}
+    metrics = {
+        "episodeLength": len(steps), "finalStatus": status, **{key: value for key, value in final.items() if value is not None},
+        "tradesExecuted": trades, "postsCreated": posts, "errorCount": errors,
+    }  # fmt: skip
+    knowledge = {"trueProbabilities": {}, "actualOutcomes": {}, **ending.game_knowledge}
+    in_steps = all(call.one_prompt for step in steps for call in step.calls)
+    duration = round((ended - started).total_seconds() * 1000)
+    columns = {
+        "id": new_id(), "trajectoryId": trajectory_id, "agentId": agent_id, "startTime": started, "endTime": ended,
+        "durationMs": max(-MOST_IN_INTEGER, min(duration, MOST_IN_INTEGER)), "scenarioId": scenario,
+        "episodeId": f"{window}-{milliseconds(ended)}", "windowId": window, "windowHours": 1,
+        "stepsJson": f"[{','.join(step.json(in_steps) for step in steps)}]",
+        "rewardComponentsJson": dump({"environmentReward": total}, "reward"), "metricsJson": dump(metrics, "balance or pnl"),
+        "metadataJson": dump({"isTrainingData": not ending.evaluation, "gameKnowledge": knowledge}, "game_knowledge"),
+        "totalReward": total, "episodeLength": len(steps), "finalStatus": status, **final, "tradesExecuted": trades,
+        "postsCreated": posts, "isTrainingData": not ending.evaluation, "isEvaluation": ending.evaluation, "usedInTraining": False,
+        "createdAt": ended, "updatedAt": ended,
+    }  # fmt: skip
+    calls = (_call_row(trajectory_id, step, index, call, new_id) for step in steps for index, call in enumerate(step.calls))
+    return Recording(columns, tuple(calls))
+
+
+def _counted(steps: Sequence[FinishedStep], *words: str) -> int:
+    return sum(step.success and any(word in step.action_type for word in words) for step in steps)
+
+
+def _call_row(trajectory_id: str, step: FinishedStep, index: int, call: Call, new_id: Callable[[], str]) -> CallRow:
+    moment = _EPOCH + timedelta(milliseconds=step.timestamp_ms)
+    return CallRow({
+        "id": new_id(), "trajectoryId": trajectory_id, "stepId": f"{trajectory_id}-step-{step.number}",
+        "callId": f"{trajectory_id}-call-{step.number}-{index}", "timestamp": moment, **call.columns, "createdAt": moment,
+    })  # fmt: skip

@@ -1,0 +1,92 @@
+"""What may be recorded, checked at the call that gives it, so that one bad value costs that call and nothing else.
+
+Numbers are finite, names fit their column, payloads are JSON. A text of a model or a provider is never refused: what
+Postgres cannot hold in it (NUL, half a surrogate pair) is recorded as U+FFFD.
+"""
+
+import json
+import math
+import re
+from typing import Any
+
+from babylon_rl.errors import UsageError
+
+MOST_IN_INTEGER = 2**31 - 1
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def dump(value: Any, name: str) -> str:
+    """A payload as compact JSON text that Postgres can hold.
+
+    Raises:
+        UsageError: NaN, Infinity or an object that JSON does not know; ``name`` says where.
+    """
+    text = _dumped(value, name)
+    if "\\u0000" in text:
+        text = _dumped(_without_nul(value), name)
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def _dumped(value: Any, name: str) -> str:
+    try:
+        return _JSON.encode(value)
+    except (ValueError, TypeError, RecursionError) as refused:
+        raise UsageError(f"{name} is not JSON ({refused}): give finite numbers, texts, lists and dicts.") from None
+
+
+def _without_nul(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_without_nul(key): _without_nul(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nul(entry) for entry in value]
+    return value.replace("\x00", "\ufffd") if isinstance(value, str) else value
+
+
+def text(value: Any, name: str) -> str:
+    """A text as far as Postgres can hold it. Raises UsageError: not a text."""
+    if not isinstance(value, str):
+        raise UsageError(f"{name} is {shown(value)}, not a text.")
+    return _UNSTORABLE.sub("\ufffd", value)
+
+
+def label(value: Any, name: str, longest: int = 1000) -> str:
+    """An id or a name, exactly as given. Raises UsageError: empty, longer than ``longest`` characters, or not storable."""
+    if not isinstance(value, str) or not value or len(value) > longest or _UNSTORABLE.search(value):
+        raise UsageError(f"{name} is {shown(value)}: give a text of 1 to {longest} characters, without NUL and lone surrogates.")
+    return value
+
+
+def number(value: Any, name: str) -> float:
+    """A finite number; ints and floats stay what they are, others (Decimal, numpy) become floats. Raises UsageError."""
+    if isinstance(value, bool | str) or value is None:
+        raise UsageError(f"{name} is {shown(value)}, not a number.")
+    try:
+        as_float = float(value)
+    except (TypeError, ValueError, OverflowError):
+        as_float = math.nan
+    if not math.isfinite(as_float):
+        raise UsageError(f"{name} is {shown(value)}, not a finite number.")
+    return value if isinstance(value, int | float) else as_float
+
+
+def count(value: Any, name: str) -> int:
+    """A whole number that fits an INTEGER column. Raises UsageError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_IN_INTEGER:
+        raise UsageError(f"{name} is {shown(value)}, not a whole number from 0 to {MOST_IN_INTEGER}.")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it."""
+    try:
+        return repr(value)[:60]
+    except ValueError:  # Python refuses to write out a whole number of more than 4,300 digits
+        return f"a {type(value).__name__} too long to show"
+
+
+def truth(value: Any, name: str) -> bool:
+    """True or False and nothing like them: readers take no other success for one. Raises UsageError."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} is {shown(value)}, not True or False.")
+    return value

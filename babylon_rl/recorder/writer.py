@@ -1,0 +1,263 @@
+"""Finished trajectories on their way into the database: a bounded queue, and one thread that writes many in a transaction.
+
+A trajectory and its calls are in the database together or not at all. What was handed over is kept while the process lives: a
+database that does not answer is tried again for as long as it takes. A row that the database refuses costs that trajectory alone.
+"""
+
+import atexit
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from babylon_rl.errors import BabylonError, DatabaseUnreachable, UsageError
+from babylon_rl.recorder.rows import Recording
+from babylon_rl.store.recording import copy_rows, stored_rows
+
+_LOG = logging.getLogger("babylon_rl.recorder")
+_BATCH = 256
+_BATCH_BYTES = 8_000_000
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LAST_PAUSE_S = 0.1, 5.0, 0.2
+_REASONS = 20
+_ROW_FAULTS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.RaiseException)
+
+
+@dataclass(frozen=True)
+class RecorderReport:
+    """What became of the trajectories that ended, in numbers; ``unfinished`` ones were begun and never ended.
+
+    ``waiting`` are not written yet; ``lost`` were still waiting when the recorder was closed; ``rejected`` the database would
+    not take, for the ``reasons`` (the first 20).
+    """
+
+    recorded: int = 0
+    waiting: int = 0
+    rejected: int = 0
+    lost: int = 0
+    unfinished: int = 0
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """All of it in words."""
+        why = f" First: {self.reasons[0]}" if self.reasons else ""
+        return (
+            f"{self.recorded} trajectories recorded, {self.waiting} waiting, {self.rejected} rejected, {self.lost} lost, "
+            f"{self.unfinished} never ended.{why}"
+        )
+
+
+class BackgroundWriter:
+    """Writes what it is given, from any thread, in the order in which it comes.
+
+    Args:
+        connect: opens a connection in autocommit mode; called again whenever the last one broke.
+        room: trajectories that may wait; with more, who hands one over waits.
+        patience_s: how long one waits for room, and how long ``close`` goes on trying, in seconds.
+    """
+
+    def __init__(self, connect: Callable[[], psycopg.Connection[Any]], *, room: int, patience_s: float) -> None:
+        self._connect, self._room, self._patience_s = connect, room, patience_s
+        self._connection: psycopg.Connection[Any] | None = None
+        self._waiting: deque[Recording] = deque()
+        self._changed = threading.Condition()
+        self._handed = self._recorded = self._rejected = 0
+        self._reasons: list[str] = []
+        self._closing, self._closed, self._give_up_at = threading.Event(), False, 0.0
+        self._process = os.getpid()
+        self._thread = threading.Thread(target=self._run, name="babylon-recorder", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that one waits for room."""
+        return self._patience_s
+
+    def offer(self, recording: Recording) -> bool:
+        """Take a trajectory if there is room; never waits. Raises UsageError: closed, or made in another process."""
+        with self._changed:
+            self._require_open()
+            return self._take(recording)
+
+    def put(self, recording: Recording) -> None:
+        """Take a trajectory, waiting for room.
+
+        Raises:
+            DatabaseUnreachable: there was none for ``patience_s``; the trajectory was not taken.
+            UsageError: closed, or made in another process.
+        """
+        with self._changed:
+            self._require_open()
+            self._changed.wait_for(lambda: len(self._waiting) < self._room or self._closing.is_set(), self._patience_s)
+            self._require_open()
+            if not self._take(recording):
+                raise self.full()
+
+    def full(self) -> DatabaseUnreachable:
+        """The error of one who found no room."""
+        return DatabaseUnreachable(
+            f"{self._room} recorded trajectories have waited {self._patience_s:g} s for the database. Check that it runs; "
+            "this trajectory is still open, so end it again when it does."
+        )
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Wait until everything handed over before is written or rejected; None waits as long as ``patience_s``.
+
+        Raises:
+            DatabaseUnreachable: it was not in time; it is still being tried.
+        """
+        with self._changed:
+            handed = self._handed
+            wait_s = self._patience_s if timeout_s is None else timeout_s
+            if not self._changed.wait_for(lambda: self._recorded + self._rejected >= handed, wait_s):
+                waiting = handed - self._recorded - self._rejected
+                raise DatabaseUnreachable(f"{waiting} recorded trajectories were not written within {wait_s:g} s. Check the database.")
+
+    def report(self) -> RecorderReport:
+        """What became of the trajectories so far."""
+        with self._changed:
+            waiting = self._handed - self._recorded - self._rejected
+            lost = waiting if self._closed else 0
+            return RecorderReport(self._recorded, waiting - lost, self._rejected, lost, 0, tuple(self._reasons))
+
+    def close(self) -> None:
+        """Write what waits, for at most ``patience_s`` if the database does not answer, and stop."""
+        if os.getpid() != self._process:
+            return
+        with self._changed:
+            if not self._closing.is_set():
+                self._give_up_at = time.monotonic() + self._patience_s
+                self._closing.set()
+            self._changed.notify_all()
+        self._thread.join(max(0.0, self._give_up_at - time.monotonic()) + 1)
+        atexit.unregister(self.close)
+        with self._changed:
+            lost = 0 if self._closed else self._handed - self._recorded - self._rejected
+            self._closed = True
+        if lost:
+            _LOG.error("%d ended trajectories are lost: the database did not take them within %g s.", lost, self._patience_s)
+
+    def _require_open(self) -> None:
+        if os.getpid() != self._process:
+            raise UsageError("This recorder was made in another process: make it in the process that records.")
+        if self._closing.is_set():
+            raise UsageError("The recorder is closed: what ends now is not recorded.")
+        if not self._thread.is_alive():
+            raise DatabaseUnreachable("The recorder's thread has died; its error was printed. Make a new recorder.")
+
+    def _take(self, recording: Recording) -> bool:
+        if len(self._waiting) >= self._room:
+            return False
+        self._waiting.append(recording)
+        self._handed += 1
+        self._changed.notify_all()
+        return True
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            if not self._write_out(batch):
+                break
+        if self._connection is not None:
+            self._connection.close()
+
+    def _next_batch(self) -> list[Recording]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing.is_set())
+            batch, size = list[Recording](), 0
+            while self._waiting and len(batch) < _BATCH and size < _BATCH_BYTES:
+                batch.append(self._waiting.popleft())
+                size += batch[-1].size
+            self._changed.notify_all()
+            return batch
+
+    def _write_out(self, batch: Sequence[Recording]) -> bool:
+        """Write a batch, trying for as long as it takes; False once ``close`` has lost its patience."""
+        unsettled, failures = {id(one): one for one in batch}, 0
+        while unsettled:
+            try:
+                self._settle(list(unsettled.values()), unsettled, again=failures > 0)
+            except (psycopg.Error, BabylonError) as broken:
+                self._drop_connection()
+                failures += 1
+                if failures == 2:
+                    _LOG.warning("The database does not take recorded trajectories (%s); they wait and are tried again.", _line(broken))
+                if not self._pause(failures):
+                    return False
+        if failures > 1:
+            _LOG.warning("The database takes recorded trajectories again.")
+        return True
+
+    def _settle(self, part: list[Recording], unsettled: dict[int, Recording], *, again: bool) -> None:
+        """Write ``part`` in one transaction; where the database refuses a row of it, halve it until that row is alone."""
+        reason = None
+        try:
+            self._write(part, again)
+        except _ROW_FAULTS as fault:
+            if len(part) > 1:
+                middle = len(part) // 2
+                for half in (part[:middle], part[middle:]):
+                    self._settle(half, unsettled, again=again)
+                return
+            # an attempt whose answer was lost may have been committed while this one waited behind it
+            reason = None if self._stored(part) else _reason(part[0], fault)
+        for one in part:
+            del unsettled[id(one)]
+        self._count(len(part), reason)
+
+    def _write(self, part: Sequence[Recording], again: bool) -> None:
+        connection = self._connected()
+        with connection.transaction():
+            stored = self._stored(part) if again else frozenset()
+            rest = [one for one in part if one.columns["id"] not in stored]
+            copy_rows(connection, "trajectories", [one.columns for one in rest])
+            copy_rows(connection, "llm_call_logs", [call.columns for one in rest for call in one.calls])
+
+    def _stored(self, part: Sequence[Recording]) -> frozenset[str]:
+        return stored_rows(self._connected(), [one.columns["id"] for one in part])
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _pause(self, failures: int) -> bool:
+        """Wait before the next attempt, not before the first; False once ``close`` has lost its patience."""
+        if failures > 1:
+            pause_s = min(_FIRST_PAUSE_S * 2 ** min(failures - 2, 10), _LONGEST_PAUSE_S)
+            if self._closing.wait(pause_s):
+                time.sleep(_LAST_PAUSE_S)
+        return not self._closing.is_set() or time.monotonic() < self._give_up_at
+
+    def _count(self, settled: int, reason: str | None) -> None:
+        if reason is not None:
+            _LOG.error(reason)
+        with self._changed:
+            if reason is None:
+                self._recorded += settled
+            else:
+                self._rejected += settled
+                self._reasons += [reason] if len(self._reasons) < _REASONS else []
+            self._changed.notify_all()
+
+
+def _reason(one: Recording, fault: psycopg.Error) -> str:
+    agent, trajectory = one.columns["agentId"], one.trajectory_id
+    if isinstance(fault, psycopg.errors.ForeignKeyViolation):
+        return f'Agent {agent} is not in "User", so its trajectory {trajectory} was not recorded: create the agent first.'
+    return f"Trajectory {trajectory} of agent {agent} was not recorded: {_line(fault)}."
+
+
+def _line(broken: Exception) -> str:
+    return (str(broken).strip().splitlines() or [type(broken).__name__])[0].rstrip(".")
