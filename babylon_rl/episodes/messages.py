@@ -4,37 +4,30 @@ Calls come from the steps; if no step has any, from llm_call_logs; if there are 
 state and action. One call is one sequence, exactly as served, and nothing is joined to it from anywhere else.
 """
 
+import functools
 import json
-from collections.abc import Iterator
+import math
+from array import array
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Rows
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import msgspec
 
-from babylon_rl.episodes.decode import Step
+from babylon_rl.episodes.steps import PENDING, Call, CallFacts, Step, StepFacts, whole_number
 from babylon_rl.episodes.types import MessageSource, Sequence
 from babylon_rl.settings import Settings
 from babylon_rl.store.trajectories import CallLogRow
 
+__all__ = ["ACTION", "TRADING", "Call", "Rules", "StepPlaces", "embedded_calls", "logged_calls", "sequence", "synthetic", "training_calls"]
+
 TRADING = ("TRADING", "BUY", "SELL", "HOLD")
 ACTION = "action"
 _SYNTHETIC_SYSTEM = "You are a trading agent in a prediction market game."
-_NO_CALLS = (b"null", b"[]", b"")
-
-
-class Call(msgspec.Struct, frozen=True, rename="camel"):
-    """One recorded call; every field may hold anything, as none of them can reject a row."""
-
-    model: Any = None
-    model_version: Any = None
-    system_prompt: Any = None
-    user_prompt: Any = None
-    response: Any = None
-    purpose: Any = None
-    call_id: Any = None
-    messages: Any = None
-    response_format: Any = None
-    logprobs: Any = None
+_MOST_DIGITS = 18
+_C = TypeVar("_C", bound=CallFacts)
+_T = TypeVar("_T", bound=Hashable)
 
 
 class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
@@ -43,58 +36,114 @@ class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
     logprobs: Any = None
 
 
-_CALLS = msgspec.json.Decoder(list[Call])
 _METADATA = msgspec.json.Decoder(_Metadata)
-_CALL_KEYS = dict(zip(Call.__struct_fields__, Call.__struct_encode_fields__, strict=True))
 _METADATA_KEYS = dict(zip(_Metadata.__struct_fields__, _Metadata.__struct_encode_fields__, strict=True))
 
 
-def embedded_calls(step: Step) -> list[Call]:
+@dataclass(frozen=True)
+class Rules:
+    """Which calls train, by the settings."""
+
+    purposes: frozenset[str]
+    train_synthetic: bool
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Rules":
+        """The rules of some settings."""
+        return cls(settings.purposes_g, settings.train_synthetic)
+
+    def training(self, calls: Rows[CallFacts], action_type: str) -> list[int]:
+        """The places of those calls of one step that train: those whose purpose does, else a trading step's first."""
+        purposes = self.purposes
+        found = [index for index, call in enumerate(calls) if call.purpose.__class__ is str and call.purpose in purposes]
+        first_stands_in = ACTION in purposes and (not found or found[0] != 0) and _is_trading(action_type)
+        if first_stands_in and calls and not any(call.purpose == ACTION for call in calls):
+            found.insert(0, 0)
+        return found
+
+    def count(self, purposes: list[str], action_type: str) -> int:
+        """How many ``training`` would find of one step's calls with these purposes, at least one."""
+        found = sum(map(self.purposes.__contains__, purposes))
+        first_stands_in = ACTION not in purposes and ACTION in self.purposes and purposes[0] not in self.purposes
+        return found + (first_stands_in and _is_trading(action_type))
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_trading(action_type: str) -> bool:
+    return any(word in action_type for word in TRADING)
+
+
+@functools.lru_cache(maxsize=4096)
+def _shared(values: _T) -> _T:
+    """The first of all equal ``values``: most trajectories of an agent look alike, and many are held at once."""
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlaces:
+    """Of the steps of one trajectory, pending ones included: numbers, when they began (ms since the epoch or NaN), action types."""
+
+    numbers: tuple[int, ...]
+    began_ms: "array[float]"
+    action_types: tuple[str, ...]
+    pending: frozenset[int]
+
+    @classmethod
+    def of(cls, steps: Rows[StepFacts]) -> "StepPlaces":
+        """The places of some steps."""
+        return cls(
+            _shared(tuple(whole_number(step.step_number, index) for index, step in enumerate(steps))),
+            array("d", [math.nan if step.began_ms is None else step.began_ms for step in steps]),
+            _shared(tuple(step.action.action_type for step in steps)),
+            frozenset(index for index, step in enumerate(steps) if step.action.action_type == PENDING),
+        )
+
+
+def embedded_calls(step: Step) -> Rows[Call]:
     """The calls that a step holds; what is not a call is left out."""
-    if bytes(step.llm_calls) in _NO_CALLS:
-        return []
-    try:
-        return _CALLS.decode(step.llm_calls)
-    except (msgspec.DecodeError, RecursionError):
-        return [_call(entry) for entry in _entries(bytes(step.llm_calls))]
+    return step.llm_calls or ()
 
 
-def _entries(text: bytes) -> list[dict[str, Any]]:
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError):
-        return []
-    return [entry for entry in parsed if isinstance(entry, dict)] if isinstance(parsed, list) else []
+def logged_calls(rows: Iterable[CallLogRow], trajectory_id: str, steps: Rows[Step]) -> list[list[Call]]:
+    """The log's calls by step; as ``calls_by_step`` for decoded steps."""
+    return calls_by_step(rows, trajectory_id, StepPlaces.of(steps), logged_call)
 
 
-def _call(entry: dict[str, Any]) -> Call:
-    return Call(**{field: entry.get(key) for field, key in _CALL_KEYS.items()})
+def calls_by_step(rows: Iterable[CallLogRow], trajectory_id: str, places: StepPlaces, read: Callable[[CallLogRow], _C]) -> list[list[_C]]:
+    """The log's calls by step, each step's in order of (timestamp, callId) and as ``read`` makes them of a row.
 
-
-def logged_calls(rows: Rows[CallLogRow], trajectory_id: str, steps: list[Step]) -> list[list[Call]]:
-    """The log's calls by step, each step's in order of (timestamp, callId); those of a step that does not count are left out."""
-    by_step: list[list[Call]] = [[] for _ in steps]
-    numbers = {step.number if step.number is not None else index: index for index, step in enumerate(steps)}
+    A call belongs to the step that its stepId names in the recorder's form, else to the last that began at or before it. Calls of a
+    step that is not there are left out.
+    """
+    by_step: list[list[_C]] = [[] for _ in places.numbers]
+    indexes = {number: index for index, number in enumerate(places.numbers)}
     for row in sorted(rows, key=lambda row: (row.timestamp, row.call_id)):
-        index = _step_of(row, trajectory_id, steps, numbers)
+        index = _step_of(row, f"{trajectory_id}-step-", places, indexes)
         if index is not None:
-            by_step[index].append(_logged(row))
+            by_step[index].append(read(row))
     return by_step
 
 
-def _step_of(row: CallLogRow, trajectory_id: str, steps: list[Step], numbers: dict[int, int]) -> int | None:
-    prefix = f"{trajectory_id}-step-"
+def _step_of(row: CallLogRow, prefix: str, places: StepPlaces, indexes: Mapping[int, int]) -> int | None:
     named = row.step_id.removeprefix(prefix)
     if row.step_id.startswith(prefix) and named.isascii() and named.isdigit():
-        return numbers.get(int(named))
-    index = 0
-    for position, step in enumerate(steps):
-        if step.began_ms is not None and step.began_ms <= row.timestamp_ms:
-            index = position
+        return indexes.get(int(named)) if len(named) <= _MOST_DIGITS else None
+    index, moment_ms = 0, row.timestamp_ms
+    for place, began in enumerate(places.began_ms):
+        if began <= moment_ms:
+            index = place
     return index
 
 
-def _logged(row: CallLogRow) -> Call:
+def logged_facts(row: CallLogRow) -> CallFacts:
+    """What of a log row decides whether it trains; messagesJson stands in for an empty prompt."""
+    messages = None if row.user_prompt else valid_messages(row.messages_json)
+    prompt = messages[-1]["content"] if messages else row.user_prompt
+    return CallFacts(row.purpose, row.system_prompt, prompt, row.response)
+
+
+def logged_call(row: CallLogRow) -> Call:
+    """The call of a log row with its texts."""
     try:
         metadata = _METADATA.decode(row.metadata or b"{}")
     except (msgspec.DecodeError, RecursionError):
@@ -122,7 +171,7 @@ def _lenient(text: bytes | None) -> dict[str, Any]:
 
 
 def valid_messages(text: bytes | None) -> list[dict[str, str]] | None:
-    """messagesJson as chat messages where it is an array of {role, content} texts that ends with the user; else None."""
+    """messagesJson as chat messages where it is an array of {role, content} texts that ends with what the user asked; else None."""
     if not text:
         return None
     try:
@@ -130,20 +179,21 @@ def valid_messages(text: bytes | None) -> list[dict[str, str]] | None:
     except (msgspec.DecodeError, RecursionError):
         return None
     named = all(message.get("role") in ("system", "user", "assistant") and "content" in message for message in messages)
-    if not messages or not named or messages[-1]["role"] != "user":
+    if not messages or not named or messages[-1]["role"] != "user" or not messages[-1]["content"]:
         return None
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
-def training_calls(calls: list[Call], action_type: str, settings: Settings) -> Iterator[tuple[int, Call]]:
+def training_calls(calls: Rows[Call], action_type: str, settings: Settings) -> Iterator[tuple[int, Call]]:
     """The calls of one step that train, with their position in it: those whose purpose does, else a trading step's first."""
-    purposes = settings.purposes_g
-    first_stands_in = (
-        ACTION in purposes and any(word in action_type for word in TRADING) and not any(call.purpose == ACTION for call in calls)
-    )
-    for index, call in enumerate(calls):
-        if (isinstance(call.purpose, str) and call.purpose in purposes) or (first_stands_in and index == 0):
-            yield index, call
+    for index in Rules.of(settings).training(calls, action_type):
+        yield index, calls[index]
+
+
+def is_served(call: CallFacts) -> bool:
+    """True when the call holds a prompt and a response, and so is a sequence."""
+    prompt, response = call.user_prompt, call.response
+    return prompt.__class__ is str and response.__class__ is str and prompt != "" and response != ""
 
 
 def sequence(call: Call, trajectory_id: str, step: int, index: int, source: MessageSource) -> Sequence | None:

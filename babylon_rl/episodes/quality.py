@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from babylon_rl.episodes.decode import strict_json
+from babylon_rl.episodes.faults import strict_json
 from babylon_rl.store.trajectories import TrajectoryRow
 
 Status = Literal["PASS", "WARN", "FAIL"]

@@ -4,23 +4,29 @@ Rows are reduced as they stream in, so that an hour needs the memory of its resu
 are asked for). ``sync_windows`` keeps babylon_rl.windows, episodes and rejections equal to that reading.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 
-from babylon_rl.episodes import messages
-from babylon_rl.episodes.decode import Fault, Step, decode
-from babylon_rl.episodes.reduce import UNSTORABLE, digest, log_bytes, reduced
-from babylon_rl.episodes.stitch import stitch
-from babylon_rl.episodes.summary import group_version, state, summary
-from babylon_rl.episodes.types import Episode, MessageSource, Rejection, Trajectory, WindowReading, WindowSummary
+from babylon_rl.episodes.decode import Fault, decode, decode_facts, decode_steps, flagged, nothing_completed
+from babylon_rl.episodes.hour_quality import quality
+from babylon_rl.episodes.messages import Rules, StepPlaces
+from babylon_rl.episodes.reduce import UNSTORABLE, LoggedSteps, embedded_sequences, reduced, synthetic_sequences, with_logs
+from babylon_rl.episodes.steps import Step
+from babylon_rl.episodes.stitch import by_agent, episode
+from babylon_rl.episodes.stored import stored
+from babylon_rl.episodes.summary import group_version, summary
+from babylon_rl.episodes.types import Rejection, Trajectory, WindowReading, WindowSummary
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores, window_groups
-from babylon_rl.store.trajectories import CallLogRow, Connection, TrajectoryRow, call_log_rows, trajectory_rows
-from babylon_rl.store.window_groups import StoredEpisode, StoredRejection, StoredWindow, chunks, lock_windows
+from babylon_rl.store.trajectories import Connection, TrajectoryRow, call_log_rows, trajectories_by_id, trajectory_rows
+from babylon_rl.store.window_groups import lock_windows, reading_chunks
+from babylon_rl.windows import window_start
 
-_LOG_CHUNK = 500  # trajectories whose log rows are held at once
+_LOG_CHUNK = 1000  # trajectories whose log rows are asked for at once
+
+Seen = Callable[[TrajectoryRow, Trajectory | LoggedSteps | Fault], None]
 
 
 @dataclass
@@ -32,13 +38,13 @@ class _Gathered:
     rejections: list[Rejection] = field(default_factory=list)
     odd_hours: list[str] = field(default_factory=list)
 
-
-@dataclass(frozen=True)
-class _Silent:
-    """An eligible row whose steps hold no call; its calls may be in llm_call_logs."""
-
-    row: TrajectoryRow
-    steps: list[Step]
+    def see(self, row: TrajectoryRow, found: Trajectory | LoggedSteps | Fault) -> None:
+        """Count a row that was found to be this."""
+        self.rows += 1
+        if row.window_hours != 1:
+            self.odd_hours.append(row.trajectory_id)
+        if isinstance(found, Fault):
+            self.rejections.append(Rejection(row.trajectory_id, row.window, found.reason, found.detail.replace("\0", UNSTORABLE)))
 
 
 def read_window(connection: Connection, window: str, settings: Settings, *, texts: bool = True) -> WindowReading:
@@ -56,53 +62,94 @@ def read_windows(connection: Connection, windows: Iterable[str], settings: Setti
     Raises:
         UsageError: one of them is not a window id.
     """
-    wanted = sorted(set(windows))
+    wanted = _checked(windows)
     gathered: dict[str, _Gathered] = {window: _Gathered() for window in wanted}
-    silent: list[_Silent] = []
-    for row in trajectory_rows(connection, wanted):
-        _take(row, gathered[row.window], silent, settings, texts)
-    for start in range(0, len(silent), _LOG_CHUNK):
-        _take_logged(connection, silent[start : start + _LOG_CHUNK], gathered, settings, texts)
+    for found in _eligible(connection, wanted, settings, lambda row, found: gathered[row.window].see(row, found), texts):
+        gathered[found.window].trajectories.append(found)
     return {window: _reading(window, found, settings) for window, found in gathered.items()}
 
 
-def _reading(window: str, found: _Gathered, settings: Settings) -> WindowReading:
-    episodes = stitch(found.trajectories, settings.min_actions_per_trajectory)
-    rejections = tuple(sorted(found.rejections, key=lambda rejection: rejection.trajectory_id))
-    return WindowReading(window, found.rows, episodes, rejections, settings.min_agents_per_window, tuple(sorted(found.odd_hours)))
+def stream_trajectories(connection: Connection, windows: Iterable[str], settings: Settings) -> Iterator[Trajectory]:
+    """Every eligible trajectory of some hours with its sequences, one at a time and in no particular order.
+
+    Of a trajectory that was handed out nothing is kept, so that memory does not grow with the hours' texts. The connection is busy until
+    the iterator is exhausted; closing it before that aborts the transaction.
+
+    Raises:
+        UsageError: one of ``windows`` is not a window id.
+    """
+    return _eligible(connection, _checked(windows), settings, None, True)
 
 
-def _take(row: TrajectoryRow, found: _Gathered, silent: list[_Silent], settings: Settings, texts: bool) -> None:
-    found.rows += 1
-    if row.window_hours != 1:
-        found.odd_hours.append(row.trajectory_id)
-    steps = decode(row)
+def _checked(windows: Iterable[str]) -> list[str]:
+    wanted = sorted(set(windows))
+    for window in wanted:
+        window_start(window)
+    return wanted
+
+
+def _eligible(connection: Connection, windows: list[str], settings: Settings, seen: Seen | None, texts: bool) -> Iterator[Trajectory]:
+    rules = Rules.of(settings)
+    silent: list[LoggedSteps] = []
+    for row in trajectory_rows(connection, windows):
+        found = _taken(row, rules, texts)
+        if seen is not None:
+            seen(row, found)
+        if isinstance(found, Trajectory):
+            yield found
+        elif isinstance(found, LoggedSteps):
+            silent.append(found)
+    while silent:
+        some, silent[-_LOG_CHUNK:] = silent[-_LOG_CHUNK:], []
+        yield from _silent(connection, some, rules, texts)
+
+
+def _taken(row: TrajectoryRow, rules: Rules, texts: bool) -> Trajectory | LoggedSteps | Fault:
+    fault = flagged(row)
+    if fault is not None:
+        return fault
+    steps = decode_steps(row.steps_json) if texts else decode_facts(row.steps_json)
     if isinstance(steps, Fault):
-        found.rejections.append(Rejection(row.trajectory_id, row.window, steps.reason, steps.detail.replace("\0", UNSTORABLE)))
-        return
-    calls = [messages.embedded_calls(step) for step in steps]
-    if any(calls):
-        found.trajectories.append(reduced(row, steps, calls, "embedded", digest(row.steps_json), settings, texts))
-    else:
-        silent.append(_Silent(row, steps))
+        return steps
+    trajectory = reduced(row, steps, rules)
+    if trajectory is None:
+        return nothing_completed(len(steps))
+    if trajectory.message_source != "embedded":
+        return LoggedSteps(trajectory, StepPlaces.of(steps))
+    return embedded_sequences(trajectory, [step for step in steps if isinstance(step, Step)], rules) if texts else trajectory
 
 
-def _take_logged(connection: Connection, silent: list[_Silent], gathered: dict[str, _Gathered], settings: Settings, texts: bool) -> None:
-    logs: defaultdict[str, list[CallLogRow]] = defaultdict(list)
-    for log in call_log_rows(connection, [entry.row.trajectory_id for entry in silent]):
-        logs[log.trajectory_id].append(log)
-    for entry in silent:
-        row, rows = entry.row, logs.get(entry.row.trajectory_id, [])
-        source: MessageSource = "llm_call_logs" if rows else "synthetic"
-        calls = messages.logged_calls(rows, row.trajectory_id, entry.steps)
-        content = digest(row.steps_json, *(log_bytes(log) for log in sorted(rows, key=lambda log: (log.timestamp, log.call_id))))
-        gathered[row.window].trajectories.append(reduced(row, entry.steps, calls, source, content, settings, texts))
+def _silent(connection: Connection, some: list[LoggedSteps], rules: Rules, texts: bool) -> Iterator[Trajectory]:
+    """Trajectories without a call in their steps: with those of the log, else with texts made of their steps where these train."""
+    held = {entry.trajectory.trajectory_id: entry for entry in some}
+    for trajectory_id, logs in groupby(call_log_rows(connection, list(held)), key=lambda log: log.trajectory_id):
+        yield with_logs(held.pop(trajectory_id), list(logs), rules, texts=texts)
+    if texts and rules.train_synthetic:
+        for row in trajectories_by_id(connection, list(held)):
+            steps = decode(row)
+            if not isinstance(steps, Fault):
+                yield synthetic_sequences(held.pop(row.trajectory_id).trajectory, steps)
+    yield from (entry.trajectory for entry in held.values())
+
+
+def _reading(window: str, found: _Gathered, settings: Settings) -> WindowReading:
+    agents = by_agent(found.trajectories)
+    rejections = tuple(sorted(found.rejections, key=lambda rejection: rejection.trajectory_id))
+    return WindowReading(
+        window=window,
+        rows=found.rows,
+        episodes=tuple(episode(own, settings.min_actions_per_trajectory) for own in agents),
+        rejections=rejections,
+        min_agents=settings.min_agents_per_window,
+        odd_hours=tuple(sorted(found.odd_hours)),
+        quality=quality(agents, len(found.odd_hours)),
+    )
 
 
 def sync_windows(connection: Connection, windows: Iterable[str], settings: Settings, now: datetime) -> dict[str, WindowSummary]:
     """Bring our tables up to date for some hours; unchanged rows are not touched.
 
-    Hours are written whole or not at all: up to a week of them in one transaction, under each hour's lock. An hour without
+    Hours are written whole or not at all: up to HOURS_READ_AT_ONCE of them in one transaction, under each hour's lock. An hour without
     rows leaves nothing behind, and scores of a group that changed are marked stale. ``connection`` should not be inside a
     transaction, which would put off the commit.
 
@@ -113,58 +160,13 @@ def sync_windows(connection: Connection, windows: Iterable[str], settings: Setti
         UsageError: one of ``windows`` is not a window id.
     """
     summaries: dict[str, WindowSummary] = {}
-    for some in chunks(windows):
+    for some in reading_chunks(connection, windows):
         with connection.transaction():
             lock_windows(connection, some)
             readings = read_windows(connection, some, settings)
             judged = scores.input_versions(connection, some)
-            stored = [_stored(reading, judged.get(window), now) for window, reading in readings.items()]
-            written = window_groups.replace(connection, stored, now)
+            documents = [stored(reading, judged.get(window), now) for window, reading in readings.items()]
+            written = window_groups.replace(connection, documents, now)
             scores.mark_stale(connection, {window: group_version(reading) for window, reading in readings.items()})
             summaries |= {window: summary(reading, now, changed=window in written) for window, reading in readings.items()}
     return summaries
-
-
-def _stored(reading: WindowReading, judged: str | None, now: datetime) -> StoredWindow:
-    facts = summary(reading, now)
-    version = group_version(reading)
-    return StoredWindow(
-        window=reading.window,
-        rows=facts.rows,
-        eligible=facts.eligible,
-        new_trainable=facts.new_trainable,
-        agents=facts.agents,
-        usable_episodes=facts.usable_episodes,
-        ready=facts.ready,
-        state=state(facts, scored=judged is not None and judged == version, quarantined=False),
-        rejected=facts.rejected,
-        message_sources=facts.message_sources,
-        avg_pnl=facts.avg_pnl,
-        trainable_sequences=facts.trainable_sequences,
-        data_version=facts.data_version,
-        group_version=version,
-        episodes=[_stored_episode(episode) for episode in reading.episodes],
-        rejections=[StoredRejection(found.trajectory_id, found.reason, found.detail) for found in reading.rejections],
-    )
-
-
-def _stored_episode(episode: Episode) -> StoredEpisode:
-    return StoredEpisode(
-        agent_id=episode.agent_id,
-        trajectory_ids=list(episode.trajectory_ids),
-        used_ids=list(episode.used_ids),
-        steps=episode.steps,
-        start_pnl=episode.start_pnl,
-        end_pnl=episode.end_pnl,
-        window_pnl=episode.window_pnl,
-        wins=episode.wins,
-        losses=episode.losses,
-        win_rate=episode.win_rate,
-        trades=episode.trades,
-        posts=episode.posts,
-        message_sources=episode.message_sources,
-        usable=episode.usable,
-        trainable_sequences=episode.trainable_sequences,
-        actions=episode.actions,
-        content=episode.content,
-    )

@@ -1,70 +1,180 @@
 """One eligible row reduced to what episodes are made of, so that an hour needs the memory of its results, not of its texts."""
 
-import hashlib
-from collections import Counter
+import functools
+import sys
+from collections.abc import Sequence as Rows
+from typing import NamedTuple, TypeVar
+
+import msgspec
+import xxhash
 
 from babylon_rl.episodes import messages
-from babylon_rl.episodes.decode import Step, end_pnl
-from babylon_rl.episodes.messages import Call
+from babylon_rl.episodes.decode import end_pnl
+from babylon_rl.episodes.hour_quality import is_short, is_skewed, jumps
+from babylon_rl.episodes.messages import Rules
+from babylon_rl.episodes.steps import PENDING, Call, CallFacts, ServedStep, Step, StepFacts
 from babylon_rl.episodes.types import MessageSource, Sequence, Trajectory
-from babylon_rl.settings import Settings
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
 
+_S = TypeVar("_S", bound=StepFacts)
 UNSTORABLE = "\ufffd"  # stands for U+0000, which JSON can say and Postgres cannot hold
 
 
-def reduced(
-    row: TrajectoryRow, steps: list[Step], calls: list[list[Call]], source: MessageSource, content: str, settings: Settings, texts: bool
-) -> Trajectory:
-    """The trajectory of a row whose completed ``steps`` made ``calls`` (by step); ``texts`` keeps the sequences that train."""
-    sequences = _sequences(row.trajectory_id, steps, calls, source, settings)
-    kinds = [step.action.action_type.replace("\0", UNSTORABLE) for step in steps]
+class _Kind(NamedTuple):
+    shown: str
+    trade: bool
+    post: bool
+
+
+@functools.lru_cache(maxsize=1024)
+def _kind(action_type: str) -> _Kind:
+    trade = action_type != "HOLD" and any(word in action_type for word in ("TRADING", "BUY", "SELL"))
+    return _Kind(action_type.replace("\0", UNSTORABLE), trade, "POST" in action_type)
+
+
+def _counted(names: list[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}  # faster than a Counter for the few dozen steps of a row
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def reduced(row: TrajectoryRow, recorded: Rows[StepFacts], rules: Rules) -> Trajectory | None:
+    """The trajectory of a row with these ``recorded`` steps and the calls that they hold, without sequences; None if none was completed.
+
+    Where the completed steps hold no call the message source is "synthetic" until ``with_logs`` finds some in llm_call_logs.
+    """
+    steps, kinds = recorded, _counted([step.action.action_type for step in recorded])
+    if kinds.pop(PENDING, 0):
+        steps = completed(recorded)
+    if not steps:
+        return None
+    won = [step.action.action_type for step in steps if step.action.success is True]
+    wins = kinds if len(won) == len(steps) else _counted(won)
+    trades = posts = 0
+    for name, number in wins.items():
+        kind = _kind(name)
+        trades += number * kind.trade
+        posts += number * kind.post
+    first = _first_call(steps)
+    first_state, last_state = steps[0].environment_state, steps[-1].environment_state
+    end = end_pnl(row.final_pnl, row.metrics_json, steps[-1])
+    content = digest(row.steps_json)
     return Trajectory(
         trajectory_id=row.trajectory_id,
-        agent_id=row.agent_id,
-        window=row.window,
+        agent_id=sys.intern(row.agent_id),
+        window=sys.intern(row.window),
         start_time=row.start_time,
         used=row.used_in_training,
         steps=len(steps),
-        start_pnl=steps[0].environment_state.agent_pnl,
-        end_pnl=end_pnl(row.final_pnl, row.metrics_json, steps),
-        actions=dict(Counter(kinds)),
-        trades=sum(_is_trade(step.action.action_type) and step.action.succeeded for step in steps),
-        posts=sum("POST" in step.action.action_type and step.action.succeeded for step in steps),
-        message_source=source,
-        trainable_sequences=len(sequences),
+        start_pnl=first_state.agent_pnl,
+        end_pnl=end,
+        actions={_kind(name).shown: number for name, number in kinds.items()},
+        trades=trades,
+        posts=posts,
+        message_source="synthetic" if first is None else "embedded",
+        trainable_sequences=_count(steps, rules) if first is not None else len(steps) * rules.train_synthetic,
         content=content,
-        sequences=tuple(sequences) if texts else (),
+        recorded=content,
+        short_prompts=None if first is None else is_short(first),
+        skewed=is_skewed(row, steps),
+        jumped=jumps(steps, end),
+        stake=max(first_state.agent_balance, last_state.agent_balance),
     )
 
 
-def _is_trade(action_type: str) -> bool:
-    return action_type != "HOLD" and any(word in action_type for word in ("TRADING", "BUY", "SELL"))
+def completed(steps: Rows[_S]) -> list[_S]:
+    """The steps that were not left pending."""
+    return [step for step in steps if step.action.action_type != PENDING]
 
 
-def _sequences(trajectory_id: str, steps: list[Step], calls: list[list[Call]], source: MessageSource, settings: Settings) -> list[Sequence]:
-    if source == "synthetic":
-        return [messages.synthetic(step, trajectory_id, index) for index, step in enumerate(steps)] if settings.train_synthetic else []
-    found = []
-    for index, (step, own) in enumerate(zip(steps, calls, strict=True)):
-        for position, call in messages.training_calls(own, step.action.action_type, settings):
-            number = step.number if step.number is not None else index
-            served = messages.sequence(call, trajectory_id, number, position, source)
+def _first_call(steps: Rows[StepFacts]) -> CallFacts | None:
+    for step in steps:
+        if step.llm_calls:
+            return step.llm_calls[0]
+    return None
+
+
+def _count(steps: Rows[StepFacts], rules: Rules) -> int:
+    """How many of the calls of ``steps`` are training sequences."""
+    if steps[0].__class__ is not ServedStep:
+        called = [(step.llm_calls, step.action.action_type) for step in steps if step.llm_calls]
+        return sum([messages.is_served(own[place]) for own, kind in called for place in rules.training(own, kind)])
+    purposes = [call.purpose for step in steps for call in step.llm_calls or ()]
+    if rules.purposes.issuperset(purposes):
+        return len(purposes)
+    return sum([rules.count([call.purpose for call in step.llm_calls], step.action.action_type) for step in steps if step.llm_calls])
+
+
+def embedded_sequences(trajectory: Trajectory, recorded: Rows[Step], rules: Rules) -> Trajectory:
+    """The trajectory with the texts of the calls that its steps hold."""
+    steps = completed(recorded)
+    calls = [step.llm_calls or () for step in steps]
+    return _with_texts(trajectory, [step.number for step in steps], [step.action.action_type for step in steps], calls, rules)
+
+
+def synthetic_sequences(trajectory: Trajectory, steps: Rows[Step]) -> Trajectory:
+    """The trajectory with a text made of each of its ``steps``."""
+    texts = tuple(messages.synthetic(step, trajectory.trajectory_id, index) for index, step in enumerate(steps))
+    return msgspec.structs.replace(trajectory, sequences=texts, trainable_sequences=len(texts))
+
+
+class LoggedSteps(msgspec.Struct, frozen=True, gc=False):
+    """A trajectory whose steps hold no call, with what tells which calls of the log belong to which step."""
+
+    trajectory: Trajectory
+    places: messages.StepPlaces
+
+
+def with_logs(held: LoggedSteps, logs: Rows[CallLogRow], rules: Rules, *, texts: bool) -> Trajectory:
+    """The trajectory with the calls of ``logs`` (some, in any order); ``texts`` keeps the sequences that train."""
+    trajectory, places = held.trajectory, held.places
+    ordered = sorted(logs, key=lambda log: (log.timestamp, log.call_id))
+    content = digest(trajectory.recorded.encode(), *(log_bytes(log) for log in ordered))
+    kept = [index for index in range(len(places.numbers)) if index not in places.pending]
+    facts = messages.calls_by_step(ordered, trajectory.trajectory_id, places, messages.logged_facts)
+    first = next((facts[index][0] for index in kept if facts[index]), None)
+    found = msgspec.structs.replace(
+        trajectory,
+        message_source="llm_call_logs",
+        content=content,
+        short_prompts=None if first is None else is_short(first),
+        trainable_sequences=sum(
+            messages.is_served(facts[index][place]) for index in kept for place in rules.training(facts[index], places.action_types[index])
+        ),
+    )
+    if not texts:
+        return found
+    calls = messages.calls_by_step(ordered, trajectory.trajectory_id, places, messages.logged_call)
+    numbers = [places.numbers[index] for index in kept]
+    kinds = [places.action_types[index] for index in kept]
+    return _with_texts(found, numbers, kinds, [calls[index] for index in kept], rules)
+
+
+def _with_texts(trajectory: Trajectory, numbers: Rows[int], action_types: Rows[str], calls: Rows[Rows[Call]], rules: Rules) -> Trajectory:
+    source: MessageSource = trajectory.message_source
+    found: list[Sequence] = []
+    for number, action_type, own in zip(numbers, action_types, calls, strict=True):
+        for place in rules.training(own, action_type):
+            served = messages.sequence(own[place], trajectory.trajectory_id, number, place, source)
             if served is not None:
                 found.append(served)
-    return found
+    return msgspec.structs.replace(trajectory, sequences=tuple(found), trainable_sequences=len(found))
 
 
 def digest(*parts: bytes) -> str:
     """A short hash of recorded texts, for telling whether they changed."""
-    digest = hashlib.blake2b(digest_size=8)
+    if len(parts) == 1:
+        return xxhash.xxh3_128_hexdigest(parts[0])
+    found = xxhash.xxh3_128()
     for part in parts:
-        digest.update(part)
-        digest.update(b"\0")
-    return digest.hexdigest()
+        found.update(len(part).to_bytes(8, "big"))
+        found.update(part)
+    return found.hexdigest()
 
 
 def log_bytes(log: CallLogRow) -> bytes:
     """All that a log row says of its call."""
-    texts = (log.step_id, log.call_id, log.model, log.purpose, log.system_prompt, log.user_prompt, log.response)
-    return "\0".join(texts).encode() + (log.messages_json or b"") + (log.metadata or b"")
+    named = (log.step_id, log.call_id, log.timestamp.isoformat(), log.model, log.purpose)
+    texts = (*named, log.system_prompt, log.user_prompt, log.response)
+    return "\0".join(texts).encode() + b"\0" + (log.messages_json or b"") + b"\0" + (log.metadata or b"")

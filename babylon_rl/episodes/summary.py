@@ -26,13 +26,21 @@ def summary(reading: WindowReading, now: datetime, *, changed: bool = False) -> 
         complete=is_complete(reading.window, now),
         rejected={reason: reasons[reason] for reason in REJECTION_REASONS if reasons[reason]},
         message_sources={source: sum(episode.message_sources[source] for episode in episodes) for source in MESSAGE_SOURCES},
-        avg_pnl=math.fsum(pnls) / len(pnls) if pnls else None,
+        avg_pnl=_mean(pnls) if pnls else None,
         trainable_sequences=sum(episode.trainable_sequences for episode in episodes),
         odd_hours=len(reading.odd_hours),
         used_episodes=sum(episode.used for episode in episodes),
+        quality=reading.quality,
         data_version=data_version(reading),
         changed=changed,
     )
+
+
+def _mean(numbers: list[float]) -> float:
+    try:
+        return math.fsum(numbers) / len(numbers)
+    except OverflowError:
+        return math.fsum(number / len(numbers) for number in numbers)
 
 
 def data_version(reading: WindowReading) -> str:

@@ -4,6 +4,7 @@ Frozen values without behaviour beyond derived properties; the vocabulary is SEM
 datetimes are naive UTC.
 """
 
+import sys
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import msgspec
 MessageSource = Literal["embedded", "llm_call_logs", "synthetic"]
 MESSAGE_SOURCES: tuple[MessageSource, ...] = ("embedded", "llm_call_logs", "synthetic")
 REJECTION_REASONS = ("evaluation", "not_training_data", "benchmark", "malformed_json", "malformed_shape", "no_steps")
+_LARGEST = sys.float_info.max
 WindowState = Literal["pending", "thin", "ready", "scored", "trained", "quarantined"]
 
 
@@ -37,12 +39,13 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True):
         return self.model.startswith("scripted/")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trajectory:
-    """One eligible row, reduced to what episodes are made of; ``content`` is a digest of the recorded steps and calls.
+class Trajectory(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One eligible row, reduced to what episodes are made of.
 
-    ``sequences`` holds those that train, or nothing when the reading was asked for numbers only; ``trainable_sequences``
-    counts them in both cases.
+    ``recorded`` is a digest of the recorded steps, ``content`` of steps and calls. ``sequences`` holds those that train, or nothing when
+    the reading was asked for numbers only; ``trainable_sequences`` counts them in both cases. The last four fields are for the hour's
+    quality: whether the first call's prompts are short (None without a call), whether its times contradict each other, whether its P&L
+    jumps, and the larger of its first and last balance (dollars).
     """
 
     trajectory_id: str
@@ -59,12 +62,22 @@ class Trajectory:
     message_source: MessageSource
     trainable_sequences: int
     content: str
+    recorded: str = ""
     sequences: tuple[Sequence, ...] = ()
+    short_prompts: bool | None = None
+    skewed: bool = False
+    jumped: bool = False
+    stake: float = 0.0
 
     @property
     def delta(self) -> float:
         """This trajectory's own change of P&L."""
-        return self.end_pnl - self.start_pnl
+        return difference(self.end_pnl, self.start_pnl)
+
+
+def difference(end: float, start: float) -> float:
+    """``end`` - ``start``, kept finite where both are."""
+    return max(-_LARGEST, min(_LARGEST, end - start))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +105,7 @@ class Episode:
     @property
     def window_pnl(self) -> float:
         """End minus start P&L; lifetime counters are never summed."""
-        return self.end_pnl - self.start_pnl
+        return difference(self.end_pnl, self.start_pnl)
 
     @property
     def win_rate(self) -> float | None:
@@ -118,7 +131,10 @@ class Rejection:
 
 @dataclass(frozen=True)
 class WindowReading:
-    """All that an hour's trajectories say. ``episodes`` are in order of agent id, ``rejections`` of trajectory id."""
+    """All that an hour's trajectories say, ``quality`` as hour_quality.py has it.
+
+    ``episodes`` are in order of agent id, ``rejections`` of trajectory id.
+    """
 
     window: str
     rows: int
@@ -126,6 +142,7 @@ class WindowReading:
     rejections: tuple[Rejection, ...]
     min_agents: int
     odd_hours: tuple[str, ...] = ()
+    quality: dict[str, Any] = field(default_factory=dict)
 
     @property
     def eligible(self) -> int:
@@ -153,8 +170,8 @@ class WindowSummary:
     """An hour in numbers, as babylon_rl.windows and the command line show it.
 
     ``rejected`` counts by reason (present reasons only), ``message_sources`` counts trajectories by source (all three
-    keys), ``avg_pnl`` is the mean window P&L of its episodes in dollars. ``data_version`` is a hash of the content that does not
-    change when rows are marked as used.
+    keys), ``avg_pnl`` is the mean window P&L of its episodes in dollars. ``quality`` is as hour_quality.py has
+    it. ``data_version`` is a hash of the content that does not change when rows are marked as used.
     """
 
     window: str
@@ -172,5 +189,6 @@ class WindowSummary:
     trainable_sequences: int = 0
     odd_hours: int = 0
     used_episodes: int = 0
+    quality: dict[str, Any] = field(default_factory=dict)
     data_version: str = ""
     changed: bool = False

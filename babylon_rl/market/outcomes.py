@@ -126,4 +126,4 @@ def outcome_rows(found: WindowOutcomes) -> list[OutcomeRow]:
 def _decimal(value: float, column: tuple[int, int]) -> Decimal:
     precision, scale = column
     most = Decimal(10**precision - 1).scaleb(-scale)
-    return min(most, max(-most, Decimal(repr(value)).quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP)))
+    return min(most, max(-most, Decimal(repr(value)))).quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP)

@@ -19,6 +19,7 @@ from babylon_rl.versions import content_version
 MOST_NEWS = 20
 TICKER_CHARACTERS = 12
 UNKNOWN_PROBABILITY = 0.5
+MOST_CHANGE = 1e12  # percent; between prices that are further apart the mean and the deviation of the hour would not be numbers
 # Digits of market_outcomes' columns: all of them, and those after the point.
 PRICE, CHANGE, PROBABILITY, VOLUME = (10, 2), (5, 2), (5, 4), (15, 2)
 
@@ -89,8 +90,10 @@ class WindowOutcomes:
 
     @property
     def data_version(self) -> str:
-        """Hash of the content."""
-        return content_version([self.document(), self.flags])
+        """Hash of the content, and of what hindsight takes from it beyond: names and the moments of resolution."""
+        names = [stock.name for stock in self.stocks]
+        resolved = [None if asked.resolved_at is None else asked.resolved_at.isoformat() for asked in self.predictions]
+        return content_version([self.document(), self.flags, names, resolved])
 
     def document(self) -> dict[str, Any]:
         """The shape of ``babylon-rl outcomes``."""
@@ -158,7 +161,7 @@ def stock_outcome(span: StockSpan, ticker: str, news: tuple[str, ...], band_perc
     if start is None:
         start = span.first_price if span.first_price is not None else span.last_price
         flags.append("start_from_first_price")
-    change = (span.last_price - start) / start * 100 if start > 0 else 0.0
+    change = max(-MOST_CHANGE, min(MOST_CHANGE, (span.last_price - start) / start * 100)) if start > 0 else 0.0
     if start <= 0:
         flags.append("start_price_not_positive")
     if not _fits(change, CHANGE):

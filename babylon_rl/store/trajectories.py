@@ -5,6 +5,7 @@ on windowId; the rest (NULL ids, ids that name no real hour) agent by agent on t
 read scans the table.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +24,7 @@ class TrajectoryRow(msgspec.Struct, frozen=True):
     trajectory_id: str
     agent_id: str
     start_time: datetime
+    end_time: datetime
     window_id: str | None
     window_hours: int
     scenario_id: str | None
@@ -36,7 +38,7 @@ class TrajectoryRow(msgspec.Struct, frozen=True):
     @property
     def window(self) -> str:
         """The window that this row belongs to."""
-        return _window(self.window_id, window_of(self.start_time))
+        return self.window_id if self.window_id is not None and _is_window_id(self.window_id) else window_of(self.start_time)
 
 
 class CallLogRow(msgspec.Struct, frozen=True):
@@ -60,9 +62,11 @@ class CallLogRow(msgspec.Struct, frozen=True):
         return self.timestamp.replace(tzinfo=UTC).timestamp() * 1000
 
 
-_COLUMNS = """"trajectoryId", "agentId", "startTime", "windowId", "windowHours", "scenarioId", "finalPnL",
-    "isTrainingData", "isEvaluation", "usedInTraining", "metricsJson", "stepsJson\""""
-_ROW_TYPES = ["text", "text", "timestamp", "text", "int4", "text", "float8", "bool", "bool", "bool", "bytea", "bytea"]
+# An infinite time, or one beyond a calendar of four digits, would have no datetime.
+_WITHIN = "least(greatest({0}, timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999')"
+_COLUMNS = f""""trajectoryId", "agentId", {_WITHIN.format('"startTime"')}, {_WITHIN.format('"endTime"')}, "windowId", "windowHours",
+    "scenarioId", "finalPnL", "isTrainingData", "isEvaluation", "usedInTraining", "metricsJson", "stepsJson\""""
+_ROW_TYPES = ["text", "text", "timestamp", "timestamp", "text", "int4", "text", "float8", "bool", "bool", "bool", "bytea", "bytea"]
 
 BY_WINDOW_ID = f"""COPY (SELECT {_COLUMNS} FROM public.trajectories WHERE "windowId" = ANY(%(windows)s)) TO STDOUT (FORMAT BINARY)"""
 
@@ -71,12 +75,16 @@ BY_START_TIME = f"""COPY (
         SELECT {_COLUMNS} FROM public.trajectories
         WHERE "agentId" = agent.id AND "startTime" >= %(start)s AND "startTime" < %(end)s
           AND "windowId" IS DISTINCT FROM to_char("startTime", 'YYYY-MM-DD"T"HH24:00')
+        OFFSET 0
     ) odd
 ) TO STDOUT (FORMAT BINARY)"""
 
-CALL_LOGS = """COPY (
-    SELECT "trajectoryId", "stepId", "callId", "timestamp", model, purpose, "systemPrompt", "userPrompt", "messagesJson", response, metadata
-    FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%(ids)s)
+BY_ID = f"""COPY (SELECT {_COLUMNS} FROM public.trajectories WHERE "trajectoryId" = ANY(%(ids)s)) TO STDOUT (FORMAT BINARY)"""
+
+CALL_LOGS = f"""COPY (
+    SELECT "trajectoryId", "stepId", "callId", {_WITHIN.format('"timestamp"')}, model, purpose, "systemPrompt", "userPrompt",
+        "messagesJson", response, metadata
+    FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%(ids)s) ORDER BY "trajectoryId"
 ) TO STDOUT (FORMAT BINARY)"""
 _LOG_TYPES = ["text", "text", "text", "timestamp", "text", "text", "text", "text", "bytea", "text", "bytea"]
 
@@ -88,21 +96,22 @@ WINDOWS_WITH_ROWS = """
         SELECT "windowId", to_char("startTime", 'YYYY-MM-DD"T"HH24:00') FROM public.trajectories
         WHERE "agentId" = agent.id AND "startTime" >= %(start)s AND "startTime" < %(stop)s
           AND "windowId" IS DISTINCT FROM to_char("startTime", 'YYYY-MM-DD"T"HH24:00')
+        OFFSET 0
     ) odd
 """
 
-NEWEST_WINDOW = r"""
-    SELECT max(hour) FROM (
-        (SELECT "windowId" AS hour FROM public.trajectories
-         WHERE "windowId" <= %(newest)s AND "windowId" ~ '^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):00$'
-         ORDER BY "windowId" DESC LIMIT 1)
-        UNION ALL
-        SELECT odd.hour FROM public."User" agent CROSS JOIN LATERAL (
-            SELECT to_char("startTime", 'YYYY-MM-DD"T"HH24:00') AS hour FROM public.trajectories
-            WHERE "agentId" = agent.id AND "startTime" < %(stop)s AND "windowId" IS NULL
-            ORDER BY "startTime" DESC LIMIT 1
-        ) odd
-    ) hours
+NEWEST_NAMED = r"""
+    SELECT "windowId" FROM public.trajectories
+    WHERE "windowId" < %(before)s AND "windowId" ~ '^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):00$'
+    ORDER BY "windowId" DESC LIMIT 1
+"""
+# Only what is newer than the newest named row: an agent whose rows all have a name would be read to its first row otherwise.
+NEWEST_UNNAMED = """
+    SELECT max(odd.hour) FROM public."User" agent CROSS JOIN LATERAL (
+        SELECT to_char("startTime", 'YYYY-MM-DD"T"HH24:00') AS hour FROM public.trajectories
+        WHERE "agentId" = agent.id AND "startTime" >= %(start)s AND "startTime" < %(stop)s AND "windowId" IS NULL
+        ORDER BY "startTime" DESC LIMIT 1
+    ) odd
 """
 
 SCORED = """SELECT "trajectoryId" FROM public.trajectories WHERE "trajectoryId" = ANY(%s) AND "aiJudgeReward" IS NOT NULL"""
@@ -124,12 +133,19 @@ def trajectory_rows(connection: Connection, windows: Sequence[str]) -> Iterator[
     bounds = {"start": window_start(min(windows)), "end": window_end(max(windows))}
     for values in _copy(connection, BY_START_TIME, bounds, _ROW_TYPES):
         row = TrajectoryRow(*values)
-        if not is_window_id(row.window_id) and row.window in wanted:
+        if not _is_window_id(row.window_id) and row.window in wanted:
             yield row
 
 
+def trajectories_by_id(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[TrajectoryRow]:
+    """Stream the rows of some trajectories, in no particular order."""
+    if trajectory_ids:
+        for values in _copy(connection, BY_ID, {"ids": list(trajectory_ids)}, _ROW_TYPES):
+            yield TrajectoryRow(*values)
+
+
 def call_log_rows(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[CallLogRow]:
-    """Stream the log rows of some trajectories, in no particular order."""
+    """Stream the log rows of some trajectories, each trajectory's together, else in no particular order."""
     if trajectory_ids:
         for values in _copy(connection, CALL_LOGS, {"ids": list(trajectory_ids)}, _LOG_TYPES):
             yield CallLogRow(*values)
@@ -145,8 +161,17 @@ def windows_with_rows(connection: Connection, first: str, end: str) -> list[str]
 
 def newest_window_with_rows(connection: Connection, newest: str) -> str | None:
     """The newest window, up to and including ``newest``, that holds a trajectory; where look-backs count from."""
-    row = connection.execute(NEWEST_WINDOW, {"newest": newest, "stop": window_end(newest)}).fetchone()
-    return row[0] if row is not None and is_window_id(row[0]) else None
+    stop = window_end(newest)
+    named = _value(connection, NEWEST_NAMED, {"before": window_of(stop)})
+    while named is not None and not is_window_id(named):  # 30 February
+        named = _value(connection, NEWEST_NAMED, {"before": named})
+    start = window_start(named or FIRST_POSSIBLE)
+    return max(filter(None, (named, _value(connection, NEWEST_UNNAMED, {"start": start, "stop": stop}))), default=None)
+
+
+def _value(connection: Connection, statement: str, parameters: dict[str, Any]) -> str | None:
+    row = connection.execute(statement, parameters).fetchone()
+    return None if row is None else row[0]
 
 
 def scored_ids(connection: Connection, trajectory_ids: Sequence[str]) -> set[str]:
@@ -160,7 +185,10 @@ def logged_ids(connection: Connection, trajectory_ids: Sequence[str]) -> set[str
 
 
 def _window(window_id: str | None, hour: str) -> str:
-    return window_id if window_id is not None and is_window_id(window_id) else hour
+    return window_id if window_id is not None and _is_window_id(window_id) else hour
+
+
+_is_window_id = functools.lru_cache(maxsize=4096)(is_window_id)
 
 
 def _copy(connection: Connection, statement: str, parameters: dict[str, Any], types: list[str]) -> Iterator[tuple[Any, ...]]:

@@ -16,6 +16,8 @@ from babylon_rl.versions import content_version
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 HOURS_AT_ONCE = 168
+HOURS_READ_AT_ONCE = 1000
+ROWS_READ_AT_ONCE = 100_000
 
 
 class StoredEpisode(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -63,11 +65,16 @@ class StoredWindow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     message_sources: dict[str, int]
     avg_pnl: float | None
     trainable_sequences: int
+    quality: dict[str, Any]
     data_version: str
     group_version: str
     episodes: list[StoredEpisode]
     rejections: list[StoredRejection]
 
+
+ROW_COUNTS = """
+    SELECT "windowId", count(*) FROM public.trajectories WHERE "windowId" = ANY(%s) GROUP BY 1
+"""
 
 _LOCK = """
     SELECT pg_advisory_xact_lock(key)
@@ -80,18 +87,20 @@ _FORGET = """DELETE FROM babylon_rl.windows WHERE "window" = ANY(%s) AND "state"
 
 _UPSERT_WINDOWS = """
     INSERT INTO babylon_rl.windows AS held ("window", "rows", "eligible", "newTrainable", "agents", "episodes", "usableEpisodes", "ready",
-        "state", "rejected", "messageSources", "avgPnl", "trainableSequences", "dataVersion", "groupVersion", "rowVersion", "computedAt")
+        "state", "rejected", "messageSources", "avgPnl", "trainableSequences", "quality", "dataVersion", "groupVersion", "rowVersion",
+        "computedAt")
     SELECT "window", "rows", "eligible", "newTrainable", "agents", jsonb_array_length("episodes"), "usableEpisodes", "ready",
-        "state", "rejected", "messageSources", "avgPnl", "trainableSequences", "dataVersion", "groupVersion", "rowVersion", %(now)s
+        "state", "rejected", "messageSources", "avgPnl", "trainableSequences", "quality", "dataVersion", "groupVersion", "rowVersion",
+        %(now)s
     FROM jsonb_to_recordset(%(windows)s) AS given ("window" text, "rows" int, "eligible" int, "newTrainable" int, "agents" int,
         "episodes" jsonb, "usableEpisodes" int, "ready" bool, "state" text, "rejected" jsonb, "messageSources" jsonb, "avgPnl" float8,
-        "trainableSequences" int, "dataVersion" text, "groupVersion" text, "rowVersion" text)
+        "trainableSequences" int, "quality" jsonb, "dataVersion" text, "groupVersion" text, "rowVersion" text)
     ON CONFLICT ("window") DO UPDATE SET
         "rows" = excluded."rows", "eligible" = excluded."eligible", "newTrainable" = excluded."newTrainable",
         "agents" = excluded."agents", "episodes" = excluded."episodes", "usableEpisodes" = excluded."usableEpisodes",
         "ready" = excluded."ready", "state" = CASE held."state" WHEN 'quarantined' THEN held."state" ELSE excluded."state" END,
         "rejected" = excluded."rejected", "messageSources" = excluded."messageSources", "avgPnl" = excluded."avgPnl",
-        "trainableSequences" = excluded."trainableSequences", "dataVersion" = excluded."dataVersion",
+        "trainableSequences" = excluded."trainableSequences", "quality" = excluded."quality", "dataVersion" = excluded."dataVersion",
         "groupVersion" = excluded."groupVersion", "rowVersion" = excluded."rowVersion", "computedAt" = excluded."computedAt"
 """
 
@@ -131,6 +140,25 @@ def chunks(windows: Iterable[str]) -> Iterator[list[str]]:
     ordered = sorted(set(windows))
     for start in range(0, len(ordered), HOURS_AT_ONCE):
         yield ordered[start : start + HOURS_AT_ONCE]
+
+
+def reading_chunks(connection: Connection, windows: Iterable[str]) -> list[list[str]]:
+    """As ``chunks``, for those who read the hours' trajectories: in runs of at most HOURS_READ_AT_ONCE hours and ROWS_READ_AT_ONCE rows.
+
+    An hour with more rows than that is a run of its own. Rows without a canonical "windowId" are few and not counted.
+    """
+    ordered = sorted(set(windows))
+    with connection.transaction():
+        counts: dict[str, int] = dict(connection.execute(ROW_COUNTS, (ordered,)).fetchall())
+    found: list[list[str]] = []
+    rows = 0
+    for window in ordered:
+        rows += counts.get(window, 0)
+        if not found or len(found[-1]) == HOURS_READ_AT_ONCE or rows > ROWS_READ_AT_ONCE:
+            found.append([])
+            rows = counts.get(window, 0)
+        found[-1].append(window)
+    return found
 
 
 def lock_windows(connection: Connection, windows: Sequence[str]) -> None:

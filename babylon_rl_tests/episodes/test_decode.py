@@ -8,16 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.episodes.decode import Fault, Step, decode, decode_steps, end_pnl
+from babylon_rl.episodes.decode import Fault, Step, decode, decode_facts, decode_steps, end_pnl
+from babylon_rl.episodes.faults import NotJson, strict_json
 from babylon_rl.store.trajectories import TrajectoryRow
 from babylon_rl_tests.rows import WINDOW, make_call, make_step
 
 
 def row(text: str, **changes: Any) -> TrajectoryRow:
     columns = {
-        "trajectory_id": "t1", "agent_id": "a", "start_time": datetime(2025, 11, 15, 10), "window_id": WINDOW, "window_hours": 1,
-        "scenario_id": WINDOW, "final_pnl": None, "is_training_data": True, "is_evaluation": False, "used_in_training": False,
-        "metrics_json": b"{}", "steps_json": text.encode(),
+        "trajectory_id": "t1", "agent_id": "a", "start_time": datetime(2025, 11, 15, 10),
+        "end_time": datetime(2025, 11, 15, 11), "window_id": WINDOW, "window_hours": 1, "scenario_id": WINDOW, "final_pnl": None,
+        "is_training_data": True, "is_evaluation": False, "used_in_training": False, "metrics_json": b"{}", "steps_json": text.encode(),
     }  # fmt: skip
     return TrajectoryRow(**(columns | changes))
 
@@ -128,6 +129,55 @@ def test_odd_calls_reject_nothing(calls: Any) -> None:
     assert not isinstance(decode(row(json.dumps([make_step(calls=calls)]))), Fault)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (step_with("elsewhere", '["ok", {"deep": "\\ud83d"}]'), "$[0].observation[1].deep"),
+        (step_with("elsewhere", '{"a": 1, "\\udfff": 2}'), "a key of $[0].observation"),
+        ('["\\ud83d\\ude00", "\\ude00"]', "$[1]"),
+        ('[123456789012345678901234567890, "\\ude00"]', "$[1]"),
+        (GOOD + "x", f"at character {len(GOOD)}: Extra data"),
+        (step_with("elsewhere", "-Infinity"), "-Infinity"),
+    ],
+)
+def test_what_is_not_json_is_named_with_its_place(text: str, words: str) -> None:
+    assert words in fault(text).detail
+
+
+@given(st.integers(1, 6), st.sampled_from(["cut", "NaN", "surrogate", "extra", "comma", "é"]), st.integers(0, 2000))
+def test_a_fault_is_told_as_if_the_whole_text_had_been_read(steps: int, kind: str, place: int) -> None:
+    """Reading only from the faulty step on says what reading all of it strictly says."""
+    text = json.dumps([make_step(number, note="é" * number, seen=[{"a": 1}, {"a": 2}]) for number in range(steps)], ensure_ascii=False)
+    place %= len(text)
+    odd = {"cut": "", "NaN": "NaN", "surrogate": '"\\ud83d"', "extra": "]]", "comma": ",,", "é": "é"}[kind]
+    broken = text[:place] if kind == "cut" else text[:place] + odd + text[place:]
+    broken = broken.replace('{"', '{ "') if place % 7 == 0 else broken
+    found = decode_steps(broken.encode())
+    try:
+        strict_json(broken.encode())
+    except NotJson as fault:
+        assert isinstance(found, Fault)
+        assert _told(found.detail) == _told(str(fault))
+    else:
+        assert not isinstance(found, Fault) or found.reason == "malformed_shape"
+
+
+def _told(detail: str) -> str:
+    return detail.partition(", near")[0]
+
+
+def test_the_first_wrong_step_is_named_however_odd_the_others_are() -> None:
+    steps = [make_step(0, calls="odd"), make_step(1, environmentState=5), make_step(2, action="")]
+    assert fault(json.dumps(steps)).detail == "$[1].environmentState is 5, not an object"
+
+
+def test_steps_without_a_whole_number_are_numbered_by_their_place() -> None:
+    recorded = [make_step(stepNumber="x"), make_step(action="pending"), make_step(stepNumber=None), make_step(stepNumber=7.0)]
+    steps = decode(row(json.dumps(recorded)))
+    assert not isinstance(steps, Fault)
+    assert [step.number for step in steps] == [0, 2, 7]
+
+
 def test_repeated_key_counts_as_its_last_value() -> None:
     text = step_with("agentPnL", 'true, "agentPnL": 7')
     steps = decode(row(text))
@@ -162,7 +212,7 @@ def steps_of(*pnls: float) -> list[Step]:
     ],
 )
 def test_end_pnl_falls_back_in_order(final: float | None, metrics: str, end: float) -> None:
-    assert end_pnl(final, metrics.encode(), steps_of(1, 2)) == end
+    assert end_pnl(final, metrics.encode(), steps_of(1, 2)[-1]) == end
 
 
 _values = st.recursive(
@@ -178,6 +228,8 @@ def test_fast_and_strict_decoding_agree(value: Any, path: str, cut: bool) -> Non
     text = step_with(path, json.dumps(value))
     text = text[: len(text) - 3] if cut else text
     found = decode_steps(text.encode("utf-8", "surrogatepass"))
+    facts = decode_facts(text.encode("utf-8", "surrogatepass"))
+    assert facts == found if isinstance(found, Fault) else not isinstance(facts, Fault) and len(facts) == len(found)
     whole = json.dumps(value, ensure_ascii=False)
     strict = (
         not cut and "NaN" not in whole and "Infinity" not in whole and not any("\ud800" <= character <= "\udfff" for character in whole)

@@ -90,6 +90,18 @@ def test_calls_of_a_pending_step_are_left_out(connection: Connection, settings: 
     assert [served.response for served in sequences(connection, settings, steps, logs)] == ["kept"]
 
 
+def test_calls_made_while_a_step_was_pending_are_left_out(connection: Connection, settings: Settings) -> None:
+    steps = [make_step(0), make_step(1, action="pending"), make_step(2)]
+    logs = [make_log("t1", number, stepId="uuid", timestamp=START + timedelta(seconds=10 * number + 1)) for number in range(3)]
+    assert [served.call_id for served in sequences(connection, settings, steps, logs)] == ["t1-call-0-0", "t1-call-0-2"]
+
+
+def test_steps_without_a_number_are_those_of_their_place(connection: Connection, settings: Settings) -> None:
+    steps = [make_step(0, action="pending", stepNumber=None), make_step(1, stepNumber=None)]
+    logs = [make_log("t1", 0, step=1, response="kept"), make_log("t1", 1, step=0), make_log("t1", 2, stepId="t1-step-" + "9" * 5000)]
+    assert [(served.step, served.response) for served in sequences(connection, settings, steps, logs)] == [(1, "kept")]
+
+
 @pytest.mark.parametrize(
     ("recorded", "first"),
     [

@@ -1,0 +1,121 @@
+"""What of an hour's rows a person should look at although they count: short prompts, duplicates, clocks, impossible P&L.
+
+Decided row by row while an hour is read, and gathered here; babylon_rl.windows keeps it as ``quality``.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+from babylon_rl.episodes.steps import CallFacts, StepFacts, as_number
+from babylon_rl.episodes.types import Trajectory
+from babylon_rl.store.trajectories import TrajectoryRow
+from babylon_rl.windows import HOUR, window_start
+
+LONG_SYSTEM_PROMPT = 50
+LONG_USER_PROMPT = 100
+CLOCK_TOLERANCE_MS = 5 * 60_000
+MOST_LEVERAGE = 10
+LEAST_STAKE_USD = 1000.0
+MOST_NAMED = 20
+_NUMBERS = frozenset((int, float))
+_EPOCH = datetime(1970, 1, 1)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def is_short(call: CallFacts) -> bool:
+    """True where a call's system prompt has at most 50 characters or its user prompt at most 100."""
+    system, user = call.system_prompt, call.user_prompt
+    return not (isinstance(system, str) and len(system) > LONG_SYSTEM_PROMPT and isinstance(user, str) and len(user) > LONG_USER_PROMPT)
+
+
+def is_skewed(row: TrajectoryRow, steps: Sequence[StepFacts]) -> bool:
+    """True where a row's times contradict each other.
+
+    It ends before it starts, its "windowId" is another hour than its start and its end both fall into, or a step was taken more than
+    five minutes before the start or after the end.
+    """
+    start, end = row.start_time, row.end_time
+    opens, closes = _bounds(row.window)
+    if end < start or not (opens <= start <= closes or opens <= end <= closes):
+        return True
+    began = [step.timestamp for step in steps]
+    try:
+        first, last = min(began), max(began)
+    except TypeError:
+        first = last = None
+    if first.__class__ not in _NUMBERS or last.__class__ not in _NUMBERS:
+        numbers = [ms for moment in began if (ms := as_number(moment)) is not None]
+        if not numbers:
+            return False
+        first, last = min(numbers), max(numbers)
+    return bool(first < _ms(start) - CLOCK_TOLERANCE_MS or last > _ms(end) + CLOCK_TOLERANCE_MS)
+
+
+@functools.lru_cache(maxsize=4096)
+def _bounds(window: str) -> tuple[datetime, datetime]:
+    return window_start(window), window_start(window) + (HOUR - datetime.resolution)
+
+
+def _ms(moment: datetime) -> float:
+    return (moment - _EPOCH) / _MILLISECOND
+
+
+def jumps(steps: Sequence[StepFacts], end_pnl: float) -> bool:
+    """True where a row's P&L changes from one step to the next, or to its end, by more than the agent could have won or lost.
+
+    That is MOST_LEVERAGE times what it had at stake: the largest agentBalance of the row so far, and at least the game's starting
+    balance, as an agent with all its money in positions has a small one.
+    """
+    pnls = [step.environment_state.agent_pnl for step in steps]
+    pnls.append(end_pnl)
+    if max(pnls) - min(pnls) <= MOST_LEVERAGE * LEAST_STAKE_USD:
+        return False
+    most = LEAST_STAKE_USD
+    for step, (before, after) in zip(steps, pairwise(pnls), strict=True):
+        most = max(most, step.environment_state.agent_balance)
+        if abs(after - before) > MOST_LEVERAGE * most:
+            return True
+    return False
+
+
+def quality(agents: Sequence[Sequence[Trajectory]], odd_hours: int) -> dict[str, Any]:
+    """The document of one hour's eligible trajectories, by agent and in order; ``odd_hours`` counts rows of other lengths than 1 h.
+
+    Lists name at most MOST_NAMED ids in order, and stand beside the full counts.
+    """
+    duplicates: list[str] = []
+    jumping: list[str] = []
+    for own in agents:
+        duplicates += _repeated(own)
+        if any([row.jumped for row in own]) or any([_jumps_between(before, after) for before, after in pairwise(own)]):
+            jumping.append(own[0].agent_id)
+    skewed = [row.trajectory_id for own in agents for row in own if row.skewed]
+    judged = [row.short_prompts for own in agents for row in own if row.short_prompts is not None]
+    return {
+        "shortPrompts": sum(judged),
+        "prompts": len(judged),
+        "duplicates": sorted(duplicates)[:MOST_NAMED],
+        "duplicateRows": len(duplicates),
+        "clockSkew": sorted(skewed)[:MOST_NAMED],
+        "skewedRows": len(skewed),
+        "pnlJumps": jumping[:MOST_NAMED],
+        "jumpingAgents": len(jumping),
+        "otherLengths": odd_hours,
+    }
+
+
+def _repeated(own: Iterable[Trajectory]) -> list[str]:
+    seen: set[str] = set()
+    found = []
+    for row in own:
+        if row.recorded in seen:
+            found.append(row.trajectory_id)
+        seen.add(row.recorded)
+    return found
+
+
+def _jumps_between(before: Trajectory, after: Trajectory) -> bool:
+    return abs(after.start_pnl - before.end_pnl) > MOST_LEVERAGE * max(before.stake, LEAST_STAKE_USD)

@@ -1,0 +1,3 @@
+-- What of an hour's eligible rows a person should look at: short prompts, duplicates, clocks, impossible P&L, other lengths.
+
+ALTER TABLE babylon_rl.windows ADD COLUMN "quality" jsonb NOT NULL DEFAULT '{}';
