@@ -18,7 +18,7 @@ from babylon_rl.judge.groups import EpisodeScore, GroupScores, group_scores
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import scores as store
 from babylon_rl.store.trajectories import Connection
-from babylon_rl.store.window_groups import chunks, lock_windows
+from babylon_rl.store.window_groups import lock_windows, reading_chunks
 from babylon_rl.windows import is_complete
 
 
@@ -44,7 +44,7 @@ def score_windows(
             f"JUDGE_MODEL is {settings.judge_model!r}: the judge by a language model is not available; set JUDGE_MODEL={HEURISTIC}."
         )
     found: dict[str, GroupScores] = {}
-    for some in chunks(window for window in windows if is_complete(window, now)):
+    for some in reading_chunks(connection, (window for window in windows if is_complete(window, now))):
         with connection.transaction():
             lock_windows(connection, some)
             found |= _score(connection, read_windows(connection, some, settings), now, force)
@@ -53,11 +53,12 @@ def score_windows(
 
 def _score(connection: Connection, readings: dict[str, WindowReading], now: datetime, force: bool) -> dict[str, GroupScores]:
     held = {window: _loaded(group) for window, group in store.read(connection, list(readings)).items()}
+    consumed = store.consumed_windows(connection, list(held))
     found: dict[str, GroupScores] = {}
     fresh: list[store.StoredGroup] = []
     for window, reading in readings.items():
         before = held.get(window)
-        if before is not None and not force and _stands(before, reading):
+        if before is not None and not force and (window in consumed or _is_of(before, reading)):
             found[window] = before
         elif reading.ready:
             judged = judge_heuristically(reading)
@@ -69,9 +70,7 @@ def _score(connection: Connection, readings: dict[str, WindowReading], now: date
     return found
 
 
-def _stands(before: GroupScores, reading: WindowReading) -> bool:
-    if any(episode.used for episode in reading.episodes):
-        return True
+def _is_of(before: GroupScores, reading: WindowReading) -> bool:
     judge = (before.judge, before.judge_version)
     return before.input_version == group_version(reading) and judge == (heuristic.NAME, heuristic.VERSION)
 

@@ -1,7 +1,8 @@
 """Which episodes a batch may take: one SQL text for counting them and for freezing them.
 
 The text gives one row per episode of the complete hours in a range, with the reason why it is not freezable (NULL: it is). The
-hours and episodes are those that window_groups last wrote; what a training has used is read from the trajectories themselves.
+hours and episodes are those that window_groups last wrote, their calls less those in which hindsight found a leak; what a training has
+used is read from the trajectories themselves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import Any
 
 import psycopg
 
+from babylon_rl.windows import window_end, window_start
+
 # The first reason that holds is the one that is counted, so the order matters: what time or a person can cure comes last.
 FREEZABLE = """
 WITH hour AS (
@@ -19,18 +22,22 @@ WITH hour AS (
     FROM babylon_rl.windows w
     LEFT JOIN babylon_rl.group_scores g ON g."window" = w."window" AND NOT g."stale"
     WHERE w."window" >= %(first)s AND w."window" < %(end)s AND w."window" <= %(complete)s
+), leaked AS (
+    SELECT l."window", l."trajectoryId", count(DISTINCT l."sequence") AS "calls"
+    FROM hour h JOIN babylon_rl.leaks l ON l."window" = h."window" GROUP BY 1, 2
 ), member AS (
-    SELECT e."window", e."agentId", i."trajectoryId", i."position",
+    SELECT e."window", e."agentId", i."trajectoryId", i."position", COALESCE(l."calls", 0) AS "leakedCalls",
            t."trajectoryId" IS NULL AS "gone", COALESCE(t."usedInTraining", FALSE) AS "used", b."trajectoryId" IS NOT NULL AS "held"
     FROM hour h
     JOIN babylon_rl.episodes e ON e."window" = h."window"
     CROSS JOIN LATERAL unnest(e."trajectoryIds") WITH ORDINALITY AS i("trajectoryId", "position")
     LEFT JOIN public.trajectories t ON t."trajectoryId" = i."trajectoryId"
+    LEFT JOIN leaked l ON l."window" = e."window" AND l."trajectoryId" = i."trajectoryId"
     LEFT JOIN babylon_rl.batch_items b ON b."trajectoryId" = i."trajectoryId" AND b."live"
 ), stitched AS (
     SELECT "window", "agentId", array_agg("trajectoryId" ORDER BY "position") AS "trajectoryIds",
            count(*) FILTER (WHERE NOT "gone" AND NOT "used") AS "newRows",
-           bool_or("gone") AS "gone", bool_or("used") AS "used", bool_or("held") AS "held"
+           sum("leakedCalls") AS "leakedCalls", bool_or("gone") AS "gone", bool_or("used") AS "used", bool_or("held") AS "held"
     FROM member GROUP BY "window", "agentId"
 ), episode AS (
     SELECT s.*, h."quarantined", h."settled", h."flat", e."usable", e."trainableSequences",
@@ -49,6 +56,7 @@ WITH hour AS (
         WHEN "left" = 'dropout' THEN 'left out by dropout'
         WHEN NOT "usable" THEN 'in short episodes'
         WHEN "trainableSequences" = 0 AND "syntheticRows" > 0 THEN 'synthetic'
+        WHEN "trainableSequences" > 0 AND "trainableSequences" <= "leakedCalls" THEN 'leak'
         WHEN "trainableSequences" = 0 OR "left" IS NOT NULL THEN 'without a call that trains'
         WHEN "usableInHour" < %(min_agents)s THEN 'in thin hours'
         WHEN "quarantined" THEN 'in quarantined hours'
@@ -67,17 +75,30 @@ _TAKE = (
     + 'SELECT "window", "agentId", "trajectoryIds", "groupSize" FROM judged WHERE "reason" IS NULL ORDER BY "window" DESC, "agentId"'
 )
 
-# Rows that no hour has been made of yet; only those that a first look already rejects are left out.
+# Rows that no hour has been made of yet; only those that a first look already rejects are left out. Hour by hour and agent by agent, each
+# by its index: the table is never scanned.
 _UNREAD = """
-SELECT count(*) FROM (
-    SELECT CASE WHEN t."windowId" ~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:00$' THEN t."windowId"
-                ELSE to_char(t."startTime", 'YYYY-MM-DD"T"HH24":00"') END AS "hour"
-    FROM public.trajectories t
-    WHERE t."isTrainingData" AND NOT t."isEvaluation" AND NOT t."usedInTraining"
-      AND COALESCE(t."windowId", '') NOT LIKE 'benchmark-%%' AND COALESCE(t."scenarioId", '') NOT LIKE 'benchmark-%%'
+WITH unread AS (
+    SELECT given."window", given."start" FROM (
+        SELECT to_char("start", 'YYYY-MM-DD"T"HH24":00"') AS "window", "start"
+        FROM generate_series(%(start)s::timestamp, %(stop)s::timestamp - interval '1 hour', interval '1 hour') AS hour ("start")
+    ) given
+    WHERE NOT EXISTS (SELECT FROM babylon_rl.windows w WHERE w."window" = given."window")
+)
+SELECT count(*) FROM unread CROSS JOIN LATERAL (
+    SELECT "isTrainingData", "isEvaluation", "usedInTraining", "windowId", "scenarioId"
+    FROM public.trajectories WHERE "windowId" = unread."window"
+    UNION ALL
+    SELECT odd.* FROM public."User" agent CROSS JOIN LATERAL (
+        SELECT "isTrainingData", "isEvaluation", "usedInTraining", "windowId", "scenarioId"
+        FROM public.trajectories
+        WHERE "agentId" = agent.id AND "startTime" >= unread."start" AND "startTime" < unread."start" + interval '1 hour'
+          AND COALESCE("windowId", '') !~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:00$'
+        OFFSET 0
+    ) odd
 ) row
-WHERE row."hour" >= %(first)s AND row."hour" < %(end)s AND row."hour" <= %(complete)s
-  AND NOT EXISTS (SELECT FROM babylon_rl.windows w WHERE w."window" = row."hour")
+WHERE row."isTrainingData" AND NOT row."isEvaluation" AND NOT row."usedInTraining"
+  AND COALESCE(row."windowId", '') NOT LIKE 'benchmark-%%' AND COALESCE(row."scenarioId", '') NOT LIKE 'benchmark-%%'
 """
 
 
@@ -100,6 +121,8 @@ class FreezeBounds:
             "complete": self.complete,
             "settled": self.settled,
             "min_agents": self.min_agents,
+            "start": window_start(self.first),
+            "stop": min(window_start(self.end), window_end(self.complete)),
         }
 
 

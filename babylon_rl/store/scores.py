@@ -85,14 +85,21 @@ _INSERT_SCORES = (
     + _SCORES
 )
 
+# What a training has used keeps the score that it was used with: one of ours in a batch of ours, another's in another's.
+_OPEN = """(%(force)s OR NOT row."usedInTraining" OR row."aiJudgeReward" IS NULL OR (
+    EXISTS (SELECT FROM public.reward_judgments ours WHERE ours.id = 'judgment-' || row."trajectoryId")
+    AND NOT EXISTS (SELECT FROM babylon_rl.batch_items item
+                    WHERE item."window" = {window} AND item."trajectoryId" = row."trajectoryId" AND item."consumed")))"""
+
+# The ids are given apart from the document too: the planner takes that for 100,000 rows and would scan the table.
 _SCORE_TRAJECTORIES = (
     """
     UPDATE public.trajectories row SET "aiJudgeReward" = judged."score", "aiJudgeReasoning" = judged."reasoning", "judgedAt" = %(now)s
-    FROM (SELECT unnest(s."trajectoryIds") AS "trajectoryId", s."score", s."reasoning"
+    FROM (SELECT given."window", unnest(s."trajectoryIds") AS "trajectoryId", s."score", s."reasoning"
 """
     + _SCORES
-    + """) judged
-    WHERE row."trajectoryId" = judged."trajectoryId" AND (%(force)s OR NOT row."usedInTraining" OR row."aiJudgeReward" IS NULL)
+    + f""") judged
+    WHERE row."trajectoryId" = ANY(%(ids)s) AND row."trajectoryId" = judged."trajectoryId" AND {_OPEN.format(window='judged."window"')}
 """
 )
 
@@ -104,15 +111,16 @@ _JUDGE_TRAJECTORIES = (
         given."window", s."reasoning", given."criteria"::text, %(now)s
 """
     + _SCORES
-    + """
-    JOIN public.trajectories row ON row."trajectoryId" = ANY(s."trajectoryIds")
-        AND (%(force)s OR NOT row."usedInTraining" OR row."aiJudgeReward" IS NULL)
+    + f"""
+    JOIN public.trajectories row ON row."trajectoryId" = ANY(s."trajectoryIds") AND {_OPEN.format(window='given."window"')}
     ON CONFLICT ("trajectoryId") DO UPDATE SET
         "judgeModel" = excluded."judgeModel", "judgeVersion" = excluded."judgeVersion", "overallScore" = excluded."overallScore",
         "rank" = excluded."rank", "normalizedScore" = excluded."normalizedScore", "groupId" = excluded."groupId",
         "reasoning" = excluded."reasoning", "criteriaJson" = excluded."criteriaJson", "judgedAt" = excluded."judgedAt"
 """
 )
+
+_CONSUMED = """SELECT DISTINCT "window" FROM babylon_rl.batch_items WHERE "window" = ANY(%s) AND consumed"""
 
 _STATE = """UPDATE babylon_rl.windows SET "state" = 'scored' WHERE "window" = ANY(%s) AND "state" = 'ready'"""
 
@@ -125,6 +133,11 @@ def have_scores(connection: Connection) -> bool:
 def input_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
     """What was judged, by window, for those of ``windows`` that have scores."""
     return dict(connection.execute(_INPUT_VERSIONS, (list(windows),)).fetchall())
+
+
+def consumed_windows(connection: Connection, windows: Sequence[str]) -> set[str]:
+    """Those of ``windows`` of which a batch of ours has consumed an episode: their scores were used."""
+    return {window for (window,) in connection.execute(_CONSUMED, (list(windows),)).fetchall()}
 
 
 def mark_stale(connection: Connection, versions: Mapping[str, str]) -> None:
@@ -146,9 +159,10 @@ def read(connection: Connection, windows: Sequence[str]) -> dict[str, StoredGrou
 def replace(connection: Connection, groups: Sequence[StoredGroup], now: datetime, *, force: bool = False) -> None:
     """Write the scores of some windows everywhere, in the caller's transaction and under the windows' locks.
 
-    Trajectories that a training has used keep the score that they carry, unless forced.
+    Trajectories that a training has used keep the score that they were used with, unless forced.
     """
-    given = {"groups": Jsonb([msgspec.to_builtins(group) for group in groups]), "now": now, "force": force}
+    ids = [trajectory for group in groups for score in group.scores for trajectory in score.trajectory_ids]
+    given = {"groups": Jsonb([msgspec.to_builtins(group) for group in groups]), "ids": ids, "now": now, "force": force}
     delete(connection, [group.window for group in groups])
     connection.execute(_INSERT_GROUPS, given)
     connection.execute(_INSERT_SCORES, given)

@@ -1,7 +1,8 @@
 """From frozen episodes to training sequences: each LLM call as it was served, with its episode's advantage.
 
 Only the trajectories that the batch froze are taken, whatever has arrived since. What cannot train is counted by reason, and
-pre-flight says before the first step what a training would get.
+pre-flight says before the first step what a training would get. Every text is looked through for leaks here too, so that an hour
+that hindsight has not seen yet is as safe as one that it has.
 """
 
 from collections import Counter
@@ -14,6 +15,8 @@ import psycopg
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.episodes.types import Sequence as ServedSequence
 from babylon_rl.errors import NothingToTrain
+from babylon_rl.judge.hindsight import HourSecrets, read_secrets
+from babylon_rl.judge.leaks import find_leaks
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.training.freezing import describe_reasons
@@ -22,6 +25,7 @@ from babylon_rl.training.trainer import TrainSequence
 NO_SEQUENCE = "no training sequence"
 STALE = "served by too old a version"
 EMPTY = "an empty response"
+LEAK = "leak"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,13 @@ def convert(
     left_out: Counter[str] = Counter()
     staleness: Counter[str] = Counter()
     for window in sorted({episode.window for episode in episodes}, reverse=True):
+        ids = [trajectory_id for episode in episodes if episode.window == window for trajectory_id in episode.trajectory_ids]
+        secrets = read_secrets(connection, [window], settings, ids)[window]
         served = {episode.agent_id: episode.sequences for episode in read_window(connection, window, settings).episodes}
         for episode in (episode for episode in episodes if episode.window == window):
             frozen = frozenset(episode.trajectory_ids)
             calls = [call for call in served.get(episode.agent_id, ()) if call.trajectory_id in frozen]
-            kept = [call for call in calls if _trains(call, settings, versions, left_out, staleness)]
+            kept = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
             per_episode[window, episode.agent_id] = len(kept)
             by_window.setdefault(window, []).extend(_sequence(call, episode, len(kept)) for call in kept)
     return Conversion({w: s for w, s in by_window.items() if s}, per_episode, dict(left_out), dict(staleness))
@@ -94,9 +100,19 @@ def refuse_empty(conversion: Conversion, batch_id: str) -> None:
     )
 
 
-def _trains(call: ServedSequence, settings: Settings, versions: Sequence[str], left_out: Counter[str], staleness: Counter[str]) -> bool:
+def _trains(
+    call: ServedSequence,
+    secrets: HourSecrets,
+    settings: Settings,
+    versions: Sequence[str],
+    left_out: Counter[str],
+    staleness: Counter[str],
+) -> bool:
     if not call.response.strip():
         left_out[EMPTY] += 1
+        return False
+    if find_leaks(call.messages, call.response, secrets.of(call.trajectory_id)):
+        left_out[LEAK] += 1
         return False
     age = versions.index(call.model_version) if call.model_version in versions else None
     staleness["unknown" if age is None else str(age)] += 1

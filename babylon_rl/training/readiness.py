@@ -157,7 +157,7 @@ def _checks(row: TrajectoryRow, logs: list[CallLogRow]) -> tuple[bool, bool, boo
     )
 
 
-def _calls(steps: list[Step], row: TrajectoryRow, logs: list[CallLogRow]) -> list[list[Call]]:
+def _calls(steps: list[Step], row: TrajectoryRow, logs: list[CallLogRow]) -> Sequence[Sequence[Call]]:
     own = [embedded_calls(step) for step in steps]
     return own if any(own) else logged_calls(logs, row.trajectory_id, steps)
 

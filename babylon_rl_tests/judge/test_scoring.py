@@ -163,10 +163,26 @@ def test_changed_group_is_marked_stale_and_judged_again(connection: Connection, 
     assert late == (again.scores[0].score,)
 
 
+def consume(connection: Connection, trajectory_id: str, agent_id: str) -> None:
+    """As if a batch of ours had trained the trajectory."""
+    batch = ["b1", "base", "cpu", "v1.0.0", 0, "completed", AFTER, AFTER]
+    connection.execute(
+        """INSERT INTO babylon_rl.batches ("batchId", "baseModel", "backend", "version", "seed", "state", "createdAt", "heartbeatAt")
+           VALUES (%s, %s, %s, %s, %s, %s, %s, %s)""",
+        batch,
+    )
+    connection.execute(
+        """INSERT INTO babylon_rl.batch_items ("batchId", "window", "agentId", "trajectoryId", "position", "live", "consumed")
+           VALUES ('b1', %s, %s, %s, 0, false, true)""",
+        (WINDOW, agent_id, trajectory_id),
+    )
+    connection.execute("""UPDATE trajectories SET "usedInTraining" = true WHERE "trajectoryId" = %s""", (trajectory_id,))
+
+
 def test_consumed_hour_keeps_its_scores_unless_forced(connection: Connection, settings: Settings) -> None:
     insert(connection, "trajectories", make_group())
     score_window(connection, WINDOW, settings, AFTER)
-    connection.execute("""UPDATE trajectories SET "usedInTraining" = true WHERE "trajectoryId" = 't0'""")
+    consume(connection, "t0", "agent-0")
     insert(connection, "trajectories", [make_trajectory("late", "agent-0", minute=50, finalPnL=500.0)])
     before = everything(connection)
     kept = score_window(connection, WINDOW, settings, LATER)
@@ -180,10 +196,24 @@ def test_used_rows_scored_by_somebody_else_keep_that_score(connection: Connectio
     rows = make_group()
     rows[0] |= {"usedInTraining": True, "aiJudgeReward": 0.123}
     insert(connection, "trajectories", rows)
+    for moment in (AFTER, LATER):
+        score_window(connection, WINDOW, settings, moment)
+        kept = connection.execute("""SELECT "aiJudgeReward" FROM trajectories WHERE "trajectoryId" = 't0'""").fetchone()
+        judged = connection.execute("""SELECT count(*) FROM reward_judgments WHERE "trajectoryId" = 't0'""").fetchone()
+        assert (kept, judged) == ((0.123,), (0,))
+        insert(connection, "trajectories", [make_trajectory("late", "agent-9", finalPnL=500.0)] if moment == AFTER else [])
+
+
+def test_rows_that_somebody_elses_training_used_unscored_follow_changes(connection: Connection, settings: Settings) -> None:
+    rows = make_group()
+    rows[0] |= {"usedInTraining": True}
+    insert(connection, "trajectories", rows)
     score_window(connection, WINDOW, settings, AFTER)
-    kept = connection.execute("""SELECT "aiJudgeReward" FROM trajectories WHERE "trajectoryId" = 't0'""").fetchone()
-    judged = connection.execute("SELECT count(*) FROM reward_judgments").fetchone()
-    assert (kept, judged) == ((0.123,), (4,))
+    insert(connection, "trajectories", [make_trajectory("late", "agent-0", minute=50, finalPnL=500.0)])
+    again = score_window(connection, WINDOW, settings, LATER)
+    stored = connection.execute("""SELECT "aiJudgeReward" FROM trajectories WHERE "trajectoryId" = 't0'""").fetchone()
+    assert again is not None and again.changed and again.scores[0].agent_id == "agent-0"
+    assert stored == (pytest.approx(again.scores[0].score),)
 
 
 def test_hour_that_is_thin_or_not_over_has_no_group(connection: Connection, settings: Settings) -> None:

@@ -1,0 +1,80 @@
+"""What became known of every hour afterwards: whether its actions were right, and which texts hold what they must not."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from babylon_rl.assets.hours import HourReport, plotted, report_hours
+from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
+from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.plots import OTHER, bar_plot
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.judge.hindsight import HourHindsight, sync_hindsight
+from babylon_rl.store.hindsight import AgentCorrectness, agent_correctness
+
+NOTHING = "no rows"
+COLUMNS = column_schema(
+    window=("varchar(50)", "The hour"),
+    trajectoryId=("text", "The trajectory that acted"),
+    step=("integer", "Place among its completed steps, from 0"),
+    agentId=("text", "Who acted"),
+    actionType=("text", "As recorded"),
+    executed=("boolean", "Whether the action succeeded"),
+    kind=("text", "prediction or stock"),
+    target=("text", "The name by which the action called it"),
+    organizationId=("text", "The organization that it means; empty for nobody or several"),
+    marketId=("text", "The question or market that it means"),
+    side=("text", "YES, NO, UP or DOWN"),
+    outcome=("text", "The official answer, once there is one"),
+    changePercent=("double precision", "The stock's change over the hour, in percent"),
+    correct=("boolean", "Whether it was right; empty while nobody knows"),
+)
+
+
+@dg.asset(
+    partitions_def=hours,
+    deps=["window_groups", "market_outcomes"],
+    group_name=HOURS_GROUP,
+    owners=OWNERS,
+    kinds={"python", "postgres"},
+    code_version="1",
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    metadata={**COLUMNS, "table": "babylon_rl.action_outcomes"},
+    description="Says of every trade whether it was right, once that is known, and finds the training texts that hold what only became "
+    "known after the hour: they never train.",
+)
+def hindsight(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
+    windows = list(context.partition_keys)
+    with babylon.connection() as connection:
+        found = sync_hindsight(connection, windows, babylon.settings, babylon.now())
+        agents = agent_correctness(connection, windows)
+    pictures = plotted(windows)
+    yield from report_hours(
+        context,
+        {window: _report(window, found.get(window), agents[window], drawn=window in pictures) for window in windows},
+    )
+
+
+def _report(window: str, seen: HourHindsight | None, agents: list[AgentCorrectness], *, drawn: bool) -> HourReport:
+    if seen is None:
+        return HourReport(NOTHING, counts(0, hindsight=NOTHING))
+    metadata = counts(
+        seen.actions,
+        known=seen.known,
+        right=seen.right,
+        share_right=seen.share_right,
+        sequences=seen.sequences,
+        leaked_sequences=seen.leaked,
+        changed=seen.changed,
+    )
+    shares = sorted(((one.agent_id, one.share) for one in agents if one.share is not None), key=lambda entry: (-entry[1], entry[0]))
+    if drawn and shares:
+        metadata["right_by_agent"] = bar_plot(f"Actions that proved right, {window}", "share of those known", shares, colour=OTHER)
+    if agents:
+        metadata["agents"] = table([_row(one) for one in agents])
+    return HourReport(seen.data_version, metadata)
+
+
+def _row(one: AgentCorrectness) -> dict[str, Any]:
+    return {"agent": one.agent_id, "actions": one.actions, "known": one.known, "right": one.right, "share right": one.share}

@@ -1,0 +1,199 @@
+"""Hindsight: whether each action of an hour was right, and which training texts hold what only became known after the hour.
+
+``sync_hindsight`` keeps babylon_rl.hindsight, action_outcomes and leaks equal to what trajectories and market say now, so that a
+late official answer brings its hours up to date. Texts are looked at one trajectory at a time.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from babylon_rl.episodes.decode import Fault, Step, decode
+from babylon_rl.episodes.reading import stream_trajectories
+from babylon_rl.episodes.types import Trajectory
+from babylon_rl.judge.leaks import Leak, LeakContext, find_leaks, knowledge_needles
+from babylon_rl.market.correctness import HourMarket, Targets, correctness, intent
+from babylon_rl.market.outcomes import read_many_outcomes
+from babylon_rl.market.window_market import WindowOutcomes
+from babylon_rl.settings import Settings
+from babylon_rl.store import hindsight as store
+from babylon_rl.store.hindsight import StoredAction, StoredHour, StoredLeak
+from babylon_rl.store.trajectories import Connection, TrajectoryRow, trajectory_rows
+from babylon_rl.store.window_groups import chunks, lock_windows
+from babylon_rl.windows import is_complete, window_end
+
+ROWS_AT_ONCE = 10_000  # trajectories whose actions are held before they are written
+
+
+@dataclass(frozen=True)
+class HourHindsight:
+    """What one hour came to: actions with a target, of them those known to be right or wrong, and those that were right;
+    sequences looked at, and those that leak. ``changed`` says whether this call wrote them."""
+
+    window: str
+    actions: int
+    known: int
+    right: int
+    sequences: int
+    leaked: int
+    data_version: str
+    changed: bool = False
+
+    @property
+    def share_right(self) -> float | None:
+        """0 to 1; None while nothing is known."""
+        return self.right / self.known if self.known else None
+
+
+@dataclass(frozen=True)
+class HourSecrets:
+    """What the texts of an hour must not hold in raw form: questions without an answer in it, and gameKnowledge by trajectory."""
+
+    hour: LeakContext = field(default_factory=LeakContext)
+    knowledge: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def of(self, trajectory_id: str) -> LeakContext:
+        """The secrets that concern one trajectory."""
+        own = self.knowledge.get(trajectory_id)
+        return self.hour if own is None else replace(self.hour, knowledge=own)
+
+
+def sync_hindsight(connection: Connection, windows: Iterable[str], settings: Settings, now: datetime) -> dict[str, HourHindsight]:
+    """Make our tables say what is known now of some hours; equal content is not touched.
+
+    Hours that are not complete at ``now``, or that babylon_rl.windows does not hold (no rows, or not read yet), are absent from the
+    result and have nothing stored. Up to a week of hours is one transaction, under each hour's lock. ``connection`` should not be inside
+    a transaction, which would put off the commit.
+
+    Raises:
+        UsageError: one of ``windows`` is not a window id.
+    """
+    found: dict[str, HourHindsight] = {}
+    for some in chunks(window for window in windows if is_complete(window, now)):
+        with connection.transaction():
+            lock_windows(connection, some)
+            targets = Targets(store.organizations(connection), store.questions(connection))
+            for hours in _batches(store.hours_read(connection, some)):
+                seen = _look(connection, hours, targets, settings)
+                changed = store.replace(connection, list(seen.values()), now)
+                found |= {window: _hindsight(hour, window in changed) for window, hour in seen.items()}
+    return found
+
+
+def read_secrets(
+    connection: Connection, windows: Sequence[str], settings: Settings, trajectory_ids: Sequence[str] = ()
+) -> dict[str, HourSecrets]:
+    """What must not stand raw in the texts of some hours, by window, the gameKnowledge of some trajectories included."""
+    knowledge = _knowledge(connection, trajectory_ids)
+    return {
+        window: HourSecrets(_secrets(market), knowledge) for window, market in read_many_outcomes(connection, windows, settings).items()
+    }
+
+
+def sequence_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[tuple[int, Leak]]:
+    """Every leak of a trajectory's sequences, with the sequence's place."""
+    context = secrets.of(trajectory.trajectory_id)
+    for place, sequence in enumerate(trajectory.sequences):
+        for leak in find_leaks(sequence.messages, sequence.response, context):
+            yield place, leak
+
+
+def _batches(rows: Mapping[str, int]) -> Iterator[list[str]]:
+    batch, size = list[str](), 0
+    for window, number in rows.items():
+        if batch and size + number > ROWS_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+        batch.append(window)
+        size += number
+    if batch:
+        yield batch
+
+
+def _knowledge(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    recorded = store.recorded_knowledge(connection, trajectory_ids) if trajectory_ids else ()
+    found = ((trajectory_id, knowledge_needles(game_knowledge(metadata))) for trajectory_id, metadata in recorded)
+    return {trajectory_id: needles for trajectory_id, needles in found if needles}
+
+
+def _look(connection: Connection, windows: Sequence[str], targets: Targets, settings: Settings) -> dict[str, StoredHour]:
+    markets = read_many_outcomes(connection, windows, settings)
+    actions: dict[str, list[StoredAction]] = {window: [] for window in markets}
+    leaks: dict[str, list[StoredLeak]] = {window: [] for window in markets}
+    named = {window: _market(market) for window, market in markets.items()}
+    eligible: list[str] = []
+    for row in trajectory_rows(connection, windows):
+        steps = decode(row)
+        if not isinstance(steps, Fault):
+            eligible.append(row.trajectory_id)
+            actions[row.window].extend(_actions(row, steps, targets, named[row.window]))
+    knowledge = _knowledge(connection, eligible)
+    secrets = {window: HourSecrets(_secrets(market), knowledge) for window, market in markets.items()}
+    looked_at: Counter[str] = Counter()
+    for trajectory in stream_trajectories(connection, windows, settings):
+        looked_at[trajectory.window] += len(trajectory.sequences)
+        leaks[trajectory.window].extend(_stored_leaks(trajectory, secrets[trajectory.window]))
+    return {window: StoredHour.of(window, looked_at[window], actions[window], leaks[window]) for window in markets}
+
+
+def _actions(row: TrajectoryRow, steps: Sequence[Step], targets: Targets, market: HourMarket) -> Iterator[StoredAction]:
+    for place, step in enumerate(steps):
+        said = intent(step.action.action_type, bytes(step.action.parameters))
+        if said is not None:
+            came = correctness(said, targets, market)
+            yield StoredAction(
+                window=row.window, trajectory_id=row.trajectory_id, step=place, agent_id=row.agent_id,
+                action_type=_storable(step.action.action_type), executed=step.action.succeeded, kind=said.kind,
+                target=_storable(said.target), organization_id=came.organization_id, market_id=came.market_id, side=said.side,
+                outcome=came.outcome, change_percent=came.change_percent, correct=came.correct,
+            )  # fmt: skip
+
+
+def _stored_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[StoredLeak]:
+    first: dict[tuple[int, str], Leak] = {}
+    for place, leak in sequence_leaks(trajectory, secrets):
+        first.setdefault((place, leak.kind), leak)
+    for (place, kind), leak in first.items():
+        yield StoredLeak(
+            window=trajectory.window, trajectory_id=trajectory.trajectory_id, sequence=place, kind=kind,
+            call_id=_storable(trajectory.sequences[place].call_id), detail=_storable(leak.detail),
+        )  # fmt: skip
+
+
+def _market(outcomes: WindowOutcomes) -> HourMarket:
+    return HourMarket(
+        {stock.organization_id: stock.change_percent for stock in outcomes.stocks if math.isfinite(stock.change_percent)},
+        {stock.ticker: stock.organization_id for stock in outcomes.stocks},
+    )
+
+
+def _secrets(outcomes: WindowOutcomes) -> LeakContext:
+    end = window_end(outcomes.window)
+    secret = [asked for asked in outcomes.predictions if asked.resolved_at is None or asked.resolved_at >= end]
+    numbers = frozenset(asked.question_number for asked in secret if asked.question_number is not None)
+    return LeakContext(frozenset(asked.market_id for asked in secret), numbers)
+
+
+def game_knowledge(metadata_json: str) -> Any:
+    """The gameKnowledge that a trajectory's metadataJson holds; None without any, and for what is no JSON object."""
+    try:
+        metadata = json.loads(metadata_json)
+    except (ValueError, RecursionError):
+        return None
+    return metadata.get("gameKnowledge") if isinstance(metadata, dict) else None
+
+
+def _storable(text: str) -> str:
+    """Text as Postgres can hold it: without U+0000 and lone surrogates, which JSON can say."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _hindsight(hour: StoredHour, changed: bool) -> HourHindsight:
+    known = [row.correct for row in hour.actions if row.correct is not None]
+    return HourHindsight(
+        hour.window, len(hour.actions), len(known), sum(known), hour.sequences, hour.leaked, hour.data_version, changed
+    )  # fmt: skip

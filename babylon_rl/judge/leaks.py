@@ -1,0 +1,223 @@
+"""What must not stand in a training text: what only became known after the hour, in the words in which a judge is told it.
+
+The sentences are found by their own templates (wording.py), with any value, whatever their letter case, white space, line breaks,
+typography and JSON escapes. Found as well are the raw forms: recorded gameKnowledge, a question's own row with its secret answer, and
+judges' scores by their column's name. An agent may guess in its own words: a response leaks only by sentence or by recorded secret.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from babylon_rl.judge.wording import FIELD_TYPES, TEMPLATES, LeakKind, Template, folded
+
+RESPONSE = "response"
+EXCERPT_CHARACTERS = 160
+_MOST_ESCAPED = 3  # JSON inside JSON inside JSON
+_SHORTEST_KEY, _SHORTEST_NUMBER, _SHORTEST_SECTION = 6, 5, 12
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One find: what it gives away, in which text (``message 1 (user)`` or ``response``), and how it reads there."""
+
+    kind: LeakKind
+    where: str
+    excerpt: str
+
+    @property
+    def detail(self) -> str:
+        """Where and what, in a line."""
+        return f"{self.where}: {self.excerpt}"
+
+
+@dataclass(frozen=True)
+class LeakContext:
+    """The secrets of an hour that a raw text could hold: questions without an answer in it (ids, numbers), and one row's gameKnowledge."""
+
+    market_ids: frozenset[str] = frozenset()
+    question_numbers: frozenset[int] = frozenset()
+    knowledge: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """What to look for in folded text; without one of its ``anchors`` in it the expression need not be tried."""
+
+    kind: LeakKind
+    anchors: tuple[str, ...]
+    expression: re.Pattern[str]
+
+
+def _of_template(template: Template) -> _Pattern:
+    # A backslash before the sentence would take its first letter for an escape, so that letter is not asked for.
+    pieces = [(folded(literal), kind) for literal, _, kind in template.parts]
+    pieces[0] = (pieces[0][0][1:], pieces[0][1])
+    anchor = max((part for literal, _ in pieces for part in literal.split('"')), key=len)
+    expression = "".join(re.escape(literal) + (FIELD_TYPES[kind] if kind else "") for literal, kind in pieces)
+    return _Pattern(template.kind, (anchor,), re.compile(expression, re.DOTALL))
+
+
+_SENTENCES = tuple(_of_template(template) for template in TEMPLATES)
+_VALUE = r"""[:=]["']?(?:[{\[](?=[^}\]])|[-+]?\.?\d|(?:true|false|yes|no)(?![a-z]))"""
+_RAW = (
+    _Pattern(
+        "game_knowledge",
+        ("probabilities", "outcomes"),
+        re.compile(rf"""(?:true_?probabilities|actual_?outcomes|future_?outcomes)["']?{_VALUE}"""),
+    ),
+    _Pattern(
+        "game_knowledge",
+        ("gameknowledge",),
+        re.compile(r"""gameknowledge["']?[:=]\{(?!(?:["']?\w+["']?:(?:\{\}|\[\]|null|""),?)*\})"""),
+    ),
+    _Pattern(
+        "score",
+        ("aijudge", "ai_judge", "rulerscore", "rulerreward", "rulerrank", "ruler_", "normalizedscore", "overallscore"),
+        re.compile(
+            r"""(?:ai_?judge_?(?:reward|score)|ruler_?(?:score|reward|rank)s?|["'](?:normalized|overall)score)["']?"""
+            r"""(?:[:=(]|is|was|are|of|min|max|avg|mean)+["']?[-+]?\.?\d"""
+            r"""|ai_?judge_?reasoning["']?[:=]["']?(?!null|none|undefined|["'])[^\s,}]"""
+        ),
+    ),
+    _Pattern(
+        "outcome",
+        ("groundtruth", "ground_truth", "marketoutcomes", "optimalactions"),
+        re.compile(
+            r"""ground_?truth(?:\([^)]{0,80}\)["']?:|["']?[:=])(?!null|none|\{\}|\[\]|unknown)"""
+            r"""|["'](?:marketoutcomes|optimalactions)["']:[{\[](?=[^}\]])"""
+        ),
+    ),
+)
+_SECRET_ANCHOR = '"outcome":'
+# One quick look for any of these tells that a text need not be tried further, which is what becomes of almost all.
+_ANCHORS = (*(anchor for pattern in (*_SENTENCES, *_RAW) for anchor in pattern.anchors), _SECRET_ANCHOR)
+_SECRET = re.compile(r'\{[^{}]{0,4000}?"outcome":(?:true|false)[^{}]{0,4000}\}')
+_NUMBER_OF = re.compile(r'"questionnumber":(\d{1,9})(?!\d)')
+_ID_OF = re.compile(r'"(?:id|marketid|questionid)":"([^"]{1,200})"')
+
+_UNSEEN: dict[int, str | None] = dict.fromkeys((0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF))
+_LOOKALIKES = _UNSEEN | {ord(c): "-" for c in "‐‑‒–—−"} | {ord(c): '"' for c in "“”„‟«»"} | {ord(c): "'" for c in "‘’‚‛"}
+_ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
+_ESCAPED = {'"': '"', "\\": "\\", "/": "/"}
+
+
+def find_leaks(messages: Sequence[Mapping[str, str]], response: str, context: LeakContext = LeakContext()) -> list[Leak]:
+    """What a sequence gives away, in the order of its texts; nothing is what a sequence that may train gives.
+
+    Args:
+        messages: what the policy was served, as chat messages (``role``, ``content``).
+        context: the hour's and the row's own secrets; without it only judges' sentences and named columns are found.
+    """
+    found: list[Leak] = []
+    for number, message in enumerate(messages):
+        found += _in_text(message["content"], f"message {number} ({message['role']})", context, raw=True)
+    return found + _in_text(response, RESPONSE, context, raw=False)
+
+
+def knowledge_needles(knowledge: Any) -> tuple[str, ...]:
+    """What of a recorded gameKnowledge would be recognised as raw JSON, folded; entries that anybody could have written are left out."""
+    needles: list[str] = []
+    for entries in knowledge.values() if isinstance(knowledge, Mapping) else ():
+        if isinstance(entries, Mapping):
+            needles += [_json({key: value})[1:-1] for key, value in entries.items() if len(key) >= _SHORTEST_KEY and _telling(value)]
+        if isinstance(entries, Mapping | list) and len(_json(entries)) >= _SHORTEST_SECTION:
+            needles.append(_json(entries))
+    return tuple(dict.fromkeys(needles))
+
+
+def _telling(value: Any) -> bool:
+    if isinstance(value, bool | str):
+        return True
+    return isinstance(value, int | float) and len(repr(value)) >= _SHORTEST_NUMBER  # 0.5 is every new market's price
+
+
+def _json(value: Any) -> str:
+    return folded(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def _in_text(text: str, where: str, context: LeakContext, *, raw: bool) -> list[Leak]:
+    if not context.knowledge and _is_clean(text):
+        return []
+    found: dict[LeakKind, Leak] = {}
+    for reading in _readings(text):
+        plain = folded(reading)
+        for kind, start, end in _hits(plain, context, raw):
+            if kind not in found:
+                found[kind] = Leak(kind, where, _excerpt(reading, start, end))
+    return list(found.values())
+
+
+@lru_cache(maxsize=64)  # system prompts come again and again
+def _is_clean(text: str) -> bool:
+    for reading in _readings(text):
+        plain = folded(reading)
+        for anchor in _ANCHORS:
+            if anchor in plain:
+                return False
+    return True
+
+
+def _hits(plain: str, context: LeakContext, raw: bool) -> Iterator[tuple[LeakKind, int, int]]:
+    for pattern in (*_SENTENCES, *_RAW) if raw else _SENTENCES:
+        if any(anchor in plain for anchor in pattern.anchors):
+            match = pattern.expression.search(plain)
+            if match is not None:
+                yield pattern.kind, match.start(), match.end()
+    for needle in context.knowledge:
+        position = plain.find(needle)
+        if position >= 0:
+            yield "game_knowledge", position, position + len(needle)
+    if raw and (context.market_ids or context.question_numbers) and _SECRET_ANCHOR in plain:
+        for row in _SECRET.finditer(plain):
+            if _names_a_secret(row[0], context):
+                yield "hidden_answer", row.start(), row.end()
+
+
+def _names_a_secret(row: str, context: LeakContext) -> bool:
+    numbers = {int(number) for number in _NUMBER_OF.findall(row)}
+    return bool(numbers & context.question_numbers) or bool(set(_ID_OF.findall(row)) & context.market_ids)
+
+
+def _readings(text: str) -> Iterator[str]:
+    """The text as it stands, in plain typography, and with its JSON escapes opened."""
+    yield text
+    if text.isascii() and "\\" not in text:
+        return
+    plain = text
+    for _ in range(_MOST_ESCAPED):
+        before = plain
+        if not plain.isascii():
+            plain = unicodedata.normalize("NFKC", plain).translate(_LOOKALIKES)
+            if plain != before:
+                yield plain
+        if "\\" not in plain:
+            return
+        opened = _ESCAPE.sub(_open, plain)
+        if opened == plain:
+            return
+        yield opened
+        plain = opened
+
+
+def _open(escape: re.Match[str]) -> str:
+    return chr(int(escape[1], 16)) if escape[1] else _ESCAPED.get(escape[2], " ")
+
+
+def _excerpt(reading: str, start: int, end: int) -> str:
+    """The part of a text that characters ``start`` to ``end`` of its folded form came from, in one line."""
+    position, first, last = 0, 0, len(reading)
+    for index, character in enumerate(reading):
+        width = 0 if character.isspace() else len(character.casefold())
+        if position <= start < position + width:
+            first = index
+        position += width
+        if position >= end:
+            last = index + 1
+            break
+    line = " ".join(reading[first:last].split())
+    return line if len(line) <= EXCERPT_CHARACTERS else line[: EXCERPT_CHARACTERS - 1] + "…"

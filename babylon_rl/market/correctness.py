@@ -1,0 +1,202 @@
+"""Was an action right? What it predicted against the official answer, its side against the hour's price change.
+
+Pure rules: an action names its target in any of the ways in which the game's producers do, and says which side it takes; ``Targets``
+finds whom a name means. A name that means two is nobody's. What is not known yet is None, never a guess.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import msgspec
+
+from babylon_rl.market.window_market import engine_ticker
+
+Kind = Literal["prediction", "stock"]
+Side = Literal["YES", "NO", "UP", "DOWN"]
+
+TRADES = ("TRADING", "BUY", "SELL")
+NO_TRADE = "HOLD"
+TARGET_CHARACTERS = 200
+_SIDE_CHARACTERS = 100
+_QUESTION_KEYS = ("marketId", "predictionMarketId", "questionId", "market_id", "question_id", "questionNumber", "question", "market")
+_STOCK_KEYS = ("ticker", "symbol", "stock", "organizationId", "organization", "company", "asset", "coin", "market", "marketId")
+_SIDE_KEYS = ("side", "direction", "position", "outcome", "prediction", "predictedOutcome", "decision")
+_UP, _DOWN = frozenset({"long", "up", "bull", "bullish", "call"}), frozenset({"short", "down", "bear", "bearish", "put"})
+_YES, _NO = frozenset({"yes", "true"}), frozenset({"no", "false"})
+_SAID = _UP | _DOWN | _YES | _NO | {"buy", "sell"}
+_NUMBERED = re.compile(r"(?:q|#|question)?\s*#?(\d{1,9})", re.IGNORECASE | re.ASCII)
+_OPPOSITE: dict[Side, Side] = {"YES": "NO", "NO": "YES", "UP": "DOWN", "DOWN": "UP"}
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What a trade was about, as it says itself: the target's name as recorded, and the side, None where it does not say."""
+
+    kind: Kind
+    target: str
+    side: Side | None
+
+
+@dataclass(frozen=True)
+class HourMarket:
+    """What is known of an hour's market: change in percent by organization id, ``tickers`` of market_outcomes by name."""
+
+    changes: Mapping[str, float]
+    tickers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Correctness:
+    """What came of a trade: whom it meant, and the answer (predictions) or the change in percent (stocks), None while unknown."""
+
+    organization_id: str | None = None
+    market_id: str | None = None
+    outcome: str | None = None
+    change_percent: float | None = None
+    correct: bool | None = None
+
+
+class Targets:
+    """Whom a recorded name means: organizations by their four aliases, questions and markets by id, number or text."""
+
+    def __init__(self, organizations: Iterable[tuple[str, str]], questions: Iterable[tuple[str, int | None, str, bool | None]]) -> None:
+        """From (id, name) of every organization and (id, number, text, official answer) of every question."""
+        self._exact: defaultdict[str, set[str]] = defaultdict(set)
+        self._engine: defaultdict[str, set[str]] = defaultdict(set)
+        self._loose: defaultdict[str, set[str]] = defaultdict(set)
+        for organization_id, name in organizations:
+            ticker = engine_ticker(organization_id)
+            self._exact[organization_id].add(organization_id)
+            self._exact[name].add(organization_id)
+            self._engine[ticker].add(organization_id)
+            for alias in (organization_id, name, ticker):
+                self._loose[_plain(alias)].add(organization_id)
+        self.answers: dict[str, bool | None] = {}
+        self._numbers: dict[int, str] = {}
+        self._texts: defaultdict[str, set[str]] = defaultdict(set)
+        for market_id, number, text, answer in questions:
+            self.answers[market_id] = answer
+            self._texts[_plain(text)].add(market_id)
+            if number is not None:
+                self._numbers[number] = market_id
+
+    def organization(self, name: str, tickers: Mapping[str, str]) -> str | None:
+        """The one organization that a name means: its id or name, market_outcomes' ticker of it, the engine's, or any of these in
+        other letters; None for nobody and for several."""
+        bare = name.strip().removeprefix("$").strip()
+        for found in (self._exact.get(bare), self._engine.get(bare), self._loose.get(_plain(bare))):
+            if found:
+                return next(iter(found)) if len(found) == 1 else None
+        return tickers.get(bare)
+
+    def question(self, name: str) -> str | None:
+        """The one market that a name means: its id, the question's number (12, Q12, #12) or its text; None for nobody and for several."""
+        bare = name.strip()
+        if bare in self.answers:
+            return bare
+        numbered = _NUMBERED.fullmatch(bare)
+        if numbered is not None:
+            return self._numbers.get(int(numbered[1]))
+        found = self._texts.get(_plain(bare), ())
+        return next(iter(found)) if len(found) == 1 else None
+
+
+def is_trade(action_type: str) -> bool:
+    """True for a trading step that is not a hold, whether or not it was carried out."""
+    return action_type != NO_TRADE and any(word in action_type for word in TRADES)
+
+
+def intent(action_type: str, parameters: bytes) -> Intent | None:
+    """What a trading step was about, from its recorded parameters (JSON); None when it names no target."""
+    if not is_trade(action_type):
+        return None
+    found = _object(parameters)
+    words = next((words for words in (_words(found[key]) for key in _SIDE_KEYS if key in found) if words & _SAID), frozenset())
+    kind = _kind(found, words)
+    target = next((found[key] for key in (_QUESTION_KEYS if kind == "prediction" else _STOCK_KEYS) if _is_name(found.get(key))), None)
+    if kind is None or target is None:
+        return None
+    return Intent(kind, str(target)[:TARGET_CHARACTERS], _side(kind, words, action_type))
+
+
+def correctness(said: Intent, targets: Targets, hour: HourMarket) -> Correctness:
+    """What came of a trade in an hour, by what is known now. A change of exactly zero proves nobody right or wrong."""
+    if said.kind == "prediction":
+        market_id = targets.question(said.target)
+        answer = targets.answers.get(market_id) if market_id is not None else None
+        outcome: Side | None = None if answer is None else "YES" if answer else "NO"
+        right = None if outcome is None or said.side is None else said.side == outcome
+        return Correctness(market_id=market_id, outcome=outcome, correct=right)
+    organization_id = targets.organization(said.target, hour.tickers)
+    change = hour.changes.get(organization_id) if organization_id is not None else None
+    correct = None if not change or said.side is None else said.side == ("UP" if change > 0 else "DOWN")
+    return Correctness(organization_id=organization_id, change_percent=change, correct=correct)
+
+
+def _kind(parameters: Mapping[str, Any], side: frozenset[str]) -> Kind | None:
+    market = str(parameters.get("marketType", "")).lower()
+    if "predict" in market:
+        return "prediction"
+    if "perp" in market or "stock" in market:
+        return "stock"
+    if side & (_YES | _NO):
+        return "prediction"
+    if side & (_UP | _DOWN):
+        return "stock"
+    if any(_is_name(parameters.get(key)) for key in _STOCK_KEYS[:-2]):
+        return "stock"
+    return "prediction" if any(_is_name(parameters.get(key)) for key in _QUESTION_KEYS) else None
+
+
+def _words(value: Any) -> frozenset[str]:
+    if isinstance(value, bool):
+        return _split("true" if value else "false")
+    return _split(value) if isinstance(value, str) and len(value) <= _SIDE_CHARACTERS else frozenset()
+
+
+@lru_cache(maxsize=1024)
+def _split(text: str) -> frozenset[str]:
+    return frozenset(re.split(r"[^a-z]+", text.lower()))
+
+
+def _side(kind: Kind, words: frozenset[str], action_type: str) -> Side | None:
+    """The side as far as it is said. Selling what one holds (sell_yes, SELL_SHARES of a long) bets on the other side."""
+    positions: tuple[frozenset[str], frozenset[str]] = (_YES, _NO) if kind == "prediction" else (_UP, _DOWN)
+    sides: tuple[Side, Side] = ("YES", "NO") if kind == "prediction" else ("UP", "DOWN")
+    named = [side for side, names in zip(sides, positions, strict=True) if words & names]
+    if len(named) > 1:
+        return None
+    sells = "sell" in words or ("buy" not in words and "SELL" in action_type)
+    if named:
+        return _OPPOSITE[named[0]] if sells else named[0]
+    if kind == "prediction":
+        return None  # shares of which side it bought is not recorded
+    if sells:
+        return "DOWN"
+    return "UP" if "buy" in words or (not words and "BUY" in action_type) else None
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        parsed = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError):
+            return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _is_name(value: Any) -> bool:
+    return (isinstance(value, str) and bool(value.strip())) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18
+    )
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().split())

@@ -1,0 +1,180 @@
+"""Leaks: every canary in a judge's words is found wherever it stands, and what agents are really served holds none."""
+
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from babylon_rl.judge import wording
+from babylon_rl.judge.leaks import RESPONSE, Leak, LeakContext, find_leaks, knowledge_needles
+from babylon_rl.judge.wording import KNOWLEDGE_KEYS, TEMPLATES, Template, knowledge_sentences, say
+
+PROMPT = [{"role": "system", "content": "You are a trader."}, {"role": "user", "content": "OpenLIE $450. What do you do?"}]
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "number": st.none() | st.floats(allow_nan=True) | st.integers(-(10**9), 10**9),
+    "label": st.sampled_from(["BULLISH", "BEARISH", "NEUTRAL", None]),
+    "answer": st.sampled_from(["YES", "NO", "UNRESOLVED"]),
+    "side": st.sampled_from(["YES", "NO", "UP", "DOWN", None]),
+    "verdict": st.sampled_from(["right", "wrong", "undecided"]),
+    "window": st.datetimes().map(lambda moment: f"{moment.year:04}-{moment:%m-%dT%H}:00"),
+    "text": st.text(max_size=1000),
+}
+SPACES = (" ", "\n", "\r\n", "\t", "  \n ", "\u00a0", "")
+
+
+@st.composite
+def sentences(draw: st.DrawFn) -> tuple[Template, str]:
+    template = draw(st.sampled_from(TEMPLATES))
+    return template, say(template, **{name: draw(VALUES[kind]) for _, name, kind in template.parts if name is not None})
+
+
+@st.composite
+def disguises(draw: st.DrawFn, text: str) -> str:
+    """The same words in other letters, spaces and escapes."""
+    rng = draw(st.randoms(use_true_random=False))
+    text = draw(st.sampled_from([str, str.upper, str.lower, str.swapcase, lambda same: _mixed(same, rng)]))(text)
+    if draw(st.booleans()):
+        text = "".join(rng.choice(SPACES) if letter == " " else letter for letter in text)
+    if draw(st.booleans()):
+        place = rng.randrange(len(text) + 1)
+        text = text[:place] + rng.choice(SPACES) + text[place:]
+    for _ in range(draw(st.integers(0, 2))):
+        text = json.dumps(text, ensure_ascii=draw(st.booleans()))
+    return text
+
+
+def _mixed(text: str, rng: random.Random) -> str:
+    return "".join(rng.choice((letter.upper(), letter.lower())) for letter in text)
+
+
+@st.composite
+def planted(draw: st.DrawFn, text: str, roles: Sequence[str]) -> tuple[list[dict[str, str]], str, str]:
+    """The text somewhere in a conversation: the messages, the response, and where it was put."""
+    place = draw(st.integers(0, len(roles)))
+    around = draw(st.text(max_size=200)), draw(st.text(max_size=200))
+    texts = [draw(st.text(max_size=100)) for _ in range(len(roles) + 1)]
+    texts[place] = around[0] + text + around[1]
+    messages = [{"role": role, "content": content} for role, content in zip(roles, texts[:-1], strict=True)]
+    return messages, texts[-1], RESPONSE if place == len(roles) else f"message {place} ({roles[place]})"
+
+
+ROLES = st.sampled_from([("system", "user"), ("user",), ("system", "user", "assistant", "user")])
+
+
+@given(st.data())
+def test_every_canary_in_a_judges_words_is_found_where_it_was_put(data: st.DataObject) -> None:
+    template, sentence = data.draw(sentences())
+    messages, response, where = data.draw(planted(data.draw(disguises(sentence)), data.draw(ROLES)))
+    found = find_leaks(messages, response)
+    assert (template.kind, where) in {(leak.kind, leak.where) for leak in found}
+    assert all(leak.excerpt for leak in found)
+
+
+KNOWLEDGE = st.dictionaries(
+    st.sampled_from(KNOWLEDGE_KEYS),
+    st.dictionaries(
+        st.text(min_size=1, max_size=20), st.booleans() | st.floats(0, 1) | st.sampled_from(["YES", "NO"]), min_size=1, max_size=5
+    ),
+    min_size=1,
+)
+
+
+@given(st.data(), KNOWLEDGE)
+def test_recorded_game_knowledge_is_found_in_sentences_and_as_json(data: st.DataObject, knowledge: dict[str, Any]) -> None:
+    sections = [json.dumps({name: entries}, indent=data.draw(st.sampled_from([None, 2]))) for name, entries in knowledge.items()]
+    whole = json.dumps({"isTrainingData": True, "gameKnowledge": knowledge}, separators=(",", ":"))
+    canary = data.draw(st.sampled_from([*knowledge_sentences(knowledge), *sections, whole]))
+    messages, _, where = data.draw(planted(data.draw(disguises(canary)), ("system", "user")).filter(lambda put: put[2] != RESPONSE))
+    assert ("game_knowledge", where) in {(leak.kind, leak.where) for leak in find_leaks(messages, "hold")}
+
+
+TALK = (
+    "official answer is yes the question score rank gameKnowledge outcome unknown: { } \" ' , . $ 450 +2.1% Over the hour went from to "
+    "hidden from the agents news of this hour BULLISH actual outcomes true probabilities rulers judge gave"
+)
+
+
+@given(st.data())
+def test_random_talk_of_markets_is_no_leak(data: st.DataObject) -> None:
+    words = st.sampled_from(TALK.split(" "))
+    text = " ".join(data.draw(st.lists(words, max_size=12)))
+    leaks = find_leaks([{"role": "user", "content": text}], text)
+    assert not [leak for leak in leaks if leak.kind in ("outcome", "score")], text
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('"aiJudgeReward": 0.83', "score"), ("Your aiJudgeReward was 0.4 last time", "score"), ("RULER score: 0.91", "score"),
+        ("RULER scores: min=0.25, max=0.92", "score"), ('{"normalizedScore":-1.2}', "score"), ("aiJudgeReasoning: it lost", "score"),
+        ("GROUND TRUTH (agent didn't know):\n- $TRUMP crashed to $10 (-16%)", "outcome"), ('"groundTruth": {"x": true}', "outcome"),
+        ('"marketOutcomes": {"m1": true}', "outcome"), ("trueProbabilities = {'m1': 0.3}", "game_knowledge"),
+        ('"future_outcomes": ["up"]', "game_knowledge"), ('{"gameKnowledge": {"secret": 3}}', "game_knowledge"),
+    ],
+)  # fmt: skip
+def test_raw_forms_are_found_in_prompts(text: str, kind: str) -> None:
+    (leak,) = find_leaks([PROMPT[0], {"role": "user", "content": f"Markets.\n{text}\nGo."}], "hold")
+    assert (leak.kind, leak.where) == (kind, "message 1 (user)")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"gameKnowledge":{"trueProbabilities":{},"actualOutcomes":{}}}', '"aiJudgeReward": null', "actual outcomes: not known yet",
+        "Your rank: 3 of 12. Score 0.4.", "The outcome is YES, says everybody", '{"id":"m9","outcome":true}', "ground truth matters",
+        "Over the hour OpenLIE went from $1 to $2.",
+    ],
+)  # fmt: skip
+def test_what_gives_nothing_away_is_no_leak(text: str) -> None:
+    context = LeakContext(frozenset({"m1"}), frozenset({1}))
+    assert find_leaks([{"role": "user", "content": text}], text, context) == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "m1", "text": "Will it?", "outcome": False}, {"questionNumber": 3, "outcome": True, "rank": 1},
+        {"marketId": "m1", "note": "x", "outcome": True},
+    ],
+)  # fmt: skip
+def test_an_open_questions_own_row_gives_its_secret_away(row: dict[str, Any]) -> None:
+    context = LeakContext(frozenset({"m1"}), frozenset({3}))
+    for text in (json.dumps([{"id": "m0"}, row]), json.dumps(json.dumps(row)), str(row).replace("'", '"').lower()):
+        messages = [PROMPT[0], {"role": "user", "content": f"QUESTIONS: {text}"}]
+        assert [leak.kind for leak in find_leaks(messages, "hold", context)] == ["hidden_answer"]
+        assert find_leaks(messages, "hold", LeakContext(frozenset({"m2"}), frozenset({4}))) == []
+
+
+def test_knowledge_is_recognised_by_its_values_under_another_name() -> None:
+    knowledge = {"trueProbabilities": {"241774855181560797": 0.8342, "m1": 0.5}, "actualOutcomes": {"241774855181560797": True}}
+    context = LeakContext(knowledge=knowledge_needles(knowledge))
+    for text in ('{"p": {"241774855181560797": 0.8342}}', 'truth = {"241774855181560797":true}'):
+        assert [leak.kind for leak in find_leaks([{"role": "user", "content": text}], text, context)] == ["game_knowledge"] * 2
+    harmless = '{"prices": {"m1": 0.5}, "id": "241774855181560797"}'
+    assert find_leaks([{"role": "user", "content": harmless}], harmless, context) == []
+
+
+def test_an_agents_own_guess_is_no_leak() -> None:
+    guess = '{"action": "buy", "why": "the actualOutcomes: {yes}, my score: 0.9, ground truth: it rises"}'
+    assert find_leaks(PROMPT, guess) == []
+    assert find_leaks(PROMPT, say(wording.SCORE, agent="a", score=1, rank=1, group=5))[0].where == RESPONSE
+
+
+def test_a_find_says_where_and_how_it_reads() -> None:
+    sentence = say(wording.STOCK, name="OpenLIE", start=450.0, end=471.5, change=4.77777777, label="BULLISH")
+    text = f"FEED:\nnothing\n\n{sentence.upper()}\nWhat now?"
+    (leak,) = find_leaks([{"role": "user", "content": text}], "hold")
+    excerpt = "VER THE HOUR OPENLIE WENT FROM $450 TO $471.5, A CHANGE OF 4.77778 %: BULLISH."
+    assert leak == Leak("outcome", "message 0 (user)", excerpt)
+    assert leak.detail == f"message 0 (user): {excerpt}"
+
+
+def test_a_value_of_another_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="label is 'great'"):
+        say(wording.STOCK, name="OpenLIE", start=1, end=2, change=3, label="great")
+    with pytest.raises(KeyError):
+        say(wording.STOCK, name="OpenLIE")
