@@ -3,10 +3,10 @@
 import dagster as dg
 
 from babylon_rl.assets.metadata import HOURS_GROUP, column_schema
-from babylon_rl.assets.observed import observe
+from babylon_rl.assets.observed import MARKET_DATA, observe
 from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.assets.sources import owned, versions_by_hour
+from babylon_rl.assets.sources import owned, report_changes
 
 COLUMNS = column_schema(
     StockPrice=("table", "price of an organization at a moment"),
@@ -26,7 +26,7 @@ COLUMNS = column_schema(
     "the question was open.",
 )
 def _market_data(context: dg.OpExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.DataVersionsByPartition:
-    return versions_by_hour(observe(context.instance, babylon, full=True).market)
+    return report_changes(context, observe(context.instance, babylon, full=True).events_of(MARKET_DATA))
 
 
 market_data = owned(_market_data)

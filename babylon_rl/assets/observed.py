@@ -4,15 +4,18 @@ What Dagster has seen is asked of Dagster's own storage, not kept beside it: an 
 that was wiped, mends itself at the next look (docs/decisions/0002-observed-versions.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NamedTuple
 
 import dagster as dg
 
 from babylon_rl.assets.hours import DATA_VERSION_TAG
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.store import observation
+from babylon_rl.store.market_observation import NOTHING, market_versions
+from babylon_rl.store.observation import recent_hours, trajectory_versions
+from babylon_rl.versions import change_in_words
 from babylon_rl.windows import window_of
 
 RAW_TRAJECTORIES = dg.AssetKey("raw_trajectories")
@@ -20,23 +23,38 @@ MARKET_DATA = dg.AssetKey("market_data")
 NO_ROWS = "no rows"
 
 
+class Change(NamedTuple):
+    """The version of an hour, and the one that Dagster saw last (None: none yet)."""
+
+    before: str | None
+    after: str
+
+
 @dataclass(frozen=True)
 class Observed:
     """The versions that differ from those last observed, by window, for both sources."""
 
-    trajectories: Mapping[str, str]
-    market: Mapping[str, str]
+    trajectories: Mapping[str, Change]
+    market: Mapping[str, Change]
 
     @property
     def events(self) -> list[dg.AssetObservation]:
         """One observation per changed hour and source, newest hour first."""
-        found = [(window, RAW_TRAJECTORIES, version) for window, version in self.trajectories.items()]
-        found += [(window, MARKET_DATA, version) for window, version in self.market.items()]
-        found.sort(key=lambda entry: entry[0], reverse=True)
-        return [dg.AssetObservation(key, partition=window, tags={DATA_VERSION_TAG: version}) for window, key, version in found]
+        found = [*_observations(RAW_TRAJECTORIES, self.trajectories), *_observations(MARKET_DATA, self.market)]
+        return sorted(found, key=lambda event: event.partition or "", reverse=True)
+
+    def events_of(self, key: dg.AssetKey) -> list[dg.AssetObservation]:
+        """Those of one source."""
+        return [event for event in self.events if event.asset_key == key]
 
 
-def observe(instance: dg.DagsterInstance, babylon: Babylon, *, full: bool) -> Observed:
+def _observations(key: dg.AssetKey, changes: Mapping[str, Change]) -> Iterator[dg.AssetObservation]:
+    for window, change in changes.items():
+        metadata = {"change": change_in_words(*change), "version_before": change.before or NO_ROWS}
+        yield dg.AssetObservation(key, partition=window, tags={DATA_VERSION_TAG: change.after}, metadata=metadata)
+
+
+def observe(instance: dg.DagsterInstance, babylon: Babylon, *, full: bool, with_market: bool = True) -> Observed:
     """Look at the recent hours (``full``: at all from FIRST_WINDOW) that ended OUTCOME_DELAY_MINUTES ago, and give the changed ones.
 
     An hour whose rows are gone changes to ``no rows``. An hour that holds trajectories is observed in market_data too, so that what
@@ -47,20 +65,23 @@ def observe(instance: dg.DagsterInstance, babylon: Babylon, *, full: bool) -> Ob
     if end <= first:
         return Observed({}, {})
     with babylon.database.connect(autocommit=True) as connection:
-        recent, recent_market = (first, first) if full else observation.recent_hours(connection, end)
+        recent, recent_market = (first, first) if full else recent_hours(connection, end)
         recent, recent_market = max(first, recent), max(first, recent_market)
-        trajectories = observation.trajectory_versions(connection, recent, end)
-        market = observation.market_versions(connection, recent_market, end)
-    silent = {window: observation.NOTHING for window in trajectories if window >= recent_market}
+        trajectories = trajectory_versions(connection, recent, end)
+        if not with_market:
+            return Observed(_unseen(instance, RAW_TRAJECTORIES, trajectories, recent, end), {})
+        market = market_versions(connection, recent_market, end)
+    silent = {window: NOTHING for window in trajectories if window >= recent_market}
     return Observed(
         _unseen(instance, RAW_TRAJECTORIES, trajectories, recent, end),
         _unseen(instance, MARKET_DATA, silent | market, recent_market, end),
     )
 
 
-def _unseen(instance: dg.DagsterInstance, key: dg.AssetKey, versions: Mapping[str, str], first: str, end: str) -> dict[str, str]:
+def _unseen(instance: dg.DagsterInstance, key: dg.AssetKey, versions: Mapping[str, str], first: str, end: str) -> dict[str, Change]:
     # Not in the public API; the pinned release's own conditions read versions through it.
     tags = instance.event_log_storage.get_latest_tags_by_partition(key, dg.DagsterEventType.ASSET_OBSERVATION, [DATA_VERSION_TAG])
     seen = {window: found.get(DATA_VERSION_TAG) for window, found in tags.items() if first <= window < end}
     gone = {window: NO_ROWS for window in seen if window not in versions}
-    return {window: version for window, version in ({**gone, **versions}).items() if seen.get(window) != version}
+    now = gone | dict(versions)
+    return {window: Change(seen.get(window), version) for window, version in now.items() if seen.get(window) != version}

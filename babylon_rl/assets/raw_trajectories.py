@@ -6,7 +6,7 @@ from babylon_rl.assets.metadata import HOURS_GROUP, column_schema
 from babylon_rl.assets.observed import observe
 from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.assets.sources import owned, versions_by_hour
+from babylon_rl.assets.sources import owned, report_changes
 
 COLUMNS = column_schema(
     trajectoryId=("text", "Unique id of the row"),
@@ -29,7 +29,7 @@ COLUMNS = column_schema(
     "logged calls.",
 )
 def _raw_trajectories(context: dg.OpExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.DataVersionsByPartition:
-    return versions_by_hour(observe(context.instance, babylon, full=True).trajectories)
+    return report_changes(context, observe(context.instance, babylon, full=True, with_market=False).events)
 
 
 raw_trajectories = owned(_raw_trajectories)

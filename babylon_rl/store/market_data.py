@@ -56,6 +56,8 @@ class Event(msgspec.Struct, frozen=True):
 
 FINITE = "BETWEEN '-1e300'::float8 AND '1e300'::float8"
 
+# Asked for this way, a price can only be found on ("organizationId", "timestamp"); on "timestamp" alone, an organization without a
+# recent price, or without any, would cost a walk through those of all the others.
 STOCKS = f"""
     SELECT hour.start, organization.id, organization.name, organization."initialPrice",
         before.price, first.price, last.price, last."timestamp" >= hour.start, traded.volume
@@ -63,13 +65,13 @@ STOCKS = f"""
     CROSS JOIN public."Organization" organization
     CROSS JOIN LATERAL (
         SELECT price, "timestamp" FROM public."StockPrice"
-        WHERE "organizationId" = organization.id AND "timestamp" < hour.start + interval '1 hour' AND price {FINITE}
-        ORDER BY "timestamp" DESC, id COLLATE "C" DESC LIMIT 1
+        WHERE "organizationId" = ANY(ARRAY[organization.id]) AND "timestamp" < hour.start + interval '1 hour' AND price {FINITE}
+        ORDER BY "organizationId", "timestamp" DESC, id COLLATE "C" DESC LIMIT 1
     ) last
     LEFT JOIN LATERAL (
         SELECT price FROM public."StockPrice"
-        WHERE "organizationId" = organization.id AND "timestamp" <= hour.start AND price {FINITE}
-        ORDER BY "timestamp" DESC, id COLLATE "C" DESC LIMIT 1
+        WHERE "organizationId" = ANY(ARRAY[organization.id]) AND "timestamp" <= hour.start AND price {FINITE}
+        ORDER BY "organizationId", "timestamp" DESC, id COLLATE "C" DESC LIMIT 1
     ) before ON true
     LEFT JOIN LATERAL (
         SELECT price FROM public."StockPrice"

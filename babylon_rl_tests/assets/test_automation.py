@@ -1,16 +1,21 @@
 """Which hours automation asks for: those that changed, each once."""
 
+import itertools
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import dagster as dg
 import pytest
+from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 
 from babylon_rl.assets.partitions import hours
 from babylon_rl.automation.conditions import on_scores_due
+from babylon_rl.automation.jobs import HOURLY
 from babylon_rl.definitions import defs
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl.windows import window_end, window_of, window_range
 from babylon_rl_tests.assets.conftest import Bench
 
 FIRST, LATE, LAST = "2025-10-29T13:00", "2025-10-29T14:00", "2025-10-29T17:00"
@@ -85,6 +90,29 @@ def test_a_late_row_makes_exactly_its_hour_again(settled: tuple[Bench, Ticks]):
     assert ticks() == {"scored_groups": {LATE}}
     bench.run("score", LATE)
     assert ticks() == {}
+
+
+def stale_hours(bench: Bench) -> dict[str, dict[str, list[str]]]:
+    """What the UI calls out of sync, and why, by asset and hour."""
+    view = AssetGraphView.for_test(defs, bench.instance)
+    resolver = CachingStaleStatusResolver(bench.instance, defs.resolve_asset_graph(), view)
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, window in itertools.product(HOURLY, window_range(FIRST, window_of(window_end(LAST)))):
+        if resolver.get_status(dg.AssetKey(name), window) == StaleStatus.STALE:
+            found.setdefault(name, {})[window] = [cause.reason for cause in resolver.get_stale_causes(dg.AssetKey(name), window)]
+    return found
+
+
+def test_a_late_row_shows_exactly_its_hour_and_what_depends_on_it_as_stale(settled: tuple[Bench, Ticks]):
+    bench, _ = settled
+    assert stale_hours(bench) == {}
+    add_late_row(bench, LATE)
+    bench.run("observe")
+    assert stale_hours(bench) == {"window_groups": {LATE: ["has a new dependency data version"]}}
+    bench.run("hours", LATE, asset_selection=[dg.AssetKey("window_groups")])
+    assert {name: list(windows) for name, windows in stale_hours(bench).items()} == {"hindsight": [LATE], "scored_groups": [LATE]}
+    bench.run("hours", LATE)
+    assert stale_hours(bench) == {}
 
 
 def test_an_unchanged_rerun_wakes_nobody(settled: tuple[Bench, Ticks]):

@@ -71,6 +71,31 @@ def test_an_hour_whose_rows_are_gone_is_reported(bench: Bench):
     assert gone["raw_trajectories"].partition == "2025-10-29T15:00"
 
 
+def test_what_changed_is_said_in_words(bench: Bench):
+    for event in ask(bench, observe_changes).asset_events:
+        assert event.metadata["change"].value == "seen for the first time"
+        bench.instance.report_runless_asset_event(event)
+    bench.execute("""DELETE FROM "WorldEvent" WHERE id = (SELECT max(id) FROM "WorldEvent" WHERE "timestamp" >= '2025-10-29 14:00'
+        AND "timestamp" < '2025-10-29 15:00')""")
+    bench.execute("""UPDATE "Organization" SET name = name || '!' WHERE id = (SELECT max("organizationId") FROM "StockPrice")""")
+    changes = {event.partition: event.metadata["change"].value for event in ask(bench, observe_changes, "swept").asset_events}
+    assert changes.pop("2025-10-29T14:00") == "events: 1 fewer; start prices: changed"
+    assert set(changes.values()) == {"start prices: changed"}
+    bench.run("observe")
+    logged = bench.instance.fetch_observations(dg.AssetKey("market_data"), limit=1000).records
+    assert {record.asset_observation.metadata["change"].value for record in logged[: len(changes)]} >= {"start prices: changed"}
+    assert ask(bench, observe_changes, "swept") == dg.SkipReason("No hour changed.")
+
+
+def test_an_hour_older_than_a_week_waits_for_the_night(bench: Bench):
+    for event in ask(bench, observe_changes).asset_events:
+        bench.instance.report_runless_asset_event(event)
+    bench.execute("""DELETE FROM trajectories WHERE "windowId" = '2025-01-15T11:00'""")
+    assert ask(bench, observe_changes, "swept") == dg.SkipReason("No hour changed.")
+    bench.run("observe")
+    assert bench.observed("raw_trajectories")["2025-01-15T11:00"] == "no rows"
+
+
 def test_too_few_trajectories_are_said_in_numbers(ready: Bench, make_bench: Callable[..., Bench]):
     bench = make_bench(ready.babylon.database, **DRY | {"training_min_trajectories": 100_000})
     skipped = ask(bench, start_training)

@@ -1,0 +1,135 @@
+"""One version per hour of the market: it changes when, and only when, what the hour's outcomes are made of changes.
+
+An hour's outcomes follow from its own prices, probabilities and events; from what each organization is called and where its price
+stood at the hour's start; and from the questions open in the hour, their answers, and where their probabilities stood. Each of the
+five is counted and hashed. Where a price stood is found by its index, however far back it was set, so that a late price reaches
+every hour up to the next price, and no further. The predicates are those of market_data.py.
+"""
+
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from babylon_rl.store.market_data import FINITE
+from babylon_rl.versions import counted_version
+from babylon_rl.windows import window_of, window_start
+
+Connection = psycopg.Connection[Any]
+
+NOTHING = "nothing recorded"
+KINDS = ("prices", "probabilities", "events", "start_prices", "open_questions")
+
+# Each gives (hour, rows, sum of their hashes). A hash of a record is linear in its columns: the second hash undoes that, or two rows
+# that swap a value would give the same sum. With 0 as the first one's seed, NULL and the number 0 would be the same.
+PRICES = """
+    SELECT date_trunc('hour', "timestamp"), count(*),
+           sum(hashint8extended(hash_record_extended(ROW(id, "organizationId", price, "timestamp", volume), 1), 0))
+    FROM public."StockPrice" WHERE "timestamp" >= %(start)s AND "timestamp" < %(stop)s GROUP BY 1
+"""
+
+# The game has no index on the moment alone: market by market on ("marketId", "createdAt"), which OFFSET 0 holds the planner to.
+PROBABILITIES = """
+    SELECT date_trunc('hour', history."createdAt"), count(*),
+           sum(hashint8extended(hash_record_extended(
+               ROW(history.id, market.id, history."yesPrice", history."eventType", history."createdAt"), 1), 0))
+    FROM public."Market" market CROSS JOIN LATERAL (
+        SELECT id, "yesPrice", "eventType", "createdAt" FROM public."PredictionPriceHistory"
+        WHERE "marketId" = market.id AND "createdAt" >= %(start)s AND "createdAt" < %(stop)s
+        OFFSET 0
+    ) history
+    GROUP BY 1
+"""
+
+EVENTS = """
+    SELECT date_trunc('hour', "timestamp"), count(*),
+           sum(hashint8extended(hash_record_extended(ROW(id, description, actors, "relatedQuestion", "timestamp"), 1), 0))
+    FROM public."WorldEvent" WHERE "timestamp" >= %(start)s AND "timestamp" < %(stop)s GROUP BY 1
+"""
+
+# An organization counts from its first price on; its initial price only while none that is positive stands at the hour's start.
+# Asked for this way, a price can only be found on ("organizationId", "timestamp"); on "timestamp" alone, an organization whose last
+# price is old would cost a walk through all the younger ones of the others.
+START_PRICES = f"""
+    WITH priced AS MATERIALIZED (
+        SELECT id, name, "initialPrice" FROM public."Organization" organization
+        WHERE (
+            SELECT true FROM public."StockPrice" WHERE "organizationId" = ANY(ARRAY[organization.id]) AND "timestamp" < %(stop)s
+            ORDER BY "organizationId", "timestamp" DESC LIMIT 1
+        )
+    )
+    SELECT hour.start, count(*), sum(hashint8extended(hash_record_extended(ROW(organization.id, organization.name, before.price,
+               CASE WHEN before.price > 0 THEN NULL ELSE organization."initialPrice" END), 1), 0))
+    FROM unnest(%(starts)s::timestamp[]) AS hour (start)
+    CROSS JOIN priced organization
+    LEFT JOIN LATERAL (
+        SELECT price FROM public."StockPrice"
+        WHERE "organizationId" = ANY(ARRAY[organization.id]) AND "timestamp" <= hour.start AND price {FINITE}
+        ORDER BY "organizationId", "timestamp" DESC, id COLLATE "C" DESC LIMIT 1
+    ) before ON true
+    WHERE before.price IS NOT NULL OR EXISTS (
+        SELECT FROM public."StockPrice"
+        WHERE "organizationId" = organization.id AND "timestamp" > hour.start AND "timestamp" < hour.start + interval '1 hour'
+          AND price {FINITE}
+    )
+    GROUP BY 1
+"""
+
+# A question answered before the first hour is left out at once, unless its history goes on: only that can say it was open later.
+OPEN_QUESTIONS = f"""
+    WITH asked AS (
+        SELECT question.id, question."questionNumber" AS number, question.text, question."createdDate" AS created,
+            COALESCE(question."resolvedOutcome", CASE WHEN market.resolved THEN market.resolution END) AS answer,
+            CASE WHEN question."resolvedOutcome" IS NOT NULL THEN question."updatedAt" END AS answered
+        FROM public."Question" question LEFT JOIN public."Market" market ON market.id = question.id
+        UNION ALL
+        SELECT market.id, NULL, market.question, market."createdAt", CASE WHEN market.resolved THEN market.resolution END,
+            CASE WHEN market.resolved THEN market."endDate" END
+        FROM public."Market" market WHERE NOT EXISTS (SELECT FROM public."Question" question WHERE question.id = market.id)
+    ), timed AS MATERIALIZED (
+        SELECT asked.id, number, text, created, answer, COALESCE((
+            SELECT min("createdAt") FROM public."PredictionPriceHistory" WHERE "marketId" = asked.id AND "eventType" = 'resolution'
+        ), answered) AS resolved
+        FROM asked WHERE created < %(stop)s AND (answered IS NULL OR answered >= %(start)s OR EXISTS (
+            SELECT FROM public."PredictionPriceHistory" WHERE "marketId" = asked.id AND "createdAt" >= %(start)s
+        ))
+    )
+    SELECT hour.start, count(*), sum(hashint8extended(hash_record_extended(
+               ROW(timed.id, timed.number, timed.text, timed.answer,
+                   COALESCE(timed.resolved < hour.start + interval '1 hour', false), before.probability), 1), 0))
+    FROM unnest(%(starts)s::timestamp[]) AS hour (start)
+    JOIN timed ON timed.created < hour.start + interval '1 hour' AND (timed.resolved IS NULL OR timed.resolved >= hour.start)
+    LEFT JOIN LATERAL (
+        SELECT "yesPrice" AS probability FROM public."PredictionPriceHistory"
+        WHERE "marketId" = timed.id AND "createdAt" <= hour.start AND "yesPrice" {FINITE}
+        ORDER BY "createdAt" DESC, id COLLATE "C" DESC LIMIT 1
+    ) before ON true
+    GROUP BY 1
+"""
+
+NEWEST_MARKET_ROW = """
+    SELECT max(newest) FROM (
+        SELECT max("timestamp") AS newest FROM public."StockPrice" WHERE "timestamp" < %(stop)s
+        UNION ALL SELECT max("timestamp") FROM public."WorldEvent" WHERE "timestamp" < %(stop)s
+    ) newest
+"""
+
+
+def market_versions(connection: Connection, first: str, end: str) -> dict[str, str]:
+    """Versions of the hours from ``first`` (inclusive) to ``end`` (exclusive) that hold prices, events or probabilities, by window id."""
+    bounds: dict[str, Any] = {"start": window_start(first), "stop": window_start(end)}
+    hours: dict[datetime, dict[str, tuple[int, int]]] = {}
+    for kind, statement in zip(KINDS[:3], (PRICES, PROBABILITIES, EVENTS), strict=True):
+        for hour, rows, content in connection.execute(statement, bounds):
+            hours.setdefault(hour, {})[kind] = rows, int(content)
+    bounds["starts"] = sorted(hours)
+    for kind, statement in zip(KINDS[3:], (START_PRICES, OPEN_QUESTIONS), strict=True):
+        for hour, rows, content in connection.execute(statement, bounds):
+            hours[hour][kind] = rows, int(content)
+    return {window_of(hour): counted_version(**{kind: hours[hour].get(kind, (0, 0)) for kind in KINDS}) for hour in bounds["starts"]}
+
+
+def newest_market_hour(connection: Connection, end: str) -> str | None:
+    """The newest hour before ``end`` that holds a price or an event."""
+    row = connection.execute(NEWEST_MARKET_ROW, {"stop": window_start(end)}).fetchone()
+    return window_of(row[0]) if row is not None and row[0] is not None else None
