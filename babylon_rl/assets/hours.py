@@ -1,8 +1,7 @@
 """How an hourly asset reports: one materialization per hour with that hour's own content hash, in a range as in a single run.
 
-Dagster gives all partitions of a range run one data version. So in a range the step's result is followed by a materialization
-per hour, which repeats the step's provenance with the hour's own version; being the newest, it is the one that counts
-(docs/decisions/0001-data-version-per-hour.md).
+Dagster gives all partitions of a range run one data version. So in a range the step's own events are left out, and those of the hours
+take their place: as many, with the same provenance, in one batch (docs/decisions/0001-data-version-per-hour.md).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +10,15 @@ from typing import Any
 
 import dagster as dg
 
+# Not in the public API; the pinned release's own steps report through these.
+from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION as REPORTED_BY_THE_BODY
+from dagster._core.events import DagsterEvent, DagsterEventBatchMetadata
+from dagster._core.execution.plan.execute_step import _build_data_version_tags, _get_code_version, _get_input_provenance_data
+
 from babylon_rl.versions import content_version
 
 DATA_VERSION_TAG = "dagster/data_version"
-PLOTTED_HOURS = 24
+PLOTTED_HOURS, PLOTTED_OF_MORE = 24, 6
 
 
 @dataclass(frozen=True)
@@ -26,26 +30,23 @@ class HourReport:
 
 
 def plotted(windows: Sequence[str]) -> frozenset[str]:
-    """The hours of a run that get pictures: the newest PLOTTED_HOURS, as a long backfill is read by its tables."""
-    return frozenset(sorted(windows)[-PLOTTED_HOURS:])
+    """The hours of a run that get pictures: all of up to PLOTTED_HOURS, the newest of more, as a long backfill is read by its tables."""
+    return frozenset(windows if len(windows) <= PLOTTED_HOURS else sorted(windows)[-PLOTTED_OF_MORE:])
 
 
-def report_hours(
-    context: dg.AssetExecutionContext, reports: Mapping[str, HourReport]
-) -> Iterator[dg.MaterializeResult[Any] | dg.AssetMaterialization]:
+def report_hours(context: dg.AssetExecutionContext, reports: Mapping[str, HourReport]) -> Iterator[dg.MaterializeResult[Any]]:
     """Yield what the asset's body has to yield, given a report for each of the run's partitions."""
     if len(reports) == 1:
         (report,) = reports.values()
         yield dg.MaterializeResult(metadata=report.metadata, data_version=dg.DataVersion(report.data_version))
         return
-    versions = {window: report.data_version for window, report in reports.items()}
-    yield dg.MaterializeResult(data_version=dg.DataVersion(content_version(versions)))
-    newest = context.instance.fetch_materializations(context.asset_key, limit=1).records[0].asset_materialization
-    provenance = dict(newest.tags or {}) if newest is not None else {}
+    step = context.get_step_execution_context()
+    code_version, inputs = _get_code_version(context.asset_key, step), _get_input_provenance_data(context.asset_key, step)
+    batch, left = f"{context.run.run_id}/{step.step.key}", len(reports)
     for window, report in reports.items():
-        yield dg.AssetMaterialization(
-            context.asset_key,
-            partition=window,
-            metadata=report.metadata,
-            tags=provenance | {DATA_VERSION_TAG: report.data_version},
-        )
+        left -= 1
+        tags = _build_data_version_tags(dg.DataVersion(report.data_version), code_version, inputs, True)
+        event = dg.AssetMaterialization(context.asset_key, partition=window, metadata=report.metadata, tags=tags)
+        DagsterEvent.asset_materialization(step, event, DagsterEventBatchMetadata(batch, is_end=left == 0))
+    whole = content_version({window: report.data_version for window, report in reports.items()})
+    yield dg.MaterializeResult(metadata={REPORTED_BY_THE_BODY: True}, data_version=dg.DataVersion(whole))

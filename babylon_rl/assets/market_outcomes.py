@@ -1,6 +1,6 @@
 """What happened in the market of every hour: price changes, probabilities, news."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -8,11 +8,13 @@ import dagster as dg
 from babylon_rl.assets.hours import HourReport, plotted, report_hours
 from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
 from babylon_rl.assets.partitions import hours
-from babylon_rl.assets.plots import bar_plot
+from babylon_rl.assets.plots import Paths, bar_plot, path_plot
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.market.outcomes import WindowOutcomes, sync_outcomes
+from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes, sync_outcomes
+from babylon_rl.store.price_paths import Path, price_paths, probability_paths
 
 NOTHING = "nothing recorded"
+MOST_PERCENT = 999.99
 COLUMNS = column_schema(
     windowId=("varchar(50)", "The hour"),
     stockTicker=("varchar(20)", "On a stock row: the engine's ticker"),
@@ -40,19 +42,23 @@ COLUMNS = column_schema(
 )
 def market_outcomes(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = list(context.partition_keys)
+    pictures = plotted(windows)
     with babylon.connection() as connection:
         outcomes = sync_outcomes(connection, windows, babylon.settings, babylon.now())
-    pictures = plotted(windows)
-    yield from report_hours(context, {window: _report(outcomes.get(window), drawn=window in pictures) for window in windows})
+        drawn = [outcomes[window] for window in pictures if window in outcomes]
+        prices = price_paths(connection, [(market.window, stock.organization_id) for market in drawn for stock in market.stocks])
+        odds = probability_paths(connection, [(market.window, asked.market_id) for market in drawn for asked in market.predictions])
+    shown = {market.window: _pictures(market, prices, odds) for market in drawn}
+    yield from report_hours(context, {window: _report(outcomes.get(window), shown.get(window, {})) for window in windows})
 
 
-def _report(market: WindowOutcomes | None, *, drawn: bool) -> HourReport:
+def _report(market: WindowOutcomes | None, shown: Mapping[str, Any]) -> HourReport:
     if market is None or not (market.stocks or market.predictions):
         return HourReport(NOTHING, counts(0, market=NOTHING))
     stocks = [
         {
             "ticker": s.ticker, "change %": s.change_percent, "start $": s.start_price, "end $": s.end_price,
-            "sentiment": s.sentiment, "news": len(s.news),
+            "sentiment": s.sentiment, "news": len(s.news), "flags": ", ".join(s.flags),
         }
         for s in market.stocks
     ]  # fmt: skip
@@ -67,8 +73,57 @@ def _report(market: WindowOutcomes | None, *, drawn: bool) -> HourReport:
         flags=len(market.flags),
         changed=market.changed,
     )
-    if drawn and market.stocks:
-        moves = sorted(((s.ticker, s.change_percent) for s in market.stocks), key=lambda move: -move[1])
-        metadata["price_changes"] = bar_plot(f"Price changes, {market.window}", "percent", moves)
-    metadata |= {"stocks": table(stocks), "predictions": table(predictions)}
+    metadata |= {**shown, "stocks": table(stocks), "predictions": table(predictions)}
     return HourReport(market.data_version, metadata)
+
+
+def _pictures(market: WindowOutcomes, prices: Mapping[tuple[str, str], Path], odds: Mapping[tuple[str, str], Path]) -> dict[str, Any]:
+    pictures: dict[str, Any] = {}
+    if market.stocks:
+        moves = sorted(((s.ticker, _drawable(s.change_percent)) for s in market.stocks), key=lambda move: -move[1])
+        pictures["price_changes"] = bar_plot(f"Price changes, {market.window}", "percent", moves)
+    movers = sorted(market.stocks, key=lambda stock: -abs(stock.change_percent))
+    swingers = sorted(market.predictions, key=lambda asked: -abs(_swing(asked)))
+    stocks = [(_stock_name(s), _percent(prices[market.window, s.organization_id], s)) for s in movers]
+    questions = [(_question_name(p), _from_start(odds[market.window, p.market_id], p)) for p in swingers]
+    panels = [
+        Paths("prices, percent from the hour's start", {name: path for name, path in stocks if path}),
+        Paths("probability of YES", {name: path for name, path in questions if path}),
+    ]
+    moved = [panel for panel in panels if panel.series]
+    if moved:
+        pictures["within_the_hour"] = path_plot(f"Within the hour, {market.window}", moved)
+    return pictures
+
+
+def _swing(asked: PredictionOutcome) -> float:
+    return asked.end_probability - asked.start_probability
+
+
+def _stock_name(stock: StockOutcome) -> str:
+    return f"{stock.ticker} {stock.change_percent:+.1f} %"
+
+
+def _question_name(asked: PredictionOutcome) -> str:
+    name = asked.market_id if asked.question_number is None else f"no. {asked.question_number}"
+    return f"{name} {_swing(asked):+.3f}"
+
+
+def _percent(path: Path, stock: StockOutcome) -> Path:
+    """A price path as percent from the price that the hour started with; [] where nothing moved or nothing can be compared."""
+    if not path or stock.start_price <= 0:
+        return []
+    return _whole_hour(0.0, [(minute, _drawable((price / stock.start_price - 1) * 100)) for minute, price in path])
+
+
+def _from_start(path: Path, asked: PredictionOutcome) -> Path:
+    return _whole_hour(asked.start_probability, path) if path else []
+
+
+def _whole_hour(start: float, path: Path) -> Path:
+    return [(0.0, start), *path, (60.0, path[-1][1])]
+
+
+def _drawable(percent: float) -> float:
+    """What market_outcomes can hold too: beyond it a picture would show one stock and a row of zeros."""
+    return max(-MOST_PERCENT, min(MOST_PERCENT, percent))

@@ -19,7 +19,9 @@ from babylon_rl.store.database import Database, process_database
 from babylon_rl.windows import utc_now
 
 CONNECTION_RETRIES = 3
-RETRY_AFTER_S = 10
+RETRY_AFTER_S = 10.0
+# A server that ends a session for having been idle too long is one that was lost, though psycopg files it elsewhere.
+LOST = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout, DatabaseUnreachable)
 
 
 @dataclass(frozen=True)
@@ -30,22 +32,28 @@ class Babylon:
     database: Database
     now: Callable[[], datetime] = utc_now
     on_progress: Progress = unheard
+    retry_after_s: float = RETRY_AFTER_S
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
         """An autocommit connection (rooms open their own transactions), closed at the end.
 
         Raises:
-            dagster.RetryRequested: the connection was lost or refused; the step runs again, CONNECTION_RETRIES times.
-            dagster.Failure: a BabylonError, whose sentence becomes the run's message; it is not tried again.
+            dagster.RetryRequested: the connection was lost or refused; the step runs again, CONNECTION_RETRIES times, each
+                ``retry_after_s`` later. What was not committed is undone, and rooms write an hour in one transaction.
+            dagster.Failure: a BabylonError, or a right that the role lacks; the sentence becomes the run's message, and it is not tried
+                again.
         """
         try:
             with self.database.connect(autocommit=True) as connection:
                 yield connection
-        except (psycopg.OperationalError, DatabaseUnreachable) as lost:
-            raise dg.RetryRequested(CONNECTION_RETRIES, RETRY_AFTER_S) from lost
+        except LOST as lost:
+            raise dg.RetryRequested(CONNECTION_RETRIES, self.retry_after_s) from lost
         except BabylonError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
+        except psycopg.errors.InsufficientPrivilege as refused:
+            sentence = f"The database's role may not do this: {refused.diag.message_primary}. docs/database.md lists what it needs."
+            raise dg.Failure(sentence, allow_retries=False) from refused
 
 
 @dg.resource(description="The Babylon database and settings, as the environment of the run's process gives them.")

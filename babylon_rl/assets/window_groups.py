@@ -8,11 +8,11 @@ import dagster as dg
 from babylon_rl.assets.hours import HourReport, plotted, report_hours
 from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
 from babylon_rl.assets.partitions import hours
-from babylon_rl.assets.plots import bar_plot
+from babylon_rl.assets.plots import LOSS, bar_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.episodes.types import WindowSummary
-from babylon_rl.store.hour_report import EpisodeLine, episode_lines
+from babylon_rl.store.hour_report import EpisodeLine, RejectionLine, episode_lines, rejection_lines
 
 COLUMNS = column_schema(
     window=("varchar(50)", "The hour"),
@@ -42,15 +42,15 @@ def window_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[B
     windows = list(context.partition_keys)
     with babylon.connection() as connection:
         summaries = sync_windows(connection, windows, babylon.settings, babylon.now())
-        lines = episode_lines(connection, windows)
+        lines, rejected = episode_lines(connection, windows), rejection_lines(connection, windows)
     pictures = plotted(windows)
     yield from report_hours(
         context,
-        {window: _report(facts, lines[window], drawn=window in pictures) for window, facts in summaries.items()},
+        {window: _report(facts, lines[window], rejected[window], drawn=window in pictures) for window, facts in summaries.items()},
     )
 
 
-def _report(facts: WindowSummary, lines: list[EpisodeLine], *, drawn: bool) -> HourReport:
+def _report(facts: WindowSummary, lines: list[EpisodeLine], rejected: list[RejectionLine], *, drawn: bool) -> HourReport:
     metadata = counts(
         len(lines),
         rows=facts.rows,
@@ -66,8 +66,15 @@ def _report(facts: WindowSummary, lines: list[EpisodeLine], *, drawn: bool) -> H
     )
     if drawn and lines:
         metadata["pnl_by_agent"] = bar_plot(f"P&L by agent, {facts.window}", "dollars", [(line.agent_id, line.pnl_usd) for line in lines])
+    if drawn and facts.rejected:
+        title = f"Rejected rows, {facts.window} ({sum(facts.rejected.values())} of {facts.rows})"
+        metadata["rejected_by_reason"] = bar_plot(title, "rows", list(facts.rejected.items()), colour=LOSS)
     if lines:
         metadata["episodes"] = table([_row(line) for line in lines])
+    if rejected:
+        metadata["rejected_rows"] = table(
+            [{"reason": found.reason, "trajectory": found.trajectory_id, "detail": found.detail} for found in rejected]
+        )
     return HourReport(facts.data_version, metadata)
 
 

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from babylon_rl.assets.benchmark_report import benchmark_report
+from babylon_rl.assets.hindsight import hindsight
 from babylon_rl.assets.market_data import market_data
 from babylon_rl.assets.market_outcomes import market_outcomes
 from babylon_rl.assets.raw_trajectories import raw_trajectories
@@ -23,7 +24,7 @@ def code_location(resource: dg.ResourceDefinition) -> dg.Definitions:
     when = conditions(load_settings())
     moved_by_conditions = [
         asset.map_asset_specs(lambda spec: spec.replace_attributes(automation_condition=when[spec.key]))
-        for asset in (window_groups, market_outcomes, scored_groups)
+        for asset in (window_groups, market_outcomes, hindsight, scored_groups)
     ]
     moved_by_sensors = [training_batch, trained_checkpoint, benchmark_report, released_model]
     return dg.Definitions(

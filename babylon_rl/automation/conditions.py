@@ -50,5 +50,6 @@ def conditions(settings: Settings) -> dict[dg.AssetKey, Condition]:
     return {
         dg.AssetKey("window_groups"): on_change(),
         dg.AssetKey("market_outcomes"): on_change(),
+        dg.AssetKey("hindsight"): on_change(),
         dg.AssetKey("scored_groups"): on_scores_due(settings),
     }

@@ -4,13 +4,13 @@ import dagster as dg
 
 HOURS_JOB, SCORE_JOB, TRAIN_JOB, OBSERVE_JOB = "hours", "score", "train", "observe"
 SOURCES = ("raw_trajectories", "market_data")
-HOURLY = ("window_groups", "market_outcomes", "scored_groups")
+HOURLY = ("window_groups", "market_outcomes", "hindsight", "scored_groups")
 BATCHED = ("training_batch", "trained_checkpoint", "benchmark_report", "released_model")
 
 hours_job = dg.define_asset_job(
     HOURS_JOB,
     selection=dg.AssetSelection.assets(*HOURLY),
-    description="Read an hour, its market, and score its group. Partition: a window id, or a range of them.",
+    description="Read an hour, its market, what became known of it, and score its group. Partition: a window id, or a range of them.",
 )
 score_job = dg.define_asset_job(
     SCORE_JOB,

@@ -20,6 +20,9 @@ from babylon_rl.training.batches import STUCK_AFTER, fail_batch, fail_stuck, fre
 from babylon_rl.training.readiness import readiness
 
 MOST_OBSERVATIONS = 500
+# A run whose process died, as when the database went away with Dagster's own records, is run again by the daemon; a step that failed
+# is not: the connection was tried again within it, and anything else waits for a change.
+RETRIED = {"dagster/max_retries": "3"}
 MOST_ATTEMPTS = 3
 SWEPT = "swept"
 EVIDENCE = ("benchmark_report", "released_model")
@@ -155,6 +158,7 @@ hours_follow_changes = dg.AutomationConditionSensorDefinition(
     target=dg.AssetSelection.assets(*HOURLY),
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
+    run_tags=RETRIED,
     description="Makes the hours whose inputs changed, late ones included.",
 )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from babylon_rl.cli.data_tables import by_reason, print_episodes, print_outcomes, print_rejected, print_windows
 from babylon_rl.cli.output import JsonOption, emit, say, table
 from babylon_rl.cli.verify_data import verify_data
 from babylon_rl.errors import UsageError
@@ -81,15 +82,9 @@ def windows(
     }
     if not summaries:
         say("No trajectory has been recorded in these hours.")
-    columns = ["window", "state", "rows", "eligible", "new", "rejected", "agents", "usable", "embedded", "logs", "synthetic", "mean P&L $"]
-    rows = [
-        [f.window, states[f.window], f.rows, f.eligible, f.new_trainable, f.rows - f.eligible, f.agents, f.usable_episodes,
-         *f.message_sources.values(), None if f.avg_pnl is None else round(f.avg_pnl, 2)]
-        for f in summaries
-    ]  # fmt: skip
 
     def render(out: "Console") -> None:
-        out.print(table(None, columns, rows))
+        print_windows(out, summaries, states)
         out.print(document["verdict"], markup=False)
 
     emit(document, render, as_json)
@@ -129,6 +124,7 @@ def _window_document(facts: "WindowSummary", state: str) -> dict[str, object]:
         "messageSources": facts.message_sources,
         "avgPnl": facts.avg_pnl,
         "trainableSequences": facts.trainable_sequences,
+        "quality": facts.quality,
     }
 
 
@@ -140,6 +136,7 @@ def episodes(window: WindowArgument, as_json: JsonOption = False) -> None:
     with _session(load_settings()) as session:
         refuse_future(window, session.now)
         reading = read_window(session.connection, window, session.settings, texts=False)
+        _say_when_running(window, session.now)
     _say_when_empty(reading)
     shown = [
         {
@@ -162,13 +159,12 @@ def episodes(window: WindowArgument, as_json: JsonOption = False) -> None:
         }
         for e in reading.episodes
     ]
-    columns = ["agent", "rows", "steps", "start $", "end $", "P&L $", "wins", "losses", "trades", "posts", "to train", "usable"]
-    rows = [
-        [e.agent_id, len(e.trajectory_ids), e.steps, round(e.start_pnl, 2), round(e.end_pnl, 2), round(e.window_pnl, 2), e.wins, e.losses,
-         e.trades, e.posts, e.trainable_sequences, "yes" if e.usable else "no"]
-        for e in reading.episodes
-    ]  # fmt: skip
-    emit({"window": window, "episodes": shown}, lambda out: out.print(table(None, columns, rows)), as_json)
+    emit({"window": window, "episodes": shown}, lambda out: print_episodes(out, reading), as_json)
+
+
+def _say_when_running(window: str, now: datetime) -> None:
+    if window_end(window) > now:
+        say(f"{window} has not ended; this is how it stands.")
 
 
 def _say_when_empty(reading: "WindowReading") -> None:
@@ -186,11 +182,10 @@ def rejected(first: FromOption = None, end: ToOption = None, as_json: JsonOption
         readings = read_windows(session.connection, _wanted(session, first, end, None), session.settings)
     found = [rejection for reading in readings.values() for rejection in reading.rejections]
     if not found:
-        say("No trajectory was rejected in these hours.")
+        say("No trajectory was rejected in these hours." if readings else "No trajectory has been recorded in these hours.")
     shown = [{"trajectoryId": r.trajectory_id, "window": r.window, "reason": r.reason, "detail": r.detail} for r in found]
-    columns = ["window", "trajectory", "reason", "detail"]
-    rows = [[r.window, r.trajectory_id, r.reason, r.detail] for r in found]
-    emit({"rejected": shown}, lambda out: out.print(table(None, columns, rows)), as_json)
+    rows = sum(reading.rows for reading in readings.values())
+    emit({"rejected": shown, "rows": rows, "byReason": by_reason(found)}, lambda out: print_rejected(out, found, rows), as_json)
 
 
 def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:
@@ -201,26 +196,10 @@ def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:
     with _session(load_settings()) as session:
         refuse_future(window, session.now)
         found = read_outcomes(session.connection, window, session.settings)
-        if window_end(window) > session.now:
-            say(f"{window} has not ended; this is how it stands.")
+        _say_when_running(window, session.now)
     if not found.stocks and not found.predictions:
         say(f"Neither a price nor an event has been recorded in {window}.")
-
-    def render(out: "Console") -> None:
-        stocks = [
-            [s.ticker, s.name, round(s.start_price, 2), round(s.end_price, 2), round(s.change_percent, 2), s.sentiment, len(s.news)]
-            for s in found.stocks
-        ]
-        out.print(table(None, ["ticker", "name", "start $", "end $", "change %", "sentiment", "news"], stocks))
-        predictions = [
-            [p.question_number, p.question, round(p.start_probability, 4), round(p.end_probability, 4), p.outcome, len(p.news)]
-            for p in found.predictions
-        ]
-        out.print(table(None, ["no.", "question", "start", "end", "outcome", "news"], predictions))
-        if found.mean_change is not None:
-            out.print(f"Mean change {found.mean_change:+.2f} %, volatility {found.volatility:.2f} %.")
-
-    emit(found.document(), render, as_json)
+    emit(found.document(), lambda out: print_outcomes(out, found), as_json)
 
 
 def scores(window: WindowArgument, as_json: JsonOption = False) -> None:

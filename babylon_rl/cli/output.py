@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
-PLAIN_WIDTH = 200
+PLAIN_WIDTH, _UNBOUNDED = 200, 10_000
 PLAIN_LINE_EVERY_S = 5.0
 
 
@@ -46,17 +46,24 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def table(title: str | None, columns: list[str], rows: list[list[Any]]) -> "Table":
-    """A plain table; numbers are set flush right, None is a dash."""
+    """A plain table; numbers are set flush right, None is a dash; where it is too wide, texts wrap, all but those of the first column."""
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for position, name in enumerate(columns):
         numeric = any(isinstance(row[position], int | float) and not isinstance(row[position], bool) for row in rows)
-        made.add_column(name, justify="right" if numeric else "left")
+        made.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric or position == 0)
     for row in rows:
         made.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
     return made
+
+
+def print_fitting(out: "Console", *tables: "Table") -> None:
+    """Print the first of ``tables`` (widest first) that fits the terminal unwrapped, else the last."""
+    unbounded = out.options.update(max_width=_UNBOUNDED)
+    fitting = (made for made in tables if out.measure(made, options=unbounded).maximum <= out.width)
+    out.print(next(fitting, tables[-1]))
 
 
 def say(sentence: str) -> None:

@@ -1,28 +1,43 @@
-"""``babylon-rl verify-data``: is what the game records fit to be trained on?"""
+"""``babylon-rl verify-data``: is what the game records fit to be trained on?
 
+Rows are looked at one by one as they stream in; what is kept of them is their ids.
+"""
+
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from babylon_rl.cli.output import JsonOption, emit
 from babylon_rl.errors import CheckFailed
-from babylon_rl.settings import load_settings
+from babylon_rl.settings import Settings, load_settings
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from babylon_rl.episodes.quality import Check
+    from babylon_rl.episodes.types import WindowReading
     from babylon_rl.store.trajectories import Connection
 
 HOURS = 24
+_NAMED = 3
+
+# What is odd about eligible rows though it stops nothing: the check's name, the count and the ids in an hour's quality, and the words.
+_ODDITIES = (
+    ("duplicates", "duplicateRows", "duplicates", "rows repeat the steps of another row of their agent in the hour"),
+    ("clocks", "skewedRows", "clockSkew", "rows have times that contradict each other"),
+    ("P&L jumps", "jumpingAgents", "pnlJumps", "agents have a P&L that jumps by more than could be won or lost"),
+    ("window hours", "otherLengths", None, "rows say windowHours other than 1 and count in their own hour only"),
+)
 
 
 def verify_data(as_json: JsonOption = False) -> None:
     """Check the trajectories of the newest 24 hours that hold any: PASS, WARN and FAIL lines; exit code 1 when one fails."""
     from babylon_rl.store.database import open_database
 
-    with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
-        checks = data_checks(connection, utc_now())
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        checks = data_checks(connection, settings, utc_now())
 
     def render(out: "Console") -> None:
         for check in checks:
@@ -34,31 +49,75 @@ def verify_data(as_json: JsonOption = False) -> None:
         raise CheckFailed(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
 
 
-def data_checks(connection: "Connection", now: datetime) -> "list[Check]":
+def data_checks(connection: "Connection", settings: Settings, now: datetime) -> "list[Check]":
     """The checks over the rows of the newest 24 hours, counted from the newest complete hour that holds any.
 
     Rows that no training is meant to see (evaluation, benchmarks, isTrainingData false) are left out.
     """
-    from babylon_rl.episodes.decode import flagged
-    from babylon_rl.episodes.quality import Check, row_faults, summarize
-    from babylon_rl.store.trajectories import logged_ids, newest_window_with_rows, scored_ids, trajectory_rows
+    from babylon_rl.episodes.quality import Check, summarize
+    from babylon_rl.episodes.reading import read_windows
+    from babylon_rl.store.trajectories import newest_window_with_rows
 
     newest = newest_window_with_rows(connection, newest_complete(now))
     if newest is None:
         return [Check("rows", "FAIL", "no complete hour holds a trajectory")]
     end = window_of(window_end(newest))
     wanted = list(window_range(window_of(window_end(newest) - HOURS * HOUR), end))
-    found = {row.trajectory_id: list(row_faults(row)) for row in trajectory_rows(connection, wanted) if flagged(row) is None}
-    logged, scored = logged_ids(connection, list(found)), scored_ids(connection, list(found))
-    faults = [(row, name) for row, names in found.items() for name in names if not (name == "LLM calls" and row in logged)]
-    faults += [(row, "scores") for row in found if row not in scored]
+    ids, faults = _row_faults(connection, wanted)
+    if not ids:
+        return [Check("rows", "FAIL", f"nothing but evaluation and benchmark rows in the {HOURS} hours up to {end}")]
     age = now - window_end(newest)
-    recent = Check(
-        "rows", "WARN" if age > HOURS * HOUR else "PASS", f"{len(found)} rows in the {HOURS} hours up to {end}, {_hours(age / HOUR)} ago"
-    )
-    if not found:
-        recent = Check("rows", "FAIL", f"nothing but evaluation and benchmark rows in the {HOURS} hours up to {end}")
-    return [recent, *summarize(len(found), faults)]
+    counted = f"{len(ids)} rows in the {HOURS} hours up to {end}, {_hours(age / HOUR)} ago"
+    recent = Check("rows", "WARN" if age > HOURS * HOUR else "PASS", counted)
+    readings = read_windows(connection, wanted, settings)
+    return [recent, *summarize(len(ids), faults), *_oddities(list(readings.values()), settings)]
+
+
+def _row_faults(connection: "Connection", windows: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The ids of the rows of some windows that are meant to train, and (id, check) for every check that one does not pass."""
+    from babylon_rl.episodes.decode import flagged
+    from babylon_rl.episodes.quality import row_faults
+    from babylon_rl.store.quality import first_logged_calls
+    from babylon_rl.store.trajectories import scored_ids, trajectory_rows
+
+    ids: list[str] = []
+    faults: list[tuple[str, str]] = []
+    silent: list[str] = []
+    for row in trajectory_rows(connection, windows):
+        if flagged(row) is None:
+            ids.append(row.trajectory_id)
+            for name in row_faults(row):
+                if name == "LLM calls":
+                    silent.append(row.trajectory_id)
+                else:
+                    faults.append((row.trajectory_id, name))
+    logged = first_logged_calls(connection, silent)
+    faults += [(row, "LLM calls") for row in silent if row not in logged]
+    faults += [(row, "first LLM call") for row, whole in logged.items() if not whole]
+    scored = scored_ids(connection, ids)
+    return ids, faults + [(row, "scores") for row in ids if row not in scored]
+
+
+def _oddities(readings: "Sequence[WindowReading]", settings: Settings) -> "list[Check]":
+    from babylon_rl.episodes.quality import Check
+
+    eligible = sum(reading.eligible for reading in readings)
+    prompts, short = (sum(reading.quality[name] for reading in readings) for name in ("prompts", "shortPrompts"))
+    said = f"{short} of {prompts} rows with a call have a short prompt (system up to 50 or user up to 100 characters)"
+    found = [Check("prompt lengths", "WARN" if short > (1 - settings.data_quality_threshold) * prompts else "PASS", said)]
+    for name, count, ids, words in _ODDITIES:
+        total = sum(reading.quality[count] for reading in readings)
+        listed = [odd for reading in readings for odd in (reading.quality[ids] if ids else ())]
+        detail = f"{total} {words}{_named(listed, total)}" if total else f"{eligible} eligible rows"
+        found.append(Check(name, "WARN" if total else "PASS", detail))
+    return found
+
+
+def _named(ids: Sequence[str], total: int) -> str:
+    if not ids:
+        return ""
+    more = f" and {total - _NAMED} more" if total > _NAMED else ""
+    return f" ({', '.join(ids[:_NAMED])}{more})"
 
 
 def _hours(count: float) -> str:

@@ -1,10 +1,14 @@
-"""What pages and checks of an hour show, read back from the tables that window_groups and scored_groups wrote."""
+"""What pages and checks of an hour show, read back from the tables that the hourly assets wrote.
+
+One query per kind for any number of hours, each found by the key of its table.
+"""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import psycopg
 
 _EPISODES = """
@@ -13,11 +17,31 @@ _EPISODES = """
     FROM babylon_rl.episodes WHERE "window" = ANY(%s) ORDER BY "window", "windowPnl" DESC, "agentId"
 """
 
+# The first of each reason before more of any, so that a page shows every kind of fault.
+_REJECTIONS = """
+    SELECT "window", "trajectoryId", "reason", "detail" FROM (
+        SELECT "window", "trajectoryId", "reason", left("detail", %(characters)s) AS "detail",
+               row_number() OVER (PARTITION BY "window", "reason" ORDER BY "trajectoryId") AS of_reason
+        FROM babylon_rl.rejections WHERE "window" = ANY(%(windows)s)
+    ) AS numbered WHERE of_reason <= %(most)s ORDER BY "window", of_reason, "reason"
+"""
+
 _COUNTS = """
-    SELECT "window", "rows", "rejected", "ready", "trainableSequences" FROM babylon_rl.windows WHERE "window" = ANY(%s) ORDER BY 1
+    SELECT "window", "rows", "rejected", "messageSources", "ready", "trainableSequences", "quality"::text
+    FROM babylon_rl.windows WHERE "window" = ANY(%s) ORDER BY 1
 """
 
 _SPREADS = 'SELECT "window", "spread" FROM babylon_rl.group_scores WHERE "window" = ANY(%s) ORDER BY 1'
+
+_MARKETS = """
+    SELECT market."window", market."stocks", market."predictions", market."flags",
+           ARRAY(SELECT outcome."stockTicker" FROM public.market_outcomes outcome
+                 WHERE outcome."windowId" = market."window" AND outcome."stockTicker" LIKE '%%~%%' ORDER BY 1)
+    FROM babylon_rl.market_windows market WHERE market."window" = ANY(%s) ORDER BY 1
+"""
+
+REJECTIONS_PER_REASON = 5
+DETAIL_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +68,76 @@ def episode_lines(connection: psycopg.Connection[Any], windows: Sequence[str]) -
 
 
 @dataclass(frozen=True, slots=True)
+class RejectionLine:
+    """One rejected row on an hour's page; ``detail`` is cut to DETAIL_CHARACTERS."""
+
+    trajectory_id: str
+    reason: str
+    detail: str
+
+
+def rejection_lines(connection: psycopg.Connection[Any], windows: Sequence[str]) -> dict[str, list[RejectionLine]]:
+    """The first rejected rows of some windows, at most REJECTIONS_PER_REASON of each reason; [] where none was rejected."""
+    lines: defaultdict[str, list[RejectionLine]] = defaultdict(list)
+    given = {"windows": list(windows), "most": REJECTIONS_PER_REASON, "characters": DETAIL_CHARACTERS}
+    for window, *columns in connection.execute(_REJECTIONS, given):
+        lines[window].append(RejectionLine(*columns))
+    return {window: lines[window] for window in windows}
+
+
+class Quality(msgspec.Struct, frozen=True, rename="camel"):
+    """What is odd about an hour's rows: counts of rows or agents, beside the first ids of each kind.
+
+    Of ``prompts`` rows with a recorded call, ``short_prompts`` have a first one that is too short.
+    """
+
+    short_prompts: int = 0
+    prompts: int = 0
+    duplicates: tuple[str, ...] = ()
+    duplicate_rows: int = 0
+    clock_skew: tuple[str, ...] = ()
+    skewed_rows: int = 0
+    pnl_jumps: tuple[str, ...] = ()
+    jumping_agents: int = 0
+    other_lengths: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class HourCounts:
-    """What the checks of an hour look at; ``rejected`` counts rows by reason."""
+    """What the checks of an hour look at; ``rejected`` counts rows by reason, ``message_sources`` eligible ones by source."""
 
     window: str
     rows: int
     rejected: Mapping[str, int]
+    message_sources: Mapping[str, int]
     ready: bool
     trainable_sequences: int
+    quality: Quality
 
 
 def hour_counts(connection: psycopg.Connection[Any], windows: Sequence[str]) -> list[HourCounts]:
-    """The counts of those windows that hold rows, in order."""
-    return [HourCounts(*row) for row in connection.execute(_COUNTS, [list(windows)])]
+    """The counts of those windows that hold rows, in order; an hour that was read before its quality was has none of it."""
+    counts = []
+    for *columns, quality in connection.execute(_COUNTS, [list(windows)]):
+        columns.append(msgspec.json.decode(quality or "{}", type=Quality))
+        counts.append(HourCounts(*columns))
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class MarketFlags:
+    """What is unusual about an hour's market: ``{"subject": ticker or market id, "flag": name}``, and tickers told apart by ``~2``."""
+
+    window: str
+    stocks: int
+    predictions: int
+    flags: Sequence[Mapping[str, str]]
+    shared_tickers: Sequence[str]
+
+
+def market_flags(connection: psycopg.Connection[Any], windows: Sequence[str]) -> list[MarketFlags]:
+    """The flags of those windows in which anything was recorded, in order."""
+    return [MarketFlags(*row) for row in connection.execute(_MARKETS, [list(windows)])]
 
 
 def group_spreads(connection: psycopg.Connection[Any], windows: Sequence[str]) -> dict[str, float]:

@@ -1,5 +1,6 @@
-"""The newest rows that a training could use, with their texts: what readiness takes a sample of."""
+"""What is asked of recorded rows beyond reading them: the newest that a training could use, and how whole and scored some are."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
@@ -8,8 +9,8 @@ from babylon_rl.store.trajectories import TrajectoryRow
 
 # Eligible rows are those that an hour's episodes hold; the hours' index bounds what is sorted.
 _NEWEST = """
-SELECT t."trajectoryId", t."agentId", t."startTime", t."windowId", t."windowHours", t."scenarioId", t."finalPnL", t."isTrainingData",
-       t."isEvaluation", t."usedInTraining", t."metricsJson", t."stepsJson"
+SELECT t."trajectoryId", t."agentId", t."startTime", t."endTime", t."windowId", t."windowHours", t."scenarioId", t."finalPnL",
+       t."isTrainingData", t."isEvaluation", t."usedInTraining", t."metricsJson", t."stepsJson"
 FROM babylon_rl.episodes e
 CROSS JOIN LATERAL unnest(e."trajectoryIds") AS i("trajectoryId")
 JOIN public.trajectories t ON t."trajectoryId" = i."trajectoryId"
@@ -23,6 +24,14 @@ SELECT w."window" FROM unnest(%s::text[]) AS w("window")
 WHERE NOT EXISTS (SELECT FROM babylon_rl.group_scores g WHERE g."window" = w."window" AND NOT g."stale")
 """
 
+# The recorder's columns cannot be NULL, but they can be empty.
+_FIRST_LOGGED = """
+SELECT DISTINCT ON ("trajectoryId") "trajectoryId", "systemPrompt" <> '' AND "userPrompt" <> '' AND response <> ''
+FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) ORDER BY "trajectoryId", "timestamp", "callId" COLLATE "C"
+"""
+
+_AT_ONCE = 5000
+
 
 def newest_new_trainable(connection: psycopg.Connection[Any], first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:
     """The newest eligible unused rows of the complete windows ``first`` <= window < ``end``, newest first."""
@@ -33,3 +42,11 @@ def newest_new_trainable(connection: psycopg.Connection[Any], first: str, end: s
 def unscored_windows(connection: psycopg.Connection[Any], windows: list[str]) -> set[str]:
     """Those of ``windows`` that hold no current scores."""
     return {row[0] for row in connection.execute(_UNSCORED, [windows])}
+
+
+def first_logged_calls(connection: psycopg.Connection[Any], trajectory_ids: Sequence[str]) -> dict[str, bool]:
+    """Those of some trajectories that llm_call_logs holds calls of, and whether the first has both prompts and a response."""
+    found: dict[str, bool] = {}
+    for start in range(0, len(trajectory_ids), _AT_ONCE):
+        found.update(connection.execute(_FIRST_LOGGED, [list(trajectory_ids[start : start + _AT_ONCE])]).fetchall())
+    return found

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from babylon_rl.episodes.types import REJECTION_REASONS
 from babylon_rl_tests.assets.conftest import VERSION, Bench
 
 FIRST_DAY, LAST_DAY = ("2025-01-15T10:00", "2025-01-15T14:00"), ("2025-10-29T04:00", "2025-10-30T01:00")
@@ -47,29 +48,61 @@ def test_an_hour_has_the_same_version_alone_and_in_a_range(bench: Bench):
         assert ranged.keys() == tags.keys()
 
 
-def test_an_hours_page_is_small_and_shows_a_picture(bench: Bench):
+def test_a_range_has_one_materialization_an_hour_which_names_its_inputs(bench: Bench):
+    bench.run("observe")
+    bench.run("hours", *FIRST_DAY)
+    for name in ("window_groups", "market_outcomes", "scored_groups"):
+        events = bench.instance.fetch_materializations(dg.AssetKey(name), limit=1000).records
+        assert len(events) == len({event.partition_key for event in events}) == 5
+    assert bench.materializations("scored_groups")["2025-01-15T12:00"].tags["dagster/input_event_pointer/window_groups"].isdigit()
+
+
+def test_an_hours_page_is_small_and_shows_pictures(bench: Bench):
     bench.run("hours", "2025-10-29T14:00")
-    for name, picture in {"window_groups": "pnl_by_agent", "market_outcomes": "price_changes", "scored_groups": "scores_by_agent"}.items():
+    pictures = {
+        "window_groups": ("pnl_by_agent", "rejected_by_reason"),
+        "market_outcomes": ("price_changes", "within_the_hour"),
+        "scored_groups": ("scores_by_agent",),
+    }
+    for name, expected in pictures.items():
         metadata = bench.materializations(name)["2025-10-29T14:00"].metadata
-        assert metadata[picture].value.startswith("![")
-        assert "data:image/png;base64," in metadata[picture].value
-        assert sum(len(repr(value)) for value in metadata.values()) < 150_000
+        assert [key for key, entry in metadata.items() if "data:image/png;base64," in str(entry.value)] == list(expected)
+        assert sum(len(repr(value)) for value in metadata.values()) < 60_000
+
+
+def test_an_hours_page_lists_what_was_rejected(bench: Bench):
+    bench.run("hours", "2025-10-29T16:00")
+    rows = bench.materializations("window_groups")["2025-10-29T16:00"].metadata["rejected_rows"].value
+    assert [column.name for column in rows.schema.columns] == ["reason", "trajectory", "detail"]
+    reasons = [record.data["reason"] for record in rows.records]
+    assert len(reasons) == 8 and set(reasons) == set(REJECTION_REASONS)
+    assert all(record.data["detail"] and record.data["trajectory"] for record in rows.records)
+
+
+def test_only_the_newest_hours_of_a_range_longer_than_a_day_are_drawn(bench: Bench):
+    bench.run("hours", "2025-10-29T04:00", "2025-10-30T05:00", asset_selection=[dg.AssetKey("window_groups")])
+    pages = bench.materializations("window_groups")
+    drawn = {window for window, page in pages.items() if "pnl_by_agent" in page.metadata}
+    assert drawn == {window for window in READY if window > "2025-10-29T23:00"}
+    assert "rejected_rows" in pages["2025-10-29T04:00"].metadata
 
 
 def test_every_hour_of_a_range_gets_its_own_verdict(bench: Bench):
     result = bench.run("hours", "2025-10-29T14:00", "2025-10-29T15:00")
     verdicts = {(verdict.check_name, verdict.partition): verdict.passed for verdict in result.get_asset_check_evaluations()}
-    checks = ("few_rows_malformed", "messages_recorded", "scores_differ")
-    assert verdicts == {(check, hour): True for check in checks for hour in (None, "2025-10-29T14:00", "2025-10-29T15:00")}
+    checks = ("few_rows_malformed", "messages_recorded", "outcomes_unflagged", "scores_differ")
+    expected = {(check, hour): True for check in checks for hour in (None, "2025-10-29T14:00", "2025-10-29T15:00")}
+    assert expected.items() <= verdicts.items()
+    assert {hour for _, hour in verdicts} == {None, "2025-10-29T14:00", "2025-10-29T15:00"}
 
 
 def test_checks_pass_on_the_recorded_game_and_fail_when_nothing_can_train(bench: Bench):
-    def passed(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
-        return {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+    def failed(result: dg.ExecuteInProcessResult) -> set[str]:
+        return {check.check_name for check in result.get_asset_check_evaluations() if not check.passed}
 
-    assert passed(bench.run("hours", "2025-10-29T14:00")) == {"few_rows_malformed": True, "messages_recorded": True, "scores_differ": True}
+    assert failed(bench.run("hours", "2025-10-29T14:00")) == set()
     bench.execute("""UPDATE trajectories SET "stepsJson" = 'no' WHERE "windowId" = '2025-10-29T15:00'""")
-    assert not passed(bench.run("hours", "2025-10-29T15:00"))["few_rows_malformed"]
+    assert failed(bench.run("hours", "2025-10-29T15:00")) == {"few_rows_malformed", "few_rows_rejected"}
 
 
 def test_an_hour_without_rows_is_no_error(bench: Bench):

@@ -1,0 +1,190 @@
+"""Checks of every hour's rows and group: one query per asset, one sentence per fault, all of them warnings.
+
+A warning stops nothing: rows that do not count are left out by the rules already, and what counts is trained whatever a check says.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.automation.verdicts import Finding, verdict
+from babylon_rl.judge.groups import NO_SPREAD
+from babylon_rl.settings import Settings
+from babylon_rl.store.hour_report import HourCounts, group_spreads, hour_counts
+
+MOST_MALFORMED, MOST_REJECTED = 0.2, 0.5
+MALFORMED = ("malformed_json", "malformed_shape")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One check of window_groups: what it asks for, how an hour fails it, and what a person then does."""
+
+    name: str
+    description: str
+    look: Callable[[HourCounts, Settings], Finding | None]
+    advice: str
+
+
+def _rejected(hour: HourCounts, settings: Settings) -> Finding | None:
+    count = sum(hour.rejected.values())
+    if count <= MOST_REJECTED * hour.rows:
+        return None
+    reasons = ", ".join(f"{number} {reason}" for reason, number in hour.rejected.items())
+    return Finding(f"{_share(count, hour.rows)} rows do not count ({reasons})")
+
+
+def _malformed(hour: HourCounts, settings: Settings) -> Finding | None:
+    count = sum(hour.rejected.get(reason, 0) for reason in MALFORMED)
+    return Finding(f"{_share(count, hour.rows)} rows are malformed") if count > MOST_MALFORMED * hour.rows else None
+
+
+def _silent(hour: HourCounts, settings: Settings) -> Finding | None:
+    if not hour.ready or hour.trainable_sequences:
+        return None
+    sources = ", ".join(f"{number} {source}" for source, number in hour.message_sources.items() if number)
+    return Finding(f"ready, but none of its messages can train ({sources})")
+
+
+def _short(hour: HourCounts, settings: Settings) -> Finding | None:
+    found = hour.quality
+    if found.short_prompts <= (1 - settings.data_quality_threshold) * found.prompts:
+        return None
+    return Finding(f"{_share(found.short_prompts, found.prompts)} rows have a short prompt (system up to 50 or user up to 100 characters)")
+
+
+def _duplicates(hour: HourCounts, settings: Settings) -> Finding | None:
+    found = hour.quality
+    if not found.duplicate_rows:
+        return None
+    return Finding(f"{_share(found.duplicate_rows, hour.rows)} rows repeat the steps of another row of their agent", found.duplicates)
+
+
+def _skew(hour: HourCounts, settings: Settings) -> Finding | None:
+    found = hour.quality
+    if not found.skewed_rows:
+        return None
+    return Finding(f"{_share(found.skewed_rows, hour.rows)} rows have times that contradict each other", found.clock_skew)
+
+
+def _jumps(hour: HourCounts, settings: Settings) -> Finding | None:
+    found = hour.quality
+    if not found.jumping_agents:
+        return None
+    agents = "agent's P&L jumps" if found.jumping_agents == 1 else "agents' P&L jumps"
+    return Finding(f"{found.jumping_agents} {agents} by more than could be won or lost", found.pnl_jumps)
+
+
+def _lengths(hour: HourCounts, settings: Settings) -> Finding | None:
+    count = hour.quality.other_lengths
+    return Finding(f"{_share(count, hour.rows)} rows say windowHours other than 1") if count else None
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count} of {total} ({count / total:.0%})" if total else str(count)
+
+
+RULES = (
+    Rule(
+        "few_rows_rejected",
+        "At most half of the rows are left out, for whatever reason.",
+        _rejected,
+        "`babylon-rl rejected --from {hour} --to {end}` lists each row with its reason and detail.",
+    ),
+    Rule(
+        "few_rows_malformed",
+        "At most a fifth of the rows are malformed.",
+        _malformed,
+        "`babylon-rl rejected --from {hour} --to {end}` says where in stepsJson; mend what writes it.",
+    ),
+    Rule(
+        "messages_recorded",
+        "Ready hours hold messages that can train, not only synthetic ones.",
+        _silent,
+        "Record prompts (docs/recording.md), or set TRAIN_SYNTHETIC=true.",
+    ),
+    Rule(
+        "prompts_long_enough",
+        "The share of rows with long enough prompts is at least DATA_QUALITY_THRESHOLD.",
+        _short,
+        "Readiness counts these rows as poor: record prompts whole, as they were sent.",
+    ),
+    Rule(
+        "rows_unique",
+        "No agent's trajectory is recorded twice in the hour.",
+        _duplicates,
+        "Each copy counts in its agent's episode: delete the copies from trajectories, and record each run once.",
+    ),
+    Rule(
+        "clocks_agree",
+        "Start, end, window and steps of every row name the same time.",
+        _skew,
+        "Compare startTime, endTime, windowId and the steps' timestamp of these rows; all of them are UTC.",
+    ),
+    Rule(
+        "pnl_plausible",
+        "No agent's P&L jumps by more than it could have had at stake.",
+        _jumps,
+        "Scores rest on it: compare agentPnL in stepsJson and finalPnL of these agents; `babylon-rl episodes {hour}` shows start and end.",
+    ),
+    Rule(
+        "one_hour_each",
+        "Every row is about one hour (windowHours is 1).",
+        _lengths,
+        "Each was read as part of its own hour only; have it recorded by the hour.",
+    ),
+)
+
+
+@dg.multi_asset_check(
+    specs=[dg.AssetCheckSpec(rule.name, asset="window_groups", description=rule.description, partitions_def=hours) for rule in RULES],
+    can_subset=True,
+)
+def rows_of_hours(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
+    """What is odd about the rows of some hours."""
+    with babylon.connection() as connection:
+        found = hour_counts(connection, context.partition_keys)
+    wanted = {key.name for key in context.op_execution_context.selected_asset_check_keys}
+    shown = _totals(found)
+    for rule in RULES:
+        if rule.name in wanted:
+            findings = {hour.window: rule.look(hour, babylon.settings) for hour in found}
+            bad = {window: finding for window, finding in findings.items() if finding is not None}
+            yield verdict(context, rule.name, bad, rule.advice, **shown.get(rule.name, {}))
+
+
+def _totals(found: list[HourCounts]) -> dict[str, dict[str, Any]]:
+    """What a check shows whether or not it passes, over all hours of the run."""
+    rejected, sources = Counter[str](), Counter[str]()
+    for hour in found:
+        rejected.update(hour.rejected)
+        sources.update(hour.message_sources)
+    rows = sum(hour.rows for hour in found)
+    share = {"rows": rows, "rejected": dict(rejected), "rejected_share": round(rejected.total() / rows, 4) if rows else 0.0}
+    prompts, short = sum(hour.quality.prompts for hour in found), sum(hour.quality.short_prompts for hour in found)
+    return {
+        "few_rows_rejected": share,
+        "few_rows_malformed": {"rows": rows, "malformed": sum(rejected[reason] for reason in MALFORMED)},
+        "messages_recorded": {"message_sources": dict(sources), "ready": sum(hour.ready for hour in found)},
+        "prompts_long_enough": {"rows_with_prompts": prompts, "short_prompts": short},
+    }
+
+
+@dg.asset_check(asset="scored_groups", partitions_def=hours, description="The judge tells episodes apart: groups have a spread of scores.")
+def scores_differ(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult:
+    with babylon.connection() as connection:
+        spreads = group_spreads(connection, context.partition_keys)
+    flat = {
+        window: Finding(f"all scores are equal (standard deviation {spread:.1g})")
+        for window, spread in spreads.items()
+        if spread < NO_SPREAD
+    }
+    return verdict(context, "scores_differ", flat, "Such a group carries no signal and will not be trained.", groups=len(spreads))
+
+
+checks_of_hours = [rows_of_hours, scores_differ]

@@ -1,0 +1,90 @@
+"""What a check says about hours: a warning that names each bad one, in words and numbers, and what to do.
+
+Dagster plans a verdict for every hour of a run and takes one, so in a range the hours' own verdicts are logged beside it. Each is an
+event that costs as much as a materialization: in a long range only the newest hours and the bad ones get theirs, the rest stays skipped.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from babylon_rl.assets.hours import plotted
+from babylon_rl.windows import window_end, window_of
+
+HOURS_NAMED = 3
+HOURS_LISTED = 50
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with one hour, as a sentence without its hour, and the first rows, agents or markets that it is about."""
+
+    says: str
+    ids: tuple[str, ...] = ()
+
+
+def verdict(
+    context: dg.AssetCheckExecutionContext,
+    check: str,
+    findings: Mapping[str, Finding],
+    advice: str,
+    *,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN,
+    **shown: Any,
+) -> dg.AssetCheckResult:
+    """The result of ``check`` over the run's hours: passed without ``findings`` (by window), else a text that ends with ``advice``.
+
+    ``{hour}`` and ``{end}`` in the advice are the newest bad hour and the one after it; ``shown`` becomes metadata beside the findings.
+    """
+    asset = next(spec.asset_key for spec in context.check_specs if spec.name == check)
+    windows = list(context.partition_keys)
+    if len(windows) > 1:
+        for window in sorted(plotted(windows) | findings.keys()):
+            of_hour = _of_hour(asset, check, window, findings.get(window), advice, severity)
+            context.op_execution_context.log_event(of_hour)  # type: ignore[arg-type] # taken, as yet undeclared
+    metadata = {"hours": len(windows), **shown, **_found(findings)}
+    return dg.AssetCheckResult(
+        passed=not findings,
+        asset_key=asset,
+        check_name=check,
+        severity=severity,
+        description=_said(findings, len(windows), advice),
+        metadata=metadata,
+    )
+
+
+def _of_hour(
+    asset: dg.AssetKey, check: str, window: str, finding: Finding | None, advice: str, severity: dg.AssetCheckSeverity
+) -> dg.AssetCheckEvaluation:
+    findings = {} if finding is None else {window: finding}
+    return dg.AssetCheckEvaluation(
+        asset,
+        check,
+        finding is None,
+        metadata={name: dg.MetadataValue.json(value) for name, value in _found(findings).items()},
+        severity=severity,
+        description=_said(findings, 1, advice),
+        partition=window,
+    )
+
+
+def _found(findings: Mapping[str, Finding]) -> dict[str, Any]:
+    listed = dict(sorted(findings.items(), reverse=True)[:HOURS_LISTED])
+    found: dict[str, Any] = {}
+    if listed:
+        found["found"] = {window: finding.says for window, finding in listed.items()}
+    ids = {window: list(finding.ids) for window, finding in listed.items() if finding.ids}
+    return found | ({"ids": ids} if ids else {})
+
+
+def _said(findings: Mapping[str, Finding], hours: int, advice: str) -> str:
+    if not findings:
+        return "Nothing found." if hours == 1 else f"Nothing found in {hours} hours."
+    newest = sorted(findings.items(), reverse=True)
+    named = "; ".join(f"{window}: {finding.says}" for window, finding in newest[:HOURS_NAMED])
+    more = f"; and {len(newest) - HOURS_NAMED} more" if len(newest) > HOURS_NAMED else ""
+    counted = "" if hours == 1 else f"{len(newest)} of {hours} hours. "
+    window = newest[0][0]
+    return f"{counted}{named}{more}. {advice.format(hour=window, end=window_of(window_end(window)))}"
