@@ -12,6 +12,7 @@
     ├── ModelError                    3
     │   ├── ModelUnavailable          3: weights or an endpoint are not there
     │   └── CheckpointError           3: a checkpoint is damaged or does not match its base
+    ├── ExportError                   3: an export cannot be written where it was to go
     └── TrainingError                 3
         ├── NoTrainer                 2: the settings choose no trainer that there is
         ├── NothingToTrain            1: no freezable episode, no spread, or no trainable token
@@ -76,6 +77,10 @@ class ModelUnavailable(ModelError, LookupError):
 
 class CheckpointError(ModelError, ValueError):
     """A checkpoint is damaged, incomplete, or made for another base model."""
+
+
+class ExportError(BabylonError):
+    """An export cannot be written where it was to go."""
 
 
 class TrainingError(BabylonError):

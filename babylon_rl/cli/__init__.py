@@ -13,7 +13,7 @@ import typer
 from babylon_rl.cli.caches import keep_caches_at_home
 from babylon_rl.errors import BabylonError
 
-MODULES = ("system", "demo", "market", "data", "training", "models", "evaluation", "evidence")
+MODULES = ("system", "demo", "market", "data", "training", "models", "evaluation", "evidence", "export")
 FAILED_OUTSIDE = 3
 INTERRUPTED = 130
 _OTHERS = "Run as the user whom it belongs to, or set BABYLON_RL_HOME to a directory of your own."
@@ -75,11 +75,9 @@ def run(arguments: list[str]) -> int:
         )
     except psycopg.errors.InsufficientPrivilege as refused:
         return _say(
-            f"The database's role may not do this: {_first_line(refused)}. docs/troubleshooting.md lists what it needs.",
+            f"The database's role may not do this: {_first_line(refused)}. docs/database.md lists what it needs.",
             FAILED_OUTSIDE,
         )
-    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName) as missing:
-        return _say(f"The database is not up to date: {_first_line(missing)}. Run `babylon-rl migrate`.", FAILED_OUTSIDE)
     except OSError as failed:
         where = f": {failed.filename}" if failed.filename else ""
         advice = _ADVICE.get(failed.errno or 0)

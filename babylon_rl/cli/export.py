@@ -1,0 +1,125 @@
+"""``babylon-rl export``: training data for other tools, to a directory or an fsspec URL. It changes nothing in the database."""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from babylon_rl.cli.data import FromOption, ToOption, refuse_future
+from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say, table
+from babylon_rl.settings import load_settings
+from babylon_rl.windows import utc_now
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from babylon_rl.training.export.exporting import Exported
+
+
+class Format(StrEnum):
+    """What ``--format`` may be."""
+
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+    HF = "hf"
+    ARCHIVE = "archive"
+
+
+DirectoryArgument = Annotated[
+    str, typer.Argument(metavar="DIR", help="A directory, made where it is absent, or any fsspec URL (s3://...).")
+]
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="JSONL of ART messages, Parquet, a Hugging Face dataset, or an archive by window.")
+]
+SplitOption = Annotated[float, typer.Option("--split", metavar="SHARE", help="Share of the windows in train; the rest is test.")]
+ValidationOption = Annotated[float, typer.Option("--validation", metavar="SHARE", help="Share of the windows in validation.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Another seed splits the windows in another way.")]
+ScoredOption = Annotated[bool, typer.Option("--only-scored", help="Leave out episodes without a score.")]
+TrainableOption = Annotated[
+    bool, typer.Option("--only-trainable", help="Leave out what carries no signal, too: groups without spread, empty responses.")
+]
+AllOption = Annotated[bool, typer.Option("--all", help="Take episodes with too few steps, and quarantined hours, too.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Write into a directory that holds other files; they stay.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to ``app``."""
+    app.command("export")(export)
+
+
+def export(
+    directory: DirectoryArgument,
+    form: FormatOption,
+    first: FromOption = None,
+    end: ToOption = None,
+    split: SplitOption = 0.9,
+    validation: ValidationOption = 0.0,
+    seed: SeedOption = 0,
+    only_scored: ScoredOption = False,
+    only_trainable: TrainableOption = False,
+    everything: AllOption = False,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the LLM calls that train, as they were served and with their scores, for other tools; split by window."""
+    from babylon_rl.store.database import open_database
+    from babylon_rl.training.export.exporting import export_windows
+    from babylon_rl.training.export.hours import Selection, complete_windows
+    from babylon_rl.training.export.splits import Splits
+
+    settings, now = load_settings(), utc_now()
+    splits = Splits(split, validation, seed)
+    selection = Selection(everything, only_scored, only_trainable)
+    if first is not None:
+        refuse_future(first, now)
+    with open_database(settings, prepare=False) as database, database.connect() as connection, progress_of_parts() as tell:
+        windows, unfinished = complete_windows(connection, first, end, now)
+        connection.rollback()
+        for window in unfinished:
+            say(f"{window} has not ended and is left out.")
+        done = export_windows(
+            connection, windows, directory, form.value, settings, splits=splits, selection=selection, force=force, tell=tell
+        )
+    _remark(done, bool(windows))
+    emit(_document(done, form), lambda out: _render(done, out), as_json)
+
+
+def _remark(done: "Exported", any_rows: bool) -> None:
+    """Say what is not in the files, and why there are none."""
+    unscored = sum(counts.windows - counts.scored for counts in done.splits.values())
+    if not any_rows:
+        say("No complete hour here holds a trajectory: nothing was written.")
+    elif not done.files:
+        say("These hours hold no LLM call to export: nothing was written. `babylon-rl windows` says what they hold.")
+    if unscored:
+        say(
+            f"{unscored} hours have no scores; their score, advantage and rank are null. `babylon-rl score` judges hours that have a group."
+        )
+    if done.stale:
+        say(f"{done.stale} hours have changed since they were scored; `babylon-rl windows` shows their state.")
+    if done.synthetic:
+        say(f"{done.synthetic} trajectories recorded no prompt and give no record (docs/recording.md).")
+    for reason, number in done.left_out.items():
+        say(f"{number} LLM calls are left out: {reason}.")
+
+
+def _document(done: "Exported", form: Format) -> dict[str, Any]:
+    return {
+        "files": list(done.files),
+        "format": form.value,
+        "records": done.records,
+        "splits": {name: vars(counts) for name, counts in done.splits.items()},
+        "leftOut": done.left_out,
+        "synthetic": done.synthetic,
+        "staleWindows": done.stale,
+    }
+
+
+def _render(done: "Exported", out: "Console") -> None:
+    if not done.files:
+        return
+    rows = [[name, counts.windows, counts.scored, counts.episodes, counts.records] for name, counts in done.splits.items()]
+    out.print(table(None, ["split", "windows", "scored", "episodes", "LLM calls"], rows))
+    shown = done.files if len(done.files) <= 10 else (*done.files[:8], f"... {len(done.files) - 9} more ...", done.files[-1])
+    for file in shown:
+        out.print(file, markup=False)

@@ -1,0 +1,129 @@
+"""An archive of whole windows: a directory per window with its trajectories, group, scores and metadata, outcomes included.
+
+``trajectories.jsonl`` has a line per record, ``groups.jsonl`` one line with every episode taken, ``scores.json`` the shape of
+``babylon-rl scores`` less the judge's words, and ``metadata.json`` what the hour held and what its market did.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from babylon_rl.episodes.types import MESSAGE_SOURCES, REJECTION_REASONS, Episode
+from babylon_rl.training.export.files import Destination
+from babylon_rl.training.export.hours import Hour
+from babylon_rl.training.export.records import encode
+
+TRAJECTORIES, GROUPS, SCORES, METADATA = "trajectories.jsonl", "groups.jsonl", "scores.json", "metadata.json"
+FILES = (TRAJECTORIES, GROUPS, SCORES, METADATA)
+
+
+def archive_names(windows: Iterable[str]) -> Iterator[str]:
+    """The files that the archive of some windows may consist of."""
+    return (f"{window}/{name}" for window in windows for name in FILES)
+
+
+class ArchiveWriter:
+    """Writes a directory per window that holds an episode."""
+
+    def __init__(self, destination: Destination) -> None:
+        self._destination = destination
+
+    def add(self, hour: Hour) -> None:
+        """Write the window's four files; metadata comes last."""
+        if not hour.episodes:
+            return
+        contents: dict[str, Iterable[Any]] = {
+            TRAJECTORIES: hour.records,
+            GROUPS: [group_document(hour)],
+            SCORES: [scores_document(hour)],
+            METADATA: [metadata_document(hour)],
+        }
+        for file, documents in contents.items():
+            name = f"{hour.window}/{file}"
+            _write_lines(self._destination.new(name), documents)
+            self._destination.finished(name)
+
+    def close(self) -> None:
+        """Every file is finished already."""
+
+    def abandon(self) -> None:
+        """No file is open between hours."""
+
+
+def group_document(hour: Hour) -> dict[str, Any]:
+    """The window's group: its episodes with their scores, and how many records each has."""
+    scores = {entry.agent_id: entry for entry in hour.scores.scores} if hour.scores is not None else {}
+    counts: dict[str, int] = {}
+    for record in hour.records:
+        counts[record.agent_id] = counts.get(record.agent_id, 0) + 1
+    episodes = []
+    for episode in hour.episodes:
+        score = scores.get(episode.agent_id)
+        judged: dict[str, float | None] = {"score": None, "advantage": None, "rank": None}
+        if score is not None:
+            judged = {"score": score.score, "advantage": score.advantage, "rank": score.rank}
+        episodes.append(_episode_document(episode) | judged | {"records": counts.get(episode.agent_id, 0)})
+    return {
+        "groupId": hour.window,
+        "window": hour.window,
+        "split": hour.split,
+        "judge": None if hour.scores is None else hour.scores.judge,
+        "ready": hour.reading.ready,
+        "episodes": episodes,
+    }
+
+
+def scores_document(hour: Hour) -> dict[str, Any]:
+    """The window's scores without the judge's words, which may quote answers that were hidden from the policy."""
+    if hour.scores is None:
+        return {"window": hour.window, "judge": None, "groupSize": 0, "mean": None, "spread": None, "disagreement": None, "scores": []}
+    document = hour.scores.document()
+    rows = [{name: value for name, value in score.items() if name != "reasoning"} for score in document["scores"]]
+    return document | {"scores": rows}
+
+
+def metadata_document(hour: Hour) -> dict[str, Any]:
+    """What the hour held, what was left out of the export, and the market's outcomes."""
+    reading = hour.reading
+    rejected = [rejection.reason for rejection in reading.rejections]
+    return {
+        "window": hour.window,
+        "split": hour.split,
+        "rows": reading.rows,
+        "eligible": reading.eligible,
+        "rejected": {reason: rejected.count(reason) for reason in REJECTION_REASONS if reason in rejected},
+        "agents": len(reading.episodes),
+        "usableEpisodes": len(reading.usable_episodes),
+        "ready": reading.ready,
+        "messageSources": {source: sum(episode.message_sources[source] for episode in reading.episodes) for source in MESSAGE_SOURCES},
+        "trajectoryCount": sum(len(episode.trajectory_ids) for episode in hour.episodes),
+        "records": len(hour.records),
+        "leftOut": dict(sorted(hour.left_out.items())),
+        "scoresStale": hour.stale,
+        "outcomes": hour.outcomes.document(),
+    }
+
+
+def _episode_document(episode: Episode) -> dict[str, Any]:
+    return {
+        "agentId": episode.agent_id,
+        "trajectoryIds": list(episode.trajectory_ids),
+        "steps": episode.steps,
+        "startPnl": episode.start_pnl,
+        "endPnl": episode.end_pnl,
+        "windowPnl": episode.window_pnl,
+        "wins": episode.wins,
+        "losses": episode.losses,
+        "winRate": episode.win_rate,
+        "trades": episode.trades,
+        "posts": episode.posts,
+        "actions": episode.actions,
+        "messageSources": episode.message_sources,
+        "usable": episode.usable,
+    }
+
+
+def _write_lines(path: Path, documents: Iterable[Any]) -> None:
+    with path.open("wb") as file:
+        for document in documents:
+            file.write(encode(document) + b"\n")

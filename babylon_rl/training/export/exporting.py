@@ -1,0 +1,200 @@
+"""One export: some hours, in one format, to one destination; published whole or not at all."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from babylon_rl.progress import Progress, unheard
+from babylon_rl.settings import Settings
+from babylon_rl.store.trajectories import Connection
+from babylon_rl.training.export.archive import ArchiveWriter, archive_names
+from babylon_rl.training.export.files import Destination, telling
+from babylon_rl.training.export.hours import Hour, Selection, read_hours
+from babylon_rl.training.export.huggingface import HuggingFaceWriter
+from babylon_rl.training.export.jsonl import JsonlWriter
+from babylon_rl.training.export.local import LocalDestination
+from babylon_rl.training.export.remote import RemoteDestination, shown_url
+from babylon_rl.training.export.splits import SPLITS, Splits
+from babylon_rl.training.export.tables import TableFiles
+
+FORMATS = ("jsonl", "parquet", "hf", "archive")
+
+
+class Writer(Protocol):
+    """A format: it is given hours one by one, and writes their files into a destination."""
+
+    def add(self, hour: Hour) -> None:
+        """Write one hour."""
+        ...
+
+    def close(self) -> None:
+        """Finish all files."""
+        ...
+
+    def abandon(self) -> None:
+        """Let go of open files: the export has failed."""
+        ...
+
+
+@dataclass
+class SplitCounts:
+    """What a split holds; ``scored`` counts windows with scores."""
+
+    windows: int = 0
+    scored: int = 0
+    episodes: int = 0
+    records: int = 0
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export came to. ``files`` are paths or URLs fit to be shown, none when there was nothing to export.
+
+    ``left_out`` counts LLM calls by reason, ``synthetic`` trajectories without a recorded prompt, ``stale`` windows whose rows have
+    changed since they were scored.
+    """
+
+    files: tuple[str, ...]
+    splits: dict[str, SplitCounts]
+    left_out: dict[str, int]
+    synthetic: int
+    stale: int
+
+    @property
+    def records(self) -> int:
+        """LLM calls exported."""
+        return sum(counts.records for counts in self.splits.values())
+
+
+@dataclass
+class _Tally:
+    splits: dict[str, SplitCounts] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+    synthetic: int = 0
+    stale: int = 0
+
+    def add(self, hour: Hour) -> None:
+        self.left_out.update(hour.left_out)
+        self.synthetic += hour.synthetic
+        if not hour.episodes:
+            return
+        self.stale += hour.stale
+        counts = self.splits.setdefault(hour.split, SplitCounts())
+        counts.windows += 1
+        counts.scored += hour.scores is not None
+        counts.episodes += len(hour.episodes)
+        counts.records += len(hour.records)
+
+    def exported(self, files: Sequence[str]) -> Exported:
+        ordered = {split: self.splits[split] for split in SPLITS if split in self.splits}
+        reasons = dict(sorted(self.left_out.items(), key=lambda entry: (-entry[1], entry[0])))
+        return Exported(tuple(files), ordered, reasons, self.synthetic, self.stale)
+
+
+def export_windows(
+    connection: Connection,
+    windows: Sequence[str],
+    target: str,
+    form: str,
+    settings: Settings,
+    *,
+    splits: Splits,
+    selection: Selection,
+    force: bool = False,
+    tell: Progress = unheard,
+) -> Exported:
+    """Export some complete hours, in order, to a directory or fsspec URL; one hour is in memory at a time.
+
+    Nothing is written, and what was there stays, when the hours hold nothing to export.
+
+    Args:
+        connection: not inside a transaction.
+        form: one of FORMATS.
+        force: write into a directory that holds other files, and replace those that are in the way.
+        tell: is told how many hours are done.
+
+    Raises:
+        UsageError: the target is not empty and not an earlier export, or no file system knows it.
+        ExportError: the target cannot be written.
+    """
+    tally = _Tally()
+    if not windows:
+        return tally.exported(())
+    with telling(*_where(target)), destination(target, settings, force=force) as place:
+        if form == "archive":
+            place.plan(archive_names(windows))
+        writer = _writer(form, place)
+        try:
+            for done, hour in enumerate(read_hours(connection, windows, settings, splits, selection), start=1):
+                writer.add(hour)
+                tally.add(hour)
+                tell("hours exported", done, len(windows))
+            if not (tally.splits if form == "archive" else tally.exported(()).records):
+                return tally.exported(())
+            writer.close()
+        finally:
+            writer.abandon()
+        return tally.exported(place.commit(_about(form, windows, splits, selection, settings)))
+
+
+def destination(target: str, settings: Settings, *, force: bool = False) -> LocalDestination | RemoteDestination:
+    """Where ``target`` is: a directory (a path, or a ``file://`` URL), or a place behind any other fsspec URL.
+
+    Raises:
+        UsageError: no file system has that scheme, or its package is not installed.
+    """
+    local = _local_path(target)
+    if local is not None:
+        return LocalDestination(local, force=force)
+    return RemoteDestination(target, settings.home / "exports", force=force)
+
+
+def _local_path(target: str) -> Path | None:
+    if "://" not in target:
+        return Path(target).expanduser().absolute()
+    parts = urlsplit(target)
+    return Path(unquote(parts.path)).absolute() if parts.scheme in ("file", "local") and "::" not in target else None
+
+
+def _where(target: str) -> tuple[str, dict[str, str]]:
+    """How the target is shown, and which texts of it never are."""
+    local = _local_path(target)
+    if local is not None:
+        return str(local), {}
+    parts = urlsplit(target)
+    secrets = {target: shown_url(target)} | {text: "..." for text in (parts.netloc.rpartition("@")[0], parts.password, parts.query) if text}
+    return shown_url(target), secrets
+
+
+def _writer(form: str, place: Destination) -> Writer:
+    if form == "jsonl":
+        return JsonlWriter(place)
+    if form == "parquet":
+        return TableFiles(place, lambda split, _: f"{split}.parquet")
+    if form == "hf":
+        return HuggingFaceWriter(place)
+    if form == "archive":
+        return ArchiveWriter(place)
+    raise ValueError(f"{form!r} is no format: {', '.join(FORMATS)}.")
+
+
+def _about(form: str, windows: Sequence[str], splits: Splits, selection: Selection, settings: Settings) -> dict[str, Any]:
+    return {
+        "format": form,
+        "firstWindow": windows[0],
+        "lastWindow": windows[-1],
+        "windows": len(windows),
+        "split": {"train": splits.train, "validation": splits.validation, "seed": splits.seed},
+        "selection": {
+            "all": selection.everything,
+            "onlyScored": selection.only_scored,
+            "onlyTrainable": selection.only_trainable,
+            "minActionsPerTrajectory": settings.min_actions_per_trajectory,
+            "minAgentsPerWindow": settings.min_agents_per_window,
+            "trainPurposes": sorted(settings.purposes_g),
+            "trainSynthetic": settings.train_synthetic,
+        },
+    }

@@ -1,0 +1,187 @@
+"""Hours out of the database as they are exported: read one at a time, each as it was at one moment.
+
+Whatever is left out is counted with its reason. Each text is looked at for leaks here, whether or not the asset graph has done so;
+hidden answers and recorded gameKnowledge go no further than into that look.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+
+from babylon_rl.episodes.reading import read_window
+from babylon_rl.episodes.summary import group_version
+from babylon_rl.episodes.types import Episode, WindowReading
+from babylon_rl.episodes.types import Sequence as ServedSequence
+from babylon_rl.errors import UsageError
+from babylon_rl.judge.groups import GroupScores
+from babylon_rl.judge.hindsight import HourSecrets, read_secrets
+from babylon_rl.judge.leaks import find_leaks
+from babylon_rl.judge.scoring import stored_scores
+from babylon_rl.market.outcomes import read_outcomes
+from babylon_rl.market.window_market import WindowOutcomes
+from babylon_rl.settings import Settings
+from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, Connection, windows_with_rows
+from babylon_rl.store.window_groups import quarantined
+from babylon_rl.training.conversion import EMPTY, LEAK
+from babylon_rl.training.export.records import Record, episode_records, is_storable
+from babylon_rl.training.export.splits import Splits
+from babylon_rl.windows import is_complete, window_range, window_start
+
+SHORT = "in an episode with too few steps"
+QUARANTINED = "in a quarantined hour"
+UNSCORED = "without a score"
+FLAT = "in a group without spread"
+UNSTORABLE = "not valid Unicode"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which episodes of complete hours are taken; without any flag the usable ones of hours that are not quarantined.
+
+    ``everything`` adds those with too few steps and quarantined hours. ``only_scored`` leaves out episodes without a score,
+    ``only_trainable`` also groups without spread and empty responses: what carries no training signal.
+
+    Raises:
+        UsageError: flags that contradict each other.
+    """
+
+    everything: bool = False
+    only_scored: bool = False
+    only_trainable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.everything and (self.only_scored or self.only_trainable):
+            raise UsageError("--all takes what has no score, too: give it, or --only-scored or --only-trainable, not both.")
+
+
+@dataclass(frozen=True)
+class Hour:
+    """One window as it is exported. ``episodes`` are those taken, by agent id; ``left_out`` counts calls by reason.
+
+    ``stale`` is true when the hour's rows have changed since its scores were given; ``synthetic`` counts trajectories of the episodes that
+    recorded no prompt and so give no record.
+    """
+
+    split: str
+    reading: WindowReading
+    episodes: tuple[Episode, ...]
+    records: tuple[Record, ...]
+    scores: GroupScores | None
+    outcomes: WindowOutcomes
+    left_out: Mapping[str, int]
+    stale: bool
+    synthetic: int
+
+    @property
+    def window(self) -> str:
+        """The window's id."""
+        return self.reading.window
+
+
+def complete_windows(connection: Connection, first: str | None, end: str | None, now: datetime) -> tuple[list[str], list[str]]:
+    """The windows with rows from ``first`` (inclusive) to ``end`` (exclusive), None for no bound: the complete ones, and the others.
+
+    Raises:
+        UsageError: a malformed id, or a range that runs backwards.
+    """
+    if first is not None and end is not None:
+        next(window_range(first, end), None)
+    for edge in (first, end):
+        if edge is not None:
+            window_start(edge)
+    found = windows_with_rows(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE)
+    complete = [window for window in found if is_complete(window, now)]
+    return complete, [window for window in found if not is_complete(window, now)]
+
+
+def read_hours(connection: Connection, windows: Sequence[str], settings: Settings, splits: Splits, selection: Selection) -> Iterator[Hour]:
+    """Read some hours, one after another; one hour's texts are in memory at a time.
+
+    ``connection`` must not be inside a transaction: each hour is read in one of its own, in which rows, scores and outcomes
+    are those of one moment.
+    """
+    for window in windows:
+        with _one_moment(connection):
+            hour = _read_hour(connection, window, settings, splits.of(window), selection)
+        yield hour
+
+
+@contextmanager
+def _one_moment(connection: Connection) -> Iterator[None]:
+    level = connection.isolation_level
+    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    try:
+        with connection.transaction():
+            yield
+    finally:
+        if not connection.closed:
+            connection.isolation_level = level
+
+
+def _read_hour(connection: Connection, window: str, settings: Settings, split: str, selection: Selection) -> Hour:
+    reading = read_window(connection, window, settings, texts=True)
+    group = stored_scores(connection, [window]).get(window)
+    set_aside = window in quarantined(connection, [window])
+    scores = {} if group is None else {entry.agent_id: entry for entry in group.scores}
+    secrets = _secrets(connection, reading, settings)
+    left_out: Counter[str] = Counter()
+    episodes: list[Episode] = []
+    records: list[Record] = []
+    for episode in reading.episodes:
+        reason = _reason(episode, group, episode.agent_id in scores, set_aside, selection)
+        if reason is not None:
+            left_out[reason] += len(episode.sequences)
+            continue
+        episodes.append(episode)
+        served = _served(episode.sequences, secrets, selection, left_out)
+        records += episode_records(episode, served, group, scores.get(episode.agent_id), split)
+    return Hour(
+        split=split,
+        reading=reading,
+        episodes=tuple(episodes),
+        records=tuple(records),
+        scores=group,
+        outcomes=read_outcomes(connection, window, settings),
+        left_out={reason: number for reason, number in left_out.items() if number},
+        stale=group is not None and group.input_version != group_version(reading),
+        synthetic=0 if settings.train_synthetic else sum(episode.message_sources["synthetic"] for episode in episodes),
+    )
+
+
+def _reason(episode: Episode, group: GroupScores | None, scored: bool, set_aside: bool, selection: Selection) -> str | None:
+    """Why an episode is left out, or None."""
+    if selection.everything:
+        return None
+    if set_aside:
+        return QUARANTINED
+    if not episode.usable:
+        return SHORT
+    if not scored and (selection.only_scored or selection.only_trainable):
+        return UNSCORED
+    if selection.only_trainable and group is not None and not group.has_spread:
+        return FLAT
+    return None
+
+
+def _secrets(connection: Connection, reading: WindowReading, settings: Settings) -> HourSecrets:
+    """What must not stand in the hour's texts; gameKnowledge of all its trajectories, those that window_groups has not seen included."""
+    ids = [trajectory_id for episode in reading.episodes for trajectory_id in episode.trajectory_ids]
+    return read_secrets(connection, [reading.window], settings, ids)[reading.window]
+
+
+def _served(calls: Sequence[ServedSequence], secrets: HourSecrets, selection: Selection, left_out: Counter[str]) -> list[ServedSequence]:
+    kept = []
+    for call in calls:
+        if not is_storable(call):
+            left_out[UNSTORABLE] += 1
+        elif find_leaks(call.messages, call.response, secrets.of(call.trajectory_id)):
+            left_out[LEAK] += 1
+        elif selection.only_trainable and not call.response.strip():
+            left_out[EMPTY] += 1
+        else:
+            kept.append(call)
+    return kept

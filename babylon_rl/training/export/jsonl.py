@@ -1,0 +1,100 @@
+"""JSONL of ART messages: a file per split, a line per group, in the form in which openpipe-art itself writes and reads groups.
+
+A trajectory in the file is one LLM call: what was served, then the answer; the reward is the episode's score. An answer whose
+tokens were recorded with their ids and log-probabilities is an OpenAI choice, which ART trains on; any other is a plain message.
+"""
+
+from collections.abc import Iterable
+from io import BufferedWriter
+from typing import Any
+
+import msgspec
+
+from babylon_rl.training.export.files import Destination
+from babylon_rl.training.export.hours import Hour
+from babylon_rl.training.export.records import Record, encode
+
+NO_REWARD = 0.0  # ART has no trajectory without a reward; a group in which all are equal teaches nothing
+_IN_MESSAGES = {"messages", "response", "logprobs"}
+
+
+class JsonlWriter:
+    """Writes ``train.jsonl`` and so on, as far as there are records."""
+
+    def __init__(self, destination: Destination) -> None:
+        self._destination = destination
+        self._files: dict[str, BufferedWriter] = {}
+
+    def add(self, hour: Hour) -> None:
+        """A line for the scored records of an hour and one for the others, so that no reward is compared with a missing one."""
+        scored = [record for record in hour.records if record.score is not None]
+        unscored = [record for record in hour.records if record.score is None]
+        for records in (scored, unscored):
+            if records:
+                self._line(self._file(f"{hour.split}.jsonl"), records)
+
+    def close(self) -> None:
+        """Finish every file."""
+        for name, file in self._files.items():
+            file.close()
+            self._destination.finished(name)
+
+    def abandon(self) -> None:
+        """Let go of the files without finishing them."""
+        for file in self._files.values():
+            file.close()
+
+    def _file(self, name: str) -> BufferedWriter:
+        if name not in self._files:
+            self._files[name] = self._destination.new(name).open("wb")
+        return self._files[name]
+
+    @staticmethod
+    def _line(file: BufferedWriter, records: Iterable[Record]) -> None:
+        separator = b'{"trajectories":['
+        for record in records:
+            file.write(separator + encode(art_trajectory(record)))
+            separator = b","
+        file.write(b"]}\n")
+
+
+def art_trajectory(record: Record) -> dict[str, Any]:
+    """A record as ``art.Trajectory`` is serialized; metadata holds all columns but the texts, what is not a plain value as JSON text."""
+    metadata = {name: _plain(value) for name, value in msgspec.to_builtins(record).items() if name not in _IN_MESSAGES}
+    choice = _choice(record)
+    if choice is None and record.logprobs is not None:
+        metadata["logprobs"] = _plain(msgspec.to_builtins(record.logprobs))
+    return {
+        "reward": NO_REWARD if record.score is None else record.score,
+        "metrics": {},
+        "metadata": metadata,
+        "messages_and_choices": [*record.messages, choice or {"role": "assistant", "content": record.response}],
+        "tools": None,
+        "additional_histories": [],
+        "logs": [],
+    }
+
+
+def _plain(value: Any) -> Any:
+    return encode(value).decode() if isinstance(value, dict | list) else value
+
+
+def _choice(record: Record) -> dict[str, Any] | None:
+    """The answer as an OpenAI choice whose tokens ART can train on, or None when a token's id was not recorded."""
+    if record.logprobs is None or any(token.token_id is None for token in record.logprobs):
+        return None
+    tokens = [
+        {
+            "token": f"token_id:{token.token_id}",
+            "bytes": None if token.token is None else list(token.token.encode()),
+            "logprob": token.logprob,
+            "top_logprobs": [],
+        }
+        for token in record.logprobs
+    ]
+    return {
+        "finish_reason": "stop",
+        "index": 0,
+        "logprobs": {"content": tokens, "refusal": None},
+        "message": {"role": "assistant", "content": record.response},
+    }

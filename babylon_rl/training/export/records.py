@@ -1,0 +1,166 @@
+"""What is exported: a record per LLM call that trains, exactly as it was served, with what its episode came to.
+
+Every format holds the same records, and every value in them fits every format: numbers are finite, integers have 64 bits, text
+is UTF-8. What a judge wrote in words is left out, as it may quote answers that were hidden from the policy.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from babylon_rl.episodes.types import Episode
+from babylon_rl.episodes.types import Sequence as ServedSequence
+from babylon_rl.judge.groups import EpisodeScore, GroupScores
+
+_INT64 = 2**63
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, rename="camel"):
+    """One token of a response as the serving policy drew it; ``token_id`` is in that policy's own vocabulary, where recorded."""
+
+    token: str | None
+    token_id: int | None
+    logprob: float
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One training sequence; COLUMNS says what the fields mean."""
+
+    split: str
+    window: str
+    agent_id: str
+    trajectory_id: str
+    call_id: str
+    step: int | None
+    messages: list[dict[str, str]]
+    response: str
+    response_format: dict[str, Any] | None
+    logprobs: list[TokenLogprob] | None
+    purpose: str
+    source: str
+    model: str
+    model_version: str | None
+    scripted: bool
+    score: float | None
+    advantage: float | None
+    rank: int | None
+    judge: str | None
+    group_size: int | None
+    window_pnl: float | None
+    win_rate: float | None
+    usable: bool
+    weight: float
+    trajectory_ids: list[str]
+
+
+class Column(NamedTuple):
+    """A field of a record: its name, its kind (what the formats make types of) and its meaning."""
+
+    name: str
+    kind: str
+    meaning: str
+
+
+COLUMNS = (
+    Column("split", "string", "`train`, `validation` or `test`; the same for all records of a window"),
+    Column("window", "string", "the hour in UTC, `YYYY-MM-DDTHH:00`; records of one window are one group"),
+    Column("agentId", "string", "whose episode it is; window and agentId together name an episode"),
+    Column("trajectoryId", "string", "the recorded row that the call is from"),
+    Column("callId", "string", "the call within it"),
+    Column("step", "int64", "the step's recorded number"),
+    Column("messages", "messages", "what the policy was served: `role` and `content` of each message, in order"),
+    Column("response", "string", "what the policy answered"),
+    Column("responseFormat", "json", "the schema that the answer was constrained to, as JSON text; null without one"),
+    Column("logprobs", "logprobs", "`token`, `tokenId` and `logprob` of each token of the response; null where not recorded whole"),
+    Column("purpose", "string", "the call's purpose, such as `action`; empty where none was recorded"),
+    Column("source", "string", "where the messages are from: `embedded`, `llm_call_logs` or `synthetic`"),
+    Column("model", "string", "the model that answered; empty where none was recorded"),
+    Column("modelVersion", "string", "its version, where recorded"),
+    Column("scripted", "bool", "true when one of this project's scripted strategies composed the prompt and the answer"),
+    Column("score", "float64", "the episode's score, 0 to 1; null where it has none"),
+    Column("advantage", "float64", "(score - group mean) / population standard deviation; 0 in a group without spread"),
+    Column("rank", "int64", "the episode's rank in its group, 1 is best, equal scores share the better one"),
+    Column("judge", "string", "who scored: a model's name, or `heuristic` for the formula"),
+    Column("groupSize", "int64", "episodes in the scored group"),
+    Column("windowPnl", "float64", "what the episode earned in the window, in dollars"),
+    Column("winRate", "float64", "share of its trajectories that won among those that won or lost; null when none did"),
+    Column("usable", "bool", "false for an episode with too few steps for a group (only with `--all`)"),
+    Column("weight", "float64", "1 / the records of the episode, so that an episode weighs the same whatever its length"),
+    Column("trajectoryIds", "strings", "all rows of the episode, in order"),
+)
+
+
+def episode_records(
+    episode: Episode, served: Sequence[ServedSequence], group: GroupScores | None, score: EpisodeScore | None, split: str
+) -> list[Record]:
+    """The records of some calls of an episode, each of which ``is_storable``; ``score`` is the episode's in ``group``, if it has one."""
+    return [_record(call, episode, score, group, split, 1 / len(served)) for call in served]
+
+
+def is_storable(call: ServedSequence) -> bool:
+    """False for a call that holds what is not Unicode, or is nested too deep, and so fits no file."""
+    try:
+        encode(call)
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
+
+
+def encode(value: Any) -> bytes:
+    """``value`` as one line of JSON; the same value gives the same bytes."""
+    return msgspec.json.encode(value)
+
+
+def _record(
+    call: ServedSequence, episode: Episode, score: EpisodeScore | None, group: GroupScores | None, split: str, weight: float
+) -> Record:
+    return Record(
+        split=split,
+        window=episode.window,
+        agent_id=episode.agent_id,
+        trajectory_id=call.trajectory_id,
+        call_id=call.call_id,
+        step=call.step if -_INT64 <= call.step < _INT64 else None,
+        messages=call.messages,
+        response=call.response,
+        response_format=_json(call.response_format),
+        logprobs=_logprobs(call.logprobs),
+        purpose=call.purpose,
+        source=call.source,
+        model=call.model,
+        model_version=call.model_version,
+        scripted=call.scripted,
+        score=None if score is None else score.score,
+        advantage=None if score is None else score.advantage,
+        rank=None if score is None else score.rank,
+        judge=None if score is None or group is None else group.judge,
+        group_size=None if score is None or group is None else group.group_size,
+        window_pnl=episode.window_pnl if math.isfinite(episode.window_pnl) else None,
+        win_rate=episode.win_rate,
+        usable=episode.usable,
+        weight=weight,
+        trajectory_ids=list(episode.trajectory_ids),
+    )
+
+
+def _json(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a reader of the written JSON gets: numbers that JSON does not have are null there."""
+    return None if value is None else msgspec.json.decode(encode(value), type=dict[str, Any])
+
+
+def _logprobs(recorded: Sequence[Mapping[str, Any]] | None) -> list[TokenLogprob] | None:
+    """The response's tokens, or None unless each has a finite log-probability and a name: half a response is of no use."""
+    found = [_logprob(entry) for entry in recorded or ()]
+    known = [entry for entry in found if entry is not None]
+    return known if known and len(known) == len(found) else None
+
+
+def _logprob(entry: Mapping[str, Any]) -> TokenLogprob | None:
+    token, token_id, logprob = entry.get("token"), entry.get("tokenId"), entry.get("logprob")
+    if isinstance(logprob, bool) or not isinstance(logprob, int | float) or not abs(logprob) < math.inf or abs(logprob) > 1e300:
+        return None
+    token = token if isinstance(token, str) else None
+    token_id = token_id if isinstance(token_id, int) and not isinstance(token_id, bool) and 0 <= token_id < _INT64 else None
+    return None if token is None and token_id is None else TokenLogprob(token, token_id, float(logprob))
