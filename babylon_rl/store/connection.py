@@ -4,17 +4,34 @@ Nothing is set for a session (a pooler would hand it to somebody else), so datet
 ours reads the server's clock.
 """
 
+from types import TracebackType
 from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from babylon_rl.errors import DatabaseUnreachable, SettingsError
+from babylon_rl.errors import DatabaseUnreachable, SchemaMismatch, SettingsError
+from babylon_rl.store.missing import MISSING, missing_sentence
 
 CONNECT_TIMEOUT_S = 10
+POOLER_ADVICE = (
+    "It is a pooler: name the server itself in DIRECT_DATABASE_URL, which migrations and Dagster use, "
+    "and leave `options` out of DATABASE_URL."
+)
 
 
-def connect(url: str, *, autocommit: bool = False) -> psycopg.Connection[tuple[Any, ...]]:
+class Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection whose ``with`` block, left by a statement that named what is not there, says so in a sentence."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Raises SchemaMismatch in the place of psycopg's UndefinedTable and UndefinedColumn."""
+        sentence = missing_sentence(self, error) if isinstance(error, MISSING) else None
+        super().__exit__(kind, error, trace)
+        if sentence is not None:
+            raise SchemaMismatch(sentence) from error
+
+
+def connect(url: str, *, autocommit: bool = False) -> Connection:
     """Open one connection; no statement is prepared on the server.
 
     Raises:
@@ -23,9 +40,15 @@ def connect(url: str, *, autocommit: bool = False) -> psycopg.Connection[tuple[A
     """
     defaults = {"connect_timeout": str(CONNECT_TIMEOUT_S), "application_name": "babylon-rl"}
     try:
-        return psycopg.connect(make_conninfo("", **defaults | _parts(url)), autocommit=autocommit, prepare_threshold=None)
+        return Connection.connect(make_conninfo("", **defaults | _parts(url)), autocommit=autocommit, prepare_threshold=None)
     except psycopg.OperationalError as refused:
         raise DatabaseUnreachable(_sentence(url, refused)) from None
+
+
+def with_search_path(url: str, schema: str) -> str:
+    """The connection string ``url`` whose sessions begin with ``schema`` as their search path, besides options of its own."""
+    parts = _parts(url)
+    return make_conninfo("", **parts | {"options": f"{parts.get('options', '')} -csearch_path={schema}".strip()})
 
 
 def address(url: str) -> str:
@@ -50,7 +73,7 @@ def _sentence(url: str, refused: psycopg.OperationalError) -> str:
     password = _parts(url).get("password")
     if password:
         reason = reason.replace(password, "***")
-    return (
-        f"The database at {address(url)} cannot be used: {reason.rstrip('.')}. "
-        "Check DATABASE_URL and that the server runs, or unset it to use the embedded one."
-    )
+    advice = "Check DATABASE_URL and that the server runs, or unset it to use the embedded one."
+    if "startup parameter" in reason:
+        advice = POOLER_ADVICE
+    return f"The database at {address(url)} cannot be used: {reason.rstrip('.')}. {advice}"

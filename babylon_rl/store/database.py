@@ -17,7 +17,7 @@ import psycopg
 
 from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import Settings
-from babylon_rl.store.connection import address, connect
+from babylon_rl.store.connection import POOLER_ADVICE, address, connect, with_search_path
 from babylon_rl.store.embedded import use_server
 
 DAGSTER_SCHEMA = "babylon_dagster"
@@ -58,9 +58,13 @@ class Database:
         """Create Dagster's schema where it is absent.
 
         Raises:
-            DatabaseError: the role may not create it, or not use what is there; the message holds the statement to run once.
+            DatabaseError: the role may not create it, or not use what is there (the message holds the statement to run once), or
+                DIRECT_DATABASE_URL is a pooler.
         """
-        with self.connect_directly() as connection:
+        # Connected as Dagster will be: a pooler that drops the search path would let it make its tables in the game's schema.
+        with connect(with_search_path(self.direct_url, DAGSTER_SCHEMA)) as connection:
+            if connection.execute("SELECT current_setting('search_path')").fetchone() != (DAGSTER_SCHEMA,):
+                raise DatabaseError(f"{address(self.direct_url)} does not take the schema that Dagster's storage asks for. {POOLER_ADVICE}")
             allowed = connection.execute(_MAY_USE, {"schema": DAGSTER_SCHEMA}).fetchone()
             if allowed == (False,):
                 raise DatabaseError(

@@ -128,7 +128,9 @@ def _apply_all(connection: psycopg.Connection[tuple[Any, ...]], files: list[Migr
 
 
 def _apply(connection: psycopg.Connection[tuple[Any, ...]], migration: Migration, now: datetime) -> None:
-    connection.execute('CREATE SCHEMA IF NOT EXISTS "babylon_rl"')
+    # IF NOT EXISTS asks for CREATE on the database even where the schema is there, made for a role that may do no more
+    if connection.execute("SELECT to_regnamespace('babylon_rl') IS NULL").fetchone() == (True,):
+        connection.execute('CREATE SCHEMA "babylon_rl"')
     connection.execute(
         'CREATE TABLE IF NOT EXISTS babylon_rl.migrations (id TEXT PRIMARY KEY, checksum TEXT NOT NULL, "appliedAt" TIMESTAMP(3) NOT NULL)'
     )

@@ -1,0 +1,121 @@
+"""What to tell a person when a statement names a table or column that is not there: its name, and the migration that makes it.
+
+The names come out of the server's message and are looked up in the text of the migrations; what the message leaves open (a column
+without its table) is settled by asking the catalog which of the candidates is gone.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+Missing = psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.InvalidSchemaName
+MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName)
+
+_NAME = r'((?:"?babylon_rl"?\.)?"?\w+"?)'
+_CREATE_TABLE = re.compile(rf"CREATE TABLE\s+(?:IF NOT EXISTS\s+)?{_NAME}\s*\((.*?)\n\s*\);", re.DOTALL)
+_CREATE_VIEW = re.compile(rf"CREATE (?:OR REPLACE )?VIEW\s+{_NAME}")
+_ADD_COLUMN = re.compile(rf'ALTER TABLE\s+{_NAME}\s+ADD COLUMN\s+(?:IF NOT EXISTS\s+)?"?(\w+)"?')
+_COLUMN_LINE = re.compile(r'^\s+"?(\w+)"? ', re.MULTILINE)
+_NO_COLUMN = frozenset({"CONSTRAINT", "PRIMARY", "UNIQUE", "FOREIGN", "CHECK", "EXCLUDE"})
+
+_RELATION = re.compile(r'relation "([^"]+)" does not exist')
+_COLUMN_OF = re.compile(r'column "([^"]+)" of relation "([^"]+)" does not exist')
+_COLUMN = re.compile(r'column "?(?:\w+\.)?([^"\s]+)"? does not exist')
+
+_GONE = """
+SELECT given.name FROM unnest(%s::text[], %s::text[], %s::text[]) AS given (name, "schema", "column")
+WHERE NOT EXISTS (
+    SELECT FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = given."schema" AND c.relname = given.name AND a.attname = given."column" AND NOT a.attisdropped
+)
+"""
+
+
+@dataclass(frozen=True)
+class Defined:
+    """The migration by table or view, and by (table, column); names are qualified and without quotes."""
+
+    tables: dict[str, str]
+    columns: dict[tuple[str, str], str]
+
+
+@cache
+def defined(directory: Path = MIGRATIONS) -> Defined:
+    """What the migrations of ``directory`` make."""
+    tables: dict[str, str] = {}
+    columns: dict[tuple[str, str], str] = {}
+    for path in sorted(directory.glob("[0-9][0-9][0-9][0-9]_*.sql")):
+        sql = path.read_text(encoding="utf-8")
+        for name, body in _CREATE_TABLE.findall(sql):
+            tables[_qualified(name)] = path.stem
+            columns |= {(_qualified(name), column): path.stem for column in _COLUMN_LINE.findall(body) if column not in _NO_COLUMN}
+        tables |= {_qualified(name): path.stem for name in _CREATE_VIEW.findall(sql)}
+        columns |= {(_qualified(name), column): path.stem for name, column in _ADD_COLUMN.findall(sql)}
+    return Defined(tables, columns)
+
+
+def missing_sentence(connection: psycopg.Connection[Any], error: Missing, directory: Path = MIGRATIONS) -> str:
+    """One sentence that names what ``error`` missed and what brings it; a failed transaction on ``connection`` is rolled back."""
+    said = (error.diag.message_primary or str(error)).strip()
+    if connection.info.transaction_status == psycopg.pq.TransactionStatus.INERROR:
+        connection.rollback()
+    if found := _RELATION.search(said):
+        return _no_table(_qualified(found[1]), defined(directory))
+    if found := _COLUMN_OF.search(said):
+        return _no_column(found[1], _tables_with(found[1], defined(directory), found[2]), defined(directory))
+    if found := _COLUMN.search(said):
+        return _no_column(found[1], _gone(connection, found[1], _tables_with(found[1], defined(directory))), defined(directory))
+    return f"The database is not up to date: {said.rstrip('.')}. Run `babylon-rl migrate`."
+
+
+def _no_table(table: str, known: Defined) -> str:
+    migration = known.tables.get(table)
+    if migration is None:
+        return (
+            f"The database has no table {table}, and no migration makes one of that name. `babylon-rl migrate --check` lists what differs."
+        )
+    return (
+        f"The database is not up to date: there is no table {_shown(table)}, which migration {migration} makes. Run `babylon-rl migrate`; "
+        "if it was there before, that says what to restore."
+    )
+
+
+def _no_column(column: str, tables: list[str], known: Defined) -> str:
+    if not tables:
+        return f'The database has no column "{column}", and no migration makes one. `babylon-rl migrate --check` lists what differs.'
+    where = " or ".join(_shown(table) for table in tables)
+    migrations = " or ".join(sorted({known.columns[table, column] for table in tables}))
+    sentence = f'The database is not up to date: there is no column "{column}" in {where}, which migration {migrations} makes.'
+    if all(table.startswith("public.") for table in tables):
+        return (
+            f"{sentence} A table that was there before is adopted as it is and never altered: bring the game's schema up to date; "
+            "`babylon-rl migrate --check` lists every difference."
+        )
+    return f"{sentence} Run `babylon-rl migrate`."
+
+
+def _tables_with(column: str, known: Defined, relation: str | None = None) -> list[str]:
+    return sorted(table for table, name in known.columns if name == column and (relation is None or table.split(".")[1] == relation))
+
+
+def _gone(connection: psycopg.Connection[Any], column: str, tables: list[str]) -> list[str]:
+    if connection.closed or connection.broken:
+        return tables
+    schemas, names = [table.split(".")[0] for table in tables], [table.split(".")[1] for table in tables]
+    gone = {name for (name,) in connection.execute(_GONE, (names, schemas, [column] * len(tables)))}
+    return [table for table, name in zip(tables, names, strict=True) if name in gone] or tables
+
+
+def _qualified(name: str) -> str:
+    bare = name.replace('"', "")
+    return bare if "." in bare else f"public.{bare}"
+
+
+def _shown(table: str) -> str:
+    schema, name = table.split(".")
+    return table if name == name.lower() else f'{schema}."{name}"'

@@ -1,0 +1,90 @@
+"""A TCP proxy in front of a server that passes everything on until it is told to cut the line, call somebody, or go deaf."""
+
+import contextlib
+import re
+import select
+import socket
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+
+class Proxy:
+    """Listens on 127.0.0.1 and passes bytes to the server of ``url``; ``url`` of the proxy is the same with its own port.
+
+    ``after(n, act)`` arms it: once ``n`` more bytes have come from the server, ``act`` is called once, in the proxy's own thread;
+    ``act`` None cuts every line. ``deaf`` passes nothing on any more, in either direction, and closes nothing.
+    """
+
+    def __init__(self, url: str) -> None:
+        host, port = re.search(r"@([^:/]+):(\d+)/", url).groups()  # type: ignore[union-attr]
+        self._server = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = url.replace(f"@{host}:{port}/", f"@127.0.0.1:{self._listener.getsockname()[1]}/")
+        self._lines: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._left: int | None = None
+        self._act: Callable[[], None] | None = None
+        self.deaf = False
+        self.connections = self.fired = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def after(self, received: int, act: Callable[[], None] | None = None) -> None:
+        """Arm it once."""
+        with self._lock:
+            self._left, self._act = received, act
+
+    def cut(self) -> None:
+        """Close every line that is open, as a cable that is pulled and a network that says so."""
+        with self._lock:
+            lines, self._lines = self._lines, set()
+        for line in lines:
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+            line.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # the listener is closed at the end
+            while True:
+                client, _ = self._listener.accept()
+                self.connections += 1
+                server = socket.create_connection(self._server)
+                with self._lock:
+                    self._lines |= {client, server}
+                threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
+
+    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+        others = {client: server, server: client}
+        with contextlib.suppress(OSError, ValueError):  # the line was cut
+            while True:
+                for ready in select.select([client, server], [], [])[0]:
+                    received = ready.recv(65536)
+                    while self.deaf:
+                        select.select([], [], [], 0.05)
+                    if not received:
+                        raise OSError
+                    if ready is server and self._count(len(received)):
+                        continue
+                    others[ready].sendall(received)
+        for line in (client, server):
+            line.close()
+
+    def _count(self, received: int) -> bool:
+        with self._lock:
+            if self._left is None:
+                return False
+            self._left -= received
+            if self._left > 0:
+                return False
+            self._left, act = None, self._act
+        self.fired += 1
+        (act or self.cut)()
+        return act is None
+
+    def __enter__(self) -> "Proxy":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.deaf = False
+        self._listener.close()
+        self.cut()

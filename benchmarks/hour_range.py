@@ -1,0 +1,126 @@
+"""What a range of hours costs through Dagster: `python benchmarks/hour_range.py [--hours 720] [--rows 40] [--kilobytes 5]` prints JSON.
+
+In one run, on an embedded server of its own and the persistent instance that production uses: an empty asset over the range, a plain
+binary COPY of the same rows, and each hourly asset with its checks (`scored_groups` in runs of 24 hours, as everywhere). The bound is 1.5
+times the first two together; the exit code is 1 when `window_groups` is above it, or asks more than one query for the range's rows.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.scored_groups import HOURS_PER_RUN
+from babylon_rl.automation.instance import BATCH_SIZE, open_instance
+from babylon_rl.automation.jobs import HOURLY, HOURS_JOB
+from babylon_rl.automation.launch import QUIET, RANGE_END, RANGE_START, job_definition, ranges
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl.store.embedded import use_server
+from babylon_rl.store.migrate import migrate
+from babylon_rl.windows import window_of, window_range
+from babylon_rl_tests.many_rows import ManyRows, insert_many
+from babylon_rl_tests.plans import RecordedDatabase
+
+START = datetime(2025, 9, 1)
+BOUND = 1.5
+PLAIN_COPY = """COPY (SELECT * FROM public.trajectories) TO STDOUT (FORMAT BINARY)"""
+
+
+@dg.asset(partitions_def=hours, backfill_policy=dg.BackfillPolicy.single_run())
+def nothing() -> None:
+    """Costs what Dagster costs."""
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of one run."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def plain_copy(database: Database) -> None:
+    """The rows out of the server, thrown away."""
+    with database.connect() as connection, connection.cursor().copy(PLAIN_COPY) as copy:
+        for _ in copy:
+            pass
+
+
+def fill(database: Database, many: ManyRows) -> None:
+    """The rows, and what the planner has to know of them."""
+    with database.connect(autocommit=True) as connection:
+        insert_many(connection, many)
+        connection.execute("VACUUM (ANALYZE, FREEZE)")
+
+
+def measure(database: RecordedDatabase, settings: Settings, many: ManyRows) -> dict[str, Any]:
+    """Seconds of everything, in one run; the empty asset is measured before and after each of ours."""
+    windows = list(window_range(window_of(many.start), window_of(many.end)))
+    babylon = Babylon(settings, database, lambda: many.end + timedelta(hours=1))
+    with open_instance(database, settings) as instance:
+        empty_job = dg.Definitions([nothing], executor=dg.in_process_executor).resolve_implicit_global_asset_job_def()
+        job = job_definition(HOURS_JOB, babylon)
+
+        def run(of: dg.JobDefinition, longest: int, asset: str | None = None) -> None:
+            selection = None if asset is None else [dg.AssetKey(asset)]
+            for first, last in ranges(windows, longest):
+                tags = {RANGE_START: first, RANGE_END: last}
+                of.execute_in_process(instance=instance, tags=tags, asset_selection=selection, run_config=QUIET)
+
+        copy_s = min(timed(lambda: plain_copy(database)) for _ in range(3))
+        assets = {}
+        for asset in HOURLY:
+            longest = HOURS_PER_RUN if asset == "scored_groups" else len(windows)
+            del database.sent[:]
+            before_s = timed(lambda longest=longest: run(empty_job, longest))
+            asset_s = timed(lambda asset=asset, longest=longest: run(job, longest, asset))
+            empty_s = (before_s + timed(lambda longest=longest: run(empty_job, longest))) / 2
+            reads = [statement for statement in database.sent if statement.text.lstrip().startswith("COPY (")]
+            assets[asset] = {
+                "seconds": round(asset_s, 2), "empty_asset": round(empty_s, 2), "ratio": round(asset_s / (empty_s + copy_s), 2),
+                "runs": -(-len(windows) // longest), "queries_for_rows": sum('"windowId" = ANY' in read.text for read in reads),
+            }  # fmt: skip
+            print(json.dumps({asset: assets[asset]}), file=sys.stderr)
+        os.environ[BATCH_SIZE] = "0"
+        one_by_one_s = timed(lambda: run(empty_job, len(windows)))
+    return {
+        "hours": len(windows), "rows": many.rows, "plain_copy": round(copy_s, 2), "assets": assets, "bound": BOUND,
+        "empty_asset_without_batches": round(one_by_one_s, 2),
+    }  # fmt: skip
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hours", type=int, default=720)
+    parser.add_argument("--rows", type=int, default=40, help="per hour")
+    parser.add_argument("--kilobytes", type=float, default=5, help="of stepsJson per row")
+    given = parser.parse_args()
+    many = ManyRows(
+        given.hours * given.rows, START, START + timedelta(hours=given.hours), agents=max(1, given.rows // 2), steps=5,
+        prompt_characters=round(given.kilobytes * 1000 / 5 - 420),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="babylon-rl-range-") as home, use_server(Path(home)) as url:
+        database = RecordedDatabase(url)
+        migrate(database)
+        database.prepare_dagster_schema()
+        fill(database, many)
+        settings = Settings(_env_file=None, babylon_rl_home=Path(home))
+        report = measure(database, settings, many)
+    print(json.dumps(report, indent=2))
+    groups = report["assets"]["window_groups"]
+    return int(groups["ratio"] > BOUND or groups["queries_for_rows"] > 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
