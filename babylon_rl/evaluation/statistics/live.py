@@ -1,0 +1,174 @@
+"""Intervals and p-values that hold at every look: for values that come in one by one, and are looked at while they do.
+
+The chance that one of all looks ever misleads is at most 1 - confidence, however many there are and whatever made one stop.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from babylon_rl.evaluation.statistics.interval import CONFIDENCE, Floats, Values, differences, finite, tail
+
+FIRST_LOOK = 30  # before that many values nothing is said
+TUNED_FOR = 200  # the number of values at which intervals are to be narrow; any other is as valid
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class LiveInterval:
+    """An estimate after ``count`` independent units, its interval, and the p-value of no effect; all hold at every look together."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+    p: float
+
+    def __str__(self) -> str:
+        if math.isinf(self.low) and math.isinf(self.high):
+            return f"{self.mean:+.1f}, too early to say after {self.count}"
+        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}] after {self.count}, valid at every look (p = {self.p:.2g})"
+
+
+def live_interval(
+    values: Values, *, null: float = 0.0, tuned_for: int = TUNED_FOR, first: int = FIRST_LOOK, confidence: float = CONFIDENCE
+) -> LiveInterval:
+    """The mean of independent values in their order of arrival, one per independent unit, with its interval and the p-value of ``null``.
+
+    The normal mixture of the self-normalized sum (de la Pena, Klass and Lai, Annals of Probability 32, 2004; Howard, Ramdas, McAuliffe
+    and Sekhon, Probability Surveys 17, 2020). Values may be unbounded and of any tails. Assumptions: independent values, and either
+    symmetric about their mean, as differences of two equal players are (then exact at any size, without any variance), or of finite
+    variance (then from about ``first`` values on, as the asymptotic confidence sequences of Waudby-Smith, Arbour, Sinha, Kennedy and
+    Ramdas, Annals of Statistics 52, 2024; extreme skew needs a later first look). Unbounded before ``first`` and without any spread.
+
+    Raises:
+        ValueError: there is no value, one is not finite, or ``first`` or ``tuned_for`` is below 2.
+    """
+    return live_intervals(values, [len(values)], null=null, tuned_for=tuned_for, first=first, confidence=confidence)[0]
+
+
+def live_paired(
+    ours: Values, theirs: Values, *, tuned_for: int = TUNED_FOR, first: int = FIRST_LOOK, confidence: float = CONFIDENCE
+) -> LiveInterval:
+    """``live_interval`` of ``ours - theirs``; the k-th of each belong together (a market, an hour) or arrived as the k-th.
+
+    Raises:
+        ValueError: they are not of the same length, empty, or not finite.
+    """
+    return live_interval(differences(ours, theirs), tuned_for=tuned_for, first=first, confidence=confidence)
+
+
+def live_intervals(
+    values: Values,
+    looks: Sequence[int],
+    *,
+    null: float = 0.0,
+    tuned_for: int = TUNED_FOR,
+    first: int = FIRST_LOOK,
+    confidence: float = CONFIDENCE,
+) -> tuple[LiveInterval, ...]:
+    """What ``live_interval`` said after each of ``looks`` numbers of values: the whole course, for a plot.
+
+    Raises:
+        ValueError: as ``live_interval``, or a look is not within 1..len(values).
+    """
+    p_values = live_p_values(values, looks, null=null, tuned_for=tuned_for, first=first)
+    x = finite(values)
+    start, weight, alpha = _start(x, first), _weight(tuned_for), 2 * (1 - tail(confidence))
+    found = []
+    for look, p in zip(looks, p_values.tolist(), strict=True):
+        seen = x[:look]
+        low, high = (-math.inf, math.inf) if look < start else (_end(seen, start, weight, side, alpha) for side in (-1, 1))
+        found.append(LiveInterval(float(seen.mean()), low, high, int(look), p))
+    return tuple(found)
+
+
+def live_p_values(
+    values: Values, looks: Sequence[int], *, null: float = 0.0, tuned_for: int = TUNED_FOR, first: int = FIRST_LOOK
+) -> Floats:
+    """The p-value of the mean ``null`` at each of ``looks``; the smallest of them is a p-value too. Shape (looks,).
+
+    Raises:
+        ValueError: as ``live_intervals``.
+    """
+    x = finite(values)
+    if first < 2 or tuned_for < 2:
+        raise ValueError(f"The first look and the size tuned for are 2 at least, not {first} and {tuned_for}.")
+    at = np.asarray(looks, dtype=np.int64)
+    if at.size == 0 or at.min() < 1 or at.max() > x.size:
+        raise ValueError(f"Looks lie within 1 and the {x.size} values, not at {at.tolist()[:5]}.")
+    start, centred = _start(x, first), x - null
+    if start > x.size:
+        return np.ones(at.size)
+    sums, squares = centred.cumsum()[at - 1], (centred**2).cumsum()[at - 1]
+    prior = _weight(tuned_for) * float((centred[:start] ** 2).mean())
+    evidence = _log_evidence(sums, squares, prior)
+    return np.where(at < start, 1.0, np.minimum(1.0, np.exp(-np.minimum(evidence, 700.0))))
+
+
+def live_share(successes: int, count: int, *, null: float = 0.5, confidence: float = CONFIDENCE) -> LiveInterval:
+    """A share of independent trials that is looked at while they come in (wins, invalid answers); of nothing it is 0..1 around 0.5.
+
+    The mixture of binomial likelihood ratios over a uniform prior (Robbins, Annals of Mathematical Statistics 41, 1970): exact.
+
+    Raises:
+        ValueError: ``successes`` is not within 0..``count``, or ``null`` not within 0..1.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import betaln, xlog1py, xlogy
+
+    if not 0 <= successes <= count or not 0 <= null <= 1:
+        raise ValueError(f"{successes} of {count} is not a share, or {null} is none.")
+    share = successes / count if count else 0.5
+    mixed, limit = float(betaln(1 + successes, 1 + count - successes)), -math.log(2 * (1 - tail(confidence)))
+
+    def beyond(probability: float) -> float:
+        return mixed - float(xlogy(successes, probability) + xlog1py(count - successes, -probability)) - limit
+
+    low = float(brentq(beyond, _TINY, share)) if successes and beyond(_TINY) > 0 else 0.0
+    high = float(brentq(beyond, share, 1 - _TINY)) if successes < count and beyond(1 - _TINY) > 0 else 1.0
+    p = min(1.0, math.exp(-max(min(beyond(null) + limit, 700.0), -700.0)))
+    return LiveInterval(share, low, high, count, p)
+
+
+def _start(x: Floats, first: int) -> int:
+    """The number of values from which on something is said: ``first``, or more until two of them differ."""
+    differing = np.flatnonzero(x != x[0])
+    return max(first, int(differing[0]) + 1 if differing.size else x.size + 1)
+
+
+def _weight(tuned_for: int) -> float:
+    """The mixture's variance over one value's, narrow at ``tuned_for`` for 95 % (Howard et al., Annals of Statistics 49, 2021)."""
+    return tuned_for / (-2 * math.log(0.05) + math.log(-2 * math.log(0.05)) + 1)
+
+
+def _log_evidence(sums: Floats, squares: Floats, prior: float | Floats) -> Floats:
+    """The logarithm of the mixture martingale: squares of the sums against the sums of squares."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(squares > 0, 0.5 * np.log(prior / (squares + prior)) + sums**2 / (2 * (squares + prior)), 0.0))
+
+
+def _end(x: Floats, start: int, weight: float, side: int, alpha: float) -> float:
+    """The outermost mean on one side that the evidence does not exclude; infinite when none is excluded."""
+    count, mean = x.size, float(x.mean())
+    spread, early, early_spread = float(((x - mean) ** 2).sum()), float(x[:start].mean()), float(x[:start].var())
+
+    def beyond(distance: npt.NDArray[np.float64]) -> Floats:
+        squares = spread + count * distance**2
+        prior = weight * (early_spread + (early - mean - side * distance) ** 2)
+        return _log_evidence(count * distance, squares, prior) + math.log(alpha)
+
+    unit = math.sqrt(spread) / count + abs(early - mean)
+    grid = unit * np.logspace(-4, 5, 400)
+    inside = np.flatnonzero(beyond(grid) <= 0)
+    last = int(inside[-1]) if inside.size else 0
+    if last == grid.size - 1:
+        return side * math.inf
+    for _ in range(3):  # each narrows it down five hundredfold
+        grid = np.linspace(grid[last], grid[last + 1], 500)
+        inside = np.flatnonzero(beyond(grid) <= 0)
+        last = min(int(inside[-1]), grid.size - 2) if inside.size else 0
+    return mean + side * float(grid[last + 1])
