@@ -200,7 +200,7 @@ def _bring_up_to_date(
     changed = [window for window, reading in readings.items() if known.get(window) != data_version(reading)]
     if changed:
         say(f"Reading {len(changed)} of {len(held)} hours that are new or have changed.")
-        run_hours(database, settings, changed, ["window_groups", "market_outcomes"])
+        run_hours(database, settings, changed, ["window_groups", "market_outcomes", "hindsight"])
     return held
 
 
