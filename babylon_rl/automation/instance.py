@@ -5,8 +5,9 @@ DAGSTER_HOME is ``dagster/`` under BABYLON_RL_HOME and holds a copy of the proje
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -39,8 +40,10 @@ def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def open_instance(database: Database, settings: Settings) -> Iterator[dg.DagsterInstance]:
+def open_instance(database: Database, settings: Settings, *, keep_connections: bool = True) -> Iterator[dg.DagsterInstance]:
     """The instance, for a ``with`` block, in which this process's environment holds the variables of ``prepare_instance``.
+
+    ``keep_connections=False`` is how Dagster's own processes use it: three connections for every event.
 
     Raises:
         DatabaseError: Dagster's storage fails, at the start or within the block.
@@ -51,9 +54,8 @@ def open_instance(database: Database, settings: Settings) -> Iterator[dg.Dagster
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
-        with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
-            # One connection is kept instead of three opened for every event: a range of hours takes a quarter of the time.
-            instance.optimize_for_webserver(statement_timeout=0, pool_recycle=RECYCLE_AFTER_S, max_overflow=MOST_CONNECTIONS)
+        kept = _kept_connections if keep_connections else nullcontext
+        with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance, kept(instance):
             yield instance
     except DBAPIError as failed:
         raise DatabaseError(
@@ -66,3 +68,34 @@ def open_instance(database: Database, settings: Settings) -> Iterator[dg.Dagster
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _kept_connections(instance: dg.DagsterInstance) -> Iterator[None]:
+    """Dagster opens three connections for every event; keeping one for each storage makes a range of hours four times as fast.
+
+    A kept connection is tried before it is used, so a server that was restarted costs nothing.
+    """
+    from sqlalchemy import event
+
+    instance.optimize_for_webserver(statement_timeout=0, pool_recycle=RECYCLE_AFTER_S, max_overflow=MOST_CONNECTIONS)
+    storages = (instance.event_log_storage, instance.run_storage, instance.schedule_storage)
+    engines = [engine for engine in (getattr(storage, "_engine", None) for storage in storages) if engine is not None]
+    for engine in engines:
+        event.listen(engine, "checkout", _try_out)
+    try:
+        yield
+    finally:
+        for engine in engines:
+            engine.dispose()
+
+
+def _try_out(connection: Any, record: object, proxy: object) -> None:
+    import psycopg2
+    from sqlalchemy.exc import DisconnectionError
+
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except psycopg2.Error as gone:
+        raise DisconnectionError() from gone

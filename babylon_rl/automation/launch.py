@@ -22,6 +22,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.windows import HOUR, is_complete, utc_now, window_of, window_start
 
+MOST_HOURS = 720  # of assets that cost next to nothing an hour
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 # What a run says belongs in its event log; a command's own output stays readable.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -52,7 +53,7 @@ def run_hours(
 ) -> list[str]:
     """Materialize some hours (the job ``hours``, or of it the assets in ``selection``) and return the ids of the runs, in order.
 
-    Consecutive hours share a run. ``on_range`` is called before each with its first and last hour.
+    Consecutive hours share a run: up to HOURS_PER_RUN where groups are judged, MOST_HOURS else. ``on_range`` is called before each with its first and last hour.
 
     Raises:
         UsageError: an hour lies before FIRST_WINDOW or has not ended, or ``selection`` names no hourly asset.
@@ -67,7 +68,7 @@ def run_hours(
     job = SCORE_JOB if chosen == ("scored_groups",) else HOURS_JOB
     runs = []
     with open_instance(database, settings) as instance:
-        for first, last in ranges(wanted):
+        for first, last in ranges(wanted, HOURS_PER_RUN if "scored_groups" in chosen else MOST_HOURS):
             on_range(first, last)
             tags = {"dagster/partition": first} if first == last else {RANGE_START: first, RANGE_END: last}
             runs.append(_execute(job, instance, Babylon(settings, database, now), tags, chosen))

@@ -60,3 +60,18 @@ def test_an_assets_error_reaches_the_caller_as_it_was(sample_database: Database,
         run_batch(sample_database, settings, "batch-1", now=lambda: NOW)
     with open_instance(sample_database, settings) as instance:
         assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.FAILURE}
+
+
+def test_a_connection_that_was_lost_between_two_events_costs_nothing(sample_database: Database, settings: Settings):
+    sample_database.prepare_dagster_schema()
+    with open_instance(sample_database, settings) as instance:
+        instance.add_dynamic_partitions("batch", ["one"])
+        with sample_database.connect(autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        instance.add_dynamic_partitions("batch", ["two"])
+        assert set(instance.get_dynamic_partitions("batch")) == {"one", "two"}
+    with sample_database.connect(autocommit=True) as connection:
+        left = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+        assert left.fetchone() == (0,)
