@@ -18,7 +18,7 @@ from dagster._core.execution.plan.execute_step import _build_data_version_tags, 
 from babylon_rl.versions import content_version
 
 DATA_VERSION_TAG = "dagster/data_version"
-PLOTTED_HOURS, PLOTTED_OF_MORE = 24, 6
+PLOTTED_HOURS, PLOTTED_OF_MORE = 24, 1
 
 
 @dataclass(frozen=True)

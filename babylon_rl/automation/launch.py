@@ -53,7 +53,8 @@ def run_hours(
 ) -> list[str]:
     """Materialize some hours (the job ``hours``, or of it the assets in ``selection``) and return the ids of the runs, in order.
 
-    Consecutive hours share a run: up to HOURS_PER_RUN where groups are judged, MOST_HOURS else. ``on_range`` is called before each with its first and last hour.
+    Consecutive hours share a run: up to HOURS_PER_RUN where groups are judged, MOST_HOURS else. ``on_range`` is called before each
+    with its first and last hour.
 
     Raises:
         UsageError: an hour lies before FIRST_WINDOW or has not ended, or ``selection`` names no hourly asset.
