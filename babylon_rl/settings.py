@@ -72,9 +72,12 @@ class Settings(BaseSettings):
     training_min_groups: int = Field(10, gt=0, description="Readiness: groups of that size.")
     data_quality_threshold: float = Field(0.95, ge=0, le=1, description="Readiness: mean quality of the newest rows.")
     training_interval_hours: float = Field(24, gt=0, description="A training starts at least this often when ready.")
-    backfill_hours: int = Field(24, gt=0, description="Hours that MODE=backfill reaches back.")
+    backfill_hours: int = Field(24, gt=0, le=1_000_000, description="Hours that MODE=backfill reaches back.")
     lookback_hours: int = Field(
-        168, gt=0, description="How far back a batch looks for freezable episodes, from the newest complete hour that holds rows."
+        168,
+        gt=0,
+        le=1_000_000,
+        description="How far back a batch looks for freezable episodes, from the newest complete hour that holds rows.",
     )
 
     # Training

@@ -22,7 +22,7 @@ def utc_now() -> datetime:
 
 def window_of(moment: datetime) -> str:
     """The id of the window that ``moment`` (naive UTC) falls into; a full hour belongs to the window it opens."""
-    return moment.strftime(WINDOW_FORMAT)
+    return moment.isoformat(timespec="hours") + ":00"  # strftime writes the year 500 with three digits
 
 
 def is_window_id(text: str | None) -> bool:

@@ -93,5 +93,5 @@ def _events(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 def _event(draw: st.DrawFn, number: int) -> dict[str, Any]:
-    actors: list[str] | None = draw(st.one_of(st.none(), st.lists(texts, max_size=2)))
+    actors: list[str | None] | None = draw(st.none() | st.lists(st.none() | texts, max_size=2))
     return event(number, draw(minutes), draw(texts), actors, draw(st.sampled_from([None, 1, 2, 3, 99])))

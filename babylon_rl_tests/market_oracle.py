@@ -93,7 +93,7 @@ def _start_price(before: Row | None, initial: float | None, inside: list[float])
 
 def _news(happened: list[Row], names: set[str]) -> list[str]:
     def named(event: Row) -> bool:
-        return any(_says(text, name) for text in (event["description"], *(event["actors"] or ())) for name in names)
+        return any(_says(text, name) for text in (event["description"], *(event["actors"] or ())) if text is not None for name in names)
 
     return [event["description"] for event in happened if named(event)][:20]
 

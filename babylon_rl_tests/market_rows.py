@@ -1,5 +1,6 @@
 """Builders of a game's market rows around rows.WINDOW: organizations, prices, questions, markets, probabilities, events."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -45,7 +46,9 @@ def history(number: int, slug: str, yes: float, minute: float, kind: str = "trad
     }  # fmt: skip
 
 
-def event(number: int, minute: float, text: str = "Nothing", actors: list[str] | None = None, about: int | None = None) -> dict[str, Any]:
+def event(
+    number: int, minute: float, text: str = "Nothing", actors: Sequence[str | None] | None = None, about: int | None = None
+) -> dict[str, Any]:
     """A world event, so many minutes into WINDOW."""
     moment = START + timedelta(minutes=minute)
     return {"id": f"e{number}", "eventType": "news", "description": text, "actors": actors, "relatedQuestion": about, "timestamp": moment}

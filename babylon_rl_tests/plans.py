@@ -105,13 +105,6 @@ def reads_of(connection: Connection, statement: Statement) -> list[Read]:
     return list(_reads(documents[0]["Plan"], _leading_columns(connection)))
 
 
-def scans_of(connection: Connection, statement: Statement) -> str:
-    """The plan's text when the statement scans a big table, else nothing."""
-    if not any(read.scans for read in reads_of(connection, statement)):
-        return ""
-    return f"{statement.text.strip()}\n" + plan_text(connection, statement)
-
-
 def plan_text(connection: Connection, statement: Statement) -> str:
     """The plan as Postgres prints it."""
     return "\n".join(line for (line,) in connection.execute(f"EXPLAIN {explainable(statement)}", statement.parameters))

@@ -1,8 +1,9 @@
 """Asset checks: what a person should look at although nothing failed, and what must not be released."""
 
 from babylon_rl.automation.checks_batches import checks_of_batches
+from babylon_rl.automation.checks_gate import checks_of_gate
 from babylon_rl.automation.checks_hindsight import checks_of_hindsight
 from babylon_rl.automation.checks_hours import checks_of_hours
 from babylon_rl.automation.checks_market import checks_of_markets
 
-asset_checks = [*checks_of_hours, *checks_of_markets, *checks_of_hindsight, *checks_of_batches]
+asset_checks = [*checks_of_hours, *checks_of_markets, *checks_of_hindsight, *checks_of_batches, *checks_of_gate]

@@ -4,7 +4,7 @@ DAGSTER_HOME is ``dagster/`` under BABYLON_RL_HOME and holds a copy of the proje
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,12 @@ RECYCLE_AFTER_S, MOST_CONNECTIONS = 3600, 5
 
 
 def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
-    """Make DAGSTER_HOME ready and give the variables that Dagster's own processes (webserver, daemon, `dagster job execute`) need."""
+    """Make DAGSTER_HOME and the storage's tables ready, and give the variables that Dagster's own processes (webserver, daemon,
+    `dagster job execute`) need.
+
+    Raises:
+        DatabaseError: Dagster's storage fails.
+    """
     home = settings.home / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     text, installed = CONFIG.read_bytes(), home / "dagster.yaml"
@@ -31,12 +36,17 @@ def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
         temporary = home / f".dagster.yaml.{os.getpid()}"
         temporary.write_bytes(text)
         temporary.replace(installed)
-    return {
+    variables = {
         "DAGSTER_HOME": str(home),
         STORAGE_URL: database.dagster_url,
         "BABYLON_RL_HOME": str(settings.home),
         BATCH_SIZE: EVENTS_AT_ONCE,
     }
+    with database.making_dagster_storage(dg.__version__) as first:
+        if first:
+            with _storage_of(database), _environment(variables), dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
+                instance.get_runs_count()
+    return variables
 
 
 @contextmanager
@@ -48,26 +58,43 @@ def open_instance(database: Database, settings: Settings, *, keep_connections: b
     Raises:
         DatabaseError: Dagster's storage fails, at the start or within the block.
     """
-    from sqlalchemy.exc import DBAPIError
-
     variables = prepare_instance(database, settings)
+    kept = _kept_connections if keep_connections else nullcontext
+    with (
+        _storage_of(database),
+        _environment(variables),
+        dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance,
+        kept(instance),
+    ):
+        yield instance
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """This process's environment with some variables, until the block ends."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
-        kept = _kept_connections if keep_connections else nullcontext
-        with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance, kept(instance):
-            yield instance
-    except DBAPIError as failed:
-        raise DatabaseError(
-            f"Dagster cannot use its storage at {database.address}: {str(failed.orig).strip().splitlines()[0]}. "
-            "Mend that (room on the disk, the server, the role's rights), then run the same command again."
-        ) from failed
+        yield
     finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _storage_of(database: Database) -> Iterator[None]:
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        yield
+    except DBAPIError as failed:
+        raise DatabaseError(
+            f"Dagster cannot use its storage at {database.address}: {str(failed.orig).strip().splitlines()[0]}. "
+            "Mend that (room on the disk, the server, the role's rights), then run the same command again."
+        ) from failed
 
 
 @contextmanager

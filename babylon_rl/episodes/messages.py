@@ -8,7 +8,7 @@ import functools
 import json
 import math
 from array import array
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from babylon_rl.episodes.types import MessageSource, Sequence
 from babylon_rl.settings import Settings
 from babylon_rl.store.trajectories import CallLogRow
 
-__all__ = ["ACTION", "TRADING", "Call", "Rules", "StepPlaces", "embedded_calls", "logged_calls", "sequence", "synthetic", "training_calls"]
+__all__ = ["ACTION", "TRADING", "Call", "Rules", "StepPlaces", "embedded_calls", "logged_calls", "sequence", "synthetic"]
 
 TRADING = ("TRADING", "BUY", "SELL", "HOLD")
 ACTION = "action"
@@ -182,12 +182,6 @@ def valid_messages(text: bytes | None) -> list[dict[str, str]] | None:
     if not messages or not named or messages[-1]["role"] != "user" or not messages[-1]["content"]:
         return None
     return [{"role": message["role"], "content": message["content"]} for message in messages]
-
-
-def training_calls(calls: Rows[Call], action_type: str, settings: Settings) -> Iterator[tuple[int, Call]]:
-    """The calls of one step that train, with their position in it: those whose purpose does, else a trading step's first."""
-    for index in Rules.of(settings).training(calls, action_type):
-        yield index, calls[index]
 
 
 def is_served(call: CallFacts) -> bool:

@@ -158,6 +158,8 @@ def stock_outcome(span: StockSpan, ticker: str, news: tuple[str, ...], band_perc
     """One stock's hour; changes within +- ``band_percent`` are NEUTRAL."""
     flags = []
     start = next((price for price in (span.price_before, span.initial_price) if price is not None and 0 < price < math.inf), None)
+    if span.price_before is not None and span.price_before != start:
+        flags.append("price_before_not_positive")
     if start is None:
         start = span.first_price if span.first_price is not None else span.last_price
         flags.append("start_from_first_price")
@@ -207,7 +209,7 @@ def stock_news(span: StockSpan, happened: Sequence[Event]) -> tuple[str, ...]:
     """The first events, at most 20, that name the organization by name, id or ticker, as whole words whatever their case."""
     aliases = {alias for alias in (span.name, span.organization_id, engine_ticker(span.organization_id)) if alias}
     named = re.compile(r"(?<!\w)(?:" + "|".join(re.escape(alias) for alias in sorted(aliases)) + r")(?!\w)", re.IGNORECASE)
-    found = [event.description for event in happened if any(named.search(text) for text in (event.description, *(event.actors or ())))]
+    found = [event.description for event in happened if any(named.search(text) for text in (event.description, *event.actors))]
     return tuple(found[:MOST_NEWS])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg
+from psycopg import sql
 
 from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import Settings
@@ -24,6 +25,8 @@ DAGSTER_SCHEMA = "babylon_dagster"
 _MAY_USE = """
 SELECT has_schema_privilege(oid, 'USAGE') AND has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = %(schema)s
 """
+
+_MADE = "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = %(schema)s"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,25 @@ class Database:
                     f"The role {connection.info.user!r} may not create schemas in {self.address}. Have its owner run once: "
                     f'CREATE SCHEMA "{DAGSTER_SCHEMA}" AUTHORIZATION "{connection.info.user}"; and the same for "babylon_rl".'
                 ) from None
+
+    @contextlib.contextmanager
+    def making_dagster_storage(self, release: str) -> Iterator[bool]:
+        """True for the first who comes with a release of Dagster, who is to make its tables within the block; others wait, and get False.
+
+        Dagster makes them table by table, and two processes that do so at once fail.
+        """
+        with connect(self.direct_url) as connection:
+            made = f"Tables of Dagster {release}"
+            if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() == (made,):
+                yield False
+                return
+            connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (f"{DAGSTER_SCHEMA} tables",))
+            if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() == (made,):
+                yield False
+                return
+            yield True
+            comment = sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(DAGSTER_SCHEMA), sql.Literal(made))
+            connection.execute(comment)
 
 
 @contextlib.contextmanager

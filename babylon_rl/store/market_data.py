@@ -50,7 +50,7 @@ class Event(msgspec.Struct, frozen=True):
     window: str
     event_id: str
     description: str
-    actors: list[str] | None
+    actors: list[str]
     related_question: int | None
 
 
@@ -87,8 +87,8 @@ STOCKS = f"""
     ORDER BY hour.start, organization.id COLLATE "C"
 """
 
-QUESTIONS = f"""
-    WITH asked AS (
+# Every question, and every market without one, with its official answer and when the game's own tables say that it came.
+ASKED = """asked AS (
         SELECT question.id, question."questionNumber" AS number, question.text, question."createdDate" AS created,
             COALESCE(question."resolvedOutcome", CASE WHEN market.resolved THEN market.resolution END) AS answer,
             CASE WHEN question."resolvedOutcome" IS NOT NULL THEN question."updatedAt" END AS answered
@@ -97,12 +97,16 @@ QUESTIONS = f"""
         SELECT market.id, NULL, market.question, market."createdAt", CASE WHEN market.resolved THEN market.resolution END,
             CASE WHEN market.resolved THEN market."endDate" END
         FROM public."Market" market WHERE NOT EXISTS (SELECT FROM public."Question" question WHERE question.id = market.id)
-    ), timed AS (
+    )"""
+
+QUESTIONS = f"""
+    WITH {ASKED}, timed AS (
         SELECT asked.*, COALESCE((
             SELECT min("createdAt") FROM public."PredictionPriceHistory" WHERE "marketId" = asked.id AND "eventType" = 'resolution'
         ), answered) AS resolved FROM asked
     )
-    SELECT hour.start, timed.id, timed.number, timed.text, timed.answer, timed.resolved,
+    SELECT hour.start, timed.id, timed.number, timed.text, timed.answer,
+        CASE WHEN timed.resolved < timestamp '9999-12-31' THEN timed.resolved END,
         before.probability, last.probability, COALESCE(last.moment >= hour.start, false)
     FROM unnest(%(starts)s::timestamp[]) AS hour (start)
     JOIN timed ON timed.created < hour.start + interval '1 hour' AND (timed.resolved IS NULL OR timed.resolved >= hour.start)
@@ -120,7 +124,8 @@ QUESTIONS = f"""
 """
 
 EVENTS = """
-    SELECT hour.start, event.id, event.description, event.actors, event."relatedQuestion"
+    SELECT hour.start, event.id, event.description,
+        ARRAY(SELECT actor FROM unnest(event.actors) actor WHERE actor IS NOT NULL), event."relatedQuestion"
     FROM unnest(%(starts)s::timestamp[]) AS hour (start)
     JOIN public."WorldEvent" event ON event."timestamp" >= hour.start AND event."timestamp" < hour.start + interval '1 hour'
     ORDER BY event."timestamp", event.id COLLATE "C"

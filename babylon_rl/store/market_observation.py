@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from babylon_rl.store.market_data import FINITE
+from babylon_rl.store.market_data import ASKED, FINITE
 from babylon_rl.versions import counted_version
 from babylon_rl.windows import window_of, window_start
 
@@ -77,16 +77,7 @@ START_PRICES = f"""
 
 # A question answered before the first hour is left out at once, unless its history goes on: only that can say it was open later.
 OPEN_QUESTIONS = f"""
-    WITH asked AS (
-        SELECT question.id, question."questionNumber" AS number, question.text, question."createdDate" AS created,
-            COALESCE(question."resolvedOutcome", CASE WHEN market.resolved THEN market.resolution END) AS answer,
-            CASE WHEN question."resolvedOutcome" IS NOT NULL THEN question."updatedAt" END AS answered
-        FROM public."Question" question LEFT JOIN public."Market" market ON market.id = question.id
-        UNION ALL
-        SELECT market.id, NULL, market.question, market."createdAt", CASE WHEN market.resolved THEN market.resolution END,
-            CASE WHEN market.resolved THEN market."endDate" END
-        FROM public."Market" market WHERE NOT EXISTS (SELECT FROM public."Question" question WHERE question.id = market.id)
-    ), timed AS MATERIALIZED (
+    WITH {ASKED}, timed AS MATERIALIZED (
         SELECT asked.id, number, text, created, answer, COALESCE((
             SELECT min("createdAt") FROM public."PredictionPriceHistory" WHERE "marketId" = asked.id AND "eventType" = 'resolution'
         ), answered) AS resolved

@@ -23,7 +23,8 @@ RECENT = timedelta(days=7)
 # OFFSET 0 keeps that plan whatever the planner believes. A hash of a record is linear in its columns: the second hash undoes that,
 # or two rows that swap a value would give the same sum.
 TRAJECTORIES = """
-    SELECT t."windowId", to_char(t."startTime", 'YYYY-MM-DD"T"HH24:00'), count(*), max(t."updatedAt"),
+    SELECT t."windowId", to_char(t."startTime", 'YYYY-MM-DD"T"HH24:00'), count(*),
+           least(greatest(max(t."updatedAt"), timestamp '0001-01-01'), timestamp '9999-12-31'),
            sum(hashint8extended(hash_record_extended(ROW(t."trajectoryId", t."updatedAt"), 1), 0)),
            sum(calls.number), sum(calls.fingerprint)
     FROM (
@@ -51,7 +52,7 @@ def trajectory_versions(connection: Connection, first: str, end: str) -> dict[st
     found: dict[str, tuple[datetime, list[int]]] = {}
     for window_id, hour, rows, newest, *sums in connection.execute(TRAJECTORIES, bounds):
         window = window_id if is_window_id(window_id) else hour
-        if first <= window < end:
+        if is_window_id(window) and first <= window < end:
             before = found.get(window, (newest, [0, 0, 0, 0]))
             found[window] = max(before[0], newest), [a + int(b) for a, b in zip(before[1], (rows, *sums), strict=True)]
     return {window: _version(*found[window]) for window in sorted(found)}

@@ -6,11 +6,10 @@ from typing import Any
 
 import psycopg
 
+from babylon_rl.store.market_data import FINITE
 from babylon_rl.windows import window_of, window_start
 
 Path = list[tuple[float, float]]
-
-_FINITE = "BETWEEN '-1e300'::float8 AND '1e300'::float8"
 
 # One index range per series; the last of each minute counts, equal timestamps are ordered by id.
 PRICES = f"""
@@ -20,7 +19,7 @@ PRICES = f"""
         SELECT DISTINCT ON (minute) floor(extract(epoch FROM "timestamp" - wanted.start) / 60)::int AS minute, price
         FROM public."StockPrice"
         WHERE "organizationId" = wanted.id AND "timestamp" >= wanted.start AND "timestamp" < wanted.start + interval '1 hour'
-          AND price {_FINITE}
+          AND price {FINITE}
         ORDER BY minute, "timestamp" DESC, id COLLATE "C" DESC
     ) moved
     ORDER BY 1, 2, 3
@@ -33,7 +32,7 @@ PROBABILITIES = f"""
         SELECT DISTINCT ON (minute) floor(extract(epoch FROM "createdAt" - wanted.start) / 60)::int AS minute, "yesPrice" AS probability
         FROM public."PredictionPriceHistory"
         WHERE "marketId" = wanted.id AND "createdAt" >= wanted.start AND "createdAt" < wanted.start + interval '1 hour'
-          AND "yesPrice" {_FINITE}
+          AND "yesPrice" {FINITE}
         ORDER BY minute, "createdAt" DESC, id COLLATE "C" DESC
     ) moved
     ORDER BY 1, 2, 3

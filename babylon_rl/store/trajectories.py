@@ -152,11 +152,14 @@ def call_log_rows(connection: Connection, trajectory_ids: Sequence[str]) -> Iter
 
 
 def windows_with_rows(connection: Connection, first: str, end: str) -> list[str]:
-    """The windows from ``first`` (inclusive) to ``end`` (exclusive) that hold at least one trajectory, in order."""
+    """The windows from ``first`` (inclusive) to ``end`` (exclusive) that hold at least one trajectory, in order.
+
+    A row without a window id whose time is infinite, or beyond a calendar of four digits, belongs to none.
+    """
     bounds = {"first": first, "end": end, "start": window_start(first), "stop": window_start(end)}
     found = connection.execute(WINDOWS_WITH_ROWS, bounds).fetchall()
-    windows = {_window(window_id, hour) for window_id, hour in found}
-    return sorted(window for window in windows if first <= window < end)
+    windows = {window_id if _is_window_id(window_id) else hour for window_id, hour in found}
+    return sorted(window for window in windows if _is_window_id(window) and first <= window < end)
 
 
 def newest_window_with_rows(connection: Connection, newest: str) -> str | None:
@@ -182,10 +185,6 @@ def scored_ids(connection: Connection, trajectory_ids: Sequence[str]) -> set[str
 def logged_ids(connection: Connection, trajectory_ids: Sequence[str]) -> set[str]:
     """Those of some trajectories that llm_call_logs holds calls of."""
     return {found for (found,) in connection.execute(LOGGED, (list(trajectory_ids),)).fetchall()}
-
-
-def _window(window_id: str | None, hour: str) -> str:
-    return window_id if window_id is not None and _is_window_id(window_id) else hour
 
 
 _is_window_id = functools.lru_cache(maxsize=4096)(is_window_id)

@@ -6,7 +6,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from babylon_rl.market.agents import response_format
+from babylon_rl.market.simulation.choices import format_of
 from babylon_rl.recorder import Recording, TrajectoryRecorder
 from babylon_rl.recorder.core import RecorderCalls
 from babylon_rl.settings import Settings
@@ -19,7 +19,7 @@ AGENTS = tuple(f"agent-{number}" for number in range(8))
 ASKED: dict[str, Any] = {
     "model": "v1.0.0", "messages": MESSAGES, "response": '{"action": "hold"}', "temperature": 0.7, "max_tokens": 300,
 }  # fmt: skip
-SCHEMA = response_format(("OPENLIE", "Q7"))
+SCHEMA = format_of(("OPENLIE", "Q7"))
 LOGPROBS = [{"token": '{"', "logprob": -0.5, "tokenId": 17}, {"token": "…", "logprob": 0.0, "tokenId": 2}]
 
 

@@ -6,7 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.episodes.decode import Step, decode_steps, strict_json
+from babylon_rl.episodes.decode import Step, decode_steps
+from babylon_rl.episodes.faults import strict_json
 from babylon_rl.episodes.messages import embedded_calls, sequence, valid_messages
 from babylon_rl_tests.recorder.builders import ASKED, Recorded
 

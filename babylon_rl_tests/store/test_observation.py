@@ -9,6 +9,7 @@ from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import data_version
 from babylon_rl.settings import Settings
 from babylon_rl.store.observation import trajectory_versions
+from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
 from babylon_rl.versions import change_in_words
 from babylon_rl.windows import HOUR, window_of, window_range
 from babylon_rl_tests.rows import START, Connection, insert, make_log, make_step, make_trajectory
@@ -129,3 +130,16 @@ def test_a_change_is_said_in_words(game: Connection):
     assert words(run("""DELETE FROM trajectories WHERE "trajectoryId" = 'x'""")) == "rows: 1 fewer; logged calls: 1 fewer"
     assert change_in_words(None, "1 rows #0") == "seen for the first time"
     assert change_in_words("1 rows #0", "no rows") == "1 rows #0; now no rows"
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "20000-01-01", "0500-01-01"])
+def test_a_time_beyond_the_calendar_loses_no_hour_to_the_others(game: Connection, moment: str, settings: Settings):
+    before = trajectory_versions(game, FIRST, END)
+    game.execute(f"""UPDATE trajectories SET "windowId" = '2025-11-15T99:00', "startTime" = '{moment}', "updatedAt" = '{moment}'
+        WHERE "trajectoryId" = 'null-0'""")
+    game.execute(f"""UPDATE trajectories SET "updatedAt" = '{moment}' WHERE "trajectoryId" = 'null-1'""")
+    after = trajectory_versions(game, FIRST, END)
+    assert after.keys() == before.keys() and after[hour(1)] != before[hour(1)] and after[hour(2)] == before[hour(2)]
+    listed = windows_with_rows(game, FIRST_POSSIBLE, LAST_POSSIBLE)
+    assert set(before) <= set(listed)
+    assert all(reading.rows for reading in read_windows(game, listed, settings).values())
