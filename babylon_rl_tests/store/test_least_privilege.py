@@ -99,6 +99,7 @@ def role() -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_role_migrates_and_runs_all_that_the_owner_can(
     roles: Roles, role: str, settings: Settings, every_hour: Database, tmp_path: Path
 ) -> None:
