@@ -1,0 +1,204 @@
+"""The best that one agent could have earned within a stated class of plans, under the exchange's constraints.
+
+The class (`PolicyClass`) acts once a tick, as every agent does: on stocks at even ticks, on questions at odd ones (on either at every tick
+where there is only one kind). The start balance is shared beforehand and profits are not put at risk again:
+
+* stocks: one position at a time, long or short in one of them, each opened with the same margin at the same leverage, never through a
+  liquidation, closed after at most ``max_turns`` turns or worth its price at the end;
+* questions: each is bought at most once, for the same dollars, and kept to its answer or to the end.
+
+Fees, funding, liquidation, limits and the depth of questions' pools are the exchange's; the agent's own impact on stocks is left out, so
+that the best plan can be found exactly: of positions one after another by dynamic programming, of purchases by assignment to ticks.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from babylon_rl.errors import MarketError
+from babylon_rl.evaluation.snapshot_file.purchases import Purchase, best_purchases
+from babylon_rl.market.simulation.actions import Action, BuyPrediction, ClosePerp, OpenPerp
+from babylon_rl.market.simulation.config import START_BALANCE, MarketModel
+from babylon_rl.market.simulation.scenario import Scenario
+
+Floats = NDArray[np.float64]
+SIDES = (1, -1)  # long, short
+
+
+@dataclass(frozen=True)
+class PolicyClass:
+    """The class's constants: margin and dollars for questions as shares of the start balance; what is left over pays fees."""
+
+    start_balance: float = START_BALANCE
+    stock_share: float = 0.4
+    leverage: float = 5.0
+    question_share: float = 0.5
+    max_turns: int = 240
+
+    @property
+    def margin_usd(self) -> float:
+        """The margin of a position in a stock."""
+        return self.start_balance * self.stock_share
+
+    def question_usd(self, questions: int) -> float:
+        """What is paid for the shares of one question."""
+        return self.start_balance * self.question_share / max(1, questions)
+
+    def turns(self, scenario: Scenario) -> tuple[range, range]:
+        """The ticks at which stocks and questions are traded."""
+        both = bool(scenario.assets and scenario.questions)
+        return range(0, scenario.ticks, 1 + both), range(int(both), scenario.ticks, 1 + both)
+
+    def sentence(self, questions: int) -> str:
+        """The class in words."""
+        return (
+            f"one action a tick (stocks at even ticks, questions at odd ones); stocks: one position at a time, {self.margin_usd:.0f} $ of "
+            f"margin at leverage {self.leverage:g}, held for at most {self.max_turns} turns; questions: each bought at most once for "
+            f"{self.question_usd(questions):.0f} $ and kept to its answer or the end; profits are not staked again; fees, funding, "
+            "liquidation and pool depth as on the exchange, own impact on stocks left out"
+        )
+
+
+@dataclass(frozen=True)
+class Trip:
+    """A position in a stock from ``opened`` to ``closed`` (the last moment: still open) and what it earns in dollars, fees paid."""
+
+    ticker: str
+    direction: int
+    opened: int
+    closed: int
+    profit: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The best plan of the class; ``pnl`` in dollars."""
+
+    trips: tuple[Trip, ...]
+    purchases: tuple[Purchase, ...]
+    policy: PolicyClass
+    ticks: int
+
+    @property
+    def pnl(self) -> float:
+        """What the plan earns, own impact on stocks left out."""
+        return math.fsum([trip.profit for trip in self.trips] + [purchase.profit for purchase in self.purchases])
+
+    def actions(self) -> dict[int, Action]:
+        """What to do at which tick."""
+        found: dict[int, Action] = {}
+        for trip in self.trips:
+            found[trip.opened] = OpenPerp(
+                trip.ticker, "long" if trip.direction > 0 else "short", self.policy.margin_usd, self.policy.leverage
+            )
+            if trip.closed < self.ticks:
+                found[trip.closed] = ClosePerp(trip.ticker)
+        for purchase in self.purchases:
+            found[purchase.tick] = BuyPrediction(purchase.market, "yes" if purchase.yes else "no", purchase.usd)
+        return dict(sorted(found.items()))
+
+
+def best_plan(scenario: Scenario, model: MarketModel | None = None, policy: PolicyClass | None = None) -> Plan:
+    """The plan of the class that earns most; the first in time where several do.
+
+    Raises:
+        MarketError: the class stakes more than the start balance with its fees, or more leverage than the exchange allows.
+    """
+    model, policy = model or scenario.model or MarketModel(), policy if policy is not None else PolicyClass()
+    staked = policy.stock_share * (1.0 + policy.leverage * model.fee) + policy.question_share * (1.0 + model.fee)
+    if not 1.0 <= policy.leverage <= model.max_leverage or staked > 1.0 or min(policy.stock_share, policy.question_share) < 0.0:
+        raise MarketError(
+            f"This class cannot be played: it stakes {staked:.1%} of the balance, fees included, at leverage {policy.leverage:g}; "
+            f"allowed are 100 % and 1 to {model.max_leverage:g}."
+        )
+    stock_turns, question_turns = policy.turns(scenario)
+    usd = policy.question_usd(len(scenario.questions))
+    return Plan(
+        trips=_best_trips(scenario, model, policy, stock_turns) if scenario.assets else (),
+        purchases=best_purchases(scenario, model, question_turns, usd) if usd >= model.min_order_usd else (),
+        policy=policy,
+        ticks=scenario.ticks,
+    )
+
+
+def _best_trips(scenario: Scenario, model: MarketModel, policy: PolicyClass, turns: range) -> tuple[Trip, ...]:
+    """Dynamic programming over moments without a position: ``best[i]`` is the most that can be had before the i-th turn."""
+    market = _Stocks(scenario, model, policy, turns)
+    best = np.zeros(len(turns) + 1)
+    chosen: list[tuple[int, int, int, float] | None] = []  # opening turn, stock, direction and profit of the trip that ends at a turn
+    for turn in range(len(turns) + 1):
+        first = max(0, turn - policy.max_turns)
+        found, most = None, best[turn]
+        profits = market.profits(first, turn)
+        if profits.size:
+            totals = profits + best[first:turn]
+            at = int(np.argmax(totals))
+            if totals.flat[at] > most:
+                side, stock, opened = (int(index) for index in np.unravel_index(at, totals.shape))
+                most, found = totals.flat[at], (first + opened, stock, SIDES[side], float(profits.flat[at]))
+        chosen.append(found)
+        if turn < len(turns):
+            best[turn + 1] = most
+    return _followed(scenario, turns, chosen)
+
+
+def _followed(scenario: Scenario, turns: range, chosen: list[tuple[int, int, int, float] | None]) -> tuple[Trip, ...]:
+    moments, trips, turn = [*turns, scenario.ticks], [], len(turns)
+    while turn >= 0:
+        found = chosen[turn]
+        if found is None:
+            turn -= 1
+            continue
+        opened, stock, direction, profit = found
+        trips.append(Trip(scenario.assets[stock].ticker, direction, moments[opened], moments[turn], profit))
+        turn = opened - 1  # what is flat before the opening turn was flat after the one before it
+    return tuple(reversed(trips))
+
+
+class _Stocks:
+    """Profits of all trips that end at a turn, for turns in order; index ``len(turns)`` is the end of the market."""
+
+    def __init__(self, scenario: Scenario, model: MarketModel, policy: PolicyClass, turns: range) -> None:
+        prices = np.array([asset.prices for asset in scenario.assets], dtype=np.float64)
+        self._moments = [*turns, scenario.ticks]
+        self._prices, self._at = prices, prices[:, self._moments]
+        self._paid = funding_paid(scenario)[:, self._moments]
+        self._usd, self._fee = policy.margin_usd * policy.leverage, model.fee
+        self._lowest, self._highest = self._at.copy(), self._at.copy()  # since a turn, for positions opened in it
+        share, maintenance = 1.0 / policy.leverage, model.maintenance
+        # a long is liquidated at this share of its entry price, a short at that one
+        self._floor, self._ceiling = (1.0 - share) / (1.0 - maintenance), (1.0 + share) / (1.0 + maintenance)
+        room = self._usd * model.impact_per_usd / model.max_impact if model.max_impact > 0.0 else 1.0
+        self._open = self._at > prices[:, :1] * room
+
+    def profits(self, first: int, turn: int) -> Floats:
+        """Sides x stocks x opening turns ``first .. turn - 1``: dollars earned by closing at ``turn``; -inf where it is not allowed."""
+        if turn == 0:
+            return np.empty((2, len(self._prices), 0))
+        since = self._prices[:, self._moments[turn - 1] + 1 : self._moments[turn] + 1]
+        window = slice(first, turn)
+        low, high, entry = self._lowest[:, window], self._highest[:, window], self._at[:, window]
+        np.minimum(low, since.min(axis=1, keepdims=True), out=low)
+        np.maximum(high, since.max(axis=1, keepdims=True), out=high)
+        usd, fee = self._usd, self._fee
+        units = usd / entry
+        worth, funding = units * self._at[:, turn : turn + 1], units * (self._paid[:, turn : turn + 1] - self._paid[:, window])
+        charges = fee * (usd + worth)
+        gain = worth - usd - funding
+        allowed = self._open[:, window]
+        long = np.where(allowed & (low > entry * self._floor), gain - charges, -np.inf)
+        short = np.where(allowed & (high < entry * self._ceiling), -gain - charges, -np.inf)
+        return np.stack((long, short))
+
+
+def funding_paid(scenario: Scenario) -> Floats:
+    """Stocks x moments: what a long of one unit has paid in funding by then, in dollars."""
+    paid = np.zeros((len(scenario.assets), scenario.ticks + 1))
+    for row, asset in enumerate(scenario.assets):
+        for number, rate in enumerate(asset.funding):
+            tick = (number + 1) * scenario.funding_ticks
+            if tick <= scenario.ticks:
+                paid[row, tick] = rate * asset.prices[tick]
+    return np.cumsum(paid, axis=1)

@@ -1,0 +1,213 @@
+"""The snapshot as the game's benchmark writes it: names, nesting and units are the game's.
+
+Ours says more in fields that the game lacks (``config``, ``generator``, ``groundTruth.optimum``, the side of an optimal action); a reader
+of the game's format passes over them, and a snapshot without them is read all the same. Times are milliseconds since 1970, UTC.
+"""
+
+from typing import Any
+
+import msgspec
+
+from babylon_rl.errors import MarketError
+
+VERSION = "1.0.0"
+PRICE_UPDATED, MARKET_TRADE, POST_CREATED = "price:updated", "market:trade", "post:created"
+EVENT_TYPES = (PRICE_UPDATED, MARKET_TRADE, POST_CREATED)
+
+
+class _Shape(msgspec.Struct, frozen=True, rename="camel", gc=False, omit_defaults=True):
+    """Common to all parts: camelCase names, optional parts left out."""
+
+
+class PredictionMarket(_Shape, frozen=True, gc=False):
+    """A question at a moment; prices are dollars per share, 0..1; shares, volume and liquidity as the market counts them."""
+
+    id: str
+    question: str
+    yes_shares: float
+    no_shares: float
+    yes_price: float
+    no_price: float
+    total_volume: float
+    liquidity: float
+    resolved: bool
+    created_at: int
+    resolve_at: int
+
+
+class PerpetualMarket(_Shape, frozen=True, gc=False):
+    """A stock at a moment; price in dollars, change in percent, volume and open interest in dollars, ``funding_rate`` the next one's."""
+
+    ticker: str
+    price: float
+    price_change_24h: float = msgspec.field(name="priceChange24h")
+    volume_24h: float = msgspec.field(name="volume24h")
+    open_interest: float
+    funding_rate: float
+    next_funding_time: int
+
+
+class Person(_Shape, frozen=True, gc=False):
+    """An agent of the world (not the one under test); ``reputation`` 0..100."""
+
+    id: str
+    name: str
+    reputation: float
+    total_pnl: float
+
+
+class State(_Shape, frozen=True, gc=False):
+    """The world at moment ``tick``: 0 at the start, after tick number n it is n + 1."""
+
+    tick: int
+    timestamp: int
+    prediction_markets: tuple[PredictionMarket, ...]
+    perpetual_markets: tuple[PerpetualMarket, ...]
+    agents: tuple[Person, ...]
+    posts: list[Any] | None = None
+    group_chats: list[Any] | None = None
+
+
+class Event(_Shape, frozen=True):
+    """Something that happened in a tick; ``data`` by type:
+
+    price:updated ``{ticker, oldPrice, newPrice}``; market:trade ``{marketId, agentId, outcome: YES|NO, amount}``; post:created
+    ``{authorId, authorName, content}``, in ours with ``about``, and ``trust`` of a person or ``clarity`` and ``rumour`` of a piece of news.
+    """
+
+    type: str
+    timestamp: int
+    data: dict[str, Any]
+
+
+class Tick(_Shape, frozen=True):
+    """Tick ``number`` (from 0) and the state after it."""
+
+    number: int
+    timestamp: int
+    events: tuple[Event, ...]
+    state: State
+
+
+class PricePoint(_Shape, frozen=True, gc=False):
+    """A stock's price; ``tick`` is a moment in ours (0 to the number of ticks), the tick's number in the game's."""
+
+    tick: int
+    timestamp: int
+    price: float
+
+
+class OptimalAction(_Shape, frozen=True, gc=False):
+    """One step of the best plan; ``expected_value`` in dollars, of a whole round trip at its opening.
+
+    ``side``, ``usd`` (margin, or price of the shares) and ``leverage`` are ours: the plan can be played as it stands.
+    """
+
+    tick: int
+    type: str
+    target: str
+    expected_value: float
+    reason: str
+    side: str | None = None
+    usd: float | None = None
+    leverage: float | None = None
+
+
+class SocialOpportunity(_Shape, frozen=True, gc=False):
+    """Something worth reading; ``value`` in dollars, ``about`` (ours) the market it is about."""
+
+    tick: int
+    type: str
+    value: float
+    description: str
+    about: str | None = None
+
+
+class Optimum(_Shape, frozen=True):
+    """What can be earned, in dollars, by one agent that starts with ``start_balance``.
+
+    Attributes:
+        pnl: the best of the policy class, its impact on stocks left out.
+        played: what the plan in ``optimal_actions`` earns on the exchange, impact included.
+        upper_bound: no plan earns more that risks at most the start balance at a time and buys each question at most once.
+        policy: the class in words.
+    """
+
+    pnl: float
+    played: float
+    upper_bound: float
+    start_balance: float
+    policy: str
+
+
+class GroundTruth(_Shape, frozen=True):
+    """What is known only afterwards."""
+
+    market_outcomes: dict[str, bool]
+    price_history: dict[str, tuple[PricePoint, ...]]
+    optimal_actions: tuple[OptimalAction, ...]
+    social_opportunities: tuple[SocialOpportunity, ...]
+    optimum: Optimum | None = None
+
+
+class Generator(_Shape, frozen=True):
+    """What else a snapshot of ours is written again from: the market's constants, and the digest of the scenario to compare with."""
+
+    format: int
+    scenario: str
+    model: dict[str, Any]
+
+
+class Snapshot(_Shape, frozen=True):
+    """A benchmark market from start to end; ``duration`` and ``tick_interval`` in seconds.
+
+    ``config`` is what the market was generated from, with its seed, in camelCase (`babylon_rl.market.simulation.config.ScenarioConfig`).
+    """
+
+    id: str
+    version: str
+    created_at: int
+    duration: int
+    tick_interval: int
+    initial_state: State
+    ticks: tuple[Tick, ...]
+    ground_truth: GroundTruth
+    seed: int | str | None = None
+    config: dict[str, Any] | None = None
+    generator: Generator | None = None
+
+    def states(self) -> tuple[State, ...]:
+        """The states at moments 0 to the number of ticks."""
+        return (self.initial_state, *(tick.state for tick in self.ticks))
+
+
+class _Head(msgspec.Struct):
+    version: Any = None
+
+
+class _Wrapped(msgspec.Struct):
+    snapshot: msgspec.Raw = msgspec.Raw()
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The snapshot as JSON: the same snapshot gives the same bytes."""
+    return msgspec.json.encode(snapshot)
+
+
+def decode(raw: bytes) -> Snapshot:
+    """The snapshot in a JSON text, alone or as ``{"snapshot": ...}`` as the game's own tool writes it.
+
+    Raises:
+        MarketError: not JSON, another version, or not a snapshot's shape; the message says where.
+    """
+    try:
+        inner = msgspec.json.decode(raw, type=_Wrapped).snapshot
+        body = bytes(inner) or raw
+        version = msgspec.json.decode(body, type=_Head).version
+        if version != VERSION:
+            raise MarketError(f"It is a snapshot of version {version!r}; this reads version {VERSION!r}. Generate it again.")
+        return msgspec.json.decode(body, type=Snapshot)
+    except msgspec.ValidationError as error:
+        raise MarketError(f"It does not have the shape of a snapshot: {error}.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MarketError(f"It is not JSON, or breaks off: {error}.") from error

@@ -1,0 +1,140 @@
+"""What an agent can do, as JSON tagged by ``action``, and how an answer becomes one.
+
+The schema constrains a model that is served with grammars; whatever any other endpoint answers is read by `parse_action`, which never
+raises: an answer that cannot be used is an ``Invalid`` that says why, and costs the turn.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+MAX_POST_CHARACTERS = 280
+REASON_CHARACTERS = 200  # of what was wrong with an answer, which may be quoted in it
+
+Outcome = Literal["yes", "no"]
+Side = Literal["long", "short"]
+
+
+class Hold(msgspec.Struct, frozen=True, tag_field="action", tag="hold"):
+    """Do nothing."""
+
+
+class BuyPrediction(msgspec.Struct, frozen=True, tag_field="action", tag="buy_prediction"):
+    """Buy ``usd`` dollars of YES or NO shares of a question; the fee comes on top."""
+
+    market: str
+    side: Outcome
+    usd: float
+
+
+class SellPrediction(msgspec.Struct, frozen=True, tag_field="action", tag="sell_prediction"):
+    """Sell a share (0 < share <= 1) of what is held of one side of a question."""
+
+    market: str
+    side: Outcome
+    share: float = 1.0
+
+
+class OpenPerp(msgspec.Struct, frozen=True, tag_field="action", tag="open_perp"):
+    """Go long or short in a stock with ``usd`` dollars of margin, times ``leverage`` (1 to 10); the fee comes on top."""
+
+    ticker: str
+    side: Side
+    usd: float
+    leverage: float = 1.0
+
+
+class ClosePerp(msgspec.Struct, frozen=True, tag_field="action", tag="close_perp"):
+    """Close a share (0 < share <= 1) of the position in a stock."""
+
+    ticker: str
+    share: float = 1.0
+
+
+class Post(msgspec.Struct, frozen=True, tag_field="action", tag="post"):
+    """Say something in public; it moves no market."""
+
+    text: str
+
+
+class Invalid(msgspec.Struct, frozen=True):
+    """An answer that is no action; ``reason`` says why in words."""
+
+    reason: str
+
+
+Action = Hold | BuyPrediction | SellPrediction | OpenPerp | ClosePerp | Post
+KINDS: tuple[str, ...] = ("hold", "buy_prediction", "sell_prediction", "open_perp", "close_perp", "post")
+
+_decoder: msgspec.json.Decoder[Action] = msgspec.json.Decoder(Action)
+
+
+def kind(action: Action) -> str:
+    """The action's tag, one of ``KINDS``."""
+    return str(action.__struct_config__.tag)
+
+
+def encode_action(action: Action) -> str:
+    """The action as the JSON text that `parse_action` reads."""
+    return msgspec.json.encode(action).decode()
+
+
+def parse_action(text: str, markets: Iterable[str] | None = None, tickers: Iterable[str] | None = None) -> Action | Invalid:
+    """Read an answer: one JSON object, alone or in a code fence.
+
+    Args:
+        markets, tickers: the questions and stocks that can be traded; None: any name is taken.
+    """
+    try:
+        action = _decoder.decode(unfenced(text))
+    except msgspec.ValidationError as error:
+        return _invalid(f"not an action: {error}")
+    except (msgspec.DecodeError, UnicodeError) as error:
+        return _invalid(f"not JSON: {error}")
+    except RecursionError:
+        return _invalid("not JSON: nested too deeply to be read")
+    if isinstance(action, BuyPrediction | SellPrediction) and markets is not None and action.market not in (known := tuple(markets)):
+        return _invalid(f"unknown market {action.market[:40]!r}; there are {', '.join(known) or 'none'}")
+    if isinstance(action, OpenPerp | ClosePerp) and tickers is not None and action.ticker not in (known := tuple(tickers)):
+        return _invalid(f"unknown ticker {action.ticker[:40]!r}; there are {', '.join(known) or 'none'}")
+    return action
+
+
+def unfenced(text: str) -> str:
+    """The text inside a code fence, where there is one."""
+    body = text.strip()
+    if body.startswith("```") and body.endswith("```") and len(body) >= 6:
+        return body[3:-3].removeprefix("json")
+    return text
+
+
+def _invalid(reason: str) -> Invalid:
+    return Invalid(reason if len(reason) <= REASON_CHARACTERS else f"{reason[: REASON_CHARACTERS - 3]}...")
+
+
+def response_format(markets: Sequence[str], tickers: Sequence[str], *, max_leverage: float = 10.0, posts: bool = True) -> dict[str, Any]:
+    """The schema of an action over these questions and stocks, as OpenAI's ``response_format``."""
+    share = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+    usd = {"type": "number", "minimum": 1}
+    forms = [_form("hold", {})]
+    if markets:
+        one = {"market": {"enum": list(markets)}, "side": {"enum": ["yes", "no"]}}
+        forms += [_form("buy_prediction", {**one, "usd": usd}), _form("sell_prediction", {**one, "share": share})]
+    if tickers:
+        ticker = {"ticker": {"enum": list(tickers)}}
+        leverage = {"type": "number", "minimum": 1, "maximum": max_leverage}
+        opening = {**ticker, "side": {"enum": ["long", "short"]}, "usd": usd, "leverage": leverage}
+        forms += [_form("open_perp", opening), _form("close_perp", {**ticker, "share": share})]
+    if posts:
+        forms.append(_form("post", {"text": {"type": "string", "minLength": 1, "maxLength": MAX_POST_CHARACTERS}}))
+    return {"type": "json_schema", "json_schema": {"name": "action", "schema": {"anyOf": forms}}}
+
+
+def _form(name: str, properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"action": {"const": name}, **properties},
+        "required": ["action", *properties],
+        "additionalProperties": False,
+    }

@@ -1,0 +1,191 @@
+"""Who trades: the protocol of an agent, and the two mandates under which a strategy's views become orders.
+
+An agent is made anew for every run by a factory that gets its id and a seed; given the same observations it must decide the same.
+docs/agents.md shows how to write one. A ``Strategy`` is less: it only says which market it likes, and ``OneTickTrader`` or
+``PositionTrader`` trades on it.
+"""
+
+from collections.abc import Callable
+from typing import Literal, Protocol, runtime_checkable
+
+import msgspec
+
+from babylon_rl.market.simulation.actions import Action, BuyPrediction, ClosePerp, Hold, Invalid, OpenPerp, SellPrediction
+from babylon_rl.market.simulation.observation import Held, Observation
+from babylon_rl.market.simulation.record import HOLD, Call
+
+Mandate = Literal["free", "one-tick"]
+FREE: Mandate = "free"
+ONE_TICK: Mandate = "one-tick"
+STAKE_USD = 1500.0
+QUESTION_STAKE = 0.35  # of the stake: questions move further than stocks
+
+
+class Agent(Protocol):
+    """Decides once a tick.
+
+    ``mandate`` may be left out, it is then ``free``: what is open stays open. Under ``one-tick`` the run closes whatever the agent
+    holds just before its next decision, so that what a decision brought is known then and is its own.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
+        ...
+
+    def decide(self, seen: Observation) -> Action | Invalid:
+        """What to do now. ``Invalid`` says why there is no usable answer: it is counted and costs the turn."""
+        ...
+
+
+AgentFactory = Callable[[str, int | str], Agent]  # (agent id, seed) -> a fresh agent for one run
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A decision and the request behind it."""
+
+    action: Action | Invalid
+    call: Call | None = None
+
+
+@runtime_checkable
+class AskingAgent(Protocol):
+    """An agent that waits for somebody else's answer: a run asks all such agents of a tick at once, each in a thread."""
+
+    @property
+    def name(self) -> str: ...
+
+    def decide(self, seen: Observation) -> Action | Invalid: ...
+
+    def ask(self, seen: Observation) -> Answer:
+        """What to do now, and how that was found.
+
+        Raises:
+            ModelUnavailable: whoever is asked stays down; the run ends there and says so.
+        """
+        ...
+
+
+def mandate_of(agent: Agent) -> Mandate:
+    """The agent's mandate, ``free`` when it names none."""
+    return ONE_TICK if getattr(agent, "mandate", FREE) == ONE_TICK else FREE
+
+
+class Choice(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Buy (long, YES), sell (short, NO) or hold; ``market`` is a ticker or a question's id, None for hold."""
+
+    action: Literal["buy", "sell", "hold"]
+    market: str | None = None
+
+    @property
+    def direction(self) -> int:
+        """+1, -1 or 0."""
+        return {"buy": 1, "sell": -1, "hold": 0}[self.action]
+
+
+HOLDING = Choice("hold")
+
+
+def choose(direction: float, market: str) -> Choice:
+    """Buy where ``direction`` is positive, sell where it is negative, else hold."""
+    return HOLDING if direction == 0 else Choice("buy" if direction > 0 else "sell", market)
+
+
+class Strategy(Protocol):
+    """A scripted view of the market; its randomness is its own, seeded when it is made."""
+
+    @property
+    def name(self) -> str: ...
+
+    def choose(self, seen: Observation) -> Choice:
+        """Which market to buy or sell now, if any."""
+        ...
+
+
+def order(choice: Choice, seen: Observation, stake_usd: float, leverage: float = 1.0) -> Action:
+    """The order that opens what was chosen: ``stake_usd`` of a stock times ``leverage``, or ``QUESTION_STAKE`` of it on a question."""
+    if choice.market is None or choice.action == "hold":
+        return HOLD
+    if any(question.market == choice.market for question in seen.questions):
+        return BuyPrediction(choice.market, "yes" if choice.direction > 0 else "no", stake_usd * QUESTION_STAKE)
+    return OpenPerp(choice.market, "long" if choice.direction > 0 else "short", stake_usd, leverage)
+
+
+def closing(position: Held) -> ClosePerp | SellPrediction:
+    """The action that closes a position."""
+    if position.side == "yes" or position.side == "no":
+        return SellPrediction(position.market, "yes" if position.side == "yes" else "no")
+    return ClosePerp(position.market)
+
+
+class OneTickTrader:
+    """Trades a strategy's choices as policies are trained to: a fixed stake for one tick, closed before the next decision."""
+
+    mandate: Mandate = ONE_TICK
+
+    def __init__(self, strategy: Strategy, stake_usd: float = STAKE_USD) -> None:
+        self._strategy = strategy
+        self._stake_usd = stake_usd
+
+    @property
+    def name(self) -> str:
+        """The strategy's."""
+        return self._strategy.name
+
+    def decide(self, seen: Observation) -> Action:
+        """The order of this tick."""
+        return order(self._strategy.choose(seen), seen, self._stake_usd)
+
+
+class Style(msgspec.Struct, frozen=True):
+    """How a strategy holds positions: dollars of margin and leverage of each, how long, and how many at once."""
+
+    stake_usd: float = STAKE_USD
+    leverage: float = 1.0
+    hold_minutes: float = 30.0
+    most_positions: int = 3
+
+
+class PositionTrader:
+    """Trades a strategy's choices as positions that last; one action a tick, so closing what is due comes before opening.
+
+    A position is closed when its time is up or when the strategy chooses the other direction; a choice that is held already, or for
+    which there is no room or no money, is a hold.
+    """
+
+    mandate: Mandate = FREE
+
+    def __init__(self, strategy: Strategy, style: Style) -> None:
+        self._strategy = strategy
+        self._style = style
+
+    @property
+    def name(self) -> str:
+        """The strategy's."""
+        return self._strategy.name
+
+    def decide(self, seen: Observation) -> Action:
+        """Close what is due, else trade on the strategy's choice."""
+        style, choice = self._style, self._strategy.choose(seen)
+        lasts = max(1, round(style.hold_minutes * 60.0 / seen.tick_seconds))
+        due = [position for position in seen.positions if seen.tick - position.opened_tick >= lasts]
+        if due:
+            return closing(min(due, key=lambda position: position.opened_tick))
+        if choice.market is None:
+            return HOLD
+        held = seen.held(choice.market)
+        if held is not None:
+            return HOLD if held.direction == choice.direction else closing(held)
+        if len(seen.positions) >= style.most_positions or style.stake_usd * 1.05 > seen.balance:
+            return HOLD
+        return order(choice, seen, style.stake_usd, style.leverage)
+
+
+class Nothing:
+    """Holds, always."""
+
+    name = "nothing"
+
+    def decide(self, seen: Observation) -> Hold:
+        """Hold."""
+        return HOLD

@@ -1,0 +1,59 @@
+"""Does the money add up? Sums that no trade and no tick may change, for tests and for whoever doubts a run."""
+
+import math
+
+from babylon_rl.errors import MarketError
+from babylon_rl.market.simulation.venue import Venue
+
+
+def conserved(venue: Venue) -> float:
+    """All money: balances, margins, positions at the price on the screen, and the house with its own positions, in dollars.
+
+    It is the sum of what agents started with, always.
+    """
+    prices = {market: pool.yes_price for market, pool in venue.pools.items()}
+    total = venue.house.cash
+    for market, pool in venue.pools.items():
+        total += (pool.yes + pool.crowd_yes) * prices[market] + (pool.no + pool.crowd_no) * (1.0 - prices[market])
+    for account in venue.accounts.values():
+        total += account.balance
+        for shares in account.shares.values():
+            total += shares.shares * (prices[shares.market] if shares.side == "yes" else 1.0 - prices[shares.market])
+        # an open profit is the agent's and missing from the house, so only the margin is left of both
+        total += sum(position.margin for position in account.perps.values())
+    return total
+
+
+def faults(venue: Venue) -> list[str]:
+    """What is wrong with a venue's books, in words: nothing, in a run that went right."""
+    found = []
+    started = sum(account.start for account in venue.accounts.values())
+    if not math.isclose(conserved(venue), started, rel_tol=1e-6, abs_tol=1e-6 * sum(pool.sets for pool in venue.pools.values()) + 1e-6):
+        found.append(f"agents started with {started} $ in all, now there are {conserved(venue)} $")
+    for market, pool in venue.pools.items():
+        for side, house in (("yes", pool.yes + pool.crowd_yes), ("no", pool.no + pool.crowd_no)):
+            shares = house + sum(
+                account.shares[market, side].shares for account in venue.accounts.values() if (market, side) in account.shares
+            )
+            if not math.isclose(shares, pool.sets, rel_tol=1e-9, abs_tol=1e-6):
+                found.append(f"{market} has {shares} {side} shares on {pool.sets} $ of collateral")
+    for ticker, book in venue.books.items():
+        units = sum(account.perps[ticker].units for account in venue.accounts.values() if ticker in account.perps)
+        if not math.isclose(units, book.open_units, rel_tol=1e-9, abs_tol=1e-6):
+            found.append(f"{ticker} has {units} units open, its book says {book.open_units}")
+    for account in venue.accounts.values():
+        amounts = [account.balance, *(position.margin for position in account.perps.values())]
+        amounts += [position.shares for position in account.shares.values()]
+        if not all(0.0 <= amount < math.inf for amount in amounts):
+            found.append(f"{account.agent_id} holds an amount below zero or not finite: {amounts}")
+    return found
+
+
+def check(venue: Venue) -> None:
+    """Raise when the books do not add up.
+
+    Raises:
+        MarketError: they do not.
+    """
+    if found := faults(venue):
+        raise MarketError(f"The market's books are wrong at tick {venue.tick}: {'; '.join(found[:5])}.")

@@ -1,0 +1,79 @@
+"""World events: what is told at which tick about which market, and what it really does to that market.
+
+An event's text has a direction; its market mostly goes there over the next ticks. Reports are right more often than rumours and move
+more; a false report (``decoy``) moves its market the other way, a text without a direction (``noise``) moves nothing. What moves a
+question goes to its answer a little more often than not; a stock goes either way.
+"""
+
+from babylon_rl.market.headlines import Edition
+from babylon_rl.market.simulation.arithmetic import stream
+from babylon_rl.market.simulation.config import MarketModel, ScenarioConfig
+from babylon_rl.market.simulation.questions import Crowd
+from babylon_rl.market.simulation.scenario import EventKind, WorldEvent
+from babylon_rl.market.simulation.wording import headline, related
+
+
+def times(per_tick: float, at: float) -> int:
+    """How often something happens in a tick: its mean, up or down to a whole number as ``at`` (0..1) falls."""
+    return int(per_tick) + (at < per_tick - int(per_tick))
+
+
+def tell(
+    config: ScenarioConfig, model: MarketModel, edition: Edition, companies: dict[str, str], crowds: tuple[Crowd, ...]
+) -> tuple[WorldEvent, ...]:
+    """All events in the order of ticks; ``companies`` are names by ticker. Plays the crowds of all questions to the end."""
+    rate = config.events_per_hour if config.events_per_hour is not None else model.events_per_hour
+    when = stream(config.seed, config.edition, "event times")
+    found = []
+    for tick in range(config.ticks):
+        open_crowds = {crowd.asked.id: crowd for crowd in crowds if crowd.asked.open_at(tick)}
+        count = times(rate * (len(companies) + len(open_crowds)) * config.tick_hours, when.random())
+        found += [_event(config, model, edition, companies, open_crowds, tick, number) for number in range(count)]
+        for crowd in crowds:
+            crowd.advance(tick)
+    return tuple(found)
+
+
+def _event(
+    config: ScenarioConfig,
+    model: MarketModel,
+    edition: Edition,
+    companies: dict[str, str],
+    crowds: dict[str, Crowd],
+    tick: int,
+    number: int,
+) -> WorldEvent:
+    rng = stream(config.seed, config.edition, "event", tick, number)
+    markets = [*companies, *crowds]
+    weights = [1.0 if market in companies else model.question_weight for market in markets]
+    about = rng.choices(markets, weights)[0]
+    company = companies.get(about)
+    silent = rng.random() < (model.neutral_share if company else model.question_neutral_share)
+    way_at = rng.random()
+    rumour = rng.random() < model.rumour_share and not silent
+    right = rng.random() < (model.rumour_truth if rumour else model.report_truth)
+    strength = round(_within(model.strength, rng.random()) * (model.rumour_strength if rumour else 1.0), 4)
+    clarity = round(_within(_clarity(model, silent, rumour), rng.random()), 3)
+    category = rng.choices([name for name, _ in model.categories], [share for _, share in model.categories])[0]
+    kind: EventKind = "noise" if silent else "rumour" if rumour else "true" if right else "decoy"
+    lasts = max(1, round(model.event_minutes * 60 / config.tick_seconds))
+    way, effect = 0, 0.0
+    if not silent and company:
+        way = 1 if way_at < 0.5 else -1
+        effect = round(way * model.event_effect * strength, 6) + 0.0
+    elif not silent:
+        way, effect = crowds[about].told(tick, model.question_effect * strength, lasts, way_at)
+    direction = way if right else -way
+    if company:
+        text = headline(edition, company, direction, rumour, rng.random())
+    else:
+        text = related(edition, crowds[about].asked.text, direction, rumour, rng.random())
+    return WorldEvent(tick, about, text, direction, clarity, rumour, category, strength, kind, effect, lasts)
+
+
+def _clarity(model: MarketModel, silent: bool, rumour: bool) -> tuple[float, float]:
+    return model.neutral_clarity if silent else model.rumour_clarity if rumour else model.report_clarity
+
+
+def _within(bounds: tuple[float, float], at: float) -> float:
+    return bounds[0] + (bounds[1] - bounds[0]) * at

@@ -1,0 +1,165 @@
+"""The markets of a scenario as agents move them: quotes, orders, and what a tick of time does.
+
+A run alternates: agents act at tick t by `apply`, then `advance` brings what happened by t + 1: prices and beliefs move, funding is
+settled, positions without margin are liquidated, questions are resolved. Balances never fall below zero: an order that is not covered is
+refused, and the house bears what a position loses beyond its margin. Refused orders change nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from babylon_rl.market.simulation import clearing, orders
+from babylon_rl.market.simulation.actions import (
+    MAX_POST_CHARACTERS,
+    Action,
+    BuyPrediction,
+    ClosePerp,
+    Hold,
+    OpenPerp,
+    Post,
+    kind,
+)
+from babylon_rl.market.simulation.arithmetic import exp
+from babylon_rl.market.simulation.config import HOUR_S, START_BALANCE, MarketModel
+from babylon_rl.market.simulation.fills import Fill, QuestionQuote, Quotes, Refusal, Settlement, StockQuote
+from babylon_rl.market.simulation.ledger import Account
+from babylon_rl.market.simulation.perps import PerpBook
+from babylon_rl.market.simulation.pools import Pool
+from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.market.simulation.venue import Venue
+
+
+class Exchange(Venue):
+    """The exchange of one run.
+
+    Args:
+        agents: the ids of those who trade, in a fixed order.
+        start_balance: dollars for each, or by agent id.
+        model: fees, impact, leverage and depth; by default those that the scenario was generated with.
+
+    Raises:
+        MarketError: an id given twice, or a start balance that is missing or below zero.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        agents: Sequence[str],
+        start_balance: float | Mapping[str, float] = START_BALANCE,
+        model: MarketModel | None = None,
+    ) -> None:
+        super().__init__(scenario, agents, start_balance, model or scenario.model or MarketModel())
+        self.posted: list[tuple[int, str, str]] = []  # tick, agent and text of what agents said
+        self._recovery = 1.0 - exp(-self.model.recovery_per_hour * scenario.tick_seconds / HOUR_S)
+        self._open: list[Pool] = []
+        self._coming = sorted(scenario.questions, key=lambda question: (question.created_tick, question.number, question.id))
+        self._quotes: Quotes | None = None
+        self._open_questions()
+        self._write_paths()
+
+    def apply(self, agent_id: str, action: Action) -> Fill | Refusal:
+        """Carry out an agent's action at the present tick, or say why not; KeyError when there is no such agent."""
+        account = self.accounts[agent_id]
+        if self.over and not isinstance(action, Hold | Post):
+            return orders.refusal(self, account, action, "over", f"the market ended with tick {self.tick}")
+        if isinstance(action, Hold):
+            return Fill(self.tick, agent_id, "hold")
+        if isinstance(action, Post):
+            return self._post(account, action)
+        self._quotes = None
+        if isinstance(action, OpenPerp):
+            return orders.open_perp(self, account, action)
+        if isinstance(action, ClosePerp):
+            return orders.close_perp(self, account, action)
+        if isinstance(action, BuyPrediction):
+            return orders.buy_prediction(self, account, action)
+        return orders.sell_prediction(self, account, action)
+
+    def _post(self, account: Account, action: Post) -> Fill | Refusal:
+        if not 0 < len(action.text.strip()) <= MAX_POST_CHARACTERS:
+            reason = f"a post has 1 to {MAX_POST_CHARACTERS} characters, this one {len(action.text)}"
+            return orders.refusal(self, account, action, "text", reason)
+        self.posted.append((self.tick, account.agent_id, action.text))
+        return Fill(self.tick, account.agent_id, kind(action))
+
+    def advance(self) -> list[Settlement]:
+        """Let one tick pass; returns what it did to positions, in the order of markets, then agents.
+
+        Nothing happens once the market is over.
+        """
+        if self.over:
+            return []
+        self.tick += 1
+        self._quotes = None
+        settled: list[Settlement] = []
+        funding = self.tick % self.scenario.funding_ticks == 0
+        for book in self.books.values():
+            book.move_to(self.tick, self._recovery)
+            if funding:
+                rates, number = book.asset.funding, self.tick // self.scenario.funding_ticks - 1
+                settled += clearing.settle_funding(self, book, rates[number] if number < len(rates) else 0.0)
+            if book.open_units > 0.0:
+                settled += clearing.liquidate(self, book)
+        resolved = False
+        for pool in self._open:
+            if pool.question.resolve_tick <= self.tick:
+                settled += clearing.resolve(self, pool)
+                resolved = True
+            else:
+                pool.crowd_moves(self.tick, self._recovery, self.house)
+        if resolved:
+            self._open = [pool for pool in self._open if pool.resolved is None]
+        self._open_questions()
+        self._write_paths()
+        return settled
+
+    def quotes(self) -> Quotes:
+        """What can be traded now, with prices as they stand after the orders of this tick so far."""
+        if self._quotes is None:
+            stocks = tuple(self._stock_quote(book) for book in self.books.values())
+            self._quotes = Quotes(self.tick, stocks, tuple(self._question_quote(pool) for pool in self._open))
+        return self._quotes
+
+    def path(self, market: str) -> Sequence[float]:
+        """Prices of a stock, or YES prices of a question, at every moment so far as each began; a question's from ``created_tick`` on.
+
+        KeyError when there is no such market yet.
+        """
+        return self.books[market].path if market in self.books else self.pools[market].path
+
+    def restate(self) -> None:
+        """Write this moment's prices again: what a mandate closes as a moment begins belongs to it, and agents see prices after that."""
+        self._quotes = None
+        for book in self.books.values():
+            book.path[-1] = book.mark
+        for pool in self.pools.values():
+            pool.path[-1] = pool.yes_price
+
+    def _stock_quote(self, book: PerpBook) -> StockQuote:
+        asset, every = book.asset, self.scenario.funding_ticks
+        number = self.tick // every
+        before = book.path[-2] if len(book.path) > 1 else book.path[-1]
+        rate = asset.funding[number] if number < len(asset.funding) else 0.0
+        return StockQuote(
+            asset.ticker, asset.name, book.mark, 100.0 * (book.mark / before - 1.0), rate, (number + 1) * every, book.open_interest,
+            book.volume,
+        )  # fmt: skip
+
+    def _question_quote(self, pool: Pool) -> QuestionQuote:
+        question, price = pool.question, pool.yes_price
+        before = pool.path[-2] if len(pool.path) > 1 else pool.path[-1]
+        return QuestionQuote(
+            question.id, question.number, question.text, price, 100.0 * (price - before), question.resolve_tick, pool.volume
+        )
+
+    def _open_questions(self) -> None:
+        while self._coming and self._coming[0].created_tick <= self.tick:
+            question = self._coming.pop(0)
+            pool = Pool(question, self.tick, self.model.pool_shares, self.house)
+            self.pools[question.id] = pool
+            self._open.append(pool)
+
+    def _write_paths(self) -> None:
+        for book in self.books.values():
+            book.path.append(book.mark)
+        for pool in self.pools.values():
+            pool.path.append(pool.yes_price)

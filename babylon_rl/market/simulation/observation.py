@@ -1,0 +1,230 @@
+"""What an agent sees at a tick, as the game shows it to its agents: its money, what is quoted, what is told, and its memory.
+
+An observation is a value: nothing in it changes after it was made. It copies no history; what is older than its tick is looked up in
+the scenario and in the agent's own record when it is asked for. Hidden parts of a scenario are not reachable from it by its public names.
+"""
+
+from typing import Any
+
+import msgspec
+
+from babylon_rl.market.simulation.exchange import Exchange
+from babylon_rl.market.simulation.fills import QuestionQuote, Quotes, StockQuote
+from babylon_rl.market.simulation.record import AgentRecord, Remembered
+from babylon_rl.market.simulation.scenario import Scenario
+
+NEWS_MINUTES = 5.0
+MEMORY_MINUTES = 60.0
+
+
+class Headline(msgspec.Struct, frozen=True):
+    """A world event as it is told; ``direction`` is what its text says (+1 good or YES, -1, 0), ``clarity`` how plainly, 0 to 1."""
+
+    tick: int
+    about: str
+    text: str
+    direction: int
+    clarity: float
+    rumour: bool
+    category: str
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """A post; ``trust`` is its author's, 0 to 1, and None for an agent of this market, whose posts are about no market."""
+
+    tick: int
+    author: str
+    trust: float | None
+    text: str
+    about: str
+    direction: int
+
+
+class Held(msgspec.Struct, frozen=True):
+    """An open position.
+
+    Attributes:
+        side: ``long`` or ``short`` of a stock, ``yes`` or ``no`` of a question; direction: +1 or -1.
+        quantity: units or shares; entry_price: dollars for each, on average.
+        worth: what closing it now would bring after the fee, in dollars; profit: ``worth`` less all that was paid for it.
+        margin, leverage, liquidation_price: of a stock; 0, 1 and None of a question.
+    """
+
+    market: str
+    side: str
+    direction: int
+    quantity: float
+    entry_price: float
+    worth: float
+    profit: float
+    opened_tick: int
+    margin: float = 0.0
+    leverage: float = 1.0
+    liquidation_price: float | None = None
+
+
+class Newsroom:
+    """What is told in one run, by tick, without what is hidden; shared by all its agents."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self._headlines: dict[int, tuple[Headline, ...]] = {}
+        self._heard: dict[int, tuple[Heard, ...]] = {}
+        self._by_agents: dict[int, list[Heard]] = {}
+
+    def said(self, tick: int, agent_id: str, text: str) -> None:
+        """An agent posted at a tick: the others read it at the next one."""
+        self._by_agents.setdefault(tick + 1, []).append(Heard(tick, agent_id, None, text, "", 0))
+        self._heard.pop(tick + 1, None)
+
+    def headlines(self, tick: int) -> tuple[Headline, ...]:
+        """The events told at a tick."""
+        found = self._headlines.get(tick)
+        if found is None:
+            found = self._headlines[tick] = tuple(
+                Headline(e.tick, e.about, e.text, e.direction, e.clarity, e.rumour, e.category) for e in self._scenario.events_at(tick)
+            )
+        return found
+
+    def heard(self, tick: int) -> tuple[Heard, ...]:
+        """The posts to be read at a tick: the scenario's of that tick, and those that agents wrote at the tick before."""
+        found = self._heard.get(tick)
+        if found is None:
+            posts = [Heard(p.tick, p.author, p.trust, p.text, p.about, p.direction) for p in self._scenario.posts_at(tick)]
+            found = self._heard[tick] = (*posts, *self._by_agents.get(tick, ()))
+        return found
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """What one agent sees when it decides.
+
+    Attributes:
+        tick, ticks_left: the moment, and how many more times the agent will act after this one; a tick lasts ``tick_seconds``.
+        balance: dollars free to spend; equity: with what closing every position now would bring; start: what the agent began with.
+        positions: what is open, stocks first, each kind in the order in which it was opened.
+        quotes: prices, the same for everybody who decides at this tick.
+        last_profit: what the last position closed brought, in dollars after all costs; None before there was one.
+    """
+
+    agent_id: str
+    tick: int
+    ticks_left: int
+    tick_seconds: int
+    timestamp_ms: int
+    start: float
+    balance: float
+    equity: float
+    positions: tuple[Held, ...]
+    quotes: Quotes
+    last_profit: float | None
+    _newsroom: Newsroom
+    _record: AgentRecord
+
+    @property
+    def stocks(self) -> tuple[StockQuote, ...]:
+        """Stocks with price and change."""
+        return self.quotes.stocks
+
+    @property
+    def questions(self) -> tuple[QuestionQuote, ...]:
+        """Open questions with probability and change."""
+        return self.quotes.questions
+
+    @property
+    def pnl(self) -> float:
+        """Dollars won since the start, open positions included."""
+        return self.equity - self.start
+
+    @property
+    def headlines(self) -> tuple[Headline, ...]:
+        """The events told at this tick."""
+        return self._newsroom.headlines(self.tick)
+
+    @property
+    def posts(self) -> tuple[Heard, ...]:
+        """The posts new at this tick, the agent's own left out."""
+        return tuple(post for post in self._newsroom.heard(self.tick) if post.author != self.agent_id)
+
+    def recent_headlines(self, minutes: float = NEWS_MINUTES) -> tuple[Headline, ...]:
+        """The events told in the last so many minutes, this tick's included, oldest first."""
+        found: list[Headline] = []
+        for tick in range(self._since(minutes), self.tick + 1):
+            found += self._newsroom.headlines(tick)
+        return tuple(found)
+
+    def recent_posts(self, minutes: float = NEWS_MINUTES) -> tuple[Heard, ...]:
+        """The posts new in the last so many minutes, this tick's included, oldest first, the agent's own left out."""
+        found: list[Heard] = []
+        for tick in range(self._since(minutes), self.tick + 1):
+            found += self._newsroom.heard(tick)
+        return tuple(post for post in found if post.author != self.agent_id)
+
+    def memory(self, count: int = 3, minutes: float = MEMORY_MINUTES) -> tuple[Remembered, ...]:
+        """The agent's last decisions, at most ``count`` and no older than ``minutes``, oldest first, with what each brought."""
+        return self._record.remembered(max(self._since(minutes), self.tick - count), self.tick)
+
+    def minutes_left(self, question: QuestionQuote) -> float:
+        """Minutes until a question's answer is published."""
+        return (question.resolve_tick - self.tick) * self.tick_seconds / 60.0
+
+    def held(self, market: str) -> Held | None:
+        """The position in a market, the first one where YES and NO are both held; None when there is none."""
+        return next((position for position in self.positions if position.market == market), None)
+
+    def public(self) -> dict[str, Any]:
+        """All of it as plain JSON values, for an agent outside this process."""
+        shown: dict[str, Any] = {
+            name: getattr(self, name) for name in self.__struct_fields__ if not name.startswith("_") and name != "quotes"
+        }
+        shown |= {"stocks": self.stocks, "headlines": self.recent_headlines(), "posts": self.recent_posts(), "memory": self.memory()}
+        shown["questions"] = [{**msgspec.to_builtins(question), "minutes_left": self.minutes_left(question)} for question in self.questions]
+        plain: dict[str, Any] = msgspec.to_builtins(shown)
+        return plain
+
+    def _since(self, minutes: float) -> int:
+        return max(0, self.tick + 1 - max(1, round(minutes * 60.0 / self.tick_seconds)))
+
+
+def observe(exchange: Exchange, newsroom: Newsroom, record: AgentRecord) -> Observation:
+    """What the owner of ``record`` sees now."""
+    scenario, account = exchange.scenario, exchange.accounts[record.agent_id]
+    positions = _positions(exchange, record.agent_id) if account.perps or account.shares else ()
+    equity = account.balance
+    for position in positions:
+        equity += position.worth
+    tick = exchange.tick
+    return Observation(
+        record.agent_id,
+        tick,
+        scenario.ticks - 1 - tick,
+        scenario.tick_seconds,
+        scenario.timestamp_ms(tick),
+        account.start,
+        account.balance,
+        equity,
+        positions,
+        exchange.quotes(),
+        record.last_profit,
+        newsroom,
+        record,
+    )
+
+
+def _positions(exchange: Exchange, agent_id: str) -> tuple[Held, ...]:
+    account, found = exchange.accounts[agent_id], []
+    for perp in account.perps.values():
+        worth = exchange.worth(perp)
+        liquidation = perp.liquidation_price(exchange.model.maintenance)
+        found.append(
+            Held(
+                perp.ticker, perp.side, perp.direction, perp.units, perp.entry_price, worth, worth - perp.margin - perp.paid,
+                perp.opened_tick, perp.margin, perp.leverage, liquidation if liquidation > 0.0 else None,
+            )
+        )  # fmt: skip
+    for shares in account.shares.values():
+        worth = exchange.worth(shares)
+        direction = 1 if shares.side == "yes" else -1
+        found.append(
+            Held(shares.market, shares.side, direction, shares.shares, shares.entry_price, worth, worth - shares.cost, shares.opened_tick)
+        )
+    return tuple(found)

@@ -1,0 +1,112 @@
+"""Questions: when they are open, what the answer is, and what the crowd believes of it.
+
+The answer is fixed first, and whatever moves the crowd's log-odds points to it just so much more often than away from it that the new
+odds are right: a move of ``e`` goes towards the answer with probability 1 / (1 + exp(-e)), which is Bayes' rule read backwards. So the
+crowd is calibrated at every moment, but for effects still on their way, drifts to the answer, and at a fair price nobody wins by holding.
+"""
+
+import math
+from dataclasses import dataclass
+
+from babylon_rl.market.headlines import Edition
+from babylon_rl.market.simulation.arithmetic import exp, normal, stream
+from babylon_rl.market.simulation.config import MarketModel, ScenarioConfig
+from babylon_rl.market.simulation.scenario import Question
+
+LEAST_ROOM = 0.02
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question before anybody believes anything: its words and when it is open."""
+
+    id: str
+    number: int
+    text: str
+    created_tick: int
+    resolve_tick: int
+
+    def open_at(self, tick: int) -> bool:
+        """Whether it can be traded at a tick."""
+        return self.created_tick <= tick < self.resolve_tick
+
+
+def ask(config: ScenarioConfig, edition: Edition, numbers: tuple[int, ...] | None = None) -> tuple[Asked, ...]:
+    """The questions of a scenario, no text twice; ``numbers`` instead of the seed's own."""
+    words = stream(config.seed, config.edition, "question texts")
+    first = words.randrange(10, 90)
+    texts = [text.format(c=company) for text in edition.questions for company, _ in edition.companies]
+    words.shuffle(texts)
+    found = []
+    for index in range(config.predictions):
+        number = numbers[index] if numbers is not None else first + index
+        created, resolved = _times(config, index)
+        found.append(Asked(f"Q{number}", number, texts[index], created, resolved))
+    return tuple(found)
+
+
+def _times(config: ScenarioConfig, index: int) -> tuple[int, int]:
+    """The first half is open from the start, the rest begin in the scenario's first half; each lasts 40 to 100 % of what is left."""
+    when = stream(config.seed, config.edition, "question times", index)
+    later, lasts = when.random(), 0.4 + 0.6 * when.random()
+    created = 0 if index < (config.predictions + 1) // 2 else int(later * config.ticks / 2)
+    if index >= round(config.resolving * config.predictions):
+        return created, config.ticks + 1 + int(lasts * config.ticks)
+    return created, created + max(1, round(lasts * (config.ticks - created)))
+
+
+class Crowd:
+    """What everybody but the agents believes of one question, from moment to moment; ``asked`` are its words and times."""
+
+    def __init__(self, config: ScenarioConfig, model: MarketModel, asked: Asked, index: int) -> None:
+        self.asked = asked
+        self._noise, fate = stream(config.seed, config.edition, "belief", index), stream(config.seed, config.edition, "answer", index)
+        self._limit = model.question_limit
+        self._spread = model.question_volatility * math.sqrt(config.tick_hours)
+        self._log_odds = model.question_start * (2.0 * fate.random() - 1.0)
+        self._known = self._log_odds  # with what events that were told are still to move
+        self._due = [0.0] * config.ticks
+        self._path = [_probability(self._log_odds, self._limit)]
+        self._answer = fate.random() < self._path[0]
+
+    def told(self, tick: int, size: float, lasts: int, at: float) -> tuple[int, float]:
+        """An event moves the log-odds by about ``size`` over ``lasts`` ticks: the way it goes (+1 YES, -1 NO) as ``at`` (0..1) falls,
+        and its effect."""
+        size = size * self._room()
+        way = self._way(at < 1.0 / (1.0 + exp(-size)))
+        effect = round(way * size, 6) + 0.0
+        for later in range(tick, min(len(self._due), tick + lasts)):
+            self._due[later] += effect / lasts
+        self._known += effect
+        return way, effect
+
+    def advance(self, tick: int) -> None:
+        """From a moment to the next one; before it is open and after its answer the belief stands still."""
+        if self.asked.open_at(tick):
+            spread = self._spread * self._room()
+            # of this mean and variance, a move is worth what it moves, as an event is
+            move = self._way(True) * spread * spread / 2.0 + spread * normal(self._noise)
+            self._known += move
+            self._log_odds += move + self._due[tick]
+        self._path.append(_probability(self._log_odds, self._limit))
+
+    def question(self) -> Question:
+        """The question with its answer and with what was believed so far."""
+        asked = self.asked
+        return Question(asked.id, asked.number, asked.text, self._answer, tuple(self._path), asked.created_tick, asked.resolve_tick)
+
+    def _way(self, toward_answer: bool) -> int:
+        return 1 if toward_answer == self._answer else -1
+
+    def _room(self) -> float:
+        return room(self._known, self._limit)
+
+
+def room(log_odds: float, limit: float) -> float:
+    """The share of a move that these log-odds leave: all where opinions differ, next to nothing where nearly everybody is sure."""
+    near = log_odds / limit
+    return max(LEAST_ROOM, 1.0 - near * near * near * near)
+
+
+def _probability(log_odds: float, limit: float) -> float:
+    return round(1.0 / (1.0 + exp(-max(-limit, min(limit, log_odds)))), 6)

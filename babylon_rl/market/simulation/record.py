@@ -1,0 +1,141 @@
+"""What one agent did in one run, tick by tick, in columns: compact enough for a week of minutes, and what its memory reads."""
+
+from array import array
+from collections import Counter
+from typing import Any
+
+import msgspec
+
+from babylon_rl.market.simulation.actions import Action, Hold, Invalid
+from babylon_rl.market.simulation.fills import Fill, Refusal, Settlement
+from babylon_rl.market.simulation.ledger import Account
+
+Outcome = Fill | Refusal | Invalid
+HOLD = Hold()
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One request to a model and its answer; a script's, with what it would have been asked, is named ``scripted/<strategy>``.
+
+    ``logprobs`` is what the endpoint returned, or None.
+    """
+
+    model: str
+    messages: list[dict[str, str]]
+    response: str
+    prompt_version: str
+    response_format: dict[str, Any] | None = None
+    logprobs: list[dict[str, Any]] | None = None
+    latency_ms: float = 0.0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    temperature: float = 1.0
+    max_tokens: int = 0
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """A decision of the agent's own: what came of it, and by how many dollars its equity changed until the next decision."""
+
+    tick: int
+    action: Action
+    outcome: Outcome
+    brought_usd: float
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """One decision with all that belongs to it.
+
+    Attributes:
+        action: what was carried out or refused; hold when the answer was ``Invalid``.
+        balance, equity: dollars when the agent decided; equity_after: when its next decision was due, or at the end.
+        latency_ms: how long the decision took; call: the request behind it, None for an agent that asks nobody.
+        closed: what the mandate closed for the agent before its next decision.
+    """
+
+    tick: int
+    action: Action
+    outcome: Outcome
+    balance: float
+    equity: float
+    equity_after: float
+    latency_ms: float
+    call: Call | None
+    closed: tuple[Fill, ...]
+
+
+class AgentRecord:
+    """Columns by tick: ``actions``, ``outcomes`` and ``latency_ms`` of decisions; ``balance`` and ``equity`` at moments, one more.
+
+    ``calls`` are by tick; ``closed`` is what the mandate closed, ``settled`` what time did to positions, in order.
+    """
+
+    __slots__ = (
+        "account", "actions", "agent_id", "balance", "calls", "closed", "equity", "last_profit", "latency_ms", "mandate", "name",
+        "outcomes", "settled",
+    )  # fmt: skip
+
+    def __init__(self, agent_id: str, name: str, mandate: str, account: Account) -> None:
+        self.agent_id = agent_id
+        self.name = name
+        self.mandate = mandate
+        self.account = account
+        self.actions: list[Action] = []
+        self.outcomes: list[Outcome] = []
+        self.calls: dict[int, Call] = {}
+        self.closed: dict[int, list[Fill]] = {}
+        self.settled: list[Settlement] = []
+        self.balance, self.equity, self.latency_ms = array("d"), array("d"), array("d")
+        self.last_profit: float | None = None
+
+    def acted(self, action: Action, outcome: Outcome) -> None:
+        """Keep a decision and what came of it."""
+        self.actions.append(action)
+        self.outcomes.append(outcome)
+        if isinstance(outcome, Fill) and outcome.profit is not None:
+            self.last_profit = outcome.profit
+
+    def mandated(self, fill: Fill) -> None:
+        """Keep what the mandate closed; it belongs to the decision of the tick before."""
+        self.closed.setdefault(fill.tick - 1, []).append(fill)
+        self.last_profit = fill.profit
+
+    def settle(self, settlement: Settlement) -> None:
+        """Keep what time did to a position."""
+        self.settled.append(settlement)
+        if settlement.profit is not None:
+            self.last_profit = settlement.profit
+
+    @property
+    def decisions(self) -> int:
+        """How many decisions were made."""
+        return len(self.actions)
+
+    @property
+    def pnl_usd(self) -> float:
+        """Dollars won from first to last moment, positions at what closing them brings."""
+        return self.equity[-1] - self.account.start if self.equity else 0.0
+
+    @property
+    def invalid(self) -> Counter[str]:
+        """How often an answer could not be used, by reason."""
+        return Counter(outcome.reason for outcome in self.outcomes if isinstance(outcome, Invalid))
+
+    @property
+    def refused(self) -> Counter[str]:
+        """How often the exchange refused an order, by its code."""
+        return Counter(outcome.code for outcome in self.outcomes if isinstance(outcome, Refusal))
+
+    def turn(self, tick: int) -> Turn:
+        """The decision of a tick; IndexError when it was not made."""
+        closed = tuple(self.closed.get(tick, ()))
+        return Turn(
+            tick, self.actions[tick], self.outcomes[tick], self.balance[tick], self.equity[tick], self.equity[tick + 1],
+            self.latency_ms[tick], self.calls.get(tick), closed,
+        )  # fmt: skip
+
+    def remembered(self, since: int, until: int) -> tuple[Remembered, ...]:
+        """The decisions of the ticks ``since`` to before ``until``, oldest first."""
+        return tuple(
+            Remembered(tick, self.actions[tick], self.outcomes[tick], self.equity[tick + 1] - self.equity[tick])
+            for tick in range(max(0, since), min(until, len(self.actions)))
+        )

@@ -1,0 +1,241 @@
+"""Agents play a scenario: every tick each sees, decides and trades, and all of it is kept.
+
+All agents of a tick decide on the same quotes; their orders are then filled in a seeded order, and one tick passes. Agents that ask
+models are asked at once. The same scenario, agents and seed give the same run, to the byte of `encode_run`, for scripted agents.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import msgspec
+
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.market.simulation import orders, prompting
+from babylon_rl.market.simulation.actions import Action, ClosePerp, Invalid, Post, SellPrediction
+from babylon_rl.market.simulation.agents import ONE_TICK, Agent, AgentFactory, Answer, AskingAgent, mandate_of
+from babylon_rl.market.simulation.arithmetic import stream
+from babylon_rl.market.simulation.config import START_BALANCE, MarketModel
+from babylon_rl.market.simulation.exchange import Exchange
+from babylon_rl.market.simulation.fills import Fill
+from babylon_rl.market.simulation.observation import Newsroom, Observation, observe
+from babylon_rl.market.simulation.record import HOLD, AgentRecord
+from babylon_rl.market.simulation.scenario import Scenario
+
+MOST_THREADS = 64
+
+Clock = Callable[[], float]
+OnTick = Callable[[int, int], None]
+
+
+class Run:
+    """A scenario as it was played.
+
+    Attributes:
+        records: what each agent did, by agent id in the order of seats.
+        ticks_played: fewer than the scenario's when ``stopped`` says in words why the run ended early.
+        exchange: as it stands at the end: accounts, the house, what agents posted.
+    """
+
+    def __init__(self, scenario: Scenario, seed: int | str, exchange: Exchange, records: dict[str, AgentRecord]) -> None:
+        self.scenario = scenario
+        self.seed = seed
+        self.exchange = exchange
+        self.records = records
+        self.ticks_played = 0
+        self.stopped: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the market was played to its end; only complete runs may be compared."""
+        return self.stopped is None and self.ticks_played == self.scenario.ticks
+
+    @property
+    def paths(self) -> dict[str, list[float]]:
+        """Prices and YES prices at every moment played, as agents moved them, by ticker and question; a question's from its first one."""
+        return {name: list(self.exchange.path(name)) for name in (*self.exchange.books, *self.exchange.pools)}
+
+    @property
+    def pnl_usd(self) -> dict[str, float]:
+        """Dollars won, by agent id."""
+        return {agent_id: record.pnl_usd for agent_id, record in self.records.items()}
+
+
+def play(
+    scenario: Scenario,
+    agents: Mapping[str, AgentFactory],
+    *,
+    seed: int | str = 0,
+    model: MarketModel | None = None,
+    start_balance: float | Mapping[str, float] = START_BALANCE,
+    on_tick: OnTick | None = None,
+    script_prompts: str | None = None,
+    clock: Clock = time.perf_counter,
+) -> Run:
+    """Play a scenario to its end.
+
+    Args:
+        agents: factories by agent id; the ids are seats, in this order.
+        seed: of the agents and of the order of fills; the scenario's bytes are mixed in, so that no two markets share their luck.
+        start_balance: dollars for each, or by agent id.
+        on_tick: called after each tick with the ticks played and all there are; what it raises ends the run.
+        script_prompts: a prompt version; agents that ask nobody leave what they would have been asked as calls.
+        clock: seconds, for latencies.
+
+    Returns:
+        The run. An endpoint that stays down ends it early, with what was played before; ``stopped`` says so.
+
+    Raises:
+        MarketError: a start balance that is missing or below zero, or no such prompt version.
+    """
+    exchange = Exchange(scenario, list(agents), start_balance, model)
+    luck = f"{seed}/{scenario.digest[:16]}"
+    seats = [Seat(make(agent_id, luck), agent_id, exchange, script_prompts) for agent_id, make in agents.items()]
+    run = Run(scenario, seed, exchange, {seat.record.agent_id: seat.record for seat in seats})
+    newsroom, order_of_fills = Newsroom(scenario), stream(luck, "order of fills")
+    with ExitStack() as stack:
+        pool = _threads(seats, stack)
+        while not exchange.over:
+            seen = [seat.look(exchange, newsroom) for seat in seats]
+            try:
+                timed = _decisions(seats, seen, pool, clock)
+            except ModelUnavailable as down:
+                run.stopped = f"Stopped at tick {exchange.tick} of {scenario.ticks}: {down}"
+                return run
+            turns = list(zip(seats, seen, timed, strict=True))
+            order_of_fills.shuffle(turns)
+            for seat, observed, decision in turns:
+                seat.act(exchange, newsroom, observed, decision)
+            for settlement in exchange.advance():
+                run.records[settlement.agent].settle(settlement)
+            order_of_fills.shuffle(turns)
+            for seat, *_ in turns:
+                seat.keep_mandate(exchange)
+            run.ticks_played += 1
+            if on_tick is not None:
+                on_tick(run.ticks_played, scenario.ticks)
+    for seat in seats:
+        seat.look(exchange, newsroom)
+    return run
+
+
+def encode_run(run: Run) -> bytes:
+    """A run as JSON: decisions, what came of them, money at every moment, prices. Latencies and calls, which a clock or a model make
+    differ, are left out: two runs of the same scripted agents are the same bytes."""
+    return msgspec.json.encode(
+        {
+            "scenario": run.scenario.digest,
+            "seed": run.seed,
+            "ticksPlayed": run.ticks_played,
+            "stopped": run.stopped,
+            "agents": [
+                {
+                    "agentId": record.agent_id,
+                    "name": record.name,
+                    "mandate": record.mandate,
+                    "actions": record.actions,
+                    "outcomes": record.outcomes,
+                    "balance": list(record.balance),
+                    "equity": list(record.equity),
+                    "closed": list(record.closed.values()),
+                    "settled": record.settled,
+                }
+                for record in run.records.values()
+            ],
+            "paths": run.paths,
+        }
+    )
+
+
+class Timed(msgspec.Struct, frozen=True):
+    """An answer and how long it took."""
+
+    answer: Answer
+    latency_ms: float
+
+
+class Seat:
+    """An agent at its place in a run.
+
+    `play` takes every seat through its turns; who plays one step by step instead calls, tick by tick, ``look``, ``act``, the exchange's
+    ``advance``, the record's ``settle`` and ``keep_mandate``, and ``look`` once more at the end.
+    """
+
+    def __init__(self, agent: Agent, agent_id: str, exchange: Exchange, script_prompts: str | None = None) -> None:
+        mandate = mandate_of(agent)
+        self.agent = agent
+        self.asks = isinstance(agent, AskingAgent)
+        self.record = AgentRecord(agent_id, agent.name, mandate, exchange.accounts[agent_id])
+        self._mandate = mandate
+        wanted = script_prompts is not None and not self.asks
+        self._prompts = prompting.checked_version(script_prompts, mandate) if wanted and script_prompts is not None else None
+
+    def look(self, exchange: Exchange, newsroom: Newsroom) -> Observation:
+        """What the agent sees now; its money goes on record."""
+        seen = observe(exchange, newsroom, self.record)
+        self.record.balance.append(seen.balance)
+        self.record.equity.append(seen.equity)
+        return seen
+
+    def decide(self, seen: Observation, clock: Clock) -> Timed:
+        """The agent's answer."""
+        started = clock()
+        if isinstance(self.agent, AskingAgent) and self.asks:
+            answer = self.agent.ask(seen)
+        else:
+            answer = Answer(self.agent.decide(seen))
+        return Timed(answer, 1000.0 * (clock() - started))
+
+    def act(self, exchange: Exchange, newsroom: Newsroom, seen: Observation, timed: Timed) -> None:
+        """Carry out an answer and keep what came of it."""
+        record, call = self.record, timed.answer.call
+        record.latency_ms.append(timed.latency_ms)
+        action = _understood(timed.answer.action)
+        if self._prompts is not None:
+            call = prompting.scripted_call(record.name, seen, action, self._prompts, self._mandate)
+        if call is not None:
+            record.calls[exchange.tick] = call
+        if isinstance(action, Invalid):
+            record.acted(HOLD, action)
+            return
+        outcome = exchange.apply(record.agent_id, action)
+        record.acted(action, outcome)
+        if isinstance(action, Post) and isinstance(outcome, Fill):
+            newsroom.said(exchange.tick, record.agent_id, action.text)
+
+    def keep_mandate(self, exchange: Exchange) -> None:
+        """Close what is open where orders last one tick; also at the last moment, when agents may not trade any more."""
+        account = self.record.account
+        if self._mandate != ONE_TICK or not (account.perps or account.shares):
+            return
+        closed = [orders.close_perp(exchange, account, ClosePerp(ticker)) for ticker in list(account.perps)]
+        for market, side in list(account.shares):
+            closed.append(orders.sell_prediction(exchange, account, SellPrediction(market, "yes" if side == "yes" else "no")))
+        for fill in closed:
+            if isinstance(fill, Fill):
+                self.record.mandated(fill)
+        exchange.restate()
+
+
+def _understood(given: object) -> Action | Invalid:
+    """What an agent decided, whatever it returned: anybody's own agent may return anything."""
+    return given if isinstance(given, Action | Invalid) else Invalid(f"not an action: {type(given).__name__}")
+
+
+def _threads(seats: Sequence[Seat], stack: ExitStack) -> ThreadPoolExecutor | None:
+    """Threads for the agents that wait for an answer, None where one thread does."""
+    asking = sum(seat.asks for seat in seats)
+    if asking < 2:
+        return None
+    pool = ThreadPoolExecutor(min(asking, MOST_THREADS))
+    stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+    return pool
+
+
+def _decisions(seats: Sequence[Seat], seen: Sequence[Observation], pool: ThreadPoolExecutor | None, clock: Clock) -> list[Timed]:
+    if pool is None:
+        return [seat.decide(one, clock) for seat, one in zip(seats, seen, strict=True)]
+    asked = {index: pool.submit(seat.decide, one, clock) for index, (seat, one) in enumerate(zip(seats, seen, strict=True)) if seat.asks}
+    own = {index: seat.decide(one, clock) for index, (seat, one) in enumerate(zip(seats, seen, strict=True)) if not seat.asks}
+    return [own[index] if index in own else asked[index].result() for index in range(len(seats))]

@@ -1,0 +1,102 @@
+"""Scripted strategies: what each likes at a tick. They see no more than a language model does.
+
+``news`` is what was told at this very tick. Where a strategy acts without a reason, it does so once in five minutes of market time, so
+that shorter ticks do not make it busier.
+"""
+
+from collections.abc import Callable
+from random import Random
+
+from babylon_rl.market.simulation.agents import HOLDING, STAKE_USD, Choice, Style, choose
+from babylon_rl.market.simulation.arithmetic import stream
+from babylon_rl.market.simulation.observation import Observation
+
+STRATEGIES = ("conservative", "balanced", "aggressive", "momentum", "contrarian")
+STAKES_USD = {"conservative": 1000.0, "balanced": 1500.0, "aggressive": 2000.0, "momentum": 1500.0, "contrarian": 1500.0}
+STYLES = {
+    "conservative": Style(1000.0, 1.0, 15.0, 2),
+    "balanced": Style(1500.0, 1.0, 30.0, 3),
+    "aggressive": Style(2000.0, 3.0, 60.0, 4),
+    "momentum": Style(1500.0, 2.0, 20.0, 3),
+    "contrarian": Style(1500.0, 2.0, 30.0, 3),
+    "random": Style(STAKE_USD, 1.0, 5.0, 1),
+}
+MOMENTUM_THRESHOLD = 2.0  # percent, or points of probability
+IMPULSE_MINUTES = 5.0
+
+Script = Callable[[Observation, Random], Choice]
+
+
+class Scripted:
+    """A ``Strategy`` by name; the same name, agent and seed choose the same from the same observations."""
+
+    def __init__(self, name: str, agent_id: str, seed: int | str) -> None:
+        self.name = name
+        self._script = SCRIPTS[name]
+        self._rng = stream(seed, "agent", agent_id)
+
+    def choose(self, seen: Observation) -> Choice:
+        """What the script likes."""
+        return self._script(seen, self._rng)
+
+
+def markets(seen: Observation) -> list[str]:
+    """Everything that can be traded now, stocks first."""
+    return [stock.ticker for stock in seen.stocks] + [question.market for question in seen.questions]
+
+
+def _strongest_move(seen: Observation) -> tuple[float, str]:
+    moves = [(stock.change, stock.ticker) for stock in seen.stocks] + [(question.change, question.market) for question in seen.questions]
+    return max(moves, key=lambda move: (abs(move[0]), move[1]), default=(0.0, ""))
+
+
+def _impulse(seen: Observation, rng: Random) -> bool:
+    return rng.random() < seen.tick_seconds / (IMPULSE_MINUTES * 60.0)
+
+
+def _conservative(seen: Observation, rng: Random) -> Choice:
+    solid = [news for news in seen.headlines if not news.rumour and news.direction]
+    return choose(solid[0].direction, solid[0].about) if solid else HOLDING
+
+
+def _balanced(seen: Observation, rng: Random) -> Choice:
+    news, open_markets = seen.headlines, markets(seen)
+    if open_markets and _impulse(seen, rng) and (not news or rng.random() < 0.08):
+        return choose(rng.choice((1, -1)), rng.choice(open_markets))
+    return choose(news[0].direction, news[0].about) if news else HOLDING
+
+
+def _aggressive(seen: Observation, rng: Random) -> Choice:
+    news, open_markets = seen.headlines, markets(seen)
+    if news and rng.random() < 0.4:
+        return choose(news[0].direction or 1, news[0].about)
+    return choose(rng.choice((1, 1, -1)), rng.choice(open_markets)) if open_markets and _impulse(seen, rng) else HOLDING
+
+
+def _momentum(seen: Observation, rng: Random) -> Choice:
+    change, market = _strongest_move(seen)
+    return HOLDING if abs(change) < MOMENTUM_THRESHOLD else choose(change, market)
+
+
+def _contrarian(seen: Observation, rng: Random) -> Choice:
+    news = seen.headlines
+    if news and rng.random() < 0.5:
+        return choose(-news[0].direction, news[0].about)
+    change, market = _strongest_move(seen)
+    return choose(-change, market) if _impulse(seen, rng) else HOLDING
+
+
+def _random(seen: Observation, rng: Random) -> Choice:
+    """Any answer that there is, each as likely, once an impulse."""
+    answers = [HOLDING] + [Choice(action, market) for market in markets(seen) for action in ("buy", "sell")]
+    return rng.choice(answers) if _impulse(seen, rng) else HOLDING
+
+
+SCRIPTS: dict[str, Script] = {
+    "conservative": _conservative,
+    "balanced": _balanced,
+    "aggressive": _aggressive,
+    "momentum": _momentum,
+    "contrarian": _contrarian,
+    "random": _random,
+}

@@ -1,0 +1,130 @@
+"""Snapshots on disk: written whole, read with a sentence for whatever is wrong, the game's own among them."""
+
+import gzip
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from babylon_rl.errors import MarketError
+from babylon_rl.evaluation.snapshot_file import (
+    Snapshot,
+    benchmark_scenario,
+    encode,
+    from_scenario,
+    load,
+    optimality,
+    optimum_of,
+    save,
+    to_scenario,
+    validate,
+)
+from babylon_rl.market.simulation.actions import BuyPrediction, OpenPerp
+from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.exchange import Exchange
+from babylon_rl.market.simulation.fills import Fill
+
+GAME = Path(__file__).parent.parent / "data" / "game_benchmark_snapshot.json.gz"
+
+
+@pytest.fixture(scope="module")
+def snapshot() -> Snapshot:
+    return from_scenario(benchmark_scenario(preset("quick", edition="held-out", seed=0)))
+
+
+@pytest.mark.parametrize("name", ["s.json", "s.json.gz"])
+def test_a_snapshot_comes_back_from_its_file(snapshot: Snapshot, tmp_path: Path, name: str) -> None:
+    size = save(snapshot, tmp_path / "new" / name)
+    assert load(tmp_path / "new" / name) == snapshot
+    assert size == (tmp_path / "new" / name).stat().st_size and [path.name for path in (tmp_path / "new").iterdir()] == [name]
+
+
+def test_the_same_snapshot_gives_the_same_file_whatever_its_name(snapshot: Snapshot, tmp_path: Path) -> None:
+    for name in ("one.json.gz", "other.json.gz"):
+        save(snapshot, tmp_path / name)
+    assert (tmp_path / "one.json.gz").read_bytes() == (tmp_path / "other.json.gz").read_bytes()
+    assert (tmp_path / "one.json.gz").read_bytes()[4:8] == bytes(4)
+
+
+def test_a_file_that_is_compressed_is_read_whatever_its_name(snapshot: Snapshot, tmp_path: Path) -> None:
+    (tmp_path / "plain.json").write_bytes(gzip.compress(encode(snapshot)))
+    assert load(tmp_path / "plain.json") == snapshot
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_the_games_own_snapshot_loads_and_can_be_played(tmp_path: Path, wrapped: bool) -> None:
+    document = msgspec.json.decode(gzip.decompress(GAME.read_bytes()))
+    (tmp_path / "game.json").write_bytes(msgspec.json.encode(document if wrapped else document["snapshot"]))
+    snapshot = load(tmp_path / "game.json")
+    assert validate(snapshot)[0] == [] and len(validate(snapshot)[1]) == 6
+    scenario = to_scenario(snapshot)
+    exchange = Exchange(scenario, ["a"])
+    assert isinstance(exchange.apply("a", OpenPerp("ETH", "long", 1000.0, 2.0)), Fill)
+    assert isinstance(exchange.apply("a", BuyPrediction("market-2", "no", 1000.0)), Fill)
+    for tick in snapshot.ticks:
+        exchange.advance()
+        assert exchange.price("SOL") == tick.state.perpetual_markets[2].price
+    assert exchange.over and exchange.account("a").correct == 1
+    assert exchange.equity("a") > 10_000.0
+    assert [post.about for post in scenario.posts if post.direction] and all(0.0 <= post.trust <= 1.0 for post in scenario.posts)
+
+
+def test_the_games_own_snapshot_has_an_optimum_within_a_budget() -> None:
+    snapshot = load(GAME)
+    best = optimum_of(snapshot)
+    assert 0.0 < best.played <= best.pnl <= best.upper_bound
+    assert optimality(best.pnl / 2, snapshot) == pytest.approx(50.0)
+    assert optimality(best.pnl / 2, snapshot, best) == pytest.approx(50.0)
+
+
+def test_no_file_says_how_to_make_one(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(MarketError, match="There is no snapshot .* `babylon-rl benchmark generate --out"):
+            load(path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"", "is not JSON, or breaks off"),
+        (b"hello", "is not JSON"),
+        (b'{"version": "1.0.0", "ticks": [', "is not JSON, or breaks off"),
+        (b"[1, 2]", "does not have the shape"),
+        (b"{}", "of version None; this reads version '1.0.0'"),
+        (b'{"version": "2.0.0", "anything": 1}', "of version '2.0.0'; this reads version '1.0.0'"),
+        (b'{"config": {}, "clock": "", "snapshot": {"version": 3}}', "of version 3"),
+        (b'{"version": "1.0.0", "id": "x"}', "missing required field `createdAt`"),
+        (b'{"version": "1.0.0", "id": 7}', "Expected `str`, got `int` - at `$.id`"),
+        (b'{"version": "1.0.0", "id": "\xff"}', "is not JSON"),
+        (b'{"version": "1.0.0", "createdAt": NaN}', "is not JSON"),
+        (gzip.compress(b"x" * 1000, mtime=0)[:20], "damaged or cut off"),
+        (gzip.compress(b"x" * 1000, mtime=0)[:-8] + bytes(8), "damaged or cut off"),
+        (b"\x1f\x8bnonsense that is no stream", "damaged or cut off"),
+    ],
+)
+def test_what_is_no_snapshot_is_refused_in_a_sentence(tmp_path: Path, raw: bytes, said: str) -> None:
+    path = tmp_path / "s.json"
+    path.write_bytes(raw)
+    with pytest.raises(MarketError) as refused:
+        load(path)
+    assert said in str(refused.value) and str(path) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_file_cut_off_anywhere_is_refused(snapshot: Snapshot, tmp_path: Path) -> None:
+    save(snapshot, tmp_path / "whole.json.gz")
+    for whole in (encode(snapshot), (tmp_path / "whole.json.gz").read_bytes()):
+        for share in (0.1, 0.5, 0.99, 0.9999):
+            (tmp_path / "part").write_bytes(whole[: int(len(whole) * share)])
+            with pytest.raises(MarketError, match="cut off|breaks off"):
+                load(tmp_path / "part")
+
+
+def test_contradictions_are_told_a_sentence_each(snapshot: Snapshot, tmp_path: Path) -> None:
+    document = msgspec.json.decode(encode(snapshot))
+    document["groundTruth"]["marketOutcomes"]["Q1"] = True
+    document["ticks"][0]["state"]["perpetualMarkets"][0]["price"] = -1
+    (tmp_path / "s.json").write_bytes(msgspec.json.encode(document))
+    with pytest.raises(MarketError) as refused:
+        load(tmp_path / "s.json")
+    first, *rest = str(refused.value).splitlines()
+    assert first.endswith("contradicts itself:") and len(rest) == 5 and all(line.startswith("- ") for line in rest)

@@ -1,0 +1,129 @@
+"""Whatever anybody does and whatever happens, money is neither made nor lost, and nobody owes anything."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from babylon_rl.market.simulation import audit
+from babylon_rl.market.simulation.actions import Action, BuyPrediction, OpenPerp
+from babylon_rl.market.simulation.config import MarketModel, preset
+from babylon_rl.market.simulation.exchange import Exchange
+from babylon_rl.market.simulation.fills import Fill, Refusal
+from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl_tests.market.simulation.markets import MARKET, STOCK, actions, close_everything, filled, make_market
+from babylon_rl_tests.market.simulation.traders import trade_at_random
+from babylon_rl_tests.repeatable import repeatable
+
+AGENTS = ("a", "b", "c")
+TICKS = 8
+Step = tuple[str, Action] | None
+
+moments = TICKS + 1
+paths = st.lists(st.floats(0.2, 5.0), min_size=moments, max_size=moments).map(lambda moves: [100.0 * move for move in moves])
+crowds = st.lists(st.floats(0.001, 0.999), min_size=moments, max_size=moments)
+rates = st.lists(st.floats(-0.1, 0.1), min_size=TICKS, max_size=TICKS)
+amounts = st.one_of(st.floats(1.0, 10_000.0), st.sampled_from([math.nan, math.inf, -1.0, 0.0, 1e300]))
+steps = st.lists(st.one_of(st.none(), st.tuples(st.sampled_from(AGENTS), actions(amounts))), max_size=40)
+
+
+def assert_sound(exchange: Exchange) -> None:
+    assert audit.faults(exchange) == []
+    started = sum(account.start for account in exchange.accounts.values())
+    assert audit.conserved(exchange) == pytest.approx(started, rel=1e-6)
+    for agent, account in exchange.accounts.items():
+        assert account.balance >= 0.0
+        assert 0.0 <= exchange.equity(agent) < math.inf
+    for pool in exchange.pools.values():
+        assert 0.0 <= pool.yes_price <= 1.0
+        assert pool.price("yes") + pool.price("no") == 1.0
+    for quote in exchange.quotes().stocks:
+        assert 0.0 < quote.price < math.inf
+
+
+@repeatable(150)
+@given(prices=paths, crowd=crowds, funding=rates, resolve_tick=st.integers(1, 2 * TICKS), steps=steps)
+def test_money_is_conserved_through_orders_moves_funding_liquidations_and_answers(
+    prices: list[float], crowd: list[float], funding: list[float], resolve_tick: int, steps: list[Step]
+) -> None:
+    market = make_market(prices, crowd, funding=funding, funding_ticks=1, resolve_tick=resolve_tick)
+    exchange = Exchange(market, AGENTS)
+    for step in steps:
+        if step is None:
+            exchange.advance()
+        else:
+            exchange.apply(*step)
+        assert_sound(exchange)
+    while not exchange.over:
+        exchange.advance()
+        assert_sound(exchange)
+
+
+@repeatable(150)
+@given(steps=steps)
+def test_a_refused_order_changes_nothing(steps: list[Step]) -> None:
+    exchange = Exchange(make_market(), AGENTS)
+    for step in steps:
+        if step is None:
+            exchange.advance()
+            continue
+        before = [(exchange.equity(agent), exchange.account(agent).balance) for agent in AGENTS]
+        quotes, cash = exchange.quotes(), exchange.house.cash
+        result = exchange.apply(*step)
+        if isinstance(result, Refusal):
+            assert [(exchange.equity(agent), exchange.account(agent).balance) for agent in AGENTS] == before
+            assert (exchange.quotes(), exchange.house.cash) == (quotes, cash)
+            assert result.reason and result.kind != "hold"
+
+
+def test_a_generated_market_with_busy_agents_keeps_its_books_at_every_tick() -> None:
+    wild = MarketModel(volatility=0.15)
+    exchange = Exchange(generate(preset("quick", minutes=1_440, seed=4), wild), AGENTS)
+    kinds = set()
+    for _, settled in trade_at_random(exchange, seed=4):
+        assert_sound(exchange)
+        kinds |= {settlement.kind for settlement in settled}
+    assert kinds == {"funding", "liquidation", "resolution"}
+
+
+def test_where_the_house_has_its_cash_from_adds_up() -> None:
+    market = make_market([100.0, 30.0, 300.0, 90.0], [0.4] * 4, funding=[0.01, -0.02, 0.01], funding_ticks=1, resolve_tick=3)
+    exchange = Exchange(market, AGENTS)
+    filled(exchange, "a", OpenPerp(STOCK, "long", 1_000.0, 10.0))
+    filled(exchange, "b", OpenPerp(STOCK, "short", 1_000.0, 1.5))
+    filled(exchange, "c", BuyPrediction(MARKET, "no", 500.0))
+    while not exchange.over:
+        exchange.advance()
+    house = exchange.house
+    assert house.gaps > 0.0
+    pools = sum(pool.sets - (pool.yes + pool.crowd_yes) for pool in exchange.pools.values())
+    assert math.isfinite(pools)
+    # c's shares of the wrong answer were paid for with 500 $, and nothing came back
+    perps = house.fees + house.funding + house.perp_profit + house.liquidated - house.gaps
+    margins = sum(position.margin for account in exchange.accounts.values() for position in account.perps.values())
+    assert 30_000.0 - sum(a.balance for a in exchange.accounts.values()) - margins == pytest.approx(perps + 500.0)
+
+
+def test_no_two_positions_of_a_run_have_the_same_id() -> None:
+    exchange = Exchange(generate(preset("quick", seed=4)), AGENTS)
+    opened: dict[str, tuple[str, str, str]] = {}
+    for fills, _ in trade_at_random(exchange, seed=4):
+        for fill in fills:
+            if isinstance(fill, Fill) and fill.position:
+                whose = (fill.agent, fill.market, fill.side)
+                assert opened.setdefault(fill.position, whose) == whose
+    assert len(opened) > 20
+    gone = filled_ids(make_market())
+    assert len(set(gone)) == len(gone) == 6
+
+
+def filled_ids(market: Scenario) -> list[str]:
+    """The ids of positions that were opened and closed again and again."""
+    exchange, found = Exchange(market, ("a", "b")), []
+    for _ in range(3):
+        for agent in ("a", "b"):
+            found.append(filled(exchange, agent, OpenPerp(STOCK, "long", 100.0)).position)
+            close_everything(exchange, agent)
+    return found
