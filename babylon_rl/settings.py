@@ -111,7 +111,9 @@ class Settings(BaseSettings):
     train_synthetic: bool = Field(False, description="Train on texts synthesized from state and action.")
     training_budget_usd: float | None = Field(None, ge=0, description="The most a paid training may cost.")
     min_improvement: float = Field(0.0, description="What the lower bound of the paired improvement must exceed, in dollars an hour.")
-    benchmark_markets: int = Field(24, ge=2, description="Unseen market hours in which a version is compared; about 12 decisions each.")
+    benchmark_markets: int = Field(
+        24, ge=2, description="Unseen market hours in which a version is compared; up to 4 times as many where these decide nothing."
+    )
 
     # Recording and inference
     trajectory_sampling_rate: float = Field(1.0, ge=0, le=1, description="Share of trajectories that the recorder keeps.")

@@ -28,10 +28,10 @@ COLUMNS = column_schema(
     group_name=BATCHES_GROUP,
     owners=OWNERS,
     kinds={"python", "postgres"},
-    code_version="1",
+    code_version="2",
     metadata=COLUMNS,
-    description="The checkpoint plays unseen markets against the deployed model or the base, paired: P&L with intervals, never the "
-    "judge's score.",
+    description="The checkpoint plays unseen markets against the deployed version, the base, doing nothing and scripts, paired: P&L with "
+    "intervals, never the judge's score.",
 )
 def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.benchmark import evaluate_batch

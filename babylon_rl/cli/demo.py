@@ -111,7 +111,7 @@ def _play(state: Demo) -> list[str]:
                 "or run `make clean` first."
             )
         request = SpawnRequest(AGENTS, MODEL_AGENTS, missing, state.seed)
-        with asked_model(state.settings, BASE, temperature=1.0, seed=state.seed) as ask, progress(missing, "   hours played") as advance:
+        with asked_model(state.settings, BASE, temperature=1.0) as ask, progress(missing, "   hours played") as advance:
             spawn(connection, request, utc_now(), ask, lambda _: advance())
         return simulated_hours(connection, state.seed)
 
@@ -186,7 +186,9 @@ def _render(console: "Console", document: dict[str, Any]) -> None:
         f"\nNext: FIRST_WINDOW={document['firstWindow']} make dev   the graph, its hours and this checkpoint in Dagster's UI", markup=False
     )
     console.print(f"      .venv/bin/babylon-rl batches show {document['batchId']}   the hours and episodes it was trained on", markup=False)
-    console.print(f"      .venv/bin/babylon-rl benchmark run --model {document['modelVersion']} --markets 48   more evidence", markup=False)
+    console.print(
+        f"      .venv/bin/babylon-rl benchmark standings {document['modelVersion']} base --markets 48   more evidence", markup=False
+    )
     console.print("      DATABASE_URL=postgresql://... .venv/bin/babylon-rl windows   what a real game's database holds")
 
 

@@ -1,11 +1,11 @@
-"""``benchmark run`` and ``benchmark compare``: a version, the base or a strategy in unseen markets, without touching the registry."""
+"""``benchmark standings``: versions, the base and agents in the markets of the gate, without touching the registry."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from babylon_rl.cli.output import JsonOption, emit, say, table
-from babylon_rl.errors import MarketError, UsageError
+from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.windows import utc_now
 
@@ -23,34 +23,26 @@ def register(app: typer.Typer) -> None:
     app.add_typer(benchmark, name="benchmark")
 
 
-@benchmark.command("run")
-def run(
-    model: Annotated[str, typer.Option(help="A version, base, or a strategy (nothing, balanced, momentum...).")] = "base",
+@benchmark.command("standings")
+def standings(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Versions, base, or agents (nothing, balanced, oracle...).")],
+    against: Annotated[str | None, typer.Option(help="Whom the others are compared with. Default: the last NAME of several.")] = None,
     markets: MarketsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Play the benchmark markets with one model or strategy, and say what it earned."""
-    _emit(_played([model], markets, None), as_json)
-
-
-@benchmark.command("compare")
-def compare_two(
-    one: Annotated[str, typer.Argument(metavar="A", help="As --model of `benchmark run`.")],
-    other: Annotated[str, typer.Argument(metavar="B", help="The reference.")],
-    markets: MarketsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare A with B in the same markets: the difference is paired, with its 95 % interval."""
-    if one == other:
-        raise UsageError(f"{one} cannot be compared with itself: name two.")
-    _emit(_played([one, other], markets, other), as_json)
+    """Play the gate's markets with any versions and agents: what each earns, and the paired difference to one of them."""
+    chosen = list(dict.fromkeys([*names, *([against] if against is not None else [])]))
+    reference = against or (chosen[-1] if len(chosen) > 1 else None)
+    if against is not None and len(chosen) == 1:
+        raise UsageError(f"{against} cannot be compared with itself: name another.")
+    _emit(_played(chosen, markets, reference), as_json)
 
 
 def _played(names: list[str], markets: int | None, reference: str | None) -> "Comparison":
     from babylon_rl.evaluation.comparison import STRATEGY, compare
     from babylon_rl.evaluation.markets import Contestant, play_benchmark
     from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
-    from babylon_rl.market.agents import strategy
+    from babylon_rl.market.simulation.roster import NAMES
     from babylon_rl.store.database import open_database
     from babylon_rl.store.migrate import require_migrated
 
@@ -59,9 +51,7 @@ def _played(names: list[str], markets: int | None, reference: str | None) -> "Co
     require_unseen(snapshots)
     played: dict[str, tuple[str, list[MarketResult]]] = {}
     for name in names:
-        try:
-            strategy(name)
-        except MarketError:
+        if name not in NAMES:
             continue
         played[name] = (STRATEGY, play_benchmark(Contestant(name), snapshots))
     models = [name for name in names if name not in played]
@@ -105,7 +95,7 @@ def _emit(comparison: "Comparison", as_json: bool) -> None:
         "rows": [standing.row for standing in comparison.standings],
         "runs": [
             {"model": s.model, "snapshot": r.snapshot, "pnl": r.pnl_usd, "trades": r.trades, "wins": r.wins, "losses": r.losses,
-             "invalid": r.invalid, "actions": dict(r.actions), "equity": list(r.equity_usd)}
+             "invalid": r.invalid, "refused": r.refused, "actions": dict(r.actions), "equity": list(r.equity_usd)}
             for s in comparison.standings for r in s.results
         ],
     }  # fmt: skip

@@ -95,6 +95,7 @@ def _line(result: dict[str, Any]) -> str:
         _share(base, row, "accuracy"),
         f"{base['invalid']} → {row['invalid']}",
         _share(base, row, "holdShare"),
+        row["markets"],
         result["decision"],
         f"{result['seconds']:.0f}",
     ]
@@ -102,25 +103,31 @@ def _line(result: dict[str, Any]) -> str:
 
 
 def _table(results: list[dict[str, Any]]) -> str:
-    names = ["seed", "base", "trained", "improvement (95 %)", "win rate", "accuracy", "invalid", "HOLD", "gate", "seconds"]
+    names = ["seed", "base", "trained", "improvement (95 %)", "win rate", "accuracy", "invalid", "HOLD", "markets", "gate", "seconds"]
     return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *map(_line, results)])
 
 
 def _page(results: list[dict[str, Any]]) -> str:
+    from babylon_rl.evaluation.comparison import confidence_of
+    from babylon_rl.evaluation.looks import LOOKS
     from babylon_rl.evaluation.statistics import markets_needed
+    from babylon_rl.evaluation.statistics.interval import normal_quantile, tail
 
+    confidence = confidence_of(len(LOOKS))
     better = sum(_trained(result)["improvementLow"] > 0 for result in results)
-    markets = results[0]["rows"][0]["markets"]
-    half = max(_trained(result)["improvementHigh"] - _trained(result)["improvementLow"] for result in results) / 2
+    played = sorted({_trained(result)["markets"] for result in results})
+    markets = f"{played[0]}" if len(played) == 1 else f"{played[0]} to {played[-1]}"
+    spread = max(_standard_deviation(_trained(result), normal_quantile(tail(confidence))) for result in results)
     effect = statistics.fmean(_trained(result)["improvement"] for result in results)
-    needed = markets_needed(abs(effect), half / 1.96 * markets**0.5)
+    needed = markets_needed(abs(effect), spread, confidence=confidence)
     scripts = [row for row in results[0]["rows"] if row["role"] == "strategy"]
     players = [f"* {row['model']}: {row['pnl']:+.0f} ({row['low']:+.0f} to {row['high']:+.0f})" for row in scripts]
     return f"""# Evidence
 
 Made by `make evidence`: the demo with {len(results)} seeds, each with its own simulated hours, training and state directory. Base and
 checkpoint play the same {markets} unseen market hours (companies, questions and headlines that no training hour holds), one agent alone in
-each, at temperature 0. Dollars an hour; intervals are 95 %, of the paired difference, by bootstrap over markets.
+each, at temperature 0. Dollars an hour; intervals are 95 %, of the paired difference, by bootstrap over markets; those of improvements hold
+over all {len(LOOKS)} looks that the gate may take at a growing benchmark.
 
 **The interval of the improvement lies above 0 with {better} of {len(results)} seeds.** Mean improvement {effect:+.0f}; to see such
 an effect with 80 % power takes about {needed} paired markets (at the widest interval seen), and {markets} were played.
@@ -136,6 +143,11 @@ Scripted players in the same markets, for scale:
 What this does not show: scores are the heuristic's unless JUDGE_MODEL was set; the markets are simulated, and their news carries a
 signal by construction; most training sequences were composed by scripted strategies, whose best player bounds what can be imitated.
 """
+
+
+def _standard_deviation(row: dict[str, Any], errors: float) -> float:
+    """Of the paired differences, from their interval of ``errors`` standard errors to either side."""
+    return float((row["improvementHigh"] - row["improvementLow"]) / 2 / errors * row["markets"] ** 0.5)
 
 
 def _plot(results: list[dict[str, Any]]) -> bytes:

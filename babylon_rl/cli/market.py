@@ -44,9 +44,9 @@ def spawn_agents(
     settings = load_settings()
     with open_database(settings) as database, ExitStack() as stack:
         migrate(database)
-        ask = stack.enter_context(asked_model(settings, model, temperature=1.0, seed=seed)) if llm_agents else None
+        asked = stack.enter_context(asked_model(settings, model, temperature=1.0)) if llm_agents else None
         with database.connect() as connection, progress(windows, "playing hours") as advance:
-            hours = spawn(connection, request, utc_now(), ask, lambda _: advance())
+            hours = spawn(connection, request, utc_now(), asked, lambda _: advance())
     emit({"windows": [hour.document for hour in hours]}, lambda console: _render(console, hours), as_json)
 
 

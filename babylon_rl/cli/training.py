@@ -73,10 +73,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Freeze a batch, judge what lacks scores, train it, and register the version. An interrupted training goes on."""
-    from babylon_rl.automation.launch import run_batch
-    from babylon_rl.cli.training_lines import following
     from babylon_rl.store.database import open_database
-    from babylon_rl.training.batches import train_batch
 
     given = {
         "min_agents_per_window": min_agents, "iterations": iterations, "lookback_hours": lookback_hours, "learning_rate": learning_rate,
@@ -87,12 +84,25 @@ def train(
     with open_database(settings) as database:
         if _lists_only(settings, database, windows, as_json):
             return
-        chosen = _choose_batch(database, settings, batch or settings.batch_id, windows, max_trajectories, seed, force)
-        with following(database, chosen.batch_id, _line(as_json)), progress_of_parts() as told:
-            run_batch(database, settings, chosen.batch_id, ["training_batch", "trained_checkpoint"], on_progress=told)
-        with database.connect() as connection:
-            trained = train_batch(connection, chosen.batch_id, settings, utc_now())  # registered: this reads it back
+        chosen = choose_batch(database, settings, batch or settings.batch_id, windows, max_trajectories, seed, force)
+        trained = run_training(database, settings, chosen.batch_id, as_json)
     _report(trained, settings, as_json)
+
+
+def run_training(database: "Database", settings: Settings, batch_id: str, as_json: bool) -> "Trained":
+    """Train a frozen batch through the graph, writing its lines as they become true (on standard error with ``as_json``).
+
+    Raises:
+        NothingToTrain: no group with a spread of scores is left.
+    """
+    from babylon_rl.automation.launch import run_batch
+    from babylon_rl.cli.training_lines import following
+    from babylon_rl.training.batches import train_batch
+
+    with following(database, batch_id, _line(as_json)), progress_of_parts() as told:
+        run_batch(database, settings, batch_id, ["training_batch", "trained_checkpoint"], on_progress=told)
+    with database.connect() as connection:
+        return train_batch(connection, batch_id, settings, utc_now())  # registered: this reads it back
 
 
 def _line(as_json: bool) -> Any:
@@ -128,7 +138,7 @@ def _lists_only(settings: Settings, database: "Database", windows: tuple[str, st
     return True
 
 
-def _choose_batch(
+def choose_batch(
     database: "Database",
     settings: Settings,
     batch_id: str | None,
@@ -161,7 +171,7 @@ def _choose_batch(
             return pending[0]
         now = utc_now()
         windows = windows or _backfilled(connection, settings, now)
-        _bring_up_to_date(database, connection, settings, now, windows)
+        bring_up_to_date(database, connection, settings, now, windows)
         frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=seed)
         if frozen.batch is None:
             raise NothingToTrain(frozen.reason)
@@ -182,7 +192,7 @@ def _backfilled(connection: Any, settings: Settings, now: datetime) -> tuple[str
     return window_of(window_start(end) - settings.backfill_hours * HOUR), end
 
 
-def _bring_up_to_date(
+def bring_up_to_date(
     database: "Database", connection: Any, settings: Settings, now: datetime, windows: tuple[str, str] | None
 ) -> list[str]:
     """Have the graph read the hours in range that hold rows and are not as they were read; returns those hours."""
@@ -279,7 +289,7 @@ def _score(database: "Database", settings: Settings, wanted: tuple[str, str] | N
         if dry_run:
             held = [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
             return held if force else sorted(unscored_windows(connection, held))
-        held = _bring_up_to_date(database, connection, settings, now, wanted)
+        held = bring_up_to_date(database, connection, settings, now, wanted)
         lacking = held if force else sorted(unscored_windows(connection, held))
         if force:
             score_windows(connection, held, settings, now, force=True)  # the run below records what this wrote

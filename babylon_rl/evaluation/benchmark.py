@@ -1,6 +1,10 @@
-"""A batch's evidence: its checkpoint, the base, the deployed and the parent version and three scripts in the same unseen markets."""
+"""A batch's evidence: its checkpoint, the base, the deployed and the parent version and all scripts in the same unseen markets.
+
+When the markets played decide nothing and a few times as many would, they are played too (looks.py).
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,19 +14,21 @@ import psycopg
 from babylon_rl.errors import TrainingError
 from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, STRATEGY, Comparison, compare
 from babylon_rl.evaluation.entrants import Entrant, Say, Serving, absent, base_entrant, play_entrants, version_entrant
-from babylon_rl.evaluation.gate import decide
+from babylon_rl.evaluation.gate import INCONCLUSIVE, decide
+from babylon_rl.evaluation.looks import LOOKS, next_look
 from babylon_rl.evaluation.markets import Contestant, play_benchmark
 from babylon_rl.evaluation.plots import benchmark_png, write_plot
-from babylon_rl.evaluation.report import BenchmarkReport, markdown, results_version
+from babylon_rl.evaluation.report import BenchmarkReport, markdown, results_version, rows_of
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.market.serving import served_here
+from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import StoredReport, read_stored_report, write_report
 from babylon_rl.store.registry import Model, model_of_batch, read_models
 from babylon_rl.windows import utc_now
 
-SCRIPTS = ("nothing", "balanced", "momentum")
+SCRIPTS = NAMES
 PLOTS = "benchmarks"
 
 
@@ -39,7 +45,8 @@ def evaluate_batch(
     """Play what is missing, compare, decide, and store the report; its picture is written to <home>/benchmarks/<version>.png.
 
     The reference is the deployed version when it can be played here, else the base. A version that cannot be played here is
-    not compared, and the report says why.
+    not compared, and the report says why. An inconclusive comparison is played on, twice and four times as large, while that can be
+    expected to decide.
 
     Args:
         progress: is told in a sentence how far it is.
@@ -53,10 +60,17 @@ def evaluate_batch(
     model = model_of_batch(connection, batch_id)
     if model is None:
         raise TrainingError(f"{batch_id} has registered no version: its training has not ended. `babylon-rl batches` shows it.")
-    snapshots = benchmark_snapshots(settings.benchmark_markets)
-    require_unseen(snapshots, model.windows)
-    comparison = _compare(connection, settings, model, snapshots, progress, clock, serving, on_progress)
-    verdict = decide(comparison, settings.min_improvement)
+    entered = _entered(connection, settings, model)
+    wanted: int | None = settings.benchmark_markets
+    while wanted is not None:
+        snapshots = benchmark_snapshots(wanted)
+        require_unseen(snapshots, model.windows)
+        comparison = _compare(connection, settings, entered, snapshots, progress, clock, serving, on_progress)
+        verdict = decide(comparison, settings.min_improvement)
+        undecided = verdict.decision == INCONCLUSIVE
+        wanted = next_look(comparison, settings.min_improvement, settings.benchmark_markets) if undecided else None
+        if wanted is not None:
+            progress(f"{model.version}: {comparison.markets} markets decide nothing. {wanted} are played.")
     png = benchmark_png(comparison, verdict)
     report = BenchmarkReport(
         batch_id=batch_id,
@@ -66,7 +80,7 @@ def evaluate_batch(
         reason=verdict.reason,
         markets=comparison.markets,
         min_improvement=settings.min_improvement,
-        rows=[standing.row for standing in comparison.standings],
+        rows=rows_of(comparison, verdict),
         data_version=results_version(comparison, verdict, settings.min_improvement, {s.id: s.fingerprint for s in snapshots}),
         table_markdown=markdown(comparison, verdict),
         plot_png=png,
@@ -77,10 +91,19 @@ def evaluate_batch(
     return report
 
 
+@dataclass(frozen=True)
+class _Entered:
+    """Who plays, the candidate first (nobody when it is not here), the reference's name, and notes on who is missing."""
+
+    entrants: tuple[Entrant, ...]
+    reference: str | None
+    notes: tuple[str, ...]
+
+
 def _compare(
     connection: psycopg.Connection[Any],
     settings: Settings,
-    model: Model,
+    entered: _Entered,
     snapshots: Sequence[Snapshot],
     say: Say,
     clock: Callable[[], datetime],
@@ -88,19 +111,19 @@ def _compare(
     on_progress: Progress,
 ) -> Comparison:
     scripts = {name: (STRATEGY, play_benchmark(Contestant(name), snapshots)) for name in SCRIPTS}
+    if not entered.entrants:
+        return compare(scripts, None, None, entered.notes)
+    results = play_entrants(connection, settings, entered.entrants, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)
+    models = {entrant.name: (entrant.role, results[entrant.name]) for entrant in entered.entrants}
+    return compare(models | scripts, entered.entrants[0].name, entered.reference, entered.notes, looks=len(LOOKS))
+
+
+def _entered(connection: psycopg.Connection[Any], settings: Settings, model: Model) -> _Entered:
+    """The candidate, the deployed and the parent version as far as they are here, and the base."""
     missing = absent(model, settings)
     if missing is not None:
-        return compare(scripts, None, None, [str(missing)])
+        return _Entered((), None, (str(missing),))
     base = base_entrant(settings)
-    others, reference, notes = _rivals(connection, settings, model, base)
-    entrants = [version_entrant(model, CANDIDATE, base), *others, base]
-    results = play_entrants(connection, settings, entrants, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)
-    models = {entrant.name: (entrant.role, results[entrant.name]) for entrant in entrants}
-    return compare(models | scripts, model.version, reference, notes)
-
-
-def _rivals(connection: psycopg.Connection[Any], settings: Settings, model: Model, base: Entrant) -> tuple[list[Entrant], str, list[str]]:
-    """The deployed and the parent version as far as they are here, the reference's name, and why it is the reference."""
     versions = [other for other in read_models(connection) if other.version != model.version]
     live = [other for other in versions if other.status == "deployed" and other.deployed_at is not None]
     deployed = max(live, key=lambda other: (other.deployed_at, other.order), default=None)
@@ -120,7 +143,7 @@ def _rivals(connection: psycopg.Connection[Any], settings: Settings, model: Mode
             rivals.append(version_entrant(parent, PARENT, base))
         else:
             notes.append(f"The parent {missing}")
-    return rivals, reference, notes
+    return _Entered((version_entrant(model, CANDIDATE, base), *rivals, base), reference, tuple(notes))
 
 
 def read_report(connection: psycopg.Connection[Any], batch_id: str) -> BenchmarkReport | None:

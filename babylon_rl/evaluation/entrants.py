@@ -15,9 +15,8 @@ import psycopg
 
 from babylon_rl.errors import CheckpointError
 from babylon_rl.evaluation.comparison import BASE
-from babylon_rl.evaluation.markets import CONCURRENCY, Contestant, play_benchmark
+from babylon_rl.evaluation.markets import CONCURRENCY, model_contestant, play_benchmark
 from babylon_rl.evaluation.snapshots import Snapshot
-from babylon_rl.market.model_agent import ask_model
 from babylon_rl.models.checkpoints import MANIFEST, base_identity, verify
 from babylon_rl.models.client import ChatClient
 from babylon_rl.models.files import sha256
@@ -118,8 +117,7 @@ def play_entrants(
             for entrant in playing:
                 keep = _keeper(connection, entrant, markets, known[entrant.name], say, on_progress, clock)
                 with ChatClient(url, None, entrant.name, logprobs=False) as client:
-                    contestant = Contestant(entrant.name, ask_model(client, TEMPERATURE, "benchmark"))
-                    play_benchmark(contestant, missing[entrant.name], concurrency, keep)
+                    play_benchmark(model_contestant(client, entrant.name, TEMPERATURE), missing[entrant.name], concurrency, keep)
     return {entrant.name: [known[entrant.name][snapshot.id] for snapshot in snapshots] for entrant in entrants}
 
 

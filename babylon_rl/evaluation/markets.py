@@ -1,63 +1,69 @@
 """Players meet benchmark markets: one player alone in each, the same markets and seeds for all, several markets at once.
 
-Several at once, because the server answers what waits together in one batch. A result is told as soon as its market is over.
+Everyone trades the same stake for one tick at a time, as policies are trained to. Several markets at once, because the server answers
+what waits together in one batch. A result is told as soon as its market is over.
 """
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Event
 
-from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.snapshots import PLAYER_ID, Snapshot
-from babylon_rl.market.agents import MODEL_STAKE_USD, Decision, Observation, strategy
-from babylon_rl.market.play import Ask, Call, Player, Tick, play_hour
-from babylon_rl.market.world import TICK_MINUTES, Hour
+from babylon_rl.errors import MarketError, ModelUnavailable
+from babylon_rl.evaluation.snapshots import PLAYER_ID, PROMPT_VERSION, Snapshot
+from babylon_rl.market.simulation import roster
+from babylon_rl.market.simulation.actions import Invalid
+from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, AgentFactory, Choice
+from babylon_rl.market.simulation.fills import Fill, Refusal
+from babylon_rl.market.simulation.model_agent import model_agent
+from babylon_rl.market.simulation.prompting import choice_of
+from babylon_rl.market.simulation.record import AgentRecord
+from babylon_rl.market.simulation.run import play
+from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.models.client import ChatClient
 from babylon_rl.store.benchmarks import MarketResult
 
 CONCURRENCY = 16
-_MODEL = "llm"
+_NO_TRADE = ("hold", "post")
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """Who plays: a scripted strategy under its own name, or a model that ``ask`` answers for."""
+    """Who plays: an agent of the roster under its own name, or whoever ``agent`` makes."""
 
     name: str
-    ask: Ask | None = None
+    agent: AgentFactory | None = None
 
     def __post_init__(self) -> None:
-        if self.ask is None:
-            strategy(self.name)  # a name that no strategy has is refused here, not in the middle of a benchmark
+        if self.agent is None and self.name not in roster.NAMES:  # refused here, not in the middle of a benchmark
+            raise MarketError(f"There is no strategy {self.name!r}; there are {', '.join(roster.NAMES)}.")
 
-    @property
-    def player(self) -> Player:
-        """The seat in the market: the same id and stake for everyone, so that only decisions differ."""
-        return Player(PLAYER_ID, _MODEL if self.ask is not None else self.name, MODEL_STAKE_USD)
+    def seat(self, scenario: Scenario) -> AgentFactory:
+        """Who sits down in this market: the same stake for everyone, so that only decisions differ."""
+        return self.agent or roster.factory(self.name, scenario, ONE_TICK, stake_usd=STAKE_USD)
 
 
-def play_market(contestant: Contestant, snapshot: Snapshot) -> MarketResult:
-    """Play one market to its end.
+def model_contestant(client: ChatClient, name: str, temperature: float) -> Contestant:
+    """A model at an endpoint, asked as policies are trained."""
+    return Contestant(name, model_agent(client, mandate=ONE_TICK, prompt_version=PROMPT_VERSION, temperature=temperature, name=name))
+
+
+def play_market(contestant: Contestant, snapshot: Snapshot, left: Event | None = None) -> MarketResult:
+    """Play one market to its end, or until ``left`` is set.
 
     Raises:
         ModelUnavailable: the endpoint stays down.
+        MarketError: ``left`` was set.
     """
-    ticks = play_hour(snapshot.hour, [contestant.player], contestant.ask, snapshot.seed)
-    traded = [tick for tick in ticks if tick.filled]
-    valid = [tick.decision.action for tick in ticks if tick.decision.invalid is None]
-    return MarketResult(
-        snapshot=snapshot.id,
-        pnl_usd=ticks[-1].pnl_after,
-        wins=sum(tick.profit is not None and tick.profit > 0 for tick in ticks),
-        losses=sum(tick.profit is not None and tick.profit < 0 for tick in ticks),
-        trades=len(traded),
-        decisions=len(ticks),
-        invalid=len(ticks) - len(valid),
-        actions={action: valid.count(action) for action in ("buy", "sell", "hold")},
-        predictions=len(traded),
-        predictions_right=sum(_was_right(snapshot.hour, tick) for tick in traded),
-        equity_usd=tuple(tick.pnl_after for tick in ticks),
-    )
+
+    def go_on(tick: int, ticks: int) -> None:
+        if left is not None and left.is_set():
+            raise MarketError("The benchmark was interrupted.")
+
+    run = play(snapshot.scenario, {PLAYER_ID: contestant.seat(snapshot.scenario)}, seed=snapshot.seed, on_tick=go_on)
+    if not run.complete:
+        raise ModelUnavailable(f"{contestant.name} in {snapshot.id}: {run.stopped}")
+    return _result(snapshot, run.records[PLAYER_ID])
 
 
 def play_benchmark(
@@ -74,13 +80,12 @@ def play_benchmark(
     Raises:
         ModelUnavailable: the endpoint stays down; markets under way are finished and told, those that have not begun are given up.
     """
-    if contestant.ask is None:
+    if contestant.agent is None:
         concurrency = 1  # a script computes: threads would only take turns
     played: dict[str, MarketResult] = {}
     left = Event()
-    player = replace(contestant, ask=None if contestant.ask is None else _until(left, contestant.ask))
     with ThreadPoolExecutor(max_workers=max(1, concurrency)) as pool:
-        pending = [pool.submit(play_market, player, snapshot) for snapshot in snapshots]
+        pending = [pool.submit(play_market, contestant, snapshot, left) for snapshot in snapshots]
         try:
             failure: BaseException | None = None
             for done in as_completed(pending):
@@ -102,23 +107,41 @@ def play_benchmark(
     return [played[snapshot.id] for snapshot in snapshots]
 
 
-def _until(left: Event, ask: Ask) -> Ask:
-    """Ask no more once nobody waits for the answer."""
+def _result(snapshot: Snapshot, record: AgentRecord) -> MarketResult:
+    choices = [choice_of(action) for action in record.actions]
+    valid = [choice.action for choice, outcome in zip(choices, record.outcomes, strict=True) if not isinstance(outcome, Invalid)]
+    traded = [tick for tick, outcome in enumerate(record.outcomes) if isinstance(outcome, Fill) and outcome.kind not in _NO_TRADE]
+    profits = _profits(record)
+    pnls = [equity - record.account.start for equity in record.equity]
+    return MarketResult(
+        snapshot=snapshot.id,
+        pnl_usd=pnls[-1],
+        wins=sum(profit > 0 for profit in profits.values()),
+        losses=sum(profit < 0 for profit in profits.values()),
+        trades=len(traded),
+        decisions=record.decisions,
+        invalid=record.decisions - len(valid),
+        refused=sum(isinstance(outcome, Refusal) for outcome in record.outcomes),
+        actions={action: valid.count(action) for action in ("buy", "sell", "hold")},
+        predictions=len(traded),
+        predictions_right=sum(_was_right(snapshot.scenario, tick, choices[tick]) for tick in traded),
+        equity_usd=tuple(pnls[1:]),
+    )
 
-    def asked(items: list[tuple[Player, Observation, int]]) -> list[tuple[Decision, Call]]:
-        if left.is_set():
-            raise MarketError("The benchmark was interrupted.")
-        return ask(items)
 
-    return asked
+def _profits(record: AgentRecord) -> dict[int, float]:
+    """What the order of each tick brought once it was closed, in dollars after all costs."""
+    profits: dict[int, float] = {}
+    for tick, fills in record.closed.items():
+        profits[tick] = sum(fill.profit or 0.0 for fill in fills)
+    for settlement in record.settled:  # at the end of the tick before its own
+        if settlement.profit is not None:
+            profits[settlement.tick - 1] = profits.get(settlement.tick - 1, 0.0) + settlement.profit
+    return profits
 
 
-def _was_right(hour: Hour, tick: Tick) -> bool:
+def _was_right(scenario: Scenario, tick: int, choice: Choice) -> bool:
     """True when the order's direction was that in which the market went over the tick, the player's own impact left out."""
-    start, end = tick.tick * TICK_MINUTES, (tick.tick + 1) * TICK_MINUTES
-    if tick.decision.market == hour.question.label:
-        path = hour.question.crowd_logit
-    else:
-        path = next(stock.prices for stock in hour.stocks if stock.name == tick.decision.market)
-    move = path[end] - path[start]
-    return move > 0 if tick.decision.action == "buy" else move < 0
+    paths = {asset.ticker: asset.prices for asset in scenario.assets} | {question.id: question.crowd for question in scenario.questions}
+    path = paths[choice.market or ""]
+    return (path[tick + 1] - path[tick]) * choice.direction > 0

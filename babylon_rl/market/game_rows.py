@@ -1,19 +1,26 @@
-"""A played hour as the rows that the game would have written: prices with their duplicates, question, events, trajectories."""
+"""A played hour's market as the rows that the game would have written: prices with their duplicates, questions, events.
+
+They come from the scenario and from the prices as agents moved them. Posts are left out: the pipeline reads no table of them.
+"""
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
-from babylon_rl.market.play import Tick
-from babylon_rl.market.trading import Pool
-from babylon_rl.market.world import MINUTES, TICK_MINUTES, Event, Hour
-from babylon_rl.recorder import Recording, TrajectoryRecorder, milliseconds
-from babylon_rl.windows import HOUR, window_start
+from babylon_rl.market.simulation.arithmetic import exp, log, normal, stream
+from babylon_rl.market.simulation.config import MarketModel
+from babylon_rl.market.simulation.scenario import Asset, Question, Scenario, WorldEvent
+from babylon_rl.recorder import milliseconds
 
 _ID_EPOCH_MS = 1_704_067_200_000
-_VERSION = re.compile(r"v\d+\.\d+\.\d+")
+_EPOCH = datetime(1970, 1, 1)
+_CLOSING = timedelta(milliseconds=100)  # the last prices stand so long before the market's end
+_ANSWERED = timedelta(milliseconds=1)
+
+Paths = Mapping[str, Sequence[float]]
 
 
 class Ids:
@@ -33,34 +40,84 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def stock_rows(hour: Hour, ids: Ids) -> list[dict[str, Any]]:
-    """StockPrice rows: at each minute the real update, then, as the engine does, the same price again with zero change."""
-    start, rows = window_start(hour.window), []
-    for stock in hour.stocks:
-        for minute in range(1, MINUTES):
-            before, price = stock.prices[minute - 1], stock.prices[minute]
-            moment = start + timedelta(minutes=minute)
+def moment(scenario: Scenario, tick: int) -> datetime:
+    """When a tick begins, naive UTC; the last moment is the market's end."""
+    return _EPOCH + timedelta(milliseconds=scenario.timestamp_ms(tick))
+
+
+def closing_prices(scenario: Scenario, paths: Paths) -> dict[str, float]:
+    """Organization id -> the price that the hour ends with, as `stock_rows` writes it."""
+    return {slug(asset.name): _rounded(_whole(paths.get(asset.ticker, ()), asset.prices)[-1]) for asset in scenario.assets}
+
+
+def stock_rows(scenario: Scenario, paths: Paths, ids: Ids) -> list[dict[str, Any]]:
+    """StockPrice rows: each minute the real update, then, as the engine does, the same price again with zero change.
+
+    At a tick the price is the one that agents were shown; in the minutes between it wanders from the one to the next.
+
+    Args:
+        paths: prices as agents moved them, by ticker, for the moments that were played; after them the scenario's own hold.
+    """
+    rows, step = [], timedelta(minutes=1)
+    for asset in scenario.assets:
+        prices = _minutes(scenario, asset, _whole(paths.get(asset.ticker, ()), asset.prices))
+        for minute in range(1, len(prices)):
+            before, price = prices[minute - 1], prices[minute]
+            at = moment(scenario, 0) + minute * step - (_CLOSING if minute == len(prices) - 1 else timedelta())
             for change, late_ms in ((price - before, 0), (0.0, 4)):
                 rows.append({
-                    "id": ids(), "organizationId": slug(stock.name), "price": price, "change": change,
+                    "id": ids(), "organizationId": slug(asset.name), "price": price, "change": change,
                     "changePercent": 100 * change / before,
-                    "timestamp": moment + timedelta(milliseconds=late_ms), "isSnapshot": False,
+                    "timestamp": at + timedelta(milliseconds=late_ms), "isSnapshot": False,
                 })  # fmt: skip
     return rows
 
 
-def question_rows(hour: Hour, pool_yes_prices: Sequence[float], ids: Ids) -> dict[str, list[dict[str, Any]]]:
-    """Question, Market and PredictionPriceHistory rows; ``pool_yes_prices[t]`` is the YES price at tick t.
+def _minutes(scenario: Scenario, asset: Asset, path: Sequence[float]) -> list[float]:
+    """A price a minute: a Brownian bridge of the log price between one tick and the next."""
+    steps = max(1, scenario.tick_seconds // 60)
+    volatility = (scenario.model or MarketModel()).volatility / math.sqrt(60.0)
+    rng = stream(scenario.digest, "minutes", asset.ticker)
+    found = [_rounded(path[0])]
+    for now, then in pairwise(path):
+        log_price, target = log(now), log(then)
+        for left in range(steps, 1, -1):
+            log_price += (target - log_price) / left + volatility * math.sqrt((left - 1) / left) * normal(rng)
+            found.append(_rounded(exp(log_price)))
+        found.append(_rounded(then))
+    return found
 
-    A question opens with its hour and is answered in the hour's last millisecond.
+
+def _whole(played: Sequence[float], alone: Sequence[float]) -> list[float]:
+    return [*played, *alone[len(played) :]]
+
+
+def _rounded(price: float) -> float:
+    return max(1e-6, round(price, 6))
+
+
+def question_rows(scenario: Scenario, paths: Paths, ids: Ids) -> dict[str, list[dict[str, Any]]]:
+    """Question, Market and PredictionPriceHistory rows; ``paths`` as for `stock_rows`, YES prices by question.
+
+    A question opens with its hour. It is answered in the hour's last millisecond, after the last order was closed: agents trade on what
+    is believed, not on the answer.
     """
-    start, question = window_start(hour.window), hour.question
-    market_id, answered = ids(), start + HOUR - timedelta(milliseconds=1)
+    rows: dict[str, list[dict[str, Any]]] = {"Question": [], "Market": [], "PredictionPriceHistory": []}
+    for question in scenario.questions:
+        for table, found in _question(scenario, question, _whole(paths.get(question.id, ()), question.crowd), ids).items():
+            rows[table] += found
+    return rows
+
+
+def _question(scenario: Scenario, question: Question, yes_prices: Sequence[float], ids: Ids) -> dict[str, list[dict[str, Any]]]:
+    start, end = moment(scenario, 0), moment(scenario, scenario.ticks)
+    market_id, answered = ids(), end - _ANSWERED
     # the opening price stands from the hour's first moment, so that the hour starts at it and not at 50 %
-    moments = [start + timedelta(minutes=tick * TICK_MINUTES, seconds=2 if tick else 0) for tick in range(len(pool_yes_prices))]
-    history = [(moment, price, "trade", "npc_trade") for moment, price in zip(moments, pool_yes_prices, strict=True)]
+    moments = [moment(scenario, tick) + timedelta(seconds=2 if tick else 0) for tick in range(scenario.ticks)]
+    history = [(at, price, "trade", "npc_trade") for at, price in zip([*moments, end - _CLOSING], yes_prices, strict=True)]
     history.append((answered, float(question.answer), "resolution", "oracle"))
-    closing = _pool(pool_yes_prices[-1])
+    depth = (scenario.model or MarketModel()).pool_shares
+    closing = _pool(yes_prices[-1], depth)
     return {
         "Question": [{
             "id": market_id, "questionNumber": question.number, "text": question.text, "scenarioId": 1, "outcome": question.answer,
@@ -73,88 +130,30 @@ def question_rows(hour: Hour, pool_yes_prices: Sequence[float], ids: Ids) -> dic
         }],
         "PredictionPriceHistory": [{
             "id": ids(), "marketId": market_id, "yesPrice": price, "noPrice": 1 - price,
-            **(closing if kind == "resolution" else _pool(price)),
-            "eventType": kind, "source": source, "createdAt": moment,
-        } for moment, price, kind, source in history],
+            **(closing if kind == "resolution" else _pool(price, depth)),
+            "eventType": kind, "source": source, "createdAt": at,
+        } for at, price, kind, source in history],
     }  # fmt: skip
 
 
-def _pool(yes_price: float) -> dict[str, float]:
-    pool = Pool.at(math.log(yes_price / (1 - yes_price)))
-    return {"yesShares": round(pool.yes, 6), "noShares": round(pool.no, 6), "liquidity": round(pool.yes + pool.no, 6)}
+def _pool(yes_price: float, depth: float) -> dict[str, float]:
+    root = math.sqrt(yes_price / (1.0 - yes_price))
+    yes, no = depth / root, depth * root
+    return {"yesShares": round(yes, 6), "noShares": round(no, 6), "liquidity": round(yes + no, 6)}
 
 
-def event_rows(hour: Hour) -> list[dict[str, Any]]:
+def event_rows(scenario: Scenario) -> list[dict[str, Any]]:
     """WorldEvent rows, a second before the agents of their tick act."""
-    return [_event_row(hour, event) for event in hour.events]
+    return [_event_row(scenario, event, number) for number, event in enumerate(scenario.events)]
 
 
-def _event_row(hour: Hour, event: Event) -> dict[str, Any]:
-    moment = window_start(hour.window) + timedelta(minutes=event.tick * TICK_MINUTES, seconds=1)
-    about_question = event.market == hour.question.label
-    points = {1: "YES", -1: "NO"}.get(event.direction) if about_question else None
+def _event_row(scenario: Scenario, event: WorldEvent, number: int) -> dict[str, Any]:
+    at = moment(scenario, event.tick) + timedelta(seconds=1)
+    question = next((question for question in scenario.questions if question.id == event.about), None)
     return {
-        "id": f"event-{milliseconds(moment)}-{event.tick}", "eventType": "rumor" if event.rumour else "announcement",
-        "description": event.text,
-        "actors": [] if about_question else [slug(event.market)], "relatedQuestion": hour.question.number if about_question else None,
-        "pointsToward": points, "visibility": "public", "gameId": "continuous", "timestamp": moment, "createdAt": moment,
+        "id": f"event-{milliseconds(at)}-{number}", "eventType": "rumor" if event.rumour else event.category, "description": event.text,
+        "actors": [slug(scenario.asset(event.about).name)] if question is None else [],
+        "relatedQuestion": question.number if question is not None else None,
+        "pointsToward": {1: "YES", -1: "NO"}.get(event.direction) if question is not None else None,
+        "visibility": "public", "gameId": "continuous", "timestamp": at, "createdAt": at,
     }  # fmt: skip
-
-
-def recordings(
-    window: str, market_id: str, ticks: Sequence[Tick], ids: Ids, *, evaluation: bool = False, scenario: str | None = None
-) -> Iterator[Recording]:
-    """One recorded trajectory per agent and tick, in simulated time; ``market_id`` is the question's Market.id.
-
-    How long a model took to answer is left out: it is wall time, and the same seed must give the same rows.
-    """
-    clock = [window_start(window)]
-    kept: list[Recording] = []
-    recorder = TrajectoryRecorder(kept.append, ids, lambda: clock[0])
-    for offset, tick in enumerate(ticks):
-        clock[0] = window_start(window) + timedelta(minutes=tick.tick * TICK_MINUTES, seconds=5, milliseconds=37 * (offset % 997))
-        trajectory = recorder.start_trajectory(tick.player.agent_id, window=window, scenario=scenario)
-        recorder.start_step(
-            trajectory,
-            balance=round(tick.seen.balance, 2),
-            pnl=round(tick.pnl_before, 6),
-            open_positions=0,
-            activeMarkets=len(tick.seen.quotes),
-        )
-        recorder.provider_access(
-            trajectory, "BABYLON_MARKETS", {"markets": [vars(quote) for quote in tick.seen.quotes]}, "Get current market prices"
-        )
-        recorder.llm_call(
-            trajectory, model=tick.call.model, messages=tick.call.messages, response=tick.call.response, action_type="TRADING_DECISION",
-            temperature=tick.call.temperature, max_tokens=tick.call.max_tokens, response_format=tick.call.response_format,
-            logprobs=tick.call.logprobs, model_version=tick.call.model if _VERSION.fullmatch(tick.call.model) else None,
-            tokens=(tick.call.prompt_tokens, tick.call.completion_tokens or 0) if tick.call.prompt_tokens is not None else None,
-        )  # fmt: skip
-        _complete(recorder, trajectory, tick, market_id)
-        clock[0] = window_start(window) + timedelta(
-            minutes=(tick.tick + 1) * TICK_MINUTES, seconds=-2, milliseconds=37 * (offset % 997) % 1000
-        )
-        recorder.end_trajectory(trajectory, balance=round(tick.balance, 2), pnl=round(tick.pnl_after, 6), evaluation=evaluation)
-    yield from kept
-
-
-def _complete(recorder: TrajectoryRecorder, trajectory: str, tick: Tick, market_id: str) -> None:
-    decision = tick.decision
-    if decision.market is None:
-        failed = decision.invalid is not None
-        recorder.complete_step(
-            trajectory, "HOLD", {}, success=not failed, reward=0.0, result=None if failed else {"held": True}, error=decision.invalid
-        )
-        return
-    question = any(quote.market == decision.market and quote.question is not None for quote in tick.seen.quotes)
-    sides = ("YES", "NO") if question else ("long", "short")
-    parameters = {
-        "method": "simulation", "pnlChange": tick.profit or 0.0, "initialPnL": round(tick.pnl_before, 6),
-        "finalPnL": round(tick.pnl_after, 6), **({"marketId": market_id} if question else {"ticker": decision.market}),
-        "side": sides[decision.action == "sell"], "marketType": "prediction" if question else "perp",
-    }  # fmt: skip
-    recorder.complete_step(
-        trajectory, "TRADING_DECISION", parameters, success=tick.filled, reward=(tick.profit or 0.0) / 1000,
-        result={"executed": tick.filled, "pnl": tick.profit} if tick.filled else None,
-        error=None if tick.filled else "the balance does not cover the order",
-    )  # fmt: skip

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from babylon_rl.errors import ModelUnavailable, UsageError
-from babylon_rl.market.model_agent import ask_model
-from babylon_rl.market.play import Ask
+from babylon_rl.market.simulation.agents import AgentFactory
+from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.models.client import ChatClient
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.models.server_process import running_server
@@ -24,8 +24,8 @@ def served_here(settings: Settings, adapters: Mapping[str, Path]) -> Iterator[st
 
 
 @contextmanager
-def asked_model(settings: Settings, model: str, *, temperature: float, seed: int) -> Iterator[Ask]:
-    """Answers of ``base``, of a version in the state directory, or of ``MODEL@URL``.
+def asked_model(settings: Settings, model: str, *, temperature: float) -> Iterator[AgentFactory]:
+    """Who makes agents that ask ``base``, a version in the state directory, or ``MODEL@URL``, as policies are trained.
 
     Raises:
         ModelUnavailable: there is no such version here.
@@ -37,7 +37,7 @@ def asked_model(settings: Settings, model: str, *, temperature: float, seed: int
             raise UsageError(f"{model!r}: write MODEL@URL with a URL such as http://127.0.0.1:8000/v1.")
         key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
         with ChatClient(url, key, name) as client:
-            yield ask_model(client, temperature, seed)
+            yield model_agent(client, temperature=temperature)
         return
     directory = settings.home / "checkpoints" / name
     if name != BASE and not directory.is_dir():
@@ -45,4 +45,4 @@ def asked_model(settings: Settings, model: str, *, temperature: float, seed: int
             f"There is no checkpoint {name} in {directory.parent}. `babylon-rl models` lists the versions; base is always there."
         )
     with served_here(settings, {} if name == BASE else {name: directory}) as local, ChatClient(local, None, name) as client:
-        yield ask_model(client, temperature, seed)
+        yield model_agent(client, temperature=temperature)

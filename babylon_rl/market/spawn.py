@@ -4,24 +4,40 @@ Each hour is one transaction: market rows (only into a simulated game), agents, 
 llm_call_logs. In a real game's database only our own agents' trajectories are written, at the recorded prices.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import psycopg
 
-from babylon_rl.errors import MarketError, UsageError
-from babylon_rl.market import game_rows
-from babylon_rl.market.agents import STAKES_USD, STRATEGIES
+from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
+from babylon_rl.market import agent_rows, game_rows
 from babylon_rl.market.headlines import TRAINING
-from babylon_rl.market.model_agent import model_player
-from babylon_rl.market.play import Ask, Player, Tick, play_hour
 from babylon_rl.market.recorded import read_recorded_hour
-from babylon_rl.market.trading import Account
-from babylon_rl.market.world import TICK_MINUTES, Hour, generate_hour
+from babylon_rl.market.simulation.agents import AgentFactory
+from babylon_rl.market.simulation.config import PRESETS, START_BALANCE, preset
+from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.prompting import TRADER_V1
+from babylon_rl.market.simulation.roster import factory
+from babylon_rl.market.simulation.run import Run, play
+from babylon_rl.market.simulation.scenario import Scenario, opening
+from babylon_rl.market.simulation.strategies import STRATEGIES
+from babylon_rl.recorder import milliseconds
 from babylon_rl.store import recording as rows
 from babylon_rl.windows import HOUR, newest_complete, window_of, window_start
+
+TICK_MINUTES = PRESETS["hour"].tick_seconds // 60
+MODEL_STRATEGY = "llm"
+SEED_PREFIX = "training/"  # no held-out market's seed begins so
+
+
+@dataclass(frozen=True)
+class Player:
+    """One agent: who it is and how it decides. ``strategy`` is a scripted one's name, or ``llm`` for one that asks a model."""
+
+    agent_id: str
+    strategy: str
 
 
 @dataclass(frozen=True)
@@ -63,8 +79,13 @@ def players_of(request: SpawnRequest, first: int = 1) -> list[Player]:
     """``test-agent-<n>`` from n = ``first``: scripted strategies in turn, then the agents that ask a model."""
     scripted = request.agents - request.model_agents
     names = [STRATEGIES[index % len(STRATEGIES)] for index in range(scripted)]
-    players = [Player(f"test-agent-{first + index}", name, STAKES_USD[name]) for index, name in enumerate(names)]
-    return players + [model_player(f"test-agent-{first + scripted + index}") for index in range(request.model_agents)]
+    names = [STRATEGIES[index % len(STRATEGIES)] for index in range(scripted)] + [MODEL_STRATEGY] * request.model_agents
+    return [Player(f"test-agent-{first + index}", name) for index, name in enumerate(names)]
+
+
+def training_seed(seed: int, window: str) -> str:
+    """The seed of an hour's market: it follows from the request's and the hour."""
+    return f"{SEED_PREFIX}{seed}/{window}"
 
 
 def windows_to_play(request: SpawnRequest, newest: str | None, now: datetime) -> list[str]:
@@ -91,16 +112,17 @@ def spawn(
     connection: psycopg.Connection[Any],
     request: SpawnRequest,
     now: datetime,
-    ask: Ask | None,
+    model: AgentFactory | None,
     on_hour: Callable[[SpawnedHour], None] | None = None,
 ) -> list[SpawnedHour]:
-    """Play and write the hours of a request.
+    """Play and write the hours of a request; ``model`` makes the agents that ask one.
 
     Raises:
         MarketError: a requested hour of a real game has no recorded prices.
+        ModelUnavailable: the endpoint stays down; the hours before this one are written.
         UsageError: the hours lie in the future.
     """
-    if request.model_agents and ask is None:
+    if request.model_agents and model is None:
         raise UsageError("Model agents need a model: give --model, or --llm-agents 0.")
     hours = windows_to_play(request, rows.newest_simulated_hour(connection), now)
     own_market = rows.is_simulated_game(connection)
@@ -108,59 +130,72 @@ def spawn(
     connection.commit()
     for window in hours:
         with connection.transaction():
-            done.append(_play_and_write(connection, request, window, players, ask, own_market, now))
+            done.append(_play_and_write(connection, request, window, players, model, own_market, now))
         if on_hour is not None:
             on_hour(done[-1])
     return done
 
 
 def _play_and_write(
-    connection: psycopg.Connection[Any], request: SpawnRequest, window: str, players: Sequence[Player], ask: Ask | None,
+    connection: psycopg.Connection[Any], request: SpawnRequest, window: str, players: Sequence[Player], model: AgentFactory | None,
     own_market: bool, now: datetime,
 ) -> SpawnedHour:  # fmt: skip
     start = window_start(window)
     rows.lock_simulation(connection)
     if rows.has_simulated_hour(connection, window):
         raise MarketError(f"Simulated agents have already played {window}. Give another --start, or none to append after the newest hour.")
-    if own_market:
-        hour = generate_hour(
-            TRAINING,
-            window,
-            request.seed,
-            previous=rows.last_prices(connection, start),
-            question_number=rows.next_question_number(connection),
-        )
-    else:
-        hour = read_recorded_hour(connection, window)
+    scenario = _own_hour(connection, request, window) if own_market else read_recorded_hour(connection, window)
     # from the database, so that hours played one by one equal hours played in one go
     held = rows.read_accounts(connection, [player.agent_id for player in players])
-    accounts = {agent: Account(balance, pnl) for agent, (balance, pnl) in held.items()}
-    ticks = play_hour(hour, players, ask, request.seed, accounts, ticks=request.minutes // TICK_MINUTES)
+    run = _played(scenario, request, players, model, {agent: balance for agent, (balance, _) in held.items()})
+    earlier = {agent: pnl for agent, (_, pnl) in held.items()}
     ids = game_rows.Ids(start)
     if own_market:
-        _write_market(connection, hour, ticks, ids)
+        _write_market(connection, scenario, run.paths, ids)
     rows.add_agents(connection, [(player.agent_id, f"{player.strategy} {player.agent_id}") for player in players], start)
-    rows.save_accounts(connection, {agent: (account.balance, account.pnl) for agent, account in accounts.items()}, start + HOUR)
-    recorded = list(game_rows.recordings(window, rows.market_id(connection, hour.question.number), ticks, ids))
+    rows.save_accounts(
+        connection,
+        {agent: (record.balance[-1], earlier.get(agent, 0.0) + record.pnl_usd) for agent, record in run.records.items()},
+        start + HOUR,
+    )
+    markets = {question.id: rows.market_id(connection, question.number) for question in scenario.questions}
+    recorded = list(agent_rows.recordings(run, markets, ids, earlier_pnl_usd=earlier))
     rows.copy_rows(connection, "trajectories", [one.columns for one in recorded])
     rows.copy_rows(connection, "llm_call_logs", [call.columns for one in recorded for call in one.calls])
     rows.mark_simulated_hour(connection, window, request.seed, own_market, now)
-    return SpawnedHour(window, tuple(_results(players, ticks)), len(recorded))
-
-
-def _results(players: Sequence[Player], ticks: Sequence[Tick]) -> Iterator[tuple[str, str, float]]:
-    for player in players:
-        yield player.agent_id, player.strategy, sum(tick.profit or 0.0 for tick in ticks if tick.player == player)
-
-
-def _write_market(connection: psycopg.Connection[Any], hour: Hour, ticks: Sequence[Tick], ids: game_rows.Ids) -> None:
-    companies = [(game_rows.slug(stock.name), stock.name, stock.prices[0]) for stock in hour.stocks]
-    rows.add_organizations(connection, companies, window_start(hour.window))
-    rows.copy_rows(connection, "StockPrice", game_rows.stock_rows(hour, ids))
-    rows.set_current_prices(
-        connection, {game_rows.slug(stock.name): stock.prices[-1] for stock in hour.stocks}, window_start(hour.window) + HOUR
+    return SpawnedHour(
+        window, tuple((player.agent_id, player.strategy, run.records[player.agent_id].pnl_usd) for player in players), len(recorded)
     )
-    seen = {tick.tick: next(quote.price for quote in tick.seen.quotes if quote.question is not None) for tick in ticks}
-    for table, found in game_rows.question_rows(hour, [seen[tick] for tick in sorted(seen)], ids).items():
+
+
+def _own_hour(connection: psycopg.Connection[Any], request: SpawnRequest, window: str) -> Scenario:
+    start = window_start(window)
+    config = preset(
+        "hour", seed=training_seed(request.seed, window), agents=request.agents, edition=TRAINING.name, start_ms=milliseconds(start)
+    )
+    numbers = [rows.next_question_number(connection) + index for index in range(config.predictions)]
+    return generate(config, start_prices=rows.last_prices(connection, start), question_numbers=numbers)
+
+
+def _played(
+    scenario: Scenario, request: SpawnRequest, players: Sequence[Player], model: AgentFactory | None, balances: Mapping[str, float]
+) -> Run:
+    scenario = opening(scenario, request.minutes // TICK_MINUTES)
+    seats: dict[str, AgentFactory] = {}
+    for player in players:
+        seats[player.agent_id] = model if player.strategy == MODEL_STRATEGY and model is not None else factory(player.strategy, scenario)
+    money = {agent: balances.get(agent, START_BALANCE) for agent in seats}
+    run = play(scenario, seats, seed=request.seed, start_balance=money, script_prompts=TRADER_V1)
+    if run.stopped is not None:
+        raise ModelUnavailable(f"{window_of(game_rows.moment(scenario, 0))}: {run.stopped}")
+    return run
+
+
+def _write_market(connection: psycopg.Connection[Any], scenario: Scenario, paths: game_rows.Paths, ids: game_rows.Ids) -> None:
+    start, end = game_rows.moment(scenario, 0), game_rows.moment(scenario, scenario.ticks)
+    rows.add_organizations(connection, [(game_rows.slug(asset.name), asset.name, asset.prices[0]) for asset in scenario.assets], start)
+    rows.copy_rows(connection, "StockPrice", game_rows.stock_rows(scenario, paths, ids))
+    rows.set_current_prices(connection, game_rows.closing_prices(scenario, paths), end)
+    for table, found in game_rows.question_rows(scenario, paths, ids).items():
         rows.copy_rows(connection, table, found)
-    rows.copy_rows(connection, "WorldEvent", game_rows.event_rows(hour))
+    rows.copy_rows(connection, "WorldEvent", game_rows.event_rows(scenario))

@@ -1,5 +1,6 @@
 """Benchmark results market by market, the reports made of them, and the decisions on releases."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +14,7 @@ from babylon_rl.store.batches import own_transaction
 
 _RESULTS = """
 SELECT r."snapshot", r."pnlUsd", r."wins", r."losses", r."trades", r."decisions", r."invalid", r."buys", r."sells", r."holds",
-       r."predictions", r."predictionsRight", r."equityUsd"
+       r."predictions", r."predictionsRight", r."equityUsd", r."refused"
 FROM babylon_rl.benchmark_results r
 JOIN unnest(%s::text[], %s::text[]) AS wanted("snapshot", "market") USING ("snapshot", "market")
 WHERE r."model" = %s AND r."identity" = %s
@@ -22,8 +23,8 @@ WHERE r."model" = %s AND r."identity" = %s
 _INSERT_RESULT = """
 INSERT INTO babylon_rl.benchmark_results
     ("model", "identity", "snapshot", "market", "pnlUsd", "wins", "losses", "trades", "decisions", "invalid", "buys", "sells", "holds",
-     "predictions", "predictionsRight", "equityUsd", "playedAt")
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+     "predictions", "predictionsRight", "equityUsd", "refused", "playedAt")
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING
 """
 
@@ -74,8 +75,9 @@ WHERE version = %s AND "trainingBatch" = %s
 class MarketResult:
     """One player's hour in one market, alone in it.
 
-    ``actions`` counts buy, sell and hold among the valid decisions; ``predictions`` are the decisions that traded, right when
-    their direction was the market's over the tick; ``equity_usd`` is the P&L after every tick.
+    ``actions`` counts buy, sell and hold among the valid decisions, ``refused`` those of them that the exchange did not carry out;
+    ``predictions`` are the decisions that traded, right when their direction was the market's over the tick; ``equity_usd`` is the
+    P&L after every tick.
     """
 
     snapshot: str
@@ -89,11 +91,14 @@ class MarketResult:
     predictions: int
     predictions_right: int
     equity_usd: Sequence[float]
+    refused: int = 0
 
     def __post_init__(self) -> None:
         sums = sum(self.actions.values()) + self.invalid == self.decisions == len(self.equity_usd)
         ranges = self.wins + self.losses <= self.trades and self.predictions_right <= self.predictions <= self.trades
-        if not (sums and ranges and abs(self.equity_usd[-1] - self.pnl_usd) < 1e-6):
+        orders = self.trades + self.refused <= self.decisions - self.invalid
+        finite = all(map(math.isfinite, (self.pnl_usd, *self.equity_usd)))
+        if not (sums and ranges and orders and finite and abs(self.equity_usd[-1] - self.pnl_usd) < 1e-6):
             raise MarketError(f"The result of {self.snapshot} contradicts itself: {self!r}. It was not counted.")
 
 
@@ -132,7 +137,7 @@ def write_results(
     """Keep results, committed at once; what is stored already stays as it is."""
     rows = [
         [model, identity, r.snapshot, markets[r.snapshot], r.pnl_usd, r.wins, r.losses, r.trades, r.decisions, r.invalid,
-         r.actions["buy"], r.actions["sell"], r.actions["hold"], r.predictions, r.predictions_right, list(r.equity_usd), now]
+         r.actions["buy"], r.actions["sell"], r.actions["hold"], r.predictions, r.predictions_right, list(r.equity_usd), r.refused, now]
         for r in results
     ]  # fmt: skip
     with own_transaction(connection), connection.cursor() as cursor:
@@ -178,6 +183,6 @@ def write_release(
 
 
 def _result(row: Sequence[Any]) -> MarketResult:
-    snapshot, pnl, wins, losses, trades, decisions, invalid, buys, sells, holds, predictions, right, equity = row
+    snapshot, pnl, wins, losses, trades, decisions, invalid, buys, sells, holds, predictions, right, equity, refused = row
     actions = {"buy": buys, "sell": sells, "hold": holds}
-    return MarketResult(snapshot, pnl, wins, losses, trades, decisions, invalid, actions, predictions, right, tuple(equity))
+    return MarketResult(snapshot, pnl, wins, losses, trades, decisions, invalid, actions, predictions, right, tuple(equity), refused)

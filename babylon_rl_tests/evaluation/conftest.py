@@ -36,7 +36,7 @@ def base_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(settings: Settings, base_dir: Path) -> Settings:
-    return settings.model_copy(update={"local_base_model": str(base_dir), "benchmark_markets": 8})
+    return settings.model_copy(update={"local_base_model": str(base_dir), "benchmark_markets": 12})
 
 
 @pytest.fixture

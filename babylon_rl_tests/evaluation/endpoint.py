@@ -6,14 +6,21 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
 from typing import Any
 
-from babylon_rl.market.headlines import HELD_OUT
+from babylon_rl.evaluation.snapshots import benchmark_snapshots
 
 Rule = Callable[[str, list[str]], str]
-_GOOD = [text.replace("{c}", "").strip() for text in (*HELD_OUT.good, *HELD_OUT.toward_yes)]
-_BAD = [text.replace("{c}", "").strip() for text in (*HELD_OUT.bad, *HELD_OUT.toward_no)]
+MARKETS_KNOWN = 48
+
+
+@cache
+def _directions() -> dict[str, int]:
+    """What every headline of the benchmark says: +1, -1 or 0."""
+    return {event.text: event.direction for snapshot in benchmark_snapshots(MARKETS_KNOWN) for event in snapshot.scenario.events}
 
 
 def hold(prompt: str, markets: list[str]) -> str:
@@ -29,12 +36,24 @@ def babble(prompt: str, markets: list[str]) -> str:
 
 
 def reads_news(prompt: str, markets: list[str]) -> str:
-    """Trades on the headline as its words say; holds when there is none that it knows."""
+    """Trades on the headline as its words say; holds when there is none that says anything."""
     for market, text in re.findall(r"^\[(.+?)\] (.+)$", prompt, re.MULTILINE):
-        for words, action in ((_GOOD, "buy"), (_BAD, "sell")):
-            if market in markets and any(phrase in text for phrase in words):
-                return json.dumps({"action": action, "market": market})
+        if market in markets and (direction := _directions()[text]):
+            return json.dumps({"action": "buy" if direction > 0 else "sell", "market": market})
     return hold(prompt, markets)
+
+
+def reads_wrongly(prompt: str, markets: list[str]) -> str:
+    """As ``reads_news``, in the other direction."""
+    answer = reads_news(prompt, markets)
+    return answer.replace("buy", "sell") if "buy" in answer else answer.replace("sell", "buy")
+
+
+def noise(prompt: str, markets: list[str]) -> str:
+    """Any answer that the grammar allows, each as likely."""
+    drawn = Random(prompt)
+    answers = [{"action": "hold"}, *({"action": action, "market": market} for market in markets for action in ("buy", "sell"))]
+    return json.dumps(drawn.choice(answers))
 
 
 def alternates(prompt: str, markets: list[str]) -> str:

@@ -7,11 +7,23 @@ import pytest
 from babylon_rl.errors import ModelUnavailable, TrainingError, UsageError
 from babylon_rl.evaluation.benchmark import evaluate_batch, read_report
 from babylon_rl.evaluation.release import record_release
-from babylon_rl.market.world import TICKS
+from babylon_rl.evaluation.snapshots import benchmark_snapshots
+from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
-from babylon_rl_tests.evaluation.endpoint import Endpoint, alternates, always_buy, babble, endpoint, hold, reads_news
+from babylon_rl_tests.evaluation.endpoint import (
+    Endpoint,
+    alternates,
+    always_buy,
+    babble,
+    endpoint,
+    hold,
+    noise,
+    reads_news,
+    reads_wrongly,
+)
 
-MARKETS = 8
+MARKETS = 12
+TICKS = benchmark_snapshots(1)[0].scenario.ticks
 
 
 @pytest.fixture
@@ -47,11 +59,17 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     assert served.temperatures == {0.0}
     assert evaluate.told[-MARKETS:] == [("benchmark of base", done, MARKETS) for done in range(1, MARKETS + 1)]
     found = rows(report)
-    assert list(found) == ["v1.0.0", "base", "nothing", "balanced", "momentum"]
+    assert list(found) == ["v1.0.0", "base", *NAMES]
     best = found["v1.0.0"]
     assert best["improvementLow"] > 0 and best["low"] <= best["pnl"] <= best["high"] and best["accuracy"] > 0.6
     assert best["improvement"] == pytest.approx(best["pnl"] - found["base"]["pnl"])
     assert found["base"]["improvement"] is None
+    assert [contest["rival"] for contest in best["contests"]] == ["base", "nothing"]
+    assert all(contest["low"] > 0 and contest["adjustedP"] < 0.05 for contest in best["contests"])
+    assert {criterion["name"]: criterion["met"] for criterion in best["criteria"]} == {
+        "10%+ better P&L": "yes", "better win rate": "yes", "fewer errors": "unknown", "better timing": "yes",
+    }  # fmt: skip
+    assert found["oracle"]["pnl"] > best["pnl"] > found["nothing"]["pnl"] == 0
     assert "no version is deployed" in report.reason
     assert report.plot_png.startswith(b"\x89PNG") and len(report.plot_png) < 150_000
     assert report.plot_path == settings.home / "benchmarks" / "v1.0.0.png" and report.plot_path.read_bytes() == report.plot_png
@@ -65,6 +83,7 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     ).fetchone()
     assert (score, accuracy, status) == (best["pnl"], best["accuracy"], "ready")
     assert metrics["training"] == {"loss": 1}
+    assert [check["found"] for check in metrics["benchmark"]["checks"]] == ["pass"] * 5
     assert metrics["benchmark"]["improvementLow"] == best["improvementLow"] and metrics["benchmark"]["decision"] == "pass"
     decided = connection.execute('SELECT "version", "decision", "reportVersion" FROM babylon_rl.releases').fetchall()
     assert decided == [("v1.0.0", "pass", report.data_version)]
@@ -79,16 +98,16 @@ def test_a_second_run_asks_nothing_and_says_the_same(evaluate, make_version):
     assert served.asked == asked and served.starts == 1
     assert again == first
     assert evaluate.told == []
-    assert "v1.0.0: 8 of 8 markets are known" in evaluate.said
+    assert "v1.0.0: 12 of 12 markets are known" in evaluate.said
 
 
 def test_a_later_batch_and_a_larger_benchmark_ask_only_what_is_new(evaluate, make_version):
     first, second = make_version("v1.0.0"), make_version("v1.0.1", parent="v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": alternates, "v1.0.1": reads_news}) as served:
-        evaluate(first, served, benchmark_markets=3)
-        assert served.asked == {"base": 3 * TICKS, "v1.0.0": 3 * TICKS}
-        report = evaluate(second, served, benchmark_markets=5)
-    assert served.asked == {"base": 5 * TICKS, "v1.0.0": 5 * TICKS, "v1.0.1": 5 * TICKS}
+        evaluate(first, served, benchmark_markets=12)
+        assert served.asked == {"base": 12 * TICKS, "v1.0.0": 12 * TICKS}
+        report = evaluate(second, served, benchmark_markets=14)
+    assert served.asked == {"base": 14 * TICKS, "v1.0.0": 14 * TICKS, "v1.0.1": 14 * TICKS}
     assert [row["role"] for row in report.rows[:3]] == ["candidate", "parent", "base"]
     assert report.reference == "base"
 
@@ -96,11 +115,11 @@ def test_a_later_batch_and_a_larger_benchmark_ask_only_what_is_new(evaluate, mak
 def test_an_interrupted_run_goes_on_where_it_was(evaluate, make_version, connection):
     batch = make_version("v1.0.0")
     with endpoint(base=hold, **{"v1.0.0": reads_news}) as served:
-        served.breaks_after = 12 * TICKS  # in the middle of the second model
+        served.breaks_after = 18 * TICKS  # in the middle of the second model
         with pytest.raises(ModelUnavailable, match="refused"):
             evaluate(batch, served)
         kept = connection.execute("SELECT count(*) FROM babylon_rl.benchmark_results").fetchone()[0]
-        assert 8 <= kept <= 12
+        assert 12 <= kept <= 18
         assert read_report(connection, batch) is None
         served.breaks_after, served.asked = None, {}
         report = evaluate(batch, served)
@@ -148,6 +167,41 @@ def test_a_broken_checkpoint_is_refused(evaluate, make_version, rule, word):
     assert report.decision == "fail" and word in report.reason
 
 
+@pytest.mark.parametrize("base", [hold, reads_news])
+@pytest.mark.parametrize("candidate", [noise, alternates, reads_wrongly])
+def test_who_trades_without_a_view_or_against_it_is_not_let_through(evaluate, make_version, base, candidate):
+    batch = make_version("v1.0.0")
+    with endpoint(base=base, **{"v1.0.0": candidate}) as served:
+        report = evaluate(batch, served)
+    assert report.decision in ({"fail"} if base is reads_news or candidate is reads_wrongly else {"fail", "inconclusive"})
+
+
+def test_an_undecided_benchmark_plays_on_and_finds_its_way_again(evaluate, make_version):
+    batch = make_version("v1.0.0")
+    with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
+        clear = rows(evaluate(batch, served))["v1.0.0"]
+        asked_for = clear["improvementLow"] + 0.05 * (clear["improvementHigh"] - clear["improvementLow"])
+        served.breaks_after = sum(served.asked.values()) + 5 * TICKS
+        with pytest.raises(ModelUnavailable):
+            evaluate(batch, served, min_improvement=asked_for)
+        assert "v1.0.0: 12 markets decide nothing. 24 are played." in evaluate.said
+        served.breaks_after = None
+        report = evaluate(batch, served, min_improvement=asked_for)
+        asked = dict(served.asked)
+        assert evaluate(batch, served, min_improvement=asked_for) == report and served.asked == asked
+    assert report.markets in (24, 48) and rows(report)["v1.0.0"]["markets"] == report.markets
+    assert report.markets * TICKS <= asked["v1.0.0"] <= (report.markets + 5) * TICKS
+    found = rows(report)["v1.0.0"]
+    assert found["improvementHigh"] - found["improvementLow"] < clear["improvementHigh"] - clear["improvementLow"]
+
+
+def test_a_benchmark_too_small_to_pass_plays_what_a_pass_needs(evaluate, make_version):
+    batch = make_version("v1.0.0")
+    with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
+        report = evaluate(batch, served, benchmark_markets=3)
+    assert (report.decision, report.markets) == ("pass", 12)
+
+
 @pytest.mark.parametrize("how", ["dry", "gone", "damaged", "other base"])
 def test_a_version_that_cannot_be_played_here_is_not_compared(evaluate, make_version, connection, settings, base_dir, how):
     batch = make_version("v1.0.0", base_model="dry" if how == "dry" else "tiny-base")
@@ -163,7 +217,7 @@ def test_a_version_that_cannot_be_played_here_is_not_compared(evaluate, make_ver
         report = evaluate(batch, served)
     words = {"dry": "dry run", "gone": "not on this machine", "damaged": "is damaged", "other base": "another config"}
     assert report.decision == "not_compared" and words[how] in report.reason
-    assert (served.starts, list(rows(report))) == (0, ["nothing", "balanced", "momentum"])
+    assert (served.starts, list(rows(report))) == (0, list(NAMES))
     assert record_release(connection, batch, settings, NOW).decision == "not_compared"
     assert connection.execute('SELECT "benchmarkScore" FROM trained_models').fetchone() == (5,)
 

@@ -1,30 +1,41 @@
-"""The gate on scripts that stand for models: what is better passes, what is broken is refused with its numbers."""
+"""The gate on scripts that stand for models, and on results made up: what is better passes, what is broken is refused with its numbers."""
 
 from collections.abc import Callable, Sequence
+from random import Random
 
 import pytest
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.comparison import BASE, CANDIDATE, Comparison, compare
+from babylon_rl.evaluation.comparison import BASE, CANDIDATE, STRATEGY, Comparison, compare
 from babylon_rl.evaluation.gate import Verdict, decide
+from babylon_rl.evaluation.looks import FEWEST_MARKETS
 from babylon_rl.evaluation.markets import Contestant, play_benchmark
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
-from babylon_rl.market.agents import Decision
-from babylon_rl.market.play import Ask, Call
+from babylon_rl.market.simulation.actions import Invalid
+from babylon_rl.market.simulation.agents import ONE_TICK, Choice, order
 from babylon_rl.store.benchmarks import MarketResult
+from babylon_rl_tests.evaluation.results import compared, invalid, result
 
 SNAPSHOTS = benchmark_snapshots(16)
-Choice = Callable[[Sequence[str], int], Decision]
+Chooses = Callable[[Sequence[str], int], Choice | Invalid]
 
 
-def model(choose: Choice) -> Contestant:
-    """A model that answers at once: ``choose(markets, tick)``."""
+class _Model:
+    """Answers at once."""
 
-    def ask(items):
-        return [(choose(seen.markets, tick), Call("stand-in", [], "")) for _, seen, tick in items]
+    name, mandate = "stand-in", ONE_TICK
 
-    answers: Ask = ask
-    return Contestant("stand-in", answers)
+    def __init__(self, choose: Chooses) -> None:
+        self._choose = choose
+
+    def decide(self, seen):
+        choice = self._choose([stock.ticker for stock in seen.stocks], seen.tick)
+        return choice if isinstance(choice, Invalid) else order(choice, seen, 1500.0)
+
+
+def model(choose: Chooses) -> Contestant:
+    """A model by ``choose(markets, tick)``."""
+    return Contestant("stand-in", lambda agent_id, seed: _Model(choose))
 
 
 def results(contestant: Contestant) -> list[MarketResult]:
@@ -37,14 +48,20 @@ def judged(candidate: Contestant, reference: str = "nothing", minimum: float = 0
 
 def comparison(candidate: Contestant, reference: str) -> Comparison:
     played = {"v1.0.0": (CANDIDATE, results(candidate)), reference: (BASE, results(Contestant(reference)))}
+    if reference != "nothing":
+        played["nothing"] = (STRATEGY, results(Contestant("nothing")))
     return compare(played, "v1.0.0", reference, [f"The reference is {reference}."])
+
+
+def found(verdict: Verdict) -> dict[str, str]:
+    return {check.name: check.found for check in verdict.checks}
 
 
 @pytest.mark.parametrize(("better", "worse"), [("balanced", "nothing"), ("balanced", "momentum"), ("conservative", "contrarian")])
 def test_a_better_policy_passes_and_the_reason_has_the_numbers(better: str, worse: str) -> None:
     verdict = judged(Contestant(better), worse)
     improvement = comparison(Contestant(better), worse).standing("v1.0.0").improvement
-    assert verdict.decision == "pass"
+    assert verdict.decision == "pass" and set(found(verdict).values()) == {"pass"}
     assert verdict.reason.startswith(f"v1.0.0 earns ${improvement.mean:.1f} an hour more than {worse} over 16 unseen markets (paired 95 % ")
     assert f"{improvement.low:+.1f} to {improvement.high:+.1f}" in verdict.reason
     assert f"The reference is {worse}." in verdict.reason
@@ -60,28 +77,42 @@ def test_a_worse_policy_fails(worse: str, better: str) -> None:
 @pytest.mark.parametrize(
     ("choose", "word"),
     [
-        (lambda markets, tick: Decision("hold"), "hold in 100.0% of its 192 decisions"),
-        (lambda markets, tick: Decision("buy", markets[0]), "buy in 100.0%"),
-        (lambda markets, tick: Decision("sell", markets[tick % 4]), "sell in 100.0%"),
-        (lambda markets, tick: Decision("hold", invalid="nonsense"), "something unusable in 100.0%"),
+        (lambda markets, tick: Choice("hold"), "hold in 100.0% of its 192 decisions"),
+        (lambda markets, tick: Choice("buy", markets[0]), "buy in 100.0%"),
+        (lambda markets, tick: Choice("sell", markets[tick % 3]), "sell in 100.0%"),
+        (lambda markets, tick: Invalid("nonsense"), "something unusable in 100.0%"),
     ],
 )
 @pytest.mark.parametrize("reference", ["nothing", "contrarian"])
-def test_a_collapse_into_one_action_fails_whatever_it_earns(choose: Choice, word: str, reference: str) -> None:
+def test_a_collapse_into_one_action_fails_whatever_it_earns(choose: Chooses, word: str, reference: str) -> None:
     verdict = judged(model(choose), reference, minimum=-1e6)
-    assert verdict.decision == "fail"
-    assert word in verdict.reason and "collapse" in verdict.reason
+    assert verdict.decision == "fail" and found(verdict)["no_collapse"] == "fail"
+    assert verdict.reason.startswith("v1.0.0 answers") and word in verdict.reason and "collapse" in verdict.reason
 
 
 def test_more_invalid_answers_than_the_reference_fail() -> None:
-    def sometimes_nonsense(markets: Sequence[str], tick: int) -> Decision:
-        if tick == 0:
-            return Decision("hold", invalid="nonsense")
-        return Decision("buy" if tick % 2 else "sell", markets[0])
+    def sometimes_nonsense(markets: Sequence[str], tick: int) -> Choice | Invalid:
+        return Invalid("nonsense") if tick == 0 else Choice("buy" if tick % 2 else "sell", markets[0])
 
     verdict = judged(model(sometimes_nonsense), "contrarian")
     assert verdict.decision == "fail"
     assert verdict.reason.startswith("Invalid answers have become more: v1.0.0 8.3%, contrarian 0.0%.")
+
+
+def test_as_many_invalid_answers_as_the_reference_are_no_fault() -> None:
+    ours = [result(index, 100.0 + index, **invalid(1)) for index in range(16)]
+    theirs = [result(index, 1.0 * (index % 3), **invalid(2 if index == 3 else 1)) for index in range(16)]
+    assert found(decide(compared(ours, theirs)))["valid_answers"] == "pass"
+
+
+def test_noise_never_passes() -> None:
+    """Eighty policies without a view, against each other and against doing nothing: the gate lets at most 2.5 % of such through."""
+    passed = 0
+    for seed in range(80):
+        rng = Random(seed)
+        ours, theirs = ([rng.gauss(-15, 90) for _ in range(24)] for _ in range(2))
+        passed += decide(compared(ours, theirs, looks=3)).decision == "pass"
+    assert passed <= 2
 
 
 def test_an_interval_that_holds_the_requirement_is_inconclusive_and_says_how_many_markets_are_needed() -> None:
@@ -99,10 +130,30 @@ def test_the_required_improvement_is_what_the_lower_end_must_exceed() -> None:
     assert judged(Contestant("balanced"), "nothing", minimum=improvement.high).decision == "fail"
 
 
-def test_a_pass_that_still_loses_money_says_so() -> None:
-    verdict = judged(Contestant("momentum"), "contrarian")
+def test_a_few_markets_decide_no_pass_however_clear_they_are() -> None:
+    clear = [200.0 + index for index in range(FEWEST_MARKETS)]
+    assert decide(compared(clear)).decision == "pass"
+    verdict = decide(compared(clear[:-1]))
+    assert verdict.decision == "inconclusive" and found(verdict)["improvement"] == "pass"
+    assert "a pass needs 12 markets at least (BENCHMARK_MARKETS)" in verdict.reason
+
+
+def test_who_is_shown_to_lose_does_not_pass_by_losing_less_than_the_deployed_version() -> None:
+    losing = [-40.0 - index for index in range(24)]
+    verdict = decide(compared(losing, deployed=[-200.0 + 3 * index for index in range(24)]))
+    assert verdict.decision == "fail"
+    assert found(verdict) | {"improvement": "pass", "not_worse_than_nothing": "fail", "not_worse_than_base": "fail"} == found(verdict)
+    assert "is shown to earn less than doing nothing" in verdict.reason and "doing nothing is the better choice" in verdict.reason
+
+
+def test_who_may_lose_passes_with_a_caution() -> None:
+    around_zero = [(-1) ** index * 60.0 - 5 for index in range(24)]
+    verdict = decide(compared(around_zero, deployed=[value - 100 - index for index, value in enumerate(around_zero)]))
     assert verdict.decision == "pass"
-    assert "It still loses $" in verdict.reason
+    assert "It still loses $5.0 an hour: doing nothing earns more." in verdict.reason
+    above_zero = [value + 10 for value in around_zero]
+    verdict = decide(compared(above_zero, deployed=[value - 100 - index for index, value in enumerate(above_zero)]))
+    assert verdict.decision == "pass" and "That it earns more than nothing is not shown." in verdict.reason
 
 
 def test_who_cannot_be_played_is_not_compared() -> None:

@@ -5,20 +5,22 @@ import time
 
 import pytest
 
-from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.markets import Contestant, play_benchmark, play_market
+from babylon_rl.errors import MarketError, ModelUnavailable
+from babylon_rl.evaluation.markets import Contestant, model_contestant, play_benchmark, play_market
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
-from babylon_rl.market.agents import Decision, Observation
 from babylon_rl.market.headlines import TRAINING
-from babylon_rl.market.model_agent import ask_model
-from babylon_rl.market.play import Call, Player
-from babylon_rl.market.world import TICKS, generate_hour
+from babylon_rl.market.simulation.actions import Hold, OpenPerp
+from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.market.spawn import training_seed
 from babylon_rl.models.client import ChatClient
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.windows import is_window_id
 from babylon_rl_tests.evaluation.endpoint import babble, endpoint, reads_news
 
 SNAPSHOTS = benchmark_snapshots(8)
+TICKS = SNAPSHOTS[0].scenario.ticks
 
 
 def test_markets_are_unseen_by_construction() -> None:
@@ -26,22 +28,39 @@ def test_markets_are_unseen_by_construction() -> None:
     assert all(is_window_id(snapshot.window) and snapshot.window < "2001" for snapshot in SNAPSHOTS)
     companies = {name for name, _ in TRAINING.companies}
     for snapshot in SNAPSHOTS:
-        assert not companies & set(snapshot.hour.markets)
-        training = generate_hour(TRAINING, snapshot.window, snapshot.seed)
-        assert not {event.text for event in training.events} & {event.text for event in snapshot.hour.events}
-    assert len({snapshot.hour.stocks for snapshot in benchmark_snapshots(200)}) == 200
+        scenario = snapshot.scenario
+        assert not companies & {asset.name for asset in scenario.assets}
+        training = generate(preset("hour", seed=snapshot.seed, start_ms=scenario.start_ms))
+        assert not {event.text for event in training.events} & {event.text for event in scenario.events}
+        assert not {post.text for post in training.posts} & {post.text for post in scenario.posts}
+    assert len({snapshot.scenario.digest for snapshot in benchmark_snapshots(200)}) == 200
+
+
+class _Trained(Snapshot):
+    seed = training_seed(0, "2025-11-20T10:00")
+
+
+class _Numbered(Snapshot):
+    seed = "7"
+
+
+class _OtherWords(Snapshot):
+    config = preset("hour", seed="benchmark/0")
 
 
 def test_a_market_that_training_could_have_seen_is_refused() -> None:
     with pytest.raises(MarketError, match="overlap with training"):
         require_unseen(SNAPSHOTS, [SNAPSHOTS[3].window])
     with pytest.raises(MarketError, match="the same"):
-        require_unseen([SNAPSHOTS[0], Snapshot(0)])
+        require_unseen([SNAPSHOTS[0], SNAPSHOTS[1], Snapshot(0)])
+    for kind in (_Trained, _Numbered, _OtherWords):
+        with pytest.raises(MarketError, match="overlap with training: benchmark-0005"):
+            require_unseen([*SNAPSHOTS[:3], kind(5)])
 
 
 def test_a_larger_benchmark_contains_the_smaller() -> None:
     assert benchmark_snapshots(30)[:8] == SNAPSHOTS
-    assert [snapshot.hour for snapshot in benchmark_snapshots(30)[:8]] == [snapshot.hour for snapshot in SNAPSHOTS]
+    assert [snapshot.scenario.digest for snapshot in benchmark_snapshots(30)[:8]] == [snapshot.scenario.digest for snapshot in SNAPSHOTS]
 
 
 def test_the_same_market_and_player_give_the_same_result_in_any_process() -> None:
@@ -60,13 +79,34 @@ def test_everyone_plays_the_same_markets() -> None:
     assert all(result.pnl_usd == 0 and result.trades == 0 for result in play_benchmark(Contestant("nothing"), SNAPSHOTS))
 
 
-def test_a_result_adds_up() -> None:
-    for result in play_benchmark(Contestant("balanced"), SNAPSHOTS):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_result_adds_up(name: str) -> None:
+    for result in play_benchmark(Contestant(name), SNAPSHOTS):
         assert result.decisions == len(result.equity_usd) == TICKS
-        assert sum(result.actions.values()) == TICKS and result.invalid == 0
+        assert sum(result.actions.values()) == TICKS and result.invalid == result.refused == 0
         assert result.trades == result.predictions == TICKS - result.actions["hold"]
+        assert result.wins + result.losses == result.trades
         assert result.equity_usd[-1] == result.pnl_usd
-        assert result.predictions_right > result.predictions / 2
+
+
+def test_perfect_knowledge_is_always_right_and_honest_reading_earns_less() -> None:
+    oracle, reader = (play_benchmark(Contestant(name), SNAPSHOTS) for name in ("oracle", "news-reader"))
+    assert all(result.predictions_right == result.predictions for result in oracle)
+    assert 0 < sum(result.pnl_usd for result in reader) < sum(result.pnl_usd for result in oracle)
+
+
+class _TooMuch:
+    """Puts more into an order than it has, then holds."""
+
+    name = "too-much"
+
+    def decide(self, seen):
+        return OpenPerp(seen.stocks[0].ticker, "long", 1e9) if seen.tick == 0 else Hold()
+
+
+def test_a_refused_order_is_counted_and_costs_nothing() -> None:
+    result = play_market(Contestant("too-much", lambda agent_id, seed: _TooMuch()), SNAPSHOTS[0])
+    assert (result.refused, result.trades, result.pnl_usd, result.actions["buy"]) == (1, 0, 0.0, 1)
 
 
 def test_who_bets_against_every_move_is_never_right() -> None:
@@ -79,7 +119,14 @@ def test_who_bets_against_every_move_is_never_right() -> None:
 def test_a_result_that_contradicts_itself_is_not_counted() -> None:
     good = play_market(Contestant("balanced"), SNAPSHOTS[0])
     fields = {name: getattr(good, name) for name in MarketResult.__slots__}
-    for wrong in ({"invalid": 1}, {"wins": 13}, {"predictions_right": 13}, {"pnl_usd": good.pnl_usd + 1}, {"equity_usd": (1.0,)}):
+    for wrong in (
+        {"invalid": 1},
+        {"wins": 13},
+        {"predictions_right": 13},
+        {"refused": TICKS},
+        {"pnl_usd": good.pnl_usd + 1},
+        {"equity_usd": (1.0,)},
+    ):
         with pytest.raises(MarketError, match="contradicts itself"):
             MarketResult(**fields | wrong)
 
@@ -94,28 +141,39 @@ def test_a_model_is_asked_for_every_decision_and_earns_by_its_answers() -> None:
         results = {}
         for model in served.rules:
             with ChatClient(served.url, None, model, logprobs=False) as client:
-                results[model] = play_benchmark(Contestant(model, ask_model(client, 0.0, "benchmark")), SNAPSHOTS, concurrency=4)
+                results[model] = play_benchmark(model_contestant(client, model, 0.0), SNAPSHOTS, concurrency=4)
     assert served.asked == {"good": TICKS * len(SNAPSHOTS), "bad": TICKS * len(SNAPSHOTS)}
     assert served.temperatures == {0.0}
-    assert sum(result.pnl_usd for result in results["good"]) / len(SNAPSHOTS) > 150
+    assert sum(result.pnl_usd for result in results["good"]) / len(SNAPSHOTS) > 100
     assert all(result.invalid == TICKS and result.pnl_usd == 0 and not sum(result.actions.values()) for result in results["bad"])
     assert [result.snapshot for result in results["good"]] == [snapshot.id for snapshot in SNAPSHOTS]
 
 
+def test_an_endpoint_that_stays_down_is_an_error_that_says_where() -> None:
+    with endpoint(good=reads_news) as served, ChatClient(served.url, None, "good", logprobs=False) as client:
+        served.breaks_after = TICKS // 2
+        with pytest.raises(ModelUnavailable, match=r"good in benchmark-0000: Stopped at tick 6 of 12"):
+            play_market(model_contestant(client, "good", 0.0), SNAPSHOTS[0])
+
+
 def test_an_interrupted_benchmark_leaves_the_markets_under_way_at_their_next_tick() -> None:
-    fast, asked = threading.Semaphore(1), threading.local()
+    fast = threading.Semaphore(1)
     total: list[int] = []
 
-    def hold(items: list[tuple[Player, Observation, int]]) -> list[tuple[Decision, Call]]:
-        if not hasattr(asked, "delay_s"):
-            asked.delay_s = 0.001 if fast.acquire(blocking=False) else 0.1
-        time.sleep(asked.delay_s)
-        total.append(1)
-        return [(Decision("hold"), Call("m", [], "")) for _ in items]
+    class Slow:
+        name = "slow"
+
+        def __init__(self) -> None:
+            self.delay_s = 0.001 if fast.acquire(blocking=False) else 0.1
+
+        def decide(self, seen):
+            time.sleep(self.delay_s)
+            total.append(1)
+            return Hold()
 
     def interrupt(result: MarketResult) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        play_benchmark(Contestant("model", hold), SNAPSHOTS[:4], 4, interrupt)
+        play_benchmark(Contestant("slow", lambda agent_id, seed: Slow()), SNAPSHOTS[:4], 4, interrupt)
     assert TICKS <= len(total) < 3 * TICKS

@@ -9,9 +9,9 @@ import pytest
 
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
-from babylon_rl.market.model_agent import ask_model
 from babylon_rl.market.outcomes import read_outcomes
-from babylon_rl.market.spawn import SpawnedHour, SpawnRequest, players_of, spawn, windows_to_play
+from babylon_rl.market.simulation.model_agent import model_agent
+from babylon_rl.market.spawn import SEED_PREFIX, SpawnedHour, SpawnRequest, players_of, spawn, training_seed, windows_to_play
 from babylon_rl.models.client import ChatClient
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -31,7 +31,7 @@ def request(**changes: Any) -> SpawnRequest:
 
 def play(database: Database, asked: SpawnRequest, **changes: Any) -> list[SpawnedHour]:
     with database.connect() as connection:
-        return spawn(connection, asked, NOW, **({"ask": None} | changes))
+        return spawn(connection, asked, NOW, **({"model": None} | changes))
 
 
 def rows(database: Database, table: str) -> list[tuple[Any, ...]]:
@@ -55,7 +55,7 @@ def test_an_hour_is_written_as_the_contract_says(database: Database) -> None:
     (hour,) = play(database, request())
     assert hour.document["window"] == START and hour.trajectories == 60 and len(hour.agents) == 5
     assert {table: len(found) for table, found in everything(database).items()} == {
-        "User": 5, "Organization": 3, "StockPrice": 3 * 59 * 2, "Question": 1, "Market": 1, "PredictionPriceHistory": 13, "WorldEvent": 12,
+        "User": 5, "Organization": 3, "StockPrice": 3 * 60 * 2, "Question": 1, "Market": 1, "PredictionPriceHistory": 14, "WorldEvent": 12,
         "trajectories": 60, "llm_call_logs": 60, "simulated_hours": 1,
     }  # fmt: skip
     assert one(database, 'SELECT count(*) FROM public.trajectories AS t JOIN public.llm_call_logs AS l USING ("trajectoryId")') == 60
@@ -85,7 +85,7 @@ def test_the_same_seed_and_start_give_the_same_rows_on_two_databases(copy_of: Ca
     for _ in range(2):
         database = copy_of("migrated")
         with stand_in(by_seed) as served, ChatClient(served.url, None, "m") as client:
-            play(database, request(agents=4, model_agents=2, windows=2), ask=ask_model(client, 1.0, 0))
+            play(database, request(agents=4, model_agents=2, windows=2), model=model_agent(client))
         made.append(everything(database))
     assert made[0] == made[1]
     assert len(made[0]["trajectories"]) == 4 * 12 * 2
@@ -117,6 +117,54 @@ def test_a_second_run_appends_the_next_hours_and_accounts_go_on(database: Databa
         assert began == pytest.approx(pnl, abs=0.006)
     earlier = {row[0]: row for row in rows(database, "Question")}
     assert len(earlier) == 2
+
+
+def test_an_hours_prices_begin_where_the_last_known_ones_ended(database: Database) -> None:
+    play(database, request(windows=6))
+    with database.connect() as connection:
+        found = connection.execute(
+            """
+            SELECT trajectory."windowId", quote->>'market', (quote->>'price')::float, coalesce((
+                SELECT price FROM public."StockPrice" AS s JOIN public."Organization" AS o ON o.id = s."organizationId"
+                WHERE o.name = quote->>'market' AND s."timestamp" <= date_trunc('hour', trajectory."startTime")
+                ORDER BY s."timestamp" DESC, s.id DESC LIMIT 1), (SELECT "initialPrice" FROM public."Organization" AS o
+                WHERE o.name = quote->>'market'))
+            FROM public.trajectories AS trajectory,
+                 jsonb_array_elements(("stepsJson"::jsonb)->0->'providerAccesses'->0->'data'->'markets') AS quote
+            WHERE "agentId" = 'test-agent-1' AND extract(minute FROM "startTime") < 5 AND quote->>'question' IS NULL
+            """
+        ).fetchall()
+    assert len(found) == 6 * 3 and len({name for _, name, _, _ in found}) > 3
+    assert all(shown == pytest.approx(last, abs=1e-6) for _, _, shown, last in found)
+
+
+def test_what_is_shown_at_a_tick_is_what_the_database_says(database: Database) -> None:
+    play(database, request(agents=6))
+    with database.connect() as connection:
+        found = connection.execute(
+            """
+            SELECT (quote->>'price')::float, (
+                SELECT price FROM public."StockPrice" AS s JOIN public."Organization" AS o ON o.id = s."organizationId"
+                WHERE o.name = quote->>'market' AND s."timestamp" <= trajectory."startTime" ORDER BY s."timestamp" DESC, s.id DESC LIMIT 1)
+            FROM public.trajectories AS trajectory,
+                 jsonb_array_elements(("stepsJson"::jsonb)->0->'providerAccesses'->0->'data'->'markets') AS quote
+            WHERE extract(minute FROM "startTime") >= 5 AND quote->>'question' IS NULL
+            """
+        ).fetchall()
+    assert len(found) == 6 * 11 * 3
+    assert all(shown == pytest.approx(recorded, abs=1e-6) for shown, recorded in found)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_the_seed_of_a_training_hour_is_no_seed_of_a_held_out_market(seed: int) -> None:
+    assert training_seed(seed, START) == f"{SEED_PREFIX}{seed}/{START}" and not SEED_PREFIX.startswith("benchmark")
+    assert len({training_seed(seed, window) for window in (START, NEXT)} | {training_seed(seed + 1, START)}) == 3
+
+
+def test_a_model_that_goes_down_is_named_with_its_hour(database: Database) -> None:
+    with ChatClient("http://127.0.0.1:9", None, "m", attempts=1) as client, pytest.raises(ModelUnavailable, match=START):
+        play(database, request(agents=2, model_agents=2), model=model_agent(client))
+    assert not rows(database, "trajectories") and not rows(database, "StockPrice")
 
 
 def test_an_hour_is_never_played_twice(database: Database) -> None:
@@ -198,12 +246,12 @@ def test_an_hour_that_breaks_off_leaves_nothing_and_the_ones_before_stay(copy_of
         ChatClient(served.url, None, "m", attempts=1) as client,
         pytest.raises(ModelUnavailable),
     ):
-        play(database, asked, ask=ask_model(client, 1.0, 0))
+        play(database, asked, model=model_agent(client))
     assert {row[0] for row in everything(database)["simulated_hours"]} == {START}
     assert len(rows(database, "trajectories")) == 3 * 12 and len(rows(database, "Question")) == 1
     with stand_in() as again, ChatClient(again.url, None, "m") as client:
-        play(database, request(agents=3, model_agents=1, start=None), ask=ask_model(client, 1.0, 0))
-        play(whole, asked, ask=ask_model(client, 1.0, 0))
+        play(database, request(agents=3, model_agents=1, start=None), model=model_agent(client))
+        play(whole, asked, model=model_agent(client))
     assert everything(database) == everything(whole)
 
 
@@ -218,7 +266,7 @@ def test_a_real_game_gets_only_our_agents_and_their_trajectories_at_its_recorded
     names = {agent for agent, _, _ in hour.agents}
     assert all(agent.startswith("test-agent-") for agent in names) and not names & {row[0] for row in before["User"]}
     assert any(pnl for _, _, pnl in hour.agents)
-    assert shown_prices(sample_database) == recorded_prices(sample_database)
+    assert shown_prices(sample_database) == pytest.approx(recorded_prices(sample_database), rel=1e-6)
     question = shown_probabilities(sample_database)
     assert question and all(shown == pytest.approx(recorded, abs=0.01) for shown, recorded in question)
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from babylon_rl.market.agents import response_format
+from babylon_rl.market.simulation.choices import format_of
 from babylon_rl.training.trainer import StepMetrics, TrainIteration, TrainSequence
 
 MARKETS = ("OPENLIE", "TESLAI")
-SCHEMA = response_format(MARKETS)
+SCHEMA = format_of(MARKETS)
 BUY, SELL, HOLD = '{"action": "buy", "market": "OPENLIE"}', '{"action": "sell", "market": "OPENLIE"}', '{"action": "hold"}'
 GOOD, BAD = "OPENLIE beats every estimate", "OPENLIE recalls its product"
 

@@ -1,0 +1,137 @@
+"""Whom ``benchmark run --model`` names: an agent of the roster, base, a version of the registry, or NAME=URL of any endpoint."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from babylon_rl.errors import UsageError
+from babylon_rl.settings import Settings
+
+if TYPE_CHECKING:
+    from babylon_rl.evaluation.contestants import Contestant
+    from babylon_rl.evaluation.entrants import Entrant, Serving
+    from babylon_rl.market.simulation.agents import Mandate
+    from babylon_rl.models.client import ChatClient
+    from babylon_rl.store.registry import Model
+
+BASE = "base"
+
+
+@contextmanager
+def entered(
+    names: Sequence[str],
+    settings: Settings,
+    mandate: "Mandate",
+    *,
+    temperature: float = 0.0,
+    prompt: str | None = None,
+    attempts: int = 6,
+    serving: "Serving | None" = None,
+) -> "Iterator[list[Contestant]]":
+    """Contestants in the order of ``names``, for as long as the block lasts; base and versions are served when they are first asked.
+
+    Args:
+        attempts: of a request to an endpoint of the user's.
+        serving: gives the URL of a server for base and adapters; by default one on this machine.
+
+    Raises:
+        UsageError: a name is nobody's, or a version cannot be played here.
+    """
+    from babylon_rl.evaluation.contestants import asked, scripted
+    from babylon_rl.market.simulation.roster import NAMES
+    from babylon_rl.models.client import ChatClient
+
+    endpoints = {name: url for name, url in map(_endpoint, names) if url is not None}
+    key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
+    local = _local([name for name in names if name not in NAMES and _endpoint(name)[1] is None], settings)
+    with ExitStack() as stack:
+        served = _Served(settings, list(local.values()), stack, serving)
+        found = []
+        for given in names:
+            name, url = _endpoint(given)
+            if given in NAMES:
+                found.append(scripted(given, mandate))
+            elif url is not None:
+                client = stack.enter_context(ChatClient(endpoints[name], key, name, attempts=attempts))
+                found.append(asked(_always(client), name, f"{name}@{client.base_url}", mandate, temperature=temperature, prompt=prompt))
+            else:
+                opened = served.opening(given)
+                found.append(asked(opened, given, local[given].identity, mandate, temperature=temperature, prompt=prompt))
+        yield found
+
+
+def _endpoint(given: str) -> tuple[str, str | None]:
+    """(NAME, URL) of ``NAME=URL``, (name, None) of anything else."""
+    name, separator, url = given.partition("=")
+    if not separator:
+        return given, None
+    if not name or not url.startswith(("http://", "https://")):
+        raise UsageError(f"{given!r}: write NAME=URL with the model's name and a URL such as http://127.0.0.1:8000/v1.")
+    return name, url
+
+
+def _always(client: "ChatClient") -> "Callable[[], ChatClient]":
+    return lambda: client
+
+
+def _local(names: Sequence[str], settings: Settings) -> "dict[str, Entrant]":
+    """base and versions with the identity of their weights; the database is asked only for versions."""
+    from babylon_rl.evaluation.entrants import absent, base_entrant, version_entrant
+
+    if not names:
+        return {}
+    versions = [name for name in names if name != BASE]
+    models = _registered(settings) if versions else {}
+    unknown = [name for name in versions if name not in models]
+    if unknown:
+        from babylon_rl.market.simulation.roster import NAMES
+
+        raise UsageError(
+            f"There is no version or agent {unknown[0]!r}: `babylon-rl models` lists the versions; base is always there, and so are "
+            f"{', '.join(NAMES)}; any endpoint is NAME=URL."
+        )
+    for name in versions:
+        if (missing := absent(models[name], settings)) is not None:
+            raise UsageError(str(missing))
+    base = base_entrant(settings)
+    return {name: base if name == BASE else version_entrant(models[name], name, base) for name in names}
+
+
+def _registered(settings: Settings) -> "dict[str, Model]":
+    from babylon_rl.store.database import open_database
+    from babylon_rl.store.migrate import require_migrated
+    from babylon_rl.store.registry import read_models
+
+    with open_database(settings, prepare=False) as database:
+        require_migrated(database)
+        with database.connect() as connection:
+            return {model.version: model for model in read_models(connection)}
+
+
+class _Served:
+    """One server on this machine for base and versions, started by whoever asks first."""
+
+    def __init__(self, settings: Settings, entrants: "Sequence[Entrant]", stack: ExitStack, serving: "Serving | None") -> None:
+        self._serving = serving
+        self._settings, self._entrants, self._stack = settings, entrants, stack
+        self._clients: dict[str, ChatClient] = {}
+        self._url: str | None = None
+        self._starting = Lock()
+
+    def opening(self, name: str) -> "Callable[[], ChatClient]":
+        """What gives the client of a model; raises ModelUnavailable when the server does not start."""
+
+        def open_client() -> "ChatClient":
+            from babylon_rl.market.serving import served_here
+            from babylon_rl.models.client import ChatClient
+
+            with self._starting:
+                if self._url is None:
+                    adapters = {entrant.name: entrant.adapter for entrant in self._entrants if entrant.adapter is not None}
+                    self._url = self._stack.enter_context((self._serving or served_here)(self._settings, adapters))
+                if name not in self._clients:
+                    self._clients[name] = self._stack.enter_context(ChatClient(self._url, None, name))
+                return self._clients[name]
+
+        return open_client

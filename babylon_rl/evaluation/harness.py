@@ -1,0 +1,134 @@
+"""What the harness needs besides the benchmark's runner: agents that also trade training hours, and what must hold at the end.
+
+A fault is a sentence; no sentence means that there was something to learn from, that something was learned, and that it can be used.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from babylon_rl.errors import CheckFailed, UsageError
+from babylon_rl.evaluation.comparison_shape import Comparison
+from babylon_rl.evaluation.contestants import Contestant, scripted
+from babylon_rl.evaluation.runner import SEAT
+from babylon_rl.market.serving import served_here
+from babylon_rl.market.simulation.actions import Invalid
+from babylon_rl.market.simulation.agents import Agent
+from babylon_rl.market.simulation.config import PRESETS
+from babylon_rl.market.simulation.model_agent import model_agent
+from babylon_rl.market.simulation.roster import factory
+from babylon_rl.market.simulation.run import play
+from babylon_rl.market.simulation.scenario import Scenario, opening
+from babylon_rl.market.simulation.strategies import STRATEGIES
+from babylon_rl.market.spawn import SpawnRequest, players_of, windows_to_play
+from babylon_rl.models.checkpoints import verify
+from babylon_rl.models.client import ChatClient
+from babylon_rl.models.packaged import base_model_dir
+from babylon_rl.settings import Settings
+from babylon_rl.store.batch_report import JudgedGroup
+from babylon_rl.store.recording import has_simulated_hour, newest_simulated_hour
+from babylon_rl.store.training_steps import TrainingStep
+from babylon_rl.training.readiness import Readiness
+from babylon_rl.training.trainer import DRY_BASE_MODEL
+from babylon_rl.versions import content_version
+from babylon_rl.windows import HOUR, newest_complete, window_of, window_start
+
+FEWEST_AGENTS = 5
+ROWS_AN_HOUR = PRESETS["hour"].minutes * 60 // PRESETS["hour"].tick_seconds  # of each agent
+
+
+def harness_contestants(agents: int) -> list[Contestant]:
+    """The scripted strategies in turn, as ``spawn`` seats them; the second round is named ``balanced-2`` and draws other numbers."""
+    names = [player.strategy for player in players_of(SpawnRequest(agents, 0, 1, 0))]
+    return [_contestant(name, index // len(STRATEGIES) + 1) for index, name in enumerate(names)]
+
+
+def _contestant(strategy: str, round_: int) -> Contestant:
+    first = scripted(strategy)
+    if round_ == 1:
+        return first
+
+    def make(agent_id: str, seed: int | str, scenario: Scenario) -> Agent:
+        return factory(strategy, scenario, first.mandate)(f"{agent_id}-{round_}", seed)
+
+    return replace(
+        first,
+        name=f"{strategy}-{round_}",
+        identity=content_version([first.identity, round_]),
+        make=lambda market, _: lambda agent_id, seed: make(agent_id, seed, market.scenario),
+    )
+
+
+def missing_hours(state: Readiness, settings: Settings, agents: int) -> int:
+    """How many hours of ``agents`` make it ready to train, if all they write can be frozen; at least 1."""
+    trajectories = ceil((settings.training_min_trajectories - state.total_trajectories) / (agents * ROWS_AN_HOUR))
+    return max(1, trajectories, settings.training_min_groups - state.scenario_groups)
+
+
+def free_hours(connection: psycopg.Connection[Any], request: SpawnRequest, now: datetime) -> SpawnRequest:
+    """The request with a start where its hours are free: after the newest simulated one, else the newest gap before.
+
+    Raises:
+        UsageError: the request has a start, and that reaches into the future.
+    """
+    newest, last = newest_simulated_hour(connection), newest_complete(now)
+    if request.start is not None or newest is None or window_start(newest) + HOUR * request.windows <= window_start(last):
+        return replace(request, start=windows_to_play(request, newest, now)[0])
+    hour, free = window_start(last), list[str]()
+    while len(free) < request.windows:
+        free = [] if has_simulated_hour(connection, window_of(hour)) else [*free, window_of(hour)]
+        hour -= HOUR
+    return replace(request, start=free[-1])
+
+
+def benchmark_faults(comparison: Comparison) -> list[str]:
+    """Why the benchmark tells nobody apart."""
+    pnls = [row.pnl.mean for row in comparison.agents]
+    if max(pnls) - min(pnls) > 0:
+        return []
+    return [f"The benchmark ranks nobody: all {len(pnls)} agents earned {pnls[0]:+.2f} dollars. Play longer or other markets."]
+
+
+def learning_faults(groups: Sequence[JudgedGroup], steps: Sequence[TrainingStep]) -> list[str]:
+    """Why a finished training had nothing to learn from: scores that rank nobody, or no token that carried a gradient."""
+    faults = []
+    if not any(group.highest > group.lowest for group in groups):
+        scores = sorted({f"{group.mean:.3f}" for group in groups})
+        faults.append(f"The scores rank nobody: in all {len(groups)} hours every agent has the same ({', '.join(scores) or 'none'}).")
+    if not sum(step.trainable_tokens or 0 for step in steps):
+        faults.append("No token carried a gradient in any iteration: the checkpoint is its parent again.")
+    return faults
+
+
+def answer_of(checkpoint: Path, version: str, base_model: str, scenario: Scenario, settings: Settings) -> dict[str, Any] | None:
+    """Check a checkpoint's files, load it behind a server and ask it for one decision in a market; None of a dry run, which cannot answer.
+
+    Raises:
+        CheckpointError: it is damaged, or made for another base.
+        CheckFailed: it does not answer, or no action can be read from its answer.
+    """
+    if base_model == DRY_BASE_MODEL:
+        verify(checkpoint)
+        return None
+    verify(checkpoint, base_model_dir(settings))
+    with served_here(settings, {version: checkpoint}) as url, ChatClient(url, None, version, logprobs=False) as client:
+        run = play(opening(scenario, 1), {SEAT: model_agent(client, temperature=0.0)})
+    record = run.records[SEAT]
+    if run.stopped is not None:
+        raise CheckFailed(f"{version} was loaded but does not answer. {run.stopped}")
+    outcome = record.outcomes[0]
+    call = record.calls[0]
+    if isinstance(outcome, Invalid):
+        raise CheckFailed(f"{version} was loaded, but its answer is no action: {outcome.reason}")
+    return {"response": call.response if call is not None else None, "latencyMs": round(record.latency_ms[0], 1)}
+
+
+def refuse_small(agents: int) -> None:
+    """Raise UsageError when there are too few agents for a group that ranks."""
+    if agents < FEWEST_AGENTS:
+        raise UsageError(f"--agents is {agents}: the harness needs {FEWEST_AGENTS} at least.")

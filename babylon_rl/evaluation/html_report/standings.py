@@ -1,0 +1,117 @@
+"""What the report says of every agent and of every two, as `benchmark compare` says it, with the runs behind the numbers."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from babylon_rl.evaluation.comparison_shape import AgentRow, Interval, Pair
+from babylon_rl.evaluation.html_report.series import Curve, Spread, curve_of, spread_of
+from babylon_rl.evaluation.results import Result
+from babylon_rl.evaluation.run_comparison import RunKey, by_agent, compare_results
+
+LEVEL = 0.05
+MOST_COMPARED = 12
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An agent's complete runs, and what they come to.
+
+    ``number`` is its place by mean P&L from 0, which also chooses its colour; ``row`` holds its means, over markets.
+    """
+
+    number: int
+    row: AgentRow
+    runs: tuple[Result, ...]
+    spread: Spread
+    curve: Curve | None
+
+    @property
+    def agent(self) -> str:
+        """What it is called in tables."""
+        return self.row.agent
+
+    @property
+    def colour(self) -> int:
+        """One of the page's ten colours."""
+        return self.number % 10
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The better-placed of two agents less the other, in the runs that both have: each market's mean, and the mean of these.
+
+    ``p`` accounts for all comparisons of the report (Holm); it is None with one market, of which no test can be made.
+    """
+
+    ours: str
+    theirs: str
+    values: tuple[float, ...]
+    interval: Interval
+    p: float | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether chance is a poor explanation, all comparisons of the report taken together."""
+        return self.p is not None and self.p <= LEVEL
+
+
+Measure = Callable[[AgentRow], float | None]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Every agent with a complete run, best mean P&L first, and every better-placed one of the first MOST_COMPARED less every other."""
+
+    standings: tuple[Standing, ...]
+    differences: dict[tuple[str, str], Difference]
+
+
+def compared(results: Sequence[Result]) -> Compared:
+    """Compare the runs that were played to their end.
+
+    Raises:
+        UsageError: one agent has two different results of the same market, seed and repeat.
+    """
+    complete = [result for result in results if result.complete]
+    if not complete:
+        return Compared((), {})
+    found = compare_results(complete)
+    ranked = sorted(found.agents, key=lambda row: (-row.pnl.mean, row.agent))
+    runs = by_agent(complete)
+    standings = tuple(_standing(number, row, list(runs[row.agent].values())) for number, row in enumerate(ranked))
+    places = {one.agent: one.number for one in standings}
+    differences = {}
+    for pair in found.pairs:
+        if max(places[pair.a], places[pair.b]) < MOST_COMPARED:
+            difference = _difference(pair, runs, turned=places[pair.a] > places[pair.b])
+            differences[difference.ours, difference.theirs] = difference
+    return Compared(standings, differences)
+
+
+def profits(run: Result) -> list[float]:
+    """P&L of a run at its moments, from 0, in dollars."""
+    equity = run.equity
+    return [value - equity[0] for value in equity]
+
+
+def _standing(number: int, row: AgentRow, runs: Sequence[Result]) -> Standing:
+    spread = spread_of([run.metrics.total_pnl for run in runs])
+    return Standing(number, row, tuple(runs), spread, curve_of([profits(run) for run in runs]))
+
+
+def _difference(pair: Pair, runs: dict[str, dict[RunKey, Result]], turned: bool) -> Difference:
+    ours, theirs = (pair.b, pair.a) if turned else (pair.a, pair.b)
+    of_market: dict[str, list[float]] = {}
+    for key, run in runs[ours].items():
+        if key in runs[theirs]:
+            of_market.setdefault(run.snapshot, []).append(run.metrics.total_pnl - runs[theirs][key].metrics.total_pnl)
+    values = tuple(math.fsum(gains) / len(gains) for gains in of_market.values())
+    p = pair.adjusted_p if pair.snapshots > 1 else None
+    return Difference(ours, theirs, values, turned_around(pair.difference) if turned else pair.difference, p)
+
+
+def turned_around(interval: Interval) -> Interval:
+    """The interval of the difference the other way round."""
+    low, high = (None if bound is None else -bound for bound in (interval.high, interval.low))
+    return Interval(mean=-interval.mean, low=low, high=high)

@@ -1,0 +1,218 @@
+"""What a run is worth in numbers: money, risk, forecasts, decisions and reactions of one agent.
+
+A question's purchase is read as a forecast: whoever pays 0.70 for a share of YES says that YES has 70 % or more. ``brier`` scores what was
+paid, ``marketBrier`` the crowd's probability of the same side at the same moment, and ``edge`` is the mean of right (1 or 0) less paid.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from babylon_rl.evaluation.positions import Position, positions, purchases
+from babylon_rl.evaluation.results import Bin, Forecast, Metrics, PerpMetrics, PredictionMetrics, SocialMetrics, Timing
+from babylon_rl.market.simulation.actions import Action, Invalid, kind
+from babylon_rl.market.simulation.fills import Fill
+from babylon_rl.market.simulation.record import AgentRecord
+from babylon_rl.market.simulation.run import Run
+from babylon_rl.market.simulation.scenario import Scenario
+
+BINS = 10
+INVALID = "invalid"
+_DIRECTION = {"long": 1, "yes": 1, "short": -1, "no": -1}
+
+
+def metrics_of(run: Run, agent_id: str, durations_ms: Sequence[float], optimality: float) -> Metrics:
+    """The metrics of one agent of a run.
+
+    Args:
+        durations_ms: the response time of every decision.
+        optimality: 0..100, of the run's P&L.
+    """
+    record, scenario = run.records[agent_id], run.scenario
+    held = list(positions(record, run.exchange).values())
+    equity, start = list(record.equity), record.account.start
+    said = forecasts(record, scenario)
+    shares = action_shares(action_counts(record))
+    reactions, news = reaction_ticks(record, scenario, run.ticks_played)
+    invalid = record.invalid
+    won, lost = sum(one.profit > 0.0 for one in held), sum(one.profit < 0.0 for one in held)
+    return Metrics(
+        total_pnl=record.pnl_usd,
+        prediction_metrics=_predictions([one for one in held if one.question], scenario),
+        perp_metrics=_perps([one for one in held if not one.question], equity, record.account.liquidations),
+        social_metrics=_social(record, scenario, run.ticks_played),
+        timing=_timing(durations_ms),
+        optimality_score=optimality,
+        return_share=record.pnl_usd / start if start > 0.0 else 0.0,
+        sharpe=sharpe(equity),
+        max_drawdown_share=max(drawdown_shares(equity), default=None) if start > 0.0 else None,
+        win_rate=share(won, won + lost),
+        trades=record.account.trades,
+        fees=record.account.fees,
+        funding=record.account.funding,
+        brier=_mean([(one.paid - one.right) ** 2 for one in said]),
+        market_brier=_mean([(one.crowd - one.right) ** 2 for one in said]),
+        edge=_mean([one.right - one.paid for one in said]),
+        calibration=calibration(said),
+        invalid=dict(sorted(invalid.items())),
+        refused=dict(sorted(record.refused.items())),
+        invalid_rate=share(invalid.total(), record.decisions),
+        action_shares=shares,
+        action_entropy=entropy_bits(shares),
+        news_with_direction=news,
+        reaction_ticks=_mean(reactions),
+        reaction_share=share(len(reactions), news),
+    )
+
+
+def forecasts(record: AgentRecord, scenario: Scenario) -> list[Forecast]:
+    """The purchases of questions' shares as forecasts; fees are left out of what was paid."""
+    found = []
+    for fill in purchases(record):
+        if fill.kind == "buy_prediction":
+            question = scenario.question(fill.market)
+            yes = fill.side == "yes"
+            crowd = question.crowd[fill.tick]
+            paid = min(1.0, max(0.0, fill.price))
+            found.append(Forecast(
+                tick=fill.tick, market=fill.market, side=fill.side, paid=paid, crowd=crowd if yes else 1.0 - crowd,
+                right=yes == question.answer,
+            ))  # fmt: skip
+    return found
+
+
+def calibration(said: Sequence[Forecast]) -> list[Bin]:
+    """Forecasts in ten bins by what was paid, empty ones left out."""
+    of_bin: dict[int, list[Forecast]] = {}
+    for one in said:
+        of_bin.setdefault(min(BINS - 1, int(one.paid * BINS)), []).append(one)
+    return [
+        Bin(
+            low=number / BINS, high=(number + 1) / BINS, count=len(these), forecast=math.fsum(one.paid for one in these) / len(these),
+            observed=sum(one.right for one in these) / len(these),
+        )
+        for number, these in sorted(of_bin.items())
+    ]  # fmt: skip
+
+
+def action_name(action: Action, invalid: bool = False) -> str:
+    """A decision's kind with its side, such as ``open_perp:long``."""
+    if invalid:
+        return INVALID
+    side = getattr(action, "side", None)
+    return f"{kind(action)}:{side}" if side is not None else kind(action)
+
+
+def action_counts(record: AgentRecord) -> Counter[str]:
+    """How often each kind of decision was made, refused orders by what was asked for."""
+    pairs = zip(record.actions, record.outcomes, strict=True)
+    return Counter(action_name(action, isinstance(outcome, Invalid)) for action, outcome in pairs)
+
+
+def action_shares(counts: Mapping[str, int]) -> dict[str, float]:
+    """Each kind's share of all decisions, by name; empty without a decision."""
+    total = sum(counts.values())
+    return {name: counts[name] / total for name in sorted(counts)}
+
+
+def entropy_bits(shares: Mapping[str, float]) -> float | None:
+    """Shannon's entropy of the shares: 0 for one action only, None without any."""
+    if not shares:
+        return None
+    return max(0.0, -math.fsum(share * math.log2(share) for share in shares.values() if share > 0.0))
+
+
+def sharpe(equity: Sequence[float]) -> float | None:
+    """Mean over standard deviation of the changes, times the root of their number; None for fewer than two or without spread."""
+    changes = [after - before for before, after in pairwise(equity)]
+    if len(changes) < 2:
+        return None
+    mean = math.fsum(changes) / len(changes)
+    spread = math.sqrt(math.fsum((change - mean) ** 2 for change in changes) / (len(changes) - 1))
+    return mean / spread * math.sqrt(len(changes)) if spread > 1e-9 else None
+
+
+def sharpe_path(equity: Sequence[float]) -> list[float | None]:
+    """``sharpe`` up to every moment."""
+    found: list[float | None] = [None] if len(equity) else []
+    total = squares = 0.0
+    for count, (before, after) in enumerate(pairwise(equity), 1):
+        total, squares = total + after - before, squares + (after - before) ** 2
+        variance = (squares - total * total / count) / (count - 1) if count > 1 else 0.0
+        found.append(total / count / math.sqrt(variance) * math.sqrt(count) if variance > 1e-12 else None)
+    return found
+
+
+def drawdowns(equity: Sequence[float]) -> list[float]:
+    """Dollars below the highest equity so far, at every moment."""
+    peak, found = -math.inf, []
+    for value in equity:
+        peak = max(peak, value)
+        found.append(peak - value)
+    return found
+
+
+def drawdown_shares(equity: Sequence[float]) -> list[float]:
+    """``drawdowns`` as shares of the peak so far."""
+    peak, found = 0.0, []
+    for value in equity:
+        peak = max(peak, value)
+        found.append((peak - value) / peak if peak > 0.0 else 0.0)
+    return found
+
+
+def reaction_ticks(record: AgentRecord, scenario: Scenario, ticks: int) -> tuple[list[float], int]:
+    """(ticks from each piece of news to the first purchase in its direction, how much news there was).
+
+    News counts that says a direction and could be read within ``ticks``; a purchase counts while that news had an effect.
+    """
+    bought: dict[tuple[str, int], list[int]] = {}
+    for fill in purchases(record):
+        bought.setdefault((fill.market, _DIRECTION[fill.side]), []).append(fill.tick)
+    found, news = [], 0
+    for event in scenario.events:
+        if event.tick < ticks and event.direction:
+            news += 1
+            first = next((tick for tick in bought.get((event.about, event.direction), ()) if tick >= event.tick), None)
+            if first is not None and first <= event.tick + event.ticks:
+                found.append(float(first - event.tick))
+    return found, news
+
+
+def share(part: float, whole: float) -> float | None:
+    """``part / whole``, None of nothing."""
+    return part / whole if whole else None
+
+
+def _predictions(held: Sequence[Position], scenario: Scenario) -> PredictionMetrics:
+    right = sum((one.side == "yes") == scenario.question(one.market).answer for one in held)
+    pnl = math.fsum(one.profit for one in held)
+    return PredictionMetrics(
+        total_positions=len(held), correct_predictions=right, incorrect_predictions=len(held) - right, accuracy=share(right, len(held)),
+        avg_pnl_per_position=share(pnl, len(held)), pnl=pnl,
+    )  # fmt: skip
+
+
+def _perps(held: Sequence[Position], equity: Sequence[float], liquidations: int) -> PerpMetrics:
+    won, pnl = sum(one.profit > 0.0 for one in held), math.fsum(one.profit for one in held)
+    return PerpMetrics(
+        total_trades=len(held), profitable_trades=won, win_rate=share(won, len(held)), avg_pnl_per_trade=share(pnl, len(held)),
+        max_drawdown=max(drawdowns(equity), default=0.0), pnl=pnl, liquidations=liquidations,
+    )  # fmt: skip
+
+
+def _social(record: AgentRecord, scenario: Scenario, ticks: int) -> SocialMetrics:
+    posts = sum(isinstance(outcome, Fill) and outcome.kind == "post" for outcome in record.outcomes)
+    read = sum(post.tick < ticks for post in scenario.posts)
+    return SocialMetrics(posts_created=posts, groups_joined=0, messages_received=read, reputation_gained=0.0)
+
+
+def _timing(durations_ms: Sequence[float]) -> Timing:
+    total = math.fsum(durations_ms)
+    average = total / len(durations_ms) if durations_ms else 0.0
+    return Timing(avg_response_time=average, max_response_time=max(durations_ms, default=0.0), total_duration=total)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

@@ -1,0 +1,145 @@
+"""From a run to the result that is kept of it, and to the lines that tell every decision with its prompt and what came of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+
+from babylon_rl.evaluation.metrics import forecasts, metrics_of
+from babylon_rl.evaluation.positions import OPENING, open_counts, positions
+from babylon_rl.evaluation.results import BENCHMARK, ActionTaken, Moment, Result, Trajectory
+from babylon_rl.evaluation.snapshot_file.optimality import optimality_score
+from babylon_rl.market.simulation.actions import Invalid, kind
+from babylon_rl.market.simulation.fills import Fill, Refusal
+from babylon_rl.market.simulation.record import AgentRecord, Outcome
+from babylon_rl.market.simulation.run import Run
+from babylon_rl.market.simulation.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Market:
+    """A snapshot as it is played: its id, its scenario, and what the best plan of its policy class earns from ``start_balance``."""
+
+    id: str
+    scenario: Scenario
+    best_pnl: float
+    start_balance: float
+
+    @property
+    def digest(self) -> str:
+        """Which market it is, whatever its file is called."""
+        return self.scenario.digest[:16]
+
+
+@dataclass(frozen=True)
+class Played:
+    """Who played what: names a result. ``key`` is unique to agent, market, seed and repeat."""
+
+    name: str
+    identity: str
+    role: str
+    mandate: str
+    seed: int | str
+    repeat: int
+    key: str
+    engine: str
+
+
+def result_of(run: Run, agent_id: str, market: Market, played: Played) -> Result:
+    """The result of the agent in seat ``agent_id``; scripts, which ask nobody, have response times of 0."""
+    record, scenario, ticks = run.records[agent_id], run.scenario, run.ticks_played
+    equity = list(record.equity)[: ticks + 1]
+    durations = [response_ms(record, tick) for tick in range(ticks)]
+    held = open_counts(positions(record, run.exchange).values(), ticks + 1)
+    orders = [msgspec.to_builtins(action) for action in record.actions]
+    return Result(
+        id=f"result-{played.key}",
+        agent_id=played.name,
+        benchmark_id=market.id,
+        start_time=scenario.timestamp_ms(0),
+        end_time=scenario.timestamp_ms(ticks),
+        ticks_processed=ticks,
+        actions=list(_actions(run, record, durations)),
+        metrics=metrics_of(run, agent_id, durations, optimality_score(record.pnl_usd, market.best_pnl)),
+        trajectory=Trajectory(
+            states=[
+                Moment(
+                    tick=tick, timestamp=scenario.timestamp_ms(tick), balance=record.balance[tick], equity=worth, open_positions=held[tick]
+                )
+                for tick, worth in enumerate(equity)
+            ],
+            actions=orders,
+            rewards=[after - before for before, after in pairwise(equity)],
+            window_id=f"{BENCHMARK}{market.id}",
+        ),
+        identity=played.identity,
+        role=played.role,
+        mandate=played.mandate,
+        snapshot=market.digest,
+        seed=played.seed,
+        repeat=played.repeat,
+        ticks=scenario.ticks,
+        tick_interval=scenario.tick_seconds,
+        start_balance=record.account.start,
+        optimum=market.best_pnl,
+        engine=played.engine,
+        complete=run.complete,
+        stopped=run.stopped,
+        forecasts=forecasts(record, scenario),
+    )
+
+
+def response_ms(record: AgentRecord, tick: int) -> float:
+    """How long a model took to answer at a tick; 0 for an agent that asks nobody."""
+    call = record.calls.get(tick)
+    return max(0.0, call.latency_ms) if call is not None else 0.0
+
+
+def decision_lines(run: Run, agent_id: str) -> Iterator[bytes]:
+    """Every decision as a line of JSON: the action, what came of it, the money, and the request to a model with its answer."""
+    record = run.records[agent_id]
+    for tick in range(run.ticks_played):
+        turn = record.turn(tick)
+        yield msgspec.json.encode({
+            "tick": tick, "timestamp": run.scenario.timestamp_ms(tick), "action": turn.action, "outcome": _told(turn.outcome),
+            "closed": turn.closed, "settled": [one for one in record.settled if one.tick == tick + 1], "balance": turn.balance,
+            "equity": turn.equity, "equityAfter": turn.equity_after, "call": turn.call,
+        }) + b"\n"  # fmt: skip
+
+
+def _actions(run: Run, record: AgentRecord, durations: list[float]) -> Iterator[ActionTaken]:
+    held = positions(record, run.exchange)
+    told: set[str] = set()
+    for tick, (action, outcome) in enumerate(zip(record.actions, record.outcomes, strict=True)):
+        correctness = None
+        if isinstance(outcome, Fill) and outcome.kind in OPENING and outcome.position not in told:
+            told.add(outcome.position)
+            position = held[outcome.position]
+            right = position.profit > 0.0
+            if position.question:
+                right = (position.side == "yes") == run.scenario.question(position.market).answer
+            correctness = {"predictionCorrect" if position.question else "perpCorrect": right, "pnl": position.profit}
+        yield ActionTaken(
+            tick=tick, timestamp=run.scenario.timestamp_ms(tick), type="invalid" if isinstance(outcome, Invalid) else kind(action),
+            data=_data(msgspec.to_builtins(action), outcome), duration=durations[tick], correctness=correctness,
+        )  # fmt: skip
+
+
+def _data(order: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+    if isinstance(outcome, Invalid):
+        return _told(outcome)
+    return {**{name: value for name, value in order.items() if name != "action"}, **_told(outcome)}
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    """What came of an action: filled, refused or invalid, and how."""
+    if isinstance(outcome, Invalid):
+        return {"outcome": "invalid", "reason": outcome.reason}
+    if isinstance(outcome, Refusal):
+        return {"outcome": "refused", "code": outcome.code, "reason": outcome.reason}
+    if not outcome.position:
+        return {"outcome": "filled"}
+    told = {"outcome": "filled", "quantity": outcome.quantity, "price": outcome.price, "filledUsd": outcome.usd, "fee": outcome.fee}
+    return {**told, "position": outcome.position, **({} if outcome.profit is None else {"profit": outcome.profit})}

@@ -1,0 +1,182 @@
+"""Is a result sound? Its sums, counts, ranges and order are worked out again from its parts; one that fails enters no comparison."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from babylon_rl.evaluation.metrics import INVALID, action_shares, calibration, drawdown_shares, drawdowns, entropy_bits, share, sharpe
+from babylon_rl.evaluation.results import BENCHMARK, Result
+from babylon_rl.evaluation.snapshot_file.optimality import optimality_score
+
+TOLERANCE = 1e-6  # of dollars that are summed in another order
+RELATIVE = 1e-9
+
+
+def validate_result(result: Result) -> list[str]:
+    """What is wrong with a result, a sentence each; empty for a sound one. A run that ended early is sound as far as it went."""
+    wrong = list(_not_finite(msgspec.to_builtins(result), ""))
+    if wrong:
+        return wrong  # sums over such numbers say nothing more
+    found = [*_ticks(result), *_shape_of_time(result)]
+    if not found:
+        found = [*_money(result), *_positions(result), *_decisions(result), *_forecasts(result), *_ranges(result)]
+    return found
+
+
+def _not_finite(value: Any, where: str) -> Iterator[str]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{where.lstrip('.')} is {value}, not a finite number."
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            yield from _not_finite(part, f"{where}.{name}")
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            yield from _not_finite(part, f"{where}[{number}]")
+
+
+def _ticks(result: Result) -> Iterator[str]:
+    played, trajectory = result.ticks_processed, result.trajectory
+    counts = {
+        "actions": (len(result.actions), played), "trajectory.actions": (len(trajectory.actions), played),
+        "trajectory.rewards": (len(trajectory.rewards), played), "trajectory.states": (len(trajectory.states), played + 1),
+    }  # fmt: skip
+    for name, (count, expected) in counts.items():
+        if count != expected:
+            yield f"There are {count} {name} for {played} ticks processed, not {expected}."
+    if not 0 <= played <= result.ticks:
+        yield f"{played} ticks were processed, the snapshot has {result.ticks}."
+    if result.complete != (played == result.ticks and result.stopped is None):
+        said = "complete" if result.complete else "not complete"
+        yield f"It is called {said} with {played} of {result.ticks} ticks and stopped: {result.stopped!r}."
+
+
+def _shape_of_time(result: Result) -> Iterator[str]:
+    step = result.tick_interval * 1000
+    if step <= 0 or result.end_time != result.start_time + result.ticks_processed * step:
+        yield f"It ends at {result.end_time}, {result.ticks_processed} ticks of {result.tick_interval} s after {result.start_time} do not."
+    told = {
+        "action": [(one.tick, one.timestamp) for one in result.actions],
+        "state": [(one.tick, one.timestamp) for one in result.trajectory.states],
+    }
+    for name, moments in told.items():
+        for number, (tick, timestamp) in enumerate(moments):
+            if (tick, timestamp) != (number, result.start_time + number * step):
+                yield f"The {name} number {number} is of tick {tick} at {timestamp}."
+                break
+    if result.trajectory.window_id != f"{BENCHMARK}{result.benchmark_id}":
+        yield f"Its window is {result.trajectory.window_id!r}, its benchmark {result.benchmark_id!r}."
+
+
+def _money(result: Result) -> Iterator[str]:
+    metrics, equity = result.metrics, result.equity
+    yield from _same("The equity at the start", equity[0], result.start_balance)
+    yield from _same("totalPnl", metrics.total_pnl, equity[-1] - equity[0])
+    yield from _same("The rewards' sum", math.fsum(result.trajectory.rewards), metrics.total_pnl)
+    for number, reward in enumerate(result.trajectory.rewards):
+        if not _near(reward, equity[number + 1] - equity[number]):
+            yield f"The reward of tick {number} is {reward}, the equity changed by {equity[number + 1] - equity[number]}."
+            break
+    parts = metrics.prediction_metrics.pnl + metrics.perp_metrics.pnl
+    yield from _same("The P&L of predictions and perpetuals together", parts, metrics.total_pnl)
+    for state in result.trajectory.states:
+        if state.open_positions < 0:
+            yield f"At tick {state.tick} {state.open_positions} positions are open."
+            break
+        if state.balance < 0.0 or state.equity < 0.0:
+            yield f"At tick {state.tick} the balance is {state.balance} and the equity {state.equity}: neither can be below 0."
+            break
+    if result.start_balance > 0.0:
+        yield from _same("return", metrics.return_share, metrics.total_pnl / result.start_balance)
+        yield from _same("maxDrawdownShare", metrics.max_drawdown_share, max(drawdown_shares(equity)))
+    yield from _same("perpMetrics.maxDrawdown", metrics.perp_metrics.max_drawdown, max(drawdowns(equity)))
+    yield from _same("sharpe", metrics.sharpe, sharpe(equity))
+    yield from _same("optimalityScore", metrics.optimality_score, optimality_score(metrics.total_pnl, result.optimum))
+
+
+def _positions(result: Result) -> Iterator[str]:
+    said, perps = result.metrics.prediction_metrics, result.metrics.perp_metrics
+    if min(said.total_positions, said.correct_predictions, said.incorrect_predictions, perps.total_trades, perps.profitable_trades) < 0:
+        yield "A count of positions is below 0."
+    if said.correct_predictions + said.incorrect_predictions != said.total_positions:
+        yield f"{said.correct_predictions} correct and {said.incorrect_predictions} incorrect predictions are not {said.total_positions}."
+    if not perps.profitable_trades <= perps.total_trades or perps.liquidations > perps.total_trades:
+        yield f"{perps.profitable_trades} profitable and {perps.liquidations} liquidated of {perps.total_trades} trades."
+    yield from _same("accuracy", said.accuracy, share(said.correct_predictions, said.total_positions))
+    yield from _same("avgPnlPerPosition", said.avg_pnl_per_position, share(said.pnl, said.total_positions))
+    yield from _same("perpMetrics.winRate", perps.win_rate, share(perps.profitable_trades, perps.total_trades))
+    yield from _same("avgPnlPerTrade", perps.avg_pnl_per_trade, share(perps.pnl, perps.total_trades))
+    opened = [action for action in result.actions if action.correctness is not None]
+    if len(opened) != said.total_positions + perps.total_trades:
+        yield f"{len(opened)} actions opened positions, the metrics count {said.total_positions} and {perps.total_trades}."
+    brought = math.fsum(float(action.correctness.get("pnl", 0.0)) for action in opened if action.correctness)
+    yield from _same("What positions brought", brought, result.metrics.total_pnl)
+
+
+def _decisions(result: Result) -> Iterator[str]:
+    metrics = result.metrics
+    kinds = Counter(_kind(action.type, action.data) for action in result.actions)
+    expected = action_shares(kinds)
+    if set(metrics.action_shares) != set(expected) or any(abs(metrics.action_shares[name] - expected[name]) > 1e-9 for name in expected):
+        yield f"The action shares are {metrics.action_shares}, the actions say {expected}."
+    if metrics.action_shares and abs(math.fsum(metrics.action_shares.values()) - 1.0) > 1e-9:
+        yield f"The action shares sum to {math.fsum(metrics.action_shares.values())}, not 1."
+    yield from _same("actionEntropy", metrics.action_entropy, entropy_bits(expected))
+    invalid, refused = sum(metrics.invalid.values()), sum(metrics.refused.values())
+    outcomes = Counter(str(action.data.get("outcome")) for action in result.actions)
+    below = min([*metrics.invalid.values(), *metrics.refused.values()], default=0) < 0
+    if below or invalid != outcomes["invalid"] or refused != outcomes["refused"]:
+        yield f"{invalid} invalid and {refused} refused decisions are counted, {outcomes['invalid']} and {outcomes['refused']} kept."
+    yield from _same("invalidRate", metrics.invalid_rate, share(invalid, len(result.actions)))
+    durations = [action.duration for action in result.actions]
+    timing = metrics.timing
+    if durations and min(durations) < 0.0:
+        yield "A response time is below 0."
+    yield from _same("timing.maxResponseTime", timing.max_response_time, max(durations, default=0.0))
+    yield from _same("timing.avgResponseTime", timing.avg_response_time, math.fsum(durations) / len(durations) if durations else 0.0)
+    yield from _same("timing.totalDuration", timing.total_duration, math.fsum(durations))
+
+
+def _forecasts(result: Result) -> Iterator[str]:
+    said, metrics = result.forecasts, result.metrics
+    bought = sum(action.type == "buy_prediction" and action.data.get("outcome") == "filled" for action in result.actions)
+    if len(said) != bought:
+        yield f"There are {len(said)} forecasts for {bought} purchases of predictions."
+    if any(not (0.0 <= one.paid <= 1.0 and 0.0 <= one.crowd <= 1.0) for one in said):
+        yield "A forecast is not a probability."
+    yield from _same("brier", metrics.brier, share(math.fsum((one.paid - one.right) ** 2 for one in said), len(said)))
+    yield from _same("marketBrier", metrics.market_brier, share(math.fsum((one.crowd - one.right) ** 2 for one in said), len(said)))
+    yield from _same("edge", metrics.edge, share(math.fsum(one.right - one.paid for one in said), len(said)))
+    if metrics.calibration != calibration(said):
+        yield "The calibration is not that of the forecasts."
+
+
+def _ranges(result: Result) -> Iterator[str]:
+    metrics = result.metrics
+    rates = {"winRate": metrics.win_rate, "reactionShare": metrics.reaction_share, "invalidRate": metrics.invalid_rate}
+    for name, value in rates.items():
+        if value is not None and not 0.0 <= value <= 1.0:
+            yield f"{name} is {value}, not within 0 and 1."
+    if not 0.0 <= metrics.optimality_score <= 100.0:
+        yield f"optimalityScore is {metrics.optimality_score}, not within 0 and 100."
+    if metrics.reaction_ticks is not None and not 0.0 <= metrics.reaction_ticks <= result.ticks:
+        yield f"reactionTicks is {metrics.reaction_ticks}, the snapshot has {result.ticks} ticks."
+    if metrics.fees < 0.0 or metrics.trades < 0:
+        yield f"Fees of {metrics.fees} for {metrics.trades} trades cannot be."
+
+
+def _kind(name: str, data: dict[str, Any]) -> str:
+    if name == INVALID:
+        return INVALID
+    return f"{name}:{data['side']}" if "side" in data else name
+
+
+def _near(one: float, other: float) -> bool:
+    return abs(one - other) <= TOLERANCE + RELATIVE * max(abs(one), abs(other))
+
+
+def _same(what: str, said: float | None, found: float | None) -> Iterator[str]:
+    if (said is None) != (found is None) or (said is not None and found is not None and not _near(said, found)):
+        yield f"{what} is {said}, worked out again it is {found}."

@@ -1,0 +1,98 @@
+"""A served market on a real socket, and a client that speaks to it as any language would: plain HTTP and JSON."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import uvicorn
+
+from babylon_rl.evaluation.result_building import Market
+from babylon_rl.evaluation.serve_market import create_app
+from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.generation import generate
+from babylon_rl.models.server import bind
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Player:
+    """One agent's connection; ``token`` is set by ``start``."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.token = ""
+
+    def start(self, **said: str) -> dict[str, Any]:
+        """A new session's opening."""
+        status, opening = self.post("/start", json.dumps(said))
+        assert status == 201, opening
+        self.token = opening["token"]
+        return opening
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """Status and JSON of an answer."""
+        return self._ask(Request(self.url + path, headers=self._headers()))
+
+    def post(self, path: str, body: str | bytes = "") -> tuple[int, Any]:
+        """Status and JSON of an answer."""
+        raw = body if isinstance(body, bytes) else body.encode()
+        return self._ask(Request(self.url + path, data=raw, headers=self._headers(), method="POST"))
+
+    def play_on(self) -> dict[str, Any]:
+        """Hold to the end; the result."""
+        while True:
+            status, answer = self.post("/advance")
+            assert status == 200, answer
+            if answer["done"]:
+                result: dict[str, Any] = answer["result"]
+                return result
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+    def _ask(self, request: Request) -> tuple[int, Any]:
+        try:
+            with urlopen(request, timeout=20) as answer:
+                return answer.status, json.load(answer)
+        except HTTPError as refused:
+            with refused:
+                return refused.code, json.load(refused)
+
+
+def small_market(minutes: int = 30, seed: int = 3) -> Market:
+    """A quick market; what its best plan earns is not worked out."""
+    return Market(f"snapshot-{seed}", generate(preset("quick", seed=seed, minutes=minutes)), 1000.0, 10_000.0)
+
+
+@contextmanager
+def served(market: Market, *, idle_s: float = 600.0, results: Path | None = None, clock: Clock | None = None) -> Iterator[str]:
+    """The address of a server in a thread, which ends with the block."""
+    bound = bind("127.0.0.1", 0)
+    app = create_app(market, idle_s=idle_s, results=results, clock=clock or Clock())
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < deadline
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        bound.close()

@@ -1,0 +1,50 @@
+"""Who can be named: the roster, base and versions by their weights, anybody's endpoint."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from babylon_rl.cli.benchmark_entrants import entered
+from babylon_rl.errors import UsageError
+from babylon_rl.evaluation.contestants import Contestant
+from babylon_rl.evaluation.runner import run_benchmark
+from babylon_rl.market.simulation.agents import Mandate
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl_tests.evaluation.conftest import MakeVersion
+from babylon_rl_tests.evaluation.endpoint import always_buy, endpoint, hold
+from babylon_rl_tests.evaluation.runs import small_markets
+
+
+@pytest.fixture
+def here(settings: Settings, database: Database) -> Settings:
+    return settings.model_copy(update={"database_url": SecretStr(database.url)})
+
+
+def test_base_and_versions_are_served_when_something_is_missing_and_known_by_their_weights(
+    here: Settings, make_version: MakeVersion, tmp_path: Path
+) -> None:
+    make_version("v1.0.0")
+    with endpoint(base=hold, **{"v1.0.0": always_buy}) as served:
+        for starts in (1, 1):  # the second time everything is known, and no server starts
+            with entered(["base", "v1.0.0", "nothing"], here, "one-tick", serving=served.serving) as contestants:
+                runs = run_benchmark(contestants, small_markets(1), tmp_path / "r")
+            assert [result.agent_id for result in runs.results] == ["base", "v1.0.0", "nothing"] and served.starts == starts
+        assert [result.role for result in runs.results] == ["model", "model", "strategy"] and served.asked == {"base": 12, "v1.0.0": 12}
+    assert len({contestant.identity for contestant in contestants}) == 3
+
+
+def test_a_mandate_a_prompt_and_a_temperature_are_part_of_who_plays(here: Settings) -> None:
+    def identity(mandate: Mandate = "one-tick", prompt: str | None = None, temperature: float = 0.0) -> str:
+        with entered(["m=http://127.0.0.1:9/v1"], here, mandate, prompt=prompt, temperature=temperature) as (one,):
+            assert isinstance(one, Contestant) and one.name == "m"
+            return one.identity
+
+    found = [identity(), identity("free"), identity(prompt="trader-v2"), identity(temperature=1.0)]
+    assert len(set(found)) == 4 and identity() == found[0]
+
+
+def test_nobody_of_that_name_is_a_sentence(here: Settings) -> None:
+    with pytest.raises(UsageError, match=r"no version or agent 'v9.9.9': .* base is always there"), entered(["v9.9.9"], here, "free"):
+        pass
