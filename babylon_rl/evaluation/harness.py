@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from babylon_rl.errors import CheckFailed, UsageError
+from babylon_rl.errors import CheckFailed
 from babylon_rl.evaluation.comparison_shape import Comparison
 from babylon_rl.evaluation.contestants import Contestant, scripted
 from babylon_rl.evaluation.runner import SEAT
@@ -38,7 +38,6 @@ from babylon_rl.training.trainer import DRY_BASE_MODEL
 from babylon_rl.versions import content_version
 from babylon_rl.windows import HOUR, newest_complete, window_of, window_start
 
-FEWEST_AGENTS = 5
 ROWS_AN_HOUR = PRESETS["hour"].minutes * 60 // PRESETS["hour"].tick_seconds  # of each agent
 
 
@@ -105,8 +104,8 @@ def learning_faults(groups: Sequence[JudgedGroup], steps: Sequence[TrainingStep]
     return faults
 
 
-def answer_of(checkpoint: Path, version: str, base_model: str, scenario: Scenario, settings: Settings) -> dict[str, Any] | None:
-    """Check a checkpoint's files, load it behind a server and ask it for one decision in a market; None of a dry run, which cannot answer.
+def answer_of(checkpoint: Path, version: str, base_model: str, scenario: Scenario, settings: Settings) -> str | None:
+    """Check a checkpoint's files, load it behind a server and ask it for one decision in a market; its words, None of a dry run.
 
     Raises:
         CheckpointError: it is damaged, or made for another base.
@@ -118,17 +117,9 @@ def answer_of(checkpoint: Path, version: str, base_model: str, scenario: Scenari
     verify(checkpoint, base_model_dir(settings))
     with served_here(settings, {version: checkpoint}) as url, ChatClient(url, None, version, logprobs=False) as client:
         run = play(opening(scenario, 1), {SEAT: model_agent(client, temperature=0.0)})
-    record = run.records[SEAT]
     if run.stopped is not None:
         raise CheckFailed(f"{version} was loaded but does not answer. {run.stopped}")
-    outcome = record.outcomes[0]
-    call = record.calls[0]
-    if isinstance(outcome, Invalid):
-        raise CheckFailed(f"{version} was loaded, but its answer is no action: {outcome.reason}")
-    return {"response": call.response if call is not None else None, "latencyMs": round(record.latency_ms[0], 1)}
-
-
-def refuse_small(agents: int) -> None:
-    """Raise UsageError when there are too few agents for a group that ranks."""
-    if agents < FEWEST_AGENTS:
-        raise UsageError(f"--agents is {agents}: the harness needs {FEWEST_AGENTS} at least.")
+    turn = run.records[SEAT].turn(0)
+    if isinstance(turn.outcome, Invalid):
+        raise CheckFailed(f"{version} was loaded, but its answer is no action: {turn.outcome.reason}")
+    return turn.call.response if turn.call is not None else ""

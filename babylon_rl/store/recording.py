@@ -146,14 +146,14 @@ def has_simulated_hour(connection: psycopg.Connection[Any], window: str) -> bool
 
 
 def is_simulated_game(connection: psycopg.Connection[Any]) -> bool:
-    """True when every company in the database was written by the simulation (an empty database counts as such)."""
+    """True when every company in the database was written by the simulation (one that is empty, or holds only benchmarks, counts too)."""
     row = connection.execute(
         """
         SELECT NOT EXISTS (SELECT 1 FROM public."Organization" WHERE description IS DISTINCT FROM 'A simulated company')
            AND (EXISTS (SELECT 1 FROM babylon_rl.simulated_hours WHERE "ownMarket")
                 OR NOT EXISTS (SELECT 1 FROM public."StockPrice") AND NOT EXISTS (SELECT 1 FROM public."Question")
                    AND NOT EXISTS (SELECT 1 FROM public."WorldEvent")
-                   AND NOT EXISTS (SELECT 1 FROM public.trajectories))
+                   AND NOT EXISTS (SELECT 1 FROM public.trajectories WHERE "agentId" NOT LIKE 'benchmark-%' OR NOT "isEvaluation"))
         """
     ).fetchone()
     return bool(row and row[0])

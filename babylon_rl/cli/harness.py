@@ -1,0 +1,224 @@
+"""``harness``: scripted agents through a benchmark and, on request, from their hours to a trained version, in one command.
+
+It ends with 1 when nothing was learned from: nobody ranks, no training was possible, or the checkpoint does not load and answer.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from babylon_rl.cli.output import JsonOption, emit, progress, progress_of_parts, say, table
+from babylon_rl.errors import CheckFailed, CheckpointError, ModelUnavailable, NothingToTrain, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from babylon_rl.evaluation.comparison_shape import Comparison
+    from babylon_rl.evaluation.result_building import Market
+    from babylon_rl.settings import Settings
+    from babylon_rl.store.database import Database
+    from babylon_rl.training.batches import Trained
+    from babylon_rl.training.readiness import Readiness
+
+SNAPSHOTS = ["preset:hour:seeds=1-12"]
+
+
+@dataclass(frozen=True)
+class Harness:
+    """What the parts of one harness share."""
+
+    settings: "Settings"
+    database: "Database"
+    agents: int
+    seed: int
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What ``--train`` came to; ``offered`` is the readiness that decided, ``trained`` None when there was no training."""
+
+    hours: list[str]
+    offered: "Readiness"
+    trained: "Trained | None" = None
+    answer: str | None = None
+    faults: list[str] = field(default_factory=list)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("harness")(harness)
+
+
+def harness(
+    agents: Annotated[int, typer.Option(min=5, help="Scripted agents: the five strategies in turn.")] = 5,
+    snapshot: Annotated[
+        list[str] | None,
+        typer.Option("--snapshot", metavar="SNAPSHOT", help="A file or preset:quick:seeds=1-8; repeatable. Default: 12 market hours."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the agents, the training hours and the training.")] = 0,
+    train: Annotated[bool, typer.Option("--train", help="Also play training hours and train on them.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train though readiness says no.")] = False,
+    windows: Annotated[int | None, typer.Option(min=1, help="Training hours to play. Default: as many as readiness lacks.")] = None,
+    start: Annotated[str | None, typer.Option(help="The first of them (YYYY-MM-DDTHH:00). Default: where hours are free.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="A directory for index.html, runs.csv and actions.csv.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Agents, benchmark, record, train, report: fails unless the scores rank the agents and the new checkpoint loads and answers."""
+    from babylon_rl.evaluation.benchmark_markets import markets_of
+    from babylon_rl.evaluation.harness import benchmark_faults
+    from babylon_rl.settings import load_settings
+    from babylon_rl.store.database import open_database
+    from babylon_rl.store.migrate import migrate
+    from babylon_rl.training.trainer import training_line
+
+    if not train and (force or windows is not None or start is not None):
+        raise UsageError("--force, --windows and --start belong to --train.")
+    settings = load_settings()
+    if train:
+        training_line(settings)
+    markets = markets_of(snapshot or SNAPSHOTS)
+    with open_database(settings) as database:
+        migrate(database)
+        state = Harness(settings, database, agents, seed, as_json)
+        before = _readiness(state, reading=train)
+        comparison, recorded = _benchmark(state, markets, report)
+        learning = _learn(state, markets[0], windows, start, force) if train else None
+        after = _readiness(state)
+        model = _latest_model(state)
+    faults = benchmark_faults(comparison) + (learning.faults if learning is not None else [])
+    document = {
+        "before": before.document(), "after": after.document(), "model": model, **comparison.document, "recorded": recorded,
+        "training": _training(learning) if learning is not None else None, "faults": faults,
+    }  # fmt: skip
+    emit(document, lambda out: _render(out, document, comparison), as_json)
+    if faults:
+        raise CheckFailed("\n".join(faults))
+
+
+def _readiness(state: Harness, reading: bool = False) -> "Readiness":
+    """As ``ready`` sees it, ``reading`` first what is new in the hours that it counts."""
+    from babylon_rl.cli.training import bring_up_to_date
+    from babylon_rl.training.readiness import readiness
+    from babylon_rl.windows import utc_now
+
+    with state.database.connect(autocommit=True) as connection:
+        if reading:
+            bring_up_to_date(state.database, connection, state.settings, utc_now(), None)
+        return readiness(connection, state.settings, utc_now())
+
+
+def _benchmark(state: Harness, markets: "list[Market]", report: Path | None) -> "tuple[Comparison, int]":
+    """Every agent in every market, recorded as evaluation; the comparison, and how many runs the database did not have."""
+    from babylon_rl.cli.benchmark_run import RESULTS
+    from babylon_rl.evaluation.harness import harness_contestants
+    from babylon_rl.evaluation.html_report import write_report
+    from babylon_rl.evaluation.run_comparison import compare_results, sound_results
+    from babylon_rl.evaluation.run_recording import record_runs
+    from babylon_rl.evaluation.runner import run_benchmark
+
+    with progress_of_parts() as told:
+        runs = run_benchmark(harness_contestants(state.agents), markets, state.settings.home / RESULTS, seed=state.seed, on_progress=told)
+    with state.database.connect() as connection:
+        recorded = record_runs(connection, runs.files)
+    sound, refused = sound_results(runs.files)
+    if report is not None:
+        pages = write_report(sound, report, {market.digest: market.scenario for market in markets})
+        say(f"The report is {pages[0]}.")
+    return compare_results(sound, refused), recorded
+
+
+def _learn(state: Harness, market: "Market", windows: int | None, start: str | None, force: bool) -> Learning:
+    """Play training hours, then train on what can be frozen if there is enough, or ``force``."""
+    from babylon_rl.evaluation.harness import free_hours, missing_hours
+    from babylon_rl.market.spawn import SpawnRequest, spawn
+    from babylon_rl.windows import utc_now
+
+    wanted = windows or missing_hours(_readiness(state), state.settings, state.agents)
+    with state.database.connect() as connection, progress(wanted, "playing training hours") as advance:
+        request = free_hours(connection, SpawnRequest(state.agents, 0, wanted, state.seed, start=start), utc_now())
+        hours = [hour.window for hour in spawn(connection, request, utc_now(), None, lambda _: advance())]
+    offered = _readiness(state, reading=True)
+    if not offered.ready and not force:
+        return Learning(hours, offered, faults=[f"Not trained: {offered.reason}. Play more hours (--windows), or train with --force."])
+    return _train(state, market, Learning(hours, offered), force)
+
+
+def _train(state: Harness, market: "Market", learning: Learning, force: bool) -> Learning:
+    from dataclasses import replace
+
+    from babylon_rl.cli.training import choose_batch, run_training
+    from babylon_rl.evaluation.harness import answer_of, learning_faults
+    from babylon_rl.store.batch_report import judged_groups
+
+    try:
+        batch = choose_batch(state.database, state.settings, None, None, None, state.seed, force)
+        trained = run_training(state.database, state.settings, batch.batch_id, state.as_json)
+    except NothingToTrain as nothing:
+        return replace(learning, faults=[str(nothing)])
+    with state.database.connect() as connection:
+        faults = learning_faults(judged_groups(connection, batch.batch_id), trained.steps)
+    answer = None
+    try:
+        answer = answer_of(trained.checkpoint, trained.model.version, trained.model.base_model, market.scenario, state.settings)
+    except (CheckpointError, ModelUnavailable, CheckFailed) as unusable:
+        faults.append(f"The checkpoint does not load and answer: {unusable}")
+    return replace(learning, trained=trained, answer=answer, faults=faults)
+
+
+def _latest_model(state: Harness) -> dict[str, Any] | None:
+    from babylon_rl.cli.batches import model_document
+    from babylon_rl.store.registry import read_models
+
+    with state.database.connect() as connection:
+        return next((model_document(model) for model in read_models(connection) if not model.foreign), None)
+
+
+def _training(learning: Learning) -> dict[str, Any]:
+    trained = learning.trained
+    return {
+        "hours": learning.hours,
+        "ready": learning.offered.document(),
+        "batchId": trained.batch.batch_id if trained is not None else None,
+        "modelVersion": trained.model.version if trained is not None else None,
+        "checkpoint": str(trained.checkpoint) if trained is not None else None,
+        "answer": learning.answer,
+    }
+
+
+def _render(out: "Console", document: dict[str, Any], comparison: "Comparison") -> None:
+    from babylon_rl.cli.benchmark_tables import agents_table
+
+    training, model = document["training"], document["model"]
+    out.print(agents_table(comparison))
+    for note in comparison.notes:
+        out.print(note, markup=False)
+    out.print()
+    stages: list[tuple[str, dict[str, Any]]] = [("before", document["before"])]
+    if training is not None:
+        stages.append((f"hours played: {len(training['hours'])}", training["ready"]))
+    stages.append(("after", document["after"]))
+    out.print(table(None, ["readiness", "freezable", "hours", "quality", ""], [_stage(name, ready) for name, ready in stages]))
+    out.print()
+    for name, value in _facts(document, training, model):
+        out.print(f"{name:11} {value}", markup=False)
+
+
+def _stage(name: str, ready: dict[str, Any]) -> list[Any]:
+    stats = ready["stats"]
+    return [name, stats["totalTrajectories"], stats["scenarioGroups"], f"{stats['dataQuality']:.1%}", ready["reason"]]
+
+
+def _facts(document: dict[str, Any], training: dict[str, Any] | None, model: dict[str, Any] | None) -> list[tuple[str, str]]:
+    runs = len(document["runs"])
+    facts = [("recorded", f"{document['recorded']} runs as evaluation, {runs - document['recorded']} were in the database before")]
+    if training is not None:
+        facts.append(("played", f"{len(training['hours'])} training hours, {training['hours'][0]} to {training['hours'][-1]}"))
+    if training is not None and training["modelVersion"] is not None:
+        answered = training["answer"] or "not asked: a dry run makes checkpoints without a model"
+        facts += [("trained", f"{training['modelVersion']} of {training['batchId']}"), ("checkpoint", training["checkpoint"]),
+                  ("it answers", answered)]  # fmt: skip
+    latest = f"{model['version']} ({model['status']}), from {model['parent'] or model['baseModel']}" if model is not None else "none yet"
+    return [*facts, ("newest", latest)]
