@@ -90,11 +90,11 @@ class Database:
     def making_dagster_storage(self, release: str) -> Iterator[bool]:
         """True for the first who comes with a release of Dagster, who is to make its tables within the block; others wait, and get False.
 
-        Dagster makes them table by table, and two processes that do so at once fail.
+        Dagster makes them table by table, and two processes that do so at once fail. Where the schema is absent there is nothing to make.
         """
         with connect(self.direct_url) as connection:
             made = f"Tables of Dagster {release}"
-            if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() == (made,):
+            if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() in ((made,), None):
                 yield False
                 return
             connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (f"{DAGSTER_SCHEMA} tables",))

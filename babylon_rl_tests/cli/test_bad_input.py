@@ -172,7 +172,7 @@ def test_a_command_without_make_leaves_nothing_in_the_home_directory(tmp_path: P
     own = tmp_path / "user"
     own.mkdir()
     given = {name: value for name, value in environment(tmp_path / "home", HOME=str(own)).items() if name not in variables(tmp_path)}
-    for arguments in (["benchmark", "run", "--model", "balanced", "--markets", "2"], ["spawn-agents", "--llm-agents", "0"], ["score"]):
+    for arguments in (["benchmark", "standings", "balanced", "--markets", "2"], ["spawn-agents", "--llm-agents", "0"], ["score"]):
         subprocess.run([sys.executable, "-c", RUN, *arguments], cwd=tmp_path, env=given, capture_output=True, check=True)
     assert list(own.iterdir()) == []
     assert {path.name for path in tmp_path.iterdir()} == {"user", "home"}
