@@ -32,6 +32,8 @@ _RELATIVE = """
   while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll(%s, '');
 })()
 """
+# The UI greets a new profile, now and then after its first page only.
+_SKIP = "[...document.querySelectorAll('button')].find(b => b.innerText.trim() === 'Skip')?.click()"
 _OPEN = """
 (() => {
   const row = [...document.querySelectorAll('tr')].find(row => row.cells[0]?.innerText.trim() === %s);
@@ -73,6 +75,7 @@ def main(home: Path, out: Path, *first_window: str) -> None:
                     page.open(f"{ui}/assets/{asset}?view=partitions&partition={partition.replace(':', '%3A')}")
                     page.wait_for("Latest materialization", "Metadata", "Jobs", partition)
                     time.sleep(SETTLE_S)
+                    page.evaluate(_SKIP)
                     page.evaluate(_RELATIVE % json.dumps(f"{ROOT}/"))
                     _save(page, out / f"{asset}.png", 1200, until="table tr")
                     for name in behind:
@@ -92,7 +95,7 @@ def _skip_greeting(page: Page, ui: str) -> None:
     page.open(ui)
     page.wait_for("Overview")
     time.sleep(SETTLE_S)
-    page.evaluate("[...document.querySelectorAll('button')].find(b => b.innerText.trim() === 'Skip')?.click()")
+    page.evaluate(_SKIP)
     time.sleep(SETTLE_S)
 
 
