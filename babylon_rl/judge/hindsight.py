@@ -84,14 +84,9 @@ def sync_hindsight(connection: Connection, windows: Iterable[str], settings: Set
     return found
 
 
-def read_secrets(
-    connection: Connection, windows: Sequence[str], settings: Settings, trajectory_ids: Sequence[str] = ()
-) -> dict[str, HourSecrets]:
-    """What must not stand raw in the texts of some hours, by window, the gameKnowledge of some trajectories included."""
-    knowledge = _knowledge(connection, trajectory_ids)
-    return {
-        window: HourSecrets(_secrets(market), knowledge) for window, market in read_many_outcomes(connection, windows, settings).items()
-    }
+def hour_secrets(connection: Connection, outcomes: WindowOutcomes, trajectory_ids: Sequence[str]) -> HourSecrets:
+    """What must not stand raw in the texts of an hour that came to ``outcomes``, the gameKnowledge of some trajectories included."""
+    return HourSecrets(_secrets(outcomes), _knowledge(connection, trajectory_ids))
 
 
 def sequence_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[tuple[int, Leak]]:

@@ -58,6 +58,17 @@ FINITE = "BETWEEN '-1e300'::float8 AND '1e300'::float8"
 
 # Asked for this way, a price can only be found on ("organizationId", "timestamp"); on "timestamp" alone, an organization without a
 # recent price, or without any, would cost a walk through those of all the others.
+PRICE_BEFORE = f"""LEFT JOIN LATERAL (
+        SELECT price FROM public."StockPrice"
+        WHERE "organizationId" = ANY(ARRAY[organization.id]) AND "timestamp" <= hour.start AND price {FINITE}
+        ORDER BY "organizationId", "timestamp" DESC, id COLLATE "C" DESC LIMIT 1
+    ) before ON true"""
+PROBABILITY_BEFORE = f"""LEFT JOIN LATERAL (
+        SELECT "yesPrice" AS probability FROM public."PredictionPriceHistory"
+        WHERE "marketId" = timed.id AND "createdAt" <= hour.start AND "yesPrice" {FINITE}
+        ORDER BY "createdAt" DESC, id COLLATE "C" DESC LIMIT 1
+    ) before ON true"""
+
 STOCKS = f"""
     SELECT hour.start, organization.id, organization.name, organization."initialPrice",
         before.price, first.price, last.price, last."timestamp" >= hour.start, traded.volume
@@ -68,11 +79,7 @@ STOCKS = f"""
         WHERE "organizationId" = ANY(ARRAY[organization.id]) AND "timestamp" < hour.start + interval '1 hour' AND price {FINITE}
         ORDER BY "organizationId", "timestamp" DESC, id COLLATE "C" DESC LIMIT 1
     ) last
-    LEFT JOIN LATERAL (
-        SELECT price FROM public."StockPrice"
-        WHERE "organizationId" = ANY(ARRAY[organization.id]) AND "timestamp" <= hour.start AND price {FINITE}
-        ORDER BY "organizationId", "timestamp" DESC, id COLLATE "C" DESC LIMIT 1
-    ) before ON true
+    {PRICE_BEFORE}
     LEFT JOIN LATERAL (
         SELECT price FROM public."StockPrice"
         WHERE "organizationId" = organization.id AND "timestamp" > hour.start AND "timestamp" < hour.start + interval '1 hour'
@@ -110,11 +117,7 @@ QUESTIONS = f"""
         before.probability, last.probability, COALESCE(last.moment >= hour.start, false)
     FROM unnest(%(starts)s::timestamp[]) AS hour (start)
     JOIN timed ON timed.created < hour.start + interval '1 hour' AND (timed.resolved IS NULL OR timed.resolved >= hour.start)
-    LEFT JOIN LATERAL (
-        SELECT "yesPrice" AS probability FROM public."PredictionPriceHistory"
-        WHERE "marketId" = timed.id AND "createdAt" <= hour.start AND "yesPrice" {FINITE}
-        ORDER BY "createdAt" DESC, id COLLATE "C" DESC LIMIT 1
-    ) before ON true
+    {PROBABILITY_BEFORE}
     LEFT JOIN LATERAL (
         SELECT "yesPrice" AS probability, "createdAt" AS moment FROM public."PredictionPriceHistory"
         WHERE "marketId" = timed.id AND "createdAt" < hour.start + interval '1 hour' AND "yesPrice" {FINITE}

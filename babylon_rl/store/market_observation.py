@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from babylon_rl.store.market_data import ASKED, FINITE
+from babylon_rl.store.market_data import ASKED, FINITE, PRICE_BEFORE, PROBABILITY_BEFORE
 from babylon_rl.versions import counted_version
 from babylon_rl.windows import window_of, window_start
 
@@ -62,11 +62,7 @@ START_PRICES = f"""
                CASE WHEN before.price > 0 THEN NULL ELSE organization."initialPrice" END), 1), 0))
     FROM unnest(%(starts)s::timestamp[]) AS hour (start)
     CROSS JOIN priced organization
-    LEFT JOIN LATERAL (
-        SELECT price FROM public."StockPrice"
-        WHERE "organizationId" = ANY(ARRAY[organization.id]) AND "timestamp" <= hour.start AND price {FINITE}
-        ORDER BY "organizationId", "timestamp" DESC, id COLLATE "C" DESC LIMIT 1
-    ) before ON true
+    {PRICE_BEFORE}
     WHERE before.price IS NOT NULL OR EXISTS (
         SELECT FROM public."StockPrice"
         WHERE "organizationId" = organization.id AND "timestamp" > hour.start AND "timestamp" < hour.start + interval '1 hour'
@@ -90,11 +86,7 @@ OPEN_QUESTIONS = f"""
                    COALESCE(timed.resolved < hour.start + interval '1 hour', false), before.probability), 1), 0))
     FROM unnest(%(starts)s::timestamp[]) AS hour (start)
     JOIN timed ON timed.created < hour.start + interval '1 hour' AND (timed.resolved IS NULL OR timed.resolved >= hour.start)
-    LEFT JOIN LATERAL (
-        SELECT "yesPrice" AS probability FROM public."PredictionPriceHistory"
-        WHERE "marketId" = timed.id AND "createdAt" <= hour.start AND "yesPrice" {FINITE}
-        ORDER BY "createdAt" DESC, id COLLATE "C" DESC LIMIT 1
-    ) before ON true
+    {PROBABILITY_BEFORE}
     GROUP BY 1
 """
 

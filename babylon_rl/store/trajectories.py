@@ -115,7 +115,6 @@ NEWEST_UNNAMED = """
 """
 
 SCORED = """SELECT "trajectoryId" FROM public.trajectories WHERE "trajectoryId" = ANY(%s) AND "aiJudgeReward" IS NOT NULL"""
-LOGGED = """SELECT DISTINCT "trajectoryId" FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s)"""
 
 FIRST_POSSIBLE, LAST_POSSIBLE = "0001-01-01T00:00", "9999-12-31T23:00"
 
@@ -180,11 +179,6 @@ def _value(connection: Connection, statement: str, parameters: dict[str, Any]) -
 def scored_ids(connection: Connection, trajectory_ids: Sequence[str]) -> set[str]:
     """Those of some trajectories that carry a score."""
     return {found for (found,) in connection.execute(SCORED, (list(trajectory_ids),)).fetchall()}
-
-
-def logged_ids(connection: Connection, trajectory_ids: Sequence[str]) -> set[str]:
-    """Those of some trajectories that llm_call_logs holds calls of."""
-    return {found for (found,) in connection.execute(LOGGED, (list(trajectory_ids),)).fetchall()}
 
 
 _is_window_id = functools.lru_cache(maxsize=4096)(is_window_id)

@@ -15,8 +15,9 @@ import psycopg
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.episodes.types import Sequence as ServedSequence
 from babylon_rl.errors import NothingToTrain
-from babylon_rl.judge.hindsight import HourSecrets, read_secrets
+from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leaks import find_leaks
+from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.training.freezing import describe_reasons
@@ -74,7 +75,7 @@ def convert(
     staleness: Counter[str] = Counter()
     for window in sorted({episode.window for episode in episodes}, reverse=True):
         ids = [trajectory_id for episode in episodes if episode.window == window for trajectory_id in episode.trajectory_ids]
-        secrets = read_secrets(connection, [window], settings, ids)[window]
+        secrets = hour_secrets(connection, read_outcomes(connection, window, settings), ids)
         served = {episode.agent_id: episode.sequences for episode in read_window(connection, window, settings).episodes}
         for episode in (episode for episode in episodes if episode.window == window):
             frozen = frozenset(episode.trajectory_ids)

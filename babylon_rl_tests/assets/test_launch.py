@@ -1,6 +1,7 @@
 """Runs by hand on a persistent instance, in the Babylon database."""
 
 import os
+import time
 
 import dagster as dg
 import pytest
@@ -72,3 +73,9 @@ def test_a_connection_that_was_lost_between_two_events_costs_nothing(sample_data
             )
         instance.add_dynamic_partitions("batch", ["two"])
         assert set(instance.get_dynamic_partitions("batch")) == {"one", "two"}
+    with sample_database.connect(autocommit=True) as connection:
+        mine = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        deadline = time.monotonic() + 20
+        while (left := connection.execute(mine).fetchone()) != (0,) and time.monotonic() < deadline:
+            time.sleep(0.05)  # the server lets go a moment after the client has
+        assert left == (0,)

@@ -10,9 +10,10 @@ import pytest
 
 from babylon_rl.episodes.reading import read_windows, sync_windows
 from babylon_rl.judge import wording
-from babylon_rl.judge.hindsight import HourHindsight, read_secrets, sync_hindsight
+from babylon_rl.judge.hindsight import HourHindsight, hour_secrets, sync_hindsight
 from babylon_rl.judge.leaks import find_leaks
 from babylon_rl.judge.wording import say
+from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -229,7 +230,7 @@ def test_simulated_agents_see_nothing_that_they_should_not(database: Database, s
 def test_an_hours_secrets_are_the_questions_still_open_at_its_end(sample_database: Database, settings: Settings) -> None:
     window = "2025-10-29T14:00"
     with sample_database.connect() as connection:
-        secrets = read_secrets(connection, [window], settings)[window]
+        secrets = hour_secrets(connection, read_outcomes(connection, window, settings), [])
         calls = [
             call for episode in read_windows(connection, [window], settings, texts=True)[window].episodes for call in episode.sequences
         ]

@@ -18,7 +18,7 @@ from babylon_rl.episodes.types import Episode, WindowReading
 from babylon_rl.episodes.types import Sequence as ServedSequence
 from babylon_rl.errors import UsageError
 from babylon_rl.judge.groups import GroupScores
-from babylon_rl.judge.hindsight import HourSecrets, read_secrets
+from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leaks import find_leaks
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.outcomes import read_outcomes
@@ -127,7 +127,9 @@ def _read_hour(connection: Connection, window: str, settings: Settings, split: s
     group = stored_scores(connection, [window]).get(window)
     set_aside = window in quarantined(connection, [window])
     scores = {} if group is None else {entry.agent_id: entry for entry in group.scores}
-    secrets = _secrets(connection, reading, settings)
+    outcomes = read_outcomes(connection, window, settings)
+    # of all its trajectories, those that window_groups has not seen included
+    secrets = hour_secrets(connection, outcomes, [id_ for episode in reading.episodes for id_ in episode.trajectory_ids])
     left_out: Counter[str] = Counter()
     episodes: list[Episode] = []
     records: list[Record] = []
@@ -145,7 +147,7 @@ def _read_hour(connection: Connection, window: str, settings: Settings, split: s
         episodes=tuple(episodes),
         records=tuple(records),
         scores=group,
-        outcomes=read_outcomes(connection, window, settings),
+        outcomes=outcomes,
         left_out={reason: number for reason, number in left_out.items() if number},
         stale=group is not None and group.input_version != group_version(reading),
         synthetic=0 if settings.train_synthetic else sum(episode.message_sources["synthetic"] for episode in episodes),
@@ -165,12 +167,6 @@ def _reason(episode: Episode, group: GroupScores | None, scored: bool, set_aside
     if selection.only_trainable and group is not None and not group.has_spread:
         return FLAT
     return None
-
-
-def _secrets(connection: Connection, reading: WindowReading, settings: Settings) -> HourSecrets:
-    """What must not stand in the hour's texts; gameKnowledge of all its trajectories, those that window_groups has not seen included."""
-    ids = [trajectory_id for episode in reading.episodes for trajectory_id in episode.trajectory_ids]
-    return read_secrets(connection, [reading.window], settings, ids)[reading.window]
 
 
 def _served(calls: Sequence[ServedSequence], secrets: HourSecrets, selection: Selection, left_out: Counter[str]) -> list[ServedSequence]:
