@@ -12,11 +12,15 @@
     ├── ModelError                    3
     │   ├── ModelUnavailable          3: weights or an endpoint are not there
     │   └── CheckpointError           3: a checkpoint is damaged or does not match its base
+    ├── JudgeError                    3
+    │   ├── JudgeUnavailable          3: it is down or fails too often; nothing was scored with something else instead
+    │   └── JudgeRefused              3: a wrong key, an unknown model or a request that it does not take
     ├── ExportError                   3: an export cannot be written where it was to go
     └── TrainingError                 3
         ├── NoTrainer                 2: the settings choose no trainer that there is
         ├── NothingToTrain            1: no freezable episode, no spread, or no trainable token
         ├── BatchConflict             3: the batch or a trajectory belongs to another live run
+        ├── TrainingPaused            3: the training service does not answer; the batch goes on with its next run
         └── Diverged                  3: the loss or the policy left its bounds; nothing was published
 
 A message says what happened, where, and what to do; it never holds a secret.
@@ -79,6 +83,24 @@ class CheckpointError(ModelError, ValueError):
     """A checkpoint is damaged, incomplete, or made for another base model."""
 
 
+class JudgeError(BabylonError):
+    """A judge cannot be asked."""
+
+
+class JudgeUnavailable(JudgeError, ConnectionError):
+    """The judge is down, or fails too often to be asked now; later may be better."""
+
+
+class JudgeRefused(JudgeError, ValueError):
+    """The judge refuses for a reason that no retry cures; ``for_all``: it would refuse others too (credentials, the model's name)."""
+
+    def __init__(self, message: str, *, for_all: bool = True) -> None:
+        super().__init__(message)
+        self.for_all = for_all
+
+    for_all = False  # True where every other request would be refused, too
+
+
 class ExportError(BabylonError):
     """An export cannot be written where it was to go."""
 
@@ -101,6 +123,10 @@ class NothingToTrain(TrainingError):
 
 class BatchConflict(TrainingError):
     """The batch, or a trajectory in it, belongs to another live run."""
+
+
+class TrainingPaused(TrainingError, ConnectionError):
+    """The training service does not answer; the batch is as it was and goes on with its next run."""
 
 
 class Diverged(TrainingError, ArithmeticError):

@@ -6,9 +6,11 @@ not allowed, its value and what is; ``.env`` in the working directory is read be
 
 import io
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
@@ -19,6 +21,7 @@ from babylon_rl.windows import is_window_id
 HEURISTIC = "heuristic"
 ENV_FILE = ".env"
 _JUDGE_KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "openpipe": "OPENPIPE_API_KEY"}
+_BARE_NAMES = {"gpt-": "openai", "chatgpt-": "openai", "o1": "openai", "o3": "openai", "o4": "openai", "claude-": "anthropic"}
 
 
 class Settings(BaseSettings):
@@ -42,22 +45,52 @@ class Settings(BaseSettings):
     wandb_api_key: SecretStr | None = Field(None, description="Weights & Biases: metrics, serverless training, hosted inference.")
     wandb_entity: str | None = Field(None, description="The Weights & Biases entity. Unset: the key's own.")
     wandb_project: str = Field("babylon-rl-training", description="The Weights & Biases project.")
+    wandb_mode: Literal["online", "offline", "disabled"] = Field(
+        "online",
+        description="Whether trainings and the leaderboard go to Weights & Biases (with a key), or (offline) into files for `wandb sync`.",
+    )
+    wandb_base_url: str | None = Field(None, description="The address of Weights & Biases. Unset: its own.")
     wandb_model: str | None = Field(None, description="An inference model to use instead of the registry's.")
     openpipe_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openpipe:...")
     openai_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openai/...")
     anthropic_api_key: SecretStr | None = Field(None, description="Credentials of a judge named anthropic/...")
     serverless_base_url: str | None = Field(None, description="The serverless training service's address. Unset: Weights & Biases'.")
+    art_model_name: str = Field("babylon-agent", min_length=1, description="The model's name at the serverless training service.")
+    serverless_longest_job_minutes: float = Field(
+        180,
+        gt=0,
+        description="After so long a posted job that has not ended counts as dead; before, nothing is posted in its place.",
+    )
+    serverless_usd_per_million_tokens: float | None = Field(
+        None, ge=0, description="The service's price, prompts included, for TRAINING_BUDGET_USD. Unset: not known."
+    )
     model_storage_url: str | None = Field(None, description="Where checkpoints are uploaded (any fsspec URL). Unset: they stay here.")
+    checkpoints_kept: int = Field(
+        10, ge=1, description="Newest checkpoints of a line that stay here, besides the best, the deployed and those in use."
+    )
     cron_secret: SecretStr | None = Field(None, description="Bearer token of the trigger endpoints. Unset: they answer on loopback only.")
     discord_webhook_url: SecretStr | None = Field(None, description="Where alerts are posted.")
 
     # The judge
+    judge_base_url: str | None = Field(
+        None, description="An OpenAI-compatible server that answers as the judge, instead of its provider; the key may be absent then."
+    )
     judge_model: str = Field(HEURISTIC, description="Any litellm model name, or heuristic. Nothing leaves the machine until it is set.")
     judge_audit_model: str | None = Field(None, description="A second judge, asked on a sample.")
     judge_budget_usd: float | None = Field(None, ge=0, description="The most a run, and a day, may spend on the judge.")
     judge_concurrency: int = Field(16, ge=1, description="Judge requests in flight at once.")
+    judge_timeout_seconds: float = Field(120, gt=0, description="The longest one try of a judge request; all its tries: 3 times that.")
     judge_orders: int = Field(2, ge=1, description="Orders in which each group is shown to the judge.")
+    judge_max_orders: int = Field(4, ge=1, description="The most orders for a group whose orders disagree; never below JUDGE_ORDERS.")
+    judge_disagreement: float = Field(
+        0.15, ge=0, le=1, description="Mean difference between orders above which a group is shown in further ones."
+    )
     judge_settle_hours: float = Field(6, ge=0, description="Hours to wait for late rows before an LLM judges an hour by automation.")
+    judge_request_tokens: int = Field(32_000, ge=2_000, description="The most tokens that a request to the judge should have.")
+    judge_group_size: int = Field(16, ge=4, description="The most episodes in one request; larger groups are judged in overlapping parts.")
+    judge_private_fields: str = Field(
+        "", description="Fields that a judge is not shown, separated by commas: NAME drops it, NAME=hash replaces it by a hash."
+    )
     show_hidden_answers_to_judge: bool = Field(
         True, description="Show the judge (never the policy) the engine's hidden answers, marked as hidden."
     )
@@ -95,9 +128,9 @@ class Settings(BaseSettings):
     )
     train_rl_local: bool = Field(False, description="Train on this machine when there is no WANDB_API_KEY.")
     learning_rate: float | None = Field(None, gt=0, description="Unset: per backend (serverless and GPU 5e-6, CPU as measured best).")
-    batch_size: int = Field(4, gt=0, description="Sequences a device step (GPU; the CPU trainer packs them by their prompts).")
+    batch_size: int = Field(4, gt=0, description="Sequences a device step; the CPU trainer gathers as many for each pack of prompts.")
     gradient_accumulation_steps: int = Field(
-        2, gt=0, description="Device steps an optimizer step (GPU; the CPU trainer takes 24 sequences or more)."
+        2, gt=0, description="Device steps an optimizer step; on the CPU each of 3 packs of prompts, so 24 sequences or more by default."
     )
     epochs: int = Field(1, gt=0, description="Passes over a batch.")
     iterations: int = Field(10, gt=0, description="Resumable steps of one training.")
@@ -110,6 +143,7 @@ class Settings(BaseSettings):
     train_purposes: str = Field("action", description="Purposes of LLM calls that train, separated by commas.")
     train_synthetic: bool = Field(False, description="Train on texts synthesized from state and action.")
     training_budget_usd: float | None = Field(None, ge=0, description="The most a paid training may cost.")
+    training_time_limit_hours: float = Field(24, gt=0, description="The most a serverless training may take, from its first run on.")
     min_improvement: float = Field(0.0, description="What the lower bound of the paired improvement must exceed, in dollars an hour.")
     benchmark_markets: int = Field(
         24, ge=2, description="Unseen market hours in which a version is compared; up to 4 times as many where these decide nothing."
@@ -149,12 +183,21 @@ class Settings(BaseSettings):
             raise ValueError("must start with postgresql://")
         return value
 
-    @field_validator("judge_model")
+    @field_validator("judge_base_url", "wandb_base_url")
     @classmethod
-    def _judge_has_credentials(cls, value: str, others: ValidationInfo) -> str:
-        variable = _JUDGE_KEYS.get(value.replace(":", "/").split("/")[0])
-        if variable is not None and others.data.get(variable.lower()) is None:  # the keys stand above, and so are known
-            raise ValueError(f"needs {variable}; set it, or set JUDGE_MODEL={HEURISTIC}")
+    def _is_web_address(cls, value: str | None) -> str | None:
+        if value is not None and not _is_http(value):
+            raise ValueError("must be an address such as http://127.0.0.1:8000/v1")
+        return value
+
+    @field_validator("judge_model", "judge_audit_model")
+    @classmethod
+    def _judge_has_credentials(cls, value: str | None, others: ValidationInfo) -> str | None:
+        variable = None if value is None else judge_key_variable(value)
+        known = others.data  # the keys and the address stand above
+        if variable is not None and known.get(variable.lower()) is None and known.get("judge_base_url") is None:
+            without = f"set JUDGE_MODEL={HEURISTIC}" if others.field_name == "judge_model" else "unset JUDGE_AUDIT_MODEL"
+            raise ValueError(f"needs {variable}; set it, or {without}")
         return value
 
     @property
@@ -182,6 +225,28 @@ class Settings(BaseSettings):
         if self.kl_penalty > 1:
             found.append(f"KL_PENALTY is {self.kl_penalty:g}: above 1 the policy hardly moves.")
         return found
+
+
+def _is_http(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its port is no number
+        return False
+
+
+def judge_key_variable(model: str) -> str | None:
+    """The variable with the credentials of a judge of that litellm name; None where it is none of the settings'."""
+    provider = model.replace(":", "/").split("/")[0]
+    if "/" not in model:
+        provider = next((owner for start, owner in _BARE_NAMES.items() if model.startswith(start)), provider)
+    return _JUDGE_KEYS.get(provider)
+
+
+def provider_key(variable: str) -> SecretStr | None:
+    """A judge's credential that has no field here (GEMINI_API_KEY, ...): from the environment, else from ``.env``."""
+    found = os.environ.get(variable) or DotEnvSettingsSource(Settings).env_vars.get(variable.lower())
+    return SecretStr(found) if found else None
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -70,6 +70,24 @@ def fill(connection: Connection, many: ManyRows) -> None:
         connection.execute("VACUUM (ANALYZE, FREEZE)")
 
 
+@contextlib.contextmanager
+def prepared_server(home: Path, many: ManyRows) -> Iterator[str]:
+    """The address of an embedded server under ``home`` that holds the rows, filled where nothing is filled yet."""
+    with use_server(home) as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            for setting in _PACE:
+                connection.execute(f"ALTER SYSTEM SET {setting}")
+            connection.execute("SELECT pg_reload_conf()")
+        migrate(Database(url, url))
+        with psycopg.connect(url, autocommit=True) as connection:
+            if connection.execute("SELECT NOT EXISTS (SELECT FROM public.trajectories)").fetchone() == (True,):
+                with told(f"{many.rows:,} rows over {many.hours} hours by {many.agents} agents, in all"):
+                    fill(connection, many)
+            (size,) = connection.execute("SELECT pg_size_pretty(pg_total_relation_size('public.trajectories'))").fetchone() or ("",)
+            say(f"trajectories with its indexes: {size}")
+        yield url
+
+
 def read_hours(database: Database, settings: Settings, windows: list[str], now: datetime) -> None:
     """What automation has done by then: the look-back's hours are read, their outcomes written, their groups scored."""
     with database.connect(autocommit=True) as connection:
@@ -146,18 +164,7 @@ def main() -> int:
     many = ManyRows(given.rows, END - MONTHS, END, agents=max(8, min(400, given.rows // (MONTHS // HOUR * 6))))
     with contextlib.ExitStack() as stack:
         home = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="babylon-rl-rows-")))
-        url = stack.enter_context(use_server(home))
-        with psycopg.connect(url, autocommit=True) as connection:
-            for setting in _PACE:
-                connection.execute(f"ALTER SYSTEM SET {setting}")
-            connection.execute("SELECT pg_reload_conf()")
-        migrate(Database(url, url))
-        with psycopg.connect(url, autocommit=True) as connection:
-            if connection.execute("SELECT NOT EXISTS (SELECT FROM public.trajectories)").fetchone() == (True,):
-                with told(f"{many.rows:,} rows over {many.hours} hours by {many.agents} agents, in all"):
-                    fill(connection, many)
-            (size,) = connection.execute("SELECT pg_size_pretty(pg_total_relation_size('public.trajectories'))").fetchone() or ("",)
-            say(f"trajectories with its indexes: {size}")
+        url = stack.enter_context(prepared_server(home, many))
         return measure(url, home, many)
 
 

@@ -12,9 +12,11 @@ from babylon_rl.assets.plots import bar_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.scoring import score_windows
+from babylon_rl.judge.scoring_result import Scored
+from babylon_rl.progress import Progress
 
 HOURS_PER_RUN = 24
-NO_GROUP = "no group"
+NO_GROUP, PENDING, QUARANTINED = "no group", "pending", "quarantined"
 COLUMNS = column_schema(
     window=("varchar(50)", "The hour; one group"),
     agentId=("text", "The agent whose episode was judged"),
@@ -40,14 +42,37 @@ COLUMNS = column_schema(
 def scored_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = list(context.partition_keys)
     with babylon.connection() as connection:
-        scores = score_windows(connection, windows, babylon.settings, babylon.now())
+        scores = score_windows(connection, windows, babylon.settings, babylon.now(), on_progress=_told(context, babylon.on_progress))
+    for sentence in scores.notes:
+        context.log.warning(sentence)
     pictures = plotted(windows)
-    yield from report_hours(context, {window: _report(scores.get(window), drawn=window in pictures) for window in windows})
+    yield from report_hours(context, {window: _report(window, scores, drawn=window in pictures) for window in windows})
 
 
-def _report(group: GroupScores | None, *, drawn: bool) -> HourReport:
-    if group is None:
-        return HourReport(NO_GROUP, counts(0, judged="no: the hour has too few usable episodes for a group"))
+def _told(context: dg.AssetExecutionContext, beside: Progress) -> Progress:
+    """Progress for the run's log, and for whoever watches besides."""
+
+    def tell(what: str, done: int, total: int) -> None:
+        beside(what, done, total)
+        if total > 1:
+            context.log.info(f"{what}: {done} of {total} hours")
+
+    return tell
+
+
+def _report(window: str, scores: Scored, *, drawn: bool) -> HourReport:
+    group = scores.get(window)
+    if group is not None:
+        return _scored(group, scores, drawn=drawn)
+    if window in scores.pending:
+        return HourReport(PENDING, counts(0, judged="pending: it waits for another run", reason=scores.pending[window]))
+    if window in scores.quarantined:
+        advice = f"`babylon-rl judge quarantine` shows the transcript, `babylon-rl judge retry {window}` asks again."
+        return HourReport(QUARANTINED, counts(0, judged="no: quarantined", reason=scores.quarantined[window], advice=advice))
+    return HourReport(NO_GROUP, counts(0, judged="no: the hour has too few usable episodes for a group"))
+
+
+def _scored(group: GroupScores, scores: Scored, *, drawn: bool) -> HourReport:
     metadata = counts(
         group.group_size,
         judge=group.judge,
@@ -57,6 +82,7 @@ def _report(group: GroupScores | None, *, drawn: bool) -> HourReport:
         has_spread=group.has_spread,
         disagreement=group.disagreement,
         changed=group.changed,
+        **_costs(group, scores),
     )
     if drawn:
         title = f"Scores by agent, {group.window} ({group.judge})"
@@ -67,4 +93,25 @@ def _report(group: GroupScores | None, *, drawn: bool) -> HourReport:
             for s in group.scores
         ]
     )
+    if flagged := [{"agent": s.agent_id, "score": s.score, "suspicion": flag} for s in group.scores for flag in s.flags]:
+        metadata["injection_flags"] = table(flagged)
     return HourReport(group.data_version, metadata)
+
+
+def _costs(group: GroupScores, scores: Scored) -> dict[str, Any]:
+    """How a language model came to the scores, and what of it was asked for now; nothing of the heuristic."""
+    judgement, asked = group.judgement, scores.asked.get(group.window)
+    if judgement is None:
+        return {}
+    return {
+        "orders": judgement.orders,
+        "kendall_tau": judgement.tau,
+        "requests": judgement.requests,
+        "asked_now": 0 if asked is None else asked.asked,
+        "cache_hits": judgement.requests if asked is None else asked.cached,
+        "prompt_tokens": judgement.prompt_tokens,
+        "completion_tokens": judgement.completion_tokens,
+        "usd": "unknown: the judge's price is in no table" if judgement.usd is None else judgement.usd,
+        "judge_seconds": judgement.seconds,
+        "flagged_episodes": sum(bool(score.flags) for score in group.scores),
+    }

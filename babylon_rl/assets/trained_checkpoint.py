@@ -1,5 +1,7 @@
 """A batch's checkpoint: trained, published under its version, and registered."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from statistics import fmean
 from typing import Any
 
@@ -10,8 +12,13 @@ from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.plots import line_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.training_batch import UPSTREAM
+from babylon_rl.store.batch_report import judging_of
+from babylon_rl.store.batches import own_transaction, read_batch, read_batch_episodes
+from babylon_rl.store.registry import note_tracking
 from babylon_rl.training.batches import Trained, train_batch
+from babylon_rl.training.tracking import Tracker, iteration_numbers
 from babylon_rl.training.trainer import StepMetrics
+from babylon_rl.training.wandb_process import Sent
 
 POOL = "trainer"
 MEASURED = ("entropy", "kl", "topActionShare", "gradientNorm", "seconds")
@@ -39,21 +46,60 @@ COLUMNS = column_schema(
 )
 def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     seen: list[StepMetrics] = []
-
-    def on_step(step: StepMetrics) -> None:
-        seen.append(step)
-        babylon.on_progress(f"training, iteration {step.iteration}", step.step, step.steps)
-        context.log.info(
-            f"iteration {step.iteration}, step {step.step} of {step.steps}: loss {step.loss:.4f}, {step.trainable_tokens} tokens"
-        )
-
     with babylon.connection() as connection:
-        trained = train_batch(connection, context.partition_key, babylon.settings, babylon.now(), on_step=on_step)
+        tracker = _tracker(connection, context.partition_key, babylon)
+
+        def on_step(step: StepMetrics) -> None:
+            seen.append(step)
+            if tracker is not None:
+                tracker.step(step)
+            babylon.on_progress(f"training, iteration {step.iteration}", step.step, step.steps)
+            context.log.info(
+                f"iteration {step.iteration}, step {step.step} of {step.steps}: loss {step.loss:.4f}, {step.trainable_tokens} tokens"
+            )
+
+        with _abandoning(tracker):
+            trained = train_batch(connection, context.partition_key, babylon.settings, babylon.now(), on_step=on_step)
+        batch_id = trained.batch.batch_id
+        numbers = iteration_numbers(
+            trained.steps, read_batch_episodes(connection, batch_id), trained.batch, judging_of(connection, batch_id)
+        )
+        sent = _finish(connection, tracker, trained, numbers, babylon)
+    if sent.link is None:
+        context.log.info(sent.words)
     version = trained.model.manifest_sha or trained.model.version
-    return dg.MaterializeResult(metadata=_metadata(trained, seen), data_version=dg.DataVersion(version))
+    return dg.MaterializeResult(metadata=_metadata(trained, seen, numbers, sent), data_version=dg.DataVersion(version))
 
 
-def _metadata(trained: Trained, seen: list[StepMetrics]) -> dict[str, Any]:
+def _tracker(connection: Any, batch_id: str, babylon: Babylon) -> Tracker | None:
+    batch = read_batch(connection, batch_id)
+    return None if batch is None else Tracker(batch, babylon.settings)
+
+
+@contextmanager
+def _abandoning(tracker: Tracker | None) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if tracker is not None:
+            tracker.abandon()
+        raise
+
+
+def _finish(connection: Any, tracker: Tracker | None, trained: Trained, numbers: Mapping[int, Mapping[str, Any]], babylon: Babylon) -> Sent:
+    """Log the training where it is tracked, and keep the link beside the version."""
+    if tracker is None:
+        return Sent("")
+    model = trained.model
+    summary = {"version": model.version, "parent": model.parent_version, "avgReward": model.avg_reward, "trainingLoss": trained.batch.loss}
+    sent = tracker.finish(trained.steps, numbers, summary)
+    if sent.link is not None and sent.link != model.tracking_url:
+        with own_transaction(connection):
+            note_tracking(connection, trained.batch.batch_id, tracker.run_id, sent.link, babylon.now())
+    return sent
+
+
+def _metadata(trained: Trained, seen: list[StepMetrics], numbers: Mapping[int, Mapping[str, Any]], sent: Sent) -> dict[str, Any]:
     model = trained.model
     metadata = counts(
         1,
@@ -63,7 +109,11 @@ def _metadata(trained: Trained, seen: list[StepMetrics]) -> dict[str, Any]:
         backend=model.backend,
         parent=model.parent_version or "the base",
         checkpoint=dg.MetadataValue.path(trained.checkpoint),
+        storage_path=model.storage_path,
+        uploaded_to=model.uploaded_url,
+        weights_and_biases=_link(sent),
         loss=trained.batch.loss,
+        avg_reward=model.avg_reward,
         trainable_tokens=sum(step.trainable_tokens or 0 for step in trained.steps),
         upstream_windows=linked_windows(model.windows, UPSTREAM),
     )
@@ -78,8 +128,19 @@ def _metadata(trained: Trained, seen: list[StepMetrics]) -> dict[str, Any]:
     if entropies:
         # Falling towards 0 means that the policy collapses into one answer.
         metadata["entropy_curve"] = line_plot(f"Entropy of {model.version}", "nats a choice", {"entropy": entropies})
+    rewards = [numbers[step.iteration]["rewardMean"] for step in trained.steps if "rewardMean" in numbers.get(step.iteration, {})]
+    if rewards:
+        spreads = [numbers[step.iteration]["rewardSpread"] for step in trained.steps if "rewardMean" in numbers.get(step.iteration, {})]
+        curves = {"mean": rewards, "spread in a group": spreads}
+        metadata["reward_curve"] = line_plot(f"Rewards that {model.version} learned from", "score", curves, x_label="iteration")
     metadata["iterations"] = table([_row(step) for step in trained.steps])
     return metadata
+
+
+def _link(sent: Sent) -> dg.MetadataValue[Any] | str | None:
+    if sent.link is None:
+        return sent.words or None
+    return dg.MetadataValue.url(sent.link) if sent.link.startswith("http") else dg.MetadataValue.path(sent.link)
 
 
 def _row(step: Any) -> dict[str, Any]:

@@ -1,47 +1,62 @@
-"""Checks of a batch's checkpoint: what must not be released."""
+"""Checks of a batch's checkpoint: what must not be released, and what a person should look at."""
 
-import math
+from collections.abc import Iterator
 
 import dagster as dg
 
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.store.registry import model_of_batch
+
+CHECKS = {
+    "checkpoint_whole": "The checkpoint's files are whole and match their checksums.",
+    "iterations_complete": "Every iteration of the training that was asked for is on record.",
+    "loss_finite": "The training's loss is a finite number.",
+    "loss_falls": "The loss is lower in the later half of the iterations.",
+    "scores_spread": "The scores of every group that trained differ.",
+    "tokens_trained": "Every iteration had tokens with a gradient.",
+    "no_leakage": "What trained, read once more, holds nothing that became known only after its hour.",
+    "policy_in_bounds": "The policy stayed near its base and did not collapse into one action.",
+    "checkpoint_answers": "The checkpoint loads on its base and answers a prompt that it was trained on.",
+}
+WARNINGS = frozenset({"loss_falls", "scores_spread"})
 
 
-@dg.asset_check(
-    asset="trained_checkpoint", partitions_def=batches, description="The checkpoint's files are whole and match their checksums."
+@dg.multi_asset_check(
+    specs=[
+        dg.AssetCheckSpec(name, asset="trained_checkpoint", description=description, partitions_def=batches)
+        for name, description in CHECKS.items()
+    ],
+    can_subset=True,
 )
-def checkpoint_whole(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult:
-    from pathlib import Path
+def checkpoint_checks(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
+    from babylon_rl.training import looking_back as look
 
-    from babylon_rl.errors import CheckpointError
-    from babylon_rl.models.checkpoints import verify
-
+    batch_id = context.op_execution_context.partition_key
     with babylon.connection() as connection:
-        model = model_of_batch(connection, context.partition_key)
-    if model is None or model.checkpoint is None:
-        return dg.AssetCheckResult(passed=False, description=f"{context.partition_key} has registered no checkpoint.")
-    try:
-        verify(Path(model.checkpoint))
-    except CheckpointError as damaged:
-        return dg.AssetCheckResult(passed=False, description=str(damaged))
-    return dg.AssetCheckResult(passed=True, description=f"{model.version} is whole.")
+        found = look.read_finished(connection, batch_id)
+        if found is None:
+            raise dg.Failure(f"There is no batch {batch_id} of this pipeline.", allow_retries=False)
+        verdicts = {
+            "checkpoint_whole": lambda: look.whole(found),
+            "iterations_complete": lambda: look.complete(found),
+            "loss_finite": lambda: look.finite(found),
+            "loss_falls": lambda: look.falling(found),
+            "scores_spread": lambda: look.spread(found),
+            "tokens_trained": lambda: look.trainable(found),
+            "no_leakage": lambda: look.no_leakage(connection, found, babylon.settings),
+            "policy_in_bounds": lambda: look.in_bounds(found),
+            "checkpoint_answers": lambda: look.answers(connection, found, babylon.settings),
+        }
+        for key in context.op_execution_context.selected_asset_check_keys:
+            verdict = verdicts[key.name]()
+            yield dg.AssetCheckResult(
+                passed=verdict.passed,
+                asset_key=key.asset_key,
+                check_name=key.name,
+                severity=dg.AssetCheckSeverity.WARN if key.name in WARNINGS else dg.AssetCheckSeverity.ERROR,
+                description=verdict.words,
+                metadata=verdict.numbers,
+            )
 
 
-@dg.asset_check(asset="trained_checkpoint", partitions_def=batches, description="The training's loss is a finite number.")
-def loss_finite(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult:
-    from babylon_rl.store.training_steps import finished_steps
-
-    with babylon.connection() as connection:
-        steps = finished_steps(connection, context.partition_key)
-    losses = {step.iteration: step.loss for step in steps.values()}
-    bad = [iteration for iteration, loss in losses.items() if loss is None or not math.isfinite(loss)]
-    return dg.AssetCheckResult(
-        passed=bool(losses) and not bad,
-        description=f"{len(losses) - len(bad)} of {len(losses)} iterations have a finite loss.",
-        metadata={"iterations": len(losses), "without_finite_loss": bad},
-    )
-
-
-checks_of_batches = [checkpoint_whole, loss_finite]
+checks_of_batches = [checkpoint_checks]

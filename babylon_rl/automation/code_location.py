@@ -4,6 +4,8 @@ import dagster as dg
 
 from babylon_rl.assets.benchmark_report import benchmark_report
 from babylon_rl.assets.hindsight import hindsight
+from babylon_rl.assets.judge_report import judge_report
+from babylon_rl.assets.leaderboard import leaderboard
 from babylon_rl.assets.market_data import market_data
 from babylon_rl.assets.market_outcomes import market_outcomes
 from babylon_rl.assets.raw_trajectories import raw_trajectories
@@ -24,11 +26,12 @@ def code_location(resource: dg.ResourceDefinition) -> dg.Definitions:
     when = conditions(load_settings())
     moved_by_conditions = [
         asset.map_asset_specs(lambda spec: spec.replace_attributes(automation_condition=when[spec.key]))
-        for asset in (window_groups, market_outcomes, hindsight, scored_groups)
+        for asset in (window_groups, market_outcomes, hindsight, scored_groups, leaderboard)
     ]
     moved_by_sensors = [training_batch, trained_checkpoint, benchmark_report, released_model]
+    moved_by_the_clock = [judge_report]
     return dg.Definitions(
-        assets=[raw_trajectories, market_data, *moved_by_conditions, *moved_by_sensors],
+        assets=[raw_trajectories, market_data, *moved_by_conditions, *moved_by_sensors, *moved_by_the_clock],
         asset_checks=asset_checks,
         jobs=jobs,
         sensors=sensors,

@@ -45,11 +45,18 @@ def on_scores_due(settings: Settings) -> Condition:
     return on_change() if settings.judge_model == HEURISTIC else once_settled(settings.judge_settle_hours)
 
 
+def on_evidence() -> Condition:
+    """Rank again when a benchmark report changes that the leaderboard has not seen; the run of a batch makes it by itself."""
+    changed = C.any_deps_match(C.data_version_changed()).since(C.newly_updated() | C.newly_requested()).with_label("report not ranked yet")
+    return (changed & ~C.any_deps_in_progress() & ~C.in_progress()).with_label("evidence changed")
+
+
 def conditions(settings: Settings) -> dict[dg.AssetKey, Condition]:
-    """The condition of every hourly asset; assets that are absent here are moved by sensors alone."""
+    """The condition of every hourly asset and of the leaderboard; assets that are absent here are moved by sensors alone."""
     return {
         dg.AssetKey("window_groups"): on_change(),
         dg.AssetKey("market_outcomes"): on_change(),
         dg.AssetKey("hindsight"): on_change(),
         dg.AssetKey("scored_groups"): on_scores_due(settings),
+        dg.AssetKey("leaderboard"): on_evidence(),
     }

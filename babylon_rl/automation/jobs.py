@@ -3,9 +3,10 @@
 import dagster as dg
 
 HOURS_JOB, SCORE_JOB, TRAIN_JOB, OBSERVE_JOB = "hours", "score", "train", "observe"
+JUDGE_REPORT_JOB = "judge_report_daily"
 SOURCES = ("raw_trajectories", "market_data")
 HOURLY = ("window_groups", "market_outcomes", "hindsight", "scored_groups")
-BATCHED = ("training_batch", "trained_checkpoint", "benchmark_report", "released_model")
+BATCHED = ("training_batch", "trained_checkpoint", "benchmark_report", "released_model", "leaderboard")
 
 hours_job = dg.define_asset_job(
     HOURS_JOB,
@@ -22,9 +23,14 @@ train_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(*BATCHED),
     description="Judge what a batch lacks, train it, compare the checkpoint, record the gate's decision. Partition: a batch id.",
 )
+judge_report_job = dg.define_asset_job(
+    JUDGE_REPORT_JOB,
+    selection=dg.AssetSelection.assets("judge_report"),
+    description="Say how far the judge can be trusted, after JUDGE_AUDIT_MODEL was asked about a sample.",
+)
 observe_job = dg.define_asset_job(
     OBSERVE_JOB,
     selection=dg.AssetSelection.assets(*SOURCES),
     description="Look at every hour from FIRST_WINDOW for rows that came, changed or went.",
 )
-jobs = [hours_job, score_job, train_job, observe_job]
+jobs = [hours_job, score_job, train_job, judge_report_job, observe_job]

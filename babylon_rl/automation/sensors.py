@@ -12,11 +12,14 @@ import dagster as dg
 from babylon_rl.assets.observed import observe
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.automation.jobs import HOURLY, observe_job, train_job
+from babylon_rl.automation.jobs import HOURLY, judge_report_job, observe_job, train_job
 from babylon_rl.errors import TrainingError
 from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.store.benchmarks import undecided_batches
+from babylon_rl.store.judge_report import newest_judgement
+from babylon_rl.store.judge_waiting import pending_since
 from babylon_rl.training.batches import STUCK_AFTER, fail_batch, fail_stuck, freeze, pending_batches
+from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import readiness
 
 MOST_OBSERVATIONS = 500
@@ -24,8 +27,9 @@ MOST_OBSERVATIONS = 500
 # is not: the connection was tried again within it, and anything else waits for a change.
 RETRIED = {"dagster/max_retries": "3"}
 MOST_ATTEMPTS = 3
+JUDGE_ASKED_EVERY = timedelta(minutes=30)  # while hours of a batch wait for a judge that is down, or for tomorrow's budget
 SWEPT = "swept"
-EVIDENCE = ("benchmark_report", "released_model")
+EVIDENCE = ("benchmark_report", "released_model", "leaderboard")
 PARTITION_TAG, RUN_KEY_TAG = "dagster/partition", "dagster/run_key"
 LIVE = [
     dg.DagsterRunStatus.QUEUED,
@@ -62,6 +66,20 @@ def sweep_nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest()
 
 
+@dg.schedule(
+    cron_schedule="47 4 * * *",
+    job=judge_report_job,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Reports on the judge once a day, after a day in which it judged.",
+)
+def report_judge_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
+    with babylon.database.connect(autocommit=True) as connection:
+        last = newest_judgement(connection)
+    if last is None or babylon.now() - last > timedelta(days=1):
+        return dg.SkipReason("No hour was judged since yesterday." if last is not None else "No hour has been judged yet.")
+    return dg.RunRequest()
+
+
 @dg.sensor(
     job=train_job,
     minimum_interval_seconds=60,
@@ -75,6 +93,9 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
         pending = pending_batches(connection)
         if not pending:
             try:
+                lately = refused_lately(connection, settings, now)
+                if lately is not None:
+                    return dg.SkipReason(lately)
                 frozen = freeze(connection, settings, now, seed=_seed(babylon), minimum=settings.training_min_trajectories, settled=True)
             except TrainingError as refused:
                 return dg.SkipReason(str(refused))
@@ -85,9 +106,12 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
         reasons = []
         for batch in pending:
             live, attempt = _runs_of(context.instance, batch)
+            waits_since = pending_since(connection, batch.windows)
             if live:
                 reasons.append(f"{batch.batch_id} has a live run.")
-            elif attempt > MOST_ATTEMPTS:
+            elif waits_since is not None and now - waits_since < JUDGE_ASKED_EVERY:
+                reasons.append(f"{batch.batch_id} waits for its judge, which is asked again every {JUDGE_ASKED_EVERY}.")
+            elif waits_since is None and attempt > MOST_ATTEMPTS:
                 fail_batch(connection, batch.batch_id, f"{MOST_ATTEMPTS} runs ended without finishing it.", now)
                 reasons.append(f"{batch.batch_id} was given up after {MOST_ATTEMPTS} runs.")
             else:
@@ -145,6 +169,9 @@ def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam
         if not state.ready:
             return dg.SkipReason(state.reason)
         try:
+            lately = refused_lately(connection, settings, now)
+            if lately is not None:
+                return dg.SkipReason(lately)
             frozen = freeze(connection, settings, now, seed=_seed(babylon), settled=True)
         except TrainingError as refused:
             return dg.SkipReason(str(refused))
@@ -160,6 +187,15 @@ hours_follow_changes = dg.AutomationConditionSensorDefinition(
     default_status=dg.DefaultSensorStatus.RUNNING,
     run_tags=RETRIED,
     description="Makes the hours whose inputs changed, late ones included.",
+)
+
+leaderboard_follows_reports = dg.AutomationConditionSensorDefinition(
+    "leaderboard_follows_reports",
+    target=dg.AssetSelection.assets("leaderboard"),
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    run_tags=RETRIED,
+    description="Ranks the versions again when a benchmark report changed outside the run of its batch.",
 )
 
 
@@ -178,5 +214,5 @@ def _runs_of(instance: dg.DagsterInstance, batch: Batch) -> tuple[bool, int]:
     return any(run.status in LIVE for run in runs), len(runs) + 1
 
 
-sensors = [observe_changes, start_training, finish_evidence, hours_follow_changes]
-schedules = [sweep_nightly, train_daily]
+sensors = [observe_changes, start_training, finish_evidence, hours_follow_changes, leaderboard_follows_reports]
+schedules = [sweep_nightly, report_judge_daily, train_daily]

@@ -113,7 +113,7 @@ def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
         found = read_models(connection)
     columns = ["version", "status", "base", "parent", "batch", "reward", "hours", "storage"]
     rows = [
-        [m.version, m.status + (" (foreign)" if m.foreign else ""), m.base_model, m.parent_version, m.training_batch,
+        [m.version, m.shown_status, m.base_model, m.parent_version, m.training_batch,
          _rounded(m.avg_reward), len(m.windows), m.storage_path]
         for m in found
     ]  # fmt: skip
@@ -163,6 +163,12 @@ def model_document(model: "Model") -> dict[str, Any]:
         "avgReward": model.avg_reward,
         "evalMetrics": None if model.eval_metrics is None else dict(model.eval_metrics),
         "windows": list(model.windows),
+        "backend": model.backend,
+        "checkpoint": model.checkpoint,
+        "prunedAt": _moment(model.pruned_at),
+        "uploadedUrl": model.uploaded_url,
+        "trackingUrl": model.tracking_url,
+        "wandbArtifactId": model.wandb_artifact_id,
         "foreign": model.foreign,
     }
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from babylon_rl.cli.benchmark_leaderboard import leaderboard
 from babylon_rl.cli.benchmark_run import compare, run
 from babylon_rl.cli.evaluation import benchmark
 from babylon_rl.cli.output import JsonOption, emit, say
@@ -22,6 +23,7 @@ def register(app: typer.Typer) -> None:
     benchmark.command("generate")(generate)
     benchmark.command("run")(run)
     benchmark.command("compare")(compare)
+    benchmark.command("leaderboard")(leaderboard)
 
 
 def generate(

@@ -83,16 +83,35 @@ def compare(
     ] = None,
     reference: Annotated[str | None, typer.Option(help="Compare with this agent only. Default: everybody with everybody.")] = None,
     report: ReportOption = None,
+    snapshot: Annotated[
+        list[str] | None,
+        typer.Option("--snapshot", help="As for `run`; for the report, which then shows what was published beside each decision."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare agents by the runs that they share: paired differences with 95 % intervals, clustered by snapshot."""
     from babylon_rl.evaluation.run_comparison import compare_results
 
+    if snapshot and report is None:
+        raise UsageError("--snapshot is for the report: give --report DIR too.")
     sound, refused = _named_results(results, directory)
     comparison = compare_results(sound, refused, reference=reference)
     if report is not None:
-        _write_report(sound, report, [])
+        _write_report(sound, report, _played_in(sound, snapshot or []))
     emit(comparison.document, lambda out: _render(out, comparison), as_json)
+
+
+def _played_in(sound: "list[Result]", snapshots: list[str]) -> "list[Market]":
+    """The markets that ``snapshots`` name; says which of them nobody played."""
+    if not snapshots:
+        return []
+    from babylon_rl.evaluation.benchmark_markets import markets_of
+
+    markets, played = markets_of(snapshots), {result.snapshot for result in sound}
+    other = [market.id for market in markets if market.digest not in played]
+    if other:
+        say(f"No result is of {', '.join(other[:5])}{' ...' if len(other) > 5 else ''}.")
+    return markets
 
 
 def _named_results(names: list[str], directory: Path | None) -> "tuple[list[Result], list[Refused]]":

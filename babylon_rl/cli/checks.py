@@ -35,6 +35,7 @@ def check_system(settings: Settings) -> Iterator[Check]:
             yield _attempt("registry", lambda: _registry(database))
     except BabylonError as failed:
         yield Check("database", FAIL, str(failed))
+    yield _attempt("judge", lambda: _judge(settings))
     yield _attempt("weights", lambda: _weights(settings))
 
 
@@ -98,6 +99,12 @@ def _weights(settings: Settings) -> tuple[str, str]:
     return (
         (PASS, str(directory)) if reason is None else (WARN, f"{directory}: {reason}. It is made at its first use, in about half a minute.")
     )
+
+
+def _judge(settings: Settings) -> tuple[str, str]:
+    from babylon_rl.judge.privacy import what_leaves
+
+    return PASS, what_leaves(settings)
 
 
 def _registry(database: Database) -> tuple[str, str]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -24,7 +25,9 @@ CLOCK_TOLERANCE_S = 5.0
 _ENDED = 0
 
 
-def run_child(command: Sequence[str], environment: Mapping[str, str], home: Path, cwd: Path | None = None) -> int:
+def run_child(
+    command: Sequence[str], environment: Mapping[str, str], home: Path, cwd: Path | None = None, stdout: IO[bytes] | None = None
+) -> int:
     """Run a program to its end and return its exit code; SIGINT, SIGTERM and SIGHUP to us end it and everything it started.
 
     After that the signal has the effect that it has without us (SIGINT: KeyboardInterrupt).
@@ -32,10 +35,11 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], home: Path
     Args:
         environment: variables on top of our own.
         home: the state directory, where the note of the running group lies.
+        stdout: the file for what it prints; ours by default.
     """
     _note(home, 0).parent.mkdir(parents=True, exist_ok=True)  # before anything runs: a program without its note is never found again
     with _signals_queued() as events:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=cwd, start_new_session=True)
+        process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=cwd, stdout=stdout, start_new_session=True)
         try:
             _write_note(home, process.pid, command)
             threading.Thread(target=_tell_of_end, args=(process, events), daemon=True).start()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from babylon_rl.episodes.types import WindowReading, WindowSummary
+    from babylon_rl.judge.groups import GroupScores
     from babylon_rl.store.trajectories import Connection
 
 FromOption = Annotated[str | None, typer.Option("--from", metavar="WINDOW", help="First hour (inclusive).")]
@@ -210,8 +211,9 @@ def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
     with _session(load_settings()) as session:
         refuse_future(window, session.now)
         found = stored_scores(session.connection, [window]).get(window)
+        why = _why_unscored(session.connection, window) if found is None else ""
     if found is None:
-        say(f"{window} has no scores. Run `babylon-rl score --window {window}`; `babylon-rl windows` says whether it has a group.")
+        say(f"{window} has no scores. {why}")
         nothing = {
             "window": window,
             "judge": None,
@@ -232,8 +234,33 @@ def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
             f"Judged by {found.judge}, version {found.judge_version}: mean {found.mean:.4f}, spread {found.spread:.4f}.{noted}",
             markup=False,
         )
+        for sentence in _judgement_sentences(found):
+            out.print(sentence, markup=False)
 
     emit(found.document(), render, as_json)
+
+
+def _why_unscored(connection: "Connection", window: str) -> str:
+    from babylon_rl.store.judge_waiting import read_pending, read_quarantined
+    from babylon_rl.store.scores import have_scores
+
+    if have_scores(connection):
+        if reason := read_pending(connection, [window]).get(window):
+            return f"It waits: {reason}"
+        if aside := read_quarantined(connection, [window]).get(window):
+            return f"It is in quarantine: {aside.reason} `babylon-rl judge retry {window}` asks again."
+    return f"Run `babylon-rl score --window {window}`; `babylon-rl windows` says whether it has a group."
+
+
+def _judgement_sentences(found: "GroupScores") -> list[str]:
+    """How a language model came to the scores, and what in the agents' texts speaks to a judge; nothing of the heuristic."""
+    how = found.judgement
+    if how is None:
+        return []
+    tau = "" if how.tau is None else f", Kendall's tau {how.tau:.2f}"
+    price = "an unknown price" if how.usd is None else f"${how.usd:.4f}"
+    said = [f"{how.orders} orders: mean difference {found.disagreement:.3f}{tau}. {how.requests} requests for {price}."]
+    return [*said, *(f"{score.agent_id}: {flag}" for score in found.scores for flag in score.flags)]
 
 
 def _wanted(session: _Session, first: str | None, end: str | None, lookback_hours: int | None) -> list[str]:

@@ -1,40 +1,24 @@
 """``demo``: the whole loop on this machine, from an empty database to a checkpoint with its evidence.
 
 Every stage looks first at what is there already, so an interrupted demo goes on where it stopped, and a finished one only shows
-its result again.
+its result again. With ``--generations`` the loop goes round: the version just trained plays the next hours, and is trained on them.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from babylon_rl.cli.output import JsonOption, emit, progress, progress_of_parts, say, table
+from babylon_rl.cli.demo_stages import AGENTS, MODEL_AGENTS, WINDOWS, Demo, stage
+from babylon_rl.cli.output import JsonOption, emit, say, table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from babylon_rl.settings import Settings
-    from babylon_rl.store.database import Database
-
-WINDOWS, AGENTS, MODEL_AGENTS = 24, 6, 1
 TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an hour has 72
 ITERATIONS = 2
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less.
 DEMO_SETTINGS = {"train_rl_local": True, "iterations": ITERATIONS, "kl_penalty": 0}
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What the stages share: ``seed`` decides the simulated hours, ``windows`` how many."""
-
-    settings: "Settings"
-    database: "Database"
-    windows: int
-    seed: int
 
 
 def register(app: typer.Typer) -> None:
@@ -43,12 +27,14 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    windows: Annotated[int, typer.Option(min=2, help="Hours of market to simulate.")] = WINDOWS,
+    windows: Annotated[int, typer.Option(min=2, help="Hours of market to simulate in each generation.")] = WINDOWS,
     seed: Annotated[int, typer.Option(help="Seed of the simulated market and of the training.")] = 0,
+    generations: Annotated[int, typer.Option(min=1, help="How often to play, judge and train; each plays its own hours.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """From nothing to a better agent on this machine: simulate, read, score, train, and compare on unseen markets."""
     from babylon_rl.cli.children import stop_children
+    from babylon_rl.cli.demo_stages import planned, prepare
     from babylon_rl.settings import load_settings
     from babylon_rl.store.database import open_database
 
@@ -60,117 +46,90 @@ def demo(
     for sentence in stop_children(settings.home, orphans_only=True):
         say(sentence)
     with open_database(settings) as database:
-        state = Demo(settings, database, windows, seed)
-        with _stage("1. Database"):
-            _prepare(state)
-        with _stage(f"2. Market: {windows} hours, {AGENTS - MODEL_AGENTS} scripted agents and {MODEL_AGENTS} that asks the base model"):
-            hours = _play(state)
-        with _stage(f"3. Hours: groups, outcomes and scores ({settings.judge_model}), through Dagster"):
-            _materialize_hours(state, hours)
-        with _stage("4. Training on this machine's processor, then the benchmark, through Dagster"):
-            batch_id = _train(state)
-        document = _result(state, batch_id) | {"firstWindow": hours[0], "seconds": round(time.monotonic() - began, 1)}
+        state = Demo(settings, database, windows, seed, generations)
+        with stage(state, "1. Database"):
+            prepare(state)
+        plan = planned(state)
+        done: list[dict[str, Any]] = []
+        for hours in plan:
+            done.append(_generation(state, hours, done))
+        document = _result(state, done) | {"firstWindow": plan[0][0], "seconds": round(time.monotonic() - began, 1)}
     emit(document, lambda console: _render(console, document), as_json)
 
 
-@contextmanager
-def _stage(title: str) -> Iterator[None]:
-    say(f"\n{title}")
-    began = time.monotonic()
-    yield
-    say(f"   done in {time.monotonic() - began:.0f} s")
+def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    """Play, judge and train one generation; what became of it. Several generations go on after one whose training came to nothing."""
+    from babylon_rl.cli.demo_stages import materialize_hours, play, player_after, train
+    from babylon_rl.errors import Diverged, NothingToTrain
+
+    number, player, failure, batch_id = len(earlier) + 1, player_after(earlier), None, None
+    title = f"generation {number} of {state.generations}, " if state.generations > 1 else ""
+    asked = "the base model" if player == "base" else player
+    seats = f"{AGENTS - MODEL_AGENTS} scripted agents and {MODEL_AGENTS} that asks {asked}"
+    with stage(state, f"2. Market: {title}{len(hours)} hours, {seats}"):
+        play(state, hours, player)
+    with stage(state, f"3. Hours: {title}groups, outcomes and scores ({state.settings.judge_model}), through Dagster"):
+        materialize_hours(state, hours)
+    with stage(state, f"4. Training on this machine's processor, {title}then the benchmark, through Dagster"):
+        try:
+            batch_id = train(state, hours)
+        except (Diverged, NothingToTrain) as nothing:
+            if state.generations == 1:
+                raise
+            failure = str(nothing)
+            say(f"   No version came of it: {failure}")
+    return {"generation": number, "player": player, "hours": [hours[0], hours[-1]], "failure": failure} | _trained(state, batch_id)
 
 
-def _prepare(state: Demo) -> None:
-    from babylon_rl.store.migrate import migrate
-
-    report = migrate(state.database)
-    say(f"   {state.database.address}: {len(report.applied)} applied, {len(report.adopted)} adopted")
-    for difference in report.differences:
-        say(f"   {difference}")
-
-
-def _play(state: Demo) -> list[str]:
-    """The demo's hours; those that are missing are played now."""
-    from babylon_rl.errors import UsageError
-    from babylon_rl.market.serving import BASE, asked_model
-    from babylon_rl.market.spawn import SpawnRequest, spawn
-    from babylon_rl.store.recording import simulated_hours, simulated_seeds
-    from babylon_rl.windows import utc_now
-
-    with state.database.connect() as connection:
-        there = simulated_hours(connection, state.seed)
-        connection.commit()
-        missing = state.windows - len(there)
-        if missing <= 0:
-            say(f"   {len(there)} hours are there already")
-            return there
-        if simulated_seeds(connection) - {state.seed}:
-            raise UsageError(
-                f"{state.settings.home} holds a demo with another seed. Choose that seed, another BABYLON_RL_HOME, "
-                "or run `make clean` first."
-            )
-        request = SpawnRequest(AGENTS, MODEL_AGENTS, missing, state.seed)
-        with asked_model(state.settings, BASE, temperature=1.0) as ask, progress(missing, "   hours played") as advance:
-            spawn(connection, request, utc_now(), ask, lambda _: advance())
-        return simulated_hours(connection, state.seed)
-
-
-def _materialize_hours(state: Demo, hours: list[str]) -> None:
-    from babylon_rl.automation.launch import observe_hours, run_hours
-    from babylon_rl.judge.scoring import stored_scores
-
-    observe_hours(state.database, state.settings)
-    with state.database.connect() as connection:
-        done = stored_scores(connection, hours)
-    missing = [hour for hour in hours if hour not in done]
-    if not missing:
-        say(f"   {len(hours)} hours are scored already")
-        return
-    run_hours(state.database, state.settings, missing, on_range=lambda first, last: say(f"   {first} to {last}"))
-
-
-def _train(state: Demo) -> str:
-    from babylon_rl.automation.launch import run_batch
-    from babylon_rl.store.batches import read_batches
-    from babylon_rl.training.freezing import freeze
-    from babylon_rl.windows import utc_now
-
-    with state.database.connect(autocommit=True) as connection:
-        known = [batch for batch in read_batches(connection) if batch.seed == state.seed and batch.state != "failed"]
-        if known:
-            batch_id = known[-1].batch_id
-            say(f"   {batch_id} is there already ({known[-1].state})")
-        else:
-            frozen = freeze(
-                connection, state.settings, utc_now(), seed=state.seed, minimum=state.settings.training_min_trajectories, settled=True
-            )
-            if frozen.batch is None:
-                from babylon_rl.errors import NothingToTrain
-
-                raise NothingToTrain(frozen.reason)
-            batch_id = frozen.batch.batch_id
-            say(f"   {batch_id} froze {frozen.batch.trajectories} trajectories")
-    with progress_of_parts("   ") as on_progress:
-        run_batch(state.database, state.settings, batch_id, on_progress=on_progress)
-    return batch_id
-
-
-def _result(state: Demo, batch_id: str) -> dict[str, Any]:
+def _trained(state: Demo, batch_id: str | None) -> dict[str, Any]:
+    """A generation's version and the gate's decision on it; nothing of either where no batch was trained."""
     from babylon_rl.evaluation.benchmark import read_report
+    from babylon_rl.store.batches import read_batch
     from babylon_rl.store.registry import model_of_batch
 
+    if batch_id is None:
+        return {"batchId": None, "modelVersion": None}
     with state.database.connect() as connection:
-        model, report = model_of_batch(connection, batch_id), read_report(connection, batch_id)
-    assert model is not None and report is not None
+        model, report, batch = model_of_batch(connection, batch_id), read_report(connection, batch_id), read_batch(connection, batch_id)
+    assert model is not None and report is not None and batch is not None
+    found = batch.preflight or {}
     return {
-        "seed": state.seed, "batchId": batch_id, "modelVersion": model.version, "checkpoint": model.checkpoint,
-        "plot": str(report.plot_path),
-        "reference": report.reference or "base", "decision": report.decision, "reason": report.reason, "rows": report.rows,
+        "batchId": batch_id, "modelVersion": model.version, "parentVersion": model.parent_version, "checkpoint": model.checkpoint,
+        "plot": str(report.plot_path), "sequences": found.get("sequences"), "scriptedShare": found.get("scriptedShare"),
+        "reference": report.reference or "base", "decision": report.decision, "reason": report.reason, "gateMarkets": report.markets,
     }  # fmt: skip
 
 
+def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
+    """The newest version's numbers; of several generations also all of them in the same markets."""
+    from babylon_rl.cli.demo_stages import standings
+    from babylon_rl.errors import NothingToTrain
+    from babylon_rl.evaluation.benchmark import read_report
+
+    trained = [generation for generation in done if generation["modelVersion"] is not None]
+    if not trained and state.generations == 1:
+        raise NothingToTrain(str(done[0]["failure"]))
+    several: dict[str, Any] = {}
+    if state.generations > 1:
+        versions = [generation["modelVersion"] for generation in trained]
+        with stage(state, "5. Every version and player in the same markets"):
+            several = {"generations": done, "standings": standings(state, versions)}
+    if not trained:
+        return {"seed": state.seed, "windows": state.windows, "modelVersion": None, **several}
+    last = trained[-1]
+    with state.database.connect() as connection:
+        report = read_report(connection, last["batchId"])
+    assert report is not None
+    names = ("batchId", "modelVersion", "checkpoint", "plot", "reference", "decision", "reason")
+    return {"seed": state.seed, "windows": state.windows, **{name: last[name] for name in names}, "rows": report.rows, **several}
+
+
 def _render(console: "Console", document: dict[str, Any]) -> None:
+    for generation in document.get("generations", ()):
+        said = generation["failure"] or f"{generation['modelVersion']}, {generation['decision']}: {generation['reason']}"
+        console.print(f"\ngeneration {generation['generation']}, played by {generation['player']}: {said}", markup=False)
+    if document["modelVersion"] is None:
+        return
     rows = document["rows"]
     console.print(f"\nThe same unseen markets ({rows[0]['markets']}), one agent alone in each; dollars an hour, 95 % intervals\n")
     columns = ["model", "P&L", "interval", f"against {document['reference']}", "interval ", "win rate", "accuracy", "invalid", "HOLD"]

@@ -1,19 +1,30 @@
-"""``babylon-rl serve model``: the base model or a checkpoint behind an OpenAI-compatible endpoint."""
+"""Versions as files and servers: ``serve model``, ``models export`` and ``models upload``."""
 
 import json
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from babylon_rl.cli.batches import model_document, models
+from babylon_rl.cli.output import JsonOption, emit, say
 from babylon_rl.cli.serve import serve
-from babylon_rl.errors import ModelUnavailable
-from babylon_rl.settings import load_settings
+from babylon_rl.errors import ExportError, ModelUnavailable, UsageError
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.windows import utc_now
+
+if TYPE_CHECKING:
+    from babylon_rl.store.registry import Model
+
+VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="A registered version, such as v1.0.0.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     serve.command("model")(serve_model)
+    models.command("export")(export)
+    models.command("upload")(upload)
     if all(group.typer_instance is not serve for group in app.registered_groups):
         app.add_typer(serve, name="serve")
 
@@ -44,6 +55,78 @@ def serve_model(
     if version != server.BASE_MODEL_NAME:
         policy.add_adapter(version, checkpoint)
     server.serve(policy, bound, _announce)
+
+
+def export(
+    version: VersionArgument,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")],
+    merged: Annotated[bool, typer.Option("--merged", help="Base and adapter as one model, instead of the adapter.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a version's files for vLLM and others, after they were loaded again and compared with the checkpoint."""
+    from babylon_rl.training.exporting_models import export_version
+
+    settings = load_settings()
+    model = _registered(settings, version)
+    exported = export_version(model, directory.absolute(), settings, merged=merged)
+    document = {
+        "version": model.version, "directory": str(exported.directory), "merged": exported.merged, "files": list(exported.files),
+        "kl": exported.kl,
+    }  # fmt: skip
+    serves = f"vllm serve {exported.directory}"
+    if not merged:
+        serves = f"vllm serve {model.base_model} --enable-lora --lora-modules {model.version}={exported.directory}"
+
+    def render(out: Any) -> None:
+        out.print(f"{model.version} is in {exported.directory} ({len(exported.files)} files); loaded again, it is", markup=False)
+        out.print(f"{exported.kl:.2g} nats a token away from the checkpoint. Serve it with `{serves}`.", markup=False)
+
+    emit(document, render, as_json)
+
+
+def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
+    """Bring a version's checkpoint to MODEL_STORAGE_URL, and with WANDB_API_KEY into Weights & Biases as an artifact."""
+    from babylon_rl.models.checkpoints import verify
+    from babylon_rl.store.batches import own_transaction
+    from babylon_rl.store.database import open_database
+    from babylon_rl.store.registry import note_artifact, note_upload
+    from babylon_rl.training.artifacts import log_artifact
+    from babylon_rl.training.uploading import upload_checkpoint
+    from babylon_rl.training.wandb_process import refusal
+
+    settings = load_settings()
+    if settings.model_storage_url is None and refusal(settings) is not None:
+        raise UsageError("There is nowhere to upload to: set MODEL_STORAGE_URL, or WANDB_API_KEY.")
+    model = _registered(settings, version)
+    if model.foreign or model.training_batch is None:
+        raise UsageError(f"{model.version} was made by another producer, and its files are not known here.")
+    directory = Path(model.checkpoint or model.storage_path)
+    verify(directory)
+    with open_database(settings) as database, database.connect(autocommit=True) as connection:
+        if settings.model_storage_url is not None:
+            url = upload_checkpoint(directory, settings.model_storage_url)
+            with own_transaction(connection):
+                note_upload(connection, model.training_batch, url, utc_now())
+            say(f"{model.version} is at {url}.")
+        sent = log_artifact(directory, settings)
+        say(sent.words)
+        if sent.link is not None:
+            artifact = str((sent.answer or {}).get("artifact"))
+            with own_transaction(connection):
+                note_artifact(connection, model.training_batch, artifact, utc_now())
+        elif refusal(settings) is None:
+            raise ExportError(f"{model.version} could not be logged as an artifact: {sent.words}")
+    model = _registered(settings, version)
+    emit(model_document(model), lambda out: None, as_json)
+
+
+def _registered(settings: Settings, version: str) -> "Model":
+    from babylon_rl.store.database import open_database
+    from babylon_rl.store.registry import read_models
+    from babylon_rl.training.exporting_models import find_version
+
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        return find_version(read_models(connection), version)
 
 
 def _announce(line: str) -> None:

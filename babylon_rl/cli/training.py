@@ -1,6 +1,7 @@
-"""Commands that lead to a model: ready, train, score, sync-outcomes. What changes data is launched through the asset graph."""
+"""Commands that lead to a model: ready, train, sync-outcomes. What changes data is launched through the asset graph."""
 
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,8 +10,8 @@ import typer
 from babylon_rl.cli import batches
 from babylon_rl.cli.data import refuse_future
 from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say, table
-from babylon_rl.errors import BatchConflict, NothingToTrain, TrainingError, UsageError
-from babylon_rl.settings import HEURISTIC, Settings, load_settings
+from babylon_rl.errors import BatchConflict, NothingToTrain, UsageError
+from babylon_rl.settings import Settings, load_settings
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range, window_start
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ def register(app: typer.Typer) -> None:
     """Add these commands, and the groups `batches` and `models`, to ``app``."""
     app.command("ready")(ready)
     app.command("train")(train)
-    app.command("score")(score)
     app.command("sync-outcomes")(sync_outcomes)
     batches.register(app)
 
@@ -72,7 +72,12 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Freeze a new batch though another has not ended.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Freeze a batch, judge what lacks scores, train it, and register the version. An interrupted training goes on."""
+    """Freeze a batch, judge what lacks scores, train it, and register the version. An interrupted training goes on.
+
+    MODE chooses: single trains one batch; list shows what could be frozen; backfill trains batch after batch until BACKFILL_HOURS hold
+    nothing more; continuous waits for TRAINING_MIN_TRAJECTORIES new ones, again and again, until Ctrl-C.
+    """
+    from babylon_rl.cli.training_modes import Wanted, train_as
     from babylon_rl.store.database import open_database
 
     given = {
@@ -80,13 +85,10 @@ def train(
         "windows_per_iteration": windows_per_iteration, "epochs": epochs,
     }  # fmt: skip
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
-    windows = _pinned_windows(settings, first, end)
+    windows = pinned_windows(settings, first, end)
+    wanted = Wanted(batch or settings.batch_id, windows, max_trajectories, seed, force, as_json)
     with open_database(settings) as database:
-        if _lists_only(settings, database, windows, as_json):
-            return
-        chosen = choose_batch(database, settings, batch or settings.batch_id, windows, max_trajectories, seed, force)
-        trained = run_training(database, settings, chosen.batch_id, as_json)
-    _report(trained, settings, as_json)
+        train_as(settings.mode, database, settings, wanted)
 
 
 def run_training(database: "Database", settings: Settings, batch_id: str, as_json: bool) -> "Trained":
@@ -110,7 +112,8 @@ def _line(as_json: bool) -> Any:
     return lambda line: print(line, file=stream, flush=True)
 
 
-def _pinned_windows(settings: Settings, first: str | None, end: str | None) -> tuple[str, str] | None:
+def pinned_windows(settings: Settings, first: str | None, end: str | None) -> tuple[str, str] | None:
+    """The hours that options or settings name, as (from, to); None for the look-back. Raises UsageError."""
     if (first is None) != (end is None):
         raise UsageError("--from and --to belong together.")
     if first is not None and end is not None:
@@ -119,23 +122,7 @@ def _pinned_windows(settings: Settings, first: str | None, end: str | None) -> t
         return first, end
     if settings.window_id is not None:
         return settings.window_id, window_of(window_end(settings.window_id))
-    if settings.mode == "continuous":
-        raise UsageError("MODE=continuous is what the automation does: run `babylon-rl dev`, or unset MODE to train once.")
     return None
-
-
-def _lists_only(settings: Settings, database: "Database", windows: tuple[str, str] | None, as_json: bool) -> bool:
-    if settings.mode != "list":
-        return False
-    from babylon_rl.training.batches import count_freezable
-
-    with database.connect() as connection:
-        counted = count_freezable(connection, settings, utc_now(), windows=windows)
-    rows = [[window, number] for window, number in sorted(counted.windows.items(), reverse=True)]
-    found = [{"window": window, "freezable": number} for window, number in rows]
-    document = {"windows": found, "notTrainable": dict(counted.not_trainable)}
-    emit(document, lambda out: out.print(table(None, ["window", "freezable trajectories"], rows)), as_json)
-    return True
 
 
 def choose_batch(
@@ -146,9 +133,15 @@ def choose_batch(
     most: int | None,
     seed: int,
     force: bool,
+    minimum: int = 0,
+    settled: bool = False,
 ) -> "Batch":
-    """The batch that was asked for, else the one that has not ended, else a new one."""
-    from babylon_rl.store.batches import read_batch
+    """The batch that was asked for, else the one that has not ended, else a new one (``minimum`` and ``settled`` as in ``freeze``).
+
+    Raises:
+        NothingToTrain: nothing can be frozen, or less than ``minimum``.
+    """
+    from babylon_rl.store.batches import foreign_batch, read_batch
     from babylon_rl.training.batches import freeze, pending_batches
     from babylon_rl.training.trainer import training_line
 
@@ -156,6 +149,8 @@ def choose_batch(
     with database.connect(autocommit=True) as connection:
         if batch_id is not None:
             found = read_batch(connection, batch_id)
+            if found is None and foreign_batch(connection, batch_id):
+                raise UsageError(f"{batch_id} is another producer's, which this pipeline leaves alone; `babylon-rl batches` lists ours.")
             if found is None:
                 raise UsageError(f"There is no batch {batch_id}; `babylon-rl batches` lists them.")
             if found.state == "failed":
@@ -172,7 +167,7 @@ def choose_batch(
         now = utc_now()
         windows = windows or _backfilled(connection, settings, now)
         bring_up_to_date(database, connection, settings, now, windows)
-        frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=seed)
+        frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=seed, minimum=minimum, settled=settled)
         if frozen.batch is None:
             raise NothingToTrain(frozen.reason)
         dropped = f", {frozen.dropped} episodes left out by dropout" if frozen.dropped else ""
@@ -214,8 +209,12 @@ def bring_up_to_date(
     return held
 
 
-def _report(trained: "Trained", settings: Settings, as_json: bool) -> None:
+def report_training(trained: "Trained", settings: Settings, as_json: bool, earlier: Sequence[str] = ()) -> None:
+    """Say what a training made; ``earlier`` are the batches that the same command trained before."""
+    from babylon_rl.training.trainer import endpoint_of
+
     model = trained.model
+    endpoint = endpoint_of(settings, model.version, trained.checkpoint)
     document = {
         "batchId": trained.batch.batch_id,
         "modelVersion": model.version,
@@ -226,6 +225,9 @@ def _report(trained: "Trained", settings: Settings, as_json: bool) -> None:
             for step in trained.steps
         ],
         "checkpoint": str(trained.checkpoint),
+        "storagePath": model.storage_path,
+        "endpoint": {"url": endpoint.url, "model": endpoint.model},
+        **({"earlierBatches": list(earlier)} if earlier else {}),
     }
 
     def render(out: Any) -> None:
@@ -234,68 +236,11 @@ def _report(trained: "Trained", settings: Settings, as_json: bool) -> None:
             f"Checkpoints: {len(trained.steps)}",
             f"Model: {model.model_id} (status {model.status}), continues from {model.parent_version or model.base_model}",
             f"Checkpoint: {trained.checkpoint}",
-            f"Inference endpoint: {settings.local_endpoint.rstrip('/')}/v1, model name {model.version} "
-            f"(start it with `babylon-rl serve model {model.version}`)",
+            f"Inference endpoint: {endpoint.url}, model name {endpoint.model}{f' ({endpoint.hint})' if endpoint.hint else ''}",
         ):
             out.print(line, markup=False)
 
     emit(document, render, as_json)
-
-
-def score(
-    window: Annotated[str | None, typer.Option("--window", metavar="WINDOW", help="One hour.")] = None,
-    first: FromOption = None,
-    end: ToOption = None,
-    judge: Annotated[str | None, typer.Option("--judge", help="A litellm model name, or heuristic. Unset: JUDGE_MODEL.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Judge again what has scores.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be judged and what it would cost.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Judge the groups of some hours (default: the look-back) that lack scores."""
-    from babylon_rl.store.database import open_database
-
-    settings = load_settings() if judge is None else load_settings(judge_model=judge)
-    if settings.judge_model != HEURISTIC:
-        raise TrainingError(f"The judge {settings.judge_model!r} is not available yet in this version; use --judge {HEURISTIC}.")
-    if window is not None and (first is not None or end is not None):
-        raise UsageError("Give --window, or --from and --to, not both.")
-    if window is not None:
-        first, end = window, window_of(window_end(window))
-    wanted = _pinned_windows(settings, first, end)
-    with open_database(settings) as database:
-        groups = _score(database, settings, wanted, force, dry_run)
-    if dry_run:
-        document = {"windows": groups, "judge": settings.judge_model, "requests": 0, "usd": 0.0}
-        sentence = f"{len(groups)} hours would be judged by the {HEURISTIC}, at no cost: {', '.join(groups) or 'none'}"
-        emit(document, lambda out: out.print(sentence, markup=False), as_json)
-        return
-    if not groups:
-        say(f"No hour here has a group to judge. {SEE_WINDOWS}")
-    rows = [[g.window, g.judge, g.group_size, round(g.mean, 4), round(g.spread, 4), g.scores[0].agent_id] for g in groups]
-    columns = ["window", "judge", "agents", "mean", "spread", "best"]
-    emit({"windows": [group.document() for group in groups]}, lambda out: out.print(table(None, columns, rows)), as_json)
-
-
-def _score(database: "Database", settings: Settings, wanted: tuple[str, str] | None, force: bool, dry_run: bool) -> list[Any]:
-    from babylon_rl.automation.launch import run_hours
-    from babylon_rl.judge.scoring import score_windows, stored_scores
-    from babylon_rl.store.quality import unscored_windows
-    from babylon_rl.store.trajectories import windows_with_rows
-    from babylon_rl.training.freezing import freeze_bounds
-
-    now = utc_now()
-    with database.connect(autocommit=True) as connection:
-        bounds = freeze_bounds(connection, settings, now, wanted)
-        if dry_run:
-            held = [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
-            return held if force else sorted(unscored_windows(connection, held))
-        held = bring_up_to_date(database, connection, settings, now, wanted)
-        lacking = held if force else sorted(unscored_windows(connection, held))
-        if force:
-            score_windows(connection, held, settings, now, force=True)  # the run below records what this wrote
-        if lacking:
-            run_hours(database, settings, lacking, ["scored_groups"])
-        return list(stored_scores(connection, held).values())
 
 
 def sync_outcomes(
@@ -313,7 +258,7 @@ def sync_outcomes(
     from babylon_rl.training.freezing import freeze_bounds
 
     settings = load_settings(lookback_hours=hours)
-    wanted = _pinned_windows(settings, first, end)
+    wanted = pinned_windows(settings, first, end)
     with open_database(settings) as database, database.connect(autocommit=True) as connection:
         bounds = freeze_bounds(connection, settings, utc_now(), wanted)
         recorded = {*windows_with_rows(connection, bounds.first, bounds.end), *windows_with_market(connection, bounds.first, bounds.end)}

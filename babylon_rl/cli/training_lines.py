@@ -12,9 +12,10 @@ import psycopg
 
 from babylon_rl.settings import HEURISTIC
 from babylon_rl.store.batch_report import JudgedGroup, judged_groups
-from babylon_rl.store.batches import Batch, read_batch
+from babylon_rl.store.batches import read_batch
 from babylon_rl.store.database import Database
 from babylon_rl.store.training_steps import read_steps
+from babylon_rl.training.preflight import preflight_lines
 
 POLL_EVERY_S = 0.5
 
@@ -36,7 +37,7 @@ class TrainingLines:
         for group in judged_groups(self._connection, self._batch_id):
             self._once(f"group/{group.window}", group_lines(group))
         if batch.preflight is not None:
-            self._once("preflight", preflight_lines(batch))
+            self._once("preflight", preflight_lines(batch.preflight, batch.parent_version or batch.base_model))
         for step in read_steps(self._connection, self._batch_id):
             if step.finished_at is not None:
                 total = batch.settings.get("iterations", "?")
@@ -62,18 +63,6 @@ def group_lines(group: JudgedGroup) -> list[str]:
         f"  Best: {group.best_agent} ({group.best_score:.3f}, P&L {group.best_pnl:+.2f})",
     ]
     return [*lines, f"  Left out: {group.dropped}"] if group.dropped is not None else lines
-
-
-def preflight_lines(batch: Batch) -> list[str]:
-    """What the training gets, before its first step."""
-    found = batch.preflight or {}
-    line = (
-        f"Training on {found['sequences']} sequences of {found['episodes']} episodes in {found['groups']} groups "
-        f"({found['scriptedShare']:.0%} scripted, {found['logprobShare']:.0%} with logprobs), "
-        f"from {batch.parent_version or batch.base_model}"
-    )
-    left = [f"  Left out: {number} x {reason}" for reason, number in {**found["leftOut"], **found["groupsDropped"]}.items()]
-    return [line, *left]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Rows are reduced as they stream in, so that an hour needs the memory of its resu
 are asked for). ``sync_windows`` keeps babylon_rl.windows, episodes and rejections equal to that reading.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
@@ -69,8 +69,10 @@ def read_windows(connection: Connection, windows: Iterable[str], settings: Setti
     return {window: _reading(window, found, settings) for window, found in gathered.items()}
 
 
-def stream_trajectories(connection: Connection, windows: Iterable[str], settings: Settings) -> Iterator[Trajectory]:
-    """Every eligible trajectory of some hours with its sequences, one at a time and in no particular order.
+def stream_trajectories(
+    connection: Connection, windows: Iterable[str], settings: Settings, only: Container[str] | None = None
+) -> Iterator[Trajectory]:
+    """Every eligible trajectory of some hours (or of them ``only`` those with these ids), with its sequences, in no particular order.
 
     Of a trajectory that was handed out nothing is kept, so that memory does not grow with the hours' texts. The connection is busy until
     the iterator is exhausted; closing it before that aborts the transaction.
@@ -78,7 +80,7 @@ def stream_trajectories(connection: Connection, windows: Iterable[str], settings
     Raises:
         UsageError: one of ``windows`` is not a window id.
     """
-    return _eligible(connection, _checked(windows), settings, None, True)
+    return _eligible(connection, _checked(windows), settings, None, True, only)
 
 
 def _checked(windows: Iterable[str]) -> list[str]:
@@ -88,10 +90,14 @@ def _checked(windows: Iterable[str]) -> list[str]:
     return wanted
 
 
-def _eligible(connection: Connection, windows: list[str], settings: Settings, seen: Seen | None, texts: bool) -> Iterator[Trajectory]:
+def _eligible(
+    connection: Connection, windows: list[str], settings: Settings, seen: Seen | None, texts: bool, only: Container[str] | None = None
+) -> Iterator[Trajectory]:
     rules = Rules.of(settings)
     silent: list[LoggedSteps] = []
     for row in trajectory_rows(connection, windows):
+        if only is not None and row.trajectory_id not in only:
+            continue
         found = _taken(row, rules, texts)
         if seen is not None:
             seen(row, found)

@@ -16,8 +16,10 @@ import psycopg
 from babylon_rl.errors import CheckpointError
 from babylon_rl.evaluation.comparison import BASE
 from babylon_rl.evaluation.markets import CONCURRENCY, model_contestant, play_benchmark
-from babylon_rl.evaluation.snapshots import Snapshot
-from babylon_rl.models.checkpoints import MANIFEST, base_identity, verify
+from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot
+from babylon_rl.market.simulation.agents import ONE_TICK
+from babylon_rl.market.simulation.choices import format_name
+from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_served_as, read_remote, verify
 from babylon_rl.models.client import ChatClient
 from babylon_rl.models.files import sha256
 from babylon_rl.models.packaged import base_model_dir, base_model_name
@@ -72,8 +74,11 @@ def absent(model: Model, settings: Settings) -> Absent | None:
         return Absent(model.version, "a dry run makes checkpoints without a model.")
     if not directory.is_dir():
         return Absent(model.version, f"its checkpoint {directory} is not on this machine.")
+    remote = read_remote(directory)
+    if remote is not None:
+        return Absent(model.version, f"its weights are at a training service; agents call {remote.inference_name} there.")
     try:
-        verify(directory, base_model_dir(settings))
+        check_served_as(verify(directory, base_model_dir(settings)), PROMPT_VERSION, format_name(ONE_TICK))
     except CheckpointError as unusable:
         return Absent(model.version, str(unusable))
     return None
@@ -82,7 +87,12 @@ def absent(model: Model, settings: Settings) -> Absent | None:
 def version_entrant(model: Model, role: str, base: Entrant) -> Entrant:
     """A version that is not ``absent``, on ``base``."""
     directory = Path(model.checkpoint or model.storage_path)
-    return Entrant(model.version, role, content_version([base.identity, sha256(directory / MANIFEST)]), directory)
+    return Entrant(model.version, role, identity_of(base.identity, sha256(directory / MANIFEST)), directory)
+
+
+def identity_of(base_identity: str, manifest_sha: str) -> str:
+    """The hash of a version's weights: those of its base, and its adapter's manifest, which holds the hashes of all its files."""
+    return content_version([base_identity, manifest_sha])
 
 
 def play_entrants(

@@ -17,7 +17,11 @@ _SAME = 9  # decimals in which two scores must agree to be equal: sums of floats
 
 @dataclass(frozen=True)
 class EpisodeScore:
-    """What the judge said of one episode: ``score`` 0..1, ``rank`` from 1, ``disagreement`` between orders (0 for the heuristic)."""
+    """What the judge said of one episode: ``score`` 0..1, ``rank`` from 1, ``disagreement`` between orders (0 for the heuristic).
+
+    Of a language model: the score in each order, the ``places`` there (0 first, 1 last), how many tokens were shown, and what in the
+    agent's text speaks to a judge.
+    """
 
     agent_id: str
     score: float
@@ -25,11 +29,33 @@ class EpisodeScore:
     advantage: float
     disagreement: float
     reasoning: str
+    order_scores: tuple[float, ...] = ()
+    places: tuple[float, ...] = ()
+    shown_tokens: int = 0
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How a language model came to the scores of a group, repairs included.
+
+    ``tau`` is Kendall's, the mean over pairs of orders (None where none ranks); tokens and ``usd`` are None where one of them is unknown,
+    ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown.
+    """
+
+    orders: int
+    tau: float | None
+    requests: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    usd: float | None
+    seconds: float
+    shown_version: str
 
 
 @dataclass(frozen=True)
 class GroupScores:
-    """The scores of one window's group, in order of rank, then agent id.
+    """The scores of one window's group, in order of rank, then agent id; ``judgement`` only where a language model judged.
 
     ``spread`` is the population standard deviation of the scores, ``input_version`` the hash of what was judged, and
     ``changed`` says whether this call wrote them.
@@ -44,6 +70,7 @@ class GroupScores:
     disagreement: float
     input_version: str
     changed: bool = False
+    judgement: Judgement | None = None
 
     @property
     def group_size(self) -> int:
@@ -67,9 +94,9 @@ class GroupScores:
         if len(kept) == self.group_size or not kept:
             return self
         rest = group_scores(self.window, self.judge, self.judge_version, kept, self.input_version)
-        differed = {score.agent_id: score.disagreement for score in self.scores}
-        scores = tuple(replace(score, disagreement=differed[score.agent_id]) for score in rest.scores)
-        return replace(rest, scores=scores, disagreement=self.disagreement)
+        before = {score.agent_id: score for score in self.scores}
+        scores = tuple(replace(before[score.agent_id], rank=score.rank, advantage=score.advantage) for score in rest.scores)
+        return replace(rest, scores=scores, disagreement=self.disagreement, judgement=self.judgement)
 
     def document(self) -> dict[str, Any]:
         """The shape of ``babylon-rl scores``."""
@@ -81,6 +108,7 @@ class GroupScores:
             "mean": self.mean,
             "spread": self.spread,
             "disagreement": self.disagreement,
+            **_judgement_document(self.judgement),
             "scores": [
                 {
                     "agentId": score.agent_id,
@@ -89,10 +117,18 @@ class GroupScores:
                     "advantage": score.advantage,
                     "disagreement": score.disagreement,
                     "reasoning": score.reasoning,
+                    **({"flags": list(score.flags)} if score.flags else {}),
                 }
                 for score in self.scores
             ],
         }
+
+
+def _judgement_document(judgement: Judgement | None) -> dict[str, Any]:
+    if judgement is None:
+        return {}
+    tokens = {"prompt": judgement.prompt_tokens, "completion": judgement.completion_tokens}
+    return {"orders": judgement.orders, "tau": judgement.tau, "requests": judgement.requests, "tokens": tokens, "usd": judgement.usd}
 
 
 def group_scores(window: str, judge: str, judge_version: str, scores: Mapping[str, tuple[float, str]], input_version: str) -> GroupScores:

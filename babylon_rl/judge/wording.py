@@ -63,6 +63,11 @@ PREDICTION = Template(
     'The question "{question:text}" ({market:text}) went from {start:number} to {end:number} probability of YES; '
     "its official answer is {answer:answer}.",
 )  # fmt: skip
+STOCKS = Template("stocks", "outcome", "Stocks over the hour {window:window}, dollars at its start and its end: {stocks:text}.")
+QUESTION = Template(
+    "question_brief", "outcome",
+    'In the hour {market:text} "{question:text}" went from {start:number} to {end:number} for YES, officially {answer:answer}.',
+)  # fmt: skip
 ACTION = Template(
     "action", "outcome",
     "Step {step:number} of {agent:text} took the side {side:side} of {target:text}, which proved {verdict:verdict} by the outcome.",
@@ -74,6 +79,9 @@ HIDDEN_ANSWER = Template(
     "hidden_answer", "hidden_answer",
     f'{HIDDEN} the engine decided when it made the question "{{question:text}}" ({{market:text}}) that the answer is {{answer:answer}}.',
 )  # fmt: skip
+HIDDEN_ANSWERS = Template(
+    "hidden_answers", "hidden_answer", f"{HIDDEN} the answers that the engine decided when it made the questions: {{answers:text}}."
+)
 GAME_KNOWLEDGE = Template(
     "game_knowledge", "game_knowledge", f"{HIDDEN} the game knew by {{section:text}} that {{key:text}} is {{value:text}}, says its record."
 )
@@ -82,7 +90,9 @@ SCORE = Template(
 )
 ADVANTAGE = Template("advantage", "score", "Against its group {agent:text} has an advantage of {advantage:number}.")
 
-TEMPLATES = (MARKET, STOCK, NEWS, PREDICTION, ACTION, WINDOW_PNL, HIDDEN_ANSWER, GAME_KNOWLEDGE, SCORE, ADVANTAGE)
+TEMPLATES = (
+    MARKET, STOCK, STOCKS, NEWS, PREDICTION, QUESTION, ACTION, WINDOW_PNL, HIDDEN_ANSWER, HIDDEN_ANSWERS, GAME_KNOWLEDGE, SCORE, ADVANTAGE,
+)  # fmt: skip
 
 
 def say(template: Template, **values: Any) -> str:

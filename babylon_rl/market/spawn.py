@@ -114,8 +114,10 @@ def spawn(
     now: datetime,
     model: AgentFactory | None,
     on_hour: Callable[[SpawnedHour], None] | None = None,
+    *,
+    players: Sequence[Player] | None = None,
 ) -> list[SpawnedHour]:
-    """Play and write the hours of a request; ``model`` makes the agents that ask one.
+    """Play and write the hours of a request; ``model`` makes the agents that ask one, ``players`` are others than the request's usual ones.
 
     Raises:
         MarketError: a requested hour of a real game has no recorded prices.
@@ -126,7 +128,7 @@ def spawn(
         raise UsageError("Model agents need a model: give --model, or --llm-agents 0.")
     hours = windows_to_play(request, rows.newest_simulated_hour(connection), now)
     own_market = rows.is_simulated_game(connection)
-    players, done = players_of(request, rows.first_agent_number(connection)), list[SpawnedHour]()
+    players, done = players or players_of(request, rows.first_agent_number(connection)), list[SpawnedHour]()
     connection.commit()
     for window in hours:
         with connection.transaction():

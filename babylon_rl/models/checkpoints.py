@@ -19,6 +19,8 @@ MANIFEST = "manifest.json"
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 CARD = "README.md"
+REMOTE = "remote_checkpoint.json"  # in place of weights: where a training service keeps them
+FREE_TEXT = "free text"  # the action grammar of answers that nothing constrained
 FORMAT = 1
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy"}
 # What transformers writes into a config from its own version or from how a model was loaded, not from what the model is.
@@ -56,6 +58,18 @@ class BaseIdentity(msgspec.Struct, frozen=True, rename="camel"):
     chat_template_sha256: str
 
 
+class RemoteCheckpoint(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """A step of a model at a training service: ``inference_name`` is what agents call at ``inference_url``."""
+
+    service: str
+    model: str
+    step: int
+    artifact: str
+    inference_name: str
+    inference_url: str
+    job_id: str | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     """What a checkpoint is. ``files`` (path -> SHA-256) is filled in by ``publish``; ``created_at`` is ISO 8601, UTC."""
 
@@ -66,6 +80,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     batch_id: str | None = None
     step: int | None = None
     prompt_version: str | None = None
+    action_grammar: str | None = None
     judge: str | None = None
     windows: tuple[str, ...] = ()
     metrics: dict[str, float] = {}
@@ -83,6 +98,11 @@ def base_identity(base_dir: Path, name: str) -> BaseIdentity:
     reason = damage(base_dir)
     if reason is not None:
         raise CheckpointError(f"{base_dir} is no base model: {reason}.")
+    return files_identity(base_dir, name)
+
+
+def files_identity(base_dir: Path, name: str) -> BaseIdentity:
+    """``base_identity`` of a directory that need not hold weights: config and tokenizer are enough."""
     config = json.loads((base_dir / "config.json").read_bytes())
     tokenizer_config = json.loads((base_dir / "tokenizer_config.json").read_bytes())
     template = base_dir / "chat_template.jinja"
@@ -104,6 +124,7 @@ def model_card(manifest: Manifest) -> str:
         "Batch": manifest.batch_id or "none",
         "Scores by": manifest.judge or "not recorded",
         "Prompt version": manifest.prompt_version or "not recorded",
+        "Answers": manifest.action_grammar or "not recorded",
         "Windows": f"{len(windows)}, {windows[0]} to {windows[-1]}" if windows else "none",
         "Made": manifest.created_at,
     }
@@ -128,12 +149,13 @@ def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
     """
     if final_dir.exists():
         raise CheckpointError(f"{final_dir} is there already: a published checkpoint is never replaced.")
-    for name in (WEIGHTS, ADAPTER_CONFIG):
+    for name in _required(tmp_dir):
         if not (tmp_dir / name).is_file():
             raise CheckpointError(f"{tmp_dir} has no {name}: it is not an adapter that peft saved.")
-    config = json.loads((tmp_dir / ADAPTER_CONFIG).read_bytes())
-    config["base_model_name_or_path"] = manifest.base.name
-    (tmp_dir / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if read_remote(tmp_dir) is None:
+        config = json.loads((tmp_dir / ADAPTER_CONFIG).read_bytes())
+        config["base_model_name_or_path"] = manifest.base.name
+        (tmp_dir / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (tmp_dir / CARD).write_text(model_card(manifest))
     (tmp_dir / MANIFEST).unlink(missing_ok=True)
     files = {name: sha256(tmp_dir / name) for name in _files(tmp_dir)}
@@ -149,6 +171,27 @@ def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
     tmp_dir.rename(final_dir)
     fsync(final_dir.parent)
     return manifest
+
+
+def write_remote(directory: Path, remote: RemoteCheckpoint) -> None:
+    """Make ``directory`` stand for a step at a service."""
+    (directory / REMOTE).write_bytes(msgspec.json.format(msgspec.json.encode(remote, order="sorted"), indent=2) + b"\n")
+
+
+def read_remote(directory: Path) -> RemoteCheckpoint | None:
+    """The step at a service that a checkpoint stands for, None for an adapter.
+
+    Raises:
+        CheckpointError: the pointer cannot be read.
+    """
+    try:
+        content = (directory / REMOTE).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return msgspec.json.decode(content, type=RemoteCheckpoint)
+    except msgspec.MsgspecError as invalid:
+        raise CheckpointError(f"{directory / REMOTE} cannot be read: {invalid}.") from None
 
 
 def load_manifest(directory: Path) -> Manifest:
@@ -178,7 +221,7 @@ def verify(directory: Path, base_dir: Path | None = None) -> Manifest:
     """
     manifest = load_manifest(directory)
     present = {name for name in _files(directory) if name != MANIFEST}
-    missing = sorted({WEIGHTS, ADAPTER_CONFIG, *manifest.files} - present)
+    missing = sorted({*_required(directory), *manifest.files} - present)
     if missing:
         raise CheckpointError(f"{directory} is incomplete: {', '.join(missing)} is missing.")
     extra = sorted(present - set(manifest.files))
@@ -190,6 +233,25 @@ def verify(directory: Path, base_dir: Path | None = None) -> Manifest:
     if base_dir is not None:
         _check_base(directory, manifest.base, base_identity(base_dir, manifest.base.name))
     return manifest
+
+
+def check_served_as(manifest: Manifest, prompt_version: str, action_grammar: str) -> None:
+    """Compare how a version is about to be asked with what it was trained on; what the manifest does not record is not compared.
+
+    Raises:
+        CheckpointError: it was trained on another prompt, or on answers of another grammar.
+    """
+    for part, trained, given in (
+        ("prompt", manifest.prompt_version, prompt_version),
+        ("action grammar", manifest.action_grammar, action_grammar),
+    ):
+        names = [] if trained is None else [name.split(" (")[0] for name in trained.split(", ")]
+        if names and given not in names and FREE_TEXT not in names:  # free text may be held to any grammar
+            raise CheckpointError(f"{manifest.version} was trained on the {part} {trained}; it is about to be asked with {given}.")
+
+
+def _required(directory: Path) -> tuple[str, ...]:
+    return (REMOTE,) if (directory / REMOTE).is_file() else (WEIGHTS, ADAPTER_CONFIG)
 
 
 def _table(rows: dict[str, str]) -> str:

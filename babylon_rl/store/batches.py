@@ -196,6 +196,11 @@ def read_foreign_batches(connection: psycopg.Connection[Any], limit: int = 100) 
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
+def foreign_batch(connection: psycopg.Connection[Any], batch_id: str) -> bool:
+    """True when a batch of this id is another producer's."""
+    return batch_id_taken(connection, batch_id) and read_batch(connection, batch_id) is None
+
+
 def read_batch_episodes(connection: psycopg.Connection[Any], batch_id: str) -> list[BatchEpisode]:
     """The episodes that a batch froze, newest window first, then by agent, with those that left it."""
     rows = connection.execute(
@@ -276,7 +281,10 @@ def _why_not(connection: psycopg.Connection[Any], batch_id: str, attempt: int) -
 
 
 def write_judgements(connection: psycopg.Connection[Any], batch_id: str, episodes: Sequence[BatchEpisode]) -> None:
-    """Store scores, ranks, advantages and reasons of leaving; give back the trajectories of episodes that left."""
+    """Store scores, ranks, advantages and reasons of leaving; give back the trajectories of episodes that left.
+
+    What the game reads follows: the trajectories still in the batch, their rewards and ranks, in one order.
+    """
     connection.execute(
         """
         UPDATE babylon_rl.batch_episodes e
@@ -296,8 +304,12 @@ def write_judgements(connection: psycopg.Connection[Any], batch_id: str, episode
         """,
         [batch_id],
     )
-    kept = [trajectory for episode in episodes if episode.dropped is None for trajectory in episode.trajectory_ids]
-    connection.execute('UPDATE public.training_batches SET "trajectoryIds" = %s WHERE "batchId" = %s', [json.dumps(kept), batch_id])
+    kept = [(episode, trajectory) for episode in episodes if episode.dropped is None for trajectory in episode.trajectory_ids]
+    connection.execute(
+        'UPDATE public.training_batches SET "trajectoryIds" = %s, "rewardsJson" = %s, "rankingsJson" = %s WHERE "batchId" = %s',
+        [json.dumps([trajectory for _, trajectory in kept]), json.dumps([episode.score for episode, _ in kept]),
+         json.dumps([episode.rank for episode, _ in kept]), batch_id],
+    )  # fmt: skip
 
 
 def write_preflight(connection: psycopg.Connection[Any], batch_id: str, preflight: Mapping[str, Any], parent: str | None) -> None:

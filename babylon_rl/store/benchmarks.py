@@ -175,11 +175,14 @@ def write_release(
 ) -> None:
     """Record a decision and put the measured values beside the version, in one transaction; the version's status stays.
 
-    ``metrics`` is merged into evalMetrics under its own keys.
+    ``metrics`` is merged into evalMetrics under its own keys. policyImprovement of the batch is what the report measured: dollars an hour
+    above the reference, mean over the markets; a version without a reference has none.
     """
+    gained = next((row.get("improvement") for row in report.rows if row["model"] == report.version), None)
     with own_transaction(connection):
         connection.execute(_UPSERT_RELEASE, [report.batch_id, report.version, report.decision, report.reason, report.data_version, now])
         connection.execute(_SCORE_MODEL, [score, accuracy, now, Jsonb(dict(metrics)), report.version, report.batch_id])
+        connection.execute('UPDATE public.training_batches SET "policyImprovement" = %s WHERE "batchId" = %s', [gained, report.batch_id])
 
 
 def _result(row: Sequence[Any]) -> MarketResult:

@@ -2,17 +2,20 @@
 
 The text gives one row per episode of the complete hours in a range, with the reason why it is not freezable (NULL: it is). The
 hours and episodes are those that window_groups last wrote, their calls less those in which hindsight found a leak; what a training has
-used is read from the trajectories themselves.
+used is read from the trajectories themselves, but for episodes of which nothing was left when their hour was last read.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 import psycopg
 
-from babylon_rl.windows import window_end, window_start
+from babylon_rl.windows import window_end, window_of, window_start
+
+DROPOUT = "dropout"  # the reason under which a batch leaves an episode out before it is judged
 
 # The first reason that holds is the one that is counted, so the order matters: what time or a person can cure comes last.
 FREEZABLE = """
@@ -22,6 +25,8 @@ WITH hour AS (
     FROM babylon_rl.windows w
     LEFT JOIN babylon_rl.group_scores g ON g."window" = w."window" AND NOT g."stale"
     WHERE w."window" >= %(first)s AND w."window" < %(end)s AND w."window" <= %(complete)s
+), held AS MATERIALIZED (
+    SELECT b."trajectoryId" FROM hour h JOIN babylon_rl.batch_items b ON b."window" = h."window" WHERE b."live"
 ), leaked AS (
     SELECT l."window", l."trajectoryId", count(DISTINCT l."sequence") AS "calls"
     FROM hour h JOIN babylon_rl.leaks l ON l."window" = h."window" GROUP BY 1, 2
@@ -29,26 +34,27 @@ WITH hour AS (
     SELECT e."window", e."agentId", i."trajectoryId", i."position", COALESCE(l."calls", 0) AS "leakedCalls",
            t."trajectoryId" IS NULL AS "gone", COALESCE(t."usedInTraining", FALSE) AS "used", b."trajectoryId" IS NOT NULL AS "held"
     FROM hour h
-    JOIN babylon_rl.episodes e ON e."window" = h."window"
+    JOIN babylon_rl.episodes e ON e."window" = h."window" AND cardinality(e."usedIds") < cardinality(e."trajectoryIds")
     CROSS JOIN LATERAL unnest(e."trajectoryIds") WITH ORDINALITY AS i("trajectoryId", "position")
     LEFT JOIN public.trajectories t ON t."trajectoryId" = i."trajectoryId"
     LEFT JOIN leaked l ON l."window" = e."window" AND l."trajectoryId" = i."trajectoryId"
-    LEFT JOIN babylon_rl.batch_items b ON b."trajectoryId" = i."trajectoryId" AND b."live"
+    LEFT JOIN held b ON b."trajectoryId" = i."trajectoryId"
 ), stitched AS (
     SELECT "window", "agentId", array_agg("trajectoryId" ORDER BY "position") AS "trajectoryIds",
            count(*) FILTER (WHERE NOT "gone" AND NOT "used") AS "newRows",
            sum("leakedCalls") AS "leakedCalls", bool_or("gone") AS "gone", bool_or("used") AS "used", bool_or("held") AS "held"
     FROM member GROUP BY "window", "agentId"
 ), episode AS (
-    SELECT s.*, h."quarantined", h."settled", h."flat", e."usable", e."trainableSequences",
+    SELECT e."window", e."agentId", s."trajectoryIds", s."newRows", s."leakedCalls", s."gone", s."used", s."held",
+           h."quarantined", h."settled", h."flat", e."usable", e."trainableSequences",
            COALESCE((e."messageSources"->>'synthetic')::int, 0) AS "syntheticRows",
            d."reason" AS "left",
-           count(*) FILTER (WHERE e."usable") OVER (PARTITION BY s."window") AS "usableInHour",
-           count(*) FILTER (WHERE e."usable" AND d."reason" IS NULL) OVER (PARTITION BY s."window") AS "groupSize"
-    FROM stitched s
-    JOIN hour h ON h."window" = s."window"
-    JOIN babylon_rl.episodes e ON e."window" = s."window" AND e."agentId" = s."agentId"
-    LEFT JOIN babylon_rl.dropped_episodes d ON d."window" = s."window" AND d."agentId" = s."agentId"
+           count(*) FILTER (WHERE e."usable") OVER (PARTITION BY e."window") AS "usableInHour",
+           count(*) FILTER (WHERE e."usable" AND d."reason" IS NULL) OVER (PARTITION BY e."window") AS "groupSize"
+    FROM hour h
+    JOIN babylon_rl.episodes e ON e."window" = h."window"
+    LEFT JOIN stitched s ON s."window" = e."window" AND s."agentId" = e."agentId"
+    LEFT JOIN babylon_rl.dropped_episodes d ON d."window" = e."window" AND d."agentId" = e."agentId"
 ), judged AS (
     SELECT *, CASE
         WHEN "used" THEN 'late_after_training'
@@ -70,10 +76,23 @@ WITH hour AS (
 
 _COUNT = FREEZABLE + 'SELECT "window", "reason", count(*), sum("newRows") FROM judged WHERE "newRows" > 0 GROUP BY 1, 2 ORDER BY 1, 2'
 
-_TAKE = (
+# Both at once: an episode that a batch may take a row, the others counted by window and reason.
+_LOOK = (
     FREEZABLE
-    + 'SELECT "window", "agentId", "trajectoryIds", "groupSize" FROM judged WHERE "reason" IS NULL ORDER BY "window" DESC, "agentId"'
+    + """
+SELECT "window", "reason", NULL AS "agentId", NULL::text[] AS "trajectoryIds", 0 AS "groupSize", sum("newRows") AS "newRows"
+FROM judged WHERE "newRows" > 0 AND "reason" IS NOT NULL GROUP BY 1, 2
+UNION ALL
+SELECT "window", NULL, "agentId", "trajectoryIds", "groupSize", "newRows" FROM judged WHERE "newRows" > 0 AND "reason" IS NULL
+ORDER BY 1 DESC, 2, 3
+"""
 )
+
+_HOURS = """
+SELECT "window" FROM babylon_rl.windows
+WHERE "window" >= %(first)s AND "window" < %(end)s AND "window" <= %(complete)s ORDER BY 1 DESC
+"""
+HOURS_LOOKED_AT_FIRST = 6
 
 # Rows that no hour has been made of yet; only those that a first look already rejects are left out. Hour by hour and agent by agent, each
 # by its index: the table is never scanned.
@@ -147,7 +166,7 @@ class FreezableEpisode:
 
 
 def count_freezable_rows(connection: psycopg.Connection[Any], bounds: FreezeBounds) -> Freezable:
-    """Count what ``take_freezable`` would give, and why the other new trajectories are not in it."""
+    """Count what ``look_at_newest`` would give, and why the other new trajectories are not in it."""
     windows: dict[str, int] = {}
     reasons: dict[str, int] = {}
     episodes = 0
@@ -157,17 +176,45 @@ def count_freezable_rows(connection: psycopg.Connection[Any], bounds: FreezeBoun
             episodes += number
         else:
             reasons[reason] = reasons.get(reason, 0) + int(rows)
-    unread = connection.execute(_UNREAD, bounds.parameters).fetchone()
-    if unread is not None and unread[0]:
-        reasons["in hours not read yet"] = unread[0]
-    ordered = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
-    return Freezable(sum(windows.values()), episodes, windows, ordered)
+    return Freezable(sum(windows.values()), episodes, windows, _most_first(reasons, count_unread(connection, bounds)))
 
 
-def take_freezable(connection: psycopg.Connection[Any], bounds: FreezeBounds) -> list[FreezableEpisode]:
-    """The freezable episodes, newest window first, then by agent; the caller holds the freeze lock."""
-    rows = connection.execute(_TAKE, bounds.parameters).fetchall()
-    return [FreezableEpisode(window, agent, tuple(ids), size) for window, agent, ids, size in rows]
+def look_at_newest(connection: psycopg.Connection[Any], bounds: FreezeBounds) -> Iterator[tuple[list[FreezableEpisode], dict[str, int]]]:
+    """The freezable episodes, newest window first, then by agent, and the other new trajectories by reason; the caller holds the freeze
+    lock. The first hours come alone, then twice as many at a time, so that a caller who has enough need not wait for the rest."""
+    hours = [row[0] for row in connection.execute(_HOURS, bounds.parameters)]
+    done, size = 0, HOURS_LOOKED_AT_FIRST
+    while done < len(hours):
+        some = hours[done : done + size]
+        done, size = done + size, size * 2
+        episodes: list[FreezableEpisode] = []
+        reasons = Counter[str]()
+        inner = replace(bounds, first=some[-1], end=window_of(window_end(some[0])))
+        for window, reason, agent, ids, group_size, rows in connection.execute(_LOOK, inner.parameters):
+            if reason is None:
+                episodes.append(FreezableEpisode(window, agent, tuple(ids), group_size))
+            else:
+                reasons[reason] += int(rows)
+        yield episodes, dict(reasons)
+
+
+def freezable_of(episodes: Sequence[FreezableEpisode], reasons: Mapping[str, int], unread: int = 0) -> Freezable:
+    """The count of episodes that were looked at."""
+    windows = Counter[str]()
+    for episode in episodes:
+        windows[episode.window] += len(episode.trajectory_ids)
+    return Freezable(windows.total(), len(episodes), dict(sorted(windows.items())), _most_first(reasons, unread))
+
+
+def count_unread(connection: psycopg.Connection[Any], bounds: FreezeBounds) -> int:
+    """Trajectories in hours that nobody has read yet."""
+    row = connection.execute(_UNREAD, bounds.parameters).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def _most_first(reasons: Mapping[str, int], unread: int) -> dict[str, int]:
+    found = {**reasons, **({"in hours not read yet": unread} if unread else {})}
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def decided_windows(connection: psycopg.Connection[Any], windows: Sequence[str]) -> frozenset[str]:

@@ -24,6 +24,14 @@ SELECT w."window" FROM unnest(%s::text[]) AS w("window")
 WHERE NOT EXISTS (SELECT FROM babylon_rl.group_scores g WHERE g."window" = w."window" AND NOT g."stale")
 """
 
+_OTHERS_SCORES = """
+SELECT w."window" FROM unnest(%s::text[]) AS w("window")
+WHERE NOT EXISTS (
+    SELECT FROM babylon_rl.group_scores g
+    WHERE g."window" = w."window" AND NOT g."stale" AND g."judge" = %s AND g."judgeVersion" = %s
+) AND NOT EXISTS (SELECT FROM babylon_rl.batch_items i WHERE i."window" = w."window" AND i."consumed")
+"""
+
 # The recorder's columns cannot be NULL, but they can be empty.
 _FIRST_LOGGED = """
 SELECT DISTINCT ON ("trajectoryId") "trajectoryId", "systemPrompt" <> '' AND "userPrompt" <> '' AND response <> ''
@@ -42,6 +50,11 @@ def newest_new_trainable(connection: psycopg.Connection[Any], first: str, end: s
 def unscored_windows(connection: psycopg.Connection[Any], windows: list[str]) -> set[str]:
     """Those of ``windows`` that hold no current scores."""
     return {row[0] for row in connection.execute(_UNSCORED, [windows])}
+
+
+def windows_not_by(connection: psycopg.Connection[Any], windows: list[str], judge: str, version: str) -> set[str]:
+    """Those of ``windows`` that hold no current scores of this judge, less those of which a training has consumed an episode."""
+    return {row[0] for row in connection.execute(_OTHERS_SCORES, [windows, judge, version])}
 
 
 def first_logged_calls(connection: psycopg.Connection[Any], trajectory_ids: Sequence[str]) -> dict[str, bool]:

@@ -23,7 +23,8 @@ _SEMANTIC = re.compile(r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)
 _MODELS = """
 SELECT m."modelId", m.version, m."baseModel", m."trainingBatch", m.status, m."deployedAt", m."storagePath", m."benchmarkScore",
        m.accuracy, m."avgReward", m."evalMetrics", m."createdAt", l."batchId" IS NULL, l."parentVersion", l."backend",
-       l."checkpointPath", l."manifestSha", COALESCE(l."windows", '{}'), l."metrics"
+       l."checkpointPath", l."manifestSha", COALESCE(l."windows", '{}'), l."metrics", l."prunedAt", l."uploadedUrl", l."trackingUrl",
+       m."wandbRunId", m."wandbArtifactId"
 FROM public.trained_models m
 LEFT JOIN babylon_rl.model_lineage l ON l."version" = m.version AND l."batchId" = m."trainingBatch"
 """
@@ -52,6 +53,16 @@ class Model:
     manifest_sha: str | None
     windows: Sequence[str]
     metrics: Mapping[str, Any] | None
+    pruned_at: datetime | None
+    uploaded_url: str | None
+    tracking_url: str | None
+    wandb_run_id: str | None
+    wandb_artifact_id: str | None
+
+    @property
+    def shown_status(self) -> str:
+        """The status in words: a foreign row says so, and so does a version whose files were given up."""
+        return f"{self.status} (foreign)" if self.foreign else f"{self.status} (pruned)" if self.pruned_at is not None else self.status
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -61,7 +72,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class NewModel:
-    """What ``register_model`` writes: a published checkpoint and the batch that made it."""
+    """What ``register_model`` writes: a published checkpoint, what agents call (``storage_path``), and the batch that made it."""
 
     batch_id: str
     attempt: int
@@ -70,11 +81,14 @@ class NewModel:
     base_model: str
     backend: str
     checkpoint: str
+    storage_path: str
     manifest_sha: str
     episodes: Sequence[BatchEpisode]
     loss: float
     metrics: Mapping[str, Any]
     now: datetime
+    uploaded_url: str | None = None
+    wandb_artifact_id: str | None = None
 
     @property
     def model_id(self) -> str:
@@ -165,11 +179,12 @@ def register_model(connection: psycopg.Connection[Any], new: NewModel) -> int:
         """
         INSERT INTO public.trained_models
             (id, "modelId", version, "baseModel", "trainingBatch", status, "storagePath", "avgReward", "evalMetrics",
-             "createdAt", "updatedAt")
-        VALUES (%s, %s, %s, %s, %s, 'ready', %s, %s, %s, %s, %s)
+             "wandbArtifactId", "createdAt", "updatedAt")
+        VALUES (%s, %s, %s, %s, %s, 'ready', %s, %s, %s, %s, %s, %s)
         """,
-        [f"model-{new.batch_id.removeprefix('batch-')}", new.model_id, new.version, new.base_model, new.batch_id, new.checkpoint,
-         sum(scores) / len(scores) if scores else None, Jsonb({"training": dict(new.metrics)}), new.now, new.now],
+        [f"model-{new.batch_id.removeprefix('batch-')}", new.model_id, new.version, new.base_model, new.batch_id, new.storage_path,
+         sum(scores) / len(scores) if scores else None, Jsonb({"training": dict(new.metrics)}),
+         new.wandb_artifact_id, new.now, new.now],
     )  # fmt: skip
     connection.execute(
         """
@@ -195,10 +210,47 @@ def register_model(connection: psycopg.Connection[Any], new: NewModel) -> int:
         """
         INSERT INTO babylon_rl.model_lineage
             ("version", "parentVersion", "baseModel", "backend", "batchId", "checkpointPath", "manifestSha", "windows", "metrics",
-             "createdAt")
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+             "uploadedUrl", "createdAt")
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
         """,
         [new.version, new.parent_version, new.base_model, new.backend, new.batch_id, new.checkpoint, new.manifest_sha,
-         new.windows, Jsonb(dict(new.metrics)), new.now],
+         new.windows, Jsonb(dict(new.metrics)), new.uploaded_url, new.now],
     )  # fmt: skip
     return marked
+
+
+def mark_pruned(connection: psycopg.Connection[Any], batch_ids: Sequence[str], now: datetime) -> None:
+    """Say of versions of ours, before their files go, that they cannot be played here any more; the caller commits."""
+    connection.execute(
+        'UPDATE babylon_rl.model_lineage SET "prunedAt" = %s WHERE "batchId" = ANY(%s) AND "prunedAt" IS NULL', [now, list(batch_ids)]
+    )
+    connection.execute(
+        """
+        UPDATE public.trained_models SET status = 'archived', "archivedAt" = %s, "updatedAt" = %s
+        WHERE "trainingBatch" = ANY(%s) AND status = 'ready'
+          AND EXISTS (SELECT 1 FROM babylon_rl.model_lineage l WHERE l."version" = trained_models.version AND l."batchId" = "trainingBatch")
+        """,
+        [now, now, list(batch_ids)],
+    )
+
+
+def note_tracking(connection: psycopg.Connection[Any], batch_id: str, run_id: str, link: str, now: datetime) -> None:
+    """Say where the training of a version of ours can be watched; the caller commits."""
+    noted = connection.execute('UPDATE babylon_rl.model_lineage SET "trackingUrl" = %s WHERE "batchId" = %s', [link, batch_id])
+    if noted.rowcount:
+        connection.execute(
+            'UPDATE public.trained_models SET "wandbRunId" = %s, "updatedAt" = %s WHERE "trainingBatch" = %s', [run_id, now, batch_id]
+        )
+
+
+def note_artifact(connection: psycopg.Connection[Any], batch_id: str, artifact: str, now: datetime) -> None:
+    """Say under which name a version of ours lies at Weights & Biases; the caller commits."""
+    connection.execute(
+        'UPDATE public.trained_models SET "wandbArtifactId" = %s, "updatedAt" = %s WHERE "trainingBatch" = %s', [artifact, now, batch_id]
+    )
+
+
+def note_upload(connection: psycopg.Connection[Any], batch_id: str, url: str, now: datetime) -> None:
+    """Say where the checkpoint of a version of ours was uploaded; what agents call stays as it is. The caller commits."""
+    connection.execute('UPDATE babylon_rl.model_lineage SET "uploadedUrl" = %s WHERE "batchId" = %s', [url, batch_id])
+    connection.execute('UPDATE public.trained_models SET "updatedAt" = %s WHERE "trainingBatch" = %s', [now, batch_id])

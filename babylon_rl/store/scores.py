@@ -23,6 +23,10 @@ class StoredScore(msgspec.Struct, frozen=True, rename="camel"):
     advantage: float
     disagreement: float
     reasoning: str
+    order_scores: list[float] = []
+    places: list[float] = []
+    shown_tokens: int = 0
+    flags: list[str] = []
     trajectory_ids: list[str] = []
 
 
@@ -38,6 +42,8 @@ class StoredGroup(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     disagreement: float
     input_version: str
     data_version: str
+    shown_version: str = ""
+    judgement: dict[str, Any] = {}
     scores: list[StoredScore]
     criteria: dict[str, Any] = {}
 
@@ -53,11 +59,12 @@ _MARK_STALE = """
 """
 
 _READ_GROUPS = """
-    SELECT "window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement", "inputVersion", "dataVersion"
+    SELECT "window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement", "inputVersion", "dataVersion",
+        "shownVersion", "judgement"
     FROM babylon_rl.group_scores WHERE "window" = ANY(%s)
 """
 _READ_SCORES = """
-    SELECT "window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning"
+    SELECT "window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning", "orderScores", "places", "shownTokens", "flags"
     FROM babylon_rl.episode_scores WHERE "window" = ANY(%s) ORDER BY "window", "rank", "agentId" COLLATE "C"
 """
 
@@ -65,22 +72,27 @@ _DELETE = """DELETE FROM babylon_rl.group_scores WHERE "window" = ANY(%s)"""
 
 _INSERT_GROUPS = """
     INSERT INTO babylon_rl.group_scores
-        ("window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement", "inputVersion", "dataVersion", "judgedAt")
-    SELECT "window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement", "inputVersion", "dataVersion", %(now)s
+        ("window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement", "inputVersion", "dataVersion", "shownVersion",
+        "judgement", "judgedAt")
+    SELECT "window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement", "inputVersion", "dataVersion", "shownVersion",
+        "judgement", %(now)s
     FROM jsonb_to_recordset(%(groups)s) AS given ("window" text, "judge" text, "judgeVersion" text, "groupSize" int, "mean" float8,
-        "spread" float8, "disagreement" float8, "inputVersion" text, "dataVersion" text)
+        "spread" float8, "disagreement" float8, "inputVersion" text, "dataVersion" text, "shownVersion" text, "judgement" jsonb)
 """
 
 _SCORES = """
     FROM jsonb_to_recordset(%(groups)s) AS given ("window" text, "judge" text, "judgeVersion" text, "criteria" jsonb, "scores" jsonb)
     CROSS JOIN LATERAL jsonb_to_recordset(given."scores") AS s ("agentId" text, "score" float8, "rank" int, "advantage" float8,
-        "disagreement" float8, "reasoning" text, "trajectoryIds" text[])
+        "disagreement" float8, "reasoning" text, "orderScores" float8[], "places" float8[], "shownTokens" int, "flags" text[],
+        "trajectoryIds" text[])
 """
 
 _INSERT_SCORES = (
     """
-    INSERT INTO babylon_rl.episode_scores ("window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning")
-    SELECT given."window", s."agentId", s."score", s."rank", s."advantage", s."disagreement", s."reasoning"
+    INSERT INTO babylon_rl.episode_scores ("window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning", "orderScores",
+        "places", "shownTokens", "flags")
+    SELECT given."window", s."agentId", s."score", s."rank", s."advantage", s."disagreement", s."reasoning", s."orderScores",
+        s."places", s."shownTokens", s."flags"
 """
     + _SCORES
 )
@@ -151,7 +163,7 @@ def read(connection: Connection, windows: Sequence[str]) -> dict[str, StoredGrou
     scores: dict[str, list[StoredScore]] = {}
     for window, *values in connection.execute(_READ_SCORES, wanted).fetchall():
         scores.setdefault(window, []).append(StoredScore(*values))
-    names = StoredGroup.__struct_fields__[:9]
+    names = StoredGroup.__struct_fields__[:11]
     rows = [dict(zip(names, values, strict=True)) for values in connection.execute(_READ_GROUPS, wanted).fetchall()]
     return {row["window"]: StoredGroup(**row, scores=scores.get(row["window"], [])) for row in sorted(rows, key=lambda row: row["window"])}
 

@@ -4,6 +4,7 @@ Whatever fails for a reason that another try would not cure fails the batch and 
 database that goes away, leaves the batch as it was, and the next run goes on from there.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,19 @@ from typing import Any
 
 import psycopg
 
-from babylon_rl.errors import BabylonError, BatchConflict, DatabaseError, NothingToTrain, TrainingError
+from babylon_rl.errors import (
+    BabylonError,
+    BatchConflict,
+    DatabaseError,
+    JudgeError,
+    JudgeUnavailable,
+    NothingToTrain,
+    TrainingError,
+    TrainingPaused,
+)
 from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.scoring import score_windows
+from babylon_rl.judge.scoring_result import Scored
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import (
     LIVE_STATES,
@@ -32,14 +43,16 @@ from babylon_rl.store.batches import (
     write_judgements,
     write_preflight,
 )
-from babylon_rl.store.freezable import read_dropped, record_dropped
-from babylon_rl.store.registry import Model, model_of_batch, newest_of_line, read_models
+from babylon_rl.store.freezable import DROPOUT, read_dropped, record_dropped
+from babylon_rl.store.registry import Model, model_of_batch, newest_of_line, read_models, version_taken
 from babylon_rl.store.training_steps import TrainingStep, finished_steps, read_steps
 from babylon_rl.training.conversion import NO_SEQUENCE, Conversion, convert, refuse_empty
-from babylon_rl.training.freezing import DROPOUT, Frozen, count_freezable, describe_reasons, freeze, freeze_batch
+from babylon_rl.training.freezing import Frozen, count_freezable, describe_reasons, freeze, freeze_batch
 from babylon_rl.training.iterations import Clock, OnStep, Run, plan_iterations, train_iterations
+from babylon_rl.training.preflight import preflight_document, refuse_hopeless, refuse_untrainable
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
-from babylon_rl.training.trainer import Trainer, choose_trainer
+from babylon_rl.training.trainer import Trainer, TrainPlan, choose_trainer
+from babylon_rl.training.uploading import check_storage
 
 __all__ = [
     "Batch", "Frozen", "Prepared", "Trained", "batch_settings", "cancel_batch", "count_freezable", "fail_batch", "fail_stuck", "freeze",
@@ -50,6 +63,7 @@ STUCK_AFTER = timedelta(hours=4)
 NO_SPREAD_REASON = "no spread of scores"
 THIN_REASON = "its hour is no longer ready"
 UNSCORED_REASON = "not scored"
+QUARANTINED_REASON = "its hour is quarantined"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +107,10 @@ def prepare_batch(connection: psycopg.Connection[Any], batch_id: str, settings: 
     Raises:
         NothingToTrain: no group is left; the batch has failed with this message and its trajectories are free.
         BatchConflict: the batch ended, or another run has taken it over.
+        JudgeError: hours wait for the judge, or it refuses; the batch stays as it is, and the next run goes on from there.
     """
     batch = _required(connection, batch_id)
-    if batch.state == "completed" or finished_steps(connection, batch_id):
+    if batch.state == "completed" or read_steps(connection, batch_id):
         return _prepared(connection, batch)
     effective = batch_settings(batch, settings)
     attempt = _claim(connection, batch_id, now)
@@ -106,10 +121,12 @@ def prepare_batch(connection: psycopg.Connection[Any], batch_id: str, settings: 
         with own_transaction(connection):
             advance_batch(connection, batch_id, attempt, "scoring", now)
         windows = sorted({episode.window for episode in episodes})
+        refuse_hopeless(connection, batch, episodes, effective)
         scores = score_windows(connection, windows, effective, now)
+        _refuse_pending(batch_id, scores)
         dropped = read_dropped(connection, windows, DROPOUT)
         groups = {window: group.without({agent for hour, agent in dropped if hour == window}) for window, group in scores.items()}
-        judged = [_judged(episode, groups.get(episode.window)) for episode in episodes]
+        judged = [_judged(episode, groups.get(episode.window), episode.window in scores.quarantined) for episode in episodes]
         with own_transaction(connection):
             advance_batch(connection, batch_id, attempt, "scoring", now)
             write_judgements(connection, batch_id, judged)
@@ -158,7 +175,7 @@ def train_batch(
         )
     attempt = _claim(connection, batch_id, now)
     run = Run(connection, batch, attempt, trainer, checkpoints_root or settings.home / "checkpoints", Clock.at(now))
-    with _failing(connection, batch_id, attempt, run.clock.now):
+    with _failing(connection, batch_id, attempt, run.clock.now, run.work):
         model = _resume_or_train(run, effective, on_step)
     return Trained(_required(connection, batch_id), model, list(finished_steps(connection, batch_id).values()))
 
@@ -167,19 +184,22 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep) -> Model:
     batch_id = run.batch.batch_id
     prepared = _prepared(run.connection, run.batch)
     published = find_published(run.checkpoints, run.batch)
-    if published is not None:
-        return finish_registration(run, prepared.kept, published)
+    if published is not None and not version_taken(run.connection, run.batch.version):
+        return finish_registration(run, prepared.kept, published, settings)
     with own_transaction(run.connection):
         advance_batch(run.connection, batch_id, run.attempt, "training", run.clock.now())
+    check_storage(settings, batch_id)
     parent = _parent(run)
     line = [m.version for m in read_models(run.connection) if not m.foreign and m.base_model == run.batch.base_model]
     conversion = convert(run.connection, prepared.kept, settings, line)
-    kept = _leave_empty(run, prepared, conversion, None if parent is None else parent.version)
-    refuse_empty(conversion, batch_id)
     directory = None if parent is None else parent_checkpoint(parent)
-    plan = plan_iterations(sorted(conversion.by_window), settings, run.batch.seed)
+    plan = plan_iterations(sorted(conversion.by_window), settings, run.batch.seed) if conversion.by_window else []
+    found = run.trainer.prepare(run.context(), [[s for window in windows for s in conversion.by_window[window]] for windows in plan])
+    kept = _leave_empty(run, prepared, conversion, found, None if parent is None else parent.version)
+    refuse_empty(conversion, batch_id)
+    refuse_untrainable(found, batch_id)
     steps = train_iterations(run, conversion, plan, directory, on_step)
-    return publish_and_register(run, kept, steps, None if parent is None else parent.version)
+    return publish_and_register(run, kept, steps, None if parent is None else parent.version, settings, conversion.sequences)
 
 
 def _parent(run: Run) -> Model | None:
@@ -189,7 +209,7 @@ def _parent(run: Run) -> Model | None:
     return next((m for m in read_models(run.connection) if m.version == run.batch.parent_version and not m.foreign), None)
 
 
-def _leave_empty(run: Run, prepared: Prepared, conversion: Conversion, parent: str | None) -> list[BatchEpisode]:
+def _leave_empty(run: Run, prepared: Prepared, conversion: Conversion, plan: TrainPlan, parent: str | None) -> list[BatchEpisode]:
     counted = [
         replace(episode, sequences=number, dropped=None if number else NO_SEQUENCE)
         for episode in prepared.kept
@@ -201,16 +221,26 @@ def _leave_empty(run: Run, prepared: Prepared, conversion: Conversion, parent: s
     with own_transaction(run.connection):
         advance_batch(run.connection, run.batch.batch_id, run.attempt, "training", now)
         write_judgements(run.connection, run.batch.batch_id, counted)
-        write_preflight(run.connection, run.batch.batch_id, conversion.preflight(left), parent)
+        write_preflight(run.connection, run.batch.batch_id, preflight_document(conversion, counted, left, plan), parent)
         record_dropped(run.connection, run.batch.batch_id, NO_SEQUENCE, empty, now)
     return [episode for episode in counted if episode.dropped is None]
 
 
-def _judged(episode: BatchEpisode, scores: GroupScores | None) -> BatchEpisode:
+def _refuse_pending(batch_id: str, scores: Scored) -> None:
+    if scores.pending:
+        window, reason = next(iter(scores.pending.items()))
+        raise JudgeUnavailable(
+            f"{batch_id} waits: {len(scores.pending)} of its hours are not judged yet, the first {window}: {reason} "
+            "What is judged is kept, and the next run goes on from there."
+        )
+
+
+def _judged(episode: BatchEpisode, scores: GroupScores | None, quarantined: bool) -> BatchEpisode:
     if episode.dropped is not None:
         return episode  # its trajectories are free, and perhaps another batch's
     if scores is None:
-        return replace(episode, score=None, rank=None, advantage=None, dropped=THIN_REASON)
+        absent = QUARANTINED_REASON if quarantined else THIN_REASON
+        return replace(episode, score=None, rank=None, advantage=None, dropped=absent)
     own = next((score for score in scores.scores if score.agent_id == episode.agent_id), None)
     if own is None:
         return replace(episode, score=None, rank=None, advantage=None, dropped=UNSCORED_REASON)
@@ -277,22 +307,29 @@ def _claim(connection: psycopg.Connection[Any], batch_id: str, now: datetime) ->
 
 
 @contextmanager
-def _failing(connection: psycopg.Connection[Any], batch_id: str, attempt: int, now: datetime | Callable[[], datetime]) -> Iterator[None]:
-    """Fail the batch for what another try would not cure; a lost database or a lost claim leaves it to the next run."""
+def _failing(
+    connection: psycopg.Connection[Any], batch_id: str, attempt: int, now: datetime | Callable[[], datetime], work: Path | None = None
+) -> Iterator[None]:
+    """Fail the batch for what another try would not cure; a lost database or claim, or a judge, leaves it to the next run.
+
+    ``work`` holds what nobody needs once the batch has failed.
+    """
     try:
         yield
-    except (BatchConflict, DatabaseError):
+    except (BatchConflict, DatabaseError, JudgeError, TrainingPaused):
         raise
     except BabylonError as error:
-        _end(connection, batch_id, str(error), now() if callable(now) else now, attempt)
+        _end(connection, batch_id, str(error), now() if callable(now) else now, attempt, work)
         raise
     except OSError as error:
         message = f"{batch_id} could not be written: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}."
-        _end(connection, batch_id, message, now() if callable(now) else now, attempt)
+        _end(connection, batch_id, message, now() if callable(now) else now, attempt, work)
         raise TrainingError(f"{message} The batch has failed and its trajectories are free; make room and train again.") from error
 
 
-def _end(connection: psycopg.Connection[Any], batch_id: str, error: str, now: datetime, attempt: int) -> None:
+def _end(connection: psycopg.Connection[Any], batch_id: str, error: str, now: datetime, attempt: int, work: Path | None) -> None:
     connection.rollback()
     with own_transaction(connection):
-        end_failed(connection, batch_id, error, now, attempt)
+        ended = end_failed(connection, batch_id, error, now, attempt)
+    if ended and work is not None:
+        shutil.rmtree(work, ignore_errors=True)

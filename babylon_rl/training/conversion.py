@@ -12,14 +12,15 @@ from typing import Any
 
 import psycopg
 
-from babylon_rl.episodes.reading import read_window
+from babylon_rl.episodes.reading import stream_trajectories
 from babylon_rl.episodes.types import Sequence as ServedSequence
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leaks import find_leaks
-from babylon_rl.market.outcomes import read_outcomes
+from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import BatchEpisode
+from babylon_rl.store.window_groups import reading_chunks
 from babylon_rl.training.freezing import describe_reasons
 from babylon_rl.training.trainer import TrainSequence
 
@@ -63,27 +64,41 @@ class Conversion:
 def convert(
     connection: psycopg.Connection[Any], episodes: Sequence[BatchEpisode], settings: Settings, versions: Sequence[str] = ()
 ) -> Conversion:
-    """Build the sequences of judged episodes, reading one window at a time.
+    """Build the sequences of judged episodes, reading some hours at a time: of their rows only those that are frozen are decoded.
 
     Args:
         episodes: those still in the batch, each with its advantage.
         versions: the line's versions, newest first; a call's staleness is its version's place in it.
     """
+    in_window: dict[str, list[BatchEpisode]] = {}
+    for episode in episodes:
+        in_window.setdefault(episode.window, []).append(episode)
     by_window: dict[str, list[TrainSequence]] = {}
     per_episode: dict[tuple[str, str], int] = {}
     left_out: Counter[str] = Counter()
     staleness: Counter[str] = Counter()
-    for window in sorted({episode.window for episode in episodes}, reverse=True):
-        ids = [trajectory_id for episode in episodes if episode.window == window for trajectory_id in episode.trajectory_ids]
-        secrets = hour_secrets(connection, read_outcomes(connection, window, settings), ids)
-        served = {episode.agent_id: episode.sequences for episode in read_window(connection, window, settings).episodes}
-        for episode in (episode for episode in episodes if episode.window == window):
-            frozen = frozenset(episode.trajectory_ids)
-            calls = [call for call in served.get(episode.agent_id, ()) if call.trajectory_id in frozen]
-            kept = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
-            per_episode[window, episode.agent_id] = len(kept)
-            by_window.setdefault(window, []).extend(_sequence(call, episode, len(kept)) for call in kept)
-    return Conversion({w: s for w, s in by_window.items() if s}, per_episode, dict(left_out), dict(staleness))
+    for windows in reading_chunks(connection, in_window):
+        outcomes = read_many_outcomes(connection, windows, settings)
+        frozen = {window: [i for episode in in_window[window] for i in episode.trajectory_ids] for window in windows}
+        served = _served(connection, frozen, settings)
+        for window in windows:
+            secrets = hour_secrets(connection, outcomes[window], frozen[window])
+            for episode in in_window[window]:
+                calls = [call for i in episode.trajectory_ids for call in served.get((window, i), ())]
+                kept = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
+                per_episode[window, episode.agent_id] = len(kept)
+                by_window.setdefault(window, []).extend(_sequence(call, episode, len(kept)) for call in kept)
+    newest_first = sorted(by_window.items(), reverse=True)
+    return Conversion({w: s for w, s in newest_first if s}, per_episode, dict(left_out), dict(staleness))
+
+
+def _served(
+    connection: psycopg.Connection[Any], frozen: Mapping[str, Sequence[str]], settings: Settings
+) -> dict[tuple[str, str], Sequence[ServedSequence]]:
+    """The calls of the frozen trajectories by (window, trajectory id), in their order."""
+    only = frozenset(trajectory_id for ids in frozen.values() for trajectory_id in ids)
+    found = stream_trajectories(connection, frozen, settings, only)
+    return {(trajectory.window, trajectory.trajectory_id): trajectory.sequences for trajectory in found}
 
 
 def refuse_empty(conversion: Conversion, batch_id: str) -> None:
@@ -137,4 +152,5 @@ def _sequence(call: ServedSequence, episode: BatchEpisode, calls: int) -> TrainS
         call_id=call.call_id,
         model_version=call.model_version,
         scripted=call.scripted,
+        score=episode.score,
     )

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.models.checkpoints import BaseIdentity
-from babylon_rl.training.trainer import DRY_BASE_MODEL, IterationResult, StepMetrics, TrainIteration
+from babylon_rl.training.trainer import DRY_BASE_MODEL, IterationResult, LocalTrainer, StepMetrics, TrainIteration
 
 _TENSOR = "base_model.model.lm_head.lora_A.weight"
 
 
-class DryTrainer:
+class DryTrainer(LocalTrainer):
     """Writes what a trainer would, learns nothing; the loss falls with the step so that pages have a curve to draw."""
 
     name = "dry"

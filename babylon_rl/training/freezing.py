@@ -5,9 +5,12 @@ same seed over the same rows freezes the same batch.
 """
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Any
 
 import psycopg
@@ -25,27 +28,30 @@ from babylon_rl.store.batches import (
     read_batch,
 )
 from babylon_rl.store.freezable import (
+    DROPOUT,
     Freezable,
     FreezableEpisode,
     FreezeBounds,
     count_freezable_rows,
+    count_unread,
     decided_windows,
+    freezable_of,
+    look_at_newest,
     record_dropped,
-    take_freezable,
 )
 from babylon_rl.store.registry import newest_of_line, next_version, version_order, version_taken
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.training.trainer import training_line
 from babylon_rl.windows import HOUR, newest_complete, window_end, window_of, window_range, window_start
 
-DROPOUT = "dropout"
 DROPOUT_FREE = 1000
 DROPOUT_MOST = 0.3
+DROPOUT_STEADY = math.ceil(DROPOUT_FREE / (1 - DROPOUT_MOST))  # from so many trajectories on the rate is DROPOUT_MOST
 # Frozen with a batch, so that a run that is resumed under other settings ends as it began.
 FROZEN_SETTINGS = (
     "learning_rate", "batch_size", "gradient_accumulation_steps", "epochs", "iterations", "windows_per_iteration", "kl_penalty",
     "max_grad_norm", "warmup_steps", "gamma", "max_staleness_versions", "train_purposes", "train_synthetic", "min_agents_per_window",
-    "min_actions_per_trajectory", "judge_model",
+    "min_actions_per_trajectory", "judge_model", "art_model_name", "wandb_project",
 )  # fmt: skip
 
 
@@ -60,7 +66,8 @@ class Dropout:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """The outcome of freezing: the batch, or None with the reason in words; ``freezable`` is what could have been taken."""
+    """The outcome of freezing: the batch, or None with the reason in words; ``freezable`` is what could have been taken, or of it what
+    was looked at before the batch was full."""
 
     batch: Batch | None
     reason: str
@@ -147,10 +154,9 @@ def freeze(
         lock_freezing(connection)
         lock_registry(connection)
         bounds = freeze_bounds(connection, settings, now, windows, settled)
-        freezable = count_freezable_rows(connection, bounds)
+        freezable, chosen, dropout = _look_and_choose(connection, settings, bounds, max_trajectories, minimum, seed)
         if freezable.trajectories == 0 or freezable.trajectories < minimum:
             return Frozen(None, _too_few(freezable, bounds, minimum), freezable)
-        chosen, dropout = _choose(connection, settings, take_freezable(connection, bounds), freezable, max_trajectories, seed)
         if not chosen:
             return Frozen(None, f"No episode has as few as {max_trajectories} trajectories: raise --max-trajectories.", freezable)
         parent = newest_of_line(connection, line.base_model)
@@ -195,6 +201,24 @@ def seeded_share(seed: int, *parts: str) -> float:
     return int.from_bytes(digest[:8]) / 2**64
 
 
+def _look_and_choose(
+    connection: psycopg.Connection[Any], settings: Settings, bounds: FreezeBounds, most: int | None, minimum: int, seed: int
+) -> tuple[Freezable, list[FreezableEpisode], Dropout]:
+    """Look at the hours from the newest, until the batch is full and nothing that follows could change it."""
+    episodes: list[FreezableEpisode] = []
+    reasons = Counter[str]()
+    for found, others in look_at_newest(connection, bounds):
+        episodes += found
+        reasons.update(others)
+        freezable = freezable_of(episodes, reasons)
+        if most is not None and freezable.trajectories >= max(minimum, DROPOUT_STEADY):
+            chosen, dropout, full = _choose(connection, settings, episodes, freezable, most, seed)
+            if full:
+                return freezable, chosen, dropout
+    freezable = freezable_of(episodes, reasons, count_unread(connection, bounds))
+    return freezable, *_choose(connection, settings, episodes, freezable, most, seed)[:2]
+
+
 def _choose(
     connection: psycopg.Connection[Any],
     settings: Settings,
@@ -202,7 +226,7 @@ def _choose(
     freezable: Freezable,
     max_trajectories: int | None,
     seed: int,
-) -> tuple[list[FreezableEpisode], Dropout]:
+) -> tuple[list[FreezableEpisode], Dropout, bool]:
     # More windows than all iterations together can see would be marked as used without having been trained.
     most = settings.iterations * settings.windows_per_iteration
     newest = sorted({episode.window for episode in episodes}, reverse=True)[:most]
@@ -210,23 +234,30 @@ def _choose(
     dropout = decide_dropout(
         offered, dropout_rate(freezable.trajectories), seed, settings.min_agents_per_window, decided_windows(connection, newest)
     )
-    chosen = _at_most(dropout.kept, max_trajectories, seed)
+    chosen, full = _at_most(dropout.kept, max_trajectories, seed)
     taken = {episode.window for episode in chosen}
-    return chosen, Dropout(dropout.rate, chosen, [episode for episode in dropout.dropped if episode.window in taken])
+    return chosen, Dropout(dropout.rate, chosen, [episode for episode in dropout.dropped if episode.window in taken]), full
 
 
-def _at_most(episodes: Sequence[FreezableEpisode], most: int | None, seed: int) -> list[FreezableEpisode]:
+def _at_most(episodes: Sequence[FreezableEpisode], most: int | None, seed: int) -> tuple[list[FreezableEpisode], bool]:
+    """Episodes of at most ``most`` trajectories, and whether one had no room: no older hour than its own is used for the rest."""
     if most is None:
-        return list(episodes)
+        return list(episodes), False
     newest_first = sorted(episodes, key=lambda e: seeded_share(seed, "most", e.window, e.agent_id))
     newest_first.sort(key=lambda e: e.window, reverse=True)
     chosen: list[FreezableEpisode] = []
     left = most
-    for episode in newest_first:
-        if len(episode.trajectory_ids) <= left:
-            chosen.append(episode)
-            left -= len(episode.trajectory_ids)
-    return sorted(sorted(chosen, key=lambda e: e.agent_id), key=lambda e: e.window, reverse=True)
+    full = False
+    for _, hour in groupby(newest_first, key=lambda e: e.window):
+        for episode in hour:
+            if len(episode.trajectory_ids) <= left:
+                chosen.append(episode)
+                left -= len(episode.trajectory_ids)
+            else:
+                full = True
+        if full and chosen:
+            break
+    return sorted(sorted(chosen, key=lambda e: e.agent_id), key=lambda e: e.window, reverse=True), full and bool(chosen)
 
 
 def _new_batch_id(connection: psycopg.Connection[Any], now: datetime) -> str:

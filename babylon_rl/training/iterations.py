@@ -23,7 +23,7 @@ from babylon_rl.store.batches import Batch, heartbeat, own_transaction
 from babylon_rl.store.training_steps import TrainingStep, begin_step, finish_step, finished_steps, read_steps
 from babylon_rl.training.conversion import Conversion
 from babylon_rl.training.freezing import seeded_share
-from babylon_rl.training.trainer import StepMetrics, Trainer, TrainIteration
+from babylon_rl.training.trainer import RunContext, StepMetrics, Trainer, TrainIteration
 
 RESULT_FILE = "iteration.json"
 WORK = ".work"
@@ -70,6 +70,20 @@ class Run:
         """Say that the run is alive. Raises BatchConflict when the batch ended or was taken over."""
         heartbeat(self.connection, self.batch.batch_id, self.attempt, self.clock.now())
 
+    def context(self) -> RunContext:
+        """What a trainer may know of the run; its sign of life is given every HEARTBEAT_EVERY_S at most."""
+        last_beat_s = -math.inf
+
+        def beat() -> None:
+            nonlocal last_beat_s
+            if time.monotonic() - last_beat_s >= HEARTBEAT_EVERY_S:
+                self.beat()
+                last_beat_s = time.monotonic()
+
+        begun = read_steps(self.connection, self.batch.batch_id)
+        began_at = min((step.started_at for step in begun), default=self.clock.now())
+        return RunContext(self.connection, self.batch.batch_id, self.attempt, began_at, self.clock.now, beat)
+
 
 def work_dir(checkpoints: Path, batch_id: str) -> Path:
     """The directory of a batch's numbered checkpoints."""
@@ -105,6 +119,8 @@ def train_iterations(
             done[number] = _finish(run, number, directory)
         steps.append(done[number])
         parent = directory
+    for abandoned in run.work.glob(".*"):
+        shutil.rmtree(abandoned, ignore_errors=True)  # of runs that died while they trained
     return steps
 
 
@@ -123,7 +139,11 @@ def _train(run: Run, iteration: TrainIteration, parent: Path | None, directory: 
         on_step(metrics)
 
     began_s = time.monotonic()
-    result = run.trainer.train(iteration, parent, partial, step)
+    try:
+        result = run.trainer.train(iteration, parent, partial, step)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)  # on a full disk what is half written only stands in the way
+        raise
     if not math.isfinite(result.loss):
         raise Diverged(
             f"The loss of iteration {iteration.step} of {iteration.batch_id} is {result.loss}; nothing was published. Lower LEARNING_RATE."
@@ -176,7 +196,12 @@ def _finish(run: Run, number: int, directory: Path) -> TrainingStep:
 def _rename_durably(partial: Path, final: Path) -> None:
     for path in [*partial.rglob("*"), partial]:
         _fsync(path)
-    partial.rename(final)
+    try:
+        partial.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+        shutil.rmtree(partial)  # the run that this one took over came first, with the same weights: they follow from the seed
     _fsync(final.parent)
 
 

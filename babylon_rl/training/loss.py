@@ -1,9 +1,9 @@
 """The loss of the CPU trainer, on the tokens that had alternatives.
 
-Per token: ``-min(ratio, 5) * advantage * logp`` with the ratio to the serving policy where its log-probabilities were recorded
-(CISPO: the ratio carries no gradient), and ratio 1, which is group-relative REINFORCE, where they were not. Three guards keep the
-policy from collapsing into one action: a negative advantage stops pushing once its token is below ``STALE_PROBABILITY``; an entropy
-bonus; and a penalty on the exact KL divergence from the base over the legal tokens.
+Per token: ``-clip(ratio, 0, 5) * advantage * logp`` with the ratio to the serving policy where its log-probabilities were recorded
+(CISPO: the ratio carries no gradient), and ratio 1, which is group-relative REINFORCE, where they were not. This is the default loss of
+openpipe-art, to the letter when the three guards are off (``ART_WEIGHTS``): a negative advantage stops pushing once its token is below
+``stale_probability``, an entropy bonus, and a penalty on the exact KL divergence from the base over the legal tokens.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-RATIO_LIMIT = 5.0
+EPSILON, EPSILON_HIGH = 1.0, 4.0
+RATIO_LIMIT = 1 + EPSILON_HIGH
 STALE_PROBABILITY = 0.05
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """``entropy`` and ``kl`` are in units of the policy term, per token."""
+    """``entropy`` and ``kl`` are in units of the policy term, per token; 0 is off.
+
+    The ratio is clipped to [1 - ``epsilon``, 1 + ``epsilon_high``]. Below ``stale_probability`` a token is not pushed down any further,
+    which clips negative advantages alone; 0 is off.
+    """
 
     entropy: float
     kl: float
+    stale_probability: float = STALE_PROBABILITY
+    epsilon: float = EPSILON
+    epsilon_high: float = EPSILON_HIGH
+
+
+ART_WEIGHTS = LossWeights(entropy=0.0, kl=0.0, stale_probability=0.0)
 
 
 def token_loss(
@@ -41,15 +52,22 @@ def token_loss(
         served_n: recorded log-probabilities, NaN where there are none.
         kl_n: divergence of the policy from the base at each token, with gradients; None when its weight is 0.
     """
-    import torch
-
-    current = logprobs_n.detach()
-    ratio = torch.where(
-        torch.isnan(served_n), torch.ones_like(current), (current - torch.nan_to_num(served_n)).exp().clamp(max=RATIO_LIMIT)
-    )
-    stale = (advantages_n < 0) & (current.exp() < STALE_PROBABILITY)
-    push = torch.where(stale, torch.zeros_like(ratio), ratio * advantages_n)
-    loss = -push * logprobs_n - weights.entropy * entropy_n
+    ratio_n, stale_n = _ratios(logprobs_n.detach(), advantages_n, served_n, weights)
+    push_n = (ratio_n.clamp(1 - weights.epsilon, 1 + weights.epsilon_high) * advantages_n).masked_fill(stale_n, 0.0)
+    loss = -push_n * logprobs_n - weights.entropy * entropy_n
     if kl_n is not None:
         loss = loss + weights.kl * kl_n
     return loss
+
+
+def clipped(logprobs_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", weights: LossWeights) -> "Tensor":
+    """[N] booleans: the ratio left its bounds, or the guard of negative advantages holds the token."""
+    ratio_n, stale_n = _ratios(logprobs_n.detach(), advantages_n, served_n, weights)
+    return stale_n | (ratio_n < 1 - weights.epsilon) | (ratio_n > 1 + weights.epsilon_high)
+
+
+def _ratios(current_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", weights: LossWeights) -> "tuple[Tensor, Tensor]":
+    import torch
+
+    ratio_n = (current_n - torch.where(torch.isnan(served_n), current_n, served_n)).exp()
+    return ratio_n, (advantages_n < 0) & (current_n.exp() < weights.stale_probability)

@@ -7,10 +7,13 @@ directory that no row points to and that another batch left behind is replaced.
 import hashlib
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from babylon_rl.errors import CheckpointError, TrainingError
+from babylon_rl.errors import CheckpointError, TrainingError, TrainingPaused
 from babylon_rl.models.checkpoints import MANIFEST, Manifest, publish, verify
+from babylon_rl.models.files import copy_tree
+from babylon_rl.settings import Settings
 from babylon_rl.store.batches import (
     LIVE_STATES,
     Batch,
@@ -23,7 +26,10 @@ from babylon_rl.store.batches import (
 from babylon_rl.store.registry import Model, NewModel, model_of_batch, next_version, register_model, reserve_version, version_taken
 from babylon_rl.store.training_steps import TrainingStep, finished_steps
 from babylon_rl.training.iterations import RESULT_FILE, WORK, Run
-from babylon_rl.training.trainer import STATE_PREFIX
+from babylon_rl.training.retention import prune
+from babylon_rl.training.served_as import action_grammar, prompt_version
+from babylon_rl.training.trainer import STATE_PREFIX, TrainSequence
+from babylon_rl.training.uploading import upload_checkpoint
 
 STAGING = "publish"
 
@@ -35,7 +41,13 @@ def parent_checkpoint(parent: Model) -> Path:
         CheckpointError: it is gone or damaged; the message says what can be done.
     """
     directory = Path(parent.checkpoint or parent.storage_path)
-    cure = f"Restore it, or mark {parent.version} as failed in trained_models to continue from the version before it."
+    restore = f"Restore it from {parent.uploaded_url}" if parent.uploaded_url else "Restore it"
+    cure = f"{restore}, or mark {parent.version} as failed in trained_models to continue from the version before it."
+    if parent.pruned_at is not None and not directory.is_dir():
+        raise CheckpointError(
+            f"The parent {parent.version} was pruned on {parent.pruned_at:%Y-%m-%d}, when {directory} made room for newer checkpoints "
+            f"(CHECKPOINTS_KEPT). {cure}"
+        )
     if not directory.is_dir():
         raise CheckpointError(f"The parent {parent.version} is gone: {directory} is not there. {cure}")
     try:
@@ -51,35 +63,49 @@ def find_published(checkpoints: Path, batch: Batch) -> Path | None:
     return directory if _batch_of(directory) == batch.batch_id else None
 
 
-def publish_and_register(run: Run, episodes: Sequence[BatchEpisode], steps: Sequence[TrainingStep], parent: str | None) -> Model:
-    """Publish the last iteration as a version and register it.
+def publish_and_register(
+    run: Run,
+    episodes: Sequence[BatchEpisode],
+    steps: Sequence[TrainingStep],
+    parent: str | None,
+    settings: Settings,
+    sequences: Sequence[TrainSequence],
+) -> Model:
+    """Publish the last iteration, trained on ``sequences``, as a version and register it.
 
     Raises:
         BatchConflict: the batch ended, or a newer run has it; no row was written.
+        OSError: the disk is full; nothing half written is left.
+        TrainingPaused: as ``finish_registration``.
     """
     version = _own_version(run)
-    with own_transaction(run.connection):
-        advance_batch(run.connection, run.batch.batch_id, run.attempt, "uploading", run.clock.now())
-    manifest = _manifest(run, version, episodes, steps, parent)
+    manifest = _manifest(run, version, episodes, steps, parent, sequences)
     staging = run.work / STAGING
-    shutil.rmtree(staging, ignore_errors=True)
-    last = Path(steps[-1].checkpoint or "")
-    shutil.copytree(last, staging, ignore=shutil.ignore_patterns(f"{STATE_PREFIX}*", RESULT_FILE))
     final = run.checkpoints / version
     if final.exists():
         shutil.rmtree(final)  # nobody's: _own_version made sure that no row points to it
-    publish(staging, final, manifest)
-    return finish_registration(run, episodes, final)
+    try:
+        copy_tree(Path(steps[-1].checkpoint or ""), staging, leave_out=(f"{STATE_PREFIX}*", RESULT_FILE))
+        publish(staging, final, manifest)
+    except OSError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return finish_registration(run, episodes, final, settings)
 
 
-def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: Path) -> Model:
-    """Register a published checkpoint: model, batch, trajectories and lineage in one transaction; then tidy up.
+def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: Path, settings: Settings) -> Model:
+    """Upload a published checkpoint where that is asked for, and register it: model, batch, trajectories and lineage in one transaction.
+
+    Then tidy up: older checkpoints that need not stay are given up.
 
     Raises:
         BatchConflict: the batch ended, or a newer run has it.
         CheckpointError: the checkpoint is damaged.
+        TrainingPaused: it could not be uploaded; the batch stays in `uploading`, and its next run goes on there.
     """
     manifest = verify(checkpoint)
+    stands_for = run.trainer.checkpoint(checkpoint)
+    url = None if settings.model_storage_url is None else upload_checkpoint(checkpoint, settings.model_storage_url, run.beat)
     steps = list(finished_steps(run.connection, run.batch.batch_id).values())
     metrics = {
         "judge": run.batch.settings.get("judge_model"),
@@ -90,16 +116,24 @@ def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: 
     }
     new = NewModel(
         batch_id=run.batch.batch_id, attempt=run.attempt, version=manifest.version, parent_version=manifest.parent,
-        base_model=run.batch.base_model, backend=run.batch.backend, checkpoint=str(checkpoint), manifest_sha=_manifest_sha(checkpoint),
-        episodes=episodes, loss=steps[-1].loss or 0.0, metrics=metrics, now=run.clock.now(),
+        base_model=run.batch.base_model, backend=run.batch.backend, checkpoint=str(checkpoint),
+        storage_path=stands_for.storage_path if stands_for.remote or url is None else url, manifest_sha=_manifest_sha(checkpoint),
+        episodes=episodes, loss=steps[-1].loss or 0.0, metrics=metrics, now=run.clock.now(), uploaded_url=url,
+        wandb_artifact_id=stands_for.remote.artifact if stands_for.remote else None,
     )  # fmt: skip
     with own_transaction(run.connection):
         lock_registry(run.connection)
+        if version_taken(run.connection, new.version) and model_of_batch(run.connection, new.batch_id) is None:
+            raise TrainingPaused(
+                f"Another producer took {new.version} while {new.batch_id} was being published; its next run takes the next number."
+            )
         register_model(run.connection, new)
     model = model_of_batch(run.connection, run.batch.batch_id)
     if model is None:
         raise TrainingError(f"{new.version} was registered and cannot be read back.")
     _tidy(run)
+    with suppress(OSError):  # what cannot be deleted now is deleted by the next training; this one is registered
+        prune(run.connection, settings, run.checkpoints, run.clock.now())
     return model
 
 
@@ -107,6 +141,7 @@ def _own_version(run: Run) -> str:
     # A foreign row may have taken the number since the batch reserved it.
     with own_transaction(run.connection):
         lock_registry(run.connection)
+        advance_batch(run.connection, run.batch.batch_id, run.attempt, "uploading", run.clock.now())
         version = run.batch.version
         if version_taken(run.connection, version):
             version = next_version(run.connection, run.batch.batch_id)
@@ -114,7 +149,14 @@ def _own_version(run: Run) -> str:
     return version
 
 
-def _manifest(run: Run, version: str, episodes: Sequence[BatchEpisode], steps: Sequence[TrainingStep], parent: str | None) -> Manifest:
+def _manifest(
+    run: Run,
+    version: str,
+    episodes: Sequence[BatchEpisode],
+    steps: Sequence[TrainingStep],
+    parent: str | None,
+    sequences: Sequence[TrainSequence],
+) -> Manifest:
     scores = [episode.score for episode in episodes if episode.score is not None]
     return Manifest(
         version=version,
@@ -123,6 +165,8 @@ def _manifest(run: Run, version: str, episodes: Sequence[BatchEpisode], steps: S
         parent=parent,
         batch_id=run.batch.batch_id,
         step=steps[-1].iteration,
+        prompt_version=prompt_version(sequences),
+        action_grammar=action_grammar(sequences),
         judge=run.batch.settings.get("judge_model"),
         windows=tuple(sorted({episode.window for episode in episodes}, reverse=True)),
         metrics={

@@ -1,21 +1,29 @@
-"""What every trainer is: sequences with advantages in, a numbered adapter directory and metrics out.
+"""What every trainer is: sequences with advantages in, a numbered checkpoint directory and metrics out.
 
-A trainer knows no database, no batch state and no version numbers; training/runs.py decides what it trains, from where it
-continues and what becomes of the directory it writes. An iteration is the unit of resumption: it is trained whole or not at all.
+One protocol for the trainers of this machine and for paid services: prepare (what would train, and for how much; nothing is posted),
+train (one iteration), checkpoint (what a directory stands for) and endpoint (how agents call it). The directory of a local trainer
+holds an adapter, that of a service a pointer to the step that lies there. An iteration is the unit of resumption: it is trained
+whole or not at all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+import psycopg
+
 from babylon_rl.errors import NoTrainer
-from babylon_rl.models.checkpoints import BaseIdentity
+from babylon_rl.models.checkpoints import BaseIdentity, RemoteCheckpoint, read_remote
 from babylon_rl.models.packaged import DRY, base_model_name
 from babylon_rl.settings import Settings
 
 STATE_PREFIX = "trainer_state"
 DRY_BASE_MODEL = DRY
+SERVERLESS = "serverless"
+GPU = "gpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,7 @@ class TrainSequence:
     call_id: str
     model_version: str | None = None
     scripted: bool = False
+    score: float | None = None  # 0..1, for backends that compute the advantages themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,56 @@ class IterationResult:
     sequences: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """The run that a trainer works for: the claim on its batch, the clock, and a sign of life.
+
+    ``began_at`` is when the batch's first iteration began. ``beat`` raises BatchConflict when the batch ended or was taken over.
+    """
+
+    connection: psycopg.Connection[Any]
+    batch_id: str
+    attempt: int
+    began_at: datetime
+    now: Callable[[], datetime]
+    beat: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """What a backend would make of a training, known before anything is posted or paid.
+
+    ``trainable_tokens`` counts one pass over every sequence of the batch, None where the backend counts while it trains.
+    ``untrained`` counts the sequences that it cannot train, by reason. ``cure`` says what to do when nothing trains. ``estimated_usd``
+    is for the whole training, None where it is free or no price is known. ``ignored`` names settings that the backend does not take.
+    """
+
+    trainable_tokens: int | None = None
+    sequences: int | None = None
+    untrained: Mapping[str, int] = field(default_factory=dict)
+    cure: str = ""
+    estimated_usd: float | None = None
+    ignored: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint directory stands for; ``storage_path`` is what agents call, ``remote`` None for an adapter on this machine."""
+
+    directory: Path
+    storage_path: str
+    remote: RemoteCheckpoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """How agents call a version: an OpenAI-compatible address and the model's name there; ``hint`` says what to start, if anything."""
+
+    url: str
+    model: str
+    hint: str = ""
+
+
 class Trainer(Protocol):
     """A training backend. ``name`` is what tables and pages call it; ``base_model`` is the line its versions belong to."""
 
@@ -97,6 +156,15 @@ class Trainer(Protocol):
         """What a checkpoint of this trainer must be served on: models.checkpoints.base_identity of the base's directory."""
         ...
 
+    def prepare(self, run: RunContext, plan: Sequence[Sequence[TrainSequence]]) -> TrainPlan:
+        """Look at the sequences of every iteration before the first one; nothing is posted, paid or written.
+
+        Raises:
+            TrainingError: this training would be refused (TRAINING_BUDGET_USD).
+            ModelUnavailable: what the backend needs to know of the base is not there.
+        """
+        ...
+
     def train(
         self,
         iteration: TrainIteration,
@@ -104,9 +172,10 @@ class Trainer(Protocol):
         out: Path,
         on_step: Callable[[StepMetrics], None],
     ) -> IterationResult:
-        """Train one iteration and write the adapter (safetensors, adapter_config.json) into ``out``, which exists and is empty.
+        """Train one iteration and write the checkpoint into ``out``, which exists and is empty; ``prepare`` was called before.
 
-        ``parent`` is the adapter directory to continue from (the parent version, or the iteration before), None for the bare
+        That is an adapter (safetensors, adapter_config.json), or a service's pointer (models.checkpoints.write_remote).
+        ``parent`` is the directory to continue from (the parent version, or the iteration before), None for the bare
         base. Optimizer state may be kept in files named ``trainer_state*`` in ``out``; the next iteration finds them in its
         ``parent``, and they are not published. ``on_step`` is called after every optimizer step and may raise (cancelled).
 
@@ -114,8 +183,41 @@ class Trainer(Protocol):
             Diverged: the loss or the policy left its bounds.
             NothingToTrain: no sequence has a trainable token under this backend.
             CheckpointError: ``parent`` is damaged or belongs to another base.
+            TrainingPaused: a service does not answer; the batch goes on with its next run.
         """
         ...
+
+    def checkpoint(self, directory: Path) -> Checkpoint:
+        """What a directory that ``train`` wrote stands for."""
+        ...
+
+    def endpoint(self, version: str, directory: Path) -> Endpoint:
+        """How agents call the version that was published from ``directory``."""
+        ...
+
+
+class LocalTrainer:
+    """What the trainers of this machine share: their checkpoint is a directory, served by `babylon-rl serve model`."""
+
+    def prepare(self, run: RunContext, plan: Sequence[Sequence[TrainSequence]]) -> TrainPlan:
+        """Nothing is paid, and tokens are counted while training."""
+        return TrainPlan()
+
+    def checkpoint(self, directory: Path) -> Checkpoint:
+        """The directory itself."""
+        return Checkpoint(directory, str(directory))
+
+    def endpoint(self, version: str, directory: Path) -> Endpoint:
+        """A server on this machine, where the default port is."""
+        return Endpoint("http://localhost:8000/v1", version, f"start it with `babylon-rl serve model {version}`")
+
+
+def endpoint_of(settings: Settings, version: str, directory: Path) -> Endpoint:
+    """How agents call a registered version, by its checkpoint directory alone."""
+    remote = read_remote(directory)
+    if remote is not None:
+        return Endpoint(remote.inference_url, remote.inference_name)
+    return Endpoint(f"{settings.local_endpoint.rstrip('/')}/v1", version, f"start it with `babylon-rl serve model {version}`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,26 +235,43 @@ def training_line(settings: Settings) -> TrainingLine:
         NoTrainer: no backend is chosen, or the chosen one is not available; the message says what to set.
     """
     if settings.wandb_api_key is not None and settings.wandb_api_key.get_secret_value():
-        raise NoTrainer(
-            "WANDB_API_KEY is set, which chooses serverless training, and that is not available yet in this version. "
-            "Unset WANDB_API_KEY and set TRAIN_RL_LOCAL=true to train on this machine."
-        )
+        if find_spec("art") is None:
+            raise NoTrainer(
+                "WANDB_API_KEY is set, which chooses serverless training, and openpipe-art is not installed. Install the extra `remote` "
+                "(make setup), or unset WANDB_API_KEY and set TRAIN_RL_LOCAL=true to train on this machine."
+            )
+        return TrainingLine(SERVERLESS, settings.base_model)
     if not settings.train_rl_local:
         raise NoTrainer(
             "No trainer is chosen: there is no WANDB_API_KEY and TRAIN_RL_LOCAL is false. Set TRAIN_RL_LOCAL=true to train on this machine."
         )
     if settings.local_base_model == DRY_BASE_MODEL:
         return TrainingLine("dry", DRY_BASE_MODEL)
+    if settings.local_base_model is None and gpu_is_here():
+        return TrainingLine(GPU, settings.base_model)
     return TrainingLine("cpu", settings.local_base_model or base_model_name(settings))
 
 
+def gpu_is_here() -> bool:
+    """True with a driver of an NVIDIA GPU and the packages of the extra `gpu`; loads neither."""
+    return Path("/proc/driver/nvidia/version").exists() and find_spec("unsloth") is not None
+
+
 def choose_trainer(settings: Settings) -> Trainer:
-    """The trainer of the settings' line: WANDB_API_KEY first, else TRAIN_RL_LOCAL (LOCAL_BASE_MODEL=dry: the dry one).
+    """The trainer of the settings' line: WANDB_API_KEY first, else TRAIN_RL_LOCAL (LOCAL_BASE_MODEL=dry: the dry one; a GPU; the CPU).
 
     Raises:
         NoTrainer: as ``training_line``.
     """
     line = training_line(settings)
+    if line.backend == SERVERLESS:
+        from babylon_rl.training.remote.serverless import ServerlessTrainer
+
+        return ServerlessTrainer(settings)
+    if line.backend == GPU:
+        from babylon_rl.training.remote.gpu import GpuTrainer
+
+        return GpuTrainer(settings)
     if line.backend == "dry":
         from babylon_rl.training.dry import DryTrainer
 

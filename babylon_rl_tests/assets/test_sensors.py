@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 
 from babylon_rl.assets.partitions import batches
+from babylon_rl.automation.checks_batches import CHECKS
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import finish_evidence, observe_changes, start_training, train_daily
 from babylon_rl.episodes.reading import sync_windows
@@ -157,11 +158,9 @@ def test_a_frozen_batch_is_trained_by_the_job(ready: Bench):
     checkpoint = ready.materializations("trained_checkpoint")[batch].metadata
     assert checkpoint["version"].value.startswith("v1.0.")
     assert HOURS[0] in checkpoint["upstream_windows"].value
-    assert "loss_curve" in checkpoint
-    assert {check.check_name: check.passed for check in result.get_asset_check_evaluations()} == {
-        "checkpoint_whole": True,
-        "loss_finite": True,
-    }
+    assert "loss_curve" in checkpoint and "reward_curve" in checkpoint
+    assert "WANDB_API_KEY is not set" in checkpoint["weights_and_biases"].value
+    assert {check.check_name: check.passed for check in result.get_asset_check_evaluations()} == dict.fromkeys(CHECKS, True)
     assert isinstance(ask(ready, start_training), dg.SkipReason)
 
 
@@ -177,7 +176,7 @@ def test_a_completed_batch_without_a_decision_is_asked_for_thrice(ready: Bench, 
 
     (request,) = ask(ready, finish_evidence).run_requests
     assert request.run_key == f"{batch}/benchmark/1"
-    assert request.asset_selection == [dg.AssetKey("benchmark_report"), dg.AssetKey("released_model")]
+    assert request.asset_selection == [dg.AssetKey(name) for name in ("benchmark_report", "released_model", "leaderboard")]
     add_run(dg.DagsterRunStatus.STARTED, request.run_key)
     assert ask(ready, finish_evidence) == dg.SkipReason(f"{batch} has a live run.")
     later = make_bench(ready.babylon.database, now=utc_now() + timedelta(hours=5), **DRY)

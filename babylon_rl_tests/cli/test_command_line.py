@@ -140,7 +140,7 @@ def test_verify_system_has_a_line_for_each_part(command: Command, database: Data
     done = command("verify-system", "--json", DATABASE_URL=database.url)
     statuses = {check["name"]: check["status"] for check in json.loads(done.stdout)["checks"]}
     assert done.returncode == 0, done.stdout
-    assert set(statuses) == {"settings", "disk", "database", "schema", "dagster", "registry", "weights"}
+    assert set(statuses) == {"settings", "disk", "database", "schema", "dagster", "registry", "judge", "weights"}
     assert statuses["schema"] == "PASS"
     unmigrated = command("verify-system", "--json", DATABASE_URL=empty_database.url)
     assert unmigrated.returncode == 1

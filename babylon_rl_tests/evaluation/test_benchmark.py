@@ -76,6 +76,11 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     assert report.table_markdown.startswith("**pass**: v1.0.0 earns") and "| nothing (strategy) |" in report.table_markdown
 
     assert read_report(connection, batch) == report
+    connection.execute(
+        'INSERT INTO training_batches (id, "batchId", "baseModel", "modelVersion", "trajectoryIds", "rewardsJson")'
+        " VALUES (%s, %s, 'dry', 'v1.0.0', '[]', '[]')",
+        [batch, batch],
+    )
     release = record_release(connection, batch, settings, NOW)
     assert (release.version, release.decision, release.reason) == ("v1.0.0", "pass", report.reason)
     score, accuracy, metrics, status = connection.execute(
@@ -83,6 +88,8 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     ).fetchone()
     assert (score, accuracy, status) == (best["pnl"], best["accuracy"], "ready")
     assert metrics["training"] == {"loss": 1}
+    assert best["improvement"] > 0
+    assert connection.execute('SELECT "policyImprovement" FROM training_batches').fetchall() == [(best["improvement"],)]
     assert [check["found"] for check in metrics["benchmark"]["checks"]] == ["pass"] * 5
     assert metrics["benchmark"]["improvementLow"] == best["improvementLow"] and metrics["benchmark"]["decision"] == "pass"
     decided = connection.execute('SELECT "version", "decision", "reportVersion" FROM babylon_rl.releases').fetchall()

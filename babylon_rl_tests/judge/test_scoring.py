@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.errors import SettingsError
+from babylon_rl.errors import JudgeError
 from babylon_rl.judge.groups import GroupScores, group_scores
 from babylon_rl.judge.heuristic import heuristic_score
 from babylon_rl.judge.scoring import score_window, score_windows, stored_scores
@@ -232,6 +232,8 @@ def test_group_without_spread_is_reported(connection: Connection, settings: Sett
     assert found is not None and not found.has_spread and {entry.rank for entry in found.scores} == {1}
 
 
-def test_another_judge_is_refused_by_name(connection: Connection, settings: Settings) -> None:
-    with pytest.raises(SettingsError, match="some/judge"):
+def test_a_judge_that_nobody_knows_is_an_error_and_no_reason_for_another(connection: Connection, settings: Settings) -> None:
+    insert(connection, "trajectories", make_group())
+    with pytest.raises(JudgeError, match="some/judge"):
         score_window(connection, WINDOW, settings.model_copy(update={"judge_model": "some/judge"}), AFTER)
+    assert connection.execute("SELECT count(*) FROM reward_judgments").fetchone() == (0,)

@@ -13,7 +13,10 @@ from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl_tests.conftest import TEMPLATES
+from babylon_rl_tests.training.remote_play import base_directory, played, played_database, remote, stand_in
 from babylon_rl_tests.training.sample import NOW
+
+__all__ = ["base_directory", "played", "played_database", "remote", "stand_in"]
 
 
 @pytest.fixture

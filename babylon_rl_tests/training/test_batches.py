@@ -1,4 +1,5 @@
 import json
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -192,6 +193,60 @@ def test_a_crash_between_publishing_and_registering_only_registers(connection, s
     assert_registered_once(connection, batch, settings.home)
 
 
+def test_a_number_that_was_taken_between_publishing_and_registering_is_left_to_it(connection, settings, batch):
+    connection.execute("CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'the server went away'; END $$")
+    connection.execute("CREATE TRIGGER die BEFORE INSERT ON babylon_rl.model_lineage FOR EACH ROW EXECUTE FUNCTION die()")
+    connection.commit()
+    with pytest.raises(Exception, match="the server went away"):
+        train_batch(connection, batch.batch_id, settings, NOW)
+    connection.rollback()
+    connection.execute("DROP TRIGGER die ON babylon_rl.model_lineage")
+    connection.execute(
+        'INSERT INTO trained_models (id, "modelId", version, "baseModel", "storagePath", "updatedAt")'
+        " VALUES ('m', 'babylon-agent-v1.0.11', 'v1.0.11', 'x', 'x', %s)",
+        [NOW],
+    )
+    connection.commit()
+    trainer = KilledTrainer(at=99)
+    trained = train_batch(connection, batch.batch_id, settings, NOW, trainer)
+    assert trained.model.version == "v1.0.12" and trainer.trained == []
+    assert [path.name for path in (settings.home / "checkpoints").glob("v*")] == ["v1.0.12"]
+
+
+def test_what_was_begun_is_not_judged_again(connection, settings, batch):
+    with pytest.raises(Killed):
+        train_batch(connection, batch.batch_id, settings, NOW, KilledTrainer(1))
+    before = read_batch_episodes(connection, batch.batch_id)
+    connection.execute('UPDATE babylon_rl.episode_scores SET "score" = 1 - "score", "advantage" = -"advantage"')
+    connection.commit()
+    prepare_batch(connection, batch.batch_id, settings, NOW)
+    assert read_batch_episodes(connection, batch.batch_id) == before
+
+
+def test_the_rewards_of_a_batch_stand_in_the_order_of_its_trajectories_whatever_becomes_of_it(connection, settings, batch):
+    cancel_batch(connection, batch.batch_id, "enough", NOW)
+    ids, rewards, rankings, status, completed_at = connection.execute(
+        'SELECT "trajectoryIds", "rewardsJson", "rankingsJson", status, "completedAt" FROM training_batches WHERE "batchId" = %s',
+        [batch.batch_id],
+    ).fetchone()
+    scored = {t: (e.score, e.rank) for e in read_batch_episodes(connection, batch.batch_id) for t in e.trajectory_ids}
+    assert list(zip(json.loads(rewards), json.loads(rankings), strict=True)) == [scored[one] for one in json.loads(ids)]
+    assert (status, completed_at) == ("failed", NOW)
+
+
+def test_a_parent_that_is_gone_fails_the_batch_with_a_cure(connection, settings):
+    first = freeze_batch(connection, settings, NOW, max_trajectories=100)
+    prepare_batch(connection, first.batch_id, settings, NOW)
+    shutil.rmtree(train_batch(connection, first.batch_id, settings, NOW).checkpoint)
+    second = freeze_batch(connection, settings, NOW)
+    prepare_batch(connection, second.batch_id, settings, NOW)
+    with pytest.raises(CheckpointError, match=r"The parent v1\.0\.11 is gone: .* mark v1\.0\.11 as failed"):
+        train_batch(connection, second.batch_id, settings, NOW)
+    failed = read_batch(connection, second.batch_id)
+    assert failed.state == "failed" and failed.error.startswith("The parent v1.0.11 is gone")
+    assert value(connection, 'SELECT count(*) FROM trajectories WHERE "trainedInBatch" = %s', second.batch_id) == 0
+
+
 def test_a_damaged_published_checkpoint_is_published_again(connection, settings, batch):
     final = settings.home / "checkpoints" / "v1.0.11"
     final.mkdir(parents=True)
@@ -261,6 +316,7 @@ def test_a_training_that_fails_frees_what_it_held(connection, settings, batch, t
     assert_nothing_was_marked(connection, batch)
     failed = trainer.base_model == "dry"
     assert read_batch(connection, batch.batch_id).state == ("failed" if failed else "scoring")
+    assert not list((settings.home / "checkpoints").rglob("*.safetensors"))
     assert count_freezable(connection, settings, NOW).trajectories == (373 if failed else 0)
     if failed:
         with pytest.raises(BatchConflict, match="freeze a new batch"):

@@ -38,21 +38,24 @@ def test_a_training_prints_what_it_promises_and_is_listed(command):
     before = command("ready", "--json")
     assert before.returncode == 1
     assert json.loads(before.stdout)["reason"] == "Need 1000 more trajectories"
-    trained = command("train", "--iterations", "2", "--seed", "3")
+    trained = command("train", "--iterations", "10", "--seed", "3")
     assert trained.returncode == 0, trained.stderr
     lines = trained.stdout
     assert lines.count("simultaneous agents") == 7
     assert len(re.findall(r"Heuristic scores: min 0\.\d{3}, max 0\.\d{3}, avg 0\.\d{3}", lines)) == 7
     assert len(re.findall(r"Best: \S+ \(0\.\d{3}, P&L [+-]\d+\.\d\d\)", lines)) == 7
-    assert re.findall(r"Iteration \d/2: checkpoint step (\d)", lines) == ["1", "2"]
-    for promised in ("Final step: 2", "Checkpoints: 2", "Inference endpoint: http://localhost:8000/v1, model name v1.0.11"):
+    assert re.findall(r"Iteration \d+/10: checkpoint step (\d+)", lines) == [str(number) for number in range(1, 11)]
+    for promised in ("Final step: 10", "Checkpoints: 10", "Inference endpoint: http://localhost:8000/v1, model name v1.0.11"):
         assert promised in lines
     models = json.loads(command("models", "--json").stdout)["models"]
     assert [(m["version"], m["foreign"]) for m in models] == [("v1.0.11", False), ("v1.0.10", True), ("v1.0.9", True)]
     listed = json.loads(command("batches", "--json").stdout)["batches"]
     assert [(b["status"], b["foreign"]) for b in listed] == [("completed", False), ("completed", True)]
     shown = json.loads(command("batches", "show", listed[0]["batchId"], "--json").stdout)
-    assert len(shown["episodes"]) == 48 and len(shown["iterations"]) == 2
+    assert len(shown["episodes"]) == 48 and len(shown["iterations"]) == 10
+    kept = [Path(iteration["checkpoint"]) for iteration in shown["iterations"]]
+    assert [path.name for path in kept] == [str(number) for number in range(1, 11)]
+    assert all((path / "adapter_model.safetensors").is_file() for path in kept)
     again = command("train")
     assert again.returncode == 1
     assert "freezable trajectories" in again.stderr

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from babylon_rl.models.checkpoints import WEIGHTS, Manifest, publish, verify
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.models.scoring import EncodedSequence, branch_logprobs, encode_sequence
 from babylon_rl.settings import Settings
-from babylon_rl.training.cpu import ENTROPY_BONUS, OPTIMIZER_STATE, CpuTrainer
+from babylon_rl.training.cpu import CpuTrainer
+from babylon_rl.training.cpu_bounds import Measured, refuse_diverged
+from babylon_rl.training.cpu_items import make_items
+from babylon_rl.training.cpu_policy import PackedPolicy, load_policy
+from babylon_rl.training.cpu_steps import ENTROPY_BONUS, OPTIMIZER_STATE, IterationRun, optimizer_steps
+from babylon_rl.training.packing import Pack, pack
 from babylon_rl.training.trainer import STATE_PREFIX, IterationResult, StepMetrics, TrainIteration, TrainSequence, choose_trainer
 from babylon_rl_tests.training.sequences import (
     BAD,
@@ -84,10 +90,47 @@ def test_every_optimizer_step_is_told(cpu_settings: Settings, tmp_path: Path) ->
     count = told[-1].steps
     assert count >= 2 and count % 2 == 0
     assert [(one.iteration, one.step, one.steps) for one in told] == [(1, number, count) for number in range(1, count + 1)]
-    assert {"entropy", "kl", "gradientNorm"} <= set(told[0].metrics)
+    assert {"entropy", "kl", "clipFraction", "gradientNorm", "tokensPerSecond"} == set(told[0].metrics)
     assert told[-1].trainable_tokens == result.trainable_tokens
     assert result.metrics["optimizerSteps"] == count
     assert result.loss == pytest.approx(sum(one.loss for one in told) / count)
+
+
+def test_how_far_the_policy_went_is_measured_without_a_penalty_too(cpu_settings: Settings, tmp_path: Path) -> None:
+    free = cpu_settings.model_copy(update={"kl_penalty": 0.0})
+    still = trained(free.model_copy(update={"learning_rate": 1e-30}), tmp_path / "still", make_lesson(1))
+    moved = trained(free.model_copy(update={"epochs": 4}), tmp_path / "moved", make_lesson(1))
+    assert still.metrics["kl"] == pytest.approx(0.0, abs=1e-5) and moved.metrics["kl"] > 0.001
+
+
+def test_batch_size_and_accumulation_decide_what_a_step_gathers(cpu_settings: Settings) -> None:
+    packs = [Pack((0, 1, 2), (), ((), (), ()))] * 24
+
+    def sizes(**changes: int) -> list[tuple[int, int]]:
+        steps = optimizer_steps(packs, cpu_settings.model_copy(update=changes))
+        return [(len(step), sum(len(one.members) for one in step)) for step in steps]
+
+    assert sizes() == [(8, 24)] * 3  # 4 sequences for each of 2 x 3 packs
+    assert sizes(batch_size=1) == [(6, 18)] * 4
+    assert sizes(gradient_accumulation_steps=1) == [(4, 12)] * 6
+    assert sizes(batch_size=100) == [(24, 72)]
+
+
+def test_gathered_gradients_are_those_of_one_big_batch(cpu_settings: Settings, tiny_base: Path) -> None:
+    tokenizer, model = load_policy(tiny_base, None)
+    items, _ = make_items(tokenizer, make_lesson(2))
+    policy = PackedPolicy(model.float())
+    run = IterationRun(policy, items, make_iteration([]), cpu_settings)
+    few, many = pack([item.encoded for item in items]), pack([item.encoded for item in items], most_tokens=1)
+    gradients = []
+    for packs in (few, many):
+        run.gradients(packs)
+        gradients.append([one.grad for one in policy.parameters.values() if one.grad is not None])
+        for one in policy.parameters.values():
+            one.grad = None
+    assert len(few) < len(many) == len(items)
+    for packed, apart in zip(*gradients, strict=True):
+        torch.testing.assert_close(packed, apart, atol=1e-5, rtol=1e-3)
 
 
 def test_who_watches_may_stop_it_and_nothing_is_written(cpu_settings: Settings, tmp_path: Path) -> None:
@@ -149,9 +192,26 @@ def test_a_policy_that_collapses_into_one_action_is_not_written(cpu_settings: Se
         for tick in range(6)
         for answer, advantage in ((HOLD, 8.0), (BUY, -8.0), (SELL, -8.0))
     ]
-    with pytest.raises(Diverged, match="collapsed, and nothing was published"):
+    with pytest.raises(Diverged, match="collapsed. Nothing was published"):
         trained(greedy, tmp_path / "out", lesson)
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_policy_far_from_its_base_is_not_written_though_nothing_penalizes_it(cpu_settings: Settings, tmp_path: Path) -> None:
+    far = cpu_settings.model_copy(update={"epochs": 60, "learning_rate": 0.1, "kl_penalty": 0.0})
+    lesson = [make_sequence("~" * 8, 8.0, news=f"{GOOD} {tick}", response_format=None, agent_id=f"agent-{tick}") for tick in range(12)]
+    with pytest.raises(Diverged, match=r"nats a choice away from its base \(bound 4\)"):
+        trained(far, tmp_path / "out", lesson)
+    assert not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kl", "share", "said"), [(4.1, 0.5, "4.10 nats"), (math.nan, 0.5, "nan nats"), (0.1, 0.951, "95% of the policy"), (3.9, 0.949, None)]
+)
+def test_the_bounds_of_what_is_published(kl: float, share: float, said: str | None) -> None:
+    measured = Measured(kl, {1: share, 2: 1 - share})
+    with pytest.raises(Diverged, match=said) if said else nullcontext():
+        refuse_diverged(measured, 1)
 
 
 def test_a_loss_that_is_no_number_stops_the_training(cpu_settings: Settings, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import threading
-from datetime import timedelta
+from collections import Counter
+from datetime import datetime, timedelta
 
 import psycopg
 import pytest
@@ -8,9 +9,11 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import BatchConflict, TrainingError, UsageError
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.store.batches import NewBatch, insert_batch, read_batch_episodes
-from babylon_rl.store.freezable import FreezableEpisode
+from babylon_rl.store.freezable import FreezableEpisode, count_unread, freezable_of, look_at_newest
 from babylon_rl.training.batches import cancel_batch, count_freezable, freeze, freeze_batch
-from babylon_rl.training.freezing import decide_dropout, describe_reasons, dropout_rate
+from babylon_rl.training.freezing import DROPOUT_STEADY, decide_dropout, describe_reasons, dropout_rate, freeze_bounds
+from babylon_rl.windows import HOUR, window_of, window_range
+from babylon_rl_tests.many_rows import ManyRows, insert_many
 from babylon_rl_tests.training.sample import NOW, value
 
 READY = {f"2025-10-29T{hour}:00" for hour in ("04", "13", "14", "15", "16", "17")} | {"2025-10-30T01:00"}
@@ -128,6 +131,59 @@ def test_newest_windows_come_first(connection, settings):
     batch = freeze_batch(connection, settings, NOW, max_trajectories=69)
     assert set(batch.windows) <= {"2025-10-30T01:00", "2025-10-29T17:00"}
     assert batch.trajectories <= 69
+
+
+@pytest.mark.parametrize("most", [20, 60, 100, 200])
+def test_a_maximum_takes_whole_hours_but_for_the_oldest(connection, settings, most):
+    counted = count_freezable(connection, settings, NOW).windows
+    batch = freeze_batch(connection, settings, NOW, max_trajectories=most)
+    taken = Counter()
+    for episode in read_batch_episodes(connection, batch.batch_id):
+        taken[episode.window] += len(episode.trajectory_ids)
+    assert 0 < taken.total() <= most
+    *whole, oldest = sorted(taken, reverse=True)
+    assert whole == sorted(counted, reverse=True)[: len(whole)] and all(taken[window] == counted[window] for window in whole)
+    assert taken[oldest] < counted[oldest]
+
+
+def test_looking_at_the_newest_hours_first_finds_what_counting_finds(connection, settings):
+    first = freeze_batch(connection, settings, NOW, max_trajectories=60)
+    bounds = freeze_bounds(connection, settings, NOW)
+    episodes, reasons, looks = [], Counter(), 0
+    for found, others in look_at_newest(connection, bounds):
+        episodes += found
+        reasons.update(others)
+        looks += 1
+    assert first is not None and looks > 1
+    assert [e.window for e in episodes] == sorted((e.window for e in episodes), reverse=True)
+    assert freezable_of(episodes, reasons, count_unread(connection, bounds)) == count_freezable(connection, settings, NOW)
+
+
+def test_an_episode_that_was_used_up_when_its_hour_was_read_is_left_out_and_still_in_its_group(connection, settings):
+    bounds = freeze_bounds(connection, settings, NOW)
+    taken, *rest = [e for found, _ in look_at_newest(connection, bounds) for e in found]
+    connection.execute('UPDATE trajectories SET "usedInTraining" = TRUE WHERE "trajectoryId" = ANY(%s)', [list(taken.trajectory_ids)])
+    connection.commit()
+    for _ in range(2):
+        assert [e for found, _ in look_at_newest(connection, bounds) for e in found] == rest
+        connection.commit()
+        sync_windows(connection, [taken.window], settings, NOW)
+
+
+def test_what_a_full_batch_leaves_is_not_looked_at(database, settings):
+    end = datetime(2025, 11, 1)
+    many = ManyRows(4320, end - 24 * HOUR, end, agents=30)
+    now, hours = end + timedelta(minutes=10), list(window_range(window_of(many.start), window_of(end)))
+    with database.connect() as connection:
+        insert_many(connection, many)
+        connection.commit()
+        sync_windows(connection, hours, settings, now)
+        total = count_freezable(connection, settings, now).trajectories
+        frozen = freeze(connection, settings, now, max_trajectories=100)
+    assert frozen.batch is not None
+    assert set(frozen.batch.windows) == {hours[-1]} and 90 < frozen.batch.trajectories <= 100
+    assert frozen.batch.dropout["rate"] == dropout_rate(total) == 0.3
+    assert DROPOUT_STEADY <= frozen.freezable.trajectories < total
 
 
 def test_a_quarantined_hour_and_a_flat_group_are_left_out(connection, settings):

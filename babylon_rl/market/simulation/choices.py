@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.market.simulation.actions import Action, Invalid, parse_action, unfenced
-from babylon_rl.market.simulation.agents import Choice
+from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Choice, Mandate
 from babylon_rl.market.simulation.observation import Observation
 
 USD_STEPS = (100, 250, 500, 1000, 2500)
@@ -35,6 +35,11 @@ def _labels(stocks: tuple[tuple[str, str], ...], questions: tuple[str, ...]) -> 
     return found | {market: market for market in questions}
 
 
+def format_name(mandate: Mandate) -> str:
+    """What the schemas of a mandate's answers are called."""
+    return "trade" if mandate == ONE_TICK else "action"
+
+
 def choice_format(seen: Observation) -> dict[str, Any]:
     """The schema of a choice over what can be traded now, as OpenAI's ``response_format``; not to be changed in place."""
     return format_of(tuple(labels(seen)))
@@ -46,7 +51,7 @@ def format_of(markets: tuple[str, ...]) -> dict[str, Any]:
     forms = [_form({"action": {"const": "hold"}})]
     if markets:
         forms.insert(0, _form({"action": {"enum": ["buy", "sell"]}, "market": {"enum": list(markets)}}))
-    return _format("trade", forms)
+    return _format(format_name(ONE_TICK), forms)
 
 
 def choice_text(choice: Choice, seen: Observation) -> str:
@@ -111,7 +116,7 @@ def _action_format(
     if amounts and tickers:
         opened = {"ticker": {"enum": list(tickers)}, "side": {"enum": ["long", "short"]}, "usd": usd, "leverage": {"enum": list(LEVERAGES)}}
         forms.append(_form({"action": {"const": "open_perp"}, **opened}))
-    return _format("action", forms)
+    return _format(format_name(FREE), forms)
 
 
 def parse_full(text: str, seen: Observation) -> Action | Invalid:

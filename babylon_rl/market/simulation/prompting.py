@@ -45,6 +45,12 @@ def messages(seen: Observation, version: str, mandate: Mandate) -> list[dict[str
     return [{"role": "system", "content": _part(version, system)}, {"role": "user", "content": user}]
 
 
+def system_texts() -> dict[str, str]:
+    """The version of every system message that ships, by its text."""
+    parts = [(version, "system") for version in VERSIONS] + [(TRADER_V2, "positions.system")]
+    return {_part(version, part): version for version, part in parts}
+
+
 def scripted_call(name: str, seen: Observation, action: Action | Invalid, version: str, mandate: Mandate) -> Call:
     """What a script would have been asked and have answered; its amounts are its own, so under the free mandate no schema is named."""
     if isinstance(action, Invalid):

@@ -37,7 +37,7 @@ class RemoteDestination:
 
     def __init__(self, url: str, work: Path, *, force: bool = False) -> None:
         self.shown = shown_url(url).rstrip("/")
-        self._fs, root = _file_system(url, self.shown)
+        self._fs, root = file_system(url, self.shown)
         self._root = root.rstrip("/")
         self._work = work
         self._force = force
@@ -142,7 +142,8 @@ def _journaled(content: bytes) -> list[PublishedFile]:
     return found
 
 
-def _file_system(url: str, shown: str) -> tuple[Any, str]:
+def file_system(url: str, shown: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it; ``shown`` is the URL as errors name it. Raises UsageError."""
     import fsspec
 
     try:

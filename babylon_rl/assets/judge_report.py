@@ -1,0 +1,72 @@
+"""How far the judge can be trusted, over the last days: what `babylon-rl judge report` says, on a page with its pictures."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+
+from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
+from babylon_rl.assets.plots import embedded_png
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.versions import content_version
+from babylon_rl.windows import HOUR, window_of
+
+REPORT_DAYS = 14
+COLUMNS = column_schema(
+    measured=("text", "What was measured"),
+    interval=("text", "The number with its 95 % interval over hours"),
+    meaning=("text", "What it says"),
+)
+
+
+@dg.asset(
+    deps=["scored_groups"],
+    group_name=HOURS_GROUP,
+    owners=OWNERS,
+    kinds={"python", "postgres"},
+    code_version="1",
+    metadata=COLUMNS,
+    description=f"How the judge agrees with itself, with a second judge (JUDGE_AUDIT_MODEL, asked about a sample) and with the market, "
+    f"whether place and length sway it, and what it costs, over the last {REPORT_DAYS} days.",
+)
+def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
+    from babylon_rl.judge.reliability_audited import audited_report
+    from babylon_rl.judge.reliability_document import document_of, sentences
+    from babylon_rl.judge.reliability_plots import pictures
+
+    now = babylon.now()
+    span = window_of(now - timedelta(days=REPORT_DAYS)), window_of(now + HOUR)
+    with babylon.connection() as connection:
+        report, audited = audited_report(connection, babylon.settings, span, now, on_progress=babylon.on_progress)
+    if audited is not None:
+        context.log.info(audited.sentence)
+    document = document_of(report)
+    metadata = counts(report.groups, judge=report.judge, quarantined_share=report.quarantined_share, pending=report.pending)
+    metadata |= _numbers(document)
+    metadata["report"] = table([{"measured": what, "interval": number, "meaning": words} for what, number, words in sentences(report)])
+    metadata |= {name: embedded_png(name, png) for name, png in pictures(report).items()}
+    metadata["document"] = dg.MetadataValue.json(document)
+    if audited is not None:
+        metadata["second_judge"] = audited.sentence
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(content_version(document)))
+
+
+def _numbers(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What Dagster draws over the days."""
+    paths = {
+        "orders_differ_by": ("selfAgreement", "meanAbsoluteDifference", "mean"),
+        "position_bias": ("positionBias", "slope"),
+        "length_bias": ("lengthBias", "partialCorrelation"),
+        "pnl_correlation": ("pnlCorrelation", "spearman"),
+        "second_judge_correlation": ("auditAgreement", "spearman", "mean"),
+        "usd": ("usd",),
+    }
+    found: dict[str, Any] = {}
+    for name, path in paths.items():
+        value: Any = document
+        for key in path:
+            value = None if value is None else value.get(key)
+        if value is not None:
+            found[name] = float(value)
+    return found

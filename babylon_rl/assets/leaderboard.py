@@ -1,0 +1,57 @@
+"""All versions, the base and the scripts in one order, made anew after every benchmark."""
+
+from typing import Any
+
+import dagster as dg
+
+from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, table
+from babylon_rl.assets.plots import embedded_png
+from babylon_rl.assets.resources import Babylon
+
+# Of a row, what fits on a page; the Markdown has the intervals of differences.
+SHOWN = {
+    "place": "place", "model": "who", "role": "role", "pnl": "P&L $/h", "low": "low", "high": "high", "improvement": "vs base $/h",
+    "winRate": "win rate", "accuracy": "right direction", "holdShare": "hold", "decision": "gate", "status": "status",
+}  # fmt: skip
+COLUMNS = column_schema(
+    place=("integer", "1 earned the most"),
+    model=("text", "A version, the base, or a script"),
+    pnl=("double precision", "Dollars an hour, mean over the markets that all have played"),
+    improvement=("double precision", "Dollars an hour above the base, paired market by market"),
+    decision=("text", "What the gate decided on the version"),
+)
+
+
+@dg.asset(
+    deps=["benchmark_report"],
+    group_name=BATCHES_GROUP,
+    owners=OWNERS,
+    kinds={"python", "postgres", "wandb"},
+    code_version="1",
+    metadata=COLUMNS,
+    description="Ranks all versions with the base, doing nothing, the news reader, the oracle and all strategies in the same unseen "
+    "markets, from what the benchmark reports have kept; also in Weights & Biases where a key is set.",
+)
+def leaderboard(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
+    from babylon_rl.evaluation.leaderboard import leaderboard as ranked
+    from babylon_rl.evaluation.leaderboard_plot import leaderboard_png
+    from babylon_rl.evaluation.leaderboard_text import markdown
+    from babylon_rl.evaluation.leaderboard_wandb import send
+    from babylon_rl.evaluation.plots import write_plot
+
+    with babylon.connection() as connection:
+        board = ranked(connection, babylon.settings)
+    png = leaderboard_png(board)
+    path = write_plot(png, babylon.settings.home / "benchmarks" / "leaderboard.png")
+    sent = send(board, path, babylon.settings)
+    context.log.info(sent.words)
+    rows = [line.row for line in board.lines]
+    best = board.best
+    metadata = counts(len(rows), versions=len(board.versions), not_ranked=len(board.unranked), markets=board.markets, best_version=best)
+    metadata["leaderboard"] = dg.MetadataValue.md(markdown(board))
+    metadata["pnl"] = embedded_png("P&L with intervals", png)
+    metadata["rows"] = table([{title: row.get(name) for name, title in SHOWN.items()} for row in rows])
+    metadata["weights_and_biases"] = sent.words
+    if sent.link is not None:
+        metadata["run"] = dg.MetadataValue.url(sent.link) if sent.link.startswith("http") else dg.MetadataValue.path(sent.link)
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(board.data_version))

@@ -1,0 +1,160 @@
+"""Checks of every scored hour: what is odd about what the judge said. One query for all of them, all of them warnings.
+
+A warning stops nothing: groups without scores do not train anyway, and whether odd scores are wrong is for a person to see.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import dagster as dg
+
+from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.automation.verdicts import Finding, verdict
+from babylon_rl.judge.wording import HIDDEN
+from babylon_rl.settings import Settings
+from babylon_rl.store.judge_report import HourVerdicts, hour_verdicts
+
+MOST_TIED = 0.5
+SAME_SCORE = 1e-9
+MOVING_PERCENT = 2.0
+REASON_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One check of scored_groups: what it asks for, how an hour fails it, and what a person then does."""
+
+    name: str
+    description: str
+    look: Callable[[HourVerdicts, Settings], Finding | None]
+    advice: str
+
+
+def _without_scores(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    if hour.quarantined is not None:
+        return Finding(f"set aside without scores, {hour.quarantined[:REASON_CHARACTERS]}")
+    return Finding(f"waits without scores, {hour.pending[:REASON_CHARACTERS]}") if hour.pending is not None else None
+
+
+def _tied(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    pairs = list(combinations(hour.scores, 2))
+    tied = sum(abs(one - two) < SAME_SCORE for one, two in pairs)
+    if not MOST_TIED * len(pairs) < tied < len(pairs):  # that all are equal is scores_differ's to say
+        return None
+    return Finding(f"{tied} of {len(pairs)} pairs of its episodes have the same score")
+
+
+def _disagreeing(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    if hour.disagreement <= settings.judge_disagreement:
+        return None
+    return Finding(
+        f"{hour.orders} orders differ by {hour.disagreement:.2f} on average (JUDGE_DISAGREEMENT is {settings.judge_disagreement:g})"
+    )
+
+
+def _against_pnl(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    from babylon_rl.judge.reliability_measures import spearman
+
+    known = [(score, pnl) for score, pnl in zip(hour.scores, hour.pnls_usd, strict=True) if pnl is not None]
+    correlation = spearman([score for score, _ in known], [pnl for _, pnl in known])
+    if correlation is None or correlation >= 0:
+        return None
+    return Finding(f"scores fall as P&L rises (rank correlation {correlation:+.2f} over {len(known)} episodes)")
+
+
+def _holding(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    moved = max(abs(hour.mean_change or 0.0), hour.volatility or 0.0)
+    if moved < MOVING_PERCENT:
+        return None
+    entries = list(zip(hour.agents, hour.scores, hour.trades, hour.pnls_usd, strict=True))
+    held = [(agent, score) for agent, score, trades, _ in entries if trades == 0]
+    won = [score for _, score, trades, pnl in entries if trades and pnl is not None and pnl > 0]
+    above = sum(score > other for _, score in held for other in won)
+    if above <= len(held) * len(won) / 2:
+        return None
+    agents = tuple(agent for agent, score in held if any(score > other for other in won))
+    said = f"the market moved by {moved:.1f} %, and in {above} of {len(held) * len(won)} pairs an agent that only held is ranked above one"
+    return Finding(f"{said} that traded and gained", agents)
+
+
+def _leaking(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    telling = tuple(agent for agent, tells in zip(hour.agents, hour.tells, strict=True) if tells)
+    parts = [f"{hour.leaked} of its sequences hold what only became known after it"] if hour.leaked else []
+    parts += [f"{len(telling)} explanations repeat what is hidden from the agents"] if telling else []
+    return Finding(", and ".join(parts), telling) if parts else None
+
+
+def _flagged(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    agents = tuple(agent for agent, flags in zip(hour.agents, hour.flags, strict=True) if flags)
+    if not agents:
+        return None
+    count = f"{len(agents)} of {len(hour.agents)} episodes hold"
+    return Finding(f"{count} text that may speak to the judge ({sum(hour.flags)} suspicions)", agents)
+
+
+RULES = (
+    Rule(
+        "groups_have_scores",
+        "No group is in quarantine or waits for its judge.",
+        _without_scores,
+        "`babylon-rl judge quarantine {hour}` shows the tries, `judge retry` asks anew; what waits is judged by the next run.",
+    ),
+    Rule(
+        "few_ties",
+        "At most half of the pairs of a group's episodes have the same score.",
+        _tied,
+        "Equal scores teach nothing: read the explanations with `babylon-rl scores {hour}`; another model may tell more apart.",
+    ),
+    Rule(
+        "orders_agree",
+        "The orders in which a group was shown differ by JUDGE_DISAGREEMENT at most.",
+        _disagreeing,
+        "More orders (JUDGE_ORDERS, JUDGE_MAX_ORDERS) or a better model; `babylon-rl judge report` says whether the place is to blame.",
+    ),
+    Rule(
+        "scores_follow_pnl",
+        "Scores do not fall as the hour's P&L rises.",
+        _against_pnl,
+        "A judge may know better than an hour's luck, but not hour after hour: `babylon-rl scores {hour}` has its reasons.",
+    ),
+    Rule(
+        "holding_not_favoured",
+        f"Where the market moved by {MOVING_PERCENT:g} % or more, agents that only held are not ranked above those that traded and gained.",
+        _holding,
+        "To hold and sound wise is a known way to fool a judge: `babylon-rl scores {hour}` has its reasons.",
+    ),
+    Rule(
+        "nothing_leaks",
+        "No sequence of a scored hour holds what came after it, and no explanation repeats what is hidden from the agents.",
+        _leaking,
+        "Leaking sequences never train (no_leaks of hindsight names them). Explanations stand in aiJudgeReasoning: show them to no agent.",
+    ),
+    Rule(
+        "nobody_speaks_to_the_judge",
+        "No episode holds text that may be meant for the judge.",
+        _flagged,
+        "The page of scored_groups lists each suspicion of {hour}. The text was shown as data; compare these scores with their P&L.",
+    ),
+)
+
+
+@dg.multi_asset_check(
+    specs=[dg.AssetCheckSpec(rule.name, asset="scored_groups", description=rule.description, partitions_def=hours) for rule in RULES],
+    can_subset=True,
+)
+def judged_hours(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
+    """What is odd about what the judge said of some hours."""
+    with babylon.connection() as connection:
+        found = hour_verdicts(connection, context.partition_keys, HIDDEN)
+    wanted = {key.name for key in context.op_execution_context.selected_asset_check_keys}
+    scored = sum(hour.judge is not None for hour in found)
+    for rule in RULES:
+        if rule.name in wanted:
+            findings = {hour.window: rule.look(hour, babylon.settings) for hour in found}
+            bad = {window: finding for window, finding in findings.items() if finding is not None}
+            yield verdict(context, rule.name, bad, rule.advice, newest_only=True, scored=scored)
+
+
+checks_of_judge = [judged_hours]

@@ -1,0 +1,226 @@
+"""The stages of the demo, each of which does only what is missing: the plan of hours, play, read and judge, train, compare."""
+
+import json
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from babylon_rl.cli.output import progress, progress_of_parts, say
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from babylon_rl.settings import Settings
+    from babylon_rl.store.batches import Batch
+    from babylon_rl.store.database import Database
+
+WINDOWS, AGENTS, MODEL_AGENTS = 24, 6, 1
+STAGES = "demo-stages.jsonl"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the stages share: ``seed`` decides the simulated hours, ``windows`` how many each of the ``generations`` plays."""
+
+    settings: "Settings"
+    database: "Database"
+    windows: int
+    seed: int
+    generations: int = 1
+
+
+@contextmanager
+def stage(state: Demo, title: str) -> Iterator[None]:
+    """Say what begins and how long it took; wall and processor seconds are added to STAGES in the state directory."""
+    say(f"\n{title}")
+    began_s, processor_s = time.monotonic(), _processor_s()
+    try:
+        yield
+    finally:
+        spent = {"stage": title, "seconds": time.monotonic() - began_s, "processorSeconds": _processor_s() - processor_s}
+        state.settings.home.mkdir(parents=True, exist_ok=True)
+        with (state.settings.home / STAGES).open("a") as file:
+            file.write(json.dumps(spent) + "\n")
+    say(f"   done in {time.monotonic() - began_s:.0f} s")
+
+
+def _processor_s() -> float:
+    """Of this process and of the children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def prepare(state: Demo) -> None:
+    """Migrate the database."""
+    from babylon_rl.store.migrate import migrate
+
+    report = migrate(state.database)
+    say(f"   {state.database.address}: {len(report.applied)} applied, {len(report.adopted)} adopted")
+    for difference in report.differences:
+        say(f"   {difference}")
+
+
+def planned(state: Demo) -> list[list[str]]:
+    """The hours of each generation: one after another from the first that was played, or so that the last is the newest complete hour.
+
+    Raises:
+        UsageError: the hours would reach into the future, or another seed's are there.
+    """
+    from babylon_rl.errors import UsageError
+    from babylon_rl.store.recording import simulated_hours, simulated_seeds
+    from babylon_rl.windows import HOUR, is_complete, newest_complete, utc_now, window_of, window_start
+
+    now, total = utc_now(), state.windows * state.generations
+    with state.database.connect() as connection:
+        there = simulated_hours(connection, state.seed)
+        others = simulated_seeds(connection) - {state.seed}
+    if others and len(there) < total:
+        raise UsageError(
+            f"{state.settings.home} holds a demo with another seed. Choose that seed, another BABYLON_RL_HOME, or run `make clean` first."
+        )
+    first = window_start(there[0]) if there else window_start(newest_complete(now)) - HOUR * (total - 1)
+    hours = [window_of(first + HOUR * index) for index in range(total)]
+    if not is_complete(hours[-1], now):
+        raise UsageError(
+            f"{state.settings.home} holds a demo that begins with {hours[0]}; {total} hours from there reach {hours[-1]}, "
+            "which is not over. Choose another BABYLON_RL_HOME, so that all generations find room."
+        )
+    return [hours[index : index + state.windows] for index in range(0, total, state.windows)]
+
+
+def player_after(earlier: Sequence[dict[str, Any]]) -> str:
+    """Who plays the next generation's hours: the newest version that earlier generations registered, or the base."""
+    return next((done["modelVersion"] for done in reversed(earlier) if done["modelVersion"] is not None), "base")
+
+
+def play(state: Demo, hours: Sequence[str], player: str) -> None:
+    """Play and record those of ``hours`` that nobody has played."""
+    from babylon_rl.automation.launch import ranges
+    from babylon_rl.market.serving import asked_model
+    from babylon_rl.market.spawn import SpawnRequest, spawn
+    from babylon_rl.store.recording import simulated_hours
+    from babylon_rl.windows import utc_now, window_range
+
+    with state.database.connect() as connection:
+        there = set(simulated_hours(connection, state.seed))
+        connection.commit()
+        missing = [hour for hour in hours if hour not in there]
+        if not missing:
+            say(f"   {len(hours)} hours are there already")
+            return
+        with asked_model(state.settings, player, temperature=1.0) as ask, progress(len(missing), "   hours played") as advance:
+            for first, last in ranges(missing, len(missing)):
+                number = len(list(window_range(first, _after(last))))
+                request = SpawnRequest(AGENTS, MODEL_AGENTS, number, state.seed, start=first)
+                spawn(connection, request, utc_now(), ask, lambda _: advance())
+
+
+def materialize_hours(state: Demo, hours: Sequence[str]) -> None:
+    """Group, hindsight and judge those of ``hours`` that have no scores."""
+    from babylon_rl.automation.launch import observe_hours, run_hours
+    from babylon_rl.judge.scoring import stored_scores
+
+    observe_hours(state.database, state.settings)
+    with state.database.connect() as connection:
+        done = stored_scores(connection, list(hours))
+    missing = [hour for hour in hours if hour not in done]
+    if not missing:
+        say(f"   {len(hours)} hours are scored already")
+        return
+    run_hours(state.database, state.settings, missing, on_range=lambda first, last: say(f"   {first} to {last}"))
+
+
+def train(state: Demo, hours: Sequence[str]) -> str:
+    """Freeze, train and benchmark the batch of ``hours``, or go on with it; returns its id.
+
+    Raises:
+        Diverged: the policy left its bounds, now or, where later hours were played meanwhile, then.
+        NothingToTrain: too few trajectories are freezable.
+    """
+    from babylon_rl.automation.launch import run_batch
+    from babylon_rl.errors import Diverged
+
+    with state.database.connect(autocommit=True) as connection:
+        batch = _batch_of(connection, state, hours)
+        if batch is None or batch.state == "failed":
+            if _is_past(connection, state, hours):  # a version trained now would have a later one for its parent
+                raise Diverged(batch.error if batch is not None and batch.error else "Nothing was frozen.")
+            batch = _freeze(connection, state, hours)
+            say(f"   {batch.batch_id} froze {batch.trajectories} trajectories")
+        else:
+            say(f"   {batch.batch_id} is there already ({batch.state})")
+    with progress_of_parts("   ") as on_progress:
+        run_batch(state.database, state.settings, batch.batch_id, on_progress=on_progress)
+    return batch.batch_id
+
+
+def _batch_of(connection: "psycopg.Connection[Any]", state: Demo, hours: Sequence[str]) -> "Batch | None":
+    """The newest batch of some of ``hours``, one that did not fail before one that did."""
+    from babylon_rl.store.batches import read_batches
+
+    own = [batch for batch in read_batches(connection) if batch.seed == state.seed and set(batch.windows) & set(hours)]
+    return next((batch for batch in own if batch.state != "failed"), own[0] if own else None)
+
+
+def _is_past(connection: "psycopg.Connection[Any]", state: Demo, hours: Sequence[str]) -> bool:
+    from babylon_rl.store.recording import simulated_hours
+
+    return state.generations > 1 and simulated_hours(connection, state.seed)[-1] > hours[-1]
+
+
+def _freeze(connection: "psycopg.Connection[Any]", state: Demo, hours: Sequence[str]) -> "Batch":
+    from babylon_rl.errors import NothingToTrain
+    from babylon_rl.training.freezing import freeze
+    from babylon_rl.windows import utc_now
+
+    least = state.settings.training_min_trajectories
+    reach = (hours[0], _after(hours[-1]))
+    frozen = freeze(connection, state.settings, utc_now(), windows=reach, seed=state.seed, minimum=least, settled=True)
+    if frozen.batch is None:
+        raise NothingToTrain(frozen.reason)
+    return frozen.batch
+
+
+def _after(window: str) -> str:
+    from babylon_rl.windows import window_end, window_of
+
+    return window_of(window_end(window))
+
+
+def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
+    """The base, ``versions`` and all scripts in the markets of the gate's first look: rows of the report, with every market's P&L.
+
+    What was played before is not played again; improvements are over the base, as wide as the gate's looks ask.
+    """
+    from babylon_rl.evaluation.benchmark import SCRIPTS
+    from babylon_rl.evaluation.comparison import BASE, STRATEGY, compare
+    from babylon_rl.evaluation.entrants import base_entrant, play_entrants, version_entrant
+    from babylon_rl.evaluation.looks import LOOKS
+    from babylon_rl.evaluation.markets import Contestant, play_benchmark
+    from babylon_rl.evaluation.snapshots import benchmark_snapshots
+    from babylon_rl.market.serving import served_here
+    from babylon_rl.store.registry import read_models
+    from babylon_rl.windows import utc_now
+
+    snapshots = benchmark_snapshots(state.settings.benchmark_markets)
+    base = base_entrant(state.settings)
+    with state.database.connect() as connection, progress_of_parts("   ") as on_progress:
+        models = {model.version: model for model in read_models(connection)}
+        entrants = [base, *(version_entrant(models[version], "version", base) for version in versions)]
+        results = play_entrants(
+            connection,
+            state.settings,
+            entrants,
+            snapshots,
+            lambda sentence: None,
+            clock=utc_now,
+            serving=served_here,
+            on_progress=on_progress,
+        )
+    played = {entrant.name: (entrant.role, results[entrant.name]) for entrant in entrants}
+    scripts = {name: (STRATEGY, play_benchmark(Contestant(name), snapshots)) for name in SCRIPTS}
+    compared = compare(played | scripts, None, BASE, looks=len(LOOKS))
+    return [standing.row | {"pnls": [round(usd, 4) for usd in standing.pnls_usd]} for standing in compared.standings]

@@ -1,0 +1,151 @@
+"""docs/evidence.md: one table of everybody, the learning curve in numbers, what became of every generation, and what it does not show."""
+
+from collections.abc import Sequence
+
+from babylon_rl.cli.evidence.results import (
+    Document,
+    Point,
+    base_of,
+    difference,
+    mean_difference,
+    newest,
+    parent_of,
+    points,
+    scripts,
+)
+from babylon_rl.evaluation.statistics import Interval
+
+COLUMNS = (
+    "seed", "generation", "player", "P&L, $ an hour", "over the base", "over its parent", "win rate", "accuracy", "invalid", "HOLD",
+    "markets", "gate",
+)  # fmt: skip
+
+
+def table(results: Sequence[Document]) -> str:
+    """Everybody in the same markets, as Markdown."""
+    lines = [_point(result, point) for result in results for point in points(result)]
+    lines += [["", "", *_figures(row), str(row["markets"]), ""] for row in scripts(results)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (COLUMNS, ["---"] * len(COLUMNS), *lines))
+
+
+def page(results: Sequence[Document], players: str, curve: str) -> str:
+    """The page; ``players`` and ``curve`` are the files of its pictures."""
+    generations, markets = len(results[0]["generations"]), base_of(results[0])["markets"]
+    minutes = max(result["processorSeconds"] for result in results) / 60
+    return f"""# Evidence
+
+Made by `make evidence`: {generations} generations with each of {len(results)} seeds. In each, agents play {results[0]["windows"]} new hours
+(scripted ones and one that asks the newest version, in generation 1 the base), the hours are judged, a version is trained on them from the
+one before, and it plays the benchmark. Seeds share nothing but the base. It took up to {minutes:.0f} minutes of processor time a seed.
+
+Everybody below played the same {markets} unseen market hours (companies, questions and headlines that no training hour holds), alone
+in each, models at temperature 0. Dollars an hour with 95 % intervals by bootstrap over markets; differences are paired market by market.
+Those over the base hold over all looks that the gate may take at a growing benchmark; those over the parent are for one look.
+
+{_headline(results)}
+
+{table(results)}
+
+The base answers for every seed anew: what is answered together rounds a little differently, so that its numbers may differ in the last
+digits.
+
+![Mean P&L with 95 % intervals of all players]({players})
+
+## The learning curve
+
+![P&L by generation, a line per seed, with the scripted players as bands]({curve})
+
+{_learning(results)}
+
+What became of every generation:
+
+{chr(10).join(_story(point) for result in results for point in points(result)[1:])}
+
+## What this does not show
+
+Scores are the heuristic's unless JUDGE_MODEL was set; the markets are simulated, and their news carries a signal by construction; most
+training sequences were composed by scripted strategies, whose best player bounds what can be imitated. The benchmark's markets are the same
+for all versions and generations: a version that is better in them is better in markets of this kind, not in a real game's.
+"""
+
+
+def _headline(results: Sequence[Document]) -> str:
+    from babylon_rl.evaluation.comparison import confidence_of
+    from babylon_rl.evaluation.looks import LOOKS
+    from babylon_rl.evaluation.statistics import markets_needed
+    from babylon_rl.evaluation.statistics.interval import normal_quantile, tail
+
+    last = [(row, base_of(result)) for result in results for row in [newest(result)] if row is not None]
+    if not last:
+        return "**No generation of any seed brought a version.** What happened stands below."
+    confidence, markets = confidence_of(len(LOOKS)), last[0][0]["markets"]
+    better = sum(row["improvementLow"] > 0 for row, _ in last)
+    effect = mean_difference(last)
+    errors = normal_quantile(tail(confidence))
+    spread = max((row["improvementHigh"] - row["improvementLow"]) / 2 / errors * markets**0.5 for row, _ in last)
+    needed = markets_needed(abs(effect.mean), spread, confidence=confidence)
+    return (
+        f"**The interval of the newest version's improvement over the base lies above 0 with {better} of {len(results)} seeds.** Mean\n"
+        f"improvement {_interval(effect)}; to see such an effect with 80 % power takes about {needed} paired markets (at the widest\n"
+        f"interval seen), and {markets} were played."
+    )
+
+
+def _learning(results: Sequence[Document]) -> str:
+    """By how much later generations earn more than the first, over the seeds that have both."""
+    said = []
+    for generation in range(2, len(results[0]["generations"]) + 1):
+        curves = [points(result) for result in results]
+        pairs = [(c[generation].row, c[1].row) for c in curves]
+        both = [(later, first) for later, first in pairs if later is not None and first is not None]
+        if both:
+            said.append(
+                f"* Generation {generation} earns {_interval(mean_difference(both))} dollars an hour more than generation 1 "
+                f"(mean of {len(both)} seeds, averaged in each market first)."
+            )
+    return "\n".join(said) or "No seed has two versions to compare."
+
+
+def _point(result: Document, point: Point) -> list[str]:
+    if point.row is None:
+        return [str(point.seed), str(point.generation), "no version", *["-"] * 8, "not reached"]
+    parent = parent_of(result, point) if point.generation else None
+    figures = _figures(point.row, None if parent is None else difference(point.row, parent))
+    gate = f"{point.about['decision']}".replace("_", " ") if point.generation else ""
+    return [str(point.seed), str(point.generation), *figures, str(point.row["markets"]), gate]
+
+
+def _figures(row: Document, over_parent: Interval | None = None) -> list[str]:
+    improvement = row["improvement"]
+    return [
+        row["model"],
+        _signed(row["pnl"], row["low"], row["high"]),
+        "" if improvement is None else _signed(improvement, row["improvementLow"], row["improvementHigh"]),
+        "" if over_parent is None else _interval(over_parent),
+        _percent(row["winRate"]),
+        _percent(row["accuracy"]),
+        str(row["invalid"]),
+        _percent(row["holdShare"]),
+    ]
+
+
+def _story(point: Point) -> str:
+    about = point.about
+    where = f"* Seed {point.seed}, generation {point.generation}, played by {about['player']}:"
+    if point.row is None:
+        return f"{where} no version. {about['failure']}"
+    own = 1 - (about["scriptedShare"] or 0)
+    trained = f"{about['sequences']} sequences, {own:.0%} of them {about['player']}'s own answers"
+    return f"{where} {point.row['model']} ({trained}), **{about['decision'].replace('_', ' ')}**. {about['reason']}"
+
+
+def _interval(found: Interval) -> str:
+    return _signed(found.mean, found.low, found.high)
+
+
+def _signed(mean: float, low: float, high: float) -> str:
+    return f"{mean:+.0f} ({low:+.0f} to {high:+.0f})"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"

@@ -1,0 +1,98 @@
+"""The two pictures of docs/evidence.md: everybody's P&L, and P&L by generation."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from babylon_rl.cli.evidence.results import Document, points, scripts
+
+_SEEDS = ("#1f6fb4", "#c8553d", "#2a9d6f", "#8a4fa3", "#b5892b")
+_SCRIPT, _BASE, _GRID = "#8a8f98", "#3d3d3d", "#d4d4d8"
+_LEAST_GAP = 0.035  # between names, as a share of the axis
+
+
+def players(results: Sequence[Document]) -> bytes:
+    """Mean P&L and interval of every seed's curve and of the scripts, one line each, as a PNG."""
+    figure, axes = _figure((8, 0.27 * _lines(results) + 0.9))
+    labels: list[str] = []
+
+    def draw(row: Document, label: str, colour: str) -> None:
+        axes.plot([row["low"], row["high"]], [len(labels)] * 2, color=colour, linewidth=2.2, solid_capstyle="round")
+        axes.plot([row["pnl"]], [len(labels)], marker="o", markersize=6, color=colour)
+        labels.append(label)
+
+    for result in results:
+        for point in points(result):
+            if point.row is not None:
+                draw(point.row, f"seed {point.seed}: {point.row['model']}", _colour(point.seed) if point.generation else _BASE)
+    for row in sorted(scripts(results), key=lambda row: -row["pnl"]):
+        draw(row, row["model"], _SCRIPT)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.axvline(0, color=_GRID, linewidth=0.8, zorder=0)
+    axes.set_xlabel("dollars of a market hour, mean and 95 % interval", fontsize=8)
+    return _png(figure)
+
+
+def learning_curve(results: Sequence[Document]) -> bytes:
+    """P&L of generation 0 (the base) to the last, a line per seed, with the scripts as bands, as a PNG."""
+    figure, axes = _figure((8.5, 5.2))
+    last = len(results[0]["generations"])
+    for row in scripts(results):
+        axes.axhspan(row["low"], row["high"], color=_SCRIPT, alpha=0.07, linewidth=0)
+        axes.axhline(row["pnl"], color=_SCRIPT, linewidth=0.9, linestyle="--", alpha=0.8)
+    for index, result in enumerate(results):
+        offset, colour = (index - (len(results) - 1) / 2) * 0.07, _colour(result["seed"])
+        curve = points(result)
+        drawn = [point for point in curve if point.row is not None]
+        rows = [point.row for point in drawn if point.row is not None]
+        errors = [[row["pnl"] - row["low"] for row in rows], [row["high"] - row["pnl"] for row in rows]]
+        places = [point.generation + offset for point in drawn]
+        axes.errorbar(
+            places, [row["pnl"] for row in rows], yerr=errors, marker="o", color=colour, capsize=3, label=f"seed {result['seed']}"
+        )
+        for point in curve:  # where no version came of it, the one before still stands
+            if point.row is None:
+                standing = next(earlier.row for earlier in reversed(curve[: point.generation]) if earlier.row is not None)
+                axes.plot([point.generation + offset], [standing["pnl"]], marker="x", markersize=9, color=colour)
+    axes.set_xticks(range(last + 1), ["base", *(f"generation {number}" for number in range(1, last + 1))])
+    axes.set_xlim(-0.3, last + 0.3)
+    axes.set_ylabel("P&L, dollars a market hour", fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    _name_bands(axes, scripts(results), last + 0.3)
+    return _png(figure)
+
+
+def _name_bands(axes: Any, rows: Sequence[Document], right: float) -> None:
+    """Names beside the bands, from the lowest up, moved so that none covers another."""
+    low, high = axes.get_ylim()
+    gap, place = (high - low) * _LEAST_GAP, low - high
+    for row in sorted(rows, key=lambda row: row["pnl"]):
+        place = max(row["pnl"], place + gap)
+        axes.annotate(row["model"], (right, place), xytext=(4, 0), textcoords="offset points", fontsize=8, color="#5d626b", va="center")
+
+
+def _lines(results: Sequence[Document]) -> int:
+    return sum(point.row is not None for result in results for point in points(result)) + len(scripts(results))
+
+
+def _colour(seed: int) -> str:
+    return _SEEDS[seed % len(_SEEDS)]
+
+
+def _figure(inches: tuple[float, float]) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=inches, dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()

@@ -1,0 +1,71 @@
+"""The group `judge`: what the judge could not score, and asking it again."""
+
+from typing import Annotated
+
+import typer
+
+from babylon_rl.cli import judge_calibrate, judge_report
+from babylon_rl.cli.output import JsonOption, emit, say, table
+from babylon_rl.errors import UsageError
+from babylon_rl.settings import load_settings
+from babylon_rl.windows import window_start
+
+judge = typer.Typer(help="The judge: what it could not score, how far it can be trusted.", no_args_is_help=True)
+WindowsArgument = Annotated[list[str] | None, typer.Argument(metavar="WINDOW...", help="Hours in UTC, YYYY-MM-DDTHH:00.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to ``app``."""
+    judge_calibrate.register(judge)
+    judge_report.register(judge)
+    app.add_typer(judge, name="judge")
+
+
+@judge.command("quarantine")
+def quarantine(windows: WindowsArgument = None, as_json: JsonOption = False) -> None:
+    """Groups whose answers could not be used, with the tries (--json: the transcripts)."""
+    from babylon_rl.store.database import open_database
+    from babylon_rl.store.judge_waiting import read_quarantined
+
+    for window in windows or ():
+        window_start(window)
+    with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
+        found = read_quarantined(connection, windows)
+    if not found:
+        say("No group is in quarantine.")
+    document = {
+        "quarantined": [
+            {
+                "window": q.window,
+                "judge": q.judge,
+                "reason": q.reason,
+                "at": f"{q.at.isoformat(timespec='seconds')}Z",
+                "transcript": q.transcript,
+            }
+            for q in found.values()
+        ]
+    }
+    rows = [[q.window, q.judge, len(q.transcript), q.reason] for q in found.values()]
+    emit(document, lambda out: out.print(table(None, ["window", "judge", "tries", "reason"], rows)), as_json)
+
+
+@judge.command("retry")
+def retry(
+    windows: WindowsArgument = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every group in quarantine.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take groups out of quarantine; the next `babylon-rl score`, or the next batch that wants them, asks anew."""
+    from babylon_rl.judge.scoring import release_quarantined
+    from babylon_rl.store.database import open_database
+
+    for window in windows or ():
+        window_start(window)
+    if bool(windows) == everything:
+        raise UsageError("Name the hours, or give --all.")
+    with open_database(load_settings(), prepare=False) as database, database.connect(autocommit=True) as connection:
+        released = release_quarantined(connection, windows)
+    if not released:
+        say("None of these hours is in quarantine." if windows else "No group is in quarantine.")
+    rows = [[window] for window in released]
+    emit({"released": released}, lambda out: out.print(table(None, ["out of quarantine"], rows)), as_json)

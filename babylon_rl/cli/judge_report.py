@@ -1,0 +1,101 @@
+"""``judge report``: how far the judge can be trusted, and what it costs, on one screen, with pictures where one asks for them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say, table
+from babylon_rl.cli.training import FromOption, ToOption
+from babylon_rl.errors import UsageError
+from babylon_rl.settings import load_settings
+from babylon_rl.windows import utc_now, window_range
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from babylon_rl.judge.audit import Audited
+    from babylon_rl.judge.reliability import Reliability
+    from babylon_rl.settings import Settings
+    from babylon_rl.store.database import Database
+
+PREFIX = "judge-report-"
+
+
+def register(judge: typer.Typer) -> None:
+    """Add the command to the group ``judge``."""
+    judge.command("report")(report)
+
+
+def report(
+    first: FromOption = None,
+    end: ToOption = None,
+    judge: Annotated[str | None, typer.Option("--judge", help="A judge that has scored hours of the range. Unset: JUDGE_MODEL.")] = None,
+    audit_groups: Annotated[
+        int | None, typer.Option("--audit-groups", min=0, help="Groups about which JUDGE_AUDIT_MODEL is asked, where it is set; 0: none.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Write the pictures there, as PNG.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How far the judge agrees with itself, with a second judge and with the market, and what it costs (default: the newest week)."""
+    from babylon_rl.store.database import open_database
+
+    if (first is None) != (end is None):
+        raise UsageError("--from and --to belong together.")
+    if first is not None and end is not None:
+        next(window_range(first, end), None)
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database:
+        found, audited = measured(database, settings, (first, end) if first and end else None, judge, audit_groups)
+    if found is None:
+        raise UsageError("No hour has scores yet. Judge some with `babylon-rl score`.")
+    from babylon_rl.judge.reliability_document import document_of
+
+    written = [] if plots is None else _write(found, plots)
+    document = document_of(found) | {"plots": [str(path) for path in written]}
+    emit(document, lambda out: _render(out, found), as_json)
+    if audited is not None:
+        say(audited.sentence)
+    for path in written:
+        say(f"Wrote {path}")
+
+
+def measured(
+    database: "Database", settings: "Settings", wanted: tuple[str, str] | None, judge: str | None, audit_groups: int | None
+) -> "tuple[Reliability | None, Audited | None]":
+    """The report on some hours (None: the newest week; then None where nothing is judged), the second judge asked before."""
+    from babylon_rl.judge.audit import AUDIT_GROUPS
+    from babylon_rl.judge.reliability import default_range
+    from babylon_rl.judge.reliability_audited import audited_report
+    from babylon_rl.store.migrate import require_migrated
+
+    require_migrated(database)
+    groups = AUDIT_GROUPS if audit_groups is None else audit_groups
+    with database.connect(autocommit=True) as connection, progress_of_parts() as tell:
+        span = wanted or default_range(connection)
+        if span is None:
+            return None, None
+        return audited_report(connection, settings, span, utc_now(), judge=judge, groups=groups, on_progress=tell)
+
+
+def _write(found: "Reliability", directory: Path) -> list[Path]:
+    from babylon_rl.judge.reliability_plots import pictures
+
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, png in pictures(found).items():
+        path = directory / f"{PREFIX}{name}.png"
+        path.write_bytes(png)
+        written.append(path)
+    return written
+
+
+def _render(out: "Console", found: "Reliability") -> None:
+    from babylon_rl.judge.reliability_document import sentences
+
+    versions = f" ({'; '.join(found.versions)})" if found.versions else ""
+    others = ", ".join(f"{judge} {count}" for judge, count in found.judges.items() if judge != found.judge)
+    rows: list[list[Any]] = [list(line) for line in sentences(found)]
+    out.print(table(f"{found.judge}{versions}, {found.first} to {found.end}", ["", "95 % interval", ""], rows))
+    if others:
+        out.print(f"Other hours of the range were scored by: {others}.", markup=False)

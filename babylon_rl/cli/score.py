@@ -1,0 +1,150 @@
+"""The command `score`: judge the groups of some hours through the asset graph, or say what that would cost."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from babylon_rl.cli.output import JsonOption, emit, say, table
+from babylon_rl.cli.training import SEE_WINDOWS, FromOption, ToOption, bring_up_to_date, pinned_windows
+from babylon_rl.errors import JudgeUnavailable, UsageError
+from babylon_rl.settings import HEURISTIC, Settings, load_settings
+from babylon_rl.windows import utc_now, window_end, window_of
+
+if TYPE_CHECKING:
+    from babylon_rl.judge.scoring_cost import HourCost
+    from babylon_rl.store.database import Database
+    from babylon_rl.store.trajectories import Connection
+
+Span = tuple[str, str] | None
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("score")(score)
+
+
+def score(
+    window: Annotated[str | None, typer.Option("--window", metavar="WINDOW", help="One hour.")] = None,
+    first: FromOption = None,
+    end: ToOption = None,
+    judge: Annotated[str | None, typer.Option("--judge", help="A litellm model name, or heuristic. Unset: JUDGE_MODEL.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Judge again what has scores or is in quarantine.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be judged and what it would cost.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge the groups of some hours (default: the look-back) that lack scores of this judge. Exit code 3 where some wait."""
+    from babylon_rl.store.database import open_database
+
+    settings = load_settings() if judge is None else load_settings(judge_model=judge)
+    if window is not None and (first is not None or end is not None):
+        raise UsageError("Give --window, or --from and --to, not both.")
+    if window is not None:
+        first, end = window, window_of(window_end(window))
+    wanted = pinned_windows(settings, first, end)
+    with open_database(settings) as database:
+        if dry_run:
+            _say_cost(database, settings, wanted, force, as_json)
+            return
+        held = _judge(database, settings, wanted, force)
+        _show(database, settings, held, as_json)
+
+
+def _judge(database: "Database", settings: Settings, wanted: Span, force: bool) -> list[str]:
+    """Judge what is to be judged and return all hours that were asked about."""
+    from babylon_rl.automation.launch import run_hours
+    from babylon_rl.judge.scoring import score_windows
+
+    now = utc_now()
+    with database.connect(autocommit=True) as connection:
+        held = bring_up_to_date(database, connection, settings, now, wanted)
+        lacking = held if force else _lacking(connection, held, settings)
+        if force:
+            pending = score_windows(connection, held, settings, now, force=True).pending
+            lacking = [window for window in held if window not in pending]  # the run below records what this wrote
+    if lacking:
+        run_hours(database, settings, lacking, ["scored_groups"])
+    return held
+
+
+def _lacking(connection: "Connection", held: list[str], settings: Settings) -> list[str]:
+    from babylon_rl.store.quality import unscored_windows, windows_not_by
+
+    if settings.judge_model == HEURISTIC:
+        return sorted(unscored_windows(connection, held))
+    from babylon_rl.judge.scoring_plan import judge_version
+
+    return sorted(windows_not_by(connection, held, settings.judge_model, judge_version(settings)))
+
+
+def _show(database: "Database", settings: Settings, held: list[str], as_json: bool) -> None:
+    from babylon_rl.judge.scoring import stored_scores
+    from babylon_rl.store.judge_waiting import read_pending, read_quarantined
+
+    with database.connect(autocommit=True) as connection:
+        groups = list(stored_scores(connection, held).values())
+        pending, aside = read_pending(connection, held), read_quarantined(connection, held)
+    if not groups and not pending and not aside:
+        say(f"No hour here has a group to judge. {SEE_WINDOWS}")
+    if aside:
+        say(f"In quarantine, without scores: {', '.join(aside)}. `babylon-rl judge quarantine` says why, `judge retry` asks again.")
+    rows = [[g.window, g.judge, g.group_size, round(g.mean, 4), round(g.spread, 4), g.scores[0].agent_id] for g in groups]
+    columns = ["window", "judge", "agents", "mean", "spread", "best"]
+    document = {
+        "windows": [group.document() for group in groups],
+        "pending": [{"window": window, "reason": reason} for window, reason in pending.items()],
+        "quarantined": [{"window": window, "reason": entry.reason} for window, entry in aside.items()],
+    }
+    emit(document, lambda out: out.print(table(None, columns, rows)), as_json)
+    if pending:
+        window, reason = next(iter(pending.items()))
+        raise JudgeUnavailable(f"{len(pending)} hours wait and are not judged, the first {window}: {reason} The others are written.")
+
+
+def _say_cost(database: "Database", settings: Settings, wanted: Span, force: bool, as_json: bool) -> None:
+    from babylon_rl.store.trajectories import windows_with_rows
+    from babylon_rl.training.freezing import freeze_bounds
+
+    now = utc_now()
+    with database.connect(autocommit=True) as connection:
+        bounds = freeze_bounds(connection, settings, now, wanted)
+        held = [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
+        lacking = held if force else _lacking(connection, held, settings)
+        if settings.judge_model == HEURISTIC:
+            document = {"windows": lacking, "judge": settings.judge_model, "requests": 0, "usd": 0.0}
+            sentence = f"{len(lacking)} hours would be judged by the {HEURISTIC}, at no cost: {', '.join(lacking) or 'none'}"
+            emit(document, lambda out: out.print(sentence, markup=False), as_json)
+            return
+        from babylon_rl.judge.scoring_cost import estimate_hours
+
+        _print_cost(settings, estimate_hours(connection, lacking, settings, force=force), as_json)
+
+
+def _print_cost(settings: Settings, hours: "list[HourCost]", as_json: bool) -> None:
+    from babylon_rl.judge.scoring_cost import total_of
+
+    whole = total_of(hours)
+    document = {
+        "windows": [hour.window for hour in hours],
+        "judge": settings.judge_model,
+        "requests": whole.requests,
+        "cached": whole.cached,
+        "promptTokens": whole.prompt_tokens,
+        "completionTokens": whole.completion_tokens,
+        "usd": whole.usd,
+        "hours": [hour.document() for hour in hours],
+    }
+    price = "at a price that no table knows" if whole.usd is None else f"for about ${whole.usd:.4f}"
+    rows: list[list[Any]] = [
+        [h.window, h.episodes, h.requests, h.cached, h.prompt_tokens, h.completion_tokens, "?" if h.usd is None else f"{h.usd:.4f}"]
+        for h in hours
+    ]
+
+    def render(out: Any) -> None:
+        out.print(table(None, ["window", "agents", "requests", "cached", "tokens in", "tokens out, about", "$"], rows))
+        out.print(
+            f"{len(hours)} hours would take {whole.requests} requests to {settings.judge_model} ({whole.cached} more are answered), "
+            f"{whole.prompt_tokens} tokens in and about {whole.completion_tokens} out, {price}. Orders that disagree take more.",
+            markup=False,
+        )
+
+    emit(document, render, as_json)

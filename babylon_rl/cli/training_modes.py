@@ -1,0 +1,156 @@
+"""What a bare `babylon-rl train` does (MODE): one batch, a list of what could be frozen, a range until it is empty, or on and on."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from babylon_rl.cli.output import emit, say, table
+from babylon_rl.cli.training import choose_batch, report_training, run_training
+from babylon_rl.errors import JudgeUnavailable, NothingToTrain, TrainingPaused, UsageError
+from babylon_rl.settings import Settings
+from babylon_rl.windows import utc_now
+
+if TYPE_CHECKING:
+    from babylon_rl.store.batches import Batch
+    from babylon_rl.store.database import Database
+
+LOOK_EVERY_S = 60.0  # as the sensor of the automation
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a call of `train` asked for besides settings: ``windows`` is (from, to), ``most`` the most trajectories to freeze."""
+
+    batch_id: str | None = None
+    windows: tuple[str, str] | None = None
+    most: int | None = None
+    seed: int = 0
+    force: bool = False
+    as_json: bool = False
+
+
+def train_as(mode: str, database: "Database", settings: Settings, wanted: Wanted) -> None:
+    """Do what a mode means. A batch that was named is trained, whatever the mode.
+
+    Raises:
+        UsageError: MODEL_VERSION pins one version, and the mode makes many; or --json was asked of what never ends.
+        NothingToTrain: nothing can be frozen.
+    """
+    if mode == "list":
+        list_freezable(database, settings, wanted)
+    elif mode == "single" or wanted.batch_id is not None:
+        batch = _choose(database, settings, wanted)
+        report_training(run_training(database, settings, batch.batch_id, wanted.as_json), settings, wanted.as_json)
+    elif settings.model_version is not None:
+        raise UsageError(f"MODEL_VERSION pins one version, and MODE={mode} makes one after the other: unset one of the two.")
+    elif mode == "backfill":
+        backfill(database, settings, wanted)
+    else:
+        train_on_and_on(database, settings, wanted)
+
+
+def list_freezable(database: "Database", settings: Settings, wanted: Wanted) -> None:
+    """Show the hours of which a batch could be frozen now, what is not trainable and why, and the batches that have not ended."""
+    from babylon_rl.training.batches import count_freezable, pending_batches
+
+    with database.connect() as connection:
+        counted = count_freezable(connection, settings, utc_now(), windows=wanted.windows)
+        pending = pending_batches(connection)
+    rows = [[window, number] for window, number in sorted(counted.windows.items(), reverse=True)]
+    document = {
+        "windows": [{"window": window, "freezable": number} for window, number in rows],
+        "notTrainable": dict(counted.not_trainable),
+        "pending": [batch.batch_id for batch in pending],
+    }
+
+    def render(out: Any) -> None:
+        out.print(table(None, ["window", "freezable trajectories"], rows))
+        out.print(f"{counted.trajectories} trajectories in {len(rows)} hours could be frozen.", markup=False)
+        for reason, number in counted.not_trainable.items():
+            out.print(f"Not trainable: {number} {reason}", markup=False)
+        for batch in pending:
+            out.print(f"`babylon-rl train` goes on with {batch.batch_id}, which is {batch.state}.", markup=False)
+
+    emit(document, render, wanted.as_json)
+
+
+def backfill(database: "Database", settings: Settings, wanted: Wanted) -> None:
+    """Train batch after batch, each continuing from the one before, until the hours hold nothing more.
+
+    Raises:
+        NothingToTrain: there was nothing from the beginning.
+    """
+    done: list[str] = []
+    batch: Batch | None = _go_on_or_freeze(database, settings, wanted)
+    while batch is not None:
+        trained = run_training(database, settings, batch.batch_id, wanted.as_json)
+        try:
+            batch = _go_on_or_freeze(database, settings, replace(wanted, force=False))
+        except NothingToTrain as nothing:
+            say(str(nothing))
+            batch = None
+        if batch is None or not wanted.as_json:
+            report_training(trained, settings, wanted.as_json, done)
+        done.append(trained.batch.batch_id)
+
+
+def train_on_and_on(database: "Database", settings: Settings, wanted: Wanted, wait: Callable[[], None] | None = None) -> NoReturn:
+    """Train whenever TRAINING_MIN_TRAJECTORIES can be frozen, waiting in between, until the process is interrupted.
+
+    What a judge or a service that does not answer leaves unfinished is tried again after ``wait``; any other failure ends it.
+
+    Raises:
+        UsageError: --json was asked for: there is no last document.
+    """
+    if wanted.as_json:
+        raise UsageError("MODE=continuous never ends, so it has no document to print: leave --json out.")
+    said = ""
+    while True:
+        try:
+            batch = _enough(database, settings, wanted)
+            report_training(run_training(database, settings, batch.batch_id, False), settings, False)
+            said = ""
+            continue
+        except (_Idle, JudgeUnavailable, TrainingPaused) as waits:
+            reason = str(waits)
+        if reason != said:
+            say(f"Waiting, until Ctrl-C: {reason}")
+            said = reason
+        (wait or _wait)()
+
+
+class _Idle(Exception):
+    """There is not enough to freeze yet."""
+
+
+def _enough(database: "Database", settings: Settings, wanted: Wanted) -> "Batch":
+    from babylon_rl.training.batches import fail_stuck
+
+    with database.connect() as connection:
+        for stuck in fail_stuck(connection, utc_now()):
+            say(f"{stuck.batch_id} has failed. {stuck.error}")
+    try:
+        return _go_on_or_freeze(database, settings, wanted, settings.training_min_trajectories, settled=True)
+    except NothingToTrain as nothing:
+        raise _Idle(str(nothing)) from None
+
+
+def _wait() -> None:
+    time.sleep(LOOK_EVERY_S)
+
+
+def _go_on_or_freeze(database: "Database", settings: Settings, wanted: Wanted, minimum: int = 0, settled: bool = False) -> "Batch":
+    """The batch that has not ended, whatever hours were asked for, else a new one of those hours."""
+    from babylon_rl.training.batches import pending_batches
+
+    with database.connect() as connection:
+        if pending_batches(connection) and not wanted.force:
+            wanted = replace(wanted, windows=None, most=None)
+    return _choose(database, settings, wanted, minimum, settled)
+
+
+def _choose(database: "Database", settings: Settings, wanted: Wanted, minimum: int = 0, settled: bool = False) -> "Batch":
+    return choose_batch(
+        database, settings, wanted.batch_id, wanted.windows, wanted.most, wanted.seed, wanted.force, minimum, settled
+    )  # fmt: skip

@@ -1,0 +1,156 @@
+"""Does a judge agree with the market? Agents of known skill play hours, the judge scores them, and ranks are compared hour by hour.
+
+The correlation is of ranks (Spearman) within an hour, as training takes scores only against the others of their hour; its interval is
+over hours, the independent draws. Beside it stands what a judge reaches that only counts the money that came: a judge is worth its
+price where it sees skill that an hour's luck hides.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import psycopg
+
+from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.errors import MarketError
+from babylon_rl.evaluation.judge_agreement_skill import SKILL_MARKETS, Skill, calibration_windows, play_hours, skills
+from babylon_rl.evaluation.statistics import Interval, mean_interval, paired_interval
+from babylon_rl.judge.groups import GroupScores
+from babylon_rl.judge.hindsight import sync_hindsight
+from babylon_rl.judge.scoring import score_windows
+from babylon_rl.market.outcomes import sync_outcomes
+from babylon_rl.progress import Progress, unheard
+from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.store.hour_report import episode_lines
+from babylon_rl.store.judge_agreement import JudgeAgreement
+from babylon_rl.store.recording import newest_simulated_hour
+
+FEWEST_HOURS, MOST_HOURS = 2, 168
+_SAME = 1e-12
+
+
+def measure(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    now: datetime,
+    *,
+    hours: int = 24,
+    skill_markets: int = SKILL_MARKETS,
+    seed: int = 0,
+    on_progress: Progress = unheard,
+) -> JudgeAgreement:
+    """Calibrate the judge of ``settings`` in a migrated database that holds nothing else; what an earlier call has done there is kept.
+
+    Args:
+        connection: in autocommit, as rooms open their own transactions.
+        skill_markets: over how many markets skill is measured.
+        seed: of the hours that are judged.
+
+    Raises:
+        MarketError: the judge scored fewer than two hours; the message has its reason for the first one that it did not.
+        ValueError: ``hours`` is not between FEWEST_HOURS and MOST_HOURS.
+        JudgeRefused: the judge answers nobody.
+    """
+    if not FEWEST_HOURS <= hours <= MOST_HOURS:
+        raise ValueError(f"{hours} hours: {FEWEST_HOURS} to {MOST_HOURS} can be calibrated on.")
+    known = skills(skill_markets, _counted(on_progress, "markets of known skill", skill_markets))
+    windows = calibration_windows(hours)
+    newest = newest_simulated_hour(connection)
+    missing = [window for window in windows if newest is None or window > newest]
+    if missing:
+        play_hours(connection, missing, seed, now, _counted(on_progress, "hours played", len(missing)))
+        sync_windows(connection, windows, settings, now)
+    sync_outcomes(connection, windows, settings, now)
+    sync_hindsight(connection, windows, settings, now)
+    scored = score_windows(connection, windows, settings, now, on_progress=on_progress)
+    if len(scored) < FEWEST_HOURS:
+        why = next(iter({**scored.pending, **scored.quarantined}.values()), "no hour has a group: check MIN_AGENTS_PER_WINDOW.")
+        raise MarketError(f"{len(scored)} of {hours} hours were scored, which says nothing of the judge: {why}")
+    money = {window: {line.agent_id: line.pnl_usd for line in lines} for window, lines in episode_lines(connection, list(scored)).items()}
+    orders = 1 if settings.judge_model == HEURISTIC else settings.judge_orders
+    groups = list(scored.values())
+    return agreement(groups, money, known, orders=orders, hours=hours, skill_markets=skill_markets, seed=seed, now=now)
+
+
+def agreement(
+    groups: Sequence[GroupScores],
+    realized_usd: Mapping[str, Mapping[str, float]],
+    known: Sequence[Skill],
+    *,
+    orders: int,
+    hours: int,
+    skill_markets: int,
+    seed: int,
+    now: datetime,
+) -> JudgeAgreement:
+    """Compare scores (a group an hour) with ``known`` skill and with the dollars that came (window -> agent -> P&L).
+
+    Args:
+        orders: in which each group was shown, as the setting says.
+        hours: how many were to be judged.
+    """
+    expected = {skill.agent_id: skill.expected_usd for skill in known}
+    of_scores, of_outcomes, of_money, flat = [], [], [], 0
+    for group in groups:
+        agents = [entry.agent_id for entry in group.scores]
+        scores, skill = [entry.score for entry in group.scores], [expected[agent] for agent in agents]
+        money = [realized_usd[group.window][agent] for agent in agents]
+        flat += max(scores) - min(scores) < _SAME
+        of_scores.append(rank_correlation(scores, skill))
+        of_outcomes.append(rank_correlation(scores, money))
+        of_money.append(rank_correlation(money, skill))
+    first = groups[0]
+    return JudgeAgreement(
+        judge=first.judge,
+        judge_version=first.judge_version,
+        orders=orders,
+        hours=len(groups),
+        agents=len(known),
+        skill_markets=skill_markets,
+        seed=seed,
+        without_spread=flat,
+        not_judged=hours - len(groups),
+        expected=_ends(mean_interval(of_scores)),
+        realized=_ends(mean_interval(of_outcomes)),
+        money=_ends(mean_interval(of_money)),
+        over_money=_ends(paired_interval(of_scores, of_money)),
+        rows=_rows(groups, realized_usd, known),
+        measured_at=now,
+    )
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's, equal values sharing their mean rank; 0 where one of the two does not vary, as it then says nothing of the other."""
+    from scipy.stats import rankdata
+
+    if len(one) < 2 or np.ptp(one) < _SAME or np.ptp(other) < _SAME:
+        return 0.0
+    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
+
+
+def _rows(groups: Sequence[GroupScores], realized_usd: Mapping[str, Mapping[str, float]], known: Sequence[Skill]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for skill in sorted(known, key=lambda one: -one.expected_usd):
+        entries = [(group.window, entry) for group in groups for entry in group.scores if entry.agent_id == skill.agent_id]
+        money = [realized_usd[window][skill.agent_id] for window, _ in entries]
+        rows.append({
+            "name": skill.name, "expected": skill.expected_usd, "standardError": skill.standard_error, "hours": len(entries),
+            "realized": _mean(money), "score": _mean([entry.score for _, entry in entries]),
+            "rank": _mean([float(entry.rank) for _, entry in entries]),
+        })  # fmt: skip
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _ends(interval: Interval) -> tuple[float, float, float]:
+    """Mean, low, high, kept within what a correlation (or a difference of two) can be."""
+    return interval.mean, max(-2.0, interval.low), min(2.0, interval.high)
+
+
+def _counted(on_progress: Progress, what: str, total: int) -> Callable[[], None]:
+    done = iter(range(1, total + 1))
+    return lambda: on_progress(what, next(done), total)

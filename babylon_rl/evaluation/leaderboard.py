@@ -1,0 +1,178 @@
+"""All versions of the line, the base and every script in one table: the same unseen markets for everybody, the richest first.
+
+It is made of what benchmark reports have kept and asks no model anything. A version that did not play enough of the markets as they are
+now, or stands on another base, is not ranked, and the reason is said. Left out: a correction for taking the best of many, which the
+first place flatters; the gate compares a version with one reference and is the place for decisions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import psycopg
+
+from babylon_rl.evaluation.comparison import BASE, DEPLOYED, STRATEGY, Standing, compare
+from babylon_rl.evaluation.entrants import identity_of
+from babylon_rl.evaluation.markets import Contestant, play_benchmark
+from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
+from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.settings import Settings
+from babylon_rl.store.benchmarks import MarketResult, read_results
+from babylon_rl.store.leaderboard import Gated, read_gated, read_identities
+from babylon_rl.store.registry import Model, read_models
+from babylon_rl.versions import content_version
+
+VERSION = "version"
+_FAILED = "failed"
+_FEWEST = 2  # for an interval
+
+
+@dataclass(frozen=True)
+class Line:
+    """Somebody's place; ``model`` and ``gated`` are a version's, None for the base and scripts, ``gated`` also without a report."""
+
+    place: int
+    standing: Standing
+    model: Model | None = None
+    gated: Gated | None = None
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """It as plain values: the report's row with the place, the registry's status and the gate's decision."""
+        model, gated = self.model, self.gated
+        return {
+            "place": self.place,
+            **self.standing.row,
+            "status": None if model is None else model.status,
+            "parent": None if model is None else model.parent_version,
+            "decision": None if gated is None else gated.decision,
+            "reason": None if gated is None else gated.reason,
+            "batch": None if model is None else model.training_batch,
+        }
+
+
+@dataclass(frozen=True)
+class Unranked:
+    """A registered version that has no place, and why."""
+
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """``lines`` from the richest down, over ``markets`` common markets; ``reference`` is the base, None while it has played none."""
+
+    lines: tuple[Line, ...]
+    unranked: tuple[Unranked, ...]
+    markets: int
+    reference: str | None
+
+    @property
+    def versions(self) -> list[Line]:
+        """The ranked versions, oldest first."""
+        return sorted((line for line in self.lines if line.model is not None), key=lambda line: line.model.order if line.model else ())
+
+    @property
+    def best(self) -> str | None:
+        """The version that earned most, None while none is ranked."""
+        return next((line.standing.model for line in self.lines if line.model is not None), None)
+
+    @cached_property
+    def data_version(self) -> str:
+        """A hash of everything that it says."""
+        return content_version([self.document, [list(line.standing.pnls_usd) for line in self.lines]])
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """It as JSON."""
+        return {
+            "markets": self.markets,
+            "reference": self.reference,
+            "rows": [line.row for line in self.lines],
+            "unranked": [{"version": one.version, "reason": one.reason} for one in self.unranked],
+        }
+
+
+def leaderboard(connection: psycopg.Connection[Any], settings: Settings) -> Leaderboard:
+    """Rank the versions of ours on the newest version's base, that base, and all scripts, over the markets that all of them played.
+
+    Scripts are played on the spot: 24 markets take about a second.
+    """
+    models, gated = read_models(connection), read_gated(connection)
+    reports = {model.version: gated[model.training_batch] for model in models if model.training_batch in gated and not model.foreign}
+    snapshots = benchmark_snapshots(max([settings.benchmark_markets, *(report.markets for report in reports.values())]))
+    known = _Known(connection, [model for model in models if not model.foreign], snapshots)
+    found = [(model, known.missing(model, reports.get(model.version), settings.benchmark_markets)) for model in models]
+    ranked = {model.version: model for model, why in found if why is None}
+    common = known.common(ranked, settings.benchmark_markets)
+    played = {name: (_role(name, ranked), [results[s.id] for s in common]) for name, results in known.of(ranked, common).items()}
+    played |= {name: (STRATEGY, play_benchmark(Contestant(name), common)) for name in NAMES}
+    reference = BASE if BASE in played else None
+    standings = sorted(compare(played, None, reference).standings, key=lambda standing: (-standing.pnl.mean, standing.model))
+    return Leaderboard(
+        lines=tuple(Line(place, s, ranked.get(s.model), reports.get(s.model)) for place, s in enumerate(standings, start=1)),
+        unranked=tuple(Unranked(model.version, why) for model, why in found if why is not None),
+        markets=len(common),
+        reference=reference,
+    )
+
+
+class _Known:
+    """What the base and the versions on it have played of ``snapshots`` as they are now."""
+
+    def __init__(self, connection: psycopg.Connection[Any], models: Sequence[Model], snapshots: Sequence[Snapshot]) -> None:
+        self._snapshots = snapshots
+        markets = {snapshot.id: snapshot.fingerprint for snapshot in snapshots}
+        weights = _line(models, read_identities(connection, [BASE, *(model.version for model in models)]))
+        self._results = {name: read_results(connection, name, identity, markets) for name, identity in weights.items()}
+
+    def missing(self, model: Model, report: Gated | None, wanted: int) -> str | None:
+        """Why a version has no place, None when it has one; ``wanted`` is how many markets a benchmark has."""
+        again = f"materialize benchmark_report of {model.training_batch}"
+        if model.foreign or model.status == _FAILED:
+            return "Another producer made it." if model.foreign else "Its training failed."
+        if report is None:
+            return f"It has no benchmark report yet: {again}."
+        if model.version not in self._results:
+            return report.reason if report.reference is None else "It stands on another base than the newest version."
+        shared, most = self._shared(model.version), max(self._shared(name) for name in self._results if name != BASE)
+        if shared < max(_FEWEST, min(wanted, most)):
+            return f"It and the base share {shared} of the markets as they are now: {again}."
+        return None
+
+    def common(self, versions: Mapping[str, Model], wanted: int) -> list[Snapshot]:
+        """The markets that the base and all of ``versions`` have played, ``wanted`` of a benchmark where nobody has."""
+        sets = [self._results[name].keys() for name in (BASE, *versions) if name in self._results]
+        shared = [snapshot for snapshot in self._snapshots if sets and all(snapshot.id in one for one in sets)]
+        return shared if len(shared) >= _FEWEST else list(self._snapshots[:wanted])
+
+    def of(self, versions: Mapping[str, Model], markets: Sequence[Snapshot]) -> dict[str, dict[str, MarketResult]]:
+        """The results of ``versions`` and the base, as far as they have played all of ``markets``."""
+        found = {name: self._results[name] for name in (*versions, BASE) if name in self._results}
+        return {name: results for name, results in found.items() if all(market.id in results for market in markets)}
+
+    def _shared(self, version: str) -> int:
+        return len(self._results[version].keys() & self._results[BASE].keys())
+
+
+def _line(models: Sequence[Model], identities: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The weights to read of the base that the highest version stands on (else of the one that played last) and of each version on it."""
+    for model in models:
+        for base in identities[BASE]:
+            if _weights(model, base) in identities[model.version]:
+                found = {other.version: weights for other in models if (weights := _weights(other, base)) in identities[other.version]}
+                return {BASE: base} | {version: weights for version, weights in found.items() if weights is not None}
+    last = next(iter(identities[BASE]), None)
+    return {} if last is None else {BASE: last}
+
+
+def _weights(model: Model, base: str) -> str | None:
+    return None if model.manifest_sha is None else identity_of(base, model.manifest_sha)
+
+
+def _role(name: str, versions: Mapping[str, Model]) -> str:
+    if name == BASE:
+        return BASE
+    return DEPLOYED if versions[name].status == DEPLOYED else VERSION

@@ -1,0 +1,153 @@
+"""A judge's answer into verdicts by id, or its faults in words.
+
+Lenient in form (fences, prose around it, trailing commas, a list around it or without one), strict in content: exactly the ids, each with
+a finite score from 0 to 1 and an explanation. Nothing is evaluated, guessed or filled in.
+"""
+
+import json
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from babylon_rl.errors import BabylonError
+
+MOST_EXPLANATION = 4_000
+MOST_ANSWER = 400_000  # characters; nothing longer is an answer
+MOST_FAULTS = 20
+MOST_TRIES = 100  # places in an answer at which JSON might begin and does not
+_TRAILING = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
+_LIKELY, _ANY = re.compile(r'\{\s{0,50}"scores"|\[\s{0,50}\{\s{0,50}"'), re.compile(r"[{\[]")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge said of one episode: a score from 0 to 1, and why."""
+
+    score: float
+    explanation: str
+
+
+class AnswerFault(BabylonError):
+    """An answer that cannot be used; ``faults`` says what is wrong with it, one sentence each."""
+
+    def __init__(self, faults: Collection[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__(f"The judge's answer cannot be used: {' '.join(self.faults)}")
+
+
+def read_answer(text: str, ids: Collection[str]) -> dict[str, Verdict]:
+    """The verdicts of an answer, by id and in the order of ``ids``.
+
+    Raises:
+        AnswerFault: the text holds no answer, or one for other ids, or one that lacks a score or an explanation.
+    """
+    entries = _entries(text)
+    found: dict[str, Verdict] = {}
+    faults: list[str] = []
+    seen: set[str] = set()
+    for place, entry in enumerate(entries, 1):
+        identity = entry.get("id") if isinstance(entry, dict) else None
+        if not isinstance(identity, str):
+            faults.append(f"Entry {place} is not an object with an id.")
+        elif identity not in ids:
+            faults.append(f"There is no episode with the id {_shown(identity)}.")
+        elif identity in seen:
+            faults.append(f"The id {identity} is there more than once.")
+        else:
+            seen.add(identity)
+            faults += _judged(identity, entry, found)
+    faults += [f"The id {identity} is missing." for identity in ids if identity not in seen]
+    if faults:
+        rest = len(faults) - MOST_FAULTS
+        raise AnswerFault(faults if rest <= 0 else [*faults[:MOST_FAULTS], f"And {rest} more."])
+    return {identity: found[identity] for identity in ids}
+
+
+def _judged(identity: str, entry: Mapping[str, Any], found: dict[str, Verdict]) -> Iterator[str]:
+    score, explanation = _score(entry.get("score")), entry.get("explanation")
+    if "score" not in entry:
+        yield f"The score of {identity} is missing."
+    elif score is None:
+        yield f"The score of {identity} is {_shown(entry['score'])}, which is no number from 0 to 1."
+    if not isinstance(explanation, str) or not explanation.strip():
+        yield f"The explanation of {identity} is missing."
+    elif score is not None:
+        found[identity] = Verdict(score, explanation.strip()[:MOST_EXPLANATION])
+
+
+def _score(value: Any) -> float | None:
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        return None
+    return float(value) + 0.0 if math.isfinite(value) else None
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _entries(text: str) -> list[Any]:
+    """The list of scores in an answer.
+
+    Raises:
+        AnswerFault: there is none, or several that differ.
+    """
+    if len(text) > MOST_ANSWER:
+        raise AnswerFault([f"The answer has {len(text)} characters."])
+    if not text.strip():
+        raise AnswerFault(["The answer is empty."])
+    found: list[list[Any]] = []
+    for value in _values(text):
+        entries = _scores_of(value)
+        if entries is not None and entries not in found:
+            found.append(entries)
+    if not found:
+        raise AnswerFault(['The answer holds no JSON object with "scores".'])
+    if len(found) > 1:
+        raise AnswerFault([f"The answer holds {len(found)} different lists of scores."])
+    return found[0]
+
+
+def _scores_of(value: Any) -> list[Any] | None:
+    if isinstance(value, list):
+        if len(value) == 1 and (inner := _scores_of(value[0])) is not None:
+            return inner
+        return value if value and all(isinstance(entry, dict) and "id" in entry for entry in value) else None
+    if isinstance(value, dict):
+        scores = value.get("scores")
+        if isinstance(scores, dict):  # by id
+            return [{"id": identity} | entry for identity, entry in scores.items() if isinstance(entry, dict)]
+        return scores if isinstance(scores, list) else None
+    return None
+
+
+def _values(text: str) -> Iterator[Any]:
+    """Every JSON object or list that stands in a text by itself, in order; strict first, then without trailing commas."""
+    try:
+        yield json.loads(text, parse_constant=str)
+        return
+    except (ValueError, RecursionError):
+        pass
+    text = _TRAILING.sub(lambda match: match[1] or "", text)
+    for starts in (_LIKELY, _ANY):
+        found = list(_from(text, starts))
+        yield from found
+        if any(_scores_of(value) is not None for value in found):
+            return
+
+
+def _from(text: str, starts: re.Pattern[str]) -> Iterator[Any]:
+    decoder = json.JSONDecoder(parse_constant=str, strict=False)
+    position = tries = 0
+    while tries < MOST_TRIES and (start := starts.search(text, position)) is not None:
+        try:
+            value, position = decoder.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            position, tries = start.start() + 1, tries + 1
+            continue
+        yield value

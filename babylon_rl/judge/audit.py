@@ -1,0 +1,155 @@
+"""A second judge's opinion of a sample of scored groups: through the same ruler, so it is checked, kept and paid for like any other.
+
+It is shown what the judge was shown. Its answers lie in the cache, where the report finds them; no score follows from them.
+"""
+
+import asyncio
+import hashlib
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from babylon_rl.episodes.reading import read_windows
+from babylon_rl.episodes.summary import group_version
+from babylon_rl.errors import JudgeRefused
+from babylon_rl.judge.calls import JudgeCaller
+from babylon_rl.judge.pool import run_pool
+from babylon_rl.judge.ruler import Judged, Outcome, Ruler, SetAside
+from babylon_rl.judge.scoring_desk import Desk, running_clock
+from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE
+from babylon_rl.judge.shown import ShownGroup, shown_groups
+from babylon_rl.progress import Progress, unheard
+from babylon_rl.settings import Settings
+from babylon_rl.store import scores
+from babylon_rl.store.judge_secret import keep_secret
+from babylon_rl.store.trajectories import Connection
+
+AUDIT_GROUPS = 20
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit came to: groups of the sample with a second opinion, answers asked for and found in the cache.
+
+    ``changed`` groups are not what was judged any more and were left out, ``quarantined`` ones have no usable answer (window -> reason),
+    ``pending`` ones wait. ``refused`` is why the second judge answers nobody. ``notes`` are sentences on the whole.
+    """
+
+    judge: str
+    sampled: int
+    agreed_on: int
+    asked: int
+    cached: int
+    changed: int = 0
+    quarantined: Mapping[str, str] = field(default_factory=dict)
+    pending: Mapping[str, str] = field(default_factory=dict)
+    refused: str | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def sentence(self) -> str:
+        """It in words."""
+        parts = [f"{self.asked} answers asked for", f"{self.cached} from the cache"]
+        parts += [f"{self.changed} groups have changed since they were judged"] if self.changed else []
+        parts += [f"{len(self.quarantined)} without a usable answer"] if self.quarantined else []
+        if self.pending:
+            window, reason = next(iter(self.pending.items()))
+            parts.append(f"{len(self.pending)} wait, the first {window}: {reason}")
+        refused = f" It refused: {self.refused}" if self.refused else ""
+        return f"{self.judge} was asked about {self.sampled} groups: {'; '.join(parts)}.{refused}"
+
+
+def audit_sample(windows: Sequence[str], size: int, seed: int = 0) -> list[str]:
+    """At most ``size`` of some hours, in order: those of the least hash, so that ranges that overlap draw the same hours of the overlap."""
+    return sorted(sorted(windows, key=lambda window: hashlib.sha256(f"{seed}/{window}".encode()).digest())[:size])
+
+
+def audit(
+    connection: Connection,
+    settings: Settings,
+    windows: Sequence[str],
+    now: datetime,
+    *,
+    groups: int = AUDIT_GROUPS,
+    seed: int = 0,
+    on_progress: Progress = unheard,
+) -> Audited | None:
+    """Ask JUDGE_AUDIT_MODEL about a sample of the scored hours ``windows``; None without one, or where it is the judge itself.
+
+    ``connection`` is in autocommit. What is answered already costs nothing; JUDGE_BUDGET_USD holds for it too.
+    """
+    model = settings.judge_audit_model
+    if model is None or model == settings.judge_model or groups < 1:
+        return None
+    run = _Audit(settings.model_copy(update={"judge_model": model}), audit_sample(windows, groups, seed), on_progress)
+    secret = keep_secret(connection, secrets.token_bytes(32), now)
+    desk = Desk(connection, running_clock(now))
+    refused = None
+    try:
+        asyncio.run(run.judge(desk, secret))
+    except JudgeRefused as error:
+        refused = str(error)
+    finally:
+        desk.close()
+    return Audited(
+        model, len(run.sample), run.agreed_on, run.counts["asked"], run.counts["cached"], run.counts["changed"],
+        run.quarantined, run.pending, refused, run.notes,
+    )  # fmt: skip
+
+
+class _Audit:
+    """One call of ``audit``; ``settings`` name the second judge as the judge."""
+
+    def __init__(self, settings: Settings, sample: Sequence[str], on_progress: Progress) -> None:
+        self.sample = sample
+        self.counts = Counter[str]()
+        self.agreed_on = 0
+        self.quarantined: dict[str, str] = {}
+        self.pending: dict[str, str] = {}
+        self.notes: list[str] = []
+        self._settings = settings
+        self._on_progress = on_progress
+
+    async def judge(self, desk: Desk, secret: bytes) -> None:
+        """Ask about every group of the sample."""
+        async with JudgeCaller(self._settings, self._settings.judge_model) as caller:
+            ruler = Ruler(caller, self._settings.judge_model, secret, self._settings, desk, desk.clock)
+            await run_pool(self._groups(desk, secret), ruler, ruler.judge, self._done, self._settings.judge_concurrency)
+            self.notes = ruler.notes
+
+    async def _groups(self, desk: Desk, secret: bytes) -> AsyncIterator[ShownGroup]:
+        for start in range(0, len(self.sample), HOURS_PLANNED_AT_ONCE):
+            some = self.sample[start : start + HOURS_PLANNED_AT_ONCE]
+            shown = await desk.run(_as_judged, some, self._settings, secret)
+            self.counts["changed"] += len(some) - len(shown)
+            for group in shown:
+                yield group
+
+    async def _done(self, outcome: Outcome) -> None:
+        window = outcome.group.window
+        if isinstance(outcome, Judged):
+            self.agreed_on += 1
+            self.counts["asked"] += outcome.asked
+            self.counts["cached"] += len(outcome.answers) - outcome.asked
+        elif isinstance(outcome, SetAside):
+            self.quarantined[window] = outcome.reason
+        else:
+            self.pending[window] = outcome.reason
+        done = self.agreed_on + len(self.quarantined) + len(self.pending) + self.counts["changed"]
+        self._on_progress("second judge", done, len(self.sample))
+
+
+def _as_judged(connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes) -> list[ShownGroup]:
+    """What is shown of those hours that still are what was judged: the agents that have scores, and no others."""
+    with connection.transaction():
+        held = scores.read(connection, windows)
+        readings = read_windows(connection, list(held), settings)
+        same = {window: reading for window, reading in readings.items() if held[window].input_version == group_version(reading)}
+        judged = {window: {score.agent_id for score in held[window].scores} for window in same}
+        others = {
+            window: [episode.agent_id for episode in reading.usable_episodes if episode.agent_id not in judged[window]]
+            for window, reading in same.items()
+        }
+        return list(shown_groups(connection, same, settings, dropped=others, secret=secret).values())

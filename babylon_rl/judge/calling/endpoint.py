@@ -1,0 +1,76 @@
+"""Where a judge is reached: its name there, its address and its credential."""
+
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from babylon_rl.judge.pricing import table_entry
+from babylon_rl.settings import Settings, judge_key_variable, provider_key
+
+OPENAI_URL = "https://api.openai.com/v1"
+OPENPIPE_URL = "https://api.openpipe.ai/api/v1"
+PLACEHOLDER_KEY = "none"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """``base_url``: of an OpenAI-compatible server, with its version; None: whatever litellm knows of the model's provider.
+
+    ``wire_name`` is the model's name there. ``key_variable`` names what holds the credential.
+    """
+
+    model: str
+    wire_name: str
+    base_url: str | None
+    key: SecretStr | None = field(repr=False)
+    key_variable: str
+
+    @property
+    def where(self) -> str:
+        """The address in words, without a password that a URL may hold."""
+        if self.base_url is None:
+            return "its provider"
+        parts = urlsplit(self.base_url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no message may repeat."""
+        keys = [] if self.key is None else [self.key.get_secret_value().strip()]
+        password = urlsplit(self.base_url or "").password
+        return tuple(secret for secret in [*keys, password] if secret and secret != PLACEHOLDER_KEY)
+
+
+def endpoint_of(settings: Settings, model: str) -> Endpoint:
+    """The endpoint of ``model``: at JUDGE_BASE_URL where that is set, else its provider's own."""
+    provider, name = _parted(model)
+    field_name = judge_key_variable(model)
+    variable = field_name or f"{(provider or model).upper()}_API_KEY"
+    key: SecretStr | None = getattr(settings, field_name.lower()) if field_name else provider_key(variable)
+    wire_name = {"openai": name, "openpipe": f"openpipe:{name}"}.get(provider, model)
+    if settings.judge_base_url is not None:
+        return Endpoint(model, wire_name, _with_version(settings.judge_base_url), key or SecretStr(PLACEHOLDER_KEY), variable)
+    return Endpoint(model, wire_name, _own_address(provider, model), key, variable)
+
+
+def _own_address(provider: str, model: str) -> str | None:
+    if provider == "openpipe":
+        return OPENPIPE_URL
+    speaks_chat = (table_entry(model) or {}).get("mode", "chat") == "chat" and "/responses/" not in model
+    return OPENAI_URL if provider == "openai" and speaks_chat else None
+
+
+def _parted(model: str) -> tuple[str, str]:
+    """(provider, name there). OpenAI's bare names are openai's; a name without a provider has an empty one."""
+    if model.startswith(("openpipe:", "openpipe/")):
+        return "openpipe", model[len("openpipe:") :]
+    if "/" in model:
+        provider, _, name = model.partition("/")
+        return provider, name
+    return ("openai" if judge_key_variable(model) == "OPENAI_API_KEY" else ""), model
+
+
+def _with_version(base_url: str) -> str:
+    bare = base_url.rstrip("/")
+    return bare if urlsplit(bare).path else f"{bare}/v1"

@@ -1,0 +1,97 @@
+"""What a failed attempt means: worth another try, or a refusal that says what to set. Nothing here repeats a credential."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from math import isfinite
+
+from babylon_rl.errors import JudgeRefused
+
+SHOWN = 200
+_RETRIED = {408, 409, 425, 429}
+_OF_THE_FORM = {400, 415, 422, 501}
+_TOO_LONG = re.compile(
+    r"context.{0,3}(length|window)|maximum context|(prompt|input) is too long|too many (input )?tokens|reduce the length", re.I
+)
+_NO_CREDIT = re.compile(r"insufficient_quota|exceeded your current quota|credit balance|insufficient (credit|balance|funds)", re.I)
+_KEY_LIKE = re.compile(
+    r"\b(?:sk|pk|rk|opk|xai|gsk)[-_][\w*.-]{6,}|\bAIza[\w-]{10,}|(?i:\bbearer)\s+\S+|(?i:api[-_ ]?key)['\"]?\s*[:=]\s*['\"]?[\w*.-]+"
+)
+
+
+@dataclass(eq=False)
+class CallFailed(Exception):
+    """One attempt failed. ``status`` is HTTP's, None when no whole answer came or it was no chat completion.
+
+    ``attempts`` is how many were made when nobody tries again.
+    """
+
+    reason: str
+    status: int | None = None
+    retry_after_s: float | None = None
+    attempts: int = 1
+
+    @property
+    def is_too_long(self) -> bool:
+        """The request does not fit into the model's context."""
+        return self.status == 413 or (self.status in _OF_THE_FORM and _TOO_LONG.search(self.reason) is not None)
+
+    @property
+    def is_of_the_form(self) -> bool:
+        """The server does not take the request as it is; a plainer form of it may do."""
+        return self.status in _OF_THE_FORM and not self.is_too_long
+
+    @property
+    def is_worth_a_retry(self) -> bool:
+        """The same request may succeed later."""
+        if self.status is None:
+            return True
+        if self.status == 429 and _NO_CREDIT.search(self.reason):
+            return False
+        return self.status in _RETRIED or (self.status >= 500 and self.status not in _OF_THE_FORM)
+
+    @property
+    def is_for_all(self) -> bool:
+        """Other requests to this judge would fail in the same way."""
+        return self.is_worth_a_retry or not (self.is_too_long or self.is_of_the_form)
+
+    def refusal(self, model: str, where: str, key_variable: str) -> JudgeRefused:
+        """The error for a failure that no retry cures."""
+        advice = "See that JUDGE_MODEL names a chat model; sending the same request again cures nothing."
+        if self.is_too_long:
+            advice = "It does not fit into the model's context: lower JUDGE_REQUEST_TOKENS or JUDGE_GROUP_SIZE."
+        elif self.status in {401, 403}:
+            advice = f"Set {key_variable} to a key that may use this model."
+        elif self.status in {402, 429}:
+            advice = "The account has no credit left: add some, or set JUDGE_MODEL to another judge."
+        elif not self.is_of_the_form:
+            advice = "Set JUDGE_MODEL to a model that is there, or JUDGE_BASE_URL to the address that ends before /chat/completions."
+        return JudgeRefused(f"The judge {model} at {where} refused a request ({self}). {advice}", for_all=self.is_for_all)
+
+    def __str__(self) -> str:
+        return self.reason if self.status is None else f"status {self.status}: {self.reason}"
+
+
+def scrubbed(text: str, secrets: Iterable[str] = ()) -> str:
+    """One short line of ``text`` without ``secrets`` and without anything that looks like a key."""
+    for secret in secrets:
+        text = text.replace(secret, "[key]")
+    text = _KEY_LIKE.sub("[key]", " ".join(text.split()))
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
+
+
+def retry_after_s(header: str | None, now: datetime) -> float | None:
+    """Seconds that a Retry-After header asks to wait: its number, or the time until its date; None without a readable one."""
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(header)
+        except ValueError:
+            return None
+        seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now.timestamp()
+    return max(0.0, seconds) if isfinite(seconds) else None

@@ -1,0 +1,117 @@
+"""What only the judge is told of an hour: the market as a whole, stocks, questions, news, and, marked as hidden, what the engine knew.
+
+The same facts as wording.market_sentences, in fewer words: stocks are listed, equal news are said once, questions have short names.
+Every sentence is said through a template of wording.py, from which the check for leaks is made.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from babylon_rl.judge.wording import (
+    HIDDEN_ANSWERS,
+    MARKET,
+    NEWS,
+    QUESTION,
+    STOCKS,
+    TEXT_CHARACTERS,
+    knowledge_sentences,
+    market_name,
+    say,
+)
+from babylon_rl.market.window_market import PredictionOutcome, StockOutcome, WindowOutcomes
+
+MOST_KNOWLEDGE = 40  # sentences of recorded gameKnowledge in a group
+
+
+def question_names(outcomes: WindowOutcomes) -> dict[str, str]:
+    """What stands for a question in a request: its id and its text -> its short name, for questions that have a number."""
+    found: dict[str, str] = {}
+    for asked in outcomes.predictions:
+        if asked.question_number is not None:
+            name = market_name(asked.market_id, asked.question_number)
+            found[asked.market_id] = name
+            found.setdefault(asked.question, name)
+    return found
+
+
+def market_context(outcomes: WindowOutcomes) -> list[str]:
+    """The whole, the stocks, the questions."""
+    if not outcomes.stocks and not outcomes.predictions:
+        return []
+    whole = say(MARKET, window=outcomes.window, mean=_short(outcomes.mean_change), volatility=_short(outcomes.volatility))
+    listed = _lists(_stock(stock) for stock in outcomes.stocks)
+    stocks = [say(STOCKS, window=outcomes.window, stocks=line) for line in listed]
+    return [whole, *stocks, *(_question(asked) for asked in outcomes.predictions)]
+
+
+def news_context(outcomes: WindowOutcomes) -> list[str]:
+    """The hour's news, each once with all that it concerned; in them questions have their short names."""
+    names = question_names(outcomes)
+    subjects: dict[str, dict[str, None]] = {}
+    told: list[tuple[str, tuple[str, ...]]] = [
+        (market_name(asked.market_id, asked.question_number), asked.news) for asked in outcomes.predictions
+    ]
+    told += [(stock.name, stock.news) for stock in outcomes.stocks]
+    for subject, news in told:
+        for text in news:
+            subjects.setdefault(_renamed(text, names), {})[subject] = None
+    return [say(NEWS, subject=", ".join(concerned), news=text) for text, concerned in subjects.items()]
+
+
+def hidden_context(outcomes: WindowOutcomes, answers: Mapping[str, bool]) -> list[str]:
+    """The engine's own answers, marked as hidden."""
+    known = [asked for asked in outcomes.predictions if asked.market_id in answers]
+    words = (f"{market_name(asked.market_id, asked.question_number)} {'YES' if answers[asked.market_id] else 'NO'}" for asked in known)
+    return [say(HIDDEN_ANSWERS, answers=line) for line in _lists(words)]
+
+
+def knowledge_context(recorded: Iterable[Any]) -> list[str]:
+    """What trajectories recorded as gameKnowledge, marked as hidden; each sentence once."""
+    found: dict[str, None] = {}
+    for knowledge in recorded:
+        if isinstance(knowledge, Mapping):
+            found |= dict.fromkeys(knowledge_sentences(knowledge))
+    return _first(list(found), MOST_KNOWLEDGE, "hidden facts")
+
+
+def _first(sentences: Sequence[str], most: int, noun: str) -> list[str]:
+    if len(sentences) <= most:
+        return list(sentences)
+    return [*sentences[:most], f"[{len(sentences) - most} {noun} left out]"]
+
+
+def _lists(entries: Iterable[str]) -> Iterator[str]:
+    """Entries as lists, each short enough for a template's text."""
+    line = ""
+    for entry in entries:
+        if line and len(line) + len(entry) + 2 > TEXT_CHARACTERS:
+            yield line
+            line = ""
+        line += f", {entry}" if line else entry
+    if line:
+        yield line
+
+
+def _stock(stock: StockOutcome) -> str:
+    bare = "".join(filter(str.isalnum, stock.name)).upper()
+    name = stock.name if bare.startswith(stock.ticker) else f"{stock.name} ({stock.ticker})"
+    change = "" if stock.sentiment == "NEUTRAL" else f" {stock.sentiment}"
+    return f"{' '.join(name.split())} {stock.start_price:.5g} {stock.end_price:.5g} {stock.change_percent:+.2f}%{change}"
+
+
+def _question(asked: PredictionOutcome) -> str:
+    return say(
+        QUESTION, market=market_name(asked.market_id, asked.question_number), question=asked.question,
+        start=_short(asked.start_probability), end=_short(asked.end_probability), answer=asked.outcome,
+    )  # fmt: skip
+
+
+def _short(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3g}"
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    for said, name in names.items():
+        if said in text:
+            text = text.replace(said, name)
+    return text

@@ -1,0 +1,104 @@
+"""Agents' text is hostile: made unable to be markup, and looked through for words that speak to a judge.
+
+``escaped`` is what keeps structure safe, whatever the text; the flags are for people, and miss what nobody thought of. A flag never
+changes a score.
+"""
+
+import functools
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from babylon_rl.judge.disguises import folded, hidden_characters, mixed_scripts, readings, repetitive
+from babylon_rl.judge.injection_words import ANCHORS, EXPRESSIONS, Spoken
+
+FlagKind = Spoken | Literal["encoded", "hidden", "long", "lookalike"]
+
+MOST_CHARACTERS = 6_000  # of one text in a request
+LOOKED_AT = 20_000  # characters of a text in which flags are looked for: its first and its last
+EXCERPT = 120
+_BRACKETS = str.maketrans({"＜": "&lt;", "﹤": "&lt;", "＞": "&gt;", "﹥": "&gt;", "＆": "&amp;", "﹠": "&amp;"})
+_UNSEEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One suspicion: of what kind, in which text (``step 3 response``), and how it reads there."""
+
+    kind: FlagKind
+    where: str
+    excerpt: str
+
+
+def escaped(text: str) -> str:
+    """The text as data: markup characters, wide and small forms of them included, as entities; what cannot be seen by its code point.
+
+    Line breaks and tabs stay.
+    """
+    text = _visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return text if text.isascii() else text.translate(_BRACKETS)
+
+
+def flat(text: str) -> str:
+    """The text in one line, so that it cannot look like the lines around it."""
+    return " / ".join(filter(None, (line.strip() for line in text.splitlines()))) if "\n" in text or not text.isprintable() else text
+
+
+def bounded(text: str, most: int = MOST_CHARACTERS) -> str:
+    """The text's beginning and end where it has more than ``most`` characters; what was cut out is counted."""
+    if len(text) <= most:
+        return text
+    head = most * 2 // 3
+    return f"{text[:head]} [{len(text) - most} characters left out] {text[head - most :]}"
+
+
+def find_flags(text: str, where: str) -> list[Flag]:
+    """What in a text speaks to a judge, or hides something; at most one flag of each kind."""
+    return [Flag(kind, where, excerpt) for kind, excerpt in _found(text)] if text else []
+
+
+@functools.lru_cache(maxsize=1024)  # prompts and habits come again and again
+def _found(text: str) -> tuple[tuple[FlagKind, str], ...]:
+    found: dict[FlagKind, str] = {}
+    if len(text) > LOOKED_AT:
+        found["long"] = f"{len(text)} characters"
+        text = f"{text[: LOOKED_AT // 2]}\n{text[-LOOKED_AT // 2 :]}"
+    elif repetitive(text):
+        found["long"] = f"{len(text)} characters that repeat themselves"
+    hidden = hidden_characters(text)
+    if hidden:
+        found["hidden"] = _excerpt(hidden)
+    mixed = mixed_scripts(text)
+    if mixed:
+        found["lookalike"] = _excerpt(mixed)
+    for reading, disguise in readings(text):
+        for kind, excerpt in _spoken(reading):
+            found.setdefault(kind, _excerpt(excerpt))
+            if disguise and "encoded" not in found:
+                found["encoded"] = _excerpt(f"{disguise}: {excerpt}")
+    return tuple(found.items())
+
+
+def _spoken(reading: str) -> Iterator[tuple[Spoken, str]]:
+    plain = folded(reading)
+    if plain.isascii() and not any(anchor in plain for anchor in ANCHORS):
+        return
+    for kind, expression in EXPRESSIONS.items():
+        match = expression.search(plain)
+        if match is not None:
+            yield kind, plain[max(0, match.start() - 20) : match.end() + 40]
+
+
+def _excerpt(text: str) -> str:
+    line = " ".join(_visible(text).split())
+    return line if len(line) <= EXCERPT else f"{line[: EXCERPT - 1]}…"
+
+
+def _visible(text: str) -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    for character in set(text):
+        if character not in "\n\t" and unicodedata.category(character) in _UNSEEN:
+            text = text.replace(character, f"[U+{ord(character):04X}]")
+    return text

@@ -1,0 +1,129 @@
+"""What of an episode leaves the machine when a judge is asked, and what JUDGE_PRIVATE_FIELDS keeps back.
+
+A private field is dropped, or replaced by a keyed hash that tells equal texts from different ones and nothing else. Agents' ids and
+names never leave, whatever the setting says.
+"""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from babylon_rl.errors import SettingsError
+from babylon_rl.settings import HEURISTIC, Settings
+
+Treatment = Literal["drop", "hash"]
+
+FIELDS: Mapping[str, str] = {
+    "system_prompt": "the system prompt of each LLM call that an agent was served",
+    "user_prompt": "the user prompt of each call: balance, markets, stocks, the feed as the agent saw it",
+    "response": "what the model answered in each call",
+    "reasoning": "the reasoning recorded beside an action or a call",
+    "parameters": "the parameters of each action: market or ticker, side, size, price",
+    "result": "the result or the error of each action",
+    "posts": "texts that an agent posted: in the parameters and the answer of an action that posts or comments",
+    "messages": "texts that an agent sent: in the parameters and the answer of an action that sends a message",
+    "state": "balance, P&L and open positions at the beginning of each step",
+    "pnl": "each agent's P&L over the hour",
+    "market": "the hour's prices, probabilities and official answers",
+    "news": "the hour's news",
+    "hidden_answers": "the engine's own answers to the hour's questions",
+    "game_knowledge": "gameKnowledge as trajectories recorded it",
+}
+ALWAYS = ("the hour", "the number of steps of each episode", "each action's type and whether it succeeded")
+NEVER = ("agents' ids, display names and user names", "database addresses and credentials")
+_ENTRY = re.compile(r"(?P<name>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)?)(?:=(?P<how>drop|hash))?")
+
+
+@dataclass(frozen=True)
+class Private:
+    """What is kept back: by field, and by key of ``parameters`` or ``result`` at any depth."""
+
+    fields: Mapping[str, Treatment] = field(default_factory=dict)
+    secret: bytes = b""
+
+    def text(self, name: str, value: str) -> str:
+        """A field's text as it may leave: itself, nothing, or its hash."""
+        how = self.fields.get(name)
+        if how is None or not value:
+            return value
+        return "" if how == "drop" else self._hash(value)
+
+    def allows(self, name: str) -> bool:
+        """True for a field that leaves as it is."""
+        return name not in self.fields
+
+    def entries(self, name: str, value: Any) -> Any:
+        """``parameters`` or ``result`` without their private keys, at any depth."""
+        if isinstance(value, list):
+            return [self.entries(name, entry) for entry in value]
+        if not isinstance(value, dict):
+            return value
+        kept = {}
+        for key, entry in value.items():
+            how = self.fields.get(f"{name}.{key}")
+            if how is None:
+                kept[key] = self.entries(name, entry)
+            elif how == "hash":
+                kept[key] = self._hash(str(entry))
+        return kept
+
+    def _hash(self, value: str) -> str:
+        return f"#{hmac.new(self.secret, value.encode('utf-8', 'replace'), hashlib.sha256).hexdigest()[:12]}"
+
+
+def private_fields(settings: Settings, secret: bytes = b"") -> Private:
+    """What JUDGE_PRIVATE_FIELDS keeps back; hashes are keyed with ``secret``.
+
+    Raises:
+        SettingsError: it names a field that there is not.
+    """
+    found: dict[str, Treatment] = {}
+    for entry in filter(None, (part.strip() for part in settings.judge_private_fields.split(","))):
+        match = _ENTRY.fullmatch(entry)
+        name = match["name"] if match is not None else ""
+        if match is None or (name not in FIELDS and name.split(".")[0] not in ("parameters", "result")):
+            known = ", ".join(FIELDS)
+            raise SettingsError(
+                f"JUDGE_PRIVATE_FIELDS names {entry!r}: write NAME or NAME=hash, separated by commas, NAME one of {known}, "
+                "or parameters.KEY or result.KEY."
+            )
+        found[name] = "hash" if match["how"] == "hash" else "drop"
+    return Private(found, secret)
+
+
+def fields_that_leave(settings: Settings) -> list[tuple[str, str, str]]:
+    """Each field as (name, what it is, ``leaves``, ``dropped`` or ``hashed``), in the order in which a request is made of them.
+
+    Raises:
+        SettingsError: JUDGE_PRIVATE_FIELDS names a field that there is not.
+    """
+    private = private_fields(settings).fields
+    words = {"drop": "dropped", "hash": "hashed"}
+    hidden = () if settings.show_hidden_answers_to_judge else ("hidden_answers", "game_knowledge")
+    found = [
+        (name, meaning, "dropped" if name in hidden else words[private[name]] if name in private else "leaves")
+        for name, meaning in FIELDS.items()
+    ]
+    return found + [(name, "one key of an action", words[how]) for name, how in private.items() if name not in FIELDS]
+
+
+def what_leaves(settings: Settings) -> str:
+    """What leaves the machine with these settings, in a sentence.
+
+    Raises:
+        SettingsError: JUDGE_PRIVATE_FIELDS names a field that there is not.
+    """
+    from babylon_rl.judge.calling.endpoint import endpoint_of
+
+    listed = fields_that_leave(settings)
+    models = list(dict.fromkeys(filter(None, (settings.judge_model, settings.judge_audit_model))))
+    asked = [model for model in models if model != HEURISTIC]
+    if not asked:
+        return "heuristic: nothing leaves the machine"
+    kept = [f"{name} {how}" for name, _, how in listed if how != "leaves"]
+    leaving = ", ".join(name for name, _, how in listed if how == "leaves")
+    where = f" at {endpoint_of(settings, asked[0]).where}" if settings.judge_base_url else ""
+    return f"to {' and '.join(asked)}{where} go: {leaving}; kept back: {', '.join([*kept, 'ids and names of agents'])}"

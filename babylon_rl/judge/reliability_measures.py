@@ -1,0 +1,134 @@
+"""The numbers of the report, each with its 95 % interval: groups are the independent draws, episodes of one group are not.
+
+Small sums of each group are kept and nothing else, so a long range takes little memory.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+CONFIDENCE = 0.95
+FEWEST_RANKED = 3  # episodes of a group whose ranks are correlated: two always agree wholly or not at all
+_NEARLY = 1 - 1e-9
+
+_TINY = 1e-9
+
+Moments = npt.NDArray[np.float64]  # 5 by 5
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number over some groups; ``low`` and ``high`` are None where one group says nothing of their spread."""
+
+    value: float
+    low: float | None
+    high: float | None
+    groups: int
+
+    @property
+    def document(self) -> dict[str, float | int | None]:
+        """It as JSON."""
+        return {"mean": self.value, "low": self.low, "high": self.high, "groups": self.groups}
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate | None:
+    """The mean of one value from each group, with Student's interval; None of nothing."""
+    if not values:
+        return None
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return Estimate(mean, None, None, len(values))
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    half = _quantile(len(values) - 1) * math.sqrt(variance / len(values))
+    return Estimate(mean, mean - half, mean + half, len(values))
+
+
+def slope_estimate(parts: Sequence[tuple[float, float]]) -> Estimate | None:
+    """The slope of one least-squares line within groups, each given as (sum of xy, sum of xx) of its centred values.
+
+    The interval is that of the cluster-robust variance (Liang and Zeger, 1986) with G/(G - 1), and G - 1 degrees of freedom.
+    """
+    weight = math.fsum(sxx for _, sxx in parts)
+    if weight <= 0:
+        return None
+    slope = math.fsum(sxy for sxy, _ in parts) / weight
+    groups = sum(sxx > 0 for _, sxx in parts)
+    if groups < 2:
+        return Estimate(slope, None, None, groups)
+    variance = groups / (groups - 1) * math.fsum((sxy - slope * sxx) ** 2 for sxy, sxx in parts) / weight**2
+    half = _quantile(groups - 1) * math.sqrt(variance)
+    return Estimate(slope, slope - half, slope + half, groups)
+
+
+def centred_ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from -1/2 (least) to 1/2, equal values sharing the mean of theirs, so that groups of any size count alike."""
+    from scipy.stats import rankdata
+
+    most = max(1, len(values) - 1)
+    return [(float(rank) - 1) / most - 0.5 for rank in rankdata(values)]
+
+
+def length_moments(scores: Sequence[float], lengths: Sequence[float], pnls: Sequence[float]) -> Moments:
+    """The sums of products within a group that ``partial_correlation`` needs.
+
+    The columns, centred: score, rank of length, and what is to be explained away: rank of P&L, its square, P&L over its deviation.
+    Ranks of P&L alone leave much of it: an unbiased judge whose scores are a curve of P&L would then seem to care for length.
+    """
+    ranks, earned = np.array(centred_ranks(pnls)), np.array(pnls)
+    columns = [np.array(scores), np.array(centred_ranks(lengths)), ranks, ranks**2, earned / (earned.std() or 1.0)]
+    centred = np.stack([column - column.mean() for column in columns])
+    products: Moments = centred @ centred.T
+    return products
+
+
+def partial_correlation(moments: Moments) -> float | None:
+    """How score and length go together, -1..1, less what P&L explains of both; None where score or length does not vary.
+
+    Where P&L explains one of them wholly, nothing is left to go together: 0.
+    """
+    judged, money = moments[:2, :2], moments[2:, 2:]
+    if min(judged[0, 0], judged[1, 1]) <= _TINY:
+        return None
+    left = judged - moments[:2, 2:] @ np.linalg.pinv(money, rcond=_TINY, hermitian=True) @ moments[2:, :2]
+    if left[0, 0] <= _TINY * judged[0, 0] or left[1, 1] <= _TINY * judged[1, 1]:
+        return 0.0
+    return float(np.clip(left[0, 1] / math.sqrt(left[0, 0] * left[1, 1]), -1, 1))
+
+
+def partial_estimate(groups: Sequence[Moments]) -> Estimate | None:
+    """``partial_correlation`` over all groups together; the interval is the jackknife's over groups, on Fisher's scale."""
+    if not groups:
+        return None
+    whole = np.sum(groups, axis=0)
+    value = partial_correlation(whole)
+    if value is None:
+        return None
+    left_out = [_fisher(one) for group in groups if (one := partial_correlation(whole - group)) is not None]
+    if len(left_out) < 2:
+        return Estimate(value, None, None, len(groups))
+    count, middle = len(left_out), math.fsum(left_out) / len(left_out)
+    error = math.sqrt((count - 1) / count * math.fsum((one - middle) ** 2 for one in left_out))
+    half = _quantile(count - 1) * error
+    return Estimate(value, math.tanh(_fisher(value) - half), math.tanh(_fisher(value) + half), len(groups))
+
+
+def spearman(one: Sequence[float], two: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, -1..1; None for fewer than FEWEST_RANKED values or where one side does not rank."""
+    if len(one) < FEWEST_RANKED or min(len(set(one)), len(set(two))) < 2:
+        return None
+    a, b = centred_ranks(one), centred_ranks(two)
+    across = math.fsum(x * y for x, y in zip(a, b, strict=True))
+    return across / math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
+
+
+def _fisher(correlation: float) -> float:
+    return math.atanh(max(-_NEARLY, min(_NEARLY, correlation)))
+
+
+def _quantile(freedom: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))

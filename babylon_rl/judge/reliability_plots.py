@@ -1,0 +1,157 @@
+"""The report as pictures: position bias, agreement by hour, score against P&L, cost by day."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from babylon_rl.judge.reliability import Reliability
+from babylon_rl.judge.reliability_groups import HourPoint
+from babylon_rl.judge.reliability_measures import Estimate
+from babylon_rl.windows import window_start
+
+_INK, _MAIN, _SECOND, _PALE = "#333333", "#1f6fb4", "#c8553d", "#b9c7d6"
+_DPI = 88
+_SIZE = (6.8, 3.5)
+_NOTHING = HourPoint("", None, 0.0, None)
+
+
+def pictures(report: Reliability) -> dict[str, bytes]:
+    """PNGs by name, those of which the range has something to show: position, agreement, pnl, cost."""
+    drawn: Mapping[str, Callable[[Reliability], bytes | None]] = {
+        "position": _position, "agreement": _agreement, "pnl": _pnl, "cost": _cost,
+    }  # fmt: skip
+    found = {name: draw(report) for name, draw in drawn.items()}
+    return {name: png for name, png in found.items() if png is not None}
+
+
+def _position(report: Reliability) -> bytes | None:
+    bins = list(report.seen.estimates(report.seen.by_place))
+    if report.position_slope is None or not bins:
+        return None
+    figure, axes = _figure()
+    _points(axes, bins, _MAIN, "mean of the groups, 95 %")
+    slope = report.position_slope.value
+    axes.plot([0, 1], [-slope / 2, slope / 2], color=_SECOND, linewidth=1.2, linestyle="--", label=f"slope {slope:+.3f}")
+    axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xticks([0, 0.5, 1], ["first", "middle", "last"])
+    axes.set_xlabel("place in the request", fontsize=8)
+    axes.set_ylabel("score here less the episode's mean", fontsize=8)
+    axes.legend(fontsize=7.5, frameon=False)
+    return _png(figure, f"Position bias of {report.judge}, {report.position_slope.groups} groups")
+
+
+def _agreement(report: Reliability) -> bytes | None:
+    shown = [point for point in report.seen.hours if point.disagreement is not None]
+    if not shown:
+        return None
+    figure, (upper, lower) = _figure(2)
+    _by_hour(upper, [(p.window, p.disagreement) for p in shown], "orders differ by", _MAIN)
+    upper.set_ylim(0, 1.12 * max(0.05, *(p.disagreement or 0.0 for p in shown)))
+    upper.sharex(lower)
+    upper.tick_params(labelbottom=False)
+    for axes in (upper, lower):
+        axes.xaxis.get_offset_text().set_fontsize(8)
+    upper.xaxis.get_offset_text().set_visible(False)
+    _by_hour(lower, [(p.window, p.tau) for p in shown], "Kendall's tau", _MAIN)
+    lower.set_ylim(min(p.tau for p in [*shown, _NOTHING] if p.tau is not None) - 0.08, 1.06)
+    lower.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    return _png(figure, f"Agreement of {report.judge} with itself, by hour")
+
+
+def _pnl(report: Reliability) -> bytes | None:
+    bins = list(report.seen.estimates(report.seen.by_pnl_rank))
+    if not bins or not report.seen.points:
+        return None
+    figure, (ranks, money) = _figure(1, 2)
+    _points(ranks, bins, _MAIN, "mean of the groups, 95 %")
+    ranks.set_xlim(-0.05, 1.05)
+    ranks.set_xticks([place for place, _ in bins], _fifths(len(bins)))
+    ranks.set_ylim(-0.03, 1.03)
+    ranks.set_ylabel("score", fontsize=8)
+    ranks.set_xlabel("P&L among those of its hour", fontsize=8)
+    money.scatter([pnl for pnl, _ in report.seen.points], [score for _, score in report.seen.points], s=9, color=_MAIN, alpha=0.35, lw=0)
+    money.set_ylim(-0.03, 1.03)
+    money.tick_params(labelleft=False)
+    money.set_xlabel("P&L of the hour, $", fontsize=8)
+    if max(abs(pnl) for pnl, _ in report.seen.points) > 3_000:
+        money.set_xscale("symlog", linthresh=100)
+    correlation = report.pnl_correlation
+    said = "" if correlation is None else f", Spearman within an hour {correlation.value:+.2f}"
+    return _png(figure, f"Score and P&L, {report.judge}{said}")
+
+
+def _cost(report: Reliability) -> bytes | None:
+    if not report.days:
+        return None
+    figure, axes = _figure()
+    days = list(report.days)
+    priced = report.usd is not None
+    places = range(len(days))
+    if priced:
+        axes.bar(places, [day.usd for day in days], color=_MAIN, width=0.7)
+        axes.set_ylabel("dollars", fontsize=8)
+    else:
+        axes.bar(places, [day.prompt_tokens / 1000 for day in days], color=_MAIN, width=0.7, label="in")
+        below = [day.prompt_tokens / 1000 for day in days]
+        axes.bar(places, [day.completion_tokens / 1000 for day in days], bottom=below, color=_SECOND, width=0.7, label="out")
+        axes.set_ylabel("thousand tokens", fontsize=8)
+        axes.legend(fontsize=7.5, frameon=False)
+    every = max(1, -(-len(days) // 8))
+    axes.set_xticks(list(places)[::every], [day.day for day in days][::every])
+    axes.set_xlim((len(days) - 1) / 2 - max(len(days), 5) / 2, (len(days) - 1) / 2 + max(len(days), 5) / 2)
+    for place, day in zip(places, days, strict=True):
+        if len(days) <= 14:
+            height = day.usd if priced else (day.prompt_tokens + day.completion_tokens) / 1000
+            axes.annotate(f"{day.hours} h", (place, height), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=7.5)
+    axes.margins(y=0.15)
+    total = f"${report.usd:.2f}" if report.usd is not None else "no table has the price"
+    return _png(figure, f"Cost by day of the hours judged ({total})")
+
+
+def _points(axes: Any, bins: Sequence[tuple[float, Estimate]], colour: str, label: str) -> None:
+    places = [place for place, _ in bins]
+    values = [estimate.value for _, estimate in bins]
+    lows = [0.0 if estimate.low is None else estimate.value - estimate.low for _, estimate in bins]
+    highs = [0.0 if estimate.high is None else estimate.high - estimate.value for _, estimate in bins]
+    axes.errorbar(places, values, yerr=[lows, highs], fmt="o", markersize=5.5, color=colour, capsize=3, linewidth=1.4, label=label)
+
+
+def _by_hour(axes: Any, values: Sequence[tuple[str, float | None]], label: str, colour: str) -> None:
+    known = [(window_start(window), value) for window, value in values if value is not None]
+    axes.scatter([when for when, _ in known], [value for _, value in known], s=12, color=colour, alpha=0.6, lw=0)
+    if known:
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+        locator = AutoDateLocator(minticks=3, maxticks=9)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        mean = sum(value for _, value in known) / len(known)
+        axes.axhline(mean, color=_SECOND, linewidth=1.0, linestyle="--")
+        axes.annotate(f"mean {mean:.2f}", (1.0, mean), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
+                      fontsize=7.5, color=_SECOND, va="center", annotation_clip=False)  # fmt: skip
+    axes.set_ylabel(label, fontsize=8)
+
+
+def _fifths(count: int) -> list[str]:
+    return ["least", *[""] * (count - 2), "most"] if count > 1 else [""]
+
+
+def _figure(rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns)
+    for one in figure.axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.tick_params(labelsize=8)
+    return figure, axes
+
+
+def _png(figure: Any, title: str) -> bytes:
+    figure.suptitle(title, fontsize=9.5, x=0.01, ha="left", parse_math=False)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    return drawn.getvalue()

@@ -1,0 +1,152 @@
+"""The request that a judge is sent: wire format, opaque ids, order and key, all derived from a stored secret and the content.
+
+The same content gives the same bytes, so a cache can answer; nobody who does not know the secret can foresee an id or the nonce.
+Order 2n + 1 is order 2n backwards: what a judge gives to a place for its own sake cancels out between the two.
+"""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from babylon_rl.judge.injection import bounded, escaped
+from babylon_rl.judge.rubric import RUBRIC_VERSION, system_prompt
+from babylon_rl.judge.shared_lines import named_lines
+from babylon_rl.judge.shown import ShownEpisode, ShownGroup, episodes_per_request
+from babylon_rl.judge.subgroups import split
+from babylon_rl.judge.tokens import token_counter
+from babylon_rl.judge.wording import WINDOW_PNL, say
+from babylon_rl.settings import Settings
+
+MOST_QUOTED = 4_000  # characters of an answer that is quoted back
+_MESSAGE_TOKENS = 4  # what a chat template adds to each message
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """One request to a judge.
+
+    ``key`` is the SHA-256 of messages, model, rubric version, order, part and attempt. ``ids`` are opaque id -> agent id in the order
+    shown. ``tokens`` counts the messages; ``schema`` is the JSON schema of the answer.
+    """
+
+    key: str
+    window: str
+    order: int
+    part: int
+    messages: tuple[dict[str, str], ...]
+    ids: Mapping[str, str]
+    nonce: str
+    schema: dict[str, Any]
+    model: str = ""
+    attempt: int = 0
+    agents: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens of the messages; counting takes longer than all the rest, and is done when somebody asks."""
+        count = token_counter(self.model).count
+        return sum(count(message["content"]) + _MESSAGE_TOKENS for message in self.messages)
+
+
+def plan_requests(group: ShownGroup, model: str, order: int, secret: bytes, settings: Settings) -> list[JudgeRequest]:
+    """The requests that show a group once in one order: one, or one for each overlapping sub-group."""
+    by_agent = {episode.agent_id: episode for episode in group.episodes}
+    most = episodes_per_request(group, settings)
+    seed = int.from_bytes(_derived(secret, group, "split", str(order // 2))[:8], "big")
+    parts = split(list(by_agent), most, seed)
+    return [_request(group, [by_agent[agent] for agent in agents], model, order, part, secret) for part, agents in enumerate(parts)]
+
+
+def repair_request(request: JudgeRequest, answer: str, faults: Sequence[str], attempt: int) -> JudgeRequest:
+    """The request that follows an answer with faults: the answer (bounded), what is wrong with it, and the same question."""
+    said = bounded(" ".join(faults), MOST_QUOTED)
+    asked = (
+        f"That answer cannot be used. {escaped(said)} Answer again with JSON only, with one entry for each of these ids and no other: "
+        f"{', '.join(request.ids)}. Repair {attempt}."
+    )
+    quoted = bounded(answer, MOST_QUOTED) or "(nothing)"
+    messages = (*request.messages[:2], {"role": "assistant", "content": quoted}, {"role": "user", "content": asked})
+    return _keyed(replace(request, messages=messages, attempt=attempt))
+
+
+def _request(group: ShownGroup, episodes: Sequence[ShownEpisode], model: str, order: int, part: int, secret: bytes) -> JudgeRequest:
+    place = {episode.agent_id: _derived(secret, group, "place", str(order // 2), str(part), episode.agent_id) for episode in episodes}
+    shown = sorted(episodes, key=lambda episode: place[episode.agent_id], reverse=order % 2 == 1)
+    text = "\n".join([*group.context, group.common, *(episode.text for episode in shown)])
+    nonce = _unused(secret, group, text, 16, "nonce", str(order), str(part))
+    ids: dict[str, str] = {}
+    for episode in shown:
+        ids[_unused(secret, group, text, 6, "id", str(order), str(part), episode.agent_id, taken=ids)] = episode.agent_id
+    messages = ({"role": "system", "content": system_prompt()}, {"role": "user", "content": _user_text(group, shown, list(ids), nonce)})
+    return _keyed(
+        JudgeRequest(
+            key="", window=group.window, order=order, part=part, messages=messages, ids=ids, nonce=nonce,
+            schema=answer_schema(list(ids)), model=model, agents=tuple(sorted(place)),
+        )
+    )  # fmt: skip
+
+
+def _keyed(request: JudgeRequest) -> JudgeRequest:
+    content = [request.messages, request.model, RUBRIC_VERSION, request.order, request.part, request.attempt]
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return replace(request, key=hashlib.sha256(canonical.encode()).hexdigest())
+
+
+def _user_text(group: ShownGroup, shown: Sequence[ShownEpisode], ids: Sequence[str], nonce: str) -> str:
+    whole = len(shown) == len(group.episodes)
+    common = group.common if whole else named_lines(group.common, (episode.text for episode in shown))
+    lines = [f"{len(shown)} episodes of the hour {group.window}. The nonce of this request is {nonce}."]
+    if group.context:
+        lines += ["What the hour came to:", *_block("context", f'nonce="{nonce}"', nonce, "\n".join(group.context))]
+    if common:
+        lines += ["What several of the agents were shown, by number:", *_block("common", f'nonce="{nonce}"', nonce, common)]
+    for identity, episode in zip(ids, shown, strict=True):
+        if episode.pnl is not None:
+            lines.append(say(WINDOW_PNL, agent=identity, pnl=episode.pnl, steps=episode.steps))
+        lines += _block("episode", f'nonce="{nonce}" id="{identity}"', nonce, episode.text)
+    lines.append(f"Score the {len(shown)} episodes: {', '.join(ids)}. Answer with JSON only.")
+    return "\n".join(lines)
+
+
+def _block(tag: str, attributes: str, nonce: str, text: str) -> list[str]:
+    return [f"<{tag} {attributes}>", escaped(text), f'</{tag} nonce="{nonce}">']
+
+
+def answer_schema(ids: Sequence[str]) -> dict[str, Any]:
+    """The JSON schema of an answer for these ids, in the subset that structured output of every provider takes."""
+    entry = {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string", "enum": list(ids)},
+            "explanation": {"type": "string"},
+            "score": {"type": "number"},
+        },
+        "required": ["id", "explanation", "score"],
+        "additionalProperties": False,
+    }
+    return {
+        "type": "object",
+        "properties": {"scores": {"type": "array", "items": entry}},
+        "required": ["scores"],
+        "additionalProperties": False,
+    }
+
+
+def _derived(secret: bytes, group: ShownGroup, *parts: str) -> bytes:
+    message = "\0".join((group.window, group.input_version, *parts))
+    return hmac.new(secret, message.encode("utf-8", "replace"), hashlib.sha256).digest()
+
+
+def _unused(secret: bytes, group: ShownGroup, text: str, digits: int, *parts: str, taken: Mapping[str, str] | None = None) -> str:
+    """Hex digits that stand nowhere in the text that is shown and are not taken."""
+    attempt = 0
+    while True:
+        found = _derived(secret, group, *parts, str(attempt)).hex()[:digits]
+        if found not in text and not (taken and found in taken):
+            return found
+        attempt += 1
+        digits += attempt % 4 == 0

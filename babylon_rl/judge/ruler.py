@@ -1,0 +1,240 @@
+"""RULER for one group: shown in several orders, every answer checked, mended once, asked for once more, or the group set aside.
+
+What comes out follows from the group and the answers alone, and every answer is in the cache before it is used: a ruler that was
+stopped anywhere comes to the same result when it begins again, and pays only for what had not been answered.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from babylon_rl.errors import JudgeRefused, JudgeUnavailable
+from babylon_rl.judge.agreement import Agreement, agreement
+from babylon_rl.judge.answers import AnswerFault, Verdict, read_answer
+from babylon_rl.judge.budget import Budget, OverBudget
+from babylon_rl.judge.calls import Reply
+from babylon_rl.judge.request import JudgeRequest, plan_requests, repair_request
+from babylon_rl.judge.rubric import RUBRIC_VERSION
+from babylon_rl.judge.ruler_cache import AnswerCache, Asker
+from babylon_rl.judge.shown import ShownGroup
+from babylon_rl.judge.subgroups import merge
+from babylon_rl.settings import Settings
+from babylon_rl.store.judge_answers import StoredAnswer
+
+ASKED, REPAIRED, ASKED_ANEW = 0, 1, 2
+ATTEMPTS = (ASKED, REPAIRED, ASKED_ANEW)
+MOST_SHOWN = 4000  # characters of a message or answer in a transcript
+
+
+@dataclass(frozen=True)
+class Order:
+    """One order of a group: a verdict for every agent, and its place (0 first, 1 last; the mean where it stood in several parts)."""
+
+    verdicts: Mapping[str, Verdict]
+    places: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A group with its scores: the orders, how they agree, the answers they rest on, and how many of these were asked for now."""
+
+    group: ShownGroup
+    orders: Sequence[Order]
+    agreement: Agreement
+    answers: Sequence[StoredAnswer]
+    asked: int
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A group without scores: no answer to one of its requests could be used. ``transcript`` holds the tries, shortened."""
+
+    group: ShownGroup
+    reason: str
+    transcript: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A group that was not judged now, for a reason that may pass."""
+
+    group: ShownGroup
+    reason: str
+
+
+Outcome = Judged | SetAside | Waiting
+
+
+class Unusable(Exception):
+    """Every try at one request gave an answer that cannot be used."""
+
+    def __init__(self, reason: str, transcript: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.transcript = transcript
+
+
+# What a group comes to when its orders fail differently: the first of these. Anything else is a fault of ours and comes before all.
+_GRAVEST = (JudgeRefused, Unusable, OverBudget, JudgeUnavailable)
+
+
+@dataclass
+class _Tally:
+    answers: list[StoredAnswer] = field(default_factory=list)
+    asked: int = 0
+
+
+class Ruler:
+    """Judges groups with one model. ``clock`` says when an answer came (naive UTC)."""
+
+    def __init__(
+        self, caller: Asker, model: str, secret: bytes, settings: Settings, cache: AnswerCache, clock: Callable[[], datetime]
+    ) -> None:
+        self.model = model
+        self.answered = 0
+        self._caller = caller
+        self._secret = secret
+        self._settings = settings
+        self._cache = cache
+        self._clock = clock
+        # An answer has its slot until it is kept: no more than that many can be lost, and be paid for again.
+        self._slots = asyncio.Semaphore(settings.judge_concurrency)
+        self._budget = Budget(settings.judge_budget_usd, model, cache.spent)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what could not be done."""
+        return self._budget.notes
+
+    async def judge(self, group: ShownGroup) -> Outcome:
+        """Judge one group.
+
+        Raises:
+            JudgeRefused: the judge will not answer; retrying cures nothing.
+        """
+        tally = _Tally()
+        try:
+            orders = await self._orders(group, range(self._settings.judge_orders), tally)
+            while self._differ(found := _agreement(orders)) and len(orders) < self._settings.judge_max_orders:
+                orders += await self._orders(group, range(len(orders), len(orders) + 1), tally)
+        except Unusable as unusable:
+            return SetAside(group, unusable.reason, unusable.transcript)
+        except (OverBudget, JudgeUnavailable) as reason:
+            return Waiting(group, str(reason))
+        return Judged(group, orders, found, tally.answers, tally.asked)
+
+    def _differ(self, found: Agreement) -> bool:
+        return found.disagreement > self._settings.judge_disagreement
+
+    async def _orders(self, group: ShownGroup, numbers: range, tally: _Tally) -> list[Order]:
+        plans = [plan_requests(group, self.model, number, self._secret, self._settings) for number in numbers]
+        requests = [request for plan in plans for request in plan]
+        held = await self._cache.find([request.key for request in requests])
+        with await self._budget.reserve([request for request in requests if request.key not in held]):
+            verdicts = await _all([self._verdicts(request, held.get(request.key), tally) for request in requests])
+        by_key = dict(zip((request.key for request in requests), verdicts, strict=True))
+        return [_order(plan, [by_key[request.key] for request in plan]) for plan in plans]
+
+    async def _verdicts(self, asked: JudgeRequest, held: StoredAnswer | None, tally: _Tally) -> dict[str, Verdict]:
+        """The verdicts of one request by agent id, by its first usable answer."""
+        request, transcript = asked, list[Mapping[str, Any]]()
+        for attempt in ATTEMPTS:
+            if attempt != ASKED:
+                held = (await self._cache.find([request.key])).get(request.key)
+            if held is None:
+                held = await self._ask(request, attempt)
+                tally.asked += 1
+            tally.answers.append(held)
+            try:
+                found = read_answer(held.answer, list(request.ids))
+            except AnswerFault as fault:
+                transcript.append(_exchange(request, attempt, held, fault.faults))
+                last = fault
+            else:
+                return {request.ids[shown]: verdict for shown, verdict in found.items()}
+            request = repair_request(asked, held.answer, last.faults, REPAIRED) if attempt == ASKED else _anew(asked)
+        raise Unusable(f"{len(ATTEMPTS)} answers of {self.model} could not be used, the last because: {' '.join(last.faults)}", transcript)
+
+    async def _ask(self, request: JudgeRequest, attempt: int) -> StoredAnswer:
+        # What the group is asked at first was reserved for all its requests together.
+        with await self._budget.reserve([] if attempt == ASKED else [request]):
+            async with self._slots:
+                reply = await self._caller.ask(request.messages, request.schema)
+                answer = self._answer(request, attempt, reply)
+                await self._cache.add(answer)
+        return answer
+
+    def _answer(self, request: JudgeRequest, attempt: int, reply: Reply) -> StoredAnswer:
+        self.answered += 1
+        self._budget.pay(reply.usd)
+        text = storable(reply.text)
+        faults, scores = _checked(text, request)
+        return StoredAnswer(
+            key=request.key, window=request.window, judge=self.model, rubric_version=RUBRIC_VERSION, order=request.order,
+            part=request.part, attempt=attempt, ids=list(request.ids.items()), answer=text, faults=faults, scores=scores,
+            prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens, usd=reply.usd,
+            latency_seconds=reply.latency_s, tries=reply.attempts, asked_at=self._clock(),
+        )  # fmt: skip
+
+
+async def _all(work: Sequence[Awaitable[Any]]) -> list[Any]:
+    """The results of all. One that fails does not stop the others, whose answers are paid for; then its error is raised."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    failed = [result for result in results if isinstance(result, BaseException)]
+    if failed:
+        raise min(failed, key=lambda error: next((place for place, kind in enumerate(_GRAVEST) if isinstance(error, kind)), -1))
+    return results
+
+
+def _agreement(orders: Sequence[Order]) -> Agreement:
+    return agreement([{agent: verdict.score for agent, verdict in order.verdicts.items()} for order in orders])
+
+
+def _order(plan: Sequence[JudgeRequest], parts: Sequence[Mapping[str, Verdict]]) -> Order:
+    scores = merge([{agent: verdict.score for agent, verdict in part.items()} for part in parts])
+    said: dict[str, str] = {}
+    places: dict[str, list[float]] = {}
+    for request, part in zip(plan, parts, strict=True):
+        for place, agent in enumerate(request.ids.values()):
+            places.setdefault(agent, []).append(place / max(1, len(request.ids) - 1))
+            said.setdefault(agent, part[agent].explanation)
+    verdicts = {agent: Verdict(score, said[agent]) for agent, score in scores.items()}
+    return Order(verdicts, {agent: sum(found) / len(found) for agent, found in places.items()})
+
+
+def _anew(request: JudgeRequest) -> JudgeRequest:
+    """The same request under a key of its own, so that the cache does not answer it with what could not be used."""
+    return replace(request, key=hashlib.sha256(f"{request.key}/asked anew".encode()).hexdigest())
+
+
+def _checked(text: str, request: JudgeRequest) -> tuple[list[str], dict[str, float] | None]:
+    try:
+        found = read_answer(text, list(request.ids))
+    except AnswerFault as fault:
+        return [storable(sentence) for sentence in fault.faults], None
+    return [], {request.ids[shown]: verdict.score for shown, verdict in found.items()}
+
+
+def _exchange(request: JudgeRequest, attempt: int, answer: StoredAnswer, faults: Sequence[str]) -> dict[str, Any]:
+    return {
+        "order": request.order,
+        "part": request.part,
+        "attempt": attempt,
+        "messages": [{"role": message["role"], "content": _short(message["content"])} for message in request.messages],
+        "answer": _short(answer.answer),
+        "faults": [storable(sentence) for sentence in faults],
+    }
+
+
+def _short(text: str) -> str:
+    if len(text) <= MOST_SHOWN:
+        return text
+    return f"{text[: MOST_SHOWN // 2]}\n[{len(text) - MOST_SHOWN} characters left out]\n{text[-(MOST_SHOWN // 2) :]}"
+
+
+def storable(text: str) -> str:
+    """A text without what no text column takes: NUL and halves of surrogate pairs."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

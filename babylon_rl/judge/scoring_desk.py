@@ -1,0 +1,136 @@
+"""The database while an event loop judges: one connection, one thread, every step a transaction of its own.
+
+Nothing is held open while a judge thinks, and the loop never waits for the database. Answers that arrive while others are being written are
+written together.
+"""
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+import psutil
+
+from babylon_rl.store.judge_answers import StoredAnswer, add_answers, find_answers, spent_on
+from babylon_rl.store.judge_leases import claim_lease, drop_leases, renew_leases
+from babylon_rl.store.trajectories import Connection
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LEASE_S, RENEWED_EVERY_S, ASK_AGAIN_S = 20.0, 5.0, 0.5
+
+
+def running_clock(now: datetime) -> Callable[[], datetime]:
+    """A clock that shows ``now`` and runs from there."""
+    started = time.monotonic()
+    return lambda: now + timedelta(seconds=time.monotonic() - started)
+
+
+class Desk:
+    """A connection for an event loop. To be closed when that has ended, however it did."""
+
+    def __init__(self, connection: Connection, clock: Callable[[], datetime]) -> None:
+        self.connection = connection
+        self.clock = clock
+        self._thread = ThreadPoolExecutor(1, "judge-database")
+        self._arrived: dict[str, StoredAnswer] = {}
+        self._flushing: asyncio.Task[None] | None = None
+
+    def close(self) -> None:
+        """Wait for what is being written, and write the answers that have come and were not."""
+        self._thread.shutdown()
+        if self._arrived and not self.connection.closed:  # the loop was ended between an answer and its row
+            self._write_arrived(self.connection)
+
+    async def run(self, work: Callable[Concatenate[Connection, P], T], *arguments: P.args, **named: P.kwargs) -> T:
+        """``work(connection, ...)`` in the desk's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, self.connection, *arguments, **named))
+
+    async def find(self, keys: Sequence[str]) -> dict[str, StoredAnswer]:
+        """The answers that are there, by key."""
+        return await self.run(find_answers, keys)
+
+    async def add(self, answer: StoredAnswer) -> None:
+        """Write an answer; it is committed when this returns."""
+        self._arrived[answer.key] = answer
+        while answer.key in self._arrived:
+            if self._flushing is None or self._flushing.done():
+                self._flushing = asyncio.create_task(self.run(self._write_arrived))
+            await asyncio.shield(self._flushing)
+
+    async def spent(self) -> float:
+        """Dollars of the day so far, of all runs."""
+        return (await self.run(spent_on, self.clock()))[0]
+
+    def _write_arrived(self, connection: Connection) -> None:
+        arrived = list(self._arrived.values())
+        add_answers(connection, arrived)
+        for answer in arrived:
+            del self._arrived[answer.key]
+
+
+class Leases:
+    """The hours that this run is judging, an async context manager; another run waits for them to be given back, or to run out."""
+
+    def __init__(self, desk: Desk, lease_s: float = LEASE_S) -> None:
+        self.holder = _own_name()
+        self._desk = desk
+        self._lease = timedelta(seconds=lease_s)
+        self._gone: set[str] = set()
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._renewing = asyncio.create_task(self._renew())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._renewing is not None:
+            self._renewing.cancel()
+
+    def drop_all(self) -> None:
+        """Give back what is held; after the loop has ended and the desk is closed."""
+        if not self._desk.connection.closed:
+            drop_leases(self._desk.connection, self.holder)
+
+    @asynccontextmanager
+    async def hold(self, window: str) -> AsyncIterator[None]:
+        """Have an hour to ourselves."""
+        while True:
+            now = self._desk.clock()
+            other = await self._desk.run(claim_lease, window, self.holder, now, now - self._lease, list(self._gone))
+            if other is None:
+                break
+            if _has_ended(other):
+                self._gone.add(other)
+            elif other:
+                await asyncio.sleep(ASK_AGAIN_S)
+        yield
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEWED_EVERY_S)
+            await self._desk.run(renew_leases, self.holder, self._desk.clock())
+
+
+def _own_name() -> str:
+    return f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.1f}/{secrets.token_hex(4)}"
+
+
+def _has_ended(holder: str) -> bool:
+    """True for a process of this machine that is no more, so that whoever begins again need not wait for its lease to run out."""
+    host, _, rest = holder.partition("/")
+    parts = rest.split("/")
+    if host != socket.gethostname() or len(parts) != 3 or not parts[0].isdecimal():
+        return False
+    try:
+        return f"{psutil.Process(int(parts[0])).create_time():.1f}" != parts[1]
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,161 @@
+"""Scoring by a language model: hours are read a few at a time, judged in one pool, and written one by one as they are finished."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from babylon_rl.episodes.reading import read_window
+from babylon_rl.episodes.summary import group_version
+from babylon_rl.errors import JudgeRefused
+from babylon_rl.judge.calls import JudgeCaller
+from babylon_rl.judge.groups import GroupScores
+from babylon_rl.judge.pool import run_pool
+from babylon_rl.judge.rubric import RUBRIC, RUBRIC_VERSION
+from babylon_rl.judge.ruler import Judged, Outcome, Ruler, SetAside
+from babylon_rl.judge.scoring_desk import Desk, Leases, running_clock
+from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE, Hour, Plan, judge_version, plan_hours
+from babylon_rl.judge.scoring_result import Asked, Scored
+from babylon_rl.judge.scoring_stored import loaded, stored
+from babylon_rl.judge.scoring_words import judged_scores
+from babylon_rl.judge.shown import ShownGroup
+from babylon_rl.progress import Progress, unheard
+from babylon_rl.settings import Settings
+from babylon_rl.store import judge_waiting, scores
+from babylon_rl.store.judge_leases import drop_leases
+from babylon_rl.store.judge_secret import keep_secret
+from babylon_rl.store.trajectories import Connection
+from babylon_rl.store.window_groups import lock_windows, reading_chunks
+
+CHANGED = "it changed while it was judged; the next run judges it as it is now"
+
+
+def score_with_model(
+    connection: Connection, windows: Sequence[str], settings: Settings, now: datetime, *, force: bool, on_progress: Progress = unheard
+) -> Scored:
+    """Judge complete hours with JUDGE_MODEL; see score_windows. ``connection`` may be in a transaction only in tests.
+
+    Raises:
+        JudgeRefused: the judge answers nobody (credentials, the model's name); finished hours are written.
+    """
+    secret = keep_secret(connection, secrets.token_bytes(32), now)
+    run = _Run(settings, secret, now, force, len(windows), on_progress)
+    desk = Desk(connection, running_clock(now))
+    leases = Leases(desk)
+    try:
+        asyncio.run(run.judge(desk, leases, windows))
+    except JudgeRefused as refused:
+        run.scored.pending |= dict.fromkeys(run.unfinished, str(refused))
+        raise
+    finally:
+        desk.close()
+        leases.drop_all()
+        if not connection.closed:
+            judge_waiting.keep_pending(connection, settings.judge_model, run.scored.pending, now)
+    return run.scored.in_order()
+
+
+class _Run:
+    """One call of score_with_model."""
+
+    def __init__(self, settings: Settings, secret: bytes, now: datetime, force: bool, total: int, on_progress: Progress) -> None:
+        self.scored = Scored()
+        self._settings = settings
+        self._secret = secret
+        self._now = now
+        self._force = force
+        self._total = total
+        self._on_progress = on_progress
+        self._hours: dict[str, Hour] = {}
+        self._told = 0
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Hours that were to be judged and were not."""
+        return list(self._hours)
+
+    async def judge(self, desk: Desk, leases: Leases, windows: Sequence[str]) -> None:
+        """Judge all that needs it."""
+        async with JudgeCaller(self._settings, self._settings.judge_model) as caller, leases:
+            ruler = Ruler(caller, self._settings.judge_model, self._secret, self._settings, desk, desk.clock)
+
+            async def one(group: ShownGroup) -> Outcome:
+                async with leases.hold(group.window):
+                    return await ruler.judge(group)
+
+            async def done(outcome: Outcome) -> None:
+                await self._finish(desk, leases.holder, outcome)
+
+            await run_pool(self._groups(desk, windows), ruler, one, done, self._settings.judge_concurrency)
+            self.scored.notes += ruler.notes
+
+    async def _groups(self, desk: Desk, windows: Sequence[str]) -> AsyncIterator[ShownGroup]:
+        for some in await desk.run(_chunks, windows):
+            plan: Plan = await desk.run(plan_hours, some, self._settings, self._secret, force=self._force)
+            self.scored.update(plan.kept)
+            self.scored.quarantined |= plan.quarantined
+            self._tell(len(some) - len(plan.hours))
+            self._hours |= plan.hours
+            for hour in plan.hours.values():
+                yield hour.group
+
+    async def _finish(self, desk: Desk, holder: str, outcome: Outcome) -> None:
+        window = outcome.group.window
+        hour = self._hours.pop(window)
+        found = await desk.run(finish_hour, hour, outcome, self._settings, self._now, holder, self._force)
+        if isinstance(outcome, Judged):
+            self.scored.asked[window] = Asked(outcome.asked, len(outcome.answers) - outcome.asked)
+        if isinstance(found, GroupScores):
+            self.scored[window] = found
+        elif isinstance(outcome, SetAside):
+            self.scored.quarantined[window] = found
+        else:
+            self.scored.pending[window] = found
+        self._tell(1)
+
+    def _tell(self, hours: int) -> None:
+        self._told += hours
+        if hours:
+            self._on_progress("judging", self._told, self._total)
+
+
+def _chunks(connection: Connection, windows: Sequence[str]) -> list[list[str]]:
+    return [
+        some[start : start + HOURS_PLANNED_AT_ONCE]
+        for some in reading_chunks(connection, windows)
+        for start in range(0, len(some), HOURS_PLANNED_AT_ONCE)
+    ]
+
+
+def finish_hour(
+    connection: Connection, hour: Hour, outcome: Outcome, settings: Settings, now: datetime, holder: str, force: bool
+) -> GroupScores | str:
+    """Write what an hour came to, in one transaction under its lock, and give its lease back.
+
+    Returns:
+        Its scores, or why it has none now. What was judged is written only if it is still what the hour holds.
+    """
+    window = outcome.group.window
+    with connection.transaction():
+        lock_windows(connection, [window])
+        drop_leases(connection, holder, [window])
+        if not isinstance(outcome, Judged):
+            if isinstance(outcome, SetAside):
+                entry = judge_waiting.Quarantined(
+                    window, settings.judge_model, judge_version(settings), outcome.reason, list(map(dict, outcome.transcript)), now
+                )
+                judge_waiting.quarantine(connection, entry)
+            return outcome.reason
+        before = scores.read(connection, [window]).get(window)
+        if group_version(read_window(connection, window, settings, texts=False)) != hour.version:
+            return CHANGED
+        judged = judged_scores(outcome, settings, hour.version)
+        if before is not None and not force:
+            held = loaded(before)
+            if held == judged or scores.consumed_windows(connection, [window]):
+                return held
+        judge_waiting.release(connection, [window])
+        criteria = {"rubric": RUBRIC, "rubricVersion": RUBRIC_VERSION, "shown": outcome.group.input_version, "orders": len(outcome.orders)}
+        scores.replace(connection, [stored(judged, hour.trajectories, criteria)], now, force=force)
+        return replace(judged, changed=True)

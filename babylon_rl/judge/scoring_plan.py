@@ -1,0 +1,132 @@
+"""Which hours need a language model, and what it would be shown of them: read briefly, decided before anything is paid."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from babylon_rl.episodes.reading import read_windows
+from babylon_rl.episodes.summary import group_version
+from babylon_rl.episodes.types import WindowReading
+from babylon_rl.judge.groups import GroupScores
+from babylon_rl.judge.rubric import RUBRIC_VERSION
+from babylon_rl.judge.scoring_stored import loaded
+from babylon_rl.judge.shown import ShownGroup, shown_groups
+from babylon_rl.settings import Settings
+from babylon_rl.store import judge_answers, judge_waiting, scores
+from babylon_rl.store.freezable import DROPOUT, read_dropped
+from babylon_rl.store.trajectories import Connection
+from babylon_rl.store.window_groups import lock_windows
+
+HOURS_PLANNED_AT_ONCE = 4  # their texts are in memory together, and answers that come meanwhile wait to be written
+
+
+def judge_version(settings: Settings) -> str:
+    """What scores of one judge must have in common to be compared: the rubric, and how many orders they rest on."""
+    return f"{RUBRIC_VERSION}, {settings.judge_orders} to {max(settings.judge_orders, settings.judge_max_orders)} orders"
+
+
+@dataclass(frozen=True)
+class Hour:
+    """An hour to be judged: what is shown, the version of the content that it was made of, and the trajectories of each agent."""
+
+    group: ShownGroup
+    version: str
+    trajectories: Mapping[str, Sequence[str]]
+
+
+@dataclass
+class Plan:
+    """What some hours came to: scores that stand, hours to be judged, hours in quarantine with the reason."""
+
+    kept: dict[str, GroupScores] = field(default_factory=dict)
+    hours: dict[str, Hour] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is known of some hours before they are judged."""
+
+    readings: Mapping[str, WindowReading]
+    held: Mapping[str, GroupScores]
+    consumed: Collection[str]
+    quarantined: Mapping[str, judge_waiting.Quarantined]
+    dropped: Mapping[str, Collection[str]]
+
+
+def plan_hours(
+    connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes, *, force: bool = False, write: bool = True
+) -> Plan:
+    """Decide about a few complete hours, in one short transaction under their locks; ``write=False`` changes nothing.
+
+    An hour that a training has consumed an episode of keeps its scores, one that is as it was judged keeps them, and one in quarantine
+    of this judge stays there, unless forced. Dropout that a batch decided is left out of what is shown.
+    """
+    plan = Plan()
+    with connection.transaction():
+        if write:
+            lock_windows(connection, windows)
+        state = _read(connection, windows, settings)
+        wanted = [window for window in windows if _is_wanted(window, state, settings, force, plan)]
+        if not force:
+            _keep_unchanged(connection, wanted, state, settings, secret, plan)
+        rest = {window: state.readings[window] for window in wanted if window not in plan.kept}
+        shown = shown_groups(connection, rest, settings, dropped=state.dropped, secret=secret)
+        if write:
+            gone = [window for window in state.held if window not in plan.kept and not state.readings[window].ready]
+            scores.delete(connection, gone)
+            judge_answers.retire_unusable(connection, [window for window in rest if window in state.quarantined])
+            judge_waiting.end_pending(connection, [window for window in windows if window not in rest])
+    plan.hours = {window: _hour(shown[window], reading) for window, reading in rest.items()}
+    return plan
+
+
+def _read(connection: Connection, windows: Sequence[str], settings: Settings) -> _State:
+    held = {window: loaded(group) for window, group in scores.read(connection, windows).items()}
+    dropped: dict[str, set[str]] = {}
+    for window, agent in read_dropped(connection, windows, DROPOUT):
+        dropped.setdefault(window, set()).add(agent)
+    return _State(
+        readings=read_windows(connection, windows, settings),
+        held=held,
+        consumed=scores.consumed_windows(connection, list(held)),
+        quarantined=judge_waiting.read_quarantined(connection, windows),
+        dropped=dropped,
+    )
+
+
+def _is_wanted(window: str, state: _State, settings: Settings, force: bool, plan: Plan) -> bool:
+    aside = state.quarantined.get(window)
+    if force:
+        return state.readings[window].ready
+    if window in state.held and window in state.consumed:
+        plan.kept[window] = state.held[window]
+        return False
+    if aside is not None and (aside.judge, aside.judge_version) == (settings.judge_model, judge_version(settings)):
+        plan.quarantined[window] = aside.reason
+        return False
+    return state.readings[window].ready
+
+
+def _keep_unchanged(connection: Connection, wanted: Sequence[str], state: _State, settings: Settings, secret: bytes, plan: Plan) -> None:
+    """Keep the scores of hours of which the same would be shown; dropout that was decided since does not change what was judged."""
+    same = {window: state.readings[window] for window in wanted if _could_stand(window, state, settings)}
+    judged = {window: {score.agent_id for score in state.held[window].scores} for window in same}
+    others = {
+        window: [episode.agent_id for episode in reading.usable_episodes if episode.agent_id not in judged[window]]
+        for window, reading in same.items()
+    }
+    for window, group in shown_groups(connection, same, settings, dropped=others, secret=secret).items():
+        before = state.held[window]
+        if before.judgement is not None and before.judgement.shown_version == group.input_version:
+            plan.kept[window] = before
+
+
+def _could_stand(window: str, state: _State, settings: Settings) -> bool:
+    before = state.held.get(window)
+    if before is None or before.input_version != group_version(state.readings[window]):
+        return False
+    return (before.judge, before.judge_version) == (settings.judge_model, judge_version(settings))
+
+
+def _hour(group: ShownGroup, reading: WindowReading) -> Hour:
+    return Hour(group, group_version(reading), {e.agent_id: e.trajectory_ids for e in reading.usable_episodes})

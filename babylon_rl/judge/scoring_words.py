@@ -1,0 +1,67 @@
+"""A judged group as scores with reasons: the mean over the orders, what was said in each, and how it was come by."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+from babylon_rl.judge.groups import GroupScores, Judgement, group_scores
+from babylon_rl.judge.injection import Flag
+from babylon_rl.judge.ruler import Judged, storable
+from babylon_rl.judge.scoring_plan import judge_version
+from babylon_rl.settings import Settings
+
+_MEAN_DECIMALS = 9  # the mean of the same scores in another order differs in the last bits
+MOST_EXCERPT = 200
+
+
+def judged_scores(outcome: Judged, settings: Settings, input_version: str) -> GroupScores:
+    """The scores of a judged group, unwritten."""
+    group, orders, found = outcome.group, outcome.orders, outcome.agreement
+    scores = {agent: (round(score, _MEAN_DECIMALS), _reasoning(outcome, agent)) for agent, score in found.scores.items()}
+    whole = group_scores(group.window, settings.judge_model, judge_version(settings), scores, input_version)
+    shown = {episode.agent_id: episode for episode in group.episodes}
+    entries = tuple(
+        replace(
+            entry,
+            disagreement=found.by_agent[entry.agent_id],
+            order_scores=tuple(order.verdicts[entry.agent_id].score for order in orders),
+            places=tuple(order.places[entry.agent_id] for order in orders),
+            shown_tokens=shown[entry.agent_id].tokens,
+            flags=tuple(flag_words(flag) for flag in shown[entry.agent_id].flags),
+        )
+        for entry in whole.scores
+    )
+    return replace(whole, scores=entries, disagreement=found.disagreement, judgement=_judgement(outcome))
+
+
+def flag_words(flag: Flag) -> str:
+    """A suspicion in a line: of what, where, and how it reads."""
+    return storable(f"{flag.kind} in {flag.where}: {flag.excerpt[:MOST_EXCERPT]}")
+
+
+def _reasoning(outcome: Judged, agent: str) -> str:
+    said = [order.verdicts[agent] for order in outcome.orders]
+    if len({verdict.explanation for verdict in said}) == 1:
+        return storable(said[0].explanation)
+    return storable("\n".join(f"Order {number} ({verdict.score:.2f}): {verdict.explanation}" for number, verdict in enumerate(said, 1)))
+
+
+def _judgement(outcome: Judged) -> Judgement:
+    # The same answers in another order of arrival are the same judgement.
+    answers = sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
+    usd = [answer.usd for answer in answers]
+    return Judgement(
+        orders=len(outcome.orders),
+        tau=outcome.agreement.tau,
+        requests=len(answers),
+        prompt_tokens=_sum(answer.prompt_tokens for answer in answers),
+        completion_tokens=_sum(answer.completion_tokens for answer in answers),
+        usd=None if None in usd else math.fsum(part for part in usd if part is not None),
+        seconds=math.fsum(answer.latency_seconds for answer in answers),
+        shown_version=outcome.group.input_version,
+    )
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = list(counts)
+    return None if None in known else sum(count for count in known if count is not None)

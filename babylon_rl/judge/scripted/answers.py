@@ -1,0 +1,123 @@
+"""What the scripted judge thinks of a request, and the fault that this attempt has: pure functions of settings, request and attempt."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from babylon_rl.judge.scripted.chance import chance, digest
+from babylon_rl.judge.scripted.obedience import Believed, believed, demanded
+from babylon_rl.judge.scripted.settings import FAULTS, REFUSALS, ScriptedJudge
+from babylon_rl.judge.scripted.skill import skill
+from babylon_rl.judge.scripted.wire import Asked, text_of
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """One verdict; ``score`` is anything JSON can hold once a fault has been at it, and None leaves the key out."""
+
+    id: str
+    score: Any
+    explanation: str | None
+
+
+def content_hash(messages: Sequence[Mapping[str, Any]]) -> str:
+    """What a request asks, without the options that come with it."""
+    return digest(json.dumps([[message.get("role"), text_of(message)] for message in messages]))
+
+
+def fault_of(judge: ScriptedJudge, content: str, attempt: int) -> str | None:
+    """The fault of this attempt: each is drawn on its own, and of several the first in a drawn order happens."""
+    draws = chance(judge.seed, "fault", content, attempt)
+    names = list(FAULTS + REFUSALS)
+    hit = {name for name in names if draws.random() < judge.faults.get(name, 0.0)}
+    draws.shuffle(names)
+    return next((name for name in names if name in hit), None)
+
+
+def opinions(judge: ScriptedJudge, asked: Asked, content: str) -> list[Opinion]:
+    """The verdicts in the order in which they are given; the same at every attempt."""
+    draws = chance(judge.seed, "belief", content)
+    read = believed(asked) if draws.random() < judge.obedience else Believed(asked.blocks)
+    wishes = demanded(read) if judge.obedience else {}
+    found = []
+    for place, block in enumerate(read.blocks):
+        own = chance(judge.seed, "episode", content, place)
+        if own.random() < judge.obedience and block.id in wishes:
+            score, why = wishes[block.id], "The score was asked for"
+        else:
+            score = (
+                skill(block.text, judge.skill, block.told)
+                + own.gauss(0.0, judge.noise)
+                + judge.position_bias * _lead(place, len(read.blocks))
+            )
+            score, why = min(1.0, max(0.0, score)), "The play is worth"
+        found.append(Opinion(block.id, round(score, 6), f"{why}: {score:.2f}."))
+    order = chance(judge.seed, "order", content)
+    if order.random() < judge.out_of_order and len(found) > 1:
+        shown = list(found)
+        while found == shown:
+            order.shuffle(found)
+    return found
+
+
+def _lead(place: int, places: int) -> float:
+    """+1/2 for the first place, -1/2 for the last, linear between."""
+    return 0.5 - place / (places - 1) if places > 1 else 0.0
+
+
+def latency_s(judge: ScriptedJudge, content: str, attempt: int) -> float:
+    """How long this attempt takes."""
+    return judge.latency_s + judge.jitter_s * chance(judge.seed, "latency", content, attempt).random()
+
+
+def written(found: Sequence[Opinion], id_field: str, fault: str | None = None) -> str | None:
+    """The content of the answer, with a content fault in it; None where the fault leaves no content at all."""
+    if fault == "refusal":
+        return None
+    if fault == "empty":
+        return ""
+    text = json.dumps({"scores": [_entry(opinion, id_field) for opinion in _spoilt(list(found), fault)]}, indent=1)
+    if fault == "fenced":
+        return f"```json\n{text}\n```"
+    if fault == "prefixed":
+        return f"Having weighed the episodes {{as asked}}, this is my verdict:\n\n{text}\n\nPlease say so if more detail would help."
+    if fault == "trailing-comma":
+        return text.replace("\n ]\n}", ",\n ],\n}")
+    if fault == "truncated":
+        return text[: len(text) * 3 // 5]
+    return text
+
+
+def _entry(opinion: Opinion, id_field: str) -> dict[str, Any]:
+    said = {id_field: opinion.id, "explanation": opinion.explanation, "score": opinion.score}
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def _spoilt(found: list[Opinion], fault: str | None) -> list[Opinion]:
+    """The verdicts with one of them, or two, made wrong."""
+    if not found:
+        return found
+    first, last = found[0], found[-1]
+    match fault:
+        case "missing-id":
+            return found[:-1]
+        case "duplicate-id":  # in the place of another where there are several, so that the number of verdicts looks right
+            return [*found[:-1], Opinion(first.id, last.score, last.explanation)] if len(found) > 1 else [first, first]
+        case "unknown-id":
+            return [*found[:-1], Opinion("nobody-" + last.id, last.score, last.explanation)]
+        case "out-of-range":
+            return [
+                Opinion(first.id, 5, first.explanation),
+                *found[1:-1],
+                *([Opinion(last.id, -3, last.explanation)] if len(found) > 1 else []),
+            ]
+        case "nan":
+            return [*found[:-1], Opinion(last.id, math.nan, last.explanation)]
+        case "boolean":
+            return [*found[:-1], Opinion(last.id, True, last.explanation)]
+        case "no-explanation":
+            return [*found[:-1], Opinion(last.id, last.score, None)]
+        case _:
+            return found

@@ -1,0 +1,197 @@
+"""What a judge is shown of a window's group: the hour's market, what agents shared, and each usable episode, within a token budget.
+
+Agents' ids and names stand nowhere in it. Texts are raw here; request.py makes them data.
+"""
+
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from babylon_rl.episodes.types import Episode, WindowReading
+from babylon_rl.judge import context
+from babylon_rl.judge.condense import LEAST_TOKENS, condense
+from babylon_rl.judge.hindsight import game_knowledge
+from babylon_rl.judge.injection import Flag
+from babylon_rl.judge.privacy import Private, private_fields
+from babylon_rl.judge.rubric import RUBRIC_VERSION, system_prompt
+from babylon_rl.judge.shared_lines import SharedLines
+from babylon_rl.judge.steps_shown import Renamer, shown_steps
+from babylon_rl.judge.tokens import token_counter
+from babylon_rl.judge.transcript import read_transcripts
+from babylon_rl.market.outcomes import read_many_outcomes
+from babylon_rl.market.window_market import WindowOutcomes
+from babylon_rl.settings import Settings
+from babylon_rl.store import judge_shown as store
+from babylon_rl.store.hindsight import recorded_knowledge
+from babylon_rl.store.trajectories import Connection
+from babylon_rl.versions import content_version
+
+OVERHEAD_TOKENS = 90  # of an episode in a request: tags, P&L, its id in the list and in the answer's schema
+CONTEXT_SHARE, COMMON_SHARE = 0.3, 0.3  # of a request, at most
+
+
+@dataclass(frozen=True)
+class ShownEpisode:
+    """One episode as a judge sees it: raw, condensed ``text`` of ``tokens`` tokens that leaves out ``left_out`` steps.
+
+    ``pnl`` is its window P&L in dollars (None where that is private) in ``steps`` steps; ``flags`` are suspicions in its own words and
+    in what it was served.
+    """
+
+    agent_id: str
+    text: str
+    tokens: int
+    left_out: int
+    flags: tuple[Flag, ...] = ()
+    pnl: float | None = None
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class ShownGroup:
+    """What a judge is shown of one window, episodes in order of agent id.
+
+    ``context`` are sentences of what the hour came to, ``common`` the numbered lines that episodes name, ``most`` the episodes that fit
+    one request, ``input_version`` the hash of all that is shown and of the rubric.
+    """
+
+    window: str
+    context: tuple[str, ...]
+    common: str
+    episodes: tuple[ShownEpisode, ...]
+    input_version: str
+    most: int = 16
+
+    @property
+    def left_out(self) -> int:
+        """Steps left out of all episodes together."""
+        return sum(episode.left_out for episode in self.episodes)
+
+    @property
+    def flags(self) -> dict[str, tuple[Flag, ...]]:
+        """Flags by agent id, of the agents that have any."""
+        return {episode.agent_id: episode.flags for episode in self.episodes if episode.flags}
+
+
+def shown_groups(
+    connection: Connection,
+    readings: Mapping[str, WindowReading],
+    settings: Settings,
+    *,
+    dropped: Mapping[str, Collection[str]] | None = None,
+    secret: bytes = b"",
+) -> dict[str, ShownGroup]:
+    """What a judge is shown of the groups of some hours, by window; hours without a usable episode are absent.
+
+    Args:
+        readings: the hours, read; texts are not needed. They are read again here, one hour's at a time.
+        dropped: agents to leave out, by window.
+        secret: the key of hashes that JUDGE_PRIVATE_FIELDS asks for.
+
+    Raises:
+        SettingsError: JUDGE_PRIVATE_FIELDS names a field that there is not.
+    """
+    private = private_fields(settings, secret)
+    without = dropped or {}
+    groups = {
+        window: [episode for episode in reading.usable_episodes if episode.agent_id not in without.get(window, ())]
+        for window, reading in readings.items()
+    }
+    groups = {window: episodes for window, episodes in groups.items() if episodes}
+    markets = read_many_outcomes(connection, list(groups), settings)
+    names = _names(connection, readings)
+    found = {}
+    for window, episodes in groups.items():
+        outcomes = markets.get(window, WindowOutcomes(window))
+        told = _context(connection, outcomes, episodes, settings, private)
+        found[window] = _group(connection, window, told, outcomes, episodes, names, settings, private)
+    return found
+
+
+def _names(connection: Connection, readings: Mapping[str, WindowReading]) -> dict[str, list[str]]:
+    agents = sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes})
+    found: dict[str, list[str]] = {agent: [agent] for agent in agents}
+    for agent, name in store.agent_names(connection, agents):
+        found[agent].append(name)
+    return found
+
+
+def _context(
+    connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], settings: Settings, private: Private
+) -> list[str]:
+    told = context.market_context(outcomes) if private.allows("market") else []
+    if private.allows("news"):
+        told += context.news_context(outcomes)
+    if settings.show_hidden_answers_to_judge and private.allows("hidden_answers"):
+        told += context.hidden_context(outcomes, store.hidden_answers(connection, [asked.market_id for asked in outcomes.predictions]))
+    if settings.show_hidden_answers_to_judge and private.allows("game_knowledge"):
+        ids = [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids]
+        told += context.knowledge_context(game_knowledge(metadata) for _, metadata in sorted(recorded_knowledge(connection, ids)))
+    return told
+
+
+def _group(
+    connection: Connection, window: str, told: list[str], outcomes: WindowOutcomes, episodes: Sequence[Episode],
+    names: Mapping[str, Sequence[str]], settings: Settings, private: Private,
+) -> ShownGroup:  # fmt: skip
+    count = token_counter(settings.judge_model).count
+    budget = settings.judge_request_tokens
+    told = _fitting(told, int(budget * CONTEXT_SHARE), count)
+    recorded = read_transcripts(connection, [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids])
+    aliases = context.question_names(outcomes) if private.allows("market") else {}
+    own = {
+        episode.agent_id: shown_steps(
+            [step for trajectory_id in episode.trajectory_ids for step in recorded.get(trajectory_id, ())],
+            Renamer(episode.agent_id, names, aliases),
+            private,
+        )
+        for episode in episodes
+    }
+    lines = (line for steps in own.values() for step in steps for line in step.seen)
+    shared = SharedLines.of(lines, int(budget * COMMON_SHARE), count)
+    texts = {agent: [step.written(shared) for step in steps] for agent, steps in own.items()}
+    whole = {agent: condense(written, sys.maxsize, count) for agent, written in texts.items()}
+    common = shared.text(text.text for text in whole.values())
+    left = budget - count(system_prompt()) - count("\n".join(told)) - count(common) - 200
+    most = max(4, min(settings.judge_group_size, left // (LEAST_TOKENS + OVERHEAD_TOKENS)))
+    share = _share([text.tokens for text in whole.values()], most, left)
+    shown = []
+    for episode in episodes:
+        agent = episode.agent_id
+        text = whole[agent] if whole[agent].tokens <= share else condense(texts[agent], share, count)
+        flags = tuple(dict.fromkeys(flag for step in own[agent] for flag in step.flags))
+        pnl = episode.window_pnl if private.allows("pnl") else None
+        shown.append(ShownEpisode(agent, text.text, text.tokens, text.left_out, flags, pnl, episode.steps))
+    common = shared.text(episode.text for episode in shown)
+    version = content_version([RUBRIC_VERSION, window, told, common, most, [[e.agent_id, e.text, e.pnl, e.steps] for e in shown]])
+    return ShownGroup(window, tuple(told), common, tuple(shown), version, most)
+
+
+def _fitting(told: Sequence[str], most: int, count: Callable[[str], int]) -> list[str]:
+    """The sentences that fit, in order; the rest is counted."""
+    kept: list[str] = []
+    left = most
+    for sentence in told:
+        cost = count(sentence) + 1
+        if cost <= left:
+            kept.append(sentence)
+            left -= cost
+    missing = len(told) - len(kept)
+    return kept if not missing else [*kept, f"[{missing} sentences left out]"]
+
+
+def _share(sizes: Sequence[int], most: int, left: int) -> int:
+    """The tokens an episode may have so that the ``most`` largest fit into ``left``: what small ones do not use goes to the others."""
+    largest = sorted(sizes)[-most:]
+    left -= OVERHEAD_TOKENS * len(largest)
+    for place, size in enumerate(largest):
+        share = left // (len(largest) - place)
+        if size > share:
+            return max(LEAST_TOKENS, share)
+        left -= size
+    return max(LEAST_TOKENS, largest[-1]) if largest else LEAST_TOKENS
+
+
+def episodes_per_request(group: ShownGroup, settings: Settings) -> int:
+    """The most episodes of a group that one request shows."""
+    return max(4, min(group.most, settings.judge_group_size))

@@ -1,0 +1,202 @@
+"""One step in words: what the agent saw, what it answered, what it did and why.
+
+What repeats itself is said once: an answer that is the action's own parameters is not said again, numbers that the state holds are not
+repeated, ids without a meaning are shortened.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from babylon_rl.judge.condense import StepText
+from babylon_rl.judge.injection import Flag, bounded, find_flags, flat
+from babylon_rl.judge.privacy import Private
+from babylon_rl.judge.shared_lines import SharedLines, pieces, plain
+from babylon_rl.judge.transcript import RecordedStep
+
+THIS_AGENT, ANOTHER_AGENT = "[this agent]", "[another agent]"
+_LEAST_NAME = 4
+_LONGEST_ACTION = 80
+_GAME_ID = re.compile(r"\d{12,}")
+_DECISIONS = ("BUY", "SELL", "TRADING")
+_POSTS, _MESSAGES = ("POST", "COMMENT"), ("MESSAGE", "CHAT", "DM")
+_TEXT_KEYS = ("content", "text", "message", "body", "comment", "post")
+
+
+class Renamer:
+    """Replaces names: agents' by ``[this agent]`` and ``[another agent]``, questions' ids and texts by their short names."""
+
+    def __init__(self, agent_id: str, names: Mapping[str, Sequence[str]], aliases: Mapping[str, str]) -> None:
+        found = dict(aliases)
+        for agent, own in names.items():
+            found |= {name: THIS_AGENT if agent == agent_id else ANOTHER_AGENT for name in own if len(name) >= _LEAST_NAME}
+        ordered = sorted(filter(None, found), key=lambda name: (-len(name), name))
+        self._names = [(name.casefold(), _whole(name), found[name]) for name in ordered]
+        self._known: dict[str, str] = {}
+
+    def __call__(self, text: str) -> str:
+        """The text under the short names."""
+        renamed = self._known.get(text)
+        if renamed is None:
+            renamed = self._known[text] = self._renamed(text)
+        return renamed
+
+    def _renamed(self, text: str) -> str:
+        small = text.casefold()
+        for name, expression, short in self._names:
+            if name in small:
+                text = expression.sub(short, text)
+        return text
+
+
+@functools.lru_cache(maxsize=4096)
+def _whole(name: str) -> re.Pattern[str]:
+    """The name as whole words, whatever its case."""
+    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ShownStep:
+    """One step in parts: ``seen`` lines of its prompts, the ``state``, what was ``said``, what was ``done``, and suspicions."""
+
+    number: int
+    seen: tuple[str, ...]
+    state: str
+    said: tuple[str, ...]
+    done: str
+    brief: str
+    decision: bool
+    flags: tuple[Flag, ...]
+
+    def written(self, shared: SharedLines) -> StepText:
+        """The step as condensation takes it, with the numbers of shared lines."""
+        seen = tuple(map(shared.written, self.seen))
+        return StepText(self.number, seen, self.state, self.said, self.done, self.brief, self.decision)
+
+
+def shown_steps(steps: Sequence[RecordedStep], rename: Renamer, private: Private) -> list[ShownStep]:
+    """The steps of an episode in words, numbered from 1."""
+    return [_shown(number, step, rename, private) for number, step in enumerate(steps, 1)]
+
+
+def _shown(number: int, step: RecordedStep, rename: Renamer, private: Private) -> ShownStep:
+    seen: list[str] = []
+    said: list[str] = []
+    flags: list[Flag] = []
+
+    def look(text: str, what: str) -> str:
+        flags.extend(find_flags(text, f"step {number} {what}"))
+        return bounded(text)
+
+    for call in step.calls:
+        seen += map(rename, pieces(look(private.text("system_prompt", call.system), "system prompt")))
+        seen += map(rename, pieces(look(private.text("user_prompt", call.prompt), "prompt")))
+        response = look(_answer(call.response, step, private), "response")
+        if response and not _says_the_same(call.response, step):
+            said.append(flat(rename(response)))
+    for note in dict.fromkeys((step.reasoning, *(call.reasoning for call in step.calls))):
+        reasoning = look(private.text("reasoning", note), "reasoning")
+        if reasoning:
+            said.append(f"(why) {flat(rename(reasoning))}")
+    parameters = _allowed(step, private)
+    named = flat(rename(bounded(plain(_meaningful(parameters, step)))))
+    result = _result(step, private)
+    for text in (*_texts(parameters), *_texts(result)):
+        look(text, "action")
+    outcome = "" if step.succeeded else " FAILED"
+    action = flat(rename(look(step.action_type[:_LONGEST_ACTION], "action"))) + outcome
+    brief = f"{action} {named}" if named else action
+    came = flat(rename(bounded(plain(result)))) if result not in (None, {}, "", []) else ""
+    held = step.state
+    state = f"balance {held.agent_balance:.8g}, P&L {held.agent_pnl:.8g}, {held.open_positions:g} open" if private.allows("state") else ""
+    decision = step.succeeded and "HOLD" not in step.action_type and _is(step, _DECISIONS)
+    done = f"{brief} -> {came}" if came else brief
+    return ShownStep(number, tuple(map(flat, seen)), state, tuple(said), done, brief, decision, tuple(dict.fromkeys(flags)))
+
+
+def _says_the_same(response: str, step: RecordedStep) -> bool:
+    """True for an answer that is the action's type, or JSON that holds nothing but it and its parameters."""
+    if response.strip() == step.action_type:
+        return True
+    if not step.parameters or response.lstrip()[:1] != "{":
+        return False
+    try:
+        value = json.loads(response)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(value, dict) or len(value) > 2:
+        return False
+    return any(entry == step.parameters for entry in value.values()) and all(
+        entry == step.parameters or (isinstance(entry, str) and len(entry) < 24) for entry in value.values()
+    )
+
+
+def _answer(response: str, step: RecordedStep, private: Private) -> str:
+    """A model's answer as it may leave; that of a step that writes is what it wrote."""
+    for kind, words in (("messages", _MESSAGES), ("posts", _POSTS)):
+        if _is(step, words):
+            response = private.text(kind, response)
+    return private.text("response", response)
+
+
+def _is(step: RecordedStep, words: Sequence[str]) -> bool:
+    return any(word in step.action_type for word in words)
+
+
+def _allowed(step: RecordedStep, private: Private) -> Any:
+    """The parameters, without what is private in them."""
+    kind = "messages" if _is(step, _MESSAGES) else "posts"
+    parameters = private.entries("parameters", step.parameters)
+    if isinstance(parameters, dict):
+        parameters = {
+            key: private.text(kind, entry) if isinstance(entry, str) and key.casefold() in _TEXT_KEYS else entry
+            for key, entry in parameters.items()
+        }
+    if private.allows("parameters"):
+        return parameters
+    return private.text("parameters", plain(parameters)) or None
+
+
+def _meaningful(parameters: Any, step: RecordedStep) -> Any:
+    """Parameters without what the state says already, and without long ids that mean nothing to a reader."""
+    if not isinstance(parameters, dict):
+        return parameters
+    known = (step.state.agent_pnl, step.state.agent_balance)
+    return {key: value for key, value in parameters.items() if not _is_state(value, known) and not _is_bare_id(key, value)}
+
+
+def _is_state(value: Any, known: tuple[float, float]) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value != 0 and value in known
+
+
+def _is_bare_id(key: str, value: Any) -> bool:
+    named = key.endswith("Id") and not key.startswith(("market", "question"))
+    return named and isinstance(value, str) and _GAME_ID.fullmatch(value) is not None
+
+
+def _result(step: RecordedStep, private: Private) -> Any:
+    """The error or the result, without what is private in it or stands among the parameters."""
+    value = {"error": step.error} if step.error else step.result
+    if value is None:
+        return None
+    if not private.allows("result"):
+        return private.text("result", plain(value))
+    value = private.entries("result", value)
+    if isinstance(value, dict) and isinstance(step.parameters, dict):
+        return {key: entry for key, entry in value.items() if key not in step.parameters or step.parameters[key] != entry}
+    return value
+
+
+def _texts(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield str(key)
+            yield from _texts(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _texts(entry)

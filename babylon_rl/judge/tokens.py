@@ -1,0 +1,66 @@
+"""How many tokens a text is for a judge.
+
+OpenAI's models are counted with their own encodings, which arrive with litellm, so that nothing is fetched. Any other model is
+estimated with a margin, and the counter says so.
+"""
+
+import functools
+import importlib.util
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+MARGIN = 1.2  # an allowance for what other tokenizers make of the same text; not measured
+CHARACTERS_PER_TOKEN = 3
+_NEWER = "o200k_base"
+_OLDER = "cl100k_base"
+_OLDER_MODELS = ("gpt-4-", "gpt-3.5", "text-embedding")
+_OWN = ("gpt-", "o1", "o3", "o4", "chatgpt-")
+
+
+@dataclass(frozen=True)
+class TokenCounter:
+    """Counts the tokens of a text; ``exact`` is False where the model's own tokenizer is not known and ``name`` is an estimate."""
+
+    name: str
+    exact: bool
+    count: Callable[[str], int]
+
+
+@functools.lru_cache(maxsize=16)
+def token_counter(model: str) -> TokenCounter:
+    """The counter for a litellm model name."""
+    provider, _, name = model.rpartition("/")
+    own = name.startswith(_OWN) and provider in ("", "openai", "azure")
+    encoding = _OLDER if own and (name == "gpt-4" or name.startswith(_OLDER_MODELS)) else _NEWER
+    encode = _encoder(encoding)
+    if encode is None:
+        return TokenCounter(f"estimate: {CHARACTERS_PER_TOKEN} bytes a token", False, _by_length)
+    if own:
+        return TokenCounter(encoding, True, encode)
+    return TokenCounter(f"estimate: {MARGIN} x {encoding}", False, lambda text: math.ceil(encode(text) * MARGIN))
+
+
+def _by_length(text: str) -> int:
+    return -(-len(text.encode("utf-8", "replace")) // CHARACTERS_PER_TOKEN)
+
+
+@functools.lru_cache(maxsize=4)
+def _encoder(encoding: str) -> Callable[[str], int] | None:
+    """Counts in an encoding of tiktoken's that lies with litellm; None where it does not."""
+    found = importlib.util.find_spec("litellm")
+    if found is None or found.origin is None or importlib.util.find_spec("tiktoken") is None:
+        return None
+    folder = Path(found.origin).parent / "litellm_core_utils" / "tokenizers"
+    if not folder.is_dir():
+        return None
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(folder))  # as litellm does when it is imported
+    import tiktoken
+
+    try:
+        ordinary = tiktoken.get_encoding(encoding).encode_ordinary
+    except (OSError, ValueError):
+        return None
+    return lambda text: len(ordinary(text.encode("utf-8", "replace").decode()))

@@ -1,0 +1,96 @@
+"""babylon_rl.judge_requests: every answer of a judge that was paid for, by the key of its request. It is the cache and the bill.
+
+A retired answer stays in the bill and is no longer found.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from psycopg.types.json import Jsonb
+
+from babylon_rl.store.trajectories import Connection
+
+
+class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One row, less ``id`` and ``retired``; the table's comments say what the columns hold. ``asked_at`` is naive UTC."""
+
+    key: str
+    window: str
+    judge: str
+    rubric_version: str
+    order: int
+    part: int
+    attempt: int
+    ids: list[tuple[str, str]]
+    answer: str
+    faults: list[str]
+    scores: dict[str, float] | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    usd: float | None
+    latency_seconds: float
+    tries: int
+    asked_at: datetime
+
+
+_COLUMNS = tuple(field.encode_name for field in msgspec.structs.fields(StoredAnswer))
+_LIST = ", ".join(f'"{name}"' for name in _COLUMNS)
+_FIND = f'SELECT {_LIST} FROM babylon_rl.judge_requests WHERE "key" = ANY(%s) AND NOT "retired"'
+_OF_WINDOWS = f'SELECT {_LIST} FROM babylon_rl.judge_requests WHERE "window" = ANY(%s) AND NOT "retired" ORDER BY "window", "id"'
+# Two processes may have paid for the same request: the first answer stands, so that everybody goes on from the same one.
+_ADD = f"""
+    INSERT INTO babylon_rl.judge_requests ({_LIST}, "retired")
+    SELECT given."key", given."window", given."judge", given."rubricVersion", given."order", given."part", given."attempt", given."ids",
+        given."answer", ARRAY(SELECT jsonb_array_elements_text(given."faults")), NULLIF(given."scores", 'null'), given."promptTokens",
+        given."completionTokens", given."usd", given."latencySeconds", given."tries", given."askedAt",
+        EXISTS (SELECT FROM babylon_rl.judge_requests held WHERE held."key" = given."key" AND NOT held."retired")
+    FROM jsonb_to_recordset(%s) AS given ("key" text, "window" text, "judge" text, "rubricVersion" text, "order" int, "part" int,
+        "attempt" int, "ids" jsonb, "answer" text, "faults" jsonb, "scores" jsonb, "promptTokens" int, "completionTokens" int,
+        "usd" float8, "latencySeconds" float8, "tries" int, "askedAt" timestamp)
+    ON CONFLICT DO NOTHING
+"""
+_RETIRE = """
+    UPDATE babylon_rl.judge_requests SET "retired" = TRUE WHERE "window" = ANY(%s) AND NOT "retired" AND cardinality("faults") > 0
+"""
+_SPENT = """
+    SELECT COALESCE(sum("usd"), 0), count(*) FILTER (WHERE "usd" IS NULL)
+    FROM babylon_rl.judge_requests WHERE "askedAt" >= %s AND "askedAt" < %s
+"""
+
+
+def find_answers(connection: Connection, keys: Sequence[str]) -> dict[str, StoredAnswer]:
+    """The answers to those of the requests that were answered, by key."""
+    with connection.transaction():
+        rows = connection.execute(_FIND, (list(keys),)).fetchall()
+    return {row[0]: _loaded(row) for row in rows}
+
+
+def answers_of(connection: Connection, windows: Sequence[str]) -> list[StoredAnswer]:
+    """Every answer about some hours that stands, by hour and in the order in which they came."""
+    with connection.transaction():
+        return [_loaded(row) for row in connection.execute(_OF_WINDOWS, (list(windows),)).fetchall()]
+
+
+def add_answers(connection: Connection, answers: Sequence[StoredAnswer]) -> None:
+    """Write answers, committed when this returns where the caller has no transaction open."""
+    with connection.transaction():
+        connection.execute(_ADD, (Jsonb([msgspec.to_builtins(answer) for answer in answers]),))
+
+
+def retire_unusable(connection: Connection, windows: Sequence[str]) -> None:
+    """Let the unusable answers about some hours be asked for again."""
+    connection.execute(_RETIRE, (list(windows),))
+
+
+def spent_on(connection: Connection, day: datetime) -> tuple[float, int]:
+    """Dollars of all answers of the UTC day that ``day`` falls into, and how many answers had no known price."""
+    midnight = day.replace(hour=0, minute=0, second=0, microsecond=0)
+    with connection.transaction():
+        row = connection.execute(_SPENT, (midnight, midnight + timedelta(days=1))).fetchone()
+    return (0.0, 0) if row is None else (float(row[0]), int(row[1]))
+
+
+def _loaded(row: tuple[Any, ...]) -> StoredAnswer:
+    return msgspec.convert(dict(zip(_COLUMNS, row, strict=True)), StoredAnswer)

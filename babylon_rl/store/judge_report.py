@@ -1,0 +1,249 @@
+"""What the report on the judge reads: heads of judged hours, their episodes, what a second judge answered, and what was paid.
+
+Heads are one small row an hour; everything larger is read for some hours at a time, or summed where it lies.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from babylon_rl.store.trajectories import Connection
+
+_NEWEST = 'SELECT max("window") FROM babylon_rl.group_scores'
+_NEWEST_JUDGEMENT = 'SELECT max("judgedAt") FROM babylon_rl.group_scores'
+_JUDGES = """
+    SELECT "judge", count(*) FROM babylon_rl.group_scores WHERE "window" >= %s AND "window" < %s GROUP BY 1 ORDER BY 2 DESC, 1
+"""
+_HEADS = """
+    SELECT "window", "judgeVersion", "inputVersion", "groupSize", "spread", "disagreement", "stale",
+        COALESCE(("judgement" ->> 'orders')::int, 0), ("judgement" ->> 'tau')::float8
+    FROM babylon_rl.group_scores WHERE "judge" = %s AND "window" >= %s AND "window" < %s ORDER BY 1
+"""
+_EPISODES = """
+    SELECT s."window", s."agentId", s."score", s."orderScores", s."places", s."shownTokens", cardinality(s."flags"), e."windowPnl"
+    FROM babylon_rl.episode_scores s LEFT JOIN babylon_rl.episodes e ON e."window" = s."window" AND e."agentId" = s."agentId"
+    WHERE s."window" = ANY(%s) ORDER BY s."window", s."agentId"
+"""
+_WITHOUT = """
+    SELECT (SELECT count(*) FROM babylon_rl.judge_quarantine WHERE "judge" = %(judge)s AND "window" >= %(first)s AND "window" < %(end)s),
+           (SELECT count(*) FROM babylon_rl.judge_pending WHERE "judge" = %(judge)s AND "window" >= %(first)s AND "window" < %(end)s)
+"""
+_ANSWERED = """
+    SELECT DISTINCT "window" FROM babylon_rl.judge_requests
+    WHERE "judge" = %s AND "window" = ANY(%s) AND NOT "retired" AND "scores" IS NOT NULL
+"""
+# An hour that changed since was asked about again: the newest usable answer to each part of each order.
+_ANSWERS = """
+    SELECT DISTINCT ON ("window", "order", "part") "window", "order", "scores" FROM babylon_rl.judge_requests
+    WHERE "judge" = %s AND "window" = ANY(%s) AND NOT "retired" AND "scores" IS NOT NULL ORDER BY "window", "order", "part", "id" DESC
+"""
+_COSTS = """
+    SELECT "judge", count(*), count(*) FILTER (WHERE cardinality("faults") > 0), sum("tries" - 1),
+        COALESCE(sum("promptTokens"), 0), COALESCE(sum("completionTokens"), 0),
+        count(*) FILTER (WHERE "promptTokens" IS NULL OR "completionTokens" IS NULL), COALESCE(sum("usd"), 0),
+        count(*) FILTER (WHERE "usd" IS NULL), percentile_cont(0.5) WITHIN GROUP (ORDER BY "latencySeconds"),
+        percentile_cont(0.95) WITHIN GROUP (ORDER BY "latencySeconds")
+    FROM babylon_rl.judge_requests WHERE "window" >= %s AND "window" < %s GROUP BY 1 ORDER BY 1
+"""
+_IN_USE = """
+    SELECT COALESCE(sum(("judgement" ->> 'requests')::int), 0) FROM babylon_rl.group_scores
+    WHERE "judge" = %s AND "window" >= %s AND "window" < %s
+"""
+_DAYS = """
+    SELECT left("window", 10), count(*), count(DISTINCT "window"), COALESCE(sum("promptTokens"), 0), COALESCE(sum("completionTokens"), 0),
+        COALESCE(sum("usd"), 0), count(*) FILTER (WHERE "usd" IS NULL)
+    FROM babylon_rl.judge_requests WHERE "window" >= %s AND "window" < %s GROUP BY 1 ORDER BY 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedHour:
+    """The head of one judged hour; ``orders`` is 0 for the heuristic, ``tau`` None where no two orders rank."""
+
+    window: str
+    judge_version: str
+    input_version: str
+    group_size: int
+    spread: float
+    disagreement: float
+    stale: bool
+    orders: int
+    tau: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedEpisode:
+    """One episode of a judged hour: its score, that of each order and the place it stood in there (0 first, 1 last).
+
+    ``pnl_usd`` is its window P&L, None where the episode is no more.
+    """
+
+    window: str
+    agent_id: str
+    score: float
+    order_scores: Sequence[float]
+    places: Sequence[float]
+    shown_tokens: int
+    flags: int
+    pnl_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """What one judge was paid for in some hours, answers that were retired since included.
+
+    ``unusable`` answers had faults, ``retries`` were sends that nobody answered; tokens and ``usd`` are sums of the known ones.
+    """
+
+    judge: str
+    answers: int
+    unusable: int
+    retries: int
+    prompt_tokens: int
+    completion_tokens: int
+    without_tokens: int
+    usd: float
+    without_usd: int
+    latency_s: float
+    slow_latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PaidDay:
+    """What the hours of one day (YYYY-MM-DD, UTC) have cost, of all judges."""
+
+    day: str
+    answers: int
+    hours: int
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float
+    without_usd: int
+
+
+def newest_judged(connection: Connection) -> str | None:
+    """The newest hour that has scores."""
+    row = connection.execute(_NEWEST).fetchone()
+    return None if row is None else row[0]
+
+
+def newest_judgement(connection: Connection) -> datetime | None:
+    """When a group was last judged (naive UTC)."""
+    row = connection.execute(_NEWEST_JUDGEMENT).fetchone()
+    return None if row is None else row[0]
+
+
+def judges_of(connection: Connection, first: str, end: str) -> dict[str, int]:
+    """How many hours of a range each judge has scored, most first."""
+    return dict(connection.execute(_JUDGES, (first, end)).fetchall())
+
+
+def judged_hours(connection: Connection, judge: str, first: str, end: str) -> list[JudgedHour]:
+    """The hours of a range that a judge has scored, in order."""
+    return [JudgedHour(*row) for row in connection.execute(_HEADS, (judge, first, end))]
+
+
+def judged_episodes(connection: Connection, windows: Sequence[str]) -> dict[str, list[JudgedEpisode]]:
+    """The scored episodes of some hours, by window and in order of agent."""
+    found: defaultdict[str, list[JudgedEpisode]] = defaultdict(list)
+    for row in connection.execute(_EPISODES, (list(windows),)):
+        found[row[0]].append(JudgedEpisode(*row))
+    return dict(found)
+
+
+def without_scores(connection: Connection, judge: str, first: str, end: str) -> tuple[int, int]:
+    """How many hours of a range a judge has in quarantine, and how many wait for it."""
+    row = connection.execute(_WITHOUT, {"judge": judge, "first": first, "end": end}).fetchone()
+    return (0, 0) if row is None else (row[0], row[1])
+
+
+def answered_windows(connection: Connection, judge: str, windows: Sequence[str]) -> list[str]:
+    """Those of ``windows`` about which a judge has given a usable answer, in order."""
+    return sorted(window for (window,) in connection.execute(_ANSWERED, (judge, list(windows))))
+
+
+def answered_scores(connection: Connection, judge: str, windows: Sequence[str]) -> dict[str, dict[int, list[dict[str, float]]]]:
+    """What a judge answered about some hours: window -> order -> one mapping (agent id -> score) for each part of the group."""
+    found: dict[str, dict[int, list[dict[str, float]]]] = {}
+    for window, order, scores in connection.execute(_ANSWERS, (judge, list(windows))):
+        found.setdefault(window, {}).setdefault(order, []).append(scores)
+    return found
+
+
+def paid(connection: Connection, first: str, end: str) -> list[Paid]:
+    """What the hours of a range have cost, by judge."""
+    return [Paid(*row) for row in connection.execute(_COSTS, (first, end))]
+
+
+def answers_in_use(connection: Connection, judge: str, first: str, end: str) -> int:
+    """How many answers the scores of a range rest on: what a second run would find in the cache."""
+    row = connection.execute(_IN_USE, (judge, first, end)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def paid_days(connection: Connection, first: str, end: str) -> list[PaidDay]:
+    """What the hours of a range have cost by day of these hours, days without a request left out."""
+    return [PaidDay(*row) for row in connection.execute(_DAYS, (first, end))]
+
+
+_VERDICTS = """
+    SELECT asked."window", g."judge", g."groupSize", g."disagreement", COALESCE(("judgement" ->> 'orders')::int, 0), q."reason", p."reason",
+        m."meanChange", m."volatility", COALESCE(h."leaked", 0), s."agents", s."scores", s."pnls", s."trades", s."flags", s."tells"
+    FROM unnest(%(windows)s::text[]) AS asked ("window")
+    LEFT JOIN babylon_rl.group_scores g ON g."window" = asked."window"
+    LEFT JOIN babylon_rl.judge_quarantine q ON q."window" = asked."window"
+    LEFT JOIN babylon_rl.judge_pending p ON p."window" = asked."window"
+    LEFT JOIN babylon_rl.market_windows m ON m."window" = asked."window"
+    LEFT JOIN babylon_rl.hindsight h ON h."window" = asked."window"
+    LEFT JOIN LATERAL (
+        SELECT array_agg(one."agentId" ORDER BY one."agentId") AS "agents", array_agg(one."score" ORDER BY one."agentId") AS "scores",
+            array_agg(e."windowPnl" ORDER BY one."agentId") AS "pnls", array_agg(e."trades" ORDER BY one."agentId") AS "trades",
+            array_agg(cardinality(one."flags") ORDER BY one."agentId") AS "flags",
+            array_agg(strpos(lower(one."reasoning"), lower(%(hidden)s)) > 0 ORDER BY one."agentId") AS "tells"
+        FROM babylon_rl.episode_scores one
+        LEFT JOIN babylon_rl.episodes e ON e."window" = one."window" AND e."agentId" = one."agentId"
+        WHERE one."window" = asked."window"
+    ) s ON TRUE
+    WHERE g."window" IS NOT NULL OR q."window" IS NOT NULL OR p."window" IS NOT NULL ORDER BY 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class HourVerdicts:
+    """What the checks of a scored hour look at; ``judge`` None and nothing of episodes where the hour has no scores.
+
+    The sequences run over the episodes in order of agent: ``trades`` and ``pnls_usd`` (None where the episode is no more), how many
+    ``flags`` its text has, whether its reasoning ``tells`` what is hidden from the agents.
+    """
+
+    window: str
+    judge: str | None
+    group_size: int
+    disagreement: float
+    orders: int
+    quarantined: str | None
+    pending: str | None
+    mean_change: float | None
+    volatility: float | None
+    leaked: int
+    agents: Sequence[str]
+    scores: Sequence[float]
+    pnls_usd: Sequence[float | None]
+    trades: Sequence[int | None]
+    flags: Sequence[int]
+    tells: Sequence[bool]
+
+
+def hour_verdicts(connection: Connection, windows: Sequence[str], hidden: str) -> list[HourVerdicts]:
+    """What the judge said of those of ``windows`` that have scores, wait or are set aside, in order, in one query.
+
+    ``hidden`` is how a sentence begins that only the judge may know.
+    """
+    return [_verdicts(row) for row in connection.execute(_VERDICTS, {"windows": list(windows), "hidden": hidden})]
+
+
+def _verdicts(row: tuple[Any, ...]) -> HourVerdicts:
+    window, judge, size, disagreement, *rest = row
+    return HourVerdicts(window, judge, size or 0, disagreement or 0.0, *rest[:6], *(values or [] for values in rest[6:]))

@@ -1,0 +1,98 @@
+"""Groups without scores, and why: babylon_rl.judge_quarantine (the judge's answers are unusable) and judge_pending (not judged yet).
+
+An hour in quarantine shows it in babylon_rl.windows too, and leaves it when somebody asks for another try or another judge scores it.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from psycopg.types.json import Jsonb
+
+from babylon_rl.store.trajectories import Connection
+
+
+class Quarantined(msgspec.Struct, frozen=True, rename="camel"):
+    """One row of babylon_rl.judge_quarantine; ``transcript`` holds the requests and answers, shortened, in order."""
+
+    window: str
+    judge: str
+    judge_version: str
+    reason: str
+    transcript: list[dict[str, Any]]
+    at: datetime
+
+
+_READ = """
+    SELECT "window", "judge", "judgeVersion", "reason", "transcript", "at" FROM babylon_rl.judge_quarantine
+    WHERE "window" = ANY(%s) ORDER BY "window"
+"""
+_READ_ALL = """
+    SELECT "window", "judge", "judgeVersion", "reason", "transcript", "at" FROM babylon_rl.judge_quarantine ORDER BY "window"
+"""
+_QUARANTINE = """
+    INSERT INTO babylon_rl.judge_quarantine AS held ("window", "judge", "judgeVersion", "reason", "transcript", "at")
+    VALUES (%s, %s, %s, %s, %s, %s)
+    ON CONFLICT ("window") DO UPDATE SET "judge" = excluded."judge", "judgeVersion" = excluded."judgeVersion",
+        "reason" = excluded."reason", "transcript" = excluded."transcript", "at" = excluded."at"
+"""
+_SET_ASIDE = """UPDATE babylon_rl.windows SET "state" = 'quarantined' WHERE "window" = %s"""
+_RELEASE = """
+    WITH released AS (DELETE FROM babylon_rl.judge_quarantine WHERE "window" = ANY(%s) RETURNING "window")
+    UPDATE babylon_rl.windows held SET "state" = CASE WHEN held."ready" THEN 'ready' ELSE 'thin' END
+    FROM released WHERE held."window" = released."window" AND held."state" = 'quarantined'
+"""
+_PENDING = """SELECT "window", "reason" FROM babylon_rl.judge_pending WHERE "window" = ANY(%s) ORDER BY "window\""""
+_PENDING_SINCE = """SELECT max("at") FROM babylon_rl.judge_pending WHERE "window" = ANY(%s)"""
+_WAIT = """
+    INSERT INTO babylon_rl.judge_pending AS held ("window", "judge", "reason", "at")
+    SELECT given."window", %s, given."reason", %s FROM unnest(%s::text[], %s::text[]) AS given ("window", "reason")
+    ON CONFLICT ("window") DO UPDATE SET "judge" = excluded."judge", "reason" = excluded."reason", "at" = excluded."at"
+"""
+_WAIT_NO_MORE = """DELETE FROM babylon_rl.judge_pending WHERE "window" = ANY(%s)"""
+
+
+def read_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> dict[str, Quarantined]:
+    """The groups in quarantine among ``windows``, or all of them."""
+    with connection.transaction():
+        found = connection.execute(_READ_ALL) if windows is None else connection.execute(_READ, (list(windows),))
+        return {row[0]: Quarantined(*row) for row in found.fetchall()}
+
+
+def quarantine(connection: Connection, entry: Quarantined) -> None:
+    """Set a group aside, in the caller's transaction and under the hour's lock."""
+    transcript = Jsonb(entry.transcript)
+    connection.execute(_QUARANTINE, (entry.window, entry.judge, entry.judge_version, entry.reason, transcript, entry.at))
+    connection.execute(_SET_ASIDE, (entry.window,))
+    connection.execute(_WAIT_NO_MORE, ([entry.window],))
+
+
+def release(connection: Connection, windows: Sequence[str]) -> None:
+    """Take groups out of quarantine, and out of those that wait."""
+    connection.execute(_RELEASE, (list(windows),))
+    connection.execute(_WAIT_NO_MORE, (list(windows),))
+
+
+def read_pending(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
+    """Why those of ``windows`` wait that do."""
+    with connection.transaction():
+        return dict(connection.execute(_PENDING, (list(windows),)).fetchall())
+
+
+def end_pending(connection: Connection, windows: Sequence[str]) -> None:
+    """Some hours wait no more."""
+    connection.execute(_WAIT_NO_MORE, (list(windows),))
+
+
+def pending_since(connection: Connection, windows: Sequence[str]) -> datetime | None:
+    """When one of ``windows`` was last found to wait; None when none does."""
+    row = connection.execute(_PENDING_SINCE, (list(windows),)).fetchone()
+    return None if row is None else row[0]
+
+
+def keep_pending(connection: Connection, judge: str, reasons: Mapping[str, str], now: datetime) -> None:
+    """Say of some hours (window -> reason) that they wait."""
+    if reasons:
+        with connection.transaction():
+            connection.execute(_WAIT, (judge, now, list(reasons), list(reasons.values())))

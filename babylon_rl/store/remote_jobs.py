@@ -1,0 +1,173 @@
+"""The write-ahead record of paid training jobs: what was posted where, from which step, and what became of it.
+
+A row is committed before its job is posted and keeps every other job off the model until the job is known to have ended. What a row
+says happened is written once: the end of a job that has ended already changes nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from babylon_rl.errors import BatchConflict
+from babylon_rl.store.batches import advance_batch, own_transaction
+
+JobState = Literal["posting", "running", "trained", "failed", "expired", "refused", "lost"]
+LIVE = ("posting", "running")
+
+_JOBS = """
+SELECT j."batchId", j."iteration", j."attempt", j."backend", j."service", j."model", j."stepBefore", j."postedAt", j."estimatedUsd",
+       j."state", j."jobId", j."endedAt", j."stepAfter", j."sequences", j."trainableTokens", j."loss", j."metrics", j."error",
+       j."discardedAt", b."state"
+FROM babylon_rl.remote_jobs j JOIN babylon_rl.batches b USING ("batchId")
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteJob:
+    """One post of an iteration (``attempt`` 1-based) to a model of a service; ``batch_state`` is its batch's now.
+
+    ``state``: posting (it may have been accepted), running (its id is known), trained (step, sequences and loss say so), failed (it
+    ended without), expired (no end within the longest time), refused and lost (it trained nothing and may be posted again).
+    """
+
+    batch_id: str
+    iteration: int
+    attempt: int
+    backend: str
+    service: str
+    model: str
+    step_before: int
+    posted_at: datetime
+    estimated_usd: float | None = None
+    state: JobState = "posting"
+    job_id: str | None = None
+    ended_at: datetime | None = None
+    step_after: int | None = None
+    sequences: int | None = None
+    trainable_tokens: int | None = None
+    loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+    discarded_at: datetime | None = None
+    batch_state: str = "training"
+
+    @property
+    def live(self) -> bool:
+        """True while it may still train."""
+        return self.state in LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnd:
+    """How a job ended, with what is known of it."""
+
+    state: JobState
+    now: datetime
+    step_after: int | None = None
+    sequences: int | None = None
+    trainable_tokens: int | None = None
+    loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+
+def begin_job(connection: psycopg.Connection[Any], job: RemoteJob, run_attempt: int) -> None:
+    """Commit the row of a job that is about to be posted, for the run ``run_attempt`` of its batch.
+
+    Raises:
+        BatchConflict: the batch ended, a newer run has it, or another job of this model has not ended.
+    """
+    try:
+        with own_transaction(connection):
+            advance_batch(connection, job.batch_id, run_attempt, "training", job.posted_at)
+            connection.execute(
+                """
+                INSERT INTO babylon_rl.remote_jobs
+                    ("batchId", "iteration", "attempt", "backend", "service", "model", "stepBefore", "postedAt", "estimatedUsd")
+                VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+                """,
+                [job.batch_id, job.iteration, job.attempt, job.backend, job.service, job.model, job.step_before, job.posted_at,
+                 job.estimated_usd],
+            )  # fmt: skip
+    except psycopg.errors.UniqueViolation:
+        raise BatchConflict(f"Another job of the model {job.model} at {job.service} has not ended; {job.batch_id} waits for it.") from None
+
+
+def name_job(connection: psycopg.Connection[Any], job: RemoteJob, job_id: str) -> None:
+    """Commit the id of an accepted job."""
+    with own_transaction(connection):
+        connection.execute(
+            """
+            UPDATE babylon_rl.remote_jobs SET "jobId" = %s, "state" = 'running'
+            WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s AND "state" = 'posting'
+            """,
+            [job_id, job.batch_id, job.iteration, job.attempt],
+        )
+
+
+def end_job(connection: psycopg.Connection[Any], job: RemoteJob, end: JobEnd) -> None:
+    """Commit what became of a live job; one that has ended stays as it is."""
+    with own_transaction(connection):
+        connection.execute(
+            """
+            UPDATE babylon_rl.remote_jobs
+            SET "state" = %s, "endedAt" = %s, "stepAfter" = %s, "sequences" = %s, "trainableTokens" = %s, "loss" = %s, "metrics" = %s,
+                "error" = %s
+            WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s AND "state" IN ('posting', 'running')
+            """,
+            [end.state, end.now, end.step_after, end.sequences, end.trainable_tokens, end.loss, Jsonb(dict(end.metrics)), end.error,
+             job.batch_id, job.iteration, job.attempt],
+        )  # fmt: skip
+
+
+def discard_jobs(connection: psycopg.Connection[Any], jobs: Sequence[RemoteJob], now: datetime) -> None:
+    """Note that whatever steps these jobs made were deleted from the service."""
+    with own_transaction(connection):
+        connection.execute(
+            """
+            UPDATE babylon_rl.remote_jobs j SET "discardedAt" = %s
+            FROM unnest(%s::text[], %s::int[], %s::int[]) AS d("batchId", "iteration", "attempt")
+            WHERE j."batchId" = d."batchId" AND j."iteration" = d."iteration" AND j."attempt" = d."attempt" AND j."discardedAt" IS NULL
+            """,
+            [now, [job.batch_id for job in jobs], [job.iteration for job in jobs], [job.attempt for job in jobs]],
+        )
+
+
+def newest_job(connection: psycopg.Connection[Any], batch_id: str, iteration: int) -> RemoteJob | None:
+    """The last post of an iteration, or None before the first."""
+    row = connection.execute(
+        _JOBS + 'WHERE j."batchId" = %s AND j."iteration" = %s ORDER BY j."attempt" DESC LIMIT 1', [batch_id, iteration]
+    ).fetchone()
+    return None if row is None else RemoteJob(*row)
+
+
+def live_job(connection: psycopg.Connection[Any], service: str, model: str) -> RemoteJob | None:
+    """The job of a model that is not known to have ended, or None; there is one at most."""
+    row = connection.execute(
+        _JOBS + 'WHERE j."service" = %s AND j."model" = %s AND j."state" IN (\'posting\', \'running\')', [service, model]
+    ).fetchone()
+    return None if row is None else RemoteJob(*row)
+
+
+def jobs_above(connection: psycopg.Connection[Any], service: str, model: str, step: int) -> list[RemoteJob]:
+    """The jobs that may have made a step above ``step`` which still stands, in the order of posting."""
+    rows = connection.execute(
+        _JOBS
+        + """
+        WHERE j."service" = %s AND j."model" = %s AND j."stepBefore" >= %s AND j."state" <> 'refused'
+          AND j."discardedAt" IS NULL
+        ORDER BY j."postedAt", j."iteration", j."attempt"
+        """,
+        [service, model, step],
+    )
+    return [RemoteJob(*row) for row in rows]
+
+
+def read_jobs(connection: psycopg.Connection[Any], batch_id: str) -> list[RemoteJob]:
+    """Every job of a batch, in the order of iterations and posts."""
+    rows = connection.execute(_JOBS + 'WHERE j."batchId" = %s ORDER BY j."iteration", j."attempt"', [batch_id])
+    return [RemoteJob(*row) for row in rows]

@@ -1,0 +1,45 @@
+"""A checkpoint as an artifact of Weights & Biases: named after the version's base line, the version as its alias, type ``model``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from babylon_rl.models.checkpoints import load_manifest
+from babylon_rl.settings import Settings
+from babylon_rl.training.wandb_process import Sent, WandbProcess, link_of, open_run, refusal, run_request
+
+JOB_TYPE = "model"
+
+
+def log_artifact(directory: Path, settings: Settings, **more: Any) -> Sent:
+    """Log a published checkpoint into the run of its batch; the answer's ``artifact`` is the name to get it by. Never raises for wandb."""
+    refused = refusal(settings)
+    if refused is not None:
+        return Sent(refused)
+    manifest = load_manifest(directory)
+    request = run_request(settings, manifest.batch_id or manifest.version, manifest.version, JOB_TYPE, **more)
+    artifact = {
+        "directory": str(directory), "name": f"{settings.art_model_name}-{manifest.version}", "version": manifest.version,
+        "metadata": {"parent": manifest.parent, "baseModel": manifest.base.name, "windows": len(manifest.windows), **manifest.metrics},
+    }  # fmt: skip
+    process = WandbProcess(__name__, request, settings)
+    process.write(artifact)
+    return process.end()
+
+
+def _log(request: dict[str, Any], given: dict[str, Any]) -> dict[str, str]:
+    """Log the artifact, in the child."""
+    import wandb
+
+    run = open_run(request)
+    artifact = wandb.Artifact(given["name"], "model", metadata=given["metadata"])
+    artifact.add_dir(given["directory"], policy="immutable")
+    run.log_artifact(artifact, aliases=["latest", given["version"]])
+    link, name = link_of(run, request), f"{run.entity}/{run.project}/{given['name']}:{given['version']}"
+    run.finish()  # returns when it is up, and raises when that fails
+    return {"link": link, "artifact": name}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_log(json.loads(sys.stdin.readline()), json.loads(sys.stdin.readline()))), flush=True)

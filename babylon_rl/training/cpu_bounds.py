@@ -1,0 +1,90 @@
+"""What must hold of a policy before it is published: finite numbers, near enough to the base, and more than one action.
+
+Measured after an iteration on some of its rows, against the base itself, so that it is known with KL_PENALTY=0 too.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from babylon_rl.errors import Diverged
+from babylon_rl.training.cpu_items import Item
+from babylon_rl.training.cpu_policy import PackedPolicy, choices
+from babylon_rl.training.packing import Pack
+
+COLLAPSED_SHARE = 0.95
+KL_BOUND = 4.0  # nats a choice: the base would take such answers one time in 50; trained versions lie at 1
+MEASURED_PACKS = 12
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``kl`` is the mean divergence from the base, in nats a choice; ``action_shares`` the policy's mean probability of each token
+    at the first choice of an answer, empty without grammars."""
+
+    kl: float
+    action_shares: dict[int, float]
+
+    @property
+    def top_action_share(self) -> float:
+        """0 to 1."""
+        return max(self.action_shares.values(), default=0.0)
+
+
+def measure(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) -> Measured:
+    """Look at up to ``MEASURED_PACKS`` packs (one row each)."""
+    import torch
+
+    from babylon_rl.models.scoring import legal_logprobs
+
+    shares: Counter[int] = Counter()
+    kl, spots_seen, firsts_seen = 0.0, 0, 0
+    policy.model.eval()
+    with torch.no_grad():
+        for one in packs[:: -(-len(packs) // MEASURED_PACKS)]:
+            spots = choices(one, items)
+            hidden_nd = policy.hidden(one, items, spots)
+            kl += float(policy.divergence(hidden_nd, policy.reference(one, items, spots), items, spots).sum())
+            spots_seen += len(spots)
+            first = {(m, n): place for place, (m, n, _) in reversed(list(enumerate(spots)))}
+            places = [place for place in first.values() if items[spots[place][1]].encoded.legal_t[spots[place][2]] is not None]
+            if places:
+                legal_n = [items[n].encoded.legal_t[t] or () for _, n, t in (spots[place] for place in places)]
+                logprobs_nm = legal_logprobs(hidden_nd[places], policy.head, legal_n)
+                for tokens, row in zip(legal_n, logprobs_nm.exp().tolist(), strict=True):
+                    shares.update(dict(zip(tokens, row, strict=False)))
+                firsts_seen += len(places)
+    policy.model.train()
+    return Measured(kl / spots_seen, {token: total / firsts_seen for token, total in shares.items()})
+
+
+def refuse_diverged(measured: Measured, iteration: int) -> None:
+    """Stop before anything is published.
+
+    Raises:
+        Diverged: the policy is no number, too far from the base, or has collapsed into one action.
+    """
+    cure = "Nothing was published. Lower LEARNING_RATE, or train on more windows."
+    if measured.top_action_share > COLLAPSED_SHARE:
+        raise Diverged(
+            f"After iteration {iteration} one action has {measured.top_action_share:.0%} of the policy "
+            f"(bound {COLLAPSED_SHARE:.0%}): it collapsed. {cure}"
+        )
+    if not measured.kl <= KL_BOUND:  # NaN included
+        raise Diverged(
+            f"After iteration {iteration} the policy is {measured.kl:.2f} nats a choice away from its base (bound {KL_BOUND:g}). {cure} "
+            "A KL_PENALTY above 0 holds it nearer."
+        )
+
+
+def refuse_no_number(loss: float, norm: float, step: int, iteration: int) -> None:
+    """Stop before a step that would spoil the weights.
+
+    Raises:
+        Diverged: the loss or the gradient's norm is not finite.
+    """
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise Diverged(
+            f"Step {step} of iteration {iteration} has loss {loss} and gradient norm {norm}; nothing was published. Lower LEARNING_RATE."
+        )

@@ -1,0 +1,171 @@
+"""The optimizer steps of one iteration of the CPU trainer.
+
+A step gathers the gradients of several packs, then clips and applies them: GRADIENT_ACCUMULATION_STEPS times ``DEVICE_PACKS`` packs at
+least, and BATCH_SIZE sequences for each of these. Packs stay whole, because what they share is computed once.
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from babylon_rl.settings import Settings
+from babylon_rl.training.cpu_bounds import measure, refuse_diverged, refuse_no_number
+from babylon_rl.training.cpu_items import Item
+from babylon_rl.training.cpu_policy import PackedPolicy, Spot, choices
+from babylon_rl.training.loss import LossWeights, clipped, token_loss
+from babylon_rl.training.packing import Pack, needed_ids, pack
+from babylon_rl.training.trainer import IterationResult, StepMetrics, TrainIteration
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEARNING_RATE = 3e-3
+ENTROPY_BONUS = 0.05
+FINAL_RATE_SHARE = 0.1
+DEVICE_PACKS = 3
+OPTIMIZER_STATE = "trainer_state.safetensors"
+_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def optimizer_steps(packs: Sequence[Pack], settings: Settings) -> Iterator[list[Pack]]:
+    """The packs of each optimizer step, in order; the last step may be smaller."""
+    least_packs = DEVICE_PACKS * settings.gradient_accumulation_steps
+    least_sequences = least_packs * settings.batch_size
+    step: list[Pack] = []
+    for one in packs:
+        step.append(one)
+        if len(step) >= least_packs and sum(len(member.members) for member in step) >= least_sequences:
+            yield step
+            step = []
+    if step:
+        yield step
+
+
+class IterationRun:
+    """Trains a policy on the items of one iteration."""
+
+    def __init__(
+        self, policy: PackedPolicy, items: Sequence[Item], iteration: TrainIteration, settings: Settings, weights: LossWeights | None = None
+    ) -> None:
+        import torch
+
+        self._policy, self._items, self._iteration, self._settings = policy, items, iteration, settings
+        self._rate = settings.learning_rate or LEARNING_RATE
+        self._optimizer = torch.optim.AdamW(policy.parameters.values(), lr=self._rate, weight_decay=0.0)
+        self._weights = weights or LossWeights(ENTROPY_BONUS, settings.kl_penalty)
+
+    def train(self, on_step: Callable[[StepMetrics], None]) -> IterationResult:
+        """Take every step, then measure what came of it.
+
+        Raises:
+            Diverged: the loss or the policy left its bounds.
+        """
+        packs = pack([item.encoded for item in self._items])
+        plan = list(self._plan(packs))
+        totals, tokens = Counter[str](), 0
+        self._policy.model.train()
+        for number, chosen in enumerate(plan, start=1):
+            began_s = time.perf_counter()
+            self._set_rate((self._iteration.step - 1 + (number - 1) / len(plan)) / self._iteration.steps, number)
+            step = self.take_step(chosen, number)
+            step["tokensPerSecond"] = sum(one.tokens for one in chosen) / (time.perf_counter() - began_s)
+            tokens += sum(self._items[member].encoded.trainable_tokens for one in chosen for member in one.members)
+            totals.update(step)
+            loss = step.pop("loss")
+            on_step(StepMetrics(self._iteration.step, number, len(plan), loss, tokens, step))
+        measured = measure(self._policy, self._items, packs)
+        refuse_diverged(measured, self._iteration.step)
+        means = {name: total / len(plan) for name, total in totals.items()}
+        loss = means.pop("loss")
+        means |= {
+            "kl": measured.kl,  # of what came out, known without a penalty too
+            "optimizerSteps": float(len(plan)),
+            "topActionShare": measured.top_action_share,
+            "prefixSharing": sum(len(needed_ids(i.encoded)) for i in self._items) / sum(p.tokens for p in packs),
+        }
+        return IterationResult(means, tokens, loss)
+
+    def take_step(self, packs: Sequence[Pack], number: int = 1) -> dict[str, float]:
+        """One optimizer step: its loss, entropy, clipFraction and KL (with a penalty on it), means over the tokens, and gradientNorm.
+
+        Raises:
+            Diverged: the loss or the gradient is not finite; the weights are as they were.
+        """
+        import torch
+
+        step = self.gradients(packs)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._policy.parameters.values(), self._settings.max_grad_norm))
+        refuse_no_number(step["loss"], norm, number, self._iteration.step)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return step | {"gradientNorm": norm}
+
+    def gradients(self, packs: Sequence[Pack]) -> dict[str, float]:
+        """Gather the gradients of some packs as of one batch."""
+        tokens = sum(self._items[member].encoded.trainable_tokens for one in packs for member in one.members)
+        found = Counter[str]()
+        for one in packs:
+            found.update(self._pack_gradient(one, tokens))
+        return dict(found)
+
+    def _pack_gradient(self, one: Pack, tokens: int) -> dict[str, float]:
+
+        spots = choices(one, self._items)
+        hidden_nd = self._policy.hidden(one, self._items, spots)
+        logprobs_n, entropy_n = self._policy.values(hidden_nd, self._items, spots)
+        kl_n = None
+        if self._weights.kl:
+            kl_n = self._policy.divergence(hidden_nd, self._policy.reference(one, self._items, spots), self._items, spots)
+        weight_n, advantages_n, served_n = self._targets(spots, tokens)
+        loss = (weight_n * token_loss(logprobs_n, entropy_n, advantages_n, served_n, kl_n, self._weights)).sum()
+        loss.backward()
+        found = {
+            "loss": loss.item(),
+            "entropy": float((weight_n * entropy_n.detach()).sum()),
+            "clipFraction": float(clipped(logprobs_n, advantages_n, served_n, self._weights).sum()) / tokens,
+        }
+        return found if kl_n is None else found | {"kl": float((weight_n * kl_n.detach()).sum())}
+
+    def _targets(self, spots: Sequence[Spot], tokens: int) -> "tuple[Tensor, Tensor, Tensor]":
+        """[N] weights (their sum over a step's tokens is about 1), advantages and recorded log-probabilities."""
+        import torch
+
+        of = self._items
+        rows = [(of[n].token_weight / tokens, of[n].advantage, of[n].served_t[t]) for _, n, t in spots]
+        weight_n, advantages_n, served_n = torch.tensor(rows).T
+        return weight_n, advantages_n, served_n
+
+    def _plan(self, packs: Sequence[Pack]) -> Iterator[list[Pack]]:
+        rng = random.Random(self._iteration.seed)
+        for _ in range(self._settings.epochs):
+            order = list(packs)
+            rng.shuffle(order)
+            yield from optimizer_steps(order, self._settings)
+
+    def _set_rate(self, done: float, number: int) -> None:
+        warm = min(1.0, number / (self._settings.warmup_steps + 1)) if self._iteration.step == 1 else 1.0
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate * warm * (1 - (1 - FINAL_RATE_SHARE) * done)
+
+    def restore(self, parent: Path | None) -> None:
+        """Take up the optimizer state that the iteration before left."""
+        if parent is None or not (parent / OPTIMIZER_STATE).is_file() or self._iteration.step == 1:
+            return
+        from safetensors.torch import load_file
+
+        held = load_file(parent / OPTIMIZER_STATE)
+        for name, parameter in self._policy.parameters.items():
+            if f"{name}:exp_avg" in held:
+                self._optimizer.state[parameter] = {key: held[f"{name}:{key}"] for key in _STATE_KEYS}
+
+    def save(self, out: Path) -> None:
+        """Leave the optimizer state for the next iteration."""
+        from safetensors.torch import save_file
+
+        of = self._optimizer.state
+        states = {name: of[one] for name, one in self._policy.parameters.items() if of[one]}
+        tensors = {f"{name}:{key}": state[key].contiguous() for name, state in states.items() for key in _STATE_KEYS}
+        save_file(tensors, out / OPTIMIZER_STATE)

@@ -1,0 +1,189 @@
+"""A registered version as files for other servers: its adapter as peft wrote it, or base and adapter merged into one model.
+
+The directory appears whole or not at all, and only after it was loaded again and its distributions were compared with the
+checkpoint's. An adapter keeps its manifest, so that it verifies wherever it is copied to.
+"""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from babylon_rl.errors import CheckpointError, ExportError, ModelUnavailable, UsageError
+from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, read_remote, verify
+from babylon_rl.models.files import copy_tree, fsync, saving_weights, sha256
+from babylon_rl.models.packaged import base_model_dir
+from babylon_rl.models.quiet import quiet_loading
+from babylon_rl.models.scoring import encode_prompt
+from babylon_rl.settings import Settings
+from babylon_rl.store.registry import Model
+from babylon_rl.training.trainer import DRY_BASE_MODEL
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PROMPT = [{"role": "user", "content": "OPENLIE fell 3% on bad news. Buy, sell or hold?"}]
+MOST_KL = {False: 1e-6, True: 0.005}  # nats a token, by whether merged: merging rounds the sum to the base's own precision
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the directory, its files, and how far its distributions are from the checkpoint's (mean KL, nats a token)."""
+
+    directory: Path
+    files: tuple[str, ...]
+    merged: bool
+    kl: float
+
+
+def export_version(model: Model, target: Path, settings: Settings, *, merged: bool = False) -> Exported:
+    """Write a version into the new or empty directory ``target``; ``merged`` asks for a full model instead of an adapter.
+
+    Raises:
+        UsageError: the version cannot be exported (another producer's, a dry run's, a service's), or the directory holds files.
+        CheckpointError: the checkpoint is gone, damaged, or was trained on another base than the settings name.
+        ModelUnavailable: the base is not here.
+        ExportError: it could not be written, or what was written does not say what the checkpoint says.
+    """
+    directory = _exportable(model, settings)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} is there already and not empty: choose a new directory; nothing was written.")
+    base_dir = base_model_dir(settings)
+    try:
+        manifest = verify(directory, base_dir)
+    except CheckpointError as unusable:
+        raise CheckpointError(
+            f"{model.version} cannot be exported: {unusable} Its base is {model.base_model}: see LOCAL_BASE_MODEL."
+        ) from None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            return _exported(manifest, directory, base_dir, staging, target, merged)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise ExportError(
+            f"{model.version} cannot be written to {target}: {error.strerror or error}. Nothing of it is left there; make room, or choose "
+            "another directory."
+        ) from error
+
+
+def _exportable(model: Model, settings: Settings) -> Path:
+    version = model.version
+    if model.foreign:
+        raise UsageError(f"{version} was made by another producer, and its files are not known here; it is called as {model.storage_path}.")
+    if DRY_BASE_MODEL in (model.base_model, settings.local_base_model):
+        raise UsageError(f"{version} cannot be exported with LOCAL_BASE_MODEL=dry or out of a dry run: such checkpoints hold no model.")
+    directory = Path(model.checkpoint or model.storage_path)
+    again = f" It was uploaded to {model.uploaded_url}: copy that directory to {directory}." if model.uploaded_url else ""
+    if model.pruned_at is not None and not directory.is_dir():
+        raise CheckpointError(f"{version} was pruned on {model.pruned_at:%Y-%m-%d}: its files are gone (CHECKPOINTS_KEPT).{again}")
+    if not directory.is_dir():
+        raise CheckpointError(f"{version} cannot be exported: {directory} is not there.{again}")
+    remote = read_remote(directory)
+    if remote is not None:
+        raise UsageError(
+            f"The weights of {version} are not on this machine: they are {remote.artifact} at {remote.service}, called as "
+            f"{remote.inference_name} at {remote.inference_url}. Download them with `wandb artifact get {remote.artifact}`."
+        )
+    return directory
+
+
+def _exported(manifest: Manifest, directory: Path, base_dir: Path, staging: Path, target: Path, merged: bool) -> Exported:
+    if merged:
+        _merge(manifest, directory, base_dir, staging)
+    else:
+        copy_tree(directory, staging)
+        verify(staging, base_dir)
+    kl = _difference(base_dir, directory, staging, merged)
+    if not kl <= MOST_KL[merged]:
+        raise ExportError(
+            f"{manifest.version} was written and loaded again, and is {kl:.3g} nats a token away from the checkpoint (at most "
+            f"{MOST_KL[merged]:g} is rounding). Nothing was exported; try {'the adapter (without --merged)' if merged else 'again'}."
+        )
+    files = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
+    for name in files:
+        (staging / name).chmod(0o644)
+        fsync(staging / name)
+    staging.chmod(0o755)
+    fsync(staging)
+    if target.exists():
+        target.rmdir()  # empty, as was checked
+    os.rename(staging, target)
+    fsync(target.parent)
+    return Exported(target, tuple(files), merged, kl)
+
+
+def _merge(manifest: Manifest, directory: Path, base_dir: Path, staging: Path) -> None:
+    """Base and adapter as one model in the base's own precision, with its tokenizer, chat template and generation config."""
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    with quiet_loading(), saving_weights(staging):
+        dtype = AutoConfig.from_pretrained(base_dir).dtype or torch.float32
+        whole = _loaded(base_dir, directory).merge_and_unload()
+        whole.to(dtype).save_pretrained(str(staging))
+        AutoTokenizer.from_pretrained(base_dir).save_pretrained(str(staging))
+    card = model_card(manifest).replace("library_name: peft", "library_name: transformers")
+    (staging / CARD).write_text(card.replace("A LoRA adapter for trading agents", "A model for trading agents, its LoRA adapter merged"))
+    files = {path.relative_to(staging).as_posix(): sha256(path) for path in sorted(staging.rglob("*")) if path.is_file()}
+    (staging / MANIFEST).write_bytes(
+        msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, files=files), order="sorted"), indent=2) + b"\n"
+    )
+
+
+def _difference(base_dir: Path, directory: Path, written: Path, merged: bool) -> float:
+    """Mean KL divergence, in nats a token, of what was written from the checkpoint, over a prompt and a greedy answer to it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_loading():
+        tokenizer = AutoTokenizer.from_pretrained(written if merged else base_dir)
+        ids = list(encode_prompt(AutoTokenizer.from_pretrained(base_dir), PROMPT))
+        if tuple(ids) != encode_prompt(tokenizer, PROMPT):
+            raise ExportError(f"The tokenizer in {written} does not read a prompt as the base's does; nothing was exported.")
+        ids, trained = _answered(_loaded(base_dir, directory), ids)
+        again: Any = AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32).eval() if merged else _loaded(base_dir, written)
+    exported = _logprobs(again, ids)
+    return float((trained.exp() * (trained - exported)).sum(-1).mean().clamp(min=0))
+
+
+def _loaded(base_dir: Path, adapter: Path) -> Any:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    try:
+        base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+        return PeftModel.from_pretrained(base, str(adapter), autocast_adapter_dtype=False).eval()
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ModelUnavailable(f"{adapter} cannot be loaded on {base_dir}: {str(error).splitlines()[0]}") from error
+
+
+def _answered(model: Any, ids: list[int], tokens: int = 8) -> "tuple[list[int], Tensor]":
+    """The prompt with a greedy answer of some tokens, and the log-probabilities [T, V] over all of it."""
+    for _ in range(tokens):
+        ids = [*ids, int(_logprobs(model, ids)[-1].argmax())]
+    return ids, _logprobs(model, ids)
+
+
+def _logprobs(model: Any, ids: list[int]) -> "Tensor":
+    import torch
+
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=torch.tensor([ids])).logits[0]
+    return logits.log_softmax(-1)
+
+
+def find_version(models: list[Model], version: str) -> Model:
+    """The registered version of that name. Raises UsageError with those that there are."""
+    found = next((model for model in models if version in (model.version, model.model_id)), None)
+    if found is None:
+        known = ", ".join(model.version for model in models[:10]) or "none yet"
+        raise UsageError(f"There is no registered version {version!r}; there are: {known}.")
+    return found

@@ -1,0 +1,192 @@
+"""What a finished training looks like: the verdicts on a batch's checkpoint, each in words and numbers.
+
+Everything is read anew from the database and the disk, so that a verdict says what is there now.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import psycopg
+
+from babylon_rl.errors import BabylonError, CheckpointError, UsageError
+from babylon_rl.models.checkpoints import read_remote, verify
+from babylon_rl.models.packaged import base_model_dir
+from babylon_rl.settings import Settings
+from babylon_rl.store.batches import Batch, BatchEpisode, read_batch, read_batch_episodes
+from babylon_rl.store.registry import Model, model_of_batch
+from babylon_rl.store.training_steps import TrainingStep, finished_steps
+from babylon_rl.training.conversion import LEAK, convert
+from babylon_rl.training.cpu_bounds import COLLAPSED_SHARE, KL_BOUND
+from babylon_rl.training.preflight import group_spreads
+from babylon_rl.training.trainer import DRY_BASE_MODEL
+
+NO_SPREAD = 1e-6
+QUESTION = "Buy, sell or hold?"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a check passed, why, and the numbers behind it."""
+
+    passed: bool
+    words: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A batch as it ended: its version (None: none is registered), its iterations in order, and its episodes that trained."""
+
+    batch: Batch
+    model: Model | None
+    steps: Sequence[TrainingStep]
+    episodes: Sequence[BatchEpisode]
+
+
+def read_finished(connection: psycopg.Connection[Any], batch_id: str) -> Finished | None:
+    """A batch of ours with all that the verdicts look at, or None."""
+    batch = read_batch(connection, batch_id)
+    if batch is None:
+        return None
+    steps = sorted(finished_steps(connection, batch_id).values(), key=lambda step: step.iteration)
+    kept = [episode for episode in read_batch_episodes(connection, batch_id) if episode.dropped is None]
+    return Finished(batch, model_of_batch(connection, batch_id), steps, kept)
+
+
+def whole(found: Finished) -> Verdict:
+    """The checkpoint's files against their checksums."""
+    model = found.model
+    if model is None or model.checkpoint is None:
+        return Verdict(False, f"{found.batch.batch_id} has registered no checkpoint.")
+    if model.pruned_at is not None:
+        return Verdict(True, f"{model.version} was pruned on {model.pruned_at:%Y-%m-%d}: newer checkpoints took its place.")
+    try:
+        verify(Path(model.checkpoint))
+    except CheckpointError as damaged:
+        return Verdict(False, str(damaged))
+    return Verdict(True, f"{model.version} is whole.")
+
+
+def complete(found: Finished) -> Verdict:
+    """Every iteration that was asked for is on record."""
+    asked = int(found.batch.settings.get("iterations", len(found.steps)))
+    done = [step.iteration for step in found.steps]
+    missing = [number for number in range(1, asked + 1) if number not in done]
+    return Verdict(not missing, f"{len(done)} of {asked} iterations are complete.", {"iterations": len(done), "missing": missing})
+
+
+def finite(found: Finished) -> Verdict:
+    """The loss of every iteration is a finite number."""
+    losses = {step.iteration: step.loss for step in found.steps}
+    bad = [iteration for iteration, loss in losses.items() if loss is None or not math.isfinite(loss)]
+    words = f"{len(losses) - len(bad)} of {len(losses)} iterations have a finite loss."
+    return Verdict(bool(losses) and not bad, words, {"iterations": len(losses), "without_finite_loss": bad})
+
+
+def falling(found: Finished) -> Verdict:
+    """The loss of the later half of the iterations is below that of the earlier half."""
+    losses = [step.loss for step in found.steps if step.loss is not None]
+    if len(losses) < 2:
+        return Verdict(True, "With one iteration there is no trend of the loss.")
+    half = len(losses) // 2
+    before, after = fmean(losses[:half]), fmean(losses[-half:])
+    numbers = {"first_half": before, "second_half": after}
+    fell = after < before
+    words = f"The loss went from {before:.4f} in the first half of the iterations to {after:.4f} in the second."
+    return Verdict(
+        fell, words if fell else f"{words} A loss that does not fall teaches little: see the reward spread and LEARNING_RATE.", numbers
+    )
+
+
+def spread(found: Finished) -> Verdict:
+    """Every group that trained has scores that differ."""
+    spreads = group_spreads(found.episodes)
+    flat = sum(one < NO_SPREAD for one in spreads)
+    if not spreads:
+        return Verdict(False, "No group is in the batch.")
+    words = f"{len(spreads) - flat} of {len(spreads)} groups have a spread of scores, {fmean(spreads):.3f} on average."
+    return Verdict(not flat, words, {"groups": len(spreads), "without_spread": flat})
+
+
+def trainable(found: Finished) -> Verdict:
+    """Every iteration had tokens with a gradient."""
+    without = [step.iteration for step in found.steps if not step.trainable_tokens]
+    tokens = sum(step.trainable_tokens or 0 for step in found.steps)
+    words = f"{tokens:,} trainable tokens in {len(found.steps)} iterations" + (f", none in {without}." if without else ".")
+    return Verdict(bool(found.steps) and not without, words, {"trainable_tokens": tokens})
+
+
+def in_bounds(found: Finished) -> Verdict:
+    """KL from the base and the share of the likeliest action, where the backend measures them."""
+    metrics = dict(found.steps[-1].metrics or {}) if found.steps else {}
+    bounds = {"kl": KL_BOUND, "topActionShare": COLLAPSED_SHARE}
+    measured = {name: float(metrics[name]) for name in bounds if name in metrics}
+    if not measured:
+        return Verdict(True, f"The backend {found.batch.backend} measures neither KL nor the shares of actions.")
+    beyond = {name: value for name, value in measured.items() if not value <= bounds[name]}
+    words = ", ".join(f"{name} {value:.3f} (bound {bounds[name]:g})" for name, value in measured.items())
+    missing = [name for name in bounds if name not in measured]
+    unmeasured = f"; {found.batch.backend} does not measure {', '.join(missing)}" if missing else ""
+    return Verdict(not beyond, f"{words}{unmeasured}.", measured)
+
+
+def no_leakage(connection: psycopg.Connection[Any], found: Finished, settings: Settings) -> Verdict:
+    """Read what trained once more, against all that is known of its hours by now."""
+    effective = settings.model_copy(update=dict(found.batch.settings))
+    again = convert(connection, found.episodes, effective)
+    then = int(((found.batch.preflight or {}).get("leftOut") or {}).get(LEAK, 0))
+    now = int(again.left_out.get(LEAK, 0))
+    read = len(again.sequences)
+    words = f"{read} sequences hold nothing of what became known after their hours; {then} that did were left out."
+    if now > then:
+        words = f"{now - then} sequences that trained hold what is known by now to be a leak: see the check of hindsight on their hours."
+    return Verdict(
+        now <= then and read > 0, words if read else "No sequence of it can be read any more.", {"left_out_then": then, "found_now": now}
+    )
+
+
+def answers(connection: psycopg.Connection[Any], found: Finished, settings: Settings) -> Verdict:
+    """Load the checkpoint on its base and have it answer the first prompt that it was trained on."""
+    model = found.model
+    if model is None or model.checkpoint is None:
+        return Verdict(False, f"{found.batch.batch_id} has registered no checkpoint.")
+    directory = Path(model.checkpoint)
+    if model.base_model == DRY_BASE_MODEL:
+        return Verdict(True, "A dry run's checkpoint holds no model: there is nothing to load.")
+    if model.pruned_at is not None:
+        return Verdict(True, f"{model.version} was pruned: it is not here to be loaded.")
+    try:
+        remote = read_remote(directory)
+        if remote is not None:
+            return Verdict(True, f"Its weights lie at {remote.service} as {remote.artifact}: nothing is loaded here.")
+        if found.batch.backend != "cpu":
+            return Verdict(
+                True, f"{model.base_model} is not loaded on this machine for a check; its files are compared by checkpoint_whole."
+            )
+        return _answer(connection, found, model.version, directory, settings)
+    except BabylonError as unusable:
+        return Verdict(False, f"{model.version} does not load and answer: {unusable}")
+
+
+def _answer(connection: psycopg.Connection[Any], found: Finished, version: str, directory: Path, settings: Settings) -> Verdict:
+    from babylon_rl.models.policy import CompletionRequest, Policy
+
+    base_dir = base_model_dir(settings)
+    verify(directory, base_dir)
+    first = replace(found.episodes[0], trajectory_ids=found.episodes[0].trajectory_ids[:1])
+    sequence = next(iter(convert(connection, [first], settings.model_copy(update=dict(found.batch.settings))).sequences), None)
+    policy = Policy.load(base_dir, directory, adapter_name=version)
+    request = CompletionRequest([{"role": "user", "content": QUESTION}], temperature=0.0, max_tokens=16, adapter=version)
+    if sequence is not None:
+        recorded = replace(request, messages=list(sequence.messages), response_format=sequence.response_format, max_tokens=48)
+        with suppress(UsageError):  # a prompt beyond this model's context, or a schema that is not finite: then the question does
+            policy.check(recorded)
+            request = recorded
+    (said,) = policy.complete([request])
+    sound = bool(said.token_ids) and all(math.isfinite(number) for number in said.logprobs)
+    return Verdict(sound, f"{version} was loaded and answered {said.text[:120]!r}.", {"tokens": len(said.token_ids)})

@@ -1,0 +1,132 @@
+"""openpipe-art's local backend on a GPU of this machine, behind the protocol of trainer.py.
+
+Nothing is paid and nothing goes on after this process, so an iteration is trained like the CPU trainer's: from its parent's adapter, in a
+directory of its own, whole or not at all. Needs the extra `gpu`, which pins other versions of torch than the rest.
+"""
+
+import asyncio
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from babylon_rl.errors import CheckpointError, NothingToTrain, NoTrainer, TrainingError
+from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS, BaseIdentity
+from babylon_rl.settings import Settings
+from babylon_rl.training.remote.evidence import LOSSES
+from babylon_rl.training.remote.groups import art_groups, count_groups, sent_groups
+from babylon_rl.training.remote.installed import WITHOUT_LOGPROBS, installed, load_art
+from babylon_rl.training.remote.tokens import BaseTokens
+from babylon_rl.training.trainer import (
+    GPU,
+    IterationResult,
+    LocalTrainer,
+    RunContext,
+    StepMetrics,
+    TrainIteration,
+    TrainPlan,
+    TrainSequence,
+)
+
+LEARNING_RATE = 5e-6
+SCRATCH = ".art"  # below the iteration's directory, gone before it is published
+
+
+class GpuTrainer(LocalTrainer):
+    """Trains BASE_MODEL on this machine's GPU; texts without log-probabilities train with a ratio of 1.
+
+    Raises:
+        NoTrainer: the extra `gpu` is not installed, or does not load.
+    """
+
+    name = GPU
+
+    def __init__(self, settings: Settings) -> None:
+        self.base_model = settings.base_model
+        self._settings = settings
+        self._base = BaseTokens(settings, settings.base_model)
+        self._backend_class = _local_backend()
+
+    def base_identity(self) -> BaseIdentity:
+        """The base's name, and the hashes of its config and tokenizer."""
+        return self._base.identity()
+
+    def prepare(self, run: RunContext, plan: Sequence[Sequence[TrainSequence]]) -> TrainPlan:
+        """As Trainer.prepare: counts what ART would train."""
+        every = {id(sequence): sequence for sequences in plan for sequence in sequences}
+        counted = count_groups(sent_groups(list(every.values()), self._base), self._base, True)
+        return TrainPlan(counted.tokens, counted.sequences, counted.untrained, "No sequence of it can be trained on a GPU.")
+
+    def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
+        """As Trainer.train."""
+        groups = sent_groups(iteration.sequences, self._base)
+        counted = count_groups(groups, self._base, True)
+        if counted.tokens == 0:
+            raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token: {dict(counted.untrained)}.")
+        scratch = out / SCRATCH
+        try:
+            result = asyncio.run(self._trained(art_groups(groups, iteration.batch_id, iteration.step, True), parent, scratch))
+            loss = next((float(result.metrics[name]) for name in LOSSES if name in result.metrics), math.nan)
+            for name in (WEIGHTS, ADAPTER_CONFIG):
+                if result.checkpoint_path is None or not (Path(result.checkpoint_path) / name).is_file():
+                    raise TrainingError(f"ART left no {name} after iteration {iteration.step} of {iteration.batch_id}.")
+                shutil.copyfile(Path(result.checkpoint_path) / name, out / name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        metrics = {name: float(value) for name, value in result.metrics.items() if isinstance(value, int | float)}
+        on_step(StepMetrics(iteration.step, 1, 1, loss, counted.tokens, metrics))
+        return IterationResult(metrics, counted.tokens, loss, counted.sequences)
+
+    async def _trained(self, groups: Sequence[Any], parent: Path | None, scratch: Path) -> Any:
+        art = load_art()
+        found = installed(self._backend_class.train, art.TrainableModel.__init__)
+        model = art.TrainableModel(
+            **found.model_arguments(self._settings.art_model_name), project=self._settings.wandb_project, base_model=self.base_model,
+            base_path=str(scratch),
+        )  # fmt: skip
+        if parent is not None:
+            _lay_parent(parent, scratch / self._settings.wandb_project / "models" / self._settings.art_model_name)
+        backend = self._backend_class(path=str(scratch))
+        wanted = {
+            "learning_rate": self._settings.learning_rate or LEARNING_RATE, "kl_penalty_coef": self._settings.kl_penalty,
+            WITHOUT_LOGPROBS: True,
+        }  # fmt: skip
+        try:
+            await model.register(backend)
+            before = await model.get_step()
+            result = await backend.train(model, list(groups) * self._settings.epochs, **found.accepted(wanted))
+            if await model.get_step() <= before:
+                raise TrainingError(f"ART's step stayed at {before}: nothing was trained.")
+            return result
+        finally:
+            await backend.close()
+
+
+def _lay_parent(parent: Path, model_dir: Path) -> None:
+    """Put the parent's adapter where ART finds the model's newest step."""
+    if not (parent / WEIGHTS).is_file():
+        raise CheckpointError(f"The parent in {parent} is no adapter of this machine: it cannot be continued from on a GPU here.")
+    step = model_dir / "checkpoints" / "0001"
+    step.mkdir(parents=True)
+    for name in (WEIGHTS, ADAPTER_CONFIG):
+        shutil.copyfile(parent / name, step / name)
+
+
+def _local_backend() -> Any:
+    if find_spec("unsloth") is None:
+        raise _missing("it is not installed here")
+    try:
+        load_art()
+        from art.local import LocalBackend
+    except (ImportError, OSError, RuntimeError) as failed:
+        raise _missing(f"it does not load here ({failed})") from None
+    return LocalBackend
+
+
+def _missing(why: str) -> NoTrainer:
+    return NoTrainer(
+        f"Training on a GPU needs the extra `gpu` in an environment of its own, and {why}. "
+        "Install requirements-gpu.lock (docs/serverless.md), or set LOCAL_BASE_MODEL to train on the CPU."
+    )

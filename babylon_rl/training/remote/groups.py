@@ -1,0 +1,150 @@
+"""From sequences to ART's groups: a group is an hour, a trajectory an episode, a history one LLM call as it was served.
+
+ART computes the advantages from the rewards of a group's trajectories and averages an episode's loss over its tokens, as this
+pipeline does; so every episode of an iteration is sent, those that cannot train too (without them the mean would be another). An
+episode that left its batch before is not in ART's mean.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from babylon_rl.training.remote.installed import load_art
+from babylon_rl.training.remote.tokens import BaseTokens, TokenLogprobs
+from babylon_rl.training.trainer import TrainSequence
+
+NO_ADVANTAGE = "in a group whose episodes here all have the same score"
+EARLIER_ANSWERS = "a prompt with earlier answers, which would be trained too"
+
+
+@dataclass(frozen=True, slots=True)
+class SentCall:
+    """One call: its recorded tokens, or ``lacking`` in words."""
+
+    sequence: TrainSequence
+    tokens: TokenLogprobs | None
+    lacking: str = ""
+
+    @property
+    def plain(self) -> list[dict[str, str]]:
+        """The prompt as ART takes it: text only."""
+        return [{"role": str(message.get("role")), "content": _text(message.get("content"))} for message in self.sequence.messages]
+
+
+@dataclass(frozen=True, slots=True)
+class SentEpisode:
+    """One episode of a group."""
+
+    window: str
+    agent_id: str
+    trajectory_ids: Sequence[str]
+    reward: float
+    calls: Sequence[SentCall]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What of some groups trains in one pass: sequences, tokens, and what does not by reason."""
+
+    sequences: int = 0
+    tokens: int = 0
+    untrained: Mapping[str, int] = field(default_factory=dict)
+
+
+def sent_groups(sequences: Sequence[TrainSequence], base: BaseTokens) -> list[list[SentEpisode]]:
+    """The groups of an iteration, one per window, newest first."""
+    episodes: dict[tuple[str, str], list[TrainSequence]] = {}
+    for sequence in sequences:
+        episodes.setdefault((sequence.window, sequence.agent_id), []).append(sequence)
+    groups: dict[str, list[SentEpisode]] = {}
+    for (window, agent_id), own in sorted(episodes.items()):
+        calls = [_call(sequence, base) for sequence in own]
+        first = own[0]
+        reward = first.advantage if first.score is None else first.score
+        ids = sorted({sequence.trajectory_id for sequence in own})
+        groups.setdefault(window, []).append(SentEpisode(window, agent_id, ids, reward, calls))
+    return [groups[window] for window in sorted(groups, reverse=True)]
+
+
+def count_groups(groups: Iterable[Sequence[SentEpisode]], base: BaseTokens, without_logprobs: bool, *, judged: bool = True) -> Counted:
+    """Count as ART will: an episode at its group's mean trains nothing, nor does a call without log-probabilities unless allowed.
+
+    With ``judged`` False there are no rewards yet, and every group is taken to have a spread.
+    """
+    sequences = tokens = 0
+    untrained: Counter[str] = Counter()
+    for group in groups:
+        mean = statistics.fmean(episode.reward for episode in group)
+        for episode in group:
+            for call in episode.calls:
+                level = judged and abs(episode.reward - mean) < 1e-12
+                reason = NO_ADVANTAGE if level else _why_not(call, without_logprobs)
+                if reason:
+                    untrained[reason] += 1
+                else:
+                    sequences += 1
+                    tokens += len(call.tokens) if call.tokens is not None else base.answer_tokens(call.sequence)
+    return Counted(sequences, tokens, dict(untrained))
+
+
+def art_groups(groups: Sequence[Sequence[SentEpisode]], batch_id: str, iteration: int, without_logprobs: bool) -> list[Any]:
+    """The groups as art.TrajectoryGroup, marked with the batch, the iteration and the trajectories."""
+    art, made = load_art(), []
+    for group in groups:
+        marks: dict[str, Any] = {"batchId": batch_id, "iteration": iteration, "window": group[0].window}
+        made.append(art.TrajectoryGroup([_trajectory(art, one, marks, without_logprobs) for one in group], metadata=marks))
+    return made
+
+
+def _trajectory(art: Any, episode: SentEpisode, marks: Mapping[str, Any], without_logprobs: bool) -> Any:
+    training = [call for call in episode.calls if not _why_not(call, without_logprobs)]
+    # An episode that trains nothing still counts in its group's mean; its first prompt stands for it.
+    asked = [message for message in episode.calls[0].plain if message["role"] != "assistant"]
+    histories = [_history(call) for call in training] or [asked]
+    return art.Trajectory(
+        messages_and_choices=histories[0],
+        additional_histories=[{"messages_and_choices": history} for history in histories[1:]],  # the class's name differs by version
+        reward=episode.reward,
+        metadata={**marks, "agentId": episode.agent_id, "trajectoryIds": ",".join(episode.trajectory_ids)},
+    )
+
+
+def _history(call: SentCall) -> list[Any]:
+    response = call.sequence.response
+    if call.tokens is None:
+        return [*call.plain, {"role": "assistant", "content": response}]
+    from openai.types.chat.chat_completion import Choice
+
+    # Without bytes: ART decodes the first token's, and a token may be part of a character.
+    content: list[dict[str, Any]] = [
+        {"token": f"token_id:{one}", "logprob": value, "bytes": None, "top_logprobs": []} for one, value in call.tokens
+    ]
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": response}, "logprobs": {"content": content}}
+    return [*call.plain, Choice.model_validate(choice)]
+
+
+def _call(sequence: TrainSequence, base: BaseTokens) -> SentCall:
+    found = base.recorded(sequence)
+    return SentCall(sequence, None, found) if isinstance(found, str) else SentCall(sequence, found)
+
+
+def _why_not(call: SentCall, without_logprobs: bool) -> str:
+    if call.tokens is not None:
+        # ART trains every assistant message of a history under this flag, not only the last.
+        return EARLIER_ANSWERS if without_logprobs and _has_answers(call) else ""
+    if not without_logprobs:
+        return call.lacking
+    return EARLIER_ANSWERS if _has_answers(call) else ""
+
+
+def _has_answers(call: SentCall) -> bool:
+    return any(message.get("role") == "assistant" for message in call.sequence.messages)
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))

@@ -1,0 +1,64 @@
+"""What the installed openpipe-art accepts, asked of its own signatures: versions and backends differ.
+
+0.5.18 (the newest for Python 3.11) trains a text without log-probabilities on a GPU only; from 0.5.20 (Python 3.12) the service does
+too. 0.5.23 wants a ``run_name``, which becomes the model's name on the wire in place of ``name``.
+"""
+
+import inspect
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+WITHOUT_LOGPROBS = "allow_training_without_logprobs"
+RUN_NAME = "run_name"
+FIRST_WITHOUT_LOGPROBS = "0.5.20"
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """The parameters of a backend's ``train`` and of a trainable model, and the version for messages."""
+
+    version: str
+    train: frozenset[str]
+    model: frozenset[str]
+
+    @property
+    def trains_without_logprobs(self) -> bool:
+        """True when texts that were recorded without log-probabilities can be trained (at a ratio of 1)."""
+        return WITHOUT_LOGPROBS in self.train
+
+    def accepted(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of ``wanted`` that ``train`` takes."""
+        return {name: value for name, value in wanted.items() if name in self.train}
+
+    def model_arguments(self, name: str) -> dict[str, str]:
+        """How a model is named, so that it is the same on the wire whatever the version."""
+        return {"name": name} | ({RUN_NAME: name} if RUN_NAME in self.model else {})
+
+    def __str__(self) -> str:
+        return f"openpipe-art {self.version} on Python {platform.python_version()}"
+
+
+def load_art() -> Any:
+    """The package `art`, imported without a look at the net."""
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # read at import: without it a table comes from the net
+    import art
+
+    return art
+
+
+def installed(train: Callable[..., Any], model: Callable[..., Any]) -> Installed:
+    """Ask a backend's ``train`` and the class of trainable models."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("openpipe-art")
+    except PackageNotFoundError:
+        number = "of an unknown version"
+    return Installed(number, _parameters(train), _parameters(model))
+
+
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

@@ -1,0 +1,277 @@
+"""Exactly once: the life of a posted job, from its write-ahead row to its evidence, whatever dies in between.
+
+The row is committed before the post, the id as soon as it is known. Whoever comes after a crash finds one of three: an id, whose
+events it follows to the end; a post without an id, for which it waits until the step moves or the longest job time has passed;
+or an end. Only after a refusal, or that wait, is a job posted again.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from babylon_rl.errors import BatchConflict, CheckpointError, Diverged, TrainingError, TrainingPaused
+from babylon_rl.store.remote_jobs import (
+    JobEnd,
+    JobState,
+    RemoteJob,
+    begin_job,
+    discard_jobs,
+    end_job,
+    jobs_above,
+    live_job,
+    name_job,
+    newest_job,
+)
+from babylon_rl.training.remote.evidence import JobProgress, of_checkpoint, read_events
+from babylon_rl.training.remote.service import Refused, ServerlessService, Unknown
+from babylon_rl.training.trainer import RunContext
+
+MOST_POSTS = 5  # of one iteration in one run: those that were refused or lost
+OnProgress = Callable[[JobProgress], None]
+Post = Callable[[], Awaitable[str]]
+# Told where a process may die between two effects: "row written", "answered", "id written", "end seen", "end written", ...
+Boundary = Callable[[str], None]
+
+
+def nowhere(boundary: str) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How long to wait. ``longest_job`` is after which a job that has not ended counts as dead; ``list_lag_s`` how long a list of
+    checkpoints or events may lag behind a job that ended; ``patience_s`` how long a service may not answer; ``whole`` is the limit of
+    a training from its first run on."""
+
+    longest_job: timedelta
+    whole: timedelta
+    poll_s: float = 0.25
+    longest_poll_s: float = 10.0
+    list_lag_s: float = 120.0
+    patience_s: float = 300.0
+
+
+class OnceOnly:
+    """Trains iterations of one batch on one model of a service, each at most once."""
+
+    def __init__(self, service: ServerlessService, run: RunContext, times: Times, at: Boundary = nowhere) -> None:
+        self._service, self._run, self._times, self._at = service, run, times, at
+
+    async def train(self, job: RemoteJob, post: Post, on_progress: OnProgress) -> RemoteJob:
+        """Bring an iteration to a trained job: resume what is there, else post ``job`` (its attempt is set here).
+
+        Raises:
+            TrainingError, Diverged: the job failed, or stalled.
+            TrainingPaused: nobody answers, or the service takes no job for now.
+            BatchConflict: the batch ended, was taken over, or another live batch has the model.
+            CheckpointError: the service is not at the step from which this iteration continues.
+        """
+        await self._settle_others(job)
+        found = newest_job(self._run.connection, job.batch_id, job.iteration)
+        posts = 0
+        while True:
+            if found is None or found.state in ("refused", "lost"):
+                if found is not None and posts >= MOST_POSTS:
+                    raise TrainingPaused(
+                        f"The training service took no job in {posts} posts ({found.error}); `babylon-rl train` goes on later."
+                    )
+                posts += 1
+                await self._stand_at(job.step_before)
+                found = await self._post(replace(job, attempt=1 if found is None else found.attempt + 1, posted_at=self._run.now()), post)
+            elif found.live:
+                found = await self._settle(found, on_progress)
+            elif found.state == "trained":
+                return found
+            else:
+                raise _failure(found)
+
+    async def _post(self, job: RemoteJob, post: Post) -> RemoteJob:
+        begin_job(self._run.connection, job, self._run.attempt)
+        self._at("row written")
+        try:
+            job_id = await post()
+        except Refused as refused:
+            self._end(job, JobEnd("refused", self._run.now(), error=str(refused)))
+            if not refused.again:
+                raise TrainingError(f"The training service refused {_of(job)}: {refused}") from None
+            await self._pause(max(refused.wait_s, self._times.poll_s * 2 ** min(job.attempt, MOST_POSTS)))
+            return self._again(job)
+        except Unknown:
+            return self._again(job)
+        self._at("answered")
+        name_job(self._run.connection, job, job_id)
+        self._at("id written")
+        return self._again(job)
+
+    async def _settle(self, job: RemoteJob, on_progress: OnProgress) -> RemoteJob:
+        """Follow a live job until it is known how it ended."""
+        if job.job_id is None:
+            return await self._wait_for_step(job)
+        return await self._follow(job, job.job_id, on_progress)
+
+    async def _follow(self, job: RemoteJob, job_id: str, on_progress: OnProgress) -> RemoteJob:
+        deadline = job.posted_at + self._times.longest_job
+        late, poll_s = self._now() + timedelta(seconds=self._times.list_lag_s), self._times.poll_s
+        while True:
+            progress = read_events(await self._service.events(job_id))
+            on_progress(progress)
+            if progress.failure is not None:
+                return self._ended(job, progress, "failed", f"the service says that it failed: {progress.failure}")
+            if progress.ended and (progress.complete or self._now() > late):
+                return await self._weigh(job, progress)
+            if not progress.ended:
+                late = self._now() + timedelta(seconds=self._times.list_lag_s)
+                if self._now() > deadline:
+                    limit = f"{self._times.longest_job.total_seconds() / 60:g} minutes"
+                    return self._ended(
+                        job, progress, "expired", f"job {job_id} did not end within {limit} (SERVERLESS_LONGEST_JOB_MINUTES)"
+                    )
+            await self._pause(poll_s)
+            poll_s = min(self._times.longest_poll_s, poll_s * 1.5)
+
+    async def _weigh(self, job: RemoteJob, progress: JobProgress) -> RemoteJob:
+        """An ended job counts when all three hold: sequences, a finite loss, and a step that advanced."""
+        if progress.sequences == 0:
+            return self._ended(job, progress, "failed", "it ended without training a sequence")
+        if not math.isfinite(progress.loss):
+            return self._ended(job, progress, "failed", "its loss is not finite")
+        step = await self._step_above(job.step_before)
+        if step is None:
+            return self._ended(job, progress, "failed", f"it ended, and the model's step stayed at {job.step_before}")
+        return self._ended(job, progress, "trained", None, step)
+
+    async def _wait_for_step(self, job: RemoteJob) -> RemoteJob:
+        """A post without an id: the step moves, another process learns the id, or the longest job time passes."""
+        deadline = job.posted_at + self._times.longest_job + timedelta(seconds=self._times.list_lag_s)
+        poll_s = self._times.poll_s
+        while True:
+            known = self._again(job)
+            if known.state != "posting":
+                return known
+            newest = await self._service.newest()
+            if newest.number > job.step_before:
+                sequences, loss = of_checkpoint(newest.metrics)
+                if sequences > 0 and math.isfinite(loss):
+                    end = JobEnd("trained", self._now(), newest.number, sequences, None, loss)
+                else:
+                    why = f"the step moved to {newest.number}, and the checkpoint does not say that sequences were trained at a finite loss"
+                    end = JobEnd("failed", self._now(), newest.number, sequences, error=why)
+                return self._end(job, end)
+            if self._now() > deadline:
+                return self._end(job, JobEnd("lost", self._now(), error="the post was not answered, and the step never moved"))
+            await self._pause(poll_s)
+            poll_s = min(self._times.longest_poll_s, poll_s * 1.5)
+
+    async def _settle_others(self, job: RemoteJob) -> None:
+        """Let another iteration's job that this model still has come to its end, whoever posted it."""
+        other = live_job(self._run.connection, job.service, job.model)
+        if other is None or (other.batch_id, other.iteration) == (job.batch_id, job.iteration):
+            return
+        if other.batch_state != "failed" and other.batch_id != job.batch_id:
+            raise BatchConflict(
+                f"{other.batch_id} has a job on {job.model} that has not ended, and has not ended itself. "
+                f"Finish it with `babylon-rl train --batch {other.batch_id}`, or cancel it."
+            )
+        while other is not None and other.live:
+            other = await self._settle(other, lambda progress: None)
+
+    async def _stand_at(self, step: int) -> None:
+        """Make sure that the model stands at ``step``; steps of batches that failed are deleted, foreign ones refused."""
+        above = [job for job in jobs_above(self._run.connection, self._service.address, self._service.model_name, step)]
+        waiting = next(
+            (job for job in above if job.batch_state not in ("failed", "completed") and job.batch_id != self._run.batch_id), None
+        )
+        if waiting is not None:
+            raise BatchConflict(
+                f"{waiting.batch_id} has trained steps of {waiting.model} and has not ended. "
+                f"Finish it with `babylon-rl train --batch {waiting.batch_id}`, or cancel it."
+            )
+        ours = [job for job in above if job.batch_state == "failed" or job.state == "lost"]
+        until = self._now() + timedelta(seconds=self._times.list_lag_s)
+        deleted: set[int] = set()
+        while True:
+            shown = await self._service.steps()
+            extra = {number for number in shown if number > step}
+            extra |= {job.step_after for job in ours if job.step_after is not None} - deleted
+            if len(extra | deleted) > len(ours):
+                raise CheckpointError(_foreign(self._service.model_name, max(shown), step))
+            if extra - deleted:
+                await self._service.delete(sorted(extra))
+                self._at("steps deleted")
+                deleted |= extra
+            elif not extra and (step == 0 or step in shown):
+                break
+            if self._now() > until:
+                raise CheckpointError(_gone(self._service.model_name, step, max(shown, default=0)))
+            await self._pause(self._times.poll_s)
+        if ours:
+            discard_jobs(self._run.connection, ours, self._now())
+
+    async def _step_above(self, step: int) -> int | None:
+        until = self._now() + timedelta(seconds=self._times.list_lag_s)
+        while True:
+            newest = await self._service.newest()
+            if newest.number > step:
+                return newest.number
+            if self._now() > until:
+                return None
+            await self._pause(self._times.poll_s)
+
+    def _ended(self, job: RemoteJob, progress: JobProgress, state: JobState, error: str | None, step: int | None = None) -> RemoteJob:
+        loss = progress.loss if math.isfinite(progress.loss) else None
+        end = JobEnd(state, self._now(), step, progress.sequences, progress.tokens or None, loss, dict(progress.metrics), error)
+        return self._end(job, end)
+
+    def _end(self, job: RemoteJob, end: JobEnd) -> RemoteJob:
+        self._at("end seen")
+        end_job(self._run.connection, job, end)
+        self._at("end written")
+        return self._again(job)
+
+    def _again(self, job: RemoteJob) -> RemoteJob:
+        found = newest_job(self._run.connection, job.batch_id, job.iteration)
+        self._run.connection.commit()
+        if found is None:
+            raise BatchConflict(f"The record of {_of(job)} is gone: its batch was deleted.")
+        return found
+
+    async def _pause(self, seconds: float) -> None:
+        self._run.beat()
+        if self._now() - self._run.began_at > self._times.whole:
+            raise TrainingError(
+                f"{self._run.batch_id} has trained for more than {self._times.whole.total_seconds() / 3600:g} hours "
+                "(TRAINING_TIME_LIMIT_HOURS); a job that runs at the service comes to its end there and does not count."
+            )
+        await asyncio.sleep(seconds)
+
+    def _now(self) -> datetime:
+        return self._run.now()
+
+
+def _of(job: RemoteJob) -> str:
+    return f"iteration {job.iteration} of {job.batch_id}"
+
+
+def _failure(job: RemoteJob) -> TrainingError:
+    message = f"The job of {_of(job)} at {job.service} does not count: {job.error}."
+    if job.error is not None and "loss is not finite" in job.error:
+        return Diverged(f"{message} Nothing was published. Lower LEARNING_RATE.")
+    if job.state == "expired":
+        return TrainingError(f"{message} If it ends later, the next training deletes its step.")
+    return TrainingError(f"{message} Freeze a new batch with `babylon-rl train`.")
+
+
+def _foreign(model: str, shown: int, step: int) -> str:
+    return (
+        f"{model} is at step {shown}, and this line's newest version at step {step}: somebody else trained it. "
+        "Set ART_MODEL_NAME to a name of this pipeline's own, or delete the steps that are not its."
+    )
+
+
+def _gone(model: str, step: int, shown: int) -> str:
+    return (
+        f"{model} is at step {shown}, and this training continues from step {step}, which the service does not list. "
+        "Restore it, or mark the version as failed in trained_models to continue from the one before."
+    )

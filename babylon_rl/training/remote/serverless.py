@@ -1,0 +1,207 @@
+"""The serverless trainer: openpipe-art's training service behind the protocol of trainer.py.
+
+Before anything is posted it says what would train and for how much. An iteration is one job, trained at most once (once.py); its
+directory holds a pointer to the step at the service, which is what agents call.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from babylon_rl.errors import CheckpointError, NothingToTrain, TrainingError
+from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remote
+from babylon_rl.settings import Settings
+from babylon_rl.store.remote_jobs import RemoteJob
+from babylon_rl.training.remote.evidence import JobProgress
+from babylon_rl.training.remote.groups import Counted, SentEpisode, art_groups, count_groups, sent_groups
+from babylon_rl.training.remote.installed import FIRST_WITHOUT_LOGPROBS, WITHOUT_LOGPROBS, Installed
+from babylon_rl.training.remote.once import Boundary, OnceOnly, Times, nowhere
+from babylon_rl.training.remote.service import ServerlessService, serverless_art
+from babylon_rl.training.remote.tokens import BaseTokens
+from babylon_rl.training.trainer import (
+    SERVERLESS,
+    Checkpoint,
+    Endpoint,
+    IterationResult,
+    RunContext,
+    StepMetrics,
+    TrainIteration,
+    TrainPlan,
+    TrainSequence,
+)
+
+LEARNING_RATE = 5e-6
+# Settings of training that the service takes under no name.
+NEVER_TAKEN = ("batch_size", "gradient_accumulation_steps", "max_grad_norm", "warmup_steps")
+
+
+class ServerlessTrainer:
+    """Trains BASE_MODEL at the service; ``times`` None takes the settings', ``at`` is told every boundary (once.py)."""
+
+    name = SERVERLESS
+
+    def __init__(self, settings: Settings, times: Times | None = None, at: Boundary = nowhere) -> None:
+        self.base_model = settings.base_model
+        self._settings = settings
+        self._base = BaseTokens(settings, settings.base_model)
+        self._times = times or Times(
+            timedelta(minutes=settings.serverless_longest_job_minutes), timedelta(hours=settings.training_time_limit_hours)
+        )
+        self._at = at
+        self._run: RunContext | None = None
+
+    def base_identity(self) -> BaseIdentity:
+        """The base's name, and the hashes of its config and tokenizer."""
+        return self._base.identity()
+
+    def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
+        """What would train of sequences that have no scores yet: asked before the judge is paid for them."""
+        art = serverless_art()
+        groups = sent_groups(sequences, self._base)
+        counted = count_groups(groups, self._base, art.trains_without_logprobs, judged=False)
+        return TrainPlan(counted.tokens, counted.sequences, counted.untrained, _cure(art, counted))
+
+    def prepare(self, run: RunContext, plan: Sequence[Sequence[TrainSequence]]) -> TrainPlan:
+        """As Trainer.prepare: counts what ART would train, checks recorded token ids, and holds the estimate against the budget."""
+        self._run = run
+        art = serverless_art()
+        every = {id(sequence): sequence for sequences in plan for sequence in sequences}
+        counted = self._count(list(every.values()), art)
+        usd = self._estimate(plan, counted)
+        self._keep_budget(run.batch_id, usd)
+        return TrainPlan(
+            trainable_tokens=counted.tokens, sequences=counted.sequences, untrained=counted.untrained, cure=_cure(art, counted),
+            estimated_usd=usd, ignored=self._ignored(art),
+        )  # fmt: skip
+
+    def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
+        """As Trainer.train, at most once at the service.
+
+        Raises:
+            TrainingPaused: the service does not answer; what was posted goes on there.
+        """
+        if self._run is None:
+            raise TrainingError("prepare() comes before train(): a paid job is posted for a run that has claimed its batch.")
+        art = serverless_art()
+        groups = sent_groups(iteration.sequences, self._base)
+        counted = count_groups(groups, self._base, art.trains_without_logprobs)
+        if counted.tokens == 0:
+            raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token. {_cure(art, counted)}")
+        return asyncio.run(self._trained(self._run, iteration, parent, out, on_step, groups, counted))
+
+    async def _trained(
+        self, run: RunContext, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None],
+        groups: Sequence[Sequence[SentEpisode]], counted: Counted,
+    ) -> IterationResult:  # fmt: skip
+        told = 0
+
+        def tell(progress: JobProgress) -> None:
+            nonlocal told
+            for number, step in enumerate(progress.steps[told:], start=told + 1):
+                on_step(StepMetrics(iteration.step, number, progress.announced or number, step.loss, progress.tokens, dict(step.metrics)))
+            told = max(told, len(progress.steps))
+
+        async with ServerlessService(self._settings, self.base_model, self._times.patience_s, run.beat) as service:
+            before = _step_of(parent, service)
+            bare = any(call.tokens is None for group in groups for episode in group for call in episode.calls)
+            allow = bare and service.installed.trains_without_logprobs
+            sent = art_groups(groups, iteration.batch_id, iteration.step, allow) * self._settings.epochs
+            arguments = service.installed.accepted(self._wanted(allow))
+            job = RemoteJob(
+                iteration.batch_id, iteration.step, 1, self.name, service.address, service.model_name, before, run.now(),
+                self._usd(iteration.sequences),
+            )  # fmt: skip
+            done = await OnceOnly(service, run, self._times, self._at).train(job, lambda: service.post(sent, arguments), tell)
+            assert done.step_after is not None and done.loss is not None and done.sequences is not None
+            write_remote(out, service.remote(done.step_after, done.job_id))
+            self._at("pointer written")
+        tokens = done.trainable_tokens or counted.tokens
+        metrics = dict(done.metrics) | {"remoteStep": float(done.step_after), "posts": float(done.attempt)}
+        return IterationResult(metrics, tokens, done.loss, done.sequences)
+
+    def checkpoint(self, directory: Path) -> Checkpoint:
+        """The step at the service that a directory points to."""
+        remote = read_remote(directory)
+        if remote is None:
+            raise CheckpointError(f"{directory} points to no step at a training service.")
+        return Checkpoint(directory, remote.inference_name, remote)
+
+    def endpoint(self, version: str, directory: Path) -> Endpoint:
+        """The service's own inference."""
+        remote = read_remote(directory)
+        if remote is None:
+            raise CheckpointError(f"{directory} points to no step at a training service.")
+        return Endpoint(remote.inference_url, remote.inference_name)
+
+    def _count(self, sequences: Sequence[TrainSequence], art: Installed) -> Counted:
+        return count_groups(sent_groups(sequences, self._base), self._base, art.trains_without_logprobs)
+
+    def _wanted(self, without_logprobs: bool) -> dict[str, object]:
+        wanted: dict[str, object] = {
+            "learning_rate": self._settings.learning_rate or LEARNING_RATE,
+            "kl_penalty_coef": self._settings.kl_penalty,
+        }
+        return wanted | ({WITHOUT_LOGPROBS: True} if without_logprobs else {})
+
+    def _ignored(self, art: Installed) -> list[str]:
+        kl = [] if "kl_penalty_coef" in art.train else ["kl_penalty"]
+        return [name.upper() for name in (*NEVER_TAKEN, *kl)]
+
+    def _usd(self, sequences: Sequence[TrainSequence]) -> float | None:
+        price = self._settings.serverless_usd_per_million_tokens
+        if price is None:
+            return None
+        tokens = sum(self._base.prompt_tokens(one.messages) + self._base.answer_tokens(one) for one in sequences)
+        return tokens * self._settings.epochs * price / 1e6
+
+    def _estimate(self, plan: Sequence[Sequence[TrainSequence]], counted: Counted) -> float | None:
+        if self._settings.serverless_usd_per_million_tokens is None or counted.tokens == 0:
+            return None
+        return sum(self._usd(sequences) or 0.0 for sequences in plan)
+
+    def _keep_budget(self, batch_id: str, usd: float | None) -> None:
+        budget = self._settings.training_budget_usd
+        if budget is None:
+            return
+        if self._settings.serverless_usd_per_million_tokens is None:
+            raise TrainingError(
+                "TRAINING_BUDGET_USD is set and no price is: the limit cannot be kept. Set SERVERLESS_USD_PER_MILLION_TOKENS to the "
+                "service's price, or unset TRAINING_BUDGET_USD. Nothing was posted."
+            )
+        if usd is not None and usd > budget:
+            raise TrainingError(
+                f"{batch_id} would cost about ${usd:.2f}, and TRAINING_BUDGET_USD is ${budget:.2f}. Nothing was posted. Lower ITERATIONS, "
+                "EPOCHS or --max-trajectories, or raise the limit."
+            )
+
+
+def _step_of(parent: Path | None, service: ServerlessService) -> int:
+    if parent is None:
+        return 0
+    remote = read_remote(parent)
+    if remote is None:
+        raise CheckpointError(
+            f"The parent in {parent} is an adapter of this machine, from which the training service cannot continue. "
+            "Set BASE_MODEL to another base to begin a line of its own, or train on this machine (unset WANDB_API_KEY)."
+        )
+    if (remote.service, remote.model) != (service.address, service.model_name):
+        raise CheckpointError(
+            f"The parent is {remote.artifact} at {remote.service}, and the settings name {service.model_name} at {service.address}. "
+            "Set ART_MODEL_NAME, WANDB_PROJECT, WANDB_ENTITY and SERVERLESS_BASE_URL back to what it was trained with."
+        )
+    return remote.step
+
+
+def _cure(art: Installed, counted: Counted) -> str:
+    reasons = ", ".join(f"{number} {reason}" for reason, number in counted.untrained.items()) or "no sequence"
+    cure = (
+        "Record the answers with their logprobs (`recorder.llm_call(..., logprobs=choice.logprobs)`, the endpoint asked with "
+        "logprobs=true), or train on this machine: unset WANDB_API_KEY and set TRAIN_RL_LOCAL=true"
+    )
+    if art.trains_without_logprobs:
+        return f"Serverless training finds {reasons}. {cure}."
+    return (
+        f"Serverless training finds {reasons}; {art} trains a text only with the logprobs that it was served with. {cure}, "
+        f"or upgrade to Python 3.12 and openpipe-art {FIRST_WITHOUT_LOGPROBS} or newer, which trains such texts too."
+    )

@@ -1,0 +1,242 @@
+"""The serverless service through ART's own client: one model, its steps, a job's post and its events.
+
+ART's train() builds the request, so that its versions may differ, and is stopped at the answer of the post: its own polling has no
+time limit, fails on events out of order and does not give the job's id away.
+"""
+
+import asyncio
+import math
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+from babylon_rl.errors import TrainingError, TrainingPaused
+from babylon_rl.models.checkpoints import RemoteCheckpoint
+from babylon_rl.settings import Settings
+from babylon_rl.training.remote.evidence import Event
+from babylon_rl.training.remote.installed import Installed, installed, load_art
+
+DEFAULT_INFERENCE_URL = "https://api.inference.wandb.ai/v1"
+READ_TIMEOUT_S = 60.0
+POST_TIMEOUT_S = 600.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 15.0
+SHORTEST_KEY = 4
+UNREADABLE = (ValueError, TypeError, AttributeError, AssertionError)  # what ART's client raises for an answer of another shape
+
+Answer = TypeVar("Answer")
+
+
+class Refused(Exception):
+    """A job was certainly not accepted: the service said so, or was never reached. ``again`` when trying again may help."""
+
+    def __init__(self, reason: str, again: bool, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.again, self.wait_s = again, wait_s
+
+
+class Unknown(Exception):
+    """A post went out and nobody knows whether it was accepted: a connection was cut, or an error may have come after acceptance."""
+
+
+class _Posted(Exception):
+    """Carries the job's id out of ART's train()."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step in the service's list of checkpoints."""
+
+    number: int
+    metrics: dict[str, Any]
+
+
+class ServerlessService:
+    """One model at the service. Use as an async context manager; ``beat`` is called while waiting and may raise."""
+
+    def __init__(self, settings: Settings, base_model: str, patience_s: float, beat: Callable[[], None]) -> None:
+        self._settings, self._base_model = settings, base_model
+        self._patience_s, self._beat = patience_s, beat
+        self._key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key is not None else ""
+
+    async def __aenter__(self) -> Self:
+        art = load_art()
+        self._backend = art.ServerlessBackend(api_key=self._key, base_url=self._settings.serverless_base_url)
+        self._client: Any = self._backend._client
+        self._client.timeout, self._client.max_retries = READ_TIMEOUT_S, 0  # _asked tries again, with a sign of life in between
+        self.installed = serverless_art()
+        self._scratch = tempfile.TemporaryDirectory(prefix="babylon-art-")
+        self._model: Any = art.TrainableModel(
+            **self.installed.model_arguments(self._settings.art_model_name), project=self._settings.wandb_project,
+            entity=self._settings.wandb_entity, base_model=self._base_model, base_path=self._scratch.name,
+        )  # fmt: skip
+        try:
+            # A model that is there is returned, so this may be asked again.
+            await self._asked("register the model", lambda: self._model.register(self._backend))
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._backend.close()
+        self._scratch.cleanup()
+
+    @property
+    def address(self) -> str:
+        """The service's base URL, without a slash at its end."""
+        return str(self._client.base_url).rstrip("/")
+
+    @property
+    def model_name(self) -> str:
+        """entity/project/name: what the model is called everywhere."""
+        return f"{self._model.entity}/{self._model.project}/{self._settings.art_model_name}"
+
+    def remote(self, step: int, job_id: str | None) -> RemoteCheckpoint:
+        """The pointer to a step."""
+        return RemoteCheckpoint(
+            service=self.address, model=self.model_name, step=step, artifact=f"{self.model_name}:step{step}", job_id=job_id,
+            inference_name=str(self._model.get_inference_name(step=step)),
+            inference_url=str(self._model.inference_base_url or DEFAULT_INFERENCE_URL),
+        )  # fmt: skip
+
+    async def newest(self) -> Step:
+        """The highest step that the service lists, 0 for the base."""
+
+        async def ask() -> Step:
+            async for checkpoint in self._client.models.checkpoints.list(limit=1, order="desc", model_id=self._model.id):
+                return Step(int(checkpoint.step), dict(checkpoint.metrics or {}))
+            return Step(0, {})
+
+        return await self._asked("list the checkpoints", ask)
+
+    async def steps(self) -> list[int]:
+        """Every step that the service lists."""
+
+        async def ask() -> list[int]:
+            return [int(checkpoint.step) async for checkpoint in self._client.models.checkpoints.list(model_id=self._model.id)]
+
+        return await self._asked("list the checkpoints", ask)
+
+    async def delete(self, steps: Sequence[int]) -> None:
+        """Delete some steps; those that are not there are none of its business."""
+        await self._asked("delete steps", lambda: self._client.models.checkpoints.delete(model_id=self._model.id, steps=list(steps)))
+
+    async def events(self, job_id: str) -> list[Event]:
+        """Every event of a job so far."""
+
+        async def ask() -> list[Event]:
+            listed = self._client.training_jobs.events.list(training_job_id=job_id)
+            return [Event(str(one.id), str(one.type), dict(one.data or {})) async for one in listed]
+
+        return await self._asked("list a job's events", ask)
+
+    async def post(self, groups: Sequence[Any], arguments: dict[str, Any]) -> str:
+        """Post one job through ART's train() and return its id.
+
+        Raises:
+            Refused: it was certainly not accepted.
+            Unknown: it may have been accepted.
+        """
+        jobs = self._client.training_jobs
+        create, sent = jobs.create, False
+
+        async def create_and_leave(**request: Any) -> None:
+            nonlocal sent
+            sent = True
+            job_id = getattr(await create(**request), "id", None)
+            if not isinstance(job_id, str) or not job_id:
+                raise Unknown("the answer to the post held no job id")
+            raise _Posted(job_id)
+
+        import openai
+
+        jobs.create, self._client.timeout = create_and_leave, POST_TIMEOUT_S
+        try:
+            await self._backend.train(self._model, list(groups), **arguments)
+        except _Posted as posted:
+            return posted.job_id
+        except openai.APIError as failed:
+            raise _of_post(failed, self._key) from None
+        except UNREADABLE as failed:
+            if sent:
+                raise Unknown(f"the answer to the post cannot be read ({type(failed).__name__})") from failed
+            raise Refused(f"ART's train() did not build the request: {describe(failed, self._key)}.", again=False) from failed
+        finally:
+            jobs.create, self._client.timeout = create, READ_TIMEOUT_S
+        raise Unknown("ART's train() returned without posting a job that could be seen")
+
+    async def _asked(self, what: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Ask until it answers, within the patience."""
+        import openai
+
+        waited_s, wait_s = 0.0, FIRST_WAIT_S
+        while True:
+            try:
+                return await ask()
+            except (openai.APIError, *UNREADABLE) as failed:
+                status = getattr(failed, "status_code", None)
+                if status is not None and 400 <= status < 500 and status not in (408, 409, 425, 429):
+                    raise TrainingError(f"The training service refused to {what}: {describe(failed, self._key)}.{_cure(status)}") from None
+                if waited_s >= self._patience_s:
+                    raise TrainingPaused(
+                        f"The training service does not answer ({what}: {describe(failed, self._key)}). What was posted goes on there; "
+                        "the batch goes on with its next run, `babylon-rl train`."
+                    ) from None
+            await asyncio.sleep(wait_s)
+            self._beat()
+            waited_s, wait_s = waited_s + wait_s, min(LONGEST_WAIT_S, wait_s * 2)
+
+
+def serverless_art() -> Installed:
+    """What the installed openpipe-art's serverless backend takes."""
+    art = load_art()
+    return installed(art.ServerlessBackend.train, art.TrainableModel.__init__)
+
+
+def describe(failed: Exception, key: str = "") -> str:
+    """A failure in a few words, without a body in full or the key, which some services repeat."""
+    said = _described(failed)
+    return said.replace(key, "(the key)") if len(key) >= SHORTEST_KEY else said
+
+
+def _described(failed: Exception) -> str:
+    status = getattr(failed, "status_code", None)
+    body = getattr(failed, "body", None)
+    message = body.get("message") if isinstance(body, dict) else None
+    if status is not None:
+        return f"status {status}" + (f", {str(message)[:200]}" if message else "")
+    return str(failed.__cause__ or failed).splitlines()[0][:200] or type(failed).__name__
+
+
+def _of_post(failed: Exception, key: str) -> Refused | Unknown:
+    import httpx
+    import openai
+
+    if isinstance(failed, openai.APIStatusError):
+        status = failed.status_code
+        if status in (408, 409) or status >= 500:
+            return Unknown(describe(failed, key))  # an error may come after acceptance
+        wait_s = _retry_after_s(failed.response.headers.get("retry-after"))
+        return Refused(f"{describe(failed, key)}.{_cure(status)}", status in (425, 429), wait_s)
+    if isinstance(failed.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+        return Refused(describe(failed), True)
+    return Unknown(describe(failed))
+
+
+def _cure(status: int) -> str:
+    if status in (401, 403):
+        return " Check WANDB_API_KEY, WANDB_ENTITY and WANDB_PROJECT."
+    return " Check SERVERLESS_BASE_URL." if status == 404 else ""
+
+
+def _retry_after_s(header: str | None) -> float:
+    try:
+        seconds = float(header) if header is not None else 0.0
+    except ValueError:
+        return 0.0
+    return seconds if math.isfinite(seconds) else 0.0

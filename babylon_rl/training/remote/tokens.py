@@ -1,0 +1,99 @@
+"""The base model's tokenizer, and whether recorded log-probabilities are of its tokens.
+
+A token id of another base would train another text without a word, so recorded ids must decode to the recorded answer. What does
+not is treated as recorded without log-probabilities; nothing is ever invented in their place.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.models.checkpoints import BaseIdentity, files_identity
+from babylon_rl.models.packaged import NAME, base_model_dir
+from babylon_rl.models.quiet import quiet_loading
+from babylon_rl.settings import Settings
+from babylon_rl.training.trainer import TrainSequence
+
+NONE_RECORDED = "recorded without logprobs"
+NO_IDS = "recorded with logprobs but without token ids"
+OTHER_BASE = "recorded with the token ids of another base model"
+NOT_FINITE = "recorded with logprobs that are not finite"
+_FILES = ["config.json", "tokenizer*.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt"]
+
+TokenLogprobs = tuple[tuple[int, float], ...]
+
+
+class BaseTokens:
+    """The tokenizer of ``base_model``: a directory, the packaged model's name, or a hub id (its small files are downloaded)."""
+
+    def __init__(self, settings: Settings, base_model: str) -> None:
+        self.name = base_model
+        self._settings = settings
+        self._loaded: Any = None
+
+    @property
+    def directory(self) -> Path:
+        """Where the tokenizer lies. Raises ModelUnavailable when the hub cannot give it."""
+        if Path(self.name).expanduser().is_dir():
+            return Path(self.name).expanduser()
+        if self.name == NAME:
+            return base_model_dir(self._settings.model_copy(update={"local_base_model": None}))
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(self.name, allow_patterns=_FILES))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as failed:
+            raise ModelUnavailable(
+                f"The tokenizer of BASE_MODEL={self.name} is not here and the hub does not give it ({type(failed).__name__}); recorded "
+                "token ids cannot be checked without it. Set BASE_MODEL to a directory with its tokenizer files, or mend the connection."
+            ) from None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, loaded once."""
+        if self._loaded is None:
+            directory = self.directory
+            from transformers import AutoTokenizer
+
+            with quiet_loading():
+                try:
+                    self._loaded = AutoTokenizer.from_pretrained(directory)
+                except (OSError, ValueError) as failed:
+                    raise ModelUnavailable(f"{directory} holds no tokenizer that can be loaded: {str(failed).splitlines()[0]}") from None
+        return self._loaded
+
+    def identity(self) -> BaseIdentity:
+        """The base's identity, from its config and tokenizer."""
+        return files_identity(self.directory, self.name)
+
+    def recorded(self, sequence: TrainSequence) -> TokenLogprobs | str:
+        """A sequence's (token id, log-probability), or why it counts as recorded without."""
+        if not sequence.logprobs:
+            return NONE_RECORDED
+        pairs = [(token.get("tokenId"), token.get("logprob")) for token in sequence.logprobs]
+        found: list[tuple[int, float]] = []
+        for token_id, logprob in pairs:
+            if not isinstance(token_id, int) or isinstance(token_id, bool):
+                return NO_IDS
+            if isinstance(logprob, bool) or not isinstance(logprob, int | float) or not math.isfinite(logprob):
+                return NOT_FINITE
+            found.append((token_id, float(logprob)))
+        ids = [token_id for token_id, _ in found]
+        if min(ids) < 0 or max(ids) >= len(self.tokenizer) or self._text(ids) != sequence.response.strip():
+            return OTHER_BASE
+        return tuple(found)
+
+    def answer_tokens(self, sequence: TrainSequence) -> int:
+        """How many tokens an answer has."""
+        return len(self.tokenizer.encode(sequence.response, add_special_tokens=False))
+
+    def prompt_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
+        """How many tokens a prompt has under the chat template."""
+        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()

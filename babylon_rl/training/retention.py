@@ -1,0 +1,91 @@
+"""Which checkpoints stay on this machine: of each line the newest, the best of the benchmark, the deployed, and those in use.
+
+A version is said to be pruned before its files go, so that a crash between the two leaves files that the next training deletes, and
+never a version that claims files it has not. Rows stay for ever; rows and files of other producers are not touched, nor are uploads.
+"""
+
+import shutil
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from babylon_rl.errors import CheckpointError
+from babylon_rl.models.checkpoints import load_manifest
+from babylon_rl.settings import Settings
+from babylon_rl.store.batches import LIVE_STATES, lock_registry, own_transaction, read_batch, read_batches
+from babylon_rl.store.registry import Model, mark_pruned, read_models
+
+_GOING = ".pruned-"
+
+
+def prunable(models: Sequence[Model], kept: int, in_use: frozenset[str] = frozenset()) -> list[Model]:
+    """The versions of ours whose files may go, given all that are registered, highest first.
+
+    Args:
+        kept: how many of the newest of each line stay.
+        in_use: versions that stay whatever else holds, such as parents of live batches.
+    """
+    found: list[Model] = []
+    ours = [model for model in models if not model.foreign]
+    for base in dict.fromkeys(model.base_model for model in ours):
+        line = [model for model in ours if model.base_model == base]
+        newest = [model for model in line if model.status != "failed"][:kept]
+        scored = [model for model in line if model.benchmark_score is not None]
+        best = max(scored, key=lambda model: model.benchmark_score or 0.0, default=None)
+        found += [
+            model
+            for model in line
+            if model not in newest and model is not best and model.status != "deployed" and model.version not in in_use
+        ]
+    return [model for model in found if model.pruned_at is None]
+
+
+def prune(connection: psycopg.Connection[Any], settings: Settings, checkpoints: Path, now: datetime) -> list[str]:
+    """Give up what need not stay, finish what an interrupted run began to delete, and return the versions given up."""
+    with own_transaction(connection):
+        lock_registry(connection)
+        models = read_models(connection)
+        in_use = {batch.parent_version for batch in read_batches(connection, LIVE_STATES)} | {settings.rl_model_version}
+        going = prunable(models, settings.checkpoints_kept, frozenset(version for version in in_use if version is not None))
+        going = [model for model in going if model.checkpoint is not None and _own_directory(model, checkpoints)]
+        mark_pruned(connection, [model.training_batch or "" for model in going], now)
+    for model in [*going, *(model for model in models if model.pruned_at is not None)]:
+        if _own_directory(model, checkpoints):
+            Path(model.checkpoint or "").rename(checkpoints / f"{_GOING}{model.version}")  # at once no checkpoint any more
+    for directory in _unregistered(connection, models, checkpoints):
+        shutil.rmtree(checkpoints / f"{_GOING}{directory.name}", ignore_errors=True)
+        directory.rename(checkpoints / f"{_GOING}{directory.name}")
+    for abandoned in checkpoints.glob(f"{_GOING}*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    return [model.version for model in going]
+
+
+def _unregistered(connection: psycopg.Connection[Any], models: Sequence[Model], checkpoints: Path) -> list[Path]:
+    """Checkpoints of batches of ours that ended without registering them: failed, or registered under another number."""
+    registered = {(model.version, model.training_batch) for model in models if not model.foreign}
+    found = []
+    for directory in checkpoints.glob("v*"):
+        owner = None if directory.is_symlink() else _owner(directory)
+        batch = None if owner is None else read_batch(connection, owner)
+        if batch is not None and not batch.live and (directory.name, owner) not in registered:
+            found.append(directory)
+    connection.commit()
+    return found
+
+
+def _own_directory(model: Model, checkpoints: Path) -> bool:
+    """True when the row's directory lies among ours and says itself that it is this batch's: nothing else is ever deleted."""
+    directory = Path(model.checkpoint or "")
+    if directory != checkpoints / model.version or directory.is_symlink() or not directory.is_dir():
+        return False
+    return _owner(directory) == model.training_batch
+
+
+def _owner(directory: Path) -> str | None:
+    try:
+        return load_manifest(directory).batch_id
+    except CheckpointError:
+        return None

@@ -1,0 +1,164 @@
+"""A training at Weights & Biases: a curve over its optimizer steps and iterations, one run per batch, its line as the group.
+
+An iteration is logged when it is over, under step numbers that follow from its place, so that what an interrupted training had logged
+is not logged again. Offline, where there is nobody to ask, a file in the state directory remembers. Nothing here ever fails a training.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from babylon_rl.settings import Settings
+from babylon_rl.store.batches import Batch, BatchEpisode
+from babylon_rl.store.training_steps import TrainingStep
+from babylon_rl.training.trainer import StepMetrics
+from babylon_rl.training.wandb_process import Sent, WandbProcess, link_of, open_run, refusal, run_request
+
+STRIDE = 10_000  # step numbers between iterations: more than any iteration has optimizer steps
+ABANDON_S = 30.0
+ITERATIONS = 1_000 * STRIDE  # the rows of whole iterations come after those of all optimizer steps
+
+
+class Tracker:
+    """Follows one training. ``step`` is what a trainer's loop calls: it appends to a list."""
+
+    def __init__(self, batch: Batch, settings: Settings, **more: Any) -> None:
+        self.refusal = refusal(settings)
+        self._settings = settings
+        self._steps: list[StepMetrics] = []
+        self._process: WandbProcess | None = None
+        self._memory = settings.home / "wandb" / f"{batch.batch_id}.json"
+        self._remembered = _remembered(self._memory) if self.refusal is None else {}
+        config = {
+            "baseModel": batch.base_model, "backend": batch.backend, "version": batch.version, "parent": batch.parent_version,
+            "seed": batch.seed, "windows": list(batch.windows), "trajectories": batch.trajectories, **batch.settings,
+        }  # fmt: skip
+        self._request = run_request(
+            settings, batch.batch_id, batch.version, "training", group=batch.base_model.replace("/", "-")[:128], config=config, **more
+        )
+
+    @property
+    def run_id(self) -> str:
+        """The run's id: the batch's."""
+        return str(self._request["id"])
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Note an optimizer step; those of an iteration that has ended go out."""
+        if self.refusal is not None:
+            return
+        if self._steps and self._steps[-1].iteration != metrics.iteration:
+            self._send()
+        self._steps.append(metrics)
+
+    def finish(self, steps: Sequence[TrainingStep], numbers: Mapping[int, Mapping[str, Any]], summary: Mapping[str, Any]) -> Sent:
+        """Log what has not been yet, and close the run.
+
+        Args:
+            steps: the finished iterations; numbers: further figures of each, by its number; summary: what the training came to.
+        """
+        if self.refusal is not None:
+            return Sent(self.refusal)
+        if not self._steps and self._process is None and self._remembered.get("link"):
+            return Sent("As it is in Weights & Biases already.", str(self._remembered["link"]))
+        self._send()
+        for step in steps:
+            self._write({**_iteration_row(step), **numbers.get(step.iteration, {})}, ITERATIONS + step.iteration)
+        self._opened().write({"summary": dict(summary)})
+        sent = self._opened().end()
+        if sent.link is not None:
+            self._memory.write_text(json.dumps({"link": sent.link}))
+        return sent
+
+    def abandon(self) -> None:
+        """The training ended otherwise: what was handed over is logged, and the next run goes on from there."""
+        if self._process is not None:
+            self._process.end(ABANDON_S)
+
+    def _send(self) -> None:
+        for step in self._steps:
+            row = {"iteration": step.iteration, "step/loss": step.loss, "step/trainableTokens": step.trainable_tokens}
+            self._write(row | {f"step/{name}": value for name, value in step.metrics.items()}, step.iteration * STRIDE + step.step)
+        self._steps = []
+
+    def _write(self, row: Mapping[str, Any], number: int) -> None:
+        self._opened().write({"step": number, "row": dict(row)})
+
+    def _opened(self) -> WandbProcess:
+        self._process = self._process or WandbProcess(__name__, self._request, self._settings)
+        return self._process
+
+
+def iteration_numbers(
+    steps: Sequence[TrainingStep],
+    episodes: Sequence[BatchEpisode],
+    batch: Batch,
+    judging: Mapping[str, tuple[float, float | None]],
+) -> dict[int, dict[str, float]]:
+    """Of each iteration the rewards that it trained on, what the judge said of them and cost, and what pre-flight found of the batch.
+
+    Rewards are scores, 0..1; ``rewardSpread`` is the mean over its groups of their population standard deviation; ``judging`` is
+    (disagreement, dollars or None) by window. What is not known is left out.
+    """
+    found = dict(batch.preflight or {})
+    ages = {int(age): number for age, number in (found.get("stalenessVersions") or {}).items() if str(age).isdigit()}
+    common: dict[str, Any] = {
+        "groupsDropped": sum((found.get("groupsDropped") or {}).values()),
+        "sequencesLeftOut": sum((found.get("leftOut") or {}).values()),
+        "staleness": sum(age * number for age, number in ages.items()) / sum(ages.values()) if ages else None,
+    }
+    numbers: dict[int, dict[str, float]] = {}
+    for step in steps:
+        groups = [
+            [e.score for e in episodes if e.window == window and e.dropped is None and e.score is not None] for window in step.windows
+        ]
+        scores = [score for group in groups for score in group]
+        judged = [judging[window] for window in step.windows if window in judging]
+        paid = [usd for _, usd in judged if usd is not None]
+        own: dict[str, Any] = {
+            "rewardMean": fmean(scores) if scores else None,
+            "rewardSpread": fmean(pstdev(group) for group in groups if group) if scores else None,
+            "judgeDisagreement": fmean(apart for apart, _ in judged) if judged else None,
+            "judgeUsd": sum(paid) if paid else None,
+        }
+        numbers[step.iteration] = {name: value for name, value in {**own, **common}.items() if value is not None}
+    return numbers
+
+
+def _iteration_row(step: TrainingStep) -> dict[str, Any]:
+    metrics = {name: value for name, value in (step.metrics or {}).items() if isinstance(value, int | float)}
+    seconds = metrics.get("seconds")
+    rate = {"tokensPerSecond": step.trainable_tokens / seconds} if seconds and step.trainable_tokens else {}
+    return {"iteration": step.iteration, "loss": step.loss, "trainableTokens": step.trainable_tokens} | rate | metrics
+
+
+def _remembered(memory: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(memory.read_bytes())
+    except (FileNotFoundError, ValueError):  # cut off by a crash: then it is logged once more
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _log(lines: Iterator[str]) -> str:
+    """Log what comes in, in the child; returns the run's page or directory."""
+    request = json.loads(next(lines))
+    run = open_run(request)
+    run.define_metric("*", step_metric="iteration")
+    run.define_metric("step/*", step_metric="trainer/step")
+    known = int(run.step) - 1 if run.resumed else -1  # the last step that the service has
+    for line in lines:
+        told = json.loads(line)
+        if "summary" in told:
+            run.summary.update(told["summary"])
+        elif told["step"] > known:
+            run.log(told["row"] | {"trainer/step": told["step"]}, step=told["step"])
+    link = link_of(run, request)
+    run.finish()
+    return link
+
+
+if __name__ == "__main__":
+    print(json.dumps({"link": _log(iter(sys.stdin))}), flush=True)

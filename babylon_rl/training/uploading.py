@@ -1,0 +1,153 @@
+"""Checkpoints at MODEL_STORAGE_URL, any place that fsspec knows: <url>/<version>/, complete as soon as its manifest is there.
+
+Files go up under a temporary prefix, are read back and compared, then take their places, the manifest last; an upload that was broken
+off goes on with what is missing. Nothing is ever replaced or deleted there but what this put under its own temporary prefix.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from babylon_rl.errors import TrainingError, TrainingPaused, UsageError
+from babylon_rl.models.checkpoints import MANIFEST, load_manifest
+from babylon_rl.models.files import sha256
+from babylon_rl.settings import Settings
+from babylon_rl.training.export.remote import file_system, shown_url
+
+INCOMING = ".incoming"
+_BLOCK = 4 * 1024 * 1024
+# What the libraries behind the common places raise that is no OSError; they are loaded only where such a place is used.
+_OTHERS = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("azure.core.exceptions", "AzureError"),
+    ("aiohttp", "ClientError"),
+)
+
+
+class Storage:
+    """The place that a URL names. Raises UsageError: no file system has that scheme, or its package is not installed."""
+
+    def __init__(self, url: str) -> None:
+        self.shown = shown_url(url).rstrip("/")
+        self.fs, root = file_system(url, self.shown)
+        self.root = root.rstrip("/")
+        self.fs.invalidate_cache()
+
+    def at(self, *parts: str) -> str:
+        """A path in it."""
+        return "/".join((self.root, *parts))
+
+    def sha256(self, path: str) -> str | None:
+        """The hash of what lies there, read back, or None."""
+        digest = hashlib.sha256()
+        try:
+            with self.fs.open(path, "rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+        except FileNotFoundError:
+            return None
+        return digest.hexdigest()
+
+
+def check_storage(settings: Settings, batch_id: str) -> None:
+    """Write and remove a small file where checkpoints will go, before a training is paid for.
+
+    Raises:
+        TrainingError: it cannot be written (a wrong key, no such place); the message says what was tried.
+    """
+    if settings.model_storage_url is None:
+        return
+    shown = shown_url(settings.model_storage_url)
+    try:
+        storage = Storage(settings.model_storage_url)
+        probe = storage.at(INCOMING, f"{batch_id}.probe")
+        with _failures() as failed:
+            storage.fs.makedirs(storage.at(INCOMING), exist_ok=True)
+            storage.fs.pipe_file(probe, b"babylon-rl can write here\n")
+            storage.fs.rm_file(probe)
+    except UsageError as unknown:
+        raise TrainingError(f"MODEL_STORAGE_URL cannot be used: {unknown}") from unknown
+    if failed:
+        raise TrainingError(
+            f"MODEL_STORAGE_URL {shown} cannot be written to: {_said(failed[0])}. Nothing was trained. Correct the address or the "
+            "credentials of that place, or unset MODEL_STORAGE_URL to keep checkpoints here."
+        )
+
+
+def upload_checkpoint(directory: Path, url: str, beat: Callable[[], None] = lambda: None) -> str:
+    """Upload a published checkpoint, or what of it is not up yet; returns the URL of its directory.
+
+    Args:
+        beat: called between files; raises where the upload must stop.
+
+    Raises:
+        TrainingPaused: the place does not take it now; what is up stays for the next try.
+        TrainingError: another checkpoint of that version is there.
+    """
+    manifest = load_manifest(directory)
+    storage = Storage(url)
+    with _failures() as failed:
+        _upload(storage, directory, manifest.version, {**manifest.files, MANIFEST: sha256(directory / MANIFEST)}, beat)
+    if failed:
+        raise TrainingPaused(
+            f"{manifest.version} is trained and could not be uploaded to {storage.shown}: {_said(failed[0])}. Its batch stays in "
+            "`uploading`; when that place takes it again, run `babylon-rl train`, which uploads what is missing."
+        )
+    return f"{url.rstrip('/')}/{manifest.version}" if "@" not in url else f"{storage.shown}/{manifest.version}"
+
+
+def _upload(storage: Storage, directory: Path, version: str, files: dict[str, str], beat: Callable[[], None]) -> None:
+    """``files`` are hashes by name, the manifest last."""
+    held = storage.sha256(storage.at(version, MANIFEST))
+    if held is not None and held != files[MANIFEST]:
+        raise TrainingError(
+            f"{storage.shown}/{version} holds another checkpoint of that version, and nothing there is replaced. Choose another "
+            "MODEL_STORAGE_URL, or move that directory away."
+        )
+    if held is not None:
+        return
+    incoming = storage.at(INCOMING, f"{version}-{files[MANIFEST][:12]}")
+    missing = [name for name, digest in files.items() if storage.sha256(storage.at(version, name)) != digest]
+    for name in missing:
+        beat()
+        _put(storage, directory / name, f"{incoming}/{name}", files[name])
+    for name in missing:
+        place = storage.at(version, name)
+        storage.fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+        storage.fs.mv(f"{incoming}/{name}", place)
+    if storage.fs.exists(incoming):
+        storage.fs.rm(incoming, recursive=True)
+
+
+def _put(storage: Storage, source: Path, place: str, digest: str) -> None:
+    if storage.sha256(place) == digest:
+        return  # an earlier try had brought it up
+    storage.fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+    storage.fs.put_file(str(source), place)
+    if storage.sha256(place) != digest:
+        raise OSError(f"{source.name} arrived with other content than it was sent with")
+
+
+@contextmanager
+def _failures() -> Iterator[list[Any]]:
+    """Catch what the libraries of such places raise when they cannot, into the list that is yielded."""
+    failed: list[Any] = []
+    try:
+        yield failed
+    except OSError as error:
+        failed.append(error)
+    except _library_errors() as error:
+        failed.append(error)
+
+
+def _library_errors() -> tuple[type[Exception], ...]:
+    return tuple(getattr(sys.modules[module], name) for module, name in _OTHERS if module in sys.modules)
+
+
+def _said(error: Exception) -> str:
+    said = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    return said.splitlines()[0][:300].rstrip(".")

@@ -1,0 +1,166 @@
+"""Weights & Biases in a process of its own: what it costs, breaks or waits for is not this process's, and is said in a sentence.
+
+The child gets one line of JSON, the run to open, then a line for everything to log, and answers with the run's page (or, offline, its
+directory). Its files, its login and its caches stay under BABYLON_RL_HOME/wandb. Lines are handed over by a thread, so that who logs
+never waits.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TextIO
+
+from babylon_rl.settings import Settings
+
+TIMEOUT_S = 180.0
+INIT_TIMEOUT_S = 45.0
+_RAISED = re.compile(r"[\w.]+(?:Error|Exception|Timeout\w*): ")  # the line of a traceback that says what happened
+_OPEN_ENDED = {"x_disable_stats": True, "x_disable_meta": True, "x_save_requirements": False, "disable_git": True, "console": "off"}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of it in a sentence; ``link`` is the run's page, or its directory when it was written offline."""
+
+    words: str
+    link: str | None = None
+    answer: Mapping[str, Any] | None = None
+
+
+def refusal(settings: Settings) -> str | None:
+    """Why nothing goes to Weights & Biases under these settings, None when it does (or into files, offline)."""
+    if settings.wandb_mode == "disabled":
+        return "Not sent to Weights & Biases: WANDB_MODE is disabled."
+    if settings.wandb_mode == "online" and not _key(settings):
+        return "Not sent to Weights & Biases: WANDB_API_KEY is not set (WANDB_MODE=offline writes files for `wandb sync`)."
+    return None
+
+
+def run_request(settings: Settings, run_id: str, name: str, job_type: str, **more: Any) -> dict[str, Any]:
+    """The first line for a child: which run to open. ``more`` are further arguments of wandb.init, and ``initTimeout`` in seconds."""
+    return {
+        "entity": settings.wandb_entity, "project": settings.wandb_project, "mode": settings.wandb_mode, "id": run_id, "name": name,
+        "job_type": job_type, "initTimeout": INIT_TIMEOUT_S,
+    } | more  # fmt: skip
+
+
+class WandbProcess:
+    """A child that runs ``module`` as a program; ``request`` is its first line."""
+
+    def __init__(self, module: str, request: Mapping[str, Any], settings: Settings) -> None:
+        home = settings.home / "wandb"
+        home.mkdir(parents=True, exist_ok=True)
+        self._key = _key(settings)
+        self._offline = request["mode"] == "offline"
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", module],
+            env=_environment(home, settings, self._key),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._out: list[str] = []
+        self._err: list[str] = []
+        assert self._child.stdin is not None and self._child.stdout is not None and self._child.stderr is not None
+        self._threads = [
+            threading.Thread(target=_write, args=(self._lines, self._child.stdin), daemon=True),
+            threading.Thread(target=_read, args=(self._child.stdout, self._out), daemon=True),
+            threading.Thread(target=_read, args=(self._child.stderr, self._err), daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        self.write(request)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Hand a line over; returns at once."""
+        self._lines.put(json.dumps(line))
+
+    def end(self, timeout_s: float = TIMEOUT_S) -> Sent:
+        """Say that nothing more comes, wait for the answer, and end the child whatever it does."""
+        self._lines.put(None)
+        try:
+            self._child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return Sent(f"Not sent to Weights & Biases: it did not answer within {timeout_s:g} s.")
+        for thread in self._threads:
+            thread.join(timeout=5)
+        return self._answer()
+
+    def kill(self) -> None:
+        """End the child and what it started, at once."""
+        if self._child.poll() is None:
+            os.killpg(self._child.pid, signal.SIGKILL)
+            self._child.wait()
+
+    def _answer(self) -> Sent:
+        answer = next((line for line in reversed(self._out) if line.startswith('{"link"')), None)
+        if self._child.returncode == 0 and answer is not None:
+            found = json.loads(answer)
+            words = f"Written for `wandb sync {found['link']}`." if self._offline else "In Weights & Biases."
+            return Sent(words, str(found["link"]), found)
+        lines = [line.strip() for line in reversed(self._err) if line.strip()]
+        said = [line for line in lines if _RAISED.match(line)] or lines
+        reason = _RAISED.sub("", said[0]) if said else f"it ended with status {self._child.returncode}"
+        return Sent(f"Not sent to Weights & Biases: {reason.replace(self._key, '(a secret)') if self._key else reason}"[:500])
+
+
+def open_run(request: Mapping[str, Any]) -> Any:
+    """Open the run of a request, in the child: resumed where it is there already, quiet, without a look at the machine."""
+    import wandb
+
+    offline = request["mode"] == "offline"
+    limits = {"init_timeout": request["initTimeout"], "finish_timeout": 60.0, "finish_timeout_raises": True}
+    return wandb.init(
+        entity=request["entity"],
+        project=request["project"],
+        id=request["id"],
+        name=request["name"],
+        job_type=request["job_type"],
+        group=request.get("group"),
+        config=request.get("config"),
+        resume=None if offline else "allow",
+        mode=request["mode"],
+        settings=wandb.Settings(silent=True, **_OPEN_ENDED, **limits),
+    )
+
+
+def link_of(run: Any, request: Mapping[str, Any]) -> str:
+    """The run's page, or its directory when it is written offline."""
+    return str(Path(run.dir).parent) if request["mode"] == "offline" else str(run.url)
+
+
+def _key(settings: Settings) -> str | None:
+    return settings.wandb_api_key.get_secret_value() if settings.wandb_api_key is not None else None
+
+
+def _environment(home: Path, settings: Settings, key: str | None) -> dict[str, str]:
+    places = {f"WANDB_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT")}
+    places["WANDB_DIR"] = str(home.parent)  # it makes a folder ``wandb`` in it
+    quiet = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "NETRC": str(home / "netrc"), "WANDB_MODE": settings.wandb_mode}
+    given = {"WANDB_API_KEY": key} if key else {}
+    if settings.wandb_base_url is not None:
+        given["WANDB_BASE_URL"] = settings.wandb_base_url
+    return {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"} | places | quiet | given
+
+
+def _write(lines: SimpleQueue[str | None], stdin: TextIO) -> None:
+    try:
+        while (line := lines.get()) is not None:
+            stdin.write(line + "\n")
+            stdin.flush()
+        stdin.close()
+    except (BrokenPipeError, ValueError):
+        return  # the child has gone; its status and its last words say why
+
+
+def _read(stream: TextIO, lines: list[str]) -> None:
+    with stream:
+        lines.extend(stream)

@@ -1,0 +1,156 @@
+"""The judge in the UI: the report's page, when it is made, and the checks of every scored hour."""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from babylon_rl.automation.checks_judge import RULES
+from babylon_rl.automation.sensors import report_judge_daily
+from babylon_rl.judge.wording import HIDDEN
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl.store.judge_report import HourVerdicts, hour_verdicts
+from babylon_rl_tests.assets.conftest import Bench
+from babylon_rl_tests.judge.model_judge import MODEL, NOW, asking, filled
+from babylon_rl_tests.judge.scripted_server import judging
+from babylon_rl_tests.rows import WINDOW
+
+ADVICE = {rule.name: rule.advice for rule in RULES}
+REPORT = "judge_report_daily"
+
+
+def hour(scores: Sequence[float] = (0.1, 0.4, 0.6, 0.9), **changes: Any) -> HourVerdicts:
+    """An hour that no check has anything against: the agent a<n> traded and earned 10 * n dollars in a market that moved."""
+    agents = [f"a{n}" for n in range(len(scores))]
+    values: dict[str, Any] = {
+        "window": WINDOW, "judge": MODEL, "group_size": len(scores), "disagreement": 0.05, "orders": 2, "quarantined": None,
+        "pending": None, "mean_change": -3.0, "volatility": 1.0, "leaked": 0, "agents": agents, "scores": scores,
+        "pnls_usd": [10.0 * n for n in range(len(scores))], "trades": [1] * len(scores), "flags": [0] * len(scores),
+        "tells": [False] * len(scores),
+    }  # fmt: skip
+    return HourVerdicts(**(values | changes))
+
+
+UNSCORED = {"judge": None, "agents": [], "pnls_usd": [], "trades": [], "flags": [], "tells": []}
+# The check that warns, the hour, words of its sentence, and the agents that it names.
+FAULTS: list[tuple[str, HourVerdicts, str, tuple[str, ...]]] = [
+    ("groups_have_scores", hour((), quarantined="3 answers of x could not be used", **UNSCORED), "set aside without scores, 3 answers", ()),
+    ("groups_have_scores", hour((), pending="the judge is down", **UNSCORED), "waits without scores, the judge is down", ()),
+    ("few_ties", hour((0.2, 0.5, 0.5, 0.5, 0.5)), "6 of 10 pairs of its episodes have the same score", ()),
+    ("orders_agree", hour(disagreement=0.2, orders=4), "4 orders differ by 0.20 on average (JUDGE_DISAGREEMENT is 0.15)", ()),
+    ("scores_follow_pnl", hour((0.9, 0.6, 0.4, 0.1)), "scores fall as P&L rises (rank correlation -1.00 over 4 episodes)", ()),
+    (
+        "holding_not_favoured",
+        hour((0.9, 0.5, 0.6, 0.95), trades=[0, 1, 1, 1], pnls_usd=[0.0, 1.0, 2.0, 3.0]),
+        "the market moved by 3.0 %, and in 2 of 3 pairs an agent that only held is ranked above one that traded and gained",
+        ("a0",),
+    ),
+    ("nothing_leaks", hour(leaked=2), "2 of its sequences hold what only became known after it", ()),
+    ("nothing_leaks", hour(tells=[True, False, False, False]), "1 explanations repeat what is hidden", ("a0",)),
+    (
+        "nobody_speaks_to_the_judge",
+        hour(flags=[0, 2, 0, 1]),
+        "2 of 4 episodes hold text that may speak to the judge (3 suspicions)",
+        ("a1", "a3"),
+    ),
+]
+FINE = [
+    hour(),
+    hour((0.5, 0.5, 0.5)),
+    hour((0.9, 0.5), trades=[0, 1], mean_change=0.5, volatility=None),
+    hour((0.5, 0.9), trades=[0, 0]),
+    hour((0.9, 0.1), trades=[0, 1], pnls_usd=[0.0, -5.0]),
+    hour((0.9, 0.5, 0.1), pnls_usd=[None, None, 3.0], trades=[None, None, 1]),
+    hour((0.7,)),
+]
+
+
+def found(of: HourVerdicts, settings: Settings) -> dict[str, Any]:
+    looked = {rule.name: rule.look(of, settings) for rule in RULES}
+    return {name: finding for name, finding in looked.items() if finding is not None}
+
+
+@pytest.mark.parametrize(("check", "odd", "words", "agents"), FAULTS)
+def test_a_planted_fault_is_named_by_its_check_alone(
+    settings: Settings, check: str, odd: HourVerdicts, words: str, agents: tuple[str, ...]
+) -> None:
+    (name, finding), *others = found(odd, settings).items()
+    assert (name, finding.ids) == (check, agents) and words in finding.says and not others
+    assert len(ADVICE[check].format(hour=WINDOW, end=WINDOW)) > 30
+
+
+@pytest.mark.parametrize("fine", FINE)
+def test_nothing_is_found_in_an_hour_that_has_nothing(settings: Settings, fine: HourVerdicts) -> None:
+    assert found(fine, settings) == {}
+
+
+def test_every_check_has_a_planted_fault() -> None:
+    assert {check for check, *_ in FAULTS} == set(ADVICE)
+
+
+def test_what_the_checks_look_at_is_read_in_one_query_as_it_was_stored(database: Database) -> None:
+    with database.connect(autocommit=True) as connection:
+        connection.execute(
+            f"""INSERT INTO babylon_rl.group_scores ("window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement",
+                    "inputVersion", "dataVersion", "judgedAt", "judgement")
+                VALUES ('{WINDOW}', 'j', '1', 2, 0.5, 0.1, 0.3, '', '', 'epoch', '{{"orders": 3}}');
+                INSERT INTO babylon_rl.episode_scores
+                    ("window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning", "flags")
+                VALUES ('{WINDOW}', 'b', 0.6, 1, 1, 0, '{HIDDEN.upper()} all', '{{one,two}}'),
+                    ('{WINDOW}', 'a', 0.4, 2, -1, 0, 'fine', '{{}}');
+                INSERT INTO babylon_rl.judge_quarantine VALUES ('2025-11-15T11:00', 'j', '1', 'why', '[]', 'epoch')"""
+        )
+        one, other = hour_verdicts(connection, ["2025-11-15T11:00", WINDOW, "2025-11-15T12:00"], HIDDEN)
+    assert (one.window, one.judge, one.orders, one.disagreement, one.quarantined) == (WINDOW, "j", 3, 0.3, None)
+    assert (one.agents, one.scores, one.flags, one.tells) == (["a", "b"], [0.4, 0.6], [0, 2], [False, True])
+    assert (one.pnls_usd, one.trades, one.leaked, one.mean_change) == ([None, None], [None, None], 0, None)
+    assert (other.judge, other.quarantined, other.agents, other.scores) == (None, "why", [], [])
+
+
+def test_checks_of_a_range_speak_of_the_newest_hour_and_of_bad_ones(make_bench: Callable[..., Bench], database: Database) -> None:
+    windows = filled(database, 4)
+    bench = make_bench(database, now=NOW)
+    bench.execute("""UPDATE trajectories SET "finalPnL" = 7 WHERE "trajectoryId" = ANY(%s)""", [f"t1-{n}" for n in range(4)])
+    result = bench.run("hours", windows[0], windows[-1])
+    assert result.success
+    verdicts = [v for v in result.get_asset_check_evaluations() if v.check_name == "few_ties"]
+    assert {v.partition: v.passed for v in verdicts if v.partition} == {windows[1]: False, windows[-1]: True}
+    (whole,) = (v for v in result.get_asset_check_evaluations() if v.check_name == "groups_have_scores" and v.partition is None)
+    assert whole.passed and whole.metadata["scored"].value == 4 and whole.metadata["hours"].value == 4
+
+
+def test_the_page_has_numbers_table_and_pictures_and_a_day_without_judging_makes_none(
+    make_bench: Callable[..., Bench], database: Database, settings: Settings
+) -> None:
+    windows = filled(database, 3)
+    with judging() as judge:
+        chosen = asking(settings, judge.url, judge_audit_model="openai/second")
+        changes = {name: getattr(chosen, name) for name in ("judge_model", "judge_base_url", "judge_audit_model", "judge_timeout_seconds")}
+        bench = make_bench(database, now=NOW, **changes)
+        assert isinstance(tick(bench), dg.SkipReason)
+        bench.run("hours", windows[0], windows[-1])
+        assert isinstance(tick(bench), dg.RunRequest)
+        assert bench.run(REPORT).success
+        asked = judge.stats()["requests"]
+        assert bench.run(REPORT).success and judge.stats()["requests"] == asked == 12
+    first, second = bench.instance.fetch_materializations(dg.AssetKey("judge_report"), limit=2).records
+    made = first.asset_materialization
+    assert made is not None and second.asset_materialization is not None and made.tags is not None and second.asset_materialization.tags
+    version = "dagster/data_version"
+    assert made.tags[version] == second.asset_materialization.tags[version]
+    metadata = made.metadata
+    assert (metadata["dagster/row_count"].value, metadata["judge"].value, metadata["pnl_correlation"].value) == (3, MODEL, pytest.approx(1))
+    assert metadata["second_judge_correlation"].value == pytest.approx(1) and metadata["orders_differ_by"].value == pytest.approx(0)
+    assert {"position", "agreement", "pnl", "cost"} <= metadata.keys() and str(metadata["position"].value).startswith("![")
+    assert [record.data["measured"] for record in metadata["report"].records][:2] == ["groups", "orders differ by"]  # type: ignore[union-attr]
+    later = make_bench(database, now=NOW + timedelta(days=2))
+    assert isinstance(tick(later), dg.SkipReason)
+
+
+def tick(bench: Bench) -> Any:
+    """What the schedule does now."""
+    context = dg.build_schedule_context(instance=bench.instance, resources={"babylon": bench.babylon})
+    return report_judge_daily(context)

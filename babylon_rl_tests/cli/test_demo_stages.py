@@ -1,0 +1,85 @@
+"""The demo's hours, generation by generation, and what a training that came to nothing leaves to the next run of the same demo."""
+
+import pytest
+
+from babylon_rl.cli.demo_stages import Demo, materialize_hours, planned, train
+from babylon_rl.errors import Diverged, NothingToTrain, UsageError
+from babylon_rl.market.spawn import SpawnRequest, spawn
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl.training.batches import fail_batch, freeze_batch
+from babylon_rl.windows import newest_complete, utc_now, window_end, window_of, window_range
+
+WINDOWS, GENERATIONS = 2, 3
+COLLAPSED = "One action has 99% of the policy: it collapsed, and nothing was published."
+
+
+@pytest.fixture
+def demo(database: Database, settings: Settings) -> Demo:
+    database.prepare_dagster_schema()
+    chosen = {"train_rl_local": True, "local_base_model": "dry", "iterations": 1, "training_min_trajectories": 10}
+    return Demo(settings.model_copy(update=chosen), database, WINDOWS, seed=4, generations=GENERATIONS)
+
+
+def played(demo: Demo, hours: list[str], seed: int = 4) -> None:
+    """Hours that scripts alone have played."""
+    with demo.database.connect() as connection:
+        spawn(connection, SpawnRequest(6, 0, len(hours), seed, start=hours[0]), utc_now(), None)
+
+
+def test_generations_follow_each_other_up_to_the_newest_complete_hour(demo: Demo) -> None:
+    plan = planned(demo)
+    hours = [hour for generation in plan for hour in generation]
+    assert [len(generation) for generation in plan] == [WINDOWS] * GENERATIONS
+    assert hours == list(window_range(hours[0], window_of(window_end(hours[-1]))))
+    assert hours[-1] == newest_complete(utc_now())
+
+
+def test_a_demo_that_goes_on_later_keeps_its_hours(demo: Demo) -> None:
+    first = "2026-02-03T04:00"
+    played(demo, [first])
+    assert planned(demo)[0][0] == first
+    assert planned(demo)[-1][-1] == "2026-02-03T09:00"
+
+
+def test_hours_of_another_seed_are_not_mixed_in(demo: Demo) -> None:
+    played(demo, ["2026-02-03T04:00"], seed=5)
+    with pytest.raises(UsageError, match="another seed"):
+        planned(demo)
+
+
+def test_generations_that_find_no_room_before_now_are_refused(demo: Demo) -> None:
+    played(demo, [newest_complete(utc_now())])
+    with pytest.raises(UsageError, match="is not over"):
+        planned(demo)
+
+
+def test_a_generation_whose_training_failed_is_over_once_later_hours_are_played(demo: Demo) -> None:
+    hours = ["2026-02-03T04:00", "2026-02-03T05:00"]
+    played(demo, hours)
+    materialize_hours(demo, hours)
+    with demo.database.connect() as connection:
+        batch = freeze_batch(connection, demo.settings, utc_now(), windows=(hours[0], "2026-02-03T06:00"), seed=demo.seed)
+        assert batch is not None
+        fail_batch(connection, batch.batch_id, COLLAPSED, utc_now())
+    played(demo, ["2026-02-03T06:00"])
+    with pytest.raises(Diverged, match="it collapsed"):
+        train(demo, hours)
+
+
+def test_a_generation_takes_its_own_hours_alone(demo: Demo) -> None:
+    hours = list(window_range("2026-02-03T04:00", "2026-02-03T08:00"))
+    played(demo, hours)
+    materialize_hours(demo, hours)
+    batch_id = train(demo, hours[2:])
+    assert train(demo, hours[2:]) == batch_id, "what is trained is not trained again"
+    with demo.database.connect() as connection:
+        found = connection.execute('SELECT DISTINCT "window" FROM babylon_rl.batch_episodes WHERE "batchId" = %s', [batch_id]).fetchall()
+    assert {window for (window,) in found} == set(hours[2:])
+
+
+def test_a_generation_with_too_little_to_train_on_says_so(demo: Demo) -> None:
+    hours = ["2026-02-03T04:00", "2026-02-03T05:00"]
+    played(demo, hours)
+    with pytest.raises(NothingToTrain, match="freezable trajectories"):
+        train(demo, hours)

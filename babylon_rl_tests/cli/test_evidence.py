@@ -1,0 +1,118 @@
+"""The page of evidence: everybody in one table, generations that came to nothing told as such, seeds of other markets refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from babylon_rl.cli import evidence
+from babylon_rl.cli.demo_stages import player_after
+from babylon_rl.cli.evidence.page import page, table
+from babylon_rl.cli.evidence.pictures import learning_curve, players
+from babylon_rl.cli.evidence.results import require_comparable
+from babylon_rl.errors import UsageError
+from babylon_rl.market.simulation.roster import NAMES
+
+MARKETS = 24
+COLLAPSED = "One action has 99% of the policy: it collapsed, and nothing was published."
+PNL = np.random.default_rng(5).normal(0, 30, MARKETS)
+PNL -= PNL.mean()
+
+
+def row(model: str, role: str, pnl: float) -> dict[str, Any]:
+    pnls = [round(pnl + float(usd), 4) for usd in PNL * (1 if role == "strategy" else 1 + pnl / 1000)]
+    compared = model != "base"
+    return {
+        "model": model, "role": role, "markets": MARKETS, "pnl": pnl, "low": pnl - 40, "high": pnl + 40, "pnls": pnls,
+        "improvement": pnl + 50 if compared else None, "improvementLow": pnl + 10 if compared else None,
+        "improvementHigh": pnl + 90 if compared else None, "winRate": 0.6, "accuracy": None, "invalid": 0, "holdShare": 0.2,
+    }  # fmt: skip
+
+
+def generation(number: int, version: str | None, parent: str | None, decision: str = "pass") -> dict[str, Any]:
+    about = {"generation": number, "player": parent or "base", "hours": ["2026-01-01T00:00", "2026-01-01T23:00"], "modelVersion": version}
+    if version is None:
+        return about | {"failure": COLLAPSED, "batchId": None}
+    return about | {
+        "failure": None, "parentVersion": parent, "decision": decision, "reason": f"{version} earns something.", "sequences": 1700,
+        "scriptedShare": 0.8,
+    }  # fmt: skip
+
+
+def result(seed: int, *, collapsed: int | None = None, refused: int | None = None) -> dict[str, Any]:
+    generations, rows, parent = [], [row("base", "base", -50.0)], None
+    for number in (1, 2, 3):
+        version = None if number == collapsed else f"v1.0.{len(rows) - 1}"
+        generations.append(generation(number, version, parent, "fail" if number == refused else "pass"))
+        if version is not None:
+            rows.append(row(version, "version", 60.0 * number + seed))
+            parent = version
+    rows += [row(name, "strategy", 30.0 * place - 100) for place, name in enumerate(NAMES)]
+    return {"seed": seed, "windows": 24, "generations": generations, "standings": rows, "seconds": 900.0, "processorSeconds": 1500.0}
+
+
+RESULTS = [result(0), result(1, collapsed=2), result(2, refused=3)]
+
+
+def test_base_every_version_and_every_script_stand_in_one_table() -> None:
+    lines = table(RESULTS).splitlines()
+    assert len(lines) == 2 + 3 * 4 + len(NAMES)
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+    for name in (*NAMES, "base", "v1.0.0", "v1.0.1", "v1.0.2"):
+        assert any(f"| {name} |" in line for line in lines), name
+    assert "| 0 | 2 | v1.0.1 | +120 (+80 to +160) | +170 (+130 to +210) | +60 (" in table(RESULTS)
+
+
+def test_a_generation_without_a_version_and_one_that_the_gate_refused_are_told() -> None:
+    text = page(RESULTS, "evidence.png", "evidence-learning.png")
+    assert "| 1 | 2 | no version |" in text
+    assert f"* Seed 1, generation 2, played by v1.0.0: no version. {COLLAPSED}" in text
+    assert "* Seed 2, generation 3, played by v1.0.1: v1.0.2 (1700 sequences, 20% of them v1.0.1's own answers), **fail**." in text
+    assert "with 3 of 3 seeds" in text
+    assert "(mean of 2 seeds" in text, "one seed has no second version"
+    assert "(mean of 3 seeds" in text
+
+
+def test_a_version_after_one_that_did_not_come_is_compared_with_its_parent() -> None:
+    third = next(line for line in table(RESULTS).splitlines() if line.startswith("| 1 | 3 "))
+    assert "+120 (" in third, "181 an hour, its parent of generation 1 earns 61"
+
+
+def test_nothing_is_claimed_when_no_seed_brought_a_version() -> None:
+    empty = result(0)
+    for one in empty["generations"]:
+        one |= {"modelVersion": None, "failure": COLLAPSED}
+    empty["standings"] = [row for row in empty["standings"] if row["role"] != "version"]
+    text = page([empty], "a.png", "b.png")
+    assert "**No generation of any seed brought a version.**" in text
+    assert players([empty]).startswith(b"\x89PNG")
+    assert learning_curve([empty]).startswith(b"\x89PNG")
+
+
+def test_pictures_are_the_same_bytes_for_the_same_results() -> None:
+    assert players(RESULTS) == players(RESULTS)
+    assert learning_curve(RESULTS) == learning_curve(RESULTS)
+
+
+@pytest.mark.parametrize("change", [{"markets": 12}, {"pnls": [0.0] * MARKETS}])
+def test_seeds_that_were_played_in_other_markets_are_not_put_side_by_side(change: dict[str, Any]) -> None:
+    other = result(1)
+    other["standings"][-1] = other["standings"][-1] | change
+    with pytest.raises(UsageError, match="not played in the same markets"):
+        require_comparable([result(0), other])
+
+
+def test_the_newest_version_plays_next() -> None:
+    assert player_after([]) == "base"
+    assert player_after([generation(1, None, None)]) == "base"
+    assert player_after([generation(1, "v1.0.0", None), generation(2, None, "v1.0.0")]) == "v1.0.0"
+
+
+def test_a_seed_that_is_finished_is_read_and_not_run_again(tmp_path: Path) -> None:
+    directory = tmp_path / "seed-2"
+    directory.mkdir()
+    (directory / evidence.RESULT).write_text(json.dumps(result(2)))
+    assert evidence._seed(directory, tmp_path / "base", 2, 3, 24) == result(2)
+    assert list(directory.iterdir()) == [directory / evidence.RESULT]

@@ -1,0 +1,124 @@
+"""A stand-in for Weights & Biases over HTTP: runs with their history, files and artifacts, as far as the real client asks for them."""
+
+import gzip
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Service:
+    """``history`` holds the logged rows of each run by name, ``files`` what was uploaded by path, ``keys`` the credentials shown."""
+
+    url: str = ""
+    history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
+    resumed: int = 0
+
+    def graphql(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
+        """What the service would answer to one operation."""
+        operation = query.split("(")[0].split("{")[0].split()[-1]
+        upload = {"uploadUrl": f"{self.url}/up/manifest", "uploadHeaders": []}
+        node = {"id": "f1", "name": "wandb_manifest.json", "displayName": "wandb_manifest.json", **upload}
+        answers = {
+            "RunResumeStatus": lambda: {"model": self._resume(given["name"])},
+            "UpsertBucket": lambda: {"upsertBucket": {"bucket": self._run(given), "inserted": True}},
+            "Viewer": lambda: {
+                "viewer": {"id": "u1", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
+            },
+            "ArtifactType": lambda: {"project": {"artifact": None}},
+            "CreateArtifact": lambda: {
+                "createArtifact": {"artifact": {"id": "a1", "state": "PENDING", "artifactSequence": {"id": "s1", "latestArtifact": None}}}
+            },
+            "CreateArtifactManifest": lambda: {"createArtifactManifest": {"artifactManifest": {"id": "m1", "file": node}}},
+            "UpdateArtifactManifest": lambda: {"updateArtifactManifest": {"artifactManifest": {"id": "m1", "file": node}}},
+            "CreateArtifactFiles": lambda: {"createArtifactFiles": {"files": {"edges": self._places(given)}}},
+            "CommitArtifact": lambda: {"commitArtifact": {"artifact": {"id": "a1", "digest": "d"}}},
+            "CreateRunFiles": lambda: {
+                "createRunFiles": {
+                    "runID": "run1",
+                    "uploadHeaders": [],
+                    "files": [{"name": name, "uploadUrl": f"{self.url}/up/{name}"} for name in given["files"]],
+                }
+            },
+        }
+        return answers.get(operation, dict)()
+
+    def stream(self, run: str, body: dict[str, Any]) -> None:
+        """Rows of history and the newest summary."""
+        parts = body.get("files", {})
+        self.history.setdefault(run, []).extend(json.loads(line) for line in parts.get("wandb-history.jsonl", {}).get("content", []))
+        for line in parts.get("wandb-summary.json", {}).get("content", []):
+            self.summary = json.loads(line)
+
+    def _resume(self, name: str) -> dict[str, Any]:
+        rows = self.history.get(name)
+        project = {"id": "p1", "name": "p", "entity": {"id": "e1", "name": "me"}, "bucket": None}
+        if rows is None:
+            return project
+        self.resumed += 1
+        tail = json.dumps([json.dumps(row) for row in rows[-1:]])
+        counts = {"historyLineCount": len(rows), "eventsLineCount": 0, "logLineCount": 0, "historyTail": tail, "eventsTail": "[]"}
+        plain = {"id": "run1", "name": name, "displayName": "leaderboard", "config": "{}", "tags": [], "wandbConfig": '{"t": 1}'}
+        return project | {"bucket": {**counts, **plain, "summaryMetrics": json.dumps(self.summary)}}
+
+    def _run(self, given: dict[str, Any]) -> dict[str, Any]:
+        self.history.setdefault(given["name"], [])
+        project = {"id": "p1", "name": given["project"], "entity": {"id": "e1", "name": "me"}}
+        named = {"id": "run1", "name": given["name"], "displayName": "leaderboard", "description": "", "config": "{}", "sweepName": None}
+        return {**named, "historyLineCount": len(self.history[given["name"]]), "project": project}
+
+    def _places(self, given: dict[str, Any]) -> list[dict[str, Any]]:
+        wanted = given.get("input", given).get("artifactFiles") or given.get("files") or []
+        common = {"uploadHeaders": [], "storagePath": None, "uploadMultipartUrls": None, "artifact": {"id": "a1"}}
+        names = [one["name"] for one in wanted]
+        return [{"node": {"id": n, "name": n, "displayName": n, "uploadUrl": f"{self.url}/up/artifact/{n}", **common}} for n in names]
+
+
+@contextmanager
+def weights_and_biases() -> Iterator[Service]:
+    """The stand-in on a free port, for as long as the block lasts."""
+    service = Service()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self._body())
+            service.keys.add(self.headers.get("Authorization", ""))
+            if self.path == "/graphql":
+                self._answer({"data": service.graphql(body["query"], body.get("variables") or {})})
+            else:
+                service.stream(self.path.split("/")[-2], body)
+                self._answer({"exitcode": None, "limits": {}})
+
+        def do_PUT(self) -> None:
+            service.files[self.path.removeprefix("/up/")] = self._body()
+            self._answer({})
+
+        def _body(self) -> bytes:
+            raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            return gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
+
+        def _answer(self, document: dict[str, Any]) -> None:
+            raw = json.dumps(document).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        service.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield service
+        finally:
+            server.shutdown()

@@ -1,0 +1,155 @@
+"""A training that dies at any boundary, any number of times, ends as one that nobody interrupted.
+
+A life is one process, from its start to its death at the n-th thing it does outside itself. ``-m slow`` holds a thousand of them.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from babylon_rl.training.batches import cancel_batch, fail_stuck, freeze_batch, pending_batches, prepare_batch, train_batch
+from babylon_rl.training.retention import prune
+from babylon_rl_tests.faults.boundaries import process
+from babylon_rl_tests.faults.world import AGENTS, HOURS, NOW, ROWS, World, check, registry, rows
+from babylon_rl_tests.repeatable import repeatable
+
+MOST = AGENTS * ROWS  # of one hour: every hour is a generation
+GAPS = st.integers(1, 120)  # boundaries between deaths; a whole training of two generations passes some 400
+
+
+def live(world: World, dies_at: int | None) -> list[str]:
+    """One life of a process that trains whatever can be trained; what it passed."""
+    with process(world.url, dies_at) as (connection, passed):
+        while True:
+            pending = pending_batches(connection)
+            batch = pending[0] if pending else freeze_batch(connection, world.settings, NOW, max_trajectories=MOST)
+            if batch is None:
+                break
+            prepare_batch(connection, batch.batch_id, world.settings, NOW)
+            train_batch(connection, batch.batch_id, world.settings, NOW)
+    return passed
+
+
+def die_and_recover(world: World, deaths: list[int]) -> dict[str, Any]:
+    world.reset()
+    for dies_at in deaths:
+        live(world, dies_at)
+        check(world)
+    finish(world)
+    return registry(world)
+
+
+def finish(world: World) -> None:
+    """Train what is left, and tidy up as the next training would."""
+    live(world, None)
+    prune(world.connection, world.settings, world.checkpoints, NOW)
+    check(world, at_rest=True)
+
+
+def deaths_are_forgotten(world: World, examples: int) -> None:
+    """Draw chains of deaths and compare each with a training that nobody interrupted."""
+    expected = die_and_recover(world, [])
+    assert len(expected["models"]) == 1 + HOURS and all(mark is not None for _, mark, _ in expected["marks"])
+
+    @repeatable(examples)
+    @given(st.lists(GAPS, min_size=2, max_size=20))
+    def recovers(deaths: list[int]) -> None:
+        assert die_and_recover(world, deaths) == expected
+
+    recovers()
+
+
+def test_a_training_that_dies_often_ends_as_one_that_never_did(world):
+    deaths_are_forgotten(world, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_thousand_lives_end_as_one(world):
+    deaths_are_forgotten(world, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_death_at_each_boundary_is_forgotten(world):
+    world.reset()
+    boundaries = len(live(world, None))
+    expected = die_and_recover(world, [])
+    for dies_at in range(1, boundaries + 1):
+        assert die_and_recover(world, [dies_at]) == expected, dies_at
+
+
+class Trainings(RuleBasedStateMachine):
+    """Processes that die, people who cancel, another producer that takes version numbers: whatever their order, all is trained once."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+        self.foreign = 0
+
+    @initialize()
+    def begin(self) -> None:
+        self.world.reset()
+
+    @rule(dies_at=GAPS)
+    def train(self, dies_at: int) -> None:
+        live(self.world, dies_at)
+
+    @rule(dies_at=GAPS)
+    def train_again(self, dies_at: int) -> None:
+        live(self.world, dies_at)
+
+    @precondition(lambda self: pending_batches(self.world.connection))
+    @rule(dies_at=st.integers(1, 12))
+    def cancel(self, dies_at: int) -> None:
+        (batch, *_) = pending_batches(self.world.connection)
+        self.world.connection.commit()
+        with process(self.world.url, dies_at) as (connection, _):
+            cancel_batch(connection, batch.batch_id, "enough", NOW)
+
+    @rule(dies_at=st.integers(1, 12))
+    def give_up_what_is_stuck(self, dies_at: int) -> None:
+        with process(self.world.url, dies_at) as (connection, _):
+            fail_stuck(connection, NOW + timedelta(hours=5))
+
+    @precondition(lambda self: self.foreign < 3)
+    @rule()
+    def another_producer_takes_the_next_number(self) -> None:
+        self.foreign += 1
+        ((number,),) = rows(self.world, "SELECT max(split_part(version, '.', 3)::int) FROM trained_models")
+        version = f"v0.9.{number + 1}"
+        self.world.connection.execute(
+            """INSERT INTO trained_models (id, "modelId", version, "baseModel", "storagePath", status, "updatedAt")
+            VALUES (%s, %s, %s, 'x', 'elsewhere', 'ready', %s)""",
+            [f"other-{number}", f"babylon-agent-{version}", version, NOW],
+        )
+        self.world.connection.commit()
+
+    @invariant()
+    def nothing_is_trained_twice_or_lost(self) -> None:
+        check(self.world)
+
+    def teardown(self) -> None:
+        finish(self.world)
+        assert rows(self.world, 'SELECT count(*) FROM trajectories WHERE NOT "usedInTraining"') == [(0,)]
+        assert rows(self.world, "SELECT count(*) FROM babylon_rl.model_lineage") == [(HOURS,)]
+
+
+def machine(world: World, examples: int, steps: int) -> None:
+    chosen = hypothesis_settings(repeatable(examples), stateful_step_count=steps)
+    run_state_machine_as_test(lambda: Trainings(world), settings=chosen)
+
+
+def test_processes_people_and_other_producers_leave_every_trajectory_trained_once(world):
+    machine(world, 4, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_thousand_steps_of_processes_people_and_other_producers(world):
+    machine(world, 70, 15)

@@ -1,0 +1,115 @@
+"""kill -9 of a real process at twenty random moments: nothing is trained twice or lost, by our books and by the service's."""
+
+import multiprocessing
+import random
+import time
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from babylon_rl.store.remote_jobs import read_jobs
+from babylon_rl.training.batches import pending_batches
+from babylon_rl.training.retention import prune
+from babylon_rl_tests.faults.killed_run import train_all
+from babylon_rl_tests.faults.world import AGENTS, NOW, ROWS, World, check, registry, rows
+from babylon_rl_tests.tiny_model import make_base
+from babylon_rl_tests.training.remote_play import PLAYED_NOW
+from babylon_rl_tests.training.serverless_stand_in import StandIn
+
+KILLS = 20
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["babylon_rl_tests.faults.killed_run", "babylon_rl.training.cpu_steps", "transformers", "peft", "psycopg"])
+ALONE = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+def start(world: World, now: datetime, most: int) -> Any:
+    """A process that trains, once it is up."""
+    alive = world.settings.home / "alive"
+    alive.unlink(missing_ok=True)
+    process = PROCESSES.Process(target=train_all, args=(world.url, world.settings, now, most, alive))
+    process.start()
+    while not alive.exists() and process.is_alive():
+        time.sleep(0.002)
+    return process
+
+
+def wait_until_alone(world: World) -> None:
+    """What a killed client had open is undone by the server once it has noticed."""
+    while rows(world, ALONE) != [(0,)]:
+        time.sleep(0.005)
+
+
+def train_to_the_end(world: World, now: datetime, most: int) -> None:
+    process = start(world, now, most)
+    process.join()
+    assert process.exitcode == 0
+    wait_until_alone(world)
+    prune(world.connection, world.settings, world.checkpoints, now)
+    check(world, at_rest=True)
+
+
+def kill_at_random(world: World, now: datetime, most: int, chance: random.Random, kills: int, longest_s: float) -> int:
+    """Start a training again and again, killing it within ``longest_s``, until it ended or was killed so often; the kills that hit."""
+    hit = 0
+    while hit < kills:
+        process = start(world, now, most)
+        time.sleep(chance.uniform(0.0, longest_s))
+        process.kill()
+        process.join()
+        wait_until_alone(world)
+        check(world)
+        if process.exitcode == 0:
+            break
+        hit += 1
+    return hit
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_training_on_the_processor_ends_as_one_that_nobody_killed(world: World, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    chosen = {"local_base_model": str(base), "iterations": 5, "learning_rate": 1e-5, "warmup_steps": 0}
+    small = World(world.url, world.settings.model_copy(update=chosen), world.connection)
+    began_s = time.monotonic()
+    train_to_the_end(small, NOW, AGENTS * ROWS)
+    whole_s = time.monotonic() - began_s
+    expected = registry(small)
+    assert len(expected["weights"]) == 1 and len(expected["steps"]) == 10
+    chance, killed = random.Random(6), 0
+    while killed < KILLS:
+        small.reset()
+        killed += kill_at_random(small, NOW, AGENTS * ROWS, chance, KILLS - killed, whole_s / 2)
+        train_to_the_end(small, NOW, AGENTS * ROWS)
+        assert registry(small) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_serverless_training_posts_no_job_twice(played_world: World, stand_in: StandIn) -> None:
+    service = stand_in.service
+    service.job_s, service.lag_s = 0.2, 0.2
+    chance, killed = random.Random(7), 0
+    while killed < KILLS:
+        played_world.reset()
+        service.models.clear()
+        service.jobs.clear()
+        killed += kill_at_random(played_world, PLAYED_NOW, 1000, chance, KILLS - killed, 1.5)
+        train_to_the_end(played_world, PLAYED_NOW, 1000)
+        assert_trained_once(played_world, stand_in)
+
+
+def assert_trained_once(world: World, stand_in: StandIn) -> None:
+    """The service's own books: every iteration was one job, every trajectory with log-probabilities once in each pass over its hour."""
+    trained = stand_in.service.trained()
+    marks = Counter(mark for job in trained for mark in job.trajectories)
+    assert len(trained) == len(stand_in.service.jobs) == 6 and not any(job.deleted for job in trained)
+    assert set(marks.values()) == {1}
+    assert {mark[1] for mark in marks} == set(range(1, 7)) and len({mark[2] for mark in marks}) == 36
+    ((batch_id,),) = rows(world, 'SELECT "batchId" FROM babylon_rl.model_lineage')
+    jobs = [job for job in read_jobs(world.connection, batch_id) if job.state == "trained"]
+    assert [job.iteration for job in jobs] == [job.step_after for job in jobs] == list(range(1, 7))
+    assert {job.job_id for job in jobs} <= {job.job_id for job in trained}
+    assert not pending_batches(world.connection)

@@ -1,0 +1,38 @@
+"""What a process of a crash test runs: one scoring, from beginning to end or to the signal that ends it."""
+
+import signal
+import sys
+from datetime import datetime
+
+from babylon_rl.judge.scoring import score_windows
+from babylon_rl.settings import Settings
+from babylon_rl.store.connection import connect
+
+INTERRUPTED = 42
+
+
+def run_scoring(url: str, windows: list[str], settings: Settings, now: datetime) -> None:
+    """Score some hours."""
+    with connect(url, autocommit=True) as connection:
+        score_windows(connection, windows, settings, now)
+
+
+def run_interruptible(url: str, windows: list[str], settings: Settings, now: datetime) -> None:
+    """Score some hours as a step of Dagster does, which turns signals into an exception of its own; exits with INTERRUPTED by that."""
+    from dagster import DagsterExecutionInterruptedError
+    from dagster._utils.interrupts import capture_interrupts, raise_interrupts_as
+
+    try:
+        with capture_interrupts(), raise_interrupts_as(DagsterExecutionInterruptedError):
+            run_scoring(url, windows, settings, now)
+    except DagsterExecutionInterruptedError:
+        sys.exit(INTERRUPTED)
+
+
+def run_until_ctrl_c(url: str, windows: list[str], settings: Settings, now: datetime) -> None:
+    """Score some hours as a command does; exits with INTERRUPTED on SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        run_scoring(url, windows, settings, now)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,53 @@
+"""Hours to be judged, and settings that ask a scripted judge about them."""
+
+from datetime import timedelta
+from typing import Any
+
+from babylon_rl.settings import Settings
+from babylon_rl.store.connection import connect
+from babylon_rl.store.database import Database
+from babylon_rl.windows import HOUR, window_of
+from babylon_rl_tests.rows import AFTER, START, Connection, insert, make_call, make_step, make_trajectory
+
+MODEL = "openai/scripted"
+PRICED = "openai/gpt-4o-mini"
+NOW = AFTER + timedelta(days=5)
+
+
+def asking(settings: Settings, url: str, **changes: Any) -> Settings:
+    """``settings`` with a judge at ``url`` that is given up on soon."""
+    values = {"judge_model": MODEL, "judge_base_url": url, "judge_timeout_seconds": 10.0, "judge_disagreement": 1.0}
+    return settings.model_copy(update=values | changes)
+
+
+def add_hours(connection: Connection, hours: int, agents: int = 5) -> list[str]:
+    """Hours of as many agents, of whom each earns more than the one before, and no two hours are alike; returns their windows."""
+    windows = [window_of(START + number * HOUR) for number in range(hours)]
+    rows = []
+    for number, window in enumerate(windows):
+        for agent in range(agents):
+            call = make_call(userPrompt=f"Hour {number}, what now?", response=f'{{"action": "hold", "because": "{number}/{agent}"}}')
+            steps = [make_step(step, calls=[call]) for step in range(5)]
+            moment = START + number * HOUR + timedelta(minutes=5 + agent)
+            rows.append(
+                make_trajectory(
+                    f"t{number}-{agent}", f"agent-{agent}", steps=steps, finalPnL=100.0 * agent + number, windowId=window,
+                    scenarioId=window, startTime=moment, endTime=moment + timedelta(seconds=30), createdAt=moment, updatedAt=moment,
+                )
+            )  # fmt: skip
+    insert(connection, "trajectories", rows)
+    return windows
+
+
+def filled(database: Database, hours: int) -> list[str]:
+    """``add_hours``, committed."""
+    with database.connect() as connection:
+        return add_hours(connection, hours)
+
+
+def count(url: str, query: str) -> int:
+    """A number that the database says."""
+    with connect(url) as connection:
+        row = connection.execute(query).fetchone()
+    assert row is not None
+    return int(row[0])

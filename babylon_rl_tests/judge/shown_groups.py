@@ -1,0 +1,26 @@
+"""Builders of what a judge is shown, without a database."""
+
+from collections.abc import Mapping
+
+from babylon_rl.judge.injection import Flag
+from babylon_rl.judge.shown import ShownEpisode, ShownGroup
+from babylon_rl.versions import content_version
+
+WINDOW = "2025-11-15T10:00"
+SECRET = b"a secret of thirty-two bytes ...."
+
+
+def make_group(
+    texts: Mapping[str, str],
+    *,
+    context: tuple[str, ...] = ("Everything rose.",),
+    common: str = "",
+    most: int = 16,
+    flags: tuple[Flag, ...] = (),
+) -> ShownGroup:
+    """The group of agents whose episodes read like this, each with a P&L of its place in dollars."""
+    episodes = tuple(
+        ShownEpisode(agent, text, len(text) // 4, 0, flags, float(place), 6) for place, (agent, text) in enumerate(sorted(texts.items()))
+    )
+    version = content_version([WINDOW, context, common, [[agent, text.encode("utf-8", "replace").hex()] for agent, text in texts.items()]])
+    return ShownGroup(WINDOW, context, common, episodes, version, most)

@@ -1,0 +1,60 @@
+"""JUDGE_BUDGET_USD: what a day may cost, and what waits."""
+
+from datetime import timedelta
+
+import pytest
+
+from babylon_rl.judge.scoring import score_windows
+from babylon_rl.judge.scoring_cost import estimate_hours
+from babylon_rl.settings import Settings
+from babylon_rl.store.judge_answers import spent_on
+from babylon_rl.store.judge_waiting import read_pending
+from babylon_rl_tests.judge.model_judge import NOW, PRICED, add_hours, asking
+from babylon_rl_tests.judge.scripted_server import judging
+from babylon_rl_tests.rows import Connection
+
+
+def test_nothing_is_asked_without_a_budget_and_every_hour_says_why(connection: Connection, settings: Settings) -> None:
+    windows = add_hours(connection, 2)
+    with judging() as judge:
+        found = score_windows(connection, windows, asking(settings, judge.url, judge_model=PRICED, judge_budget_usd=0.0), NOW)
+        assert judge.stats()["requests"] == 0
+    assert not found and list(found.pending) == windows
+    assert all("JUDGE_BUDGET_USD is 0" in reason for reason in read_pending(connection, windows).values())
+
+
+def test_hours_beyond_the_days_budget_wait_for_the_next(connection: Connection, settings: Settings) -> None:
+    windows = add_hours(connection, 6)
+    with judging() as judge:
+        free = asking(settings, judge.url, judge_model=PRICED, judge_concurrency=1)
+        cost = estimate_hours(connection, windows[:1], free)[0].usd
+        assert cost is not None
+        tight = free.model_copy(update={"judge_budget_usd": 2.5 * cost})
+        first = score_windows(connection, windows, tight, NOW)
+        spent, unpriced = spent_on(connection, NOW)
+        assert 0 < spent <= 2.5 * cost and unpriced == 0
+        assert 1 <= len(first) < 6 and len(first) + len(first.pending) == 6
+        assert not score_windows(connection, list(first.pending), tight, NOW + timedelta(minutes=5)) or spent < 1.5 * cost
+        rest = windows
+        for day in range(1, 7):
+            found = score_windows(connection, rest, tight, NOW + timedelta(days=day))
+        assert len(found) == 6 and judge.stats()["requests"] == 12
+    assert read_pending(connection, windows) == {}
+
+
+def test_an_unknown_price_cannot_be_held_to_a_budget_and_it_is_said(connection: Connection, settings: Settings) -> None:
+    windows = add_hours(connection, 1)
+    with judging() as judge:
+        found = score_windows(connection, windows, asking(settings, judge.url, judge_budget_usd=1.0), NOW)
+    assert list(found) == windows
+    assert [note for note in found.notes if "JUDGE_BUDGET_USD" in note and "openai/scripted" in note]
+
+
+@pytest.mark.parametrize("moment", [timedelta(0), timedelta(hours=23, minutes=59)])
+def test_the_day_is_that_of_utc(connection: Connection, settings: Settings, moment: timedelta) -> None:
+    windows = add_hours(connection, 1)
+    midnight = NOW.replace(hour=0, minute=0)
+    with judging() as judge:
+        score_windows(connection, windows, asking(settings, judge.url, judge_model=PRICED), midnight + moment)
+    assert spent_on(connection, NOW)[0] > 0
+    assert spent_on(connection, midnight - timedelta(seconds=1)) == spent_on(connection, midnight + timedelta(days=1)) == (0.0, 0)

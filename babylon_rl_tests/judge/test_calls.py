@@ -1,0 +1,369 @@
+"""Asking a judge over real HTTP, by both wires: what is retried, refused, remembered, bounded and cancelled."""
+
+import asyncio
+import random
+import re
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from babylon_rl.errors import JudgeRefused, JudgeUnavailable
+from babylon_rl.judge.breaker import CircuitBreaker
+from babylon_rl.judge.calling.endpoint import Endpoint as JudgeEndpoint
+from babylon_rl.judge.calling.litellm_wire import LitellmWire
+from babylon_rl.judge.calls import JudgeCaller, Reply, Retries
+from babylon_rl.judge.scripted.server import running
+from babylon_rl.judge.scripted.settings import TRANSPORT_FAULTS, ScriptedJudge
+from babylon_rl.settings import Settings
+from babylon_rl_tests.judge.http_endpoint import Answer, Endpoint, completion, endpoint, refusal
+
+KEY = "sk-test-0123456789"
+MESSAGES = [{"role": "system", "content": "Score."}, {"role": "user", "content": "Two episodes."}]
+SCHEMA = {"type": "object", "properties": {"scores": {"type": "array"}}, "required": ["scores"], "additionalProperties": False}
+WEB_PAGE = Answer(body=b"<html><body>Please sign in</body></html>", headers={"content-type": "text/html"})
+
+
+class Time:
+    """A clock that only sleeping moves, and what was slept."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+Make = Callable[..., JudgeCaller]
+
+
+def settings_at(url: str, **changes: Any) -> Settings:
+    return Settings(_env_file=None, judge_base_url=url, openai_api_key=SecretStr(KEY), **changes)
+
+
+def direct(played: Endpoint, time: Time | None = None, model: str = "openai/scripted", **options: Any) -> JudgeCaller:
+    """A caller that speaks OpenAI's wire to ``played``."""
+    changes = {name: options.pop(name) for name in list(options) if name.startswith("judge_")}
+    time = time or Time()
+    return JudgeCaller(settings_at(played.url, **changes), model, clock=time, sleep=time.sleep, jitter=random.Random(1), **options)
+
+
+def through_litellm(played: Endpoint, time: Time | None = None, model: str = "openai/gpt-4o-mini", **options: Any) -> JudgeCaller:
+    """A caller that asks litellm for the same."""
+    at = JudgeEndpoint(model, model.partition("/")[2], played.url, SecretStr(KEY), "OPENAI_API_KEY")
+    return direct(played, time, model, transport=LitellmWire(at, 60), **options)
+
+
+both = pytest.mark.parametrize("make", [direct, through_litellm])
+
+
+def run(ask: Callable[[Endpoint], Awaitable[Any]], *script: Answer) -> tuple[Any, Endpoint]:
+    """What ``ask`` returns of an endpoint that plays the script, and the endpoint."""
+
+    async def main() -> tuple[Any, Endpoint]:
+        async with endpoint(*script) as played:
+            return await ask(played), played
+
+    return asyncio.run(main())
+
+
+def ask_once(make: Make, *script: Answer, **options: Any) -> tuple[Reply, Endpoint]:
+    async def ask(played: Endpoint) -> Reply:
+        async with make(played, **options) as caller:
+            return await caller.ask(MESSAGES, SCHEMA)
+
+    return run(ask, *script)
+
+
+@both
+def test_an_answer_comes_with_its_tokens_and_the_request_was_what_was_meant(make: Make) -> None:
+    reply, played = ask_once(make, completion("fine"))
+    assert (reply.text, reply.prompt_tokens, reply.completion_tokens, reply.attempts, reply.finish_reason) == ("fine", 1000, 100, 1, "stop")
+    seen = played.seen[0]
+    assert (seen["path"], seen["messages"], seen["temperature"]) == ("/v1/chat/completions", MESSAGES, 0)
+    assert seen["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert seen["headers"]["authorization"] == f"Bearer {KEY}"
+
+
+def test_dollars_are_those_of_the_table_and_none_where_it_knows_nothing() -> None:
+    assert ask_once(direct, completion())[0].usd is None
+    assert ask_once(direct, completion(), model="openai/gpt-4o-mini")[0].usd == pytest.approx(0.00015 + 0.00006)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {},
+        [],
+        {"prompt_tokens": -1, "completion_tokens": True},
+        {"prompt_tokens": 10**15, "completion_tokens": 1.5},
+        {"prompt_tokens": "many", "completion_tokens": None, "prompt_tokens_details": 7},
+    ],
+)
+def test_tokens_that_cannot_be_are_unknown_and_so_is_their_price(usage: Any) -> None:
+    reply, _ = ask_once(direct, completion(usage=usage), model="openai/gpt-4o-mini")
+    assert (reply.prompt_tokens, reply.completion_tokens, reply.usd, reply.text) == (None, None, None, "fine")
+
+
+@both
+@pytest.mark.parametrize(
+    "first",
+    [
+        *(refusal(status) for status in (408, 429, 500, 502, 503, 504, 529)),
+        Answer(hangs_up=True),
+        Answer(body=completion().body, cut=True),
+        WEB_PAGE,
+        Answer(body=b"{}"),
+        Answer(body=b'{"choices": []}'),
+        Answer(body=b""),
+    ],
+    ids=lambda answer: f"{answer.status} {answer.body[:12]!r}{' cut' * answer.cut}",
+)
+def test_what_a_retry_can_cure_is_retried(make: Make, first: Answer) -> None:
+    reply, played = ask_once(make, first, first, completion("fine"))
+    assert (reply.text, reply.attempts, len(played.seen)) == ("fine", 3, 3)
+
+
+@both
+def test_no_answer_in_time_is_retried(make: Make) -> None:
+    reply, _ = ask_once(make, Answer(hangs=True), completion("fine"), judge_timeout_seconds=0.3)
+    assert (reply.text, reply.attempts) == ("fine", 2)
+
+
+@both
+@pytest.mark.parametrize("asked", ["seconds", "date"])
+def test_retry_after_is_waited_as_asked(make: Make, asked: str) -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=40), usegmt=True)
+    time = Time()
+    ask_once(make, refusal(429, retry_after="40" if asked == "seconds" else later), completion(), time=time)
+    assert time.slept == [pytest.approx(40, abs=20)]
+
+
+@pytest.mark.parametrize("header", ["soon", "", "nan", "-5"])
+def test_a_retry_after_that_says_nothing_is_a_short_wait(header: str) -> None:
+    time = Time()
+    ask_once(direct, refusal(503, retry_after=header), completion(), time=time)
+    assert 0 <= time.slept[0] <= 0.5
+
+
+def test_a_retry_after_beyond_the_time_that_there_is_ends_it_at_once() -> None:
+    time = Time()
+    with pytest.raises(JudgeUnavailable, match=r"does not answer \(1 tries\): status 429: slow down. It asks to wait 3600 s"):
+        ask_once(direct, refusal(429, "slow down", retry_after="3600"), time=time)
+    assert time.slept == []
+
+
+def test_waits_are_drawn_below_a_bound_that_doubles_up_to_a_limit() -> None:
+    time = Time()
+    retries = Retries(attempts=7, first_wait_s=1, longest_wait_s=8)
+    with pytest.raises(JudgeUnavailable, match="7 tries"):
+        ask_once(direct, refusal(500), time=time, retries=retries)
+    bounds = [1, 2, 4, 8, 8, 8]
+    assert len(time.slept) == 6
+    assert all(0 <= wait_s <= bound for wait_s, bound in zip(time.slept, bounds, strict=True))
+    assert len(set(time.slept)) == 6
+
+
+def test_all_tries_and_waits_together_are_bounded() -> None:
+    time = Time()
+    with pytest.raises(JudgeUnavailable, match="3 tries"):
+        ask_once(direct, refusal(503, retry_after="40"), time=time, retries=Retries(total_s=100))
+    assert time.slept == [40, 40]
+
+
+@both
+@pytest.mark.parametrize(
+    ("answer", "said", "for_all"),
+    [
+        (refusal(401, f"Incorrect API key provided: {KEY}."), "Set OPENAI_API_KEY to a key", True),
+        (refusal(403, "not yours"), "Set OPENAI_API_KEY to a key", True),
+        (refusal(402, "pay"), "no credit left", True),
+        (refusal(429, "You exceeded your current quota", "insufficient_quota"), "no credit left", True),
+        (refusal(404, "no such model"), "Set JUDGE_MODEL to a model that is there", True),
+        (refusal(400, "This model's maximum context length is 8192 tokens"), "lower JUDGE_REQUEST_TOKENS", False),
+        (refusal(413, "too large"), "lower JUDGE_REQUEST_TOKENS", False),
+        (refusal(400, f"cannot do that, Authorization: Bearer {KEY}"), "names a chat model", False),
+    ],
+    ids=lambda value: value.status if isinstance(value, Answer) else None,
+)
+def test_a_refusal_says_what_to_do_and_shows_no_key(make: Make, answer: Answer, said: str, for_all: bool) -> None:
+    time = Time()
+    with pytest.raises(JudgeRefused, match=said) as refused:
+        ask_once(make, answer, time=time)
+    assert refused.value.for_all is for_all
+    assert KEY not in str(refused.value)
+    assert time.slept == []
+
+
+def test_an_address_that_is_no_api_says_so() -> None:
+    for status in (301, 405, 410):
+        with pytest.raises(JudgeRefused, match="JUDGE_BASE_URL to the address that ends before /chat/completions"):
+            ask_once(direct, Answer(status, b"moved", {"location": "/elsewhere"}))
+
+
+def test_nobody_at_the_address_says_so() -> None:
+    time = Time()
+    nobody = Endpoint([], url="http://127.0.0.1:9")
+    with pytest.raises(JudgeUnavailable, match=r"openai/scripted at http://127.0.0.1:9/v1 does not answer \(8 tries\): ConnectError"):
+        asyncio.run(direct(nobody, time).ask(MESSAGES, SCHEMA))
+
+
+@both
+def test_a_server_without_structured_output_is_asked_without_from_then_on(make: Make) -> None:
+    no_schema = refusal(400, "response_format json_schema is not supported")
+    no_json = refusal(400, "response_format is not supported")
+
+    async def ask(played: Endpoint) -> list[str]:
+        async with make(played) as caller:
+            return [(await caller.ask(MESSAGES, SCHEMA)).text for _ in range(2)]
+
+    texts, played = run(ask, no_schema, no_json, completion("fine"))
+    assert texts == ["fine", "fine"]
+    assert [seen.get("response_format", {}).get("type") for seen in played.seen] == ["json_schema", "json_object", None, None]
+
+
+def test_a_model_that_wants_its_own_temperature_keeps_its_structure() -> None:
+    _, played = ask_once(direct, refusal(400, "Unsupported value: 'temperature' does not support 0"), completion())
+    assert ("temperature" in played.seen[1], played.seen[1]["response_format"]["type"]) == (False, "json_schema")
+
+
+def test_a_request_that_no_form_of_it_cures_leaves_the_form_for_others() -> None:
+    async def ask(played: Endpoint) -> None:
+        async with direct(played) as caller:
+            with pytest.raises(JudgeRefused):
+                await caller.ask(MESSAGES, SCHEMA)
+            await caller.ask(MESSAGES, SCHEMA)
+
+    _, played = run(ask, *[refusal(400, "odd")] * 4, completion())
+    assert played.seen[4]["response_format"]["type"] == "json_schema"
+
+
+@both
+@pytest.mark.parametrize("finish", ["length", "content_filter"])
+def test_a_text_that_is_not_whole_says_so(make: Make, finish: str) -> None:
+    reply, _ = ask_once(make, completion('{"scores": [', finish))
+    assert (reply.text, reply.finish_reason) == ('{"scores": [', finish)
+
+
+def test_a_message_without_text_is_an_empty_one_with_its_reason() -> None:
+    assert ask_once(direct, completion(None, "content_filter"))[0].text == ""
+    reply, _ = ask_once(direct, completion(None, "stop", refusal="I will not."))
+    assert (reply.text, reply.finish_reason) == ("I will not.", "stop")
+
+
+def test_an_answer_nested_without_end_is_a_fault_like_any_other() -> None:
+    assert ask_once(direct, Answer(body=b"[" * 200_000), completion("fine"))[0].attempts == 2
+
+
+def test_half_a_surrogate_pair_in_a_text_is_sent_as_a_question_mark() -> None:
+    async def ask(played: Endpoint) -> None:
+        async with direct(played) as caller:
+            await caller.ask([{"role": "user", "content": "a\ud800b"}], SCHEMA)
+
+    _, played = run(ask, completion())
+    assert played.seen[0]["messages"][0]["content"] == "a?b"
+
+
+def test_no_more_requests_are_in_flight_than_allowed() -> None:
+    async def ask(played: Endpoint) -> None:
+        async with direct(played, judge_concurrency=3) as caller:
+            await asyncio.gather(*(caller.ask(MESSAGES, SCHEMA) for _ in range(20)))
+
+    _, played = run(ask, Answer(body=completion().body, delay_s=0.01))
+    assert (len(played.seen), played.most_in_flight) == (20, 3)
+
+
+def test_a_judge_that_is_down_is_not_asked_by_everybody() -> None:
+    time = Time()
+
+    async def ask(played: Endpoint) -> list[str]:
+        breaker = CircuitBreaker(time, threshold=3, open_s=1000)
+        async with direct(played, time, breaker=breaker, judge_concurrency=2, retries=Retries(attempts=4)) as caller:
+            failed = await asyncio.gather(*(caller.ask(MESSAGES, SCHEMA) for _ in range(50)), return_exceptions=True)
+            assert all(isinstance(error, JudgeUnavailable) for error in failed)
+            time.now += 1000
+            played.script = [completion("back")]
+            return [str(failed[-1]), (await caller.ask(MESSAGES, SCHEMA)).text]
+
+    (said, text), played = run(ask, refusal(503, "down for repair"))
+    assert text == "back"
+    assert re.match(r"Not asked, as [345] requests failed in a row. The last: The judge openai/scripted at http://127.0.0.1:", said)
+    assert "status 503: down for repair" in said
+    assert len(played.seen) <= 4 * 4 + 1
+
+
+def test_a_wrong_key_is_not_tried_by_everybody() -> None:
+    async def ask(played: Endpoint) -> list[Any]:
+        async with direct(played, judge_concurrency=1) as caller:
+            return await asyncio.gather(*(caller.ask(MESSAGES, SCHEMA) for _ in range(20)), return_exceptions=True)
+
+    errors, played = run(ask, refusal(401))
+    assert len(played.seen) == 5
+    assert all("Set OPENAI_API_KEY" in str(error) for error in errors)
+
+
+def test_requests_that_are_refused_one_by_one_do_not_stop_the_others() -> None:
+    async def ask(played: Endpoint) -> None:
+        async with direct(played) as caller:
+            for _ in range(10):
+                with pytest.raises(JudgeRefused):
+                    await caller.ask(MESSAGES, SCHEMA)
+
+    _, played = run(ask, refusal(400, "prompt is too long"))
+    assert len(played.seen) == 10
+
+
+@both
+def test_cancelling_hangs_up_and_leaves_the_place_to_another(make: Make) -> None:
+    async def ask(played: Endpoint) -> str:
+        async with make(played, judge_concurrency=1) as caller:
+            task = asyncio.create_task(caller.ask(MESSAGES, SCHEMA))
+            await played.asked.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.wait_for(played.gone.wait(), 20)
+            return (await caller.ask(MESSAGES, SCHEMA)).text
+
+    assert run(ask, Answer(hangs=True), completion("fine"))[0] == "fine"
+
+
+def test_another_providers_wire_is_litellms() -> None:
+    body = b'{"id": "m", "type": "message", "role": "assistant", "model": "c", "content": [{"type": "text", "text": "fine"}],'
+    body += b'"stop_reason": "max_tokens", "usage": {"input_tokens": 70, "output_tokens": 7}}'
+
+    async def ask(played: Endpoint) -> Reply:
+        at = JudgeEndpoint("anthropic/claude-sonnet-4-5", "", played.url.removesuffix("/v1"), SecretStr(KEY), "ANTHROPIC_API_KEY")
+        async with direct(played, model=at.model, transport=LitellmWire(at, 60)) as caller:
+            return await caller.ask(MESSAGES, SCHEMA)
+
+    reply, played = run(ask, refusal(529), Answer(body=body, headers={"content-type": "application/json"}))
+    assert (reply.text, reply.attempts, reply.prompt_tokens, reply.finish_reason) == ("fine", 2, 70, "length")
+    assert reply.usd == pytest.approx(70 * 3e-6 + 7 * 15e-6)
+    assert (played.seen[0]["path"], played.seen[0]["headers"]["x-api-key"]) == ("/v1/messages", KEY)
+
+
+def test_every_fault_of_the_line_at_once_loses_no_request() -> None:
+    judge = ScriptedJudge(faults=dict.fromkeys(TRANSPORT_FAULTS, 0.05), retry_after_s=0.01, slow_s=0.05)
+
+    async def main(url: str) -> list[Reply]:
+        settings = settings_at(url, judge_timeout_seconds=0.5)
+        retries = Retries(first_wait_s=0.01, total_s=60)
+        async with JudgeCaller(settings, "openai/scripted", retries=retries, jitter=random.Random(2)) as caller:
+            asked = [[{"role": "user", "content": f'<episode nonce="n" id="{i}">x</episode nonce="n">'}] for i in range(100)]
+            return await asyncio.gather(*(caller.ask(messages, SCHEMA) for messages in asked))
+
+    with running(judge) as url:
+        replies = asyncio.run(main(url))
+    assert len(replies) == 100
+    assert any(reply.attempts > 1 for reply in replies)
+    assert all('"scores"' in reply.text for reply in replies)

@@ -1,0 +1,85 @@
+"""Episodes within a token budget: what is kept, what is said of the rest, and that it is always the same."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from babylon_rl.judge.condense import LEAST_TOKENS, StepText, condense
+from babylon_rl.judge.tokens import token_counter
+from babylon_rl_tests.repeatable import repeatable
+
+count = token_counter("openai/gpt-4o-mini").count
+
+
+def make_step(number: int, *, decision: bool = False, words: int = 30, seen: tuple[str, ...] = ()) -> StepText:
+    said = (" ".join(f"word{place}" for place in range(words)),) if words else ()
+    action = "BUY_SHARES" if decision else "HOLD"
+    return StepText(number, seen, f"balance {number}", said, f"{action} detail", action, decision)
+
+
+def test_an_episode_that_fits_is_shown_in_full() -> None:
+    steps = [make_step(number) for number in range(1, 4)]
+    found = condense(steps, 10_000, count)
+    assert found.left_out == 0 and found.tokens == count(found.text)
+    assert [line for line in found.text.splitlines() if line.startswith(("1.", "2.", "3."))] and found.text.count("said ") == 3
+
+
+def test_a_step_shows_what_is_new_to_it() -> None:
+    first = StepText(1, ("[1]", "Balance: 5"), "balance 5", (), "HOLD", "HOLD", False)
+    second = StepText(2, ("[1]", "Balance: 6"), "balance 5", ("why not",), "BUY x", "BUY", True)
+    third = StepText(3, ("[1]", "Balance: 6"), "balance 6", (), "HOLD", "HOLD", False)
+    assert condense([first, second, third], 10_000, count).text == (
+        "1. (balance 5) saw [1] | Balance: 5\n did HOLD\n"
+        "2. saw as before, and Balance: 6\n said why not\n did BUY x\n"
+        "3. (balance 6) saw as before\n did HOLD"
+    )
+
+
+def test_the_first_the_last_and_the_decisions_are_kept_and_gaps_are_counted() -> None:
+    steps = [make_step(number, decision=number in (40, 41, 70)) for number in range(1, 101)]
+    found = condense(steps, 400, count)
+    lines = found.text.splitlines()
+    assert found.tokens <= 400 and found.left_out > 0
+    for number in (1, 40, 41, 70, 100):
+        assert any(line.startswith(f"{number}. ") for line in lines), number
+    gaps = [int(line[1:].split()[0]) for line in lines if line.startswith("[") and "left out]" in line]
+    shown = [line for line in lines if line.split(".")[0].isdigit()]
+    assert sum(gaps) == found.left_out == 100 - len(shown)
+
+
+def test_holds_are_shortened_before_anything_is_left_out() -> None:
+    steps = [make_step(number, decision=number == 5) for number in range(1, 11)]
+    whole = condense(steps, 10_000, count)
+    found = condense(steps, whole.tokens * 2 // 3, count)
+    assert found.left_out == 0 and "said" in found.text
+    assert {"1.", "5.", "10."} <= {line.split(" ")[0] for line in found.text.splitlines() if "balance" in line}
+    assert any(line.endswith(". HOLD") for line in found.text.splitlines())
+
+
+steps_drawn = st.lists(
+    st.builds(
+        make_step, st.integers(1, 99), decision=st.booleans(), words=st.integers(0, 200),
+        seen=st.lists(st.text(max_size=60), max_size=4).map(tuple),
+    ),
+    min_size=1, max_size=30,
+)  # fmt: skip
+
+
+@repeatable(60)
+@given(steps_drawn, st.integers(0, 2_000))
+def test_the_budget_is_kept_and_the_same_steps_give_the_same_text(steps: list[StepText], budget: int) -> None:
+    found = condense(steps, budget, count)
+    assert found == condense(list(steps), budget, count)
+    assert found.tokens == count(found.text) <= max(budget, LEAST_TOKENS)
+    assert 0 <= found.left_out <= len(steps)
+
+
+@repeatable(60)
+@given(st.text(min_size=2_000, max_size=4_000), st.integers(LEAST_TOKENS, 400))
+def test_one_endless_step_is_cut(text: str, budget: int) -> None:
+    steps = [StepText(1, (text,), "", (text,), text, text, True)]
+    found = condense(steps, budget, count)
+    assert found.tokens <= budget and found.text
+
+
+def test_no_step_is_no_text() -> None:
+    assert condense([], 500, count).text == ""

@@ -1,0 +1,150 @@
+"""RULER without a database: orders, their agreement, the cache, mending, and the pool, against a scripted judge over HTTP."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+
+import pytest
+
+from babylon_rl.errors import JudgeRefused
+from babylon_rl.judge.agreement import agreement, kendall_tau
+from babylon_rl.judge.calls import JudgeCaller
+from babylon_rl.judge.pool import judge_groups
+from babylon_rl.judge.ruler import Judged, Outcome, SetAside, Waiting
+from babylon_rl.judge.ruler_cache import MemoryCache
+from babylon_rl.judge.scripted.settings import ScriptedJudge
+from babylon_rl.judge.shown import ShownEpisode, ShownGroup
+from babylon_rl.settings import Settings
+from babylon_rl_tests.judge.model_judge import asking
+from babylon_rl_tests.judge.scripted_server import Judge, judging
+
+SECRET = b"s" * 32
+
+
+def group(window: str = "2025-11-15T10:00", agents: int = 5) -> ShownGroup:
+    """The agent a<n> earned 100 * n dollars."""
+    episodes = [ShownEpisode(f"a{n}", f"I traded {n} times in {window}.", 10, 0, (), 100.0 * n, 5) for n in range(agents)]
+    return ShownGroup(window, ("The market moved.",), "", tuple(episodes), f"version of {window}, {agents}")
+
+
+def groups(number: int) -> list[ShownGroup]:
+    return [group(f"2025-11-{15 + n // 24:02}T{n % 24:02}:00") for n in range(number)]
+
+
+def judge_all(settings: Settings, some: Sequence[ShownGroup], cache: MemoryCache) -> dict[str, Outcome]:
+    async def run() -> dict[str, Outcome]:
+        async with JudgeCaller(settings, settings.judge_model) as caller:
+            return await judge_groups(some, caller, SECRET, settings, cache, lambda: datetime(2026, 1, 1))
+
+    return asyncio.run(run())
+
+
+def judged(outcomes: dict[str, Outcome]) -> list[Judged]:
+    found = [outcome for outcome in outcomes.values() if isinstance(outcome, Judged)]
+    assert len(found) == len(outcomes), outcomes
+    return found
+
+
+def requests(judge: Judge) -> int:
+    return int(judge.stats()["requests"])
+
+
+def test_the_score_is_the_mean_and_the_disagreement_the_mean_difference() -> None:
+    found = agreement([{"b": 0.2, "a": 0.9}, {"a": 0.7, "b": 0.2}, {"a": 0.5, "b": 0.8}])
+    assert found.scores == pytest.approx({"a": 0.7, "b": 0.4})
+    assert found.by_agent == pytest.approx({"a": (0.2 + 0.4 + 0.2) / 3, "b": (0 + 0.6 + 0.6) / 3})
+    assert found.disagreement == pytest.approx((0.8 / 3 + 0.4) / 2)
+    assert found.tau == pytest.approx((1 - 1 - 1) / 3)
+
+
+def test_a_single_order_agrees_with_itself_and_orders_without_a_ranking_have_no_tau() -> None:
+    alone = agreement([{"a": 0.5}])
+    assert (alone.disagreement, alone.tau, alone.scores) == (0.0, None, {"a": 0.5})
+    assert kendall_tau({"a": 0.5, "b": 0.5}, {"a": 0.1, "b": 0.9}) is None
+    assert kendall_tau({"a": 0.1, "b": 0.2, "c": 0.2}, {"a": 0.1, "b": 0.2, "c": 0.3}) == pytest.approx(2 / 6**0.5)
+
+
+def test_every_order_is_asked_and_the_scores_are_those_of_the_agents(settings: Settings) -> None:
+    with judging(ScriptedJudge(position_bias=0.3)) as judge:
+        (found,) = judged(judge_all(asking(settings, judge.url), [group()], MemoryCache()))
+        assert requests(judge) == 2
+    assert len(found.orders) == 2 and found.asked == 2
+    assert list(found.agreement.scores) == [f"a{n}" for n in range(5)]
+    ranked = sorted(found.agreement.scores, key=lambda agent: found.agreement.scores[agent])
+    assert ranked == [f"a{n}" for n in range(5)]
+    assert [order.places["a0"] + order.places["a4"] for order in found.orders] and found.agreement.disagreement > 0
+    assert {order.places["a0"] for order in found.orders} != {0.0}
+
+
+def test_a_second_run_asks_nothing_and_comes_to_the_same(settings: Settings) -> None:
+    cache = MemoryCache()
+    with judging(ScriptedJudge(noise=0.1)) as judge:
+        first = judged(judge_all(asking(settings, judge.url), groups(3), cache))
+        asked = requests(judge)
+        again = judged(judge_all(asking(settings, judge.url), groups(3), cache))
+        assert requests(judge) == asked == 6
+    assert [(one.agreement, one.orders) for one in first] == [(one.agreement, one.orders) for one in again]
+    assert [one.asked for one in again] == [0, 0, 0]
+
+
+def test_orders_that_disagree_are_followed_by_more_up_to_the_most(settings: Settings) -> None:
+    with judging(ScriptedJudge(noise=0.3)) as judge:
+        suspicious = asking(settings, judge.url, judge_disagreement=0.0, judge_max_orders=3)
+        assert [len(found.orders) for found in judged(judge_all(suspicious, [group()], MemoryCache()))] == [3]
+        lenient = asking(settings, judge.url, judge_disagreement=1.0)
+        assert [len(found.orders) for found in judged(judge_all(lenient, [group()], MemoryCache()))] == [2]
+        fixed = asking(settings, judge.url, judge_orders=4, judge_max_orders=3, judge_disagreement=0.0)
+        assert [len(found.orders) for found in judged(judge_all(fixed, [group()], MemoryCache()))] == [4]
+
+
+def test_a_group_beyond_one_request_is_judged_in_parts_on_one_scale(settings: Settings) -> None:
+    large = group(agents=20)
+    with judging() as judge:
+        (found,) = judged(judge_all(asking(settings, judge.url, judge_group_size=8), [large], MemoryCache()))
+        assert requests(judge) > 4
+    ranked = sorted(found.agreement.scores, key=lambda agent: found.agreement.scores[agent])
+    assert ranked == [f"a{n}" for n in range(20)]
+
+
+@pytest.mark.parametrize("fault", ["missing-id", "duplicate-id", "unknown-id", "out-of-range", "nan", "boolean", "no-explanation", "empty"])
+def test_an_unusable_answer_is_mended_asked_anew_and_then_the_group_is_set_aside(settings: Settings, fault: str) -> None:
+    cache = MemoryCache()
+    with judging(ScriptedJudge(faults={fault: 1.0})) as judge:
+        (found,) = judge_all(asking(settings, judge.url, judge_orders=1), [group()], cache).values()
+        assert requests(judge) == 3
+        (again,) = judge_all(asking(settings, judge.url, judge_orders=1), [group()], cache).values()
+        assert requests(judge) == 3
+    assert isinstance(found, SetAside) and isinstance(again, SetAside)
+    assert [entry["attempt"] for entry in found.transcript] == [0, 1, 2]
+    assert all(entry["faults"] for entry in found.transcript) and found.reason == again.reason
+    assert len(found.transcript[1]["messages"]) == 4, "the repair quotes the answer and its faults"
+
+
+def test_a_judge_that_is_down_leaves_groups_waiting_and_those_of_the_cache_are_judged(settings: Settings) -> None:
+    cache = MemoryCache()
+    with judging() as judge:
+        judged(judge_all(asking(settings, judge.url), groups(1), cache))
+        judge.reset(faults={"unavailable": 1.0})
+        found = judge_all(asking(settings, judge.url, judge_timeout_seconds=0.1), groups(2), cache)
+    first, second = found.values()
+    assert isinstance(first, Judged) and isinstance(second, Waiting) and "openai/scripted" in second.reason
+
+
+def test_a_judge_that_refuses_everybody_ends_the_run(settings: Settings) -> None:
+    with judging(ScriptedJudge(faults={"bad-key": 1.0})) as judge, pytest.raises(JudgeRefused, match="OPENAI_API_KEY"):
+        judge_all(asking(settings, judge.url), groups(3), MemoryCache())
+
+
+def test_a_request_that_alone_is_refused_sets_its_group_aside_and_no_other(settings: Settings) -> None:
+    cache = MemoryCache()
+    with judging(ScriptedJudge(faults={"bad-request": 0.5})) as judge:
+        found = judge_all(asking(settings, judge.url, judge_orders=1), groups(12), cache)
+    kinds = {type(outcome) for outcome in found.values()}
+    assert kinds == {Judged, SetAside}
+    assert all("JUDGE_REQUEST_TOKENS" in outcome.reason for outcome in found.values() if isinstance(outcome, SetAside))
+
+
+def test_requests_in_flight_are_bounded(settings: Settings) -> None:
+    with judging(ScriptedJudge(latency_s=0.02)) as judge:
+        judged(judge_all(asking(settings, judge.url, judge_concurrency=3), groups(6), MemoryCache()))
+        assert judge.stats()["mostInFlight"] == 3

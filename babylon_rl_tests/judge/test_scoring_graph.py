@@ -1,0 +1,175 @@
+"""A language model's scores through the asset graph, in batches, and by command."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from babylon_rl.automation.sensors import JUDGE_ASKED_EVERY, start_training
+from babylon_rl.cli import run
+from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.errors import JudgeRefused, JudgeUnavailable
+from babylon_rl.judge.scoring import score_windows
+from babylon_rl.settings import Settings
+from babylon_rl.store.batches import read_batch
+from babylon_rl.store.database import Database
+from babylon_rl.training.batches import QUARANTINED_REASON, freeze_batch, prepare_batch
+from babylon_rl_tests.assets.conftest import Bench, make_bench
+from babylon_rl_tests.judge.model_judge import MODEL, NOW, asking, filled
+from babylon_rl_tests.judge.scripted_server import Judge, judging
+
+__all__ = ["make_bench"]
+
+DRY = {"train_rl_local": True, "local_base_model": "dry", "iterations": 1, "training_min_trajectories": 5}
+
+
+@pytest.fixture
+def judge() -> Iterator[Judge]:
+    with judging() as running:
+        yield running
+
+
+def metadata_of(entry: dg.AssetMaterialization) -> dict[str, Any]:
+    return {name: value.value for name, value in entry.metadata.items()}
+
+
+def test_an_hours_page_says_what_it_cost_and_why_it_has_no_scores(
+    make_bench: Callable[..., Bench], database: Database, settings: Settings, judge: Judge
+) -> None:
+    first, second, third = filled(database, 3)
+    chosen = asking(settings, judge.url, judge_model="openai/gpt-4o-mini", judge_timeout_seconds=0.3)
+    names = ("judge_model", "judge_base_url", "judge_timeout_seconds", "judge_disagreement")
+    bench = make_bench(database, NOW, **{name: getattr(chosen, name) for name in names})
+    bench.run("score", first)
+    judge.reset(faults={"missing-id": 1.0})
+    bench.run("score", second)
+    judge.reset(faults={"unavailable": 1.0})
+    bench.run("score", first, third)
+    found = {window: metadata_of(entry) for window, entry in bench.materializations("scored_groups").items()}
+    judged = found[first]
+    assert (judged["judge"], judged["orders"], judged["requests"], judged["asked_now"], judged["cache_hits"]) == (
+        "openai/gpt-4o-mini", 2, 2, 0, 2,
+    )  # fmt: skip
+    assert judged["usd"] > 0 and judged["prompt_tokens"] > 0 and judged["kendall_tau"] == 1.0 and judged["disagreement"] == 0.0
+    assert found[second]["judged"] == "no: quarantined" and "is missing" in found[second]["reason"]
+    assert found[third]["judged"].startswith("pending") and "gpt-4o-mini" in found[third]["reason"]
+
+
+def test_a_batch_waits_for_its_judge_and_goes_on_from_what_was_judged(database: Database, settings: Settings, judge: Judge) -> None:
+    windows = filled(database, 3)
+    chosen = asking(settings.model_copy(update=DRY), judge.url, judge_timeout_seconds=0.3)
+    with database.connect() as connection:
+        sync_windows(connection, windows, chosen, NOW)
+        batch = freeze_batch(connection, chosen, NOW)
+        assert batch is not None
+        connection.commit()
+        score_windows(connection, windows[:1], chosen, NOW)
+        for fault, error in (("unavailable", JudgeUnavailable), ("bad-key", JudgeRefused)):
+            judge.reset(faults={fault: 1.0})
+            with pytest.raises(error):
+                prepare_batch(connection, batch.batch_id, chosen, NOW)
+            waiting = read_batch(connection, batch.batch_id)
+            assert waiting is not None and waiting.live and waiting.state == "scoring"
+        judge.reset(faults={"bad-key": 0.0})
+        prepared = prepare_batch(connection, batch.batch_id, chosen, NOW)
+        assert judge.stats()["requests"] == 4
+    assert len(prepared.kept) == 15 and all(episode.score is not None for episode in prepared.kept)
+
+
+def test_a_quarantined_hour_leaves_its_batch_and_the_others_train(database: Database, settings: Settings) -> None:
+    windows = filled(database, 2)
+    chosen = asking(settings.model_copy(update=DRY), "http://127.0.0.1:9/v1")
+    with judging() as judge, database.connect() as connection:
+        chosen = chosen.model_copy(update={"judge_base_url": judge.url})
+        sync_windows(connection, windows, chosen, NOW)
+        batch = freeze_batch(connection, chosen, NOW)
+        assert batch is not None
+        connection.commit()
+        score_windows(connection, windows[:1], chosen, NOW)
+        judge.reset(faults={"empty": 1.0})
+        prepared = prepare_batch(connection, batch.batch_id, chosen, NOW)
+    assert {episode.window for episode in prepared.kept} == {windows[0]}
+    assert dict(prepared.dropped_groups) == {windows[1]: QUARANTINED_REASON}
+
+
+def test_automation_asks_a_judge_that_is_down_again_after_a_while_and_never_gives_the_batch_up(
+    make_bench: Callable[..., Bench], database: Database, settings: Settings
+) -> None:
+    windows = filled(database, 2)
+    down = {"judge_model": MODEL, "judge_base_url": "http://127.0.0.1:9/v1", "judge_timeout_seconds": 0.2}
+    moment = NOW
+    bench = make_bench(database, NOW, **DRY, **down)
+    with database.connect(autocommit=True) as connection:
+        sync_windows(connection, windows, bench.babylon.settings, NOW)
+    for _ in range(5):
+        bench = make_bench(database, moment, **DRY, **down)
+        context = dg.build_sensor_context(instance=bench.instance, resources={"babylon": bench.babylon})
+        asked = start_training(context)
+        assert isinstance(asked, dg.SensorResult) and asked.run_requests
+        batch = str(asked.run_requests[0].partition_key)
+        bench.instance.add_dynamic_partitions("batch", [batch])
+        failed = bench.run("train", batch, raise_on_error=False)
+        assert not failed.success
+        soon = start_training(context)
+        assert isinstance(soon, dg.SkipReason) and "waits for its judge" in str(soon.skip_message)
+        moment += JUDGE_ASKED_EVERY + timedelta(minutes=1)
+    with database.connect() as connection:
+        held = read_batch(connection, batch)
+    assert held is not None and held.live and held.error is None
+
+
+@pytest.fixture
+def command(
+    database: Database, judge: Judge, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> Callable[..., tuple[int, dict[str, Any], str]]:
+    """``command("score", ...)``: exit code, the JSON document, what was said besides."""
+    for name, value in {
+        "DATABASE_URL": database.url, "BABYLON_RL_HOME": str(tmp_path / "home"), "JUDGE_MODEL": MODEL, "JUDGE_BASE_URL": judge.url,
+        "JUDGE_TIMEOUT_SECONDS": "0.5", "JUDGE_DISAGREEMENT": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+    def ask(*arguments: str) -> tuple[int, dict[str, Any], str]:
+        code = run([*arguments, "--json"])
+        said = capsys.readouterr()
+        return code, json.loads(said.out) if said.out.strip() else {}, said.err
+
+    return ask
+
+
+def test_score_by_command_pays_once_and_says_what_waits(
+    database: Database, judge: Judge, command: Callable[..., tuple[int, dict[str, Any], str]]
+) -> None:
+    first, second, third = filled(database, 3)
+    code, plan, _ = command("score", "--window", first, "--dry-run")
+    assert (code, plan["requests"], plan["cached"], plan["usd"], plan["windows"]) == (0, 2, 0, None, [first])
+    code, done, _ = command("score", "--window", first)
+    assert (code, len(done["windows"]), done["pending"], done["windows"][0]["judge"]) == (0, 1, [], MODEL)
+    assert command("score", "--window", first)[0] == 0 and judge.stats()["requests"] == 2
+    assert command("score", "--window", first, "--force")[0] == 0 and judge.stats()["requests"] == 2
+    judge.reset(faults={"unavailable": 1.0})
+    code, done, said = command("score", "--from", first, "--to", third)
+    assert (code, [group["window"] for group in done["windows"]], [row["window"] for row in done["pending"]]) == (3, [first], [second])
+    assert "1 hours wait" in said
+    judge.reset(faults={"unavailable": 0.0, "empty": 1.0})
+    code, done, said = command("score", "--window", second)
+    assert (code, [row["window"] for row in done["quarantined"]], done["pending"]) == (0, [second], []) and second in said
+    code, shown, _ = command("judge", "quarantine")
+    assert code == 0 and shown["quarantined"][0]["transcript"] and shown["quarantined"][0]["window"] == second
+    judge.reset(faults={"empty": 0.0})
+    assert command("judge", "retry", second)[1] == {"released": [second]}
+    code, done, _ = command("score", "--from", first, "--to", third)
+    assert (code, len(done["windows"]), done["quarantined"]) == (0, 2, [])
+    assert command("judge", "retry")[0] == 2
+
+
+def test_scores_of_the_heuristic_are_replaced_by_the_judge_that_is_named(
+    database: Database, settings: Settings, command: Callable[..., tuple[int, dict[str, Any], str]]
+) -> None:
+    (window,) = filled(database, 1)
+    assert command("score", "--window", window, "--judge", "heuristic")[1]["windows"][0]["judge"] == "heuristic"
+    assert command("score", "--window", window)[1]["windows"][0]["judge"] == MODEL

@@ -1,0 +1,160 @@
+"""The service over HTTP on loopback, with and without the prefix /v1, and the faults of a connection.
+
+Under /stand-in lie its controls for tests that run it as a process: GET /stand-in/trained, POST /stand-in/set.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from babylon_rl_tests.training.serverless_stand_in.chat import Chat, answer_chat
+from babylon_rl_tests.training.serverless_stand_in.service import Service
+
+WRONG_KEY = "wrong"
+_CHECKPOINTS = re.compile(r"/preview/models/([^/]+)/checkpoints")
+_EVENTS = re.compile(r"/preview/training-jobs/([^/]+)/events")
+
+
+@dataclass
+class StandIn:
+    """A served stand-in: its address, what it knows, and the model that answers chats (None: no chat)."""
+
+    url: str
+    service: Service
+    chat: Chat | None
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request; ``server.stand_in`` is what it speaks for."""
+
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def _stand_in(self) -> StandIn:
+        found: StandIn = self.server.stand_in  # type: ignore[attr-defined]
+        return found
+
+    def do_GET(self) -> None:
+        path, query = self._request()
+        service = self._stand_in.service
+        if path == "/stand-in/trained":
+            trained = [asdict(job) for job in service.trained()]
+            self._answer(200, {"trained": trained, "jobs": len(service.jobs), "running": service.running()})
+        elif service.read_faults:
+            self._answer(service.read_faults.pop(0), {"error": {"message": "a fault of the stand-in"}})
+        elif (found := _CHECKPOINTS.fullmatch(path)) is not None and found[1] in service.models:
+            shown = [{"id": f"c{one.step}", "step": one.step, "metrics": one.metrics} for one in service.checkpoints(found[1])]
+            self._page(shown[::-1] if query.get("order") == ["desc"] else shown, query)
+        elif (found := _EVENTS.fullmatch(path)) is not None and (events := service.events(found[1])) is not None:
+            self._page(events, query)
+        else:
+            self._answer(404, {"error": {"message": f"there is no {path}"}})
+
+    def do_POST(self) -> None:
+        path, _ = self._request()
+        body = self._body()
+        service = self._stand_in.service
+        if self.headers.get("authorization", "").endswith(f" {WRONG_KEY}"):
+            self._answer(401, {"error": {"message": f"the key {WRONG_KEY} is not known"}})
+        elif path == "/preview/models":
+            model = service.create_model(body)
+            self._answer(200, {"id": model.id, "entity": model.entity, "project": model.project, "name": model.name,
+                               "base_model": model.base_model, "run_id": "run-1"})  # fmt: skip
+        elif path == "/preview/training-jobs":
+            self._post_job(body)
+        elif path == "/chat/completions" and self._stand_in.chat is not None:
+            self._answer(200, answer_chat(self._stand_in.chat, body))
+        elif path == "/stand-in/set":
+            for name, value in body.items():
+                setattr(service, name, value)
+            self._answer(200, {})
+        else:
+            self._answer(404, {"error": {"message": f"there is no {path}"}})
+
+    def do_DELETE(self) -> None:
+        path, _ = self._request()
+        found = _CHECKPOINTS.fullmatch(path)
+        if found is None:
+            self._answer(404, {"error": {"message": f"there is no {path}"}})
+            return
+        deleted, missing = self._stand_in.service.delete_checkpoints(found[1], list(self._body()["steps"]))
+        self._answer(200, {"deleted_count": deleted, "not_found_steps": missing})
+
+    def _post_job(self, body: dict[str, Any]) -> None:
+        service = self._stand_in.service
+        fault = service.post_faults.pop(0) if service.post_faults else "none"
+        if fault == "drop_before":
+            self._drop()
+        elif fault in ("429", "400", "500", "503"):
+            self._answer(int(fault), {"error": {"message": "a fault of the stand-in"}})
+        else:
+            job = service.post_job(body)
+            if fault == "drop_after":
+                self._drop()
+            elif fault == "500_after":
+                self._answer(500, {"error": {"message": "a fault of the stand-in"}})
+            elif fault == "garbled_after":
+                self._answer(200, {"accepted": True})
+            else:
+                self._answer(200, {"id": job.id})
+
+    def _request(self) -> tuple[str, dict[str, list[str]]]:
+        parts = urlsplit(self.path)
+        path = parts.path.removeprefix("/v1")
+        self._stand_in.service.requests.append((self.command, path))
+        return path, parse_qs(parts.query)
+
+    def _body(self) -> dict[str, Any]:
+        body: dict[str, Any] = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}")
+        return body
+
+    def _page(self, entries: list[dict[str, Any]], query: dict[str, list[str]]) -> None:
+        ids = [entry["id"] for entry in entries]
+        after = query.get("after", [None])[0]
+        left = entries[ids.index(after) + 1 :] if after in ids else entries
+        most = int(query.get("limit", ["20"])[0])
+        self._answer(200, {"object": "list", "data": left[:most], "has_more": len(left) > most})
+
+    def _answer(self, status: int, document: dict[str, Any]) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _drop(self) -> None:
+        self.close_connection = True
+        self.connection.close()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: clients die here on purpose."""
+
+
+@contextmanager
+def standing_in(service: Service | None = None, chat: Chat | None = None, port: int = 0) -> Iterator[StandIn]:
+    """Serve a stand-in on loopback while the block runs."""
+    server = _Server(("127.0.0.1", port), Handler)
+    found = StandIn(f"http://127.0.0.1:{server.server_port}", service or Service(), chat)
+    server.stand_in = found  # type: ignore[attr-defined]
+    thread = Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield found
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,59 @@
+"""Conversion takes the frozen trajectories' calls, whole and in order, whatever else their hours hold."""
+
+from dataclasses import replace
+
+from babylon_rl.episodes.reading import read_window, stream_trajectories
+from babylon_rl.store.batches import BatchEpisode
+from babylon_rl.training.conversion import convert
+
+HOURS = ("2025-10-29T14:00", "2025-10-29T13:00")
+
+
+def episodes_of(connection, settings):
+    """Every episode of two hours, as a batch would hold them, newest hour first."""
+    return [
+        BatchEpisode(hour, episode.agent_id, episode.trajectory_ids, 0.5, 1, 1.5, None, None)
+        for hour in HOURS
+        for episode in read_window(connection, hour, settings).episodes
+    ]
+
+
+def test_every_call_of_an_episode_comes_in_its_order(connection, settings):
+    found = convert(connection, episodes_of(connection, settings), settings)
+    for hour in HOURS:
+        served = read_window(connection, hour, settings).episodes
+        expected = [(e.agent_id, call.trajectory_id, call.call_id, call.response) for e in served for call in e.sequences]
+        assert expected and expected == [(s.agent_id, s.trajectory_id, s.call_id, s.response) for s in found.by_window[hour]]
+        assert {e.agent_id: len(e.sequences) for e in served} == {
+            agent: n for (window, agent), n in found.per_episode.items() if window == hour
+        }
+    assert [sequence.window for sequence in found.sequences] == sorted((s.window for s in found.sequences), reverse=True)
+    assert {sequence.advantage for sequence in found.sequences} == {1.5}
+
+
+def test_what_was_not_frozen_is_not_taken(connection, settings):
+    episodes = episodes_of(connection, settings)
+    called = {sequence.trajectory_id for sequence in convert(connection, episodes, settings).sequences}
+    whole = next(e for e in episodes if len(called.intersection(e.trajectory_ids)) > 1)
+    kept = next(i for i in whole.trajectory_ids if i in called)
+    found = convert(connection, [replace(whole, trajectory_ids=(kept,))], settings)
+    assert {sequence.trajectory_id for sequence in found.sequences} == {kept}
+
+
+def test_the_order_of_the_hours_changes_nothing(connection, settings):
+    episodes = episodes_of(connection, settings)
+    one, other = (convert(connection, given, settings) for given in (episodes, sorted(episodes, key=lambda e: e.window)))
+    assert one.sequences == other.sequences
+
+
+def test_a_trajectory_that_is_gone_is_missing_from_its_episode(connection, settings):
+    episodes = episodes_of(connection, settings)
+    gone = convert(connection, episodes, settings).sequences[0].trajectory_id
+    connection.execute('DELETE FROM trajectories WHERE "trajectoryId" = %s', [gone])
+    found = convert(connection, episodes, settings)
+    assert found.sequences and gone not in {sequence.trajectory_id for sequence in found.sequences}
+
+
+def test_only_the_asked_trajectories_are_decoded(connection, settings):
+    asked = frozenset(episodes_of(connection, settings)[0].trajectory_ids)
+    assert {found.trajectory_id for found in stream_trajectories(connection, HOURS, settings, asked)} == asked

@@ -1,0 +1,150 @@
+"""Exported versions: loaded as other servers load them, and compared with what was trained; refusals in words."""
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from babylon_rl.errors import BabylonError, CheckpointError, ExportError, ModelUnavailable, UsageError
+from babylon_rl.models.checkpoints import WEIGHTS, RemoteCheckpoint, base_identity, publish, verify, write_remote
+from babylon_rl.models.quiet import quiet_loading
+from babylon_rl.settings import Settings
+from babylon_rl.store.registry import Model
+from babylon_rl.training.exporting_models import export_version, find_version
+from babylon_rl_tests.tiny_model import make_adapter, make_base, make_manifest
+from babylon_rl_tests.training.registry_rows import NOW, make_model
+
+
+@pytest.fixture
+def here(settings: Settings, tiny_base: Path) -> Settings:
+    return settings.model_copy(update={"local_base_model": str(tiny_base)})
+
+
+@pytest.fixture
+def version(here: Settings, tiny_base: Path) -> Model:
+    """v1.0.0 as it lies among the checkpoints."""
+    directory = here.home / "checkpoints" / "v1.0.0"
+    made = make_adapter(tiny_base, here.home / "made")
+    (made / "README.md").unlink()
+    publish(made, directory, make_manifest(base_identity(tiny_base, "tiny")))
+    return make_model(checkpoint=str(directory))
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[5, 17, 40, 3, 99]])).logits[0]
+
+
+def base(directory: Path) -> torch.nn.Module:
+    with quiet_loading():
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def with_adapter(base_dir: Path, adapter: str | Path | None) -> torch.nn.Module:
+    with quiet_loading():
+        return PeftModel.from_pretrained(base(base_dir), str(adapter)).eval()
+
+
+def test_an_exported_adapter_is_the_checkpoint_and_loads_on_the_base(
+    version: Model, here: Settings, tiny_base: Path, tmp_path: Path
+) -> None:
+    exported = export_version(version, tmp_path / "out", here)
+    assert exported.kl == 0.0 and verify(tmp_path / "out", tiny_base).version == "v1.0.0"
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["peft_type"]) == ("tiny", "LORA")
+    loaded = with_adapter(tiny_base, tmp_path / "out")
+    trained = with_adapter(tiny_base, version.checkpoint)
+    assert torch.equal(logits(loaded), logits(trained))
+    assert not torch.allclose(logits(loaded), logits(base(tiny_base)), atol=0.1)
+
+
+def test_a_merged_model_needs_neither_peft_nor_the_base(version: Model, here: Settings, tiny_base: Path, tmp_path: Path) -> None:
+    exported = export_version(version, tmp_path / "out", here, merged=True)
+    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "README.md", "manifest.json"} <= set(
+        exported.files
+    )
+    trained = with_adapter(tiny_base, version.checkpoint)
+    assert torch.allclose(logits(base(tmp_path / "out")), logits(trained), atol=1e-4)
+    message = [{"role": "user", "content": "x"}]
+    ours, theirs = (
+        AutoTokenizer.from_pretrained(where).apply_chat_template(message, tokenize=False) for where in (tiny_base, tmp_path / "out")
+    )
+    assert ours == theirs
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_directory_with_files_is_left_as_it_is(version: Model, here: Settings, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    export_version(version, tmp_path / "out", here)  # an empty one is taken
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    with pytest.raises(UsageError, match="not empty"):
+        export_version(version, tmp_path / "out", here, merged=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
+
+
+def test_what_cannot_be_exported_says_why(version: Model, here: Settings, tmp_path: Path) -> None:
+    remote = here.home / "checkpoints" / "v1.0.1"
+    remote.mkdir()
+    pointer = {
+        "service": "https://a",
+        "model": "m",
+        "step": 3,
+        "artifact": "me/p/m:step3",
+        "inference_name": "wandb-artifact:///me",
+        "inference_url": "https://b",
+    }
+    write_remote(remote, RemoteCheckpoint(**pointer))
+    cases: list[tuple[Model, type[BabylonError], str]] = [
+        (make_model(foreign=True, storage_path="s3://theirs"), UsageError, "another producer.*s3://theirs"),
+        (make_model(base_model="dry"), UsageError, "dry run"),
+        (make_model("v1.0.1", checkpoint=str(remote)), UsageError, "wandb artifact get me/p/m:step3"),
+        (make_model("v9.0.0", checkpoint=str(tmp_path / "gone")), CheckpointError, "is not there"),
+        (make_model("v9.0.0", checkpoint=str(tmp_path / "gone"), pruned_at=NOW, uploaded_url="s3://b/v9.0.0"), CheckpointError,
+         "was pruned on 2025-10-30.*s3://b/v9.0.0"),
+    ]  # fmt: skip
+    for model, kind, said in cases:
+        with pytest.raises(kind, match=said):
+            export_version(model, tmp_path / "out", here)
+    with pytest.raises(UsageError, match=r"no registered version 'v3'; there are: v1\.0\.0"):
+        find_version([version], "v3")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_another_base_or_no_base_is_refused(version: Model, here: Settings, tmp_path: Path) -> None:
+    other = make_base(tmp_path / "other", seed=3)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rope_theta": 5.0}))
+    with pytest.raises(CheckpointError, match="the base given has another config.*LOCAL_BASE_MODEL"):
+        export_version(version, tmp_path / "out", here.model_copy(update={"local_base_model": str(other)}))
+    (other / "model.safetensors").unlink()
+    with pytest.raises(ModelUnavailable, match=r"model\.safetensors is missing"):
+        export_version(version, tmp_path / "out", here.model_copy(update={"local_base_model": str(other)}))
+    weights = Path(str(version.checkpoint)) / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        export_version(version, tmp_path / "out", here)
+    assert not (tmp_path / "out").exists()
+
+
+@contextmanager
+def full_disk(bytes_free: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes: what a write to a full disk meets."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_full_disk_leaves_nothing(version: Model, here: Settings, tmp_path: Path, merged: bool) -> None:
+    with full_disk(2000), pytest.raises(ExportError, match="make room"):
+        export_version(version, tmp_path / "out", here, merged=merged)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out-*"))

@@ -1,0 +1,150 @@
+"""What a registered version says of itself is the same wherever one looks, and a training that cannot be written leaves nothing."""
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from babylon_rl.cli.batches import model_document
+from babylon_rl.errors import CheckpointError, TrainingError
+from babylon_rl.market.simulation.prompting import TRADER_V1, system_texts
+from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_served_as, load_manifest, model_card
+from babylon_rl.store.batches import read_batch, read_batch_episodes
+from babylon_rl.store.registry import note_tracking, read_models
+from babylon_rl.training import looking_back as look
+from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.served_as import action_grammar, prompt_version
+from babylon_rl.training.trainer import TrainSequence
+from babylon_rl_tests.tiny_model import make_manifest
+from babylon_rl_tests.training.sample import NOW, value
+
+TRADE = {"type": "json_schema", "json_schema": {"name": "trade", "schema": {}}}
+
+
+def sequence(system: str, response_format: dict[str, Any] | None = None) -> TrainSequence:
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": "x"}]
+    return TrainSequence(messages, "hold", response_format, None, 0.0, 1.0, "w", "a", "t", "c")
+
+
+def prepared(connection, settings, **given: Any):
+    batch = freeze_batch(connection, settings, NOW, **given)
+    prepare_batch(connection, batch.batch_id, settings, NOW)
+    return batch
+
+
+def test_prompt_and_grammar_are_found_in_what_was_trained_and_compared_on_load() -> None:
+    v1 = next(text for text, version in system_texts().items() if version == TRADER_V1)
+    ours, theirs = sequence(v1, TRADE), sequence("Somebody's own prompt.")
+    assert (prompt_version([ours]), action_grammar([ours])) == ("trader-v1", "trade")
+    assert (prompt_version([theirs]), action_grammar([theirs])) == (None, "free text")
+    assert prompt_version([ours, ours, ours, theirs]) == "trader-v1 (75%), not recorded (25%)"
+    manifest = make_manifest(base=None, prompt_version="trader-v1", action_grammar="trade")
+    check_served_as(manifest, "trader-v1", "trade")
+    check_served_as(make_manifest(base=None), "trader-v2", "action")  # nothing is recorded, nothing is compared
+    with pytest.raises(CheckpointError, match="trained on the prompt trader-v1; it is about to be asked with trader-v2"):
+        check_served_as(manifest, "trader-v2", "trade")
+
+
+def test_row_lineage_manifest_card_and_command_tell_the_same(connection, settings) -> None:
+    for most in (60, None):
+        batch = prepared(connection, settings, max_trajectories=most)
+        trained = train_batch(connection, batch.batch_id, settings, NOW)
+    model = next(m for m in read_models(connection) if m.version == trained.model.version)
+    manifest = load_manifest(trained.checkpoint)
+    shown, lineage = model_document(model), trained.batch
+    parents = [manifest.parent, model.parent_version, shown["parent"], lineage.parent_version]
+    assert parents == ["v1.0.11"] * 4
+    assert sorted(manifest.windows) == sorted(model.windows) == sorted(shown["windows"]) == sorted(lineage.windows)
+    card = (trained.checkpoint / "README.md").read_text()
+    assert card == model_card(manifest) and "| Parent | v1.0.11 |" in card
+    assert all(f"* {window}" in card for window in model.windows)
+    episodes = [e for e in read_batch_episodes(connection, batch.batch_id) if e.dropped is None]
+    mean = sum(e.score for e in episodes) / len(episodes)
+    scores = [manifest.metrics["avgReward"], model.avg_reward, shown["avgReward"]]
+    assert scores == pytest.approx([mean] * 3) and f"| avgReward | {mean:.6g} |" in card
+    losses = [manifest.metrics["loss"], lineage.loss, trained.steps[-1].loss, model.eval_metrics["training"]["iterations"][-1]["loss"]]
+    assert losses == pytest.approx([losses[0]] * 4)
+    note_tracking(connection, batch.batch_id, batch.batch_id, "https://w/run", NOW)
+    noted = next(m for m in read_models(connection) if m.version == model.version)
+    assert (noted.wandb_run_id, noted.tracking_url) == (batch.batch_id, "https://w/run")
+
+
+def test_a_finished_batch_passes_its_checks_and_each_says_what_is_wrong(connection, settings) -> None:
+    batch = prepared(connection, settings, max_trajectories=60)
+    train_batch(connection, batch.batch_id, settings, NOW)
+    found = look.read_finished(connection, batch.batch_id)
+    checks = (look.whole, look.complete, look.finite, look.falling, look.spread, look.trainable, look.in_bounds)
+    assert all(check(found).passed for check in checks)
+    assert "0 of" not in look.no_leakage(connection, found, settings).words and look.no_leakage(connection, found, settings).passed
+    assert "A dry run" in look.answers(connection, found, settings).words
+    first, *_, last = found.steps
+    assert look.complete(replace(found, steps=found.steps[:-1])).numbers["missing"] == [3]
+    assert not look.finite(replace(found, steps=[replace(first, loss=float("nan"))])).passed
+    rose = look.falling(replace(found, steps=[last, first]))
+    assert not rose.passed and "does not fall" in rose.words
+    flat = [replace(episode, score=0.5) for episode in found.episodes]
+    assert not look.spread(replace(found, episodes=flat)).passed
+    assert not look.trainable(replace(found, steps=[replace(first, trainable_tokens=0)])).passed
+    far = look.in_bounds(replace(found, steps=[replace(last, metrics={"kl": 99.0, "topActionShare": 0.5})]))
+    assert not far.passed and "kl 99.000" in far.words
+    unmeasured = look.in_bounds(replace(found, steps=[replace(last, metrics={})]))
+    assert unmeasured.passed and "measures neither" in unmeasured.words
+    (Path(found.model.checkpoint) / MANIFEST).unlink()
+    assert not look.whole(found).passed
+
+
+def test_the_checkpoint_of_the_cpu_line_loads_and_answers_until_it_does_not(connection, cpu_settings, tiny_base) -> None:
+    small = cpu_settings.model_copy(update={"iterations": 1, "windows_per_iteration": 1, "learning_rate": 1e-4})
+    batch = prepared(connection, small, max_trajectories=30)
+    trained = train_batch(connection, batch.batch_id, small, NOW)
+    assert load_manifest(trained.checkpoint).base == base_identity(tiny_base, trained.model.base_model)
+    found = look.read_finished(connection, batch.batch_id)
+    answered = look.answers(connection, found, small)
+    assert answered.passed and "was loaded and answered" in answered.words
+    weights = trained.checkpoint / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    damaged = look.answers(connection, found, small)
+    assert not damaged.passed and "is damaged" in damaged.words
+
+
+@contextmanager
+def full_disk(bytes_free: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes: what a write to a full disk meets."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_while_saving_fails_the_batch_and_leaves_nothing_half_written(connection, cpu_settings) -> None:
+    small = cpu_settings.model_copy(update={"iterations": 1, "windows_per_iteration": 1, "learning_rate": 1e-4})
+    batch = prepared(connection, small, max_trajectories=30)
+    with full_disk(2000), pytest.raises(TrainingError, match="make room and train again"):
+        train_batch(connection, batch.batch_id, small, NOW)
+    ended = read_batch(connection, batch.batch_id)
+    assert ended.state == "failed" and "could not be written" in ended.error
+    assert value(connection, 'SELECT count(*) FROM babylon_rl.batch_items WHERE "live" OR "consumed"') == 0
+    assert all(model.foreign for model in read_models(connection))
+    assert not list((small.home / "checkpoints").rglob("*.safetensors"))
+
+
+def test_a_full_disk_while_publishing_leaves_no_version(connection, settings) -> None:
+    batch = prepared(connection, settings, max_trajectories=60)
+
+    def fill(metrics: Any) -> None:
+        if metrics.iteration == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (900, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    with full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[0]), pytest.raises(TrainingError, match="could not be written"):
+        train_batch(connection, batch.batch_id, settings, NOW, on_step=fill)
+    checkpoints = settings.home / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == [".work"]
+    assert not (checkpoints / ".work" / batch.batch_id / "publish").exists()
+    assert json.loads((checkpoints / ".work" / batch.batch_id / "3" / "iteration.json").read_text())["loss"] > 0

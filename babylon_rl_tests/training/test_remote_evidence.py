@@ -1,0 +1,74 @@
+"""What counts as a trained job, from events in any order and from a checkpoint's own metrics; and which backend the settings choose."""
+
+import math
+import random
+from importlib.util import find_spec
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from babylon_rl.errors import NoTrainer
+from babylon_rl.training.remote.evidence import Event, of_checkpoint, read_events
+from babylon_rl.training.remote.gpu import GpuTrainer
+from babylon_rl.training.trainer import training_line
+
+LOSSES = st.lists(st.floats(-10, 10), max_size=8)
+
+
+def make_events(losses: list[float], announced: int | None = None, end: str = "training_ended") -> list[Event]:
+    steps = [Event(f"s{n}", "gradient_step", {"loss": loss, "grad_norm": 2.0, "num_trainable_tokens": 3}) for n, loss in enumerate(losses)]
+    started = Event("a", "training_started", {"num_sequences": len(losses) if announced is None else announced})
+    return [started, *steps, Event("z", end, {"error_message": "no room"} if end == "training_failed" else {})]
+
+
+@given(LOSSES, st.randoms(use_true_random=False))
+def test_the_order_of_events_and_their_repetition_change_nothing(losses: list[float], rng: random.Random) -> None:
+    events = make_events(losses)
+    mixed = [*events, *rng.sample(events, k=rng.randint(0, len(events)))]
+    rng.shuffle(mixed)
+    found, expected = read_events(mixed), read_events(events)
+    assert (found.sequences, found.ended, found.complete, found.tokens) == (len(losses), True, True, 3 * len(losses))
+    assert found.loss == pytest.approx(expected.loss, nan_ok=True) and math.isnan(found.loss) == (not losses)
+
+
+@given(LOSSES.filter(bool), st.sampled_from([math.nan, math.inf, -math.inf, None, "much"]))
+def test_one_loss_that_is_no_number_spoils_the_job(losses: list[float], bad: object) -> None:
+    events = make_events(losses)
+    spoilt = [*events, Event("x", "gradient_step", {"loss": bad})]
+    assert math.isnan(read_events(spoilt).loss)
+
+
+def test_what_was_announced_is_not_what_was_trained() -> None:
+    assert read_events(make_events([], announced=12)).sequences == 0
+    assert not read_events(make_events([0.5], announced=2)).complete
+    assert not read_events([]).ended
+    failed = read_events(make_events([0.5], end="training_failed"))
+    assert failed.failure == "no room" and not failed.ended
+
+
+@pytest.mark.parametrize(
+    ("metrics", "sequences", "loss"),
+    [
+        ({"loss": 0.5, "num_sequences": 4.0}, 4, 0.5),
+        ({"policy_loss": -0.1, "train_tokens": 9}, 9, -0.1),
+        ({"reward": 1.0}, 0, None),
+        ({}, 0, None),
+    ],
+)
+def test_a_checkpoint_tells_what_it_tells(metrics: dict[str, float], sequences: int, loss: float | None) -> None:
+    found = of_checkpoint(metrics)
+    assert found[0] == sequences and (math.isnan(found[1]) if loss is None else found[1] == loss)
+
+
+def test_a_key_chooses_the_service_and_its_base(settings) -> None:
+    chosen = settings.model_copy(update={"wandb_api_key": SecretStr("k"), "base_model": "some/base"})
+    assert (training_line(chosen).backend, training_line(chosen).base_model) == ("serverless", "some/base")
+    assert training_line(settings.model_copy(update={"wandb_api_key": SecretStr("")})).backend == "dry"
+
+
+@pytest.mark.skipif(find_spec("unsloth") is not None, reason="the extra `gpu` is installed")
+def test_a_gpu_without_its_packages_is_said(settings) -> None:
+    with pytest.raises(NoTrainer, match="extra `gpu`"):
+        GpuTrainer(settings)

@@ -1,0 +1,144 @@
+"""A process that dies between any two effects of a paid training trains nothing twice, and loses nothing."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from babylon_rl.errors import BatchConflict
+from babylon_rl.models.checkpoints import read_remote, verify
+from babylon_rl.store.batches import read_batch
+from babylon_rl.store.registry import read_models
+from babylon_rl.store.remote_jobs import JobEnd, RemoteJob, begin_job, end_job, read_jobs
+from babylon_rl.training.batches import cancel_batch, freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.remote.once import Times
+from babylon_rl.training.remote.serverless import ServerlessTrainer
+from babylon_rl_tests.training.remote_play import PLAYED_NOW
+from babylon_rl_tests.training.sample import value
+
+TIMES = Times(timedelta(seconds=1), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=0.6, patience_s=0.5)
+BOUNDARIES = ["row written", "answered", "id written", "end seen", "end written", "pointer written"]
+
+
+class Killed(BaseException):
+    """Stands for the death of the process: nothing in the package handles it."""
+
+
+class Dying(ServerlessTrainer):
+    """Dies at the ``nth`` time that it reaches a boundary."""
+
+    def __init__(self, settings, boundary, nth=1):
+        super().__init__(settings, TIMES, self._reached)
+        self._boundary, self._left = boundary, nth
+
+    def _reached(self, boundary):
+        if boundary == self._boundary:
+            self._left -= 1
+            if self._left == 0:
+                raise Killed
+
+
+@pytest.fixture
+def two(remote):
+    return remote.model_copy(update={"iterations": 2, "windows_per_iteration": 1})
+
+
+@pytest.fixture
+def batch(played, two):
+    frozen = freeze_batch(played, two, PLAYED_NOW)
+    prepare_batch(played, frozen.batch_id, two, PLAYED_NOW)
+    return frozen
+
+
+def train(connection, batch, settings, trainer=None):
+    return train_batch(connection, batch.batch_id, settings, PLAYED_NOW, trainer or ServerlessTrainer(settings, TIMES))
+
+
+def assert_trained_once(connection, batch, stand_in) -> None:
+    """Every trajectory of the batch in one job that stands, every job in one step, every step in the registered line."""
+    standing = [job for job in stand_in.service.trained() if not job.deleted]
+    marks = [mark for job in standing for mark in job.trajectories]
+    assert len(marks) == len(set(marks)) == 36 and {mark[0] for mark in marks} == {batch.batch_id}
+    assert [job.step for job in standing] == [1, 2]
+    (model,) = read_models(connection)
+    assert read_remote(read_model_directory(model)).step == 2 and verify(read_model_directory(model)).batch_id == batch.batch_id
+    assert read_batch(connection, batch.batch_id).state == "completed"
+    assert value(connection, 'SELECT count(*) FROM trajectories WHERE "usedInTraining"') == 60
+
+
+def read_model_directory(model):
+    from pathlib import Path
+
+    return Path(model.checkpoint)
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_a_death_at_any_boundary_is_resumed(played, two, stand_in, batch, boundary, nth):
+    stand_in.service.job_s, stand_in.service.lag_s = 0.2, 0.2
+    with pytest.raises(Killed):
+        train(played, batch, two, Dying(two, boundary, nth))
+    played.rollback()
+    assert not read_models(played) and value(played, 'SELECT count(*) FROM trajectories WHERE "usedInTraining"') == 0
+    train(played, batch, two)
+    assert_trained_once(played, batch, stand_in)
+    posts = [job.attempt for job in read_jobs(played, batch.batch_id)]
+    assert len(stand_in.service.jobs) == 2
+    assert posts == ([1, 2, 1] if nth == 1 else [1, 1, 2]) if boundary == "row written" else [1, 1]
+
+
+def test_a_cancelled_batch_leaves_no_step_under_the_next_one(played, two, stand_in, batch):
+    stand_in.service.job_s = 0.4
+    with pytest.raises(Killed):
+        train(played, batch, two, Dying(two, "id written"))
+    played.rollback()
+    cancel_batch(played, batch.batch_id, "asked to", PLAYED_NOW)
+    again = freeze_batch(played, two, PLAYED_NOW + timedelta(seconds=1))
+    prepare_batch(played, again.batch_id, two, PLAYED_NOW)
+    trained = train(played, again, two)
+    jobs = stand_in.service.trained()
+    assert [(job.deleted, job.trajectories[0][0]) for job in jobs] == [
+        (True, batch.batch_id),
+        (False, again.batch_id),
+        (False, again.batch_id),
+    ]
+    (orphan,) = read_jobs(played, batch.batch_id)
+    assert orphan.state == "trained" and orphan.discarded_at is not None
+    assert read_remote(trained.checkpoint).step == 3
+
+
+def test_a_batch_waits_for_another_that_has_not_ended(played, two, stand_in, batch):
+    single = two.model_copy(update={"iterations": 1})
+    with pytest.raises(Killed):
+        train(played, batch, two, Dying(two, "pointer written"))
+    played.rollback()
+    played.execute('UPDATE babylon_rl.batch_items SET "live" = FALSE')  # as if other hours had been frozen
+    played.commit()
+    other = freeze_batch(played, single, PLAYED_NOW + timedelta(seconds=1))
+    prepare_batch(played, other.batch_id, single, PLAYED_NOW)
+    with pytest.raises(BatchConflict, match=f"Finish it with `babylon-rl train --batch {batch.batch_id}`"):
+        train(played, other, single)
+    assert len(stand_in.service.jobs) == 1 and read_batch(played, other.batch_id).live
+
+
+def test_one_job_at_a_time_is_a_key_of_the_database(played, two, batch):
+    attempt = read_batch(played, batch.batch_id).attempt
+    job = RemoteJob(batch.batch_id, 1, 1, "serverless", "http://there", "e/p/m", 0, PLAYED_NOW)
+    begin_job(played, job, attempt)
+    with pytest.raises(BatchConflict, match="has not ended"):
+        begin_job(played, replace(job, iteration=2), attempt)
+    with pytest.raises(BatchConflict, match="has taken the batch over|stops"):
+        begin_job(played, replace(job, iteration=2), attempt - 1)
+    begin_job(played, replace(job, iteration=2, model="e/p/other"), attempt)
+    end_job(played, job, JobEnd("lost", PLAYED_NOW, error="nothing came"))
+    begin_job(played, replace(job, attempt=2), attempt)
+
+
+@pytest.mark.parametrize("end", [{"step_after": 0}, {"sequences": 0}, {"loss": float("nan")}, {"loss": None}, {"loss": float("inf")}])
+def test_the_database_takes_no_job_for_trained_without_all_three(played, two, batch, end):
+    from psycopg.errors import CheckViolation
+
+    job = RemoteJob(batch.batch_id, 1, 1, "serverless", "http://there", "e/p/m", 0, PLAYED_NOW)
+    begin_job(played, job, read_batch(played, batch.batch_id).attempt)
+    with pytest.raises(CheckViolation):
+        end_job(played, job, replace(JobEnd("trained", PLAYED_NOW, 1, 5, 50, 0.5), **end))

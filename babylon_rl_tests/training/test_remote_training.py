@@ -1,0 +1,205 @@
+"""Serverless training through the stand-in: what becomes a version, what does not, and what is told."""
+
+from datetime import timedelta
+
+import pytest
+
+from babylon_rl.errors import CheckpointError, Diverged, NothingToTrain, TrainingError, TrainingPaused
+from babylon_rl.models.checkpoints import read_remote, verify
+from babylon_rl.store.batches import read_batch
+from babylon_rl.store.registry import read_models
+from babylon_rl.store.remote_jobs import read_jobs
+from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.preflight import preflight_lines, refused_lately
+from babylon_rl.training.remote.once import Times
+from babylon_rl.training.remote.serverless import ServerlessTrainer
+from babylon_rl_tests.training.remote_play import HOURS, PLAYED_NOW, SEQUENCES, TRAINABLE
+from babylon_rl_tests.training.sample import NOW, value
+
+SHORT = Times(timedelta(seconds=1.5), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=0.5, patience_s=0.5)
+
+
+@pytest.fixture
+def batch(played, remote):
+    frozen = freeze_batch(played, remote, PLAYED_NOW)
+    prepare_batch(played, frozen.batch_id, remote, PLAYED_NOW)
+    return frozen
+
+
+def train(connection, batch, settings, times=SHORT, **changes):
+    settings = settings.model_copy(update=changes)
+    return train_batch(connection, batch.batch_id, settings, PLAYED_NOW, ServerlessTrainer(settings, times))
+
+
+def used(connection) -> int:
+    return value(connection, 'SELECT count(*) FROM trajectories WHERE "usedInTraining"')
+
+
+def assert_trained_once(connection, batch, stand_in) -> None:
+    ours = [job for job in stand_in.service.trained() if not job.deleted]
+    assert len(ours) == 1 and len(set(ours[0].trajectories)) == len(ours[0].trajectories) == TRAINABLE
+    assert {mark[:2] for mark in ours[0].trajectories} == {(batch.batch_id, 1)}
+    assert read_batch(connection, batch.batch_id).state == "completed"
+    assert used(connection) == SEQUENCES
+    assert len(read_models(connection)) == 1
+
+
+def test_recorded_play_becomes_a_version_that_agents_call(played, remote, stand_in, batch):
+    seen = []
+    trained = train_batch(played, batch.batch_id, remote, PLAYED_NOW, on_step=seen.append)
+    assert_trained_once(played, batch, stand_in)
+    model = trained.model
+    assert model.storage_path == "wandb-artifact:///stand-in/babylon-rl-training/babylon-agent:step1"
+    assert (model.backend, model.base_model, model.version) == ("serverless", remote.base_model, "v1.0.0")
+    manifest, pointer = verify(trained.checkpoint), read_remote(trained.checkpoint)
+    assert set(manifest.files) == {"README.md", "remote_checkpoint.json"} and manifest.windows == tuple(HOURS[::-1])
+    assert (pointer.step, pointer.inference_name) == (1, model.storage_path) and pointer.inference_url.startswith("http")
+    (job,) = read_jobs(played, batch.batch_id)
+    assert (job.state, job.step_before, job.step_after, job.sequences, job.job_id) == ("trained", 0, 1, TRAINABLE, pointer.job_id)
+    assert [step.step for step in seen] == list(range(1, TRAINABLE + 1)) and {step.steps for step in seen} == {TRAINABLE}
+    assert trained.steps[0].loss == job.loss == trained.batch.loss
+    assert "x" not in str(read_jobs(played, batch.batch_id)[0].metrics)
+
+
+def test_preflight_says_what_would_train(played, remote, batch):
+    train(played, batch, remote)
+    found = read_batch(played, batch.batch_id).preflight
+    assert (found["groups"], found["sequences"], found["trainableSequences"], found["logprobShare"]) == (2, SEQUENCES, TRAINABLE, 0.6)
+    assert found["untrained"] == {"recorded without logprobs": 24} and found["trainableTokens"] > TRAINABLE
+    assert 0 < found["spread"]["min"] <= found["spread"]["mean"] <= found["spread"]["max"] < 1
+    lines = preflight_lines(found, "base")
+    assert lines[0].startswith("Training on 60 sequences of 10 episodes in 2 groups (40% scripted, 60% with logprobs)")
+    assert "  Not trained: 24 sequences recorded without logprobs" in lines
+    assert any("KL_PENALTY" in line for line in lines)
+
+
+@pytest.mark.parametrize("fault", ["429", "drop_after", "500_after", "garbled_after"])
+def test_a_faulty_post_trains_once(played, remote, stand_in, batch, fault):
+    stand_in.service.post_faults = [fault]
+    stand_in.service.lag_s = 0.1
+    train(played, batch, remote)
+    assert_trained_once(played, batch, stand_in)
+    assert len(stand_in.service.jobs) == 1
+
+
+@pytest.mark.parametrize("fault", ["500", "drop_before"])
+def test_a_post_of_which_nobody_knows_is_posted_again_only_after_the_longest_job_time(played, remote, stand_in, batch, fault):
+    stand_in.service.post_faults = [fault]
+    train(played, batch, remote)
+    assert_trained_once(played, batch, stand_in)
+    lost, trained = read_jobs(played, batch.batch_id)
+    assert (lost.state, trained.state) == ("lost", "trained")
+    assert trained.posted_at - lost.posted_at >= SHORT.longest_job
+
+
+def test_slow_jobs_lagging_lists_and_events_out_of_order_train_once(played, remote, stand_in, batch):
+    stand_in.service.job_s, stand_in.service.lag_s = 0.4, 0.3
+    stand_in.service.job_faults = ["out_of_order"]
+    train(played, batch, remote, SHORT)
+    assert_trained_once(played, batch, stand_in)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "said"),
+    [
+        ("zero", TrainingError, "without training a sequence"),
+        ("fails", TrainingError, "the trainer's machine went away"),
+        ("stalls", TrainingError, "did not end within"),
+        ("nan", Diverged, "not finite"),
+        ("steps_but_fails", TrainingError, "failed"),
+    ],
+)
+def test_a_job_that_does_not_count_fails_its_batch_and_the_next_batch_trains(played, remote, stand_in, batch, fault, error, said):
+    stand_in.service.job_faults = [fault]
+    with pytest.raises(error, match=said):
+        train(played, batch, remote)
+    assert said in read_batch(played, batch.batch_id).error
+    assert used(played) == 0 and not read_models(played)
+    again = freeze_batch(played, remote, PLAYED_NOW)
+    prepare_batch(played, again.batch_id, remote, PLAYED_NOW)
+    trained = train(played, again, remote)
+    assert_trained_once(played, again, stand_in)
+    assert read_remote(trained.checkpoint).step == (2 if fault in ("nan", "steps_but_fails") else 1)
+
+
+def test_a_service_that_takes_no_job_leaves_the_batch_for_the_next_run(played, remote, stand_in, batch):
+    stand_in.service.post_faults = ["429"] * 7
+    with pytest.raises(TrainingPaused, match="took no job in 5 posts .*status 429"):
+        train(played, batch, remote)
+    assert read_batch(played, batch.batch_id).state == "training"
+    train(played, batch, remote)
+    assert_trained_once(played, batch, stand_in)
+    assert [job.state for job in read_jobs(played, batch.batch_id)] == ["refused"] * 7 + ["trained"]
+
+
+def test_a_wrong_key_is_said_and_costs_nothing(played, remote, stand_in, batch):
+    wrong = remote.model_copy(update={"wandb_api_key": type(remote.wandb_api_key)("wrong")})
+    with pytest.raises(TrainingError, match=r"the key \(the key\) is not known. Check WANDB_API_KEY"):
+        train(played, batch, wrong)
+    assert read_batch(played, batch.batch_id).state == "failed" and not stand_in.service.jobs
+
+
+def test_a_service_that_does_not_answer_leaves_the_batch_for_the_next_run(played, remote, stand_in, batch):
+    stand_in.service.job_s = 0.2
+    stand_in.service.read_faults = [503] * 60
+    with pytest.raises(TrainingPaused, match="goes on with its next run"):
+        train(played, batch, remote)
+    assert read_batch(played, batch.batch_id).state == "training"
+    stand_in.service.read_faults = []
+    train(played, batch, remote)
+    assert_trained_once(played, batch, stand_in)
+
+
+def test_versions_continue_from_each_other_and_iterations_are_jobs(played, remote, stand_in):
+    two = remote.model_copy(update={"iterations": 2})
+    for number, hours in enumerate([(HOURS[0], HOURS[1]), None]):
+        frozen = freeze_batch(played, two, PLAYED_NOW, windows=hours)
+        prepare_batch(played, frozen.batch_id, two, PLAYED_NOW)
+        trained = train_batch(played, frozen.batch_id, two, PLAYED_NOW, ServerlessTrainer(two, SHORT))
+        assert trained.model.version == f"v1.0.{number}"
+    assert trained.model.parent_version == "v1.0.0" and len(stand_in.service.models) == 1
+    steps = [read_remote(trained.checkpoint).step, len(stand_in.service.trained())]
+    assert steps[0] == steps[1] == sum(len(read_jobs(played, model.training_batch)) for model in read_models(played))
+
+
+def test_the_recorded_game_is_refused_before_anything_is_paid(connection, settings, remote, stand_in):
+    frozen = freeze_batch(connection, remote.model_copy(update={"lookback_hours": 168}), NOW)
+    with pytest.raises(NothingToTrain) as refused:
+        prepare_batch(connection, frozen.batch_id, remote, NOW)
+    for said in (
+        "no trainable token",
+        "recorded without logprobs",
+        "openpipe-art 0.5.18 on Python 3.11",
+        "upgrade to Python 3.12",
+        "TRAIN_RL_LOCAL",
+    ):
+        assert said in str(refused.value)
+    batch = read_batch(connection, frozen.batch_id)
+    assert (batch.state, batch.error) == ("failed", str(refused.value))
+    assert batch.preflight["trainableTokens"] == 0 and batch.preflight["untrained"]
+    assert value(connection, 'SELECT count(*) FROM babylon_rl.batch_items WHERE "live" OR "consumed"') == 0
+    assert stand_in.service.requests == []
+    assert "Automation tries again at 2025-10-31 12:00 UTC" in refused_lately(connection, remote, NOW)
+    assert refused_lately(connection, remote, NOW + timedelta(hours=24)) is None  # and another backend may try at once
+    assert refused_lately(connection, settings, NOW) is None
+
+
+def test_a_budget_is_kept_before_the_post(played, remote, stand_in, batch):
+    dear = {"training_budget_usd": 0.01, "serverless_usd_per_million_tokens": 10.0}
+    with pytest.raises(TrainingError, match="would cost about .* Nothing was posted"):
+        train(played, batch, remote, **dear)
+    assert read_batch(played, batch.batch_id).state == "failed" and not stand_in.service.jobs
+
+
+def test_a_budget_without_a_price_is_refused(played, remote, stand_in, batch):
+    with pytest.raises(TrainingError, match="the limit cannot be kept"):
+        train(played, batch, remote, training_budget_usd=5.0)
+    assert not stand_in.service.jobs
+
+
+def test_a_model_that_somebody_else_trained_is_not_touched(played, remote, stand_in, batch):
+    model = stand_in.service.create_model({"project": remote.wandb_project, "name": "babylon-agent", "base_model": "b"})
+    stand_in.service.foreign_step(model.id)
+    with pytest.raises(CheckpointError, match="somebody else trained it"):
+        train(played, batch, remote)
+    assert len(stand_in.service.checkpoints(model.id)) == 1 and not stand_in.service.jobs

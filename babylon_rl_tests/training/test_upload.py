@@ -1,0 +1,143 @@
+"""Checkpoints at MODEL_STORAGE_URL: whole or not there, compared after they arrived, and never replaced."""
+
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from babylon_rl.cli import run
+from babylon_rl.errors import TrainingError, TrainingPaused
+from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, publish, verify
+from babylon_rl.settings import Settings
+from babylon_rl.store.batches import read_batch
+from babylon_rl.store.registry import read_models
+from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.dry import DryTrainer
+from babylon_rl.training.uploading import INCOMING, check_storage, upload_checkpoint
+from babylon_rl_tests.tiny_model import make_manifest
+from babylon_rl_tests.training.sample import NOW
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "made", tmp_path / "here" / "v1.0.0")
+
+
+def make_checkpoint(made: Path, final: Path, step: int = 1) -> Path:
+    from babylon_rl.training.dry import _write_adapter
+
+    made.mkdir()
+    _write_adapter(made, "dry", bytes(range(step, 32 + step)))
+    publish(made, final, make_manifest(DryTrainer().base_identity(), step=step))
+    return final
+
+
+class Died(BaseException):
+    """Stands for the death of the process."""
+
+
+def test_an_upload_is_the_checkpoint_and_a_second_one_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/there"
+    assert upload_checkpoint(checkpoint, url) == f"{url}/v1.0.0"
+    there = tmp_path / "there" / "v1.0.0"
+    assert verify(there) == verify(checkpoint)
+    assert [path.name for path in (tmp_path / "there" / INCOMING).iterdir()] == []
+    written = {path: path.stat().st_mtime_ns for path in there.iterdir()}
+    upload_checkpoint(checkpoint, url)
+    assert {path: path.stat().st_mtime_ns for path in there.iterdir()} == written
+
+
+def test_an_interrupted_upload_has_no_manifest_and_goes_on_with_what_is_missing(checkpoint: Path) -> None:
+    url = "memory://uploads/interrupted"
+    store = fsspec.filesystem("memory")
+    beats = iter(range(2))
+
+    def die() -> None:
+        if next(beats, None) is None:
+            raise Died
+
+    with pytest.raises(Died):
+        upload_checkpoint(checkpoint, url, die)
+    assert not store.exists("/uploads/interrupted/v1.0.0/manifest.json")
+    up = [path for path in store.find("/uploads/interrupted") if INCOMING in path]
+    assert len(up) == 2
+    store.pipe_file(up[0], b"cut off")  # what arrived in part is not taken for whole
+    upload_checkpoint(checkpoint, url)
+    assert sorted(Path(path).name for path in store.find("/uploads/interrupted")) == sorted(path.name for path in checkpoint.iterdir())
+    for path in checkpoint.iterdir():
+        assert store.cat_file(f"/uploads/interrupted/v1.0.0/{path.name}") == path.read_bytes()
+
+
+def test_another_checkpoint_of_that_version_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/there"
+    upload_checkpoint(make_checkpoint(tmp_path / "m2", tmp_path / "other" / "v1.0.0", step=2), url)
+    with pytest.raises(TrainingError, match="holds another checkpoint of that version"):
+        upload_checkpoint(checkpoint, url)
+    assert verify(tmp_path / "there" / "v1.0.0").step == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("nonsense://x/y", "cannot be opened"), ("s3://bucket/x", "not installed"), ("file://{tmp}/file/below", "cannot be written to")],
+)
+def test_a_place_that_cannot_be_written_fails_before_anything_is_trained(settings: Settings, tmp_path: Path, url: str, said: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TrainingError, match=said):
+        check_storage(settings.model_copy(update={"model_storage_url": url.format(tmp=tmp_path)}), "batch-1")
+
+
+def test_a_batch_is_uploaded_before_it_is_registered_and_waits_in_uploading(connection, settings, tmp_path) -> None:
+    place = tmp_path / "there"
+    stored = settings.model_copy(update={"model_storage_url": f"file://{place}"})
+    batch = freeze_batch(connection, stored, NOW, max_trajectories=60)
+    prepare_batch(connection, batch.batch_id, stored, NOW)
+
+    class PlaceGoes(DryTrainer):
+        """While it trains, the place becomes one that takes nothing."""
+
+        def train(self, iteration, parent, out, on_step):
+            if place.is_dir():
+                (place / INCOMING).rmdir()
+                place.rmdir()
+                place.write_text("no directory")
+            return super().train(iteration, parent, out, on_step)
+
+    with pytest.raises(TrainingPaused, match="could not be uploaded"):
+        train_batch(connection, batch.batch_id, stored, NOW, PlaceGoes())
+    assert read_batch(connection, batch.batch_id).state == "uploading"
+    assert all(model.foreign for model in read_models(connection))
+    place.unlink()
+
+    class Untrained(DryTrainer):
+        def train(self, iteration, parent, out, on_step):
+            raise AssertionError("nothing is trained again")
+
+    trained = train_batch(connection, batch.batch_id, stored, NOW, Untrained())
+    model = trained.model
+    assert model.storage_path == model.uploaded_url == f"file://{place}/{model.version}"
+    assert (place / model.version / WEIGHTS).read_bytes() == (trained.checkpoint / WEIGHTS).read_bytes()
+    assert json.loads((place / model.version / MANIFEST).read_text())["batchId"] == batch.batch_id
+
+
+def test_by_hand_a_version_is_uploaded_and_what_makes_no_sense_is_a_sentence(
+    connection, settings, read_sample, monkeypatch, capsys, tmp_path: Path
+) -> None:
+    batch = freeze_batch(connection, settings, NOW, max_trajectories=60)
+    prepare_batch(connection, batch.batch_id, settings, NOW)
+    version = train_batch(connection, batch.batch_id, settings, NOW).model.version
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", read_sample.url)
+    monkeypatch.setenv("BABYLON_RL_HOME", str(settings.home))
+    assert run(["models", "upload", version]) == 2
+    assert "set MODEL_STORAGE_URL, or WANDB_API_KEY" in capsys.readouterr().err
+    monkeypatch.setenv("MODEL_STORAGE_URL", f"file://{tmp_path}/there")
+    assert run(["models", "upload", "v1.0.9"]) == 2
+    assert "another producer" in capsys.readouterr().err
+    assert run(["models", "upload", version, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["uploadedUrl"] == f"file://{tmp_path}/there/{version}"
+    assert shown["storagePath"] == str(settings.home / "checkpoints" / version)  # what agents call stays as it is
+    assert verify(tmp_path / "there" / version).version == version
+    assert run(["models", "export", version, "out"]) == 2
+    assert "dry run" in capsys.readouterr().err

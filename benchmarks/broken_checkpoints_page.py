@@ -1,0 +1,144 @@
+"""docs/gate.md and its picture: what the gate said of every checkpoint, first with the base and then with a better one as the reference."""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from babylon_rl.evaluation.gate import COLLAPSE
+
+if TYPE_CHECKING:
+    from benchmarks.broken_checkpoints import Judged
+
+COLUMNS = (
+    "checkpoint", "P&L, $ an hour", "over the reference", "BUY / SELL / HOLD", "top action", "invalid", "markets", "gate", "reason",
+)  # fmt: skip
+_COLOURS = {"pass": "#2a9d6f", "fail": "#c8553d", "inconclusive": "#b8862b", "not_compared": "#888888"}
+
+
+def page(first: Sequence["Judged"], second: Sequence["Judged"], picture_file: str) -> str:
+    """The page as Markdown; ``picture_file`` is where its picture lies."""
+    tried = (*first[1:], *second)
+    refused, base = sum(one.report.decision != "pass" for one in tried), _other(first[0], "base")
+    words = "\n".join(f"* **{one.name}** ({one.report.version}): {one.words}" for one in first)
+    return f"""# The gate on broken checkpoints
+
+Made by `python -m benchmarks.broken_checkpoints --better DIR`, where DIR is a checkpoint that a training made, or the state directory
+of a demo. The state lies in `broken-checkpoints` under BABYLON_RL_HOME; a second run plays nothing again. Every checkpoint is a real
+LoRA adapter of the packaged model, published, registered, served, benchmarked and judged by the code that a trained version goes
+through; the broken ones are made around the trainer, which stops before it publishes such a policy.
+
+{words}
+
+**{refused} of {len(tried)} attempts with a broken checkpoint were refused; the better one: {first[0].report.decision}.**
+Dollars of a market hour with
+95 % intervals over unseen markets; differences are paired market by market and hold over all looks that the gate may take.
+
+## Nobody is deployed: the reference is the base
+
+{table(first)}
+
+The base itself: {_interval(base, "pnl", "low", "high")}, BUY / SELL / HOLD {_actions(base)}.
+
+![Mean P&L of every checkpoint with its 95 % interval, coloured by what the gate said]({picture_file})
+{_deployed(second)}
+## What each rule is for
+
+* P&L alone would not do: who always holds loses nothing, and so does better than a base that loses. One action in more than {COLLAPSE:.0%}
+  of the decisions is refused whatever it earns.
+* The share alone would not do either: random weights may well mix their actions. P&L refuses them: nobody passes who is not shown to
+  earn more than the reference.
+* An outcome of inconclusive is no pass; the report says how many markets would decide.
+
+[decisions/0007-gate.md](decisions/0007-gate.md) has the rules and why they are these.
+"""
+
+
+def table(judged: Sequence["Judged"]) -> str:
+    """Everybody of one round, as Markdown."""
+    lines = [_line(one) for one in judged]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (COLUMNS, ["---"] * len(COLUMNS), *lines))
+
+
+def _line(one: "Judged") -> list[str]:
+    row, shares = one.row, _shares(one.row)
+    top = max(shares, key=shares.__getitem__)
+    return [
+        one.name,
+        _interval(row, "pnl", "low", "high"),
+        _interval(row, "improvement", "improvementLow", "improvementHigh"),
+        _actions(row),
+        f"{top} {shares[top]:.1%}",
+        str(row["invalid"]),
+        str(row["markets"]),
+        f"**{one.report.decision}**",
+        _reason(one),
+    ]
+
+
+def _reason(one: "Judged") -> str:
+    """The words of the conditions that decided, without those of the reference."""
+    row, decision = one.row, one.report.decision
+    return "; ".join(
+        check["words"] for check in row["checks"] if check["found"] == decision and (decision != "pass" or check["name"] == "improvement")
+    )
+
+
+def _shares(row: dict[str, Any]) -> dict[str, float]:
+    return {"buy": row["buyShare"], "sell": row["sellShare"], "hold": row["holdShare"], "invalid": row["invalidShare"]}
+
+
+def _actions(row: dict[str, Any]) -> str:
+    return " / ".join(f"{row[share]:.0%}" for share in ("buyShare", "sellShare", "holdShare"))
+
+
+def _interval(row: dict[str, Any], mean: str, low: str, high: str) -> str:
+    return f"{row[mean]:+.0f} ({row[low]:+.0f} to {row[high]:+.0f})"
+
+
+def _other(one: "Judged", model: str) -> dict[str, Any]:
+    return next(row for row in one.report.rows if row["model"] == model)
+
+
+def _deployed(second: Sequence["Judged"]) -> str:
+    if not second:
+        return ""
+    return f"""
+## The better one is deployed: the reference is {second[0].report.reference}
+
+{table(second)}
+"""
+
+
+def picture(judged: Sequence["Judged"]) -> bytes:
+    """P&L of everybody and of the base, as a PNG of some 20 kB."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 0.42 * len(judged) + 1.5), dpi=96)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    drawn = [(one.name, one.row, one.report.decision) for one in judged] + [("base", _other(judged[0], "base"), "")]
+    for place, (_, row, decision) in enumerate(drawn):
+        colour = _COLOURS.get(decision, "#3d3d3d")
+        axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
+        axes.plot([row["pnl"]], [place], marker="o", color=colour)
+        axes.annotate(
+            decision.replace("_", " "),
+            (row["high"], place),
+            xytext=(8, 0),
+            textcoords="offset points",
+            fontsize=8,
+            va="center",
+            color=colour,
+        )
+    axes.set_yticks(range(len(drawn)), [name for name, _, _ in drawn])
+    axes.set_ylim(len(drawn) - 0.5, -0.5)
+    axes.margins(x=0.14)
+    axes.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    axes.set_xlabel("dollars of a market hour, mean and 95 % interval", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    figure.tight_layout()
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()

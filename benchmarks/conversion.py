@@ -1,0 +1,79 @@
+"""Conversion of a batch's trajectories into training sequences: `python benchmarks/conversion.py` prints JSON.
+
+10,000 trajectories of the simulated market in a prepared batch. Timed are: reading the hours alone; the conversion (rows, leak search with
+the hours' secrets, TrainSequences), whose bound is 5,000 trajectories a second; and, apart, what the CPU trainer then needs to make tokens
+of them. Medians of some turns in one run; seconds of CPU tell what a busy machine's clock does not.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+from training_rows import Played, played
+
+from babylon_rl.episodes.reading import read_windows
+from babylon_rl.models.packaged import base_model_dir
+from babylon_rl.store.trajectories import Connection
+from babylon_rl.training.conversion import Conversion, convert
+from babylon_rl.training.cpu_items import make_items
+
+WINDOWS, AGENTS = 40, 30
+TURNS = 5
+BOUND_A_SECOND = 5_000
+
+
+def timed(work: Callable[[], object], turns: int = TURNS) -> tuple[float, float]:
+    """Median seconds by the clock and of this process's CPU."""
+    clock, cpu = [], []
+    for _ in range(turns):
+        started, used = time.perf_counter(), time.process_time()
+        work()
+        clock.append(time.perf_counter() - started)
+        cpu.append(time.process_time() - used)
+    return statistics.median(clock), statistics.median(cpu)
+
+
+def converted(connection: Connection, game: Played) -> Conversion:
+    """The whole batch's sequences."""
+    return convert(connection, game.prepared.kept, game.settings)
+
+
+def measure(game: Played) -> dict[str, float]:
+    """Trajectories a second of each part."""
+    from transformers import AutoTokenizer
+
+    number = sum(len(episode.trajectory_ids) for episode in game.prepared.kept)
+    windows = sorted({episode.window for episode in game.prepared.kept})
+    tokenizer = AutoTokenizer.from_pretrained(base_model_dir(game.settings))
+    with game.database.connect() as connection:
+        sequences = converted(connection, game).sequences
+        reading_s, _ = timed(lambda: [read_windows(connection, [window], game.settings, texts=True) for window in windows])
+        conversion_s, cpu_s = timed(lambda: converted(connection, game))
+        tokens_s, _ = timed(lambda: make_items(tokenizer, sequences))
+    return {
+        "trajectories": number,
+        "sequences": len(sequences),
+        "read_a_second": round(number / reading_s),
+        "converted_a_second": round(number / conversion_s),
+        "converted_a_second_of_cpu": round(number / cpu_s),
+        "tokenized_a_second": round(len(sequences) / tokens_s),
+        "bound_a_second": BOUND_A_SECOND,
+    }
+
+
+def main() -> int:
+    """Print the figures; 1 when the bound is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--windows", type=int, default=WINDOWS)
+    given = parser.parse_args()
+    with played(given.windows, AGENTS) as game:
+        found = measure(game)
+    print(json.dumps(found, indent=2))
+    return int(found["converted_a_second"] < BOUND_A_SECOND)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

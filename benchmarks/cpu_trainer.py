@@ -1,0 +1,253 @@
+"""The CPU trainer beside what else trains: `python benchmarks/cpu_trainer.py [--trl-python PATH]` prints seconds and ratios as JSON.
+
+Hours of the simulated market on the packaged base. The sides take turns in one run, each over the same sequences, 36 an optimizer step:
+our steps with everything that becomes of a sequence (tokens, packing, tensors); a bare loop (forward, backward, step) on the same rows,
+made beforehand; the same loop on rows that share nothing, 12 padded sequences at a time; and at the end, under another Python that has
+it, TRL's GRPOTrainer, given the same tokens and advantages in place of its own rollouts. Seconds of the processor tell what a busy
+machine's clock does not. Memory is that of a process that trains the demo's data.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training_rows import demo_sequences, settings_of
+
+from babylon_rl.models.packaged import base_model_dir
+from babylon_rl.models.threads import set_threads, usable_cores
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.training.trainer import TrainIteration, TrainSequence
+
+if TYPE_CHECKING:
+    from babylon_rl.training.cpu_items import Item
+    from babylon_rl.training.cpu_policy import PackedPolicy
+    from babylon_rl.training.packing import Pack
+
+SEQUENCES = 72  # of an hour of six agents, so that every tick is whole: two optimizer steps
+A_STEP, A_ROW = 36, 12
+TURNS = 5
+DEMO_WINDOWS = 12
+STEPS_FOR_MEMORY = 8
+BOUNDS = {"of_bare_loop": 0.85, "times_unshared": 2.0, "times_trl": 1.5, "peak_gb": 3.0}
+MEMORY_OF = "--memory-of"
+TRL = Path(__file__).with_name("cpu_trainer_trl.py")
+
+
+Seconds = tuple[float, float]
+
+
+class Sides:
+    """What takes turns: each side trains the same sequences from where it left off."""
+
+    def __init__(self, sequences: Sequence[TrainSequence], settings: Settings) -> None:
+        from babylon_rl.training.cpu_items import make_items
+        from babylon_rl.training.cpu_policy import PackedPolicy, load_policy
+        from babylon_rl.training.packing import pack
+
+        self.sequences, self.settings = sequences, settings
+        self.tokenizer, model = load_policy(base_model_dir(settings), None)
+        self.policy = PackedPolicy(model)
+        self.items, _ = make_items(self.tokenizer, sequences)
+        self.packs = pack([item.encoded for item in self.items])
+        self.bare_steps = [bare_inputs(self.policy, self.items, step) for step in self._steps(self.packs)]
+        apart = pack([item.encoded for item in self.items], most_tokens=1)
+        self.apart_steps = [padded_inputs(self.items, step) for step in self._steps(apart)]
+
+    def _steps(self, packs: "Sequence[Pack]") -> "list[list[Pack]]":
+        from babylon_rl.training.cpu_steps import optimizer_steps
+
+        return list(optimizer_steps(packs, self.settings))
+
+    def ours(self) -> None:
+        """Sequences to optimizer steps, as the trainer takes them."""
+        from babylon_rl.training.cpu_items import make_items
+        from babylon_rl.training.cpu_steps import IterationRun
+        from babylon_rl.training.packing import pack
+
+        items, _ = make_items(self.tokenizer, self.sequences)
+        run = IterationRun(self.policy, items, TrainIteration("benchmark", 1, self.sequences, 0), self.settings)
+        for number, step in enumerate(self._steps(pack([item.encoded for item in items])), start=1):
+            run.take_step(step, number)
+
+    def bare(self) -> None:
+        """Forward, backward and step on ready tensors of the packed rows."""
+        self._loop(self.bare_steps)
+
+    def apart(self) -> None:
+        """The same on padded rows that share nothing."""
+        self._loop(self.apart_steps)
+
+    def _loop(self, steps: Sequence[Sequence[tuple[Any, ...]]]) -> None:
+        import torch
+
+        parameters = list(self.policy.parameters.values())
+        optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.0)
+        causal = self.policy.model.get_base_model()
+        for rows in steps:
+            for ids, positions, mask, where, legal_nm, beyond_nm, taken_n, push_n in rows:
+                given = {"input_ids": ids, "position_ids": positions, "attention_mask": mask, "use_cache": False}
+                hidden_nd = causal.base_model(**given).last_hidden_state.flatten(0, 1)[where]
+                logits_nm = torch.einsum("nd,nmd->nm", hidden_nd.float(), self.policy.head[legal_nm].float())
+                logprobs_nm = torch.log_softmax(logits_nm.masked_fill(beyond_nm, float("-inf")), -1)
+                (-(push_n * logprobs_nm.gather(1, taken_n[:, None])[:, 0]).sum() / A_STEP).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+
+def bare_inputs(policy: "PackedPolicy", items: "Sequence[Item]", step: "Sequence[Pack]") -> list[tuple[Any, ...]]:
+    """A step's packed rows as tensors."""
+    from babylon_rl.training.cpu_policy import choices
+    from babylon_rl.training.packing import row_tensors
+
+    found = []
+    policy.model.get_base_model().set_attn_implementation("eager")
+    for one in step:
+        spots = choices(one, items)
+        where = [one.position(m, len(items[n].encoded.prompt_ids) + t - 1) for m, n, t in spots]
+        found.append((*row_tensors(one, policy.head.dtype), where, *targets(items, [(n, t) for _, n, t in spots])))
+    return found
+
+
+def padded_inputs(items: "Sequence[Item]", step: "Sequence[Pack]") -> list[tuple[Any, ...]]:
+    """The same sequences, ``A_ROW`` to a padded batch, as tensors."""
+    import torch
+
+    from babylon_rl.training.packing import needed_ids
+
+    members = [n for one in step for n in one.members]
+    found = []
+    for start in range(0, len(members), A_ROW):
+        some = members[start : start + A_ROW]
+        rows = [needed_ids(items[n].encoded) for n in some]
+        width = max(map(len, rows))
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+        mask = (torch.arange(width)[None] < torch.tensor([len(row) for row in rows])[:, None]).long()
+        spots = [(b, n, t) for b, n in enumerate(some) for t, trains in enumerate(items[n].encoded.trainable_t) if trains]
+        where = [b * width + len(items[n].encoded.prompt_ids) + t - 1 for b, n, t in spots]
+        found.append((ids, torch.arange(width)[None].expand(len(rows), -1), mask, where, *targets(items, [(n, t) for _, n, t in spots])))
+    return found
+
+
+def targets(items: "Sequence[Item]", spots: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
+    """[N, M] what was legal at each choice, [N, M] what only fills up, [N] the place of what was taken, [N] advantages."""
+    import torch
+
+    legal_n = [items[n].encoded.legal_t[t] or () for n, t in spots]
+    width = max(map(len, legal_n))
+    legal_nm = torch.tensor([[*legal, *[legal[0]] * (width - len(legal))] for legal in legal_n])
+    beyond_nm = torch.arange(width)[None] >= torch.tensor([len(legal) for legal in legal_n])[:, None]
+    taken_n = torch.tensor([legal.index(items[n].encoded.response_ids[t]) for legal, (n, t) in zip(legal_n, spots, strict=True)])
+    return legal_nm, beyond_nm, taken_n, torch.tensor([items[n].advantage for n, _ in spots])
+
+
+def seconds_of(side: Callable[[], None]) -> Seconds:
+    """One turn, by the clock and by the processor."""
+    started, used = time.perf_counter(), time.process_time()
+    side()
+    return time.perf_counter() - started, time.process_time() - used
+
+
+def trl_seconds(python: Path, items: "Sequence[Item]", base: Path) -> Seconds:
+    """What TRL takes for as many sequences, its first optimizer step left out."""
+    encoded = [{"prompt": item.encoded.prompt_ids, "response": item.encoded.response_ids, "advantage": item.advantage} for item in items]
+    given = {"base": str(base), "threads": usable_cores(), "a_step": A_STEP, "a_row": A_ROW, "sequences": encoded}
+    with tempfile.TemporaryDirectory() as directory:
+        asked = Path(directory) / "asked.json"
+        asked.write_text(json.dumps(given))
+        quiet = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        ran = subprocess.run([python, TRL, asked], capture_output=True, text=True, cwd=directory, env=quiet, check=False)
+    if ran.returncode:
+        raise SystemExit(f"TRL failed:\n{ran.stderr[-3000:]}")
+    told = json.loads(ran.stdout.splitlines()[-1])
+    return told["seconds"], told["cpu_seconds"]
+
+
+def peak_gb() -> float:
+    """The peak of a process that trains half a demo, in GB."""
+    ran = subprocess.run([sys.executable, __file__, MEMORY_OF], capture_output=True, text=True, check=True)
+    return float(ran.stdout.splitlines()[-1])
+
+
+def train_for_memory() -> None:
+    """Train some steps on the demo's data, and print this process's peak in GB."""
+    from babylon_rl.training.cpu import CpuTrainer
+    from babylon_rl.training.trainer import StepMetrics
+
+    sequences = demo_sequences(DEMO_WINDOWS)
+
+    def enough(step: StepMetrics) -> None:
+        if step.step == STEPS_FOR_MEMORY:
+            raise StopIteration
+
+    with tempfile.TemporaryDirectory() as out:
+        try:
+            CpuTrainer(settings()).train(TrainIteration("benchmark", 1, sequences, 0), None, Path(out), enough)
+        except StopIteration:
+            # not ru_maxrss, which begins with the peak of whoever started the process
+            print(
+                next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")) / 1e6
+            )
+
+
+def settings() -> Settings:
+    """The demo's: without a KL penalty, which costs a forward pass more."""
+    return settings_of(DEMO_WINDOWS).model_copy(update={"kl_penalty": 0.0, "babylon_rl_home": load_settings().home})
+
+
+def measure(trl_python: Path | None, turns: int) -> dict[str, float]:
+    """Medians of the turns, and ratios of what stood side by side; ``_cpu`` in seconds of the processor."""
+    set_threads()
+    sides = Sides(demo_sequences(1)[:SEQUENCES], settings())
+    works = {"ours": sides.ours, "bare": sides.bare, "apart": sides.apart}
+    sides.ours()  # threads, allocator and grammars are ready afterwards
+    seconds: dict[str, list[Seconds]] = {name: [] for name in works}
+    for _ in range(turns):
+        for name, work in works.items():
+            seconds[name].append(seconds_of(work))
+    if trl_python is not None:
+        seconds["trl"] = [trl_seconds(trl_python, sides.items, base_model_dir(sides.settings))]
+    clock = {name: statistics.median(of for of, _ in found) for name, found in seconds.items()}
+    cpu = {name: statistics.median(of for _, of in found) for name, found in seconds.items()}
+    found = {
+        "sequences": len(sides.items),
+        "packed_tokens": sum(one.tokens for one in sides.packs),
+        **{f"{name}_s": round(of, 2) for name, of in clock.items()},
+        **{f"{name}_cpu_s": round(of, 2) for name, of in cpu.items()},
+    }
+    for name, other in (("of_bare_loop", "bare"), ("times_unshared", "apart"), ("times_trl", "trl")):
+        if other in clock:
+            found |= {name: round(clock[other] / clock["ours"], 2), f"{name}_cpu": round(cpu[other] / cpu["ours"], 2)}
+    return found | {"peak_gb": round(peak_gb(), 2)}
+
+
+def missed(found: dict[str, float]) -> list[str]:
+    """Names of the bounds that were not kept."""
+    return [name for name, bound in BOUNDS.items() if name in found and (found[name] > bound if name == "peak_gb" else found[name] < bound)]
+
+
+def main() -> int:
+    """Print the figures; 1 when a bound is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trl-python", type=Path, metavar="PATH", help="a Python that imports trl")
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument(MEMORY_OF, action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.memory_of:
+        train_for_memory()
+        return 0
+    found = measure(given.trl_python, given.turns)
+    print(json.dumps(found | {"bounds": BOUNDS, "missed": missed(found)}, indent=2))
+    return int(bool(missed(found)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

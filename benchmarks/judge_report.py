@@ -1,0 +1,169 @@
+"""docs/judge-report.md and its pictures: `python benchmarks/judge_report.py [--write]` judges real hours and prints the two reports.
+
+The recorded game's ready hours and 48 simulated ones are judged by the scripted judge (noise 0.1, position bias 0.3) in two orders, some of
+them by a second one too (noise 0.15, no bias), on an embedded server of its own. Nothing leaves the machine; latencies differ by run.
+"""
+
+import argparse
+import contextlib
+import gzip
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import psycopg
+
+from babylon_rl.cli.judge_report import PREFIX
+from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.judge.audit import Audited, audit
+from babylon_rl.judge.hindsight import sync_hindsight
+from babylon_rl.judge.reliability import Reliability, reliability
+from babylon_rl.judge.reliability_document import sentences
+from babylon_rl.judge.reliability_plots import pictures
+from babylon_rl.judge.scoring import score_windows
+from babylon_rl.judge.scripted.server import running
+from babylon_rl.judge.scripted.settings import ScriptedJudge
+from babylon_rl.market.outcomes import sync_outcomes
+from babylon_rl.market.spawn import SpawnRequest, spawn
+from babylon_rl.settings import Settings
+from babylon_rl.store.cluster import Cluster
+from babylon_rl.store.connection import connect
+from babylon_rl.store.database import Database
+from babylon_rl.store.embedded import use_server
+from babylon_rl.store.judge_secret import keep_secret
+from babylon_rl.store.migrate import migrate
+from babylon_rl.store.trajectories import Connection, windows_with_rows
+from babylon_rl.windows import window_range
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "babylon_rl_tests" / "data" / "babylon_realtime.sql.gz"
+DOCS = ROOT / "docs"
+NOW = datetime(2026, 3, 1, 12)
+HOURS, AGENTS, AUDITED = 48, 8, 20
+SIMULATED = ("2026-02-01T00:00", "2026-02-03T00:00")
+JUDGE, SECOND = "openai/scripted", "openai/second"
+FIRST_JUDGE = ScriptedJudge(noise=0.1, position_bias=0.3, latency_s=0.3, jitter_s=0.2)
+SECOND_JUDGE = ScriptedJudge(seed=1, noise=0.15, latency_s=0.3, jitter_s=0.2, model="second")
+SECRET = b"the same secret gives the same page"[:32]  # of requests: ids, orders and so the judge's noise follow from it
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One database's report, and what the second judge was asked for it."""
+
+    report: Reliability
+    audited: Audited | None
+
+
+@contextlib.contextmanager
+def databases() -> Iterator[tuple[Connection, Connection]]:
+    """Two migrated databases: the recorded game, and one with simulated hours."""
+    with tempfile.TemporaryDirectory(prefix="babylon-rl-report-") as home, use_server(Path(home)) as url:
+        with psycopg.connect(url, autocommit=True) as server:
+            server.execute("CREATE DATABASE recorded")
+            server.execute("CREATE DATABASE simulated")
+        recorded, simulated = (f"{url.rpartition('/')[0]}/{name}" for name in ("recorded", "simulated"))
+        psql = Cluster(Path(home)).programs / "psql"
+        sql = gzip.decompress(SAMPLE.read_bytes())
+        subprocess.run([psql, "-q", "-X", "-v", "ON_ERROR_STOP=1", recorded], input=sql, stdout=subprocess.DEVNULL, check=True)
+        for address in (recorded, simulated):
+            migrate(Database(address, address))
+        with connect(recorded, autocommit=True) as one, connect(simulated, autocommit=True) as two:
+            spawn(two, SpawnRequest(AGENTS, 0, HOURS, 0, start=SIMULATED[0]), NOW, None)
+            yield one, two
+
+
+def measure(connection: Connection, span: tuple[str, str], first: Settings, second: Settings) -> Measured:
+    """Judge the hours of a database and report; ``second`` are the settings with the second judge's address."""
+    windows = [window for window in windows_with_rows(connection, *span) if window in set(window_range(*span))]
+    keep_secret(connection, SECRET, NOW)
+    sync_windows(connection, windows, first, NOW)
+    sync_outcomes(connection, windows, first, NOW)
+    sync_hindsight(connection, windows, first, NOW)
+    scored = score_windows(connection, windows, first, NOW)
+    audited = audit(connection, second, list(scored), NOW, groups=AUDITED)
+    again = score_windows(connection, windows, first, NOW)
+    assert not any(group.changed for group in again.values()) and not again.asked, "a second run asks nothing"
+    return Measured(reliability(connection, *span, second), audited)
+
+
+def lines(measured: Measured) -> list[str]:
+    """One report as a Markdown table."""
+    rows = [f"| {what} | {number} | {words} |" for what, number, words in sentences(measured.report)]
+    return ["| | 95 % interval | |", "|---|---|---|", *rows]
+
+
+def page(recorded: Measured, simulated: Measured) -> str:
+    """docs/judge-report.md."""
+    shown = "\n\n".join(f"![{title}](images/{PREFIX}{name}.png)" for name, title in TITLES.items())
+    second = "" if simulated.audited is None else simulated.audited.sentence
+    return TEXT.format(
+        recorded="\n".join(lines(recorded)), simulated="\n".join(lines(simulated)), shown=shown, second=second,
+        slope=simulated.report.position_slope.value if simulated.report.position_slope else float("nan"),
+    )  # fmt: skip
+
+
+TITLES = {
+    "position": "Score against place in the request",
+    "agreement": "Agreement between orders, by hour",
+    "pnl": "Score against P&L",
+    "cost": "Cost by day",
+}
+TEXT = """# A report on a judge
+
+Made by `python benchmarks/judge_report.py --write`. What each number means is in [judge.md](judge.md).
+
+The judge here is the [scripted one](scripted-judge.md), which is as good and as bad as it is told: it knows each agent's profit, adds noise
+of standard deviation 0.1 to what it thinks, and gives the first place of a request 0.3 more than the last. So the report can be checked
+against what it should find. The second judge has noise of 0.15 and no bias. Every group is shown in two orders, one the other backwards.
+
+## 48 simulated hours of 8 scripted agents
+
+{simulated}
+
+{second}
+
+What it should find, and finds:
+
+* The planted **position bias** is -0.3; {slope:+.3f} is found, as scores end at 0 and 1. Nothing of it is left in the scores: over an
+  order and its reverse every episode stands in the middle. It is why orders differ by more than noise alone makes them (about 0.11), and
+  what the second order is paid for.
+* **Length** says nothing to this judge, and its interval holds 0. Taking out the rank of P&L alone would leave -0.13 (-0.24 to -0.02) in
+  these hours: the bend of score over profit, which has nothing to do with length. So more of P&L is taken out ([judge.md](judge.md)).
+* It goes by **profit** and nothing else; noise and the ends of the scale are what the correlation lacks to 1.
+* The **second judge** agrees as far as two noises let it.
+
+{shown}
+
+## The recorded game's ready hours
+
+{recorded}
+
+Seven hours say little about a judge: the intervals are what to read.
+"""
+
+
+def main() -> None:
+    """Judge, print, and write where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write docs/judge-report.md and its pictures")
+    arguments = parser.parse_args()
+    plain = {name: field.default for name, field in Settings.model_fields.items()}
+    with running(FIRST_JUDGE) as url, running(SECOND_JUDGE) as second_url, databases() as (game, market):
+        values = {"judge_base_url": url, "judge_model": JUDGE, "judge_audit_model": SECOND, "judge_max_orders": 2, "judge_concurrency": 4}
+        first = Settings(_env_file=None, **(plain | values))
+        second = first.model_copy(update={"judge_base_url": second_url})
+        found = measure(game, ("2025-10-01T00:00", "2025-12-01T00:00"), first, second), measure(market, SIMULATED, first, second)
+    text = page(*found)
+    print(text)
+    if arguments.write:
+        (DOCS / "judge-report.md").write_text(text)
+        for name, png in pictures(found[1].report).items():
+            (DOCS / "images" / f"{PREFIX}{name}.png").write_bytes(png)
+
+
+if __name__ == "__main__":
+    main()

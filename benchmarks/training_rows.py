@@ -1,0 +1,75 @@
+"""What the training benchmarks work on: hours of the simulated market, judged, frozen into a batch and converted.
+
+Scripted agents alone play, so that no model is asked; their calls hold the same prompts and the same grammar as a model agent's.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+
+from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.judge.scoring import score_windows
+from babylon_rl.market.outcomes import sync_outcomes
+from babylon_rl.market.spawn import SpawnRequest, spawn
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.database import Database
+from babylon_rl.store.embedded import use_server
+from babylon_rl.store.migrate import migrate
+from babylon_rl.training.batches import Prepared, freeze_batch, prepare_batch
+from babylon_rl.training.conversion import convert
+from babylon_rl.training.trainer import TrainSequence
+
+NOW = datetime(2025, 11, 15, 12)
+
+
+@dataclass(frozen=True)
+class Played:
+    """A database with a prepared batch, and the settings under which it was frozen."""
+
+    database: Database
+    settings: Settings
+    prepared: Prepared
+
+
+def settings_of(windows: int) -> Settings:
+    """The CPU line, with room for all the hours in one iteration."""
+    return Settings(_env_file=None, train_rl_local=True, windows_per_iteration=windows, iterations=1)
+
+
+@contextlib.contextmanager
+def own_database(prefix: str) -> Iterator[Database]:
+    """A migrated database of its own on the embedded server, dropped at the end."""
+    with use_server(load_settings().home) as server, psycopg.connect(server, autocommit=True) as administrator:
+        name = f"{prefix}_{os.getpid()}"
+        administrator.execute(f"CREATE DATABASE {name}")
+        try:
+            url = f"{server.rpartition('/')[0]}/{name}"
+            database = Database(url, url)
+            migrate(database)
+            yield database
+        finally:
+            administrator.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextlib.contextmanager
+def played(windows: int, agents: int) -> Iterator[Played]:
+    """``windows`` simulated hours of ``agents`` scripted agents, as one prepared batch."""
+    settings = settings_of(windows)
+    with own_database("benchmark_training") as database, database.connect(autocommit=True) as connection:
+        hours = [hour.window for hour in spawn(connection, SpawnRequest(agents, 0, windows, seed=0), NOW, None)]
+        for sync in (sync_windows, sync_outcomes, score_windows):
+            sync(connection, hours, settings, NOW)
+        batch = freeze_batch(connection, settings, NOW)
+        if batch is None:
+            raise SystemExit("Nothing of the simulated hours can be frozen.")
+        yield Played(database, settings, prepare_batch(connection, batch.batch_id, settings, NOW))
+
+
+def demo_sequences(windows: int = 12, agents: int = 6) -> list[TrainSequence]:
+    """The sequences of half a demo's hours."""
+    with played(windows, agents) as game, game.database.connect() as connection:
+        return convert(connection, game.prepared.kept, game.settings).sequences
