@@ -75,6 +75,7 @@ class Settings(BaseSettings):
     judge_base_url: str | None = Field(
         None, description="An OpenAI-compatible server that answers as the judge, instead of its provider; the key may be absent then."
     )
+    judge_audit_base_url: str | None = Field(None, description="Such a server for JUDGE_AUDIT_MODEL. Unset: as for the judge.")
     judge_model: str = Field(HEURISTIC, description="Any litellm model name, or heuristic. Nothing leaves the machine until it is set.")
     judge_audit_model: str | None = Field(None, description="A second judge, asked on a sample.")
     judge_budget_usd: float | None = Field(None, ge=0, description="The most a run, and a day, may spend on the judge.")
@@ -84,6 +85,9 @@ class Settings(BaseSettings):
     judge_max_orders: int = Field(4, ge=1, description="The most orders for a group whose orders disagree; never below JUDGE_ORDERS.")
     judge_disagreement: float = Field(
         0.15, ge=0, le=1, description="Mean difference between orders above which a group is shown in further ones."
+    )
+    judge_tries: int = Field(
+        12, ge=1, description="Answers to a request that may be unusable (mended, then asked anew, in turn) until its group is set aside."
     )
     judge_settle_hours: float = Field(6, ge=0, description="Hours to wait for late rows before an LLM judges an hour by automation.")
     judge_request_tokens: int = Field(32_000, ge=2_000, description="The most tokens that a request to the judge should have.")
@@ -183,7 +187,7 @@ class Settings(BaseSettings):
             raise ValueError("must start with postgresql://")
         return value
 
-    @field_validator("judge_base_url", "wandb_base_url")
+    @field_validator("judge_base_url", "judge_audit_base_url", "wandb_base_url")
     @classmethod
     def _is_web_address(cls, value: str | None) -> str | None:
         if value is not None and not _is_http(value):
@@ -195,7 +199,8 @@ class Settings(BaseSettings):
     def _judge_has_credentials(cls, value: str | None, others: ValidationInfo) -> str | None:
         variable = None if value is None else judge_key_variable(value)
         known = others.data  # the keys and the address stand above
-        if variable is not None and known.get(variable.lower()) is None and known.get("judge_base_url") is None:
+        audited = others.field_name == "judge_audit_model" and known.get("judge_audit_base_url") is not None
+        if variable is not None and known.get(variable.lower()) is None and known.get("judge_base_url") is None and not audited:
             without = f"set JUDGE_MODEL={HEURISTIC}" if others.field_name == "judge_model" else "unset JUDGE_AUDIT_MODEL"
             raise ValueError(f"needs {variable}; set it, or {without}")
         return value

@@ -38,12 +38,14 @@ WHERE relnamespace IN (SELECT oid FROM pg_namespace WHERE nspname IN ('babylon_r
   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = pg_class.oid AND d.deptype IN ('a', 'i') AND relkind = 'S')
 ORDER BY oid \gexec
 
--- What it reads of the game: trajectories, markets and news; of users the ids alone.
+-- What it reads of the game: trajectories, markets and news; of users their ids, and their names, which a judge is not shown. The
+-- engine's hidden answers (outcome) are for a judge alone: without that grant it judges without them.
 GRANT USAGE ON SCHEMA public TO :"role";
 GRANT SELECT ON public.trajectories, public.llm_call_logs, public."Organization", public."StockPrice", public."Market",
     public."PredictionPriceHistory", public."WorldEvent" TO :"role";
-GRANT SELECT (id) ON public."User" TO :"role";
-GRANT SELECT (id, "questionNumber", text, "createdDate", "resolutionDate", "resolvedOutcome", status, "updatedAt") ON public."Question" TO :"role";
+GRANT SELECT (id, username, "displayName") ON public."User" TO :"role";
+GRANT SELECT (id, "questionNumber", text, "createdDate", "resolutionDate", "resolvedOutcome", status, "updatedAt", outcome)
+    ON public."Question" TO :"role";
 
 -- What it writes of the game: scores and marks on trajectories, column by column, and the tables that are there for it.
 GRANT UPDATE ("aiJudgeReward", "aiJudgeReasoning", "judgedAt", "usedInTraining", "trainedInBatch") ON public.trajectories TO :"role";
@@ -64,9 +66,8 @@ GRANT SELECT, INSERT, UPDATE ON public.reward_judgments, public.training_batches
 \if :{?spawner}
     SELECT format('CREATE ROLE %I LOGIN', :'spawner') WHERE to_regrole(quote_ident(:'spawner')) IS NULL \gexec
     GRANT :"role" TO :"spawner";
-    GRANT SELECT (username, "displayName", "virtualBalance", "lifetimePnL"), UPDATE ("virtualBalance", "lifetimePnL", "updatedAt"),
+    GRANT SELECT ("virtualBalance", "lifetimePnL"), UPDATE ("virtualBalance", "lifetimePnL", "updatedAt"),
         INSERT (id, username, "displayName", "isAgent", "isTest", "virtualBalance", "createdAt", "updatedAt") ON public."User" TO :"spawner";
-    GRANT SELECT (outcome) ON public."Question" TO :"spawner";
     GRANT INSERT ON public.trajectories, public.llm_call_logs TO :"spawner";
 \endif
 

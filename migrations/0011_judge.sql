@@ -31,7 +31,7 @@ CREATE TABLE babylon_rl.judge_requests (
 COMMENT ON TABLE babylon_rl.judge_requests IS 'One row per answer of a language model that judges, written as it arrives; the cache, and what was paid';
 COMMENT ON COLUMN babylon_rl.judge_requests."key" IS 'Hash of the content, the model, the rubric''s version, the order, the part and the attempt';
 COMMENT ON COLUMN babylon_rl.judge_requests."retired" IS 'Paid for, but no longer taken for an answer';
-COMMENT ON COLUMN babylon_rl.judge_requests."attempt" IS '0 the request, 1 its repair, 2 asked anew';
+COMMENT ON COLUMN babylon_rl.judge_requests."attempt" IS '0 the request, 1, 3, ... its repairs, 2, 4, ... asked anew';
 COMMENT ON COLUMN babylon_rl.judge_requests."ids" IS '[[id shown, agent id], ...] in the order shown';
 COMMENT ON COLUMN babylon_rl.judge_requests."faults" IS 'Why the answer could not be used; empty where it could';
 COMMENT ON COLUMN babylon_rl.judge_requests."scores" IS '{agent id: score}, NULL where the answer could not be used';
@@ -68,8 +68,10 @@ COMMENT ON TABLE babylon_rl.judge_leases IS 'Who is judging an hour now, so that
 
 ALTER TABLE babylon_rl.group_scores
     ADD COLUMN "shownVersion" text NOT NULL DEFAULT '',
+    ADD COLUMN "sourcesVersion" text NOT NULL DEFAULT '',
     ADD COLUMN "judgement" jsonb NOT NULL DEFAULT '{}';
 COMMENT ON COLUMN babylon_rl.group_scores."shownVersion" IS 'Hash of what a language model was shown; empty for the heuristic';
+COMMENT ON COLUMN babylon_rl.group_scores."sourcesVersion" IS 'Hash of all that what was shown is made of; while it stands, the scores do';
 COMMENT ON COLUMN babylon_rl.group_scores."judgement" IS 'How a language model came to the scores: orders, agreement between them, requests, tokens, dollars, seconds';
 
 ALTER TABLE babylon_rl.episode_scores

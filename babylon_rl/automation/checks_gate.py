@@ -9,8 +9,8 @@ from babylon_rl.assets.resources import Babylon
 
 CHECKS = {
     "improvement": "The whole paired interval of its P&L over the reference is above MIN_IMPROVEMENT.",
-    "not_worse_than_base": "It is not shown to earn less than the base.",
-    "not_worse_than_nothing": "It is not shown to earn less than doing nothing.",
+    "better_than_base": "It is shown to earn more than the base.",
+    "better_than_nothing": "It is shown to earn more than doing nothing.",
     "valid_answers": "It gives no more unusable answers than the reference.",
     "no_collapse": "No single action is more than 95 % of its decisions.",
     "enough_markets": "It played enough unseen markets for an interval to hold.",

@@ -3,6 +3,7 @@
 A warning stops nothing: groups without scores do not train anyway, and whether odd scores are wrong is for a person to see.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,6 +13,7 @@ import dagster as dg
 from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.verdicts import Finding, verdict
+from babylon_rl.judge.reliability_ranks import spearman
 from babylon_rl.judge.wording import HIDDEN
 from babylon_rl.settings import Settings
 from babylon_rl.store.judge_report import HourVerdicts, hour_verdicts
@@ -55,9 +57,7 @@ def _disagreeing(hour: HourVerdicts, settings: Settings) -> Finding | None:
 
 
 def _against_pnl(hour: HourVerdicts, settings: Settings) -> Finding | None:
-    from babylon_rl.judge.reliability_measures import spearman
-
-    known = [(score, pnl) for score, pnl in zip(hour.scores, hour.pnls_usd, strict=True) if pnl is not None]
+    known = [(score, pnl) for score, pnl in zip(hour.scores, hour.pnls_usd, strict=True) if pnl is not None and math.isfinite(pnl)]
     correlation = spearman([score for score, _ in known], [pnl for _, pnl in known])
     if correlation is None or correlation >= 0:
         return None
@@ -65,7 +65,7 @@ def _against_pnl(hour: HourVerdicts, settings: Settings) -> Finding | None:
 
 
 def _holding(hour: HourVerdicts, settings: Settings) -> Finding | None:
-    moved = max(abs(hour.mean_change or 0.0), hour.volatility or 0.0)
+    moved = max((abs(move) for move in (hour.mean_change, hour.volatility) if move is not None and math.isfinite(move)), default=0.0)
     if moved < MOVING_PERCENT:
         return None
     entries = list(zip(hour.agents, hour.scores, hour.trades, hour.pnls_usd, strict=True))

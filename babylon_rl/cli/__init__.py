@@ -13,7 +13,21 @@ import typer
 from babylon_rl.cli.caches import keep_caches_at_home
 from babylon_rl.errors import BabylonError
 
-MODULES = ("system", "demo", "market", "data", "score", "judge", "training", "models", "evaluation", "benchmark", "harness", "evidence", "export")
+MODULES = (
+    "system",
+    "demo",
+    "market",
+    "data",
+    "score",
+    "judge",
+    "training",
+    "models",
+    "evaluation",
+    "benchmark",
+    "harness",
+    "evidence",
+    "export",
+)
 FAILED_OUTSIDE = 3
 INTERRUPTED = 130
 _OTHERS = "Run as the user whom it belongs to, or set BABYLON_RL_HOME to a directory of your own."

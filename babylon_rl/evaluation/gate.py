@@ -38,7 +38,7 @@ def decide(comparison: Comparison, min_improvement: float = 0.0) -> Verdict:
     """Judge the candidate of a comparison.
 
     Pass needs all of: the lower end of the paired interval of its improvement over the reference above ``min_improvement`` (dollars an
-    hour); not shown to earn less than the base or than doing nothing; no more unusable answers than the reference; no action above
+    hour); shown to earn more than the base and than doing nothing too; no more unusable answers than the reference; no action above
     COLLAPSE of its decisions; FEWEST_MARKETS markets.
     """
     if comparison.candidate is None or comparison.reference is None:
@@ -51,7 +51,7 @@ def decide(comparison: Comparison, min_improvement: float = 0.0) -> Verdict:
         _collapse(candidate),
         _valid_answers(candidate, reference),
         improvement,
-        *(_no_loss(contest, comparison) for contest in comparison.contests if _vetoes(contest, comparison)),
+        *(_gain(contest, comparison) for contest in comparison.contests if _vetoes(contest, comparison)),
         _enough_markets(comparison),
     )
     found = {check.found for check in checks}
@@ -96,13 +96,15 @@ def _vetoes(contest: Contest, comparison: Comparison) -> bool:
     return contest.rival != comparison.reference and (contest.rival == NOTHING or contest.role == BASE)
 
 
-def _no_loss(contest: Contest, comparison: Comparison) -> Check:
-    """Nobody is put in front of the agents who is shown to earn less than what costs nothing: the base, or no trading at all."""
+def _gain(contest: Contest, comparison: Comparison) -> Check:
+    """Nobody is put in front of the agents who is not shown to earn more than what costs nothing: the base, or no trading at all."""
     difference, rival = contest.paired.difference, "doing nothing" if contest.rival == NOTHING else contest.rival
-    name = "not_worse_than_nothing" if contest.rival == NOTHING else "not_worse_than_base"
+    name = "better_than_nothing" if contest.rival == NOTHING else "better_than_base"
     interval = f"{difference.mean:+.1f} an hour, paired 95 % interval {difference.low:+.1f} to {difference.high:+.1f}"
+    if difference.low > 0:
+        return Check(name, PASS, f"{comparison.candidate} is shown to earn more than {rival} ({interval})")
     if difference.high >= 0:
-        return Check(name, PASS, f"{comparison.candidate} is not shown to earn less than {rival} ({interval})")
+        return Check(name, INCONCLUSIVE, f"{comparison.candidate} is not shown to earn more than {rival} ({interval})")
     instead = f"; {comparison.reference} is no reason to deploy it: {rival} is the better choice" if contest.rival == NOTHING else ""
     return Check(name, FAIL, f"{comparison.candidate} is shown to earn less than {rival} ({interval}){instead}")
 
@@ -122,17 +124,7 @@ def _money(comparison: Comparison, improvement: Check, min_improvement: float, d
     said = [improvement.words]
     if decision == INCONCLUSIVE and improvement.found == INCONCLUSIVE:
         said.append(_markets_wanted(comparison, min_improvement))
-    if decision == PASS:
-        said += _cautions(comparison)
     return [*said, *comparison.notes]
-
-
-def _cautions(comparison: Comparison) -> list[str]:
-    candidate = comparison.standing(comparison.candidate or "")
-    if candidate.pnl.mean < 0:
-        return [f"It still loses ${-candidate.pnl.mean:.1f} an hour: doing nothing earns more"]
-    unsure = [contest.rival for contest in comparison.contests if _vetoes(contest, comparison) and contest.paired.difference.low <= 0]
-    return [f"That it earns more than {rival} is not shown" for rival in unsure]
 
 
 def _markets_wanted(comparison: Comparison, min_improvement: float) -> str:

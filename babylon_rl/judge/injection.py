@@ -96,7 +96,7 @@ def _excerpt(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    if text.isascii() and text.isprintable():
+    if text.replace("\n", "").replace("\t", "").isprintable():
         return text
     for character in set(text):
         if character not in "\n\t" and unicodedata.category(character) in _UNSEEN:

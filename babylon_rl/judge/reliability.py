@@ -11,7 +11,8 @@ from datetime import timedelta
 from babylon_rl.judge.agreement import kendall_tau
 from babylon_rl.judge.groups import NO_SPREAD
 from babylon_rl.judge.reliability_groups import MOST_POINTS, Groups
-from babylon_rl.judge.reliability_measures import Estimate, mean_estimate, partial_estimate, slope_estimate, spearman
+from babylon_rl.judge.reliability_measures import Estimate, mean_estimate, partial_estimate, slope_estimate
+from babylon_rl.judge.reliability_ranks import spearman
 from babylon_rl.judge.subgroups import merge
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_report as store

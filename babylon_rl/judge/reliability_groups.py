@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from babylon_rl.judge.reliability_measures import FEWEST_RANKED, Estimate, Moments, centred_ranks, length_moments, mean_estimate, spearman
+from babylon_rl.judge.reliability_measures import Estimate, Moments, length_moments, mean_estimate
+from babylon_rl.judge.reliability_ranks import FEWEST_RANKED, centred_ranks, spearman
 from babylon_rl.store.judge_report import JudgedEpisode, JudgedHour
 
 PLACES = 5  # from the first fifth of a request to the last

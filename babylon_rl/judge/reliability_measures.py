@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from babylon_rl.judge.reliability_ranks import centred_ranks
+
 CONFIDENCE = 0.95
-FEWEST_RANKED = 3  # episodes of a group whose ranks are correlated: two always agree wholly or not at all
 _NEARLY = 1 - 1e-9
 
 _TINY = 1e-9
@@ -63,14 +64,6 @@ def slope_estimate(parts: Sequence[tuple[float, float]]) -> Estimate | None:
     return Estimate(slope, slope - half, slope + half, groups)
 
 
-def centred_ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from -1/2 (least) to 1/2, equal values sharing the mean of theirs, so that groups of any size count alike."""
-    from scipy.stats import rankdata
-
-    most = max(1, len(values) - 1)
-    return [(float(rank) - 1) / most - 0.5 for rank in rankdata(values)]
-
-
 def length_moments(scores: Sequence[float], lengths: Sequence[float], pnls: Sequence[float]) -> Moments:
     """The sums of products within a group that ``partial_correlation`` needs.
 
@@ -113,15 +106,6 @@ def partial_estimate(groups: Sequence[Moments]) -> Estimate | None:
     error = math.sqrt((count - 1) / count * math.fsum((one - middle) ** 2 for one in left_out))
     half = _quantile(count - 1) * error
     return Estimate(value, math.tanh(_fisher(value) - half), math.tanh(_fisher(value) + half), len(groups))
-
-
-def spearman(one: Sequence[float], two: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, -1..1; None for fewer than FEWEST_RANKED values or where one side does not rank."""
-    if len(one) < FEWEST_RANKED or min(len(set(one)), len(set(two))) < 2:
-        return None
-    a, b = centred_ranks(one), centred_ranks(two)
-    across = math.fsum(x * y for x, y in zip(a, b, strict=True))
-    return across / math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
 
 
 def _fisher(correlation: float) -> float:

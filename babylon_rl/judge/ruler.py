@@ -1,4 +1,4 @@
-"""RULER for one group: shown in several orders, every answer checked, mended once, asked for once more, or the group set aside.
+"""RULER for one group: shown in several orders, every answer checked, mended or asked for anew, or the group set aside.
 
 What comes out follows from the group and the answers alone, and every answer is in the cache before it is used: a ruler that was
 stopped anywhere comes to the same result when it begins again, and pays only for what had not been answered.
@@ -16,6 +16,7 @@ from babylon_rl.judge.agreement import Agreement, agreement
 from babylon_rl.judge.answers import AnswerFault, Verdict, read_answer
 from babylon_rl.judge.budget import Budget, OverBudget
 from babylon_rl.judge.calls import Reply
+from babylon_rl.judge.patience import Patience
 from babylon_rl.judge.request import JudgeRequest, plan_requests, repair_request
 from babylon_rl.judge.rubric import RUBRIC_VERSION
 from babylon_rl.judge.ruler_cache import AnswerCache, Asker
@@ -24,8 +25,7 @@ from babylon_rl.judge.subgroups import merge
 from babylon_rl.settings import Settings
 from babylon_rl.store.judge_answers import StoredAnswer
 
-ASKED, REPAIRED, ASKED_ANEW = 0, 1, 2
-ATTEMPTS = (ASKED, REPAIRED, ASKED_ANEW)
+ASKED = 0  # the first try at a request; odd ones after it ask to mend the answer before, even ones ask anew
 MOST_SHOWN = 4000  # characters of a message or answer in a transcript
 
 
@@ -103,6 +103,7 @@ class Ruler:
         # An answer has its slot until it is kept: no more than that many can be lost, and be paid for again.
         self._slots = asyncio.Semaphore(settings.judge_concurrency)
         self._budget = Budget(settings.judge_budget_usd, model, cache.spent)
+        self._patience = Patience(model, settings.judge_tries)
 
     @property
     def notes(self) -> list[str]:
@@ -141,7 +142,8 @@ class Ruler:
     async def _verdicts(self, asked: JudgeRequest, held: StoredAnswer | None, tally: _Tally) -> dict[str, Verdict]:
         """The verdicts of one request by agent id, by its first usable answer."""
         request, transcript = asked, list[Mapping[str, Any]]()
-        for attempt in ATTEMPTS:
+        faults: tuple[str, ...] = ()
+        for attempt in range(self._settings.judge_tries):
             if attempt != ASKED:
                 held = (await self._cache.find([request.key])).get(request.key)
             if held is None:
@@ -151,19 +153,21 @@ class Ruler:
             try:
                 found = read_answer(held.answer, list(request.ids))
             except AnswerFault as fault:
-                transcript.append(_exchange(request, attempt, held, fault.faults))
-                last = fault
+                faults = fault.faults
+                transcript.append(_exchange(request, attempt, held, faults))
             else:
                 return {request.ids[shown]: verdict for shown, verdict in found.items()}
-            request = repair_request(asked, held.answer, last.faults, REPAIRED) if attempt == ASKED else _anew(asked)
-        raise Unusable(f"{len(ATTEMPTS)} answers of {self.model} could not be used, the last because: {' '.join(last.faults)}", transcript)
+            request = _next(asked, held.answer, faults, attempt + 1)
+        raise Unusable(f"{len(transcript)} answers of {self.model} could not be used, the last because: {' '.join(faults)}", transcript)
 
     async def _ask(self, request: JudgeRequest, attempt: int) -> StoredAnswer:
         # What the group is asked at first was reserved for all its requests together.
         with await self._budget.reserve([] if attempt == ASKED else [request]):
             async with self._slots:
+                self._patience.check()
                 reply = await self._caller.ask(request.messages, request.schema)
                 answer = self._answer(request, attempt, reply)
+                self._patience.heard(request.window, answer.faults)
                 await self._cache.add(answer)
         return answer
 
@@ -205,9 +209,11 @@ def _order(plan: Sequence[JudgeRequest], parts: Sequence[Mapping[str, Verdict]])
     return Order(verdicts, {agent: sum(found) / len(found) for agent, found in places.items()})
 
 
-def _anew(request: JudgeRequest) -> JudgeRequest:
-    """The same request under a key of its own, so that the cache does not answer it with what could not be used."""
-    return replace(request, key=hashlib.sha256(f"{request.key}/asked anew".encode()).hexdigest())
+def _next(asked: JudgeRequest, answer: str, faults: Sequence[str], attempt: int) -> JudgeRequest:
+    """What follows an answer with faults: these quoted, or the question anew, under a key that the cache does not answer."""
+    if attempt % 2:
+        return repair_request(asked, answer, faults, attempt)
+    return replace(asked, key=hashlib.sha256(f"{asked.key}/asked anew {attempt}".encode()).hexdigest())
 
 
 def _checked(text: str, request: JudgeRequest) -> tuple[list[str], dict[str, float] | None]:
@@ -223,7 +229,8 @@ def _exchange(request: JudgeRequest, attempt: int, answer: StoredAnswer, faults:
         "order": request.order,
         "part": request.part,
         "attempt": attempt,
-        "messages": [{"role": message["role"], "content": _short(message["content"])} for message in request.messages],
+        # after the first try only what came to the question
+        "messages": [{"role": m["role"], "content": _short(m["content"])} for m in request.messages[2 if attempt else 0 :]],
         "answer": _short(answer.answer),
         "faults": [storable(sentence) for sentence in faults],
     }

@@ -5,7 +5,7 @@ keeps its scores untouched, and so does one that a training has consumed an epis
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace as changed
 from datetime import datetime
 
@@ -38,12 +38,14 @@ def score_windows(
     *,
     force: bool = False,
     on_progress: Progress = unheard,
+    on_beat: Callable[[], None] = lambda: None,
 ) -> Scored:
     """Score the groups of some hours and persist them: our tables, the trajectories' judge columns, reward_judgments.
 
     Hours that are not complete or not ready have no group and are absent from the result. Groups without spread are scored and reported
     (``has_spread`` is False). ``force`` judges again what is unchanged, was consumed by a training or is in quarantine; a language model is
     asked only what the cache does not hold. Hours that it could not judge are in the result's ``pending`` and ``quarantined``.
+    ``on_beat`` is called every half minute or so, when it may use ``connection``; what it raises ends the scoring.
 
     ``connection`` is committed on the way where a language model judges: what is paid is kept whatever happens next.
 
@@ -55,9 +57,10 @@ def score_windows(
     if settings.judge_model != HEURISTIC:
         from babylon_rl.judge.scoring_model import score_with_model  # what asks a judge takes a while to import
 
-        return score_with_model(connection, complete, settings, now, force=force, on_progress=on_progress)
+        return score_with_model(connection, complete, settings, now, force=force, on_progress=on_progress, on_beat=on_beat)
     found = Scored()
     for some in reading_chunks(connection, complete):
+        on_beat()
         with connection.transaction():
             lock_windows(connection, some)
             found.update(_score(connection, read_windows(connection, some, settings), now, force))

@@ -9,12 +9,12 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import psutil
 
@@ -26,6 +26,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LEASE_S, RENEWED_EVERY_S, ASK_AGAIN_S = 20.0, 5.0, 0.5
+BEAT_S = 30.0
 
 
 def running_clock(now: datetime) -> Callable[[], datetime]:
@@ -75,6 +76,25 @@ class Desk:
         add_answers(connection, arrived)
         for answer in arrived:
             del self._arrived[answer.key]
+
+
+async def beating(work: Coroutine[Any, Any, None], desk: Desk, beat: Callable[[], None], every_s: float) -> None:
+    """Await ``work``, and call ``beat`` in the desk's thread at its beginning and every so often; what it raises cancels the work."""
+
+    async def beats() -> None:
+        while True:
+            await desk.run(lambda connection: beat())
+            await asyncio.sleep(every_s)
+
+    tasks = [asyncio.create_task(work), asyncio.create_task(beats())]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 class Leases:

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -14,17 +14,18 @@ from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.pool import run_pool
 from babylon_rl.judge.rubric import RUBRIC, RUBRIC_VERSION
 from babylon_rl.judge.ruler import Judged, Outcome, Ruler, SetAside
-from babylon_rl.judge.scoring_desk import Desk, Leases, running_clock
+from babylon_rl.judge.scoring_desk import BEAT_S, Desk, Leases, beating, running_clock
 from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE, Hour, Plan, judge_version, plan_hours
 from babylon_rl.judge.scoring_result import Asked, Scored
 from babylon_rl.judge.scoring_stored import loaded, stored
 from babylon_rl.judge.scoring_words import judged_scores
-from babylon_rl.judge.shown import ShownGroup
+from babylon_rl.judge.shown import ShownGroup, unreadable
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_waiting, scores
 from babylon_rl.store.judge_leases import drop_leases
 from babylon_rl.store.judge_secret import keep_secret
+from babylon_rl.store.judge_sources import keep_sources
 from babylon_rl.store.trajectories import Connection
 from babylon_rl.store.window_groups import lock_windows, reading_chunks
 
@@ -32,7 +33,15 @@ CHANGED = "it changed while it was judged; the next run judges it as it is now"
 
 
 def score_with_model(
-    connection: Connection, windows: Sequence[str], settings: Settings, now: datetime, *, force: bool, on_progress: Progress = unheard
+    connection: Connection,
+    windows: Sequence[str],
+    settings: Settings,
+    now: datetime,
+    *,
+    force: bool,
+    on_progress: Progress = unheard,
+    on_beat: Callable[[], None] = lambda: None,
+    beat_s: float = BEAT_S,
 ) -> Scored:
     """Judge complete hours with JUDGE_MODEL; see score_windows. ``connection`` may be in a transaction only in tests.
 
@@ -41,10 +50,11 @@ def score_with_model(
     """
     secret = keep_secret(connection, secrets.token_bytes(32), now)
     run = _Run(settings, secret, now, force, len(windows), on_progress)
+    run.scored.notes += unreadable(connection, settings)
     desk = Desk(connection, running_clock(now))
     leases = Leases(desk)
     try:
-        asyncio.run(run.judge(desk, leases, windows))
+        asyncio.run(beating(run.judge(desk, leases, windows), desk, on_beat, beat_s))
     except JudgeRefused as refused:
         run.scored.pending |= dict.fromkeys(run.unfinished, str(refused))
         raise
@@ -153,9 +163,13 @@ def finish_hour(
         judged = judged_scores(outcome, settings, hour.version)
         if before is not None and not force:
             held = loaded(before)
-            if held == judged or scores.consumed_windows(connection, [window]):
+            if scores.consumed_windows(connection, [window]):
+                return held
+            if held == judged:
+                keep_sources(connection, {window: hour.sources})
                 return held
         judge_waiting.release(connection, [window])
         criteria = {"rubric": RUBRIC, "rubricVersion": RUBRIC_VERSION, "shown": outcome.group.input_version, "orders": len(outcome.orders)}
         scores.replace(connection, [stored(judged, hour.trajectories, criteria)], now, force=force)
+        keep_sources(connection, {window: hour.sources})
         return replace(judged, changed=True)

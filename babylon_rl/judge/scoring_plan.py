@@ -10,9 +10,11 @@ from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.rubric import RUBRIC_VERSION
 from babylon_rl.judge.scoring_stored import loaded
 from babylon_rl.judge.shown import ShownGroup, shown_groups
+from babylon_rl.judge.sources import sources_versions
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_answers, judge_waiting, scores
 from babylon_rl.store.freezable import DROPOUT, read_dropped
+from babylon_rl.store.judge_sources import keep_sources, read_sources
 from babylon_rl.store.trajectories import Connection
 from babylon_rl.store.window_groups import lock_windows
 
@@ -26,10 +28,11 @@ def judge_version(settings: Settings) -> str:
 
 @dataclass(frozen=True)
 class Hour:
-    """An hour to be judged: what is shown, the version of the content that it was made of, and the trajectories of each agent."""
+    """An hour to be judged: what is shown, the versions of its content and of all that it was made of, each agent's trajectories."""
 
     group: ShownGroup
     version: str
+    sources: str
     trajectories: Mapping[str, Sequence[str]]
 
 
@@ -68,7 +71,7 @@ def plan_hours(
         state = _read(connection, windows, settings)
         wanted = [window for window in windows if _is_wanted(window, state, settings, force, plan)]
         if not force:
-            _keep_unchanged(connection, wanted, state, settings, secret, plan)
+            _keep_unchanged(connection, wanted, state, settings, secret, plan, write)
         rest = {window: state.readings[window] for window in wanted if window not in plan.kept}
         shown = shown_groups(connection, rest, settings, dropped=state.dropped, secret=secret)
         if write:
@@ -76,7 +79,9 @@ def plan_hours(
             scores.delete(connection, gone)
             judge_answers.retire_unusable(connection, [window for window in rest if window in state.quarantined])
             judge_waiting.end_pending(connection, [window for window in windows if window not in rest])
-    plan.hours = {window: _hour(shown[window], reading) for window, reading in rest.items()}
+        agents = {window: [episode.agent_id for episode in group.episodes] for window, group in shown.items()}
+        sources = sources_versions(connection, rest, agents, settings, secret)
+    plan.hours = {window: _hour(shown[window], reading, sources[window]) for window, reading in rest.items()}
     return plan
 
 
@@ -86,7 +91,7 @@ def _read(connection: Connection, windows: Sequence[str], settings: Settings) ->
     for window, agent in read_dropped(connection, windows, DROPOUT):
         dropped.setdefault(window, set()).add(agent)
     return _State(
-        readings=read_windows(connection, windows, settings),
+        readings=read_windows(connection, windows, settings, texts=False),
         held=held,
         consumed=scores.consumed_windows(connection, list(held)),
         quarantined=judge_waiting.read_quarantined(connection, windows),
@@ -107,18 +112,28 @@ def _is_wanted(window: str, state: _State, settings: Settings, force: bool, plan
     return state.readings[window].ready
 
 
-def _keep_unchanged(connection: Connection, wanted: Sequence[str], state: _State, settings: Settings, secret: bytes, plan: Plan) -> None:
+def _keep_unchanged(
+    connection: Connection, wanted: Sequence[str], state: _State, settings: Settings, secret: bytes, plan: Plan, write: bool
+) -> None:
     """Keep the scores of hours of which the same would be shown; dropout that was decided since does not change what was judged."""
     same = {window: state.readings[window] for window in wanted if _could_stand(window, state, settings)}
     judged = {window: {score.agent_id for score in state.held[window].scores} for window in same}
+    sources = sources_versions(connection, same, judged, settings, secret) if same else {}
+    before = read_sources(connection, list(same))
+    plan.kept |= {window: state.held[window] for window in same if before.get(window) == sources[window]}
+    same = {window: reading for window, reading in same.items() if window not in plan.kept}
+    if not same:
+        return
     others = {
         window: [episode.agent_id for episode in reading.usable_episodes if episode.agent_id not in judged[window]]
         for window, reading in same.items()
     }
     for window, group in shown_groups(connection, same, settings, dropped=others, secret=secret).items():
-        before = state.held[window]
-        if before.judgement is not None and before.judgement.shown_version == group.input_version:
-            plan.kept[window] = before
+        held = state.held[window]
+        if held.judgement is not None and held.judgement.shown_version == group.input_version:
+            plan.kept[window] = held
+            if write:
+                keep_sources(connection, {window: sources[window]})
 
 
 def _could_stand(window: str, state: _State, settings: Settings) -> bool:
@@ -128,5 +143,5 @@ def _could_stand(window: str, state: _State, settings: Settings) -> bool:
     return (before.judge, before.judge_version) == (settings.judge_model, judge_version(settings))
 
 
-def _hour(group: ShownGroup, reading: WindowReading) -> Hour:
-    return Hour(group, group_version(reading), {e.agent_id: e.trajectory_ids for e in reading.usable_episodes})
+def _hour(group: ShownGroup, reading: WindowReading, sources: str) -> Hour:
+    return Hour(group, group_version(reading), sources, {e.agent_id: e.trajectory_ids for e in reading.usable_episodes})

@@ -108,6 +108,22 @@ def shown_groups(
     return found
 
 
+def unreadable(connection: Connection, settings: Settings) -> list[str]:
+    """What the database does not let us read of what a judge would be shown, in sentences that say what follows."""
+    found = []
+    if settings.show_hidden_answers_to_judge and not store.readable(connection, "Question", ("outcome",)):
+        found.append(
+            'The hidden answers (public."Question".outcome) may not be read by this role: the judge is not shown them. '
+            "Grant it as docs/least-privilege.sql does, or set SHOW_HIDDEN_ANSWERS_TO_JUDGE=false."
+        )
+    if not store.readable(connection, "User", store.NAME_COLUMNS):
+        found.append(
+            'The names of agents (public."User") may not be read by this role: texts that name an agent are shown as they are. '
+            "Grant it as docs/least-privilege.sql does."
+        )
+    return found
+
+
 def _names(connection: Connection, readings: Mapping[str, WindowReading]) -> dict[str, list[str]]:
     agents = sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes})
     found: dict[str, list[str]] = {agent: [agent] for agent in agents}

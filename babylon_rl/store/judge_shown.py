@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
+import psycopg.sql
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -16,17 +17,29 @@ _LOGGED_REASONING = """
     SELECT "callId", reasoning FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) AND reasoning <> ''
 """
 
-# Databases of other versions of the game may lack a name's column.
+NAME_COLUMNS = ("displayName", "username")
+# Databases of other versions of the game may lack a column, and a role with few rights may not read one.
+_READABLE = """
+    SELECT attname FROM pg_attribute
+    WHERE attrelid = to_regclass(%s) AND attname = ANY(%s) AND NOT attisdropped AND has_column_privilege(attrelid, attnum, 'SELECT')
+"""
 _NAMES = """
-    SELECT agent.id, name FROM public."User" agent,
-        LATERAL (VALUES (to_jsonb(agent)->>'displayName'), (to_jsonb(agent)->>'username')) AS named (name)
+    SELECT agent.id, name FROM public."User" agent, LATERAL (VALUES {}) AS named (name)
     WHERE agent.id = ANY(%s) AND name <> ''
 """
 
 
+def readable(connection: Connection, table: str, columns: Sequence[str]) -> list[str]:
+    """Those of some columns of a table of the game that are there and may be read, in the order given."""
+    found = {name for (name,) in connection.execute(_READABLE, (f'public."{table}"', list(columns))).fetchall()}
+    return [name for name in columns if name in found]
+
+
 def hidden_answers(connection: Connection, market_ids: Sequence[str]) -> dict[str, bool]:
-    """The engine's own answer to some questions, by their id."""
-    return dict(connection.execute(_HIDDEN_ANSWERS, (list(market_ids),)).fetchall()) if market_ids else {}
+    """The engine's own answer to some questions, by their id; none where the role may not read them."""
+    if not market_ids or not readable(connection, "Question", ("outcome",)):
+        return {}
+    return dict(connection.execute(_HIDDEN_ANSWERS, (list(market_ids),)).fetchall())
 
 
 def logged_reasoning(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, str]:
@@ -35,6 +48,8 @@ def logged_reasoning(connection: Connection, trajectory_ids: Sequence[str]) -> d
 
 
 def agent_names(connection: Connection, agent_ids: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The display and user names of some agents, as (agent id, name)."""
-    if agent_ids:
-        yield from connection.execute(_NAMES, (list(agent_ids),)).fetchall()
+    """The display and user names of some agents, as (agent id, name), as far as they may be read."""
+    columns = readable(connection, "User", NAME_COLUMNS) if agent_ids else []
+    if columns:
+        named = psycopg.sql.SQL(", ").join(psycopg.sql.SQL("(agent.{})").format(psycopg.sql.Identifier(name)) for name in columns)
+        yield from connection.execute(psycopg.sql.SQL(_NAMES).format(named), (list(agent_ids),)).fetchall()

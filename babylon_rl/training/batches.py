@@ -36,6 +36,7 @@ from babylon_rl.store.batches import (
     advance_batch,
     claim_batch,
     end_failed,
+    heartbeat,
     own_transaction,
     read_batch,
     read_batch_episodes,
@@ -122,13 +123,14 @@ def prepare_batch(connection: psycopg.Connection[Any], batch_id: str, settings: 
             advance_batch(connection, batch_id, attempt, "scoring", now)
         windows = sorted({episode.window for episode in episodes})
         refuse_hopeless(connection, batch, episodes, effective)
-        scores = score_windows(connection, windows, effective, now)
+        clock = Clock.at(now)
+        scores = score_windows(connection, windows, effective, now, on_beat=lambda: heartbeat(connection, batch_id, attempt, clock.now()))
         _refuse_pending(batch_id, scores)
         dropped = read_dropped(connection, windows, DROPOUT)
         groups = {window: group.without({agent for hour, agent in dropped if hour == window}) for window, group in scores.items()}
         judged = [_judged(episode, groups.get(episode.window), episode.window in scores.quarantined) for episode in episodes]
         with own_transaction(connection):
-            advance_batch(connection, batch_id, attempt, "scoring", now)
+            advance_batch(connection, batch_id, attempt, "scoring", clock.now())
             write_judgements(connection, batch_id, judged)
         prepared = _prepared(connection, _required(connection, batch_id))
         if not prepared.kept:
@@ -280,8 +282,15 @@ def fail_batch(connection: psycopg.Connection[Any], batch_id: str, error: str, n
 
 def fail_stuck(connection: psycopg.Connection[Any], now: datetime) -> list[Batch]:
     """Fail the batches that were started and have had no heartbeat for 4 hours; their trajectories are free again."""
-    stuck = [b for b in read_batches(connection, LIVE_STATES) if b.state != "pending" and now - b.heartbeat_at > STUCK_AFTER]
-    return [fail_batch(connection, b.batch_id, f"Stuck: no heartbeat since {b.heartbeat_at:%Y-%m-%d %H:%M} UTC.", now) for b in stuck]
+    failed = []
+    for batch in read_batches(connection, LIVE_STATES):
+        if batch.state != "pending" and now - batch.heartbeat_at > STUCK_AFTER:
+            error = f"Stuck: no heartbeat since {batch.heartbeat_at:%Y-%m-%d %H:%M} UTC."
+            with own_transaction(connection):
+                ended = end_failed(connection, batch.batch_id, error, now, batch.attempt)  # not if a run has just taken it up
+            if ended:
+                failed.append(_required(connection, batch.batch_id))
+    return failed
 
 
 def pending_batches(connection: psycopg.Connection[Any]) -> list[Batch]:

@@ -65,6 +65,7 @@ FINE = [
     hour((0.9, 0.1), trades=[0, 1], pnls_usd=[0.0, -5.0]),
     hour((0.9, 0.5, 0.1), pnls_usd=[None, None, 3.0], trades=[None, None, 1]),
     hour((0.7,)),
+    hour((0.9, 0.6, 0.3), pnls_usd=[float("nan"), float("inf"), 3.0], mean_change=float("nan"), volatility=None),
 ]
 
 

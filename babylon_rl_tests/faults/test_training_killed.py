@@ -4,7 +4,10 @@ import multiprocessing
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,33 @@ from babylon_rl_tests.training.serverless_stand_in import StandIn
 
 KILLS = 20
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["babylon_rl_tests.faults.killed_run", "babylon_rl.training.cpu_steps", "transformers", "peft", "psycopg"])
 ALONE = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+@contextmanager
+def forking_after(module: str) -> Iterator[None]:
+    """A fork server of its own, which has imported ``module``."""
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    before = server._preload_modules
+    server._stop()
+    PROCESSES.set_forkserver_preload([module])
+    try:
+        yield
+    finally:
+        server._stop()
+        PROCESSES.set_forkserver_preload(before)
+
+
+@pytest.fixture
+def forks_cpu() -> Iterator[None]:
+    with forking_after("babylon_rl_tests.faults.preload_cpu"):
+        yield
+
+
+@pytest.fixture
+def forks_serverless() -> Iterator[None]:
+    with forking_after("babylon_rl_tests.faults.preload_serverless"):
+        yield
 
 
 def start(world: World, now: datetime, most: int) -> Any:
@@ -69,7 +97,7 @@ def kill_at_random(world: World, now: datetime, most: int, chance: random.Random
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_killed_training_on_the_processor_ends_as_one_that_nobody_killed(world: World, tmp_path: Path) -> None:
+def test_a_killed_training_on_the_processor_ends_as_one_that_nobody_killed(world: World, forks_cpu: None, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     chosen = {"local_base_model": str(base), "iterations": 5, "learning_rate": 1e-5, "warmup_steps": 0}
     small = World(world.url, world.settings.model_copy(update=chosen), world.connection)
@@ -78,27 +106,43 @@ def test_a_killed_training_on_the_processor_ends_as_one_that_nobody_killed(world
     whole_s = time.monotonic() - began_s
     expected = registry(small)
     assert len(expected["weights"]) == 1 and len(expected["steps"]) == 10
-    chance, killed = random.Random(6), 0
+    chance, killed, struck = random.Random(6), 0, 0
     while killed < KILLS:
         small.reset()
-        killed += kill_at_random(small, NOW, AGENTS * ROWS, chance, KILLS - killed, whole_s / 2)
+        killed += kill_at_random(small, NOW, AGENTS * ROWS, chance, KILLS - killed, whole_s / 5)
         train_to_the_end(small, NOW, AGENTS * ROWS)
         assert registry(small) == expected
+        struck += begun_in_vain(small)
+    print("STRUCK", struck, whole_s)
+    assert struck > 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_killed_serverless_training_posts_no_job_twice(played_world: World, stand_in: StandIn) -> None:
+def test_a_killed_serverless_training_posts_no_job_twice(played_world: World, forks_serverless: None, stand_in: StandIn) -> None:
     service = stand_in.service
     service.job_s, service.lag_s = 0.2, 0.2
-    chance, killed = random.Random(7), 0
+    began_s = time.monotonic()
+    train_to_the_end(played_world, PLAYED_NOW, 1000)
+    whole_s = time.monotonic() - began_s
+    assert_trained_once(played_world, stand_in)
+    chance, killed, struck = random.Random(7), 0, 0
     while killed < KILLS:
         played_world.reset()
         service.models.clear()
         service.jobs.clear()
-        killed += kill_at_random(played_world, PLAYED_NOW, 1000, chance, KILLS - killed, 1.5)
+        killed += kill_at_random(played_world, PLAYED_NOW, 1000, chance, KILLS - killed, whole_s / 2)
         train_to_the_end(played_world, PLAYED_NOW, 1000)
         assert_trained_once(played_world, stand_in)
+        struck += begun_in_vain(played_world)
+    print("STRUCK", struck, whole_s)
+    assert struck > 0
+
+
+def begun_in_vain(world: World) -> int:
+    """How often a kill struck while an iteration was being trained."""
+    ((struck,),) = rows(world, 'SELECT count(*) FROM babylon_rl.training_steps WHERE "finishedAt" IS NULL')
+    return int(struck)
 
 
 def assert_trained_once(world: World, stand_in: StandIn) -> None:

@@ -53,6 +53,14 @@ def test_a_server_of_ones_own_needs_no_key(address: str, base_url: str) -> None:
     assert endpoint_of(settings(judge_base_url=address), "openai/x").key == KEYS["openai_api_key"]
 
 
+def test_the_audits_judge_may_answer_elsewhere() -> None:
+    own = settings(judge_base_url="http://a/v1", judge_audit_base_url="http://b/v1", judge_model="openai/x", judge_audit_model="openai/y")
+    assert [endpoint_of(own, model).base_url for model in ("openai/x", "openai/y")] == ["http://a/v1", "http://b/v1"]
+    alike = own.model_copy(update={"judge_audit_base_url": None})
+    assert endpoint_of(alike, "openai/y").base_url == "http://a/v1"
+    Settings(_env_file=None, judge_audit_base_url="http://b/v1", judge_audit_model="openai/y")
+
+
 def test_other_providers_keys_come_from_the_environment_or_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)

@@ -46,11 +46,11 @@ def test_faults_that_come_and_go_lose_no_group(connection: Connection, settings:
     faults = dict.fromkeys([*TRANSPORT_FAULTS, *CONTENT_FAULTS], 0.03)
     with judging(ScriptedJudge(faults=faults, retry_after_s=0.01, slow_s=30)) as judge:
         chosen = asking(settings, judge.url, judge_timeout_seconds=1.0)
-        for _ in range(20):
+        for _ in range(5):  # a request that was not answered in time waits
             found = score_windows(connection, windows, chosen, NOW)
+            assert not found.quarantined
             if len(found) == len(windows):
                 break
-            release_quarantined(connection)
     assert {window: [score.agent_id for score in group.scores] for window, group in found.items()} == dict.fromkeys(windows, AGENTS)
 
 
@@ -63,7 +63,7 @@ def test_unusable_answers_quarantine_the_hour_with_its_transcript(connection: Co
         assert list(found.quarantined) == windows and not found and states(connection) == {windows[0]: "quarantined"}
         assert quarantined(connection, windows) == set(windows) and stored_scores(connection, windows) == {}
         entry = read_quarantined(connection)[windows[0]]
-        assert len(entry.transcript) in (3, 6) and "is missing" in entry.reason
+        assert len(entry.transcript) == 12 and "is missing" in entry.reason
         assert '<episode nonce="' in entry.transcript[0]["messages"][1]["content"] and entry.transcript[0]["answer"]
         asked = judge.stats()["requests"]
         again = score_windows(connection, windows, chosen, NOW)

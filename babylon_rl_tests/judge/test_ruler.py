@@ -12,7 +12,7 @@ from babylon_rl.judge.calls import JudgeCaller
 from babylon_rl.judge.pool import judge_groups
 from babylon_rl.judge.ruler import Judged, Outcome, SetAside, Waiting
 from babylon_rl.judge.ruler_cache import MemoryCache
-from babylon_rl.judge.scripted.settings import ScriptedJudge
+from babylon_rl.judge.scripted.settings import CONTENT_FAULTS, ScriptedJudge
 from babylon_rl.judge.shown import ShownEpisode, ShownGroup
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.model_judge import asking
@@ -110,14 +110,36 @@ def test_a_group_beyond_one_request_is_judged_in_parts_on_one_scale(settings: Se
 def test_an_unusable_answer_is_mended_asked_anew_and_then_the_group_is_set_aside(settings: Settings, fault: str) -> None:
     cache = MemoryCache()
     with judging(ScriptedJudge(faults={fault: 1.0})) as judge:
-        (found,) = judge_all(asking(settings, judge.url, judge_orders=1), [group()], cache).values()
-        assert requests(judge) == 3
-        (again,) = judge_all(asking(settings, judge.url, judge_orders=1), [group()], cache).values()
-        assert requests(judge) == 3
+        impatient = asking(settings, judge.url, judge_orders=1, judge_tries=5)
+        (found,) = judge_all(impatient, [group()], cache).values()
+        assert requests(judge) == 5
+        (again,) = judge_all(impatient, [group()], cache).values()
+        assert requests(judge) == 5
     assert isinstance(found, SetAside) and isinstance(again, SetAside)
-    assert [entry["attempt"] for entry in found.transcript] == [0, 1, 2]
+    assert [entry["attempt"] for entry in found.transcript] == [0, 1, 2, 3, 4]
     assert all(entry["faults"] for entry in found.transcript) and found.reason == again.reason
-    assert len(found.transcript[1]["messages"]) == 4, "the repair quotes the answer and its faults"
+    added = [len(entry["messages"]) for entry in found.transcript]
+    assert added == [2, 2, 0, 2, 0], "a repair quotes the answer and its faults"
+
+
+def test_faults_that_come_and_go_lose_no_group(settings: Settings) -> None:
+    with judging(ScriptedJudge(faults=dict.fromkeys(CONTENT_FAULTS, 0.05))) as judge:
+        found = judged(judge_all(asking(settings, judge.url), groups(40), MemoryCache()))
+        assert requests(judge) > 80
+    assert all(outcome.agreement.scores.keys() == {f"a{n}" for n in range(5)} for outcome in found)
+
+
+def test_a_judge_that_talks_nonsense_is_not_asked_about_every_group(settings: Settings) -> None:
+    cache = MemoryCache()
+    with judging(ScriptedJudge(faults={"empty": 1.0})) as judge:
+        chosen = asking(settings, judge.url, judge_orders=1, judge_tries=4, judge_concurrency=2)
+        found = judge_all(chosen, groups(30), cache)
+        assert 12 <= requests(judge) <= 16
+        assert [outcome.reason for outcome in found.values() if isinstance(outcome, Waiting) and "could not be used" in outcome.reason]
+        few = judge_all(chosen, groups(3), MemoryCache())
+        judge.reset(faults={"empty": 0.0})
+        judged(judge_all(chosen, [outcome.group for outcome in found.values() if isinstance(outcome, Waiting)], cache))
+    assert {type(outcome) for outcome in few.values()} == {SetAside}, "a few groups are given up one by one"
 
 
 def test_a_judge_that_is_down_leaves_groups_waiting_and_those_of_the_cache_are_judged(settings: Settings) -> None:

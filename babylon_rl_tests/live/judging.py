@@ -1,51 +1,35 @@
-"""One request to a judge through litellm, as the package pins it; ``address`` points it at a stand-in."""
+"""A group of two toy episodes, and what a judge says of it: asked as the pipeline asks, by JudgeCaller."""
 
-import json
-from collections.abc import Mapping
+import asyncio
 
-import pytest
-
+from babylon_rl.judge.answers import Verdict, read_answer
+from babylon_rl.judge.calls import JudgeCaller
+from babylon_rl.judge.request import plan_requests
+from babylon_rl.judge.shown import ShownEpisode, ShownGroup
 from babylon_rl.settings import Settings
 
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "scores": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"id": {"type": "string"}, "score": {"type": "number"}},
-                "required": ["id", "score"],
-                "additionalProperties": False,
-            },
-        }
-    },
-    "required": ["scores"],
-    "additionalProperties": False,
+GOOD, BAD = "agent-good", "agent-bad"
+_PNL = {GOOD: 500.0, BAD: -500.0}
+_TEXTS = {
+    GOOD: "1. saw OPENLIE wins a large contract, at 100.00 | did BUY_SHARES ticker=OPENLIE",
+    BAD: "1. saw OPENLIE wins a large contract, at 100.00 | did SELL_SHARES ticker=OPENLIE",
 }
-ASKED = "Two trading episodes of the same hour follow as JSON, by id. Score each from 0 (worst) to 1 (best)."
+GROUP = ShownGroup(
+    "2025-11-15T08:00",
+    ("Stocks over the hour, dollars at its start and its end: OPENLIE 100 120 +20.00% BULLISH.",),
+    "",
+    tuple(ShownEpisode(agent, text, len(text) // 4, 0, (), _PNL[agent], 1) for agent, text in sorted(_TEXTS.items())),
+    "two toy episodes",
+)
 
 
-def credentials(settings: Settings) -> str | None:
-    """The key of the judge's provider, where the settings have one; litellm finds others in the environment."""
-    keys = {"openai": settings.openai_api_key, "anthropic": settings.anthropic_api_key, "openpipe": settings.openpipe_api_key}
-    key = keys.get(settings.judge_model.replace(":", "/").split("/")[0])
-    return None if key is None else key.get_secret_value()
+def ask_judge(settings: Settings) -> dict[str, Verdict]:
+    """The verdicts of JUDGE_MODEL on GROUP by agent."""
+    (request,) = plan_requests(GROUP, settings.judge_model, 0, b"of a live test", settings)
 
+    async def ask() -> str:
+        async with JudgeCaller(settings, settings.judge_model) as caller:
+            return (await caller.ask(request.messages, request.schema)).text
 
-def ask_judge(model: str, key: str | None, episodes: Mapping[str, str], address: str | None = None) -> str:
-    """The text of the judge's answer to ``episodes`` (id: text), constrained to SCHEMA."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # read at import: without it the map comes from the net
-        import litellm
-    litellm.disable_aiohttp_transport = True  # that transport takes a body cut off by a reset for whole
-    answer = litellm.completion(
-        model=model,
-        api_key=key,
-        api_base=address,
-        messages=[{"role": "system", "content": ASKED}, {"role": "user", "content": json.dumps(episodes)}],
-        response_format={"type": "json_schema", "json_schema": {"name": "scores", "schema": SCHEMA, "strict": True}},
-        timeout=120,
-        num_retries=0,
-    )
-    return str(answer.choices[0].message.content)
+    found = read_answer(asyncio.run(ask()), list(request.ids))
+    return {request.ids[identity]: verdict for identity, verdict in found.items()}

@@ -1,19 +1,13 @@
 """The judge of JUDGE_MODEL answers a group of two toy episodes as structured JSON, matched by id."""
 
-import json
-
 import pytest
 
 from babylon_rl.errors import SettingsError
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
-from babylon_rl_tests.live.judging import ask_judge, credentials
+from babylon_rl_tests.live.judging import BAD, GOOD, ask_judge
 
 # Warnings of other people's libraries are not ours to mend here.
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(180)]
-EPISODES = {
-    "e-7": "08:00 OPENLIE 100.00. News: OPENLIE wins a large contract. The agent bought OPENLIE. 09:00 OPENLIE 120.00, P&L +500.00",
-    "e-2": "08:00 OPENLIE 100.00. News: OPENLIE wins a large contract. The agent sold OPENLIE short. 09:00 OPENLIE 120.00, P&L -500.00",
-}
 
 
 @pytest.fixture
@@ -30,8 +24,6 @@ def judged() -> Settings:
 
 
 def test_the_judge_scores_two_episodes_by_their_ids(judged: Settings) -> None:
-    answer = ask_judge(judged.judge_model, credentials(judged), EPISODES)
-    scores = {entry["id"]: entry["score"] for entry in json.loads(answer)["scores"]}
-    assert set(scores) == set(EPISODES)
-    assert all(0 <= score <= 1 for score in scores.values())
-    assert scores["e-7"] > scores["e-2"]
+    verdicts = ask_judge(judged)
+    assert set(verdicts) == {GOOD, BAD} and all(0 <= verdict.score <= 1 for verdict in verdicts.values())
+    assert verdicts[GOOD].score > verdicts[BAD].score

@@ -11,26 +11,46 @@ import pytest
 
 from babylon_rl.store.database import Database
 
+MAIN = "from babylon_rl.cli import main; main()"
+
 
 @pytest.fixture
-def command(sample_database: Database, tmp_path: Path):
-    """``command(*arguments)``: run babylon-rl on the recorded game with the dry trainer."""
+def variables(sample_database: Database, tmp_path: Path) -> dict[str, str]:
+    """The environment of a command on the recorded game with the dry trainer."""
+    return {
+        "DATABASE_URL": sample_database.url,
+        "BABYLON_RL_HOME": str(tmp_path / "home"),
+        "TRAIN_RL_LOCAL": "true",
+        "LOCAL_BASE_MODEL": "dry",
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+    }
+
+
+@pytest.fixture
+def command(variables: dict[str, str], tmp_path: Path):
+    """``command(*arguments)``: run babylon-rl to its end."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        variables = {
-            "DATABASE_URL": sample_database.url,
-            "BABYLON_RL_HOME": str(tmp_path / "home"),
-            "TRAIN_RL_LOCAL": "true",
-            "LOCAL_BASE_MODEL": "dry",
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path),
-        }
         return subprocess.run(
-            [sys.executable, "-c", "from babylon_rl.cli import main; main()", *arguments],
+            [sys.executable, "-c", MAIN, *arguments],
             env=variables | environment, cwd=tmp_path, text=True, capture_output=True, timeout=110,
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def started(variables: dict[str, str], tmp_path: Path):
+    """``started(*arguments)``: babylon-rl as a process that goes on."""
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", MAIN, *arguments],
+            env=variables, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    return start
 
 
 @pytest.mark.slow
@@ -59,6 +79,24 @@ def test_a_training_prints_what_it_promises_and_is_listed(command):
     again = command("train")
     assert again.returncode == 1
     assert "freezable trajectories" in again.stderr
+
+
+@pytest.mark.slow
+def test_a_command_that_was_killed_goes_on_at_the_iteration_where_it_stopped(command, started):
+    with started("train", "--iterations", "40") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Iteration 2/40"):
+                break
+        process.kill()
+    resumed = command("train")
+    assert resumed.returncode == 0, resumed.stderr
+    assert re.search(r"Going on with batch-\d+, which is (training|uploading|completed)\.", resumed.stderr)
+    assert re.findall(r"Iteration \d+/40: checkpoint step (\d+)", resumed.stdout) == [str(number) for number in range(1, 41)]
+    (batch, _) = json.loads(command("batches", "--json").stdout)["batches"]
+    assert (batch["status"], batch["modelVersion"], batch["trajectories"]) == ("completed", "v1.0.11", 373)
+    begun = [iteration["step"] for iteration in json.loads(command("batches", "show", batch["batchId"], "--json").stdout)["iterations"]]
+    assert sorted(set(begun)) == list(range(1, 41)) and len(begun) <= 41
 
 
 @pytest.mark.slow

@@ -99,18 +99,18 @@ def test_a_continuous_training_waits_for_enough_and_goes_on_when_it_comes(graph,
 def test_ctrl_c_ends_a_continuous_training_that_waits(sample_database, tmp_path):
     variables = {"DATABASE_URL": sample_database.url, "BABYLON_RL_HOME": str(tmp_path / "home"), "TRAIN_RL_LOCAL": "true",
                  "LOCAL_BASE_MODEL": "dry", "MODE": "continuous", "PATH": os.environ["PATH"], "HOME": str(tmp_path)}  # fmt: skip
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", "from babylon_rl.cli import main; main()", "train"],
         env=variables, cwd=tmp_path, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "Waiting, until Ctrl-C: 373 of 1000 freezable trajectories" in line:
-            break
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    said = process.stderr.read()
-    assert process.wait(60) == 130 and said.strip() == "Interrupted."
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "Waiting, until Ctrl-C: 373 of 1000 freezable trajectories" in line:
+                break
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130 and said.strip() == "Interrupted."
 
 
 @pytest.mark.parametrize("mode", ["backfill", "continuous"])

@@ -43,14 +43,17 @@ class Endpoint:
 
 
 def endpoint_of(settings: Settings, model: str) -> Endpoint:
-    """The endpoint of ``model``: at JUDGE_BASE_URL where that is set, else its provider's own."""
+    """The endpoint of ``model``: at JUDGE_BASE_URL (of the audit's model: at JUDGE_AUDIT_BASE_URL) where set, else its provider's own."""
     provider, name = _parted(model)
     field_name = judge_key_variable(model)
     variable = field_name or f"{(provider or model).upper()}_API_KEY"
     key: SecretStr | None = getattr(settings, field_name.lower()) if field_name else provider_key(variable)
     wire_name = {"openai": name, "openpipe": f"openpipe:{name}"}.get(provider, model)
-    if settings.judge_base_url is not None:
-        return Endpoint(model, wire_name, _with_version(settings.judge_base_url), key or SecretStr(PLACEHOLDER_KEY), variable)
+    base_url = settings.judge_base_url
+    if settings.judge_audit_base_url is not None and model == settings.judge_audit_model != settings.judge_model:
+        base_url = settings.judge_audit_base_url
+    if base_url is not None:
+        return Endpoint(model, wire_name, _with_version(base_url), key or SecretStr(PLACEHOLDER_KEY), variable)
     return Endpoint(model, wire_name, _own_address(provider, model), key, variable)
 
 

@@ -1,0 +1,40 @@
+"""The version of all that what a judge is shown is made of: cheap to find, so that an unchanged hour is known without building it.
+
+Equal versions show the same. Different ones may, which only building it tells.
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping
+
+from babylon_rl.episodes.summary import group_version
+from babylon_rl.episodes.types import WindowReading
+from babylon_rl.judge.rubric import RUBRIC_VERSION
+from babylon_rl.market.outcomes import read_many_outcomes
+from babylon_rl.settings import Settings
+from babylon_rl.store import judge_shown as store
+from babylon_rl.store.hindsight import recorded_knowledge
+from babylon_rl.store.trajectories import Connection
+from babylon_rl.versions import content_version
+
+FORM = 1  # raise it when the same sources are shown differently
+
+
+def sources_versions(
+    connection: Connection, readings: Mapping[str, WindowReading], shown: Mapping[str, Collection[str]], settings: Settings, secret: bytes
+) -> dict[str, str]:
+    """The version of each hour of which some agents are ``shown``: content, outcomes, hidden answers, names, settings, rubric."""
+    markets = read_many_outcomes(connection, list(readings), settings)
+    names = store.agent_names(connection, sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes}))
+    common = [
+        FORM, RUBRIC_VERSION, settings.judge_model, settings.judge_request_tokens, settings.judge_group_size,
+        settings.judge_private_fields, settings.show_hidden_answers_to_judge, hashlib.sha256(secret).hexdigest(), sorted(map(list, names)),
+    ]  # fmt: skip
+    found = {}
+    for window, reading in readings.items():
+        ids = [trajectory_id for episode in reading.usable_episodes for trajectory_id in episode.trajectory_ids]
+        hidden = store.hidden_answers(connection, [asked.market_id for asked in markets[window].predictions])
+        beside = [sorted(recorded_knowledge(connection, ids)), sorted(store.logged_reasoning(connection, ids).items())]
+        digest = hashlib.sha256(repr(beside).encode("utf-8", "replace")).hexdigest()
+        outcomes = [markets[window].data_version, sorted(map(list, hidden.items()))]
+        found[window] = content_version([*common, window, group_version(reading), outcomes, digest, sorted(shown[window])])
+    return found
