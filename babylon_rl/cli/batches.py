@@ -13,6 +13,7 @@ from babylon_rl.windows import utc_now
 if TYPE_CHECKING:
     from babylon_rl.store.batches import Batch
     from babylon_rl.store.registry import Model
+    from babylon_rl.store.remote_jobs import RemoteJob
 
 batches = typer.Typer(help="Training jobs: list, show, cancel.", invoke_without_command=True)
 models = typer.Typer(help="The registry of versions.", invoke_without_command=True)
@@ -51,14 +52,16 @@ def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
 
 @batches.command("show")
 def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
-    """One batch: its episodes with scores and advantages, and its iterations."""
+    """One batch: its episodes with scores and advantages, its iterations, and its jobs at a training service."""
     from babylon_rl.store.batches import read_batch, read_batch_episodes
     from babylon_rl.store.database import open_database
+    from babylon_rl.store.remote_jobs import read_jobs
     from babylon_rl.store.training_steps import read_steps
 
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         batch = _found(read_batch(connection, batch_id), batch_id)
         episodes, steps = read_batch_episodes(connection, batch_id), read_steps(connection, batch_id)
+        jobs = read_jobs(connection, batch_id)
     document = batch_document(batch) | {
         "preflight": None if batch.preflight is None else dict(batch.preflight),
         "episodes": [
@@ -71,6 +74,7 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
              "startedAt": _moment(s.started_at), "finishedAt": _moment(s.finished_at), "checkpoint": s.checkpoint}
             for s in steps
         ],
+        "remoteJobs": [_job_document(job) for job in jobs],
     }  # fmt: skip
 
     def render(out: Any) -> None:
@@ -80,6 +84,9 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
         out.print(table("Episodes", ["window", "agent", "score", "rank", "advantage", "sequences", "left out"], scored))
         done = [[s.iteration, s.attempt, _rounded(s.loss), s.trainable_tokens, s.checkpoint] for s in steps]
         out.print(table("Iterations", ["step", "run", "loss", "tokens", "checkpoint"], done))
+        if jobs:
+            posted = [[j.iteration, j.attempt, j.state, j.job_id, j.step_before, j.step_after, j.error] for j in jobs]
+            out.print(table("Jobs at the training service", ["step", "post", "state", "job", "from", "to", "error"], posted))
 
     emit(document, render, as_json)
 
@@ -120,6 +127,27 @@ def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
     if not rows:
         say("No model is registered yet. `babylon-rl train` makes the first; the base model is there without it, under the name base.")
     emit({"models": [model_document(model) for model in found]}, lambda out: out.print(table(None, columns, rows)), as_json)
+
+
+def _job_document(job: "RemoteJob") -> dict[str, Any]:
+    return {
+        "step": job.iteration,
+        "attempt": job.attempt,
+        "service": job.service,
+        "model": job.model,
+        "state": job.state,
+        "jobId": job.job_id,
+        "stepBefore": job.step_before,
+        "stepAfter": job.step_after,
+        "postedAt": _moment(job.posted_at),
+        "endedAt": _moment(job.ended_at),
+        "discardedAt": _moment(job.discarded_at),
+        "sequences": job.sequences,
+        "trainableTokens": job.trainable_tokens,
+        "loss": job.loss,
+        "estimatedUsd": job.estimated_usd,
+        "error": job.error,
+    }
 
 
 def batch_document(batch: "Batch") -> dict[str, Any]:

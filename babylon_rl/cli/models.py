@@ -46,6 +46,8 @@ def serve_model(
         folder = settings.home / "checkpoints"
         known = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
         raise ModelUnavailable(f"There is no checkpoint {version!r} in {folder}; there are: {', '.join(['base', *known])}.")
+    if version != server.BASE_MODEL_NAME:
+        _refuse_remote(version, checkpoint)
     bound = server.bind(host, port)
     set_threads(threads)
     base_dir = packaged.base_model_dir(settings)
@@ -55,6 +57,17 @@ def serve_model(
     if version != server.BASE_MODEL_NAME:
         policy.add_adapter(version, checkpoint)
     server.serve(policy, bound, _announce)
+
+
+def _refuse_remote(version: str, checkpoint: Path) -> None:
+    from babylon_rl.models.checkpoints import read_remote
+
+    remote = read_remote(checkpoint)
+    if remote is not None:
+        raise ModelUnavailable(
+            f"The weights of {version} are not on this machine: {remote.service} serves them as {remote.inference_name} at "
+            f"{remote.inference_url}, and nothing needs to be started."
+        )
 
 
 def export(
@@ -86,13 +99,13 @@ def export(
 
 def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
     """Bring a version's checkpoint to MODEL_STORAGE_URL, and with WANDB_API_KEY into Weights & Biases as an artifact."""
-    from babylon_rl.models.checkpoints import verify
+    from babylon_rl.models.checkpoints import read_remote, verify
     from babylon_rl.store.batches import own_transaction
     from babylon_rl.store.database import open_database
     from babylon_rl.store.registry import note_artifact, note_upload
     from babylon_rl.training.artifacts import log_artifact
     from babylon_rl.training.uploading import upload_checkpoint
-    from babylon_rl.training.wandb_process import refusal
+    from babylon_rl.training.wandb_process import Sent, refusal
 
     settings = load_settings()
     if settings.model_storage_url is None and refusal(settings) is not None:
@@ -101,20 +114,26 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
     if model.foreign or model.training_batch is None:
         raise UsageError(f"{model.version} was made by another producer, and its files are not known here.")
     directory = Path(model.checkpoint or model.storage_path)
+    if model.pruned_at is not None and not directory.is_dir():
+        raise ModelUnavailable(f"{model.version} was pruned on {model.pruned_at:%Y-%m-%d}: its files are not here any more.")
     verify(directory)
+    remote = read_remote(directory)
     with open_database(settings) as database, database.connect(autocommit=True) as connection:
         if settings.model_storage_url is not None:
             url = upload_checkpoint(directory, settings.model_storage_url)
             with own_transaction(connection):
                 note_upload(connection, model.training_batch, url, utc_now())
             say(f"{model.version} is at {url}.")
-        sent = log_artifact(directory, settings)
-        say(sent.words)
+        if remote is not None:
+            say(f"The weights of {model.version} are an artifact of the training service already: {remote.artifact}.")
+        sent = log_artifact(directory, settings) if remote is None else Sent("")
+        if remote is None:
+            say(sent.words)
         if sent.link is not None:
             artifact = str((sent.answer or {}).get("artifact"))
             with own_transaction(connection):
                 note_artifact(connection, model.training_batch, artifact, utc_now())
-        elif refusal(settings) is None:
+        elif remote is None and refusal(settings) is None:
             raise ExportError(f"{model.version} could not be logged as an artifact: {sent.words}")
     model = _registered(settings, version)
     emit(model_document(model), lambda out: None, as_json)

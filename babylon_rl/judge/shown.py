@@ -104,7 +104,9 @@ def shown_groups(
     for window, episodes in groups.items():
         outcomes = markets.get(window, WindowOutcomes(window))
         told = _context(connection, outcomes, episodes, settings, private)
-        found[window] = _group(connection, window, told, outcomes, episodes, names, settings, private)
+        # of this hour alone: what is shown of it must not depend on which hours are read together
+        own = {agent: names[agent] for agent in sorted({episode.agent_id for episode in readings[window].episodes})}
+        found[window] = _group(connection, window, told, outcomes, episodes, own, settings, private)
     return found
 
 

@@ -24,10 +24,11 @@ def sources_versions(
 ) -> dict[str, str]:
     """The version of each hour of which some agents are ``shown``: content, outcomes, hidden answers, names, settings, rubric."""
     markets = read_many_outcomes(connection, list(readings), settings)
-    names = store.agent_names(connection, sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes}))
+    agents = sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes})
+    names = sorted(map(list, store.agent_names(connection, agents)))
     common = [
         FORM, RUBRIC_VERSION, settings.judge_model, settings.judge_request_tokens, settings.judge_group_size,
-        settings.judge_private_fields, settings.show_hidden_answers_to_judge, hashlib.sha256(secret).hexdigest(), sorted(map(list, names)),
+        settings.judge_private_fields, settings.show_hidden_answers_to_judge, hashlib.sha256(secret).hexdigest(),
     ]  # fmt: skip
     found = {}
     for window, reading in readings.items():
@@ -35,6 +36,10 @@ def sources_versions(
         hidden = store.hidden_answers(connection, [asked.market_id for asked in markets[window].predictions])
         beside = [sorted(recorded_knowledge(connection, ids)), sorted(store.logged_reasoning(connection, ids).items())]
         digest = hashlib.sha256(repr(beside).encode("utf-8", "replace")).hexdigest()
+        own = {episode.agent_id for episode in reading.episodes}
+        named = [name for name in names if name[0] in own]
         outcomes = [markets[window].data_version, sorted(map(list, hidden.items()))]
-        found[window] = content_version([*common, window, group_version(reading), outcomes, digest, sorted(shown[window])])
+        found[window] = content_version(
+            [*common, window, group_version(reading), sorted(own), named, outcomes, digest, sorted(shown[window])]
+        )
     return found

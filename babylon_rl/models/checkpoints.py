@@ -231,7 +231,7 @@ def verify(directory: Path, base_dir: Path | None = None) -> Manifest:
     if changed:
         raise CheckpointError(f"{directory} is damaged: {', '.join(changed)} is not what was published.")
     if base_dir is not None:
-        _check_base(directory, manifest.base, base_identity(base_dir, manifest.base.name))
+        check_base(directory, manifest.base, base_identity(base_dir, manifest.base.name))
     return manifest
 
 
@@ -258,7 +258,8 @@ def _table(rows: dict[str, str]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]) if rows else ""
 
 
-def _check_base(directory: Path, trained: BaseIdentity, given: BaseIdentity) -> None:
+def check_base(directory: Path, trained: BaseIdentity, given: BaseIdentity) -> None:
+    """Compare the base that a checkpoint was trained on with the one at hand. Raises CheckpointError: it is another."""
     parts = {"config": "config_sha256", "tokenizer": "tokenizer_sha256", "chat template": "chat_template_sha256"}
     other = [part for part, name in parts.items() if getattr(trained, name) != getattr(given, name)]
     if other:

@@ -190,11 +190,12 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep) -> Model:
         return finish_registration(run, prepared.kept, published, settings)
     with own_transaction(run.connection):
         advance_batch(run.connection, batch_id, run.attempt, "training", run.clock.now())
-    check_storage(settings, batch_id)
+    if not read_steps(run.connection, batch_id):  # once something is trained, and perhaps paid, a place that is down fails nothing
+        check_storage(settings, batch_id)
     parent = _parent(run)
     line = [m.version for m in read_models(run.connection) if not m.foreign and m.base_model == run.batch.base_model]
     conversion = convert(run.connection, prepared.kept, settings, line)
-    directory = None if parent is None else parent_checkpoint(parent)
+    directory = None if parent is None else parent_checkpoint(parent, run.trainer.base_identity())
     plan = plan_iterations(sorted(conversion.by_window), settings, run.batch.seed) if conversion.by_window else []
     found = run.trainer.prepare(run.context(), [[s for window in windows for s in conversion.by_window[window]] for windows in plan])
     kept = _leave_empty(run, prepared, conversion, found, None if parent is None else parent.version)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from babylon_rl.errors import CheckpointError, TrainingError, TrainingPaused
-from babylon_rl.models.checkpoints import MANIFEST, Manifest, publish, verify
+from babylon_rl.errors import CheckpointError, TrainingError, TrainingPaused, UsageError
+from babylon_rl.models.checkpoints import MANIFEST, BaseIdentity, Manifest, check_base, publish, verify
 from babylon_rl.models.files import copy_tree
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import (
@@ -34,11 +34,11 @@ from babylon_rl.training.uploading import upload_checkpoint
 STAGING = "publish"
 
 
-def parent_checkpoint(parent: Model) -> Path:
-    """The directory of a parent version, checked.
+def parent_checkpoint(parent: Model, base: BaseIdentity | None = None) -> Path:
+    """The directory of a parent version, checked; with ``base``, that it was trained on this very base.
 
     Raises:
-        CheckpointError: it is gone or damaged; the message says what can be done.
+        CheckpointError: it is gone, damaged, or of another base; the message says what can be done.
     """
     directory = Path(parent.checkpoint or parent.storage_path)
     restore = f"Restore it from {parent.uploaded_url}" if parent.uploaded_url else "Restore it"
@@ -51,9 +51,17 @@ def parent_checkpoint(parent: Model) -> Path:
     if not directory.is_dir():
         raise CheckpointError(f"The parent {parent.version} is gone: {directory} is not there. {cure}")
     try:
-        verify(directory)
+        manifest = verify(directory)
     except CheckpointError as damaged:
         raise CheckpointError(f"The parent {parent.version} cannot be continued from: {damaged} {cure}") from damaged
+    if base is not None:
+        try:
+            check_base(directory, manifest.base, base)
+        except CheckpointError as other:
+            raise CheckpointError(
+                f"The parent {parent.version} cannot be continued from: {other} Put the base back that it was trained on, or name the new "
+                "one otherwise (LOCAL_BASE_MODEL, BASE_MODEL) to begin a line of its own."
+            ) from None
     return directory
 
 
@@ -80,12 +88,13 @@ def publish_and_register(
     """
     version = _own_version(run)
     manifest = _manifest(run, version, episodes, steps, parent, sequences)
-    staging = run.work / STAGING
+    staging = run.work / f"{STAGING}-{run.attempt}"
     final = run.checkpoints / version
-    if final.exists():
-        shutil.rmtree(final)  # nobody's: _own_version made sure that no row points to it
     try:
         copy_tree(Path(steps[-1].checkpoint or ""), staging, leave_out=(f"{STATE_PREFIX}*", RESULT_FILE))
+        run.beat()  # a run that was taken over must not replace what the newer one has published, and perhaps registered
+        if final.exists():
+            shutil.rmtree(final)  # nobody's: _own_version made sure that no row points to it
         publish(staging, final, manifest)
     except OSError:
         shutil.rmtree(staging, ignore_errors=True)
@@ -105,7 +114,7 @@ def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: 
     """
     manifest = verify(checkpoint)
     stands_for = run.trainer.checkpoint(checkpoint)
-    url = None if settings.model_storage_url is None else upload_checkpoint(checkpoint, settings.model_storage_url, run.beat)
+    url = _uploaded(run, checkpoint, settings)
     steps = list(finished_steps(run.connection, run.batch.batch_id).values())
     metrics = {
         "judge": run.batch.settings.get("judge_model"),
@@ -135,6 +144,18 @@ def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: 
     with suppress(OSError):  # what cannot be deleted now is deleted by the next training; this one is registered
         prune(run.connection, settings, run.checkpoints, run.clock.now())
     return model
+
+
+def _uploaded(run: Run, checkpoint: Path, settings: Settings) -> str | None:
+    if settings.model_storage_url is None:
+        return None
+    try:
+        return upload_checkpoint(checkpoint, settings.model_storage_url, run.beat)
+    except UsageError as unknown:  # set so after the training had begun: what was trained, and perhaps paid, is kept
+        raise TrainingPaused(
+            f"{run.batch.batch_id} is trained and waits in `uploading`: MODEL_STORAGE_URL cannot be used: {unknown} Correct it or unset it, "
+            "then run `babylon-rl train`."
+        ) from None
 
 
 def _own_version(run: Run) -> str:
@@ -193,10 +214,13 @@ def _manifest_sha(checkpoint: Path) -> str:
 
 def _tidy(run: Run) -> None:
     """Keep the numbered checkpoints of this batch and of those that have not ended, and no optimizer state."""
-    shutil.rmtree(run.work / STAGING, ignore_errors=True)
+    for staging in run.work.glob(f"{STAGING}*"):
+        shutil.rmtree(staging, ignore_errors=True)
     for state in run.work.rglob(f"{STATE_PREFIX}*"):
         state.unlink(missing_ok=True)
+    # Listed before the live batches are read: one that begins meanwhile is in neither.
+    present = list((run.checkpoints / WORK).glob("*"))
     kept = {run.batch.batch_id, *(batch.batch_id for batch in read_batches(run.connection, LIVE_STATES))}
-    for other in (run.checkpoints / WORK).iterdir():
+    for other in present:
         if other.name not in kept:
             shutil.rmtree(other, ignore_errors=True)

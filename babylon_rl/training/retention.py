@@ -16,7 +16,7 @@ from babylon_rl.errors import CheckpointError
 from babylon_rl.models.checkpoints import load_manifest
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import LIVE_STATES, lock_registry, own_transaction, read_batch, read_batches
-from babylon_rl.store.registry import Model, mark_pruned, read_models
+from babylon_rl.store.registry import Model, mark_pruned, model_of_batch, read_models
 
 _GOING = ".pruned-"
 
@@ -48,29 +48,39 @@ def prune(connection: psycopg.Connection[Any], settings: Settings, checkpoints: 
     with own_transaction(connection):
         lock_registry(connection)
         models = read_models(connection)
-        in_use = {batch.parent_version for batch in read_batches(connection, LIVE_STATES)} | {settings.rl_model_version}
-        going = prunable(models, settings.checkpoints_kept, frozenset(version for version in in_use if version is not None))
+        used = {batch.parent_version for batch in read_batches(connection, LIVE_STATES)} | {settings.rl_model_version}
+        in_use = frozenset(version for version in used if version is not None)
+        going = prunable(models, settings.checkpoints_kept, in_use)
         going = [model for model in going if model.checkpoint is not None and _own_directory(model, checkpoints)]
         mark_pruned(connection, [model.training_batch or "" for model in going], now)
-    for model in [*going, *(model for model in models if model.pruned_at is not None)]:
+    # A version that was restored and is played again is no deletion that was broken off.
+    begun = [model for model in models if model.pruned_at is not None and model.status != "deployed" and model.version not in in_use]
+    for model in [*going, *begun]:
         if _own_directory(model, checkpoints):
-            Path(model.checkpoint or "").rename(checkpoints / f"{_GOING}{model.version}")  # at once no checkpoint any more
-    for directory in _unregistered(connection, models, checkpoints):
-        shutil.rmtree(checkpoints / f"{_GOING}{directory.name}", ignore_errors=True)
-        directory.rename(checkpoints / f"{_GOING}{directory.name}")
+            _put_away(Path(model.checkpoint or ""))
+    for directory in _unregistered(connection, checkpoints):
+        _put_away(directory)
     for abandoned in checkpoints.glob(f"{_GOING}*"):
         shutil.rmtree(abandoned, ignore_errors=True)
     return [model.version for model in going]
 
 
-def _unregistered(connection: psycopg.Connection[Any], models: Sequence[Model], checkpoints: Path) -> list[Path]:
+def _put_away(directory: Path) -> None:
+    going = directory.with_name(f"{_GOING}{directory.name}")
+    shutil.rmtree(going, ignore_errors=True)
+    directory.rename(going)  # at once no checkpoint any more
+
+
+def _unregistered(connection: psycopg.Connection[Any], checkpoints: Path) -> list[Path]:
     """Checkpoints of batches of ours that ended without registering them: failed, or registered under another number."""
-    registered = {(model.version, model.training_batch) for model in models if not model.foreign}
     found = []
     for directory in checkpoints.glob("v*"):
         owner = None if directory.is_symlink() else _owner(directory)
         batch = None if owner is None else read_batch(connection, owner)
-        if batch is not None and not batch.live and (directory.name, owner) not in registered:
+        if batch is None or batch.live:
+            continue
+        model = model_of_batch(connection, batch.batch_id)  # read after its batch had ended: another process may just have registered it
+        if model is None or model.version != directory.name:
             found.append(directory)
     connection.commit()
     return found

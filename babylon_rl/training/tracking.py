@@ -7,6 +7,7 @@ is not logged again. Offline, where there is nobody to ask, a file in the state 
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -66,10 +67,14 @@ class Tracker:
         self._send()
         for step in steps:
             self._write({**_iteration_row(step), **numbers.get(step.iteration, {})}, ITERATIONS + step.iteration)
-        self._opened().write({"summary": dict(summary)})
-        sent = self._opened().end()
+        process = self._opened()
+        if process is None:
+            return Sent(self.refusal or "")
+        process.write({"summary": dict(summary)})
+        sent = process.end()
         if sent.link is not None:
-            self._memory.write_text(json.dumps({"link": sent.link}))
+            with suppress(OSError):  # then another run of this batch logs it once more
+                self._memory.write_text(json.dumps({"link": sent.link}))
         return sent
 
     def abandon(self) -> None:
@@ -84,10 +89,17 @@ class Tracker:
         self._steps = []
 
     def _write(self, row: Mapping[str, Any], number: int) -> None:
-        self._opened().write({"step": number, "row": dict(row)})
+        process = self._opened()
+        if process is not None:
+            process.write({"step": number, "row": dict(row)})
 
-    def _opened(self) -> WandbProcess:
-        self._process = self._process or WandbProcess(__name__, self._request, self._settings)
+    def _opened(self) -> WandbProcess | None:
+        """The child, started at the first need; None once it could not be started."""
+        if self._process is None and self.refusal is None:
+            try:
+                self._process = WandbProcess(__name__, self._request, self._settings)
+            except OSError as failed:  # a full disk, no process left
+                self.refusal = f"Not sent to Weights & Biases: its process cannot be started here ({failed.strerror or failed})."
         return self._process
 
 
@@ -137,7 +149,7 @@ def _iteration_row(step: TrainingStep) -> dict[str, Any]:
 def _remembered(memory: Path) -> dict[str, Any]:
     try:
         found = json.loads(memory.read_bytes())
-    except (FileNotFoundError, ValueError):  # cut off by a crash: then it is logged once more
+    except (OSError, ValueError):  # not there, or cut off by a crash: then it is logged once more
         return {}
     return found if isinstance(found, dict) else {}
 

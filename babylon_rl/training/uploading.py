@@ -85,8 +85,9 @@ def upload_checkpoint(directory: Path, url: str, beat: Callable[[], None] = lamb
         beat: called between files; raises where the upload must stop.
 
     Raises:
-        TrainingPaused: the place does not take it now; what is up stays for the next try.
-        TrainingError: another checkpoint of that version is there.
+        TrainingPaused: the place does not take it now, and what is up stays for the next try; or another checkpoint of that version
+            is there.
+        UsageError: as Storage.
     """
     manifest = load_manifest(directory)
     storage = Storage(url)
@@ -104,9 +105,9 @@ def _upload(storage: Storage, directory: Path, version: str, files: dict[str, st
     """``files`` are hashes by name, the manifest last."""
     held = storage.sha256(storage.at(version, MANIFEST))
     if held is not None and held != files[MANIFEST]:
-        raise TrainingError(
+        raise TrainingPaused(  # and not failed: what was trained, and perhaps paid, is kept
             f"{storage.shown}/{version} holds another checkpoint of that version, and nothing there is replaced. Choose another "
-            "MODEL_STORAGE_URL, or move that directory away."
+            "MODEL_STORAGE_URL, or move that directory away, then try again; a batch waits for that in `uploading`."
         )
     if held is not None:
         return

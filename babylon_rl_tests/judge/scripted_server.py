@@ -59,7 +59,7 @@ class Judge:
 @contextmanager
 def judging(judge: ScriptedJudge | None = None) -> Iterator[Judge]:
     """A judge in a thread of this process."""
-    with running(judge or ScriptedJudge()) as url, httpx2.Client() as client:
+    with running(judge or ScriptedJudge()) as url, httpx2.Client(verify=False) as client:  # certificates take a while to read
         yield Judge(url, client)
 
 

@@ -15,10 +15,12 @@ from babylon_rl.judge.scripted.settings import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.freezable import DROPOUT, record_dropped
+from babylon_rl.store.judge_sources import read_sources
 from babylon_rl_tests.expected import expected
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, add_hours, asking, count, filled
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_scoring import consume, everything
+from babylon_rl_tests.judge.test_shown import fill_market
 from babylon_rl_tests.rows import WINDOW, Connection, insert, make_group, make_trajectory
 
 LATER = NOW + timedelta(hours=1)
@@ -92,6 +94,38 @@ def test_only_what_changed_is_asked_about_again(connection: Connection, settings
     assert requests(judge) == 8
     assert [again[window].changed for window in windows] == [True, False, False]
     assert again[windows[0]].scores[0].agent_id == "agent-0"
+
+
+def test_what_came_to_be_known_since_is_noticed_and_what_shows_the_same_is_not_asked_again(
+    connection: Connection, settings: Settings, judge: Judge
+) -> None:
+    (window,) = add_hours(connection, 1)
+    fill_market(connection)
+    chosen = asking(settings, judge.url)
+    score_windows(connection, [window], chosen, NOW)
+    of_hour = read_sources(connection, [window])
+    assert list(of_hour) == [window] and requests(judge) == 2
+    connection.execute("""UPDATE "User" SET username = 'never-mentioned' WHERE id = 'agent-0'""")
+    kept = score_windows(connection, [window], chosen, LATER)
+    assert not kept[window].changed and requests(judge) == 2
+    assert read_sources(connection, [window]) != of_hour
+    for asked, change in enumerate(
+        (
+            """UPDATE "Question" SET outcome = false""",
+            """UPDATE "Question" SET "resolvedOutcome" = true, status = 'resolved', "updatedAt" = now()::timestamp""",
+            """UPDATE trajectories SET "metadataJson" = '{"gameKnowledge": {"trueProbabilities": {"241774855181560797": 0.9}}}'""",
+            """UPDATE "StockPrice" SET price = 150 WHERE id = 'p50'""",
+        ),
+        2,
+    ):
+        connection.execute(change)
+        assert score_windows(connection, [window], chosen, LATER)[window].changed, change
+        assert requests(judge) == 2 * asked
+    for changes in ({"judge_private_fields": "news"}, {"show_hidden_answers_to_judge": False}):
+        before = requests(judge)
+        assert score_windows(connection, [window], chosen.model_copy(update=changes), LATER)[window].changed
+        assert requests(judge) == before + 2
+    assert score_windows(connection, [window], chosen, LATER)[window].changed and requests(judge) == before + 2
 
 
 def test_force_writes_again_and_pays_for_nothing(connection: Connection, settings: Settings, judge: Judge) -> None:

@@ -1,18 +1,21 @@
 """A language model's scores through the asset graph, in batches, and by command."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import dagster as dg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from babylon_rl.automation.sensors import JUDGE_ASKED_EVERY, start_training
 from babylon_rl.cli import run
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.errors import JudgeRefused, JudgeUnavailable
+from babylon_rl.errors import BatchConflict, JudgeRefused, JudgeUnavailable
 from babylon_rl.judge.scoring import score_windows
+from babylon_rl.judge.scoring_model import score_with_model
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.database import Database
@@ -77,6 +80,32 @@ def test_a_batch_waits_for_its_judge_and_goes_on_from_what_was_judged(database: 
         prepared = prepare_batch(connection, batch.batch_id, chosen, NOW)
         assert judge.stats()["requests"] == 4
     assert len(prepared.kept) == 15 and all(episode.score is not None for episode in prepared.kept)
+
+
+def test_a_batch_says_that_it_lives_while_it_is_judged_and_stops_when_it_has_ended(
+    database: Database, settings: Settings, judge: Judge
+) -> None:
+    windows = filled(database, 2)
+    chosen = asking(settings.model_copy(update=DRY), judge.url)
+    judge.reset(latency_s=0.2)
+    beats: list[int] = []
+    with database.connect(autocommit=True) as connection:
+
+        def beat() -> None:
+            assert connection.info.transaction_status == TransactionStatus.IDLE
+            beats.append(threading.get_ident())
+            if len(beats) == 4:
+                raise BatchConflict("It was cancelled.")
+
+        with pytest.raises(BatchConflict):
+            score_with_model(connection, windows, chosen, NOW, force=False, on_beat=beat, beat_s=0.01)
+        assert len(beats) == 4 and len(set(beats)) == 1
+        sync_windows(connection, windows, chosen, NOW)
+        batch = freeze_batch(connection, chosen, NOW)
+        assert batch is not None
+        prepare_batch(connection, batch.batch_id, chosen, NOW)
+        judged = read_batch(connection, batch.batch_id)
+    assert judged is not None and judged.heartbeat_at > NOW
 
 
 def test_a_quarantined_hour_leaves_its_batch_and_the_others_train(database: Database, settings: Settings) -> None:

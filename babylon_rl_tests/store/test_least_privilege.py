@@ -15,6 +15,9 @@ import psycopg
 import pytest
 
 from babylon_rl.automation.launch import run_hours
+from babylon_rl.episodes.reading import read_windows
+from babylon_rl.judge.scoring import score_windows
+from babylon_rl.judge.shown import shown_groups
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.recorder import TrajectoryRecorder
 from babylon_rl.settings import Settings
@@ -22,6 +25,8 @@ from babylon_rl.store.cluster import Cluster
 from babylon_rl.store.database import Database
 from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.cli.test_command_line import RUN, environment
+from babylon_rl_tests.judge.model_judge import asking
+from babylon_rl_tests.judge.scripted_server import judging
 from babylon_rl_tests.store.pipeline import content, run_every_hour, train_once
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.training.sample import NOW
@@ -124,6 +129,28 @@ def test_a_database_that_its_owner_migrated_before_is_handed_over(roles: Roles, 
     assert migrate(database).applied == ()
     database.prepare_dagster_schema()
     run_hours(database, settings, ["2025-10-29T14:00"], now=lambda: NOW)
+
+
+def test_the_role_scores_with_a_language_model(roles: Roles, role: str, settings: Settings) -> None:
+    roles.run(role=role)
+    database = roles.as_("role")
+    migrate(database)
+    hour = "2025-10-29T14:00"
+    with judging() as judge, database.connect(autocommit=True) as connection:
+        chosen = asking(settings, judge.url)
+        scored = score_windows(connection, [hour], chosen, NOW)
+        assert list(scored) == [hour] and scored.notes == []
+        assert any("Hidden from the agents" in sentence for sentence in context_of(connection, hour, chosen))
+        with roles.database.connect(autocommit=True) as owner:
+            for columns in ('(outcome) ON public."Question"', '(username, "displayName") ON public."User"'):
+                owner.execute(f'REVOKE SELECT {columns} FROM "{role}"')
+        less = score_windows(connection, [hour], chosen, NOW)
+        assert less[hour].changed and [note[:10] for note in less.notes] == ["The hidden", "The names "]
+        assert not any("the engine decided" in sentence for sentence in context_of(connection, hour, chosen))
+
+
+def context_of(connection: psycopg.Connection[tuple[Any, ...]], hour: str, settings: Settings) -> tuple[str, ...]:
+    return shown_groups(connection, read_windows(connection, [hour], settings), settings)[hour].context
 
 
 def test_the_role_may_do_nothing_else(roles: Roles, role: str) -> None:

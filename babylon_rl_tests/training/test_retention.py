@@ -71,6 +71,16 @@ def test_a_deletion_that_was_broken_off_ends_with_the_next_one(connection, setti
     assert {path.name for path in checkpoints.iterdir()} == {".work", second.version}
 
 
+def test_a_pruned_version_that_was_restored_and_deployed_stays(connection, settings, trained_twice) -> None:
+    first = trained_twice[1]
+    checkpoints = settings.home / "checkpoints"
+    connection.execute('UPDATE babylon_rl.model_lineage SET "prunedAt" = %s WHERE "version" = %s', [NOW, first.version])
+    connection.execute("UPDATE trained_models SET status = 'deployed' WHERE version = %s", [first.version])
+    connection.commit()
+    assert prune(connection, settings, checkpoints, NOW) == []
+    assert (checkpoints / first.version).is_dir()
+
+
 def test_a_directory_that_says_it_is_another_batchs_is_not_deleted(connection, settings, trained_twice, tmp_path: Path) -> None:
     first = trained_twice[1]
     directory = Path(first.checkpoint)

@@ -72,7 +72,7 @@ def test_an_interrupted_upload_has_no_manifest_and_goes_on_with_what_is_missing(
 def test_another_checkpoint_of_that_version_is_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/there"
     upload_checkpoint(make_checkpoint(tmp_path / "m2", tmp_path / "other" / "v1.0.0", step=2), url)
-    with pytest.raises(TrainingError, match="holds another checkpoint of that version"):
+    with pytest.raises(TrainingPaused, match="holds another checkpoint of that version"):
         upload_checkpoint(checkpoint, url)
     assert verify(tmp_path / "there" / "v1.0.0").step == 2
 
@@ -113,6 +113,9 @@ def test_a_batch_is_uploaded_before_it_is_registered_and_waits_in_uploading(conn
         def train(self, iteration, parent, out, on_step):
             raise AssertionError("nothing is trained again")
 
+    mistyped = stored.model_copy(update={"model_storage_url": "nonsense://x"})
+    with pytest.raises(TrainingPaused, match="MODEL_STORAGE_URL cannot be used"):
+        train_batch(connection, batch.batch_id, mistyped, NOW, Untrained())
     trained = train_batch(connection, batch.batch_id, stored, NOW, Untrained())
     model = trained.model
     assert model.storage_path == model.uploaded_url == f"file://{place}/{model.version}"

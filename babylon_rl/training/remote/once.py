@@ -7,7 +7,7 @@ or an end. Only after a refusal, or that wait, is a job posted again.
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -29,6 +29,7 @@ from babylon_rl.training.remote.service import Refused, ServerlessService, Unkno
 from babylon_rl.training.trainer import RunContext
 
 MOST_POSTS = 5  # of one iteration in one run: those that were refused or lost
+LONGEST_SLEEP_S = 10.0  # between signs of life
 OnProgress = Callable[[JobProgress], None]
 Post = Callable[[], Awaitable[str]]
 # Told where a process may die between two effects: "row written", "answered", "id written", "end seen", "end written", ...
@@ -189,6 +190,7 @@ class OnceOnly:
                 f"Finish it with `babylon-rl train --batch {waiting.batch_id}`, or cancel it."
             )
         ours = [job for job in above if job.batch_state == "failed" or job.state == "lost"]
+        given_up = sorted({job.batch_id for job in above if job.batch_state == "completed" and job.state == "trained"})
         until = self._now() + timedelta(seconds=self._times.list_lag_s)
         deleted: set[int] = set()
         while True:
@@ -196,7 +198,7 @@ class OnceOnly:
             extra = {number for number in shown if number > step}
             extra |= {job.step_after for job in ours if job.step_after is not None} - deleted
             if len(extra | deleted) > len(ours):
-                raise CheckpointError(_foreign(self._service.model_name, max(shown), step))
+                raise CheckpointError(_foreign(self._service.model_name, max(shown), step, given_up))
             if extra - deleted:
                 await self._service.delete(sorted(extra))
                 self._at("steps deleted")
@@ -238,13 +240,19 @@ class OnceOnly:
         return found
 
     async def _pause(self, seconds: float) -> None:
-        self._run.beat()
-        if self._now() - self._run.began_at > self._times.whole:
-            raise TrainingError(
-                f"{self._run.batch_id} has trained for more than {self._times.whole.total_seconds() / 3600:g} hours "
-                "(TRAINING_TIME_LIMIT_HOURS); a job that runs at the service comes to its end there and does not count."
-            )
-        await asyncio.sleep(seconds)
+        """Wait, with signs of life: a service may ask for a long time (Retry-After), and the batch may end meanwhile."""
+        left_s = seconds
+        while True:
+            self._run.beat()
+            if self._now() - self._run.began_at > self._times.whole:
+                raise TrainingError(
+                    f"{self._run.batch_id} has trained for more than {self._times.whole.total_seconds() / 3600:g} hours "
+                    "(TRAINING_TIME_LIMIT_HOURS); a job that runs at the service comes to its end there and does not count."
+                )
+            await asyncio.sleep(min(left_s, LONGEST_SLEEP_S))
+            left_s -= LONGEST_SLEEP_S
+            if left_s <= 0:
+                return
 
     def _now(self) -> datetime:
         return self._run.now()
@@ -263,7 +271,12 @@ def _failure(job: RemoteJob) -> TrainingError:
     return TrainingError(f"{message} Freeze a new batch with `babylon-rl train`.")
 
 
-def _foreign(model: str, shown: int, step: int) -> str:
+def _foreign(model: str, shown: int, step: int, given_up: Sequence[str]) -> str:
+    if given_up:
+        return (
+            f"{model} is at step {shown}, and this training continues from step {step}: the steps above are of versions that count as "
+            f"failed ({', '.join(given_up)}). Delete them at the service, then train again; this pipeline deletes no step of a version."
+        )
     return (
         f"{model} is at step {shown}, and this line's newest version at step {step}: somebody else trained it. "
         "Set ART_MODEL_NAME to a name of this pipeline's own, or delete the steps that are not its."

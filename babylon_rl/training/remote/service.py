@@ -161,6 +161,8 @@ class ServerlessService:
         except _Posted as posted:
             return posted.job_id
         except openai.APIError as failed:
+            if not sent:  # ART asked for something else first
+                raise Refused(describe(failed, self._key), again=_may_pass(failed)) from None
             raise _of_post(failed, self._key) from None
         except UNREADABLE as failed:
             if sent:
@@ -179,9 +181,9 @@ class ServerlessService:
             try:
                 return await ask()
             except (openai.APIError, *UNREADABLE) as failed:
-                status = getattr(failed, "status_code", None)
-                if status is not None and 400 <= status < 500 and status not in (408, 409, 425, 429):
-                    raise TrainingError(f"The training service refused to {what}: {describe(failed, self._key)}.{_cure(status)}") from None
+                if not _may_pass(failed):
+                    cure = _cure(getattr(failed, "status_code", 0))
+                    raise TrainingError(f"The training service refused to {what}: {describe(failed, self._key)}.{cure}") from None
                 if waited_s >= self._patience_s:
                     raise TrainingPaused(
                         f"The training service does not answer ({what}: {describe(failed, self._key)}). What was posted goes on there; "
@@ -226,6 +228,11 @@ def _of_post(failed: Exception, key: str) -> Refused | Unknown:
     if isinstance(failed.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return Refused(describe(failed), True)
     return Unknown(describe(failed))
+
+
+def _may_pass(failed: Exception) -> bool:
+    status = getattr(failed, "status_code", None)
+    return status is None or not 400 <= status < 500 or status in (408, 409, 425, 429)
 
 
 def _cure(status: int) -> str:
