@@ -28,6 +28,7 @@ MOST_OBSERVATIONS = 500
 RETRIED = {"dagster/max_retries": "3"}
 MOST_ATTEMPTS = 3
 JUDGE_ASKED_EVERY = timedelta(minutes=30)  # while hours of a batch wait for a judge that is down, or for tomorrow's budget
+PAUSED_TRIED_EVERY = timedelta(minutes=30)  # while a training service or the checkpoints' storage is down: what is trained is kept
 SWEPT = "swept"
 EVIDENCE = ("benchmark_report", "released_model", "leaderboard")
 PARTITION_TAG, RUN_KEY_TAG = "dagster/partition", "dagster/run_key"
@@ -111,7 +112,9 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
                 reasons.append(f"{batch.batch_id} has a live run.")
             elif waits_since is not None and now - waits_since < JUDGE_ASKED_EVERY:
                 reasons.append(f"{batch.batch_id} waits for its judge, which is asked again every {JUDGE_ASKED_EVERY}.")
-            elif waits_since is None and attempt > MOST_ATTEMPTS:
+            elif batch.error is not None and now - batch.heartbeat_at < PAUSED_TRIED_EVERY:
+                reasons.append(f"{batch.batch_id} waits and is tried again every {PAUSED_TRIED_EVERY}: {batch.error}")
+            elif waits_since is None and batch.error is None and attempt > MOST_ATTEMPTS:
                 fail_batch(connection, batch.batch_id, f"{MOST_ATTEMPTS} runs ended without finishing it.", now)
                 reasons.append(f"{batch.batch_id} was given up after {MOST_ATTEMPTS} runs.")
             else:

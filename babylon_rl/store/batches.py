@@ -33,7 +33,10 @@ FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."bat
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One batch. ``trajectories`` counts those that it holds or has consumed; ``windows`` those still in it, newest first."""
+    """One batch. ``trajectories`` counts those that it holds or has consumed; ``windows`` those still in it, newest first.
+
+    ``error`` is why it failed, or of a live batch what its last run left it waiting for.
+    """
 
     batch_id: str
     base_model: str
@@ -233,7 +236,21 @@ def claim_batch(connection: psycopg.Connection[Any], batch_id: str, now: datetim
         """,
         [now, batch_id, list(LIVE_STATES)],
     ).fetchone()
-    return None if row is None else int(row[0])
+    if row is None:
+        return None
+    connection.execute('UPDATE public.training_batches SET error = NULL WHERE "batchId" = %s AND error IS NOT NULL', [batch_id])
+    return int(row[0])
+
+
+def note_waiting(connection: psycopg.Connection[Any], batch_id: str, attempt: int, reason: str) -> None:
+    """Say of a live batch what its run ``attempt`` left it waiting for; the next run takes that back. The caller commits."""
+    connection.execute(
+        """
+        UPDATE public.training_batches p SET error = %s FROM babylon_rl.batches b
+        WHERE b."batchId" = %s AND b."attempt" = %s AND b."state" = ANY(%s) AND p."batchId" = b."batchId"
+        """,
+        [reason, batch_id, attempt, list(LIVE_STATES)],
+    )
 
 
 def advance_batch(connection: psycopg.Connection[Any], batch_id: str, attempt: int, state: str, now: datetime) -> None:

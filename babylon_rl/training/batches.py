@@ -37,6 +37,7 @@ from babylon_rl.store.batches import (
     claim_batch,
     end_failed,
     heartbeat,
+    note_waiting,
     own_transaction,
     read_batch,
     read_batch_episodes,
@@ -326,7 +327,12 @@ def _failing(
     """
     try:
         yield
-    except (BatchConflict, DatabaseError, JudgeError, TrainingPaused):
+    except TrainingPaused as paused:
+        connection.rollback()
+        with own_transaction(connection):
+            note_waiting(connection, batch_id, attempt, str(paused))
+        raise
+    except (BatchConflict, DatabaseError, JudgeError):
         raise
     except BabylonError as error:
         _end(connection, batch_id, str(error), now() if callable(now) else now, attempt, work)

@@ -153,8 +153,8 @@ def _uploaded(run: Run, checkpoint: Path, settings: Settings) -> str | None:
         return upload_checkpoint(checkpoint, settings.model_storage_url, run.beat)
     except UsageError as unknown:  # set so after the training had begun: what was trained, and perhaps paid, is kept
         raise TrainingPaused(
-            f"{run.batch.batch_id} is trained and waits in `uploading`: MODEL_STORAGE_URL cannot be used: {unknown} Correct it or unset it, "
-            "then run `babylon-rl train`."
+            f"{run.batch.batch_id} is trained and waits in `uploading`: MODEL_STORAGE_URL cannot be used: {unknown} "
+            "Correct it or unset it, then run `babylon-rl train`."
         ) from None
 
 

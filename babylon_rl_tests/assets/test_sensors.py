@@ -136,6 +136,22 @@ def test_a_batch_with_a_live_run_is_left_alone_and_one_that_fails_thrice_given_u
         assert pending_batches(connection) == []
 
 
+def test_a_batch_that_waits_for_a_service_or_a_storage_is_tried_again_and_not_given_up(ready: Bench):
+    batch = ask(ready, start_training).run_requests[0].partition_key
+    ready.instance.add_dynamic_partitions(batches.name, [batch])
+    job = job_definition("train", ready.babylon)
+    for _ in range(4):
+        ready.instance.create_run_for_job(job, tags={"dagster/partition": batch}, status=dg.DagsterRunStatus.FAILURE)
+    with ready.babylon.database.connect(autocommit=True) as connection:
+        attempt = claim_batch(connection, batch, ready.babylon.now())
+        note_waiting(connection, batch, attempt, "It could not be uploaded.")
+        assert "It could not be uploaded." in ask(ready, start_training).skip_message
+        connection.execute("""UPDATE babylon_rl.batches SET "heartbeatAt" = "heartbeatAt" - interval '31 minutes'""")
+        assert [request.run_key for request in ask(ready, start_training).run_requests] == [f"{batch}/5"]
+        claim_batch(connection, batch, ready.babylon.now())  # a run that dies leaves no word: it counts
+    assert "given up" in ask(ready, start_training).skip_message
+
+
 def test_the_schedule_says_why_it_waits_and_only_freezes(ready: Bench, make_bench: Callable[..., Bench]):
     def tick(bench: Bench) -> str:
         resources = {"babylon": bench.babylon}

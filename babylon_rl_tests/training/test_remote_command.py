@@ -1,5 +1,7 @@
 """`babylon-rl train` with a key and the stand-in's address: what a user of serverless training sees."""
 
+import json
+
 import pytest
 
 from babylon_rl.cli import run
@@ -38,6 +40,12 @@ def test_recorded_play_trains_by_command(played_database, serverless, stand_in, 
         assert model.storage_path == "wandb-artifact:///stand-in/babylon-rl-training/babylon-agent:step1"
     assert [job.step for job in stand_in.service.trained()] == [1]
     assert run(["models"]) == 0 and run(["batches"]) == 0
+    capsys.readouterr()
+    assert run(["batches", "show", model.training_batch, "--json"]) == 0
+    (job,) = json.loads(capsys.readouterr().out)["remoteJobs"]
+    assert (job["state"], job["stepBefore"], job["stepAfter"], job["jobId"]) == ("trained", 0, 1, stand_in.service.jobs[0].id)
+    assert run(["serve", "model", model.version]) == 3
+    assert "nothing needs to be started" in capsys.readouterr().err
 
 
 def test_the_recorded_game_is_refused_by_command_with_the_cure(sample_database, serverless, stand_in, capsys):

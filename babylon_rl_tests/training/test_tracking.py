@@ -117,9 +117,9 @@ def test_without_a_key_nothing_starts_and_a_service_that_is_down_is_a_sentence(s
     assert sent.link is None and sent.words.startswith("Not sent to Weights & Biases: ") and KEY not in sent.words
 
 
-def test_a_state_directory_that_takes_nothing_is_a_sentence(settings: Settings, tmp_path: Path) -> None:
-    (tmp_path / "wandb").write_text("in the way")
-    offline = settings.model_copy(update={"wandb_mode": "offline", "home": tmp_path})
+def test_a_state_directory_that_takes_nothing_is_a_sentence(offline: Settings) -> None:
+    offline.home.mkdir(exist_ok=True)
+    (offline.home / "wandb").write_text("in the way")
     tracker = Tracker(make_batch(), offline)
     tell(tracker, (1, 2))
     assert "cannot be started here" in tracker.finish([make_step(1)], {}, {}).words

@@ -103,7 +103,24 @@ def _learning(results: Sequence[Document]) -> str:
                 f"* Generation {generation} earns {_interval(mean_difference(both))} dollars an hour more than generation 1 "
                 f"(mean of {len(both)} seeds, averaged in each market first)."
             )
+    said += [_setback(result, point) for result in results for point in points(result)[2:] if _is_worse(result, point)]
     return "\n".join(said) or "No seed has two versions to compare."
+
+
+def _is_worse(result: Document, point: Point) -> bool:
+    parent = parent_of(result, point)
+    return point.row is not None and parent is not None and difference(point.row, parent).high < 0
+
+
+def _setback(result: Document, point: Point) -> str:
+    """A generation that its own parent beats, said as plainly as the others."""
+    parent = parent_of(result, point)
+    assert point.row is not None and parent is not None
+    return (
+        f"* Seed {point.seed}, generation {point.generation} is a step back: {point.row['model']} earns "
+        f"{_interval(difference(point.row, parent))} dollars an hour against its parent {parent['model']}, and holds in "
+        f"{_percent(point.row['holdShare'])} of its decisions. With {parent['model']} deployed the gate compares with that and refuses it."
+    )
 
 
 def _point(result: Document, point: Point) -> list[str]:
