@@ -111,10 +111,10 @@ def agreement(
         seed=seed,
         without_spread=flat,
         not_judged=hours - len(groups),
-        expected=_ends(mean_interval(of_scores)),
-        realized=_ends(mean_interval(of_outcomes)),
-        money=_ends(mean_interval(of_money)),
-        over_money=_ends(paired_interval(of_scores, of_money)),
+        expected=_ends(mean_interval(of_scores), 1.0),
+        realized=_ends(mean_interval(of_outcomes), 1.0),
+        money=_ends(mean_interval(of_money), 1.0),
+        over_money=_ends(paired_interval(of_scores, of_money), 2.0),
         rows=_rows(groups, realized_usd, known),
         measured_at=now,
     )
@@ -146,9 +146,9 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _ends(interval: Interval) -> tuple[float, float, float]:
-    """Mean, low, high, kept within what a correlation (or a difference of two) can be."""
-    return interval.mean, max(-2.0, interval.low), min(2.0, interval.high)
+def _ends(interval: Interval, most: float) -> tuple[float, float, float]:
+    """Mean, low, high, kept within ``most``, which a correlation (1) or a difference of two (2) cannot exceed."""
+    return interval.mean, max(-most, interval.low), min(most, interval.high)
 
 
 def _counted(on_progress: Progress, what: str, total: int) -> Callable[[], None]:

@@ -36,7 +36,7 @@ class Estimate:
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate | None:
-    """The mean of one value from each group, with Student's interval; None of nothing."""
+    """The mean of one value from each group, none beyond -1 or 1, with Student's interval, which is kept within these; None of nothing."""
     if not values:
         return None
     mean = math.fsum(values) / len(values)
@@ -44,7 +44,7 @@ def mean_estimate(values: Sequence[float]) -> Estimate | None:
         return Estimate(mean, None, None, len(values))
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     half = _quantile(len(values) - 1) * math.sqrt(variance / len(values))
-    return Estimate(mean, mean - half, mean + half, len(values))
+    return Estimate(mean, max(-1.0, mean - half), min(1.0, mean + half), len(values))
 
 
 def slope_estimate(parts: Sequence[tuple[float, float]]) -> Estimate | None:

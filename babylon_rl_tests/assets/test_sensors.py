@@ -11,7 +11,7 @@ from babylon_rl.automation.checks_batches import CHECKS
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import finish_evidence, observe_changes, start_training, train_daily
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.store.batches import read_batches
+from babylon_rl.store.batches import claim_batch, note_waiting, read_batches
 from babylon_rl.store.database import Database
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.windows import utc_now

@@ -1,12 +1,18 @@
-"""Links in README.md, CONTRIBUTING.md and docs lead to files and headings that are there."""
+"""Links in README.md, CONTRIBUTING.md and docs lead to files and headings that are there, and what there is, is named in them."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import typer.main
+
+from babylon_rl.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
 PAGES = sorted(str(page.relative_to(ROOT)) for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
+SNAPSHOT = ROOT / "babylon_rl_tests" / "assets" / "test_definitions_snapshot.json"
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 NAMED = re.compile(r"(?<![\w/.])docs/[\w/.-]+\.\w+")  # a page that is named without a link
 
@@ -14,6 +20,11 @@ NAMED = re.compile(r"(?<![\w/.])docs/[\w/.-]+\.\w+")  # a page that is named wit
 def prose(page: Path) -> str:
     """The text without its code blocks, whose brackets are no links."""
     return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def links(page: Path) -> list[str]:
+    """The relative links of a page."""
+    return [link for link in LINK.findall(prose(page)) if not re.match(r"[a-z]+:", link)]
 
 
 def anchors(page: Path) -> set[str]:
@@ -25,24 +36,38 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name: str) -> None:
     page = ROOT / name
-    links = [link for link in LINK.findall(prose(page)) if not re.match(r"[a-z]+:", link)]
     broken = []
-    for link in links:
+    for link in links(page):
         path, _, fragment = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        inside = target.is_relative_to(ROOT)
-        if not inside or not target.exists() or (fragment and fragment not in anchors(target)):
+        there = target.is_relative_to(ROOT) and target.exists()
+        if not there or (fragment and fragment not in anchors(target)):
             broken.append(link)
     broken += [named for named in NAMED.findall(page.read_text(encoding="utf-8")) if not (ROOT / named).exists()]
     assert broken == []
 
 
 def test_every_page_is_found_from_the_readme() -> None:
-    seen, ahead = set[Path](), [ROOT / "README.md"]
+    found, ahead = set[Path](), [README]
     while ahead:
         page = ahead.pop()
-        if page in seen or page.suffix != ".md" or not page.exists():
-            continue
-        seen.add(page)
-        ahead += [(page.parent / link.partition("#")[0]).resolve() for link in LINK.findall(prose(page)) if not re.match(r"[a-z]+:", link)]
-    assert sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md") if page not in seen) == []
+        if page not in found and page.suffix == ".md" and page.exists():
+            found.add(page)
+            ahead += [(page.parent / link.partition("#")[0]).resolve() for link in links(page) if not link.startswith("#")]
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if page not in found] == []
+
+
+def test_the_readme_names_every_command() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined] # a group, with commands by name
+    named = set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`\n]+)`", README.read_text(encoding="utf-8")))))
+    parts = {part for name, command in commands.items() for part in (name, *getattr(command, "commands", ()))}
+    assert sorted(parts - named) == []
+
+
+def test_the_docs_name_everything_that_the_ui_shows() -> None:
+    definitions = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+    shown = {name for kind in ("assets", "jobs", "schedules", "sensors") for name in definitions[kind]}
+    shown |= {check for asset in definitions["assets"].values() for check in asset["checks"]}
+    pages = [ROOT / "docs" / "ui.md", *(ROOT / "docs" / "decisions").glob("*.md")]
+    named = set(re.findall(r"\w+", " ".join(page.read_text(encoding="utf-8") for page in pages)))
+    assert sorted(shown - named) == []

@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from babylon_rl.errors import BatchConflict, CheckpointError, Diverged, NothingToTrain, TrainingError
 from babylon_rl.models.checkpoints import verify
@@ -52,6 +53,13 @@ class DivergedTrainer(DryTrainer):
     def train(self, iteration, parent, out, on_step):
         result = super().train(iteration, parent, out, on_step)
         return IterationResult(result.metrics, result.trainable_tokens, float("nan"))
+
+
+class AnotherBase(DryTrainer):
+    """Its base has the parent's name, and other files."""
+
+    def base_identity(self):
+        return structs.replace(super().base_identity(), tokenizer_sha256="1" * 64)
 
 
 class FullDisk(DryTrainer):
@@ -290,10 +298,14 @@ def test_the_next_version_continues_from_the_newest_of_its_line(connection, sett
     assert third is None
 
 
-def test_a_damaged_parent_fails_the_batch_with_a_cure(connection, settings):
+def test_a_damaged_parent_or_another_base_fails_the_batch_with_a_cure(connection, settings):
     first = freeze_batch(connection, settings, NOW, max_trajectories=100)
     prepare_batch(connection, first.batch_id, settings, NOW)
     parent = train_batch(connection, first.batch_id, settings, NOW).checkpoint
+    second = freeze_batch(connection, settings, NOW)
+    prepare_batch(connection, second.batch_id, settings, NOW)
+    with pytest.raises(CheckpointError, match=r"another tokenizer\. Put the base back"):
+        train_batch(connection, second.batch_id, settings, NOW, AnotherBase())
     second = freeze_batch(connection, settings, NOW)
     prepare_batch(connection, second.batch_id, settings, NOW)
     (parent / "adapter_model.safetensors").write_bytes(b"damaged")

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from babylon_rl.settings import Settings
 from babylon_rl.training.remote.groups import NO_ADVANTAGE, art_groups, count_groups, sent_groups
-from babylon_rl.training.remote.installed import RUN_NAME, WITHOUT_LOGPROBS, Installed, installed
+from babylon_rl.training.remote.installed import RUN_NAME, WITHOUT_LOGPROBS, Installed, installed, load_art
 from babylon_rl.training.remote.service import Refused, ServerlessService, Unknown, serverless_art
 from babylon_rl.training.remote.tokens import NO_IDS, NONE_RECORDED, NOT_FINITE, OTHER_BASE, BaseTokens
 from babylon_rl.training.trainer import TrainSequence
@@ -186,3 +186,14 @@ def test_texts_without_logprobs_train_where_the_installed_version_can(base: Base
     with standing_in() as served:
         posted(served, art_groups(groups, "b", 1, allow), {WITHOUT_LOGPROBS: True})
         assert bool(served.service.trained()) == allow == (count_groups(groups, base, allow).tokens > 0)
+
+
+def test_models_still_answer_in_a_process_that_has_loaded_art() -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    load_art()
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+    )
+    assert model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 8)

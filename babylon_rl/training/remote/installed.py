@@ -7,7 +7,8 @@ too. 0.5.23 wants a ``run_name``, which becomes the model's name on the wire in 
 import inspect
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +45,23 @@ class Installed:
 def load_art() -> Any:
     """The package `art`, imported without a look at the net."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # read at import: without it a table comes from the net
-    import art
+    with _unpatched():
+        import art
 
     return art
+
+
+@contextmanager
+def _unpatched() -> Iterator[None]:
+    """Undo what the import does to transformers: a function of other arguments than the version of our lock passes at every forward."""
+    try:
+        from transformers import masking_utils
+    except ImportError:  # no torch here, and nothing to patch
+        yield
+        return
+    untouched = masking_utils._preprocess_mask_arguments
+    yield
+    masking_utils._preprocess_mask_arguments = untouched
 
 
 def installed(train: Callable[..., Any], model: Callable[..., Any]) -> Installed:
