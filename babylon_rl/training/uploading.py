@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from babylon_rl.errors import TrainingError, TrainingPaused, UsageError
 from babylon_rl.models.checkpoints import MANIFEST, load_manifest
@@ -73,8 +74,8 @@ def check_storage(settings: Settings, batch_id: str) -> None:
         raise TrainingError(f"MODEL_STORAGE_URL cannot be used: {unknown}") from unknown
     if failed:
         raise TrainingError(
-            f"MODEL_STORAGE_URL {shown} cannot be written to: {_said(failed[0])}. Nothing was trained. Correct the address or the "
-            "credentials of that place, or unset MODEL_STORAGE_URL to keep checkpoints here."
+            f"MODEL_STORAGE_URL {shown} cannot be written to: {_said(failed[0], settings.model_storage_url)}. Nothing was trained. "
+            "Correct the address or the credentials of that place, or unset MODEL_STORAGE_URL to keep checkpoints here."
         )
 
 
@@ -95,10 +96,11 @@ def upload_checkpoint(directory: Path, url: str, beat: Callable[[], None] = lamb
         _upload(storage, directory, manifest.version, {**manifest.files, MANIFEST: sha256(directory / MANIFEST)}, beat)
     if failed:
         raise TrainingPaused(
-            f"{manifest.version} is trained and could not be uploaded to {storage.shown}: {_said(failed[0])}. Its batch stays in "
+            f"{manifest.version} is trained and could not be uploaded to {storage.shown}: {_said(failed[0], url)}. Its batch stays in "
             "`uploading`; when that place takes it again, run `babylon-rl train`, which uploads what is missing."
         )
-    return f"{url.rstrip('/')}/{manifest.version}" if "@" not in url else f"{storage.shown}/{manifest.version}"
+    plain = not set("@?#") & set(url)  # else it may hold a secret, and rows hold none
+    return f"{url.rstrip('/') if plain else storage.shown}/{manifest.version}"
 
 
 def _upload(storage: Storage, directory: Path, version: str, files: dict[str, str], beat: Callable[[], None]) -> None:
@@ -149,6 +151,9 @@ def _library_errors() -> tuple[type[Exception], ...]:
     return tuple(getattr(sys.modules[module], name) for module, name in _OTHERS if module in sys.modules)
 
 
-def _said(error: Exception) -> str:
+def _said(error: Exception, url: str) -> str:
     said = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    parts = urlsplit(url)
+    for secret in filter(None, (parts.netloc.rpartition("@")[0], parts.password, parts.query)):  # some libraries repeat the address
+        said = said.replace(secret, "(a secret)")
     return said.splitlines()[0][:300].rstrip(".")
