@@ -106,7 +106,7 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
         requests = []
         reasons = []
         for batch in pending:
-            live, attempt = _runs_of(context.instance, batch)
+            live, attempt = _runs_of(context.instance, batch, now)
             waits_since = pending_since(connection, batch.windows)
             if live:
                 reasons.append(f"{batch.batch_id} has a live run.")
@@ -211,10 +211,14 @@ def _naive(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None)
 
 
-def _runs_of(instance: dg.DagsterInstance, batch: Batch) -> tuple[bool, int]:
+def _runs_of(instance: dg.DagsterInstance, batch: Batch, now: datetime) -> tuple[bool, int]:
     """Whether a run of the batch is alive, and the number of the next attempt."""
-    runs = instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
-    return any(run.status in LIVE for run in runs), len(runs) + 1
+    records = instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
+    # A process that was killed leaves its run alive on paper; one that waits for its place in the queue has no sign of life to give.
+    live = [record for record in records if record.dagster_run.status in LIVE]
+    queued = any(record.dagster_run.status == dg.DagsterRunStatus.QUEUED for record in live)
+    seen_at = [max(_naive(record.update_timestamp), batch.heartbeat_at) for record in live]
+    return queued or any(now - seen < STUCK_AFTER for seen in seen_at), len(records) + 1
 
 
 sensors = [observe_changes, start_training, finish_evidence, hours_follow_changes, leaderboard_follows_reports]

@@ -55,7 +55,10 @@ def retry(
     everything: Annotated[bool, typer.Option("--all", help="Every group in quarantine.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Take groups out of quarantine; the next `babylon-rl score`, or the next batch that wants them, asks anew."""
+    """Take groups out of quarantine; the next `babylon-rl score`, or the next batch that wants them, asks anew.
+
+    An hour that is in none is named, and fails nothing.
+    """
     from babylon_rl.judge.scoring import release_quarantined
     from babylon_rl.store.database import open_database
 
@@ -65,7 +68,14 @@ def retry(
         raise UsageError("Name the hours, or give --all.")
     with open_database(load_settings(), prepare=False) as database, database.connect(autocommit=True) as connection:
         released = release_quarantined(connection, windows)
-    if not released:
-        say("None of these hours is in quarantine." if windows else "No group is in quarantine.")
+    others = sorted(set(windows or ()) - set(released))
+    if others:
+        say(f"Not in quarantine, nothing to retry: {', '.join(others)}. `babylon-rl score` judges hours that wait or have no scores.")
+    elif not released:
+        say("No group is in quarantine.")
     rows = [[window] for window in released]
-    emit({"released": released}, lambda out: out.print(table(None, ["out of quarantine"], rows)), as_json)
+    emit(
+        {"released": released, "notQuarantined": others},
+        lambda out: out.print(table(None, ["out of quarantine"], rows)) if rows else None,
+        as_json,
+    )

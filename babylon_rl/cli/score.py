@@ -32,7 +32,10 @@ def score(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be judged and what it would cost.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge the groups of some hours (default: the look-back) that lack scores of this judge. Exit code 3 where some wait."""
+    """Judge the groups of some hours (default: the look-back) that lack scores of this judge. Exit code 3 where some wait.
+
+    A group in quarantine fails nothing: it is said, and the exit code is 0.
+    """
     from babylon_rl.store.database import open_database
 
     settings = load_settings() if judge is None else load_settings(judge_model=judge)
@@ -45,25 +48,25 @@ def score(
         if dry_run:
             _say_cost(database, settings, wanted, force, as_json)
             return
-        held = _judge(database, settings, wanted, force)
-        _show(database, settings, held, as_json)
+        held, lacking = _judge(database, settings, wanted, force)
+        _show(database, settings, held, lacking, as_json)
 
 
-def _judge(database: "Database", settings: Settings, wanted: Span, force: bool) -> list[str]:
-    """Judge what is to be judged and return all hours that were asked about."""
+def _judge(database: "Database", settings: Settings, wanted: Span, force: bool) -> tuple[list[str], list[str]]:
+    """Judge what is to be judged; returns all hours that were asked about, and those of them that were to be judged."""
     from babylon_rl.automation.launch import run_hours
     from babylon_rl.judge.scoring import score_windows
 
     now = utc_now()
     with database.connect(autocommit=True) as connection:
         held = bring_up_to_date(database, connection, settings, now, wanted)
-        lacking = held if force else _lacking(connection, held, settings)
+        lacking = recorded = held if force else _lacking(connection, held, settings)
         if force:
             pending = score_windows(connection, held, settings, now, force=True).pending
-            lacking = [window for window in held if window not in pending]  # the run below records what this wrote
-    if lacking:
-        run_hours(database, settings, lacking, ["scored_groups"])
-    return held
+            recorded = [window for window in held if window not in pending]  # the run below records what this wrote
+    if recorded:
+        run_hours(database, settings, recorded, ["scored_groups"])
+    return held, lacking
 
 
 def _lacking(connection: "Connection", held: list[str], settings: Settings) -> list[str]:
@@ -76,28 +79,27 @@ def _lacking(connection: "Connection", held: list[str], settings: Settings) -> l
     return sorted(windows_not_by(connection, held, settings.judge_model, judge_version(settings)))
 
 
-def _show(database: "Database", settings: Settings, held: list[str], as_json: bool) -> None:
-    from babylon_rl.judge.scoring import stored_scores
-    from babylon_rl.store.judge_waiting import read_pending, read_quarantined
+def _show(database: "Database", settings: Settings, held: list[str], lacking: list[str], as_json: bool) -> None:
+    from babylon_rl.cli.score_outcomes import COLUMNS, read_outcomes, sentences
 
     with database.connect(autocommit=True) as connection:
-        groups = list(stored_scores(connection, held).values())
-        pending, aside = read_pending(connection, held), read_quarantined(connection, held)
-    if not groups and not pending and not aside:
+        found = read_outcomes(connection, held, frozenset(lacking), settings)
+    if not found:
         say(f"No hour here has a group to judge. {SEE_WINDOWS}")
-    if aside:
-        say(f"In quarantine, without scores: {', '.join(aside)}. `babylon-rl judge quarantine` says why, `judge retry` asks again.")
-    rows = [[g.window, g.judge, g.group_size, round(g.mean, 4), round(g.spread, 4), g.scores[0].agent_id] for g in groups]
-    columns = ["window", "judge", "agents", "mean", "spread", "best"]
+    for sentence in sentences(found, settings.judge_model):
+        say(sentence)
+    pending = {hour.window: hour.reason for hour in found if hour.outcome == "waiting"}
     document = {
-        "windows": [group.document() for group in groups],
+        "windows": [hour.scores.document() for hour in found if hour.scores is not None],
+        "hours": [hour.document() for hour in found],
         "pending": [{"window": window, "reason": reason} for window, reason in pending.items()],
-        "quarantined": [{"window": window, "reason": entry.reason} for window, entry in aside.items()],
+        "quarantined": [{"window": hour.window, "reason": hour.reason} for hour in found if hour.outcome == "quarantined"],
     }
-    emit(document, lambda out: out.print(table(None, columns, rows)), as_json)
+    emit(document, lambda out: out.print(table(None, list(COLUMNS), [hour.row() for hour in found])), as_json)
     if pending:
         window, reason = next(iter(pending.items()))
-        raise JudgeUnavailable(f"{len(pending)} hours wait and are not judged, the first {window}: {reason} The others are written.")
+        number = "1 hour waits and is" if len(pending) == 1 else f"{len(pending)} hours wait and are"
+        raise JudgeUnavailable(f"{number} not judged by {settings.judge_model}, the first {window}: {reason} The others are written.")
 
 
 def _say_cost(database: "Database", settings: Settings, wanted: Span, force: bool, as_json: bool) -> None:

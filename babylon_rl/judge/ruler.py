@@ -165,11 +165,21 @@ class Ruler:
         with await self._budget.reserve([] if attempt == ASKED else [request]):
             async with self._slots:
                 self._patience.check()
-                reply = await self._caller.ask(request.messages, request.schema)
+                reply = await self._reply(request)
                 answer = self._answer(request, attempt, reply)
                 self._patience.heard(request.window, answer.faults)
                 await self._cache.add(answer)
         return answer
+
+    async def _reply(self, request: JudgeRequest) -> Reply:
+        """What the judge says. Where all tries failed while it answered others it is there, and this request is asked once more."""
+        answered = self.answered
+        try:
+            return await self._caller.ask(request.messages, request.schema)
+        except JudgeUnavailable:
+            if self.answered == answered:
+                raise
+        return await self._caller.ask(request.messages, request.schema)
 
     def _answer(self, request: JudgeRequest, attempt: int, reply: Reply) -> StoredAnswer:
         self.answered += 1

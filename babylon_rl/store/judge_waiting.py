@@ -43,7 +43,10 @@ _RELEASE = """
     UPDATE babylon_rl.windows held SET "state" = CASE WHEN held."ready" THEN 'ready' ELSE 'thin' END
     FROM released WHERE held."window" = released."window" AND held."state" = 'quarantined'
 """
-_PENDING = """SELECT "window", "reason" FROM babylon_rl.judge_pending WHERE "window" = ANY(%s) ORDER BY "window\""""
+_PENDING = """
+    SELECT "window", "reason" FROM babylon_rl.judge_pending
+    WHERE "window" = ANY(%(windows)s) AND "judge" = COALESCE(%(judge)s::text, "judge") ORDER BY "window"
+"""
 _PENDING_SINCE = """SELECT max("at") FROM babylon_rl.judge_pending WHERE "window" = ANY(%s)"""
 _WAIT = """
     INSERT INTO babylon_rl.judge_pending AS held ("window", "judge", "reason", "at")
@@ -74,10 +77,10 @@ def release(connection: Connection, windows: Sequence[str]) -> None:
     connection.execute(_WAIT_NO_MORE, (list(windows),))
 
 
-def read_pending(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
-    """Why those of ``windows`` wait that do."""
+def read_pending(connection: Connection, windows: Sequence[str], judge: str | None = None) -> dict[str, str]:
+    """Why those of ``windows`` wait that do; for this ``judge`` alone where one is named."""
     with connection.transaction():
-        return dict(connection.execute(_PENDING, (list(windows),)).fetchall())
+        return dict(connection.execute(_PENDING, {"windows": list(windows), "judge": judge}).fetchall())
 
 
 def end_pending(connection: Connection, windows: Sequence[str]) -> None:

@@ -19,7 +19,8 @@ MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycop
 _NAME = r'((?:"?babylon_rl"?\.)?"?\w+"?)'
 _CREATE_TABLE = re.compile(rf"CREATE TABLE\s+(?:IF NOT EXISTS\s+)?{_NAME}\s*\((.*?)\n\s*\);", re.DOTALL)
 _CREATE_VIEW = re.compile(rf"CREATE (?:OR REPLACE )?VIEW\s+{_NAME}")
-_ADD_COLUMN = re.compile(rf'ALTER TABLE\s+{_NAME}\s+ADD COLUMN\s+(?:IF NOT EXISTS\s+)?"?(\w+)"?')
+_ALTER_TABLE = re.compile(rf"ALTER TABLE\s+{_NAME}\s+(ADD COLUMN.*?);", re.DOTALL)
+_ADDED = re.compile(r'ADD COLUMN\s+(?:IF NOT EXISTS\s+)?"?(\w+)"?')
 _COLUMN_LINE = re.compile(r'^\s+"?(\w+)"? ', re.MULTILINE)
 _NO_COLUMN = frozenset({"CONSTRAINT", "PRIMARY", "UNIQUE", "FOREIGN", "CHECK", "EXCLUDE"})
 
@@ -55,7 +56,8 @@ def defined(directory: Path = MIGRATIONS) -> Defined:
             tables[_qualified(name)] = path.stem
             columns |= {(_qualified(name), column): path.stem for column in _COLUMN_LINE.findall(body) if column not in _NO_COLUMN}
         tables |= {_qualified(name): path.stem for name in _CREATE_VIEW.findall(sql)}
-        columns |= {(_qualified(name), column): path.stem for name, column in _ADD_COLUMN.findall(sql)}
+        for name, body in _ALTER_TABLE.findall(sql):
+            columns |= {(_qualified(name), column): path.stem for column in _ADDED.findall(body)}
     return Defined(tables, columns)
 
 

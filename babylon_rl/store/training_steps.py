@@ -26,6 +26,11 @@ class TrainingStep:
     trainable_tokens: int | None
     metrics: Mapping[str, Any] | None
 
+    @property
+    def paused(self) -> bool:
+        """True when its run did not die in it: it left the iteration to the next run, in words."""
+        return self.finished_at is None and bool((self.metrics or {}).get("paused"))
+
 
 def begin_step(connection: psycopg.Connection[Any], batch_id: str, step: TrainingStep) -> None:
     """Write the row of an iteration that is about to start."""
@@ -49,6 +54,17 @@ def finish_step(connection: psycopg.Connection[Any], batch_id: str, step: Traini
             (SELECT max(o."attempt") FROM babylon_rl.training_steps o WHERE o."batchId" = s."batchId" AND o."iteration" = s."iteration")
         """,
         [step.finished_at, step.checkpoint, step.loss, step.trainable_tokens, Jsonb(dict(step.metrics or {})), batch_id, step.iteration],
+    )
+
+
+def pause_step(connection: psycopg.Connection[Any], batch_id: str, attempt: int) -> None:
+    """Say of what run ``attempt`` has begun and not ended that it was left to the next run on purpose; the caller commits."""
+    connection.execute(
+        """
+        UPDATE babylon_rl.training_steps SET "metrics" = '{"paused": true}'
+        WHERE "batchId" = %s AND "attempt" = %s AND "finishedAt" IS NULL
+        """,
+        [batch_id, attempt],
     )
 
 

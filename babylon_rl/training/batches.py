@@ -46,8 +46,10 @@ from babylon_rl.store.batches import (
     write_preflight,
 )
 from babylon_rl.store.freezable import DROPOUT, read_dropped, record_dropped
+from babylon_rl.store.judge_waiting import pending_since
 from babylon_rl.store.registry import Model, model_of_batch, newest_of_line, read_models, version_taken
-from babylon_rl.store.training_steps import TrainingStep, finished_steps, read_steps
+from babylon_rl.store.remote_jobs import batches_with_jobs
+from babylon_rl.store.training_steps import TrainingStep, finished_steps, pause_step, read_steps
 from babylon_rl.training.conversion import NO_SEQUENCE, Conversion, convert, refuse_empty
 from babylon_rl.training.freezing import Frozen, count_freezable, describe_reasons, freeze, freeze_batch
 from babylon_rl.training.iterations import Clock, OnStep, Run, plan_iterations, train_iterations
@@ -62,6 +64,7 @@ __all__ = [
 ]  # fmt: skip
 
 STUCK_AFTER = timedelta(hours=4)
+GIVEN_UP_AFTER = timedelta(days=7)  # what waits holds work that is done, and perhaps paid: nobody need be there for some days
 NO_SPREAD_REASON = "no spread of scores"
 THIN_REASON = "its hour is no longer ready"
 UNSCORED_REASON = "not scored"
@@ -191,17 +194,22 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep) -> Model:
         return finish_registration(run, prepared.kept, published, settings)
     with own_transaction(run.connection):
         advance_batch(run.connection, batch_id, run.attempt, "training", run.clock.now())
-    if not read_steps(run.connection, batch_id):  # once something is trained, and perhaps paid, a place that is down fails nothing
+    begun = bool(read_steps(run.connection, batch_id))
+    if not begun:  # once something is trained, and perhaps paid, a place that is down fails nothing
         check_storage(settings, batch_id)
     parent = _parent(run)
     line = [m.version for m in read_models(run.connection) if not m.foreign and m.base_model == run.batch.base_model]
     conversion = convert(run.connection, prepared.kept, settings, line)
     directory = None if parent is None else parent_checkpoint(parent, run.trainer.base_identity())
-    plan = plan_iterations(sorted(conversion.by_window), settings, run.batch.seed) if conversion.by_window else []
-    found = run.trainer.prepare(run.context(), [[s for window in windows for s in conversion.by_window[window]] for windows in plan])
-    kept = _leave_empty(run, prepared, conversion, found, None if parent is None else parent.version)
-    refuse_empty(conversion, batch_id)
-    refuse_untrainable(found, batch_id)
+    # What trains is fixed before the first iteration: what has lost its calls since may have trained, and is used with the rest.
+    windows = {episode.window for episode in prepared.kept} if begun else set(conversion.by_window)
+    plan = plan_iterations(sorted(windows), settings, run.batch.seed) if windows else []
+    found = run.trainer.prepare(run.context(), [[s for window in part for s in conversion.by_window.get(window, ())] for part in plan])
+    kept = prepared.kept
+    if not begun:
+        kept = _leave_empty(run, prepared, conversion, found, None if parent is None else parent.version)
+        refuse_empty(conversion, batch_id)
+        refuse_untrainable(found, batch_id)
     steps = train_iterations(run, conversion, plan, directory, on_step)
     return publish_and_register(run, kept, steps, None if parent is None else parent.version, settings, conversion.sequences)
 
@@ -283,10 +291,17 @@ def fail_batch(connection: psycopg.Connection[Any], batch_id: str, error: str, n
 
 
 def fail_stuck(connection: psycopg.Connection[Any], now: datetime) -> list[Batch]:
-    """Fail the batches that were started and have had no heartbeat for 4 hours; their trajectories are free again."""
+    """Fail the batches that were started and have had no heartbeat for 4 hours; their trajectories are free again.
+
+    One that waits (for a service, a storage or its judge, for a job that was posted, or only for its upload) is left to its next run:
+    it fails when nobody has taken it up for 7 days.
+    """
     failed = []
+    with_jobs = batches_with_jobs(connection)
     for batch in read_batches(connection, LIVE_STATES):
-        if batch.state != "pending" and now - batch.heartbeat_at > STUCK_AFTER:
+        waits = batch.error is not None or batch.state == "uploading" or batch.batch_id in with_jobs
+        waits = waits or (batch.state == "scoring" and pending_since(connection, batch.windows) is not None)
+        if batch.state != "pending" and now - batch.heartbeat_at > (GIVEN_UP_AFTER if waits else STUCK_AFTER):
             error = f"Stuck: no heartbeat since {batch.heartbeat_at:%Y-%m-%d %H:%M} UTC."
             with own_transaction(connection):
                 ended = end_failed(connection, batch.batch_id, error, now, batch.attempt)  # not if a run has just taken it up
@@ -331,6 +346,7 @@ def _failing(
         connection.rollback()
         with own_transaction(connection):
             note_waiting(connection, batch_id, attempt, str(paused))
+            pause_step(connection, batch_id, attempt)
         raise
     except (BatchConflict, DatabaseError, JudgeError):
         raise

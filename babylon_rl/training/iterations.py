@@ -21,13 +21,13 @@ from babylon_rl.errors import Diverged, NothingToTrain, TrainingError
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, heartbeat, own_transaction
 from babylon_rl.store.training_steps import TrainingStep, begin_step, finish_step, finished_steps, read_steps
-from babylon_rl.training.conversion import Conversion
+from babylon_rl.training.conversion import Conversion, refuse_empty
 from babylon_rl.training.freezing import seeded_share
 from babylon_rl.training.trainer import RunContext, StepMetrics, Trainer, TrainIteration
 
 RESULT_FILE = "iteration.json"
 WORK = ".work"
-MOST_STARTS = 25  # of one iteration: a process that dies each time must not go on for ever
+MOST_STARTS = 25  # of one iteration that ended in a death: a process that dies each time must not go on for ever
 HEARTBEAT_EVERY_S = 10.0
 
 OnStep = Callable[[StepMetrics], None]
@@ -102,9 +102,11 @@ def train_iterations(
 ) -> list[TrainingStep]:
     """Train what is not trained yet, in order; each iteration continues from the one before, the first from ``parent``.
 
+    An iteration whose windows have lost their sequences since the training began trains on those of the whole batch.
+
     Raises:
         Diverged, NothingToTrain, CheckpointError: from the trainer.
-        TrainingError: an iteration was started too often.
+        TrainingError: an iteration was started too often by runs that died.
         BatchConflict: the batch ended, or a newer run has it.
     """
     done = finished_steps(run.connection, run.batch.batch_id)
@@ -113,7 +115,8 @@ def train_iterations(
         directory = run.work / str(number)
         if number not in done or not directory.is_dir():
             if not directory.is_dir():
-                sequences = [sequence for window in windows for sequence in conversion.by_window[window]]
+                sequences = [sequence for window in windows for sequence in conversion.by_window.get(window, ())] or conversion.sequences
+                refuse_empty(conversion, run.batch.batch_id)
                 seed = int(seeded_share(run.batch.seed, "iteration", str(number)) * 2**31)
                 _train(run, TrainIteration(run.batch.batch_id, number, sequences, seed, len(plan)), parent, directory, on_step)
             done[number] = _finish(run, number, directory)
@@ -163,10 +166,11 @@ def _train(run: Run, iteration: TrainIteration, parent: Path | None, directory: 
 
 
 def _write_ahead(run: Run, iteration: TrainIteration) -> None:
-    starts = [step for step in read_steps(run.connection, run.batch.batch_id) if step.iteration == iteration.step]
-    if len(starts) >= MOST_STARTS:
+    begun = read_steps(run.connection, run.batch.batch_id)
+    deaths = sum(step.iteration == iteration.step and not step.paused for step in begun)
+    if deaths >= MOST_STARTS:
         raise TrainingError(
-            f"Iteration {iteration.step} of {iteration.batch_id} was started {len(starts)} times and never ended. "
+            f"Iteration {iteration.step} of {iteration.batch_id} was started {deaths} times and never ended. "
             "See the log of its last run, then freeze a new batch with `babylon-rl train`."
         )
     step = TrainingStep(

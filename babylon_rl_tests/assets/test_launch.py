@@ -54,9 +54,9 @@ def test_what_cannot_be_run_is_refused_before_anything_runs(sample_database: Dat
 
 def test_an_assets_error_reaches_the_caller_as_it_was(sample_database: Database, settings: Settings):
     sample_database.prepare_dagster_schema()
-    paid = settings.model_copy(update={"judge_model": "ollama/llama3"})
-    with pytest.raises(SettingsError, match="judge by a language model"):
-        run_hours(sample_database, paid, ["2025-10-29T14:00"], ["scored_groups"], now=lambda: NOW)
+    odd = settings.model_copy(update={"judge_model": "ollama/llama3", "judge_private_fields": "colour"})
+    with pytest.raises(SettingsError, match="JUDGE_PRIVATE_FIELDS"):
+        run_hours(sample_database, odd, ["2025-10-29T14:00"], ["scored_groups"], now=lambda: NOW)
     with pytest.raises(BatchConflict, match="no batch batch-1"):
         run_batch(sample_database, settings, "batch-1", now=lambda: NOW)
     with open_instance(sample_database, settings) as instance:

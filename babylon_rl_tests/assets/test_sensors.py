@@ -11,7 +11,7 @@ from babylon_rl.automation.checks_batches import CHECKS
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import finish_evidence, observe_changes, start_training, train_daily
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.store.batches import claim_batch, note_waiting, read_batches
+from babylon_rl.store.batches import advance_batch, claim_batch, note_waiting, read_batches
 from babylon_rl.store.database import Database
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.windows import utc_now
@@ -134,6 +134,20 @@ def test_a_batch_with_a_live_run_is_left_alone_and_one_that_fails_thrice_given_u
     assert ask(ready, start_training) == dg.SkipReason(f"{batch} was given up after 3 runs.")
     with ready.babylon.database.connect() as connection:
         assert pending_batches(connection) == []
+
+
+def test_a_batch_that_only_lacks_its_upload_is_taken_up_again_after_the_machine_was_off(ready: Bench, make_bench: Callable[..., Bench]):
+    batch = ask(ready, start_training).run_requests[0].partition_key
+    ready.instance.add_dynamic_partitions(batches.name, [batch])
+    ready.instance.create_run_for_job(
+        job_definition("train", ready.babylon), tags={"dagster/partition": batch}, status=dg.DagsterRunStatus.STARTED
+    )
+    with ready.babylon.database.connect() as connection:
+        attempt = claim_batch(connection, batch, utc_now())
+        advance_batch(connection, batch, attempt, "uploading", utc_now())
+    assert ask(ready, start_training) == dg.SkipReason(f"{batch} has a live run.")
+    later = make_bench(ready.babylon.database, now=utc_now() + timedelta(days=3), **DRY)
+    assert ask(later, start_training).run_requests[0].run_key == f"{batch}/2"
 
 
 def test_a_batch_that_waits_for_a_service_or_a_storage_is_tried_again_and_not_given_up(ready: Bench):

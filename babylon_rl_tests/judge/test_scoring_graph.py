@@ -183,17 +183,39 @@ def test_score_by_command_pays_once_and_says_what_waits(
     judge.reset(faults={"unavailable": 1.0})
     code, done, said = command("score", "--from", first, "--to", third)
     assert (code, [group["window"] for group in done["windows"]], [row["window"] for row in done["pending"]]) == (3, [first], [second])
-    assert "1 hours wait" in said
+    assert "1 hour waits" in said
     judge.reset(faults={"unavailable": 0.0, "empty": 1.0})
     code, done, said = command("score", "--window", second)
     assert (code, [row["window"] for row in done["quarantined"]], done["pending"]) == (0, [second], []) and second in said
     code, shown, _ = command("judge", "quarantine")
     assert code == 0 and shown["quarantined"][0]["transcript"] and shown["quarantined"][0]["window"] == second
     judge.reset(faults={"empty": 0.0})
-    assert command("judge", "retry", second)[1] == {"released": [second]}
+    code, done, said = command("judge", "retry", second, first)
+    assert (code, done) == (0, {"released": [second], "notQuarantined": [first]}) and f"Not in quarantine, nothing to retry: {first}." in said
     code, done, _ = command("score", "--from", first, "--to", third)
     assert (code, len(done["windows"]), done["quarantined"]) == (0, 2, [])
     assert command("judge", "retry")[0] == 2
+
+
+def test_score_says_of_every_hour_whether_it_was_judged_and_whose_scores_it_keeps(
+    database: Database, judge: Judge, command: Callable[..., tuple[int, dict[str, Any], str]]
+) -> None:
+    first, second, third = filled(database, 3)
+    code, done, _ = command("score", "--window", first)
+    assert (code, done["hours"]) == (0, [{"window": first, "outcome": "judged", "keptScoresOf": None, "reason": None}])
+    code, done, _ = command("score", "--from", first, "--to", third)
+    assert (code, [(hour["outcome"], hour["keptScoresOf"]) for hour in done["hours"]]) == (0, [("unchanged", MODEL), ("judged", None)])
+    judge.reset(faults={"unavailable": 1.0})
+    code, done, said = command("score", "--window", first, "--judge", "openai/bad")
+    (hour,) = done["hours"]
+    assert (code, hour["outcome"], hour["keptScoresOf"]) == (3, "waiting", MODEL) and "503" in hour["reason"]
+    assert f"Scores that openai/bad did not replace are kept: {first} those of {MODEL}." in said
+    code, done, said = command("score", "--window", first)
+    assert (code, done["hours"][0]["outcome"], said) == (0, "unchanged", ""), "another judge's waiting is not this one's"
+    judge.reset(faults={"unavailable": 0.0, "empty": 1.0})
+    code, done, said = command("score", "--window", second, "--judge", "openai/bad")
+    assert (code, done["hours"][0]["outcome"], done["hours"][0]["keptScoresOf"]) == (0, "quarantined", MODEL)
+    assert f"In quarantine, not scored by openai/bad: {second}." in said
 
 
 def test_scores_of_the_heuristic_are_replaced_by_the_judge_that_is_named(

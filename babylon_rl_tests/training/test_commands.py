@@ -113,7 +113,6 @@ def test_scores_and_outcomes_are_written_through_the_graph(command):
     ("arguments", "environment", "message"),
     [
         (["train"], {"TRAIN_RL_LOCAL": "false"}, "TRAIN_RL_LOCAL=true"),
-        (["train"], {"WANDB_API_KEY": "secret"}, "unset WANDB_API_KEY"),
         (["train", "--from", "2025-10-29T13:00"], {}, "belong together"),
         (["train", "--batch", "batch-0"], {}, "no batch batch-0"),
         (["batches", "show", "batch-0"], {}, "no batch batch-0"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from babylon_rl.episodes.reading import read_window, stream_trajectories
 from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.training.conversion import convert
+from babylon_rl_tests.rows import START, insert, make_call, make_step, make_trajectory
 
 HOURS = ("2025-10-29T14:00", "2025-10-29T13:00")
 
@@ -57,3 +58,23 @@ def test_a_trajectory_that_is_gone_is_missing_from_its_episode(connection, setti
 def test_only_the_asked_trajectories_are_decoded(connection, settings):
     asked = frozenset(episodes_of(connection, settings)[0].trajectory_ids)
     assert {found.trajectory_id for found in stream_trajectories(connection, HOURS, settings, asked)} == asked
+
+
+def test_what_too_old_a_version_served_is_not_trained(database, settings):
+    versions = ["v1.0.2", "v1.0.1", "v1.0.0"]  # newest first
+    calls = [make_call(modelVersion=version, response=str(version)) for version in (*versions, "v0.9.0", None)]
+    row = make_trajectory("t", "agent-1", steps=[make_step(number, calls=[call]) for number, call in enumerate(calls)], minute=5)
+    window = f"{START:%Y-%m-%dT%H}:00"
+    episodes = [BatchEpisode(window, "agent-1", ["t"], 0.5, 1, 1.5, None, None)]
+    with database.connect() as connection:
+        insert(connection, "trajectories", [row])
+        found = {
+            limit: convert(connection, episodes, settings.model_copy(update={"max_staleness_versions": limit}), versions)
+            for limit in (None, 1, 0)
+        }
+    assert [len(found[limit].sequences) for limit in (None, 1, 0)] == [5, 4, 3]
+    # another line's version, and none, have no age
+    assert [one.response for one in found[0].sequences] == ["v1.0.2", "v0.9.0", "None"]
+    assert found[1].left_out == {"served by too old a version": 1} and not found[None].left_out
+    assert found[0].staleness == {"0": 1, "1": 1, "2": 1, "unknown": 2}
+    assert [one.weight for one in found[0].sequences] == [1 / 3] * 3

@@ -103,6 +103,21 @@ def test_how_far_the_policy_went_is_measured_without_a_penalty_too(cpu_settings:
     assert still.metrics["kl"] == pytest.approx(0.0, abs=1e-5) and moved.metrics["kl"] > 0.001
 
 
+@pytest.mark.parametrize(("step", "share"), [(1, 0.25), (2, 1.0)])
+def test_the_first_iteration_warms_up(cpu_settings: Settings, tmp_path: Path, step: int, share: float) -> None:
+    moved = []
+    for warmup_steps in (0, 3):
+        out = tmp_path / str(warmup_steps)
+        told: list[StepMetrics] = []
+        warm = cpu_settings.model_copy(update={"warmup_steps": warmup_steps})
+        trained(warm, out, make_lesson(1), step=step, steps=2, watch=told.append)
+        assert len(told) == 1
+        moved.append(torch.cat([weights.flatten() for name, weights in load_file(out / WEIGHTS).items() if "lora_B" in name]))
+    cold, warmed = moved  # lora_B begins at 0
+    assert cold.abs().max() > 0
+    torch.testing.assert_close(warmed.float(), share * cold.float(), rtol=0.02, atol=1e-7)
+
+
 def test_batch_size_and_accumulation_decide_what_a_step_gathers(cpu_settings: Settings) -> None:
     packs = [Pack((0, 1, 2), (), ((), (), ()))] * 24
 

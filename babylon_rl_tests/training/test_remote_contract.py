@@ -37,6 +37,11 @@ def make_sequence(agent: int, text: str = '{"action": "hold"}', **changes: Any) 
     return TrainSequence(**given)
 
 
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path))
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> BaseTokens:
     return BaseTokens(make_settings("http://127.0.0.1:1"), str(write_base(tmp_path)))

@@ -6,7 +6,6 @@ time limit, fails on events out of order and does not give the job's id away.
 
 import asyncio
 import math
-import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -16,6 +15,7 @@ from babylon_rl.models.checkpoints import RemoteCheckpoint
 from babylon_rl.settings import Settings
 from babylon_rl.training.remote.evidence import Event
 from babylon_rl.training.remote.installed import Installed, installed, load_art
+from babylon_rl.training.remote.scratch import Scratch
 
 DEFAULT_INFERENCE_URL = "https://api.inference.wandb.ai/v1"
 READ_TIMEOUT_S = 60.0
@@ -69,10 +69,10 @@ class ServerlessService:
         self._client: Any = self._backend._client
         self._client.timeout, self._client.max_retries = READ_TIMEOUT_S, 0  # _asked tries again, with a sign of life in between
         self.installed = serverless_art()
-        self._scratch = tempfile.TemporaryDirectory(prefix="babylon-art-")
+        self._scratch = Scratch(self._settings.home)
         self._model: Any = art.TrainableModel(
             **self.installed.model_arguments(self._settings.art_model_name), project=self._settings.wandb_project,
-            entity=self._settings.wandb_entity, base_model=self._base_model, base_path=self._scratch.name,
+            entity=self._settings.wandb_entity, base_model=self._base_model, base_path=str(self._scratch.path),
         )  # fmt: skip
         try:
             # A model that is there is returned, so this may be asked again.
@@ -84,7 +84,7 @@ class ServerlessService:
 
     async def __aexit__(self, *_: object) -> None:
         await self._backend.close()
-        self._scratch.cleanup()
+        self._scratch.close()
 
     @property
     def address(self) -> str:

@@ -1,0 +1,97 @@
+"""A batch whose runs pause or die: it is taken up again, given up only for deaths, and what it trained stays its own."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
+from babylon_rl.store.batches import advance_batch, claim_batch, note_waiting, read_batch, read_batch_episodes
+from babylon_rl.store.remote_jobs import JobEnd, RemoteJob, begin_job, end_job, read_jobs
+from babylon_rl.store.training_steps import begin_step, read_steps
+from babylon_rl.training.batches import count_freezable, fail_stuck, freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.dry import DryTrainer
+from babylon_rl.training.iterations import MOST_STARTS
+from babylon_rl_tests.training.sample import NOW
+from babylon_rl_tests.training.test_batches import Killed, KilledTrainer, assert_nothing_was_marked, used
+
+
+@pytest.fixture
+def batch(connection, settings):
+    frozen = freeze_batch(connection, settings.model_copy(update={"windows_per_iteration": 1}), NOW, seed=5)
+    prepare_batch(connection, frozen.batch_id, settings, NOW)
+    return frozen
+
+
+def test_a_batch_that_waits_is_left_to_its_next_run(connection, settings, batch):
+    off = NOW + timedelta(days=3)
+    attempt = claim_batch(connection, batch.batch_id, NOW)
+    note_waiting(connection, batch.batch_id, attempt, "the service does not answer")
+    assert fail_stuck(connection, off) == []
+    attempt = claim_batch(connection, batch.batch_id, NOW)  # a retry takes the words back, and is stuck like any other
+    begin_job(connection, RemoteJob(batch.batch_id, 1, 1, "serverless", "there", "m", 0, NOW), attempt)
+    assert fail_stuck(connection, off) == []
+    end_job(connection, read_jobs(connection, batch.batch_id)[0], JobEnd("lost", NOW))
+    with connection.transaction():
+        advance_batch(connection, batch.batch_id, attempt, "uploading", NOW)
+    assert fail_stuck(connection, off) == []
+    with connection.transaction():
+        advance_batch(connection, batch.batch_id, attempt, "training", NOW)
+    connection.commit()
+    assert [one.batch_id for one in fail_stuck(connection, off)] == [batch.batch_id]
+
+
+def test_a_batch_that_nobody_takes_up_for_a_week_is_failed(connection, settings, batch):
+    note_waiting(connection, batch.batch_id, claim_batch(connection, batch.batch_id, NOW), "the service does not answer")
+    assert fail_stuck(connection, NOW + timedelta(days=7)) == []
+    (stuck,) = fail_stuck(connection, NOW + timedelta(days=7, minutes=1))
+    assert stuck.error == "Stuck: no heartbeat since 2025-10-30 12:00 UTC."
+    assert count_freezable(connection, settings, NOW).trajectories == 373  # free again
+
+
+@pytest.mark.parametrize(("ends", "dies"), [(TrainingPaused("nobody answers"), False), (Killed(), True)])
+def test_only_starts_that_ended_in_a_death_count(connection, settings, batch, ends, dies):
+    class Ends(DryTrainer):
+        def train(self, iteration, parent, out, on_step):
+            raise ends
+
+    with pytest.raises(type(ends)):
+        train_batch(connection, batch.batch_id, settings, NOW, Ends())
+    (step,) = read_steps(connection, batch.batch_id)
+    assert step.paused != dies
+    for _ in range(MOST_STARTS - 1):
+        begin_step(connection, batch.batch_id, replace(step, attempt=claim_batch(connection, batch.batch_id, NOW)))
+    connection.commit()
+    if dies:
+        with pytest.raises(TrainingError, match="was started 25 times and never ended"):
+            train_batch(connection, batch.batch_id, settings, NOW)
+    else:
+        train_batch(connection, batch.batch_id, settings, NOW)
+        assert read_batch(connection, batch.batch_id).state == "completed"
+        assert [one.paused for one in read_steps(connection, batch.batch_id)] == [True] + [False] * (MOST_STARTS + 2)
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_what_trained_is_marked_though_its_calls_are_gone_when_it_is_resumed(connection, settings, batch, all_of_it):
+    at = 3 if all_of_it else 2
+    with pytest.raises(Killed):
+        train_batch(connection, batch.batch_id, settings, NOW, KilledTrainer(at))
+    trained = {window for step in read_steps(connection, batch.batch_id) for window in step.windows}
+    episodes = [e for e in read_batch_episodes(connection, batch.batch_id) if all_of_it or e.window in trained]
+    before = read_batch(connection, batch.batch_id)
+    assert episodes and all(episode.dropped is None and episode.sequences for episode in episodes)
+    ids = [trajectory for episode in episodes for trajectory in episode.trajectory_ids]
+    connection.execute('DELETE FROM llm_call_logs WHERE "trajectoryId" = ANY(%s)', [ids])
+    connection.execute('UPDATE trajectories SET "stepsJson" = %s WHERE "trajectoryId" = ANY(%s)', ["[]", ids])
+    connection.commit()
+    trainer = KilledTrainer(at=99)
+    if all_of_it:  # nothing is left to go on with
+        with pytest.raises(NothingToTrain):
+            train_batch(connection, batch.batch_id, settings, NOW, trainer)
+        assert_nothing_was_marked(connection, batch)
+        return
+    train_batch(connection, batch.batch_id, settings, NOW, trainer)
+    assert trainer.trained == [2, 3]
+    assert used(connection) == batch.trajectories == 150
+    after = read_batch(connection, batch.batch_id)
+    assert (after.preflight, after.windows, after.trajectories) == (before.preflight, before.windows, before.trajectories)
