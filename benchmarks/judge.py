@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx2
 from judge_groups import Group, Recovered, groups, misplaced, recovered
-from judge_sides import CONCURRENCY, Run, own_overhead_s, with_art, with_ours
+from judge_sides import CONCURRENCY, Run, own_overhead, with_art, with_ours
 
 from babylon_rl.judge.scripted.settings import FAULTS, every_fault
 
@@ -26,6 +26,7 @@ POOR = {"noise": 0.1, "position_bias": 0.3}
 DISORDERED = {"out_of_order": 0.3}
 LATENCY_S = 0.3
 FAULT = 0.05
+OVERHEAD_MS = 5  # of the processor, a group
 TIMEOUT_S = 3.0  # of both, so that a request that is never answered does not decide the time
 ROOT = Path(__file__).resolve().parents[1]
 Ask = Callable[[Sequence[Group], str, float], Run]
@@ -78,7 +79,7 @@ def correlation(found: Recovered) -> str:
 
 
 def measured(server: Server, asked: Sequence[Group], fault: float) -> dict[str, list[str]]:
-    """Cells of the table by row, a column for each side."""
+    """Cells of the table by row, a column for each side; ours alone have an own overhead."""
     rows: dict[str, list[str]] = {}
 
     def put(name: str, cell: str) -> None:
@@ -108,10 +109,9 @@ def measured(server: Server, asked: Sequence[Group], fault: float) -> dict[str, 
         put("  process time a group, ms", f"{found.cpu_seconds / len(asked) * 1000:.1f}")
         put("  tokens a request", f"{server.stats()['promptTokens'] / server.stats()['requests']:.0f}")
         server.reset({})
-        put(
-            "own overhead a group without a connection, ms",
-            "" if side == "ART" else f"{own_overhead_s(asked, server.url, orders) * 1000:.1f}",
-        )
+        own = Run([], 0.0, 0.0) if side == "ART" else own_overhead(asked, server.url, orders)
+        for what, seconds in (("clock", own.seconds), (f"processor (at most {OVERHEAD_MS})", own.cpu_seconds)):
+            put(f"own overhead a group without a connection, ms, {what}", f"{seconds / len(asked) * 1000:.1f}" if seconds else "")
     return rows
 
 

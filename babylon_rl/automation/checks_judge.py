@@ -154,7 +154,7 @@ def judged_hours(context: dg.AssetCheckExecutionContext, babylon: dg.ResourcePar
         if rule.name in wanted:
             findings = {hour.window: rule.look(hour, babylon.settings) for hour in found}
             bad = {window: finding for window, finding in findings.items() if finding is not None}
-            yield verdict(context, rule.name, bad, rule.advice, newest_only=True, scored=scored)
+            yield verdict(context, rule.name, bad, rule.advice, scored=scored)
 
 
 checks_of_judge = [judged_hours]

@@ -32,19 +32,16 @@ def verdict(
     advice: str,
     *,
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN,
-    newest_only: bool = False,
     **shown: Any,
 ) -> dg.AssetCheckResult:
     """The result of ``check`` over the run's hours: passed without ``findings`` (by window), else a text that ends with ``advice``.
 
     ``{hour}`` and ``{end}`` in the advice are the newest bad hour and the one after it; ``shown`` becomes metadata beside the findings.
-    With ``newest_only`` the newest hour of any range, and the bad ones, get verdicts of their own.
     """
     asset = next(spec.asset_key for spec in context.check_specs if spec.name == check)
     windows = list(context.partition_keys)
     if len(windows) > 1:
-        told = {max(windows)} if newest_only else plotted(windows)
-        for window in sorted(told | findings.keys()):
+        for window in sorted(plotted(windows) | findings.keys()):
             of_hour = _of_hour(asset, check, window, findings.get(window), advice, severity)
             context.op_execution_context.log_event(of_hour)  # type: ignore[arg-type] # taken, as yet undeclared
     metadata = {"hours": len(windows), **shown, **_found(findings)}

@@ -17,12 +17,13 @@ _LOOKALIKES = str.maketrans(
     "аеорсухіјѕԁԛԝһӏвкмнтАВЕКМНОРСТУХІЈЅαβγικνορτυχωΑΒΕΖΗΙΚΜΝΟΡΤΥΧıɑɡℓ∣օսոցքհ",
     "aeopcyxijsdqwhlbkmhtABEKMHOPCTYXIJSabyiknoptuxwABEZHIKMNOPTYXiagllounggh",
 )
-_LEET_WORD = re.compile(r"[a-z][013457@$!|]{1,2}[a-z]", re.IGNORECASE)
+# These and _HEX, _SPACED begin with one character's class rather than a group: most texts hold none and are passed over quickly.
+_LEET_WORD = re.compile(r"[013457@$!|](?<=[a-z].)[013457@$!|]?[a-z]", re.IGNORECASE)
 _LEET = str.maketrans("013457@$!|", "oieastasii")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
-_HEX = re.compile(r"(?:[0-9a-fA-F]{2}[\s:]?){12,}")
+_HEX = re.compile(r"[0-9a-fA-F]{2}[\s:]?(?:[0-9a-fA-F]{2}[\s:]?){11,}")
 _ESCAPES = re.compile(r"\\u\{?([0-9a-fA-F]{4,6})\}?|\\x([0-9a-fA-F]{2})")
-_SPACED = re.compile(r"(?:(?<!\w)\w[\s.\-_*·]{1,2}){4,}\w(?!\w)")
+_SPACED = re.compile(r"\b\w[\s.\-_*·]{1,2}(?:(?<!\w)\w[\s.\-_*·]{1,2}){3,}\w(?!\w)")
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _MOST_DEEP = 2
 _TAGS = range(0xE0020, 0xE007F)
@@ -114,7 +115,7 @@ def _is_text(decoded: str) -> bool:
 
 def hidden_characters(text: str) -> str:
     """A piece of the text around its first character that is invisible for no good reason; empty without one."""
-    if text.isascii() and text.isprintable():
+    if text.isascii() and text.replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
         return ""
     selectors = _SELECTORS.search(text)
     if selectors is not None:

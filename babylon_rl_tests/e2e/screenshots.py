@@ -57,7 +57,7 @@ def main(home: Path, out: Path, *first_window: str) -> None:
     settings = QUIET | dict(zip(("FIRST_WINDOW",), first_window, strict=False))
     with running_dev(home.resolve(), **settings) as dev, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profiles:
         ui = dev.url()
-        with browser_page(program, Path(profiles) / "wide", 2500, 760) as page:
+        with browser_page(program, Path(profiles) / "wide", 2500, 1500) as page:
             _skip_greeting(page, ui)
             page.open(ui + LINEAGE)
             page.wait_for("released_model")
