@@ -36,11 +36,14 @@ def judged(connection: Connection, settings: Settings, hours: int, agents: int =
     return reliability(connection, *SPAN, settings)
 
 
-def test_a_mean_has_students_interval_and_one_group_has_none() -> None:
-    found = mean_estimate([1.0, 2.0, 3.0, 4.0])
+def test_a_mean_has_students_interval_within_what_it_can_be_and_one_group_has_none() -> None:
+    found = mean_estimate([0.1, 0.2, 0.3, 0.4])
     assert found is not None and found.low is not None and found.high is not None
-    assert (found.value, found.groups) == (2.5, 4)
-    assert (found.low, found.high) == pytest.approx((2.5 - 3.182446 * math.sqrt(5 / 12), 2.5 + 3.182446 * math.sqrt(5 / 12)))
+    assert (found.value, found.groups) == (0.25, 4)
+    half = 0.3182446 * math.sqrt(5 / 12)
+    assert (found.low, found.high) == pytest.approx((0.25 - half, 0.25 + half))
+    wide = mean_estimate([0.4, 1.0])
+    assert wide is not None and (wide.low, wide.high) == (-1.0, 1.0)
     assert mean_estimate([]) is None
     alone = mean_estimate([0.5])
     assert alone is not None and (alone.value, alone.low, alone.high) == (0.5, None, None)
