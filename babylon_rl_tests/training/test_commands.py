@@ -83,20 +83,20 @@ def test_a_training_prints_what_it_promises_and_is_listed(command):
 
 @pytest.mark.slow
 def test_a_command_that_was_killed_goes_on_at_the_iteration_where_it_stopped(command, started):
-    with started("train", "--iterations", "40") as process:
+    with started("train", "--iterations", "150") as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("Iteration 2/40"):
+            if line.startswith("Iteration 2/150"):
                 break
         process.kill()
     resumed = command("train")
     assert resumed.returncode == 0, resumed.stderr
     assert re.search(r"Going on with batch-\d+, which is (training|uploading|completed)\.", resumed.stderr)
-    assert re.findall(r"Iteration \d+/40: checkpoint step (\d+)", resumed.stdout) == [str(number) for number in range(1, 41)]
+    assert re.findall(r"Iteration \d+/150: checkpoint step (\d+)", resumed.stdout) == [str(number) for number in range(1, 151)]
     (batch, _) = json.loads(command("batches", "--json").stdout)["batches"]
     assert (batch["status"], batch["modelVersion"], batch["trajectories"]) == ("completed", "v1.0.11", 373)
     begun = [iteration["step"] for iteration in json.loads(command("batches", "show", batch["batchId"], "--json").stdout)["iterations"]]
-    assert sorted(set(begun)) == list(range(1, 41)) and len(begun) <= 41
+    assert sorted(set(begun)) == list(range(1, 151)) and len(begun) <= 151
 
 
 @pytest.mark.slow
