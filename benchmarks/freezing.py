@@ -5,24 +5,19 @@ Measured are batches of a maximum; everything that a week holds; and the week of
 all but the newest hour. The bound is 1 s a batch; a whole week at once, for which there is none, takes as long as writing its rows.
 """
 
-import argparse
-import contextlib
 import json
 import statistics
 import sys
-import tempfile
 import time
 from datetime import timedelta
-from pathlib import Path
 
 import psycopg
-from ten_million_rows import END, MONTHS, prepared_server, read_hours, say
+from ten_million_rows import END, asked_rows, read_hours, say
 
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.training.batches import fail_batch, freeze
 from babylon_rl.windows import HOUR, window_of, window_range, window_start
-from babylon_rl_tests.many_rows import ManyRows
 
 TURNS = 5
 BOUND_S = 1.0
@@ -92,17 +87,10 @@ def measure(database: Database, settings: Settings) -> dict[str, dict[str, float
 
 def main() -> int:
     """Print the figures; 1 when a batch that the bound is for takes longer."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the server's directory, and use it again")
-    given = parser.parse_args()
-    many = ManyRows(given.rows, END - MONTHS, END, agents=max(8, min(400, given.rows // (MONTHS // HOUR * 6))))
-    with contextlib.ExitStack() as stack:
-        home = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="babylon-rl-rows-")))
-        url = stack.enter_context(prepared_server(home, many))
+    with asked_rows(__doc__) as (url, home, many):
         settings = Settings(_env_file=None, babylon_rl_home=home, train_rl_local=True, local_base_model="dry")
         found = measure(Database(url, url), settings)
-    say(json.dumps({"rows": given.rows, "bound_s": BOUND_S} | found, indent=2))
+    say(json.dumps({"rows": many.rows, "bound_s": BOUND_S} | found, indent=2))
     return int(any(one["s"] > BOUND_S for name, one in found.items() if name != "all of a week"))
 
 

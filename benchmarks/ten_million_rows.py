@@ -154,9 +154,10 @@ def measure(url: str, home: Path, many: ManyRows) -> int:
     return min(scans, 1)
 
 
-def main() -> int:
-    """Fill where nothing is filled yet, and measure."""
-    parser = argparse.ArgumentParser(description=__doc__)
+@contextlib.contextmanager
+def asked_rows(description: str | None) -> Iterator[tuple[str, Path, ManyRows]]:
+    """The server's address, its home and its rows, as the command line asks for them."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the server's directory, and use it again")
     given = parser.parse_args()
@@ -164,7 +165,12 @@ def main() -> int:
     many = ManyRows(given.rows, END - MONTHS, END, agents=max(8, min(400, given.rows // (MONTHS // HOUR * 6))))
     with contextlib.ExitStack() as stack:
         home = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="babylon-rl-rows-")))
-        url = stack.enter_context(prepared_server(home, many))
+        yield stack.enter_context(prepared_server(home, many)), home, many
+
+
+def main() -> int:
+    """Fill where nothing is filled yet, and measure."""
+    with asked_rows(__doc__) as (url, home, many):
         return measure(url, home, many)
 
 

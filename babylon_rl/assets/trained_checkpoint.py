@@ -1,7 +1,7 @@
 """A batch's checkpoint: trained, published under its version, and registered."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from statistics import fmean
 from typing import Any
 
@@ -78,12 +78,11 @@ def _tracker(connection: Any, batch_id: str, babylon: Babylon) -> Tracker | None
 
 @contextmanager
 def _abandoning(tracker: Tracker | None) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
+    with ExitStack() as failed:
         if tracker is not None:
-            tracker.abandon()
-        raise
+            failed.callback(tracker.abandon)
+        yield
+        failed.pop_all()
 
 
 def _finish(connection: Any, tracker: Tracker | None, trained: Trained, numbers: Mapping[int, Mapping[str, Any]], babylon: Babylon) -> Sent:

@@ -4,31 +4,20 @@ A warning stops nothing: rows that do not count are left out by the rules alread
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 
 from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.automation.verdicts import Finding, verdict
+from babylon_rl.automation.verdicts import Finding, Rule, specs, verdict, verdicts
 from babylon_rl.judge.groups import NO_SPREAD
 from babylon_rl.settings import Settings
 from babylon_rl.store.hour_report import HourCounts, group_spreads, hour_counts
 
 MOST_MALFORMED, MOST_REJECTED = 0.2, 0.5
 MALFORMED = ("malformed_json", "malformed_shape")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One check of window_groups: what it asks for, how an hour fails it, and what a person then does."""
-
-    name: str
-    description: str
-    look: Callable[[HourCounts, Settings], Finding | None]
-    advice: str
 
 
 def _rejected(hour: HourCounts, settings: Settings) -> Finding | None:
@@ -89,7 +78,7 @@ def _share(count: int, total: int) -> str:
     return f"{count} of {total} ({count / total:.0%})" if total else str(count)
 
 
-RULES = (
+RULES: tuple[Rule[HourCounts], ...] = (
     Rule(
         "few_rows_rejected",
         "At most half of the rows are left out, for whatever reason.",
@@ -142,20 +131,14 @@ RULES = (
 
 
 @dg.multi_asset_check(
-    specs=[dg.AssetCheckSpec(rule.name, asset="window_groups", description=rule.description, partitions_def=hours) for rule in RULES],
+    specs=specs("window_groups", RULES),
     can_subset=True,
 )
 def rows_of_hours(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
     """What is odd about the rows of some hours."""
     with babylon.connection() as connection:
         found = hour_counts(connection, context.partition_keys)
-    wanted = {key.name for key in context.op_execution_context.selected_asset_check_keys}
-    shown = _totals(found)
-    for rule in RULES:
-        if rule.name in wanted:
-            findings = {hour.window: rule.look(hour, babylon.settings) for hour in found}
-            bad = {window: finding for window, finding in findings.items() if finding is not None}
-            yield verdict(context, rule.name, bad, rule.advice, **shown.get(rule.name, {}))
+    yield from verdicts(context, RULES, found, babylon.settings, _totals(found))
 
 
 def _totals(found: list[HourCounts]) -> dict[str, dict[str, Any]]:

@@ -4,15 +4,13 @@ A warning stops nothing: groups without scores do not train anyway, and whether 
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import combinations
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.automation.verdicts import Finding, verdict
+from babylon_rl.automation.verdicts import Finding, Rule, specs, verdicts
 from babylon_rl.judge.reliability_ranks import spearman
 from babylon_rl.judge.wording import HIDDEN
 from babylon_rl.settings import Settings
@@ -22,16 +20,6 @@ MOST_TIED = 0.5
 SAME_SCORE = 1e-9
 MOVING_PERCENT = 2.0
 REASON_CHARACTERS = 200
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One check of scored_groups: what it asks for, how an hour fails it, and what a person then does."""
-
-    name: str
-    description: str
-    look: Callable[[HourVerdicts, Settings], Finding | None]
-    advice: str
 
 
 def _without_scores(hour: HourVerdicts, settings: Settings) -> Finding | None:
@@ -94,7 +82,7 @@ def _flagged(hour: HourVerdicts, settings: Settings) -> Finding | None:
     return Finding(f"{count} text that may speak to the judge ({sum(hour.flags)} suspicions)", agents)
 
 
-RULES = (
+RULES: tuple[Rule[HourVerdicts], ...] = (
     Rule(
         "groups_have_scores",
         "No group is in quarantine or waits for its judge.",
@@ -141,20 +129,15 @@ RULES = (
 
 
 @dg.multi_asset_check(
-    specs=[dg.AssetCheckSpec(rule.name, asset="scored_groups", description=rule.description, partitions_def=hours) for rule in RULES],
+    specs=specs("scored_groups", RULES),
     can_subset=True,
 )
 def judged_hours(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
     """What is odd about what the judge said of some hours."""
     with babylon.connection() as connection:
         found = hour_verdicts(connection, context.partition_keys, HIDDEN)
-    wanted = {key.name for key in context.op_execution_context.selected_asset_check_keys}
-    scored = sum(hour.judge is not None for hour in found)
-    for rule in RULES:
-        if rule.name in wanted:
-            findings = {hour.window: rule.look(hour, babylon.settings) for hour in found}
-            bad = {window: finding for window, finding in findings.items() if finding is not None}
-            yield verdict(context, rule.name, bad, rule.advice, scored=scored)
+    scored = {"scored": sum(hour.judge is not None for hour in found)}
+    yield from verdicts(context, RULES, found, babylon.settings, {rule.name: scored for rule in RULES})
 
 
 checks_of_judge = [judged_hours]

@@ -4,13 +4,15 @@ Dagster plans a verdict for every hour of a run and takes one, so in a range the
 event that costs as much as a materialization: in a long range only the newest hours and the bad ones get theirs, the rest stays skipped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import dagster as dg
 
 from babylon_rl.assets.hours import plotted
+from babylon_rl.assets.partitions import hours
+from babylon_rl.settings import Settings
 from babylon_rl.windows import window_end, window_of
 
 HOURS_NAMED = 3
@@ -23,6 +25,49 @@ class Finding:
 
     says: str
     ids: tuple[str, ...] = ()
+
+
+class OfAnHour(Protocol):
+    """What is looked at of one hour."""
+
+    @property
+    def window(self) -> str:
+        """The hour."""
+        ...
+
+
+Hour = TypeVar("Hour", bound=OfAnHour)
+
+
+@dataclass(frozen=True)
+class Rule(Generic[Hour]):
+    """One check of an hourly asset: what it asks for, how an hour fails it, and what a person then does."""
+
+    name: str
+    description: str
+    look: Callable[[Hour, Settings], Finding | None]
+    advice: str
+
+
+def specs(asset: str, rules: Sequence[Rule[Any]]) -> list[dg.AssetCheckSpec]:
+    """The checks that ``rules`` are of ``asset``."""
+    return [dg.AssetCheckSpec(rule.name, asset=asset, description=rule.description, partitions_def=hours) for rule in rules]
+
+
+def verdicts(
+    context: dg.AssetCheckExecutionContext,
+    rules: Sequence[Rule[Hour]],
+    found: Sequence[Hour],
+    settings: Settings,
+    shown: Mapping[str, Mapping[str, Any]],
+) -> Iterator[dg.AssetCheckResult]:
+    """A result for each of ``rules`` that the run asks for, over the hours ``found``; ``shown`` is metadata by the rule's name."""
+    wanted = {key.name for key in context.op_execution_context.selected_asset_check_keys}
+    for rule in rules:
+        if rule.name in wanted:
+            findings = {hour.window: rule.look(hour, settings) for hour in found}
+            bad = {window: finding for window, finding in findings.items() if finding is not None}
+            yield verdict(context, rule.name, bad, rule.advice, **shown.get(rule.name, {}))
 
 
 def verdict(

@@ -153,5 +153,6 @@ def assert_trained_once(world: World, stand_in: StandIn) -> None:
     ((batch_id,),) = rows(world, 'SELECT "batchId" FROM babylon_rl.model_lineage')
     jobs = [job for job in read_jobs(world.connection, batch_id) if job.state == "trained"]
     assert [job.iteration for job in jobs] == [job.step_after for job in jobs] == list(range(1, 7))
-    assert {job.job_id for job in jobs} <= {job.job_id for job in trained}
+    named = {job.job_id for job in jobs if job.job_id is not None}  # a kill between a post and its answer leaves a job without its id
+    assert named <= {job.job_id for job in trained}
     assert not pending_batches(world.connection)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -13,22 +12,10 @@ from scipy.stats import kendalltau
 
 from babylon_rl.errors import UsageError
 from babylon_rl.judge.scripted.settings import FAULTS, REFUSALS, ScriptedJudge
-from babylon_rl_tests.judge.scripted_server import Judge, asked, asked_by_art, judging, judging_process
+from babylon_rl_tests.judge.scripted_server import Judge, asked, asked_by_art, judging_process
 
 SKILLS = (0.31, 0.92, 0.05, 0.77, 0.5, 0.64, 0.18, 0.4)
 EPISODES = [f"skill={skill} It bought at {place}." for place, skill in enumerate(SKILLS)]
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Judge]:
-    with judging() as judge:
-        yield judge
-
-
-@pytest.fixture
-def judge(served: Judge) -> Judge:
-    served.reset()
-    return served
 
 
 def test_without_noise_the_ranking_is_that_of_the_skills(judge: Judge) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -10,22 +9,10 @@ import pytest
 
 from babylon_rl.judge.scripted.answers import fault_of
 from babylon_rl.judge.scripted.settings import CONTENT_FAULTS, FAULTS, REFUSALS, ScriptedJudge, every_fault
-from babylon_rl_tests.judge.scripted_server import Judge, asked, judging
+from babylon_rl_tests.judge.scripted_server import Judge, asked
 
 QUESTION = asked("skill=0.1", "skill=0.6", "skill=0.9")
 SOUND = {"e0": 0.1, "e1": 0.6, "e2": 0.9}
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Judge]:
-    with judging() as judge:
-        yield judge
-
-
-@pytest.fixture
-def judge(served: Judge) -> Judge:
-    served.reset()
-    return served
 
 
 def spoilt(judge: Judge, fault: str, **changes: Any) -> httpx2.Response:

@@ -1,9 +1,6 @@
 """Exported versions: loaded as other servers load them, and compared with what was trained; refusals in words."""
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import Model
 from babylon_rl.training.exporting_models import export_version, find_version
+from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.tiny_model import make_adapter, make_base, make_manifest
 from babylon_rl_tests.training.registry_rows import NOW, make_model
 
@@ -130,17 +128,6 @@ def test_a_damaged_checkpoint_another_base_or_no_base_is_refused(version: Model,
     with pytest.raises(CheckpointError, match="is damaged"):
         export_version(version, tmp_path / "out", here)
     assert not (tmp_path / "out").exists()
-
-
-@contextmanager
-def full_disk(bytes_free: int) -> Iterator[None]:
-    """No file can grow beyond so many bytes: what a write to a full disk meets."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_free, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("merged", [False, True])

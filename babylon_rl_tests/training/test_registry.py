@@ -1,8 +1,6 @@
 """What a registered version says of itself is the same wherever one looks, and a training that cannot be written leaves nothing."""
 
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from babylon_rl.training import looking_back as look
 from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.served_as import action_grammar, prompt_version
 from babylon_rl.training.trainer import TrainSequence
+from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.sample import NOW, value
 
@@ -109,17 +108,6 @@ def test_the_checkpoint_of_the_cpu_line_loads_and_answers_until_it_does_not(conn
     weights.write_bytes(weights.read_bytes()[:-1])
     damaged = look.answers(connection, found, small)
     assert not damaged.passed and "is damaged" in damaged.words
-
-
-@contextmanager
-def full_disk(bytes_free: int) -> Iterator[None]:
-    """No file can grow beyond so many bytes: what a write to a full disk meets."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_free, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_while_saving_fails_the_batch_and_leaves_nothing_half_written(connection, cpu_settings) -> None:
