@@ -187,11 +187,18 @@ class Settings(BaseSettings):
             raise ValueError("must start with postgresql://")
         return value
 
-    @field_validator("judge_base_url", "judge_audit_base_url", "wandb_base_url")
+    @field_validator("judge_base_url", "judge_audit_base_url", "wandb_base_url", "serverless_base_url")
     @classmethod
     def _is_web_address(cls, value: str | None) -> str | None:
         if value is not None and not _is_http(value):
             raise ValueError("must be an address such as http://127.0.0.1:8000/v1")
+        return value
+
+    @field_validator("serverless_base_url")
+    @classmethod
+    def _holds_no_password(cls, value: str | None) -> str | None:
+        if value is not None and "@" in urlsplit(value).netloc:
+            raise ValueError("must hold no user or password, as it is stored with every version; WANDB_API_KEY says who asks")
         return value
 
     @field_validator("judge_model", "judge_audit_model")
@@ -303,6 +310,6 @@ def _explain(error: Mapping[str, Any]) -> str:
     if not name:
         return message
     field = Settings.model_fields.get(name.lower())
-    secret = field is not None and "SecretStr" in str(field.annotation)
+    secret = (field is not None and "SecretStr" in str(field.annotation)) or "@" in str(error["input"])
     value = "(a secret)" if secret else repr(error["input"])
     return f"{name} is {value}: {message.replace('input should', 'it should')}."

@@ -131,6 +131,14 @@ def version_taken(connection: psycopg.Connection[Any], version: str) -> bool:
     return found.fetchone() is not None
 
 
+def reserved_by(connection: psycopg.Connection[Any], version: str) -> str | None:
+    """The live batch that will register this version, or None."""
+    found = connection.execute(
+        'SELECT "batchId" FROM babylon_rl.batches WHERE "version" = %s AND "state" = ANY(%s)', [version, list(LIVE_STATES)]
+    ).fetchone()
+    return None if found is None else str(found[0])
+
+
 def reserve_version(connection: psycopg.Connection[Any], batch_id: str, version: str) -> None:
     """Give a live batch another version number; the caller holds the registry lock."""
     connection.execute('UPDATE babylon_rl.batches SET "version" = %s WHERE "batchId" = %s', [version, batch_id])

@@ -13,7 +13,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
-from babylon_rl.store.batches import advance_batch, own_transaction
+from babylon_rl.store.batches import LIVE_STATES, advance_batch, own_transaction
 
 JobState = Literal["posting", "running", "trained", "failed", "expired", "refused", "lost"]
 LIVE = ("posting", "running")
@@ -95,6 +95,27 @@ def begin_job(connection: psycopg.Connection[Any], job: RemoteJob, run_attempt: 
             )  # fmt: skip
     except psycopg.errors.UniqueViolation:
         raise BatchConflict(f"Another job of the model {job.model} at {job.service} has not ended; {job.batch_id} waits for it.") from None
+
+
+def check_may_post(connection: psycopg.Connection[Any], job: RemoteJob, run_attempt: int) -> None:
+    """Look once more, right before the request: a process that stood still since ``begin_job`` may have been taken over.
+
+    Raises:
+        BatchConflict: the job is given up, the batch ended, or a newer run has it.
+    """
+    with own_transaction(connection):
+        found = connection.execute(
+            """
+            SELECT 1 FROM babylon_rl.remote_jobs j JOIN babylon_rl.batches b USING ("batchId")
+            WHERE j."batchId" = %s AND j."iteration" = %s AND j."attempt" = %s AND j."state" = 'posting'
+              AND b."attempt" = %s AND b."state" = ANY(%s)
+            """,
+            [job.batch_id, job.iteration, job.attempt, run_attempt, list(LIVE_STATES)],
+        ).fetchone()
+    if found is None:
+        raise BatchConflict(
+            f"{job.batch_id} ended, or a newer run has it, since the record of its job was written; this run posts nothing."
+        )
 
 
 def name_job(connection: psycopg.Connection[Any], job: RemoteJob, job_id: str) -> None:

@@ -39,7 +39,7 @@ from babylon_rl.store.freezable import (
     look_at_newest,
     record_dropped,
 )
-from babylon_rl.store.registry import newest_of_line, next_version, version_order, version_taken
+from babylon_rl.store.registry import newest_of_line, next_version, reserved_by, version_order, version_taken
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.training.trainer import training_line
 from babylon_rl.windows import HOUR, newest_complete, window_end, window_of, window_range, window_start
@@ -275,6 +275,12 @@ def _version(connection: psycopg.Connection[Any], settings: Settings) -> str:
         raise UsageError(f"MODEL_VERSION is {pinned!r}: write vMAJOR.MINOR.PATCH, such as {next_version(connection)}.")
     if version_taken(connection, pinned):
         raise TrainingError(f"MODEL_VERSION pins {pinned}, which is registered already; unset it to get {next_version(connection)}.")
+    waiting = reserved_by(connection, pinned)
+    if waiting is not None:
+        raise TrainingError(
+            f"MODEL_VERSION pins {pinned}, which {waiting} will be; finish it with `babylon-rl train --batch {waiting}`, cancel it, "
+            f"or unset MODEL_VERSION to get {next_version(connection)}."
+        )
     return pinned
 
 

@@ -210,6 +210,8 @@ def test_without_a_trainer_nothing_is_frozen(connection, settings):
 def test_a_pinned_version_is_used_or_refused(connection, settings):
     pinned = freeze_batch(connection, settings.model_copy(update={"model_version": "v3.0.0"}), NOW, max_trajectories=50)
     assert pinned.version == "v3.0.0"
+    with pytest.raises(TrainingError, match=f"v3.0.0, which {pinned.batch_id} will be; finish it"):
+        freeze_batch(connection, settings.model_copy(update={"model_version": "v3.0.0"}), NOW)
     with pytest.raises(TrainingError, match=r"v1\.0\.10, which is registered already"):
         freeze_batch(connection, settings.model_copy(update={"model_version": "v1.0.10"}), NOW)
     with pytest.raises(UsageError, match="vMAJOR"):

@@ -57,7 +57,7 @@ def posted(served: StandIn, groups: Sequence[Any], arguments: dict[str, Any]) ->
     async def talk() -> tuple[str, int, int, list[str]]:
         async with ServerlessService(make_settings(served.url), "tiny", 1.0, lambda: None) as service:
             before = await service.newest()
-            job_id = await service.post(groups, service.installed.accepted(arguments))
+            job_id = await service.post(groups, service.installed.accepted(arguments), lambda: None)
             after = await service.newest()
             events = await service.events(job_id)
             assert service.model_name == "stand-in/babylon-rl-training/babylon-agent"
@@ -102,7 +102,7 @@ def test_a_service_that_is_not_there_has_accepted_nothing(base: BaseTokens) -> N
     async def talk(served_url: str) -> None:
         async with ServerlessService(make_settings(served_url), "tiny", 1.0, lambda: None) as service:
             service._client.base_url = "http://127.0.0.1:9"
-            await service.post([], {})
+            await service.post([], {}, lambda: None)
 
     with standing_in() as served, pytest.raises(Refused) as refused:
         asyncio.run(talk(served.url))

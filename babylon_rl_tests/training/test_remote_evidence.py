@@ -1,5 +1,6 @@
 """What counts as a trained job, from events in any order and from a checkpoint's own metrics; and which backend the settings choose."""
 
+import asyncio
 import math
 import random
 from importlib.util import find_spec
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from babylon_rl.errors import NoTrainer
+from babylon_rl.errors import BatchConflict, NoTrainer, SettingsError
+from babylon_rl.settings import load_settings
 from babylon_rl.training.remote.evidence import Event, of_checkpoint, read_events
-from babylon_rl.training.remote.gpu import GpuTrainer
+from babylon_rl.training.remote.gpu import GpuTrainer, with_signs_of_life
 from babylon_rl.training.trainer import training_line
 
 LOSSES = st.lists(st.floats(-10, 10), max_size=8)
@@ -72,3 +74,32 @@ def test_a_key_chooses_the_service_and_its_base(settings) -> None:
 def test_a_gpu_without_its_packages_is_said(settings) -> None:
     with pytest.raises(NoTrainer, match="extra `gpu`"):
         GpuTrainer(settings)
+
+
+def test_a_training_on_a_gpu_gives_signs_of_life_and_stops_with_its_batch() -> None:
+    stopped, beats = [], []
+
+    async def trains(seconds: float) -> str:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            stopped.append(seconds)
+            raise
+        return "trained"
+
+    def beat() -> None:
+        beats.append(1)
+        if len(beats) == 4:
+            raise BatchConflict("cancelled")
+
+    assert asyncio.run(with_signs_of_life(trains(0.05), beat, 0.02)) == "trained" and beats and not stopped
+    with pytest.raises(BatchConflict):
+        asyncio.run(with_signs_of_life(trains(30), beat, 0.01))
+    assert stopped == [30]
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match="SERVERLESS_BASE_URL is .a secret.: must hold no user or password") as refused:
+        load_settings(serverless_base_url="https://user:hush@train.example/v1")
+    assert "hush" not in str(refused.value)

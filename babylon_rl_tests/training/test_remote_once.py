@@ -142,3 +142,24 @@ def test_the_database_takes_no_job_for_trained_without_all_three(played, two, ba
     begin_job(played, job, read_batch(played, batch.batch_id).attempt)
     with pytest.raises(CheckViolation):
         end_job(played, job, replace(JobEnd("trained", PLAYED_NOW, 1, 5, 50, 0.5), **end))
+
+
+def test_a_run_that_stood_still_until_another_took_its_batch_posts_nothing(played, two, stand_in, batch):
+    def taken_over(boundary):
+        if boundary == "row written":
+            played.execute('UPDATE babylon_rl.batches SET "attempt" = "attempt" + 1')
+            played.commit()
+
+    with pytest.raises(BatchConflict, match="this run posts nothing"):
+        train(played, batch, two, ServerlessTrainer(two, TIMES, taken_over))
+    assert stand_in.service.jobs == []
+    train(played, batch, two)
+    assert_trained_once(played, batch, stand_in)
+
+
+def test_what_was_paid_is_with_the_iteration(played, two, stand_in, batch):
+    priced = two.model_copy(update={"serverless_usd_per_million_tokens": 2.0})
+    train(played, batch, priced)
+    (model,) = read_models(played)
+    paid = [iteration["trainingUsd"] for iteration in model.metrics["iterations"]]
+    assert paid == [job.estimated_usd for job in read_jobs(played, batch.batch_id)] and min(paid) > 0

@@ -7,7 +7,7 @@ directory of its own, whole or not at all. Needs the extra `gpu`, which pins oth
 import asyncio
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from babylon_rl.training.trainer import (
 )
 
 LEARNING_RATE = 5e-6
+HEARTBEAT_EVERY_S = 10.0
 SCRATCH = ".art"  # below the iteration's directory, gone before it is published
 
 
@@ -48,6 +49,7 @@ class GpuTrainer(LocalTrainer):
         self._settings = settings
         self._base = BaseTokens(settings, settings.base_model)
         self._backend_class = _local_backend()
+        self._run: RunContext | None = None
 
     def base_identity(self) -> BaseIdentity:
         """The base's name, and the hashes of its config and tokenizer."""
@@ -55,19 +57,23 @@ class GpuTrainer(LocalTrainer):
 
     def prepare(self, run: RunContext, plan: Sequence[Sequence[TrainSequence]]) -> TrainPlan:
         """As Trainer.prepare: counts what ART would train."""
+        self._run = run
         every = {id(sequence): sequence for sequences in plan for sequence in sequences}
         counted = count_groups(sent_groups(list(every.values()), self._base), self._base, True)
         return TrainPlan(counted.tokens, counted.sequences, counted.untrained, "No sequence of it can be trained on a GPU.")
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
-        """As Trainer.train."""
+        """As Trainer.train; ``prepare`` was called before."""
+        if self._run is None:
+            raise TrainingError("prepare() comes before train(): a run that has claimed its batch gives signs of life.")
         groups = sent_groups(iteration.sequences, self._base)
         counted = count_groups(groups, self._base, True)
         if counted.tokens == 0:
             raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token: {dict(counted.untrained)}.")
         scratch = out / SCRATCH
         try:
-            result = asyncio.run(self._trained(art_groups(groups, iteration.batch_id, iteration.step, True), parent, scratch))
+            sent = art_groups(groups, iteration.batch_id, iteration.step, True)
+            result = asyncio.run(self._trained(self._run, sent, parent, scratch))
             loss = next((float(result.metrics[name]) for name in LOSSES if name in result.metrics), math.nan)
             for name in (WEIGHTS, ADAPTER_CONFIG):
                 if result.checkpoint_path is None or not (Path(result.checkpoint_path) / name).is_file():
@@ -79,7 +85,7 @@ class GpuTrainer(LocalTrainer):
         on_step(StepMetrics(iteration.step, 1, 1, loss, counted.tokens, metrics))
         return IterationResult(metrics, counted.tokens, loss, counted.sequences)
 
-    async def _trained(self, groups: Sequence[Any], parent: Path | None, scratch: Path) -> Any:
+    async def _trained(self, run: RunContext, groups: Sequence[Any], parent: Path | None, scratch: Path) -> Any:
         art = load_art()
         found = installed(self._backend_class.train, art.TrainableModel.__init__)
         model = art.TrainableModel(
@@ -96,12 +102,24 @@ class GpuTrainer(LocalTrainer):
         try:
             await model.register(backend)
             before = await model.get_step()
-            result = await backend.train(model, list(groups) * self._settings.epochs, **found.accepted(wanted))
+            training = backend.train(model, list(groups) * self._settings.epochs, **found.accepted(wanted))
+            result = await with_signs_of_life(training, run.beat)
             if await model.get_step() <= before:
                 raise TrainingError(f"ART's step stayed at {before}: nothing was trained.")
             return result
         finally:
             await backend.close()
+
+
+async def with_signs_of_life(training: Coroutine[Any, Any, Any], beat: Callable[[], None], every_s: float = HEARTBEAT_EVERY_S) -> Any:
+    """Await ``training`` and ``beat`` meanwhile; a beat that raises (the batch ended) cancels it."""
+    task = asyncio.ensure_future(training)
+    try:
+        while not (await asyncio.wait({task}, timeout=every_s))[0]:
+            beat()
+        return task.result()
+    finally:
+        task.cancel()
 
 
 def _lay_parent(parent: Path, model_dir: Path) -> None:

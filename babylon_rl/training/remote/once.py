@@ -17,6 +17,7 @@ from babylon_rl.store.remote_jobs import (
     JobState,
     RemoteJob,
     begin_job,
+    check_may_post,
     discard_jobs,
     end_job,
     jobs_above,
@@ -31,7 +32,8 @@ from babylon_rl.training.trainer import RunContext
 MOST_POSTS = 5  # of one iteration in one run: those that were refused or lost
 LONGEST_SLEEP_S = 10.0  # between signs of life
 OnProgress = Callable[[JobProgress], None]
-Post = Callable[[], Awaitable[str]]
+MaySend = Callable[[], None]  # raises when the request must not go out
+Post = Callable[[MaySend], Awaitable[str]]
 # Told where a process may die between two effects: "row written", "answered", "id written", "end seen", "end written", ...
 Boundary = Callable[[str], None]
 
@@ -92,7 +94,7 @@ class OnceOnly:
         begin_job(self._run.connection, job, self._run.attempt)
         self._at("row written")
         try:
-            job_id = await post()
+            job_id = await post(lambda: check_may_post(self._run.connection, job, self._run.attempt))
         except Refused as refused:
             self._end(job, JobEnd("refused", self._run.now(), error=str(refused)))
             if not refused.again:

@@ -112,12 +112,14 @@ class ServerlessTrainer:
                 iteration.batch_id, iteration.step, 1, self.name, service.address, service.model_name, before, run.now(),
                 self._usd(iteration.sequences),
             )  # fmt: skip
-            done = await OnceOnly(service, run, self._times, self._at).train(job, lambda: service.post(sent, arguments), tell)
+            done = await OnceOnly(service, run, self._times, self._at).train(job, lambda may_send: service.post(sent, arguments, may_send), tell)
             assert done.step_after is not None and done.loss is not None and done.sequences is not None
             write_remote(out, service.remote(done.step_after, done.job_id))
             self._at("pointer written")
         tokens = done.trainable_tokens or counted.tokens
         metrics = dict(done.metrics) | {"remoteStep": float(done.step_after), "posts": float(done.attempt)}
+        if done.estimated_usd is not None:
+            metrics["trainingUsd"] = done.estimated_usd
         return IterationResult(metrics, tokens, done.loss, done.sequences)
 
     def checkpoint(self, directory: Path) -> Checkpoint:

@@ -135,8 +135,10 @@ class ServerlessService:
 
         return await self._asked("list a job's events", ask)
 
-    async def post(self, groups: Sequence[Any], arguments: dict[str, Any]) -> str:
+    async def post(self, groups: Sequence[Any], arguments: dict[str, Any], may_send: Callable[[], None]) -> str:
         """Post one job through ART's train() and return its id.
+
+        ``may_send`` is called right before the request goes out, after whatever ART does first, and raises when it must not.
 
         Raises:
             Refused: it was certainly not accepted.
@@ -147,6 +149,7 @@ class ServerlessService:
 
         async def create_and_leave(**request: Any) -> None:
             nonlocal sent
+            may_send()
             sent = True
             job_id = getattr(await create(**request), "id", None)
             if not isinstance(job_id, str) or not job_id:
