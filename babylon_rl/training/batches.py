@@ -48,12 +48,12 @@ from babylon_rl.store.batches import (
 from babylon_rl.store.freezable import DROPOUT, read_dropped, record_dropped
 from babylon_rl.store.judge_waiting import pending_since
 from babylon_rl.store.registry import Model, model_of_batch, newest_of_line, read_models, version_taken
-from babylon_rl.store.remote_jobs import batches_with_jobs
+from babylon_rl.store.remote_jobs import batches_with_jobs, read_jobs
 from babylon_rl.store.training_steps import TrainingStep, finished_steps, pause_step, read_steps
 from babylon_rl.training.conversion import NO_SEQUENCE, Conversion, convert, refuse_empty
 from babylon_rl.training.freezing import Frozen, count_freezable, describe_reasons, freeze, freeze_batch
 from babylon_rl.training.iterations import Clock, OnStep, Run, plan_iterations, train_iterations
-from babylon_rl.training.preflight import preflight_document, refuse_hopeless, refuse_untrainable
+from babylon_rl.training.preflight import keep_budget, preflight_document, refuse_hopeless, refuse_untrainable
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
 from babylon_rl.training.trainer import Trainer, TrainPlan, choose_trainer
 from babylon_rl.training.uploading import check_storage
@@ -201,15 +201,16 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep) -> Model:
     line = [m.version for m in read_models(run.connection) if not m.foreign and m.base_model == run.batch.base_model]
     conversion = convert(run.connection, prepared.kept, settings, line)
     directory = None if parent is None else parent_checkpoint(parent, run.trainer.base_identity())
+    found = run.trainer.prepare(run.context(), conversion.sequences)
     # What trains is fixed before the first iteration: what has lost its calls since may have trained, and is used with the rest.
-    windows = {episode.window for episode in prepared.kept} if begun else set(conversion.by_window)
+    windows = {episode.window for episode in prepared.kept} if begun else {one for one in conversion.by_window if found.trains(one)}
     plan = plan_iterations(sorted(windows), settings, run.batch.seed) if windows else []
-    found = run.trainer.prepare(run.context(), [[s for window in part for s in conversion.by_window.get(window, ())] for part in plan])
     kept = prepared.kept
     if not begun:
-        kept = _leave_empty(run, prepared, conversion, found, None if parent is None else parent.version)
+        kept = _leave_empty(run, prepared, conversion, found, plan, None if parent is None else parent.version)
         refuse_empty(conversion, batch_id)
         refuse_untrainable(found, batch_id)
+    keep_budget(batch_id, settings, found, plan, read_jobs(run.connection, batch_id))
     steps = train_iterations(run, conversion, plan, directory, on_step)
     return publish_and_register(run, kept, steps, None if parent is None else parent.version, settings, conversion.sequences)
 
@@ -221,9 +222,12 @@ def _parent(run: Run) -> Model | None:
     return next((m for m in read_models(run.connection) if m.version == run.batch.parent_version and not m.foreign), None)
 
 
-def _leave_empty(run: Run, prepared: Prepared, conversion: Conversion, plan: TrainPlan, parent: str | None) -> list[BatchEpisode]:
+def _leave_empty(
+    run: Run, prepared: Prepared, conversion: Conversion, found: TrainPlan, plan: Sequence[Sequence[str]], parent: str | None
+) -> list[BatchEpisode]:
+    """The episodes that train; without a sequence, or in an hour without a trainable token, they leave the batch."""
     counted = [
-        replace(episode, sequences=number, dropped=None if number else NO_SEQUENCE)
+        replace(episode, sequences=number, dropped=None if number and found.trains(episode.window) else NO_SEQUENCE)
         for episode in prepared.kept
         for number in [conversion.per_episode[episode.window, episode.agent_id]]
     ]
@@ -233,7 +237,7 @@ def _leave_empty(run: Run, prepared: Prepared, conversion: Conversion, plan: Tra
     with own_transaction(run.connection):
         advance_batch(run.connection, run.batch.batch_id, run.attempt, "training", now)
         write_judgements(run.connection, run.batch.batch_id, counted)
-        write_preflight(run.connection, run.batch.batch_id, preflight_document(conversion, counted, left, plan), parent)
+        write_preflight(run.connection, run.batch.batch_id, preflight_document(conversion, counted, left, found, plan), parent)
         record_dropped(run.connection, run.batch.batch_id, NO_SEQUENCE, empty, now)
     return [episode for episode in counted if episode.dropped is None]
 

@@ -11,26 +11,32 @@ from typing import Any
 
 import psycopg
 
-from babylon_rl.errors import NothingToTrain
+from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode, own_transaction, read_batches, write_preflight
+from babylon_rl.store.remote_jobs import RemoteJob
 from babylon_rl.training.conversion import Conversion, convert
 from babylon_rl.training.trainer import SERVERLESS, TrainPlan, training_line
 
 
 def preflight_document(
-    conversion: Conversion, episodes: Sequence[BatchEpisode], dropped_groups: Mapping[str, int], plan: TrainPlan
+    conversion: Conversion,
+    episodes: Sequence[BatchEpisode],
+    dropped_groups: Mapping[str, int],
+    plan: TrainPlan,
+    iterations: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
     """What is stored with the batch; shares are 0..1, spread is the population deviation of scores within a group.
 
-    ``trainableTokens`` is None where the backend counts while it trains, else of one pass; ``untrained`` counts sequences by reason.
+    ``trainableTokens`` is None where the backend counts while it trains, else of one pass; ``untrained`` counts sequences by reason;
+    ``estimatedUsd`` is for all ``iterations``, which are given by their hours.
     """
     spreads = group_spreads(episodes)
     return conversion.preflight(dropped_groups) | {
         "trainableTokens": plan.trainable_tokens,
         "trainableSequences": plan.sequences,
         "untrained": dict(plan.untrained),
-        "estimatedUsd": plan.estimated_usd,
+        "estimatedUsd": plan.cost(iterations) if plan.trainable_tokens else None,
         "ignoredSettings": list(plan.ignored),
         "spread": {"min": min(spreads), "mean": fmean(spreads), "max": max(spreads)} if spreads else None,
     }
@@ -53,6 +59,37 @@ def refuse_untrainable(plan: TrainPlan, batch_id: str) -> None:
     """
     if plan.trainable_tokens == 0:
         raise NothingToTrain(f"{batch_id} has no trainable token, and nothing was posted. {plan.cure} Its trajectories are free again.")
+
+
+def keep_budget(batch_id: str, settings: Settings, plan: TrainPlan, iterations: Sequence[Sequence[str]], jobs: Sequence[RemoteJob]) -> None:
+    """Hold what a paid training has cost (``jobs``) and what is left of its ``iterations`` against TRAINING_BUDGET_USD.
+
+    Raises:
+        TrainingError: nothing was posted yet, and it would cost more, or no price is known.
+        TrainingPaused: as above, once something was posted: what is paid is kept, and goes on under a higher limit.
+    """
+    budget = settings.training_budget_usd
+    if budget is None or not plan.paid:
+        return
+    posted = [job for job in jobs if job.state not in ("refused", "lost")]
+    done = {job.iteration for job in posted}
+    paid = sum(job.estimated_usd or 0.0 for job in posted)
+    left = plan.cost(windows for number, windows in enumerate(iterations, start=1) if number not in done)
+    if left is None:
+        problem = (
+            "TRAINING_BUDGET_USD is set and no price is: the limit cannot be kept. Set SERVERLESS_USD_PER_MILLION_TOKENS to the "
+            "service's price, or unset TRAINING_BUDGET_USD."
+        )
+    elif paid + left > budget:
+        problem = (
+            f"{batch_id} would cost about ${paid + left:.2f}, and TRAINING_BUDGET_USD is ${budget:.2f}. Lower ITERATIONS, EPOCHS or "
+            "--max-trajectories, or raise the limit."
+        )
+    else:
+        return
+    if not posted:
+        raise TrainingError(f"{problem} Nothing was posted.")
+    raise TrainingPaused(f"{problem} {batch_id} waits with {len(done)} of {len(iterations)} iterations posted, for about ${paid:.2f}.")
 
 
 def refuse_hopeless(connection: psycopg.Connection[Any], batch: Batch, episodes: Sequence[BatchEpisode], settings: Settings) -> None:

@@ -32,8 +32,9 @@ def prunable(models: Sequence[Model], kept: int, in_use: frozenset[str] = frozen
     ours = [model for model in models if not model.foreign]
     for base in dict.fromkeys(model.base_model for model in ours):
         line = [model for model in ours if model.base_model == base]
-        newest = [model for model in line if model.status != "failed"][:kept]
-        scored = [model for model in line if model.benchmark_score is not None]
+        usable = [model for model in line if model.status != "failed"]
+        newest = usable[:kept]
+        scored = [model for model in usable if model.benchmark_score is not None]
         best = max(scored, key=lambda model: model.benchmark_score or 0.0, default=None)
         found += [
             model

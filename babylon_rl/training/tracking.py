@@ -1,13 +1,15 @@
 """A training at Weights & Biases: a curve over its optimizer steps and iterations, one run per batch, its line as the group.
 
-An iteration is logged when it is over, under step numbers that follow from its place, so that what an interrupted training had logged
-is not logged again. Offline, where there is nobody to ask, a file in the state directory remembers. Nothing here ever fails a training.
+An iteration goes out when its last step is told, under step numbers that follow from its place, so that what an interrupted training
+had logged is not logged again. Offline, where there is nobody to ask, a file in the state directory remembers what lies in which
+directory: lines of JSON, appended by the child, which outlives a training that dies. Nothing here ever fails a training.
 """
 
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -31,15 +33,18 @@ class Tracker:
         self._settings = settings
         self._steps: list[StepMetrics] = []
         self._process: WandbProcess | None = None
-        self._memory = settings.home / "wandb" / f"{batch.batch_id}.json"
-        self._remembered = _remembered(self._memory) if self.refusal is None else {}
+        self._memory = settings.home / "wandb" / f"{batch.batch_id}.jsonl"
+        remembered = _remembered(self._memory) if self.refusal is None else []
+        self._link = next((str(line["link"]) for line in reversed(remembered) if "link" in line), None)
+        logged = max((int(line["logged"]) for line in remembered if "logged" in line), default=-1)
         config = {
             "baseModel": batch.base_model, "backend": batch.backend, "version": batch.version, "parent": batch.parent_version,
             "seed": batch.seed, "windows": list(batch.windows), "trajectories": batch.trajectories, **batch.settings,
         }  # fmt: skip
         self._request = run_request(
-            settings, batch.batch_id, batch.version, "training", group=batch.base_model.replace("/", "-")[:128], config=config, **more
-        )
+            settings, batch.batch_id, batch.version, "training", group=batch.base_model.replace("/", "-")[:128], config=config,
+            memory=str(self._memory), logged=logged, **more,
+        )  # fmt: skip
 
     @property
     def run_id(self) -> str:
@@ -47,12 +52,14 @@ class Tracker:
         return str(self._request["id"])
 
     def step(self, metrics: StepMetrics) -> None:
-        """Note an optimizer step; those of an iteration that has ended go out."""
+        """Note an optimizer step; with the last of its iteration, all of them go out."""
         if self.refusal is not None:
             return
         if self._steps and self._steps[-1].iteration != metrics.iteration:
             self._send()
         self._steps.append(metrics)
+        if metrics.step >= metrics.steps:
+            self._send()
 
     def finish(self, steps: Sequence[TrainingStep], numbers: Mapping[int, Mapping[str, Any]], summary: Mapping[str, Any]) -> Sent:
         """Log what has not been yet, and close the run.
@@ -62,8 +69,8 @@ class Tracker:
         """
         if self.refusal is not None:
             return Sent(self.refusal)
-        if not self._steps and self._process is None and self._remembered.get("link"):
-            return Sent("As it is in Weights & Biases already.", str(self._remembered["link"]))
+        if not self._steps and self._process is None and self._link is not None:
+            return Sent("As it is in Weights & Biases already.", self._link)
         self._send()
         for step in steps:
             self._write({**_iteration_row(step), **numbers.get(step.iteration, {})}, ITERATIONS + step.iteration)
@@ -73,14 +80,15 @@ class Tracker:
         process.write({"summary": dict(summary)})
         sent = process.end()
         if sent.link is not None:
-            with suppress(OSError):  # then another run of this batch logs it once more
-                self._memory.write_text(json.dumps({"link": sent.link}))
+            _remember(self._memory, {"link": sent.link})
+            directories = [str(line["directory"]) for line in _remembered(self._memory) if "directory" in line]
+            if len(directories) > 1:  # of runs that were interrupted
+                sent = replace(sent, words=f"Written for `wandb sync {' '.join(directories)}`.")
         return sent
 
-    def abandon(self) -> None:
-        """The training ended otherwise: what was handed over is logged, and the next run goes on from there."""
-        if self._process is not None:
-            self._process.end(ABANDON_S)
+    def abandon(self) -> Sent:
+        """The training ended otherwise: its whole iterations are logged, and the next run goes on from there."""
+        return Sent(self.refusal or "") if self._process is None else self._process.end(ABANDON_S)
 
     def _send(self) -> None:
         for step in self._steps:
@@ -112,7 +120,8 @@ def iteration_numbers(
     """Of each iteration the rewards that it trained on, what the judge said of them and cost, and what pre-flight found of the batch.
 
     Rewards are scores, 0..1; ``rewardSpread`` is the mean over its groups of their population standard deviation; ``judging`` is
-    (disagreement, dollars or None) by window. What is not known is left out.
+    (disagreement, dollars or None) by window. An hour's dollars are those of the first iteration that uses it: they were paid once.
+    What is not known is left out.
     """
     found = dict(batch.preflight or {})
     ages = {int(age): number for age, number in (found.get("stalenessVersions") or {}).items() if str(age).isdigit()}
@@ -122,21 +131,33 @@ def iteration_numbers(
         "staleness": sum(age * number for age, number in ages.items()) / sum(ages.values()) if ages else None,
     }
     numbers: dict[int, dict[str, float]] = {}
-    for step in steps:
+    paid: set[str] = set()
+    for step in sorted(steps, key=lambda step: step.iteration):
         groups = [
             [e.score for e in episodes if e.window == window and e.dropped is None and e.score is not None] for window in step.windows
         ]
         scores = [score for group in groups for score in group]
         judged = [judging[window] for window in step.windows if window in judging]
-        paid = [usd for _, usd in judged if usd is not None]
+        priced = {window: usd for window in step.windows for _, usd in [judging.get(window, (0.0, None))] if usd is not None}
         own: dict[str, Any] = {
             "rewardMean": fmean(scores) if scores else None,
             "rewardSpread": fmean(pstdev(group) for group in groups if group) if scores else None,
             "judgeDisagreement": fmean(apart for apart, _ in judged) if judged else None,
-            "judgeUsd": sum(paid) if paid else None,
+            "judgeUsd": sum(usd for window, usd in priced.items() if window not in paid) if priced else None,
         }
+        paid |= priced.keys()
         numbers[step.iteration] = {name: value for name, value in {**own, **common}.items() if value is not None}
     return numbers
+
+
+def batch_costs(steps: Sequence[TrainingStep], judging: Mapping[str, tuple[float, float | None]]) -> dict[str, float]:
+    """What a batch has cost in dollars, for the judge (of all its hours, in whatever training they were judged) and for the training.
+
+    ``judging`` is as for ``iteration_numbers``; a sum of which nothing is known is left out.
+    """
+    judge = [usd for _, usd in judging.values() if usd is not None]
+    training = [float(step.metrics["trainingUsd"]) for step in steps if step.metrics and "trainingUsd" in step.metrics]
+    return {name: sum(dollars) for name, dollars in (("judgeUsd", judge), ("trainingUsd", training)) if dollars}
 
 
 def _iteration_row(step: TrainingStep) -> dict[str, Any]:
@@ -146,29 +167,47 @@ def _iteration_row(step: TrainingStep) -> dict[str, Any]:
     return {"iteration": step.iteration, "loss": step.loss, "trainableTokens": step.trainable_tokens} | rate | metrics
 
 
-def _remembered(memory: Path) -> dict[str, Any]:
+def _remembered(memory: Path) -> list[dict[str, Any]]:
+    """The lines of a batch's memory; one that a crash cut off is none, and what it said is logged once more."""
+    found = []
     try:
-        found = json.loads(memory.read_bytes())
-    except (OSError, ValueError):  # not there, or cut off by a crash: then it is logged once more
-        return {}
-    return found if isinstance(found, dict) else {}
+        lines = memory.read_bytes().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        with suppress(ValueError):
+            told = json.loads(line)
+            if isinstance(told, dict):
+                found.append(told)
+    return found
+
+
+def _remember(memory: Path, line: Mapping[str, Any]) -> None:
+    with suppress(OSError), memory.open("a") as out:  # then another run of this batch logs it once more
+        out.write(json.dumps(line) + "\n")
 
 
 def _log(lines: Iterator[str]) -> str:
     """Log what comes in, in the child; returns the run's page or directory."""
     request = json.loads(next(lines))
     run = open_run(request)
+    link, offline, memory = link_of(run, request), request["mode"] == "offline", Path(request["memory"])
+    if offline:
+        _remember(memory, {"directory": link})
     run.define_metric("*", step_metric="iteration")
     run.define_metric("step/*", step_metric="trainer/step")
-    known = int(run.step) - 1 if run.resumed else -1  # the last step that the service has
+    # The last step that the service has; offline, the last one in the directories before.
+    known = int(request["logged"]) if offline else int(run.step) - 1 if run.resumed else -1
     for line in lines:
         told = json.loads(line)
         if "summary" in told:
             run.summary.update(told["summary"])
         elif told["step"] > known:
-            run.log(told["row"] | {"trainer/step": told["step"]}, step=told["step"])
-    link = link_of(run, request)
+            known = told["step"]
+            run.log(told["row"] | {"trainer/step": known}, step=known)
     run.finish()
+    if offline:
+        _remember(memory, {"logged": known})
     return link
 
 

@@ -6,7 +6,7 @@ holds an adapter, that of a service a pointer to the step that lies there. An it
 whole or not at all.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.util import find_spec
@@ -113,19 +113,36 @@ class RunContext:
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
-    """What a backend would make of a training, known before anything is posted or paid.
+    """What a backend would make of some sequences, known before anything is posted or paid.
 
-    ``trainable_tokens`` counts one pass over every sequence of the batch, None where the backend counts while it trains.
-    ``untrained`` counts the sequences that it cannot train, by reason. ``cure`` says what to do when nothing trains. ``estimated_usd``
-    is for the whole training, None where it is free or no price is known. ``ignored`` names settings that the backend does not take.
+    ``tokens`` counts the trainable tokens of one pass over each hour, None where the backend counts while it trains; ``sequences`` those
+    that have some. ``untrained`` counts the sequences that it cannot train, by reason. ``cure`` says what to do when nothing trains.
+    ``paid`` is True for a service that costs money, ``usd`` what an iteration costs by its hours, None without a known price.
+    ``ignored`` names settings that the backend does not take.
     """
 
-    trainable_tokens: int | None = None
+    tokens: Mapping[str, int] | None = None
     sequences: int | None = None
     untrained: Mapping[str, int] = field(default_factory=dict)
     cure: str = ""
-    estimated_usd: float | None = None
+    paid: bool = False
+    usd: Mapping[str, float] | None = None
     ignored: Sequence[str] = ()
+
+    @property
+    def trainable_tokens(self) -> int | None:
+        """Of all hours, in one pass."""
+        return None if self.tokens is None else sum(self.tokens.values())
+
+    def trains(self, window: str) -> bool:
+        """False when an hour is known to hold no trainable token."""
+        return self.tokens is None or self.tokens.get(window, 0) > 0
+
+    def cost(self, iterations: Iterable[Sequence[str]]) -> float | None:
+        """Dollars for iterations over these hours, None where nothing is paid or no price is known."""
+        if self.usd is None:
+            return None
+        return sum(self.usd.get(window, 0.0) for windows in iterations for window in windows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +173,10 @@ class Trainer(Protocol):
         """What a checkpoint of this trainer must be served on: models.checkpoints.base_identity of the base's directory."""
         ...
 
-    def prepare(self, run: RunContext, plan: Sequence[Sequence[TrainSequence]]) -> TrainPlan:
-        """Look at the sequences of every iteration before the first one; nothing is posted, paid or written.
+    def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
+        """Look at the sequences of a batch before its first iteration, and again before it goes on; nothing is posted, paid or written.
 
         Raises:
-            TrainingError: this training would be refused (TRAINING_BUDGET_USD).
             ModelUnavailable: what the backend needs to know of the base is not there.
         """
         ...
@@ -199,7 +215,7 @@ class Trainer(Protocol):
 class LocalTrainer:
     """What the trainers of this machine share: their checkpoint is a directory, served by `babylon-rl serve model`."""
 
-    def prepare(self, run: RunContext, plan: Sequence[Sequence[TrainSequence]]) -> TrainPlan:
+    def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Nothing is paid, and tokens are counted while training."""
         return TrainPlan()
 

@@ -16,7 +16,7 @@ from babylon_rl.errors import CheckpointError, NothingToTrain, NoTrainer, Traini
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS, BaseIdentity
 from babylon_rl.settings import Settings
 from babylon_rl.training.remote.evidence import LOSSES
-from babylon_rl.training.remote.groups import art_groups, count_groups, sent_groups
+from babylon_rl.training.remote.groups import Counted, art_groups, count_groups, sent_groups
 from babylon_rl.training.remote.installed import WITHOUT_LOGPROBS, installed, load_art
 from babylon_rl.training.remote.tokens import BaseTokens
 from babylon_rl.training.trainer import (
@@ -55,12 +55,16 @@ class GpuTrainer(LocalTrainer):
         """The base's name, and the hashes of its config and tokenizer."""
         return self._base.identity()
 
-    def prepare(self, run: RunContext, plan: Sequence[Sequence[TrainSequence]]) -> TrainPlan:
+    def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """As Trainer.prepare: counts what ART would train."""
         self._run = run
-        every = {id(sequence): sequence for sequences in plan for sequence in sequences}
-        counted = count_groups(sent_groups(list(every.values()), self._base), self._base, True)
-        return TrainPlan(counted.tokens, counted.sequences, counted.untrained, "No sequence of it can be trained on a GPU.")
+        whole = Counted()
+        tokens: dict[str, int] = {}
+        for group in sent_groups(sequences, self._base):
+            counted = count_groups([group], self._base, True)
+            tokens[group[0].window] = counted.tokens
+            whole = whole.plus(counted)
+        return TrainPlan(tokens, whole.sequences, whole.untrained, "No sequence of it can be trained on a GPU.")
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
         """As Trainer.train; ``prepare`` was called before."""

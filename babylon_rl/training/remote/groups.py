@@ -52,6 +52,11 @@ class Counted:
     tokens: int = 0
     untrained: Mapping[str, int] = field(default_factory=dict)
 
+    def plus(self, other: "Counted") -> "Counted":
+        """Both together."""
+        untrained = Counter(self.untrained) + Counter(other.untrained)
+        return Counted(self.sequences + other.sequences, self.tokens + other.tokens, dict(untrained))
+
 
 def sent_groups(sequences: Sequence[TrainSequence], base: BaseTokens) -> list[list[SentEpisode]]:
     """The groups of an iteration, one per window, newest first."""

@@ -57,23 +57,12 @@ class ServerlessTrainer:
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """What would train of sequences that have no scores yet: asked before the judge is paid for them."""
-        art = serverless_art()
-        groups = sent_groups(sequences, self._base)
-        counted = count_groups(groups, self._base, art.trains_without_logprobs, judged=False)
-        return TrainPlan(counted.tokens, counted.sequences, counted.untrained, _cure(art, counted))
+        return self._plan(sequences, judged=False)
 
-    def prepare(self, run: RunContext, plan: Sequence[Sequence[TrainSequence]]) -> TrainPlan:
-        """As Trainer.prepare: counts what ART would train, checks recorded token ids, and holds the estimate against the budget."""
+    def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
+        """As Trainer.prepare: counts what ART would train, and checks recorded token ids."""
         self._run = run
-        art = serverless_art()
-        every = {id(sequence): sequence for sequences in plan for sequence in sequences}
-        counted = self._count(list(every.values()), art)
-        usd = self._estimate(plan, counted)
-        self._keep_budget(run.batch_id, usd)
-        return TrainPlan(
-            trainable_tokens=counted.tokens, sequences=counted.sequences, untrained=counted.untrained, cure=_cure(art, counted),
-            estimated_usd=usd, ignored=self._ignored(art),
-        )  # fmt: skip
+        return self._plan(sequences, judged=True)
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
         """As Trainer.train, at most once at the service.
@@ -112,7 +101,9 @@ class ServerlessTrainer:
                 iteration.batch_id, iteration.step, 1, self.name, service.address, service.model_name, before, run.now(),
                 self._usd(iteration.sequences),
             )  # fmt: skip
-            done = await OnceOnly(service, run, self._times, self._at).train(job, lambda may_send: service.post(sent, arguments, may_send), tell)
+            done = await OnceOnly(service, run, self._times, self._at).train(
+                job, lambda may_send: service.post(sent, arguments, may_send), tell
+            )
             assert done.step_after is not None and done.loss is not None and done.sequences is not None
             write_remote(out, service.remote(done.step_after, done.job_id))
             self._at("pointer written")
@@ -136,8 +127,19 @@ class ServerlessTrainer:
             raise CheckpointError(f"{directory} points to no step at a training service.")
         return Endpoint(remote.inference_url, remote.inference_name)
 
-    def _count(self, sequences: Sequence[TrainSequence], art: Installed) -> Counted:
-        return count_groups(sent_groups(sequences, self._base), self._base, art.trains_without_logprobs)
+    def _plan(self, sequences: Sequence[TrainSequence], judged: bool) -> TrainPlan:
+        art, whole = serverless_art(), Counted()
+        tokens: dict[str, int] = {}
+        for group in sent_groups(sequences, self._base):
+            counted = count_groups([group], self._base, art.trains_without_logprobs, judged=judged)
+            tokens[group[0].window] = counted.tokens
+            whole = whole.plus(counted)
+        by_window: dict[str, list[TrainSequence]] = {}
+        for sequence in sequences:
+            by_window.setdefault(sequence.window, []).append(sequence)
+        priced = self._settings.serverless_usd_per_million_tokens is not None and judged
+        usd = {window: self._usd(own) or 0.0 for window, own in by_window.items()} if priced else None
+        return TrainPlan(tokens, whole.sequences, whole.untrained, _cure(art, whole), True, usd, self._ignored(art))
 
     def _wanted(self, without_logprobs: bool) -> dict[str, object]:
         wanted: dict[str, object] = {
@@ -156,26 +158,6 @@ class ServerlessTrainer:
             return None
         tokens = sum(self._base.prompt_tokens(one.messages) + self._base.answer_tokens(one) for one in sequences)
         return tokens * self._settings.epochs * price / 1e6
-
-    def _estimate(self, plan: Sequence[Sequence[TrainSequence]], counted: Counted) -> float | None:
-        if self._settings.serverless_usd_per_million_tokens is None or counted.tokens == 0:
-            return None
-        return sum(self._usd(sequences) or 0.0 for sequences in plan)
-
-    def _keep_budget(self, batch_id: str, usd: float | None) -> None:
-        budget = self._settings.training_budget_usd
-        if budget is None:
-            return
-        if self._settings.serverless_usd_per_million_tokens is None:
-            raise TrainingError(
-                "TRAINING_BUDGET_USD is set and no price is: the limit cannot be kept. Set SERVERLESS_USD_PER_MILLION_TOKENS to the "
-                "service's price, or unset TRAINING_BUDGET_USD. Nothing was posted."
-            )
-        if usd is not None and usd > budget:
-            raise TrainingError(
-                f"{batch_id} would cost about ${usd:.2f}, and TRAINING_BUDGET_USD is ${budget:.2f}. Nothing was posted. Lower ITERATIONS, "
-                "EPOCHS or --max-trajectories, or raise the limit."
-            )
 
 
 def _step_of(parent: Path | None, service: ServerlessService) -> int:
