@@ -2,12 +2,12 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test dev clean lint format test-live evidence lock env-example
+.PHONY: help setup demo test dev clean lint format test-live test-art evidence lock env-example
 RUN := scripts/with_state.sh .venv/bin/
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
-	@echo "Variables: PYTHON=python3.11 (set-up), PYTEST_ARGS='-k name' (tests), BABYLON_RL_HOME (state directory); all others: .env.example"
+	@echo "Variables: PYTHON=python3.11 (set-up), PYTHON312=python3.12 (test-art), PYTEST_ARGS='-k name' (tests), BABYLON_RL_HOME (state directory); all others: .env.example"
 
 setup: ## Make .venv from the lock and fetch the weights of the CPU model; the others do it first
 	@scripts/setup.sh
@@ -32,6 +32,9 @@ format: setup ## Rewrite the code in the project's format
 
 test-live: setup ## Tests against real services; each is skipped with its reason when its key is absent
 	@$(RUN)python -m pytest -m live -rs $(PYTEST_ARGS)
+
+test-art: ## The client's side of serverless training with openpipe-art 0.5.23; skipped without a Python 3.12
+	@scripts/test_art.sh $(PYTEST_ARGS)
 
 evidence: setup ## Make the runs behind docs/evidence.md again (resumable)
 	@$(RUN)babylon-rl evidence

@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     outcome_delay_minutes: float = Field(5, ge=0, description="Minutes after an hour's end before automation reads it.")
     sentiment_band_percent: float = Field(1.0, ge=0, description="Price changes within +- this percentage are NEUTRAL.")
     training_min_trajectories: int = Field(1000, gt=0, description="Freezable trajectories before the sensor starts a training.")
+    training_max_trajectories: int = Field(
+        10_000, gt=0, description="The most trajectories of one batch; more make several, one after the other."
+    )
     training_min_group_size: int = Field(10, gt=0, description="Readiness: freezable trajectories in a group.")
     training_min_groups: int = Field(10, gt=0, description="Readiness: groups of that size.")
     data_quality_threshold: float = Field(0.95, ge=0, le=1, description="Readiness: mean quality of the newest rows.")
@@ -147,10 +150,15 @@ class Settings(BaseSettings):
     train_purposes: str = Field("action", description="Purposes of LLM calls that train, separated by commas.")
     train_synthetic: bool = Field(False, description="Train on texts synthesized from state and action.")
     training_budget_usd: float | None = Field(None, ge=0, description="The most a paid training may cost.")
-    training_time_limit_hours: float = Field(24, gt=0, description="The most a serverless training may take, from its first run on.")
+    training_time_limit_hours: float = Field(
+        24,
+        gt=0,
+        description="After so many hours of running, those of finished iterations included, a serverless training posts nothing more and "
+        "waits with what it has.",
+    )
     min_improvement: float = Field(0.0, description="What the lower bound of the paired improvement must exceed, in dollars an hour.")
     benchmark_markets: int = Field(
-        24, ge=2, description="Unseen market hours in which a version is compared; up to 4 times as many where these decide nothing."
+        24, ge=2, description="Unseen market hours to compare a version in; up to 4 times as many while undecided. A pass needs 48."
     )
 
     # Recording and inference
@@ -194,11 +202,11 @@ class Settings(BaseSettings):
             raise ValueError("must be an address such as http://127.0.0.1:8000/v1")
         return value
 
-    @field_validator("serverless_base_url")
+    @field_validator("judge_base_url", "judge_audit_base_url", "serverless_base_url")
     @classmethod
     def _holds_no_password(cls, value: str | None) -> str | None:
         if value is not None and "@" in urlsplit(value).netloc:
-            raise ValueError("must hold no user or password, as it is stored with every version; WANDB_API_KEY says who asks")
+            raise ValueError("must hold no user or password, as addresses are shown and stored; the API key says who asks")
         return value
 
     @field_validator("judge_model", "judge_audit_model")

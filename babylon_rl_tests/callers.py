@@ -24,7 +24,10 @@ from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import newest_complete, window_end, window_of
 
 # A trainer that needs nothing.
-DRY = {"train_rl_local": True, "local_base_model": "dry", "training_min_trajectories": 20}
+DRY = {
+    "train_rl_local": True, "local_base_model": "dry", "training_min_trajectories": 20, "training_min_groups": 1,
+    "training_min_group_size": 1, "data_quality_threshold": 0.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

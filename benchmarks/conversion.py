@@ -1,8 +1,9 @@
-"""Conversion of a batch's trajectories into training sequences: `python benchmarks/conversion.py` prints JSON.
+"""Conversion of a batch's trajectories into training sequences, and into tokens: `python benchmarks/conversion.py` prints JSON.
 
 10,000 trajectories of the simulated market in a prepared batch. Timed are: reading the hours alone; the conversion (rows, leak search with
-the hours' secrets, TrainSequences), whose bound is 5,000 trajectories a second; and, apart, what the CPU trainer then needs to make tokens
-of them. Medians of some turns in one run; seconds of CPU tell what a busy machine's clock does not.
+the hours' secrets, TrainSequences); what the CPU trainer then needs to make tokens of them, with a tokenizer that has seen nothing yet;
+and both, one after the other, whose bound is 5,000 trajectories a second. Medians of some turns in one run; seconds of CPU tell what a busy
+machine's clock does not.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from training_rows import Played, played
 
@@ -19,6 +21,9 @@ from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.store.trajectories import Connection
 from babylon_rl.training.conversion import Conversion, convert
 from babylon_rl.training.cpu_items import make_items
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WINDOWS, AGENTS = 40, 30
 TURNS = 5
@@ -43,25 +48,28 @@ def converted(connection: Connection, game: Played) -> Conversion:
 
 def measure(game: Played) -> dict[str, float]:
     """Trajectories a second of each part."""
-    from transformers import AutoTokenizer
-
     number = sum(len(episode.trajectory_ids) for episode in game.prepared.kept)
     windows = sorted({episode.window for episode in game.prepared.kept})
-    tokenizer = AutoTokenizer.from_pretrained(base_model_dir(game.settings))
+    unused = iter([fresh_tokenizer(game) for _ in range(2 * TURNS)])
     with game.database.connect() as connection:
         sequences = converted(connection, game).sequences
-        reading_s, _ = timed(lambda: [read_windows(connection, [window], game.settings, texts=True) for window in windows])
-        conversion_s, cpu_s = timed(lambda: converted(connection, game))
-        tokens_s, _ = timed(lambda: make_items(tokenizer, sequences))
-    return {
-        "trajectories": number,
-        "sequences": len(sequences),
-        "read_a_second": round(number / reading_s),
-        "converted_a_second": round(number / conversion_s),
-        "converted_a_second_of_cpu": round(number / cpu_s),
-        "tokenized_a_second": round(len(sequences) / tokens_s),
-        "bound_a_second": BOUND_A_SECOND,
-    }
+        parts = {
+            "read": lambda: [read_windows(connection, [window], game.settings, texts=True) for window in windows],
+            "converted": lambda: converted(connection, game),
+            "tokenized": lambda: make_items(next(unused), sequences),
+            "converted_and_tokenized": lambda: make_items(next(unused), converted(connection, game).sequences),
+        }
+        seconds = {name: timed(work) for name, work in parts.items()}
+    found = {f"{name}_a_second": round(number / clock_s) for name, (clock_s, _) in seconds.items()}
+    of_cpu = {f"{name}_a_second_of_cpu": round(number / cpu_s) for name, (_, cpu_s) in seconds.items()}
+    return {"trajectories": number, "sequences": len(sequences), **found, **of_cpu, "bound_a_second": BOUND_A_SECOND}
+
+
+def fresh_tokenizer(game: Played) -> "PreTrainedTokenizerBase":
+    """One of whose texts nothing is kept; its grammars are compiled in the turn too."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base_model_dir(game.settings))
 
 
 def main() -> int:
@@ -72,7 +80,7 @@ def main() -> int:
     with played(given.windows, AGENTS) as game:
         found = measure(game)
     print(json.dumps(found, indent=2))
-    return int(found["converted_a_second"] < BOUND_A_SECOND)
+    return int(found["converted_and_tokenized_a_second"] < BOUND_A_SECOND)
 
 
 if __name__ == "__main__":

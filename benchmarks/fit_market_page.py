@@ -63,6 +63,9 @@ must differ from the recording in what texts say and in what prices do after the
   both). A reverting market goes back to where it was when it began to revert, and to what news have made of that.
 
 The simulated prices' variance ratio above 1 comes from events, whose effect takes minutes, and from trends.
+
+[decisions/0012-what-is-fitted.md](decisions/0012-what-is-fitted.md) lists what is fitted and what is chosen, and what a market as recorded
+would take.
 """
 
 Row = tuple[str, str, Callable[[MarketFit], str]]  # what, whether the recorded rows are real, the value as text

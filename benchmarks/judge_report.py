@@ -1,7 +1,8 @@
 """docs/judge-report.md and its pictures: `python benchmarks/judge_report.py [--write]` judges real hours and prints the two reports.
 
-The recorded game's ready hours and 48 simulated ones are judged by the scripted judge (noise 0.1, position bias 0.3) in two orders, some of
-them by a second one too (noise 0.15, no bias), on an embedded server of its own. Nothing leaves the machine; latencies differ by run.
+The recorded game's ready hours and 48 simulated ones are judged by the scripted judge (noise 0.1, position bias 0.3) in two orders or,
+where these disagree, four; some of them by a second one too (noise 0.15, no bias), on an embedded server of its own. Nothing leaves the
+machine; latencies differ by run.
 """
 
 import argparse
@@ -76,18 +77,18 @@ def databases() -> Iterator[tuple[Connection, Connection]]:
             yield one, two
 
 
-def measure(connection: Connection, span: tuple[str, str], first: Settings, second: Settings) -> Measured:
-    """Judge the hours of a database and report; ``second`` are the settings with the second judge's address."""
+def measure(connection: Connection, span: tuple[str, str], chosen: Settings) -> Measured:
+    """Judge the hours of a database and report."""
     windows = [window for window in windows_with_rows(connection, *span) if window in set(window_range(*span))]
     keep_secret(connection, SECRET, NOW)
-    sync_windows(connection, windows, first, NOW)
-    sync_outcomes(connection, windows, first, NOW)
-    sync_hindsight(connection, windows, first, NOW)
-    scored = score_windows(connection, windows, first, NOW)
-    audited = audit(connection, second, list(scored), NOW, groups=AUDITED)
-    again = score_windows(connection, windows, first, NOW)
+    sync_windows(connection, windows, chosen, NOW)
+    sync_outcomes(connection, windows, chosen, NOW)
+    sync_hindsight(connection, windows, chosen, NOW)
+    scored = score_windows(connection, windows, chosen, NOW)
+    audited = audit(connection, chosen, list(scored), NOW, groups=AUDITED)
+    again = score_windows(connection, windows, chosen, NOW)
     assert not any(group.changed for group in again.values()) and not again.asked, "a second run asks nothing"
-    return Measured(reliability(connection, *span, second), audited)
+    return Measured(reliability(connection, *span, chosen), audited)
 
 
 def lines(measured: Measured) -> list[str]:
@@ -118,7 +119,8 @@ Made by `python benchmarks/judge_report.py --write`. What each number means is i
 
 The judge here is the [scripted one](scripted-judge.md), which is as good and as bad as it is told: it knows each agent's profit, adds noise
 of standard deviation 0.1 to what it thinks, and gives the first place of a request 0.3 more than the last. So the report can be checked
-against what it should find. The second judge has noise of 0.15 and no bias. Every group is shown in two orders, one the other backwards.
+against what it should find. The second judge has noise of 0.15 and no bias. Every group is shown in two orders, one the other backwards,
+and where these differ by more than `JUDGE_DISAGREEMENT` in two more.
 
 ## 48 simulated hours of 8 scripted agents
 
@@ -129,10 +131,10 @@ against what it should find. The second judge has noise of 0.15 and no bias. Eve
 What it should find, and finds:
 
 * The planted **position bias** is -0.3; {slope:+.3f} is found, as scores end at 0 and 1. Nothing of it is left in the scores: over an
-  order and its reverse every episode stands in the middle. It is why orders differ by more than noise alone makes them (about 0.11), and
-  what the second order is paid for.
-* **Length** says nothing to this judge, and its interval holds 0. Taking out the rank of P&L alone would leave -0.13 (-0.24 to -0.02) in
-  these hours: the bend of score over profit, which has nothing to do with length. So more of P&L is taken out ([judge.md](judge.md)).
+  order and its reverse every episode stands in the middle. It is why orders differ by more than noise alone makes them, and what the second
+  order is paid for.
+* **Length** says nothing to this judge; what is taken out of P&L besides its rank is the bend of score over profit, which has nothing to do
+  with length ([judge.md](judge.md)).
 * It goes by **profit** and nothing else; noise and the ends of the scale are what the correlation lacks to 1.
 * The **second judge** agrees as far as two noises let it.
 
@@ -153,10 +155,9 @@ def main() -> None:
     arguments = parser.parse_args()
     plain = {name: field.default for name, field in Settings.model_fields.items()}
     with running(FIRST_JUDGE) as url, running(SECOND_JUDGE) as second_url, databases() as (game, market):
-        values = {"judge_base_url": url, "judge_model": JUDGE, "judge_audit_model": SECOND, "judge_max_orders": 2, "judge_concurrency": 4}
-        first = Settings(_env_file=None, **(plain | values))
-        second = first.model_copy(update={"judge_base_url": second_url})
-        found = measure(game, ("2025-10-01T00:00", "2025-12-01T00:00"), first, second), measure(market, SIMULATED, first, second)
+        values = {"judge_base_url": url, "judge_audit_base_url": second_url, "judge_model": JUDGE, "judge_audit_model": SECOND}
+        chosen = Settings(_env_file=None, **(plain | values | {"judge_concurrency": 4}))
+        found = measure(game, ("2025-10-01T00:00", "2025-12-01T00:00"), chosen), measure(market, SIMULATED, chosen)
     text = page(*found)
     print(text)
     if arguments.write:

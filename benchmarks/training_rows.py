@@ -1,11 +1,12 @@
-"""What the training benchmarks work on: hours of the simulated market, judged, frozen into a batch and converted.
+"""What the training benchmarks work on: hours of the simulated market or the recorded game, judged, frozen into a batch and converted.
 
-Scripted agents alone play, so that no model is asked; their calls hold the same prompts and the same grammar as a model agent's.
+Scripted agents alone play the simulated market, so that no model is asked; their calls hold the same prompts and the same grammar as a
+model agent's.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,11 +20,13 @@ from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
+from babylon_rl.store.trajectories import Connection, windows_with_rows
 from babylon_rl.training.batches import Prepared, freeze_batch, prepare_batch
 from babylon_rl.training.conversion import convert
 from babylon_rl.training.trainer import TrainSequence
 
 NOW = datetime(2025, 11, 15, 12)
+SAMPLE_HOURS = 24 * 60  # before NOW, more than enough for the recorded game
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,32 @@ def played(windows: int, agents: int) -> Iterator[Played]:
     settings = settings_of(windows)
     with own_database("benchmark_training") as database, database.connect(autocommit=True) as connection:
         hours = [hour.window for hour in spawn(connection, SpawnRequest(agents, 0, windows, seed=0), NOW, None)]
-        for sync in (sync_windows, sync_outcomes, score_windows):
-            sync(connection, hours, settings, NOW)
-        batch = freeze_batch(connection, settings, NOW)
-        if batch is None:
-            raise SystemExit("Nothing of the simulated hours can be frozen.")
-        yield Played(database, settings, prepare_batch(connection, batch.batch_id, settings, NOW))
+        yield Played(database, settings, _prepared(connection, hours, settings))
+
+
+def _prepared(connection: Connection, hours: Sequence[str], settings: Settings) -> Prepared:
+    for sync in (sync_windows, sync_outcomes, score_windows):
+        sync(connection, hours, settings, NOW)
+    batch = freeze_batch(connection, settings, NOW)
+    if batch is None:
+        raise SystemExit("Nothing of the hours can be frozen.")
+    return prepare_batch(connection, batch.batch_id, settings, NOW)
 
 
 def demo_sequences(windows: int = 12, agents: int = 6) -> list[TrainSequence]:
     """The sequences of half a demo's hours."""
     with played(windows, agents) as game, game.database.connect() as connection:
         return convert(connection, game.prepared.kept, game.settings).sequences
+
+
+def sample_sequences() -> list[TrainSequence]:
+    """The sequences of the recorded game's ready hours, free texts all of them."""
+    from judge_tokens import sample
+
+    settings = settings_of(SAMPLE_HOURS).model_copy(update={"lookback_hours": SAMPLE_HOURS})
+    with sample(None) as url:
+        database = Database(url, url)
+        migrate(database)
+        with database.connect(autocommit=True) as connection:
+            hours = windows_with_rows(connection, "2025-01-01T00:00", "2026-01-01T00:00")
+            return convert(connection, _prepared(connection, hours, settings).kept, settings).sequences

@@ -9,6 +9,7 @@ for variable in $(sed -n 's/^#* *\([A-Z][A-Z_]*\)=.*/\1/p' .env.example); do
 done
 linted=0
 scripts/lint.sh || linted=$?
-# Two at a time, a file's tests together: much of the time is waiting for servers to start and stop.
-.venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+# Two at a time, a file's tests together: much of the time is waiting for servers to start and stop. In the files' own order, which puts
+# short tests last; by the number of tests it would be the longest ones.
+.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 exit "$linted"

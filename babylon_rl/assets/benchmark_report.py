@@ -35,6 +35,7 @@ COLUMNS = column_schema(
 )
 def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.benchmark import evaluate_batch
+    from babylon_rl.evaluation.gate_runs import runs_directory
 
     with babylon.connection() as connection:
         report = evaluate_batch(
@@ -46,6 +47,9 @@ def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourcePara
             on_progress=babylon.on_progress,
         )
     metadata = counts(len(report.rows), version=report.version, decision=report.decision, reason=report.reason, markets=report.markets)
+    decisions = runs_directory(babylon.settings.home, report.version)
+    if decisions.is_dir():  # a version that could not be played here has none
+        metadata["decisions"] = dg.MetadataValue.path(decisions)
     metadata["report"] = dg.MetadataValue.md(report.table_markdown)
     bars = [(str(row["model"]), float(row["pnl"])) for row in report.rows]
     intervals = [(float(row["low"]), float(row["high"])) for row in report.rows]

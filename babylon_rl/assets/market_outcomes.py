@@ -10,6 +10,7 @@ from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, count
 from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.plots import Paths, bar_plot, path_plot
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.judge.changes import note_changes
 from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes, sync_outcomes
 from babylon_rl.store.price_paths import Path, price_paths, probability_paths
 
@@ -45,6 +46,7 @@ def market_outcomes(context: dg.AssetExecutionContext, babylon: dg.ResourceParam
     pictures = plotted(windows)
     with babylon.connection() as connection:
         outcomes = sync_outcomes(connection, windows, babylon.settings, babylon.now())
+        note_changes(connection, windows, babylon.settings)
         drawn = [outcomes[window] for window in pictures if window in outcomes]
         prices = price_paths(connection, [(market.window, stock.organization_id) for market in drawn for stock in market.stocks])
         odds = probability_paths(connection, [(market.window, asked.market_id) for market in drawn for asked in market.predictions])

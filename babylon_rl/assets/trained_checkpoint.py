@@ -1,22 +1,25 @@
 """A batch's checkpoint: trained, published under its version, and registered."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from statistics import fmean
 from typing import Any
 
 import dagster as dg
 
+from babylon_rl.assets.ended import ending_in_words
 from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, linked_windows, table
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.plots import line_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.training_batch import UPSTREAM
 from babylon_rl.store.batch_report import judging_of
-from babylon_rl.store.batches import own_transaction, read_batch, read_batch_episodes
+from babylon_rl.store.batches import Batch, own_transaction, read_batch, read_batch_episodes
 from babylon_rl.store.registry import note_tracking
+from babylon_rl.store.training_steps import TrainingStep
 from babylon_rl.training.batches import Trained, train_batch
-from babylon_rl.training.tracking import Tracker, iteration_numbers
+from babylon_rl.training.preflight import preflight_lines
+from babylon_rl.training.tracking import Tracker, batch_costs, iteration_numbers
 from babylon_rl.training.trainer import StepMetrics
 from babylon_rl.training.wandb_process import Sent
 
@@ -46,7 +49,7 @@ COLUMNS = column_schema(
 )
 def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     seen: list[StepMetrics] = []
-    with babylon.connection() as connection:
+    with babylon.connection() as connection, ending_in_words(context):
         tracker = _tracker(connection, context.partition_key, babylon)
 
         def on_step(step: StepMetrics) -> None:
@@ -58,14 +61,19 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
                 f"iteration {step.iteration}, step {step.step} of {step.steps}: loss {step.loss:.4f}, {step.trainable_tokens} tokens"
             )
 
-        with _abandoning(tracker):
-            trained = train_batch(connection, context.partition_key, babylon.settings, babylon.now(), on_step=on_step)
+        def on_preflight(batch: Batch) -> None:
+            for line in _preflight(batch):
+                context.log.info(line)
+
+        with _abandoning(tracker, context.log.info):
+            trained = train_batch(
+                connection, context.partition_key, babylon.settings, babylon.now(), on_step=on_step, on_preflight=on_preflight
+            )
         batch_id = trained.batch.batch_id
-        numbers = iteration_numbers(
-            trained.steps, read_batch_episodes(connection, batch_id), trained.batch, judging_of(connection, batch_id)
-        )
-        sent = _finish(connection, tracker, trained, numbers, babylon)
-    if sent.link is None:
+        judging = judging_of(connection, batch_id)
+        numbers = iteration_numbers(trained.steps, read_batch_episodes(connection, batch_id), trained.batch, judging)
+        sent = _finish(connection, tracker, trained, numbers, batch_costs(trained.steps, judging), babylon)
+    if sent.words:
         context.log.info(sent.words)
     version = trained.model.manifest_sha or trained.model.version
     return dg.MaterializeResult(metadata=_metadata(trained, seen, numbers, sent), data_version=dg.DataVersion(version))
@@ -76,22 +84,39 @@ def _tracker(connection: Any, batch_id: str, babylon: Babylon) -> Tracker | None
     return None if batch is None else Tracker(batch, babylon.settings)
 
 
+def _preflight(batch: Batch) -> list[str]:
+    if batch.preflight is None:
+        return []
+    return preflight_lines(batch.preflight, batch.parent_version or batch.base_model)
+
+
 @contextmanager
-def _abandoning(tracker: Tracker | None) -> Iterator[None]:
+def _abandoning(tracker: Tracker | None, log: Callable[[str], None]) -> Iterator[None]:
+    def abandon() -> None:
+        words = tracker.abandon().words if tracker is not None else ""
+        if words:
+            log(words)
+
     with ExitStack() as failed:
-        if tracker is not None:
-            failed.callback(tracker.abandon)
+        failed.callback(abandon)
         yield
         failed.pop_all()
 
 
-def _finish(connection: Any, tracker: Tracker | None, trained: Trained, numbers: Mapping[int, Mapping[str, Any]], babylon: Babylon) -> Sent:
+def _finish(
+    connection: Any,
+    tracker: Tracker | None,
+    trained: Trained,
+    numbers: Mapping[int, Mapping[str, Any]],
+    costs: Mapping[str, float],
+    babylon: Babylon,
+) -> Sent:
     """Log the training where it is tracked, and keep the link beside the version."""
     if tracker is None:
         return Sent("")
     model = trained.model
     summary = {"version": model.version, "parent": model.parent_version, "avgReward": model.avg_reward, "trainingLoss": trained.batch.loss}
-    sent = tracker.finish(trained.steps, numbers, summary)
+    sent = tracker.finish(trained.steps, numbers, {**summary, **costs})
     if sent.link is not None and sent.link != model.tracking_url:
         with own_transaction(connection):
             note_tracking(connection, trained.batch.batch_id, tracker.run_id, sent.link, babylon.now())
@@ -116,17 +141,23 @@ def _metadata(trained: Trained, seen: list[StepMetrics], numbers: Mapping[int, M
         trainable_tokens=sum(step.trainable_tokens or 0 for step in trained.steps),
         upstream_windows=linked_windows(model.windows, UPSTREAM),
     )
-    # Where a finished run is only completed by another, the optimizer's steps are gone; its iterations are on record.
-    losses = [step.loss for step in seen] or [step.loss for step in trained.steps if step.loss is not None]
+    preflight = _preflight(trained.batch)
+    if preflight:
+        metadata["preflight"] = dg.MetadataValue.md("\n".join(f"* {line.strip()}" for line in preflight))
+    # A run that goes on with a training has not seen the optimizer's steps before it; its iterations are all on record.
+    whole = {step.iteration for step in seen} >= {step.iteration for step in trained.steps}
+    followed: Sequence[StepMetrics | TrainingStep] = seen if whole else trained.steps
+    x_label = "step" if whole else "iteration"
+    losses = [step.loss for step in followed if step.loss is not None]
     if losses:
         curves = {"loss": losses}
         if len(losses) > SMOOTHED_STEPS:
-            curves[f"mean of {SMOOTHED_STEPS} steps"] = _smoothed(losses)
-        metadata["loss_curve"] = line_plot(f"Loss of {model.version}", "loss", curves, x_label="step" if seen else "iteration")
-    entropies = [step.metrics["entropy"] for step in seen if "entropy" in step.metrics]
+            curves[f"mean of {SMOOTHED_STEPS} {x_label}s"] = _smoothed(losses)
+        metadata["loss_curve"] = line_plot(f"Loss of {model.version}", "loss", curves, x_label=x_label)
+    entropies = [metrics["entropy"] for metrics in (step.metrics or {} for step in followed) if "entropy" in metrics]
     if entropies:
         # Falling towards 0 means that the policy collapses into one answer.
-        metadata["entropy_curve"] = line_plot(f"Entropy of {model.version}", "nats a choice", {"entropy": entropies})
+        metadata["entropy_curve"] = line_plot(f"Entropy of {model.version}", "nats a choice", {"entropy": entropies}, x_label=x_label)
     rewards = [numbers[step.iteration]["rewardMean"] for step in trained.steps if "rewardMean" in numbers.get(step.iteration, {})]
     if rewards:
         spreads = [numbers[step.iteration]["rewardSpread"] for step in trained.steps if "rewardMean" in numbers.get(step.iteration, {})]

@@ -12,6 +12,7 @@ from babylon_rl.assets.plots import LOSS, bar_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.episodes.types import WindowSummary
+from babylon_rl.judge.changes import note_changes
 from babylon_rl.store.hour_report import EpisodeLine, RejectionLine, episode_lines, rejection_lines
 
 COLUMNS = column_schema(
@@ -42,6 +43,7 @@ def window_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[B
     windows = list(context.partition_keys)
     with babylon.connection() as connection:
         summaries = sync_windows(connection, windows, babylon.settings, babylon.now())
+        note_changes(connection, windows, babylon.settings)
         lines, rejected = episode_lines(connection, windows), rejection_lines(connection, windows)
     pictures = plotted(windows)
     yield from report_hours(

@@ -53,7 +53,7 @@ def checkpoint_checks(context: dg.AssetCheckExecutionContext, babylon: dg.Resour
                 passed=verdict.passed,
                 asset_key=key.asset_key,
                 check_name=key.name,
-                severity=dg.AssetCheckSeverity.WARN if key.name in WARNINGS else dg.AssetCheckSeverity.ERROR,
+                severity=dg.AssetCheckSeverity.WARN if key.name in WARNINGS or not verdict.tried else dg.AssetCheckSeverity.ERROR,
                 description=verdict.words,
                 metadata=verdict.numbers,
             )

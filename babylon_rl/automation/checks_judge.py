@@ -5,21 +5,29 @@ A warning stops nothing: groups without scores do not train anyway, and whether 
 
 import math
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import combinations
 
 import dagster as dg
 
+from babylon_rl.assets.judge_report import REPORT_DAYS
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.verdicts import Finding, Rule, specs, verdicts
 from babylon_rl.judge.reliability_ranks import spearman
-from babylon_rl.judge.wording import HIDDEN
+from babylon_rl.judge.telling import told_verdicts
 from babylon_rl.settings import Settings
-from babylon_rl.store.judge_report import HourVerdicts, hour_verdicts
+from babylon_rl.store.judge_report import HourVerdicts, judges_of, without_scores
+from babylon_rl.windows import HOUR, window_of
 
 MOST_TIED = 0.5
 SAME_SCORE = 1e-9
 MOVING_PERCENT = 2.0
 REASON_CHARACTERS = 200
+MOST_QUARANTINED = 0.1
+QUARANTINE_ADVICE = (
+    "`babylon-rl judge quarantine` shows why: a model that cannot answer in JSON is the wrong one, what is refused as too long wants a "
+    "lower JUDGE_REQUEST_TOKENS; `babylon-rl judge retry --all` asks again."
+)
 
 
 def _without_scores(hour: HourVerdicts, settings: Settings) -> Finding | None:
@@ -135,9 +143,30 @@ RULES: tuple[Rule[HourVerdicts], ...] = (
 def judged_hours(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
     """What is odd about what the judge said of some hours."""
     with babylon.connection() as connection:
-        found = hour_verdicts(connection, context.partition_keys, HIDDEN)
+        found = told_verdicts(connection, context.partition_keys, babylon.settings)
     scored = {"scored": sum(hour.judge is not None for hour in found)}
     yield from verdicts(context, RULES, found, babylon.settings, {rule.name: scored for rule in RULES})
 
 
-checks_of_judge = [judged_hours]
+@dg.asset_check(
+    asset="judge_report",
+    description=f"Of the hours that JUDGE_MODEL scored or set aside in the last {REPORT_DAYS} days, at most "
+    f"{MOST_QUARANTINED:.0%} are in quarantine.",
+)
+def few_in_quarantine(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult:
+    now, judge = babylon.now(), babylon.settings.judge_model
+    span = window_of(now - timedelta(days=REPORT_DAYS)), window_of(now + HOUR)
+    with babylon.connection() as connection:
+        aside, _ = without_scores(connection, judge, *span)
+        asked = judges_of(connection, *span).get(judge, 0) + aside
+    share = aside / asked if asked else 0.0
+    return dg.AssetCheckResult(
+        passed=share <= MOST_QUARANTINED,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{aside} of {asked} hours that {judge} was asked about are in quarantine"
+        + (f" ({share:.0%}). {QUARANTINE_ADVICE}" if share > MOST_QUARANTINED else "."),
+        metadata={"hours": asked, "quarantined": aside, "quarantined_share": share},
+    )
+
+
+checks_of_judge = [judged_hours, few_in_quarantine]

@@ -5,40 +5,32 @@ finds what it froze; finish_evidence sees to the completed ones. The database sa
 between two steps loses a batch.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from typing import Any
 
 import dagster as dg
+import psycopg
 
 from babylon_rl.assets.observed import observe
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.automation.batch_runs import LIVE, MOST_ATTEMPTS, PARTITION_TAG, naive, runs_of, why_no_run
 from babylon_rl.automation.jobs import HOURLY, judge_report_job, observe_job, train_job
 from babylon_rl.errors import TrainingError
 from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.judge_report import newest_judgement
-from babylon_rl.store.judge_waiting import pending_since
-from babylon_rl.training.batches import STUCK_AFTER, fail_batch, fail_stuck, freeze, pending_batches
+from babylon_rl.training.batches import STUCK_AFTER, fail_stuck, freeze, pending_batches
 from babylon_rl.training.preflight import refused_lately
-from babylon_rl.training.readiness import readiness
+from babylon_rl.training.readiness import not_ready
 
 MOST_OBSERVATIONS = 500
 # A run whose process died, as when the database went away with Dagster's own records, is run again by the daemon; a step that failed
 # is not: the connection was tried again within it, and anything else waits for a change.
 RETRIED = {"dagster/max_retries": "3"}
-MOST_ATTEMPTS = 3
-JUDGE_ASKED_EVERY = timedelta(minutes=30)  # while hours of a batch wait for a judge that is down, or for tomorrow's budget
-PAUSED_TRIED_EVERY = timedelta(minutes=30)  # while a training service or the checkpoints' storage is down: what is trained is kept
 SWEPT = "swept"
 EVIDENCE = ("benchmark_report", "released_model", "leaderboard")
-PARTITION_TAG, RUN_KEY_TAG = "dagster/partition", "dagster/run_key"
-LIVE = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
+RUN_KEY_TAG = "dagster/run_key"
 
 
 @dg.sensor(
@@ -85,40 +77,27 @@ def report_judge_daily(context: dg.ScheduleEvaluationContext, babylon: dg.Resour
     job=train_job,
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Freezes a batch once TRAINING_MIN_TRAJECTORIES are freezable and none is pending, and runs every pending batch.",
+    description="Freezes a batch when ready, as `babylon-rl ready` says, and none is pending; runs every pending batch.",
 )
 def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
-    now, settings = babylon.now(), babylon.settings
+    now = babylon.now()
     with babylon.database.connect(autocommit=True) as connection:
         fail_stuck(connection, now)
         pending = pending_batches(connection)
         if not pending:
-            try:
-                lately = refused_lately(connection, settings, now)
-                if lately is not None:
-                    return dg.SkipReason(lately)
-                frozen = freeze(connection, settings, now, seed=_seed(babylon), minimum=settings.training_min_trajectories, settled=True)
-            except TrainingError as refused:
-                return dg.SkipReason(str(refused))
-            if frozen.batch is None:
-                return dg.SkipReason(frozen.reason)
-            pending = [frozen.batch]
+            frozen = _freeze(connection, babylon)
+            if isinstance(frozen, str):
+                return dg.SkipReason(frozen)
+            pending = [frozen]
         requests = []
         reasons = []
         for batch in pending:
-            live, attempt = _runs_of(context.instance, batch, now)
-            waits_since = pending_since(connection, batch.windows)
-            if live:
-                reasons.append(f"{batch.batch_id} has a live run.")
-            elif waits_since is not None and now - waits_since < JUDGE_ASKED_EVERY:
-                reasons.append(f"{batch.batch_id} waits for its judge, which is asked again every {JUDGE_ASKED_EVERY}.")
-            elif batch.error is not None and now - batch.heartbeat_at < PAUSED_TRIED_EVERY:
-                reasons.append(f"{batch.batch_id} waits and is tried again every {PAUSED_TRIED_EVERY}: {batch.error}")
-            elif waits_since is None and batch.error is None and attempt > MOST_ATTEMPTS:
-                fail_batch(connection, batch.batch_id, f"{MOST_ATTEMPTS} runs ended without finishing it.", now)
-                reasons.append(f"{batch.batch_id} was given up after {MOST_ATTEMPTS} runs.")
+            runs = runs_of(context.instance, connection, batch, now)
+            why_not = why_no_run(connection, batch, runs, now)
+            if why_not is not None:
+                reasons.append(why_not)
             else:
-                requests.append(dg.RunRequest(run_key=f"{batch.batch_id}/{attempt}", partition_key=batch.batch_id))
+                requests.append(dg.RunRequest(run_key=f"{batch.batch_id}/{runs.attempt}", partition_key=batch.batch_id))
     if not requests:
         return dg.SkipReason(" ".join(reasons))
     known = [batches.build_add_request([request.partition_key for request in requests if request.partition_key])]
@@ -139,7 +118,7 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
     for batch_id, completed_at in undecided.items():
         records = context.instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch_id}))
         # A process that was killed leaves its run alive on paper.
-        seen_at = [max(_naive(record.update_timestamp), completed_at) for record in records if record.dagster_run.status in LIVE]
+        seen_at = [max(naive(record.update_timestamp), completed_at) for record in records if record.dagster_run.status in LIVE]
         if any(now - seen < STUCK_AFTER for seen in seen_at):
             return dg.SkipReason(f"{batch_id} has a live run.")
         prefix = f"{batch_id}/benchmark/"
@@ -168,19 +147,10 @@ def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam
         due = last + timedelta(hours=settings.training_interval_hours) if last is not None else now
         if due > now:
             return dg.SkipReason(f"The last batch was completed at {last:%Y-%m-%d %H:%M} UTC; the next is due at {due:%Y-%m-%d %H:%M} UTC.")
-        state = readiness(connection, settings, now)
-        if not state.ready:
-            return dg.SkipReason(state.reason)
-        try:
-            lately = refused_lately(connection, settings, now)
-            if lately is not None:
-                return dg.SkipReason(lately)
-            frozen = freeze(connection, settings, now, seed=_seed(babylon), settled=True)
-        except TrainingError as refused:
-            return dg.SkipReason(str(refused))
-    if frozen.batch is None:
-        return dg.SkipReason(frozen.reason)
-    return dg.SkipReason(f"Froze {frozen.batch.batch_id} with {frozen.batch.trajectories} trajectories; start_training runs it.")
+        frozen = _freeze(connection, babylon)
+    if isinstance(frozen, str):
+        return dg.SkipReason(frozen)
+    return dg.SkipReason(f"Froze {frozen.batch_id} with {frozen.trajectories} trajectories; start_training runs it.")
 
 
 hours_follow_changes = dg.AutomationConditionSensorDefinition(
@@ -202,23 +172,26 @@ leaderboard_follows_reports = dg.AutomationConditionSensorDefinition(
 )
 
 
-def _seed(babylon: Babylon) -> int:
-    # Any number will do that differs between batches and is stored with them.
-    return int(babylon.now().timestamp())
-
-
-def _naive(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(tzinfo=None)
-
-
-def _runs_of(instance: dg.DagsterInstance, batch: Batch, now: datetime) -> tuple[bool, int]:
-    """Whether a run of the batch is alive, and the number of the next attempt."""
-    records = instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
-    # A process that was killed leaves its run alive on paper; one that waits for its place in the queue has no sign of life to give.
-    live = [record for record in records if record.dagster_run.status in LIVE]
-    queued = any(record.dagster_run.status == dg.DagsterRunStatus.QUEUED for record in live)
-    seen_at = [max(_naive(record.update_timestamp), batch.heartbeat_at) for record in live]
-    return queued or any(now - seen < STUCK_AFTER for seen in seen_at), len(records) + 1
+def _freeze(connection: psycopg.Connection[Any], babylon: Babylon) -> Batch | str:
+    """A new batch, or why there is none: the last ones failed, or the data is not ready."""
+    now, settings = babylon.now(), babylon.settings
+    try:
+        why_not = refused_lately(connection, settings, now) or not_ready(connection, settings, now)
+        if why_not is not None:
+            return why_not
+        # Any seed will do that differs between batches and is stored with them.
+        frozen = freeze(
+            connection,
+            settings,
+            now,
+            max_trajectories=settings.training_max_trajectories,
+            seed=int(now.timestamp()),
+            minimum=settings.training_min_trajectories,
+            settled=True,
+        )
+    except TrainingError as refused:
+        return str(refused)
+    return frozen.batch or frozen.reason
 
 
 sensors = [observe_changes, start_training, finish_evidence, hours_follow_changes, leaderboard_follows_reports]

@@ -77,7 +77,7 @@ def _always(client: "ChatClient") -> "Callable[[], ChatClient]":
 
 def _local(names: Sequence[str], settings: Settings) -> "dict[str, Entrant]":
     """base and versions with the identity of their weights; the database is asked only for versions."""
-    from babylon_rl.evaluation.entrants import absent, base_entrant, version_entrant
+    from babylon_rl.evaluation.entrants import absent, base_entrant, base_of, version_entrant
 
     if not names:
         return {}
@@ -94,8 +94,8 @@ def _local(names: Sequence[str], settings: Settings) -> "dict[str, Entrant]":
     for name in versions:
         if (missing := absent(models[name], settings)) is not None:
             raise UsageError(str(missing))
-    base = base_entrant(settings)
-    return {name: base if name == BASE else version_entrant(models[name], name, base) for name in names}
+    bases = {name: base_of(models[name], settings) for name in versions}
+    return {name: version_entrant(models[name], name, bases[name]) if name in bases else base_entrant(settings) for name in names}
 
 
 def _registered(settings: Settings) -> "dict[str, Model]":
@@ -110,7 +110,7 @@ def _registered(settings: Settings) -> "dict[str, Model]":
 
 
 class _Served:
-    """One server on this machine for base and versions, started by whoever asks first."""
+    """One server on this machine for base and versions, started by whoever asks first; a version at a service is asked there."""
 
     def __init__(self, settings: Settings, entrants: "Sequence[Entrant]", stack: ExitStack, serving: "Serving | None") -> None:
         self._serving = serving
@@ -121,17 +121,24 @@ class _Served:
 
     def opening(self, name: str) -> "Callable[[], ChatClient]":
         """What gives the client of a model; raises ModelUnavailable when the server does not start."""
+        service = next(entrant.service for entrant in self._entrants if entrant.name == name)
 
         def open_client() -> "ChatClient":
-            from babylon_rl.market.serving import served_here
+            from babylon_rl.evaluation.entrants import Service
             from babylon_rl.models.client import ChatClient
 
             with self._starting:
-                if self._url is None:
-                    adapters = {entrant.name: entrant.adapter for entrant in self._entrants if entrant.adapter is not None}
-                    self._url = self._stack.enter_context((self._serving or served_here)(self._settings, adapters))
                 if name not in self._clients:
-                    self._clients[name] = self._stack.enter_context(ChatClient(self._url, None, name))
+                    asked = service or Service(self._address(), name, "")
+                    self._clients[name] = self._stack.enter_context(ChatClient(asked.url, asked.key or None, asked.model))
                 return self._clients[name]
 
         return open_client
+
+    def _address(self) -> str:
+        from babylon_rl.market.serving import served_here
+
+        if self._url is None:
+            adapters = {entrant.name: entrant.adapter for entrant in self._entrants if entrant.adapter is not None}
+            self._url = self._stack.enter_context((self._serving or served_here)(self._settings, adapters))
+        return self._url

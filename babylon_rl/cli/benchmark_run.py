@@ -1,11 +1,13 @@
 """``benchmark run`` and ``benchmark compare``: agents in the same unseen markets, every run kept, and who is better by more than chance."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from babylon_rl.cli.benchmark_needed import needed, needed_table
 from babylon_rl.cli.benchmark_tables import agents_table, pairs_table
 from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say
 from babylon_rl.errors import ModelUnavailable, UsageError
@@ -42,11 +44,14 @@ def run(
     concurrency: Annotated[int, typer.Option(min=1, help="Runs of models at once.")] = 8,
     attempts: Annotated[int, typer.Option(min=1, help="Tries of a request to an endpoint of yours before it counts as down.")] = 6,
     out: Annotated[Path | None, typer.Option(help="The results directory. Default: benchmark-results in the state directory.")] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Play runs that are kept anew: an endpoint may serve other weights under the same name.")
+    ] = False,
     record: Annotated[bool, typer.Option("--record", help="Also write the runs to the database, marked as evaluation.")] = False,
     report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Play snapshots with models and agents, and say what each earned; a run that is kept is not played again."""
+    """Play snapshots with models and agents, and say what each earned; a run that is kept is not played again, but by --again."""
     from babylon_rl.cli.benchmark_entrants import entered
     from babylon_rl.evaluation.benchmark_markets import markets_of
     from babylon_rl.evaluation.runner import run_benchmark
@@ -67,6 +72,7 @@ def run(
                 repeats=repeats,
                 seed=int(seed) if re.fullmatch(r"-?\d+", seed) else seed,
                 concurrency=concurrency,
+                again=again,
                 on_progress=tell,
             )
     if record:
@@ -87,6 +93,7 @@ def compare(
         list[str] | None,
         typer.Option("--snapshot", help="As for `run`; for the report, which then shows what was published beside each decision."),
     ] = None,
+    effect: Annotated[float | None, typer.Option(min=0.01, help="Dollars a market: also say how many show such a difference.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare agents by the runs that they share: paired differences with 95 % intervals, clustered by snapshot."""
@@ -98,7 +105,9 @@ def compare(
     comparison = compare_results(sound, refused, reference=reference)
     if report is not None:
         _write_report(sound, report, _played_in(sound, snapshot or []))
-    emit(comparison.document, lambda out: _render(out, comparison), as_json)
+    rows = needed(comparison, effect) if effect is not None else []
+    document = comparison.document | ({"needed": rows} if effect is not None else {})
+    emit(document, lambda out: _render(out, comparison, rows), as_json)
 
 
 def _played_in(sound: "list[Result]", snapshots: list[str]) -> "list[Market]":
@@ -192,11 +201,14 @@ def _record(files: list[Path]) -> None:
     say(f"{written} runs recorded, {len(files) - written} were in the database before.")
 
 
-def _render(out: "Console", comparison: "Comparison") -> None:
+def _render(out: "Console", comparison: "Comparison", rows: Sequence[dict[str, Any]] = ()) -> None:
     out.print(agents_table(comparison))
     if comparison.pairs:
         out.print()
         out.print(pairs_table(comparison))
+    if rows:
+        out.print()
+        out.print(needed_table(rows))
     for note in comparison.notes:
         out.print(note, markup=False)
     for one in comparison.refused[:5]:

@@ -197,10 +197,10 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
     """
     from babylon_rl.evaluation.benchmark import SCRIPTS
     from babylon_rl.evaluation.comparison import BASE, STRATEGY, compare
-    from babylon_rl.evaluation.entrants import base_entrant, play_entrants, version_entrant
+    from babylon_rl.evaluation.entrants import base_entrant, play_entrants, trained_windows, version_entrant
     from babylon_rl.evaluation.looks import LOOKS
     from babylon_rl.evaluation.markets import Contestant, play_benchmark
-    from babylon_rl.evaluation.snapshots import benchmark_snapshots
+    from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
     from babylon_rl.market.serving import served_here
     from babylon_rl.store.registry import read_models
     from babylon_rl.windows import utc_now
@@ -209,6 +209,7 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
     base = base_entrant(state.settings)
     with state.database.connect() as connection, progress_of_parts("   ") as on_progress:
         models = {model.version: model for model in read_models(connection)}
+        require_unseen(snapshots, trained_windows(models.values()))
         entrants = [base, *(version_entrant(models[version], "version", base) for version in versions)]
         results = play_entrants(
             connection,

@@ -66,7 +66,8 @@ def _models_played(
     settings: Settings, database: "Database", names: list[str], snapshots: Any
 ) -> "dict[str, tuple[str, list[MarketResult]]]":
     from babylon_rl.evaluation.comparison import BASE, CANDIDATE
-    from babylon_rl.evaluation.entrants import absent, base_entrant, play_entrants, version_entrant
+    from babylon_rl.evaluation.entrants import absent, base_entrant, base_of, play_entrants, trained_windows, version_entrant
+    from babylon_rl.evaluation.snapshots import require_unseen
     from babylon_rl.market.serving import served_here
     from babylon_rl.store.registry import read_models
 
@@ -80,8 +81,11 @@ def _models_played(
         missing = [found for name in names if name != BASE and (found := absent(models[name], settings)) is not None]
         if missing:
             raise UsageError(f"{missing[0]}")
-        base = base_entrant(settings)
-        entrants = [base if name == BASE else version_entrant(models[name], CANDIDATE, base) for name in names]
+        require_unseen(snapshots, trained_windows(models.values()))
+        entrants = [
+            base_entrant(settings) if name == BASE else version_entrant(models[name], CANDIDATE, base_of(models[name], settings))
+            for name in names
+        ]
         results = play_entrants(connection, settings, entrants, snapshots, say, clock=utc_now, serving=served_here)
     return {entrant.name: (entrant.role, results[entrant.name]) for entrant in entrants}
 

@@ -129,7 +129,9 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
         sent = log_artifact(directory, settings) if remote is None else Sent("")
         if remote is None:
             say(sent.words)
-        if sent.link is not None:
+        if sent.link is not None and settings.wandb_mode != "online":
+            say(f"An artifact only once that is synced, so none is noted with {model.version}.")
+        elif sent.link is not None:
             artifact = str((sent.answer or {}).get("artifact"))
             with own_transaction(connection):
                 note_artifact(connection, model.training_batch, artifact, utc_now())

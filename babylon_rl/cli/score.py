@@ -74,9 +74,11 @@ def _lacking(connection: "Connection", held: list[str], settings: Settings) -> l
 
     if settings.judge_model == HEURISTIC:
         return sorted(unscored_windows(connection, held))
+    from babylon_rl.judge.changes import outdated_sources
     from babylon_rl.judge.scoring_plan import judge_version
 
-    return sorted(windows_not_by(connection, held, settings.judge_model, judge_version(settings)))
+    others = windows_not_by(connection, held, settings.judge_model, judge_version(settings))
+    return sorted(others | outdated_sources(connection, held, settings).keys())
 
 
 def _show(database: "Database", settings: Settings, held: list[str], lacking: list[str], as_json: bool) -> None:

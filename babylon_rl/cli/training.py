@@ -1,7 +1,7 @@
 """Commands that lead to a model: ready, train, sync-outcomes. What changes data is launched through the asset graph."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from babylon_rl.training.batches import Trained
 
 SEE_WINDOWS = "`babylon-rl windows` shows what each hour holds; --from and --to choose others."
+# Options of `train` that are frozen with a batch, by the setting that they are.
+OPTIONS = {
+    "min_agents_per_window": "--min-agents", "iterations": "--iterations", "learning_rate": "--learning-rate",
+    "windows_per_iteration": "--windows-per-iteration", "epochs": "--epochs", "seed": "--seed",
+}  # fmt: skip
 FromOption = Annotated[str | None, typer.Option("--from", metavar="WINDOW", help="First hour (inclusive).")]
 ToOption = Annotated[str | None, typer.Option("--to", metavar="WINDOW", help="Where to stop (exclusive).")]
 
@@ -66,9 +71,11 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over each iteration's sequences.")] = None,
     first: FromOption = None,
     end: ToOption = None,
-    max_trajectories: Annotated[int | None, typer.Option(min=1, help="Most trajectories to freeze, newest hours first.")] = None,
+    max_trajectories: Annotated[
+        int | None, typer.Option(min=1, help="Most trajectories to freeze, newest hours first. Unset: TRAINING_MAX_TRAJECTORIES.")
+    ] = None,
     batch: Annotated[str | None, typer.Option("--batch", help="Train this batch, frozen earlier.")] = None,
-    seed: Annotated[int, typer.Option(help="Fixes dropout, order and every draw.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Fixes dropout, order and every draw (0).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Freeze a new batch though another has not ended.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -84,9 +91,11 @@ def train(
         "min_agents_per_window": min_agents, "iterations": iterations, "lookback_hours": lookback_hours, "learning_rate": learning_rate,
         "windows_per_iteration": windows_per_iteration, "epochs": epochs,
     }  # fmt: skip
-    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = load_settings(**given)
     windows = pinned_windows(settings, first, end)
-    wanted = Wanted(batch or settings.batch_id, windows, max_trajectories, seed, force, as_json)
+    asked = given if seed is None else given | {"seed": seed}
+    wanted = Wanted(batch or settings.batch_id, windows, max_trajectories, seed or 0, force, as_json, asked)
     with open_database(settings) as database:
         train_as(settings.mode, database, settings, wanted)
 
@@ -135,11 +144,17 @@ def choose_batch(
     force: bool,
     minimum: int = 0,
     settled: bool = False,
+    asked: Mapping[str, Any] | None = None,
 ) -> "Batch":
     """The batch that was asked for, else the one that has not ended, else a new one (``minimum`` and ``settled`` as in ``freeze``).
 
+    Args:
+        most: trajectories to freeze; None is TRAINING_MAX_TRAJECTORIES.
+        asked: settings (by field name, and "seed") that were given as options, which a batch that is frozen already must agree with.
+
     Raises:
         NothingToTrain: nothing can be frozen, or less than ``minimum``.
+        UsageError: there is no such batch, or it was frozen with something else than is asked for now.
     """
     from babylon_rl.store.batches import foreign_batch, read_batch
     from babylon_rl.training.batches import freeze, pending_batches
@@ -155,6 +170,7 @@ def choose_batch(
                 raise UsageError(f"There is no batch {batch_id}; `babylon-rl batches` lists them.")
             if found.state == "failed":
                 raise BatchConflict(f"{batch_id} has failed ({found.error}); freeze a new batch with `babylon-rl train`.")
+            _refuse_other(found, asked or {}, "or leave --batch and BATCH_ID out")
             return found
         pending = pending_batches(connection)
         if pending and not force:
@@ -162,11 +178,14 @@ def choose_batch(
                 raise UsageError(
                     f"{pending[0].batch_id} has not ended, and its hours are frozen. Finish it with `babylon-rl train`, or add --force."
                 )
-            say(f"Going on with {pending[0].batch_id}, which is {pending[0].state}.")
+            _refuse_other(pending[0], asked or {}, "or add --force")
+            unused = " (--lookback-hours is for new batches)" if "lookback_hours" in (asked or {}) else ""
+            say(f"Going on with {pending[0].batch_id}, which is {pending[0].state}{unused}.")
             return pending[0]
         now = utc_now()
-        windows = windows or _backfilled(connection, settings, now)
+        windows = windows or backfilled(connection, settings, now)
         bring_up_to_date(database, connection, settings, now, windows)
+        most = most or settings.training_max_trajectories
         frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=seed, minimum=minimum, settled=settled)
         if frozen.batch is None:
             raise NothingToTrain(frozen.reason)
@@ -175,7 +194,20 @@ def choose_batch(
         return frozen.batch
 
 
-def _backfilled(connection: Any, settings: Settings, now: datetime) -> tuple[str, str] | None:
+def _refuse_other(batch: "Batch", asked: Mapping[str, Any], otherwise: str) -> None:
+    """Raise UsageError where an option differs from what ``batch`` was frozen with: it would do nothing."""
+    frozen = {**batch.settings, "seed": batch.seed}
+    other = [name for name in OPTIONS if name in asked and asked[name] != frozen.get(name)]
+    if batch.live and other:
+        was = ", ".join(f"{OPTIONS[name]} {'unset' if frozen.get(name) is None else frozen[name]}" for name in other)
+        raise UsageError(
+            f"{batch.batch_id} has not ended, and was frozen with {was}. Finish it with `babylon-rl train` without "
+            f"{' and '.join(OPTIONS[name] for name in other)}, cancel it with `babylon-rl batches cancel {batch.batch_id}`, {otherwise}."
+        )
+
+
+def backfilled(connection: Any, settings: Settings, now: datetime) -> tuple[str, str] | None:
+    """The hours that MODE=backfill reaches back to, as (from, to); None in other modes, and where no hour holds rows."""
     if settings.mode != "backfill":
         return None
     from babylon_rl.store.trajectories import newest_window_with_rows

@@ -1,26 +1,31 @@
 """What a bare `babylon-rl train` does (MODE): one batch, a list of what could be frozen, a range until it is empty, or on and on."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from babylon_rl.cli.output import emit, say, table
-from babylon_rl.cli.training import choose_batch, report_training, run_training
+from babylon_rl.cli.training import backfilled, choose_batch, report_training, run_training
 from babylon_rl.errors import JudgeUnavailable, NothingToTrain, TrainingPaused, UsageError
 from babylon_rl.settings import Settings
-from babylon_rl.windows import utc_now
+from babylon_rl.windows import utc_now, window_end, window_of, window_range
 
 if TYPE_CHECKING:
     from babylon_rl.store.batches import Batch
     from babylon_rl.store.database import Database
+    from babylon_rl.training.batches import Trained
 
 LOOK_EVERY_S = 60.0  # as the sensor of the automation
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a call of `train` asked for besides settings: ``windows`` is (from, to), ``most`` the most trajectories to freeze."""
+    """What a call of `train` asked for besides settings: ``windows`` is (from, to), ``most`` the most trajectories to freeze.
+
+    ``options`` are the settings (by field name, and "seed") that were given as options.
+    """
 
     batch_id: str | None = None
     windows: tuple[str, str] | None = None
@@ -28,6 +33,7 @@ class Wanted:
     seed: int = 0
     force: bool = False
     as_json: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def train_as(mode: str, database: "Database", settings: Settings, wanted: Wanted) -> None:
@@ -78,27 +84,81 @@ def list_freezable(database: "Database", settings: Settings, wanted: Wanted) -> 
 def backfill(database: "Database", settings: Settings, wanted: Wanted) -> None:
     """Train batch after batch, each continuing from the one before, until the hours hold nothing more.
 
+    A batch of which nothing trains is said and left; what follows is frozen of the other hours. With --json the last training is
+    printed with those before it however this ends.
+
     Raises:
-        NothingToTrain: there was nothing from the beginning.
+        NothingToTrain: nothing was trained.
     """
-    done: list[str] = []
-    batch: Batch | None = _go_on_or_freeze(database, settings, wanted)
-    while batch is not None:
-        trained = run_training(database, settings, batch.batch_id, wanted.as_json)
+    trained: list[Trained] = []
+    left: set[str] = set()
+    try:
+        while True:
+            batch = _next(database, settings, wanted, left)
+            wanted = replace(wanted, force=False)
+            hours = _hours_of(database, batch.batch_id)
+            try:
+                trained.append(run_training(database, settings, batch.batch_id, wanted.as_json))
+            except NothingToTrain as nothing:
+                say(f"{nothing} Going on with other hours.")
+                left |= hours
+                continue
+            if not wanted.as_json:
+                _report(trained, settings, False)
+    except NothingToTrain as nothing:
+        if not trained:
+            raise
+        say(str(nothing))
+    finally:
+        if trained and wanted.as_json:
+            _report(trained, settings, True)
+
+
+def _next(database: "Database", settings: Settings, wanted: Wanted, left: Collection[str]) -> "Batch":
+    """The batch that has not ended, else a new one of the hours wanted but ``left``, the newest first."""
+    from babylon_rl.training.freezing import freeze_bounds
+
+    if not left:
+        return _go_on_or_freeze(database, settings, wanted)
+    with database.connect() as connection:
+        now = utc_now()
+        bounds = freeze_bounds(connection, settings, now, wanted.windows or backfilled(connection, settings, now))
+    hours = list(window_range(bounds.first, bounds.end))
+    nothing = NothingToTrain("The hours hold nothing more.")
+    for part in reversed(parts_without(hours, left)):
         try:
-            batch = _go_on_or_freeze(database, settings, replace(wanted, force=False))
-        except NothingToTrain as nothing:
-            say(str(nothing))
-            batch = None
-        if batch is None or not wanted.as_json:
-            report_training(trained, settings, wanted.as_json, done)
-        done.append(trained.batch.batch_id)
+            return _go_on_or_freeze(database, settings, replace(wanted, windows=part))
+        except NothingToTrain as found:
+            nothing = found
+    raise nothing
+
+
+def parts_without(hours: Sequence[str], left: Collection[str]) -> list[tuple[str, str]]:
+    """The stretches (from, to) of consecutive ``hours`` that hold none of ``left``, in order."""
+    parts = []
+    for is_left, stretch in groupby(hours, key=lambda hour: hour in left):
+        own = list(stretch)
+        if not is_left:
+            parts.append((own[0], window_of(window_end(own[-1]))))
+    return parts
+
+
+def _hours_of(database: "Database", batch_id: str) -> set[str]:
+    from babylon_rl.store.batches import read_batch_episodes
+
+    with database.connect() as connection:
+        return {episode.window for episode in read_batch_episodes(connection, batch_id)}
+
+
+def _report(trained: "Sequence[Trained]", settings: Settings, as_json: bool) -> None:
+    report_training(trained[-1], settings, as_json, [one.batch.batch_id for one in trained[:-1]])
 
 
 def train_on_and_on(database: "Database", settings: Settings, wanted: Wanted, wait: Callable[[], None] | None = None) -> NoReturn:
     """Train whenever TRAINING_MIN_TRAJECTORIES can be frozen, waiting in between, until the process is interrupted.
 
-    What a judge or a service that does not answer leaves unfinished is tried again after ``wait``; any other failure ends it.
+    What a judge or a service that does not answer leaves unfinished is tried again after ``wait``; a batch of which nothing trains is
+    said, and no other frozen as long as automation would freeze none; any other failure ends it.
 
     Raises:
         UsageError: --json was asked for: there is no last document.
@@ -106,14 +166,17 @@ def train_on_and_on(database: "Database", settings: Settings, wanted: Wanted, wa
     if wanted.as_json:
         raise UsageError("MODE=continuous never ends, so it has no document to print: leave --json out.")
     said = ""
+    failed = False  # what failed before this began may be tried once
     while True:
         try:
-            batch = _enough(database, settings, wanted)
+            batch = _enough(database, settings, wanted, failed)
             report_training(run_training(database, settings, batch.batch_id, False), settings, False)
             said = ""
             continue
         except (_Idle, JudgeUnavailable, TrainingPaused) as waits:
             reason = str(waits)
+        except NothingToTrain as nothing:
+            reason, failed = str(nothing), True
         if reason != said:
             say(f"Waiting, until Ctrl-C: {reason}")
             said = reason
@@ -124,12 +187,16 @@ class _Idle(Exception):
     """There is not enough to freeze yet."""
 
 
-def _enough(database: "Database", settings: Settings, wanted: Wanted) -> "Batch":
-    from babylon_rl.training.batches import fail_stuck
+def _enough(database: "Database", settings: Settings, wanted: Wanted, failed: bool) -> "Batch":
+    from babylon_rl.training.batches import fail_stuck, pending_batches
+    from babylon_rl.training.preflight import refused_lately
 
     with database.connect() as connection:
         for stuck in fail_stuck(connection, utc_now()):
             say(f"{stuck.batch_id} has failed. {stuck.error}")
+        lately = refused_lately(connection, settings, utc_now()) if failed and not pending_batches(connection) else None
+    if lately is not None:
+        raise _Idle(lately)
     try:
         return _go_on_or_freeze(database, settings, wanted, settings.training_min_trajectories, settled=True)
     except NothingToTrain as nothing:
@@ -146,11 +213,12 @@ def _go_on_or_freeze(database: "Database", settings: Settings, wanted: Wanted, m
 
     with database.connect() as connection:
         if pending_batches(connection) and not wanted.force:
-            wanted = replace(wanted, windows=None, most=None)
+            wanted = replace(wanted, windows=None, most=None, options={})
     return _choose(database, settings, wanted, minimum, settled)
 
 
 def _choose(database: "Database", settings: Settings, wanted: Wanted, minimum: int = 0, settled: bool = False) -> "Batch":
     return choose_batch(
-        database, settings, wanted.batch_id, wanted.windows, wanted.most, wanted.seed, wanted.force, minimum, settled
+        database, settings, wanted.batch_id, wanted.windows, wanted.most, wanted.seed, wanted.force, minimum, settled,
+        wanted.options,
     )  # fmt: skip

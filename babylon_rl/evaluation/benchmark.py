@@ -13,7 +13,7 @@ import psycopg
 
 from babylon_rl.errors import TrainingError
 from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, STRATEGY, Comparison, compare
-from babylon_rl.evaluation.entrants import Entrant, Say, Serving, absent, base_entrant, play_entrants, version_entrant
+from babylon_rl.evaluation.entrants import Entrant, Say, Serving, absent, base_of, play_entrants, trained_windows, version_entrant
 from babylon_rl.evaluation.gate import INCONCLUSIVE, decide
 from babylon_rl.evaluation.looks import LOOKS, next_look
 from babylon_rl.evaluation.markets import Contestant, play_benchmark
@@ -61,10 +61,11 @@ def evaluate_batch(
     if model is None:
         raise TrainingError(f"{batch_id} has registered no version: its training has not ended. `babylon-rl batches` shows it.")
     entered = _entered(connection, settings, model)
+    trained = trained_windows(read_models(connection))
     wanted: int | None = settings.benchmark_markets
     while wanted is not None:
         snapshots = benchmark_snapshots(wanted)
-        require_unseen(snapshots, model.windows)
+        require_unseen(snapshots, trained)
         comparison = _compare(connection, settings, entered, snapshots, progress, clock, serving, on_progress)
         verdict = decide(comparison, settings.min_improvement)
         undecided = verdict.decision == INCONCLUSIVE
@@ -123,7 +124,7 @@ def _entered(connection: psycopg.Connection[Any], settings: Settings, model: Mod
     missing = absent(model, settings)
     if missing is not None:
         return _Entered((), None, (str(missing),))
-    base = base_entrant(settings)
+    base = base_of(model, settings)
     versions = [other for other in read_models(connection) if other.version != model.version]
     live = [other for other in versions if other.status == "deployed" and other.deployed_at is not None]
     deployed = max(live, key=lambda other: (other.deployed_at, other.order), default=None)
@@ -134,13 +135,13 @@ def _entered(connection: psycopg.Connection[Any], settings: Settings, model: Mod
     elif (missing := absent(deployed, settings)) is not None:
         notes.append(f"The reference is the base, as the deployed {missing}")
     else:
-        rivals.append(version_entrant(deployed, DEPLOYED, base))
+        rivals.append(version_entrant(deployed, DEPLOYED, base_of(deployed, settings)))
         reference = deployed.version
         notes.append(f"The reference is {deployed.version}, which is deployed.")
     if parent is not None and parent.version != reference:
         missing = absent(parent, settings)
         if missing is None:
-            rivals.append(version_entrant(parent, PARENT, base))
+            rivals.append(version_entrant(parent, PARENT, base_of(parent, settings)))
         else:
             notes.append(f"The parent {missing}")
     return _Entered((version_entrant(model, CANDIDATE, base), *rivals, base), reference, tuple(notes))

@@ -1,6 +1,6 @@
 """Who enters a benchmark: agents of the roster, models behind an endpoint, anybody's own agent; each known by what decides, not by name.
 
-Agents play under one mandate, alone in each market, in the same seat, so that only decisions differ.
+Agents play under one mandate, alone in each market, in the same seat and, for one tick, with the same stake, so that only decisions differ.
 """
 
 import hashlib
@@ -13,9 +13,10 @@ from babylon_rl.evaluation.result_building import Market
 from babylon_rl.evaluation.run_files import ANSWERS, RememberingClient, RunFiles
 from babylon_rl.market import simulation
 from babylon_rl.market.simulation import prompting
-from babylon_rl.market.simulation.agents import ONE_TICK, AgentFactory, Mandate
+from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, AgentFactory, Mandate
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.roster import factory
+from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.models.client import ChatClient
 from babylon_rl.versions import content_version
 
@@ -50,7 +51,12 @@ def scripted(name: str, mandate: Mandate = ONE_TICK) -> Contestant:
         MarketError: there is none of that name; when it first plays.
     """
     identity = content_version(["roster", name, mandate, engine_version()])
-    return Contestant(name, identity, STRATEGY, mandate, False, lambda market, _: factory(name, market.scenario, mandate))
+    return Contestant(name, identity, STRATEGY, mandate, False, lambda market, _: seated(name, market.scenario, mandate))
+
+
+def seated(name: str, scenario: Scenario, mandate: Mandate) -> AgentFactory:
+    """An agent of the roster as everybody plays: for one tick with the stake of all, for longer with its own."""
+    return factory(name, scenario, mandate, stake_usd=STAKE_USD if mandate == ONE_TICK else None)
 
 
 def asked(
@@ -81,6 +87,11 @@ def asked(
     return Contestant(name, content_version(["model", identity, mandate, version, temperature]), MODEL, mandate, True, make)
 
 
+def outside(name: str, mandate: str) -> str:
+    """The identity of an agent that plays over HTTP: of what decides there nothing is known but what it calls itself."""
+    return content_version(["outside", name, mandate])
+
+
 def default_prompt(mandate: Mandate) -> str:
     """The version of the prompt that policies of a mandate are asked with."""
     return prompting.TRADER_V1 if mandate == ONE_TICK else prompting.TRADER_V2
@@ -88,9 +99,10 @@ def default_prompt(mandate: Mandate) -> str:
 
 @cache
 def engine_version() -> str:
-    """A hash of the code that moves markets, money and scripts: results of two versions of it are not to be mixed unseen."""
+    """A hash of the code that moves markets, money and scripts and of the prompts: results of two versions of it are not mixed unseen."""
     found = hashlib.sha256()
-    for path in sorted(Path(simulation.__path__[0]).glob("*.py")):
+    code = Path(simulation.__path__[0])
+    for path in [*sorted(code.glob("*.py")), *sorted((code.parent / "prompts").glob("*.txt"))]:
         if not path.name.startswith("fit"):
             found.update(path.read_bytes())
     return found.hexdigest()[:16]

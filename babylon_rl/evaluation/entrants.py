@@ -1,12 +1,13 @@
 """Which models enter a benchmark here, how their weights are recognised, and how they are asked.
 
-A model that is not here (another machine's, a foreign producer's, a dry run's) is a value with the reason in words. What a model has
-played is kept under the hash of its weights, so that only what is missing is asked again, by whatever batch.
+A version that a training service trained is asked there. A model that cannot be asked (another machine's, a foreign producer's, a dry
+run's) is a value with the reason in words. What a model has played is kept under the hash of its weights, so that only what is missing
+is asked again, by whatever batch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import psycopg
 
 from babylon_rl.errors import CheckpointError
 from babylon_rl.evaluation.comparison import BASE
+from babylon_rl.evaluation.gate_runs import forget_old_runs, run_keeper
 from babylon_rl.evaluation.markets import CONCURRENCY, model_contestant, play_benchmark
 from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot
 from babylon_rl.market.simulation.agents import ONE_TICK
@@ -36,13 +38,23 @@ TEMPERATURE = 0.0
 
 
 @dataclass(frozen=True)
+class Service:
+    """Where a model is asked that is not served here, by which name, with which key."""
+
+    url: str
+    model: str
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Entrant:
-    """A model that can be served here: the base, or the adapter of a version. ``identity`` is a hash of its weights."""
+    """The base, or a version: an ``adapter`` served here, or what a ``service`` answers for. ``identity`` is a hash of its weights."""
 
     name: str
     role: str
     identity: str
     adapter: Path | None = None
+    service: Service | None = None
 
 
 @dataclass(frozen=True)
@@ -65,34 +77,65 @@ def base_entrant(settings: Settings) -> Entrant:
     return Entrant(BASE, BASE, content_version([hashes, weights]))
 
 
+def base_of(model: Model, settings: Settings) -> Entrant:
+    """The base of a version that is not ``absent``: asked at the service where the version lies, else that of the CPU line."""
+    remote = read_remote(_directory(model))
+    if remote is None:
+        return base_entrant(settings)
+    service = Service(remote.inference_url, model.base_model, _key(settings))
+    return Entrant(BASE, BASE, content_version([service.url, service.model]), service=service)
+
+
 def absent(model: Model, settings: Settings) -> Absent | None:
-    """Why a version cannot be played on this machine, or None when all of its files are here and whole, and so is its base."""
-    directory = Path(model.checkpoint or model.storage_path)
+    """Why a version cannot be played from this machine, or None when all of its files are here and whole, and so is its base.
+
+    The files of a version at a training service are a pointer: it is asked there, with WANDB_API_KEY.
+    """
+    directory = _directory(model)
     if model.foreign:
         return Absent(model.version, "another producer made it.")
     if DRY_BASE_MODEL in (model.base_model, settings.local_base_model):
         return Absent(model.version, "a dry run makes checkpoints without a model.")
     if not directory.is_dir():
         return Absent(model.version, f"its checkpoint {directory} is not on this machine.")
-    remote = read_remote(directory)
-    if remote is not None:
-        return Absent(model.version, f"its weights are at a training service; agents call {remote.inference_name} there.")
     try:
-        check_served_as(verify(directory, base_model_dir(settings)), PROMPT_VERSION, format_name(ONE_TICK))
+        remote = read_remote(directory)
+        if remote is not None and not _key(settings):
+            asked = remote.inference_name
+            return Absent(model.version, f"its weights are at {remote.service}, and there is no WANDB_API_KEY to ask {asked} with.")
+        manifest = verify(directory, base_model_dir(settings) if remote is None else None)
+        check_served_as(manifest, PROMPT_VERSION, format_name(ONE_TICK))
     except CheckpointError as unusable:
         return Absent(model.version, str(unusable))
     return None
 
 
 def version_entrant(model: Model, role: str, base: Entrant) -> Entrant:
-    """A version that is not ``absent``, on ``base``."""
-    directory = Path(model.checkpoint or model.storage_path)
-    return Entrant(model.version, role, identity_of(base.identity, sha256(directory / MANIFEST)), directory)
+    """A version that is not ``absent``, on the base that is its own (``base_of``)."""
+    directory = _directory(model)
+    identity, remote = identity_of(base.identity, sha256(directory / MANIFEST)), read_remote(directory)
+    if remote is None:
+        return Entrant(model.version, role, identity, directory)
+    assert base.service is not None
+    return Entrant(model.version, role, identity, service=replace(base.service, model=remote.inference_name))
+
+
+def _directory(model: Model) -> Path:
+    return Path(model.checkpoint or model.storage_path)
+
+
+def _key(settings: Settings) -> str:
+    return "" if settings.wandb_api_key is None else settings.wandb_api_key.get_secret_value()
 
 
 def identity_of(base_identity: str, manifest_sha: str) -> str:
     """The hash of a version's weights: those of its base, and its adapter's manifest, which holds the hashes of all its files."""
     return content_version([base_identity, manifest_sha])
+
+
+def trained_windows(models: Iterable[Model]) -> set[str]:
+    """Every hour that any of these versions was trained on."""
+    return {window for model in models for window in model.windows}
 
 
 def play_entrants(
@@ -109,8 +152,8 @@ def play_entrants(
 ) -> dict[str, list[MarketResult]]:
     """The results of every entrant in every market, in their order; only what no earlier run has stored is played.
 
-    Every result is committed as it is finished, and ``on_progress`` told (what, markets done, of how many). A server is started
-    only when something is missing.
+    Every result is committed as it is finished, its decisions kept as files before that (gate_runs.py), and ``on_progress`` told (what,
+    markets done, of how many). A server is started only when something is missing of a model that is served here.
 
     Raises:
         ModelUnavailable: the server does not start or stays down; what was played by then is kept.
@@ -123,11 +166,15 @@ def play_entrants(
     playing = [entrant for entrant in entrants if missing[entrant.name]]
     if playing:
         adapters = {entrant.name: entrant.adapter for entrant in playing if entrant.adapter is not None}
-        with serving(settings, adapters) as url:
+        here = any(entrant.service is None for entrant in playing)
+        with serving(settings, adapters) if here else nullcontext("") as url:
             for entrant in playing:
+                asked = entrant.service or Service(url, entrant.name, "")
                 keep = _keeper(connection, entrant, markets, known[entrant.name], say, on_progress, clock)
-                with ChatClient(url, None, entrant.name, logprobs=False) as client:
-                    play_benchmark(model_contestant(client, entrant.name, TEMPERATURE), missing[entrant.name], concurrency, keep)
+                keep_run = run_keeper(settings.home, entrant.name, entrant.identity)
+                with ChatClient(asked.url, asked.key or None, asked.model, logprobs=False) as client:
+                    play_benchmark(model_contestant(client, entrant.name, TEMPERATURE), missing[entrant.name], concurrency, keep, keep_run)
+    forget_old_runs(settings.home, [entrant.name for entrant in entrants])
     return {entrant.name: [known[entrant.name][snapshot.id] for snapshot in snapshots] for entrant in entrants}
 
 

@@ -14,14 +14,13 @@ import psycopg
 
 from babylon_rl.errors import CheckFailed
 from babylon_rl.evaluation.comparison_shape import Comparison
-from babylon_rl.evaluation.contestants import Contestant, scripted
+from babylon_rl.evaluation.contestants import Contestant, scripted, seated
 from babylon_rl.evaluation.runner import SEAT
 from babylon_rl.market.serving import served_here
 from babylon_rl.market.simulation.actions import Invalid
 from babylon_rl.market.simulation.agents import Agent
 from babylon_rl.market.simulation.config import PRESETS
 from babylon_rl.market.simulation.model_agent import model_agent
-from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario, opening
 from babylon_rl.market.simulation.strategies import STRATEGIES
@@ -53,7 +52,7 @@ def _contestant(strategy: str, round_: int) -> Contestant:
         return first
 
     def make(agent_id: str, seed: int | str, scenario: Scenario) -> Agent:
-        return factory(strategy, scenario, first.mandate)(f"{agent_id}-{round_}", seed)
+        return seated(strategy, scenario, first.mandate)(f"{agent_id}-{round_}", seed)
 
     return replace(
         first,

@@ -18,13 +18,14 @@ from babylon_rl.market.simulation.fills import Fill, Refusal
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.prompting import choice_of
 from babylon_rl.market.simulation.record import AgentRecord
-from babylon_rl.market.simulation.run import play
+from babylon_rl.market.simulation.run import Run, play
 from babylon_rl.market.simulation.scenario import Scenario
 from babylon_rl.models.client import ChatClient
 from babylon_rl.store.benchmarks import MarketResult
 
 CONCURRENCY = 16
 _NO_TRADE = ("hold", "post")
+OnRun = Callable[[Snapshot, Run], None]
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,12 @@ def model_contestant(client: ChatClient, name: str, temperature: float) -> Conte
     return Contestant(name, model_agent(client, mandate=ONE_TICK, prompt_version=PROMPT_VERSION, temperature=temperature, name=name))
 
 
-def play_market(contestant: Contestant, snapshot: Snapshot, left: Event | None = None) -> MarketResult:
-    """Play one market to its end, or until ``left`` is set.
+def unkept(snapshot: Snapshot, run: Run) -> None:
+    """What is done with whole runs that nobody wants to look at: nothing."""
+
+
+def play_market(contestant: Contestant, snapshot: Snapshot, left: Event | None = None, on_run: OnRun = unkept) -> MarketResult:
+    """Play one market to its end, or until ``left`` is set; ``on_run`` is given the whole run.
 
     Raises:
         ModelUnavailable: the endpoint stays down.
@@ -63,6 +68,7 @@ def play_market(contestant: Contestant, snapshot: Snapshot, left: Event | None =
     run = play(snapshot.scenario, {PLAYER_ID: contestant.seat(snapshot.scenario)}, seed=snapshot.seed, on_tick=go_on)
     if not run.complete:
         raise ModelUnavailable(f"{contestant.name} in {snapshot.id}: {run.stopped}")
+    on_run(snapshot, run)
     return _result(snapshot, run.records[PLAYER_ID])
 
 
@@ -71,10 +77,12 @@ def play_benchmark(
     snapshots: Sequence[Snapshot],
     concurrency: int = CONCURRENCY,
     on_result: Callable[[MarketResult], None] = lambda result: None,
+    on_run: OnRun = unkept,
 ) -> list[MarketResult]:
     """Play every market, up to ``concurrency`` at once; the results come in the order of ``snapshots``.
 
-    ``on_result`` is called in this thread as each market ends, so that what is played is kept when a later one fails. When this
+    ``on_result`` is called in this thread as each market ends, so that what is played is kept when a later one fails; ``on_run`` before it,
+    in the thread that played. When this
     thread is interrupted, the markets under way end with their next tick.
 
     Raises:
@@ -85,7 +93,7 @@ def play_benchmark(
     played: dict[str, MarketResult] = {}
     left = Event()
     with ThreadPoolExecutor(max_workers=max(1, concurrency)) as pool:
-        pending = [pool.submit(play_market, contestant, snapshot, left) for snapshot in snapshots]
+        pending = [pool.submit(play_market, contestant, snapshot, left, on_run) for snapshot in snapshots]
         try:
             failure: BaseException | None = None
             for done in as_completed(pending):

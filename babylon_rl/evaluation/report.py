@@ -14,8 +14,9 @@ from babylon_rl.versions import content_version
 FOOTER = (
     "P&L in dollars of one market hour, mean and 95 % interval over the markets; differences are paired market by market. The gate may "
     "look {looks} times at a growing benchmark: intervals of differences keep 95 % over all looks together, p-values of the contests are "
-    "corrected for looks and for each other (Holm). The other rows describe and are not corrected for their number. The oracle knows the "
-    "future, the news reader how often news are true: what foresight and honest reading can earn with the same stake."
+    "corrected for looks and for each other (Holm). The other rows describe and are not corrected for their number. All versions meet the "
+    "same markets, and nothing is corrected for how many were tried in them: of forty that are no better, one may pass by chance. The "
+    "oracle knows the future, the news reader how often news are true: what foresight and honest reading can earn with the same stake."
 )
 CONTEST_COLUMNS = ("candidate against", "difference, $ an hour", "effect, standard deviations", "better in", "p, corrected")
 COLUMNS = ("model", "P&L, $ an hour", "against the reference", "win rate", "right direction", "invalid / refused", "buy / sell / hold")

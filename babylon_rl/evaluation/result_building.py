@@ -85,6 +85,7 @@ def result_of(run: Run, agent_id: str, market: Market, played: Played) -> Result
         start_balance=record.account.start,
         optimum=market.best_pnl,
         engine=played.engine,
+        edition=scenario.config.edition if scenario.config is not None else "",
         complete=run.complete,
         stopped=run.stopped,
         forecasts=forecasts(record, scenario),

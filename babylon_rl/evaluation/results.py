@@ -11,9 +11,11 @@ from typing import Any
 import msgspec
 
 from babylon_rl.errors import MarketError
+from babylon_rl.market.headlines import TRAINING
 
 BENCHMARK = "benchmark-"
 SUFFIX, PARTIAL = ".json", ".partial.json"
+SEEN = "Some of these markets have the words of the training edition: they are not unseen, and show nothing of a model."
 
 
 class _Shape(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
@@ -163,6 +165,7 @@ class Result(_Shape, frozen=True):
         agent_id: the agent's name; identity: what decides (weights, prompt, script), as a hash; role: ``strategy`` or ``model``.
         snapshot: a digest of the market; ticks: how many it has. ``complete`` says whether all were played, ``stopped`` in words why not.
         optimum: what the best plan of the snapshot's policy class earns, in dollars; engine: a hash of the code that moved the money.
+        edition: whose companies and words the market has, ``held-out`` or ``training``; empty for one that the game recorded.
     """
 
     id: str
@@ -185,9 +188,15 @@ class Result(_Shape, frozen=True):
     start_balance: float = 0.0
     optimum: float = 0.0
     engine: str = ""
+    edition: str = ""
     complete: bool = True
     stopped: str | None = None
     forecasts: list[Forecast] = []
+
+    @property
+    def seen(self) -> bool:
+        """True when its market has the companies and words of training hours."""
+        return self.edition == TRAINING.name
 
     @property
     def equity(self) -> list[float]:

@@ -1,7 +1,8 @@
 """Agents side by side over kept results: what each earned, and by how much one beats another in the same markets.
 
 Pairs are runs of the same snapshot, seed and repeat; snapshots are the independent draws, repeats of one count as one. With more than
-two agents p-values are corrected for all pairs (Holm). A result that is not sound enters nothing, and is named with the reason.
+two agents p-values are corrected for all pairs (Holm). A result that is not sound, or of a market that its agent had met before, enters
+nothing and is named with the reason.
 """
 
 import math
@@ -11,9 +12,10 @@ from pathlib import Path
 
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation.comparison_shape import AgentRow, Comparison, Interval, Pair, Refused, Totals
+from babylon_rl.evaluation.contestants import outside
 from babylon_rl.evaluation.metrics import calibration, share
 from babylon_rl.evaluation.result_checks import validate_result
-from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result, read_result
+from babylon_rl.evaluation.results import PARTIAL, SEEN, SUFFIX, Result, read_result
 from babylon_rl.evaluation.statistics import PairedComparison, compare_pairs, holm, mean_interval
 
 LEVEL = 0.05
@@ -32,6 +34,8 @@ def sound_results(files: Iterable[Path]) -> tuple[list[Result], list[Refused]]:
         wrong = validate_result(result)
         if not result.complete:
             wrong.append(f"It ended at tick {result.ticks_processed} of {result.ticks}: {result.stopped or 'left early'}")
+        if result.repeat > 0 and result.identity == outside(result.agent_id, result.mandate):
+            wrong.append(f"It is attempt {result.repeat + 1} of an outside agent, which may know the market from the first.")
         if wrong:
             refused.append(Refused(file=str(path), agent=result.agent_id, reasons=wrong))
         else:
@@ -73,8 +77,10 @@ def compare_results(results: Sequence[Result], refused: Sequence[Refused] = (), 
     engines = {result.engine for result in results}
     if len(engines) > 1:
         notes.append(f"The results were played by {len(engines)} versions of the engine: play them again before you rely on differences.")
+    if any(result.seen for result in results):
+        notes.append(SEEN)
     if any(one.agent is None or one.reasons for one in refused):
-        notes.append(f"{len(refused)} results are left out: they are not sound or not complete.")
+        notes.append(f"{len(refused)} results are left out: not sound, not complete, or of a market that was known from before.")
     return Comparison(
         runs=[result for runs in of_agent.values() for result in runs.values()],
         comparison=_totals(results), agents=agents, pairs=pairs, refused=list(refused), notes=notes,
@@ -83,18 +89,18 @@ def compare_results(results: Sequence[Result], refused: Sequence[Refused] = (), 
 
 def by_agent(results: Sequence[Result]) -> dict[str, dict[RunKey, Result]]:
     """Results by name, then by market, seed and repeat. Where one name stands for several agents, the mandate is added, and a part of
-    the identity where that does not tell them apart.
+    the identity and of the engine's where that does not tell them apart.
 
     Raises:
         UsageError: two different results of one agent, market, seed and repeat.
     """
-    identities: dict[str, set[str]] = {}
+    agents: dict[str, set[tuple[str, str]]] = {}
     for result in results:
-        for name in _names(result)[:2]:
-            identities.setdefault(name, set()).add(result.identity)
+        for name in _names(result):
+            agents.setdefault(name, set()).add((result.identity, result.engine))
     found: dict[str, dict[RunKey, Result]] = {}
     for result in results:
-        name = next((name for name in _names(result) if len(identities.get(name, ())) == 1), _names(result)[-1])
+        name = next((name for name in _names(result) if len(agents[name]) == 1), _names(result)[-1])
         runs = found.setdefault(name, {})
         key = (result.snapshot, str(result.seed), result.repeat)
         if key in runs and runs[key].metrics != result.metrics:
@@ -103,9 +109,10 @@ def by_agent(results: Sequence[Result]) -> dict[str, dict[RunKey, Result]]:
     return {name: dict(sorted(runs.items())) for name, runs in found.items()}  # in an order that files and arguments do not change
 
 
-def _names(result: Result) -> tuple[str, str, str]:
+def _names(result: Result) -> tuple[str, str, str, str]:
     """What an agent can be called, from short to unmistakable."""
-    return result.agent_id, f"{result.agent_id} ({result.mandate})", f"{result.agent_id} ({result.mandate}, {result.identity[:6]})"
+    agent, played = f"{result.agent_id} ({result.mandate}", result.identity[:6]
+    return result.agent_id, f"{agent})", f"{agent}, {played})", f"{agent}, {played}, engine {result.engine[:6]})"
 
 
 def _pairs(of_agent: dict[str, dict[RunKey, Result]], wanted: Sequence[tuple[str, str]]) -> tuple[list[Pair], list[str]]:

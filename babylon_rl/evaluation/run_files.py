@@ -54,6 +54,11 @@ class RunFiles:
             self.path(PARTIAL).unlink(missing_ok=True)
             self.path(ANSWERS).unlink(missing_ok=True)
 
+    def remove(self) -> None:
+        """Remove all there is of the run, its result first: nobody finds one whose decisions are gone."""
+        for suffix in (SUFFIX, PARTIAL, ANSWERS, DECISIONS):
+            self.path(suffix).unlink(missing_ok=True)
+
 
 class RememberingClient(ChatClient):
     """Another client whose answers are kept in a file as they come: a request that was answered before is not asked again.

@@ -56,6 +56,7 @@ class _Job:
     contestant: Contestant
     market: Market
     repeat: int
+    engine: str
     key: str
     files: RunFiles
 
@@ -72,6 +73,8 @@ def run_benchmark(
     repeats: int = 1,
     seed: int | str = 0,
     concurrency: int = CONCURRENCY,
+    again: bool = False,
+    engine: str | None = None,
     on_progress: Progress = unheard,
 ) -> BenchmarkRuns:
     """Play what the directory does not hold yet.
@@ -80,6 +83,8 @@ def run_benchmark(
         repeats: how often each contestant plays each market, with other seeds; they count as one market in comparisons.
         seed: of the repeats; results of another seed are other results.
         concurrency: runs of models at once.
+        again: first remove what the directory holds of these runs.
+        engine: the version of the code that plays, by default what it is; results of another version are other results.
         on_progress: is told (what, decisions made, of how many).
 
     Raises:
@@ -89,7 +94,11 @@ def run_benchmark(
     if len(set(names)) != len(names) or not contestants or not markets or repeats < 1:
         raise UsageError(f"Give each agent once, a snapshot and 1 repeat at least: {', '.join(names)}, {len(markets)}, {repeats}.")
     directory.mkdir(parents=True, exist_ok=True)
-    jobs = [_job(one, market, repeat, seed, directory) for one in contestants for market in markets for repeat in range(repeats)]
+    engine = engine or engine_version()
+    jobs = [_job(one, market, repeat, seed, engine, directory) for one in contestants for market in markets for repeat in range(repeats)]
+    if again:
+        for job in jobs:
+            job.files.remove()
     known = {job.key: result for job in jobs if (result := _finished(job)) is not None}
     missing = [job for job in jobs if job.key not in known]
     told = _Told(on_progress, sum(job.market.scenario.ticks for job in missing))
@@ -109,9 +118,9 @@ def run_benchmark(
     )
 
 
-def _job(contestant: Contestant, market: Market, repeat: int, seed: int | str, directory: Path) -> _Job:
-    key = content_version([contestant.identity, market.digest, market.start_balance, str(seed), repeat])
-    return _Job(contestant, market, repeat, key, RunFiles(directory, contestant.name, key))
+def _job(contestant: Contestant, market: Market, repeat: int, seed: int | str, engine: str, directory: Path) -> _Job:
+    key = content_version([contestant.identity, engine, market.digest, market.start_balance, str(seed), repeat])
+    return _Job(contestant, market, repeat, engine, key, RunFiles(directory, contestant.name, key))
 
 
 def _finished(job: _Job) -> Result | None:
@@ -181,7 +190,7 @@ def _play(job: _Job, seed: int | str, told: "_Told", leaving: Event) -> Result:
 
 def _keep(run: Run, job: _Job, seed: int | str) -> Result:
     one = job.contestant
-    played = Played(one.name, one.identity, one.role, one.mandate, seed, job.repeat, job.key, engine_version())
+    played = Played(one.name, one.identity, one.role, one.mandate, seed, job.repeat, job.key, job.engine)
     result = result_of(run, SEAT, job.market, played)
     job.files.keep(result, decision_lines(run, SEAT))
     return result

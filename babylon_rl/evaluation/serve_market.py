@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.contestants import MODEL, engine_version
+from babylon_rl.evaluation.contestants import MODEL, engine_version, outside
 from babylon_rl.evaluation.market_lobby import Fault, Lobby, Start
 from babylon_rl.evaluation.market_session import Clock, Outsider, Session
 from babylon_rl.evaluation.result_building import Market, Played, decision_lines, result_of
@@ -129,7 +129,7 @@ def serve(market: Market, bound: socket.socket, announce: Callable[[str], None],
 def _finished(session: Session, market: Market, directory: Path | None) -> bytes:
     """The result of a session as JSON; with a directory it and the decisions are also kept there, as those of `benchmark run` are."""
     agent, repeat = session.agent, session.attempt - 1
-    identity = _identity(agent)
+    identity = outside(agent.name, agent.mandate)
     key = content_version([identity, market.digest, market.start_balance, str(SEED), repeat])
     played = Played(agent.name, identity, MODEL, agent.mandate, SEED, repeat, key, engine_version())
     result = result_of(session.run, SEAT, market, played)
@@ -144,13 +144,9 @@ def _attempts(agent: Outsider, market: Market, directory: Path) -> int:
     known = 0
     for path in directory.glob(f"{slug(agent.name)}-*{SUFFIX}"):
         result = read_result(path)
-        if (result.identity, result.snapshot) == (_identity(agent), market.digest):
+        if (result.identity, result.snapshot) == (outside(agent.name, agent.mandate), market.digest):
             known = max(known, result.repeat + 1)
     return known
-
-
-def _identity(agent: Outsider) -> str:
-    return content_version(["outside", agent.name, agent.mandate])
 
 
 def _start(text: str) -> Start:

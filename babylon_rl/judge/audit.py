@@ -14,6 +14,7 @@ from datetime import datetime
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import JudgeRefused
+from babylon_rl.judge.calling.endpoint import audit_settings
 from babylon_rl.judge.calls import JudgeCaller
 from babylon_rl.judge.pool import run_pool
 from babylon_rl.judge.ruler import Judged, Outcome, Ruler, SetAside
@@ -78,12 +79,13 @@ def audit(
 ) -> Audited | None:
     """Ask JUDGE_AUDIT_MODEL about a sample of the scored hours ``windows``; None without one, or where it is the judge itself.
 
+    It is asked at JUDGE_AUDIT_BASE_URL where that is set, else where the judge is.
     ``connection`` is in autocommit. What is answered already costs nothing; JUDGE_BUDGET_USD holds for it too.
     """
     model = settings.judge_audit_model
     if model is None or model == settings.judge_model or groups < 1:
         return None
-    run = _Audit(settings.model_copy(update={"judge_model": model}), audit_sample(windows, groups, seed), on_progress)
+    run = _Audit(settings, audit_settings(settings, model), audit_sample(windows, groups, seed), on_progress)
     secret = keep_secret(connection, secrets.token_bytes(32), now)
     desk = Desk(connection, running_clock(now))
     refused = None
@@ -100,29 +102,30 @@ def audit(
 
 
 class _Audit:
-    """One call of ``audit``; ``settings`` name the second judge as the judge."""
+    """One call of ``audit``; ``first`` are the settings of the judge, ``second`` name the second judge as the judge."""
 
-    def __init__(self, settings: Settings, sample: Sequence[str], on_progress: Progress) -> None:
+    def __init__(self, first: Settings, second: Settings, sample: Sequence[str], on_progress: Progress) -> None:
         self.sample = sample
         self.counts = Counter[str]()
         self.agreed_on = 0
         self.quarantined: dict[str, str] = {}
         self.pending: dict[str, str] = {}
         self.notes: list[str] = []
-        self._settings = settings
+        self._first = first
+        self._second = second
         self._on_progress = on_progress
 
     async def judge(self, desk: Desk, secret: bytes) -> None:
         """Ask about every group of the sample."""
-        async with JudgeCaller(self._settings, self._settings.judge_model) as caller:
-            ruler = Ruler(caller, self._settings.judge_model, secret, self._settings, desk, desk.clock)
-            await run_pool(self._groups(desk, secret), ruler, ruler.judge, self._done, self._settings.judge_concurrency)
+        async with JudgeCaller(self._second, self._second.judge_model) as caller:
+            ruler = Ruler(caller, self._second.judge_model, secret, self._second, desk, desk.clock)
+            await run_pool(self._groups(desk, secret), ruler.judge, self._done, self._second.judge_concurrency)
             self.notes = ruler.notes
 
     async def _groups(self, desk: Desk, secret: bytes) -> AsyncIterator[ShownGroup]:
         for start in range(0, len(self.sample), HOURS_PLANNED_AT_ONCE):
             some = self.sample[start : start + HOURS_PLANNED_AT_ONCE]
-            shown = await desk.run(_as_judged, some, self._settings, secret)
+            shown = await desk.run(_as_judged, some, self._first, secret)
             self.counts["changed"] += len(some) - len(shown)
             for group in shown:
                 yield group
@@ -142,7 +145,10 @@ class _Audit:
 
 
 def _as_judged(connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes) -> list[ShownGroup]:
-    """What is shown of those hours that still are what was judged: the agents that have scores, and no others."""
+    """What the judge was shown of those hours of which it would be shown the same now: the agents that have scores, and no others.
+
+    ``settings`` are the judge's own. The heuristic was shown nothing: its hours are shown where their episodes are those it judged.
+    """
     with connection.transaction():
         held = scores.read(connection, windows)
         readings = read_windows(connection, list(held), settings)
@@ -152,4 +158,5 @@ def _as_judged(connection: Connection, windows: Sequence[str], settings: Setting
             window: [episode.agent_id for episode in reading.usable_episodes if episode.agent_id not in judged[window]]
             for window, reading in same.items()
         }
-        return list(shown_groups(connection, same, settings, dropped=others, secret=secret).values())
+        shown = shown_groups(connection, same, settings, dropped=others, secret=secret)
+        return [group for window, group in shown.items() if held[window].shown_version in ("", group.input_version)]

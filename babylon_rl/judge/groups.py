@@ -40,7 +40,8 @@ class Judgement:
     """How a language model came to the scores of a group, repairs included.
 
     ``tau`` is Kendall's, the mean over pairs of orders (None where none ranks); tokens and ``usd`` are None where one of them is unknown,
-    ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown.
+    ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown, ``server`` the address that answered in the
+    place of the model's provider.
     """
 
     orders: int
@@ -51,6 +52,7 @@ class Judgement:
     usd: float | None
     seconds: float
     shown_version: str
+    server: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from datetime import datetime
 
-from babylon_rl.errors import JudgeRefused
-from babylon_rl.judge.ruler import Outcome, Ruler, SetAside
+from babylon_rl.judge.ruler import Outcome, Ruler
 from babylon_rl.judge.ruler_cache import AnswerCache, Asker
 from babylon_rl.judge.shown import ShownGroup
 from babylon_rl.settings import Settings
@@ -38,30 +37,24 @@ async def judge_groups(
         for group in groups:
             yield group
 
-    await run_pool(given(), ruler, ruler.judge, keep, settings.judge_concurrency)
+    await run_pool(given(), ruler.judge, keep, settings.judge_concurrency)
     return {group.window: found[group.window] for group in groups}
 
 
-async def run_pool(groups: AsyncIterable[ShownGroup], ruler: Ruler, judge: Judge, done: Done, concurrency: int) -> None:
+async def run_pool(groups: AsyncIterable[ShownGroup], judge: Judge, done: Done, concurrency: int) -> None:
     """Judge groups as they come and hand each outcome to ``done``.
 
     The caller bounds the requests; here it is the groups under way that are, at twice that, so that neither the reading of further
     groups nor the writing of finished ones leaves it idle, and a long range is not held in memory.
 
     Raises:
-        JudgeRefused: the judge answers nobody; the other groups are cancelled. One that refuses some groups and answers others
-            has these set aside.
+        JudgeRefused: the judge answers nobody; the other groups are cancelled.
     """
     room = asyncio.Semaphore(2 * concurrency)
-    refusals: list[tuple[ShownGroup, JudgeRefused]] = []
 
     async def one(group: ShownGroup) -> None:
         try:
             await done(await judge(group))
-        except JudgeRefused as refused:
-            if refused.for_all:
-                raise
-            refusals.append((group, refused))
         finally:
             room.release()
 
@@ -76,10 +69,6 @@ async def run_pool(groups: AsyncIterable[ShownGroup], ruler: Ruler, judge: Judge
                 tasks.create_task(one(group), name=group.window)
     except BaseExceptionGroup as several:
         raise _first(several) from None
-    if refusals and not ruler.answered:
-        raise refusals[0][1]
-    for group, refused in refusals:
-        await done(SetAside(group, str(refused), []))
 
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -125,5 +125,5 @@ def what_leaves(settings: Settings) -> str:
         return "heuristic: nothing leaves the machine"
     kept = [f"{name} {how}" for name, _, how in listed if how != "leaves"]
     leaving = ", ".join(name for name, _, how in listed if how == "leaves")
-    where = f" at {endpoint_of(settings, asked[0]).where}" if settings.judge_base_url else ""
-    return f"to {' and '.join(asked)}{where} go: {leaving}; kept back: {', '.join([*kept, 'ids and names of agents'])}"
+    where = " and ".join(f"{model} at {endpoint_of(settings, model).where}" for model in asked)
+    return f"to {where} go: {leaving}; kept back: {', '.join([*kept, 'ids and names of agents'])}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from babylon_rl.judge.calling.endpoint import server_of
 from babylon_rl.judge.injection import bounded, escaped
 from babylon_rl.judge.rubric import RUBRIC_VERSION, system_prompt
 from babylon_rl.judge.shared_lines import named_lines
@@ -29,8 +30,9 @@ _MESSAGE_TOKENS = 4  # what a chat template adds to each message
 class JudgeRequest:
     """One request to a judge.
 
-    ``key`` is the SHA-256 of messages, model, rubric version, order, part and attempt. ``ids`` are opaque id -> agent id in the order
-    shown. ``tokens`` counts the messages; ``schema`` is the JSON schema of the answer.
+    ``key`` is the SHA-256 of messages, model, rubric version, order, part, attempt and ``server`` (empty: the model's provider).
+    ``ids`` are opaque id -> agent id in the order shown, ``shown_version`` is the hash of all that is shown of the group. ``tokens``
+    counts the messages; ``schema`` is the JSON schema of the answer.
     """
 
     key: str
@@ -44,6 +46,8 @@ class JudgeRequest:
     model: str = ""
     attempt: int = 0
     agents: tuple[str, ...] = field(default=())
+    server: str = ""
+    shown_version: str = ""
 
     @cached_property
     def tokens(self) -> int:
@@ -58,7 +62,8 @@ def plan_requests(group: ShownGroup, model: str, order: int, secret: bytes, sett
     most = episodes_per_request(group, settings)
     seed = int.from_bytes(_derived(secret, group, "split", str(order // 2))[:8], "big")
     parts = split(list(by_agent), most, seed)
-    return [_request(group, [by_agent[agent] for agent in agents], model, order, part, secret) for part, agents in enumerate(parts)]
+    server = server_of(settings, model)
+    return [_request(group, [by_agent[agent] for agent in agents], model, order, part, secret, server) for part, agents in enumerate(parts)]
 
 
 def repair_request(request: JudgeRequest, answer: str, faults: Sequence[str], attempt: int) -> JudgeRequest:
@@ -73,7 +78,9 @@ def repair_request(request: JudgeRequest, answer: str, faults: Sequence[str], at
     return _keyed(replace(request, messages=messages, attempt=attempt))
 
 
-def _request(group: ShownGroup, episodes: Sequence[ShownEpisode], model: str, order: int, part: int, secret: bytes) -> JudgeRequest:
+def _request(
+    group: ShownGroup, episodes: Sequence[ShownEpisode], model: str, order: int, part: int, secret: bytes, server: str
+) -> JudgeRequest:
     place = {episode.agent_id: _derived(secret, group, "place", str(order // 2), str(part), episode.agent_id) for episode in episodes}
     shown = sorted(episodes, key=lambda episode: place[episode.agent_id], reverse=order % 2 == 1)
     text = "\n".join([*group.context, group.common, *(episode.text for episode in shown)])
@@ -85,13 +92,14 @@ def _request(group: ShownGroup, episodes: Sequence[ShownEpisode], model: str, or
     return _keyed(
         JudgeRequest(
             key="", window=group.window, order=order, part=part, messages=messages, ids=ids, nonce=nonce,
-            schema=answer_schema(list(ids)), model=model, agents=tuple(sorted(place)),
+            schema=answer_schema(list(ids)), model=model, agents=tuple(sorted(place)), server=server, shown_version=group.input_version,
         )
     )  # fmt: skip
 
 
 def _keyed(request: JudgeRequest) -> JudgeRequest:
     content = [request.messages, request.model, RUBRIC_VERSION, request.order, request.part, request.attempt]
+    content += [request.server] if request.server else []
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return replace(request, key=hashlib.sha256(canonical.encode()).hexdigest())
 

@@ -14,7 +14,7 @@ from typing import Any
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
 from babylon_rl.judge.agreement import Agreement, agreement
 from babylon_rl.judge.answers import AnswerFault, Verdict, read_answer
-from babylon_rl.judge.budget import Budget, OverBudget
+from babylon_rl.judge.budget import Budget, OverBudget, expected_usd
 from babylon_rl.judge.calls import Reply
 from babylon_rl.judge.patience import Patience
 from babylon_rl.judge.request import JudgeRequest, plan_requests, repair_request
@@ -50,7 +50,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class SetAside:
-    """A group without scores: no answer to one of its requests could be used. ``transcript`` holds the tries, shortened."""
+    """A group without scores: one of its requests was refused, or no answer could be used. ``transcript`` holds the tries, shortened."""
 
     group: ShownGroup
     reason: str
@@ -69,7 +69,7 @@ Outcome = Judged | SetAside | Waiting
 
 
 class Unusable(Exception):
-    """Every try at one request gave an answer that cannot be used."""
+    """A request was refused, or every try at it gave an answer that cannot be used."""
 
     def __init__(self, reason: str, transcript: Sequence[Mapping[str, Any]]) -> None:
         super().__init__(reason)
@@ -102,7 +102,7 @@ class Ruler:
         self._clock = clock
         # An answer has its slot until it is kept: no more than that many can be lost, and be paid for again.
         self._slots = asyncio.Semaphore(settings.judge_concurrency)
-        self._budget = Budget(settings.judge_budget_usd, model, cache.spent)
+        self._budget = Budget(settings.judge_budget_usd, model, cache)
         self._patience = Patience(model, settings.judge_tries)
 
     @property
@@ -114,13 +114,13 @@ class Ruler:
         """Judge one group.
 
         Raises:
-            JudgeRefused: the judge will not answer; retrying cures nothing.
+            JudgeRefused: the judge answers nobody; retrying cures nothing. A group of which it refuses a request is set aside.
         """
         tally = _Tally()
         try:
             orders = await self._orders(group, range(self._settings.judge_orders), tally)
-            while self._differ(found := _agreement(orders)) and len(orders) < self._settings.judge_max_orders:
-                orders += await self._orders(group, range(len(orders), len(orders) + 1), tally)
+            while self._differ(found := _agreement(orders)) and _paired(len(orders)) <= self._settings.judge_max_orders:
+                orders += await self._orders(group, range(len(orders), _paired(len(orders))), tally)
         except Unusable as unusable:
             return SetAside(group, unusable.reason, unusable.transcript)
         except (OverBudget, JudgeUnavailable) as reason:
@@ -134,7 +134,7 @@ class Ruler:
         plans = [plan_requests(group, self.model, number, self._secret, self._settings) for number in numbers]
         requests = [request for plan in plans for request in plan]
         held = await self._cache.find([request.key for request in requests])
-        with await self._budget.reserve([request for request in requests if request.key not in held]):
+        async with self._budget.reserved([request for request in requests if request.key not in held]):
             verdicts = await _all([self._verdicts(request, held.get(request.key), tally) for request in requests])
         by_key = dict(zip((request.key for request in requests), verdicts, strict=True))
         return [_order(plan, [by_key[request.key] for request in plan]) for plan in plans]
@@ -147,14 +147,19 @@ class Ruler:
             if attempt != ASKED:
                 held = (await self._cache.find([request.key])).get(request.key)
             if held is None:
-                held = await self._ask(request, attempt)
+                try:
+                    held = await self._ask(request, attempt)
+                except JudgeRefused as refused:
+                    if refused.for_all:
+                        raise
+                    raise Unusable(str(refused), [*transcript, _exchange(request, attempt, "", [str(refused)])]) from None
                 tally.asked += 1
             tally.answers.append(held)
             try:
                 found = read_answer(held.answer, list(request.ids))
             except AnswerFault as fault:
                 faults = fault.faults
-                transcript.append(_exchange(request, attempt, held, faults))
+                transcript.append(_exchange(request, attempt, held.answer, faults))
             else:
                 return {request.ids[shown]: verdict for shown, verdict in found.items()}
             request = _next(asked, held.answer, faults, attempt + 1)
@@ -162,13 +167,12 @@ class Ruler:
 
     async def _ask(self, request: JudgeRequest, attempt: int) -> StoredAnswer:
         # What the group is asked at first was reserved for all its requests together.
-        with await self._budget.reserve([] if attempt == ASKED else [request]):
-            async with self._slots:
-                self._patience.check()
-                reply = await self._reply(request)
-                answer = self._answer(request, attempt, reply)
-                self._patience.heard(request.window, answer.faults)
-                await self._cache.add(answer)
+        async with self._budget.reserved([] if attempt == ASKED else [request]), self._slots:
+            self._patience.check()
+            reply = await self._reply(request)
+            answer = self._answer(request, attempt, reply)
+            self._patience.heard(request.window, answer.faults)
+            await self._cache.add(answer)
         return answer
 
     async def _reply(self, request: JudgeRequest) -> Reply:
@@ -183,13 +187,16 @@ class Ruler:
 
     def _answer(self, request: JudgeRequest, attempt: int, reply: Reply) -> StoredAnswer:
         self.answered += 1
-        self._budget.pay(reply.usd)
+        # A server that counts no tokens is paid all the same.
+        usd = expected_usd(self.model, request.tokens, len(request.ids)) if reply.usd is None else reply.usd
+        self._budget.pay(usd)
         text = storable(reply.text)
         faults, scores = _checked(text, request)
         return StoredAnswer(
             key=request.key, window=request.window, judge=self.model, rubric_version=RUBRIC_VERSION, order=request.order,
-            part=request.part, attempt=attempt, ids=list(request.ids.items()), answer=text, faults=faults, scores=scores,
-            prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens, usd=reply.usd,
+            part=request.part, attempt=attempt, shown_version=request.shown_version, ids=list(request.ids.items()), answer=text,
+            faults=faults, scores=scores,
+            prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens, usd=usd,
             latency_seconds=reply.latency_s, tries=reply.attempts, asked_at=self._clock(),
         )  # fmt: skip
 
@@ -201,6 +208,11 @@ async def _all(work: Sequence[Awaitable[Any]]) -> list[Any]:
     if failed:
         raise min(failed, key=lambda error: next((place for place, kind in enumerate(_GRAVEST) if isinstance(error, kind)), -1))
     return results
+
+
+def _paired(orders: int) -> int:
+    """The next even number: an order and its reverse come together, as what a judge gives to a place cancels out between the two alone."""
+    return orders + 2 - orders % 2
 
 
 def _agreement(orders: Sequence[Order]) -> Agreement:
@@ -234,14 +246,14 @@ def _checked(text: str, request: JudgeRequest) -> tuple[list[str], dict[str, flo
     return [], {request.ids[shown]: verdict.score for shown, verdict in found.items()}
 
 
-def _exchange(request: JudgeRequest, attempt: int, answer: StoredAnswer, faults: Sequence[str]) -> dict[str, Any]:
+def _exchange(request: JudgeRequest, attempt: int, answer: str, faults: Sequence[str]) -> dict[str, Any]:
     return {
         "order": request.order,
         "part": request.part,
         "attempt": attempt,
         # after the first try only what came to the question
         "messages": [{"role": m["role"], "content": _short(m["content"])} for m in request.messages[2 if attempt else 0 :]],
-        "answer": _short(answer.answer),
+        "answer": _short(answer),
         "faults": [storable(sentence) for sentence in faults],
     }
 

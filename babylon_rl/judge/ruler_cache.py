@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from babylon_rl.judge.budget import Purse
 from babylon_rl.judge.calls import Reply
 from babylon_rl.store.judge_answers import StoredAnswer
+from babylon_rl.store.judge_budget import Account
 
 
 class Asker(Protocol):
@@ -15,8 +17,8 @@ class Asker(Protocol):
         ...
 
 
-class AnswerCache(Protocol):
-    """Answers by the key of their request."""
+class AnswerCache(Purse, Protocol):
+    """Answers by the key of their request, and what may still be spent on more."""
 
     async def find(self, keys: Sequence[str]) -> dict[str, StoredAnswer]:
         """Those that were answered."""
@@ -26,16 +28,18 @@ class AnswerCache(Protocol):
         """Keep an answer; it is safe when this returns."""
         ...
 
-    async def spent(self) -> float:
-        """Dollars of the day so far, of all runs."""
-        ...
-
 
 class MemoryCache:
     """A cache that lives as long as the object."""
 
     def __init__(self) -> None:
         self._held: dict[str, StoredAnswer] = {}
+        self._under_way = 0.0
+
+    @property
+    def spent(self) -> float:
+        """Dollars of all answers of a known price."""
+        return sum(answer.usd or 0.0 for answer in self._held.values())
 
     async def find(self, keys: Sequence[str]) -> dict[str, StoredAnswer]:
         """Those that were answered."""
@@ -45,6 +49,12 @@ class MemoryCache:
         """Keep an answer."""
         self._held[answer.key] = answer
 
-    async def spent(self) -> float:
-        """Dollars of all answers of a known price."""
-        return sum(answer.usd or 0.0 for answer in self._held.values())
+    async def reserve(self, usd: float, most: float, paid: float) -> Account:
+        """Reserve dollars where they fit beside all that was answered and is under way."""
+        found = Account(max(self.spent, paid), self._under_way, max(self.spent, paid) + self._under_way + usd <= most)
+        self._under_way += usd if found.fits else 0.0
+        return found
+
+    async def give_back(self, usd: float) -> None:
+        """Give dollars back that were reserved."""
+        self._under_way -= usd

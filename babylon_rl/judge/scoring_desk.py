@@ -18,7 +18,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import psutil
 
-from babylon_rl.store.judge_answers import StoredAnswer, add_answers, find_answers, spent_on
+from babylon_rl.store.judge_answers import StoredAnswer, add_answers, find_answers
+from babylon_rl.store.judge_budget import Account, drop_reservations, give_back, reserve
 from babylon_rl.store.judge_leases import claim_lease, drop_leases, renew_leases
 from babylon_rl.store.trajectories import Connection
 
@@ -41,15 +42,19 @@ class Desk:
     def __init__(self, connection: Connection, clock: Callable[[], datetime]) -> None:
         self.connection = connection
         self.clock = clock
+        self.holder = _own_name()
+        self._reserves = False
         self._thread = ThreadPoolExecutor(1, "judge-database")
         self._arrived: dict[str, StoredAnswer] = {}
         self._flushing: asyncio.Task[None] | None = None
 
     def close(self) -> None:
-        """Wait for what is being written, and write the answers that have come and were not."""
+        """Wait for what is being written, write the answers that have come and were not, and give back what is reserved."""
         self._thread.shutdown()
         if self._arrived and not self.connection.closed:  # the loop was ended between an answer and its row
             self._write_arrived(self.connection)
+        if self._reserves and not self.connection.closed:
+            drop_reservations(self.connection, [self.holder])
 
     async def run(self, work: Callable[Concatenate[Connection, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         """``work(connection, ...)`` in the desk's thread."""
@@ -67,9 +72,21 @@ class Desk:
                 self._flushing = asyncio.create_task(self.run(self._write_arrived))
             await asyncio.shield(self._flushing)
 
-    async def spent(self) -> float:
-        """Dollars of the day so far, of all runs."""
-        return (await self.run(spent_on, self.clock()))[0]
+    async def reserve(self, usd: float, most: float, paid: float) -> Account:
+        """Reserve dollars where they fit beside what all runs have spent today and have under way; ``paid`` is what this run has."""
+        return await self.run(self._reserve, usd, most, paid)
+
+    async def give_back(self, usd: float) -> None:
+        """Give dollars back that were reserved."""
+        await self.run(give_back, self.holder, usd, self.clock())
+
+    def _reserve(self, connection: Connection, usd: float, most: float, paid: float) -> Account:
+        self._reserves = True
+        account = reserve(connection, self.holder, usd, most, paid, self.clock())
+        if account.fits or not (ended := [holder for holder in account.holders if _has_ended(holder)]):
+            return account
+        drop_reservations(connection, ended)
+        return reserve(connection, self.holder, usd, most, paid, self.clock())
 
     def _write_arrived(self, connection: Connection) -> None:
         arrived = list(self._arrived.values())
@@ -101,7 +118,7 @@ class Leases:
     """The hours that this run is judging, an async context manager; another run waits for them to be given back, or to run out."""
 
     def __init__(self, desk: Desk, lease_s: float = LEASE_S) -> None:
-        self.holder = _own_name()
+        self.holder = desk.holder
         self._desk = desk
         self._lease = timedelta(seconds=lease_s)
         self._gone: set[str] = set()

@@ -97,7 +97,7 @@ class _Run:
             async def done(outcome: Outcome) -> None:
                 await self._finish(desk, leases.holder, outcome)
 
-            await run_pool(self._groups(desk, windows), ruler, one, done, self._settings.judge_concurrency)
+            await run_pool(self._groups(desk, windows), one, done, self._settings.judge_concurrency)
             self.scored.notes += ruler.notes
 
     async def _groups(self, desk: Desk, windows: Sequence[str]) -> AsyncIterator[ShownGroup]:
@@ -152,8 +152,9 @@ def finish_hour(
         drop_leases(connection, holder, [window])
         if not isinstance(outcome, Judged):
             if isinstance(outcome, SetAside):
+                transcript = list(map(dict, outcome.transcript))
                 entry = judge_waiting.Quarantined(
-                    window, settings.judge_model, judge_version(settings), outcome.reason, list(map(dict, outcome.transcript)), now
+                    window, settings.judge_model, judge_version(settings), outcome.reason, transcript, now, hour.sources
                 )
                 judge_waiting.quarantine(connection, entry)
             return outcome.reason

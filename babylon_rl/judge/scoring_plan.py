@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.episodes.types import WindowReading
+from babylon_rl.judge.calling.endpoint import server_of
 from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.rubric import RUBRIC_VERSION
 from babylon_rl.judge.scoring_stored import loaded
@@ -14,7 +15,7 @@ from babylon_rl.judge.sources import sources_versions
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_answers, judge_waiting, scores
 from babylon_rl.store.freezable import DROPOUT, read_dropped
-from babylon_rl.store.judge_sources import keep_sources, read_sources
+from babylon_rl.store.judge_sources import forget_sources, keep_sources, read_sources
 from babylon_rl.store.trajectories import Connection
 from babylon_rl.store.window_groups import lock_windows
 
@@ -62,14 +63,15 @@ def plan_hours(
     """Decide about a few complete hours, in one short transaction under their locks; ``write=False`` changes nothing.
 
     An hour that a training has consumed an episode of keeps its scores, one that is as it was judged keeps them, and one in quarantine
-    of this judge stays there, unless forced. Dropout that a batch decided is left out of what is shown.
+    of this judge stays there while the same would be asked, unless forced. Dropout that a batch decided is left out of what is shown.
     """
     plan = Plan()
     with connection.transaction():
         if write:
             lock_windows(connection, windows)
         state = _read(connection, windows, settings)
-        wanted = [window for window in windows if _is_wanted(window, state, settings, force, plan)]
+        aside = {} if force else _held_back(connection, state, settings, secret)
+        wanted = [window for window in windows if _is_wanted(window, state, aside, force, plan)]
         if not force:
             _keep_unchanged(connection, wanted, state, settings, secret, plan, write)
         rest = {window: state.readings[window] for window in wanted if window not in plan.kept}
@@ -99,15 +101,32 @@ def _read(connection: Connection, windows: Sequence[str], settings: Settings) ->
     )
 
 
-def _is_wanted(window: str, state: _State, settings: Settings, force: bool, plan: Plan) -> bool:
-    aside = state.quarantined.get(window)
+def _held_back(connection: Connection, state: _State, settings: Settings, secret: bytes) -> dict[str, str]:
+    """The hours in a quarantine of this judge that stands, with the reason: nothing else would be asked than what failed."""
+    aside = {
+        window: entry
+        for window, entry in state.quarantined.items()
+        if (entry.judge, entry.judge_version) == (settings.judge_model, judge_version(settings))
+    }
+    if not aside:
+        return {}
+    readings = {window: state.readings[window] for window in aside}
+    agents = {
+        window: [e.agent_id for e in reading.usable_episodes if e.agent_id not in state.dropped.get(window, ())]
+        for window, reading in readings.items()
+    }
+    now = sources_versions(connection, readings, agents, settings, secret)
+    return {window: entry.reason for window, entry in aside.items() if entry.sources_version in ("", now[window])}
+
+
+def _is_wanted(window: str, state: _State, aside: Mapping[str, str], force: bool, plan: Plan) -> bool:
     if force:
         return state.readings[window].ready
     if window in state.held and window in state.consumed:
         plan.kept[window] = state.held[window]
         return False
-    if aside is not None and (aside.judge, aside.judge_version) == (settings.judge_model, judge_version(settings)):
-        plan.quarantined[window] = aside.reason
+    if window in aside:
+        plan.quarantined[window] = aside[window]
         return False
     return state.readings[window].ready
 
@@ -134,11 +153,15 @@ def _keep_unchanged(
             plan.kept[window] = held
             if write:
                 keep_sources(connection, {window: sources[window]})
+    if write:
+        forget_sources(connection, {window: before[window] for window in same if window not in plan.kept and window in before})
 
 
 def _could_stand(window: str, state: _State, settings: Settings) -> bool:
     before = state.held.get(window)
     if before is None or before.input_version != group_version(state.readings[window]):
+        return False
+    if before.judgement is None or before.judgement.server != server_of(settings, settings.judge_model):
         return False
     return (before.judge, before.judge_version) == (settings.judge_model, judge_version(settings))
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
+from babylon_rl.judge.calling.endpoint import server_of
 from babylon_rl.judge.groups import GroupScores, Judgement, group_scores
 from babylon_rl.judge.injection import Flag
 from babylon_rl.judge.ruler import Judged, storable
@@ -31,7 +32,8 @@ def judged_scores(outcome: Judged, settings: Settings, input_version: str) -> Gr
         )
         for entry in whole.scores
     )
-    return replace(whole, scores=entries, disagreement=found.disagreement, judgement=_judgement(outcome))
+    judgement = _judgement(outcome, server_of(settings, settings.judge_model))
+    return replace(whole, scores=entries, disagreement=found.disagreement, judgement=judgement)
 
 
 def flag_words(flag: Flag) -> str:
@@ -46,7 +48,7 @@ def _reasoning(outcome: Judged, agent: str) -> str:
     return storable("\n".join(f"Order {number} ({verdict.score:.2f}): {verdict.explanation}" for number, verdict in enumerate(said, 1)))
 
 
-def _judgement(outcome: Judged) -> Judgement:
+def _judgement(outcome: Judged, server: str) -> Judgement:
     # The same answers in another order of arrival are the same judgement.
     answers = sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
     usd = [answer.usd for answer in answers]
@@ -59,6 +61,7 @@ def _judgement(outcome: Judged) -> Judgement:
         usd=None if None in usd else math.fsum(part for part in usd if part is not None),
         seconds=math.fsum(answer.latency_seconds for answer in answers),
         shown_version=outcome.group.input_version,
+        server=server,
     )
 
 

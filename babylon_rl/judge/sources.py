@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.episodes.types import WindowReading
+from babylon_rl.judge.calling.endpoint import server_of
 from babylon_rl.judge.rubric import RUBRIC_VERSION
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings
@@ -22,13 +23,14 @@ FORM = 1  # raise it when the same sources are shown differently
 def sources_versions(
     connection: Connection, readings: Mapping[str, WindowReading], shown: Mapping[str, Collection[str]], settings: Settings, secret: bytes
 ) -> dict[str, str]:
-    """The version of each hour of which some agents are ``shown``: content, outcomes, hidden answers, names, settings, rubric."""
+    """The version of each hour of which some agents are ``shown``: content, outcomes, hidden answers, names, settings, server, rubric."""
     markets = read_many_outcomes(connection, list(readings), settings)
     agents = sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes})
     names = sorted(map(list, store.agent_names(connection, agents)))
     common = [
         FORM, RUBRIC_VERSION, settings.judge_model, settings.judge_request_tokens, settings.judge_group_size,
         settings.judge_private_fields, settings.show_hidden_answers_to_judge, hashlib.sha256(secret).hexdigest(),
+        *filter(None, [server_of(settings, settings.judge_model)]),
     ]  # fmt: skip
     found = {}
     for window, reading in readings.items():

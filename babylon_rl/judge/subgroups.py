@@ -1,19 +1,22 @@
 """Groups too large for one request: overlapping sub-groups, and their scores on one scale.
 
-Every sub-group holds the same few anchors. A part is moved and stretched so that its anchors have the mean and the deviation that they
-have over all parts; that map rises, so the order inside a part stays as it was judged.
+Every sub-group holds the same few anchors. A part is moved and stretched towards where its anchors have the mean and the deviation that
+they have over all parts: all the way where the anchors' scores fit such maps, and less the more of the difference is what the judge's
+noise makes of so few anchors, which would otherwise reach every episode of the part. The map rises, so the order inside a part stays.
 """
 
 import math
 import random
 from collections.abc import Mapping, Sequence
 
-LEAST = 4  # episodes in a sub-group: two anchors, which fix a scale, and two to place on it
+LEAST = 4  # episodes in a sub-group: two anchors, and two to place beside them
+ENOUGH = 4  # anchors that tell a scale from noise
+_NOTHING = 1e-9
 _SAME = 9  # decimals: sums of floats differ in the last bits
 
 
 def split(agents: Sequence[str], most: int, seed: int) -> list[list[str]]:
-    """Sub-groups of at most ``most`` agents which share a third of that as anchors; one group where all fit.
+    """Sub-groups of at most ``most`` agents which share a third of that as anchors, or up to ENOUGH of a half; one group where all fit.
 
     Anchors and the rest are drawn by ``seed`` from the sorted agents, so that the same group splits the same way.
 
@@ -28,7 +31,7 @@ def split(agents: Sequence[str], most: int, seed: int) -> list[list[str]]:
     if len(ordered) <= most:
         return [ordered]
     random.Random(seed).shuffle(ordered)
-    anchors = max(2, most // 3)
+    anchors = max(most // 3, min(ENOUGH, most // 2))
     shared, rest = ordered[:anchors], ordered[anchors:]
     parts = math.ceil(len(rest) / (most - anchors))
     return [sorted(shared + rest[part::parts]) for part in range(parts)]
@@ -37,7 +40,8 @@ def split(agents: Sequence[str], most: int, seed: int) -> list[list[str]]:
 def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """One score from 0 to 1 for every agent of some parts, in order of agent; a single part stays as it is.
 
-    With a judge whose scores in each part are a rising straight-line map of the same skill, the order is that of the skill.
+    With a judge whose scores in each part are a rising straight-line map of the same skill, the order is that of the skill. Two anchors
+    or fewer tell how far parts lie apart, and nothing of their scale.
 
     Raises:
         ValueError: there is no part, or no agent that all parts share.
@@ -49,20 +53,49 @@ def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     anchors = sorted(set.intersection(*(set(part) for part in parts)))
     if not anchors:
         raise ValueError("The parts share no agent.")
-    spreads = [_moments([part[agent] for agent in anchors]) for part in parts]
-    middle = math.fsum(mean for mean, _ in spreads) / len(parts)
-    width = math.fsum(deviation for _, deviation in spreads) / len(parts)
     gathered: dict[str, list[float]] = {}
-    for part, (mean, deviation) in zip(parts, spreads, strict=True):
-        stretch = width / deviation if deviation > 1e-9 and width > 1e-9 else 1.0
+    for part, (mean, to, stretch) in zip(parts, _maps([[part[agent] for agent in anchors] for part in parts]), strict=True):
         for agent, score in part.items():
-            gathered.setdefault(agent, []).append(middle + (score - mean) * stretch)
+            gathered.setdefault(agent, []).append(to + (score - mean) * stretch)
     return _within({agent: math.fsum(scores) / len(scores) for agent, scores in sorted(gathered.items())})
 
 
-def _moments(values: Sequence[float]) -> tuple[float, float]:
+def _maps(anchors: Sequence[Sequence[float]]) -> list[tuple[float, float, float]]:
+    """For each part, given the scores of its anchors: their mean, where that goes, and how far the part is stretched around it."""
+    moments = [_moments(scores) for scores in anchors]
+    means, deviations = [mean for mean, _ in moments], [deviation for _, deviation in moments]
+    middle, width, count = math.fsum(means) / len(means), math.fsum(deviations) / len(deviations), len(anchors[0])
+    scales = count > 2 and min(deviations) > _NOTHING
+    aligned = [
+        [(score - mean) * (width / deviation if scales else 1.0) for score in scores]
+        for scores, (mean, deviation) in zip(anchors, moments, strict=True)
+    ]
+    noise = _disagreement(aligned, count - (2 if scales else 1))
+    moved = _beyond(means, noise / count)
+    stretched = _beyond([math.log(deviation) for deviation in deviations], noise / width**2 / (count - 1)) if scales else 0.0
+    return [(mean, mean + moved * (middle - mean), (width / deviation) ** stretched if scales else 1.0) for mean, deviation in moments]
+
+
+def _disagreement(aligned: Sequence[Sequence[float]], freedom: int) -> float:
+    """The variance of one score that is left of the anchors where every part is on one scale; 0 where nothing can be said."""
+    left = math.fsum(_spread(scores) for scores in zip(*aligned, strict=True))
+    return left / (freedom * (len(aligned) - 1)) if freedom > 0 else 0.0
+
+
+def _beyond(values: Sequence[float], noise: float) -> float:
+    """The share of the variance of some values that is more than ``noise``, the variance that noise alone would give them."""
+    variance = _spread(values) / (len(values) - 1)
+    return max(0.0, 1.0 - noise / variance) if variance > _NOTHING**2 else 0.0
+
+
+def _spread(values: Sequence[float]) -> float:
+    """The sum of squares around the mean."""
     mean = math.fsum(values) / len(values)
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    return math.fsum((value - mean) ** 2 for value in values)
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float]:
+    return math.fsum(values) / len(values), math.sqrt(_spread(values) / len(values))
 
 
 def _within(scores: Mapping[str, float]) -> dict[str, float]:

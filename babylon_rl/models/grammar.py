@@ -8,7 +8,7 @@ Open strings, arrays, references and optional properties are left out on purpose
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -29,9 +29,9 @@ class Trie:
 
     children: dict[int, "Trie"] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def legal(self) -> tuple[int, ...]:
-        """The tokens that may follow, ascending."""
+        """The tokens that may follow, ascending; asked of a trie that is whole."""
         return tuple(sorted(self.children))
 
 

@@ -1,15 +1,18 @@
 """Log-probabilities of recorded answers, differentiable, under the same distribution that served them.
 
 The hidden states of a right-padded batch are computed once; the head only where a token had alternatives, and only over
-the legal ones, in float32. A forced token has log-probability 0 and gives no gradient.
+the legal ones, in float32. A forced token has log-probability 0 and gives no gradient. What is computed over the whole vocabulary is
+computed for ``OPEN_ROWS`` tokens at a time and again in the backward pass, so that memory does not grow with the length of free texts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.models.grammar import compile_grammar
+from babylon_rl.models.lines import encode_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 NOT_IN_GRAMMAR = "not_in_grammar"
 EMPTY = "empty"
+OPEN_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class BranchLogprobs:
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
     """The prompt's tokens: the chat template with the opening of the assistant's turn."""
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return tuple(tokenizer.encode(str(text), add_special_tokens=False))
+    return tuple(encode_text(tokenizer, str(text)))
 
 
 def encode_sequence(
@@ -78,7 +82,8 @@ def encode_sequence(
     answer = grammar.tokens.get(response)
     if answer is None:
         return NotEncodable(NOT_IN_GRAMMAR, f"{response[:80]!r} is not one of the {len(grammar.texts)} answers of its schema")
-    return EncodedSequence(prompt, answer, tuple(grammar.legal_t(answer)), tuple(grammar.branch_mask(answer)))
+    legal_t = tuple(grammar.legal_t(answer))
+    return EncodedSequence(prompt, answer, legal_t, tuple(len(legal) > 1 for legal in legal_t))
 
 
 def causal_model(model: "nn.Module") -> Any:
@@ -142,11 +147,10 @@ def spot_values(hidden_nd: "Tensor", head_vd: "Tensor", spots: Sequence[tuple[tu
     open_n = [n for n, (legal, _) in enumerate(spots) if legal is None]
     bound = [(n, legal, token) for n, (legal, token) in enumerate(spots) if legal is not None]
     if open_n:
-        logprobs = torch.log_softmax((hidden_nd[open_n] @ head_vd.T).float(), dim=-1)
         picked = torch.tensor([spots[n][1] for n in open_n], device=values.device)
         where = torch.tensor(open_n, device=values.device)
-        values = values.index_put((where,), logprobs.gather(-1, picked[:, None])[:, 0])
-        entropies = entropies.index_put((where,), -(logprobs.exp() * logprobs).sum(-1))
+        value_n, entropy_n = _in_parts(partial(_open_values, head_vd), hidden_nd[open_n], picked).T
+        values, entropies = values.index_put((where,), value_n), entropies.index_put((where,), entropy_n)
     if bound:
         logprobs = legal_logprobs(hidden_nd[[n for n, _, _ in bound]], head_vd, [legal for _, legal, _ in bound])
         picked = torch.tensor([legal.index(token) for _, legal, token in bound], device=values.device)
@@ -169,11 +173,38 @@ def divergence(hidden_nd: "Tensor", reference_nd: "Tensor", head_vd: "Tensor", l
     open_n = [n for n, legal in enumerate(legal_n) if legal is None]
     bound_n = [n for n, legal in enumerate(legal_n) if legal is not None]
     if open_n:
-        policy, reference = (torch.log_softmax((hidden[open_n] @ head_vd.T).float(), dim=-1) for hidden in (hidden_nd, reference_nd))
-        found = found.index_put((torch.tensor(open_n, device=found.device),), (policy.exp() * (policy - reference)).sum(-1))
+        open_kl = _in_parts(partial(_open_divergence, head_vd), hidden_nd[open_n], reference_nd[open_n])
+        found = found.index_put((torch.tensor(open_n, device=found.device),), open_kl)
     if bound_n:
         legal = [legal_n[n] or () for n in bound_n]
         policy, reference = (legal_logprobs(hidden[bound_n], head_vd, legal) for hidden in (hidden_nd, reference_nd))
         away = (policy - reference).masked_fill(torch.isinf(policy), 0.0)
         found = found.index_put((torch.tensor(bound_n, device=found.device),), (policy.exp() * away).sum(-1))
     return found
+
+
+def _open_values(head_vd: "Tensor", hidden_nd: "Tensor", picked_n: "Tensor") -> "Tensor":
+    """[N, 2] log-probabilities of the tokens taken and entropies over the vocabulary."""
+    import torch
+
+    logprobs_nv = torch.log_softmax((hidden_nd @ head_vd.T).float(), dim=-1)
+    return torch.stack([logprobs_nv.gather(-1, picked_n[:, None])[:, 0], -(logprobs_nv.exp() * logprobs_nv).sum(-1)], dim=-1)
+
+
+def _open_divergence(head_vd: "Tensor", hidden_nd: "Tensor", reference_nd: "Tensor") -> "Tensor":
+    """[N] divergences over the vocabulary."""
+    import torch
+
+    policy_nv, reference_nv = (torch.log_softmax((hidden @ head_vd.T).float(), dim=-1) for hidden in (hidden_nd, reference_nd))
+    return (policy_nv.exp() * (policy_nv - reference_nv)).sum(-1)
+
+
+def _in_parts(work: "Callable[..., Tensor]", *rows_n: "Tensor") -> "Tensor":
+    """``work`` over ``OPEN_ROWS`` rows at a time, of which only the arguments are kept for the backward pass."""
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    if len(rows_n[0]) <= OPEN_ROWS:
+        return work(*rows_n)
+    parts = zip(*(rows.split(OPEN_ROWS) for rows in rows_n), strict=True)
+    return torch.cat([checkpoint(work, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])

@@ -1,6 +1,6 @@
 """How torch uses the processor: as many threads as this process may use cores, which sleep while they wait.
 
-OpenMP's threads spin by default, and two of them on two busy cores are ten times slower than one. The policy is read when the
+OpenMP's threads spin by default, and on busy cores a spinning thread holds up the one that it waits for. The policy is read when the
 library is loaded, so it is set before torch is imported.
 """
 

@@ -25,7 +25,7 @@ ORDER BY s."window", s."score" DESC, s."agentId"
 _MARKET = 'SELECT "window", "stocks", "predictions", "dataVersion" FROM babylon_rl.market_windows WHERE "window" = ANY(%s)'
 _JUDGING = """
 SELECT g."window", g."disagreement", (g."judgement" ->> 'usd')::float8 FROM babylon_rl.group_scores g
-WHERE g."window" IN (SELECT e."window" FROM babylon_rl.batch_episodes e WHERE e."batchId" = %s AND e."dropped" IS NULL)
+WHERE g."window" IN (SELECT e."window" FROM babylon_rl.batch_episodes e WHERE e."batchId" = %s)
 """
 _VERSIONS = 'SELECT "window", "dataVersion" FROM babylon_rl.windows WHERE "window" = ANY(%s)'
 
@@ -62,7 +62,7 @@ def judged_groups(connection: psycopg.Connection[Any], batch_id: str) -> list[Ju
 
 
 def judging_of(connection: psycopg.Connection[Any], batch_id: str) -> dict[str, tuple[float, float | None]]:
-    """By window of a batch: how far the judge's orders were apart (0..1), and its dollars, None where no price is known or none judged."""
+    """By window of a batch, kept or dropped: how far the judge's orders were apart (0..1), and its dollars (None: no price is known)."""
     return {row[0]: (row[1], row[2]) for row in connection.execute(_JUDGING, [batch_id])}
 
 

@@ -18,12 +18,17 @@ from babylon_rl.windows import window_end, window_of, window_start
 DROPOUT = "dropout"  # the reason under which a batch leaves an episode out before it is judged
 
 # The first reason that holds is the one that is counted, so the order matters: what time or a person can cure comes last.
+# An hour of which a training has consumed an episode is not judged again by itself: what came to it later has no score, and gets none.
 FREEZABLE = """
 WITH hour AS (
     SELECT w."window", w."state" = 'quarantined' AS "quarantined", w."window" <= %(settled)s AS "settled",
-           COALESCE(g."spread" < 1e-6, FALSE) AS "flat"
+           COALESCE(NOT g."stale" AND g."spread" < 1e-6, FALSE) AS "flat",
+           g."window" IS NOT NULL AND consumed."one" IS NOT NULL AS "judgedForGood"
     FROM babylon_rl.windows w
-    LEFT JOIN babylon_rl.group_scores g ON g."window" = w."window" AND NOT g."stale"
+    LEFT JOIN babylon_rl.group_scores g ON g."window" = w."window"
+    LEFT JOIN LATERAL (
+        SELECT TRUE AS "one" FROM babylon_rl.batch_items i WHERE i."window" = w."window" AND i."consumed" LIMIT 1
+    ) consumed ON TRUE
     WHERE w."window" >= %(first)s AND w."window" < %(end)s AND w."window" <= %(complete)s
 ), held AS MATERIALIZED (
     SELECT b."trajectoryId" FROM hour h JOIN babylon_rl.batch_items b ON b."window" = h."window" WHERE b."live"
@@ -48,13 +53,17 @@ WITH hour AS (
     SELECT e."window", e."agentId", s."trajectoryIds", s."newRows", s."leakedCalls", s."gone", s."used", s."held",
            h."quarantined", h."settled", h."flat", e."usable", e."trainableSequences",
            COALESCE((e."messageSources"->>'synthetic')::int, 0) AS "syntheticRows",
-           d."reason" AS "left",
+           d."reason" AS "left", h."judgedForGood" AND own."one" IS NULL AS "unjudged",
            count(*) FILTER (WHERE e."usable") OVER (PARTITION BY e."window") AS "usableInHour",
            count(*) FILTER (WHERE e."usable" AND d."reason" IS NULL) OVER (PARTITION BY e."window") AS "groupSize"
     FROM hour h
     JOIN babylon_rl.episodes e ON e."window" = h."window"
     LEFT JOIN stitched s ON s."window" = e."window" AND s."agentId" = e."agentId"
     LEFT JOIN babylon_rl.dropped_episodes d ON d."window" = e."window" AND d."agentId" = e."agentId"
+    LEFT JOIN LATERAL (
+        SELECT TRUE AS "one" FROM babylon_rl.episode_scores o
+        WHERE h."judgedForGood" AND s."newRows" > 0 AND o."window" = e."window" AND o."agentId" = e."agentId" LIMIT 1
+    ) own ON TRUE
 ), judged AS (
     SELECT *, CASE
         WHEN "used" THEN 'late_after_training'
@@ -64,6 +73,7 @@ WITH hour AS (
         WHEN "trainableSequences" = 0 AND "syntheticRows" > 0 THEN 'synthetic'
         WHEN "trainableSequences" > 0 AND "trainableSequences" <= "leakedCalls" THEN 'leak'
         WHEN "trainableSequences" = 0 OR "left" IS NOT NULL THEN 'without a call that trains'
+        WHEN "unjudged" THEN 'late_after_judging'
         WHEN "usableInHour" < %(min_agents)s THEN 'in thin hours'
         WHEN "quarantined" THEN 'in quarantined hours'
         WHEN "flat" THEN 'in groups without spread'
@@ -236,6 +246,19 @@ def record_dropped(
         ON CONFLICT DO NOTHING
         """,
         [batch_id, reason, now, [window for window, _ in episodes], [agent for _, agent in episodes]],
+    )
+
+
+def bar_dropped(connection: psycopg.Connection[Any], batch_id: str, reasons: Sequence[str], now: datetime) -> None:
+    """Keep the episodes that left a batch for one of ``reasons`` out of all later batches."""
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.dropped_episodes ("window", "agentId", "batchId", "reason", "createdAt")
+        SELECT "window", "agentId", "batchId", "dropped", %s FROM babylon_rl.batch_episodes
+        WHERE "batchId" = %s AND "dropped" = ANY(%s)
+        ON CONFLICT DO NOTHING
+        """,
+        [now, batch_id, list(reasons)],
     )
 
 

@@ -23,6 +23,7 @@ class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     order: int
     part: int
     attempt: int
+    shown_version: str
     ids: list[tuple[str, str]]
     answer: str
     faults: list[str]
@@ -42,12 +43,14 @@ _OF_WINDOWS = f'SELECT {_LIST} FROM babylon_rl.judge_requests WHERE "window" = A
 # Two processes may have paid for the same request: the first answer stands, so that everybody goes on from the same one.
 _ADD = f"""
     INSERT INTO babylon_rl.judge_requests ({_LIST}, "retired")
-    SELECT given."key", given."window", given."judge", given."rubricVersion", given."order", given."part", given."attempt", given."ids",
-        given."answer", ARRAY(SELECT jsonb_array_elements_text(given."faults")), NULLIF(given."scores", 'null'), given."promptTokens",
+    SELECT given."key", given."window", given."judge", given."rubricVersion", given."order", given."part", given."attempt",
+        given."shownVersion", given."ids", given."answer",
+        ARRAY(SELECT jsonb_array_elements_text(given."faults")), NULLIF(given."scores", 'null'), given."promptTokens",
         given."completionTokens", given."usd", given."latencySeconds", given."tries", given."askedAt",
         EXISTS (SELECT FROM babylon_rl.judge_requests held WHERE held."key" = given."key" AND NOT held."retired")
     FROM jsonb_to_recordset(%s) AS given ("key" text, "window" text, "judge" text, "rubricVersion" text, "order" int, "part" int,
-        "attempt" int, "ids" jsonb, "answer" text, "faults" jsonb, "scores" jsonb, "promptTokens" int, "completionTokens" int,
+        "attempt" int, "shownVersion" text,
+        "ids" jsonb, "answer" text, "faults" jsonb, "scores" jsonb, "promptTokens" int, "completionTokens" int,
         "usd" float8, "latencySeconds" float8, "tries" int, "askedAt" timestamp)
     ON CONFLICT DO NOTHING
 """

@@ -30,14 +30,19 @@ _WITHOUT = """
     SELECT (SELECT count(*) FROM babylon_rl.judge_quarantine WHERE "judge" = %(judge)s AND "window" >= %(first)s AND "window" < %(end)s),
            (SELECT count(*) FROM babylon_rl.judge_pending WHERE "judge" = %(judge)s AND "window" >= %(first)s AND "window" < %(end)s)
 """
-_ANSWERED = """
-    SELECT DISTINCT "window" FROM babylon_rl.judge_requests
-    WHERE "judge" = %s AND "window" = ANY(%s) AND NOT "retired" AND "scores" IS NOT NULL
+# Of the content that the hour's scores are of; the heuristic was shown none: then of that which was asked about last.
+_SAME_CONTENT = """
+    FROM babylon_rl.judge_requests asked JOIN babylon_rl.group_scores held ON held."window" = asked."window"
+    WHERE asked."judge" = %s AND asked."window" = ANY(%s) AND NOT asked."retired" AND asked."scores" IS NOT NULL
+        AND asked."shownVersion" = CASE WHEN held."shownVersion" <> '' THEN held."shownVersion" ELSE (
+            SELECT newest."shownVersion" FROM babylon_rl.judge_requests newest
+            WHERE newest."window" = asked."window" AND newest."judge" = asked."judge" AND NOT newest."retired"
+                AND newest."scores" IS NOT NULL ORDER BY newest."id" DESC LIMIT 1) END
 """
-# An hour that changed since was asked about again: the newest usable answer to each part of each order.
-_ANSWERS = """
-    SELECT DISTINCT ON ("window", "order", "part") "window", "order", "scores" FROM babylon_rl.judge_requests
-    WHERE "judge" = %s AND "window" = ANY(%s) AND NOT "retired" AND "scores" IS NOT NULL ORDER BY "window", "order", "part", "id" DESC
+_ANSWERED = f'SELECT DISTINCT asked."window" {_SAME_CONTENT}'
+_ANSWERS = f"""
+    SELECT DISTINCT ON (asked."window", asked."order", asked."part") asked."window", asked."order", asked."scores"
+    {_SAME_CONTENT} ORDER BY asked."window", asked."order", asked."part", asked."id" DESC
 """
 _COSTS = """
     SELECT "judge", count(*), count(*) FILTER (WHERE cardinality("faults") > 0), sum("tries" - 1),
@@ -160,12 +165,16 @@ def without_scores(connection: Connection, judge: str, first: str, end: str) -> 
 
 
 def answered_windows(connection: Connection, judge: str, windows: Sequence[str]) -> list[str]:
-    """Those of ``windows`` about which a judge has given a usable answer, in order."""
+    """Those of ``windows`` about which, as their scores show them, a judge has given a usable answer, in order."""
     return sorted(window for (window,) in connection.execute(_ANSWERED, (judge, list(windows))))
 
 
 def answered_scores(connection: Connection, judge: str, windows: Sequence[str]) -> dict[str, dict[int, list[dict[str, float]]]]:
-    """What a judge answered about some hours: window -> order -> one mapping (agent id -> score) for each part of the group."""
+    """What a judge answered about some hours as their scores show them.
+
+    Returns:
+        window -> order -> one mapping (agent id -> score) for each part of the group.
+    """
     found: dict[str, dict[int, list[dict[str, float]]]] = {}
     for window, order, scores in connection.execute(_ANSWERS, (judge, list(windows))):
         found.setdefault(window, {}).setdefault(order, []).append(scores)
@@ -188,7 +197,7 @@ def paid_days(connection: Connection, first: str, end: str) -> list[PaidDay]:
     return [PaidDay(*row) for row in connection.execute(_DAYS, (first, end))]
 
 
-_VERDICTS = """
+_VERDICTS = r"""
     SELECT asked."window", g."judge", g."groupSize", g."disagreement", COALESCE(("judgement" ->> 'orders')::int, 0), q."reason", p."reason",
         m."meanChange", m."volatility", COALESCE(h."leaked", 0), s."agents", s."scores", s."pnls", s."trades", s."flags", s."tells"
     FROM unnest(%(windows)s::text[]) AS asked ("window")
@@ -201,7 +210,7 @@ _VERDICTS = """
         SELECT array_agg(one."agentId" ORDER BY one."agentId") AS "agents", array_agg(one."score" ORDER BY one."agentId") AS "scores",
             array_agg(e."windowPnl" ORDER BY one."agentId") AS "pnls", array_agg(e."trades" ORDER BY one."agentId") AS "trades",
             array_agg(cardinality(one."flags") ORDER BY one."agentId") AS "flags",
-            array_agg(strpos(lower(one."reasoning"), lower(%(hidden)s)) > 0 ORDER BY one."agentId") AS "tells"
+            array_agg(one."reasoning" ~* '\mhidden\M' ORDER BY one."agentId") AS "tells"
         FROM babylon_rl.episode_scores one
         LEFT JOIN babylon_rl.episodes e ON e."window" = one."window" AND e."agentId" = one."agentId"
         WHERE one."window" = asked."window"
@@ -210,12 +219,15 @@ _VERDICTS = """
 """
 
 
+_EXPLANATIONS = 'SELECT "window", "agentId", "reasoning" FROM babylon_rl.episode_scores WHERE "window" = ANY(%s)'
+
+
 @dataclass(frozen=True, slots=True)
 class HourVerdicts:
     """What the checks of a scored hour look at; ``judge`` None and nothing of episodes where the hour has no scores.
 
     The sequences run over the episodes in order of agent: ``trades`` and ``pnls_usd`` (None where the episode is no more), how many
-    ``flags`` its text has, whether its reasoning ``tells`` what is hidden from the agents.
+    ``flags`` its text has, whether its reasoning ``tells`` what is hidden from the agents: here, whether it has that word.
     """
 
     window: str
@@ -236,12 +248,14 @@ class HourVerdicts:
     tells: Sequence[bool]
 
 
-def hour_verdicts(connection: Connection, windows: Sequence[str], hidden: str) -> list[HourVerdicts]:
-    """What the judge said of those of ``windows`` that have scores, wait or are set aside, in order, in one query.
+def hour_verdicts(connection: Connection, windows: Sequence[str]) -> list[HourVerdicts]:
+    """What the judge said of those of ``windows`` that have scores, wait or are set aside, in order, in one query."""
+    return [_verdicts(row) for row in connection.execute(_VERDICTS, {"windows": list(windows)})]
 
-    ``hidden`` is how a sentence begins that only the judge may know.
-    """
-    return [_verdicts(row) for row in connection.execute(_VERDICTS, {"windows": list(windows), "hidden": hidden})]
+
+def explanations(connection: Connection, windows: Sequence[str]) -> dict[tuple[str, str], str]:
+    """What the judge said of the episodes of some hours, by (window, agent id)."""
+    return {(window, agent): said for window, agent, said in connection.execute(_EXPLANATIONS, (list(windows),))}
 
 
 def _verdicts(row: tuple[Any, ...]) -> HourVerdicts:

@@ -14,7 +14,10 @@ from babylon_rl.store.trajectories import Connection
 
 
 class Quarantined(msgspec.Struct, frozen=True, rename="camel"):
-    """One row of babylon_rl.judge_quarantine; ``transcript`` holds the requests and answers, shortened, in order."""
+    """One row of babylon_rl.judge_quarantine; ``transcript`` holds the requests and answers, shortened, in order.
+
+    ``sources_version`` is that of all that the request was made of; while it stands, nothing else would be asked. Empty: not known.
+    """
 
     window: str
     judge: str
@@ -22,20 +25,23 @@ class Quarantined(msgspec.Struct, frozen=True, rename="camel"):
     reason: str
     transcript: list[dict[str, Any]]
     at: datetime
+    sources_version: str = ""
 
 
 _READ = """
-    SELECT "window", "judge", "judgeVersion", "reason", "transcript", "at" FROM babylon_rl.judge_quarantine
+    SELECT "window", "judge", "judgeVersion", "reason", "transcript", "at", "sourcesVersion" FROM babylon_rl.judge_quarantine
     WHERE "window" = ANY(%s) ORDER BY "window"
 """
 _READ_ALL = """
-    SELECT "window", "judge", "judgeVersion", "reason", "transcript", "at" FROM babylon_rl.judge_quarantine ORDER BY "window"
+    SELECT "window", "judge", "judgeVersion", "reason", "transcript", "at", "sourcesVersion" FROM babylon_rl.judge_quarantine
+    ORDER BY "window"
 """
 _QUARANTINE = """
-    INSERT INTO babylon_rl.judge_quarantine AS held ("window", "judge", "judgeVersion", "reason", "transcript", "at")
-    VALUES (%s, %s, %s, %s, %s, %s)
+    INSERT INTO babylon_rl.judge_quarantine AS held ("window", "judge", "judgeVersion", "reason", "transcript", "at", "sourcesVersion")
+    VALUES (%s, %s, %s, %s, %s, %s, %s)
     ON CONFLICT ("window") DO UPDATE SET "judge" = excluded."judge", "judgeVersion" = excluded."judgeVersion",
-        "reason" = excluded."reason", "transcript" = excluded."transcript", "at" = excluded."at"
+        "reason" = excluded."reason", "transcript" = excluded."transcript", "at" = excluded."at",
+        "sourcesVersion" = excluded."sourcesVersion"
 """
 _SET_ASIDE = """UPDATE babylon_rl.windows SET "state" = 'quarantined' WHERE "window" = %s"""
 _RELEASE = """
@@ -66,7 +72,8 @@ def read_quarantined(connection: Connection, windows: Sequence[str] | None = Non
 def quarantine(connection: Connection, entry: Quarantined) -> None:
     """Set a group aside, in the caller's transaction and under the hour's lock."""
     transcript = Jsonb(entry.transcript)
-    connection.execute(_QUARANTINE, (entry.window, entry.judge, entry.judge_version, entry.reason, transcript, entry.at))
+    head = (entry.window, entry.judge, entry.judge_version, entry.reason)
+    connection.execute(_QUARANTINE, (*head, transcript, entry.at, entry.sources_version))
     connection.execute(_SET_ASIDE, (entry.window,))
     connection.execute(_WAIT_NO_MORE, ([entry.window],))
 

@@ -107,8 +107,8 @@ def version_order(version: str) -> tuple[int, int, int] | None:
     return None if found is None else (int(found[1]), int(found[2]), int(found[3]))
 
 
-def next_version(connection: psycopg.Connection[Any], batch_id: str | None = None) -> str:
-    """The highest semantic version of any model or live batch (but ``batch_id``) + 1 patch, v1.0.0 when there is none."""
+def next_version(connection: psycopg.Connection[Any], batch_id: str | None = None, above: Sequence[str] = ()) -> str:
+    """The highest semantic version of any model or live batch (but ``batch_id``), and of ``above``, + 1 patch; v1.0.0 without any."""
     rows = connection.execute(
         """
         SELECT version FROM public.trained_models
@@ -116,7 +116,7 @@ def next_version(connection: psycopg.Connection[Any], batch_id: str | None = Non
         """,
         [list(LIVE_STATES), batch_id],
     )
-    orders = [order for order in (version_order(row[0]) for row in rows) if order is not None]
+    orders = [order for order in map(version_order, [*(row[0] for row in rows), *above]) if order is not None]
     if not orders:
         return FIRST_VERSION
     major, minor, patch = max(orders)

@@ -31,7 +31,8 @@ class RemoteJob:
     """One post of an iteration (``attempt`` 1-based) to a model of a service; ``batch_state`` is its batch's now.
 
     ``state``: posting (it may have been accepted), running (its id is known), trained (step, sequences and loss say so), failed (it
-    ended without), expired (no end within the longest time), refused and lost (it trained nothing and may be posted again).
+    ended without), expired (somebody said that it never will end), refused and lost (it trained nothing and may be posted again).
+    ``step_after`` of a failed job is the step that it made all the same; lost and expired ones may have made one that nobody has seen.
     """
 
     batch_id: str
@@ -190,6 +191,19 @@ def jobs_above(connection: psycopg.Connection[Any], service: str, model: str, st
         ORDER BY j."postedAt", j."iteration", j."attempt"
         """,
         [service, model, step],
+    )
+    return [RemoteJob(*row) for row in rows]
+
+
+def late_jobs(connection: psycopg.Connection[Any], service: str, model: str) -> list[RemoteJob]:
+    """The jobs of a model that were given up without an end, and may have ended since, in the order of posting."""
+    rows = connection.execute(
+        _JOBS
+        + """
+        WHERE j."service" = %s AND j."model" = %s AND j."state" IN ('lost', 'expired') AND j."discardedAt" IS NULL
+        ORDER BY j."postedAt", j."iteration", j."attempt"
+        """,
+        [service, model],
     )
     return [RemoteJob(*row) for row in rows]
 

@@ -53,9 +53,12 @@ _TABLE = "SELECT to_regclass('babylon_rl.group_scores') IS NOT NULL"
 _INPUT_VERSIONS = """SELECT "window", "inputVersion" FROM babylon_rl.group_scores WHERE "window" = ANY(%s)"""
 
 _MARK_STALE = """
-    UPDATE babylon_rl.group_scores held SET "stale" = held."inputVersion" <> given."version"
-    FROM unnest(%s::text[], %s::text[]) AS given ("window", "version")
-    WHERE held."window" = given."window" AND held."stale" <> (held."inputVersion" <> given."version")
+    UPDATE babylon_rl.group_scores held SET "stale" = now."stale"
+    FROM unnest(%s::text[], %s::text[]) AS given ("window", "version"), LATERAL (
+        SELECT own."inputVersion" <> given."version" OR (own."shownVersion" <> '' AND own."sourcesVersion" = '') AS "stale"
+        FROM babylon_rl.group_scores own WHERE own."window" = given."window"
+    ) now
+    WHERE held."window" = given."window" AND held."stale" <> now."stale"
 """
 
 _READ_GROUPS = """
@@ -153,7 +156,10 @@ def consumed_windows(connection: Connection, windows: Sequence[str]) -> set[str]
 
 
 def mark_stale(connection: Connection, versions: Mapping[str, str]) -> None:
-    """Mark the scores of groups that are not what was judged (window -> version of the group now), and unmark those that are again."""
+    """Mark the scores of groups that are not what was judged (window -> version of the group now), and unmark those that are again.
+
+    Those whose sources were forgotten (judge_sources.py) stay marked until somebody has compared what would be shown.
+    """
     connection.execute(_MARK_STALE, (list(versions), list(versions.values())))
 
 

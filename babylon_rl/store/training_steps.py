@@ -8,6 +8,8 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
+from babylon_rl.store.batches import LIVE_STATES
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingStep:
@@ -79,6 +81,21 @@ def read_steps(connection: psycopg.Connection[Any], batch_id: str) -> list[Train
         [batch_id],
     )
     return [TrainingStep(*row) for row in rows]
+
+
+def begun_in_line(connection: psycopg.Connection[Any], base_model: str, but: str) -> str | None:
+    """A live batch of a line, other than ``but``, whose training has begun, or None; the caller holds the registry lock."""
+    found = connection.execute(
+        """
+        SELECT b."batchId" FROM babylon_rl.batches b
+        WHERE b."baseModel" = %s AND b."batchId" <> %s AND b."state" = ANY(%s)
+          AND (b."state" IN ('training', 'uploading')
+               OR EXISTS (SELECT FROM babylon_rl.training_steps s WHERE s."batchId" = b."batchId"))
+        ORDER BY b."createdAt", b."batchId" LIMIT 1
+        """,
+        [base_model, but, list(LIVE_STATES)],
+    ).fetchone()
+    return None if found is None else str(found[0])
 
 
 def finished_steps(connection: psycopg.Connection[Any], batch_id: str) -> dict[int, TrainingStep]:

@@ -20,6 +20,7 @@ from babylon_rl.errors import (
     BatchConflict,
     DatabaseError,
     JudgeError,
+    JudgeRefused,
     JudgeUnavailable,
     NothingToTrain,
     TrainingError,
@@ -37,6 +38,7 @@ from babylon_rl.store.batches import (
     claim_batch,
     end_failed,
     heartbeat,
+    lock_registry,
     note_waiting,
     own_transaction,
     read_batch,
@@ -45,12 +47,12 @@ from babylon_rl.store.batches import (
     write_judgements,
     write_preflight,
 )
-from babylon_rl.store.freezable import DROPOUT, read_dropped, record_dropped
+from babylon_rl.store.freezable import DROPOUT, read_dropped
 from babylon_rl.store.judge_waiting import pending_since
 from babylon_rl.store.registry import Model, model_of_batch, newest_of_line, read_models, version_taken
 from babylon_rl.store.remote_jobs import batches_with_jobs, read_jobs
-from babylon_rl.store.training_steps import TrainingStep, finished_steps, pause_step, read_steps
-from babylon_rl.training.conversion import NO_SEQUENCE, Conversion, convert, refuse_empty
+from babylon_rl.store.training_steps import TrainingStep, begun_in_line, finished_steps, pause_step, read_steps
+from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
 from babylon_rl.training.freezing import Frozen, count_freezable, describe_reasons, freeze, freeze_batch
 from babylon_rl.training.iterations import Clock, OnStep, Run, plan_iterations, train_iterations
 from babylon_rl.training.preflight import keep_budget, preflight_document, refuse_hopeless, refuse_untrainable
@@ -112,22 +114,23 @@ def prepare_batch(connection: psycopg.Connection[Any], batch_id: str, settings: 
     Raises:
         NothingToTrain: no group is left; the batch has failed with this message and its trajectories are free.
         BatchConflict: the batch ended, or another run has taken it over.
-        JudgeError: hours wait for the judge, or it refuses; the batch stays as it is, and the next run goes on from there.
+        JudgeError: hours wait for the judge, and the batch stays and says so until its next run; or it refuses everybody (a wrong
+            key), and the batch has failed. What was judged is kept.
     """
     batch = _required(connection, batch_id)
     if batch.state == "completed" or read_steps(connection, batch_id):
         return _prepared(connection, batch)
     effective = batch_settings(batch, settings)
+    clock = Clock.at(now)
     attempt = _claim(connection, batch_id, now)
-    with _failing(connection, batch_id, attempt, now):
+    with _failing(connection, batch_id, attempt, clock):
         with own_transaction(connection):
-            advance_batch(connection, batch_id, attempt, "preparing", now)
+            advance_batch(connection, batch_id, attempt, "preparing", clock.now())
             episodes = read_batch_episodes(connection, batch_id)
         with own_transaction(connection):
-            advance_batch(connection, batch_id, attempt, "scoring", now)
+            advance_batch(connection, batch_id, attempt, "scoring", clock.now())
         windows = sorted({episode.window for episode in episodes})
         refuse_hopeless(connection, batch, episodes, effective)
-        clock = Clock.at(now)
         scores = score_windows(connection, windows, effective, now, on_beat=lambda: heartbeat(connection, batch_id, attempt, clock.now()))
         _refuse_pending(batch_id, scores)
         dropped = read_dropped(connection, windows, DROPOUT)
@@ -154,6 +157,7 @@ def train_batch(
     trainer: Trainer | None = None,
     checkpoints_root: Path | None = None,
     on_step: OnStep = lambda metrics: None,
+    on_preflight: Callable[[Batch], None] = lambda batch: None,
 ) -> Trained:
     """Train a prepared batch, publish its checkpoint and register it; a run that was interrupted goes on where it stopped.
 
@@ -161,40 +165,47 @@ def train_batch(
         trainer: the backend; None makes the one that the batch's frozen settings choose.
         checkpoints_root: where versions lie; None is ``checkpoints`` under BABYLON_RL_HOME.
         on_step: called after every optimizer step.
+        on_preflight: called with the batch once its pre-flight is on record, before anything is trained, posted or paid.
 
     Raises:
-        TrainingError: the batch is not prepared, the backend is another line's, or the training failed (then so has the batch).
+        TrainingError: the batch is not prepared, the backend is not the one that it was frozen for, or the training failed (then so has
+            the batch).
+        TrainingPaused: another training of its line has begun, or a service does not answer; the batch goes on with its next run.
         BatchConflict: the batch ended, or another run has taken it over.
     """
     batch = _required(connection, batch_id)
     model = model_of_batch(connection, batch_id)
     if model is not None:
         return Trained(batch, model, list(finished_steps(connection, batch_id).values()))
-    if batch.live and batch.state in ("pending", "preparing"):
+    if batch.live and any(episode.score is None for episode in _prepared(connection, batch).kept):
         raise TrainingError(f"{batch_id} is {batch.state}: its groups are judged first (asset training_batch).")
     effective = batch_settings(batch, settings)
     trainer = trainer or choose_trainer(effective)
-    if trainer.base_model != batch.base_model:
+    if (trainer.name, trainer.base_model) != (batch.backend, batch.base_model):
         raise TrainingError(
-            f"{batch_id} belongs to the line of {batch.base_model}, and the settings choose {trainer.base_model}. "
-            "Set the base model back, or cancel the batch."
+            f"{batch_id} was frozen for the backend {batch.backend} and the line of {batch.base_model}, and the settings choose "
+            f"{trainer.name} and {trainer.base_model}. Set them back, or cancel the batch."
         )
     attempt = _claim(connection, batch_id, now)
+    batch = _required(connection, batch_id)  # until it was claimed, the run before this one may have given it a parent or another number
     run = Run(connection, batch, attempt, trainer, checkpoints_root or settings.home / "checkpoints", Clock.at(now))
-    with _failing(connection, batch_id, attempt, run.clock.now, run.work):
-        model = _resume_or_train(run, effective, on_step)
+    with _failing(connection, batch_id, attempt, run.clock, run.work):
+        model = _resume_or_train(run, effective, on_step, on_preflight)
     return Trained(_required(connection, batch_id), model, list(finished_steps(connection, batch_id).values()))
 
 
-def _resume_or_train(run: Run, settings: Settings, on_step: OnStep) -> Model:
+def _resume_or_train(run: Run, settings: Settings, on_step: OnStep, on_preflight: Callable[[Batch], None]) -> Model:
     batch_id = run.batch.batch_id
     prepared = _prepared(run.connection, run.batch)
     published = find_published(run.checkpoints, run.batch)
     if published is not None and not version_taken(run.connection, run.batch.version):
         return finish_registration(run, prepared.kept, published, settings)
-    with own_transaction(run.connection):
-        advance_batch(run.connection, batch_id, run.attempt, "training", run.clock.now())
     begun = bool(read_steps(run.connection, batch_id))
+    with own_transaction(run.connection):
+        if not begun:
+            lock_registry(run.connection)
+            _wait_for_the_line(run)
+        advance_batch(run.connection, batch_id, run.attempt, "training", run.clock.now())
     if not begun:  # once something is trained, and perhaps paid, a place that is down fails nothing
         check_storage(settings, batch_id)
     parent = _parent(run)
@@ -208,11 +219,25 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep) -> Model:
     kept = prepared.kept
     if not begun:
         kept = _leave_empty(run, prepared, conversion, found, plan, None if parent is None else parent.version)
+    on_preflight(_required(run.connection, batch_id))
+    if not begun:
         refuse_empty(conversion, batch_id)
         refuse_untrainable(found, batch_id)
     keep_budget(batch_id, settings, found, plan, read_jobs(run.connection, batch_id))
     steps = train_iterations(run, conversion, plan, directory, on_step)
     return publish_and_register(run, kept, steps, None if parent is None else parent.version, settings, conversion.sequences)
+
+
+def _wait_for_the_line(run: Run) -> None:
+    """Let one batch of a line train at a time: every version continues from the newest one, which the other is about to be."""
+    batch = run.batch
+    other = begun_in_line(run.connection, batch.base_model, batch.batch_id)
+    if other is not None:
+        raise TrainingPaused(
+            f"{batch.batch_id} waits for {other}, whose training has begun: both are of the line of {batch.base_model}, and each version "
+            f"continues from the one before. Finish it with `babylon-rl train --batch {other}`, or give it up with `babylon-rl batches "
+            f"cancel {other} --reason ...`; then `babylon-rl train --batch {batch.batch_id}` goes on."
+        )
 
 
 def _parent(run: Run) -> Model | None:
@@ -227,18 +252,15 @@ def _leave_empty(
 ) -> list[BatchEpisode]:
     """The episodes that train; without a sequence, or in an hour without a trainable token, they leave the batch."""
     counted = [
-        replace(episode, sequences=number, dropped=None if number and found.trains(episode.window) else NO_SEQUENCE)
+        replace(episode, sequences=number, dropped=NO_SEQUENCE if not number else None if found.trains(episode.window) else NO_TOKEN)
         for episode in prepared.kept
         for number in [conversion.per_episode[episode.window, episode.agent_id]]
     ]
-    empty = [(episode.window, episode.agent_id) for episode in counted if episode.dropped is not None]
     left = Counter(prepared.dropped_groups.values())
-    now = run.clock.now()
     with own_transaction(run.connection):
-        advance_batch(run.connection, run.batch.batch_id, run.attempt, "training", now)
+        advance_batch(run.connection, run.batch.batch_id, run.attempt, "training", run.clock.now())
         write_judgements(run.connection, run.batch.batch_id, counted)
         write_preflight(run.connection, run.batch.batch_id, preflight_document(conversion, counted, left, found, plan), parent)
-        record_dropped(run.connection, run.batch.batch_id, NO_SEQUENCE, empty, now)
     return [episode for episode in counted if episode.dropped is None]
 
 
@@ -337,30 +359,35 @@ def _claim(connection: psycopg.Connection[Any], batch_id: str, now: datetime) ->
 
 
 @contextmanager
-def _failing(
-    connection: psycopg.Connection[Any], batch_id: str, attempt: int, now: datetime | Callable[[], datetime], work: Path | None = None
-) -> Iterator[None]:
-    """Fail the batch for what another try would not cure; a lost database or claim, or a judge, leaves it to the next run.
+def _failing(connection: psycopg.Connection[Any], batch_id: str, attempt: int, clock: Clock, work: Path | None = None) -> Iterator[None]:
+    """Fail the batch for what another try would not cure; what passes, a lost database or claim leaves it to the next run.
 
     ``work`` holds what nobody needs once the batch has failed.
     """
     try:
         yield
-    except TrainingPaused as paused:
-        connection.rollback()
-        with own_transaction(connection):
-            note_waiting(connection, batch_id, attempt, str(paused))
-            pause_step(connection, batch_id, attempt)
-        raise
-    except (BatchConflict, DatabaseError, JudgeError):
+    except (BatchConflict, DatabaseError):
         raise
     except BabylonError as error:
-        _end(connection, batch_id, str(error), now() if callable(now) else now, attempt, work)
+        if _passes(error):
+            connection.rollback()
+            with own_transaction(connection):
+                note_waiting(connection, batch_id, attempt, str(error))
+                pause_step(connection, batch_id, attempt)
+        else:
+            _end(connection, batch_id, str(error), clock.now(), attempt, work)
         raise
     except OSError as error:
         message = f"{batch_id} could not be written: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}."
-        _end(connection, batch_id, message, now() if callable(now) else now, attempt, work)
+        _end(connection, batch_id, message, clock.now(), attempt, work)
         raise TrainingError(f"{message} The batch has failed and its trajectories are free; make room and train again.") from error
+
+
+def _passes(error: BabylonError) -> bool:
+    """True for what a later run may find gone: a service or a judge that is down, not a judge that refuses whatever it is asked."""
+    if isinstance(error, JudgeRefused):
+        return not error.for_all
+    return isinstance(error, TrainingPaused | JudgeError)
 
 
 def _end(connection: psycopg.Connection[Any], batch_id: str, error: str, now: datetime, attempt: int, work: Path | None) -> None:

@@ -5,6 +5,7 @@ pre-flight says before the first step what a training would get. Every text is l
 that hindsight has not seen yet is as safe as one that it has.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from babylon_rl.training.freezing import describe_reasons
 from babylon_rl.training.trainer import TrainSequence
 
 NO_SEQUENCE = "no training sequence"
+NO_TOKEN = "no trainable token"  # with sequences, of which the backend can train none
 STALE = "served by too old a version"
 EMPTY = "an empty response"
 LEAK = "leak"
@@ -54,7 +56,7 @@ class Conversion:
             "episodes": sum(1 for count in self.per_episode.values() if count),
             "sequences": number,
             "scriptedShare": sum(sequence.scripted for sequence in sequences) / number if number else 0.0,
-            "logprobShare": sum(sequence.logprobs is not None for sequence in sequences) / number if number else 0.0,
+            "logprobShare": sum(map(_has_token_logprobs, sequences)) / number if number else 0.0,
             "leftOut": dict(self.left_out),
             "stalenessVersions": dict(self.staleness),
             "trainableTokens": None,
@@ -136,6 +138,14 @@ def _trains(
         left_out[STALE] += 1
         return False
     return True
+
+
+def _has_token_logprobs(sequence: TrainSequence) -> bool:
+    """True when every recorded token has an id and a finite log-probability; whether they are the base's own, its tokenizer knows."""
+    return bool(sequence.logprobs) and all(
+        type(token.get("tokenId")) is int and type(token.get("logprob")) in (int, float) and math.isfinite(token["logprob"])
+        for token in sequence.logprobs or ()
+    )
 
 
 def _sequence(call: ServedSequence, episode: BatchEpisode, calls: int) -> TrainSequence:

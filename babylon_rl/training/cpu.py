@@ -1,10 +1,10 @@
 """The CPU trainer: LoRA on a small real model, with the group-relative loss of loss.py, prompts of a tick shared (packing.py).
 
-Deterministic for a seed on one machine and thread count. It stops before anything is published when the loss is not finite, or the
-policy leaves the bounds of cpu_bounds.py.
+Pre-flight counts what would train with the tokenizer alone (cpu_items.py). Deterministic for a seed on one machine and thread count. It
+stops before anything is published when the loss is not finite, or the policy leaves the bounds of cpu_bounds.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from babylon_rl.errors import NothingToTrain
@@ -14,10 +14,19 @@ from babylon_rl.models.packaged import base_model_dir, base_model_name
 from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.models.threads import set_threads
 from babylon_rl.settings import Settings
-from babylon_rl.training.cpu_items import make_items
+from babylon_rl.training.cpu_items import make_items, plan_items
 from babylon_rl.training.cpu_policy import PackedPolicy, load_policy
 from babylon_rl.training.cpu_steps import IterationRun
-from babylon_rl.training.trainer import IterationResult, LocalTrainer, StepMetrics, TrainIteration
+from babylon_rl.training.remote.tokens import BaseTokens
+from babylon_rl.training.trainer import (
+    IterationResult,
+    LocalTrainer,
+    RunContext,
+    StepMetrics,
+    TrainIteration,
+    TrainPlan,
+    TrainSequence,
+)
 
 
 class CpuTrainer(LocalTrainer):
@@ -34,6 +43,10 @@ class CpuTrainer(LocalTrainer):
     def base_identity(self) -> BaseIdentity:
         """The identity of the base that is trained on."""
         return base_identity(self._base_dir, self.base_model)
+
+    def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
+        """As Trainer.prepare."""
+        return plan_items(BaseTokens(self._settings, str(self._base_dir)).tokenizer, sequences)
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
         """As Trainer.train.

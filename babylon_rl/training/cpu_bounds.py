@@ -1,6 +1,7 @@
 """What must hold of a policy before it is published: finite numbers, near enough to the base, and more than one action.
 
-Measured after an iteration on some of its rows, against the base itself, so that it is known with KL_PENALTY=0 too.
+Measured after an iteration on some of its rows, against the base itself, so that it is known with KL_PENALTY=0 too. Actions are known by
+the grammar of an answer: of free texts nobody knows which words are the action, so their shares are not measured.
 """
 
 import math
@@ -27,9 +28,15 @@ class Measured:
     action_shares: dict[int, float]
 
     @property
-    def top_action_share(self) -> float:
-        """0 to 1."""
-        return max(self.action_shares.values(), default=0.0)
+    def top_action_share(self) -> float | None:
+        """0 to 1; None when no answer had a grammar."""
+        return max(self.action_shares.values(), default=None)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What was measured, by the names that are stored."""
+        share = self.top_action_share
+        return {"kl": self.kl} if share is None else {"kl": self.kl, "topActionShare": share}
 
 
 def measure(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) -> Measured:
@@ -66,10 +73,10 @@ def refuse_diverged(measured: Measured, iteration: int) -> None:
         Diverged: the policy is no number, too far from the base, or has collapsed into one action.
     """
     cure = "Nothing was published. Lower LEARNING_RATE, or train on more windows."
-    if measured.top_action_share > COLLAPSED_SHARE:
+    share = measured.top_action_share
+    if share is not None and share > COLLAPSED_SHARE:
         raise Diverged(
-            f"After iteration {iteration} one action has {measured.top_action_share:.0%} of the policy "
-            f"(bound {COLLAPSED_SHARE:.0%}): it collapsed. {cure}"
+            f"After iteration {iteration} one action has {share:.0%} of the policy (bound {COLLAPSED_SHARE:.0%}): it collapsed. {cure}"
         )
     if not measured.kl <= KL_BOUND:  # NaN included
         raise Diverged(

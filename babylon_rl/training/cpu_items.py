@@ -1,4 +1,7 @@
-"""What the CPU trainer makes of served calls: tokens, each with its episode's advantage and weight; what cannot train is counted."""
+"""What the CPU trainer makes of served calls: tokens, each with its episode's advantage and weight; what cannot train is counted.
+
+Pre-flight counts the same one call after another and keeps none of them, so that a batch may hold more calls than memory does.
+"""
 
 import math
 from collections import Counter
@@ -7,13 +10,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from babylon_rl.errors import UsageError
-from babylon_rl.models.scoring import EncodedSequence, NotEncodable, encode_sequence
-from babylon_rl.training.trainer import TrainSequence
+from babylon_rl.models.scoring import EMPTY, NOT_IN_GRAMMAR, EncodedSequence, NotEncodable, encode_sequence
+from babylon_rl.training.trainer import TrainPlan, TrainSequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LONGEST_SEQUENCE = 1536
+LONGEST_SEQUENCE = 1536  # tokens, prompt and answer: peak memory is measured up to this length (docs/performance.md)
+TOO_LONG, NO_CHOICE, OPEN_SCHEMA = "too_long", "no_choice", "open_schema"
+IN_WORDS = {
+    EMPTY: "with an empty answer",
+    NOT_IN_GRAMMAR: "whose answer is not one that their schema allows",
+    NO_CHOICE: "whose schema allows one answer alone",
+    OPEN_SCHEMA: "under a schema that is not finite",
+    TOO_LONG: f"longer than {LONGEST_SEQUENCE:,} tokens, prompt and answer",
+}
 
 
 @dataclass(frozen=True)
@@ -34,17 +45,9 @@ def make_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSe
     left_out: Counter[str] = Counter()
     found: list[tuple[TrainSequence, EncodedSequence]] = []
     for sequence in sequences:
-        try:
-            encoded = encode_sequence(tokenizer, sequence.messages, sequence.response, sequence.response_format)
-        except UsageError:  # recorded elsewhere under a schema whose language is not finite
-            left_out["open_schema"] += 1
-            continue
-        if isinstance(encoded, NotEncodable):
-            left_out[encoded.reason] += 1
-        elif not encoded.trainable_tokens:
-            left_out["no_choice"] += 1
-        elif len(encoded.prompt_ids) + len(encoded.response_ids) > LONGEST_SEQUENCE:
-            left_out["too_long"] += 1
+        encoded = trainable(tokenizer, sequence)
+        if isinstance(encoded, str):
+            left_out[encoded] += 1
         else:
             found.append((sequence, encoded))
     tokens = Counter[tuple[str, str]]()
@@ -57,6 +60,38 @@ def make_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSe
         for sequence, encoded in found
     ]
     return items, left_out
+
+
+def plan_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSequence]) -> TrainPlan:
+    """What ``make_items`` would make of each hour's sequences, known by the tokenizer alone."""
+    tokens = Counter[str]()
+    left_out: Counter[str] = Counter()
+    for sequence in sequences:
+        encoded = trainable(tokenizer, sequence)
+        if isinstance(encoded, str):
+            left_out[encoded] += 1
+        else:
+            tokens[sequence.window] += encoded.trainable_tokens
+    untrained = {IN_WORDS[reason]: number for reason, number in left_out.items()}
+    reasons = ", ".join(f"{number} {reason}" for reason, number in untrained.items()) or "no sequence"
+    cure = (
+        f"The CPU trainer finds sequences that it cannot train: {reasons}. Record prompts that fit, and answers without a response_format "
+        "or under one whose answers are finitely many, as they were written."
+    )
+    return TrainPlan(tokens, len(sequences) - sum(left_out.values()), untrained, cure)
+
+
+def trainable(tokenizer: "PreTrainedTokenizerBase", sequence: TrainSequence) -> EncodedSequence | str:
+    """The tokens of a sequence that can train, else the reason why it cannot, of ``IN_WORDS``."""
+    try:
+        encoded = encode_sequence(tokenizer, sequence.messages, sequence.response, sequence.response_format)
+    except UsageError:  # recorded elsewhere under a schema whose language is not finite
+        return OPEN_SCHEMA
+    if isinstance(encoded, NotEncodable):
+        return encoded.reason
+    if not encoded.trainable_tokens:
+        return NO_CHOICE
+    return TOO_LONG if len(encoded.prompt_ids) + len(encoded.response_ids) > LONGEST_SEQUENCE else encoded
 
 
 def served_logprobs(sequence: TrainSequence, encoded: EncodedSequence) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 RANK, ALPHA = 16, 32
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FROZEN_SHARE = 0.4  # of the layers, from the bottom
-# In rows this short plain matrix products take half the time of the fused attention of the processor, backward pass included.
+# In rows this short plain matrix products beat the processor's fused attention, whose backward pass is slow (benchmarks/cpu_trainer.py).
 SHORT_ROW = 768
 
 Spot = tuple[int, int, int]  # member of the pack, item, response token

@@ -80,10 +80,8 @@ class IterationRun:
         refuse_diverged(measured, self._iteration.step)
         means = {name: total / len(plan) for name, total in totals.items()}
         loss = means.pop("loss")
-        means |= {
-            "kl": measured.kl,  # of what came out, known without a penalty too
+        means |= measured.metrics | {  # kl of what came out, known without a penalty too
             "optimizerSteps": float(len(plan)),
-            "topActionShare": measured.top_action_share,
             "prefixSharing": sum(len(needed_ids(i.encoded)) for i in self._items) / sum(p.tokens for p in packs),
         }
         return IterationResult(means, tokens, loss)

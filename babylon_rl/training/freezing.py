@@ -39,7 +39,7 @@ from babylon_rl.store.freezable import (
     look_at_newest,
     record_dropped,
 )
-from babylon_rl.store.registry import newest_of_line, next_version, reserved_by, version_order, version_taken
+from babylon_rl.store.registry import Model, newest_of_line, next_version, reserved_by, version_order, version_taken
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.training.trainer import training_line
 from babylon_rl.windows import HOUR, newest_complete, window_end, window_of, window_range, window_start
@@ -147,6 +147,7 @@ def freeze(
 
     Raises:
         TrainingError: the settings choose no trainer, or pin a version that is taken.
+        UsageError: they pin what is no version, or one below the newest of its line.
         BatchConflict: a trajectory is in a live batch (the unique key says so).
     """
     line = training_line(settings)
@@ -158,12 +159,16 @@ def freeze(
         if freezable.trajectories == 0 or freezable.trajectories < minimum:
             return Frozen(None, _too_few(freezable, bounds, minimum), freezable)
         if not chosen:
-            return Frozen(None, f"No episode has as few as {max_trajectories} trajectories: raise --max-trajectories.", freezable)
+            return Frozen(
+                None,
+                f"No episode has as few as {max_trajectories} trajectories: raise --max-trajectories or TRAINING_MAX_TRAJECTORIES.",
+                freezable,
+            )
         parent = newest_of_line(connection, line.base_model)
         batch_id = _new_batch_id(connection, now)
         new = NewBatch(
             batch_id=batch_id, base_model=line.base_model, backend=line.backend,
-            parent_version=None if parent is None else parent.version, version=_version(connection, settings), seed=seed,
+            parent_version=None if parent is None else parent.version, version=_version(connection, settings, parent), seed=seed,
             settings={name: getattr(settings, name) for name in FROZEN_SETTINGS},
             dropout={"rate": dropout.rate, "freezable": freezable.trajectories, "dropped": len(dropout.dropped)},
             now=now, episodes=chosen,
@@ -267,7 +272,7 @@ def _new_batch_id(connection: psycopg.Connection[Any], now: datetime) -> str:
     return f"batch-{milliseconds}"
 
 
-def _version(connection: psycopg.Connection[Any], settings: Settings) -> str:
+def _version(connection: psycopg.Connection[Any], settings: Settings, parent: Model | None) -> str:
     pinned = settings.model_version
     if pinned is None:
         return next_version(connection)
@@ -275,6 +280,11 @@ def _version(connection: psycopg.Connection[Any], settings: Settings) -> str:
         raise UsageError(f"MODEL_VERSION is {pinned!r}: write vMAJOR.MINOR.PATCH, such as {next_version(connection)}.")
     if version_taken(connection, pinned):
         raise TrainingError(f"MODEL_VERSION pins {pinned}, which is registered already; unset it to get {next_version(connection)}.")
+    if parent is not None and (version_order(pinned) or ()) < parent.order:
+        raise UsageError(
+            f"MODEL_VERSION pins {pinned}, which is below {parent.version}, the newest of its line, from which the next training would "
+            f"continue; pin a higher one, or unset MODEL_VERSION to get {next_version(connection)}."
+        )
     waiting = reserved_by(connection, pinned)
     if waiting is not None:
         raise TrainingError(

@@ -19,7 +19,8 @@ import psycopg
 
 from babylon_rl.errors import Diverged, NothingToTrain, TrainingError
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import Batch, heartbeat, own_transaction
+from babylon_rl.store.batches import Batch, advance_batch, heartbeat, own_transaction
+from babylon_rl.store.remote_jobs import newest_job
 from babylon_rl.store.training_steps import TrainingStep, begin_step, finish_step, finished_steps, read_steps
 from babylon_rl.training.conversion import Conversion, refuse_empty
 from babylon_rl.training.freezing import seeded_share
@@ -80,9 +81,9 @@ class Run:
                 self.beat()
                 last_beat_s = time.monotonic()
 
-        begun = read_steps(self.connection, self.batch.batch_id)
-        began_at = min((step.started_at for step in begun), default=self.clock.now())
-        return RunContext(self.connection, self.batch.batch_id, self.attempt, began_at, self.clock.now, beat)
+        finished = finished_steps(self.connection, self.batch.batch_id).values()
+        took = timedelta(seconds=sum((step.metrics or {}).get("seconds", 0.0) for step in finished))
+        return RunContext(self.connection, self.batch.batch_id, self.attempt, self.clock.now() - took, self.clock.now, beat)
 
 
 def work_dir(checkpoints: Path, batch_id: str) -> Path:
@@ -116,7 +117,8 @@ def train_iterations(
         if number not in done or not directory.is_dir():
             if not directory.is_dir():
                 sequences = [sequence for window in windows for sequence in conversion.by_window.get(window, ())] or conversion.sequences
-                refuse_empty(conversion, run.batch.batch_id)
+                if newest_job(run.connection, run.batch.batch_id, number) is None:  # else it is posted, and followed without them
+                    refuse_empty(conversion, run.batch.batch_id)
                 seed = int(seeded_share(run.batch.seed, "iteration", str(number)) * 2**31)
                 _train(run, TrainIteration(run.batch.batch_id, number, sequences, seed, len(plan)), parent, directory, on_step)
             done[number] = _finish(run, number, directory)
@@ -178,6 +180,8 @@ def _write_ahead(run: Run, iteration: TrainIteration) -> None:
         run.clock.now(), None, None, None, None, None,
     )  # fmt: skip
     with own_transaction(run.connection):
+        # A run that was taken over begins nothing.
+        advance_batch(run.connection, run.batch.batch_id, run.attempt, "training", run.clock.now())
         begin_step(run.connection, run.batch.batch_id, step)
 
 

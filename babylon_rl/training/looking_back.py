@@ -14,28 +14,31 @@ from typing import Any
 import psycopg
 
 from babylon_rl.errors import BabylonError, CheckpointError, UsageError
-from babylon_rl.models.checkpoints import read_remote, verify
+from babylon_rl.models.checkpoints import RemoteCheckpoint, read_remote, verify
+from babylon_rl.models.client import ChatClient
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode, read_batch, read_batch_episodes
-from babylon_rl.store.registry import Model, model_of_batch
+from babylon_rl.store.registry import Model, model_of_batch, read_models
 from babylon_rl.store.training_steps import TrainingStep, finished_steps
 from babylon_rl.training.conversion import LEAK, convert
 from babylon_rl.training.cpu_bounds import COLLAPSED_SHARE, KL_BOUND
 from babylon_rl.training.preflight import group_spreads
-from babylon_rl.training.trainer import DRY_BASE_MODEL
+from babylon_rl.training.trainer import DRY_BASE_MODEL, TrainSequence
 
 NO_SPREAD = 1e-6
 QUESTION = "Buy, sell or hold?"
+ANSWER_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a check passed, why, and the numbers behind it."""
+    """Whether a check passed, why, and the numbers behind it; ``tried`` is False where nothing could be looked at."""
 
     passed: bool
     words: str
     numbers: dict[str, Any] = field(default_factory=dict)
+    tried: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,31 +130,44 @@ def in_bounds(found: Finished) -> Verdict:
     bounds = {"kl": KL_BOUND, "topActionShare": COLLAPSED_SHARE}
     measured = {name: float(metrics[name]) for name in bounds if name in metrics}
     if not measured:
-        return Verdict(True, f"The backend {found.batch.backend} measures neither KL nor the shares of actions.")
+        return Verdict(True, f"Not measured by the backend {found.batch.backend}: KL and the shares of actions.")
     beyond = {name: value for name, value in measured.items() if not value <= bounds[name]}
     words = ", ".join(f"{name} {value:.3f} (bound {bounds[name]:g})" for name, value in measured.items())
     missing = [name for name in bounds if name not in measured]
-    unmeasured = f"; {found.batch.backend} does not measure {', '.join(missing)}" if missing else ""
+    unmeasured = f"; not measured: {', '.join(missing)}" if missing else ""
     return Verdict(not beyond, f"{words}{unmeasured}.", measured)
 
 
 def no_leakage(connection: psycopg.Connection[Any], found: Finished, settings: Settings) -> Verdict:
-    """Read what trained once more, against all that is known of its hours by now."""
+    """Read what trained once more, against all that is known of its hours by now: each episode must give the sequences that it gave."""
     effective = settings.model_copy(update=dict(found.batch.settings))
-    again = convert(connection, found.episodes, effective)
-    then = int(((found.batch.preflight or {}).get("leftOut") or {}).get(LEAK, 0))
-    now = int(again.left_out.get(LEAK, 0))
-    read = len(again.sequences)
-    words = f"{read} sequences hold nothing of what became known after their hours; {then} that did were left out."
-    if now > then:
-        words = f"{now - then} sequences that trained hold what is known by now to be a leak: see the check of hindsight on their hours."
-    return Verdict(
-        now <= then and read > 0, words if read else "No sequence of it can be read any more.", {"left_out_then": then, "found_now": now}
-    )
+    line = _line_then(connection, found)
+    again = convert(connection, found.episodes, effective, line)
+    fewer = [(e, (e.sequences or 0) - again.per_episode[e.window, e.agent_id]) for e in found.episodes]
+    short = [episode for episode, number in fewer if number > 0]
+    read, missing = len(again.sequences), sum(number for _, number in fewer if number > 0)
+    leaked = min(missing, convert(connection, short, effective, line).left_out.get(LEAK, 0)) if short else 0
+    numbers = {"sequences": read, "missing": missing, "leaked": leaked}
+    if leaked:
+        words = (
+            f"{leaked} sequences that trained hold what is known by now to be a leak, the first of {short[0].agent_id} in "
+            f"{short[0].window}: see the check of hindsight on their hours."
+        )
+        return Verdict(False, words, numbers)
+    gone = f"; {missing} that trained are gone or have changed since" if missing else ""
+    words = f"{read} sequences hold nothing of what became known after their hours{gone}."
+    return Verdict(read > 0, words if read else "No sequence of it can be read any more.", numbers)
+
+
+def _line_then(connection: psycopg.Connection[Any], found: Finished) -> list[str]:
+    """The line's versions when the batch was trained, newest first: by them a call is too old or not."""
+    made = None if found.model is None else found.model.created_at
+    line = [model for model in read_models(connection) if not model.foreign and model.base_model == found.batch.base_model]
+    return [model.version for model in line if made is None or model.created_at < made]
 
 
 def answers(connection: psycopg.Connection[Any], found: Finished, settings: Settings) -> Verdict:
-    """Load the checkpoint on its base and have it answer the first prompt that it was trained on."""
+    """Load the checkpoint on its base, or ask the service where it lies; it must answer the first prompt that it was trained on."""
     model = found.model
     if model is None or model.checkpoint is None:
         return Verdict(False, f"{found.batch.batch_id} has registered no checkpoint.")
@@ -163,14 +179,31 @@ def answers(connection: psycopg.Connection[Any], found: Finished, settings: Sett
     try:
         remote = read_remote(directory)
         if remote is not None:
-            return Verdict(True, f"Its weights lie at {remote.service} as {remote.artifact}: nothing is loaded here.")
+            verify(directory)
+            return _asked(connection, found, model.version, remote, settings)
         if found.batch.backend != "cpu":
-            return Verdict(
-                True, f"{model.base_model} is not loaded on this machine for a check; its files are compared by checkpoint_whole."
-            )
+            return Verdict(False, f"Not tried: {model.base_model} is not loaded for a check; serve it and ask it by hand.", tried=False)
         return _answer(connection, found, model.version, directory, settings)
     except BabylonError as unusable:
         return Verdict(False, f"{model.version} does not load and answer: {unusable}")
+
+
+def _first_sequence(connection: psycopg.Connection[Any], found: Finished, settings: Settings) -> TrainSequence | None:
+    first = replace(found.episodes[0], trajectory_ids=found.episodes[0].trajectory_ids[:1])
+    return next(iter(convert(connection, [first], settings.model_copy(update=dict(found.batch.settings))).sequences), None)
+
+
+def _asked(connection: psycopg.Connection[Any], found: Finished, version: str, remote: RemoteCheckpoint, settings: Settings) -> Verdict:
+    key = None if settings.wandb_api_key is None else settings.wandb_api_key.get_secret_value()
+    if not key:
+        return Verdict(False, f"Not tried: {version} lies at {remote.service}, and there is no WANDB_API_KEY to ask it with.", tried=False)
+    sequence = _first_sequence(connection, found, settings)
+    connection.commit()  # nothing stays open while the service thinks
+    messages = [{"role": "user", "content": QUESTION}] if sequence is None else list(sequence.messages)
+    answer_format = None if sequence is None else sequence.response_format
+    with ChatClient(remote.inference_url, key, remote.inference_name, timeout_s=ANSWER_WITHIN_S, attempts=2, logprobs=False) as client:
+        said = client.complete_now(messages, response_format=answer_format, temperature=0.0, max_tokens=48)
+    return Verdict(bool(said.text.strip()), f"{version} answered {said.text[:120]!r} at {remote.inference_url}.")
 
 
 def _answer(connection: psycopg.Connection[Any], found: Finished, version: str, directory: Path, settings: Settings) -> Verdict:
@@ -178,8 +211,7 @@ def _answer(connection: psycopg.Connection[Any], found: Finished, version: str, 
 
     base_dir = base_model_dir(settings)
     verify(directory, base_dir)
-    first = replace(found.episodes[0], trajectory_ids=found.episodes[0].trajectory_ids[:1])
-    sequence = next(iter(convert(connection, [first], settings.model_copy(update=dict(found.batch.settings))).sequences), None)
+    sequence = _first_sequence(connection, found, settings)
     policy = Policy.load(base_dir, directory, adapter_name=version)
     request = CompletionRequest([{"role": "user", "content": QUESTION}], temperature=0.0, max_tokens=16, adapter=version)
     if sequence is not None:

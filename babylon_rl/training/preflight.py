@@ -4,6 +4,7 @@ Groups kept and dropped with reasons, sequences, trainable tokens, the share wit
 spread of scores. A training without a trainable token is refused here, with the cause and the cure.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from statistics import fmean, pstdev
@@ -13,10 +14,13 @@ import psycopg
 
 from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import Batch, BatchEpisode, own_transaction, read_batches, write_preflight
+from babylon_rl.store.batch_failures import failures_in_a_row
+from babylon_rl.store.batches import Batch, BatchEpisode, own_transaction, write_preflight
 from babylon_rl.store.remote_jobs import RemoteJob
-from babylon_rl.training.conversion import Conversion, convert
+from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert
 from babylon_rl.training.trainer import SERVERLESS, TrainPlan, training_line
+
+LONGEST_PAUSE_HOURS = 24.0
 
 
 def preflight_document(
@@ -28,11 +32,17 @@ def preflight_document(
 ) -> dict[str, Any]:
     """What is stored with the batch; shares are 0..1, spread is the population deviation of scores within a group.
 
+    ``episodes`` are those of the groups that had not left before; hours of which nothing trains join ``dropped_groups``.
+
     ``trainableTokens`` is None where the backend counts while it trains, else of one pass; ``untrained`` counts sequences by reason;
     ``estimatedUsd`` is for all ``iterations``, which are given by their hours.
     """
     spreads = group_spreads(episodes)
-    return conversion.preflight(dropped_groups) | {
+    windows = {episode.window for episode in episodes}
+    trained = {window for window in windows if window in conversion.by_window and plan.trains(window)}
+    lost = Counter(NO_TOKEN if window in conversion.by_window else NO_SEQUENCE for window in windows - trained)
+    return conversion.preflight(Counter(dropped_groups) + lost) | {
+        "groups": len(trained),
         "trainableTokens": plan.trainable_tokens,
         "trainableSequences": plan.sequences,
         "untrained": dict(plan.untrained),
@@ -112,17 +122,25 @@ def refuse_hopeless(connection: psycopg.Connection[Any], batch: Batch, episodes:
 
 
 def refused_lately(connection: psycopg.Connection[Any], settings: Settings, now: datetime) -> str | None:
-    """Why automation freezes no batch now: pre-flight refused the newest one of this backend within TRAINING_INTERVAL_HOURS.
+    """Why automation freezes no batch now, and until when: the newest of this backend failed, or was cancelled, a short while ago.
 
-    Without this, what cannot be trained would be frozen and refused again every minute. By hand one may try at any time.
+    The pause after a failure is TRAINING_INTERVAL_HOURS, twice as long after each further one in a row, LONGEST_PAUSE_HOURS at most (or
+    the interval, where that is longer). Without it what cannot be trained would be frozen, and paid, again every minute. By hand one may
+    try at any time.
     """
-    newest = read_batches(connection, limit=1)
-    if not newest or newest[0].state != "failed" or newest[0].backend != training_line(settings).backend:
+    failures = failures_in_a_row(connection, training_line(settings).backend)
+    if not failures:
         return None
-    batch, again = newest[0], newest[0].created_at + timedelta(hours=settings.training_interval_hours)
-    if (batch.preflight or {}).get("trainableTokens") != 0 or now >= again:
+    interval = settings.training_interval_hours
+    again = failures[0].at + timedelta(hours=min(interval * 2.0 ** (len(failures) - 1), max(interval, LONGEST_PAUSE_HOURS)))
+    if now >= again:
         return None
-    return f"{batch.error} Automation tries again at {again:%Y-%m-%d %H:%M} UTC; `babylon-rl train` does at once."
+    in_a_row = f", as did the {len(failures) - 1} before it" if len(failures) > 1 else ""
+    why = failures[0].error.rstrip(". ")
+    return (
+        f"{failures[0].batch_id} failed{in_a_row}: {why}. Automation tries again at {again:%Y-%m-%d %H:%M} UTC; "
+        "`babylon-rl train` does at once."
+    )
 
 
 def preflight_lines(found: Mapping[str, Any], parent: str) -> list[str]:
@@ -143,6 +161,10 @@ def preflight_lines(found: Mapping[str, Any], parent: str) -> list[str]:
         lines.append(f"  Estimated cost: ${found['estimatedUsd']:.2f}")
     if found.get("ignoredSettings"):
         lines.append(f"  Not taken by this backend: {', '.join(found['ignoredSettings'])}")
-    left = {**found["leftOut"], **found["groupsDropped"]}
-    lines += [f"  Left out: {number} x {reason}" for reason, number in left.items()]
+    lines += [f"  Left out: {_counted(number, 'sequence')} ({reason})" for reason, number in found["leftOut"].items()]
+    lines += [f"  Left out: {_counted(number, 'group')} ({reason})" for reason, number in found["groupsDropped"].items()]
     return lines + [f"  Not trained: {number} sequences {reason}" for reason, number in (found.get("untrained") or {}).items()]
+
+
+def _counted(number: int, unit: str) -> str:
+    return f"{number} {unit}{'' if number == 1 else 's'}"

@@ -1,7 +1,8 @@
 """From the last iteration to a registered version: the checkpoint first, then one transaction that makes it count.
 
 A crash between the two leaves a published directory whose manifest names its batch; the next run finds it and only registers. A
-directory that no row points to and that another batch left behind is replaced.
+directory that no row points to and that another batch of this database left behind is replaced. One of which no batch here knows, as when
+two databases share a state directory, keeps its number, and the next one is taken.
 """
 
 import hashlib
@@ -11,20 +12,23 @@ from contextlib import suppress
 from pathlib import Path
 
 from babylon_rl.errors import CheckpointError, TrainingError, TrainingPaused, UsageError
-from babylon_rl.models.checkpoints import MANIFEST, BaseIdentity, Manifest, check_base, publish, verify
+from babylon_rl.models.checkpoints import MANIFEST, BaseIdentity, Manifest, check_base, load_manifest, publish, verify
 from babylon_rl.models.files import copy_tree
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import (
-    LIVE_STATES,
-    Batch,
-    BatchEpisode,
-    advance_batch,
-    lock_registry,
-    own_transaction,
-    read_batches,
+from babylon_rl.store.batches import Batch, BatchEpisode, advance_batch, lock_registry, own_transaction, read_batch
+from babylon_rl.store.freezable import bar_dropped
+from babylon_rl.store.registry import (
+    Model,
+    NewModel,
+    model_of_batch,
+    next_version,
+    register_model,
+    reserve_version,
+    version_order,
+    version_taken,
 )
-from babylon_rl.store.registry import Model, NewModel, model_of_batch, next_version, register_model, reserve_version, version_taken
 from babylon_rl.store.training_steps import TrainingStep, finished_steps
+from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN
 from babylon_rl.training.iterations import RESULT_FILE, WORK, Run
 from babylon_rl.training.retention import prune
 from babylon_rl.training.served_as import action_grammar, prompt_version
@@ -86,15 +90,15 @@ def publish_and_register(
         OSError: the disk is full; nothing half written is left.
         TrainingPaused: as ``finish_registration``.
     """
-    version = _own_version(run)
+    version = _own_version(run, parent)
     manifest = _manifest(run, version, episodes, steps, parent, sequences)
     staging = run.work / f"{STAGING}-{run.attempt}"
     final = run.checkpoints / version
     try:
         copy_tree(Path(steps[-1].checkpoint or ""), staging, leave_out=(f"{STATE_PREFIX}*", RESULT_FILE))
         run.beat()  # a run that was taken over must not replace what the newer one has published, and perhaps registered
-        if final.exists():
-            shutil.rmtree(final)  # nobody's: _own_version made sure that no row points to it
+        if final.exists() and _known(run, _named_in(final)):
+            shutil.rmtree(final)  # _own_version made sure that no row points to it
         publish(staging, final, manifest)
     except OSError:
         shutil.rmtree(staging, ignore_errors=True)
@@ -137,6 +141,7 @@ def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: 
                 f"Another producer took {new.version} while {new.batch_id} was being published; its next run takes the next number."
             )
         register_model(run.connection, new)
+        bar_dropped(run.connection, new.batch_id, (NO_SEQUENCE, NO_TOKEN), new.now)
     model = model_of_batch(run.connection, run.batch.batch_id)
     if model is None:
         raise TrainingError(f"{new.version} was registered and cannot be read back.")
@@ -158,16 +163,32 @@ def _uploaded(run: Run, checkpoint: Path, settings: Settings) -> str | None:
         ) from None
 
 
-def _own_version(run: Run) -> str:
-    # A foreign row may have taken the number since the batch reserved it.
+def _own_version(run: Run, parent: str | None) -> str:
+    # Since the batch reserved its number, a foreign row may have taken it, or a batch that was frozen later may have become the parent.
     with own_transaction(run.connection):
         lock_registry(run.connection)
         advance_batch(run.connection, run.batch.batch_id, run.attempt, "uploading", run.clock.now())
-        version = run.batch.version
-        if version_taken(run.connection, version):
-            version = next_version(run.connection, run.batch.batch_id)
+        version, passed = run.batch.version, list[str]()
+        while version_taken(run.connection, version) or _below(version, parent) or _unknown(run, run.checkpoints / version):
+            passed.append(version)
+            version = next_version(run.connection, run.batch.batch_id, passed)
+        if version != run.batch.version:
             reserve_version(run.connection, run.batch.batch_id, version)
     return version
+
+
+def _below(version: str, parent: str | None) -> bool:
+    """True when the line would go on from ``parent``, and not from the version that continues it."""
+    return parent is not None and (version_order(version) or ()) < (version_order(parent) or ())
+
+
+def _unknown(run: Run, directory: Path) -> bool:
+    """True for what lies there and is no batch's of this database: it is left as it is."""
+    return (directory.exists() or directory.is_symlink()) and not _known(run, _named_in(directory))
+
+
+def _known(run: Run, batch_id: str | None) -> bool:
+    return batch_id is not None and read_batch(run.connection, batch_id) is not None
 
 
 def _manifest(
@@ -199,6 +220,14 @@ def _manifest(
     )
 
 
+def _named_in(directory: Path) -> str | None:
+    """The batch that a directory's manifest names, whatever its other files are like."""
+    try:
+        return load_manifest(directory).batch_id
+    except CheckpointError:
+        return None
+
+
 def _batch_of(directory: Path) -> str | None:
     if not directory.is_dir():
         return None
@@ -213,14 +242,13 @@ def _manifest_sha(checkpoint: Path) -> str:
 
 
 def _tidy(run: Run) -> None:
-    """Keep the numbered checkpoints of this batch and of those that have not ended, and no optimizer state."""
+    """Delete the numbered checkpoints of the batches of this database that have ended, but for this one's, and all optimizer state."""
     for staging in run.work.glob(f"{STAGING}*"):
         shutil.rmtree(staging, ignore_errors=True)
     for state in run.work.rglob(f"{STATE_PREFIX}*"):
         state.unlink(missing_ok=True)
-    # Listed before the live batches are read: one that begins meanwhile is in neither.
-    present = list((run.checkpoints / WORK).glob("*"))
-    kept = {run.batch.batch_id, *(batch.batch_id for batch in read_batches(run.connection, LIVE_STATES))}
-    for other in present:
-        if other.name not in kept:
+    for other in (run.checkpoints / WORK).glob("*"):
+        batch = read_batch(run.connection, other.name)
+        if batch is not None and not batch.live and other != run.work:
             shutil.rmtree(other, ignore_errors=True)
+    run.connection.commit()

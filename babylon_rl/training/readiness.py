@@ -90,7 +90,7 @@ def readiness(connection: psycopg.Connection[Any], settings: Settings, now: date
     bounds = freeze_bounds(connection, settings, now, settled=True)
     freezable = count_freezable_rows(connection, bounds)
     quality = measure_quality(connection, newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE))
-    groups = sum(number >= settings.training_min_group_size for number in freezable.windows.values())
+    groups = _groups(settings, freezable)
     unscored = unscored_windows(connection, list(freezable.windows))
     reason = _reason(settings, freezable, groups, quality.mean)
     return Readiness(
@@ -105,9 +105,25 @@ def readiness(connection: psycopg.Connection[Any], settings: Settings, now: date
     )
 
 
+def not_ready(connection: psycopg.Connection[Any], settings: Settings, now: datetime) -> str | None:
+    """Why ``readiness`` says no, in its words, or None when it says yes; no row is read for its quality before the counts suffice."""
+    bounds = freeze_bounds(connection, settings, now, settled=True)
+    freezable = count_freezable_rows(connection, bounds)
+    groups = _groups(settings, freezable)
+    reason = _reason(settings, freezable, groups, quality=1.0)
+    if reason == READY:
+        newest = newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE)
+        reason = _reason(settings, freezable, groups, measure_quality(connection, newest).mean)
+    return None if reason == READY else reason + _synthetic(freezable)
+
+
 def last_completed(connection: psycopg.Connection[Any]) -> datetime | None:
     """When the last training was completed (naive UTC), ours or another producer's; the interval counts from it."""
     return last_completed_at(connection)
+
+
+def _groups(settings: Settings, freezable: Freezable) -> int:
+    return sum(number >= settings.training_min_group_size for number in freezable.windows.values())
 
 
 def _reason(settings: Settings, freezable: Freezable, groups: int, quality: float) -> str:

@@ -88,7 +88,7 @@ class Tracker:
 
     def abandon(self) -> Sent:
         """The training ended otherwise: its whole iterations are logged, and the next run goes on from there."""
-        return Sent(self.refusal or "") if self._process is None else self._process.end(ABANDON_S)
+        return Sent("") if self._process is None else self._process.end(ABANDON_S)
 
     def _send(self) -> None:
         for step in self._steps:

@@ -100,7 +100,8 @@ class IterationResult:
 class RunContext:
     """The run that a trainer works for: the claim on its batch, the clock, and a sign of life.
 
-    ``began_at`` is when the batch's first iteration began. ``beat`` raises BatchConflict when the batch ended or was taken over.
+    ``began_at`` is when the run began, less what finished iterations took before it: the time that a batch lies idle does not count.
+    ``beat`` raises BatchConflict when the batch ended or was taken over.
     """
 
     connection: psycopg.Connection[Any]
@@ -269,7 +270,7 @@ def training_line(settings: Settings) -> TrainingLine:
 
 
 def gpu_is_here() -> bool:
-    """True with a driver of an NVIDIA GPU and the packages of the extra `gpu`; loads neither."""
+    """True with a driver of an NVIDIA GPU and the packages of requirements-gpu.lock; loads neither."""
     return Path("/proc/driver/nvidia/version").exists() and find_spec("unsloth") is not None
 
 

@@ -23,7 +23,9 @@ from babylon_rl.settings import Settings
 TIMEOUT_S = 180.0
 INIT_TIMEOUT_S = 45.0
 _RAISED = re.compile(r"[\w.]+(?:Error|Exception|Timeout\w*): ")  # the line of a traceback that says what happened
-_OPEN_ENDED = {"x_disable_stats": True, "x_disable_meta": True, "x_save_requirements": False, "disable_git": True, "console": "off"}
+_OPEN_ENDED: dict[str, Any] = {
+    "x_disable_stats": True, "x_disable_meta": True, "x_save_requirements": False, "disable_git": True, "console": "off",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ def open_run(request: Mapping[str, Any]) -> Any:
     import wandb
 
     offline = request["mode"] == "offline"
-    limits = {"init_timeout": request["initTimeout"], "finish_timeout": 60.0, "finish_timeout_raises": True}
+    wanted = _OPEN_ENDED | {"init_timeout": request["initTimeout"], "finish_timeout": 60.0, "finish_timeout_raises": True}
+    # The version that training on a GPU pins (0.25) lacks some; the parent's own time limit holds in any case.
+    known = {name: value for name, value in wanted.items() if name in wandb.Settings.model_fields}
     return wandb.init(
         entity=request["entity"],
         project=request["project"],
@@ -128,7 +132,7 @@ def open_run(request: Mapping[str, Any]) -> Any:
         config=request.get("config"),
         resume=None if offline else "allow",
         mode=request["mode"],
-        settings=wandb.Settings(silent=True, **_OPEN_ENDED, **limits),
+        settings=wandb.Settings(silent=True, **known),
     )
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from babylon_rl.automation.checks_judge import RULES
 from babylon_rl.automation.sensors import report_judge_daily
-from babylon_rl.judge.wording import HIDDEN
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_report import HourVerdicts, hour_verdicts
@@ -100,15 +99,39 @@ def test_what_the_checks_look_at_is_read_in_one_query_as_it_was_stored(database:
                 VALUES ('{WINDOW}', 'j', '1', 2, 0.5, 0.1, 0.3, '', '', 'epoch', '{{"orders": 3}}');
                 INSERT INTO babylon_rl.episode_scores
                     ("window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning", "flags")
-                VALUES ('{WINDOW}', 'b', 0.6, 1, 1, 0, '{HIDDEN.upper()} all', '{{one,two}}'),
-                    ('{WINDOW}', 'a', 0.4, 2, -1, 0, 'fine', '{{}}');
+                VALUES ('{WINDOW}', 'b', 0.6, 1, 1, 0, 'The Hidden answer', '{{one,two}}'),
+                    ('{WINDOW}', 'a', 0.4, 2, -1, 0, 'It has hiddenness', '{{}}');
                 INSERT INTO babylon_rl.judge_quarantine VALUES ('2025-11-15T11:00', 'j', '1', 'why', '[]', 'epoch')"""
         )
-        one, other = hour_verdicts(connection, ["2025-11-15T11:00", WINDOW, "2025-11-15T12:00"], HIDDEN)
+        one, other = hour_verdicts(connection, ["2025-11-15T11:00", WINDOW, "2025-11-15T12:00"])
     assert (one.window, one.judge, one.orders, one.disagreement, one.quarantined) == (WINDOW, "j", 3, 0.3, None)
     assert (one.agents, one.scores, one.flags, one.tells) == (["a", "b"], [0.4, 0.6], [0, 2], [False, True])
     assert (one.pnls_usd, one.trades, one.leaked, one.mean_change) == ([None, None], [None, None], 0, None)
     assert (other.judge, other.quarantined, other.agents, other.scores) == (None, "why", [], [])
+
+
+def test_a_share_of_hours_in_quarantine_beyond_the_threshold_is_warned_of(make_bench: Callable[..., Bench], database: Database) -> None:
+    windows = filled(database, 9)
+    changes = {"judge_model": MODEL, "judge_base_url": "http://127.0.0.1:9/v1"}
+    bench = make_bench(database, NOW, **changes)
+
+    def checked() -> dg.AssetCheckEvaluation:
+        result = bench.run(REPORT)
+        return next(found for found in result.get_asset_check_evaluations() if found.check_name == "few_in_quarantine")
+
+    assert checked().passed, "nothing was judged"
+    bench.execute(
+        """INSERT INTO babylon_rl.group_scores ("window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement",
+               "inputVersion", "dataVersion", "judgedAt") SELECT w, %s, '1', 2, 0.5, 0.1, 0.3, '', '', 'epoch' FROM unnest(%s::text[]) w""",
+        MODEL, windows,
+    )  # fmt: skip
+    aside = """INSERT INTO babylon_rl.judge_quarantine VALUES (%s, %s, '1', 'why', '[]', 'epoch')"""
+    bench.execute(aside, "2025-11-16T00:00", MODEL)
+    assert checked().passed and checked().metadata["quarantined_share"].value == 0.1
+    bench.execute(aside, "2025-11-16T01:00", MODEL)
+    found = checked()
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert found.description is not None and "2 of 11 hours" in found.description and "in quarantine (18%)" in found.description
 
 
 def test_checks_of_a_range_speak_of_every_hour(make_bench: Callable[..., Bench], database: Database) -> None:

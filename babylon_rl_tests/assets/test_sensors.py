@@ -1,24 +1,38 @@
 """The sensors and schedules on the recorded game, with the dry trainer."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import dagster as dg
 import pytest
+from pydantic import SecretStr
 
 from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.plots import line_plot
 from babylon_rl.automation.checks_batches import CHECKS
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import finish_evidence, observe_changes, start_training, train_daily
+from babylon_rl.cli.training import choose_batch
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.store.batches import advance_batch, claim_batch, note_waiting, read_batches
+from babylon_rl.errors import BatchConflict, JudgeUnavailable, TrainingPaused
+from babylon_rl.store.batches import Batch, advance_batch, claim_batch, note_waiting, read_batches
 from babylon_rl.store.database import Database
-from babylon_rl.training.batches import pending_batches
+from babylon_rl.store.remote_jobs import JobEnd, RemoteJob, begin_job, end_job, name_job, read_jobs
+from babylon_rl.store.training_steps import finished_steps
+from babylon_rl.training.batches import cancel_batch, fail_batch, freeze_batch, pending_batches, prepare_batch, train_batch
+from babylon_rl.training.preflight import refused_lately
+from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import utc_now
 from babylon_rl_tests.assets.conftest import NOW, Bench
 
 HOURS = [f"2025-10-29T{hour:02}:00" for hour in (13, 14, 15, 16, 17)]
-DRY = {"train_rl_local": True, "local_base_model": "dry", "training_min_trajectories": 20}
+DRY = {
+    "train_rl_local": True, "local_base_model": "dry", "training_min_trajectories": 20, "training_min_groups": 1,
+    "training_min_group_size": 1, "data_quality_threshold": 0.0,
+}  # fmt: skip
+TRAINING = [dg.AssetKey("training_batch"), dg.AssetKey("trained_checkpoint")]
 
 
 @pytest.fixture
@@ -97,11 +111,102 @@ def test_an_hour_older_than_a_week_waits_for_the_night(bench: Bench):
     assert bench.observed("raw_trajectories")["2025-01-15T11:00"] == "no rows"
 
 
-def test_too_few_trajectories_are_said_in_numbers(ready: Bench, make_bench: Callable[..., Bench]):
-    bench = make_bench(ready.babylon.database, **DRY | {"training_min_trajectories": 100_000})
+def tick(bench: Bench) -> str:
+    """What the daily schedule says."""
+    return train_daily(dg.build_schedule_context(bench.instance, resources={"babylon": bench.babylon})).skip_message
+
+
+def frozen(bench: Bench) -> list[Batch]:
+    with bench.babylon.database.connect() as connection:
+        return read_batches(connection)
+
+
+def a_batch(bench: Bench) -> str:
+    """What the sensor freezes, as a partition that runs can have."""
+    batch = ask(bench, start_training).run_requests[0].partition_key
+    bench.instance.add_dynamic_partitions(batches.name, [batch])
+    return batch
+
+
+def a_run(bench: Bench, batch: str, status: dg.DagsterRunStatus, **tags: str) -> str:
+    run = bench.instance.create_run_for_job(
+        job_definition("train", bench.babylon), tags={"dagster/partition": batch, **tags}, status=status
+    )
+    return run.run_id
+
+
+@pytest.mark.parametrize(
+    ("lacking", "reason"),
+    [
+        ({"training_min_trajectories": 100_000}, "Need 99653 more trajectories"),
+        ({"training_min_groups": 99}, "Need more scenario groups (5/99 minimum)"),
+        ({"data_quality_threshold": 1.0}, "Data quality too low ("),
+    ],
+)
+def test_a_batch_is_frozen_only_when_ready_and_the_reason_is_that_of_ready(
+    ready: Bench, make_bench: Callable[..., Bench], lacking: dict[str, float], reason: str
+):
+    bench = make_bench(ready.babylon.database, **DRY | lacking)
     skipped = ask(bench, start_training)
-    assert isinstance(skipped, dg.SkipReason)
-    assert "of 100000 freezable trajectories" in skipped.skip_message
+    assert isinstance(skipped, dg.SkipReason) and skipped.skip_message.startswith(reason)
+    assert tick(bench) == skipped.skip_message and frozen(bench) == []
+    with ready.babylon.database.connect() as connection:
+        assert readiness(connection, bench.babylon.settings, NOW).reason == skipped.skip_message
+
+
+def test_a_batch_holds_no_more_than_the_setting_allows(ready: Bench, make_bench: Callable[..., Bench]):
+    for freeze_one in (lambda bench: ask(bench, start_training), tick):
+        bench = make_bench(ready.babylon.database, **DRY | {"training_max_trajectories": 100})
+        freeze_one(bench)
+        (batch, *_) = frozen(bench)
+        assert 80 < batch.trajectories <= 100 and batch.live
+        with ready.babylon.database.connect() as connection:
+            advance_batch(connection, batch.batch_id, claim_batch(connection, batch.batch_id, NOW), "completed", NOW - timedelta(days=2))
+
+
+def test_what_failed_is_not_trained_again_for_a_while_that_doubles(ready: Bench, make_bench: Callable[..., Bench]):
+    moment, hour = NOW, timedelta(hours=1)
+    chosen = DRY | {"training_interval_hours": 1.0}
+    for failures, pause in enumerate((1, 2, 4, 8, 16, 24, 24), start=1):
+        batch = a_batch(make_bench(ready.babylon.database, now=moment, **chosen))
+        with ready.babylon.database.connect() as connection:
+            fail_batch(connection, batch, "The disk is full.", moment)
+        held = make_bench(ready.babylon.database, now=moment + pause * hour - timedelta(minutes=1), **chosen)
+        said = ask(held, start_training).skip_message
+        assert said == tick(held) and said.startswith(f"{batch} failed") and "The disk is full. Automation tries again at " in said
+        assert f"{moment + pause * hour:%Y-%m-%d %H:%M} UTC; `babylon-rl train` does at once" in said
+        assert (f"as did the {failures - 1} before it" in said) == (failures > 1)
+        assert len(frozen(held)) == failures
+        moment += pause * hour
+
+
+def test_a_cancelled_batch_comes_back_after_the_interval_and_by_hand_at_once(ready: Bench, make_bench: Callable[..., Bench]):
+    batch = a_batch(ready)
+    ready.babylon.database.prepare_dagster_schema()
+    with ready.babylon.database.connect() as connection:
+        cancel_batch(connection, batch, "not these", NOW)
+        assert "Cancelled: not these. Automation tries again at 2025-11-01 12:00 UTC" in ask(ready, start_training).skip_message
+        other = ready.babylon.settings.model_copy(update={"wandb_api_key": SecretStr("x")})
+        assert refused_lately(connection, other, NOW) is None  # another backend may try
+        by_hand = choose_batch(ready.babylon.database, ready.babylon.settings, None, None, None, 0, False)
+        cancel_batch(connection, by_hand.batch_id, "enough", NOW)
+        assert "as did the 1 before it" in ask(ready, start_training).skip_message
+    later = make_bench(ready.babylon.database, now=NOW + timedelta(days=1), **DRY)
+    assert len(ask(later, start_training).run_requests) == 1
+
+
+def test_a_training_that_ended_well_forgets_the_failures_before_it(ready: Bench):
+    with ready.babylon.database.connect() as connection:
+        for _ in range(3):
+            batch = freeze_batch(connection, ready.babylon.settings, NOW, max_trajectories=60)
+            fail_batch(connection, batch.batch_id, "It diverged.", NOW)
+        batch = freeze_batch(connection, ready.babylon.settings, NOW + timedelta(seconds=1), max_trajectories=60)
+        prepare_batch(connection, batch.batch_id, ready.babylon.settings, NOW)
+        train_batch(connection, batch.batch_id, ready.babylon.settings, NOW)
+        assert refused_lately(connection, ready.babylon.settings, NOW) is None
+        newest = freeze_batch(connection, ready.babylon.settings, NOW + timedelta(seconds=2))
+        fail_batch(connection, newest.batch_id, "It diverged.", NOW)
+        assert refused_lately(connection, ready.babylon.settings, NOW).startswith(f"{newest.batch_id} failed: It diverged.")
 
 
 def test_a_batch_is_frozen_once_and_asked_for_until_a_run_lives(ready: Bench):
@@ -116,24 +221,93 @@ def test_a_batch_is_frozen_once_and_asked_for_until_a_run_lives(ready: Bench):
         assert len(read_batches(connection)) == 1
 
 
-def test_a_batch_with_a_live_run_is_left_alone_and_one_that_fails_thrice_given_up(ready: Bench):
-    batch = ask(ready, start_training).run_requests[0].partition_key
-    ready.instance.add_dynamic_partitions(batches.name, [batch])
-    job = job_definition("train", ready.babylon)
-
-    def add_run(status: dg.DagsterRunStatus) -> None:
-        ready.instance.create_run_for_job(job, tags={"dagster/partition": batch}, status=status)
-
-    add_run(dg.DagsterRunStatus.STARTED)
+def test_a_batch_with_a_live_run_is_left_alone_and_one_whose_runs_die_thrice_given_up(ready: Bench):
+    batch = a_batch(ready)
+    alive = a_run(ready, batch, dg.DagsterRunStatus.STARTED)
     assert ask(ready, start_training) == dg.SkipReason(f"{batch} has a live run.")
-    ready.instance.delete_run(ready.instance.get_runs()[0].run_id)
-    add_run(dg.DagsterRunStatus.FAILURE)
-    assert ask(ready, start_training).run_requests[0].run_key == f"{batch}/2"
-    add_run(dg.DagsterRunStatus.FAILURE)
-    add_run(dg.DagsterRunStatus.FAILURE)
-    assert ask(ready, start_training) == dg.SkipReason(f"{batch} was given up after 3 runs.")
+    ready.instance.delete_run(alive)
+    a_run(ready, batch, dg.DagsterRunStatus.FAILURE)
+    a_run(ready, batch, dg.DagsterRunStatus.CANCELED)  # in the UI: nothing died
+    assert ask(ready, start_training).run_requests[0].run_key == f"{batch}/3"
+    a_run(ready, batch, dg.DagsterRunStatus.FAILURE)
+    assert ask(ready, start_training).run_requests[0].run_key == f"{batch}/4"
+    a_run(ready, batch, dg.DagsterRunStatus.FAILURE)
+    assert ask(ready, start_training) == dg.SkipReason(f"{batch} was given up: 3 runs died without a word.")
     with ready.babylon.database.connect() as connection:
         assert pending_batches(connection) == []
+
+
+def run_into(bench: Bench, batch: str, error: Callable[[str], None]) -> None:
+    """A real run of the batch, which raises ``error`` when its trainer says how far it is."""
+    whose = replace(bench.babylon, now=utc_now, on_progress=lambda what, done, total: error(what))
+    with pytest.raises((dg.Failure, RuntimeError, KeyboardInterrupt, dg.DagsterExecutionInterruptedError)):
+        Bench(bench.instance, whose).run("train", batch, asset_selection=TRAINING)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), JudgeUnavailable("It is down."), TrainingPaused("It is down."), BatchConflict("Another run has it.")]
+)
+def test_runs_that_end_in_words_never_give_a_batch_up(make_bench: Callable[..., Bench], ready: Bench, error: BaseException):
+    def fail(what: str) -> None:
+        raise error
+
+    batch = a_batch(ready)
+    for _ in range(4):
+        run_into(ready, batch, fail)
+    soon = make_bench(ready.babylon.database, now=utc_now(), **DRY)
+    asked = ask(soon, start_training)
+    if isinstance(error, KeyboardInterrupt):
+        assert asked.run_requests[0].run_key == f"{batch}/5"
+    else:
+        assert "tried again every 0:30:00" in asked.skip_message
+    later = make_bench(ready.babylon.database, now=utc_now() + timedelta(minutes=31), **DRY)
+    with ready.babylon.database.connect(autocommit=True) as connection:
+        claim_batch(connection, batch, utc_now() - timedelta(hours=1))  # what it waited for is taken back by the next run, which dies
+    a_run(ready, batch, dg.DagsterRunStatus.FAILURE)
+    assert ask(later, start_training).run_requests[0].run_key == f"{batch}/6"
+
+
+def test_a_training_that_gets_on_is_not_given_up_however_often_its_runs_die(make_bench: Callable[..., Bench], ready: Bench):
+    batch = a_batch(ready)
+
+    def die(after: int) -> Callable[[str], None]:
+        def look(what: str) -> None:
+            if what.startswith("training") and what != f"training, iteration {after}":
+                raise RuntimeError("nobody foresaw this")
+
+        return look
+
+    now = make_bench(ready.babylon.database, now=utc_now(), **DRY)
+    for iteration in range(1, 5):
+        run_into(ready, batch, die(iteration))
+        with ready.babylon.database.connect() as connection:
+            assert sorted(finished_steps(connection, batch)) == list(range(1, iteration + 1))
+        assert ask(now, start_training).run_requests[0].run_key == f"{batch}/{iteration + 1}"
+    for _ in range(3):
+        run_into(ready, batch, die(0))
+    assert "was given up: 3 runs died" in ask(now, start_training).skip_message
+
+
+@pytest.mark.parametrize("held_by", ["running", "trained", "uploading"])
+def test_what_was_paid_or_only_lacks_its_upload_is_tried_now_and_then_and_not_given_up(
+    make_bench: Callable[..., Bench], ready: Bench, held_by: str
+):
+    batch, now = a_batch(ready), utc_now()
+    for _ in range(3):
+        a_run(ready, batch, dg.DagsterRunStatus.FAILURE)
+    with ready.babylon.database.connect(autocommit=True) as connection:
+        attempt = claim_batch(connection, batch, now)
+        advance_batch(connection, batch, attempt, "uploading" if held_by == "uploading" else "training", now)
+        if held_by != "uploading":
+            begin_job(connection, RemoteJob(batch, 1, 1, "serverless", "http://service", "model", 0, now), attempt)
+            (job,) = read_jobs(connection, batch)
+            name_job(connection, job, "job-1")
+            if held_by == "trained":
+                end_job(connection, job, JobEnd("trained", now, step_after=1, sequences=4, trainable_tokens=9, loss=0.1))
+    soon = make_bench(ready.babylon.database, now=utc_now(), **DRY)
+    assert "3 runs died, and the next is tried every 0:30:00" in ask(soon, start_training).skip_message
+    later = make_bench(ready.babylon.database, now=utc_now() + timedelta(minutes=31), **DRY)
+    assert ask(later, start_training).run_requests[0].run_key == f"{batch}/4"
 
 
 def test_a_batch_that_only_lacks_its_upload_is_taken_up_again_after_the_machine_was_off(ready: Bench, make_bench: Callable[..., Bench]):
@@ -167,24 +341,15 @@ def test_a_batch_that_waits_for_a_service_or_a_storage_is_tried_again_and_not_gi
 
 
 def test_the_schedule_says_why_it_waits_and_only_freezes(ready: Bench, make_bench: Callable[..., Bench]):
-    def tick(bench: Bench) -> str:
-        resources = {"babylon": bench.babylon}
-        return train_daily(dg.build_schedule_context(bench.instance, resources=resources)).skip_message
-
-    assert tick(ready).startswith("Need more scenario groups")
-    able = make_bench(
-        ready.babylon.database, **DRY | {"training_min_groups": 1, "training_min_group_size": 1, "data_quality_threshold": 0.0}
-    )
-    assert "start_training runs it" in tick(able)
-    assert len(ask(able, start_training).run_requests) == 1
-    assert "is pending" in tick(able)
+    assert tick(make_bench(ready.babylon.database, **DRY | {"training_min_groups": 10})).startswith("Need more scenario groups")
+    assert "start_training runs it" in tick(ready)
+    assert len(ask(ready, start_training).run_requests) == 1
+    assert "is pending" in tick(ready)
 
 
 def test_a_frozen_batch_is_trained_by_the_job(ready: Bench):
-    batch = ask(ready, start_training).run_requests[0].partition_key
-    ready.instance.add_dynamic_partitions(batches.name, [batch])
-    chosen = [dg.AssetKey("training_batch"), dg.AssetKey("trained_checkpoint")]
-    result = ready.run("train", batch, asset_selection=chosen)
+    batch = a_batch(ready)
+    result = ready.run("train", batch, asset_selection=TRAINING)
     checkpoint = ready.materializations("trained_checkpoint")[batch].metadata
     assert checkpoint["version"].value.startswith("v1.0.")
     assert HOURS[0] in checkpoint["upstream_windows"].value
@@ -194,11 +359,50 @@ def test_a_frozen_batch_is_trained_by_the_job(ready: Bench):
     assert isinstance(ask(ready, start_training), dg.SkipReason)
 
 
+def test_preflight_is_said_before_the_first_step_and_kept_with_the_checkpoint(ready: Bench):
+    batch = a_batch(ready)
+    result = ready.run("train", batch, asset_selection=TRAINING)
+    logged = [record.event_log_entry.user_message for record in ready.instance.get_records_for_run(result.run_id).records]
+    said = [message for message in logged if message.startswith(("Training on ", "  Spread of scores", "iteration 1, step 1"))]
+    assert [message.split(" of ")[0] for message in said] == [said[0].split(" of ")[0], "  Spread", "iteration 1, step 1"]
+    assert re.match(r"Training on \d+ sequences of \d+ episodes in 5 groups", said[0])
+    kept = ready.materializations("trained_checkpoint")[batch].metadata["preflight"].value
+    assert kept.splitlines()[0] == f"* {said[0]}" and "* Spread of scores in a group: " in kept
+
+
+def test_preflight_of_a_training_that_is_refused_is_said_too(ready: Bench):
+    batch = a_batch(ready)
+    ready.run("train", batch, asset_selection=TRAINING[:1])
+    ready.execute("DELETE FROM llm_call_logs")
+    ready.execute("""UPDATE trajectories SET "stepsJson" = regexp_replace("stepsJson", '"llmCalls"', '"calls"', 'g')""")
+    with pytest.raises(dg.Failure, match="no training sequence"):
+        ready.run("train", batch, asset_selection=TRAINING[1:])
+    logged = [record.event_log_entry.user_message for run in ready.instance.get_runs(limit=1)
+              for record in ready.instance.get_records_for_run(run.run_id).records]  # fmt: skip
+    assert sum(message.startswith("Training on 0 sequences") for message in logged) == 1
+
+
+def test_the_curves_of_a_resumed_training_show_every_iteration(ready: Bench):
+    batch = a_batch(ready)
+
+    def stop(what: str) -> None:
+        if what == "training, iteration 9":
+            raise KeyboardInterrupt
+
+    run_into(ready, batch, stop)
+    ready.run("train", batch, asset_selection=TRAINING)
+    found = ready.materializations("trained_checkpoint")[batch].metadata
+    version = found["version"].value
+    losses = [1.0 / (1 + iteration) for iteration in range(1, 11)]
+    assert found["loss_curve"] == line_plot(f"Loss of {version}", "loss", {"loss": losses}, x_label="iteration")
+    assert found["entropy_curve"] == line_plot(f"Entropy of {version}", "nats a choice", {"entropy": [0.0] * 10}, x_label="iteration")
+
+
 def test_a_completed_batch_without_a_decision_is_asked_for_thrice(ready: Bench, make_bench: Callable[..., Bench]):
     assert ask(ready, finish_evidence) == dg.SkipReason("Every completed batch has been decided on.")
     batch = ask(ready, start_training).run_requests[0].partition_key
     ready.instance.add_dynamic_partitions(batches.name, [batch])
-    ready.run("train", batch, asset_selection=[dg.AssetKey("training_batch"), dg.AssetKey("trained_checkpoint")])
+    ready.run("train", batch, asset_selection=TRAINING)
     job = job_definition("train", ready.babylon)
 
     def add_run(status: dg.DagsterRunStatus, key: str) -> None:
@@ -220,7 +424,7 @@ def test_a_completed_batch_without_a_decision_is_asked_for_thrice(ready: Bench, 
 def test_a_batch_whose_report_failed_is_finished_by_the_run_that_is_asked_for(ready: Bench):
     batch = ask(ready, start_training).run_requests[0].partition_key
     ready.instance.add_dynamic_partitions(batches.name, [batch])
-    ready.run("train", batch, asset_selection=[dg.AssetKey("training_batch"), dg.AssetKey("trained_checkpoint")])
+    ready.run("train", batch, asset_selection=TRAINING)
     (request,) = ask(ready, finish_evidence).run_requests
     ready.run("train", batch, asset_selection=request.asset_selection)
     assert ready.materializations("released_model")[batch].metadata["decision"].value == "not_compared"

@@ -45,6 +45,8 @@ def test_agents_play_snapshots_and_are_compared(told: Callable[..., Document], t
     assert (document["pairs"][0]["winner"], document["pairs"][0]["snapshots"]) == ("oracle", 6)
     again = told("run", f"{SMALL}:seeds=1-5", "seven.json.gz", "--model", "nothing", "--repeats", "2", "--out", "r")
     assert (again["played"], again["known"]) == (0, 12)
+    anew = told("run", f"{SMALL}:seeds=1-5", "--model", "nothing", "--again", "--out", "r")
+    assert (anew["played"], anew["known"]) == (5, 0)
     compared = told("compare", "r")
     assert set(compared) == {"runs", "comparison", "agents", "pairs", "refused", "notes"}
     by_name = told("compare", "oracle", "nothing", "--results", "r")

@@ -1,6 +1,7 @@
 """The page of evidence: everybody in one table, generations that came to nothing told as such, seeds of other markets refused."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from babylon_rl.cli import evidence
 from babylon_rl.cli.demo_stages import player_after
 from babylon_rl.cli.evidence.page import page, table
 from babylon_rl.cli.evidence.pictures import learning_curve, players
-from babylon_rl.cli.evidence.results import require_comparable
+from babylon_rl.cli.evidence.results import base_of, over_seeds, require_comparable
 from babylon_rl.errors import UsageError
 from babylon_rl.market.simulation.roster import NAMES
 
@@ -37,7 +38,7 @@ def generation(number: int, version: str | None, parent: str | None, decision: s
         return about | {"failure": COLLAPSED, "batchId": None}
     return about | {
         "failure": None, "parentVersion": parent, "decision": decision, "reason": f"{version} earns something.", "sequences": 1700,
-        "scriptedShare": 0.8,
+        "scriptedShare": 0.8, "gateMarkets": 2 * MARKETS if number == 1 else MARKETS,
     }  # fmt: skip
 
 
@@ -71,8 +72,49 @@ def test_a_generation_without_a_version_and_one_that_the_gate_refused_are_told()
     assert f"* Seed 1, generation 2, played by v1.0.0: no version. {COLLAPSED}" in text
     assert "* Seed 2, generation 3, played by v1.0.1: v1.0.2 (1700 sequences, 20% of them v1.0.1's own answers), **fail**." in text
     assert "with 3 of 3 seeds" in text
-    assert "(mean of 2 seeds" in text, "one seed has no second version"
-    assert "(mean of 3 seeds" in text
+    assert "Mean of 2 seeds" in text, "one seed has no second version"
+    assert "Mean of 3 seeds" in text
+
+
+def test_a_verdict_says_over_how_many_markets_it_is() -> None:
+    lines = table(RESULTS).splitlines()
+    assert lines[3].startswith("| 0 | 1 | v1.0.0 |") and lines[3].endswith("| 24 | pass, 48 markets |")
+    assert lines[4].endswith("| 24 | pass, 24 markets |")
+
+
+def pairs_that_earn(*usd: float) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
+    base = row("base", "base", 0.0)
+    return {seed: ({"pnls": [pnl + mean for pnl in base["pnls"]]}, base) for seed, mean in enumerate(usd)}
+
+
+def test_a_mean_over_seeds_is_as_uncertain_as_the_seeds_differ() -> None:
+    found = over_seeds(pairs_that_earn(279.0, 329.0, 95.0))
+    assert [round(one.mean) for one in found.each.values()] == [279, 329, 95]
+    assert (round(found.markets.mean), round(found.seeds.mean)) == (234, 234)
+    assert (round(found.markets.low), round(found.markets.high)) == (234, 234), "every market tells the same of these three"
+    assert (round(found.seeds.low), round(found.seeds.high)) == (-72, 540), "Student's with two degrees of freedom"
+
+
+def test_the_page_gives_every_seed_and_both_intervals_of_their_mean() -> None:
+    results = [result(seed) for seed in range(3)]
+    for each, usd in zip(results, (279.0, 329.0, 95.0), strict=True):
+        newest = next(row for row in each["standings"] if row["model"] == "v1.0.2")
+        newest["pnls"] = [pnl + usd for pnl in base_of(each)["pnls"]]
+        newest |= {"improvement": usd, "improvementLow": usd - 60, "improvementHigh": usd + 60}
+    text = page(results, "a.png", "b.png")
+    assert "seed 0 +279 (+219 to +339), seed 1 +329 (+269 to +389), seed 2 +95 (+35 to +155). Mean of 3 seeds +234: " in text
+    assert "over markets for these 3 versions, -72 to +540 over seeds (wide, as 3 seeds are few): it holds 0" in text
+    assert "One seed says nothing of another training." in page(results[:1], "a.png", "b.png")
+
+
+def test_the_page_says_how_many_markets_a_wanted_improvement_needs() -> None:
+    varied = result(0)
+    newest = next(row for row in varied["standings"] if row["model"] == "v1.0.2")
+    newest["pnls"] = [float(usd) for usd in 5 * PNL]
+    text = page([varied], "a.png", "b.png")
+    told = re.search(r"needs so many paired markets: (\d+) for \$50, (\d+) for \$100, (\d+) for \$200 an hour", text)
+    assert told is not None
+    assert int(told[1]) > int(told[2]) > int(told[3]) >= 2
 
 
 def test_a_version_after_one_that_did_not_come_is_compared_with_its_parent() -> None:

@@ -39,9 +39,8 @@ def test_demo_goes_from_nothing_to_a_compared_checkpoint_and_then_only_shows_it(
     result = json.loads(first.stdout)
     assert result["modelVersion"] == "v1.0.0"
     assert [row["model"] for row in result["rows"]] == ["v1.0.0", "base", *NAMES]
-    assert all(row["markets"] in (3, 6, 12) and row["invalid"] == 0 for row in result["rows"])
-    assert result["decision"] in ("pass", "fail", "inconclusive")
-    assert result["decision"] != "pass" or result["rows"][0]["markets"] == 12, "a pass needs 12 markets"
+    assert all(row["markets"] == 3 and row["invalid"] == 0 for row in result["rows"])
+    assert result["decision"] in ("fail", "inconclusive"), "a pass needs 48 markets"
     checkpoint = Path(result["checkpoint"])
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "manifest.json"} <= {
         path.name for path in checkpoint.iterdir()

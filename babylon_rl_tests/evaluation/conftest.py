@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from babylon_rl.models.checkpoints import MANIFEST, Manifest, base_identity, publish
+from babylon_rl.models.checkpoints import MANIFEST, Manifest, RemoteCheckpoint, base_identity, publish, write_remote
 from babylon_rl.models.files import sha256
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -47,13 +47,25 @@ def connection(database: Database) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.fixture
 def make_version(connection: psycopg.Connection[Any], settings: Settings, base_dir: Path, tmp_path: Path) -> MakeVersion:
-    """``make_version("v1.0.0", parent=None, status="ready")``: registers a version with its batch; returns the batch id."""
+    """``make_version("v1.0.0", parent=None, status="ready")``: registers a version with its batch; returns the batch id.
 
-    def make(version: str, *, parent: str | None = None, status: str = "ready", base_model: str = "tiny-base") -> str:
+    With ``service=URL`` its weights are at a training service there, and agents call ``VERSION@service``.
+    """
+
+    def make(
+        version: str, *, parent: str | None = None, status: str = "ready", base_model: str = "tiny-base", service: str | None = None
+    ) -> str:
         batch, staging, final = f"batch-{version}", tmp_path / f"making-{version}", settings.home / "checkpoints" / version
         staging.mkdir()
-        write_tensors(staging / "adapter_model.safetensors", float(version[-1]))
-        (staging / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        if service is not None:
+            asked = f"{version}@service"
+            pointer = RemoteCheckpoint(
+                service=service, model="m", step=1, artifact="m:step1", inference_name=asked, inference_url=service
+            )  # fmt: skip
+            write_remote(staging, pointer)
+        else:
+            write_tensors(staging / "adapter_model.safetensors", float(version[-1]))
+            (staging / "adapter_config.json").write_text('{"peft_type": "LORA"}')
         publish(
             staging, final, Manifest(version=version, base=base_identity(base_dir, "tiny-base"), created_at="2025-11-20", batch_id=batch)
         )

@@ -4,8 +4,10 @@ from datetime import timedelta
 
 import pytest
 
-from babylon_rl.errors import ModelUnavailable, TrainingError, UsageError
+from babylon_rl.cli.demo_stages import Demo, standings
+from babylon_rl.errors import MarketError, ModelUnavailable, TrainingError, UsageError
 from babylon_rl.evaluation.benchmark import evaluate_batch, read_report
+from babylon_rl.evaluation.looks import FEWEST_MARKETS
 from babylon_rl.evaluation.release import record_release
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.market.simulation.roster import NAMES
@@ -23,6 +25,7 @@ from babylon_rl_tests.evaluation.endpoint import (
 )
 
 MARKETS = 12
+TOO_MUCH = 1e6  # dollars an hour that nobody earns more: decided at the first look
 TICKS = benchmark_snapshots(1)[0].scenario.ticks
 
 
@@ -54,10 +57,10 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     batch = make_version("v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
         report = evaluate(batch, served)
-    assert (report.version, report.reference, report.decision, report.markets) == ("v1.0.0", "base", "pass", MARKETS)
-    assert served.asked == {"base": TICKS * MARKETS, "v1.0.0": TICKS * MARKETS}
+    assert (report.version, report.reference, report.decision, report.markets) == ("v1.0.0", "base", "pass", FEWEST_MARKETS)
+    assert served.asked == {"base": TICKS * FEWEST_MARKETS, "v1.0.0": TICKS * FEWEST_MARKETS}
     assert served.temperatures == {0.0}
-    assert evaluate.told[-MARKETS:] == [("benchmark of base", done, MARKETS) for done in range(1, MARKETS + 1)]
+    assert evaluate.told[-24:] == [("benchmark of base", done, FEWEST_MARKETS) for done in range(25, FEWEST_MARKETS + 1)]
     found = rows(report)
     assert list(found) == ["v1.0.0", "base", *NAMES]
     best = found["v1.0.0"]
@@ -74,6 +77,7 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     assert report.plot_png.startswith(b"\x89PNG") and len(report.plot_png) < 150_000
     assert report.plot_path == settings.home / "benchmarks" / "v1.0.0.png" and report.plot_path.read_bytes() == report.plot_png
     assert report.table_markdown.startswith("**pass**: v1.0.0 earns") and "| nothing (strategy) |" in report.table_markdown
+    assert "nothing is corrected for how many were tried in them" in report.table_markdown
 
     assert read_report(connection, batch) == report
     connection.execute(
@@ -99,9 +103,9 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
 def test_a_second_run_asks_nothing_and_says_the_same(evaluate, make_version):
     batch = make_version("v1.0.0")
     with endpoint(base=hold, **{"v1.0.0": reads_news}) as served:
-        first = evaluate(batch, served)
+        first = evaluate(batch, served, min_improvement=TOO_MUCH)
         asked = dict(served.asked)
-        again = evaluate(batch, served)
+        again = evaluate(batch, served, min_improvement=TOO_MUCH)
     assert served.asked == asked and served.starts == 1
     assert again == first
     assert evaluate.told == []
@@ -113,7 +117,7 @@ def test_a_later_batch_and_a_larger_benchmark_ask_only_what_is_new(evaluate, mak
     with endpoint(base=alternates, **{"v1.0.0": alternates, "v1.0.1": reads_news}) as served:
         evaluate(first, served, benchmark_markets=12)
         assert served.asked == {"base": 12 * TICKS, "v1.0.0": 12 * TICKS}
-        report = evaluate(second, served, benchmark_markets=14)
+        report = evaluate(second, served, benchmark_markets=14, min_improvement=TOO_MUCH)
     assert served.asked == {"base": 14 * TICKS, "v1.0.0": 14 * TICKS, "v1.0.1": 14 * TICKS}
     assert [row["role"] for row in report.rows[:3]] == ["candidate", "parent", "base"]
     assert report.reference == "base"
@@ -124,25 +128,25 @@ def test_an_interrupted_run_goes_on_where_it_was(evaluate, make_version, connect
     with endpoint(base=hold, **{"v1.0.0": reads_news}) as served:
         served.breaks_after = 18 * TICKS  # in the middle of the second model
         with pytest.raises(ModelUnavailable, match="refused"):
-            evaluate(batch, served)
+            evaluate(batch, served, min_improvement=TOO_MUCH)
         kept = connection.execute("SELECT count(*) FROM babylon_rl.benchmark_results").fetchone()[0]
         assert 12 <= kept <= 18
         assert read_report(connection, batch) is None
         served.breaks_after, served.asked = None, {}
-        report = evaluate(batch, served)
+        report = evaluate(batch, served, min_improvement=TOO_MUCH)
         assert sum(served.asked.values()) == (2 * MARKETS - kept) * TICKS
     with endpoint(base=hold, **{"v1.0.0": reads_news}) as fresh:
-        assert evaluate(batch, fresh).data_version == report.data_version
+        assert evaluate(batch, fresh, min_improvement=TOO_MUCH).data_version == report.data_version
         assert fresh.asked == {}
 
 
 def test_other_weights_are_played_anew(evaluate, make_version, base_dir):
     batch = make_version("v1.0.0")
     with endpoint(base=hold, **{"v1.0.0": reads_news}) as served:
-        evaluate(batch, served)
+        evaluate(batch, served, min_improvement=TOO_MUCH)
         write_tensors(base_dir / "model.safetensors", 1.0, 3.0)
         served.asked = {}
-        evaluate(batch, served)
+        evaluate(batch, served, min_improvement=TOO_MUCH)
     assert served.asked == {"base": TICKS * MARKETS, "v1.0.0": TICKS * MARKETS}
 
 
@@ -161,8 +165,8 @@ def test_a_deployed_version_that_is_not_here_leaves_the_base_and_says_so(evaluat
     (settings.home / "checkpoints" / "v1.0.0").rename(settings.home / "elsewhere")
     batch = make_version("v1.0.1", parent="v1.0.0")
     with endpoint(base=alternates, **{"v1.0.1": reads_news}) as served:
-        report = evaluate(batch, served)
-    assert (report.reference, report.decision) == ("base", "pass")
+        report = evaluate(batch, served, min_improvement=TOO_MUCH)
+    assert (report.reference, report.decision) == ("base", "fail")
     assert "The reference is the base, as the deployed v1.0.0 could not be played here: its checkpoint" in report.reason
 
 
@@ -186,7 +190,7 @@ def test_who_trades_without_a_view_or_against_it_is_not_let_through(evaluate, ma
 def test_an_undecided_benchmark_plays_on_and_finds_its_way_again(evaluate, make_version):
     batch = make_version("v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
-        clear = rows(evaluate(batch, served))["v1.0.0"]
+        clear = rows(evaluate(batch, served, min_improvement=TOO_MUCH))["v1.0.0"]
         asked_for = clear["improvementLow"] + 0.05 * (clear["improvementHigh"] - clear["improvementLow"])
         served.breaks_after = sum(served.asked.values()) + 5 * TICKS
         with pytest.raises(ModelUnavailable):
@@ -196,17 +200,32 @@ def test_an_undecided_benchmark_plays_on_and_finds_its_way_again(evaluate, make_
         report = evaluate(batch, served, min_improvement=asked_for)
         asked = dict(served.asked)
         assert evaluate(batch, served, min_improvement=asked_for) == report and served.asked == asked
-    assert report.markets in (24, 48) and rows(report)["v1.0.0"]["markets"] == report.markets
+    assert report.markets == FEWEST_MARKETS == rows(report)["v1.0.0"]["markets"]
     assert report.markets * TICKS <= asked["v1.0.0"] <= (report.markets + 5) * TICKS
     found = rows(report)["v1.0.0"]
     assert found["improvementHigh"] - found["improvementLow"] < clear["improvementHigh"] - clear["improvementLow"]
 
 
-def test_a_benchmark_too_small_to_pass_plays_what_a_pass_needs(evaluate, make_version):
+def test_a_benchmark_too_small_for_a_pass_says_so(evaluate, make_version):
     batch = make_version("v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
-        report = evaluate(batch, served, benchmark_markets=3)
-    assert (report.decision, report.markets) == ("pass", 12)
+        report = evaluate(batch, served, benchmark_markets=11)
+    assert (report.decision, report.markets) == ("inconclusive", 11)
+    assert "a pass needs 48 markets at least (BENCHMARK_MARKETS)" in report.reason
+
+
+@pytest.mark.parametrize("trained", ["v1.0.0", "v1.0.2"])
+def test_a_market_that_an_ancestor_was_trained_on_is_refused(evaluate, make_version, connection, database, settings, trained):
+    make_version("v1.0.0")
+    make_version("v1.0.1", parent="v1.0.0")
+    batch = make_version("v1.0.2", parent="v1.0.1")
+    windows = [benchmark_snapshots(2)[1].window]
+    connection.execute('UPDATE babylon_rl.model_lineage SET "windows" = %s WHERE "version" = %s', [windows, trained])
+    connection.commit()
+    with endpoint() as served, pytest.raises(MarketError, match="overlap with training: 2000-01-01T01:00"):
+        evaluate(batch, served)
+    with pytest.raises(MarketError, match="overlap with training: 2000-01-01T01:00"):
+        standings(Demo(settings, database, 1, 0), ["v1.0.2"])
 
 
 @pytest.mark.parametrize("how", ["dry", "gone", "damaged", "other base"])
@@ -232,11 +251,11 @@ def test_a_version_that_cannot_be_played_here_is_not_compared(evaluate, make_ver
 def test_a_new_report_replaces_the_old_and_its_release(evaluate, make_version, connection, settings):
     batch = make_version("v1.0.0")
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
-        evaluate(batch, served)
+        evaluate(batch, served, min_improvement=TOO_MUCH)
         record_release(connection, batch, settings, NOW)
-        evaluate(batch, served, min_improvement=1e6)
+        evaluate(batch, served, min_improvement=2 * TOO_MUCH)
         release = record_release(connection, batch, settings, NOW + timedelta(hours=1))
-    assert release.decision == "fail" and "above the required +1000000.0" in release.reason
+    assert release.decision == "fail" and "above the required +2000000.0" in release.reason
     assert connection.execute('SELECT "decision", "decidedAt" FROM babylon_rl.releases').fetchall() == [("fail", NOW + timedelta(hours=1))]
 
 
@@ -249,6 +268,7 @@ def test_what_is_not_there_is_a_sentence(evaluate, connection, settings):
 
 def test_it_works_on_an_autocommit_connection(make_version, database, settings):
     batch = make_version("v1.0.0")
+    settings = settings.model_copy(update={"min_improvement": TOO_MUCH})
     with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served, database.connect(autocommit=True) as connection:
         report = evaluate_batch(connection, batch, settings, lambda line: None, clock=lambda: NOW, serving=served.serving)
-        assert record_release(connection, batch, settings, NOW).decision == report.decision == "pass"
+        assert record_release(connection, batch, settings, NOW).decision == report.decision == "fail"

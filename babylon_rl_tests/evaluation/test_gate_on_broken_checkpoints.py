@@ -1,4 +1,4 @@
-"""Real adapters of the packaged model that are broken on purpose go the way of a trained version, and the gate refuses them by name."""
+"""Adapters that are broken on purpose go the way of a trained version, and the gate refuses them by name; a better one passes there."""
 
 import json
 from contextlib import nullcontext
@@ -8,27 +8,34 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.errors import CheckpointError
+from babylon_rl.evaluation.looks import FEWEST_MARKETS
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.registry import read_models
 from babylon_rl_tests.evaluation.conftest import NOW
+from babylon_rl_tests.evaluation.endpoint import alternates, endpoint, reads_news
 from babylon_rl_tests.tiny_model import make_base
 from benchmarks.broken_adapters import BUY, HOLD, NOISE, make_adapter
 from benchmarks.broken_checkpoints import checkpoint_of, judge, register, served
 
-MARKETS = 2
+MARKETS = 2  # a collapse shows in any number
+ENOUGH = 12  # grows to what a pass needs
 FEW = {"hours": 1, "rows": 4}
 
 
-@pytest.fixture(params=["tiny", pytest.param("packaged", marks=pytest.mark.slow)])
-def base_dir(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A tiny model of random weights with room for a prompt, and the packaged one."""
-    if request.param == "packaged":
-        return Path(request.getfixturevalue("packaged_base"))
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A tiny model of random weights with room for a prompt."""
     made = make_base(tmp_path / "tiny-base")
     config = json.loads((made / "config.json").read_text())
     (made / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
     return made
+
+
+@pytest.fixture(params=["tiny", pytest.param("packaged_base", marks=pytest.mark.slow)])
+def base_dir(request: pytest.FixtureRequest) -> Path:
+    """The tiny model and the packaged one."""
+    return Path(request.getfixturevalue(request.param))
 
 
 @pytest.fixture
@@ -41,29 +48,50 @@ def ignored(line: str) -> None:
 
 
 @pytest.mark.timeout(480)
-def test_checkpoints_that_hold_buy_or_draw_by_chance_are_refused_with_the_reason(
+def test_checkpoints_that_always_hold_or_buy_are_refused_with_the_reason(
     database: Database, settings: Settings, base_dir: Path, tmp_path: Path
 ) -> None:
     """One server answers for all of them, as it does for a candidate and its rivals; loading the base takes as long as asking it."""
     longer = {} if base_dir.name != "tiny-base" else {"steps": 80, "rate": 2e-2}
-    recipes = (replace(HOLD, **FEW, **longer), replace(BUY, **FEW, **longer), NOISE)
+    recipes = (replace(HOLD, **FEW, **longer), replace(BUY, **FEW, **longer))
     with database.connect() as connection:
         batches = [
             register(connection, settings, recipe.name, make_adapter(recipe, base_dir, tmp_path / recipe.name), NOW) for recipe in recipes
         ]
         adapters = {model.version: Path(model.storage_path) for model in read_models(connection)}
         with served(settings, adapters) as url:
-            held, bought, drew = [judge(connection, settings, batch, ignored, lambda *_: nullcontext(url)) for batch in batches]
+            held, bought = [judge(connection, settings, batch, ignored, lambda *_: nullcontext(url)) for batch in batches]
         decided = connection.execute('SELECT "version", "decision" FROM babylon_rl.releases ORDER BY 1').fetchall()
         statuses = {model.version: model.status for model in read_models(connection)}
     for report, action in ((held, "hold"), (bought, "buy")):
         assert report.decision == "fail"
         assert f"answers {action} in 100.0% of its 24 decisions: more than 95% is a collapse into one action" in report.reason
-    assert drew.decision != "pass"
-    found = [check for check in drew.rows[0]["checks"] if check["found"] == drew.decision]
+    assert decided == [(report.version, report.decision) for report in (held, bought)]
+    assert statuses == {"v1.0.0": "ready", "v1.0.1": "ready"}
+
+
+@pytest.mark.parametrize("base_dir", ["tiny"], indirect=True)
+def test_a_checkpoint_of_random_weights_does_not_pass_where_a_better_one_does(
+    database: Database, settings: Settings, base_dir: Path, tmp_path: Path
+) -> None:
+    """The better one's answers are a stand-in's that reads the news; everything else is the same for both."""
+    settings = settings.model_copy(update={"benchmark_markets": ENOUGH})
+    with database.connect() as connection:
+        batches = [
+            register(connection, settings, name, make_adapter(replace(NOISE, seed=seed), base_dir, tmp_path / name), NOW)
+            for seed, name in enumerate(("noise", "better"))
+        ]
+        adapters = {model.version: Path(model.storage_path) for model in read_models(connection)}
+        with served(settings, adapters) as url:
+            drew = judge(connection, settings, batches[0], ignored, lambda *_: nullcontext(url))
+        with endpoint(base=alternates, **{"v1.0.1": reads_news}) as answers:
+            better = judge(connection, settings, batches[1], ignored, answers.serving)
+    assert (better.decision, better.markets) == ("pass", FEWEST_MARKETS)
+    assert drew.decision != "pass" and drew.markets >= ENOUGH
+    checks = {check["name"]: check for check in drew.rows[0]["checks"]}
+    assert {checks[name]["found"] for name in ("improvement", "better_than_nothing")} != {"pass"}, "it is the money that speaks against it"
+    found = [check for check in checks.values() if check["found"] == drew.decision]
     assert found and all(check["words"] in drew.reason for check in found)
-    assert decided == [(report.version, report.decision) for report in (held, bought, drew)]
-    assert statuses == {"v1.0.0": "ready", "v1.0.1": "ready", "v1.0.2": "ready"}
 
 
 def test_the_newest_version_of_a_state_directory_is_taken(tmp_path: Path) -> None:

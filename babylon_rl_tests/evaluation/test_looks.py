@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from babylon_rl.evaluation.comparison import confidence_of
-from babylon_rl.evaluation.looks import LOOKS, look_sizes, needed_markets, next_look
-from babylon_rl.evaluation.statistics import paired_interval
+from babylon_rl.evaluation.looks import FEWEST_MARKETS, LOOKS, look_sizes, needed_markets, next_look
+from babylon_rl.evaluation.statistics import Interval, paired_interval
 from babylon_rl_tests.evaluation.results import compared
 
-SEEDS = 600
+SEEDS = 2000
 STEADY = [(-1) ** index * 100.0 for index in range(96)]  # differences without an effect
 
 
@@ -16,18 +16,32 @@ def effect(usd: float, markets: int) -> list[float]:
     return [usd + difference for difference in STEADY[:markets]]
 
 
+DRAWS = {  # differences of two players, equal on average
+    "normal": lambda rng, count: rng.normal(0, 100, count),
+    "skewed": lambda rng, count: 60 * (rng.exponential(1, count) - 1),
+    "pennies": lambda rng, count: np.where(rng.random(count) < 0.1, -600, 600 / 9) + rng.normal(0, 20, count),
+}
+
+
+def looked_at(draw: str, seeds: int = SEEDS) -> list[list[Interval]]:
+    """What a benchmark of 24 markets sees at its looks, for each of many pairs of equal players."""
+    rng, confidence = np.random.default_rng(11), confidence_of(len(LOOKS))
+    drawn = [DRAWS[draw](rng, look_sizes(24)[-1]) for _ in range(seeds)]
+    return [[paired_interval(x[:size], 0 * x[:size], resamples=999, confidence=confidence) for size in look_sizes(24)] for x in drawn]
+
+
 @pytest.mark.parametrize("draw", ["normal", "skewed"])
 def test_two_equal_players_are_told_apart_in_at_most_5_percent_over_all_looks(draw: str) -> None:
-    rng, confidence = np.random.default_rng(11), confidence_of(len(LOOKS))
-    better = differ = 0
-    for _ in range(SEEDS):
-        values = rng.normal(0, 100, 48) if draw == "normal" else 60 * (rng.exponential(1, 48) - 1)
-        looks = [paired_interval(values[:count], np.zeros(count), resamples=999, confidence=confidence) for count in look_sizes(12)]
-        better += any(look.low > 0 for look in looks)
-        differ += any(look.low > 0 or look.high < 0 for look in looks)
-    chance = 2 * (0.05 * 0.95 / SEEDS) ** 0.5
-    assert differ / SEEDS <= 0.05 + chance
-    assert better / SEEDS <= 0.05
+    found = looked_at(draw)
+    assert np.mean([any(look.low > 0 or look.high < 0 for look in looks) for looks in found]) <= 0.05
+    assert np.mean([any(look.low > 0 for look in looks) for looks in found]) <= 0.025
+
+
+def test_who_collects_pennies_and_loses_it_all_in_a_tenth_of_the_markets_does_not_pass_before_that_shows() -> None:
+    """Its gains alone look like a sure thing: the first look lies above 0 far too often, and no version may pass there."""
+    found, nominal = looked_at("pennies"), (1 - confidence_of(len(LOOKS))) / 2
+    assert np.mean([looks[0].low > 0 for looks in found]) > 5 * nominal
+    assert np.mean([any(look.low > 0 for look in looks if look.count >= FEWEST_MARKETS) for looks in found]) <= len(LOOKS) * nominal
 
 
 def test_a_benchmark_grows_only_while_that_can_be_expected_to_decide() -> None:
@@ -44,9 +58,11 @@ def test_the_looks_are_fixed_and_end_at_the_cap() -> None:
 
 
 def test_too_few_markets_grow_to_what_a_pass_needs_if_the_cap_allows() -> None:
-    assert next_look(compared(effect(-50, 3), looks=3), 0.0, 3) == 6
-    assert next_look(compared(effect(-50, 6), looks=3), 0.0, 3) == 12
-    assert next_look(compared(effect(50, 2), looks=3), 0.0, 2) is None
+    assert next_look(compared(effect(200, 12), looks=3), 0.0, 12) == 24
+    assert next_look(compared(effect(200, 24), looks=3), 0.0, 12) == 48
+    assert next_look(compared(effect(200, 48), looks=3), 0.0, 12) is None
+    assert next_look(compared(effect(-50, 24), looks=3), 0.0, 24) is None, "nobody waits for what is not expected"
+    assert next_look(compared(effect(200, 11), looks=3), 0.0, 11) is None, "44 markets let nobody pass"
 
 
 def test_what_is_wanted_counts() -> None:

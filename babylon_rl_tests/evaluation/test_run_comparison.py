@@ -7,9 +7,14 @@ import msgspec
 import pytest
 
 from babylon_rl.errors import UsageError
+from babylon_rl.evaluation.benchmark_markets import market_of
+from babylon_rl.evaluation.html_report import write_report
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.run_comparison import compare_results, result_files, sound_results
-from babylon_rl_tests.evaluation.runs import results
+from babylon_rl.evaluation.runner import run_benchmark
+from babylon_rl.evaluation.snapshot_file import benchmark_scenario, from_scenario
+from babylon_rl.market.simulation.config import preset
+from babylon_rl_tests.evaluation.runs import results, roster
 
 MARKETS = 8
 
@@ -108,6 +113,14 @@ def test_one_name_with_two_identities_is_two_agents(sound: list[Result]) -> None
 def test_results_of_two_engines_are_warned_of(sound: list[Result]) -> None:
     older = [msgspec.structs.replace(result, engine="0") for result in of(sound, "nothing")]
     assert "2 versions of the engine" in " ".join(compare_results([*of(sound, "oracle"), *older]).notes)
+
+
+def test_a_market_with_the_words_of_training_hours_is_warned_of(sound: list[Result], tmp_path: Path) -> None:
+    assert "training edition" not in " ".join(compare_results(sound).notes)
+    market = market_of(from_scenario(benchmark_scenario(preset("quick", edition="training", seed=3, minutes=12))))
+    (seen,) = run_benchmark(roster("nothing"), [market], tmp_path / "runs").results
+    assert "training edition: they are not unseen" in " ".join(compare_results([*sound, seen]).notes)
+    assert "training edition" in write_report([seen], tmp_path / "report")[0].read_text()
 
 
 def test_nothing_to_compare_is_a_sentence(sound: list[Result], tmp_path: Path) -> None:

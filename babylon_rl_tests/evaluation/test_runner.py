@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from babylon_rl.errors import UsageError
+from babylon_rl.evaluation.harness import harness_contestants
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import read_result
+from babylon_rl.evaluation.run_comparison import compare_results
 from babylon_rl.evaluation.run_files import ANSWERS, DECISIONS
 from babylon_rl.evaluation.runner import run_benchmark
-from babylon_rl.market.simulation.agents import Mandate
+from babylon_rl.market.simulation.agents import STAKE_USD, Mandate
 from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl_tests.evaluation.endpoint import always_buy, babble, endpoint
 from babylon_rl_tests.evaluation.runs import model, results, roster, small_markets
@@ -63,6 +65,41 @@ def test_finished_runs_are_not_played_again(tmp_path: Path) -> None:
     assert (again.played, again.known) == (1 + 3, 5) and lost.is_file()
     untouched = {name for name in before if lost.stem not in name}
     assert {name: when for name, when in times_of(tmp_path).items() if name in untouched} == {name: before[name] for name in untouched}
+
+
+def test_asked_again_runs_are_played_anew_and_nothing_else_is(tmp_path: Path) -> None:
+    with endpoint(m=always_buy) as served, model(served.url) as one:
+        old = run_benchmark([one], small_markets(2), tmp_path).results
+        served.rules = {"m": babble}
+        kept = run_benchmark([one], small_markets(2), tmp_path)
+        assert kept.results == old and served.asked["m"] == 2 * TICKS
+        anew = run_benchmark([one], small_markets(1), tmp_path, again=True)
+        assert (anew.played, anew.known, served.asked["m"]) == (1, 0, 3 * TICKS)
+        assert anew.results[0].metrics.invalid_rate == 1.0 and anew.results[0].id == old[0].id
+        assert run_benchmark([one], small_markets(2), tmp_path).results == [anew.results[0], old[1]]
+
+
+def test_another_engine_asks_a_model_anew_and_its_results_stand_beside_the_old(tmp_path: Path) -> None:
+    with endpoint(m=always_buy) as served, model(served.url) as one:
+        old = run_benchmark([one], small_markets(2), tmp_path).results
+        served.rules = {"m": babble}
+        new = run_benchmark([one], small_markets(2), tmp_path, engine="other fees").results
+        assert served.asked["m"] == 4 * TICKS
+        assert run_benchmark([one], small_markets(2), tmp_path).results == old and served.asked["m"] == 4 * TICKS
+    rows = compare_results([*old, *new]).agents
+    assert [(row.agent, row.invalid_rate) for row in rows] == [
+        (f"m (one-tick, {one.identity[:6]}, engine {old[0].engine[:6]})", 0.0),
+        (f"m (one-tick, {one.identity[:6]}, engine other )", 1.0),
+    ]
+
+
+def test_for_one_tick_everybody_has_the_same_stake(tmp_path: Path) -> None:
+    everybody = [*roster(*NAMES), *harness_contestants(10)[5:]]
+    stakes: dict[str, set[float]] = {}
+    for result in run_benchmark(everybody, small_markets(), tmp_path).results:
+        stakes.setdefault(result.agent_id, set()).update(one["usd"] for one in result.trajectory.actions if one["action"] == "open_perp")
+    assert all(stakes[name] for name in ("conservative", "aggressive", "conservative-2", "aggressive-2"))
+    assert set.union(*stakes.values()) == {STAKE_USD}
 
 
 def test_a_file_that_cannot_be_read_is_played_again(tmp_path: Path) -> None:

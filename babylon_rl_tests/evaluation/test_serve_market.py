@@ -307,6 +307,21 @@ def test_a_first_attempt_is_compared_with_a_benchmark_run(tmp_path: Path) -> Non
     assert refused == [] and pair.runs == 1
 
 
+def test_a_later_attempt_enters_no_comparison(tmp_path: Path) -> None:
+    market = small_market(minutes=10)
+    with served(market, results=tmp_path) as url:
+        for _ in range(2):
+            player = Player(url)
+            player.start(name="mine")
+            player.play_on()
+    sound, refused = sound_results(tmp_path.glob("mine-*.json"))
+    assert [result.repeat for result in sound] == [0] and [one.agent for one in refused] == ["mine"]
+    assert "attempt 2 of an outside agent" in refused[0].reasons[0]
+    assert "1 results are left out" in " ".join(compare_results(sound, refused).notes)
+    repeats = run_benchmark([scripted("random")], [market], tmp_path, repeats=2)
+    assert len(sound_results(repeats.files)[0]) == 2
+
+
 def test_a_result_that_cannot_be_written_is_not_lost(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("a file in the way")
     with served(MARKET, results=tmp_path / "results") as url:

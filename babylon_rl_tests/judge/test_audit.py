@@ -14,6 +14,7 @@ from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, PRICED, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_reliability import SPAN
+from babylon_rl_tests.judge.test_shown import fill_market
 from babylon_rl_tests.rows import Connection
 
 SECOND = "openai/second"
@@ -64,8 +65,11 @@ def test_a_second_judge_that_thinks_alike_agrees_and_is_paid_once(connection: Co
 def test_one_that_thinks_otherwise_is_seen(connection: Connection, settings: Settings, judge: Judge) -> None:
     chosen = asking(settings, judge.url, judge_audit_model=SECOND)
     windows = scored(connection, chosen, 6)
+    before = requests(judge)
     with judging(ScriptedJudge(seed=3, skill="text")) as other:
-        audit(connection, chosen.model_copy(update={"judge_base_url": other.url}), windows, NOW)
+        chosen = chosen.model_copy(update={"judge_audit_base_url": other.url})
+        audit(connection, chosen, windows, NOW)
+        assert (requests(other), requests(judge)) == (12, before), "it is asked at its own address, and nobody else is"
     found = reliability(connection, *SPAN, chosen).audit
     assert found is not None and found.spearman is not None and found.difference is not None
     assert found.groups == 6 and found.spearman.value < 0.6 and found.difference.value > 0.15
@@ -118,3 +122,23 @@ def test_an_hour_that_changed_since_it_was_judged_is_left_out(connection: Connec
     connection.execute("""UPDATE trajectories SET "finalPnL" = 999 WHERE "trajectoryId" = 't1-0'""")
     found = audit(connection, chosen, windows, NOW)
     assert found is not None and (found.agreed_on, found.changed) == (1, 1) and "1 groups have changed" in found.sentence
+
+
+def test_opinions_are_compared_on_the_same_content(connection: Connection, settings: Settings, judge: Judge) -> None:
+    (window,) = add_hours(connection, 1)
+    fill_market(connection)
+    chosen = asking(settings, judge.url, judge_audit_model=SECOND)
+    score_windows(connection, [window], chosen, NOW)
+    answer = """UPDATE "Question" SET "resolvedOutcome" = true, status = 'resolved', "updatedAt" = now()::timestamp"""
+    connection.execute(answer)
+    before = requests(judge)
+    late = audit(connection, chosen, [window], NOW)
+    assert late is not None and (late.changed, late.agreed_on, requests(judge)) == (1, 0, before), "the judge did not know that answer"
+    assert score_windows(connection, [window], chosen, NOW)[window].changed
+    audit(connection, chosen, [window], NOW)
+    agreed = reliability(connection, *SPAN, chosen).audit
+    assert agreed is not None and agreed.groups == 1
+    connection.execute("""UPDATE "Question" SET "resolvedOutcome" = false""")
+    assert score_windows(connection, [window], chosen, NOW)[window].changed
+    outdated = reliability(connection, *SPAN, chosen).audit
+    assert outdated is not None and outdated.groups == 0, "what the second judge said was about other content"

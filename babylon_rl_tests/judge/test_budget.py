@@ -1,15 +1,20 @@
 """JUDGE_BUDGET_USD: what a day may cost, and what waits."""
 
+import socket
+import threading
 from datetime import timedelta
 
 import pytest
 
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scoring_cost import estimate_hours
+from babylon_rl.judge.scripted.settings import ScriptedJudge
 from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
 from babylon_rl.store.judge_answers import spent_on
+from babylon_rl.store.judge_budget import RESERVED_FOR, reserve
 from babylon_rl.store.judge_waiting import read_pending
-from babylon_rl_tests.judge.model_judge import NOW, PRICED, add_hours, asking
+from babylon_rl_tests.judge.model_judge import NOW, PRICED, add_hours, asking, filled
 from babylon_rl_tests.judge.scripted_server import judging
 from babylon_rl_tests.rows import Connection
 
@@ -58,3 +63,41 @@ def test_the_day_is_that_of_utc(connection: Connection, settings: Settings, mome
         score_windows(connection, windows, asking(settings, judge.url, judge_model=PRICED), midnight + moment)
     assert spent_on(connection, NOW)[0] > 0
     assert spent_on(connection, midnight - timedelta(seconds=1)) == spent_on(connection, midnight + timedelta(days=1)) == (0.0, 0)
+
+
+def test_runs_at_once_share_one_budget(database: Database, settings: Settings) -> None:
+    windows = filled(database, 6)
+    with database.connect(autocommit=True) as connection, judging(ScriptedJudge(latency_s=0.3)) as judge:
+        free = asking(settings, judge.url, judge_model=PRICED)
+        cost = estimate_hours(connection, windows[:1], free)[0].usd
+        assert cost is not None
+        tight = free.model_copy(update={"judge_budget_usd": 2.5 * cost})
+        results = []
+
+        def run(some: list[str]) -> None:
+            with database.connect(autocommit=True) as own:
+                results.append(score_windows(own, some, tight, NOW))
+
+        threads = [threading.Thread(target=run, args=(windows[start::3],)) for start in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert spent_on(connection, NOW)[0] <= 2.5 * cost and 1 <= sum(map(len, results)) <= 2
+        assert sum(len(result.pending) for result in results) == 6 - sum(map(len, results))
+        assert connection.execute("SELECT count(*) FROM babylon_rl.judge_reservations").fetchone() == (0,)
+
+
+def test_what_a_killed_run_had_reserved_holds_nobody_up(database: Database, settings: Settings) -> None:
+    (window,) = filled(database, 1)
+    here = socket.gethostname()
+    with database.connect(autocommit=True) as connection, judging() as judge:
+        chosen = asking(settings, judge.url, judge_model=PRICED, judge_budget_usd=1.0)
+        reserve(connection, f"{here}/999999999/1.0/ab", 1.0, 1.0, 0.0, NOW)
+        assert list(score_windows(connection, [window], chosen, NOW)) == [window], "its process is no more"
+        connection.execute("DELETE FROM babylon_rl.group_scores")
+        connection.execute('UPDATE babylon_rl.judge_requests SET "retired" = TRUE')
+        spent = spent_on(connection, NOW)[0]
+        reserve(connection, f"elsewhere-{here}/1/1.0/ab", 1.0 - spent, 1.0, 0.0, NOW)
+        assert "under way" in score_windows(connection, [window], chosen, NOW).pending[window]
+        assert list(score_windows(connection, [window], chosen, NOW + RESERVED_FOR + timedelta(minutes=1))) == [window]

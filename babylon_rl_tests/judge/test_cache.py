@@ -175,6 +175,19 @@ def test_an_answer_of_another_judge_is_no_answer_of_this_one(connection: Connect
     assert (found[windows[0]].judge, other[windows[0]].judge) == (MODEL, "openai/another") and requests(judge) == 4
 
 
+def test_what_a_trials_server_answered_does_not_stand_for_the_model_whose_name_it_used(
+    connection: Connection, settings: Settings, judge: Judge
+) -> None:
+    windows = add_hours(connection, 1)
+    with judging(ScriptedJudge(skill="text")) as trial:
+        tried = score_windows(connection, windows, asking(settings, trial.url), NOW)
+        chosen = asking(settings, judge.url)
+        assert estimate_hours(connection, windows, chosen)[0].requests == 2
+        found = score_windows(connection, windows, chosen, LATER)
+        assert found[windows[0]].changed and requests(judge) == 2 and found[windows[0]].scores != tried[windows[0]].scores
+        assert not score_windows(connection, windows, chosen, LATER)[windows[0]].changed and requests(judge) == requests(trial) == 2
+
+
 def test_two_runs_at_once_pay_once_and_write_the_same(database: Database, settings: Settings) -> None:
     windows = filled(database, 8)
     results = []

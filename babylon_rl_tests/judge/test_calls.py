@@ -192,6 +192,8 @@ def test_all_tries_and_waits_together_are_bounded() -> None:
         (refusal(400, "This model's maximum context length is 8192 tokens"), "lower JUDGE_REQUEST_TOKENS", False),
         (refusal(413, "too large"), "lower JUDGE_REQUEST_TOKENS", False),
         (refusal(400, f"cannot do that, Authorization: Bearer {KEY}"), "names a chat model", False),
+        (refusal(400, "The prompt triggered the content management policy", "content_filter"), "names a chat model", False),
+        (refusal(400, "The model `gpt-99` does not exist"), "Set JUDGE_MODEL to a model that is there", True),
     ],
     ids=lambda value: value.status if isinstance(value, Answer) else None,
 )

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from babylon_rl.judge.calling.endpoint import endpoint_of
+from babylon_rl.errors import SettingsError
+from babylon_rl.judge.calling.endpoint import endpoint_of, server_of
 from babylon_rl.judge.calling.failures import retry_after_s, scrubbed
 from babylon_rl.settings import Settings, load_settings
 
@@ -72,10 +73,18 @@ def test_other_providers_keys_come_from_the_environment_or_dotenv(monkeypatch: p
     assert (found.key, found.key_variable, found.base_url) == (SecretStr("from-the-environment"), "GEMINI_API_KEY", None)
 
 
-def test_a_password_in_the_address_is_not_shown() -> None:
-    found = endpoint_of(settings(judge_base_url="https://user:hush@judge.example/v1"), "openai/x")
-    assert found.where == "https://judge.example/v1"
-    assert "hush" in found.secrets
+@pytest.mark.parametrize("name", ["judge_base_url", "judge_audit_base_url"])
+def test_an_address_with_a_password_is_refused_and_not_repeated(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=f"{name.upper()} is .a secret.: must hold no user or password") as refused:
+        load_settings(**{name: "https://user:hush@judge.example/v1"})
+    assert "hush" not in str(refused.value)
+
+
+def test_an_answer_is_kept_under_a_server_of_ones_own_and_the_providers_own_address_is_none() -> None:
+    own = settings(judge_base_url="http://127.0.0.1:8020", judge_audit_base_url="http://b/v1", judge_audit_model="openai/y")
+    assert [server_of(own, model) for model in ("openai/x", "openai/y", "heuristic")] == ["http://127.0.0.1:8020/v1", "http://b/v1", ""]
+    assert server_of(settings(), "openai/x") == server_of(settings(judge_base_url="https://api.openai.com/v1/"), "openai/x") == ""
 
 
 @pytest.mark.parametrize("name", ["judge_model", "judge_audit_model"])

@@ -57,5 +57,8 @@ def test_a_sentence_says_what_leaves_and_where_to(settings: Settings) -> None:
     assert what_leaves(settings) == "heuristic: nothing leaves the machine"
     asked = with_private(settings, "posts=hash").model_copy(update={"judge_model": "openai/gpt-4o-mini", "judge_audit_model": "x/y"})
     said = what_leaves(asked)
-    assert said.startswith("to openai/gpt-4o-mini and x/y go: system_prompt, user_prompt, ") and "posts," not in said
+    assert said.startswith("to openai/gpt-4o-mini at https://api.openai.com/v1 and x/y at its provider go: system_prompt, user_prompt, ")
+    assert "posts," not in said
     assert said.endswith("; kept back: posts hashed, ids and names of agents")
+    elsewhere = asked.model_copy(update={"judge_base_url": "http://a/v1", "judge_audit_base_url": "http://b"})
+    assert what_leaves(elsewhere).startswith("to openai/gpt-4o-mini at http://a/v1 and x/y at http://b/v1 go: ")

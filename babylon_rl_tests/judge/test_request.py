@@ -94,7 +94,7 @@ def test_a_large_group_is_asked_in_parts_that_overlap(settings: Settings) -> Non
     agents = [set(part.ids.values()) for part in parts]
     assert [part.part for part in parts] == list(range(len(parts))) and len(parts) > 1
     assert set.union(*agents) == set(texts) and all(len(part) <= 8 for part in agents)
-    assert len(set.intersection(*agents)) == 2
+    assert len(set.intersection(*agents)) == 4
     mirrored = plan_requests(make_group(texts, most=8), MODEL, 1, SECRET, settings)
     assert [list(part.ids.values())[::-1] for part in mirrored] == [list(part.ids.values()) for part in parts]
     for part in parts:

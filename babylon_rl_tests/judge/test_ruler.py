@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from babylon_rl.judge.ruler_cache import Asker, MemoryCache
 from babylon_rl.judge.scripted.settings import CONTENT_FAULTS, ScriptedJudge
 from babylon_rl.judge.shown import ShownEpisode, ShownGroup
 from babylon_rl.settings import Settings
-from babylon_rl_tests.judge.model_judge import asking
+from babylon_rl_tests.judge.model_judge import PRICED, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 
 SECRET = b"s" * 32
@@ -90,12 +91,51 @@ def test_a_second_run_asks_nothing_and_comes_to_the_same(settings: Settings) -> 
 
 def test_orders_that_disagree_are_followed_by_more_up_to_the_most(settings: Settings) -> None:
     with judging(ScriptedJudge(noise=0.3)) as judge:
-        suspicious = asking(settings, judge.url, judge_disagreement=0.0, judge_max_orders=3)
-        assert [len(found.orders) for found in judged(judge_all(suspicious, [group()], MemoryCache()))] == [3]
+        for orders, most, asked in ((2, 4, 4), (2, 5, 4), (2, 3, 2), (3, 4, 4)):
+            suspicious = asking(settings, judge.url, judge_disagreement=0.0, judge_orders=orders, judge_max_orders=most)
+            assert [len(found.orders) for found in judged(judge_all(suspicious, [group()], MemoryCache()))] == [asked]
         lenient = asking(settings, judge.url, judge_disagreement=1.0)
         assert [len(found.orders) for found in judged(judge_all(lenient, [group()], MemoryCache()))] == [2]
         fixed = asking(settings, judge.url, judge_orders=4, judge_max_orders=3, judge_disagreement=0.0)
         assert [len(found.orders) for found in judged(judge_all(fixed, [group()], MemoryCache()))] == [4]
+
+
+def test_by_default_further_orders_leave_nothing_of_what_a_place_gains(settings: Settings) -> None:
+    plain = {name: field.default for name, field in Settings.model_fields.items()}
+    with judging(ScriptedJudge(noise=0.02, position_bias=0.4)) as judge:
+        defaults = settings.model_copy(update={name: plain[name] for name in ("judge_orders", "judge_max_orders", "judge_disagreement")})
+        chosen = asking(defaults, judge.url, judge_disagreement=defaults.judge_disagreement)
+        found = judged(judge_all(chosen, [group(window.window, 8) for window in groups(12)], MemoryCache()))
+    assert {4} <= {len(outcome.orders) for outcome in found} <= {2, 4}
+    for outcome in found:
+        for agent in outcome.agreement.scores:
+            assert sum(order.places[agent] for order in outcome.orders) == pytest.approx(len(outcome.orders) / 2), "in the middle"
+
+
+def test_a_server_that_counts_no_tokens_is_held_to_the_budget(settings: Settings) -> None:
+    class Uncounted:
+        """Asks a judge and forgets what it counted."""
+
+        def __init__(self, judge: Asker) -> None:
+            self.judge = judge
+
+        async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, Any]) -> Reply:
+            reply = await self.judge.ask(messages, schema)
+            return replace(reply, prompt_tokens=None, completion_tokens=None, usd=None)
+
+    async def run(chosen: Settings, cache: MemoryCache) -> dict[str, Outcome]:
+        async with JudgeCaller(chosen, chosen.judge_model) as caller:
+            return await judge_groups(groups(6), Uncounted(caller), SECRET, chosen, cache, lambda: datetime(2026, 1, 1))
+
+    with judging() as judge:
+        chosen = asking(settings, judge.url, judge_model=PRICED, judge_concurrency=1)
+        cache = MemoryCache()
+        asyncio.run(run(chosen, cache))
+        whole = cache.spent
+        assert whole > 0
+        judge.reset()
+        found = asyncio.run(run(chosen.model_copy(update={"judge_budget_usd": 0.6 * whole}), MemoryCache()))
+        assert {type(outcome) for outcome in found.values()} == {Judged, Waiting} and requests(judge) == 6
 
 
 def test_a_group_beyond_one_request_is_judged_in_parts_on_one_scale(settings: Settings) -> None:
@@ -198,7 +238,22 @@ def test_a_request_that_alone_is_refused_sets_its_group_aside_and_no_other(setti
         found = judge_all(asking(settings, judge.url, judge_orders=1), groups(12), cache)
     kinds = {type(outcome) for outcome in found.values()}
     assert kinds == {Judged, SetAside}
-    assert all("JUDGE_REQUEST_TOKENS" in outcome.reason for outcome in found.values() if isinstance(outcome, SetAside))
+    for outcome in found.values():
+        if isinstance(outcome, SetAside):
+            assert "JUDGE_REQUEST_TOKENS" in outcome.reason
+            assert outcome.group.window in outcome.transcript[0]["messages"][1]["content"], "the request that was refused"
+
+
+@pytest.mark.parametrize("others", ["none", "cached"])
+def test_a_request_that_is_refused_sets_its_group_aside_where_nobody_else_is_asked(settings: Settings, others: str) -> None:
+    cache = MemoryCache()
+    with judging() as judge:
+        chosen = asking(settings, judge.url)
+        kept = judged(judge_all(chosen, groups(2), cache)) if others == "cached" else []
+        judge.reset(faults={"bad-request": 1.0})
+        found = judge_all(chosen, [*(one.group for one in kept), group("2025-11-20T10:00")], cache)
+        assert requests(judge) == 2
+    assert [type(outcome) for outcome in found.values()] == [*(Judged for _ in kept), SetAside]
 
 
 def test_requests_in_flight_are_bounded(settings: Settings) -> None:

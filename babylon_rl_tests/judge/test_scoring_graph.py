@@ -10,7 +10,9 @@ import dagster as dg
 import pytest
 from psycopg.pq import TransactionStatus
 
-from babylon_rl.automation.sensors import JUDGE_ASKED_EVERY, MOST_ATTEMPTS, start_training
+from babylon_rl.assets.ended import ENDED_TAG, WAITS
+from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, MOST_ATTEMPTS
+from babylon_rl.automation.sensors import start_training
 from babylon_rl.cli import run
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import BatchConflict, JudgeRefused, JudgeUnavailable
@@ -26,7 +28,10 @@ from babylon_rl_tests.judge.scripted_server import Judge, judging
 
 __all__ = ["make_bench"]
 
-DRY = {"train_rl_local": True, "local_base_model": "dry", "iterations": 1, "training_min_trajectories": 5}
+DRY = {
+    "train_rl_local": True, "local_base_model": "dry", "iterations": 1, "training_min_trajectories": 5, "training_min_groups": 1,
+    "training_min_group_size": 1, "data_quality_threshold": 0.0,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -76,16 +81,40 @@ def test_a_batch_waits_for_its_judge_and_goes_on_from_what_was_judged(database: 
         assert batch is not None
         connection.commit()
         score_windows(connection, windows[:1], chosen, NOW)
-        for fault, error in (("unavailable", JudgeUnavailable), ("bad-key", JudgeRefused)):
-            judge.reset(faults={fault: 1.0})
-            with pytest.raises(error):
-                prepare_batch(connection, batch.batch_id, chosen, NOW)
-            waiting = read_batch(connection, batch.batch_id)
-            assert waiting is not None and waiting.live and waiting.state == "scoring"
-        judge.reset(faults={"bad-key": 0.0})
+        judge.reset(faults={"unavailable": 1.0})
+        with pytest.raises(JudgeUnavailable):
+            prepare_batch(connection, batch.batch_id, chosen, NOW)
+        waiting = read_batch(connection, batch.batch_id)
+        assert waiting is not None and waiting.live and waiting.state == "scoring"
+        assert waiting.error is not None and waiting.error.startswith(f"{batch.batch_id} waits: 2 of its hours are not judged yet")
+        judge.reset(faults={"unavailable": 0.0})
         prepared = prepare_batch(connection, batch.batch_id, chosen, NOW)
-        assert judge.stats()["requests"] == 4
+        assert prepared.batch.error is None and judge.stats()["requests"] == 4
     assert len(prepared.kept) == 15 and all(episode.score is not None for episode in prepared.kept)
+
+
+def test_a_judge_that_refuses_everybody_fails_the_batch_and_what_was_judged_is_kept(
+    database: Database, settings: Settings, judge: Judge
+) -> None:
+    windows = filled(database, 2)
+    chosen = asking(settings.model_copy(update=DRY), judge.url)
+    with database.connect() as connection:
+        sync_windows(connection, windows, chosen, NOW)
+        batch = freeze_batch(connection, chosen, NOW)
+        assert batch is not None
+        connection.commit()
+        score_windows(connection, windows[:1], chosen, NOW)
+        judge.reset(faults={"bad-key": 1.0})
+        with pytest.raises(JudgeRefused, match="OPENAI_API_KEY"):
+            prepare_batch(connection, batch.batch_id, chosen, NOW)
+        failed = read_batch(connection, batch.batch_id)
+        assert failed is not None and failed.state == "failed" and failed.error is not None
+        assert "refused a request (status 401" in failed.error and "OPENAI_API_KEY" in failed.error
+        judge.reset(faults={"bad-key": 0.0})
+        again = freeze_batch(connection, chosen, NOW)
+        assert again is not None and again.trajectories == batch.trajectories
+        prepare_batch(connection, again.batch_id, chosen, NOW)
+        assert judge.stats()["requests"] == 2  # of the hour that had no scores
 
 
 def test_a_batch_says_that_it_lives_while_it_is_judged_and_stops_when_it_has_ended(
@@ -114,7 +143,8 @@ def test_a_batch_says_that_it_lives_while_it_is_judged_and_stops_when_it_has_end
     assert judged is not None and judged.heartbeat_at > NOW
 
 
-def test_a_quarantined_hour_leaves_its_batch_and_the_others_train(database: Database, settings: Settings) -> None:
+@pytest.mark.parametrize("fault", ["empty", "bad-request"])  # the provider refuses this hour alone, now and for ever
+def test_a_quarantined_hour_leaves_its_batch_and_the_others_train(database: Database, settings: Settings, fault: str) -> None:
     windows = filled(database, 2)
     chosen = asking(settings.model_copy(update=DRY), "http://127.0.0.1:9/v1")
     with judging() as judge, database.connect() as connection:
@@ -124,7 +154,7 @@ def test_a_quarantined_hour_leaves_its_batch_and_the_others_train(database: Data
         assert batch is not None
         connection.commit()
         score_windows(connection, windows[:1], chosen, NOW)
-        judge.reset(faults={"empty": 1.0})
+        judge.reset(faults={fault: 1.0})
         prepared = prepare_batch(connection, batch.batch_id, chosen, NOW)
     assert {episode.window for episode in prepared.kept} == {windows[0]}
     assert dict(prepared.dropped_groups) == {windows[1]: QUARANTINED_REASON}
@@ -149,12 +179,13 @@ def test_automation_asks_a_judge_that_is_down_again_after_a_while_and_never_give
         failed = bench.run("train", batch, raise_on_error=False)
         # Whatever else ended the run, a time limit of the tests included, must not look like a judge that was forgotten.
         assert "not judged yet" in said_by(failed)
+        assert bench.instance.get_run_records()[0].dagster_run.tags[ENDED_TAG] == WAITS
         soon = start_training(context)
         assert isinstance(soon, dg.SkipReason) and "waits for its judge" in str(soon.skip_message)
         moment += JUDGE_ASKED_EVERY + timedelta(minutes=1)
     with database.connect() as connection:
         held = read_batch(connection, batch)
-    assert held is not None and held.live and held.error is None
+    assert held is not None and held.live and held.error is not None and "not judged yet" in held.error
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """Sub-groups of large groups: they overlap, and their scores merge onto one scale."""
 
 import random
+import statistics
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from babylon_rl.judge.reliability_ranks import spearman
 from babylon_rl.judge.subgroups import LEAST, merge, split
 from babylon_rl_tests.repeatable import repeatable
 
@@ -24,7 +26,7 @@ def test_parts_cover_all_are_small_enough_and_share_anchors(number: int, most: i
     if number <= most:
         assert parts == [group]
     else:
-        assert len(set.intersection(*map(set, parts))) == max(2, most // 3)
+        assert len(set.intersection(*map(set, parts))) == max(most // 3, min(4, most // 2)) >= 2
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -65,13 +67,36 @@ lines = st.tuples(st.floats(0, 0.5), st.floats(0.05, 0.5))
 
 
 @repeatable(60)
-@given(st.integers(2, 80), st.integers(LEAST, 20), st.integers(0, 99), st.lists(lines, min_size=1, max_size=8))
+@given(st.integers(2, 80), st.integers(6, 20), st.integers(0, 99), st.lists(lines, min_size=1, max_size=8))
 def test_the_merged_ranking_is_the_full_one_whatever_scale_each_part_was_judged_on(
     number: int, most: int, seed: int, maps: list[tuple[float, float]]
 ) -> None:
     skill, merged = judged(agents(number), most, seed, maps)
     assert ranking(merged) == ranking(skill) and list(merged) == sorted(skill)
     assert all(0 <= score <= 1 for score in merged.values())
+
+
+@repeatable(60)
+@given(st.integers(2, 80), st.integers(LEAST, 5), st.integers(0, 99), st.lists(st.floats(0, 0.5), min_size=1, max_size=8))
+def test_two_anchors_tell_how_far_parts_lie_apart(number: int, most: int, seed: int, lows: list[float]) -> None:
+    skill, merged = judged(agents(number), most, seed, [(low, 0.5) for low in lows])
+    assert ranking(merged) == ranking(skill)
+
+
+@pytest.mark.parametrize("most", [4, 6, 8, 16])
+@pytest.mark.parametrize("noise", [0.05, 0.1])
+def test_a_noisy_judges_merged_scores_are_not_worse_than_their_plain_mean(most: int, noise: float) -> None:
+    group, differences = agents(20), []
+    for seed in range(60):
+        draws = random.Random(seed)
+        skill = {agent: draws.random() for agent in group}
+        parts = [{agent: min(1.0, max(0.0, skill[agent] + draws.gauss(0, noise))) for agent in part} for part in split(group, most, seed)]
+        plain = {agent: statistics.fmean(part[agent] for part in parts if agent in part) for agent in group}
+        truth = [skill[agent] for agent in group]
+        merged = merge(parts)
+        found = [spearman(truth, [scores[agent] for agent in group]) for scores in (merged, plain)]
+        differences.append((found[0] or 0.0) - (found[1] or 0.0))
+    assert statistics.fmean(differences) > -0.01
 
 
 @repeatable(60)

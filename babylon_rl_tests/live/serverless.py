@@ -1,68 +1,111 @@
-"""One step of serverless training with openpipe-art, from registering a model to deleting it."""
+"""One step of serverless training through this pipeline's own adapter, from registering a model to deleting it."""
 
 import asyncio
+import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from babylon_rl.models.checkpoints import RemoteCheckpoint
+from babylon_rl.models.client import ChatAnswer, ChatClient
 from babylon_rl.settings import Settings
+from babylon_rl.training.remote.evidence import JobProgress, of_checkpoint, read_events
+from babylon_rl.training.remote.groups import art_groups, count_groups, sent_groups
+from babylon_rl.training.remote.service import ServerlessService
+from babylon_rl.training.remote.tokens import BaseTokens
+from babylon_rl.training.trainer import TrainSequence
 
 PROMPT = [{"role": "user", "content": "The stock OPENLIE was just upgraded. Answer in one word: buy, sell or hold?"}]
-ANSWER_WITHIN_S = 1200
-TRAINED_WITHIN_S = 1800
-LISTED_WITHIN_S = 60
+PATIENCE_S = 60.0
+ANSWER_WITHIN_S = 1200.0
+TRAINED_WITHIN_S = 1800.0
+LISTED_WITHIN_S = 60.0
+POLL_S = 1.0
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The model's step before and after one job."""
+    """What a job was seen to do.
+
+    The step before and after it; its events; (sequences, loss) by the metrics of its checkpoint; where agents call its step, and what that
+    answered; the steps that are left after its step was deleted.
+    """
 
     before: int
     after: int
+    progress: JobProgress
+    weighed: tuple[int, float]
+    pointer: RemoteCheckpoint
+    answer: ChatAnswer
+    left: list[int]
 
 
-async def one_step(settings: Settings, key: str, name: str, directory: Path) -> Trained:
-    """Train a new model of BASE_MODEL on two of its own answers, one rewarded; it is deleted whatever happens.
-
-    The answers are the service's, with the log-probabilities and token ids that it served: without them it trains nothing and says so
-    by nothing but the step.
-    """
-    import art
-
-    backend = art.ServerlessBackend(api_key=key, base_url=settings.serverless_base_url)
-    model = art.TrainableModel(
-        name=name, project=settings.wandb_project, entity=settings.wandb_entity, base_model=settings.base_model, base_path=str(directory)
-    )
-    try:
-        await model.register(backend)
+async def one_step(settings: Settings, name: str) -> Trained:
+    """Train a new model ``name`` of BASE_MODEL on two of its own answers, one rewarded; the model is deleted whatever happens."""
+    settings = settings.model_copy(update={"art_model_name": name})
+    async with ServerlessService(settings, settings.base_model, PATIENCE_S, lambda: None) as service:
         try:
-            return await _trained(art, backend, model)
+            return await _trained(settings, service)
         finally:
-            await backend.delete(model)
-    finally:
-        await backend.close()
+            await service._backend.delete(service._model)  # a whole model is nothing that this pipeline ever deletes
 
 
-async def _trained(art: Any, backend: Any, model: Any) -> Trained:
-    before = await model.get_step()
-    client = model.openai_client()
-    try:
-        answer = await client.chat.completions.create(
-            model=model.get_inference_name(), messages=PROMPT, n=2, temperature=1.0, max_tokens=8, logprobs=True, timeout=ANSWER_WITHIN_S
-        )
-    finally:
-        await client.close()
-    for choice in answer.choices:
-        tokens = choice.logprobs.content if choice.logprobs is not None else None
-        assert tokens, "the service gave no log-probabilities, and without them it trains nothing"
-        assert all(entry.token.startswith("token_id:") for entry in tokens), "tokens came as text, which would train as other tokens"
-    episodes = [art.Trajectory(messages_and_choices=[*PROMPT, choice], reward=float(rank)) for rank, choice in enumerate(answer.choices)]
-    async with asyncio.timeout(TRAINED_WITHIN_S):  # the client itself polls for ever
-        await backend.train(model, [art.TrajectoryGroup(episodes)], learning_rate=1e-6)
-    after = await model.get_step()
-    for _ in range(LISTED_WITHIN_S):  # the list of checkpoints may lag behind the job
-        if after > before:
-            break
-        await asyncio.sleep(1)
-        after = await model.get_step()
-    return Trained(before, after)
+def assert_all_that_is_relied_upon(trained: Trained, name: str) -> None:
+    """What this pipeline takes for granted of the service."""
+    assert trained.progress.failure is None and trained.progress.complete
+    assert trained.progress.sequences > 0 and trained.progress.tokens > 0 and math.isfinite(trained.progress.loss)
+    assert trained.after == trained.before + 1, f"the job ended and the model is at step {trained.after}"
+    sequences, loss = trained.weighed  # all that is known of a job whose id was never learnt
+    assert sequences > 0 and math.isfinite(loss)
+    assert trained.pointer.inference_name.endswith(f"/{name}:step{trained.after}") and trained.answer.logprobs
+    assert trained.after not in trained.left
+
+
+async def _trained(settings: Settings, service: ServerlessService) -> Trained:
+    before = (await service.newest()).number
+    base = BaseTokens(settings, settings.base_model)
+    untrained = service.remote(before, None)
+    answers = [await _ask(settings, untrained, untrained.inference_name.rpartition(":step")[0], seed) for seed in (0, 1)]
+    groups = sent_groups([_sequence(number, answer) for number, answer in enumerate(answers)], base)
+    counted = count_groups(groups, base, False)
+    assert counted.sequences == len(answers), f"answers of the service that this pipeline cannot train: {dict(counted.untrained)}"
+    arguments = service.installed.accepted({"learning_rate": 1e-6})
+    job_id = await service.post(art_groups(groups, "live-test", 1, False), arguments, lambda: None)
+
+    async def progress() -> JobProgress:
+        return read_events(await service.events(job_id))
+
+    seen = await _until(progress, lambda found: found.complete or found.failure is not None, TRAINED_WITHIN_S)
+    newest = await _until(service.newest, lambda found: found.number > before, LISTED_WITHIN_S)
+    pointer = service.remote(newest.number, job_id)
+    answer = await _ask(settings, pointer, pointer.inference_name, 0)
+    await service.delete([newest.number])
+    left = await _until(service.steps, lambda found: newest.number not in found, LISTED_WITHIN_S)
+    return Trained(before, newest.number, seen, of_checkpoint(newest.metrics), pointer, answer, left)
+
+
+async def _ask(settings: Settings, pointer: RemoteCheckpoint, model: str, seed: int) -> ChatAnswer:
+    assert settings.wandb_api_key is not None
+    key = settings.wandb_api_key.get_secret_value()
+    async with ChatClient(pointer.inference_url, key, model, timeout_s=ANSWER_WITHIN_S, attempts=20) as client:
+        return await client.complete(PROMPT, seed=seed, max_tokens=8)
+
+
+def _sequence(number: int, answer: ChatAnswer) -> TrainSequence:
+    return TrainSequence(
+        messages=PROMPT, response=answer.text, response_format=None, logprobs=answer.logprobs, advantage=0.0, weight=1.0,
+        window="2025-11-15T10:00", agent_id=f"agent-{number}", trajectory_id=f"t-{number}", call_id=f"c-{number}", score=float(number),
+    )  # fmt: skip
+
+
+async def _until(ask: Callable[[], Awaitable[Found]], enough: Callable[[Found], bool], within_s: float) -> Found:
+    """Ask until it is enough, or the time is over; then what was found last."""
+    found = await ask()
+    waited_s = 0.0
+    while not enough(found) and waited_s < within_s:
+        await asyncio.sleep(POLL_S)
+        waited_s += POLL_S
+        found = await ask()
+    return found

@@ -6,7 +6,17 @@ import torch
 
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.models.policy import Policy
-from babylon_rl.models.scoring import EMPTY, NOT_IN_GRAMMAR, EncodedSequence, NotEncodable, branch_logprobs, encode_sequence
+from babylon_rl.models.scoring import (
+    EMPTY,
+    NOT_IN_GRAMMAR,
+    OPEN_ROWS,
+    EncodedSequence,
+    NotEncodable,
+    branch_logprobs,
+    divergence,
+    encode_sequence,
+    spot_values,
+)
 
 MESSAGES = [{"role": "user", "content": "The price of TESLAI rose."}]
 
@@ -73,3 +83,50 @@ def test_a_batch_without_a_choice_has_nothing_to_train(policy: Policy, tokenizer
     only = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "hold"}}}
     with pytest.raises(NothingToTrain, match="nothing to train"):
         branch_logprobs(policy.model, [encode(tokenizer, '"hold"', only)])
+
+
+VOCABULARY = 5000
+
+
+def whole_values(hidden: Any, head: Any, taken: list[int]) -> tuple[Any, Any]:
+    logprobs = torch.log_softmax(hidden @ head.T, -1)
+    return logprobs.gather(-1, torch.tensor(taken)[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+
+
+def whole_divergence(hidden: Any, reference: Any, head: Any) -> Any:
+    policy, base = torch.log_softmax(hidden @ head.T, -1), torch.log_softmax(reference @ head.T, -1)
+    return (policy.exp() * (policy - base)).sum(-1)
+
+
+@pytest.mark.parametrize("number", [OPEN_ROWS - 1, 2 * OPEN_ROWS + 3])
+def test_free_texts_in_parts_have_the_values_and_gradients_of_the_whole(number: int) -> None:
+    torch.manual_seed(0)
+    hidden, reference, head = (torch.randn(rows, 16) / 2 for rows in (number, number, VOCABULARY))
+    taken, push = list(range(number)), torch.randn(3, number)
+    found = []
+    for parts in (True, False):
+        given = hidden.clone().requires_grad_()
+        if parts:
+            values = (*spot_values(given, head, [(None, token) for token in taken]), divergence(given, reference, head, [None] * number))
+        else:
+            values = (*whole_values(given, head, taken), whole_divergence(given, reference, head))
+        (torch.stack(values) * push).sum().backward()
+        found.append((*values, given.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_as_wide_as_the_vocabulary_is_kept_for_the_backward_pass_of_a_long_free_text() -> None:
+    number, kept = 8 * OPEN_ROWS, []
+
+    def keep(tensor: Any) -> Any:
+        kept.append(tensor.numel())
+        return tensor
+
+    hidden, head = torch.randn(number, 16, requires_grad=True), torch.randn(VOCABULARY, 16)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        values, _ = spot_values(hidden, head, [(None, 0)] * number)
+        far = divergence(hidden, torch.randn(number, 16), head, [None] * number)
+    assert sum(kept) < number * VOCABULARY // 4
+    (values.sum() + far.sum()).backward()
+    assert hidden.grad is not None and torch.isfinite(hidden.grad).all()

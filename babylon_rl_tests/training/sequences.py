@@ -43,3 +43,14 @@ def make_iteration(sequences: list[TrainSequence], step: int = 1, steps: int = 1
 
 def ignore(_: StepMetrics) -> None:
     """Nobody watches."""
+
+
+ONLY = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "hold"}}}
+OPEN = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "string"}}}
+UNTRAINABLE = {
+    "not_in_grammar": make_sequence('{"action":"buy"}'),
+    "empty": make_sequence(""),
+    "too_long": make_sequence(messages=make_messages("long " * 1000)),
+    "no_choice": make_sequence('"hold"', response_format=ONLY),
+    "open_schema": make_sequence("anything", response_format=OPEN),
+}

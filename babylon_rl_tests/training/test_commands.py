@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl.training.batches import freeze_batch
+from babylon_rl_tests.training.sample import NOW
 
 MAIN = "from babylon_rl.cli import main; main()"
 
@@ -107,6 +111,17 @@ def test_scores_and_outcomes_are_written_through_the_graph(command):
     assert group["groupSize"] == 17 and group["judge"] == "heuristic"
     synced = json.loads(command("sync-outcomes", "--from", "2025-10-29T13:00", "--to", "2025-10-29T15:00", "--json").stdout)
     assert [(row["window"], row["changed"]) for row in synced["windows"]] == [("2025-10-29T13:00", True), ("2025-10-29T14:00", False)]
+
+
+def test_a_batch_that_has_not_ended_takes_no_other_options(command, sample_database):
+    settings = Settings(_env_file=None, train_rl_local=True, local_base_model="dry")
+    with sample_database.connect() as connection:
+        sync_windows(connection, ["2025-10-29T13:00", "2025-10-29T14:00"], settings, NOW)
+        batch = freeze_batch(connection, settings, NOW)
+    for options, was in ((["--iterations", "4"], "--iterations 10"), (["--seed", "3", "--epochs", "2"], "--epochs 1, --seed 0")):
+        refused = command("train", *options)
+        assert refused.returncode == 2 and f"{batch.batch_id} has not ended, and was frozen with {was}" in refused.stderr
+        assert f"`babylon-rl batches cancel {batch.batch_id}`" in refused.stderr
 
 
 @pytest.mark.parametrize(

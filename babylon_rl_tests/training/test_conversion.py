@@ -60,6 +60,17 @@ def test_only_the_asked_trajectories_are_decoded(connection, settings):
     assert {found.trajectory_id for found in stream_trajectories(connection, HOURS, settings, asked)} == asked
 
 
+def test_only_logprobs_with_token_ids_count_as_such(connection, settings):
+    whole = convert(connection, episodes_of(connection, settings), settings)
+    (window, (first, second, third, fourth, *_)), *_ = whole.by_window.items()
+
+    def recorded(sequence, **changes):
+        return replace(sequence, logprobs=[{"token": "a", "logprob": -0.5, "tokenId": 7} | changes])
+
+    some = [recorded(first), recorded(second, tokenId=None), recorded(third, logprob=float("nan")), replace(fourth, logprobs=[])]
+    assert replace(whole, by_window={window: some}).preflight({})["logprobShare"] == 0.25
+
+
 def test_what_too_old_a_version_served_is_not_trained(database, settings):
     versions = ["v1.0.2", "v1.0.1", "v1.0.0"]  # newest first
     calls = [make_call(modelVersion=version, response=str(version)) for version in (*versions, "v0.9.0", None)]

@@ -29,6 +29,7 @@ from babylon_rl_tests.training.sequences import (
     HOLD,
     SCHEMA,
     SELL,
+    UNTRAINABLE,
     ignore,
     make_iteration,
     make_lesson,
@@ -229,21 +230,17 @@ def test_the_bounds_of_what_is_published(kl: float, share: float, said: str | No
         refuse_diverged(measured, 1)
 
 
+def test_what_was_not_measured_is_not_told(cpu_settings: Settings, tmp_path: Path) -> None:
+    lesson = [make_sequence(answer, side, response_format=None) for answer, side in ((BUY, 1.0), (SELL, -1.0))]
+    free = trained(cpu_settings, tmp_path / "free", lesson)
+    assert "topActionShare" not in free.metrics and free.metrics["kl"] >= 0
+    assert "topActionShare" in trained(cpu_settings, tmp_path / "bound", make_lesson(1)).metrics
+
+
 def test_a_loss_that_is_no_number_stops_the_training(cpu_settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="loss nan"):
         trained(cpu_settings, tmp_path / "out", [make_sequence(BUY, math.nan), make_sequence(SELL, 1.0)])
     assert not any((tmp_path / "out").iterdir())
-
-
-ONLY = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "hold"}}}
-OPEN = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "string"}}}
-UNTRAINABLE = {
-    "not_in_grammar": make_sequence('{"action":"buy"}'),
-    "empty": make_sequence(""),
-    "too_long": make_sequence(messages=make_messages("long " * 1000)),
-    "no_choice": make_sequence('"hold"', response_format=ONLY),
-    "open_schema": make_sequence("anything", response_format=OPEN),
-}
 
 
 def test_what_cannot_train_is_counted_by_reason(cpu_settings: Settings, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from babylon_rl.errors import BatchConflict, TrainingError, UsageError
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.store.batches import NewBatch, insert_batch, read_batch_episodes
 from babylon_rl.store.freezable import FreezableEpisode, count_unread, freezable_of, look_at_newest
-from babylon_rl.training.batches import cancel_batch, count_freezable, freeze, freeze_batch
+from babylon_rl.training.batches import cancel_batch, count_freezable, freeze, freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.freezing import DROPOUT_STEADY, decide_dropout, describe_reasons, dropout_rate, freeze_bounds
+from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import HOUR, window_of, window_range
 from babylon_rl_tests.many_rows import ManyRows, insert_many
 from babylon_rl_tests.training.sample import NOW, value
@@ -218,6 +219,16 @@ def test_a_pinned_version_is_used_or_refused(connection, settings):
         freeze_batch(connection, settings.model_copy(update={"model_version": "3"}), NOW)
 
 
+def test_a_pinned_version_below_the_newest_of_its_line_is_refused(connection, settings):
+    high = settings.model_copy(update={"model_version": "v3.0.0"})
+    batch = freeze_batch(connection, high, NOW, max_trajectories=50)
+    prepare_batch(connection, batch.batch_id, high, NOW)
+    train_batch(connection, batch.batch_id, high, NOW)
+    with pytest.raises(UsageError, match=r"v2\.0\.0, which is below v3\.0\.0, the newest of its line.*to get v3\.0\.1"):
+        freeze_batch(connection, settings.model_copy(update={"model_version": "v2.0.0"}), NOW)
+    assert freeze_batch(connection, settings.model_copy(update={"model_version": "v3.1.0"}), NOW).version == "v3.1.0"
+
+
 def test_the_dropout_rate_follows_the_formula():
     assert [dropout_rate(total) for total in (0, 1000, 1250, 100_000)] == [0.0, 0.0, pytest.approx(0.2), 0.3]
 
@@ -239,6 +250,35 @@ def test_a_late_row_of_a_consumed_episode_is_named(connection, settings):
     connection.execute('UPDATE trajectories SET "usedInTraining" = TRUE WHERE "trajectoryId" = %s', [episode.trajectory_ids[0]])
     counted = count_freezable(connection, settings, NOW)
     assert counted.not_trainable["late_after_training"] == len(episode.trajectory_ids) - 1
+
+
+def test_an_agent_that_comes_to_an_hour_after_its_judgement_was_used_does_not_trigger_for_ever(connection, settings):
+    hour = ("2025-10-29T14:00", "2025-10-29T15:00")
+    rows = value(
+        connection,
+        """SELECT "trajectoryIds" FROM babylon_rl.episodes WHERE "window" = %s AND "usable" AND "trainableSequences" > 0
+           ORDER BY "agentId" LIMIT 1""",
+        hour[0],
+    )
+
+    def come(there: bool) -> None:
+        connection.execute('UPDATE trajectories SET "isTrainingData" = %s WHERE "trajectoryId" = ANY(%s)', [there, rows])
+        connection.commit()
+        sync_windows(connection, hour[:1], settings, NOW)
+
+    come(False)
+    batch = freeze_batch(connection, settings, NOW, windows=hour)
+    prepare_batch(connection, batch.batch_id, settings, NOW)
+    come(True)
+    assert count_freezable(connection, settings, NOW, windows=hour).trajectories == len(rows)  # nothing of the hour is consumed yet
+    train_batch(connection, batch.batch_id, settings, NOW)
+    counted = count_freezable(connection, settings, NOW, windows=hour)
+    assert (counted.trajectories, counted.not_trainable["late_after_judging"]) == (0, len(rows))
+    assert f"{len(rows)} late_after_judging" in freeze(connection, settings, NOW, windows=hour).reason
+    assert readiness(connection, settings, NOW).not_trainable["late_after_judging"] == len(rows)
+    connection.commit()
+    score_windows(connection, hour[:1], settings, NOW, force=True)
+    assert freeze(connection, settings, NOW, windows=hour).batch.trajectories == len(rows)
 
 
 def test_deleted_rows_wait_for_the_hour_to_be_read_again(connection, settings):

@@ -11,12 +11,13 @@ from datetime import timedelta
 import pytest
 
 from babylon_rl.cli.training import choose_batch, pinned_windows
-from babylon_rl.cli.training_modes import Wanted, train_as, train_on_and_on
+from babylon_rl.cli.training_modes import Wanted, parts_without, train_as, train_on_and_on
 from babylon_rl.errors import NothingToTrain, UsageError
+from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batches, read_foreign_batches
 from babylon_rl.store.registry import read_models
 from babylon_rl.training.batches import cancel_batch, freeze_batch, pending_batches
-from babylon_rl.windows import newest_complete, utc_now, window_start
+from babylon_rl.windows import HOUR, newest_complete, utc_now, window_of, window_range, window_start
 from babylon_rl_tests.rows import insert, make_group
 from babylon_rl_tests.training.sample import NOW, value
 
@@ -55,8 +56,8 @@ def test_a_list_shows_what_could_be_frozen_and_changes_nothing(read_sample, conn
 
 @pytest.mark.slow
 def test_a_backfill_trains_batch_after_batch_until_its_hours_hold_nothing_more(graph, connection, settings, capsys):
-    back = settings.model_copy(update={"mode": "backfill", "backfill_hours": 168, "iterations": 1})
-    train_as("backfill", graph, back, Wanted(most=200, as_json=True))
+    back = settings.model_copy(update={"mode": "backfill", "backfill_hours": 168, "iterations": 1, "training_max_trajectories": 200})
+    train_as("backfill", graph, back, Wanted(as_json=True))
     last = json.loads(capsys.readouterr().out)
     versions = ours(connection)
     assert versions == [f"v1.0.{11 + number}" for number in range(len(versions))] and len(versions) > 1
@@ -64,7 +65,56 @@ def test_a_backfill_trains_batch_after_batch_until_its_hours_hold_nothing_more(g
     assert last["earlierBatches"] == [batch.batch_id for batch in read_batches(connection)][:0:-1]
     assert value(connection, 'SELECT count(*) FROM babylon_rl.batch_items WHERE "consumed"') > 300
     with pytest.raises(NothingToTrain):
-        train_as("backfill", graph, back, Wanted(most=200))
+        train_as("backfill", graph, back, Wanted())
+
+
+def a_flat_hour(connection, hours_ago: int) -> str:
+    """An hour whose agents all do the same, so that their scores do not differ."""
+    window = window_of(window_start(newest_complete(utc_now())) - hours_ago * HOUR)
+    start = window_start(window) + timedelta(minutes=5)
+    when = {"startTime": start, "endTime": start + timedelta(minutes=1), "windowId": window, "finalPnL": 5.0}
+    names = [f"{hours_ago}-{number}" for number in range(5)]
+    rows = [row | when | {"trajectoryId": name, "id": name} for name, row in zip(names, make_group(), strict=True)]
+    insert(connection, "trajectories", rows)
+    connection.commit()
+    return window
+
+
+def a_batch_of_each_hour(settings: Settings, **chosen: object) -> Settings:
+    return settings.model_copy(update={"iterations": 1, "windows_per_iteration": 1, "training_min_trajectories": 1, **chosen})
+
+
+@pytest.mark.slow
+def test_a_backfill_says_what_teaches_nothing_and_goes_on_with_older_hours(graph, connection, settings, capsys):
+    connection.execute("DELETE FROM trajectories")
+    for hours_ago in (0, 3):
+        a_flat_hour(connection, hours_ago)
+    start = window_start(a_flat_hour(connection, 1))
+    within = [start, start + HOUR]
+    connection.execute('UPDATE trajectories SET "finalPnL" = right("agentId", 1)::int * 9 WHERE "startTime" BETWEEN %s AND %s', within)
+    connection.commit()
+    back = a_batch_of_each_hour(settings, mode="backfill", backfill_hours=12)
+    train_as("backfill", graph, back, Wanted(as_json=True))
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["modelVersion"] == ours(connection)[-1] and len(ours(connection)) == 1
+    assert printed.err.count("Going on with other hours.") == 2
+    assert sorted(batch.state for batch in read_batches(connection)) == ["completed", "failed", "failed"]
+
+
+@pytest.mark.slow
+def test_a_backfill_of_which_a_service_takes_nothing_tries_each_hour_once(graph, connection, remote, stand_in, capsys):
+    back = a_batch_of_each_hour(remote, mode="backfill", backfill_hours=168)
+    with pytest.raises(NothingToTrain):
+        train_as("backfill", graph, back, Wanted())
+    failed = read_batches(connection)
+    assert capsys.readouterr().err.count("has no trainable token") == len(failed) == 7
+    assert len({batch.batch_id for batch in failed}) == 7 and stand_in.service.requests == []
+
+
+def test_the_hours_that_are_left_out_split_a_range():
+    hours = list(window_range("2025-10-29T10:00", "2025-10-29T16:00"))
+    assert parts_without(hours, {hours[1], hours[2], hours[5]}) == [(hours[0], hours[1]), (hours[3], hours[5])]
+    assert parts_without(hours, set(hours)) == [] and parts_without(hours, ()) == [(hours[0], "2025-10-29T16:00")]
 
 
 def test_a_backfill_reaches_back_so_many_hours_from_the_newest_that_holds_rows(read_sample, connection, settings):
@@ -93,6 +143,30 @@ def test_a_continuous_training_waits_for_enough_and_goes_on_when_it_comes(graph,
         train_on_and_on(graph, on, Wanted(), wait)
     assert waits == [["v1.0.11"], ["v1.0.11"], ["v1.0.11", "v1.0.12"]]
     assert capsys.readouterr().err.count("Waiting, until Ctrl-C: ") == 2
+
+
+@pytest.mark.slow
+def test_a_continuous_training_outlives_a_batch_that_teaches_nothing_and_does_not_freeze_it_again_and_again(
+    graph, connection, remote, settings, stand_in, capsys
+):
+    on = a_batch_of_each_hour(remote, mode="continuous")
+    seen = []
+
+    def wait() -> None:
+        seen.append([batch.state for batch in read_batches(connection)])
+        connection.commit()
+        if len(seen) == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        train_on_and_on(graph, on, Wanted(), wait)
+    assert seen == [["failed"]] * 3
+    said = capsys.readouterr().err
+    assert said.count("Waiting, until Ctrl-C: ") == 2 and "Automation tries again at" in said
+    with pytest.raises(Enough):  # begun anew by hand, it tries once more
+        seen.clear()
+        train_on_and_on(graph, on, Wanted(), wait)
+    assert seen == [["failed", "failed"]] * 3
 
 
 @pytest.mark.slow
@@ -139,6 +213,35 @@ def test_a_pinned_batch_is_taken_before_an_older_one(read_sample, connection, se
     assert choose_batch(read_sample, settings, None, None, None, 0, False).batch_id == older.batch_id
     cancel_batch(connection, newer.batch_id, "enough", NOW)
     assert [batch.batch_id for batch in pending_batches(connection)] == [older.batch_id]
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_options_that_a_frozen_batch_would_not_take_are_refused(read_sample, connection, settings, by_name):
+    frozen = freeze_batch(connection, settings.model_copy(update={"learning_rate": 1e-4}), NOW, seed=7)
+
+    def choose(**asked: object) -> str:
+        name = frozen.batch_id if by_name else None
+        return choose_batch(read_sample, settings, name, None, None, 0, False, asked=asked).batch_id
+
+    for asked, was in [
+        ({"iterations": 4}, "--iterations 3"), ({"learning_rate": 1e-5}, "--learning-rate 0.0001"), ({"epochs": 2}, "--epochs 1"),
+        ({"windows_per_iteration": 2}, "--windows-per-iteration 20"), ({"min_agents_per_window": 6}, "--min-agents 5"),
+        ({"seed": 0}, "--seed 7"), ({"seed": 7, "epochs": 2, "iterations": 4}, "--iterations 3, --epochs 1"),
+    ]:  # fmt: skip
+        with pytest.raises(UsageError, match=f"{frozen.batch_id} has not ended, and was frozen with {was}") as refused:
+            choose(**asked)
+        assert f"babylon-rl batches cancel {frozen.batch_id}" in str(refused.value)
+    same = {"iterations": 3, "learning_rate": 1e-4, "epochs": 1, "windows_per_iteration": 20, "min_agents_per_window": 5, "seed": 7}
+    assert choose(**same, lookback_hours=48) == choose() == frozen.batch_id  # the same command again goes on
+
+
+def test_a_batch_holds_no_more_than_the_setting_allows_unless_the_option_says_otherwise(read_sample, connection, settings):
+    few = settings.model_copy(update={"training_max_trajectories": 100})
+    read_sample.prepare_dagster_schema()
+    for most, expected in ((None, 100), (60, 60)):
+        batch = choose_batch(read_sample, few, None, None, most, 0, False)
+        assert expected - 20 < batch.trajectories <= expected
+        cancel_batch(connection, batch.batch_id, "enough", NOW)
 
 
 def test_a_batch_of_another_producer_is_shown_and_left_alone(read_sample, connection, settings):

@@ -91,7 +91,9 @@ def test_a_finished_batch_passes_its_checks_and_each_says_what_is_wrong(connecti
     far = look.in_bounds(replace(found, steps=[replace(last, metrics={"kl": 99.0, "topActionShare": 0.5})]))
     assert not far.passed and "kl 99.000" in far.words
     unmeasured = look.in_bounds(replace(found, steps=[replace(last, metrics={})]))
-    assert unmeasured.passed and "measures neither" in unmeasured.words
+    assert unmeasured.passed and unmeasured.words == "Not measured by the backend dry: KL and the shares of actions."
+    half = look.in_bounds(replace(found, steps=[replace(last, metrics={"kl": 0.5})]))
+    assert half.passed and half.words == "kl 0.500 (bound 4); not measured: topActionShare."
     (Path(found.model.checkpoint) / MANIFEST).unlink()
     assert not look.whole(found).passed
 

@@ -4,13 +4,14 @@ Needs neither a database nor torch, so that the same file runs under Python 3.12
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from babylon_rl.errors import BatchConflict
 from babylon_rl.settings import Settings
 from babylon_rl.training.remote.groups import NO_ADVANTAGE, art_groups, count_groups, sent_groups
 from babylon_rl.training.remote.installed import RUN_NAME, WITHOUT_LOGPROBS, Installed, installed, load_art
@@ -107,6 +108,28 @@ def test_a_service_that_is_not_there_has_accepted_nothing(base: BaseTokens) -> N
     with standing_in() as served, pytest.raises(Refused) as refused:
         asyncio.run(talk(served.url))
     assert refused.value.again
+
+
+def test_what_cannot_be_sent_is_refused_and_what_must_not_be_sent_is_not(base: BaseTokens) -> None:
+    groups = art_groups(sent_groups([make_sequence(agent) for agent in range(2)], base), "b", 1, False)
+    levels = art_groups(sent_groups([make_sequence(agent, score=float("nan")) for agent in range(2)], base), "b", 1, False)
+    asked = []
+
+    async def talk(served_url: str, groups: Sequence[Any], may_send: Callable[[], None]) -> None:
+        async with ServerlessService(make_settings(served_url), "tiny", 1.0, lambda: None) as service:
+            await service.post(groups, {}, may_send)
+
+    def taken() -> None:
+        asked.append(len(served.service.jobs))
+        raise BatchConflict("another run has it")
+
+    with standing_in() as served:
+        with pytest.raises(Refused, match="did not build the request") as refused:
+            asyncio.run(talk(served.url, levels, taken))
+        assert not refused.value.again and asked == []  # a number that JSON does not have
+        with pytest.raises(BatchConflict):
+            asyncio.run(talk(served.url, groups, taken))
+        assert asked == [0] and served.service.jobs == []
 
 
 def test_what_trains_is_what_art_tokenizes(base: BaseTokens) -> None:

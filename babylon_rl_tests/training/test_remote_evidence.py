@@ -70,9 +70,9 @@ def test_a_key_chooses_the_service_and_its_base(settings) -> None:
     assert training_line(settings.model_copy(update={"wandb_api_key": SecretStr("")})).backend == "dry"
 
 
-@pytest.mark.skipif(find_spec("unsloth") is not None, reason="the extra `gpu` is installed")
+@pytest.mark.skipif(find_spec("unsloth") is not None, reason="the packages for a GPU are installed")
 def test_a_gpu_without_its_packages_is_said(settings) -> None:
-    with pytest.raises(NoTrainer, match="extra `gpu`"):
+    with pytest.raises(NoTrainer, match="requirements-gpu.lock.*not installed here"):
         GpuTrainer(settings)
 
 

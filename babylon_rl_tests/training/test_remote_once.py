@@ -1,5 +1,6 @@
 """A process that dies between any two effects of a paid training trains nothing twice, and loses nothing."""
 
+import shutil
 from dataclasses import replace
 from datetime import timedelta
 
@@ -107,10 +108,13 @@ def test_a_cancelled_batch_leaves_no_step_under_the_next_one(played, two, stand_
     assert read_remote(trained.checkpoint).step == 3
 
 
-def test_a_batch_waits_for_another_that_has_not_ended(played, two, stand_in, batch):
-    single = two.model_copy(update={"iterations": 1})
+@pytest.mark.parametrize("boundary", ["id written", "pointer written"])
+def test_a_batch_waits_for_one_of_another_line_that_has_the_same_model(played, two, stand_in, batch, boundary, tmp_path):
+    other_base = shutil.copytree(two.base_model, tmp_path / "base")
+    single = two.model_copy(update={"iterations": 1, "base_model": str(other_base)})
+    stand_in.service.job_s = 0.3
     with pytest.raises(Killed):
-        train(played, batch, two, Dying(two, "pointer written"))
+        train(played, batch, two, Dying(two, boundary))
     played.rollback()
     played.execute('UPDATE babylon_rl.batch_items SET "live" = FALSE')  # as if other hours had been frozen
     played.commit()
@@ -142,19 +146,6 @@ def test_the_database_takes_no_job_for_trained_without_all_three(played, two, ba
     begin_job(played, job, read_batch(played, batch.batch_id).attempt)
     with pytest.raises(CheckViolation):
         end_job(played, job, replace(JobEnd("trained", PLAYED_NOW, 1, 5, 50, 0.5), **end))
-
-
-def test_a_run_that_stood_still_until_another_took_its_batch_posts_nothing(played, two, stand_in, batch):
-    def taken_over(boundary):
-        if boundary == "row written":
-            played.execute('UPDATE babylon_rl.batches SET "attempt" = "attempt" + 1')
-            played.commit()
-
-    with pytest.raises(BatchConflict, match="this run posts nothing"):
-        train(played, batch, two, ServerlessTrainer(two, TIMES, taken_over))
-    assert stand_in.service.jobs == []
-    train(played, batch, two)
-    assert_trained_once(played, batch, stand_in)
 
 
 def test_what_was_paid_is_with_the_iteration(played, two, stand_in, batch):

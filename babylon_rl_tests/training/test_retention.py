@@ -34,6 +34,13 @@ def test_of_each_line_the_newest_the_best_the_deployed_and_those_in_use_stay() -
     assert versions(prunable([*line[:8], gone], kept=3)) == ["v1.0.6", "v1.0.2", "v1.0.1"]
 
 
+def test_a_failed_version_is_not_the_best_whatever_its_score() -> None:
+    line = [make_model(f"v1.0.{number}") for number in (3, 2, 1, 0)]
+    line[1] = replace(line[1], status="failed", benchmark_score=9.0)  # refused for a collapse that pays on the benchmark, say
+    line[2] = replace(line[2], benchmark_score=3.0)
+    assert versions(prunable(line, kept=1)) == ["v1.0.2", "v1.0.0"]
+
+
 @pytest.fixture
 def trained_twice(connection, settings):
     """Two versions of the dry line, the second continuing from the first."""

@@ -1,26 +1,41 @@
 """A training at Weights & Biases: the real client, offline into files that `wandb sync` reads, online against a stand-in over HTTP."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
+import psycopg
 import pytest
 from pydantic import SecretStr
 
+from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.automation.launch import QUIET, job_definition
+from babylon_rl.models.checkpoints import MANIFEST
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode
+from babylon_rl.store.database import Database
 from babylon_rl.store.training_steps import TrainingStep
 from babylon_rl.training.artifacts import log_artifact
-from babylon_rl.training.tracking import ITERATIONS, STRIDE, Tracker, iteration_numbers
+from babylon_rl.training.batches import freeze_batch, prepare_batch
+from babylon_rl.training.dry import DryTrainer
+from babylon_rl.training.tracking import ITERATIONS, STRIDE, Tracker, batch_costs, iteration_numbers
 from babylon_rl.training.trainer import StepMetrics
 from babylon_rl_tests.evaluation.weights_and_biases import Service, weights_and_biases
+from babylon_rl_tests.training.sample import NOW as SAMPLE_NOW
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 NOW = datetime(2025, 10, 30, 12)
+CHECKPOINT = dg.AssetKey("trained_checkpoint")
 HOURS = ("2025-10-29T14:00", "2025-10-29T13:00")
 
 
@@ -57,15 +72,25 @@ def tell(tracker: Tracker, iterations: tuple[int, ...]) -> None:
             tracker.step(StepMetrics(iteration, step, 2, 1 / (iteration + step), 50, {"tokensPerSecond": 1000.0}))
 
 
-def synced(directory: str, settings: Settings, service: Service, tmp_path: Path) -> list[dict[str, Any]]:
-    """The rows that wandb's own reader finds in an offline run."""
+def synced(command: str, service: Service, tmp_path: Path) -> list[dict[str, Any]]:
+    """The rows that wandb's own reader finds in the offline directories that a command names."""
+    assert command.startswith("Written for `wandb sync ") and command.endswith("`.")
+    directories = command.removeprefix("Written for `wandb sync ").removesuffix("`.").split()
     environment = os.environ | {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": service.url, "WANDB_DIR": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-m", "wandb", "sync", "--entity", "me", "--project", "p", directory],
+        [sys.executable, "-m", "wandb", "sync", "--entity", "me", "--project", "p", *directories],
         env=environment, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return service.history["batch-1761825600000"]
+    (run,) = service.history
+    return service.history[run]
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
 
 
 def test_offline_wandb_reads_every_step_and_iteration_back(offline: Settings, tmp_path: Path) -> None:
@@ -76,7 +101,7 @@ def test_offline_wandb_reads_every_step_and_iteration_back(offline: Settings, tm
     assert sent.link is not None and sent.words == f"Written for `wandb sync {sent.link}`."
     assert Path(sent.link).parent == offline.home / "wandb" and (Path(sent.link) / "run-batch-1761825600000.wandb").is_file()
     with weights_and_biases() as service:
-        rows = synced(sent.link, offline, service, tmp_path)
+        rows = synced(sent.words, service, tmp_path)
     assert [row["_step"] for row in rows] == [STRIDE + 1, STRIDE + 2, 2 * STRIDE + 1, 2 * STRIDE + 2, ITERATIONS + 1, ITERATIONS + 2]
     assert [row["step/loss"] for row in rows[:4]] == pytest.approx([1 / 2, 1 / 3, 1 / 3, 1 / 4])
     last = rows[-1]
@@ -87,12 +112,76 @@ def test_offline_wandb_reads_every_step_and_iteration_back(offline: Settings, tm
     assert (again.words, again.link) == ("As it is in Weights & Biases already.", sent.link)
 
 
+def test_offline_every_directory_of_an_interrupted_training_is_named_and_no_step_is_in_two(offline: Settings, tmp_path: Path) -> None:
+    first = Tracker(make_batch(), offline)
+    tell(first, (1,))  # its only iteration has ended; then the upload waits, say
+    abandoned = first.abandon()
+    second = Tracker(make_batch(), offline)
+    tell(second, (1,))  # a crash before its row makes a trainer repeat it
+    sent = second.finish([make_step(1)], {}, {"version": "v1.0.2"})
+    assert abandoned.link is not None and sent.link is not None
+    assert sent.words == f"Written for `wandb sync {abandoned.link} {sent.link}`."
+    with weights_and_biases() as service:
+        rows = synced(sent.words, service, tmp_path)
+    assert [row["_step"] for row in rows] == [STRIDE + 1, STRIDE + 2, ITERATIONS + 1]
+    assert service.summary["version"] == "v1.0.2"
+
+
+def test_a_killed_training_has_sent_the_iterations_that_it_ended(offline: Settings, tmp_path: Path) -> None:
+    told = """
+import sys, time
+from babylon_rl.settings import load_settings
+from babylon_rl.training.tracking import Tracker
+from babylon_rl_tests.training.test_tracking import make_batch, tell
+tracker = Tracker(make_batch(), load_settings(babylon_rl_home=sys.argv[1], wandb_mode="offline", wandb_project="p"))
+tell(tracker, (1, 2))
+time.sleep(60)
+"""
+    memory = offline.home / "wandb" / "batch-1761825600000.jsonl"
+    with subprocess.Popen([sys.executable, "-c", told, str(offline.home)]) as training:
+        wait_for(lambda: memory.is_file())  # the child has its run, and the steps are on their way to it
+        training.kill()
+    wait_for(lambda: "logged" in memory.read_text())
+    sent = Tracker(make_batch(), offline).finish([make_step(1), make_step(2)], {}, {})
+    with weights_and_biases() as service:
+        rows = synced(sent.words, service, tmp_path)
+    assert [row["_step"] for row in rows] == [STRIDE + 1, STRIDE + 2, 2 * STRIDE + 1, 2 * STRIDE + 2, ITERATIONS + 1, ITERATIONS + 2]
+
+
+def test_a_wandb_that_lacks_a_setting_is_opened_without_it(offline: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb.py").write_text(
+        """
+from types import SimpleNamespace
+from pydantic import BaseModel
+class Settings(BaseModel, extra="forbid"):
+    silent: bool
+    init_timeout: float
+def init(*, settings, **_):
+    assert (settings.silent, settings.init_timeout) == (True, 45.0)
+    nothing = lambda *_, **__: None
+    return SimpleNamespace(resumed=False, dir="/a/files", define_metric=nothing, log=nothing, finish=nothing, summary={})
+"""
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    sent = Tracker(make_batch(), offline).finish([make_step(1)], {}, {})
+    assert sent.words == "Written for `wandb sync /a`."
+
+
+def test_a_memory_that_a_crash_cut_off_is_read_as_far_as_it_goes(offline: Settings) -> None:
+    memory = offline.home / "wandb" / "batch-1761825600000.jsonl"
+    memory.parent.mkdir(parents=True)
+    memory.write_text('{"directory": "/a"}\n{"link": "/a"}\n{"lin')
+    assert Tracker(make_batch(), offline).finish([make_step(1)], {}, {}).link == "/a"
+
+
 def test_online_an_interrupted_training_is_one_run_without_a_repeated_step(settings: Settings) -> None:
     with weights_and_biases() as service:
         online = settings.model_copy(update={"wandb_api_key": SecretStr(KEY), "wandb_project": "p", "wandb_base_url": service.url})
         first = Tracker(make_batch(), online)
-        tell(first, (1, 2))  # the second iteration does not end
+        tell(first, (1,))
+        first.step(StepMetrics(2, 1, 2, 9.0, 50))  # the second iteration does not end
         first.abandon()
+        assert [row["_step"] for row in service.history["batch-1761825600000"]] == [STRIDE + 1, STRIDE + 2]
         second = Tracker(make_batch(), online)
         tell(second, (1, 2))  # a crash before its row makes a trainer repeat the first one, too
         sent = second.finish([make_step(1), make_step(2)], {}, {"avgReward": 0.5})
@@ -130,7 +219,8 @@ def test_figures_of_an_iteration_are_those_of_its_own_hours() -> None:
         return BatchEpisode(window, agent, ("t",), score, 1, 0.0, 1, dropped)
 
     episodes = [episode(HOURS[0], "a", 0.2), episode(HOURS[0], "b", 0.6), episode(HOURS[1], "a", 1.0), episode(HOURS[0], "c", 0.0, "gone")]
-    numbers = iteration_numbers([make_step(1), make_step(2)], episodes, make_batch(), {HOURS[0]: (0.1, 0.25), HOURS[1]: (0.3, None)})
+    judging = {HOURS[0]: (0.1, 0.25), HOURS[1]: (0.3, None)}
+    numbers = iteration_numbers([make_step(1), make_step(2)], episodes, make_batch(), judging)
     assert numbers[1] == pytest.approx(
         {"rewardMean": 0.4, "rewardSpread": 0.2, "judgeDisagreement": 0.1, "judgeUsd": 0.25, "groupsDropped": 2, "sequencesLeftOut": 1,
          "staleness": 0.5}
@@ -138,9 +228,55 @@ def test_figures_of_an_iteration_are_those_of_its_own_hours() -> None:
     assert (numbers[2]["rewardMean"], numbers[2]["rewardSpread"]) == pytest.approx((0.6, 0.1))
 
 
+def test_an_hour_is_paid_in_the_first_iteration_that_uses_it_and_the_batch_costs_their_sum() -> None:
+    steps = [replace(make_step(2), iteration=number, metrics={"trainingUsd": 0.5}) for number in range(1, 11)]  # the same two hours
+    judging = {HOURS[0]: (0.1, 0.25), HOURS[1]: (0.3, 1.0)}
+    numbers = iteration_numbers(steps[::-1], [], make_batch(), judging)
+    assert [numbers[step.iteration]["judgeUsd"] for step in steps] == [1.25, *[0.0] * 9]
+    left_out = {"2025-10-29T12:00": (0.0, 0.5)}  # judged, and without spread
+    assert batch_costs(steps, judging | left_out) == {"judgeUsd": 1.75, "trainingUsd": 5.0}
+    assert batch_costs([make_step(1)], {HOURS[0]: (0.1, None)}) == {}
+
+
+def test_a_training_that_waited_for_its_upload_has_its_whole_curve_and_says_what_it_cost(
+    connection: psycopg.Connection[Any], read_sample: Database, settings: Settings, tmp_path: Path
+) -> None:
+    there = tmp_path / "there"
+    offline = settings.model_copy(
+        update={"wandb_mode": "offline", "wandb_project": "p", "iterations": 1, "model_storage_url": f"file://{there}"}
+    )
+    batch = freeze_batch(connection, offline, SAMPLE_NOW)
+    prepare_batch(connection, batch.batch_id, offline, SAMPLE_NOW)
+    judged = connection.execute("""UPDATE babylon_rl.group_scores SET "judgement" = '{"usd": 0.25}'""").rowcount
+    connection.commit()
+    (there / batch.version).mkdir(parents=True)
+    (there / batch.version / MANIFEST).write_text("of another checkpoint")
+    job = job_definition("train", Babylon(offline, read_sample, lambda: SAMPLE_NOW))
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(str(batches.name), [batch.batch_id])
+
+        def materialize() -> bool:
+            made = job.execute_in_process(QUIET, instance, batch.batch_id, raise_on_error=False, asset_selection=[CHECKPOINT])
+            return made.success
+
+        assert not materialize()
+        shutil.rmtree(there / batch.version)
+        assert materialize()
+        made = instance.get_latest_materialization_event(CHECKPOINT)
+    directories = sorted(str(path) for path in (offline.home / "wandb").glob("offline-run-*"))
+    assert made is not None and made.asset_materialization is not None
+    assert len(directories) == 2 and made.asset_materialization.metadata["weights_and_biases"].value == directories[1]
+    with weights_and_biases() as service:
+        rows = synced(f"Written for `wandb sync {' '.join(directories)}`.", service, tmp_path)
+    steps = DryTrainer().optimizer_steps
+    assert [row["_step"] for row in rows] == [*range(STRIDE + 1, STRIDE + 1 + steps), ITERATIONS + 1]
+    windows = len(batch.windows)
+    assert windows == judged and service.summary["judgeUsd"] == pytest.approx(0.25 * windows)
+
+
 def test_a_checkpoint_is_logged_as_an_artifact_of_its_batch(settings: Settings, tmp_path: Path) -> None:
     from babylon_rl.models.checkpoints import publish
-    from babylon_rl.training.dry import DryTrainer, _write_adapter
+    from babylon_rl.training.dry import _write_adapter
     from babylon_rl_tests.tiny_model import make_manifest
 
     (tmp_path / "made").mkdir()

@@ -1,6 +1,7 @@
 """Checkpoints at MODEL_STORAGE_URL: whole or not there, compared after they arrived, and never replaced."""
 
 import json
+import os
 from pathlib import Path
 
 import fsspec
@@ -15,8 +16,9 @@ from babylon_rl.store.registry import read_models
 from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.dry import DryTrainer
 from babylon_rl.training.uploading import INCOMING, check_storage, upload_checkpoint
+from babylon_rl_tests.evaluation.weights_and_biases import weights_and_biases
 from babylon_rl_tests.tiny_model import make_manifest
-from babylon_rl_tests.training.sample import NOW
+from babylon_rl_tests.training.sample import NOW, value
 
 
 @pytest.fixture
@@ -144,3 +146,32 @@ def test_by_hand_a_version_is_uploaded_and_what_makes_no_sense_is_a_sentence(
     assert verify(tmp_path / "there" / version).version == version
     assert run(["models", "export", version, "out"]) == 2
     assert "dry run" in capsys.readouterr().err
+
+
+def test_by_hand_a_version_becomes_an_artifact_and_is_noted_only_when_it_is_one(
+    connection, settings, read_sample, monkeypatch, capsys, tmp_path: Path
+) -> None:
+    batch = freeze_batch(connection, settings, NOW, max_trajectories=60)
+    prepare_batch(connection, batch.batch_id, settings, NOW)
+    version = train_batch(connection, batch.batch_id, settings, NOW).model.version
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DATABASE_URL", read_sample.url)
+    monkeypatch.setenv("BABYLON_RL_HOME", str(settings.home))
+    monkeypatch.setenv("WANDB_PROJECT", "p")
+
+    def noted() -> str | None:
+        return value(connection, 'SELECT "wandbArtifactId" FROM trained_models WHERE version = %s', version)
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert run(["models", "upload", version]) == 0
+    said = capsys.readouterr().err
+    assert "Written for `wandb sync " in said and "none is noted" in said and noted() is None
+    with weights_and_biases() as service:
+        monkeypatch.setenv("WANDB_MODE", "online")
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
+        monkeypatch.setenv("WANDB_BASE_URL", service.url)
+        assert run(["models", "upload", version]) == 0
+    assert noted() == f"me/p/babylon-agent-{version}:{version}"
+    assert any(path.endswith("adapter_model.safetensors") for path in service.files)

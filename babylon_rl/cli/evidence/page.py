@@ -1,24 +1,27 @@
 """docs/evidence.md: one table of everybody, the learning curve in numbers, what became of every generation, and what it does not show."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from babylon_rl.cli.evidence.results import (
     Document,
+    OverSeeds,
     Point,
     base_of,
     difference,
-    mean_difference,
     newest,
+    over_seeds,
     parent_of,
     points,
     scripts,
+    spread,
 )
-from babylon_rl.evaluation.statistics import Interval
+from babylon_rl.evaluation.statistics import FEWEST_TO_RESAMPLE, Interval
 
 COLUMNS = (
     "seed", "generation", "player", "P&L, $ an hour", "over the base", "over its parent", "win rate", "accuracy", "invalid", "HOLD",
     "markets", "gate",
 )  # fmt: skip
+WANTED_USD = (50, 100, 200)  # improvements an hour for which the page says how many markets show them
 
 
 def table(results: Sequence[Document]) -> str:
@@ -40,7 +43,11 @@ one before, and it plays the benchmark. Seeds share nothing but the base. It too
 
 Everybody below played the same {markets} unseen market hours (companies, questions and headlines that no training hour holds), alone
 in each, models at temperature 0. Dollars an hour with 95 % intervals by bootstrap over markets; differences are paired market by market.
-Those over the base hold over all looks that the gate may take at a growing benchmark; those over the parent are for one look.
+Those over the base hold over all looks that the gate may take at a growing benchmark; all others are for one look. *gate* says over how
+many markets its verdict is: it looks on at more of them while it is undecided.
+
+A mean over seeds has two intervals. The one over markets is about these trained versions in other markets of the kind, the one over seeds
+(Student's below {FEWEST_TO_RESAMPLE} seeds) about other trainings in these markets: what to expect of training anew.
 
 {_headline(results)}
 
@@ -70,24 +77,30 @@ for all versions and generations: a version that is better in them is better in 
 
 
 def _headline(results: Sequence[Document]) -> str:
-    from babylon_rl.evaluation.comparison import confidence_of
-    from babylon_rl.evaluation.looks import LOOKS
-    from babylon_rl.evaluation.statistics import markets_needed
-    from babylon_rl.evaluation.statistics.interval import normal_quantile, tail
-
-    last = [(row, base_of(result)) for result in results for row in [newest(result)] if row is not None]
+    last = {result["seed"]: (row, base_of(result)) for result in results for row in [newest(result)] if row is not None}
     if not last:
         return "**No generation of any seed brought a version.** What happened stands below."
-    confidence, markets = confidence_of(len(LOOKS)), last[0][0]["markets"]
-    better = sum(row["improvementLow"] > 0 for row, _ in last)
-    effect = mean_difference(last)
-    errors = normal_quantile(tail(confidence))
-    spread = max((row["improvementHigh"] - row["improvementLow"]) / 2 / errors * markets**0.5 for row, _ in last)
-    needed = markets_needed(abs(effect.mean), spread, confidence=confidence)
+    better = sum(row["improvementLow"] > 0 for row, _ in last.values())
+    found = over_seeds(last)
+    each = {seed: _signed(row["improvement"], row["improvementLow"], row["improvementHigh"]) for seed, (row, _) in last.items()}
     return (
-        f"**The interval of the newest version's improvement over the base lies above 0 with {better} of {len(results)} seeds.** Mean\n"
-        f"improvement {_interval(effect)}; to see such an effect with 80 % power takes about {needed} paired markets (at the widest\n"
-        f"interval seen), and {markets} were played."
+        f"**The interval of the newest version's improvement over the base lies above 0 with {better} of {len(results)} seeds.**\n\n"
+        f"* Over the base, dollars an hour: {_seeds(each, found, 'versions')}\n* {_needed(last.values())}"
+    )
+
+
+def _needed(pairs: Iterable[tuple[Document, Document]]) -> str:
+    """How many markets a wanted improvement takes, as the gate looks at them."""
+    from babylon_rl.evaluation.comparison import confidence_of
+    from babylon_rl.evaluation.looks import FEWEST_MARKETS, LOOKS
+    from babylon_rl.evaluation.statistics import POWER, snapshots_table
+
+    widest = max((spread(version, base) for version, base in pairs), key=lambda found: found.between)
+    sizes = snapshots_table(WANTED_USD, widest, confidence=confidence_of(len(LOOKS)))
+    takes = ", ".join(f"{size.snapshots} for ${size.effect:.0f}" for size in sizes)
+    return (
+        f"To show an improvement with {_percent(POWER)} power, a look of the gate needs so many paired markets: {takes} an hour (at the "
+        f"widest spread between markets seen, ${widest.between:.0f}). No version passes with fewer than {FEWEST_MARKETS}."
     )
 
 
@@ -95,16 +108,27 @@ def _learning(results: Sequence[Document]) -> str:
     """By how much later generations earn more than the first, over the seeds that have both."""
     said = []
     for generation in range(2, len(results[0]["generations"]) + 1):
-        curves = [points(result) for result in results]
-        pairs = [(c[generation].row, c[1].row) for c in curves]
-        both = [(later, first) for later, first in pairs if later is not None and first is not None]
+        curves = {result["seed"]: points(result) for result in results}
+        pairs = {seed: (curve[generation].row, curve[1].row) for seed, curve in curves.items()}
+        both = {seed: (later, first) for seed, (later, first) in pairs.items() if later is not None and first is not None}
         if both:
-            said.append(
-                f"* Generation {generation} earns {_interval(mean_difference(both))} dollars an hour more than generation 1 "
-                f"(mean of {len(both)} seeds, averaged in each market first)."
-            )
+            found = over_seeds(both)
+            each = {seed: _interval(interval) for seed, interval in found.each.items()}
+            said.append(f"* Generation {generation} over generation 1, dollars an hour: {_seeds(each, found, 'pairs of versions')}")
     said += [_setback(result, point) for result in results for point in points(result)[2:] if _is_worse(result, point)]
     return "\n".join(said) or "No seed has two versions to compare."
+
+
+def _seeds(each: Mapping[int, str], found: OverSeeds, what: str) -> str:
+    """Every seed's difference, and their mean with both of its intervals."""
+    told, number = ", ".join(f"seed {seed} {interval}" for seed, interval in each.items()), len(each)
+    if number == 1:
+        return f"{told}. One seed says nothing of another training."
+    undecided = ": it holds 0, so this does not show that training anew does better" if found.seeds.low <= 0 <= found.seeds.high else ""
+    return (
+        f"{told}. Mean of {number} seeds {found.markets.mean:+.0f}: {_ends(found.markets)} over markets for these {number} {what}, "
+        f"{_ends(found.seeds)} over seeds (wide, as {number} seeds are few){undecided}."
+    )
 
 
 def _is_worse(result: Document, point: Point) -> bool:
@@ -128,8 +152,12 @@ def _point(result: Document, point: Point) -> list[str]:
         return [str(point.seed), str(point.generation), "no version", *["-"] * 8, "not reached"]
     parent = parent_of(result, point) if point.generation else None
     figures = _figures(point.row, None if parent is None else difference(point.row, parent))
-    gate = f"{point.about['decision']}".replace("_", " ") if point.generation else ""
+    gate = _verdict(point.about) if point.generation else ""
     return [str(point.seed), str(point.generation), *figures, str(point.row["markets"]), gate]
+
+
+def _verdict(about: Document) -> str:
+    return f"{about['decision'].replace('_', ' ')}, {about['gateMarkets']} markets"
 
 
 def _figures(row: Document, over_parent: Interval | None = None) -> list[str]:
@@ -154,6 +182,10 @@ def _story(point: Point) -> str:
     own = 1 - (about["scriptedShare"] or 0)
     trained = f"{about['sequences']} sequences, {own:.0%} of them {about['player']}'s own answers"
     return f"{where} {point.row['model']} ({trained}), **{about['decision'].replace('_', ' ')}**. {about['reason']}"
+
+
+def _ends(found: Interval) -> str:
+    return f"{found.low:+.0f} to {found.high:+.0f}"
 
 
 def _interval(found: Interval) -> str:

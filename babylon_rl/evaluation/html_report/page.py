@@ -8,7 +8,7 @@ from babylon_rl.evaluation.html_report.markup import Html, element, joined
 from babylon_rl.evaluation.html_report.numbers import dollars, duration
 from babylon_rl.evaluation.html_report.standings import Difference, Standing, compared
 from babylon_rl.evaluation.html_report.timeline import timelines
-from babylon_rl.evaluation.results import Result
+from babylon_rl.evaluation.results import SEEN, Result
 from babylon_rl.market.simulation.scenario import Scenario
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -103,6 +103,8 @@ def _warnings(results: Sequence[Result], standings: Sequence[Standing]) -> Html 
         found.append("Not every agent played every market: means are over different markets. Paired differences use the shared ones only.")
     if len({run.engine for run in results if run.engine}) > 1:
         found.append("Results of different engines are mixed: the same market may have moved money differently.")
+    if any(run.seen for run in results):
+        found.append(SEEN)
     return joined([element("p", sentence, class_="warning") for sentence in found]) if found else None
 
 

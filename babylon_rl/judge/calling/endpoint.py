@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from babylon_rl.judge.pricing import table_entry
-from babylon_rl.settings import Settings, judge_key_variable, provider_key
+from babylon_rl.settings import HEURISTIC, Settings, judge_key_variable, provider_key
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENPIPE_URL = "https://api.openpipe.ai/api/v1"
@@ -28,18 +28,14 @@ class Endpoint:
 
     @property
     def where(self) -> str:
-        """The address in words, without a password that a URL may hold."""
-        if self.base_url is None:
-            return "its provider"
-        parts = urlsplit(self.base_url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        """The address in words; settings take none that holds a password."""
+        return self.base_url or "its provider"
 
     @property
     def secrets(self) -> tuple[str, ...]:
         """What no message may repeat."""
-        keys = [] if self.key is None else [self.key.get_secret_value().strip()]
-        password = urlsplit(self.base_url or "").password
-        return tuple(secret for secret in [*keys, password] if secret and secret != PLACEHOLDER_KEY)
+        key = "" if self.key is None else self.key.get_secret_value().strip()
+        return (key,) if key and key != PLACEHOLDER_KEY else ()
 
 
 def endpoint_of(settings: Settings, model: str) -> Endpoint:
@@ -49,12 +45,31 @@ def endpoint_of(settings: Settings, model: str) -> Endpoint:
     variable = field_name or f"{(provider or model).upper()}_API_KEY"
     key: SecretStr | None = getattr(settings, field_name.lower()) if field_name else provider_key(variable)
     wire_name = {"openai": name, "openpipe": f"openpipe:{name}"}.get(provider, model)
-    base_url = settings.judge_base_url
-    if settings.judge_audit_base_url is not None and model == settings.judge_audit_model != settings.judge_model:
-        base_url = settings.judge_audit_base_url
-    if base_url is not None:
-        return Endpoint(model, wire_name, _with_version(base_url), key or SecretStr(PLACEHOLDER_KEY), variable)
+    given = _given_address(settings, model)
+    if given is not None:
+        return Endpoint(model, wire_name, given, key or SecretStr(PLACEHOLDER_KEY), variable)
     return Endpoint(model, wire_name, _own_address(provider, model), key, variable)
+
+
+def server_of(settings: Settings, model: str) -> str:
+    """The address of a server that answers in the place of the model's provider; empty where that answers itself, and of the heuristic.
+
+    An answer is kept under it, so that a trial's answers are never taken for those of the model whose name it used.
+    """
+    given = None if model == HEURISTIC else _given_address(settings, model)
+    return "" if given is None or given == _own_address(_parted(model)[0], model) else given
+
+
+def audit_settings(settings: Settings, model: str) -> Settings:
+    """Settings in which the second judge ``model`` is the judge, at its own address."""
+    return settings.model_copy(update={"judge_model": model, "judge_base_url": settings.judge_audit_base_url or settings.judge_base_url})
+
+
+def _given_address(settings: Settings, model: str) -> str | None:
+    given = settings.judge_base_url
+    if settings.judge_audit_base_url is not None and model == settings.judge_audit_model != settings.judge_model:
+        given = settings.judge_audit_base_url
+    return None if given is None else _with_version(given)
 
 
 def _own_address(provider: str, model: str) -> str | None:

@@ -15,6 +15,9 @@ _OF_THE_FORM = {400, 415, 422, 501}
 _TOO_LONG = re.compile(
     r"context.{0,3}(length|window)|maximum context|(prompt|input) is too long|too many (input )?tokens|reduce the length", re.I
 )
+_NO_SUCH_MODEL = re.compile(
+    r"LLM Provider NOT provided|model_not_found|\b(invalid|unknown|no such) model\b|\bmodel\b[^.]{0,80}\b(does not exist|not found)\b", re.I
+)
 _NO_CREDIT = re.compile(r"insufficient_quota|exceeded your current quota|credit balance|insufficient (credit|balance|funds)", re.I)
 _KEY_LIKE = re.compile(
     r"\b(?:sk|pk|rk|opk|xai|gsk)[-_][\w*.-]{6,}|\bAIza[\w-]{10,}|(?i:\bbearer)\s+\S+|(?i:api[-_ ]?key)['\"]?\s*[:=]\s*['\"]?[\w*.-]+"
@@ -41,7 +44,7 @@ class CallFailed(Exception):
     @property
     def is_of_the_form(self) -> bool:
         """The server does not take the request as it is; a plainer form of it may do."""
-        return self.status in _OF_THE_FORM and not self.is_too_long
+        return self.status in _OF_THE_FORM and not self.is_too_long and _NO_SUCH_MODEL.search(self.reason) is None
 
     @property
     def is_worth_a_retry(self) -> bool:

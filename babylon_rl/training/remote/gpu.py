@@ -1,18 +1,22 @@
 """openpipe-art's local backend on a GPU of this machine, behind the protocol of trainer.py.
 
 Nothing is paid and nothing goes on after this process, so an iteration is trained like the CPU trainer's: from its parent's adapter, in a
-directory of its own, whole or not at all. Needs the extra `gpu`, which pins other versions of torch than the rest.
+directory of its own, whole or not at all. Needs an environment of its own (requirements-gpu.lock), which pins other versions of torch and
+transformers than the rest. ART starts a vLLM server of its own before it trains, and installs that with uv at the first use.
 """
 
 import asyncio
+import errno
 import math
 import shutil
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any
 
-from babylon_rl.errors import CheckpointError, NothingToTrain, NoTrainer, TrainingError
+from babylon_rl.errors import BabylonError, CheckpointError, NothingToTrain, NoTrainer, TrainingError
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS, BaseIdentity
 from babylon_rl.settings import Settings
 from babylon_rl.training.remote.evidence import LOSSES
@@ -33,22 +37,32 @@ from babylon_rl.training.trainer import (
 LEARNING_RATE = 5e-6
 HEARTBEAT_EVERY_S = 10.0
 SCRATCH = ".art"  # below the iteration's directory, gone before it is published
+VLLM_LOG = "vllm-runtime.log"
+MOST_SAID = 300
+# What ART, torch and vLLM's client raise, from a lost child process to too little memory; none of it is cured by the next run.
+ART_FAILURES = (
+    RuntimeError, AssertionError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, ImportError, EOFError, OSError,
+    SubprocessError,
+)  # fmt: skip
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class GpuTrainer(LocalTrainer):
     """Trains BASE_MODEL on this machine's GPU; texts without log-probabilities train with a ratio of 1.
 
+    ``backend_class`` None is ART's LocalBackend.
+
     Raises:
-        NoTrainer: the extra `gpu` is not installed, or does not load.
+        NoTrainer: the packages for a GPU are not installed, or do not load.
     """
 
     name = GPU
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, backend_class: Any = None) -> None:
         self.base_model = settings.base_model
         self._settings = settings
         self._base = BaseTokens(settings, settings.base_model)
-        self._backend_class = _local_backend()
+        self._backend_class = backend_class or _local_backend()
         self._run: RunContext | None = None
 
     def base_identity(self) -> BaseIdentity:
@@ -67,7 +81,11 @@ class GpuTrainer(LocalTrainer):
         return TrainPlan(tokens, whole.sequences, whole.untrained, "No sequence of it can be trained on a GPU.")
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
-        """As Trainer.train; ``prepare`` was called before."""
+        """As Trainer.train; ``prepare`` was called before.
+
+        Raises:
+            TrainingError: ART failed, in whatever way; the batch has failed with it.
+        """
         if self._run is None:
             raise TrainingError("prepare() comes before train(): a run that has claimed its batch gives signs of life.")
         groups = sent_groups(iteration.sequences, self._base)
@@ -77,7 +95,8 @@ class GpuTrainer(LocalTrainer):
         scratch = out / SCRATCH
         try:
             sent = art_groups(groups, iteration.batch_id, iteration.step, True)
-            result = asyncio.run(self._trained(self._run, sent, parent, scratch))
+            with _in_words(f"iteration {iteration.step} of {iteration.batch_id}", scratch):
+                result = asyncio.run(self._trained(self._run, sent, parent, scratch))
             loss = next((float(result.metrics[name]) for name in LOSSES if name in result.metrics), math.nan)
             for name in (WEIGHTS, ADAPTER_CONFIG):
                 if result.checkpoint_path is None or not (Path(result.checkpoint_path) / name).is_file():
@@ -104,7 +123,7 @@ class GpuTrainer(LocalTrainer):
             WITHOUT_LOGPROBS: True,
         }  # fmt: skip
         try:
-            await model.register(backend)
+            await with_signs_of_life(model.register(backend), run.beat)
             before = await model.get_step()
             training = backend.train(model, list(groups) * self._settings.epochs, **found.accepted(wanted))
             result = await with_signs_of_life(training, run.beat)
@@ -112,7 +131,42 @@ class GpuTrainer(LocalTrainer):
                 raise TrainingError(f"ART's step stayed at {before}: nothing was trained.")
             return result
         finally:
-            await backend.close()
+            with suppress(*ART_FAILURES):  # what came before says more; its processes end with this one
+                await backend.close()
+
+
+@contextmanager
+def _in_words(iteration: str, scratch: Path) -> Iterator[None]:
+    """ART's failures as a TrainingError; what is this pipeline's own, or the disk's, passes."""
+    import httpx
+
+    try:
+        yield
+    except BabylonError:
+        raise
+    except (*ART_FAILURES, httpx.HTTPError) as failed:
+        if isinstance(failed, OSError) and failed.errno in OF_THE_DISK:
+            raise
+        said = next((line.strip() for line in str(failed).splitlines() if line.strip()), "no reason given")[:MOST_SAID].rstrip(".")
+        cure = _cure(said)
+        raise TrainingError(f"ART did not train {iteration} ({type(failed).__name__}): {said}.{_last_words(scratch)}{cure}") from failed
+
+
+def _cure(said: str) -> str:
+    if "out of memory" in said.lower():
+        return " Lower WINDOWS_PER_ITERATION, or choose a smaller BASE_MODEL."
+    if "vllm" in said.lower():
+        return " ART trains only beside a vLLM server of its own, which it installs with uv at the first use (docs/serverless.md)."
+    return ""
+
+
+def _last_words(scratch: Path) -> str:
+    """The last line of vLLM's log, which goes with the scratch directory."""
+    for log in scratch.rglob(VLLM_LOG):
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        if lines:
+            return f" The last line of its {VLLM_LOG}: {lines[-1][:MOST_SAID]}."
+    return ""
 
 
 async def with_signs_of_life(training: Coroutine[Any, Any, Any], beat: Callable[[], None], every_s: float = HEARTBEAT_EVERY_S) -> Any:
@@ -138,17 +192,17 @@ def _lay_parent(parent: Path, model_dir: Path) -> None:
 
 def _local_backend() -> Any:
     if find_spec("unsloth") is None:
-        raise _missing("it is not installed here")
+        raise _missing("they are not installed here")
     try:
         load_art()
         from art.local import LocalBackend
     except (ImportError, OSError, RuntimeError) as failed:
-        raise _missing(f"it does not load here ({failed})") from None
+        raise _missing(f"they do not load here ({failed})") from None
     return LocalBackend
 
 
 def _missing(why: str) -> NoTrainer:
     return NoTrainer(
-        f"Training on a GPU needs the extra `gpu` in an environment of its own, and {why}. "
-        "Install requirements-gpu.lock (docs/serverless.md), or set LOCAL_BASE_MODEL to train on the CPU."
+        f"Training on a GPU needs the packages of requirements-gpu.lock in an environment of their own (docs/serverless.md): {why}. "
+        "Install them, or set LOCAL_BASE_MODEL to train on the CPU."
     )

@@ -1,8 +1,8 @@
 """Exactly once: the life of a posted job, from its write-ahead row to its evidence, whatever dies in between.
 
 The row is committed before the post, the id as soon as it is known. Whoever comes after a crash finds one of three: an id, whose
-events it follows to the end; a post without an id, for which it waits until the step moves or the longest job time has passed;
-or an end. Only after a refusal, or that wait, is a job posted again.
+events it follows to the end, however late that comes; a post without an id, for which it waits until the step moves or the longest job
+time has passed; or an end. Only after a refusal, or that wait, is a job posted again.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from babylon_rl.errors import BatchConflict, CheckpointError, Diverged, TrainingError, TrainingPaused
+from babylon_rl.errors import BabylonError, BatchConflict, CheckpointError, Diverged, TrainingError, TrainingPaused
 from babylon_rl.store.remote_jobs import (
     JobEnd,
     JobState,
@@ -21,6 +21,7 @@ from babylon_rl.store.remote_jobs import (
     discard_jobs,
     end_job,
     jobs_above,
+    late_jobs,
     live_job,
     name_job,
     newest_job,
@@ -31,9 +32,11 @@ from babylon_rl.training.trainer import RunContext
 
 MOST_POSTS = 5  # of one iteration in one run: those that were refused or lost
 LONGEST_SLEEP_S = 10.0  # between signs of life
+MOVED_TWICE = "the model moved by more than one step: a job that was given up has ended late, or somebody else trains this model"
 OnProgress = Callable[[JobProgress], None]
 MaySend = Callable[[], None]  # raises when the request must not go out
-Post = Callable[[MaySend], Awaitable[str]]
+Post = Callable[[MaySend], Awaitable[str]]  # as ServerlessService.post
+MakePost = Callable[[], Post]  # builds the request, once it is known that one is needed
 # Told where a process may die between two effects: "row written", "answered", "id written", "end seen", "end written", ...
 Boundary = Callable[[str], None]
 
@@ -44,9 +47,8 @@ def nowhere(boundary: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """How long to wait. ``longest_job`` is after which a job that has not ended counts as dead; ``list_lag_s`` how long a list of
-    checkpoints or events may lag behind a job that ended; ``patience_s`` how long a service may not answer; ``whole`` is the limit of
-    a training from its first run on."""
+    """How long to wait. ``longest_job`` is how long a run waits for a job; ``list_lag_s`` how long a list of checkpoints or events may
+    lag behind a job that ended; ``patience_s`` how long a service may not answer; after ``whole`` of running nothing more is posted."""
 
     longest_job: timedelta
     whole: timedelta
@@ -62,17 +64,20 @@ class OnceOnly:
     def __init__(self, service: ServerlessService, run: RunContext, times: Times, at: Boundary = nowhere) -> None:
         self._service, self._run, self._times, self._at = service, run, times, at
 
-    async def train(self, job: RemoteJob, post: Post, on_progress: OnProgress) -> RemoteJob:
+    async def train(self, job: RemoteJob, make_post: MakePost, on_progress: OnProgress) -> RemoteJob:
         """Bring an iteration to a trained job: resume what is there, else post ``job`` (its attempt is set here).
 
         Raises:
-            TrainingError, Diverged: the job failed, or stalled.
-            TrainingPaused: nobody answers, or the service takes no job for now.
+            TrainingError, Diverged: the job failed.
+            TrainingPaused: nobody answers, a job does not end, the service takes none for now, or the settings name another service than
+                the one that has this iteration's job; or the limit of the whole training is over.
             BatchConflict: the batch ended, was taken over, or another live batch has the model.
             CheckpointError: the service is not at the step from which this iteration continues.
         """
-        await self._settle_others(job)
         found = newest_job(self._run.connection, job.batch_id, job.iteration)
+        if found is not None and found.state != "refused" and (found.service, found.model) != (job.service, job.model):
+            raise TrainingPaused(_elsewhere(found, job))
+        await self._settle_others(job)
         posts = 0
         while True:
             if found is None or found.state in ("refused", "lost"):
@@ -81,6 +86,8 @@ class OnceOnly:
                         f"The training service took no job in {posts} posts ({found.error}); `babylon-rl train` goes on later."
                     )
                 posts += 1
+                self._keep_limit()
+                post = make_post()
                 await self._stand_at(job.step_before)
                 found = await self._post(replace(job, attempt=1 if found is None else found.attempt + 1, posted_at=self._run.now()), post)
             elif found.live:
@@ -103,6 +110,10 @@ class OnceOnly:
             return self._again(job)
         except Unknown:
             return self._again(job)
+        except Exception as failed:  # raised on, once it is known that the request never left (ServerlessService.post)
+            why = str(failed) if isinstance(failed, BabylonError) else type(failed).__name__
+            self._end(job, JobEnd("refused", self._now(), error=f"it was not sent: {why}"))
+            raise
         self._at("answered")
         name_job(self._run.connection, job, job_id)
         self._at("id written")
@@ -121,29 +132,29 @@ class OnceOnly:
             progress = read_events(await self._service.events(job_id))
             on_progress(progress)
             if progress.failure is not None:
-                return self._ended(job, progress, "failed", f"the service says that it failed: {progress.failure}")
+                step = await self._step_above(job.step_before)  # some fail after their last step
+                return self._ended(job, progress, "failed", f"the service says that it failed: {progress.failure}", step)
             if progress.ended and (progress.complete or self._now() > late):
                 return await self._weigh(job, progress)
             if not progress.ended:
                 late = self._now() + timedelta(seconds=self._times.list_lag_s)
                 if self._now() > deadline:
-                    limit = f"{self._times.longest_job.total_seconds() / 60:g} minutes"
-                    return self._ended(
-                        job, progress, "expired", f"job {job_id} did not end within {limit} (SERVERLESS_LONGEST_JOB_MINUTES)"
-                    )
+                    raise TrainingPaused(_overdue(job, self._times.longest_job))
             await self._pause(poll_s)
             poll_s = min(self._times.longest_poll_s, poll_s * 1.5)
 
     async def _weigh(self, job: RemoteJob, progress: JobProgress) -> RemoteJob:
-        """An ended job counts when all three hold: sequences, a finite loss, and a step that advanced."""
+        """An ended job counts when all three hold: sequences, a finite loss, and a step that advanced, once."""
         if progress.sequences == 0:
             return self._ended(job, progress, "failed", "it ended without training a sequence")
+        step, why = await self._step_above(job.step_before), None
         if not math.isfinite(progress.loss):
-            return self._ended(job, progress, "failed", "its loss is not finite")
-        step = await self._step_above(job.step_before)
-        if step is None:
-            return self._ended(job, progress, "failed", f"it ended, and the model's step stayed at {job.step_before}")
-        return self._ended(job, progress, "trained", None, step)
+            why = "its loss is not finite"
+        elif step is None:
+            why = f"it ended, and the model's step stayed at {job.step_before}"
+        elif await self._moved_twice(job.step_before):
+            why = MOVED_TWICE
+        return self._ended(job, progress, "trained" if why is None else "failed", why, step)
 
     async def _wait_for_step(self, job: RemoteJob) -> RemoteJob:
         """A post without an id: the step moves, another process learns the id, or the longest job time passes."""
@@ -156,7 +167,9 @@ class OnceOnly:
             newest = await self._service.newest()
             if newest.number > job.step_before:
                 sequences, loss = of_checkpoint(newest.metrics)
-                if sequences > 0 and math.isfinite(loss):
+                if await self._moved_twice(job.step_before):
+                    end = JobEnd("failed", self._now(), newest.number, sequences, error=MOVED_TWICE)
+                elif sequences > 0 and math.isfinite(loss):
                     end = JobEnd("trained", self._now(), newest.number, sequences, None, loss)
                 else:
                     why = f"the step moved to {newest.number}, and the checkpoint does not say that sequences were trained at a finite loss"
@@ -181,26 +194,24 @@ class OnceOnly:
             other = await self._settle(other, lambda progress: None)
 
     async def _stand_at(self, step: int) -> None:
-        """Make sure that the model stands at ``step``; steps of batches that failed are deleted, foreign ones refused."""
-        above = [job for job in jobs_above(self._run.connection, self._service.address, self._service.model_name, step)]
-        waiting = next(
-            (job for job in above if job.batch_state not in ("failed", "completed") and job.batch_id != self._run.batch_id), None
-        )
-        if waiting is not None:
-            raise BatchConflict(
-                f"{waiting.batch_id} has trained steps of {waiting.model} and has not ended. "
-                f"Finish it with `babylon-rl train --batch {waiting.batch_id}`, or cancel it."
-            )
+        """Make sure that the model stands at ``step``: what batches that failed made above it is deleted, anything else refused."""
+        above = jobs_above(self._run.connection, self._service.address, self._service.model_name, step)
+        self._refuse_unfinished(above)
         ours = [job for job in above if job.batch_state == "failed" or job.state == "lost"]
-        given_up = sorted({job.batch_id for job in above if job.batch_state == "completed" and job.state == "trained"})
+        made = {job.step_after for job in ours if job.step_after is not None}
+        silent = [job for job in ours if job.step_after is None and job.state in ("lost", "expired")]  # each may have made one more
+        kept = {job.step_after: job.batch_id for job in above if job.batch_state == "completed" and job.state == "trained"}
         until = self._now() + timedelta(seconds=self._times.list_lag_s)
         deleted: set[int] = set()
         while True:
-            shown = await self._service.steps()
-            extra = {number for number in shown if number > step}
-            extra |= {job.step_after for job in ours if job.step_after is not None} - deleted
-            if len(extra | deleted) > len(ours):
-                raise CheckpointError(_foreign(self._service.model_name, max(shown), step, given_up))
+            shown = set(await self._service.steps())
+            extra = {number for number in shown if number > step} | (made - deleted)
+            if versions := [kept[number] for number in sorted(extra & kept.keys())]:
+                raise CheckpointError(_given_up(self._service.model_name, max(shown), step, versions))
+            unexplained = (extra | deleted) - made
+            if len(unexplained) > len(silent):
+                unheard = late_jobs(self._run.connection, self._service.address, self._service.model_name)
+                raise CheckpointError(_foreign(self._service.model_name, max(shown), step, unheard))
             if extra - deleted:
                 await self._service.delete(sorted(extra))
                 self._at("steps deleted")
@@ -210,8 +221,17 @@ class OnceOnly:
             if self._now() > until:
                 raise CheckpointError(_gone(self._service.model_name, step, max(shown, default=0)))
             await self._pause(self._times.poll_s)
-        if ours:
-            discard_jobs(self._run.connection, ours, self._now())
+        gone = [job for job in ours if job.step_after in deleted] + silent[: len(unexplained)]
+        if gone:
+            discard_jobs(self._run.connection, gone, self._now())
+
+    def _refuse_unfinished(self, above: Sequence[RemoteJob]) -> None:
+        for job in above:
+            if job.batch_state not in ("failed", "completed") and job.batch_id != self._run.batch_id:
+                raise BatchConflict(
+                    f"{job.batch_id} has trained steps of {job.model} and has not ended. "
+                    f"Finish it with `babylon-rl train --batch {job.batch_id}`, or cancel it."
+                )
 
     async def _step_above(self, step: int) -> int | None:
         until = self._now() + timedelta(seconds=self._times.list_lag_s)
@@ -222,6 +242,10 @@ class OnceOnly:
             if self._now() > until:
                 return None
             await self._pause(self._times.poll_s)
+
+    async def _moved_twice(self, step: int) -> bool:
+        """True when a job that was given up has ended after all: nobody knows which step is whose, or what continued from what."""
+        return sum(number > step for number in await self._service.steps()) > 1
 
     def _ended(self, job: RemoteJob, progress: JobProgress, state: JobState, error: str | None, step: int | None = None) -> RemoteJob:
         loss = progress.loss if math.isfinite(progress.loss) else None
@@ -241,16 +265,19 @@ class OnceOnly:
             raise BatchConflict(f"The record of {_of(job)} is gone: its batch was deleted.")
         return found
 
+    def _keep_limit(self) -> None:
+        if self._now() - self._run.began_at > self._times.whole:
+            raise TrainingPaused(
+                f"{self._run.batch_id} has run for more than {self._times.whole.total_seconds() / 3600:g} hours "
+                "(TRAINING_TIME_LIMIT_HOURS), and nothing more is posted. What is trained is kept: raise the limit and run "
+                "`babylon-rl train`, or cancel the batch."
+            )
+
     async def _pause(self, seconds: float) -> None:
         """Wait, with signs of life: a service may ask for a long time (Retry-After), and the batch may end meanwhile."""
         left_s = seconds
         while True:
             self._run.beat()
-            if self._now() - self._run.began_at > self._times.whole:
-                raise TrainingError(
-                    f"{self._run.batch_id} has trained for more than {self._times.whole.total_seconds() / 3600:g} hours "
-                    "(TRAINING_TIME_LIMIT_HOURS); a job that runs at the service comes to its end there and does not count."
-                )
             await asyncio.sleep(min(left_s, LONGEST_SLEEP_S))
             left_s -= LONGEST_SLEEP_S
             if left_s <= 0:
@@ -265,22 +292,38 @@ def _of(job: RemoteJob) -> str:
 
 
 def _failure(job: RemoteJob) -> TrainingError:
-    message = f"The job of {_of(job)} at {job.service} does not count: {job.error}."
+    message = f"The job of {_of(job)} at {job.service} does not count: {job.error or job.state}."
     if job.error is not None and "loss is not finite" in job.error:
         return Diverged(f"{message} Nothing was published. Lower LEARNING_RATE.")
-    if job.state == "expired":
-        return TrainingError(f"{message} If it ends later, the next training deletes its step.")
     return TrainingError(f"{message} Freeze a new batch with `babylon-rl train`.")
 
 
-def _foreign(model: str, shown: int, step: int, given_up: Sequence[str]) -> str:
-    if given_up:
-        return (
-            f"{model} is at step {shown}, and this training continues from step {step}: the steps above are of versions that count as "
-            f"failed ({', '.join(given_up)}). Delete them at the service, then train again; this pipeline deletes no step of a version."
-        )
+def _elsewhere(found: RemoteJob, job: RemoteJob) -> str:
     return (
-        f"{model} is at step {shown}, and this line's newest version at step {step}: somebody else trained it. "
+        f"{_of(found)} was posted to {found.model} at {found.service}, and the settings name {job.model} at {job.service}. "
+        "Set SERVERLESS_BASE_URL, WANDB_ENTITY, WANDB_PROJECT and WANDB_API_KEY back to what they were; the batch goes on there."
+    )
+
+
+def _overdue(job: RemoteJob, longest: timedelta) -> str:
+    return (
+        f"Job {job.job_id} of {_of(job)} has not ended within {longest.total_seconds() / 60:g} minutes (SERVERLESS_LONGEST_JOB_MINUTES). "
+        f"It may still train, so nothing else is posted to {job.model}; the next run looks again. If you know that it never will end, "
+        f"say so: UPDATE babylon_rl.remote_jobs SET \"state\" = 'expired' WHERE \"jobId\" = '{job.job_id}'."
+    )
+
+
+def _given_up(model: str, shown: int, step: int, batches: Sequence[str]) -> str:
+    return (
+        f"{model} is at step {shown}, and this training continues from step {step}: the steps above are of versions that count as failed "
+        f"({', '.join(batches)}). Delete them at the service, then train again; this pipeline deletes no step of a version."
+    )
+
+
+def _foreign(model: str, shown: int, step: int, unheard: Sequence[RemoteJob]) -> str:
+    late = f", or a job that was given up has ended late ({', '.join(sorted({_of(job) for job in unheard}))})" if unheard else ""
+    return (
+        f"{model} is at step {shown}, and this line's newest version at step {step}: somebody else trained it{late}. "
         "Set ART_MODEL_NAME to a name of this pipeline's own, or delete the steps that are not its."
     )
 

@@ -5,18 +5,19 @@ directory holds a pointer to the step at the service, which is what agents call.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from babylon_rl.errors import CheckpointError, NothingToTrain, TrainingError
+from babylon_rl.errors import BatchConflict, CheckpointError, ModelUnavailable, NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remote
 from babylon_rl.settings import Settings
-from babylon_rl.store.remote_jobs import RemoteJob
+from babylon_rl.store.remote_jobs import RemoteJob, read_jobs
 from babylon_rl.training.remote.evidence import JobProgress
 from babylon_rl.training.remote.groups import Counted, SentEpisode, art_groups, count_groups, sent_groups
 from babylon_rl.training.remote.installed import FIRST_WITHOUT_LOGPROBS, WITHOUT_LOGPROBS, Installed
-from babylon_rl.training.remote.once import Boundary, OnceOnly, Times, nowhere
+from babylon_rl.training.remote.once import Boundary, OnceOnly, Post, Times, nowhere
 from babylon_rl.training.remote.service import ServerlessService, serverless_art
 from babylon_rl.training.remote.tokens import BaseTokens
 from babylon_rl.training.trainer import (
@@ -52,36 +53,37 @@ class ServerlessTrainer:
         self._run: RunContext | None = None
 
     def base_identity(self) -> BaseIdentity:
-        """The base's name, and the hashes of its config and tokenizer."""
-        return self._base.identity()
+        """The base's name, and the hashes of its config and tokenizer. Raises TrainingPaused when they are not at hand."""
+        with _waits_for_base():
+            return self._base.identity()
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """What would train of sequences that have no scores yet: asked before the judge is paid for them."""
         return self._plan(sequences, judged=False)
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """As Trainer.prepare: counts what ART would train, and checks recorded token ids."""
-        self._run = run
-        return self._plan(sequences, judged=True)
-
-    def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
-        """As Trainer.train, at most once at the service.
+        """As Trainer.prepare: counts what ART would train, and checks recorded token ids.
 
         Raises:
-            TrainingPaused: the service does not answer; what was posted goes on there.
+            TrainingPaused: the base's tokenizer is not at hand; what was posted goes on.
+        """
+        self._run = run
+        with _waits_for_base():
+            return self._plan(sequences, judged=True)
+
+    def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
+        """As Trainer.train, at most once at the service. What was posted is followed, whatever its sequences have become since.
+
+        Raises:
+            TrainingPaused: the service does not answer; or what was posted is to be kept, and something else is in the way.
         """
         if self._run is None:
             raise TrainingError("prepare() comes before train(): a paid job is posted for a run that has claimed its batch.")
-        art = serverless_art()
-        groups = sent_groups(iteration.sequences, self._base)
-        counted = count_groups(groups, self._base, art.trains_without_logprobs)
-        if counted.tokens == 0:
-            raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token. {_cure(art, counted)}")
-        return asyncio.run(self._trained(self._run, iteration, parent, out, on_step, groups, counted))
+        with _keeps_what_is_paid(self._run), _waits_for_base():
+            return asyncio.run(self._trained(self._run, iteration, parent, out, on_step))
 
     async def _trained(
         self, run: RunContext, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None],
-        groups: Sequence[Sequence[SentEpisode]], counted: Counted,
     ) -> IterationResult:  # fmt: skip
         told = 0
 
@@ -93,21 +95,16 @@ class ServerlessTrainer:
 
         async with ServerlessService(self._settings, self.base_model, self._times.patience_s, run.beat) as service:
             before = _step_of(parent, service)
-            bare = any(call.tokens is None for group in groups for episode in group for call in episode.calls)
-            allow = bare and service.installed.trains_without_logprobs
-            sent = art_groups(groups, iteration.batch_id, iteration.step, allow) * self._settings.epochs
-            arguments = service.installed.accepted(self._wanted(allow))
             job = RemoteJob(
                 iteration.batch_id, iteration.step, 1, self.name, service.address, service.model_name, before, run.now(),
                 self._usd(iteration.sequences),
             )  # fmt: skip
-            done = await OnceOnly(service, run, self._times, self._at).train(
-                job, lambda may_send: service.post(sent, arguments, may_send), tell
-            )
+            done = await OnceOnly(service, run, self._times, self._at).train(job, lambda: self._post(iteration, service), tell)
             assert done.step_after is not None and done.loss is not None and done.sequences is not None
             write_remote(out, service.remote(done.step_after, done.job_id))
             self._at("pointer written")
-        tokens = done.trainable_tokens or counted.tokens
+            # A checkpoint does not say how many tokens it trained; at least one of each sequence.
+            tokens = done.trainable_tokens or self._counted(iteration, service)[1].tokens or done.sequences
         metrics = dict(done.metrics) | {"remoteStep": float(done.step_after), "posts": float(done.attempt)}
         if done.estimated_usd is not None:
             metrics["trainingUsd"] = done.estimated_usd
@@ -126,6 +123,21 @@ class ServerlessTrainer:
         if remote is None:
             raise CheckpointError(f"{directory} points to no step at a training service.")
         return Endpoint(remote.inference_url, remote.inference_name)
+
+    def _post(self, iteration: TrainIteration, service: ServerlessService) -> Post:
+        groups, counted = self._counted(iteration, service)
+        if counted.tokens == 0:
+            cure = _cure(service.installed, counted)
+            raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token. {cure}")
+        bare = any(call.tokens is None for group in groups for episode in group for call in episode.calls)
+        allow = bare and service.installed.trains_without_logprobs
+        sent = art_groups(groups, iteration.batch_id, iteration.step, allow) * self._settings.epochs
+        arguments = service.installed.accepted(self._wanted(allow))
+        return lambda may_send: service.post(sent, arguments, may_send)
+
+    def _counted(self, iteration: TrainIteration, service: ServerlessService) -> tuple[list[list[SentEpisode]], Counted]:
+        groups = sent_groups(iteration.sequences, self._base)
+        return groups, count_groups(groups, self._base, service.installed.trains_without_logprobs)
 
     def _plan(self, sequences: Sequence[TrainSequence], judged: bool) -> TrainPlan:
         art, whole = serverless_art(), Counted()
@@ -158,6 +170,32 @@ class ServerlessTrainer:
             return None
         tokens = sum(self._base.prompt_tokens(one.messages) + self._base.answer_tokens(one) for one in sequences)
         return tokens * self._settings.epochs * price / 1e6
+
+
+@contextmanager
+def _waits_for_base() -> Iterator[None]:
+    """A base that is not at hand now is no reason to fail a batch that is judged, and perhaps posted."""
+    try:
+        yield
+    except ModelUnavailable as missing:
+        raise TrainingPaused(f"{missing} The batch waits, and goes on with its next run, `babylon-rl train`.") from None
+
+
+@contextmanager
+def _keeps_what_is_paid(run: RunContext) -> Iterator[None]:
+    """A batch with a trained or running job fails by what became of a job alone; anything else in its way makes it wait."""
+    try:
+        yield
+    except (BatchConflict, TrainingPaused):
+        raise
+    except (TrainingError, CheckpointError) as failed:
+        states = {job.state for job in read_jobs(run.connection, run.batch_id)}
+        run.connection.commit()
+        if states & {"failed", "expired"} or not states & {"posting", "running", "trained"}:
+            raise
+        raise TrainingPaused(
+            f"{failed} What was posted is kept: {run.batch_id} goes on with its next run, `babylon-rl train`, or can be cancelled."
+        ) from failed
 
 
 def _step_of(parent: Path | None, service: ServerlessService) -> int:

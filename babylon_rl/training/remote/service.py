@@ -138,19 +138,24 @@ class ServerlessService:
     async def post(self, groups: Sequence[Any], arguments: dict[str, Any], may_send: Callable[[], None]) -> str:
         """Post one job through ART's train() and return its id.
 
-        ``may_send`` is called right before the request goes out, after whatever ART does first, and raises when it must not.
+        ``may_send`` is called right before the request goes out, after it is built, and raises when it must not.
 
         Raises:
             Refused: it was certainly not accepted.
             Unknown: it may have been accepted.
+            Exception: anything else, from ``may_send`` too, came before the request had left.
         """
-        jobs = self._client.training_jobs
-        create, sent = jobs.create, False
+        jobs, sent = self._client.training_jobs, False
+        create, prepare = jobs.create, self._client._prepare_request
 
-        async def create_and_leave(**request: Any) -> None:
+        async def send(request: Any) -> None:
             nonlocal sent
+            await prepare(request)
             may_send()
             sent = True
+
+        async def create_and_leave(**request: Any) -> None:
+            self._client._prepare_request = send
             job_id = getattr(await create(**request), "id", None)
             if not isinstance(job_id, str) or not job_id:
                 raise Unknown("the answer to the post held no job id")
@@ -171,8 +176,12 @@ class ServerlessService:
             if sent:
                 raise Unknown(f"the answer to the post cannot be read ({type(failed).__name__})") from failed
             raise Refused(f"ART's train() did not build the request: {describe(failed, self._key)}.", again=False) from failed
+        except Exception as failed:
+            if sent and not isinstance(failed, Unknown):
+                raise Unknown(f"the post broke off ({type(failed).__name__})") from failed
+            raise
         finally:
-            jobs.create, self._client.timeout = create, READ_TIMEOUT_S
+            jobs.create, self._client._prepare_request, self._client.timeout = create, prepare, READ_TIMEOUT_S
         raise Unknown("ART's train() returned without posting a job that could be seen")
 
     async def _asked(self, what: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:

@@ -5,7 +5,7 @@ Under /stand-in lie its controls for tests that run it as a process: GET /stand-
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +17,7 @@ from babylon_rl_tests.training.serverless_stand_in.chat import Chat, answer_chat
 from babylon_rl_tests.training.serverless_stand_in.service import Service
 
 WRONG_KEY = "wrong"
+_MODEL = re.compile(r"/preview/models/([^/]+)")
 _CHECKPOINTS = re.compile(r"/preview/models/([^/]+)/checkpoints")
 _EVENTS = re.compile(r"/preview/training-jobs/([^/]+)/events")
 
@@ -79,7 +80,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         path, _ = self._request()
-        found = _CHECKPOINTS.fullmatch(path)
+        whole, found = _MODEL.fullmatch(path), _CHECKPOINTS.fullmatch(path)
+        if whole is not None and self._stand_in.service.models.pop(whole[1], None) is not None:
+            self._answer(200, {})
+            return
         if found is None:
             self._answer(404, {"error": {"message": f"there is no {path}"}})
             return
@@ -92,7 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "drop_before":
             self._drop()
         elif fault in ("429", "400", "500", "503"):
-            self._answer(int(fault), {"error": {"message": "a fault of the stand-in"}})
+            waits = {"retry-after": str(service.retry_after_s)} if fault == "429" and service.retry_after_s is not None else {}
+            self._answer(int(fault), {"error": {"message": "a fault of the stand-in"}}, waits)
         else:
             job = service.post_job(body)
             if fault == "drop_after":
@@ -121,11 +126,13 @@ class Handler(BaseHTTPRequestHandler):
         most = int(query.get("limit", ["20"])[0])
         self._answer(200, {"object": "list", "data": left[:most], "has_more": len(left) > most})
 
-    def _answer(self, status: int, document: dict[str, Any]) -> None:
+    def _answer(self, status: int, document: dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
         body = json.dumps(document).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 

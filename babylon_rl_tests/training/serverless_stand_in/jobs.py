@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-JobFault = Literal["none", "zero", "fails", "stalls", "out_of_order", "nan", "no_step", "steps_but_fails"]
+JobFault = Literal["none", "zero", "fails", "stalls", "out_of_order", "nan", "no_step", "steps_but_fails", "late"]
+_ENDLESS = ("stalls", "late")  # a late one ends when it is let go
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Job:
     settled: bool = False
 
     def over(self, now_s: float) -> bool:
-        return self.fault != "stalls" and now_s >= self.posted_s + self.duration_s
+        return self.fault not in _ENDLESS and now_s >= self.posted_s + self.duration_s
 
     @property
     def trains(self) -> bool:
@@ -52,7 +53,7 @@ class Job:
         """The events so far: started at once, gradient steps evenly over the duration, the end at the end."""
         sequences = 0 if self.fault == "zero" else self.payload.sequences
         share = 1.0 if self.duration_s <= 0 else min(1.0, (now_s - self.posted_s) / self.duration_s)
-        done = int(sequences * (min(share, 0.5) if self.fault == "stalls" else share))
+        done = int(sequences * (min(share, 0.5) if self.fault in _ENDLESS else share))
         events = [self._event("started", "training_started", {"num_sequences": sequences})]
         tokens = self.payload.tokens // max(1, sequences)
         for number in range(done):

@@ -1,0 +1,46 @@
+"""``benchmark compare --effect USD``: how many snapshots show a wanted difference between two agents, by how much theirs varied."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from babylon_rl.cli.output import table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from babylon_rl.evaluation.comparison_shape import Comparison
+
+COLUMNS = ("A - B", "deviation between snapshots $", "between repeats $", "repeats", "snapshots needed", "played")
+
+
+def needed(comparison: "Comparison", effect: float) -> list[dict[str, Any]]:
+    """For every pair with two snapshots or more, and for one play of each and as many as there were: the snapshots that show a
+    difference of ``effect`` dollars with 80 % power, at a confidence shared among all pairs (Bonferroni). Null: no number does.
+    """
+    from babylon_rl.evaluation.run_comparison import LEVEL, by_agent
+    from babylon_rl.evaluation.statistics import snapshots_table, spread_of
+
+    runs, found = by_agent(comparison.runs), list[dict[str, Any]]()
+    for pair in comparison.pairs:
+        shared = [key for key in runs[pair.a] if key in runs[pair.b]]
+        if pair.snapshots < 2:
+            continue
+        differences = [runs[pair.a][key].metrics.total_pnl - runs[pair.b][key].metrics.total_pnl for key in shared]
+        spread = spread_of(differences, [snapshot for snapshot, _, _ in shared])
+        repeats = sorted({1, round(pair.runs / pair.snapshots)})
+        found += [
+            {"a": pair.a, "b": pair.b, "effect": effect, "between": spread.between, "within": spread.within, "repeats": size.repeats,
+             "snapshots": size.snapshots, "power": size.power, "played": pair.snapshots}
+            for size in snapshots_table([effect], spread, repeats=repeats, confidence=1 - LEVEL / len(comparison.pairs))
+        ]  # fmt: skip
+    return found
+
+
+def needed_table(rows: Sequence[dict[str, Any]]) -> "Table":
+    """``needed`` for people."""
+    lines = [
+        [f"{row['a']} - {row['b']}", f"{row['between']:,.0f}", f"{row['within']:,.0f}", row["repeats"], row["snapshots"], row["played"]]
+        for row in rows
+    ]
+    effect, power = (rows[0]["effect"], rows[0]["power"]) if rows else (0.0, 0.0)
+    return table(f"Snapshots that show a difference of ${effect:,.0f} with {100 * power:.0f} % power", list(COLUMNS), lines)

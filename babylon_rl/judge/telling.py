@@ -1,0 +1,78 @@
+"""Explanations that repeat what is hidden from the agents: the word itself, or the engine's answer to a question that nobody else knows.
+
+Explanations lie where others may read them (aiJudgeReasoning). This is a search for words, so it errs both ways: a warning, no proof.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from babylon_rl.judge.wording import market_name
+from babylon_rl.market.outcomes import read_many_outcomes
+from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.store.judge_report import HourVerdicts, explanations, hour_verdicts
+from babylon_rl.store.judge_shown import hidden_answers
+from babylon_rl.store.trajectories import Connection
+
+UNRESOLVED = "UNRESOLVED"
+_CLAUSES = re.compile(r"(?<=[.;!])\s+|\n")  # a question mark ends a question's name as often as a sentence
+_YES = re.compile(r"\b(?:YES|Yes|yes)\b")
+_NO = re.compile(r"\bNO\b|[\"'“‘](?:no|No)[\"'”’]")  # in small letters it is a word like any other
+_RIGHT = re.compile(
+    r"\b(?:answer\w*|outcome|resol\w+|correct\w*|right\w*|true|truth|turn(?:s|ed) out|prov(?:ed|es|en)|actual\w*|will be)\b", re.I
+)
+_WRONG = re.compile(r"\b(?:wrong\w*|incorrect\w*|mistak\w+|false)\b", re.I)
+
+
+@dataclass(frozen=True)
+class HiddenAnswer:
+    """One question without an official answer, by the ``names`` it is called by, and the engine's own answer."""
+
+    names: tuple[str, ...]
+    answer: bool
+
+
+def tells(explanation: str, hidden: Iterable[HiddenAnswer]) -> bool:
+    """Whether a clause of it names a question and says that its hidden answer is the right one, or that the other is wrong."""
+    for clause in _CLAUSES.split(explanation):
+        for asked in hidden:
+            own, other = (_YES, _NO) if asked.answer else (_NO, _YES)
+            said = (own.search(clause) and _RIGHT.search(clause)) or (other.search(clause) and _WRONG.search(clause))
+            if said and any(_named(name, clause) for name in asked.names):
+                return True
+    return False
+
+
+def told_verdicts(connection: Connection, windows: Sequence[str], settings: Settings) -> list[HourVerdicts]:
+    """``hour_verdicts`` with the explanations searched for the hours' own hidden answers, too."""
+    hours = hour_verdicts(connection, windows)
+    judged = [hour.window for hour in hours if hour.judge not in (None, HEURISTIC)]
+    if not judged or not settings.show_hidden_answers_to_judge:
+        return hours
+    hidden = _hidden(connection, judged, settings)
+    said = explanations(connection, list(hidden))
+    return [replace(hour, tells=_told(hour, said, hidden[hour.window])) if hour.window in hidden else hour for hour in hours]
+
+
+def _told(hour: HourVerdicts, said: Mapping[tuple[str, str], str], hidden: Sequence[HiddenAnswer]) -> list[bool]:
+    return [told or tells(said[hour.window, agent], hidden) for agent, told in zip(hour.agents, hour.tells, strict=True)]
+
+
+def _hidden(connection: Connection, windows: Sequence[str], settings: Settings) -> dict[str, list[HiddenAnswer]]:
+    """By hour, the hidden answers to its questions that have no official one; hours without any are absent."""
+    markets = read_many_outcomes(connection, windows, settings)
+    open_ = {window: [asked for asked in market.predictions if asked.outcome == UNRESOLVED] for window, market in markets.items()}
+    answers = hidden_answers(connection, sorted({asked.market_id for some in open_.values() for asked in some}))
+    found = {
+        window: [
+            HiddenAnswer((market_name(asked.market_id, asked.question_number), asked.question), answers[asked.market_id])
+            for asked in some
+            if asked.market_id in answers
+        ]
+        for window, some in open_.items()
+    }
+    return {window: some for window, some in found.items() if some}
+
+
+def _named(name: str, clause: str) -> bool:
+    return bool(name) and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", clause, re.IGNORECASE) is not None

@@ -1,0 +1,77 @@
+"""Versions of a training service in the gate: they and their base are asked there, and nothing is served here for them."""
+
+import pytest
+from pydantic import SecretStr
+
+from babylon_rl.cli.benchmark_entrants import entered
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.evaluation.benchmark import evaluate_batch
+from babylon_rl.evaluation.leaderboard import leaderboard
+from babylon_rl.evaluation.runner import run_benchmark
+from babylon_rl_tests.evaluation.conftest import NOW
+from babylon_rl_tests.evaluation.endpoint import alternates, endpoint, hold, reads_news
+from babylon_rl_tests.evaluation.runs import small_markets
+from babylon_rl_tests.training.serverless_stand_in import Service, standing_in
+from babylon_rl_tests.training.serverless_stand_in.base import base_tokenizer
+from babylon_rl_tests.training.serverless_stand_in.chat import Chat
+from babylon_rl_tests.training.serverless_stand_in.http import WRONG_KEY
+
+BASE = "OpenPipe/Qwen3-14B-Instruct"
+
+
+@pytest.fixture
+def remote(settings):
+    return settings.model_copy(update={"wandb_api_key": SecretStr("x")})
+
+
+@pytest.fixture
+def evaluate(connection):
+    def run(batch, settings, serving):
+        return evaluate_batch(connection, batch, settings, lambda line: None, clock=lambda: NOW, serving=serving)
+
+    return run
+
+
+def test_a_version_at_a_service_passes_over_its_base_there(evaluate, make_version, remote, connection):
+    with endpoint(**{"v1.0.0@service": reads_news, BASE: alternates}) as service, endpoint() as here:
+        batch = make_version("v1.0.0", base_model=BASE, service=service.url)
+        report = evaluate(batch, remote, here.serving)
+        asked = dict(service.asked)
+        assert evaluate(batch, remote, here.serving) == report and service.asked == asked
+    assert (report.decision, report.reference, here.starts) == ("pass", "base", 0)
+    assert asked == {"v1.0.0@service": 48 * 12, BASE: 48 * 12}
+    board = leaderboard(connection, remote)
+    assert {"v1.0.0", "base"} <= {line.standing.model for line in board.lines} and board.unranked == ()
+
+
+def test_a_deployed_version_of_another_line_is_asked_where_it_is(evaluate, make_version, remote):
+    remote = remote.model_copy(update={"min_improvement": 1e6})
+    with endpoint(**{"v1.0.0@service": reads_news}) as service, endpoint(base=alternates, **{"v1.0.1": hold}) as here:
+        make_version("v1.0.0", base_model=BASE, service=service.url, status="deployed")
+        report = evaluate(make_version("v1.0.1"), remote, here.serving)
+    assert (report.reference, report.decision) == ("v1.0.0", "fail")
+    assert (set(service.asked), set(here.asked)) == ({"v1.0.0@service"}, {"base", "v1.0.1"})
+
+
+def test_the_service_is_asked_with_its_key_and_without_one_nothing_is_compared(evaluate, make_version, settings, connection):
+    tokenizer = base_tokenizer()
+    with standing_in(Service(len(tokenizer)), Chat(tokenizer)) as service, endpoint() as here:
+        batch = make_version("v1.0.0", base_model=BASE, service=service.url)
+        report = evaluate(batch, settings, here.serving)
+        assert report.decision == "not_compared" and "there is no WANDB_API_KEY to ask v1.0.0@service with" in report.reason
+        with pytest.raises(ModelUnavailable, match="401"):
+            evaluate(batch, settings.model_copy(update={"wandb_api_key": SecretStr(WRONG_KEY)}), here.serving)
+        report = evaluate(batch, settings.model_copy(update={"wandb_api_key": SecretStr("right")}), here.serving)
+    assert report.decision in ("fail", "inconclusive") and report.rows[0]["invalid"] == 0
+    kept = connection.execute('SELECT DISTINCT "model" FROM babylon_rl.benchmark_results ORDER BY 1').fetchall()
+    assert kept == [("base",), ("v1.0.0",)]
+
+
+def test_benchmark_run_asks_it_there_too(make_version, remote, database, tmp_path):
+    with endpoint(**{"v1.0.0@service": hold}) as service, endpoint() as here:
+        make_version("v1.0.0", base_model=BASE, service=service.url)
+        chosen = remote.model_copy(update={"database_url": SecretStr(database.url)})
+        with entered(["v1.0.0"], chosen, "one-tick", serving=here.serving) as contestants:
+            runs = run_benchmark(contestants, small_markets(1), tmp_path / "r")
+    assert [result.agent_id for result in runs.results] == ["v1.0.0"]
+    assert service.asked == {"v1.0.0@service": 12} and here.starts == 0

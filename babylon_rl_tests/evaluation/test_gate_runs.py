@@ -1,0 +1,97 @@
+"""Why a version failed can be looked at: the gate keeps every decision, prompt and fill of whom it plays, in files that `compare` reads."""
+
+import gzip
+import json
+import os
+
+import dagster as dg
+import pytest
+
+from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.automation.launch import QUIET, job_definition
+from babylon_rl.evaluation.comparison import CANDIDATE
+from babylon_rl.evaluation.entrants import base_entrant, play_entrants, version_entrant
+from babylon_rl.evaluation.gate_runs import KEPT, forget_old_runs, runs_directory
+from babylon_rl.evaluation.run_comparison import compare_results, result_files, sound_results
+from babylon_rl.evaluation.snapshots import benchmark_snapshots
+from babylon_rl.store.registry import read_models
+from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
+from babylon_rl_tests.evaluation.endpoint import alternates, endpoint, hold, reads_news
+
+SNAPSHOTS = benchmark_snapshots(12)
+TICKS = SNAPSHOTS[0].scenario.ticks
+
+
+@pytest.fixture
+def play(connection, settings):
+    """``play("v1.0.0", base=rule, ...)``: the version and the base in every market, answering by their rules."""
+
+    def entered(version: str, **rules) -> None:
+        base = base_entrant(settings)
+        [model] = [model for model in read_models(connection) if model.version == version]
+        entrants = [version_entrant(model, CANDIDATE, base), base]
+        with endpoint(**rules) as served:
+            play_entrants(connection, settings, entrants, SNAPSHOTS, len, clock=lambda: NOW, serving=served.serving)
+
+    return entered
+
+
+def decisions(home, name: str, snapshot) -> list[dict]:
+    lines = gzip.decompress((runs_directory(home, name) / f"{snapshot.id}-gate.decisions.jsonl.gz").read_bytes())
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+def test_every_decision_of_the_gate_is_kept_with_its_prompt_answer_and_fill(play, make_version, connection, settings):
+    make_version("v1.0.0")
+    play("v1.0.0", base=alternates, **{"v1.0.0": reads_news})
+    for name in ("v1.0.0", "base"):
+        for snapshot in SNAPSHOTS:
+            kept = decisions(settings.home, name, snapshot)
+            assert len(kept) == TICKS
+            for turn in kept:
+                assert turn["call"]["messages"][-1]["role"] == "user"
+                assert json.loads(turn["call"]["response"])["action"] in ("buy", "sell", "hold")
+                assert turn["outcome"]["outcome"] == "filled"
+    traded = [turn for turn in decisions(settings.home, "v1.0.0", SNAPSHOTS[0]) if "price" in turn["outcome"]]
+    assert traded and all(turn["closed"] or turn["settled"] or turn["tick"] == TICKS - 1 for turn in traded)
+
+    files = [file for name in ("v1.0.0", "base") for file in result_files(runs_directory(settings.home, name))]
+    sound, refused = sound_results(files)
+    assert (len(sound), refused) == (2 * len(SNAPSHOTS), [])
+    rows = connection.execute('SELECT "snapshot", "pnlUsd" FROM babylon_rl.benchmark_results WHERE "model" = %s', ["v1.0.0"]).fetchall()
+    assert {one.benchmark_id: one.metrics.total_pnl for one in sound if one.agent_id == "v1.0.0"} == pytest.approx(dict(rows))
+    assert [(pair.snapshots, pair.winner) for pair in compare_results(sound, refused).pairs] == [(len(SNAPSHOTS), "v1.0.0")]
+
+
+def test_other_weights_under_a_name_take_the_place_of_the_former(play, make_version, settings, base_dir):
+    make_version("v1.0.0")
+    play("v1.0.0", base=hold, **{"v1.0.0": reads_news})
+    before = sorted(runs_directory(settings.home, "base").iterdir())
+    write_tensors(base_dir / "model.safetensors", 1.0, 3.0)
+    play("v1.0.0", base=alternates, **{"v1.0.0": reads_news})
+    assert sorted(runs_directory(settings.home, "base").iterdir()) == before and len(before) == 2 * len(SNAPSHOTS)
+    assert any(turn["action"]["action"] != "hold" for turn in decisions(settings.home, "base", SNAPSHOTS[0]))
+
+
+def test_the_runs_of_those_compared_last_stay(tmp_path):
+    names = [f"v1.0.{number}" for number in range(KEPT + 3)]
+    for age, name in enumerate(["base", *reversed(names)]):
+        runs_directory(tmp_path, name).mkdir(parents=True)
+        os.utime(runs_directory(tmp_path, name), (1e9 - age, 1e9 - age))
+    (tmp_path / "benchmarks" / "v1.0.0.png").write_bytes(b"a picture of a report")
+    forget_old_runs(tmp_path, ["v1.0.0", "v2.0.0"])
+    kept = {path.name for path in (tmp_path / "benchmarks").iterdir()}
+    assert kept == {"base", "v1.0.0", "v1.0.0.png", *names[-(KEPT - 2) :]}
+
+
+def test_the_page_of_the_report_links_to_the_decisions(play, make_version, database, settings):
+    batch, settings = make_version("v1.0.0"), settings.model_copy(update={"min_improvement": 1e6})  # decided at the first look
+    play("v1.0.0", base=alternates, **{"v1.0.0": reads_news})
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(str(batches.name), [batch])
+        job = job_definition("train", Babylon(settings, database, lambda: NOW))
+        key = dg.AssetKey("benchmark_report")
+        run = job.execute_in_process(instance=instance, partition_key=batch, run_config=QUIET, asset_selection=[key])
+    [made] = run.asset_materializations_for_node("benchmark_report")
+    assert made.metadata["decisions"].value == str(runs_directory(settings.home, "v1.0.0"))

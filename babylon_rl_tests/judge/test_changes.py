@@ -1,0 +1,139 @@
+"""What an hour's scores and its quarantine rest on may change without an episode: a late answer, a setting. That is noticed."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from babylon_rl.cli.score import _lacking
+from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.judge.changes import note_changes, outdated_sources
+from babylon_rl.judge.scoring import score_windows
+from babylon_rl.judge.scoring_cost import estimate_hours
+from babylon_rl.judge.scripted.settings import ScriptedJudge
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl.store.judge_waiting import read_quarantined
+from babylon_rl_tests.assets.conftest import Bench, make_bench
+from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
+from babylon_rl_tests.judge.scripted_server import Judge, judging
+from babylon_rl_tests.judge.test_scoring import consume
+from babylon_rl_tests.judge.test_shown import fill_market
+from babylon_rl_tests.rows import WINDOW, Connection, insert, make_group, make_trajectory
+
+__all__ = ["make_bench"]
+
+LATER = NOW + timedelta(hours=1)
+LATE_ANSWER = """UPDATE "Question" SET "resolvedOutcome" = true, status = 'resolved', "updatedAt" = now()::timestamp"""
+
+
+@pytest.fixture
+def judge() -> Iterator[Judge]:
+    with judging() as running:
+        yield running
+
+
+def stale(connection: Connection) -> list[Any]:
+    return [row[0] for row in connection.execute('SELECT "stale" FROM babylon_rl.group_scores ORDER BY "window"')]
+
+
+def test_a_late_official_answer_makes_scores_stale_and_they_are_judged_again(
+    connection: Connection, settings: Settings, judge: Judge
+) -> None:
+    (window,) = add_hours(connection, 1)
+    fill_market(connection)
+    chosen = asking(settings, judge.url)
+    score_windows(connection, [window], chosen, NOW)
+    assert _lacking(connection, [window], chosen) == [] and outdated_sources(connection, [window], chosen) == {}
+    connection.execute(LATE_ANSWER)
+    assert _lacking(connection, [window], chosen) == [window]
+    assert [(hour.window, hour.requests) for hour in estimate_hours(connection, [window], chosen)] == [(window, 2)]
+    assert stale(connection) == [False], "so far it was only asked"
+    note_changes(connection, [window], chosen)
+    assert stale(connection) == [True]
+    sync_windows(connection, [window], chosen, LATER)
+    assert stale(connection) == [True], "its episodes are what they were, what came of them is not"
+    assert score_windows(connection, [window], chosen, LATER)[window].changed
+    assert stale(connection) == [False] and _lacking(connection, [window], chosen) == []
+
+
+def test_what_would_be_shown_as_it_was_is_stale_no_more_and_costs_nothing(connection: Connection, settings: Settings, judge: Judge) -> None:
+    (window,) = add_hours(connection, 1)
+    chosen = asking(settings, judge.url)
+    score_windows(connection, [window], chosen, NOW)
+    connection.execute("""UPDATE "User" SET username = 'never-mentioned' WHERE id = 'agent-0'""")
+    note_changes(connection, [window], chosen)
+    assert stale(connection) == [True]
+    assert not score_windows(connection, [window], chosen, LATER)[window].changed and judge.stats()["requests"] == 2
+    assert stale(connection) == [False]
+
+
+def test_a_judge_that_is_down_leaves_what_changed_stale(connection: Connection, settings: Settings) -> None:
+    (window,) = add_hours(connection, 1)
+    fill_market(connection)
+    with judging() as judge:
+        chosen = asking(settings, judge.url, judge_timeout_seconds=0.2)
+        score_windows(connection, [window], chosen, NOW)
+    connection.execute(LATE_ANSWER)
+    assert list(score_windows(connection, [window], chosen, LATER).pending) == [window] and stale(connection) == [True]
+
+
+def test_a_consumed_hour_stays_as_it_is(connection: Connection, settings: Settings, judge: Judge) -> None:
+    insert(connection, "trajectories", make_group())
+    fill_market(connection)
+    chosen = asking(settings, judge.url)
+    score_windows(connection, [WINDOW], chosen, NOW)
+    consume(connection, "t0", "agent-0")
+    connection.execute(LATE_ANSWER)
+    note_changes(connection, [WINDOW], chosen)
+    assert _lacking(connection, [WINDOW], chosen) == [] and stale(connection) == [False]
+
+
+def test_the_graph_notices_a_late_answer_where_it_reads_the_market(
+    make_bench: Callable[..., Bench], database: Database, settings: Settings, judge: Judge
+) -> None:
+    with database.connect() as connection:
+        (window,) = add_hours(connection, 1)
+        fill_market(connection)
+    chosen = asking(settings, judge.url)
+    bench = make_bench(database, NOW, **{name: getattr(chosen, name) for name in ("judge_model", "judge_base_url", "judge_disagreement")})
+    bench.run("hours", window)
+    with database.connect() as connection:
+        connection.execute(LATE_ANSWER)
+    bench.run("hours", window, asset_selection=[dg.AssetKey("market_outcomes")])
+    with database.connect() as connection:
+        assert stale(connection) == [True]
+
+
+@pytest.mark.parametrize("cause", ["settings", "content"])
+def test_a_quarantine_ends_with_its_cause(connection: Connection, settings: Settings, cause: str) -> None:
+    (window,) = add_hours(connection, 1, agents=9)
+    sync_windows(connection, [window], settings, NOW)
+    with judging(ScriptedJudge(faults={"bad-request": 1.0})) as judge:
+        chosen = asking(settings, judge.url)
+        assert list(score_windows(connection, [window], chosen, NOW).quarantined) == [window]
+        asked = judge.stats()["requests"]
+        note_changes(connection, [window], chosen)
+        assert list(score_windows(connection, [window], chosen, LATER).quarantined) == [window]
+        assert judge.stats()["requests"] == asked and list(read_quarantined(connection)) == [window]
+        judge.reset(faults={"bad-request": 0.0})
+        if cause == "settings":
+            chosen = chosen.model_copy(update={"judge_group_size": 6})
+        else:
+            insert(connection, "trajectories", [make_trajectory("late", "agent-0", minute=50, finalPnL=1.0, windowId=window)])
+        assert list(score_windows(connection, [window], chosen, LATER)) == [window]
+    assert read_quarantined(connection) == {}
+
+
+def test_an_hour_whose_quarantine_has_lost_its_cause_may_be_batched_again(connection: Connection, settings: Settings) -> None:
+    (window,) = add_hours(connection, 1)
+    sync_windows(connection, [window], settings, NOW)
+    with judging(ScriptedJudge(faults={"empty": 1.0})) as judge:
+        chosen = asking(settings, judge.url)
+        score_windows(connection, [window], chosen, NOW)
+        insert(connection, "trajectories", [make_trajectory("late", "agent-0", minute=50, finalPnL=1.0, windowId=window)])
+        note_changes(connection, [window], chosen)
+    assert read_quarantined(connection) == {}
+    assert connection.execute('SELECT "state" FROM babylon_rl.windows').fetchall() == [("ready",)]
