@@ -134,7 +134,7 @@ class Settings(BaseSettings):
         "Unset: the packaged SmolLM2-135M-Instruct.",
     )
     train_rl_local: bool = Field(False, description="Train on this machine when there is no WANDB_API_KEY.")
-    learning_rate: float | None = Field(None, gt=0, description="Unset: per backend (serverless and GPU 5e-6, CPU as measured best).")
+    learning_rate: float | None = Field(None, gt=0, description="Unset: the backend's own (serverless and GPU 5e-6, CPU 3e-3).")
     batch_size: int = Field(4, gt=0, description="Sequences a device step; the CPU trainer gathers as many for each pack of prompts.")
     gradient_accumulation_steps: int = Field(
         2, gt=0, description="Device steps an optimizer step; on the CPU each of 3 packs of prompts, so 24 sequences or more by default."

@@ -2,8 +2,8 @@
 
 A process of its own trains the two longest rows of its data twice over, which are two optimizer steps, measures the policy and saves it.
 ``demo`` is half a demo (answers under a grammar), ``sample`` the recorded game (free texts), and ``packed`` made up: rows as full as they
-may be, nearly every token of which trains over the whole vocabulary; ``single`` is made up of the longest sequences that train, and ``plain``
-of the longest that take plain attention.
+may be, nearly every token of which trains over the whole vocabulary; ``single`` holds the longest sequences that train, and ``plain``
+the longest rows that take plain attention.
 """
 
 import argparse

@@ -16,3 +16,5 @@ CREATE TABLE babylon_rl.judge_reservations (
     "seenAt" timestamp(3) NOT NULL
 );
 COMMENT ON TABLE babylon_rl.judge_reservations IS 'What the requests that a run has under way are expected to cost: all runs share JUDGE_BUDGET_USD';
+
+COMMENT ON COLUMN babylon_rl.remote_jobs."state" IS 'posting: the post may have been accepted; running: its id is known; refused and lost: it trained nothing; expired: a person gave it up';

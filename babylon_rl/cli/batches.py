@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from babylon_rl.store.registry import Model
     from babylon_rl.store.remote_jobs import RemoteJob
 
-batches = typer.Typer(help="Training jobs: list, show, cancel.", invoke_without_command=True)
+batches = typer.Typer(help="Training jobs: list, show, cancel, give up what never ends.", invoke_without_command=True)
 models = typer.Typer(help="The registry of versions.", invoke_without_command=True)
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A batch id, such as batch-1761825600000.")]
 
@@ -106,6 +106,21 @@ def cancel(
         _found(read_batch(connection, batch_id), batch_id)
         batch = cancel_batch(connection, batch_id, reason, utc_now())
     emit(batch_document(batch), lambda out: out.print(f"{batch.batch_id} is failed: {batch.error}", markup=False), as_json)
+
+
+@batches.command("give-up-job")
+def give_up(
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="A job at the training service, as `batches show` lists it.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why it never will end; it is stored with the job.")],
+) -> None:
+    """Count a job at the training service as over that never will end; until then nothing else is posted to its model."""
+    from babylon_rl.store.database import open_database
+    from babylon_rl.store.remote_jobs import give_up_job
+
+    with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
+        if not give_up_job(connection, job_id, reason, utc_now()):
+            raise UsageError(f"No job {job_id} is running. `babylon-rl batches show ID` lists a batch's jobs.")
+    say(f"{job_id} counts as over. Its batch fails with its next run, and a new one may be posted; a step that it still makes is not used.")
 
 
 @models.callback()

@@ -146,6 +146,19 @@ def end_job(connection: psycopg.Connection[Any], job: RemoteJob, end: JobEnd) ->
         )  # fmt: skip
 
 
+def give_up_job(connection: psycopg.Connection[Any], job_id: str, reason: str, now: datetime) -> bool:
+    """Count a job that never will end as over, by a person's word; False when no live job has this id."""
+    with own_transaction(connection):
+        given_up = connection.execute(
+            """
+            UPDATE babylon_rl.remote_jobs SET "state" = 'expired', "endedAt" = %s, "error" = %s
+            WHERE "jobId" = %s AND "state" IN ('posting', 'running')
+            """,
+            [now, f"given up: {reason}", job_id],
+        )
+    return given_up.rowcount > 0
+
+
 def discard_jobs(connection: psycopg.Connection[Any], jobs: Sequence[RemoteJob], now: datetime) -> None:
     """Note that whatever steps these jobs made were deleted from the service."""
     with own_transaction(connection):

@@ -57,3 +57,19 @@ def test_the_recorded_game_is_refused_by_command_with_the_cure(sample_database, 
     assert "Not trained:" in said and stand_in.service.requests == []
     assert run(["batches", "--json"]) == 0
     assert '"failed"' in capsys.readouterr().out
+
+
+def test_a_job_that_never_ends_is_given_up_by_command(played_database, serverless, stand_in, monkeypatch, capsys):
+    serverless(played_database)
+    monkeypatch.setenv("SERVERLESS_LONGEST_JOB_MINUTES", "0.001")
+    stand_in.service.job_faults = ["stalls"]
+    train = ["train", "--iterations", "1", "--from", HOURS[0], "--to", "2025-11-15T12:00"]
+    assert run(train) != 0
+    (job,) = stand_in.service.jobs
+    assert f"babylon-rl batches give-up-job {job.id} --reason" in " ".join(capsys.readouterr().err.split())
+    assert run(["batches", "give-up-job", job.id, "--reason", "its machine is gone"]) == 0
+    assert run(["batches", "give-up-job", job.id, "--reason", "its machine is gone"]) == 2
+    assert f"No job {job.id} is running" in " ".join(capsys.readouterr().err.split())
+    assert run(["train"]) != 0
+    assert "given up: its machine is gone" in " ".join(capsys.readouterr().err.split())
+    assert run(train) == 0

@@ -7,7 +7,7 @@ import pytest
 from babylon_rl.errors import CheckpointError, TrainingError, TrainingPaused
 from babylon_rl.models.checkpoints import read_remote
 from babylon_rl.store.batches import read_batch
-from babylon_rl.store.remote_jobs import read_jobs
+from babylon_rl.store.remote_jobs import give_up_job, read_jobs
 from babylon_rl.training.batches import cancel_batch, freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.remote.once import Times
 from babylon_rl.training.remote.serverless import ServerlessTrainer
@@ -16,7 +16,6 @@ from babylon_rl_tests.training.sample import value
 
 TIMES = Times(timedelta(seconds=0.6), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=0.3, patience_s=0.5)
 HOUR = SEQUENCES // 2
-GIVE_UP = """UPDATE babylon_rl.remote_jobs SET "state" = 'expired' WHERE "jobId" = %s"""  # as the message says
 
 
 @pytest.fixture
@@ -175,9 +174,9 @@ def give_up(connection, stand_in, freeze, train):
     batch = freeze()
     with pytest.raises(TrainingPaused):
         train(batch)
-    connection.execute(GIVE_UP, [stand_in.service.jobs[0].id])
-    connection.commit()
-    with pytest.raises(TrainingError, match="does not count: expired"):
+    job_id = stand_in.service.jobs[0].id
+    assert give_up_job(connection, job_id, "its machine is gone", PLAYED_NOW) and not give_up_job(connection, job_id, "again", PLAYED_NOW)
+    with pytest.raises(TrainingError, match="does not count: given up: its machine is gone"):
         train(batch)
     assert read_batch(connection, batch.batch_id).state == "failed"
     return batch

@@ -309,7 +309,7 @@ def _overdue(job: RemoteJob, longest: timedelta) -> str:
     return (
         f"Job {job.job_id} of {_of(job)} has not ended within {longest.total_seconds() / 60:g} minutes (SERVERLESS_LONGEST_JOB_MINUTES). "
         f"It may still train, so nothing else is posted to {job.model}; the next run looks again. If you know that it never will end, "
-        f"say so: UPDATE babylon_rl.remote_jobs SET \"state\" = 'expired' WHERE \"jobId\" = '{job.job_id}'."
+        f"say so: `babylon-rl batches give-up-job {job.job_id} --reason ...`."
     )
 
 
