@@ -66,6 +66,7 @@ __all__ = [
 ]  # fmt: skip
 
 STUCK_AFTER = timedelta(hours=4)
+PAID_WORDS = "What was posted is kept: {} goes on with its next run, `babylon-rl train`, or can be cancelled."
 GIVEN_UP_AFTER = timedelta(days=7)  # what waits holds work that is done, and perhaps paid: nobody need be there for some days
 NO_SPREAD_REASON = "no spread of scores"
 THIN_REASON = "its hour is no longer ready"
@@ -362,6 +363,7 @@ def _claim(connection: psycopg.Connection[Any], batch_id: str, now: datetime) ->
 def _failing(connection: psycopg.Connection[Any], batch_id: str, attempt: int, clock: Clock, work: Path | None = None) -> Iterator[None]:
     """Fail the batch for what another try would not cure; what passes, a lost database or claim leaves it to the next run.
 
+    So does anything else in the way of a batch with a running or trained job, which is paid: it fails by what became of a job alone.
     ``work`` holds what nobody needs once the batch has failed.
     """
     try:
@@ -370,17 +372,33 @@ def _failing(connection: psycopg.Connection[Any], batch_id: str, attempt: int, c
         raise
     except BabylonError as error:
         if _passes(error):
-            connection.rollback()
-            with own_transaction(connection):
-                note_waiting(connection, batch_id, attempt, str(error))
-                pause_step(connection, batch_id, attempt)
+            _wait(connection, batch_id, attempt, str(error))
+        elif _is_paid(connection, batch_id):
+            raise _wait(connection, batch_id, attempt, f"{error} {PAID_WORDS.format(batch_id)}") from error
         else:
             _end(connection, batch_id, str(error), clock.now(), attempt, work)
         raise
     except OSError as error:
         message = f"{batch_id} could not be written: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}."
+        if _is_paid(connection, batch_id):
+            raise _wait(connection, batch_id, attempt, f"{message} {PAID_WORDS.format(batch_id)}") from error
         _end(connection, batch_id, message, clock.now(), attempt, work)
         raise TrainingError(f"{message} The batch has failed and its trajectories are free; make room and train again.") from error
+
+
+def _wait(connection: psycopg.Connection[Any], batch_id: str, attempt: int, why: str) -> TrainingPaused:
+    connection.rollback()
+    with own_transaction(connection):
+        note_waiting(connection, batch_id, attempt, why)
+        pause_step(connection, batch_id, attempt)
+    return TrainingPaused(why)
+
+
+def _is_paid(connection: psycopg.Connection[Any], batch_id: str) -> bool:
+    connection.rollback()
+    states = {job.state for job in read_jobs(connection, batch_id)}
+    connection.commit()
+    return bool(states & {"posting", "running", "trained"}) and not states & {"failed", "expired"}
 
 
 def _passes(error: BabylonError) -> bool:

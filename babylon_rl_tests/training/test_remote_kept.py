@@ -5,16 +5,21 @@ And what has never left is over at once.
 
 import functools
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
-from babylon_rl.errors import BatchConflict, NothingToTrain, TrainingError, TrainingPaused
+from babylon_rl.errors import BatchConflict, TrainingError, TrainingPaused
+from babylon_rl.models.checkpoints import MANIFEST
 from babylon_rl.store.batches import read_batch
+from babylon_rl.store.registry import read_models
 from babylon_rl.store.remote_jobs import newest_job, read_jobs
 from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.remote.serverless import ServerlessTrainer
+from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.training.remote_play import PLAYED_NOW
 from babylon_rl_tests.training.serverless_stand_in import standing_in
 from babylon_rl_tests.training.test_remote_once import TIMES, Dying, Killed, assert_trained_once, batch, train, two
@@ -80,9 +85,7 @@ def test_a_job_counts_though_what_it_trained_cannot_be_converted_again(played, t
 def test_what_cannot_be_converted_any_more_is_not_posted(played, two, stand_in, batch, lost):
     die(played, batch, two, "pointer written")
     lose(played, lost)
-    with pytest.raises(
-        NothingToTrain if lost == "calls" else TrainingPaused, match="no training sequence|no trainable token.*What was posted"
-    ):
+    with pytest.raises(TrainingPaused, match="(no training sequence|no trainable token).*What was posted"):
         train(played, batch, two)
     assert len(stand_in.service.jobs) == 1 and states(played, batch) == ["trained"]
 
@@ -112,6 +115,38 @@ def test_a_refusal_keeps_what_is_trained(played, two, stand_in, batch, fault):
     assert read_batch(played, batch.batch_id).state == "training"
     train(played, batch, two)
     assert_trained_once(played, batch, stand_in)
+
+
+def test_a_full_disk_keeps_what_is_trained(played, two, stand_in, batch):
+    with ExitStack() as disk:
+
+        def fills(boundary):
+            if boundary == "end written":
+                disk.enter_context(full_disk(10))
+
+        with pytest.raises(TrainingPaused, match="could not be written: .* What was posted is kept"):
+            train(played, batch, two, ServerlessTrainer(two, TIMES, fills))
+    assert read_batch(played, batch.batch_id).state == "training" and len(stand_in.service.jobs) == 1
+    train(played, batch, two)
+    assert_trained_once(played, batch, stand_in)
+
+
+def test_a_parent_that_is_damaged_keeps_what_is_trained(played, two, stand_in, batch):
+    train(played, batch, two)
+    (model,) = read_models(played)
+    played.execute('UPDATE trajectories SET "usedInTraining" = FALSE; DELETE FROM babylon_rl.batch_items')
+    played.commit()
+    after = freeze_batch(played, two, PLAYED_NOW + timedelta(seconds=1))
+    prepare_batch(played, after.batch_id, two, PLAYED_NOW)
+    die(played, after, two, "pointer written")
+    manifest = Path(model.checkpoint) / MANIFEST
+    whole = manifest.read_bytes()
+    manifest.write_bytes(b"{}")
+    with pytest.raises(TrainingPaused, match="cannot be continued from: .* What was posted is kept"):
+        train(played, after, two)
+    manifest.write_bytes(whole)
+    train(played, after, two)
+    assert [job.step for job in stand_in.service.trained()] == [1, 2, 3, 4]
 
 
 def test_a_post_that_was_taken_over_before_it_left_is_posted_at_once_by_the_other_run(played, two, stand_in, batch):

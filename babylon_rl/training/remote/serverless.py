@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from babylon_rl.errors import BatchConflict, CheckpointError, ModelUnavailable, NothingToTrain, TrainingError, TrainingPaused
+from babylon_rl.errors import CheckpointError, ModelUnavailable, NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remote
 from babylon_rl.settings import Settings
-from babylon_rl.store.remote_jobs import RemoteJob, read_jobs
+from babylon_rl.store.remote_jobs import RemoteJob
 from babylon_rl.training.remote.evidence import JobProgress
 from babylon_rl.training.remote.groups import Counted, SentEpisode, art_groups, count_groups, sent_groups
 from babylon_rl.training.remote.installed import FIRST_WITHOUT_LOGPROBS, WITHOUT_LOGPROBS, Installed
@@ -75,11 +75,11 @@ class ServerlessTrainer:
         """As Trainer.train, at most once at the service. What was posted is followed, whatever its sequences have become since.
 
         Raises:
-            TrainingPaused: the service does not answer; or what was posted is to be kept, and something else is in the way.
+            TrainingPaused: the service does not answer; or the base's tokenizer is not at hand.
         """
         if self._run is None:
             raise TrainingError("prepare() comes before train(): a paid job is posted for a run that has claimed its batch.")
-        with _keeps_what_is_paid(self._run), _waits_for_base():
+        with _waits_for_base():
             return asyncio.run(self._trained(self._run, iteration, parent, out, on_step))
 
     async def _trained(
@@ -179,23 +179,6 @@ def _waits_for_base() -> Iterator[None]:
         yield
     except ModelUnavailable as missing:
         raise TrainingPaused(f"{missing} The batch waits, and goes on with its next run, `babylon-rl train`.") from None
-
-
-@contextmanager
-def _keeps_what_is_paid(run: RunContext) -> Iterator[None]:
-    """A batch with a trained or running job fails by what became of a job alone; anything else in its way makes it wait."""
-    try:
-        yield
-    except (BatchConflict, TrainingPaused):
-        raise
-    except (TrainingError, CheckpointError) as failed:
-        states = {job.state for job in read_jobs(run.connection, run.batch_id)}
-        run.connection.commit()
-        if states & {"failed", "expired"} or not states & {"posting", "running", "trained"}:
-            raise
-        raise TrainingPaused(
-            f"{failed} What was posted is kept: {run.batch_id} goes on with its next run, `babylon-rl train`, or can be cancelled."
-        ) from failed
 
 
 def _step_of(parent: Path | None, service: ServerlessService) -> int:
