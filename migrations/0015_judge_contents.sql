@@ -17,4 +17,4 @@ CREATE TABLE babylon_rl.judge_reservations (
 );
 COMMENT ON TABLE babylon_rl.judge_reservations IS 'What the requests that a run has under way are expected to cost: all runs share JUDGE_BUDGET_USD';
 
-COMMENT ON COLUMN babylon_rl.remote_jobs."state" IS 'posting: the post may have been accepted; running: its id is known; refused and lost: it trained nothing; expired: a person gave it up';
+COMMENT ON COLUMN babylon_rl.remote_jobs."state" IS 'posting: the post may have been accepted; running: its id is known; refused: it trained nothing; lost: nobody saw it train; expired: a person gave it up';

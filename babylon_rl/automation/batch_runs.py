@@ -77,7 +77,7 @@ def runs_of(instance: dg.DagsterInstance, connection: psycopg.Connection[Any], b
 def why_no_run(connection: psycopg.Connection[Any], batch: Batch, runs: Runs, now: datetime) -> str | None:
     """Why a pending batch gets no run now, or None; one of which MOST_ATTEMPTS runs died is given up."""
     waits_since = pending_since(connection, batch.windows)
-    lately = now - batch.heartbeat_at < PAUSED_TRIED_EVERY
+    lately = now - runs.seen_at < PAUSED_TRIED_EVERY
     if runs.live:
         return f"{batch.batch_id} has a live run."
     if waits_since is not None and now - waits_since < JUDGE_ASKED_EVERY:

@@ -16,7 +16,7 @@ from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.batch_runs import LIVE, MOST_ATTEMPTS, PARTITION_TAG, naive, runs_of, why_no_run
 from babylon_rl.automation.jobs import HOURLY, judge_report_job, observe_job, train_job
-from babylon_rl.errors import TrainingError
+from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.judge_report import newest_judgement
@@ -189,7 +189,7 @@ def _freeze(connection: psycopg.Connection[Any], babylon: Babylon) -> Batch | st
             minimum=settings.training_min_trajectories,
             settled=True,
         )
-    except TrainingError as refused:
+    except (TrainingError, UsageError) as refused:
         return str(refused)
     return frozen.batch or frozen.reason
 

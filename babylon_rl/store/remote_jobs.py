@@ -31,7 +31,7 @@ class RemoteJob:
     """One post of an iteration (``attempt`` 1-based) to a model of a service; ``batch_state`` is its batch's now.
 
     ``state``: posting (it may have been accepted), running (its id is known), trained (step, sequences and loss say so), failed (it
-    ended without), expired (somebody said that it never will end), refused and lost (it trained nothing and may be posted again).
+    ended without), expired (somebody said that it never will end), refused and lost (it counts as untrained and may be posted again).
     ``step_after`` of a failed job is the step that it made all the same; lost and expired ones may have made one that nobody has seen.
     """
 

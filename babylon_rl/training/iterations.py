@@ -170,7 +170,7 @@ def _train(run: Run, iteration: TrainIteration, parent: Path | None, directory: 
 def _write_ahead(run: Run, iteration: TrainIteration) -> None:
     begun = read_steps(run.connection, run.batch.batch_id)
     deaths = sum(step.iteration == iteration.step and not step.paused for step in begun)
-    if deaths >= MOST_STARTS:
+    if deaths >= MOST_STARTS and newest_job(run.connection, iteration.batch_id, iteration.step) is None:  # a posted job is followed
         raise TrainingError(
             f"Iteration {iteration.step} of {iteration.batch_id} was started {deaths} times and never ended. "
             "See the log of its last run, then freeze a new batch with `babylon-rl train`."

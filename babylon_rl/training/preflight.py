@@ -83,6 +83,8 @@ def keep_budget(batch_id: str, settings: Settings, plan: TrainPlan, iterations: 
         return
     posted = [job for job in jobs if job.state not in ("refused", "lost")]
     done = {job.iteration for job in posted}
+    if len(done) == len(iterations):
+        return
     paid = sum(job.estimated_usd or 0.0 for job in posted)
     left = plan.cost(windows for number, windows in enumerate(iterations, start=1) if number not in done)
     if left is None:

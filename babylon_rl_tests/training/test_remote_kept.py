@@ -40,13 +40,16 @@ def states(connection, batch):
 
 
 def test_past_the_time_limit_nothing_is_posted_and_what_is_trained_is_kept(played, two, stand_in, batch):
-    stand_in.service.job_s = 0.3
-    short = ServerlessTrainer(two, replace(TIMES, whole=timedelta(seconds=0.2)))
-    for _ in range(2):  # what the first iteration took counts in the next run too
+    die(played, batch, two, "row written", 2)
+    took = """UPDATE babylon_rl.training_steps SET "metrics" = "metrics" || '{"seconds": 7200}' WHERE "finishedAt" IS NOT NULL"""
+    played.execute(took)
+    played.commit()
+    short = ServerlessTrainer(two, replace(TIMES, whole=timedelta(hours=1)))
+    for _ in range(2):  # what the first iteration took counts in every run
         with pytest.raises(TrainingPaused, match="TRAINING_TIME_LIMIT_HOURS.*raise the limit and run"):
             train(played, batch, two, short)
-        assert read_batch(played, batch.batch_id).state == "training" and states(played, batch) == ["trained"]
-    train(played, batch, two)
+        assert read_batch(played, batch.batch_id).state == "training" and states(played, batch) == ["trained", "lost"]
+    train(played, batch, two, ServerlessTrainer(two, replace(TIMES, whole=timedelta(hours=3))))
     assert_trained_once(played, batch, stand_in)
 
 

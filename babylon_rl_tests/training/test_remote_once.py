@@ -17,7 +17,7 @@ from babylon_rl.training.remote.serverless import ServerlessTrainer
 from babylon_rl_tests.training.remote_play import PLAYED_NOW
 from babylon_rl_tests.training.sample import value
 
-TIMES = Times(timedelta(seconds=1), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=0.6, patience_s=0.5)
+TIMES = Times(timedelta(seconds=3), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=1.0, patience_s=0.5)
 BOUNDARIES = ["row written", "answered", "id written", "end seen", "end written", "pointer written"]
 
 

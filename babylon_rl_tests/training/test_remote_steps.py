@@ -1,5 +1,6 @@
 """Which steps of a model a training deletes before it posts, and which it refuses to touch; and a job that ends late."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -33,8 +34,8 @@ def freeze(played, remote):
 
 @pytest.fixture
 def train(played, remote):
-    def run(batch, at=lambda boundary: None):
-        return train_batch(played, batch.batch_id, remote, PLAYED_NOW, ServerlessTrainer(remote, TIMES, at))
+    def run(batch, at=lambda boundary: None, times=TIMES):
+        return train_batch(played, batch.batch_id, remote, PLAYED_NOW, ServerlessTrainer(remote, times, at))
 
     return run
 
@@ -103,7 +104,7 @@ def test_the_step_of_a_job_that_failed_is_known_before_anything_else_is_posted(p
     stand_in.service.job_faults, stand_in.service.lag_s = [fault], 0.2
     failing = freeze()
     with pytest.raises(TrainingError):
-        train(failing)
+        train(failing, times=replace(TIMES, list_lag_s=3.0))
     (job,) = read_jobs(played, failing.batch_id)
     assert (job.state, job.step_after) == ("failed", 1) and steps() == [1]
     assert read_remote(train(freeze()).checkpoint).step == 2 and steps() == [2]

@@ -95,7 +95,7 @@ class OnceOnly:
             elif found.state == "trained":
                 return found
             else:
-                raise _failure(found)
+                raise failure_of(found)
 
     async def _post(self, job: RemoteJob, post: Post) -> RemoteJob:
         begin_job(self._run.connection, job, self._run.attempt)
@@ -291,7 +291,8 @@ def _of(job: RemoteJob) -> str:
     return f"iteration {job.iteration} of {job.batch_id}"
 
 
-def _failure(job: RemoteJob) -> TrainingError:
+def failure_of(job: RemoteJob) -> TrainingError:
+    """Why a job that ended does not count."""
     message = f"The job of {_of(job)} at {job.service} does not count: {job.error or job.state}."
     if job.error is not None and "loss is not finite" in job.error:
         return Diverged(f"{message} Nothing was published. Lower LEARNING_RATE.")

@@ -13,11 +13,11 @@ from pathlib import Path
 from babylon_rl.errors import CheckpointError, ModelUnavailable, NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remote
 from babylon_rl.settings import Settings
-from babylon_rl.store.remote_jobs import RemoteJob
+from babylon_rl.store.remote_jobs import RemoteJob, newest_job
 from babylon_rl.training.remote.evidence import JobProgress
 from babylon_rl.training.remote.groups import Counted, SentEpisode, art_groups, count_groups, sent_groups
 from babylon_rl.training.remote.installed import FIRST_WITHOUT_LOGPROBS, WITHOUT_LOGPROBS, Installed
-from babylon_rl.training.remote.once import Boundary, OnceOnly, Post, Times, nowhere
+from babylon_rl.training.remote.once import Boundary, OnceOnly, Post, Times, failure_of, nowhere
 from babylon_rl.training.remote.service import ServerlessService, serverless_art
 from babylon_rl.training.remote.tokens import BaseTokens
 from babylon_rl.training.trainer import (
@@ -58,8 +58,13 @@ class ServerlessTrainer:
             return self._base.identity()
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """What would train of sequences that have no scores yet: asked before the judge is paid for them."""
-        return self._plan(sequences, judged=False)
+        """What would train of sequences that have no scores yet: asked before the judge is paid for them.
+
+        Raises:
+            TrainingPaused: the base's tokenizer is not at hand.
+        """
+        with _waits_for_base():
+            return self._plan(sequences, judged=False)
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """As Trainer.prepare: counts what ART would train, and checks recorded token ids.
@@ -79,6 +84,9 @@ class ServerlessTrainer:
         """
         if self._run is None:
             raise TrainingError("prepare() comes before train(): a paid job is posted for a run that has claimed its batch.")
+        known = newest_job(self._run.connection, iteration.batch_id, iteration.step)
+        if known is not None and known.state in ("failed", "expired"):  # whether or not its service can be reached now
+            raise failure_of(known)
         with _waits_for_base():
             return asyncio.run(self._trained(self._run, iteration, parent, out, on_step))
 
