@@ -104,7 +104,7 @@ def compare(
     sound, refused = _named_results(results, directory)
     comparison = compare_results(sound, refused, reference=reference)
     if report is not None:
-        _write_report(sound, report, _played_in(sound, snapshot or []))
+        _write_report(comparison.runs, report, _played_in(comparison.runs, snapshot or []))
     rows = needed(comparison, effect) if effect is not None else []
     document = comparison.document | ({"needed": rows} if effect is not None else {})
     emit(document, lambda out: _render(out, comparison, rows), as_json)

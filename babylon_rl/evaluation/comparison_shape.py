@@ -81,7 +81,7 @@ class Pair(_Shape, frozen=True):
 
 
 class Refused(_Shape, frozen=True):
-    """A file whose result enters no comparison, and why."""
+    """A file, or the id of a result, that enters no comparison, and why."""
 
     file: str
     agent: str | None

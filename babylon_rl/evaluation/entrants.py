@@ -152,8 +152,8 @@ def play_entrants(
 ) -> dict[str, list[MarketResult]]:
     """The results of every entrant in every market, in their order; only what no earlier run has stored is played.
 
-    Every result is committed as it is finished, its decisions kept as files before that (gate_runs.py), and ``on_progress`` told (what,
-    markets done, of how many). A server is started only when something is missing of a model that is served here.
+    Every result is committed as it is finished, its decisions kept as files before that where they can be written (gate_runs.py), and
+    ``on_progress`` told (what, markets done, of how many). A server is started only when something is missing of a model served here.
 
     Raises:
         ModelUnavailable: the server does not start or stays down; what was played by then is kept.

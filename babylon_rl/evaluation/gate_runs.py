@@ -3,12 +3,15 @@
     <home>/benchmarks/<name>/benchmark-0003-gate.json                result
     <home>/benchmarks/<name>/benchmark-0003-gate.decisions.jsonl.gz  decisions
 
-A market that a name plays again, with other weights or since the market's code changed, replaces its files. A market is 11 KB.
+A market that a name plays again, with other weights or since the market's code changed, replaces its files. A market is 11 KB. They are for
+looking at only: where they cannot be written, that is logged, and the gate goes on.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from babylon_rl.evaluation.contestants import MODEL, engine_version
@@ -24,6 +27,7 @@ from babylon_rl.versions import content_version
 DIRECTORY = "benchmarks"
 KEPT = 20  # models whose runs stay, those that were compared last
 _KEY = "gate"
+_LOG = logging.getLogger("babylon_rl.evaluation")
 
 
 def runs_directory(home: Path, name: str) -> Path:
@@ -36,12 +40,16 @@ def run_keeper(home: Path, name: str, identity: str) -> OnRun:
 
     def keep(snapshot: Snapshot, run: Run) -> None:
         directory = runs_directory(home, name)
-        directory.mkdir(parents=True, exist_ok=True)
         account, best = run.records[PLAYER_ID].account, best_plan(snapshot.scenario)
         market = Market(snapshot.id, snapshot.scenario, best.pnl, account.start)
         key = content_version([identity, snapshot.fingerprint])
         played = Played(name, identity, MODEL, ONE_TICK, snapshot.seed, 0, key, engine_version())
-        RunFiles(directory, snapshot.id, _KEY).keep(result_of(run, PLAYER_ID, market, played), decision_lines(run, PLAYER_ID))
+        result = result_of(run, PLAYER_ID, market, played)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            RunFiles(directory, snapshot.id, _KEY).keep(result, decision_lines(run, PLAYER_ID))
+        except OSError as error:  # a full disk, say: the market was played, perhaps paid for, and its result must not be lost with these
+            _LOG.warning("The decisions of %s in %s are not kept: %s. Its result counts all the same.", name, snapshot.id, error)
 
     return keep
 
@@ -50,7 +58,8 @@ def forget_old_runs(home: Path, names: Iterable[str]) -> None:
     """Count ``names`` as compared now, and remove the runs of all but the KEPT models that were compared last."""
     for name in names:
         if runs_directory(home, name).is_dir():
-            os.utime(runs_directory(home, name))
+            with suppress(OSError):  # a directory that cannot be written to
+                os.utime(runs_directory(home, name))
     directories = [path for path in (home / DIRECTORY).glob("*") if path.is_dir()]
     for old in sorted(directories, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)

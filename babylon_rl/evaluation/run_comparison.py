@@ -1,18 +1,19 @@
 """Agents side by side over kept results: what each earned, and by how much one beats another in the same markets.
 
 Pairs are runs of the same snapshot, seed and repeat; snapshots are the independent draws, repeats of one count as one. With more than
-two agents p-values are corrected for all pairs (Holm). A result that is not sound, or of a market that its agent had met before, enters
-nothing and is named with the reason.
+two agents p-values are corrected for all pairs (Holm). A result that is not sound, of a market that its agent had met before, or of
+another version of the engine than the others enters nothing and is named with the reason.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation.comparison_shape import AgentRow, Comparison, Interval, Pair, Refused, Totals
-from babylon_rl.evaluation.contestants import outside
+from babylon_rl.evaluation.contestants import engine_version, outside
 from babylon_rl.evaluation.metrics import calibration, share
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import PARTIAL, SEEN, SUFFIX, Result, read_result
@@ -58,46 +59,61 @@ def result_files(directory: Path) -> list[Path]:
 def compare_results(results: Sequence[Result], refused: Sequence[Refused] = (), *, reference: str | None = None) -> Comparison:
     """Compare all agents of some sound results with each other, or with one of them only.
 
+    Only results of one version of the engine are compared: of the one that runs now, or, where none is of it, of the one with most results.
+
     Raises:
         UsageError: there is no sound result, one is given twice under other numbers, or the reference has none.
     """
+    results, other_engine, notes = _of_one_engine(results)
     of_agent = by_agent(results)
     if not of_agent:
         reasons = " ".join(f"{one.file}: {' '.join(one.reasons)}" for one in refused[:3])
         raise UsageError(f"There is no sound result to compare. {reasons}".rstrip())
     if reference is not None and reference not in of_agent:
-        raise UsageError(f"There is no result of {reference!r}; there are results of {', '.join(of_agent)}.")
+        raise UsageError(" ".join([f"There is no result of {reference!r}; there are results of {', '.join(of_agent)}.", *notes]))
     names = list(of_agent)
     if reference is None:
         wanted = list(combinations(names, 2))
     else:
         wanted = [(name, reference) for name in names if name != reference]
-    pairs, notes = _pairs(of_agent, wanted)
+    pairs, not_shared = _pairs(of_agent, wanted)
+    notes += not_shared
     agents = [_row(name, list(runs.values())) for name, runs in of_agent.items()]
-    engines = {result.engine for result in results}
-    if len(engines) > 1:
-        notes.append(f"The results were played by {len(engines)} versions of the engine: play them again before you rely on differences.")
     if any(result.seen for result in results):
         notes.append(SEEN)
     if any(one.agent is None or one.reasons for one in refused):
         notes.append(f"{len(refused)} results are left out: not sound, not complete, or of a market that was known from before.")
     return Comparison(
         runs=[result for runs in of_agent.values() for result in runs.values()],
-        comparison=_totals(results), agents=agents, pairs=pairs, refused=list(refused), notes=notes,
+        comparison=_totals(results), agents=agents, pairs=pairs, refused=[*refused, *other_engine], notes=notes,
     )  # fmt: skip
 
 
+def _of_one_engine(results: Sequence[Result]) -> tuple[list[Result], list[Refused], list[str]]:
+    """The results that can be compared, the others, and a sentence about these."""
+    counts = Counter(result.engine for result in results)
+    compared = max(counts, key=lambda engine: (engine == engine_version(), counts[engine], engine), default="")
+    kept = [result for result in results if result.engine == compared]
+    others = [
+        Refused(file=result.id, agent=result.agent_id, reasons=[f"It was played by engine {result.engine[:6]}, not {compared[:6]}."])
+        for result in results
+        if result.engine != compared
+    ]
+    told = f"{len(others)} results of another version of the engine are left out: the `benchmark run` that made them plays them anew."
+    return kept, others, [told] if others else []
+
+
 def by_agent(results: Sequence[Result]) -> dict[str, dict[RunKey, Result]]:
-    """Results by name, then by market, seed and repeat. Where one name stands for several agents, the mandate is added, and a part of
-    the identity and of the engine's where that does not tell them apart.
+    """Results of one engine by name, then by market, seed and repeat. Where one name stands for several agents, the mandate is added, and
+    a part of the identity where that does not tell them apart.
 
     Raises:
         UsageError: two different results of one agent, market, seed and repeat.
     """
-    agents: dict[str, set[tuple[str, str]]] = {}
+    agents: dict[str, set[str]] = {}
     for result in results:
         for name in _names(result):
-            agents.setdefault(name, set()).add((result.identity, result.engine))
+            agents.setdefault(name, set()).add(result.identity)
     found: dict[str, dict[RunKey, Result]] = {}
     for result in results:
         name = next((name for name in _names(result) if len(agents[name]) == 1), _names(result)[-1])
@@ -109,10 +125,10 @@ def by_agent(results: Sequence[Result]) -> dict[str, dict[RunKey, Result]]:
     return {name: dict(sorted(runs.items())) for name, runs in found.items()}  # in an order that files and arguments do not change
 
 
-def _names(result: Result) -> tuple[str, str, str, str]:
+def _names(result: Result) -> tuple[str, str, str]:
     """What an agent can be called, from short to unmistakable."""
-    agent, played = f"{result.agent_id} ({result.mandate}", result.identity[:6]
-    return result.agent_id, f"{agent})", f"{agent}, {played})", f"{agent}, {played}, engine {result.engine[:6]})"
+    agent = f"{result.agent_id} ({result.mandate}"
+    return result.agent_id, f"{agent})", f"{agent}, {result.identity[:6]})"
 
 
 def _pairs(of_agent: dict[str, dict[RunKey, Result]], wanted: Sequence[tuple[str, str]]) -> tuple[list[Pair], list[str]]:

@@ -12,7 +12,7 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.evaluation.comparison import CANDIDATE
 from babylon_rl.evaluation.entrants import base_entrant, play_entrants, version_entrant
-from babylon_rl.evaluation.gate_runs import KEPT, forget_old_runs, runs_directory
+from babylon_rl.evaluation.gate_runs import DIRECTORY, KEPT, forget_old_runs, runs_directory
 from babylon_rl.evaluation.run_comparison import compare_results, result_files, sound_results
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.store.registry import read_models
@@ -62,6 +62,15 @@ def test_every_decision_of_the_gate_is_kept_with_its_prompt_answer_and_fill(play
     rows = connection.execute('SELECT "snapshot", "pnlUsd" FROM babylon_rl.benchmark_results WHERE "model" = %s', ["v1.0.0"]).fetchall()
     assert {one.benchmark_id: one.metrics.total_pnl for one in sound if one.agent_id == "v1.0.0"} == pytest.approx(dict(rows))
     assert [(pair.snapshots, pair.winner) for pair in compare_results(sound, refused).pairs] == [(len(SNAPSHOTS), "v1.0.0")]
+
+
+def test_decisions_that_cannot_be_written_lose_no_market(play, make_version, connection, settings, caplog):
+    make_version("v1.0.0")
+    (settings.home / DIRECTORY).write_bytes(b"a file where the directory should be")
+    play("v1.0.0", base=alternates, **{"v1.0.0": reads_news})
+    rows = connection.execute('SELECT "model", COUNT(*) FROM babylon_rl.benchmark_results GROUP BY "model" ORDER BY "model"').fetchall()
+    assert rows == [("base", len(SNAPSHOTS)), ("v1.0.0", len(SNAPSHOTS))]
+    assert f"The decisions of v1.0.0 in {SNAPSHOTS[0].id} are not kept" in caplog.text
 
 
 def test_other_weights_under_a_name_take_the_place_of_the_former(play, make_version, settings, base_dir):

@@ -9,6 +9,7 @@ import pytest
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.benchmark_markets import market_of
 from babylon_rl.evaluation.html_report import write_report
+from babylon_rl.evaluation.html_report.standings import compared
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.run_comparison import compare_results, result_files, sound_results
 from babylon_rl.evaluation.runner import run_benchmark
@@ -110,9 +111,21 @@ def test_one_name_with_two_identities_is_two_agents(sound: list[Result]) -> None
     assert [row.agent for row in compare_results([*of(sound, "random"), *free]).agents] == ["random (one-tick)", "random (free)"]
 
 
-def test_results_of_two_engines_are_warned_of(sound: list[Result]) -> None:
-    older = [msgspec.structs.replace(result, engine="0") for result in of(sound, "nothing")]
-    assert "2 versions of the engine" in " ".join(compare_results([*of(sound, "oracle"), *older]).notes)
+def test_results_of_another_engine_are_left_out_and_named_and_names_stay_plain(sound: list[Result], tmp_path: Path) -> None:
+    older = [msgspec.structs.replace(result, engine="0", id=f"old-{result.id}") for result in sound]
+    now, both = compare_results(sound, reference="oracle"), compare_results([*older, *sound], reference="oracle")
+    assert (both.agents, both.pairs, both.runs) == (now.agents, now.pairs, now.runs)  # no row twice, nothing more to correct for
+    assert [one.file for one in both.refused] == [result.id for result in older]
+    assert f"{len(older)} results of another version of the engine are left out" in " ".join(both.notes)
+    assert len(compared([*older, *sound]).standings) == 3 and write_report([*older, *sound], tmp_path)[0].is_file()
+    with pytest.raises(UsageError, match="no result of 'oracle'; there are results of nothing.*of another version of the engine"):
+        compare_results([*of(older, "oracle"), *of(sound, "nothing")], reference="oracle")
+
+
+def test_of_former_engines_the_one_with_most_results_is_compared(sound: list[Result]) -> None:
+    former = [msgspec.structs.replace(result, engine="8" if result.repeat else "9") for result in sound]
+    fewer = [result for result in former if result.engine == "8" or result.agent_id != "random"]
+    assert {run.engine for run in compare_results(fewer).runs} == {"8"}
 
 
 def test_a_market_with_the_words_of_training_hours_is_warned_of(sound: list[Result], tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def _warnings(results: Sequence[Result], standings: Sequence[Standing]) -> Html 
     if len({frozenset(run.snapshot for run in one.runs) for one in standings}) > 1:
         found.append("Not every agent played every market: means are over different markets. Paired differences use the shared ones only.")
     if len({run.engine for run in results if run.engine}) > 1:
-        found.append("Results of different engines are mixed: the same market may have moved money differently.")
+        found.append("Results of several versions of the engine are here: only those of one are compared.")
     if any(run.seen for run in results):
         found.append(SEEN)
     return joined([element("p", sentence, class_="warning") for sentence in found]) if found else None

@@ -78,7 +78,7 @@ def compared(results: Sequence[Result]) -> Compared:
         return Compared((), {})
     found = compare_results(complete)
     ranked = sorted(found.agents, key=lambda row: (-row.pnl.mean, row.agent))
-    runs = by_agent(complete)
+    runs = by_agent(found.runs)
     standings = tuple(_standing(number, row, list(runs[row.agent].values())) for number, row in enumerate(ranked))
     places = {one.agent: one.number for one in standings}
     differences = {}
