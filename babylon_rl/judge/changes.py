@@ -45,6 +45,8 @@ def note_changes(connection: Connection, windows: Sequence[str], settings: Setti
     forget_sources(connection, outdated_sources(connection, windows, settings))
     aside = [window for window, entry in read_quarantined(connection, windows).items() if entry.judge == settings.judge_model]
     if aside:
-        from babylon_rl.judge.scoring_plan import plan_hours  # what builds requests takes a while to import
+        from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE, plan_hours  # what builds requests takes a while to import
 
-        release_quarantined(connection, list(plan_hours(connection, aside, settings, secret, write=False).hours))
+        for start in range(0, len(aside), HOURS_PLANNED_AT_ONCE):
+            some = aside[start : start + HOURS_PLANNED_AT_ONCE]
+            release_quarantined(connection, plan_hours(connection, some, settings, secret, write=False).released)

@@ -41,7 +41,7 @@ class Judgement:
 
     ``tau`` is Kendall's, the mean over pairs of orders (None where none ranks); tokens and ``usd`` are None where one of them is unknown,
     ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown, ``server`` the address that answered in the
-    place of the model's provider.
+    place of the model's provider; empty: that did itself; None: not known, as of judgements from before it was noted.
     """
 
     orders: int
@@ -52,7 +52,7 @@ class Judgement:
     usd: float | None
     seconds: float
     shown_version: str
-    server: str = ""
+    server: str | None = None
 
 
 @dataclass(frozen=True)

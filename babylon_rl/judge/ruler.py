@@ -114,7 +114,8 @@ class Ruler:
         """Judge one group.
 
         Raises:
-            JudgeRefused: the judge answers nobody; retrying cures nothing. A group of which it refuses a request is set aside.
+            JudgeRefused: the judge answers nobody; retrying cures nothing. A group of which it refuses a request is set aside, and
+                waits where it is one of many in a row.
         """
         tally = _Tally()
         try:
@@ -152,6 +153,8 @@ class Ruler:
                 except JudgeRefused as refused:
                     if refused.for_all:
                         raise
+                    self._patience.refused(request.window, str(refused))
+                    self._patience.check()
                     raise Unusable(str(refused), [*transcript, _exchange(request, attempt, "", [str(refused)])]) from None
                 tally.asked += 1
             tally.answers.append(held)

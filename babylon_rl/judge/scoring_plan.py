@@ -39,11 +39,15 @@ class Hour:
 
 @dataclass
 class Plan:
-    """What some hours came to: scores that stand, hours to be judged, hours in quarantine with the reason."""
+    """What some hours came to: scores that stand, hours to be judged, hours in quarantine with the reason.
+
+    ``released`` are those whose quarantine has lost its cause: hours to be judged, and ones of which the scores from before it stand.
+    """
 
     kept: dict[str, GroupScores] = field(default_factory=dict)
     hours: dict[str, Hour] = field(default_factory=dict)
     quarantined: dict[str, str] = field(default_factory=dict)
+    released: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,12 @@ def plan_hours(
             _keep_unchanged(connection, wanted, state, settings, secret, plan, write)
         rest = {window: state.readings[window] for window in wanted if window not in plan.kept}
         shown = shown_groups(connection, rest, settings, dropped=state.dropped, secret=secret)
+        plan.released = [window for window in state.quarantined if window not in aside and (window in plan.kept or window in rest)]
         if write:
             gone = [window for window in state.held if window not in plan.kept and not state.readings[window].ready]
             scores.delete(connection, gone)
-            judge_answers.retire_unusable(connection, [window for window in rest if window in state.quarantined])
+            judge_answers.retire_unusable(connection, plan.released)
+            judge_waiting.release(connection, [window for window in plan.released if window in plan.kept])
             judge_waiting.end_pending(connection, [window for window in windows if window not in rest])
         agents = {window: [episode.agent_id for episode in group.episodes] for window, group in shown.items()}
         sources = sources_versions(connection, rest, agents, settings, secret)
@@ -161,7 +167,7 @@ def _could_stand(window: str, state: _State, settings: Settings) -> bool:
     before = state.held.get(window)
     if before is None or before.input_version != group_version(state.readings[window]):
         return False
-    if before.judgement is None or before.judgement.server != server_of(settings, settings.judge_model):
+    if before.judgement is None or before.judgement.server not in (None, server_of(settings, settings.judge_model)):
         return False
     return (before.judge, before.judge_version) == (settings.judge_model, judge_version(settings))
 

@@ -1,6 +1,7 @@
 """Groups without scores, and why: babylon_rl.judge_quarantine (the judge's answers are unusable) and judge_pending (not judged yet).
 
-An hour in quarantine shows it in babylon_rl.windows too, and leaves it when somebody asks for another try or another judge scores it.
+An hour in quarantine shows it in babylon_rl.windows too, and leaves it when somebody asks for another try, when another judge scores it,
+or when something else would be asked about it than what failed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,12 @@ _QUARANTINE = """
 _SET_ASIDE = """UPDATE babylon_rl.windows SET "state" = 'quarantined' WHERE "window" = %s"""
 _RELEASE = """
     WITH released AS (DELETE FROM babylon_rl.judge_quarantine WHERE "window" = ANY(%s) RETURNING "window")
-    UPDATE babylon_rl.windows held SET "state" = CASE WHEN held."ready" THEN 'ready' ELSE 'thin' END
+    UPDATE babylon_rl.windows held SET "state" = CASE
+        WHEN NOT held."ready" THEN 'thin'
+        WHEN EXISTS (
+            SELECT FROM babylon_rl.group_scores s WHERE s."window" = held."window" AND s."inputVersion" = held."groupVersion"
+        ) THEN 'scored'
+        ELSE 'ready' END
     FROM released WHERE held."window" = released."window" AND held."state" = 'quarantined'
 """
 _PENDING = """

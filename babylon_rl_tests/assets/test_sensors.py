@@ -324,7 +324,7 @@ def test_a_batch_that_only_lacks_its_upload_is_taken_up_again_after_the_machine_
     assert ask(later, start_training).run_requests[0].run_key == f"{batch}/2"
 
 
-def test_a_batch_that_waits_for_a_service_or_a_storage_is_tried_again_and_not_given_up(ready: Bench):
+def test_a_batch_that_waits_for_a_service_or_a_storage_is_tried_again_and_not_given_up(ready: Bench, make_bench: Callable[..., Bench]):
     batch = ask(ready, start_training).run_requests[0].partition_key
     ready.instance.add_dynamic_partitions(batches.name, [batch])
     job = job_definition("train", ready.babylon)
@@ -334,8 +334,8 @@ def test_a_batch_that_waits_for_a_service_or_a_storage_is_tried_again_and_not_gi
         attempt = claim_batch(connection, batch, ready.babylon.now())
         note_waiting(connection, batch, attempt, "It could not be uploaded.")
         assert "It could not be uploaded." in ask(ready, start_training).skip_message
-        connection.execute("""UPDATE babylon_rl.batches SET "heartbeatAt" = "heartbeatAt" - interval '31 minutes'""")
-        assert [request.run_key for request in ask(ready, start_training).run_requests] == [f"{batch}/5"]
+        later = make_bench(ready.babylon.database, now=utc_now() + timedelta(minutes=31), **DRY)
+        assert [request.run_key for request in ask(later, start_training).run_requests] == [f"{batch}/5"]
         claim_batch(connection, batch, ready.babylon.now())  # a run that dies leaves no word: it counts
     assert "given up" in ask(ready, start_training).skip_message
 

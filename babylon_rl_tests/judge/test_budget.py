@@ -83,7 +83,8 @@ def test_runs_at_once_share_one_budget(database: Database, settings: Settings) -
             thread.start()
         for thread in threads:
             thread.join()
-        assert spent_on(connection, NOW)[0] <= 2.5 * cost and 1 <= sum(map(len, results)) <= 2
+        # A run that comes late may have what the others' answers cost less than was reserved for them.
+        assert spent_on(connection, NOW)[0] <= 2.5 * cost and 1 <= sum(map(len, results)) < 6
         assert sum(len(result.pending) for result in results) == 6 - sum(map(len, results))
         assert connection.execute("SELECT count(*) FROM babylon_rl.judge_reservations").fetchone() == (0,)
 

@@ -188,6 +188,18 @@ def test_what_a_trials_server_answered_does_not_stand_for_the_model_whose_name_i
         assert not score_windows(connection, windows, chosen, LATER)[windows[0]].changed and requests(judge) == requests(trial) == 2
 
 
+def test_scores_of_which_the_server_was_not_noted_stand_while_the_same_would_be_shown(
+    connection: Connection, settings: Settings, judge: Judge
+) -> None:
+    windows = add_hours(connection, 1)
+    chosen = asking(settings, judge.url)
+    score_windows(connection, windows, chosen, NOW)
+    connection.execute("""UPDATE babylon_rl.group_scores SET "judgement" = "judgement" - 'server', "sourcesVersion" = ''""")
+    assert not score_windows(connection, windows, chosen, LATER)[windows[0]].changed
+    connection.execute("""UPDATE babylon_rl.group_scores SET "shownVersion" = 'another', "sourcesVersion" = ''""")
+    assert score_windows(connection, windows, chosen, LATER)[windows[0]].changed
+
+
 def test_two_runs_at_once_pay_once_and_write_the_same(database: Database, settings: Settings) -> None:
     windows = filled(database, 8)
     results = []

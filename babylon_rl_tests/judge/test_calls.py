@@ -194,6 +194,11 @@ def test_all_tries_and_waits_together_are_bounded() -> None:
         (refusal(400, f"cannot do that, Authorization: Bearer {KEY}"), "names a chat model", False),
         (refusal(400, "The prompt triggered the content management policy", "content_filter"), "names a chat model", False),
         (refusal(400, "The model `gpt-99` does not exist"), "Set JUDGE_MODEL to a model that is there", True),
+        (refusal(400, "Your credit balance is too low to access the API."), "no credit left", True),
+        (refusal(400, "Budget has been exceeded! Current cost: 5.1, Max budget: 5.0"), "no credit left", True),
+        (refusal(400, "Billing hard limit has been reached", "billing_hard_limit_reached"), "no credit left", True),
+        (refusal(400, "API key not valid. Please pass a valid API key."), "Set OPENAI_API_KEY to a key", True),
+        (refusal(400, "API key expired. Please renew the API key."), "Set OPENAI_API_KEY to a key", True),
     ],
     ids=lambda value: value.status if isinstance(value, Answer) else None,
 )

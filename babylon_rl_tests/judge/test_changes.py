@@ -12,6 +12,7 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.changes import note_changes, outdated_sources
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scoring_cost import estimate_hours
+from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE
 from babylon_rl.judge.scripted.settings import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -37,6 +38,10 @@ def judge() -> Iterator[Judge]:
 
 def stale(connection: Connection) -> list[Any]:
     return [row[0] for row in connection.execute('SELECT "stale" FROM babylon_rl.group_scores ORDER BY "window"')]
+
+
+def state(connection: Connection) -> list[str]:
+    return [row[0] for row in connection.execute('SELECT "state" FROM babylon_rl.windows ORDER BY "window"')]
 
 
 def test_a_late_official_answer_makes_scores_stale_and_they_are_judged_again(
@@ -74,10 +79,11 @@ def test_a_judge_that_is_down_leaves_what_changed_stale(connection: Connection, 
     (window,) = add_hours(connection, 1)
     fill_market(connection)
     with judging() as judge:
-        chosen = asking(settings, judge.url, judge_timeout_seconds=0.2)
+        chosen = asking(settings, judge.url)
         score_windows(connection, [window], chosen, NOW)
     connection.execute(LATE_ANSWER)
-    assert list(score_windows(connection, [window], chosen, LATER).pending) == [window] and stale(connection) == [True]
+    impatient = chosen.model_copy(update={"judge_timeout_seconds": 0.2})
+    assert list(score_windows(connection, [window], impatient, LATER).pending) == [window] and stale(connection) == [True]
 
 
 def test_a_consumed_hour_stays_as_it_is(connection: Connection, settings: Settings, judge: Judge) -> None:
@@ -127,6 +133,54 @@ def test_a_quarantine_ends_with_its_cause(connection: Connection, settings: Sett
     assert read_quarantined(connection) == {}
 
 
+@pytest.mark.parametrize("noticed", ["when it is scored", "when it is read"])
+def test_a_quarantine_ends_where_the_scores_from_before_it_stand_again(connection: Connection, settings: Settings, noticed: str) -> None:
+    (window,) = add_hours(connection, 1, agents=9)
+    sync_windows(connection, [window], settings, NOW)
+    with judging() as judge:
+        chosen = asking(settings, judge.url)
+        before = score_windows(connection, [window], chosen, NOW)
+        judge.reset(faults={"bad-request": 1.0})
+        other = chosen.model_copy(update={"judge_group_size": 6})
+        assert list(score_windows(connection, [window], other, LATER).quarantined) == [window]
+        assert state(connection) == ["quarantined"]
+        asked = judge.stats()["requests"]
+        if noticed == "when it is read":
+            note_changes(connection, [window], chosen)
+        else:
+            assert score_windows(connection, [window], chosen, LATER)[window].scores == before[window].scores
+        assert judge.stats()["requests"] == asked
+    assert read_quarantined(connection) == {} and state(connection) == ["scored"]
+
+
+def test_a_quarantine_that_stands_outlasts_scores_that_a_training_has_used(connection: Connection, settings: Settings) -> None:
+    insert(connection, "trajectories", make_group())
+    sync_windows(connection, [WINDOW], settings, NOW)
+    with judging() as judge:
+        chosen = asking(settings, judge.url)
+        score_windows(connection, [WINDOW], chosen, NOW)
+        consume(connection, "t0", "agent-0")
+        judge.reset(faults={"bad-request": 1.0})
+        forced = chosen.model_copy(update={"judge_orders": 3})
+        assert list(score_windows(connection, [WINDOW], forced, LATER, force=True).quarantined) == [WINDOW]
+        note_changes(connection, [WINDOW], forced)
+        assert list(score_windows(connection, [WINDOW], forced, LATER)) == [WINDOW]
+    assert list(read_quarantined(connection)) == [WINDOW]
+
+
+def test_many_quarantines_end_together(connection: Connection, settings: Settings) -> None:
+    windows = add_hours(connection, HOURS_PLANNED_AT_ONCE + 1)
+    sync_windows(connection, windows, settings, NOW)
+    with judging(ScriptedJudge(faults={"bad-request": 1.0})) as judge:
+        chosen = asking(settings, judge.url)
+        for window in windows:
+            score_windows(connection, [window], chosen, NOW)
+    assert list(read_quarantined(connection)) == windows
+    insert(connection, "trajectories", [make_trajectory(f"late-{w}", "agent-0", minute=50, finalPnL=1.0, windowId=w) for w in windows[1:]])
+    note_changes(connection, windows, chosen)
+    assert list(read_quarantined(connection)) == windows[:1]
+
+
 def test_an_hour_whose_quarantine_has_lost_its_cause_may_be_batched_again(connection: Connection, settings: Settings) -> None:
     (window,) = add_hours(connection, 1)
     sync_windows(connection, [window], settings, NOW)
@@ -135,5 +189,4 @@ def test_an_hour_whose_quarantine_has_lost_its_cause_may_be_batched_again(connec
         score_windows(connection, [window], chosen, NOW)
         insert(connection, "trajectories", [make_trajectory("late", "agent-0", minute=50, finalPnL=1.0, windowId=window)])
         note_changes(connection, [window], chosen)
-    assert read_quarantined(connection) == {}
-    assert connection.execute('SELECT "state" FROM babylon_rl.windows').fetchall() == [("ready",)]
+    assert read_quarantined(connection) == {} and state(connection) == ["ready"]

@@ -95,9 +95,9 @@ def test_force_asks_a_quarantined_hour_anew_and_another_judge_need_not_wait(conn
 def test_a_judge_that_is_down_lets_hours_wait_and_never_becomes_the_heuristic(connection: Connection, settings: Settings) -> None:
     windows = add_hours(connection, 3)
     with judging() as judge:
-        chosen = asking(settings, judge.url, judge_timeout_seconds=0.2)
+        chosen = asking(settings, judge.url)
         score_windows(connection, windows[:1], chosen, NOW)
-    found = score_windows(connection, windows, chosen, NOW)
+    found = score_windows(connection, windows, chosen.model_copy(update={"judge_timeout_seconds": 0.2}), NOW)
     assert list(found) == windows[:1] and list(found.pending) == windows[1:]
     assert read_pending(connection, windows) == found.pending
     assert connection.execute('SELECT DISTINCT "judgeModel" FROM reward_judgments').fetchall() == [("openai/scripted",)]

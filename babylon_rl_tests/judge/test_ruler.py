@@ -235,7 +235,8 @@ def test_a_judge_that_refuses_everybody_ends_the_run(settings: Settings) -> None
 def test_a_request_that_alone_is_refused_sets_its_group_aside_and_no_other(settings: Settings) -> None:
     cache = MemoryCache()
     with judging(ScriptedJudge(faults={"bad-request": 0.5})) as judge:
-        found = judge_all(asking(settings, judge.url, judge_orders=1), groups(12), cache)
+        # One at a time: that those which are answered come between those which are refused is not left to chance.
+        found = judge_all(asking(settings, judge.url, judge_orders=1, judge_concurrency=1), groups(12), cache)
     kinds = {type(outcome) for outcome in found.values()}
     assert kinds == {Judged, SetAside}
     for outcome in found.values():
@@ -254,6 +255,16 @@ def test_a_request_that_is_refused_sets_its_group_aside_where_nobody_else_is_ask
         found = judge_all(chosen, [*(one.group for one in kept), group("2025-11-20T10:00")], cache)
         assert requests(judge) == 2
     assert [type(outcome) for outcome in found.values()] == [*(Judged for _ in kept), SetAside]
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_a_judge_that_refuses_every_group_sets_a_few_aside_and_lets_the_others_wait(settings: Settings, at_once: int) -> None:
+    with judging(ScriptedJudge(faults={"bad-request": 1.0})) as judge:
+        found = list(judge_all(asking(settings, judge.url, judge_concurrency=at_once), groups(30), MemoryCache()).values())
+        assert requests(judge) < 30
+    assert 1 <= sum(isinstance(outcome, SetAside) for outcome in found) <= 3
+    waiting = [outcome for outcome in found if isinstance(outcome, Waiting)]
+    assert len(waiting) >= 27 and all("JUDGE_REQUEST_TOKENS" in outcome.reason for outcome in waiting)
 
 
 def test_requests_in_flight_are_bounded(settings: Settings) -> None:

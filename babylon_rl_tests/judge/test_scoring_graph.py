@@ -22,6 +22,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.database import Database
 from babylon_rl.training.batches import QUARANTINED_REASON, freeze_batch, prepare_batch
+from babylon_rl.windows import utc_now
 from babylon_rl_tests.assets.conftest import Bench, make_bench
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, asking, filled
 from babylon_rl_tests.judge.scripted_server import Judge, judging
@@ -165,10 +166,10 @@ def test_automation_asks_a_judge_that_is_down_again_after_a_while_and_never_give
 ) -> None:
     windows = filled(database, 2)
     down = {"judge_model": MODEL, "judge_base_url": "http://127.0.0.1:9/v1", "judge_timeout_seconds": 0.2}
-    moment = NOW
-    bench = make_bench(database, NOW, **DRY, **down)
+    moment = utc_now()  # when a run ended Dagster says by its own clock
+    bench = make_bench(database, moment, **DRY, **down)
     with database.connect(autocommit=True) as connection:
-        sync_windows(connection, windows, bench.babylon.settings, NOW)
+        sync_windows(connection, windows, bench.babylon.settings, moment)
     for _ in range(MOST_ATTEMPTS + 1):
         bench = make_bench(database, moment, **DRY, **down)
         context = dg.build_sensor_context(instance=bench.instance, resources={"babylon": bench.babylon})
@@ -182,7 +183,7 @@ def test_automation_asks_a_judge_that_is_down_again_after_a_while_and_never_give
         assert bench.instance.get_run_records()[0].dagster_run.tags[ENDED_TAG] == WAITS
         soon = start_training(context)
         assert isinstance(soon, dg.SkipReason) and "waits for its judge" in str(soon.skip_message)
-        moment += JUDGE_ASKED_EVERY + timedelta(minutes=1)
+        moment += JUDGE_ASKED_EVERY + timedelta(minutes=10)
     with database.connect() as connection:
         held = read_batch(connection, batch)
     assert held is not None and held.live and held.error is not None and "not judged yet" in held.error

@@ -18,7 +18,16 @@ _TOO_LONG = re.compile(
 _NO_SUCH_MODEL = re.compile(
     r"LLM Provider NOT provided|model_not_found|\b(invalid|unknown|no such) model\b|\bmodel\b[^.]{0,80}\b(does not exist|not found)\b", re.I
 )
-_NO_CREDIT = re.compile(r"insufficient_quota|exceeded your current quota|credit balance|insufficient (credit|balance|funds)", re.I)
+_NO_CREDIT = re.compile(
+    r"insufficient_quota|exceeded your current quota|credit balance|insufficient (credit|balance|funds)"
+    r"|budget has been exceeded|budget_exceeded|ExceededBudget|billing.hard.limit|billing_not_active",
+    re.I,
+)
+_NO_KEY = re.compile(
+    r"\b(invalid|incorrect|expired|missing|no)[ _]api[ _]?key|\bapi[ _]?key( is| has)? (not valid|not found|invalid|expired|missing)"
+    r"|api_key_invalid|organization has been disabled",
+    re.I,
+)
 _KEY_LIKE = re.compile(
     r"\b(?:sk|pk|rk|opk|xai|gsk)[-_][\w*.-]{6,}|\bAIza[\w-]{10,}|(?i:\bbearer)\s+\S+|(?i:api[-_ ]?key)['\"]?\s*[:=]\s*['\"]?[\w*.-]+"
 )
@@ -43,8 +52,10 @@ class CallFailed(Exception):
 
     @property
     def is_of_the_form(self) -> bool:
-        """The server does not take the request as it is; a plainer form of it may do."""
-        return self.status in _OF_THE_FORM and not self.is_too_long and _NO_SUCH_MODEL.search(self.reason) is None
+        """The server does not take the request as it is; a plainer form of it may do. Some say 400 of the model or the account, too."""
+        if self.status not in _OF_THE_FORM or self.is_too_long:
+            return False
+        return not any(words.search(self.reason) for words in (_NO_SUCH_MODEL, _NO_CREDIT, _NO_KEY))
 
     @property
     def is_worth_a_retry(self) -> bool:
@@ -65,9 +76,9 @@ class CallFailed(Exception):
         advice = "See that JUDGE_MODEL names a chat model; sending the same request again cures nothing."
         if self.is_too_long:
             advice = "It does not fit into the model's context: lower JUDGE_REQUEST_TOKENS or JUDGE_GROUP_SIZE."
-        elif self.status in {401, 403}:
+        elif self.status in {401, 403} or _NO_KEY.search(self.reason):
             advice = f"Set {key_variable} to a key that may use this model."
-        elif self.status in {402, 429}:
+        elif self.status in {402, 429} or _NO_CREDIT.search(self.reason):
             advice = "The account has no credit left: add some, or set JUDGE_MODEL to another judge."
         elif not self.is_of_the_form:
             advice = "Set JUDGE_MODEL to a model that is there, or JUDGE_BASE_URL to the address that ends before /chat/completions."
