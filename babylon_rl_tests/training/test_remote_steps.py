@@ -150,7 +150,9 @@ def test_a_job_that_was_given_up_and_ends_under_the_next_one_gives_its_step_to_n
     stand_in.service.job_s = 0.2
     under = freeze()
     with pytest.raises(TrainingError, match="moved by more than one step: a job that was given up has ended late"):
-        train(under, lambda boundary: stand_in.service.let_go() if boundary == "id written" else None)
+        patient = replace(TIMES, longest_job=timedelta(seconds=10), list_lag_s=3.0)
+        train(under, lambda boundary: stand_in.service.let_go() if boundary == "id written" else None, patient)
+    stand_in.service.job_s = 0.0
     assert steps() == [1, 2]
     assert read_remote(train(freeze()).checkpoint).step == 3 and steps() == [3]
 

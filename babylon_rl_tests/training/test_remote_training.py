@@ -1,5 +1,6 @@
 """Serverless training through the stand-in: what becomes a version, what does not, and what is told."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -95,7 +96,7 @@ def test_a_post_of_which_nobody_knows_is_posted_again_only_after_the_longest_job
 def test_slow_jobs_lagging_lists_and_events_out_of_order_train_once(played, remote, stand_in, batch):
     stand_in.service.job_s, stand_in.service.lag_s = 0.4, 0.3
     stand_in.service.job_faults = ["out_of_order"]
-    train(played, batch, remote, SHORT)
+    train(played, batch, remote, replace(SHORT, longest_job=timedelta(seconds=10), list_lag_s=5.0))
     assert_trained_once(played, batch, stand_in)
 
 
