@@ -81,17 +81,21 @@ def progress(total: int | None, description: str) -> Iterator[Progress]:
 
 @contextmanager
 def progress_of_parts(indent: str = "") -> Iterator[Callable[[str, int, int], None]]:
-    """For work of several kinds, one after another: gives a function that is told (what, done, total) and shows each kind."""
+    """For work of several kinds, one after another: gives a function that is told (what, done, total) and shows each kind.
+
+    A kind that grows (another total) is shown anew, with what is done of it.
+    """
     with ExitStack() as stack:
-        shown: dict[str, tuple[Progress, int]] = {}
+        shown: dict[tuple[str, int], tuple[Progress, int]] = {}
 
         def tell(what: str, done: int, total: int) -> None:
-            if what not in shown:
+            kind = (what, total)
+            if kind not in shown:
                 stack.close()
-                shown[what] = (stack.enter_context(progress(total, f"{indent}{what}")), 0)
-            advance, before = shown[what]
+                shown[kind] = (stack.enter_context(progress(total, f"{indent}{what}")), 0)
+            advance, before = shown[kind]
             advance(max(0, done - before))
-            shown[what] = (advance, max(done, before))
+            shown[kind] = (advance, max(done, before))
 
         yield tell
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from babylon_rl.cli.output import emit, progress, table
+from babylon_rl.cli.output import emit, progress, progress_of_parts, table
 
 
 def test_json_is_one_document_and_the_picture_is_not_drawn(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,3 +33,12 @@ def test_progress_without_a_terminal_is_plain_lines_on_standard_error(capsys: py
     lines = captured.err.splitlines()
     assert lines[0] == "Playing ..."
     assert lines[-1].startswith("Playing: 3 of 3, done in ")
+
+
+def test_work_that_grows_is_shown_anew_with_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_of_parts("  ") as tell:
+        for done, total in ((0, 2), (2, 2), (2, 4), (4, 4)):
+            tell("v1", done, total)
+        tell("base", 4, 4)
+    told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["  v1 ...", "  v1: 2 of 2", "  v1 ...", "  v1: 4 of 4", "  base ...", "  base: 4 of 4"]
