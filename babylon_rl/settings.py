@@ -226,6 +226,11 @@ class Settings(BaseSettings):
         return self.babylon_rl_home.expanduser().absolute()
 
     @property
+    def wandb_key(self) -> str:
+        """WANDB_API_KEY in the clear, for whom it is meant; empty without one."""
+        return "" if self.wandb_api_key is None else self.wandb_api_key.get_secret_value()
+
+    @property
     def uses_embedded_database(self) -> bool:
         """True when no DATABASE_URL is set."""
         return self.database_url is None

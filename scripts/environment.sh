@@ -1,5 +1,5 @@
 # Sourced by everything that make starts: where the state directory is, and that caches of other people's libraries go into it.
-# Nothing here changes a variable that the user has set.
+# Nothing here changes a variable that the user has set, but for without_own_settings.
 
 # The state directory as an absolute path: BABYLON_RL_HOME from the environment, else from .env, else .babylon.
 state_directory() {
@@ -37,4 +37,12 @@ use_state_directory() {
     if [ "${#state}" -le 64 ] && mkdir -p "$state/tmp" 2>/dev/null; then
         export TMPDIR="$state/tmp"
     fi
+}
+
+# Takes the user's own services, keys and choices out of the environment, all but the state directory: what .env.example names.
+without_own_settings() {
+    local variable
+    for variable in $(sed -n 's/^#* *\([A-Z][A-Z_]*\)=.*/\1/p' .env.example); do
+        [ "$variable" = BABYLON_RL_HOME ] || unset "$variable"
+    done
 }

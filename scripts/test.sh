@@ -4,9 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 use_state_directory
-for variable in $(sed -n 's/^#* *\([A-Z][A-Z_]*\)=.*/\1/p' .env.example); do
-    [ "$variable" = BABYLON_RL_HOME ] || unset "$variable"
-done
+without_own_settings
 linted=0
 scripts/lint.sh || linted=$?
 # Two at a time, a file's tests together: much of the time is waiting for servers to start and stop. In the files' own order, which puts

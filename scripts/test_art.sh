@@ -5,9 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 use_state_directory
-for variable in $(sed -n 's/^#* *\([A-Z][A-Z_]*\)=.*/\1/p' .env.example); do
-    [ "$variable" = BABYLON_RL_HOME ] || unset "$variable"
-done
+without_own_settings
 python="${PYTHON312:-python3.12}"
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1; then
     echo "test-art: skipped: $(grep '^openpipe-art' requirements-art.txt) needs Python 3.12, and $python does not run here." \

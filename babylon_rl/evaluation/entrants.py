@@ -82,7 +82,7 @@ def base_of(model: Model, settings: Settings) -> Entrant:
     remote = read_remote(_directory(model))
     if remote is None:
         return base_entrant(settings)
-    service = Service(remote.inference_url, model.base_model, _key(settings))
+    service = Service(remote.inference_url, model.base_model, settings.wandb_key)
     return Entrant(BASE, BASE, content_version([service.url, service.model]), service=service)
 
 
@@ -100,7 +100,7 @@ def absent(model: Model, settings: Settings) -> Absent | None:
         return Absent(model.version, f"its checkpoint {directory} is not on this machine.")
     try:
         remote = read_remote(directory)
-        if remote is not None and not _key(settings):
+        if remote is not None and not settings.wandb_key:
             asked = remote.inference_name
             return Absent(model.version, f"its weights are at {remote.service}, and there is no WANDB_API_KEY to ask {asked} with.")
         manifest = verify(directory, base_model_dir(settings) if remote is None else None)
@@ -122,10 +122,6 @@ def version_entrant(model: Model, role: str, base: Entrant) -> Entrant:
 
 def _directory(model: Model) -> Path:
     return Path(model.checkpoint or model.storage_path)
-
-
-def _key(settings: Settings) -> str:
-    return "" if settings.wandb_api_key is None else settings.wandb_api_key.get_secret_value()
 
 
 def identity_of(base_identity: str, manifest_sha: str) -> str:

@@ -194,14 +194,15 @@ def _first_sequence(connection: psycopg.Connection[Any], found: Finished, settin
 
 
 def _asked(connection: psycopg.Connection[Any], found: Finished, version: str, remote: RemoteCheckpoint, settings: Settings) -> Verdict:
-    key = None if settings.wandb_api_key is None else settings.wandb_api_key.get_secret_value()
-    if not key:
+    if not settings.wandb_key:
         return Verdict(False, f"Not tried: {version} lies at {remote.service}, and there is no WANDB_API_KEY to ask it with.", tried=False)
     sequence = _first_sequence(connection, found, settings)
     connection.commit()  # nothing stays open while the service thinks
     messages = [{"role": "user", "content": QUESTION}] if sequence is None else list(sequence.messages)
     answer_format = None if sequence is None else sequence.response_format
-    with ChatClient(remote.inference_url, key, remote.inference_name, timeout_s=ANSWER_WITHIN_S, attempts=2, logprobs=False) as client:
+    with ChatClient(
+        remote.inference_url, settings.wandb_key, remote.inference_name, timeout_s=ANSWER_WITHIN_S, attempts=2, logprobs=False
+    ) as client:
         said = client.complete_now(messages, response_format=answer_format, temperature=0.0, max_tokens=48)
     return Verdict(bool(said.text.strip()), f"{version} answered {said.text[:120]!r} at {remote.inference_url}.")
 

@@ -251,7 +251,7 @@ def training_line(settings: Settings) -> TrainingLine:
     Raises:
         NoTrainer: no backend is chosen, or the chosen one is not available; the message says what to set.
     """
-    if settings.wandb_api_key is not None and settings.wandb_api_key.get_secret_value():
+    if settings.wandb_key:
         if find_spec("art") is None:
             raise NoTrainer(
                 "WANDB_API_KEY is set, which chooses serverless training, and openpipe-art is not installed. Install the extra `remote` "

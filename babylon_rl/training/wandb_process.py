@@ -41,7 +41,7 @@ def refusal(settings: Settings) -> str | None:
     """Why nothing goes to Weights & Biases under these settings, None when it does (or into files, offline)."""
     if settings.wandb_mode == "disabled":
         return "Not sent to Weights & Biases: WANDB_MODE is disabled."
-    if settings.wandb_mode == "online" and not _key(settings):
+    if settings.wandb_mode == "online" and not settings.wandb_key:
         return "Not sent to Weights & Biases: WANDB_API_KEY is not set (WANDB_MODE=offline writes files for `wandb sync`)."
     return None
 
@@ -60,7 +60,7 @@ class WandbProcess:
     def __init__(self, module: str, request: Mapping[str, Any], settings: Settings) -> None:
         home = settings.home / "wandb"
         home.mkdir(parents=True, exist_ok=True)
-        self._key = _key(settings)
+        self._key = settings.wandb_key
         self._offline = request["mode"] == "offline"
         self._child = subprocess.Popen(
             [sys.executable, "-m", module],
@@ -141,11 +141,7 @@ def link_of(run: Any, request: Mapping[str, Any]) -> str:
     return str(Path(run.dir).parent) if request["mode"] == "offline" else str(run.url)
 
 
-def _key(settings: Settings) -> str | None:
-    return settings.wandb_api_key.get_secret_value() if settings.wandb_api_key is not None else None
-
-
-def _environment(home: Path, settings: Settings, key: str | None) -> dict[str, str]:
+def _environment(home: Path, settings: Settings, key: str) -> dict[str, str]:
     places = {f"WANDB_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT")}
     places["WANDB_DIR"] = str(home.parent)  # it makes a folder ``wandb`` in it
     quiet = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "NETRC": str(home / "netrc"), "WANDB_MODE": settings.wandb_mode}

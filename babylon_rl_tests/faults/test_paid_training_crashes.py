@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from babylon_rl.errors import TrainingError, TrainingPaused
-from babylon_rl.training.batches import cancel_batch, fail_stuck, freeze_batch, pending_batches, prepare_batch, train_batch
+from babylon_rl.training.batches import freeze_batch, pending_batches, prepare_batch, train_batch
 from babylon_rl.training.remote.once import Times
 from babylon_rl.training.remote.serverless import ServerlessTrainer
 from babylon_rl.training.retention import prune
 from babylon_rl_tests.faults.boundaries import FUSE, process
+from babylon_rl_tests.faults.people import WithPeople
 from babylon_rl_tests.faults.world import World, check, rows
 from babylon_rl_tests.repeatable import repeatable
 from babylon_rl_tests.training.remote_play import PLAYED_NOW, SEQUENCES
@@ -69,8 +70,10 @@ def live(world: World, dies_at: int | str | None, times: Times) -> list[str]:
     return passed
 
 
-class PaidTrainings(RuleBasedStateMachine):
+class PaidTrainings(WithPeople):
     """Processes that die, people who cancel, a service with faults: whatever their order, no iteration is posted twice."""
+
+    now = PLAYED_NOW
 
     def __init__(self, world: World, stand_in: StandIn, lives: list[str]) -> None:
         super().__init__()
@@ -131,19 +134,6 @@ class PaidTrainings(RuleBasedStateMachine):
         posted = len(self.service.jobs)
         self._live(dies_at, NO_TIME_LEFT)
         assert len(self.service.jobs) == posted
-
-    @precondition(lambda self: pending_batches(self.world.connection))
-    @rule(dies_at=st.integers(1, 12))
-    def cancel(self, dies_at: int) -> None:
-        (batch, *_) = pending_batches(self.world.connection)
-        self.world.connection.commit()
-        with process(self.world.url, dies_at) as (connection, _):
-            cancel_batch(connection, batch.batch_id, "enough", PLAYED_NOW)
-
-    @rule(dies_at=st.integers(1, 12))
-    def give_up_what_is_stuck(self, dies_at: int) -> None:
-        with process(self.world.url, dies_at) as (connection, _):
-            fail_stuck(connection, PLAYED_NOW + timedelta(hours=5))
 
     @invariant()
     def nothing_is_posted_or_trained_twice(self) -> None:

@@ -4,18 +4,18 @@ A life is one process, from its start to its death at the n-th thing it does out
 in the environment (repeatable.py) makes it some 3,400, most of them others.
 """
 
-from datetime import timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from babylon_rl.training.batches import cancel_batch, fail_stuck, freeze_batch, pending_batches, prepare_batch, train_batch
+from babylon_rl.training.batches import freeze_batch, pending_batches, prepare_batch, train_batch
 from babylon_rl.training.retention import prune
 from babylon_rl_tests.faults.boundaries import process
+from babylon_rl_tests.faults.people import WithPeople
 from babylon_rl_tests.faults.world import AGENTS, HOURS, NOW, ROWS, World, check, registry, rows
 from babylon_rl_tests.repeatable import repeatable
 
@@ -81,8 +81,10 @@ def test_a_death_at_each_boundary_is_forgotten(world: World) -> None:
         assert registry(world) == expected, dies_at
 
 
-class Trainings(RuleBasedStateMachine):
+class Trainings(WithPeople):
     """Processes that die, people who cancel, another producer that takes version numbers: whatever their order, all is trained once."""
+
+    now = NOW
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -100,19 +102,6 @@ class Trainings(RuleBasedStateMachine):
     @rule(dies_at=GAPS)
     def train_again(self, dies_at: int) -> None:
         live(self.world, dies_at)
-
-    @precondition(lambda self: pending_batches(self.world.connection))
-    @rule(dies_at=st.integers(1, 12))
-    def cancel(self, dies_at: int) -> None:
-        (batch, *_) = pending_batches(self.world.connection)
-        self.world.connection.commit()
-        with process(self.world.url, dies_at) as (connection, _):
-            cancel_batch(connection, batch.batch_id, "enough", NOW)
-
-    @rule(dies_at=st.integers(1, 12))
-    def give_up_what_is_stuck(self, dies_at: int) -> None:
-        with process(self.world.url, dies_at) as (connection, _):
-            fail_stuck(connection, NOW + timedelta(hours=5))
 
     @precondition(lambda self: self.foreign < 3)
     @rule()

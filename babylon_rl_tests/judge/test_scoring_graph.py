@@ -19,7 +19,8 @@ from babylon_rl.errors import BatchConflict, JudgeRefused, JudgeUnavailable
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scoring_model import score_with_model
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import read_batch
+from babylon_rl.store.batches import Batch, read_batch
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.training.batches import QUARANTINED_REASON, freeze_batch, prepare_batch
 from babylon_rl.windows import utc_now
@@ -51,6 +52,14 @@ def said_by(failed: dg.ExecuteInProcessResult) -> str:
     return next((str(reason.cause or reason) for reason in reasons if reason is not None), "nothing failed")
 
 
+def read_and_frozen(connection: Connection, windows: list[str], settings: Settings) -> Batch:
+    sync_windows(connection, windows, settings, NOW)
+    batch = freeze_batch(connection, settings, NOW)
+    assert batch is not None
+    connection.commit()
+    return batch
+
+
 def test_an_hours_page_says_what_it_cost_and_why_it_has_no_scores(
     make_bench: Callable[..., Bench], database: Database, settings: Settings, judge: Judge
 ) -> None:
@@ -77,10 +86,7 @@ def test_a_batch_waits_for_its_judge_and_goes_on_from_what_was_judged(database: 
     windows = filled(database, 3)
     chosen = asking(settings.model_copy(update=DRY), judge.url, judge_timeout_seconds=0.3)
     with database.connect() as connection:
-        sync_windows(connection, windows, chosen, NOW)
-        batch = freeze_batch(connection, chosen, NOW)
-        assert batch is not None
-        connection.commit()
+        batch = read_and_frozen(connection, windows, chosen)
         score_windows(connection, windows[:1], chosen, NOW)
         judge.reset(faults={"unavailable": 1.0})
         with pytest.raises(JudgeUnavailable):
@@ -100,10 +106,7 @@ def test_a_judge_that_refuses_everybody_fails_the_batch_and_what_was_judged_is_k
     windows = filled(database, 2)
     chosen = asking(settings.model_copy(update=DRY), judge.url)
     with database.connect() as connection:
-        sync_windows(connection, windows, chosen, NOW)
-        batch = freeze_batch(connection, chosen, NOW)
-        assert batch is not None
-        connection.commit()
+        batch = read_and_frozen(connection, windows, chosen)
         score_windows(connection, windows[:1], chosen, NOW)
         judge.reset(faults={"bad-key": 1.0})
         with pytest.raises(JudgeRefused, match="OPENAI_API_KEY"):
@@ -150,10 +153,7 @@ def test_a_quarantined_hour_leaves_its_batch_and_the_others_train(database: Data
     chosen = asking(settings.model_copy(update=DRY), "http://127.0.0.1:9/v1")
     with judging() as judge, database.connect() as connection:
         chosen = chosen.model_copy(update={"judge_base_url": judge.url})
-        sync_windows(connection, windows, chosen, NOW)
-        batch = freeze_batch(connection, chosen, NOW)
-        assert batch is not None
-        connection.commit()
+        batch = read_and_frozen(connection, windows, chosen)
         score_windows(connection, windows[:1], chosen, NOW)
         judge.reset(faults={fault: 1.0})
         prepared = prepare_batch(connection, batch.batch_id, chosen, NOW)

@@ -1,5 +1,7 @@
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,6 +25,19 @@ from babylon_rl.training.batches import (
 from babylon_rl.training.dry import DryTrainer
 from babylon_rl.training.trainer import IterationResult
 from babylon_rl_tests.training.sample import NOW, value
+
+
+@contextmanager
+def server_lost_while_registering(connection) -> Iterator[None]:
+    """A training in the block publishes its checkpoint and loses the database in the transaction that registers it."""
+    connection.execute("CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'the server went away'; END $$")
+    connection.execute("CREATE TRIGGER die BEFORE INSERT ON babylon_rl.model_lineage FOR EACH ROW EXECUTE FUNCTION die()")
+    connection.commit()
+    with pytest.raises(Exception, match="the server went away"):
+        yield
+    connection.rollback()
+    connection.execute("DROP TRIGGER die ON babylon_rl.model_lineage; DROP FUNCTION die()")
+    connection.commit()
 
 
 class Killed(BaseException):
@@ -185,16 +200,10 @@ def test_a_crash_after_an_iterations_directory_completes_its_row(connection, set
 
 
 def test_a_crash_between_publishing_and_registering_only_registers(connection, settings, batch):
-    connection.execute("CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'the server went away'; END $$")
-    connection.execute("CREATE TRIGGER die BEFORE INSERT ON babylon_rl.model_lineage FOR EACH ROW EXECUTE FUNCTION die()")
-    connection.commit()
-    with pytest.raises(Exception, match="the server went away"):
+    with server_lost_while_registering(connection):
         train_batch(connection, batch.batch_id, settings, NOW)
-    connection.rollback()
     assert_nothing_was_marked(connection, batch)
     assert verify(settings.home / "checkpoints" / "v1.0.11").batch_id == batch.batch_id
-    connection.execute("DROP TRIGGER die ON babylon_rl.model_lineage")
-    connection.commit()
     trainer = KilledTrainer(at=1)
     train_batch(connection, batch.batch_id, settings, NOW, trainer)
     assert trainer.trained == []

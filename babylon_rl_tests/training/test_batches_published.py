@@ -3,14 +3,12 @@
 import shutil
 from pathlib import Path
 
-import pytest
-
 from babylon_rl.models.checkpoints import publish
 from babylon_rl.training.batches import train_batch
 from babylon_rl.training.dry import DryTrainer, _write_adapter
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.sample import NOW
-from babylon_rl_tests.training.test_batches import KilledTrainer, assert_registered_once, batch
+from babylon_rl_tests.training.test_batches import KilledTrainer, assert_registered_once, batch, server_lost_while_registering
 
 __all__ = ["batch"]
 
@@ -21,6 +19,16 @@ def publish_dry(final: Path, batch_id: str) -> None:
     made.mkdir(parents=True)
     _write_adapter(made, "dry", bytes(range(16)))
     publish(made, final, make_manifest(DryTrainer().base_identity(), batch_id=batch_id))
+
+
+def take_number(connection) -> None:
+    """Another producer registers the number that the batch has reserved."""
+    connection.execute(
+        'INSERT INTO trained_models (id, "modelId", version, "baseModel", "storagePath", "updatedAt")'
+        " VALUES ('m', 'babylon-agent-v1.0.11', 'v1.0.11', 'x', 'x', %s)",
+        [NOW],
+    )
+    connection.commit()
 
 
 def test_a_damaged_published_checkpoint_is_published_again(connection, settings, batch):
@@ -43,31 +51,16 @@ def test_what_no_manifest_calls_ours_keeps_its_number(connection, settings, batc
 
 
 def test_a_version_that_a_foreign_row_took_is_left_to_it(connection, settings, batch):
-    connection.execute(
-        'INSERT INTO trained_models (id, "modelId", version, "baseModel", "storagePath", "updatedAt")'
-        " VALUES ('m', 'babylon-agent-v1.0.11', 'v1.0.11', 'x', 'x', %s)",
-        [NOW],
-    )
-    connection.commit()
+    take_number(connection)
     trained = train_batch(connection, batch.batch_id, settings, NOW)
     assert trained.model.version == "v1.0.12" and trained.batch.version == "v1.0.12"
     assert trained.checkpoint.name == "v1.0.12"
 
 
 def test_a_number_that_was_taken_between_publishing_and_registering_is_left_to_it(connection, settings, batch):
-    connection.execute("CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'the server went away'; END $$")
-    connection.execute("CREATE TRIGGER die BEFORE INSERT ON babylon_rl.model_lineage FOR EACH ROW EXECUTE FUNCTION die()")
-    connection.commit()
-    with pytest.raises(Exception, match="the server went away"):
+    with server_lost_while_registering(connection):
         train_batch(connection, batch.batch_id, settings, NOW)
-    connection.rollback()
-    connection.execute("DROP TRIGGER die ON babylon_rl.model_lineage")
-    connection.execute(
-        'INSERT INTO trained_models (id, "modelId", version, "baseModel", "storagePath", "updatedAt")'
-        " VALUES ('m', 'babylon-agent-v1.0.11', 'v1.0.11', 'x', 'x', %s)",
-        [NOW],
-    )
-    connection.commit()
+    take_number(connection)
     trainer = KilledTrainer(at=99)
     trained = train_batch(connection, batch.batch_id, settings, NOW, trainer)
     assert trained.model.version == "v1.0.12" and trainer.trained == []

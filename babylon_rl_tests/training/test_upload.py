@@ -125,15 +125,21 @@ def test_a_batch_is_uploaded_before_it_is_registered_and_waits_in_uploading(conn
     assert json.loads((place / model.version / MANIFEST).read_text())["batchId"] == batch.batch_id
 
 
-def test_by_hand_a_version_is_uploaded_and_what_makes_no_sense_is_a_sentence(
-    connection, settings, read_sample, monkeypatch, capsys, tmp_path: Path
-) -> None:
+@pytest.fixture
+def version_by_hand(connection, settings, read_sample, monkeypatch, tmp_path: Path) -> str:
+    """A trained version of the database and state directory that commands find in the environment."""
     batch = freeze_batch(connection, settings, NOW, max_trajectories=60)
     prepare_batch(connection, batch.batch_id, settings, NOW)
-    version = train_batch(connection, batch.batch_id, settings, NOW).model.version
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", read_sample.url)
     monkeypatch.setenv("BABYLON_RL_HOME", str(settings.home))
+    return train_batch(connection, batch.batch_id, settings, NOW).model.version
+
+
+def test_by_hand_a_version_is_uploaded_and_what_makes_no_sense_is_a_sentence(
+    settings, version_by_hand, monkeypatch, capsys, tmp_path: Path
+) -> None:
+    version = version_by_hand
     assert run(["models", "upload", version]) == 2
     assert "set MODEL_STORAGE_URL, or WANDB_API_KEY" in capsys.readouterr().err
     monkeypatch.setenv("MODEL_STORAGE_URL", f"file://{tmp_path}/there")
@@ -149,16 +155,11 @@ def test_by_hand_a_version_is_uploaded_and_what_makes_no_sense_is_a_sentence(
 
 
 def test_by_hand_a_version_becomes_an_artifact_and_is_noted_only_when_it_is_one(
-    connection, settings, read_sample, monkeypatch, capsys, tmp_path: Path
+    connection, version_by_hand, monkeypatch, capsys, tmp_path: Path
 ) -> None:
-    batch = freeze_batch(connection, settings, NOW, max_trajectories=60)
-    prepare_batch(connection, batch.batch_id, settings, NOW)
-    version = train_batch(connection, batch.batch_id, settings, NOW).model.version
-    monkeypatch.chdir(tmp_path)
+    version = version_by_hand
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("DATABASE_URL", read_sample.url)
-    monkeypatch.setenv("BABYLON_RL_HOME", str(settings.home))
     monkeypatch.setenv("WANDB_PROJECT", "p")
 
     def noted() -> str | None:

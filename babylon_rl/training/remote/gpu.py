@@ -20,7 +20,7 @@ from babylon_rl.errors import BabylonError, CheckpointError, NothingToTrain, NoT
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS, BaseIdentity
 from babylon_rl.settings import Settings
 from babylon_rl.training.remote.evidence import LOSSES
-from babylon_rl.training.remote.groups import Counted, art_groups, count_groups, sent_groups
+from babylon_rl.training.remote.groups import art_groups, count_groups, count_hours, sent_groups
 from babylon_rl.training.remote.installed import WITHOUT_LOGPROBS, installed, load_art
 from babylon_rl.training.remote.tokens import BaseTokens
 from babylon_rl.training.trainer import (
@@ -72,12 +72,7 @@ class GpuTrainer(LocalTrainer):
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """As Trainer.prepare: counts what ART would train."""
         self._run = run
-        whole = Counted()
-        tokens: dict[str, int] = {}
-        for group in sent_groups(sequences, self._base):
-            counted = count_groups([group], self._base, True)
-            tokens[group[0].window] = counted.tokens
-            whole = whole.plus(counted)
+        tokens, whole = count_hours(sequences, self._base, True)
         return TrainPlan(tokens, whole.sequences, whole.untrained, "No sequence of it can be trained on a GPU.")
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:

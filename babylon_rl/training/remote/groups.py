@@ -52,11 +52,6 @@ class Counted:
     tokens: int = 0
     untrained: Mapping[str, int] = field(default_factory=dict)
 
-    def plus(self, other: "Counted") -> "Counted":
-        """Both together."""
-        untrained = Counter(self.untrained) + Counter(other.untrained)
-        return Counted(self.sequences + other.sequences, self.tokens + other.tokens, dict(untrained))
-
 
 def sent_groups(sequences: Sequence[TrainSequence], base: BaseTokens) -> list[list[SentEpisode]]:
     """The groups of an iteration, one per window, newest first."""
@@ -92,6 +87,16 @@ def count_groups(groups: Iterable[Sequence[SentEpisode]], base: BaseTokens, with
                     sequences += 1
                     tokens += len(call.tokens) if call.tokens is not None else base.answer_tokens(call.sequence)
     return Counted(sequences, tokens, dict(untrained))
+
+
+def count_hours(
+    sequences: Sequence[TrainSequence], base: BaseTokens, without_logprobs: bool, *, judged: bool = True
+) -> tuple[dict[str, int], Counted]:
+    """Trainable tokens by hour, and all hours together; as ``count_groups``, of what would be sent of ``sequences``."""
+    hours = {group[0].window: count_groups([group], base, without_logprobs, judged=judged) for group in sent_groups(sequences, base)}
+    untrained = sum((Counter(hour.untrained) for hour in hours.values()), Counter[str]())
+    whole = Counted(sum(hour.sequences for hour in hours.values()), sum(hour.tokens for hour in hours.values()), dict(untrained))
+    return {window: hour.tokens for window, hour in hours.items()}, whole
 
 
 def art_groups(groups: Sequence[Sequence[SentEpisode]], batch_id: str, iteration: int, without_logprobs: bool) -> list[Any]:

@@ -15,7 +15,7 @@ from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remot
 from babylon_rl.settings import Settings
 from babylon_rl.store.remote_jobs import RemoteJob, newest_job
 from babylon_rl.training.remote.evidence import JobProgress
-from babylon_rl.training.remote.groups import Counted, SentEpisode, art_groups, count_groups, sent_groups
+from babylon_rl.training.remote.groups import Counted, SentEpisode, art_groups, count_groups, count_hours, sent_groups
 from babylon_rl.training.remote.installed import FIRST_WITHOUT_LOGPROBS, WITHOUT_LOGPROBS, Installed
 from babylon_rl.training.remote.once import Boundary, OnceOnly, Post, Times, failure_of, nowhere
 from babylon_rl.training.remote.service import ServerlessService, serverless_art
@@ -148,12 +148,8 @@ class ServerlessTrainer:
         return groups, count_groups(groups, self._base, service.installed.trains_without_logprobs)
 
     def _plan(self, sequences: Sequence[TrainSequence], judged: bool) -> TrainPlan:
-        art, whole = serverless_art(), Counted()
-        tokens: dict[str, int] = {}
-        for group in sent_groups(sequences, self._base):
-            counted = count_groups([group], self._base, art.trains_without_logprobs, judged=judged)
-            tokens[group[0].window] = counted.tokens
-            whole = whole.plus(counted)
+        art = serverless_art()
+        tokens, whole = count_hours(sequences, self._base, art.trains_without_logprobs, judged=judged)
         by_window: dict[str, list[TrainSequence]] = {}
         for sequence in sequences:
             by_window.setdefault(sequence.window, []).append(sequence)

@@ -7,6 +7,7 @@ time limit, fails on events out of order and does not give the job's id away.
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -61,7 +62,7 @@ class ServerlessService:
     def __init__(self, settings: Settings, base_model: str, patience_s: float, beat: Callable[[], None]) -> None:
         self._settings, self._base_model = settings, base_model
         self._patience_s, self._beat = patience_s, beat
-        self._key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key is not None else ""
+        self._key = settings.wandb_key
 
     async def __aenter__(self) -> Self:
         art = load_art()
@@ -74,12 +75,11 @@ class ServerlessService:
             **self.installed.model_arguments(self._settings.art_model_name), project=self._settings.wandb_project,
             entity=self._settings.wandb_entity, base_model=self._base_model, base_path=str(self._scratch.path),
         )  # fmt: skip
-        try:
+        async with AsyncExitStack() as failed:
+            failed.push_async_callback(self.__aexit__)
             # A model that is there is returned, so this may be asked again.
             await self._asked("register the model", lambda: self._model.register(self._backend))
-        except BaseException:
-            await self.__aexit__()
-            raise
+            failed.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -176,7 +176,7 @@ class ServerlessService:
             if sent:
                 raise Unknown(f"the answer to the post cannot be read ({type(failed).__name__})") from failed
             raise Refused(f"ART's train() did not build the request: {describe(failed, self._key)}.", again=False) from failed
-        except Exception as failed:
+        except Exception as failed:  # whatever ART or its client raise: once the request has left, nobody knows what became of it
             if sent and not isinstance(failed, Unknown):
                 raise Unknown(f"the post broke off ({type(failed).__name__})") from failed
             raise
