@@ -6,6 +6,7 @@ from typing import Any
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
+from babylon_rl.store.judge_secret import keep_secret
 from babylon_rl.windows import HOUR, window_of
 from babylon_rl_tests.rows import AFTER, START, Connection, insert, make_call, make_step, make_trajectory
 
@@ -21,7 +22,12 @@ def asking(settings: Settings, url: str, **changes: Any) -> Settings:
 
 
 def add_hours(connection: Connection, hours: int, agents: int = 5) -> list[str]:
-    """Hours of as many agents, of whom each earns more than the one before, and no two hours are alike; returns their windows."""
+    """Hours of as many agents, of whom each earns more than the one before, and no two hours are alike; returns their windows.
+
+    The database has one and the same secret in each run of the tests, as what the judge is shown, in which order, and so its noise, its
+    bias and its faults are drawn from it.
+    """
+    keep_secret(connection, bytes(32), NOW)
     windows = [window_of(START + number * HOUR) for number in range(hours)]
     rows = []
     for number, window in enumerate(windows):
