@@ -2,12 +2,12 @@
 
 import gzip
 import itertools
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -18,8 +18,14 @@ from babylon_rl.store.cluster import Cluster
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
+from babylon_rl_tests.memory import quick_directory
+from babylon_rl_tests.repeatable import repeatable
 
 DATA = Path(__file__).parent / "data"
+
+# What every property test builds on, also one that says nothing of it.
+hypothesis.settings.register_profile("repeatable", repeatable(100))
+hypothesis.settings.load_profile("repeatable")
 
 # A shell starts background jobs with SIGINT ignored, nohup with SIGHUP, and children inherit it; the tests that send signals need neither.
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -30,14 +36,12 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an embedded server that lives as long as the session; fsync is off, as nothing in it must last."""
-    home = tmp_path_factory.mktemp("server")
-    with use_server(home) as url:
+    """The address of an embedded server that lives as long as the session; in memory if there is room, as nothing in it must last."""
+    with quick_directory(tmp_path_factory.getbasetemp()) as home, use_server(home) as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET fsync = off")
             connection.execute("SELECT pg_reload_conf()")
         yield url
-    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +115,7 @@ def settings(tmp_path: Path) -> Settings:
 
 def _create(server: str, name: str, source: str) -> str:
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {source}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {source} STRATEGY file_copy")
     return server.rpartition("/")[0] + f"/{name}"
 
 

@@ -1,4 +1,4 @@
-"""How property tests run: the same examples every time, and a blob that repeats a failure.
+"""How property tests run: the same examples every time, on any machine and however slow, and a blob that repeats a failure.
 
 ROUNDS=20 in the environment tries twenty times as many examples, fresh ones, and makes a failing one small, which takes minutes: with
 pytest's --timeout=0.

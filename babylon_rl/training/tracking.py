@@ -86,9 +86,9 @@ class Tracker:
                 sent = replace(sent, words=f"Written for `wandb sync {' '.join(directories)}`.")
         return sent
 
-    def abandon(self) -> Sent:
+    def abandon(self, limit_s: float = ABANDON_S) -> Sent:
         """The training ended otherwise: its whole iterations are logged, and the next run goes on from there."""
-        return Sent("") if self._process is None else self._process.end(ABANDON_S)
+        return Sent("") if self._process is None else self._process.end(limit_s)
 
     def _send(self) -> None:
         for step in self._steps:

@@ -74,7 +74,7 @@ class Dev:
         leaders = [psutil.Process(note["group"]["pid"]) for note in notes if note]
         return [process for leader in leaders for process in (leader, *leader.children(recursive=True))]
 
-    def _wait(self, look: Any, limit_s: float = 90) -> Any:
+    def _wait(self, look: Any, limit_s: float = 240) -> Any:
         deadline = time.monotonic() + limit_s
         while not (found := look()):
             assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()[-3000:]

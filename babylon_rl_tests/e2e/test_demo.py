@@ -11,7 +11,7 @@ import pytest
 from babylon_rl.market.simulation.roster import NAMES
 
 # Two hours are few: at the usual rate the policy of some hours collapses, and is rightly not published.
-SMALL = {"LEARNING_RATE": "0.0002", "BENCHMARK_MARKETS": "3"}
+SMALL = {"LEARNING_RATE": "0.0001", "BENCHMARK_MARKETS": "3"}
 WINDOWS = 2
 
 
@@ -32,7 +32,7 @@ def run(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_demo_goes_from_nothing_to_a_compared_checkpoint_and_then_only_shows_it(state: Path) -> None:
     first = run(state, "demo", "--windows", str(WINDOWS), "--json")
     assert first.returncode == 0, first.stderr
@@ -59,7 +59,7 @@ def test_demo_goes_from_nothing_to_a_compared_checkpoint_and_then_only_shows_it(
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_trained_version_is_traced_back_to_its_hours(state: Path) -> None:
     result = json.loads(run(state, "demo", "--windows", str(WINDOWS), "--json").stdout)
     batch = json.loads(run(state, "batches", "show", result["batchId"], "--json").stdout)

@@ -250,5 +250,5 @@ def _run_hours_job(times: int) -> None:
     command = [*job, "--tags", json.dumps({"dagster/partition": WINDOW})]
     running = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(times)]
     for process in running:
-        _, errors = process.communicate(timeout=110)
+        _, errors = process.communicate(timeout=250)
         assert process.returncode == 0, errors[-2000:]

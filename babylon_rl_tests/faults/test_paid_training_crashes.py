@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 
 from babylon_rl.errors import TrainingError, TrainingPaused
 from babylon_rl.training.batches import freeze_batch, pending_batches, prepare_batch, train_batch
@@ -119,7 +119,6 @@ class PaidTrainings(WithPeople):
         else:
             self.service.let_go()
 
-    @precondition(lambda self: any(job.fault == "late" for job in self.service.jobs))
     @rule()
     def let_the_late_end(self) -> None:
         self.service.let_go()

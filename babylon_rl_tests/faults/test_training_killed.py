@@ -70,13 +70,17 @@ def wait_until_alone(world: World) -> None:
         time.sleep(0.005)
 
 
-def train_to_the_end(world: World, now: datetime, most: int) -> None:
+def train_to_the_end(world: World, now: datetime, most: int) -> float:
+    """The seconds that it took, the start of the process and of the one that it is forked from left out."""
     process = start(world, now, most)
+    began_s = time.monotonic()
     process.join()
+    took_s = time.monotonic() - began_s
     assert process.exitcode == 0
     wait_until_alone(world)
     prune(world.connection, world.settings, world.checkpoints, now)
     check(world, at_rest=True)
+    return took_s
 
 
 def kill_at_random(world: World, now: datetime, most: int, chance: random.Random, kills: int, longest_s: float) -> int:
@@ -101,9 +105,7 @@ def test_a_killed_training_on_the_processor_ends_as_one_that_nobody_killed(world
     base = make_base(tmp_path / "base")
     chosen = {"local_base_model": str(base), "iterations": 5, "learning_rate": 1e-5, "warmup_steps": 0}
     small = World(world.url, world.settings.model_copy(update=chosen), world.connection)
-    began_s = time.monotonic()
-    train_to_the_end(small, NOW, AGENTS * ROWS)
-    whole_s = time.monotonic() - began_s
+    whole_s = train_to_the_end(small, NOW, AGENTS * ROWS)
     expected = registry(small)
     assert len(expected["weights"]) == 1 and len(expected["steps"]) == 10
     chance, killed, struck = random.Random(6), 0, 0
@@ -121,9 +123,7 @@ def test_a_killed_training_on_the_processor_ends_as_one_that_nobody_killed(world
 def test_a_killed_serverless_training_posts_no_job_twice(played_world: World, forks_serverless: None, stand_in: StandIn) -> None:
     service = stand_in.service
     service.job_s, service.lag_s = 0.2, 0.2
-    began_s = time.monotonic()
-    train_to_the_end(played_world, PLAYED_NOW, 1000)
-    whole_s = time.monotonic() - began_s
+    whole_s = train_to_the_end(played_world, PLAYED_NOW, 1000)
     assert_trained_once(played_world, stand_in)
     chance, killed, struck = random.Random(7), 0, 0
     while killed < KILLS:

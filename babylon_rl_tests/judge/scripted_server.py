@@ -16,7 +16,7 @@ from babylon_rl.judge.scripted.server import OVERRIDE_HEADER, running
 from babylon_rl.judge.scripted.settings import ScriptedJudge
 
 NONCE = "4f1a9c"
-START_S = 30
+START_S = 120
 
 
 class Judge:

@@ -225,15 +225,15 @@ def test_an_hour_that_changes_while_it_is_judged_waits_for_the_next_run(database
     (window,) = filled(database, 1)
     late = make_trajectory("late", "agent-0", minute=50, finalPnL=5000.0, windowId=window, scenarioId=window)
 
-    with judging(ScriptedJudge(latency_s=1.0)) as judge, database.connect(autocommit=True) as connection:
+    with judging(ScriptedJudge(latency_s=2.0)) as judge, database.connect(autocommit=True) as connection, database.connect() as other:
         chosen = asking(settings, judge.url)
         found = []
         thread = threading.Thread(target=lambda: found.append(score_windows(connection, [window], chosen, NOW)))
         thread.start()
         while not judge.stats()["inFlight"]:
             time.sleep(0.01)
-        with database.connect() as other:
-            insert(other, "trajectories", [late])
+        insert(other, "trajectories", [late])
+        other.commit()
         thread.join()
         assert list(found[0].pending) == [window] and not found[0]
         assert count(database.url, "SELECT count(*) FROM reward_judgments") == 0

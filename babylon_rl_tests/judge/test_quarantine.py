@@ -27,7 +27,7 @@ def test_a_fault_that_lasts_makes_up_no_score_and_one_that_passes_leaves_no_trac
 ) -> None:
     windows = add_hours(connection, 2)
     with judging(ScriptedJudge(faults={fault: 1.0}, retry_after_s=0.01, slow_s=30)) as judge:
-        chosen = asking(settings, judge.url, judge_timeout_seconds=0.25)
+        chosen = asking(settings, judge.url, judge_timeout_seconds=10.0 if fault in CONTENT_FAULTS else 0.25)
         faulty = score_windows(connection, windows, chosen, NOW)
         judge.reset(faults={fault: 0.0})
         if fault in READABLE:

@@ -64,7 +64,7 @@ def test_an_hours_page_says_what_it_cost_and_why_it_has_no_scores(
     make_bench: Callable[..., Bench], database: Database, settings: Settings, judge: Judge
 ) -> None:
     first, second, third = filled(database, 3)
-    chosen = asking(settings, judge.url, judge_model="openai/gpt-4o-mini", judge_timeout_seconds=0.3)
+    chosen = asking(settings, judge.url, judge_model="openai/gpt-4o-mini", judge_timeout_seconds=2.0)
     names = ("judge_model", "judge_base_url", "judge_timeout_seconds", "judge_disagreement")
     bench = make_bench(database, NOW, **{name: getattr(chosen, name) for name in names})
     bench.run("score", first)
@@ -84,7 +84,7 @@ def test_an_hours_page_says_what_it_cost_and_why_it_has_no_scores(
 
 def test_a_batch_waits_for_its_judge_and_goes_on_from_what_was_judged(database: Database, settings: Settings, judge: Judge) -> None:
     windows = filled(database, 3)
-    chosen = asking(settings.model_copy(update=DRY), judge.url, judge_timeout_seconds=0.3)
+    chosen = asking(settings.model_copy(update=DRY), judge.url, judge_timeout_seconds=2.0)
     with database.connect() as connection:
         batch = read_and_frozen(connection, windows, chosen)
         score_windows(connection, windows[:1], chosen, NOW)
@@ -196,7 +196,7 @@ def command(
     """``command("score", ...)``: exit code, the JSON document, what was said besides."""
     for name, value in {
         "DATABASE_URL": database.url, "BABYLON_RL_HOME": str(tmp_path / "home"), "JUDGE_MODEL": MODEL, "JUDGE_BASE_URL": judge.url,
-        "JUDGE_TIMEOUT_SECONDS": "0.5", "JUDGE_DISAGREEMENT": "1",
+        "JUDGE_TIMEOUT_SECONDS": "2", "JUDGE_DISAGREEMENT": "1",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)

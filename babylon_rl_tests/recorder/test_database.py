@@ -234,7 +234,7 @@ def test_agents_wait_for_room_and_go_on_when_there_is_some(game: Database, setti
 
 def test_a_trajectory_that_found_no_room_is_still_open_and_can_end_later(game: Database, settings: Settings) -> None:
     async def play() -> RecorderReport:
-        recorder = await AsyncTrajectoryRecorder.connect(game.url, settings=settings, room=1, patience_s=0.2)
+        recorder = await AsyncTrajectoryRecorder.connect(game.url, settings=settings, room=1, patience_s=1.5)
         begun = [recorder.start_trajectory("agent-1") for _ in range(10)]
         with game.connect() as held:
             held.execute("LOCK TABLE trajectories IN EXCLUSIVE MODE")

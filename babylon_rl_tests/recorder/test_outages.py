@@ -50,6 +50,7 @@ def test_what_ends_during_an_outage_is_written_after_it(game: Database, settings
         begun += record_some(recorder, 20)
         with pytest.raises(DatabaseUnreachable, match="20 recorded trajectories were not written within 0.5 s"):
             recorder.flush(0.5)
+        until(lambda: "does not take recorded trajectories" in caplog.text)
         proxy.mend()
         recorder.flush(60)
         assert set(stored(game)) == set(begun)

@@ -62,11 +62,11 @@ def pgbouncer(url: str, directory: Path, pool_size: int, more: str = "") -> Iter
         yield pooled
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 def _wait(process: subprocess.Popen[str], url: str) -> None:
-    for _ in range(200):
+    for _ in range(1000):
         assert process.poll() is None and process.stderr is not None, process.stderr.read() if process.stderr else ""
         try:
             psycopg.connect(url, prepare_threshold=None).close()

@@ -224,5 +224,5 @@ def test_a_session_that_was_idle_too_long_is_tried_again(every_hour: Database, s
     babylon = Babylon(settings, every_hour, lambda: NOW, retry_after_s=0)
     with pytest.raises(dg.RetryRequested), babylon.connection() as connection, connection.transaction():
         connection.execute("SET LOCAL idle_in_transaction_session_timeout = '50ms'")
-        threading.Event().wait(0.5)
+        threading.Event().wait(2.0)
         connection.execute("SELECT 1")

@@ -102,12 +102,12 @@ def test_a_foreign_step_is_not_taken_for_that_of_a_job_that_made_none(stand_in, 
 @pytest.mark.parametrize("fault", ["nan", "steps_but_fails"])
 def test_the_step_of_a_job_that_failed_is_known_before_anything_else_is_posted(played, stand_in, freeze, train, steps, fault):
     stand_in.service.job_faults, stand_in.service.lag_s = [fault], 0.2
-    failing = freeze()
+    failing, patient = freeze(), replace(TIMES, list_lag_s=3.0)
     with pytest.raises(TrainingError):
-        train(failing, times=replace(TIMES, list_lag_s=3.0))
+        train(failing, times=patient)
     (job,) = read_jobs(played, failing.batch_id)
     assert (job.state, job.step_after) == ("failed", 1) and steps() == [1]
-    assert read_remote(train(freeze()).checkpoint).step == 2 and steps() == [2]
+    assert read_remote(train(freeze(), times=patient).checkpoint).step == 2 and steps() == [2]
     assert read_jobs(played, failing.batch_id)[0].discarded_at is not None
 
 

@@ -115,7 +115,7 @@ def test_offline_wandb_reads_every_step_and_iteration_back(offline: Settings, tm
 def test_offline_every_directory_of_an_interrupted_training_is_named_and_no_step_is_in_two(offline: Settings, tmp_path: Path) -> None:
     first = Tracker(make_batch(), offline)
     tell(first, (1,))  # its only iteration has ended; then the upload waits, say
-    abandoned = first.abandon()
+    abandoned = first.abandon(limit_s=100)
     second = Tracker(make_batch(), offline)
     tell(second, (1,))  # a crash before its row makes a trainer repeat it
     sent = second.finish([make_step(1)], {}, {"version": "v1.0.2"})
@@ -180,7 +180,7 @@ def test_online_an_interrupted_training_is_one_run_without_a_repeated_step(setti
         first = Tracker(make_batch(), online)
         tell(first, (1,))
         first.step(StepMetrics(2, 1, 2, 9.0, 50))  # the second iteration does not end
-        first.abandon()
+        first.abandon(limit_s=100)
         assert [row["_step"] for row in service.history["batch-1761825600000"]] == [STRIDE + 1, STRIDE + 2]
         second = Tracker(make_batch(), online)
         tell(second, (1, 2))  # a crash before its row makes a trainer repeat the first one, too

@@ -164,6 +164,7 @@ class OnceOnly:
             known = self._again(job)
             if known.state != "posting":
                 return known
+            last = self._now() > deadline  # before it is asked: an answer that takes long is not one that says no
             newest = await self._service.newest()
             if newest.number > job.step_before:
                 sequences, loss = of_checkpoint(newest.metrics)
@@ -175,7 +176,7 @@ class OnceOnly:
                     why = f"the step moved to {newest.number}, and the checkpoint does not say that sequences were trained at a finite loss"
                     end = JobEnd("failed", self._now(), newest.number, sequences, error=why)
                 return self._end(job, end)
-            if self._now() > deadline:
+            if last:
                 return self._end(job, JobEnd("lost", self._now(), error="the post was not answered, and the step never moved"))
             await self._pause(poll_s)
             poll_s = min(self._times.longest_poll_s, poll_s * 1.5)
@@ -236,10 +237,11 @@ class OnceOnly:
     async def _step_above(self, step: int) -> int | None:
         until = self._now() + timedelta(seconds=self._times.list_lag_s)
         while True:
+            last = self._now() > until
             newest = await self._service.newest()
             if newest.number > step:
                 return newest.number
-            if self._now() > until:
+            if last:
                 return None
             await self._pause(self._times.poll_s)
 

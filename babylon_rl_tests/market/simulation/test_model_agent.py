@@ -191,7 +191,7 @@ def test_an_endpoint_that_is_too_slow_ends_the_run_with_a_message() -> None:
         return '{"action": "hold"}'
 
     with stand_in(sleeps) as endpoint:
-        with ChatClient(endpoint.url, None, "m", attempts=1, timeout_s=0.5) as client:
+        with ChatClient(endpoint.url, None, "m", attempts=1, timeout_s=3.0) as client:
             run = play(make_market(), {"a": model_agent(client)})
         woken.set()
     assert run.ticks_played == 2 and run.stopped is not None and "does not answer" in run.stopped
