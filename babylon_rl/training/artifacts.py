@@ -35,9 +35,11 @@ def _log(request: dict[str, Any], given: dict[str, Any]) -> dict[str, str]:
     run = open_run(request)
     artifact = wandb.Artifact(given["name"], "model", metadata=given["metadata"])
     artifact.add_dir(given["directory"], policy="immutable")
-    run.log_artifact(artifact, aliases=["latest", given["version"]])
+    logged = run.log_artifact(artifact, aliases=["latest", given["version"]])
+    if not run.offline:
+        logged.wait()  # returns when it is up, and raises when that fails, of which the run's end says nothing
     link, name = link_of(run, request), f"{run.entity}/{run.project}/{given['name']}:{given['version']}"
-    run.finish()  # returns when it is up, and raises when that fails
+    run.finish()
     return {"link": link, "artifact": name}
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,19 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+# What wandb 0.25 looks up before it sends an artifact.
+ARTIFACT_FIELDS = (
+    "entityName", "projectName", "runName", "artifactTypeName", "artifactCollectionName", "digest", "digestAlgorithm", "description",
+    "aliases", "tags", "metadata", "historyStep", "enableDigestDeduplication", "ttlDurationSeconds", "clientID", "sequenceClientID",
+)  # fmt: skip
+
 
 @dataclass
 class Service:
-    """``history`` holds the logged rows of each run by name, ``files`` what was uploaded by path, ``keys`` the credentials shown."""
+    """``history`` holds the logged rows of each run by name, ``files`` what was uploaded by path, ``keys`` the credentials shown.
+
+    The operations in ``refused`` are answered by an error.
+    """
 
     url: str = ""
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -20,10 +30,14 @@ class Service:
     files: dict[str, bytes] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
     resumed: int = 0
+    refused: set[str] = field(default_factory=set)
 
     def graphql(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
-        """What the service would answer to one operation."""
-        operation = query.split("(")[0].split("{")[0].split()[-1]
+        """The service's whole answer to one operation."""
+        named = re.search(r"(?:query|mutation)\s+(\w+)|{\s*(\w+)", query)  # some operations of wandb 0.25 have no name
+        operation = "" if named is None else (named[1] or named[2].capitalize())
+        if operation in self.refused:
+            return {"data": None, "errors": [{"message": f"{operation}: the storage of this account is full"}]}
         upload = {"uploadUrl": f"{self.url}/up/manifest", "uploadHeaders": []}
         node = {"id": "f1", "name": "wandb_manifest.json", "displayName": "wandb_manifest.json", **upload}
         answers = {
@@ -32,6 +46,8 @@ class Service:
             "Viewer": lambda: {
                 "viewer": {"id": "u1", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
             },
+            "ServerFeaturesQuery": lambda: {"serverInfo": {"features": []}},  # wandb 0.25 ends where this is not answered
+            "InputFields": lambda: {"TypeInfo": {"inputFields": [{"name": name} for name in ARTIFACT_FIELDS]}},
             "ArtifactType": lambda: {"project": {"artifact": None}},
             "CreateArtifact": lambda: {
                 "createArtifact": {"artifact": {"id": "a1", "state": "PENDING", "artifactSequence": {"id": "s1", "latestArtifact": None}}}
@@ -40,6 +56,7 @@ class Service:
             "UpdateArtifactManifest": lambda: {"updateArtifactManifest": {"artifactManifest": {"id": "m1", "file": node}}},
             "CreateArtifactFiles": lambda: {"createArtifactFiles": {"files": {"edges": self._places(given)}}},
             "CommitArtifact": lambda: {"commitArtifact": {"artifact": {"id": "a1", "digest": "d"}}},
+            "ArtifactByID": lambda: {"artifact": self._artifact()},
             "CreateRunFiles": lambda: {
                 "createRunFiles": {
                     "runID": "run1",
@@ -48,7 +65,7 @@ class Service:
                 }
             },
         }
-        return answers.get(operation, dict)()
+        return {"data": answers.get(operation, dict)()}
 
     def stream(self, run: str, body: dict[str, Any]) -> None:
         """Rows of history and the newest summary."""
@@ -74,6 +91,14 @@ class Service:
         named = {"id": "run1", "name": given["name"], "displayName": "leaderboard", "description": "", "config": "{}", "sweepName": None}
         return {**named, "historyLineCount": len(self.history[given["name"]]), "project": project}
 
+    def _artifact(self) -> dict[str, Any]:
+        project = {"id": "p1", "internalId": "p1", "name": "p", "entity": {"name": "me"}}
+        sequence = {"__typename": "ArtifactSequence", "name": "a", "project": project}
+        plain = {"description": None, "metadata": "{}", "tags": [], "historyStep": None, "commitHash": None, "updatedAt": None, "aliases": []}
+        size = {"size": 1, "fileCount": 1, "digest": "d", "digestAlgorithm": "MANIFEST_MD5", "createdAt": "2025-11-01T00:00:00"}
+        life = {"ttlDurationSeconds": -1, "ttlIsInherited": True, "state": "COMMITTED", "versionIndex": 0}
+        return {"__typename": "Artifact", "id": "a1", "artifactSequence": sequence, "artifactType": {"name": "model"}} | plain | size | life
+
     def _places(self, given: dict[str, Any]) -> list[dict[str, Any]]:
         wanted = given.get("input", given).get("artifactFiles") or given.get("files") or []
         common = {"uploadHeaders": [], "storagePath": None, "uploadMultipartUrls": None, "artifact": {"id": "a1"}}
@@ -91,7 +116,7 @@ def weights_and_biases() -> Iterator[Service]:
             body = json.loads(self._body())
             service.keys.add(self.headers.get("Authorization", ""))
             if self.path == "/graphql":
-                self._answer({"data": service.graphql(body["query"], body.get("variables") or {})})
+                self._answer(service.graphql(body["query"], body.get("variables") or {}))
             else:
                 service.stream(self.path.split("/")[-2], body)
                 self._answer({"exitcode": None, "limits": {}})

@@ -284,6 +284,10 @@ def test_a_checkpoint_is_logged_as_an_artifact_of_its_batch(settings: Settings, 
     publish(tmp_path / "made", tmp_path / "v1.0.0", make_manifest(DryTrainer().base_identity(), batch_id="batch-9"))
     with weights_and_biases() as service:
         online = settings.model_copy(update={"wandb_api_key": SecretStr(KEY), "wandb_project": "p", "wandb_base_url": service.url})
+        service.refused = {"CreateArtifact"}
+        refused = log_artifact(tmp_path / "v1.0.0", online)
+        assert refused.link is refused.answer is None and "the storage of this account is full" in refused.words
+        service.refused.clear()
         sent = log_artifact(tmp_path / "v1.0.0", online)
         assert sent.link == f"{service.url}/me/p/runs/batch-9", sent.words
     assert "artifact" in (sent.answer or {})
