@@ -94,7 +94,15 @@ class Service:
     def _artifact(self) -> dict[str, Any]:
         project = {"id": "p1", "internalId": "p1", "name": "p", "entity": {"name": "me"}}
         sequence = {"__typename": "ArtifactSequence", "name": "a", "project": project}
-        plain = {"description": None, "metadata": "{}", "tags": [], "historyStep": None, "commitHash": None, "updatedAt": None, "aliases": []}
+        plain = {
+            "description": None,
+            "metadata": "{}",
+            "tags": [],
+            "historyStep": None,
+            "commitHash": None,
+            "updatedAt": None,
+            "aliases": [],
+        }
         size = {"size": 1, "fileCount": 1, "digest": "d", "digestAlgorithm": "MANIFEST_MD5", "createdAt": "2025-11-01T00:00:00"}
         life = {"ttlDurationSeconds": -1, "ttlIsInherited": True, "state": "COMMITTED", "versionIndex": 0}
         return {"__typename": "Artifact", "id": "a1", "artifactSequence": sequence, "artifactType": {"name": "model"}} | plain | size | life
