@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 . scripts/environment.sh
 use_state_directory
 without_own_settings
+unset PYTHONDONTWRITEBYTECODE # of hundreds of programs that are started, each would compile its libraries again
 linted=0
 scripts/lint.sh || linted=$?
 # Two at a time, a file's tests together: much of the time is waiting for servers to start and stop. In the files' own order, which puts
