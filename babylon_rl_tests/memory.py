@@ -24,11 +24,8 @@ def quick_directory(otherwise: Path) -> Iterator[Path]:
     if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= _ROOM:
         parent = _MEMORY
         _remove_those_of_the_dead()
-    made = Path(tempfile.mkdtemp(prefix=f"{_NAME}{os.getpid()}-", dir=parent))
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{_NAME}{os.getpid()}-", dir=parent, ignore_cleanup_errors=True) as made:
+        yield Path(made)
 
 
 def _remove_those_of_the_dead() -> None:

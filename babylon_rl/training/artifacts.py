@@ -36,7 +36,7 @@ def _log(request: dict[str, Any], given: dict[str, Any]) -> dict[str, str]:
     artifact = wandb.Artifact(given["name"], "model", metadata=given["metadata"])
     artifact.add_dir(given["directory"], policy="immutable")
     logged = run.log_artifact(artifact, aliases=["latest", given["version"]])
-    if not run.offline:
+    if request["mode"] != "offline":
         logged.wait()  # returns when it is up, and raises when that fails, of which the run's end says nothing
     link, name = link_of(run, request), f"{run.entity}/{run.project}/{given['name']}:{given['version']}"
     run.finish()

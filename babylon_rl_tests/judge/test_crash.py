@@ -34,7 +34,6 @@ def quiet(judge: Judge, database: Database) -> int:
     return int(judge.stats()["requests"])
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("kills", "hours"), [(3, 16), pytest.param(20, 60, marks=pytest.mark.slow)])
 def test_a_killed_run_repeats_at_most_what_was_in_flight(database: Database, settings: Settings, kills: int, hours: int) -> None:
     windows = filled(database, hours)
