@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.judge import wording
-from babylon_rl.judge.leaks import RESPONSE, Leak, LeakContext, find_leaks, knowledge_needles
+from babylon_rl.judge.leaks import RESPONSE, Leak, LeakContext, find_leaks, knowledge_needles, plainly_typed
 from babylon_rl.judge.wording import KNOWLEDGE_KEYS, TEMPLATES, Template, knowledge_sentences, say
 
 PROMPT = [{"role": "system", "content": "You are a trader."}, {"role": "user", "content": "OpenLIE $450. What do you do?"}]
@@ -178,3 +178,11 @@ def test_a_value_of_another_type_is_refused() -> None:
         say(wording.STOCK, name="OpenLIE", start=1, end=2, change=3, label="great")
     with pytest.raises(KeyError):
         say(wording.STOCK, name="OpenLIE")
+
+
+TYPED = str.maketrans("‐‑‒–—−“”„‟«»‘’‚‛", "-" * 6 + '"' * 6 + "'" * 4, "\xad\u200b\u200c\u200d\u2060\ufeff")
+
+
+@given(st.text(st.characters() | st.sampled_from([chr(code) for code in TYPED])))
+def test_typography_is_made_plain_character_by_character(text: str):
+    assert plainly_typed(text) == text.translate(TYPED)
