@@ -103,6 +103,5 @@ def engine_version() -> str:
     found = hashlib.sha256()
     code = Path(simulation.__path__[0])
     for path in [*sorted(code.glob("*.py")), *sorted((code.parent / "prompts").glob("*.txt"))]:
-        if not path.name.startswith("fit"):
-            found.update(path.read_bytes())
+        found.update(path.read_bytes())
     return found.hexdigest()[:16]

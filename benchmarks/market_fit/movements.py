@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from babylon_rl.market.simulation.fit_rows import Clock, EventRow, Recording
-from babylon_rl.market.simulation.fit_series import (
+from benchmarks.market_fit.rows import Clock, EventRow, Recording
+from benchmarks.market_fit.series import (
     Persistence,
     correlation,
     grouped,
@@ -25,7 +25,7 @@ from babylon_rl.market.simulation.fit_series import (
     rms,
     share,
 )
-from babylon_rl.market.simulation.fit_texts import names
+from benchmarks.market_fit.texts import names
 
 
 @dataclass(frozen=True)

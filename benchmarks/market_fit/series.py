@@ -12,7 +12,7 @@ from datetime import datetime
 from itertools import accumulate, pairwise
 from typing import TypeVar
 
-from babylon_rl.market.simulation.fit_rows import Clock, EventRow
+from benchmarks.market_fit.rows import Clock, EventRow
 
 CURVE_TICKS = 10
 HORIZONS_MINUTES = (5, 15, 30, 60)

@@ -2,7 +2,7 @@
 
 import statistics
 
-from babylon_rl.market.simulation.fit import MarketFit
+from benchmarks.market_fit.measure import MarketFit
 
 NONE = "not recorded"
 

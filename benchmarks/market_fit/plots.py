@@ -3,7 +3,7 @@
 import io
 from typing import Any
 
-from babylon_rl.market.simulation.fit import MarketFit
+from benchmarks.market_fit.measure import MarketFit
 
 GAME, OURS = "recorded game", "simulated market"
 _COLOURS = {GAME: "#3d3d3d", OURS: "#1f6fb4"}

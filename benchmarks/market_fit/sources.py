@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from babylon_rl.market.simulation.fit_rows import EventRow, PostRow, PriceRow, ProbabilityRow, QuestionRow, Recording, TradeRow
 from babylon_rl.market.simulation.scenario import Scenario
+from benchmarks.market_fit.rows import EventRow, PostRow, PriceRow, ProbabilityRow, QuestionRow, Recording, TradeRow
 
 Row = TypeVar("Row")
 

@@ -9,13 +9,13 @@ import pytest
 
 from babylon_rl.errors import MarketError
 from babylon_rl.market.simulation.config import MarketModel, preset
-from babylon_rl.market.simulation.fit import known_kind, measure
-from babylon_rl.market.simulation.fit_rows import Clock, EventRow, PostRow, PriceRow, ProbabilityRow, QuestionRow, Recording, TradeRow
-from babylon_rl.market.simulation.fit_texts import direction, names, template
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.store.database import Database
-from benchmarks.fit_market_constants import constants
-from benchmarks.fit_market_rows import recorded, simulated
+from benchmarks.market_fit.constants import constants
+from benchmarks.market_fit.measure import known_kind, measure
+from benchmarks.market_fit.rows import Clock, EventRow, PostRow, PriceRow, ProbabilityRow, QuestionRow, Recording, TradeRow
+from benchmarks.market_fit.sources import recorded, simulated
+from benchmarks.market_fit.texts import direction, names, template
 
 START = datetime(2025, 11, 15, 10)
 MINUTES = 600

@@ -13,10 +13,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from babylon_rl.errors import MarketError
-from babylon_rl.market.simulation.fit_markets import QuestionFit, StockFit, TradeFit, fit_questions, fit_stocks, fit_trades
-from babylon_rl.market.simulation.fit_rows import Recording
-from babylon_rl.market.simulation.fit_series import share
-from babylon_rl.market.simulation.fit_texts import direction, names, template
+from benchmarks.market_fit.movements import QuestionFit, StockFit, TradeFit, fit_questions, fit_stocks, fit_trades
+from benchmarks.market_fit.rows import Recording
+from benchmarks.market_fit.series import share
+from benchmarks.market_fit.texts import direction, names, template
 
 EVENT_KINDS = ("announcement", "meeting", "leak", "development", "scandal", "rumor", "deal", "conflict", "revelation")
 Shares = tuple[tuple[Any, float], ...]

@@ -1,4 +1,4 @@
-"""Measures the recorded game and the simulated market: `python benchmarks/fit_market.py [--database URL] [--write]` prints a table.
+"""Measures the recorded game and the simulated market: `python -m benchmarks.market_fit [--database URL] [--write]` prints a table.
 
 The recorded game is the sample that the tests use, on an embedded server of its own, or the database given. ``--write`` writes
 docs/market-fit.md and its pictures anew.
@@ -15,15 +15,15 @@ from pathlib import Path
 import psycopg
 
 from babylon_rl.market.simulation.config import MarketModel, preset
-from babylon_rl.market.simulation.fit import measure
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.store.cluster import Cluster
 from babylon_rl.store.embedded import use_server
-from benchmarks.fit_market_page import comparison, page
-from benchmarks.fit_market_plots import GAME, OURS, moves_png, told_png
-from benchmarks.fit_market_rows import recorded, simulated
+from benchmarks.market_fit.measure import measure
+from benchmarks.market_fit.page import comparison, page
+from benchmarks.market_fit.plots import GAME, OURS, moves_png, told_png
+from benchmarks.market_fit.sources import recorded, simulated
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "babylon_rl_tests" / "data" / "babylon_realtime.sql.gz"
 DOCS = ROOT / "docs"
 CONFIG = preset("week", minutes=2 * 1440, resolving=0.0)

@@ -6,14 +6,14 @@ from typing import Any
 import msgspec
 
 from babylon_rl.market.simulation.config import MarketModel, ScenarioConfig
-from babylon_rl.market.simulation.fit import EventFit, MarketFit, PostFit, StockFit, TextFit
-from babylon_rl.market.simulation.fit_markets import QuestionFit, TradeFit
-from benchmarks.fit_market_constants import constants
+from benchmarks.market_fit.constants import constants
+from benchmarks.market_fit.measure import EventFit, MarketFit, PostFit, StockFit, TextFit
+from benchmarks.market_fit.movements import QuestionFit, TradeFit
 
 _OPENING = """# What the simulated market was fitted to
 
-Made by `python benchmarks/fit_market.py --write`, which loads the recorded game that the tests use, measures it, generates a simulated
-market and measures that with the same functions (`babylon_rl/market/simulation/fit.py`).
+Made by `python -m benchmarks.market_fit --write`, which loads the recorded game that the tests use, measures it, generates a simulated
+market and measures that with the same functions (`benchmarks/market_fit/measure.py`).
 
 The recorded game: {hours:.1f} hours in {sessions} stretches, {events} world events, {posts} posts. **Its organizations, questions,
 events, posts and tick times are real. Its prices, probabilities and orders were made up when the sample was put together**, as no public
@@ -24,7 +24,7 @@ something about the game; the others are marked made.
 
 ![How markets move](images/market-fit-moves.png)
 
-In the text columns, a *tone* is the balance of good and bad words by a lexicon of some 130 words (`fit_texts.py`)."""
+In the text columns, a *tone* is the balance of good and bad words by a lexicon of some 130 words (`texts.py`)."""
 _READING = """## What this says
 
 * **Events come by the clock.** Every tick brings two, three or four of them with equal chance: no bursts, no memory, five types equally
@@ -76,7 +76,7 @@ def page(game: MarketFit, ours: MarketFit, config: ScenarioConfig, model: Market
     """The page in Markdown; KeyError when a constant of the model is not explained in it."""
     explained = constants(game)
     if missing := set(model.__struct_fields__) - {field for names, _, _ in explained for field in names.split(", ")}:
-        raise KeyError(f"fit_market_constants.py says nothing about {', '.join(sorted(missing))}")
+        raise KeyError(f"constants.py says nothing about {', '.join(sorted(missing))}")
     return "\n".join(
         [
             *_OPENING.format(hours=game.hours, sessions=game.sessions, events=_events(game).count, posts=_posts(game).count).splitlines(),
