@@ -53,6 +53,10 @@ class Settings(BaseSettings):
     wandb_model: str | None = Field(None, description="An inference model to use instead of the registry's.")
     openpipe_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openpipe:...")
     openai_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openai/...")
+    openai_base_url: str | None = Field(
+        None, description="Where OpenAI's models are asked, as its own client reads it; JUDGE_BASE_URL wins. Unset: at OpenAI."
+    )
+    openai_api_base: str | None = Field(None, description="The older name of OPENAI_BASE_URL, which wins over it.")
     anthropic_api_key: SecretStr | None = Field(None, description="Credentials of a judge named anthropic/...")
     serverless_base_url: str | None = Field(None, description="The serverless training service's address. Unset: Weights & Biases'.")
     art_model_name: str = Field("babylon-agent", min_length=1, description="The model's name at the serverless training service.")
@@ -195,14 +199,16 @@ class Settings(BaseSettings):
             raise ValueError("must start with postgresql://")
         return value
 
-    @field_validator("judge_base_url", "judge_audit_base_url", "wandb_base_url", "serverless_base_url")
+    @field_validator(
+        "judge_base_url", "judge_audit_base_url", "openai_base_url", "openai_api_base", "wandb_base_url", "serverless_base_url"
+    )
     @classmethod
     def _is_web_address(cls, value: str | None) -> str | None:
         if value is not None and not _is_http(value):
             raise ValueError("must be an address such as http://127.0.0.1:8000/v1")
         return value
 
-    @field_validator("judge_base_url", "judge_audit_base_url", "serverless_base_url")
+    @field_validator("judge_base_url", "judge_audit_base_url", "openai_base_url", "openai_api_base", "serverless_base_url")
     @classmethod
     def _holds_no_password(cls, value: str | None) -> str | None:
         if value is not None and "@" in urlsplit(value).netloc:
@@ -213,9 +219,10 @@ class Settings(BaseSettings):
     @classmethod
     def _judge_has_credentials(cls, value: str | None, others: ValidationInfo) -> str | None:
         variable = None if value is None else judge_key_variable(value)
-        known = others.data  # the keys and the address stand above
-        audited = others.field_name == "judge_audit_model" and known.get("judge_audit_base_url") is not None
-        if variable is not None and known.get(variable.lower()) is None and known.get("judge_base_url") is None and not audited:
+        known = others.data  # the keys and the addresses stand above
+        servers = ["judge_base_url", *(["judge_audit_base_url"] if others.field_name == "judge_audit_model" else [])]
+        servers += ["openai_base_url", "openai_api_base"] if variable == "OPENAI_API_KEY" else []
+        if variable is not None and not any(known.get(name) for name in (variable.lower(), *servers)):
             without = f"set JUDGE_MODEL={HEURISTIC}" if others.field_name == "judge_model" else "unset JUDGE_AUDIT_MODEL"
             raise ValueError(f"needs {variable}; set it, or {without}")
         return value

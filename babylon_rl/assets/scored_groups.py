@@ -10,6 +10,7 @@ from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, count
 from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.plots import bar_plot
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.judge.calling.endpoint import asked_at
 from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scoring_result import Scored
@@ -41,6 +42,8 @@ COLUMNS = column_schema(
 )
 def scored_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = list(context.partition_keys)
+    if asked := asked_at(babylon.settings, babylon.settings.judge_model):
+        context.log.info(f"Judged by {asked}.")
     with babylon.connection() as connection:
         scores = score_windows(connection, windows, babylon.settings, babylon.now(), on_progress=_told(context, babylon.on_progress))
     for sentence in scores.notes:

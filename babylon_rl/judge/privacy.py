@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from babylon_rl.errors import SettingsError
-from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.settings import Settings
 
 Treatment = Literal["drop", "hash"]
 
@@ -116,14 +116,12 @@ def what_leaves(settings: Settings) -> str:
     Raises:
         SettingsError: JUDGE_PRIVATE_FIELDS names a field that there is not.
     """
-    from babylon_rl.judge.calling.endpoint import endpoint_of
+    from babylon_rl.judge.calling.endpoint import asked_at
 
     listed = fields_that_leave(settings)
-    models = list(dict.fromkeys(filter(None, (settings.judge_model, settings.judge_audit_model))))
-    asked = [model for model in models if model != HEURISTIC]
+    asked = asked_at(settings, settings.judge_model, settings.judge_audit_model)
     if not asked:
         return "heuristic: nothing leaves the machine"
     kept = [f"{name} {how}" for name, _, how in listed if how != "leaves"]
     leaving = ", ".join(name for name, _, how in listed if how == "leaves")
-    where = " and ".join(f"{model} at {endpoint_of(settings, model).where}" for model in asked)
-    return f"to {where} go: {leaving}; kept back: {', '.join([*kept, 'ids and names of agents'])}"
+    return f"to {asked} go: {leaving}; kept back: {', '.join([*kept, 'ids and names of agents'])}"

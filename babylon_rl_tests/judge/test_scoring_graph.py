@@ -266,3 +266,20 @@ def test_scores_of_the_heuristic_are_replaced_by_the_judge_that_is_named(
     (window,) = filled(database, 1)
     assert command("score", "--window", window, "--judge", "heuristic")[1]["windows"][0]["judge"] == "heuristic"
     assert command("score", "--window", window)[1]["windows"][0]["judge"] == MODEL
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_BASE_URL", "OPENAI_API_BASE"])
+def test_the_address_of_openais_own_client_is_where_the_judge_is_asked(
+    database: Database, judge: Judge, command: Callable[..., tuple[int, dict[str, Any], str]], monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    (window,) = filled(database, 1)
+    monkeypatch.delenv("JUDGE_BASE_URL")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
+    monkeypatch.setenv(variable, judge.url)
+    code, done, said = command("score", "--window", window)
+    assert (code, len(done["windows"]), judge.stats()["requests"]) == (0, 1, 2), said
+    address = f"{MODEL} at {judge.url} ({variable})"
+    assert f"Judged by {address}." in said
+    assert address in command("settings")[2]
+    checks = command("verify-system")[1]["checks"]
+    assert [address in check["detail"] for check in checks if check["name"] == "judge"] == [True]

@@ -17,7 +17,8 @@ PLACEHOLDER_KEY = "none"
 class Endpoint:
     """``base_url``: of an OpenAI-compatible server, with its version; None: whatever litellm knows of the model's provider.
 
-    ``wire_name`` is the model's name there. ``key_variable`` names what holds the credential.
+    ``wire_name`` is the model's name there. ``key_variable`` names what holds the credential, ``address_variable`` the variable of the
+    provider's own client that names the address; empty where no such variable does.
     """
 
     model: str
@@ -25,11 +26,13 @@ class Endpoint:
     base_url: str | None
     key: SecretStr | None = field(repr=False)
     key_variable: str
+    address_variable: str = ""
 
     @property
     def where(self) -> str:
         """The address in words; settings take none that holds a password."""
-        return self.base_url or "its provider"
+        where = self.base_url or "its provider"
+        return f"{where} ({self.address_variable})" if self.address_variable else where
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -39,15 +42,19 @@ class Endpoint:
 
 
 def endpoint_of(settings: Settings, model: str) -> Endpoint:
-    """The endpoint of ``model``: at JUDGE_BASE_URL (of the audit's model: at JUDGE_AUDIT_BASE_URL) where set, else its provider's own."""
+    """The endpoint of ``model``.
+
+    At JUDGE_BASE_URL (of the audit's model: at JUDGE_AUDIT_BASE_URL) where set; else at OPENAI_BASE_URL or OPENAI_API_BASE, of a model of
+    OpenAI's; else its provider's own.
+    """
     provider, name = _parted(model)
     field_name = judge_key_variable(model)
     variable = field_name or f"{(provider or model).upper()}_API_KEY"
     key: SecretStr | None = getattr(settings, field_name.lower()) if field_name else provider_key(variable)
     wire_name = {"openai": name, "openpipe": f"openpipe:{name}"}.get(provider, model)
-    given = _given_address(settings, model)
+    given, named_by = _given_address(settings, model)
     if given is not None:
-        return Endpoint(model, wire_name, given, key or SecretStr(PLACEHOLDER_KEY), variable)
+        return Endpoint(model, wire_name, given, key or SecretStr(PLACEHOLDER_KEY), variable, named_by)
     return Endpoint(model, wire_name, _own_address(provider, model), key, variable)
 
 
@@ -56,7 +63,7 @@ def server_of(settings: Settings, model: str) -> str:
 
     An answer is kept under it, so that a trial's answers are never taken for those of the model whose name it used.
     """
-    given = None if model == HEURISTIC else _given_address(settings, model)
+    given = None if model == HEURISTIC else _given_address(settings, model)[0]
     return "" if given is None or given == _own_address(_parted(model)[0], model) else given
 
 
@@ -65,11 +72,22 @@ def audit_settings(settings: Settings, model: str) -> Settings:
     return settings.model_copy(update={"judge_model": model, "judge_base_url": settings.judge_audit_base_url or settings.judge_base_url})
 
 
-def _given_address(settings: Settings, model: str) -> str | None:
-    given = settings.judge_base_url
+def asked_at(settings: Settings, *models: str | None) -> str:
+    """The language models among ``models`` and their addresses, in words; empty where there is none."""
+    asked = [model for model in dict.fromkeys(models) if model is not None and model != HEURISTIC]
+    return " and ".join(f"{model} at {endpoint_of(settings, model).where}" for model in asked)
+
+
+def _given_address(settings: Settings, model: str) -> tuple[str | None, str]:
+    """The address that settings give to ``model``, and the variable of OpenAI's client that names it, else an empty name."""
+    given, named_by = settings.judge_base_url, ""
     if settings.judge_audit_base_url is not None and model == settings.judge_audit_model != settings.judge_model:
         given = settings.judge_audit_base_url
-    return None if given is None else _with_version(given)
+    if given is None and _parted(model)[0] == "openai":
+        by_variable = {"OPENAI_BASE_URL": settings.openai_base_url, "OPENAI_API_BASE": settings.openai_api_base}
+        named_by = next((name for name, address in by_variable.items() if address), "")
+        given = by_variable.get(named_by)
+    return (None if given is None else _with_version(given)), named_by
 
 
 def _own_address(provider: str, model: str) -> str | None:
