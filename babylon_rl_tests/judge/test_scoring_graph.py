@@ -270,7 +270,11 @@ def test_scores_of_the_heuristic_are_replaced_by_the_judge_that_is_named(
 
 @pytest.mark.parametrize("variable", ["OPENAI_BASE_URL", "OPENAI_API_BASE"])
 def test_the_address_of_openais_own_client_is_where_the_judge_is_asked(
-    database: Database, judge: Judge, command: Callable[..., tuple[int, dict[str, Any], str]], monkeypatch: pytest.MonkeyPatch, variable: str
+    database: Database,
+    judge: Judge,
+    command: Callable[..., tuple[int, dict[str, Any], str]],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
 ) -> None:
     (window,) = filled(database, 1)
     monkeypatch.delenv("JUDGE_BASE_URL")
