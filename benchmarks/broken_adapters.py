@@ -21,9 +21,10 @@ from babylon_rl.market.simulation.run import play
 from babylon_rl.market.spawn import training_seed
 from babylon_rl.models.grammar import language
 from babylon_rl.models.quiet import quiet_loading
-from babylon_rl.models.scoring import EncodedSequence, branch_logprobs, encode_sequence
+from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.models.threads import set_threads
 from babylon_rl.training.cpu_policy import load_policy
+from babylon_rl_tests.unpacked import branch_logprobs
 
 Answer = Callable[[Call], str]
 TEACHER = "news-reader"

@@ -13,11 +13,6 @@ from babylon_rl.versions import content_version
 _IN_TIME = attrgetter("start_time", "trajectory_id")
 
 
-def stitch(trajectories: Iterable[Trajectory], min_steps: int) -> tuple[Episode, ...]:
-    """The episodes of one window in order of agent id; ``min_steps`` makes one usable."""
-    return tuple(episode(own, min_steps) for own in by_agent(trajectories))
-
-
 def by_agent(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
     """Each agent's trajectories in order of (startTime, trajectoryId), in order of agent id."""
     agents: defaultdict[str, list[Trajectory]] = defaultdict(list)

@@ -70,10 +70,6 @@ class Grammar:
             node = node.children[token]
         return found
 
-    def branch_mask(self, tokens: Sequence[int]) -> list[bool]:
-        """For each of T response tokens whether there was a choice."""
-        return [len(legal) > 1 for legal in self.legal_t(tokens)]
-
 
 def compile_grammar(response_format: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Grammar:
     """The grammar of an OpenAI ``response_format`` of type json_schema; the same format and tokenizer give the same object.

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from babylon_rl.errors import NothingToTrain
 from babylon_rl.models.grammar import compile_grammar
 from babylon_rl.models.lines import encode_text
 
@@ -47,15 +46,6 @@ class NotEncodable:
 
     reason: str
     detail: str
-
-
-@dataclass(frozen=True)
-class BranchLogprobs:
-    """[B, T] tensors, 0 at padding and forced tokens; T is the longest response. Entropy is over the legal tokens, in nats."""
-
-    logprobs: "Tensor"
-    entropy: "Tensor"
-    mask: "Tensor"
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
@@ -101,41 +91,6 @@ def legal_logprobs(hidden_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[Seq
     logits = torch.einsum("nd,nmd->nm", hidden_nd.float(), head_vd[ids].float())
     beyond = torch.arange(width, device=hidden_nd.device)[None] >= sizes[:, None]
     return torch.log_softmax(logits.masked_fill(beyond, float("-inf")), dim=-1)
-
-
-def branch_logprobs(model: "nn.Module", batch: Sequence[EncodedSequence], *, pad_id: int = 0) -> BranchLogprobs:
-    """Log-probability and entropy of each response token that had alternatives, as tensors with gradients.
-
-    The forward pass ends at each sequence's last such token: what follows is forced and changes nothing.
-
-    Raises:
-        NothingToTrain: no sequence of the batch has a trainable token.
-    """
-    import torch
-
-    spots = [(b, t) for b, one in enumerate(batch) for t, trains in enumerate(one.trainable_t) if trains]
-    if not spots:
-        raise NothingToTrain("No token of these answers had an alternative: there is nothing to train.")
-    causal = causal_model(model)
-    head = causal.get_output_embeddings()
-    device = head.weight.device
-    needed = [[*one.prompt_ids, *one.response_ids[: _last_trainable(one)]] for one in batch]
-    width = max(map(len, needed))
-    ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in needed], device=device)
-    lengths = torch.tensor([len(row) for row in needed], device=device)
-    mask = (torch.arange(width, device=device)[None] < lengths[:, None]).long()
-    hidden = causal.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    hidden_nd = hidden[[b for b, _ in spots], [len(batch[b].prompt_ids) + t - 1 for b, t in spots]]
-    value_n, entropy_n = spot_values(hidden_nd, head.weight, [(batch[b].legal_t[t], batch[b].response_ids[t]) for b, t in spots])
-    shape = (len(batch), max(len(one.response_ids) for one in batch))
-    index = tuple(torch.tensor(spots, device=device).T)
-    zeros = torch.zeros(shape, dtype=torch.float32, device=device)
-    trains = torch.zeros(shape, dtype=torch.bool, device=device).index_put(index, torch.ones(len(spots), dtype=torch.bool, device=device))
-    return BranchLogprobs(zeros.index_put(index, value_n), zeros.index_put(index, entropy_n), trains)
-
-
-def _last_trainable(sequence: EncodedSequence) -> int:
-    return max((t for t, trains in enumerate(sequence.trainable_t) if trains), default=0)
 
 
 def spot_values(hidden_nd: "Tensor", head_vd: "Tensor", spots: Sequence[tuple[tuple[int, ...] | None, int]]) -> "tuple[Tensor, Tensor]":

@@ -39,7 +39,6 @@ class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 _COLUMNS = tuple(field.encode_name for field in msgspec.structs.fields(StoredAnswer))
 _LIST = ", ".join(f'"{name}"' for name in _COLUMNS)
 _FIND = f'SELECT {_LIST} FROM babylon_rl.judge_requests WHERE "key" = ANY(%s) AND NOT "retired"'
-_OF_WINDOWS = f'SELECT {_LIST} FROM babylon_rl.judge_requests WHERE "window" = ANY(%s) AND NOT "retired" ORDER BY "window", "id"'
 # Two processes may have paid for the same request: the first answer stands, so that everybody goes on from the same one.
 _ADD = f"""
     INSERT INTO babylon_rl.judge_requests ({_LIST}, "retired")
@@ -68,12 +67,6 @@ def find_answers(connection: Connection, keys: Sequence[str]) -> dict[str, Store
     with connection.transaction():
         rows = connection.execute(_FIND, (list(keys),)).fetchall()
     return {row[0]: _loaded(row) for row in rows}
-
-
-def answers_of(connection: Connection, windows: Sequence[str]) -> list[StoredAnswer]:
-    """Every answer about some hours that stands, by hour and in the order in which they came."""
-    with connection.transaction():
-        return [_loaded(row) for row in connection.execute(_OF_WINDOWS, (list(windows),)).fetchall()]
 
 
 def add_answers(connection: Connection, answers: Sequence[StoredAnswer]) -> None:

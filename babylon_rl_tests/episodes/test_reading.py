@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from babylon_rl.episodes.reading import read_window, read_windows, sync_windows
-from babylon_rl.episodes.stitch import stitch
+from babylon_rl.episodes.stitch import by_agent
+from babylon_rl.episodes.stitch import episode as stitched
 from babylon_rl.episodes.types import Trajectory
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings
@@ -103,12 +104,12 @@ def test_stitching_does_not_depend_on_order() -> None:
         )
         for number in range(30)
     ]  # fmt: skip
-    straight = stitch(rows, 5)
+    straight = [stitched(own, 5) for own in by_agent(rows)]
     for seed in range(5):
         shuffled = list(rows)
         random.Random(seed).shuffle(shuffled)
-        assert stitch(shuffled, 5) == straight
-    assert [episode.agent_id for episode in straight] == ["a0", "a1", "a2"]
+        assert [stitched(own, 5) for own in by_agent(shuffled)] == straight
+    assert [one.agent_id for one in straight] == ["a0", "a1", "a2"]
 
 
 def test_episode_takes_first_start_and_last_end_and_counts_single_deltas(connection: Connection, settings: Settings) -> None:

@@ -8,8 +8,9 @@ import torch
 from babylon_rl.errors import ModelUnavailable, UsageError
 from babylon_rl.models.grammar import compile_grammar
 from babylon_rl.models.policy import MICRO_BATCH_ROWS, Completion, CompletionRequest, Policy
-from babylon_rl.models.scoring import EncodedSequence, branch_logprobs, encode_sequence
+from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl_tests.models.conftest import make_adapter
+from babylon_rl_tests.unpacked import branch_logprobs
 
 
 def ask(text: str, **changes: Any) -> CompletionRequest:
@@ -31,8 +32,8 @@ def test_every_answer_is_in_the_language_and_forced_tokens_have_logprob_zero(pol
     for answer in answers:
         assert answer.finish_reason == "stop"
         assert answer.token_ids == grammar.tokens[answer.text]
-        for branches, logprob in zip(grammar.branch_mask(answer.token_ids), answer.logprobs, strict=True):
-            assert logprob < 0 if branches else logprob == 0.0
+        for legal, logprob in zip(grammar.legal_t(answer.token_ids), answer.logprobs, strict=True):
+            assert logprob < 0 if len(legal) > 1 else logprob == 0.0
 
 
 def test_scoring_gives_the_log_probabilities_that_were_served(policy: Policy, trade_format: dict[str, Any]) -> None:

@@ -12,11 +12,11 @@ from babylon_rl.models.scoring import (
     OPEN_ROWS,
     EncodedSequence,
     NotEncodable,
-    branch_logprobs,
     divergence,
     encode_sequence,
     spot_values,
 )
+from babylon_rl_tests.unpacked import branch_logprobs
 
 MESSAGES = [{"role": "user", "content": "The price of TESLAI rose."}]
 

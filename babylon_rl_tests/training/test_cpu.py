@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from babylon_rl.errors import CheckpointError, Diverged, NothingToTrain
 from babylon_rl.models.checkpoints import WEIGHTS, Manifest, publish, verify
 from babylon_rl.models.policy import CompletionRequest, Policy
-from babylon_rl.models.scoring import EncodedSequence, branch_logprobs, encode_sequence
+from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.settings import Settings
 from babylon_rl.training.cpu import CpuTrainer
 from babylon_rl.training.cpu_bounds import Measured, refuse_diverged
@@ -36,6 +36,7 @@ from babylon_rl_tests.training.sequences import (
     make_messages,
     make_sequence,
 )  # fmt: skip
+from babylon_rl_tests.unpacked import branch_logprobs
 
 
 def trained(

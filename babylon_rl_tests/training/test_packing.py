@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.models.policy import Policy
-from babylon_rl.models.scoring import EncodedSequence, branch_logprobs, causal_model, encode_sequence, spot_values
+from babylon_rl.models.scoring import EncodedSequence, causal_model, encode_sequence, spot_values
 from babylon_rl.training.packing import SHORTEST_PREFIX, Pack, needed_ids, pack, row_tensors, shared_length
 from babylon_rl_tests.training.sequences import BAD, BUY, GOOD, HOLD, SCHEMA, SELL, make_messages
+from babylon_rl_tests.unpacked import branch_logprobs
 
 
 def make_encoded(prompt: list[int], response: int = 3, choices: int = 3) -> EncodedSequence:
