@@ -1,6 +1,6 @@
 """What the rows of an hour become: sequences, trajectories, episodes, rejections and the summary of a window.
 
-Frozen values without behaviour beyond derived properties; the vocabulary is SEMANTICS.md's. Money is in dollars,
+Frozen values without behaviour beyond derived properties; terms are those of docs/reference/glossary.md. Money is in dollars,
 datetimes are naive UTC.
 """
 

@@ -1,6 +1,6 @@
 """One window's market as a value, and the rules that make it of what was recorded.
 
-The rules are SEMANTICS.md's. Change and label come from unrounded prices; what a column cannot hold is flagged. The hidden
+Terms are those of docs/reference/glossary.md. Change and label come from unrounded prices; what a column cannot hold is flagged. The hidden
 answers are never read here.
 """
 

@@ -1,6 +1,6 @@
 """A finished trajectory as the rows that the game's own recorder would have written: same keys, order and derived columns.
 
-Two of its derived columns are wrong and are right here, as SEMANTICS has them: it counts no TRADING_DECISION as a trade, and
+Two of its derived columns are wrong there and right here: the game counts no TRADING_DECISION as a trade, and
 it counts posts that failed. ``windowId`` is the hour of the start, where the game's is the hour of the end.
 """
 

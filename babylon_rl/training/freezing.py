@@ -179,7 +179,7 @@ def freeze(
 
 
 def dropout_rate(freezable_trajectories: int) -> float:
-    """0 up to 1000 freezable trajectories, else min(0.3, 1 - 1000 / total) (INTERFACES.md, Formulas)."""
+    """0 up to 1000 freezable trajectories, else min(0.3, 1 - 1000 / total)."""
     if freezable_trajectories <= DROPOUT_FREE:
         return 0.0
     return min(DROPOUT_MOST, 1 - DROPOUT_FREE / freezable_trajectories)

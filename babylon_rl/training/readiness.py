@@ -1,6 +1,6 @@
 """Is there enough, and good enough, data to start a training? One definition for `ready`, sensor, status and trigger.
 
-The checks and their order are INTERFACES.md's (Readiness): freezable trajectories, groups, quality of the newest rows.
+Checked in this order: freezable trajectories, groups, quality of the newest rows.
 """
 
 import json
@@ -70,7 +70,7 @@ class Readiness:
     groups: Mapping[str, int]
 
     def document(self) -> dict[str, Any]:
-        """INTERFACES.md's readiness object; ``quality`` is an addition."""
+        """The readiness object that `ready --json` prints; ``quality`` holds the four checks of the newest rows."""
         return {
             "ready": self.ready,
             "reason": self.reason,
