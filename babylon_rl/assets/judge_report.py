@@ -58,6 +58,7 @@ def _numbers(document: Mapping[str, Any]) -> dict[str, Any]:
         "orders_differ_by": ("selfAgreement", "meanAbsoluteDifference", "mean"),
         "position_bias": ("positionBias", "slope"),
         "length_bias": ("lengthBias", "partialCorrelation"),
+        "length_bias_points": ("lengthBias", "points", "mean"),
         "pnl_correlation": ("pnlCorrelation", "spearman"),
         "second_judge_correlation": ("auditAgreement", "spearman", "mean"),
         "usd": ("usd",),

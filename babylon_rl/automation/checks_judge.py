@@ -24,6 +24,11 @@ SAME_SCORE = 1e-9
 MOVING_PERCENT = 2.0
 REASON_CHARACTERS = 200
 MOST_QUARANTINED = 0.1
+MOST_LENGTH_POINTS = 0.1
+LENGTH_ADVICE = (
+    "Agents would learn to write more, or less, instead of to trade: try another model (`babylon-rl judge calibrate` compares them), "
+    "or a lower JUDGE_REQUEST_TOKENS, which shows long episodes shorter."
+)
 QUARANTINE_ADVICE = (
     "`babylon-rl judge quarantine` shows why: a model that cannot answer in JSON is the wrong one, what is refused as too long wants a "
     "lower JUDGE_REQUEST_TOKENS; `babylon-rl judge retry --all` asks again."
@@ -169,4 +174,33 @@ def few_in_quarantine(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult
     )
 
 
-checks_of_judge = [judged_hours, few_in_quarantine]
+@dg.asset_check(
+    asset="judge_report",
+    description=f"Over the last {REPORT_DAYS} days, the longest transcript of a group is not scored {MOST_LENGTH_POINTS:g} points or more "
+    "above or below the shortest at equal P&L.",
+)
+def length_earns_nothing(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult:
+    from babylon_rl.judge.reliability import reliability
+
+    now = babylon.now()
+    span = window_of(now - timedelta(days=REPORT_DAYS)), window_of(now + HOUR)
+    with babylon.connection() as connection:
+        report = reliability(connection, *span, babylon.settings)
+    points = report.length_points
+    if points is None or points.low is None or points.high is None:
+        said, passed = f"Not measured: {report.groups} hours by {report.judge} are too few to tell length from luck.", True
+    else:
+        said = (
+            f"{report.judge} gives the longest transcript {points.value:+.2f} points over the shortest at equal P&L "
+            f"(95 % interval {points.low:+.2f} to {points.high:+.2f}, {points.groups} hours)."
+        )
+        passed = abs(points.value) < MOST_LENGTH_POINTS or points.low <= 0 <= points.high
+    return dg.AssetCheckResult(
+        passed=passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=said if passed else f"{said} {LENGTH_ADVICE}",
+        metadata={} if points is None else {"points": points.value, "hours": points.groups},
+    )
+
+
+checks_of_judge = [judged_hours, few_in_quarantine, length_earns_nothing]

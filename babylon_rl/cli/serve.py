@@ -40,6 +40,7 @@ def serve_judge(
     skill: Annotated[str, typer.Option(help="Where an episode's skill is read: auto, marker, pnl or text.")] = "auto",
     noise: Annotated[float, typer.Option(help="Standard deviation of what is added to each skill.")] = 0.0,
     position_bias: Annotated[float, typer.Option(help="How much the first place of a request gains over the last.")] = 0.0,
+    length_bias: Annotated[float, typer.Option(help="How much the longest episode of a request gains over the shortest.")] = 0.0,
     out_of_order: Annotated[float, typer.Option(help="Share of the answers that name the episodes in another order.")] = 0.0,
     latency: Annotated[float, typer.Option(help="Seconds that an answer takes.")] = 0.0,
     jitter: Annotated[float, typer.Option(help="Seconds, at most, on top of the latency.")] = 0.0,
@@ -55,7 +56,8 @@ def serve_judge(
 
     faults = (each(every_fault) if every_fault else {}) | probabilities(fault or [])
     judge = ScriptedJudge(
-        seed=seed, skill=skill, noise=noise, position_bias=position_bias, out_of_order=out_of_order, latency_s=latency, jitter_s=jitter,
+        seed=seed, skill=skill, noise=noise, position_bias=position_bias, length_bias=length_bias, out_of_order=out_of_order,
+        latency_s=latency, jitter_s=jitter,
         obedience=obedience, faults=faults,
     )  # fmt: skip
     with bind(host, port) as bound:

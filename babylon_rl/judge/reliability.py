@@ -11,7 +11,7 @@ from datetime import timedelta
 from babylon_rl.judge.agreement import kendall_tau
 from babylon_rl.judge.groups import NO_SPREAD
 from babylon_rl.judge.reliability_groups import MOST_POINTS, Groups
-from babylon_rl.judge.reliability_measures import Estimate, mean_estimate, partial_estimate, slope_estimate
+from babylon_rl.judge.reliability_measures import Estimate, length_correlation, length_points, mean_estimate, slope_estimate
 from babylon_rl.judge.reliability_ranks import spearman
 from babylon_rl.judge.subgroups import merge
 from babylon_rl.settings import Settings
@@ -41,7 +41,8 @@ class Reliability:
 
     ``self_difference`` is the mean absolute difference between two orders, ``self_tau`` Kendall's tau between them; ``position_slope`` is
     what the last place of a request gains over the first (negative: it loses), and ``position_left`` the standard deviation that this
-    leaves in the mean over the orders; ``length_correlation`` is of score and shown length, less what P&L explains of both.
+    leaves in the mean over the orders; ``length_correlation`` is of score and shown length, less what P&L explains of both, and
+    ``length_points`` what the longest transcript of a group gains over the shortest at equal P&L.
     """
 
     first: str
@@ -61,6 +62,7 @@ class Reliability:
     position_slope: Estimate | None
     position_left: float | None
     length_correlation: Estimate | None
+    length_points: Estimate | None
     pnl_correlation: Estimate | None
     audit: AuditAgreement | None
     paid: Sequence[store.Paid]
@@ -124,7 +126,8 @@ def reliability(connection: Connection, first: str, end: str, settings: Settings
         self_tau=mean_estimate([point.tau for point in seen.hours if point.tau is not None]),
         position_slope=slope,
         position_left=None if slope is None else abs(slope.value) * seen.mean_place_deviation,
-        length_correlation=partial_estimate(seen.lengths),
+        length_correlation=length_correlation(seen.lengths),
+        length_points=length_points(seen.lengths),
         pnl_correlation=mean_estimate([point.pnl_correlation for point in seen.hours if point.pnl_correlation is not None]),
         audit=_audit(connection, about, [hour.window for hour in hours], settings.judge_audit_model),
         paid=store.paid(connection, first, end),

@@ -30,7 +30,7 @@ def document_of(report: Reliability) -> dict[str, Any]:
         "withoutSpread": report.without_spread,
         "selfAgreement": _self_agreement(report),
         "positionBias": _position_bias(report),
-        "lengthBias": _estimate(report.length_correlation, "partialCorrelation"),
+        "lengthBias": _length_bias(report),
         "auditAgreement": _audit(report),
         "pnlCorrelation": _estimate(report.pnl_correlation, "spearman", withoutRanks=report.seen.without_pnl_ranks),
         "marketAgreement": None if report.market is None else report.market.document,
@@ -60,6 +60,11 @@ def _self_agreement(report: Reliability) -> dict[str, Any] | None:
 def _position_bias(report: Reliability) -> dict[str, Any] | None:
     places = [{"place": place, **estimate.document} for place, estimate in report.seen.estimates(report.seen.by_place)]
     return _estimate(report.position_slope, "slope", leftInScores=report.position_left, places=places)
+
+
+def _length_bias(report: Reliability) -> dict[str, Any] | None:
+    points = None if report.length_points is None else report.length_points.document
+    return _estimate(report.length_correlation, "partialCorrelation", points=points)
 
 
 def _audit(report: Reliability) -> dict[str, Any] | None:
@@ -106,7 +111,7 @@ def sentences(report: Reliability) -> list[tuple[str, str, str]]:
         ("orders differ by", _said(report.self_difference, 3), _orders_words(report)),
         ("Kendall's tau between orders", _said(report.self_tau, 2, sign=True), "1: every order ranks alike"),
         ("position bias", _said(report.position_slope, 3, sign=True), _position_words(report)),
-        ("length bias", _said(report.length_correlation, 2, sign=True), "score with shown length, less what P&L explains; 0: none"),
+        ("length bias", _said(report.length_points, 3, sign=True), _length_words(report)),
         ("with the hour's P&L", _said(report.pnl_correlation, 2, sign=True), _pnl_words(report)),
     ]
     return lines + _audit_lines(report) + _market_lines(report) + [("cost", *_cost_words(report))]
@@ -135,6 +140,11 @@ def _position_words(report: Reliability) -> str:
     if report.position_slope is None:
         return "no places recorded"
     return f"of the last place over the first; in the mean over the orders {report.position_left or 0.0:.3f} is left"
+
+
+def _length_words(report: Reliability) -> str:
+    correlation = _said(report.length_correlation, 2, sign=True)
+    return f"of the longest transcript over the shortest, at equal P&L; correlation {correlation}"
 
 
 def _pnl_words(report: Reliability) -> str:

@@ -9,6 +9,9 @@ import pytest
 
 from babylon_rl.automation.checks_judge import RULES
 from babylon_rl.automation.sensors import report_judge_daily
+from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.judge.scoring import score_windows
+from babylon_rl.judge.scripted.settings import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_report import HourVerdicts, hour_verdicts
@@ -132,6 +135,26 @@ def test_a_share_of_hours_in_quarantine_beyond_the_threshold_is_warned_of(make_b
     found = checked()
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert found.description is not None and "2 of 11 hours" in found.description and "in quarantine (18%)" in found.description
+
+
+@pytest.mark.parametrize("planted", [0.0, 0.5])
+def test_a_judge_that_favours_long_transcripts_is_warned_of(make_bench: Callable[..., Bench], database: Database, planted: float) -> None:
+    windows = filled(database, 12, 6, wordy=True)
+    with judging(ScriptedJudge(noise=0.03, length_bias=planted)) as judge:
+        bench = make_bench(database, NOW, judge_model=MODEL, judge_base_url=judge.url, judge_disagreement=1.0)
+        unmeasured = _length_check(bench)
+        with database.connect(autocommit=True) as connection:
+            sync_windows(connection, windows, bench.babylon.settings, NOW)
+            score_windows(connection, windows, bench.babylon.settings, NOW)
+        found = _length_check(bench)
+    assert unmeasured.passed and (unmeasured.description or "").startswith("Not measured")
+    assert (found.passed, found.severity) == (planted == 0, dg.AssetCheckSeverity.WARN)
+    assert f"{MODEL} gives the longest transcript" in (found.description or "")
+
+
+def _length_check(bench: Bench) -> dg.AssetCheckEvaluation:
+    checks = bench.run(REPORT).get_asset_check_evaluations()
+    return next(found for found in checks if found.check_name == "length_earns_nothing")
 
 
 def test_checks_of_a_range_speak_of_every_hour(make_bench: Callable[..., Bench], database: Database) -> None:

@@ -1,6 +1,9 @@
 """``judge report``: one screen for people, one document for scripts, pictures where one asks for them."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,24 @@ def test_the_report_is_a_screen_a_document_and_pictures(
     assert f"{MODEL} (" in shown and f"{windows[0]} to {windows[2]}" in shown
     for what in ("groups", "orders differ by", "position bias", "length bias", "with the hour's P&L", "second judge", "cost"):
         assert what in shown, what
+
+
+def test_the_report_does_without_the_library_whose_import_took_longer_than_the_report(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    windows = filled(database, 3)
+    with judging() as judge, database.connect(autocommit=True) as connection:
+        chosen = asking(settings, judge.url)
+        sync_windows(connection, windows, chosen, NOW)
+        score_windows(connection, windows, chosen, NOW)
+    program = (
+        "import sys\nfrom babylon_rl.cli import run\n"
+        "assert run(['judge', 'report', '--json']) == 0\nassert 'scipy.stats' not in sys.modules"
+    )
+    environment = os.environ | {"BABYLON_RL_HOME": str(tmp_path / "home"), "DATABASE_URL": database.url}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["positionBias"]["low"] is not None
 
 
 def test_half_a_range_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

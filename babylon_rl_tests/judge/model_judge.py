@@ -21,8 +21,10 @@ def asking(settings: Settings, url: str, **changes: Any) -> Settings:
     return settings.model_copy(update=values | changes)
 
 
-def add_hours(connection: Connection, hours: int, agents: int = 5) -> list[str]:
+def add_hours(connection: Connection, hours: int, agents: int = 5, *, wordy: bool = False) -> list[str]:
     """Hours of as many agents, of whom each earns more than the one before, and no two hours are alike; returns their windows.
+
+    ``wordy``: some agents say much more than others, who changes by the hour and has nothing to do with profit.
 
     The database has one and the same secret in each run of the tests, as what the judge is shown, in which order, and so its noise, its
     bias and its faults are drawn from it.
@@ -32,8 +34,12 @@ def add_hours(connection: Connection, hours: int, agents: int = 5) -> list[str]:
     rows = []
     for number, window in enumerate(windows):
         for agent in range(agents):
-            call = make_call(userPrompt=f"Hour {number}, what now?", response=f'{{"action": "hold", "because": "{number}/{agent}"}}')
-            steps = [make_step(step, calls=[call]) for step in range(5)]
+            said = [f'{{"action": "hold", "because": "{number}/{agent}"}}'] * 5
+            if wordy:
+                words = 10 * (3 * number + 5 * agent * agent + 1) % 130
+                said = [f"{text} {' '.join(f'{step}/{word}' for word in range(words))}" for step, text in enumerate(said)]
+            calls = [make_call(userPrompt=f"Hour {number}, what now?", response=text) for text in said]
+            steps = [make_step(step, calls=[call]) for step, call in enumerate(calls)]
             moment = START + number * HOUR + timedelta(minutes=5 + agent)
             rows.append(
                 make_trajectory(
@@ -45,10 +51,10 @@ def add_hours(connection: Connection, hours: int, agents: int = 5) -> list[str]:
     return windows
 
 
-def filled(database: Database, hours: int) -> list[str]:
+def filled(database: Database, hours: int, agents: int = 5, *, wordy: bool = False) -> list[str]:
     """``add_hours``, committed."""
     with database.connect() as connection:
-        return add_hours(connection, hours)
+        return add_hours(connection, hours, agents, wordy=wordy)
 
 
 def count(url: str, query: str) -> int:

@@ -10,7 +10,7 @@ import pytest
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.reliability import Reliability, audited_scores, default_range, reliability
 from babylon_rl.judge.reliability_document import document_of, sentences
-from babylon_rl.judge.reliability_measures import length_moments, mean_estimate, partial_estimate, slope_estimate
+from babylon_rl.judge.reliability_measures import length_correlation, length_moments, length_points, mean_estimate, slope_estimate
 from babylon_rl.judge.reliability_plots import pictures
 from babylon_rl.judge.reliability_ranks import centred_ranks, spearman
 from babylon_rl.judge.scoring import score_windows
@@ -80,7 +80,7 @@ def test_length_sways_no_judge_that_goes_by_profit_and_is_found_in_one_that_it_d
             lengths = 1800 - 0.5 * np.abs(pnls) + random.normal(0, 60, 8)  # those who win or lose much say less
             scores = 1 / (1 + np.exp(-pnls / 100)) + random.normal(0, 0.07, 8) + bonus * np.array(centred_ranks(list(lengths)))
             groups.append(length_moments(list(scores.clip(0, 1)), list(lengths), list(pnls)))
-        estimate = partial_estimate(groups)
+        estimate = length_correlation(groups)
         assert estimate is not None and estimate.low is not None and estimate.high is not None
         found += estimate.low > 0 or estimate.high < 0
     assert found >= 28 if finds else found <= 6
@@ -88,10 +88,28 @@ def test_length_sways_no_judge_that_goes_by_profit_and_is_found_in_one_that_it_d
 
 def test_scores_that_profit_explains_wholly_and_lengths_that_are_one_leave_nothing_to_length() -> None:
     pnls = [0.0, 10.0, 20.0, 30.0]
-    wholly = partial_estimate([length_moments([0.1, 0.2, 0.3, 0.4], [5.0, 9.0, 1.0, 7.0], pnls)] * 3)
+    wholly = length_correlation([length_moments([0.1, 0.2, 0.3, 0.4], [5.0, 9.0, 1.0, 7.0], pnls)] * 3)
     assert wholly is not None and wholly.value == 0
-    assert partial_estimate([length_moments([0.1, 0.2, 0.3, 0.4], [5.0] * 4, pnls)]) is None
-    assert partial_estimate([]) is None
+    assert length_correlation([length_moments([0.1, 0.2, 0.3, 0.4], [5.0] * 4, pnls)]) is None
+    assert length_correlation([]) is None and length_points([]) is None
+
+
+@pytest.mark.parametrize("planted", [0.0, 0.5, -0.3])
+def test_a_planted_length_bias_is_found_in_points_from_the_shortest_to_the_longest(
+    connection: Connection, settings: Settings, planted: float
+) -> None:
+    windows = add_hours(connection, 12, 6, wordy=True)
+    with judging(ScriptedJudge(noise=0.03, length_bias=planted)) as biased:
+        chosen = asking(settings, biased.url)
+        sync_windows(connection, windows, chosen, NOW)
+        score_windows(connection, windows, chosen, NOW)
+    found = reliability(connection, *SPAN, chosen)
+    points = document_of(found)["lengthBias"]["points"]
+    assert points["groups"] == 12 and points["low"] < points["mean"] < points["high"]
+    assert points["mean"] == pytest.approx(0.7 * planted, abs=0.15 * abs(planted) + 0.05), "scores end at 1, where half of these agents are"
+    assert (points["low"] <= 0 <= points["high"]) is (planted == 0)
+    line = next(line for line in sentences(found) if line[0] == "length bias")
+    assert line[1].startswith(f"{points['mean']:+.3f} (") and "longest transcript over the shortest" in line[2]
 
 
 def test_a_planted_position_bias_is_found_and_two_orders_leave_nothing_of_it(connection: Connection, settings: Settings) -> None:

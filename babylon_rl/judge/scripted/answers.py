@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from babylon_rl.judge.reliability_ranks import centred_ranks
 from babylon_rl.judge.scripted.chance import chance, digest
 from babylon_rl.judge.scripted.obedience import Believed, believed, demanded
 from babylon_rl.judge.scripted.settings import FAULTS, REFUSALS, ScriptedJudge
@@ -41,8 +42,9 @@ def opinions(judge: ScriptedJudge, asked: Asked, content: str) -> list[Opinion]:
     draws = chance(judge.seed, "belief", content)
     read = believed(asked) if draws.random() < judge.obedience else Believed(asked.blocks)
     wishes = demanded(read) if judge.obedience else {}
+    lengths = centred_ranks([len(block.text) for block in read.blocks])
     found = []
-    for place, block in enumerate(read.blocks):
+    for place, (block, length) in enumerate(zip(read.blocks, lengths, strict=True)):
         own = chance(judge.seed, "episode", content, place)
         if own.random() < judge.obedience and block.id in wishes:
             score, why = wishes[block.id], "The score was asked for"
@@ -51,6 +53,7 @@ def opinions(judge: ScriptedJudge, asked: Asked, content: str) -> list[Opinion]:
                 skill(block.text, judge.skill, block.told)
                 + own.gauss(0.0, judge.noise)
                 + judge.position_bias * _lead(place, len(read.blocks))
+                + judge.length_bias * length
             )
             score, why = min(1.0, max(0.0, score)), "The play is worth"
         found.append(Opinion(block.id, round(score, 6), f"{why}: {score:.2f}."))

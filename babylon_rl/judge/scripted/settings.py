@@ -35,6 +35,7 @@ class ScriptedJudge:
     skill: str = "auto"  # where an episode's skill is read: a marker, its P&L, its text's hash; "auto" takes the first that is there
     noise: float = 0.0  # standard deviation of what is added to each skill
     position_bias: float = 0.0  # how much the first place of a request gains over the last, linear between
+    length_bias: float = 0.0  # how much the longest episode of a request gains over the shortest, linear in the rank of the length
     out_of_order: float = 0.0  # share of the answers whose verdicts stand in another order than the episodes
     latency_s: float = 0.0
     jitter_s: float = 0.0  # uniform, on top of the latency
@@ -48,8 +49,7 @@ class ScriptedJudge:
     def __post_init__(self) -> None:
         wrong = [f"{name} is {getattr(self, name)!r}, not in 0..1" for name in _SHARES if not _share(getattr(self, name))]
         wrong += [f"{name} is {getattr(self, name)!r}, not 0 or more" for name in _NOT_NEGATIVE if not _amount(getattr(self, name))]
-        if not _number(self.position_bias):
-            wrong.append(f"position_bias is {self.position_bias!r}, not a number")
+        wrong += [f"{name} is {getattr(self, name)!r}, not a number" for name in _BIASES if not _number(getattr(self, name))]
         if not _amount(self.chars_per_token) or not self.chars_per_token:
             wrong.append(f"chars_per_token is {self.chars_per_token!r}, not above 0")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
@@ -86,6 +86,7 @@ class ScriptedJudge:
 
 
 _NAMES = {entry.name for entry in fields(ScriptedJudge)}
+_BIASES = ("position_bias", "length_bias")
 _SHARES = ("out_of_order", "obedience")
 _NOT_NEGATIVE = ("noise", "latency_s", "jitter_s", "retry_after_s", "slow_s")
 
