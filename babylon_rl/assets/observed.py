@@ -14,7 +14,7 @@ import dagster as dg
 from babylon_rl.assets.hours import DATA_VERSION_TAG
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.store.market_observation import NOTHING, market_versions
-from babylon_rl.store.observation import recent_hours, trajectory_versions
+from babylon_rl.store.observation import observed_watermark, recent_hours, trajectory_versions
 from babylon_rl.versions import change_in_words
 from babylon_rl.windows import window_of
 
@@ -32,10 +32,14 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Observed:
-    """The versions that differ from those last observed, by window, for both sources."""
+    """The versions that differ from those last observed, by window, for both sources.
+
+    ``watermark`` stands for everything that was written before the look (None: it cannot be known).
+    """
 
     trajectories: Mapping[str, Change]
     market: Mapping[str, Change]
+    watermark: str | None = None
 
     @property
     def events(self) -> list[dg.AssetObservation]:
@@ -54,17 +58,23 @@ def _observations(key: dg.AssetKey, changes: Mapping[str, Change]) -> Iterator[d
         yield dg.AssetObservation(key, partition=window, tags={DATA_VERSION_TAG: change.after}, metadata=metadata)
 
 
-def observe(instance: dg.DagsterInstance, babylon: Babylon, *, full: bool, with_market: bool = True) -> Observed:
+def observe(
+    instance: dg.DagsterInstance, babylon: Babylon, *, full: bool, with_market: bool = True, watermark: str | None = None
+) -> Observed:
     """Look at the recent hours (``full``: at all from FIRST_WINDOW) that ended OUTCOME_DELAY_MINUTES ago, and give the changed ones.
 
     An hour whose rows are gone changes to ``no rows``. An hour that holds trajectories is observed in market_data too, so that what
-    stands on both is not kept waiting by a market that recorded nothing.
+    stands on both is not kept waiting by a market that recorded nothing. Where ``watermark``, of an earlier look whose changes were all
+    reported, still holds, no hour is read.
     """
     end = window_of(babylon.now() - timedelta(minutes=babylon.settings.outcome_delay_minutes))
     first = babylon.settings.first_window
     if end <= first:
         return Observed({}, {})
-    with babylon.database.connect(autocommit=True) as connection:
+    with babylon.database.connect(autocommit=True) as connection, connection.transaction():
+        written = observed_watermark(connection, first, end)
+        if watermark is not None and watermark == written:
+            return Observed({}, {}, written)
         recent, recent_market = (first, first) if full else recent_hours(connection, end)
         recent, recent_market = max(first, recent), max(first, recent_market)
         trajectories = trajectory_versions(connection, recent, end)
@@ -75,6 +85,7 @@ def observe(instance: dg.DagsterInstance, babylon: Babylon, *, full: bool, with_
     return Observed(
         _unseen(instance, RAW_TRAJECTORIES, trajectories, recent, end),
         _unseen(instance, MARKET_DATA, silent | market, recent_market, end),
+        written,
     )
 
 

@@ -39,13 +39,15 @@ RUN_KEY_TAG = "dagster/run_key"
     description="Reports the hours whose rows came, changed or went: the last 7 days, and at its first look all of them.",
 )
 def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
-    swept = context.cursor == SWEPT
-    events = observe(context.instance, babylon, full=not swept).events
+    swept, _, watermark = (context.cursor or "").partition(" ")
+    seen = observe(context.instance, babylon, full=swept != SWEPT, watermark=watermark or None)
     # A first look at a long history is reported in parts, newest first; what is left differs still at the next tick.
+    events = seen.events
     reported = events[:MOST_OBSERVATIONS]
-    if not reported and swept:
+    cursor = " ".join(filter(None, (SWEPT, seen.watermark))) if len(reported) == len(events) else None
+    if not reported and swept == SWEPT:
+        context.update_cursor(cursor)
         return dg.SkipReason("No hour changed.")
-    cursor = SWEPT if len(reported) == len(events) else None
     return dg.SensorResult(asset_events=reported, cursor=cursor, skip_reason=f"{len(reported)} of {len(events)} changed hours reported.")
 
 
@@ -85,7 +87,8 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
         fail_stuck(connection, now)
         pending = pending_batches(connection)
         if not pending:
-            frozen = _freeze(connection, babylon)
+            frozen, remembered = _freeze(connection, babylon, context.cursor)
+            context.update_cursor(remembered)
             if isinstance(frozen, str):
                 return dg.SkipReason(frozen)
             pending = [frozen]
@@ -147,7 +150,7 @@ def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam
         due = last + timedelta(hours=settings.training_interval_hours) if last is not None else now
         if due > now:
             return dg.SkipReason(f"The last batch was completed at {last:%Y-%m-%d %H:%M} UTC; the next is due at {due:%Y-%m-%d %H:%M} UTC.")
-        frozen = _freeze(connection, babylon)
+        frozen, _ = _freeze(connection, babylon)
     if isinstance(frozen, str):
         return dg.SkipReason(frozen)
     return dg.SkipReason(f"Froze {frozen.batch_id} with {frozen.trajectories} trajectories; start_training runs it.")
@@ -172,13 +175,16 @@ leaderboard_follows_reports = dg.AutomationConditionSensorDefinition(
 )
 
 
-def _freeze(connection: psycopg.Connection[Any], babylon: Babylon) -> Batch | str:
-    """A new batch, or why there is none: the last ones failed, or the data is not ready."""
+def _freeze(connection: psycopg.Connection[Any], babylon: Babylon, remembered: str | None = None) -> tuple[Batch | str, str | None]:
+    """A new batch, or why there is none: the last ones failed, or the data is not ready; and what ``not_ready`` remembers."""
     now, settings = babylon.now(), babylon.settings
     try:
-        why_not = refused_lately(connection, settings, now) or not_ready(connection, settings, now)
+        paused = refused_lately(connection, settings, now)
+        if paused is not None:
+            return paused, remembered
+        why_not, remembered = not_ready(connection, settings, now, remembered)
         if why_not is not None:
-            return why_not
+            return why_not, remembered
         # Any seed will do that differs between batches and is stored with them.
         frozen = freeze(
             connection,
@@ -190,8 +196,8 @@ def _freeze(connection: psycopg.Connection[Any], babylon: Babylon) -> Batch | st
             settled=True,
         )
     except (TrainingError, UsageError) as refused:
-        return str(refused)
-    return frozen.batch or frozen.reason
+        return str(refused), None
+    return frozen.batch or frozen.reason, None
 
 
 sensors = [observe_changes, start_training, finish_evidence, hours_follow_changes, leaderboard_follows_reports]

@@ -4,6 +4,8 @@ Nothing is set for a session (a pooler would hand it to somebody else), so datet
 ours reads the server's clock.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -21,7 +23,20 @@ POOLER_ADVICE = (
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection whose ``with`` block, left by a statement that named what is not there, says so in a sentence."""
+    """A connection whose ``with`` block, left by a statement that named what is not there, says so in a sentence.
+
+    Its transactions are run without compilation (jit): the planner overrates our statements, whose rows are found by index, and compiling
+    one takes longer than running it.
+    """
+
+    @contextmanager
+    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[psycopg.Transaction]:
+        """As psycopg's; the outermost one sets jit off until its end, so that a pooled session goes back as it was."""
+        outermost = self.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        with super().transaction(savepoint_name, force_rollback) as begun:
+            if outermost:
+                self.execute("SET LOCAL jit = off")
+            yield begun
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Raises SchemaMismatch in the place of psycopg's UndefinedTable and UndefinedColumn."""

@@ -15,6 +15,10 @@ import psycopg
 
 from babylon_rl.windows import window_end, window_of, window_start
 
+# What FREEZABLE reads of ours; of trajectories besides, whose arrival changes nothing before their hour is read.
+READ_TABLES = tuple(
+    f"babylon_rl.{name}" for name in ("windows", "episodes", "group_scores", "episode_scores", "batch_items", "leaks", "dropped_episodes")
+)
 DROPOUT = "dropout"  # the reason under which a batch leaves an episode out before it is judged
 
 # The first reason that holds is the one that is counted, so the order matters: what time or a person can cure comes last.

@@ -18,6 +18,7 @@ from babylon_rl.windows import window_of, window_start
 Connection = psycopg.Connection[Any]
 
 NOTHING = "nothing recorded"
+TABLES = tuple(f'public."{name}"' for name in ("StockPrice", "PredictionPriceHistory", "WorldEvent", "Organization", "Question", "Market"))
 KINDS = ("prices", "probabilities", "events", "start_prices", "open_questions")
 
 # Each gives (hour, rows, sum of their hashes). A hash of a record is linear in its columns: the second hash undoes that, or two rows

@@ -10,14 +10,18 @@ from typing import Any
 
 import psycopg
 
+from babylon_rl.store.market_observation import TABLES as MARKET_TABLES
 from babylon_rl.store.market_observation import newest_market_hour
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, newest_window_with_rows
+from babylon_rl.store.watermark import watermark
 from babylon_rl.versions import counted_version
 from babylon_rl.windows import HOUR, is_window_id, window_of, window_start
 
 Connection = psycopg.Connection[Any]
 
 RECENT = timedelta(days=7)
+# An agent without trajectories is no row of any hour, and one with some takes them along when it goes.
+TABLES = ("public.trajectories", "public.llm_call_logs", *MARKET_TABLES)
 
 # Rows without a canonical id are found agent by agent on the index (agentId, "startTime"), the others on that of "windowId".
 # OFFSET 0 keeps that plan whatever the planner believes. A hash of a record is linear in its columns: the second hash undoes that,
@@ -56,6 +60,11 @@ def trajectory_versions(connection: Connection, first: str, end: str) -> dict[st
             before = found.get(window, (newest, [0, 0, 0, 0]))
             found[window] = max(before[0], newest), [a + int(b) for a, b in zip(before[1], (rows, *sums), strict=True)]
     return {window: _version(*found[window]) for window in sorted(found)}
+
+
+def observed_watermark(connection: Connection, first: str, end: str) -> str | None:
+    """The mark of what the versions of the hours from ``first`` to ``end`` follow from (see ``watermark``)."""
+    return watermark(connection, TABLES, first, end)
 
 
 def _version(newest: datetime, sums: list[int]) -> str:

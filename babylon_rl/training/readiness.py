@@ -6,9 +6,9 @@ Checked in this order: freezable trajectories, groups, quality of the newest row
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -16,9 +16,10 @@ from babylon_rl.episodes.decode import Fault, Step, decode
 from babylon_rl.episodes.messages import Call, embedded_calls, logged_calls
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import last_completed_at
-from babylon_rl.store.freezable import Freezable, count_freezable_rows
+from babylon_rl.store.freezable import READ_TABLES, Freezable, FreezeBounds, count_freezable_rows
 from babylon_rl.store.quality import newest_new_trainable, unscored_windows
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, call_log_rows
+from babylon_rl.store.watermark import watermark
 from babylon_rl.training.freezing import freeze_bounds
 
 QUALITY_SAMPLE = 50
@@ -87,11 +88,12 @@ class Readiness:
 
 def readiness(connection: psycopg.Connection[Any], settings: Settings, now: datetime) -> Readiness:
     """Count what the sensor would freeze, within the look-back, and sample the newest rows."""
-    bounds = freeze_bounds(connection, settings, now, settled=True)
-    freezable = count_freezable_rows(connection, bounds)
-    quality = measure_quality(connection, newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE))
+    with connection.transaction():
+        bounds = freeze_bounds(connection, settings, now, settled=True)
+        freezable = count_freezable_rows(connection, bounds)
+        quality = measure_quality(connection, newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE))
+        unscored = unscored_windows(connection, list(freezable.windows))
     groups = _groups(settings, freezable)
-    unscored = unscored_windows(connection, list(freezable.windows))
     reason = _reason(settings, freezable, groups, quality.mean)
     return Readiness(
         ready=reason == READY,
@@ -105,16 +107,46 @@ def readiness(connection: psycopg.Connection[Any], settings: Settings, now: date
     )
 
 
-def not_ready(connection: psycopg.Connection[Any], settings: Settings, now: datetime) -> str | None:
-    """Why ``readiness`` says no, in its words, or None when it says yes; no row is read for its quality before the counts suffice."""
-    bounds = freeze_bounds(connection, settings, now, settled=True)
-    freezable = count_freezable_rows(connection, bounds)
-    groups = _groups(settings, freezable)
-    reason = _reason(settings, freezable, groups, quality=1.0)
-    if reason == READY:
-        newest = newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE)
-        reason = _reason(settings, freezable, groups, measure_quality(connection, newest).mean)
-    return None if reason == READY else reason + _synthetic(freezable)
+class NotReady(NamedTuple):
+    """Why ``readiness`` says no, in its words (None: it says yes), and what to hand in at the next look."""
+
+    reason: str | None
+    remembered: str | None
+
+
+def not_ready(connection: psycopg.Connection[Any], settings: Settings, now: datetime, remembered: str | None = None) -> NotReady:
+    """Whether ``readiness`` says no; no row is read for its quality before the counts suffice.
+
+    Nothing is counted where nothing was written since the look that gave ``remembered``. Rows that only arrived count once their hour has
+    been read, which is written, so that a game that plays on does not make every look a count.
+    """
+    with connection.transaction():
+        bounds = freeze_bounds(connection, settings, now, settled=True)
+        counted, sampled = _watermarks(connection, settings, bounds)
+        before, _, reason = (remembered or "").partition(" ")
+        if before and before in (counted, sampled):
+            return NotReady(reason, remembered)
+        freezable = count_freezable_rows(connection, bounds)
+        groups = _groups(settings, freezable)
+        reason = _reason(settings, freezable, groups, quality=1.0)
+        mark = counted
+        if reason == READY:
+            newest = newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE)
+            reason = _reason(settings, freezable, groups, measure_quality(connection, newest).mean)
+            mark = sampled
+        if reason == READY:
+            return NotReady(None, None)
+        said = reason + _synthetic(freezable)
+        return NotReady(said, None if mark is None else f"{mark} {said}")
+
+
+def _watermarks(connection: psycopg.Connection[Any], settings: Settings, bounds: FreezeBounds) -> tuple[str | None, str | None]:
+    """Of what the counts follow from, and of what the quality of rows follows from besides."""
+    least = (settings.training_min_trajectories, settings.training_min_groups, settings.training_min_group_size)
+    of = (asdict(bounds), least, settings.data_quality_threshold)
+    arriving = ("public.trajectories",)
+    counted = watermark(connection, READ_TABLES, *of, without_inserts=arriving)
+    return counted, watermark(connection, (*READ_TABLES, "public.llm_call_logs"), *of, without_inserts=arriving)
 
 
 def last_completed(connection: psycopg.Connection[Any]) -> datetime | None:

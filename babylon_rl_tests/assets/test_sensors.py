@@ -52,7 +52,7 @@ def ask(bench: Bench, sensor: dg.SensorDefinition, cursor: str | None = None) ->
 def test_the_first_look_reports_all_hours_and_the_second_none(bench: Bench):
     first = ask(bench, observe_changes)
     assert {event.partition for event in first.asset_events} >= {"2025-01-15T10:00", *HOURS}
-    assert first.cursor == "swept"
+    assert first.cursor.startswith("swept ")
     for event in first.asset_events:
         bench.instance.report_runless_asset_event(event)
     assert ask(bench, observe_changes, first.cursor) == dg.SkipReason("No hour changed.")
