@@ -63,7 +63,8 @@ EDITS = (
     """DELETE FROM "WorldEvent" WHERE id = (SELECT id FROM "WorldEvent" ORDER BY md5(id || '{n}') LIMIT 1)""",
     """UPDATE "Question" SET "resolvedOutcome" = NOT COALESCE("resolvedOutcome", false)
         WHERE id = (SELECT id FROM "Question" ORDER BY md5(id || '{n}') LIMIT 1)""",
-    """UPDATE "Organization" SET name = name || '!' WHERE id = (SELECT "organizationId" FROM "StockPrice" ORDER BY md5(id || '{n}') LIMIT 1)""",
+    """UPDATE "Organization" SET name = name || '!'
+        WHERE id = (SELECT "organizationId" FROM "StockPrice" ORDER BY md5(id || '{n}') LIMIT 1)""",
     """DELETE FROM "PredictionPriceHistory" WHERE id = (SELECT id FROM "PredictionPriceHistory" ORDER BY md5(id || '{n}') LIMIT 1)""",
     """SELECT 1""",
     """INSERT INTO "Market" SELECT * FROM "Market\"""",  # refused
