@@ -42,7 +42,7 @@ class TrainingLines:
             if step.finished_at is not None:
                 total = batch.settings.get("iterations", "?")
                 line = (
-                    f"Iteration {step.iteration}/{total}: checkpoint step {step.iteration}, loss {step.loss:.4f}, "
+                    f"Iteration {step.iteration}/{total}: checkpoint step {step.iteration}, loss {_shown(step.loss)}, "
                     f"{step.trainable_tokens} trainable tokens, {len(step.windows)} windows"
                 )
                 self._once(f"step/{step.iteration}", [line])
@@ -52,6 +52,10 @@ class TrainingLines:
             self._said.add(key)
             for line in lines:
                 self._write(line)
+
+
+def _shown(loss: float | None) -> str:
+    return "not known" if loss is None else f"{loss:.4f}"
 
 
 def group_lines(group: JudgedGroup) -> list[str]:

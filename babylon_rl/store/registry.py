@@ -84,7 +84,7 @@ class NewModel:
     storage_path: str
     manifest_sha: str
     episodes: Sequence[BatchEpisode]
-    loss: float
+    loss: float | None
     metrics: Mapping[str, Any]
     now: datetime
     uploaded_url: str | None = None

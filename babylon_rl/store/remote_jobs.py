@@ -30,9 +30,11 @@ FROM babylon_rl.remote_jobs j JOIN babylon_rl.batches b USING ("batchId")
 class RemoteJob:
     """One post of an iteration (``attempt`` 1-based) to a model of a service; ``batch_state`` is its batch's now.
 
-    ``state``: posting (it may have been accepted), running (its id is known), trained (step, sequences and loss say so), failed (it
+    ``state``: posting (it may have been accepted), running (its id is known), trained (its step says so), failed (it
     ended without), expired (somebody said that it never will end), refused and lost (it counts as untrained and may be posted again).
-    ``step_after`` of a failed job is the step that it made all the same; lost and expired ones may have made one that nobody has seen.
+    ``sequences`` and ``trainable_tokens`` are as posted until the job's end tells others; ``loss`` is None where nothing tells it.
+    ``error`` of a posting job is what the service answered. ``step_after`` of a failed job is the step that it made all the same; lost and
+    expired ones may have made one that nobody has seen.
     """
 
     batch_id: str
@@ -88,11 +90,12 @@ def begin_job(connection: psycopg.Connection[Any], job: RemoteJob, run_attempt: 
             connection.execute(
                 """
                 INSERT INTO babylon_rl.remote_jobs
-                    ("batchId", "iteration", "attempt", "backend", "service", "model", "stepBefore", "postedAt", "estimatedUsd")
-                VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+                    ("batchId", "iteration", "attempt", "backend", "service", "model", "stepBefore", "postedAt", "estimatedUsd",
+                     "sequences", "trainableTokens")
+                VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
                 """,
                 [job.batch_id, job.iteration, job.attempt, job.backend, job.service, job.model, job.step_before, job.posted_at,
-                 job.estimated_usd],
+                 job.estimated_usd, job.sequences, job.trainable_tokens],
             )  # fmt: skip
     except psycopg.errors.UniqueViolation:
         raise BatchConflict(f"Another job of the model {job.model} at {job.service} has not ended; {job.batch_id} waits for it.") from None
@@ -131,15 +134,31 @@ def name_job(connection: psycopg.Connection[Any], job: RemoteJob, job_id: str) -
         )
 
 
+def note_error(connection: psycopg.Connection[Any], job: RemoteJob, error: str) -> None:
+    """Commit that the service answered the post of a job with an error; whether it was accepted all the same is not known."""
+    with own_transaction(connection):
+        connection.execute(
+            """
+            UPDATE babylon_rl.remote_jobs SET "error" = %s
+            WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s AND "state" = 'posting'
+            """,
+            [error, job.batch_id, job.iteration, job.attempt],
+        )
+
+
 def end_job(connection: psycopg.Connection[Any], job: RemoteJob, end: JobEnd) -> None:
-    """Commit what became of a live job; one that has ended stays as it is."""
+    """Commit what became of a live job; one that has ended stays as it is, but for a lost one whose step has come.
+
+    What is not told of its sequences and tokens stays as it was posted.
+    """
     with own_transaction(connection):
         connection.execute(
             """
             UPDATE babylon_rl.remote_jobs
-            SET "state" = %s, "endedAt" = %s, "stepAfter" = %s, "sequences" = %s, "trainableTokens" = %s, "loss" = %s, "metrics" = %s,
-                "error" = %s
-            WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s AND "state" IN ('posting', 'running')
+            SET "state" = %s, "endedAt" = %s, "stepAfter" = %s, "sequences" = COALESCE(%s, "sequences"),
+                "trainableTokens" = COALESCE(%s, "trainableTokens"), "loss" = %s, "metrics" = %s, "error" = %s
+            WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s
+              AND ("state" IN ('posting', 'running') OR "state" = 'lost' AND "discardedAt" IS NULL)
             """,
             [end.state, end.now, end.step_after, end.sequences, end.trainable_tokens, end.loss, Jsonb(dict(end.metrics)), end.error,
              job.batch_id, job.iteration, job.attempt],
@@ -173,9 +192,10 @@ def discard_jobs(connection: psycopg.Connection[Any], jobs: Sequence[RemoteJob],
 
 
 def newest_job(connection: psycopg.Connection[Any], batch_id: str, iteration: int) -> RemoteJob | None:
-    """The last post of an iteration, or None before the first."""
+    """The post of an iteration that trained, else the last one, or None before the first."""
     row = connection.execute(
-        _JOBS + 'WHERE j."batchId" = %s AND j."iteration" = %s ORDER BY j."attempt" DESC LIMIT 1', [batch_id, iteration]
+        _JOBS + 'WHERE j."batchId" = %s AND j."iteration" = %s ORDER BY j."state" = \'trained\' DESC, j."attempt" DESC LIMIT 1',
+        [batch_id, iteration],
     ).fetchone()
     return None if row is None else RemoteJob(*row)
 

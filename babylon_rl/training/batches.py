@@ -398,7 +398,7 @@ def _is_paid(connection: psycopg.Connection[Any], batch_id: str) -> bool:
     connection.rollback()
     states = {job.state for job in read_jobs(connection, batch_id)}
     connection.commit()
-    return bool(states & {"posting", "running", "trained"}) and not states & {"failed", "expired"}
+    return bool(states & {"posting", "running", "trained", "lost"}) and not states & {"failed", "expired"}
 
 
 def _passes(error: BabylonError) -> bool:

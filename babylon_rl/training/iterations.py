@@ -149,7 +149,7 @@ def _train(run: Run, iteration: TrainIteration, parent: Path | None, directory: 
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk what is half written only stands in the way
         raise
-    if not math.isfinite(result.loss):
+    if result.loss is not None and not math.isfinite(result.loss):
         raise Diverged(
             f"The loss of iteration {iteration.step} of {iteration.batch_id} is {result.loss}; nothing was published. Lower LEARNING_RATE."
         )

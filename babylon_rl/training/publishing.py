@@ -131,7 +131,7 @@ def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: 
         batch_id=run.batch.batch_id, attempt=run.attempt, version=manifest.version, parent_version=manifest.parent,
         base_model=run.batch.base_model, backend=run.batch.backend, checkpoint=str(checkpoint),
         storage_path=stands_for.storage_path if stands_for.remote or url is None else url, manifest_sha=_manifest_sha(checkpoint),
-        episodes=episodes, loss=steps[-1].loss or 0.0, metrics=metrics, now=run.clock.now(), uploaded_url=url,
+        episodes=episodes, loss=steps[-1].loss, metrics=metrics, now=run.clock.now(), uploaded_url=url,
         wandb_artifact_id=stands_for.remote.artifact if stands_for.remote else None,
     )  # fmt: skip
     with own_transaction(run.connection):
@@ -212,7 +212,7 @@ def _manifest(
         judge=run.batch.settings.get("judge_model"),
         windows=tuple(sorted({episode.window for episode in episodes}, reverse=True)),
         metrics={
-            "loss": steps[-1].loss or 0.0,
+            **({} if steps[-1].loss is None else {"loss": steps[-1].loss}),
             "avgReward": sum(scores) / len(scores),
             "trainableTokens": float(sum(step.trainable_tokens or 0 for step in steps)),
         },

@@ -87,12 +87,13 @@ class StepMetrics:
 class IterationResult:
     """What one iteration came to: means over its optimizer steps, and the tokens that carried a gradient.
 
-    ``sequences`` is how many sequences really trained; a run with 0 tokens or a loss that is not finite does not count.
+    ``sequences`` is how many sequences really trained; a run with 0 tokens or a loss that is not finite does not count. ``loss`` is None
+    where nothing tells it: a service whose answer was lost.
     """
 
     metrics: dict[str, float]
     trainable_tokens: int
-    loss: float
+    loss: float | None
     sequences: int = 0
 
 

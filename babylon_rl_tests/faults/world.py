@@ -98,20 +98,37 @@ def check(world: World, *, at_rest: bool = False) -> None:
     ended = rows(
         world,
         """SELECT p."batchId", p.status, b."state", p."trajectoryIds", p."rewardsJson", p."rankingsJson", p."trainingLoss", p."completedAt",
-        p."modelVersion", m.version, l."version", l."checkpointPath", l."prunedAt", m.status
+        p."modelVersion", m.version, l."version", l."checkpointPath", l."prunedAt", m.status,
+        EXISTS (SELECT FROM babylon_rl.remote_jobs j WHERE j."batchId" = p."batchId" AND j."state" = 'trained' AND j."loss" IS NULL)
         FROM public.training_batches p JOIN babylon_rl.batches b USING ("batchId")
         LEFT JOIN public.trained_models m ON m."trainingBatch" = p."batchId" LEFT JOIN babylon_rl.model_lineage l USING ("batchId")""",
     )
     by_batch: dict[str, set[str]] = {}
     for batch_id, trajectory in consumed:
         by_batch.setdefault(batch_id, set()).add(trajectory)
-    for batch_id, status, state, ids, rewards, rankings, loss, completed_at, reserved, version, lineage, path, pruned, known_as in ended:
+    for (
+        batch_id,
+        status,
+        state,
+        ids,
+        rewards,
+        rankings,
+        loss,
+        completed_at,
+        reserved,
+        version,
+        lineage,
+        path,
+        pruned,
+        known_as,
+        silent,
+    ) in ended:
         assert status == state and (completed_at is None) == (state in LIVE_STATES), batch_id
         assert (version is not None) == (lineage is not None) == (state == "completed"), batch_id
         if state == "completed":
             trajectories = json.loads(ids)
             assert set(trajectories) == by_batch[batch_id] and len(trajectories) == len(json.loads(rewards)) == len(json.loads(rankings))
-            assert reserved == version == lineage and loss is not None
+            assert reserved == version == lineage and (loss is not None or silent)
             assert pruned is None or known_as == "archived"
             assert pruned is not None or verify(Path(path)).batch_id == batch_id
             assert pruned is None or not at_rest or not Path(path).exists()

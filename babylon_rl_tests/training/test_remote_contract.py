@@ -90,7 +90,7 @@ def test_the_same_model_is_found_by_its_name_whatever_the_version(base: BaseToke
 
 @pytest.mark.parametrize(
     ("fault", "error"),
-    [("429", Refused), ("400", Refused), ("500", Unknown), ("drop_before", Unknown), ("drop_after", Unknown), ("garbled_after", Unknown)],
+    [("429", Refused), ("400", Refused), ("500", Refused), ("drop_before", Unknown), ("drop_after", Unknown), ("garbled_after", Unknown)],
 )
 def test_what_is_certain_about_a_failed_post(base: BaseTokens, fault: Any, error: type[Exception]) -> None:
     service = Service()

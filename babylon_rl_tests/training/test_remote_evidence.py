@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from babylon_rl.errors import BatchConflict, NoTrainer, SettingsError
 from babylon_rl.settings import load_settings
-from babylon_rl.training.remote.evidence import Event, of_checkpoint, read_events
+from babylon_rl.training.remote.evidence import Event, JobProgress, of_checkpoint, read_events
 from babylon_rl.training.remote.gpu import GpuTrainer, with_signs_of_life
 from babylon_rl.training.trainer import training_line
 
@@ -31,8 +31,8 @@ def test_the_order_of_events_and_their_repetition_change_nothing(losses: list[fl
     mixed = [*events, *rng.sample(events, k=rng.randint(0, len(events)))]
     rng.shuffle(mixed)
     found, expected = read_events(mixed), read_events(events)
-    assert (found.sequences, found.ended, found.complete, found.tokens) == (len(losses), True, True, 3 * len(losses))
-    assert found.loss == pytest.approx(expected.loss, nan_ok=True) and math.isnan(found.loss) == (not losses)
+    assert (found.sequences, found.ended, found.tokens) == (len(losses), True, 3 * len(losses)) and found.all_seen(JobProgress())
+    assert (found.loss is None and not losses) or found.loss == pytest.approx(expected.loss)
 
 
 @given(LOSSES.filter(bool), st.sampled_from([math.nan, math.inf, -math.inf, None, "much"]))
@@ -44,7 +44,8 @@ def test_one_loss_that_is_no_number_spoils_the_job(losses: list[float], bad: obj
 
 def test_what_was_announced_is_not_what_was_trained() -> None:
     assert read_events(make_events([], announced=12)).sequences == 0
-    assert not read_events(make_events([0.5], announced=2)).complete
+    fewer, none = read_events(make_events([0.5], announced=2)), read_events(make_events([], announced=2))
+    assert not fewer.all_seen(JobProgress()) and fewer.all_seen(fewer) and not none.all_seen(none)
     assert not read_events([]).ended
     failed = read_events(make_events([0.5], end="training_failed"))
     assert failed.failure == "no room" and not failed.ended
@@ -55,13 +56,12 @@ def test_what_was_announced_is_not_what_was_trained() -> None:
     [
         ({"loss": 0.5, "num_sequences": 4.0}, 4, 0.5),
         ({"policy_loss": -0.1, "train_tokens": 9}, 9, -0.1),
-        ({"reward": 1.0}, 0, None),
-        ({}, 0, None),
+        ({"reward": 1.0}, None, None),
+        ({}, None, None),
     ],
 )
-def test_a_checkpoint_tells_what_it_tells(metrics: dict[str, float], sequences: int, loss: float | None) -> None:
-    found = of_checkpoint(metrics)
-    assert found[0] == sequences and (math.isnan(found[1]) if loss is None else found[1] == loss)
+def test_a_checkpoint_tells_what_it_tells(metrics: dict[str, float], sequences: int | None, loss: float | None) -> None:
+    assert of_checkpoint(metrics) == (sequences, loss)
 
 
 def test_a_key_chooses_the_service_and_its_base(settings) -> None:

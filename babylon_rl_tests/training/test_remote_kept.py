@@ -194,16 +194,53 @@ def test_a_service_that_asks_to_be_left_alone_is(played, two, stand_in, batch):
     assert posted.posted_at - refused.ended_at >= timedelta(seconds=0.7)
 
 
-def test_a_step_of_an_unknown_post_whose_checkpoint_is_silent_does_not_count(played, two, stand_in, batch):
-    stand_in.service.post_faults, stand_in.service.checkpoint_metrics = ["drop_after"], False
-    with pytest.raises(TrainingError, match="the checkpoint does not say that sequences were trained"):
+@pytest.mark.parametrize("fault", ["drop_after", "500_after", "garbled_after"])
+def test_the_step_of_an_unanswered_post_counts_though_its_checkpoint_is_silent(played, two, stand_in, batch, fault):
+    stand_in.service.post_faults, stand_in.service.checkpoint_metrics = [fault], False
+    trained = train(played, batch, two)
+    assert_trained_once(played, batch, stand_in)
+    job, _ = read_jobs(played, batch.batch_id)
+    assert (job.state, job.step_after, job.job_id, job.loss) == ("trained", 1, None, None)
+    assert job.sequences == trained.steps[0].metrics["sequences"] > 0  # as posted
+
+
+def test_a_death_between_the_post_and_its_answer_counts_though_the_checkpoint_is_silent(played, two, stand_in, batch):
+    stand_in.service.checkpoint_metrics = False
+    for _ in range(2):
+        die(played, batch, two, "answered")
+    train(played, batch, two)
+    assert_trained_once(played, batch, stand_in)
+    assert len(stand_in.service.jobs) == 2 and [job.loss for job in read_jobs(played, batch.batch_id)] == [None, None]
+
+
+def test_a_checkpoint_that_tells_a_loss_that_is_no_number_does_not_count(played, two, stand_in, batch):
+    stand_in.service.post_faults, stand_in.service.job_faults = ["drop_after"], ["nan"]
+    with pytest.raises(TrainingError, match="its loss is not finite"):
         train(played, batch, two)
-    (job,) = read_jobs(played, batch.batch_id)
-    assert (job.state, job.step_after, job.job_id) == ("failed", 1, None)
-    again = freeze_batch(played, two, PLAYED_NOW + timedelta(seconds=1))
-    prepare_batch(played, again.batch_id, two, PLAYED_NOW)
-    train(played, again, two)
-    assert [(job.step, job.deleted) for job in stand_in.service.trained()] == [(1, True), (2, False), (3, False)]
+    assert states(played, batch) == ["failed"]
+
+
+def test_a_step_that_comes_after_its_post_was_given_up_counts_and_is_not_deleted(played, two, stand_in, batch):
+    stand_in.service.post_faults, stand_in.service.job_faults = ["500_after", *["429"] * 4], ["late"]
+    with pytest.raises(TrainingPaused, match="took no job"):
+        train(played, batch, two)
+    assert states(played, batch) == ["lost", *["refused"] * 4]
+    stand_in.service.let_go()
+    train(played, batch, two)
+    assert_trained_once(played, batch, stand_in)
+    assert len(stand_in.service.jobs) == 2
+
+
+def test_a_post_that_was_accepted_though_it_was_answered_with_an_error_deletes_nothing(played, two, stand_in, batch):
+    stand_in.service.post_faults, stand_in.service.job_faults = ["500_after"], ["late"]
+
+    def ends_late(boundary):
+        if boundary == "id written":
+            stand_in.service.let_go()
+
+    train(played, batch, two, ServerlessTrainer(two, TIMES, ends_late))
+    assert read_batch(played, batch.batch_id).state == "completed"
+    assert [job.deleted for job in stand_in.service.trained()] == [False] * 3
 
 
 def lose(connection, what):

@@ -138,8 +138,8 @@ def test_one_job_at_a_time_is_a_key_of_the_database(played, two, batch):
     begin_job(played, replace(job, attempt=2), attempt)
 
 
-@pytest.mark.parametrize("end", [{"step_after": 0}, {"sequences": 0}, {"loss": float("nan")}, {"loss": None}, {"loss": float("inf")}])
-def test_the_database_takes_no_job_for_trained_without_all_three(played, two, batch, end):
+@pytest.mark.parametrize("end", [{"step_after": 0}, {"step_after": None}, {"sequences": 0}, {"loss": float("nan")}, {"loss": float("inf")}])
+def test_the_database_takes_no_job_for_trained_without_a_step_or_against_what_is_told(played, two, batch, end):
     from psycopg.errors import CheckViolation
 
     job = RemoteJob(batch.batch_id, 1, 1, "serverless", "http://there", "e/p/m", 0, PLAYED_NOW)

@@ -83,14 +83,42 @@ def test_a_faulty_post_trains_once(played, remote, stand_in, batch, fault):
     assert len(stand_in.service.jobs) == 1
 
 
-@pytest.mark.parametrize("fault", ["500", "drop_before"])
-def test_a_post_of_which_nobody_knows_is_posted_again_only_after_the_longest_job_time(played, remote, stand_in, batch, fault):
-    stand_in.service.post_faults = [fault]
+def test_a_post_of_which_nobody_knows_is_posted_again_only_after_the_longest_job_time(played, remote, stand_in, batch):
+    stand_in.service.post_faults = ["drop_before"]
     train(played, batch, remote)
     assert_trained_once(played, batch, stand_in)
     lost, trained = read_jobs(played, batch.batch_id)
     assert (lost.state, trained.state) == ("lost", "trained")
     assert trained.posted_at - lost.posted_at >= SHORT.longest_job
+
+
+@pytest.mark.parametrize("fault", ["500", "503"])
+def test_a_post_that_is_answered_with_an_error_is_posted_again_after_a_short_look(played, remote, stand_in, batch, fault):
+    stand_in.service.post_faults = [fault]
+    train(played, batch, remote, replace(SHORT, longest_job=timedelta(hours=3)))
+    assert_trained_once(played, batch, stand_in)
+    lost, trained = read_jobs(played, batch.batch_id)
+    assert (lost.state, trained.state) == ("lost", "trained") and f"status {fault}" in lost.error
+    assert timedelta(seconds=SHORT.list_lag_s) <= trained.posted_at - lost.posted_at
+
+
+def test_a_service_that_answers_with_errors_alone_is_left_for_the_next_run(played, remote, stand_in, batch):
+    stand_in.service.post_faults = ["500"] * 5
+    with pytest.raises(TrainingPaused, match="took no job in 5 posts .*status 500"):
+        train(played, batch, remote, replace(SHORT, longest_job=timedelta(hours=3), list_lag_s=0.05))
+    assert read_batch(played, batch.batch_id).state == "training" and not stand_in.service.jobs
+    train(played, batch, remote)
+    assert_trained_once(played, batch, stand_in)
+
+
+@pytest.mark.parametrize(("announces", "sequences_a_step"), [(False, 1), (True, 5), (False, 0)])
+def test_a_job_that_does_not_count_its_sequences_is_not_waited_for(played, remote, stand_in, batch, announces, sequences_a_step):
+    stand_in.service.announces, stand_in.service.sequences_a_step = announces, sequences_a_step
+    patient = replace(SHORT, longest_job=timedelta(hours=3), list_lag_s=3600.0)  # the test's time limit is shorter
+    train(played, batch, remote, patient)
+    assert_trained_once(played, batch, stand_in)
+    (job,) = read_jobs(played, batch.batch_id)
+    assert job.sequences == TRAINABLE and (job.loss is None) == (sequences_a_step == 0)
 
 
 def test_slow_jobs_lagging_lists_and_events_out_of_order_train_once(played, remote, stand_in, batch):

@@ -1,7 +1,7 @@
 """Did a job train? What its events, or its checkpoint, say of sequences and loss.
 
-Neither an exception nor a normal return of ART's train() says so: a job counts when its step advanced, sequences were trained and
-the loss is finite. Events are read as a set, in whatever order they come.
+Neither an exception nor a normal return of ART's train() says so: a job counts when its step advanced, unless what is told of it says
+that it trained no sequence, or at a loss that is not finite. Events are read as a set, in whatever order they come.
 """
 
 import math
@@ -35,8 +35,9 @@ class GradientStep:
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """What a job's events say so far. ``sequences`` is 0 while no gradient step has been taken, whatever was announced."""
+    """What a job's events say so far; ``seen`` counts them, ``announced`` is None where a service does not count sequences."""
 
+    seen: int = 0
     announced: int | None = None
     steps: tuple[GradientStep, ...] = ()
     ended: bool = False
@@ -45,20 +46,27 @@ class JobProgress:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def sequences(self) -> int:
-        """How many sequences were trained."""
-        return max(self.announced or 0, len(self.steps)) if self.steps else 0
+    def sequences(self) -> int | None:
+        """How many sequences were trained: 0 without a gradient step, whatever was announced, None where none is ever shown."""
+        if self.steps:
+            return max(self.announced or 0, len(self.steps))
+        return None if self.announced is None else 0
 
     @property
-    def loss(self) -> float:
-        """The mean loss, NaN without a step or when one is not finite."""
+    def loss(self) -> float | None:
+        """The mean loss, NaN when one is not finite, None without a step."""
         losses = [step.loss for step in self.steps]
-        return fmean(losses) if losses and all(math.isfinite(loss) for loss in losses) else math.nan
+        return None if not losses else fmean(losses) if all(math.isfinite(loss) for loss in losses) else math.nan
 
-    @property
-    def complete(self) -> bool:
-        """False while the list lacks something that an ended job must have: some services show events late."""
-        return self.ended and self.announced is not None and len(self.steps) >= self.announced
+    def all_seen(self, before: "JobProgress") -> bool:
+        """True when an ended job's list is whole: as many steps as announced, or nothing new since the look ``before``.
+
+        Some services show events late, and not every one has a gradient step for each sequence. A job that counts its sequences and shows
+        no step at all is not judged by one more look.
+        """
+        if self.announced is not None and len(self.steps) >= self.announced:
+            return self.ended
+        return self.ended and self.seen == before.seen and self.sequences != 0
 
 
 def read_events(events: Iterable[Event]) -> JobProgress:
@@ -70,7 +78,8 @@ def read_events(events: Iterable[Event]) -> JobProgress:
     ended, tokens = False, 0
     for event in by_id.values():
         if event.type == "training_started":
-            announced = int(_number(event.data, ("num_sequences",)) or 0)
+            told = _number(event.data, SEQUENCES)
+            announced = None if told is None else int(told)
         elif event.type == "gradient_step":
             loss = _number(event.data, LOSSES)
             tokens += int(_number(event.data, TOKENS) or 0)
@@ -79,14 +88,16 @@ def read_events(events: Iterable[Event]) -> JobProgress:
             ended = True
         elif event.type == "training_failed":
             failure = str(event.data.get("error_message") or "the service gave no reason")[:500]
-    return JobProgress(announced, tuple(steps), ended, failure, tokens, _means(steps))
+    return JobProgress(len(by_id), announced, tuple(steps), ended, failure, tokens, _means(steps))
 
 
-def of_checkpoint(metrics: Mapping[str, Any]) -> tuple[int, float]:
-    """(sequences, loss) as a checkpoint's own metrics tell them; (0, NaN) where they are silent."""
-    loss = _number(metrics, LOSSES)
-    sequences = _number(metrics, SEQUENCES) or _number(metrics, TOKENS) or 0
-    return int(sequences), math.nan if loss is None else loss
+def of_checkpoint(metrics: Mapping[str, Any]) -> tuple[int | None, float | None]:
+    """(sequences, loss) as a checkpoint's own metrics tell them, None where they are silent.
+
+    At Weights & Biases only what a client logged stands there, and a client that died has logged nothing.
+    """
+    sequences = _number(metrics, SEQUENCES + TOKENS)
+    return None if sequences is None else int(sequences), _number(metrics, LOSSES)
 
 
 def _named(data: Mapping[str, Any]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 The row is committed before the post, the id as soon as it is known. Whoever comes after a crash finds one of three: an id, whose
 events it follows to the end, however late that comes; a post without an id, for which it waits until the step moves or the longest job
-time has passed; or an end. Only after a refusal, or that wait, is a job posted again.
+time has passed (a short look where the service answered with an error); or an end. Only after a refusal, or that wait, is a job posted
+again. The model stood at a known step when the row was written, so the next step is the job's, whatever else is told of it.
 """
 
 import asyncio
@@ -25,6 +26,8 @@ from babylon_rl.store.remote_jobs import (
     live_job,
     name_job,
     newest_job,
+    note_error,
+    read_jobs,
 )
 from babylon_rl.training.remote.evidence import JobProgress, of_checkpoint, read_events
 from babylon_rl.training.remote.service import Refused, ServerlessService, Unknown
@@ -32,17 +35,28 @@ from babylon_rl.training.trainer import RunContext
 
 MOST_POSTS = 5  # of one iteration in one run: those that were refused or lost
 LONGEST_SLEEP_S = 10.0  # between signs of life
-MOVED_TWICE = "the model moved by more than one step: a job that was given up has ended late, or somebody else trains this model"
+MOVED_TOO_FAR = "the model moved by more than one step: a job that was given up has ended late, or somebody else trains this model"
 OnProgress = Callable[[JobProgress], None]
 MaySend = Callable[[], None]  # raises when the request must not go out
 Post = Callable[[MaySend], Awaitable[str]]  # as ServerlessService.post
-MakePost = Callable[[], Post]  # builds the request, once it is known that one is needed
 # Told where a process may die between two effects: "row written", "answered", "id written", "end seen", "end written", ...
 Boundary = Callable[[str], None]
 
 
 def nowhere(boundary: str) -> None:
     """Nobody wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """A request that is ready to be sent, and how many sequences and tokens it would train."""
+
+    send: Post
+    sequences: int
+    tokens: int
+
+
+MakePost = Callable[[], Posting]  # builds the request, once it is known that one is needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +94,21 @@ class OnceOnly:
         await self._settle_others(job)
         posts = 0
         while True:
-            if found is None or found.state in ("refused", "lost"):
+            lost = self._lost(job)
+            if lost is not None and (end := await self._made(lost)) is not None:
+                found = self._end(lost, end)  # its step has come after all
+            elif found is None or found.state in ("refused", "lost"):
                 if found is not None and posts >= MOST_POSTS:
                     raise TrainingPaused(
                         f"The training service took no job in {posts} posts ({found.error}); `babylon-rl train` goes on later."
                     )
                 posts += 1
                 self._keep_limit()
-                post = make_post()
+                posting = make_post()
                 await self._stand_at(job.step_before)
-                found = await self._post(replace(job, attempt=1 if found is None else found.attempt + 1, posted_at=self._run.now()), post)
+                attempt = 1 if found is None else found.attempt + 1
+                new = replace(job, attempt=attempt, posted_at=self._run.now(), sequences=posting.sequences, trainable_tokens=posting.tokens)
+                found = await self._post(new, posting.send)
             elif found.live:
                 found = await self._settle(found, on_progress)
             elif found.state == "trained":
@@ -103,6 +122,10 @@ class OnceOnly:
         try:
             job_id = await post(lambda: check_may_post(self._run.connection, job, self._run.attempt))
         except Refused as refused:
+            if refused.look:
+                note_error(self._run.connection, job, str(refused))
+                await self._pause(refused.wait_s)
+                return self._again(job)
             self._end(job, JobEnd("refused", self._run.now(), error=str(refused)))
             if not refused.again:
                 raise TrainingError(f"The training service refused {_of(job)}: {refused}") from None
@@ -128,13 +151,14 @@ class OnceOnly:
     async def _follow(self, job: RemoteJob, job_id: str, on_progress: OnProgress) -> RemoteJob:
         deadline = job.posted_at + self._times.longest_job
         late, poll_s = self._now() + timedelta(seconds=self._times.list_lag_s), self._times.poll_s
+        progress = JobProgress()
         while True:
-            progress = read_events(await self._service.events(job_id))
+            before, progress = progress, read_events(await self._service.events(job_id))
             on_progress(progress)
             if progress.failure is not None:
                 step = await self._step_above(job.step_before)  # some fail after their last step
                 return self._ended(job, progress, "failed", f"the service says that it failed: {progress.failure}", step)
-            if progress.ended and (progress.complete or self._now() > late):
+            if progress.ended and (progress.all_seen(before) or self._now() > late):
                 return await self._weigh(job, progress)
             if not progress.ended:
                 late = self._now() + timedelta(seconds=self._times.list_lag_s)
@@ -144,40 +168,46 @@ class OnceOnly:
             poll_s = min(self._times.longest_poll_s, poll_s * 1.5)
 
     async def _weigh(self, job: RemoteJob, progress: JobProgress) -> RemoteJob:
-        """An ended job counts when all three hold: sequences, a finite loss, and a step that advanced, once."""
+        """An ended job counts when its step advanced, and its events do not speak against it: no sequence, or a loss that is not finite."""
         if progress.sequences == 0:
             return self._ended(job, progress, "failed", "it ended without training a sequence")
-        step, why = await self._step_above(job.step_before), None
-        if not math.isfinite(progress.loss):
-            why = "its loss is not finite"
-        elif step is None:
+        step = await self._step_above(job.step_before)
+        why = _against(progress.sequences, progress.loss)
+        if why is None and step is None:
             why = f"it ended, and the model's step stayed at {job.step_before}"
-        elif await self._moved_twice(job.step_before):
-            why = MOVED_TWICE
+        elif why is None and await self._moved_too_far(job):
+            why = MOVED_TOO_FAR
         return self._ended(job, progress, "trained" if why is None else "failed", why, step)
 
+    async def _made(self, job: RemoteJob) -> JobEnd | None:
+        """How a post without an id ended, by the step that the model has made since its row was written; None while there is none."""
+        newest = await self._service.newest()
+        if newest.number <= job.step_before:
+            return None
+        sequences, loss = of_checkpoint(newest.metrics)
+        why = MOVED_TOO_FAR if await self._moved_too_far(job) else _against(sequences, loss)
+        if why is None:
+            return JobEnd("trained", self._now(), newest.number, sequences, None, loss)
+        return JobEnd("failed", self._now(), newest.number, sequences, error=why)
+
     async def _wait_for_step(self, job: RemoteJob) -> RemoteJob:
-        """A post without an id: the step moves, another process learns the id, or the longest job time passes."""
-        deadline = job.posted_at + self._times.longest_job + timedelta(seconds=self._times.list_lag_s)
+        """A post without an id: the step moves, another process learns the id, or the time passes in which it could.
+
+        That is the longest job time, and a short look where the service answered with an error, which may have come after acceptance.
+        """
+        longest = timedelta(0) if job.error is not None else self._times.longest_job
+        deadline = job.posted_at + longest + timedelta(seconds=self._times.list_lag_s)
         poll_s = self._times.poll_s
         while True:
             known = self._again(job)
             if known.state != "posting":
                 return known
             last = self._now() > deadline  # before it is asked: an answer that takes long is not one that says no
-            newest = await self._service.newest()
-            if newest.number > job.step_before:
-                sequences, loss = of_checkpoint(newest.metrics)
-                if await self._moved_twice(job.step_before):
-                    end = JobEnd("failed", self._now(), newest.number, sequences, error=MOVED_TWICE)
-                elif sequences > 0 and math.isfinite(loss):
-                    end = JobEnd("trained", self._now(), newest.number, sequences, None, loss)
-                else:
-                    why = f"the step moved to {newest.number}, and the checkpoint does not say that sequences were trained at a finite loss"
-                    end = JobEnd("failed", self._now(), newest.number, sequences, error=why)
+            end = await self._made(job)
+            if end is None and last:
+                end = JobEnd("lost", self._now(), error=f"{known.error or 'the post was not answered'}, and the step never moved")
+            if end is not None:
                 return self._end(job, end)
-            if last:
-                return self._end(job, JobEnd("lost", self._now(), error="the post was not answered, and the step never moved"))
             await self._pause(poll_s)
             poll_s = min(self._times.longest_poll_s, poll_s * 1.5)
 
@@ -198,7 +228,7 @@ class OnceOnly:
         """Make sure that the model stands at ``step``: what batches that failed made above it is deleted, anything else refused."""
         above = jobs_above(self._run.connection, self._service.address, self._service.model_name, step)
         self._refuse_unfinished(above)
-        ours = [job for job in above if job.batch_state == "failed" or job.state == "lost"]
+        ours = [job for job in above if job.batch_state == "failed"]
         made = {job.step_after for job in ours if job.step_after is not None}
         silent = [job for job in ours if job.step_after is None and job.state in ("lost", "expired")]  # each may have made one more
         kept = {job.step_after: job.batch_id for job in above if job.batch_state == "completed" and job.state == "trained"}
@@ -245,12 +275,21 @@ class OnceOnly:
                 return None
             await self._pause(self._times.poll_s)
 
-    async def _moved_twice(self, step: int) -> bool:
-        """True when a job that was given up has ended after all: nobody knows which step is whose, or what continued from what."""
-        return sum(number > step for number in await self._service.steps()) > 1
+    async def _moved_too_far(self, job: RemoteJob) -> bool:
+        """True when there are more new steps than posts of this iteration may have made: nobody knows which step is whose."""
+        may_have_made = sum(one.state in ("posting", "running", "lost") for one in self._posts(job))
+        return sum(number > job.step_before for number in await self._service.steps()) > max(1, may_have_made)
+
+    def _posts(self, job: RemoteJob) -> list[RemoteJob]:
+        return [one for one in read_jobs(self._run.connection, job.batch_id) if one.iteration == job.iteration]
+
+    def _lost(self, job: RemoteJob) -> RemoteJob | None:
+        """A post of this iteration that was given up before anybody saw its step, when no other can have made one."""
+        posts = {one.state: one for one in self._posts(job)}
+        return posts.get("lost") if posts.keys() <= {"lost", "refused"} else None
 
     def _ended(self, job: RemoteJob, progress: JobProgress, state: JobState, error: str | None, step: int | None = None) -> RemoteJob:
-        loss = progress.loss if math.isfinite(progress.loss) else None
+        loss = progress.loss if progress.loss is not None and math.isfinite(progress.loss) else None
         end = JobEnd(state, self._now(), step, progress.sequences, progress.tokens or None, loss, dict(progress.metrics), error)
         return self._end(job, end)
 
@@ -287,6 +326,13 @@ class OnceOnly:
 
     def _now(self) -> datetime:
         return self._run.now()
+
+
+def _against(sequences: int | None, loss: float | None) -> str | None:
+    """Why a job that made a step does not count, by what is told of it; None where nothing is, as the step is evidence enough."""
+    if sequences == 0:
+        return "it made a step without training a sequence"
+    return None if loss is None or math.isfinite(loss) else "its loss is not finite"
 
 
 def _of(job: RemoteJob) -> str:

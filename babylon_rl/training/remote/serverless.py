@@ -17,7 +17,7 @@ from babylon_rl.store.remote_jobs import RemoteJob, newest_job
 from babylon_rl.training.remote.evidence import JobProgress
 from babylon_rl.training.remote.groups import Counted, SentEpisode, art_groups, count_groups, count_hours, sent_groups
 from babylon_rl.training.remote.installed import FIRST_WITHOUT_LOGPROBS, WITHOUT_LOGPROBS, Installed
-from babylon_rl.training.remote.once import Boundary, OnceOnly, Post, Times, failure_of, nowhere
+from babylon_rl.training.remote.once import Boundary, OnceOnly, Posting, Times, failure_of, nowhere
 from babylon_rl.training.remote.service import ServerlessService, serverless_art
 from babylon_rl.training.remote.tokens import BaseTokens
 from babylon_rl.training.trainer import (
@@ -108,15 +108,14 @@ class ServerlessTrainer:
                 self._usd(iteration.sequences),
             )  # fmt: skip
             done = await OnceOnly(service, run, self._times, self._at).train(job, lambda: self._post(iteration, service), tell)
-            assert done.step_after is not None and done.loss is not None and done.sequences is not None
+            assert done.step_after is not None
             write_remote(out, service.remote(done.step_after, done.job_id))
             self._at("pointer written")
-            # A checkpoint does not say how many tokens it trained; at least one of each sequence.
-            tokens = done.trainable_tokens or self._counted(iteration, service)[1].tokens or done.sequences
+            tokens = done.trainable_tokens or self._counted(iteration, service)[1].tokens or done.sequences or 1
         metrics = dict(done.metrics) | {"remoteStep": float(done.step_after), "posts": float(done.attempt)}
         if done.estimated_usd is not None:
             metrics["trainingUsd"] = done.estimated_usd
-        return IterationResult(metrics, tokens, done.loss, done.sequences)
+        return IterationResult(metrics, tokens, done.loss, done.sequences or 0)
 
     def checkpoint(self, directory: Path) -> Checkpoint:
         """The step at the service that a directory points to."""
@@ -132,7 +131,7 @@ class ServerlessTrainer:
             raise CheckpointError(f"{directory} points to no step at a training service.")
         return Endpoint(remote.inference_url, remote.inference_name)
 
-    def _post(self, iteration: TrainIteration, service: ServerlessService) -> Post:
+    def _post(self, iteration: TrainIteration, service: ServerlessService) -> Posting:
         groups, counted = self._counted(iteration, service)
         if counted.tokens == 0:
             cure = _cure(service.installed, counted)
@@ -141,7 +140,7 @@ class ServerlessTrainer:
         allow = bare and service.installed.trains_without_logprobs
         sent = art_groups(groups, iteration.batch_id, iteration.step, allow) * self._settings.epochs
         arguments = service.installed.accepted(self._wanted(allow))
-        return lambda may_send: service.post(sent, arguments, may_send)
+        return Posting(lambda may_send: service.post(sent, arguments, may_send), counted.sequences, counted.tokens)
 
     def _counted(self, iteration: TrainIteration, service: ServerlessService) -> tuple[list[list[SentEpisode]], Counted]:
         groups = sent_groups(iteration.sequences, self._base)

@@ -29,15 +29,18 @@ Answer = TypeVar("Answer")
 
 
 class Refused(Exception):
-    """A job was certainly not accepted: the service said so, or was never reached. ``again`` when trying again may help."""
+    """A job was not accepted: the service said so, or was never reached. ``again`` when trying again may help.
 
-    def __init__(self, reason: str, again: bool, wait_s: float = 0.0) -> None:
+    ``look`` where the service failed, rather than refused: it is worth a look whether a step comes all the same.
+    """
+
+    def __init__(self, reason: str, again: bool, wait_s: float = 0.0, look: bool = False) -> None:
         super().__init__(reason)
-        self.again, self.wait_s = again, wait_s
+        self.again, self.wait_s, self.look = again, wait_s, look
 
 
 class Unknown(Exception):
-    """A post went out and nobody knows whether it was accepted: a connection was cut, or an error may have come after acceptance."""
+    """A post went out and nobody knows whether it was accepted: a connection was cut, or the answer cannot be read."""
 
 
 class _Posted(Exception):
@@ -141,7 +144,7 @@ class ServerlessService:
         ``may_send`` is called right before the request goes out, after it is built, and raises when it must not.
 
         Raises:
-            Refused: it was certainly not accepted.
+            Refused: it was not accepted.
             Unknown: it may have been accepted.
             Exception: anything else, from ``may_send`` too, came before the request had left.
         """
@@ -232,10 +235,9 @@ def _of_post(failed: Exception, key: str) -> Refused | Unknown:
     import openai
 
     if isinstance(failed, openai.APIStatusError):
-        status = failed.status_code
+        status, wait_s = failed.status_code, _retry_after_s(failed.response.headers.get("retry-after"))
         if status in (408, 409) or status >= 500:
-            return Unknown(describe(failed, key))  # an error may come after acceptance
-        wait_s = _retry_after_s(failed.response.headers.get("retry-after"))
+            return Refused(describe(failed, key), True, wait_s, look=True)  # an error may come after acceptance
         return Refused(f"{describe(failed, key)}.{_cure(status)}", status in (425, 429), wait_s)
     if isinstance(failed.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return Refused(describe(failed), True)

@@ -35,6 +35,8 @@ class Job:
     payload: Payload
     fault: JobFault
     config: dict[str, Any] = field(default_factory=dict)
+    announces: bool = True  # how many sequences it trains
+    sequences_a_step: int = 1
     step: int | None = None
     settled: bool = False
 
@@ -54,9 +56,9 @@ class Job:
         sequences = 0 if self.fault == "zero" else self.payload.sequences
         share = 1.0 if self.duration_s <= 0 else min(1.0, (now_s - self.posted_s) / self.duration_s)
         done = int(sequences * (min(share, 0.5) if self.fault in _ENDLESS else share))
-        events = [self._event("started", "training_started", {"num_sequences": sequences})]
+        events = [self._event("started", "training_started", {"num_sequences": sequences} if self.announces else {})]
         tokens = self.payload.tokens // max(1, sequences)
-        for number in range(done):
+        for number in range(-(-done // self.sequences_a_step) if self.sequences_a_step else 0):
             data = {"loss": self.loss(number), "grad_norm": 0.5, "entropy": 0.1, "num_trainable_tokens": tokens}
             events.append(self._event(f"step-{number}", "gradient_step", data))
         if self.over(now_s):

@@ -50,7 +50,9 @@ class Service:
 
     def __init__(self, vocabulary: int = 1_000_000, job_s: float = 0.0, lag_s: float = 0.0, clock: Callable[[], float] = time.monotonic):
         self.vocabulary, self.job_s, self.lag_s = vocabulary, job_s, lag_s
-        self.checkpoint_metrics = True
+        self.checkpoint_metrics = True  # False as at Weights & Biases, where only a client's own log stands in a checkpoint's metrics
+        self.announces = True  # False: a job's events do not say how many sequences it trains
+        self.sequences_a_step = 1  # of its events; 0 shows no gradient step at all
         self.retry_after_s: float | None = None  # said with a 429
         self.post_faults: list[PostFault] = []
         self.job_faults: list[JobFault] = []
@@ -85,7 +87,17 @@ class Service:
             config = body.get("experimental_config") or {}
             payload = read_payload(body["trajectory_groups"], config, self.vocabulary)
             fault = self.job_faults.pop(0) if self.job_faults else "none"
-            job = Job(f"job-{next(self._numbers)}", body["model_id"], self._clock(), self.job_s, payload, fault, config)
+            job = Job(
+                f"job-{next(self._numbers)}",
+                body["model_id"],
+                self._clock(),
+                self.job_s,
+                payload,
+                fault,
+                config,
+                self.announces,
+                self.sequences_a_step,
+            )
             self.jobs.append(job)
             return job
 
