@@ -22,7 +22,7 @@ def generate() -> dict[str, float]:
     import scipy.optimize  # noqa: F401 imported by the optimum on its first use
 
     from babylon_rl.evaluation.snapshot_file import benchmark_scenario, encode, from_scenario
-    from babylon_rl.evaluation.snapshot_file.optimum import best_plan
+    from babylon_rl.evaluation.snapshot_file.best_plan import best_plan
     from babylon_rl.market.simulation.config import preset
 
     config, seconds = preset("week", edition="held-out"), {}

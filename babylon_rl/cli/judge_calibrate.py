@@ -41,8 +41,7 @@ def calibrate(
 
 
 def _measured(settings: Settings, hours: int, markets: int, seed: int) -> "JudgeAgreement":
-    from babylon_rl.evaluation.judge_agreement import measure
-    from babylon_rl.evaluation.judge_agreement_skill import calibration_name
+    from babylon_rl.evaluation.judge_agreement import calibration_name, measure
     from babylon_rl.store.database import open_database
     from babylon_rl.store.judge_agreement import write_judge_agreement
     from babylon_rl.store.migrate import require_migrated

@@ -18,7 +18,7 @@ from babylon_rl.evaluation.contestants import MODEL, engine_version
 from babylon_rl.evaluation.markets import OnRun
 from babylon_rl.evaluation.result_building import Market, Played, decision_lines, result_of
 from babylon_rl.evaluation.run_files import RunFiles
-from babylon_rl.evaluation.snapshot_file.optimum import best_plan
+from babylon_rl.evaluation.snapshot_file.best_plan import best_plan
 from babylon_rl.evaluation.snapshots import PLAYER_ID, Snapshot
 from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.run import Run

@@ -1,11 +1,14 @@
-"""Does a judge agree with the market? Agents of known skill play hours, the judge scores them, and ranks are compared hour by hour.
+"""Agreement of a judge with the market: agents of known skill play hours, the judge scores them, ranks are compared.
 
-The correlation is of ranks (Spearman) within an hour, as training takes scores only against the others of their hour; its interval is
-over hours, the independent draws. Beside it stands what a judge reaches that only counts the money that came: a judge is worth its
-price where it sees skill that an hour's luck hides.
+Skill is expected P&L: the mean over many markets like the judged hours, with everybody at one table as there, in other markets than
+those. It is what a single hour shows only through luck. The correlation is of ranks (Spearman) within an hour, as training takes scores
+only against the others of their hour; its interval is over hours, the independent draws. Beside it stands what a judge reaches that only
+counts the money that came: a judge is worth its price where it sees skill that an hour's luck hides.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -14,17 +17,77 @@ import psycopg
 
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.judge_agreement_skill import SKILL_MARKETS, Skill, calibration_windows, play_hours, skills
+from babylon_rl.evaluation.comparison import NOTHING
 from babylon_rl.evaluation.statistics import Interval, mean_interval, paired_interval
 from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.hindsight import sync_hindsight
 from babylon_rl.judge.scoring import score_windows
+from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.outcomes import sync_outcomes
+from babylon_rl.market.simulation.config import preset
+from babylon_rl.market.simulation.generation import generate
+from babylon_rl.market.simulation.prompting import TRADER_V1
+from babylon_rl.market.simulation.roster import NAMES, factory
+from babylon_rl.market.simulation.run import encode_run, play
+from babylon_rl.market.spawn import Player, SpawnRequest, spawn
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.hour_report import episode_lines
 from babylon_rl.store.judge_agreement import JudgeAgreement
 from babylon_rl.store.recording import newest_simulated_hour
+from babylon_rl.versions import content_version
+from babylon_rl.windows import HOUR, window_of, window_start
+
+FIRST = "2025-02-01T00:00"
+SKILL_MARKETS = 200
+SEED_PREFIX = "skill/"  # no judged hour's market begins so
+# Who never trades is asked nothing, so its hour has no text that a judge could read.
+PLAYERS = tuple(Player(f"calibration-{number}", name) for number, name in enumerate((n for n in NAMES if n != NOTHING), start=1))
+
+
+@dataclass(frozen=True)
+class Skill:
+    """Expected dollars an hour of an agent, with the standard error of that mean."""
+
+    agent_id: str
+    name: str
+    expected_usd: float
+    standard_error: float
+
+
+def skills(markets: int = SKILL_MARKETS, on_market: Callable[[], None] = lambda: None) -> tuple[Skill, ...]:
+    """The skill of every player, over ``markets`` (2 or more) markets of the preset that spawned hours have; 200 take about 4 s."""
+    pnls = np.empty((markets, len(PLAYERS)))
+    for index in range(markets):
+        seed = f"{SEED_PREFIX}{index}"
+        scenario = generate(preset("hour", seed=seed, agents=len(PLAYERS), edition=TRAINING.name))
+        run = play(scenario, {player.agent_id: factory(player.strategy, scenario) for player in PLAYERS}, seed=seed)
+        pnls[index] = [run.pnl_usd[player.agent_id] for player in PLAYERS]
+        on_market()
+    means, errors = pnls.mean(axis=0), pnls.std(axis=0, ddof=1) / math.sqrt(markets)
+    return tuple(Skill(p.agent_id, p.strategy, float(m), float(e)) for p, m, e in zip(PLAYERS, means, errors, strict=True))
+
+
+def calibration_windows(hours: int) -> list[str]:
+    """The hours that are played."""
+    return [window_of(window_start(FIRST) + HOUR * index) for index in range(hours)]
+
+
+def play_hours(
+    connection: psycopg.Connection[Any], windows: Sequence[str], seed: int, now: datetime, on_hour: Callable[[], None] = lambda: None
+) -> None:
+    """Let the players play consecutive hours and write them as a game would, into a database made for this."""
+    request = SpawnRequest(agents=len(PLAYERS), model_agents=0, windows=len(windows), seed=seed, start=windows[0])
+    spawn(connection, request, now, None, lambda _: on_hour(), players=PLAYERS)
+
+
+def calibration_name(seed: int) -> str:
+    """A name for the hours of ``seed``, another one whenever the market's code gives other hours."""
+    scenario = generate(preset("hour", seed=f"{SEED_PREFIX}name", agents=len(PLAYERS), edition=TRAINING.name))
+    run = play(scenario, {player.agent_id: factory(player.strategy, scenario) for player in PLAYERS}, script_prompts=TRADER_V1)
+    asked = [[call.messages for call in record.calls.values()] for record in run.records.values()]
+    return content_version([seed, FIRST, NAMES, encode_run(run).decode(), asked])[:16]
+
 
 FEWEST_HOURS, MOST_HOURS = 2, 168
 _SAME = 1e-12

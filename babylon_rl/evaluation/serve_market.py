@@ -22,8 +22,7 @@ from starlette.routing import Route
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.contestants import MODEL, engine_version, outside
-from babylon_rl.evaluation.market_lobby import Fault, Lobby, Start
-from babylon_rl.evaluation.market_session import Clock, Outsider, Session
+from babylon_rl.evaluation.market_sessions import Clock, Fault, Lobby, Outsider, Session, Start
 from babylon_rl.evaluation.result_building import Market, Played, decision_lines, result_of
 from babylon_rl.evaluation.results import SUFFIX, encode_result, read_result
 from babylon_rl.evaluation.run_files import RunFiles, slug

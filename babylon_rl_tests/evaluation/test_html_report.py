@@ -12,10 +12,21 @@ import pytest
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.html_report import write_report
+from babylon_rl.evaluation.html_report.charts import curve_of
 from babylon_rl.evaluation.html_report.csv_files import safe
-from babylon_rl.evaluation.html_report.markup import VOID, Html, element, shortened
-from babylon_rl.evaluation.html_report.numbers import DASH, dollars, duration, moment, number, percent, ticks_of
-from babylon_rl.evaluation.html_report.series import curve_of
+from babylon_rl.evaluation.html_report.markup import (
+    DASH,
+    VOID,
+    Html,
+    dollars,
+    duration,
+    element,
+    moment,
+    number,
+    percent,
+    shortened,
+    ticks_of,
+)
 from babylon_rl.evaluation.html_report.standings import compared
 from babylon_rl.evaluation.html_report.timeline import MOST_ROWS, MOST_RUNS, chosen, rows_of
 from babylon_rl.evaluation.result_building import Market, Played, result_of

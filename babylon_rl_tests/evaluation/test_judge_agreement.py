@@ -7,8 +7,16 @@ import pytest
 from scipy.stats import rankdata, spearmanr
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.judge_agreement import agreement, measure, rank_correlation
-from babylon_rl.evaluation.judge_agreement_skill import PLAYERS, Skill, calibration_name, calibration_windows, skills
+from babylon_rl.evaluation.judge_agreement import (
+    PLAYERS,
+    Skill,
+    agreement,
+    calibration_name,
+    calibration_windows,
+    measure,
+    rank_correlation,
+    skills,
+)
 from babylon_rl.evaluation.statistics import mean_interval
 from babylon_rl.judge.groups import GroupScores, group_scores
 from babylon_rl.judge.scripted.settings import ScriptedJudge

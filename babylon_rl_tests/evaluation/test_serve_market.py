@@ -13,7 +13,7 @@ import pytest
 
 from babylon_rl.cli import run as command
 from babylon_rl.evaluation.contestants import scripted
-from babylon_rl.evaluation.market_lobby import MOST_SESSIONS
+from babylon_rl.evaluation.market_sessions import MOST_SESSIONS
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import decode_result
 from babylon_rl.evaluation.run_comparison import compare_results, sound_results

@@ -1,14 +1,62 @@
-"""Pictures as inline SVG: sharp at any size, coloured by the page's style, so that they follow light and dark.
+"""Charts as inline SVG, coloured by the page's style, so that they follow light and dark.
 
 Coordinates are rounded to a tenth of a pixel and long series thinned, so that a picture's size does not grow with what it shows.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from babylon_rl.evaluation.comparison_shape import Interval
-from babylon_rl.evaluation.html_report.markup import Html, element
-from babylon_rl.evaluation.html_report.numbers import dollars, percent, ticks_of
-from babylon_rl.evaluation.html_report.series import Curve, Spread, thinned
+from babylon_rl.evaluation.html_report.markup import Html, dollars, element, percent, ticks_of
+
+POINTS = 120
+
+
+@dataclass(frozen=True)
+class Curve:
+    """P&L over a market's time, ``POINTS`` at most, of all runs of an agent: mean, and where the middle 80 % lie."""
+
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """5, 25, 50, 75 and 95 % of values lie below these."""
+
+    low: float
+    quarter: float
+    median: float
+    three_quarters: float
+    high: float
+
+
+def curve_of(runs: Sequence[Sequence[float]]) -> Curve | None:
+    """The curve of runs, each given as P&L at its moments; a run's time is stretched from 0 to 1. None when no run has moments."""
+    played = [np.asarray(run, dtype=np.float64) for run in runs if len(run) > 1]
+    if not played:
+        return None
+    points = min(POINTS, max(len(run) for run in played))
+    places = np.linspace(0.0, 1.0, points)
+    rows = np.stack([np.interp(places, np.linspace(0.0, 1.0, len(run)), run) for run in played])
+    low, high = np.quantile(rows, [0.1, 0.9], axis=0)
+    return Curve(tuple(rows.mean(axis=0).tolist()), tuple(low.tolist()), tuple(high.tolist()))
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """The quantiles of at least one value."""
+    return Spread(*(float(value) for value in np.quantile(np.asarray(values, dtype=np.float64), [0.05, 0.25, 0.5, 0.75, 0.95])))
+
+
+def thinned(values: Sequence[float], most: int) -> list[float]:
+    """Evenly chosen values, first and last included, ``most`` at most."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(index * (len(values) - 1) / (most - 1))] for index in range(most)]
+
 
 Scale = Callable[[float], float]
 MOST_DOTS = 160

@@ -1,15 +1,199 @@
-"""The whole page: one file that needs nothing else and runs nothing: its policy forbids scripts and every request."""
+"""The page: one HTML file that needs nothing else and runs nothing. Its policy forbids scripts and every request."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
-from babylon_rl.evaluation.html_report import sections
-from babylon_rl.evaluation.html_report.markup import Html, element, joined
-from babylon_rl.evaluation.html_report.numbers import dollars, duration
-from babylon_rl.evaluation.html_report.standings import Difference, Standing, compared
+from babylon_rl.evaluation.comparison_shape import Interval
+from babylon_rl.evaluation.html_report.charts import axis, curve_panel, difference_bars, dots_row, interval_bar, share_bar
+from babylon_rl.evaluation.html_report.markup import DASH, MINUS, Html, dollars, duration, element, joined, moment, number, percent
+from babylon_rl.evaluation.html_report.standings import MOST_COMPARED, Difference, Measure, Standing, compared, turned_around
 from babylon_rl.evaluation.html_report.timeline import timelines
 from babylon_rl.evaluation.results import SEEN, Result
 from babylon_rl.market.simulation.scenario import Scenario
+
+APART = 3.0
+COLUMNS: tuple[tuple[str, str, Measure, str], ...] = (
+    ("Return", "P&L of the start balance", lambda row: row.returns, "+%"),
+    ("Sharpe", "mean over spread of the equity's changes in a run, mean over markets", lambda row: row.sharpe, "2"),
+    ("Drawdown", "largest fall of the equity from its peak, in dollars, mean over markets", lambda row: row.max_drawdown, "$"),
+    ("Win rate", "of the positions that won or lost", lambda row: row.win_rate, "%"),
+    ("Accuracy", "of the questions' sides that were bought", lambda row: row.accuracy, "%"),
+    ("Brier", "squared error of what was paid for being right; 0 is perfect", lambda row: row.brier, "3"),
+    ("Invalid", "answers that were no action", lambda row: row.invalid_rate, "%"),
+    ("Optimality", "P&L of the best plan's, 0 to 100", lambda row: row.optimality, "0"),
+)
+KINDS = (
+    ("hold", "hold"),
+    ("open_perp:long", "open-long"),
+    ("open_perp:short", "open-short"),
+    ("close_perp", "close"),
+    ("buy_prediction:yes", "buy-yes"),
+    ("buy_prediction:no", "buy-no"),
+    ("sell_prediction:yes", "sell-yes"),
+    ("sell_prediction:no", "sell-no"),
+    ("post", "post"),
+    ("invalid", "invalid"),
+)
+
+
+def summary(standings: Sequence[Standing]) -> Html:
+    """One row for each agent, best first."""
+    floor, ceiling = _reach([one.row.pnl for one in standings])
+    head = [element("th", "Agent"), element("th", "P&L, $ a market, with its 95 % interval", colspan="2")]
+    head += [element("th", name, title=meaning, class_="number") for name, meaning, _, _ in COLUMNS]
+    rows = []
+    for one in standings:
+        cells = [
+            element("th", element("i", class_=f"key c{one.colour}"), one.agent, scope="row"),
+            element("td", element("b", dollars(one.row.pnl.mean)), " ", element("small", _interval(one.row.pnl)), class_="number"),
+            element("td", interval_bar(one.row.pnl, floor, ceiling, one.colour)),
+        ]
+        cells += [element("td", _told(measure(one.row), form), class_="number") for _, _, measure, form in COLUMNS]
+        cells.append(element("td", f"{len(one.runs)}", class_="number"))
+        rows.append(element("tr", *cells))
+    head.append(element("th", "Runs", class_="number"))
+    made = element("table", element("thead", element("tr", *head)), element("tbody", *rows), class_="standings")
+    return element("div", made, class_="wide")
+
+
+def equity(standings: Sequence[Standing]) -> Html:
+    """A panel for each agent, all on one scale, but for one that would flatten the others."""
+    shown = [(one, one.curve) for one in standings if one.curve is not None]
+    if not shown:
+        return element("p", "No run has more than one moment.")
+    reaches = {one.agent: (min(0.0, *curve.low), max(0.0, *curve.high)) for one, curve in shown}
+    apart = _apart(reaches)
+    common = [reach for agent, reach in reaches.items() if agent != apart]
+    low, high = min(reach[0] for reach in common), max(reach[1] for reach in common)
+    ends = {run.ticks_processed * run.tick_interval for one in standings for run in one.runs}
+    end = moment(ends.pop()) if len(ends) == 1 else "end"
+    panels = []
+    for one, curve in shown:
+        told = f" {dollars(curve.mean[-1])} at the end{', on a scale of its own' if one.agent == apart else ''}"
+        bounds = reaches[one.agent] if one.agent == apart else (low, high)
+        panels.append(element("figure", _caption(one, told), curve_panel(curve, *bounds, end, one.colour)))
+    return element("div", *panels, class_="panels")
+
+
+def distributions(standings: Sequence[Standing]) -> Html:
+    """Every run's P&L as a dot, agents under each other on one scale."""
+    values = [run.metrics.total_pnl for one in standings for run in one.runs]
+    low, high = min(0.0, *values), max(0.0, *values)
+    high = high if high > low else low + 1.0
+    rows = []
+    for one in standings:
+        pnls = [run.metrics.total_pnl for run in one.runs]
+        median = element("small", f"median {dollars(one.spread.median)}, {percent(sum(v > 0 for v in pnls) / len(pnls))} above 0")
+        rows.append(element("div", _caption(one), median, class_="label"))
+        rows.append(dots_row(pnls, one.spread, low, high, one.colour))
+    rows += [element("div"), axis(low, high)]
+    return element("div", *rows, class_="rows")
+
+
+def pairs(standings: Sequence[Standing], differences: Mapping[tuple[str, str], Difference]) -> Html:
+    """Is the ranking more than chance? Neighbours market by market, then everybody against everybody."""
+    if not differences:
+        return element("p", "No two agents played the same market.")
+    neighbours = [differences.get((a.agent, b.agent)) for a, b in pairwise(standings)]
+    panels = [_pair(difference) for difference in neighbours if difference is not None]
+    told = f" Of {len(standings)} agents the first {MOST_COMPARED} are compared." if len(standings) > MOST_COMPARED else ""
+    note = element("p", "Row less column, in dollars a market; bold where the corrected p is below 5 %.", told, class_="note")
+    return joined([element("div", *panels, class_="panels"), note, _matrix(standings[:MOST_COMPARED], differences)])
+
+
+def actions(standings: Sequence[Standing]) -> Html:
+    """What each agent's decisions were."""
+    known = dict(KINDS)
+    rows, seen = [], set()
+    for one in standings:
+        shares = [(name, one.row.action_shares.get(kind, 0.0)) for kind, name in KINDS]
+        shares.append(("other", sum(share for kind, share in one.row.action_shares.items() if kind not in known)))
+        seen |= {name for name, share in shares if share > 0}
+        most = max(shares, key=lambda pair: pair[1])
+        rows.append(
+            element("div", _caption(one), element("small", f"mostly {most[0].replace('-', ' ')}, {percent(most[1])}"), class_="label")
+        )
+        rows.append(share_bar(shares) if one.row.action_shares else element("p", DASH))
+    legend = [
+        element("span", element("i", class_=f"key s-{name}"), name.replace("-", " ")) for _, name in (*KINDS, ("", "other")) if name in seen
+    ]
+    return joined([element("p", *legend, class_="legend"), element("div", *rows, class_="rows")])
+
+
+def _pair(difference: Difference) -> Html:
+    interval, p = difference.interval, difference.p
+    better = sum(value > 0 for value in difference.values)
+    told = f"better in {better} of {len(difference.values)} markets; {_chance(p)}"
+    return element(
+        "figure",
+        element(
+            "figcaption", element("b", f"{difference.ours} {MINUS} {difference.theirs}"), f" {dollars(interval.mean)} {_interval(interval)}"
+        ),
+        difference_bars(difference.values, interval),
+        element("small", told, class_="note"),
+    )
+
+
+def _chance(p: float | None) -> str:
+    if p is None:
+        return "one market is no test"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def _matrix(standings: Sequence[Standing], differences: Mapping[tuple[str, str], Difference]) -> Html:
+    head = element("tr", element("th"), *(element("th", one.agent, class_="number") for one in standings))
+    rows = []
+    for ours in standings:
+        cells = [element("th", element("i", class_=f"key c{ours.colour}"), ours.agent, scope="row")]
+        for theirs in standings:
+            turned = (theirs.agent, ours.agent) in differences
+            found = differences.get((theirs.agent, ours.agent) if turned else (ours.agent, theirs.agent))
+            cells.append(_cell(found, turned))
+        rows.append(element("tr", *cells))
+    return element("div", element("table", element("thead", head), element("tbody", *rows), class_="matrix"), class_="wide")
+
+
+def _cell(difference: Difference | None, turned: bool) -> Html:
+    if difference is None:
+        return element("td", DASH, class_="number")
+    interval = turned_around(difference.interval) if turned else difference.interval
+    told = dollars(interval.mean)
+    kind = ("gain" if interval.mean > 0 else "loss") if difference.clear else "unclear"
+    title = f"{_interval(interval)}, {_chance(difference.p)}"
+    return element("td", element("b", told) if difference.clear else told, class_=f"number {kind}", title=title)
+
+
+def _caption(one: Standing, more: str = "") -> Html:
+    return element("figcaption", element("i", class_=f"key c{one.colour}"), element("b", one.agent), more)
+
+
+def _interval(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return "one market: no interval"
+    return f"[{dollars(interval.low)}, {dollars(interval.high)}]"
+
+
+def _apart(reaches: Mapping[str, tuple[float, float]]) -> str | None:
+    """The agent whose curve would make flat lines of all others: three times as high as any; the oracle, as a rule."""
+    heights = sorted(((high - low, agent) for agent, (low, high) in reaches.items()), reverse=True)
+    return heights[0][1] if len(heights) > 1 and heights[0][0] > APART * heights[1][0] > 0.0 else None
+
+
+def _reach(intervals: Sequence[Interval]) -> tuple[float, float]:
+    """Where the bars of a column begin and end: at the bounds that there are, and zero."""
+    bounds = [bound for one in intervals for bound in (one.mean, one.low, one.high) if bound is not None]
+    low, high = min(0.0, *bounds), max(0.0, *bounds)
+    return low, high if high > low else low + 1.0
+
+
+def _told(value: float | None, form: str) -> str:
+    if form == "$":
+        return dollars(value, sign=False)
+    if form.endswith("%"):
+        return percent(value, 1, sign=form.startswith("+"))
+    return number(value, int(form))
+
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 PARTS = {
@@ -38,7 +222,7 @@ def page(results: Sequence[Result], scenarios: Mapping[str, Scenario]) -> str:
         element("p", _lead(results, standings, differences), class_="lead"),
         _warnings(results, standings),
         element("nav", *links),
-        sections.summary(standings) if standings else None,
+        summary(standings) if standings else None,
         *parts,
         _part("reading", _reading()),
     ]
@@ -57,16 +241,16 @@ def _comparisons(standings: Sequence[Standing], differences: Mapping[tuple[str, 
     return [
         _part(
             "equity",
-            sections.equity(standings),
+            equity(standings),
             "Mean of all runs; the band holds the middle 80 % of them. All on one scale unless it says otherwise.",
         ),
-        _part("spread", sections.distributions(standings), "A dot is a run; the box holds the middle half, the line 5 to 95 %."),
+        _part("spread", distributions(standings), "A dot is a run; the box holds the middle half, the line 5 to 95 %."),
         _part(
             "pairs",
-            sections.pairs(standings, differences),
+            pairs(standings, differences),
             "Each agent less the next one down, in the same market. A bar is a market; the stripe is the mean's 95 % interval.",
         ),
-        _part("actions", sections.actions(standings), "Share of all decisions, refused orders by what was asked for."),
+        _part("actions", actions(standings), "Share of all decisions, refused orders by what was asked for."),
     ]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from babylon_rl.evaluation.comparison_shape import AgentRow, Interval, Pair
-from babylon_rl.evaluation.html_report.series import Curve, Spread, curve_of, spread_of
+from babylon_rl.evaluation.html_report.charts import Curve, Spread, curve_of, spread_of
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.run_comparison import RunKey, by_agent, compare_results
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from babylon_rl.evaluation.html_report.charts import sparkline
-from babylon_rl.evaluation.html_report.markup import Html, element, joined, shortened
-from babylon_rl.evaluation.html_report.numbers import dollars, moment, number, percent
+from babylon_rl.evaluation.html_report.markup import Html, dollars, element, joined, moment, number, percent, shortened
 from babylon_rl.evaluation.html_report.standings import profits
 from babylon_rl.evaluation.results import ActionTaken, Result
 from babylon_rl.market.simulation.scenario import Scenario

@@ -8,9 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from babylon_rl.evaluation.statistics.bootstrap import mean_interval
-from babylon_rl.evaluation.statistics.interval import CONFIDENCE, Floats, Interval, Values, codes_of, finite
-from babylon_rl.evaluation.statistics.shares import share_by_snapshot, share_interval
+from babylon_rl.evaluation.statistics.intervals import (
+    CONFIDENCE,
+    Floats,
+    Interval,
+    Values,
+    codes_of,
+    finite,
+    mean_interval,
+    share_by_snapshot,
+    share_interval,
+)
 
 BINS = 10
 RESAMPLED_FORECASTS = 999

@@ -1,6 +1,7 @@
-"""Intervals and p-values that hold at every look: for values that come in one by one, and are looked at while they do.
+"""Sequential statistics for live comparisons: intervals, p-values and A/B arms that hold at every look.
 
-The chance that one of all looks ever misleads is at most 1 - confidence, however many there are and whatever made one stop.
+The chance that one of all looks ever misleads is at most 1 - confidence, however many there are and whatever made one stop. The sample
+ratio says whether arms have the numbers of agents that were assigned: where they do not, nothing measured on them can be believed.
 """
 
 import math
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from babylon_rl.evaluation.statistics.interval import CONFIDENCE, Floats, Values, differences, finite, tail
+from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, Floats, Values, differences, finite, student_quantile, tail
 
 FIRST_LOOK = 30  # before that many values nothing is said
 TUNED_FOR = 200  # the number of values at which intervals are to be narrow; any other is as valid
@@ -172,3 +173,142 @@ def _end(x: Floats, start: int, weight: float, side: int, alpha: float) -> float
         inside = np.flatnonzero(beyond(grid) <= 0)
         last = min(int(inside[-1]), grid.size - 2) if inside.size else 0
     return mean + side * float(grid[last + 1])
+
+
+FEWEST_AGENTS = 5  # in each arm, by weight; before that nothing is said
+
+
+def live_comparison(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], *, expected_effect: float, confidence: float = CONFIDENCE
+) -> LiveInterval:
+    """The difference of two arms in dollars an agent-hour; ``ours`` and ``theirs`` hold every agent's values so far, an hour each.
+
+    Agents differ for good and their hours depend on each other, so agents are the units: the difference of ratio estimates with its
+    variance between agents (Cochran, Sampling Techniques, 1977, chapter 6), in the mixture sequential test (Robbins, 1970; Johari,
+    Koomen, Pekelis and Walsh, Operations Research 70, 2022) on the scale of information, with Student's quantiles for few agents.
+    Assumptions: agents are assigned at random and for good; means over agents are nearly normal; estimates gain information without
+    looking back (Jennison and Turnbull, Group Sequential Methods, 2000, chapter 11). ``expected_effect``, in dollars an hour, must be
+    chosen before the first look: the test is sharpest about there, and valid with any. ``count`` is the number of agents.
+
+    Raises:
+        ValueError: an arm has no agent, a value is not finite, or ``expected_effect`` is not above 0.
+    """
+    if not (math.isfinite(expected_effect) and expected_effect > 0):
+        raise ValueError(f"The expected effect is a finite number above 0, not {expected_effect}.")
+    (our_mean, our_variance, our_agents), (their_mean, their_variance, their_agents) = (
+        _arm(arm, name) for arm, name in ((ours, "ours"), (theirs, "theirs"))
+    )
+    difference, variance, count = our_mean - their_mean, our_variance + their_variance, len(ours) + len(theirs)
+    if min(our_agents, their_agents) < FEWEST_AGENTS or variance <= 0:
+        return LiveInterval(difference, -math.inf, math.inf, count, 1.0)
+    degrees = variance**2 / (our_variance**2 / (our_agents - 1) + their_variance**2 / (their_agents - 1))
+    information = expected_effect**2 / variance
+    reach = math.sqrt(2 * (1 + information) / information * (0.5 * math.log1p(information) - math.log(2 * (1 - tail(confidence)))))
+    half = _as_student(reach, degrees) * math.sqrt(variance)
+    z = _as_normal(abs(difference) / math.sqrt(variance), degrees)
+    evidence = -0.5 * math.log1p(information) + z * z * information / (2 * (1 + information))
+    return LiveInterval(difference, difference - half, difference + half, count, min(1.0, math.exp(-min(evidence, 700.0))))
+
+
+def _arm(agents: Sequence[Sequence[float]], name: str) -> tuple[float, float, float]:
+    """Mean of an agent-hour, its variance between agents, and the number of agents by their weight."""
+    played = [finite(values, f"values of {name}", 0) for values in agents]
+    hours = np.array([values.size for values in played if values.size], dtype=np.float64)
+    totals = np.array([values.sum() for values in played if values.size])
+    if hours.size == 0:
+        raise ValueError(f"No agent of {name} has played yet.")
+    mean, effective = float(totals.sum() / hours.sum()), float(hours.sum() ** 2 / (hours**2).sum())
+    if hours.size == 1:
+        return mean, math.inf, 1.0
+    residuals = float(((totals - mean * hours) ** 2).sum()) / float(hours.sum()) ** 2
+    return mean, residuals * effective / (effective - 1), effective
+
+
+def _as_student(z: float, degrees: float) -> float:
+    """Student's quantile at the normal's probability, from the small tail, which keeps its digits."""
+    from scipy.special import ndtr
+
+    return -student_quantile(float(ndtr(-z)), degrees)
+
+
+def _as_normal(t: float, degrees: float) -> float:
+    from scipy.special import ndtri, stdtr
+
+    return -float(ndtri(max(float(stdtr(degrees, -t)), 1e-300)))
+
+
+MISMATCH_BELOW = 0.001
+FEWEST_EXPECTED = 5.0
+_PRIOR_WEIGHT = 200.0
+
+
+@dataclass(frozen=True)
+class SampleRatio:
+    """``counts`` beside what was ``expected``; a ``p`` below MISMATCH_BELOW is a mismatch."""
+
+    counts: tuple[int, ...]
+    expected: tuple[float, ...]
+    p: float
+
+    @property
+    def mismatch(self) -> bool:
+        """Whether the assignment is broken."""
+        return self.p < MISMATCH_BELOW
+
+    def __str__(self) -> str:
+        found, wanted = " : ".join(f"{count:,}" for count in self.counts), " : ".join(f"{count:,.0f}" for count in self.expected)
+        verdict = "the assignment is broken" if self.mismatch else "as assigned"
+        return f"{found} where {wanted} were expected, {verdict} (p = {self.p:.2g})"
+
+
+def sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> SampleRatio:
+    """Check the numbers of units in each arm against the assigned ``shares`` (any weights).
+
+    Exact binomial for two arms, chi-square for more; for one look. The threshold of 0.001 is that of Fabijan and others (Diagnosing
+    Sample Ratio Mismatch, KDD 2019).
+
+    Raises:
+        ValueError: fewer than two arms, lengths differ, a count below 0, a share not above 0, or fewer than FEWEST_EXPECTED in one of
+            more than two arms.
+    """
+    from scipy.stats import binomtest, chisquare
+
+    found, weights = _checked(counts, shares)
+    expected = weights * found.sum()
+    if found.size == 2:
+        p = float(binomtest(int(found[0]), int(found.sum()), float(weights[0])).pvalue) if found.sum() else 1.0
+    elif expected.min() < FEWEST_EXPECTED:
+        raise ValueError(
+            f"{FEWEST_EXPECTED:g} units are to be expected in every arm at least; with {int(found.sum())} it is {expected.min():.1f}."
+        )
+    else:
+        p = float(chisquare(found, expected).pvalue)
+    return SampleRatio(tuple(int(count) for count in found), tuple(expected.tolist()), p)
+
+
+def live_sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> SampleRatio:
+    """``sample_ratio`` that may be looked at after every unit: false alarms stay below the threshold over all looks together.
+
+    The Dirichlet mixture of multinomial likelihood ratios (Lindon and Malek, Anytime-Valid Inference for Multinomial Count Data, NeurIPS
+    2022): exact for any number of units and arms.
+
+    Raises:
+        ValueError: fewer than two arms, lengths differ, a count below 0, or a share not above 0.
+    """
+    from scipy.special import gammaln
+
+    found, weights = _checked(counts, shares)
+    prior, total = _PRIOR_WEIGHT * weights, float(found.sum())
+    mixed = gammaln(_PRIOR_WEIGHT) - gammaln(_PRIOR_WEIGHT + total) + (gammaln(prior + found) - gammaln(prior)).sum()
+    evidence = float(mixed - (found * np.log(weights)).sum())
+    p = min(1.0, math.exp(-max(min(evidence, 700.0), 0.0)))
+    return SampleRatio(tuple(int(count) for count in found), tuple((weights * total).tolist()), p)
+
+
+def _checked(counts: Sequence[int], shares: Sequence[float]) -> tuple[Floats, Floats]:
+    if len(counts) != len(shares):
+        raise ValueError(f"{len(counts)} counts and {len(shares)} shares are not of the same arms.")
+    found, weights = finite(counts, "counts", 2), finite(shares, "shares", 2)
+    if (found < 0).any() or (found != np.floor(found)).any() or (weights <= 0).any():
+        raise ValueError(f"Counts are whole and 0 at least, shares above 0: {list(counts)}, {list(shares)}.")
+    return found, np.asarray(weights / weights.sum(), dtype=np.float64)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from babylon_rl.evaluation.statistics.interval import CONFIDENCE, Values, codes_of, finite, normal_quantile, student_quantile, tail
+from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, Values, codes_of, finite, normal_quantile, student_quantile, tail
 
 POWER = 0.8
 _LARGE = 10_000  # from here on Student's distribution is the normal one

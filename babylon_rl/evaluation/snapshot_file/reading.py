@@ -1,17 +1,58 @@
-"""From a snapshot back to a scenario that can be played.
+"""Reading a snapshot file: load and check it, and turn it into a scenario that can be played.
 
 Ours is written again from the config in it and compared with what it says, so that the hidden parts come back and nothing was changed on
 the way. Any other is replayed: its stocks and questions follow the prices that its states recorded, whatever agents do on top.
 """
 
+import gzip
+import zlib
+from pathlib import Path
 from typing import Any
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.snapshot_file.origin import config_of, model_of
-from babylon_rl.evaluation.snapshot_file.schema import POST_CREATED, Event, Generator, PredictionMarket, Snapshot, State
-from babylon_rl.evaluation.snapshot_file.ticks import Recording
+from babylon_rl.evaluation.snapshot_file.best_plan import best_plan
+from babylon_rl.evaluation.snapshot_file.optimality import optimality_score, optimum
+from babylon_rl.evaluation.snapshot_file.schema import (
+    POST_CREATED,
+    Event,
+    Generator,
+    Optimum,
+    PredictionMarket,
+    Snapshot,
+    State,
+    config_of,
+    decode,
+    model_of,
+)
+from babylon_rl.evaluation.snapshot_file.validation import validate
+from babylon_rl.evaluation.snapshot_file.writing import Recording
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.scenario import FORMAT, Asset, Post, Question, Scenario, from_paths
+
+_GZIP = b"\x1f\x8b"
+
+
+def load(path: Path) -> Snapshot:
+    """Read a snapshot, ours or the game's, and check it.
+
+    Raises:
+        MarketError: there is no such file, it is not a snapshot of this version, or it contradicts itself; a sentence per problem.
+    """
+    try:
+        raw = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise MarketError(f"There is no snapshot {path}; `babylon-rl benchmark generate --out {path}` writes one.") from error
+    try:
+        snapshot = decode(gzip.decompress(raw) if raw.startswith(_GZIP) else raw)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise MarketError(f"The snapshot {path} is damaged or cut off: {error}. Copy or generate it again.") from error
+    except MarketError as error:
+        raise MarketError(f"The snapshot {path} cannot be read. {error}") from error
+    errors, _ = validate(snapshot)
+    if errors:
+        raise MarketError("\n".join([f"The snapshot {path} contradicts itself:", *(f"- {error}" for error in errors)]))
+    return snapshot
+
 
 CERTAIN = 1e-6  # prices of 0 and 1 are replayed as this far from them: a pool cannot hold them
 _WORDS = {"bullish": 1, "bearish": -1}  # how the game's posts say which way they lean
@@ -29,6 +70,26 @@ def to_scenario(snapshot: Snapshot, *, compare: bool = True) -> Scenario:
     if snapshot.config is None or snapshot.generator is None:
         return _replayed(snapshot)
     return _regenerated(snapshot, snapshot.config, snapshot.generator, compare)
+
+
+def optimum_of(snapshot: Snapshot) -> Optimum:
+    """The optimum in the snapshot's ground truth, or, as in the game's own snapshots that say none, that of its recorded market."""
+    if snapshot.ground_truth.optimum is not None:
+        return snapshot.ground_truth.optimum
+    scenario = to_scenario(snapshot)
+    return optimum(scenario, best_plan(scenario))
+
+
+def optimality(pnl: float, snapshot: Snapshot, best: Optimum | None = None) -> float:
+    """0 for a loss or nothing earned, 100 for the best of the policy class or more, in between in proportion.
+
+    Args:
+        pnl: dollars earned from ``Optimum.start_balance``.
+        best: the snapshot's optimum where it is known; else `optimum_of` looks it up, which replays a snapshot that does not say it.
+
+    Where the class earns nothing, whoever loses nothing has 100.
+    """
+    return optimality_score(pnl, (best if best is not None else optimum_of(snapshot)).pnl)
 
 
 def _regenerated(snapshot: Snapshot, fields: dict[str, Any], generator: Generator, compare: bool) -> Scenario:
