@@ -4,7 +4,7 @@ The resource reads them from the environment in whichever process runs the asset
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 
+from babylon_rl.assets.alive import beating
 from babylon_rl.errors import BabylonError, DatabaseUnreachable
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings, load_settings
@@ -57,7 +58,22 @@ class Babylon:
 
 
 @dg.resource(description="The Babylon database and settings, as the environment of the run's process gives them.")
-def babylon(context: dg.InitResourceContext) -> Babylon:
+def babylon(context: dg.InitResourceContext) -> Iterator[Babylon]:
     """The resource of the code location; raises SettingsError, DatabaseUnreachable or EmbeddedServerError."""
     settings = load_settings()
-    return Babylon(settings, process_database(settings))
+    yield from _held(context, Babylon(settings, process_database(settings)))
+
+
+def given(babylon: Babylon) -> dg.ResourceDefinition:
+    """The resource of a caller who brings his own settings, database and clock."""
+
+    def hold(context: dg.InitResourceContext) -> Iterator[Babylon]:
+        yield from _held(context, babylon)
+
+    return dg.ResourceDefinition(hold)
+
+
+def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon]:
+    """The resource, with the heartbeat of the run that has it; a sensor's tick is no run."""
+    with nullcontext() if context.run is None else beating(babylon.database, context.run.run_id):
+        yield babylon

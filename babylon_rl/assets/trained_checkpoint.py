@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.ended import ending_in_words
+from babylon_rl.assets.ended import sole_run
 from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, linked_windows, table
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.plots import line_plot
@@ -49,7 +49,7 @@ COLUMNS = column_schema(
 )
 def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     seen: list[StepMetrics] = []
-    with babylon.connection() as connection, ending_in_words(context):
+    with babylon.connection() as connection, sole_run(context, connection):
         tracker = _tracker(connection, context.partition_key, babylon)
 
         def on_step(step: StepMetrics) -> None:

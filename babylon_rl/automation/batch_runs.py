@@ -1,6 +1,7 @@
 """Whether a batch that has not ended gets another run: not while one is alive or it waits, and not after one death too many.
 
-What ended in words (assets/ended.py) is no death, nor is what trained an iteration; a batch that holds what was paid is never given up.
+What ended in words (assets/ended.py) is no death, nor is what trained an iteration. A run that was lost with everything around it (a
+reboot) says little about its batch, so many more of these are borne. A batch that holds what was paid is never given up.
 """
 
 from dataclasses import dataclass
@@ -10,38 +11,44 @@ from typing import Any
 import dagster as dg
 import psycopg
 
-from babylon_rl.assets.ended import ENDED_TAG, TAKEN_OVER
+from babylon_rl.assets.alive import PARTITION_TAG
+from babylon_rl.assets.ended import ENDED_TAG, LOST, TAKEN_OVER
+from babylon_rl.automation.dead_runs import HELD
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.judge_waiting import pending_since
 from babylon_rl.store.remote_jobs import read_jobs
 from babylon_rl.store.training_steps import finished_steps
-from babylon_rl.training.batches import STUCK_AFTER, fail_batch
+from babylon_rl.training.batches import fail_batch
+from babylon_rl.training.iterations import MOST_STARTS
 
 MOST_ATTEMPTS = 3
+FAILURE_REASON_TAG = "dagster/failure_reason"
 JUDGE_ASKED_EVERY = timedelta(minutes=30)  # while hours of a batch wait for a judge that is down, or for tomorrow's budget
 PAUSED_TRIED_EVERY = timedelta(minutes=30)  # while a training service or the checkpoints' storage is down: what is trained is kept
-PARTITION_TAG = "dagster/partition"
 LIVE = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
+    *HELD,
 ]
-# Alive on paper only counts, by then: its process was killed. A person's cancellation does not.
-DIED = [dg.DagsterRunStatus.FAILURE, *LIVE]
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of a batch: whether one is alive, the number of the next, how many died since an iteration was finished; of the newest
-    when there was a sign of life, and the words in which it ended, if any."""
+    """The runs of a batch: whether one is alive, the number of the next, how many died or were lost since an iteration was finished; of
+    the newest when there was a sign of life, and the words in which it ended, if any."""
 
     live: bool
     attempt: int
     deaths: int
+    lost: int
     seen_at: datetime
     ended: str | None
+
+    @property
+    def hopeless(self) -> bool:
+        """True when another run would most likely die too."""
+        return self.deaths >= MOST_ATTEMPTS or self.lost >= MOST_STARTS
 
 
 def naive(moment: datetime) -> datetime:
@@ -49,29 +56,29 @@ def naive(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None)
 
 
-def runs_of(instance: dg.DagsterInstance, connection: psycopg.Connection[Any], batch: Batch, now: datetime) -> Runs:
-    """What Dagster has on record of a batch's runs, by whomever they were started."""
+def runs_of(instance: dg.DagsterInstance, connection: psycopg.Connection[Any], batch: Batch) -> Runs:
+    """What Dagster has on record of a batch's runs, by whomever they were started; those whose process is gone have been ended."""
     records = instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
-    # A process that was killed leaves its run alive on paper; one that waits for its place in the queue has no sign of life to give.
-    live = [record for record in records if record.dagster_run.status in LIVE]
-    queued = any(record.dagster_run.status == dg.DagsterRunStatus.QUEUED for record in live)
-    seen_at = [max(naive(record.update_timestamp), batch.heartbeat_at) for record in live]
     # A run after which an iteration is there did not die of what comes again.
     trained_at = max((step.finished_at for step in finished_steps(connection, batch.batch_id).values() if step.finished_at), default=None)
-    deaths = [
-        record
+    failed = [
+        _how_it_ended(record.dagster_run)
         for record in records
-        if record.dagster_run.status in DIED
-        and ENDED_TAG not in record.dagster_run.tags
-        and (trained_at is None or naive(record.create_timestamp) > trained_at)
+        if record.dagster_run.status == dg.DagsterRunStatus.FAILURE and (trained_at is None or naive(record.create_timestamp) > trained_at)
     ]
     return Runs(
-        live=queued or any(now - seen < STUCK_AFTER for seen in seen_at),
+        live=any(record.dagster_run.status in LIVE for record in records),
         attempt=len(records) + 1,
-        deaths=len(deaths),
+        deaths=failed.count(None),
+        lost=failed.count(LOST),
         seen_at=max([batch.heartbeat_at, *(naive(record.update_timestamp) for record in records[:1])]),
         ended=records[0].dagster_run.tags.get(ENDED_TAG) if records else None,
     )
+
+
+def _how_it_ended(run: dg.DagsterRun) -> str | None:
+    never_began = run.tags.get(FAILURE_REASON_TAG) == "START_TIMEOUT"
+    return LOST if never_began else run.tags.get(ENDED_TAG)
 
 
 def why_no_run(connection: psycopg.Connection[Any], batch: Batch, runs: Runs, now: datetime) -> str | None:
@@ -86,12 +93,13 @@ def why_no_run(connection: psycopg.Connection[Any], batch: Batch, runs: Runs, no
         return f"{batch.batch_id} waits and is tried again every {PAUSED_TRIED_EVERY}: {batch.error}"
     if runs.ended == TAKEN_OVER and lately:
         return f"{batch.batch_id} was left to another run, or waits for another batch's job; it is tried again every {PAUSED_TRIED_EVERY}."
-    if waits_since is None and batch.error is None and runs.deaths >= MOST_ATTEMPTS:
+    if waits_since is None and batch.error is None and runs.hopeless:
+        died = runs.deaths + runs.lost
         if not _holds_what_was_paid(connection, batch):
-            fail_batch(connection, batch.batch_id, f"{runs.deaths} runs died without a word.", now)
-            return f"{batch.batch_id} was given up: {runs.deaths} runs died without a word."
+            fail_batch(connection, batch.batch_id, f"{died} runs died without a word.", now)
+            return f"{batch.batch_id} was given up: {died} runs died without a word."
         if now - runs.seen_at < PAUSED_TRIED_EVERY:
-            return f"{batch.batch_id} holds what was paid; {runs.deaths} runs died, and the next is tried every {PAUSED_TRIED_EVERY}."
+            return f"{batch.batch_id} holds what was paid; {died} runs died, and the next is tried every {PAUSED_TRIED_EVERY}."
     return None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -53,6 +54,8 @@ def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
 def open_instance(database: Database, settings: Settings, *, keep_connections: bool = True) -> Iterator[dg.DagsterInstance]:
     """The instance, for a ``with`` block, in which this process's environment holds the variables of ``prepare_instance``.
 
+    Runs that died with their process have ended by then.
+
     ``keep_connections=False`` is how Dagster's own processes use it: three connections for every event.
 
     Raises:
@@ -66,6 +69,7 @@ def open_instance(database: Database, settings: Settings, *, keep_connections: b
         dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance,
         kept(instance),
     ):
+        report_dead_runs(instance, database)
         yield instance
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 import dagster as dg
 
 from babylon_rl.assets.partitions import batches, hours
-from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
@@ -132,4 +132,4 @@ def job_definition(name: str, babylon: Babylon) -> dg.JobDefinition:
     """A job of the code location, whose assets are handed ``babylon``."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Asset job .* materializes assets with varying BackfillPolicies")
-        return code_location(dg.ResourceDefinition.hardcoded_resource(babylon)).resolve_job_def(name)
+        return code_location(given(babylon)).resolve_job_def(name)

@@ -11,16 +11,19 @@ from typing import Any
 import dagster as dg
 import psycopg
 
+from babylon_rl.assets.alive import PARTITION_TAG
+from babylon_rl.assets.ended import ENDED_TAG, LOST
 from babylon_rl.assets.observed import observe
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.automation.batch_runs import LIVE, MOST_ATTEMPTS, PARTITION_TAG, naive, runs_of, why_no_run
+from babylon_rl.automation.batch_runs import LIVE, MOST_ATTEMPTS, runs_of, why_no_run
+from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.jobs import HOURLY, judge_report_job, observe_job, train_job
 from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.judge_report import newest_judgement
-from babylon_rl.training.batches import STUCK_AFTER, fail_stuck, freeze, pending_batches
+from babylon_rl.training.batches import fail_stuck, freeze, pending_batches
 from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import not_ready
 
@@ -76,6 +79,15 @@ def report_judge_daily(context: dg.ScheduleEvaluationContext, babylon: dg.Resour
 
 
 @dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Reports the runs failed whose process is gone, so that their pool, their place in the queue and their batch are free.",
+)
+def end_dead_runs(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
+    return dg.SkipReason(" ".join(report_dead_runs(context.instance, babylon.database)) or "Every run that has begun is alive.")
+
+
+@dg.sensor(
     job=train_job,
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
@@ -95,7 +107,7 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
         requests = []
         reasons = []
         for batch in pending:
-            runs = runs_of(context.instance, connection, batch, now)
+            runs = runs_of(context.instance, connection, batch)
             why_not = why_no_run(connection, batch, runs, now)
             if why_not is not None:
                 reasons.append(why_not)
@@ -114,21 +126,18 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
     description="Compares and decides on the completed batches whose run ended before it did, one at a time.",
 )
 def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
-    now = babylon.now()
     with babylon.database.connect(autocommit=True) as connection:
         undecided = undecided_batches(connection)
     reasons = []
-    for batch_id, completed_at in undecided.items():
-        records = context.instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch_id}))
-        # A process that was killed leaves its run alive on paper.
-        seen_at = [max(naive(record.update_timestamp), completed_at) for record in records if record.dagster_run.status in LIVE]
-        if any(now - seen < STUCK_AFTER for seen in seen_at):
+    for batch_id in undecided:
+        runs = [record.dagster_run for record in context.instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch_id}))]
+        if any(run.status in LIVE for run in runs):
             return dg.SkipReason(f"{batch_id} has a live run.")
         prefix = f"{batch_id}/benchmark/"
-        attempt = 1 + sum(record.dagster_run.tags.get(RUN_KEY_TAG, "").startswith(prefix) for record in records)
-        if attempt <= MOST_ATTEMPTS:
+        own = [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(prefix)]
+        if sum(run.tags.get(ENDED_TAG) != LOST for run in own) < MOST_ATTEMPTS:
             selection = [dg.AssetKey(name) for name in EVIDENCE]
-            request = dg.RunRequest(run_key=f"{prefix}{attempt}", partition_key=batch_id, asset_selection=selection)
+            request = dg.RunRequest(run_key=f"{prefix}{len(own) + 1}", partition_key=batch_id, asset_selection=selection)
             return dg.SensorResult(run_requests=[request], dynamic_partitions_requests=[batches.build_add_request([batch_id])])
         reasons.append(f"{batch_id} was given up after {MOST_ATTEMPTS} runs; materialize {' and '.join(EVIDENCE)} by hand.")
     return dg.SkipReason(" ".join(reasons) or "Every completed batch has been decided on.")
@@ -200,5 +209,5 @@ def _freeze(connection: psycopg.Connection[Any], babylon: Babylon, remembered: s
     return frozen.batch or frozen.reason, None
 
 
-sensors = [observe_changes, start_training, finish_evidence, hours_follow_changes, leaderboard_follows_reports]
+sensors = [observe_changes, end_dead_runs, start_training, finish_evidence, hours_follow_changes, leaderboard_follows_reports]
 schedules = [sweep_nightly, report_judge_daily, train_daily]

@@ -146,7 +146,7 @@ def verify_system(as_json: JsonOption = False) -> None:
 
 
 def _run_dagster(arguments: list[str]) -> int:
-    from babylon_rl.automation.instance import prepare_instance
+    from babylon_rl.automation.instance import open_instance, prepare_instance
     from babylon_rl.cli.children import run_child, stop_children
     from babylon_rl.store.database import open_database
 
@@ -154,7 +154,8 @@ def _run_dagster(arguments: list[str]) -> int:
     for sentence in stop_children(loaded.home, orphans_only=True):
         say(sentence)
     with open_database(loaded) as database:
-        variables = _variables(database, prepare_instance(database, loaded))
+        with open_instance(database, loaded):  # which ends the runs that died with their process
+            variables = _variables(database, prepare_instance(database, loaded))
         return run_child([sys.executable, "-W", QUIET, "-m", "dagster", *arguments], variables, loaded.home)
 
 

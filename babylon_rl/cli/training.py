@@ -154,6 +154,7 @@ def choose_batch(
 
     Raises:
         NothingToTrain: nothing can be frozen, or less than ``minimum``.
+        BatchConflict: another run has just frozen it, or the batch that was asked for has failed.
         UsageError: there is no such batch, or it was frozen with something else than is asked for now.
     """
     from babylon_rl.store.batches import foreign_batch, read_batch
@@ -188,6 +189,13 @@ def choose_batch(
         most = most or settings.training_max_trajectories
         frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=seed, minimum=minimum, settled=settled)
         if frozen.batch is None:
+            before = {found.batch_id for found in pending}
+            meanwhile = [found.batch_id for found in pending_batches(connection) if found.batch_id not in before]
+            if meanwhile:
+                raise BatchConflict(
+                    f"Another run trains these hours: {meanwhile[0]} was frozen from them meanwhile. "
+                    f"`babylon-rl batches show {meanwhile[0]}` says how far it is."
+                )
             raise NothingToTrain(frozen.reason)
         dropped = f", {frozen.dropped} episodes left out by dropout" if frozen.dropped else ""
         say(f"Froze {frozen.batch.batch_id}: {frozen.batch.trajectories} trajectories of {len(frozen.batch.windows)} hours{dropped}.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from babylon_rl.cli.output import emit, say, table
 from babylon_rl.cli.training import backfilled, choose_batch, report_training, run_training
-from babylon_rl.errors import JudgeUnavailable, NothingToTrain, TrainingPaused, UsageError
+from babylon_rl.errors import BatchConflict, JudgeUnavailable, NothingToTrain, TrainingPaused, UsageError
 from babylon_rl.settings import Settings
 from babylon_rl.windows import utc_now, window_end, window_of, window_range
 
@@ -157,8 +157,8 @@ def _report(trained: "Sequence[Trained]", settings: Settings, as_json: bool) -> 
 def train_on_and_on(database: "Database", settings: Settings, wanted: Wanted, wait: Callable[[], None] | None = None) -> NoReturn:
     """Train whenever TRAINING_MIN_TRAJECTORIES can be frozen, waiting in between, until the process is interrupted.
 
-    What a judge or a service that does not answer leaves unfinished is tried again after ``wait``; a batch of which nothing trains is
-    said, and no other frozen as long as automation would freeze none; any other failure ends it.
+    What a judge or a service that does not answer leaves unfinished, or another run has, is tried again after ``wait``; a batch of which
+    nothing trains is said, and no other frozen as long as automation would freeze none; any other failure ends it.
 
     Raises:
         UsageError: --json was asked for: there is no last document.
@@ -173,7 +173,7 @@ def train_on_and_on(database: "Database", settings: Settings, wanted: Wanted, wa
             report_training(run_training(database, settings, batch.batch_id, False), settings, False)
             said = ""
             continue
-        except (_Idle, JudgeUnavailable, TrainingPaused) as waits:
+        except (_Idle, JudgeUnavailable, TrainingPaused, BatchConflict) as waits:
             reason = str(waits)
         except NothingToTrain as nothing:
             reason, failed = str(nothing), True

@@ -5,9 +5,7 @@ written together.
 """
 
 import asyncio
-import os
 import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +14,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-import psutil
-
+from babylon_rl.processes import is_running, own_name
 from babylon_rl.store.judge_answers import StoredAnswer, add_answers, find_answers
 from babylon_rl.store.judge_budget import Account, drop_reservations, give_back, reserve
 from babylon_rl.store.judge_leases import claim_lease, drop_leases, renew_leases
@@ -42,7 +39,7 @@ class Desk:
     def __init__(self, connection: Connection, clock: Callable[[], datetime]) -> None:
         self.connection = connection
         self.clock = clock
-        self.holder = _own_name()
+        self.holder = f"{own_name()}/{secrets.token_hex(4)}"
         self._reserves = False
         self._thread = ThreadPoolExecutor(1, "judge-database")
         self._arrived: dict[str, StoredAnswer] = {}
@@ -83,7 +80,7 @@ class Desk:
     def _reserve(self, connection: Connection, usd: float, most: float, paid: float) -> Account:
         self._reserves = True
         account = reserve(connection, self.holder, usd, most, paid, self.clock())
-        if account.fits or not (ended := [holder for holder in account.holders if _has_ended(holder)]):
+        if account.fits or not (ended := [holder for holder in account.holders if is_running(holder) is False]):
             return account
         drop_reservations(connection, ended)
         return reserve(connection, self.holder, usd, most, paid, self.clock())
@@ -145,7 +142,7 @@ class Leases:
             other = await self._desk.run(claim_lease, window, self.holder, now, now - self._lease, list(self._gone))
             if other is None:
                 break
-            if _has_ended(other):
+            if is_running(other) is False:
                 self._gone.add(other)
             elif other:
                 await asyncio.sleep(ASK_AGAIN_S)
@@ -155,19 +152,3 @@ class Leases:
         while True:
             await asyncio.sleep(RENEWED_EVERY_S)
             await self._desk.run(renew_leases, self.holder, self._desk.clock())
-
-
-def _own_name() -> str:
-    return f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.1f}/{secrets.token_hex(4)}"
-
-
-def _has_ended(holder: str) -> bool:
-    """True for a process of this machine that is no more, so that whoever begins again need not wait for its lease to run out."""
-    host, _, rest = holder.partition("/")
-    parts = rest.split("/")
-    if host != socket.gethostname() or len(parts) != 3 or not parts[0].isdecimal():
-        return False
-    try:
-        return f"{psutil.Process(int(parts[0])).create_time():.1f}" != parts[1]
-    except psutil.NoSuchProcess:
-        return True

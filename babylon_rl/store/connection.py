@@ -1,7 +1,7 @@
 """Connections to Postgres that work behind a transaction pooler and fail with a sentence instead of a traceback.
 
-Nothing is set for a session (a pooler would hand it to somebody else), so datetimes are bound as naive UTC and no SQL of
-ours reads the server's clock.
+Nothing is set for a session (a pooler would hand it to somebody else), so datetimes are bound as naive UTC; the server's clock is read
+for heartbeats alone (run_heartbeats.py), in UTC.
 """
 
 from collections.abc import Iterator

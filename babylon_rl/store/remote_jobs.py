@@ -208,12 +208,6 @@ def live_job(connection: psycopg.Connection[Any], service: str, model: str) -> R
     return None if row is None else RemoteJob(*row)
 
 
-def batches_with_jobs(connection: psycopg.Connection[Any]) -> set[str]:
-    """The ids of batches that have a job which is not known to have ended."""
-    rows = connection.execute("SELECT DISTINCT \"batchId\" FROM babylon_rl.remote_jobs WHERE \"state\" IN ('posting', 'running')")
-    return {row[0] for row in rows}
-
-
 def jobs_above(connection: psycopg.Connection[Any], service: str, model: str, step: int) -> list[RemoteJob]:
     """The jobs that may have made a step above ``step`` which still stands, in the order of posting."""
     rows = connection.execute(

@@ -48,9 +48,8 @@ from babylon_rl.store.batches import (
     write_preflight,
 )
 from babylon_rl.store.freezable import DROPOUT, read_dropped
-from babylon_rl.store.judge_waiting import pending_since
 from babylon_rl.store.registry import Model, model_of_batch, newest_of_line, read_models, version_taken
-from babylon_rl.store.remote_jobs import batches_with_jobs, read_jobs
+from babylon_rl.store.remote_jobs import read_jobs
 from babylon_rl.store.training_steps import TrainingStep, begun_in_line, finished_steps, pause_step, read_steps
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
 from babylon_rl.training.freezing import Frozen, count_freezable, describe_reasons, freeze, freeze_batch
@@ -65,9 +64,8 @@ __all__ = [
     "freeze_batch", "pending_batches", "prepare_batch", "train_batch",
 ]  # fmt: skip
 
-STUCK_AFTER = timedelta(hours=4)
 PAID_WORDS = "What was posted is kept: {} goes on with its next run, `babylon-rl train`, or can be cancelled."
-GIVEN_UP_AFTER = timedelta(days=7)  # what waits holds work that is done, and perhaps paid: nobody need be there for some days
+GIVEN_UP_AFTER = timedelta(days=7)  # a batch holds work that is done, and perhaps paid: nobody need be there for some days
 NO_SPREAD_REASON = "no spread of scores"
 THIN_REASON = "its hour is no longer ready"
 UNSCORED_REASON = "not scored"
@@ -318,17 +316,13 @@ def fail_batch(connection: psycopg.Connection[Any], batch_id: str, error: str, n
 
 
 def fail_stuck(connection: psycopg.Connection[Any], now: datetime) -> list[Batch]:
-    """Fail the batches that were started and have had no heartbeat for 4 hours; their trajectories are free again.
+    """Fail the batches that were started and that no run has taken up for 7 days; their trajectories are free again.
 
-    One that waits (for a service, a storage or its judge, for a job that was posted, or only for its upload) is left to its next run:
-    it fails when nobody has taken it up for 7 days.
+    Whether a run is alive is not asked here: one that died leaves its batch to the next.
     """
     failed = []
-    with_jobs = batches_with_jobs(connection)
     for batch in read_batches(connection, LIVE_STATES):
-        waits = batch.error is not None or batch.state == "uploading" or batch.batch_id in with_jobs
-        waits = waits or (batch.state == "scoring" and pending_since(connection, batch.windows) is not None)
-        if batch.state != "pending" and now - batch.heartbeat_at > (GIVEN_UP_AFTER if waits else STUCK_AFTER):
+        if batch.state != "pending" and now - batch.heartbeat_at > GIVEN_UP_AFTER:
             error = f"Stuck: no heartbeat since {batch.heartbeat_at:%Y-%m-%d %H:%M} UTC."
             with own_transaction(connection):
                 ended = end_failed(connection, batch.batch_id, error, now, batch.attempt)  # not if a run has just taken it up

@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 
 from babylon_rl.assets.hours import PLOTTED_OF_MORE
+from babylon_rl.assets.resources import given
 from babylon_rl.automation.checks_hours import RULES
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.store.database import Database
@@ -168,7 +169,7 @@ def test_one_check_can_be_run_by_itself(bench: Bench):
     bench.run("hours", "2025-10-29T14:00")
     key = dg.AssetCheckKey(dg.AssetKey("window_groups"), "clocks_agree")
     alone = dg.define_asset_job("clocks", selection=dg.AssetSelection.checks(key))
-    everything = code_location(dg.ResourceDefinition.hardcoded_resource(bench.babylon))
+    everything = code_location(given(bench.babylon))
     job = dg.Definitions.merge(everything, dg.Definitions(jobs=[alone])).resolve_job_def("clocks")
     result = job.execute_in_process(instance=bench.instance, tags={"dagster/partition": "2025-10-29T14:00"})
     assert [verdict.check_name for verdict in result.get_asset_check_evaluations()] == ["clocks_agree"]

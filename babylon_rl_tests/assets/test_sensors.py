@@ -13,7 +13,7 @@ from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.plots import line_plot
 from babylon_rl.automation.checks_batches import CHECKS
 from babylon_rl.automation.launch import job_definition
-from babylon_rl.automation.sensors import finish_evidence, observe_changes, start_training, train_daily
+from babylon_rl.automation.sensors import end_dead_runs, finish_evidence, observe_changes, start_training, train_daily
 from babylon_rl.cli.training import choose_batch
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import BatchConflict, JudgeUnavailable, TrainingPaused
@@ -26,6 +26,7 @@ from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import utc_now
 from babylon_rl_tests.assets.conftest import NOW, Bench
+from babylon_rl_tests.assets.dead_runs import elsewhere, gone, hold
 
 HOURS = [f"2025-10-29T{hour:02}:00" for hour in (13, 14, 15, 16, 17)]
 DRY = {
@@ -313,14 +314,14 @@ def test_what_was_paid_or_only_lacks_its_upload_is_tried_now_and_then_and_not_gi
 def test_a_batch_that_only_lacks_its_upload_is_taken_up_again_after_the_machine_was_off(ready: Bench, make_bench: Callable[..., Bench]):
     batch = ask(ready, start_training).run_requests[0].partition_key
     ready.instance.add_dynamic_partitions(batches.name, [batch])
-    ready.instance.create_run_for_job(
-        job_definition("train", ready.babylon), tags={"dagster/partition": batch}, status=dg.DagsterRunStatus.STARTED
-    )
+    run = a_run(ready, batch, dg.DagsterRunStatus.STARTED)
     with ready.babylon.database.connect() as connection:
         attempt = claim_batch(connection, batch, utc_now())
         advance_batch(connection, batch, attempt, "uploading", utc_now())
     assert ask(ready, start_training) == dg.SkipReason(f"{batch} has a live run.")
+    hold(ready, run, elsewhere(), silent_s=3 * 24 * 3600)
     later = make_bench(ready.babylon.database, now=utc_now() + timedelta(days=3), **DRY)
+    ask(later, end_dead_runs)
     assert ask(later, start_training).run_requests[0].run_key == f"{batch}/2"
 
 
@@ -398,27 +399,29 @@ def test_the_curves_of_a_resumed_training_show_every_iteration(ready: Bench):
     assert found["entropy_curve"] == line_plot(f"Entropy of {version}", "nats a choice", {"entropy": [0.0] * 10}, x_label="iteration")
 
 
-def test_a_completed_batch_without_a_decision_is_asked_for_thrice(ready: Bench, make_bench: Callable[..., Bench]):
+def test_a_completed_batch_without_a_decision_is_asked_for_thrice(ready: Bench):
     assert ask(ready, finish_evidence) == dg.SkipReason("Every completed batch has been decided on.")
     batch = ask(ready, start_training).run_requests[0].partition_key
     ready.instance.add_dynamic_partitions(batches.name, [batch])
     ready.run("train", batch, asset_selection=TRAINING)
     job = job_definition("train", ready.babylon)
 
-    def add_run(status: dg.DagsterRunStatus, key: str) -> None:
-        ready.instance.create_run_for_job(job, tags={"dagster/partition": batch, "dagster/run_key": key}, status=status)
+    def add_run(status: dg.DagsterRunStatus, key: str) -> str:
+        tags = {"dagster/partition": batch, "dagster/run_key": key}
+        return str(ready.instance.create_run_for_job(job, tags=tags, status=status).run_id)
 
     (request,) = ask(ready, finish_evidence).run_requests
     assert request.run_key == f"{batch}/benchmark/1"
     assert request.asset_selection == [dg.AssetKey(name) for name in ("benchmark_report", "released_model", "leaderboard")]
-    add_run(dg.DagsterRunStatus.STARTED, request.run_key)
+    lost = add_run(dg.DagsterRunStatus.STARTED, request.run_key)
     assert ask(ready, finish_evidence) == dg.SkipReason(f"{batch} has a live run.")
-    later = make_bench(ready.babylon.database, now=utc_now() + timedelta(hours=5), **DRY)
-    (request,) = ask(later, finish_evidence).run_requests
-    assert request.run_key == f"{batch}/benchmark/2"
-    add_run(dg.DagsterRunStatus.FAILURE, request.run_key)
-    add_run(dg.DagsterRunStatus.FAILURE, f"{batch}/benchmark/3")
-    assert "given up after 3 runs" in ask(later, finish_evidence).skip_message
+    hold(ready, lost, gone())
+    ask(ready, end_dead_runs)
+    for attempt in (2, 3, 4):  # one that was lost with its machine does not count
+        (request,) = ask(ready, finish_evidence).run_requests
+        assert request.run_key == f"{batch}/benchmark/{attempt}"
+        add_run(dg.DagsterRunStatus.FAILURE, request.run_key)
+    assert "given up after 3 runs" in ask(ready, finish_evidence).skip_message
 
 
 def test_a_batch_whose_report_failed_is_finished_by_the_run_that_is_asked_for(ready: Bench):

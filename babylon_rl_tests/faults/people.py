@@ -28,4 +28,4 @@ class WithPeople(RuleBasedStateMachine):
     @rule(dies_at=st.integers(1, 12))
     def give_up_what_is_stuck(self, dies_at: int) -> None:
         with process(self.world.url, dies_at) as (connection, _):
-            fail_stuck(connection, self.now + timedelta(hours=5))
+            fail_stuck(connection, self.now + timedelta(days=8))

@@ -1,6 +1,5 @@
 """JUDGE_BUDGET_USD: what a day may cost, and what waits."""
 
-import socket
 import threading
 from datetime import timedelta
 
@@ -9,6 +8,7 @@ import pytest
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scoring_cost import estimate_hours
 from babylon_rl.judge.scripted.settings import ScriptedJudge
+from babylon_rl.processes import own_name
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_answers import spent_on
@@ -91,14 +91,14 @@ def test_runs_at_once_share_one_budget(database: Database, settings: Settings) -
 
 def test_what_a_killed_run_had_reserved_holds_nobody_up(database: Database, settings: Settings) -> None:
     (window,) = filled(database, 1)
-    here = socket.gethostname()
+    place, _, rest = own_name().partition("/")
     with database.connect(autocommit=True) as connection, judging() as judge:
         chosen = asking(settings, judge.url, judge_model=PRICED, judge_budget_usd=1.0)
-        reserve(connection, f"{here}/999999999/1.0/ab", 1.0, 1.0, 0.0, NOW)
+        reserve(connection, f"{place}/999999999/1.0/ab", 1.0, 1.0, 0.0, NOW)
         assert list(score_windows(connection, [window], chosen, NOW)) == [window], "its process is no more"
         connection.execute("DELETE FROM babylon_rl.group_scores")
         connection.execute('UPDATE babylon_rl.judge_requests SET "retired" = TRUE')
         spent = spent_on(connection, NOW)[0]
-        reserve(connection, f"elsewhere-{here}/1/1.0/ab", 1.0 - spent, 1.0, 0.0, NOW)
+        reserve(connection, f"elsewhere-{place}/{rest}/ab", 1.0 - spent, 1.0, 0.0, NOW)
         assert "under way" in score_windows(connection, [window], chosen, NOW).pending[window]
         assert list(score_windows(connection, [window], chosen, NOW + RESERVED_FOR + timedelta(minutes=1))) == [window]

@@ -2,7 +2,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from babylon_rl.store.training_steps import read_steps
 from babylon_rl.training.batches import (
     cancel_batch,
     count_freezable,
-    fail_stuck,
     freeze_batch,
     pending_batches,
     prepare_batch,
@@ -326,13 +324,6 @@ def test_a_newer_run_shuts_the_older_one_out(connection, settings, batch, read_s
     assert_nothing_was_marked(connection, batch)
     train_batch(connection, batch.batch_id, settings, NOW)
     assert_registered_once(connection, batch, settings.home)
-
-
-def test_a_batch_without_a_heartbeat_for_four_hours_is_stuck(connection, settings, batch):
-    assert fail_stuck(connection, NOW + timedelta(hours=3, minutes=59)) == []
-    (stuck,) = fail_stuck(connection, NOW + timedelta(hours=4, minutes=1))
-    assert stuck.error == "Stuck: no heartbeat since 2025-10-30 12:00 UTC."
-    assert count_freezable(connection, settings, NOW).trajectories == 373
 
 
 def test_a_batch_that_was_not_judged_is_not_trained(connection, settings):

@@ -7,7 +7,6 @@ import pytest
 
 from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.store.batches import advance_batch, claim_batch, note_waiting, read_batch, read_batch_episodes
-from babylon_rl.store.remote_jobs import JobEnd, RemoteJob, begin_job, end_job, read_jobs
 from babylon_rl.store.training_steps import begin_step, read_steps
 from babylon_rl.training.batches import count_freezable, fail_stuck, freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.dry import DryTrainer
@@ -23,26 +22,14 @@ def batch(connection, settings):
     return frozen
 
 
-def test_a_batch_that_waits_is_left_to_its_next_run(connection, settings, batch):
-    off = NOW + timedelta(days=3)
+@pytest.mark.parametrize("waits_for", [None, "the service does not answer"])
+def test_a_batch_is_left_to_its_next_run_for_a_week_and_failed_then(connection, settings, batch, waits_for):
     attempt = claim_batch(connection, batch.batch_id, NOW)
-    note_waiting(connection, batch.batch_id, attempt, "the service does not answer")
-    assert fail_stuck(connection, off) == []
-    attempt = claim_batch(connection, batch.batch_id, NOW)  # a retry takes the words back, and is stuck like any other
-    begin_job(connection, RemoteJob(batch.batch_id, 1, 1, "serverless", "there", "m", 0, NOW), attempt)
-    assert fail_stuck(connection, off) == []
-    end_job(connection, read_jobs(connection, batch.batch_id)[0], JobEnd("lost", NOW))
-    with connection.transaction():
-        advance_batch(connection, batch.batch_id, attempt, "uploading", NOW)
-    assert fail_stuck(connection, off) == []
     with connection.transaction():
         advance_batch(connection, batch.batch_id, attempt, "training", NOW)
+        if waits_for is not None:
+            note_waiting(connection, batch.batch_id, attempt, waits_for)
     connection.commit()
-    assert [one.batch_id for one in fail_stuck(connection, off)] == [batch.batch_id]
-
-
-def test_a_batch_that_nobody_takes_up_for_a_week_is_failed(connection, settings, batch):
-    note_waiting(connection, batch.batch_id, claim_batch(connection, batch.batch_id, NOW), "the service does not answer")
     assert fail_stuck(connection, NOW + timedelta(days=7)) == []
     (stuck,) = fail_stuck(connection, NOW + timedelta(days=7, minutes=1))
     assert stuck.error == "Stuck: no heartbeat since 2025-10-30 12:00 UTC."

@@ -6,15 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 
-from babylon_rl.cli.training import choose_batch, pinned_windows
+from babylon_rl.cli.training import bring_up_to_date, choose_batch, pinned_windows
 from babylon_rl.cli.training_modes import Wanted, parts_without, train_as, train_on_and_on
-from babylon_rl.errors import NothingToTrain, UsageError
+from babylon_rl.errors import BatchConflict, NothingToTrain, UsageError
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import read_batches, read_foreign_batches
+from babylon_rl.store.batches import lock_freezing, read_batches, read_foreign_batches
 from babylon_rl.store.registry import read_models
 from babylon_rl.training.batches import cancel_batch, freeze_batch, pending_batches
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_of, window_range, window_start
@@ -251,3 +252,31 @@ def test_a_batch_of_another_producer_is_shown_and_left_alone(read_sample, connec
         choose_batch(read_sample, settings, FOREIGN, None, None, 0, False)
     assert choose_batch(read_sample, settings, None, None, None, 0, False).batch_id != FOREIGN
     assert [(row["batchId"], row["status"]) for row in read_foreign_batches(connection)] == [(FOREIGN, "pending")]
+
+
+WAITING = """
+    SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+def test_the_loser_of_two_trainings_at_once_is_told_which_batch_has_the_hours(graph, connection, settings):
+    def freeze_one() -> str:
+        try:
+            return choose_batch(graph, settings, None, None, None, 0, False).batch_id
+        except BatchConflict as told:
+            return str(told)
+
+    bring_up_to_date(graph, connection, settings, utc_now(), None)
+    connection.commit()
+    with ThreadPoolExecutor(2) as both:
+        lock_freezing(connection)
+        results = [both.submit(freeze_one) for _ in range(2)]
+        while connection.execute(WAITING).fetchone() != (2,):
+            time.sleep(0.01)
+        connection.commit()
+        said = [result.result() for result in results]
+    (batch,) = pending_batches(connection)
+    assert batch.batch_id in said
+    (told,) = [words for words in said if words != batch.batch_id]
+    assert told.startswith(f"Another run trains these hours: {batch.batch_id} was frozen from them meanwhile.")

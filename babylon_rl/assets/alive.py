@@ -1,0 +1,90 @@
+"""Whether a run is alive: its process renews a row of the database, wherever it runs and whoever started it.
+
+Dagster itself does not look after a run whose code server died: it stays STARTED, and keeps its pool and its place in the queue.
+A process of the same place is seen to be gone at once; one elsewhere once it is silent for SILENT_S. A run that has not begun has no
+process yet: that is what Dagster's own monitoring looks after (run_monitoring in dagster.yaml).
+"""
+
+import _thread
+import logging
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+import psycopg
+
+from babylon_rl.errors import BabylonError, BatchConflict
+from babylon_rl.processes import described, is_running, own_name
+from babylon_rl.store.database import Database
+from babylon_rl.store.run_heartbeats import Heartbeat, beat, lock_heartbeats
+from babylon_rl.store.trajectories import Connection
+
+BEAT_EVERY_S, SILENT_S = 15.0, 90.0
+PARTITION_TAG = "dagster/partition"
+
+
+@contextmanager
+def beating(database: Database, run_id: str) -> Iterator[None]:
+    """Renew a run's heartbeat until the block ends; a run that was reported dead is interrupted, as by Ctrl-C.
+
+    A database that does not answer, or is not migrated, is left to the run itself to find out.
+    """
+    ended = threading.Event()
+
+    def renew() -> None:
+        holder = own_name()
+        while True:
+            try:
+                with database.connect(autocommit=True) as connection:
+                    lives = beat(connection, run_id, holder)
+            except (psycopg.Error, BabylonError):
+                lives = True
+            if not lives and not ended.is_set():
+                logging.getLogger(__name__).error("Run %s was reported dead, and another may go on with its work: it stops.", run_id)
+                _thread.interrupt_main()
+                return
+            if ended.wait(BEAT_EVERY_S):
+                return
+
+    thread = threading.Thread(target=renew, name=f"heartbeat of {run_id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def why_dead(heartbeat: Heartbeat) -> str | None:
+    """A sentence when no process holds the run any more, else None."""
+    silent = heartbeat.silent_s > SILENT_S
+    if not heartbeat.holder:
+        return f"It ended before its first heartbeat: nothing was heard of it for {heartbeat.silent_s:.0f} s." if silent else None
+    running = is_running(heartbeat.holder)
+    if running is False or (running is None and silent):
+        end = "is gone" if running is False else f"has been silent for {heartbeat.silent_s:.0f} s"
+        return f"What ran it {end}: {described(heartbeat.holder)}, last heard of at {heartbeat.seen_at:%Y-%m-%d %H:%M:%S} UTC."
+    return None
+
+
+def refuse_second_run(context: dg.AssetExecutionContext, connection: Connection) -> None:
+    """Let the run of a batch that began first have it.
+
+    Raises:
+        BatchConflict: another run of the batch began before this one, and is alive.
+    """
+    filters = dg.RunsFilter(tags={PARTITION_TAG: context.partition_key}, statuses=[dg.DagsterRunStatus.STARTED])
+    records = context.instance.get_run_records(filters)
+    began = {record.dagster_run.run_id: (record.start_time or 0.0, record.storage_id) for record in records}
+    own = began.get(context.run.run_id, (math.inf, 0))
+    earlier = [run_id for run_id, start in began.items() if start < own]
+    with connection.transaction():
+        alive = [found for found in lock_heartbeats(connection, earlier) if why_dead(found) is None]
+    if alive:
+        who = described(alive[0].holder) if alive[0].holder else "a process that is about to begin"
+        raise BatchConflict(
+            f"Another run trains these hours: {context.partition_key} is being trained by {who} (run {alive[0].run_id}). Wait until that "
+            f"has ended, or end it; `babylon-rl batches show {context.partition_key}` says how far it is."
+        )
