@@ -33,8 +33,9 @@ use_state_directory() {
     export XDG_CACHE_HOME="${XDG_CACHE_HOME:-$cache}"
     export DAGSTER_DISABLE_TELEMETRY="${DAGSTER_DISABLE_TELEMETRY:-yes}" DO_NOT_TRACK="${DO_NOT_TRACK:-1}"
     export HF_HUB_DISABLE_TELEMETRY="${HF_HUB_DISABLE_TELEMETRY:-1}" LITELLM_LOCAL_MODEL_COST_MAP="${LITELLM_LOCAL_MODEL_COST_MAP:-True}"
+    export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # babylon_rl/models/threads.py
     # Dagster and multiprocessing put unix sockets into TMPDIR, whose paths end at 107 bytes: a deep clone keeps the system's.
-    if [ "${#state}" -le 64 ] && mkdir -p "$state/tmp" 2>/dev/null; then
+    if [ -z "${TMPDIR:-}" ] && [ "${#state}" -le 64 ] && mkdir -p "$state/tmp" 2>/dev/null; then
         export TMPDIR="$state/tmp"
     fi
 }

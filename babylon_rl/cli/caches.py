@@ -1,17 +1,22 @@
-"""Where other people's libraries may write: into the state directory, so that nothing is left in a home directory.
+"""The environment of other people's libraries: they write into the state directory alone, and their threads sleep while they wait.
 
 What make sets in scripts/environment.sh, for a command that is run without it. A variable that the user has set stays.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from babylon_rl.errors import SettingsError
+from babylon_rl.models.threads import WAIT_POLICY
 from babylon_rl.settings import load_settings
+
+# Dagster and multiprocessing put unix sockets into TMPDIR, whose paths end at 107 bytes: a longer state directory keeps the system's.
+LONGEST_HOME = 64
 
 
 def variables(home: Path) -> dict[str, str]:
-    """The environment of the libraries for the state directory ``home``: caches, and no telemetry."""
+    """The environment of the libraries for the state directory ``home``: caches, no telemetry, and threads that do not spin."""
     cache = home / "cache"
     return {
         "HF_HOME": str(cache / "huggingface"),
@@ -27,11 +32,12 @@ def variables(home: Path) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        **WAIT_POLICY,
     }
 
 
 def keep_caches_at_home() -> None:
-    """Set these variables in this process, before any of the libraries is imported, and so for every program that it starts.
+    """Set these variables and TMPDIR in this process, before any of the libraries is imported, and so for every program that it starts.
 
     This writes the environment, which only the settings read: the variables are the libraries', and none of ours is among them.
     """
@@ -41,3 +47,8 @@ def keep_caches_at_home() -> None:
         return  # the command says so itself, if it needs the settings
     for name, value in variables(home).items():
         os.environ.setdefault(name, value)
+    temporary = home / "tmp"
+    if "TMPDIR" not in os.environ and len(str(home)) <= LONGEST_HOME:
+        with suppress(OSError):  # a directory that cannot be made: the command says so where it needs it
+            temporary.mkdir(parents=True, exist_ok=True)
+            os.environ["TMPDIR"] = str(temporary)

@@ -1,7 +1,7 @@
 """The CPU trainer: LoRA on a small real model, with the group-relative loss of loss.py, prompts of a tick shared (packing.py).
 
-Pre-flight counts what would train with the tokenizer alone (cpu_items.py). Deterministic for a seed on one machine and thread count. It
-stops before anything is published when the loss is not finite, or the policy leaves the bounds of cpu_bounds.py.
+Pre-flight counts what would train with the tokenizer alone (cpu_items.py). Deterministic for a seed on one machine, whatever the
+number of threads. It stops before anything is published when the loss is not finite, or the policy leaves the bounds of cpu_bounds.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from babylon_rl.models.checkpoints import BaseIdentity, base_identity
 from babylon_rl.models.files import saving_weights
 from babylon_rl.models.packaged import base_model_dir, base_model_name
 from babylon_rl.models.quiet import quiet_loading
-from babylon_rl.models.threads import set_threads
+from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings
 from babylon_rl.training.cpu_items import make_items, plan_items
 from babylon_rl.training.cpu_policy import PackedPolicy, load_policy
@@ -30,7 +30,7 @@ from babylon_rl.training.trainer import (
 
 
 class CpuTrainer(LocalTrainer):
-    """Trains on this machine's processor; see the module. ``threads`` None takes the cores there are."""
+    """Trains on this machine's processor; see the module. ``threads`` None takes ``usable_cores``."""
 
     name = "cpu"
 
@@ -56,7 +56,7 @@ class CpuTrainer(LocalTrainer):
             NothingToTrain: no sequence has a token with alternatives.
             CheckpointError: the parent does not fit the base.
         """
-        set_threads(self._threads)
+        set_threads(1)
         import torch
 
         torch.manual_seed(iteration.seed)
@@ -64,7 +64,7 @@ class CpuTrainer(LocalTrainer):
         items, left_out = make_items(tokenizer, iteration.sequences)
         if not items:
             raise NothingToTrain(f"No sequence of iteration {iteration.step} can be trained: {dict(left_out)}.")
-        run = IterationRun(PackedPolicy(model), items, iteration, self._settings)
+        run = IterationRun(PackedPolicy(model, self._threads or usable_cores()), items, iteration, self._settings)
         run.restore(parent)
         result = run.train(on_step)
         with quiet_loading(), saving_weights(out):

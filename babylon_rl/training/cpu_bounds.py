@@ -48,11 +48,12 @@ def measure(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) 
     shares: Counter[int] = Counter()
     kl, spots_seen, firsts_seen = 0.0, 0, 0
     policy.model.eval()
+    looked_at = packs[:: -(-len(packs) // MEASURED_PACKS)]
+    own, base = policy.states(looked_at, items), policy.states(looked_at, items, of_base=True)
     with torch.no_grad():
-        for one in packs[:: -(-len(packs) // MEASURED_PACKS)]:
+        for one, hidden_nd, reference_nd in zip(looked_at, own, base, strict=True):
             spots = choices(one, items)
-            hidden_nd = policy.hidden(one, items, spots)
-            kl += float(policy.divergence(hidden_nd, policy.reference(one, items, spots), items, spots).sum())
+            kl += float(policy.divergence(hidden_nd, reference_nd, items, spots).sum())
             spots_seen += len(spots)
             first = {(m, n): place for place, (m, n, _) in reversed(list(enumerate(spots)))}
             places = [place for place in first.values() if items[spots[place][1]].encoded.legal_t[spots[place][2]] is not None]

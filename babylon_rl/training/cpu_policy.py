@@ -4,9 +4,11 @@ The lower layers stay as they are: their share of the backward pass is saved, an
 at each choice is all that the head computes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from babylon_rl.errors import CheckpointError
 from babylon_rl.models.policy import best_dtype
@@ -23,32 +25,55 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FROZEN_SHARE = 0.4  # of the layers, from the bottom
 # In rows this short plain matrix products beat the processor's fused attention, whose backward pass is slow (benchmarks/cpu_trainer.py).
 SHORT_ROW = 768
+TOKENS_AT_ONCE = 2048  # of rows that are computed side by side: memory stays that of one longest row
 
 Spot = tuple[int, int, int]  # member of the pack, item, response token
+Found = TypeVar("Found")
 
 
 class PackedPolicy:
-    """A causal model with an adapter in training, asked about tokens of packed rows."""
+    """A causal model with an adapter in training, asked about tokens of packed rows.
 
-    def __init__(self, model: Any) -> None:
+    Rows are computed side by side, on up to ``threads`` threads, each by a thread of its own (torch.set_num_threads(1)). Threads that
+    share a row would round differently by their number, and would wait for each other wherever a core is busy with something else.
+    """
+
+    def __init__(self, model: Any, threads: int = 1) -> None:
         self.model = model
+        self._threads = threads
         self._causal = model.get_base_model()
         self.head: Tensor = self._causal.get_output_embeddings().weight
         self.parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
 
+    def each(self, packs: Sequence[Pack], compute: Callable[[Pack], Found]) -> list[Found]:
+        """``compute`` of every pack, in their order and independent of the number of threads; it may call ``hidden``."""
+        found: dict[int, Found] = {}
+        for attention in ("eager", "sdpa"):  # the model's, so of all that runs at once
+            places = [place for place, one in enumerate(packs) if (one.tokens <= SHORT_ROW) == (attention == "eager")]
+            if not places:
+                continue
+            self._causal.set_attn_implementation(attention)
+            at_once = max(1, min(self._threads, TOKENS_AT_ONCE // max(packs[place].tokens for place in places)))
+            with ThreadPoolExecutor(at_once) as threads:
+                found |= zip(places, threads.map(lambda place: compute(packs[place]), places), strict=True)
+        return [found[place] for place in range(len(packs))]
+
     def hidden(self, one: Pack, items: Sequence[Item], spots: Sequence[Spot]) -> "Tensor":
-        """[N, D] the hidden states that choose the tokens at N spots of a pack."""
+        """[N, D] the hidden states that choose the tokens at N spots of a pack, called by ``each``."""
         ids, positions, mask = row_tensors(one, self._causal.dtype)
-        self._causal.set_attn_implementation("eager" if one.tokens <= SHORT_ROW else "sdpa")
         hidden = self._causal.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state[0]
         return hidden[[one.position(m, len(items[n].encoded.prompt_ids) + t - 1) for m, n, t in spots]]
 
-    def reference(self, one: Pack, items: Sequence[Item], spots: Sequence[Spot]) -> "Tensor":
-        """[N, D] the same without the adapter and without gradients."""
+    def states(self, packs: Sequence[Pack], items: Sequence[Item], *, of_base: bool = False) -> "list[Tensor]":
+        """[N, D] of each pack: the hidden states at its choices without gradients, the base's own where asked."""
         import torch
 
-        with torch.no_grad(), self.model.disable_adapter():
-            return self.hidden(one, items, spots)
+        def without_gradients(one: Pack) -> "Tensor":
+            with torch.no_grad():  # holds for a thread alone
+                return self.hidden(one, items, choices(one, items))
+
+        with self.model.disable_adapter() if of_base else nullcontext():
+            return self.each(packs, without_gradients)
 
     def values(self, hidden_nd: "Tensor", items: Sequence[Item], spots: Sequence[Spot]) -> "tuple[Tensor, Tensor]":
         """[N] log-probabilities of the tokens taken and [N] entropies over what was legal."""

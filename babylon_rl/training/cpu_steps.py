@@ -104,28 +104,33 @@ class IterationRun:
     def gradients(self, packs: Sequence[Pack]) -> dict[str, float]:
         """Gather the gradients of some packs as of one batch."""
         tokens = sum(self._items[member].encoded.trainable_tokens for one in packs for member in one.members)
+        references = dict(zip(packs, self._policy.states(packs, self._items, of_base=True), strict=True)) if self._weights.kl else {}
         found = Counter[str]()
-        for one in packs:
-            found.update(self._pack_gradient(one, tokens))
+        for values, gradients in self._policy.each(packs, lambda one: self._pack_gradient(one, tokens, references.get(one))):
+            found.update(values)
+            for parameter, gradient in zip(self._policy.parameters.values(), gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return dict(found)
 
-    def _pack_gradient(self, one: Pack, tokens: int) -> dict[str, float]:
+    def _pack_gradient(self, one: Pack, tokens: int, reference_nd: "Tensor | None") -> "tuple[dict[str, float], tuple[Tensor | None, ...]]":
+        import torch
 
         spots = choices(one, self._items)
         hidden_nd = self._policy.hidden(one, self._items, spots)
         logprobs_n, entropy_n = self._policy.values(hidden_nd, self._items, spots)
         kl_n = None
-        if self._weights.kl:
-            kl_n = self._policy.divergence(hidden_nd, self._policy.reference(one, self._items, spots), self._items, spots)
+        if reference_nd is not None:
+            kl_n = self._policy.divergence(hidden_nd, reference_nd, self._items, spots)
         weight_n, advantages_n, served_n = self._targets(spots, tokens)
         loss = (weight_n * token_loss(logprobs_n, entropy_n, advantages_n, served_n, kl_n, self._weights)).sum()
-        loss.backward()
+        gradients = torch.autograd.grad(loss, list(self._policy.parameters.values()), allow_unused=True)
         found = {
             "loss": loss.item(),
             "entropy": float((weight_n * entropy_n.detach()).sum()),
             "clipFraction": float(clipped(logprobs_n, advantages_n, served_n, self._weights).sum()) / tokens,
         }
-        return found if kl_n is None else found | {"kl": float((weight_n * kl_n.detach()).sum())}
+        return (found if kl_n is None else found | {"kl": float((weight_n * kl_n.detach()).sum())}), gradients
 
     def _targets(self, spots: Sequence[Spot], tokens: int) -> "tuple[Tensor, Tensor, Tensor]":
         """[N] weights (their sum over a step's tokens is about 1), advantages and recorded log-probabilities."""

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,8 +172,20 @@ def test_caches_of_libraries_go_into_the_state_directory(monkeypatch: pytest.Mon
 def test_a_command_without_make_leaves_nothing_in_the_home_directory(tmp_path: Path):
     own = tmp_path / "user"
     own.mkdir()
-    given = {name: value for name, value in environment(tmp_path / "home", HOME=str(own)).items() if name not in variables(tmp_path)}
+    inherited = {*variables(tmp_path), "TMPDIR"}
+    given = {name: value for name, value in environment(tmp_path / "home", HOME=str(own)).items() if name not in inherited}
     for arguments in (["benchmark", "standings", "balanced", "--markets", "2"], ["spawn-agents", "--llm-agents", "0"], ["score"]):
         subprocess.run([sys.executable, "-c", RUN, *arguments], cwd=tmp_path, env=given, capture_output=True, check=True)
     assert list(own.iterdir()) == []
     assert {path.name for path in tmp_path.iterdir()} == {"user", "home"}
+
+
+@pytest.mark.parametrize(("given", "depth", "expected"), [({}, 0, "{home}/tmp"), ({"TMPDIR": "/var/tmp"}, 0, "/var/tmp"), ({}, 64, "/tmp")])
+def test_temporary_files_of_a_command_without_make_lie_in_the_state_directory(given: dict[str, str], depth: int, expected: str):
+    """A path too long for unix sockets keeps the system's directory, and TMPDIR stays where the user has set it."""
+    asked = "from babylon_rl.cli.caches import keep_caches_at_home as keep; keep(); import tempfile; print(tempfile.gettempdir())"
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        home = Path(short) / ("h" + depth * "x")
+        free = {name: value for name, value in environment(home).items() if name != "TMPDIR"}
+        found = subprocess.run([sys.executable, "-c", asked], cwd=short, env=free | given, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == expected.format(home=home)

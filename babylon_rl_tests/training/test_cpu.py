@@ -159,6 +159,18 @@ def test_who_watches_may_stop_it_and_nothing_is_written(cpu_settings: Settings, 
     assert not any((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize("kl_penalty", [0.0, 0.05])
+def test_the_number_of_threads_changes_no_byte(cpu_settings: Settings, tmp_path: Path, kl_penalty: float) -> None:
+    settings, lesson = cpu_settings.model_copy(update={"kl_penalty": kl_penalty, "epochs": 3}), make_iteration(make_lesson(), 1, 1, 0)
+    losses: dict[int, list[StepMetrics]] = {1: [], 4: []}
+    for threads, steps in losses.items():
+        out = tmp_path / str(threads)
+        out.mkdir()
+        CpuTrainer(settings, threads).train(lesson, None, out, steps.append)
+    assert len(losses[1]) > 1 and [step.loss for step in losses[1]] == [step.loss for step in losses[4]]
+    assert digest(tmp_path / "1") == digest(tmp_path / "4")
+
+
 def test_the_next_iteration_goes_on_from_weights_and_optimizer_state(cpu_settings: Settings, tmp_path: Path) -> None:
     lesson = make_lesson(2)
     trained(cpu_settings, tmp_path / "1", lesson, steps=2)
