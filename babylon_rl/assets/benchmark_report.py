@@ -30,8 +30,8 @@ COLUMNS = column_schema(
     kinds={"python", "postgres"},
     code_version="2",
     metadata=COLUMNS,
-    description="The checkpoint plays unseen markets against the deployed version, the base, doing nothing and scripts, paired: P&L with "
-    "intervals, never the judge's score.",
+    description="The checkpoint plays unseen markets against the deployed version or the newest ancestor that passed, the base, doing "
+    "nothing and scripts, paired: P&L with intervals, never the judge's score.",
 )
 def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.benchmark import evaluate_batch

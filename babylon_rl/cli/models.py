@@ -33,7 +33,7 @@ def serve_model(
     version: Annotated[str, typer.Argument(help="A version such as v1.0.0, or base.")] = "base",
     host: Annotated[str, typer.Option(help="Where to listen. Off loopback it is open to the network, without a password.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8000,
-    threads: Annotated[int, typer.Option(help="CPU threads; one is fastest while anything else runs.", min=1)] = 1,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: OMP_NUM_THREADS, or all cores, at most 4.", min=1)] = None,
 ) -> None:
     """Serve the base model and, under its version's name, a checkpoint."""
     from babylon_rl.models import checkpoints, packaged, server

@@ -1,9 +1,9 @@
-"""A batch's evidence: its checkpoint, the base, the deployed and the parent version and all scripts in the same unseen markets.
+"""A batch's evidence: its checkpoint, the base, the version to beat, the parent and all scripts in the same unseen markets.
 
 When the markets played decide nothing and a few times as many would, they are played too (looks.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from babylon_rl.errors import TrainingError
-from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, STRATEGY, Comparison, compare
+from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, PASSED, STRATEGY, Comparison, compare
 from babylon_rl.evaluation.entrants import Entrant, Say, Serving, absent, base_of, play_entrants, trained_windows, version_entrant
 from babylon_rl.evaluation.gate import INCONCLUSIVE, decide
 from babylon_rl.evaluation.looks import LOOKS, next_look
@@ -24,7 +24,7 @@ from babylon_rl.market.serving import served_here
 from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
-from babylon_rl.store.benchmarks import StoredReport, read_stored_report, write_report
+from babylon_rl.store.benchmarks import StoredReport, passed_versions, read_stored_report, write_report
 from babylon_rl.store.registry import Model, model_of_batch, read_models
 from babylon_rl.windows import utc_now
 
@@ -44,9 +44,9 @@ def evaluate_batch(
 ) -> BenchmarkReport:
     """Play what is missing, compare, decide, and store the report; its picture is written to <home>/benchmarks/<version>.png.
 
-    The reference is the deployed version when it can be played here, else the base. A version that cannot be played here is
-    not compared, and the report says why. An inconclusive comparison is played on, twice and four times as large, while that can be
-    expected to decide.
+    The reference is the deployed version, else the newest ancestor that passed, else the base: the first that can be played here. A
+    version that cannot be played here is not compared, and the report says why. An inconclusive comparison is played on, twice and four
+    times as large, while that can be expected to decide.
 
     Args:
         progress: is told in a sentence how far it is.
@@ -120,31 +120,55 @@ def _compare(
 
 
 def _entered(connection: psycopg.Connection[Any], settings: Settings, model: Model) -> _Entered:
-    """The candidate, the deployed and the parent version as far as they are here, and the base."""
+    """The candidate, the reference and the parent version as far as they are here, and the base."""
     missing = absent(model, settings)
     if missing is not None:
         return _Entered((), None, (str(missing),))
     base = base_of(model, settings)
-    versions = [other for other in read_models(connection) if other.version != model.version]
-    live = [other for other in versions if other.status == "deployed" and other.deployed_at is not None]
-    deployed = max(live, key=lambda other: (other.deployed_at, other.order), default=None)
-    parent = next((other for other in versions if other.version == model.parent_version and not other.foreign), None)
-    rivals, reference, notes = [], base.name, []
-    if deployed is None:
-        notes.append("The reference is the base, as no version is deployed.")
-    elif (missing := absent(deployed, settings)) is not None:
-        notes.append(f"The reference is the base, as the deployed {missing}")
-    else:
-        rivals.append(version_entrant(deployed, DEPLOYED, base_of(deployed, settings)))
-        reference = deployed.version
-        notes.append(f"The reference is {deployed.version}, which is deployed.")
-    if parent is not None and parent.version != reference:
+    versions = {other.version: other for other in read_models(connection) if other.version != model.version}
+    ancestors = list(_ancestors(model, versions))
+    reference, notes = _reference(versions.values(), ancestors, passed_versions(connection), settings)
+    rivals = [] if reference is None else [version_entrant(*reference, base_of(reference[0], settings))]
+    parent = ancestors[0] if ancestors else None
+    if parent is not None and not parent.foreign and parent.version not in {rival.name for rival in rivals}:
         missing = absent(parent, settings)
         if missing is None:
             rivals.append(version_entrant(parent, PARENT, base_of(parent, settings)))
         else:
             notes.append(f"The parent {missing}")
-    return _Entered((version_entrant(model, CANDIDATE, base), *rivals, base), reference, tuple(notes))
+    return _Entered(
+        (version_entrant(model, CANDIDATE, base), *rivals, base), base.name if reference is None else reference[0].version, tuple(notes)
+    )
+
+
+def _ancestors(model: Model, versions: Mapping[str, Model]) -> Iterator[Model]:
+    """The versions that it was trained from, its parent first."""
+    left = dict(versions)  # each at most once, whatever another producer has written
+    while model.parent_version is not None and model.parent_version in left:
+        model = left.pop(model.parent_version)
+        yield model
+
+
+def _reference(
+    versions: Iterable[Model], ancestors: Sequence[Model], passed: Collection[str], settings: Settings
+) -> tuple[tuple[Model, str] | None, list[str]]:
+    """The version to beat with its role, None for the base, and sentences that say why it is that one."""
+    live = [other for other in versions if other.status == "deployed" and other.deployed_at is not None]
+    deployed = max(live, key=lambda other: (other.deployed_at, other.order), default=None)
+    missing = None if deployed is None else absent(deployed, settings)
+    if deployed is not None and missing is None:
+        return (deployed, DEPLOYED), [f"The reference is {deployed.version}, which is deployed."]
+    why = "no version is deployed." if missing is None else f"the deployed {missing}"
+    notes: list[str] = []
+    for other in ancestors:
+        if other.version not in passed:
+            continue
+        missing = absent(other, settings)
+        if missing is None:
+            role = PARENT if other is ancestors[0] else PASSED
+            return (other, role), [f"The reference is {other.version}, the newest ancestor that passed, as {why}", *notes]
+        notes.append(f"The passed {missing}")
+    return None, [f"The reference is the base, as {why}", *notes]
 
 
 def read_report(connection: psycopg.Connection[Any], batch_id: str) -> BenchmarkReport | None:

@@ -19,7 +19,7 @@ from babylon_rl.evaluation.statistics import (
 )
 from babylon_rl.store.benchmarks import MarketResult
 
-CANDIDATE, DEPLOYED, PARENT, BASE, STRATEGY = "candidate", "deployed", "parent", "base", "strategy"
+CANDIDATE, DEPLOYED, PARENT, PASSED, BASE, STRATEGY = "candidate", "deployed", "parent", "passed", "base", "strategy"
 NOTHING = "nothing"  # the strategy that holds, always
 ACTIONS = ("buy", "sell", "hold", "invalid")
 _RIVALS = (DEPLOYED, BASE, PARENT)

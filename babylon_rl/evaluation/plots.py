@@ -13,7 +13,14 @@ from babylon_rl.evaluation.snapshots import PRESET
 from babylon_rl.market.simulation.config import PRESETS
 from babylon_rl.models.files import fsync
 
-_COLOURS = {"candidate": "#1f6fb4", "base": "#3d3d3d", "deployed": "#8a4fa3", "parent": "#b07aa1", "strategy": "#a9a9a9"}
+_COLOURS = {
+    "candidate": "#1f6fb4",
+    "base": "#3d3d3d",
+    "deployed": "#8a4fa3",
+    "parent": "#b07aa1",
+    "passed": "#b07aa1",
+    "strategy": "#a9a9a9",
+}
 _GAIN, _LOSS = "#2a9d6f", "#c8553d"
 _INCHES, _DPI = (13.5, 5.6), 88
 

@@ -47,6 +47,10 @@ SELECT "batchId", "version", "reference", "decision", "reason", "markets", "minI
 FROM babylon_rl.benchmark_reports WHERE "batchId" = %s
 """
 
+_PASSED = """
+SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" = 'pass'
+"""
+
 _UNDECIDED = """
 SELECT b."batchId", p."completedAt"
 FROM babylon_rl.batches b JOIN public.training_batches p USING ("batchId")
@@ -142,6 +146,11 @@ def write_results(
     ]  # fmt: skip
     with own_transaction(connection), connection.cursor() as cursor:
         cursor.executemany(_INSERT_RESULT, rows)
+
+
+def passed_versions(connection: psycopg.Connection[Any]) -> set[str]:
+    """Versions whose newest report lets them pass."""
+    return {version for (version,) in connection.execute(_PASSED)}
 
 
 def write_report(connection: psycopg.Connection[Any], report: StoredReport) -> None:

@@ -38,7 +38,7 @@ def generation(number: int, version: str | None, parent: str | None, decision: s
         return about | {"failure": COLLAPSED, "batchId": None}
     return about | {
         "failure": None, "parentVersion": parent, "decision": decision, "reason": f"{version} earns something.", "sequences": 1700,
-        "scriptedShare": 0.8, "gateMarkets": 2 * MARKETS if number == 1 else MARKETS,
+        "scriptedShare": 0.8, "reference": parent or "base", "gateMarkets": 2 * MARKETS if number == 1 else MARKETS,
     }  # fmt: skip
 
 

@@ -170,6 +170,31 @@ def test_a_deployed_version_that_is_not_here_leaves_the_base_and_says_so(evaluat
     assert "The reference is the base, as the deployed v1.0.0 could not be played here: its checkpoint" in report.reason
 
 
+def test_without_a_deployed_version_the_reference_is_the_parent_that_passed(evaluate, make_version):
+    first, second = make_version("v1.0.0"), make_version("v1.0.1", parent="v1.0.0")
+    with endpoint(base=always_buy, **{"v1.0.0": reads_news, "v1.0.1": alternates}) as served:
+        assert evaluate(first, served).decision == "pass"
+        report = evaluate(second, served)
+    assert (report.reference, report.decision) == ("v1.0.0", "fail")
+    assert "The reference is v1.0.0, the newest ancestor that passed, as no version is deployed." in report.reason
+    assert [row["role"] for row in report.rows[:3]] == ["candidate", "parent", "base"]
+    assert [contest["rival"] for contest in report.rows[0]["contests"]] == ["v1.0.0", "base", "nothing"]
+
+
+def test_a_parent_that_did_not_pass_gives_way_to_the_ancestor_that_did(evaluate, make_version, settings):
+    first, second = make_version("v1.0.0"), make_version("v1.0.1", parent="v1.0.0")
+    third = make_version("v1.0.2", parent="v1.0.1")
+    with endpoint(base=always_buy, **{"v1.0.0": reads_news, "v1.0.1": hold, "v1.0.2": alternates}) as served:
+        assert [evaluate(batch, served).decision for batch in (first, second)] == ["pass", "fail"]
+        report = evaluate(third, served)
+        assert (report.reference, report.decision) == ("v1.0.0", "fail")
+        assert [row["role"] for row in report.rows[:4]] == ["candidate", "passed", "parent", "base"]
+        (settings.home / "checkpoints" / "v1.0.0").rename(settings.home / "elsewhere")
+        without = evaluate(third, served)
+    assert without.reference == "base"
+    assert "The reference is the base, as no version is deployed. The passed v1.0.0 could not be played here:" in without.reason
+
+
 @pytest.mark.parametrize(("rule", "word"), [(hold, "answers hold in 100.0%"), (always_buy, "answers buy in 100.0%"), (babble, "unusable")])
 def test_a_broken_checkpoint_is_refused(evaluate, make_version, rule, word):
     batch = make_version("v1.0.0")

@@ -143,7 +143,8 @@ def _setback(result: Document, point: Point) -> str:
     return (
         f"* Seed {point.seed}, generation {point.generation} is a step back: {point.row['model']} earns "
         f"{_interval(difference(point.row, parent))} dollars an hour against its parent {parent['model']}, and holds in "
-        f"{_percent(point.row['holdShare'])} of its decisions. With {parent['model']} deployed the gate compares with that and refuses it."
+        f"{_percent(point.row['holdShare'])} of its decisions. The gate, which compares it with {point.about['reference']}, says: "
+        f"{_verdict(point.about)}."
     )
 
 
