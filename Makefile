@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test dev clean lint format test-live test-art evidence lock env-example
+.PHONY: help setup demo test dev clean lint format test-live test-art docs evidence lock env-example
 RUN := scripts/with_state.sh .venv/bin/
 
 help: ## List these commands
@@ -35,6 +35,10 @@ test-live: setup ## Tests against real services; each is skipped with its reason
 
 test-art: ## The client's side of serverless training with openpipe-art 0.5.23; skipped without a Python 3.12
 	@scripts/test_art.sh $(PYTEST_ARGS)
+
+docs: setup ## The docs with their generated reference as a site: build/docs/index.html
+	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(RUN)mkdocs build --strict --quiet
+	@echo "docs: build/docs/index.html"
 
 evidence: setup ## Make the runs behind docs/evidence.md again (resumable)
 	@$(RUN)babylon-rl evidence

@@ -1,7 +1,10 @@
 """Links in README.md, CONTRIBUTING.md and docs lead to files and headings that are there, and what there is, is named in them."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +74,14 @@ def test_the_docs_name_everything_that_the_ui_shows() -> None:
     pages = [ROOT / "docs" / "ui.md", *(ROOT / "docs" / "decisions").glob("*.md")]
     named = set(re.findall(r"\w+", " ".join(page.read_text(encoding="utf-8") for page in pages)))
     assert sorted(shown - named) == []
+
+
+@pytest.mark.slow
+def test_the_docs_build_strictly_with_their_generated_reference(tmp_path: Path) -> None:
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    reference = {path.stem for path in (tmp_path / "reference").glob("*.html")}
+    assert {"settings", "commands", "assets", "tables", "api", "glossary"} <= reference
+    assert "JUDGE_MODEL" in (tmp_path / "reference" / "settings.html").read_text(encoding="utf-8")
