@@ -86,8 +86,7 @@ def freeze_bounds(
 
     ``settled`` asks for hours that an LLM judge may judge by automation (JUDGE_SETTLE_HOURS after their end).
     """
-    complete = newest_complete(now)
-    wait = timedelta(hours=settings.judge_settle_hours) if settled and settings.judge_model != HEURISTIC else timedelta(0)
+    complete, judged = last_hours(settings, now, settled)
     if windows is not None:
         list(window_range(*windows))  # refuses malformed and backward ranges
         first, end = windows
@@ -95,7 +94,13 @@ def freeze_bounds(
         newest = newest_window_with_rows(connection, complete) or complete
         end = window_of(window_end(newest))
         first = window_of(window_start(end) - settings.lookback_hours * HOUR)
-    return FreezeBounds(first, end, complete, newest_complete(now, wait), settings.min_agents_per_window)
+    return FreezeBounds(first, end, complete, judged, settings.min_agents_per_window)
+
+
+def last_hours(settings: Settings, now: datetime, settled: bool) -> tuple[str, str]:
+    """The newest hour that is complete, and the newest that a judge may judge (``settled``: by automation)."""
+    wait = timedelta(hours=settings.judge_settle_hours) if settled and settings.judge_model != HEURISTIC else timedelta(0)
+    return newest_complete(now), newest_complete(now, wait)
 
 
 def count_freezable(

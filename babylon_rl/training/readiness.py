@@ -6,7 +6,7 @@ Checked in this order: freezable trajectories, groups, quality of the newest row
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -16,11 +16,11 @@ from babylon_rl.episodes.decode import Fault, Step, decode
 from babylon_rl.episodes.messages import Call, embedded_calls, logged_calls
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import last_completed_at
-from babylon_rl.store.freezable import READ_TABLES, Freezable, FreezeBounds, count_freezable_rows
+from babylon_rl.store.freezable import READ_TABLES, Freezable, count_freezable_rows
 from babylon_rl.store.quality import newest_new_trainable, unscored_windows
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, call_log_rows
 from babylon_rl.store.watermark import watermark
-from babylon_rl.training.freezing import freeze_bounds
+from babylon_rl.training.freezing import freeze_bounds, last_hours
 
 QUALITY_SAMPLE = 50
 LONG_SYSTEM_PROMPT = 50
@@ -121,11 +121,11 @@ def not_ready(connection: psycopg.Connection[Any], settings: Settings, now: date
     been read, which is written, so that a game that plays on does not make every look a count.
     """
     with connection.transaction():
-        bounds = freeze_bounds(connection, settings, now, settled=True)
-        counted, sampled = _watermarks(connection, settings, bounds)
+        counted, sampled = _watermarks(connection, settings, now)
         before, _, reason = (remembered or "").partition(" ")
         if before and before in (counted, sampled):
             return NotReady(reason, remembered)
+        bounds = freeze_bounds(connection, settings, now, settled=True)
         freezable = count_freezable_rows(connection, bounds)
         groups = _groups(settings, freezable)
         reason = _reason(settings, freezable, groups, quality=1.0)
@@ -140,13 +140,16 @@ def not_ready(connection: psycopg.Connection[Any], settings: Settings, now: date
         return NotReady(said, None if mark is None else f"{mark} {said}")
 
 
-def _watermarks(connection: psycopg.Connection[Any], settings: Settings, bounds: FreezeBounds) -> tuple[str | None, str | None]:
+def _watermarks(connection: psycopg.Connection[Any], settings: Settings, now: datetime) -> tuple[str | None, str | None]:
     """Of what the counts follow from, and of what the quality of rows follows from besides."""
     least = (settings.training_min_trajectories, settings.training_min_groups, settings.training_min_group_size)
-    of = (asdict(bounds), least, settings.data_quality_threshold)
+    hours = (*last_hours(settings, now, settled=True), settings.lookback_hours, settings.min_agents_per_window)
     arriving = ("public.trajectories",)
-    counted = watermark(connection, READ_TABLES, *of, without_inserts=arriving)
-    return counted, watermark(connection, (*READ_TABLES, "public.llm_call_logs"), *of, without_inserts=arriving)
+    found = [
+        watermark(connection, tables, hours, least, settings.data_quality_threshold, without_inserts=arriving)
+        for tables in (READ_TABLES, (*READ_TABLES, "public.llm_call_logs"))
+    ]
+    return found[0], found[1]
 
 
 def last_completed(connection: psycopg.Connection[Any]) -> datetime | None:
