@@ -18,7 +18,6 @@ from dagster._core.execution.plan.execute_step import _build_data_version_tags, 
 from babylon_rl.versions import content_version
 
 DATA_VERSION_TAG = "dagster/data_version"
-PLOTTED_HOURS, PLOTTED_OF_MORE = 24, 1
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class HourReport:
 
 
 def plotted(windows: Sequence[str]) -> frozenset[str]:
-    """The hours of a run that get pictures: all of up to PLOTTED_HOURS, the newest of more, as a long backfill is read by its tables."""
-    return frozenset(windows if len(windows) <= PLOTTED_HOURS else sorted(windows)[-PLOTTED_OF_MORE:])
+    """The hours of a run that get pictures: the newest alone, as a range is read by its tables and a picture costs more than the hour."""
+    return frozenset(sorted(windows)[-1:])
 
 
 def report_hours(context: dg.AssetExecutionContext, reports: Mapping[str, HourReport]) -> Iterator[dg.MaterializeResult[Any]]:

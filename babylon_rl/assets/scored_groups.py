@@ -15,8 +15,9 @@ from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scoring_result import Scored
 from babylon_rl.progress import Progress
+from babylon_rl.settings import HEURISTIC, Settings, load_settings
 
-HOURS_PER_RUN = 24
+HOURS_PER_RUN = 24  # of a judge that takes its time, and is paid
 NO_GROUP, PENDING, QUARANTINED = "no group", "pending", "quarantined"
 COLUMNS = column_schema(
     window=("varchar(50)", "The hour; one group"),
@@ -29,6 +30,16 @@ COLUMNS = column_schema(
 )
 
 
+def hours_per_run(settings: Settings) -> int | None:
+    """The most hours that share a run; None for a judge by rule, which takes no longer than reading does."""
+    return None if settings.judge_model == HEURISTIC else HOURS_PER_RUN
+
+
+def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
+    most = hours_per_run(settings)
+    return dg.BackfillPolicy.single_run() if most is None else dg.BackfillPolicy.multi_run(most)
+
+
 @dg.asset(
     partitions_def=hours,
     deps=["window_groups", "market_outcomes"],
@@ -36,7 +47,7 @@ COLUMNS = column_schema(
     owners=OWNERS,
     kinds={"python", "postgres"},
     code_version="1",
-    backfill_policy=dg.BackfillPolicy.multi_run(HOURS_PER_RUN),
+    backfill_policy=_backfill_policy(load_settings()),
     metadata={**COLUMNS, "table": "babylon_rl.episode_scores"},
     description="Judges the usable episodes of a ready hour as one group. An hour that has not changed since is not judged again.",
 )

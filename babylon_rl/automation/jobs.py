@@ -16,7 +16,7 @@ hours_job = dg.define_asset_job(
 score_job = dg.define_asset_job(
     SCORE_JOB,
     selection=dg.AssetSelection.assets("scored_groups"),
-    description="Score the group of an hour that has been read. Partition: a window id, or a range of up to 24.",
+    description="Score the group of an hour that has been read. Partition: a window id, or a range of them.",
 )
 train_job = dg.define_asset_job(
     TRAIN_JOB,

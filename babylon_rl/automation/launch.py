@@ -12,7 +12,7 @@ import dagster as dg
 
 from babylon_rl.assets.partitions import batches, hours
 from babylon_rl.assets.resources import Babylon, given
-from babylon_rl.assets.scored_groups import HOURS_PER_RUN
+from babylon_rl.assets.scored_groups import hours_per_run
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, OBSERVE_JOB, SCORE_JOB, TRAIN_JOB
@@ -29,7 +29,7 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 Clock = Callable[[], datetime]
 
 
-def ranges(windows: Iterable[str], longest: int = HOURS_PER_RUN) -> Iterator[tuple[str, str]]:
+def ranges(windows: Iterable[str], longest: int = MOST_HOURS) -> Iterator[tuple[str, str]]:
     """Runs of consecutive windows as (first, last), both inclusive, of at most ``longest`` hours."""
     first = last = None
     length = 0
@@ -53,8 +53,8 @@ def run_hours(
 ) -> list[str]:
     """Materialize some hours (the job ``hours``, or of it the assets in ``selection``) and return the ids of the runs, in order.
 
-    Consecutive hours share a run: up to HOURS_PER_RUN where groups are judged, MOST_HOURS else. ``on_range`` is called before each
-    with its first and last hour.
+    Consecutive hours share a run: up to ``hours_per_run`` where groups are judged, MOST_HOURS else. ``on_range`` is called before
+    each with its first and last hour.
 
     Raises:
         UsageError: an hour lies before FIRST_WINDOW or has not ended, or ``selection`` names no hourly asset.
@@ -69,7 +69,8 @@ def run_hours(
     job = SCORE_JOB if chosen == ("scored_groups",) else HOURS_JOB
     runs = []
     with open_instance(database, settings) as instance:
-        for first, last in ranges(wanted, HOURS_PER_RUN if "scored_groups" in chosen else MOST_HOURS):
+        longest = hours_per_run(settings) if "scored_groups" in chosen else None
+        for first, last in ranges(wanted, longest or MOST_HOURS):
             on_range(first, last)
             tags = {"dagster/partition": first} if first == last else {RANGE_START: first, RANGE_END: last}
             runs.append(_execute(job, instance, Babylon(settings, database, now), tags, chosen))

@@ -1,7 +1,7 @@
 """What a check says about hours: a warning that names each bad one, in words and numbers, and what to do.
 
 Dagster plans a verdict for every hour of a run and takes one, so in a range the hours' own verdicts are logged beside it. Each is an
-event that costs as much as a materialization: in a long range only the newest hours and the bad ones get theirs, the rest stays skipped.
+event that costs as much as a materialization: in a range only the newest hour and the bad ones get theirs, the rest stays skipped.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
