@@ -4,7 +4,7 @@ Rows are reduced as they stream in, so that an hour needs the memory of its resu
 are asked for). ``sync_windows`` keeps babylon_rl.windows, episodes and rejections equal to that reading.
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
@@ -64,7 +64,8 @@ def read_windows(connection: Connection, windows: Iterable[str], settings: Setti
     """
     wanted = _checked(windows)
     gathered: dict[str, _Gathered] = {window: _Gathered() for window in wanted}
-    for found in _eligible(connection, wanted, settings, lambda row, found: gathered[row.window].see(row, found), texts):
+    rows = trajectory_rows(connection, wanted)
+    for found in _eligible(connection, rows, settings, lambda row, found: gathered[row.window].see(row, found), texts):
         gathered[found.window].trajectories.append(found)
     return {window: _reading(window, found, settings) for window, found in gathered.items()}
 
@@ -80,7 +81,14 @@ def stream_trajectories(
     Raises:
         UsageError: one of ``windows`` is not a window id.
     """
-    return _eligible(connection, _checked(windows), settings, None, True, only)
+    rows = trajectory_rows(connection, _checked(windows))
+    return _eligible(connection, (row for row in rows if only is None or row.trajectory_id in only), settings, None, True)
+
+
+def trajectories_with_texts(connection: Connection, trajectory_ids: Sequence[str], settings: Settings) -> dict[str, Trajectory]:
+    """Those of some trajectories that are eligible, with their sequences, by id."""
+    rows = trajectories_by_id(connection, trajectory_ids)
+    return {found.trajectory_id: found for found in _eligible(connection, rows, settings, None, True)}
 
 
 def _checked(windows: Iterable[str]) -> list[str]:
@@ -91,13 +99,11 @@ def _checked(windows: Iterable[str]) -> list[str]:
 
 
 def _eligible(
-    connection: Connection, windows: list[str], settings: Settings, seen: Seen | None, texts: bool, only: Container[str] | None = None
+    connection: Connection, rows: Iterable[TrajectoryRow], settings: Settings, seen: Seen | None, texts: bool
 ) -> Iterator[Trajectory]:
     rules = Rules.of(settings)
     silent: list[LoggedSteps] = []
-    for row in trajectory_rows(connection, windows):
-        if only is not None and row.trajectory_id not in only:
-            continue
+    for row in rows:
         found = _taken(row, rules, texts)
         if seen is not None:
             seen(row, found)

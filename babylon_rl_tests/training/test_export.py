@@ -27,7 +27,9 @@ from babylon_rl.training.export.huggingface import HuggingFaceWriter, columns_ta
 from babylon_rl.training.export.local import LocalDestination
 from babylon_rl.training.export.records import COLUMNS, Record
 from babylon_rl.training.export.splits import Splits
+from babylon_rl.windows import HOUR, window_start
 from babylon_rl_tests.conftest import TEMPLATES
+from babylon_rl_tests.many_rows import ManyRows, insert_many
 from babylon_rl_tests.rows import WINDOW, Connection, insert, make_call, make_group, make_step, make_trajectory
 from babylon_rl_tests.training.exports import (
     CANARY,
@@ -316,6 +318,22 @@ def test_the_archive_has_a_directory_per_window(connection: Connection, settings
     assert json.loads((tmp_path / UNSCORED / "scores.json").read_text())["judge"] is None
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_memory_does_not_grow_with_the_texts_of_an_hour(database: Database, settings: Settings, tmp_path: Path, form: str) -> None:
+    start = window_start(WINDOW)
+    peaks = []
+    with database.connect() as connection:
+        for rows in (400, 1200):
+            connection.execute('TRUNCATE trajectories, llm_call_logs, "User" CASCADE')
+            insert_many(connection, ManyRows(rows, start, start + HOUR, agents=20, steps=4, prompt_characters=4000))
+            connection.commit()
+            tracemalloc.start()
+            assert exported(connection, [WINDOW], tmp_path / str(rows), form, settings).records == rows * 4 - rows // 10 * 3
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 800 * 4 * 1000  # of texts of 16 kB a row
+
+
 def test_an_hour_without_an_episode_leaves_nothing(database: Database, settings: Settings, tmp_path: Path) -> None:
     with database.connect() as connection:
         insert(connection, "trajectories", [*make_group(2), make_trajectory("bad", steps="[]")])
@@ -337,7 +355,7 @@ def test_memory_does_not_grow_with_the_range(form: str, database: Database, sett
             rows = [make_trajectory(f"{window}/{n}", f"agent-{n}", steps=steps, windowId=window) for n in range(20)]
             insert(connection, "trajectories", rows)
         connection.commit()
-        exported(connection, windows[:1], tmp_path / "warm", form, settings)
+        exported(connection, windows, tmp_path / "warm", form, settings)
         peaks = []
         for number in (2, 12):
             tracemalloc.start()

@@ -4,7 +4,7 @@
 ``babylon-rl scores`` less the judge's words, and ``metadata.json`` what the hour held and what its market did.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,15 @@ class ArchiveWriter:
         """Write the window's four files; metadata comes last."""
         if not hour.episodes:
             return
-        contents: dict[str, Iterable[Any]] = {
-            TRAJECTORIES: hour.records,
-            GROUPS: [group_document(hour)],
-            SCORES: [scores_document(hour)],
-            METADATA: [metadata_document(hour)],
+        contents: dict[str, Callable[[Hour], Iterable[Any]]] = {
+            TRAJECTORIES: Hour.records,
+            GROUPS: lambda hour: [group_document(hour)],
+            SCORES: lambda hour: [scores_document(hour)],
+            METADATA: lambda hour: [metadata_document(hour)],
         }
         for file, documents in contents.items():
             name = f"{hour.window}/{file}"
-            _write_lines(self._destination.new(name), documents)
+            _write_lines(self._destination.new(name), documents(hour))
             self._destination.finished(name)
 
     def close(self) -> None:
@@ -52,17 +52,13 @@ class ArchiveWriter:
 
 def group_document(hour: Hour) -> dict[str, Any]:
     """The window's group: its episodes with their scores, and how many records each has."""
-    scores = {entry.agent_id: entry for entry in hour.scores.scores} if hour.scores is not None else {}
-    counts: dict[str, int] = {}
-    for record in hour.records:
-        counts[record.agent_id] = counts.get(record.agent_id, 0) + 1
     episodes = []
     for episode in hour.episodes:
-        score = scores.get(episode.agent_id)
+        score = hour.score_of(episode.agent_id)
         judged: dict[str, float | None] = {"score": None, "advantage": None, "rank": None}
         if score is not None:
             judged = {"score": score.score, "advantage": score.advantage, "rank": score.rank}
-        episodes.append(_episode_document(episode) | judged | {"records": counts.get(episode.agent_id, 0)})
+        episodes.append(_episode_document(episode) | judged | {"records": hour.served[episode.agent_id]})
     return {
         "groupId": hour.window,
         "window": hour.window,
@@ -97,7 +93,7 @@ def metadata_document(hour: Hour) -> dict[str, Any]:
         "ready": reading.ready,
         "messageSources": {source: sum(episode.message_sources[source] for episode in reading.episodes) for source in MESSAGE_SOURCES},
         "trajectoryCount": sum(len(episode.trajectory_ids) for episode in hour.episodes),
-        "records": len(hour.records),
+        "records": hour.served.total(),
         "leftOut": dict(sorted(hour.left_out.items())),
         "scoresStale": hour.stale,
         "outcomes": hour.outcomes.document(),

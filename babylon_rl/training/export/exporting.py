@@ -86,7 +86,7 @@ class _Tally:
         counts.windows += 1
         counts.scored += hour.scores is not None
         counts.episodes += len(hour.episodes)
-        counts.records += len(hour.records)
+        counts.records += hour.served.total()
 
     def exported(self, files: Sequence[str]) -> Exported:
         ordered = {split: self.splits[split] for split in SPLITS if split in self.splits}
@@ -106,7 +106,7 @@ def export_windows(
     force: bool = False,
     tell: Progress = unheard,
 ) -> Exported:
-    """Export some complete hours, in order, to a directory or fsspec URL; one hour is in memory at a time.
+    """Export some complete hours, in order, to a directory or fsspec URL; some trajectories' texts are in memory at a time.
 
     Nothing is written, and what was there stays, when the hours hold nothing to export.
 

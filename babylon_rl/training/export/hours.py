@@ -5,19 +5,19 @@ hidden answers and recorded gameKnowledge go no further than into that look.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import psycopg
 
-from babylon_rl.episodes.reading import read_window
+from babylon_rl.episodes.reading import read_window, trajectories_with_texts
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.episodes.types import Episode, WindowReading
 from babylon_rl.episodes.types import Sequence as ServedSequence
 from babylon_rl.errors import UsageError
-from babylon_rl.judge.groups import GroupScores
+from babylon_rl.judge.groups import EpisodeScore, GroupScores
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leaks import find_leaks
 from babylon_rl.judge.scoring import stored_scores
@@ -31,6 +31,7 @@ from babylon_rl.training.export.records import Record, episode_records, is_stora
 from babylon_rl.training.export.splits import Splits
 from babylon_rl.windows import is_complete, window_range, window_start
 
+ROWS_AT_ONCE = 250  # trajectories whose texts are held
 SHORT = "in an episode with too few steps"
 QUARANTINED = "in a quarantined hour"
 UNSCORED = "without a score"
@@ -60,26 +61,61 @@ class Selection:
 
 @dataclass(frozen=True)
 class Hour:
-    """One window as it is exported. ``episodes`` are those taken, by agent id; ``left_out`` counts calls by reason.
+    """One window as it is exported. ``episodes`` are those taken, by agent id, less their sequences.
 
-    ``stale`` is true when the hour's rows have changed since its scores were given; ``synthetic`` counts trajectories of the episodes that
-    recorded no prompt and so give no record.
+    Its records are read as they are asked for, and are in memory some trajectories at a time; ``left_out`` (calls by reason) and
+    ``served`` (records by agent id) are whole once they have been read. ``stale`` is true when the hour's rows have changed since its
+    scores were given; ``synthetic`` counts trajectories of the episodes that recorded no prompt and so give no record.
     """
 
+    connection: Connection
+    settings: Settings
+    selection: Selection
     split: str
     reading: WindowReading
     episodes: tuple[Episode, ...]
-    records: tuple[Record, ...]
     scores: GroupScores | None
     outcomes: WindowOutcomes
-    left_out: Mapping[str, int]
     stale: bool
     synthetic: int
+    left_out: Counter[str]
+    served: Counter[str] = field(default_factory=Counter)
 
     @property
     def window(self) -> str:
         """The window's id."""
         return self.reading.window
+
+    def score_of(self, agent_id: str) -> EpisodeScore | None:
+        """An episode's score, if it has one."""
+        return next((entry for entry in self.scores.scores if entry.agent_id == agent_id), None) if self.scores is not None else None
+
+    def records(self, *, scored: bool | None = None) -> Iterator[Record]:
+        """The hour's records by agent id, or those of its episodes with a score (``scored``) or without; to be read once."""
+        wanted = [one for one in self.episodes if scored is None or (self.score_of(one.agent_id) is not None) == scored]
+        for some in _by_rows(wanted):
+            ids = [trajectory_id for episode in some for trajectory_id in episode.trajectory_ids]
+            found = trajectories_with_texts(self.connection, ids, self.settings)
+            secrets = hour_secrets(self.connection, self.outcomes, ids)
+            for episode in some:
+                calls = [call for trajectory_id in episode.trajectory_ids for call in found.pop(trajectory_id).sequences]
+                served = _served(calls, secrets, self.selection, self.left_out)
+                self.served[episode.agent_id] += len(served)
+                yield from episode_records(episode, served, self.scores, self.score_of(episode.agent_id), self.split)
+
+
+def _by_rows(episodes: Sequence[Episode]) -> Iterator[list[Episode]]:
+    """The episodes in order, in runs of at most ROWS_AT_ONCE trajectories; one with more is a run of its own."""
+    some: list[Episode] = []
+    rows = 0
+    for episode in episodes:
+        if some and rows + len(episode.trajectory_ids) > ROWS_AT_ONCE:
+            yield some
+            some, rows = [], 0
+        some.append(episode)
+        rows += len(episode.trajectory_ids)
+    if some:
+        yield some
 
 
 def complete_windows(connection: Connection, first: str | None, end: str | None, now: datetime) -> tuple[list[str], list[str]]:
@@ -99,15 +135,14 @@ def complete_windows(connection: Connection, first: str | None, end: str | None,
 
 
 def read_hours(connection: Connection, windows: Sequence[str], settings: Settings, splits: Splits, selection: Selection) -> Iterator[Hour]:
-    """Read some hours, one after another; one hour's texts are in memory at a time.
+    """Read some hours, one after another; the texts of some of an hour's trajectories are in memory at a time.
 
     ``connection`` must not be inside a transaction: each hour is read in one of its own, in which rows, scores and outcomes
-    are those of one moment.
+    are those of one moment, and which lasts until the next hour is asked for.
     """
     for window in windows:
         with _one_moment(connection):
-            hour = _read_hour(connection, window, settings, splits.of(window), selection)
-        yield hour
+            yield _read_hour(connection, window, settings, splits.of(window), selection)
 
 
 @contextmanager
@@ -123,34 +158,28 @@ def _one_moment(connection: Connection) -> Iterator[None]:
 
 
 def _read_hour(connection: Connection, window: str, settings: Settings, split: str, selection: Selection) -> Hour:
-    reading = read_window(connection, window, settings, texts=True)
+    reading = read_window(connection, window, settings, texts=False)
     group = stored_scores(connection, [window]).get(window)
     set_aside = window in quarantined(connection, [window])
-    scores = {} if group is None else {entry.agent_id: entry for entry in group.scores}
-    outcomes = read_outcomes(connection, window, settings)
-    # of all its trajectories, those that window_groups has not seen included
-    secrets = hour_secrets(connection, outcomes, [id_ for episode in reading.episodes for id_ in episode.trajectory_ids])
+    scored = {entry.agent_id for entry in group.scores} if group is not None else set()
+    reasons = [_reason(episode, group, episode.agent_id in scored, set_aside, selection) for episode in reading.episodes]
     left_out: Counter[str] = Counter()
-    episodes: list[Episode] = []
-    records: list[Record] = []
-    for episode in reading.episodes:
-        reason = _reason(episode, group, episode.agent_id in scores, set_aside, selection)
-        if reason is not None:
-            left_out[reason] += len(episode.sequences)
-            continue
-        episodes.append(episode)
-        served = _served(episode.sequences, secrets, selection, left_out)
-        records += episode_records(episode, served, group, scores.get(episode.agent_id), split)
+    for episode, reason in zip(reading.episodes, reasons, strict=True):
+        if reason is not None and episode.trainable_sequences:
+            left_out[reason] += episode.trainable_sequences
+    episodes = tuple(episode for episode, reason in zip(reading.episodes, reasons, strict=True) if reason is None)
     return Hour(
+        connection=connection,
+        settings=settings,
+        selection=selection,
         split=split,
         reading=reading,
-        episodes=tuple(episodes),
-        records=tuple(records),
+        episodes=episodes,
         scores=group,
-        outcomes=outcomes,
-        left_out={reason: number for reason, number in left_out.items() if number},
+        outcomes=read_outcomes(connection, window, settings),
         stale=group is not None and group.input_version != group_version(reading),
         synthetic=0 if settings.train_synthetic else sum(episode.message_sources["synthetic"] for episode in episodes),
+        left_out=left_out,
     )
 
 

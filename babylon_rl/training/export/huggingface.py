@@ -48,9 +48,10 @@ class HuggingFaceWriter:
     def add(self, hour: Hour) -> None:
         """Write an hour's records."""
         self._tables.add(hour)
-        if hour.records:
+        if hour.served.total():
             self._windows[hour.split] = self._windows.get(hour.split, 0) + 1
-            self._judges |= {record.judge for record in hour.records if record.judge is not None}
+        if hour.scores is not None and any(hour.served[entry.agent_id] for entry in hour.scores.scores):
+            self._judges.add(hour.scores.judge)
 
     def close(self) -> None:
         """Finish the files and write the card."""

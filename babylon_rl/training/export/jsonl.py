@@ -6,6 +6,7 @@ tokens were recorded with their ids and log-probabilities is an OpenAI choice, w
 
 from collections.abc import Iterable
 from io import BufferedWriter
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -27,11 +28,11 @@ class JsonlWriter:
 
     def add(self, hour: Hour) -> None:
         """A line for the scored records of an hour and one for the others, so that no reward is compared with a missing one."""
-        scored = [record for record in hour.records if record.score is not None]
-        unscored = [record for record in hour.records if record.score is None]
-        for records in (scored, unscored):
-            if records:
-                self._line(self._file(f"{hour.split}.jsonl"), records)
+        for scored in (True, False):
+            records = hour.records(scored=scored)
+            first = next(records, None)
+            if first is not None:
+                self._line(self._file(f"{hour.split}.jsonl"), chain([first], records))
 
     def close(self) -> None:
         """Finish every file."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from io import BufferedWriter
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +14,7 @@ from babylon_rl.training.export.records import COLUMNS, Record, encode
 if TYPE_CHECKING:
     import pyarrow
 
-ROWS_IN_A_GROUP = 4096
+ROWS_IN_A_GROUP = 1024
 
 
 def schema() -> "pyarrow.Schema":
@@ -64,11 +65,10 @@ class TableFiles:
 
     def add(self, hour: Hour) -> None:
         """Write an hour's records into its split's file."""
-        if not hour.records:
-            return
-        _, file, writer = self._writer(hour.split)
-        self._write(hour.split, writer, hour.records)
-        if self._most is not None and file.tell() >= self._most:
+        records = hour.records()
+        for first in records:
+            self._write(hour.split, self._writer(hour.split)[2], [first, *islice(records, ROWS_IN_A_GROUP - 1)])
+        if self._most is not None and hour.split in self._open and self._open[hour.split][1].tell() >= self._most:
             self._finish(hour.split)
 
     def close(self) -> None:
@@ -84,11 +84,10 @@ class TableFiles:
     def _write(self, split: str, writer: Any, records: Sequence[Record]) -> None:
         import pyarrow
 
-        for start in range(0, len(records), ROWS_IN_A_GROUP):
-            some = pyarrow.Table.from_pylist([row(record) for record in records[start : start + ROWS_IN_A_GROUP]], schema=schema())
-            writer.write_table(some, row_group_size=ROWS_IN_A_GROUP)
-            self.examples[split] = self.examples.get(split, 0) + some.num_rows
-            self.table_bytes[split] = self.table_bytes.get(split, 0) + some.nbytes
+        some = pyarrow.Table.from_pylist([row(record) for record in records], schema=schema())
+        writer.write_table(some, row_group_size=ROWS_IN_A_GROUP)
+        self.examples[split] = self.examples.get(split, 0) + some.num_rows
+        self.table_bytes[split] = self.table_bytes.get(split, 0) + some.nbytes
 
     def _writer(self, split: str) -> tuple[str, BufferedWriter, Any]:
         from pyarrow import parquet
