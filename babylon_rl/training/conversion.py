@@ -2,18 +2,21 @@
 
 Only the trajectories that the batch froze are taken, whatever has arrived since. What cannot train is counted by reason, and
 pre-flight says before the first step what a training would get. Every text is looked through for leaks here too, so that an hour
-that hindsight has not seen yet is as safe as one that it has.
+that hindsight has not seen yet is as safe as one that it has. The sequences lie on disk (spill.py), so that memory does not grow with
+the batch.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, TypeVar
 
 import psycopg
 
-from babylon_rl.episodes.reading import stream_trajectories
+from babylon_rl.episodes.reading import trajectories_with_texts
+from babylon_rl.episodes.types import Episode
 from babylon_rl.episodes.types import Sequence as ServedSequence
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
@@ -23,6 +26,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.store.window_groups import reading_chunks
 from babylon_rl.training.freezing import describe_reasons
+from babylon_rl.training.spill import Place, Spill, Spilled
 from babylon_rl.training.trainer import TrainSequence
 
 NO_SEQUENCE = "no training sequence"
@@ -30,33 +34,32 @@ NO_TOKEN = "no trainable token"  # with sequences, of which the backend can trai
 STALE = "served by too old a version"
 EMPTY = "an empty response"
 LEAK = "leak"
+ROWS_AT_ONCE = 250  # trajectories whose texts are held
+E = TypeVar("E", Episode, BatchEpisode)
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """The sequences of a batch by window, the number that each episode (window, agent id) gives, and what was left out."""
+    """The sequences of a batch, newest window first, and by window; the number that each episode (window, agent id) gives, and what was
+    left out."""
 
+    sequences: Sequence[TrainSequence]
     by_window: Mapping[str, Sequence[TrainSequence]]
     per_episode: Mapping[tuple[str, str], int]
     left_out: Mapping[str, int]
     staleness: Mapping[str, int]
 
-    @property
-    def sequences(self) -> list[TrainSequence]:
-        """All of them, newest window first."""
-        return [sequence for window in sorted(self.by_window, reverse=True) for sequence in self.by_window[window]]
-
     def preflight(self, dropped_groups: Mapping[str, int]) -> dict[str, Any]:
         """What a training would get; shares are 0..1. ``trainableTokens`` is known once the trainer has encoded the texts."""
-        sequences = self.sequences
-        number = len(sequences)
+        number = len(self.sequences)
+        shown = [(sequence.scripted, _has_token_logprobs(sequence)) for sequence in self.sequences]
         return {
             "groups": len(self.by_window),
             "groupsDropped": dict(dropped_groups),
             "episodes": sum(1 for count in self.per_episode.values() if count),
             "sequences": number,
-            "scriptedShare": sum(sequence.scripted for sequence in sequences) / number if number else 0.0,
-            "logprobShare": sum(map(_has_token_logprobs, sequences)) / number if number else 0.0,
+            "scriptedShare": sum(scripted for scripted, _ in shown) / number if number else 0.0,
+            "logprobShare": sum(logprobs for _, logprobs in shown) / number if number else 0.0,
             "leftOut": dict(self.left_out),
             "stalenessVersions": dict(self.staleness),
             "trainableTokens": None,
@@ -66,7 +69,7 @@ class Conversion:
 def convert(
     connection: psycopg.Connection[Any], episodes: Sequence[BatchEpisode], settings: Settings, versions: Sequence[str] = ()
 ) -> Conversion:
-    """Build the sequences of judged episodes, reading some hours at a time: of their rows only those that are frozen are decoded.
+    """Build the sequences of judged episodes, ROWS_AT_ONCE trajectories at a time; only rows that are frozen are read.
 
     Args:
         episodes: those still in the batch, each with its advantage.
@@ -75,32 +78,42 @@ def convert(
     in_window: dict[str, list[BatchEpisode]] = {}
     for episode in episodes:
         in_window.setdefault(episode.window, []).append(episode)
-    by_window: dict[str, list[TrainSequence]] = {}
+    spill = Spill(settings.home)
+    places: dict[str, list[Place]] = {}
     per_episode: dict[tuple[str, str], int] = {}
     left_out: Counter[str] = Counter()
     staleness: Counter[str] = Counter()
     for windows in reading_chunks(connection, in_window):
         outcomes = read_many_outcomes(connection, windows, settings)
-        frozen = {window: [i for episode in in_window[window] for i in episode.trajectory_ids] for window in windows}
-        served = _served(connection, frozen, settings)
-        for window in windows:
-            secrets = hour_secrets(connection, outcomes[window], frozen[window])
-            for episode in in_window[window]:
-                calls = [call for i in episode.trajectory_ids for call in served.get((window, i), ())]
-                kept = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
-                per_episode[window, episode.agent_id] = len(kept)
-                by_window.setdefault(window, []).extend(_sequence(call, episode, len(kept)) for call in kept)
-    newest_first = sorted(by_window.items(), reverse=True)
-    return Conversion({w: s for w, s in newest_first if s}, per_episode, dict(left_out), dict(staleness))
+        for some in by_rows([episode for window in windows for episode in in_window[window]]):
+            served = trajectories_with_texts(connection, [i for episode in some for i in episode.trajectory_ids], settings)
+            for window, own in groupby(some, key=lambda episode: episode.window):
+                group = list(own)
+                secrets = hour_secrets(connection, outcomes[window], [i for episode in group for i in episode.trajectory_ids])
+                for episode in group:
+                    found = [served.pop(i) for i in episode.trajectory_ids if i in served and served[i].window == window]
+                    calls = [call for trajectory in found for call in trajectory.sequences]
+                    kept = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
+                    per_episode[window, episode.agent_id] = len(kept)
+                    places.setdefault(window, []).extend(spill.write(_sequence(call, episode, len(kept)) for call in kept))
+    newest_first = {window: own for window, own in sorted(places.items(), reverse=True) if own}
+    by_window = {window: Spilled(spill, own) for window, own in newest_first.items()}
+    everything = Spilled(spill, [place for own in newest_first.values() for place in own])
+    return Conversion(everything, by_window, per_episode, dict(left_out), dict(staleness))
 
 
-def _served(
-    connection: psycopg.Connection[Any], frozen: Mapping[str, Sequence[str]], settings: Settings
-) -> dict[tuple[str, str], Sequence[ServedSequence]]:
-    """The calls of the frozen trajectories by (window, trajectory id), in their order."""
-    only = frozenset(trajectory_id for ids in frozen.values() for trajectory_id in ids)
-    found = stream_trajectories(connection, frozen, settings, only)
-    return {(trajectory.window, trajectory.trajectory_id): trajectory.sequences for trajectory in found}
+def by_rows(episodes: Iterable[E]) -> Iterator[list[E]]:
+    """The episodes in order, in runs of at most ROWS_AT_ONCE trajectories; one with more is a run of its own."""
+    some: list[E] = []
+    rows = 0
+    for episode in episodes:
+        if some and rows + len(episode.trajectory_ids) > ROWS_AT_ONCE:
+            yield some
+            some, rows = [], 0
+        some.append(episode)
+        rows += len(episode.trajectory_ids)
+    if some:
+        yield some
 
 
 def refuse_empty(conversion: Conversion, batch_id: str) -> None:

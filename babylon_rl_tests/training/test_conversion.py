@@ -1,10 +1,13 @@
 """Conversion takes the frozen trajectories' calls, whole and in order, whatever else their hours hold."""
 
+import tracemalloc
 from dataclasses import replace
 
 from babylon_rl.episodes.reading import read_window, stream_trajectories
 from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.training.conversion import convert
+from babylon_rl.windows import HOUR
+from babylon_rl_tests.many_rows import ManyRows, insert_many
 from babylon_rl_tests.rows import START, insert, make_call, make_step, make_trajectory
 
 HOURS = ("2025-10-29T14:00", "2025-10-29T13:00")
@@ -44,7 +47,7 @@ def test_what_was_not_frozen_is_not_taken(connection, settings):
 def test_the_order_of_the_hours_changes_nothing(connection, settings):
     episodes = episodes_of(connection, settings)
     one, other = (convert(connection, given, settings) for given in (episodes, sorted(episodes, key=lambda e: e.window)))
-    assert one.sequences == other.sequences
+    assert list(one.sequences) == list(other.sequences)
 
 
 def test_a_trajectory_that_is_gone_is_missing_from_its_episode(connection, settings):
@@ -60,15 +63,31 @@ def test_only_the_asked_trajectories_are_decoded(connection, settings):
     assert {found.trajectory_id for found in stream_trajectories(connection, HOURS, settings, asked)} == asked
 
 
+def test_memory_does_not_grow_with_the_batch(database, settings):
+    peaks = []
+    window = f"{START:%Y-%m-%dT%H}:00"
+    with database.connect() as connection:
+        insert_many(connection, ManyRows(1200, START, START + HOUR, agents=40, steps=4, prompt_characters=4000))
+        episodes = [BatchEpisode(window, e.agent_id, e.trajectory_ids, 0.5, 1, 1.5, None, None)
+                    for e in read_window(connection, window, settings, texts=False).episodes]  # fmt: skip
+        for some in (episodes[:12], episodes):
+            tracemalloc.start()
+            found = convert(connection, some, settings)
+            assert found.preflight({})["sequences"] == len(found.sequences) == sum(found.per_episode.values()) > 800
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 840 * 4000  # of texts of 16 kB a row
+
+
 def test_only_logprobs_with_token_ids_count_as_such(connection, settings):
     whole = convert(connection, episodes_of(connection, settings), settings)
-    (window, (first, second, third, fourth, *_)), *_ = whole.by_window.items()
+    first, second, third, fourth, *_ = whole.sequences
 
     def recorded(sequence, **changes):
         return replace(sequence, logprobs=[{"token": "a", "logprob": -0.5, "tokenId": 7} | changes])
 
     some = [recorded(first), recorded(second, tokenId=None), recorded(third, logprob=float("nan")), replace(fourth, logprobs=[])]
-    assert replace(whole, by_window={window: some}).preflight({})["logprobShare"] == 0.25
+    assert replace(whole, sequences=some).preflight({})["logprobShare"] == 0.25
 
 
 def test_what_too_old_a_version_served_is_not_trained(database, settings):

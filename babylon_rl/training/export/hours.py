@@ -26,12 +26,11 @@ from babylon_rl.market.window_market import WindowOutcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, Connection, windows_with_rows
 from babylon_rl.store.window_groups import quarantined
-from babylon_rl.training.conversion import EMPTY, LEAK
+from babylon_rl.training.conversion import EMPTY, LEAK, by_rows
 from babylon_rl.training.export.records import Record, episode_records, is_storable
 from babylon_rl.training.export.splits import Splits
 from babylon_rl.windows import is_complete, window_range, window_start
 
-ROWS_AT_ONCE = 250  # trajectories whose texts are held
 SHORT = "in an episode with too few steps"
 QUARANTINED = "in a quarantined hour"
 UNSCORED = "without a score"
@@ -93,7 +92,7 @@ class Hour:
     def records(self, *, scored: bool | None = None) -> Iterator[Record]:
         """The hour's records by agent id, or those of its episodes with a score (``scored``) or without; to be read once."""
         wanted = [one for one in self.episodes if scored is None or (self.score_of(one.agent_id) is not None) == scored]
-        for some in _by_rows(wanted):
+        for some in by_rows(wanted):
             ids = [trajectory_id for episode in some for trajectory_id in episode.trajectory_ids]
             found = trajectories_with_texts(self.connection, ids, self.settings)
             secrets = hour_secrets(self.connection, self.outcomes, ids)
@@ -102,20 +101,6 @@ class Hour:
                 served = _served(calls, secrets, self.selection, self.left_out)
                 self.served[episode.agent_id] += len(served)
                 yield from episode_records(episode, served, self.scores, self.score_of(episode.agent_id), self.split)
-
-
-def _by_rows(episodes: Sequence[Episode]) -> Iterator[list[Episode]]:
-    """The episodes in order, in runs of at most ROWS_AT_ONCE trajectories; one with more is a run of its own."""
-    some: list[Episode] = []
-    rows = 0
-    for episode in episodes:
-        if some and rows + len(episode.trajectory_ids) > ROWS_AT_ONCE:
-            yield some
-            some, rows = [], 0
-        some.append(episode)
-        rows += len(episode.trajectory_ids)
-    if some:
-        yield some
 
 
 def complete_windows(connection: Connection, first: str | None, end: str | None, now: datetime) -> tuple[list[str], list[str]]:
