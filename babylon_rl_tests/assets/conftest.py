@@ -14,6 +14,8 @@ from babylon_rl.store.database import Database
 
 NOW = datetime(2025, 10, 31, 12)
 VERSION = "dagster/data_version"
+# A session hands over what it has written when it is idle: at once after this, before its answer.
+COUNTED = "SELECT pg_stat_force_next_flush()"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Bench:
         """One statement on the game's database."""
         with self.babylon.database.connect(autocommit=True) as connection:
             connection.execute(statement, parameters)
+            connection.execute(COUNTED)
 
 
 @pytest.fixture

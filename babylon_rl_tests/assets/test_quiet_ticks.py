@@ -17,7 +17,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.training.readiness import not_ready
 from babylon_rl.windows import HOUR
-from babylon_rl_tests.assets.conftest import NOW, Bench
+from babylon_rl_tests.assets.conftest import COUNTED, NOW, Bench
 from babylon_rl_tests.plans import RecordedDatabase
 
 HOURS = [f"2025-10-29T{hour:02}:00" for hour in (13, 14, 15, 16, 17)]
@@ -38,6 +38,7 @@ def test_a_quiet_tick_reads_no_row_of_the_game_and_no_episode(make_bench: Callab
     bench = make_bench(database, **WAITING)
     with database.connect(autocommit=True) as connection:
         sync_windows(connection, HOURS, bench.babylon.settings, NOW)
+        connection.execute(COUNTED)
     for sensor in (observe_changes, start_training):
         first, cursor = tick(bench, sensor, None)
         del database.sent[:]
@@ -122,11 +123,13 @@ def test_what_is_remembered_of_readiness_is_what_a_count_would_say(sample_databa
     waiting = settings.model_copy(update=WAITING)
     with sample_database.connect(autocommit=True) as connection:
         sync_windows(connection, HOURS, waiting, NOW)
+        connection.execute(COUNTED)
     remembered, now, kept = None, NOW, 0
     for _ in range(60):
         statement = rng.choice(OURS).format(hour=rng.choice((13, 14, 15)), n=rng.choice("0123456789"))
         with sample_database.connect(autocommit=True) as connection:
             connection.execute(statement.encode())
+            connection.execute(COUNTED)
         now += timedelta(hours=rng.random() < 0.05)
         asked = settings.model_copy(update=WAITING | (LEAST[2] if rng.random() < 0.8 else rng.choice(LEAST)))
         with sample_database.connect(autocommit=True) as connection:

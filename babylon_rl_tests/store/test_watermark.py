@@ -6,6 +6,7 @@ import pytest
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
 from babylon_rl.store.watermark import watermark
+from babylon_rl_tests.assets.conftest import COUNTED
 
 TABLES = ("public.game", 'public."Other"')
 
@@ -25,10 +26,11 @@ def mark(game: Database, *of: object, tables: tuple[str, ...] = TABLES, without_
 
 
 def write(game: Database, *statements: str) -> None:
-    """Sent in one session, whose end hands its counts over."""
+    """Sent in one session, which hands its counts over."""
     with game.connect(autocommit=True) as connection:
         for statement in statements:
             connection.execute(statement)
+        connection.execute(COUNTED)
 
 
 @pytest.mark.parametrize(
