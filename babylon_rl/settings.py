@@ -143,13 +143,13 @@ class Settings(BaseSettings):
     gradient_accumulation_steps: int = Field(
         2, gt=0, description="Device steps an optimizer step; on the CPU each of 3 packs of prompts, so 24 sequences or more by default."
     )
-    epochs: int = Field(1, gt=0, description="Passes over a batch.")
-    iterations: int = Field(10, gt=0, description="Resumable steps of one training.")
+    epochs: int = Field(1, gt=0, description="Passes over a batch's hours, each in iterations of its own.")
+    iterations: int = Field(10, gt=0, description="Most resumable steps of one training; fewer where its hours fill fewer, EPOCHS times.")
     windows_per_iteration: int = Field(20, gt=0, description="Most windows an iteration trains on.")
     kl_penalty: float = Field(0.05, ge=0, description="Weight of the KL to the reference policy.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
     warmup_steps: int = Field(3, ge=0, description="Optimizer steps of linear warm-up.")
-    gamma: float = Field(1.0, ge=0, le=1, description="Discount; 1, as a score belongs to a whole episode.")
+    gamma: float = Field(1.0, ge=0, le=1, description="No effect: a score belongs to a whole episode, so that nothing is discounted.")
     max_staleness_versions: int | None = Field(None, ge=0, description="Oldest policy version, behind the newest, whose sequences train.")
     train_purposes: str = Field("action", description="Purposes of LLM calls that train, separated by commas.")
     train_synthetic: bool = Field(False, description="Train on texts synthesized from state and action.")

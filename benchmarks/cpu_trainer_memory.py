@@ -68,9 +68,9 @@ def train(case: str) -> dict[str, float]:
     from babylon_rl.training.cpu import CpuTrainer
 
     sequences, found = longest_rows(CASES[case]())
-    settings = settings_of(1).model_copy(update={"epochs": 2, "babylon_rl_home": load_settings().home})
+    settings = settings_of(1).model_copy(update={"babylon_rl_home": load_settings().home})
     with tempfile.TemporaryDirectory() as out:
-        CpuTrainer(settings).train(TrainIteration("benchmark", 1, sequences, 0), None, Path(out), lambda step: None)
+        CpuTrainer(settings).train(TrainIteration("benchmark", 1, sequences, 0, passes=2), None, Path(out), lambda step: None)
     # not ru_maxrss, which begins with the peak of whoever started the process
     peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return found | {"peak_gb": round(peak / 1e6, 2)}

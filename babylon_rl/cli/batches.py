@@ -66,7 +66,8 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
         "preflight": None if batch.preflight is None else dict(batch.preflight),
         "episodes": [
             {"window": e.window, "agentId": e.agent_id, "trajectoryIds": list(e.trajectory_ids), "score": e.score, "rank": e.rank,
-             "advantage": e.advantage, "sequences": e.sequences, "dropped": e.dropped}
+             "advantage": e.advantage, "sequences": e.sequences, "dropped": e.dropped, "contribution": e.contributes,
+             "trainedTrajectoryIds": None if e.trained_ids is None else list(e.trained_ids)}
             for e in episodes
         ],
         "iterations": [
@@ -80,8 +81,12 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
     def render(out: Any) -> None:
         facts = [[name, document[name]] for name in ("batchId", "status", "modelVersion", "parent", "baseModel", "trajectories", "error")]
         out.print(table(None, ["", ""], facts))
-        scored = [[e.window, e.agent_id, _rounded(e.score), e.rank, _rounded(e.advantage), e.sequences, e.dropped] for e in episodes]
-        out.print(table("Episodes", ["window", "agent", "score", "rank", "advantage", "sequences", "left out"], scored))
+        scored = [
+            [e.window, e.agent_id, _rounded(e.score), e.rank, _rounded(e.advantage), e.sequences, e.contributes, e.dropped]
+            for e in episodes
+        ]
+        columns = ["window", "agent", "score", "rank", "advantage", "sequences", "contributes", "left out"]
+        out.print(table("Episodes", columns, scored))
         done = [[s.iteration, s.attempt, _rounded(s.loss), s.trainable_tokens, s.checkpoint] for s in steps]
         out.print(table("Iterations", ["step", "run", "loss", "tokens", "checkpoint"], done))
         if jobs:

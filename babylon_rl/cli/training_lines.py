@@ -10,39 +10,65 @@ from typing import Any
 
 import psycopg
 
+from babylon_rl.cli.output import say
+from babylon_rl.errors import DatabaseUnreachable
 from babylon_rl.settings import HEURISTIC
 from babylon_rl.store.batch_report import JudgedGroup, judged_groups
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.database import Database
 from babylon_rl.store.training_steps import read_steps
+from babylon_rl.training.iterations import iterations_of
 from babylon_rl.training.preflight import preflight_lines
 
 POLL_EVERY_S = 0.5
 
 
 class TrainingLines:
-    """Says each thing once; ``tell`` is called as often as one likes."""
+    """Says each thing once; ``tell`` is called as often as one likes, and asks the database again where a connection was lost."""
 
-    def __init__(self, connection: psycopg.Connection[tuple[Any, ...]], batch_id: str, write: Callable[[str], None]) -> None:
-        self._connection = connection
+    def __init__(self, database: Database, batch_id: str, write: Callable[[str], None]) -> None:
+        self._database = database
+        self._connection: psycopg.Connection[Any] | None = None
         self._batch_id = batch_id
         self._write = write
         self._said: set[str] = set()
+        self._lost = False
 
-    def tell(self) -> None:
-        """Write what is new: groups once they are judged, then what pre-flight found, then each finished iteration."""
-        batch = read_batch(self._connection, self._batch_id)
+    def tell(self) -> bool:
+        """Write what is new, and say once that the database does not answer, or answers again; False while it does not."""
+        try:
+            self._connection = self._connection or self._database.connect(autocommit=True)
+            self._tell(self._connection)
+        except (psycopg.OperationalError, DatabaseUnreachable):
+            self.close()
+            if not self._lost:
+                say("The database does not answer. The training goes on when it does; what is finished is kept.")
+            self._lost = True
+            return False
+        if self._lost:
+            say("The database answers again.")
+        self._lost = False
+        return True
+
+    def close(self) -> None:
+        """Give the connection back."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _tell(self, connection: psycopg.Connection[Any]) -> None:
+        """Groups once they are judged, then what pre-flight found, then each finished iteration."""
+        batch = read_batch(connection, self._batch_id)
         if batch is None:
             return
-        for group in judged_groups(self._connection, self._batch_id):
+        for group in judged_groups(connection, self._batch_id):
             self._once(f"group/{group.window}", group_lines(group))
         if batch.preflight is not None:
             self._once("preflight", preflight_lines(batch.preflight, batch.parent_version or batch.base_model))
-        for step in read_steps(self._connection, self._batch_id):
+        for step in read_steps(connection, self._batch_id):
             if step.finished_at is not None:
-                total = batch.settings.get("iterations", "?")
                 line = (
-                    f"Iteration {step.iteration}/{total}: checkpoint step {step.iteration}, loss {_shown(step.loss)}, "
+                    f"Iteration {step.iteration}/{iterations_of(batch)}: checkpoint step {step.iteration}, loss {_shown(step.loss)}, "
                     f"{step.trainable_tokens} trainable tokens, {len(step.windows)} windows"
                 )
                 self._once(f"step/{step.iteration}", [line])
@@ -73,18 +99,18 @@ def group_lines(group: JudgedGroup) -> list[str]:
 def following(database: Database, batch_id: str, write: Callable[[str], None]) -> Iterator[None]:
     """Write a batch's lines while the block runs, and what is left when it ends."""
     stop = threading.Event()
-    with database.connect(autocommit=True) as connection:
-        lines = TrainingLines(connection, batch_id, write)
+    lines = TrainingLines(database, batch_id, write)
 
-        def follow() -> None:
-            while not stop.wait(POLL_EVERY_S):
-                lines.tell()
-
-        thread = threading.Thread(target=follow, name=f"following {batch_id}", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+    def follow() -> None:
+        while not stop.wait(POLL_EVERY_S):
             lines.tell()
+
+    thread = threading.Thread(target=follow, name=f"following {batch_id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        lines.tell()
+        lines.close()

@@ -1,11 +1,12 @@
 """Checkpoints: Hugging Face adapter directories with a manifest that says what is in them and which base they belong to.
 
-A checkpoint is complete or absent: it is written under a temporary name, synced and renamed. Weights are safetensors only;
-a directory that holds a pickle, a file that the manifest does not list, or a link is refused.
+With the adapter lie its base's tokenizer and chat template. A checkpoint is complete or absent: it is written under a temporary name,
+synced and renamed. Weights are safetensors only; a directory that holds a pickle, a file that the manifest does not list, or a link is refused.
 """
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 CARD = "README.md"
 REMOTE = "remote_checkpoint.json"  # in place of weights: where a training service keeps them
+TOKENIZER = (  # with the chat template: what AutoTokenizer reads, as far as a base has it
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model",
+)  # fmt: skip
 FREE_TEXT = "free text"  # the action grammar of answers that nothing constrained
 FORMAT = 1
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy"}
@@ -171,6 +176,13 @@ def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
     tmp_dir.rename(final_dir)
     fsync(final_dir.parent)
     return manifest
+
+
+def copy_tokenizer(base_dir: Path, directory: Path) -> None:
+    """Put the base's tokenizer and chat template into a checkpoint that is about to be published: serving must use these very ones."""
+    for name in TOKENIZER:
+        if (base_dir / name).is_file():
+            shutil.copyfile(base_dir / name, directory / name)
 
 
 def write_remote(directory: Path, remote: RemoteCheckpoint) -> None:

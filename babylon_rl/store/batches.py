@@ -5,7 +5,7 @@ run has begun. So an older process that comes back to life cannot change anythin
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +18,7 @@ from babylon_rl.errors import BatchConflict
 from babylon_rl.store.freezable import FreezableEpisode
 
 LIVE_STATES = ("pending", "preparing", "scoring", "training", "uploading")
+TRAINED, BASELINE = "trained", "baseline"
 _FREEZE_LOCK = 7_306_001
 _REGISTRY_LOCK = 7_306_002
 
@@ -26,7 +27,7 @@ SELECT b."batchId", b."baseModel", b."backend", b."parentVersion", b."version", 
        b."dropout", b."preflight", b."createdAt", b."heartbeatAt", p."startedAt", p."completedAt", p."error", p."trainingLoss",
        (SELECT count(*) FROM babylon_rl.batch_items i WHERE i."batchId" = b."batchId" AND (i."live" OR i."consumed")),
        ARRAY(SELECT DISTINCT e."window" FROM babylon_rl.batch_episodes e WHERE e."batchId" = b."batchId" AND e."dropped" IS NULL
-             ORDER BY e."window" DESC)
+             ORDER BY e."window" DESC), b."passes"
 FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."batchId"
 """
 
@@ -34,6 +35,8 @@ FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."bat
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One batch. ``trajectories`` counts those that it holds or has consumed; ``windows`` those still in it, newest first.
+
+    ``passes`` is how often the training goes through them, None in batches of an older form (training/iterations.py).
 
     ``error`` is why it failed, or of a live batch what its last run left it waiting for.
     """
@@ -57,6 +60,7 @@ class Batch:
     loss: float | None
     trajectories: int
     windows: Sequence[str]
+    passes: int | None = None
 
     @property
     def live(self) -> bool:
@@ -66,7 +70,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BatchEpisode:
-    """An episode of a batch with its judgement; ``trajectory_ids`` are those frozen, ``dropped`` why it left (None: it is in)."""
+    """An episode of a batch with its judgement; ``trajectory_ids`` are those frozen, ``dropped`` why it left (None: it is in).
+
+    ``trained_ids`` are the trajectories of it that have a trainable token, None before a training has counted them.
+    """
 
     window: str
     agent_id: str
@@ -76,6 +83,14 @@ class BatchEpisode:
     advantage: float | None
     sequences: int | None
     dropped: str | None
+    trained_ids: Sequence[str] | None = None
+
+    @property
+    def contributes(self) -> str | None:
+        """``trained``, ``baseline`` where only its score counts in the mean of its group, None where it left or nobody has counted."""
+        if self.dropped is not None or self.trained_ids is None:
+            return None
+        return TRAINED if self.trained_ids else BASELINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +107,7 @@ class NewBatch:
     dropout: Mapping[str, Any]
     now: datetime
     episodes: Sequence[FreezableEpisode]
+    passes: int = 1
 
 
 @contextmanager
@@ -138,11 +154,12 @@ def insert_batch(connection: psycopg.Connection[Any], new: NewBatch) -> None:
     connection.execute(
         """
         INSERT INTO babylon_rl.batches
-            ("batchId", "baseModel", "backend", "parentVersion", "version", "seed", "settings", "dropout", "createdAt", "heartbeatAt")
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+            ("batchId", "baseModel", "backend", "parentVersion", "version", "seed", "settings", "dropout", "createdAt", "heartbeatAt",
+             "passes")
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
         """,
         [new.batch_id, new.base_model, new.backend, new.parent_version, new.version, new.seed, Jsonb(dict(new.settings)),
-         Jsonb(dict(new.dropout)), new.now, new.now],
+         Jsonb(dict(new.dropout)), new.now, new.now, new.passes],
     )  # fmt: skip
     connection.execute(
         """
@@ -209,7 +226,9 @@ def read_batch_episodes(connection: psycopg.Connection[Any], batch_id: str) -> l
     rows = connection.execute(
         """
         SELECT e."window", e."agentId", array_agg(i."trajectoryId" ORDER BY i."position"), e."score", e."rank", e."advantage",
-               e."sequences", e."dropped"
+               e."sequences", e."dropped",
+               CASE WHEN count(i."contribution") > 0
+                    THEN COALESCE(array_agg(i."trajectoryId" ORDER BY i."position") FILTER (WHERE i."contribution" = 'trained'), '{}') END
         FROM babylon_rl.batch_episodes e
         JOIN babylon_rl.batch_items i USING ("batchId", "window", "agentId")
         WHERE e."batchId" = %s
@@ -327,6 +346,17 @@ def write_judgements(connection: psycopg.Connection[Any], batch_id: str, episode
         [json.dumps([trajectory for _, trajectory in kept]), json.dumps([episode.score for episode, _ in kept]),
          json.dumps([episode.rank for episode, _ in kept]), batch_id],
     )  # fmt: skip
+
+
+def write_contributions(connection: psycopg.Connection[Any], batch_id: str, trained: Collection[str]) -> None:
+    """Store of each trajectory that is still in a batch whether a token of it trains; the caller commits."""
+    connection.execute(
+        """
+        UPDATE babylon_rl.batch_items SET "contribution" = CASE WHEN "trajectoryId" = ANY(%s) THEN 'trained' ELSE 'baseline' END
+        WHERE "batchId" = %s AND "live"
+        """,
+        [list(trained), batch_id],
+    )
 
 
 def write_preflight(connection: psycopg.Connection[Any], batch_id: str, preflight: Mapping[str, Any], parent: str | None) -> None:

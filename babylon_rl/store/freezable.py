@@ -73,6 +73,7 @@ WITH hour AS (
         WHEN "used" THEN 'late_after_training'
         WHEN "held" THEN 'in a live batch'
         WHEN "left" = 'dropout' THEN 'left out by dropout'
+        WHEN "left" = 'baseline' THEN 'used as baseline alone'
         WHEN NOT "usable" THEN 'in short episodes'
         WHEN "trainableSequences" = 0 AND "syntheticRows" > 0 THEN 'synthetic'
         WHEN "trainableSequences" > 0 AND "trainableSequences" <= "leakedCalls" THEN 'leak'

@@ -15,7 +15,8 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
-from babylon_rl.store.batches import LIVE_STATES, BatchEpisode
+from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode
+from babylon_rl.store.freezable import record_dropped
 
 FIRST_VERSION = "v1.0.0"
 _SEMANTIC = re.compile(r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)
@@ -166,6 +167,7 @@ def newest_of_line(connection: psycopg.Connection[Any], base_model: str) -> Mode
 def register_model(connection: psycopg.Connection[Any], new: NewModel) -> int:
     """In the caller's one transaction: model row, batch completed, trajectories marked, items consumed, lineage.
 
+    Episodes of which nothing trained are not marked: their scores counted in the mean of their groups, and no later batch takes them.
     Returns the number of trajectories marked; it is lower than the batch's when rows were deleted meanwhile.
 
     Raises:
@@ -173,6 +175,7 @@ def register_model(connection: psycopg.Connection[Any], new: NewModel) -> int:
     """
     kept = [(episode, trajectory) for episode in new.episodes for trajectory in episode.trajectory_ids]
     trajectories = [trajectory for _, trajectory in kept]
+    used = [trajectory for episode, trajectory in kept if episode.contributes != BASELINE]
     scores = [episode.score for episode in new.episodes if episode.score is not None]
     closed = connection.execute(
         """
@@ -209,11 +212,14 @@ def register_model(connection: psycopg.Connection[Any], new: NewModel) -> int:
         UPDATE public.trajectories SET "usedInTraining" = TRUE, "trainedInBatch" = %s
         WHERE "trajectoryId" = ANY(%s) AND NOT "usedInTraining"
         """,
-        [new.batch_id, trajectories],
+        [new.batch_id, used],
     ).rowcount
     connection.execute(
-        'UPDATE babylon_rl.batch_items SET "live" = FALSE, "consumed" = TRUE WHERE "batchId" = %s AND "live"', [new.batch_id]
+        'UPDATE babylon_rl.batch_items SET "live" = FALSE, "consumed" = "trajectoryId" = ANY(%s) WHERE "batchId" = %s AND "live"',
+        [used, new.batch_id],
     )
+    baseline = [(episode.window, episode.agent_id) for episode in new.episodes if episode.contributes == BASELINE]
+    record_dropped(connection, new.batch_id, BASELINE, baseline, new.now)
     connection.execute(
         """
         INSERT INTO babylon_rl.model_lineage

@@ -44,6 +44,7 @@ from babylon_rl.store.batches import (
     read_batch,
     read_batch_episodes,
     read_batches,
+    write_contributions,
     write_judgements,
     write_preflight,
 )
@@ -53,7 +54,7 @@ from babylon_rl.store.remote_jobs import read_jobs
 from babylon_rl.store.training_steps import TrainingStep, begun_in_line, finished_steps, pause_step, read_steps
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
 from babylon_rl.training.freezing import Frozen, count_freezable, describe_reasons, freeze, freeze_batch
-from babylon_rl.training.iterations import Clock, OnStep, Run, plan_iterations, train_iterations
+from babylon_rl.training.iterations import Clock, OnStep, Run, passes_within, plan_iterations, train_iterations
 from babylon_rl.training.preflight import keep_budget, preflight_document, refuse_hopeless, refuse_untrainable
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
 from babylon_rl.training.trainer import Trainer, TrainPlan, choose_trainer
@@ -64,6 +65,7 @@ __all__ = [
     "freeze_batch", "pending_batches", "prepare_batch", "train_batch",
 ]  # fmt: skip
 
+KEPT_WORDS = "What is finished is kept: make room, or mend what is in the way, then `babylon-rl train` goes on there."
 PAID_WORDS = "What was posted is kept: {} goes on with its next run, `babylon-rl train`, or can be cancelled."
 GIVEN_UP_AFTER = timedelta(days=7)  # a batch holds work that is done, and perhaps paid: nobody need be there for some days
 NO_SPREAD_REASON = "no spread of scores"
@@ -214,7 +216,7 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep, on_preflight
     found = run.trainer.prepare(run.context(), conversion.sequences)
     # What trains is fixed before the first iteration: what has lost its calls since may have trained, and is used with the rest.
     windows = {episode.window for episode in prepared.kept} if begun else {one for one in conversion.by_window if found.trains(one)}
-    plan = plan_iterations(sorted(windows), settings, run.batch.seed) if windows else []
+    plan = plan_iterations(sorted(windows), settings, run.batch.seed, run.batch.passes) if windows else []
     kept = prepared.kept
     if not begun:
         kept = _leave_empty(run, prepared, conversion, found, plan, None if parent is None else parent.version)
@@ -222,7 +224,7 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep, on_preflight
     if not begun:
         refuse_empty(conversion, batch_id)
         refuse_untrainable(found, batch_id)
-    keep_budget(batch_id, settings, found, plan, read_jobs(run.connection, batch_id))
+    keep_budget(batch_id, settings, found, _passed(run.batch, plan), read_jobs(run.connection, batch_id))
     steps = train_iterations(run, conversion, plan, directory, on_step)
     return publish_and_register(run, kept, steps, None if parent is None else parent.version, settings, conversion.sequences)
 
@@ -256,11 +258,20 @@ def _leave_empty(
         for number in [conversion.per_episode[episode.window, episode.agent_id]]
     ]
     left = Counter(prepared.dropped_groups.values())
+    trained = {sequence.trajectory_id for sequence in conversion.sequences} if found.trajectories is None else found.trajectories
+    counted = [replace(episode, trained_ids=[one for one in episode.trajectory_ids if one in trained]) for episode in counted]
     with own_transaction(run.connection):
         advance_batch(run.connection, run.batch.batch_id, run.attempt, "training", run.clock.now())
         write_judgements(run.connection, run.batch.batch_id, counted)
-        write_preflight(run.connection, run.batch.batch_id, preflight_document(conversion, counted, left, found, plan), parent)
+        write_contributions(run.connection, run.batch.batch_id, trained)
+        document = preflight_document(conversion, counted, left, found, _passed(run.batch, plan))
+        write_preflight(run.connection, run.batch.batch_id, document, parent)
     return [episode for episode in counted if episode.dropped is None]
+
+
+def _passed(batch: Batch, plan: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The hours of each iteration, as often as it goes through them."""
+    return [list(windows) * passes_within(batch) for windows in plan]
 
 
 def _refuse_pending(batch_id: str, scores: Scored) -> None:
@@ -355,7 +366,7 @@ def _claim(connection: psycopg.Connection[Any], batch_id: str, now: datetime) ->
 
 @contextmanager
 def _failing(connection: psycopg.Connection[Any], batch_id: str, attempt: int, clock: Clock, work: Path | None = None) -> Iterator[None]:
-    """Fail the batch for what another try would not cure; what passes, a lost database or claim leaves it to the next run.
+    """Fail the batch for what another try would not cure; what passes, a full disk, a lost database or claim leaves it to the next run.
 
     So does anything else in the way of a batch with a running or trained job, which is paid: it fails by what became of a job alone.
     ``work`` holds what nobody needs once the batch has failed.
@@ -374,10 +385,7 @@ def _failing(connection: psycopg.Connection[Any], batch_id: str, attempt: int, c
         raise
     except OSError as error:
         message = f"{batch_id} could not be written: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}."
-        if _is_paid(connection, batch_id):
-            raise _wait(connection, batch_id, attempt, f"{message} {PAID_WORDS.format(batch_id)}") from error
-        _end(connection, batch_id, message, clock.now(), attempt, work)
-        raise TrainingError(f"{message} The batch has failed and its trajectories are free; make room and train again.") from error
+        raise _wait(connection, batch_id, attempt, f"{message} {KEPT_WORDS}") from error
 
 
 def _wait(connection: psycopg.Connection[Any], batch_id: str, attempt: int, why: str) -> TrainingPaused:

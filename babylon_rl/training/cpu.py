@@ -44,6 +44,10 @@ class CpuTrainer(LocalTrainer):
         """The identity of the base that is trained on."""
         return base_identity(self._base_dir, self.base_model)
 
+    def tokenizer_dir(self) -> Path | None:
+        """The base's directory."""
+        return self._base_dir
+
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """As Trainer.prepare."""
         return plan_items(BaseTokens(self._settings, str(self._base_dir)).tokenizer, sequences)

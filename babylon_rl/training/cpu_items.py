@@ -66,19 +66,21 @@ def plan_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSe
     """What ``make_items`` would make of each hour's sequences, known by the tokenizer alone."""
     tokens = Counter[str]()
     left_out: Counter[str] = Counter()
+    trajectories = set[str]()
     for sequence in sequences:
         encoded = trainable(tokenizer, sequence)
         if isinstance(encoded, str):
             left_out[encoded] += 1
         else:
             tokens[sequence.window] += encoded.trainable_tokens
+            trajectories.add(sequence.trajectory_id)
     untrained = {IN_WORDS[reason]: number for reason, number in left_out.items()}
     reasons = ", ".join(f"{number} {reason}" for reason, number in untrained.items()) or "no sequence"
     cure = (
         f"The CPU trainer finds sequences that it cannot train: {reasons}. Record prompts that fit, and answers without a response_format "
         "or under one whose answers are finitely many, as they were written."
     )
-    return TrainPlan(tokens, len(sequences) - sum(left_out.values()), untrained, cure)
+    return TrainPlan(tokens, len(sequences) - sum(left_out.values()), untrained, cure, trajectories=frozenset(trajectories))
 
 
 def trainable(tokenizer: "PreTrainedTokenizerBase", sequence: TrainSequence) -> EncodedSequence | str:

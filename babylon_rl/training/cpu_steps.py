@@ -143,7 +143,7 @@ class IterationRun:
 
     def _plan(self, packs: Sequence[Pack]) -> Iterator[list[Pack]]:
         rng = random.Random(self._iteration.seed)
-        for _ in range(self._settings.epochs):
+        for _ in range(self._iteration.passes):
             order = list(packs)
             rng.shuffle(order)
             yield from optimizer_steps(order, self._settings)

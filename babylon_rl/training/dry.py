@@ -30,6 +30,10 @@ class DryTrainer(LocalTrainer):
         """No model has these hashes: a dry checkpoint can be served on nothing."""
         return BaseIdentity(self.base_model, *("0" * 64,) * 3)
 
+    def tokenizer_dir(self) -> Path | None:
+        """There is no model."""
+        return None
+
     def train(
         self,
         iteration: TrainIteration,

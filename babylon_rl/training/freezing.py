@@ -176,7 +176,7 @@ def freeze(
             parent_version=None if parent is None else parent.version, version=_version(connection, settings, parent), seed=seed,
             settings={name: getattr(settings, name) for name in FROZEN_SETTINGS},
             dropout={"rate": dropout.rate, "freezable": freezable.trajectories, "dropped": len(dropout.dropped)},
-            now=now, episodes=chosen,
+            now=now, episodes=chosen, passes=settings.epochs,
         )  # fmt: skip
         insert_batch(connection, new)
         record_dropped(connection, batch_id, DROPOUT, [(e.window, e.agent_id) for e in dropout.dropped], now)

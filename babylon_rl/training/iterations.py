@@ -91,11 +91,28 @@ def work_dir(checkpoints: Path, batch_id: str) -> Path:
     return checkpoints / WORK / batch_id
 
 
-def plan_iterations(windows: Sequence[str], settings: Settings, seed: int) -> list[list[str]]:
-    """The windows of each iteration: a seeded order, walked round, up to WINDOWS_PER_ITERATION at a time, so that all are seen."""
+def plan_iterations(windows: Sequence[str], settings: Settings, seed: int, passes: int | None = 1) -> list[list[str]]:
+    """The windows of each iteration: a seeded order, WINDOWS_PER_ITERATION at a time, gone through ``passes`` times, at most ITERATIONS.
+
+    ``passes`` None is for batches that were frozen before passes had iterations of their own: ITERATIONS of them walk round the hours.
+    """
     order = sorted(windows, key=lambda window: seeded_share(seed, "order", window))
     size = min(settings.windows_per_iteration, len(order))
-    return [[order[(number * size + place) % len(order)] for place in range(size)] for number in range(settings.iterations)]
+    if passes is None:
+        return [[order[(number * size + place) % len(order)] for place in range(size)] for number in range(settings.iterations)]
+    once = [order[first : first + size] for first in range(0, len(order), size)]
+    return (once * passes)[: settings.iterations]
+
+
+def iterations_of(batch: Batch) -> int:
+    """How many iterations a batch has, by the hours that are still in it."""
+    iterations, size = int(batch.settings.get("iterations", 1)), int(batch.settings.get("windows_per_iteration", 1))
+    return iterations if batch.passes is None else min(iterations, -(-len(batch.windows) // size) * batch.passes)
+
+
+def passes_within(batch: Batch) -> int:
+    """Passes of each iteration over its own sequences: EPOCHS in batches that were frozen before passes had iterations of their own."""
+    return int(batch.settings.get("epochs", 1)) if batch.passes is None else 1
 
 
 def train_iterations(
@@ -120,7 +137,8 @@ def train_iterations(
                 if newest_job(run.connection, run.batch.batch_id, number) is None:  # else it is posted, and followed without them
                     refuse_empty(conversion, run.batch.batch_id)
                 seed = int(seeded_share(run.batch.seed, "iteration", str(number)) * 2**31)
-                _train(run, TrainIteration(run.batch.batch_id, number, sequences, seed, len(plan)), parent, directory, on_step)
+                iteration = TrainIteration(run.batch.batch_id, number, sequences, seed, len(plan), passes_within(run.batch))
+                _train(run, iteration, parent, directory, on_step)
             done[number] = _finish(run, number, directory)
         steps.append(done[number])
         parent = directory

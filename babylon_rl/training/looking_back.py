@@ -23,6 +23,7 @@ from babylon_rl.store.registry import Model, model_of_batch, read_models
 from babylon_rl.store.training_steps import TrainingStep, finished_steps
 from babylon_rl.training.conversion import LEAK, convert
 from babylon_rl.training.cpu_bounds import COLLAPSED_SHARE, KL_BOUND
+from babylon_rl.training.iterations import iterations_of
 from babylon_rl.training.preflight import group_spreads
 from babylon_rl.training.trainer import DRY_BASE_MODEL, TrainSequence
 
@@ -76,8 +77,8 @@ def whole(found: Finished) -> Verdict:
 
 
 def complete(found: Finished) -> Verdict:
-    """Every iteration that was asked for is on record."""
-    asked = int(found.batch.settings.get("iterations", len(found.steps)))
+    """Every iteration of the plan is on record."""
+    asked = iterations_of(found.batch)
     done = [step.iteration for step in found.steps]
     missing = [number for number in range(1, asked + 1) if number not in done]
     return Verdict(not missing, f"{len(done)} of {asked} iterations are complete.", {"iterations": len(done), "missing": missing})

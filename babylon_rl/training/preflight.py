@@ -15,7 +15,7 @@ import psycopg
 from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.settings import Settings
 from babylon_rl.store.batch_failures import failures_in_a_row
-from babylon_rl.store.batches import Batch, BatchEpisode, own_transaction, write_preflight
+from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, own_transaction, write_preflight
 from babylon_rl.store.remote_jobs import RemoteJob
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert
 from babylon_rl.training.trainer import SERVERLESS, TrainPlan, training_line
@@ -35,12 +35,15 @@ def preflight_document(
     ``episodes`` are those of the groups that had not left before; hours of which nothing trains join ``dropped_groups``.
 
     ``trainableTokens`` is None where the backend counts while it trains, else of one pass; ``untrained`` counts sequences by reason;
-    ``estimatedUsd`` is for all ``iterations``, which are given by their hours.
+    ``estimatedUsd`` is for all ``iterations``, which are given by their hours, as often as they go through them; ``timesTrained`` is how
+    often a trajectory trains, and ``baselineOnly`` counts those of which nothing does.
     """
     spreads = group_spreads(episodes)
     windows = {episode.window for episode in episodes}
     trained = {window for window in windows if window in conversion.by_window and plan.trains(window)}
     lost = Counter(NO_TOKEN if window in conversion.by_window else NO_SEQUENCE for window in windows - trained)
+    often = Counter(window for windows in iterations for window in windows)
+    baseline = [episode for episode in episodes if episode.contributes == BASELINE]
     return conversion.preflight(Counter(dropped_groups) + lost) | {
         "groups": len(trained),
         "trainableTokens": plan.trainable_tokens,
@@ -48,6 +51,9 @@ def preflight_document(
         "untrained": dict(plan.untrained),
         "estimatedUsd": plan.cost(iterations) if plan.trainable_tokens else None,
         "ignoredSettings": list(plan.ignored),
+        "iterations": len(iterations),
+        "timesTrained": {"min": min(often.values()), "max": max(often.values())} if often else None,
+        "baselineOnly": {"episodes": len(baseline), "trajectories": sum(len(episode.trajectory_ids) for episode in baseline)},
         "spread": {"min": min(spreads), "mean": fmean(spreads), "max": max(spreads)} if spreads else None,
     }
 
@@ -153,6 +159,16 @@ def preflight_lines(found: Mapping[str, Any], parent: str) -> list[str]:
         f"Training on {found['sequences']} sequences of {found['episodes']} episodes in {found['groups']} groups "
         f"({found['scriptedShare']:.0%} scripted, {found['logprobShare']:.0%} with logprobs), {counted}, from {parent}"
     ]
+    often = found.get("timesTrained")
+    if often is not None:
+        times = _times(often["max"]) if often["min"] == often["max"] else f"{often['min']} to {often['max']} times"
+        lines.append(f"  {_counted(found['iterations'], 'iteration')}; each trajectory trains {times} (EPOCHS)")
+    baseline = found.get("baselineOnly") or {"trajectories": 0}
+    if baseline["trajectories"]:
+        lines.append(
+            f"  Baseline only: {baseline['trajectories']} trajectories of {_counted(baseline['episodes'], 'episode')}; nothing of them "
+            "trains, and they are not marked as used"
+        )
     spread = found.get("spread")
     if spread is not None:
         lines.append(f"  Spread of scores in a group: {spread['min']:.3f} to {spread['max']:.3f}, mean {spread['mean']:.3f}")
@@ -166,6 +182,10 @@ def preflight_lines(found: Mapping[str, Any], parent: str) -> list[str]:
     lines += [f"  Left out: {_counted(number, 'sequence')} ({reason})" for reason, number in found["leftOut"].items()]
     lines += [f"  Left out: {_counted(number, 'group')} ({reason})" for reason, number in found["groupsDropped"].items()]
     return lines + [f"  Not trained: {number} sequences {reason}" for reason, number in (found.get("untrained") or {}).items()]
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _counted(number: int, unit: str) -> str:

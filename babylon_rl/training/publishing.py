@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from babylon_rl.errors import CheckpointError, TrainingError, TrainingPaused, UsageError
-from babylon_rl.models.checkpoints import MANIFEST, BaseIdentity, Manifest, check_base, load_manifest, publish, verify
+from babylon_rl.models.checkpoints import MANIFEST, BaseIdentity, Manifest, check_base, copy_tokenizer, load_manifest, publish, verify
 from babylon_rl.models.files import copy_tree
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import Batch, BatchEpisode, advance_batch, lock_registry, own_transaction, read_batch
+from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, advance_batch, lock_registry, own_transaction, read_batch
 from babylon_rl.store.freezable import bar_dropped
 from babylon_rl.store.registry import (
     Model,
@@ -96,6 +96,8 @@ def publish_and_register(
     final = run.checkpoints / version
     try:
         copy_tree(Path(steps[-1].checkpoint or ""), staging, leave_out=(f"{STATE_PREFIX}*", RESULT_FILE))
+        if (tokenizer_dir := run.trainer.tokenizer_dir()) is not None:
+            copy_tokenizer(tokenizer_dir, staging)
         run.beat()  # a run that was taken over must not replace what the newer one has published, and perhaps registered
         if final.exists() and _known(run, _named_in(final)):
             shutil.rmtree(final)  # _own_version made sure that no row points to it
@@ -125,6 +127,7 @@ def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: 
         "iterations": [{"step": s.iteration, "loss": s.loss, "trainableTokens": s.trainable_tokens, **(s.metrics or {})} for s in steps],
         "episodes": len(episodes),
         "trajectories": sum(len(episode.trajectory_ids) for episode in episodes),
+        "baselineTrajectories": sum(len(episode.trajectory_ids) for episode in episodes if episode.contributes == BASELINE),
         "sequences": sum(episode.sequences or 0 for episode in episodes),
     }
     new = NewModel(

@@ -54,13 +54,14 @@ class TrainSequence:
 
 @dataclass(frozen=True, slots=True)
 class TrainIteration:
-    """The sequences of one resumable step (1-based) of a batch; ``seed`` fixes the order and every draw of the trainer."""
+    """The sequences of one resumable step (1-based) of a batch, gone through ``passes`` times; ``seed`` fixes every draw of the trainer."""
 
     batch_id: str
     step: int
     sequences: Sequence[TrainSequence]
     seed: int
     steps: int = 1
+    passes: int = 1
 
     @property
     def windows(self) -> list[str]:
@@ -118,9 +119,9 @@ class TrainPlan:
     """What a backend would make of some sequences, known before anything is posted or paid.
 
     ``tokens`` counts the trainable tokens of one pass over each hour, None where the backend counts while it trains; ``sequences`` those
-    that have some. ``untrained`` counts the sequences that it cannot train, by reason. ``cure`` says what to do when nothing trains.
-    ``paid`` is True for a service that costs money, ``usd`` what an iteration costs by its hours, None without a known price.
-    ``ignored`` names settings that the backend does not take.
+    that have some, and ``trajectories`` are the ids of theirs. ``untrained`` counts the sequences that it cannot train, by reason.
+    ``cure`` says what to do when nothing trains. ``paid`` is True for a service that costs money, ``usd`` what an iteration costs by its
+    hours, None without a known price. ``ignored`` names settings that the backend does not take.
     """
 
     tokens: Mapping[str, int] | None = None
@@ -130,6 +131,7 @@ class TrainPlan:
     paid: bool = False
     usd: Mapping[str, float] | None = None
     ignored: Sequence[str] = ()
+    trajectories: frozenset[str] | None = None
 
     @property
     def trainable_tokens(self) -> int | None:
@@ -173,6 +175,10 @@ class Trainer(Protocol):
 
     def base_identity(self) -> BaseIdentity:
         """What a checkpoint of this trainer must be served on: models.checkpoints.base_identity of the base's directory."""
+        ...
+
+    def tokenizer_dir(self) -> Path | None:
+        """Where the base's tokenizer and chat template lie, which go with every checkpoint; None without a model."""
         ...
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:

@@ -35,7 +35,9 @@ def world(database: Database, settings: Settings, home: Path) -> Iterator[World]
 def played_world(played_database: Database, remote: Settings, home: Path) -> Iterator[World]:
     """Two hours that the stand-in's model played, and serverless training there."""
     with played_database.connect() as connection:
-        chosen = remote.model_copy(update={"babylon_rl_home": home, "iterations": 6, "windows_per_iteration": 1, "checkpoints_kept": 1})
+        chosen = remote.model_copy(
+            update={"babylon_rl_home": home, "iterations": 6, "epochs": 3, "windows_per_iteration": 1, "checkpoints_kept": 1}
+        )
         made = World(played_database.url, chosen, connection)
         made.reset()
         yield made

@@ -24,7 +24,7 @@ from babylon_rl_tests.faults.boundaries import FUSE, process
 from babylon_rl_tests.faults.people import WithPeople
 from babylon_rl_tests.faults.world import World, check, rows
 from babylon_rl_tests.repeatable import repeatable
-from babylon_rl_tests.training.remote_play import PLAYED_NOW, SEQUENCES
+from babylon_rl_tests.training.remote_play import PLAYED_NOW, SEQUENCES, TRAINABLE
 from babylon_rl_tests.training.serverless_stand_in import StandIn
 from babylon_rl_tests.training.serverless_stand_in.jobs import Job
 
@@ -148,7 +148,7 @@ class PaidTrainings(WithPeople):
         self._live(None)
         prune(self.world.connection, self.world.settings, self.world.checkpoints, PLAYED_NOW)
         check(self.world, at_rest=True)
-        assert rows(self.world, 'SELECT count(*) FROM trajectories WHERE NOT "usedInTraining"') == [(0,)]
+        assert rows(self.world, 'SELECT count(*) FROM trajectories WHERE "usedInTraining"') == [(TRAINABLE,)]
         completed = {row[0] for row in rows(self.world, 'SELECT "batchId" FROM babylon_rl.model_lineage')}
         standing = [job for job in self.service.trained() if not job.deleted]
         assert {mark[0] for job in standing for mark in job.trajectories} == completed and len(completed) == 2

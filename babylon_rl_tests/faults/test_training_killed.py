@@ -103,7 +103,7 @@ def kill_at_random(world: World, now: datetime, most: int, chance: random.Random
 @pytest.mark.timeout(600)
 def test_a_killed_training_on_the_processor_ends_as_one_that_nobody_killed(world: World, forks_cpu: None, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    chosen = {"local_base_model": str(base), "iterations": 5, "learning_rate": 1e-5, "warmup_steps": 0}
+    chosen = {"local_base_model": str(base), "iterations": 5, "epochs": 5, "learning_rate": 1e-5, "warmup_steps": 0}
     small = World(world.url, world.settings.model_copy(update=chosen), world.connection)
     whole_s = train_to_the_end(small, NOW, AGENTS * ROWS)
     expected = registry(small)

@@ -73,7 +73,7 @@ def make_world(url: str, settings: Settings, connection: psycopg.Connection[Any]
             ]  # fmt: skip
             insert(connection, "trajectories", rows)
     chosen = settings.model_copy(
-        update={"train_rl_local": True, "local_base_model": "dry", "iterations": 2, "checkpoints_kept": 1,
+        update={"train_rl_local": True, "local_base_model": "dry", "iterations": 2, "epochs": 2, "checkpoints_kept": 1,
                 "min_agents_per_window": 2, "min_actions_per_trajectory": 1}
     )  # fmt: skip
     sync_windows(connection, WINDOWS, chosen, NOW)
@@ -95,6 +95,7 @@ def check(world: World, *, at_rest: bool = False) -> None:
     marked = rows(world, 'SELECT "trainedInBatch", "trajectoryId" FROM trajectories WHERE "usedInTraining" ORDER BY 1, 2')
     consumed = rows(world, 'SELECT "batchId", "trajectoryId" FROM babylon_rl.batch_items WHERE "consumed" ORDER BY 1, 2')
     assert marked == consumed
+    baseline = {row[0] for row in rows(world, """SELECT "trajectoryId" FROM babylon_rl.batch_items WHERE "contribution" = 'baseline'""")}
     ended = rows(
         world,
         """SELECT p."batchId", p.status, b."state", p."trajectoryIds", p."rewardsJson", p."rankingsJson", p."trainingLoss", p."completedAt",
@@ -127,7 +128,9 @@ def check(world: World, *, at_rest: bool = False) -> None:
         assert (version is not None) == (lineage is not None) == (state == "completed"), batch_id
         if state == "completed":
             trajectories = json.loads(ids)
-            assert set(trajectories) == by_batch[batch_id] and len(trajectories) == len(json.loads(rewards)) == len(json.loads(rankings))
+            assert by_batch[batch_id] <= set(trajectories) <= by_batch[batch_id] | baseline and len(trajectories) == len(
+                json.loads(rewards)
+            ) == len(json.loads(rankings))
             assert reserved == version == lineage and (loss is not None or silent)
             assert pruned is None or known_as == "archived"
             assert pruned is not None or verify(Path(path)).batch_id == batch_id

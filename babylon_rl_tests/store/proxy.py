@@ -13,7 +13,7 @@ class Proxy:
     """Listens on 127.0.0.1 and passes bytes to the server of ``url``; ``url`` of the proxy is the same with its own port.
 
     ``after(n, act)`` arms it: once ``n`` more bytes have come from the server, ``act`` is called once, in the proxy's own thread;
-    ``act`` None cuts every line. ``deaf`` passes nothing on any more, in either direction, and closes nothing.
+    ``act`` None cuts every line. ``deaf`` passes nothing on any more, in either direction, and closes nothing. ``away`` answers nobody new.
     """
 
     def __init__(self, url: str) -> None:
@@ -25,7 +25,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._left: int | None = None
         self._act: Callable[[], None] | None = None
-        self.deaf = False
+        self.deaf = self.away = False
         self.connections = self.fired = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -48,6 +48,9 @@ class Proxy:
             while True:
                 client, _ = self._listener.accept()
                 self.connections += 1
+                if self.away:
+                    client.close()
+                    continue
                 server = socket.create_connection(self._server)
                 with self._lock:
                     self._lines |= {client, server}

@@ -21,7 +21,7 @@ __all__ = ["base_directory", "played", "played_database", "remote", "stand_in"]
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"train_rl_local": True, "local_base_model": "dry", "iterations": 3})
+    return settings.model_copy(update={"train_rl_local": True, "local_base_model": "dry", "iterations": 3, "epochs": 3})
 
 
 @pytest.fixture

@@ -37,8 +37,8 @@ def make_lesson(ticks: int = 6) -> list[TrainSequence]:
     return lesson
 
 
-def make_iteration(sequences: list[TrainSequence], step: int = 1, steps: int = 1, seed: int = 0) -> TrainIteration:
-    return TrainIteration("batch-1", step, sequences, seed, steps)
+def make_iteration(sequences: list[TrainSequence], step: int = 1, steps: int = 1, seed: int = 0, passes: int = 1) -> TrainIteration:
+    return TrainIteration("batch-1", step, sequences, seed, steps, passes)
 
 
 def ignore(_: StepMetrics) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from babylon_rl.errors import BatchConflict, CheckpointError, Diverged, NothingToTrain, TrainingError
+from babylon_rl.errors import BatchConflict, CheckpointError, Diverged, NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.models.checkpoints import verify
 from babylon_rl.store.batches import claim_batch, read_batch, read_batch_episodes
 from babylon_rl.store.registry import read_models
@@ -76,10 +76,16 @@ class AnotherBase(DryTrainer):
 
 
 class FullDisk(DryTrainer):
-    """Cannot write."""
+    """Cannot write from iteration ``at`` on."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
 
     def train(self, iteration, parent, out, on_step):
-        raise OSError(28, "No space left on device", str(out))
+        if iteration.step >= self.at:
+            raise OSError(28, "No space left on device", str(out))
+        return super().train(iteration, parent, out, on_step)
 
 
 @pytest.fixture
@@ -285,7 +291,6 @@ def test_a_damaged_parent_or_another_base_fails_the_batch_with_a_cure(connection
     ("trainer", "error", "message"),
     [
         (DivergedTrainer(), Diverged, "Lower LEARNING_RATE"),
-        (FullDisk(), TrainingError, "make room"),
         (DryTrainer("other"), TrainingError, "line"),
     ],
 )
@@ -300,6 +305,19 @@ def test_a_training_that_fails_frees_what_it_held(connection, settings, batch, t
     if failed:
         with pytest.raises(BatchConflict, match="freeze a new batch"):
             train_batch(connection, batch.batch_id, settings, NOW)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_full_disk_keeps_what_is_finished_and_the_next_run_goes_on(connection, settings, batch, at):
+    with pytest.raises(TrainingPaused, match="could not be written: No space left on device .*What is finished is kept: make room"):
+        train_batch(connection, batch.batch_id, settings, NOW, FullDisk(at))
+    waiting = read_batch(connection, batch.batch_id)
+    assert waiting.state == "training" and "make room" in waiting.error
+    assert_nothing_was_marked(connection, batch)
+    trainer = KilledTrainer(at=99)
+    train_batch(connection, batch.batch_id, settings, NOW, trainer)
+    assert trainer.trained == list(range(at, 4))
+    assert_registered_once(connection, batch, settings.home)
 
 
 def test_a_cancelled_batch_stops_at_its_next_step(connection, settings, batch, read_sample):

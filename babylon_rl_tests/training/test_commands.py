@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.training.batches import freeze_batch
+from babylon_rl_tests.store.proxy import Proxy
 from babylon_rl_tests.training.sample import NOW
 
 MAIN = "from babylon_rl.cli import main; main()"
@@ -62,7 +64,7 @@ def test_a_training_prints_what_it_promises_and_is_listed(command):
     before = command("ready", "--json")
     assert before.returncode == 1
     assert json.loads(before.stdout)["reason"] == "Need 1000 more trajectories"
-    trained = command("train", "--iterations", "10", "--seed", "3")
+    trained = command("train", "--iterations", "10", "--epochs", "10", "--seed", "3")
     assert trained.returncode == 0, trained.stderr
     lines = trained.stdout
     assert lines.count("simultaneous agents") == 7
@@ -87,7 +89,7 @@ def test_a_training_prints_what_it_promises_and_is_listed(command):
 
 @pytest.mark.slow
 def test_a_command_that_was_killed_goes_on_at_the_iteration_where_it_stopped(command, started):
-    with started("train", "--iterations", "150") as process:
+    with started("train", "--iterations", "150", "--epochs", "150") as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("Iteration 2/150"):
@@ -101,6 +103,29 @@ def test_a_command_that_was_killed_goes_on_at_the_iteration_where_it_stopped(com
     assert (batch["status"], batch["modelVersion"], batch["trajectories"]) == ("completed", "v1.0.11", 373)
     begun = [iteration["step"] for iteration in json.loads(command("batches", "show", batch["batchId"], "--json").stdout)["iterations"]]
     assert sorted(set(begun)) == list(range(1, 151)) and len(begun) <= 151
+
+
+@pytest.mark.slow
+def test_a_training_outlives_a_database_that_is_away_for_some_seconds(variables, sample_database, tmp_path):
+    with Proxy(sample_database.url) as proxy:
+        away = variables | {"DATABASE_URL": proxy.url, "ITERATIONS": "40", "EPOCHS": "40"}
+        with subprocess.Popen(
+            [sys.executable, "-c", MAIN, "train"],
+            env=away, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None and process.stderr is not None
+            for line in process.stdout:
+                if line.startswith("Iteration 2/40"):
+                    break
+            proxy.away = True
+            proxy.cut()
+            time.sleep(6)
+            proxy.away = False
+            said, complained = process.communicate(timeout=100)
+    assert process.returncode == 0, complained
+    assert "Iteration 40/40" in said and "Final step: 40" in said
+    assert "The database does not answer. The training goes on when it does" in complained and "undone" not in complained
+    assert "The database answers again." in complained
 
 
 @pytest.mark.slow

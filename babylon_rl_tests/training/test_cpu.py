@@ -41,10 +41,10 @@ from babylon_rl_tests.unpacked import branch_logprobs
 
 def trained(
     settings: Settings, out: Path, sequences: list[TrainSequence], *, parent: Path | None = None, step: int = 1, steps: int = 1,
-    seed: int = 0, watch: Any = ignore,
+    seed: int = 0, passes: int = 1, watch: Any = ignore,
 ) -> IterationResult:  # fmt: skip
     out.mkdir()
-    return CpuTrainer(settings, threads=1).train(make_iteration(sequences, step, steps, seed), parent, out, watch)
+    return CpuTrainer(settings, threads=1).train(make_iteration(sequences, step, steps, seed, passes), parent, out, watch)
 
 
 def digest(directory: Path, name: str = WEIGHTS) -> str:
@@ -67,8 +67,8 @@ def test_settings_choose_it_and_name_its_base(cpu_settings: Settings, tiny_base:
 
 
 def test_what_was_rewarded_becomes_likelier_and_what_was_punished_rarer(cpu_settings: Settings, tiny_base: Path, tmp_path: Path) -> None:
-    settings = cpu_settings.model_copy(update={"epochs": 6, "learning_rate": 5e-3})
-    result = trained(settings, tmp_path / "out", make_lesson())
+    settings = cpu_settings.model_copy(update={"learning_rate": 5e-3})
+    result = trained(settings, tmp_path / "out", make_lesson(), passes=6)
     asked = [(f"{GOOD} 99", BUY), (f"{BAD} 99", SELL), (f"{GOOD} 99", SELL), (f"{BAD} 99", BUY)]
     before, after = (
         [sum(one) for one in scores(tiny_base, adapter, [(news, answer) for news, answer in asked])] for adapter in (None, tmp_path / "out")
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(cpu_setting
 
 def test_every_optimizer_step_is_told(cpu_settings: Settings, tmp_path: Path) -> None:
     told: list[StepMetrics] = []
-    result = trained(cpu_settings.model_copy(update={"epochs": 2}), tmp_path / "out", make_lesson(4), watch=told.append)
+    result = trained(cpu_settings, tmp_path / "out", make_lesson(4), passes=2, watch=told.append)
     count = told[-1].steps
     assert count >= 2 and count % 2 == 0
     assert [(one.iteration, one.step, one.steps) for one in told] == [(1, number, count) for number in range(1, count + 1)]
@@ -101,7 +101,7 @@ def test_every_optimizer_step_is_told(cpu_settings: Settings, tmp_path: Path) ->
 def test_how_far_the_policy_went_is_measured_without_a_penalty_too(cpu_settings: Settings, tmp_path: Path) -> None:
     free = cpu_settings.model_copy(update={"kl_penalty": 0.0})
     still = trained(free.model_copy(update={"learning_rate": 1e-30}), tmp_path / "still", make_lesson(1))
-    moved = trained(free.model_copy(update={"epochs": 4}), tmp_path / "moved", make_lesson(1))
+    moved = trained(free, tmp_path / "moved", make_lesson(1), passes=4)
     assert still.metrics["kl"] == pytest.approx(0.0, abs=1e-5) and moved.metrics["kl"] > 0.001
 
 
@@ -215,22 +215,22 @@ def test_a_parent_that_cannot_be_continued_from_is_named(cpu_settings: Settings,
 
 
 def test_a_policy_that_collapses_into_one_action_is_not_written(cpu_settings: Settings, tmp_path: Path) -> None:
-    greedy = cpu_settings.model_copy(update={"epochs": 12, "learning_rate": 0.05, "kl_penalty": 0.0})
+    greedy = cpu_settings.model_copy(update={"learning_rate": 0.05, "kl_penalty": 0.0})
     lesson = [
         make_sequence(answer, advantage, news=f"{GOOD} {tick}", agent_id=f"agent-{tick}-{advantage}")
         for tick in range(6)
         for answer, advantage in ((HOLD, 8.0), (BUY, -8.0), (SELL, -8.0))
     ]
     with pytest.raises(Diverged, match="collapsed. Nothing was published"):
-        trained(greedy, tmp_path / "out", lesson)
+        trained(greedy, tmp_path / "out", lesson, passes=12)
     assert not any((tmp_path / "out").iterdir())
 
 
 def test_a_policy_far_from_its_base_is_not_written_though_nothing_penalizes_it(cpu_settings: Settings, tmp_path: Path) -> None:
-    far = cpu_settings.model_copy(update={"epochs": 60, "learning_rate": 0.1, "kl_penalty": 0.0})
+    far = cpu_settings.model_copy(update={"learning_rate": 0.1, "kl_penalty": 0.0})
     lesson = [make_sequence("~" * 8, 8.0, news=f"{GOOD} {tick}", response_format=None, agent_id=f"agent-{tick}") for tick in range(12)]
     with pytest.raises(Diverged, match=r"nats a choice away from its base \(bound 4\)"):
-        trained(far, tmp_path / "out", lesson)
+        trained(far, tmp_path / "out", lesson, passes=60)
     assert not any((tmp_path / "out").iterdir())
 
 

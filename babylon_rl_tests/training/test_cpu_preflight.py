@@ -50,7 +50,7 @@ OTHER_SPACING = """UPDATE trajectories SET "stepsJson" = replace("stepsJson", '{
 def test_an_hour_whose_answers_no_schema_allows_leaves_the_batch_and_the_other_one_trains(
     played: psycopg.Connection[Any], cpu_settings: Settings, tmp_path: Path
 ) -> None:
-    settings = cpu_settings.model_copy(update={"iterations": 2, "windows_per_iteration": 1, "lookback_hours": 24})
+    settings = cpu_settings.model_copy(update={"iterations": 2, "epochs": 2, "windows_per_iteration": 1, "lookback_hours": 24})
     played.execute(OTHER_SPACING, [HOURS[1]])
     batch = freeze_batch(played, settings, PLAYED_NOW)
     assert batch is not None and set(batch.windows) == set(HOURS)

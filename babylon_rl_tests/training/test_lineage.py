@@ -43,15 +43,27 @@ def test_only_semantic_versions_have_an_order(version, order):
     assert version_order(version) == order
 
 
-def test_every_window_is_seen_and_every_iteration_is_full(settings):
-    windows = [f"2025-10-29T{hour:02}:00" for hour in range(7)]
+WINDOWS = [f"2025-10-29T{hour:02}:00" for hour in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("iterations", "passes", "sizes"), [(10, 1, [3, 3, 1]), (10, 2, [3, 3, 1] * 2), (4, 2, [3, 3, 1, 3]), (2, 1, [3, 3])]
+)
+def test_hours_are_gone_through_as_often_as_passes_ask_and_no_oftener(settings, iterations, passes, sizes):
+    few = settings.model_copy(update={"iterations": iterations, "windows_per_iteration": 3})
+    plan = plan_iterations(WINDOWS, few, 1, passes)
+    assert [len(some) for some in plan] == sizes
+    seen = [window for some in plan for window in some]
+    assert len(set(seen[: len(WINDOWS)])) == min(len(WINDOWS), len(seen)) and set(seen) <= set(WINDOWS)
+    assert plan == plan_iterations(WINDOWS, few, 1, passes) != plan_iterations(WINDOWS, few, 2, passes)
+
+
+def test_a_batch_of_the_older_form_keeps_its_plan(settings):
     few = settings.model_copy(update={"iterations": 4, "windows_per_iteration": 3})
-    plan = plan_iterations(windows, few, seed=1)
+    plan = plan_iterations(WINDOWS, few, 1, None)
     assert [len(some) for some in plan] == [3, 3, 3, 3]
-    assert {window for some in plan for window in some} == set(windows)
-    assert all(len(set(some)) == 3 for some in plan)
-    assert plan == plan_iterations(windows, few, seed=1) != plan_iterations(windows, few, seed=2)
-    assert [sorted(some) for some in plan_iterations(windows, settings, seed=1)] == [windows] * settings.iterations
+    order = [window for some in plan_iterations(WINDOWS, few, 1) for window in some]
+    assert [window for some in plan for window in some] == (order * 2)[:12]
 
 
 def test_seeded_shares_are_uniform_and_fixed():

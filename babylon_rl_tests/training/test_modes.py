@@ -225,14 +225,14 @@ def test_options_that_a_frozen_batch_would_not_take_are_refused(read_sample, con
         return choose_batch(read_sample, settings, name, None, None, 0, False, asked=asked).batch_id
 
     for asked, was in [
-        ({"iterations": 4}, "--iterations 3"), ({"learning_rate": 1e-5}, "--learning-rate 0.0001"), ({"epochs": 2}, "--epochs 1"),
+        ({"iterations": 4}, "--iterations 3"), ({"learning_rate": 1e-5}, "--learning-rate 0.0001"), ({"epochs": 2}, "--epochs 3"),
         ({"windows_per_iteration": 2}, "--windows-per-iteration 20"), ({"min_agents_per_window": 6}, "--min-agents 5"),
-        ({"seed": 0}, "--seed 7"), ({"seed": 7, "epochs": 2, "iterations": 4}, "--iterations 3, --epochs 1"),
+        ({"seed": 0}, "--seed 7"), ({"seed": 7, "epochs": 2, "iterations": 4}, "--iterations 3, --epochs 3"),
     ]:  # fmt: skip
         with pytest.raises(UsageError, match=f"{frozen.batch_id} has not ended, and was frozen with {was}") as refused:
             choose(**asked)
         assert f"babylon-rl batches cancel {frozen.batch_id}" in str(refused.value)
-    same = {"iterations": 3, "learning_rate": 1e-4, "epochs": 1, "windows_per_iteration": 20, "min_agents_per_window": 5, "seed": 7}
+    same = {"iterations": 3, "learning_rate": 1e-4, "epochs": 3, "windows_per_iteration": 20, "min_agents_per_window": 5, "seed": 7}
     assert choose(**same, lookback_hours=48) == choose() == frozen.batch_id  # the same command again goes on
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from babylon_rl.cli.batches import model_document
-from babylon_rl.errors import CheckpointError, TrainingError
+from babylon_rl.errors import CheckpointError, TrainingPaused
 from babylon_rl.market.simulation.prompting import TRADER_V1, system_texts
 from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_served_as, load_manifest, model_card
 from babylon_rl.store.batches import read_batch, read_batch_episodes
@@ -102,7 +103,13 @@ def test_the_checkpoint_of_the_cpu_line_loads_and_answers_until_it_does_not(conn
     small = cpu_settings.model_copy(update={"iterations": 1, "windows_per_iteration": 1, "learning_rate": 1e-4})
     batch = prepared(connection, small, max_trajectories=30)
     trained = train_batch(connection, batch.batch_id, small, NOW)
-    assert load_manifest(trained.checkpoint).base == base_identity(tiny_base, trained.model.base_model)
+    manifest = load_manifest(trained.checkpoint)
+    assert manifest.base == base_identity(tiny_base, trained.model.base_model)
+    assert {"tokenizer.json", "tokenizer_config.json"} <= set(manifest.files)
+    own, base = (AutoTokenizer.from_pretrained(directory) for directory in (trained.checkpoint, tiny_base))
+    asked = [{"role": "user", "content": "Buy, sell or hold?"}]
+    assert own.apply_chat_template(asked, tokenize=False) == base.apply_chat_template(asked, tokenize=False)
+    assert own.get_vocab() == base.get_vocab()
     found = look.read_finished(connection, batch.batch_id)
     answered = look.answers(connection, found, small)
     assert answered.passed and "was loaded and answered" in answered.words
@@ -112,14 +119,14 @@ def test_the_checkpoint_of_the_cpu_line_loads_and_answers_until_it_does_not(conn
     assert not damaged.passed and "is damaged" in damaged.words
 
 
-def test_a_full_disk_while_saving_fails_the_batch_and_leaves_nothing_half_written(connection, cpu_settings) -> None:
+def test_a_full_disk_while_saving_leaves_nothing_half_written_and_the_batch_waits(connection, cpu_settings) -> None:
     small = cpu_settings.model_copy(update={"iterations": 1, "windows_per_iteration": 1, "learning_rate": 1e-4})
     batch = prepared(connection, small, max_trajectories=30)
-    with full_disk(2000), pytest.raises(TrainingError, match="make room and train again"):
+    with full_disk(2000), pytest.raises(TrainingPaused, match="make room"):
         train_batch(connection, batch.batch_id, small, NOW)
-    ended = read_batch(connection, batch.batch_id)
-    assert ended.state == "failed" and "could not be written" in ended.error
-    assert value(connection, 'SELECT count(*) FROM babylon_rl.batch_items WHERE "live" OR "consumed"') == 0
+    waiting = read_batch(connection, batch.batch_id)
+    assert waiting.state == "training" and "could not be written" in waiting.error
+    assert value(connection, 'SELECT count(*) FROM babylon_rl.batch_items WHERE "consumed"') == 0
     assert all(model.foreign for model in read_models(connection))
     assert not list((small.home / "checkpoints").rglob("*.safetensors"))
 
@@ -131,10 +138,11 @@ def test_a_full_disk_while_publishing_leaves_no_version(connection, settings) ->
         if metrics.iteration == 3:
             resource.setrlimit(resource.RLIMIT_FSIZE, (900, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
-    with full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[0]), pytest.raises(TrainingError, match="could not be written"):
+    with full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[0]), pytest.raises(TrainingPaused, match="could not be written"):
         train_batch(connection, batch.batch_id, settings, NOW, on_step=fill)
     checkpoints = settings.home / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == [".work"]
     assert not list((checkpoints / ".work" / batch.batch_id).glob("publish*"))
-    assert read_batch(connection, batch.batch_id).state == "failed"
+    assert read_batch(connection, batch.batch_id).state == "uploading"
     assert all(model.foreign for model in read_models(connection))
+    assert train_batch(connection, batch.batch_id, settings, NOW).batch.state == "completed"

@@ -127,7 +127,7 @@ def test_a_full_disk_keeps_what_is_trained(played, two, stand_in, batch):
             if boundary == "end written":
                 disk.enter_context(full_disk(10))
 
-        with pytest.raises(TrainingPaused, match="could not be written: .* What was posted is kept"):
+        with pytest.raises(TrainingPaused, match="could not be written: .* What is finished is kept"):
             train(played, batch, two, ServerlessTrainer(two, TIMES, fills))
     assert read_batch(played, batch.batch_id).state == "training" and len(stand_in.service.jobs) == 1
     train(played, batch, two)

@@ -14,7 +14,7 @@ from babylon_rl.store.remote_jobs import JobEnd, RemoteJob, begin_job, end_job, 
 from babylon_rl.training.batches import cancel_batch, freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.remote.once import Times
 from babylon_rl.training.remote.serverless import ServerlessTrainer
-from babylon_rl_tests.training.remote_play import PLAYED_NOW
+from babylon_rl_tests.training.remote_play import PLAYED_NOW, TRAINABLE
 from babylon_rl_tests.training.sample import value
 
 TIMES = Times(timedelta(seconds=3), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=1.0, patience_s=0.5)
@@ -64,7 +64,7 @@ def assert_trained_once(connection, batch, stand_in) -> None:
     (model,) = read_models(connection)
     assert read_remote(read_model_directory(model)).step == 2 and verify(read_model_directory(model)).batch_id == batch.batch_id
     assert read_batch(connection, batch.batch_id).state == "completed"
-    assert value(connection, 'SELECT count(*) FROM trajectories WHERE "usedInTraining"') == 60
+    assert value(connection, 'SELECT count(*) FROM trajectories WHERE "usedInTraining"') == TRAINABLE
 
 
 def read_model_directory(model):

@@ -1,21 +1,24 @@
 """Serverless training through the stand-in: what becomes a version, what does not, and what is told."""
 
+from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from transformers import AutoTokenizer
 
 from babylon_rl.errors import CheckpointError, Diverged, NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.models.checkpoints import read_remote, verify
-from babylon_rl.store.batches import read_batch
+from babylon_rl.store.batches import read_batch, read_batch_episodes
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.remote_jobs import read_jobs
-from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import count_freezable, freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.preflight import preflight_lines, refused_lately
 from babylon_rl.training.remote.once import Times
 from babylon_rl.training.remote.serverless import ServerlessTrainer
 from babylon_rl_tests.training.remote_play import HOURS, PLAYED_NOW, SEQUENCES, TRAINABLE
 from babylon_rl_tests.training.sample import NOW, value
+from babylon_rl_tests.training.serverless_stand_in.base import base_tokenizer
 
 SHORT = Times(timedelta(seconds=1.5), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=0.5, patience_s=0.5)
 
@@ -41,7 +44,7 @@ def assert_trained_once(connection, batch, stand_in) -> None:
     assert len(ours) == 1 and len(set(ours[0].trajectories)) == len(ours[0].trajectories) == TRAINABLE
     assert {mark[:2] for mark in ours[0].trajectories} == {(batch.batch_id, 1)}
     assert read_batch(connection, batch.batch_id).state == "completed"
-    assert used(connection) == SEQUENCES
+    assert used(connection) == TRAINABLE
     assert len(read_models(connection)) == 1
 
 
@@ -53,7 +56,9 @@ def test_recorded_play_becomes_a_version_that_agents_call(played, remote, stand_
     assert model.storage_path == "wandb-artifact:///stand-in/babylon-rl-training/babylon-agent:step1"
     assert (model.backend, model.base_model, model.version) == ("serverless", remote.base_model, "v1.0.0")
     manifest, pointer = verify(trained.checkpoint), read_remote(trained.checkpoint)
-    assert set(manifest.files) == {"README.md", "remote_checkpoint.json"} and manifest.windows == tuple(HOURS[::-1])
+    assert {"README.md", "remote_checkpoint.json", "tokenizer.json"} <= set(manifest.files) and not list(trained.checkpoint.glob("*.safe*"))
+    assert AutoTokenizer.from_pretrained(trained.checkpoint).chat_template == base_tokenizer().chat_template
+    assert manifest.windows == tuple(HOURS[::-1])
     assert (pointer.step, pointer.inference_name) == (1, model.storage_path) and pointer.inference_url.startswith("http")
     (job,) = read_jobs(played, batch.batch_id)
     assert (job.state, job.step_before, job.step_after, job.sequences, job.job_id) == ("trained", 0, 1, TRAINABLE, pointer.job_id)
@@ -180,7 +185,7 @@ def test_a_service_that_does_not_answer_leaves_the_batch_for_the_next_run(played
 
 
 def test_versions_continue_from_each_other_and_iterations_are_jobs(played, remote, stand_in):
-    two = remote.model_copy(update={"iterations": 2})
+    two = remote.model_copy(update={"iterations": 2, "epochs": 2})
     for number, hours in enumerate([(HOURS[0], HOURS[1]), None]):
         frozen = freeze_batch(played, two, PLAYED_NOW, windows=hours)
         prepare_batch(played, frozen.batch_id, two, PLAYED_NOW)
@@ -189,6 +194,45 @@ def test_versions_continue_from_each_other_and_iterations_are_jobs(played, remot
     assert trained.model.parent_version == "v1.0.0" and len(stand_in.service.models) == 1
     steps = [read_remote(trained.checkpoint).step, len(stand_in.service.trained())]
     assert steps[0] == steps[1] == sum(len(read_jobs(played, model.training_batch)) for model in read_models(played))
+
+
+@pytest.mark.parametrize(("epochs", "jobs"), [(1, 1), (2, 2)])
+def test_one_hour_is_one_job_a_pass_whatever_the_iterations(played, remote, stand_in, epochs, jobs):
+    ten = remote.model_copy(update={"iterations": 10, "epochs": epochs, "serverless_usd_per_million_tokens": 10.0})
+    frozen = freeze_batch(played, ten, PLAYED_NOW, windows=(HOURS[0], HOURS[1]))
+    prepare_batch(played, frozen.batch_id, ten, PLAYED_NOW)
+    train_batch(played, frozen.batch_id, ten, PLAYED_NOW, ServerlessTrainer(ten, SHORT))
+    assert len(stand_in.service.jobs) == jobs
+    found = read_batch(played, frozen.batch_id).preflight
+    assert (found["iterations"], found["timesTrained"]) == (jobs, {"min": epochs, "max": epochs})
+    once = found["estimatedUsd"] / epochs
+    assert [job.estimated_usd for job in read_jobs(played, frozen.batch_id)] == pytest.approx([once] * jobs)
+    assert any(f"each trajectory trains {'once' if epochs == 1 else '2 times'}" in line for line in preflight_lines(found, "base"))
+
+
+def test_a_batch_frozen_before_passes_had_iterations_of_their_own_trains_as_it_was_frozen(played, remote, stand_in):
+    old = remote.model_copy(update={"iterations": 3, "epochs": 2})
+    frozen = freeze_batch(played, old, PLAYED_NOW, windows=(HOURS[0], HOURS[1]))
+    played.execute('UPDATE babylon_rl.batches SET "passes" = NULL')
+    prepare_batch(played, frozen.batch_id, old, PLAYED_NOW)
+    train_batch(played, frozen.batch_id, old, PLAYED_NOW, ServerlessTrainer(old, SHORT))
+    assert len(stand_in.service.jobs) == 3
+    assert all(set(Counter(job.payload.trajectories).values()) == {2} for job in stand_in.service.jobs)
+
+
+def test_what_each_trajectory_contributed_is_stored_and_decides_what_is_marked(played, remote, batch):
+    trained = train(played, batch, remote)
+    counted = dict(played.execute('SELECT "contribution", count(*) FROM babylon_rl.batch_items GROUP BY 1').fetchall())
+    assert counted == {"trained": TRAINABLE, "baseline": SEQUENCES - TRAINABLE}
+    marked = """SELECT count(*) FROM trajectories t JOIN babylon_rl.batch_items i USING ("trajectoryId")
+    WHERE t."usedInTraining" = (i."contribution" = 'trained') AND i."consumed" = t."usedInTraining" AND NOT i."live" """
+    assert value(played, marked) == SEQUENCES
+    assert trained.model.metrics["baselineTrajectories"] == SEQUENCES - TRAINABLE
+    assert {episode.contributes for episode in read_batch_episodes(played, batch.batch_id)} == {"trained", "baseline"}
+    lines = preflight_lines(read_batch(played, batch.batch_id).preflight, "base")
+    assert "  Baseline only: 24 trajectories of 4 episodes; nothing of them trains, and they are not marked as used" in lines
+    left = count_freezable(played, remote, PLAYED_NOW)
+    assert (left.trajectories, left.not_trainable) == (0, {"used as baseline alone": 24})
 
 
 def test_the_recorded_game_is_refused_before_anything_is_paid(connection, settings, remote, stand_in):

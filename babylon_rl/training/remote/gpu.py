@@ -69,11 +69,16 @@ class GpuTrainer(LocalTrainer):
         """The base's name, and the hashes of its config and tokenizer."""
         return self._base.identity()
 
+    def tokenizer_dir(self) -> Path | None:
+        """The base's directory."""
+        return self._base.directory
+
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """As Trainer.prepare: counts what ART would train."""
         self._run = run
         tokens, whole = count_hours(sequences, self._base, True)
-        return TrainPlan(tokens, whole.sequences, whole.untrained, "No sequence of it can be trained on a GPU.")
+        cure = "No sequence of it can be trained on a GPU."
+        return TrainPlan(tokens, whole.sequences, whole.untrained, cure, trajectories=whole.trajectories)
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
         """As Trainer.train; ``prepare`` was called before.
@@ -89,7 +94,7 @@ class GpuTrainer(LocalTrainer):
             raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token: {dict(counted.untrained)}.")
         scratch = out / SCRATCH
         try:
-            sent = art_groups(groups, iteration.batch_id, iteration.step, True)
+            sent = art_groups(groups, iteration.batch_id, iteration.step, True) * iteration.passes
             with _in_words(f"iteration {iteration.step} of {iteration.batch_id}", scratch):
                 result = asyncio.run(self._trained(self._run, sent, parent, scratch))
             loss = next((float(result.metrics[name]) for name in LOSSES if name in result.metrics), math.nan)
@@ -120,7 +125,7 @@ class GpuTrainer(LocalTrainer):
         try:
             await with_signs_of_life(model.register(backend), run.beat)
             before = await model.get_step()
-            training = backend.train(model, list(groups) * self._settings.epochs, **found.accepted(wanted))
+            training = backend.train(model, list(groups), **found.accepted(wanted))
             result = await with_signs_of_life(training, run.beat)
             if await model.get_step() <= before:
                 raise TrainingError(f"ART's step stayed at {before}: nothing was trained.")

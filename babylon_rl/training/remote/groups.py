@@ -46,11 +46,12 @@ class SentEpisode:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What of some groups trains in one pass: sequences, tokens, and what does not by reason."""
+    """What of some groups trains in one pass: sequences, tokens, what does not by reason, and the trajectories of which something does."""
 
     sequences: int = 0
     tokens: int = 0
     untrained: Mapping[str, int] = field(default_factory=dict)
+    trajectories: frozenset[str] = frozenset()
 
 
 def sent_groups(sequences: Sequence[TrainSequence], base: BaseTokens) -> list[list[SentEpisode]]:
@@ -75,6 +76,7 @@ def count_groups(groups: Iterable[Sequence[SentEpisode]], base: BaseTokens, with
     """
     sequences = tokens = 0
     untrained: Counter[str] = Counter()
+    trajectories = set[str]()
     for group in groups:
         mean = statistics.fmean(episode.reward for episode in group)
         for episode in group:
@@ -85,8 +87,9 @@ def count_groups(groups: Iterable[Sequence[SentEpisode]], base: BaseTokens, with
                     untrained[reason] += 1
                 else:
                     sequences += 1
+                    trajectories.add(call.sequence.trajectory_id)
                     tokens += len(call.tokens) if call.tokens is not None else base.answer_tokens(call.sequence)
-    return Counted(sequences, tokens, dict(untrained))
+    return Counted(sequences, tokens, dict(untrained), frozenset(trajectories))
 
 
 def count_hours(
@@ -95,7 +98,9 @@ def count_hours(
     """Trainable tokens by hour, and all hours together; as ``count_groups``, of what would be sent of ``sequences``."""
     hours = {group[0].window: count_groups([group], base, without_logprobs, judged=judged) for group in sent_groups(sequences, base)}
     untrained = sum((Counter(hour.untrained) for hour in hours.values()), Counter[str]())
-    whole = Counted(sum(hour.sequences for hour in hours.values()), sum(hour.tokens for hour in hours.values()), dict(untrained))
+    trajectories = frozenset[str]().union(*(hour.trajectories for hour in hours.values()))
+    sequences_n, tokens_n = sum(hour.sequences for hour in hours.values()), sum(hour.tokens for hour in hours.values())
+    whole = Counted(sequences_n, tokens_n, dict(untrained), trajectories)
     return {window: hour.tokens for window, hour in hours.items()}, whole
 
 

@@ -57,6 +57,11 @@ class ServerlessTrainer:
         with _waits_for_base():
             return self._base.identity()
 
+    def tokenizer_dir(self) -> Path | None:
+        """Where the base's tokenizer lies. Raises TrainingPaused when it is not at hand."""
+        with _waits_for_base():
+            return self._base.directory
+
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """What would train of sequences that have no scores yet: asked before the judge is paid for them.
 
@@ -105,7 +110,7 @@ class ServerlessTrainer:
             before = _step_of(parent, service)
             job = RemoteJob(
                 iteration.batch_id, iteration.step, 1, self.name, service.address, service.model_name, before, run.now(),
-                self._usd(iteration.sequences),
+                self._usd(iteration.sequences, iteration.passes),
             )  # fmt: skip
             done = await OnceOnly(service, run, self._times, self._at).train(job, lambda: self._post(iteration, service), tell)
             assert done.step_after is not None
@@ -138,7 +143,7 @@ class ServerlessTrainer:
             raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token. {cure}")
         bare = any(call.tokens is None for group in groups for episode in group for call in episode.calls)
         allow = bare and service.installed.trains_without_logprobs
-        sent = art_groups(groups, iteration.batch_id, iteration.step, allow) * self._settings.epochs
+        sent = art_groups(groups, iteration.batch_id, iteration.step, allow) * iteration.passes
         arguments = service.installed.accepted(self._wanted(allow))
         return Posting(lambda may_send: service.post(sent, arguments, may_send), counted.sequences, counted.tokens)
 
@@ -154,7 +159,7 @@ class ServerlessTrainer:
             by_window.setdefault(sequence.window, []).append(sequence)
         priced = self._settings.serverless_usd_per_million_tokens is not None and judged
         usd = {window: self._usd(own) or 0.0 for window, own in by_window.items()} if priced else None
-        return TrainPlan(tokens, whole.sequences, whole.untrained, _cure(art, whole), True, usd, self._ignored(art))
+        return TrainPlan(tokens, whole.sequences, whole.untrained, _cure(art, whole), True, usd, self._ignored(art), whole.trajectories)
 
     def _wanted(self, without_logprobs: bool) -> dict[str, object]:
         wanted: dict[str, object] = {
@@ -167,12 +172,12 @@ class ServerlessTrainer:
         kl = [] if "kl_penalty_coef" in art.train else ["kl_penalty"]
         return [name.upper() for name in (*NEVER_TAKEN, *kl)]
 
-    def _usd(self, sequences: Sequence[TrainSequence]) -> float | None:
+    def _usd(self, sequences: Sequence[TrainSequence], passes: int = 1) -> float | None:
         price = self._settings.serverless_usd_per_million_tokens
         if price is None:
             return None
         tokens = sum(self._base.prompt_tokens(one.messages) + self._base.answer_tokens(one) for one in sequences)
-        return tokens * self._settings.epochs * price / 1e6
+        return tokens * passes * price / 1e6
 
 
 @contextmanager
