@@ -100,11 +100,11 @@ def _local(names: Sequence[str], settings: Settings) -> "dict[str, Entrant]":
 
 def _registered(settings: Settings) -> "dict[str, Model]":
     from babylon_rl.store.database import open_database
-    from babylon_rl.store.migrate import require_migrated
+    from babylon_rl.store.migrate import migrate
     from babylon_rl.store.registry import read_models
 
     with open_database(settings, prepare=False) as database:
-        require_migrated(database)
+        migrate(database)
         with database.connect() as connection:
             return {model.version: model for model in read_models(connection)}
 

@@ -192,10 +192,10 @@ def _record(files: list[Path]) -> None:
     from babylon_rl.evaluation.run_recording import record_runs
     from babylon_rl.settings import load_settings
     from babylon_rl.store.database import open_database
-    from babylon_rl.store.migrate import require_migrated
+    from babylon_rl.store.migrate import migrate
 
     with open_database(load_settings(), prepare=False) as database:
-        require_migrated(database)
+        migrate(database)
         with database.connect() as connection:
             written = record_runs(connection, files)
     say(f"{written} runs recorded, {len(files) - written} were in the database before.")

@@ -74,6 +74,7 @@ def train(
     max_trajectories: Annotated[
         int | None, typer.Option(min=1, help="Most trajectories to freeze, newest hours first. Unset: TRAINING_MAX_TRAJECTORIES.")
     ] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="single, list, continuous or backfill. Unset: MODE.")] = None,
     batch: Annotated[str | None, typer.Option("--batch", help="Train this batch, frozen earlier.")] = None,
     seed: Annotated[int | None, typer.Option(help="Fixes dropout, order and every draw (0).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Freeze a new batch though another has not ended.")] = False,
@@ -81,8 +82,8 @@ def train(
 ) -> None:
     """Freeze a batch, judge what lacks scores, train it, and register the version. An interrupted training goes on.
 
-    MODE chooses: single trains one batch; list shows what could be frozen; backfill trains batch after batch until BACKFILL_HOURS hold
-    nothing more; continuous waits for TRAINING_MIN_TRAJECTORIES new ones, again and again, until Ctrl-C.
+    --mode, or MODE, chooses: single trains one batch; list shows what could be frozen; backfill trains batch after batch until
+    BACKFILL_HOURS hold nothing more; continuous waits for TRAINING_MIN_TRAJECTORIES new ones, again and again, until Ctrl-C.
     """
     from babylon_rl.cli.training_modes import Wanted, train_as
     from babylon_rl.store.database import open_database
@@ -92,7 +93,7 @@ def train(
         "windows_per_iteration": windows_per_iteration, "epochs": epochs,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
-    settings = load_settings(**given)
+    settings = load_settings(**given, **({} if mode is None else {"mode": mode}))
     windows = pinned_windows(settings, first, end)
     asked = given if seed is None else given | {"seed": seed}
     wanted = Wanted(batch or settings.batch_id, windows, max_trajectories, seed or 0, force, as_json, asked)

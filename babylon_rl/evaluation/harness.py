@@ -93,8 +93,10 @@ def benchmark_faults(comparison: Comparison) -> list[str]:
 
 
 def learning_faults(groups: Sequence[JudgedGroup], steps: Sequence[TrainingStep]) -> list[str]:
-    """Why a finished training had nothing to learn from: scores that rank nobody, or no token that carried a gradient."""
+    """Why a finished training has learned nothing: scores that rank nobody, no token that carried a gradient, or a dry run."""
     faults = []
+    if any(step.backend == DRY_BASE_MODEL for step in steps):
+        return ["Nothing was learned: the dry trainer trains nothing. Unset LOCAL_BASE_MODEL to train the packaged model."]
     if not any(group.highest > group.lowest for group in groups):
         scores = sorted({f"{group.mean:.3f}" for group in groups})
         faults.append(f"The scores rank nobody: in all {len(groups)} hours every agent has the same ({', '.join(scores) or 'none'}).")

@@ -1,7 +1,8 @@
 """Checkpoints: Hugging Face adapter directories with a manifest that says what is in them and which base they belong to.
 
-With the adapter lie its base's tokenizer and chat template. A checkpoint is complete or absent: it is written under a temporary name,
-synced and renamed. Weights are safetensors only; a directory that holds a pickle, a file that the manifest does not list, or a link is refused.
+With the adapter lie its base's tokenizer and chat template. A checkpoint is complete or absent: it is written under a temporary
+name, synced and renamed. Weights are safetensors only; a directory that holds a pickle, a file that the manifest does not list, or a
+link is refused.
 """
 
 import hashlib

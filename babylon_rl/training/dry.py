@@ -53,7 +53,7 @@ class DryTrainer(LocalTrainer):
         for step in range(1, self.optimizer_steps + 1):
             on_step(StepMetrics(iteration.step, step, self.optimizer_steps, loss, tokens // self.optimizer_steps))
         _write_adapter(out, self.base_model, _digest(iteration, parent))
-        return IterationResult({"kl": 0.0, "entropy": 0.0}, tokens, loss, len(iteration.sequences))
+        return IterationResult({}, tokens, loss, len(iteration.sequences))
 
 
 def _digest(iteration: TrainIteration, parent: Path | None) -> bytes:

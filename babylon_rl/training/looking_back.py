@@ -3,8 +3,9 @@
 Everything is read anew from the database and the disk, so that a verdict says what is there now.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,18 +29,34 @@ from babylon_rl.training.preflight import group_spreads
 from babylon_rl.training.trainer import DRY_BASE_MODEL, TrainSequence
 
 NO_SPREAD = 1e-6
+DRY_WORDS = "a dry run trains nothing, and its checkpoint holds no model."
 QUESTION = "Buy, sell or hold?"
 ANSWER_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a check passed, why, and the numbers behind it; ``tried`` is False where nothing could be looked at."""
+    """Whether a check passed, why, and the numbers behind it; ``tried`` is False where nothing was measured, which is no pass."""
 
     passed: bool
     words: str
     numbers: dict[str, Any] = field(default_factory=dict)
     tried: bool = True
+
+
+def not_measured(why: str) -> Verdict:
+    """The verdict of a check that has nothing to look at."""
+    return Verdict(False, f"Not measured: {why}", tried=False)
+
+
+def by_a_trainer(look: Callable[["Finished"], Verdict]) -> Callable[["Finished"], Verdict]:
+    """``look``, but for a dry run, whose loss and tokens are no measurements."""
+
+    @functools.wraps(look)
+    def verdict(found: Finished) -> Verdict:
+        return not_measured(DRY_WORDS) if found.batch.backend == DRY_BASE_MODEL else look(found)
+
+    return verdict
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,7 @@ def whole(found: Finished) -> Verdict:
     if model is None or model.checkpoint is None:
         return Verdict(False, f"{found.batch.batch_id} has registered no checkpoint.")
     if model.pruned_at is not None:
-        return Verdict(True, f"{model.version} was pruned on {model.pruned_at:%Y-%m-%d}: newer checkpoints took its place.")
+        return not_measured(f"{model.version} was pruned on {model.pruned_at:%Y-%m-%d}, as newer checkpoints took its place.")
     try:
         verify(Path(model.checkpoint))
     except CheckpointError as damaged:
@@ -84,19 +101,24 @@ def complete(found: Finished) -> Verdict:
     return Verdict(not missing, f"{len(done)} of {asked} iterations are complete.", {"iterations": len(done), "missing": missing})
 
 
+@by_a_trainer
 def finite(found: Finished) -> Verdict:
     """The loss of every iteration is a finite number."""
     losses = {step.iteration: step.loss for step in found.steps}
-    bad = [iteration for iteration, loss in losses.items() if loss is None or not math.isfinite(loss)]
+    unknown = [iteration for iteration, loss in losses.items() if loss is None]
+    bad = [iteration for iteration, loss in losses.items() if loss is not None and not math.isfinite(loss)]
+    if unknown and not bad:
+        return not_measured(f"the service told no loss of the iterations {unknown}, as the answer to their post was lost.")
     words = f"{len(losses) - len(bad)} of {len(losses)} iterations have a finite loss."
     return Verdict(bool(losses) and not bad, words, {"iterations": len(losses), "without_finite_loss": bad})
 
 
+@by_a_trainer
 def falling(found: Finished) -> Verdict:
     """The loss of the later half of the iterations is below that of the earlier half."""
     losses = [step.loss for step in found.steps if step.loss is not None]
     if len(losses) < 2:
-        return Verdict(True, "With one iteration there is no trend of the loss.")
+        return not_measured("with the loss of one iteration there is no trend.")
     half = len(losses) // 2
     before, after = fmean(losses[:half]), fmean(losses[-half:])
     numbers = {"first_half": before, "second_half": after}
@@ -117,6 +139,7 @@ def spread(found: Finished) -> Verdict:
     return Verdict(not flat, words, {"groups": len(spreads), "without_spread": flat})
 
 
+@by_a_trainer
 def trainable(found: Finished) -> Verdict:
     """Every iteration had tokens with a gradient."""
     without = [step.iteration for step in found.steps if not step.trainable_tokens]
@@ -125,13 +148,14 @@ def trainable(found: Finished) -> Verdict:
     return Verdict(bool(found.steps) and not without, words, {"trainable_tokens": tokens})
 
 
+@by_a_trainer
 def in_bounds(found: Finished) -> Verdict:
     """KL from the base and the share of the likeliest action, where the backend measures them."""
     metrics = dict(found.steps[-1].metrics or {}) if found.steps else {}
     bounds = {"kl": KL_BOUND, "topActionShare": COLLAPSED_SHARE}
     measured = {name: float(metrics[name]) for name in bounds if name in metrics}
     if not measured:
-        return Verdict(True, f"Not measured by the backend {found.batch.backend}: KL and the shares of actions.")
+        return not_measured(f"the backend {found.batch.backend} tells neither KL nor the shares of actions.")
     beyond = {name: value for name, value in measured.items() if not value <= bounds[name]}
     words = ", ".join(f"{name} {value:.3f} (bound {bounds[name]:g})" for name, value in measured.items())
     missing = [name for name in bounds if name not in measured]
@@ -174,16 +198,16 @@ def answers(connection: psycopg.Connection[Any], found: Finished, settings: Sett
         return Verdict(False, f"{found.batch.batch_id} has registered no checkpoint.")
     directory = Path(model.checkpoint)
     if model.base_model == DRY_BASE_MODEL:
-        return Verdict(True, "A dry run's checkpoint holds no model: there is nothing to load.")
+        return not_measured(DRY_WORDS)
     if model.pruned_at is not None:
-        return Verdict(True, f"{model.version} was pruned: it is not here to be loaded.")
+        return not_measured(f"{model.version} was pruned, and is not here to be loaded.")
     try:
         remote = read_remote(directory)
         if remote is not None:
             verify(directory)
             return _asked(connection, found, model.version, remote, settings)
         if found.batch.backend != "cpu":
-            return Verdict(False, f"Not tried: {model.base_model} is not loaded for a check; serve it and ask it by hand.", tried=False)
+            return not_measured(f"{model.base_model} is not loaded for a check; serve it and ask it by hand.")
         return _answer(connection, found, model.version, directory, settings)
     except BabylonError as unusable:
         return Verdict(False, f"{model.version} does not load and answer: {unusable}")
@@ -196,7 +220,7 @@ def _first_sequence(connection: psycopg.Connection[Any], found: Finished, settin
 
 def _asked(connection: psycopg.Connection[Any], found: Finished, version: str, remote: RemoteCheckpoint, settings: Settings) -> Verdict:
     if not settings.wandb_key:
-        return Verdict(False, f"Not tried: {version} lies at {remote.service}, and there is no WANDB_API_KEY to ask it with.", tried=False)
+        return not_measured(f"{version} lies at {remote.service}, and there is no WANDB_API_KEY to ask it with.")
     sequence = _first_sequence(connection, found, settings)
     connection.commit()  # nothing stays open while the service thinks
     messages = [{"role": "user", "content": QUESTION}] if sequence is None else list(sequence.messages)

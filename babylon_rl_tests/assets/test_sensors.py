@@ -31,7 +31,7 @@ from babylon_rl_tests.assets.dead_runs import elsewhere, gone, hold
 HOURS = [f"2025-10-29T{hour:02}:00" for hour in (13, 14, 15, 16, 17)]
 DRY = {
     "train_rl_local": True, "local_base_model": "dry", "training_min_trajectories": 20, "training_min_groups": 1,
-    "training_min_group_size": 1, "data_quality_threshold": 0.0,
+    "training_min_group_size": 1, "data_quality_threshold": 0.0, "epochs": 10,
 }  # fmt: skip
 TRAINING = [dg.AssetKey("training_batch"), dg.AssetKey("trained_checkpoint")]
 
@@ -356,7 +356,10 @@ def test_a_frozen_batch_is_trained_by_the_job(ready: Bench):
     assert HOURS[0] in checkpoint["upstream_windows"].value
     assert "loss_curve" in checkpoint and "reward_curve" in checkpoint
     assert "WANDB_API_KEY is not set" in checkpoint["weights_and_biases"].value
-    assert {check.check_name: check.passed for check in result.get_asset_check_evaluations()} == dict.fromkeys(CHECKS, True)
+    measured = {"checkpoint_whole", "iterations_complete", "scores_spread", "no_leakage"}  # of a dry run
+    checks = result.get_asset_check_evaluations()
+    assert {check.check_name: check.passed for check in checks} == {name: name in measured for name in CHECKS}
+    assert {check.severity for check in checks if not check.passed} == {dg.AssetCheckSeverity.WARN}
     assert isinstance(ask(ready, start_training), dg.SkipReason)
 
 
@@ -396,7 +399,7 @@ def test_the_curves_of_a_resumed_training_show_every_iteration(ready: Bench):
     version = found["version"].value
     losses = [1.0 / (1 + iteration) for iteration in range(1, 11)]
     assert found["loss_curve"] == line_plot(f"Loss of {version}", "loss", {"loss": losses}, x_label="iteration")
-    assert found["entropy_curve"] == line_plot(f"Entropy of {version}", "nats a choice", {"entropy": [0.0] * 10}, x_label="iteration")
+    assert "entropy_curve" not in found  # a dry run measures none
 
 
 def test_a_completed_batch_without_a_decision_is_asked_for_thrice(ready: Bench):

@@ -15,6 +15,7 @@ import pytest
 from babylon_rl.cli import run
 from babylon_rl.evaluation.snapshot_file import benchmark_scenario, from_scenario, save
 from babylon_rl.market.simulation.config import ScenarioConfig
+from babylon_rl.store.database import Database
 from babylon_rl_tests.evaluation.endpoint import always_buy, endpoint
 
 SMALL = "preset:quick:minutes=12:predictions=2:perps=2"
@@ -51,6 +52,17 @@ def test_agents_play_snapshots_and_are_compared(told: Callable[..., Document], t
     assert set(compared) == {"runs", "comparison", "agents", "pairs", "refused", "notes"}
     by_name = told("compare", "oracle", "nothing", "--results", "r")
     assert by_name["pairs"] == document["pairs"]
+
+
+def test_a_fresh_database_is_migrated_on_the_way(
+    told: Callable[..., Document], empty_database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", empty_database.url)
+    assert run(["benchmark", "run", f"{SMALL}:seeds=1", "--model", "v1.0.0"]) == 2
+    assert "There is no version or agent 'v1.0.0'" in capsys.readouterr().err
+    told("run", f"{SMALL}:seeds=1", "--model", "nothing", "--record", "--out", "r")
+    with empty_database.connect() as connection:
+        assert connection.execute('SELECT count(*) FROM trajectories WHERE "isEvaluation"').fetchone() == (1,)
 
 
 def test_directories_and_files_are_compared_by_the_runs_they_share(told: Callable[..., Document]) -> None:

@@ -1,6 +1,8 @@
 """The harness as a script uses it: what it plays, records and trains, and how it ends when nothing was learned from."""
 
 import json
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from babylon_rl.models.checkpoints import WEIGHTS, base_identity, publish
 from babylon_rl.settings import Settings
 from babylon_rl.store.batch_report import JudgedGroup
 from babylon_rl.store.database import Database
+from babylon_rl.store.training_steps import TrainingStep
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_of, window_start
 from babylon_rl_tests.cli.test_data import Ask, asker
 from babylon_rl_tests.evaluation.runs import small_markets
@@ -44,14 +47,15 @@ def test_agents_play_and_are_recorded_as_evaluation_which_changes_no_readiness(a
 
 
 def test_training_plays_what_readiness_lacks_and_ends_with_a_version_that_loads(ask: Ask) -> None:
-    document = ask("harness", *MARKETS, "--train")
+    document = ask("harness", *MARKETS, "--train", code=1)
     training = document["training"]
-    assert len(training["hours"]) == 2 and training["ready"]["ready"] and document["faults"] == []
+    assert len(training["hours"]) == 2 and training["ready"]["ready"]
+    assert [fault for fault in document["faults"] if not fault.startswith("Nothing was learned: the dry trainer trains nothing.")] == []
     assert training["ready"]["stats"]["totalTrajectories"] == 120 and document["before"]["stats"]["totalTrajectories"] == 0
     assert document["after"]["reason"] == "Need 100 more trajectories"
     assert document["model"]["version"] == training["modelVersion"] == "v1.0.0"
     assert sorted(document["model"]["windows"]) == training["hours"]
-    again = ask("harness", *MARKETS, "--train", "--seed", "1")
+    again = ask("harness", *MARKETS, "--train", "--seed", "1", code=1)
     assert not set(again["training"]["hours"]) & set(training["hours"])
     assert again["model"]["version"] == "v1.0.1" and again["model"]["parent"] == "v1.0.0"
 
@@ -63,7 +67,7 @@ def test_without_force_it_does_not_train_on_too_little_and_says_so(ask: Ask, cap
     document = json.loads(shown.out)
     assert document["model"] is None and document["after"]["stats"]["totalTrajectories"] == 60
     assert "Not trained: Need 40 more trajectories" in shown.err and "--force" in document["faults"][0]
-    assert run([*short, "--force"]) == 0
+    assert run([*short, "--force"]) == 1  # a dry run learns nothing
     out = capsys.readouterr().out
     for promised in (
         "simultaneous agents",
@@ -116,6 +120,12 @@ def test_agents_of_the_second_round_are_others_under_another_name() -> None:
 
 def make_group(lowest: float, highest: float) -> JudgedGroup:
     return JudgedGroup("2025-11-15T10:00", 5, 5, lowest, highest, 0.5, "a", highest, 0.0, "heuristic", None)
+
+
+def test_a_dry_run_has_learned_nothing() -> None:
+    step = TrainingStep(1, 1, "dry", 0, [], 5, datetime(2025, 1, 1), None, None, 0.5, 10, {})
+    assert "the dry trainer trains nothing" in learning_faults([make_group(0.2, 0.7)], [step])[0]
+    assert learning_faults([make_group(0.2, 0.7)], [replace(step, backend="cpu")]) == []
 
 
 def test_scores_that_are_all_the_same_and_no_tokens_are_faults() -> None:

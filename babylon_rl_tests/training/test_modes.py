@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import pytest
 
+from babylon_rl.cli import run
 from babylon_rl.cli.training import bring_up_to_date, choose_batch, pinned_windows
 from babylon_rl.cli.training_modes import Wanted, parts_without, train_as, train_on_and_on
 from babylon_rl.errors import BatchConflict, NothingToTrain, UsageError
@@ -205,6 +206,17 @@ def test_a_pinned_hour_is_the_only_one_frozen(read_sample, settings):
     assert list(batch.windows) == ["2025-10-29T14:00"]
     with pytest.raises(UsageError, match="its hours are frozen"):
         choose_batch(read_sample, pinned, None, pinned_windows(pinned, None, None), None, 0, False)
+
+
+def test_the_mode_may_be_an_option(read_sample, monkeypatch, capsys, tmp_path):
+    chosen = {"DATABASE_URL": read_sample.url, "BABYLON_RL_HOME": str(tmp_path), "TRAIN_RL_LOCAL": "true", "LOCAL_BASE_MODEL": "dry"}
+    for variable, given in chosen.items():
+        monkeypatch.setenv(variable, given)
+    monkeypatch.setenv("MODE", "single")
+    assert run(["train", "--mode", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["windows"]
+    assert run(["train", "--mode", "often"]) == 2
+    assert "MODE is 'often': it should be 'single', 'list', 'continuous' or 'backfill'" in capsys.readouterr().err
 
 
 def test_a_pinned_batch_is_taken_before_an_older_one(read_sample, connection, settings):

@@ -77,10 +77,18 @@ def test_a_finished_batch_passes_its_checks_and_each_says_what_is_wrong(connecti
     batch = prepared(connection, settings, max_trajectories=60)
     train_batch(connection, batch.batch_id, settings, NOW)
     found = look.read_finished(connection, batch.batch_id)
-    checks = (look.whole, look.complete, look.finite, look.falling, look.spread, look.trainable, look.in_bounds)
-    assert all(check(found).passed for check in checks)
+    by_a_trainer = (look.finite, look.falling, look.trainable, look.in_bounds)
+    assert all(check(found).passed for check in (look.whole, look.complete, look.spread))
+    of_a_dry_run = [*(check(found) for check in by_a_trainer), look.answers(connection, found, settings)]
+    assert all(not one.passed and not one.tried and one.words.startswith("Not measured: a dry run") for one in of_a_dry_run)
     assert "0 of" not in look.no_leakage(connection, found, settings).words and look.no_leakage(connection, found, settings).passed
-    assert "A dry run" in look.answers(connection, found, settings).words
+    assert all("kl" not in (step.metrics or {}) for step in found.steps)
+    found = replace(found, batch=replace(found.batch, backend="cpu"))
+    assert [check(found).passed for check in by_a_trainer] == [True, True, True, False]
+    alone = look.falling(replace(found, steps=found.steps[:1]))
+    assert not alone.passed and not alone.tried and "no trend" in alone.words
+    unknown = look.finite(replace(found, steps=[replace(found.steps[0], loss=None)]))
+    assert not unknown.passed and not unknown.tried and "told no loss" in unknown.words
     first, *_, last = found.steps
     assert look.complete(replace(found, steps=found.steps[:-1])).numbers["missing"] == [3]
     assert not look.finite(replace(found, steps=[replace(first, loss=float("nan"))])).passed
@@ -92,7 +100,8 @@ def test_a_finished_batch_passes_its_checks_and_each_says_what_is_wrong(connecti
     far = look.in_bounds(replace(found, steps=[replace(last, metrics={"kl": 99.0, "topActionShare": 0.5})]))
     assert not far.passed and "kl 99.000" in far.words
     unmeasured = look.in_bounds(replace(found, steps=[replace(last, metrics={})]))
-    assert unmeasured.passed and unmeasured.words == "Not measured by the backend dry: KL and the shares of actions."
+    assert not unmeasured.passed and not unmeasured.tried
+    assert unmeasured.words == "Not measured: the backend cpu tells neither KL nor the shares of actions."
     half = look.in_bounds(replace(found, steps=[replace(last, metrics={"kl": 0.5})]))
     assert half.passed and half.words == "kl 0.500 (bound 4); not measured: topActionShare."
     (Path(found.model.checkpoint) / MANIFEST).unlink()
