@@ -94,7 +94,11 @@ class Settings(BaseSettings):
         12, ge=1, description="Answers to a request that may be unusable (mended, then asked anew, in turn) until its group is set aside."
     )
     judge_settle_hours: float = Field(6, ge=0, description="Hours to wait for late rows before an LLM judges an hour by automation.")
-    judge_request_tokens: int = Field(32_000, ge=2_000, description="The most tokens that a request to the judge should have.")
+    judge_request_tokens: int | None = Field(
+        None,
+        ge=2_000,
+        description="The most tokens of a request to the judge. Unset: three quarters of its context, 32000 where that is not known.",
+    )
     judge_group_size: int = Field(16, ge=4, description="The most episodes in one request; larger groups are judged in overlapping parts.")
     judge_private_fields: str = Field(
         "", description="Fields that a judge is not shown, separated by commas: NAME drops it, NAME=hash replaces it by a hash."

@@ -32,7 +32,9 @@ from babylon_rl.judge.tokens import token_counter
 from babylon_rl.judge.transcript import read_transcripts
 from babylon_rl.settings import Settings
 from babylon_rl.store.cluster import Cluster
+from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
+from babylon_rl.store.migrate import migrate
 from babylon_rl.store.trajectories import trajectories_by_id, windows_with_rows
 
 SAMPLE = Path(__file__).parents[1] / "babylon_rl_tests" / "data" / "babylon_realtime.sql.gz"
@@ -86,6 +88,7 @@ def sample(given: str | None) -> Iterator[str]:
         psql = Cluster(Path(home)).programs / "psql"
         sql = gzip.decompress(SAMPLE.read_bytes())
         subprocess.run([psql, "-q", "-X", "-v", "ON_ERROR_STOP=1", url], input=sql, stdout=subprocess.DEVNULL, check=True)
+        migrate(Database(url, url))
         yield url
 
 
@@ -132,7 +135,7 @@ def art_tokens(connection: psycopg.Connection[Any], reading: WindowReading, keep
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--database", help="a database with a recorded game instead of the sample")
+    parser.add_argument("--database", help="a migrated database with a recorded game instead of the sample")
     arguments = parser.parse_args()
     keep_caches_at_home()
     settings = Settings(_env_file=None, judge_model=MODEL, openai_api_key="none")

@@ -11,7 +11,7 @@ from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.plots import bar_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.calling.endpoint import asked_at
-from babylon_rl.judge.groups import GroupScores
+from babylon_rl.judge.groups import GroupScores, Judgement
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scoring_result import Scored
 from babylon_rl.progress import Progress
@@ -127,5 +127,18 @@ def _costs(group: GroupScores, scores: Scored) -> dict[str, Any]:
         "completion_tokens": judgement.completion_tokens,
         "usd": "unknown: the judge's price is in no table" if judgement.usd is None else judgement.usd,
         "judge_seconds": judgement.seconds,
+        **_shortened(judgement),
         "flagged_episodes": sum(bool(score.flags) for score in group.scores),
+    }
+
+
+def _shortened(judgement: Judgement) -> dict[str, Any]:
+    """How much of the hour was not shown in full; nothing of judgements from before it was noted."""
+    if judgement.steps is None or judgement.shortened is None:
+        return {}
+    return {
+        "steps": judgement.steps,
+        "shortened_steps": judgement.shortened,
+        "shortened_share": judgement.shortened / max(1, judgement.steps),
+        "shortened_decisions": judgement.decisions_shortened,
     }

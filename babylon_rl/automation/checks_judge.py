@@ -20,6 +20,7 @@ from babylon_rl.store.judge_report import HourVerdicts, judges_of, without_score
 from babylon_rl.windows import HOUR, window_of
 
 MOST_TIED = 0.5
+MOST_SHORTENED = 0.05
 SAME_SCORE = 1e-9
 MOVING_PERCENT = 2.0
 REASON_CHARACTERS = 200
@@ -80,6 +81,13 @@ def _holding(hour: HourVerdicts, settings: Settings) -> Finding | None:
     return Finding(f"{said} that traded and gained", agents)
 
 
+def _shortened(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    if hour.shortened <= MOST_SHORTENED * hour.steps and not hour.decisions_shortened:
+        return None
+    share = f"{hour.shortened} of {hour.steps} steps ({hour.shortened / max(1, hour.steps):.0%})"
+    return Finding(f"{share} were not shown to the judge in full; trades among them: {hour.decisions_shortened}")
+
+
 def _leaking(hour: HourVerdicts, settings: Settings) -> Finding | None:
     telling = tuple(agent for agent, tells in zip(hour.agents, hour.tells, strict=True) if tells)
     parts = [f"{hour.leaked} of its sequences hold what only became known after it"] if hour.leaked else []
@@ -125,6 +133,13 @@ RULES: tuple[Rule[HourVerdicts], ...] = (
         f"Where the market moved by {MOVING_PERCENT:g} % or more, agents that only held are not ranked above those that traded and gained.",
         _holding,
         "To hold and sound wise is a known way to fool a judge: `babylon-rl scores {hour}` has its reasons.",
+    ),
+    Rule(
+        "steps_shown_in_full",
+        f"At most {MOST_SHORTENED:.0%} of an hour's steps, and no trade, were shortened to fit the judge's requests.",
+        _shortened,
+        "Take a judge with a larger context, or raise JUDGE_REQUEST_TOKENS where it is set; `babylon-rl score --window {hour} --force` "
+        "asks again.",
     ),
     Rule(
         "nothing_leaks",

@@ -1,14 +1,30 @@
 """An episode within a token budget, always the same way.
 
-A step shows what is new to its agent since the step before it that is shown in full. Where not all fits, the first, the last and the
-decisions (trades that succeeded) are kept the longest, other steps are said in short, and what is left out is counted where it stood.
+A step shows what is new to its agent since the step before it whose observations are shown. Where not all fits, steps lose parts one after
+another: first what other steps saw, then their reasons, then all but their action, then these themselves; the first and the last step after
+them; and the decisions (trades that succeeded) when nothing else is left to lose. Of each kind the middle goes first. The text says at each
+place that something was left out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 
 LEAST_TOKENS = 160  # below this an episode cannot say what it was
+_SHORT = 160  # characters of a shortened text
 _CUT = " [cut]"
+_UNSEEN = "[what it saw left out]"
+_REST = " [the rest left out]"
+
+
+class Detail(IntEnum):
+    """How much of a step is left: all, all but what it saw, that with its words shortened, the action alone, nothing."""
+
+    FULL = 0
+    UNSEEN = 1
+    SHORT = 2
+    ACTION = 3
+    GONE = 4
 
 
 @dataclass(frozen=True)
@@ -16,7 +32,7 @@ class StepText:
     """One step in words.
 
     ``seen`` are the lines that the agent was served, ``state`` what it had, ``said`` its words, ``done`` its action with parameters and
-    result, ``short`` the action alone; ``decision`` is true for a trade that succeeded.
+    result, ``short`` the action without result; ``decision`` is true for a trade that succeeded.
     """
 
     number: int
@@ -27,11 +43,20 @@ class StepText:
     short: str
     decision: bool
 
-    def full(self, before: "StepText | None", most: int | None) -> str:
-        """The step in full, given the step before it that was shown in full; each part is cut to ``most`` characters."""
+    def written(self, detail: Detail, before: "StepText | None") -> str:
+        """The step in at most this detail, given the step before it in the text; in more where that is no longer."""
+        return min((self._written(kept, before) for kept in Detail if kept <= detail), key=len)
+
+    def _written(self, detail: Detail, before: "StepText | None") -> str:
+        if detail == Detail.GONE:
+            return ""
+        if detail == Detail.ACTION:
+            return f"{self.number}. did {_cut(self.short, _SHORT)}{_REST}"
         state = f" ({self.state})" if self.state and (before is None or before.state != self.state) else ""
-        parts = (self._news(before), *(f"said {text}" for text in self.said), f"did {self.done}")
-        return f"{self.number}.{state} " + "\n ".join(_cut(part, most) for part in parts if part)
+        news = self._news(before)
+        seen = _UNSEEN if detail >= Detail.UNSEEN and len(news) > len(_UNSEEN) else news
+        said = [f"said {_cut(text, _SHORT) if detail >= Detail.SHORT else text}" for text in self.said]
+        return f"{self.number}.{state} " + "\n ".join(filter(None, (seen, *said, f"did {self.done}")))
 
     def _news(self, before: "StepText | None") -> str:
         known = frozenset(before.seen) if before is not None else frozenset()
@@ -43,75 +68,93 @@ class StepText:
 
 @dataclass(frozen=True)
 class Condensed:
-    """An episode's text, its tokens, and how many steps it leaves out."""
+    """An episode's text and its tokens; how many steps it leaves out, and how many steps and decisions it does not show in full."""
 
     text: str
     tokens: int
-    left_out: int
+    left_out: int = 0
+    shortened: int = 0
+    decisions_shortened: int = 0
 
 
 def condense(steps: Sequence[StepText], budget: int, count: Callable[[str], int]) -> Condensed:
     """The episode in at most ``budget`` tokens, and never asked for fewer than LEAST_TOKENS."""
     budget = max(budget, LEAST_TOKENS)
-    text = _written(steps, len(steps), len(steps), None)
+    text = _text(steps, [Detail.FULL] * len(steps))
     tokens = count(text)
     if tokens <= budget:
-        return Condensed(text, tokens, 0)
+        return Condensed(text, tokens)
+    losses = _losses(steps)
 
-    def write(full: int, shown: int) -> str:
-        return _written(steps, full, shown, budget)
+    def details(number: int) -> list[Detail]:
+        kept = [Detail.FULL] * len(steps)
+        for place, detail in losses[:number]:
+            kept[place] = detail
+        return kept
 
-    shown = _most(len(steps), lambda number: count(write(0, number)) <= budget)
-    full = _most(shown, lambda number: count(write(number, shown)) <= budget)
-    text = write(full, shown)
+    kept = details(_fewest(len(losses), lambda number: count(_text(steps, details(number))) <= budget))
+    text = _text(steps, kept)
+    lost = [step for step, written, full in _each(steps, kept) if written != full]
     if count(text) > budget:  # tokens of very odd characters
-        text = _cut(text, budget // 2)
-    return Condensed(text, count(text), len(steps) - shown)
+        text, lost = _cut(text, budget // 2), list(steps)
+    gone = sum(detail == Detail.GONE for detail in kept)
+    return Condensed(text, count(text), gone, len(lost), sum(step.decision for step in lost))
 
 
-def _most(high: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from 0 to ``high`` that fits, where all below it do."""
+def _fewest(high: int, fits: Callable[[int], bool]) -> int:
+    """The smallest number from 0 to ``high`` that fits, where all above it do; ``high`` where none does."""
     low = 0
     while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return high
 
 
-def _written(steps: Sequence[StepText], full: int, shown: int, budget: int | None) -> str:
-    """The text with the ``full`` most important steps in full and of the next up to ``shown`` the short form; ``budget`` bounds each."""
-    rank = {place: number for number, place in enumerate(_by_importance(steps))}
+def _losses(steps: Sequence[StepText]) -> list[tuple[int, Detail]]:
+    """Places and the detail that they are brought down to, in this order."""
+    ends = {0, len(steps) - 1}
+    middle_first = sorted(range(len(steps)), key=lambda place: (-min(place, len(steps) - 1 - place), -place))
+    others = [place for place in middle_first if not steps[place].decision and place not in ends]
+    outer = [place for place in middle_first if not steps[place].decision and place in ends]
+    decisions = [place for place in middle_first if steps[place].decision]
+    found = [(place, detail) for detail in Detail if detail > Detail.FULL for place in others]
+    found += [(place, detail) for detail in Detail if Detail.FULL < detail < Detail.GONE for place in outer]
+    found += [(place, detail) for detail in Detail if Detail.FULL < detail < Detail.GONE for place in decisions]
+    return found + [(place, Detail.GONE) for place in decisions if place not in ends]
+
+
+def _text(steps: Sequence[StepText], kept: Sequence[Detail]) -> str:
     lines: list[str] = []
-    before: StepText | None = None
     missing = 0
-    for place, step in enumerate(steps):
-        if rank[place] >= shown:
+    for _, written, _ in _each(steps, kept):
+        if not written:
             missing += 1
             continue
-        lines += _gap(missing)
+        lines += [*_gap(missing), written]
         missing = 0
-        if rank[place] < full:
-            lines.append(step.full(before, budget))
-            before = step if step.seen or before is None else replace(step, seen=before.seen)
-        else:
-            lines.append(f"{step.number}. {_cut(step.short, budget and budget // 4)}")
     return "\n".join([*lines, *_gap(missing)])
+
+
+def _each(steps: Sequence[StepText], kept: Sequence[Detail]) -> Iterator[tuple[StepText, str, str]]:
+    """Each step as it is written, and as it would be in full at its place."""
+    before: StepText | None = None
+    for step, detail in zip(steps, kept, strict=True):
+        full = step.written(Detail.FULL, before)
+        written = full if detail == Detail.FULL else step.written(detail, before)
+        yield step, written, full
+        if written == full and (step.seen or before is None):
+            before = step
+        elif written == full or detail < Detail.ACTION:
+            before = replace(step, seen=before.seen if before is not None else ())
 
 
 def _gap(missing: int) -> list[str]:
     return [f"[{missing} step{'s' if missing > 1 else ''} left out]"] if missing else []
 
 
-def _by_importance(steps: Sequence[StepText]) -> list[int]:
-    """Places: first, last, decisions, the rest; each kind from both ends towards the middle."""
-    last = len(steps) - 1
-    inner = sorted(range(1, last), key=lambda place: (not steps[place].decision, min(place, last - place), place))
-    return list(dict.fromkeys([*([0, last] if steps else []), *inner]))
-
-
 def _line(pieces: Sequence[str]) -> str:
     return " | ".join(pieces).replace("] | [", "][")
 
 
-def _cut(text: str, characters: int | None) -> str:
-    return text if characters is None or len(text) <= characters else text[:characters] + _CUT
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[:characters] + _CUT

@@ -34,6 +34,13 @@ def question_names(outcomes: WindowOutcomes) -> dict[str, str]:
     return found
 
 
+def market_terms(outcomes: WindowOutcomes) -> list[str]:
+    """What texts call the hour's stocks and questions."""
+    stocks = [name for stock in outcomes.stocks for name in (stock.ticker, stock.organization_id, stock.name)]
+    asked = [name for one in outcomes.predictions for name in (one.market_id, one.question)]
+    return [*stocks, *asked, *question_names(outcomes).values()]
+
+
 def market_context(outcomes: WindowOutcomes) -> list[str]:
     """The whole, the stocks, the questions."""
     if not outcomes.stocks and not outcomes.predictions:

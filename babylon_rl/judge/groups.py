@@ -41,7 +41,8 @@ class Judgement:
 
     ``tau`` is Kendall's, the mean over pairs of orders (None where none ranks); tokens and ``usd`` are None where one of them is unknown,
     ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown, ``server`` the address that answered in the
-    place of the model's provider; empty: that did itself; None: not known, as of judgements from before it was noted.
+    place of the model's provider; empty: that did itself; None: not known, as of judgements from before it was noted. ``steps`` are those
+    of the episodes, ``shortened`` those of them that were not shown in full, ``decisions_shortened`` the trades among these; None as there.
     """
 
     orders: int
@@ -53,6 +54,9 @@ class Judgement:
     seconds: float
     shown_version: str
     server: str | None = None
+    steps: int | None = None
+    shortened: int | None = None
+    decisions_shortened: int | None = None
 
 
 @dataclass(frozen=True)

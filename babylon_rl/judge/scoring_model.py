@@ -20,6 +20,7 @@ from babylon_rl.judge.scoring_result import Asked, Scored
 from babylon_rl.judge.scoring_stored import loaded, stored
 from babylon_rl.judge.scoring_words import judged_scores
 from babylon_rl.judge.shown import ShownGroup, unreadable
+from babylon_rl.judge.sources import asked_version
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_waiting, scores
@@ -154,7 +155,7 @@ def finish_hour(
             if isinstance(outcome, SetAside):
                 transcript = list(map(dict, outcome.transcript))
                 entry = judge_waiting.Quarantined(
-                    window, settings.judge_model, judge_version(settings), outcome.reason, transcript, now, hour.sources
+                    window, settings.judge_model, judge_version(settings), outcome.reason, transcript, now, asked_version(hour.sources)
                 )
                 judge_waiting.quarantine(connection, entry)
             return outcome.reason

@@ -11,7 +11,7 @@ from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.rubric import RUBRIC_VERSION
 from babylon_rl.judge.scoring_stored import loaded
 from babylon_rl.judge.shown import ShownGroup, shown_groups
-from babylon_rl.judge.sources import sources_versions
+from babylon_rl.judge.sources import asked_version, sources_versions
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_answers, judge_waiting, scores
 from babylon_rl.store.freezable import DROPOUT, read_dropped
@@ -122,7 +122,7 @@ def _held_back(connection: Connection, state: _State, settings: Settings, secret
         for window, reading in readings.items()
     }
     now = sources_versions(connection, readings, agents, settings, secret)
-    return {window: entry.reason for window, entry in aside.items() if entry.sources_version in ("", now[window])}
+    return {window: entry.reason for window, entry in aside.items() if entry.sources_version in ("", asked_version(now[window]))}
 
 
 def _is_wanted(window: str, state: _State, aside: Mapping[str, str], force: bool, plan: Plan) -> bool:

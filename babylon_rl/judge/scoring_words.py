@@ -62,6 +62,9 @@ def _judgement(outcome: Judged, server: str) -> Judgement:
         seconds=math.fsum(answer.latency_seconds for answer in answers),
         shown_version=outcome.group.input_version,
         server=server,
+        steps=outcome.group.steps,
+        shortened=outcome.group.shortened,
+        decisions_shortened=outcome.group.decisions_shortened,
     )
 
 

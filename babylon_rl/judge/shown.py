@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 from babylon_rl.episodes.types import Episode, WindowReading
 from babylon_rl.judge import context
-from babylon_rl.judge.condense import LEAST_TOKENS, condense
+from babylon_rl.judge.condense import LEAST_TOKENS, Condensed, condense
 from babylon_rl.judge.hindsight import game_knowledge
-from babylon_rl.judge.injection import Flag
+from babylon_rl.judge.injection import Flag, escaped
+from babylon_rl.judge.names import LEAST_NAME, Language, Renamer
 from babylon_rl.judge.privacy import Private, private_fields
 from babylon_rl.judge.rubric import RUBRIC_VERSION, system_prompt
 from babylon_rl.judge.shared_lines import SharedLines
-from babylon_rl.judge.steps_shown import Renamer, shown_steps
-from babylon_rl.judge.tokens import token_counter
+from babylon_rl.judge.steps_shown import ShownStep, shown_steps
+from babylon_rl.judge.subgroups import LEAST
+from babylon_rl.judge.tokens import request_tokens, token_counter
 from babylon_rl.judge.transcript import read_transcripts
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import WindowOutcomes
@@ -35,7 +37,7 @@ class ShownEpisode:
     """One episode as a judge sees it: raw, condensed ``text`` of ``tokens`` tokens that leaves out ``left_out`` steps.
 
     ``pnl`` is its window P&L in dollars (None where that is private) in ``steps`` steps; ``flags`` are suspicions in its own words and
-    in what it was served.
+    in what it was served. ``shortened`` counts the steps, and ``decisions_shortened`` the trades among them, that are not shown in full.
     """
 
     agent_id: str
@@ -45,6 +47,8 @@ class ShownEpisode:
     flags: tuple[Flag, ...] = ()
     pnl: float | None = None
     steps: int = 0
+    shortened: int = 0
+    decisions_shortened: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,21 @@ class ShownGroup:
     def left_out(self) -> int:
         """Steps left out of all episodes together."""
         return sum(episode.left_out for episode in self.episodes)
+
+    @property
+    def steps(self) -> int:
+        """Steps of all episodes together."""
+        return sum(episode.steps for episode in self.episodes)
+
+    @property
+    def shortened(self) -> int:
+        """Steps that are not shown in full, those left out included."""
+        return sum(episode.shortened for episode in self.episodes)
+
+    @property
+    def decisions_shortened(self) -> int:
+        """Trades that succeeded among these."""
+        return sum(episode.decisions_shortened for episode in self.episodes)
 
     @property
     def flags(self) -> dict[str, tuple[Flag, ...]]:
@@ -99,13 +118,17 @@ def shown_groups(
     }
     groups = {window: episodes for window, episodes in groups.items() if episodes}
     markets = read_many_outcomes(connection, list(groups), settings)
-    names = _names(connection, readings)
+    agents = sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes})
+    known = store.known_names(connection, agents)
     found = {}
     for window, episodes in groups.items():
         outcomes = markets.get(window, WindowOutcomes(window))
         told = _context(connection, outcomes, episodes, settings, private)
         # of this hour alone: what is shown of it must not depend on which hours are read together
-        own = {agent: names[agent] for agent in sorted({episode.agent_id for episode in readings[window].episodes})}
+        own: dict[str, list[str]] = {agent: [agent] for agent in sorted({episode.agent_id for episode in readings[window].episodes})}
+        for name in known:
+            if name.agent_id in own and name.counts_in(window):
+                own[name.agent_id].append(name.name)
         found[window] = _group(connection, window, told, outcomes, episodes, own, settings, private)
     return found
 
@@ -123,14 +146,6 @@ def unreadable(connection: Connection, settings: Settings) -> list[str]:
             'The names of agents (public."User") may not be read by this role: texts that name an agent are shown as they are. '
             "Grant it as docs/least-privilege.sql does."
         )
-    return found
-
-
-def _names(connection: Connection, readings: Mapping[str, WindowReading]) -> dict[str, list[str]]:
-    agents = sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes})
-    found: dict[str, list[str]] = {agent: [agent] for agent in agents}
-    for agent, name in store.agent_names(connection, agents):
-        found[agent].append(name)
     return found
 
 
@@ -152,15 +167,21 @@ def _group(
     connection: Connection, window: str, told: list[str], outcomes: WindowOutcomes, episodes: Sequence[Episode],
     names: Mapping[str, Sequence[str]], settings: Settings, private: Private,
 ) -> ShownGroup:  # fmt: skip
-    count = token_counter(settings.judge_model).count
-    budget = settings.judge_request_tokens
+    encoded = token_counter(settings.judge_model).count
+
+    def count(text: str) -> int:
+        return encoded(escaped(text))  # as request.py writes it
+
+    budget = request_tokens(settings)
     told = _fitting(told, int(budget * CONTEXT_SHARE), count)
     recorded = read_transcripts(connection, [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids])
     aliases = context.question_names(outcomes) if private.allows("market") else {}
+    language = Language(context.market_terms(outcomes), [step for steps in recorded.values() for step in steps])
+    words = {name for agent, own in names.items() for name in own if (name != agent or len(name) < LEAST_NAME) and language.holds(name)}
     own = {
         episode.agent_id: shown_steps(
             [step for trajectory_id in episode.trajectory_ids for step in recorded.get(trajectory_id, ())],
-            Renamer(episode.agent_id, names, aliases),
+            Renamer(episode.agent_id, names, aliases, words),
             private,
         )
         for episode in episodes
@@ -171,18 +192,27 @@ def _group(
     whole = {agent: condense(written, sys.maxsize, count) for agent, written in texts.items()}
     common = shared.text(text.text for text in whole.values())
     left = budget - count(system_prompt()) - count("\n".join(told)) - count(common) - 200
-    most = max(4, min(settings.judge_group_size, left // (LEAST_TOKENS + OVERHEAD_TOKENS)))
+    most = _most([text.tokens for text in whole.values()], settings.judge_group_size, left)
     share = _share([text.tokens for text in whole.values()], most, left)
-    shown = []
-    for episode in episodes:
-        agent = episode.agent_id
-        text = whole[agent] if whole[agent].tokens <= share else condense(texts[agent], share, count)
-        flags = tuple(dict.fromkeys(flag for step in own[agent] for flag in step.flags))
-        pnl = episode.window_pnl if private.allows("pnl") else None
-        shown.append(ShownEpisode(agent, text.text, text.tokens, text.left_out, flags, pnl, episode.steps))
+    fitting = {agent: text if text.tokens <= share else condense(texts[agent], share, count) for agent, text in whole.items()}
+    shown = tuple(_episode(episode, fitting[episode.agent_id], own[episode.agent_id], private) for episode in episodes)
     common = shared.text(episode.text for episode in shown)
     version = content_version([RUBRIC_VERSION, window, told, common, most, [[e.agent_id, e.text, e.pnl, e.steps] for e in shown]])
-    return ShownGroup(window, tuple(told), common, tuple(shown), version, most)
+    return ShownGroup(window, tuple(told), common, shown, version, most)
+
+
+def _episode(episode: Episode, text: Condensed, steps: Sequence[ShownStep], private: Private) -> ShownEpisode:
+    return ShownEpisode(
+        agent_id=episode.agent_id,
+        text=text.text,
+        tokens=text.tokens,
+        left_out=text.left_out,
+        flags=tuple(dict.fromkeys(flag for step in steps for flag in step.flags)),
+        pnl=episode.window_pnl if private.allows("pnl") else None,
+        steps=episode.steps,
+        shortened=text.shortened,
+        decisions_shortened=text.decisions_shortened,
+    )
 
 
 def _fitting(told: Sequence[str], most: int, count: Callable[[str], int]) -> list[str]:
@@ -196,6 +226,15 @@ def _fitting(told: Sequence[str], most: int, count: Callable[[str], int]) -> lis
             left -= cost
     missing = len(told) - len(kept)
     return kept if not missing else [*kept, f"[{missing} sentences left out]"]
+
+
+def _most(sizes: Sequence[int], group_size: int, left: int) -> int:
+    """The most episodes of a request, of which any fit in full; never fewer than LEAST, which can still be put on one scale."""
+    for place, size in enumerate(sorted(sizes, reverse=True)):
+        left -= size + OVERHEAD_TOKENS
+        if left < 0:
+            return max(LEAST, min(group_size, place))
+    return group_size
 
 
 def _share(sizes: Sequence[int], most: int, left: int) -> int:
@@ -212,4 +251,4 @@ def _share(sizes: Sequence[int], most: int, left: int) -> int:
 
 def episodes_per_request(group: ShownGroup, settings: Settings) -> int:
     """The most episodes of a group that one request shows."""
-    return max(4, min(group.most, settings.judge_group_size))
+    return max(LEAST, min(group.most, settings.judge_group_size))

@@ -10,6 +10,7 @@ from babylon_rl.episodes.summary import group_version
 from babylon_rl.episodes.types import WindowReading
 from babylon_rl.judge.calling.endpoint import server_of
 from babylon_rl.judge.rubric import RUBRIC_VERSION
+from babylon_rl.judge.tokens import REQUEST_TOKENS
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_shown as store
@@ -17,18 +18,24 @@ from babylon_rl.store.hindsight import recorded_knowledge
 from babylon_rl.store.trajectories import Connection
 from babylon_rl.versions import content_version
 
-FORM = 1  # raise it when the same sources are shown differently
+# Raise it when the same sources are shown differently: groups in quarantine are asked about anew then. Judged ones keep their scores and
+# cost nothing, as the form is no part of their version.
+FORM = 2
+_LAYOUT = 1  # of what is hashed; with another, every judged hour would be paid for again
 
 
 def sources_versions(
     connection: Connection, readings: Mapping[str, WindowReading], shown: Mapping[str, Collection[str]], settings: Settings, secret: bytes
 ) -> dict[str, str]:
-    """The version of each hour of which some agents are ``shown``: content, outcomes, hidden answers, names, settings, server, rubric."""
+    """The version of each hour of which some agents are ``shown``: content, outcomes, hidden answers, names, settings, server, rubric.
+
+    The names are those that agents had when the hour was first read.
+    """
     markets = read_many_outcomes(connection, list(readings), settings)
     agents = sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes})
-    names = sorted(map(list, store.agent_names(connection, agents)))
+    names = sorted(store.known_names(connection, agents), key=lambda name: (name.agent_id, name.name))
     common = [
-        FORM, RUBRIC_VERSION, settings.judge_model, settings.judge_request_tokens, settings.judge_group_size,
+        _LAYOUT, RUBRIC_VERSION, settings.judge_model, settings.judge_request_tokens or REQUEST_TOKENS, settings.judge_group_size,
         settings.judge_private_fields, settings.show_hidden_answers_to_judge, hashlib.sha256(secret).hexdigest(),
         *filter(None, [server_of(settings, settings.judge_model)]),
     ]  # fmt: skip
@@ -39,9 +46,14 @@ def sources_versions(
         beside = [sorted(recorded_knowledge(connection, ids)), sorted(store.logged_reasoning(connection, ids).items())]
         digest = hashlib.sha256(repr(beside).encode("utf-8", "replace")).hexdigest()
         own = {episode.agent_id for episode in reading.episodes}
-        named = [name for name in names if name[0] in own]
+        named = [[name.agent_id, name.name] for name in names if name.agent_id in own and name.counts_in(window)]
         outcomes = [markets[window].data_version, sorted(map(list, hidden.items()))]
         found[window] = content_version(
             [*common, window, group_version(reading), sorted(own), named, outcomes, digest, sorted(shown[window])]
         )
     return found
+
+
+def asked_version(sources: str) -> str:
+    """The version of a request that failed: its sources in this form."""
+    return f"{FORM}:{sources}"

@@ -4,88 +4,24 @@ What repeats itself is said once: an answer that is the action's own parameters 
 repeated, ids without a meaning are shortened.
 """
 
-import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from babylon_rl.judge.condense import StepText
 from babylon_rl.judge.injection import Flag, bounded, find_flags, flat
+from babylon_rl.judge.names import Renamer
 from babylon_rl.judge.privacy import Private
 from babylon_rl.judge.shared_lines import SharedLines, pieces, plain
 from babylon_rl.judge.transcript import RecordedStep
 
-THIS_AGENT, ANOTHER_AGENT = "[this agent]", "[another agent]"
-_LEAST_NAME = 4
 _LONGEST_ACTION = 80
-_WORD = re.compile(r"\w+")
 _GAME_ID = re.compile(r"\d{12,}")
 _DECISIONS = ("BUY", "SELL", "TRADING")
 _POSTS, _MESSAGES = ("POST", "COMMENT"), ("MESSAGE", "CHAT", "DM")
 _TEXT_KEYS = ("content", "text", "message", "body", "comment", "post")
-
-
-class Renamer:
-    """Replaces names: agents' by ``[this agent]`` and ``[another agent]``, questions' ids and texts by their short names."""
-
-    def __init__(self, agent_id: str, names: Mapping[str, Sequence[str]], aliases: Mapping[str, str]) -> None:
-        found = dict(aliases)
-        for agent, own in names.items():
-            found |= {name: THIS_AGENT if agent == agent_id else ANOTHER_AGENT for name in own if len(name) >= _LEAST_NAME}
-        ordered = sorted(filter(None, found), key=lambda name: (-len(name), name))
-        self._names = [(name.casefold(), found[name]) for name in ordered]
-        # A name stands in a text only where its first word does.
-        self._by_word: dict[str, list[int]] = {}
-        for place, (small, _) in enumerate(self._names):
-            word = _WORD.match(small)
-            self._by_word.setdefault(word[0] if word else "", []).append(place)
-        self._known: dict[str, str] = {}
-
-    def __call__(self, text: str) -> str:
-        """The text under the short names."""
-        renamed = self._known.get(text)
-        if renamed is None:
-            renamed = self._known[text] = self._renamed(text)
-        return renamed
-
-    def _renamed(self, text: str) -> str:
-        words = self._by_word.keys() & {"", *_WORD.findall(text.casefold())}
-        for place in sorted(place for word in words for place in self._by_word[word]):
-            text = _replaced(text, *self._names[place])
-        return text
-
-
-def _replaced(text: str, name: str, short: str) -> str:
-    """The text with ``short`` wherever the casefolded ``name`` stands in it as whole words."""
-    small = text.casefold()
-    start = small.find(name)
-    if start < 0:
-        return text
-    if len(small) != len(text):  # a letter that folds into several: places differ
-        return _whole(name).sub(short, text)
-    parts: list[str] = []
-    copied = 0
-    while start >= 0:
-        end = start + len(name)
-        if _is_word(small[start - 1 : start]) or _is_word(small[end : end + 1]):
-            start = small.find(name, start + 1)
-            continue
-        parts += (text[copied:start], short)
-        copied = end
-        start = small.find(name, end)
-    return "".join([*parts, text[copied:]])
-
-
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
-
-
-@functools.lru_cache(maxsize=4096)
-def _whole(name: str) -> re.Pattern[str]:
-    """The name as whole words, whatever its case."""
-    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How many tokens a text is for a judge.
+"""How many tokens a text is for a judge, and how many a request to it may have.
 
 OpenAI's models are counted with their own encodings, which arrive with litellm, so that nothing is fetched. Any other model is
 estimated with a margin, and the counter says so.
@@ -12,6 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from babylon_rl.judge.pricing import table_entry
+from babylon_rl.settings import Settings
+
+REQUEST_TOKENS = 32_000  # of a request to a model whose context is not known
+CONTEXT_SHARE = 0.75  # of a model's context; the rest is for what it thinks and answers, and for a question after an unusable answer
+LEAST_REQUEST_TOKENS = 2_000
 MARGIN = 1.2  # an allowance for what other tokenizers make of the same text; not measured
 CHARACTERS_PER_TOKEN = 3
 _NEWER = "o200k_base"
@@ -27,6 +33,14 @@ class TokenCounter:
     name: str
     exact: bool
     count: Callable[[str], int]
+
+
+def request_tokens(settings: Settings) -> int:
+    """The most tokens of a request to JUDGE_MODEL: three quarters of its context where litellm knows it, JUDGE_REQUEST_TOKENS at most."""
+    context = (table_entry(settings.judge_model) or {}).get("max_input_tokens")
+    known = [int(context * CONTEXT_SHARE)] if isinstance(context, int) else []
+    asked = [settings.judge_request_tokens] if settings.judge_request_tokens is not None else []
+    return max(LEAST_REQUEST_TOKENS, min([*known, *asked], default=REQUEST_TOKENS))
 
 
 @functools.lru_cache(maxsize=16)

@@ -199,7 +199,9 @@ def paid_days(connection: Connection, first: str, end: str) -> list[PaidDay]:
 
 _VERDICTS = r"""
     SELECT asked."window", g."judge", g."groupSize", g."disagreement", COALESCE(("judgement" ->> 'orders')::int, 0), q."reason", p."reason",
-        m."meanChange", m."volatility", COALESCE(h."leaked", 0), s."agents", s."scores", s."pnls", s."trades", s."flags", s."tells"
+        m."meanChange", m."volatility", COALESCE(h."leaked", 0), COALESCE(("judgement" ->> 'steps')::int, 0),
+        COALESCE(("judgement" ->> 'shortened')::int, 0), COALESCE(("judgement" ->> 'decisions_shortened')::int, 0),
+        s."agents", s."scores", s."pnls", s."trades", s."flags", s."tells"
     FROM unnest(%(windows)s::text[]) AS asked ("window")
     LEFT JOIN babylon_rl.group_scores g ON g."window" = asked."window"
     LEFT JOIN babylon_rl.judge_quarantine q ON q."window" = asked."window"
@@ -226,6 +228,8 @@ _EXPLANATIONS = 'SELECT "window", "agentId", "reasoning" FROM babylon_rl.episode
 class HourVerdicts:
     """What the checks of a scored hour look at; ``judge`` None and nothing of episodes where the hour has no scores.
 
+    Of its ``steps`` the judge was not shown ``shortened`` in full, ``decisions_shortened`` trades among them.
+
     The sequences run over the episodes in order of agent: ``trades`` and ``pnls_usd`` (None where the episode is no more), how many
     ``flags`` its text has, whether its reasoning ``tells`` what is hidden from the agents: here, whether it has that word.
     """
@@ -240,6 +244,9 @@ class HourVerdicts:
     mean_change: float | None
     volatility: float | None
     leaked: int
+    steps: int
+    shortened: int
+    decisions_shortened: int
     agents: Sequence[str]
     scores: Sequence[float]
     pnls_usd: Sequence[float | None]
@@ -260,4 +267,4 @@ def explanations(connection: Connection, windows: Sequence[str]) -> dict[tuple[s
 
 def _verdicts(row: tuple[Any, ...]) -> HourVerdicts:
     window, judge, size, disagreement, *rest = row
-    return HourVerdicts(window, judge, size or 0, disagreement or 0.0, *rest[:6], *(values or [] for values in rest[6:]))
+    return HourVerdicts(window, judge, size or 0, disagreement or 0.0, *rest[:9], *(values or [] for values in rest[9:]))

@@ -3,7 +3,8 @@
 Nothing else reads the hidden answers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -23,10 +24,34 @@ _READABLE = """
     SELECT attname FROM pg_attribute
     WHERE attrelid = to_regclass(%s) AND attname = ANY(%s) AND NOT attisdropped AND has_column_privilege(attrelid, attnum, 'SELECT')
 """
-_NAMES = """
-    SELECT agent.id, name FROM public."User" agent, LATERAL (VALUES {}) AS named (name)
-    WHERE agent.id = ANY(%s) AND name <> ''
+_SEEN = """
+    SELECT agent.id, field, COALESCE(name, '') AS name FROM public."User" agent, LATERAL (VALUES {}) AS named (field, name)
+    WHERE agent.id = ANY(%(agents)s)
 """
+_KNOWN = 'SELECT "agentId", "name", "after" FROM babylon_rl.agent_names WHERE "agentId" = ANY(%s)'
+# A name that is seen first when hours of the agent have been read before says nothing of these.
+_KEEP_SEEN = """
+    INSERT INTO babylon_rl.agent_names ("agentId", "field", "name", "after")
+    SELECT seen.*, CASE WHEN EXISTS (SELECT FROM babylon_rl.agent_names known WHERE known."agentId" = seen.id)
+        THEN COALESCE((SELECT max("window") FROM babylon_rl.windows), '') ELSE '' END
+    FROM ({}) seen
+    WHERE NOT EXISTS (SELECT FROM babylon_rl.agent_names known
+                      WHERE known."agentId" = seen.id AND known."field" = seen.field AND md5(known."name") = md5(seen.name))
+    ORDER BY 1, 2, 3 ON CONFLICT DO NOTHING
+"""
+
+
+@dataclass(frozen=True)
+class AgentName:
+    """A name that an agent was seen under, which counts in hours ``after`` one."""
+
+    agent_id: str
+    name: str
+    after: str
+
+    def counts_in(self, window: str) -> bool:
+        """Whether it was known when this hour was read first, or is the first that was known at all."""
+        return self.after < window
 
 
 def readable(connection: Connection, table: str, columns: Sequence[str]) -> list[str]:
@@ -47,9 +72,26 @@ def logged_reasoning(connection: Connection, trajectory_ids: Sequence[str]) -> d
     return dict(connection.execute(_LOGGED_REASONING, (list(trajectory_ids),)).fetchall()) if trajectory_ids else {}
 
 
-def agent_names(connection: Connection, agent_ids: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The display and user names of some agents, as (agent id, name), as far as they may be read."""
-    columns = readable(connection, "User", NAME_COLUMNS) if agent_ids else []
-    if columns:
-        named = psycopg.sql.SQL(", ").join(psycopg.sql.SQL("(agent.{})").format(psycopg.sql.Identifier(name)) for name in columns)
-        yield from connection.execute(psycopg.sql.SQL(_NAMES).format(named), (list(agent_ids),)).fetchall()
+def known_names(connection: Connection, agent_ids: Sequence[str]) -> list[AgentName]:
+    """The display and user names that some agents were seen under; of those whose hours were never read, the present ones."""
+    if not agent_ids:
+        return []
+    found = [AgentName(*row) for row in connection.execute(_KNOWN, (list(agent_ids),))]
+    new = sorted(set(agent_ids) - {name.agent_id for name in found})
+    if new and (seen := _seen(connection)) is not None:
+        found += [AgentName(agent, name, "") for agent, _, name in connection.execute(seen, {"agents": new})]
+    return [name for name in found if name.name]
+
+
+def keep_names(connection: Connection, agent_ids: Sequence[str]) -> None:
+    """Keep the names that some agents have now, as far as they may be read; before hours that are read for the first time are written."""
+    if agent_ids and (seen := _seen(connection)) is not None:
+        connection.execute(psycopg.sql.SQL(_KEEP_SEEN).format(seen), {"agents": list(agent_ids)})
+
+
+def _seen(connection: Connection) -> psycopg.sql.Composed | None:
+    columns = readable(connection, "User", NAME_COLUMNS)
+    if not columns:
+        return None
+    named = [psycopg.sql.SQL("({}, agent.{})").format(psycopg.sql.Literal(name), psycopg.sql.Identifier(name)) for name in columns]
+    return psycopg.sql.SQL(_SEEN).format(psycopg.sql.SQL(", ").join(named))

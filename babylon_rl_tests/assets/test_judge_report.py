@@ -29,7 +29,8 @@ def hour(scores: Sequence[float] = (0.1, 0.4, 0.6, 0.9), **changes: Any) -> Hour
     agents = [f"a{n}" for n in range(len(scores))]
     values: dict[str, Any] = {
         "window": WINDOW, "judge": MODEL, "group_size": len(scores), "disagreement": 0.05, "orders": 2, "quarantined": None,
-        "pending": None, "mean_change": -3.0, "volatility": 1.0, "leaked": 0, "agents": agents, "scores": scores,
+        "pending": None, "mean_change": -3.0, "volatility": 1.0, "leaked": 0, "steps": 100, "shortened": 5,
+        "decisions_shortened": 0, "agents": agents, "scores": scores,
         "pnls_usd": [10.0 * n for n in range(len(scores))], "trades": [1] * len(scores), "flags": [0] * len(scores),
         "tells": [False] * len(scores),
     }  # fmt: skip
@@ -49,6 +50,13 @@ FAULTS: list[tuple[str, HourVerdicts, str, tuple[str, ...]]] = [
         hour((0.9, 0.5, 0.6, 0.95), trades=[0, 1, 1, 1], pnls_usd=[0.0, 1.0, 2.0, 3.0]),
         "the market moved by 3.0 %, and in 2 of 3 pairs an agent that only held is ranked above one that traded and gained",
         ("a0",),
+    ),
+    ("steps_shown_in_full", hour(shortened=39), "39 of 100 steps (39%) were not shown to the judge in full; trades among them: 0", ()),
+    (
+        "steps_shown_in_full",
+        hour(shortened=1, decisions_shortened=1),
+        "1 of 100 steps (1%) were not shown to the judge in full; trades among them: 1",
+        (),
     ),
     ("nothing_leaks", hour(leaked=2), "2 of its sequences hold what only became known after it", ()),
     ("nothing_leaks", hour(tells=[True, False, False, False]), "1 explanations repeat what is hidden", ("a0",)),
@@ -99,7 +107,8 @@ def test_what_the_checks_look_at_is_read_in_one_query_as_it_was_stored(database:
         connection.execute(
             f"""INSERT INTO babylon_rl.group_scores ("window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement",
                     "inputVersion", "dataVersion", "judgedAt", "judgement")
-                VALUES ('{WINDOW}', 'j', '1', 2, 0.5, 0.1, 0.3, '', '', 'epoch', '{{"orders": 3}}');
+                VALUES ('{WINDOW}', 'j', '1', 2, 0.5, 0.1, 0.3, '', '', 'epoch',
+                    '{{"orders": 3, "steps": 9, "shortened": 4, "decisions_shortened": 1}}');
                 INSERT INTO babylon_rl.episode_scores
                     ("window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning", "flags")
                 VALUES ('{WINDOW}', 'b', 0.6, 1, 1, 0, 'The Hidden answer', '{{one,two}}'),
@@ -110,6 +119,7 @@ def test_what_the_checks_look_at_is_read_in_one_query_as_it_was_stored(database:
     assert (one.window, one.judge, one.orders, one.disagreement, one.quarantined) == (WINDOW, "j", 3, 0.3, None)
     assert (one.agents, one.scores, one.flags, one.tells) == (["a", "b"], [0.4, 0.6], [0, 2], [False, True])
     assert (one.pnls_usd, one.trades, one.leaked, one.mean_change) == ([None, None], [None, None], 0, None)
+    assert (one.steps, one.shortened, one.decisions_shortened, other.steps, other.shortened) == (9, 4, 1, 0, 0)
     assert (other.judge, other.quarantined, other.agents, other.scores) == (None, "why", [], [])
 
 

@@ -8,12 +8,13 @@ import dagster as dg
 import pytest
 
 from babylon_rl.cli.score import _lacking
-from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.episodes.reading import read_windows, sync_windows
 from babylon_rl.judge.changes import note_changes, outdated_sources
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scoring_cost import estimate_hours
 from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE
 from babylon_rl.judge.scripted.settings import ScriptedJudge
+from babylon_rl.judge.sources import sources_versions
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_waiting import read_quarantined
@@ -22,7 +23,7 @@ from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_scoring import consume
 from babylon_rl_tests.judge.test_shown import fill_market
-from babylon_rl_tests.rows import WINDOW, Connection, insert, make_group, make_trajectory
+from babylon_rl_tests.rows import WINDOW, Connection, insert, make_group, make_log, make_trajectory
 
 __all__ = ["make_bench"]
 
@@ -68,11 +69,21 @@ def test_what_would_be_shown_as_it_was_is_stale_no_more_and_costs_nothing(connec
     (window,) = add_hours(connection, 1)
     chosen = asking(settings, judge.url)
     score_windows(connection, [window], chosen, NOW)
-    connection.execute("""UPDATE "User" SET username = 'never-mentioned' WHERE id = 'agent-0'""")
+    insert(connection, "llm_call_logs", [make_log("t0-0", reasoning="of a call that the steps hold themselves")])
     note_changes(connection, [window], chosen)
     assert stale(connection) == [True]
     assert not score_windows(connection, [window], chosen, LATER)[window].changed and judge.stats()["requests"] == 2
     assert stale(connection) == [False]
+
+
+def test_the_form_of_what_is_shown_is_no_part_of_an_hours_version(connection: Connection, settings: Settings) -> None:
+    (window,) = add_hours(connection, 1)
+    connection.execute("""UPDATE "User" SET "displayName" = 'Zorblax', username = 'Zorblax' WHERE id = 'agent-1'""")
+    readings = read_windows(connection, [window], settings)
+    shown = {window: [episode.agent_id for episode in readings[window].usable_episodes]}
+    chosen = settings.model_copy(update={"judge_model": "openai/gpt-4o-mini"})
+    found = sources_versions(connection, readings, shown, chosen, b"x")
+    assert found == {window: "81f4c8869c357806"}, "every judged hour of every user would be paid for again"
 
 
 def test_a_judge_that_is_down_leaves_what_changed_stale(connection: Connection, settings: Settings) -> None:
@@ -113,7 +124,7 @@ def test_the_graph_notices_a_late_answer_where_it_reads_the_market(
         assert stale(connection) == [True]
 
 
-@pytest.mark.parametrize("cause", ["settings", "content"])
+@pytest.mark.parametrize("cause", ["settings", "content", "form"])
 def test_a_quarantine_ends_with_its_cause(connection: Connection, settings: Settings, cause: str) -> None:
     (window,) = add_hours(connection, 1, agents=9)
     sync_windows(connection, [window], settings, NOW)
@@ -127,6 +138,10 @@ def test_a_quarantine_ends_with_its_cause(connection: Connection, settings: Sett
         judge.reset(faults={"bad-request": 0.0})
         if cause == "settings":
             chosen = chosen.model_copy(update={"judge_group_size": 6})
+        elif cause == "form":
+            connection.execute(
+                """UPDATE babylon_rl.judge_quarantine SET "sourcesVersion" = regexp_replace("sourcesVersion", '^[0-9]+:', '1:')"""
+            )
         else:
             insert(connection, "trajectories", [make_trajectory("late", "agent-0", minute=50, finalPnL=1.0, windowId=window)])
         assert list(score_windows(connection, [window], chosen, LATER)) == [window]

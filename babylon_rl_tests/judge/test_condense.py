@@ -46,13 +46,26 @@ def test_the_first_the_last_and_the_decisions_are_kept_and_gaps_are_counted() ->
     assert sum(gaps) == found.left_out == 100 - len(shown)
 
 
-def test_holds_are_shortened_before_anything_is_left_out() -> None:
-    steps = [make_step(number, decision=number == 5) for number in range(1, 11)]
-    whole = condense(steps, 10_000, count)
-    found = condense(steps, whole.tokens * 2 // 3, count)
-    assert found.left_out == 0 and "said" in found.text
-    assert {"1.", "5.", "10."} <= {line.split(" ")[0] for line in found.text.splitlines() if "balance" in line}
-    assert any(line.endswith(". HOLD") for line in found.text.splitlines())
+def test_what_holds_saw_goes_first_then_their_reasons_then_these_steps_and_the_text_says_so() -> None:
+    seen = tuple(f"line {number} of a feed that goes on" for number in range(8))
+    steps = [make_step(number, decision=number in (3, 8), seen=(*seen, f"price {number}")) for number in range(1, 11)]
+    whole = condense(steps, 100_000, count).tokens
+    texts = [condense(steps, budget, count) for budget in range(whole - 1, LEAST_TOKENS, -60)]
+    assert len(texts) > 10
+    stages = ["[what it saw left out]", "[cut]", "[the rest left out]", "steps left out]"]
+    met = [next(place for place, found in enumerate(texts) if stage in found.text) for stage in stages]
+    assert met == sorted(met) and met[0] == 0, "each kind of loss comes after the one before"
+    for found in texts:
+        assert found.shortened > 0
+        others = [line for line in found.text.splitlines() if line.startswith(("2.", "4.", "5.", "6.", "7.", "9."))]
+        assert found.decisions_shortened == 0 or not others, "trades are whole while any other step is left"
+
+
+def test_no_loss_is_said_of_a_step_that_has_nothing_to_lose() -> None:
+    bare = [StepText(number, (), "", (), "HOLD", "HOLD", False) for number in range(1, 6)]
+    found = condense([*bare, make_step(6, decision=True, words=400)], 300, count)
+    assert found.text.startswith("1. did HOLD\n") and "HOLD [" not in found.text
+    assert (found.shortened, found.decisions_shortened) == (1 + found.left_out, 1)
 
 
 steps_drawn = st.lists(
@@ -70,7 +83,9 @@ def test_the_budget_is_kept_and_the_same_steps_give_the_same_text(steps: list[St
     found = condense(steps, budget, count)
     assert found == condense(list(steps), budget, count)
     assert found.tokens == count(found.text) <= max(budget, LEAST_TOKENS)
-    assert 0 <= found.left_out <= len(steps)
+    assert 0 <= found.left_out <= found.shortened <= len(steps)
+    assert found.decisions_shortened <= sum(step.decision for step in steps)
+    assert (found.shortened > 0) == (found.text != condense(steps, 10**9, count).text)
 
 
 @repeatable(60)

@@ -77,6 +77,7 @@ def test_an_hours_page_says_what_it_cost_and_why_it_has_no_scores(
     assert (judged["judge"], judged["orders"], judged["requests"], judged["asked_now"], judged["cache_hits"]) == (
         "openai/gpt-4o-mini", 2, 2, 0, 2,
     )  # fmt: skip
+    assert (judged["steps"], judged["shortened_steps"], judged["shortened_share"], judged["shortened_decisions"]) == (25, 0, 0.0, 0)
     assert judged["usd"] > 0 and judged["prompt_tokens"] > 0 and judged["kendall_tau"] == 1.0 and judged["disagreement"] == 0.0
     assert found[second]["judged"] == "no: quarantined" and "is missing" in found[second]["reason"]
     assert found[third]["judged"].startswith("pending") and "gpt-4o-mini" in found[third]["reason"]

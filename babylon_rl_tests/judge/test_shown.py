@@ -12,7 +12,7 @@ from babylon_rl.judge.context import question_names
 from babylon_rl.judge.leaks import LeakContext, find_leaks
 from babylon_rl.judge.request import plan_requests
 from babylon_rl.judge.shown import ShownGroup, episodes_per_request, shown_groups
-from babylon_rl.judge.tokens import token_counter
+from babylon_rl.judge.tokens import REQUEST_TOKENS, request_tokens, token_counter
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -222,6 +222,25 @@ def make_long(connection: Connection, agents: int) -> None:
     insert(connection, "trajectories", rows)
 
 
+BUSY = 40
+
+
+def make_busy(connection: Connection, agents: int) -> None:
+    """Agents each of whose steps says another thing; every fourth is a trade with a long reason."""
+    rows = []
+    for agent in range(agents):
+        steps = [
+            act(
+                step, "CREATE_POST" if step % 4 else "BUY_SHARES", parameters={"n": step},
+                reasoning="because of this " * (5 if step % 4 else 30),
+                calls=[make_call(userPrompt=f"{agent} {step} " + "the feed is long " * 20, response=f"{agent} {step}")],
+            )
+            for step in range(BUSY)
+        ]  # fmt: skip
+        rows.append(make_trajectory(f"t{agent}", f"agent-{agent}", steps=steps))
+    insert(connection, "trajectories", rows)
+
+
 @pytest.mark.parametrize("budget", [2_000, 5_000, 12_000])
 def test_a_request_stays_within_its_budget_and_says_what_it_leaves_out(connection: Connection, settings: Settings, budget: int) -> None:
     make_long(connection, 7)
@@ -238,6 +257,46 @@ def test_a_request_stays_within_its_budget_and_says_what_it_leaves_out(connectio
         assert episode.text.startswith("1. ") and f"\n{STEPS}. " in episode.text
 
 
+def test_no_step_is_shortened_while_the_models_context_has_room(connection: Connection, settings: Settings) -> None:
+    make_busy(connection, 10)
+    known = settings.model_copy(update={"judge_model": MODEL})
+    group = shown(connection, known)
+    (request,) = plan_requests(group, MODEL, 0, SECRET, known)
+    assert REQUEST_TOKENS < request.tokens < request_tokens(known) and group.shortened == group.left_out == 0
+
+
+def test_a_group_is_asked_in_parts_before_any_step_is_shortened(connection: Connection, settings: Settings) -> None:
+    make_busy(connection, 10)
+    unknown = settings.model_copy(update={"judge_model": "x/nobody-knows"})
+    group = shown(connection, unknown)
+    requests = plan_requests(group, unknown.judge_model, 0, SECRET, unknown)
+    assert len(requests) > 1 and group.shortened == 0
+    assert all(request.tokens <= REQUEST_TOKENS for request in requests)
+
+
+def test_where_not_even_four_episodes_fit_trades_lose_nothing_before_all_else_does(connection: Connection, settings: Settings) -> None:
+    make_busy(connection, 10)
+    tight = settings.model_copy(update={"judge_model": MODEL, "judge_request_tokens": 14_000})
+    group = shown(connection, tight)
+    assert all(request.tokens <= 14_000 for request in plan_requests(group, MODEL, 0, SECRET, tight)) and group.steps == 10 * BUSY
+    assert group.shortened > 0 == group.decisions_shortened, "there is room for all trades"
+    for episode in group.episodes:
+        assert episode.text.count("said (why) because of this") >= BUSY // 4 and "[what it saw left out]" in episode.text
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "most"),
+    [
+        ("openai/gpt-4o-mini", None, 96_000), ("openai/gpt-4o-mini", 20_000, 20_000), ("openai/gpt-4o-mini", 500_000, 96_000),
+        ("openai/gpt-4", None, 6_144), ("x/nobody-knows", None, 32_000), ("x/nobody-knows", 500_000, 500_000),
+    ],
+)  # fmt: skip
+def test_a_request_has_room_for_what_the_model_takes_and_the_setting_bounds_it(
+    settings: Settings, model: str, given: int | None, most: int
+) -> None:
+    assert request_tokens(settings.model_copy(update={"judge_model": model, "judge_request_tokens": given})) == most
+
+
 def test_a_group_above_the_setting_is_asked_in_parts(connection: Connection, settings: Settings) -> None:
     insert(connection, "trajectories", [make_trajectory(f"t{agent}", f"agent-{agent}") for agent in range(9)])
     small = settings.model_copy(update={"judge_group_size": 6})
@@ -251,12 +310,12 @@ def test_the_recorded_game_names_no_agent_and_keeps_its_budget(sample_database: 
         readings = {window: reading for window, reading in read_windows(connection, windows, settings).items() if reading.ready}
         names = connection.execute("""SELECT id, "displayName", username FROM "User" WHERE "isAgent" """).fetchall()
         groups = shown_groups(connection, readings, settings)
-    assert len(groups) == 7 and names
+    assert len(groups) == 7 and names and [group.shortened for group in groups.values()] == [0] * 7
     for window, group in groups.items():
         for request in plan_requests(group, MODEL, 0, SECRET, settings):
             text = request.messages[1]["content"]
             assert not [name for row in names for name in row if name and name in text], window
-            assert request.tokens <= settings.judge_request_tokens and set(request.ids.values()) <= {
+            assert request.tokens <= request_tokens(settings) and set(request.ids.values()) <= {
                 episode.agent_id for episode in readings[window].usable_episodes
             }
 

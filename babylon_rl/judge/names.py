@@ -1,0 +1,170 @@
+"""Names of agents in texts, replaced so that an agent is not known by them.
+
+An id, and a name that is nothing but a name, is replaced wherever it stands as whole words. Players choose their names, and one that is
+also a term of the market, an action, a key or an ordinary word would rewrite everybody's texts: it is replaced only at marked places.
+"""
+
+import functools
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from babylon_rl.judge.rubric import system_prompt
+from babylon_rl.judge.tokens import token_counter
+from babylon_rl.judge.transcript import RecordedStep
+from babylon_rl.judge.wording import TEMPLATES
+
+THIS_AGENT, ANOTHER_AGENT = "[this agent]", "[another agent]"
+LEAST_NAME = 4  # characters; a shorter one is taken for a word
+_WORD = re.compile(r"\w+")
+_KEY = re.compile(r'"(\w+)"\s*:')
+_KEYED = r"""\b(?:display|user|agent|author|sender|recipient)_?(?:name|id)?["']?\s*[=:]\s*["'@]*"""
+_YOU = r"\byou(?:'re| are)\s+"
+_MARKED = re.compile(rf"(?:{_KEYED}|@|{_YOU})$", re.IGNORECASE)
+_MARK_CHARACTERS = 40
+_STEPS_WORDS = "saw as before said why did failed balance p&l open steps left out cut this agent another agent market question"
+_VOCABULARY = token_counter("openai/gpt-4o")
+
+
+class Language:
+    """The words of an hour that a name may not replace: its market's ``terms``, its actions and keys, and ordinary words in use."""
+
+    def __init__(self, terms: Iterable[str], steps: Sequence[RecordedStep]) -> None:
+        self._terms = {term.casefold() for term in terms}
+        self._steps = steps
+
+    def holds(self, name: str) -> bool:
+        """Whether the name is also a word that stands in texts for something else."""
+        small = name.casefold()
+        if len(small) < LEAST_NAME or not any(map(str.isalpha, small)):
+            return True
+        if small in self._terms or small in self._keys or _whole(small).search(_own_words()):
+            return True
+        return _is_ordinary(small) and any(_stands_unmarked(small, text) for text in self._texts)
+
+    @cached_property
+    def _texts(self) -> frozenset[str]:
+        """What agents were served and wrote."""
+        calls = [call for step in self._steps for call in step.calls]
+        served = [text for call in calls for text in (call.system, call.prompt, call.response, call.reasoning)]
+        return frozenset([*served, *(step.reasoning for step in self._steps)])
+
+    @cached_property
+    def _keys(self) -> frozenset[str]:
+        """Types of actions, and keys of what was recorded of them and of JSON in texts."""
+        found = {step.action_type for step in self._steps}
+        for step in self._steps:
+            found |= {*_keys_of(step.parameters), *_keys_of(step.result)}
+        found |= {key for text in self._texts for key in _KEY.findall(text)}
+        return frozenset(key.casefold() for key in found)
+
+
+class Renamer:
+    """Replaces names: agents' by ``[this agent]`` and ``[another agent]``, questions' ids and texts by their short names (``aliases``).
+
+    ``names`` are each agent's, its id among them; those that are ``words`` as well are replaced at marked places only.
+    """
+
+    def __init__(
+        self, agent_id: str, names: Mapping[str, Sequence[str]], aliases: Mapping[str, str], words: Collection[str] = frozenset()
+    ) -> None:
+        found: dict[str, tuple[str, bool]] = {}
+        for is_id in (False, True):  # an id is the agent's whose it is, and a name that two agents have is one's own
+            for agent in sorted(names, key=lambda agent: (agent == agent_id, agent)):
+                short = THIS_AGENT if agent == agent_id else ANOTHER_AGENT
+                own = [name for name in names[agent] if name and (name == agent) == is_id]
+                found |= {name.casefold(): (short, name in words) for name in own}
+        found |= {name.casefold(): (short, False) for name, short in aliases.items() if name}
+        ordered = sorted(found, key=lambda small: (-len(small), small))
+        self._names = [(small, found[small][0], _at_marks(small) if found[small][1] else None) for small in ordered]
+        # A name stands in a text only where its first word does.
+        self._by_word: dict[str, list[int]] = {}
+        for place, (small, _, _) in enumerate(self._names):
+            word = _WORD.match(small)
+            self._by_word.setdefault(word[0] if word else "", []).append(place)
+        self._known: dict[str, str] = {}
+
+    def __call__(self, text: str) -> str:
+        """The text under the short names."""
+        renamed = self._known.get(text)
+        if renamed is None:
+            renamed = self._known[text] = self._renamed(text)
+        return renamed
+
+    def _renamed(self, text: str) -> str:
+        words = self._by_word.keys() & {"", *_WORD.findall(text.casefold())}
+        for place in sorted(place for word in words for place in self._by_word[word]):
+            small, short, marked = self._names[place]
+            text = _replaced(text, small, short) if marked is None else marked.sub(rf"\g<mark>{short}", text)
+        return text
+
+
+def _replaced(text: str, name: str, short: str) -> str:
+    """The text with ``short`` wherever the casefolded ``name`` stands in it as whole words."""
+    small = text.casefold()
+    start = small.find(name)
+    if start < 0:
+        return text
+    if len(small) != len(text):  # a letter that folds into several: places differ
+        return _whole(name).sub(short, text)
+    parts: list[str] = []
+    copied = 0
+    while start >= 0:
+        end = start + len(name)
+        if _is_word(small[start - 1 : start]) or _is_word(small[end : end + 1]):
+            start = small.find(name, start + 1)
+            continue
+        parts += (text[copied:start], short)
+        copied = end
+        start = small.find(name, end)
+    return "".join([*parts, text[copied:]])
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+@functools.lru_cache(maxsize=4096)
+def _whole(name: str) -> re.Pattern[str]:
+    """The name as whole words, whatever its case."""
+    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+
+
+@functools.lru_cache(maxsize=4096)
+def _at_marks(name: str) -> re.Pattern[str]:
+    """The name where the text marks one: ``@name``, the value of a key such as ``agentName``, ``You are name,``."""
+    word = re.escape(name)
+    address = rf"{_YOU}(?={word}\s*(?:[,.;:(\n]|$))"  # "you are long 40 shares" marks none
+    return re.compile(rf"(?P<mark>{_KEYED}|(?<!\w)@|{address}){word}(?!\w)", re.IGNORECASE)
+
+
+@functools.cache
+def _own_words() -> str:
+    """Words in which a request speaks itself."""
+    return " ".join([system_prompt(), *(re.sub(r"\{.*?\}", " ", template.text) for template in TEMPLATES), _STEPS_WORDS])
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_ordinary(name: str) -> bool:
+    """Whether each of its words is one token, as common words are and made-up names are not; given names may be."""
+    words = re.split(r"[\s_-]+", name)
+    return all(word.isalpha() and 1 in (_VOCABULARY.count(word), _VOCABULARY.count(f" {word}")) for word in words)
+
+
+def _stands_unmarked(name: str, text: str) -> bool:
+    """Whether the name stands in small letters in the text, elsewhere than where a name is marked."""
+    if name not in text:
+        return False
+    places = (match.start() for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text))
+    return any(_MARKED.search(text[max(0, start - _MARK_CHARACTERS) : start]) is None for start in places)
+
+
+def _keys_of(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield str(key)
+            yield from _keys_of(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _keys_of(entry)
