@@ -7,6 +7,8 @@ from itertools import combinations
 
 import numpy as np
 
+_SAME = 1e-9  # sums of the same scores differ in the last bits
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -20,6 +22,27 @@ class Agreement:
     by_agent: Mapping[str, float]
     disagreement: float
     tau: float | None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What flagged passages of a group gained each agent: its score as shown less its score with them masked.
+
+    ``noise`` is the mean absolute difference between two orders of the masked group, on which the passages have no influence.
+    """
+
+    by_agent: Mapping[str, float]
+    noise: float
+
+    @property
+    def largest(self) -> float:
+        """The largest gain or loss, 0..1."""
+        return max(map(abs, self.by_agent.values()))
+
+    @property
+    def beyond_noise(self) -> bool:
+        """True where the passages moved a score by more than another order does: then the masked scores count."""
+        return self.largest > self.noise + _SAME
 
 
 def agreement(orders: Sequence[Mapping[str, float]]) -> Agreement:
@@ -37,6 +60,11 @@ def agreement(orders: Sequence[Mapping[str, float]]) -> Agreement:
     taus = [tau for one, two in pairs if (tau := kendall_tau(one, two)) is not None]
     whole = math.fsum(by_agent.values()) / len(agents)
     return Agreement(scores, by_agent, whole, math.fsum(taus) / len(taus) if taus else None)
+
+
+def gain(shown: Agreement, masked: Agreement) -> Gain:
+    """What the flagged passages of a group gained, from its judgements with and without them."""
+    return Gain({agent: round(shown.scores[agent] - score, 9) for agent, score in masked.scores.items()}, masked.disagreement)
 
 
 def kendall_tau(one: Mapping[str, float], two: Mapping[str, float]) -> float | None:

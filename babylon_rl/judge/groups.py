@@ -20,7 +20,8 @@ class EpisodeScore:
     """What the judge said of one episode: ``score`` 0..1, ``rank`` from 1, ``disagreement`` between orders (0 for the heuristic).
 
     Of a language model: the score in each order, the ``places`` there (0 first, 1 last), how many tokens were shown, and what in the
-    agent's text speaks to a judge.
+    agent's text speaks to a judge; ``gain`` is what the group's flagged passages gained the episode (its score as shown less that with
+    them masked), None where nothing was masked.
     """
 
     agent_id: str
@@ -33,6 +34,7 @@ class EpisodeScore:
     places: tuple[float, ...] = ()
     shown_tokens: int = 0
     flags: tuple[str, ...] = ()
+    gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Judgement:
     ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown, ``server`` the address that answered in the
     place of the model's provider; empty: that did itself; None: not known, as of judgements from before it was noted. ``steps`` are those
     of the episodes, ``shortened`` those of them that were not shown in full, ``decisions_shortened`` the trades among these; None as there.
+
+    ``context_flags`` are what in news, questions and the market's names speaks to a judge. ``masked`` says whether the scores are those
+    with flagged passages masked, None where there were none to mask; ``noise`` is the difference between two orders that decided it.
+    ``masked_version`` is the hash of what was shown then.
     """
 
     orders: int
@@ -57,6 +63,10 @@ class Judgement:
     steps: int | None = None
     shortened: int | None = None
     decisions_shortened: int | None = None
+    context_flags: tuple[str, ...] = ()
+    masked: bool | None = None
+    noise: float | None = None
+    masked_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,7 @@ class GroupScores:
                     "disagreement": score.disagreement,
                     "reasoning": score.reasoning,
                     **({"flags": list(score.flags)} if score.flags else {}),
+                    **({} if score.gain is None else {"gain": score.gain}),
                 }
                 for score in self.scores
             ],
@@ -134,7 +145,9 @@ def _judgement_document(judgement: Judgement | None) -> dict[str, Any]:
     if judgement is None:
         return {}
     tokens = {"prompt": judgement.prompt_tokens, "completion": judgement.completion_tokens}
-    return {"orders": judgement.orders, "tau": judgement.tau, "requests": judgement.requests, "tokens": tokens, "usd": judgement.usd}
+    found = {"orders": judgement.orders, "tau": judgement.tau, "requests": judgement.requests, "tokens": tokens, "usd": judgement.usd}
+    flags = {"contextFlags": list(judgement.context_flags)} if judgement.context_flags else {}
+    return found | flags | ({} if judgement.masked is None else {"masked": judgement.masked, "noise": judgement.noise})
 
 
 def group_scores(window: str, judge: str, judge_version: str, scores: Mapping[str, tuple[float, str]], input_version: str) -> GroupScores:

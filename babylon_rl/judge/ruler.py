@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
-from babylon_rl.judge.agreement import Agreement, agreement
+from babylon_rl.judge.agreement import Agreement, Gain, agreement, gain
 from babylon_rl.judge.answers import AnswerFault, Verdict, read_answer
 from babylon_rl.judge.budget import Budget, OverBudget, expected_usd
 from babylon_rl.judge.calls import Reply
@@ -39,13 +39,18 @@ class Order:
 
 @dataclass(frozen=True)
 class Judged:
-    """A group with its scores: the orders, how they agree, the answers they rest on, and how many of these were asked for now."""
+    """A group with its scores: the orders, how they agree, the answers they rest on, and how many of these were asked for now.
+
+    ``gain`` is that of the group's flagged passages, None where it has none; where it is beyond noise the orders are those of the group
+    with these passages masked.
+    """
 
     group: ShownGroup
     orders: Sequence[Order]
     agreement: Agreement
     answers: Sequence[StoredAnswer]
     asked: int
+    gain: Gain | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class Ruler:
         return self._budget.notes
 
     async def judge(self, group: ShownGroup) -> Outcome:
-        """Judge one group.
+        """Judge one group; one with flagged passages once more without them.
 
         Raises:
             JudgeRefused: the judge answers nobody; retrying cures nothing. A group of which it refuses a request is set aside, and
@@ -119,14 +124,24 @@ class Ruler:
         """
         tally = _Tally()
         try:
-            orders = await self._orders(group, range(self._settings.judge_orders), tally)
-            while self._differ(found := _agreement(orders)) and _paired(len(orders)) <= self._settings.judge_max_orders:
-                orders += await self._orders(group, range(len(orders), _paired(len(orders))), tally)
+            orders, found = await self._judgement(group, tally)
+            gained = None
+            if group.masked is not None:
+                without, masked = await self._judgement(group.masked, tally)
+                gained = gain(found, masked)
+                orders, found = (without, masked) if gained.beyond_noise else (orders, found)
         except Unusable as unusable:
             return SetAside(group, unusable.reason, unusable.transcript)
         except (OverBudget, JudgeUnavailable) as reason:
             return Waiting(group, str(reason))
-        return Judged(group, orders, found, tally.answers, tally.asked)
+        return Judged(group, orders, found, tally.answers, tally.asked, gained)
+
+    async def _judgement(self, group: ShownGroup, tally: _Tally) -> tuple[list[Order], Agreement]:
+        """The orders of what is shown of a group, further ones where they differ, and how they agree."""
+        orders = await self._orders(group, range(self._settings.judge_orders), tally)
+        while self._differ(found := _agreement(orders)) and _paired(len(orders)) <= self._settings.judge_max_orders:
+            orders += await self._orders(group, range(len(orders), _paired(len(orders))), tally)
+        return orders, found
 
     def _differ(self, found: Agreement) -> bool:
         return found.disagreement > self._settings.judge_disagreement

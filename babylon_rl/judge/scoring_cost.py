@@ -63,7 +63,10 @@ def total_of(hours: Iterable[HourCost]) -> HourCost:
 def _cost(connection: Connection, hour: Hour, settings: Settings, secret: bytes) -> HourCost:
     group = hour.group
     requests = [
-        request for order in range(settings.judge_orders) for request in plan_requests(group, settings.judge_model, order, secret, settings)
+        request
+        for shown in group.judged
+        for order in range(settings.judge_orders)
+        for request in plan_requests(shown, settings.judge_model, order, secret, settings)
     ]
     held = find_answers(connection, [request.key for request in requests])
     missing = [request for request in requests if request.key not in held or held[request.key].faults]

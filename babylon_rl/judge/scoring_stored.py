@@ -16,11 +16,12 @@ def loaded(group: StoredGroup) -> GroupScores:
     entries = tuple(
         EpisodeScore(
             s.agent_id, s.score, s.rank, s.advantage, s.disagreement, s.reasoning,
-            tuple(s.order_scores), tuple(s.places), s.shown_tokens, tuple(s.flags),
+            tuple(s.order_scores), tuple(s.places), s.shown_tokens, tuple(s.flags), s.gain,
         )
         for s in group.scores
     )  # fmt: skip
-    judgement = Judgement(**group.judgement, shown_version=group.shown_version) if group.judgement else None
+    facts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in group.judgement.items()}
+    judgement = Judgement(**facts, shown_version=group.shown_version) if facts else None
     return GroupScores(
         group.window, group.judge, group.judge_version, entries, group.mean, group.spread, group.disagreement, group.input_version,
         judgement=judgement,
@@ -46,7 +47,8 @@ def stored(judged: GroupScores, trajectories: Mapping[str, Sequence[str]], crite
         scores=[
             StoredScore(
                 s.agent_id, s.score, s.rank, s.advantage, s.disagreement, s.reasoning,
-                list(s.order_scores), list(s.places), s.shown_tokens, list(s.flags), list(trajectories[s.agent_id]),
+                list(s.order_scores), list(s.places), s.shown_tokens, list(s.flags), s.gain,
+                list(trajectories[s.agent_id]),
             )
             for s in judged.scores
         ],

@@ -18,6 +18,7 @@ MOST_EXCERPT = 200
 def judged_scores(outcome: Judged, settings: Settings, input_version: str) -> GroupScores:
     """The scores of a judged group, unwritten."""
     group, orders, found = outcome.group, outcome.orders, outcome.agreement
+    gained = {} if outcome.gain is None else outcome.gain.by_agent
     scores = {agent: (round(score, _MEAN_DECIMALS), _reasoning(outcome, agent)) for agent, score in found.scores.items()}
     whole = group_scores(group.window, settings.judge_model, judge_version(settings), scores, input_version)
     shown = {episode.agent_id: episode for episode in group.episodes}
@@ -29,6 +30,7 @@ def judged_scores(outcome: Judged, settings: Settings, input_version: str) -> Gr
             places=tuple(order.places[entry.agent_id] for order in orders),
             shown_tokens=shown[entry.agent_id].tokens,
             flags=tuple(flag_words(flag) for flag in shown[entry.agent_id].flags),
+            gain=gained.get(entry.agent_id),
         )
         for entry in whole.scores
     )
@@ -65,6 +67,10 @@ def _judgement(outcome: Judged, server: str) -> Judgement:
         steps=outcome.group.steps,
         shortened=outcome.group.shortened,
         decisions_shortened=outcome.group.decisions_shortened,
+        context_flags=tuple(flag_words(flag) for flag in outcome.group.context_flags),
+        masked=None if outcome.gain is None else outcome.gain.beyond_noise,
+        noise=None if outcome.gain is None else outcome.gain.noise,
+        masked_version="" if outcome.group.masked is None else outcome.group.masked.input_version,
     )
 
 

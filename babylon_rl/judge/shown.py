@@ -5,13 +5,14 @@ Agents' ids and names stand nowhere in it. Texts are raw here; request.py makes 
 
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from babylon_rl.episodes.types import Episode, WindowReading
 from babylon_rl.judge import context
 from babylon_rl.judge.condense import LEAST_TOKENS, Condensed, condense
 from babylon_rl.judge.hindsight import game_knowledge
-from babylon_rl.judge.injection import Flag, escaped
+from babylon_rl.judge.injection import Flag, escaped, find_flags
+from babylon_rl.judge.masking import NAME, Screen
 from babylon_rl.judge.names import LEAST_NAME, Language, Renamer
 from babylon_rl.judge.privacy import Private, private_fields
 from babylon_rl.judge.rubric import RUBRIC_VERSION, system_prompt
@@ -19,7 +20,7 @@ from babylon_rl.judge.shared_lines import SharedLines
 from babylon_rl.judge.steps_shown import ShownStep, shown_steps
 from babylon_rl.judge.subgroups import LEAST
 from babylon_rl.judge.tokens import request_tokens, token_counter
-from babylon_rl.judge.transcript import read_transcripts
+from babylon_rl.judge.transcript import RecordedStep, read_transcripts
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import WindowOutcomes
 from babylon_rl.settings import Settings
@@ -36,8 +37,9 @@ CONTEXT_SHARE, COMMON_SHARE = 0.3, 0.3  # of a request, at most
 class ShownEpisode:
     """One episode as a judge sees it: raw, condensed ``text`` of ``tokens`` tokens that leaves out ``left_out`` steps.
 
-    ``pnl`` is its window P&L in dollars (None where that is private) in ``steps`` steps; ``flags`` are suspicions in its own words and
-    in what it was served. ``shortened`` counts the steps, and ``decisions_shortened`` the trades among them, that are not shown in full.
+    ``pnl`` is its window P&L in dollars (None where that is private) in ``steps`` steps; ``flags`` are suspicions in its name, in its own
+    words and in what it was served. ``shortened`` counts the steps, and ``decisions_shortened`` the trades among them, that are not shown
+    in full.
     """
 
     agent_id: str
@@ -56,7 +58,8 @@ class ShownGroup:
     """What a judge is shown of one window, episodes in order of agent id.
 
     ``context`` are sentences of what the hour came to, ``common`` the numbered lines that episodes name, ``most`` the episodes that fit
-    one request, ``input_version`` the hash of all that is shown and of the rubric.
+    one request, ``input_version`` the hash of all that is shown and of the rubric. ``context_flags`` are suspicions in news, questions and
+    the market's names. ``masked`` is the group without flagged passages, None where that shows the same.
     """
 
     window: str
@@ -65,6 +68,13 @@ class ShownGroup:
     episodes: tuple[ShownEpisode, ...]
     input_version: str
     most: int = 16
+    context_flags: tuple[Flag, ...] = ()
+    masked: "ShownGroup | None" = None
+
+    @property
+    def judged(self) -> tuple["ShownGroup", ...]:
+        """What a judge is asked about, one after the other: the group, and again with flagged passages masked."""
+        return (self,) if self.masked is None else (self, self.masked)
 
     @property
     def left_out(self) -> int:
@@ -122,14 +132,12 @@ def shown_groups(
     known = store.known_names(connection, agents)
     found = {}
     for window, episodes in groups.items():
-        outcomes = markets.get(window, WindowOutcomes(window))
-        told = _context(connection, outcomes, episodes, settings, private)
         # of this hour alone: what is shown of it must not depend on which hours are read together
         own: dict[str, list[str]] = {agent: [agent] for agent in sorted({episode.agent_id for episode in readings[window].episodes})}
         for name in known:
             if name.agent_id in own and name.counts_in(window):
                 own[name.agent_id].append(name.name)
-        found[window] = _group(connection, window, told, outcomes, episodes, own, settings, private)
+        found[window] = _group(connection, markets.get(window, WindowOutcomes(window)), episodes, own, settings, private)
     return found
 
 
@@ -150,8 +158,9 @@ def unreadable(connection: Connection, settings: Settings) -> list[str]:
 
 
 def _context(
-    connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], settings: Settings, private: Private
+    connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], settings: Settings, private: Private, screen: Screen
 ) -> list[str]:
+    outcomes = screen.outcomes(outcomes)
     told = context.market_context(outcomes) if private.allows("market") else []
     if private.allows("news"):
         told += context.news_context(outcomes)
@@ -159,13 +168,34 @@ def _context(
         told += context.hidden_context(outcomes, store.hidden_answers(connection, [asked.market_id for asked in outcomes.predictions]))
     if settings.show_hidden_answers_to_judge and private.allows("game_knowledge"):
         ids = [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids]
-        told += context.knowledge_context(game_knowledge(metadata) for _, metadata in sorted(recorded_knowledge(connection, ids)))
+        known = context.knowledge_context(game_knowledge(metadata) for _, metadata in sorted(recorded_knowledge(connection, ids)))
+        told += [screen.text(sentence, "game knowledge") for sentence in known]
     return told
 
 
 def _group(
-    connection: Connection, window: str, told: list[str], outcomes: WindowOutcomes, episodes: Sequence[Episode],
-    names: Mapping[str, Sequence[str]], settings: Settings, private: Private,
+    connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], names: Mapping[str, Sequence[str]],
+    settings: Settings, private: Private,
+) -> ShownGroup:  # fmt: skip
+    """The group, with its ``masked`` form where flagged passages are shown in it."""
+    recorded = read_transcripts(connection, [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids])
+
+    def shown(screen: Screen) -> ShownGroup:
+        told = _context(connection, outcomes, episodes, settings, private, screen)
+        return _written(told, outcomes, episodes, recorded, names, settings, private, screen)
+
+    group = shown(Screen())
+    if not group.flags and not group.context_flags:
+        return group
+    masked = shown(Screen(masks=True))
+    if masked.input_version == group.input_version:
+        return group
+    return replace(group, masked=masked, input_version=content_version([group.input_version, masked.input_version]))
+
+
+def _written(
+    told: Sequence[str], outcomes: WindowOutcomes, episodes: Sequence[Episode], recorded: Mapping[str, list[RecordedStep]],
+    names: Mapping[str, Sequence[str]], settings: Settings, private: Private, screen: Screen,
 ) -> ShownGroup:  # fmt: skip
     encoded = token_counter(settings.judge_model).count
 
@@ -174,7 +204,6 @@ def _group(
 
     budget = request_tokens(settings)
     told = _fitting(told, int(budget * CONTEXT_SHARE), count)
-    recorded = read_transcripts(connection, [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids])
     aliases = context.question_names(outcomes) if private.allows("market") else {}
     language = Language(context.market_terms(outcomes), [step for steps in recorded.values() for step in steps])
     words = {name for agent, own in names.items() for name in own if (name != agent or len(name) < LEAST_NAME) and language.holds(name)}
@@ -183,6 +212,7 @@ def _group(
             [step for trajectory_id in episode.trajectory_ids for step in recorded.get(trajectory_id, ())],
             Renamer(episode.agent_id, names, aliases, words),
             private,
+            masked=screen.masks,
         )
         for episode in episodes
     }
@@ -195,19 +225,23 @@ def _group(
     most = _most([text.tokens for text in whole.values()], settings.judge_group_size, left)
     share = _share([text.tokens for text in whole.values()], most, left)
     fitting = {agent: text if text.tokens <= share else condense(texts[agent], share, count) for agent, text in whole.items()}
-    shown = tuple(_episode(episode, fitting[episode.agent_id], own[episode.agent_id], private) for episode in episodes)
+    shown = tuple(
+        _episode(episode, fitting[episode.agent_id], own[episode.agent_id], names[episode.agent_id], private) for episode in episodes
+    )
     common = shared.text(episode.text for episode in shown)
+    window = outcomes.window
     version = content_version([RUBRIC_VERSION, window, told, common, most, [[e.agent_id, e.text, e.pnl, e.steps] for e in shown]])
-    return ShownGroup(window, tuple(told), common, shown, version, most)
+    return ShownGroup(window, tuple(told), common, shown, version, most, tuple(dict.fromkeys(screen.flags)))
 
 
-def _episode(episode: Episode, text: Condensed, steps: Sequence[ShownStep], private: Private) -> ShownEpisode:
+def _episode(episode: Episode, text: Condensed, steps: Sequence[ShownStep], names: Sequence[str], private: Private) -> ShownEpisode:
+    named = [flag for name in names for flag in find_flags(name, NAME)]
     return ShownEpisode(
         agent_id=episode.agent_id,
         text=text.text,
         tokens=text.tokens,
         left_out=text.left_out,
-        flags=tuple(dict.fromkeys(flag for step in steps for flag in step.flags)),
+        flags=tuple(dict.fromkeys([*named, *(flag for step in steps for flag in step.flags)])),
         pnl=episode.window_pnl if private.allows("pnl") else None,
         steps=episode.steps,
         shortened=text.shortened,

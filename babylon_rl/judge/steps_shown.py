@@ -6,12 +6,13 @@ repeated, ids without a meaning are shortened.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from babylon_rl.judge.condense import StepText
-from babylon_rl.judge.injection import Flag, bounded, find_flags, flat
+from babylon_rl.judge.injection import Flag, bounded, flat
+from babylon_rl.judge.masking import Screen
 from babylon_rl.judge.names import Renamer
 from babylon_rl.judge.privacy import Private
 from babylon_rl.judge.shared_lines import SharedLines, pieces, plain
@@ -43,44 +44,44 @@ class ShownStep:
         return StepText(self.number, seen, self.state, self.said, self.done, self.brief, self.decision)
 
 
-def shown_steps(steps: Sequence[RecordedStep], rename: Renamer, private: Private) -> list[ShownStep]:
-    """The steps of an episode in words, numbered from 1."""
-    return [_shown(number, step, rename, private) for number, step in enumerate(steps, 1)]
+def shown_steps(steps: Sequence[RecordedStep], rename: Renamer, private: Private, *, masked: bool = False) -> list[ShownStep]:
+    """The steps of an episode in words, numbered from 1; ``masked`` leaves flagged passages out."""
+    return [_shown(number, step, rename, private, masked) for number, step in enumerate(steps, 1)]
 
 
-def _shown(number: int, step: RecordedStep, rename: Renamer, private: Private) -> ShownStep:
+def _shown(number: int, step: RecordedStep, rename: Renamer, private: Private, masked: bool) -> ShownStep:
     seen: list[str] = []
     said: list[str] = []
-    flags: list[Flag] = []
+    screen = Screen(masked, rename)
 
-    def look(text: str, what: str) -> str:
-        flags.extend(find_flags(text, f"step {number} {what}"))
-        return bounded(text)
+    def own(text: str, where: str) -> str:
+        return bounded(screen.text(text, f"step {number} {where}"))
+
+    def served(text: str, where: str) -> list[str]:
+        return screen.lines(pieces(bounded(text)), f"step {number} {where}")
 
     for call in step.calls:
-        seen += map(rename, pieces(look(private.text("system_prompt", call.system), "system prompt")))
-        seen += map(rename, pieces(look(private.text("user_prompt", call.prompt), "prompt")))
-        response = look(_answer(call.response, step, private), "response")
+        seen += served(private.text("system_prompt", call.system), "system prompt")
+        seen += served(private.text("user_prompt", call.prompt), "prompt")
+        response = own(_answer(call.response, step, private), "response")
         if response and not _says_the_same(call.response, step):
             said.append(flat(rename(response)))
     for note in dict.fromkeys((step.reasoning, *(call.reasoning for call in step.calls))):
-        reasoning = look(private.text("reasoning", note), "reasoning")
+        reasoning = own(private.text("reasoning", note), "reasoning")
         if reasoning:
             said.append(f"(why) {flat(rename(reasoning))}")
-    parameters = _allowed(step, private)
-    named = flat(rename(bounded(plain(_meaningful(parameters, step)))))
-    result = _result(step, private)
-    for text in (*_texts(parameters), *_texts(result)):
-        look(text, "action")
+    parameters = screen.value(_meaningful(_allowed(step, private), step), f"step {number} action")
+    named = flat(rename(bounded(plain(parameters))))
+    result = screen.value(_result(step, private), f"step {number} action")
     outcome = "" if step.succeeded else " FAILED"
-    action = flat(rename(look(step.action_type[:_LONGEST_ACTION], "action"))) + outcome
+    action = flat(rename(own(step.action_type[:_LONGEST_ACTION], "action"))) + outcome
     brief = f"{action} {named}" if named else action
     came = flat(rename(bounded(plain(result)))) if result not in (None, {}, "", []) else ""
     held = step.state
     state = f"balance {held.agent_balance:.8g}, P&L {held.agent_pnl:.8g}, {held.open_positions:g} open" if private.allows("state") else ""
     decision = step.succeeded and "HOLD" not in step.action_type and _is(step, _DECISIONS)
     done = f"{brief} -> {came}" if came else brief
-    return ShownStep(number, tuple(map(flat, seen)), state, tuple(said), done, brief, decision, tuple(dict.fromkeys(flags)))
+    return ShownStep(number, tuple(map(flat, seen)), state, tuple(said), done, brief, decision, tuple(dict.fromkeys(screen.flags)))
 
 
 def _says_the_same(response: str, step: RecordedStep) -> bool:
@@ -154,15 +155,3 @@ def _result(step: RecordedStep, private: Private) -> Any:
     if isinstance(value, dict) and isinstance(step.parameters, dict):
         return {key: entry for key, entry in value.items() if key not in step.parameters or step.parameters[key] != entry}
     return value
-
-
-def _texts(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, entry in value.items():
-            yield str(key)
-            yield from _texts(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _texts(entry)

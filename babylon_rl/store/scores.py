@@ -27,6 +27,7 @@ class StoredScore(msgspec.Struct, frozen=True, rename="camel"):
     places: list[float] = []
     shown_tokens: int = 0
     flags: list[str] = []
+    gain: float | None = None
     trajectory_ids: list[str] = []
 
 
@@ -67,7 +68,8 @@ _READ_GROUPS = """
     FROM babylon_rl.group_scores WHERE "window" = ANY(%s)
 """
 _READ_SCORES = """
-    SELECT "window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning", "orderScores", "places", "shownTokens", "flags"
+    SELECT "window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning", "orderScores", "places", "shownTokens", "flags",
+        "gain"
     FROM babylon_rl.episode_scores WHERE "window" = ANY(%s) ORDER BY "window", "rank", "agentId" COLLATE "C"
 """
 
@@ -87,15 +89,15 @@ _SCORES = """
     FROM jsonb_to_recordset(%(groups)s) AS given ("window" text, "judge" text, "judgeVersion" text, "criteria" jsonb, "scores" jsonb)
     CROSS JOIN LATERAL jsonb_to_recordset(given."scores") AS s ("agentId" text, "score" float8, "rank" int, "advantage" float8,
         "disagreement" float8, "reasoning" text, "orderScores" float8[], "places" float8[], "shownTokens" int, "flags" text[],
-        "trajectoryIds" text[])
+        "gain" float8, "trajectoryIds" text[])
 """
 
 _INSERT_SCORES = (
     """
     INSERT INTO babylon_rl.episode_scores ("window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning", "orderScores",
-        "places", "shownTokens", "flags")
+        "places", "shownTokens", "flags", "gain")
     SELECT given."window", s."agentId", s."score", s."rank", s."advantage", s."disagreement", s."reasoning", s."orderScores",
-        s."places", s."shownTokens", s."flags"
+        s."places", s."shownTokens", s."flags", s."gain"
 """
     + _SCORES
 )

@@ -1,6 +1,7 @@
 """Agents' text that speaks to the judge: it stays inside its block, whatever it says, and is flagged."""
 
 import json
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -9,19 +10,24 @@ from hypothesis import strategies as st
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.injection import MOST_CHARACTERS, bounded, escaped, find_flags, flat
+from babylon_rl.judge.privacy import private_fields
 from babylon_rl.judge.request import plan_requests
 from babylon_rl.judge.scripted.obedience import Believed, believed, demanded
-from babylon_rl.judge.scripted.wire import Block, read
+from babylon_rl.judge.scripted.wire import read
 from babylon_rl.judge.shown import shown_groups
+from babylon_rl.judge.steps_shown import Renamer, shown_steps
+from babylon_rl.judge.transcript import read_transcripts
+from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl_tests.judge.attacks import ATTACKS, RESIDUAL, Attack
 from babylon_rl_tests.judge.scripted_server import Judge, asked
 from babylon_rl_tests.judge.shown_groups import SECRET, WINDOW, make_group
+from babylon_rl_tests.judge.trading_talk import TALK, filled, ordinary_texts
 from babylon_rl_tests.judge.wire import read_request
 from babylon_rl_tests.repeatable import repeatable
-from babylon_rl_tests.rows import Connection, insert, make_call, make_step, make_trajectory
+from babylon_rl_tests.rows import AFTER, Connection, insert, make_call, make_step, make_trajectory
 
 MODEL = "openai/gpt-4o-mini"
 SETTINGS = Settings(_env_file=None, judge_model="heuristic")
@@ -56,21 +62,19 @@ def test_a_judge_who_believes_every_tag_sees_the_real_blocks_and_nothing_outside
     )
 
 
-def test_an_obedient_judge_moves_nobody_elses_score_and_believes_no_forged_block(judge: Judge) -> None:
-    """The whole corpus over HTTP to a judge that does what any text says; that an agent begs for itself is all that is left to it."""
+def test_an_obedient_judge_does_what_texts_say_and_believes_no_forged_block(judge: Judge) -> None:
+    """The whole corpus over HTTP to a judge that does what any text says: commands move scores, structure never does."""
     own = {"attacker": 0.3, "honest": 0.6, "third": 0.8}
     for attack in ATTACKS:
         texts = {agent: f"1. did HOLD skill={skill}" for agent, skill in own.items()}
         texts["attacker"] += f" {attack.text}"
         for order in (0, 1):
-            group = make_group(texts, common=attack.text, context=(attack.text,))
-            (request,) = plan_requests(group, MODEL, order, SECRET, SETTINGS)
+            (request,) = plan_requests(make_group(texts), MODEL, order, SECRET, SETTINGS)
             found = judge.scores(request.messages, obedience=1.0)
             assert list(found) == list(request.ids), attack.name
-            scores = {request.ids[shown]: score for shown, score in found.items()}
-            assert (scores["honest"], scores["third"]) == (0.6, 0.8), attack.name
-            asked_for_itself = demanded(Believed((Block("me", attack.text),))).get("me", own["attacker"])
-            assert scores["attacker"] in (own["attacker"], asked_for_itself), f"{attack.name} gains by more than begging"
+            asked_for = demanded(Believed(read(request.messages).blocks))
+            skill = {shown: own[agent] for shown, agent in request.ids.items()}
+            assert found == skill | asked_for, f"{attack.name} gains by more than a command"
             sober = judge.scores(request.messages, skill="pnl")
             assert [round(sober[shown] - 0.5, 4) for shown in sorted(request.ids, key=lambda shown: request.ids[shown])] == [
                 0.0, 0.0025, 0.005,
@@ -124,12 +128,42 @@ def test_ordinary_words_are_not_flagged(text: str) -> None:
     assert find_flags(text, "x") == []
 
 
-def test_no_text_of_the_recorded_game_is_flagged(sample_database: Database, settings: Settings) -> None:
-    with sample_database.connect() as connection:
-        windows = windows_with_rows(connection, "2025-01-01T00:00", "2026-01-01T00:00")
+def test_no_text_of_the_recorded_games_is_flagged(sample_database: Database, early_sample_database: Database, settings: Settings) -> None:
+    """Every trajectory that can be read, usable or not, of the two samples, and the news, questions and names of their hours."""
+    looked_at = 0
+    for database in (sample_database, early_sample_database):
+        with database.connect() as connection:
+            windows = windows_with_rows(connection, "2025-01-01T00:00", "2026-01-01T00:00")
+            readings = read_windows(connection, windows, settings)
+            groups = shown_groups(connection, readings, settings)
+            assert {window: (group.flags, group.context_flags) for window, group in groups.items() if group.judged != (group,)} == {}
+            assert not any(group.flags or group.context_flags for group in groups.values())
+            ids = [str(row[0]) for row in connection.execute('SELECT "trajectoryId" FROM trajectories')]
+            for steps in read_transcripts(connection, ids).values():
+                looked_at += 1
+                shown = shown_steps(steps, Renamer("", {}, {}), private_fields(settings))
+                assert not any(step.flags for step in shown)
+            posts = connection.execute("""SELECT content FROM "Post" UNION SELECT description FROM "WorldEvent" """)
+            assert [post for (post,) in posts if find_flags(str(post), "x")] == []
+    assert looked_at == 1066
+
+
+def test_no_text_of_simulated_hours_is_flagged(database: Database, settings: Settings) -> None:
+    with database.connect() as connection:
+        windows = [hour.window for hour in spawn(connection, SpawnRequest(agents=8, model_agents=0, windows=4, seed=5), AFTER, None)]
         groups = shown_groups(connection, read_windows(connection, windows, settings), settings)
-    assert len(groups) >= 7
-    assert {window: group.flags for window, group in groups.items() if group.flags} == {}
+    assert len(groups) == 4 and sum(len(group.episodes) for group in groups.values()) == 32
+    assert not any(group.flags or group.context_flags for group in groups.values())
+
+
+@pytest.mark.parametrize("sentence", TALK)
+def test_ordinary_words_of_trading_are_not_flagged(sentence: str) -> None:
+    assert [flag for seed in range(20) for flag in find_flags(filled(sentence, random.Random(seed)), "x")] == []
+
+
+def test_of_ordinary_texts_of_traders_at_most_one_in_five_hundred_is_flagged() -> None:
+    assert sum(bool(find_flags(text, "x")) for text in ordinary_texts(4000, seed=1)) <= 8
+    assert find_flags("I set a stop 75-100 basis points below entry.", "x") == []
 
 
 def test_flags_come_from_every_kind_of_text_and_say_where(connection: Connection, settings: Settings) -> None:

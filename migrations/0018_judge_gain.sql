@@ -1,0 +1,5 @@
+-- What text that speaks to a judge was worth: a flagged group is judged once more with the flagged passages masked.
+
+ALTER TABLE babylon_rl.episode_scores ADD COLUMN "gain" double precision;
+COMMENT ON COLUMN babylon_rl.episode_scores."gain" IS 'Score as shown less score with the group''s flagged passages masked; NULL where nothing was masked';
+COMMENT ON COLUMN babylon_rl.episode_scores."flags" IS 'What in the agent''s name, in its text or in what it was served speaks to a judge';
