@@ -67,7 +67,9 @@ OVERRIDE = (
 )
 
 # Words of trading before a score that is not the judge's: a risk score, a credit rating.
-_TRADED = "sentiment confidence conviction risk momentum credit debt bond volume signal buy sell trend".split()
+_TRADED = (
+    "sentiment", "confidence", "conviction", "risk", "momentum", "credit", "debt", "bond", "volume", "signal", "buy", "sell", "trend",
+)  # fmt: skip
 _UNTRADED = "".join(rf"(?<!{word} )" for word in _TRADED)
 _SCORE = _UNTRADED + r"(?:scores?|ratings?|marks|grades?|verdicts?|rankings?)"
 _WEAK = r"(?<!basis )(?<!percentage )(?<!index )(?:points?|rank|mark|reward)"

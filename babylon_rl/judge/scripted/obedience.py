@@ -148,7 +148,7 @@ def _target(before: str, after: str, whole: str, ids: Sequence[str]) -> str | No
     words = f"{before} {after}"
     if _OTHERS.search(words):
         return _REST
-    named = next((word for word in re.findall(r"[\w-]+", words) if word in ids), None)
+    named = next((id for id in ids if re.search(rf"(?<![\w-]){re.escape(id)}(?![\w-])", words)), None)
     if named is not None:
         return named
     place = _PLACE.search(words)
