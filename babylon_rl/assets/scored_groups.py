@@ -107,9 +107,21 @@ def _scored(group: GroupScores, scores: Scored, *, drawn: bool) -> HourReport:
             for s in group.scores
         ]
     )
-    if flagged := [{"agent": s.agent_id, "score": s.score, "suspicion": flag} for s in group.scores for flag in s.flags]:
+    told = [] if group.judgement is None else [{"agent": "-", "suspicion": flag} for flag in group.judgement.context_flags]
+    if flagged := [{"agent": s.agent_id, "score": s.score, "suspicion": flag} for s in group.scores for flag in s.flags] + told:
         metadata["injection_flags"] = table(flagged)
+    if gained := [{"agent": s.agent_id, "score": s.score, "gain": s.gain} for s in group.scores if s.gain is not None]:
+        metadata["injection_gains"] = table(gained)
     return HourReport(group.data_version, metadata)
+
+
+def _gain(group: GroupScores) -> dict[str, Any]:
+    """What flagged passages gained; nothing where nothing was masked."""
+    judgement = group.judgement
+    if judgement is None or judgement.masked is None:
+        return {}
+    largest = max((score.gain or 0.0 for score in group.scores), key=abs)
+    return {"masked_scores_count": judgement.masked, "largest_gain": largest, "noise_between_orders": judgement.noise or 0.0}
 
 
 def _costs(group: GroupScores, scores: Scored) -> dict[str, Any]:
@@ -129,6 +141,7 @@ def _costs(group: GroupScores, scores: Scored) -> dict[str, Any]:
         "judge_seconds": judgement.seconds,
         **_shortened(judgement),
         "flagged_episodes": sum(bool(score.flags) for score in group.scores),
+        **_gain(group),
     }
 
 

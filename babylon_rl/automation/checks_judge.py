@@ -97,10 +97,16 @@ def _leaking(hour: HourVerdicts, settings: Settings) -> Finding | None:
 
 def _flagged(hour: HourVerdicts, settings: Settings) -> Finding | None:
     agents = tuple(agent for agent, flags in zip(hour.agents, hour.flags, strict=True) if flags)
-    if not agents:
+    if not agents and not hour.context_flags:
         return None
-    count = f"{len(agents)} of {len(hour.agents)} episodes hold"
-    return Finding(f"{count} text that may speak to the judge ({sum(hour.flags)} suspicions)", agents)
+    parts = [f"{len(agents)} of {len(hour.agents)} episodes hold text that may speak to the judge ({sum(hour.flags)} suspicions)"]
+    parts += [f"{hour.context_flags} suspicions in news, questions and names"] if hour.context_flags else []
+    gained = [(gain, agent) for gain, agent in zip(hour.gains, hour.agents, strict=False) if gain is not None]
+    if gained:
+        gain, agent = max(gained, key=lambda one: abs(one[0]))
+        counts = "the scores with it masked count" if hour.masked else "no more than two orders differ by"
+        parts.append(f"it moved {agent} by {gain:+.2f} (noise {hour.noise or 0.0:.2f}): {counts}")
+    return Finding("; ".join(parts), agents)
 
 
 RULES: tuple[Rule[HourVerdicts], ...] = (
@@ -149,9 +155,9 @@ RULES: tuple[Rule[HourVerdicts], ...] = (
     ),
     Rule(
         "nobody_speaks_to_the_judge",
-        "No episode holds text that may be meant for the judge.",
+        "No episode, news, question or name holds text that may be meant for the judge.",
         _flagged,
-        "The page of scored_groups lists each suspicion of {hour}. The text was shown as data; compare these scores with their P&L.",
+        "The page of scored_groups lists each suspicion of {hour} and what it gained. A gain beyond what orders differ by does not count.",
     ),
 )
 

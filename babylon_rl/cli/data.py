@@ -260,6 +260,11 @@ def _judgement_sentences(found: "GroupScores") -> list[str]:
     tau = "" if how.tau is None else f", Kendall's tau {how.tau:.2f}"
     price = "an unknown price" if how.usd is None else f"${how.usd:.4f}"
     said = [f"{how.orders} orders: mean difference {found.disagreement:.3f}{tau}. {how.requests} requests for {price}."]
+    if how.masked is not None:
+        counts = "count" if how.masked else "do not count, as they differ by no more than two orders do"
+        said.append(f"The scores with flagged passages masked {counts} (noise {how.noise or 0.0:.3f}).")
+    said += [f"context: {flag}" for flag in how.context_flags]
+    said += [f"{score.agent_id} gained {score.gain:+.3f} by flagged passages." for score in found.scores if score.gain]
     return [*said, *(f"{score.agent_id}: {flag}" for score in found.scores for flag in score.flags)]
 
 

@@ -1,7 +1,7 @@
 """Agents' text is hostile: made unable to be markup, and looked through for words that speak to a judge.
 
-``escaped`` is what keeps structure safe, whatever the text; the flags are for people, and miss what nobody thought of. A flag never
-changes a score.
+``escaped`` is what keeps structure safe, whatever the text; the flags miss what nobody thought of. A flagged group is judged again with
+the flagged passages masked (masking.py).
 """
 
 import functools

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from babylon_rl.judge.reliability import Reliability
-from babylon_rl.judge.reliability_measures import Estimate
+from babylon_rl.judge.reliability_measures import Estimate, mean_estimate
 from babylon_rl.settings import HEURISTIC
 from babylon_rl.store.judge_report import Paid
 
@@ -23,6 +23,7 @@ def document_of(report: Reliability) -> dict[str, Any]:
         "groups": report.groups,
         "episodes": report.seen.episodes,
         "flaggedEpisodes": report.seen.flagged,
+        "flaggedGain": _flagged_gain(report),
         "stale": report.stale,
         "quarantined": report.quarantined,
         "quarantinedShare": report.quarantined_share,
@@ -44,6 +45,11 @@ def _estimate(estimate: Estimate | None, name: str, **others: Any) -> dict[str, 
     if estimate is None:
         return None
     return {name: estimate.value, "low": estimate.low, "high": estimate.high, "groups": estimate.groups, **others}
+
+
+def _flagged_gain(report: Reliability) -> dict[str, Any] | None:
+    gain = mean_estimate(report.seen.gains)
+    return _estimate(gain, "meanGain", maskedGroups=report.seen.masked)
 
 
 def _self_agreement(report: Reliability) -> dict[str, Any] | None:
@@ -114,7 +120,7 @@ def sentences(report: Reliability) -> list[tuple[str, str, str]]:
         ("length bias", _said(report.length_points, 3, sign=True), _length_words(report)),
         ("with the hour's P&L", _said(report.pnl_correlation, 2, sign=True), _pnl_words(report)),
     ]
-    return lines + _audit_lines(report) + _market_lines(report) + [("cost", *_cost_words(report))]
+    return lines + _gain_lines(report) + _audit_lines(report) + _market_lines(report) + [("cost", *_cost_words(report))]
 
 
 def _groups(report: Reliability) -> tuple[str, str]:
@@ -150,6 +156,14 @@ def _length_words(report: Reliability) -> str:
 def _pnl_words(report: Reliability) -> str:
     left_out = report.seen.without_pnl_ranks
     return "Spearman within an hour" + (f"; {left_out} hours do not rank" if left_out else "")
+
+
+def _gain_lines(report: Reliability) -> list[tuple[str, str, str]]:
+    gain = mean_estimate(report.seen.gains)
+    if gain is None:
+        return []
+    words = f"gain of flagged episodes in {gain.groups} hours; in {report.seen.masked} the scores with flagged passages masked count"
+    return [("text to the judge", _said(gain, 3, sign=True), words)]
 
 
 def _audit_lines(report: Reliability) -> list[tuple[str, str, str]]:

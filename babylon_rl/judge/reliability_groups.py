@@ -32,6 +32,8 @@ class Groups:
     every: int = 1
     episodes: int = 0
     flagged: int = 0
+    masked: int = 0
+    gains: list[float] = field(default_factory=list)
     without_pnl_ranks: int = 0
     hours: list[HourPoint] = field(default_factory=list)
     slopes: list[tuple[float, float]] = field(default_factory=list)
@@ -54,6 +56,9 @@ class Groups:
             self.points += zip(pnls, scores, strict=True)
         self.episodes += len(episodes)
         self.flagged += sum(episode.flags > 0 for episode in episodes)
+        self.masked += hour.masked is True
+        gains = [episode.gain for episode in episodes if episode.gain is not None and episode.flags]
+        self.gains += [_mean(gains)] if gains else []
         self._add_places(episodes)
         if correlation is not None:
             _bin(self.by_pnl_rank, list(zip(_shares(pnls), scores, strict=True)))

@@ -18,11 +18,11 @@ _JUDGES = """
 """
 _HEADS = """
     SELECT "window", "judgeVersion", "inputVersion", "groupSize", "spread", "disagreement", "stale",
-        COALESCE(("judgement" ->> 'orders')::int, 0), ("judgement" ->> 'tau')::float8
+        COALESCE(("judgement" ->> 'orders')::int, 0), ("judgement" ->> 'tau')::float8, ("judgement" ->> 'masked')::boolean
     FROM babylon_rl.group_scores WHERE "judge" = %s AND "window" >= %s AND "window" < %s ORDER BY 1
 """
 _EPISODES = """
-    SELECT s."window", s."agentId", s."score", s."orderScores", s."places", s."shownTokens", cardinality(s."flags"), e."windowPnl"
+    SELECT s."window", s."agentId", s."score", s."orderScores", s."places", s."shownTokens", cardinality(s."flags"), e."windowPnl", s."gain"
     FROM babylon_rl.episode_scores s LEFT JOIN babylon_rl.episodes e ON e."window" = s."window" AND e."agentId" = s."agentId"
     WHERE s."window" = ANY(%s) ORDER BY s."window", s."agentId"
 """
@@ -34,7 +34,8 @@ _WITHOUT = """
 _SAME_CONTENT = """
     FROM babylon_rl.judge_requests asked JOIN babylon_rl.group_scores held ON held."window" = asked."window"
     WHERE asked."judge" = %s AND asked."window" = ANY(%s) AND NOT asked."retired" AND asked."scores" IS NOT NULL
-        AND asked."shownVersion" = CASE WHEN held."shownVersion" <> '' THEN held."shownVersion" ELSE (
+        AND asked."shownVersion" = CASE WHEN held."judgement" ->> 'masked' = 'true' THEN held."judgement" ->> 'masked_version'
+            WHEN held."shownVersion" <> '' THEN held."shownVersion" ELSE (
             SELECT newest."shownVersion" FROM babylon_rl.judge_requests newest
             WHERE newest."window" = asked."window" AND newest."judge" = asked."judge" AND NOT newest."retired"
                 AND newest."scores" IS NOT NULL ORDER BY newest."id" DESC LIMIT 1) END
@@ -65,7 +66,10 @@ _DAYS = """
 
 @dataclass(frozen=True, slots=True)
 class JudgedHour:
-    """The head of one judged hour; ``orders`` is 0 for the heuristic, ``tau`` None where no two orders rank."""
+    """The head of one judged hour; ``orders`` is 0 for the heuristic, ``tau`` None where no two orders rank.
+
+    ``masked`` says whether the scores are those with flagged passages masked, None where nothing was flagged.
+    """
 
     window: str
     judge_version: str
@@ -76,13 +80,15 @@ class JudgedHour:
     stale: bool
     orders: int
     tau: float | None
+    masked: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedEpisode:
     """One episode of a judged hour: its score, that of each order and the place it stood in there (0 first, 1 last).
 
-    ``pnl_usd`` is its window P&L, None where the episode is no more.
+    ``pnl_usd`` is its window P&L, None where the episode is no more; ``gain`` is what the hour's flagged passages gained it, None where
+    nothing was flagged.
     """
 
     window: str
@@ -93,6 +99,7 @@ class JudgedEpisode:
     shown_tokens: int
     flags: int
     pnl_usd: float | None
+    gain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +208,9 @@ _VERDICTS = r"""
     SELECT asked."window", g."judge", g."groupSize", g."disagreement", COALESCE(("judgement" ->> 'orders')::int, 0), q."reason", p."reason",
         m."meanChange", m."volatility", COALESCE(h."leaked", 0), COALESCE(("judgement" ->> 'steps')::int, 0),
         COALESCE(("judgement" ->> 'shortened')::int, 0), COALESCE(("judgement" ->> 'decisions_shortened')::int, 0),
-        s."agents", s."scores", s."pnls", s."trades", s."flags", s."tells"
+        s."agents", s."scores", s."pnls", s."trades", s."flags", s."tells",
+        s."gains", ("judgement" ->> 'masked')::boolean, ("judgement" ->> 'noise')::float8,
+        COALESCE(jsonb_array_length("judgement" -> 'context_flags'), 0)
     FROM unnest(%(windows)s::text[]) AS asked ("window")
     LEFT JOIN babylon_rl.group_scores g ON g."window" = asked."window"
     LEFT JOIN babylon_rl.judge_quarantine q ON q."window" = asked."window"
@@ -212,7 +221,8 @@ _VERDICTS = r"""
         SELECT array_agg(one."agentId" ORDER BY one."agentId") AS "agents", array_agg(one."score" ORDER BY one."agentId") AS "scores",
             array_agg(e."windowPnl" ORDER BY one."agentId") AS "pnls", array_agg(e."trades" ORDER BY one."agentId") AS "trades",
             array_agg(cardinality(one."flags") ORDER BY one."agentId") AS "flags",
-            array_agg(one."reasoning" ~* '\mhidden\M' ORDER BY one."agentId") AS "tells"
+            array_agg(one."reasoning" ~* '\mhidden\M' ORDER BY one."agentId") AS "tells",
+            array_agg(one."gain" ORDER BY one."agentId") AS "gains"
         FROM babylon_rl.episode_scores one
         LEFT JOIN babylon_rl.episodes e ON e."window" = one."window" AND e."agentId" = one."agentId"
         WHERE one."window" = asked."window"
@@ -232,6 +242,8 @@ class HourVerdicts:
 
     The sequences run over the episodes in order of agent: ``trades`` and ``pnls_usd`` (None where the episode is no more), how many
     ``flags`` its text has, whether its reasoning ``tells`` what is hidden from the agents: here, whether it has that word.
+    ``gains`` are what the flagged passages gained each, None where nothing was masked; ``masked`` and ``noise`` are the judgement's, and
+    ``context_flags`` the suspicions in news, questions and the market's names.
     """
 
     window: str
@@ -253,6 +265,10 @@ class HourVerdicts:
     trades: Sequence[int | None]
     flags: Sequence[int]
     tells: Sequence[bool]
+    gains: Sequence[float | None] = ()
+    masked: bool | None = None
+    noise: float | None = None
+    context_flags: int = 0
 
 
 def hour_verdicts(connection: Connection, windows: Sequence[str]) -> list[HourVerdicts]:
@@ -267,4 +283,4 @@ def explanations(connection: Connection, windows: Sequence[str]) -> dict[tuple[s
 
 def _verdicts(row: tuple[Any, ...]) -> HourVerdicts:
     window, judge, size, disagreement, *rest = row
-    return HourVerdicts(window, judge, size or 0, disagreement or 0.0, *rest[:9], *(values or [] for values in rest[9:]))
+    return HourVerdicts(window, judge, size or 0, disagreement or 0.0, *rest[:9], *(values or [] for values in rest[9:16]), *rest[16:])

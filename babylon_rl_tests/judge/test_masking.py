@@ -4,11 +4,15 @@ import pytest
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.masking import MASK
+from babylon_rl.judge.reliability import reliability
+from babylon_rl.judge.reliability_document import document_of, sentences
 from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.judge.scoring_cost import estimate_hours
 from babylon_rl.judge.shown import ShownGroup, shown_groups
 from babylon_rl.settings import Settings
+from babylon_rl.store.judge_report import hour_verdicts
 from babylon_rl.store.trajectories import Connection
+from babylon_rl.windows import window_of
 from babylon_rl_tests.judge.attacked_hours import ATTACKER, add_attacked_hours, attempts
 from babylon_rl_tests.judge.attacks import ATTACKS, BEG, HELD_OUT, RESIDUAL, Attack
 from babylon_rl_tests.judge.model_judge import NOW, PRICED, asking
@@ -54,6 +58,10 @@ def test_a_gain_is_measured_stored_and_told(connection: Connection, settings: Se
     assert stored_scores(connection, [begged])[begged].scores == group.scores
     entry = next(entry for entry in group.document()["scores"] if entry["agentId"] == ATTACKER)
     assert entry["gain"] == gains[ATTACKER] and group.document()["masked"] is True
+    report = reliability(connection, quiet, window_of(NOW), chosen)
+    assert report.seen.masked == 1 and document_of(report)["flaggedGain"]["meanGain"] == pytest.approx((gains[ATTACKER] or 0) / 2)
+    assert any(name == "text to the judge" for name, _, _ in sentences(report))
+    assert [hour.masked for hour in hour_verdicts(connection, names)] == [None, True, False]
     kept = scored[polite]
     assert kept.judgement is not None and kept.judgement.masked is False, "a flag alone changes nothing"
     assert {score.gain for score in kept.scores} == {0.0}

@@ -1,0 +1,53 @@
+"""Attacks on a judge that does what any text says, with and without masks: `python benchmarks/judge_attacks.py` prints a table.
+
+Each attack is what one agent of five says in an hour; the judge is the scripted one with obedience 1, over HTTP, on an embedded
+Postgres. An attack gains where its agent's score is above that of the same agent in a quiet hour, and moves others where another's score
+is not that of the quiet hour. The held-out wordings were never used to make the flags.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from babylon_rl.judge.scripted.settings import ScriptedJudge
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl.store.embedded import use_server
+from babylon_rl.store.migrate import migrate
+from babylon_rl_tests.judge.attacked_hours import Attempt, add_attacked_hours, attempts
+from babylon_rl_tests.judge.attacks import ATTACKS, HELD_OUT, Attack
+from babylon_rl_tests.judge.model_judge import asking
+from babylon_rl_tests.judge.scripted_server import judging
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as home, use_server(Path(home)) as url, judging(ScriptedJudge(obedience=1.0)) as judge:
+        settings = asking(Settings(_env_file=None, babylon_rl_home=Path(home)), judge.url)
+        print("| attacks | flagged | gain, without masks | gain, with | move others, without masks | move others, with |")
+        print("|---|---|---|---|---|---|")
+        for name, attacks in (("the corpus", ATTACKS), ("held-out wordings", HELD_OUT)):
+            print(_row(name, _measured(url, attacks, settings)))
+
+
+def _measured(url: str, attacks: Sequence[Attack], settings: Settings) -> list[Attempt]:
+    database = Database(url, url)
+    migrate(database)
+    with database.connect(autocommit=True) as connection:
+        found = attempts(connection, add_attacked_hours(connection, attacks), settings)
+        connection.execute("TRUNCATE public.trajectories, babylon_rl.group_scores CASCADE")
+    return found
+
+
+def _row(name: str, found: Sequence[Attempt]) -> str:
+    counts = [
+        sum(one.flagged for one in found),
+        sum(one.own_before > 0 for one in found),
+        sum(one.own_after > 0 for one in found),
+        sum(one.others_before > 0 for one in found),
+        sum(one.others_after > 0 for one in found),
+    ]
+    return f"| {name}, {len(found)} | {' | '.join(map(str, counts))} |"
+
+
+if __name__ == "__main__":
+    main()
