@@ -17,10 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from babylon_rl.evaluation.benchmark_markets import markets_of
-from babylon_rl.evaluation.contestants import scripted
-from babylon_rl.evaluation.result_building import Market
-from babylon_rl.evaluation.runner import run_benchmark
+from babylon_rl.evaluation.play import run_benchmark
+from babylon_rl.evaluation.players import scripted
+from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import play
@@ -31,26 +30,26 @@ AGENTS = ("conservative", "balanced", "aggressive", "momentum", "contrarian", "n
 MANDATES: tuple[Mandate, ...] = get_args(Mandate)
 
 
-def together(market: Market, mandate: Mandate) -> None:
+def together(market: Snapshot, mandate: Mandate) -> None:
     """All in one market, what they do kept in memory."""
     run = play(market.scenario, {name: factory(name, market.scenario, mandate) for name in AGENTS})
     assert run.complete and all(record.decisions == market.scenario.ticks for record in run.records.values())
 
 
-def one_by_one(market: Market, mandate: Mandate) -> None:
+def one_by_one(market: Snapshot, mandate: Mandate) -> None:
     """Each alone, results and decisions in files."""
     with tempfile.TemporaryDirectory() as directory:
         runs = run_benchmark([scripted(name, mandate) for name in AGENTS], [market], Path(directory))
     assert runs.played == len(AGENTS)
 
 
-WAYS: dict[str, Callable[[Market, Mandate], None]] = {"together": together, "one_by_one": one_by_one}
+WAYS: dict[str, Callable[[Snapshot, Mandate], None]] = {"together": together, "one_by_one": one_by_one}
 
 
 def week(way: str, mandate: Mandate) -> dict[str, float]:
     """Play a week in this process; seconds by the clock and of the processor, and the most memory held."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    [market] = markets_of(["preset:week"])
+    [market] = snapshots_named(["preset:week"])
     began, used = time.perf_counter(), time.process_time()
     WAYS[way](market, mandate)
     return {

@@ -35,7 +35,7 @@ COLUMNS = column_schema(
 )
 def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.benchmark import evaluate_batch
-    from babylon_rl.evaluation.gate_runs import runs_directory
+    from babylon_rl.evaluation.run_files import runs_directory
 
     with babylon.connection() as connection:
         report = evaluate_batch(

@@ -12,7 +12,7 @@ from babylon_rl.cli.evaluation import benchmark
 from babylon_rl.cli.output import JsonOption, emit, say
 
 if TYPE_CHECKING:
-    from babylon_rl.evaluation.snapshot_file import Snapshot
+    from babylon_rl.evaluation.snapshot_file import SnapshotDocument
     from babylon_rl.market.simulation.config import ScenarioConfig
 
 DEFAULT_PRESET = "quick"
@@ -95,7 +95,7 @@ def _start_ms(start: str | None) -> int | None:
     return int(window_start(start).replace(tzinfo=UTC).timestamp() * 1000) if start is not None else None
 
 
-def _summary(snapshot: "Snapshot", path: Path, size: int, warnings: list[str]) -> dict[str, Any]:
+def _summary(snapshot: "SnapshotDocument", path: Path, size: int, warnings: list[str]) -> dict[str, Any]:
     from hashlib import sha256
 
     from babylon_rl.evaluation.snapshot_file import encode, optimum_of

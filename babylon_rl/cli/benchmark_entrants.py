@@ -9,8 +9,8 @@ from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings
 
 if TYPE_CHECKING:
-    from babylon_rl.evaluation.contestants import Contestant
     from babylon_rl.evaluation.entrants import Entrant, Serving
+    from babylon_rl.evaluation.players import Player
     from babylon_rl.market.simulation.agents import Mandate
     from babylon_rl.models.client import ChatClient
     from babylon_rl.store.registry import Model
@@ -28,8 +28,8 @@ def entered(
     prompt: str | None = None,
     attempts: int = 6,
     serving: "Serving | None" = None,
-) -> "Iterator[list[Contestant]]":
-    """Contestants in the order of ``names``, for as long as the block lasts; base and versions are served when they are first asked.
+) -> "Iterator[list[Player]]":
+    """Players in the order of ``names``, for as long as the block lasts; base and versions are served when they are first asked.
 
     Args:
         attempts: of a request to an endpoint of the user's.
@@ -38,7 +38,7 @@ def entered(
     Raises:
         UsageError: a name is nobody's, or a version cannot be played here.
     """
-    from babylon_rl.evaluation.contestants import asked, scripted
+    from babylon_rl.evaluation.players import asked, scripted
     from babylon_rl.market.simulation.roster import NAMES
     from babylon_rl.models.client import ChatClient
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from babylon_rl.evaluation.comparison_shape import Comparison, Refused
-    from babylon_rl.evaluation.result_building import Market
+    from babylon_rl.evaluation.play import BenchmarkRuns
     from babylon_rl.evaluation.results import Result
-    from babylon_rl.evaluation.runner import BenchmarkRuns
+    from babylon_rl.evaluation.snapshots import Snapshot
     from babylon_rl.market.simulation.agents import Mandate
 
 RESULTS = "benchmark-results"
@@ -53,8 +53,8 @@ def run(
 ) -> None:
     """Play snapshots with models and agents, and say what each earned; a run that is kept is not played again, but by --again."""
     from babylon_rl.cli.benchmark_entrants import entered
-    from babylon_rl.evaluation.benchmark_markets import markets_of
-    from babylon_rl.evaluation.runner import run_benchmark
+    from babylon_rl.evaluation.play import run_benchmark
+    from babylon_rl.evaluation.snapshots import snapshots_named
     from babylon_rl.settings import load_settings
 
     if mandate not in MANDATES:
@@ -62,11 +62,11 @@ def run(
     settings = load_settings()
     directory = out if out is not None else settings.home / RESULTS
     chosen: Mandate = "free" if mandate == "free" else "one-tick"
-    with entered(model, settings, chosen, temperature=temperature, prompt=prompt, attempts=attempts) as contestants:
-        markets = markets_of(snapshots)
+    with entered(model, settings, chosen, temperature=temperature, prompt=prompt, attempts=attempts) as players:
+        markets = snapshots_named(snapshots)
         with progress_of_parts() as tell:
             runs = run_benchmark(
-                contestants,
+                players,
                 markets,
                 directory,
                 repeats=repeats,
@@ -110,13 +110,13 @@ def compare(
     emit(document, lambda out: _render(out, comparison, rows), as_json)
 
 
-def _played_in(sound: "list[Result]", snapshots: list[str]) -> "list[Market]":
+def _played_in(sound: "list[Result]", snapshots: list[str]) -> "list[Snapshot]":
     """The markets that ``snapshots`` name; says which of them nobody played."""
     if not snapshots:
         return []
-    from babylon_rl.evaluation.benchmark_markets import markets_of
+    from babylon_rl.evaluation.snapshots import snapshots_named
 
-    markets, played = markets_of(snapshots), {result.snapshot for result in sound}
+    markets, played = snapshots_named(snapshots), {result.snapshot for result in sound}
     other = [market.id for market in markets if market.digest not in played]
     if other:
         say(f"No result is of {', '.join(other[:5])}{' ...' if len(other) > 5 else ''}.")
@@ -152,7 +152,7 @@ def _results_directory(given: Path | None) -> Path:
     return given if given is not None else load_settings().home / RESULTS
 
 
-def _emit_run(runs: "BenchmarkRuns", directory: Path, markets: "list[Market]", report: Path | None, as_json: bool) -> None:
+def _emit_run(runs: "BenchmarkRuns", directory: Path, markets: "list[Snapshot]", report: Path | None, as_json: bool) -> None:
     from babylon_rl.evaluation.run_comparison import compare_results, sound_results
 
     sound, refused = sound_results(runs.files)
@@ -181,7 +181,7 @@ def _emit_run(runs: "BenchmarkRuns", directory: Path, markets: "list[Market]", r
         )
 
 
-def _write_report(sound: "list[Result]", directory: Path, markets: "list[Market]") -> None:
+def _write_report(sound: "list[Result]", directory: Path, markets: "list[Snapshot]") -> None:
     from babylon_rl.evaluation.html_report import write_report
 
     pages = write_report(sound, directory, {market.digest: market.scenario for market in markets})

@@ -195,11 +195,10 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
 
     What was played before is not played again; improvements are over the base, as wide as the gate's looks ask.
     """
-    from babylon_rl.evaluation.benchmark import SCRIPTS
-    from babylon_rl.evaluation.comparison import BASE, STRATEGY, compare
+    from babylon_rl.evaluation.comparison import BASE, compare
     from babylon_rl.evaluation.entrants import base_entrant, play_entrants, trained_windows, version_entrant
     from babylon_rl.evaluation.looks import LOOKS
-    from babylon_rl.evaluation.markets import Contestant, play_benchmark
+    from babylon_rl.evaluation.play import play_strategies
     from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
     from babylon_rl.market.serving import served_here
     from babylon_rl.store.registry import read_models
@@ -222,6 +221,5 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
             on_progress=on_progress,
         )
     played = {entrant.name: (entrant.role, results[entrant.name]) for entrant in entrants}
-    scripts = {name: (STRATEGY, play_benchmark(Contestant(name), snapshots)) for name in SCRIPTS}
-    compared = compare(played | scripts, None, BASE, looks=len(LOOKS))
+    compared = compare(played | play_strategies(snapshots), None, BASE, looks=len(LOOKS))
     return [standing.row | {"pnls": [round(usd, 4) for usd in standing.pnls_usd]} for standing in compared.standings]

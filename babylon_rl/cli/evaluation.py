@@ -39,8 +39,8 @@ def standings(
 
 
 def _played(names: list[str], markets: int | None, reference: str | None) -> "Comparison":
-    from babylon_rl.evaluation.comparison import STRATEGY, compare
-    from babylon_rl.evaluation.markets import Contestant, play_benchmark
+    from babylon_rl.evaluation.comparison import compare
+    from babylon_rl.evaluation.play import play_strategies
     from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
     from babylon_rl.market.simulation.roster import NAMES
     from babylon_rl.store.database import open_database
@@ -49,11 +49,7 @@ def _played(names: list[str], markets: int | None, reference: str | None) -> "Co
     settings = load_settings()
     snapshots = benchmark_snapshots(markets or settings.benchmark_markets)
     require_unseen(snapshots)
-    played: dict[str, tuple[str, list[MarketResult]]] = {}
-    for name in names:
-        if name not in NAMES:
-            continue
-        played[name] = (STRATEGY, play_benchmark(Contestant(name), snapshots))
+    played = play_strategies(snapshots, [name for name in names if name in NAMES])
     models = [name for name in names if name not in played]
     if models:
         with open_database(settings, prepare=False) as database:

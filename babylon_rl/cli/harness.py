@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from babylon_rl.evaluation.comparison_shape import Comparison
-    from babylon_rl.evaluation.result_building import Market
+    from babylon_rl.evaluation.snapshots import Snapshot
     from babylon_rl.settings import Settings
     from babylon_rl.store.database import Database
     from babylon_rl.training.batches import Trained
@@ -67,8 +67,8 @@ def harness(
     as_json: JsonOption = False,
 ) -> None:
     """Agents, benchmark, record, train, report: fails unless the scores rank the agents and the new checkpoint loads and answers."""
-    from babylon_rl.evaluation.benchmark_markets import markets_of
     from babylon_rl.evaluation.harness import benchmark_faults
+    from babylon_rl.evaluation.snapshots import snapshots_named
     from babylon_rl.settings import load_settings
     from babylon_rl.store.database import open_database
     from babylon_rl.store.migrate import migrate
@@ -79,7 +79,7 @@ def harness(
     settings = load_settings()
     if train:
         training_line(settings)
-    markets = markets_of(snapshot or SNAPSHOTS)
+    markets = snapshots_named(snapshot or SNAPSHOTS)
     with open_database(settings) as database:
         migrate(database)
         state = Harness(settings, database, agents, seed, as_json)
@@ -110,17 +110,17 @@ def _readiness(state: Harness, reading: bool = False) -> "Readiness":
         return readiness(connection, state.settings, utc_now())
 
 
-def _benchmark(state: Harness, markets: "list[Market]", report: Path | None) -> "tuple[Comparison, int]":
+def _benchmark(state: Harness, markets: "list[Snapshot]", report: Path | None) -> "tuple[Comparison, int]":
     """Every agent in every market, recorded as evaluation; the comparison, and how many runs the database did not have."""
     from babylon_rl.cli.benchmark_run import RESULTS
-    from babylon_rl.evaluation.harness import harness_contestants
+    from babylon_rl.evaluation.harness import harness_players
     from babylon_rl.evaluation.html_report import write_report
+    from babylon_rl.evaluation.play import run_benchmark
     from babylon_rl.evaluation.run_comparison import compare_results, sound_results
     from babylon_rl.evaluation.run_recording import record_runs
-    from babylon_rl.evaluation.runner import run_benchmark
 
     with progress_of_parts() as told:
-        runs = run_benchmark(harness_contestants(state.agents), markets, state.settings.home / RESULTS, seed=state.seed, on_progress=told)
+        runs = run_benchmark(harness_players(state.agents), markets, state.settings.home / RESULTS, seed=state.seed, on_progress=told)
     with state.database.connect() as connection:
         recorded = record_runs(connection, runs.files)
     sound, refused = sound_results(runs.files)
@@ -130,7 +130,7 @@ def _benchmark(state: Harness, markets: "list[Market]", report: Path | None) -> 
     return compare_results(sound, refused), recorded
 
 
-def _learn(state: Harness, market: "Market", windows: int | None, start: str | None, force: bool) -> Learning:
+def _learn(state: Harness, market: "Snapshot", windows: int | None, start: str | None, force: bool) -> Learning:
     """Play training hours, then train on what can be frozen if there is enough, or ``force``."""
     from babylon_rl.evaluation.harness import free_hours, missing_hours
     from babylon_rl.market.spawn import SpawnRequest, spawn
@@ -146,7 +146,7 @@ def _learn(state: Harness, market: "Market", windows: int | None, start: str | N
     return _train(state, market, Learning(hours, offered), force)
 
 
-def _train(state: Harness, market: "Market", learning: Learning, force: bool) -> Learning:
+def _train(state: Harness, market: "Snapshot", learning: Learning, force: bool) -> Learning:
     from dataclasses import replace
 
     from babylon_rl.cli.training import choose_batch, run_training

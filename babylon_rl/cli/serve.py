@@ -19,12 +19,12 @@ def serve_market(
 ) -> None:
     """Let outside agents, in any language, play a snapshot over HTTP: observe, act, advance."""
     from babylon_rl.evaluation import serve_market as server
-    from babylon_rl.evaluation.benchmark_markets import market_of
     from babylon_rl.evaluation.snapshot_file import load
+    from babylon_rl.evaluation.snapshots import snapshot_of
     from babylon_rl.models.server import bind
 
     with bind(host, port) as bound:  # first, so that a taken port is said at once
-        played = market_of(load(snapshot))
+        played = snapshot_of(load(snapshot))
 
         def announce(url: str) -> None:
             print(f"Serving {played.id} on {url}. POST {url}/start begins a session. Ctrl-C ends it.", file=sys.stderr, flush=True)

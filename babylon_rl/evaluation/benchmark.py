@@ -12,23 +12,21 @@ from typing import Any
 import psycopg
 
 from babylon_rl.errors import TrainingError
-from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, PASSED, STRATEGY, Comparison, compare
+from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, PASSED, Comparison, compare
 from babylon_rl.evaluation.entrants import Entrant, Say, Serving, absent, base_of, play_entrants, trained_windows, version_entrant
 from babylon_rl.evaluation.gate import INCONCLUSIVE, decide
 from babylon_rl.evaluation.looks import LOOKS, next_look
-from babylon_rl.evaluation.markets import Contestant, play_benchmark
+from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.plots import benchmark_png, write_plot
 from babylon_rl.evaluation.report import BenchmarkReport, markdown, results_version, rows_of
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.market.serving import served_here
-from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import StoredReport, passed_versions, read_stored_report, write_report
 from babylon_rl.store.registry import Model, model_of_batch, read_models
 from babylon_rl.windows import utc_now
 
-SCRIPTS = NAMES
 PLOTS = "benchmarks"
 
 
@@ -111,7 +109,7 @@ def _compare(
     serving: Serving,
     on_progress: Progress,
 ) -> Comparison:
-    scripts = {name: (STRATEGY, play_benchmark(Contestant(name), snapshots)) for name in SCRIPTS}
+    scripts = play_strategies(snapshots)
     if not entered.entrants:
         return compare(scripts, None, None, entered.notes)
     results = play_entrants(connection, settings, entered.entrants, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)

@@ -16,8 +16,9 @@ import psycopg
 
 from babylon_rl.errors import CheckpointError
 from babylon_rl.evaluation.comparison import BASE
-from babylon_rl.evaluation.gate_runs import forget_old_runs, run_keeper
-from babylon_rl.evaluation.markets import CONCURRENCY, model_contestant, play_benchmark
+from babylon_rl.evaluation.play import GATE_CONCURRENCY, play_gate
+from babylon_rl.evaluation.players import Player, asked
+from babylon_rl.evaluation.run_files import forget_old_runs
 from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot
 from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.choices import format_name
@@ -34,7 +35,6 @@ from babylon_rl.versions import content_version
 
 Serving = Callable[[Settings, Mapping[str, Path]], AbstractContextManager[str]]
 Say = Callable[[str], Any]
-TEMPERATURE = 0.0
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,11 @@ def play_entrants(
     clock: Callable[[], datetime],
     serving: Serving,
     on_progress: Progress = unheard,
-    concurrency: int = CONCURRENCY,
+    concurrency: int = GATE_CONCURRENCY,
 ) -> dict[str, list[MarketResult]]:
     """The results of every entrant in every market, in their order; only what no earlier run has stored is played.
 
-    Every result is committed as it is finished, its decisions kept as files before that where they can be written (gate_runs.py), and
+    Every result is committed as it is finished, its decisions kept as files before that where they can be written, and
     ``on_progress`` told (what, markets done, of how many). A server is started only when something is missing of a model served here.
 
     Raises:
@@ -165,13 +165,18 @@ def play_entrants(
         here = any(entrant.service is None for entrant in playing)
         with serving(settings, adapters) if here else nullcontext("") as url:
             for entrant in playing:
-                asked = entrant.service or Service(url, entrant.name, "")
+                at = entrant.service or Service(url, entrant.name, "")
                 keep = _keeper(connection, entrant, markets, known[entrant.name], say, on_progress, clock)
-                keep_run = run_keeper(settings.home, entrant.name, entrant.identity)
-                with ChatClient(asked.url, asked.key or None, asked.model, logprobs=False) as client:
-                    play_benchmark(model_contestant(client, entrant.name, TEMPERATURE), missing[entrant.name], concurrency, keep, keep_run)
+                with ChatClient(at.url, at.key or None, at.model, logprobs=False) as client:
+                    player = model_player(client, entrant.name, entrant.identity)
+                    play_gate(player, missing[entrant.name], concurrency=concurrency, on_result=keep, home=settings.home)
     forget_old_runs(settings.home, [entrant.name for entrant in entrants])
     return {entrant.name: [known[entrant.name][snapshot.id] for snapshot in snapshots] for entrant in entrants}
+
+
+def model_player(client: ChatClient, name: str, identity: str) -> Player:
+    """A model in the gate's markets, where mandate, prompt and temperature are fixed: its weights alone tell it from others."""
+    return replace(asked(lambda: client, name, identity, prompt=PROMPT_VERSION), identity=identity)
 
 
 def _keeper(

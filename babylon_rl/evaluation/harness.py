@@ -14,8 +14,8 @@ import psycopg
 
 from babylon_rl.errors import CheckFailed
 from babylon_rl.evaluation.comparison_shape import Comparison
-from babylon_rl.evaluation.contestants import Contestant, scripted, seated
-from babylon_rl.evaluation.runner import SEAT
+from babylon_rl.evaluation.play import SEAT
+from babylon_rl.evaluation.players import Player, scripted, strategy_agent
 from babylon_rl.market.serving import served_here
 from babylon_rl.market.simulation.actions import Invalid
 from babylon_rl.market.simulation.agents import Agent
@@ -40,25 +40,25 @@ from babylon_rl.windows import HOUR, newest_complete, window_of, window_start
 ROWS_AN_HOUR = PRESETS["hour"].minutes * 60 // PRESETS["hour"].tick_seconds  # of each agent
 
 
-def harness_contestants(agents: int) -> list[Contestant]:
+def harness_players(agents: int) -> list[Player]:
     """The scripted strategies in turn, as ``spawn`` seats them; the second round is named ``balanced-2`` and draws other numbers."""
     names = [player.strategy for player in players_of(SpawnRequest(agents, 0, 1, 0))]
-    return [_contestant(name, index // len(STRATEGIES) + 1) for index, name in enumerate(names)]
+    return [_player(name, index // len(STRATEGIES) + 1) for index, name in enumerate(names)]
 
 
-def _contestant(strategy: str, round_: int) -> Contestant:
+def _player(strategy: str, round_: int) -> Player:
     first = scripted(strategy)
     if round_ == 1:
         return first
 
     def make(agent_id: str, seed: int | str, scenario: Scenario) -> Agent:
-        return seated(strategy, scenario, first.mandate)(f"{agent_id}-{round_}", seed)
+        return strategy_agent(strategy, scenario, first.mandate)(f"{agent_id}-{round_}", seed)
 
     return replace(
         first,
         name=f"{strategy}-{round_}",
         identity=content_version([first.identity, round_]),
-        make=lambda market, _: lambda agent_id, seed: make(agent_id, seed, market.scenario),
+        make=lambda snapshot, _: lambda agent_id, seed: make(agent_id, seed, snapshot.scenario),
     )
 
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import psycopg
 
-from babylon_rl.evaluation.comparison import BASE, DEPLOYED, STRATEGY, Standing, compare
+from babylon_rl.evaluation.comparison import BASE, DEPLOYED, Standing, compare
 from babylon_rl.evaluation.entrants import identity_of
-from babylon_rl.evaluation.markets import Contestant, play_benchmark
+from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
-from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import MarketResult, read_results
 from babylon_rl.store.leaderboard import Gated, read_gated, read_identities
@@ -108,7 +107,7 @@ def leaderboard(connection: psycopg.Connection[Any], settings: Settings) -> Lead
     ranked = {model.version: model for model, why in found if why is None}
     common = known.common(ranked, settings.benchmark_markets)
     played = {name: (_role(name, ranked), [results[s.id] for s in common]) for name, results in known.of(ranked, common).items()}
-    played |= {name: (STRATEGY, play_benchmark(Contestant(name), common)) for name in NAMES}
+    played |= play_strategies(common)
     reference = BASE if BASE in played else None
     standings = sorted(compare(played, None, reference).standings, key=lambda standing: (-standing.pnl.mean, standing.model))
     return Leaderboard(

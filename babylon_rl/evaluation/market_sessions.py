@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.result_building import Market
-from babylon_rl.evaluation.runner import SEAT
+from babylon_rl.evaluation.play import SEAT
+from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Action, Hold, Invalid
 from babylon_rl.market.simulation.agents import FREE, Answer, Mandate
 from babylon_rl.market.simulation.exchange import Exchange
@@ -44,7 +44,7 @@ class Session:
         run: complete once the market is over; ``run.stopped`` says why it ended before.
     """
 
-    def __init__(self, market: Market, agent: Outsider, attempt: int, clock: Clock) -> None:
+    def __init__(self, market: Snapshot, agent: Outsider, attempt: int, clock: Clock) -> None:
         self.agent = agent
         self.attempt = attempt
         self.touched = self._asked = clock()
@@ -139,7 +139,7 @@ class Lobby:
 
     def __init__(
         self,
-        market: Market,
+        market: Snapshot,
         finish: Finish,
         attempts: Callable[[Outsider], int],
         *,

@@ -1,4 +1,4 @@
-"""From a run to the result that is kept of it, and to the lines that tell every decision with its prompt and what came of it."""
+"""Results of runs: built from a run with a line for every decision, and seen as the row that the gate stores."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,35 +7,23 @@ from typing import Any
 
 import msgspec
 
-from babylon_rl.evaluation.metrics import forecasts, metrics_of
-from babylon_rl.evaluation.positions import OPENING, open_counts, positions
+from babylon_rl.evaluation.metrics import OPENING, forecasts, metrics_of, open_counts, positions
 from babylon_rl.evaluation.results import BENCHMARK, ActionTaken, Moment, Result, Trajectory
 from babylon_rl.evaluation.snapshot_file.optimality import optimality_score
-from babylon_rl.market.simulation.actions import Invalid, kind
+from babylon_rl.evaluation.snapshots import Snapshot
+from babylon_rl.market.simulation.actions import Action, Invalid, kind
 from babylon_rl.market.simulation.fills import Fill, Refusal
+from babylon_rl.market.simulation.prompting import choice_of
 from babylon_rl.market.simulation.record import AgentRecord, Outcome
 from babylon_rl.market.simulation.run import Run
-from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.store.benchmarks import MarketResult
+
+_NO_TRADE = ("hold", "post")
 
 
 @dataclass(frozen=True)
-class Market:
-    """A snapshot as it is played: its id, its scenario, and what the best plan of its policy class earns from ``start_balance``."""
-
-    id: str
-    scenario: Scenario
-    best_pnl: float
-    start_balance: float
-
-    @property
-    def digest(self) -> str:
-        """Which market it is, whatever its file is called."""
-        return self.scenario.digest[:16]
-
-
-@dataclass(frozen=True)
-class Played:
-    """Who played what: names a result. ``key`` is unique to agent, market, seed and repeat."""
+class RunLabel:
+    """Names a result: who played, with which luck, by which engine. ``key`` is unique to player, market, seed and repeat."""
 
     name: str
     identity: str
@@ -47,22 +35,22 @@ class Played:
     engine: str
 
 
-def result_of(run: Run, agent_id: str, market: Market, played: Played) -> Result:
-    """The result of the agent in seat ``agent_id``; scripts, which ask nobody, have response times of 0."""
+def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> Result:
+    """The result of the agent ``agent_id``; strategies, which ask no endpoint, have response times of 0."""
     record, scenario, ticks = run.records[agent_id], run.scenario, run.ticks_played
     equity = list(record.equity)[: ticks + 1]
     durations = [response_ms(record, tick) for tick in range(ticks)]
     held = open_counts(positions(record, run.exchange).values(), ticks + 1)
     orders = [msgspec.to_builtins(action) for action in record.actions]
     return Result(
-        id=f"result-{played.key}",
-        agent_id=played.name,
-        benchmark_id=market.id,
+        id=f"result-{label.key}",
+        agent_id=label.name,
+        benchmark_id=snapshot.id,
         start_time=scenario.timestamp_ms(0),
         end_time=scenario.timestamp_ms(ticks),
         ticks_processed=ticks,
         actions=list(_actions(run, record, durations)),
-        metrics=metrics_of(run, agent_id, durations, optimality_score(record.pnl_usd, market.best_pnl)),
+        metrics=metrics_of(run, agent_id, durations, optimality_score(record.pnl_usd, snapshot.best_pnl)),
         trajectory=Trajectory(
             states=[
                 Moment(
@@ -72,23 +60,53 @@ def result_of(run: Run, agent_id: str, market: Market, played: Played) -> Result
             ],
             actions=orders,
             rewards=[after - before for before, after in pairwise(equity)],
-            window_id=f"{BENCHMARK}{market.id}",
+            window_id=f"{BENCHMARK}{snapshot.id}",
         ),
-        identity=played.identity,
-        role=played.role,
-        mandate=played.mandate,
-        snapshot=market.digest,
-        seed=played.seed,
-        repeat=played.repeat,
+        identity=label.identity,
+        role=label.role,
+        mandate=label.mandate,
+        snapshot=snapshot.digest,
+        seed=label.seed,
+        repeat=label.repeat,
         ticks=scenario.ticks,
         tick_interval=scenario.tick_seconds,
         start_balance=record.account.start,
-        optimum=market.best_pnl,
-        engine=played.engine,
+        optimum=snapshot.best_pnl,
+        engine=label.engine,
         edition=scenario.config.edition if scenario.config is not None else "",
         complete=run.complete,
         stopped=run.stopped,
         forecasts=forecasts(record, scenario),
+    )
+
+
+def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
+    """The row that the gate stores of a result: counts of orders, and P&L after every tick.
+
+    An order is right when its direction was the market's over the tick, the player's own impact left out.
+    """
+    outcomes = [action.data["outcome"] for action in result.actions]
+    choices = [choice_of(msgspec.convert(order, Action)) for order in result.trajectory.actions]
+    valid = [choice.action for choice, outcome in zip(choices, outcomes, strict=True) if outcome != "invalid"]
+    traded = [action.tick for action in result.actions if action.data["outcome"] == "filled" and action.type not in _NO_TRADE]
+    profits = [action.correctness["pnl"] for action in result.actions if action.correctness is not None]
+    paths = {asset.ticker: asset.prices for asset in snapshot.scenario.assets}
+    paths |= {question.id: question.crowd for question in snapshot.scenario.questions}
+    moves = {tick: paths[choices[tick].market or ""][tick + 1] - paths[choices[tick].market or ""][tick] for tick in traded}
+    pnls = [equity - result.start_balance for equity in result.equity]
+    return MarketResult(
+        snapshot=snapshot.id,
+        pnl_usd=pnls[-1],
+        wins=sum(profit > 0 for profit in profits),
+        losses=sum(profit < 0 for profit in profits),
+        trades=len(traded),
+        decisions=len(outcomes),
+        invalid=outcomes.count("invalid"),
+        refused=outcomes.count("refused"),
+        actions={action: valid.count(action) for action in ("buy", "sell", "hold")},
+        predictions=len(traded),
+        predictions_right=sum(move * choices[tick].direction > 0 for tick, move in moves.items()),
+        equity_usd=tuple(pnls[1:]),
     )
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation.comparison_shape import AgentRow, Comparison, Interval, Pair, Refused, Totals
-from babylon_rl.evaluation.contestants import engine_version, outside
 from babylon_rl.evaluation.metrics import calibration, share
+from babylon_rl.evaluation.players import engine_version, outside
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import PARTIAL, SEEN, SUFFIX, Result, read_result
 from babylon_rl.evaluation.statistics import PairedComparison, compare_pairs, holm, mean_interval

@@ -1,18 +1,25 @@
-"""The files of a results directory, by the key of a run; each is whole or not there.
+"""The files of runs: in a results directory by the key of a run, of the gate by model and market; each is whole or not there.
 
     NAME-KEY.json                the result of a finished run
     NAME-KEY.partial.json        of one that ended early; the next call goes on with it
     NAME-KEY.decisions.jsonl.gz  every decision with its prompt, answer, fill and money
     NAME-KEY.answers.jsonl       while a model plays: its answers so far, by a hash of the request
 
-An interrupted run of a model is played again up to where it was with the answers that it had, and asks only from there on.
+    <home>/benchmarks/<name>/benchmark-0003-gate.json                result of a market of the gate
+    <home>/benchmarks/<name>/benchmark-0003-gate.decisions.jsonl.gz  its decisions; 11 KB in all
+
+An interrupted run of a model is played again up to where it was with the answers that it had, and asks only from there on. The gate's
+files are for looking at only: a market that a name plays again, with other weights or since the market's code changed, replaces its files.
 """
 
 import gzip
 import hashlib
 import io
+import os
 import re
+import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +29,9 @@ from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result, encode_result
 from babylon_rl.models.client import ChatAnswer, ChatClient
 
 DECISIONS, ANSWERS = ".decisions.jsonl.gz", ".answers.jsonl"
+DIRECTORY = "benchmarks"  # of the gate
+KEPT = 20  # models whose runs of the gate stay, those that were compared last
+_GATE_KEY = "gate"
 
 
 class RunFiles:
@@ -45,6 +55,7 @@ class RunFiles:
 
     def keep(self, result: Result, decisions: Iterable[bytes]) -> None:
         """Write a run, decisions first: whoever sees a result finds its decisions."""
+        self._directory.mkdir(parents=True, exist_ok=True)
         packed = io.BytesIO()
         with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=packed, mtime=0) as file:
             file.writelines(decisions)
@@ -58,6 +69,27 @@ class RunFiles:
         """Remove all there is of the run, its result first: nobody finds one whose decisions are gone."""
         for suffix in (SUFFIX, PARTIAL, ANSWERS, DECISIONS):
             self.path(suffix).unlink(missing_ok=True)
+
+
+def gate_files(home: Path, name: str, snapshot: str) -> RunFiles:
+    """The files of a model's run in a market of the gate."""
+    return RunFiles(runs_directory(home, name), snapshot, _GATE_KEY)
+
+
+def runs_directory(home: Path, name: str) -> Path:
+    """Where the runs of a model lie; it need not be there."""
+    return home / DIRECTORY / name
+
+
+def forget_old_runs(home: Path, names: Iterable[str]) -> None:
+    """Count ``names`` as compared now, and remove the gate's runs of all but the KEPT models that were compared last."""
+    for name in names:
+        if runs_directory(home, name).is_dir():
+            with suppress(OSError):  # a directory that cannot be written to
+                os.utime(runs_directory(home, name))
+    directories = [path for path in (home / DIRECTORY).glob("*") if path.is_dir()]
+    for old in sorted(directories, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 class RememberingClient(ChatClient):

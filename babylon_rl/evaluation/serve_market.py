@@ -21,12 +21,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.contestants import MODEL, engine_version, outside
 from babylon_rl.evaluation.market_sessions import Clock, Fault, Lobby, Outsider, Session, Start
-from babylon_rl.evaluation.result_building import Market, Played, decision_lines, result_of
+from babylon_rl.evaluation.play import SEAT
+from babylon_rl.evaluation.players import MODEL, engine_version, outside
+from babylon_rl.evaluation.result_building import RunLabel, decision_lines, result_of
 from babylon_rl.evaluation.results import SUFFIX, encode_result, read_result
 from babylon_rl.evaluation.run_files import RunFiles, slug
-from babylon_rl.evaluation.runner import SEAT
+from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Invalid, kind, parse_action, response_format
 from babylon_rl.market.simulation.fills import Fill
 from babylon_rl.market.simulation.record import Outcome
@@ -40,7 +41,7 @@ SEED = 0  # of such results: with it they are paired with those that `benchmark 
 
 
 def create_app(
-    market: Market,
+    market: Snapshot,
     *,
     idle_s: float = IDLE_S,
     results: Path | None = None,
@@ -113,7 +114,7 @@ def create_app(
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 
-def serve(market: Market, bound: socket.socket, announce: Callable[[str], None], *, idle_s: float, results: Path | None = None) -> None:
+def serve(market: Snapshot, bound: socket.socket, announce: Callable[[str], None], *, idle_s: float, results: Path | None = None) -> None:
     """Serve until interrupted; ``announce`` gets the server's address once requests are accepted."""
     import uvicorn
 
@@ -125,20 +126,19 @@ def serve(market: Market, bound: socket.socket, announce: Callable[[str], None],
     server.run(sockets=[bound])
 
 
-def _finished(session: Session, market: Market, directory: Path | None) -> bytes:
+def _finished(session: Session, market: Snapshot, directory: Path | None) -> bytes:
     """The result of a session as JSON; with a directory it and the decisions are also kept there, as those of `benchmark run` are."""
     agent, repeat = session.agent, session.attempt - 1
     identity = outside(agent.name, agent.mandate)
     key = content_version([identity, market.digest, market.start_balance, str(SEED), repeat])
-    played = Played(agent.name, identity, MODEL, agent.mandate, SEED, repeat, key, engine_version())
-    result = result_of(session.run, SEAT, market, played)
+    label = RunLabel(agent.name, identity, MODEL, agent.mandate, SEED, repeat, key, engine_version())
+    result = result_of(session.run, SEAT, market, label)
     if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
         RunFiles(directory, agent.name, key).keep(result, decision_lines(session.run, SEAT))
     return encode_result(result)
 
 
-def _attempts(agent: Outsider, market: Market, directory: Path) -> int:
+def _attempts(agent: Outsider, market: Snapshot, directory: Path) -> int:
     """The attempts of an agent at a market of which there are results in a directory."""
     known = 0
     for path in directory.glob(f"{slug(agent.name)}-*{SUFFIX}"):

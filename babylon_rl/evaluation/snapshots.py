@@ -1,19 +1,24 @@
-"""Benchmark markets: hours of the held-out edition that no training hour can equal.
+"""Snapshots: the markets that players are compared in, from snapshot files, presets, or the gate's held-out series.
 
-A market's bytes follow from its edition, its seed and its window. Benchmarks take the edition that training never uses, seeds with
-a prefix that no training seed has, and windows before the game began; ``require_unseen`` asserts all three.
+A market's bytes follow from its edition, its seed and its window. The gate takes the edition that training never uses, seeds with a prefix
+that no training seed has, and windows before the game began; ``require_unseen`` asserts all three.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC
+from datetime import UTC, datetime
 from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
 
-from babylon_rl.errors import MarketError
+from babylon_rl.errors import MarketError, UsageError
+from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, from_scenario, load, optimum_of, to_scenario
+from babylon_rl.evaluation.snapshot_file.best_plan import best_plan
 from babylon_rl.market.headlines import HELD_OUT, TRAINING
 from babylon_rl.market.simulation import roster
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD
-from babylon_rl.market.simulation.config import ScenarioConfig, preset
+from babylon_rl.market.simulation.config import START_BALANCE, ScenarioConfig, preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.market.simulation.run import play
@@ -24,65 +29,144 @@ from babylon_rl.windows import HOUR, window_of, window_start
 
 FIRST = "2000-01-01T00:00"
 SEED_PREFIX = "benchmark/"
-PRESET = "hour"
+PRESET = "hour"  # of the gate's markets
 PROMPT_VERSION = TRADER_V1
-PLAYER_ID = "benchmark-player"
+PLAYER_ID = "benchmark-player"  # of the player in the gate's markets
+NAMED_PRESET = "preset:"
+MOST_SEEDS = 10_000
 _PROBES = ("balanced", "momentum", "contrarian")
+_FIELDS = ("minutes", "tick_seconds", "predictions", "perps", "agents")
+_RANGE = re.compile(r"(\d+)-(\d+)")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One benchmark market; ``seed`` fixes it and every draw in it."""
+    """A market that is played: every player has it to itself, from the same start balance.
 
-    index: int
+    Attributes:
+        id: in results; ``digest`` says which market it is, whatever it is called.
+        known_best: dollars that the best plan of the policy class earns, where a snapshot file says it.
+    """
+
+    id: str
+    scenario: Scenario
+    known_best: float | None = None
+    start_balance: float = START_BALANCE
 
     @property
-    def id(self) -> str:
-        """What results are stored under."""
-        return f"benchmark-{self.index:04d}"
+    def digest(self) -> str:
+        """A hash of the market's content."""
+        return self.scenario.digest[:16]
 
     @property
     def seed(self) -> str:
-        """The generator's seed."""
-        return f"{SEED_PREFIX}{self.index}"
+        """The generator's seed; empty for a recorded market."""
+        return "" if self.scenario.config is None else str(self.scenario.config.seed)
 
     @property
     def window(self) -> str:
-        """The hour that the market is said to lie in."""
-        return window_of(window_start(FIRST) + self.index * HOUR)
-
-    @property
-    def config(self) -> ScenarioConfig:
-        """What the market is generated from."""
-        start_ms = round(window_start(self.window).replace(tzinfo=UTC).timestamp() * 1000)
-        return preset(PRESET, edition=HELD_OUT.name, seed=self.seed, start_ms=start_ms)
+        """The hour that the market begins in."""
+        return window_of(datetime.fromtimestamp(self.scenario.start_ms / 1000, UTC).replace(tzinfo=None))
 
     @cached_property
-    def scenario(self) -> Scenario:
-        """The market itself."""
-        return generate(self.config)
+    def best_pnl(self) -> float:
+        """Dollars that the best plan of the policy class earns; optimality is measured against it."""
+        return best_plan(self.scenario).pnl if self.known_best is None else self.known_best
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that players see and earn in this market: it changes with the market's code, prompts, fees or stakes."""
-        seats = {name: roster.factory(name, self.scenario, ONE_TICK, stake_usd=STAKE_USD) for name in _PROBES}
+        factories = {name: roster.factory(name, self.scenario, ONE_TICK, stake_usd=STAKE_USD) for name in _PROBES}
         seen = []
-        for name, factory in seats.items():
+        for name, factory in factories.items():
             record = play(self.scenario, {PLAYER_ID: factory}, seed=self.seed, script_prompts=PROMPT_VERSION).records[PLAYER_ID]
             calls = [[call.messages, call.response_format, call.response] for call in record.calls.values()]
             seen.append([name, calls, [round(usd, 6) for usd in record.equity]])
         return content_version([PROMPT_VERSION, self.scenario.digest, seen])
 
 
+def snapshots_named(names: Sequence[str], on_snapshot: Callable[[], None] | None = None) -> list[Snapshot]:
+    """The markets that ``names`` stand for, in their order, each once: snapshot files, or ``preset:quick:seeds=1-24``.
+
+    Args:
+        on_snapshot: called after each.
+
+    Raises:
+        UsageError: no name, or one that is no file and cannot be understood.
+        MarketError: a file is not a sound snapshot.
+    """
+    snapshots: dict[str, Snapshot] = {}
+    for name in names:
+        for snapshot in _named(name):
+            snapshots.setdefault(snapshot.digest, snapshot)
+            if on_snapshot is not None:
+                on_snapshot()
+    if not snapshots:
+        raise UsageError("Name a snapshot: a file of `babylon-rl benchmark generate`, or preset:quick:seeds=1-24.")
+    return list(snapshots.values())
+
+
+def snapshot_of(document: SnapshotDocument, scenario: Scenario | None = None) -> Snapshot:
+    """The market in a snapshot file; ``scenario`` where it is at hand."""
+    best = optimum_of(document)
+    return Snapshot(document.id, scenario or to_scenario(document), best.pnl, best.start_balance)
+
+
+def _named(name: str) -> Iterator[Snapshot]:
+    if not name.startswith(NAMED_PRESET):
+        yield snapshot_of(load(Path(name)))
+        return
+    for config in configs_of(name):
+        scenario = benchmark_scenario(config)
+        yield snapshot_of(from_scenario(scenario), scenario)
+
+
+def configs_of(name: str) -> list[ScenarioConfig]:
+    """The configs of ``preset:NAME[:seeds=A-B|A,B,...][:minutes=N]...``, of the held-out edition.
+
+    Raises:
+        UsageError: it cannot be read, or asks for what a market cannot be.
+    """
+    preset_name, *options = name.removeprefix(NAMED_PRESET).split(":")
+    seeds, changes = [str(12345)], dict[str, Any]()
+    for option in options:
+        key, _, value = option.partition("=")
+        field = key.replace("-", "_")
+        if key in ("seed", "seeds"):
+            seeds = list(_seeds(value, name))
+        elif field in _FIELDS and value.isdecimal():
+            changes[field] = int(value)
+        else:
+            raise UsageError(f"{option!r} in {name!r} is not understood: give seeds=1-24 or one of {', '.join(_FIELDS)} with a number.")
+    try:
+        return [preset(preset_name, edition=HELD_OUT.name, seed=int(seed), **changes) for seed in seeds]
+    except MarketError as error:
+        raise UsageError(str(error)) from error
+
+
+def _seeds(text: str, name: str) -> Iterator[str]:
+    for part in text.split(","):
+        ends = _RANGE.fullmatch(part)
+        if ends is not None and 0 <= int(ends[2]) - int(ends[1]) < MOST_SEEDS:
+            yield from (str(seed) for seed in range(int(ends[1]), int(ends[2]) + 1))
+        elif part.isdecimal():
+            yield part
+        else:
+            raise UsageError(f"The seeds {text!r} of {name!r} are not understood: give numbers, as 7, 1-24 or 1-8,20.")
+
+
 @cache
 def benchmark_snapshots(count: int) -> tuple[Snapshot, ...]:
-    """The first ``count`` benchmark markets; a larger benchmark contains the smaller one."""
-    return tuple(_snapshot(index) for index in range(count))
+    """The first ``count`` markets of the gate; a larger benchmark contains the smaller one."""
+    return tuple(_benchmark_snapshot(index) for index in range(count))
 
 
 @cache
-def _snapshot(index: int) -> Snapshot:
-    return Snapshot(index)
+def _benchmark_snapshot(index: int) -> Snapshot:
+    start = window_start(FIRST) + index * HOUR
+    start_ms = round(start.replace(tzinfo=UTC).timestamp() * 1000)
+    config = preset(PRESET, edition=HELD_OUT.name, seed=f"{SEED_PREFIX}{index}", start_ms=start_ms)
+    return Snapshot(f"benchmark-{index:04d}", generate(config))
 
 
 def require_unseen(snapshots: Sequence[Snapshot], trained_windows: Iterable[str] = ()) -> None:
@@ -94,31 +178,30 @@ def require_unseen(snapshots: Sequence[Snapshot], trained_windows: Iterable[str]
     shared = sorted(_words(HELD_OUT.name) & _words(TRAINING.name))
     if shared:
         raise MarketError(f"The held-out edition shares wordings with the training edition: {', '.join(shared[:5])}. Change one of them.")
-    like_training = [snapshot.id for snapshot in snapshots if not _held_out(snapshot.config)]
+    like_training = [snapshot.id for snapshot in snapshots if not _held_out(snapshot)]
     trained = sorted({snapshot.window for snapshot in snapshots} & set(trained_windows))
     if like_training or trained:
         raise MarketError(f"Benchmark markets overlap with training: {', '.join([*like_training, *trained][:5])}.")
-    for what in (
-        [snapshot.window for snapshot in snapshots],
-        [tuple(asset.prices for asset in snapshot.scenario.assets) for snapshot in snapshots],
-    ):
-        if len(set(what)) < len(snapshots):
+    prices = {tuple(asset.prices for asset in snapshot.scenario.assets) for snapshot in snapshots}
+    for distinct in ({snapshot.window for snapshot in snapshots}, prices):
+        if len(distinct) < len(snapshots):
             raise MarketError("Two benchmark markets are the same.")
 
 
-def _held_out(config: ScenarioConfig) -> bool:
+def _held_out(snapshot: Snapshot) -> bool:
     from babylon_rl.market.spawn import SEED_PREFIX as TRAINING_SEEDS  # brings the recorder along
 
-    seed = str(config.seed)
-    return config.edition == HELD_OUT.name and seed.startswith(SEED_PREFIX) and not seed.startswith(TRAINING_SEEDS)
+    config, seed = snapshot.scenario.config, snapshot.seed
+    held_out = config is not None and config.edition == HELD_OUT.name
+    return held_out and seed.startswith(SEED_PREFIX) and not seed.startswith(TRAINING_SEEDS)
 
 
 @cache
 def _words(edition: str) -> frozenset[str]:
     """Every company, question, headline, post and author of an edition."""
-    found = HELD_OUT if edition == HELD_OUT.name else TRAINING
-    texts = {company for company, _ in found.companies}
-    for words in (found, WORDS[edition]):
+    names = HELD_OUT if edition == HELD_OUT.name else TRAINING
+    texts = {company for company, _ in names.companies}
+    for words in (names, WORDS[edition]):
         for field in fields(words):
             value = getattr(words, field.name)
             texts |= {text for text in value if isinstance(text, str)} if isinstance(value, tuple) else set()

@@ -9,7 +9,7 @@ import pytest
 
 from babylon_rl.cli import run
 from babylon_rl.errors import CheckpointError
-from babylon_rl.evaluation.harness import answer_of, free_hours, harness_contestants, learning_faults
+from babylon_rl.evaluation.harness import answer_of, free_hours, harness_players, learning_faults
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.checkpoints import WEIGHTS, base_identity, publish
 from babylon_rl.settings import Settings
@@ -113,9 +113,9 @@ def test_a_market_in_which_nothing_can_be_earned_ranks_nobody(ask: Ask, capsys: 
 
 
 def test_agents_of_the_second_round_are_others_under_another_name() -> None:
-    contestants = harness_contestants(11)
-    assert [one.name for one in contestants[4:]] == ["contrarian", *(f"{name}-2" for name in STRATEGIES), "conservative-3"]
-    assert len({one.identity for one in contestants}) == 11
+    players = harness_players(11)
+    assert [one.name for one in players[4:]] == ["contrarian", *(f"{name}-2" for name in STRATEGIES), "conservative-3"]
+    assert len({one.identity for one in players}) == 11
 
 
 def make_group(lowest: float, highest: float) -> JudgedGroup:

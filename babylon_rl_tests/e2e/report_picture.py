@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from babylon_rl.evaluation.benchmark_markets import markets_of
-from babylon_rl.evaluation.contestants import scripted
 from babylon_rl.evaluation.html_report import write_report
-from babylon_rl.evaluation.runner import run_benchmark
+from babylon_rl.evaluation.play import run_benchmark
+from babylon_rl.evaluation.players import scripted
+from babylon_rl.evaluation.snapshots import snapshots_named
 from babylon_rl_tests.e2e.browser import Page, browser_page, find_browser
 
 AGENTS = ("oracle", "news-reader", "balanced", "conservative", "random", "nothing")
@@ -25,7 +25,7 @@ BOX = "JSON.stringify(document.querySelectorAll('details')[%d].getBoundingClient
 
 def report(directory: Path, agents: tuple[str, ...] = AGENTS, markets: str = MARKETS) -> Path:
     """The page of a benchmark of scripted agents."""
-    played = markets_of([markets])
+    played = snapshots_named([markets])
     runs = run_benchmark([scripted(name) for name in agents], played, directory / "results")
     return write_report(runs.results, directory / "report", {market.digest: market.scenario for market in played})[0]
 

@@ -12,8 +12,8 @@ from urllib.request import Request, urlopen
 
 import uvicorn
 
-from babylon_rl.evaluation.result_building import Market
 from babylon_rl.evaluation.serve_market import create_app
+from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.models.server import bind
@@ -73,13 +73,13 @@ class Player:
                 return refused.code, json.load(refused)
 
 
-def small_market(minutes: int = 30, seed: int = 3) -> Market:
+def small_market(minutes: int = 30, seed: int = 3) -> Snapshot:
     """A quick market; what its best plan earns is not worked out."""
-    return Market(f"snapshot-{seed}", generate(preset("quick", seed=seed, minutes=minutes)), 1000.0, 10_000.0)
+    return Snapshot(f"snapshot-{seed}", generate(preset("quick", seed=seed, minutes=minutes)), 1000.0, 10_000.0)
 
 
 @contextmanager
-def served(market: Market, *, idle_s: float = 600.0, results: Path | None = None, clock: Clock | None = None) -> Iterator[str]:
+def served(market: Snapshot, *, idle_s: float = 600.0, results: Path | None = None, clock: Clock | None = None) -> Iterator[str]:
     """The address of a server in a thread, which ends with the block."""
     bound = bind("127.0.0.1", 0)
     app = create_app(market, idle_s=idle_s, results=results, clock=clock or Clock())

@@ -5,27 +5,26 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from babylon_rl.evaluation.benchmark_markets import markets_of
-from babylon_rl.evaluation.contestants import Contestant, asked, scripted
-from babylon_rl.evaluation.result_building import Market
+from babylon_rl.evaluation.play import run_benchmark
+from babylon_rl.evaluation.players import Player, asked, scripted
 from babylon_rl.evaluation.results import Result
-from babylon_rl.evaluation.runner import run_benchmark
+from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.models.client import ChatClient
 
 
 @cache
-def small_markets(count: int = 3) -> tuple[Market, ...]:
+def small_markets(count: int = 3) -> tuple[Snapshot, ...]:
     """Markets of 12 ticks with two stocks and two questions that are answered."""
-    return tuple(markets_of([f"preset:quick:seeds=0-{count - 1}:minutes=12:predictions=2:perps=2"]))
+    return tuple(snapshots_named([f"preset:quick:seeds=0-{count - 1}:minutes=12:predictions=2:perps=2"]))
 
 
-def roster(*names: str, mandate: Mandate = "one-tick") -> list[Contestant]:
+def roster(*names: str, mandate: Mandate = "one-tick") -> list[Player]:
     return [scripted(name, mandate) for name in names]
 
 
 @contextmanager
-def model(url: str, name: str = "m") -> Iterator[Contestant]:
+def model(url: str, name: str = "m") -> Iterator[Player]:
     with ChatClient(url, None, name, attempts=1) as client:
         yield asked(lambda: client, name, f"{name}@{url}")
 

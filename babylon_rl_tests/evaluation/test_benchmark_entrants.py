@@ -7,8 +7,8 @@ from pydantic import SecretStr
 
 from babylon_rl.cli.benchmark_entrants import entered
 from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.contestants import Contestant
-from babylon_rl.evaluation.runner import run_benchmark
+from babylon_rl.evaluation.play import run_benchmark
+from babylon_rl.evaluation.players import Player
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -28,17 +28,17 @@ def test_base_and_versions_are_served_when_something_is_missing_and_known_by_the
     make_version("v1.0.0")
     with endpoint(base=hold, **{"v1.0.0": always_buy}) as served:
         for starts in (1, 1):  # the second time everything is known, and no server starts
-            with entered(["base", "v1.0.0", "nothing"], here, "one-tick", serving=served.serving) as contestants:
-                runs = run_benchmark(contestants, small_markets(1), tmp_path / "r")
+            with entered(["base", "v1.0.0", "nothing"], here, "one-tick", serving=served.serving) as players:
+                runs = run_benchmark(players, small_markets(1), tmp_path / "r")
             assert [result.agent_id for result in runs.results] == ["base", "v1.0.0", "nothing"] and served.starts == starts
         assert [result.role for result in runs.results] == ["model", "model", "strategy"] and served.asked == {"base": 12, "v1.0.0": 12}
-    assert len({contestant.identity for contestant in contestants}) == 3
+    assert len({player.identity for player in players}) == 3
 
 
 def test_a_mandate_a_prompt_and_a_temperature_are_part_of_who_plays(here: Settings) -> None:
     def identity(mandate: Mandate = "one-tick", prompt: str | None = None, temperature: float = 0.0) -> str:
         with entered(["m=http://127.0.0.1:9/v1"], here, mandate, prompt=prompt, temperature=temperature) as (one,):
-            assert isinstance(one, Contestant) and one.name == "m"
+            assert isinstance(one, Player) and one.name == "m"
             return one.identity
 
     found = [identity(), identity("free"), identity(prompt="trader-v2"), identity(temperature=1.0)]

@@ -10,7 +10,8 @@ from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.comparison import BASE, CANDIDATE, STRATEGY, Comparison, compare
 from babylon_rl.evaluation.gate import Verdict, decide
 from babylon_rl.evaluation.looks import FEWEST_MARKETS
-from babylon_rl.evaluation.markets import Contestant, play_benchmark
+from babylon_rl.evaluation.play import play_gate
+from babylon_rl.evaluation.players import MODEL, Player, scripted
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.market.simulation.actions import Invalid
 from babylon_rl.market.simulation.agents import ONE_TICK, Choice, order
@@ -36,24 +37,27 @@ class _Model:
         return choice if isinstance(choice, Invalid) else order(choice, seen, 1500.0)
 
 
-def model(choose: Chooses) -> Contestant:
+def model(choose: Chooses) -> Player:
     """A model by ``choose(markets, tick)``."""
-    return Contestant("stand-in", lambda agent_id, seed: _Model(choose))
+    return Player("stand-in", "stand-in", MODEL, "one-tick", True, lambda *_: lambda agent_id, seed: _Model(choose))
+
+
+strategy = cache(scripted)
 
 
 @cache
-def results(contestant: Contestant, markets: int = FEWEST_MARKETS) -> list[MarketResult]:
-    return play_benchmark(contestant, SNAPSHOTS[:markets], concurrency=1)
+def results(player: Player, markets: int = FEWEST_MARKETS) -> list[MarketResult]:
+    return play_gate(player, SNAPSHOTS[:markets], concurrency=1)
 
 
-def judged(candidate: Contestant, reference: str = "nothing", minimum: float = 0.0, markets: int = FEWEST_MARKETS) -> Verdict:
+def judged(candidate: Player, reference: str = "nothing", minimum: float = 0.0, markets: int = FEWEST_MARKETS) -> Verdict:
     return decide(comparison(candidate, reference, markets), minimum)
 
 
-def comparison(candidate: Contestant, reference: str, markets: int = FEWEST_MARKETS) -> Comparison:
-    played = {"v1.0.0": (CANDIDATE, results(candidate, markets)), reference: (BASE, results(Contestant(reference), markets))}
+def comparison(candidate: Player, reference: str, markets: int = FEWEST_MARKETS) -> Comparison:
+    played = {"v1.0.0": (CANDIDATE, results(candidate, markets)), reference: (BASE, results(strategy(reference), markets))}
     if reference != "nothing":
-        played["nothing"] = (STRATEGY, results(Contestant("nothing"), markets))
+        played["nothing"] = (STRATEGY, results(strategy("nothing"), markets))
     return compare(played, "v1.0.0", reference, [f"The reference is {reference}."])
 
 
@@ -63,8 +67,8 @@ def found(verdict: Verdict) -> dict[str, str]:
 
 @pytest.mark.parametrize(("better", "worse"), [("balanced", "nothing"), ("balanced", "momentum"), ("conservative", "contrarian")])
 def test_a_better_policy_passes_and_the_reason_has_the_numbers(better: str, worse: str) -> None:
-    verdict = judged(Contestant(better), worse)
-    improvement = comparison(Contestant(better), worse).standing("v1.0.0").improvement
+    verdict = judged(strategy(better), worse)
+    improvement = comparison(strategy(better), worse).standing("v1.0.0").improvement
     assert verdict.decision == "pass" and set(found(verdict).values()) == {"pass"}
     assert verdict.reason.startswith(f"v1.0.0 earns ${improvement.mean:.1f} an hour more than {worse} over 48 unseen markets (paired 95 % ")
     assert f"{improvement.low:+.1f} to {improvement.high:+.1f}" in verdict.reason
@@ -73,7 +77,7 @@ def test_a_better_policy_passes_and_the_reason_has_the_numbers(better: str, wors
 
 @pytest.mark.parametrize(("worse", "better"), [("momentum", "balanced"), ("contrarian", "nothing")])
 def test_a_worse_policy_fails(worse: str, better: str) -> None:
-    verdict = judged(Contestant(worse), better, markets=FEW)
+    verdict = judged(strategy(worse), better, markets=FEW)
     assert verdict.decision == "fail"
     assert "an hour less than" in verdict.reason and "none of it is above the required +0.0" in verdict.reason
 
@@ -122,18 +126,18 @@ def test_who_is_no_better_hardly_ever_passes() -> None:
 
 
 def test_an_interval_that_holds_the_requirement_is_inconclusive_and_says_how_many_markets_are_needed() -> None:
-    improvement = comparison(Contestant("balanced"), "nothing").standing("v1.0.0").improvement
-    verdict = judged(Contestant("balanced"), "nothing", minimum=improvement.mean - 5)
+    improvement = comparison(strategy("balanced"), "nothing").standing("v1.0.0").improvement
+    verdict = judged(strategy("balanced"), "nothing", minimum=improvement.mean - 5)
     assert verdict.decision == "inconclusive"
     assert "it holds the required" in verdict.reason and "4 of 5 benchmarks of" in verdict.reason
-    assert "not be expected" in judged(Contestant("balanced"), "nothing", minimum=improvement.mean + 5).reason
+    assert "not be expected" in judged(strategy("balanced"), "nothing", minimum=improvement.mean + 5).reason
 
 
 def test_the_required_improvement_is_what_the_lower_end_must_exceed() -> None:
-    improvement = comparison(Contestant("balanced"), "nothing").standing("v1.0.0").improvement
-    decisions = [judged(Contestant("balanced"), "nothing", minimum=bound).decision for bound in (improvement.low - 0.01, improvement.low)]
+    improvement = comparison(strategy("balanced"), "nothing").standing("v1.0.0").improvement
+    decisions = [judged(strategy("balanced"), "nothing", minimum=bound).decision for bound in (improvement.low - 0.01, improvement.low)]
     assert decisions == ["pass", "inconclusive"]
-    assert judged(Contestant("balanced"), "nothing", minimum=improvement.high).decision == "fail"
+    assert judged(strategy("balanced"), "nothing", minimum=improvement.high).decision == "fail"
 
 
 def test_a_few_markets_decide_no_pass_however_clear_they_are() -> None:
@@ -161,13 +165,13 @@ def test_who_is_not_shown_to_earn_more_than_doing_nothing_does_not_pass_by_beati
 
 
 def test_who_cannot_be_played_is_not_compared() -> None:
-    played = {"nothing": (BASE, results(Contestant("nothing"), FEW))}
+    played = {"nothing": (BASE, results(strategy("nothing"), FEW))}
     verdict = decide(compare(played, None, None, ["v1.0.0 could not be played here: its checkpoint is gone."]))
     assert verdict == Verdict("not_compared", "v1.0.0 could not be played here: its checkpoint is gone.")
 
 
 def test_only_the_same_markets_can_be_compared() -> None:
-    one, other = results(Contestant("balanced"), FEW), results(Contestant("nothing"), FEW)
+    one, other = results(strategy("balanced"), FEW), results(strategy("nothing"), FEW)
     for broken in (other[1:], [*other[1:], other[0]]):
         with pytest.raises(MarketError, match="same markets"):
             compare({"a": (BASE, one), "b": (BASE, broken)}, "a", "b")

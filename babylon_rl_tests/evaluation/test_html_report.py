@@ -29,9 +29,10 @@ from babylon_rl.evaluation.html_report.markup import (
 )
 from babylon_rl.evaluation.html_report.standings import compared
 from babylon_rl.evaluation.html_report.timeline import MOST_ROWS, MOST_RUNS, chosen, rows_of
-from babylon_rl.evaluation.result_building import Market, Played, result_of
+from babylon_rl.evaluation.play import SEAT
+from babylon_rl.evaluation.result_building import RunLabel, result_of
 from babylon_rl.evaluation.results import Result
-from babylon_rl.evaluation.runner import SEAT
+from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Action, Invalid, Post
 from babylon_rl.market.simulation.agents import Agent, AgentFactory
 from babylon_rl.market.simulation.config import preset
@@ -96,10 +97,10 @@ class Saying:
 
 def played(agent: AgentFactory, scenario: Scenario, name: str, **changed: Any) -> Result:
     """The result of an agent, with fields changed; its id says agent, market and repeat."""
-    market = Market(f"m-{scenario.digest[:6]}", scenario, 1000.0, 10_000.0)
+    market = Snapshot(f"m-{scenario.digest[:6]}", scenario, 1000.0, 10_000.0)
     run = play(scenario, {SEAT: agent}, seed=changed.get("repeat", 0))
     key = f"{name}-{market.digest}-{changed.get('repeat', 0)}"
-    result = result_of(run, SEAT, market, Played(name, name, "strategy", "free", 0, 0, key, "engine"))
+    result = result_of(run, SEAT, market, RunLabel(name, name, "strategy", "free", 0, 0, key, "engine"))
     return msgspec.structs.replace(result, **changed)
 
 

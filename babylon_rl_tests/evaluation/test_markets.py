@@ -2,13 +2,16 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from babylon_rl.errors import MarketError, ModelUnavailable
-from babylon_rl.evaluation.markets import Contestant, model_contestant, play_benchmark, play_market
+from babylon_rl.evaluation.entrants import model_player
+from babylon_rl.evaluation.play import play_gate
+from babylon_rl.evaluation.players import MODEL, STRATEGY, Player, scripted
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
-from babylon_rl.market.headlines import TRAINING
+from babylon_rl.market.headlines import HELD_OUT, TRAINING
 from babylon_rl.market.simulation.actions import Hold, OpenPerp
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
@@ -36,26 +39,26 @@ def test_markets_are_unseen_by_construction() -> None:
     assert len({snapshot.scenario.digest for snapshot in benchmark_snapshots(200)}) == 200
 
 
-class _Trained(Snapshot):
-    seed = training_seed(0, "2025-11-20T10:00")
+def like_training(seed: str, edition: str) -> Snapshot:
+    """A market that training could have had, in the place of the sixth."""
+    return Snapshot("benchmark-0005", generate(preset("hour", seed=seed, edition=edition, start_ms=SNAPSHOTS[5].scenario.start_ms)))
 
 
-class _Numbered(Snapshot):
-    seed = "7"
-
-
-class _OtherWords(Snapshot):
-    config = preset("hour", seed="benchmark/0")
+LIKE_TRAINING = [
+    (training_seed(0, "2025-11-20T10:00"), HELD_OUT.name),
+    ("7", HELD_OUT.name),
+    ("benchmark/0", TRAINING.name),
+]
 
 
 def test_a_market_that_training_could_have_seen_is_refused() -> None:
     with pytest.raises(MarketError, match="overlap with training"):
         require_unseen(SNAPSHOTS, [SNAPSHOTS[3].window])
     with pytest.raises(MarketError, match="the same"):
-        require_unseen([SNAPSHOTS[0], SNAPSHOTS[1], Snapshot(0)])
-    for kind in (_Trained, _Numbered, _OtherWords):
+        require_unseen([SNAPSHOTS[0], SNAPSHOTS[1], replace(SNAPSHOTS[0])])
+    for seed, edition in LIKE_TRAINING:
         with pytest.raises(MarketError, match="overlap with training: benchmark-0005"):
-            require_unseen([*SNAPSHOTS[:3], kind(5)])
+            require_unseen([*SNAPSHOTS[:3], like_training(seed, edition)])
 
 
 def test_a_larger_benchmark_contains_the_smaller() -> None:
@@ -65,23 +68,23 @@ def test_a_larger_benchmark_contains_the_smaller() -> None:
 
 def test_the_same_market_and_player_give_the_same_result_in_any_process() -> None:
     program = (
-        "from babylon_rl.evaluation.markets import *; from babylon_rl.evaluation.snapshots import *;"
-        "s = benchmark_snapshots(3); print([x.fingerprint for x in s]); print(play_benchmark(Contestant('balanced'), s))"
+        "from babylon_rl.evaluation.play import *; from babylon_rl.evaluation.snapshots import *;"
+        "s = benchmark_snapshots(3); print([x.fingerprint for x in s]); print(play_gate(scripted('balanced'), s))"
     )
     runs = {subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout for _ in range(2)}
-    own = f"{[s.fingerprint for s in SNAPSHOTS[:3]]}\n{play_benchmark(Contestant('balanced'), SNAPSHOTS[:3])}\n"
+    own = f"{[s.fingerprint for s in SNAPSHOTS[:3]]}\n{play_gate(scripted('balanced'), SNAPSHOTS[:3])}\n"
     assert runs == {own}
 
 
 def test_everyone_plays_the_same_markets() -> None:
-    one, other = (play_benchmark(Contestant(name), SNAPSHOTS) for name in ("balanced", "momentum"))
+    one, other = (play_gate(scripted(name), SNAPSHOTS) for name in ("balanced", "momentum"))
     assert [result.snapshot for result in one] == [result.snapshot for result in other] == [snapshot.id for snapshot in SNAPSHOTS]
-    assert all(result.pnl_usd == 0 and result.trades == 0 for result in play_benchmark(Contestant("nothing"), SNAPSHOTS))
+    assert all(result.pnl_usd == 0 and result.trades == 0 for result in play_gate(scripted("nothing"), SNAPSHOTS))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_result_adds_up(name: str) -> None:
-    for result in play_benchmark(Contestant(name), SNAPSHOTS):
+    for result in play_gate(scripted(name), SNAPSHOTS):
         assert result.decisions == len(result.equity_usd) == TICKS
         assert sum(result.actions.values()) == TICKS and result.invalid == result.refused == 0
         assert result.trades == result.predictions == TICKS - result.actions["hold"]
@@ -90,9 +93,14 @@ def test_a_result_adds_up(name: str) -> None:
 
 
 def test_perfect_knowledge_is_always_right_and_honest_reading_earns_less() -> None:
-    oracle, reader = (play_benchmark(Contestant(name), SNAPSHOTS) for name in ("oracle", "news-reader"))
+    oracle, reader = (play_gate(scripted(name), SNAPSHOTS) for name in ("oracle", "news-reader"))
     assert all(result.predictions_right == result.predictions for result in oracle)
     assert 0 < sum(result.pnl_usd for result in reader) < sum(result.pnl_usd for result in oracle)
+
+
+def play_one(player: Player) -> MarketResult:
+    (result,) = play_gate(player, SNAPSHOTS[:1])
+    return result
 
 
 class _TooMuch:
@@ -105,19 +113,19 @@ class _TooMuch:
 
 
 def test_a_refused_order_is_counted_and_costs_nothing() -> None:
-    result = play_market(Contestant("too-much", lambda agent_id, seed: _TooMuch()), SNAPSHOTS[0])
+    result = play_one(Player("too-much", "too-much", STRATEGY, "free", False, lambda *_: lambda agent_id, seed: _TooMuch()))
     assert (result.refused, result.trades, result.pnl_usd, result.actions["buy"]) == (1, 0, 0.0, 1)
 
 
 def test_who_bets_against_every_move_is_never_right() -> None:
-    played = play_benchmark(Contestant("balanced"), SNAPSHOTS)
+    played = play_gate(scripted("balanced"), SNAPSHOTS)
     right = sum(result.predictions_right for result in played) / sum(result.predictions for result in played)
-    lost = play_benchmark(Contestant("contrarian"), SNAPSHOTS)
+    lost = play_gate(scripted("contrarian"), SNAPSHOTS)
     assert sum(result.predictions_right for result in lost) / sum(result.predictions for result in lost) < 0.5 < right
 
 
 def test_a_result_that_contradicts_itself_is_not_counted() -> None:
-    good = play_market(Contestant("balanced"), SNAPSHOTS[0])
+    good = play_one(scripted("balanced"))
     fields = {name: getattr(good, name) for name in MarketResult.__slots__}
     for wrong in (
         {"invalid": 1},
@@ -133,7 +141,7 @@ def test_a_result_that_contradicts_itself_is_not_counted() -> None:
 
 def test_an_unknown_strategy_is_refused_before_anything_is_played() -> None:
     with pytest.raises(MarketError, match="no strategy 'genius'"):
-        Contestant("genius")
+        scripted("genius")
 
 
 def test_a_model_is_asked_for_every_decision_and_earns_by_its_answers() -> None:
@@ -141,7 +149,7 @@ def test_a_model_is_asked_for_every_decision_and_earns_by_its_answers() -> None:
         results = {}
         for model in served.rules:
             with ChatClient(served.url, None, model, logprobs=False) as client:
-                results[model] = play_benchmark(model_contestant(client, model, 0.0), SNAPSHOTS, concurrency=4)
+                results[model] = play_gate(model_player(client, model, model), SNAPSHOTS, concurrency=4)
     assert served.asked == {"good": TICKS * len(SNAPSHOTS), "bad": TICKS * len(SNAPSHOTS)}
     assert served.temperatures == {0.0}
     assert sum(result.pnl_usd for result in results["good"]) / len(SNAPSHOTS) > 100
@@ -153,7 +161,7 @@ def test_an_endpoint_that_stays_down_is_an_error_that_says_where() -> None:
     with endpoint(good=reads_news) as served, ChatClient(served.url, None, "good", logprobs=False) as client:
         served.breaks_after = TICKS // 2
         with pytest.raises(ModelUnavailable, match=r"good in benchmark-0000: Stopped at tick 6 of 12"):
-            play_market(model_contestant(client, "good", 0.0), SNAPSHOTS[0])
+            play_one(model_player(client, "good", "good"))
 
 
 def test_an_interrupted_benchmark_leaves_the_markets_under_way_at_their_next_tick() -> None:
@@ -175,5 +183,6 @@ def test_an_interrupted_benchmark_leaves_the_markets_under_way_at_their_next_tic
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        play_benchmark(Contestant("slow", lambda agent_id, seed: Slow()), SNAPSHOTS[:4], 4, interrupt)
+        slow = Player("slow", "slow", MODEL, "free", True, lambda *_: lambda agent_id, seed: Slow())
+        play_gate(slow, SNAPSHOTS[:4], concurrency=4, on_result=interrupt)
     assert TICKS <= len(total) < 3 * TICKS

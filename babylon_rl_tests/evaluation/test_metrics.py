@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.evaluation import metrics as m
-from babylon_rl.evaluation.positions import open_counts, positions
+from babylon_rl.evaluation.metrics import open_counts, positions
 from babylon_rl.evaluation.results import Metrics
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, ClosePerp, Invalid, OpenPerp, Post, SellPrediction
 from babylon_rl.market.simulation.observation import Observation

@@ -7,13 +7,13 @@ import msgspec
 import pytest
 
 from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.benchmark_markets import market_of
 from babylon_rl.evaluation.html_report import write_report
 from babylon_rl.evaluation.html_report.standings import compared
+from babylon_rl.evaluation.play import run_benchmark
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.run_comparison import compare_results, result_files, sound_results
-from babylon_rl.evaluation.runner import run_benchmark
 from babylon_rl.evaluation.snapshot_file import benchmark_scenario, from_scenario
+from babylon_rl.evaluation.snapshots import snapshot_of
 from babylon_rl.market.simulation.config import preset
 from babylon_rl_tests.evaluation.runs import results, roster
 
@@ -130,7 +130,7 @@ def test_of_former_engines_the_one_with_most_results_is_compared(sound: list[Res
 
 def test_a_market_with_the_words_of_training_hours_is_warned_of(sound: list[Result], tmp_path: Path) -> None:
     assert "training edition" not in " ".join(compare_results(sound).notes)
-    market = market_of(from_scenario(benchmark_scenario(preset("quick", edition="training", seed=3, minutes=12))))
+    market = snapshot_of(from_scenario(benchmark_scenario(preset("quick", edition="training", seed=3, minutes=12))))
     (seen,) = run_benchmark(roster("nothing"), [market], tmp_path / "runs").results
     assert "training edition: they are not unseen" in " ".join(compare_results([*sound, seen]).notes)
     assert "training edition" in write_report([seen], tmp_path / "report")[0].read_text()

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from babylon_rl.evaluation.result_building import Market
+from babylon_rl.evaluation.play import run_benchmark
 from babylon_rl.evaluation.run_recording import record_runs
-from babylon_rl.evaluation.runner import run_benchmark
+from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.store.database import Database
 from babylon_rl_tests.evaluation.endpoint import always_buy, endpoint
 from babylon_rl_tests.evaluation.runs import model, roster, small_markets
 
 
 def test_a_run_is_recorded_once_with_its_prompts_and_never_as_training_data(database: Database, tmp_path: Path) -> None:
-    markets: tuple[Market, ...] = small_markets(1)
+    markets: tuple[Snapshot, ...] = small_markets(1)
     with endpoint(m=always_buy) as served, model(served.url) as one:
         runs = run_benchmark([one, *roster("oracle")], markets, tmp_path)
     with database.connect() as connection:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.harness import harness_contestants
+from babylon_rl.evaluation.harness import harness_players
+from babylon_rl.evaluation.play import run_benchmark
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import read_result
 from babylon_rl.evaluation.run_comparison import compare_results
 from babylon_rl.evaluation.run_files import ANSWERS, DECISIONS
-from babylon_rl.evaluation.runner import run_benchmark
 from babylon_rl.market.simulation.agents import STAKE_USD, Mandate
 from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl_tests.evaluation.endpoint import always_buy, babble, endpoint
@@ -92,7 +92,7 @@ def test_another_engine_asks_a_model_anew_and_its_results_stand_beside_the_old(t
 
 
 def test_for_one_tick_everybody_has_the_same_stake(tmp_path: Path) -> None:
-    everybody = [*roster(*NAMES), *harness_contestants(10)[5:]]
+    everybody = [*roster(*NAMES), *harness_players(10)[5:]]
     stakes: dict[str, set[float]] = {}
     for result in run_benchmark(everybody, small_markets(), tmp_path).results:
         stakes.setdefault(result.agent_id, set()).update(one["usd"] for one in result.trajectory.actions if one["action"] == "open_perp")
@@ -129,16 +129,16 @@ def test_nonsense_is_counted_and_costs_the_turn(tmp_path: Path) -> None:
 def test_an_endpoint_that_breaks_off_loses_nothing_else_and_the_next_call_goes_on(tmp_path: Path) -> None:
     markets = small_markets()
     with endpoint(m=always_buy) as served, model(served.url) as one:
-        contestants = [one, *roster("balanced")]
+        players = [one, *roster("balanced")]
         served.breaks_after = TICKS + 5
-        broken = run_benchmark(contestants, markets, tmp_path, concurrency=1)
+        broken = run_benchmark(players, markets, tmp_path, concurrency=1)
         assert [result.agent_id for result in broken.results] == ["m", "balanced", "balanced", "balanced"]
         assert [(left.agent, left.ticks_played, left.ticks) for left in broken.unfinished] == [("m", 5, TICKS), ("m", 0, TICKS)]
         assert "Stopped at tick 5 of 12" in broken.unfinished[0].reason and "Not begun" in broken.unfinished[1].reason
         partial = read_result(next(tmp_path.glob("*.partial.json")))
         assert (partial.complete, partial.ticks_processed, validate_result(partial)) == (False, 5, [])
         served.breaks_after = None
-        whole = run_benchmark(contestants, markets, tmp_path)
+        whole = run_benchmark(players, markets, tmp_path)
         assert served.asked["m"] == 3 * TICKS  # the answers from before the break were not asked for again
     assert (whole.played, whole.known, whole.unfinished) == (2, 4, []) and not list(tmp_path.glob("*.partial.json"))
 

@@ -8,7 +8,7 @@ import pytest
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.snapshot_file import (
-    Snapshot,
+    SnapshotDocument,
     benchmark_scenario,
     encode,
     from_scenario,
@@ -28,25 +28,25 @@ GAME = Path(__file__).parent.parent / "data" / "game_benchmark_snapshot.json.gz"
 
 
 @pytest.fixture(scope="module")
-def snapshot() -> Snapshot:
+def snapshot() -> SnapshotDocument:
     return from_scenario(benchmark_scenario(preset("quick", edition="held-out", seed=0)))
 
 
 @pytest.mark.parametrize("name", ["s.json", "s.json.gz"])
-def test_a_snapshot_comes_back_from_its_file(snapshot: Snapshot, tmp_path: Path, name: str) -> None:
+def test_a_snapshot_comes_back_from_its_file(snapshot: SnapshotDocument, tmp_path: Path, name: str) -> None:
     size = save(snapshot, tmp_path / "new" / name)
     assert load(tmp_path / "new" / name) == snapshot
     assert size == (tmp_path / "new" / name).stat().st_size and [path.name for path in (tmp_path / "new").iterdir()] == [name]
 
 
-def test_the_same_snapshot_gives_the_same_file_whatever_its_name(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_the_same_snapshot_gives_the_same_file_whatever_its_name(snapshot: SnapshotDocument, tmp_path: Path) -> None:
     for name in ("one.json.gz", "other.json.gz"):
         save(snapshot, tmp_path / name)
     assert (tmp_path / "one.json.gz").read_bytes() == (tmp_path / "other.json.gz").read_bytes()
     assert (tmp_path / "one.json.gz").read_bytes()[4:8] == bytes(4)
 
 
-def test_a_file_that_is_compressed_is_read_whatever_its_name(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_a_file_that_is_compressed_is_read_whatever_its_name(snapshot: SnapshotDocument, tmp_path: Path) -> None:
     (tmp_path / "plain.json").write_bytes(gzip.compress(encode(snapshot)))
     assert load(tmp_path / "plain.json") == snapshot
 
@@ -110,7 +110,7 @@ def test_what_is_no_snapshot_is_refused_in_a_sentence(tmp_path: Path, raw: bytes
     assert said in str(refused.value) and str(path) in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_a_file_cut_off_anywhere_is_refused(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_a_file_cut_off_anywhere_is_refused(snapshot: SnapshotDocument, tmp_path: Path) -> None:
     save(snapshot, tmp_path / "whole.json.gz")
     for whole in (encode(snapshot), (tmp_path / "whole.json.gz").read_bytes()):
         for share in (0.1, 0.5, 0.99, 0.9999):
@@ -119,7 +119,7 @@ def test_a_file_cut_off_anywhere_is_refused(snapshot: Snapshot, tmp_path: Path) 
                 load(tmp_path / "part")
 
 
-def test_contradictions_are_told_a_sentence_each(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_contradictions_are_told_a_sentence_each(snapshot: SnapshotDocument, tmp_path: Path) -> None:
     document = msgspec.json.decode(encode(snapshot))
     document["groundTruth"]["marketOutcomes"]["Q1"] = True
     document["ticks"][0]["state"]["perpetualMarkets"][0]["price"] = -1

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.snapshot_file import Snapshot, benchmark_scenario, decode, encode, from_scenario, to_scenario, validate
+from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, decode, encode, from_scenario, to_scenario, validate
 from babylon_rl.market.simulation.config import START_MS, MarketModel, ScenarioConfig, preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.scenario import Asset, Post, Question, Scenario, from_paths
@@ -32,11 +32,11 @@ def scenario() -> Scenario:
 
 
 @pytest.fixture(scope="module")
-def snapshot(scenario: Scenario) -> Snapshot:
+def snapshot(scenario: Scenario) -> SnapshotDocument:
     return from_scenario(scenario)
 
 
-def test_the_names_are_those_of_the_contract(snapshot: Snapshot) -> None:
+def test_the_names_are_those_of_the_contract(snapshot: SnapshotDocument) -> None:
     document = msgspec.json.decode(encode(snapshot))
     assert {"id", "version", "createdAt", "duration", "tickInterval", "initialState", "ticks", "groundTruth"} <= set(document)
     assert document["version"] == "1.0.0" and (document["duration"], document["tickInterval"]) == (1800, 60)
@@ -55,13 +55,13 @@ def test_the_names_are_those_of_the_contract(snapshot: Snapshot) -> None:
     assert all({"tick", "type", "value", "description"} <= set(chance) for chance in truth["socialOpportunities"])
 
 
-def test_a_preset_has_its_markets_agents_and_ticks(snapshot: Snapshot) -> None:
+def test_a_preset_has_its_markets_agents_and_ticks(snapshot: SnapshotDocument) -> None:
     assert len(snapshot.ticks) == 30 and [tick.number for tick in snapshot.ticks] == list(range(30))
     assert len(snapshot.ground_truth.market_outcomes) == 5 and len(snapshot.initial_state.perpetual_markets) == 3
     assert len(snapshot.initial_state.agents) == 8
 
 
-def test_states_show_the_prices_beliefs_and_answers_of_the_scenario(scenario: Scenario, snapshot: Snapshot) -> None:
+def test_states_show_the_prices_beliefs_and_answers_of_the_scenario(scenario: Scenario, snapshot: SnapshotDocument) -> None:
     for state in snapshot.states():
         assert [market.price for market in state.perpetual_markets] == [round(a.prices[state.tick], 6) for a in scenario.assets]
         for market in state.prediction_markets:
@@ -70,14 +70,14 @@ def test_states_show_the_prices_beliefs_and_answers_of_the_scenario(scenario: Sc
             assert market.yes_price == pytest.approx(float(question.answer) if market.resolved else question.crowd[state.tick], abs=1e-6)
 
 
-def test_all_that_can_be_read_is_in_the_tick_it_is_read_in(scenario: Scenario, snapshot: Snapshot) -> None:
+def test_all_that_can_be_read_is_in_the_tick_it_is_read_in(scenario: Scenario, snapshot: SnapshotDocument) -> None:
     for tick in snapshot.ticks:
         said = [event.data["content"] for event in tick.events if event.type == "post:created"]
         assert said == [*(news.text for news in scenario.events_at(tick.number)), *(post.text for post in scenario.posts_at(tick.number))]
         assert all(event.timestamp == scenario.timestamp_ms(tick.number) for event in tick.events if event.type == "post:created")
 
 
-def test_what_is_hidden_from_agents_stands_in_the_ground_truth_alone(snapshot: Snapshot) -> None:
+def test_what_is_hidden_from_agents_stands_in_the_ground_truth_alone(snapshot: SnapshotDocument) -> None:
     told = [event.data for tick in snapshot.ticks for event in tick.events if event.type == "post:created"]
     assert told and not any({"informed", "effect", "kind", "strength", "direction"} & set(data) for data in told)
 
@@ -102,7 +102,7 @@ def test_a_seed_written_as_text_is_the_same_seed() -> None:
     assert one == other
 
 
-def test_another_process_with_other_hashes_writes_the_same_bytes(snapshot: Snapshot) -> None:
+def test_another_process_with_other_hashes_writes_the_same_bytes(snapshot: SnapshotDocument) -> None:
     program = (
         "import hashlib; from babylon_rl.evaluation.snapshot_file import *; from babylon_rl.market.simulation.config import preset;"
         "made = encode(from_scenario(benchmark_scenario(preset('quick', edition='held-out', seed=0))));"
@@ -164,7 +164,7 @@ def test_a_recorded_market_is_replayed_from_its_states() -> None:
     assert again.questions == (question,) and again.posts == recorded.posts and again.start_ms == recorded.start_ms
 
 
-def test_a_changed_snapshot_of_ours_is_refused(snapshot: Snapshot) -> None:
+def test_a_changed_snapshot_of_ours_is_refused(snapshot: SnapshotDocument) -> None:
     replace = msgspec.structs.replace
     tick = snapshot.ticks[3]
     stock = replace(tick.state.perpetual_markets[0], price=1.0)
@@ -179,14 +179,14 @@ def test_a_changed_snapshot_of_ours_is_refused(snapshot: Snapshot) -> None:
         to_scenario(replace(snapshot, ticks=snapshot.ticks[:-1]))
 
 
-def test_a_snapshot_of_another_generator_says_so(snapshot: Snapshot) -> None:
+def test_a_snapshot_of_another_generator_says_so(snapshot: SnapshotDocument) -> None:
     assert snapshot.generator is not None
     other = msgspec.structs.replace(snapshot, generator=msgspec.structs.replace(snapshot.generator, scenario="0" * 64))
     with pytest.raises(MarketError, match="another version of the generator"):
         to_scenario(other)
 
 
-def test_what_was_worth_reading_is_worth_money(snapshot: Snapshot, scenario: Scenario) -> None:
+def test_what_was_worth_reading_is_worth_money(snapshot: SnapshotDocument, scenario: Scenario) -> None:
     chances = snapshot.ground_truth.social_opportunities
     texts = {f"{event.text} ({event.about})" for event in scenario.events if event.direction}
     assert chances and all(chance.value > 0.0 for chance in chances)
@@ -194,7 +194,7 @@ def test_what_was_worth_reading_is_worth_money(snapshot: Snapshot, scenario: Sce
     assert [chance.tick for chance in chances] == sorted(chance.tick for chance in chances)
 
 
-def test_the_crowd_trades_the_way_the_price_goes_and_its_trades_are_the_volume(snapshot: Snapshot) -> None:
+def test_the_crowd_trades_the_way_the_price_goes_and_its_trades_are_the_volume(snapshot: SnapshotDocument) -> None:
     before = {market.id: market for market in snapshot.initial_state.prediction_markets}
     traded = dict.fromkeys(snapshot.ground_truth.market_outcomes, 0.0)
     for tick in snapshot.ticks:

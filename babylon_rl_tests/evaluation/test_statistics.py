@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from babylon_rl.evaluation.markets import Contestant, play_benchmark
+from babylon_rl.evaluation.play import play_gate
+from babylon_rl.evaluation.players import scripted
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.evaluation.statistics import mean_interval, paired_interval, share_by_snapshot, share_interval
 
@@ -74,7 +75,7 @@ def test_clustered_intervals_are_those_of_the_snapshots_means() -> None:
 
 
 def test_intervals_of_real_benchmark_differences_hold_the_truth(rng: np.random.Generator) -> None:
-    one, other = (play_benchmark(Contestant(name), benchmark_snapshots(400)) for name in ("balanced", "momentum"))
+    one, other = (play_gate(scripted(name), benchmark_snapshots(400)) for name in ("balanced", "momentum"))
     differences = np.array([a.pnl_usd - b.pnl_usd for a, b in zip(one, other, strict=True)])
     held, above = coverage(lambda rng, n: rng.choice(differences, n), rng, differences.mean(), 24)
     assert 0.93 <= held <= 0.97

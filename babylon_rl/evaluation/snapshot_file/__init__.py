@@ -2,14 +2,14 @@
 
 from babylon_rl.evaluation.snapshot_file.best_plan import PolicyClass
 from babylon_rl.evaluation.snapshot_file.reading import load, optimality, optimum_of, to_scenario
-from babylon_rl.evaluation.snapshot_file.schema import VERSION, Snapshot, benchmark_scenario, decode, encode
+from babylon_rl.evaluation.snapshot_file.schema import VERSION, SnapshotDocument, benchmark_scenario, decode, encode
 from babylon_rl.evaluation.snapshot_file.validation import validate
 from babylon_rl.evaluation.snapshot_file.writing import from_scenario, save
 
 __all__ = [
     "VERSION",
     "PolicyClass",
-    "Snapshot",
+    "SnapshotDocument",
     "benchmark_scenario",
     "decode",
     "encode",

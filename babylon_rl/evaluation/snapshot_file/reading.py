@@ -18,7 +18,7 @@ from babylon_rl.evaluation.snapshot_file.schema import (
     Generator,
     Optimum,
     PredictionMarket,
-    Snapshot,
+    SnapshotDocument,
     State,
     config_of,
     decode,
@@ -32,7 +32,7 @@ from babylon_rl.market.simulation.scenario import FORMAT, Asset, Post, Question,
 _GZIP = b"\x1f\x8b"
 
 
-def load(path: Path) -> Snapshot:
+def load(path: Path) -> SnapshotDocument:
     """Read a snapshot, ours or the game's, and check it.
 
     Raises:
@@ -58,7 +58,7 @@ CERTAIN = 1e-6  # prices of 0 and 1 are replayed as this far from them: a pool c
 _WORDS = {"bullish": 1, "bearish": -1}  # how the game's posts say which way they lean
 
 
-def to_scenario(snapshot: Snapshot, *, compare: bool = True) -> Scenario:
+def to_scenario(snapshot: SnapshotDocument, *, compare: bool = True) -> Scenario:
     """The market of a snapshot that `validate` finds no errors in.
 
     Args:
@@ -72,7 +72,7 @@ def to_scenario(snapshot: Snapshot, *, compare: bool = True) -> Scenario:
     return _regenerated(snapshot, snapshot.config, snapshot.generator, compare)
 
 
-def optimum_of(snapshot: Snapshot) -> Optimum:
+def optimum_of(snapshot: SnapshotDocument) -> Optimum:
     """The optimum in the snapshot's ground truth, or, as in the game's own snapshots that say none, that of its recorded market."""
     if snapshot.ground_truth.optimum is not None:
         return snapshot.ground_truth.optimum
@@ -80,7 +80,7 @@ def optimum_of(snapshot: Snapshot) -> Optimum:
     return optimum(scenario, best_plan(scenario))
 
 
-def optimality(pnl: float, snapshot: Snapshot, best: Optimum | None = None) -> float:
+def optimality(pnl: float, snapshot: SnapshotDocument, best: Optimum | None = None) -> float:
     """0 for a loss or nothing earned, 100 for the best of the policy class or more, in between in proportion.
 
     Args:
@@ -92,7 +92,7 @@ def optimality(pnl: float, snapshot: Snapshot, best: Optimum | None = None) -> f
     return optimality_score(pnl, (best if best is not None else optimum_of(snapshot)).pnl)
 
 
-def _regenerated(snapshot: Snapshot, fields: dict[str, Any], generator: Generator, compare: bool) -> Scenario:
+def _regenerated(snapshot: SnapshotDocument, fields: dict[str, Any], generator: Generator, compare: bool) -> Scenario:
     config = config_of(fields)
     if config.ticks != len(snapshot.ticks):
         raise MarketError(f"Snapshot {snapshot.id} has {len(snapshot.ticks)} ticks, its config asks for {config.ticks}. Generate it again.")
@@ -110,7 +110,7 @@ def _regenerated(snapshot: Snapshot, fields: dict[str, Any], generator: Generato
     return scenario
 
 
-def _first_difference(snapshot: Snapshot, scenario: Scenario) -> str:
+def _first_difference(snapshot: SnapshotDocument, scenario: Scenario) -> str:
     recording = Recording(scenario)
     if recording.initial_state != snapshot.initial_state or len(snapshot.ticks) != scenario.ticks:
         return "at its start or in its length"
@@ -120,7 +120,7 @@ def _first_difference(snapshot: Snapshot, scenario: Scenario) -> str:
     return ""
 
 
-def _replayed(snapshot: Snapshot) -> Scenario:
+def _replayed(snapshot: SnapshotDocument) -> Scenario:
     states = snapshot.states()
     first = states[0]
     ms = snapshot.tick_interval * 1000
@@ -151,7 +151,7 @@ def _rate(state: State, row: int) -> float:
     return rate if -1.0 < rate < 1.0 else 0.0
 
 
-def _questions(snapshot: Snapshot, states: tuple[State, ...]) -> list[Question]:
+def _questions(snapshot: SnapshotDocument, states: tuple[State, ...]) -> list[Question]:
     """Every question that a state shows, from the first one that does; before it and after its answer the last price stands."""
     seen: dict[str, dict[int, PredictionMarket]] = {}
     for tick, state in enumerate(states):
@@ -172,7 +172,7 @@ def _questions(snapshot: Snapshot, states: tuple[State, ...]) -> list[Question]:
     return found
 
 
-def _post(snapshot: Snapshot, tick: int, event: Event) -> Post | None:
+def _post(snapshot: SnapshotDocument, tick: int, event: Event) -> Post | None:
     """A post as the game records it; which market it is about and which way it leans are read from its text where it does not say."""
     if event.type != POST_CREATED:
         return None

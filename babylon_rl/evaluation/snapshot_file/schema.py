@@ -162,7 +162,7 @@ class Generator(_Shape, frozen=True):
     model: dict[str, Any]
 
 
-class Snapshot(_Shape, frozen=True):
+class SnapshotDocument(_Shape, frozen=True):
     """A benchmark market from start to end; ``duration`` and ``tick_interval`` in seconds.
 
     ``config`` is what the market was generated from, with its seed, in camelCase (`babylon_rl.market.simulation.config.ScenarioConfig`).
@@ -193,12 +193,12 @@ class _Wrapped(msgspec.Struct):
     snapshot: msgspec.Raw = msgspec.Raw()
 
 
-def encode(snapshot: Snapshot) -> bytes:
+def encode(snapshot: SnapshotDocument) -> bytes:
     """The snapshot as JSON: the same snapshot gives the same bytes."""
     return msgspec.json.encode(snapshot)
 
 
-def decode(raw: bytes) -> Snapshot:
+def decode(raw: bytes) -> SnapshotDocument:
     """The snapshot in a JSON text, alone or as ``{"snapshot": ...}`` as the game's own tool writes it.
 
     Raises:
@@ -210,7 +210,7 @@ def decode(raw: bytes) -> Snapshot:
         version = msgspec.json.decode(body, type=_Head).version
         if version != VERSION:
             raise MarketError(f"It is a snapshot of version {version!r}; this reads version {VERSION!r}. Generate it again.")
-        return msgspec.json.decode(body, type=Snapshot)
+        return msgspec.json.decode(body, type=SnapshotDocument)
     except msgspec.ValidationError as error:
         raise MarketError(f"It does not have the shape of a snapshot: {error}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

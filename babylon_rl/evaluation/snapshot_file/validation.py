@@ -15,7 +15,7 @@ from babylon_rl.evaluation.snapshot_file.schema import (
     PerpetualMarket,
     PredictionMarket,
     PricePoint,
-    Snapshot,
+    SnapshotDocument,
     State,
     Tick,
     config_of,
@@ -52,7 +52,7 @@ class Findings:
 RELATIVE = 1e-9
 
 
-def check_events(snapshot: Snapshot, findings: Findings) -> None:
+def check_events(snapshot: SnapshotDocument, findings: Findings) -> None:
     """Events name what is there, lie in their tick, and lead to the price that the state after them shows."""
     began = snapshot.initial_state.timestamp
     for tick in snapshot.ticks:
@@ -89,7 +89,7 @@ def _check_tick(tick: Tick, began: int, findings: Findings) -> None:
 UNCLEAR = (0.01, 0.99)  # prices of a resolved question that do not tell its answer
 
 
-def check_truth(snapshot: Snapshot, findings: Findings) -> None:
+def check_truth(snapshot: SnapshotDocument, findings: Findings) -> None:
     """Outcomes and prices are those of the states, for every market and no other."""
     states = snapshot.states()
     questions = {market.id for state in (states[0], states[-1]) for market in state.prediction_markets}
@@ -109,7 +109,7 @@ def check_truth(snapshot: Snapshot, findings: Findings) -> None:
     _check_actions(snapshot, questions | stocks, findings)
 
 
-def _check_outcomes(snapshot: Snapshot, states: Sequence[State], findings: Findings) -> None:
+def _check_outcomes(snapshot: SnapshotDocument, states: Sequence[State], findings: Findings) -> None:
     for state in states:
         for market in state.prediction_markets:
             if not market.resolved or market.id not in snapshot.ground_truth.market_outcomes:
@@ -153,7 +153,7 @@ def _same(point: PricePoint, market: PerpetualMarket | None) -> bool:
     return market is not None and abs(market.price - point.price) <= RELATIVE * abs(market.price)
 
 
-def _check_actions(snapshot: Snapshot, markets: set[str], findings: Findings) -> None:
+def _check_actions(snapshot: SnapshotDocument, markets: set[str], findings: Findings) -> None:
     truth = snapshot.ground_truth
     for action in truth.optimal_actions:
         if action.target not in markets:
@@ -173,7 +173,7 @@ def _check_actions(snapshot: Snapshot, markets: set[str], findings: Findings) ->
 TOLERANCE = 1e-5
 
 
-def validate(snapshot: Snapshot) -> tuple[list[str], list[str]]:
+def validate(snapshot: SnapshotDocument) -> tuple[list[str], list[str]]:
     """Errors and warnings, a sentence each; a snapshot without errors can be turned into a scenario."""
     findings = Findings()
     _check_frame(snapshot, findings)
@@ -186,7 +186,7 @@ def validate(snapshot: Snapshot) -> tuple[list[str], list[str]]:
     return findings.sentences()
 
 
-def _check_frame(snapshot: Snapshot, findings: Findings) -> None:
+def _check_frame(snapshot: SnapshotDocument, findings: Findings) -> None:
     if snapshot.version != VERSION:
         findings.error("version", f"It is of version {snapshot.version!r}, allowed is {VERSION!r}")
     if not snapshot.id:
@@ -204,7 +204,7 @@ def _check_frame(snapshot: Snapshot, findings: Findings) -> None:
     _check_origin(snapshot, findings)
 
 
-def _check_origin(snapshot: Snapshot, findings: Findings) -> None:
+def _check_origin(snapshot: SnapshotDocument, findings: Findings) -> None:
     """What a snapshot of ours says of its config, without generating it again; `to_scenario` compares the rest."""
     if snapshot.config is None and snapshot.generator is None:
         return
@@ -229,7 +229,7 @@ def _check_origin(snapshot: Snapshot, findings: Findings) -> None:
             findings.error("config", f"Its config says {asked} {what}, it has {found}")
 
 
-def _check_times(snapshot: Snapshot, findings: Findings) -> None:
+def _check_times(snapshot: SnapshotDocument, findings: Findings) -> None:
     first, ms = snapshot.initial_state, snapshot.tick_interval * 1000
     if first.tick != 0:
         findings.error("first tick", f"Its first state is that of tick {first.tick}, not 0")

@@ -26,7 +26,7 @@ from babylon_rl.evaluation.snapshot_file.schema import (
     Person,
     PredictionMarket,
     PricePoint,
-    Snapshot,
+    SnapshotDocument,
     SocialOpportunity,
     State,
     Tick,
@@ -186,14 +186,14 @@ def _value(scenario: Scenario, model: MarketModel, about: str, direction: int, t
 ID_CHARACTERS = 16
 
 
-def from_scenario(scenario: Scenario, policy: PolicyClass | None = None) -> Snapshot:
+def from_scenario(scenario: Scenario, policy: PolicyClass | None = None) -> SnapshotDocument:
     """Write a scenario as a snapshot; the same scenario gives the same bytes. Nothing is read from the clock.
 
     A scenario without a config (a recorded one) becomes a snapshot that is replayed from its states.
     """
     recording, config = Recording(scenario), scenario.config
     plan = best_plan(scenario, policy=policy)
-    return Snapshot(
+    return SnapshotDocument(
         id=_id(scenario),
         version=VERSION,
         created_at=scenario.start_ms,
@@ -238,7 +238,7 @@ def _id(scenario: Scenario) -> str:
 COMPRESSION = 6
 
 
-def save(snapshot: Snapshot, path: Path) -> int:
+def save(snapshot: SnapshotDocument, path: Path) -> int:
     """Write a snapshot, all of it or nothing; returns the bytes of the file.
 
     The JSON is the same everywhere; its compressed form depends on the zlib that compresses.

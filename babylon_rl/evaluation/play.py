@@ -1,0 +1,286 @@
+"""Play: players x snapshots -> results, in one pool of threads; each is kept as soon as it is over, so that a second call goes on.
+
+Strategies are played one after another in the calling thread, runs of models several at once in threads, as their server answers waiting
+requests in one batch. A model that stays down loses its remaining runs, not those of the others. A caller that leaves, interrupted or not,
+ends the runs under way at their next tick.
+"""
+
+import logging
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Lock
+
+from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
+from babylon_rl.evaluation.players import STRATEGY, Player, engine_version, scripted
+from babylon_rl.evaluation.result_building import RunLabel, decision_lines, market_result, result_of
+from babylon_rl.evaluation.results import SUFFIX, Result
+from babylon_rl.evaluation.run_files import ANSWERS, RunFiles, gate_files
+from babylon_rl.evaluation.snapshots import PLAYER_ID, Snapshot
+from babylon_rl.market.simulation import run as simulation
+from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.progress import Progress, unheard
+from babylon_rl.store.benchmarks import MarketResult
+from babylon_rl.versions import content_version
+
+SEAT = "player"  # the same id for everybody, so that luck by id is the same
+CONCURRENCY, GATE_CONCURRENCY = 8, 16
+UPDATES_PER_RUN = 20
+DECISIONS = "decisions"
+_LOG = logging.getLogger("babylon_rl.evaluation")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to play.
+
+    Attributes:
+        luck: the seed of the player and of the order of fills; agent_id: the player's id in the market.
+        files: where the run is kept, if it is; resumable: whether a part of it is kept too, and a model's answers, to go on with them.
+    """
+
+    player: Player
+    snapshot: Snapshot
+    label: RunLabel
+    luck: int | str
+    agent_id: str = SEAT
+    files: RunFiles | None = None
+    resumable: bool = False
+
+
+Outcome = Result | ModelUnavailable
+
+
+class _Interrupted(Exception):
+    """The caller has left; runs in other threads end at their next tick."""
+
+
+def play(
+    jobs: Sequence[Job], concurrency: int = CONCURRENCY, on_decisions: Callable[[int], None] = lambda count: None
+) -> Generator[tuple[Job, Outcome]]:
+    """Every job with its result as it ends, or with the error of an endpoint for which it was not begun.
+
+    Args:
+        concurrency: runs of models at once.
+        on_decisions: called now and then with the number of decisions made since, from several threads.
+    """
+    leaving, down = Event(), dict[str, ModelUnavailable]()
+    asking = [job for job in jobs if job.player.asks]
+    with ThreadPoolExecutor(max(1, min(concurrency, len(asking) or 1))) as pool:
+        futures: dict[Future[Outcome], Job] = {}
+        try:
+            futures = {pool.submit(_play_unless_down, job, leaving, down, on_decisions): job for job in asking}
+            for job in jobs:
+                if not job.player.asks:
+                    yield job, _play(job, leaving, on_decisions)
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            leaving.set()
+            for future in futures:
+                future.cancel()
+
+
+def _play_unless_down(job: Job, leaving: Event, down: dict[str, ModelUnavailable], on_decisions: Callable[[int], None]) -> Outcome:
+    name = job.player.name
+    if name in down:
+        return down[name]
+    try:
+        result = _play(job, leaving, on_decisions)
+    except ModelUnavailable as unavailable:  # it could not even be begun
+        return down.setdefault(name, unavailable)
+    if result.stopped is not None:
+        down.setdefault(name, ModelUnavailable(result.stopped))
+    return result
+
+
+def _play(job: Job, leaving: Event, on_decisions: Callable[[int], None]) -> Result:
+    scenario, files = job.snapshot.scenario, job.files
+    every = max(1, scenario.ticks // UPDATES_PER_RUN)
+
+    def on_tick(done: int, of: int) -> None:
+        if leaving.is_set():
+            raise _Interrupted
+        if done % every == 0 or done == of:
+            on_decisions(every if done % every == 0 else done % every)
+
+    answers = files.path(ANSWERS) if files is not None and job.resumable else None
+    agent = job.player.make(job.snapshot, answers)
+    run = simulation.play(scenario, {job.agent_id: agent}, seed=job.luck, start_balance=job.snapshot.start_balance, on_tick=on_tick)
+    result = result_of(run, job.agent_id, job.snapshot, job.label)
+    if files is not None and job.resumable:
+        files.keep(result, decision_lines(run, job.agent_id))
+    elif files is not None and result.complete:
+        _keep_for_looking(files, result, decision_lines(run, job.agent_id))
+    return result
+
+
+def _keep_for_looking(files: RunFiles, result: Result, decisions: Iterator[bytes]) -> None:
+    """Keep a market of the gate; on a full disk it is not lost, as it was played, perhaps paid for, and its row counts without files."""
+    try:
+        files.keep(result, decisions)
+    except OSError as error:
+        _LOG.warning(
+            "The decisions of %s in %s are not kept: %s. Its result counts all the same.", result.agent_id, result.benchmark_id, error
+        )
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that is not complete, how far it came, and why in words."""
+
+    agent: str
+    snapshot: str
+    repeat: int
+    ticks_played: int
+    ticks: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class BenchmarkRuns:
+    """Results of a benchmark in the order of players, snapshots and repeats, and the runs that are missing.
+
+    ``played`` were finished now, ``known`` before. ``files`` are the results' files.
+    """
+
+    results: list[Result] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    unfinished: list[Unfinished] = field(default_factory=list)
+    played: int = 0
+    known: int = 0
+
+
+def run_benchmark(
+    players: Sequence[Player],
+    snapshots: Sequence[Snapshot],
+    directory: Path,
+    *,
+    repeats: int = 1,
+    seed: int | str = 0,
+    concurrency: int = CONCURRENCY,
+    again: bool = False,
+    engine: str | None = None,
+    on_progress: Progress = unheard,
+) -> BenchmarkRuns:
+    """Play the runs that a results directory does not hold yet.
+
+    Args:
+        repeats: how often each player plays each snapshot, with other seeds; they count as one market in comparisons.
+        seed: of the repeats; results of another seed are other results.
+        concurrency: runs of models at once.
+        again: first remove what the directory holds of these runs.
+        engine: the version of the code that plays, by default what it is; results of another version are other results.
+        on_progress: called with (label, decisions made, of how many).
+
+    Raises:
+        UsageError: two players have one name, or there is nothing to play.
+    """
+    names = [player.name for player in players]
+    if len(set(names)) != len(names) or not players or not snapshots or repeats < 1:
+        raise UsageError(f"Give each agent once, a snapshot and 1 repeat at least: {', '.join(names)}, {len(snapshots)}, {repeats}.")
+    directory.mkdir(parents=True, exist_ok=True)
+    engine = engine or engine_version()
+    jobs = [_job(one, snapshot, repeat, seed, engine, directory) for one in players for snapshot in snapshots for repeat in range(repeats)]
+    files = {job.label.key: RunFiles(directory, job.player.name, job.label.key) for job in jobs}
+    if again:
+        for kept in files.values():
+            kept.remove()
+    known = {key: result for key, kept in files.items() if (result := _finished(kept)) is not None}
+    missing = [job for job in jobs if job.label.key not in known]
+    progress = _Progress(on_progress, sum(job.snapshot.scenario.ticks for job in missing))
+    results, unfinished = dict(known), dict[str, Unfinished]()
+    with closing(play(missing, concurrency, progress.more)) as outcomes:
+        for job, outcome in outcomes:
+            if isinstance(outcome, Result) and outcome.complete:
+                results[job.label.key] = outcome
+            else:
+                unfinished[job.label.key] = _unfinished(job, outcome)
+    return BenchmarkRuns(
+        [results[key] for key in files if key in results],
+        [files[key].path(SUFFIX) for key in files if key in results],
+        [unfinished[key] for key in files if key in unfinished],
+        len(results) - len(known),
+        len(known),
+    )
+
+
+def _job(player: Player, snapshot: Snapshot, repeat: int, seed: int | str, engine: str, directory: Path) -> Job:
+    key = content_version([player.identity, engine, snapshot.digest, snapshot.start_balance, str(seed), repeat])
+    label = RunLabel(player.name, player.identity, player.role, player.mandate, seed, repeat, key, engine)
+    return Job(player, snapshot, label, f"{seed}/{repeat}", files=RunFiles(directory, player.name, key), resumable=True)
+
+
+def _finished(files: RunFiles) -> Result | None:
+    try:
+        return files.finished()
+    except MarketError:  # a file that cannot be read is played again and replaced
+        return None
+
+
+def _unfinished(job: Job, outcome: Outcome) -> Unfinished:
+    if isinstance(outcome, ModelUnavailable):
+        ticks, reason = 0, f"Not begun: {outcome}"
+    else:
+        ticks, reason = outcome.ticks_processed, outcome.stopped or "it was left early"
+    return Unfinished(job.player.name, job.snapshot.id, job.label.repeat, ticks, job.snapshot.scenario.ticks, reason)
+
+
+class _Progress:
+    """Progress from several threads."""
+
+    def __init__(self, on_progress: Progress, total: int) -> None:
+        self._on_progress, self._total, self._done, self._lock = on_progress, total, 0, Lock()
+
+    def more(self, decisions: int) -> None:
+        with self._lock:
+            self._done += decisions
+            self._on_progress(DECISIONS, self._done, self._total)
+
+
+def play_gate(
+    player: Player,
+    snapshots: Sequence[Snapshot],
+    *,
+    concurrency: int = GATE_CONCURRENCY,
+    on_result: Callable[[MarketResult], None] = lambda result: None,
+    home: Path | None = None,
+) -> list[MarketResult]:
+    """The rows of one player in the gate's markets, in the order of ``snapshots``.
+
+    Args:
+        on_result: called in this thread as each market ends, so that what is played is kept when a later one fails.
+        home: the state directory where decisions are kept, for looking at; where they cannot be written, that is logged.
+
+    Raises:
+        ModelUnavailable: the endpoint stays down; markets under way are finished and passed on, those that have not begun are given up.
+    """
+    jobs = [_gate_job(player, snapshot, home) for snapshot in snapshots]
+    rows, stopped, not_begun = dict[str, MarketResult](), list[ModelUnavailable](), list[ModelUnavailable]()
+    with closing(play(jobs, concurrency)) as outcomes:
+        for job, outcome in outcomes:
+            if isinstance(outcome, ModelUnavailable):
+                not_begun.append(outcome)
+            elif not outcome.complete:
+                stopped.append(ModelUnavailable(f"{player.name} in {job.snapshot.id}: {outcome.stopped}"))
+            else:
+                rows[job.snapshot.id] = market_result(outcome, job.snapshot)
+                on_result(rows[job.snapshot.id])
+    for failure in (*stopped, *not_begun):
+        raise failure
+    return [rows[snapshot.id] for snapshot in snapshots]
+
+
+def _gate_job(player: Player, snapshot: Snapshot, home: Path | None) -> Job:
+    """A run in a market of the gate: its luck is fixed with the market."""
+    files = gate_files(home, player.name, snapshot.id) if home is not None else None
+    key = content_version([player.identity, snapshot.fingerprint]) if files is not None else snapshot.id
+    label = RunLabel(player.name, player.identity, player.role, player.mandate, snapshot.seed, 0, key, engine_version())
+    return Job(player, snapshot, label, snapshot.seed, PLAYER_ID, files)
+
+
+def play_strategies(snapshots: Sequence[Snapshot], names: Sequence[str] = NAMES) -> dict[str, tuple[str, list[MarketResult]]]:
+    """Strategies in the gate's markets, by name: their role and rows; 24 markets of all take about a second."""
+    return {name: (STRATEGY, play_gate(scripted(name), snapshots)) for name in names}
