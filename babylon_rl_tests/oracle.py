@@ -16,6 +16,7 @@ from typing import Any
 Row = dict[str, Any]
 _SURROGATES = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _MOST_DIGITS = 300
+MOST_DOLLARS = 1e12
 _LARGEST = 1.7976931348623157e308
 
 
@@ -88,6 +89,8 @@ def judged(row: Row) -> tuple[list[tuple[int, Any]], str, frozenset[str]]:
     if faults:
         return [], "malformed_shape", faults
     completed = [(place, step) for place, step in enumerate(parsed) if step["action"]["actionType"] != "pending"]
+    if completed and max(abs(_pnl(completed[0][1])), abs(_end_pnl(row, completed))) > MOST_DOLLARS:
+        return [], "malformed_shape", nothing
     return completed, "" if completed else "no_steps", nothing
 
 

@@ -50,27 +50,30 @@ def verify_data(as_json: JsonOption = False) -> None:
 
 
 def data_checks(connection: "Connection", settings: Settings, now: datetime) -> "list[Check]":
-    """The checks over the rows of the newest 24 hours, counted from the newest complete hour that holds any.
+    """The checks over the rows of the newest 24 hours, counted from the newest complete hour that holds any, and over those of no hour.
 
     Rows that no training is meant to see (evaluation, benchmarks, isTrainingData false) are left out.
     """
     from babylon_rl.episodes.quality import Check, summarize
     from babylon_rl.episodes.reading import read_windows
-    from babylon_rl.store.trajectories import newest_window_with_rows
+    from babylon_rl.store.trajectories import newest_window_with_rows, rows_of_no_hour
 
+    lost = rows_of_no_hour(connection)
+    said = f"{len(lost)} rows have neither a window id nor a start time that names an hour, and count nowhere{_named(lost, len(lost))}"
+    hours = [Check("hours", "FAIL", said)] if lost else []
     newest = newest_window_with_rows(connection, newest_complete(now))
     if newest is None:
-        return [Check("rows", "FAIL", "no complete hour holds a trajectory")]
+        return [Check("rows", "FAIL", "no complete hour holds a trajectory"), *hours]
     end = window_of(window_end(newest))
     wanted = list(window_range(window_of(window_end(newest) - HOURS * HOUR), end))
     ids, faults = _row_faults(connection, wanted)
     if not ids:
-        return [Check("rows", "FAIL", f"nothing but evaluation and benchmark rows in the {HOURS} hours up to {end}")]
+        return [Check("rows", "FAIL", f"nothing but evaluation and benchmark rows in the {HOURS} hours up to {end}"), *hours]
     age = now - window_end(newest)
     counted = f"{len(ids)} rows in the {HOURS} hours up to {end}, {_hours(age / HOUR)} ago"
     recent = Check("rows", "WARN" if age > HOURS * HOUR else "PASS", counted)
     readings = read_windows(connection, wanted, settings)
-    return [recent, *summarize(len(ids), faults), *_oddities(list(readings.values()), settings)]
+    return [recent, *hours, *summarize(len(ids), faults), *_oddities(list(readings.values()), settings)]
 
 
 def _row_faults(connection: "Connection", windows: list[str]) -> tuple[list[str], list[tuple[str, str]]]:

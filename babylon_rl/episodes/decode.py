@@ -28,6 +28,7 @@ _FACTS = msgspec.json.Decoder(list[StepFacts])
 _STEPS = msgspec.json.Decoder(list[Step])
 _CALLS = ".llmCalls"
 _BENCHMARK = "benchmark-"
+MOST_DOLLARS = 1e12  # beyond it a number is an overflow or a mistake, and would win every comparison
 _METRICS = msgspec.json.Decoder(_Metrics)
 _NO_METRICS = (b"{}", b"")
 _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -50,7 +51,10 @@ def decode(row: TrajectoryRow) -> list[Step] | Fault:
     steps = decode_steps(row.steps_json)
     if isinstance(steps, Fault):
         return steps
-    return [step for step in steps if step.action.action_type != PENDING] or nothing_completed(len(steps))
+    kept = [step for step in steps if step.action.action_type != PENDING]
+    if not kept:
+        return nothing_completed(len(steps))
+    return absurd(kept[0].environment_state.agent_pnl, end_pnl(row.final_pnl, row.metrics_json, kept[-1])) or kept
 
 
 def flagged(row: TrajectoryRow) -> Fault | None:
@@ -69,6 +73,12 @@ def flagged(row: TrajectoryRow) -> Fault | None:
 def nothing_completed(steps: int) -> Fault:
     """The fault of a row whose ``steps`` steps are all pending."""
     return Fault("no_steps", f"all {steps} steps are pending" if steps else "stepsJson is an empty array")
+
+
+def absurd(start_pnl: float, end_pnl: float) -> Fault | None:
+    """The fault of a row whose P&L at its start or end is no amount of dollars."""
+    most = max(start_pnl, end_pnl, key=abs)
+    return Fault("malformed_shape", f"a P&L of {most:.3g} dollars, more than {MOST_DOLLARS:g}") if abs(most) > MOST_DOLLARS else None
 
 
 def decode_steps(text: bytes) -> list[Step] | Fault:

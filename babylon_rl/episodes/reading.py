@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 
-from babylon_rl.episodes.decode import Fault, decode, decode_facts, decode_steps, flagged, nothing_completed
+from babylon_rl.episodes.decode import Fault, absurd, decode, decode_facts, decode_steps, flagged, nothing_completed
 from babylon_rl.episodes.hour_quality import quality
 from babylon_rl.episodes.messages import Rules, StepPlaces
 from babylon_rl.episodes.reduce import UNSTORABLE, LoggedSteps, embedded_sequences, reduced, synthetic_sequences, with_logs
@@ -127,6 +127,9 @@ def _taken(row: TrajectoryRow, rules: Rules, texts: bool) -> Trajectory | Logged
     trajectory = reduced(row, steps, rules)
     if trajectory is None:
         return nothing_completed(len(steps))
+    fault = absurd(trajectory.start_pnl, trajectory.end_pnl)
+    if fault is not None:
+        return fault
     if trajectory.message_source != "embedded":
         return LoggedSteps(trajectory, StepPlaces.of(steps))
     return embedded_sequences(trajectory, [step for step in steps if isinstance(step, Step)], rules) if texts else trajectory

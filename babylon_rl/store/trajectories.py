@@ -100,6 +100,16 @@ WINDOWS_WITH_ROWS = """
     ) odd
 """
 
+# Beyond the hours that have a name, in either direction.
+OF_NO_HOUR = """
+    SELECT odd.* FROM public."User" agent CROSS JOIN LATERAL (
+        SELECT "trajectoryId", "windowId" FROM public.trajectories WHERE "agentId" = agent.id AND "startTime" < timestamp '0001-01-01'
+        UNION ALL
+        SELECT "trajectoryId", "windowId" FROM public.trajectories WHERE "agentId" = agent.id AND "startTime" >= timestamp '10000-01-01'
+        OFFSET 0
+    ) odd
+"""
+
 NEWEST_NAMED = r"""
     SELECT "windowId" FROM public.trajectories
     WHERE "windowId" < %(before)s AND "windowId" ~ '^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):00$'
@@ -153,12 +163,17 @@ def call_log_rows(connection: Connection, trajectory_ids: Sequence[str]) -> Iter
 def windows_with_rows(connection: Connection, first: str, end: str) -> list[str]:
     """The windows from ``first`` (inclusive) to ``end`` (exclusive) that hold at least one trajectory, in order.
 
-    A row without a window id whose time is infinite, or beyond a calendar of four digits, belongs to none.
+    A row without a window id whose time is infinite, or beyond a calendar of four digits, belongs to none (``rows_of_no_hour``).
     """
     bounds = {"first": first, "end": end, "start": window_start(first), "stop": window_start(end)}
     found = connection.execute(WINDOWS_WITH_ROWS, bounds).fetchall()
     windows = {window_id if _is_window_id(window_id) else hour for window_id, hour in found}
     return sorted(window for window in windows if _is_window_id(window) and first <= window < end)
+
+
+def rows_of_no_hour(connection: Connection) -> list[str]:
+    """The ids of the trajectories that neither a window id nor a start time puts into an hour: nothing else reads or counts them."""
+    return sorted(trajectory_id for trajectory_id, window_id in connection.execute(OF_NO_HOUR) if not _is_window_id(window_id))
 
 
 def newest_window_with_rows(connection: Connection, newest: str) -> str | None:

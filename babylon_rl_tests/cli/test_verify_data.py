@@ -103,6 +103,15 @@ def test_rows_that_no_training_sees_are_left_out(verified: Callable[..., Checks]
     assert "nothing but evaluation and benchmark rows" in found["rows"][1]
 
 
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "20000-01-01"])
+def test_rows_that_belong_to_no_hour_are_counted(verified: Callable[..., Checks], moment: str) -> None:
+    lost = [row("lost", agent="agent-2", windowId=None, startTime=moment), row("odd", agent="agent-3", windowId="then", startTime=moment)]
+    assert verified(lost)["hours"][0] == "FAIL"
+    found = verified([row("whole"), row("named", agent="agent-4", startTime=moment)])
+    said = "2 rows have neither a window id nor a start time that names an hour, and count nowhere (lost, odd)"
+    assert found["hours"] == ("FAIL", said)
+
+
 def test_nothing_recorded_fails_and_old_rows_warn(verified: Callable[..., Checks]) -> None:
     assert verified([]) == {"rows": ("FAIL", "no complete hour holds a trajectory")}
     status, detail = verified([row()], now=AFTER + timedelta(days=4))["rows"]

@@ -134,14 +134,17 @@ def test_hours_are_read_in_runs_bounded_by_hours_and_rows(connection: Connection
     assert reading_chunks(connection, []) == []
 
 
-def test_numbers_beyond_measure_lose_nothing(connection: Connection, settings: Settings) -> None:
+def test_a_profit_that_is_no_amount_of_dollars_is_rejected_and_loses_nothing_else(connection: Connection, settings: Settings) -> None:
     rows = [
-        make_trajectory("t1", steps=[make_step(pnl=-1.7e308)], finalPnL=1.7e308),
-        make_trajectory("t2", "agent-2", steps=[make_step(pnl=-1.7e308)], finalPnL=1.7e308),
+        make_trajectory("t1", steps=[make_step(pnl=5)], finalPnL=1.7e308),
+        make_trajectory("t2", "agent-2", steps=[make_step(pnl=-1.01e12)], finalPnL=20),
+        make_trajectory("t5", "agent-5", steps=[make_step(pnl=-1e12)], finalPnL=1e12),
         make_trajectory("t3", "agent-3", steps=[make_step(timestamp=10**400)], startTime="-infinity", endTime="infinity"),
         make_trajectory("t4", "agent-4", finalPnL=float("inf")),
     ]
     insert(connection, "trajectories", rows)
     found = sync_windows(connection, [WINDOW], settings, AFTER)[WINDOW]
-    assert (found.eligible, found.rejected) == (4, {})
-    assert found.avg_pnl == pytest.approx(0.9e308, rel=0.01)
+    assert (found.eligible, found.rejected) == (3, {"malformed_shape": 2})
+    assert found.avg_pnl == pytest.approx(2e12 / 3, rel=0.01)
+    details = connection.execute('SELECT "detail" FROM babylon_rl.rejections ORDER BY "trajectoryId"').fetchall()
+    assert details == [("a P&L of 1.7e+308 dollars, more than 1e+12",), ("a P&L of -1.01e+12 dollars, more than 1e+12",)]
