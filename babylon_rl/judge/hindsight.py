@@ -15,13 +15,16 @@ from typing import Any
 from babylon_rl.episodes.decode import Fault, Step, decode
 from babylon_rl.episodes.reading import stream_trajectories
 from babylon_rl.episodes.types import Trajectory
-from babylon_rl.judge.leaks import Leak, LeakContext, find_leaks, knowledge_needles
+from babylon_rl.judge.leaks import Leak, LeakContext, find_leaks, knowledge_needles, knowledge_numbers
+from babylon_rl.judge.telling import UNRESOLVED, HiddenAnswer
+from babylon_rl.judge.wording import folded
 from babylon_rl.market.correctness import HourMarket, Targets, correctness, intent
 from babylon_rl.market.outcomes import read_many_outcomes
-from babylon_rl.market.window_market import WindowOutcomes
+from babylon_rl.market.window_market import PredictionOutcome, WindowOutcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store import hindsight as store
 from babylon_rl.store.hindsight import StoredAction, StoredHour, StoredLeak
+from babylon_rl.store.judge_shown import hidden_answers
 from babylon_rl.store.trajectories import Connection, TrajectoryRow, trajectory_rows
 from babylon_rl.store.window_groups import chunks, lock_windows
 from babylon_rl.windows import is_complete, window_end
@@ -51,15 +54,18 @@ class HourHindsight:
 
 @dataclass(frozen=True)
 class HourSecrets:
-    """What the texts of an hour must not hold in raw form: questions without an answer in it, and gameKnowledge by trajectory."""
+    """What the texts of an hour must not hold in raw form: questions without an answer in it, and gameKnowledge by trajectory.
+
+    ``knowledge`` has the texts and the numbers by which each trajectory's own would be recognised.
+    """
 
     hour: LeakContext = field(default_factory=LeakContext)
-    knowledge: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    knowledge: Mapping[str, tuple[tuple[str, ...], frozenset[str]]] = field(default_factory=dict)
 
     def of(self, trajectory_id: str) -> LeakContext:
         """The secrets that concern one trajectory."""
         own = self.knowledge.get(trajectory_id)
-        return self.hour if own is None else replace(self.hour, knowledge=own)
+        return self.hour if own is None else replace(self.hour, knowledge=own[0], numbers=own[1])
 
 
 def sync_hindsight(connection: Connection, windows: Iterable[str], settings: Settings, now: datetime) -> dict[str, HourHindsight]:
@@ -86,7 +92,8 @@ def sync_hindsight(connection: Connection, windows: Iterable[str], settings: Set
 
 def hour_secrets(connection: Connection, outcomes: WindowOutcomes, trajectory_ids: Sequence[str]) -> HourSecrets:
     """What must not stand raw in the texts of an hour that came to ``outcomes``, the gameKnowledge of some trajectories included."""
-    return HourSecrets(_secrets(outcomes), _knowledge(connection, trajectory_ids))
+    answers = hidden_answers(connection, [asked.market_id for asked in outcomes.predictions])
+    return HourSecrets(_secrets(outcomes, answers), _knowledge(connection, trajectory_ids, {outcomes.window: outcomes}))
 
 
 def sequence_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[tuple[int, Leak]]:
@@ -109,10 +116,31 @@ def _batches(rows: Mapping[str, int]) -> Iterator[list[str]]:
         yield batch
 
 
-def _knowledge(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _knowledge(
+    connection: Connection, trajectory_ids: Sequence[str], markets: Mapping[str, WindowOutcomes]
+) -> dict[str, tuple[tuple[str, ...], frozenset[str]]]:
+    """By trajectory, the texts and numbers of its gameKnowledge that everybody could not read in the hours' own questions and news."""
     recorded = store.recorded_knowledge(connection, trajectory_ids) if trajectory_ids else ()
-    found = ((trajectory_id, knowledge_needles(game_knowledge(metadata))) for trajectory_id, metadata in recorded)
-    return {trajectory_id: needles for trajectory_id, needles in found if needles}
+    public = _public(markets.values()) if recorded else frozenset()
+    found = {}
+    for trajectory_id, metadata in recorded:
+        known = game_knowledge(metadata)
+        needles, numbers = tuple(text for text in knowledge_needles(known) if text not in public), knowledge_numbers(known) - public
+        if needles or numbers:
+            found[trajectory_id] = (needles, numbers)
+    return found
+
+
+def _public(markets: Iterable[WindowOutcomes]) -> frozenset[str]:
+    found: set[str] = set()
+    for market in markets:
+        for asked in market.predictions:
+            found |= {folded(asked.question), asked.market_id, *map(folded, asked.news)}
+            for value in (asked.start_probability, asked.end_probability):
+                found |= {repr(value), f"{value:.6g}", f"{100 * value:.6g}%"}
+        for stock in market.stocks:
+            found |= {folded(stock.name), folded(stock.organization_id), *map(folded, stock.news)}
+    return frozenset(found)
 
 
 def _look(connection: Connection, windows: Sequence[str], targets: Targets, settings: Settings) -> dict[str, StoredHour]:
@@ -126,8 +154,9 @@ def _look(connection: Connection, windows: Sequence[str], targets: Targets, sett
         if not isinstance(steps, Fault):
             eligible.append(row.trajectory_id)
             actions[row.window].extend(_actions(row, steps, targets, named[row.window]))
-    knowledge = _knowledge(connection, eligible)
-    secrets = {window: HourSecrets(_secrets(market), knowledge) for window, market in markets.items()}
+    knowledge = _knowledge(connection, eligible, markets)
+    answers = hidden_answers(connection, sorted({asked.market_id for market in markets.values() for asked in market.predictions}))
+    secrets = {window: HourSecrets(_secrets(market, answers), knowledge) for window, market in markets.items()}
     looked_at: Counter[str] = Counter()
     for trajectory in stream_trajectories(connection, windows, settings):
         looked_at[trajectory.window] += len(trajectory.sequences)
@@ -166,11 +195,20 @@ def _market(outcomes: WindowOutcomes) -> HourMarket:
     )
 
 
-def _secrets(outcomes: WindowOutcomes) -> LeakContext:
+def _secrets(outcomes: WindowOutcomes, hidden: Mapping[str, bool]) -> LeakContext:
     end = window_end(outcomes.window)
     secret = [asked for asked in outcomes.predictions if asked.resolved_at is None or asked.resolved_at >= end]
     numbers = frozenset(asked.question_number for asked in secret if asked.question_number is not None)
-    return LeakContext(frozenset(asked.market_id for asked in secret), numbers)
+    answers = tuple(found for asked in secret if (found := _answer(asked, hidden)) is not None)
+    return LeakContext(frozenset(asked.market_id for asked in secret), numbers, answers=answers)
+
+
+def _answer(asked: PredictionOutcome, hidden: Mapping[str, bool]) -> HiddenAnswer | None:
+    """The answer of an open question as it is known by now, the official one before the engine's; None where there is none."""
+    answer = hidden.get(asked.market_id) if asked.outcome == UNRESOLVED else asked.outcome == "YES"
+    number = asked.question_number
+    names = () if number is None else (f"Q{number}", f"question {number}", f"question #{number}")
+    return None if answer is None else HiddenAnswer((*names, asked.market_id, asked.question), answer)
 
 
 def game_knowledge(metadata_json: str) -> Any:

@@ -1,11 +1,13 @@
 """What must not stand in a training text: what only became known after the hour, in the words in which a judge is told it.
 
 The sentences are found by their own templates (wording.py), with any value, whatever their letter case, white space, line breaks,
-typography and JSON escapes. Found as well are the raw forms: recorded gameKnowledge, a question's own row with its secret answer, and
-judges' scores by their column's name. An agent may guess in its own words: a response leaks only by sentence or by recorded secret.
+typography and JSON escapes. Found as well are the raw forms: recorded gameKnowledge by its keys and its bare values, a question's own row
+with its secret answer, a plain statement of that answer, and judges' scores by their column's name. An agent may guess in its own words: a
+response leaks only by sentence or by recorded secret.
 """
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +15,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from babylon_rl.judge.telling import HiddenAnswer, stated_answer
 from babylon_rl.judge.wording import FIELD_TYPES, TEMPLATES, LeakKind, Template, folded
 
 RESPONSE = "response"
 EXCERPT_CHARACTERS = 160
 _MOST_ESCAPED = 3  # JSON inside JSON inside JSON
-_SHORTEST_KEY, _SHORTEST_NUMBER, _SHORTEST_SECTION = 6, 5, 12
+_SHORTEST_KEY, _SHORTEST_NUMBER, _SHORTEST_SECTION, _SHORTEST_TEXT = 6, 5, 12, 16
+_LEAST_DECIMALS = 4  # of a bare number: two markets often have the same price in cents
+_MOST_NESTED = 6
+_DECIMAL = re.compile(r"(?<![\d.])\d{1,9}\.\d{2,}%?")
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,16 @@ class Leak:
 
 @dataclass(frozen=True)
 class LeakContext:
-    """The secrets of an hour that a raw text could hold: questions without an answer in it (ids, numbers), and one row's gameKnowledge."""
+    """The secrets of an hour that a raw text could hold: questions without an answer in it, and one row's gameKnowledge.
+
+    Of the former ids, numbers and, where it is known by now, the answer; of the latter JSON entries (``knowledge``) and bare numbers.
+    """
 
     market_ids: frozenset[str] = frozenset()
     question_numbers: frozenset[int] = frozenset()
     knowledge: tuple[str, ...] = ()
+    answers: tuple[HiddenAnswer, ...] = ()
+    numbers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -119,14 +130,39 @@ def find_leaks(messages: Sequence[Mapping[str, str]], response: str, context: Le
 
 
 def knowledge_needles(knowledge: Any) -> tuple[str, ...]:
-    """What of a recorded gameKnowledge would be recognised as raw JSON, folded; entries that anybody could have written are left out."""
+    """What of a recorded gameKnowledge would be recognised as raw JSON or as a bare text, folded.
+
+    Entries that anybody could have written are left out: short keys and texts, flags, round numbers.
+    """
     needles: list[str] = []
     for entries in knowledge.values() if isinstance(knowledge, Mapping) else ():
         if isinstance(entries, Mapping):
             needles += [_json({key: value})[1:-1] for key, value in entries.items() if len(key) >= _SHORTEST_KEY and _telling(value)]
         if isinstance(entries, Mapping | list) and len(_json(entries)) >= _SHORTEST_SECTION:
             needles.append(_json(entries))
+    needles += [text for value in _values(knowledge) if isinstance(value, str) and len(text := folded(value)) >= _SHORTEST_TEXT]
     return tuple(dict.fromkeys(needles))
+
+
+def knowledge_numbers(knowledge: Any) -> frozenset[str]:
+    """The numbers of a recorded gameKnowledge that are told from any other, as they are written: in full, in six digits, in percent."""
+    found: set[str] = set()
+    for value in _values(knowledge):
+        if isinstance(value, float) and math.isfinite(value):
+            for said in (repr(value), f"{value:.6g}", f"{100 * value:.6g}%"):
+                whole, _, decimals = said.rstrip("%").partition(".")
+                enough = len(decimals) >= _LEAST_DECIMALS - 2 * said.endswith("%")
+                if enough and len((whole + decimals).strip("0")) >= _LEAST_DECIMALS and "e" not in said:
+                    found.add(said)
+    return frozenset(found)
+
+
+def _values(knowledge: Any, deep: int = _MOST_NESTED) -> Iterator[Any]:
+    if isinstance(knowledge, Mapping | list) and deep:
+        for value in knowledge.values() if isinstance(knowledge, Mapping) else knowledge:
+            yield from _values(value, deep - 1)
+    elif not isinstance(knowledge, Mapping | list):
+        yield knowledge
 
 
 def _telling(value: Any) -> bool:
@@ -140,9 +176,11 @@ def _json(value: Any) -> str:
 
 
 def _in_text(text: str, where: str, context: LeakContext, *, raw: bool) -> list[Leak]:
-    if not context.knowledge and _is_clean(text):
-        return []
     found: dict[LeakKind, Leak] = {}
+    if raw and context.answers and (said := stated_answer(text, context.answers)):
+        found["hidden_answer"] = Leak("hidden_answer", where, _line(said))
+    if not context.knowledge and not context.numbers and _is_clean(text):
+        return list(found.values())
     for reading in _readings(text):
         plain = folded(reading)
         for kind, start, end in _hits(plain, context, raw):
@@ -171,6 +209,9 @@ def _hits(plain: str, context: LeakContext, raw: bool) -> Iterator[tuple[LeakKin
         position = plain.find(needle)
         if position >= 0:
             yield "game_knowledge", position, position + len(needle)
+    for number in _DECIMAL.finditer(plain) if context.numbers else ():
+        if number[0] in context.numbers or number[0].rstrip("%") in context.numbers:
+            yield "game_knowledge", number.start(), number.end()
     if raw and (context.market_ids or context.question_numbers) and _SECRET_ANCHOR in plain:
         for row in _SECRET.finditer(plain):
             if _names_a_secret(row[0], context):
@@ -227,5 +268,9 @@ def _excerpt(reading: str, start: int, end: int) -> str:
         if position >= end:
             last = index + 1
             break
-    line = " ".join(reading[first:last].split())
+    return _line(reading[first:last])
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
     return line if len(line) <= EXCERPT_CHARACTERS else line[: EXCERPT_CHARACTERS - 1] + "…"

@@ -1,6 +1,7 @@
-"""Explanations that repeat what is hidden from the agents: the word itself, or the engine's answer to a question that nobody else knows.
+"""Texts that state the answer to an open question in plain words: explanations of a judge, and prompts of the agents.
 
-Explanations lie where others may read them (aiJudgeReasoning). This is a search for words, so it errs both ways: a warning, no proof.
+Explanations lie where others may read them (aiJudgeReasoning). This is a search for words, so it errs both ways: a warning, no proof. What
+agents were served is full of guesses, and only what is stated as a fact and is true counts there.
 """
 
 import re
@@ -18,8 +19,22 @@ UNRESOLVED = "UNRESOLVED"
 _CLAUSES = re.compile(r"(?<=[.;!])\s+|\n")  # a question mark ends a question's name as often as a sentence
 _YES = re.compile(r"\b(?:YES|Yes|yes)\b")
 _NO = re.compile(r"\bNO\b|[\"'“‘](?:no|No)[\"'”’]")  # in small letters it is a word like any other
+_STATED_NO = re.compile(r"\bNO\b|\bNo\b|[\"'“‘]no[\"'”’]|\bno\W*$")
 _RIGHT = re.compile(
     r"\b(?:answer\w*|outcome|resol\w+|correct\w*|right\w*|true|truth|turn(?:s|ed) out|prov(?:ed|es|en)|actual\w*|will be)\b", re.I
+)
+_STATED = re.compile(
+    r"\b(?:(?:yes|no)[\"'”]? (?:is|was) the (?:true|correct|right|real|official|actual|final) (?:answer|outcome)|"
+    r"(?:true|correct|right|real|official|actual|hidden|final|secret) (?:answer|outcome|result|resolution)|(?:turns?|turned) out|"
+    r"resolves? (?:to |as )?[\"'“]?(?:yes|no)\b|(?:is|was) resolved|resolved (?:to |as )|will resolve|"
+    r"answer (?:to \S.{0,200}?)?(?:is|was|will be)|outcome (?:of \S.{0,200}?)?(?:is|was|will be))\b",
+    re.I,
+)
+_STATED_ANCHORS = ("answer", "outcome", "result", "resol", "turn")
+_GUESSED = re.compile(
+    r"\b(?:if|whether|when|would|could|should|might|may|maybe|perhaps|probably|likely|unlikely|think|thinks|believe|believes|expect|expects|"
+    r"guess|bet|bets|betting|chance|odds|rumou?r\w*|say|says|said|claims?|predict\w*|until|either|or)\b",
+    re.I,
 )
 _WRONG = re.compile(r"\b(?:wrong\w*|incorrect\w*|mistak\w+|false)\b", re.I)
 
@@ -41,6 +56,27 @@ def tells(explanation: str, hidden: Iterable[HiddenAnswer]) -> bool:
             if said and any(_named(name, clause) for name in asked.names):
                 return True
     return False
+
+
+def stated_answer(text: str, hidden: Iterable[HiddenAnswer]) -> str | None:
+    """The first clause of a text that names a question and states its answer as a fact; None where no clause does.
+
+    A guess, a condition and both answers in one clause state nothing, nor does the wrong answer.
+    """
+    small = text.casefold()
+    if not any(anchor in small for anchor in _STATED_ANCHORS):
+        return None
+    asked = tuple(hidden)
+    for clause in _CLAUSES.split(text):
+        stated = _STATED.search(clause)
+        if stated is None or _GUESSED.search(clause) is not None:
+            continue
+        said = bool(_YES.search(clause, stated.start())), bool(_STATED_NO.search(clause, stated.start()))
+        if said[0] == said[1]:
+            continue
+        if any(one.answer == said[0] and any(_named(name, clause) for name in one.names) for one in asked):
+            return clause
+    return None
 
 
 def told_verdicts(connection: Connection, windows: Sequence[str], settings: Settings) -> list[HourVerdicts]:

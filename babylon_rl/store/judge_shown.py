@@ -1,6 +1,6 @@
 """What a judge is shown beyond outcomes and steps: hidden answers, recorded reasoning, and the names that must not leave.
 
-Nothing else reads the hidden answers.
+The hidden answers are read for a judge, and to find texts that state them; nothing else reads them.
 """
 
 from collections.abc import Sequence

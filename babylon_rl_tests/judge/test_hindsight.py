@@ -146,6 +146,23 @@ def test_recorded_game_knowledge_is_a_leak_in_its_own_trajectory(connection: Con
     assert [(leak.trajectory_id, leak.kind) for leak in stored_leaks(connection, [WINDOW])] == [("t1", "game_knowledge")]
 
 
+def test_bare_knowledge_and_stated_answers_are_leaks_of_the_hour(connection: Connection, settings: Settings) -> None:
+    fill_market(connection)
+    knowledge = {"trueProbabilities": {"m1": 0.83421}, "futureOutcomes": ["Wet: Will it rain?", "The umbrella maker fails on Friday"]}
+    prompts = {
+        "t1": "The chance is 0.83421.", "t2": "Told: the umbrella maker fails on friday!",
+        "t3": "The true answer to Q1 turns out to be YES.",
+        "t4": "Wet: Will it rain? I think the answer to Q1 is YES.", "t5": "The true answer to Q1 turns out to be NO.",
+    }  # fmt: skip
+    known = json.dumps({"gameKnowledge": knowledge})
+    rows = [make_trajectory(name, f"agent-{name}", steps=[trade(0, prompt=said)], metadataJson=known) for name, said in prompts.items()]
+    insert(connection, "trajectories", rows)
+    synced(connection, settings)
+    assert {leak.trajectory_id: leak.kind for leak in stored_leaks(connection, [WINDOW])} == {
+        "t1": "game_knowledge", "t2": "game_knowledge", "t3": "hidden_answer",
+    }  # fmt: skip
+
+
 def test_a_questions_own_row_is_a_leak_while_it_is_open(connection: Connection, settings: Settings) -> None:
     fill_market(connection)
     prompt = 'QUESTIONS: [{"questionNumber": 1, "text": "Will it rain?", "outcome": true}]'

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.judge import wording
-from babylon_rl.judge.leaks import RESPONSE, Leak, LeakContext, find_leaks, knowledge_needles, plainly_typed
+from babylon_rl.judge.leaks import RESPONSE, Leak, LeakContext, find_leaks, knowledge_needles, knowledge_numbers, plainly_typed
+from babylon_rl.judge.telling import HiddenAnswer
 from babylon_rl.judge.wording import KNOWLEDGE_KEYS, TEMPLATES, Template, knowledge_sentences, say
 
 PROMPT = [{"role": "system", "content": "You are a trader."}, {"role": "user", "content": "OpenLIE $450. What do you do?"}]
@@ -156,6 +157,65 @@ def test_knowledge_is_recognised_by_its_values_under_another_name() -> None:
         assert [leak.kind for leak in find_leaks([{"role": "user", "content": text}], text, context)] == ["game_knowledge"] * 2
     harmless = '{"prices": {"m1": 0.5}, "id": "241774855181560797"}'
     assert find_leaks([{"role": "user", "content": harmless}], harmless, context) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The chance is 0.8342.", "I hear 83.42 %", "It was 0.48610174994268 all along", "somewhere near 0.486102, they say",
+        "The committee resigns on Friday before noon.", '"The committee resigns on friday before noon"',
+    ],
+)  # fmt: skip
+def test_a_bare_value_of_recorded_knowledge_is_found(text: str) -> None:
+    knowledge = {
+        "trueProbabilities": {"m1": 0.8342, "m2": 0.48610174994268, "m3": 0.5},
+        "futureOutcomes": [{"text": "The committee resigns on Friday before noon."[:-1], "when": "later"}],
+    }
+    context = LeakContext(knowledge=knowledge_needles(knowledge), numbers=knowledge_numbers(knowledge))
+    for answer in ("hold", text):
+        leaks = find_leaks([PROMPT[0], {"role": "user", "content": f"Markets: {text}"}], answer, context)
+        assert {leak.kind for leak in leaks} == {"game_knowledge"} and len(leaks) == 1 + (answer == text)
+
+
+@pytest.mark.parametrize(
+    "text", ["It costs 0.5", "m3 at 0.83", "10.8342 dollars", "0.83421 is another number", "later", "1.8342 or 0.8342001"]
+)
+def test_numbers_and_words_that_anybody_has_are_no_knowledge(text: str) -> None:
+    knowledge = {"trueProbabilities": {"m1": 0.8342, "m3": 0.5, "m4": 0.83}, "futureOutcomes": [{"when": "later"}]}
+    context = LeakContext(knowledge=knowledge_needles(knowledge), numbers=knowledge_numbers(knowledge))
+    assert find_leaks([{"role": "user", "content": text}], text, context) == []
+
+
+OPEN = (HiddenAnswer(("Q1", "question 1", "m1", "Will it rain?"), True), HiddenAnswer(("Q2", "question 2", "m2", "Will it snow?"), False))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The true answer to Q1 turns out to be YES.", "FEED\nThe answer to Will it snow? is NO.\nGo.", "Question 1 resolves YES.",
+        "YES is the correct answer to Q1!", "Officially, the outcome of question 2 is no",
+        "m1: correct answer yes", '{"note": "the hidden answer to Q2 is \\"no\\""}',
+    ],
+)  # fmt: skip
+def test_a_plain_statement_of_an_open_questions_answer_is_found_in_prompts(text: str) -> None:
+    context = LeakContext(answers=OPEN)
+    (leak,) = find_leaks([PROMPT[0], {"role": "user", "content": f"Markets.\n{text}"}], text, context)
+    assert (leak.kind, leak.where) == ("hidden_answer", "message 1 (user)"), "an agent may guess"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I think the answer to Q1 is YES.", "If Q1 resolves YES I win.", "The true answer to Q1 is NO.",
+        "Q1 resolves YES or NO on Friday.",
+        "Q12 resolves YES.", "Rumour: the outcome of Q1 is YES.", "The answer to Q3 is YES.", "Q1 trades at 0.5 for YES.",
+        "Buy YES on Q1, the answer is near.",
+        "somebody: the correct answer to Q1 could be YES", "Will it rain? YES is at 0.61, NO at 0.39", "There is no answer to Q2 yet.",
+        "Will it snow? No answer is known.",
+    ],
+)  # fmt: skip
+def test_guesses_and_wrong_answers_state_nothing(text: str) -> None:
+    assert find_leaks([{"role": "user", "content": text}], "hold", LeakContext(answers=OPEN)) == []
 
 
 def test_an_agents_own_guess_is_no_leak() -> None:
