@@ -101,6 +101,10 @@ def test_hours_keep_the_names_of_their_time_and_later_ones_mask_the_old_name_too
     sync_windows(connection, [first, second], settings, NOW)
     known = [(n.name, n.counts_in(first), n.counts_in(second)) for n in known_names(connection, ["agent-1"])]
     assert sorted(known) == [("Quuxby", False, True), ("Zorblax 1", True, True)]
+    connection.execute("""UPDATE trajectories SET "stepsJson" = replace("stepsJson", 'what now?', 'Quuxby was Zorblax 1.')""")
+    before, after = (everything(group_of(connection, settings, window)) for window in (first, second))
+    assert "Quuxby was [another agent]." in before and "[another agent] was [another agent]." in after
+    assert "Zorblax 1" not in before + after and "Quuxby" not in after
 
 
 def test_a_first_name_given_later_counts_from_then(connection: Connection, settings: Settings) -> None:
