@@ -21,7 +21,6 @@ from babylon_rl_tests.rows import START, insert, make_call, make_step, make_traj
 
 HOURS, AGENTS, ROWS = 2, 3, 2
 NOW = START + timedelta(hours=HOURS + 1)
-WINDOWS = [f"{START + timedelta(hours=hour):%Y-%m-%dT%H}:00" for hour in range(HOURS)]
 FOREIGN = "batch-of-somebody-else"
 MEASURED_BY_THE_CLOCK = {"seconds", "tokensPerSecond"}
 
@@ -59,15 +58,16 @@ class World:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
-def make_world(url: str, settings: Settings, connection: psycopg.Connection[Any]) -> World:
+def make_world(url: str, settings: Settings, connection: psycopg.Connection[Any], hours: int = HOURS) -> World:
     """Fill an empty, migrated database."""
-    for hour in range(HOURS):
+    windows = [f"{START + timedelta(hours=hour):%Y-%m-%dT%H}:00" for hour in range(hours)]
+    for hour, window in enumerate(windows):
         for agent in range(AGENTS):
             call = make_call(response=json.dumps({"action": "hold", "of": f"{hour}/{agent}"}))
             rows = [
                 make_trajectory(
                     f"t{hour}-{agent}-{row}", f"agent-{agent}", steps=[make_step(0, pnl=10.0 * agent * row, calls=[call])],
-                    minute=60 * hour + 5 + 10 * row, windowId=WINDOWS[hour], finalPnL=10.0 * agent * (row + 1),
+                    minute=60 * hour + 5 + 10 * row, windowId=window, finalPnL=10.0 * agent * (row + 1),
                 )
                 for row in range(ROWS)
             ]  # fmt: skip
@@ -76,7 +76,7 @@ def make_world(url: str, settings: Settings, connection: psycopg.Connection[Any]
         update={"train_rl_local": True, "local_base_model": "dry", "iterations": 2, "epochs": 2, "checkpoints_kept": 1,
                 "min_agents_per_window": 2, "min_actions_per_trajectory": 1}
     )  # fmt: skip
-    sync_windows(connection, WINDOWS, chosen, NOW)
+    sync_windows(connection, windows, chosen, START + timedelta(hours=hours + 1))
     connection.commit()
     return World(url, chosen, connection)
 
