@@ -119,7 +119,15 @@ class Settings(BaseSettings):
     training_min_group_size: int = Field(10, gt=0, description="Readiness: freezable trajectories in a group.")
     training_min_groups: int = Field(10, gt=0, description="Readiness: groups of that size.")
     data_quality_threshold: float = Field(0.95, ge=0, le=1, description="Readiness: mean quality of the newest rows.")
-    training_interval_hours: float = Field(24, gt=0, description="A training starts at least this often when ready.")
+    training_interval_hours: float = Field(
+        24,
+        gt=0,
+        description="Hours after the last completed training in which automation starts one only with TRAINING_MIN_TRAJECTORIES; "
+        "also the first pause after one that failed.",
+    )
+    training_daily_min_trajectories: int = Field(
+        100, gt=0, description="Freezable trajectories with which automation starts a training after TRAINING_INTERVAL_HOURS."
+    )
     backfill_hours: int = Field(24, gt=0, le=1_000_000, description="Hours that MODE=backfill reaches back.")
     lookback_hours: int = Field(
         168,

@@ -9,4 +9,5 @@ from babylon_rl.settings import load_settings
 from babylon_rl.windows import WINDOW_FORMAT
 
 hours = dg.HourlyPartitionsDefinition(start_date=load_settings().first_window, fmt=WINDOW_FORMAT)
-batches = dg.DynamicPartitionsDefinition(name="batch")
+BATCHES = "batch"
+batches = dg.DynamicPartitionsDefinition(name=BATCHES)

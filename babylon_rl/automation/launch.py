@@ -10,7 +10,7 @@ from datetime import datetime
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import batches, hours
+from babylon_rl.assets.partitions import BATCHES, hours
 from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.assets.scored_groups import hours_per_run
 from babylon_rl.automation.code_location import code_location
@@ -94,7 +94,7 @@ def run_batch(
         BabylonError: what an asset raised; the run is recorded as failed.
     """
     with open_instance(database, settings) as instance:
-        instance.add_dynamic_partitions(batches.name or "batch", [batch_id])
+        instance.add_dynamic_partitions(BATCHES, [batch_id])
         tags = {"dagster/partition": batch_id}
         return _execute(TRAIN_JOB, instance, Babylon(settings, database, now, on_progress), tags, tuple(selection or BATCHED))
 

@@ -1,10 +1,11 @@
 """Sensors and schedules: what is looked at every minute, what starts a training, and what runs by the clock.
 
-Hours belong to the conditions (hours_follow_changes), batches to start_training alone; train_daily only freezes, and start_training
-finds what it froze; finish_evidence sees to the completed ones. The database says what is pending, so neither a lost cursor nor a crash
-between two steps loses a batch.
+Hours belong to the conditions (hours_follow_changes), batches to start_training; train_daily begins one with less when none was
+completed for a while, and start_training sees to that, too; finish_evidence sees to the completed ones. The database says what is
+pending, so neither a lost cursor nor a crash between two steps loses a batch.
 """
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,18 +15,18 @@ import psycopg
 from babylon_rl.assets.alive import PARTITION_TAG
 from babylon_rl.assets.ended import ENDED_TAG, LOST
 from babylon_rl.assets.observed import observe
-from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.partitions import BATCHES, batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.batch_runs import LIVE, MOST_ATTEMPTS, runs_of, why_no_run
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.jobs import HOURLY, judge_report_job, observe_job, train_job
 from babylon_rl.errors import TrainingError, UsageError
-from babylon_rl.store.batches import Batch, read_batches
+from babylon_rl.store.batches import Batch
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.judge_report import newest_judgement
 from babylon_rl.training.batches import fail_stuck, freeze, pending_batches
 from babylon_rl.training.preflight import refused_lately
-from babylon_rl.training.readiness import not_ready
+from babylon_rl.training.readiness import last_completed, not_ready
 
 MOST_OBSERVATIONS = 500
 # A run whose process died, as when the database went away with Dagster's own records, is run again by the daemon; a step that failed
@@ -147,22 +148,25 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
     cron_schedule="41 * * * *",
     job=train_job,
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Freezes a batch when ready and the last one was completed TRAINING_INTERVAL_HOURS ago; start_training then runs it.",
+    description="Freezes and trains a smaller batch when the last training was completed TRAINING_INTERVAL_HOURS ago.",
 )
-def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
+def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
     now, settings = babylon.now(), babylon.settings
     with babylon.database.connect(autocommit=True) as connection:
         pending = pending_batches(connection)
         if pending:
             return dg.SkipReason(f"{pending[0].batch_id} is {pending[0].state}.")
-        last = max((batch.completed_at for batch in read_batches(connection, ("completed",)) if batch.completed_at), default=None)
+        last = last_completed(connection)
         due = last + timedelta(hours=settings.training_interval_hours) if last is not None else now
         if due > now:
             return dg.SkipReason(f"The last batch was completed at {last:%Y-%m-%d %H:%M} UTC; the next is due at {due:%Y-%m-%d %H:%M} UTC.")
-        frozen, _ = _freeze(connection, babylon)
+        least = min(settings.training_daily_min_trajectories, settings.training_min_trajectories)
+        frozen, _ = _freeze(connection, replace(babylon, settings=settings.model_copy(update={"training_min_trajectories": least})))
     if isinstance(frozen, str):
         return dg.SkipReason(frozen)
-    return dg.SkipReason(f"Froze {frozen.batch_id} with {frozen.trajectories} trajectories; start_training runs it.")
+    context.log.info(f"Froze {frozen.batch_id} with {frozen.trajectories} trajectories, and asks for the run that trains it.")
+    context.instance.add_dynamic_partitions(BATCHES, [frozen.batch_id])
+    return dg.RunRequest(run_key=f"{frozen.batch_id}/1", partition_key=frozen.batch_id)
 
 
 hours_follow_changes = dg.AutomationConditionSensorDefinition(

@@ -83,7 +83,7 @@ def train(
     """Freeze a batch, judge what lacks scores, train it, and register the version. An interrupted training goes on.
 
     --mode, or MODE, chooses: single trains one batch; list shows what could be frozen; backfill trains batch after batch until
-    BACKFILL_HOURS hold nothing more; continuous waits for TRAINING_MIN_TRAJECTORIES new ones, again and again, until Ctrl-C.
+    BACKFILL_HOURS hold nothing more; continuous trains whenever `babylon-rl ready` says yes, until Ctrl-C.
     """
     from babylon_rl.cli.training_modes import Wanted, train_as
     from babylon_rl.store.database import open_database
@@ -143,23 +143,24 @@ def choose_batch(
     most: int | None,
     seed: int,
     force: bool,
-    minimum: int = 0,
-    settled: bool = False,
+    when_ready: bool = False,
     asked: Mapping[str, Any] | None = None,
 ) -> "Batch":
-    """The batch that was asked for, else the one that has not ended, else a new one (``minimum`` and ``settled`` as in ``freeze``).
+    """The batch that was asked for, else the one that has not ended, else a new one.
 
     Args:
         most: trajectories to freeze; None is TRAINING_MAX_TRAJECTORIES.
+        when_ready: freeze only what `babylon-rl ready` calls ready, and automation would freeze.
         asked: settings (by field name, and "seed") that were given as options, which a batch that is frozen already must agree with.
 
     Raises:
-        NothingToTrain: nothing can be frozen, or less than ``minimum``.
+        NothingToTrain: nothing can be frozen, or it is not ready.
         BatchConflict: another run has just frozen it, or the batch that was asked for has failed.
         UsageError: there is no such batch, or it was frozen with something else than is asked for now.
     """
     from babylon_rl.store.batches import foreign_batch, read_batch
     from babylon_rl.training.batches import freeze, pending_batches
+    from babylon_rl.training.readiness import not_ready
     from babylon_rl.training.trainer import training_line
 
     training_line(settings)
@@ -187,8 +188,12 @@ def choose_batch(
         now = utc_now()
         windows = windows or backfilled(connection, settings, now)
         bring_up_to_date(database, connection, settings, now, windows)
+        why_not = not_ready(connection, settings, now, windows=windows).reason if when_ready else None
+        if why_not is not None:
+            raise NothingToTrain(why_not)
         most = most or settings.training_max_trajectories
-        frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=seed, minimum=minimum, settled=settled)
+        minimum = settings.training_min_trajectories if when_ready else 0
+        frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=seed, minimum=minimum, settled=when_ready)
         if frozen.batch is None:
             before = {found.batch_id for found in pending}
             meanwhile = [found.batch_id for found in pending_batches(connection) if found.batch_id not in before]

@@ -155,7 +155,7 @@ def _report(trained: "Sequence[Trained]", settings: Settings, as_json: bool) -> 
 
 
 def train_on_and_on(database: "Database", settings: Settings, wanted: Wanted, wait: Callable[[], None] | None = None) -> NoReturn:
-    """Train whenever TRAINING_MIN_TRAJECTORIES can be frozen, waiting in between, until the process is interrupted.
+    """Train whenever `babylon-rl ready` says yes, waiting in between, until the process is interrupted.
 
     What a judge or a service that does not answer leaves unfinished, or another run has, is tried again after ``wait``; a batch of which
     nothing trains is said, and no other frozen as long as automation would freeze none; any other failure ends it.
@@ -198,7 +198,7 @@ def _enough(database: "Database", settings: Settings, wanted: Wanted, failed: bo
     if lately is not None:
         raise _Idle(lately)
     try:
-        return _go_on_or_freeze(database, settings, wanted, settings.training_min_trajectories, settled=True)
+        return _go_on_or_freeze(database, settings, wanted, when_ready=True)
     except NothingToTrain as nothing:
         raise _Idle(str(nothing)) from None
 
@@ -207,18 +207,17 @@ def _wait() -> None:
     time.sleep(LOOK_EVERY_S)
 
 
-def _go_on_or_freeze(database: "Database", settings: Settings, wanted: Wanted, minimum: int = 0, settled: bool = False) -> "Batch":
+def _go_on_or_freeze(database: "Database", settings: Settings, wanted: Wanted, when_ready: bool = False) -> "Batch":
     """The batch that has not ended, whatever hours were asked for, else a new one of those hours."""
     from babylon_rl.training.batches import pending_batches
 
     with database.connect() as connection:
         if pending_batches(connection) and not wanted.force:
             wanted = replace(wanted, windows=None, most=None, options={})
-    return _choose(database, settings, wanted, minimum, settled)
+    return _choose(database, settings, wanted, when_ready)
 
 
-def _choose(database: "Database", settings: Settings, wanted: Wanted, minimum: int = 0, settled: bool = False) -> "Batch":
+def _choose(database: "Database", settings: Settings, wanted: Wanted, when_ready: bool = False) -> "Batch":
     return choose_batch(
-        database, settings, wanted.batch_id, wanted.windows, wanted.most, wanted.seed, wanted.force, minimum, settled,
-        wanted.options,
-    )  # fmt: skip
+        database, settings, wanted.batch_id, wanted.windows, wanted.most, wanted.seed, wanted.force, when_ready, wanted.options
+    )

@@ -114,8 +114,14 @@ class NotReady(NamedTuple):
     remembered: str | None
 
 
-def not_ready(connection: psycopg.Connection[Any], settings: Settings, now: datetime, remembered: str | None = None) -> NotReady:
-    """Whether ``readiness`` says no; no row is read for its quality before the counts suffice.
+def not_ready(
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    now: datetime,
+    remembered: str | None = None,
+    windows: tuple[str, str] | None = None,
+) -> NotReady:
+    """Whether ``readiness`` says no, of ``windows`` (from, to) where given; no row is read for its quality before the counts suffice.
 
     Nothing is counted where nothing was written since the look that gave ``remembered``. Rows that only arrived count once their hour has
     been read, which is written, so that a game that plays on does not make every look a count.
@@ -125,7 +131,7 @@ def not_ready(connection: psycopg.Connection[Any], settings: Settings, now: date
         before, _, reason = (remembered or "").partition(" ")
         if before and before in (counted, sampled):
             return NotReady(reason, remembered)
-        bounds = freeze_bounds(connection, settings, now, settled=True)
+        bounds = freeze_bounds(connection, settings, now, windows, settled=True)
         freezable = count_freezable_rows(connection, bounds)
         groups = _groups(settings, freezable)
         reason = _reason(settings, freezable, groups, quality=1.0)

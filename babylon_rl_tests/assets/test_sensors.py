@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -11,7 +12,9 @@ from pydantic import SecretStr
 
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.plots import line_plot
+from babylon_rl.assets.resources import given
 from babylon_rl.automation.checks_batches import CHECKS
+from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, finish_evidence, observe_changes, start_training, train_daily
 from babylon_rl.cli.training import choose_batch
@@ -42,6 +45,7 @@ def ready(make_bench: Callable[..., Bench], sample_database: Database) -> Bench:
     bench = make_bench(sample_database, **DRY)
     with sample_database.connect(autocommit=True) as connection:
         sync_windows(connection, HOURS, bench.babylon.settings, NOW)
+        connection.execute('UPDATE training_batches SET "completedAt" = %s', (NOW - timedelta(days=2),))  # another producer's
     return bench
 
 
@@ -113,7 +117,7 @@ def test_an_hour_older_than_a_week_waits_for_the_night(bench: Bench):
 
 
 def tick(bench: Bench) -> str:
-    """What the daily schedule says."""
+    """What the daily schedule says, where it asks for nothing."""
     return train_daily(dg.build_schedule_context(bench.instance, resources={"babylon": bench.babylon})).skip_message
 
 
@@ -139,7 +143,7 @@ def a_run(bench: Bench, batch: str, status: dg.DagsterRunStatus, **tags: str) ->
 @pytest.mark.parametrize(
     ("lacking", "reason"),
     [
-        ({"training_min_trajectories": 100_000}, "Need 99653 more trajectories"),
+        ({"training_min_trajectories": 100_000, "training_daily_min_trajectories": 100_000}, "Need 99653 more trajectories"),
         ({"training_min_groups": 99}, "Need more scenario groups (5/99 minimum)"),
         ({"data_quality_threshold": 1.0}, "Data quality too low ("),
     ],
@@ -156,9 +160,9 @@ def test_a_batch_is_frozen_only_when_ready_and_the_reason_is_that_of_ready(
 
 
 def test_a_batch_holds_no_more_than_the_setting_allows(ready: Bench, make_bench: Callable[..., Bench]):
-    for freeze_one in (lambda bench: ask(bench, start_training), tick):
+    for _ in range(2):
         bench = make_bench(ready.babylon.database, **DRY | {"training_max_trajectories": 100})
-        freeze_one(bench)
+        ask(bench, start_training)
         (batch, *_) = frozen(bench)
         assert 80 < batch.trajectories <= 100 and batch.live
         with ready.babylon.database.connect() as connection:
@@ -341,11 +345,33 @@ def test_a_batch_that_waits_for_a_service_or_a_storage_is_tried_again_and_not_gi
     assert "given up" in ask(ready, start_training).skip_message
 
 
-def test_the_schedule_says_why_it_waits_and_only_freezes(ready: Bench, make_bench: Callable[..., Bench]):
+def test_the_schedule_trains_what_there_is_once_the_interval_has_passed(ready: Bench, make_bench: Callable[..., Bench], tmp_path: Path):
+    little = DRY | {"training_min_trajectories": 1000, "training_daily_min_trajectories": 300, "training_interval_hours": 24.0}
+    ready.execute('UPDATE training_batches SET "completedAt" = %s', NOW - timedelta(hours=1))  # another producer's
+    soon = make_bench(ready.babylon.database, **little)
+    assert "Need 653 more trajectories" in ask(soon, start_training).skip_message
+    assert tick(soon) == "The last batch was completed at 2025-10-31 11:00 UTC; the next is due at 2025-11-01 11:00 UTC."
+    later = NOW + timedelta(hours=24)
+    lacking = make_bench(ready.babylon.database, now=later, **little | {"training_min_groups": 9})
+    assert tick(lacking).startswith("Need more scenario groups") and frozen(soon) == []
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        due = Bench(instance, make_bench(ready.babylon.database, now=later, **little).babylon)
+        with dg.build_schedule_context(instance, resources={"babylon": due.babylon}, repository_def=repository(due)) as context:
+            (request,), (batch,) = train_daily.evaluate_tick(context).run_requests, frozen(due)
+        assert (request.partition_key, request.run_key) == (batch.batch_id, f"{batch.batch_id}/1")
+        assert due.run("train", request.partition_key, asset_selection=TRAINING).success
+        assert tick(due).startswith("The last batch was completed at 2025-11-01 12:")
+
+
+def repository(bench: Bench) -> dg.RepositoryDefinition:
+    """The code location as the daemon loads it."""
+    return code_location(given(bench.babylon)).get_repository_def()
+
+
+def test_the_schedule_leaves_a_batch_that_has_not_ended_to_the_sensor(ready: Bench, make_bench: Callable[..., Bench]):
     assert tick(make_bench(ready.babylon.database, **DRY | {"training_min_groups": 10})).startswith("Need more scenario groups")
-    assert "start_training runs it" in tick(ready)
-    assert len(ask(ready, start_training).run_requests) == 1
-    assert "is pending" in tick(ready)
+    batch = a_batch(ready)
+    assert tick(ready) == f"{batch} is pending."
 
 
 def test_a_frozen_batch_is_trained_by_the_job(ready: Bench):
