@@ -69,13 +69,13 @@ def why_dead(heartbeat: Heartbeat) -> str | None:
     return None
 
 
-def refuse_second_run(context: dg.AssetExecutionContext, connection: Connection) -> None:
+def refuse_second_run(context: dg.AssetExecutionContext, connection: Connection, batch_id: str) -> None:
     """Let the run of a batch that began first have it.
 
     Raises:
         BatchConflict: another run of the batch began before this one, and is alive.
     """
-    filters = dg.RunsFilter(tags={PARTITION_TAG: context.partition_key}, statuses=[dg.DagsterRunStatus.STARTED])
+    filters = dg.RunsFilter(tags={PARTITION_TAG: batch_id}, statuses=[dg.DagsterRunStatus.STARTED])
     records = context.instance.get_run_records(filters)
     began = {record.dagster_run.run_id: (record.start_time or 0.0, record.storage_id) for record in records}
     own = began.get(context.run.run_id, (math.inf, 0))
@@ -85,6 +85,6 @@ def refuse_second_run(context: dg.AssetExecutionContext, connection: Connection)
     if alive:
         who = described(alive[0].holder) if alive[0].holder else "a process that is about to begin"
         raise BatchConflict(
-            f"Another run trains these hours: {context.partition_key} is being trained by {who} (run {alive[0].run_id}). Wait until that "
-            f"has ended, or end it; `babylon-rl batches show {context.partition_key}` says how far it is."
+            f"Another run trains these hours: {batch_id} is being trained by {who} (run {alive[0].run_id}). Wait until that "
+            f"has ended, or end it; `babylon-rl batches show {batch_id}` says how far it is."
         )

@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, table
-from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.plots import bar_plot, embedded_png
 from babylon_rl.assets.resources import Babylon
 
@@ -40,7 +40,7 @@ def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourcePara
     with babylon.connection() as connection:
         report = evaluate_batch(
             connection,
-            context.partition_key,
+            batch_of(context),
             babylon.settings,
             context.log.info,
             clock=babylon.now,

@@ -19,14 +19,14 @@ WAITS, TAKEN_OVER, INTERRUPTED, LOST = "waits", "taken over", "interrupted", "lo
 
 
 @contextmanager
-def sole_run(context: dg.AssetExecutionContext, connection: Connection) -> Iterator[None]:
+def sole_run(context: dg.AssetExecutionContext, connection: Connection, batch_id: str) -> Iterator[None]:
     """Give a batch to this run alone; tag the run with ENDED_TAG when its end leaves the batch to another.
 
     Raises:
         BatchConflict: another run has the batch.
     """
     try:
-        refuse_second_run(context, connection)
+        refuse_second_run(context, connection, batch_id)
         yield
     except (JudgeError, TrainingPaused):
         _say(context, WAITS)

@@ -7,7 +7,7 @@ import dagster as dg
 
 from babylon_rl.assets.hours import HourReport, plotted, report_hours
 from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
-from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.plots import OTHER, bar_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.hindsight import HourHindsight, sync_hindsight
@@ -45,7 +45,7 @@ COLUMNS = column_schema(
     "known after the hour: they never train.",
 )
 def hindsight(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
-    windows = list(context.partition_keys)
+    windows = hours_of(context, babylon.now())
     with babylon.connection() as connection:
         found = sync_hindsight(connection, windows, babylon.settings, babylon.now())
         agents = agent_correctness(connection, windows)

@@ -7,7 +7,7 @@ import dagster as dg
 
 from babylon_rl.assets.hours import HourReport, plotted, report_hours
 from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
-from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.plots import Paths, bar_plot, path_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.changes import note_changes
@@ -42,7 +42,7 @@ COLUMNS = column_schema(
     description="Works out how prices and probabilities moved in an hour and which news explain it; the hidden answers are never read.",
 )
 def market_outcomes(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
-    windows = list(context.partition_keys)
+    windows = hours_of(context, babylon.now())
     pictures = plotted(windows)
     with babylon.connection() as connection:
         outcomes = sync_outcomes(connection, windows, babylon.settings, babylon.now())

@@ -3,11 +3,37 @@
 An hour's key is its window id, so that UI, CLI, database and logs name it the same way; a batch's key is its batch id.
 """
 
+from datetime import datetime
+
 import dagster as dg
 
 from babylon_rl.settings import load_settings
-from babylon_rl.windows import WINDOW_FORMAT
+from babylon_rl.windows import WINDOW_FORMAT, is_complete
 
 hours = dg.HourlyPartitionsDefinition(start_date=load_settings().first_window, fmt=WINDOW_FORMAT)
 BATCHES = "batch"
 batches = dg.DynamicPartitionsDefinition(name=BATCHES)
+
+
+def hours_of(context: dg.AssetExecutionContext, now: datetime) -> list[str]:
+    """The hours that a run is asked for. Raises dagster.Failure: it names none, or one that has not ended."""
+    if not (context.has_partition_key or context.has_partition_key_range):
+        raise _refused(
+            'This run names no hour: give it one by --tags \'{"dagster/partition": "2025-10-29T14:00"}\', or a range (docs/ui.md).'
+        )
+    windows = list(context.partition_keys)
+    unfinished = next((window for window in windows if not is_complete(window, now)), None)
+    if unfinished is not None:
+        raise _refused(f"{unfinished} has not ended; an hour is read once it is over.")
+    return windows
+
+
+def batch_of(context: dg.AssetExecutionContext) -> str:
+    """The batch that a run is asked for. Raises dagster.Failure: it names none."""
+    if not context.has_partition_key:
+        raise _refused('This run names no batch: give it one by --tags \'{"dagster/partition": "ID"}\'; `babylon-rl batches` lists them.')
+    return str(context.partition_key)
+
+
+def _refused(sentence: str) -> dg.Failure:
+    return dg.Failure(sentence, allow_retries=False)

@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts
-from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
 
 COLUMNS = column_schema(
@@ -29,7 +29,7 @@ def released_model(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
     from babylon_rl.evaluation.release import record_release
 
     with babylon.connection() as connection:
-        release = record_release(connection, context.partition_key, babylon.settings, babylon.now())
+        release = record_release(connection, batch_of(context), babylon.settings, babylon.now())
     version = f"{release.version} {release.decision}"
     metadata = counts(1, version=release.version, decision=release.decision, reason=release.reason)
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version))

@@ -7,7 +7,7 @@ import dagster as dg
 
 from babylon_rl.assets.hours import HourReport, plotted, report_hours
 from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
-from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.plots import bar_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.calling.endpoint import asked_at
@@ -52,7 +52,7 @@ def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
     description="Judges the usable episodes of a ready hour as one group. An hour that has not changed since is not judged again.",
 )
 def scored_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
-    windows = list(context.partition_keys)
+    windows = hours_of(context, babylon.now())
     if asked := asked_at(babylon.settings, babylon.settings.judge_model):
         context.log.info(f"Judged by {asked}.")
     with babylon.connection() as connection:

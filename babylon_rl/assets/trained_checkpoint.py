@@ -9,7 +9,7 @@ import dagster as dg
 
 from babylon_rl.assets.ended import sole_run
 from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, linked_windows, table
-from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.plots import line_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.training_batch import UPSTREAM
@@ -49,8 +49,9 @@ COLUMNS = column_schema(
 )
 def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     seen: list[StepMetrics] = []
-    with babylon.connection() as connection, sole_run(context, connection):
-        tracker = _tracker(connection, context.partition_key, babylon)
+    batch_id = batch_of(context)
+    with babylon.connection() as connection, sole_run(context, connection, batch_id):
+        tracker = _tracker(connection, batch_id, babylon)
 
         def on_step(step: StepMetrics) -> None:
             seen.append(step)
@@ -66,10 +67,7 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
                 context.log.info(line)
 
         with _abandoning(tracker, context.log.info):
-            trained = train_batch(
-                connection, context.partition_key, babylon.settings, babylon.now(), on_step=on_step, on_preflight=on_preflight
-            )
-        batch_id = trained.batch.batch_id
+            trained = train_batch(connection, batch_id, babylon.settings, babylon.now(), on_step=on_step, on_preflight=on_preflight)
         judging = judging_of(connection, batch_id)
         numbers = iteration_numbers(trained.steps, read_batch_episodes(connection, batch_id), trained.batch, judging)
         sent = _finish(connection, tracker, trained, numbers, batch_costs(trained.steps, judging), babylon)

@@ -6,7 +6,7 @@ import dagster as dg
 
 from babylon_rl.assets.ended import sole_run
 from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, linked_windows, table
-from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.training.batches import Prepared, prepare_batch
 from babylon_rl.versions import content_version
@@ -34,8 +34,9 @@ COLUMNS = column_schema(
     description="The episodes that one training consumes, frozen when the batch was made. Judges the hours that lack scores.",
 )
 def training_batch(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
-    with babylon.connection() as connection, sole_run(context, connection):
-        prepared = prepare_batch(connection, context.partition_key, babylon.settings, babylon.now())
+    batch_id = batch_of(context)
+    with babylon.connection() as connection, sole_run(context, connection, batch_id):
+        prepared = prepare_batch(connection, batch_id, babylon.settings, babylon.now())
     return dg.MaterializeResult(metadata=_metadata(prepared), data_version=dg.DataVersion(_version(prepared)))
 
 

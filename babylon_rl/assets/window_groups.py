@@ -7,7 +7,7 @@ import dagster as dg
 
 from babylon_rl.assets.hours import HourReport, plotted, report_hours
 from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
-from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.plots import LOSS, bar_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
@@ -40,7 +40,7 @@ COLUMNS = column_schema(
     description="Reads an hour's trajectories, rejects what does not count with a reason, and stitches the rest into episodes.",
 )
 def window_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
-    windows = list(context.partition_keys)
+    windows = hours_of(context, babylon.now())
     with babylon.connection() as connection:
         summaries = sync_windows(connection, windows, babylon.settings, babylon.now())
         note_changes(connection, windows, babylon.settings)

@@ -1,9 +1,16 @@
 """Jobs: what a person launches in the UI, `dagster job execute -j <name>` runs, and launch.py runs in process."""
 
+from collections.abc import Iterable, Iterator
+
 import dagster as dg
+
+from babylon_rl.assets.alive import PARTITION_TAG
+from babylon_rl.windows import HOUR, window_of, window_start
 
 HOURS_JOB, SCORE_JOB, TRAIN_JOB, OBSERVE_JOB = "hours", "score", "train", "observe"
 JUDGE_REPORT_JOB = "judge_report_daily"
+MOST_HOURS = 720  # of a run of assets that cost next to nothing an hour
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 SOURCES = ("raw_trajectories", "market_data")
 HOURLY = ("window_groups", "market_outcomes", "hindsight", "scored_groups")
 BATCHED = ("training_batch", "trained_checkpoint", "benchmark_report", "released_model", "leaderboard")
@@ -34,3 +41,21 @@ observe_job = dg.define_asset_job(
     description="Look at every hour from FIRST_WINDOW for rows that came, changed or went.",
 )
 jobs = [hours_job, score_job, train_job, judge_report_job, observe_job]
+
+
+def ranges(windows: Iterable[str], longest: int = MOST_HOURS) -> Iterator[tuple[str, str]]:
+    """Runs of consecutive windows as (first, last), both inclusive, of at most ``longest`` hours."""
+    first = last = None
+    length = 0
+    for window in sorted(set(windows)):
+        if last is not None and first is not None and (window_of(window_start(last) + HOUR) != window or length == longest):
+            yield first, last
+            first, length = None, 0
+        first, last, length = first or window, window, length + 1
+    if first is not None and last is not None:
+        yield first, last
+
+
+def hour_tags(first: str, last: str) -> dict[str, str]:
+    """The tags of a run of the hours from ``first`` to ``last``, both inclusive."""
+    return {PARTITION_TAG: first} if first == last else {RANGE_START: first, RANGE_END: last}

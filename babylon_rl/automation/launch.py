@@ -5,7 +5,7 @@ only way in which data changes, so lineage is the same whoever started it.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 import dagster as dg
@@ -15,31 +15,16 @@ from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.assets.scored_groups import hours_per_run
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, OBSERVE_JOB, SCORE_JOB, TRAIN_JOB
+from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB, SCORE_JOB, TRAIN_JOB, hour_tags, ranges
 from babylon_rl.errors import BabylonError, UsageError
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl.windows import HOUR, is_complete, utc_now, window_of, window_start
+from babylon_rl.windows import is_complete, utc_now
 
-MOST_HOURS = 720  # of assets that cost next to nothing an hour
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 # What a run says belongs in its event log; a command's own output stays readable.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 Clock = Callable[[], datetime]
-
-
-def ranges(windows: Iterable[str], longest: int = MOST_HOURS) -> Iterator[tuple[str, str]]:
-    """Runs of consecutive windows as (first, last), both inclusive, of at most ``longest`` hours."""
-    first = last = None
-    length = 0
-    for window in sorted(set(windows)):
-        if last is not None and first is not None and (window_of(window_start(last) + HOUR) != window or length == longest):
-            yield first, last
-            first, length = None, 0
-        first, last, length = first or window, window, length + 1
-    if first is not None and last is not None:
-        yield first, last
 
 
 def run_hours(
@@ -72,8 +57,7 @@ def run_hours(
         longest = hours_per_run(settings) if "scored_groups" in chosen else None
         for first, last in ranges(wanted, longest or MOST_HOURS):
             on_range(first, last)
-            tags = {"dagster/partition": first} if first == last else {RANGE_START: first, RANGE_END: last}
-            runs.append(_execute(job, instance, Babylon(settings, database, now), tags, chosen))
+            runs.append(_execute(job, instance, Babylon(settings, database, now), hour_tags(first, last), chosen))
     return runs
 
 

@@ -17,13 +17,15 @@ from babylon_rl.assets.ended import ENDED_TAG, LOST
 from babylon_rl.assets.observed import observe
 from babylon_rl.assets.partitions import BATCHES, batches
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.automation.batch_runs import LIVE, MOST_ATTEMPTS, runs_of, why_no_run
+from babylon_rl.assets.scored_groups import HOURS_PER_RUN
+from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, MOST_ATTEMPTS, naive, runs_of, why_no_run
 from babylon_rl.automation.dead_runs import report_dead_runs
-from babylon_rl.automation.jobs import HOURLY, judge_report_job, observe_job, train_job
+from babylon_rl.automation.jobs import HOURLY, hour_tags, judge_report_job, observe_job, ranges, score_job, train_job
 from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.judge_report import newest_judgement
+from babylon_rl.store.judge_waiting import waiting_since
 from babylon_rl.training.batches import fail_stuck, freeze, pending_batches
 from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import last_completed, not_ready
@@ -34,7 +36,7 @@ MOST_OBSERVATIONS = 500
 RETRIED = {"dagster/max_retries": "3"}
 SWEPT = "swept"
 EVIDENCE = ("benchmark_report", "released_model", "leaderboard")
-RUN_KEY_TAG = "dagster/run_key"
+RUN_KEY_TAG, SENSOR_TAG = "dagster/run_key", "dagster/sensor_name"
 
 
 @dg.sensor(
@@ -169,6 +171,29 @@ def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam
     return dg.RunRequest(run_key=f"{frozen.batch_id}/1", partition_key=frozen.batch_id)
 
 
+@dg.sensor(
+    job=score_job,
+    minimum_interval_seconds=300,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Asks again, every 30 minutes, for the hours that wait for their judge: it was down, or the day's budget was spent.",
+)
+def ask_judge_again(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
+    now = babylon.now()
+    with babylon.database.connect(autocommit=True) as connection:
+        waiting = waiting_since(connection, babylon.settings.judge_model)
+    if not waiting:
+        return dg.SkipReason("No hour waits for its judge.")
+    own = {SENSOR_TAG: "ask_judge_again"}
+    if context.instance.get_runs_count(dg.RunsFilter(tags=own, statuses=LIVE)):
+        return dg.SkipReason(f"{len(waiting)} hours wait for their judge, and a run asks it now.")
+    # A run that died before it asked has left the hours as they were.
+    newest = [naive(record.create_timestamp) for record in context.instance.get_run_records(dg.RunsFilter(tags=own), limit=1)]
+    due = [window for window, asked_at in waiting.items() if now - max([asked_at, *newest]) >= JUDGE_ASKED_EVERY]
+    if not due:
+        return dg.SkipReason(f"{len(waiting)} hours wait for their judge, which is asked again every {JUDGE_ASKED_EVERY}.")
+    return dg.SensorResult(run_requests=[dg.RunRequest(tags=hour_tags(first, last)) for first, last in ranges(due, HOURS_PER_RUN)])
+
+
 hours_follow_changes = dg.AutomationConditionSensorDefinition(
     "hours_follow_changes",
     target=dg.AssetSelection.assets(*HOURLY),
@@ -213,5 +238,7 @@ def _freeze(connection: psycopg.Connection[Any], babylon: Babylon, remembered: s
     return frozen.batch or frozen.reason, None
 
 
-sensors = [observe_changes, end_dead_runs, start_training, finish_evidence, hours_follow_changes, leaderboard_follows_reports]
+sensors = [
+    observe_changes, end_dead_runs, ask_judge_again, start_training, finish_evidence, hours_follow_changes, leaderboard_follows_reports,
+]  # fmt: skip
 schedules = [sweep_nightly, report_judge_daily, train_daily]

@@ -98,7 +98,7 @@ def player_after(earlier: Sequence[dict[str, Any]]) -> str:
 
 def play(state: Demo, hours: Sequence[str], player: str) -> None:
     """Play and record those of ``hours`` that nobody has played."""
-    from babylon_rl.automation.launch import ranges
+    from babylon_rl.automation.jobs import ranges
     from babylon_rl.market.serving import asked_model
     from babylon_rl.market.spawn import SpawnRequest, spawn
     from babylon_rl.store.recording import simulated_hours

@@ -60,6 +60,7 @@ _PENDING = """
     WHERE "window" = ANY(%(windows)s) AND "judge" = COALESCE(%(judge)s::text, "judge") ORDER BY "window"
 """
 _PENDING_SINCE = """SELECT max("at") FROM babylon_rl.judge_pending WHERE "window" = ANY(%s)"""
+_WAITING_SINCE = """SELECT "window", "at" FROM babylon_rl.judge_pending WHERE "judge" = %s ORDER BY "window" """
 _WAIT = """
     INSERT INTO babylon_rl.judge_pending AS held ("window", "judge", "reason", "at")
     SELECT given."window", %s, given."reason", %s FROM unnest(%s::text[], %s::text[]) AS given ("window", "reason")
@@ -105,6 +106,11 @@ def pending_since(connection: Connection, windows: Sequence[str]) -> datetime | 
     """When one of ``windows`` was last found to wait; None when none does."""
     row = connection.execute(_PENDING_SINCE, (list(windows),)).fetchone()
     return None if row is None else row[0]
+
+
+def waiting_since(connection: Connection, judge: str) -> dict[str, datetime]:
+    """When each hour that waits for this judge was last found to wait."""
+    return dict(connection.execute(_WAITING_SINCE, (judge,)).fetchall())
 
 
 def keep_pending(connection: Connection, judge: str, reasons: Mapping[str, str], now: datetime) -> None:

@@ -1,7 +1,9 @@
 """The hourly assets over the recorded game: its twelve hours, of which seven are ready."""
 
 import dagster as dg
+import pytest
 
+from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.episodes.types import REJECTION_REASONS
 from babylon_rl_tests.assets.conftest import VERSION, Bench
 
@@ -110,3 +112,23 @@ def test_an_hour_without_rows_is_no_error(bench: Bench):
     result = bench.run("hours", "2025-10-29T08:00")
     assert result.success
     assert bench.materializations("scored_groups")["2025-10-29T08:00"].metadata["dagster/row_count"].value == 0
+
+
+@pytest.mark.parametrize(
+    ("job", "partition", "said"),
+    [
+        ("hours", "2031-01-01T00:00", "2031-01-01T00:00 has not ended; an hour is read once it is over."),
+        ("score", "2025-10-31T12:00", "2025-10-31T12:00 has not ended; an hour is read once it is over."),
+        ("hours", None, "This run names no hour: give it one by --tags "),
+        ("train", None, "This run names no batch: give it one by --tags "),
+    ],
+)
+def test_a_run_of_no_hour_or_one_that_has_not_ended_is_refused_in_a_sentence(bench: Bench, job: str, partition: str | None, said: str):
+    tags = {} if partition is None else {"dagster/partition": partition}
+    result = job_definition(job, bench.babylon).execute_in_process(
+        instance=bench.instance, tags=tags, run_config=QUIET, raise_on_error=False
+    )
+    assert not result.success
+    failures = [event.step_failure_data.user_failure_data for event in result.all_events if event.is_step_failure]
+    assert failures and all(failure.description.startswith(said) for failure in failures)
+    assert bench.instance.fetch_materializations(dg.AssetKey("window_groups"), limit=1).records == []

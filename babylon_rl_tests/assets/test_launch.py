@@ -7,7 +7,8 @@ import dagster as dg
 import pytest
 
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.launch import observe_hours, ranges, run_batch, run_hours
+from babylon_rl.automation.jobs import ranges
+from babylon_rl.automation.launch import observe_hours, run_batch, run_hours
 from babylon_rl.errors import BatchConflict, SettingsError, UsageError
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database

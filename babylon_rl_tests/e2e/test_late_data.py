@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable
 import dagster as dg
 import psycopg
 
-from babylon_rl.automation.jobs import HOURLY
-from babylon_rl.automation.launch import ranges
+from babylon_rl.automation.jobs import HOURLY, ranges
 from babylon_rl.automation.sensors import observe_changes
 from babylon_rl.definitions import defs
 from babylon_rl.market.outcomes import read_many_outcomes
