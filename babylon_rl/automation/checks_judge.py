@@ -114,7 +114,7 @@ RULES: tuple[Rule[HourVerdicts], ...] = (
         "groups_have_scores",
         "No group is in quarantine or waits for its judge.",
         _without_scores,
-        "`babylon-rl judge quarantine {hour}` shows the tries, `judge retry` asks anew; what waits is judged by the next run.",
+        "`babylon-rl judge quarantine {hour}` shows the tries, `judge retry` asks anew; what waits is asked for again every 30 minutes.",
     ),
     Rule(
         "few_ties",

@@ -24,6 +24,7 @@ from babylon_rl_tests.rows import insert, make_group
 from babylon_rl_tests.training.sample import NOW, value
 
 FOREIGN = "batch-1761971999000"
+READY_AT_ONCE = {"training_min_groups": 1, "training_min_group_size": 1, "data_quality_threshold": 0.0}
 
 
 class Enough(BaseException):
@@ -127,7 +128,7 @@ def test_a_backfill_reaches_back_so_many_hours_from_the_newest_that_holds_rows(r
 
 @pytest.mark.slow
 def test_a_continuous_training_waits_for_enough_and_goes_on_when_it_comes(graph, connection, settings, capsys):
-    on = settings.model_copy(update={"mode": "continuous", "training_min_trajectories": 5, "iterations": 1})
+    on = settings.model_copy(update={"mode": "continuous", "training_min_trajectories": 5, "iterations": 1, **READY_AT_ONCE})
     waits = []
 
     def wait() -> None:
@@ -151,7 +152,7 @@ def test_a_continuous_training_waits_for_enough_and_goes_on_when_it_comes(graph,
 def test_a_continuous_training_outlives_a_batch_that_teaches_nothing_and_does_not_freeze_it_again_and_again(
     graph, connection, remote, settings, stand_in, capsys
 ):
-    on = a_batch_of_each_hour(remote, mode="continuous")
+    on = a_batch_of_each_hour(remote, mode="continuous", **READY_AT_ONCE)
     seen = []
 
     def wait() -> None:
@@ -181,7 +182,7 @@ def test_ctrl_c_ends_a_continuous_training_that_waits(sample_database, tmp_path)
     ) as process:  # fmt: skip
         assert process.stderr is not None
         for line in process.stderr:
-            if "Waiting, until Ctrl-C: 373 of 1000 freezable trajectories" in line:
+            if "Waiting, until Ctrl-C: Need 627 more trajectories" in line:
                 break
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
