@@ -5,8 +5,9 @@ import pickle
 import tempfile
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import overload
+from typing import IO, overload
 
 from babylon_rl.training.trainer import TrainSequence
 
@@ -20,7 +21,7 @@ class Spill:
         home.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=home)  # noqa: SIM115 - closed when it is collected
         self._end = 0
-        weakref.finalize(self, self._file.close)
+        weakref.finalize(self, _close, self._file)
 
     def write(self, sequences: Iterable[TrainSequence]) -> list[Place]:
         """Write some sequences, and give the place of each."""
@@ -37,6 +38,11 @@ class Spill:
         start, length = place
         found: TrainSequence = pickle.loads(os.pread(self._file.fileno(), length, start))
         return found
+
+
+def _close(file: IO[bytes]) -> None:
+    with suppress(OSError):  # on a full disk what is buffered cannot be written, and nobody wants it any more
+        file.close()
 
 
 class Spilled(Sequence[TrainSequence]):

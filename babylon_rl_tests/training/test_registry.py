@@ -128,11 +128,18 @@ def test_the_checkpoint_of_the_cpu_line_loads_and_answers_until_it_does_not(conn
     assert not damaged.passed and "is damaged" in damaged.words
 
 
-def test_a_full_disk_while_saving_leaves_nothing_half_written_and_the_batch_waits(connection, cpu_settings) -> None:
+@pytest.mark.parametrize("saving", [False, True])
+def test_a_full_disk_leaves_nothing_half_written_and_the_batch_waits(connection, cpu_settings, saving) -> None:
     small = cpu_settings.model_copy(update={"iterations": 1, "windows_per_iteration": 1, "learning_rate": 1e-4})
     batch = prepared(connection, small, max_trajectories=30)
-    with full_disk(2000), pytest.raises(TrainingPaused, match="make room"):
-        train_batch(connection, batch.batch_id, small, NOW)
+
+    def fill(metrics: Any = None) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    with full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[0]), pytest.raises(TrainingPaused, match="make room"):
+        if not saving:  # nor is there room for the sequences
+            fill()
+        train_batch(connection, batch.batch_id, small, NOW, on_step=fill)
     waiting = read_batch(connection, batch.batch_id)
     assert waiting.state == "training" and "could not be written" in waiting.error
     assert value(connection, 'SELECT count(*) FROM babylon_rl.batch_items WHERE "consumed"') == 0
