@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from babylon_rl.store.database import Database
 
 WINDOWS, AGENTS, MODEL_AGENTS = 24, 6, 1
+# An hour's market follows from the seed and the hour, so a demo that ended now would play others every time. After FIRST_WINDOW's default.
+FIRST_HOUR = "2025-01-06T00:00"
 STAGES = "demo-stages.jsonl"
 
 
@@ -64,14 +66,14 @@ def prepare(state: Demo) -> None:
 
 
 def planned(state: Demo) -> list[list[str]]:
-    """The hours of each generation: one after another from the first that was played, or so that the last is the newest complete hour.
+    """The hours of each generation: one after another from the first that was played, or from FIRST_HOUR.
 
     Raises:
         UsageError: the hours would reach into the future, or another seed's are there.
     """
     from babylon_rl.errors import UsageError
     from babylon_rl.store.recording import simulated_hours, simulated_seeds
-    from babylon_rl.windows import HOUR, is_complete, newest_complete, utc_now, window_of, window_start
+    from babylon_rl.windows import HOUR, is_complete, utc_now, window_of, window_start
 
     now, total = utc_now(), state.windows * state.generations
     with state.database.connect() as connection:
@@ -81,7 +83,7 @@ def planned(state: Demo) -> list[list[str]]:
         raise UsageError(
             f"{state.settings.home} holds a demo with another seed. Choose that seed, another BABYLON_RL_HOME, or run `make clean` first."
         )
-    first = window_start(there[0]) if there else window_start(newest_complete(now)) - HOUR * (total - 1)
+    first = window_start(there[0] if there else FIRST_HOUR)
     hours = [window_of(first + HOUR * index) for index in range(total)]
     if not is_complete(hours[-1], now):
         raise UsageError(
