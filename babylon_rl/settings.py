@@ -50,7 +50,7 @@ class Settings(BaseSettings):
         description="Whether trainings and the leaderboard go to Weights & Biases (with a key), or (offline) into files for `wandb sync`.",
     )
     wandb_base_url: str | None = Field(None, description="The address of Weights & Biases. Unset: its own.")
-    wandb_model: str | None = Field(None, description="An inference model to use instead of the registry's.")
+    wandb_model: str | None = Field(None, description="An inference model to use instead of the registry's. No effect yet.")
     openpipe_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openpipe:...")
     openai_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openai/...")
     openai_base_url: str | None = Field(
@@ -72,8 +72,10 @@ class Settings(BaseSettings):
     checkpoints_kept: int = Field(
         10, ge=1, description="Newest checkpoints of a line that stay here, besides the best, the deployed and those in use."
     )
-    cron_secret: SecretStr | None = Field(None, description="Bearer token of the trigger endpoints. Unset: they answer on loopback only.")
-    discord_webhook_url: SecretStr | None = Field(None, description="Where alerts are posted.")
+    cron_secret: SecretStr | None = Field(
+        None, description="Bearer token of the trigger endpoints. Unset: they answer on loopback only. No effect yet."
+    )
+    discord_webhook_url: SecretStr | None = Field(None, description="Where alerts are posted. No effect yet.")
 
     # The judge
     judge_base_url: str | None = Field(
@@ -141,9 +143,7 @@ class Settings(BaseSettings):
     window_id: str | None = Field(None, description="Pin one run to one hour.")
     batch_id: str | None = Field(None, description="Pin one run to an existing batch.")
     model_version: str | None = Field(None, description="Pin the version that a run registers.")
-    base_model: str = Field(
-        "OpenPipe/Qwen3-14B-Instruct", description="Base of the serverless and GPU line, and the fallback at inference."
-    )
+    base_model: str = Field("OpenPipe/Qwen3-14B-Instruct", description="Base of the serverless and GPU line.")
     local_base_model: str | None = Field(
         None,
         description="Base of the CPU line: a directory or hub id; dry: a trainer that trains nothing. "
@@ -180,12 +180,18 @@ class Settings(BaseSettings):
     # Recording and inference
     trajectory_sampling_rate: float = Field(1.0, ge=0, le=1, description="Share of trajectories that the recorder keeps.")
     record_agent_trajectories: bool = Field(True, description="False makes the recorder a null object.")
-    node_env: str | None = Field(None, description="The game's environment name; production turns USE_RL_MODEL's default off.")
-    environment: str | None = Field(None, description="As NODE_ENV.")
-    use_rl_model: bool | None = Field(None, description="Master switch at inference. Unset: on, but off in production.")
-    rl_model_version: str | None = Field(None, description="Pin the version at inference. Unset: the newest deployed.")
-    rl_fallback_to_base: bool = Field(True, description="Fall back to the base model on an error.")
-    rl_rollout_percentage: float = Field(100, ge=0, le=100, description="Upper bound on the share of agents that get the RL model.")
+    node_env: str | None = Field(
+        None, description="The game's environment name; production turns USE_RL_MODEL's default off. No effect yet."
+    )
+    environment: str | None = Field(None, description="As NODE_ENV. No effect yet.")
+    use_rl_model: bool | None = Field(None, description="Master switch at inference. Unset: on, but off in production. No effect yet.")
+    rl_model_version: str | None = Field(
+        None, description="A version whose checkpoint always stays on this machine. Nothing else reads it yet."
+    )
+    rl_fallback_to_base: bool = Field(True, description="Fall back to the base model on an error. No effect yet.")
+    rl_rollout_percentage: float = Field(
+        100, ge=0, le=100, description="Upper bound on the share of agents that get the RL model. No effect yet."
+    )
     local_endpoint: str = Field("http://localhost:8000", description="A self-hosted OpenAI-compatible server.")
 
     @field_validator("first_window", "window_id")

@@ -1,10 +1,13 @@
 """The files that set-up relies on are what their generators make, and say nothing about where they were made."""
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+from babylon_rl.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ("requirements.lock", "requirements-weights.lock")
@@ -19,6 +22,14 @@ def requirements(name: str) -> list[str]:
 def test_env_example_is_what_the_settings_make() -> None:
     rendered = subprocess.run([sys.executable, "scripts/env_example.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert (ROOT / ".env.example").read_text() == rendered, "run `make env-example`"
+
+
+def test_a_setting_that_nothing_reads_says_so() -> None:
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "babylon_rl").rglob("*.py")]
+    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    read |= {f"{provider}_api_key" for provider in ("openai", "anthropic", "openpipe")}  # by judge_key_variable
+    without_effect = {name for name, field in Settings.model_fields.items() if "No effect" in (field.description or "")}
+    assert without_effect == set(Settings.model_fields) - read
 
 
 def test_every_locked_package_has_an_exact_version_and_hashes() -> None:
