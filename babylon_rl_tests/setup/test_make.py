@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,23 +50,45 @@ def test_an_old_python_is_named_in_one_sentence(clone: Path, tmp_path: Path) -> 
     assert not (clone / ".venv").exists()
 
 
-def test_a_finished_setup_does_nothing_and_says_nothing(clone: Path) -> None:
-    stamps = clone / ".venv" / ".stamps"
+def finished_setup(clone: Path, environment: str = ".venv", state: str = ".babylon", python: str = "exit 1") -> None:
+    """Make a clone look as set-up leaves it; ``python`` is what the environment's interpreter does."""
+    stamps = clone / environment / ".stamps"
     stamps.mkdir(parents=True)
-    (clone / ".venv" / "pyvenv.cfg").touch()
-    executable(clone / ".venv" / "bin" / "python", "#!/bin/sh\nexit 1\n")
+    (clone / environment / "pyvenv.cfg").write_text(f"version = {'.'.join(map(str, sys.version_info[:3]))}\n")
+    executable(clone / environment / "bin" / "python", f"#!/bin/sh\n{python}\n")
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in clone.iterdir() if path.is_file()}
     for stamp, content in (
         (stamps / "venv", str(clone)),
         (stamps / "packages", digests["requirements.lock"]),
         (stamps / "torch", digests["requirements-torch.txt"]),
         (stamps / "project", digests["pyproject.toml"]),
-        (clone / ".babylon" / "cache" / "wheels" / ".complete", digests["requirements-weights.lock"]),
+        (clone / state / "cache" / "wheels" / ".complete", digests["requirements-weights.lock"]),
     ):
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.write_text(content)
+
+
+def test_a_finished_setup_does_nothing_and_says_nothing(clone: Path) -> None:
+    finished_setup(clone)
     finished = run(["make", "setup"], clone)
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+
+
+def test_another_python_runs_the_tests_in_an_environment_and_a_state_of_its_own(clone: Path) -> None:
+    (clone / ".env.example").touch()
+    version = "{}.{}".format(*sys.version_info)
+    finished_setup(clone, f".venv-python{version}", f".babylon/python{version}", 'echo "$BABYLON_RL_HOME: $*"')
+    tested = run(["make", "test-python", f"PYTHON={sys.executable}", "PYTEST_ARGS=-k name"], clone)
+    assert tested.returncode == 0, tested.stderr
+    assert tested.stdout.startswith(f"{clone}/.babylon/python{version}: -m pytest -n 2") and tested.stdout.endswith(" -k name\n")
+    assert not (clone / ".venv").exists()
+    assert run(["make", "clean"], clone).returncode == 0
+    assert not list(clone.glob(".venv*"))
+
+
+def test_without_a_named_python_the_tests_on_another_are_refused(clone: Path) -> None:
+    refused = run(["make", "test-python"], clone)
+    assert refused.returncode == 2 and "make test-python PYTHON=python3.13" in refused.stderr
 
 
 def test_a_state_directory_that_holds_the_project_is_refused(clone: Path) -> None:
