@@ -1,4 +1,5 @@
 """The CPU trainer beside what else trains: `python benchmarks/cpu_trainer.py [--trl-python PATH]` prints seconds and ratios as JSON.
+`--ours` prints the seconds of our turns alone: start it twice at once to see what two trainings cost each other.
 
 Hours of the simulated market on the packaged base. The sides take turns in one run, each over the same sequences, 36 an optimizer step:
 our steps with everything that becomes of a sequence (tokens, packing, tensors), without and with a KL penalty; a bare loop (forward,
@@ -57,7 +58,7 @@ class Sides:
 
         self.sequences, self.settings = sequences, settings
         self.tokenizer, model = load_policy(base_model_dir(settings), None)
-        self.policy = PackedPolicy(model)
+        self.policy = PackedPolicy(model, usable_cores())
         self.items, _ = make_items(self.tokenizer, sequences)
         self.packs = pack([item.encoded for item in self.items])
         self.bare_steps = [bare_inputs(self.policy, self.items, step) for step in self._steps(self.packs)]
@@ -71,11 +72,14 @@ class Sides:
 
     def ours(self, kl_penalty: float = 0.0) -> None:
         """Sequences to optimizer steps, as the trainer takes them."""
+        import torch
+
         from babylon_rl.training.cpu_items import make_items
         from babylon_rl.training.cpu_steps import IterationRun
         from babylon_rl.training.packing import pack
 
         items, _ = make_items(self.tokenizer, self.sequences)
+        torch.set_num_threads(1)
         settings = self.settings.model_copy(update={"kl_penalty": kl_penalty})
         run = IterationRun(self.policy, items, TrainIteration("benchmark", 1, self.sequences, 0), settings)
         for number, step in enumerate(self._steps(pack([item.encoded for item in items])), start=1):
@@ -109,6 +113,7 @@ class Sides:
     def _loop(self, steps: Sequence[Sequence[tuple[Any, ...]]]) -> None:
         import torch
 
+        torch.set_num_threads(usable_cores())
         parameters = list(self.policy.parameters.values())
         optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.0)
         causal = self.policy.model.get_base_model()
@@ -226,6 +231,14 @@ def measure(trl_python: Path | None, turns: int) -> dict[str, float]:
     return found
 
 
+def measure_ours(turns: int) -> None:
+    """Print the seconds of every turn of ours, each of two optimizer steps, by the clock and by the processor."""
+    sides = Sides(demo_sequences(1)[:SEQUENCES], settings())
+    for _ in range(turns):
+        clock_s, processor_s = seconds_of(sides.ours)
+        print(f"{clock_s:.2f} s by the clock, {processor_s:.2f} s of the processor", flush=True)
+
+
 def missed(found: dict[str, float]) -> list[str]:
     """Names of the bounds that were not kept."""
     slow = [name for name, bound in BOUNDS.items() if name in found and found[name] < bound]
@@ -237,7 +250,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trl-python", type=Path, metavar="PATH", help="a Python that imports trl")
     parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--ours", action="store_true", help="only our turns")
     given = parser.parse_args()
+    if given.ours:
+        measure_ours(given.turns)
+        return 0
     found = measure(given.trl_python, given.turns)
     for case in CASES:
         found |= {f"{case}_{name}": value for name, value in peak_of(case).items()}

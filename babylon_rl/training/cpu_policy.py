@@ -25,7 +25,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FROZEN_SHARE = 0.4  # of the layers, from the bottom
 # In rows this short plain matrix products beat the processor's fused attention, whose backward pass is slow (benchmarks/cpu_trainer.py).
 SHORT_ROW = 768
-TOKENS_AT_ONCE = 2048  # of rows that are computed side by side: memory stays that of one longest row
+TOKENS_AT_ONCE = 1024  # of rows that are computed side by side: together they need no more memory than the longest row alone
 
 Spot = tuple[int, int, int]  # member of the pack, item, response token
 Found = TypeVar("Found")
