@@ -93,7 +93,9 @@ class Settings(BaseSettings):
         0.15, ge=0, le=1, description="Mean difference between orders above which a group is shown in further ones."
     )
     judge_tries: int = Field(
-        12, ge=1, description="Answers to a request that may be unusable (mended, then asked anew, in turn) until its group is set aside."
+        12,
+        ge=1,
+        description="Answers to a request that may be unusable, each asked for anew in another order, until its group is set aside.",
     )
     judge_settle_hours: float = Field(6, ge=0, description="Hours to wait for late rows before an LLM judges an hour by automation.")
     judge_request_tokens: int | None = Field(

@@ -39,7 +39,7 @@ class EpisodeScore:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How a language model came to the scores of a group, repairs included.
+    """How a language model came to the scores of a group, further tries included.
 
     ``tau`` is Kendall's, the mean over pairs of orders (None where none ranks); tokens and ``usd`` are None where one of them is unknown,
     ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown, ``server`` the address that answered in the

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from babylon_rl.judge.calling.endpoint import server_of
-from babylon_rl.judge.injection import bounded, escaped
+from babylon_rl.judge.injection import escaped
 from babylon_rl.judge.rubric import RUBRIC_VERSION, system_prompt
 from babylon_rl.judge.shared_lines import named_lines
 from babylon_rl.judge.shown import ShownEpisode, ShownGroup, episodes_per_request
@@ -22,7 +22,6 @@ from babylon_rl.judge.tokens import token_counter
 from babylon_rl.judge.wording import WINDOW_PNL, say
 from babylon_rl.settings import Settings
 
-MOST_QUOTED = 4_000  # characters of an answer that is quoted back
 _MESSAGE_TOKENS = 4  # what a chat template adds to each message
 
 
@@ -66,33 +65,31 @@ def plan_requests(group: ShownGroup, model: str, order: int, secret: bytes, sett
     return [_request(group, [by_agent[agent] for agent in agents], model, order, part, secret, server) for part, agents in enumerate(parts)]
 
 
-def repair_request(request: JudgeRequest, answer: str, faults: Sequence[str], attempt: int) -> JudgeRequest:
-    """The request that follows an answer with faults: the answer (bounded), what is wrong with it, and the same question."""
-    said = bounded(" ".join(faults), MOST_QUOTED)
-    asked = (
-        f"That answer cannot be used. {escaped(said)} Answer again with JSON only, with one entry for each of these ids and no other: "
-        f"{', '.join(request.ids)}. Repair {attempt}."
-    )
-    quoted = bounded(answer, MOST_QUOTED) or "(nothing)"
-    messages = (*request.messages[:2], {"role": "assistant", "content": quoted}, {"role": "user", "content": asked})
-    return _keyed(replace(request, messages=messages, attempt=attempt))
+def asked_anew(group: ShownGroup, asked: JudgeRequest, attempt: int, secret: bytes) -> JudgeRequest:
+    """The question of ``asked`` in another order, under another nonce and other ids, so that no judge can answer it as before."""
+    episodes = [episode for episode in group.episodes if episode.agent_id in asked.agents]
+    return _request(group, episodes, asked.model, asked.order, asked.part, secret, asked.server, attempt)
 
 
 def _request(
-    group: ShownGroup, episodes: Sequence[ShownEpisode], model: str, order: int, part: int, secret: bytes, server: str
+    group: ShownGroup, episodes: Sequence[ShownEpisode], model: str, order: int, part: int, secret: bytes, server: str, attempt: int = 0
 ) -> JudgeRequest:
-    place = {episode.agent_id: _derived(secret, group, "place", str(order // 2), str(part), episode.agent_id) for episode in episodes}
+    again = [f"attempt {attempt}"] if attempt else []  # the first try's bytes are those of the cache
+    place = {
+        episode.agent_id: _derived(secret, group, "place", str(order // 2), str(part), episode.agent_id, *again) for episode in episodes
+    }
     shown = sorted(episodes, key=lambda episode: place[episode.agent_id], reverse=order % 2 == 1)
     text = "\n".join([*group.context, group.common, *(episode.text for episode in shown)])
-    nonce = _unused(secret, group, text, 16, "nonce", str(order), str(part))
+    nonce = _unused(secret, group, text, 16, "nonce", str(order), str(part), *again)
     ids: dict[str, str] = {}
     for episode in shown:
-        ids[_unused(secret, group, text, 6, "id", str(order), str(part), episode.agent_id, taken=ids)] = episode.agent_id
+        ids[_unused(secret, group, text, 6, "id", str(order), str(part), episode.agent_id, *again, taken=ids)] = episode.agent_id
     messages = ({"role": "system", "content": system_prompt()}, {"role": "user", "content": _user_text(group, shown, list(ids), nonce)})
     return _keyed(
         JudgeRequest(
             key="", window=group.window, order=order, part=part, messages=messages, ids=ids, nonce=nonce,
-            schema=answer_schema(list(ids)), model=model, agents=tuple(sorted(place)), server=server, shown_version=group.input_version,
+            schema=answer_schema(list(ids)), model=model, attempt=attempt, agents=tuple(sorted(place)), server=server,
+            shown_version=group.input_version,
         )
     )  # fmt: skip
 

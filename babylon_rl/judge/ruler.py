@@ -1,13 +1,12 @@
-"""RULER for one group: shown in several orders, every answer checked, mended or asked for anew, or the group set aside.
+"""RULER for one group: shown in several orders, every answer checked, faulty ones asked for anew, or the group set aside.
 
 What comes out follows from the group and the answers alone, and every answer is in the cache before it is used: a ruler that was
 stopped anywhere comes to the same result when it begins again, and pays only for what had not been answered.
 """
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +16,7 @@ from babylon_rl.judge.answers import AnswerFault, Verdict, read_answer
 from babylon_rl.judge.budget import Budget, OverBudget, expected_usd
 from babylon_rl.judge.calls import Reply
 from babylon_rl.judge.patience import Patience
-from babylon_rl.judge.request import JudgeRequest, plan_requests, repair_request
+from babylon_rl.judge.request import JudgeRequest, asked_anew, plan_requests
 from babylon_rl.judge.rubric import RUBRIC_VERSION
 from babylon_rl.judge.ruler_cache import AnswerCache, Asker
 from babylon_rl.judge.shown import ShownGroup
@@ -25,7 +24,7 @@ from babylon_rl.judge.subgroups import merge
 from babylon_rl.settings import Settings
 from babylon_rl.store.judge_answers import StoredAnswer
 
-ASKED = 0  # the first try at a request; odd ones after it ask to mend the answer before, even ones ask anew
+ASKED = 0  # the first try at a request; each further one is a new question
 MOST_SHOWN = 4000  # characters of a message or answer in a transcript
 
 
@@ -71,6 +70,7 @@ class Waiting:
 
 
 Outcome = Judged | SetAside | Waiting
+_Part = tuple[JudgeRequest, Mapping[str, Verdict]]  # a question, and what its answer says by agent id
 
 
 class Unusable(Exception):
@@ -151,16 +151,17 @@ class Ruler:
         requests = [request for plan in plans for request in plan]
         held = await self._cache.find([request.key for request in requests])
         async with self._budget.reserved([request for request in requests if request.key not in held]):
-            verdicts = await _all([self._verdicts(request, held.get(request.key), tally) for request in requests])
-        by_key = dict(zip((request.key for request in requests), verdicts, strict=True))
-        return [_order(plan, [by_key[request.key] for request in plan]) for plan in plans]
+            answered = await _all([self._verdicts(group, request, held.get(request.key), tally) for request in requests])
+        by_key = dict(zip((request.key for request in requests), answered, strict=True))
+        return [_order([by_key[request.key] for request in plan]) for plan in plans]
 
-    async def _verdicts(self, asked: JudgeRequest, held: StoredAnswer | None, tally: _Tally) -> dict[str, Verdict]:
-        """The verdicts of one request by agent id, by its first usable answer."""
+    async def _verdicts(self, group: ShownGroup, asked: JudgeRequest, held: StoredAnswer | None, tally: _Tally) -> _Part:
+        """The first usable answer to a request: the question that it answers, and the verdicts by agent id."""
         request, transcript = asked, list[Mapping[str, Any]]()
         faults: tuple[str, ...] = ()
         for attempt in range(self._settings.judge_tries):
             if attempt != ASKED:
+                request = asked_anew(group, asked, attempt, self._secret)
                 held = (await self._cache.find([request.key])).get(request.key)
             if held is None:
                 try:
@@ -179,8 +180,7 @@ class Ruler:
                 faults = fault.faults
                 transcript.append(_exchange(request, attempt, held.answer, faults))
             else:
-                return {request.ids[shown]: verdict for shown, verdict in found.items()}
-            request = _next(asked, held.answer, faults, attempt + 1)
+                return request, {request.ids[shown]: verdict for shown, verdict in found.items()}
         raise Unusable(f"{len(transcript)} answers of {self.model} could not be used, the last because: {' '.join(faults)}", transcript)
 
     async def _ask(self, request: JudgeRequest, attempt: int) -> StoredAnswer:
@@ -237,23 +237,16 @@ def _agreement(orders: Sequence[Order]) -> Agreement:
     return agreement([{agent: verdict.score for agent, verdict in order.verdicts.items()} for order in orders])
 
 
-def _order(plan: Sequence[JudgeRequest], parts: Sequence[Mapping[str, Verdict]]) -> Order:
-    scores = merge([{agent: verdict.score for agent, verdict in part.items()} for part in parts])
+def _order(parts: Sequence[_Part]) -> Order:
+    scores = merge([{agent: verdict.score for agent, verdict in part.items()} for _, part in parts])
     said: dict[str, str] = {}
     places: dict[str, list[float]] = {}
-    for request, part in zip(plan, parts, strict=True):
+    for request, part in parts:
         for place, agent in enumerate(request.ids.values()):
             places.setdefault(agent, []).append(place / max(1, len(request.ids) - 1))
             said.setdefault(agent, part[agent].explanation)
     verdicts = {agent: Verdict(score, said[agent]) for agent, score in scores.items()}
     return Order(verdicts, {agent: sum(found) / len(found) for agent, found in places.items()})
-
-
-def _next(asked: JudgeRequest, answer: str, faults: Sequence[str], attempt: int) -> JudgeRequest:
-    """What follows an answer with faults: these quoted, or the question anew, under a key that the cache does not answer."""
-    if attempt % 2:
-        return repair_request(asked, answer, faults, attempt)
-    return replace(asked, key=hashlib.sha256(f"{asked.key}/asked anew {attempt}".encode()).hexdigest())
 
 
 def _checked(text: str, request: JudgeRequest) -> tuple[list[str], dict[str, float] | None]:
@@ -269,8 +262,8 @@ def _exchange(request: JudgeRequest, attempt: int, answer: str, faults: Sequence
         "order": request.order,
         "part": request.part,
         "attempt": attempt,
-        # after the first try only what came to the question
-        "messages": [{"role": m["role"], "content": _short(m["content"])} for m in request.messages[2 if attempt else 0 :]],
+        # the system message is the same at every try
+        "messages": [{"role": m["role"], "content": _short(m["content"])} for m in request.messages[1 if attempt else 0 :]],
         "answer": _short(answer),
         "faults": [storable(sentence) for sentence in faults],
     }

@@ -1,4 +1,4 @@
-"""Requests to a judge: the same for the same content, opaque ids, orders that mirror, parts, keys, repairs."""
+"""Requests to a judge: the same for the same content, opaque ids, orders that mirror, parts, keys, further tries."""
 
 import html
 import json
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from babylon_rl.judge.injection import escaped
 from babylon_rl.judge.privacy import ALWAYS, FIELDS, NEVER
-from babylon_rl.judge.request import JudgeRequest, plan_requests, repair_request
+from babylon_rl.judge.request import JudgeRequest, asked_anew, plan_requests
 from babylon_rl.judge.rubric import RUBRIC, system_prompt
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.shown_groups import SECRET, WINDOW, make_group
@@ -110,16 +110,22 @@ def test_the_schema_admits_exactly_these_ids(settings: Settings) -> None:
         jsonschema.validate(answer, request.schema)
 
 
-def test_a_repair_quotes_the_answer_and_its_faults_and_asks_for_the_same_ids(settings: Settings) -> None:
-    request = only(plan_requests(make_group(TEXTS), MODEL, 0, SECRET, settings))
-    repair = repair_request(request, "no idea " * 2_000, ["The id <b> is missing."], 1)
-    assert repair.messages[:2] == request.messages and repair.ids == request.ids and repair.schema == request.schema
-    assert [message["role"] for message in repair.messages] == ["system", "user", "assistant", "user"]
-    assert "The id &lt;b&gt; is missing." in repair.messages[3]["content"] and len(repair.messages[2]["content"]) < 5_000
-    assert all(identity in repair.messages[3]["content"] for identity in request.ids)
-    assert repair.key != request.key and repair.attempt == 1 and repair.tokens > request.tokens
-    assert repair.key != repair_request(request, "no idea " * 2_000, ["The id <b> is missing."], 2).key
-    assert repair_request(request, "", ["The answer is empty."], 1).messages[2]["content"]
+def test_a_further_try_is_another_question_about_the_same_episodes(settings: Settings) -> None:
+    group, parted = make_group(TEXTS), settings.model_copy(update={"judge_group_size": 4})
+    for request in [only(plan_requests(group, MODEL, 1, SECRET, settings)), *plan_requests(group, MODEL, 0, SECRET, parted)]:
+        tries = [request, *(asked_anew(group, request, attempt, SECRET) for attempt in range(1, 6))]
+        assert (
+            len({one.messages[1]["content"] for one in tries}) == len({one.nonce for one in tries}) == len({one.key for one in tries}) == 6
+        )
+        assert len({tuple(one.ids.values()) for one in tries}) > 2, "the order of the episodes"
+        assert not set(tries[1].ids) & set(tries[2].ids)
+        for attempt, one in enumerate(tries):
+            assert (sorted(one.ids.values()), one.attempt) == (sorted(request.ids.values()), attempt)
+            read = read_request(one.messages[1]["content"])
+            assert {one.ids[identity]: text for identity, text in read.blocks.items()} == {a: TEXTS[a] for a in request.agents}
+        assert tries[3] == asked_anew(group, request, 3, SECRET)
+    two, three = (asked_anew(group, only(plan_requests(group, MODEL, order, SECRET, settings)), 2, SECRET) for order in (2, 3))
+    assert list(two.ids.values()) == list(three.ids.values())[::-1], "an order and its reverse at the same try"
 
 
 def test_tokens_are_those_of_the_messages(settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """RULER without a database: orders, their agreement, the cache, mending, and the pool, against a scripted judge over HTTP."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -148,7 +149,7 @@ def test_a_group_beyond_one_request_is_judged_in_parts_on_one_scale(settings: Se
 
 
 @pytest.mark.parametrize("fault", ["missing-id", "duplicate-id", "unknown-id", "out-of-range", "nan", "boolean", "no-explanation", "empty"])
-def test_an_unusable_answer_is_mended_asked_anew_and_then_the_group_is_set_aside(settings: Settings, fault: str) -> None:
+def test_an_unusable_answer_is_asked_for_anew_and_then_the_group_is_set_aside(settings: Settings, fault: str) -> None:
     cache = MemoryCache()
     with judging(ScriptedJudge(faults={fault: 1.0})) as judge:
         impatient = asking(settings, judge.url, judge_orders=1, judge_tries=5)
@@ -160,7 +161,39 @@ def test_an_unusable_answer_is_mended_asked_anew_and_then_the_group_is_set_aside
     assert [entry["attempt"] for entry in found.transcript] == [0, 1, 2, 3, 4]
     assert all(entry["faults"] for entry in found.transcript) and found.reason == again.reason
     added = [len(entry["messages"]) for entry in found.transcript]
-    assert added == [2, 2, 0, 2, 0], "a repair quotes the answer and its faults"
+    assert added == [2, 1, 1, 1, 1]
+    assert len({entry["messages"][-1]["content"] for entry in found.transcript}) == 5
+
+
+def test_a_judge_that_says_the_same_of_the_same_bytes_is_asked_something_else_after_a_faulty_answer(settings: Settings) -> None:
+    class Stubborn:
+        """Asks a judge as if at temperature 0: the first question of each order has no answer, however often it is asked."""
+
+        def __init__(self, judge: Asker) -> None:
+            self.judge = judge
+            self.seen: list[str] = []
+
+        async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, Any]) -> Reply:
+            self.seen.append(messages[1]["content"])
+            reply = await self.judge.ask(messages, schema)
+            stuck = self.seen[:2]
+            return replace(reply, text="I cannot say.") if messages[1]["content"] in stuck else reply
+
+    async def run(url: str) -> tuple[Outcome, list[str]]:
+        chosen = asking(settings, url, judge_concurrency=1)
+        async with JudgeCaller(chosen, chosen.judge_model) as caller:
+            asked = Stubborn(caller)
+            (found,) = (await judge_groups([group()], asked, SECRET, chosen, MemoryCache(), lambda: datetime(2026, 1, 1))).values()
+        return found, asked.seen
+
+    with judging(ScriptedJudge(position_bias=0.2)) as judge:
+        found, seen = asyncio.run(run(judge.url))
+    assert isinstance(found, Judged) and len(seen) == len(set(seen)) == 4
+    for order, answered in zip(found.orders, seen[2:], strict=True):
+        earned = re.findall(r"made (\d+) dollars", answered)
+        assert [order.places[f"a{int(usd) // 100}"] for usd in earned] == [0, 0.25, 0.5, 0.75, 1], (
+            "places of the question that was answered"
+        )
 
 
 def test_faults_that_come_and_go_lose_no_group(settings: Settings) -> None:
