@@ -138,20 +138,24 @@ def _print_cost(settings: Settings, hours: "list[HourCost]", as_json: bool) -> N
         "promptTokens": whole.prompt_tokens,
         "completionTokens": whole.completion_tokens,
         "usd": whole.usd,
+        "requestsMost": whole.most_requests,
+        "usdMost": whole.most_usd,
         "hours": [hour.document() for hour in hours],
     }
-    price = "at a price that no table knows" if whole.usd is None else f"for about ${whole.usd:.4f}"
-    rows: list[list[Any]] = [
-        [h.window, h.episodes, h.requests, h.cached, h.prompt_tokens, h.completion_tokens, "?" if h.usd is None else f"{h.usd:.4f}"]
-        for h in hours
-    ]
+    price = "at a price that no table knows" if whole.usd is None else f"for about {_dollars(whole)}"
+    rows: list[list[Any]] = [[h.window, h.episodes, h.requests, h.cached, h.prompt_tokens, h.completion_tokens, _dollars(h)] for h in hours]
 
     def render(out: Any) -> None:
         out.print(table(None, ["window", "agents", "requests", "cached", "tokens in", "tokens out, about", "$"], rows))
         out.print(
-            f"{len(hours)} hours would take {whole.requests} requests to {settings.judge_model} ({whole.cached} more are answered), "
-            f"{whole.prompt_tokens} tokens in and about {whole.completion_tokens} out, {price}. Orders that disagree take more.",
+            f"{len(hours)} hours would take {whole.requests} to {whole.most_requests} requests to {settings.judge_model} ({whole.cached} "
+            f"more are answered), {whole.prompt_tokens} tokens in and about {whole.completion_tokens} out for the fewest, {price}. "
+            "The most are asked where all orders disagree and answers are as often unusable as so far.",
             markup=False,
         )
 
     emit(document, render, as_json)
+
+
+def _dollars(cost: "HourCost") -> str:
+    return "?" if cost.usd is None or cost.most_usd is None else f"${cost.usd:.4f} to ${cost.most_usd:.4f}"

@@ -233,6 +233,14 @@ def _paired(orders: int) -> int:
     return orders + 2 - orders % 2
 
 
+def most_orders(settings: Settings) -> int:
+    """The orders in which a group is shown that disagrees with itself to the end."""
+    orders = settings.judge_orders
+    while settings.judge_disagreement < 1 and _paired(orders) <= settings.judge_max_orders:
+        orders = _paired(orders)
+    return orders
+
+
 def _agreement(orders: Sequence[Order]) -> Agreement:
     return agreement([{agent: verdict.score for agent, verdict in order.verdicts.items()} for order in orders])
 

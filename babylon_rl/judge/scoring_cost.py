@@ -1,5 +1,10 @@
-"""What judging some hours would cost, without asking anybody: the requests of the first orders, less those that the cache answers."""
+"""Price of judging some hours, from a lower to an upper end, without asking anybody; requests that the cache answers are left out.
 
+The lower end is the first orders of every group. The upper end is all the orders that disagreement can cause, with as many further tries as
+this judge's answers have needed so far.
+"""
+
+import math
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,18 +12,23 @@ from typing import Any
 
 from babylon_rl.judge.budget import COMPLETION_TOKENS_PER_EPISODE
 from babylon_rl.judge.pricing import price
-from babylon_rl.judge.request import plan_requests
+from babylon_rl.judge.request import JudgeRequest, plan_requests
+from babylon_rl.judge.ruler import most_orders
 from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE, Hour, plan_hours
+from babylon_rl.judge.shown import ShownGroup
 from babylon_rl.settings import Settings
-from babylon_rl.store.judge_answers import find_answers
+from babylon_rl.store.judge_answers import count_answers, find_answers
 from babylon_rl.store.judge_secret import read_secret
 from babylon_rl.store.trajectories import Connection
+
+LIKELY_UNUSABLE, ANSWERS_TO_GO_BY = 0.05, 20  # what is thought of a judge's answers before it has given any
 
 
 @dataclass(frozen=True)
 class HourCost:
     """One hour: requests that would be made and ``cached`` ones that would not, tokens of the former; ``usd`` None is unknown.
 
+    ``most_requests`` and ``most_usd`` are the upper end, all else is of the lower one.
     Completion tokens and dollars are estimates; prompt tokens are counted as the judge counts, where its tokenizer is known.
     """
 
@@ -29,48 +39,81 @@ class HourCost:
     prompt_tokens: int
     completion_tokens: int
     usd: float | None
+    most_requests: int
+    most_usd: float | None
 
     def document(self) -> dict[str, Any]:
         """The shape of ``score --dry-run --json``."""
         return {
             "window": self.window, "agents": self.episodes, "requests": self.requests, "cached": self.cached,
             "promptTokens": self.prompt_tokens, "completionTokens": self.completion_tokens, "usd": self.usd,
+            "requestsMost": self.most_requests, "usdMost": self.most_usd,
         }  # fmt: skip
 
 
 def estimate_hours(connection: Connection, windows: Sequence[str], settings: Settings, *, force: bool = False) -> list[HourCost]:
     """What ``score_windows`` would ask of JUDGE_MODEL about some complete hours; hours that need nothing are absent. Writes nothing."""
     secret = read_secret(connection) or secrets.token_bytes(32)
+    tries = _likely_tries(connection, settings)
     found = []
     for start in range(0, len(windows), HOURS_PLANNED_AT_ONCE):
         some = windows[start : start + HOURS_PLANNED_AT_ONCE]
         plan = plan_hours(connection, some, settings, secret, force=force, write=False)
-        found += [_cost(connection, hour, settings, secret) for hour in plan.hours.values()]
+        found += [_cost(connection, hour, settings, secret, tries) for hour in plan.hours.values()]
     return found
 
 
 def total_of(hours: Iterable[HourCost]) -> HourCost:
     """The sum of some hours; dollars are unknown where those of one are."""
     each = list(hours)
-    usd = [hour.usd for hour in each]
     return HourCost(
         "", sum(h.episodes for h in each), sum(h.requests for h in each), sum(h.cached for h in each),
-        sum(h.prompt_tokens for h in each), sum(h.completion_tokens for h in each),
-        None if None in usd else sum(part for part in usd if part is not None),
+        sum(h.prompt_tokens for h in each), sum(h.completion_tokens for h in each), _sum(h.usd for h in each),
+        sum(h.most_requests for h in each), _sum(h.most_usd for h in each),
     )  # fmt: skip
 
 
-def _cost(connection: Connection, hour: Hour, settings: Settings, secret: bytes) -> HourCost:
-    group = hour.group
-    requests = [
-        request
-        for shown in group.judged
-        for order in range(settings.judge_orders)
-        for request in plan_requests(shown, settings.judge_model, order, secret, settings)
-    ]
+def _cost(connection: Connection, hour: Hour, settings: Settings, secret: bytes, tries: float) -> HourCost:
+    group, first = hour.group, settings.judge_orders
+    requests = _requests(group, range(most_orders(settings)), settings, secret)
     held = find_answers(connection, [request.key for request in requests])
     missing = [request for request in requests if request.key not in held or held[request.key].faults]
-    tokens = sum(request.tokens for request in missing)
-    answered = sum(len(request.ids) for request in missing) * COMPLETION_TOKENS_PER_EPISODE
-    usd = price(settings.judge_model, tokens, answered) if missing else 0.0
-    return HourCost(group.window, len(group.episodes), len(missing), len(requests) - len(missing), tokens, answered, usd)
+    least = [request for request in missing if request.order < first]
+    cached = sum(request.order < first for request in requests) - len(least)
+    tokens, answered = _tokens(least)
+    return HourCost(
+        group.window, len(group.episodes), len(least), cached, tokens, answered, _usd(least, settings),
+        math.ceil(tries * len(missing)), _usd(missing, settings, tries),
+    )  # fmt: skip
+
+
+def _requests(group: ShownGroup, orders: range, settings: Settings, secret: bytes) -> list[JudgeRequest]:
+    """All that is asked about a group in some orders; about one with flagged passages once more without them."""
+    return [
+        request
+        for shown in group.judged
+        for order in orders
+        for request in plan_requests(shown, settings.judge_model, order, secret, settings)
+    ]
+
+
+def _tokens(requests: Sequence[JudgeRequest]) -> tuple[int, int]:
+    """Tokens of some requests and of the answers to them."""
+    return sum(request.tokens for request in requests), sum(len(request.ids) for request in requests) * COMPLETION_TOKENS_PER_EPISODE
+
+
+def _usd(requests: Sequence[JudgeRequest], settings: Settings, tries: float = 1.0) -> float | None:
+    usd = price(settings.judge_model, *_tokens(requests)) if requests else 0.0
+    return None if usd is None else tries * usd
+
+
+def _likely_tries(connection: Connection, settings: Settings) -> float:
+    """Answers that a request takes on average, by the share of this judge's that were unusable; without any, by a share of 5 %."""
+    answers, unusable = count_answers(connection, settings.judge_model)
+    share = (unusable + LIKELY_UNUSABLE * ANSWERS_TO_GO_BY) / (answers + ANSWERS_TO_GO_BY)
+    return min(float(settings.judge_tries), 1 / (1 - share))
+
+
+def _sum(usd: Iterable[float | None]) -> float | None:
+    known = list(usd)
+    return None if None in known else sum(part for part in known if part is not None)

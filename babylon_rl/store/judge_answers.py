@@ -39,6 +39,7 @@ class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 _COLUMNS = tuple(field.encode_name for field in msgspec.structs.fields(StoredAnswer))
 _LIST = ", ".join(f'"{name}"' for name in _COLUMNS)
 _FIND = f'SELECT {_LIST} FROM babylon_rl.judge_requests WHERE "key" = ANY(%s) AND NOT "retired"'
+_COUNT = 'SELECT count(*), count(*) FILTER (WHERE cardinality("faults") > 0) FROM babylon_rl.judge_requests WHERE "judge" = %s'
 # Two processes may have paid for the same request: the first answer stands, so that everybody goes on from the same one.
 _ADD = f"""
     INSERT INTO babylon_rl.judge_requests ({_LIST}, "retired")
@@ -60,6 +61,12 @@ _SPENT = """
     SELECT COALESCE(sum("usd"), 0), count(*) FILTER (WHERE "usd" IS NULL)
     FROM babylon_rl.judge_requests WHERE "askedAt" >= %s AND "askedAt" < %s
 """
+
+
+def count_answers(connection: Connection, judge: str) -> tuple[int, int]:
+    """How many answers a judge has given, and how many of them were unusable."""
+    row = connection.execute(_COUNT, (judge,)).fetchone()
+    return (0, 0) if row is None else (row[0], row[1])
 
 
 def find_answers(connection: Connection, keys: Sequence[str]) -> dict[str, StoredAnswer]:

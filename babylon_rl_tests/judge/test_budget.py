@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scoring_cost import estimate_hours
+from babylon_rl.judge.scoring_cost import estimate_hours, total_of
 from babylon_rl.judge.scripted.settings import ScriptedJudge
 from babylon_rl.processes import own_name
 from babylon_rl.settings import Settings
@@ -26,6 +26,30 @@ def test_nothing_is_asked_without_a_budget_and_every_hour_says_why(connection: C
         assert judge.stats()["requests"] == 0
     assert not found and list(found.pending) == windows
     assert all("JUDGE_BUDGET_USD is 0" in reason for reason in read_pending(connection, windows).values())
+
+
+@pytest.mark.parametrize(
+    ("judge_is", "disagreement"),
+    [(ScriptedJudge(noise=0.02), 1.0), (ScriptedJudge(noise=0.4), 0.0), (ScriptedJudge(noise=0.4, faults={"missing-id": 0.1}), 0.0)],
+    ids=["agrees", "disagrees", "disagrees and errs"],
+)
+def test_the_bill_lies_between_the_two_ends_of_the_estimate(
+    connection: Connection, settings: Settings, judge_is: ScriptedJudge, disagreement: float
+) -> None:
+    windows = add_hours(connection, 24)
+    with judging(judge_is) as judge:
+        chosen = asking(settings, judge.url, judge_model=PRICED, judge_disagreement=disagreement)
+        assert len(score_windows(connection, windows[:6], chosen, NOW)) == 6
+        told = total_of(estimate_hours(connection, windows[6:], chosen))
+        before = judge.stats()["requests"]
+        assert len(score_windows(connection, windows[6:], chosen, NOW)) == 18
+        asked = judge.stats()["requests"] - before
+    assert told.usd is not None and told.most_usd is not None
+    assert told.requests <= asked <= told.most_requests
+    assert disagreement or asked > 1.5 * told.requests
+    assert told.usd < told.most_usd < 2.5 * told.usd
+    nothing = total_of(estimate_hours(connection, windows[6:], chosen))
+    assert (nothing.requests, nothing.most_requests, nothing.usd, nothing.most_usd) == (0, 0, 0, 0)
 
 
 def test_hours_beyond_the_days_budget_wait_for_the_next(connection: Connection, settings: Settings) -> None:

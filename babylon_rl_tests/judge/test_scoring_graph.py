@@ -216,6 +216,7 @@ def test_score_by_command_pays_once_and_says_what_waits(
     first, second, third = filled(database, 3)
     code, plan, _ = command("score", "--window", first, "--dry-run")
     assert (code, plan["requests"], plan["cached"], plan["usd"], plan["windows"]) == (0, 2, 0, None, [first])
+    assert (plan["requestsMost"], plan["usdMost"]) == (3, None), "one of twenty answers may be unusable"
     code, done, _ = command("score", "--window", first)
     assert (code, len(done["windows"]), done["pending"], done["windows"][0]["judge"]) == (0, 1, [], MODEL)
     assert command("score", "--window", first)[0] == 0 and judge.stats()["requests"] == 2
