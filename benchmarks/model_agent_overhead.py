@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Mandate
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.run import play
-from babylon_rl.models.client import ChatClient
 
 ROUNDS, REQUESTS = 5, 500
 BOUND_MS = 2.0

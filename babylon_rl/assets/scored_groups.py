@@ -10,7 +10,7 @@ from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, count
 from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.plots import bar_plot
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.judge.calling.endpoint import asked_at
+from babylon_rl.judge.endpoints import asked_at
 from babylon_rl.judge.groups import GroupScores, Judgement
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scoring_result import Scored

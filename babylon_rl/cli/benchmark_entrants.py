@@ -11,8 +11,8 @@ from babylon_rl.settings import Settings
 if TYPE_CHECKING:
     from babylon_rl.evaluation.entrants import Entrant, Serving
     from babylon_rl.evaluation.players import Player
+    from babylon_rl.llm.client import ChatClient
     from babylon_rl.market.simulation.agents import Mandate
-    from babylon_rl.models.client import ChatClient
     from babylon_rl.store.registry import Model
 
 BASE = "base"
@@ -39,8 +39,8 @@ def entered(
         UsageError: a name is nobody's, or a version cannot be played here.
     """
     from babylon_rl.evaluation.players import asked, scripted
+    from babylon_rl.llm.client import ChatClient
     from babylon_rl.market.simulation.roster import NAMES
-    from babylon_rl.models.client import ChatClient
 
     endpoints = {name: url for name, url in map(_endpoint, names) if url is not None}
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
@@ -125,7 +125,7 @@ class _Served:
 
         def open_client() -> "ChatClient":
             from babylon_rl.evaluation.entrants import Service
-            from babylon_rl.models.client import ChatClient
+            from babylon_rl.llm.client import ChatClient
 
             with self._starting:
                 if name not in self._clients:

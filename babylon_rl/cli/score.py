@@ -55,7 +55,7 @@ def score(
 def _judge(database: "Database", settings: Settings, wanted: Span, force: bool) -> tuple[list[str], list[str]]:
     """Judge what is to be judged; returns all hours that were asked about, and those of them that were to be judged."""
     from babylon_rl.automation.launch import run_hours
-    from babylon_rl.judge.calling.endpoint import asked_at
+    from babylon_rl.judge.endpoints import asked_at
     from babylon_rl.judge.scoring import score_windows
 
     if asked := asked_at(settings, settings.judge_model):

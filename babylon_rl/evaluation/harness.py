@@ -16,6 +16,7 @@ from babylon_rl.errors import CheckFailed
 from babylon_rl.evaluation.comparison_shape import Comparison
 from babylon_rl.evaluation.play import SEAT
 from babylon_rl.evaluation.players import Player, scripted, strategy_agent
+from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.serving import served_here
 from babylon_rl.market.simulation.actions import Invalid
 from babylon_rl.market.simulation.agents import Agent
@@ -26,7 +27,6 @@ from babylon_rl.market.simulation.scenario import Scenario, opening
 from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.market.spawn import SpawnRequest, players_of, windows_to_play
 from babylon_rl.models.checkpoints import verify
-from babylon_rl.models.client import ChatClient
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.settings import Settings
 from babylon_rl.store.batch_report import JudgedGroup

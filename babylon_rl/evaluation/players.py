@@ -12,12 +12,12 @@ from pathlib import Path
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.run_files import RememberingClient
 from babylon_rl.evaluation.snapshots import Snapshot
+from babylon_rl.llm.client import ChatClient
 from babylon_rl.market import simulation
 from babylon_rl.market.simulation import prompting, roster
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, AgentFactory, Mandate
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.simulation.scenario import Scenario
-from babylon_rl.models.client import ChatClient
 from babylon_rl.versions import content_version
 
 STRATEGY, MODEL = "strategy", "model"

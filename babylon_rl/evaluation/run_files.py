@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result, encode_result, read_result, write_atomically
-from babylon_rl.models.client import ChatAnswer, ChatClient
+from babylon_rl.llm.client import ChatAnswer, ChatClient
 
 DECISIONS, ANSWERS = ".decisions.jsonl.gz", ".answers.jsonl"
 DIRECTORY = "benchmarks"  # of the gate

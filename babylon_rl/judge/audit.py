@@ -14,8 +14,8 @@ from datetime import datetime
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import JudgeRefused
-from babylon_rl.judge.calling.endpoint import audit_settings
 from babylon_rl.judge.calls import JudgeCaller
+from babylon_rl.judge.endpoints import audit_settings
 from babylon_rl.judge.pool import run_pool
 from babylon_rl.judge.ruler import Judged, Outcome, Ruler, SetAside
 from babylon_rl.judge.scoring_desk import Desk, running_clock

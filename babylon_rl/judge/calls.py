@@ -1,7 +1,7 @@
-"""Asking a judge: bounded in number, retried with jitter where a retry helps, stopped by a circuit breaker, priced.
+"""Asking a judge: bounded in number, retried where a retry helps, stopped by a circuit breaker, priced.
 
-An answer is text; whether it is a verdict is for others to read. OpenAI's wire (openai/, openpipe:, JUDGE_BASE_URL) is spoken
-directly, every other provider through litellm.
+An answer is text; whether it is a verdict is for others to read. OpenAI's wire (openai/, openpipe:, JUDGE_BASE_URL) is spoken by OpenAI's
+client, every other by litellm.
 """
 
 import asyncio
@@ -9,32 +9,22 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
+from babylon_rl.judge.answer_form import Form
 from babylon_rl.judge.breaker import CircuitBreaker, CircuitOpen
-from babylon_rl.judge.calling.attempt import Answered, Form, Transport
-from babylon_rl.judge.calling.endpoint import Endpoint, endpoint_of
-from babylon_rl.judge.calling.failures import CallFailed
-from babylon_rl.judge.calling.litellm_wire import LitellmWire
-from babylon_rl.judge.calling.openai_wire import OpenAIWire
-from babylon_rl.judge.pricing import is_priced, litellm_quietly, price, table_entry
+from babylon_rl.judge.endpoints import Endpoint, endpoint_of
+from babylon_rl.llm.failures import CallFailed
+from babylon_rl.llm.litellm_wire import LitellmWire
+from babylon_rl.llm.openai_wire import OpenAIWire
+from babylon_rl.llm.pricing import is_priced, litellm_quietly, price, table_entry
+from babylon_rl.llm.retries import Retrier, Retries
+from babylon_rl.llm.wire import Answered, Transport
 from babylon_rl.settings import Settings
 
 LATER = "Score again later: what is answered already is kept."
-
-
-@dataclass(frozen=True)
-class Retries:
-    """Tries of one request. The wait before try n+1 is uniform in 0..first_wait_s * 2^(n-1), at most ``longest_wait_s``.
-
-    A server's Retry-After is waited in full instead. All tries and waits together take at most ``total_s``.
-    """
-
-    attempts: int = 8
-    first_wait_s: float = 0.5
-    longest_wait_s: float = 20.0
-    total_s: float = 360.0
 
 
 @dataclass(frozen=True)
@@ -71,10 +61,8 @@ class JudgeCaller:
     ) -> None:
         self.model = model
         self._timeout_s = settings.judge_timeout_seconds
-        self._retries = retries or Retries(total_s=3 * self._timeout_s)
+        self._retrier = Retrier(retries or Retries(total_s=3 * self._timeout_s), clock, sleep, jitter)
         self._clock = clock
-        self._sleep = sleep
-        self._jitter = jitter or random.Random()
         self._breaker = breaker or CircuitBreaker(clock)
         self._slots = asyncio.Semaphore(settings.judge_concurrency)
         self._endpoint = endpoint_of(settings, model)
@@ -102,7 +90,7 @@ class JudgeCaller:
             except CircuitOpen as open_:
                 raise self._not_asked(open_) from None
             try:
-                reply = await self._ask(messages, schema)
+                reply = await self._retrier.run(partial(self._attempt, messages, schema), self._breaker.check)
             except CircuitOpen as open_:
                 raise self._not_asked(open_) from None
             except CallFailed as failed:
@@ -113,30 +101,18 @@ class JudgeCaller:
             self._breaker.succeeded()
             return reply
 
-    async def _ask(self, messages: Sequence[dict[str, str]], schema: Mapping[str, Any]) -> Reply:
-        deadline = self._clock() + self._retries.total_s
-        for number in range(1, self._retries.attempts + 1):
-            try:
-                return await self._attempt(number, messages, schema, deadline)
-            except CallFailed as failed:
-                wait_s = self._wait_s(number, failed)
-                if not failed.is_worth_a_retry or number == self._retries.attempts or self._clock() + wait_s >= deadline:
-                    failed.attempts = number
-                    raise
-            await self._sleep(wait_s)
-            self._breaker.check()
-        raise AssertionError("the last attempt raises")
-
-    async def _attempt(self, number: int, messages: Sequence[dict[str, str]], schema: Mapping[str, Any], deadline: float) -> Reply:
+    async def _attempt(self, messages: Sequence[dict[str, str]], schema: Mapping[str, Any], number: int, left_s: float) -> Reply:
         """One attempt, in plainer forms where the server refuses the form; the form that it took is kept for the run."""
-        form = self._form
+        form, deadline = self._form, self._clock() + left_s
         while True:
             started = self._clock()
+            limit_s = min(self._timeout_s, max(0.001, deadline - started))
             try:
-                async with asyncio.timeout(min(self._timeout_s, max(0.001, deadline - started))):
+                async with asyncio.timeout(limit_s):
                     answered = await self._transport.send(messages, form.parameters(schema))
             except TimeoutError:
-                raise CallFailed(f"no answer within {self._timeout_s:g} s (JUDGE_TIMEOUT_SECONDS)") from None
+                variable = " (JUDGE_TIMEOUT_SECONDS)" if limit_s == self._timeout_s else ""
+                raise CallFailed(f"no answer within {limit_s:.3g} s{variable}") from None
             except CallFailed as refused:
                 plainer = form.plainer(refused.reason) if refused.is_of_the_form else None
                 if plainer is None:
@@ -146,15 +122,10 @@ class JudgeCaller:
                 self._form = form
                 return self._reply(answered, self._clock() - started, number)
 
-    def _wait_s(self, number: int, failed: CallFailed) -> float:
-        if failed.retry_after_s is not None:
-            return failed.retry_after_s
-        return self._jitter.uniform(0, min(self._retries.longest_wait_s, self._retries.first_wait_s * 2.0 ** (number - 1)))
-
     def _reply(self, answered: Answered, latency_s: float, attempts: int) -> Reply:
         tokens = answered.prompt_tokens, answered.completion_tokens
         usd = None if tokens[0] is None or tokens[1] is None else price(self.model, tokens[0], tokens[1], answered.cached_tokens or 0)
-        return Reply(answered.text, *tokens, usd, latency_s, attempts, answered.finish_reason, answered.cached_tokens)
+        return Reply(answered.text or "", *tokens, usd, latency_s, attempts, answered.finish_reason, answered.cached_tokens)
 
     def _settled(self, failed: CallFailed) -> JudgeUnavailable | JudgeRefused:
         """Tell the breaker, and make the error."""
@@ -167,11 +138,24 @@ class JudgeCaller:
 
     def _error(self, failed: CallFailed) -> JudgeUnavailable | JudgeRefused:
         if not failed.is_worth_a_retry:
-            return failed.refusal(self.model, self._endpoint.where, self._endpoint.key_variable)
+            said = f"The judge {self.model} at {self._endpoint.where} refused a request ({failed}). {self._advice(failed)}"
+            return JudgeRefused(said, for_all=failed.is_for_all)
         asked = "" if failed.retry_after_s is None else f" It asks to wait {failed.retry_after_s:.0f} s."
         return JudgeUnavailable(
             f"The judge {self.model} at {self._endpoint.where} does not answer ({failed.attempts} tries): {failed}.{asked} {LATER}"
         )
+
+    def _advice(self, failed: CallFailed) -> str:
+        """What to do about a failure that no retry cures."""
+        if failed.is_too_long:
+            return "It does not fit into the model's context: lower JUDGE_REQUEST_TOKENS or JUDGE_GROUP_SIZE."
+        if failed.is_of_the_key:
+            return f"Set {self._endpoint.key_variable} to a key that may use this model."
+        if failed.is_of_the_account:
+            return "The account has no credit left: add some, or set JUDGE_MODEL to another judge."
+        if failed.is_of_the_form:
+            return "See that JUDGE_MODEL names a chat model; sending the same request again cures nothing."
+        return "Set JUDGE_MODEL to a model that is there, or JUDGE_BASE_URL to the address that ends before /chat/completions."
 
     def _not_asked(self, open_: CircuitOpen) -> JudgeUnavailable:
         return JudgeUnavailable(f"Not asked, as {open_.failures} requests failed in a row. The last: {open_.reason}")
@@ -179,8 +163,8 @@ class JudgeCaller:
 
 def _transport(endpoint: Endpoint, settings: Settings) -> Transport:
     if endpoint.base_url is not None:
-        return OpenAIWire(endpoint, settings.judge_concurrency)
-    return LitellmWire(endpoint, settings.judge_timeout_seconds)
+        return OpenAIWire(endpoint.base_url, endpoint.wire_name, endpoint.secret)
+    return LitellmWire(endpoint.model, endpoint.base_url, endpoint.secret, settings.judge_timeout_seconds)
 
 
 def _first_form(endpoint: Endpoint) -> Form:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from babylon_rl.judge.calling.endpoint import server_of
+from babylon_rl.judge.endpoints import server_of
 from babylon_rl.judge.injection import escaped
 from babylon_rl.judge.rubric import RUBRIC_VERSION, system_prompt
 from babylon_rl.judge.shared_lines import named_lines

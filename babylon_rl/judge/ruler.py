@@ -99,7 +99,6 @@ class Ruler:
         self, caller: Asker, model: str, secret: bytes, settings: Settings, cache: AnswerCache, clock: Callable[[], datetime]
     ) -> None:
         self.model = model
-        self.answered = 0
         self._caller = caller
         self._secret = secret
         self._settings = settings
@@ -187,24 +186,13 @@ class Ruler:
         # What the group is asked at first was reserved for all its requests together.
         async with self._budget.reserved([] if attempt == ASKED else [request]), self._slots:
             self._patience.check()
-            reply = await self._reply(request)
+            reply = await self._caller.ask(request.messages, request.schema)
             answer = self._answer(request, attempt, reply)
             self._patience.heard(request.window, answer.faults)
             await self._cache.add(answer)
         return answer
 
-    async def _reply(self, request: JudgeRequest) -> Reply:
-        """What the judge says. Where all tries failed while it answered others it is there, and this request is asked once more."""
-        answered = self.answered
-        try:
-            return await self._caller.ask(request.messages, request.schema)
-        except JudgeUnavailable:
-            if self.answered == answered:
-                raise
-        return await self._caller.ask(request.messages, request.schema)
-
     def _answer(self, request: JudgeRequest, attempt: int, reply: Reply) -> StoredAnswer:
-        self.answered += 1
         # A server that counts no tokens is paid all the same.
         usd = expected_usd(self.model, request.tokens, len(request.ids)) if reply.usd is None else reply.usd
         self._budget.pay(usd)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.episodes.types import WindowReading
-from babylon_rl.judge.calling.endpoint import server_of
+from babylon_rl.judge.endpoints import server_of
 from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.rubric import RUBRIC_VERSION
 from babylon_rl.judge.scoring_stored import loaded

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from babylon_rl.judge.calling.endpoint import server_of
+from babylon_rl.judge.endpoints import server_of
 from babylon_rl.judge.groups import GroupScores, Judgement, group_scores
 from babylon_rl.judge.injection import Flag
 from babylon_rl.judge.ruler import Judged, storable

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from babylon_rl.judge.pricing import table_entry
+from babylon_rl.llm.pricing import table_entry
 from babylon_rl.settings import Settings
 
 REQUEST_TOKENS = 32_000  # of a request to a model whose context is not known

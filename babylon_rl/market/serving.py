@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from babylon_rl.errors import ModelUnavailable, UsageError
+from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation.agents import AgentFactory
 from babylon_rl.market.simulation.model_agent import model_agent
-from babylon_rl.models.client import ChatClient
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.models.server_process import running_server
 from babylon_rl.models.threads import usable_cores

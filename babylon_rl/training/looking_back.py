@@ -15,8 +15,8 @@ from typing import Any
 import psycopg
 
 from babylon_rl.errors import BabylonError, CheckpointError, UsageError
+from babylon_rl.llm.client import ChatClient
 from babylon_rl.models.checkpoints import RemoteCheckpoint, read_remote, verify
-from babylon_rl.models.client import ChatClient
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode, read_batch, read_batch_episodes

@@ -9,8 +9,8 @@ from babylon_rl.evaluation.play import run_benchmark
 from babylon_rl.evaluation.players import Player, asked, scripted
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
+from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation.agents import Mandate
-from babylon_rl.models.client import ChatClient
 
 
 @cache

@@ -11,13 +11,13 @@ from babylon_rl.evaluation.entrants import model_player
 from babylon_rl.evaluation.play import play_gate
 from babylon_rl.evaluation.players import MODEL, STRATEGY, Player, scripted
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
+from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.headlines import HELD_OUT, TRAINING
 from babylon_rl.market.simulation.actions import Hold, OpenPerp
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl.market.spawn import training_seed
-from babylon_rl.models.client import ChatClient
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.windows import is_window_id
 from babylon_rl_tests.evaluation.endpoint import babble, endpoint, reads_news

@@ -13,11 +13,11 @@ from pydantic import SecretStr
 
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
 from babylon_rl.judge.breaker import CircuitBreaker
-from babylon_rl.judge.calling.endpoint import Endpoint as JudgeEndpoint
-from babylon_rl.judge.calling.litellm_wire import LitellmWire
-from babylon_rl.judge.calls import JudgeCaller, Reply, Retries
+from babylon_rl.judge.calls import JudgeCaller, Reply
 from babylon_rl.judge.scripted.server import running
 from babylon_rl.judge.scripted.settings import TRANSPORT_FAULTS, ScriptedJudge
+from babylon_rl.llm.litellm_wire import LitellmWire
+from babylon_rl.llm.retries import Retries
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.http_endpoint import Answer, Endpoint, completion, endpoint, refusal
 
@@ -59,8 +59,7 @@ def direct(played: Endpoint, time: Time | None = None, model: str = "openai/scri
 
 def through_litellm(played: Endpoint, time: Time | None = None, model: str = "openai/gpt-4o-mini", **options: Any) -> JudgeCaller:
     """A caller that asks litellm for the same."""
-    at = JudgeEndpoint(model, model.partition("/")[2], played.url, SecretStr(KEY), "OPENAI_API_KEY")
-    return direct(played, time, model, transport=LitellmWire(at, 60), **options)
+    return direct(played, time, model, transport=LitellmWire(model, played.url, KEY, 60), **options)
 
 
 both = pytest.mark.parametrize("make", [direct, through_litellm])
@@ -163,6 +162,46 @@ def test_a_retry_after_beyond_the_time_that_there_is_ends_it_at_once() -> None:
     assert time.slept == []
 
 
+@both
+def test_what_one_request_is_asked_to_wait_holds_for_all_and_longer_than_the_time_that_there_is(make: Make) -> None:
+    time = Time()
+
+    async def ask(played: Endpoint) -> list[str]:
+        said = []
+        async with make(played, time) as caller:
+            for _ in range(3):
+                with pytest.raises(JudgeUnavailable) as failed:
+                    await caller.ask(MESSAGES, SCHEMA)
+                said.append(str(failed.value))
+                time.now += 100
+            assert len(played.seen) == 1, "it was asked too early"
+            time.now = 3590
+            said.append((await caller.ask(MESSAGES, SCHEMA)).text)
+        return said
+
+    said, played = run(ask, refusal(429, "slow down", retry_after="3600"), completion("fine"))
+    assert "It asks to wait 3600 s" in said[0] and "not asked" in said[1] and "It asks to wait 3500 s" in said[1]
+    assert (said[3], time.slept, len(played.seen)) == ("fine", [pytest.approx(10)], 2)
+
+
+def test_requests_at_once_wait_for_what_one_of_them_was_asked_to_wait() -> None:
+    time = Time()
+
+    async def ask(played: Endpoint) -> list[Reply]:
+        async with direct(played, time, judge_concurrency=1) as caller:
+            return await asyncio.gather(*(caller.ask(MESSAGES, SCHEMA) for _ in range(3)))
+
+    replies, played = run(ask, refusal(429, retry_after="40"), completion("fine"))
+    assert ([reply.text for reply in replies], len(played.seen), time.slept) == (["fine"] * 3, 4, [40])
+
+
+def test_a_retry_after_of_nothing_is_no_leave_to_hammer() -> None:
+    time = Time()
+    with pytest.raises(JudgeUnavailable, match="10 tries"):
+        ask_once(direct, refusal(503, retry_after="0"), time=time)
+    assert len(time.slept) == 9 and sum(time.slept) > 20
+
+
 def test_waits_are_drawn_below_a_bound_that_doubles_up_to_a_limit() -> None:
     time = Time()
     retries = Retries(attempts=7, first_wait_s=1, longest_wait_s=8)
@@ -221,7 +260,7 @@ def test_an_address_that_is_no_api_says_so() -> None:
 def test_nobody_at_the_address_says_so() -> None:
     time = Time()
     nobody = Endpoint([], url="http://127.0.0.1:9")
-    with pytest.raises(JudgeUnavailable, match=r"openai/scripted at http://127.0.0.1:9/v1 does not answer \(8 tries\): ConnectError"):
+    with pytest.raises(JudgeUnavailable, match=r"openai/scripted at http://127.0.0.1:9/v1 does not answer \(10 tries\): ConnectError"):
         asyncio.run(direct(nobody, time).ask(MESSAGES, SCHEMA))
 
 
@@ -350,8 +389,9 @@ def test_another_providers_wire_is_litellms() -> None:
     body += b'"stop_reason": "max_tokens", "usage": {"input_tokens": 70, "output_tokens": 7}}'
 
     async def ask(played: Endpoint) -> Reply:
-        at = JudgeEndpoint("anthropic/claude-sonnet-4-5", "", played.url.removesuffix("/v1"), SecretStr(KEY), "ANTHROPIC_API_KEY")
-        async with direct(played, model=at.model, transport=LitellmWire(at, 60)) as caller:
+        model = "anthropic/claude-sonnet-4-5"
+        wire = LitellmWire(model, played.url.removesuffix("/v1"), KEY, 60)
+        async with direct(played, model=model, transport=wire) as caller:
             return await caller.ask(MESSAGES, SCHEMA)
 
     reply, played = run(ask, refusal(529), Answer(body=body, headers={"content-type": "application/json"}))

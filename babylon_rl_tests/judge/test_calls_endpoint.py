@@ -8,8 +8,8 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from babylon_rl.errors import SettingsError
-from babylon_rl.judge.calling.endpoint import endpoint_of, server_of
-from babylon_rl.judge.calling.failures import retry_after_s, scrubbed
+from babylon_rl.judge.endpoints import endpoint_of, server_of
+from babylon_rl.llm.failures import retry_after_s, scrubbed
 from babylon_rl.settings import Settings, load_settings
 
 KEYS = {name: SecretStr(f"{name}-secret") for name in ("openai_api_key", "anthropic_api_key", "openpipe_api_key")}
@@ -49,8 +49,7 @@ def test_each_provider_has_its_address_and_its_key(model: str, wire_name: str, b
 def test_a_server_of_ones_own_needs_no_key(address: str, base_url: str) -> None:
     own = settings(judge_base_url=address, openai_api_key=None, judge_model="openai/scripted")
     found = endpoint_of(own, own.judge_model)
-    assert (found.base_url, found.wire_name, found.secrets) == (base_url, "scripted", ())
-    assert found.key is not None
+    assert (found.base_url, found.wire_name, found.secret) == (base_url, "scripted", None)
     assert endpoint_of(settings(judge_base_url=address), "openai/x").key == KEYS["openai_api_key"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from babylon_rl.errors import JudgeRefused, JudgeUnavailable
+from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.agreement import agreement, kendall_tau
 from babylon_rl.judge.calls import JudgeCaller, Reply
 from babylon_rl.judge.pool import judge_groups
@@ -224,40 +224,6 @@ def test_a_judge_that_is_down_leaves_groups_waiting_and_those_of_the_cache_are_j
         found = judge_all(asking(settings, judge.url, judge_timeout_seconds=0.1), groups(2), cache)
     first, second = found.values()
     assert isinstance(first, Judged) and isinstance(second, Waiting) and "openai/scripted" in second.reason
-
-
-@pytest.mark.parametrize(("others_are_answered", "kind"), [(True, Judged), (False, Waiting)])
-def test_a_request_without_luck_is_asked_once_more_where_the_judge_answers_others(
-    settings: Settings, others_are_answered: bool, kind: type[Outcome]
-) -> None:
-    class OneWithoutLuck:
-        """Asks a judge; the tries of the first request all fail, after another was answered or before."""
-
-        def __init__(self, judge: Asker) -> None:
-            self.judge = judge
-            self.asked = 0
-            self.answered = asyncio.Event()
-
-        async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, Any]) -> Reply:
-            self.asked += 1
-            if self.asked == 1:
-                if others_are_answered:
-                    await self.answered.wait()
-                raise JudgeUnavailable("8 tries")
-            reply = await self.judge.ask(messages, schema)
-            self.answered.set()
-            return reply
-
-    async def judge_one(url: str) -> tuple[Outcome, int]:
-        chosen = asking(settings, url)
-        async with JudgeCaller(chosen, chosen.judge_model) as caller:
-            unlucky = OneWithoutLuck(caller)
-            (found,) = (await judge_groups([group()], unlucky, SECRET, chosen, MemoryCache(), lambda: datetime(2026, 1, 1))).values()
-        return found, unlucky.asked
-
-    with judging() as judge:
-        found, asked = asyncio.run(judge_one(judge.url))
-    assert isinstance(found, kind) and asked == 2 + others_are_answered
 
 
 def test_a_judge_that_refuses_everybody_ends_the_run(settings: Settings) -> None:

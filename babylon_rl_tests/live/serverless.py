@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from babylon_rl.llm.client import ChatAnswer, ChatClient
 from babylon_rl.models.checkpoints import RemoteCheckpoint
-from babylon_rl.models.client import ChatAnswer, ChatClient
 from babylon_rl.settings import Settings
 from babylon_rl.training.remote.evidence import JobProgress, of_checkpoint, read_events
 from babylon_rl.training.remote.groups import art_groups, count_groups, sent_groups

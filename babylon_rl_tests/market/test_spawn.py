@@ -9,10 +9,10 @@ import pytest
 
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
+from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.spawn import SEED_PREFIX, SpawnedHour, SpawnRequest, players_of, spawn, training_seed, windows_to_play
-from babylon_rl.models.client import ChatClient
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.market.stand_in import by_seed, stand_in

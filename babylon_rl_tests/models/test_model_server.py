@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from babylon_rl.errors import ModelUnavailable
-from babylon_rl.models.client import ChatClient
+from babylon_rl.llm.client import ChatClient
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.models.server_process import RunningServer, running_server
 

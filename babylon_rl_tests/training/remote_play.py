@@ -10,9 +10,9 @@ import pytest
 from pydantic import SecretStr
 
 from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.spawn import SpawnRequest, spawn
-from babylon_rl.models.client import ChatClient
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database

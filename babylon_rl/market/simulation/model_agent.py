@@ -6,12 +6,12 @@ and costs the turn. An endpoint that stays down raises ModelUnavailable, which e
 
 import hashlib
 
+from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation import choices, prompting
 from babylon_rl.market.simulation.actions import Action, Invalid
 from babylon_rl.market.simulation.agents import ONE_TICK, STAKE_USD, AgentFactory, Answer, Mandate, order
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.record import Call
-from babylon_rl.models.client import ChatClient
 
 MAX_TOKENS = {"one-tick": 48, "free": 96}
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from babylon_rl.errors import MarketError
+from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation.actions import BuyPrediction, Hold, OpenPerp
 from babylon_rl.market.simulation.agents import FREE, ONE_TICK, Mandate
 from babylon_rl.market.simulation.config import preset
@@ -18,7 +19,6 @@ from babylon_rl.market.simulation.prompting import messages
 from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import Run, encode_run, play
 from babylon_rl.market.simulation.scenario import WorldEvent, from_paths
-from babylon_rl.models.client import ChatClient
 from babylon_rl.models.grammar import language
 from babylon_rl_tests.market.simulation.agents import Scribe
 from babylon_rl_tests.market.simulation.markets import MARKET, STOCK, make_market

@@ -5,15 +5,18 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from babylon_rl.errors import ModelUnavailable
-from babylon_rl.models.client import ChatAnswer, ChatClient
+from babylon_rl.llm.client import ChatAnswer, ChatClient
 
 GOOD = {
     "model": "served-name",
@@ -44,7 +47,7 @@ def endpoint(*script: Any, delay_s: float = 0.0) -> Iterator[Endpoint]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            scripted.seen.append({"path": self.path, "key": self.headers.get("authorization"), **body})
+            scripted.seen.append({"path": self.path, "key": self.headers.get("authorization"), "headers": dict(self.headers), **body})
             entry = scripted.script[min(len(scripted.seen), len(scripted.script)) - 1]
             time.sleep(scripted.delay_s)
             if entry is None:
@@ -86,14 +89,14 @@ def good() -> tuple[int, bytes]:
     return 200, json.dumps(GOOD).encode()
 
 
-def ask_now(url: str, **options: Any) -> ChatAnswer:
-    with ChatClient(url, "secret", "m", **options) as client:
+def ask_now(url: str, key: str | None = "secret", **options: Any) -> ChatAnswer:
+    with ChatClient(url, key, "m", **options) as client:
         return client.complete_now([{"role": "user", "content": "?"}], seed=5, temperature=0.5)
 
 
-def ask_async(url: str, **options: Any) -> ChatAnswer:
+def ask_async(url: str, key: str | None = "secret", **options: Any) -> ChatAnswer:
     async def ask() -> ChatAnswer:
-        async with ChatClient(url, "secret", "m", **options) as client:
+        async with ChatClient(url, key, "m", **options) as client:
             return await client.complete([{"role": "user", "content": "?"}], seed=5, temperature=0.5)
 
     return asyncio.run(ask())
@@ -141,7 +144,7 @@ def test_retry_after_is_honoured(ask: Ask) -> None:
 def test_a_wait_longer_than_the_time_limit_is_not_begun(ask: Ask) -> None:
     with endpoint((429, {"retry-after": "3600"}, b'{"error": {"message": "slow down"}}')) as served:
         started = time.monotonic()
-        with pytest.raises(ModelUnavailable, match=r"does not answer \(1 tries\): status 429, slow down"):
+        with pytest.raises(ModelUnavailable, match=r"does not answer \(1 tries\): status 429: slow down"):
             ask(served.url)
     assert time.monotonic() - started < 600
 
@@ -165,8 +168,8 @@ def test_nobody_listening_is_said_after_the_last_try(ask: Ask) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"<html>Sign in</html>", "without a chat completion: '<html>Sign in</html>'"),
-        (b"x" * 5000, r"\(5000 bytes\)"),
+        (b"<html>Sign in</html>", "without a chat completion: <html>Sign in</html>"),
+        (b"x" * 5000, r"\(\d+ characters\)"),
         (b"{}", "without a chat completion"),
         (b'{"choices": []}', "without a chat completion"),
         (b'{"choices": [{"message": {"content": null}}]}', "no text"),
@@ -176,7 +179,36 @@ def test_nobody_listening_is_said_after_the_last_try(ask: Ask) -> None:
 )
 def test_a_200_that_is_no_chat_completion_is_an_error(ask: Ask, body: bytes, said: str) -> None:
     with endpoint((200, body)) as served, pytest.raises(ModelUnavailable, match=said):
+        ask(served.url, attempts=1)
+
+
+@both
+def test_what_is_no_chat_completion_may_be_one_the_next_time(ask: Ask) -> None:
+    with endpoint((200, b"<html>One moment</html>"), good()) as served:
+        assert ask(served.url).text == "yes"
+
+
+@both
+def test_an_endpoint_without_a_key_is_told_none_of_the_environments(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "sk-of-somebody-else")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with endpoint(good()) as served:
+        ask(served.url, key=None)
+    assert served.seen[0]["key"] is None and "sk-of-somebody-else" not in str(served.seen[0]["headers"])
+
+
+@both
+def test_a_date_to_retry_after_is_read(ask: Ask) -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+    with endpoint((429, {"retry-after": later}, b"{}")) as served, pytest.raises(ModelUnavailable, match=r"\(1 tries\): status 429"):
         ask(served.url)
+
+
+def test_threads_that_ask_at_once_share_a_client() -> None:
+    with endpoint(good()) as served, ChatClient(served.url, None, "m") as client, ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda seed: client.complete_now([{"role": "user", "content": "?"}], seed=seed).text, range(40)))
+    assert answers == ["yes"] * 40 and sorted(seen["seed"] for seen in served.seen) == list(range(40))
 
 
 @both

@@ -1,16 +1,15 @@
 """Where a judge is reached: its name there, its address and its credential."""
 
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from babylon_rl.judge.pricing import table_entry
+from babylon_rl.llm.openai_wire import with_version
+from babylon_rl.llm.pricing import table_entry
 from babylon_rl.settings import HEURISTIC, Settings, judge_key_variable, provider_key
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENPIPE_URL = "https://api.openpipe.ai/api/v1"
-PLACEHOLDER_KEY = "none"
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,9 @@ class Endpoint:
         return f"{where} ({self.address_variable})" if self.address_variable else where
 
     @property
-    def secrets(self) -> tuple[str, ...]:
-        """What no message may repeat."""
-        key = "" if self.key is None else self.key.get_secret_value().strip()
-        return (key,) if key and key != PLACEHOLDER_KEY else ()
+    def secret(self) -> str | None:
+        """The credential in the clear, None without one."""
+        return (None if self.key is None else self.key.get_secret_value().strip()) or None
 
 
 def endpoint_of(settings: Settings, model: str) -> Endpoint:
@@ -54,7 +52,7 @@ def endpoint_of(settings: Settings, model: str) -> Endpoint:
     wire_name = {"openai": name, "openpipe": f"openpipe:{name}"}.get(provider, model)
     given, named_by = _given_address(settings, model)
     if given is not None:
-        return Endpoint(model, wire_name, given, key or SecretStr(PLACEHOLDER_KEY), variable, named_by)
+        return Endpoint(model, wire_name, given, key, variable, named_by)
     return Endpoint(model, wire_name, _own_address(provider, model), key, variable)
 
 
@@ -87,7 +85,7 @@ def _given_address(settings: Settings, model: str) -> tuple[str | None, str]:
         by_variable = {"OPENAI_BASE_URL": settings.openai_base_url, "OPENAI_API_BASE": settings.openai_api_base}
         named_by = next((name for name, address in by_variable.items() if address), "")
         given = by_variable.get(named_by)
-    return (None if given is None else _with_version(given)), named_by
+    return (None if given is None else with_version(given)), named_by
 
 
 def _own_address(provider: str, model: str) -> str | None:
@@ -105,8 +103,3 @@ def _parted(model: str) -> tuple[str, str]:
         provider, _, name = model.partition("/")
         return provider, name
     return ("openai" if judge_key_variable(model) == "OPENAI_API_KEY" else ""), model
-
-
-def _with_version(base_url: str) -> str:
-    bare = base_url.rstrip("/")
-    return bare if urlsplit(bare).path else f"{bare}/v1"

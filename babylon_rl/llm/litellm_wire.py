@@ -5,19 +5,23 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from babylon_rl.judge.calling.attempt import Answered, answered
-from babylon_rl.judge.calling.endpoint import Endpoint
-from babylon_rl.judge.calling.failures import CallFailed, retry_after_s, scrubbed
-from babylon_rl.judge.pricing import litellm_quietly
+from babylon_rl.llm.failures import CallFailed, retry_after_s, scrubbed
+from babylon_rl.llm.pricing import litellm_quietly
+from babylon_rl.llm.wire import Answered, answered
 
 
 class LitellmWire:
-    """A transport for one model by litellm's name. ``timeout_s`` is told to litellm; the caller bounds the attempt besides."""
+    """A transport for one model by litellm's name. ``timeout_s`` is told to litellm; the caller bounds the attempt besides.
+
+    ``base_url`` None: wherever litellm knows the model's provider to be.
+    """
 
     _open: ClassVar[int] = 0
 
-    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
-        self._endpoint = endpoint
+    def __init__(self, model: str, base_url: str | None, key: str | None, timeout_s: float) -> None:
+        self._model = model
+        self._base_url = base_url
+        self._key = key
         self._timeout_s = timeout_s
         self._litellm = litellm_quietly()
         import openai  # after litellm is set up: all its errors are openai's
@@ -26,15 +30,14 @@ class LitellmWire:
         self._errors = (openai.OpenAIError, AttributeError, IndexError, KeyError, TypeError, ValueError)
         LitellmWire._open += 1
 
-    async def send(self, messages: Sequence[dict[str, str]], parameters: Mapping[str, Any]) -> Answered:
+    async def send(self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> Answered:
         """Ask once and read the answer. Raises CallFailed."""
-        key = self._endpoint.key
         try:
             answer = await self._litellm.acompletion(
-                model=self._endpoint.model,
+                model=self._model,
                 messages=list(messages),
-                api_key=None if key is None else key.get_secret_value(),
-                base_url=self._endpoint.base_url,
+                api_key=self._key,
+                base_url=self._base_url,
                 timeout=self._timeout_s,
                 num_retries=0,
                 max_retries=0,
@@ -59,7 +62,7 @@ class LitellmWire:
         choice = answer.choices[0]
         usage = getattr(answer, "usage", None)
         return answered(
-            choice.message.content or getattr(choice.message, "refusal", None) or "",
+            choice.message.content or getattr(choice.message, "refusal", None),
             choice.finish_reason,
             getattr(usage, "prompt_tokens", None),
             getattr(usage, "completion_tokens", None),
@@ -70,6 +73,5 @@ class LitellmWire:
         headers = getattr(getattr(error, "response", None), "headers", None) or getattr(error, "litellm_response_headers", None) or {}
         status = getattr(error, "status_code", None)
         wait_s = retry_after_s(headers.get("retry-after"), datetime.now(UTC))
-        return CallFailed(
-            scrubbed(str(error) or type(error).__name__, self._endpoint.secrets), status if isinstance(status, int) else None, wait_s
-        )
+        said = scrubbed(str(error) or type(error).__name__, (self._key,) if self._key else ())
+        return CallFailed(said, status if isinstance(status, int) else None, wait_s)

@@ -1,4 +1,4 @@
-"""What a failed attempt means: worth another try, or a refusal that says what to set. Nothing here repeats a credential."""
+"""What a failed attempt means: worth another try, or a refusal. Nothing here repeats a credential."""
 
 import re
 from collections.abc import Iterable
@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import isfinite
-
-from babylon_rl.errors import JudgeRefused
 
 SHOWN = 200
 _RETRIED = {408, 409, 425, 429}
@@ -68,21 +66,18 @@ class CallFailed(Exception):
 
     @property
     def is_for_all(self) -> bool:
-        """Other requests to this judge would fail in the same way."""
+        """Other requests to this model would fail in the same way."""
         return self.is_worth_a_retry or not (self.is_too_long or self.is_of_the_form)
 
-    def refusal(self, model: str, where: str, key_variable: str) -> JudgeRefused:
-        """The error for a failure that no retry cures."""
-        advice = "See that JUDGE_MODEL names a chat model; sending the same request again cures nothing."
-        if self.is_too_long:
-            advice = "It does not fit into the model's context: lower JUDGE_REQUEST_TOKENS or JUDGE_GROUP_SIZE."
-        elif self.status in {401, 403} or _NO_KEY.search(self.reason):
-            advice = f"Set {key_variable} to a key that may use this model."
-        elif self.status in {402, 429} or _NO_CREDIT.search(self.reason):
-            advice = "The account has no credit left: add some, or set JUDGE_MODEL to another judge."
-        elif not self.is_of_the_form:
-            advice = "Set JUDGE_MODEL to a model that is there, or JUDGE_BASE_URL to the address that ends before /chat/completions."
-        return JudgeRefused(f"The judge {model} at {where} refused a request ({self}). {advice}", for_all=self.is_for_all)
+    @property
+    def is_of_the_key(self) -> bool:
+        """The credential is wrong or may not use the model."""
+        return self.status in {401, 403} or _NO_KEY.search(self.reason) is not None
+
+    @property
+    def is_of_the_account(self) -> bool:
+        """The account has nothing left to pay with."""
+        return self.status in {402, 429} or _NO_CREDIT.search(self.reason) is not None
 
     def __str__(self) -> str:
         return self.reason if self.status is None else f"status {self.status}: {self.reason}"

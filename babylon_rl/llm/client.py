@@ -1,0 +1,169 @@
+"""A chat client for any OpenAI-compatible endpoint, with one policy of retries (retries.py), for event loops and for threads.
+
+A 200 that holds no chat completion is an error: proxies answer so.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.llm.failures import CallFailed
+from babylon_rl.llm.openai_wire import OpenAIWire, with_version
+from babylon_rl.llm.retries import Retrier, Retries
+
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
+
+TIMEOUT_S = 120.0
+ATTEMPTS = 6
+FIRST_WAIT_S = 0.25
+LONGEST_WAIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class ChatAnswer:
+    """An answer as it was served. ``logprobs`` is [{"token", "logprob", "tokenId"}], None when the endpoint gave none.
+
+    ``tokenId`` is None where an endpoint does not tell it. ``latency_ms`` is that of the attempt that succeeded.
+    """
+
+    text: str
+    logprobs: list[dict[str, Any]] | None
+    prompt_tokens: int
+    completion_tokens: int
+    latency_ms: float
+    model: str
+
+
+class ChatClient:
+    """One model at one endpoint. ``base_url`` is OpenAI's, ending in /v1; a bare host gets it appended.
+
+    ``timeout_s`` bounds a whole call, tries and waits together.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None,
+        model: str,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        attempts: int = ATTEMPTS,
+        logprobs: bool = True,
+    ) -> None:
+        self.base_url = with_version(base_url)
+        self.model = model
+        self._key = api_key
+        self._retries = Retries(attempts, FIRST_WAIT_S, LONGEST_WAIT_S, timeout_s)
+        self._logprobs = logprobs
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._open: tuple[OpenAIWire, Retrier] | None = None
+        self._portal: BlockingPortal | None = None
+        self._portal_thread: AbstractContextManager[BlockingPortal] | None = None
+        self._opening = threading.Lock()
+
+    async def complete(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        response_format: dict[str, Any] | None = None,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        max_tokens: int = 64,
+    ) -> ChatAnswer:
+        """Ask once, with retries.
+
+        Raises:
+            ModelUnavailable: the endpoint refuses, keeps failing, or answers something else than a chat completion.
+        """
+        wire, retrier = self._of_this_loop()
+        sent: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "logprobs": self._logprobs}
+        sent |= {name: value for name, value in (("seed", seed), ("response_format", response_format)) if value is not None}
+
+        async def attempt(_: int, left_s: float) -> ChatAnswer:
+            started = time.monotonic()
+            try:
+                async with asyncio.timeout(left_s):
+                    found = await wire.send(messages, sent)
+            except TimeoutError:
+                raise CallFailed(f"no answer within {left_s:g} s") from None
+            if found.text is None:
+                raise CallFailed("answered with a message that has no text")
+            latency_ms = (time.monotonic() - started) * 1000
+            tokens = found.prompt_tokens or 0, found.completion_tokens or 0
+            return ChatAnswer(found.text, found.logprobs, *tokens, latency_ms, found.model or self.model)
+
+        try:
+            return await retrier.run(attempt)
+        except CallFailed as failed:
+            raise self._unavailable(failed) from None
+
+    def complete_now(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        response_format: dict[str, Any] | None = None,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        max_tokens: int = 64,
+    ) -> ChatAnswer:
+        """``complete`` for callers without an event loop; threads that ask at once share one."""
+        asked = partial(self.complete, messages, response_format=response_format, temperature=temperature, seed=seed, max_tokens=max_tokens)
+        return self._started().call(asked)
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop."""
+        if self._open is not None:
+            await self._open[0].aclose()
+            self._open = None
+
+    def close(self) -> None:
+        """Close the connections of ``complete_now``; what is still asked is cancelled."""
+        with self._opening:
+            portal, thread = self._portal, self._portal_thread
+            self._portal = self._portal_thread = None
+        if portal is not None and thread is not None:
+            portal.call(self.aclose)
+            portal.call(partial(portal.stop, cancel_remaining=True))
+            thread.__exit__(None, None, None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _of_this_loop(self) -> tuple[OpenAIWire, Retrier]:
+        loop = asyncio.get_running_loop()
+        if self._open is None or self._loop is not loop:  # connections belong to the loop that opened them
+            self._open = OpenAIWire(self.base_url, self.model, self._key), Retrier(self._retries)
+            self._loop = loop
+        return self._open
+
+    def _started(self) -> "BlockingPortal":
+        from anyio.from_thread import start_blocking_portal
+
+        with self._opening:
+            if self._portal is None:
+                self._portal_thread = start_blocking_portal("asyncio")
+                self._portal = self._portal_thread.__enter__()
+            return self._portal
+
+    def _unavailable(self, failed: CallFailed) -> ModelUnavailable:
+        url = f"{self.base_url}/chat/completions"
+        if not failed.is_worth_a_retry:
+            return ModelUnavailable(f"{url} refused the request with {failed}")
+        reason = str(failed).rstrip(".")
+        return ModelUnavailable(f"{url} does not answer ({failed.attempts} tries): {reason}. Check the address and that the server runs.")
