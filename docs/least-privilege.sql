@@ -39,7 +39,7 @@ WHERE relnamespace IN (SELECT oid FROM pg_namespace WHERE nspname IN ('babylon_r
 ORDER BY oid \gexec
 
 -- What it reads of the game: trajectories, markets and news; of users their ids, and their names, which a judge is not shown. The
--- engine's hidden answers (outcome) are for a judge alone: without that grant it judges without them.
+-- engine's hidden answers (outcome) are for a judge, and for the search for leaks: without that grant it judges and searches without them.
 GRANT USAGE ON SCHEMA public TO :"role";
 GRANT SELECT ON public.trajectories, public.llm_call_logs, public."Organization", public."StockPrice", public."Market",
     public."PredictionPriceHistory", public."WorldEvent" TO :"role";

@@ -5,6 +5,7 @@ import pytest
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.masking import MASK
 from babylon_rl.judge.reliability import reliability
+from babylon_rl.judge.reliability_audited import audited_report
 from babylon_rl.judge.reliability_document import document_of, sentences
 from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.judge.scoring_cost import estimate_hours
@@ -65,6 +66,16 @@ def test_a_gain_is_measured_stored_and_told(connection: Connection, settings: Se
     kept = scored[polite]
     assert kept.judgement is not None and kept.judgement.masked is False, "a flag alone changes nothing"
     assert {score.gain for score in kept.scores} == {0.0}
+
+
+def test_a_second_judge_is_compared_on_what_the_scores_are_of(connection: Connection, settings: Settings, judge: Judge) -> None:
+    judge.reset(**OBEDIENT)
+    quiet, begged = add_attacked_hours(connection, [Attack("beg", BEG)])
+    chosen = asking(settings, judge.url, judge_audit_model="openai/second")
+    score_windows(connection, [quiet, begged], chosen, NOW)
+    report, audited = audited_report(connection, chosen, (quiet, window_of(NOW)), NOW)
+    assert audited is not None and audited.agreed_on == 2 and report.audit is not None
+    assert report.audit.groups == 2 and report.audit.difference is not None and report.audit.difference.value == 0.0
 
 
 def test_what_two_orders_differ_by_is_no_gain(connection: Connection, settings: Settings, judge: Judge) -> None:
