@@ -34,10 +34,9 @@ COLUMNS = column_schema(
 )
 def leaderboard(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.leaderboard import leaderboard as ranked
-    from babylon_rl.evaluation.leaderboard_plot import leaderboard_png
-    from babylon_rl.evaluation.leaderboard_text import markdown
+    from babylon_rl.evaluation.leaderboard import markdown
     from babylon_rl.evaluation.leaderboard_wandb import send
-    from babylon_rl.evaluation.plots import write_plot
+    from babylon_rl.evaluation.plots import leaderboard_png, write_plot
 
     with babylon.connection() as connection:
         board = ranked(connection, babylon.settings)
@@ -45,7 +44,7 @@ def leaderboard(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Bab
     path = write_plot(png, babylon.settings.home / "benchmarks" / "leaderboard.png")
     sent = send(board, path, babylon.settings)
     context.log.info(sent.words)
-    rows = [line.row for line in board.lines]
+    rows = [line.document for line in board.lines]
     best = board.best
     metadata = counts(len(rows), versions=len(board.versions), not_ranked=len(board.unranked), markets=board.markets, best_version=best)
     metadata["leaderboard"] = dg.MetadataValue.md(markdown(board))

@@ -8,16 +8,16 @@ from babylon_rl.cli.output import table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from babylon_rl.evaluation.comparison_shape import Comparison
+    from babylon_rl.evaluation.compare_results import ComparisonDocument
 
 COLUMNS = ("A - B", "deviation between snapshots $", "between repeats $", "repeats", "snapshots needed", "played")
 
 
-def needed(comparison: "Comparison", effect: float) -> list[dict[str, Any]]:
+def needed(comparison: "ComparisonDocument", effect: float) -> list[dict[str, Any]]:
     """For every pair with two snapshots or more, and for one play of each and as many as there were: the snapshots that show a
     difference of ``effect`` dollars with 80 % power, at a confidence shared among all pairs (Bonferroni). Null: no number does.
     """
-    from babylon_rl.evaluation.run_comparison import LEVEL, by_agent
+    from babylon_rl.evaluation.compare_results import LEVEL, by_agent
     from babylon_rl.evaluation.statistics import snapshots_table, spread_of
 
     runs, found = by_agent(comparison.runs), list[dict[str, Any]]()

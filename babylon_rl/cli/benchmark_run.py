@@ -15,7 +15,7 @@ from babylon_rl.errors import ModelUnavailable, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from babylon_rl.evaluation.comparison_shape import Comparison, Refused
+    from babylon_rl.evaluation.compare_results import ComparisonDocument, LeftOut
     from babylon_rl.evaluation.play import BenchmarkRuns
     from babylon_rl.evaluation.results import Result
     from babylon_rl.evaluation.snapshots import Snapshot
@@ -97,7 +97,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare agents by the runs that they share: paired differences with 95 % intervals, clustered by snapshot."""
-    from babylon_rl.evaluation.run_comparison import compare_results
+    from babylon_rl.evaluation.compare_results import compare_results
 
     if snapshot and report is None:
         raise UsageError("--snapshot is for the report: give --report DIR too.")
@@ -123,8 +123,8 @@ def _played_in(sound: "list[Result]", snapshots: list[str]) -> "list[Snapshot]":
     return markets
 
 
-def _named_results(names: list[str], directory: Path | None) -> "tuple[list[Result], list[Refused]]":
-    from babylon_rl.evaluation.run_comparison import result_files, sound_results
+def _named_results(names: list[str], directory: Path | None) -> "tuple[list[Result], list[LeftOut]]":
+    from babylon_rl.evaluation.compare_results import result_files, sound_results
 
     paths = [path for name in names if (path := Path(name)).exists()]
     files = dict.fromkeys(file for path in paths for file in (result_files(path) if path.is_dir() else [path]))
@@ -153,7 +153,7 @@ def _results_directory(given: Path | None) -> Path:
 
 
 def _emit_run(runs: "BenchmarkRuns", directory: Path, markets: "list[Snapshot]", report: Path | None, as_json: bool) -> None:
-    from babylon_rl.evaluation.run_comparison import compare_results, sound_results
+    from babylon_rl.evaluation.compare_results import compare_results, sound_results
 
     sound, refused = sound_results(runs.files)
     comparison = compare_results(sound, refused) if sound else None
@@ -201,7 +201,7 @@ def _record(files: list[Path]) -> None:
     say(f"{written} runs recorded, {len(files) - written} were in the database before.")
 
 
-def _render(out: "Console", comparison: "Comparison", rows: Sequence[dict[str, Any]] = ()) -> None:
+def _render(out: "Console", comparison: "ComparisonDocument", rows: Sequence[dict[str, Any]] = ()) -> None:
     out.print(agents_table(comparison))
     if comparison.pairs:
         out.print()

@@ -7,7 +7,7 @@ from babylon_rl.cli.output import table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from babylon_rl.evaluation.comparison_shape import Comparison, Interval, Pair
+    from babylon_rl.evaluation.compare_results import Bounds, ComparisonDocument, PairRow
 
 AGENTS = (
     "agent", "runs", "P&L $ (95 %)", "Sharpe", "drawdown $", "win rate", "accuracy", "Brier (crowd's)", "invalid", "entropy", "reaction",
@@ -16,7 +16,7 @@ AGENTS = (
 PAIRS = ("A - B", "difference $ (95 %)", "p", "p (Holm)", "effect size (95 %)", "A better in", "markets", "better")
 
 
-def agents_table(comparison: "Comparison") -> "Table":
+def agents_table(comparison: "ComparisonDocument") -> "Table":
     """A row for each agent, the richest first."""
     rows: list[list[Any]] = []
     for one in sorted(comparison.agents, key=lambda agent: -agent.pnl.mean):
@@ -30,12 +30,12 @@ def agents_table(comparison: "Comparison") -> "Table":
     return table(f"{markets} {'market' if markets == 1 else 'markets'}, mean P&L of one", list(AGENTS), rows)
 
 
-def pairs_table(comparison: "Comparison") -> "Table":
+def pairs_table(comparison: "ComparisonDocument") -> "Table":
     """A row for each pair of agents."""
     return table("In the same markets", list(PAIRS), [_pair(one) for one in comparison.pairs])
 
 
-def _pair(one: "Pair") -> list[Any]:
+def _pair(one: "PairRow") -> list[Any]:
     effect = interval(one.effect_size, 2) if one.effect_size is not None else None
     return [
         f"{one.a} - {one.b}", interval(one.difference), f"{one.p:.2g}", f"{one.adjusted_p:.2g}", effect, percent(one.better_share.mean),
@@ -43,7 +43,7 @@ def _pair(one: "Pair") -> list[Any]:
     ]  # fmt: skip
 
 
-def interval(one: "Interval", digits: int = 0) -> str:
+def interval(one: "Bounds", digits: int = 0) -> str:
     """``+12 (+3 to +21)``; without ends where there are none."""
     mean = f"{one.mean:+,.{digits}f}"
     return f"{mean} ({one.low:+,.{digits}f} to {one.high:+,.{digits}f})" if one.low is not None and one.high is not None else mean

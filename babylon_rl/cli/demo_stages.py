@@ -199,7 +199,7 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
     """
     from babylon_rl.evaluation.comparison import BASE, compare
     from babylon_rl.evaluation.entrants import base_entrant, play_entrants, trained_windows, version_entrant
-    from babylon_rl.evaluation.looks import LOOKS
+    from babylon_rl.evaluation.gate import ANALYSES
     from babylon_rl.evaluation.play import play_strategies
     from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
     from babylon_rl.market.serving import served_here
@@ -223,5 +223,5 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
             on_progress=on_progress,
         )
     played = {entrant.name: (entrant.role, results[entrant.name]) for entrant in entrants}
-    compared = compare(played | play_strategies(snapshots), None, BASE, looks=len(LOOKS))
-    return [standing.row | {"pnls": [round(usd, 4) for usd in standing.pnls_usd]} for standing in compared.standings]
+    compared = compare(played | play_strategies(snapshots), None, BASE, analyses=len(ANALYSES))
+    return [row.document | {"pnls": [round(usd, 4) for usd in row.pnls_usd]} for row in compared.rows]

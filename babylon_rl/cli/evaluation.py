@@ -10,7 +10,7 @@ from babylon_rl.settings import Settings, load_settings
 from babylon_rl.windows import utc_now
 
 if TYPE_CHECKING:
-    from babylon_rl.evaluation.comparison import Comparison
+    from babylon_rl.evaluation.comparison import Comparison, GateRow
     from babylon_rl.store.benchmarks import MarketResult
     from babylon_rl.store.database import Database
 
@@ -38,7 +38,7 @@ def standings(
     _emit(_played(chosen, markets, reference), as_json)
 
 
-def _played(names: list[str], markets: int | None, reference: str | None) -> "Comparison":
+def _played(names: list[str], markets: int | None, reference: str | None) -> "Comparison[GateRow]":
     from babylon_rl.evaluation.comparison import compare
     from babylon_rl.evaluation.play import play_strategies
     from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
@@ -86,21 +86,21 @@ def _models_played(
     return {entrant.name: (entrant.role, results[entrant.name]) for entrant in entrants}
 
 
-def _emit(comparison: "Comparison", as_json: bool) -> None:
+def _emit(comparison: "Comparison[GateRow]", as_json: bool) -> None:
     from babylon_rl.evaluation.report import COLUMNS, cells
 
     document = {
         "markets": comparison.markets,
         "reference": comparison.reference,
-        "rows": [standing.row for standing in comparison.standings],
+        "rows": [row.document for row in comparison.rows],
         "runs": [
-            {"model": s.model, "snapshot": r.snapshot, "pnl": r.pnl_usd, "trades": r.trades, "wins": r.wins, "losses": r.losses,
+            {"model": row.player, "snapshot": r.snapshot, "pnl": r.pnl_usd, "trades": r.trades, "wins": r.wins, "losses": r.losses,
              "invalid": r.invalid, "refused": r.refused, "actions": dict(r.actions), "equity": list(r.equity_usd)}
-            for s in comparison.standings for r in s.results
+            for row in comparison.rows for r in row.results
         ],
     }  # fmt: skip
     title = f"{comparison.markets} unseen markets, mean P&L with its 95 % interval"
-    rows = [cells(comparison, standing) for standing in comparison.standings]
+    rows = [cells(comparison, row) for row in comparison.rows]
     if comparison.reference is None:
         rows = [[*row[:2], *row[3:]] for row in rows]
         columns = [*COLUMNS[:2], *COLUMNS[3:]]

@@ -15,7 +15,7 @@ from babylon_rl.errors import CheckFailed, CheckpointError, ModelUnavailable, No
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from babylon_rl.evaluation.comparison_shape import Comparison
+    from babylon_rl.evaluation.compare_results import ComparisonDocument
     from babylon_rl.evaluation.snapshots import Snapshot
     from babylon_rl.settings import Settings
     from babylon_rl.store.database import Database
@@ -110,13 +110,13 @@ def _readiness(state: Harness, reading: bool = False) -> "Readiness":
         return readiness(connection, state.settings, utc_now())
 
 
-def _benchmark(state: Harness, markets: "list[Snapshot]", report: Path | None) -> "tuple[Comparison, int]":
+def _benchmark(state: Harness, markets: "list[Snapshot]", report: Path | None) -> "tuple[ComparisonDocument, int]":
     """Every agent in every market, recorded as evaluation; the comparison, and how many runs the database did not have."""
     from babylon_rl.cli.benchmark_run import RESULTS
+    from babylon_rl.evaluation.compare_results import compare_results, sound_results
     from babylon_rl.evaluation.harness import harness_players
     from babylon_rl.evaluation.html_report import write_report
     from babylon_rl.evaluation.play import run_benchmark
-    from babylon_rl.evaluation.run_comparison import compare_results, sound_results
     from babylon_rl.evaluation.run_recording import record_runs
 
     with progress_of_parts() as told:
@@ -188,7 +188,7 @@ def _training(learning: Learning) -> dict[str, Any]:
     }
 
 
-def _render(out: "Console", document: dict[str, Any], comparison: "Comparison") -> None:
+def _render(out: "Console", document: dict[str, Any], comparison: "ComparisonDocument") -> None:
     from babylon_rl.cli.benchmark_tables import agents_table
 
     training, model = document["training"], document["model"]

@@ -1,6 +1,6 @@
 """A batch's evidence: its checkpoint, the base, the version to beat, the parent and all scripts in the same unseen markets.
 
-When the markets played decide nothing and a few times as many would, they are played too (looks.py).
+When the markets played decide nothing and a few times as many would, they are played too (gate.py).
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -12,10 +12,9 @@ from typing import Any
 import psycopg
 
 from babylon_rl.errors import TrainingError
-from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, PASSED, Comparison, compare
+from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, PASSED, Comparison, GateRow, compare
 from babylon_rl.evaluation.entrants import Entrant, Say, Serving, absent, base_of, play_entrants, trained_windows, version_entrant
-from babylon_rl.evaluation.gate import INCONCLUSIVE, decide
-from babylon_rl.evaluation.looks import LOOKS, next_look
+from babylon_rl.evaluation.gate import ANALYSES, INCONCLUSIVE, decide, next_analysis
 from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.plots import benchmark_png, write_plot
 from babylon_rl.evaluation.report import BenchmarkReport, markdown, results_version, rows_of
@@ -67,7 +66,7 @@ def evaluate_batch(
         comparison = _compare(connection, settings, entered, snapshots, progress, clock, serving, on_progress)
         verdict = decide(comparison, settings.min_improvement)
         undecided = verdict.decision == INCONCLUSIVE
-        wanted = next_look(comparison, settings.min_improvement, settings.benchmark_markets) if undecided else None
+        wanted = next_analysis(comparison, settings.min_improvement, settings.benchmark_markets) if undecided else None
         if wanted is not None:
             progress(f"{model.version}: {comparison.markets} markets decide nothing. {wanted} are played.")
     png = benchmark_png(comparison, verdict)
@@ -108,13 +107,13 @@ def _compare(
     clock: Callable[[], datetime],
     serving: Serving,
     on_progress: Progress,
-) -> Comparison:
+) -> Comparison[GateRow]:
     scripts = play_strategies(snapshots)
     if not entered.entrants:
         return compare(scripts, None, None, entered.notes)
     results = play_entrants(connection, settings, entered.entrants, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)
     models = {entrant.name: (entrant.role, results[entrant.name]) for entrant in entered.entrants}
-    return compare(models | scripts, entered.entrants[0].name, entered.reference, entered.notes, looks=len(LOOKS))
+    return compare(models | scripts, entered.entrants[0].name, entered.reference, entered.notes, analyses=len(ANALYSES))
 
 
 def _entered(connection: psycopg.Connection[Any], settings: Settings, model: Model) -> _Entered:

@@ -1,12 +1,18 @@
-"""What a benchmark came to: every model's standing, and its paired difference to the one that the gate compares with."""
+"""Comparison of players over the same markets: rows with what each earned, and pairs with what tells them apart.
+
+Pairs are runs of the same snapshot, seed and repeat; snapshots are the independent draws, repeats of one count as one. p-values are
+corrected for all pairs (Holm) and for the interim analyses of a benchmark that grows (Bonferroni). The gate, the leaderboard,
+``benchmark compare`` and the reports are views of this.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from babylon_rl.errors import MarketError
+from babylon_rl.evaluation.metrics import drawdowns, sharpe, sharpe_path
 from babylon_rl.evaluation.statistics import (
     CONFIDENCE,
     Interval,
@@ -23,26 +29,59 @@ CANDIDATE, DEPLOYED, PARENT, PASSED, BASE, STRATEGY = "candidate", "deployed", "
 NOTHING = "nothing"  # the strategy that holds, always
 ACTIONS = ("buy", "sell", "hold", "invalid")
 _RIVALS = (DEPLOYED, BASE, PARENT)
+RunKey = tuple[str, str, int]  # snapshot, seed, repeat
+
+
+class Run(Protocol):
+    """A complete run as comparisons see it: a Result, or the row that the gate stores of one."""
+
+    @property
+    def pnl_usd(self) -> float:
+        """Dollars earned."""
+        ...
+
+    @property
+    def pnl_path(self) -> Sequence[float]:
+        """Dollars earned so far, at every moment from the start."""
+        ...
+
+
+R = TypeVar("R", bound=Run)
 
 
 @dataclass(frozen=True)
-class Standing:
-    """One model over all markets; ``improvement`` is its P&L minus the reference's, None for the reference itself."""
+class Row(Generic[R]):
+    """One player over its runs; means are over snapshots, each counting once."""
 
-    model: str
+    player: str
     role: str
-    results: tuple[MarketResult, ...]
-    improvement: Interval | None = None
+    runs: Mapping[RunKey, R]
+
+    @property
+    def results(self) -> tuple[R, ...]:
+        """Its runs in their common order."""
+        return tuple(self.runs.values())
 
     @property
     def pnls_usd(self) -> list[float]:
-        """P&L of every market, in their common order."""
-        return [result.pnl_usd for result in self.results]
+        """P&L of every run."""
+        return [run.pnl_usd for run in self.results]
 
     @cached_property
     def pnl(self) -> Interval:
-        """Mean P&L of a market hour in dollars."""
-        return mean_interval(self.pnls_usd)
+        """Mean P&L of a market in dollars."""
+        return mean_interval(self.pnls_usd, clusters=[snapshot for snapshot, _, _ in self.runs])
+
+    def mean(self, value_of: Callable[[R], float | None]) -> float | None:
+        """The mean over snapshots of those runs that have a value."""
+        return mean_over_snapshots((snapshot, value_of(run)) for (snapshot, _, _), run in self.runs.items())
+
+
+@dataclass(frozen=True)
+class GateRow(Row[MarketResult]):
+    """One player over the gate's markets; ``improvement`` is its P&L minus the reference's, None for the reference itself."""
+
+    improvement: Interval | None = None
 
     @property
     def decisions(self) -> int:
@@ -77,18 +116,41 @@ class Standing:
         right, orders = [result.predictions_right for result in self.results], [result.predictions for result in self.results]
         return share_by_snapshot(right, orders) if any(orders) else None
 
-    @property
-    def equity_usd(self) -> list[float]:
-        """Mean P&L after every tick."""
-        return [sum(column) / len(column) for column in zip(*(result.equity_usd for result in self.results), strict=True)]
+    @cached_property
+    def sharpe(self) -> float | None:
+        """Sharpe ratio of a market hour, mean over the markets that have one."""
+        return self.mean(lambda result: sharpe(result.pnl_path))
+
+    @cached_property
+    def max_drawdown_usd(self) -> float:
+        """The largest fall of the P&L from its peak in a market hour, mean over markets."""
+        return self.mean(lambda result: max(drawdowns(result.pnl_path))) or 0.0
 
     @property
-    def row(self) -> dict[str, Any]:
-        """Its line in the report: dollars an hour, ``invalid`` a count, rates and shares 0..1, None where there is nothing to measure."""
+    def pnl_path(self) -> list[float]:
+        """Mean P&L at every moment of the hour."""
+        return _mean_path([result.pnl_path for result in self.results])
+
+    @property
+    def drawdown_path(self) -> list[float]:
+        """Mean dollars below the peak so far, at every moment."""
+        return _mean_path([drawdowns(result.pnl_path) for result in self.results])
+
+    @property
+    def sharpe_path(self) -> list[float | None]:
+        """Mean Sharpe ratio up to every moment, over the markets that have one by then."""
+        columns = zip(*(sharpe_path(result.pnl_path) for result in self.results), strict=True)
+        known = [[value for value in column if value is not None] for column in columns]
+        return [sum(values) / len(values) if values else None for values in known]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Its row in the report: dollars an hour, ``invalid`` a count, rates and shares 0..1, None where there is nothing to measure."""
         improvement, win_rate, accuracy, shares = self.improvement, self.win_rate, self.accuracy, self.shares
         return {
-            "model": self.model, "role": self.role, "markets": len(self.results),
+            "model": self.player, "role": self.role, "markets": len(self.results),
             "pnl": self.pnl.mean, "low": self.pnl.low, "high": self.pnl.high,
+            "sharpe": self.sharpe, "maxDrawdown": self.max_drawdown_usd,
             "winRate": None if win_rate is None else win_rate.mean,
             "winRateLow": None if win_rate is None else win_rate.low,
             "winRateHigh": None if win_rate is None else win_rate.high,
@@ -104,65 +166,80 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Contest:
-    """The candidate against one other, market by market.
+class Pair:
+    """Player ``a`` less player ``b`` over the ``runs`` that both have.
 
-    ``paired.difference`` holds over all looks at the benchmark together; ``adjusted_p`` is that of the permutation test, corrected for
-    the number of looks and (Holm) for the number of contests shown.
+    ``paired.difference`` holds over all interim analyses of the benchmark together; ``adjusted_p`` is that of the permutation test,
+    corrected for the number of these analyses and (Holm) for the number of pairs.
     """
 
-    rival: str
-    role: str
+    a: str
+    b: str
     paired: PairedComparison
     adjusted_p: float
+    runs: int
 
-    @property
-    def row(self) -> dict[str, Any]:
-        """It as plain values: dollars an hour, the effect in standard deviations of the markets' differences, shares 0..1."""
-        difference, effect, better = self.paired.difference, self.paired.effect, self.paired.superiority
-        return {
-            "rival": self.rival, "role": self.role,
-            "difference": difference.mean, "low": difference.low, "high": difference.high,
-            "effect": None if effect is None else effect.size, "effectLow": None if effect is None else _bounded(effect.low),
-            "effectHigh": None if effect is None else _bounded(effect.high),
-            "betterShare": better.share, "p": self.paired.test.p, "adjustedP": self.adjusted_p,
-        }  # fmt: skip
+
+AnyRow = TypeVar("AnyRow", bound=Row[Any])
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Standings over the same markets. ``candidate`` and ``reference`` are names in it, None when they could not be played.
+class Comparison(Generic[AnyRow]):
+    """Players over markets. ``candidate`` and ``reference`` are names in it, None where there is no such player.
 
-    ``contests`` are the candidate's, with the reference first. ``looks`` is how often the benchmark may be looked at while it grows;
-    intervals of differences are as wide as that asks. ``notes`` says in words whom the candidate is compared with and why, and who is
-    missing.
+    ``pairs`` of a candidate are its own, with the reference first. ``analyses`` is how often the benchmark may be analysed while it grows;
+    intervals of differences are as wide as that asks. ``notes`` says in words who is compared with whom and why, and who is missing.
     """
 
-    standings: tuple[Standing, ...]
-    candidate: str | None
-    reference: str | None
+    rows: tuple[AnyRow, ...]
+    candidate: str | None = None
+    reference: str | None = None
     notes: tuple[str, ...] = ()
-    contests: tuple[Contest, ...] = ()
-    looks: int = 1
+    pairs: tuple[Pair, ...] = ()
+    analyses: int = 1
 
     @property
     def markets(self) -> int:
-        """How many markets all of them played."""
-        return len(self.standings[0].results)
+        """How many markets the first of them played; in the gate all play the same."""
+        return len({snapshot for snapshot, _, _ in self.rows[0].runs})
 
     @property
     def confidence(self) -> float:
-        """Of one look at differences, so that all looks together keep CONFIDENCE (Bonferroni)."""
-        return confidence_of(self.looks)
+        """Of one analysis of differences, so that all analyses together keep CONFIDENCE (Bonferroni)."""
+        return confidence_of(self.analyses)
 
-    def standing(self, model: str) -> Standing:
-        """The standing of a model that is in it."""
-        return next(standing for standing in self.standings if standing.model == model)
+    def row(self, player: str) -> AnyRow:
+        """The row of a player that is in it."""
+        return next(row for row in self.rows if row.player == player)
 
 
-def confidence_of(looks: int) -> float:
-    """The confidence of each of so many looks, when all together are to keep CONFIDENCE."""
-    return 1 - (1 - CONFIDENCE) / looks
+def confidence_of(analyses: int) -> float:
+    """The confidence of each of so many interim analyses, when all together are to keep CONFIDENCE."""
+    return 1 - (1 - CONFIDENCE) / analyses
+
+
+def pairs_of(rows: Sequence[Row[Any]], wanted: Sequence[tuple[str, str]], analyses: int = 1) -> tuple[tuple[Pair, ...], list[str]]:
+    """Every wanted pair that shares a run, and a sentence about each that shares none, or not all."""
+    runs = {row.player: row.runs for row in rows}
+    shared = {(a, b): [key for key in runs[a] if key in runs[b]] for a, b in wanted}
+    notes = [f"{a} and {b} share no run: they cannot be compared." for (a, b), keys in shared.items() if not keys]
+    for (a, b), keys in shared.items():
+        most = max(len(runs[a]), len(runs[b]))
+        if keys and len(keys) < most:
+            notes.append(f"{a} and {b} share {len(keys)} of {most} runs; only these are compared.")
+    paired = {
+        (a, b): compare_pairs(
+            [runs[a][key].pnl_usd for key in keys],
+            [runs[b][key].pnl_usd for key in keys],
+            clusters=[snapshot for snapshot, _, _ in keys],
+            confidence=confidence_of(analyses),
+        )
+        for (a, b), keys in shared.items()
+        if keys
+    }
+    corrected = holm({f"{a} - {b}": min(1.0, analyses * compared.test.p) for (a, b), compared in paired.items()})
+    both = zip(paired.items(), corrected, strict=True)
+    return tuple(Pair(*names, compared, p.adjusted, len(shared[names])) for (names, compared), p in both), notes
 
 
 def compare(
@@ -170,9 +247,9 @@ def compare(
     candidate: str | None,
     reference: str | None,
     notes: Sequence[str] = (),
-    looks: int = 1,
-) -> Comparison:
-    """Pair the results of ``played`` (model -> role and results) market by market.
+    analyses: int = 1,
+) -> Comparison[GateRow]:
+    """Compare players of the gate's markets, ``played`` as name -> role and results, market by market.
 
     Raises:
         MarketError: they did not play the same markets, or fewer than two.
@@ -180,27 +257,28 @@ def compare(
     orders = {tuple(result.snapshot for result in results) for _, results in played.values()}
     if len(orders) != 1 or len(next(iter(orders))) < 2:
         raise MarketError(f"A comparison needs the same markets, two at least, for everyone; {', '.join(played)} did not play such.")
-    pnls = {model: [result.pnl_usd for result in results] for model, (_, results) in played.items()}
-    confidence, standings = confidence_of(looks), []
-    for model, (role, results) in played.items():
-        compared = reference is not None and model != reference
-        improvement = paired_interval(pnls[model], pnls[reference or ""], confidence=confidence) if compared else None
-        standings.append(Standing(model, role, tuple(results), improvement))
-    roles = {model: role for model, (role, _) in played.items()}
-    contests = () if candidate is None else _contests(pnls, roles, candidate, reference, looks)
-    return Comparison(tuple(standings), candidate, reference, tuple(notes), contests, looks)
+    pnls = {player: [result.pnl_usd for result in results] for player, (_, results) in played.items()}
+    rows = []
+    for player, (role, results) in played.items():
+        compared = reference is not None and player != reference
+        improvement = paired_interval(pnls[player], pnls[reference or ""], confidence=confidence_of(analyses)) if compared else None
+        rows.append(GateRow(player, role, {(result.snapshot, "", 0): result for result in results}, improvement))
+    rivals = [row.player for row in rows if row.player != candidate and (row.role in _RIVALS or row.player in (reference, NOTHING))]
+    rivals.sort(key=lambda player: player != reference)
+    pairs = () if candidate is None else pairs_of(rows, [(candidate, rival) for rival in rivals], analyses)[0]
+    return Comparison(tuple(rows), candidate, reference, tuple(notes), pairs, analyses)
 
 
-def _contests(
-    pnls: Mapping[str, Sequence[float]], roles: Mapping[str, str], candidate: str, reference: str | None, looks: int
-) -> tuple[Contest, ...]:
-    rivals = [model for model, role in roles.items() if model != candidate and (role in _RIVALS or model in (reference, NOTHING))]
-    rivals.sort(key=lambda model: model != reference)
-    paired = {model: compare_pairs(pnls[candidate], pnls[model], confidence=confidence_of(looks)) for model in rivals}
-    adjusted = holm({model: min(1.0, looks * found.test.p) for model, found in paired.items()})
-    return tuple(Contest(one.name, roles[one.name], paired[one.name], one.adjusted) for one in adjusted)
+def mean_over_snapshots(values: Iterable[tuple[str, float | None]]) -> float | None:
+    """The mean of (snapshot, value), each snapshot counting once; None where there is no value."""
+    of_snapshot: dict[str, list[float]] = {}
+    for snapshot, value in values:
+        if value is not None:
+            of_snapshot.setdefault(snapshot, []).append(value)
+    if not of_snapshot:
+        return None
+    return math.fsum(math.fsum(known) / len(known) for known in of_snapshot.values()) / len(of_snapshot)
 
 
-def _bounded(value: float) -> float | None:
-    """None for an end that lies at infinity, which JSON cannot say."""
-    return value if math.isfinite(value) else None
+def _mean_path(paths: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(column) / len(column) for column in zip(*paths, strict=True)]

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 
 from babylon_rl.errors import CheckFailed
-from babylon_rl.evaluation.comparison_shape import Comparison
+from babylon_rl.evaluation.compare_results import ComparisonDocument
 from babylon_rl.evaluation.play import SEAT
 from babylon_rl.evaluation.players import Player, scripted, strategy_agent
 from babylon_rl.llm.client import ChatClient
@@ -84,7 +84,7 @@ def free_hours(connection: psycopg.Connection[Any], request: SpawnRequest, now: 
     return replace(request, start=free[-1])
 
 
-def benchmark_faults(comparison: Comparison) -> list[str]:
+def benchmark_faults(comparison: ComparisonDocument) -> list[str]:
     """Why the benchmark tells nobody apart."""
     pnls = [row.pnl.mean for row in comparison.agents]
     if max(pnls) - min(pnls) > 0:

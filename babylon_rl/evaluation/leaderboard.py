@@ -1,8 +1,8 @@
-"""All versions of the line, the base and every script in one table: the same unseen markets for everybody, the richest first.
+"""The leaderboard: all versions of the line, the base and every strategy in the same unseen markets, the richest first.
 
-It is made of what benchmark reports have kept and asks no model anything. A version that did not play enough of the markets as they are
-now, or stands on another base, is not ranked, and the reason is said. Left out: a correction for taking the best of many, which the
-first place flatters; the gate compares a version with one reference and is the place for decisions.
+It is made of stored results and asks no model anything. A version that did not play enough of the markets as they are now, or stands on
+another base, is not ranked, and the reason is said. Left out: a correction for taking the best of many, which flatters the first place;
+the gate compares a version with one reference and is the place for decisions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,10 @@ from typing import Any
 
 import psycopg
 
-from babylon_rl.evaluation.comparison import BASE, DEPLOYED, Standing, compare
+from babylon_rl.evaluation.comparison import BASE, DEPLOYED, GateRow, compare
 from babylon_rl.evaluation.entrants import identity_of
 from babylon_rl.evaluation.play import play_strategies
+from babylon_rl.evaluation.report import interval_cell, percent_cell, risk
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import MarketResult, read_results
@@ -28,21 +29,21 @@ _FEWEST = 2  # for an interval
 
 
 @dataclass(frozen=True)
-class Line:
-    """Somebody's place; ``model`` and ``gated`` are a version's, None for the base and scripts, ``gated`` also without a report."""
+class LeaderboardRow:
+    """A player's place; ``model`` and ``gated`` are a version's, None for the base and strategies, ``gated`` also without a report."""
 
     place: int
-    standing: Standing
+    row: GateRow
     model: Model | None = None
     gated: Gated | None = None
 
     @property
-    def row(self) -> dict[str, Any]:
-        """It as plain values: the report's row with the place, the registry's status and the gate's decision."""
+    def document(self) -> dict[str, Any]:
+        """The report's row with the place, the registry's status and the gate's decision, as plain values."""
         model, gated = self.model, self.gated
         return {
             "place": self.place,
-            **self.standing.row,
+            **self.row.document,
             "status": None if model is None else model.status,
             "parent": None if model is None else model.parent_version,
             "decision": None if gated is None else gated.decision,
@@ -63,33 +64,33 @@ class Unranked:
 class Leaderboard:
     """``lines`` from the richest down, over ``markets`` common markets; ``reference`` is the base, None while it has played none."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[LeaderboardRow, ...]
     unranked: tuple[Unranked, ...]
     markets: int
     reference: str | None
 
     @property
-    def versions(self) -> list[Line]:
+    def versions(self) -> list[LeaderboardRow]:
         """The ranked versions, oldest first."""
         return sorted((line for line in self.lines if line.model is not None), key=lambda line: line.model.order if line.model else ())
 
     @property
     def best(self) -> str | None:
         """The version that earned most, None while none is ranked."""
-        return next((line.standing.model for line in self.lines if line.model is not None), None)
+        return next((line.row.player for line in self.lines if line.model is not None), None)
 
     @cached_property
     def data_version(self) -> str:
         """A hash of everything that it says."""
-        return content_version([self.document, [list(line.standing.pnls_usd) for line in self.lines]])
+        return content_version([self.document, [list(line.row.pnls_usd) for line in self.lines]])
 
     @property
     def document(self) -> dict[str, Any]:
-        """It as JSON."""
+        """The leaderboard as JSON values."""
         return {
             "markets": self.markets,
             "reference": self.reference,
-            "rows": [line.row for line in self.lines],
+            "rows": [line.document for line in self.lines],
             "unranked": [{"version": one.version, "reason": one.reason} for one in self.unranked],
         }
 
@@ -109,9 +110,9 @@ def leaderboard(connection: psycopg.Connection[Any], settings: Settings) -> Lead
     played = {name: (_role(name, ranked), [results[s.id] for s in common]) for name, results in known.of(ranked, common).items()}
     played |= play_strategies(common)
     reference = BASE if BASE in played else None
-    standings = sorted(compare(played, None, reference).standings, key=lambda standing: (-standing.pnl.mean, standing.model))
+    rows = sorted(compare(played, None, reference).rows, key=lambda row: (-row.pnl.mean, row.player))
     return Leaderboard(
-        lines=tuple(Line(place, s, ranked.get(s.model), reports.get(s.model)) for place, s in enumerate(standings, start=1)),
+        lines=tuple(LeaderboardRow(place, row, ranked.get(row.player), reports.get(row.player)) for place, row in enumerate(rows, start=1)),
         unranked=tuple(Unranked(model.version, why) for model, why in found if why is not None),
         markets=len(common),
         reference=reference,
@@ -175,3 +176,42 @@ def _role(name: str, versions: Mapping[str, Model]) -> str:
     if name == BASE:
         return BASE
     return DEPLOYED if versions[name].status == DEPLOYED else VERSION
+
+
+COLUMNS = (
+    "", "who", "P&L, $ an hour", "against the base", "Sharpe", "drawdown, $", "win rate", "right direction", "invalid", "hold", "gate",
+)  # fmt: skip
+FOOTER = (
+    "P&L in dollars of one market hour, mean and 95 % interval over the markets; differences to the base are paired market by market. "
+    "Intervals are one at a time: the first of many looks better than it is. The gate's column is its decision against the version's own "
+    "reference, over as many markets as its report says. The oracle knows the future, the news reader how often news are true."
+)
+
+
+def cells(line: LeaderboardRow, reference: str | None) -> list[str]:
+    """One row under COLUMNS."""
+    row = line.row
+    against = "the base" if row.player == reference else interval_cell(row.improvement)
+    decision = "-" if line.gated is None else line.gated.decision.replace("_", " ")
+    return [
+        str(line.place),
+        f"{row.player} ({row.role})" if row.role != row.player else row.player,
+        interval_cell(row.pnl),
+        against,
+        *risk(row),
+        percent_cell(row.win_rate),
+        percent_cell(row.accuracy),
+        f"{row.shares['invalid']:.1%}",
+        f"{row.shares['hold']:.0%}",
+        decision,
+    ]
+
+
+def markdown(board: Leaderboard) -> str:
+    """It as Markdown."""
+    grid = [COLUMNS, ["---"] * len(COLUMNS), *(cells(line, board.reference) for line in board.lines)]
+    parts = ["\n".join("| " + " | ".join(row) + " |" for row in grid)]
+    if board.unranked:
+        parts.append("\n".join(["Not ranked:", "", *(f"* {one.version}: {one.reason}" for one in board.unranked)]))
+    parts.append(f"{board.markets} unseen markets. {FOOTER}")
+    return "\n\n".join(parts) + "\n"

@@ -15,8 +15,8 @@ from babylon_rl.training.wandb_process import INIT_TIMEOUT_S, Sent, WandbProcess
 
 RUN_ID = "babylon-rl-leaderboard"
 _COLUMNS = (
-    "place", "model", "role", "markets", "pnl", "low", "high", "improvement", "improvementLow", "improvementHigh", "winRate", "accuracy",
-    "invalidShare", "holdShare", "status", "decision", "reason",
+    "place", "model", "role", "markets", "pnl", "low", "high", "improvement", "improvementLow", "improvementHigh", "sharpe", "maxDrawdown",
+    "winRate", "accuracy", "invalidShare", "holdShare", "status", "decision", "reason",
 )  # fmt: skip
 _SENT = "leaderboard.json"
 
@@ -48,8 +48,8 @@ def _sent(home: Path) -> dict[str, Any]:
 
 
 def _told(board: Leaderboard, png: Path) -> dict[str, Any]:
-    rows = [line.row for line in board.lines]
-    ranked = [line.row for line in board.versions]
+    rows = [line.document for line in board.lines]
+    ranked = [line.document for line in board.versions]
     return {
         "rows": [[row[name] for name in _COLUMNS] for row in rows],
         "numbers": {f"pnl/{row['model']}": row["pnl"] for row in rows}

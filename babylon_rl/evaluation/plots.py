@@ -1,4 +1,4 @@
-"""The benchmark as one picture: P&L of every model, the candidate against its reference market by market, and P&L over the hour."""
+"""Pictures of the gate's evidence: a comparison (P&L, paired differences, the course of the hour, risk), and the leaderboard."""
 
 import io
 import os
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from babylon_rl.evaluation.comparison import CANDIDATE, STRATEGY, Comparison, Standing
+from babylon_rl.evaluation.comparison import BASE, CANDIDATE, DEPLOYED, STRATEGY, Comparison, GateRow
 from babylon_rl.evaluation.gate import Verdict
+from babylon_rl.evaluation.leaderboard import VERSION, Leaderboard
 from babylon_rl.evaluation.snapshots import PRESET
 from babylon_rl.market.simulation.config import PRESETS
 from babylon_rl.models.files import fsync
@@ -25,7 +26,7 @@ _GAIN, _LOSS = "#2a9d6f", "#c8553d"
 _INCHES, _DPI = (13.5, 5.6), 88
 
 
-def benchmark_png(comparison: Comparison, verdict: Verdict) -> bytes:
+def benchmark_png(comparison: Comparison[GateRow], verdict: Verdict) -> bytes:
     """Draw a comparison as a PNG of about 50 kB."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -47,11 +48,11 @@ def benchmark_png(comparison: Comparison, verdict: Verdict) -> bytes:
     return png.getvalue()
 
 
-def _drawn(comparison: Comparison) -> list[Standing]:
+def _drawn(comparison: Comparison[GateRow]) -> list[GateRow]:
     """Models in their order, then strategies from best to worst."""
-    scripts = [standing for standing in comparison.standings if standing.role == STRATEGY]
-    models = [standing for standing in comparison.standings if standing.role != STRATEGY]
-    return models + sorted(scripts, key=lambda standing: -standing.pnl.mean)
+    scripts = [row for row in comparison.rows if row.role == STRATEGY]
+    models = [row for row in comparison.rows if row.role != STRATEGY]
+    return models + sorted(scripts, key=lambda row: -row.pnl.mean)
 
 
 def write_plot(png: bytes, path: Path) -> Path:
@@ -64,16 +65,16 @@ def write_plot(png: bytes, path: Path) -> Path:
     return path
 
 
-def _draw_means(axes: Any, comparison: Comparison) -> None:
+def _draw_means(axes: Any, comparison: Comparison[GateRow]) -> None:
     drawn = _drawn(comparison)
-    for position, standing in enumerate(drawn):
-        pnl, colour = standing.pnl, _COLOURS[standing.role]
+    for position, row in enumerate(drawn):
+        pnl, colour = row.pnl, _COLOURS[row.role]
         axes.plot([pnl.low, pnl.high], [position, position], color=colour, linewidth=2.2, solid_capstyle="round")
         axes.plot([pnl.mean], [position], marker="o", markersize=7, color=colour)
         axes.annotate(
             f"{pnl.mean:+.0f}", (pnl.mean, position), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=colour
         )
-    labels = [f"{s.model} ({s.role})" if s.role not in (s.model, STRATEGY) else s.model for s in drawn]
+    labels = [f"{s.player} ({s.role})" if s.role not in (s.player, STRATEGY) else s.player for s in drawn]
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.6)
     axes.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
@@ -81,12 +82,12 @@ def _draw_means(axes: Any, comparison: Comparison) -> None:
     axes.set_title("Mean P&L, 95 % interval", fontsize=9, loc="left")
 
 
-def _draw_pairs(axes: Any, comparison: Comparison) -> None:
+def _draw_pairs(axes: Any, comparison: Comparison[GateRow]) -> None:
     if comparison.candidate is None or comparison.reference is None or comparison.candidate == comparison.reference:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "not compared", ha="center", va="center", color="#888888", transform=axes.transAxes)
         return
-    ours, theirs = comparison.standing(comparison.candidate), comparison.standing(comparison.reference)
+    ours, theirs = comparison.row(comparison.candidate), comparison.row(comparison.reference)
     differences = sorted(a - b for a, b in zip(ours.pnls_usd, theirs.pnls_usd, strict=True))
     better = sum(difference > 0 for difference in differences)
     places = range(1, len(differences) + 1)
@@ -101,17 +102,17 @@ def _draw_pairs(axes: Any, comparison: Comparison) -> None:
     axes.axhline(0, color="#555555", linewidth=0.8)
     axes.set_xlabel("markets, worst to best", fontsize=8)
     axes.set_ylabel("dollars", fontsize=8)
-    axes.set_title(f"{ours.model} - {theirs.model}: better in {better} of {len(differences)} markets", fontsize=9, loc="left")
+    axes.set_title(f"{ours.player} - {theirs.player}: better in {better} of {len(differences)} markets", fontsize=9, loc="left")
 
 
-def _draw_hour(axes: Any, comparison: Comparison) -> None:
+def _draw_hour(axes: Any, comparison: Comparison[GateRow]) -> None:
     ends = []
-    for standing in comparison.standings:
-        curve = [0.0, *standing.equity_usd]
+    for row in comparison.rows:
+        curve = row.pnl_path
         minutes = [tick * PRESETS[PRESET].tick_seconds / 60 for tick in range(len(curve))]
-        style = {"linewidth": 1.1, "linestyle": "--"} if standing.role == STRATEGY else {"linewidth": 2.0}
-        axes.plot(minutes, curve, color=_COLOURS[standing.role], **style)
-        ends.append((curve[-1], standing.model, _COLOURS[standing.role], minutes[-1]))
+        style = {"linewidth": 1.1, "linestyle": "--"} if row.role == STRATEGY else {"linewidth": 2.0}
+        axes.plot(minutes, curve, color=_COLOURS[row.role], **style)
+        ends.append((curve[-1], row.player, _COLOURS[row.role], minutes[-1]))
     low, high = axes.get_ylim()
     ends.sort()
     places = _apart([end[0] for end in ends], (high - low) * 0.045)
@@ -136,3 +137,68 @@ def _apart(values: Sequence[float], gap: float) -> list[float]:
 def _ends(block: Sequence[float], gap: float) -> tuple[float, float]:
     middle, half = sum(block) / len(block), gap * (len(block) - 1) / 2
     return middle - half, middle + half
+
+
+_BOARD_COLOURS = {VERSION: "#1f6fb4", DEPLOYED: "#8a4fa3", BASE: "#3d3d3d", STRATEGY: "#a9a9a9"}
+_MARKERS = {"pass": "o", "fail": "X", "inconclusive": "D"}
+_WIDTH, _DPI, _MOST = 11.5, 88, 40
+
+
+def leaderboard_png(board: Leaderboard) -> bytes:
+    """Draw it as a PNG of about 40 kB; of more than 40 lines the first are drawn, and the newest versions."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height = 1.1 + 0.27 * max(8, min(_MOST, len(board.lines)))
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI)
+    FigureCanvasAgg(figure)
+    ranks, progress = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
+    figure.subplots_adjust(left=0.12, right=0.97, bottom=0.5 / height, top=1 - 0.4 / height, wspace=0.16)
+    _draw_ranks(ranks, board)
+    _draw_versions(progress, board)
+    for axes in (ranks, progress):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
+
+
+def _draw_ranks(axes: Any, board: Leaderboard) -> None:
+    drawn = board.lines[:_MOST]
+    for position, line in enumerate(drawn):
+        pnl, colour = line.row.pnl, _BOARD_COLOURS[line.row.role]
+        axes.plot([pnl.low, pnl.high], [position, position], color=colour, linewidth=2.2, solid_capstyle="round")
+        axes.plot([pnl.mean], [position], marker="o", markersize=6, color=colour)
+        axes.annotate(
+            f"{pnl.mean:+.0f}", (pnl.mean, position), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7.5, color=colour
+        )
+    axes.set_yticks(range(len(drawn)), [f"{line.place}. {line.row.player}" for line in drawn], parse_math=False)
+    axes.set_ylim(len(drawn) - 0.5, -0.7)
+    axes.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    axes.set_xlabel("dollars of a market hour", fontsize=8)
+    axes.set_title(f"Mean P&L in {board.markets} unseen markets, 95 % interval", fontsize=9, loc="left")
+
+
+def _draw_versions(axes: Any, board: Leaderboard) -> None:
+    drawn = [(line, line.row.improvement) for line in board.versions if line.row.improvement is not None][-_MOST:]
+    if not drawn:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no version is ranked", ha="center", va="center", color="#888888", transform=axes.transAxes)
+        return
+    for position, (line, gain) in enumerate(drawn):
+        colour = _BOARD_COLOURS[line.row.role]
+        axes.plot([position, position], [gain.low, gain.high], color=colour, linewidth=2.2, solid_capstyle="round")
+        marker = _MARKERS.get(line.gated.decision if line.gated is not None else "", "o")
+        axes.plot([position], [gain.mean], marker=marker, markersize=9, color=colour, markeredgecolor="white")
+    axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    axes.set_xlim(-0.6, len(drawn) - 0.4)
+    crowded = len(drawn) > 8
+    names = [line.row.player for line, _ in drawn]
+    axes.set_xticks(range(len(drawn)), names, rotation=90 if crowded else 0, fontsize=6 if crowded else 8, parse_math=False)
+    axes.set_title("Dollars an hour above the base, paired, 95 % interval", fontsize=9, loc="left")
+    decided = {line.gated.decision for line, _ in drawn if line.gated is not None}
+    for decision in (one for one in _MARKERS if one in decided):
+        axes.plot([], [], marker=_MARKERS[decision], markersize=7, color="#555555", linestyle="none", label=f"gate: {decision}")
+    if decided:
+        axes.legend(fontsize=7.5, frameon=False, loc="upper left")

@@ -199,6 +199,17 @@ class Result(_Shape, frozen=True):
         return self.edition == TRAINING.name
 
     @property
+    def pnl_usd(self) -> float:
+        """Dollars earned."""
+        return self.metrics.total_pnl
+
+    @property
+    def pnl_path(self) -> list[float]:
+        """Dollars earned so far, at moments 0 to the last one played."""
+        equity = self.equity
+        return [value - equity[0] for value in equity]
+
+    @property
     def equity(self) -> list[float]:
         """Dollars at moments 0 to the last one played."""
         return [moment.equity for moment in self.trajectory.states]

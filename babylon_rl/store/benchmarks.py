@@ -97,6 +97,11 @@ class MarketResult:
     equity_usd: Sequence[float]
     refused: int = 0
 
+    @property
+    def pnl_path(self) -> list[float]:
+        """P&L at every moment, from 0 at the start."""
+        return [0.0, *self.equity_usd]
+
     def __post_init__(self) -> None:
         sums = sum(self.actions.values()) + self.invalid == self.decisions == len(self.equity_usd)
         ranges = self.wins + self.losses <= self.trades and self.predictions_right <= self.predictions <= self.trades

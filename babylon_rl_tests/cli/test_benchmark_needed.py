@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.cli.benchmark_needed import needed, needed_table
-from babylon_rl.evaluation.comparison_shape import Comparison
-from babylon_rl.evaluation.run_comparison import compare_results
+from babylon_rl.evaluation.compare_results import ComparisonDocument, compare_results
 from babylon_rl.evaluation.statistics import snapshots_needed, spread_of
 from babylon_rl_tests.evaluation.runs import results
 
@@ -14,11 +13,11 @@ MARKETS, REPEATS = 6, 2
 
 
 @pytest.fixture(scope="module")
-def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> ComparisonDocument:
     return compare_results(results(tmp_path_factory.mktemp("runs"), "oracle", "random", "nothing", markets=MARKETS, repeats=REPEATS))
 
 
-def test_a_smaller_difference_needs_more_snapshots_and_repeats_need_fewer(comparison: Comparison) -> None:
+def test_a_smaller_difference_needs_more_snapshots_and_repeats_need_fewer(comparison: ComparisonDocument) -> None:
     rows = needed(comparison, 20.0)
     assert [(row["a"], row["b"], row["repeats"]) for row in rows] == [
         (pair.a, pair.b, times) for pair in comparison.pairs for times in (1, REPEATS)
@@ -28,7 +27,7 @@ def test_a_smaller_difference_needs_more_snapshots_and_repeats_need_fewer(compar
     assert all(half["snapshots"] > whole["snapshots"] for half, whole in zip(needed(comparison, 10.0), rows, strict=True))
 
 
-def test_the_confidence_is_shared_among_the_pairs(comparison: Comparison) -> None:
+def test_the_confidence_is_shared_among_the_pairs(comparison: ComparisonDocument) -> None:
     of = {name: [run.metrics.total_pnl for run in comparison.runs if run.agent_id == name] for name in ("random", "nothing")}
     snapshots = [run.snapshot for run in comparison.runs if run.agent_id == "random"]
     spread = spread_of([one - other for one, other in zip(of["random"], of["nothing"], strict=True)], snapshots)
@@ -42,7 +41,7 @@ def test_one_snapshot_tells_no_spread_and_the_table_still_stands(tmp_path: Path)
     assert needed_table([]).row_count == 0
 
 
-def test_the_table_says_the_effect_and_the_power(comparison: Comparison) -> None:
+def test_the_table_says_the_effect_and_the_power(comparison: ComparisonDocument) -> None:
     made = needed_table(needed(comparison, 100.0))
     assert made.title == "Snapshots that show a difference of $100 with 80 % power"
     assert made.row_count == 2 * len(comparison.pairs)

@@ -38,7 +38,7 @@ def compared(
     reference: Sequence[float | MarketResult] | None = None,
     *,
     deployed: Sequence[float] | None = None,
-    looks: int = 1,
+    analyses: int = 1,
 ) -> Comparison:
     """v1.0.1 with the base (0 in every market by default), the deployed v1.0.0 and doing nothing, by their P&L in every market."""
     count = len(candidate)
@@ -48,7 +48,7 @@ def compared(
     base = _results(reference if reference is not None else [0.0] * count)
     played = {**played, "base": (BASE, base), "nothing": (STRATEGY, nothing(count))}
     name = "base" if deployed is None else "v1.0.0"
-    return compare(played, "v1.0.1", name, [f"The reference is {name}."], looks)
+    return compare(played, "v1.0.1", name, [f"The reference is {name}."], analyses)
 
 
 def _results(values: Sequence[float | MarketResult]) -> list[MarketResult]:

@@ -6,10 +6,9 @@ from itertools import pairwise
 import pytest
 
 from babylon_rl.evaluation.comparison import compare
-from babylon_rl.evaluation.criteria import criteria
 from babylon_rl.evaluation.gate import decide
 from babylon_rl.evaluation.plots import _apart, benchmark_png
-from babylon_rl.evaluation.report import markdown, rows_of
+from babylon_rl.evaluation.report import criteria, markdown, rows_of
 from babylon_rl_tests.evaluation.results import compared, invalid, nothing, result
 
 
@@ -22,22 +21,22 @@ def varied(mean: float, count: int = 24, spread: float = 10.0) -> list[float]:
 
 
 def test_the_candidate_meets_the_reference_the_base_and_doing_nothing() -> None:
-    comparison = compared(varied(100), varied(50), deployed=varied(80, spread=11), looks=3)
-    assert [contest.rival for contest in comparison.contests] == ["v1.0.0", "base", "nothing"]
-    assert [contest.paired.difference.mean for contest in comparison.contests] == pytest.approx([20, 50, 100], abs=1.5)
-    assert comparison.contests[0].paired.difference == comparison.standing("v1.0.1").improvement
-    for contest in comparison.contests:
+    comparison = compared(varied(100), varied(50), deployed=varied(80, spread=11), analyses=3)
+    assert [contest.b for contest in comparison.pairs] == ["v1.0.0", "base", "nothing"]
+    assert [contest.paired.difference.mean for contest in comparison.pairs] == pytest.approx([20, 50, 100], abs=1.5)
+    assert comparison.pairs[0].paired.difference == comparison.row("v1.0.1").improvement
+    for contest in comparison.pairs:
         assert contest.paired.test.p * 3 <= contest.adjusted_p <= contest.paired.test.p * 9
-    assert comparison.standing("base").improvement.mean == pytest.approx(-30, abs=1.5)
+    assert comparison.row("base").improvement.mean == pytest.approx(-30, abs=1.5)
 
 
 def test_a_rate_knows_which_orders_come_from_one_market() -> None:
     alike = [result(index, 1.0 + index, wins=5 + 2 * (index % 2), losses=7 - 2 * (index % 2)) for index in range(24)]
     apart = [result(index, 1.0 + index, wins=12 * (index % 2), losses=12 * (1 - index % 2)) for index in range(24)]
-    one, other = compared(alike).standing("v1.0.1").win_rate, compared(apart).standing("v1.0.1").win_rate
+    one, other = compared(alike).row("v1.0.1").win_rate, compared(apart).row("v1.0.1").win_rate
     assert one.mean == other.mean == 0.5
     assert other.high - other.low > 3 * (one.high - one.low) / 2
-    nothing = compared(alike).standing("nothing")
+    nothing = compared(alike).row("nothing")
     assert nothing.win_rate is None and nothing.accuracy is None
 
 
@@ -78,7 +77,7 @@ def test_who_never_trades_has_no_rates_to_compare() -> None:
 
 
 def test_the_report_is_plain_json_and_a_page_with_every_comparison() -> None:
-    comparison = compared(varied(100), varied(50), deployed=varied(80, spread=11), looks=3)
+    comparison = compared(varied(100), varied(50), deployed=varied(80, spread=11), analyses=3)
     verdict = decide(comparison)
     rows = json.loads(json.dumps(rows_of(comparison, verdict), allow_nan=False))
     assert [contest["rival"] for contest in rows[0]["contests"]] == ["v1.0.0", "base", "nothing"]
@@ -96,7 +95,7 @@ def test_names_beside_the_lines_of_the_picture_keep_apart() -> None:
 
 
 def test_the_picture_is_a_png_with_and_without_a_candidate() -> None:
-    comparison = compared(varied(100), varied(50), looks=3)
+    comparison = compared(varied(100), varied(50), analyses=3)
     alone = compare({"nothing": ("strategy", nothing(3))}, None, None, ["Nobody is here."])
     for one in (comparison, alone):
         assert benchmark_png(one, decide(one)).startswith(b"\x89PNG")

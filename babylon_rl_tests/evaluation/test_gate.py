@@ -8,8 +8,7 @@ import pytest
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.comparison import BASE, CANDIDATE, STRATEGY, Comparison, compare
-from babylon_rl.evaluation.gate import Verdict, decide
-from babylon_rl.evaluation.looks import FEWEST_MARKETS
+from babylon_rl.evaluation.gate import FEWEST_MARKETS, Verdict, decide
 from babylon_rl.evaluation.play import play_gate
 from babylon_rl.evaluation.players import MODEL, Player, scripted
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
@@ -68,7 +67,7 @@ def found(verdict: Verdict) -> dict[str, str]:
 @pytest.mark.parametrize(("better", "worse"), [("balanced", "nothing"), ("balanced", "momentum"), ("conservative", "contrarian")])
 def test_a_better_policy_passes_and_the_reason_has_the_numbers(better: str, worse: str) -> None:
     verdict = judged(strategy(better), worse)
-    improvement = comparison(strategy(better), worse).standing("v1.0.0").improvement
+    improvement = comparison(strategy(better), worse).row("v1.0.0").improvement
     assert verdict.decision == "pass" and set(found(verdict).values()) == {"pass"}
     assert verdict.reason.startswith(f"v1.0.0 earns ${improvement.mean:.1f} an hour more than {worse} over 48 unseen markets (paired 95 % ")
     assert f"{improvement.low:+.1f} to {improvement.high:+.1f}" in verdict.reason
@@ -119,14 +118,14 @@ def test_who_is_no_better_hardly_ever_passes() -> None:
     for seed in range(RUNS):
         rng = Random(seed)
         ours, theirs = ([rng.gauss(100, 90) for _ in range(96)] for _ in range(2))
-        passed += any(decide(compared(ours[:size], theirs[:size], looks=3)).decision == "pass" for size in (48, 96))
+        passed += any(decide(compared(ours[:size], theirs[:size], analyses=3)).decision == "pass" for size in (48, 96))
         if seed < BETTER_RUNS:
-            better += decide(compared([usd + 90 for usd in ours[:48]], theirs[:48], looks=3)).decision == "pass"
+            better += decide(compared([usd + 90 for usd in ours[:48]], theirs[:48], analyses=3)).decision == "pass"
     assert passed <= 0.025 * RUNS and better >= 0.9 * BETTER_RUNS
 
 
 def test_an_interval_that_holds_the_requirement_is_inconclusive_and_says_how_many_markets_are_needed() -> None:
-    improvement = comparison(strategy("balanced"), "nothing").standing("v1.0.0").improvement
+    improvement = comparison(strategy("balanced"), "nothing").row("v1.0.0").improvement
     verdict = judged(strategy("balanced"), "nothing", minimum=improvement.mean - 5)
     assert verdict.decision == "inconclusive"
     assert "it holds the required" in verdict.reason and "4 of 5 benchmarks of" in verdict.reason
@@ -134,7 +133,7 @@ def test_an_interval_that_holds_the_requirement_is_inconclusive_and_says_how_man
 
 
 def test_the_required_improvement_is_what_the_lower_end_must_exceed() -> None:
-    improvement = comparison(strategy("balanced"), "nothing").standing("v1.0.0").improvement
+    improvement = comparison(strategy("balanced"), "nothing").row("v1.0.0").improvement
     decisions = [judged(strategy("balanced"), "nothing", minimum=bound).decision for bound in (improvement.low - 0.01, improvement.low)]
     assert decisions == ["pass", "inconclusive"]
     assert judged(strategy("balanced"), "nothing", minimum=improvement.high).decision == "fail"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.errors import CheckpointError
-from babylon_rl.evaluation.looks import FEWEST_MARKETS
+from babylon_rl.evaluation.gate import FEWEST_MARKETS
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.registry import read_models

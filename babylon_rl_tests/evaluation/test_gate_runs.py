@@ -10,9 +10,9 @@ import pytest
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.launch import QUIET, job_definition
+from babylon_rl.evaluation.compare_results import compare_results, result_files, sound_results
 from babylon_rl.evaluation.comparison import CANDIDATE
 from babylon_rl.evaluation.entrants import base_entrant, play_entrants, version_entrant
-from babylon_rl.evaluation.run_comparison import compare_results, result_files, sound_results
 from babylon_rl.evaluation.run_files import DIRECTORY, KEPT, forget_old_runs, runs_directory
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.store.registry import read_models

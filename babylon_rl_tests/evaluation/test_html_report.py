@@ -249,7 +249,7 @@ def test_agents_that_played_other_markets_are_a_warning(results: list[Result], t
 
 
 def test_means_and_differences_are_those_of_the_runs(results: list[Result]) -> None:
-    standings = compared(results).standings
+    standings = compared(results).agents
     assert [one.number for one in standings] == [0, 1, 2, 3] and standings[0].agent == "oracle"
     pnls = {(r.agent_id, r.snapshot): r.metrics.total_pnl for r in results}
     differences = compared(results).differences
@@ -283,7 +283,7 @@ def test_one_market_has_no_interval_and_no_test(results: list[Result], tmp_path:
 
 def test_one_name_for_two_agents_is_told_apart(results: list[Result]) -> None:
     other = [msgspec.structs.replace(r, id=f"{r.id}-other", identity="1234567890") for r in results if r.agent_id == "random"]
-    names = {standing.agent for standing in compared([*results, *other]).standings}
+    names = {standing.agent for standing in compared([*results, *other]).agents}
     assert len(names) == 5 and len([name for name in names if name.startswith("random")]) == 2
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.evaluation.benchmark import evaluate_batch
-from babylon_rl.evaluation.leaderboard import leaderboard
-from babylon_rl.evaluation.leaderboard_plot import leaderboard_png
-from babylon_rl.evaluation.leaderboard_text import markdown
+from babylon_rl.evaluation.leaderboard import leaderboard, markdown
+from babylon_rl.evaluation.plots import leaderboard_png
 from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
 from babylon_rl_tests.evaluation.endpoint import alternates, endpoint, hold, reads_news, reads_wrongly
@@ -27,7 +26,7 @@ def evaluate(connection, settings):
 
 
 def places(board) -> dict[str, int]:
-    return {line.standing.model: line.place for line in board.lines}
+    return {line.row.player: line.place for line in board.lines}
 
 
 def test_versions_base_and_scripts_stand_in_one_order(evaluate, make_version, connection, settings):
@@ -38,12 +37,12 @@ def test_versions_base_and_scripts_stand_in_one_order(evaluate, make_version, co
     assert set(found) == {"v1.0.0", "v1.0.1", "base", *NAMES} and sorted(found.values()) == list(range(1, 13))
     assert found["oracle"] == 1 and found["v1.0.1"] < found["base"] < found["v1.0.0"]
     assert (board.markets, board.reference, board.unranked) == (12, "base", ())
-    rows = {line.standing.model: line.row for line in board.lines}
+    rows = {line.row.player: line.document for line in board.lines}
     better = rows["v1.0.1"]
     assert better["decision"] == "fail" and better["role"] == "deployed" and better["parent"] == "v1.0.0"
     assert better["improvementLow"] > 0 and better["improvement"] == pytest.approx(better["pnl"] - rows["base"]["pnl"])
     assert rows["v1.0.0"]["decision"] == "fail" and rows["base"]["improvement"] is None and rows["nothing"]["status"] is None
-    assert [line.standing.model for line in board.versions] == ["v1.0.0", "v1.0.1"]
+    assert [line.row.player for line in board.versions] == ["v1.0.0", "v1.0.1"]
     assert leaderboard(connection, settings).data_version == board.data_version
     text = markdown(board)
     assert "| v1.0.1 (deployed) |" in text and "| fail |" in text and "12 unseen markets" in text
@@ -55,7 +54,7 @@ def test_everybody_is_measured_in_the_markets_that_all_have_played(evaluate, mak
     evaluate(make_version("v1.0.0"), markets=14)
     evaluate(make_version("v1.0.1", parent="v1.0.0"), markets=12)
     board = leaderboard(connection, settings)
-    assert board.markets == 12 and {len(line.standing.results) for line in board.lines} == {12}
+    assert board.markets == 12 and {len(line.row.results) for line in board.lines} == {12}
 
 
 def test_who_cannot_be_compared_is_named_with_the_reason(evaluate, make_version, connection, settings):

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from babylon_rl.evaluation.comparison import STRATEGY, compare
-from babylon_rl.evaluation.leaderboard import Leaderboard, Line
+from babylon_rl.evaluation.leaderboard import Leaderboard, LeaderboardRow
 from babylon_rl.evaluation.leaderboard_wandb import RUN_ID, send
 from babylon_rl.evaluation.play import play_gate
 from babylon_rl.evaluation.players import scripted
@@ -31,8 +31,8 @@ def nothing_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 def board() -> Leaderboard:
     markets = benchmark_snapshots(3)
     played = {name: (STRATEGY, play_gate(scripted(name), markets)) for name in ("balanced", "nothing")}
-    standings = compare(played, None, None).standings
-    return Leaderboard(tuple(Line(place, one) for place, one in enumerate(standings, start=1)), (), 3, None)
+    standings = compare(played, None, None).rows
+    return Leaderboard(tuple(LeaderboardRow(place, one) for place, one in enumerate(standings, start=1)), (), 3, None)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_online_every_new_state_is_a_step_of_one_run(board: Leaderboard, png: Pa
     assert list(service.history) == [RUN_ID] and service.resumed == 1
     steps = service.history[RUN_ID]
     assert [step["_step"] for step in steps] == [0, 1]
-    pnl = next(line.standing.pnl.mean for line in board.lines if line.standing.model == "balanced")
+    pnl = next(line.row.pnl.mean for line in board.lines if line.row.player == "balanced")
     assert all(step["pnl/balanced"] == pytest.approx(pnl) for step in steps)
     assert service.summary["markets"] == 4 and service.summary["dataVersion"] == changed.data_version
     table = next(body for path, body in service.files.items() if path.startswith("media/table/leaderboard_"))

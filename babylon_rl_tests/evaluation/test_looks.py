@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from babylon_rl.evaluation.comparison import confidence_of
-from babylon_rl.evaluation.looks import FEWEST_MARKETS, LOOKS, look_sizes, needed_markets, next_look
+from babylon_rl.evaluation.gate import ANALYSES, FEWEST_MARKETS, analysis_sizes, needed_markets, next_analysis
 from babylon_rl.evaluation.statistics import Interval, paired_interval
 from babylon_rl_tests.evaluation.results import compared
 
@@ -25,9 +25,9 @@ DRAWS = {  # differences of two players, equal on average
 
 def looked_at(draw: str, seeds: int = SEEDS) -> list[list[Interval]]:
     """What a benchmark of 24 markets sees at its looks, for each of many pairs of equal players."""
-    rng, confidence = np.random.default_rng(11), confidence_of(len(LOOKS))
-    drawn = [DRAWS[draw](rng, look_sizes(24)[-1]) for _ in range(seeds)]
-    return [[paired_interval(x[:size], 0 * x[:size], resamples=999, confidence=confidence) for size in look_sizes(24)] for x in drawn]
+    rng, confidence = np.random.default_rng(11), confidence_of(len(ANALYSES))
+    drawn = [DRAWS[draw](rng, analysis_sizes(24)[-1]) for _ in range(seeds)]
+    return [[paired_interval(x[:size], 0 * x[:size], resamples=999, confidence=confidence) for size in analysis_sizes(24)] for x in drawn]
 
 
 @pytest.mark.parametrize("draw", ["normal", "skewed"])
@@ -39,40 +39,40 @@ def test_two_equal_players_are_told_apart_in_at_most_5_percent_over_all_looks(dr
 
 def test_who_collects_pennies_and_loses_it_all_in_a_tenth_of_the_markets_does_not_pass_before_that_shows() -> None:
     """Its gains alone look like a sure thing: the first look lies above 0 far too often, and no version may pass there."""
-    found, nominal = looked_at("pennies"), (1 - confidence_of(len(LOOKS))) / 2
+    found, nominal = looked_at("pennies"), (1 - confidence_of(len(ANALYSES))) / 2
     assert np.mean([looks[0].low > 0 for looks in found]) > 5 * nominal
-    assert np.mean([any(look.low > 0 for look in looks if look.count >= FEWEST_MARKETS) for looks in found]) <= len(LOOKS) * nominal
+    assert np.mean([any(look.low > 0 for look in looks if look.count >= FEWEST_MARKETS) for looks in found]) <= len(ANALYSES) * nominal
 
 
 def test_a_benchmark_grows_only_while_that_can_be_expected_to_decide() -> None:
-    near, far, none = (compared(effect(usd, 24), looks=3) for usd in (45, 15, -5))
-    assert needed_markets(near, 0.0) in range(49, 97) and next_look(near, 0.0, 24) == 48
-    assert needed_markets(far, 0.0) > 96 and next_look(far, 0.0, 24) is None
-    assert needed_markets(none, 0.0) is None and next_look(none, 0.0, 24) is None
+    near, far, none = (compared(effect(usd, 24), analyses=3) for usd in (45, 15, -5))
+    assert needed_markets(near, 0.0) in range(49, 97) and next_analysis(near, 0.0, 24) == 48
+    assert needed_markets(far, 0.0) > 96 and next_analysis(far, 0.0, 24) is None
+    assert needed_markets(none, 0.0) is None and next_analysis(none, 0.0, 24) is None
 
 
 def test_the_looks_are_fixed_and_end_at_the_cap() -> None:
-    assert look_sizes(24) == (24, 48, 96)
-    assert next_look(compared(effect(35, 48), looks=3), 0.0, 24) == 96
-    assert next_look(compared(effect(30, 96), looks=3), 0.0, 24) is None
+    assert analysis_sizes(24) == (24, 48, 96)
+    assert next_analysis(compared(effect(35, 48), analyses=3), 0.0, 24) == 96
+    assert next_analysis(compared(effect(30, 96), analyses=3), 0.0, 24) is None
 
 
 def test_too_few_markets_grow_to_what_a_pass_needs_if_the_cap_allows() -> None:
-    assert next_look(compared(effect(200, 12), looks=3), 0.0, 12) == 24
-    assert next_look(compared(effect(200, 24), looks=3), 0.0, 12) == 48
-    assert next_look(compared(effect(200, 48), looks=3), 0.0, 12) is None
-    assert next_look(compared(effect(-50, 24), looks=3), 0.0, 24) is None, "nobody waits for what is not expected"
-    assert next_look(compared(effect(200, 11), looks=3), 0.0, 11) is None, "44 markets let nobody pass"
+    assert next_analysis(compared(effect(200, 12), analyses=3), 0.0, 12) == 24
+    assert next_analysis(compared(effect(200, 24), analyses=3), 0.0, 12) == 48
+    assert next_analysis(compared(effect(200, 48), analyses=3), 0.0, 12) is None
+    assert next_analysis(compared(effect(-50, 24), analyses=3), 0.0, 24) is None, "nobody waits for what is not expected"
+    assert next_analysis(compared(effect(200, 11), analyses=3), 0.0, 11) is None, "44 markets let nobody pass"
 
 
 def test_what_is_wanted_counts() -> None:
-    comparison = compared(effect(60, 24), looks=3)
+    comparison = compared(effect(60, 24), analyses=3)
     assert needed_markets(comparison, 30.0) > needed_markets(comparison, 0.0)
     assert needed_markets(comparison, 60.0) is None
 
 
 def test_more_looks_ask_for_wider_intervals_and_smaller_p_values() -> None:
-    once, thrice = (compared(effect(45, 24), looks=looks) for looks in (1, 3))
-    low = [comparison.standing("v1.0.1").improvement.low for comparison in (once, thrice)]
+    once, thrice = (compared(effect(45, 24), analyses=looks) for looks in (1, 3))
+    low = [comparison.row("v1.0.1").improvement.low for comparison in (once, thrice)]
     assert low[1] < low[0]
-    assert thrice.contests[0].adjusted_p == pytest.approx(3 * once.contests[0].adjusted_p)
+    assert thrice.pairs[0].adjusted_p == pytest.approx(3 * once.pairs[0].adjusted_p)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from babylon_rl.errors import UsageError
+from babylon_rl.evaluation.compare_results import compare_results
 from babylon_rl.evaluation.harness import harness_players
 from babylon_rl.evaluation.play import run_benchmark
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import read_result
-from babylon_rl.evaluation.run_comparison import compare_results
 from babylon_rl.evaluation.run_files import ANSWERS, DECISIONS
 from babylon_rl.market.simulation.agents import STAKE_USD, Mandate
 from babylon_rl.market.simulation.roster import NAMES

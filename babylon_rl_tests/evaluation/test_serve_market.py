@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 from babylon_rl.cli import run as command
+from babylon_rl.evaluation.compare_results import compare_results, sound_results
 from babylon_rl.evaluation.market_sessions import MOST_SESSIONS
 from babylon_rl.evaluation.play import SEAT, run_benchmark
 from babylon_rl.evaluation.players import scripted
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import decode_result
-from babylon_rl.evaluation.run_comparison import compare_results, sound_results
 from babylon_rl.evaluation.serve_market import LONGEST_BODY
 from babylon_rl.market.simulation.actions import Action, Invalid, encode_action
 from babylon_rl.market.simulation.agents import Agent

@@ -92,11 +92,11 @@ def _headline(results: Sequence[Document]) -> str:
 def _needed(pairs: Iterable[tuple[Document, Document]]) -> str:
     """How many markets a wanted improvement takes, as the gate looks at them."""
     from babylon_rl.evaluation.comparison import confidence_of
-    from babylon_rl.evaluation.looks import FEWEST_MARKETS, LOOKS
+    from babylon_rl.evaluation.gate import ANALYSES, FEWEST_MARKETS
     from babylon_rl.evaluation.statistics import POWER, snapshots_table
 
     widest = max((spread(version, base) for version, base in pairs), key=lambda found: found.between)
-    sizes = snapshots_table(WANTED_USD, widest, confidence=confidence_of(len(LOOKS)))
+    sizes = snapshots_table(WANTED_USD, widest, confidence=confidence_of(len(ANALYSES)))
     takes = ", ".join(f"{size.snapshots} for ${size.effect:.0f}" for size in sizes)
     return (
         f"To show an improvement with {_percent(POWER)} power, a look of the gate needs so many paired markets: {takes} an hour (at the "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from babylon_rl.evaluation.comparison_shape import Interval
+from babylon_rl.evaluation.compare_results import Bounds
 from babylon_rl.evaluation.html_report.markup import Html, dollars, element, percent, ticks_of
 
 POINTS = 120
@@ -103,7 +103,7 @@ def axis(low: float, high: float) -> Html:
     return element("div", *labels, class_="axis")
 
 
-def interval_bar(interval: Interval, floor: float, ceiling: float, colour: int, width: float = 150.0) -> Html:
+def interval_bar(interval: Bounds, floor: float, ceiling: float, colour: int, width: float = 150.0) -> Html:
     """An estimate and its interval on one line, for a cell of a table; without bounds there is only the estimate."""
     x, middle = _scale(floor, ceiling, 4.0, width - 4.0), 9.0
     low, high = _bounds(interval)
@@ -115,7 +115,7 @@ def interval_bar(interval: Interval, floor: float, ceiling: float, colour: int, 
     return _svg(width, 18.0, marks, f"{dollars(interval.mean)}, from {dollars(low)} to {dollars(high)}", kind="small")
 
 
-def difference_bars(values: Sequence[float], interval: Interval, width: float = 360.0, height: float = 130.0) -> Html:
+def difference_bars(values: Sequence[float], interval: Bounds, width: float = 360.0, height: float = 130.0) -> Html:
     """Paired differences, worst to best, as bars from zero; mean and interval across all of them."""
     mean, (low, high) = interval.mean, _bounds(interval)
     ordered = thinned(sorted(values), MOST_DOTS)
@@ -174,7 +174,7 @@ def _rows(low: float, high: float, y: Scale, width: float, most: int = 5) -> lis
     return found
 
 
-def _bounds(interval: Interval) -> tuple[float, float]:
+def _bounds(interval: Bounds) -> tuple[float, float]:
     """Where there is no bound, the mean."""
     low, high = interval.low, interval.high
     return interval.mean if low is None else low, interval.mean if high is None else high

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from babylon_rl.evaluation.comparison_shape import Interval
+from babylon_rl.evaluation.compare_results import Bounds
 from babylon_rl.evaluation.html_report.charts import axis, curve_panel, difference_bars, dots_row, interval_bar, share_bar
 from babylon_rl.evaluation.html_report.markup import DASH, MINUS, Html, dollars, duration, element, joined, moment, number, percent
-from babylon_rl.evaluation.html_report.standings import MOST_COMPARED, Difference, Measure, Standing, compared, turned_around
+from babylon_rl.evaluation.html_report.standings import MOST_COMPARED, AgentSummary, Difference, Measure, compared, turned_around
 from babylon_rl.evaluation.html_report.timeline import timelines
 from babylon_rl.evaluation.results import SEEN, Result
 from babylon_rl.market.simulation.scenario import Scenario
@@ -37,13 +37,13 @@ KINDS = (
 )
 
 
-def summary(standings: Sequence[Standing]) -> Html:
+def summary(agents: Sequence[AgentSummary]) -> Html:
     """One row for each agent, best first."""
-    floor, ceiling = _reach([one.row.pnl for one in standings])
+    floor, ceiling = _reach([one.row.pnl for one in agents])
     head = [element("th", "Agent"), element("th", "P&L, $ a market, with its 95 % interval", colspan="2")]
     head += [element("th", name, title=meaning, class_="number") for name, meaning, _, _ in COLUMNS]
     rows = []
-    for one in standings:
+    for one in agents:
         cells = [
             element("th", element("i", class_=f"key c{one.colour}"), one.agent, scope="row"),
             element("td", element("b", dollars(one.row.pnl.mean)), " ", element("small", _interval(one.row.pnl)), class_="number"),
@@ -57,16 +57,16 @@ def summary(standings: Sequence[Standing]) -> Html:
     return element("div", made, class_="wide")
 
 
-def equity(standings: Sequence[Standing]) -> Html:
+def equity(agents: Sequence[AgentSummary]) -> Html:
     """A panel for each agent, all on one scale, but for one that would flatten the others."""
-    shown = [(one, one.curve) for one in standings if one.curve is not None]
+    shown = [(one, one.curve) for one in agents if one.curve is not None]
     if not shown:
         return element("p", "No run has more than one moment.")
     reaches = {one.agent: (min(0.0, *curve.low), max(0.0, *curve.high)) for one, curve in shown}
     apart = _apart(reaches)
     common = [reach for agent, reach in reaches.items() if agent != apart]
     low, high = min(reach[0] for reach in common), max(reach[1] for reach in common)
-    ends = {run.ticks_processed * run.tick_interval for one in standings for run in one.runs}
+    ends = {run.ticks_processed * run.tick_interval for one in agents for run in one.runs}
     end = moment(ends.pop()) if len(ends) == 1 else "end"
     panels = []
     for one, curve in shown:
@@ -76,13 +76,13 @@ def equity(standings: Sequence[Standing]) -> Html:
     return element("div", *panels, class_="panels")
 
 
-def distributions(standings: Sequence[Standing]) -> Html:
+def distributions(agents: Sequence[AgentSummary]) -> Html:
     """Every run's P&L as a dot, agents under each other on one scale."""
-    values = [run.metrics.total_pnl for one in standings for run in one.runs]
+    values = [run.metrics.total_pnl for one in agents for run in one.runs]
     low, high = min(0.0, *values), max(0.0, *values)
     high = high if high > low else low + 1.0
     rows = []
-    for one in standings:
+    for one in agents:
         pnls = [run.metrics.total_pnl for run in one.runs]
         median = element("small", f"median {dollars(one.spread.median)}, {percent(sum(v > 0 for v in pnls) / len(pnls))} above 0")
         rows.append(element("div", _caption(one), median, class_="label"))
@@ -91,22 +91,22 @@ def distributions(standings: Sequence[Standing]) -> Html:
     return element("div", *rows, class_="rows")
 
 
-def pairs(standings: Sequence[Standing], differences: Mapping[tuple[str, str], Difference]) -> Html:
+def pairs(agents: Sequence[AgentSummary], differences: Mapping[tuple[str, str], Difference]) -> Html:
     """Is the ranking more than chance? Neighbours market by market, then everybody against everybody."""
     if not differences:
         return element("p", "No two agents played the same market.")
-    neighbours = [differences.get((a.agent, b.agent)) for a, b in pairwise(standings)]
+    neighbours = [differences.get((a.agent, b.agent)) for a, b in pairwise(agents)]
     panels = [_pair(difference) for difference in neighbours if difference is not None]
-    told = f" Of {len(standings)} agents the first {MOST_COMPARED} are compared." if len(standings) > MOST_COMPARED else ""
+    told = f" Of {len(agents)} agents the first {MOST_COMPARED} are compared." if len(agents) > MOST_COMPARED else ""
     note = element("p", "Row less column, in dollars a market; bold where the corrected p is below 5 %.", told, class_="note")
-    return joined([element("div", *panels, class_="panels"), note, _matrix(standings[:MOST_COMPARED], differences)])
+    return joined([element("div", *panels, class_="panels"), note, _matrix(agents[:MOST_COMPARED], differences)])
 
 
-def actions(standings: Sequence[Standing]) -> Html:
+def actions(agents: Sequence[AgentSummary]) -> Html:
     """What each agent's decisions were."""
     known = dict(KINDS)
     rows, seen = [], set()
-    for one in standings:
+    for one in agents:
         shares = [(name, one.row.action_shares.get(kind, 0.0)) for kind, name in KINDS]
         shares.append(("other", sum(share for kind, share in one.row.action_shares.items() if kind not in known)))
         seen |= {name for name, share in shares if share > 0}
@@ -141,12 +141,12 @@ def _chance(p: float | None) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def _matrix(standings: Sequence[Standing], differences: Mapping[tuple[str, str], Difference]) -> Html:
-    head = element("tr", element("th"), *(element("th", one.agent, class_="number") for one in standings))
+def _matrix(agents: Sequence[AgentSummary], differences: Mapping[tuple[str, str], Difference]) -> Html:
+    head = element("tr", element("th"), *(element("th", one.agent, class_="number") for one in agents))
     rows = []
-    for ours in standings:
+    for ours in agents:
         cells = [element("th", element("i", class_=f"key c{ours.colour}"), ours.agent, scope="row")]
-        for theirs in standings:
+        for theirs in agents:
             turned = (theirs.agent, ours.agent) in differences
             found = differences.get((theirs.agent, ours.agent) if turned else (ours.agent, theirs.agent))
             cells.append(_cell(found, turned))
@@ -164,11 +164,11 @@ def _cell(difference: Difference | None, turned: bool) -> Html:
     return element("td", element("b", told) if difference.clear else told, class_=f"number {kind}", title=title)
 
 
-def _caption(one: Standing, more: str = "") -> Html:
+def _caption(one: AgentSummary, more: str = "") -> Html:
     return element("figcaption", element("i", class_=f"key c{one.colour}"), element("b", one.agent), more)
 
 
-def _interval(interval: Interval) -> str:
+def _interval(interval: Bounds) -> str:
     if interval.low is None or interval.high is None:
         return "one market: no interval"
     return f"[{dollars(interval.low)}, {dollars(interval.high)}]"
@@ -180,7 +180,7 @@ def _apart(reaches: Mapping[str, tuple[float, float]]) -> str | None:
     return heights[0][1] if len(heights) > 1 and heights[0][0] > APART * heights[1][0] > 0.0 else None
 
 
-def _reach(intervals: Sequence[Interval]) -> tuple[float, float]:
+def _reach(intervals: Sequence[Bounds]) -> tuple[float, float]:
     """Where the bars of a column begin and end: at the bounds that there are, and zero."""
     bounds = [bound for one in intervals for bound in (one.mean, one.low, one.high) if bound is not None]
     low, high = min(0.0, *bounds), max(0.0, *bounds)
@@ -211,18 +211,18 @@ STYLE = Path(__file__).with_name("style.css")
 def page(results: Sequence[Result], scenarios: Mapping[str, Scenario]) -> str:
     """The report of some runs as an HTML document."""
     found = compared(results)
-    standings, differences = found.standings, found.differences
+    agents, differences = found.agents, found.differences
     title = "Benchmark report"
-    parts = [_part("runs", timelines(results, {run.id: one.agent for one in standings for run in one.runs}, scenarios))]
-    if standings:
-        parts = [*_comparisons(standings, differences), *parts]
-    links = [element("a", name, href=f"#{anchor}") for anchor, name in PARTS.items() if standings or anchor in ALWAYS]
+    parts = [_part("runs", timelines(results, {run.id: one.agent for one in agents for run in one.runs}, scenarios))]
+    if agents:
+        parts = [*_comparisons(agents, differences), *parts]
+    links = [element("a", name, href=f"#{anchor}") for anchor, name in PARTS.items() if agents or anchor in ALWAYS]
     body = [
         element("h1", title),
-        element("p", _lead(results, standings, differences), class_="lead"),
-        _warnings(results, standings),
+        element("p", _lead(results, agents, differences), class_="lead"),
+        _warnings(results, agents),
         element("nav", *links),
-        summary(standings) if standings else None,
+        summary(agents) if agents else None,
         *parts,
         _part("reading", _reading()),
     ]
@@ -237,20 +237,20 @@ def page(results: Sequence[Result], scenarios: Mapping[str, Scenario]) -> str:
     return f"<!DOCTYPE html>\n{element('html', head, element('body', *body), lang='en')}\n"
 
 
-def _comparisons(standings: Sequence[Standing], differences: Mapping[tuple[str, str], Difference]) -> list[Html]:
+def _comparisons(agents: Sequence[AgentSummary], differences: Mapping[tuple[str, str], Difference]) -> list[Html]:
     return [
         _part(
             "equity",
-            equity(standings),
+            equity(agents),
             "Mean of all runs; the band holds the middle 80 % of them. All on one scale unless it says otherwise.",
         ),
-        _part("spread", distributions(standings), "A dot is a run; the box holds the middle half, the line 5 to 95 %."),
+        _part("spread", distributions(agents), "A dot is a run; the box holds the middle half, the line 5 to 95 %."),
         _part(
             "pairs",
-            pairs(standings, differences),
+            pairs(agents, differences),
             "Each agent less the next one down, in the same market. A bar is a market; the stripe is the mean's 95 % interval.",
         ),
-        _part("actions", actions(standings), "Share of all decisions, refused orders by what was asked for."),
+        _part("actions", actions(agents), "Share of all decisions, refused orders by what was asked for."),
     ]
 
 
@@ -258,19 +258,19 @@ def _part(anchor: str, content: Html, note: str | None = None) -> Html:
     return element("section", element("h2", PARTS[anchor], id=anchor), element("p", note, class_="note") if note else None, content)
 
 
-def _lead(results: Sequence[Result], standings: Sequence[Standing], differences: Mapping[tuple[str, str], Difference]) -> str:
+def _lead(results: Sequence[Result], agents: Sequence[AgentSummary], differences: Mapping[tuple[str, str], Difference]) -> str:
     markets = {run.snapshot for run in results}
-    agents = len(standings) or len({run.agent_id for run in results})
+    count = len(agents) or len({run.agent_id for run in results})
     spans = {run.ticks * run.tick_interval for run in results}
     lasts = f" of {duration(next(iter(spans)))} each" if len(spans) == 1 else ""
-    played = f"{_many(agents, 'agent')} in {_many(len(markets), 'market')}{lasts}, {_many(len(results), 'run')}"
-    if not standings:
+    played = f"{_many(count, 'agent')} in {_many(len(markets), 'market')}{lasts}, {_many(len(results), 'run')}"
+    if not agents:
         return f"{played}. No run was played to its end, so nothing is compared."
-    best = standings[0]
+    best = agents[0]
     told = f"{played}. {best.agent} earned most: {dollars(best.row.pnl.mean)} a market"
-    if len(standings) == 1:
+    if len(agents) == 1:
         return f"{told}."
-    second = standings[1]
+    second = agents[1]
     found = differences.get((best.agent, second.agent))
     if found is None:
         return f"{told}; it shares no market with {second.agent}, the next."
@@ -278,12 +278,12 @@ def _lead(results: Sequence[Result], standings: Sequence[Standing], differences:
     return f"{told}, {ahead}, {'more than chance explains' if found.clear else 'which may be chance'}."
 
 
-def _warnings(results: Sequence[Result], standings: Sequence[Standing]) -> Html | None:
+def _warnings(results: Sequence[Result], agents: Sequence[AgentSummary]) -> Html | None:
     found = []
     if early := [run for run in results if not run.complete]:
-        agents = ", ".join(sorted({run.agent_id for run in early})[:5])
-        found.append(f"{_many(len(early), 'run')} ended early ({agents}) and {'is' if len(early) == 1 else 'are'} in no comparison.")
-    if len({frozenset(run.snapshot for run in one.runs) for one in standings}) > 1:
+        names = ", ".join(sorted({run.agent_id for run in early})[:5])
+        found.append(f"{_many(len(early), 'run')} ended early ({names}) and {'is' if len(early) == 1 else 'are'} in no comparison.")
+    if len({frozenset(run.snapshot for run in one.runs) for one in agents}) > 1:
         found.append("Not every agent played every market: means are over different markets. Paired differences use the shared ones only.")
     if len({run.engine for run in results if run.engine}) > 1:
         found.append("Results of several versions of the engine are here: only those of one are compared.")

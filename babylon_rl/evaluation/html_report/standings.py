@@ -1,20 +1,20 @@
-"""What the report says of every agent and of every two, as `benchmark compare` says it, with the runs behind the numbers."""
+"""Numbers of the page: `benchmark compare` of every agent and every two, with the runs behind them."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from babylon_rl.evaluation.comparison_shape import AgentRow, Interval, Pair
+from babylon_rl.evaluation.compare_results import AgentRow, Bounds, PairRow, by_agent, compare_results
+from babylon_rl.evaluation.comparison import RunKey
 from babylon_rl.evaluation.html_report.charts import Curve, Spread, curve_of, spread_of
 from babylon_rl.evaluation.results import Result
-from babylon_rl.evaluation.run_comparison import RunKey, by_agent, compare_results
 
 LEVEL = 0.05
 MOST_COMPARED = 12
 
 
 @dataclass(frozen=True)
-class Standing:
+class AgentSummary:
     """An agent's complete runs, and what they come to.
 
     ``number`` is its place by mean P&L from 0, which also chooses its colour; ``row`` holds its means, over markets.
@@ -47,7 +47,7 @@ class Difference:
     ours: str
     theirs: str
     values: tuple[float, ...]
-    interval: Interval
+    interval: Bounds
     p: float | None
 
     @property
@@ -63,7 +63,7 @@ Measure = Callable[[AgentRow], float | None]
 class Compared:
     """Every agent with a complete run, best mean P&L first, and every better-placed one of the first MOST_COMPARED less every other."""
 
-    standings: tuple[Standing, ...]
+    agents: tuple[AgentSummary, ...]
     differences: dict[tuple[str, str], Difference]
 
 
@@ -79,28 +79,22 @@ def compared(results: Sequence[Result]) -> Compared:
     found = compare_results(complete)
     ranked = sorted(found.agents, key=lambda row: (-row.pnl.mean, row.agent))
     runs = by_agent(found.runs)
-    standings = tuple(_standing(number, row, list(runs[row.agent].values())) for number, row in enumerate(ranked))
-    places = {one.agent: one.number for one in standings}
+    agents = tuple(_summary(number, row, list(runs[row.agent].values())) for number, row in enumerate(ranked))
+    places = {one.agent: one.number for one in agents}
     differences = {}
     for pair in found.pairs:
         if max(places[pair.a], places[pair.b]) < MOST_COMPARED:
             difference = _difference(pair, runs, turned=places[pair.a] > places[pair.b])
             differences[difference.ours, difference.theirs] = difference
-    return Compared(standings, differences)
+    return Compared(agents, differences)
 
 
-def profits(run: Result) -> list[float]:
-    """P&L of a run at its moments, from 0, in dollars."""
-    equity = run.equity
-    return [value - equity[0] for value in equity]
-
-
-def _standing(number: int, row: AgentRow, runs: Sequence[Result]) -> Standing:
+def _summary(number: int, row: AgentRow, runs: Sequence[Result]) -> AgentSummary:
     spread = spread_of([run.metrics.total_pnl for run in runs])
-    return Standing(number, row, tuple(runs), spread, curve_of([profits(run) for run in runs]))
+    return AgentSummary(number, row, tuple(runs), spread, curve_of([run.pnl_path for run in runs]))
 
 
-def _difference(pair: Pair, runs: dict[str, dict[RunKey, Result]], turned: bool) -> Difference:
+def _difference(pair: PairRow, runs: dict[str, dict[RunKey, Result]], turned: bool) -> Difference:
     ours, theirs = (pair.b, pair.a) if turned else (pair.a, pair.b)
     of_market: dict[str, list[float]] = {}
     for key, run in runs[ours].items():
@@ -111,7 +105,7 @@ def _difference(pair: Pair, runs: dict[str, dict[RunKey, Result]], turned: bool)
     return Difference(ours, theirs, values, turned_around(pair.difference) if turned else pair.difference, p)
 
 
-def turned_around(interval: Interval) -> Interval:
+def turned_around(interval: Bounds) -> Bounds:
     """The interval of the difference the other way round."""
     low, high = (None if bound is None else -bound for bound in (interval.high, interval.low))
-    return Interval(mean=-interval.mean, low=low, high=high)
+    return Bounds(mean=-interval.mean, low=low, high=high)

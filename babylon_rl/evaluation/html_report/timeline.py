@@ -9,7 +9,6 @@ from typing import Any
 
 from babylon_rl.evaluation.html_report.charts import sparkline
 from babylon_rl.evaluation.html_report.markup import Html, dollars, element, joined, moment, number, percent, shortened
-from babylon_rl.evaluation.html_report.standings import profits
 from babylon_rl.evaluation.results import ActionTaken, Result
 from babylon_rl.market.simulation.scenario import Scenario
 
@@ -116,7 +115,7 @@ def _run(run: Result, name: str, scenario: Scenario | None) -> Html:
     told = [[element("span", tag, class_="tag"), " "] for tag in tags]
     heading = element("summary", element("b", name), " ", _coloured(run.metrics.total_pnl), f" in {run.benchmark_id} ", told)
     stopped = None if run.complete else element("p", run.stopped or "The run ended early.", class_="warning")
-    curve = sparkline(profits(run)) if len(run.trajectory.states) > 1 else None
+    curve = sparkline(run.pnl_path) if len(run.trajectory.states) > 1 else None
     return element("details", heading, element("div", stopped, curve, _questions(run, scenario), _table(run, scenario), class_="inside"))
 
 

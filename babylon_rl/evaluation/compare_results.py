@@ -1,0 +1,303 @@
+"""``benchmark compare``: kept results side by side, as a document in the shape of the game's own benchmark with ours beside it.
+
+A result that is not sound, of a market that its agent had met before, or of another version of the engine than the others enters nothing
+and is named with the reason.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from babylon_rl.errors import MarketError, UsageError
+from babylon_rl.evaluation.comparison import Comparison, Pair, Row, RunKey, mean_over_snapshots, pairs_of
+from babylon_rl.evaluation.metrics import calibration, share
+from babylon_rl.evaluation.players import engine_version, outside
+from babylon_rl.evaluation.result_checks import validate_result
+from babylon_rl.evaluation.results import PARTIAL, SEEN, SUFFIX, Bin, Result, read_result
+
+LEVEL = 0.05
+
+
+class _Shape(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """Common to all parts: camelCase names."""
+
+
+class Bounds(_Shape, frozen=True):
+    """An estimate with its 95 % interval; an end is null where the data do not bound it."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+class Totals(_Shape, frozen=True):
+    """Over all runs; the best and the worst by P&L, by their ids."""
+
+    avg_pnl: float
+    avg_accuracy: float | None
+    avg_optimality: float
+    best_run: str
+    worst_run: str
+
+
+class AgentRow(_Shape, frozen=True):
+    """One agent over its runs: means over snapshots, shares over all of its decisions, positions or purchases; null: nothing to measure."""
+
+    agent: str
+    role: str
+    identity: str
+    runs: int
+    snapshots: int
+    pnl: Bounds
+    returns: float | None = msgspec.field(name="return")
+    sharpe: float | None
+    max_drawdown: float | None
+    win_rate: float | None
+    accuracy: float | None
+    brier: float | None
+    market_brier: float | None
+    edge: float | None
+    calibration: list[Bin]
+    invalid_rate: float | None
+    refused_rate: float | None
+    action_shares: dict[str, float]
+    action_entropy: float | None
+    reaction_ticks: float | None
+    reaction_share: float | None
+    optimality: float | None
+    avg_response_time: float | None
+    positions: int
+
+
+class PairRow(_Shape, frozen=True):
+    """``a`` less ``b`` over the ``runs`` that both have, in ``snapshots`` markets.
+
+    Attributes:
+        difference: dollars a market; effect_size: in standard deviations between markets, null where they do not vary or are too few.
+        p: by flipping the signs of markets; adjusted_p: after Holm's correction for all pairs of the comparison.
+        better_share: of the markets in which a earned more, an equal result counting half.
+        winner: the one that is better by an interval without 0 and an adjusted p of at most 0.05; null: not decided.
+    """
+
+    a: str
+    b: str
+    difference: Bounds
+    p: float
+    adjusted_p: float
+    effect_size: Bounds | None
+    better_share: Bounds
+    snapshots: int
+    runs: int
+    winner: str | None
+
+
+class LeftOut(_Shape, frozen=True):
+    """A file, or the id of a result, that enters no comparison, and why."""
+
+    file: str
+    agent: str | None
+    reasons: list[str]
+
+
+class ComparisonDocument(_Shape, frozen=True):
+    """``runs`` are whole results; ``comparison`` is over all of them."""
+
+    runs: list[Result]
+    comparison: Totals
+    agents: list[AgentRow]
+    pairs: list[PairRow]
+    refused: list[LeftOut]
+    notes: list[str]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """As JSON values."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+
+def sound_results(files: Iterable[Path]) -> tuple[list[Result], list[LeftOut]]:
+    """The results that may enter a comparison, and the files that may not, with sentences that say why."""
+    results, left_out = [], []
+    for path in files:
+        try:
+            result = read_result(path)
+        except MarketError as error:
+            left_out.append(LeftOut(file=str(path), agent=None, reasons=[str(error)]))
+            continue
+        wrong = validate_result(result)
+        if not result.complete:
+            wrong.append(f"It ended at tick {result.ticks_processed} of {result.ticks}: {result.stopped or 'left early'}")
+        if result.repeat > 0 and result.identity == outside(result.agent_id, result.mandate):
+            wrong.append(f"It is attempt {result.repeat + 1} of an outside agent, which may know the market from the first.")
+        if wrong:
+            left_out.append(LeftOut(file=str(path), agent=result.agent_id, reasons=wrong))
+        else:
+            results.append(result)
+    return results, left_out
+
+
+def result_files(directory: Path) -> list[Path]:
+    """The results of a directory, those that ended early among them.
+
+    Raises:
+        UsageError: there is none.
+    """
+    files = sorted(path for path in directory.glob(f"*{SUFFIX}") if path.is_file())
+    if not files:
+        raise UsageError(f"{directory} holds no results; `babylon-rl benchmark run SNAPSHOT --model NAME --out {directory}` writes them.")
+    return [path for path in files if not path.name.endswith(PARTIAL)] + [path for path in files if path.name.endswith(PARTIAL)]
+
+
+def compare_results(results: Sequence[Result], left_out: Sequence[LeftOut] = (), *, reference: str | None = None) -> ComparisonDocument:
+    """Compare all agents of some sound results with each other, or with one of them only.
+
+    Only results of one version of the engine are compared: of the one that runs now, or, where none is of it, of the one with most results.
+
+    Raises:
+        UsageError: there is no sound result, one is given twice under other numbers, or the reference has none.
+    """
+    results, other_engine, notes = _of_one_engine(results)
+    of_agent = by_agent(results)
+    if not of_agent:
+        reasons = " ".join(f"{one.file}: {' '.join(one.reasons)}" for one in left_out[:3])
+        raise UsageError(f"There is no sound result to compare. {reasons}".rstrip())
+    if reference is not None and reference not in of_agent:
+        raise UsageError(" ".join([f"There is no result of {reference!r}; there are results of {', '.join(of_agent)}.", *notes]))
+    names = list(of_agent)
+    wanted = list(combinations(names, 2)) if reference is None else [(name, reference) for name in names if name != reference]
+    rows = tuple(Row(name, next(iter(runs.values())).role, runs) for name, runs in of_agent.items())
+    pairs, not_shared = pairs_of(rows, wanted)
+    notes += not_shared
+    if any(result.seen for result in results):
+        notes.append(SEEN)
+    if any(one.agent is None or one.reasons for one in left_out):
+        notes.append(f"{len(left_out)} results are left out: not sound, not complete, or of a market that was known from before.")
+    return _document(Comparison(rows, reference=reference, notes=tuple(notes), pairs=pairs), _totals(results), [*left_out, *other_engine])
+
+
+def _document(comparison: Comparison[Row[Result]], totals: Totals, left_out: list[LeftOut]) -> ComparisonDocument:
+    return ComparisonDocument(
+        runs=[result for row in comparison.rows for result in row.results],
+        comparison=totals, agents=[_agent(row) for row in comparison.rows],
+        pairs=[_pair(pair) for pair in comparison.pairs], refused=left_out, notes=list(comparison.notes),
+    )  # fmt: skip
+
+
+def _of_one_engine(results: Sequence[Result]) -> tuple[list[Result], list[LeftOut], list[str]]:
+    """The results that can be compared, the others, and a sentence about these."""
+    counts = Counter(result.engine for result in results)
+    compared = max(counts, key=lambda engine: (engine == engine_version(), counts[engine], engine), default="")
+    kept = [result for result in results if result.engine == compared]
+    others = [
+        LeftOut(file=result.id, agent=result.agent_id, reasons=[f"It was played by engine {result.engine[:6]}, not {compared[:6]}."])
+        for result in results
+        if result.engine != compared
+    ]
+    told = f"{len(others)} results of another version of the engine are left out: the `benchmark run` that made them plays them anew."
+    return kept, others, [told] if others else []
+
+
+def by_agent(results: Sequence[Result]) -> dict[str, dict[RunKey, Result]]:
+    """Results of one engine by name, then by market, seed and repeat. Where one name stands for several agents, the mandate is added, and
+    a part of the identity where that does not tell them apart.
+
+    Raises:
+        UsageError: two different results of one agent, market, seed and repeat.
+    """
+    agents: dict[str, set[str]] = {}
+    for result in results:
+        for name in _names(result):
+            agents.setdefault(name, set()).add(result.identity)
+    runs_of: dict[str, dict[RunKey, Result]] = {}
+    for result in results:
+        name = next((name for name in _names(result) if len(agents[name]) == 1), _names(result)[-1])
+        runs = runs_of.setdefault(name, {})
+        key = (result.snapshot, str(result.seed), result.repeat)
+        if key in runs and runs[key].metrics != result.metrics:
+            raise UsageError(f"There are two different results of {name} in {result.benchmark_id}, repeat {result.repeat}: {result.id}.")
+        runs[key] = result
+    return {name: dict(sorted(runs.items())) for name, runs in runs_of.items()}  # in an order that files and arguments do not change
+
+
+def _names(result: Result) -> tuple[str, str, str]:
+    """What an agent can be called, from short to unmistakable."""
+    agent = f"{result.agent_id} ({result.mandate}"
+    return result.agent_id, f"{agent})", f"{agent}, {result.identity[:6]})"
+
+
+def _pair(pair: Pair) -> PairRow:
+    difference, effect, better = pair.paired.difference, pair.paired.effect, pair.paired.superiority
+    sure = pair.adjusted_p <= LEVEL
+    return PairRow(
+        a=pair.a,
+        b=pair.b,
+        difference=_bounds(difference.mean, difference.low, difference.high),
+        p=pair.paired.test.p,
+        adjusted_p=pair.adjusted_p,
+        effect_size=_bounds(effect.size, effect.low, effect.high) if effect is not None else None,
+        better_share=_bounds(better.share, better.low, better.high),
+        snapshots=difference.count,
+        runs=pair.runs,
+        winner=pair.a if difference.low > 0.0 and sure else pair.b if difference.high < 0.0 and sure else None,
+    )
+
+
+def _agent(row: Row[Result]) -> AgentRow:
+    runs = row.results
+    forecasts = [forecast for run in runs for forecast in run.forecasts]
+    metrics = [run.metrics for run in runs]
+    decisions = sum(run.ticks_processed for run in runs)
+    actions: dict[str, float] = {}
+    for run in runs:
+        for action, part in run.metrics.action_shares.items():
+            actions[action] = actions.get(action, 0.0) + part * run.ticks_processed / decisions
+    positions = sum(one.prediction_metrics.total_positions for one in metrics)
+    trades = sum(one.perp_metrics.total_trades for one in metrics)
+    return AgentRow(
+        agent=row.player,
+        role=row.role,
+        identity=runs[0].identity,
+        runs=len(runs),
+        snapshots=len({run.snapshot for run in runs}),
+        pnl=_bounds(row.pnl.mean, row.pnl.low, row.pnl.high),
+        returns=row.mean(lambda run: run.metrics.return_share),
+        sharpe=row.mean(lambda run: run.metrics.sharpe),
+        max_drawdown=row.mean(lambda run: run.metrics.perp_metrics.max_drawdown),
+        win_rate=row.mean(lambda run: run.metrics.win_rate),
+        accuracy=share(sum(one.prediction_metrics.correct_predictions for one in metrics), positions),
+        brier=share(math.fsum((one.paid - one.right) ** 2 for one in forecasts), len(forecasts)),
+        market_brier=share(math.fsum((one.crowd - one.right) ** 2 for one in forecasts), len(forecasts)),
+        edge=share(math.fsum(one.right - one.paid for one in forecasts), len(forecasts)),
+        calibration=calibration(forecasts),
+        invalid_rate=share(sum(sum(one.invalid.values()) for one in metrics), decisions),
+        refused_rate=share(sum(sum(one.refused.values()) for one in metrics), decisions),
+        action_shares=dict(sorted(actions.items())),
+        action_entropy=row.mean(lambda run: run.metrics.action_entropy),
+        reaction_ticks=row.mean(lambda run: run.metrics.reaction_ticks),
+        reaction_share=row.mean(lambda run: run.metrics.reaction_share),
+        optimality=row.mean(lambda run: run.metrics.optimality_score),
+        avg_response_time=row.mean(lambda run: run.metrics.timing.avg_response_time),
+        positions=positions + trades,
+    )
+
+
+def _totals(results: Sequence[Result]) -> Totals:
+    ranked = sorted(results, key=lambda result: (result.metrics.total_pnl, result.id))
+    return Totals(
+        avg_pnl=math.fsum(result.metrics.total_pnl for result in results) / len(results),
+        avg_accuracy=mean_over_snapshots((run.snapshot, run.metrics.prediction_metrics.accuracy) for run in results),
+        avg_optimality=math.fsum(result.metrics.optimality_score for result in results) / len(results),
+        best_run=ranked[-1].id,
+        worst_run=ranked[0].id,
+    )
+
+
+def _bounds(mean: float, low: float, high: float) -> Bounds:
+    """Without ends where one snapshot, or a jackknife without spread, gives none."""
+    return Bounds(mean=mean, low=low if math.isfinite(low) else None, high=high if math.isfinite(high) else None)
