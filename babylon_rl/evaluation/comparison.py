@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.metrics import drawdowns, sharpe, sharpe_path
+from babylon_rl.evaluation.metrics import FEWEST_TO_DRAW, drawdowns, sharpe, sharpe_path
 from babylon_rl.evaluation.statistics import (
     CONFIDENCE,
     Interval,
@@ -138,8 +138,8 @@ class GateRow(Row[MarketResult]):
 
     @property
     def sharpe_path(self) -> list[float | None]:
-        """Mean Sharpe ratio up to every moment, over the markets that have one by then."""
-        columns = zip(*(sharpe_path(result.pnl_path) for result in self.results), strict=True)
+        """Mean Sharpe ratio up to every moment, over the markets that have one by then; None at the beginning."""
+        columns = zip(*(sharpe_path(result.pnl_path, FEWEST_TO_DRAW) for result in self.results), strict=True)
         known = [[value for value in column if value is not None] for column in columns]
         return [sum(values) / len(values) if values else None for values in known]
 

@@ -88,6 +88,7 @@ def _closings(record: AgentRecord) -> Iterator[tuple[Fill | Settlement, str]]:
 
 BINS = 10
 INVALID = "invalid"
+FEWEST_TO_DRAW = 4  # changes behind a Sharpe ratio in a picture: of two alike it is a ratio of any size
 _DIRECTION = {"long": 1, "yes": 1, "short": -1, "no": -1}
 
 
@@ -202,14 +203,14 @@ def sharpe(equity: Sequence[float]) -> float | None:
     return mean / spread * math.sqrt(len(changes)) if spread > 1e-9 else None
 
 
-def sharpe_path(equity: Sequence[float]) -> list[float | None]:
-    """``sharpe`` up to every moment."""
+def sharpe_path(equity: Sequence[float], fewest: int = 2) -> list[float | None]:
+    """``sharpe`` up to every moment, None before ``fewest`` changes."""
     found: list[float | None] = [None] if len(equity) else []
     total = squares = 0.0
     for count, (before, after) in enumerate(pairwise(equity), 1):
         total, squares = total + after - before, squares + (after - before) ** 2
         variance = (squares - total * total / count) / (count - 1) if count > 1 else 0.0
-        found.append(total / count / math.sqrt(variance) * math.sqrt(count) if variance > 1e-12 else None)
+        found.append(total / count / math.sqrt(variance) * math.sqrt(count) if count >= fewest and variance > 1e-12 else None)
     return found
 
 

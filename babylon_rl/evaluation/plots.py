@@ -1,9 +1,10 @@
 """Pictures of the gate's evidence: a comparison (P&L, paired differences, the course of the hour, risk), and the leaderboard."""
 
 import io
+import math
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,28 @@ _COLOURS = {
     "strategy": "#a9a9a9",
 }
 _GAIN, _LOSS = "#2a9d6f", "#c8553d"
-_INCHES, _DPI = (13.5, 5.6), 88
+_INCHES, _DPI = (13.5, 7.4), 80
 
 
 def benchmark_png(comparison: Comparison[GateRow], verdict: Verdict) -> bytes:
-    """Draw a comparison as a PNG of about 50 kB."""
+    """Draw a comparison as a PNG of about 100 kB."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_INCHES, dpi=_DPI)
     FigureCanvasAgg(figure)
-    means, pairs, hour = figure.subplots(1, 3, width_ratios=(1.15, 1.0, 1.0))
-    figure.subplots_adjust(left=0.11, right=0.93, bottom=0.1, top=0.82, wspace=0.3)
+    places = [["means", "pairs", "hour"], ["means", "sharpe", "drawdown"]]
+    panels = figure.subplot_mosaic(places, width_ratios=(1.15, 1.0, 1.0), height_ratios=(1.25, 1.0))
+    figure.subplots_adjust(left=0.11, right=0.93, bottom=0.07, top=0.86, wspace=0.3, hspace=0.28)
     heading = f"{verdict.decision.replace('_', ' ').upper()}: {verdict.reason}"
     figure.text(0.02, 0.97, "\n".join(textwrap.wrap(heading, 170)[:3]), fontsize=9.5, va="top")
-    _draw_means(means, comparison)
-    _draw_pairs(pairs, comparison)
-    _draw_hour(hour, comparison)
-    for axes in (means, pairs, hour):
+    _draw_means(panels["means"], comparison)
+    _draw_pairs(panels["pairs"], comparison)
+    _draw_hour(panels["hour"], comparison.rows, lambda row: row.pnl_path, "Mean P&L so far, dollars")
+    models = [row for row in comparison.rows if row.role != STRATEGY] or comparison.rows  # strategies' risk is in the table
+    _draw_hour(panels["sharpe"], models, lambda row: row.sharpe_path, "Mean Sharpe ratio so far")
+    _draw_hour(panels["drawdown"], models, lambda row: row.drawdown_path, "Mean dollars below the peak so far")
+    for axes in panels.values():
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     png = io.BytesIO()
@@ -105,14 +110,16 @@ def _draw_pairs(axes: Any, comparison: Comparison[GateRow]) -> None:
     axes.set_title(f"{ours.player} - {theirs.player}: better in {better} of {len(differences)} markets", fontsize=9, loc="left")
 
 
-def _draw_hour(axes: Any, comparison: Comparison[GateRow]) -> None:
+def _draw_hour(axes: Any, rows: Sequence[GateRow], path_of: Callable[[GateRow], Sequence[float | None]], title: str) -> None:
+    """Curves over the hour, each with its player's name at the end."""
     ends = []
-    for row in comparison.rows:
-        curve = row.pnl_path
+    for row in rows:
+        curve = [math.nan if value is None else value for value in path_of(row)]
         minutes = [tick * PRESETS[PRESET].tick_seconds / 60 for tick in range(len(curve))]
         style = {"linewidth": 1.1, "linestyle": "--"} if row.role == STRATEGY else {"linewidth": 2.0}
         axes.plot(minutes, curve, color=_COLOURS[row.role], **style)
-        ends.append((curve[-1], row.player, _COLOURS[row.role], minutes[-1]))
+        if not math.isnan(curve[-1]):  # who never trades has no Sharpe ratio
+            ends.append((curve[-1], row.player, _COLOURS[row.role], minutes[-1]))
     low, high = axes.get_ylim()
     ends.sort()
     places = _apart([end[0] for end in ends], (high - low) * 0.045)
@@ -120,7 +127,7 @@ def _draw_hour(axes: Any, comparison: Comparison[GateRow]) -> None:
         axes.annotate(model, (minute, place), xytext=(5, 0), textcoords="offset points", fontsize=8, color=colour, va="center")
     axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     axes.set_xlabel("minute of the hour", fontsize=8)
-    axes.set_title("Mean P&L so far, dollars", fontsize=9, loc="left")
+    axes.set_title(title, fontsize=9, loc="left")
 
 
 def _apart(values: Sequence[float], gap: float) -> list[float]:
@@ -141,7 +148,7 @@ def _ends(block: Sequence[float], gap: float) -> tuple[float, float]:
 
 _BOARD_COLOURS = {VERSION: "#1f6fb4", DEPLOYED: "#8a4fa3", BASE: "#3d3d3d", STRATEGY: "#a9a9a9"}
 _MARKERS = {"pass": "o", "fail": "X", "inconclusive": "D"}
-_WIDTH, _DPI, _MOST = 11.5, 88, 40
+_WIDTH, _BOARD_DPI, _MOST = 11.5, 88, 40
 
 
 def leaderboard_png(board: Leaderboard) -> bytes:
@@ -150,7 +157,7 @@ def leaderboard_png(board: Leaderboard) -> bytes:
     from matplotlib.figure import Figure
 
     height = 1.1 + 0.27 * max(8, min(_MOST, len(board.lines)))
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI)
+    figure = Figure(figsize=(_WIDTH, height), dpi=_BOARD_DPI)
     FigureCanvasAgg(figure)
     ranks, progress = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
     figure.subplots_adjust(left=0.12, right=0.97, bottom=0.5 / height, top=1 - 0.4 / height, wspace=0.16)

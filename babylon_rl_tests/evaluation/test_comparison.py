@@ -1,7 +1,8 @@
 """What a comparison says beside the gate's decision: contests, clustered rates, success criteria, and the report of it."""
 
 import json
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from statistics import mean, stdev
 
 import pytest
 
@@ -86,6 +87,18 @@ def test_the_report_is_plain_json_and_a_page_with_every_comparison() -> None:
     assert "contests" not in rows[1]
     page = markdown(comparison, verdict)
     assert "| v1.0.0 (the reference) | +2" in page and "| 10%+ better P&L | yes |" in page and "look 3 times" in page
+
+
+def test_sharpe_and_drawdown_are_means_over_markets_and_their_curves_end_there() -> None:
+    steps = [(4, -2, 6, -3, 5, 1, -7, 2, 3, 4, -1, 5), (-1, -2, 3, 3, -4, 5, 2, -6, 1, 2, 4, -3)]
+    paths = [tuple(accumulate(float(step) for step in market)) for market in steps]
+    row = compared([result(index, path[-1], equity_usd=path) for index, path in enumerate(paths)]).row("v1.0.1")
+    ratios = [mean(market) / stdev(market) * len(market) ** 0.5 for market in steps]
+    assert row.sharpe == pytest.approx(sum(ratios) / 2) and row.sharpe_path[-1] == pytest.approx(row.sharpe)
+    assert row.max_drawdown_usd == (7 + 6) / 2 and row.drawdown_path[:3] == [0.0, 0.5, 2.5]
+    assert row.sharpe_path[:4] == [None] * 4 and row.sharpe_path[4] is not None
+    assert (row.document["sharpe"], row.document["maxDrawdown"]) == (row.sharpe, row.max_drawdown_usd)
+    assert compared([result(index, path[-1], equity_usd=path) for index, path in enumerate(paths)]).row("nothing").sharpe is None
 
 
 def test_names_beside_the_lines_of_the_picture_keep_apart() -> None:

@@ -263,6 +263,20 @@ def test_means_and_differences_are_those_of_the_runs(results: list[Result]) -> N
     assert nothing.row.pnl.mean == 0 and nothing.row.win_rate is None and nothing.row.action_shares == pytest.approx({"hold": 1.0})
 
 
+def test_risk_over_time_is_drawn_for_whoever_has_it(results: list[Result], tmp_path: Path) -> None:
+    balanced, nothing = ([run for run in results if run.agent_id == name] for name in ("balanced", "nothing"))
+    agents = {one.agent: one for one in compared(results).agents}
+    drawn = agents["balanced"].sharpe_curve
+    assert drawn is not None and drawn.mean[-1] == pytest.approx(sum(run.metrics.sharpe or 0.0 for run in balanced) / len(balanced))
+    assert drawn.start > 0 and agents["nothing"].sharpe_curve is None
+    falls = agents["balanced"].drawdown_curve
+    assert falls is not None and falls.mean[0] == 0.0 and max(falls.high) <= max(run.metrics.perp_metrics.max_drawdown for run in balanced)
+    text, page = page_of(results, tmp_path)
+    assert text.count('aria-label="Mean Sharpe ratio over time"') == 3 and text.count('aria-label="Mean drawdown over time"') == 4
+    assert page.wrong == []
+    assert "No run has a Sharpe ratio." in page_of(nothing, tmp_path)[1].text
+
+
 def test_repeats_of_a_market_count_as_one_market(markets: list[Scenario]) -> None:
     twice = [
         played(factory(name, market, "free"), market, name, repeat=repeat)

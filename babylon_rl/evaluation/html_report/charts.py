@@ -16,11 +16,15 @@ POINTS = 120
 
 @dataclass(frozen=True)
 class Curve:
-    """P&L over a market's time, ``POINTS`` at most, of all runs of an agent: mean, and where the middle 80 % lie."""
+    """A value over a market's time, ``POINTS`` at most, of all runs of an agent: mean, and where the middle 80 % lie.
+
+    ``start`` is where its first point lies, 0..1: a Sharpe ratio is not there from the beginning.
+    """
 
     mean: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,20 @@ class Spread:
     high: float
 
 
-def curve_of(runs: Sequence[Sequence[float]]) -> Curve | None:
-    """The curve of runs, each given as P&L at its moments; a run's time is stretched from 0 to 1. None when no run has moments."""
-    played = [np.asarray(run, dtype=np.float64) for run in runs if len(run) > 1]
+def curve_of(runs: Sequence[Sequence[float | None]]) -> Curve | None:
+    """The curve of runs, each given as a value at its moments, None before there is one; a run's time is stretched from 0 to 1.
+
+    None when no run has moments, or none has a value at its end.
+    """
+    played = [np.asarray(run, dtype=np.float64) for run in runs if len(run) > 1 and run[-1] is not None]
     if not played:
         return None
     points = min(POINTS, max(len(run) for run in played))
     places = np.linspace(0.0, 1.0, points)
     rows = np.stack([np.interp(places, np.linspace(0.0, 1.0, len(run)), run) for run in played])
-    low, high = np.quantile(rows, [0.1, 0.9], axis=0)
-    return Curve(tuple(rows.mean(axis=0).tolist()), tuple(low.tolist()), tuple(high.tolist()))
+    first = int(np.argmax(~np.isnan(rows).any(axis=0)))  # from here on every run has a value
+    low, high = np.quantile(rows[:, first:], [0.1, 0.9], axis=0)
+    return Curve(tuple(rows[:, first:].mean(axis=0).tolist()), tuple(low.tolist()), tuple(high.tolist()), float(places[first]))
 
 
 def spread_of(values: Sequence[float]) -> Spread:
@@ -63,21 +71,32 @@ MOST_DOTS = 160
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 8.0, 24.0
 
 
-def curve_panel(curve: Curve, low: float, high: float, ends: str, colour: int, width: float = 360.0, height: float = 170.0) -> Html:
-    """Mean P&L so far as a line, the middle 80 % of runs as a band; ``ends`` labels the end of time. All panels share ``low``..``high``."""
+def curve_panel(
+    curve: Curve,
+    low: float,
+    high: float,
+    ends: str,
+    colour: int,
+    *,
+    label: str,
+    told: Callable[[float], str] = dollars,
+    width: float = 360.0,
+    height: float = 170.0,
+) -> Html:
+    """A mean so far as a line, the middle 80 % of runs as a band; ``ends`` labels the end of time. All panels share ``low``..``high``."""
     x, y = _scale(0.0, 1.0, _LEFT, width - _RIGHT), _scale(low, high, height - _BOTTOM, _TOP)
-    places = [index / max(1, len(curve.mean) - 1) for index in range(len(curve.mean))]
+    places = [curve.start + (1.0 - curve.start) * (index / max(1, len(curve.mean) - 1)) for index in range(len(curve.mean))]
     upper = [(x(place), y(value)) for place, value in zip(places, curve.high, strict=True)]
     lower = [(x(place), y(value)) for place, value in zip(places, curve.low, strict=True)]
     line = [(x(place), y(value)) for place, value in zip(places, curve.mean, strict=True)]
     marks = [
-        *_rows(low, high, y, width),
+        *_rows(low, high, y, width, told=told),
         element("polygon", points=_points([*upper, *reversed(lower)]), class_=f"band c{colour}"),
         element("polyline", points=_points(line), class_=f"line c{colour}"),
         element("text", "start", x=_f(_LEFT), y=_f(height - 7), class_="tick"),
         element("text", ends, x=_f(width - _RIGHT), y=_f(height - 7), class_="tick end"),
     ]
-    return _svg(width, height, marks, "Mean P&L over time")
+    return _svg(width, height, marks, label)
 
 
 def dots_row(values: Sequence[float], spread: Spread, low: float, high: float, colour: int, width: float = 640.0) -> Html:
@@ -163,14 +182,14 @@ def sparkline(values: Sequence[float], width: float = 420.0, height: float = 76.
     )
 
 
-def _rows(low: float, high: float, y: Scale, width: float, most: int = 5) -> list[Html]:
-    """Lines across a picture at round dollars, with their labels."""
+def _rows(low: float, high: float, y: Scale, width: float, most: int = 5, told: Callable[[float], str] = dollars) -> list[Html]:
+    """Lines across a picture at round values, with their labels."""
     found = []
     for value in ticks_of(low, high, most):
         found.append(
             element("line", x1=_f(_LEFT), x2=_f(width - _RIGHT), y1=_f(y(value)), y2=_f(y(value)), class_="zero" if value == 0 else "grid")
         )
-        found.append(element("text", dollars(value), x=_f(_LEFT - 6), y=_f(y(value) + 3.5), class_="tick end"))
+        found.append(element("text", told(value), x=_f(_LEFT - 6), y=_f(y(value) + 3.5), class_="tick end"))
     return found
 
 

@@ -1,11 +1,12 @@
 """The page: one HTML file that needs nothing else and runs nothing. Its policy forbids scripts and every request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 from babylon_rl.evaluation.compare_results import Bounds
-from babylon_rl.evaluation.html_report.charts import axis, curve_panel, difference_bars, dots_row, interval_bar, share_bar
+from babylon_rl.evaluation.html_report.charts import Curve, axis, curve_panel, difference_bars, dots_row, interval_bar, share_bar
 from babylon_rl.evaluation.html_report.markup import DASH, MINUS, Html, dollars, duration, element, joined, moment, number, percent
 from babylon_rl.evaluation.html_report.standings import MOST_COMPARED, AgentSummary, Difference, Measure, compared, turned_around
 from babylon_rl.evaluation.html_report.timeline import timelines
@@ -58,22 +59,40 @@ def summary(agents: Sequence[AgentSummary]) -> Html:
 
 
 def equity(agents: Sequence[AgentSummary]) -> Html:
-    """A panel for each agent, all on one scale, but for one that would flatten the others."""
-    shown = [(one, one.curve) for one in agents if one.curve is not None]
+    """A panel for each agent with its P&L over time."""
+    panels = _panels([(one, one.curve) for one in agents], dollars, "Mean P&L over time")
+    return element("div", *panels, class_="panels") if panels else element("p", "No run has more than one moment.")
+
+
+def risk(agents: Sequence[AgentSummary]) -> Html:
+    """Panels with the Sharpe ratio and the drawdown of each agent over time."""
+    sharpe = _panels([(one, one.sharpe_curve) for one in agents], number, "Mean Sharpe ratio over time")
+    drawdown = _panels([(one, one.drawdown_curve) for one in agents], partial(dollars, sign=False), "Mean drawdown over time")
+    return joined([
+        element("h3", "Sharpe ratio so far"),
+        element("div", *sharpe, class_="panels") if sharpe else element("p", "No run has a Sharpe ratio."),
+        element("h3", "Dollars below the peak so far"),
+        element("div", *drawdown, class_="panels") if drawdown else element("p", "No run has more than one moment."),
+    ])  # fmt: skip
+
+
+def _panels(curves: Sequence[tuple[AgentSummary, Curve | None]], told: Callable[[float], str], label: str) -> list[Html]:
+    """A panel for each agent that has a curve, all on one scale, but for one that would flatten the others."""
+    shown = [(one, curve) for one, curve in curves if curve is not None]
     if not shown:
-        return element("p", "No run has more than one moment.")
+        return []
     reaches = {one.agent: (min(0.0, *curve.low), max(0.0, *curve.high)) for one, curve in shown}
     apart = _apart(reaches)
     common = [reach for agent, reach in reaches.items() if agent != apart]
     low, high = min(reach[0] for reach in common), max(reach[1] for reach in common)
-    ends = {run.ticks_processed * run.tick_interval for one in agents for run in one.runs}
+    ends = {run.ticks_processed * run.tick_interval for one, _ in curves for run in one.runs}
     end = moment(ends.pop()) if len(ends) == 1 else "end"
     panels = []
     for one, curve in shown:
-        told = f" {dollars(curve.mean[-1])} at the end{', on a scale of its own' if one.agent == apart else ''}"
+        caption = f" {told(curve.mean[-1])} at the end{', on a scale of its own' if one.agent == apart else ''}"
         bounds = reaches[one.agent] if one.agent == apart else (low, high)
-        panels.append(element("figure", _caption(one, told), curve_panel(curve, *bounds, end, one.colour)))
-    return element("div", *panels, class_="panels")
+        panels.append(element("figure", _caption(one, caption), curve_panel(curve, *bounds, end, one.colour, label=label, told=told)))
+    return panels
 
 
 def distributions(agents: Sequence[AgentSummary]) -> Html:
@@ -198,6 +217,7 @@ def _told(value: float | None, form: str) -> str:
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 PARTS = {
     "equity": "P&L over time",
+    "risk": "Sharpe and drawdown over time",
     "spread": "P&L by run",
     "pairs": "Paired differences",
     "actions": "What they did",
@@ -243,6 +263,12 @@ def _comparisons(agents: Sequence[AgentSummary], differences: Mapping[tuple[str,
             "equity",
             equity(agents),
             "Mean of all runs; the band holds the middle 80 % of them. All on one scale unless it says otherwise.",
+        ),
+        _part(
+            "risk",
+            risk(agents),
+            "Means of all runs; the band holds the middle 80 % of them. The Sharpe ratio is the mean over the spread of the equity's "
+            "changes so far, times the root of their number; it is drawn once every run has one.",
         ),
         _part("spread", distributions(agents), "A dot is a run; the box holds the middle half, the line 5 to 95 %."),
         _part(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from babylon_rl.evaluation.compare_results import AgentRow, Bounds, PairRow, by_agent, compare_results
 from babylon_rl.evaluation.comparison import RunKey
 from babylon_rl.evaluation.html_report.charts import Curve, Spread, curve_of, spread_of
+from babylon_rl.evaluation.metrics import FEWEST_TO_DRAW, drawdowns, sharpe_path
 from babylon_rl.evaluation.results import Result
 
 LEVEL = 0.05
@@ -17,7 +18,8 @@ MOST_COMPARED = 12
 class AgentSummary:
     """An agent's complete runs, and what they come to.
 
-    ``number`` is its place by mean P&L from 0, which also chooses its colour; ``row`` holds its means, over markets.
+    ``number`` is its place by mean P&L from 0, which also chooses its colour; ``row`` holds its means, over markets. Curves are over a
+    market's time; None where no run has such values.
     """
 
     number: int
@@ -25,6 +27,8 @@ class AgentSummary:
     runs: tuple[Result, ...]
     spread: Spread
     curve: Curve | None
+    sharpe_curve: Curve | None
+    drawdown_curve: Curve | None
 
     @property
     def agent(self) -> str:
@@ -91,7 +95,15 @@ def compared(results: Sequence[Result]) -> Compared:
 
 def _summary(number: int, row: AgentRow, runs: Sequence[Result]) -> AgentSummary:
     spread = spread_of([run.metrics.total_pnl for run in runs])
-    return AgentSummary(number, row, tuple(runs), spread, curve_of([run.pnl_path for run in runs]))
+    return AgentSummary(
+        number,
+        row,
+        tuple(runs),
+        spread,
+        curve=curve_of([run.pnl_path for run in runs]),
+        sharpe_curve=curve_of([sharpe_path(run.equity, FEWEST_TO_DRAW) for run in runs]),
+        drawdown_curve=curve_of([drawdowns(run.equity) for run in runs]),
+    )
 
 
 def _difference(pair: PairRow, runs: dict[str, dict[RunKey, Result]], turned: bool) -> Difference:
