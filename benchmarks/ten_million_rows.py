@@ -1,8 +1,9 @@
 """What runs on a tick or for an hour, on ten million slim rows: `python benchmarks/ten_million_rows.py [--rows N] [--keep DIR]`.
 
-Fills an embedded server of its own (under DIR, where it is found again and measured without filling; else in a temporary directory), then
-runs every caller twice and prints each of its statements that reads trajectories or llm_call_logs: milliseconds the first and the second
-time, rows, how often it was sent, and how the plan reads the table. The exit code is 1 when a plan scans one.
+Fills an embedded server of its own (under DIR, where it is found again and measured without filling; else in a temporary directory), or an
+empty database of another server with that server's settings (`--database URL`). Says what the ticks of a minute cost in which nothing was
+written, then runs every caller twice and prints each of its statements that reads trajectories or llm_call_logs: milliseconds the first and
+the second time, rows, how often it was sent, and how the plan reads the table. The exit code is 1 when a plan scans one.
 """
 
 import argparse
@@ -11,12 +12,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import psycopg
 
+from babylon_rl.automation.sensors import SWEPT, observe_changes, start_training
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.outcomes import sync_outcomes
@@ -70,6 +73,17 @@ def fill(connection: Connection, many: ManyRows) -> None:
         connection.execute("VACUUM (ANALYZE, FREEZE)")
 
 
+def fill_empty(url: str, many: ManyRows) -> None:
+    """Migrate, and write the rows where there are none."""
+    migrate(Database(url, url))
+    with psycopg.connect(url, autocommit=True) as connection:
+        if connection.execute("SELECT NOT EXISTS (SELECT FROM public.trajectories)").fetchone() == (True,):
+            with told(f"{many.rows:,} rows over {many.hours} hours by {many.agents} agents, in all"):
+                fill(connection, many)
+        (size,) = connection.execute("SELECT pg_size_pretty(pg_total_relation_size('public.trajectories'))").fetchone() or ("",)
+        say(f"trajectories with its indexes: {size}")
+
+
 @contextlib.contextmanager
 def prepared_server(home: Path, many: ManyRows) -> Iterator[str]:
     """The address of an embedded server under ``home`` that holds the rows, filled where nothing is filled yet."""
@@ -78,13 +92,7 @@ def prepared_server(home: Path, many: ManyRows) -> Iterator[str]:
             for setting in _PACE:
                 connection.execute(f"ALTER SYSTEM SET {setting}")
             connection.execute("SELECT pg_reload_conf()")
-        migrate(Database(url, url))
-        with psycopg.connect(url, autocommit=True) as connection:
-            if connection.execute("SELECT NOT EXISTS (SELECT FROM public.trajectories)").fetchone() == (True,):
-                with told(f"{many.rows:,} rows over {many.hours} hours by {many.agents} agents, in all"):
-                    fill(connection, many)
-            (size,) = connection.execute("SELECT pg_size_pretty(pg_total_relation_size('public.trajectories'))").fetchone() or ("",)
-            say(f"trajectories with its indexes: {size}")
+        fill_empty(url, many)
         yield url
 
 
@@ -135,6 +143,22 @@ def measured(caller: str, world: World, database: RecordedDatabase) -> list[Read
     return found
 
 
+def quiet_ticks(world: World) -> None:
+    """Print what the ticks of every minute cost while nothing is written: the first, which looks, and those after it."""
+    waiting = replace(world.babylon, settings=world.babylon.settings.model_copy(update={"training_min_trajectories": 10**9}))
+    for sensor, cursor in ((observe_changes, SWEPT), (start_training, None)):
+        spent = []
+        for _ in range(6):
+            context = dg.build_sensor_context(instance=world.instance, cursor=cursor, resources={"babylon": waiting})
+            started = time.perf_counter()
+            said = sensor(context)
+            spent.append(time.perf_counter() - started)
+            for event in said.asset_events if isinstance(said, dg.SensorResult) else ():
+                world.instance.report_runless_asset_event(event)
+            cursor = (said.cursor if isinstance(said, dg.SensorResult) else None) or context.cursor
+        say(f"{sensor.name}: {spent[0] * 1000:.0f} ms, then {', '.join(f'{s * 1000:.1f}' for s in spent[1:])} ms while nothing is written")
+
+
 def measure(url: str, home: Path, many: ManyRows) -> int:
     """Every caller; 1 when one scans."""
     database = RecordedDatabase(url)
@@ -147,6 +171,7 @@ def measure(url: str, home: Path, many: ManyRows) -> int:
     scans = 0
     with dg.DagsterInstance.ephemeral() as instance:
         world = World(database, settings, instance, now, first, last)
+        quiet_ticks(world)
         for caller in CALLERS:
             if caller not in LEFT_OUT:
                 scans += sum(read.scans for read in measured(caller, world, database))
@@ -160,12 +185,15 @@ def asked_rows(description: str | None) -> Iterator[tuple[str, Path, ManyRows]]:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the server's directory, and use it again")
+    parser.add_argument("--database", metavar="URL", help="an empty database, or one that this benchmark filled; it is kept")
     given = parser.parse_args()
     # Six rows of an agent in an hour: a usable episode.
     many = ManyRows(given.rows, END - MONTHS, END, agents=max(8, min(400, given.rows // (MONTHS // HOUR * 6))))
     with contextlib.ExitStack() as stack:
         home = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="babylon-rl-rows-")))
-        yield stack.enter_context(prepared_server(home, many)), home, many
+        if given.database is not None:
+            fill_empty(given.database, many)
+        yield given.database or stack.enter_context(prepared_server(home, many)), home, many
 
 
 def main() -> int:
