@@ -1,6 +1,8 @@
 """Runs by hand on a persistent instance, in the Babylon database."""
 
 import os
+import subprocess
+import sys
 import time
 
 import dagster as dg
@@ -13,6 +15,7 @@ from babylon_rl.errors import BatchConflict, SettingsError, UsageError
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.assets.conftest import NOW
+from babylon_rl_tests.store.servers import ROOT
 
 
 def test_ranges_are_contiguous_and_not_too_long():
@@ -80,3 +83,11 @@ def test_a_connection_that_was_lost_between_two_events_costs_nothing(sample_data
         while (left := connection.execute(mine).fetchone()) != (0,) and time.monotonic() < deadline:
             time.sleep(0.05)  # the server lets go a moment after the client has
         assert left == (0,)
+
+
+def test_plain_dagster_without_the_variables_names_the_line_that_sets_them():
+    unset = {"DAGSTER_HOME", "BABYLON_RL_DAGSTER_URL"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    command = [sys.executable, "-m", "dagster", "job", "list", "-m", "babylon_rl.definitions"]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1 and 'eval "$(babylon-rl env)"' in ended.stderr and "Traceback" not in ended.stderr

@@ -148,9 +148,14 @@ def assert_trained_once(place: Place, before: dict[int, datetime]) -> list[float
     return [loss for _, _, loss in steps]
 
 
-def killed_in_the_middle(place: Place, moment_s: float) -> dict[int, datetime] | None:
-    """Kill everything so long after the batch was frozen; the iterations that were finished, or None when the training had ended."""
+def killed_in_the_middle(place: Place, chance: random.Random, number: int, longest_s: float) -> dict[int, datetime] | None:
+    """Kill everything at a random moment; the iterations that were finished, or None when the training had ended.
+
+    Every other time once some iterations are finished, as most of a tiny training is the start of its processes.
+    """
+    least, moment_s = (chance.randint(1, HOURS - 2), 0.0) if number % 2 == 0 else (0, chance.uniform(0, longest_s))
     place.wait('SELECT "state" FROM babylon_rl.batches', bool)
+    place.wait(STEPS, lambda found: len(found) >= least)
     time.sleep(moment_s)
     before = {iteration: finished_at for iteration, finished_at, _ in place.ask(STEPS)}
     state = place.state
@@ -172,8 +177,7 @@ def test_a_training_that_is_killed_with_its_database_is_ended_by_the_next_comman
     while struck < ROUNDS:
         place = make_place()
         first = place.train()
-        moment_s = chance.uniform(0, longest_s)
-        before = killed_in_the_middle(place, moment_s)
+        before = killed_in_the_middle(place, chance, struck, longest_s)
         first.communicate()
         if before is None:
             continue
@@ -182,7 +186,7 @@ def test_a_training_that_is_killed_with_its_database_is_ended_by_the_next_comman
         said, _ = again.communicate(timeout=LIMIT_S)
         assert again.returncode == 0, said
         struck += 1
-        print(f"train {struck}: killed {moment_s:.1f} s in, {len(before)} of {HOURS} done; ended {time.monotonic() - began_s:.0f} s later")
+        print(f"train {struck}: killed with {len(before)} of {HOURS} done; ended {time.monotonic() - began_s:.0f} s later")
         with use_server(place.home):
             assert assert_trained_once(place, before) == pytest.approx(losses, rel=1e-4)
             assert place.ask("SELECT count(*) FROM babylon_dagster.runs WHERE status = 'STARTED'") == [(0,)]
@@ -192,9 +196,8 @@ def test_a_killed_ui_with_daemon_code_server_and_database_goes_on_by_itself(make
     chance, struck = random.Random(8), 0
     while struck < ROUNDS:
         place = make_place()
-        moment_s = chance.uniform(0, 40)
         with running_dev(place.home, **place.variables):
-            before = killed_in_the_middle(place, moment_s)
+            before = killed_in_the_middle(place, chance, struck, longest_s=40)
         if before is None:
             continue
         began_s = time.monotonic()
@@ -202,7 +205,7 @@ def test_a_killed_ui_with_daemon_code_server_and_database_goes_on_by_itself(make
             place.wait('SELECT "state" FROM babylon_rl.batches', lambda found: found == [("completed",)])
             struck += 1
             took_s = time.monotonic() - began_s
-            print(f"dev {struck}: killed {moment_s:.1f} s in, {len(before)} of {HOURS} done; ended {took_s:.0f} s after the next start")
+            print(f"dev {struck}: killed with {len(before)} of {HOURS} done; ended {took_s:.0f} s after the next start")
             assert_trained_once(place, before)
-            died = "SELECT count(*) FROM babylon_dagster.runs WHERE status = 'STARTED' AND run_body LIKE '%babylon_rl/ended%lost%'"
-            assert place.ask(died) == [(0,)]
+            (running,) = place.ask("SELECT count(*) FROM babylon_dagster.runs WHERE status = 'STARTED'")
+            assert running[0] <= 1, "the run that goes on to the evidence"
