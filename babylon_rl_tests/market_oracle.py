@@ -16,7 +16,7 @@ Tables = dict[str, list[Row]]
 _MOST_CHANGE = 1e12  # percent: where means stay numbers
 
 
-def snapshot_of(window: str, tables: Tables, band: float = 1.0) -> dict[str, Any]:
+def market_of(window: str, tables: Tables, band: float = 1.0) -> dict[str, Any]:
     """``stocks`` and ``predictions`` of one hour with all their fields, in order; empty where nothing was recorded."""
     start = datetime.strptime(window, "%Y-%m-%dT%H:00")
     end = start + timedelta(hours=1)
