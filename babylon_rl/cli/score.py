@@ -58,12 +58,12 @@ def _judge(database: "Database", settings: Settings, wanted: Span, force: bool) 
     from babylon_rl.judge.endpoints import asked_at
     from babylon_rl.judge.scoring import score_windows
 
-    if asked := asked_at(settings, settings.judge_model):
-        say(f"Judged by {asked}.")
     now = utc_now()
     with database.connect(autocommit=True) as connection:
         held = bring_up_to_date(database, connection, settings, now, wanted)
         lacking = recorded = held if force else _lacking(connection, held, settings)
+        if lacking and (asked := asked_at(settings, settings.judge_model)):
+            say(f"Judged by {asked}.")
         if force:
             pending = score_windows(connection, held, settings, now, force=True).pending
             recorded = [window for window in held if window not in pending]  # the run below records what this wrote
