@@ -66,7 +66,9 @@ def _hear(event: str, arguments: Sequence[Any]) -> None:
 
 
 def _tear(path: Path) -> None:
-    """What a process leaves that dies in the midst of writing a file."""
+    """What a process leaves that dies in the midst of writing a file; one without a name, opened by its directory, goes with it."""
+    if path.is_dir():
+        return
     FUSE.burning = False
     path.write_bytes(b"{torn")
     FUSE.burning = True
