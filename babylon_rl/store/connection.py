@@ -1,7 +1,7 @@
-"""Connections to Postgres that work behind a transaction pooler and fail with a sentence instead of a traceback.
+"""Connections to Postgres that work behind a transaction pooler.
 
-Nothing is set for a session (a pooler would hand it to somebody else), so datetimes are bound as naive UTC; the server's clock is read
-for heartbeats alone (run_heartbeats.py), in UTC.
+Failures are raised as one readable sentence. Nothing is set for a session, because a pooler would pass it on to another client; so
+datetimes are bound as naive UTC. The server's clock is read for heartbeats only (run_heartbeats.py), in UTC.
 """
 
 from collections.abc import Iterator
@@ -23,15 +23,18 @@ POOLER_ADVICE = (
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection whose ``with`` block, left by a statement that named what is not there, says so in a sentence.
+    """A connection that explains missing tables and columns in one sentence.
 
-    Its transactions are run without compilation (jit): the planner overrates our statements, whose rows are found by index, and compiling
-    one takes longer than running it.
+    The ``with`` block raises SchemaMismatch for them. Transactions run without JIT compilation: the planner overestimates our statements,
+    which find rows by index, and compiling one takes longer than running it.
     """
 
     @contextmanager
     def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[psycopg.Transaction]:
-        """As psycopg's; the outermost one sets jit off until its end, so that a pooled session goes back as it was."""
+        """Open a transaction as psycopg does, with jit off in the outermost one.
+
+        The setting is local to the transaction, so a pooled session goes back unchanged.
+        """
         outermost = self.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         with super().transaction(savepoint_name, force_rollback) as begun:
             if outermost:
@@ -39,7 +42,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             yield begun
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Raises SchemaMismatch in the place of psycopg's UndefinedTable and UndefinedColumn."""
+        """Replace psycopg's UndefinedTable and UndefinedColumn by SchemaMismatch."""
         sentence = missing_sentence(self, error) if isinstance(error, MISSING) else None
         super().__exit__(kind, error, trace)
         if sentence is not None:
@@ -47,12 +50,13 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
 
 def connect(url: str, *, autocommit: bool = False) -> Connection:
-    """Open one connection; no statement is prepared on the server.
+    """Open one connection without server-side prepared statements.
 
     Raises:
-        DatabaseUnreachable: nobody answers, or the server refuses the user, the password or the database.
+        DatabaseUnreachable: the server does not answer, or refuses the user, the password or the database.
         SettingsError: ``url`` is not a connection string.
     """
+    # Parameters in the URL win over these defaults.
     defaults = {"connect_timeout": str(CONNECT_TIMEOUT_S), "application_name": "babylon-rl"}
     try:
         return Connection.connect(make_conninfo("", **defaults | _parts(url)), autocommit=autocommit, prepare_threshold=None)
@@ -61,13 +65,16 @@ def connect(url: str, *, autocommit: bool = False) -> Connection:
 
 
 def with_search_path(url: str, schema: str) -> str:
-    """The connection string ``url`` whose sessions begin with ``schema`` as their search path, besides options of its own."""
+    """Return ``url`` with ``schema`` as the search path of its sessions.
+
+    Other options in ``url`` are kept.
+    """
     parts = _parts(url)
     return make_conninfo("", **parts | {"options": f"{parts.get('options', '')} -csearch_path={schema}".strip()})
 
 
 def address(url: str) -> str:
-    """``host:port/database`` of a connection string, without user and password."""
+    """Return ``host:port/database`` of a connection string, without user and password."""
     parts = _parts(url)
     database = parts.get("dbname") or parts.get("user") or "postgres"
     return f"{parts.get('host') or 'localhost'}:{parts.get('port') or 5432}/{database}"
@@ -87,6 +94,7 @@ def _sentence(url: str, refused: psycopg.OperationalError) -> str:
     reason = lines[0].rpartition("failed: ")[2]
     password = _parts(url).get("password")
     if password:
+        # The server's text can quote the connection string.
         reason = reason.replace(password, "***")
     advice = "Check DATABASE_URL and that the server runs, or unset it to use the embedded one."
     if "startup parameter" in reason:

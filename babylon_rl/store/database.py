@@ -1,4 +1,4 @@
-"""Where the data is: the server of DATABASE_URL, or the embedded one while somebody uses it.
+"""The project's database: the server of DATABASE_URL, or the embedded one.
 
 Dagster's own storage lives in schema ``babylon_dagster`` of the same database.
 """
@@ -26,44 +26,60 @@ _MAY_USE = """
 SELECT has_schema_privilege(oid, 'USAGE') AND has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = %(schema)s
 """
 
+# The comment on Dagster's schema records the release that made its tables.
 _MADE = "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = %(schema)s"
 
 
 @dataclass(frozen=True)
 class Database:
-    """Two ways to one database: ``url``, perhaps through a pooler, and ``direct_url``, past it (for locks and Dagster)."""
+    """Connection strings of one database: ``url`` and ``direct_url``.
+
+    ``url`` may lead through a pooler; ``direct_url`` bypasses it, for session locks and Dagster.
+    """
 
     url: str = field(repr=False)
     direct_url: str = field(repr=False)
 
     def connect(self, autocommit: bool = False) -> psycopg.Connection[tuple[Any, ...]]:
-        """A new connection; the caller closes it. Raises DatabaseUnreachable."""
+        """Open a connection, which the caller closes.
+
+        Raises:
+            DatabaseUnreachable: the server does not answer or refuses.
+        """
         return connect(self.url, autocommit=autocommit)
 
     def connect_directly(self, autocommit: bool = False) -> psycopg.Connection[tuple[Any, ...]]:
-        """A new connection past any pooler: session locks hold on it. Raises DatabaseUnreachable."""
+        """Open a connection past any pooler, so that session locks hold.
+
+        Raises:
+            DatabaseUnreachable: the server does not answer or refuses.
+        """
         return connect(self.direct_url, autocommit=autocommit)
 
     @property
     def address(self) -> str:
-        """``host:port/database``, fit to be shown."""
+        """``host:port/database``, safe to display."""
         return address(self.url)
 
     @property
     def dagster_url(self) -> str:
-        """The SQLAlchemy address of Dagster's storage; the driver is named because SQLAlchemy's default may be psycopg 3."""
+        """SQLAlchemy URL of Dagster's storage.
+
+        It names the driver, because SQLAlchemy's default may be psycopg 3.
+        """
         parts = urlsplit(self.direct_url)
         query = dict(parse_qsl(parts.query))
         query["options"] = f"{query.get('options', '')} -csearch_path={DAGSTER_SCHEMA}".strip()
         return urlunsplit(parts._replace(scheme="postgresql+psycopg2", query=urlencode(query, quote_via=quote)))
 
     def prepare_dagster_schema(self) -> None:
-        """Create Dagster's schema where it is absent.
+        """Create Dagster's schema if it is absent.
 
         Raises:
-            DatabaseError: the role may not create it, or not use what is there (the message holds the statement to run once), or
+            DatabaseError: the role may not create it or may not use the existing one (the message holds the statement to run once), or
                 DIRECT_DATABASE_URL is a pooler.
         """
+        # Three outcomes: the schema is usable, is somebody else's, or must be created.
         # Connected as Dagster will be: a pooler that drops the search path would let it make its tables in the game's schema.
         with connect(with_search_path(self.direct_url, DAGSTER_SCHEMA)) as connection:
             if connection.execute("SELECT current_setting('search_path')").fetchone() != (DAGSTER_SCHEMA,):
@@ -88,15 +104,17 @@ class Database:
 
     @contextlib.contextmanager
     def making_dagster_storage(self, release: str) -> Iterator[bool]:
-        """True for the first who comes with a release of Dagster, who is to make its tables within the block; others wait, and get False.
+        """Yield True to the one process that shall create the tables of a Dagster release.
 
-        Dagster makes them table by table, and two processes that do so at once fail. Where the schema is absent there is nothing to make.
+        Other processes wait and get False. Dagster creates its tables one by one, and two processes that do so at once fail. Without the
+        schema there is nothing to create: False.
         """
         with connect(self.direct_url) as connection:
             made = f"Tables of Dagster {release}"
             if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() in ((made,), None):
                 yield False
                 return
+            # Checked again under the lock: another process may have finished meanwhile.
             connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (f"{DAGSTER_SCHEMA} tables",))
             if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() == (made,):
                 yield False
@@ -108,14 +126,14 @@ class Database:
 
 @contextlib.contextmanager
 def open_database(settings: Settings, *, prepare: bool = True) -> Iterator[Database]:
-    """The database of these settings, for the length of a ``with`` block.
+    """Open the database of these settings for the length of a ``with`` block.
 
-    Without DATABASE_URL the embedded server is started when nobody uses it yet, and stopped by the last who leaves.
-    ``prepare=False`` changes nothing in the database (no schema for Dagster).
+    Without DATABASE_URL the embedded server is started if it is not running, and stopped when its last user leaves. ``prepare=False``
+    changes nothing in the database (no schema for Dagster).
 
     Raises:
-        DatabaseUnreachable: DATABASE_URL's server does not answer.
-        EmbeddedServerError: the embedded server cannot be made or started.
+        DatabaseUnreachable: the server of DATABASE_URL does not answer.
+        EmbeddedServerError: the embedded server cannot be created or started.
     """
     with contextlib.ExitStack() as stack:
         if settings.database_url is None:
@@ -131,7 +149,10 @@ def open_database(settings: Settings, *, prepare: bool = True) -> Iterator[Datab
 
 
 def process_database(settings: Settings) -> Database:
-    """The database of these settings, held until this process ends; a worker calls it as often as it likes."""
+    """Return the database of these settings, open until this process ends.
+
+    Later calls in the same process return the same object.
+    """
     key = (os.getpid(), str(settings.database_url and settings.database_url.get_secret_value()), str(settings.home))
     with _opening:
         if key not in _opened:

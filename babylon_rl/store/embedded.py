@@ -1,7 +1,7 @@
-"""Who may start and stop the embedded server: the first user starts it, the last one to leave stops it.
+"""Shared use of the embedded server: first user starts it, last one stops it.
 
-Each user holds a shared lock on ``use.lock``; starting and stopping happen under an exclusive one on ``start.lock``. The kernel
-drops the locks of a process that dies, so a server left by a crash is found and used by the next start and stopped after it.
+Each user holds a shared lock on ``use.lock``; starting and stopping happen under an exclusive lock on ``start.lock``. The kernel
+drops the locks of a process that dies, so the next start finds and uses a server that a crash left, and stops it afterwards.
 """
 
 import contextlib
@@ -23,10 +23,12 @@ from babylon_rl.store.cluster import START_TIMEOUT_S, Cluster
 
 @contextlib.contextmanager
 def use_server(home: Path) -> Iterator[str]:
-    """The connection string of the server under ``home``, which runs until the last user has left.
+    """Yield the connection string of the server under ``home``, started if needed.
+
+    It runs until its last user has left.
 
     Raises:
-        EmbeddedServerError: it cannot be made, started or stopped; the message says what to do.
+        EmbeddedServerError: it cannot be created, started or stopped; the message says what to do.
     """
     with _polite_termination():
         cluster = Cluster(_prepared(home))
@@ -44,7 +46,10 @@ def use_server(home: Path) -> Iterator[str]:
 
 
 def stop_everything(home: Path) -> list[str]:
-    """Stop the server under ``home`` even while somebody uses it, and say what was stopped, one sentence each."""
+    """Stop the server under ``home`` even if it is in use.
+
+    Returns one sentence for each thing stopped.
+    """
     if not (home / "postgres").exists():
         return []
     with _locked(home / "start.lock"):
@@ -54,19 +59,26 @@ def stop_everything(home: Path) -> list[str]:
 
 
 def running_url(home: Path) -> str | None:
-    """The connection string of the server under ``home`` when it runs, without using it; else None."""
+    """Return the connection string of a running server under ``home``, or None.
+
+    Does not count as a user.
+    """
     cluster = Cluster(home)
     port = cluster.running_port()
     return None if port is None else cluster.url(port)
 
 
 def _ensure_running(cluster: Cluster, lease: IO[bytes]) -> int:
-    """The port of the running server, starting or making one first; the caller holds start.lock."""
+    """Return the port of the running server; create or start it first if needed.
+
+    The caller holds start.lock.
+    """
     cluster.create()
     deadline = time.monotonic() + START_TIMEOUT_S
     if not cluster.has_password and cluster.running_port() is not None and _is_last(lease):
         cluster.stop()  # a crash's leftover, and only a stopped server can be given a new password
         _take(lease, fcntl.LOCK_SH, cluster.home)
+    # A live server may still be starting or recovering: wait until it answers or is gone.
     while (port := cluster.running_port()) is not None:
         if cluster.answers(port):
             return port
@@ -113,7 +125,10 @@ def _take(lock: IO[bytes], kind: int, home: Path) -> None:
 
 
 def _is_last(lease: IO[bytes]) -> bool:
-    """Give up the shared lock; True when nobody else holds one."""
+    """Release the shared lock and return True if no other process holds one.
+
+    On True the exclusive lock is held.
+    """
     fcntl.flock(lease, fcntl.LOCK_UN)
     try:
         fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,7 +141,10 @@ _opened_locks: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
 
 
 def _close_in_child() -> None:
-    """A forked child shares its parent's locks and would keep them for as long as it lives."""
+    """Close the inherited locks in a forked child.
+
+    The child shares them with its parent and would hold them as long as it lives.
+    """
     for file in tuple(_opened_locks):
         file.close()
     _opened_locks.clear()
@@ -137,8 +155,12 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @contextlib.contextmanager
 def _polite_termination() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that what we started is stopped; handlers of others stay."""
+    """Turn SIGTERM and SIGHUP into SystemExit, so that a started server is stopped.
+
+    Handlers set by others stay.
+    """
     ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    # Python allows signal handlers in the main thread only.
     if threading.current_thread() is not threading.main_thread():
         ours = []
     for number in ours:

@@ -1,8 +1,8 @@
-"""Which episodes a batch may take: one SQL text for counting them and for freezing them.
+"""Eligibility of episodes for a batch: one SQL text for counting and for freezing.
 
-The text gives one row per episode of the complete hours in a range, with the reason why it is not freezable (NULL: it is). The
-hours and episodes are those that window_groups last wrote, their calls less those in which hindsight found a leak; what a training has
-used is read from the trajectories themselves, but for episodes of which nothing was left when their hour was last read.
+The text gives one row per episode of the complete hours in a range, with the reason why it is not freezable (NULL: it is). Hours and
+episodes are those that window_groups last wrote; calls in which hindsight found a leak do not count. Use in a training is read from the
+trajectories themselves, except for episodes that had no rows left when their hour was last read.
 """
 
 from collections import Counter
@@ -15,12 +15,16 @@ import psycopg
 
 from babylon_rl.windows import window_end, window_of, window_start
 
+# A change in one of these tables changes the count; new trajectories count only after their hour is read.
 # What FREEZABLE reads of ours; of trajectories besides, whose arrival changes nothing before their hour is read.
 READ_TABLES = tuple(
     f"babylon_rl.{name}" for name in ("windows", "episodes", "group_scores", "episode_scores", "batch_items", "leaks", "dropped_episodes")
 )
 DROPOUT = "dropout"  # the reason under which a batch leaves an episode out before it is judged
 
+# hour: complete hours in the range. held: trajectories in live batches. leaked: leaking calls per trajectory.
+# member: one row per trajectory of an episode. stitched: member per episode. episode: stitched with the counts of its hour.
+# judged: the reason, NULL for a freezable episode.
 # The first reason that holds is the one that is counted, so the order matters: what time or a person can cure comes last.
 # An hour of which a training has consumed an episode is not judged again by itself: what came to it later has no score, and gets none.
 FREEZABLE = """
@@ -103,6 +107,7 @@ ORDER BY 1 DESC, 2, 3
 """
 )
 
+# Complete hours in the range, newest first.
 _HOURS = """
 SELECT "window" FROM babylon_rl.windows
 WHERE "window" >= %(first)s AND "window" < %(end)s AND "window" <= %(complete)s ORDER BY 1 DESC
@@ -138,7 +143,10 @@ WHERE row."isTrainingData" AND NOT row."isEvaluation" AND NOT row."usedInTrainin
 
 @dataclass(frozen=True, slots=True)
 class FreezeBounds:
-    """Which hours are looked at: ``first`` <= window < ``end``, complete at ``complete``, settled at ``settled`` (window ids)."""
+    """The range of hours to examine, as window ids.
+
+    ``first`` <= window < ``end``; complete up to ``complete``, settled up to ``settled``.
+    """
 
     first: str
     end: str
@@ -148,7 +156,7 @@ class FreezeBounds:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What FREEZABLE binds."""
+        """The parameters that FREEZABLE binds."""
         return {
             "first": self.first,
             "end": self.end,
@@ -162,7 +170,10 @@ class FreezeBounds:
 
 @dataclass(frozen=True, slots=True)
 class Freezable:
-    """What a batch could take now. ``windows`` counts freezable trajectories by window, ``not_trainable`` the other new ones by reason."""
+    """Counts of trajectories and episodes that a batch could take now.
+
+    ``windows`` counts freezable trajectories by window, ``not_trainable`` the other new ones by reason.
+    """
 
     trajectories: int
     episodes: int
@@ -172,7 +183,10 @@ class Freezable:
 
 @dataclass(frozen=True, slots=True)
 class FreezableEpisode:
-    """An episode that a batch may take; ``group_size`` counts the usable episodes of its hour that dropout has left."""
+    """An episode that a batch may take.
+
+    ``group_size`` counts the usable episodes of its hour after dropout.
+    """
 
     window: str
     agent_id: str
@@ -181,7 +195,7 @@ class FreezableEpisode:
 
 
 def count_freezable_rows(connection: psycopg.Connection[Any], bounds: FreezeBounds) -> Freezable:
-    """Count what ``look_at_newest`` would give, and why the other new trajectories are not in it."""
+    """Count freezable trajectories by window, and the other new ones by reason."""
     windows: dict[str, int] = {}
     reasons: dict[str, int] = {}
     episodes = 0
@@ -195,16 +209,20 @@ def count_freezable_rows(connection: psycopg.Connection[Any], bounds: FreezeBoun
 
 
 def look_at_newest(connection: psycopg.Connection[Any], bounds: FreezeBounds) -> Iterator[tuple[list[FreezableEpisode], dict[str, int]]]:
-    """The freezable episodes, newest window first, then by agent, and the other new trajectories by reason; the caller holds the freeze
-    lock. The first hours come alone, then twice as many at a time, so that a caller who has enough need not wait for the rest."""
+    """Yield freezable episodes with the counts of other new trajectories by reason.
+
+    Newest window first, then by agent; the caller holds the freeze lock. The first portion covers HOURS_LOOKED_AT_FIRST hours and each next
+    one twice as many, so that a caller with enough episodes stops early.
+    """
     hours = [row[0] for row in connection.execute(_HOURS, bounds.parameters)]
     done, size = 0, HOURS_LOOKED_AT_FIRST
     while done < len(hours):
-        some = hours[done : done + size]
+        portion = hours[done : done + size]
         done, size = done + size, size * 2
         episodes: list[FreezableEpisode] = []
         reasons = Counter[str]()
-        inner = replace(bounds, first=some[-1], end=window_of(window_end(some[0])))
+        # ``hours`` is newest first: the last of the portion begins the range.
+        inner = replace(bounds, first=portion[-1], end=window_of(window_end(portion[0])))
         for window, reason, agent, ids, group_size, rows in connection.execute(_LOOK, inner.parameters):
             if reason is None:
                 episodes.append(FreezableEpisode(window, agent, tuple(ids), group_size))
@@ -214,7 +232,7 @@ def look_at_newest(connection: psycopg.Connection[Any], bounds: FreezeBounds) ->
 
 
 def freezable_of(episodes: Sequence[FreezableEpisode], reasons: Mapping[str, int], unread: int = 0) -> Freezable:
-    """The count of episodes that were looked at."""
+    """Return the counts of episodes already read by ``look_at_newest``."""
     windows = Counter[str]()
     for episode in episodes:
         windows[episode.window] += len(episode.trajectory_ids)
@@ -222,18 +240,21 @@ def freezable_of(episodes: Sequence[FreezableEpisode], reasons: Mapping[str, int
 
 
 def count_unread(connection: psycopg.Connection[Any], bounds: FreezeBounds) -> int:
-    """Trajectories in hours that nobody has read yet."""
+    """Count new trajectories in hours that were never read."""
     row = connection.execute(_UNREAD, bounds.parameters).fetchone()
     return 0 if row is None else int(row[0])
 
 
 def _most_first(reasons: Mapping[str, int], unread: int) -> dict[str, int]:
-    found = {**reasons, **({"in hours not read yet": unread} if unread else {})}
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+    counts = {**reasons, **({"in hours not read yet": unread} if unread else {})}
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def decided_windows(connection: psycopg.Connection[Any], windows: Sequence[str]) -> frozenset[str]:
-    """Those of ``windows`` whose dropout was decided by an earlier batch: it is decided once per group."""
+    """Return those of ``windows`` with a dropout decision of an earlier batch.
+
+    Dropout is decided once per group.
+    """
     rows = connection.execute('SELECT DISTINCT "window" FROM babylon_rl.batch_episodes WHERE "window" = ANY(%s)', [list(windows)])
     return frozenset(row[0] for row in rows)
 
@@ -241,7 +262,7 @@ def decided_windows(connection: psycopg.Connection[Any], windows: Sequence[str])
 def record_dropped(
     connection: psycopg.Connection[Any], batch_id: str, reason: str, episodes: Sequence[tuple[str, str]], now: datetime
 ) -> None:
-    """Keep ``episodes`` (window, agent id) out of all later batches, for ``reason``."""
+    """Exclude ``episodes`` (window, agent id) from all later batches, for ``reason``."""
     if not episodes:
         return
     connection.execute(
@@ -255,7 +276,7 @@ def record_dropped(
 
 
 def bar_dropped(connection: psycopg.Connection[Any], batch_id: str, reasons: Sequence[str], now: datetime) -> None:
-    """Keep the episodes that left a batch for one of ``reasons`` out of all later batches."""
+    """Exclude episodes dropped from a batch for ``reasons`` from all later batches."""
     connection.execute(
         """
         INSERT INTO babylon_rl.dropped_episodes ("window", "agentId", "batchId", "reason", "createdAt")
@@ -268,8 +289,8 @@ def bar_dropped(connection: psycopg.Connection[Any], batch_id: str, reasons: Seq
 
 
 def read_dropped(connection: psycopg.Connection[Any], windows: Sequence[str], reason: str) -> set[tuple[str, str]]:
-    """(window, agent id) of the episodes of these windows that were left out for a reason."""
-    found = connection.execute(
+    """Return (window, agent id) of the episodes excluded for ``reason``."""
+    rows = connection.execute(
         'SELECT "window", "agentId" FROM babylon_rl.dropped_episodes WHERE "window" = ANY(%s) AND "reason" = %s', (list(windows), reason)
     )
-    return {(window, agent_id) for window, agent_id in found}
+    return {(window, agent_id) for window, agent_id in rows}

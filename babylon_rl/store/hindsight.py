@@ -1,6 +1,6 @@
-"""babylon_rl.hindsight, action_outcomes and leaks: what only became known after an hour; and what of the game it is made of.
+"""Rows of babylon_rl.hindsight, action_outcomes and leaks, and the game rows they use.
 
-Hours are written whole, in sets, and only where their content changed.
+Hindsight is knowledge that exists only after an hour. Hours are written whole, in sets, and only if their content changed.
 """
 
 import hashlib
@@ -16,7 +16,10 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 class StoredAction(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One row of babylon_rl.action_outcomes; ``step`` is its place among the trajectory's completed steps, from 0."""
+    """One row of babylon_rl.action_outcomes.
+
+    ``step`` is the index among the trajectory's completed steps, from 0.
+    """
 
     window: str
     trajectory_id: str
@@ -35,7 +38,10 @@ class StoredAction(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class StoredLeak(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One row of babylon_rl.leaks; ``sequence`` is its place among the trajectory's sequences that would train, from 0."""
+    """One row of babylon_rl.leaks.
+
+    ``sequence`` is the index among the trajectory's trainable sequences, from 0.
+    """
 
     window: str
     trajectory_id: str
@@ -46,7 +52,10 @@ class StoredLeak(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class StoredHour(msgspec.Struct, frozen=True, kw_only=True):
-    """One hour's hindsight: its actions and leaks, and how many sequences were looked at; ``data_version`` is a hash of all that."""
+    """Actions and leaks of one hour.
+
+    ``sequences`` counts the sequences examined; ``data_version`` is a hash of the content.
+    """
 
     window: str
     sequences: int
@@ -56,7 +65,7 @@ class StoredHour(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, window: str, sequences: int, actions: list[StoredAction], leaks: list[StoredLeak]) -> "StoredHour":
-        """The hour, the same whatever the order in which its actions and leaks were found."""
+        """Build an hour, independent of the order of its actions and leaks."""
         actions = sorted(actions, key=lambda row: (row.trajectory_id, row.step))
         leaks = sorted(leaks, key=lambda row: (row.trajectory_id, row.sequence, row.kind))
         version = hashlib.sha256(msgspec.json.encode([window, sequences, actions, leaks])).hexdigest()[:16]
@@ -64,13 +73,16 @@ class StoredHour(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def leaked(self) -> int:
-        """Sequences with a leak of any kind."""
+        """Number of sequences with a leak of any kind."""
         return len({(leak.trajectory_id, leak.sequence) for leak in self.leaks})
 
 
 @dataclass(frozen=True, slots=True)
 class AgentCorrectness:
-    """How often an agent was right in an hour, of the actions of which it is known."""
+    """Count of an agent's right actions in an hour.
+
+    ``known`` counts the actions with a known result.
+    """
 
     agent_id: str
     actions: int
@@ -79,7 +91,7 @@ class AgentCorrectness:
 
     @property
     def share(self) -> float | None:
-        """0 to 1; None while nothing is known."""
+        """Share of right actions, 0 to 1; None while no result is known."""
         return self.right / self.known if self.known else None
 
 
@@ -87,6 +99,7 @@ _HOURS = """SELECT "window", "rows" FROM babylon_rl.windows WHERE "window" = ANY
 
 _ORGANIZATIONS = 'SELECT id, name FROM public."Organization"'
 
+# A market without a question counts as a question without a number.
 _QUESTIONS = """
     SELECT question.id, question."questionNumber", question.text,
         COALESCE(question."resolvedOutcome", CASE WHEN market.resolved THEN market.resolution END)
@@ -96,6 +109,7 @@ _QUESTIONS = """
     FROM public."Market" market WHERE NOT EXISTS (SELECT FROM public."Question" question WHERE question.id = market.id)
 """
 
+# LIKE finds rows with recorded knowledge, the regular expression removes those whose knowledge is empty.
 # Most rows hold the key with nothing in it.
 _KNOWLEDGE = r"""
     SELECT "trajectoryId", "metadataJson" FROM public.trajectories
@@ -110,6 +124,7 @@ _WRITE_ACTIONS = """COPY babylon_rl.action_outcomes ("window", "trajectoryId", "
     "target", "organizationId", "marketId", "side", "outcome", "changePercent", "correct") FROM STDIN"""
 _WRITE_LEAKS = """COPY babylon_rl.leaks ("window", "trajectoryId", "sequence", "kind", "callId", "detail") FROM STDIN"""
 
+# One row of counts per hour.
 _UPSERT = """
     INSERT INTO babylon_rl.hindsight AS held
         ("window", "actions", "known", "right", "sequences", "leaked", "dataVersion", "computedAt")
@@ -132,31 +147,38 @@ _LEAKS = """
 
 
 def hours_read(connection: Connection, windows: Sequence[str]) -> dict[str, int]:
-    """Those of some windows that window_groups holds, in order, each with its number of rows."""
+    """Return those of ``windows`` that window_groups has read, with their row counts.
+
+    Ordered by window.
+    """
     return dict(connection.execute(_HOURS, (list(windows),)).fetchall())
 
 
 def organizations(connection: Connection) -> list[tuple[str, str]]:
-    """(id, name) of every organization."""
+    """Return (id, name) of every organization."""
     return [(organization_id, name) for organization_id, name in connection.execute(_ORGANIZATIONS)]
 
 
 def questions(connection: Connection) -> list[tuple[str, int | None, str, bool | None]]:
-    """(market id, number, text, official answer or None) of every question, and of every market without one."""
+    """Return (market id, number, text, official answer or None) of every question.
+
+    Markets without a question are included.
+    """
     return [(market_id, number, text, answer) for market_id, number, text, answer in connection.execute(_QUESTIONS)]
 
 
 def recorded_knowledge(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(trajectory id, metadataJson) of those of some trajectories whose gameKnowledge seems to hold something."""
+    """Yield (trajectory id, metadataJson) of trajectories with recorded game knowledge."""
     yield from connection.execute(_KNOWLEDGE, (list(trajectory_ids), "%gameKnowledge%"))
 
 
 def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) -> set[str]:
-    """Make the tables say what ``hours`` say, and name those that were changed; to be called with the hours' locks held.
+    """Write ``hours`` where their content changed, and return the changed windows.
 
-    All of them are held by babylon_rl.windows.
+    The caller holds the locks of the hours; every hour has a row in babylon_rl.windows.
     """
     held: dict[str, str] = dict(connection.execute(_VERSIONS, ([hour.window for hour in hours],)).fetchall())
+    # An equal data version means equal content: nothing is written.
     changed = [hour for hour in hours if held.get(hour.window) != hour.data_version]
     if not changed:
         return set()
@@ -183,14 +205,14 @@ def _copy(connection: Connection, statement: str, rows: Sequence[StoredAction] |
 
 
 def agent_correctness(connection: Connection, windows: Sequence[str]) -> dict[str, list[AgentCorrectness]]:
-    """How often each agent was right, by window; an hour without actions has an empty list."""
-    found: dict[str, list[AgentCorrectness]] = {window: [] for window in windows}
+    """Return the agents' counts by window; a window without actions has an empty list."""
+    agents: dict[str, list[AgentCorrectness]] = {window: [] for window in windows}
     for window, *counts in connection.execute(_AGENTS, (list(windows),)):
-        found[window].append(AgentCorrectness(*counts))
-    return found
+        agents[window].append(AgentCorrectness(*counts))
+    return agents
 
 
 def stored_leaks(connection: Connection, windows: Sequence[str]) -> list[StoredLeak]:
-    """The leaks that were found in some windows, in order."""
+    """Return the leaks of ``windows``, in order."""
     names = StoredLeak.__struct_fields__
     return [StoredLeak(**dict(zip(names, row, strict=True))) for row in connection.execute(_LEAKS, (list(windows),))]

@@ -1,6 +1,6 @@
-"""What pages and checks of an hour show, read back from the tables that the hourly assets wrote.
+"""Read queries for pages and checks of an hour.
 
-One query per kind for any number of hours, each found by the key of its table.
+The tables are those that the hourly assets wrote. One query per kind serves any number of hours, each found by the key of its table.
 """
 
 from collections import defaultdict
@@ -33,6 +33,7 @@ _COUNTS = """
 
 _SPREADS = 'SELECT "window", "spread" FROM babylon_rl.group_scores WHERE "window" = ANY(%s) ORDER BY 1'
 
+# A ticker that two organizations share was stored with a suffix ~2.
 _MARKETS = """
     SELECT market."window", market."stocks", market."predictions", market."flags",
            ARRAY(SELECT outcome."stockTicker" FROM public.market_outcomes outcome
@@ -46,7 +47,10 @@ DETAIL_CHARACTERS = 200
 
 @dataclass(frozen=True, slots=True)
 class EpisodeLine:
-    """One episode on an hour's page; ``pnl_usd`` is the window P&L."""
+    """One episode on an hour's page.
+
+    ``pnl_usd`` is the window P&L in dollars.
+    """
 
     agent_id: str
     trajectories: int
@@ -60,7 +64,10 @@ class EpisodeLine:
 
 
 def episode_lines(connection: psycopg.Connection[Any], windows: Sequence[str]) -> dict[str, list[EpisodeLine]]:
-    """The episodes of some windows, highest P&L first; an hour without episodes has an empty list."""
+    """Return the episodes by window, highest P&L first.
+
+    A window without episodes has an empty list.
+    """
     lines: defaultdict[str, list[EpisodeLine]] = defaultdict(list)
     for window, *columns in connection.execute(_EPISODES, [list(windows)]):
         lines[window].append(EpisodeLine(*columns))
@@ -69,7 +76,10 @@ def episode_lines(connection: psycopg.Connection[Any], windows: Sequence[str]) -
 
 @dataclass(frozen=True, slots=True)
 class RejectionLine:
-    """One rejected row on an hour's page; ``detail`` is cut to DETAIL_CHARACTERS."""
+    """One rejected row on an hour's page.
+
+    ``detail`` is cut to DETAIL_CHARACTERS.
+    """
 
     trajectory_id: str
     reason: str
@@ -77,7 +87,10 @@ class RejectionLine:
 
 
 def rejection_lines(connection: psycopg.Connection[Any], windows: Sequence[str]) -> dict[str, list[RejectionLine]]:
-    """The first rejected rows of some windows, at most REJECTIONS_PER_REASON of each reason; [] where none was rejected."""
+    """Return the first rejected rows by window, at most REJECTIONS_PER_REASON per reason.
+
+    A window without rejections has an empty list.
+    """
     lines: defaultdict[str, list[RejectionLine]] = defaultdict(list)
     given = {"windows": list(windows), "most": REJECTIONS_PER_REASON, "characters": DETAIL_CHARACTERS}
     for window, *columns in connection.execute(_REJECTIONS, given):
@@ -86,9 +99,9 @@ def rejection_lines(connection: psycopg.Connection[Any], windows: Sequence[str])
 
 
 class Quality(msgspec.Struct, frozen=True, rename="camel"):
-    """What is odd about an hour's rows: counts of rows or agents, beside the first ids of each kind.
+    """Counts of odd rows or agents in an hour, with first ids per kind.
 
-    Of ``prompts`` rows with a recorded call, ``short_prompts`` have a first one that is too short.
+    Of ``prompts`` rows with a recorded call, ``short_prompts`` have a first prompt that is too short.
     """
 
     short_prompts: int = 0
@@ -104,7 +117,10 @@ class Quality(msgspec.Struct, frozen=True, rename="camel"):
 
 @dataclass(frozen=True, slots=True)
 class HourCounts:
-    """What the checks of an hour look at; ``rejected`` counts rows by reason, ``message_sources`` eligible ones by source."""
+    """Counts of one hour that its checks use.
+
+    ``rejected`` counts rows by reason, ``message_sources`` eligible rows by source.
+    """
 
     window: str
     rows: int
@@ -116,7 +132,10 @@ class HourCounts:
 
 
 def hour_counts(connection: psycopg.Connection[Any], windows: Sequence[str]) -> list[HourCounts]:
-    """The counts of those windows that hold rows, in order; an hour that was read before its quality was has none of it."""
+    """Return the counts of those ``windows`` that hold rows, in order.
+
+    An hour read before its quality was recorded has a quality of zeros.
+    """
     counts = []
     for *columns, quality in connection.execute(_COUNTS, [list(windows)]):
         columns.append(msgspec.json.decode(quality or "{}", type=Quality))
@@ -126,7 +145,10 @@ def hour_counts(connection: psycopg.Connection[Any], windows: Sequence[str]) -> 
 
 @dataclass(frozen=True, slots=True)
 class MarketFlags:
-    """What is unusual about an hour's market: ``{"subject": ticker or market id, "flag": name}``, and tickers told apart by ``~2``."""
+    """Flags on an hour's market.
+
+    A flag is ``{"subject": ticker or market id, "flag": name}``; ``shared_tickers`` are tickers made distinct by ``~2``.
+    """
 
     window: str
     stocks: int
@@ -136,10 +158,10 @@ class MarketFlags:
 
 
 def market_flags(connection: psycopg.Connection[Any], windows: Sequence[str]) -> list[MarketFlags]:
-    """The flags of those windows in which anything was recorded, in order."""
+    """Return the market flags of those ``windows`` with recorded market data, in order."""
     return [MarketFlags(*row) for row in connection.execute(_MARKETS, [list(windows)])]
 
 
 def group_spreads(connection: psycopg.Connection[Any], windows: Sequence[str]) -> dict[str, float]:
-    """The population standard deviation of the scores of those windows that are judged, in order."""
+    """Return the population standard deviation of scores by judged window."""
     return dict(connection.execute(_SPREADS, [list(windows)]).fetchall())

@@ -1,4 +1,4 @@
-"""Small counts for reports on the installation."""
+"""Counts for reports on the installation."""
 
 from babylon_rl.store.database import Database
 
@@ -6,7 +6,7 @@ _MODELS = "SELECT status, count(*) FROM trained_models GROUP BY status ORDER BY 
 
 
 def count_models(database: Database) -> dict[str, int] | None:
-    """Registered models by status; None when there is no registry yet."""
+    """Count registered models by status; None without a registry table."""
     with database.connect() as connection:
         if connection.execute("SELECT to_regclass('trained_models')").fetchone() == (None,):
             return None

@@ -1,4 +1,4 @@
-"""The newest calibration of each judge setting, which the judge's report reads."""
+"""The newest calibration of each judge setting, for the judge's report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,11 +18,12 @@ _INTERVALS = ("expected", "realized", "money", "overMoney")
 
 @dataclass(frozen=True, slots=True)
 class JudgeAgreement:
-    """How far one judge setting agrees with the market, in rank correlations within an hour: (mean, low, high) over ``hours`` hours.
+    """Rank correlations between one judge setting and market results within an hour.
 
-    ``expected`` is of scores with expected P&L, ``realized`` with what came of the hour, ``money`` of what came with what was expected,
-    ``over_money`` the first less the third. ``without_spread`` hours had one score for all and count as 0; ``not_judged`` are left out.
-    ``rows`` has an object per agent: name, expected and its standard error, realized (dollars an hour), score, rank (means).
+    Each measure is (mean, low, high) over ``hours`` hours. ``expected``: scores with expected P&L. ``realized``: scores with realized P&L.
+    ``money``: realized with expected P&L. ``over_money``: ``expected`` less ``money``. ``without_spread`` hours had one score for all and
+    count as 0; ``not_judged`` hours are left out. ``rows`` has an object per agent: name, expected and its standard error, realized
+    (dollars an hour), score, rank (means).
     """
 
     judge: str
@@ -43,7 +44,7 @@ class JudgeAgreement:
 
     @property
     def document(self) -> dict[str, Any]:
-        """It as JSON."""
+        """This calibration as a JSON-ready dict."""
         plain = {_camel(field.name): getattr(self, field.name) for field in fields(self)}
         return {
             **plain,
@@ -62,7 +63,10 @@ _COLUMNS = tuple(_camel(field.name) for field in fields(JudgeAgreement))
 
 
 def judge_agreements(connection: psycopg.Connection[Any]) -> list[JudgeAgreement]:
-    """The newest calibration of every judge setting, the one that agrees best first; none where the table is not there yet."""
+    """Return the newest calibration of every judge setting, best agreement first.
+
+    Empty if the table does not exist yet.
+    """
     if connection.execute(_TABLE).fetchone() != (True,):
         return []
     statement = sql.SQL('SELECT {} FROM babylon_rl.judge_agreements ORDER BY "expected"[1] DESC, "judge", "judgeVersion", "orders"')
@@ -70,7 +74,8 @@ def judge_agreements(connection: psycopg.Connection[Any]) -> list[JudgeAgreement
 
 
 def write_judge_agreement(connection: psycopg.Connection[Any], found: JudgeAgreement) -> None:
-    """Keep a calibration in the place of its setting's former one."""
+    """Store a calibration, replacing the former one of its setting."""
+    # The column list follows the fields of the class, so the statement is composed from it.
     changed = [sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in _COLUMNS if name not in _KEY]
     statement = sql.SQL("INSERT INTO babylon_rl.judge_agreements ({}) VALUES ({}) ON CONFLICT ({}) DO UPDATE SET {}").format(
         _names(), sql.SQL(", ").join([sql.Placeholder()] * len(_COLUMNS)), _names(_KEY), sql.SQL(", ").join(changed)

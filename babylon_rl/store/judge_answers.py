@@ -1,6 +1,6 @@
-"""babylon_rl.judge_requests: every answer of a judge that was paid for, by the key of its request. It is the cache and the bill.
+"""Rows of babylon_rl.judge_requests: every paid answer of a judge, by request key.
 
-A retired answer stays in the bill and is no longer found.
+The table is both cache and bill. A retired answer stays in the bill and is no longer found in the cache.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,10 @@ from babylon_rl.store.trajectories import Connection
 
 
 class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One row, less ``id`` and ``retired``; the table's comments say what the columns hold. ``asked_at`` is naive UTC."""
+    """One row, without ``id`` and ``retired``.
+
+    The comments of the table describe the columns. ``asked_at`` is naive UTC.
+    """
 
     key: str
     window: str
@@ -54,6 +57,7 @@ _ADD = f"""
         "usd" float8, "latencySeconds" float8, "tries" int, "askedAt" timestamp)
     ON CONFLICT DO NOTHING
 """
+# Only answers with faults are retired; a good answer stays in the cache.
 _RETIRE = """
     UPDATE babylon_rl.judge_requests SET "retired" = TRUE WHERE "window" = ANY(%s) AND NOT "retired" AND cardinality("faults") > 0
 """
@@ -64,31 +68,31 @@ _SPENT = """
 
 
 def count_answers(connection: Connection, judge: str) -> tuple[int, int]:
-    """How many answers a judge has given, and how many of them were unusable."""
+    """Return the number of a judge's answers and of the unusable ones among them."""
     row = connection.execute(_COUNT, (judge,)).fetchone()
     return (0, 0) if row is None else (row[0], row[1])
 
 
 def find_answers(connection: Connection, keys: Sequence[str]) -> dict[str, StoredAnswer]:
-    """The answers to those of the requests that were answered, by key."""
+    """Return the stored answers for ``keys``, by key; unanswered ones are absent."""
     with connection.transaction():
         rows = connection.execute(_FIND, (list(keys),)).fetchall()
     return {row[0]: _loaded(row) for row in rows}
 
 
 def add_answers(connection: Connection, answers: Sequence[StoredAnswer]) -> None:
-    """Write answers, committed when this returns where the caller has no transaction open."""
+    """Store answers, in a transaction of their own unless the caller has one open."""
     with connection.transaction():
         connection.execute(_ADD, (Jsonb([msgspec.to_builtins(answer) for answer in answers]),))
 
 
 def retire_unusable(connection: Connection, windows: Sequence[str]) -> None:
-    """Let the unusable answers about some hours be asked for again."""
+    """Retire the unusable answers about ``windows``, so that they are requested again."""
     connection.execute(_RETIRE, (list(windows),))
 
 
 def spent_on(connection: Connection, day: datetime) -> tuple[float, int]:
-    """Dollars of all answers of the UTC day that ``day`` falls into, and how many answers had no known price."""
+    """Return the dollars of the UTC day of ``day`` and the number of unpriced answers."""
     midnight = day.replace(hour=0, minute=0, second=0, microsecond=0)
     with connection.transaction():
         row = connection.execute(_SPENT, (midnight, midnight + timedelta(days=1))).fetchone()

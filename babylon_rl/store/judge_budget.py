@@ -1,6 +1,6 @@
-"""babylon_rl.judge_reservations: what the requests under way are expected to cost, one row a run, so that all runs share one budget.
+"""Rows of babylon_rl.judge_reservations: expected cost of open requests, per run.
 
-A run that was killed gives nothing back; its row counts until it is dropped, or nobody has seen it for RESERVED_FOR.
+All runs share one budget. A killed run frees nothing: its row counts until it is dropped, or for RESERVED_FOR after its last sign of life.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from babylon_rl.store.trajectories import Connection
 RESERVED_FOR = timedelta(hours=1)
 _LOCK = 0x6A75646765  # "judge": whoever looks at what is left also takes of it
 
+# Older reservations belong to dead runs.
 _UNDER_WAY = """
     SELECT COALESCE(sum("usd"), 0), COALESCE(array_agg("holder"), '{}') FROM babylon_rl.judge_reservations WHERE "seenAt" >= %s
 """
@@ -25,7 +26,10 @@ _DROP = """DELETE FROM babylon_rl.judge_reservations WHERE "holder" = ANY(%s)"""
 
 @dataclass(frozen=True)
 class Account:
-    """What was found when something was to be reserved, in dollars; ``fits``: it was. ``holders`` are the runs with something under way."""
+    """Result of a reservation, in dollars.
+
+    ``fits``: the amount was reserved. ``holders``: runs with open reservations.
+    """
 
     spent: float
     under_way: float
@@ -34,10 +38,14 @@ class Account:
 
 
 def reserve(connection: Connection, holder: str, usd: float, most: float, paid: float, now: datetime) -> Account:
-    """Reserve dollars for ``holder`` where they fit into ``most``, beside those under way and those of the UTC day, or ``paid`` if more."""
+    """Reserve dollars for ``holder`` if they fit into the budget ``most``.
+
+    The sum counts open reservations and the spending of the UTC day, or ``paid`` if that is more.
+    """
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         spent = max(spent_on(connection, now)[0], paid)
+        # The lock makes check and reservation one step for all runs.
         under_way, holders = connection.execute(_UNDER_WAY, (now - RESERVED_FOR,)).fetchone() or (0.0, [])
         fits = spent + under_way + usd <= most
         if fits:
@@ -46,12 +54,12 @@ def reserve(connection: Connection, holder: str, usd: float, most: float, paid: 
 
 
 def give_back(connection: Connection, holder: str, usd: float, now: datetime) -> None:
-    """Give some of what the holder has reserved back."""
+    """Release a part of the holder's reservation."""
     with connection.transaction():
         connection.execute(_ADD, (holder, -usd, now))
 
 
 def drop_reservations(connection: Connection, holders: Sequence[str]) -> None:
-    """Give back all that some runs have reserved."""
+    """Release all reservations of ``holders``."""
     with connection.transaction():
         connection.execute(_DROP, (list(holders),))

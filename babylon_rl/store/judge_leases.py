@@ -1,8 +1,8 @@
-"""babylon_rl.judge_leases: who is judging an hour now, so that two processes do not pay for it.
+"""Rows of babylon_rl.judge_leases: the run that judges an hour now.
 
-A lock of the database would have to be held while a judge thinks: in a transaction it would keep one open for minutes, and one of a
-session does not hold behind a transaction pooler. So it is a row that its holder renews. It only saves money: what is written
-is checked under the hour's own lock.
+A lease prevents two processes from paying for the same hour. A database lock would have to be held during the judge's answer: in a
+transaction that takes minutes, and a session lock does not hold behind a transaction pooler. So it is a row that its holder renews. It
+only saves money: every write is checked under the hour's own lock.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from datetime import datetime
 
 from babylon_rl.store.trajectories import Connection
 
+# A lease is taken over from a holder that is silent since ``dead`` or known to be ``gone``.
 _CLAIM = """
     INSERT INTO babylon_rl.judge_leases AS held ("window", "holder", "seenAt") VALUES (%(window)s, %(holder)s, %(now)s)
     ON CONFLICT ("window") DO UPDATE SET "holder" = excluded."holder", "seenAt" = excluded."seenAt"
@@ -23,7 +24,10 @@ _DROP_ALL = """DELETE FROM babylon_rl.judge_leases WHERE "holder" = %s"""
 
 
 def claim_lease(connection: Connection, window: str, holder: str, now: datetime, dead: datetime, gone: Sequence[str] = ()) -> str | None:
-    """Take an hour's lease: None when it is ours now, else who holds it. Not seen since ``dead``, or one of ``gone``, is no holder."""
+    """Claim the lease of an hour: None on success, else the present holder.
+
+    A holder not seen since ``dead``, or named in ``gone``, loses its lease.
+    """
     with connection.transaction():
         given = {"window": window, "holder": holder, "now": now, "dead": dead, "gone": list(gone)}
         if connection.execute(_CLAIM, given).fetchone() is not None:
@@ -33,13 +37,13 @@ def claim_lease(connection: Connection, window: str, holder: str, now: datetime,
 
 
 def renew_leases(connection: Connection, holder: str, now: datetime) -> None:
-    """Say that the holder lives."""
+    """Renew all leases of ``holder``."""
     with connection.transaction():
         connection.execute(_RENEW, (now, holder))
 
 
 def drop_leases(connection: Connection, holder: str, windows: Sequence[str] | None = None) -> None:
-    """Give back some hours, or all that the holder has."""
+    """Release the holder's leases of ``windows``, or all of them."""
     with connection.transaction():
         if windows is None:
             connection.execute(_DROP_ALL, (holder,))

@@ -1,6 +1,6 @@
-"""What the report on the judge reads: heads of judged hours, their episodes, what a second judge answered, and what was paid.
+"""Read queries for the judge's report: judged hours, episodes, answers and costs.
 
-Heads are one small row an hour; everything larger is read for some hours at a time, or summed where it lies.
+A head is one small row per hour; larger content is read for some hours at a time, or summed in the database.
 """
 
 from collections import defaultdict
@@ -26,10 +26,12 @@ _EPISODES = """
     FROM babylon_rl.episode_scores s LEFT JOIN babylon_rl.episodes e ON e."window" = s."window" AND e."agentId" = s."agentId"
     WHERE s."window" = ANY(%s) ORDER BY s."window", s."agentId"
 """
+# Hours of the range without scores: in quarantine, and pending.
 _WITHOUT = """
     SELECT (SELECT count(*) FROM babylon_rl.judge_quarantine WHERE "judge" = %(judge)s AND "window" >= %(first)s AND "window" < %(end)s),
            (SELECT count(*) FROM babylon_rl.judge_pending WHERE "judge" = %(judge)s AND "window" >= %(first)s AND "window" < %(end)s)
 """
+# Answers about the same content as the stored scores. The heuristic has no request of its own: then the content asked about last.
 # Of the content that the hour's scores are of; the heuristic was shown none: then of that which was asked about last.
 _SAME_CONTENT = """
     FROM babylon_rl.judge_requests asked JOIN babylon_rl.group_scores held ON held."window" = asked."window"
@@ -45,6 +47,7 @@ _ANSWERS = f"""
     SELECT DISTINCT ON (asked."window", asked."order", asked."part") asked."window", asked."order", asked."scores"
     {_SAME_CONTENT} ORDER BY asked."window", asked."order", asked."part", asked."id" DESC
 """
+# NULL tokens and prices are counted separately, so that a sum is never mistaken for a total.
 _COSTS = """
     SELECT "judge", count(*), count(*) FILTER (WHERE cardinality("faults") > 0), sum("tries" - 1),
         COALESCE(sum("promptTokens"), 0), COALESCE(sum("completionTokens"), 0),
@@ -57,6 +60,7 @@ _IN_USE = """
     SELECT COALESCE(sum(("judgement" ->> 'requests')::int), 0) FROM babylon_rl.group_scores
     WHERE "judge" = %s AND "window" >= %s AND "window" < %s
 """
+# A day is the date part of the window id.
 _DAYS = """
     SELECT left("window", 10), count(*), count(DISTINCT "window"), COALESCE(sum("promptTokens"), 0), COALESCE(sum("completionTokens"), 0),
         COALESCE(sum("usd"), 0), count(*) FILTER (WHERE "usd" IS NULL)
@@ -66,9 +70,10 @@ _DAYS = """
 
 @dataclass(frozen=True, slots=True)
 class JudgedHour:
-    """The head of one judged hour; ``orders`` is 0 for the heuristic, ``tau`` None where no two orders rank.
+    """Summary of one judged hour.
 
-    ``masked`` says whether the scores are those with flagged passages masked, None where nothing was flagged.
+    ``orders`` is 0 for the heuristic. ``tau`` is None where no two orders rank. ``masked`` is True if the scores are those with flagged
+    passages masked, None where nothing was flagged.
     """
 
     window: str
@@ -85,10 +90,10 @@ class JudgedHour:
 
 @dataclass(frozen=True, slots=True)
 class JudgedEpisode:
-    """One episode of a judged hour: its score, that of each order and the place it stood in there (0 first, 1 last).
+    """One episode of a judged hour with its score per order.
 
-    ``pnl_usd`` is its window P&L, None where the episode is no more; ``gain`` is what the hour's flagged passages gained it, None where
-    nothing was flagged.
+    ``places`` is its position in each order (0 first, 1 last). ``pnl_usd`` is the window P&L, None if the episode no longer exists.
+    ``gain`` is the score that flagged passages gained it, None where nothing was flagged.
     """
 
     window: str
@@ -104,9 +109,9 @@ class JudgedEpisode:
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """What one judge was paid for in some hours, answers that were retired since included.
+    """Cost of one judge over some hours, retired answers included.
 
-    ``unusable`` answers had faults, ``retries`` were sends that nobody answered; tokens and ``usd`` are sums of the known ones.
+    ``unusable`` answers had faults; ``retries`` were requests without an answer. Tokens and ``usd`` are sums of the known values.
     """
 
     judge: str
@@ -124,7 +129,7 @@ class Paid:
 
 @dataclass(frozen=True, slots=True)
 class PaidDay:
-    """What the hours of one day (YYYY-MM-DD, UTC) have cost, of all judges."""
+    """Cost of the hours of one UTC day (YYYY-MM-DD), over all judges."""
 
     day: str
     answers: int
@@ -136,74 +141,81 @@ class PaidDay:
 
 
 def newest_judged(connection: Connection) -> str | None:
-    """The newest hour that has scores."""
+    """Return the newest window with scores."""
     row = connection.execute(_NEWEST).fetchone()
     return None if row is None else row[0]
 
 
 def newest_judgement(connection: Connection) -> datetime | None:
-    """When a group was last judged (naive UTC)."""
+    """Return the time of the newest judgement (naive UTC)."""
     row = connection.execute(_NEWEST_JUDGEMENT).fetchone()
     return None if row is None else row[0]
 
 
 def judges_of(connection: Connection, first: str, end: str) -> dict[str, int]:
-    """How many hours of a range each judge has scored, most first."""
+    """Count the hours scored by each judge in a range, most first."""
     return dict(connection.execute(_JUDGES, (first, end)).fetchall())
 
 
 def judged_hours(connection: Connection, judge: str, first: str, end: str) -> list[JudgedHour]:
-    """The hours of a range that a judge has scored, in order."""
+    """Return the hours of a range scored by ``judge``, in order."""
     return [JudgedHour(*row) for row in connection.execute(_HEADS, (judge, first, end))]
 
 
 def judged_episodes(connection: Connection, windows: Sequence[str]) -> dict[str, list[JudgedEpisode]]:
-    """The scored episodes of some hours, by window and in order of agent."""
-    found: defaultdict[str, list[JudgedEpisode]] = defaultdict(list)
+    """Return the scored episodes by window, in order of agent."""
+    episodes: defaultdict[str, list[JudgedEpisode]] = defaultdict(list)
     for row in connection.execute(_EPISODES, (list(windows),)):
-        found[row[0]].append(JudgedEpisode(*row))
-    return dict(found)
+        episodes[row[0]].append(JudgedEpisode(*row))
+    return dict(episodes)
 
 
 def without_scores(connection: Connection, judge: str, first: str, end: str) -> tuple[int, int]:
-    """How many hours of a range a judge has in quarantine, and how many wait for it."""
+    """Count the hours of a range in quarantine and pending for ``judge``."""
     row = connection.execute(_WITHOUT, {"judge": judge, "first": first, "end": end}).fetchone()
     return (0, 0) if row is None else (row[0], row[1])
 
 
 def answered_windows(connection: Connection, judge: str, windows: Sequence[str]) -> list[str]:
-    """Those of ``windows`` about which, as their scores show them, a judge has given a usable answer, in order."""
+    """Return those of ``windows`` with a usable answer of ``judge``, in order.
+
+    The answer is about the same content as the scores.
+    """
     return sorted(window for (window,) in connection.execute(_ANSWERED, (judge, list(windows))))
 
 
 def answered_scores(connection: Connection, judge: str, windows: Sequence[str]) -> dict[str, dict[int, list[dict[str, float]]]]:
-    """What a judge answered about some hours as their scores show them.
+    """Return the judge's answers about the same content as the stored scores.
 
     Returns:
         window -> order -> one mapping (agent id -> score) for each part of the group.
     """
-    found: dict[str, dict[int, list[dict[str, float]]]] = {}
+    answers: dict[str, dict[int, list[dict[str, float]]]] = {}
     for window, order, scores in connection.execute(_ANSWERS, (judge, list(windows))):
-        found.setdefault(window, {}).setdefault(order, []).append(scores)
-    return found
+        answers.setdefault(window, {}).setdefault(order, []).append(scores)
+    return answers
 
 
 def paid(connection: Connection, first: str, end: str) -> list[Paid]:
-    """What the hours of a range have cost, by judge."""
+    """Return the cost of a range of hours, by judge."""
     return [Paid(*row) for row in connection.execute(_COSTS, (first, end))]
 
 
 def answers_in_use(connection: Connection, judge: str, first: str, end: str) -> int:
-    """How many answers the scores of a range rest on: what a second run would find in the cache."""
+    """Count the answers behind the scores of a range.
+
+    A second run would find them in the cache.
+    """
     row = connection.execute(_IN_USE, (judge, first, end)).fetchone()
     return 0 if row is None else int(row[0])
 
 
 def paid_days(connection: Connection, first: str, end: str) -> list[PaidDay]:
-    """What the hours of a range have cost by day of these hours, days without a request left out."""
+    """Return the cost of a range by day; days without requests are absent."""
     return [PaidDay(*row) for row in connection.execute(_DAYS, (first, end))]
 
 
+# One row per hour with scores, in quarantine or pending. The lateral query gathers its episodes as parallel arrays, in order of agent.
 _VERDICTS = r"""
     SELECT asked."window", g."judge", g."groupSize", g."disagreement", COALESCE(("judgement" ->> 'orders')::int, 0), q."reason", p."reason",
         m."meanChange", m."volatility", COALESCE(h."leaked", 0), COALESCE(("judgement" ->> 'steps')::int, 0),
@@ -236,14 +248,14 @@ _EXPLANATIONS = 'SELECT "window", "agentId", "reasoning" FROM babylon_rl.episode
 
 @dataclass(frozen=True, slots=True)
 class HourVerdicts:
-    """What the checks of a scored hour look at; ``judge`` None and nothing of episodes where the hour has no scores.
+    """Judge results of one hour, for its checks.
 
-    Of its ``steps`` the judge was not shown ``shortened`` in full, ``decisions_shortened`` trades among them.
+    Without scores ``judge`` is None and the sequences are empty. Of ``steps``, the judge saw ``shortened`` in short form,
+    ``decisions_shortened`` trades among them.
 
-    The sequences run over the episodes in order of agent: ``trades`` and ``pnls_usd`` (None where the episode is no more), how many
-    ``flags`` its text has, whether its reasoning ``tells`` what is hidden from the agents: here, whether it has that word.
-    ``gains`` are what the flagged passages gained each, None where nothing was masked; ``masked`` and ``noise`` are the judgement's, and
-    ``context_flags`` the suspicions in news, questions and the market's names.
+    The sequences run over the episodes in order of agent: ``trades`` and ``pnls_usd`` (None if the episode no longer exists), ``flags`` in
+    its text, ``tells`` (the reasoning has the word "hidden"). ``gains``: score gained by flagged passages, None where nothing was masked.
+    ``masked`` and ``noise`` are the judgement's; ``context_flags`` counts suspicions in news, questions and market names.
     """
 
     window: str
@@ -272,12 +284,15 @@ class HourVerdicts:
 
 
 def hour_verdicts(connection: Connection, windows: Sequence[str]) -> list[HourVerdicts]:
-    """What the judge said of those of ``windows`` that have scores, wait or are set aside, in order, in one query."""
+    """Return the judge results of ``windows`` with scores, in quarantine or pending.
+
+    In order, by one query.
+    """
     return [_verdicts(row) for row in connection.execute(_VERDICTS, {"windows": list(windows)})]
 
 
 def explanations(connection: Connection, windows: Sequence[str]) -> dict[tuple[str, str], str]:
-    """What the judge said of the episodes of some hours, by (window, agent id)."""
+    """Return the judge's reasoning by (window, agent id)."""
     return {(window, agent): said for window, agent, said in connection.execute(_EXPLANATIONS, (list(windows),))}
 
 

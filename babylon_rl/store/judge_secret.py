@@ -1,4 +1,7 @@
-"""babylon_rl.judge_secret: 32 random bytes, made once per database, from which opaque ids, nonces and orders are derived."""
+"""The database's judge secret: 32 random bytes, created once.
+
+Opaque ids, nonces and orders are derived from it. Table babylon_rl.judge_secret.
+"""
 
 from datetime import datetime
 
@@ -9,14 +12,14 @@ _KEEP = """INSERT INTO babylon_rl.judge_secret ("secret", "createdAt") VALUES (%
 
 
 def read_secret(connection: Connection) -> bytes | None:
-    """The secret; None before anything was judged."""
+    """Return the secret, or None before the first judgement."""
     with connection.transaction():
         row = connection.execute(_READ).fetchone()
     return None if row is None else bytes(row[0])
 
 
 def keep_secret(connection: Connection, offered: bytes, now: datetime) -> bytes:
-    """The secret, which is ``offered`` (32 bytes) where there was none."""
+    """Store ``offered`` (32 bytes) unless a secret exists; return the stored one."""
     with connection.transaction():
         connection.execute(_KEEP, (offered, now))
         row = connection.execute(_READ).fetchone()

@@ -1,6 +1,6 @@
-"""What a judge is shown beyond outcomes and steps: hidden answers, recorded reasoning, and the names that must not leave.
+"""Judge inputs besides outcomes and steps: hidden answers, recorded reasoning, agent names.
 
-The hidden answers are read for a judge, and to find texts that state them; nothing else reads them.
+Hidden answers are read for the judge, and to find texts that state them; nothing else reads them.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ _READABLE = """
     SELECT attname FROM pg_attribute
     WHERE attrelid = to_regclass(%s) AND attname = ANY(%s) AND NOT attisdropped AND has_column_privilege(attrelid, attnum, 'SELECT')
 """
+# The placeholder takes one (field, name) pair per readable column.
 _SEEN = """
     SELECT agent.id, field, COALESCE(name, '') AS name FROM public."User" agent, LATERAL (VALUES {}) AS named (field, name)
     WHERE agent.id = ANY(%(agents)s)
@@ -43,48 +44,54 @@ _KEEP_SEEN = """
 
 @dataclass(frozen=True)
 class AgentName:
-    """A name that an agent was seen under, which counts in hours ``after`` one."""
+    """A name of an agent, valid in hours later than ``after``."""
 
     agent_id: str
     name: str
     after: str
 
     def counts_in(self, window: str) -> bool:
-        """Whether it was known when this hour was read first, or is the first that was known at all."""
+        """Return True if the name was known before ``window``, or is the first known one."""
         return self.after < window
 
 
 def readable(connection: Connection, table: str, columns: Sequence[str]) -> list[str]:
-    """Those of some columns of a table of the game that are there and may be read, in the order given."""
-    found = {name for (name,) in connection.execute(_READABLE, (f'public."{table}"', list(columns))).fetchall()}
-    return [name for name in columns if name in found]
+    """Return the ``columns`` of a game table that exist and may be read, in order."""
+    allowed = {name for (name,) in connection.execute(_READABLE, (f'public."{table}"', list(columns))).fetchall()}
+    return [name for name in columns if name in allowed]
 
 
 def hidden_answers(connection: Connection, market_ids: Sequence[str]) -> dict[str, bool]:
-    """The engine's own answer to some questions, by their id; none where the role may not read them."""
+    """Return the engine's answers to questions by id; empty without the right to read them."""
     if not market_ids or not readable(connection, "Question", ("outcome",)):
         return {}
     return dict(connection.execute(_HIDDEN_ANSWERS, (list(market_ids),)).fetchall())
 
 
 def logged_reasoning(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, str]:
-    """The reasoning that the log holds of some trajectories' calls, by call id."""
+    """Return the logged reasoning of the trajectories' calls, by call id."""
     return dict(connection.execute(_LOGGED_REASONING, (list(trajectory_ids),)).fetchall()) if trajectory_ids else {}
 
 
 def known_names(connection: Connection, agent_ids: Sequence[str]) -> list[AgentName]:
-    """The display and user names that some agents were seen under; of those whose hours were never read, the present ones."""
+    """Return the display and user names under which agents were seen.
+
+    For agents whose hours were never read, the present names.
+    """
     if not agent_ids:
         return []
-    found = [AgentName(*row) for row in connection.execute(_KNOWN, (list(agent_ids),))]
-    new = sorted(set(agent_ids) - {name.agent_id for name in found})
+    names = [AgentName(*row) for row in connection.execute(_KNOWN, (list(agent_ids),))]
+    new = sorted(set(agent_ids) - {name.agent_id for name in names})
     if new and (seen := _seen(connection)) is not None:
-        found += [AgentName(agent, name, "") for agent, _, name in connection.execute(seen, {"agents": new})]
-    return [name for name in found if name.name]
+        names += [AgentName(agent, name, "") for agent, _, name in connection.execute(seen, {"agents": new})]
+    return [name for name in names if name.name]
 
 
 def keep_names(connection: Connection, agent_ids: Sequence[str]) -> None:
-    """Keep the names that some agents have now, as far as they may be read; before hours that are read for the first time are written."""
+    """Store the present names of agents, as far as they may be read.
+
+    To be called before hours read for the first time are written.
+    """
     if agent_ids and (seen := _seen(connection)) is not None:
         connection.execute(psycopg.sql.SQL(_KEEP_SEEN).format(seen), {"agents": list(agent_ids)})
 

@@ -1,4 +1,7 @@
-"""From what the scores of an hour follow, as a version beside them: while that stands, what was shown need not be built to be compared."""
+"""Version of the inputs behind the scores of an hour.
+
+While it is unchanged, the prompt need not be built again for a comparison.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,18 +20,24 @@ _FORGET = """
 
 
 def read_sources(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
-    """The version of what the scores of some hours rest on, where it is known."""
+    """Return the input version of the scores by window, where known."""
     return dict(connection.execute(_READ, (list(windows),)).fetchall())
 
 
 def keep_sources(connection: Connection, versions: Mapping[str, str]) -> None:
-    """Say of the scores of some hours (window -> version) what they rest on, in the caller's transaction. New scores forget it."""
+    """Store the input versions of scores (window -> version); they are not stale any more.
+
+    Runs in the caller's transaction. New scores clear the version.
+    """
     if versions:
         connection.execute(_KEEP, (list(versions), list(versions.values())))
 
 
 def forget_sources(connection: Connection, versions: Mapping[str, str]) -> None:
-    """Mark the scores of some hours stale that rest on these versions (window -> version), until they are compared again."""
+    """Mark scores with these input versions (window -> version) as stale.
+
+    They stay so until they are compared again.
+    """
     if versions:
         with connection.transaction():
             connection.execute(_FORGET, (list(versions), list(versions.values())))

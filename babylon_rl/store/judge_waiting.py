@@ -1,7 +1,7 @@
-"""Groups without scores, and why: babylon_rl.judge_quarantine (the judge's answers are unusable) and judge_pending (not judged yet).
+"""Groups without scores and the reason: babylon_rl.judge_quarantine and judge_pending.
 
-An hour in quarantine shows it in babylon_rl.windows too, and leaves it when somebody asks for another try, when another judge scores it,
-or when something else would be asked about it than what failed.
+Quarantine: the judge's answers are unusable. Pending: not judged yet. An hour in quarantine has that state in babylon_rl.windows too; it
+leaves when a person asks for another try, when another judge scores it, or when its request would differ from the failed one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,10 @@ from babylon_rl.store.trajectories import Connection
 
 
 class Quarantined(msgspec.Struct, frozen=True, rename="camel"):
-    """One row of babylon_rl.judge_quarantine; ``transcript`` holds the requests and answers, shortened, in order.
+    """One row of babylon_rl.judge_quarantine.
 
-    ``sources_version`` is that of all that the request was made of; while it stands, nothing else would be asked. Empty: not known.
+    ``transcript`` holds the requests and answers, shortened, in order. ``sources_version`` is the version of the request's inputs: while it
+    is unchanged, the same request would be sent. Empty: unknown.
     """
 
     window: str
@@ -45,6 +46,7 @@ _QUARANTINE = """
         "sourcesVersion" = excluded."sourcesVersion"
 """
 _SET_ASIDE = """UPDATE babylon_rl.windows SET "state" = 'quarantined' WHERE "window" = %s"""
+# The state of the hour follows from its readiness and from current scores.
 _RELEASE = """
     WITH released AS (DELETE FROM babylon_rl.judge_quarantine WHERE "window" = ANY(%s) RETURNING "window")
     UPDATE babylon_rl.windows held SET "state" = CASE
@@ -70,14 +72,14 @@ _WAIT_NO_MORE = """DELETE FROM babylon_rl.judge_pending WHERE "window" = ANY(%s)
 
 
 def read_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> dict[str, Quarantined]:
-    """The groups in quarantine among ``windows``, or all of them."""
+    """Return the quarantined groups among ``windows``, or all of them, by window."""
     with connection.transaction():
-        found = connection.execute(_READ_ALL) if windows is None else connection.execute(_READ, (list(windows),))
-        return {row[0]: Quarantined(*row) for row in found.fetchall()}
+        rows = connection.execute(_READ_ALL) if windows is None else connection.execute(_READ, (list(windows),))
+        return {row[0]: Quarantined(*row) for row in rows.fetchall()}
 
 
 def quarantine(connection: Connection, entry: Quarantined) -> None:
-    """Set a group aside, in the caller's transaction and under the hour's lock."""
+    """Quarantine a group, in the caller's transaction and under the hour's lock."""
     transcript = Jsonb(entry.transcript)
     head = (entry.window, entry.judge, entry.judge_version, entry.reason)
     connection.execute(_QUARANTINE, (*head, transcript, entry.at, entry.sources_version))
@@ -86,35 +88,35 @@ def quarantine(connection: Connection, entry: Quarantined) -> None:
 
 
 def release(connection: Connection, windows: Sequence[str]) -> None:
-    """Take groups out of quarantine, and out of those that wait."""
+    """Remove groups from quarantine and from the pending ones."""
     connection.execute(_RELEASE, (list(windows),))
     connection.execute(_WAIT_NO_MORE, (list(windows),))
 
 
 def read_pending(connection: Connection, windows: Sequence[str], judge: str | None = None) -> dict[str, str]:
-    """Why those of ``windows`` wait that do; for this ``judge`` alone where one is named."""
+    """Return pending reasons by window; with ``judge``, only those of that judge."""
     with connection.transaction():
         return dict(connection.execute(_PENDING, {"windows": list(windows), "judge": judge}).fetchall())
 
 
 def end_pending(connection: Connection, windows: Sequence[str]) -> None:
-    """Some hours wait no more."""
+    """Remove ``windows`` from the pending ones."""
     connection.execute(_WAIT_NO_MORE, (list(windows),))
 
 
 def pending_since(connection: Connection, windows: Sequence[str]) -> datetime | None:
-    """When one of ``windows`` was last found to wait; None when none does."""
+    """Return the newest time at which one of ``windows`` was found pending, or None."""
     row = connection.execute(_PENDING_SINCE, (list(windows),)).fetchone()
     return None if row is None else row[0]
 
 
 def waiting_since(connection: Connection, judge: str) -> dict[str, datetime]:
-    """When each hour that waits for this judge was last found to wait."""
+    """Return the time of the last pending mark by window, for ``judge``."""
     return dict(connection.execute(_WAITING_SINCE, (judge,)).fetchall())
 
 
 def keep_pending(connection: Connection, judge: str, reasons: Mapping[str, str], now: datetime) -> None:
-    """Say of some hours (window -> reason) that they wait."""
+    """Mark hours as pending for ``judge`` (window -> reason)."""
     if reasons:
         with connection.transaction():
             connection.execute(_WAIT, (judge, now, list(reasons), list(reasons.values())))

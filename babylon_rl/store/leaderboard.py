@@ -1,4 +1,4 @@
-"""What the leaderboard needs of the evidence: which weights have played benchmark markets, and what the gate said of each version."""
+"""Evidence for the leaderboard: played model identities and gate decisions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,10 @@ GROUP BY "model", "identity" ORDER BY max("playedAt") DESC, "identity"
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """What the gate decided on a batch's version and why, against whom (None: it could not be played), over how many markets."""
+    """The gate's decision on the version of a batch.
+
+    ``reference`` is None if it could not be played; ``markets`` counts the markets compared.
+    """
 
     batch_id: str
     version: str
@@ -27,13 +30,13 @@ class Gated:
 
 
 def read_gated(connection: psycopg.Connection[Any]) -> dict[str, Gated]:
-    """What the gate decided, by batch."""
+    """Return the gate's decisions by batch."""
     return {row[0]: Gated(*row) for row in connection.execute(_GATED)}
 
 
 def read_identities(connection: psycopg.Connection[Any], models: Sequence[str]) -> dict[str, list[str]]:
-    """The weights under which each of ``models`` has played anything, those that played last first."""
-    found: dict[str, list[str]] = {model: [] for model in models}
+    """Return the weight identities with stored results by model, newest first."""
+    identities: dict[str, list[str]] = {model: [] for model in models}
     for model, identity in connection.execute(_IDENTITIES, [list(models)]):
-        found[model].append(identity)
-    return found
+        identities[model].append(identity)
+    return identities

@@ -1,7 +1,7 @@
-"""What the game recorded of its markets, by window: prices around each hour, questions that were open, events.
+"""Recorded market data by window: prices, questions and events.
 
-One query per kind for any number of hours; each price is found by its index. Equal timestamps are ordered by id, and prices
-that are not finite numbers are as good as absent.
+One query per kind serves any number of hours; each price is found by its index. Equal timestamps are ordered by id. Prices that are not
+finite numbers count as absent.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,10 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 class StockSpan(msgspec.Struct, frozen=True):
-    """An organization's prices around a window: the last at or before its start, the first in it, the last before its end."""
+    """Prices of one organization around a window.
+
+    ``price_before``: the last at or before the start. ``first_price``: the first in the window. ``last_price``: the last before the end.
+    """
 
     window: str
     organization_id: str
@@ -31,7 +34,10 @@ class StockSpan(msgspec.Struct, frozen=True):
 
 
 class QuestionSpan(msgspec.Struct, frozen=True):
-    """A question (or a market without one) that was open in a window, and its probabilities around it."""
+    """A question open in a window, with its probabilities around the window.
+
+    A market without a question counts as one.
+    """
 
     window: str
     market_id: str
@@ -69,6 +75,7 @@ PROBABILITY_BEFORE = f"""LEFT JOIN LATERAL (
         ORDER BY "createdAt" DESC, id COLLATE "C" DESC LIMIT 1
     ) before ON true"""
 
+# last: newest price before the end. before: at or before the start. first: only where ``before`` is missing. traded: volume.
 STOCKS = f"""
     SELECT hour.start, organization.id, organization.name, organization."initialPrice",
         before.price, first.price, last.price, last."timestamp" >= hour.start, traded.volume
@@ -106,6 +113,7 @@ ASKED = """asked AS (
         FROM public."Market" market WHERE NOT EXISTS (SELECT FROM public."Question" question WHERE question.id = market.id)
     )"""
 
+# A resolution row in the price history dates the answer; without one, the game's own tables do.
 QUESTIONS = f"""
     WITH {ASKED}, timed AS (
         SELECT asked.*, COALESCE((
@@ -135,6 +143,7 @@ EVENTS = """
 """
 
 
+# Probabilities are read market by market, because the game has an index on ("marketId", "createdAt") only.
 RECORDED = """
     SELECT date_trunc('hour', "timestamp") FROM public."StockPrice" WHERE "timestamp" >= %(start)s AND "timestamp" < %(stop)s
     UNION
@@ -148,23 +157,29 @@ RECORDED = """
 
 
 def windows_with_market(connection: Connection, first: str, end: str) -> list[str]:
-    """The windows from ``first`` (inclusive) to ``end`` (exclusive) in which a price, a probability or an event was recorded, in order."""
-    found = connection.execute(RECORDED, {"start": window_start(first), "stop": window_start(end)}).fetchall()
-    return sorted(window_of(hour) for (hour,) in found)
+    """Return the windows with a recorded price, probability or event, in order.
+
+    From ``first`` (inclusive) to ``end`` (exclusive).
+    """
+    rows = connection.execute(RECORDED, {"start": window_start(first), "stop": window_start(end)}).fetchall()
+    return sorted(window_of(hour) for (hour,) in rows)
 
 
 def stock_spans(connection: Connection, windows: Sequence[str]) -> list[StockSpan]:
-    """Every organization that has a price before a window's end, by window, then id."""
+    """Return every organization with a price before a window's end, by window, then id."""
     return [StockSpan(window_of(start), *values) for start, *values in _rows(connection, STOCKS, windows)]
 
 
 def question_spans(connection: Connection, windows: Sequence[str]) -> list[QuestionSpan]:
-    """Every question created before a window's end and not resolved before its start, by window, then number."""
+    """Return the questions open in each window, by window, then number.
+
+    Open: created before its end and not resolved before its start.
+    """
     return [QuestionSpan(window_of(start), *values) for start, *values in _rows(connection, QUESTIONS, windows)]
 
 
 def events(connection: Connection, windows: Sequence[str]) -> list[Event]:
-    """The events of some windows in order of time."""
+    """Return the events of ``windows`` in order of time."""
     return [Event(window_of(start), *values) for start, *values in _rows(connection, EVENTS, windows)]
 
 

@@ -1,9 +1,9 @@
-"""One version per hour of the market: it changes when, and only when, what the hour's outcomes are made of changes.
+"""Data version of each market hour, from the inputs of its outcomes.
 
-An hour's outcomes follow from its own prices, probabilities and events; from what each organization is called and where its price
-stood at the hour's start; and from the questions open in the hour, their answers, and where their probabilities stood. Each of the
-five is counted and hashed. Where a price stood is found by its index, however far back it was set, so that a late price reaches
-every hour up to the next price, and no further. The predicates are those of market_data.py.
+The version changes when, and only when, these inputs change: prices, probabilities and events of the hour; names and start prices of
+organizations; questions open in the hour, their answers and start probabilities. Each of the five kinds is counted and hashed. A start
+price is found by its index however old it is, so a late price reaches every hour up to the next price and no further. The predicates are
+those of market_data.py.
 """
 
 from datetime import datetime
@@ -91,6 +91,7 @@ OPEN_QUESTIONS = f"""
     GROUP BY 1
 """
 
+# Both maxima come from an index on "timestamp".
 NEWEST_MARKET_ROW = """
     SELECT max(newest) FROM (
         SELECT max("timestamp") AS newest FROM public."StockPrice" WHERE "timestamp" < %(stop)s
@@ -100,9 +101,13 @@ NEWEST_MARKET_ROW = """
 
 
 def market_versions(connection: Connection, first: str, end: str) -> dict[str, str]:
-    """Versions of the hours from ``first`` (inclusive) to ``end`` (exclusive) that hold prices, events or probabilities, by window id."""
+    """Return the data versions of hours with prices, events or probabilities, by window.
+
+    From ``first`` (inclusive) to ``end`` (exclusive).
+    """
     bounds: dict[str, Any] = {"start": window_start(first), "stop": window_start(end)}
     hours: dict[datetime, dict[str, tuple[int, int]]] = {}
+    # The first three kinds tell which hours hold anything; the last two are read for these hours only.
     for kind, statement in zip(KINDS[:3], (PRICES, PROBABILITIES, EVENTS), strict=True):
         for hour, rows, content in connection.execute(statement, bounds):
             hours.setdefault(hour, {})[kind] = rows, int(content)
@@ -114,6 +119,6 @@ def market_versions(connection: Connection, first: str, end: str) -> dict[str, s
 
 
 def newest_market_hour(connection: Connection, end: str) -> str | None:
-    """The newest hour before ``end`` that holds a price or an event."""
+    """Return the newest hour before ``end`` that holds a price or an event, or None."""
     row = connection.execute(NEWEST_MARKET_ROW, {"stop": window_start(end)}).fetchone()
     return window_of(row[0]) if row is not None and row[0] is not None else None

@@ -1,7 +1,7 @@
-"""Bring a database up to date: numbered SQL files, forward only, each in one transaction together with its own record.
+"""Database migrations: numbered SQL files, forward only, one transaction each.
 
-Migration 0001 makes the contract's tables where they are absent and leaves those that exist alone. Every transaction holds an
-advisory lock and reads the records anew, so that two who migrate at once do each step once, also behind a pooler.
+Migration 0001 creates the contract's tables where they are absent and leaves existing ones unchanged. Every transaction holds an
+advisory lock and reads the records again, so two concurrent migrations do each step once, also behind a pooler.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ _DROPPED_TABLE = re.compile(r'^\s*DROP TABLE\s+(?:IF EXISTS\s+)?"?babylon_rl"?\.
 
 @dataclass(frozen=True)
 class MigrationReport:
-    """What a migration did, or (``check_only``) would do.
+    """Result of a migration, or with ``check_only`` its plan.
 
     ``applied``: migrations by name, each followed by the contract's tables it created; ``adopted``: tables of the contract that
-    existed before; ``differences``: sentences on what in ``public`` does not fit the contract. None of them is repaired.
+    existed before; ``differences``: sentences on deviations of ``public`` from the contract. None of them is repaired.
     """
 
     applied: tuple[str, ...] = ()
@@ -41,19 +41,19 @@ class MigrationReport:
 
 @dataclass(frozen=True)
 class Migration:
-    """One file of migrations/."""
+    """One SQL file of migrations/."""
 
     name: str
     sql: str = field(repr=False)
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the text."""
+        """SHA-256 of the SQL text."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
 def migrate(database: Database, *, check_only: bool = False, now: datetime | None = None, directory: Path = MIGRATIONS) -> MigrationReport:
-    """Apply what is missing, in order; with ``check_only`` change nothing and say what would be done.
+    """Apply missing migrations in order; with ``check_only``, only report them.
 
     Raises:
         SchemaMismatch: the records do not belong to these files, a recorded table is gone, or a step does not fit the database.
@@ -85,6 +85,7 @@ def _migrate(connection: psycopg.Connection[tuple[Any, ...]], files: list[Migrat
     if now is not None:
         names = _apply_all(connection, files, now)
         after = read_tables(connection, "public")
+    # Only the contract's migration creates or adopts tables of the game.
     created: list[str] = []
     adopted: list[str] = []
     if CONTRACT in names:
@@ -94,7 +95,11 @@ def _migrate(connection: psycopg.Connection[tuple[Any, ...]], files: list[Migrat
 
 
 def require_migrated(database: Database) -> None:
-    """Raise SchemaMismatch unless every migration of this version is applied to the database."""
+    """Check that every migration is applied.
+
+    Raises:
+        SchemaMismatch: a migration is missing.
+    """
     with database.connect_directly(autocommit=True) as connection:
         pending = _pending(read_migrations(), _recorded(connection))
     if pending:
@@ -105,7 +110,11 @@ def require_migrated(database: Database) -> None:
 
 
 def read_migrations(directory: Path = MIGRATIONS) -> list[Migration]:
-    """The migrations in order. Raises SchemaMismatch when there are none."""
+    """Return the migrations in order.
+
+    Raises:
+        SchemaMismatch: the directory does not begin with the contract's migration.
+    """
     paths = sorted(directory.glob("[0-9][0-9][0-9][0-9]_*.sql"))
     if not paths or paths[0].stem != CONTRACT:
         raise SchemaMismatch(
@@ -120,6 +129,7 @@ def _apply_all(connection: psycopg.Connection[tuple[Any, ...]], files: list[Migr
         with connection.transaction():
             connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'")
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            # Read again under the lock: another process may have applied it.
             pending = _pending(files, _recorded(connection))
             if not pending:
                 return applied
@@ -154,7 +164,11 @@ def _recorded(connection: psycopg.Connection[tuple[Any, ...]]) -> dict[str, str]
 
 
 def _pending(files: list[Migration], recorded: dict[str, str]) -> list[Migration]:
-    """What is not recorded yet. Raises SchemaMismatch when the records are not a beginning of ``files``."""
+    """Return the migrations that are not recorded yet.
+
+    Raises:
+        SchemaMismatch: the records are not a beginning of ``files``.
+    """
     known = {migration.name: migration for migration in files}
     for name, checksum in recorded.items():
         if name not in known:
@@ -183,7 +197,11 @@ def _check_tables(
     contract: dict[str, Table],
     public: dict[str, Table],
 ) -> None:
-    """Raise SchemaMismatch when a table that the records speak of is not there."""
+    """Check that every table named by applied migrations exists.
+
+    Raises:
+        SchemaMismatch: one is missing.
+    """
     own: set[str] = set()
     for migration in files:
         if migration.name in recorded:

@@ -1,7 +1,7 @@
-"""What to tell a person when a statement names a table or column that is not there: its name, and the migration that makes it.
+"""Readable errors for missing tables and columns, with the migration that creates them.
 
-The names come out of the server's message and are looked up in the text of the migrations; what the message leaves open (a column
-without its table) is settled by asking the catalog which of the candidates is gone.
+The name is taken from the server's message and looked up in the text of the migrations. If the message names a column without its table,
+the catalog tells which of the candidate tables lacks it.
 """
 
 import re
@@ -16,6 +16,7 @@ MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 Missing = psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.InvalidSchemaName
 MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName)
 
+# Patterns over the text of the migrations.
 _NAME = r'((?:"?babylon_rl"?\.)?"?\w+"?)'
 _CREATE_TABLE = re.compile(rf"CREATE TABLE\s+(?:IF NOT EXISTS\s+)?{_NAME}\s*\((.*?)\n\s*\);", re.DOTALL)
 _CREATE_VIEW = re.compile(rf"CREATE (?:OR REPLACE )?VIEW\s+{_NAME}")
@@ -24,10 +25,12 @@ _ADDED = re.compile(r'ADD COLUMN\s+(?:IF NOT EXISTS\s+)?"?(\w+)"?')
 _COLUMN_LINE = re.compile(r'^\s+"?(\w+)"? ', re.MULTILINE)
 _NO_COLUMN = frozenset({"CONSTRAINT", "PRIMARY", "UNIQUE", "FOREIGN", "CHECK", "EXCLUDE"})
 
+# Patterns over the server's messages.
 _RELATION = re.compile(r'relation "([^"]+)" does not exist')
 _COLUMN_OF = re.compile(r'column "([^"]+)" of relation "([^"]+)" does not exist')
 _COLUMN = re.compile(r'column "?(?:\w+\.)?([^"\s]+)"? does not exist')
 
+# Candidate tables that lack the column.
 _GONE = """
 SELECT given.name FROM unnest(%s::text[], %s::text[], %s::text[]) AS given (name, "schema", "column")
 WHERE NOT EXISTS (
@@ -39,7 +42,10 @@ WHERE NOT EXISTS (
 
 @dataclass(frozen=True)
 class Defined:
-    """The migration by table or view, and by (table, column); names are qualified and without quotes."""
+    """Migration by table or view, and by (table, column).
+
+    Names are qualified and without quotes.
+    """
 
     tables: dict[str, str]
     columns: dict[tuple[str, str], str]
@@ -47,7 +53,7 @@ class Defined:
 
 @cache
 def defined(directory: Path = MIGRATIONS) -> Defined:
-    """What the migrations of ``directory`` make."""
+    """Return the tables, views and columns that the migrations in ``directory`` create."""
     tables: dict[str, str] = {}
     columns: dict[tuple[str, str], str] = {}
     for path in sorted(directory.glob("[0-9][0-9][0-9][0-9]_*.sql")):
@@ -62,17 +68,20 @@ def defined(directory: Path = MIGRATIONS) -> Defined:
 
 
 def missing_sentence(connection: psycopg.Connection[Any], error: Missing, directory: Path = MIGRATIONS) -> str:
-    """One sentence that names what ``error`` missed and what brings it; a failed transaction on ``connection`` is rolled back."""
-    said = (error.diag.message_primary or str(error)).strip()
+    """Return one sentence naming the missing thing and the migration that creates it.
+
+    Rolls back a failed transaction on ``connection``.
+    """
+    message = (error.diag.message_primary or str(error)).strip()
     if connection.info.transaction_status == psycopg.pq.TransactionStatus.INERROR:
         connection.rollback()
-    if found := _RELATION.search(said):
-        return _no_table(_qualified(found[1]), defined(directory))
-    if found := _COLUMN_OF.search(said):
-        return _no_column(found[1], _tables_with(found[1], defined(directory), found[2]), defined(directory))
-    if found := _COLUMN.search(said):
-        return _no_column(found[1], _gone(connection, found[1], _tables_with(found[1], defined(directory))), defined(directory))
-    return f"The database is not up to date: {said.rstrip('.')}. Run `babylon-rl migrate`."
+    if match := _RELATION.search(message):
+        return _no_table(_qualified(match[1]), defined(directory))
+    if match := _COLUMN_OF.search(message):
+        return _no_column(match[1], _tables_with(match[1], defined(directory), match[2]), defined(directory))
+    if match := _COLUMN.search(message):
+        return _no_column(match[1], _gone(connection, match[1], _tables_with(match[1], defined(directory))), defined(directory))
+    return f"The database is not up to date: {message.rstrip('.')}. Run `babylon-rl migrate`."
 
 
 def _no_table(table: str, known: Defined) -> str:

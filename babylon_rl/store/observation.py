@@ -1,8 +1,9 @@
-"""One version per hour of the trajectories that the game has written: it changes when, and only when, the hour has to be read again.
+"""Data version of each hour of recorded trajectories.
 
-A version counts the hour's rows and their logged calls and sums a hash of each: of a trajectory its id and its producer's last change,
-never a column that this pipeline writes; of a logged call, which carries no such moment, the transaction that last wrote it. So an
-edit, a deletion and a swap are seen without reading a text. The market's versions are in market_observation.py.
+The version changes when, and only when, the hour must be read again. It counts the hour's rows and logged calls and sums a hash of each:
+of a trajectory its id and the producer's last change, never a column that this pipeline writes; of a logged call, which has no such time,
+the transaction that last wrote it. So edits, deletions and swaps are detected without reading texts. The market's versions are in
+market_observation.py.
 """
 
 from datetime import datetime, timedelta
@@ -51,19 +52,23 @@ TRAJECTORIES = """
 
 
 def trajectory_versions(connection: Connection, first: str, end: str) -> dict[str, str]:
-    """Versions of the hours from ``first`` (inclusive) to ``end`` (exclusive) that hold trajectories, by window id."""
+    """Return the data versions of hours with trajectories, by window.
+
+    From ``first`` (inclusive) to ``end`` (exclusive).
+    """
     bounds = {"first": first, "end": end, "start": window_start(first), "stop": window_start(end)}
-    found: dict[str, tuple[datetime, list[int]]] = {}
+    hours: dict[str, tuple[datetime, list[int]]] = {}
     for window_id, hour, rows, newest, *sums in connection.execute(TRAJECTORIES, bounds):
+        # A row without a canonical window id belongs to the hour of its start time.
         window = window_id if is_window_id(window_id) else hour
         if is_window_id(window) and first <= window < end:
-            before = found.get(window, (newest, [0, 0, 0, 0]))
-            found[window] = max(before[0], newest), [a + int(b) for a, b in zip(before[1], (rows, *sums), strict=True)]
-    return {window: _version(*found[window]) for window in sorted(found)}
+            before = hours.get(window, (newest, [0, 0, 0, 0]))
+            hours[window] = max(before[0], newest), [a + int(b) for a, b in zip(before[1], (rows, *sums), strict=True)]
+    return {window: _version(*hours[window]) for window in sorted(hours)}
 
 
 def observed_watermark(connection: Connection, first: str, end: str) -> str | None:
-    """The mark of what the versions of the hours from ``first`` to ``end`` follow from (see ``watermark``)."""
+    """Return the watermark of the versions from ``first`` to ``end`` (see ``watermark``)."""
     return watermark(connection, TABLES, first, end)
 
 
@@ -73,7 +78,10 @@ def _version(newest: datetime, sums: list[int]) -> str:
 
 
 def recent_hours(connection: Connection, end: str) -> tuple[str, str]:
-    """Where the last RECENT before ``end`` begin, for trajectories and for market data: counted back from the newest hour of each."""
+    """Return the start of the recent range for trajectories and for market data.
+
+    RECENT, counted back from the newest hour of each before ``end``.
+    """
     newest = newest_window_with_rows(connection, window_of(window_start(end) - HOUR))
     return _back_from(newest or end), _back_from(newest_market_hour(connection, end) or end)
 

@@ -1,4 +1,7 @@
-"""market_outcomes, which has no unique key, and babylon_rl.market_windows: read as they are, replaced whole by window."""
+"""Rows of market_outcomes and babylon_rl.market_windows, replaced whole by window.
+
+market_outcomes has no unique key, so its rows are read and compared as they are.
+"""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -13,7 +16,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 class OutcomeRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of market_outcomes, less createdAt; a stock row or a prediction row."""
+    """One row of market_outcomes without createdAt: a stock row or a prediction row."""
 
     id: str
     window: str
@@ -65,7 +68,7 @@ _UPSERT_WINDOWS = """
 
 
 def read_rows(connection: Connection, windows: Sequence[str]) -> dict[str, set[bytes]]:
-    """What market_outcomes holds for some windows, each row as comparable bytes."""
+    """Return the rows of market_outcomes by window, each as comparable bytes."""
     held: dict[str, set[bytes]] = {window: set() for window in windows}
     for values in connection.execute(_READ, (list(windows),)).fetchall():
         row = OutcomeRow(**dict(zip(OutcomeRow.__struct_fields__, values, strict=True)))
@@ -74,21 +77,27 @@ def read_rows(connection: Connection, windows: Sequence[str]) -> dict[str, set[b
 
 
 def comparable(row: OutcomeRow) -> bytes:
-    """A row as bytes: equal rows, equal bytes."""
+    """Encode a row as bytes: equal rows give equal bytes."""
     return msgspec.json.encode(row)
 
 
 def replace_rows(connection: Connection, rows: Mapping[str, Sequence[OutcomeRow]], now: datetime) -> None:
-    """Make ``rows`` (window -> its rows) all that market_outcomes holds for these windows, in the caller's transaction."""
+    """Replace the rows of market_outcomes for the windows in ``rows``.
+
+    Runs in the caller's transaction.
+    """
     connection.execute(_DELETE, (list(rows),))
     with connection.cursor().copy(_WRITE) as copy:
-        for some in rows.values():
-            for row in some:
+        for window_rows in rows.values():
+            for row in window_rows:
                 values = [getattr(row, name) for name in OutcomeRow.__struct_fields__]
                 copy.write_row([Jsonb(value) if isinstance(value, list) else value for value in values] + [now])
 
 
 def replace_windows(connection: Connection, windows: Sequence[MarketWindowRow], empty: Sequence[str], now: datetime) -> None:
-    """Bring babylon_rl.market_windows up to date; ``empty`` windows are forgotten, unchanged ones not touched."""
+    """Update babylon_rl.market_windows; ``empty`` windows are deleted.
+
+    Unchanged rows are not touched.
+    """
     connection.execute(_DELETE_WINDOWS, (list(empty),))
     connection.execute(_UPSERT_WINDOWS, {"windows": Jsonb([msgspec.to_builtins(row) for row in windows]), "now": now})

@@ -1,4 +1,4 @@
-"""How prices and probabilities moved within hours, thinned to a point a minute: what an hour's pictures are drawn from."""
+"""Price and probability paths within hours, one point per minute, for plots."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -40,12 +40,18 @@ PROBABILITIES = f"""
 
 
 def price_paths(connection: psycopg.Connection[Any], wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
-    """The prices of some (window, organization id) as (minutes since the window's start, dollars), at most 60; [] where none moved."""
+    """Return price paths of (window, organization id) pairs.
+
+    A path is (minutes since the window's start, dollars), at most 60 points; [] without a price.
+    """
     return _paths(connection, PRICES, wanted)
 
 
 def probability_paths(connection: psycopg.Connection[Any], wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
-    """The YES prices of some (window, market id) as (minutes since the window's start, 0..1), at most 60; [] where none moved."""
+    """Return YES price paths of (window, market id) pairs.
+
+    A path is (minutes since the window's start, 0..1), at most 60 points; [] without a price.
+    """
     return _paths(connection, PROBABILITIES, wanted)
 
 

@@ -1,4 +1,4 @@
-"""What is asked of recorded rows beyond reading them: the newest that a training could use, and how whole and scored some are."""
+"""Queries on recorded rows: newest trainable ones, unscored windows, logged calls."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +19,13 @@ ORDER BY t."startTime" DESC, t."trajectoryId" DESC
 LIMIT %s
 """
 
+# Windows without current scores of any judge.
 _UNSCORED = """
 SELECT w."window" FROM unnest(%s::text[]) AS w("window")
 WHERE NOT EXISTS (SELECT FROM babylon_rl.group_scores g WHERE g."window" = w."window" AND NOT g."stale")
 """
 
+# Windows without current scores of this judge. A window consumed by a training keeps its scores.
 _OTHERS_SCORES = """
 SELECT w."window" FROM unnest(%s::text[]) AS w("window")
 WHERE NOT EXISTS (
@@ -42,24 +44,33 @@ _AT_ONCE = 5000
 
 
 def newest_new_trainable(connection: psycopg.Connection[Any], first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:
-    """The newest eligible unused rows of the complete windows ``first`` <= window < ``end``, newest first."""
+    """Return the newest eligible unused rows of complete windows, newest first.
+
+    ``first`` <= window < ``end``, window <= ``complete``.
+    """
     rows = connection.execute(_NEWEST, [first, end, complete, limit]).fetchall()
     return [TrajectoryRow(*(*columns, metrics.encode(), steps.encode())) for *columns, metrics, steps in rows]
 
 
 def unscored_windows(connection: psycopg.Connection[Any], windows: list[str]) -> set[str]:
-    """Those of ``windows`` that hold no current scores."""
+    """Return those of ``windows`` without current scores."""
     return {row[0] for row in connection.execute(_UNSCORED, [windows])}
 
 
 def windows_not_by(connection: psycopg.Connection[Any], windows: list[str], judge: str, version: str) -> set[str]:
-    """Those of ``windows`` that hold no current scores of this judge, less those of which a training has consumed an episode."""
+    """Return those of ``windows`` without current scores of this judge.
+
+    Windows with an episode consumed by a training are left out.
+    """
     return {row[0] for row in connection.execute(_OTHERS_SCORES, [windows, judge, version])}
 
 
 def first_logged_calls(connection: psycopg.Connection[Any], trajectory_ids: Sequence[str]) -> dict[str, bool]:
-    """Those of some trajectories that llm_call_logs holds calls of, and whether the first has both prompts and a response."""
-    found: dict[str, bool] = {}
+    """Return for each trajectory with logged calls whether the first one is complete.
+
+    Complete: it has both prompts and a response.
+    """
+    complete: dict[str, bool] = {}
     for start in range(0, len(trajectory_ids), _AT_ONCE):
-        found.update(connection.execute(_FIRST_LOGGED, [list(trajectory_ids[start : start + _AT_ONCE])]).fetchall())
-    return found
+        complete.update(connection.execute(_FIRST_LOGGED, [list(trajectory_ids[start : start + _AT_ONCE])]).fetchall())
+    return complete

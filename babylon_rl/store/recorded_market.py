@@ -1,4 +1,7 @@
-"""What a real game recorded of one hour, minute by minute, for our own agents to play at."""
+"""Market data of one recorded hour of a real game, minute by minute.
+
+Simulated agents play against it.
+"""
 
 from datetime import datetime
 from typing import Any
@@ -7,7 +10,7 @@ import psycopg
 
 
 def busiest_stocks(connection: psycopg.Connection[Any], start: datetime, end: datetime, count: int) -> list[tuple[str, str]]:
-    """(id, name) of the companies with the most price rows in the hour, names unique."""
+    """Return (id, name) of the companies with the most price rows, names unique."""
     return connection.execute(
         """
         SELECT DISTINCT ON (organization.name) organization.id, organization.name
@@ -23,8 +26,8 @@ def busiest_stocks(connection: psycopg.Connection[Any], start: datetime, end: da
 
 
 def minute_prices(connection: psycopg.Connection[Any], organization_id: str, start: datetime, minutes: int) -> list[float | None]:
-    """The last price at or before each of ``minutes`` + 1 minutes; None where there is none yet."""
-    found = connection.execute(
+    """Return the last price at or before each of ``minutes`` + 1 minutes, or None."""
+    rows = connection.execute(
         """
         SELECT newest.price
         FROM generate_series(0, %(minutes)s) AS minute
@@ -37,11 +40,14 @@ def minute_prices(connection: psycopg.Connection[Any], organization_id: str, sta
         """,
         {"id": organization_id, "start": start, "minutes": minutes},
     )
-    return [None if price is None else float(price) for (price,) in found]
+    return [None if price is None else float(price) for (price,) in rows]
 
 
 def busiest_question(connection: psycopg.Connection[Any], start: datetime, end: datetime) -> tuple[str, int, str, bool] | None:
-    """(market id, number, text, hidden answer) of the question with the most trades in the hour."""
+    """Return the question with the most trades in the hour.
+
+    (market id, number, text, hidden answer).
+    """
     return connection.execute(
         """
         SELECT question.id, question."questionNumber", question.text, question.outcome
@@ -54,8 +60,8 @@ def busiest_question(connection: psycopg.Connection[Any], start: datetime, end: 
 
 
 def minute_probabilities(connection: psycopg.Connection[Any], market_id: str, start: datetime, minutes: int) -> list[float]:
-    """The YES price at each of ``minutes`` + 1 minutes; 0.5 while there is none."""
-    found = connection.execute(
+    """Return the YES price at each of ``minutes`` + 1 minutes; 0.5 before the first."""
+    rows = connection.execute(
         """
         SELECT coalesce(newest.price, 0.5)
         FROM generate_series(0, %(minutes)s) AS minute
@@ -68,13 +74,16 @@ def minute_probabilities(connection: psycopg.Connection[Any], market_id: str, st
         """,
         {"id": market_id, "start": start, "minutes": minutes},
     )
-    return [float(price) for (price,) in found]
+    return [float(price) for (price,) in rows]
 
 
 def events_between(
     connection: psycopg.Connection[Any], start: datetime, end: datetime
 ) -> list[tuple[datetime, str, list[str], int | None, str | None]]:
-    """(time, description, actors, question number, direction) of the world events of an hour, in time order."""
+    """Return the world events of an hour in time order.
+
+    (time, description, actors, question number, direction).
+    """
     return connection.execute(
         """
         SELECT "timestamp", description, actors, "relatedQuestion", "pointsToward" FROM public."WorldEvent"

@@ -1,4 +1,4 @@
-"""Rows that recorders and the simulated game write into the game's tables, in sets."""
+"""Rows written by recorders and the simulated game into the game's tables, in sets."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -13,7 +13,10 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def copy_rows(connection: psycopg.Connection[Any], table: str, rows: Rows) -> int:
-    """COPY rows (all with the keys of the first) into a table of ``public``; returns how many."""
+    """COPY rows into a table of ``public`` and return their number.
+
+    All rows have the keys of the first.
+    """
     if not rows:
         return 0
     columns = list(rows[0])
@@ -25,22 +28,26 @@ def copy_rows(connection: psycopg.Connection[Any], table: str, rows: Rows) -> in
 
 
 def stored_rows(connection: psycopg.Connection[Any], ids: Sequence[str]) -> frozenset[str]:
-    """Those of the given ids (the column, not the trajectoryId) that are rows of trajectories."""
-    found = connection.execute("SELECT id FROM public.trajectories WHERE id = ANY(%s)", (list(ids),))
-    return frozenset(one for (one,) in found)
+    """Return those of ``ids`` that exist in trajectories (column id, not trajectoryId)."""
+    rows = connection.execute("SELECT id FROM public.trajectories WHERE id = ANY(%s)", (list(ids),))
+    return frozenset(row_id for (row_id,) in rows)
 
 
 def require_recording_tables(connection: psycopg.Connection[Any]) -> None:
-    """Raises SchemaMismatch: a table that the recorder writes is not there."""
+    """Check that the tables of the recorder exist.
+
+    Raises:
+        SchemaMismatch: one is missing.
+    """
     names = ("trajectories", "llm_call_logs")
-    found = connection.execute("SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass('public.' || name) IS NULL", (list(names),))
-    absent = [name for (name,) in found]
+    rows = connection.execute("SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass('public.' || name) IS NULL", (list(names),))
+    absent = [name for (name,) in rows]
     if absent:
         raise SchemaMismatch(f"The table {' and '.join(absent)} is not in this database: run `babylon-rl migrate`, or check DATABASE_URL.")
 
 
 def add_agents(connection: psycopg.Connection[Any], agents: Sequence[tuple[str, str]], now: datetime) -> None:
-    """Create the game users (id, name) of simulated agents that do not exist yet."""
+    """Create the missing game users (id, name) of simulated agents."""
     ids, names = [agent for agent, _ in agents], [name for _, name in agents]
     connection.execute(
         """
@@ -54,7 +61,7 @@ def add_agents(connection: psycopg.Connection[Any], agents: Sequence[tuple[str, 
 
 
 def add_organizations(connection: psycopg.Connection[Any], companies: Sequence[tuple[str, str, float]], now: datetime) -> None:
-    """Create companies (id, name, initial price in dollars) that do not exist yet."""
+    """Create missing companies (id, name, initial price in dollars)."""
     connection.execute(
         """
         INSERT INTO public."Organization" (id, name, description, type, "canBeInvolved", "initialPrice", "currentPrice",
@@ -68,7 +75,7 @@ def add_organizations(connection: psycopg.Connection[Any], companies: Sequence[t
 
 
 def last_prices(connection: psycopg.Connection[Any], before: datetime) -> dict[str, float]:
-    """Each company's name and its last recorded price before a moment."""
+    """Return each company's last recorded price before a moment, by name."""
     rows = connection.execute(
         """
         SELECT organization.name, newest.price
@@ -84,7 +91,7 @@ def last_prices(connection: psycopg.Connection[Any], before: datetime) -> dict[s
 
 
 def set_current_prices(connection: psycopg.Connection[Any], prices: Mapping[str, float], now: datetime) -> None:
-    """Companies' current prices, by id."""
+    """Set the companies' current prices, by id."""
     connection.execute(
         """
         UPDATE public."Organization" AS organization SET "currentPrice" = latest.price, "updatedAt" = %(now)s
@@ -95,7 +102,10 @@ def set_current_prices(connection: psycopg.Connection[Any], prices: Mapping[str,
 
 
 def first_agent_number(connection: psycopg.Connection[Any]) -> int:
-    """The lowest n from which every ``test-agent-<n>`` is ours or free: a game may have test agents of its own by such names."""
+    """Return the lowest n from which every ``test-agent-<n>`` is ours or free.
+
+    A game may have its own test agents with such names.
+    """
     row = connection.execute(
         """
         SELECT coalesce(max(substring(id from 12)::bigint), 0) + 1 FROM public."User"
@@ -106,37 +116,37 @@ def first_agent_number(connection: psycopg.Connection[Any]) -> int:
 
 
 def market_id(connection: psycopg.Connection[Any], question_number: int) -> str:
-    """The id of a question and of its market."""
+    """Return the id of a question, which is also that of its market."""
     row = connection.execute('SELECT id FROM public."Question" WHERE "questionNumber" = %s', (question_number,)).fetchone()
     assert row is not None  # the caller has just written or read the question
     return str(row[0])
 
 
 def next_question_number(connection: psycopg.Connection[Any]) -> int:
-    """The first question number that is free."""
+    """Return the first free question number."""
     row = connection.execute('SELECT coalesce(max("questionNumber"), 0) + 1 FROM public."Question"').fetchone()
     return int(row[0]) if row else 1
 
 
 def newest_simulated_hour(connection: psycopg.Connection[Any]) -> str | None:
-    """The newest window that ``spawn-agents`` has written, None before the first."""
+    """Return the newest window written by ``spawn-agents``, or None."""
     row = connection.execute('SELECT max("window") FROM babylon_rl.simulated_hours').fetchone()
     return row[0] if row else None
 
 
 def simulated_hours(connection: psycopg.Connection[Any], seed: int) -> list[str]:
-    """The windows that ``spawn-agents`` wrote with a seed, in order."""
+    """Return the windows that ``spawn-agents`` wrote with ``seed``, in order."""
     rows = connection.execute('SELECT "window" FROM babylon_rl.simulated_hours WHERE seed = %s ORDER BY "window"', (seed,))
     return [window for (window,) in rows]
 
 
 def lock_simulation(connection: psycopg.Connection[Any]) -> None:
-    """Keep any other ``spawn-agents`` waiting until this transaction ends."""
+    """Block other ``spawn-agents`` runs until this transaction ends."""
     connection.execute("SELECT pg_advisory_xact_lock(hashtext('babylon_rl.simulated_hours'))")
 
 
 def simulated_seeds(connection: psycopg.Connection[Any]) -> set[int]:
-    """The seeds with which ``spawn-agents`` has written hours."""
+    """Return the seeds with which ``spawn-agents`` has written hours."""
     return {seed for (seed,) in connection.execute("SELECT DISTINCT seed FROM babylon_rl.simulated_hours")}
 
 
