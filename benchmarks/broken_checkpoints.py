@@ -17,9 +17,8 @@ from typing import Any
 import psycopg
 
 from babylon_rl.errors import CheckpointError
-from babylon_rl.evaluation.benchmark import evaluate_batch
-from babylon_rl.evaluation.entrants import Serving
-from babylon_rl.evaluation.release import record_release
+from babylon_rl.evaluation.benchmark import evaluate_batch, record_release
+from babylon_rl.evaluation.model_sources import Serving
 from babylon_rl.evaluation.report import BenchmarkReport
 from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, MANIFEST, WEIGHTS, Manifest, base_identity, load_manifest, publish, verify

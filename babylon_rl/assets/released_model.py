@@ -26,7 +26,7 @@ COLUMNS = column_schema(
     description="Records whether a version may be put in front of the agents, from its benchmark report; nothing is deployed by it.",
 )
 def released_model(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
-    from babylon_rl.evaluation.release import record_release
+    from babylon_rl.evaluation.benchmark import record_release
 
     with babylon.connection() as connection:
         release = record_release(connection, batch_of(context), babylon.settings, babylon.now())

@@ -52,7 +52,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Play snapshots with models and agents, and say what each earned; a run that is kept is not played again, but by --again."""
-    from babylon_rl.cli.benchmark_entrants import entered
+    from babylon_rl.cli.benchmark_players import players_named
     from babylon_rl.evaluation.play import run_benchmark
     from babylon_rl.evaluation.snapshots import snapshots_named
     from babylon_rl.settings import load_settings
@@ -62,7 +62,7 @@ def run(
     settings = load_settings()
     directory = out if out is not None else settings.home / RESULTS
     chosen: Mandate = "free" if mandate == "free" else "one-tick"
-    with entered(model, settings, chosen, temperature=temperature, prompt=prompt, attempts=attempts) as players:
+    with players_named(model, settings, chosen, temperature=temperature, prompt=prompt, attempts=attempts) as players:
         markets = snapshots_named(snapshots)
         with progress_of_parts() as tell:
             runs = run_benchmark(

@@ -198,8 +198,8 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
     What was played before is not played again; improvements are over the base, as wide as the gate's looks ask.
     """
     from babylon_rl.evaluation.comparison import BASE, compare
-    from babylon_rl.evaluation.entrants import base_entrant, play_entrants, trained_windows, version_entrant
     from babylon_rl.evaluation.gate import ANALYSES
+    from babylon_rl.evaluation.model_sources import base_source, play_sources, trained_windows, version_source
     from babylon_rl.evaluation.play import play_strategies
     from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
     from babylon_rl.market.serving import served_here
@@ -207,21 +207,21 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
     from babylon_rl.windows import utc_now
 
     snapshots = benchmark_snapshots(state.settings.benchmark_markets)
-    base = base_entrant(state.settings)
+    base = base_source(state.settings)
     with state.database.connect() as connection, progress_of_parts("   ") as on_progress:
         models = {model.version: model for model in read_models(connection)}
         require_unseen(snapshots, trained_windows(models.values()))
-        entrants = [base, *(version_entrant(models[version], "version", base) for version in versions)]
-        results = play_entrants(
+        sources = [base, *(version_source(models[version], "version", base) for version in versions)]
+        results = play_sources(
             connection,
             state.settings,
-            entrants,
+            sources,
             snapshots,
             lambda sentence: None,
             clock=utc_now,
             serving=served_here,
             on_progress=on_progress,
         )
-    played = {entrant.name: (entrant.role, results[entrant.name]) for entrant in entrants}
+    played = {source.name: (source.role, results[source.name]) for source in sources}
     compared = compare(played | play_strategies(snapshots), None, BASE, analyses=len(ANALYSES))
     return [row.document | {"pnls": [round(usd, 4) for usd in row.pnls_usd]} for row in compared.rows]

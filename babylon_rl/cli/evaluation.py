@@ -62,7 +62,7 @@ def _models_played(
     settings: Settings, database: "Database", names: list[str], snapshots: Any
 ) -> "dict[str, tuple[str, list[MarketResult]]]":
     from babylon_rl.evaluation.comparison import BASE, CANDIDATE
-    from babylon_rl.evaluation.entrants import absent, base_entrant, base_of, play_entrants, trained_windows, version_entrant
+    from babylon_rl.evaluation.model_sources import absent, base_of, base_source, play_sources, trained_windows, version_source
     from babylon_rl.evaluation.snapshots import require_unseen
     from babylon_rl.market.serving import served_here
     from babylon_rl.store.registry import read_models
@@ -78,12 +78,12 @@ def _models_played(
         if missing:
             raise UsageError(f"{missing[0]}")
         require_unseen(snapshots, trained_windows(models.values()))
-        entrants = [
-            base_entrant(settings) if name == BASE else version_entrant(models[name], CANDIDATE, base_of(models[name], settings))
+        sources = [
+            base_source(settings) if name == BASE else version_source(models[name], CANDIDATE, base_of(models[name], settings))
             for name in names
         ]
-        results = play_entrants(connection, settings, entrants, snapshots, say, clock=utc_now, serving=served_here)
-    return {entrant.name: (entrant.role, results[entrant.name]) for entrant in entrants}
+        results = play_sources(connection, settings, sources, snapshots, say, clock=utc_now, serving=served_here)
+    return {source.name: (source.role, results[source.name]) for source in sources}
 
 
 def _emit(comparison: "Comparison[GateRow]", as_json: bool) -> None:

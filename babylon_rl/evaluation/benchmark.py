@@ -1,6 +1,8 @@
 """A batch's evidence: its checkpoint, the base, the version to beat, the parent and all scripts in the same unseen markets.
 
 When the markets played decide nothing and a few times as many would, they are played too (gate.py).
+
+A release is the gate's decision on record: nothing is deployed by it, and the version's status stays as it is.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -11,10 +13,10 @@ from typing import Any
 
 import psycopg
 
-from babylon_rl.errors import TrainingError
+from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, PASSED, Comparison, GateRow, compare
-from babylon_rl.evaluation.entrants import Entrant, Say, Serving, absent, base_of, play_entrants, trained_windows, version_entrant
 from babylon_rl.evaluation.gate import ANALYSES, INCONCLUSIVE, decide, next_analysis
+from babylon_rl.evaluation.model_sources import ModelSource, Say, Serving, absent, base_of, play_sources, trained_windows, version_source
 from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.plots import benchmark_png, write_plot
 from babylon_rl.evaluation.report import BenchmarkReport, markdown, results_version, rows_of
@@ -22,7 +24,7 @@ from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, requi
 from babylon_rl.market.serving import served_here
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
-from babylon_rl.store.benchmarks import StoredReport, passed_versions, read_stored_report, write_report
+from babylon_rl.store.benchmarks import StoredReport, passed_versions, read_stored_report, write_release, write_report
 from babylon_rl.store.registry import Model, model_of_batch, read_models
 from babylon_rl.windows import utc_now
 
@@ -46,8 +48,8 @@ def evaluate_batch(
     times as large, while that can be expected to decide.
 
     Args:
-        progress: is told in a sentence how far it is.
-        on_progress: is told (what, markets done, of how many).
+        progress: called with a sentence now and then.
+        on_progress: called with (label, markets done, of how many).
         serving: gives the base URL of an endpoint that answers for ``base`` and the adapters.
 
     Raises:
@@ -57,13 +59,13 @@ def evaluate_batch(
     model = model_of_batch(connection, batch_id)
     if model is None:
         raise TrainingError(f"{batch_id} has registered no version: its training has not ended. `babylon-rl batches` shows it.")
-    entered = _entered(connection, settings, model)
+    players = _players(connection, settings, model)
     trained = trained_windows(read_models(connection))
     wanted: int | None = settings.benchmark_markets
     while wanted is not None:
         snapshots = benchmark_snapshots(wanted)
         require_unseen(snapshots, trained)
-        comparison = _compare(connection, settings, entered, snapshots, progress, clock, serving, on_progress)
+        comparison = _compare(connection, settings, players, snapshots, progress, clock, serving, on_progress)
         verdict = decide(comparison, settings.min_improvement)
         undecided = verdict.decision == INCONCLUSIVE
         wanted = next_analysis(comparison, settings.min_improvement, settings.benchmark_markets) if undecided else None
@@ -90,10 +92,10 @@ def evaluate_batch(
 
 
 @dataclass(frozen=True)
-class _Entered:
-    """Who plays, the candidate first (nobody when it is not here), the reference's name, and notes on who is missing."""
+class _Players:
+    """The models that play, the candidate first (none when it is not here), the reference's name, and notes on who is missing."""
 
-    entrants: tuple[Entrant, ...]
+    sources: tuple[ModelSource, ...]
     reference: str | None
     notes: tuple[str, ...]
 
@@ -101,7 +103,7 @@ class _Entered:
 def _compare(
     connection: psycopg.Connection[Any],
     settings: Settings,
-    entered: _Entered,
+    players: _Players,
     snapshots: Sequence[Snapshot],
     say: Say,
     clock: Callable[[], datetime],
@@ -109,32 +111,32 @@ def _compare(
     on_progress: Progress,
 ) -> Comparison[GateRow]:
     scripts = play_strategies(snapshots)
-    if not entered.entrants:
-        return compare(scripts, None, None, entered.notes)
-    results = play_entrants(connection, settings, entered.entrants, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)
-    models = {entrant.name: (entrant.role, results[entrant.name]) for entrant in entered.entrants}
-    return compare(models | scripts, entered.entrants[0].name, entered.reference, entered.notes, analyses=len(ANALYSES))
+    if not players.sources:
+        return compare(scripts, None, None, players.notes)
+    results = play_sources(connection, settings, players.sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)
+    models = {source.name: (source.role, results[source.name]) for source in players.sources}
+    return compare(models | scripts, players.sources[0].name, players.reference, players.notes, analyses=len(ANALYSES))
 
 
-def _entered(connection: psycopg.Connection[Any], settings: Settings, model: Model) -> _Entered:
+def _players(connection: psycopg.Connection[Any], settings: Settings, model: Model) -> _Players:
     """The candidate, the reference and the parent version as far as they are here, and the base."""
     missing = absent(model, settings)
     if missing is not None:
-        return _Entered((), None, (str(missing),))
+        return _Players((), None, (str(missing),))
     base = base_of(model, settings)
     versions = {other.version: other for other in read_models(connection) if other.version != model.version}
     ancestors = list(_ancestors(model, versions))
     reference, notes = _reference(versions.values(), ancestors, passed_versions(connection), settings)
-    rivals = [] if reference is None else [version_entrant(*reference, base_of(reference[0], settings))]
+    rivals = [] if reference is None else [version_source(*reference, base_of(reference[0], settings))]
     parent = ancestors[0] if ancestors else None
     if parent is not None and not parent.foreign and parent.version not in {rival.name for rival in rivals}:
         missing = absent(parent, settings)
         if missing is None:
-            rivals.append(version_entrant(parent, PARENT, base_of(parent, settings)))
+            rivals.append(version_source(parent, PARENT, base_of(parent, settings)))
         else:
             notes.append(f"The parent {missing}")
-    return _Entered(
-        (version_entrant(model, CANDIDATE, base), *rivals, base), base.name if reference is None else reference[0].version, tuple(notes)
+    return _Players(
+        (version_source(model, CANDIDATE, base), *rivals, base), base.name if reference is None else reference[0].version, tuple(notes)
     )
 
 
@@ -195,3 +197,38 @@ def _stored(report: BenchmarkReport, now: datetime) -> StoredReport:
         report.batch_id, report.version, report.reference, report.decision, report.reason, report.markets, report.min_improvement,
         report.rows, report.table_markdown, report.data_version, str(report.plot_path) if report.plot_path else None, now,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Release:
+    """What was decided on a version: pass, fail, inconclusive or not_compared, and the numbers behind it."""
+
+    version: str
+    decision: str
+    reason: str
+
+
+def record_release(connection: psycopg.Connection[Any], batch_id: str, settings: Settings, now: datetime) -> Release:
+    """Record the decision of a batch's report, and its figures beside the version in trained_models.
+
+    benchmarkScore becomes the mean P&L of a market hour in dollars, accuracy the share of orders in the market's direction;
+    evalMetrics keeps its other keys and gets ``benchmark``. A version that was not compared keeps the figures it has.
+
+    Raises:
+        UsageError: the batch has no benchmark report.
+    """
+    report = read_stored_report(connection, batch_id)
+    if report is None:
+        raise UsageError(f"{batch_id} has no benchmark report: materialize benchmark_report for it first.")
+    row = next((row for row in report.rows if row["model"] == report.version), None)
+    score, accuracy = (None, None) if row is None else (row["pnl"], row["accuracy"])
+    write_release(connection, report, score, accuracy, {"benchmark": _metrics(report, row)}, now)
+    return Release(report.version, report.decision, report.reason)
+
+
+def _metrics(report: StoredReport, row: Mapping[str, Any] | None) -> dict[str, Any]:
+    decided = {
+        "decision": report.decision, "reason": report.reason, "reference": report.reference, "markets": report.markets,
+        "minImprovement": report.min_improvement, "reportVersion": report.data_version,
+    }  # fmt: skip
+    return decided | {name: value for name, value in (row or {}).items() if name not in ("model", "role", "markets")}

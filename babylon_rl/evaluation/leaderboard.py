@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 
 from babylon_rl.evaluation.comparison import BASE, DEPLOYED, GateRow, compare
-from babylon_rl.evaluation.entrants import identity_of
+from babylon_rl.evaluation.model_sources import identity_of
 from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.report import interval_cell, percent_cell, risk
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots

@@ -6,9 +6,8 @@ import pytest
 
 from babylon_rl.cli.demo_stages import Demo, standings
 from babylon_rl.errors import MarketError, ModelUnavailable, TrainingError, UsageError
-from babylon_rl.evaluation.benchmark import evaluate_batch, read_report
+from babylon_rl.evaluation.benchmark import evaluate_batch, read_report, record_release
 from babylon_rl.evaluation.gate import FEWEST_MARKETS
-from babylon_rl.evaluation.release import record_release
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl_tests.evaluation.conftest import NOW, write_tensors

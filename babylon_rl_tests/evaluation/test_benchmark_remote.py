@@ -3,7 +3,7 @@
 import pytest
 from pydantic import SecretStr
 
-from babylon_rl.cli.benchmark_entrants import entered
+from babylon_rl.cli.benchmark_players import players_named
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.evaluation.benchmark import evaluate_batch
 from babylon_rl.evaluation.leaderboard import leaderboard
@@ -71,7 +71,7 @@ def test_benchmark_run_asks_it_there_too(make_version, remote, database, tmp_pat
     with endpoint(**{"v1.0.0@service": hold}) as service, endpoint() as here:
         make_version("v1.0.0", base_model=BASE, service=service.url)
         chosen = remote.model_copy(update={"database_url": SecretStr(database.url)})
-        with entered(["v1.0.0"], chosen, "one-tick", serving=here.serving) as players:
+        with players_named(["v1.0.0"], chosen, "one-tick", serving=here.serving) as players:
             runs = run_benchmark(players, small_markets(1), tmp_path / "r")
     assert [result.agent_id for result in runs.results] == ["v1.0.0"]
     assert service.asked == {"v1.0.0@service": 12} and here.starts == 0

@@ -12,7 +12,7 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.evaluation.compare_results import compare_results, result_files, sound_results
 from babylon_rl.evaluation.comparison import CANDIDATE
-from babylon_rl.evaluation.entrants import base_entrant, play_entrants, version_entrant
+from babylon_rl.evaluation.model_sources import base_source, play_sources, version_source
 from babylon_rl.evaluation.run_files import DIRECTORY, KEPT, forget_old_runs, runs_directory
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.store.registry import read_models
@@ -28,11 +28,11 @@ def play(connection, settings):
     """``play("v1.0.0", base=rule, ...)``: the version and the base in every market, answering by their rules."""
 
     def entered(version: str, **rules) -> None:
-        base = base_entrant(settings)
+        base = base_source(settings)
         [model] = [model for model in read_models(connection) if model.version == version]
-        entrants = [version_entrant(model, CANDIDATE, base), base]
+        sources = [version_source(model, CANDIDATE, base), base]
         with endpoint(**rules) as served:
-            play_entrants(connection, settings, entrants, SNAPSHOTS, len, clock=lambda: NOW, serving=served.serving)
+            play_sources(connection, settings, sources, SNAPSHOTS, len, clock=lambda: NOW, serving=served.serving)
 
     return entered
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from babylon_rl.errors import MarketError, ModelUnavailable
-from babylon_rl.evaluation.entrants import model_player
+from babylon_rl.evaluation.model_sources import model_player
 from babylon_rl.evaluation.play import play_gate
 from babylon_rl.evaluation.players import MODEL, STRATEGY, Player, scripted
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen

@@ -1,4 +1,4 @@
-"""Which models enter a benchmark here, how their weights are recognised, and how they are asked.
+"""Where models of a benchmark are asked: base and versions here or at a training service, recognised by the hash of their weights.
 
 A version that a training service trained is asked there. A model that cannot be asked (another machine's, a foreign producer's, a dry
 run's) is a value with the reason in words. What a model has played is kept under the hash of its weights, so that only what is missing
@@ -6,10 +6,11 @@ is asked again, by whatever batch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import psycopg
@@ -21,6 +22,7 @@ from babylon_rl.evaluation.players import Player, asked
 from babylon_rl.evaluation.run_files import forget_old_runs
 from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot
 from babylon_rl.llm.client import ChatClient
+from babylon_rl.market.serving import served_here
 from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.choices import format_name
 from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_served_as, read_remote, verify
@@ -47,8 +49,8 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """The base, or a version: an ``adapter`` served here, or what a ``service`` answers for. ``identity`` is a hash of its weights."""
+class ModelSource:
+    """The base, or a version: an ``adapter`` served here, or a model of a ``service``. ``identity`` is a hash of its weights."""
 
     name: str
     role: str
@@ -68,22 +70,22 @@ class Absent:
         return f"{self.name} could not be played here: {self.reason}"
 
 
-def base_entrant(settings: Settings) -> Entrant:
+def base_source(settings: Settings) -> ModelSource:
     """The base of the CPU line. Raises ModelUnavailable when it is not here and cannot be made."""
     directory = base_model_dir(settings)
     parts = base_identity(directory, base_model_name(settings))
     weights = {path.name: sha256(path) for path in sorted(directory.glob("*.safetensors"))}
     hashes = [parts.config_sha256, parts.tokenizer_sha256, parts.chat_template_sha256]
-    return Entrant(BASE, BASE, content_version([hashes, weights]))
+    return ModelSource(BASE, BASE, content_version([hashes, weights]))
 
 
-def base_of(model: Model, settings: Settings) -> Entrant:
+def base_of(model: Model, settings: Settings) -> ModelSource:
     """The base of a version that is not ``absent``: asked at the service where the version lies, else that of the CPU line."""
     remote = read_remote(_directory(model))
     if remote is None:
-        return base_entrant(settings)
+        return base_source(settings)
     service = Service(remote.inference_url, model.base_model, settings.wandb_key)
-    return Entrant(BASE, BASE, content_version([service.url, service.model]), service=service)
+    return ModelSource(BASE, BASE, content_version([service.url, service.model]), service=service)
 
 
 def absent(model: Model, settings: Settings) -> Absent | None:
@@ -110,14 +112,14 @@ def absent(model: Model, settings: Settings) -> Absent | None:
     return None
 
 
-def version_entrant(model: Model, role: str, base: Entrant) -> Entrant:
+def version_source(model: Model, role: str, base: ModelSource) -> ModelSource:
     """A version that is not ``absent``, on the base that is its own (``base_of``)."""
     directory = _directory(model)
     identity, remote = identity_of(base.identity, sha256(directory / MANIFEST)), read_remote(directory)
     if remote is None:
-        return Entrant(model.version, role, identity, directory)
+        return ModelSource(model.version, role, identity, directory)
     assert base.service is not None
-    return Entrant(model.version, role, identity, service=replace(base.service, model=remote.inference_name))
+    return ModelSource(model.version, role, identity, service=replace(base.service, model=remote.inference_name))
 
 
 def _directory(model: Model) -> Path:
@@ -134,10 +136,50 @@ def trained_windows(models: Iterable[Model]) -> set[str]:
     return {window for model in models for window in model.windows}
 
 
-def play_entrants(
+class ModelClients:
+    """Clients of base and versions, for as long as the block lasts.
+
+    One server on this machine answers for those whose weights are here; it starts when the first of them is needed.
+    """
+
+    def __init__(
+        self, settings: Settings, sources: Sequence[ModelSource], serving: Serving = served_here, *, logprobs: bool = True
+    ) -> None:
+        self._settings, self._serving, self._logprobs = settings, serving, logprobs
+        self._sources = {source.name: source for source in sources}
+        self._clients: dict[str, ChatClient] = {}
+        self._stack, self._starting = ExitStack(), Lock()
+        self._url: str | None = None
+
+    def __enter__(self) -> "ModelClients":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def client(self, name: str) -> ChatClient:
+        """The client of a model, each time the same; may be called from several threads.
+
+        Raises:
+            ModelUnavailable: the server does not start.
+        """
+        with self._starting:
+            if name not in self._clients:
+                at = self._sources[name].service or Service(self._address(), name, "")
+                self._clients[name] = self._stack.enter_context(ChatClient(at.url, at.key or None, at.model, logprobs=self._logprobs))
+            return self._clients[name]
+
+    def _address(self) -> str:
+        if self._url is None:
+            adapters = {source.name: source.adapter for source in self._sources.values() if source.adapter is not None}
+            self._url = self._stack.enter_context(self._serving(self._settings, adapters))
+        return self._url
+
+
+def play_sources(
     connection: psycopg.Connection[Any],
     settings: Settings,
-    entrants: Sequence[Entrant],
+    sources: Sequence[ModelSource],
     snapshots: Sequence[Snapshot],
     say: Say,
     *,
@@ -146,7 +188,7 @@ def play_entrants(
     on_progress: Progress = unheard,
     concurrency: int = GATE_CONCURRENCY,
 ) -> dict[str, list[MarketResult]]:
-    """The results of every entrant in every market, in their order; only what no earlier run has stored is played.
+    """The results of every source in every market, in their order; only what no earlier run has stored is played.
 
     Every result is committed as it is finished, its decisions kept as files before that where they can be written, and
     ``on_progress`` told (what, markets done, of how many). A server is started only when something is missing of a model served here.
@@ -155,23 +197,18 @@ def play_entrants(
         ModelUnavailable: the server does not start or stays down; what was played by then is kept.
     """
     markets = {snapshot.id: snapshot.fingerprint for snapshot in snapshots}
-    known = {entrant.name: read_results(connection, entrant.name, entrant.identity, markets) for entrant in entrants}
-    missing = {e.name: [s for s in snapshots if s.id not in known[e.name]] for e in entrants}
-    for entrant in entrants:
-        say(f"{entrant.name}: {len(known[entrant.name])} of {len(snapshots)} markets are known")
-    playing = [entrant for entrant in entrants if missing[entrant.name]]
-    if playing:
-        adapters = {entrant.name: entrant.adapter for entrant in playing if entrant.adapter is not None}
-        here = any(entrant.service is None for entrant in playing)
-        with serving(settings, adapters) if here else nullcontext("") as url:
-            for entrant in playing:
-                at = entrant.service or Service(url, entrant.name, "")
-                keep = _keeper(connection, entrant, markets, known[entrant.name], say, on_progress, clock)
-                with ChatClient(at.url, at.key or None, at.model, logprobs=False) as client:
-                    player = model_player(client, entrant.name, entrant.identity)
-                    play_gate(player, missing[entrant.name], concurrency=concurrency, on_result=keep, home=settings.home)
-    forget_old_runs(settings.home, [entrant.name for entrant in entrants])
-    return {entrant.name: [known[entrant.name][snapshot.id] for snapshot in snapshots] for entrant in entrants}
+    known = {source.name: read_results(connection, source.name, source.identity, markets) for source in sources}
+    missing = {e.name: [s for s in snapshots if s.id not in known[e.name]] for e in sources}
+    for source in sources:
+        say(f"{source.name}: {len(known[source.name])} of {len(snapshots)} markets are known")
+    playing = [source for source in sources if missing[source.name]]
+    with ModelClients(settings, playing, serving, logprobs=False) as clients:
+        for source in playing:
+            keep = _keeper(connection, source, markets, known[source.name], say, on_progress, clock)
+            player = model_player(clients.client(source.name), source.name, source.identity)
+            play_gate(player, missing[source.name], concurrency=concurrency, on_result=keep, home=settings.home)
+    forget_old_runs(settings.home, [source.name for source in sources])
+    return {source.name: [known[source.name][snapshot.id] for snapshot in snapshots] for source in sources}
 
 
 def model_player(client: ChatClient, name: str, identity: str) -> Player:
@@ -181,7 +218,7 @@ def model_player(client: ChatClient, name: str, identity: str) -> Player:
 
 def _keeper(
     connection: psycopg.Connection[Any],
-    entrant: Entrant,
+    source: ModelSource,
     markets: Mapping[str, str],
     known: dict[str, MarketResult],
     say: Say,
@@ -192,10 +229,10 @@ def _keeper(
     every = max(1, len(markets) // 6)
 
     def keep(result: MarketResult) -> None:
-        write_results(connection, entrant.name, entrant.identity, markets, [result], clock())
+        write_results(connection, source.name, source.identity, markets, [result], clock())
         known[result.snapshot] = result
-        on_progress(f"benchmark of {entrant.name}", len(known), len(markets))
+        on_progress(f"benchmark of {source.name}", len(known), len(markets))
         if len(known) % every == 0 or len(known) == len(markets):
-            say(f"{entrant.name}: played {len(known)} of {len(markets)} markets")
+            say(f"{source.name}: played {len(known)} of {len(markets)} markets")
 
     return keep

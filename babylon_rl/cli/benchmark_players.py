@@ -1,15 +1,15 @@
-"""Whom ``benchmark run --model`` names: an agent of the roster, base, a version of the registry, or NAME=URL of any endpoint."""
+"""Players named by ``benchmark run --model``: a strategy, base, a version of the registry, or NAME=URL of any endpoint."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from threading import Lock
+from functools import partial
 from typing import TYPE_CHECKING
 
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings
 
 if TYPE_CHECKING:
-    from babylon_rl.evaluation.entrants import Entrant, Serving
+    from babylon_rl.evaluation.model_sources import ModelSource, Serving
     from babylon_rl.evaluation.players import Player
     from babylon_rl.llm.client import ChatClient
     from babylon_rl.market.simulation.agents import Mandate
@@ -19,7 +19,7 @@ BASE = "base"
 
 
 @contextmanager
-def entered(
+def players_named(
     names: Sequence[str],
     settings: Settings,
     mandate: "Mandate",
@@ -38,27 +38,29 @@ def entered(
     Raises:
         UsageError: a name is nobody's, or a version cannot be played here.
     """
+    from babylon_rl.evaluation.model_sources import ModelClients
     from babylon_rl.evaluation.players import asked, scripted
     from babylon_rl.llm.client import ChatClient
+    from babylon_rl.market.serving import served_here
     from babylon_rl.market.simulation.roster import NAMES
 
     endpoints = {name: url for name, url in map(_endpoint, names) if url is not None}
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
+    model = partial(asked, mandate=mandate, temperature=temperature, prompt=prompt)
     local = _local([name for name in names if name not in NAMES and _endpoint(name)[1] is None], settings)
     with ExitStack() as stack:
-        served = _Served(settings, list(local.values()), stack, serving)
-        found = []
+        clients = stack.enter_context(ModelClients(settings, list(local.values()), serving or served_here))
+        players = []
         for given in names:
             name, url = _endpoint(given)
             if given in NAMES:
-                found.append(scripted(given, mandate))
+                players.append(scripted(given, mandate))
             elif url is not None:
                 client = stack.enter_context(ChatClient(endpoints[name], key, name, attempts=attempts))
-                found.append(asked(_always(client), name, f"{name}@{client.base_url}", mandate, temperature=temperature, prompt=prompt))
+                players.append(model(_always(client), name, f"{name}@{client.base_url}"))
             else:
-                opened = served.opening(given)
-                found.append(asked(opened, given, local[given].identity, mandate, temperature=temperature, prompt=prompt))
-        yield found
+                players.append(model(partial(clients.client, given), given, local[given].identity))
+        yield players
 
 
 def _endpoint(given: str) -> tuple[str, str | None]:
@@ -75,9 +77,9 @@ def _always(client: "ChatClient") -> "Callable[[], ChatClient]":
     return lambda: client
 
 
-def _local(names: Sequence[str], settings: Settings) -> "dict[str, Entrant]":
+def _local(names: Sequence[str], settings: Settings) -> "dict[str, ModelSource]":
     """base and versions with the identity of their weights; the database is asked only for versions."""
-    from babylon_rl.evaluation.entrants import absent, base_entrant, base_of, version_entrant
+    from babylon_rl.evaluation.model_sources import absent, base_of, base_source, version_source
 
     if not names:
         return {}
@@ -95,7 +97,7 @@ def _local(names: Sequence[str], settings: Settings) -> "dict[str, Entrant]":
         if (missing := absent(models[name], settings)) is not None:
             raise UsageError(str(missing))
     bases = {name: base_of(models[name], settings) for name in versions}
-    return {name: version_entrant(models[name], name, bases[name]) if name in bases else base_entrant(settings) for name in names}
+    return {name: version_source(models[name], name, bases[name]) if name in bases else base_source(settings) for name in names}
 
 
 def _registered(settings: Settings) -> "dict[str, Model]":
@@ -107,38 +109,3 @@ def _registered(settings: Settings) -> "dict[str, Model]":
         migrate(database)
         with database.connect() as connection:
             return {model.version: model for model in read_models(connection)}
-
-
-class _Served:
-    """One server on this machine for base and versions, started by whoever asks first; a version at a service is asked there."""
-
-    def __init__(self, settings: Settings, entrants: "Sequence[Entrant]", stack: ExitStack, serving: "Serving | None") -> None:
-        self._serving = serving
-        self._settings, self._entrants, self._stack = settings, entrants, stack
-        self._clients: dict[str, ChatClient] = {}
-        self._url: str | None = None
-        self._starting = Lock()
-
-    def opening(self, name: str) -> "Callable[[], ChatClient]":
-        """What gives the client of a model; raises ModelUnavailable when the server does not start."""
-        service = next(entrant.service for entrant in self._entrants if entrant.name == name)
-
-        def open_client() -> "ChatClient":
-            from babylon_rl.evaluation.entrants import Service
-            from babylon_rl.llm.client import ChatClient
-
-            with self._starting:
-                if name not in self._clients:
-                    asked = service or Service(self._address(), name, "")
-                    self._clients[name] = self._stack.enter_context(ChatClient(asked.url, asked.key or None, asked.model))
-                return self._clients[name]
-
-        return open_client
-
-    def _address(self) -> str:
-        from babylon_rl.market.serving import served_here
-
-        if self._url is None:
-            adapters = {entrant.name: entrant.adapter for entrant in self._entrants if entrant.adapter is not None}
-            self._url = self._stack.enter_context((self._serving or served_here)(self._settings, adapters))
-        return self._url

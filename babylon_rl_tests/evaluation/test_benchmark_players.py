@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from babylon_rl.cli.benchmark_entrants import entered
+from babylon_rl.cli.benchmark_players import players_named
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.play import run_benchmark
 from babylon_rl.evaluation.players import Player
@@ -28,7 +28,7 @@ def test_base_and_versions_are_served_when_something_is_missing_and_known_by_the
     make_version("v1.0.0")
     with endpoint(base=hold, **{"v1.0.0": always_buy}) as served:
         for starts in (1, 1):  # the second time everything is known, and no server starts
-            with entered(["base", "v1.0.0", "nothing"], here, "one-tick", serving=served.serving) as players:
+            with players_named(["base", "v1.0.0", "nothing"], here, "one-tick", serving=served.serving) as players:
                 runs = run_benchmark(players, small_markets(1), tmp_path / "r")
             assert [result.agent_id for result in runs.results] == ["base", "v1.0.0", "nothing"] and served.starts == starts
         assert [result.role for result in runs.results] == ["model", "model", "strategy"] and served.asked == {"base": 12, "v1.0.0": 12}
@@ -37,7 +37,7 @@ def test_base_and_versions_are_served_when_something_is_missing_and_known_by_the
 
 def test_a_mandate_a_prompt_and_a_temperature_are_part_of_who_plays(here: Settings) -> None:
     def identity(mandate: Mandate = "one-tick", prompt: str | None = None, temperature: float = 0.0) -> str:
-        with entered(["m=http://127.0.0.1:9/v1"], here, mandate, prompt=prompt, temperature=temperature) as (one,):
+        with players_named(["m=http://127.0.0.1:9/v1"], here, mandate, prompt=prompt, temperature=temperature) as (one,):
             assert isinstance(one, Player) and one.name == "m"
             return one.identity
 
@@ -46,5 +46,5 @@ def test_a_mandate_a_prompt_and_a_temperature_are_part_of_who_plays(here: Settin
 
 
 def test_nobody_of_that_name_is_a_sentence(here: Settings) -> None:
-    with pytest.raises(UsageError, match=r"no version or agent 'v9.9.9': .* base is always there"), entered(["v9.9.9"], here, "free"):
+    with pytest.raises(UsageError, match=r"no version or agent 'v9.9.9': .* base is always there"), players_named(["v9.9.9"], here, "free"):
         pass
