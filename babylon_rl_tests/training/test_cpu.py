@@ -161,7 +161,7 @@ def test_who_watches_may_stop_it_and_nothing_is_written(cpu_settings: Settings, 
 
 @pytest.mark.parametrize("kl_penalty", [0.0, 0.05])
 def test_the_number_of_threads_changes_no_byte(cpu_settings: Settings, tmp_path: Path, kl_penalty: float) -> None:
-    settings, lesson = cpu_settings.model_copy(update={"kl_penalty": kl_penalty, "epochs": 3}), make_iteration(make_lesson(), 1, 1, 0)
+    settings, lesson = cpu_settings.model_copy(update={"kl_penalty": kl_penalty}), make_iteration(make_lesson(), passes=3)
     losses: dict[int, list[StepMetrics]] = {1: [], 4: []}
     for threads, steps in losses.items():
         out = tmp_path / str(threads)
