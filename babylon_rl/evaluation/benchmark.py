@@ -201,7 +201,7 @@ def _stored(report: BenchmarkReport, now: datetime) -> StoredReport:
 
 @dataclass(frozen=True)
 class Release:
-    """What was decided on a version: pass, fail, inconclusive or not_compared, and the numbers behind it."""
+    """Decision on a version: pass, fail, inconclusive or not_compared, and the numbers behind it."""
 
     version: str
     decision: str

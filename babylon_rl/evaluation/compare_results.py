@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.errors import MarketError, UsageError
-from babylon_rl.evaluation.comparison import Comparison, Pair, Row, RunKey, mean_over_snapshots, pairs_of
+from babylon_rl.evaluation.comparison import Comparison, Pair, PlayerRow, RunKey, mean_over_snapshots, pairs_of
 from babylon_rl.evaluation.metrics import calibration, share
 from babylon_rl.evaluation.players import engine_version, outside
 from babylon_rl.evaluation.result_checks import validate_result
@@ -171,7 +171,7 @@ def compare_results(results: Sequence[Result], left_out: Sequence[LeftOut] = (),
         raise UsageError(" ".join([f"There is no result of {reference!r}; there are results of {', '.join(of_agent)}.", *notes]))
     names = list(of_agent)
     wanted = list(combinations(names, 2)) if reference is None else [(name, reference) for name in names if name != reference]
-    rows = tuple(Row(name, next(iter(runs.values())).role, runs) for name, runs in of_agent.items())
+    rows = tuple(PlayerRow(name, next(iter(runs.values())).role, runs) for name, runs in of_agent.items())
     pairs, not_shared = pairs_of(rows, wanted)
     notes += not_shared
     if any(result.seen for result in results):
@@ -181,7 +181,7 @@ def compare_results(results: Sequence[Result], left_out: Sequence[LeftOut] = (),
     return _document(Comparison(rows, reference=reference, notes=tuple(notes), pairs=pairs), _totals(results), [*left_out, *other_engine])
 
 
-def _document(comparison: Comparison[Row[Result]], totals: Totals, left_out: list[LeftOut]) -> ComparisonDocument:
+def _document(comparison: Comparison[PlayerRow[Result]], totals: Totals, left_out: list[LeftOut]) -> ComparisonDocument:
     return ComparisonDocument(
         runs=[result for row in comparison.rows for result in row.results],
         comparison=totals, agents=[_agent(row) for row in comparison.rows],
@@ -226,7 +226,7 @@ def by_agent(results: Sequence[Result]) -> dict[str, dict[RunKey, Result]]:
 
 
 def _names(result: Result) -> tuple[str, str, str]:
-    """What an agent can be called, from short to unmistakable."""
+    """Names of an agent, from short to unmistakable."""
     agent = f"{result.agent_id} ({result.mandate}"
     return result.agent_id, f"{agent})", f"{agent}, {result.identity[:6]})"
 
@@ -248,7 +248,7 @@ def _pair(pair: Pair) -> PairRow:
     )
 
 
-def _agent(row: Row[Result]) -> AgentRow:
+def _agent(row: PlayerRow[Result]) -> AgentRow:
     runs = row.results
     forecasts = [forecast for run in runs for forecast in run.forecasts]
     metrics = [run.metrics for run in runs]

@@ -32,7 +32,7 @@ _RIVALS = (DEPLOYED, BASE, PARENT)
 RunKey = tuple[str, str, int]  # snapshot, seed, repeat
 
 
-class Run(Protocol):
+class ComparableRun(Protocol):
     """A complete run as comparisons see it: a Result, or the row that the gate stores of one."""
 
     @property
@@ -46,11 +46,11 @@ class Run(Protocol):
         ...
 
 
-R = TypeVar("R", bound=Run)
+R = TypeVar("R", bound=ComparableRun)
 
 
 @dataclass(frozen=True)
-class Row(Generic[R]):
+class PlayerRow(Generic[R]):
     """One player over its runs; means are over snapshots, each counting once."""
 
     player: str
@@ -78,14 +78,14 @@ class Row(Generic[R]):
 
 
 @dataclass(frozen=True)
-class GateRow(Row[MarketResult]):
+class GateRow(PlayerRow[MarketResult]):
     """One player over the gate's markets; ``improvement`` is its P&L minus the reference's, None for the reference itself."""
 
     improvement: Interval | None = None
 
     @property
     def decisions(self) -> int:
-        """How often it was asked."""
+        """Decisions over all markets."""
         return sum(result.decisions for result in self.results)
 
     @property
@@ -180,7 +180,7 @@ class Pair:
     runs: int
 
 
-AnyRow = TypeVar("AnyRow", bound=Row[Any])
+AnyRow = TypeVar("AnyRow", bound=PlayerRow[Any])
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Comparison(Generic[AnyRow]):
 
     @property
     def markets(self) -> int:
-        """How many markets the first of them played; in the gate all play the same."""
+        """Markets that the first of them played; in the gate all play the same."""
         return len({snapshot for snapshot, _, _ in self.rows[0].runs})
 
     @property
@@ -218,7 +218,7 @@ def confidence_of(analyses: int) -> float:
     return 1 - (1 - CONFIDENCE) / analyses
 
 
-def pairs_of(rows: Sequence[Row[Any]], wanted: Sequence[tuple[str, str]], analyses: int = 1) -> tuple[tuple[Pair, ...], list[str]]:
+def pairs_of(rows: Sequence[PlayerRow[Any]], wanted: Sequence[tuple[str, str]], analyses: int = 1) -> tuple[tuple[Pair, ...], list[str]]:
     """Every wanted pair that shares a run, and a sentence about each that shares none, or not all."""
     runs = {row.player: row.runs for row in rows}
     shared = {(a, b): [key for key in runs[a] if key in runs[b]] for a, b in wanted}

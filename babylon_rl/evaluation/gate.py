@@ -23,7 +23,7 @@ _WORDS = {"invalid": "something unusable"}
 
 
 @dataclass(frozen=True)
-class Check:
+class GateCheck:
     """One condition of the gate: ``found`` is pass, fail or inconclusive."""
 
     name: str
@@ -32,15 +32,15 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateVerdict:
     """``decision`` is fail when one of ``checks`` failed, pass when all passed, inconclusive otherwise, or not_compared without any."""
 
     decision: str
     reason: str
-    checks: tuple[Check, ...] = ()
+    checks: tuple[GateCheck, ...] = ()
 
 
-def decide(comparison: Comparison[GateRow], min_improvement: float = 0.0) -> Verdict:
+def decide(comparison: Comparison[GateRow], min_improvement: float = 0.0) -> GateVerdict:
     """Judge the candidate of a comparison.
 
     Pass needs all of: the lower end of the paired interval of its improvement over the reference above ``min_improvement`` (dollars an
@@ -48,10 +48,10 @@ def decide(comparison: Comparison[GateRow], min_improvement: float = 0.0) -> Ver
     COLLAPSE of its decisions; FEWEST_MARKETS markets.
     """
     if comparison.candidate is None or comparison.reference is None:
-        return Verdict(NOT_COMPARED, _sentences(*comparison.notes) or "There is nobody to compare.")
+        return GateVerdict(NOT_COMPARED, _sentences(*comparison.notes) or "There is nobody to compare.")
     candidate, reference = comparison.row(comparison.candidate), comparison.row(comparison.reference)
     if candidate.improvement is None:
-        return Verdict(NOT_COMPARED, f"{candidate.player} cannot be compared with itself.")
+        return GateVerdict(NOT_COMPARED, f"{candidate.player} cannot be compared with itself.")
     improvement = _improvement(comparison, candidate, min_improvement)
     checks = (
         _collapse(candidate),
@@ -63,27 +63,27 @@ def decide(comparison: Comparison[GateRow], min_improvement: float = 0.0) -> Ver
     found = {check.found for check in checks}
     decision = FAIL if FAIL in found else PASS if found == {PASS} else INCONCLUSIVE
     named = [check for check in checks if check.found == decision and check is not improvement] if decision != PASS else []
-    return Verdict(
+    return GateVerdict(
         decision, _sentences(*(check.words for check in named), *_money(comparison, improvement, min_improvement, decision)), checks
     )
 
 
-def _collapse(candidate: GateRow) -> Check:
+def _collapse(candidate: GateRow) -> GateCheck:
     action, share = max(candidate.shares.items(), key=lambda item: item[1])
     most = f"{candidate.player} answers {_WORDS.get(action, action)} in {share:.1%} of its {candidate.decisions} decisions"
     if share > COLLAPSE:
-        return Check("no_collapse", FAIL, f"{most}: more than {COLLAPSE:.0%} is a collapse into one action")
-    return Check("no_collapse", PASS, f"{most}, the most of any action")
+        return GateCheck("no_collapse", FAIL, f"{most}: more than {COLLAPSE:.0%} is a collapse into one action")
+    return GateCheck("no_collapse", PASS, f"{most}, the most of any action")
 
 
-def _valid_answers(candidate: GateRow, reference: GateRow) -> Check:
+def _valid_answers(candidate: GateRow, reference: GateRow) -> GateCheck:
     rates = ", ".join(f"{row.player} {row.shares['invalid']:.1%}" for row in (candidate, reference))
     if candidate.invalid * reference.decisions > reference.invalid * candidate.decisions:
-        return Check("valid_answers", FAIL, f"Invalid answers have become more: {rates}")
-    return Check("valid_answers", PASS, f"Invalid answers have not become more: {rates}")
+        return GateCheck("valid_answers", FAIL, f"Invalid answers have become more: {rates}")
+    return GateCheck("valid_answers", PASS, f"Invalid answers have not become more: {rates}")
 
 
-def _improvement(comparison: Comparison[GateRow], candidate: GateRow, min_improvement: float) -> Check:
+def _improvement(comparison: Comparison[GateRow], candidate: GateRow, min_improvement: float) -> GateCheck:
     improvement, wanted = candidate.improvement, f"{min_improvement:+.1f}"
     assert improvement is not None
     more = "more" if improvement.mean >= 0 else "less"
@@ -92,41 +92,41 @@ def _improvement(comparison: Comparison[GateRow], candidate: GateRow, min_improv
         f"unseen markets (paired 95 % interval {improvement.low:+.1f} to {improvement.high:+.1f})"
     )
     if improvement.low > min_improvement:
-        return Check("improvement", PASS, f"{difference}: all of it is above the required {wanted}")
+        return GateCheck("improvement", PASS, f"{difference}: all of it is above the required {wanted}")
     if improvement.high <= min_improvement:
-        return Check("improvement", FAIL, f"{difference}: none of it is above the required {wanted}")
-    return Check("improvement", INCONCLUSIVE, f"{difference}: it holds the required {wanted}")
+        return GateCheck("improvement", FAIL, f"{difference}: none of it is above the required {wanted}")
+    return GateCheck("improvement", INCONCLUSIVE, f"{difference}: it holds the required {wanted}")
 
 
 def _vetoes(pair: Pair, comparison: Comparison[GateRow]) -> bool:
     return pair.b != comparison.reference and (pair.b == NOTHING or comparison.row(pair.b).role == BASE)
 
 
-def _gain(pair: Pair, comparison: Comparison[GateRow]) -> Check:
+def _gain(pair: Pair, comparison: Comparison[GateRow]) -> GateCheck:
     """The veto of what costs nothing: a version must be shown to earn more than the base, and than no trading at all."""
     difference, rival = pair.paired.difference, "doing nothing" if pair.b == NOTHING else pair.b
     name = "better_than_nothing" if pair.b == NOTHING else "better_than_base"
     interval = f"{difference.mean:+.1f} an hour, paired 95 % interval {difference.low:+.1f} to {difference.high:+.1f}"
     if difference.low > 0:
-        return Check(name, PASS, f"{comparison.candidate} is shown to earn more than {rival} ({interval})")
+        return GateCheck(name, PASS, f"{comparison.candidate} is shown to earn more than {rival} ({interval})")
     if difference.high >= 0:
-        return Check(name, INCONCLUSIVE, f"{comparison.candidate} is not shown to earn more than {rival} ({interval})")
+        return GateCheck(name, INCONCLUSIVE, f"{comparison.candidate} is not shown to earn more than {rival} ({interval})")
     instead = f"; {comparison.reference} is no reason to deploy it: {rival} is the better choice" if pair.b == NOTHING else ""
-    return Check(name, FAIL, f"{comparison.candidate} is shown to earn less than {rival} ({interval}){instead}")
+    return GateCheck(name, FAIL, f"{comparison.candidate} is shown to earn less than {rival} ({interval}){instead}")
 
 
-def _enough_markets(comparison: Comparison[GateRow]) -> Check:
+def _enough_markets(comparison: Comparison[GateRow]) -> GateCheck:
     spread, words = comparison.pairs[0].paired.spread, f"{comparison.markets} markets were played"
     if spread is not None and spread.between > 0:
         shown = detectable_effect(comparison.markets, spread, confidence=comparison.confidence)
         words += f", which show a difference of ${shown:.0f} an hour in 4 of 5 benchmarks"
     if comparison.markets < FEWEST_MARKETS:
-        return Check("enough_markets", INCONCLUSIVE, f"{words}; a pass needs {FEWEST_MARKETS} markets at least (BENCHMARK_MARKETS)")
-    return Check("enough_markets", PASS, words)
+        return GateCheck("enough_markets", INCONCLUSIVE, f"{words}; a pass needs {FEWEST_MARKETS} markets at least (BENCHMARK_MARKETS)")
+    return GateCheck("enough_markets", PASS, words)
 
 
-def _money(comparison: Comparison[GateRow], improvement: Check, min_improvement: float, decision: str) -> Sequence[str]:
-    """What is said of dollars, whatever was decided."""
+def _money(comparison: Comparison[GateRow], improvement: GateCheck, min_improvement: float, decision: str) -> Sequence[str]:
+    """Sentences about dollars, for every decision."""
     said = [improvement.words]
     if decision == INCONCLUSIVE and improvement.found == INCONCLUSIVE:
         said.append(_markets_wanted(comparison, min_improvement))
@@ -148,12 +148,12 @@ def _sentences(*parts: str) -> str:
 
 
 def analysis_sizes(first: int) -> tuple[int, ...]:
-    """How many markets each interim analysis has."""
+    """Markets of each interim analysis."""
     return tuple(first * times for times in ANALYSES)
 
 
 def next_analysis(comparison: Comparison[GateRow], min_improvement: float, first: int) -> int | None:
-    """How many markets to play next when this analysis has decided nothing; None when no more are worth playing."""
+    """Markets of the next analysis after one that decided nothing; None when no more are worth playing."""
     larger = [size for size in analysis_sizes(first) if size > comparison.markets]
     if not larger or larger[-1] < FEWEST_MARKETS:
         return None
@@ -164,7 +164,7 @@ def next_analysis(comparison: Comparison[GateRow], min_improvement: float, first
 
 
 def needed_markets(comparison: Comparison[GateRow], min_improvement: float) -> int | None:
-    """In how many markets an improvement of the size seen shows with 80 % power; None when it is not above ``min_improvement``."""
+    """Markets in which an improvement of the size seen shows with 80 % power; None when it is not above ``min_improvement``."""
     if comparison.candidate is None or comparison.reference is None:
         return None
     ours, theirs = comparison.row(comparison.candidate), comparison.row(comparison.reference)

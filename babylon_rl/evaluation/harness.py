@@ -1,4 +1,4 @@
-"""What the harness needs besides the benchmark's runner: agents that also trade training hours, and what must hold at the end.
+"""The harness: agents that play benchmark markets and training hours, and the conditions that must hold at the end.
 
 A fault is a sentence; no sentence means that there was something to learn from, that something was learned, and that it can be used.
 """
@@ -14,7 +14,7 @@ import psycopg
 
 from babylon_rl.errors import CheckFailed
 from babylon_rl.evaluation.compare_results import ComparisonDocument
-from babylon_rl.evaluation.play import SEAT
+from babylon_rl.evaluation.play import PLAYER_ID
 from babylon_rl.evaluation.players import Player, scripted, strategy_agent
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.serving import served_here
@@ -63,7 +63,7 @@ def _player(strategy: str, round_: int) -> Player:
 
 
 def missing_hours(state: Readiness, settings: Settings, agents: int) -> int:
-    """How many hours of ``agents`` make it ready to train, if all they write can be frozen; at least 1."""
+    """Hours of ``agents`` that make it ready to train, if all they write can be frozen; at least 1."""
     trajectories = ceil((settings.training_min_trajectories - state.total_trajectories) / (agents * ROWS_AN_HOUR))
     return max(1, trajectories, settings.training_min_groups - state.scenario_groups)
 
@@ -117,10 +117,10 @@ def answer_of(checkpoint: Path, version: str, base_model: str, scenario: Scenari
         return None
     verify(checkpoint, base_model_dir(settings))
     with served_here(settings, {version: checkpoint}) as url, ChatClient(url, None, version, logprobs=False) as client:
-        run = play(opening(scenario, 1), {SEAT: model_agent(client, temperature=0.0)})
+        run = play(opening(scenario, 1), {PLAYER_ID: model_agent(client, temperature=0.0)})
     if run.stopped is not None:
         raise CheckFailed(f"{version} was loaded but does not answer. {run.stopped}")
-    turn = run.records[SEAT].turn(0)
+    turn = run.records[PLAYER_ID].turn(0)
     if isinstance(turn.outcome, Invalid):
         raise CheckFailed(f"{version} was loaded, but its answer is no action: {turn.outcome.reason}")
     return turn.call.response if turn.call is not None else ""

@@ -29,7 +29,7 @@ from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.market.simulation.roster import NAMES, factory
 from babylon_rl.market.simulation.run import encode_run, play
-from babylon_rl.market.spawn import Player, SpawnRequest, spawn
+from babylon_rl.market.spawn import SpawnedPlayer, SpawnRequest, spawn
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.hour_report import episode_lines
@@ -42,7 +42,7 @@ FIRST = "2025-02-01T00:00"
 SKILL_MARKETS = 200
 SEED_PREFIX = "skill/"  # no judged hour's market begins so
 # Who never trades is asked nothing, so its hour has no text that a judge could read.
-PLAYERS = tuple(Player(f"calibration-{number}", name) for number, name in enumerate((n for n in NAMES if n != NOTHING), start=1))
+PLAYERS = tuple(SpawnedPlayer(f"calibration-{number}", name) for number, name in enumerate((n for n in NAMES if n != NOTHING), start=1))
 
 
 @dataclass(frozen=True)

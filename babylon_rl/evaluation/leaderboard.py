@@ -120,7 +120,7 @@ def leaderboard(connection: psycopg.Connection[Any], settings: Settings) -> Lead
 
 
 class _Known:
-    """What the base and the versions on it have played of ``snapshots`` as they are now."""
+    """Stored results of the base and of the versions on it in ``snapshots`` as they are now."""
 
     def __init__(self, connection: psycopg.Connection[Any], models: Sequence[Model], snapshots: Sequence[Snapshot]) -> None:
         self._snapshots = snapshots
@@ -208,7 +208,7 @@ def cells(line: LeaderboardRow, reference: str | None) -> list[str]:
 
 
 def markdown(board: Leaderboard) -> str:
-    """It as Markdown."""
+    """The leaderboard as Markdown."""
     grid = [COLUMNS, ["---"] * len(COLUMNS), *(cells(line, board.reference) for line in board.lines)]
     parts = ["\n".join("| " + " | ".join(row) + " |" for row in grid)]
     if board.unranked:

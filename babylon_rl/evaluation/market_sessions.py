@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.errors import UsageError
-from babylon_rl.evaluation.play import SEAT
+from babylon_rl.evaluation.play import PLAYER_ID
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Action, Hold, Invalid
 from babylon_rl.market.simulation.agents import FREE, Answer, Mandate
@@ -25,7 +25,7 @@ Clock = Callable[[], float]
 
 
 class Outsider(msgspec.Struct, frozen=True):
-    """Whoever decides elsewhere; the seat only needs a name and a mandate."""
+    """Stand-in for an agent that decides elsewhere: a name and a mandate."""
 
     name: str
     mandate: Mandate
@@ -49,20 +49,20 @@ class Session:
         self.attempt = attempt
         self.touched = self._asked = clock()
         self._clock = clock
-        self._exchange = Exchange(market.scenario, [SEAT], market.start_balance)
+        self._exchange = Exchange(market.scenario, [PLAYER_ID], market.start_balance)
         self._newsroom = Newsroom(market.scenario)
-        self._seat = Seat(agent, SEAT, self._exchange)
-        self.run = Run(market.scenario, attempt, self._exchange, {SEAT: self._seat.record})
+        self._seat = Seat(agent, PLAYER_ID, self._exchange)
+        self.run = Run(market.scenario, attempt, self._exchange, {PLAYER_ID: self._seat.record})
         self.seen = self._seat.look(self._exchange, self._newsroom)
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing left to decide."""
+        """True when there is nothing left to decide."""
         return self._exchange.over or self.run.stopped is not None
 
     @property
     def acted(self) -> bool:
-        """Whether this tick's decision was made."""
+        """True when this tick's decision was made."""
         return self._seat.record.decisions > self._exchange.tick
 
     def act(self, action: Action | Invalid, text: str = "") -> Outcome:
@@ -113,13 +113,13 @@ Finish = Callable[[Session], bytes]
 
 
 class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a start may say: how the agent is called in its result, and its mandate."""
+    """Body of a start request: the agent's name in its result, and its mandate."""
 
     name: str = "outside"
     mandate: Mandate = FREE
 
 
-class Fault(Exception):
+class RequestFault(Exception):
     """A request that cannot be served; becomes ``{"error": {"code", "message"}}`` with that status."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -161,11 +161,11 @@ class Lobby:
         """A new session and its token.
 
         Raises:
-            Fault: as many play as may.
+            RequestFault: as many play as may.
         """
         self.sweep()
         if len(self._playing) >= MOST_SESSIONS:
-            raise Fault(503, "full", f"{MOST_SESSIONS} sessions play already. End one with POST /stop, or try again later.")
+            raise RequestFault(503, "full", f"{MOST_SESSIONS} sessions play already. End one with POST /stop, or try again later.")
         agent = Outsider(asked.name, asked.mandate)
         self._starts[agent] = max(self._starts[agent], self._attempts(agent)) + 1
         token = self._new_token()
@@ -176,16 +176,18 @@ class Lobby:
         """A session that is not over.
 
         Raises:
-            Fault: there is none of this token, or it is over.
+            RequestFault: there is none of this token, or it is over.
         """
         self.sweep()
         if token in self._ended:
-            raise Fault(409, "over", "The market is over. GET /result has what came of it.")
+            raise RequestFault(409, "over", "The market is over. GET /result has what came of it.")
         if token not in self._playing:
-            raise Fault(401, "no_session", "There is no such session. POST /start gives a token; send it as `Authorization: Bearer TOKEN`.")
+            raise RequestFault(
+                401, "no_session", "There is no such session. POST /start gives a token; send it as `Authorization: Bearer TOKEN`."
+            )
         session = self._playing[token]
         if session.over:
-            raise Fault(409, "over", "The market is over. GET /result has what came of it.")
+            raise RequestFault(409, "over", "The market is over. GET /result has what came of it.")
         session.touched = self._clock()
         return session
 
@@ -193,7 +195,7 @@ class Lobby:
         """The result of a session that is over.
 
         Raises:
-            Fault: there is no such session, or it still plays.
+            RequestFault: there is no such session, or it still plays.
         """
         self.sweep()
         if token in self._ended:
@@ -201,7 +203,7 @@ class Lobby:
         if token in self._playing and self._playing[token].over:  # it could not be put aside when it ended
             return self.end(token)
         seen = self.playing(token).seen
-        raise Fault(
+        raise RequestFault(
             409, "not_over", f"The market is at tick {seen.tick} of {self._market.scenario.ticks}. POST /advance to its end, or POST /stop."
         )
 

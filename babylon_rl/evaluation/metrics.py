@@ -67,7 +67,7 @@ def positions(record: AgentRecord, exchange: Exchange) -> dict[str, Position]:
 
 
 def open_counts(held: Iterable[Position], moments: int) -> list[int]:
-    """How many positions were open at moments 0 to ``moments - 1``."""
+    """Number of open positions at moments 0 to ``moments - 1``."""
     changes = [0] * (moments + 1)
     for one in held:
         changes[min(moments, one.opened_tick + 1)] += 1
@@ -175,7 +175,7 @@ def action_name(action: Action, invalid: bool = False) -> str:
 
 
 def action_counts(record: AgentRecord) -> Counter[str]:
-    """How often each kind of decision was made, refused orders by what was asked for."""
+    """Counts of decisions by kind, refused orders by what was asked for."""
     pairs = zip(record.actions, record.outcomes, strict=True)
     return Counter(action_name(action, isinstance(outcome, Invalid)) for action, outcome in pairs)
 

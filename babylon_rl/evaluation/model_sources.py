@@ -225,7 +225,7 @@ def _keeper(
     on_progress: Progress,
     clock: Callable[[], datetime],
 ) -> Callable[[MarketResult], None]:
-    """What is done with a finished market: it is stored, counted, and every now and then told."""
+    """Callback that stores a finished market, counts it, and reports progress now and then."""
     every = max(1, len(markets) // 6)
 
     def keep(result: MarketResult) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from babylon_rl.evaluation.comparison import BASE, CANDIDATE, DEPLOYED, STRATEGY, Comparison, GateRow
-from babylon_rl.evaluation.gate import Verdict
+from babylon_rl.evaluation.gate import GateVerdict
 from babylon_rl.evaluation.leaderboard import VERSION, Leaderboard
 from babylon_rl.evaluation.snapshots import PRESET
 from babylon_rl.market.simulation.config import PRESETS
@@ -27,7 +27,7 @@ _GAIN, _LOSS = "#2a9d6f", "#c8553d"
 _INCHES, _DPI = (13.5, 7.4), 80
 
 
-def benchmark_png(comparison: Comparison[GateRow], verdict: Verdict) -> bytes:
+def benchmark_png(comparison: Comparison[GateRow], verdict: GateVerdict) -> bytes:
     """Draw a comparison as a PNG of about 100 kB."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

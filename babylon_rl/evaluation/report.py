@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from babylon_rl.evaluation.comparison import Comparison, GateRow, Pair
-from babylon_rl.evaluation.gate import Verdict
+from babylon_rl.evaluation.gate import GateVerdict
 from babylon_rl.evaluation.statistics import Interval, mean_interval, paired_interval
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.versions import content_version
@@ -49,7 +49,7 @@ def criteria(comparison: Comparison[GateRow]) -> tuple[Criterion, ...]:
 
 
 def _better_pnl(ours: GateRow, theirs: GateRow, confidence: float) -> Criterion:
-    """Whether ours is above theirs by BETTER_PNL of what theirs wins or loses."""
+    """Criterion: ours is above theirs by BETTER_PNL of theirs."""
     factor = 1 + BETTER_PNL if theirs.pnl.mean >= 0 else 1 - BETTER_PNL
     beyond = paired_interval(ours.pnls_usd, [factor * usd for usd in theirs.pnls_usd], confidence=confidence)
     wanted = factor * theirs.pnl.mean
@@ -122,7 +122,7 @@ class BenchmarkReport:
     plot_path: Path | None
 
 
-def results_version(comparison: Comparison[GateRow], verdict: Verdict, min_improvement: float, markets: Mapping[str, str]) -> str:
+def results_version(comparison: Comparison[GateRow], verdict: GateVerdict, min_improvement: float, markets: Mapping[str, str]) -> str:
     """The hash of every result, the markets they came from, and the decision made of them."""
     results = {
         row.player: [[r.snapshot, markets[r.snapshot], r.pnl_usd, r.refused, list(r.equity_usd)] for r in row.results]
@@ -131,7 +131,7 @@ def results_version(comparison: Comparison[GateRow], verdict: Verdict, min_impro
     return content_version([results, comparison.candidate, comparison.reference, min_improvement, verdict.decision])
 
 
-def rows_of(comparison: Comparison[GateRow], verdict: Verdict) -> list[dict[str, Any]]:
+def rows_of(comparison: Comparison[GateRow], verdict: GateVerdict) -> list[dict[str, Any]]:
     """One object per player; the candidate's also holds the gate's checks, its pairs and the success criteria."""
     decided = {
         "checks": [asdict(check) for check in verdict.checks],
@@ -157,7 +157,7 @@ def cells(comparison: Comparison[GateRow], row: GateRow) -> list[str]:
     ]
 
 
-def markdown(comparison: Comparison[GateRow], verdict: Verdict) -> str:
+def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
     """The report as a Markdown document of one screen."""
     parts = [
         f"**{verdict.decision.replace('_', ' ')}**: {verdict.reason}",

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.evaluation.metrics import OPENING, forecasts, metrics_of, open_counts, positions
-from babylon_rl.evaluation.results import BENCHMARK, ActionTaken, Moment, Result, Trajectory
+from babylon_rl.evaluation.results import BENCHMARK, ActionTaken, Moment, Result, RunTrajectory
 from babylon_rl.evaluation.snapshot_file.optimality import optimality_score
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.actions import Action, Invalid, kind
@@ -51,7 +51,7 @@ def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> R
         ticks_processed=ticks,
         actions=list(_actions(run, record, durations)),
         metrics=metrics_of(run, agent_id, durations, optimality_score(record.pnl_usd, snapshot.best_pnl)),
-        trajectory=Trajectory(
+        trajectory=RunTrajectory(
             states=[
                 Moment(
                     tick=tick, timestamp=scenario.timestamp_ms(tick), balance=record.balance[tick], equity=worth, open_positions=held[tick]
@@ -111,7 +111,7 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
 
 
 def response_ms(record: AgentRecord, tick: int) -> float:
-    """How long a model took to answer at a tick; 0 for an agent that asks nobody."""
+    """Response time of a model at a tick; 0 for an agent that asks no endpoint."""
     call = record.calls.get(tick)
     return max(0.0, call.latency_ms) if call is not None else 0.0
 
@@ -153,7 +153,7 @@ def _data(order: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
 
 
 def _told(outcome: Outcome) -> dict[str, Any]:
-    """What came of an action: filled, refused or invalid, and how."""
+    """Outcome of an action as plain values: filled, refused or invalid, and how."""
     if isinstance(outcome, Invalid):
         return {"outcome": "invalid", "reason": outcome.reason}
     if isinstance(outcome, Refusal):

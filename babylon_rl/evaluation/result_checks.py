@@ -1,4 +1,4 @@
-"""Is a result sound? Its sums, counts, ranges and order are worked out again from its parts; one that fails enters no comparison."""
+"""Validation of results: sums, counts, ranges and order worked out again from the parts; one that fails enters no comparison."""
 
 import math
 from collections import Counter
@@ -16,7 +16,7 @@ RELATIVE = 1e-9
 
 
 def validate_result(result: Result) -> list[str]:
-    """What is wrong with a result, a sentence each; empty for a sound one. A run that ended early is sound as far as it went."""
+    """Faults of a result, a sentence each; empty for a sound one. A run that ended early is sound as far as it went."""
     wrong = list(_not_finite(msgspec.to_builtins(result), ""))
     if wrong:
         return wrong  # sums over such numbers say nothing more

@@ -1,4 +1,4 @@
-"""What one agent did in one snapshot, and how agents compare, in the shapes of the game's own benchmark; fields of ours are optional there.
+"""Result of one agent in one snapshot, in the shape of the game's own benchmark; fields of ours are optional there.
 
 Dollars, milliseconds since 1970 (UTC) in the market's own time, response times in milliseconds. Every number is finite or null: null
 says that there was nothing to measure, never 0. A result of scripted agents is the same bytes for the same seed.
@@ -46,7 +46,7 @@ class PerpMetrics(_Shape, frozen=True):
 
 
 class SocialMetrics(_Shape, frozen=True):
-    """What the agent said and what it could read; snapshots have no groups, and nobody's reputation changes."""
+    """Posts written and read; snapshots have no groups, and no reputation changes."""
 
     posts_created: int
     groups_joined: int
@@ -73,7 +73,7 @@ class Bin(_Shape, frozen=True):
 
 
 class Metrics(_Shape, frozen=True):
-    """What a run came to.
+    """Metrics of a run.
 
     Attributes:
         return_share: P&L of the start balance.
@@ -138,7 +138,7 @@ class Moment(_Shape, frozen=True):
     open_positions: int = 0
 
 
-class Trajectory(_Shape, frozen=True):
+class RunTrajectory(_Shape, frozen=True):
     """``states`` at moments 0 to ticks, one more than ``actions`` (the orders as JSON) and ``rewards`` (changes of the equity)."""
 
     states: list[Moment]
@@ -176,7 +176,7 @@ class Result(_Shape, frozen=True):
     ticks_processed: int
     actions: list[ActionTaken]
     metrics: Metrics
-    trajectory: Trajectory
+    trajectory: RunTrajectory
     identity: str = ""
     role: str = "strategy"
     mandate: str = "free"

@@ -54,7 +54,7 @@ class RunFiles:
         return read_result(self.path(SUFFIX)) if self.path(SUFFIX).is_file() else None
 
     def keep(self, result: Result, decisions: Iterable[bytes]) -> None:
-        """Write a run, decisions first: whoever sees a result finds its decisions."""
+        """Write a run, decisions first: a result that is there has its decisions."""
         self._directory.mkdir(parents=True, exist_ok=True)
         packed = io.BytesIO()
         with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=packed, mtime=0) as file:

@@ -21,8 +21,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.market_sessions import Clock, Fault, Lobby, Outsider, Session, Start
-from babylon_rl.evaluation.play import SEAT
+from babylon_rl.evaluation.market_sessions import Clock, Lobby, Outsider, RequestFault, Session, Start
+from babylon_rl.evaluation.play import PLAYER_ID
 from babylon_rl.evaluation.players import MODEL, engine_version, outside
 from babylon_rl.evaluation.result_building import RunLabel, decision_lines, result_of
 from babylon_rl.evaluation.results import SUFFIX, encode_result, read_result
@@ -78,7 +78,7 @@ def create_app(
         text = await _body(request)
         session = lobby.playing(_token(request))
         if session.acted:
-            raise Fault(409, "acted", f"Tick {session.seen.tick} has its action: one a tick. POST /advance brings the next tick.")
+            raise RequestFault(409, "acted", f"Tick {session.seen.tick} has its action: one a tick. POST /advance brings the next tick.")
         action = parse_action(text)
         return _outcome(session.act(action, text), kind(action) if not isinstance(action, Invalid) else "hold")
 
@@ -110,7 +110,7 @@ def create_app(
     routes = [Route("/", about), Route("/observe", observe), Route("/schema", schema), Route("/result", result)]
     routes += [Route(path, handler, methods=["POST"]) for path, handler in (("/start", start), ("/act", act), ("/advance", advance))]
     routes.append(Route("/stop", stop, methods=["POST"]))
-    handlers = {Fault: _refused, MarketError: _unreadable, OSError: _unwritten, 404: _unknown, 405: _unknown}
+    handlers = {RequestFault: _refused, MarketError: _unreadable, OSError: _unwritten, 404: _unknown, 405: _unknown}
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 
@@ -132,9 +132,9 @@ def _finished(session: Session, market: Snapshot, directory: Path | None) -> byt
     identity = outside(agent.name, agent.mandate)
     key = content_version([identity, market.digest, market.start_balance, str(SEED), repeat])
     label = RunLabel(agent.name, identity, MODEL, agent.mandate, SEED, repeat, key, engine_version())
-    result = result_of(session.run, SEAT, market, label)
+    result = result_of(session.run, PLAYER_ID, market, label)
     if directory is not None:
-        RunFiles(directory, agent.name, key).keep(result, decision_lines(session.run, SEAT))
+        RunFiles(directory, agent.name, key).keep(result, decision_lines(session.run, PLAYER_ID))
     return encode_result(result)
 
 
@@ -152,14 +152,14 @@ def _start(text: str) -> Start:
     try:
         asked = msgspec.json.decode(text, type=Start) if text.strip() else Start()
     except msgspec.DecodeError as error:
-        raise Fault(400, "start", f'A start is {{}} or {{"name": "mine", "mandate": "free" or "one-tick"}}: {error}.') from error
+        raise RequestFault(400, "start", f'A start is {{}} or {{"name": "mine", "mandate": "free" or "one-tick"}}: {error}.') from error
     if not (0 < len(asked.name) <= 80 and asked.name.isprintable() and asked.name.strip() == asked.name):
-        raise Fault(400, "start", "A name has 1 to 80 printable characters, without spaces around them.")
+        raise RequestFault(400, "start", "A name has 1 to 80 printable characters, without spaces around them.")
     return asked
 
 
 def _outcome(outcome: Outcome, action: str) -> Response:
-    """How a decision went: filled 200, refused by the exchange 200 too, not an action 422; each has used up the turn."""
+    """Response to a decision: filled 200, refused by the exchange 200 too, not an action 422; each has used up the turn."""
     if isinstance(outcome, Invalid):
         said = {"code": "invalid_action", "message": f"{outcome.reason}. The turn is lost; GET /schema has what an action is."}
         return _json({"type": "invalid", "action": action, "error": said}, 422)
@@ -190,11 +190,11 @@ async def _body(request: Request) -> str:
             async for part in request.stream():
                 body += part
                 if len(body) > LONGEST_BODY:
-                    raise Fault(413, "too_long", f"A body has {LONGEST_BODY:,} bytes at most.")
+                    raise RequestFault(413, "too_long", f"A body has {LONGEST_BODY:,} bytes at most.")
     except TimeoutError:
-        raise Fault(408, "slow", f"The body did not arrive within {BODY_WITHIN_S:.0f} s.") from None
+        raise RequestFault(408, "slow", f"The body did not arrive within {BODY_WITHIN_S:.0f} s.") from None
     except ClientDisconnect:
-        raise Fault(400, "broken_off", "The request broke off.") from None
+        raise RequestFault(400, "broken_off", "The request broke off.") from None
     return body.decode("utf-8", errors="replace")
 
 
@@ -203,7 +203,7 @@ def _json(document: Any, status: int = 200) -> Response:
 
 
 async def _refused(_: Request, fault: Exception) -> Response:
-    assert isinstance(fault, Fault)
+    assert isinstance(fault, RequestFault)
     return _json({"error": {"code": fault.code, "message": str(fault)}}, fault.status)
 
 

@@ -31,7 +31,7 @@ FIRST = "2000-01-01T00:00"
 SEED_PREFIX = "benchmark/"
 PRESET = "hour"  # of the gate's markets
 PROMPT_VERSION = TRADER_V1
-PLAYER_ID = "benchmark-player"  # of the player in the gate's markets
+GATE_PLAYER_ID = "benchmark-player"  # of the player in the gate's markets
 NAMED_PRESET = "preset:"
 MOST_SEEDS = 10_000
 _PROBES = ("balanced", "momentum", "contrarian")
@@ -79,7 +79,7 @@ class Snapshot:
         factories = {name: roster.factory(name, self.scenario, ONE_TICK, stake_usd=STAKE_USD) for name in _PROBES}
         seen = []
         for name, factory in factories.items():
-            record = play(self.scenario, {PLAYER_ID: factory}, seed=self.seed, script_prompts=PROMPT_VERSION).records[PLAYER_ID]
+            record = play(self.scenario, {GATE_PLAYER_ID: factory}, seed=self.seed, script_prompts=PROMPT_VERSION).records[GATE_PLAYER_ID]
             calls = [[call.messages, call.response_format, call.response] for call in record.calls.values()]
             seen.append([name, calls, [round(usd, 6) for usd in record.equity]])
         return content_version([PROMPT_VERSION, self.scenario.digest, seen])

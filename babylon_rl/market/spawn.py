@@ -33,7 +33,7 @@ SEED_PREFIX = "training/"  # no held-out market's seed begins so
 
 
 @dataclass(frozen=True)
-class Player:
+class SpawnedPlayer:
     """One agent: who it is and how it decides. ``strategy`` is a scripted one's name, or ``llm`` for one that asks a model."""
 
     agent_id: str
@@ -75,12 +75,12 @@ class SpawnedHour:
         return {"window": self.window, "agents": played, "trajectories": self.trajectories}
 
 
-def players_of(request: SpawnRequest, first: int = 1) -> list[Player]:
+def players_of(request: SpawnRequest, first: int = 1) -> list[SpawnedPlayer]:
     """``test-agent-<n>`` from n = ``first``: scripted strategies in turn, then the agents that ask a model."""
     scripted = request.agents - request.model_agents
     names = [STRATEGIES[index % len(STRATEGIES)] for index in range(scripted)]
     names = [STRATEGIES[index % len(STRATEGIES)] for index in range(scripted)] + [MODEL_STRATEGY] * request.model_agents
-    return [Player(f"test-agent-{first + index}", name) for index, name in enumerate(names)]
+    return [SpawnedPlayer(f"test-agent-{first + index}", name) for index, name in enumerate(names)]
 
 
 def training_seed(seed: int, window: str) -> str:
@@ -115,7 +115,7 @@ def spawn(
     model: AgentFactory | None,
     on_hour: Callable[[SpawnedHour], None] | None = None,
     *,
-    players: Sequence[Player] | None = None,
+    players: Sequence[SpawnedPlayer] | None = None,
 ) -> list[SpawnedHour]:
     """Play and write the hours of a request; ``model`` makes the agents that ask one, ``players`` are others than the request's usual ones.
 
@@ -139,7 +139,7 @@ def spawn(
 
 
 def _play_and_write(
-    connection: psycopg.Connection[Any], request: SpawnRequest, window: str, players: Sequence[Player], model: AgentFactory | None,
+    connection: psycopg.Connection[Any], request: SpawnRequest, window: str, players: Sequence[SpawnedPlayer], model: AgentFactory | None,
     own_market: bool, now: datetime,
 ) -> SpawnedHour:  # fmt: skip
     start = window_start(window)
@@ -180,7 +180,7 @@ def _own_hour(connection: psycopg.Connection[Any], request: SpawnRequest, window
 
 
 def _played(
-    scenario: Scenario, request: SpawnRequest, players: Sequence[Player], model: AgentFactory | None, balances: Mapping[str, float]
+    scenario: Scenario, request: SpawnRequest, players: Sequence[SpawnedPlayer], model: AgentFactory | None, balances: Mapping[str, float]
 ) -> Run:
     scenario = opening(scenario, request.minutes // TICK_MINUTES)
     seats: dict[str, AgentFactory] = {}

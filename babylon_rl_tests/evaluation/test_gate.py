@@ -8,7 +8,7 @@ import pytest
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.comparison import BASE, CANDIDATE, STRATEGY, Comparison, compare
-from babylon_rl.evaluation.gate import FEWEST_MARKETS, Verdict, decide
+from babylon_rl.evaluation.gate import FEWEST_MARKETS, GateVerdict, decide
 from babylon_rl.evaluation.play import play_gate
 from babylon_rl.evaluation.players import MODEL, Player, scripted
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
@@ -49,7 +49,7 @@ def results(player: Player, markets: int = FEWEST_MARKETS) -> list[MarketResult]
     return play_gate(player, SNAPSHOTS[:markets], concurrency=1)
 
 
-def judged(candidate: Player, reference: str = "nothing", minimum: float = 0.0, markets: int = FEWEST_MARKETS) -> Verdict:
+def judged(candidate: Player, reference: str = "nothing", minimum: float = 0.0, markets: int = FEWEST_MARKETS) -> GateVerdict:
     return decide(comparison(candidate, reference, markets), minimum)
 
 
@@ -60,7 +60,7 @@ def comparison(candidate: Player, reference: str, markets: int = FEWEST_MARKETS)
     return compare(played, "v1.0.0", reference, [f"The reference is {reference}."])
 
 
-def found(verdict: Verdict) -> dict[str, str]:
+def found(verdict: GateVerdict) -> dict[str, str]:
     return {check.name: check.found for check in verdict.checks}
 
 
@@ -166,7 +166,7 @@ def test_who_is_not_shown_to_earn_more_than_doing_nothing_does_not_pass_by_beati
 def test_who_cannot_be_played_is_not_compared() -> None:
     played = {"nothing": (BASE, results(strategy("nothing"), FEW))}
     verdict = decide(compare(played, None, None, ["v1.0.0 could not be played here: its checkpoint is gone."]))
-    assert verdict == Verdict("not_compared", "v1.0.0 could not be played here: its checkpoint is gone.")
+    assert verdict == GateVerdict("not_compared", "v1.0.0 could not be played here: its checkpoint is gone.")
 
 
 def test_only_the_same_markets_can_be_compared() -> None:

@@ -29,7 +29,7 @@ from babylon_rl.evaluation.html_report.markup import (
 )
 from babylon_rl.evaluation.html_report.standings import compared
 from babylon_rl.evaluation.html_report.timeline import MOST_ROWS, MOST_RUNS, chosen, rows_of
-from babylon_rl.evaluation.play import SEAT
+from babylon_rl.evaluation.play import PLAYER_ID
 from babylon_rl.evaluation.result_building import RunLabel, result_of
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import Snapshot
@@ -98,9 +98,9 @@ class Saying:
 def played(agent: AgentFactory, scenario: Scenario, name: str, **changed: Any) -> Result:
     """The result of an agent, with fields changed; its id says agent, market and repeat."""
     market = Snapshot(f"m-{scenario.digest[:6]}", scenario, 1000.0, 10_000.0)
-    run = play(scenario, {SEAT: agent}, seed=changed.get("repeat", 0))
+    run = play(scenario, {PLAYER_ID: agent}, seed=changed.get("repeat", 0))
     key = f"{name}-{market.digest}-{changed.get('repeat', 0)}"
-    result = result_of(run, SEAT, market, RunLabel(name, name, "strategy", "free", 0, 0, key, "engine"))
+    result = result_of(run, PLAYER_ID, market, RunLabel(name, name, "strategy", "free", 0, 0, key, "engine"))
     return msgspec.structs.replace(result, **changed)
 
 

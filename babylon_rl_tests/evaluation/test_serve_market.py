@@ -14,7 +14,7 @@ import pytest
 from babylon_rl.cli import run as command
 from babylon_rl.evaluation.compare_results import compare_results, sound_results
 from babylon_rl.evaluation.market_sessions import MOST_SESSIONS
-from babylon_rl.evaluation.play import SEAT, run_benchmark
+from babylon_rl.evaluation.play import PLAYER_ID, run_benchmark
 from babylon_rl.evaluation.players import scripted
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import decode_result
@@ -67,7 +67,7 @@ def test_the_same_decisions_bring_the_same_money_as_in_a_run(url: str, name: str
         made.append(Remembering(factory(name, MARKET.scenario, mandate)(agent_id, seed)))
         return made[-1]
 
-    run = play(MARKET.scenario, {SEAT: make})
+    run = play(MARKET.scenario, {PLAYER_ID: make})
     player = Player(url)
     observation = player.start(name=name, mandate=mandate)["observation"]
     for seen, action in made[0].told:
@@ -78,7 +78,7 @@ def test_the_same_decisions_bring_the_same_money_as_in_a_run(url: str, name: str
         _, answer = player.post("/advance")
         observation = answer.get("observation")
     result = decode_result(msgspec.json.encode(answer["result"]))
-    assert result.equity == list(run.records[SEAT].equity) and result.metrics.total_pnl == run.pnl_usd[SEAT] != 0
+    assert result.equity == list(run.records[PLAYER_ID].equity) and result.metrics.total_pnl == run.pnl_usd[PLAYER_ID] != 0
     assert validate_result(result) == []
     assert (result.agent_id, result.mandate, result.complete) == (name, mandate, True)
 

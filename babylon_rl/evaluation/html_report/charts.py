@@ -28,7 +28,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Quantiles:
     """5, 25, 50, 75 and 95 % of values lie below these."""
 
     low: float
@@ -54,9 +54,9 @@ def curve_of(runs: Sequence[Sequence[float | None]]) -> Curve | None:
     return Curve(tuple(rows[:, first:].mean(axis=0).tolist()), tuple(low.tolist()), tuple(high.tolist()), float(places[first]))
 
 
-def spread_of(values: Sequence[float]) -> Spread:
+def spread_of(values: Sequence[float]) -> Quantiles:
     """The quantiles of at least one value."""
-    return Spread(*(float(value) for value in np.quantile(np.asarray(values, dtype=np.float64), [0.05, 0.25, 0.5, 0.75, 0.95])))
+    return Quantiles(*(float(value) for value in np.quantile(np.asarray(values, dtype=np.float64), [0.05, 0.25, 0.5, 0.75, 0.95])))
 
 
 def thinned(values: Sequence[float], most: int) -> list[float]:
@@ -99,7 +99,7 @@ def curve_panel(
     return _svg(width, height, marks, label)
 
 
-def dots_row(values: Sequence[float], spread: Spread, low: float, high: float, colour: int, width: float = 640.0) -> Html:
+def dots_row(values: Sequence[float], spread: Quantiles, low: float, high: float, colour: int, width: float = 640.0) -> Html:
     """Every value as a dot on one line, thinned by rank where there are many, over a box of the middle half and a tick at the median."""
     height, middle = 34.0, 17.0
     x = _scale(low, high, 6.0, width - 6.0)

@@ -111,7 +111,7 @@ def distributions(agents: Sequence[AgentSummary]) -> Html:
 
 
 def pairs(agents: Sequence[AgentSummary], differences: Mapping[tuple[str, str], Difference]) -> Html:
-    """Is the ranking more than chance? Neighbours market by market, then everybody against everybody."""
+    """Paired differences: neighbours market by market, then everybody against everybody."""
     if not differences:
         return element("p", "No two agents played the same market.")
     neighbours = [differences.get((a.agent, b.agent)) for a, b in pairwise(agents)]
@@ -122,7 +122,7 @@ def pairs(agents: Sequence[AgentSummary], differences: Mapping[tuple[str, str], 
 
 
 def actions(agents: Sequence[AgentSummary]) -> Html:
-    """What each agent's decisions were."""
+    """Shares of each agent's decisions."""
     known = dict(KINDS)
     rows, seen = [], set()
     for one in agents:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from babylon_rl.evaluation.compare_results import AgentRow, Bounds, PairRow, by_agent, compare_results
 from babylon_rl.evaluation.comparison import RunKey
-from babylon_rl.evaluation.html_report.charts import Curve, Spread, curve_of, spread_of
+from babylon_rl.evaluation.html_report.charts import Curve, Quantiles, curve_of, spread_of
 from babylon_rl.evaluation.metrics import FEWEST_TO_DRAW, drawdowns, sharpe_path
 from babylon_rl.evaluation.results import Result
 
@@ -25,14 +25,14 @@ class AgentSummary:
     number: int
     row: AgentRow
     runs: tuple[Result, ...]
-    spread: Spread
+    spread: Quantiles
     curve: Curve | None
     sharpe_curve: Curve | None
     drawdown_curve: Curve | None
 
     @property
     def agent(self) -> str:
-        """What it is called in tables."""
+        """Its name in tables."""
         return self.row.agent
 
     @property
@@ -56,7 +56,7 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether chance is a poor explanation, all comparisons of the report taken together."""
+        """True when chance is a poor explanation, all comparisons of the report taken together."""
         return self.p is not None and self.p <= LEVEL
 
 

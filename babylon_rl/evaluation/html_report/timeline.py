@@ -97,7 +97,7 @@ def did(action: ActionTaken) -> Html:
 
 
 def came(action: ActionTaken) -> Html | None:
-    """What came of a decision at once: its price and fee, or why it was refused or could not be used."""
+    """Outcome of a decision: its price and fee, or why it was refused or could not be used."""
     data = action.data
     outcome = _text(data, "outcome")
     if outcome in ("refused", "invalid"):

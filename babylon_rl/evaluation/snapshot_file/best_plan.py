@@ -85,7 +85,7 @@ def is_open(question: Question, scenario: Scenario) -> NDArray[np.bool_]:
 
 
 def worth_at_end(question: Question, scenario: Scenario, model: MarketModel, usd: float, yes: bool, shares: Floats) -> Floats:
-    """What selling brings at the last moment: the crowd has taken back most of what the purchase did to the odds, a share each tick."""
+    """Proceeds of selling at the last moment, when the crowd has taken back most of the purchase's effect on the odds."""
     mine, other = pool_shares(question, model, yes)
     pushed = ((other + usd) / other) ** 2  # odds of the bought side over the crowd's, right after the purchase
     pushed = pushed if yes else 1.0 / pushed  # those of YES, which return to the crowd's evenly
@@ -119,7 +119,7 @@ class PolicyClass:
         return self.start_balance * self.stock_share
 
     def question_usd(self, questions: int) -> float:
-        """What is paid for the shares of one question."""
+        """Dollars paid for the shares of one question."""
         return self.start_balance * self.question_share / max(1, questions)
 
     def turns(self, scenario: Scenario) -> tuple[range, range]:
@@ -149,7 +149,7 @@ class Trip:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BestPlan:
     """The best plan of the class; ``pnl`` in dollars."""
 
     trips: tuple[Trip, ...]
@@ -159,11 +159,11 @@ class Plan:
 
     @property
     def pnl(self) -> float:
-        """What the plan earns, own impact on stocks left out."""
+        """Dollars that the plan earns, own impact on stocks left out."""
         return math.fsum([trip.profit for trip in self.trips] + [purchase.profit for purchase in self.purchases])
 
     def actions(self) -> dict[int, Action]:
-        """What to do at which tick."""
+        """Actions by tick."""
         found: dict[int, Action] = {}
         for trip in self.trips:
             found[trip.opened] = OpenPerp(
@@ -176,7 +176,7 @@ class Plan:
         return dict(sorted(found.items()))
 
 
-def best_plan(scenario: Scenario, model: MarketModel | None = None, policy: PolicyClass | None = None) -> Plan:
+def best_plan(scenario: Scenario, model: MarketModel | None = None, policy: PolicyClass | None = None) -> BestPlan:
     """The plan of the class that earns most; the first in time where several do.
 
     Raises:
@@ -191,7 +191,7 @@ def best_plan(scenario: Scenario, model: MarketModel | None = None, policy: Poli
         )
     stock_turns, question_turns = policy.turns(scenario)
     usd = policy.question_usd(len(scenario.questions))
-    return Plan(
+    return BestPlan(
         trips=_best_trips(scenario, model, policy, stock_turns) if scenario.assets else (),
         purchases=best_purchases(scenario, model, question_turns, usd) if usd >= model.min_order_usd else (),
         policy=policy,

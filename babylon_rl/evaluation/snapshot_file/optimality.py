@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from babylon_rl.evaluation.snapshot_file.best_plan import Plan, is_open, pool_shares
+from babylon_rl.evaluation.snapshot_file.best_plan import BestPlan, is_open, pool_shares
 from babylon_rl.evaluation.snapshot_file.schema import OptimalAction, Optimum
 from babylon_rl.market.simulation.config import START_BALANCE, MarketModel
 from babylon_rl.market.simulation.exchange import Exchange
@@ -65,8 +65,8 @@ def optimality_score(pnl: float, best_pnl: float) -> float:
     return 100.0 * max(0.0, min(1.0, pnl / best_pnl))
 
 
-def optimum(scenario: Scenario, plan: Plan) -> Optimum:
-    """What a plan, the best of its class, comes to: in the class's accounting, on the exchange, and beside the upper bound."""
+def optimum(scenario: Scenario, plan: BestPlan) -> Optimum:
+    """P&L of the best plan: in the class's accounting, on the exchange, and beside the upper bound."""
     balance = plan.policy.start_balance
     return Optimum(
         pnl=round(plan.pnl, USD_DECIMALS),
@@ -77,7 +77,7 @@ def optimum(scenario: Scenario, plan: Plan) -> Optimum:
     )
 
 
-def played(scenario: Scenario, plan: Plan) -> float:
+def played(scenario: Scenario, plan: BestPlan) -> float:
     """Dollars that one agent earns on the exchange by carrying out a plan."""
     exchange, actions = Exchange(scenario, [_AGENT], plan.policy.start_balance), plan.actions()
     while not exchange.over:
@@ -87,7 +87,7 @@ def played(scenario: Scenario, plan: Plan) -> float:
     return exchange.equity(_AGENT) - plan.policy.start_balance
 
 
-def listed(plan: Plan) -> tuple[OptimalAction, ...]:
+def listed(plan: BestPlan) -> tuple[OptimalAction, ...]:
     """The plan as a snapshot lists it; the values of all actions add up to the plan's profit."""
     found = []
     for trip in plan.trips:

@@ -14,18 +14,18 @@ from babylon_rl.evaluation.snapshot_file.best_plan import best_plan
 from babylon_rl.evaluation.snapshot_file.optimality import optimality_score, optimum
 from babylon_rl.evaluation.snapshot_file.schema import (
     POST_CREATED,
-    Event,
     Generator,
     Optimum,
     PredictionMarket,
     SnapshotDocument,
+    SnapshotEvent,
     State,
     config_of,
     decode,
     model_of,
 )
 from babylon_rl.evaluation.snapshot_file.validation import validate
-from babylon_rl.evaluation.snapshot_file.writing import Recording
+from babylon_rl.evaluation.snapshot_file.writing import MarketRecording
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.market.simulation.scenario import FORMAT, Asset, Post, Question, Scenario, from_paths
 
@@ -111,7 +111,7 @@ def _regenerated(snapshot: SnapshotDocument, fields: dict[str, Any], generator: 
 
 
 def _first_difference(snapshot: SnapshotDocument, scenario: Scenario) -> str:
-    recording = Recording(scenario)
+    recording = MarketRecording(scenario)
     if recording.initial_state != snapshot.initial_state or len(snapshot.ticks) != scenario.ticks:
         return "at its start or in its length"
     for given, made in zip(snapshot.ticks, recording.ticks(), strict=True):
@@ -172,7 +172,7 @@ def _questions(snapshot: SnapshotDocument, states: tuple[State, ...]) -> list[Qu
     return found
 
 
-def _post(snapshot: SnapshotDocument, tick: int, event: Event) -> Post | None:
+def _post(snapshot: SnapshotDocument, tick: int, event: SnapshotEvent) -> Post | None:
     """A post as the game records it; which market it is about and which way it leans are read from its text where it does not say."""
     if event.type != POST_CREATED:
         return None

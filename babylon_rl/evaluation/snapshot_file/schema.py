@@ -72,7 +72,7 @@ class State(_Shape, frozen=True, gc=False):
     group_chats: list[Any] | None = None
 
 
-class Event(_Shape, frozen=True):
+class SnapshotEvent(_Shape, frozen=True):
     """Something that happened in a tick; ``data`` by type:
 
     price:updated ``{ticker, oldPrice, newPrice}``; market:trade ``{marketId, agentId, outcome: YES|NO, amount}``; post:created
@@ -89,7 +89,7 @@ class Tick(_Shape, frozen=True):
 
     number: int
     timestamp: int
-    events: tuple[Event, ...]
+    events: tuple[SnapshotEvent, ...]
     state: State
 
 
@@ -128,7 +128,7 @@ class SocialOpportunity(_Shape, frozen=True, gc=False):
 
 
 class Optimum(_Shape, frozen=True):
-    """What can be earned, in dollars, by one agent that starts with ``start_balance``.
+    """Best P&L of one agent that starts with ``start_balance``, in dollars.
 
     Attributes:
         pnl: the best of the policy class, its impact on stocks left out.
@@ -145,7 +145,7 @@ class Optimum(_Shape, frozen=True):
 
 
 class GroundTruth(_Shape, frozen=True):
-    """What is known only afterwards."""
+    """Ground truth, known only afterwards."""
 
     market_outcomes: dict[str, bool]
     price_history: dict[str, tuple[PricePoint, ...]]
@@ -155,7 +155,7 @@ class GroundTruth(_Shape, frozen=True):
 
 
 class Generator(_Shape, frozen=True):
-    """What else a snapshot of ours is written again from: the market's constants, and the digest of the scenario to compare with."""
+    """Origin of a snapshot of ours: the market's constants, and the digest of the scenario to compare with."""
 
     format: int
     scenario: str

@@ -205,7 +205,7 @@ def _check_frame(snapshot: SnapshotDocument, findings: Findings) -> None:
 
 
 def _check_origin(snapshot: SnapshotDocument, findings: Findings) -> None:
-    """What a snapshot of ours says of its config, without generating it again; `to_scenario` compares the rest."""
+    """Check a snapshot of ours against its config without generating it again; `to_scenario` compares the rest."""
     if snapshot.config is None and snapshot.generator is None:
         return
     if snapshot.config is None or snapshot.generator is None:

@@ -19,7 +19,6 @@ from babylon_rl.evaluation.snapshot_file.schema import (
     POST_CREATED,
     PRICE_UPDATED,
     VERSION,
-    Event,
     Generator,
     GroundTruth,
     PerpetualMarket,
@@ -27,6 +26,7 @@ from babylon_rl.evaluation.snapshot_file.schema import (
     PredictionMarket,
     PricePoint,
     SnapshotDocument,
+    SnapshotEvent,
     SocialOpportunity,
     State,
     Tick,
@@ -44,7 +44,7 @@ PRICE_DECIMALS, PROBABILITY_DECIMALS, SHARE_DECIMALS, USD_DECIMALS = 6, 6, 4, 2
 CROWD, NEWS = "crowd", "news"
 
 
-class Recording:
+class MarketRecording:
     """The market of a scenario, played without agents; ``states`` and ``ticks`` come in order, once."""
 
     def __init__(self, scenario: Scenario) -> None:
@@ -64,7 +64,7 @@ class Recording:
             trades = [trade for name, shares in before.items() if (trade := self._trade(name, shares, now, volumes)) is not None]
             after = self._state(volumes, state.prediction_markets)
             moved = [
-                Event(PRICE_UPDATED, now, {"ticker": new.ticker, "oldPrice": old.price, "newPrice": new.price})
+                SnapshotEvent(PRICE_UPDATED, now, {"ticker": new.ticker, "oldPrice": old.price, "newPrice": new.price})
                 for old, new in zip(state.perpetual_markets, after.perpetual_markets, strict=True)
             ]
             yield Tick(number, now, (*self._texts(number), *moved, *trades), after)
@@ -110,24 +110,24 @@ class Recording:
             next_funding_time=scenario.timestamp_ms((number + 1) * scenario.funding_ticks),
         )
 
-    def _trade(self, name: str, before: tuple[float, float], now: int, volumes: dict[str, float]) -> Event | None:
-        """What the crowd paid to move a question as its belief moved; it pays YES by adding to the maker's NO shares."""
+    def _trade(self, name: str, before: tuple[float, float], now: int, volumes: dict[str, float]) -> SnapshotEvent | None:
+        """Trade by which the crowd moved a question as its belief moved; it pays YES by adding to the maker's NO shares."""
         pool = self.exchange.pools[name]
         amount = round(max(pool.yes - before[0], pool.no - before[1]), USD_DECIMALS) if pool.resolved is None else 0.0
         if amount <= 0.0:
             return None
         volumes[name] += amount
         outcome = "YES" if pool.no > before[1] else "NO"
-        return Event(MARKET_TRADE, now, {"marketId": name, "agentId": CROWD, "outcome": outcome, "amount": amount})
+        return SnapshotEvent(MARKET_TRADE, now, {"marketId": name, "agentId": CROWD, "outcome": outcome, "amount": amount})
 
-    def _texts(self, tick: int) -> Iterator[Event]:
+    def _texts(self, tick: int) -> Iterator[SnapshotEvent]:
         now = self.scenario.timestamp_ms(tick)
         for event in self.scenario.events_at(tick):
             said = {"authorId": NEWS, "authorName": "News", "content": event.text, "about": event.about}
-            yield Event(POST_CREATED, now, {**said, "clarity": event.clarity, "rumour": event.rumour})
+            yield SnapshotEvent(POST_CREATED, now, {**said, "clarity": event.clarity, "rumour": event.rumour})
         for post in self.scenario.posts_at(tick):
             author = self._ids.get(post.author, "unknown")
-            yield Event(
+            yield SnapshotEvent(
                 POST_CREATED,
                 now,
                 {"authorId": author, "authorName": post.author, "content": post.text, "about": post.about, "trust": post.trust},
@@ -135,7 +135,7 @@ class Recording:
 
 
 def people(scenario: Scenario) -> tuple[Person, ...]:
-    """Those who post, and silent ones up to the number of agents that the scenario was made for."""
+    """People who post, and silent ones up to the number of agents that the scenario was made for."""
     found = {author.name: author.trust for author in scenario.authors}
     for post in scenario.posts:
         found.setdefault(post.author, post.trust)
@@ -191,7 +191,7 @@ def from_scenario(scenario: Scenario, policy: PolicyClass | None = None) -> Snap
 
     A scenario without a config (a recorded one) becomes a snapshot that is replayed from its states.
     """
-    recording, config = Recording(scenario), scenario.config
+    recording, config = MarketRecording(scenario), scenario.config
     plan = best_plan(scenario, policy=policy)
     return SnapshotDocument(
         id=_id(scenario),

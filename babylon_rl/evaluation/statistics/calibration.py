@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: the Brier score, taken apart, and forecasts beside what came true.
+"""Calibration of probabilities: the Brier score, taken apart, and forecasts beside what came true.
 
 Left out: scores of more than two outcomes.
 """
@@ -145,7 +145,7 @@ def calibration_p(
 
 
 def _weights(count: int, clusters: Sequence[Hashable] | None) -> Floats:
-    """What every forecast counts: each cluster the same, all together 1."""
+    """Weights of forecasts: each cluster the same, all together 1."""
     codes = np.arange(count) if clusters is None else codes_of(clusters, count)
     sizes = np.bincount(codes)
     return np.asarray(1 / (sizes[codes] * sizes.size), dtype=np.float64)

@@ -149,7 +149,7 @@ def paired_interval(
 
 
 def _reach(x: Floats, seed: int, resamples: int, confidence: float) -> float:
-    """How many standard errors the interval goes to either side."""
+    """Half-width of the interval in standard errors."""
     student = student_quantile(tail(confidence), x.size - 1)
     if x.size < FEWEST_TO_RESAMPLE:
         return student

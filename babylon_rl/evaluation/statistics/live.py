@@ -71,7 +71,7 @@ def live_intervals(
     first: int = FIRST_LOOK,
     confidence: float = CONFIDENCE,
 ) -> tuple[LiveInterval, ...]:
-    """What ``live_interval`` said after each of ``looks`` numbers of values: the whole course, for a plot.
+    """``live_interval`` after each of ``looks`` numbers of values: the whole course, for a plot.
 
     Raises:
         ValueError: as ``live_interval``, or a look is not within 1..len(values).
@@ -252,7 +252,7 @@ class SampleRatio:
 
     @property
     def mismatch(self) -> bool:
-        """Whether the assignment is broken."""
+        """True when the assignment is broken."""
         return self.p < MISMATCH_BELOW
 
     def __str__(self) -> str:

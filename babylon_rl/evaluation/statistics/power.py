@@ -1,4 +1,4 @@
-"""How many snapshots an effect needs, how often to repeat each, and what a given number can show."""
+"""Power: snapshots that an effect needs, repeats of each, and the effect that a given number can show."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -46,7 +46,7 @@ class SampleSize:
 
 
 def markets_needed(effect: float, spread: float, power: float = POWER, confidence: float = CONFIDENCE) -> int | None:
-    """How many paired markets show ``effect`` with probability ``power``, when differences have standard deviation ``spread``.
+    """Paired markets that show ``effect`` with probability ``power``, when differences have standard deviation ``spread``.
 
     The power of Student's paired test by the noncentral t distribution (Cohen, Statistical Power Analysis, 1988). None when there is
     no positive effect to show.
