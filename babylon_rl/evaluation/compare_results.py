@@ -18,16 +18,12 @@ from babylon_rl.evaluation.comparison import Comparison, Pair, PlayerRow, RunKey
 from babylon_rl.evaluation.metrics import calibration, share
 from babylon_rl.evaluation.players import engine_version, outside
 from babylon_rl.evaluation.result_checks import validate_result
-from babylon_rl.evaluation.results import PARTIAL, SEEN, SUFFIX, Bin, Result, read_result
+from babylon_rl.evaluation.results import PARTIAL, SEEN, SUFFIX, Bin, CamelCase, Result, read_result
 
 LEVEL = 0.05
 
 
-class _Shape(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """Common to all parts: camelCase names."""
-
-
-class Bounds(_Shape, frozen=True):
+class Bounds(CamelCase, frozen=True):
     """An estimate with its 95 % interval; an end is null where the data do not bound it."""
 
     mean: float
@@ -35,7 +31,7 @@ class Bounds(_Shape, frozen=True):
     high: float | None
 
 
-class Totals(_Shape, frozen=True):
+class Totals(CamelCase, frozen=True):
     """Over all runs; the best and the worst by P&L, by their ids."""
 
     avg_pnl: float
@@ -45,7 +41,7 @@ class Totals(_Shape, frozen=True):
     worst_run: str
 
 
-class AgentRow(_Shape, frozen=True):
+class AgentRow(CamelCase, frozen=True):
     """One agent over its runs: means over snapshots, shares over all of its decisions, positions or purchases; null: nothing to measure."""
 
     agent: str
@@ -74,7 +70,7 @@ class AgentRow(_Shape, frozen=True):
     positions: int
 
 
-class PairRow(_Shape, frozen=True):
+class PairRow(CamelCase, frozen=True):
     """``a`` less ``b`` over the ``runs`` that both have, in ``snapshots`` markets.
 
     Attributes:
@@ -96,7 +92,7 @@ class PairRow(_Shape, frozen=True):
     winner: str | None
 
 
-class LeftOut(_Shape, frozen=True):
+class LeftOut(CamelCase, frozen=True):
     """A file, or the id of a result, that enters no comparison, and why."""
 
     file: str
@@ -104,7 +100,7 @@ class LeftOut(_Shape, frozen=True):
     reasons: list[str]
 
 
-class ComparisonDocument(_Shape, frozen=True):
+class ComparisonDocument(CamelCase, frozen=True):
     """``runs`` are whole results; ``comparison`` is over all of them."""
 
     runs: list[Result]

@@ -18,11 +18,11 @@ SUFFIX, PARTIAL = ".json", ".partial.json"
 SEEN = "Some of these markets have the words of the training edition: they are not unseen, and show nothing of a model."
 
 
-class _Shape(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """Common to all parts: camelCase names."""
+class CamelCase(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """Base of shapes in JSON: camelCase names."""
 
 
-class PredictionMetrics(_Shape, frozen=True):
+class PredictionMetrics(CamelCase, frozen=True):
     """Of positions in questions; one is correct when its side is the question's answer, whether or not it was held until then."""
 
     total_positions: int
@@ -33,7 +33,7 @@ class PredictionMetrics(_Shape, frozen=True):
     pnl: float = 0.0
 
 
-class PerpMetrics(_Shape, frozen=True):
+class PerpMetrics(CamelCase, frozen=True):
     """Of positions in stocks; ``max_drawdown`` is the largest fall of the equity from its peak, in dollars."""
 
     total_trades: int
@@ -45,7 +45,7 @@ class PerpMetrics(_Shape, frozen=True):
     liquidations: int = 0
 
 
-class SocialMetrics(_Shape, frozen=True):
+class SocialMetrics(CamelCase, frozen=True):
     """Posts written and read; snapshots have no groups, and no reputation changes."""
 
     posts_created: int
@@ -54,7 +54,7 @@ class SocialMetrics(_Shape, frozen=True):
     reputation_gained: float
 
 
-class Timing(_Shape, frozen=True):
+class Timing(CamelCase, frozen=True):
     """Response times in milliseconds; scripts are not timed, theirs are 0."""
 
     avg_response_time: float
@@ -62,7 +62,7 @@ class Timing(_Shape, frozen=True):
     total_duration: float
 
 
-class Bin(_Shape, frozen=True):
+class Bin(CamelCase, frozen=True):
     """Purchases at a price within ``low``..``high``: the mean price, and the share that was right."""
 
     low: float
@@ -72,7 +72,7 @@ class Bin(_Shape, frozen=True):
     observed: float
 
 
-class Metrics(_Shape, frozen=True):
+class Metrics(CamelCase, frozen=True):
     """Metrics of a run.
 
     Attributes:
@@ -114,7 +114,7 @@ class Metrics(_Shape, frozen=True):
     reaction_share: float | None = None
 
 
-class ActionTaken(_Shape, frozen=True, omit_defaults=True):
+class ActionTaken(CamelCase, frozen=True, omit_defaults=True):
     """One decision: ``data`` is the order with what came of it, ``duration`` the response time in ms.
 
     ``correctness`` of a purchase: ``pnl`` in dollars, ``predictionCorrect`` or ``perpCorrect``.
@@ -128,7 +128,7 @@ class ActionTaken(_Shape, frozen=True, omit_defaults=True):
     correctness: dict[str, Any] | None = None
 
 
-class Moment(_Shape, frozen=True):
+class Moment(CamelCase, frozen=True):
     """The agent's money at a moment: free, and with the ``open_positions`` at what closing them would bring."""
 
     tick: int
@@ -138,7 +138,7 @@ class Moment(_Shape, frozen=True):
     open_positions: int = 0
 
 
-class RunTrajectory(_Shape, frozen=True):
+class RunTrajectory(CamelCase, frozen=True):
     """``states`` at moments 0 to ticks, one more than ``actions`` (the orders as JSON) and ``rewards`` (changes of the equity)."""
 
     states: list[Moment]
@@ -147,7 +147,7 @@ class RunTrajectory(_Shape, frozen=True):
     window_id: str
 
 
-class Forecast(_Shape, frozen=True):
+class Forecast(CamelCase, frozen=True):
     """A purchase read as a forecast: the probability of its side that was paid, the crowd's then, and whether it was right."""
 
     tick: int
@@ -158,7 +158,7 @@ class Forecast(_Shape, frozen=True):
     right: bool
 
 
-class Result(_Shape, frozen=True):
+class Result(CamelCase, frozen=True):
     """One run: an agent, a snapshot, a repeat.
 
     Attributes:

@@ -9,7 +9,7 @@ import pytest
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.compare_results import compare_results, result_files, sound_results
 from babylon_rl.evaluation.html_report import write_report
-from babylon_rl.evaluation.html_report.standings import compared
+from babylon_rl.evaluation.html_report.summaries import compared
 from babylon_rl.evaluation.play import run_benchmark
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshot_file import benchmark_scenario, from_scenario

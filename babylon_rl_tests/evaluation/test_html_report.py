@@ -27,7 +27,7 @@ from babylon_rl.evaluation.html_report.markup import (
     shortened,
     ticks_of,
 )
-from babylon_rl.evaluation.html_report.standings import compared
+from babylon_rl.evaluation.html_report.summaries import compared
 from babylon_rl.evaluation.html_report.timeline import MOST_ROWS, MOST_RUNS, chosen, rows_of
 from babylon_rl.evaluation.play import PLAYER_ID
 from babylon_rl.evaluation.result_building import RunLabel, result_of

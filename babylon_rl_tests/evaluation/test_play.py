@@ -11,10 +11,13 @@ import pytest
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.compare_results import compare_results
 from babylon_rl.evaluation.harness import harness_players
-from babylon_rl.evaluation.play import run_benchmark
+from babylon_rl.evaluation.play import play_gate, run_benchmark
+from babylon_rl.evaluation.players import scripted
+from babylon_rl.evaluation.result_building import market_result
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import read_result
-from babylon_rl.evaluation.run_files import ANSWERS, DECISIONS
+from babylon_rl.evaluation.run_files import ANSWERS, DECISIONS, gate_files
+from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.market.simulation.agents import STAKE_USD, Mandate
 from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl_tests.evaluation.endpoint import always_buy, babble, endpoint
@@ -171,6 +174,17 @@ def test_progress_counts_decisions_of_what_is_missing(tmp_path: Path) -> None:
     told.clear()
     run_benchmark(roster("nothing"), small_markets(), tmp_path, on_progress=lambda *one: told.append(one))
     assert told == []
+
+
+def test_the_row_that_the_gate_stores_is_a_view_of_the_result_that_it_keeps(tmp_path: Path) -> None:
+    snapshots = benchmark_snapshots(3)
+    for name in ("balanced", "nothing"):
+        rows = play_gate(scripted(name), snapshots, home=tmp_path)
+        kept = [read_result(gate_files(tmp_path, name, snapshot.id).path(".json")) for snapshot in snapshots]
+        assert [market_result(result, snapshot) for result, snapshot in zip(kept, snapshots, strict=True)] == rows
+        assert [row.pnl_usd for row in rows] == pytest.approx([result.pnl_usd for result in kept])
+        assert [list(row.pnl_path) for row in rows] == [result.pnl_path for result in kept]
+        assert [validate_result(result) for result in kept] == [[], [], []]
 
 
 def test_two_agents_of_one_name_are_refused(tmp_path: Path) -> None:

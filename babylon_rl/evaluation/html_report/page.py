@@ -8,7 +8,7 @@ from pathlib import Path
 from babylon_rl.evaluation.compare_results import Bounds
 from babylon_rl.evaluation.html_report.charts import Curve, axis, curve_panel, difference_bars, dots_row, interval_bar, share_bar
 from babylon_rl.evaluation.html_report.markup import DASH, MINUS, Html, dollars, duration, element, joined, moment, number, percent
-from babylon_rl.evaluation.html_report.standings import MOST_COMPARED, AgentSummary, Difference, Measure, compared, turned_around
+from babylon_rl.evaluation.html_report.summaries import MOST_COMPARED, AgentSummary, Difference, Measure, compared, turned_around
 from babylon_rl.evaluation.html_report.timeline import timelines
 from babylon_rl.evaluation.results import SEEN, Result
 from babylon_rl.market.simulation.scenario import Scenario

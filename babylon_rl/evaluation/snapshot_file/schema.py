@@ -19,11 +19,11 @@ PRICE_UPDATED, MARKET_TRADE, POST_CREATED = "price:updated", "market:trade", "po
 EVENT_TYPES = (PRICE_UPDATED, MARKET_TRADE, POST_CREATED)
 
 
-class _Shape(msgspec.Struct, frozen=True, rename="camel", gc=False, omit_defaults=True):
+class _SnapshotPart(msgspec.Struct, frozen=True, rename="camel", gc=False, omit_defaults=True):
     """Common to all parts: camelCase names, optional parts left out."""
 
 
-class PredictionMarket(_Shape, frozen=True, gc=False):
+class PredictionMarket(_SnapshotPart, frozen=True, gc=False):
     """A question at a moment; prices are dollars per share, 0..1; shares, volume and liquidity as the market counts them."""
 
     id: str
@@ -39,7 +39,7 @@ class PredictionMarket(_Shape, frozen=True, gc=False):
     resolve_at: int
 
 
-class PerpetualMarket(_Shape, frozen=True, gc=False):
+class PerpetualMarket(_SnapshotPart, frozen=True, gc=False):
     """A stock at a moment; price in dollars, change in percent, volume and open interest in dollars, ``funding_rate`` the next one's."""
 
     ticker: str
@@ -51,7 +51,7 @@ class PerpetualMarket(_Shape, frozen=True, gc=False):
     next_funding_time: int
 
 
-class Person(_Shape, frozen=True, gc=False):
+class Person(_SnapshotPart, frozen=True, gc=False):
     """An agent of the world (not the one under test); ``reputation`` 0..100."""
 
     id: str
@@ -60,7 +60,7 @@ class Person(_Shape, frozen=True, gc=False):
     total_pnl: float
 
 
-class State(_Shape, frozen=True, gc=False):
+class State(_SnapshotPart, frozen=True, gc=False):
     """The world at moment ``tick``: 0 at the start, after tick number n it is n + 1."""
 
     tick: int
@@ -72,7 +72,7 @@ class State(_Shape, frozen=True, gc=False):
     group_chats: list[Any] | None = None
 
 
-class SnapshotEvent(_Shape, frozen=True):
+class SnapshotEvent(_SnapshotPart, frozen=True):
     """Something that happened in a tick; ``data`` by type:
 
     price:updated ``{ticker, oldPrice, newPrice}``; market:trade ``{marketId, agentId, outcome: YES|NO, amount}``; post:created
@@ -84,7 +84,7 @@ class SnapshotEvent(_Shape, frozen=True):
     data: dict[str, Any]
 
 
-class Tick(_Shape, frozen=True):
+class Tick(_SnapshotPart, frozen=True):
     """Tick ``number`` (from 0) and the state after it."""
 
     number: int
@@ -93,7 +93,7 @@ class Tick(_Shape, frozen=True):
     state: State
 
 
-class PricePoint(_Shape, frozen=True, gc=False):
+class PricePoint(_SnapshotPart, frozen=True, gc=False):
     """A stock's price; ``tick`` is a moment in ours (0 to the number of ticks), the tick's number in the game's."""
 
     tick: int
@@ -101,7 +101,7 @@ class PricePoint(_Shape, frozen=True, gc=False):
     price: float
 
 
-class OptimalAction(_Shape, frozen=True, gc=False):
+class OptimalAction(_SnapshotPart, frozen=True, gc=False):
     """One step of the best plan; ``expected_value`` in dollars, of a whole round trip at its opening.
 
     ``side``, ``usd`` (margin, or price of the shares) and ``leverage`` are ours: the plan can be played as it stands.
@@ -117,7 +117,7 @@ class OptimalAction(_Shape, frozen=True, gc=False):
     leverage: float | None = None
 
 
-class SocialOpportunity(_Shape, frozen=True, gc=False):
+class SocialOpportunity(_SnapshotPart, frozen=True, gc=False):
     """Something worth reading; ``value`` in dollars, ``about`` (ours) the market it is about."""
 
     tick: int
@@ -127,7 +127,7 @@ class SocialOpportunity(_Shape, frozen=True, gc=False):
     about: str | None = None
 
 
-class Optimum(_Shape, frozen=True):
+class Optimum(_SnapshotPart, frozen=True):
     """Best P&L of one agent that starts with ``start_balance``, in dollars.
 
     Attributes:
@@ -144,7 +144,7 @@ class Optimum(_Shape, frozen=True):
     policy: str
 
 
-class GroundTruth(_Shape, frozen=True):
+class GroundTruth(_SnapshotPart, frozen=True):
     """Ground truth, known only afterwards."""
 
     market_outcomes: dict[str, bool]
@@ -154,7 +154,7 @@ class GroundTruth(_Shape, frozen=True):
     optimum: Optimum | None = None
 
 
-class Generator(_Shape, frozen=True):
+class Generator(_SnapshotPart, frozen=True):
     """Origin of a snapshot of ours: the market's constants, and the digest of the scenario to compare with."""
 
     format: int
@@ -162,7 +162,7 @@ class Generator(_Shape, frozen=True):
     model: dict[str, Any]
 
 
-class SnapshotDocument(_Shape, frozen=True):
+class SnapshotDocument(_SnapshotPart, frozen=True):
     """A benchmark market from start to end; ``duration`` and ``tick_interval`` in seconds.
 
     ``config`` is what the market was generated from, with its seed, in camelCase (`babylon_rl.market.simulation.config.ScenarioConfig`).
