@@ -1,1 +1,1 @@
-"""The group judge: scores of an hour's episodes against one another."""
+"""The group judge: scores of one hour's episodes relative to one another."""

@@ -1,7 +1,7 @@
-"""A judge's answer into verdicts by id, or its faults in words.
+"""Parser of a judge's answer: verdicts by id, or a list of faults.
 
-Lenient in form (fences, prose around it, trailing commas, a list around it or without one), strict in content: exactly the ids, each with
-a finite score from 0 to 1 and an explanation. Nothing is evaluated, guessed or filled in.
+Lenient in form (fences, prose around it, trailing commas, a list around it or without one), strict in content: exactly the ids, each
+with a finite score from 0 to 1 and an explanation. Nothing is evaluated, guessed or filled in.
 """
 
 import json
@@ -24,14 +24,14 @@ _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge said of one episode: a score from 0 to 1, and why."""
+    """A judge's score of one episode (0 to 1) and its explanation."""
 
     score: float
     explanation: str
 
 
 class AnswerFault(BabylonError):
-    """An answer that cannot be used; ``faults`` says what is wrong with it, one sentence each."""
+    """An unusable answer; ``faults`` has one sentence for each thing that is wrong."""
 
     def __init__(self, faults: Collection[str]) -> None:
         self.faults = tuple(faults)
@@ -39,15 +39,16 @@ class AnswerFault(BabylonError):
 
 
 def read_answer(text: str, ids: Collection[str]) -> dict[str, Verdict]:
-    """The verdicts of an answer, by id and in the order of ``ids``.
+    """Read the verdicts of an answer, by id and in the order of ``ids``.
 
     Raises:
         AnswerFault: the text holds no answer, or one for other ids, or one that lacks a score or an explanation.
     """
     entries = _entries(text)
-    found: dict[str, Verdict] = {}
+    verdicts: dict[str, Verdict] = {}
     faults: list[str] = []
     seen: set[str] = set()
+    # every entry is checked, so that one answer reports all its faults
     for place, entry in enumerate(entries, 1):
         identity = entry.get("id") if isinstance(entry, dict) else None
         if not isinstance(identity, str):
@@ -58,15 +59,17 @@ def read_answer(text: str, ids: Collection[str]) -> dict[str, Verdict]:
             faults.append(f"The id {identity} is there more than once.")
         else:
             seen.add(identity)
-            faults += _judged(identity, entry, found)
+            faults += _judged(identity, entry, verdicts)
+    # ids without an entry at all
     faults += [f"The id {identity} is missing." for identity in ids if identity not in seen]
     if faults:
         rest = len(faults) - MOST_FAULTS
         raise AnswerFault(faults if rest <= 0 else [*faults[:MOST_FAULTS], f"And {rest} more."])
-    return {identity: found[identity] for identity in ids}
+    return {identity: verdicts[identity] for identity in ids}
 
 
-def _judged(identity: str, entry: Mapping[str, Any], found: dict[str, Verdict]) -> Iterator[str]:
+def _judged(identity: str, entry: Mapping[str, Any], verdicts: dict[str, Verdict]) -> Iterator[str]:
+    """Add the verdict of one entry to ``verdicts``, and yield the entry's faults."""
     score, explanation = _score(entry.get("score")), entry.get("explanation")
     if "score" not in entry:
         yield f"The score of {identity} is missing."
@@ -75,14 +78,16 @@ def _judged(identity: str, entry: Mapping[str, Any], found: dict[str, Verdict]) 
     if not isinstance(explanation, str) or not explanation.strip():
         yield f"The explanation of {identity} is missing."
     elif score is not None:
-        found[identity] = Verdict(score, explanation.strip()[:MOST_EXPLANATION])
+        verdicts[identity] = Verdict(score, explanation.strip()[:MOST_EXPLANATION])
 
 
 def _score(value: Any) -> float | None:
+    """A score as a float, None if it is no finite number from 0 to 1; numbers in quotes count."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         return None
+    # adding 0.0 turns -0.0 into 0.0
     return float(value) + 0.0 if math.isfinite(value) else None
 
 
@@ -92,7 +97,7 @@ def _shown(value: Any) -> str:
 
 
 def _entries(text: str) -> list[Any]:
-    """The list of scores in an answer.
+    """Find the one list of scores in an answer.
 
     Raises:
         AnswerFault: there is none, or several that differ.
@@ -101,19 +106,20 @@ def _entries(text: str) -> list[Any]:
         raise AnswerFault([f"The answer has {len(text)} characters."])
     if not text.strip():
         raise AnswerFault(["The answer is empty."])
-    found: list[list[Any]] = []
+    candidates: list[list[Any]] = []
     for value in _values(text):
         entries = _scores_of(value)
-        if entries is not None and entries not in found:
-            found.append(entries)
-    if not found:
+        if entries is not None and entries not in candidates:
+            candidates.append(entries)
+    if not candidates:
         raise AnswerFault(['The answer holds no JSON object with "scores".'])
-    if len(found) > 1:
-        raise AnswerFault([f"The answer holds {len(found)} different lists of scores."])
-    return found[0]
+    if len(candidates) > 1:
+        raise AnswerFault([f"The answer holds {len(candidates)} different lists of scores."])
+    return candidates[0]
 
 
 def _scores_of(value: Any) -> list[Any] | None:
+    """The list of scores in a JSON value, None if it holds none."""
     if isinstance(value, list):
         if len(value) == 1 and (inner := _scores_of(value[0])) is not None:
             return inner
@@ -127,21 +133,26 @@ def _scores_of(value: Any) -> list[Any] | None:
 
 
 def _values(text: str) -> Iterator[Any]:
-    """Every JSON object or list that stands in a text by itself, in order; strict first, then without trailing commas."""
+    """Yield every separate JSON object or list in a text, in order.
+
+    The whole text is parsed strictly first, then pieces of it without trailing commas.
+    """
     try:
         yield json.loads(text, parse_constant=str)
         return
     except (ValueError, RecursionError):
         pass
     text = _TRAILING.sub(lambda match: match[1] or "", text)
+    # first the places that look like scores, then every bracket
     for starts in (_LIKELY, _ANY):
-        found = list(_from(text, starts))
-        yield from found
-        if any(_scores_of(value) is not None for value in found):
+        values = list(_from(text, starts))
+        yield from values
+        if any(_scores_of(value) is not None for value in values):
             return
 
 
 def _from(text: str, starts: re.Pattern[str]) -> Iterator[Any]:
+    """Yield the JSON values that begin where ``starts`` matches; at most MOST_TRIES failures."""
     decoder = json.JSONDecoder(parse_constant=str, strict=False)
     position = tries = 0
     while tries < MOST_TRIES and (start := starts.search(text, position)) is not None:

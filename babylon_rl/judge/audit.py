@@ -1,6 +1,7 @@
-"""A second judge's opinion of a sample of scored groups: through the same ruler, so it is checked, kept and paid for like any other.
+"""Audit: a second judge scores a sample of already scored groups.
 
-It is shown what the judge was shown. Its answers lie in the cache, where the report finds them; no score follows from them.
+It uses the same ruler, so its answers are checked, stored and paid for like any others. It is shown the same as the judge was. Its
+answers lie in the cache, where the report finds them; no score follows from them.
 """
 
 import asyncio
@@ -32,10 +33,10 @@ AUDIT_GROUPS = 20
 
 @dataclass(frozen=True)
 class Audited:
-    """What an audit came to: groups of the sample with a second opinion, answers asked for and found in the cache.
+    """Result of an audit: groups with a second opinion, answers asked for and found in the cache.
 
-    ``changed`` groups are not what was judged any more and were left out, ``quarantined`` ones have no usable answer (window -> reason),
-    ``pending`` ones wait. ``refused`` is why the second judge answers nobody. ``notes`` are sentences on the whole.
+    ``changed`` groups have changed since they were judged and were left out, ``quarantined`` ones have no usable answer (window -> reason),
+    ``pending`` ones wait. ``refused`` is why the second judge answers no request. ``notes`` are sentences on the whole.
     """
 
     judge: str
@@ -51,7 +52,7 @@ class Audited:
 
     @property
     def sentence(self) -> str:
-        """It in words."""
+        """This result as a sentence."""
         parts = [f"{self.asked} answers asked for", f"{self.cached} from the cache"]
         parts += [f"{self.changed} groups have changed since they were judged"] if self.changed else []
         parts += [f"{len(self.quarantined)} without a usable answer"] if self.quarantined else []
@@ -63,7 +64,10 @@ class Audited:
 
 
 def audit_sample(windows: Sequence[str], size: int, seed: int = 0) -> list[str]:
-    """At most ``size`` of some hours, in order: those of the least hash, so that ranges that overlap draw the same hours of the overlap."""
+    """Draw at most ``size`` hours by seeded hash, in order.
+
+    The hours with the smallest hashes are drawn, so that ranges that overlap draw the same hours of the overlap.
+    """
     return sorted(sorted(windows, key=lambda window: hashlib.sha256(f"{seed}/{window}".encode()).digest())[:size])
 
 
@@ -77,16 +81,17 @@ def audit(
     seed: int = 0,
     on_progress: Progress = unheard,
 ) -> Audited | None:
-    """Ask JUDGE_AUDIT_MODEL about a sample of the scored hours ``windows``; None without one, or where it is the judge itself.
+    """Ask JUDGE_AUDIT_MODEL about a sample of the scored hours ``windows``.
 
-    It is asked at JUDGE_AUDIT_BASE_URL where that is set, else where the judge is.
-    ``connection`` is in autocommit. What is answered already costs nothing; JUDGE_BUDGET_USD holds for it too.
+    Returns None without such a model, or where it is the judge itself. Requests go to JUDGE_AUDIT_BASE_URL where set, else to the
+    judge's address. ``connection`` is in autocommit. Stored answers cost nothing; JUDGE_BUDGET_USD holds for the second judge too.
     """
     model = settings.judge_audit_model
     if model is None or model == settings.judge_model or groups < 1:
         return None
     run = _Audit(settings, audit_settings(settings, model), audit_sample(windows, groups, seed), on_progress)
     secret = keep_secret(connection, secrets.token_bytes(32), now)
+    # a refusal ends the asking; the answers that came before it still count
     desk = Desk(connection, running_clock(now))
     refused = None
     try:
@@ -102,7 +107,10 @@ def audit(
 
 
 class _Audit:
-    """One call of ``audit``; ``first`` are the settings of the judge, ``second`` name the second judge as the judge."""
+    """State of one call of ``audit``.
+
+    ``first`` are the judge's settings; ``second`` are the same with the second judge as the judge.
+    """
 
     def __init__(self, first: Settings, second: Settings, sample: Sequence[str], on_progress: Progress) -> None:
         self.sample = sample
@@ -123,14 +131,17 @@ class _Audit:
             self.notes = ruler.notes
 
     async def _groups(self, desk: Desk, secret: bytes) -> AsyncIterator[ShownGroup]:
+        """Yield the groups of the sample as the judge was shown them, a few hours at a time."""
         for start in range(0, len(self.sample), HOURS_PLANNED_AT_ONCE):
             some = self.sample[start : start + HOURS_PLANNED_AT_ONCE]
             shown = await desk.run(_as_judged, some, self._first, secret)
+            # hours that changed since are missing from ``shown``
             self.counts["changed"] += len(some) - len(shown)
             for group in shown:
                 yield group
 
     async def _done(self, outcome: Outcome) -> None:
+        """Count one outcome and report progress."""
         window = outcome.group.window
         if isinstance(outcome, Judged):
             self.agreed_on += 1
@@ -145,15 +156,18 @@ class _Audit:
 
 
 def _as_judged(connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes) -> list[ShownGroup]:
-    """What the judge was shown of those hours of which it would be shown the same now: the agents that have scores, and no others.
+    """Groups as the judge was shown them, of those hours that would still be shown the same.
 
-    ``settings`` are the judge's own. The heuristic was shown nothing: its hours are shown where their episodes are those it judged.
+    Only agents that have scores are shown. ``settings`` are the judge's own. The heuristic was shown nothing: its hours are shown where
+    their episodes are those it judged.
     """
     with connection.transaction():
         held = scores.read(connection, windows)
         readings = read_windows(connection, list(held), settings)
+        # the episodes must be the judged ones
         same = {window: reading for window, reading in readings.items() if held[window].input_version == group_version(reading)}
         judged = {window: {score.agent_id for score in held[window].scores} for window in same}
+        # agents without a score (dropout, late rows) are left out
         others = {
             window: [episode.agent_id for episode in reading.usable_episodes if episode.agent_id not in judged[window]]
             for window, reading in same.items()

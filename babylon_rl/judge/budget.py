@@ -1,4 +1,4 @@
-"""What may still be spent: dollars of the day so far, and of the requests that are under way, against JUDGE_BUDGET_USD."""
+"""Budget for JUDGE_BUDGET_USD: dollars spent today plus requests under way."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,28 +12,34 @@ COMPLETION_TOKENS_PER_EPISODE = 110  # an explanation of two sentences, an id, a
 
 
 class OverBudget(Exception):
-    """A request would cost more than is left; what it says is the reason for which its group waits."""
+    """A request would cost more than is left; the message is why its group waits."""
 
 
 class Purse(Protocol):
-    """What all who ask a judge share."""
+    """Store of the spending that all runs share."""
 
     async def reserve(self, usd: float, most: float, paid: float) -> Account:
-        """Reserve dollars where they fit; see store/judge_budget.py."""
+        """Reserve dollars if they fit; see store/judge_budget.py."""
         ...
 
     async def give_back(self, usd: float) -> None:
-        """Give dollars back that were reserved."""
+        """Return reserved dollars."""
         ...
 
 
 def expected_usd(model: str, tokens: int, episodes: int) -> float | None:
-    """Dollars that a request of some tokens about some episodes will come to; None where the price is unknown."""
+    """Expected dollars of a request; None where the price is unknown.
+
+    ``tokens`` are those of the prompt, ``episodes`` the number of episodes in it.
+    """
     return price(model, tokens, episodes * COMPLETION_TOKENS_PER_EPISODE)
 
 
 class Budget:
-    """The budget as one run keeps it; ``usd`` None is none. Requests under way, of all runs, count at what they are expected to cost."""
+    """One run's view of the budget; ``usd`` None is no limit.
+
+    Requests under way, of all runs, count at their expected cost.
+    """
 
     def __init__(self, usd: float | None, model: str, purse: Purse) -> None:
         self._usd = usd
@@ -44,18 +50,21 @@ class Budget:
 
     @property
     def notes(self) -> list[str]:
-        """What the budget could not do, in a sentence."""
+        """Sentences on what the budget cannot enforce."""
         if not self._blind:
             return []
         return [f"JUDGE_BUDGET_USD cannot be enforced: the price of {self._model} is in no table, and its answers count as unknown."]
 
     def pay(self, usd: float | None) -> None:
-        """Count an answer of this run, which may go on past midnight."""
+        """Add the cost of an answer of this run.
+
+        The run keeps its own sum because it may go on past midnight, when the day's sum starts at 0.
+        """
         self._paid += usd or 0.0
 
     @asynccontextmanager
     async def reserved(self, requests: Sequence[JudgeRequest]) -> AsyncIterator[None]:
-        """Make room for some requests, and give it back at the end.
+        """Reserve the expected cost of some requests, and return it at the end.
 
         Raises:
             OverBudget: they do not fit.
@@ -64,6 +73,7 @@ class Budget:
             yield
             return
         expected = [expected_usd(self._model, request.tokens, len(request.ids)) for request in requests]
+        # requests without a known price pass, and are noted
         self._blind |= None in expected
         usd = sum(part for part in expected if part is not None)
         account = await self._purse.reserve(usd, self._usd, self._paid)

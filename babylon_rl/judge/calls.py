@@ -1,7 +1,7 @@
-"""Asking a judge: bounded in number, retried where a retry helps, stopped by a circuit breaker, priced.
+"""Calls to a judge: limited in number, retried, guarded by a circuit breaker, priced.
 
-An answer is text; whether it is a verdict is for others to read. OpenAI's wire (openai/, openpipe:, JUDGE_BASE_URL) is spoken by OpenAI's
-client, every other by litellm.
+An answer is text; parsing it is left to others. OpenAI's wire (openai/, openpipe:, JUDGE_BASE_URL) is spoken by OpenAI's client, every
+other by litellm.
 """
 
 import asyncio
@@ -29,9 +29,10 @@ LATER = "Score again later: what is answered already is kept."
 
 @dataclass(frozen=True)
 class Reply:
-    """A judge's answer. Tokens and ``usd`` are None where unknown; ``latency_s`` is that of the attempt that was answered.
+    """A judge's answer as text. Tokens and ``usd`` are None where unknown.
 
-    ``finish_reason`` other than "stop" (length, content_filter) says that the text is not whole.
+    ``latency_s`` is that of the successful attempt. ``finish_reason`` other than "stop" (length, content_filter) says that the text is
+    not whole.
     """
 
     text: str
@@ -45,7 +46,10 @@ class Reply:
 
 
 class JudgeCaller:
-    """One judge for one run, an async context manager: holds the limit on requests in flight and the circuit breaker."""
+    """Client of one judge for one run; an async context manager.
+
+    It holds the limit on requests in flight and the circuit breaker.
+    """
 
     def __init__(
         self,
@@ -69,6 +73,7 @@ class JudgeCaller:
         self._transport = transport or _transport(self._endpoint, settings)
         self._form = _first_form(self._endpoint)
         if is_priced(model):
+            # the import blocks the loop for more than a second
             litellm_quietly()  # now rather than at the first answer, when it would keep the others waiting
 
     async def __aenter__(self) -> Self:
@@ -78,11 +83,11 @@ class JudgeCaller:
         await self._transport.aclose()
 
     async def ask(self, messages: Sequence[dict[str, str]], schema: Mapping[str, Any]) -> Reply:
-        """Ask once, with retries; ``schema`` is the JSON schema of an answer, asked for where the model can be held to one.
+        """Ask with retries; ``schema`` is the answer's JSON schema, sent where supported.
 
         Raises:
             JudgeUnavailable: down, or failing too often; later may be better.
-            JudgeRefused: a wrong key, an unknown model, a request that is too long: retrying cures nothing.
+            JudgeRefused: a wrong key, an unknown model, a request that is too long: a retry does not help.
         """
         async with self._slots:
             try:
@@ -95,6 +100,7 @@ class JudgeCaller:
                 raise self._not_asked(open_) from None
             except CallFailed as failed:
                 raise self._settled(failed) from None
+            # cancelled: this says nothing about the judge, so the breaker only frees the probe
             except BaseException:
                 self._breaker.left(probing)
                 raise
@@ -102,10 +108,14 @@ class JudgeCaller:
             return reply
 
     async def _attempt(self, messages: Sequence[dict[str, str]], schema: Mapping[str, Any], number: int, left_s: float) -> Reply:
-        """One attempt, in plainer forms where the server refuses the form; the form that it took is kept for the run."""
+        """Make one attempt, in plainer forms where the server refuses the form.
+
+        The accepted form is kept for the rest of the run.
+        """
         form, deadline = self._form, self._clock() + left_s
         while True:
             started = self._clock()
+            # the attempt may not outlast the time for all attempts together
             limit_s = min(self._timeout_s, max(0.001, deadline - started))
             try:
                 async with asyncio.timeout(limit_s):
@@ -123,12 +133,13 @@ class JudgeCaller:
                 return self._reply(answered, self._clock() - started, number)
 
     def _reply(self, answered: Answered, latency_s: float, attempts: int) -> Reply:
+        """An answer with its price, latency and number of attempts."""
         tokens = answered.prompt_tokens, answered.completion_tokens
         usd = None if tokens[0] is None or tokens[1] is None else price(self.model, tokens[0], tokens[1], answered.cached_tokens or 0)
         return Reply(answered.text or "", *tokens, usd, latency_s, attempts, answered.finish_reason, answered.cached_tokens)
 
     def _settled(self, failed: CallFailed) -> JudgeUnavailable | JudgeRefused:
-        """Tell the breaker, and make the error."""
+        """Report the failure to the breaker, and return the error to raise."""
         error = self._error(failed)
         if failed.is_for_all:
             self._breaker.failed(str(error))
@@ -137,6 +148,7 @@ class JudgeCaller:
         return error
 
     def _error(self, failed: CallFailed) -> JudgeUnavailable | JudgeRefused:
+        """The error for a failed call: refused for good, or unavailable for now."""
         if not failed.is_worth_a_retry:
             said = f"The judge {self.model} at {self._endpoint.where} refused a request ({failed}). {self._advice(failed)}"
             return JudgeRefused(said, for_all=failed.is_for_all)
@@ -146,7 +158,7 @@ class JudgeCaller:
         )
 
     def _advice(self, failed: CallFailed) -> str:
-        """What to do about a failure that no retry cures."""
+        """Advice on a failure that no retry cures."""
         if failed.is_too_long:
             return "It does not fit into the model's context: lower JUDGE_REQUEST_TOKENS or JUDGE_GROUP_SIZE."
         if failed.is_of_the_key:
@@ -162,12 +174,16 @@ class JudgeCaller:
 
 
 def _transport(endpoint: Endpoint, settings: Settings) -> Transport:
+    """The transport for an endpoint: OpenAI's client where an address is known, else litellm."""
     if endpoint.base_url is not None:
         return OpenAIWire(endpoint.base_url, endpoint.wire_name, endpoint.secret)
     return LitellmWire(endpoint.model, endpoint.base_url, endpoint.secret, settings.judge_timeout_seconds)
 
 
 def _first_form(endpoint: Endpoint) -> Form:
-    """A schema, except where litellm's table knows the model and no schema of it; who refuses one is asked without."""
+    """The first form to try: a schema, unless litellm's table says the model takes none.
+
+    A model that refuses the schema is asked without.
+    """
     entry = table_entry(endpoint.model)
     return Form("schema" if entry is None or entry.get("supports_response_schema") else "json")

@@ -1,6 +1,7 @@
-"""Hours that are not what JUDGE_MODEL was asked about any more: their scores become stale, and a quarantine ends. Nobody is asked here.
+"""Detection of hours whose judge request would differ from the one that was sent.
 
-A late official answer changes no episode, so what is compared is the version of all that the request is made of (sources.py).
+Their scores become stale, and a quarantine ends. No judge is asked here. A late official answer changes no episode, so the compared
+value is the version of all sources of a request (sources.py).
 """
 
 from collections.abc import Sequence
@@ -18,31 +19,35 @@ from babylon_rl.store.window_groups import reading_chunks
 
 
 def outdated_sources(connection: Connection, windows: Sequence[str], settings: Settings) -> dict[str, str]:
-    """Those of ``windows`` whose scores by JUDGE_MODEL rest on something else than there is now, and the version that they rest on.
+    """Hours of ``windows`` whose sources have changed since JUDGE_MODEL scored them, with the old version.
 
-    Whether a judge would be shown something else only scoring them tells. Hours of which a training has consumed an episode are left out.
+    Only rendering the prompt can tell whether it changed too; that is left to scoring. Hours of which a training has consumed an
+    episode are left out.
     """
     if settings.judge_model == HEURISTIC or (secret := read_secret(connection)) is None:
         return {}
-    found: dict[str, str] = {}
+    outdated: dict[str, str] = {}
     for some in reading_chunks(connection, windows):
         before = read_sources(connection, some)
+        # scores that a training has consumed never become stale
         groups = scores.read(connection, sorted(before.keys() - scores.consumed_windows(connection, some)))
         judged = {
             window: {score.agent_id for score in group.scores} for window, group in groups.items() if group.judge == settings.judge_model
         }
         if judged:
             readings = read_windows(connection, list(judged), settings)
+            # compare for the agents that were judged, not for those there now
             now = sources_versions(connection, readings, judged, settings, secret)
-            found |= {window: before[window] for window in judged if before[window] != now[window]}
-    return found
+            outdated |= {window: before[window] for window in judged if before[window] != now[window]}
+    return outdated
 
 
 def note_changes(connection: Connection, windows: Sequence[str], settings: Settings) -> None:
-    """Mark outdated scores of some hours stale, and take hours out of quarantine about which something else would be asked now."""
+    """Mark outdated scores stale, and release quarantined hours whose request has changed."""
     if settings.judge_model == HEURISTIC or (secret := read_secret(connection)) is None:
         return
     forget_sources(connection, outdated_sources(connection, windows, settings))
+    # a quarantine by another judge is not this judge's to end
     aside = [window for window, entry in read_quarantined(connection, windows).items() if entry.judge == settings.judge_model]
     if aside:
         from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE, plan_hours  # what builds requests takes a while to import

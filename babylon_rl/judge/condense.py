@@ -1,9 +1,9 @@
-"""An episode within a token budget, always the same way.
+"""Deterministic shortening of an episode to a token budget.
 
-A step shows what is new to its agent since the step before it whose observations are shown. Where not all fits, steps lose parts one after
-another: first what other steps saw, then their reasons, then all but their action, then these themselves; the first and the last step after
-them; and the decisions (trades that succeeded) when nothing else is left to lose. Of each kind the middle goes first. The text says at each
-place that something was left out.
+A step shows what is new to its agent since the last step whose observations are shown. Where not all fits, steps lose parts in this
+order: first what other steps saw, then their reasons, then all but their action, then these themselves; the first and the last step
+after them; and the decisions (trades that succeeded) last. Of each kind the middle goes first. The text marks each place where
+something was left out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ _REST = " [the rest left out]"
 
 
 class Detail(IntEnum):
-    """How much of a step is left: all, all but what it saw, that with its words shortened, the action alone, nothing."""
+    """Level of detail of a step: all, without observations, shortened, action alone, nothing."""
 
     FULL = 0
     UNSEEN = 1
@@ -29,10 +29,10 @@ class Detail(IntEnum):
 
 @dataclass(frozen=True)
 class StepText:
-    """One step in words.
+    """Text parts of one step.
 
-    ``seen`` are the lines that the agent was served, ``state`` what it had, ``said`` its words, ``done`` its action with parameters and
-    result, ``short`` the action without result; ``decision`` is true for a trade that succeeded.
+    ``seen`` are the lines that the agent was served, ``state`` its balance and positions, ``said`` its words, ``done`` its action with
+    parameters and result, ``short`` the action without result; ``decision`` is true for a trade that succeeded.
     """
 
     number: int
@@ -44,10 +44,14 @@ class StepText:
     decision: bool
 
     def written(self, detail: Detail, before: "StepText | None") -> str:
-        """The step in at most this detail, given the step before it in the text; in more where that is no longer."""
+        """Text of the step at this detail or a higher one, whichever is shortest.
+
+        ``before`` is the step before it in the text.
+        """
         return min((self._written(kept, before) for kept in Detail if kept <= detail), key=len)
 
     def _written(self, detail: Detail, before: "StepText | None") -> str:
+        """Text of the step at exactly this detail."""
         if detail == Detail.GONE:
             return ""
         if detail == Detail.ACTION:
@@ -59,6 +63,7 @@ class StepText:
         return f"{self.number}.{state} " + "\n ".join(filter(None, (seen, *said, f"did {self.done}")))
 
     def _news(self, before: "StepText | None") -> str:
+        """The observations that the step before does not show already."""
         known = frozenset(before.seen) if before is not None else frozenset()
         news = [line for line in self.seen if line not in known]
         if len(news) == len(self.seen):
@@ -68,7 +73,10 @@ class StepText:
 
 @dataclass(frozen=True)
 class Condensed:
-    """An episode's text and its tokens; how many steps it leaves out, and how many steps and decisions it does not show in full."""
+    """An episode's text with its number of tokens and its losses.
+
+    ``left_out`` counts the missing steps, ``shortened`` and ``decisions_shortened`` the steps and decisions that are not shown in full.
+    """
 
     text: str
     tokens: int
@@ -78,7 +86,7 @@ class Condensed:
 
 
 def condense(steps: Sequence[StepText], budget: int, count: Callable[[str], int]) -> Condensed:
-    """The episode in at most ``budget`` tokens, and never asked for fewer than LEAST_TOKENS."""
+    """Shorten an episode to ``budget`` tokens; below LEAST_TOKENS it uses LEAST_TOKENS."""
     budget = max(budget, LEAST_TOKENS)
     text = _text(steps, [Detail.FULL] * len(steps))
     tokens = count(text)
@@ -92,6 +100,7 @@ def condense(steps: Sequence[StepText], budget: int, count: Callable[[str], int]
             kept[place] = detail
         return kept
 
+    # binary search for the fewest losses with which the text fits
     kept = details(_fewest(len(losses), lambda number: count(_text(steps, details(number))) <= budget))
     text = _text(steps, kept)
     lost = [step for step, written, full in _each(steps, kept) if written != full]
@@ -102,7 +111,10 @@ def condense(steps: Sequence[StepText], budget: int, count: Callable[[str], int]
 
 
 def _fewest(high: int, fits: Callable[[int], bool]) -> int:
-    """The smallest number from 0 to ``high`` that fits, where all above it do; ``high`` where none does."""
+    """Smallest number from 0 to ``high`` that fits, found by bisection.
+
+    All numbers above a fitting one must fit; ``high`` is returned where none does.
+    """
     low = 0
     while low < high:
         middle = (low + high) // 2
@@ -111,19 +123,20 @@ def _fewest(high: int, fits: Callable[[int], bool]) -> int:
 
 
 def _losses(steps: Sequence[StepText]) -> list[tuple[int, Detail]]:
-    """Places and the detail that they are brought down to, in this order."""
+    """Losses in order: the step's index and the detail that it is reduced to."""
     ends = {0, len(steps) - 1}
     middle_first = sorted(range(len(steps)), key=lambda place: (-min(place, len(steps) - 1 - place), -place))
     others = [place for place in middle_first if not steps[place].decision and place not in ends]
     outer = [place for place in middle_first if not steps[place].decision and place in ends]
     decisions = [place for place in middle_first if steps[place].decision]
-    found = [(place, detail) for detail in Detail if detail > Detail.FULL for place in others]
-    found += [(place, detail) for detail in Detail if Detail.FULL < detail < Detail.GONE for place in outer]
-    found += [(place, detail) for detail in Detail if Detail.FULL < detail < Detail.GONE for place in decisions]
-    return found + [(place, Detail.GONE) for place in decisions if place not in ends]
+    losses = [(place, detail) for detail in Detail if detail > Detail.FULL for place in others]
+    losses += [(place, detail) for detail in Detail if Detail.FULL < detail < Detail.GONE for place in outer]
+    losses += [(place, detail) for detail in Detail if Detail.FULL < detail < Detail.GONE for place in decisions]
+    return losses + [(place, Detail.GONE) for place in decisions if place not in ends]
 
 
 def _text(steps: Sequence[StepText], kept: Sequence[Detail]) -> str:
+    """The episode's text; a run of missing steps becomes one line with their number."""
     lines: list[str] = []
     missing = 0
     for _, written, _ in _each(steps, kept):
@@ -136,12 +149,13 @@ def _text(steps: Sequence[StepText], kept: Sequence[Detail]) -> str:
 
 
 def _each(steps: Sequence[StepText], kept: Sequence[Detail]) -> Iterator[tuple[StepText, str, str]]:
-    """Each step as it is written, and as it would be in full at its place."""
+    """Yield each step, its text at the kept detail, and its full text at the same place."""
     before: StepText | None = None
     for step, detail in zip(steps, kept, strict=True):
         full = step.written(Detail.FULL, before)
         written = full if detail == Detail.FULL else step.written(detail, before)
         yield step, written, full
+        # the next step is compared with the last step whose observations stand in the text
         if written == full and (step.seen or before is None):
             before = step
         elif written == full or detail < Detail.ACTION:

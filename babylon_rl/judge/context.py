@@ -1,7 +1,7 @@
-"""What only the judge is told of an hour: the market as a whole, stocks, questions, news, and, marked as hidden, what the engine knew.
+"""Context that only the judge sees: market, stocks, questions, news, hidden answers.
 
-The same facts as wording.market_sentences, in fewer words: stocks are listed, equal news are said once, questions have short names.
-Every sentence is said through a template of wording.py, from which the check for leaks is made.
+The same facts as wording.market_sentences, in fewer words: stocks are listed, equal news appear once, questions have short names. Every
+sentence comes from a template of wording.py, from which the leak check is made.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,25 +24,25 @@ MOST_KNOWLEDGE = 40  # sentences of recorded gameKnowledge in a group
 
 
 def question_names(outcomes: WindowOutcomes) -> dict[str, str]:
-    """What stands for a question in a request: its id and its text -> its short name, for questions that have a number."""
-    found: dict[str, str] = {}
+    """Short names of numbered questions, by their id and by their text."""
+    names: dict[str, str] = {}
     for asked in outcomes.predictions:
         if asked.question_number is not None:
             name = market_name(asked.market_id, asked.question_number)
-            found[asked.market_id] = name
-            found.setdefault(asked.question, name)
-    return found
+            names[asked.market_id] = name
+            names.setdefault(asked.question, name)
+    return names
 
 
 def market_terms(outcomes: WindowOutcomes) -> list[str]:
-    """What texts call the hour's stocks and questions."""
+    """Names under which texts mention the hour's stocks and questions."""
     stocks = [name for stock in outcomes.stocks for name in (stock.ticker, stock.organization_id, stock.name)]
     asked = [name for one in outcomes.predictions for name in (one.market_id, one.question)]
     return [*stocks, *asked, *question_names(outcomes).values()]
 
 
 def market_context(outcomes: WindowOutcomes) -> list[str]:
-    """The whole, the stocks, the questions."""
+    """Sentences on the market as a whole, the stocks and the questions."""
     if not outcomes.stocks and not outcomes.predictions:
         return []
     whole = say(MARKET, window=outcomes.window, mean=_short(outcomes.mean_change), volatility=_short(outcomes.volatility))
@@ -52,33 +52,33 @@ def market_context(outcomes: WindowOutcomes) -> list[str]:
 
 
 def news_context(outcomes: WindowOutcomes) -> list[str]:
-    """The hour's news, each once with all that it concerned; in them questions have their short names."""
+    """The hour's news, each once with all its subjects; questions have their short names."""
     names = question_names(outcomes)
     subjects: dict[str, dict[str, None]] = {}
-    told: list[tuple[str, tuple[str, ...]]] = [
+    news_by_subject: list[tuple[str, tuple[str, ...]]] = [
         (market_name(asked.market_id, asked.question_number), asked.news) for asked in outcomes.predictions
     ]
-    told += [(stock.name, stock.news) for stock in outcomes.stocks]
-    for subject, news in told:
+    news_by_subject += [(stock.name, stock.news) for stock in outcomes.stocks]
+    for subject, news in news_by_subject:
         for text in news:
             subjects.setdefault(_renamed(text, names), {})[subject] = None
     return [say(NEWS, subject=", ".join(concerned), news=text) for text, concerned in subjects.items()]
 
 
 def hidden_context(outcomes: WindowOutcomes, answers: Mapping[str, bool]) -> list[str]:
-    """The engine's own answers, marked as hidden."""
+    """Sentences with the engine's own answers, marked as hidden."""
     known = [asked for asked in outcomes.predictions if asked.market_id in answers]
     words = (f"{market_name(asked.market_id, asked.question_number)} {'YES' if answers[asked.market_id] else 'NO'}" for asked in known)
     return [say(HIDDEN_ANSWERS, answers=line) for line in _lists(words)]
 
 
 def knowledge_context(recorded: Iterable[Any]) -> list[str]:
-    """What trajectories recorded as gameKnowledge, marked as hidden; each sentence once."""
-    found: dict[str, None] = {}
+    """Sentences with the recorded gameKnowledge, marked as hidden; each once."""
+    sentences: dict[str, None] = {}
     for knowledge in recorded:
         if isinstance(knowledge, Mapping):
-            found |= dict.fromkeys(knowledge_sentences(knowledge))
-    return _first(list(found), MOST_KNOWLEDGE, "hidden facts")
+            sentences |= dict.fromkeys(knowledge_sentences(knowledge))
+    return _first(list(sentences), MOST_KNOWLEDGE, "hidden facts")
 
 
 def _first(sentences: Sequence[str], most: int, noun: str) -> list[str]:
@@ -88,7 +88,7 @@ def _first(sentences: Sequence[str], most: int, noun: str) -> list[str]:
 
 
 def _lists(entries: Iterable[str]) -> Iterator[str]:
-    """Entries as lists, each short enough for a template's text."""
+    """Join entries with commas into lines that fit a template's text field."""
     line = ""
     for entry in entries:
         if line and len(line) + len(entry) + 2 > TEXT_CHARACTERS:

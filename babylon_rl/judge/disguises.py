@@ -1,4 +1,7 @@
-"""How a text can hide what it says: invisible characters, look-alike letters, encodings. Each is taken off, to be looked at again."""
+"""Decoding of hidden text: invisible characters, look-alike letters, encodings.
+
+Each decoded form is searched again.
+"""
 
 import base64
 import binascii
@@ -40,12 +43,16 @@ def folded(text: str) -> str:
 
 
 def readings(text: str) -> Iterator[tuple[str, str]]:
-    """The text as it stands, and what it is without its disguises, each with the disguise's name; the text itself has none."""
+    """Yield the text and its decoded forms, each with the name of its disguise.
+
+    The name is empty for the text itself and for plain respellings.
+    """
     yield text, ""
     if not text.isascii():
         latin = unicodedata.normalize("NFKC", text).translate(_LOOKALIKES)
         if latin != text:
             yield latin, ""
+        # Unicode tag characters are an invisible copy of ASCII
         tags = "".join(chr(ord(character) - 0xE0000) for character in text if ord(character) in _TAGS)
         if tags:
             yield tags, "tag characters"
@@ -54,12 +61,14 @@ def readings(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _respelled(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the text without spaced letters, digits for letters, rot13 and reversal."""
     if _SPACED.search(text):
         yield _SPACED.sub(lambda match: re.sub(r"[\s.\-_*·]", "", match[0]), re.sub(r"(\w)\s{2,}(?=\w)", r"\1  ", text)), "spaced letters"
         yield re.sub(r"(?<=\w)[\s.\-_*·](?=\w\b)", "", text), "spaced letters"
     if _LEET_WORD.search(text):
         yield text.translate(_LEET), ""
     small = text.casefold()
+    # "instruc", "score", "ignore", "judge" in rot13, then some of them backwards
     if any(word in small for word in ("vafgehpg", "fpber", "vtaber", "whqtr")):
         yield codecs.encode(text, "rot13"), "rot13"
     if any(word in small for word in ("erocs", "erongi", "snoitcurtsni", "egduj")):
@@ -67,14 +76,18 @@ def _respelled(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _decoded(text: str, deep: int) -> Iterator[tuple[str, str]]:
-    found = [*_base64(text), *_hex(text)]
+    """Yield the decoded forms of base64, hexadecimal, entities, percent encoding and escapes.
+
+    Decodes again inside a decoded text, up to ``deep`` levels.
+    """
+    candidates = [*_base64(text), *_hex(text)]
     if "&" in text and (unescaped := html.unescape(text)) != text:
-        found.append((unescaped, "entities"))
+        candidates.append((unescaped, "entities"))
     if "%" in text and (unquoted := unquote(text)) != text:
-        found.append((unquoted, "percent encoding"))
+        candidates.append((unquoted, "percent encoding"))
     if "\\" in text and (opened := _ESCAPES.sub(_open, text)) != text:
-        found.append((opened, "escapes"))
-    for reading, disguise in found:
+        candidates.append((opened, "escapes"))
+    for reading, disguise in candidates:
         yield reading, disguise
         if deep > 1:
             yield from ((inner, f"{disguise}, {name}") for inner, name in _decoded(reading, deep - 1))
@@ -86,6 +99,7 @@ def _open(match: re.Match[str]) -> str:
 
 
 def _base64(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the readable texts in base64; line breaks inside one are joined."""
     joined = re.sub(r"(?<=[A-Za-z0-9+/])\s*\n\s*(?=[A-Za-z0-9+/])", "", text) if "\n" in text else text
     for run in _BASE64.findall(joined):
         if run.islower() or run.isupper() or run.isdigit():
@@ -110,16 +124,19 @@ def _hex(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _is_text(decoded: str) -> bool:
+    """True if most characters are printable; random bytes that decode by chance are not."""
     return len(decoded) >= 8 and sum(character.isprintable() or character.isspace() for character in decoded) >= 0.9 * len(decoded)
 
 
 def hidden_characters(text: str) -> str:
-    """A piece of the text around its first character that is invisible for no good reason; empty without one."""
+    """Excerpt around the first invisible character without a purpose; empty if there is none."""
     if text.isascii() and text.replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
         return ""
+    # a run of variation selectors can hold a message
     selectors = _SELECTORS.search(text)
     if selectors is not None:
         return text[max(0, selectors.start() - 20) : selectors.end() + 20]
+    # collect them first: most texts have none, and the loop over places is slow
     odd = {character for character in set(text) if character not in "\n\r\t" and unicodedata.category(character) in _FORMAT}
     for place, character in enumerate(text) if odd else ():
         if character not in odd:
@@ -135,7 +152,7 @@ def _is_latin(character: str) -> bool:
 
 
 def mixed_scripts(text: str) -> str:
-    """The first word that mixes Latin letters with Cyrillic, Greek or other letters that look like them; empty without one."""
+    """First word that mixes Latin with look-alike letters of other scripts; empty if none."""
     if text.isascii():
         return ""
     for word in map(str, _WORD.findall(text)):
@@ -150,7 +167,7 @@ def mixed_scripts(text: str) -> str:
 
 
 def repetitive(text: str) -> bool:
-    """True for a text of which most is one line, or one word, over and over."""
+    """True for a long text made mostly of one repeated line or word."""
     if len(text) < 2_000:
         return False
     for parts in (text.splitlines(), text.split()):

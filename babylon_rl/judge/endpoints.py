@@ -1,4 +1,4 @@
-"""Where a judge is reached: its name there, its address and its credential."""
+"""Endpoint of a judge: model name, address and credential."""
 
 from dataclasses import dataclass, field
 
@@ -14,10 +14,11 @@ OPENPIPE_URL = "https://api.openpipe.ai/api/v1"
 
 @dataclass(frozen=True)
 class Endpoint:
-    """``base_url``: of an OpenAI-compatible server, with its version; None: whatever litellm knows of the model's provider.
+    """Address of a model. ``base_url`` None: litellm's default for the provider.
 
-    ``wire_name`` is the model's name there. ``key_variable`` names what holds the credential, ``address_variable`` the variable of the
-    provider's own client that names the address; empty where no such variable does.
+    ``base_url`` is that of an OpenAI-compatible server, with its version. ``wire_name`` is the model's name there. ``key_variable``
+    names the setting that holds the credential, ``address_variable`` the variable of the provider's own client that names the address,
+    empty where none does.
     """
 
     model: str
@@ -29,7 +30,7 @@ class Endpoint:
 
     @property
     def where(self) -> str:
-        """The address in words; settings take none that holds a password."""
+        """The address in words; settings reject one that holds a password."""
         where = self.base_url or "its provider"
         return f"{where} ({self.address_variable})" if self.address_variable else where
 
@@ -57,30 +58,33 @@ def endpoint_of(settings: Settings, model: str) -> Endpoint:
 
 
 def server_of(settings: Settings, model: str) -> str:
-    """The address of a server that answers in the place of the model's provider; empty where that answers itself, and of the heuristic.
+    """Address of a server that replaces the model's provider; empty if the provider answers.
 
-    An answer is kept under it, so that a trial's answers are never taken for those of the model whose name it used.
+    Also empty for the heuristic. Answers are stored under it, so that answers of a trial server are never taken for those of the model
+    whose name it used.
     """
     given = None if model == HEURISTIC else _given_address(settings, model)[0]
     return "" if given is None or given == _own_address(_parted(model)[0], model) else given
 
 
 def audit_settings(settings: Settings, model: str) -> Settings:
-    """Settings in which the second judge ``model`` is the judge, at its own address."""
+    """Settings with the second judge ``model`` as the judge, at its own address."""
     return settings.model_copy(update={"judge_model": model, "judge_base_url": settings.judge_audit_base_url or settings.judge_base_url})
 
 
 def asked_at(settings: Settings, *models: str | None) -> str:
-    """The language models among ``models`` and their addresses, in words; empty where there is none."""
+    """Text with the language models among ``models`` and their addresses; empty if there are none."""
     asked = [model for model in dict.fromkeys(models) if model is not None and model != HEURISTIC]
     return " and ".join(f"{model} at {endpoint_of(settings, model).where}" for model in asked)
 
 
 def _given_address(settings: Settings, model: str) -> tuple[str | None, str]:
-    """The address that settings give to ``model``, and the variable of OpenAI's client that names it, else an empty name."""
+    """Address from the settings for ``model``, and the OpenAI variable that named it, else ""."""
     given, named_by = settings.judge_base_url, ""
+    # the audit's model has its own address, unless it is the judge
     if settings.judge_audit_base_url is not None and model == settings.judge_audit_model != settings.judge_model:
         given = settings.judge_audit_base_url
+    # OpenAI's own variables count for OpenAI's models only
     if given is None and _parted(model)[0] == "openai":
         by_variable = {"OPENAI_BASE_URL": settings.openai_base_url, "OPENAI_API_BASE": settings.openai_api_base}
         named_by = next((name for name, address in by_variable.items() if address), "")
@@ -89,14 +93,19 @@ def _given_address(settings: Settings, model: str) -> tuple[str | None, str]:
 
 
 def _own_address(provider: str, model: str) -> str | None:
+    """Address of the model's provider; None where litellm must choose."""
     if provider == "openpipe":
         return OPENPIPE_URL
+    # models of the responses API do not speak chat completions; litellm translates
     speaks_chat = (table_entry(model) or {}).get("mode", "chat") == "chat" and "/responses/" not in model
     return OPENAI_URL if provider == "openai" and speaks_chat else None
 
 
 def _parted(model: str) -> tuple[str, str]:
-    """(provider, name there). OpenAI's bare names are openai's; a name without a provider has an empty one."""
+    """Split a model name into (provider, name there).
+
+    OpenAI's bare names belong to openai; a name without a provider has an empty one.
+    """
     if model.startswith(("openpipe:", "openpipe/")):
         return "openpipe", model[len("openpipe:") :]
     if "/" in model:

@@ -1,4 +1,4 @@
-"""Groups: the scores of an hour's usable episodes against one another.
+"""Group scores: an hour's usable episodes relative to one another.
 
 Ranks start at 1 (best) and equal scores share the better one; an advantage is (score - mean) / population standard
 deviation. A group without spread carries no signal: its advantages are 0.
@@ -17,7 +17,7 @@ _SAME = 9  # decimals in which two scores must agree to be equal: sums of floats
 
 @dataclass(frozen=True)
 class EpisodeScore:
-    """What the judge said of one episode: ``score`` 0..1, ``rank`` from 1, ``disagreement`` between orders (0 for the heuristic).
+    """Score of one episode: ``score`` 0..1, ``rank`` from 1, ``disagreement`` between orders (0: heuristic).
 
     Of a language model: the score in each order, the ``places`` there (0 first, 1 last), how many tokens were shown, and what in the
     agent's text speaks to a judge; ``gain`` is what the group's flagged passages gained the episode (its score as shown less that with
@@ -39,15 +39,15 @@ class EpisodeScore:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How a language model came to the scores of a group, further tries included.
+    """How a language model reached the scores of a group, all tries included.
 
     ``tau`` is Kendall's, the mean over pairs of orders (None where none ranks); tokens and ``usd`` are None where one of them is unknown,
     ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown, ``server`` the address that answered in the
     place of the model's provider; empty: that did itself; None: not known, as of judgements from before it was noted. ``steps`` are those
     of the episodes, ``shortened`` those of them that were not shown in full, ``decisions_shortened`` the trades among these; None as there.
 
-    ``context_flags`` are what in news, questions and the market's names speaks to a judge. ``masked`` says whether the scores are those
-    with flagged passages masked, None where there were none to mask; ``noise`` is the difference between two orders that decided it.
+    ``context_flags`` are passages in news, questions and the market's names that address a judge. ``masked`` says whether the scores are
+    those with flagged passages masked, None where there were none to mask; ``noise`` is the difference between two orders that decided it.
     ``masked_version`` is the hash of what was shown then.
     """
 
@@ -71,7 +71,9 @@ class Judgement:
 
 @dataclass(frozen=True)
 class GroupScores:
-    """The scores of one window's group, in order of rank, then agent id; ``judgement`` only where a language model judged.
+    """Scores of one window's group, ordered by rank, then agent id.
+
+    ``judgement`` is set only where a language model judged.
 
     ``spread`` is the population standard deviation of the scores, ``input_version`` the hash of what was judged, and
     ``changed`` says whether this call wrote them.
@@ -90,32 +92,33 @@ class GroupScores:
 
     @property
     def group_size(self) -> int:
-        """Episodes in the group."""
+        """Number of episodes in the group."""
         return len(self.scores)
 
     @property
     def has_spread(self) -> bool:
-        """False when all scores are the same: nothing to learn from."""
+        """False when all scores are equal: there is no training signal."""
         return self.spread >= NO_SPREAD
 
     @property
     def data_version(self) -> str:
-        """Hash of the judgement; the same inputs judged the same way give the same."""
+        """Hash of the judgement; the same inputs judged the same way give the same hash."""
         rows = [[score.agent_id, score.score, score.advantage, score.reasoning] for score in self.scores]
         return content_version([self.window, self.judge, self.judge_version, self.input_version, rows])
 
     def without(self, dropped: Collection[str]) -> "GroupScores":
-        """The group without some agents: their scores are gone, ranks and advantages are those among the rest."""
+        """The group without some agents; ranks and advantages are recomputed among the rest."""
         kept = {score.agent_id: (score.score, score.reasoning) for score in self.scores if score.agent_id not in dropped}
         if len(kept) == self.group_size or not kept:
             return self
         rest = group_scores(self.window, self.judge, self.judge_version, kept, self.input_version)
+        # what the judge said stays; only the comparison within the group changes
         before = {score.agent_id: score for score in self.scores}
         scores = tuple(replace(before[score.agent_id], rank=score.rank, advantage=score.advantage) for score in rest.scores)
         return replace(rest, scores=scores, disagreement=self.disagreement, judgement=self.judgement)
 
     def document(self) -> dict[str, Any]:
-        """The shape of ``babylon-rl scores``."""
+        """JSON document of ``babylon-rl scores``."""
         return {
             "window": self.window,
             "judge": self.judge,
@@ -145,13 +148,13 @@ def _judgement_document(judgement: Judgement | None) -> dict[str, Any]:
     if judgement is None:
         return {}
     tokens = {"prompt": judgement.prompt_tokens, "completion": judgement.completion_tokens}
-    found = {"orders": judgement.orders, "tau": judgement.tau, "requests": judgement.requests, "tokens": tokens, "usd": judgement.usd}
+    facts = {"orders": judgement.orders, "tau": judgement.tau, "requests": judgement.requests, "tokens": tokens, "usd": judgement.usd}
     flags = {"contextFlags": list(judgement.context_flags)} if judgement.context_flags else {}
-    return found | flags | ({} if judgement.masked is None else {"masked": judgement.masked, "noise": judgement.noise})
+    return facts | flags | ({} if judgement.masked is None else {"masked": judgement.masked, "noise": judgement.noise})
 
 
 def group_scores(window: str, judge: str, judge_version: str, scores: Mapping[str, tuple[float, str]], input_version: str) -> GroupScores:
-    """Rank ``scores`` (agent id -> score 0..1 and reasoning), and turn them into advantages.
+    """Rank ``scores`` (agent id -> score 0..1, reasoning) and compute advantages.
 
     Raises:
         ValueError: the group is empty.
@@ -161,6 +164,7 @@ def group_scores(window: str, judge: str, judge_version: str, scores: Mapping[st
     values = [score for score, _ in scores.values()]
     mean = math.fsum(values) / len(values)
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    # equal up to rounding counts as equal, or noise in the last bits would decide ranks
     rounded = [round(value, _SAME) for value in values]
     ranked = []
     for agent_id, (score, reasoning) in scores.items():

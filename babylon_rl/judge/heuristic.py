@@ -1,7 +1,7 @@
-"""The heuristic score: a formula over an episode's numbers, for when no judge model is set.
+"""Heuristic score: a formula over an episode's numbers, used when no judge model is set.
 
-0.5 * clip((pnl + 1000) / 2000, 0, 1) + 0.3 * win rate + 0.2 * min(1, steps / 20), with the window's P&L in dollars and a win
-rate of 0.5 when nothing was won or lost. It is labelled as what it is wherever it shows.
+0.5 * clip((pnl + 1000) / 2000, 0, 1) + 0.3 * win rate + 0.2 * min(1, steps / 20), with the window's P&L in dollars and a win rate of
+0.5 when nothing was won or lost. Everywhere it appears it is labelled as the heuristic.
 """
 
 from babylon_rl.episodes.types import Episode
@@ -14,14 +14,14 @@ _ENOUGH_ACTIONS = 20
 
 
 def heuristic_score(pnl_usd: float, actions: int, wins: int, losses: int) -> float:
-    """The score, 0..1."""
+    """Compute the score, 0..1."""
     decided = wins + losses
     win_rate = wins / decided if decided else _NEITHER
     return 0.5 * min(1.0, max(0.0, (pnl_usd + 1000) / 2000)) + 0.3 * win_rate + 0.2 * min(1.0, actions / _ENOUGH_ACTIONS)
 
 
 def judge_episode(episode: Episode) -> tuple[float, str]:
-    """Score one episode, and say by which numbers."""
+    """Score one episode, with the numbers used as reasoning."""
     score = heuristic_score(episode.window_pnl, episode.steps, episode.wins, episode.losses)
     reasoning = (
         f"Heuristic (a formula, no judge model): window P&L ${episode.window_pnl:.2f}, "

@@ -1,7 +1,7 @@
-"""Hindsight: whether each action of an hour was right, and which training texts hold what only became known after the hour.
+"""Hindsight: correctness of an hour's actions, and leaks in its training texts.
 
-``sync_hindsight`` keeps babylon_rl.hindsight, action_outcomes and leaks equal to what trajectories and market say now, so that a
-late official answer brings its hours up to date. Texts are looked at one trajectory at a time.
+``sync_hindsight`` keeps babylon_rl.hindsight, action_outcomes and leaks equal to the current trajectories and market, so that a late
+official answer updates its hours. Texts are read one trajectory at a time.
 """
 
 import json
@@ -34,8 +34,11 @@ ROWS_AT_ONCE = 10_000  # trajectories whose actions are held before they are wri
 
 @dataclass(frozen=True)
 class HourHindsight:
-    """What one hour came to: actions with a target, of them those known to be right or wrong, and those that were right;
-    sequences looked at, and those that leak. ``changed`` says whether this call wrote them."""
+    """Counts of one hour: actions with a target, sequences, leaks.
+
+    ``known`` actions have a known outcome, ``right`` of them were right; ``leaked`` of the ``sequences`` leak. ``changed`` says whether
+    this call wrote them.
+    """
 
     window: str
     actions: int
@@ -48,28 +51,29 @@ class HourHindsight:
 
     @property
     def share_right(self) -> float | None:
-        """0 to 1; None while nothing is known."""
+        """Share of right actions, 0 to 1; None while nothing is known."""
         return self.right / self.known if self.known else None
 
 
 @dataclass(frozen=True)
 class HourSecrets:
-    """What the texts of an hour must not hold in raw form: questions without an answer in it, and gameKnowledge by trajectory.
+    """Secrets of an hour that its texts must not hold in raw form.
 
-    ``knowledge`` has the texts and the numbers by which each trajectory's own would be recognised.
+    These are questions without an answer in the hour, and gameKnowledge by trajectory. ``knowledge`` has the texts and the numbers by
+    which each trajectory's own would be recognised.
     """
 
     hour: LeakContext = field(default_factory=LeakContext)
     knowledge: Mapping[str, tuple[tuple[str, ...], frozenset[str]]] = field(default_factory=dict)
 
     def of(self, trajectory_id: str) -> LeakContext:
-        """The secrets that concern one trajectory."""
+        """Secrets that concern one trajectory."""
         own = self.knowledge.get(trajectory_id)
         return self.hour if own is None else replace(self.hour, knowledge=own[0], numbers=own[1])
 
 
 def sync_hindsight(connection: Connection, windows: Iterable[str], settings: Settings, now: datetime) -> dict[str, HourHindsight]:
-    """Make our tables say what is known now of some hours; equal content is not touched.
+    """Update the stored hindsight of some hours; equal content is not written.
 
     Hours that are not complete at ``now``, or that babylon_rl.windows does not hold (no rows, or not read yet), are absent from the
     result and have nothing stored. Up to a week of hours is one transaction, under each hour's lock. ``connection`` should not be inside
@@ -78,26 +82,27 @@ def sync_hindsight(connection: Connection, windows: Iterable[str], settings: Set
     Raises:
         UsageError: one of ``windows`` is not a window id.
     """
-    found: dict[str, HourHindsight] = {}
+    hindsights: dict[str, HourHindsight] = {}
     for some in chunks(window for window in windows if is_complete(window, now)):
         with connection.transaction():
             lock_windows(connection, some)
             targets = Targets(store.organizations(connection), store.questions(connection))
+            # batches bound the memory; the transaction covers all of them
             for hours in _batches(store.hours_read(connection, some)):
                 seen = _look(connection, hours, targets, settings)
                 changed = store.replace(connection, list(seen.values()), now)
-                found |= {window: _hindsight(hour, window in changed) for window, hour in seen.items()}
-    return found
+                hindsights |= {window: _hindsight(hour, window in changed) for window, hour in seen.items()}
+    return hindsights
 
 
 def hour_secrets(connection: Connection, outcomes: WindowOutcomes, trajectory_ids: Sequence[str]) -> HourSecrets:
-    """What must not stand raw in the texts of an hour that came to ``outcomes``, the gameKnowledge of some trajectories included."""
+    """Secrets of an hour's texts, gameKnowledge of some trajectories included."""
     answers = hidden_answers(connection, [asked.market_id for asked in outcomes.predictions])
     return HourSecrets(_secrets(outcomes, answers), _knowledge(connection, trajectory_ids, {outcomes.window: outcomes}))
 
 
 def sequence_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[tuple[int, Leak]]:
-    """Every leak of a trajectory's sequences, with the sequence's place."""
+    """Yield every leak of a trajectory's sequences, with the sequence's index."""
     context = secrets.of(trajectory.trajectory_id)
     for place, sequence in enumerate(trajectory.sequences):
         for leak in find_leaks(sequence.messages, sequence.response, context):
@@ -105,6 +110,7 @@ def sequence_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[tup
 
 
 def _batches(rows: Mapping[str, int]) -> Iterator[list[str]]:
+    """Split hours into batches of about ROWS_AT_ONCE trajectories."""
     batch, size = list[str](), 0
     for window, number in rows.items():
         if batch and size + number > ROWS_AT_ONCE:
@@ -119,7 +125,10 @@ def _batches(rows: Mapping[str, int]) -> Iterator[list[str]]:
 def _knowledge(
     connection: Connection, trajectory_ids: Sequence[str], markets: Mapping[str, WindowOutcomes]
 ) -> dict[str, tuple[tuple[str, ...], frozenset[str]]]:
-    """By trajectory, the texts and numbers of its gameKnowledge that everybody could not read in the hours' own questions and news."""
+    """Secret texts and numbers of each trajectory's gameKnowledge.
+
+    Values that stand in the hours' own public questions and news are left out.
+    """
     recorded = store.recorded_knowledge(connection, trajectory_ids) if trajectory_ids else ()
     public = _public(markets.values()) if recorded else frozenset()
     found = {}
@@ -132,31 +141,36 @@ def _knowledge(
 
 
 def _public(markets: Iterable[WindowOutcomes]) -> frozenset[str]:
-    found: set[str] = set()
+    """Folded texts and numbers that every agent could read in the market."""
+    public: set[str] = set()
     for market in markets:
         for asked in market.predictions:
-            found |= {folded(asked.question), asked.market_id, *map(folded, asked.news)}
+            public |= {folded(asked.question), asked.market_id, *map(folded, asked.news)}
             for value in (asked.start_probability, asked.end_probability):
-                found |= {repr(value), f"{value:.6g}", f"{100 * value:.6g}%"}
+                public |= {repr(value), f"{value:.6g}", f"{100 * value:.6g}%"}
         for stock in market.stocks:
-            found |= {folded(stock.name), folded(stock.organization_id), *map(folded, stock.news)}
-    return frozenset(found)
+            public |= {folded(stock.name), folded(stock.organization_id), *map(folded, stock.news)}
+    return frozenset(public)
 
 
 def _look(connection: Connection, windows: Sequence[str], targets: Targets, settings: Settings) -> dict[str, StoredHour]:
+    """Compute actions and leaks of some hours from trajectories and market."""
     markets = read_many_outcomes(connection, windows, settings)
     actions: dict[str, list[StoredAction]] = {window: [] for window in markets}
     leaks: dict[str, list[StoredLeak]] = {window: [] for window in markets}
     named = {window: _market(market) for window, market in markets.items()}
     eligible: list[str] = []
+    # first pass over the rows: the correctness of each action
     for row in trajectory_rows(connection, windows):
         steps = decode(row)
         if not isinstance(steps, Fault):
             eligible.append(row.trajectory_id)
             actions[row.window].extend(_actions(row, steps, targets, named[row.window]))
+    # secrets of all hours, before any text is read
     knowledge = _knowledge(connection, eligible, markets)
     answers = hidden_answers(connection, sorted({asked.market_id for market in markets.values() for asked in market.predictions}))
     secrets = {window: HourSecrets(_secrets(market, answers), knowledge) for window, market in markets.items()}
+    # second pass, one trajectory's texts at a time: the leaks
     looked_at: Counter[str] = Counter()
     for trajectory in stream_trajectories(connection, windows, settings):
         looked_at[trajectory.window] += len(trajectory.sequences)
@@ -165,19 +179,21 @@ def _look(connection: Connection, windows: Sequence[str], targets: Targets, sett
 
 
 def _actions(row: TrajectoryRow, steps: Sequence[Step], targets: Targets, market: HourMarket) -> Iterator[StoredAction]:
+    """Yield the stored form of each action that has a target."""
     for place, step in enumerate(steps):
-        said = intent(step.action.action_type, bytes(step.action.parameters))
-        if said is not None:
-            came = correctness(said, targets, market)
+        intended = intent(step.action.action_type, bytes(step.action.parameters))
+        if intended is not None:
+            result = correctness(intended, targets, market)
             yield StoredAction(
                 window=row.window, trajectory_id=row.trajectory_id, step=place, agent_id=row.agent_id,
-                action_type=_storable(step.action.action_type), executed=step.action.succeeded, kind=said.kind,
-                target=_storable(said.target), organization_id=came.organization_id, market_id=came.market_id, side=said.side,
-                outcome=came.outcome, change_percent=came.change_percent, correct=came.correct,
+                action_type=_storable(step.action.action_type), executed=step.action.succeeded, kind=intended.kind,
+                target=_storable(intended.target), organization_id=result.organization_id, market_id=result.market_id, side=intended.side,
+                outcome=result.outcome, change_percent=result.change_percent, correct=result.correct,
             )  # fmt: skip
 
 
 def _stored_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[StoredLeak]:
+    """Yield the first leak of each kind in each sequence."""
     first: dict[tuple[int, str], Leak] = {}
     for place, leak in sequence_leaks(trajectory, secrets):
         first.setdefault((place, leak.kind), leak)
@@ -189,6 +205,7 @@ def _stored_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[Stor
 
 
 def _market(outcomes: WindowOutcomes) -> HourMarket:
+    """Price changes of an hour, as the correctness check takes them."""
     return HourMarket(
         {stock.organization_id: stock.change_percent for stock in outcomes.stocks if math.isfinite(stock.change_percent)},
         {stock.ticker: stock.organization_id for stock in outcomes.stocks},
@@ -196,6 +213,7 @@ def _market(outcomes: WindowOutcomes) -> HourMarket:
 
 
 def _secrets(outcomes: WindowOutcomes, hidden: Mapping[str, bool]) -> LeakContext:
+    """Secrets of an hour: questions that were still open when it ended."""
     end = window_end(outcomes.window)
     secret = [asked for asked in outcomes.predictions if asked.resolved_at is None or asked.resolved_at >= end]
     numbers = frozenset(asked.question_number for asked in secret if asked.question_number is not None)
@@ -204,7 +222,7 @@ def _secrets(outcomes: WindowOutcomes, hidden: Mapping[str, bool]) -> LeakContex
 
 
 def _answer(asked: PredictionOutcome, hidden: Mapping[str, bool]) -> HiddenAnswer | None:
-    """The answer of an open question as it is known by now, the official one before the engine's; None where there is none."""
+    """Current answer of an open question, the official one before the engine's; None if unknown."""
     answer = hidden.get(asked.market_id) if asked.outcome == UNRESOLVED else asked.outcome == "YES"
     number = asked.question_number
     names = () if number is None else (f"Q{number}", f"question {number}", f"question #{number}")
@@ -212,7 +230,7 @@ def _answer(asked: PredictionOutcome, hidden: Mapping[str, bool]) -> HiddenAnswe
 
 
 def game_knowledge(metadata_json: str) -> Any:
-    """The gameKnowledge that a trajectory's metadataJson holds; None without any, and for what is no JSON object."""
+    """The gameKnowledge of a trajectory's metadataJson; None if it has none."""
     try:
         metadata = json.loads(metadata_json)
     except (ValueError, RecursionError):
