@@ -1,1 +1,1 @@
-"""From the rows of an hour to episodes: decode, reject with a reason, stitch, find the messages that were really served."""
+"""Episodes from the rows of an hour: decode, reject, stitch, find the served messages."""

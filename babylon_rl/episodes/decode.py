@@ -1,7 +1,7 @@
-"""stepsJson into typed steps, or the reason why a row does not count.
+"""Decoding of stepsJson into typed steps, or into a rejection reason.
 
-The fast path is one typed msgspec pass. A row that it refuses is read again, leniently where the fault is in a field that
-cannot reject a row, and else strictly, to say where the fault is.
+The fast path is one typed msgspec pass. A row that it refuses is read again: leniently if the fault is in a field that cannot reject a
+row, otherwise strictly, to name the place of the fault.
 """
 
 import json
@@ -23,6 +23,7 @@ class _Metrics(msgspec.Struct):
     finalPnL: float | None = None
 
 
+# From fast to complete: calls as nearly all are, any calls without training texts, everything.
 _SERVED = msgspec.json.Decoder(list[ServedStep])
 _FACTS = msgspec.json.Decoder(list[StepFacts])
 _STEPS = msgspec.json.Decoder(list[Step])
@@ -37,28 +38,34 @@ _CALL_KEYS = dict(zip(Call.__struct_fields__, Call.__struct_encode_fields__, str
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a row does not count: the reason's name, and path and value in words."""
+    """Rejection reason of a row, with path and value in words."""
 
     reason: str
     detail: str
 
 
 def decode(row: TrajectoryRow) -> list[Step] | Fault:
-    """The completed steps of a row in recorded order, or the first rule that it fails; never raises for what a row holds."""
+    """Return the completed steps of a row in recorded order, or its first fault.
+
+    Never raises for the content of a row.
+    """
     fault = flagged(row)
     if fault is not None:
         return fault
     steps = decode_steps(row.steps_json)
     if isinstance(steps, Fault):
         return steps
-    kept = [step for step in steps if step.action.action_type != PENDING]
-    if not kept:
+    finished = [step for step in steps if step.action.action_type != PENDING]
+    if not finished:
         return nothing_completed(len(steps))
-    return absurd(kept[0].environment_state.agent_pnl, end_pnl(row.final_pnl, row.metrics_json, kept[-1])) or kept
+    return absurd(finished[0].environment_state.agent_pnl, end_pnl(row.final_pnl, row.metrics_json, finished[-1])) or finished
 
 
 def flagged(row: TrajectoryRow) -> Fault | None:
-    """The reason why a row was never meant to train: an evaluation, not training data, a benchmark; else None."""
+    """Return the reason why a row was never meant for training, or None.
+
+    An evaluation, not training data, or a benchmark.
+    """
     if row.is_evaluation:
         return Fault("evaluation", '"isEvaluation" is true')
     if not row.is_training_data:
@@ -71,18 +78,18 @@ def flagged(row: TrajectoryRow) -> Fault | None:
 
 
 def nothing_completed(steps: int) -> Fault:
-    """The fault of a row whose ``steps`` steps are all pending."""
+    """Return the fault of a row with ``steps`` steps, all pending."""
     return Fault("no_steps", f"all {steps} steps are pending" if steps else "stepsJson is an empty array")
 
 
 def absurd(start_pnl: float, end_pnl: float) -> Fault | None:
-    """The fault of a row whose P&L at its start or end is no amount of dollars."""
+    """Return the fault of a row with an impossible start or end P&L, or None."""
     most = max(start_pnl, end_pnl, key=abs)
     return Fault("malformed_shape", f"a P&L of {most:.3g} dollars, more than {MOST_DOLLARS:g}") if abs(most) > MOST_DOLLARS else None
 
 
 def decode_steps(text: bytes) -> list[Step] | Fault:
-    """Every step of a stepsJson with its texts, pending ones included, or what is wrong with it."""
+    """Decode every step with its texts, pending ones included, or return the fault."""
     try:
         steps = _STEPS.decode(text)
     except _REFUSED as refused:
@@ -91,10 +98,14 @@ def decode_steps(text: bytes) -> list[Step] | Fault:
 
 
 def decode_facts(text: bytes) -> Sequence[StepFacts] | Fault:
-    """As ``decode_steps``, faster, without the texts that only training sequences are made of."""
+    """Decode the steps without the texts of training sequences, or return the fault.
+
+    Faster than ``decode_steps``.
+    """
     try:
         return _SERVED.decode(text)
     except msgspec.ValidationError as refused:
+        # A fault in the calls cannot reject a row: the slower decoder accepts any call.
         if _CALLS not in str(refused):  # the message names the path
             return _explained(text, refused)
     except _REFUSED as refused:
@@ -139,7 +150,10 @@ def _call(entry: dict[str, Any]) -> Call:
 
 
 def end_pnl(final_pnl: float | None, metrics_json: bytes, last: StepFacts) -> float:
-    """A trajectory's P&L at its end in dollars: "finalPnL", else metricsJson.finalPnL, else that of the last step."""
+    """Return a trajectory's P&L at its end in dollars.
+
+    "finalPnL", else metricsJson.finalPnL, else the P&L of the last step.
+    """
     if final_pnl is not None and math.isfinite(final_pnl):
         return final_pnl
     try:

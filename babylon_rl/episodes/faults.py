@@ -1,4 +1,7 @@
-"""What is wrong with a stepsJson, with path and value: the slow and strict half of decoding, for rows that the fast half refused."""
+"""Exact place and kind of the fault in a stepsJson.
+
+The slow and strict half of decoding, for rows that the fast half refused.
+"""
 
 import json
 import math
@@ -12,6 +15,7 @@ from babylon_rl.episodes.steps import EnvironmentState
 
 _VALUE_CHARACTERS = 60
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+# Parts of msgspec's messages: byte of a syntax error, bad escapes, index of the refused step.
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _ESCAPE = re.compile("escape|surrogate")
 _INDEX = re.compile(r"`\$\[(\d+)\]")
@@ -32,15 +36,17 @@ _SHAPE = msgspec.json.Decoder(_Shape)
 
 
 class NotJson(ValueError):
-    """Not JSON as the standard has it; the message says where."""
+    """Text that is not standard JSON; the message names the place."""
 
 
 class WrongShape(ValueError):
-    """JSON, but not steps; the message holds path and value."""
+    """JSON that is not an array of steps; the message names path and value."""
 
 
 def checked_steps(text: bytes, refused: Exception) -> list[dict[str, Any]]:
-    """The steps of a stepsJson as parsed JSON; ``refused`` is what the fast parser said, and where to look first.
+    """Parse the steps of a stepsJson, or raise the exact fault.
+
+    ``refused`` is the error of the fast parser, which tells where to look first.
 
     Raises:
         NotJson: a syntax error anywhere in the text, NaN, Infinity or a lone surrogate.
@@ -56,6 +62,7 @@ def checked_steps(text: bytes, refused: Exception) -> list[dict[str, Any]]:
         if not isinstance(parsed, list):
             raise WrongShape(f"$ is {_shown(parsed)}, not an array") from None
         return [_checked(index, entry) for index, entry in enumerate(parsed)]
+    # The first faulty step is at or after the index in the message, so only those are checked strictly at first.
     named = _INDEX.search(str(refused))
     for index in range(int(named[1]) if named else 0, len(entries)):
         if not _is_step(entries[index]):
@@ -72,12 +79,14 @@ def _is_step(entry: msgspec.Raw) -> bool:
 
 
 def _check_near(text: bytes, refused: str) -> None:
-    """Raise NotJson for a fault at the place that the fast parser names, reading only from the step on that holds it.
+    """Raise NotJson for a fault near the place named by the fast parser.
 
-    Reading strictly is ten times slower. Where the steps before cannot be told from the rest nothing is raised.
+    Reads only from the step that holds it, because strict reading is ten times slower. Raises nothing if the preceding steps cannot be
+    separated from the rest.
     """
     named = _BYTE.search(refused)
     between = b"}," + text[1 : text.find(b'"', 3) + 1]  # such as },{"stepNumber"
+    # The end of the last step before the fault.
     cut = text.rfind(between, 0, int(named[1]) if named else len(text)) if text.startswith(b'[{"') else -1
     if cut < 0:
         return
@@ -93,14 +102,15 @@ def _check_near(text: bytes, refused: str) -> None:
 
 
 def strict_json(text: bytes, skipped: int = 0, steps_before: int = 0) -> Any:
-    """Parse JSON as the standard has it: no NaN, no Infinity, no lone surrogates.
+    """Parse standard JSON: no NaN, no Infinity, no lone surrogates.
 
-    ``skipped`` characters and ``steps_before`` steps stood before this text and count in what is said of a place.
+    ``skipped`` characters and ``steps_before`` steps precede this text and count in reported places.
 
     Raises:
-        NotJson: the message says where.
+        NotJson: the message names the place.
     """
     try:
+        # The search for surrogates walks the whole value, so it is skipped unless the text escapes one.
         parsed = _parsed(text.decode("utf-8"))
         surrogate = _lone_surrogate("$", parsed, steps_before) if _SURROGATE.search(text) else None
     except json.JSONDecodeError as fault:
@@ -137,18 +147,19 @@ _LONG = json.JSONDecoder(parse_constant=_refuse, parse_int=_integer)
 
 
 def _lone_surrogate(path: str, value: Any, first: int = 0) -> str | None:
-    """Where ``value`` holds its first lone surrogate, in words; None where it encodes."""
+    """Describe the first lone surrogate in ``value``; None if there is none."""
     if _encodes(value):
         return None
     entries: Iterable[tuple[str, Any]] = ()
     if isinstance(value, dict):
         bad = next((key for key in value if not _encodes(key)), None)
+        # A key has no path of its own: it is reported at its object.
         if bad is not None:
             return f"not JSON: a key of {path} holds a lone surrogate, {bad[:_VALUE_CHARACTERS]!r}"
         entries = ((f"{path}.{key}", entry) for key, entry in value.items())
     elif isinstance(value, list):
         entries = ((f"{path}[{index}]", entry) for index, entry in enumerate(value, first))
-    inner = next((found for where, entry in entries if (found := _lone_surrogate(where, entry)) is not None), None)
+    inner = next((fault for where, entry in entries if (fault := _lone_surrogate(where, entry)) is not None), None)
     return inner or f"not JSON: {path} holds a lone surrogate, in {str(value)[:_VALUE_CHARACTERS]!r}"
 
 
@@ -166,6 +177,7 @@ def _checked(index: int, step: Any) -> dict[str, Any]:
     path = f"$[{index}]"
     if not isinstance(step, dict):
         raise WrongShape(f"{path} is {_shown(step)}, not an object")
+    # The four fields that can reject a row: three numbers and the action type.
     state = step.get("environmentState")
     if not isinstance(state, dict):
         raise WrongShape(f"{path}.environmentState is {_missing_or(step, 'environmentState')}, not an object")

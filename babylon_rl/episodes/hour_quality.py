@@ -1,4 +1,4 @@
-"""What of an hour's rows a person should look at although they count: short prompts, duplicates, clocks, impossible P&L.
+"""Odd but eligible rows of an hour: short prompts, duplicates, wrong clocks, impossible P&L.
 
 Decided row by row while an hour is read, and gathered here; babylon_rl.windows keeps it as ``quality``.
 """
@@ -14,6 +14,7 @@ from babylon_rl.episodes.types import Trajectory
 from babylon_rl.store.trajectories import TrajectoryRow
 from babylon_rl.windows import HOUR, window_start
 
+# Limits in characters, milliseconds, multiples of the stake, dollars, and ids per list.
 LONG_SYSTEM_PROMPT = 50
 LONG_USER_PROMPT = 100
 CLOCK_TOLERANCE_MS = 5 * 60_000
@@ -26,21 +27,26 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 def is_short(call: CallFacts) -> bool:
-    """True where a call's system prompt has at most 50 characters or its user prompt at most 100."""
+    """Return True if a prompt of the call is too short.
+
+    A system prompt of at most 50 characters, or a user prompt of at most 100.
+    """
     system, user = call.system_prompt, call.user_prompt
     return not (isinstance(system, str) and len(system) > LONG_SYSTEM_PROMPT and isinstance(user, str) and len(user) > LONG_USER_PROMPT)
 
 
 def is_skewed(row: TrajectoryRow, steps: Sequence[StepFacts]) -> bool:
-    """True where a row's times contradict each other.
+    """Return True if a row's times contradict each other.
 
-    It ends before it starts, its "windowId" is another hour than its start and its end both fall into, or a step was taken more than
-    five minutes before the start or after the end.
+    It ends before it starts, its "windowId" is another hour than that of both its start and its end, or a step was taken more than five
+    minutes before the start or after the end.
     """
     start, end = row.start_time, row.end_time
+    # One of start and end must lie in the row's own hour.
     opens, closes = _bounds(row.window)
     if end < start or not (opens <= start <= closes or opens <= end <= closes):
         return True
+    # Fast path: all timestamps are numbers. Otherwise only the numbers among them count.
     began = [step.timestamp for step in steps]
     try:
         first, last = min(began), max(began)
@@ -64,15 +70,17 @@ def _ms(moment: datetime) -> float:
 
 
 def jumps(steps: Sequence[StepFacts], end_pnl: float) -> bool:
-    """True where a row's P&L changes from one step to the next, or to its end, by more than the agent could have won or lost.
+    """Return True if the P&L jumps by more than the agent could win or lose.
 
-    That is MOST_LEVERAGE times what it had at stake: the largest agentBalance of the row so far, and at least the game's starting
-    balance, as an agent with all its money in positions has a small one.
+    From one step to the next, or to the end. The limit is MOST_LEVERAGE times the stake: the largest agentBalance of the row so far, and at
+    least the game's starting balance, because an agent with all its money in positions has a small one.
     """
     pnls = [step.environment_state.agent_pnl for step in steps]
     pnls.append(end_pnl)
+    # Nearly all rows: no single change can exceed the whole range.
     if max(pnls) - min(pnls) <= MOST_LEVERAGE * LEAST_STAKE_USD:
         return False
+    # The limit grows with the largest balance so far.
     most = LEAST_STAKE_USD
     for step, (before, after) in zip(steps, pairwise(pnls), strict=True):
         most = max(most, step.environment_state.agent_balance)
@@ -82,9 +90,10 @@ def jumps(steps: Sequence[StepFacts], end_pnl: float) -> bool:
 
 
 def quality(agents: Sequence[Sequence[Trajectory]], odd_hours: int) -> dict[str, Any]:
-    """The document of one hour's eligible trajectories, by agent and in order; ``odd_hours`` counts rows of other lengths than 1 h.
+    """Build the quality document of one hour's eligible trajectories.
 
-    Lists name at most MOST_NAMED ids in order, and stand beside the full counts.
+    ``agents`` holds the trajectories by agent, in order; ``odd_hours`` counts rows of another length than 1 h. Lists name at most
+    MOST_NAMED ids in order, beside the full counts.
     """
     duplicates: list[str] = []
     jumping: list[str] = []
@@ -109,12 +118,12 @@ def quality(agents: Sequence[Sequence[Trajectory]], odd_hours: int) -> dict[str,
 
 def _repeated(own: Iterable[Trajectory]) -> list[str]:
     seen: set[str] = set()
-    found = []
+    repeated = []
     for row in own:
         if row.recorded in seen:
-            found.append(row.trajectory_id)
+            repeated.append(row.trajectory_id)
         seen.add(row.recorded)
-    return found
+    return repeated
 
 
 def _jumps_between(before: Trajectory, after: Trajectory) -> bool:

@@ -1,7 +1,7 @@
-"""The LLM calls of a trajectory, and which of them train.
+"""LLM calls of a trajectory, and the selection of those that train.
 
-Calls come from the steps; if no step has any, from llm_call_logs; if there are none either, a text is synthesized from
-state and action. One call is one sequence, exactly as served, and nothing is joined to it from anywhere else.
+Calls come from the steps. If no step has any they come from llm_call_logs; if there are none either, a text is synthesized from state
+and action. One call is one sequence, exactly as served, and nothing is added to it from anywhere else.
 """
 
 import functools
@@ -25,6 +25,7 @@ __all__ = ["ACTION", "TRADING", "Call", "Rules", "StepPlaces", "embedded_calls",
 TRADING = ("TRADING", "BUY", "SELL", "HOLD")
 ACTION = "action"
 _SYNTHETIC_SYSTEM = "You are a trading agent in a prediction market game."
+# A longer number names no step, and Python refuses to convert very long ones.
 _MOST_DIGITS = 18
 _C = TypeVar("_C", bound=CallFacts)
 _T = TypeVar("_T", bound=Hashable)
@@ -42,30 +43,37 @@ _METADATA_KEYS = dict(zip(_Metadata.__struct_fields__, _Metadata.__struct_encode
 
 @dataclass(frozen=True)
 class Rules:
-    """Which calls train, by the settings."""
+    """Selection rules for training calls, from the settings."""
 
     purposes: frozenset[str]
     train_synthetic: bool
 
     @classmethod
     def of(cls, settings: Settings) -> "Rules":
-        """The rules of some settings."""
+        """Return the rules of the given settings."""
         return cls(settings.purposes_g, settings.train_synthetic)
 
     def training(self, calls: Rows[CallFacts], action_type: str) -> list[int]:
-        """The places of those calls of one step that train: those whose purpose does, else a trading step's first."""
+        """Return the indexes of a step's calls that train.
+
+        Those with a training purpose. In a trading step without an action call, the first call stands in for it.
+        """
         purposes = self.purposes
-        found = [index for index, call in enumerate(calls) if call.purpose.__class__ is str and call.purpose in purposes]
-        first_stands_in = ACTION in purposes and (not found or found[0] != 0) and _is_trading(action_type)
+        selected = [index for index, call in enumerate(calls) if call.purpose.__class__ is str and call.purpose in purposes]
+        # A trading step without an action call: its first call stands in for it.
+        first_stands_in = ACTION in purposes and (not selected or selected[0] != 0) and _is_trading(action_type)
         if first_stands_in and calls and not any(call.purpose == ACTION for call in calls):
-            found.insert(0, 0)
-        return found
+            selected.insert(0, 0)
+        return selected
 
     def count(self, purposes: list[str], action_type: str) -> int:
-        """How many ``training`` would find of one step's calls with these purposes, at least one."""
-        found = sum(map(self.purposes.__contains__, purposes))
+        """Count the training calls of one step, from the purposes of its calls.
+
+        Equals the number that ``training`` returns. ``purposes`` is not empty.
+        """
+        selected = sum(map(self.purposes.__contains__, purposes))
         first_stands_in = ACTION not in purposes and ACTION in self.purposes and purposes[0] not in self.purposes
-        return found + (first_stands_in and _is_trading(action_type))
+        return selected + (first_stands_in and _is_trading(action_type))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -75,13 +83,19 @@ def _is_trading(action_type: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _shared(values: _T) -> _T:
-    """The first of all equal ``values``: most trajectories of an agent look alike, and many are held at once."""
+    """Return the first of all equal ``values``, to save memory.
+
+    Most trajectories of an agent look alike, and many are held at once.
+    """
     return values
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlaces:
-    """Of the steps of one trajectory, pending ones included: numbers, when they began (ms since the epoch or NaN), action types."""
+    """Numbers, start times and action types of a trajectory's steps.
+
+    Pending steps are included. ``began_ms``: milliseconds since the epoch, or NaN.
+    """
 
     numbers: tuple[int, ...]
     began_ms: "array[float]"
@@ -90,7 +104,7 @@ class StepPlaces:
 
     @classmethod
     def of(cls, steps: Rows[StepFacts]) -> "StepPlaces":
-        """The places of some steps."""
+        """Return the places of the given steps."""
         return cls(
             _shared(tuple(whole_number(step.step_number, index) for index, step in enumerate(steps))),
             array("d", [math.nan if step.began_ms is None else step.began_ms for step in steps]),
@@ -100,23 +114,27 @@ class StepPlaces:
 
 
 def embedded_calls(step: Step) -> Rows[Call]:
-    """The calls that a step holds; what is not a call is left out."""
+    """Return the calls recorded in a step."""
     return step.llm_calls or ()
 
 
 def logged_calls(rows: Iterable[CallLogRow], trajectory_id: str, steps: Rows[Step]) -> list[list[Call]]:
-    """The log's calls by step; as ``calls_by_step`` for decoded steps."""
+    """Return the logged calls by step, for decoded steps.
+
+    See ``calls_by_step``.
+    """
     return calls_by_step(rows, trajectory_id, StepPlaces.of(steps), logged_call)
 
 
 def calls_by_step(rows: Iterable[CallLogRow], trajectory_id: str, places: StepPlaces, read: Callable[[CallLogRow], _C]) -> list[list[_C]]:
-    """The log's calls by step, each step's in order of (timestamp, callId) and as ``read`` makes them of a row.
+    """Return the logged calls by step, in order of (timestamp, callId).
 
-    A call belongs to the step that its stepId names in the recorder's form, else to the last that began at or before it. Calls of a
-    step that is not there are left out.
+    ``read`` converts a row into a call. A call belongs to the step named by its stepId in the recorder's form, else to the last step that
+    began at or before it. Calls of unknown steps are left out.
     """
     by_step: list[list[_C]] = [[] for _ in places.numbers]
     indexes = {number: index for index, number in enumerate(places.numbers)}
+    # A step's first call matters, so the order must not depend on the query.
     for row in sorted(rows, key=lambda row: (row.timestamp, row.call_id)):
         index = _step_of(row, f"{trajectory_id}-step-", places, indexes)
         if index is not None:
@@ -128,6 +146,7 @@ def _step_of(row: CallLogRow, prefix: str, places: StepPlaces, indexes: Mapping[
     named = row.step_id.removeprefix(prefix)
     if row.step_id.startswith(prefix) and named.isascii() and named.isdigit():
         return indexes.get(int(named)) if len(named) <= _MOST_DIGITS else None
+    # No usable step id: the last step that began at or before the call. A NaN compares false.
     index, moment_ms = 0, row.timestamp_ms
     for place, began in enumerate(places.began_ms):
         if began <= moment_ms:
@@ -136,14 +155,17 @@ def _step_of(row: CallLogRow, prefix: str, places: StepPlaces, indexes: Mapping[
 
 
 def logged_facts(row: CallLogRow) -> CallFacts:
-    """What of a log row decides whether it trains; messagesJson stands in for an empty prompt."""
+    """Return the facts of a log row that decide whether it trains.
+
+    messagesJson replaces an empty prompt.
+    """
     messages = None if row.user_prompt else valid_messages(row.messages_json)
     prompt = messages[-1]["content"] if messages else row.user_prompt
     return CallFacts(row.purpose, row.system_prompt, prompt, row.response)
 
 
 def logged_call(row: CallLogRow) -> Call:
-    """The call of a log row with its texts."""
+    """Return the call of a log row with its texts."""
     try:
         metadata = _METADATA.decode(row.metadata or b"{}")
     except (msgspec.DecodeError, RecursionError):
@@ -171,13 +193,17 @@ def _lenient(text: bytes | None) -> dict[str, Any]:
 
 
 def valid_messages(text: bytes | None) -> list[dict[str, str]] | None:
-    """messagesJson as chat messages where it is an array of {role, content} texts that ends with what the user asked; else None."""
+    """Decode messagesJson as chat messages, or return None.
+
+    Valid: an array of {role, content} texts that ends with a user message.
+    """
     if not text:
         return None
     try:
         messages = msgspec.json.decode(text, type=list[dict[str, str]])
     except (msgspec.DecodeError, RecursionError):
         return None
+    # Every message needs a known role and a content, and the last one must be the user's.
     named = all(message.get("role") in ("system", "user", "assistant") and "content" in message for message in messages)
     if not messages or not named or messages[-1]["role"] != "user" or not messages[-1]["content"]:
         return None
@@ -185,13 +211,14 @@ def valid_messages(text: bytes | None) -> list[dict[str, str]] | None:
 
 
 def is_served(call: CallFacts) -> bool:
-    """True when the call holds a prompt and a response, and so is a sequence."""
+    """Return True if the call has a prompt and a response: it is a sequence."""
     prompt, response = call.user_prompt, call.response
     return prompt.__class__ is str and response.__class__ is str and prompt != "" and response != ""
 
 
 def sequence(call: Call, trajectory_id: str, step: int, index: int, source: MessageSource) -> Sequence | None:
-    """The call as it was served, or None when it holds no prompt or no response."""
+    """Return the call as it was served, or None without a prompt or a response."""
+    # A logged call may hold a longer chat; a call in a step has one system and one user text.
     messages = call.messages if source == "llm_call_logs" and call.messages else _prompts(call)
     if not messages or not isinstance(call.response, str) or not call.response:
         return None
@@ -224,7 +251,10 @@ def _token_logprobs(recorded: Any) -> list[dict[str, Any]] | None:
 
 
 def synthetic(step: Step, trajectory_id: str, index: int) -> Sequence:
-    """A text for a step that recorded no prompt, from its state and action; labelled, and not trained unless a setting says so."""
+    """Build a text from the state and action of a step without a recorded prompt.
+
+    It is labelled synthetic and does not train unless a setting allows it.
+    """
     state = step.environment_state
     prompt = f"Balance: ${state.agent_balance:.2f}. P&L: ${state.agent_pnl:.2f}. Open positions: {state.open_positions:g}. What do you do?"
     answer = {"action": step.action.action_type, "parameters": json.loads(bytes(step.action.parameters))}

@@ -1,6 +1,7 @@
-"""What is wrong with single recorded rows, for ``babylon-rl verify-data``: PASS, WARN or FAIL by check, with the rows named.
+"""Checks of single recorded rows for ``babylon-rl verify-data``.
 
-Looser than decoding: it asks what a person would want recorded, not what makes a row count.
+The result is PASS, WARN or FAIL per check, with the rows named. Looser than decoding: the checks ask for what a person would want
+recorded, not for what makes a row count.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,7 +37,10 @@ class Check:
 
 
 def row_faults(row: TrajectoryRow) -> Iterator[str]:
-    """The names of the checks that one row does not pass by itself; llm_call_logs may yet hold its calls."""
+    """Yield the names of the checks that a row fails by itself.
+
+    llm_call_logs may still hold its calls.
+    """
     try:
         steps = strict_json(row.steps_json)
     except ValueError:
@@ -53,6 +57,7 @@ def row_faults(row: TrajectoryRow) -> Iterator[str]:
         yield "provider accesses"
     if not all(_has_result(step.get("action")) for step in steps):
         yield "action results"
+    # Without calls here the caller looks into llm_call_logs.
     calls = [call for step in steps for call in _list(step.get("llmCalls"))]
     if not calls:
         yield "LLM calls"
@@ -61,19 +66,22 @@ def row_faults(row: TrajectoryRow) -> Iterator[str]:
 
 
 def summarize(rows: int, faults: Iterable[tuple[str, str]]) -> list[Check]:
-    """One Check per kind, of ``rows`` rows with these (trajectory id, check name) faults."""
+    """Return one Check per kind over ``rows`` rows.
+
+    ``faults`` are pairs (trajectory id, check name).
+    """
     failed: dict[str, list[str]] = {name: [] for name in CHECKS}
     for trajectory_id, name in faults:
         failed[name].append(trajectory_id)
-    found = []
+    checks = []
     for name, (status, sentence) in CHECKS.items():
         ids = sorted(failed[name])
         if ids:
             more = "" if len(ids) <= _NAMED else f" and {len(ids) - _NAMED} more"
-            found.append(Check(name, status, f"{len(ids)} of {rows} rows: {sentence} ({', '.join(ids[:_NAMED])}{more})"))
+            checks.append(Check(name, status, f"{len(ids)} of {rows} rows: {sentence} ({', '.join(ids[:_NAMED])}{more})"))
         else:
-            found.append(Check(name, "PASS", f"{rows} rows"))
-    return found
+            checks.append(Check(name, "PASS", f"{rows} rows"))
+    return checks
 
 
 def _has_result(action: Any) -> bool:

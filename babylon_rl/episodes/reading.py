@@ -1,7 +1,7 @@
-"""Hours out of the database: every row counted, decoded or rejected, and stitched into episodes.
+"""Reading of hours: every row counted, decoded or rejected, and stitched into episodes.
 
-Rows are reduced as they stream in, so that an hour needs the memory of its results, not of its texts (unless the texts
-are asked for). ``sync_windows`` keeps babylon_rl.windows, episodes and rejections equal to that reading.
+Rows are reduced as they stream in, so that an hour needs the memory of its results, not of its texts (unless the texts are requested).
+``sync_windows`` keeps babylon_rl.windows, episodes and rejections equal to that reading.
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -32,7 +32,7 @@ Seen = Callable[[TrajectoryRow, Trajectory | LoggedSteps | Fault], None]
 
 @dataclass
 class _Gathered:
-    """What has been seen of one window so far."""
+    """Rows of one window gathered so far."""
 
     rows: int = 0
     trajectories: list[Trajectory] = field(default_factory=list)
@@ -40,7 +40,7 @@ class _Gathered:
     odd_hours: list[str] = field(default_factory=list)
 
     def see(self, row: TrajectoryRow, found: Trajectory | LoggedSteps | Fault) -> None:
-        """Count a row that was found to be this."""
+        """Count a row with its decoded content or fault."""
         self.rows += 1
         if row.window_hours != 1:
             self.odd_hours.append(row.trajectory_id)
@@ -58,7 +58,9 @@ def read_window(connection: Connection, window: str, settings: Settings, *, text
 
 
 def read_windows(connection: Connection, windows: Iterable[str], settings: Settings, *, texts: bool = False) -> dict[str, WindowReading]:
-    """Read many hours with one query for all of them; the keys are ``windows`` in order, empty hours included.
+    """Read many hours with one query; the keys are ``windows`` in order.
+
+    Empty hours are included.
 
     Raises:
         UsageError: one of them is not a window id.
@@ -74,10 +76,10 @@ def read_windows(connection: Connection, windows: Iterable[str], settings: Setti
 def stream_trajectories(
     connection: Connection, windows: Iterable[str], settings: Settings, only: Container[str] | None = None
 ) -> Iterator[Trajectory]:
-    """Every eligible trajectory of some hours (or of them ``only`` those with these ids), with its sequences, in no particular order.
+    """Yield the eligible trajectories of some hours with their sequences.
 
-    Of a trajectory that was handed out nothing is kept, so that memory does not grow with the hours' texts. The connection is busy until
-    the iterator is exhausted; closing it before that aborts the transaction.
+    In no particular order; with ``only``, those with these ids. Nothing is kept of a trajectory that was yielded, so memory does not grow
+    with the hours' texts. The connection is busy until the iterator is exhausted; closing it earlier aborts the transaction.
 
     Raises:
         UsageError: one of ``windows`` is not a window id.
@@ -87,7 +89,7 @@ def stream_trajectories(
 
 
 def trajectories_with_texts(connection: Connection, trajectory_ids: Sequence[str], settings: Settings) -> dict[str, Trajectory]:
-    """Those of some trajectories that are eligible, with their sequences, by id."""
+    """Return the eligible ones of the given trajectories with their sequences, by id."""
     rows = trajectories_by_id(connection, trajectory_ids)
     return {found.trajectory_id: found for found in _eligible(connection, rows, settings, None, True)}
 
@@ -105,22 +107,24 @@ def _eligible(
     rules = Rules.of(settings)
     silent: list[LoggedSteps] = []
     for row in rows:
-        found = _taken(row, rules, texts)
+        result = _taken(row, rules, texts)
         if seen is not None:
-            seen(row, found)
-        if isinstance(found, Trajectory):
-            yield found
-        elif isinstance(found, LoggedSteps):
-            silent.append(found)
+            seen(row, result)
+        if isinstance(result, Trajectory):
+            yield result
+        elif isinstance(result, LoggedSteps):
+            silent.append(result)
+    # Trajectories without calls in their steps wait until the row stream ends: the connection can answer no other query before.
     while silent:
-        some, silent[-_LOG_CHUNK:] = silent[-_LOG_CHUNK:], []
-        yield from _silent(connection, some, rules, texts)
+        portion, silent[-_LOG_CHUNK:] = silent[-_LOG_CHUNK:], []
+        yield from _silent(connection, portion, rules, texts)
 
 
 def _taken(row: TrajectoryRow, rules: Rules, texts: bool) -> Trajectory | LoggedSteps | Fault:
     fault = flagged(row)
     if fault is not None:
         return fault
+    # Texts are decoded only if they are requested.
     steps = decode_steps(row.steps_json) if texts else decode_facts(row.steps_json)
     if isinstance(steps, Fault):
         return steps
@@ -130,13 +134,17 @@ def _taken(row: TrajectoryRow, rules: Rules, texts: bool) -> Trajectory | Logged
     fault = absurd(trajectory.start_pnl, trajectory.end_pnl)
     if fault is not None:
         return fault
+    # No call in the steps: the log is read later, for many trajectories at once.
     if trajectory.message_source != "embedded":
         return LoggedSteps(trajectory, StepPlaces.of(steps))
     return embedded_sequences(trajectory, [step for step in steps if isinstance(step, Step)], rules) if texts else trajectory
 
 
 def _silent(connection: Connection, some: list[LoggedSteps], rules: Rules, texts: bool) -> Iterator[Trajectory]:
-    """Trajectories without a call in their steps: with those of the log, else with texts made of their steps where these train."""
+    """Yield trajectories without calls in their steps, completed from other sources.
+
+    With the calls of the log; else with texts made of their steps, if these train; else as they are.
+    """
     held = {entry.trajectory.trajectory_id: entry for entry in some}
     for trajectory_id, logs in groupby(call_log_rows(connection, list(held)), key=lambda log: log.trajectory_id):
         yield with_logs(held.pop(trajectory_id), list(logs), rules, texts=texts)
@@ -163,11 +171,11 @@ def _reading(window: str, found: _Gathered, settings: Settings) -> WindowReading
 
 
 def sync_windows(connection: Connection, windows: Iterable[str], settings: Settings, now: datetime) -> dict[str, WindowSummary]:
-    """Bring our tables up to date for some hours; unchanged rows are not touched.
+    """Bring our tables up to date for ``windows``; unchanged rows are not touched.
 
-    Hours are written whole or not at all: up to HOURS_READ_AT_ONCE of them in one transaction, under each hour's lock. An hour without
-    rows leaves nothing behind, and scores of a group that changed are marked stale. ``connection`` should not be inside a
-    transaction, which would put off the commit.
+    Hours are written whole or not at all: up to HOURS_READ_AT_ONCE of them in one transaction, under each hour's lock. An hour without rows
+    leaves nothing behind, and scores of a changed group are marked stale. ``connection`` should not be inside a transaction, which would
+    delay the commit.
 
     Returns:
         A summary per window, in order; ``changed`` says whether this call wrote it.
@@ -176,13 +184,15 @@ def sync_windows(connection: Connection, windows: Iterable[str], settings: Setti
         UsageError: one of ``windows`` is not a window id.
     """
     summaries: dict[str, WindowSummary] = {}
-    for some in reading_chunks(connection, windows):
+    for portion in reading_chunks(connection, windows):
         with connection.transaction():
-            lock_windows(connection, some)
-            readings = read_windows(connection, some, settings)
-            judged = scores.input_versions(connection, some)
+            lock_windows(connection, portion)
+            # Read under the lock, so that two runs cannot write an older reading over a newer one.
+            readings = read_windows(connection, portion, settings)
+            judged = scores.input_versions(connection, portion)
             documents = [stored(reading, judged.get(window), now) for window, reading in readings.items()]
             keep_names(connection, sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes}))
+            # One transaction: the rows of the hour and the staleness of its scores change together.
             written = window_groups.replace(connection, documents, now)
             scores.mark_stale(connection, {window: group_version(reading) for window, reading in readings.items()})
             summaries |= {window: summary(reading, now, changed=window in written) for window, reading in readings.items()}

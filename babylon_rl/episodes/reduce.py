@@ -1,4 +1,7 @@
-"""One eligible row reduced to what episodes are made of, so that an hour needs the memory of its results, not of its texts."""
+"""Reduction of one eligible row to the content of episodes.
+
+An hour then needs the memory of its results, not of its texts.
+"""
 
 import functools
 import sys
@@ -40,15 +43,17 @@ def _counted(names: list[str]) -> dict[str, int]:
 
 
 def reduced(row: TrajectoryRow, recorded: Rows[StepFacts], rules: Rules) -> Trajectory | None:
-    """The trajectory of a row with these ``recorded`` steps and the calls that they hold, without sequences; None if none was completed.
+    """Return the trajectory of a row without sequences; None without a completed step.
 
-    Where the completed steps hold no call the message source is "synthetic" until ``with_logs`` finds some in llm_call_logs.
+    ``recorded`` are its steps with their calls. If they hold no call, the message source is "synthetic" until ``with_logs`` finds some in
+    llm_call_logs.
     """
     steps, kinds = recorded, _counted([step.action.action_type for step in recorded])
     if kinds.pop(PENDING, 0):
         steps = completed(recorded)
     if not steps:
         return None
+    # Trades and posts count only when they succeeded.
     won = [step.action.action_type for step in steps if step.action.success is True]
     wins = kinds if len(won) == len(steps) else _counted(won)
     trades = posts = 0
@@ -56,6 +61,7 @@ def reduced(row: TrajectoryRow, recorded: Rows[StepFacts], rules: Rules) -> Traj
         kind = _kind(name)
         trades += number * kind.trade
         posts += number * kind.post
+    # Facts for the hour's quality are taken here, while the texts are still in memory.
     first = _first_call(steps)
     first_state, last_state = steps[0].environment_state, steps[-1].environment_state
     end = end_pnl(row.final_pnl, row.metrics_json, steps[-1])
@@ -84,7 +90,7 @@ def reduced(row: TrajectoryRow, recorded: Rows[StepFacts], rules: Rules) -> Traj
 
 
 def completed(steps: Rows[_S]) -> list[_S]:
-    """The steps that were not left pending."""
+    """Return the steps that are not pending."""
     return [step for step in steps if step.action.action_type != PENDING]
 
 
@@ -96,10 +102,11 @@ def _first_call(steps: Rows[StepFacts]) -> CallFacts | None:
 
 
 def _count(steps: Rows[StepFacts], rules: Rules) -> int:
-    """How many of the calls of ``steps`` are training sequences."""
+    """Count the training sequences in ``steps``."""
     if steps[0].__class__ is not ServedStep:
         called = [(step.llm_calls, step.action.action_type) for step in steps if step.llm_calls]
         return sum([messages.is_served(own[place]) for own, kind in called for place in rules.training(own, kind)])
+    # Every call is known to be served, so purposes decide alone.
     purposes = [call.purpose for step in steps for call in step.llm_calls or ()]
     if rules.purposes.issuperset(purposes):
         return len(purposes)
@@ -107,74 +114,82 @@ def _count(steps: Rows[StepFacts], rules: Rules) -> int:
 
 
 def embedded_sequences(trajectory: Trajectory, recorded: Rows[Step], rules: Rules) -> Trajectory:
-    """The trajectory with the texts of the calls that its steps hold."""
+    """Return the trajectory with the texts of the calls in its steps."""
     steps = completed(recorded)
     calls = [step.llm_calls or () for step in steps]
     return _with_texts(trajectory, [step.number for step in steps], [step.action.action_type for step in steps], calls, rules)
 
 
 def synthetic_sequences(trajectory: Trajectory, steps: Rows[Step]) -> Trajectory:
-    """The trajectory with a text made of each of its ``steps``."""
+    """Return the trajectory with one synthetic text per step."""
     texts = tuple(messages.synthetic(step, trajectory.trajectory_id, index) for index, step in enumerate(steps))
     return msgspec.structs.replace(trajectory, sequences=texts, trainable_sequences=len(texts))
 
 
 class LoggedSteps(msgspec.Struct, frozen=True, gc=False):
-    """A trajectory whose steps hold no call, with what tells which calls of the log belong to which step."""
+    """A trajectory without calls in its steps, with the places of its steps.
+
+    The places assign logged calls to steps.
+    """
 
     trajectory: Trajectory
     places: messages.StepPlaces
 
 
 def with_logs(held: LoggedSteps, logs: Rows[CallLogRow], rules: Rules, *, texts: bool) -> Trajectory:
-    """The trajectory with the calls of ``logs`` (some, in any order); ``texts`` keeps the sequences that train."""
+    """Return the trajectory with the calls in ``logs``.
+
+    ``logs`` is not empty and in any order; ``texts`` keeps the training sequences.
+    """
     trajectory, places = held.trajectory, held.places
     ordered = sorted(logs, key=lambda log: (log.timestamp, log.call_id))
+    # A changed log changes the content as a changed step does.
     content = digest(trajectory.recorded.encode(), *(log_bytes(log) for log in ordered))
-    kept = [index for index in range(len(places.numbers)) if index not in places.pending]
+    done = [index for index in range(len(places.numbers)) if index not in places.pending]
     facts = messages.calls_by_step(ordered, trajectory.trajectory_id, places, messages.logged_facts)
-    first = next((facts[index][0] for index in kept if facts[index]), None)
-    found = msgspec.structs.replace(
+    first = next((facts[index][0] for index in done if facts[index]), None)
+    counted = msgspec.structs.replace(
         trajectory,
         message_source="llm_call_logs",
         content=content,
         short_prompts=None if first is None else is_short(first),
         trainable_sequences=sum(
-            messages.is_served(facts[index][place]) for index in kept for place in rules.training(facts[index], places.action_types[index])
+            messages.is_served(facts[index][place]) for index in done for place in rules.training(facts[index], places.action_types[index])
         ),
     )
     if not texts:
-        return found
+        return counted
+    # The texts are decoded only now, because most readings need the numbers only.
     calls = messages.calls_by_step(ordered, trajectory.trajectory_id, places, messages.logged_call)
-    numbers = [places.numbers[index] for index in kept]
-    kinds = [places.action_types[index] for index in kept]
-    return _with_texts(found, numbers, kinds, [calls[index] for index in kept], rules)
+    numbers = [places.numbers[index] for index in done]
+    kinds = [places.action_types[index] for index in done]
+    return _with_texts(counted, numbers, kinds, [calls[index] for index in done], rules)
 
 
 def _with_texts(trajectory: Trajectory, numbers: Rows[int], action_types: Rows[str], calls: Rows[Rows[Call]], rules: Rules) -> Trajectory:
     source: MessageSource = trajectory.message_source
-    found: list[Sequence] = []
+    sequences: list[Sequence] = []
     for number, action_type, own in zip(numbers, action_types, calls, strict=True):
         for place in rules.training(own, action_type):
             served = messages.sequence(own[place], trajectory.trajectory_id, number, place, source)
             if served is not None:
-                found.append(served)
-    return msgspec.structs.replace(trajectory, sequences=tuple(found), trainable_sequences=len(found))
+                sequences.append(served)
+    return msgspec.structs.replace(trajectory, sequences=tuple(sequences), trainable_sequences=len(sequences))
 
 
 def digest(*parts: bytes) -> str:
-    """A short hash of recorded texts, for telling whether they changed."""
+    """Return a short hash of recorded texts, for detecting changes."""
     if len(parts) == 1:
         return xxhash.xxh3_128_hexdigest(parts[0])
-    found = xxhash.xxh3_128()
+    hasher = xxhash.xxh3_128()
     for part in parts:
-        found.update(len(part).to_bytes(8, "big"))
-        found.update(part)
-    return found.hexdigest()
+        hasher.update(len(part).to_bytes(8, "big"))
+        hasher.update(part)
+    return hasher.hexdigest()
 
 
 def log_bytes(log: CallLogRow) -> bytes:
-    """All that a log row says of its call."""
+    """Encode the whole content of a log row as bytes."""
     named = (log.step_id, log.call_id, log.timestamp.isoformat(), log.model, log.purpose)
     texts = (*named, log.system_prompt, log.user_prompt, log.response)
     return "\0".join(texts).encode() + b"\0" + (log.messages_json or b"") + b"\0" + (log.metadata or b"")

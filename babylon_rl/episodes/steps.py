@@ -1,7 +1,7 @@
-"""Steps and calls as they were recorded, as typed structs.
+"""Recorded steps and calls as typed structs.
 
-Only the four fields that can reject a row have a type of their own; every other field may hold anything.
-The ``...Facts`` structs hold what numbers are made of, the others also what texts are made of.
+Only the four fields that can reject a row have a type of their own; every other field may hold anything. The ``...Facts`` structs hold
+the input of numbers; the others also hold the input of texts.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ PENDING = "pending"
 
 
 class EnvironmentState(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """What the agent had when the step began, in dollars and positions."""
+    """The agent's account at the start of a step, in dollars and positions."""
 
     agent_balance: float
     agent_pnl: float = msgspec.field(name="agentPnL")
@@ -21,25 +21,25 @@ class EnvironmentState(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
 
 class ActionFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """What kind of thing the agent did; ``success`` is whatever was recorded."""
+    """Kind of an action; ``success`` is the recorded value, of any type."""
 
     action_type: Annotated[str, msgspec.Meta(min_length=1)]
     success: Any = None
 
     @property
     def succeeded(self) -> bool:
-        """True when ``success`` is JSON's true and nothing else."""
+        """True only if ``success`` is JSON's true."""
         return self.success is True
 
 
 class Action(ActionFacts, frozen=True, gc=False, rename="camel"):
-    """What the agent did, with its parameters as they were recorded."""
+    """An action with its recorded parameters."""
 
     parameters: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class CallFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """What of one recorded call decides whether it trains."""
+    """The fields of a recorded call that decide whether it trains."""
 
     purpose: Any = None
     system_prompt: Any = None
@@ -48,7 +48,10 @@ class CallFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
 
 class ServedCall(CallFacts, frozen=True, gc=False, kw_only=True, rename="camel"):
-    """A call that holds a purpose of the contract, a prompt and a response, as nearly all do."""
+    """A call with a purpose of the contract, a prompt and a response.
+
+    Nearly all calls are of this form.
+    """
 
     purpose: Literal["action", "reasoning", "evaluation", "response", "other"]
     user_prompt: Annotated[str, msgspec.Meta(min_length=1)]
@@ -56,7 +59,7 @@ class ServedCall(CallFacts, frozen=True, gc=False, kw_only=True, rename="camel")
 
 
 class Call(CallFacts, frozen=True, gc=False, rename="camel"):
-    """One recorded call with all that a training sequence is made of."""
+    """One recorded call with the content of a training sequence."""
 
     model: Any = None
     model_version: Any = None
@@ -67,7 +70,7 @@ class Call(CallFacts, frozen=True, gc=False, rename="camel"):
 
 
 class StepFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """One step in numbers."""
+    """One step without the texts of training sequences."""
 
     environment_state: EnvironmentState
     action: ActionFacts
@@ -77,18 +80,21 @@ class StepFacts(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
     @property
     def began_ms(self) -> float | None:
-        """Milliseconds since the epoch where a number was recorded."""
+        """Start time in milliseconds since the epoch; None if no number was recorded."""
         return as_number(self.timestamp)
 
 
 class ServedStep(StepFacts, frozen=True, gc=False, rename="camel"):
-    """One step in numbers whose calls all hold what trains."""
+    """One step with served calls only."""
 
     llm_calls: Sequence[ServedCall] = ()
 
 
 class Step(StepFacts, frozen=True, gc=False, rename="camel"):
-    """One step with the texts of its calls; ``step_number`` is a whole number once ``decode_steps`` has made it one."""
+    """One step with the texts of its calls.
+
+    ``step_number`` is a whole number after ``decode_steps``.
+    """
 
     environment_state: EnvironmentState
     action: Action
@@ -96,18 +102,21 @@ class Step(StepFacts, frozen=True, gc=False, rename="camel"):
 
     @property
     def number(self) -> int:
-        """stepNumber, else the step's place in stepsJson."""
+        """stepNumber, else the index in stepsJson."""
         return whole_number(self.step_number, 0)
 
 
 def whole_number(recorded: Any, otherwise: int) -> int:
-    """A recorded whole number, else ``otherwise``."""
+    """Return a recorded whole number, else ``otherwise``."""
     whole = recorded.__class__ is int or (recorded.__class__ is float and recorded.is_integer())
     return int(recorded) if whole else otherwise
 
 
 def as_number(value: Any) -> float | None:
-    """A recorded number as a float; None for anything else, booleans and what no float can hold included."""
+    """Return a recorded number as a float; None for anything else.
+
+    Booleans and integers beyond the range of a float give None.
+    """
     if value.__class__ is float:
         return float(value)
     if value.__class__ is not int:

@@ -1,6 +1,7 @@
-"""Trajectories into episodes: everything one agent did in one window, in order of (startTime, trajectoryId).
+"""Stitching of trajectories into episodes.
 
-Pure and independent of the order in which rows arrive: the same rows give the same bytes.
+An episode is everything one agent did in one window, in order of (startTime, trajectoryId). Pure and independent of the order in which
+rows arrive: the same rows give the same bytes.
 """
 
 from collections import Counter, defaultdict
@@ -14,7 +15,10 @@ _IN_TIME = attrgetter("start_time", "trajectory_id")
 
 
 def by_agent(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
-    """Each agent's trajectories in order of (startTime, trajectoryId), in order of agent id."""
+    """Group trajectories by agent, in order of agent id.
+
+    Each group is in order of (startTime, trajectoryId).
+    """
     agents: defaultdict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
         agents[trajectory.agent_id].append(trajectory)
@@ -22,8 +26,9 @@ def by_agent(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
 
 
 def episode(own: Sequence[Trajectory], min_steps: int) -> Episode:
-    """What one agent did in one window; ``own`` is in order."""
+    """Join one agent's trajectories in one window; ``own`` is in order."""
     sources = Counter([row.message_source for row in own])
+    # Sorted before it is stored, so that the same rows give the same bytes.
     actions: dict[str, int] = {}
     for row in own:
         for name, number in row.actions.items():

@@ -1,4 +1,4 @@
-"""An hour's reading as the rows that babylon_rl.windows, episodes and rejections hold of it."""
+"""Conversion of an hour's reading into rows of babylon_rl.windows, episodes and rejections."""
 
 from datetime import datetime
 
@@ -8,7 +8,10 @@ from babylon_rl.store.window_groups import StoredEpisode, StoredRejection, Store
 
 
 def stored(reading: WindowReading, judged: str | None, now: datetime) -> StoredWindow:
-    """The rows of ``reading``; ``judged`` is the group version that the hour's scores were made from, None without scores."""
+    """Return the rows of ``reading``.
+
+    ``judged`` is the group version behind the hour's scores, None without scores.
+    """
     facts = summary(reading, now)
     version = group_version(reading)
     return StoredWindow(

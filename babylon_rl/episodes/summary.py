@@ -1,4 +1,7 @@
-"""An hour's reading as numbers: the summary that tables, metadata and people see, and its content hash."""
+"""Summary of an hour's reading in numbers, and its content hash.
+
+Tables, metadata and reports show the same summary.
+"""
 
 import math
 from collections import Counter
@@ -10,7 +13,7 @@ from babylon_rl.windows import is_complete
 
 
 def summary(reading: WindowReading, now: datetime, *, changed: bool = False) -> WindowSummary:
-    """The numbers of ``reading``; "complete" is judged at ``now`` (naive UTC)."""
+    """Return the numbers of ``reading``; completeness is decided at ``now`` (naive UTC)."""
     episodes = reading.episodes
     reasons = Counter(rejection.reason for rejection in reading.rejections)
     pnls = [episode.window_pnl for episode in episodes]
@@ -40,11 +43,15 @@ def _mean(numbers: list[float]) -> float:
     try:
         return math.fsum(numbers) / len(numbers)
     except OverflowError:
+        # The sum of finite numbers can exceed a float where their mean does not.
         return math.fsum(number / len(numbers) for number in numbers)
 
 
 def data_version(reading: WindowReading) -> str:
-    """Hash of what the hour holds; it does not change when rows are marked as used in training."""
+    """Hash the content of the hour.
+
+    It does not change when rows are marked as used in training.
+    """
     episodes = [
         [
             episode.agent_id,
@@ -67,7 +74,10 @@ def data_version(reading: WindowReading) -> str:
 
 
 def group_version(reading: WindowReading) -> str:
-    """Hash of what a judge would be asked about: the usable episodes, or nothing of a window that is not ready."""
+    """Hash the content of the group to be judged: its usable episodes.
+
+    Empty for a window that is not ready.
+    """
     if not reading.ready:
         return ""
     return content_version(
@@ -76,7 +86,7 @@ def group_version(reading: WindowReading) -> str:
 
 
 def state(facts: WindowSummary, *, scored: bool, quarantined: bool) -> WindowState:
-    """The state of a window; the later stage wins, quarantine over all."""
+    """Return the state of a window; the later stage wins, and quarantine over all."""
     if quarantined:
         return "quarantined"
     if not facts.complete:

@@ -1,4 +1,4 @@
-"""What the rows of an hour become: sequences, trajectories, episodes, rejections and the summary of a window.
+"""Values made from the rows of an hour: sequences, trajectories, episodes, rejections, summaries.
 
 Frozen values without behaviour beyond derived properties; terms are those of docs/reference/glossary.md. Money is in dollars,
 datetimes are naive UTC.
@@ -19,7 +19,7 @@ WindowState = Literal["pending", "thin", "ready", "scored", "trained", "quaranti
 
 
 class Sequence(msgspec.Struct, frozen=True, kw_only=True):
-    """One LLM call exactly as the policy was served it, built from the call's own columns alone."""
+    """One LLM call exactly as served, built from the call's own columns only."""
 
     trajectory_id: str
     call_id: str
@@ -35,17 +35,17 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def scripted(self) -> bool:
-        """True when one of our scripted strategies composed the prompt and the answer."""
+        """True if one of our scripted strategies wrote the prompt and the answer."""
         return self.model.startswith("scripted/")
 
 
 class Trajectory(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One eligible row, reduced to what episodes are made of.
+    """One eligible row, reduced to the content of episodes.
 
-    ``recorded`` is a digest of the recorded steps, ``content`` of steps and calls. ``sequences`` holds those that train, or nothing when
-    the reading was asked for numbers only; ``trainable_sequences`` counts them in both cases. The last four fields are for the hour's
-    quality: whether the first call's prompts are short (None without a call), whether its times contradict each other, whether its P&L
-    jumps, and the larger of its first and last balance (dollars).
+    ``recorded`` is a digest of the recorded steps, ``content`` of steps and calls. ``sequences`` holds those that train, or nothing if the
+    reading was requested without texts; ``trainable_sequences`` counts them in both cases. The last four fields serve the hour's quality:
+    the first call's prompts are short (None without a call), its times contradict each other, its P&L jumps, and the larger of its first
+    and last balance (dollars).
     """
 
     trajectory_id: str
@@ -71,18 +71,21 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def delta(self) -> float:
-        """This trajectory's own change of P&L."""
+        """Change of P&L within this trajectory, in dollars."""
         return difference(self.end_pnl, self.start_pnl)
 
 
 def difference(end: float, start: float) -> float:
-    """``end`` - ``start``, kept finite where both are."""
+    """Return ``end`` - ``start``, limited to the largest finite float."""
     return max(-_LARGEST, min(_LARGEST, end - start))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """Everything that one agent did in one window: its eligible trajectories in order of (startTime, trajectoryId)."""
+    """One agent's eligible trajectories in one window.
+
+    In order of (startTime, trajectoryId).
+    """
 
     window: str
     agent_id: str
@@ -104,24 +107,27 @@ class Episode:
 
     @property
     def window_pnl(self) -> float:
-        """End minus start P&L; lifetime counters are never summed."""
+        """P&L at the end less P&L at the start, in dollars.
+
+        Lifetime counters are never summed.
+        """
         return difference(self.end_pnl, self.start_pnl)
 
     @property
     def win_rate(self) -> float | None:
-        """Wins among the trajectories that won or lost; None when none did."""
+        """Share of wins among trajectories that won or lost; None without any."""
         decided = self.wins + self.losses
         return self.wins / decided if decided else None
 
     @property
     def used(self) -> bool:
-        """True when a training consumed a trajectory of it."""
+        """True if a training consumed one of its trajectories."""
         return bool(self.used_ids)
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """One row that does not count: the first rule that it failed, and where and why in words."""
+    """One rejected row: the first rule that it failed, with place and cause in words."""
 
     trajectory_id: str
     window: str
@@ -131,9 +137,9 @@ class Rejection:
 
 @dataclass(frozen=True)
 class WindowReading:
-    """All that an hour's trajectories say, ``quality`` as hour_quality.py has it.
+    """The trajectories of one hour, stitched and counted.
 
-    ``episodes`` are in order of agent id, ``rejections`` of trajectory id.
+    ``episodes`` are in order of agent id, ``rejections`` of trajectory id; ``quality`` is built by hour_quality.py.
     """
 
     window: str
@@ -146,12 +152,12 @@ class WindowReading:
 
     @property
     def eligible(self) -> int:
-        """Trajectories that count."""
+        """Number of eligible trajectories."""
         return sum(len(episode.trajectory_ids) for episode in self.episodes)
 
     @property
     def new_trainable(self) -> int:
-        """Eligible trajectories that no training has used."""
+        """Number of eligible trajectories that no training has used."""
         return self.eligible - sum(len(episode.used_ids) for episode in self.episodes)
 
     @property
@@ -161,17 +167,17 @@ class WindowReading:
 
     @property
     def ready(self) -> bool:
-        """True with enough usable episodes for a group."""
+        """True if there are enough usable episodes for a group."""
         return len(self.usable_episodes) >= self.min_agents
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSummary:
-    """An hour in numbers, as babylon_rl.windows and the command line show it.
+    """Numbers of one hour, as in babylon_rl.windows and on the command line.
 
-    ``rejected`` counts by reason (present reasons only), ``message_sources`` counts trajectories by source (all three
-    keys), ``avg_pnl`` is the mean window P&L of its episodes in dollars. ``quality`` is as hour_quality.py has
-    it. ``data_version`` is a hash of the content that does not change when rows are marked as used.
+    ``rejected`` counts by reason (present reasons only), ``message_sources`` counts trajectories by source (all three keys), ``avg_pnl`` is
+    the mean window P&L of its episodes in dollars. ``quality`` is built by hour_quality.py. ``data_version`` is a hash of the content that
+    does not change when rows are marked as used.
     """
 
     window: str

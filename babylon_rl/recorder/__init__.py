@@ -1,7 +1,8 @@
-"""The public recorder: what an agent saw, was asked, answered and did, written as the game's own recorder writes it.
+"""Public recorder of agent trajectories, in the format of the game's own recorder.
 
-A trajectory lives in memory until it ends and is then written whole with its calls, so an agent that dies leaves nothing half
-written. ``TrajectoryRecorder.connect()`` for threads, ``await AsyncTrajectoryRecorder.connect()`` for tasks; docs/recording.md.
+It records what an agent observed, requested, answered and did. A trajectory stays in memory until it ends and is then written whole with
+its calls, so an agent that dies leaves no partial rows. ``TrajectoryRecorder.connect()`` for threads,
+``await AsyncTrajectoryRecorder.connect()`` for tasks; docs/recording.md.
 """
 
 from babylon_rl.recorder.rows import CallRow, Recording, milliseconds

@@ -1,7 +1,7 @@
-"""One request to a model as it was served: its JSON in the step, and its row of llm_call_logs.
+"""One model request as served: its JSON in the step and its row of llm_call_logs.
 
-A step's JSON has room for one system and one user text. A chat with more messages is recorded whole in ``messagesJson``
-alone, and its trajectory's steps then hold no calls, so that readers take all of them from llm_call_logs.
+A step's JSON has room for one system and one user text. A chat with more messages is recorded whole in ``messagesJson`` only, and the
+steps of its trajectory then hold no calls, so that readers take all of them from llm_call_logs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,14 +13,16 @@ from babylon_rl.recorder.values import MOST_IN_INTEGER, count, dump, label, numb
 
 PURPOSES = ("action", "reasoning", "evaluation", "response", "other")
 _ROLES = ("system", "user", "assistant")
+# Prefix under which some servers return a token's id in place of its text.
 _TOKEN_ID = "token_id:"
 
 
 @dataclass(frozen=True)
 class Call:
-    """A checked call: ``json`` as it stands in a step, ``columns`` of its row but for ids and times.
+    """A checked call in its two recorded forms.
 
-    ``one_prompt`` is False for a chat that the step's form cannot tell.
+    ``json`` is its text in a step, ``columns`` its row without ids and times. ``one_prompt`` is False for a chat that the step's form
+    cannot hold.
     """
 
     json: str
@@ -33,7 +35,11 @@ def make_call(
     action_type: str | None, latency_ms: float | None, model_version: str | None, reasoning: str | None, top_p: float | None,
     response_format: Mapping[str, Any] | None, logprobs: Any, tokens: tuple[int, int] | None,
 ) -> Call:  # fmt: skip
-    """Check what TrajectoryRecorder.llm_call was given. Raises UsageError."""
+    """Check the arguments of TrajectoryRecorder.llm_call and build the call.
+
+    Raises:
+        UsageError: a value cannot be recorded.
+    """
     served = _served(messages)
     system, user = _texts(served, "system"), _texts(served, "user")
     if purpose not in PURPOSES:
@@ -49,8 +55,9 @@ def make_call(
         "responseFormat": None if response_format is None else dict(response_format), "logprobs": token_logprobs(logprobs),
         "promptTokens": prompt, "completionTokens": completion,
     }  # fmt: skip
-    said = {key: value for key, value in call.items() if value is not None}
-    metadata = {key: said[key] for key in ("modelVersion", "responseFormat", "logprobs") if key in said}
+    # The step's JSON leaves out missing values; the row has a column for each.
+    present = {key: value for key, value in call.items() if value is not None}
+    metadata = {key: present[key] for key in ("modelVersion", "responseFormat", "logprobs") if key in present}
     columns = {
         "latencyMs": min(max(round(latency or 0), 0), MOST_IN_INTEGER), "model": call["model"], "purpose": purpose,
         "actionType": call["actionType"], "systemPrompt": system, "userPrompt": user, "messagesJson": dump(served, "messages"),
@@ -59,8 +66,9 @@ def make_call(
         "totalTokens": prompt + completion if prompt is not None and completion is not None else None,
         "metadata": dump(metadata, "response_format or logprobs"),
     }  # fmt: skip
+    # Only these two forms fit into a step.
     roles = [message["role"] for message in served]
-    return Call(dump(said, "llm_call"), columns, roles in (["system", "user"], ["user"]))
+    return Call(dump(present, "llm_call"), columns, roles in (["system", "user"], ["user"]))
 
 
 def _served(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -81,10 +89,10 @@ def _texts(messages: Sequence[Mapping[str, str]], role: str) -> str:
 
 
 def token_logprobs(given: Any) -> list[dict[str, Any]] | None:
-    """An answer's tokens as [{"token", "logprob", "tokenId"}], or None where there are none.
+    """Return an answer's tokens as [{"token", "logprob", "tokenId"}], or None without any.
 
-    Takes that form, and what an OpenAI-compatible endpoint returns as ``choice.logprobs`` or ``choice.logprobs.content``
-    (objects or dicts). ``tokenId`` is left out where the endpoint tells none: it is never derived from the text.
+    Accepts that form, and the ``choice.logprobs`` or ``choice.logprobs.content`` of an OpenAI-compatible endpoint (objects or dicts).
+    ``tokenId`` is left out if the endpoint reports none: it is never derived from the text.
 
     Raises:
         UsageError: an entry without a token or a finite log-probability.
@@ -100,11 +108,11 @@ def token_logprobs(given: Any) -> list[dict[str, Any]] | None:
 def _token(entry: Any, index: int) -> dict[str, Any]:
     where = f"logprobs[{index}]"
     token = text(_of(entry, "token"), f"{where}.token")
-    found = _of(entry, "tokenId") if _of(entry, "tokenId") is not None else _of(entry, "token_id")
-    if found is None and token.startswith(_TOKEN_ID) and token.removeprefix(_TOKEN_ID).isdecimal():
-        found = int(token.removeprefix(_TOKEN_ID))
-    known = {} if found is None else {"tokenId": count(found, f"{where}.tokenId")}
-    return {"token": token, "logprob": number(_of(entry, "logprob"), f"{where}.logprob"), **known}
+    token_id = _of(entry, "tokenId") if _of(entry, "tokenId") is not None else _of(entry, "token_id")
+    if token_id is None and token.startswith(_TOKEN_ID) and token.removeprefix(_TOKEN_ID).isdecimal():
+        token_id = int(token.removeprefix(_TOKEN_ID))
+    id_field = {} if token_id is None else {"tokenId": count(token_id, f"{where}.tokenId")}
+    return {"token": token, "logprob": number(_of(entry, "logprob"), f"{where}.logprob"), **id_field}
 
 
 def _of(entry: Any, name: str) -> Any:

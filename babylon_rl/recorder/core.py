@@ -1,6 +1,6 @@
-"""The recorder's calls that only remember: they touch memory alone, never wait, and are the same for threads and for tasks.
+"""Recorder calls that only touch memory, the same for threads and tasks.
 
-Any number of agents share one recorder; a trajectory belongs to the agent that began it.
+They never wait. Any number of agents share one recorder; a trajectory belongs to the agent that began it.
 """
 
 import random
@@ -16,6 +16,7 @@ from babylon_rl.recorder.values import label
 from babylon_rl.windows import is_window_id, window_of
 
 _BENCHMARK = "benchmark-"
+# Short names that ``record_step`` accepts, and the names in the database.
 _STATE_NAMES = {
     "balance": "agentBalance", "pnl": "agentPnL", "openPositions": "openPositions", "open_positions": "openPositions",
 }  # fmt: skip
@@ -24,26 +25,31 @@ _NOT_KEPT = Unkept()
 
 
 def new_uuid() -> str:
-    """A fresh id for a trajectory or a row."""
+    """Return a fresh id for a trajectory or a row."""
     return str(uuid4())
 
 
 class RecorderCalls:
-    """What every recorder does in memory. Clock, ids and sampling rate (the share of trajectories kept, 0..1) are arguments."""
+    """In-memory part of every recorder.
+
+    Clock, ids and sampling rate (the share of trajectories kept, 0..1) are arguments.
+    """
 
     def __init__(self, new_id: Callable[[], str], clock: Callable[[], datetime], sampling_rate: float) -> None:
         self._new_id, self._clock, self._sampling = new_id, clock, sampling_rate
         self._open: dict[str, OpenTrajectory | Unkept] = {}
 
     def start_trajectory(self, agent_id: str, *, window: str | None = None, scenario: str | None = None) -> str:
-        """Begin a trajectory and return its id; window and scenario default to the current hour (UTC).
+        """Begin a trajectory and return its id.
 
-        Whether it is kept is decided here, by a hash of the id; one that is not costs next to nothing.
+        Window and scenario default to the current hour (UTC). A hash of the id decides here whether it is kept; one that is not kept costs
+        next to nothing.
 
         Raises:
             UsageError: an agent id or scenario that does not fit its column, or a window that is neither an hour nor ``benchmark-<id>``.
         """
         trajectory_id = label(self._new_id(), "the new id")
+        # Seeded by the id: the same id gives the same decision on every machine.
         if self._sampling < 1 and random.Random(trajectory_id).random() >= self._sampling:
             self._open[trajectory_id] = _NOT_KEPT
             return trajectory_id
@@ -56,9 +62,9 @@ class RecorderCalls:
         return trajectory_id
 
     def start_step(self, trajectory_id: str, *, balance: float, pnl: float, open_positions: float, **extra: Any) -> None:
-        """Begin a step in the given state of the agent's account (dollars); ``extra`` is kept under its own names.
+        """Begin a step in the given state of the agent's account (dollars).
 
-        A step that was started and not completed is left out.
+        ``extra`` is kept under its own names. A step that is never completed is left out.
 
         Raises:
             UsageError: the trajectory is not open, or a number is not finite.
@@ -67,7 +73,11 @@ class RecorderCalls:
         self._trajectory(trajectory_id).start_step(self._now(), state)
 
     def provider_access(self, trajectory_id: str, provider: str, payload: Mapping[str, Any], purpose: str) -> None:
-        """Note what a provider told the agent. Raises UsageError: no open step, or a payload that is not JSON."""
+        """Record the data that a provider gave the agent.
+
+        Raises:
+            UsageError: no open step, or a payload that is not JSON.
+        """
         self._trajectory(trajectory_id).provider_access(provider, payload, purpose)
 
     def llm_call(
@@ -89,14 +99,16 @@ class RecorderCalls:
         logprobs: Any = None,
         tokens: tuple[int, int] | None = None,
     ) -> None:
-        """Note one request to a model exactly as it was served; without its prompts nothing trains.
+        """Record one model request exactly as it was served.
+
+        Without its prompts nothing trains.
 
         Args:
-            messages: what was asked, in order; texts of system, user and assistant, the user's last.
+            messages: the request, in order; texts of system, user and assistant, the user's last.
             purpose: action, reasoning, evaluation, response or other; only action trains by default.
             model_version: of a model of this pipeline, such as v1.0.3.
             response_format: the schema that the answer was constrained to, if any.
-            logprobs: the answer's tokens [{"token", "logprob", "tokenId"}], or the endpoint's ``choice.logprobs`` as it came.
+            logprobs: the answer's tokens [{"token", "logprob", "tokenId"}], or the endpoint's ``choice.logprobs`` unchanged.
             tokens: (prompt, completion) token counts.
 
         Raises:
@@ -120,7 +132,7 @@ class RecorderCalls:
         error: str | None = None,
         reasoning: str | None = None,
     ) -> None:
-        """End the step with what the agent did and what it brought.
+        """End the step with the agent's action and its result.
 
         An ``action_type`` with TRADING, BUY or SELL in it is a trade, one with POST a post, HOLD neither.
 
@@ -129,8 +141,8 @@ class RecorderCalls:
         """
         action = {"actionType": action_type, "parameters": dict(parameters), "success": success}
         later = {"result": None if result is None else dict(result), "error": error, "reasoning": reasoning}
-        said = {key: value for key, value in later.items() if value is not None}
-        self._trajectory(trajectory_id).complete_step({**action, **said}, reward)
+        present = {key: value for key, value in later.items() if value is not None}
+        self._trajectory(trajectory_id).complete_step({**action, **present}, reward)
 
     def record_step(
         self,
@@ -143,19 +155,20 @@ class RecorderCalls:
         provider_accesses: Sequence[Mapping[str, Any]] = (),
         step_number: int | None = None,
     ) -> None:
-        """A whole step in one call: nothing of it is recorded when a part of it cannot be.
+        """Record a whole step in one call, or nothing if a part cannot be recorded.
 
         Args:
             environment_state: {"balance", "pnl", "openPositions" (else 0), ...}, or the names of the database.
             action: {"type", "params", "success" (else True), "result", "error"}, or the names of the database.
-            llm_calls: keyword arguments of ``llm_call``, one mapping a call.
+            llm_calls: keyword arguments of ``llm_call``, one mapping per call.
             provider_accesses: {"provider", "payload", "purpose"} each.
-            step_number: taken for the sake of callers that count; steps are numbered from 0 in the order in which they come.
+            step_number: accepted for callers that count, and ignored; steps are numbered from 0 in the order in which they come.
 
         Raises:
             UsageError: the trajectory is not open, or something cannot be recorded.
         """
         trajectory = self._trajectory(trajectory_id)
+        # Both spellings are accepted; the database's names are stored.
         state = {"openPositions": 0, **{_STATE_NAMES.get(name, name): value for name, value in environment_state.items()}}
         named = {_ACTION_NAMES.get(name, name): value for name, value in action.items()}
         for name, given, of in (("agentBalance", state, "balance"), ("agentPnL", state, "pnl"), ("actionType", named, "type")):
@@ -167,9 +180,10 @@ class RecorderCalls:
                 self.provider_access(trajectory_id, **access)
             for call in llm_calls:
                 self.llm_call(trajectory_id, **call)
-            said = {key: value for key, value in named.items() if value is not None}
-            trajectory.complete_step({"actionType": None, "parameters": {}, "success": True, **said}, reward)
+            present = {key: value for key, value in named.items() if value is not None}
+            trajectory.complete_step({"actionType": None, "parameters": {}, "success": True, **present}, reward)
         finally:
+            # No effect after complete_step; after an error it discards the partial step.
             trajectory.abandon_step()
 
     def _finished(
@@ -180,7 +194,7 @@ class RecorderCalls:
         return self._trajectory(trajectory_id).finished(self._now(), ending, self._new_id)
 
     def _unfinished(self) -> int:
-        return sum(one.kept for one in tuple(self._open.values()))
+        return sum(trajectory.kept for trajectory in tuple(self._open.values()))
 
     def _now(self) -> datetime:
         # a database keeps milliseconds and would round 10:59:59.9996 into the next hour
@@ -188,16 +202,20 @@ class RecorderCalls:
         return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
     def _trajectory(self, trajectory_id: str) -> OpenTrajectory | Unkept:
-        found = self._open.get(trajectory_id)
-        if found is None:
+        trajectory = self._open.get(trajectory_id)
+        if trajectory is None:
             raise UsageError(f"Trajectory {trajectory_id} is not open: it has ended, or start_trajectory was not called.")
-        return found
+        return trajectory
 
 
 def status_after(kind: type[BaseException] | None) -> str | None:
-    """The status of a trajectory whose block was left by an exception of this kind; None without one: it is derived."""
+    """Return the status of a trajectory after an exception of this kind.
+
+    None without an exception: the status is then derived.
+    """
     if kind is None:
         return None
     if issubclass(kind, TimeoutError):
         return "timeout"
+    # Not an Exception: a cancelled task, KeyboardInterrupt or SystemExit.
     return "error" if issubclass(kind, Exception) else "terminated"

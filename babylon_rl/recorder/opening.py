@@ -1,4 +1,4 @@
-"""A recorder's writer and sampling rate from the settings: the database's address, the share recorded, the off switch."""
+"""Construction of a recorder's writer and sampling rate from the settings."""
 
 import contextlib
 from typing import Any
@@ -15,9 +15,10 @@ from babylon_rl.store.recording import require_recording_tables
 def open_writer(
     url: str | None, settings: Settings | None, *, room: int, patience_s: float, stack: contextlib.ExitStack
 ) -> tuple[BackgroundWriter | None, float]:
-    """(writer, sampling rate); (None, 0) where the settings say that nothing is recorded, and then no database is asked.
+    """Return (writer, sampling rate), or (None, 0) if the settings disable recording.
 
-    ``url`` stands for DATABASE_URL; without either the embedded database is held until ``stack`` closes.
+    Without recording, no database is opened. ``url`` replaces DATABASE_URL; without either the embedded database is held until ``stack``
+    closes.
 
     Raises:
         DatabaseUnreachable: the database does not answer.
@@ -30,6 +31,7 @@ def open_writer(
     if not chosen.record_agent_trajectories or chosen.trajectory_sampling_rate == 0:
         return None, 0.0
     database = stack.enter_context(open_database(chosen, prepare=False))
+    # Fail at once, not when the first trajectory ends.
     with database.connect() as connection:
         require_recording_tables(connection)
 

@@ -1,7 +1,7 @@
-"""A finished trajectory as the rows that the game's own recorder would have written: same keys, order and derived columns.
+"""Rows of a finished trajectory, in the form of the game's own recorder.
 
-Two of its derived columns are wrong there and right here: the game counts no TRADING_DECISION as a trade, and
-it counts posts that failed. ``windowId`` is the hour of the start, where the game's is the hour of the end.
+Same keys, order and derived columns. Two derived columns are wrong in the game and right here: the game counts no TRADING_DECISION as a
+trade, and it counts posts that failed. ``windowId`` is the hour of the start; the game's is the hour of the end.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ _EPOCH = datetime(1970, 1, 1)
 
 
 def milliseconds(moment: datetime) -> int:
-    """Naive UTC as the game's milliseconds since 1970."""
+    """Convert naive UTC to the game's milliseconds since 1970."""
     return round((moment - _EPOCH).total_seconds() * 1000)
 
 
@@ -31,26 +31,29 @@ class CallRow:
 
 @dataclass(frozen=True)
 class Recording:
-    """One finished trajectory: its row by column name, and its calls' rows."""
+    """One finished trajectory: its row by column name, and the rows of its calls."""
 
     columns: dict[str, Any]
     calls: tuple[CallRow, ...]
 
     @property
     def trajectory_id(self) -> str:
-        """The id that its agent was given."""
+        """Id that the recorder gave to the agent."""
         return str(self.columns["trajectoryId"])
 
     @property
     def size(self) -> int:
-        """About how many bytes its rows hold."""
+        """Approximate number of bytes in its rows."""
         texts = [self.columns, *(call.columns for call in self.calls)]
         return sum(len(value) for columns in texts for value in columns.values() if isinstance(value, str))
 
 
 @dataclass(frozen=True)
 class FinishedStep:
-    """A completed step: its JSON before and after the calls, which stand apart, and what is counted of it."""
+    """A completed step as JSON, with the facts that are counted.
+
+    The JSON is split into head and tail, because the calls between them may be left out.
+    """
 
     number: int
     timestamp_ms: int
@@ -61,14 +64,18 @@ class FinishedStep:
     success: bool
 
     def json(self, with_calls: bool) -> str:
-        """The step as stepsJson has it."""
+        """Return the step as JSON text of stepsJson."""
         calls = ",".join(call.json for call in self.calls) if with_calls else ""
         return f'{self.head},"llmCalls":[{calls}],{self.tail}'
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a trajectory ended; dollars, None where the agent did not say. Raises UsageError: no status of the contract."""
+    """End of a trajectory; dollars, None where the agent gave no value.
+
+    Raises:
+        UsageError: the status is not one of the contract.
+    """
 
     balance: float | None
     pnl: float | None
@@ -85,16 +92,24 @@ def recording_of(
     trajectory_id: str, agent_id: str, window: str, scenario: str, started: datetime, ended: datetime, total: float,
     steps: Sequence[FinishedStep], ending: Ending, new_id: Callable[[], str],
 ) -> Recording:  # fmt: skip
-    """The rows of a trajectory; ``total`` is the sum of its steps' rewards. Raises UsageError: knowledge that is not JSON."""
+    """Build the rows of a trajectory.
+
+    ``total`` is the sum of its steps' rewards.
+
+    Raises:
+        UsageError: the game knowledge is not JSON.
+    """
     trades, posts = _counted(steps, "TRADING", "BUY", "SELL"), _counted(steps, "POST")
     errors = sum(not step.success for step in steps)
     status = ending.status or ("completed_with_errors" if errors else "completed")
+    # metricsJson leaves out missing values, the columns hold NULL.
     final = {"finalBalance": ending.balance, "finalPnL": ending.pnl}
     metrics = {
         "episodeLength": len(steps), "finalStatus": status, **{key: value for key, value in final.items() if value is not None},
         "tradesExecuted": trades, "postsCreated": posts, "errorCount": errors,
     }  # fmt: skip
     knowledge = {"trueProbabilities": {}, "actualOutcomes": {}, **ending.game_knowledge}
+    # One call that does not fit keeps all calls of the trajectory out of the steps.
     in_steps = all(call.one_prompt for step in steps for call in step.calls)
     duration = round((ended - started).total_seconds() * 1000)
     columns = {

@@ -1,4 +1,7 @@
-"""The recorder for agents in an event loop: only what may wait for the database is awaited."""
+"""Recorder for agents in an event loop.
+
+Only the calls that may wait for the database are awaited.
+"""
 
 import asyncio
 import contextlib
@@ -20,7 +23,10 @@ _LOOK_AGAIN_S = 0.01
 
 
 class AsyncTrajectoryRecorder(RecorderCalls):
-    """TrajectoryRecorder for tasks of an event loop, which it never blocks; made by ``await AsyncTrajectoryRecorder.connect()``."""
+    """TrajectoryRecorder for tasks of an event loop, which it never blocks.
+
+    Made by ``await AsyncTrajectoryRecorder.connect()``.
+    """
 
     def __init__(
         self,
@@ -61,13 +67,14 @@ class AsyncTrajectoryRecorder(RecorderCalls):
         evaluation: bool = False,
         game_knowledge: Mapping[str, Any] | None = None,
     ) -> None:
-        """As ``TrajectoryRecorder.end_trajectory``; waits only while there is no room."""
+        """As ``TrajectoryRecorder.end_trajectory``; waits only while the queue is full."""
         recording = self._finished(trajectory_id, balance, pnl, status, evaluation, game_knowledge)
         if recording is not None and self._writer is not None:
             await self._hand_over(recording, self._writer)
         self._open.pop(trajectory_id, None)
 
     async def _hand_over(self, recording: Recording, writer: BackgroundWriter) -> None:
+        # Polls, because the writer's condition belongs to threads and would block the event loop.
         deadline = time.monotonic() + writer.patience_s
         while not writer.offer(recording):
             if time.monotonic() > deadline:
@@ -76,7 +83,10 @@ class AsyncTrajectoryRecorder(RecorderCalls):
 
     @contextlib.asynccontextmanager
     async def trajectory(self, agent_id: str, *, window: str | None = None, scenario: str | None = None) -> AsyncIterator[str]:
-        """As ``TrajectoryRecorder.trajectory``, for ``async with``; a cancelled task's is terminated."""
+        """As ``TrajectoryRecorder.trajectory``, for ``async with``.
+
+        The trajectory of a cancelled task is terminated.
+        """
         begun = self.start_trajectory(agent_id, window=window, scenario=scenario)
 
         async def end_if_open(kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
@@ -88,12 +98,16 @@ class AsyncTrajectoryRecorder(RecorderCalls):
             yield begun
 
     async def flush(self, timeout_s: float | None = None) -> None:
-        """Wait until everything that has ended is in the database. Raises DatabaseUnreachable: not within the time."""
+        """Wait until every ended trajectory is in the database.
+
+        Raises:
+            DatabaseUnreachable: not within the time.
+        """
         if self._writer is not None:
             await asyncio.to_thread(self._writer.flush, timeout_s)
 
     def report(self) -> RecorderReport:
-        """What became of the trajectories so far."""
+        """Return the counts of trajectories so far."""
         return reported(self._writer, self._unfinished())
 
     async def close(self) -> RecorderReport:

@@ -1,4 +1,7 @@
-"""The recorder for programs without an event loop; agents in any number of threads share one."""
+"""Recorder for programs without an event loop.
+
+Agents in any number of threads share one.
+"""
 
 import contextlib
 import dataclasses
@@ -22,9 +25,10 @@ _LOG = logging.getLogger("babylon_rl.recorder")
 
 
 class TrajectoryRecorder(RecorderCalls):
-    """Records what agents saw, were asked, answered and did; a trajectory is written whole when it ends, or never.
+    """Recorder of observations, model requests, answers and actions of agents.
 
-    Make one with ``connect``; made directly it hands finished trajectories to ``write``, whatever that is.
+    A trajectory is written whole when it ends, or never. Create one with ``connect``; created directly, it passes finished trajectories to
+    ``write``.
 
     Args:
         write: takes a finished Recording; called once per kept trajectory.
@@ -56,9 +60,10 @@ class TrajectoryRecorder(RecorderCalls):
         room: int = ROOM,
         patience_s: float = PATIENCE_S,
     ) -> Self:
-        """A recorder that writes into the database of ``url``, else of the settings, by a thread of its own.
+        """Create a recorder that writes to a database in a background thread.
 
-        RECORD_AGENT_TRAJECTORIES=false gives one that takes the same calls and does nothing.
+        The database is that of ``url``, else of the settings. With RECORD_AGENT_TRAJECTORIES=false the recorder accepts the same calls and
+        does nothing.
 
         Args:
             room: finished trajectories that may wait to be written.
@@ -84,7 +89,7 @@ class TrajectoryRecorder(RecorderCalls):
         evaluation: bool = False,
         game_knowledge: Mapping[str, Any] | None = None,
     ) -> None:
-        """End the trajectory and hand it over; a step that was started and not completed is left out.
+        """End the trajectory and queue it for writing; an uncompleted step is left out.
 
         Args:
             balance: at the end, in dollars.
@@ -96,18 +101,19 @@ class TrajectoryRecorder(RecorderCalls):
 
         Raises:
             UsageError: not open, or something cannot be recorded; the trajectory is still open.
-            DatabaseUnreachable: the database has been away for so long that there is no room; the trajectory is still open.
+            DatabaseUnreachable: the database did not answer for so long that the queue is full; the trajectory is still open.
         """
         recording = self._finished(trajectory_id, balance, pnl, status, evaluation, game_knowledge)
         if recording is not None:
             self._write(recording)
+        # Only after the hand-over: if that fails, the trajectory stays open and can be ended again.
         self._open.pop(trajectory_id, None)
 
     @contextlib.contextmanager
     def trajectory(self, agent_id: str, *, window: str | None = None, scenario: str | None = None) -> Iterator[str]:
-        """A trajectory for the length of a ``with`` block, which gets its id; the block may end it with its own words.
+        """Record a trajectory over a ``with`` block, which receives its id.
 
-        A block that is left by an exception ends it as error, timeout or terminated, with the steps that were completed.
+        The block may end the trajectory itself. An exception ends it as error, timeout or terminated, with the steps that were completed.
         """
         begun = self.start_trajectory(agent_id, window=window, scenario=scenario)
         with contextlib.ExitStack() as ending:
@@ -119,16 +125,23 @@ class TrajectoryRecorder(RecorderCalls):
             self.end_trajectory(begun, status=status_after(kind))
 
     def flush(self, timeout_s: float | None = None) -> None:
-        """Wait until everything that has ended is in the database. Raises DatabaseUnreachable: not within the time."""
+        """Wait until every ended trajectory is in the database.
+
+        Raises:
+            DatabaseUnreachable: not within the time.
+        """
         if self._writer is not None:
             self._writer.flush(timeout_s)
 
     def report(self) -> RecorderReport:
-        """What became of the trajectories so far."""
+        """Return the counts of trajectories so far."""
         return reported(self._writer, self._unfinished())
 
     def close(self) -> RecorderReport:
-        """Write what waits and stop; trajectories that never ended are not written. What was lost is in the report and the log."""
+        """Write waiting trajectories and stop.
+
+        Trajectories that never ended are not written. Losses are in the report and the log.
+        """
         if self._writer is not None:
             self._writer.close()
         self._held.close()
@@ -148,18 +161,25 @@ def _nowhere(recording: Recording) -> None:
 
 
 def reported(writer: BackgroundWriter | None, unfinished: int) -> RecorderReport:
-    """The writer's report with the trajectories that are still open."""
+    """Return the writer's report with the count of open trajectories."""
     return dataclasses.replace(RecorderReport() if writer is None else writer.report(), unfinished=unfinished)
 
 
 def told(report: RecorderReport) -> RecorderReport:
-    """The report, in the log when trajectories never ended; what was lost or rejected is there already."""
+    """Log the report if trajectories never ended, and return it.
+
+    Lost and rejected trajectories are in the log already.
+    """
     if report.unfinished:
         _LOG.warning(report.sentence)
     return report
 
 
 def require_all(report: RecorderReport) -> None:
-    """Raises DatabaseError: a trajectory that ended is not in the database."""
+    """Check that every ended trajectory is in the database.
+
+    Raises:
+        DatabaseError: one was lost or rejected.
+    """
     if report.lost or report.rejected:
         raise DatabaseError(report.sentence)

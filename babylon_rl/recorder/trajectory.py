@@ -1,7 +1,7 @@
-"""One open trajectory in memory: the steps that its agent has completed, and the one that it is in.
+"""One open trajectory in memory: its completed steps and the current one.
 
-Everything is turned into text when it is given, so that what an agent changes afterwards changes nothing here, and what cannot
-be recorded is refused at its own call. ``Unkept`` is a trajectory that the sampling left out: it takes the same calls and keeps nothing.
+Values become text when they are given, so that later changes by the agent have no effect, and a value that cannot be recorded is refused
+at its own call. ``Unkept`` is a trajectory left out by sampling: it accepts the same calls and keeps nothing.
 """
 
 import math
@@ -18,7 +18,7 @@ from babylon_rl.recorder.values import dump, label, number, text, truth
 
 @dataclass
 class _Step:
-    """The step that the agent is in."""
+    """The current step of the agent."""
 
     timestamp_ms: int
     state: str
@@ -27,33 +27,33 @@ class _Step:
 
 
 class Unkept:
-    """A trajectory that is not recorded: a null object."""
+    """Null object for a trajectory that is not recorded."""
 
     kept = False
 
     def start_step(self, now: datetime, state: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def provider_access(self, provider: str, payload: Mapping[str, Any], purpose: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def llm_call(self, **call: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def complete_step(self, action: Mapping[str, Any], reward: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def abandon_step(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def finished(self, ended: datetime, ending: Mapping[str, Any], new_id: Callable[[], str]) -> Recording | None:
-        """None: there is nothing to write."""
+        """Return None: there is nothing to write."""
         return None
 
 
 @dataclass
 class OpenTrajectory:
-    """A trajectory that is recorded; times are naive UTC."""
+    """A recorded trajectory; times are naive UTC."""
 
     trajectory_id: str
     agent_id: str
@@ -67,28 +67,46 @@ class OpenTrajectory:
     kept = True
 
     def start_step(self, now: datetime, state: Mapping[str, Any]) -> None:
-        """Begin a step in ``state``; one that is still open is left out. Raises UsageError."""
+        """Begin a step in ``state``; a step still open is left out.
+
+        Raises:
+            UsageError: a number is not finite, or the state is not JSON.
+        """
         self._current = None
+        # The checked numbers come first and cannot be replaced by extra fields.
         checked = {name: number(state[name], name) for name in ("agentBalance", "agentPnL", "openPositions")}
         moment = milliseconds(now)
         self._current = _Step(moment, dump({**checked, **state, **checked, "timestamp": moment}, "the state"))
 
     def provider_access(self, provider: str, payload: Mapping[str, Any], purpose: str) -> None:
-        """Note what a provider told the agent. Raises UsageError."""
+        """Record the data that a provider gave the agent.
+
+        Raises:
+            UsageError: no open step, or a payload that is not JSON.
+        """
         access = {"providerName": label(provider, "provider"), "data": dict(payload), "purpose": text(purpose, "purpose")}
         self._step().accesses.append(dump(access, "payload"))
 
     def llm_call(self, **call: Any) -> None:
-        """Note a request to a model. Raises UsageError."""
+        """Record a model request.
+
+        Raises:
+            UsageError: no open step, or a value that cannot be recorded.
+        """
         self._step().calls.append(make_call(**call))
 
     def complete_step(self, action: Mapping[str, Any], reward: float) -> None:
-        """End the step with its action. Raises UsageError; the step is then still open."""
+        """End the step with its action.
+
+        Raises:
+            UsageError: no open step, or a value that cannot be recorded; the step is then still open.
+        """
         step, earned = self._step(), number(reward, "reward")
         if not math.isfinite(self._total + earned):
             raise UsageError("The rewards' sum is not a finite number any more.")
         action_type, success = label(action["actionType"], "action_type"), truth(action["success"], "success")
         moment, index = step.timestamp_ms, len(self._steps)
+        # The same key order as the game's recorder; the calls come between head and tail.
         head = f'{{"stepNumber":{index},"timestamp":{moment},"environmentState":{step.state},"providerAccesses":[{",".join(step.accesses)}]'
         tail = f'"action":{dump(dict(action), "the action")},"reward":{dump(earned, "reward")}}}'
         self._steps.append(FinishedStep(index, moment, head, tuple(step.calls), tail, action_type, success))
@@ -96,11 +114,15 @@ class OpenTrajectory:
         self._current = None
 
     def abandon_step(self) -> None:
-        """Leave the open step out."""
+        """Discard the open step."""
         self._current = None
 
     def finished(self, ended: datetime, ending: Mapping[str, Any], new_id: Callable[[], str]) -> Recording | None:
-        """The rows to write; a step that was not completed is left out. Raises UsageError."""
+        """Return the rows to write; an uncompleted step is left out.
+
+        Raises:
+            UsageError: a number, the status or the knowledge cannot be recorded.
+        """
         final = {name: None if ending[name] is None else number(ending[name], name) for name in ("balance", "pnl")}
         return recording_of(
             self.trajectory_id, self.agent_id, self.window, self.scenario, self.started, ended, self._total, tuple(self._steps),

@@ -1,7 +1,7 @@
-"""What may be recorded, checked at the call that gives it, so that one bad value costs that call and nothing else.
+"""Checks of recorded values at the call that gives them.
 
-Numbers are finite, names fit their column, payloads are JSON. A text of a model or a provider is never refused: what
-Postgres cannot hold in it (NUL, half a surrogate pair) is recorded as U+FFFD.
+One bad value then costs that call only. Numbers are finite, names fit their column, payloads are JSON. A text of a model or a provider
+is never refused: parts that Postgres cannot hold (NUL, half a surrogate pair) are recorded as U+FFFD.
 """
 
 import json
@@ -17,12 +17,13 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def dump(value: Any, name: str) -> str:
-    """A payload as compact JSON text that Postgres can hold.
+    """Encode a payload as compact JSON text that Postgres can hold.
 
     Raises:
-        UsageError: NaN, Infinity or an object that JSON does not know; ``name`` says where.
+        UsageError: NaN, Infinity or an object that JSON does not know; ``name`` is named in the message.
     """
     text = _dumped(value, name)
+    # Postgres cannot hold an escaped NUL either, so it is replaced before encoding.
     if "\\u0000" in text:
         text = _dumped(_without_nul(value), name)
     return _UNSTORABLE.sub("\ufffd", text)
@@ -44,21 +45,36 @@ def _without_nul(value: Any) -> Any:
 
 
 def text(value: Any, name: str) -> str:
-    """A text as far as Postgres can hold it. Raises UsageError: not a text."""
+    """Return a text with unstorable characters replaced.
+
+    Raises:
+        UsageError: not a text.
+    """
     if not isinstance(value, str):
         raise UsageError(f"{name} is {shown(value)}, not a text.")
     return _UNSTORABLE.sub("\ufffd", value)
 
 
 def label(value: Any, name: str, longest: int = 1000) -> str:
-    """An id or a name, exactly as given. Raises UsageError: empty, longer than ``longest`` characters, or not storable."""
+    """Check an id or a name and return it unchanged.
+
+    Raises:
+        UsageError: empty, longer than ``longest`` characters, or not storable.
+    """
     if not isinstance(value, str) or not value or len(value) > longest or _UNSTORABLE.search(value):
         raise UsageError(f"{name} is {shown(value)}: give a text of 1 to {longest} characters, without NUL and lone surrogates.")
     return value
 
 
 def number(value: Any, name: str) -> float:
-    """A finite number; ints and floats stay what they are, others (Decimal, numpy) become floats. Raises UsageError."""
+    """Check a finite number and return it.
+
+    ints and floats keep their type, others (Decimal, numpy) become floats.
+
+    Raises:
+        UsageError: not a finite number.
+    """
+    # float() would accept booleans and numerals.
     if isinstance(value, bool | str) or value is None:
         raise UsageError(f"{name} is {shown(value)}, not a number.")
     try:
@@ -71,14 +87,18 @@ def number(value: Any, name: str) -> float:
 
 
 def count(value: Any, name: str) -> int:
-    """A whole number that fits an INTEGER column. Raises UsageError."""
+    """Check a whole number that fits an INTEGER column, from 0.
+
+    Raises:
+        UsageError: any other value.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_IN_INTEGER:
         raise UsageError(f"{name} is {shown(value)}, not a whole number from 0 to {MOST_IN_INTEGER}.")
     return value
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it."""
+    """Return a value as text for an error message."""
     try:
         return repr(value)[:60]
     except ValueError:  # Python refuses to write out a whole number of more than 4,300 digits
@@ -86,7 +106,13 @@ def shown(value: Any) -> str:
 
 
 def truth(value: Any, name: str) -> bool:
-    """True or False and nothing like them: readers take no other success for one. Raises UsageError."""
+    """Check that a value is True or False.
+
+    Readers accept no other value as success.
+
+    Raises:
+        UsageError: any other value.
+    """
     if not isinstance(value, bool):
         raise UsageError(f"{name} is {shown(value)}, not True or False.")
     return value

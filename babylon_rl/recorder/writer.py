@@ -1,7 +1,8 @@
-"""Finished trajectories on their way into the database: a bounded queue, and one thread that writes many in a transaction.
+"""Background writer of finished trajectories: a bounded queue and one thread.
 
-A trajectory and its calls are in the database together or not at all. What was handed over is kept while the process lives: a
-database that does not answer is tried again for as long as it takes. A row that the database refuses costs that trajectory alone.
+Many trajectories are written in one transaction. A trajectory and its calls are in the database together or not at all. Queued
+trajectories are kept while the process lives: a database that does not answer is tried again without limit. A row that the database
+refuses costs that trajectory only.
 """
 
 import atexit
@@ -21,19 +22,21 @@ from babylon_rl.recorder.rows import Recording
 from babylon_rl.store.recording import copy_rows, stored_rows
 
 _LOG = logging.getLogger("babylon_rl.recorder")
+# Limits of one transaction: trajectories and bytes. Pauses between attempts double from the first to the longest.
 _BATCH = 256
 _BATCH_BYTES = 8_000_000
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LAST_PAUSE_S = 0.1, 5.0, 0.2
 _REASONS = 20
+# Errors caused by the content of a row; anything else is a fault of the connection or the server.
 _ROW_FAULTS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.RaiseException)
 
 
 @dataclass(frozen=True)
 class RecorderReport:
-    """What became of the trajectories that ended, in numbers; ``unfinished`` ones were begun and never ended.
+    """Counts of the trajectories that ended; ``unfinished`` ones never did.
 
-    ``waiting`` are not written yet; ``lost`` were still waiting when the recorder was closed; ``rejected`` the database would
-    not take, for the ``reasons`` (the first 20).
+    ``waiting`` are not written yet; ``lost`` were still waiting when the recorder was closed; ``rejected`` were refused by the database,
+    for the ``reasons`` (the first 20).
     """
 
     recorded: int = 0
@@ -45,7 +48,7 @@ class RecorderReport:
 
     @property
     def sentence(self) -> str:
-        """All of it in words."""
+        """The counts as one sentence."""
         why = f" First: {self.reasons[0]}" if self.reasons else ""
         return (
             f"{self.recorded} trajectories recorded, {self.waiting} waiting, {self.rejected} rejected, {self.lost} lost, "
@@ -54,12 +57,12 @@ class RecorderReport:
 
 
 class BackgroundWriter:
-    """Writes what it is given, from any thread, in the order in which it comes.
+    """Writer of recordings in the order in which they come, from any thread.
 
     Args:
         connect: opens a connection in autocommit mode; called again whenever the last one broke.
-        room: trajectories that may wait; with more, who hands one over waits.
-        patience_s: how long one waits for room, and how long ``close`` goes on trying, in seconds.
+        room: trajectories that may wait; beyond that, ``put`` waits.
+        patience_s: time limit of waiting for room, and of ``close`` for a database that does not answer, in seconds.
     """
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Any]], *, room: int, patience_s: float) -> None:
@@ -70,6 +73,7 @@ class BackgroundWriter:
         self._handed = self._recorded = self._rejected = 0
         self._reasons: list[str] = []
         self._closing, self._closed, self._give_up_at = threading.Event(), False, 0.0
+        # A fork inherits the queue but not the thread, so a child must not use this writer.
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="babylon-recorder", daemon=True)
         self._thread.start()
@@ -77,11 +81,15 @@ class BackgroundWriter:
 
     @property
     def patience_s(self) -> float:
-        """Seconds that one waits for room."""
+        """Time limit of waiting for room, in seconds."""
         return self._patience_s
 
     def offer(self, recording: Recording) -> bool:
-        """Take a trajectory if there is room; never waits. Raises UsageError: closed, or made in another process."""
+        """Take a trajectory if there is room, without waiting; False if there is none.
+
+        Raises:
+            UsageError: closed, or made in another process.
+        """
         with self._changed:
             self._require_open()
             return self._take(recording)
@@ -90,7 +98,7 @@ class BackgroundWriter:
         """Take a trajectory, waiting for room.
 
         Raises:
-            DatabaseUnreachable: there was none for ``patience_s``; the trajectory was not taken.
+            DatabaseUnreachable: no room within ``patience_s``; the trajectory was not taken.
             UsageError: closed, or made in another process.
         """
         with self._changed:
@@ -101,19 +109,22 @@ class BackgroundWriter:
                 raise self.full()
 
     def full(self) -> DatabaseUnreachable:
-        """The error of one who found no room."""
+        """Return the error for a full queue."""
         return DatabaseUnreachable(
             f"{self._room} recorded trajectories have waited {self._patience_s:g} s for the database. Check that it runs; "
             "this trajectory is still open, so end it again when it does."
         )
 
     def flush(self, timeout_s: float | None = None) -> None:
-        """Wait until everything handed over before is written or rejected; None waits as long as ``patience_s``.
+        """Wait until every earlier trajectory is written or rejected.
+
+        None waits as long as ``patience_s``.
 
         Raises:
-            DatabaseUnreachable: it was not in time; it is still being tried.
+            DatabaseUnreachable: not in time; the writer goes on trying.
         """
         with self._changed:
+            # Counts, not the queue: the thread has taken its batch off the queue already.
             handed = self._handed
             wait_s = self._patience_s if timeout_s is None else timeout_s
             if not self._changed.wait_for(lambda: self._recorded + self._rejected >= handed, wait_s):
@@ -121,14 +132,17 @@ class BackgroundWriter:
                 raise DatabaseUnreachable(f"{waiting} recorded trajectories were not written within {wait_s:g} s. Check the database.")
 
     def report(self) -> RecorderReport:
-        """What became of the trajectories so far."""
+        """Return the counts of trajectories so far."""
         with self._changed:
             waiting = self._handed - self._recorded - self._rejected
             lost = waiting if self._closed else 0
             return RecorderReport(self._recorded, waiting - lost, self._rejected, lost, 0, tuple(self._reasons))
 
     def close(self) -> None:
-        """Write what waits, for at most ``patience_s`` if the database does not answer, and stop."""
+        """Write waiting trajectories and stop.
+
+        A database that does not answer is tried for at most ``patience_s``.
+        """
         if os.getpid() != self._process:
             return
         with self._changed:
@@ -136,6 +150,7 @@ class BackgroundWriter:
                 self._give_up_at = time.monotonic() + self._patience_s
                 self._closing.set()
             self._changed.notify_all()
+        # One second more than the limit, for an attempt that is just under way.
         self._thread.join(max(0.0, self._give_up_at - time.monotonic()) + 1)
         atexit.unregister(self.close)
         with self._changed:
@@ -170,6 +185,7 @@ class BackgroundWriter:
     def _next_batch(self) -> list[Recording]:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing.is_set())
+            # An empty batch means closing with nothing left, and ends the thread.
             batch, size = list[Recording](), 0
             while self._waiting and len(batch) < _BATCH and size < _BATCH_BYTES:
                 batch.append(self._waiting.popleft())
@@ -178,14 +194,16 @@ class BackgroundWriter:
             return batch
 
     def _write_out(self, batch: Sequence[Recording]) -> bool:
-        """Write a batch, trying for as long as it takes; False once ``close`` has lost its patience."""
-        unsettled, failures = {id(one): one for one in batch}, 0
+        """Write a batch, retrying as long as needed; False once ``close`` has timed out."""
+        # ``_settle`` removes each recording that is written or rejected; the rest is tried again.
+        unsettled, failures = {id(recording): recording for recording in batch}, 0
         while unsettled:
             try:
                 self._settle(list(unsettled.values()), unsettled, again=failures > 0)
             except (psycopg.Error, BabylonError) as broken:
                 self._drop_connection()
                 failures += 1
+                # One broken connection is normal and silent; the second failure is reported.
                 if failures == 2:
                     _LOG.warning("The database does not take recorded trajectories (%s); they wait and are tried again.", _line(broken))
                 if not self._pause(failures):
@@ -195,7 +213,10 @@ class BackgroundWriter:
         return True
 
     def _settle(self, part: list[Recording], unsettled: dict[int, Recording], *, again: bool) -> None:
-        """Write ``part`` in one transaction; where the database refuses a row of it, halve it until that row is alone."""
+        """Write ``part`` in one transaction, and remove it from ``unsettled``.
+
+        If the database refuses a row, the part is halved until that row is alone.
+        """
         reason = None
         try:
             self._write(part, again)
@@ -207,20 +228,21 @@ class BackgroundWriter:
                 return
             # an attempt whose answer was lost may have been committed while this one waited behind it
             reason = None if self._stored(part) else _reason(part[0], fault)
-        for one in part:
-            del unsettled[id(one)]
+        for recording in part:
+            del unsettled[id(recording)]
         self._count(len(part), reason)
 
     def _write(self, part: Sequence[Recording], again: bool) -> None:
         connection = self._connected()
         with connection.transaction():
+            # After a failed attempt some may be committed already: the answer can be lost, not the commit.
             stored = self._stored(part) if again else frozenset()
-            rest = [one for one in part if one.columns["id"] not in stored]
-            copy_rows(connection, "trajectories", [one.columns for one in rest])
-            copy_rows(connection, "llm_call_logs", [call.columns for one in rest for call in one.calls])
+            rest = [recording for recording in part if recording.columns["id"] not in stored]
+            copy_rows(connection, "trajectories", [recording.columns for recording in rest])
+            copy_rows(connection, "llm_call_logs", [call.columns for recording in rest for call in recording.calls])
 
     def _stored(self, part: Sequence[Recording]) -> frozenset[str]:
-        return stored_rows(self._connected(), [one.columns["id"] for one in part])
+        return stored_rows(self._connected(), [recording.columns["id"] for recording in part])
 
     def _connected(self) -> psycopg.Connection[Any]:
         if self._connection is None:
@@ -233,7 +255,10 @@ class BackgroundWriter:
         self._connection = None
 
     def _pause(self, failures: int) -> bool:
-        """Wait before the next attempt, not before the first; False once ``close`` has lost its patience."""
+        """Wait before the next attempt; False once ``close`` has timed out.
+
+        No wait before the first repetition.
+        """
         if failures > 1:
             pause_s = min(_FIRST_PAUSE_S * 2 ** min(failures - 2, 10), _LONGEST_PAUSE_S)
             if self._closing.wait(pause_s):

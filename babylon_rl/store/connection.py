@@ -94,7 +94,7 @@ def _sentence(url: str, refused: psycopg.OperationalError) -> str:
     reason = lines[0].rpartition("failed: ")[2]
     password = _parts(url).get("password")
     if password:
-        # The server's text can quote the connection string.
+        # The message may quote the connection string.
         reason = reason.replace(password, "***")
     advice = "Check DATABASE_URL and that the server runs, or unset it to use the embedded one."
     if "startup parameter" in reason:

@@ -79,8 +79,7 @@ class Database:
             DatabaseError: the role may not create it or may not use the existing one (the message holds the statement to run once), or
                 DIRECT_DATABASE_URL is a pooler.
         """
-        # Three outcomes: the schema is usable, is somebody else's, or must be created.
-        # Connected as Dagster will be: a pooler that drops the search path would let it make its tables in the game's schema.
+        # Connected as Dagster will be: with a pooler that drops the search path, its tables would go into the game's schema.
         with connect(with_search_path(self.direct_url, DAGSTER_SCHEMA)) as connection:
             if connection.execute("SELECT current_setting('search_path')").fetchone() != (DAGSTER_SCHEMA,):
                 raise DatabaseError(f"{address(self.direct_url)} does not take the schema that Dagster's storage asks for. {POOLER_ADVICE}")
@@ -91,6 +90,7 @@ class Database:
                     f'ALTER SCHEMA "{DAGSTER_SCHEMA}" OWNER TO "{connection.info.user}"; (and so for its tables), '
                     "or connect as the role that made it."
                 )
+            # The schema is there and usable. Otherwise create it, one process at a time.
             if allowed is not None:
                 return
             connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (DAGSTER_SCHEMA,))

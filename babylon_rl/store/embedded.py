@@ -76,7 +76,7 @@ def _ensure_running(cluster: Cluster, lease: IO[bytes]) -> int:
     cluster.create()
     deadline = time.monotonic() + START_TIMEOUT_S
     if not cluster.has_password and cluster.running_port() is not None and _is_last(lease):
-        cluster.stop()  # a crash's leftover, and only a stopped server can be given a new password
+        cluster.stop()  # left by a crash; a new password needs a stopped server
         _take(lease, fcntl.LOCK_SH, cluster.home)
     # A live server may still be starting or recovering: wait until it answers or is gone.
     while (port := cluster.running_port()) is not None:

@@ -15,18 +15,17 @@ import psycopg
 
 from babylon_rl.windows import window_end, window_of, window_start
 
-# A change in one of these tables changes the count; new trajectories count only after their hour is read.
-# What FREEZABLE reads of ours; of trajectories besides, whose arrival changes nothing before their hour is read.
+# Our tables that FREEZABLE reads. It reads trajectories too, but new ones change nothing before their hour is read.
 READ_TABLES = tuple(
     f"babylon_rl.{name}" for name in ("windows", "episodes", "group_scores", "episode_scores", "batch_items", "leaks", "dropped_episodes")
 )
-DROPOUT = "dropout"  # the reason under which a batch leaves an episode out before it is judged
+DROPOUT = "dropout"  # reason of an episode left out of a batch before it is judged
 
 # hour: complete hours in the range. held: trajectories in live batches. leaked: leaking calls per trajectory.
 # member: one row per trajectory of an episode. stitched: member per episode. episode: stitched with the counts of its hour.
 # judged: the reason, NULL for a freezable episode.
-# The first reason that holds is the one that is counted, so the order matters: what time or a person can cure comes last.
-# An hour of which a training has consumed an episode is not judged again by itself: what came to it later has no score, and gets none.
+# Only the first reason that holds is counted, so the order matters: reasons that time or a person can cure come last.
+# An hour with an episode consumed by a training is not judged again automatically: later episodes in it get no score ("judgedForGood").
 FREEZABLE = """
 WITH hour AS (
     SELECT w."window", w."state" = 'quarantined' AS "quarantined", w."window" <= %(settled)s AS "settled",
@@ -95,7 +94,7 @@ WITH hour AS (
 
 _COUNT = FREEZABLE + 'SELECT "window", "reason", count(*), sum("newRows") FROM judged WHERE "newRows" > 0 GROUP BY 1, 2 ORDER BY 1, 2'
 
-# Both at once: an episode that a batch may take a row, the others counted by window and reason.
+# Two results in one: a row per freezable episode, and counts of the others by window and reason.
 _LOOK = (
     FREEZABLE
     + """
@@ -114,8 +113,8 @@ WHERE "window" >= %(first)s AND "window" < %(end)s AND "window" <= %(complete)s 
 """
 HOURS_LOOKED_AT_FIRST = 6
 
-# Rows that no hour has been made of yet; only those that a first look already rejects are left out. Hour by hour and agent by agent, each
-# by its index: the table is never scanned.
+# Rows of hours that were never read, without those that their flags already reject. Read hour by hour and agent by agent, each by its
+# index: the table is never scanned.
 _UNREAD = """
 WITH unread AS (
     SELECT given."window", given."start" FROM (

@@ -109,8 +109,7 @@ _QUESTIONS = """
     FROM public."Market" market WHERE NOT EXISTS (SELECT FROM public."Question" question WHERE question.id = market.id)
 """
 
-# LIKE finds rows with recorded knowledge, the regular expression removes those whose knowledge is empty.
-# Most rows hold the key with nothing in it.
+# Most rows hold the key with an empty value: LIKE finds the key, the regular expression removes the empty ones.
 _KNOWLEDGE = r"""
     SELECT "trajectoryId", "metadataJson" FROM public.trajectories
     WHERE "trajectoryId" = ANY(%s) AND "metadataJson" LIKE %s

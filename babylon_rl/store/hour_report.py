@@ -17,7 +17,7 @@ _EPISODES = """
     FROM babylon_rl.episodes WHERE "window" = ANY(%s) ORDER BY "window", "windowPnl" DESC, "agentId"
 """
 
-# The first of each reason before more of any, so that a page shows every kind of fault.
+# Ordered so that the first row of every reason comes before the second of any: a page shows every kind of fault.
 _REJECTIONS = """
     SELECT "window", "trajectoryId", "reason", "detail" FROM (
         SELECT "window", "trajectoryId", "reason", left("detail", %(characters)s) AS "detail",

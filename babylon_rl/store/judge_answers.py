@@ -43,7 +43,7 @@ _COLUMNS = tuple(field.encode_name for field in msgspec.structs.fields(StoredAns
 _LIST = ", ".join(f'"{name}"' for name in _COLUMNS)
 _FIND = f'SELECT {_LIST} FROM babylon_rl.judge_requests WHERE "key" = ANY(%s) AND NOT "retired"'
 _COUNT = 'SELECT count(*), count(*) FILTER (WHERE cardinality("faults") > 0) FROM babylon_rl.judge_requests WHERE "judge" = %s'
-# Two processes may have paid for the same request: the first answer stands, so that everybody goes on from the same one.
+# Two processes may have paid for the same request: the first answer stays in use, the second is stored as retired.
 _ADD = f"""
     INSERT INTO babylon_rl.judge_requests ({_LIST}, "retired")
     SELECT given."key", given."window", given."judge", given."rubricVersion", given."order", given."part", given."attempt",

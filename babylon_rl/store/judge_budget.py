@@ -11,7 +11,7 @@ from babylon_rl.store.judge_answers import spent_on
 from babylon_rl.store.trajectories import Connection
 
 RESERVED_FOR = timedelta(hours=1)
-_LOCK = 0x6A75646765  # "judge": whoever looks at what is left also takes of it
+_LOCK = 0x6A75646765  # "judge": one reservation at a time
 
 # Older reservations belong to dead runs.
 _UNDER_WAY = """

@@ -32,7 +32,6 @@ _WITHOUT = """
            (SELECT count(*) FROM babylon_rl.judge_pending WHERE "judge" = %(judge)s AND "window" >= %(first)s AND "window" < %(end)s)
 """
 # Answers about the same content as the stored scores. The heuristic has no request of its own: then the content asked about last.
-# Of the content that the hour's scores are of; the heuristic was shown none: then of that which was asked about last.
 _SAME_CONTENT = """
     FROM babylon_rl.judge_requests asked JOIN babylon_rl.group_scores held ON held."window" = asked."window"
     WHERE asked."judge" = %s AND asked."window" = ANY(%s) AND NOT asked."retired" AND asked."scores" IS NOT NULL

@@ -30,7 +30,7 @@ _SEEN = """
     WHERE agent.id = ANY(%(agents)s)
 """
 _KNOWN = 'SELECT "agentId", "name", "after" FROM babylon_rl.agent_names WHERE "agentId" = ANY(%s)'
-# A name that is seen first when hours of the agent have been read before says nothing of these.
+# A name first seen after hours of the agent were read does not count in those hours: ``after`` is the newest hour read by then.
 _KEEP_SEEN = """
     INSERT INTO babylon_rl.agent_names ("agentId", "field", "name", "after")
     SELECT seen.*, CASE WHEN EXISTS (SELECT FROM babylon_rl.agent_names known WHERE known."agentId" = seen.id)

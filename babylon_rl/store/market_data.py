@@ -62,8 +62,8 @@ class Event(msgspec.Struct, frozen=True):
 
 FINITE = "BETWEEN '-1e300'::float8 AND '1e300'::float8"
 
-# Asked for this way, a price can only be found on ("organizationId", "timestamp"); on "timestamp" alone, an organization without a
-# recent price, or without any, would cost a walk through those of all the others.
+# ANY(ARRAY[...]) and the ORDER BY force the index on ("organizationId", "timestamp"). On the index of "timestamp" alone, an organization
+# without a recent price would cost a walk through the prices of all others.
 PRICE_BEFORE = f"""LEFT JOIN LATERAL (
         SELECT price FROM public."StockPrice"
         WHERE "organizationId" = ANY(ARRAY[organization.id]) AND "timestamp" <= hour.start AND price {FINITE}
@@ -75,7 +75,7 @@ PROBABILITY_BEFORE = f"""LEFT JOIN LATERAL (
         ORDER BY "createdAt" DESC, id COLLATE "C" DESC LIMIT 1
     ) before ON true"""
 
-# last: newest price before the end. before: at or before the start. first: only where ``before`` is missing. traded: volume.
+# last: newest price before the end. before: at or before the start. first: used if ``before`` is missing or not positive. traded: volume.
 STOCKS = f"""
     SELECT hour.start, organization.id, organization.name, organization."initialPrice",
         before.price, first.price, last.price, last."timestamp" >= hour.start, traded.volume
@@ -101,7 +101,7 @@ STOCKS = f"""
     ORDER BY hour.start, organization.id COLLATE "C"
 """
 
-# Every question, and every market without one, with its official answer and when the game's own tables say that it came.
+# Every question, and every market without one, with its official answer and the answer's time by the game's own tables.
 ASKED = """asked AS (
         SELECT question.id, question."questionNumber" AS number, question.text, question."createdDate" AS created,
             COALESCE(question."resolvedOutcome", CASE WHEN market.resolved THEN market.resolution END) AS answer,

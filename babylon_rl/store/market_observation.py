@@ -21,15 +21,15 @@ NOTHING = "nothing recorded"
 TABLES = tuple(f'public."{name}"' for name in ("StockPrice", "PredictionPriceHistory", "WorldEvent", "Organization", "Question", "Market"))
 KINDS = ("prices", "probabilities", "events", "start_prices", "open_questions")
 
-# Each gives (hour, rows, sum of their hashes). A hash of a record is linear in its columns: the second hash undoes that, or two rows
-# that swap a value would give the same sum. With 0 as the first one's seed, NULL and the number 0 would be the same.
+# Each query gives (hour, rows, sum of row hashes). The hash of a record is linear in its columns, so two rows that swap a value would give
+# the same sum: the second hash prevents that. Seed 1, because with seed 0 NULL and the number 0 would hash alike.
 PRICES = """
     SELECT date_trunc('hour', "timestamp"), count(*),
            sum(hashint8extended(hash_record_extended(ROW(id, "organizationId", price, "timestamp", volume), 1), 0))
     FROM public."StockPrice" WHERE "timestamp" >= %(start)s AND "timestamp" < %(stop)s GROUP BY 1
 """
 
-# The game has no index on the moment alone: market by market on ("marketId", "createdAt"), which OFFSET 0 holds the planner to.
+# The game has no index on "createdAt" alone. OFFSET 0 makes the planner read market by market on ("marketId", "createdAt").
 PROBABILITIES = """
     SELECT date_trunc('hour', history."createdAt"), count(*),
            sum(hashint8extended(hash_record_extended(
@@ -48,9 +48,8 @@ EVENTS = """
     FROM public."WorldEvent" WHERE "timestamp" >= %(start)s AND "timestamp" < %(stop)s GROUP BY 1
 """
 
-# An organization counts from its first price on; its initial price only while none that is positive stands at the hour's start.
-# Asked for this way, a price can only be found on ("organizationId", "timestamp"); on "timestamp" alone, an organization whose last
-# price is old would cost a walk through all the younger ones of the others.
+# An organization counts from its first price on; its initial price counts only without a positive price at the hour's start.
+# priced: as in market_data.py, the form of the condition forces the index on ("organizationId", "timestamp").
 START_PRICES = f"""
     WITH priced AS MATERIALIZED (
         SELECT id, name, "initialPrice" FROM public."Organization" organization
@@ -72,7 +71,7 @@ START_PRICES = f"""
     GROUP BY 1
 """
 
-# A question answered before the first hour is left out at once, unless its history goes on: only that can say it was open later.
+# A question answered before the first hour is left out early, unless its price history goes on: that alone can show it was open later.
 OPEN_QUESTIONS = f"""
     WITH {ASKED}, timed AS MATERIALIZED (
         SELECT asked.id, number, text, created, answer, COALESCE((

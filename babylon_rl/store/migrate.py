@@ -138,7 +138,7 @@ def _apply_all(connection: psycopg.Connection[tuple[Any, ...]], files: list[Migr
 
 
 def _apply(connection: psycopg.Connection[tuple[Any, ...]], migration: Migration, now: datetime) -> None:
-    # IF NOT EXISTS asks for CREATE on the database even where the schema is there, made for a role that may do no more
+    # CREATE SCHEMA IF NOT EXISTS needs CREATE on the database even if the schema exists; a role with few rights lacks it.
     if connection.execute("SELECT to_regnamespace('babylon_rl') IS NULL").fetchone() == (True,):
         connection.execute('CREATE SCHEMA "babylon_rl"')
     connection.execute(

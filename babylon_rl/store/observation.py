@@ -21,12 +21,12 @@ from babylon_rl.windows import HOUR, is_window_id, window_of, window_start
 Connection = psycopg.Connection[Any]
 
 RECENT = timedelta(days=7)
-# An agent without trajectories is no row of any hour, and one with some takes them along when it goes.
+# Changes of "User" need no watching: an agent without trajectories has no rows, and deleting an agent deletes its rows.
 TABLES = ("public.trajectories", "public.llm_call_logs", *MARKET_TABLES)
 
-# Rows without a canonical id are found agent by agent on the index (agentId, "startTime"), the others on that of "windowId".
-# OFFSET 0 keeps that plan whatever the planner believes. A hash of a record is linear in its columns: the second hash undoes that,
-# or two rows that swap a value would give the same sum.
+# Rows without a canonical id are found agent by agent on the index (agentId, "startTime"), the others on the index of "windowId".
+# OFFSET 0 fixes that plan. The hash of a record is linear in its columns, so two rows that swap a value would give the same sum: the
+# second hash prevents that.
 TRAJECTORIES = """
     SELECT t."windowId", to_char(t."startTime", 'YYYY-MM-DD"T"HH24:00'), count(*),
            least(greatest(max(t."updatedAt"), timestamp '0001-01-01'), timestamp '9999-12-31'),

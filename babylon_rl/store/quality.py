@@ -34,7 +34,7 @@ WHERE NOT EXISTS (
 ) AND NOT EXISTS (SELECT FROM babylon_rl.batch_items i WHERE i."window" = w."window" AND i."consumed")
 """
 
-# The recorder's columns cannot be NULL, but they can be empty.
+# The columns are NOT NULL, but can be empty.
 _FIRST_LOGGED = """
 SELECT DISTINCT ON ("trajectoryId") "trajectoryId", "systemPrompt" <> '' AND "userPrompt" <> '' AND response <> ''
 FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) ORDER BY "trajectoryId", "timestamp", "callId" COLLATE "C"

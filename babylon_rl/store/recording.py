@@ -48,6 +48,7 @@ def require_recording_tables(connection: psycopg.Connection[Any]) -> None:
 
 def add_agents(connection: psycopg.Connection[Any], agents: Sequence[tuple[str, str]], now: datetime) -> None:
     """Create the missing game users (id, name) of simulated agents."""
+    # Simulated agents start with 10000 dollars. An existing user keeps its account.
     ids, names = [agent for agent, _ in agents], [name for _, name in agents]
     connection.execute(
         """
@@ -151,12 +152,15 @@ def simulated_seeds(connection: psycopg.Connection[Any]) -> set[int]:
 
 
 def has_simulated_hour(connection: psycopg.Connection[Any], window: str) -> bool:
-    """True when ``spawn-agents`` has written this hour."""
+    """Return True if ``spawn-agents`` has written this hour."""
     return connection.execute('SELECT 1 FROM babylon_rl.simulated_hours WHERE "window" = %s', (window,)).fetchone() is not None
 
 
 def is_simulated_game(connection: psycopg.Connection[Any]) -> bool:
-    """True when every company in the database was written by the simulation (one that is empty, or holds only benchmarks, counts too)."""
+    """Return True if the simulation wrote every company in the database.
+
+    An empty database, or one with benchmarks only, counts too.
+    """
     row = connection.execute(
         """
         SELECT NOT EXISTS (SELECT 1 FROM public."Organization" WHERE description IS DISTINCT FROM 'A simulated company')
@@ -170,7 +174,10 @@ def is_simulated_game(connection: psycopg.Connection[Any]) -> bool:
 
 
 def mark_simulated_hour(connection: psycopg.Connection[Any], window: str, seed: int, own_market: bool, now: datetime) -> None:
-    """Remember that ``spawn-agents`` wrote this hour; ``own_market`` says whether it wrote the market too."""
+    """Record that ``spawn-agents`` wrote this hour.
+
+    ``own_market``: it wrote the market too.
+    """
     connection.execute(
         """
         INSERT INTO babylon_rl.simulated_hours ("window", seed, "ownMarket", "createdAt") VALUES (%s, %s, %s, %s)
@@ -181,13 +188,13 @@ def mark_simulated_hour(connection: psycopg.Connection[Any], window: str, seed: 
 
 
 def read_accounts(connection: psycopg.Connection[Any], agents: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """(balance, lifetime P&L) in dollars of the agents that exist."""
-    found = connection.execute('SELECT id, "virtualBalance", "lifetimePnL" FROM public."User" WHERE id = ANY(%s)', (list(agents),))
-    return {agent: (float(balance), float(pnl)) for agent, balance, pnl in found}
+    """Return (balance, lifetime P&L) in dollars of the agents that exist."""
+    rows = connection.execute('SELECT id, "virtualBalance", "lifetimePnL" FROM public."User" WHERE id = ANY(%s)', (list(agents),))
+    return {agent: (float(balance), float(pnl)) for agent, balance, pnl in rows}
 
 
 def save_accounts(connection: psycopg.Connection[Any], accounts: Mapping[str, tuple[float, float]], now: datetime) -> None:
-    """Write (balance, lifetime P&L) in dollars back to the agents."""
+    """Write (balance, lifetime P&L) in dollars to the agents' rows."""
     connection.execute(
         """
         UPDATE public."User" AS agent SET "virtualBalance" = account.balance, "lifetimePnL" = account.pnl, "updatedAt" = %(now)s

@@ -1,7 +1,7 @@
-"""The registry: trained_models as the game reads it, and the lineage of the versions that this pipeline made.
+"""Model registry: trained_models as the game reads it, and the lineage of our versions.
 
-A version without a lineage row is foreign: another producer wrote it. Foreign rows count when the next number is chosen, are
-shown as foreign, and are never a parent and never changed.
+A version without a lineage row is foreign: another producer wrote it. Foreign rows count when the next number is chosen and are shown as
+foreign. They are never a parent and are never changed.
 """
 
 import json
@@ -21,6 +21,7 @@ from babylon_rl.store.freezable import record_dropped
 FIRST_VERSION = "v1.0.0"
 _SEMANTIC = re.compile(r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)
 
+# A model row with its lineage; without a lineage row the version is foreign.
 _MODELS = """
 SELECT m."modelId", m.version, m."baseModel", m."trainingBatch", m.status, m."deployedAt", m."storagePath", m."benchmarkScore",
        m.accuracy, m."avgReward", m."evalMetrics", m."createdAt", l."batchId" IS NULL, l."parentVersion", l."backend",
@@ -33,7 +34,10 @@ LEFT JOIN babylon_rl.model_lineage l ON l."version" = m.version AND l."batchId" 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A row of trained_models with its lineage; ``foreign``: another producer's, then the lineage fields are empty."""
+    """A row of trained_models with its lineage.
+
+    ``foreign``: another producer wrote it, and the lineage fields are empty.
+    """
 
     model_id: str
     version: str
@@ -62,18 +66,21 @@ class Model:
 
     @property
     def shown_status(self) -> str:
-        """The status in words: a foreign row says so, and so does a version whose files were given up."""
+        """Status for display, marked as foreign or pruned where it applies."""
         return f"{self.status} (foreign)" if self.foreign else f"{self.status} (pruned)" if self.pruned_at is not None else self.status
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """Semantic order; what is no semantic version comes first."""
+        """Semantic version order; other version names come first."""
         return version_order(self.version) or (-1, -1, -1)
 
 
 @dataclass(frozen=True, slots=True)
 class NewModel:
-    """What ``register_model`` writes: a published checkpoint, what agents call (``storage_path``), and the batch that made it."""
+    """The input of ``register_model``: a published checkpoint and the batch behind it.
+
+    ``storage_path`` is the address that agents call.
+    """
 
     batch_id: str
     attempt: int
@@ -93,23 +100,26 @@ class NewModel:
 
     @property
     def model_id(self) -> str:
-        """The name by which the game knows the version."""
+        """Model id by which the game knows the version."""
         return f"babylon-agent-{self.version}"
 
     @property
     def windows(self) -> list[str]:
-        """The windows that it was trained on, newest first."""
+        """Windows of the training, newest first."""
         return sorted({episode.window for episode in self.episodes}, reverse=True)
 
 
 def version_order(version: str) -> tuple[int, int, int] | None:
-    """(major, minor, patch) of ``vX.Y.Z``, or None for anything else."""
-    found = _SEMANTIC.fullmatch(version)
-    return None if found is None else (int(found[1]), int(found[2]), int(found[3]))
+    """Return (major, minor, patch) of ``vX.Y.Z``, or None for any other name."""
+    match = _SEMANTIC.fullmatch(version)
+    return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
 
 
 def next_version(connection: psycopg.Connection[Any], batch_id: str | None = None, above: Sequence[str] = ()) -> str:
-    """The highest semantic version of any model or live batch (but ``batch_id``), and of ``above``, + 1 patch; v1.0.0 without any."""
+    """Return the highest semantic version in use plus one patch; v1.0.0 without any.
+
+    In use: registered models, live batches other than ``batch_id``, and ``above``.
+    """
     rows = connection.execute(
         """
         SELECT version FROM public.trained_models
@@ -125,58 +135,63 @@ def next_version(connection: psycopg.Connection[Any], batch_id: str | None = Non
 
 
 def version_taken(connection: psycopg.Connection[Any], version: str) -> bool:
-    """True when a model of this version is registered, ours or foreign."""
-    found = connection.execute(
+    """Return True if a model of this version is registered, ours or foreign."""
+    rows = connection.execute(
         'SELECT 1 FROM public.trained_models WHERE version = %s OR "modelId" = %s', [version, f"babylon-agent-{version}"]
     )
-    return found.fetchone() is not None
+    return rows.fetchone() is not None
 
 
 def reserved_by(connection: psycopg.Connection[Any], version: str) -> str | None:
-    """The live batch that will register this version, or None."""
-    found = connection.execute(
+    """Return the live batch that will register this version, or None."""
+    row = connection.execute(
         'SELECT "batchId" FROM babylon_rl.batches WHERE "version" = %s AND "state" = ANY(%s)', [version, list(LIVE_STATES)]
     ).fetchone()
-    return None if found is None else str(found[0])
+    return None if row is None else str(row[0])
 
 
 def reserve_version(connection: psycopg.Connection[Any], batch_id: str, version: str) -> None:
-    """Give a live batch another version number; the caller holds the registry lock."""
+    """Change the version number of a live batch; the caller holds the registry lock."""
     connection.execute('UPDATE babylon_rl.batches SET "version" = %s WHERE "batchId" = %s', [version, batch_id])
     connection.execute('UPDATE public.training_batches SET "modelVersion" = %s WHERE "batchId" = %s', [version, batch_id])
 
 
 def read_models(connection: psycopg.Connection[Any]) -> list[Model]:
-    """Every registered version, highest first."""
+    """Return all registered versions, highest first."""
     models = [Model(*row) for row in connection.execute(_MODELS)]
     return sorted(models, key=lambda model: (model.order, model.created_at), reverse=True)
 
 
 def model_of_batch(connection: psycopg.Connection[Any], batch_id: str) -> Model | None:
-    """The version that a batch of ours has registered, or None."""
+    """Return the version registered by one of our batches, or None."""
     row = connection.execute(_MODELS + 'WHERE l."batchId" = %s', [batch_id]).fetchone()
     return None if row is None else Model(*row)
 
 
 def newest_of_line(connection: psycopg.Connection[Any], base_model: str) -> Model | None:
-    """The highest version of ours with this base model that did not fail: what the next training continues from."""
+    """Return our highest version with this base model that did not fail, or None.
+
+    The next training continues from it.
+    """
     line = [m for m in read_models(connection) if not m.foreign and m.base_model == base_model and m.status != "failed"]
     return line[0] if line else None
 
 
 def register_model(connection: psycopg.Connection[Any], new: NewModel) -> int:
-    """In the caller's one transaction: model row, batch completed, trajectories marked, items consumed, lineage.
+    """Register a trained version in the caller's transaction.
 
-    Episodes of which nothing trained are not marked: their scores counted in the mean of their groups, and no later batch takes them.
-    Returns the number of trajectories marked; it is lower than the batch's when rows were deleted meanwhile.
+    Writes the model row and the lineage, completes the batch, marks its trajectories as used and consumes its items. Episodes without a
+    trainable token are not marked: their scores counted in the mean of their groups, and no later batch takes them. Returns the number of
+    trajectories marked, which is lower than the batch's if rows were deleted meanwhile.
 
     Raises:
-        BatchConflict: the batch ended or a newer run has it; the caller's transaction must be rolled back.
+        BatchConflict: the batch ended or a newer run has it; the caller must roll back.
     """
-    kept = [(episode, trajectory) for episode in new.episodes for trajectory in episode.trajectory_ids]
-    trajectories = [trajectory for _, trajectory in kept]
-    used = [trajectory for episode, trajectory in kept if episode.contributes != BASELINE]
+    pairs = [(episode, trajectory) for episode in new.episodes for trajectory in episode.trajectory_ids]
+    trajectories = [trajectory for _, trajectory in pairs]
+    used = [trajectory for episode, trajectory in pairs if episode.contributes != BASELINE]
     scores = [episode.score for episode in new.episodes if episode.score is not None]
+    # Fencing: only the current run of a live batch may complete it.
     closed = connection.execute(
         """
         UPDATE babylon_rl.batches SET "state" = 'completed', "version" = %s, "heartbeatAt" = %s
@@ -204,9 +219,10 @@ def register_model(connection: psycopg.Connection[Any], new: NewModel) -> int:
             "trainingLoss" = %s, "completedAt" = %s
         WHERE "batchId" = %s
         """,
-        [new.version, json.dumps(trajectories), json.dumps([episode.score for episode, _ in kept]),
-         json.dumps([episode.rank for episode, _ in kept]), new.loss, new.now, new.batch_id],
+        [new.version, json.dumps(trajectories), json.dumps([episode.score for episode, _ in pairs]),
+         json.dumps([episode.rank for episode, _ in pairs]), new.loss, new.now, new.batch_id],
     )  # fmt: skip
+    # Deleted rows are not marked; the result tells the caller how many were.
     marked = connection.execute(
         """
         UPDATE public.trajectories SET "usedInTraining" = TRUE, "trainedInBatch" = %s
@@ -219,6 +235,7 @@ def register_model(connection: psycopg.Connection[Any], new: NewModel) -> int:
         [used, new.batch_id],
     )
     baseline = [(episode.window, episode.agent_id) for episode in new.episodes if episode.contributes == BASELINE]
+    # A baseline episode is excluded from later batches without being marked as used.
     record_dropped(connection, new.batch_id, BASELINE, baseline, new.now)
     connection.execute(
         """
@@ -234,7 +251,10 @@ def register_model(connection: psycopg.Connection[Any], new: NewModel) -> int:
 
 
 def mark_pruned(connection: psycopg.Connection[Any], batch_ids: Sequence[str], now: datetime) -> None:
-    """Say of versions of ours, before their files go, that they cannot be played here any more; the caller commits."""
+    """Mark versions as not playable here, before their files are deleted.
+
+    Our versions only. The caller commits.
+    """
     connection.execute(
         'UPDATE babylon_rl.model_lineage SET "prunedAt" = %s WHERE "batchId" = ANY(%s) AND "prunedAt" IS NULL', [now, list(batch_ids)]
     )
@@ -249,22 +269,25 @@ def mark_pruned(connection: psycopg.Connection[Any], batch_ids: Sequence[str], n
 
 
 def note_tracking(connection: psycopg.Connection[Any], batch_id: str, run_id: str, link: str, now: datetime) -> None:
-    """Say where the training of a version of ours can be watched; the caller commits."""
-    noted = connection.execute('UPDATE babylon_rl.model_lineage SET "trackingUrl" = %s WHERE "batchId" = %s', [link, batch_id])
-    if noted.rowcount:
+    """Store the tracking link of a version's training; the caller commits."""
+    updated = connection.execute('UPDATE babylon_rl.model_lineage SET "trackingUrl" = %s WHERE "batchId" = %s', [link, batch_id])
+    if updated.rowcount:
         connection.execute(
             'UPDATE public.trained_models SET "wandbRunId" = %s, "updatedAt" = %s WHERE "trainingBatch" = %s', [run_id, now, batch_id]
         )
 
 
 def note_artifact(connection: psycopg.Connection[Any], batch_id: str, artifact: str, now: datetime) -> None:
-    """Say under which name a version of ours lies at Weights & Biases; the caller commits."""
+    """Store the Weights & Biases artifact name of a version; the caller commits."""
     connection.execute(
         'UPDATE public.trained_models SET "wandbArtifactId" = %s, "updatedAt" = %s WHERE "trainingBatch" = %s', [artifact, now, batch_id]
     )
 
 
 def note_upload(connection: psycopg.Connection[Any], batch_id: str, url: str, now: datetime) -> None:
-    """Say where the checkpoint of a version of ours was uploaded; what agents call stays as it is. The caller commits."""
+    """Store the upload address of a version's checkpoint; the caller commits.
+
+    The address that agents call stays unchanged.
+    """
     connection.execute('UPDATE babylon_rl.model_lineage SET "uploadedUrl" = %s WHERE "batchId" = %s', [url, batch_id])
     connection.execute('UPDATE public.trained_models SET "updatedAt" = %s WHERE "trainingBatch" = %s', [now, batch_id])

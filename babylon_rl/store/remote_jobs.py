@@ -1,7 +1,7 @@
-"""The write-ahead record of paid training jobs: what was posted where, from which step, and what became of it.
+"""Write-ahead records of paid training jobs at a remote service.
 
-A row is committed before its job is posted and keeps every other job off the model until the job is known to have ended. What a row
-says happened is written once: the end of a job that has ended already changes nothing.
+A row is committed before its job is posted, and blocks other jobs of the model until the job is known to have ended. An end is written
+once: ending a job that has ended changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from babylon_rl.store.batches import LIVE_STATES, advance_batch, own_transaction
 JobState = Literal["posting", "running", "trained", "failed", "expired", "refused", "lost"]
 LIVE = ("posting", "running")
 
+# Each job with the present state of its batch.
 _JOBS = """
 SELECT j."batchId", j."iteration", j."attempt", j."backend", j."service", j."model", j."stepBefore", j."postedAt", j."estimatedUsd",
        j."state", j."jobId", j."endedAt", j."stepAfter", j."sequences", j."trainableTokens", j."loss", j."metrics", j."error",
@@ -28,13 +29,15 @@ FROM babylon_rl.remote_jobs j JOIN babylon_rl.batches b USING ("batchId")
 
 @dataclass(frozen=True, slots=True)
 class RemoteJob:
-    """One post of an iteration (``attempt`` 1-based) to a model of a service; ``batch_state`` is its batch's now.
+    """One post of an iteration to a model of a service.
 
-    ``state``: posting (it may have been accepted), running (its id is known), trained (its step says so), failed (it
-    ended without), expired (somebody said that it never will end), refused and lost (it counts as untrained and may be posted again).
-    ``sequences`` and ``trainable_tokens`` are as posted until the job's end tells others; ``loss`` is None where nothing tells it.
-    ``error`` of a posting job is what the service answered. ``step_after`` of a failed job is the step that it made all the same; lost and
-    expired ones may have made one that nobody has seen.
+    ``attempt`` counts posts from 1; ``batch_state`` is the present state of its batch.
+
+    ``state``: posting (it may have been accepted), running (its id is known), trained (its step proves it), failed (it ended without
+    training), expired (a person declared that it never will end), refused and lost (it counts as untrained and may be posted again).
+    ``sequences`` and ``trainable_tokens`` are as posted until the job's end reports others; ``loss`` is None if unknown. ``error`` of a
+    posting job is the service's answer. ``step_after`` of a failed job is a step that it made in spite of the failure; lost and expired
+    jobs may have made one that was not observed.
     """
 
     batch_id: str
@@ -60,13 +63,13 @@ class RemoteJob:
 
     @property
     def live(self) -> bool:
-        """True while it may still train."""
+        """True while the job may still train."""
         return self.state in LIVE
 
 
 @dataclass(frozen=True, slots=True)
 class JobEnd:
-    """How a job ended, with what is known of it."""
+    """The end of a job and its known results."""
 
     state: JobState
     now: datetime
@@ -79,7 +82,7 @@ class JobEnd:
 
 
 def begin_job(connection: psycopg.Connection[Any], job: RemoteJob, run_attempt: int) -> None:
-    """Commit the row of a job that is about to be posted, for the run ``run_attempt`` of its batch.
+    """Commit the row of a job before it is posted, for the run ``run_attempt``.
 
     Raises:
         BatchConflict: the batch ended, a newer run has it, or another job of this model has not ended.
@@ -97,18 +100,21 @@ def begin_job(connection: psycopg.Connection[Any], job: RemoteJob, run_attempt: 
                 [job.batch_id, job.iteration, job.attempt, job.backend, job.service, job.model, job.step_before, job.posted_at,
                  job.estimated_usd, job.sequences, job.trainable_tokens],
             )  # fmt: skip
+    # A partial unique index allows one live job per model.
     except psycopg.errors.UniqueViolation:
         raise BatchConflict(f"Another job of the model {job.model} at {job.service} has not ended; {job.batch_id} waits for it.") from None
 
 
 def check_may_post(connection: psycopg.Connection[Any], job: RemoteJob, run_attempt: int) -> None:
-    """Look once more, right before the request: a process that stood still since ``begin_job`` may have been taken over.
+    """Check directly before the request that this run may still post the job.
+
+    A process that stood still since ``begin_job`` may have been replaced by a newer run.
 
     Raises:
-        BatchConflict: the job is given up, the batch ended, or a newer run has it.
+        BatchConflict: the job was given up, the batch ended, or a newer run has it.
     """
     with own_transaction(connection):
-        found = connection.execute(
+        row = connection.execute(
             """
             SELECT 1 FROM babylon_rl.remote_jobs j JOIN babylon_rl.batches b USING ("batchId")
             WHERE j."batchId" = %s AND j."iteration" = %s AND j."attempt" = %s AND j."state" = 'posting'
@@ -116,7 +122,7 @@ def check_may_post(connection: psycopg.Connection[Any], job: RemoteJob, run_atte
             """,
             [job.batch_id, job.iteration, job.attempt, run_attempt, list(LIVE_STATES)],
         ).fetchone()
-    if found is None:
+    if row is None:
         raise BatchConflict(
             f"{job.batch_id} ended, or a newer run has it, since the record of its job was written; this run posts nothing."
         )
@@ -135,7 +141,10 @@ def name_job(connection: psycopg.Connection[Any], job: RemoteJob, job_id: str) -
 
 
 def note_error(connection: psycopg.Connection[Any], job: RemoteJob, error: str) -> None:
-    """Commit that the service answered the post of a job with an error; whether it was accepted all the same is not known."""
+    """Commit the service's error answer to a post.
+
+    It stays unknown whether the job was accepted in spite of it.
+    """
     with own_transaction(connection):
         connection.execute(
             """
@@ -147,9 +156,10 @@ def note_error(connection: psycopg.Connection[Any], job: RemoteJob, error: str) 
 
 
 def end_job(connection: psycopg.Connection[Any], job: RemoteJob, end: JobEnd) -> None:
-    """Commit what became of a live job; one that has ended stays as it is, but for a lost one whose step has come.
+    """Commit the end of a live job.
 
-    What is not told of its sequences and tokens stays as it was posted.
+    A job that has ended stays unchanged, except a lost one whose step has appeared. Sequence and token counts without a new value stay as
+    posted.
     """
     with own_transaction(connection):
         connection.execute(
@@ -166,7 +176,7 @@ def end_job(connection: psycopg.Connection[Any], job: RemoteJob, end: JobEnd) ->
 
 
 def give_up_job(connection: psycopg.Connection[Any], job_id: str, reason: str, now: datetime) -> bool:
-    """Count a job that never will end as over, by a person's word; False when no live job has this id."""
+    """Mark a job as expired by a person's decision; False without such a live job."""
     with own_transaction(connection):
         given_up = connection.execute(
             """
@@ -179,7 +189,7 @@ def give_up_job(connection: psycopg.Connection[Any], job_id: str, reason: str, n
 
 
 def discard_jobs(connection: psycopg.Connection[Any], jobs: Sequence[RemoteJob], now: datetime) -> None:
-    """Note that whatever steps these jobs made were deleted from the service."""
+    """Record that the steps made by these jobs were deleted from the service."""
     with own_transaction(connection):
         connection.execute(
             """
@@ -192,7 +202,7 @@ def discard_jobs(connection: psycopg.Connection[Any], jobs: Sequence[RemoteJob],
 
 
 def newest_job(connection: psycopg.Connection[Any], batch_id: str, iteration: int) -> RemoteJob | None:
-    """The post of an iteration that trained, else the last one, or None before the first."""
+    """Return the trained post of an iteration, else its last post, or None."""
     row = connection.execute(
         _JOBS + 'WHERE j."batchId" = %s AND j."iteration" = %s ORDER BY j."state" = \'trained\' DESC, j."attempt" DESC LIMIT 1',
         [batch_id, iteration],
@@ -201,7 +211,10 @@ def newest_job(connection: psycopg.Connection[Any], batch_id: str, iteration: in
 
 
 def live_job(connection: psycopg.Connection[Any], service: str, model: str) -> RemoteJob | None:
-    """The job of a model that is not known to have ended, or None; there is one at most."""
+    """Return the job of a model that is not known to have ended, or None.
+
+    There is at most one.
+    """
     row = connection.execute(
         _JOBS + 'WHERE j."service" = %s AND j."model" = %s AND j."state" IN (\'posting\', \'running\')', [service, model]
     ).fetchone()
@@ -209,7 +222,7 @@ def live_job(connection: psycopg.Connection[Any], service: str, model: str) -> R
 
 
 def jobs_above(connection: psycopg.Connection[Any], service: str, model: str, step: int) -> list[RemoteJob]:
-    """The jobs that may have made a step above ``step`` which still stands, in the order of posting."""
+    """Return the jobs that may have left a step above ``step``, oldest post first."""
     rows = connection.execute(
         _JOBS
         + """
@@ -223,7 +236,10 @@ def jobs_above(connection: psycopg.Connection[Any], service: str, model: str, st
 
 
 def late_jobs(connection: psycopg.Connection[Any], service: str, model: str) -> list[RemoteJob]:
-    """The jobs of a model that were given up without an end, and may have ended since, in the order of posting."""
+    """Return the lost and expired jobs of a model, in the order of posting.
+
+    They may have ended since.
+    """
     rows = connection.execute(
         _JOBS
         + """
@@ -236,6 +252,6 @@ def late_jobs(connection: psycopg.Connection[Any], service: str, model: str) -> 
 
 
 def read_jobs(connection: psycopg.Connection[Any], batch_id: str) -> list[RemoteJob]:
-    """Every job of a batch, in the order of iterations and posts."""
+    """Return every job of a batch, in the order of iterations and posts."""
     rows = connection.execute(_JOBS + 'WHERE j."batchId" = %s ORDER BY j."iteration", j."attempt"', [batch_id])
     return [RemoteJob(*row) for row in rows]

@@ -1,7 +1,8 @@
-"""babylon_rl.run_heartbeats: the runs of Dagster that are alive, and the process that holds each.
+"""Heartbeats of Dagster runs, with the process that holds each run.
 
-No lock of a session says it, as none holds behind a transaction pooler (docs/decisions/0009). Times here are the server's, the only ones
-in the package: the clocks of two machines may differ by more than a run may be silent, and a wrong verdict ends a run that is alive.
+Table babylon_rl.run_heartbeats. A session lock cannot serve, because none holds behind a transaction pooler (docs/decisions/0009). Times
+here are the server's, the only ones in the package: the clocks of two machines may differ by more than the allowed silence, and a wrong
+verdict ends a live run.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import msgspec
 from babylon_rl.store.trajectories import Connection
 
 _NOW = "clock_timestamp() AT TIME ZONE 'UTC'"
+# A run that was reported dead cannot revive its row.
 _BEAT = f"""
     INSERT INTO babylon_rl.run_heartbeats AS held ("runId", "holder", "seenAt") VALUES (%s, %s, {_NOW})
     ON CONFLICT ("runId") DO UPDATE SET "holder" = excluded."holder", "seenAt" = excluded."seenAt" WHERE held."endedAt" IS NULL
@@ -21,6 +23,7 @@ _EXPECT = f"""
     INSERT INTO babylon_rl.run_heartbeats ("runId", "holder", "seenAt") SELECT unnest(%s::text[]), '', {_NOW}
     ON CONFLICT ("runId") DO NOTHING
 """
+# FOR UPDATE: a beat and a verdict about the same run wait for each other.
 _READ = f"""
     SELECT "runId", "holder", "seenAt", extract(epoch FROM {_NOW} - "seenAt")::float8 FROM babylon_rl.run_heartbeats
     WHERE "runId" = ANY(%s) ORDER BY "runId" FOR UPDATE
@@ -32,7 +35,10 @@ _FORGET = f"""
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
-    """One row: the run, the process that holds it (empty: none has come yet), when it was last heard of and how long ago."""
+    """Last heartbeat of a run.
+
+    ``holder`` is the process that holds it, empty before the first beat. ``silent_s`` is the time since the last beat.
+    """
 
     run_id: str
     holder: str
@@ -41,22 +47,28 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 
 def beat(connection: Connection, run_id: str, holder: str) -> bool:
-    """Say that a run is alive in the process ``holder``; False when it was reported dead."""
+    """Write a heartbeat of a run held by ``holder``; False if it was reported dead."""
     with connection.transaction():
         return connection.execute(_BEAT, (run_id, holder)).fetchone() is not None
 
 
 def lock_heartbeats(connection: Connection, run_ids: Sequence[str]) -> list[Heartbeat]:
-    """The heartbeats of runs that are under way, locked until the caller's transaction ends; one that has none is awaited from now on."""
+    """Return the heartbeats of runs, locked until the caller's transaction ends.
+
+    A run without a heartbeat gets a row, so that its silence counts from now.
+    """
     connection.execute(_EXPECT, (sorted(run_ids),))
     return [Heartbeat(*row) for row in connection.execute(_READ, (list(run_ids),))]
 
 
 def end_heartbeat(connection: Connection, run_id: str) -> None:
-    """Note that a run was reported dead, in the caller's transaction."""
+    """Mark a run as reported dead, in the caller's transaction."""
     connection.execute(_END, (run_id,))
 
 
 def forget_heartbeats(connection: Connection, but: Sequence[str]) -> None:
-    """Remove the rows of runs that ended more than a day ago, in the caller's transaction."""
+    """Delete heartbeats silent for more than a day, except those of the runs ``but``.
+
+    Runs in the caller's transaction.
+    """
     connection.execute(_FORGET, (list(but),))

@@ -1,7 +1,7 @@
-"""What the contract's tables must look like, and how the tables that are there differ.
+"""Expected schema of the contract's tables, and differences of the actual one.
 
-The truth is migrations/0001 itself: it is run into pg_temp inside a transaction that is rolled back, and the catalog's account of
-the result is compared with the catalog's account of ``public``. Nothing is changed and nothing is written down twice.
+The source is migrations/0001 itself: it is run into pg_temp inside a transaction that is rolled back, and the catalog's description of
+the result is compared with that of ``public``. Nothing is changed and nothing is written down twice.
 """
 
 from dataclasses import dataclass
@@ -9,10 +9,12 @@ from typing import Any
 
 import psycopg
 
+# Tables into which this pipeline or its recorder inserts rows.
 WRITTEN_TABLES = frozenset(
     {"User", "trajectories", "llm_call_logs", "training_batches", "market_outcomes", "trained_models", "reward_judgments"}
 )
 
+# Columns of tables and views; the last value is true for identity and generated columns.
 _COLUMNS = """
 SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(d.adbin, d.adrelid),
        a.attidentity <> '' OR a.attgenerated <> ''
@@ -23,6 +25,7 @@ WHERE c.relnamespace = %s::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f
 ORDER BY c.relname, a.attnum
 """
 
+# Valid unique indexes over plain columns, without a predicate.
 _UNIQUE_KEYS = """
 SELECT c.relname, array_agg(a.attname::text ORDER BY a.attname)
 FROM pg_index i
@@ -35,7 +38,7 @@ GROUP BY c.relname, i.indexrelid
 
 @dataclass(frozen=True)
 class Column:
-    """One column as the catalog tells it."""
+    """One column as described by the catalog."""
 
     type: str
     required: bool
@@ -52,7 +55,7 @@ class Table:
 
 
 def read_tables(connection: psycopg.Connection[tuple[Any, ...]], schema: str) -> dict[str, Table]:
-    """The tables and views of ``schema`` by name."""
+    """Return the tables and views of ``schema`` by name."""
     columns: dict[str, dict[str, Column]] = {}
     for table, name, kind, required, default, fills_itself in connection.execute(_COLUMNS, (schema,)):
         columns.setdefault(table, {})[name] = Column(kind, required, default, fills_itself)
@@ -63,7 +66,10 @@ def read_tables(connection: psycopg.Connection[tuple[Any, ...]], schema: str) ->
 
 
 def expected_tables(connection: psycopg.Connection[tuple[Any, ...]], contract_sql: str) -> dict[str, Table]:
-    """The tables that ``contract_sql`` makes on an empty database, by name. Leaves no trace."""
+    """Return the tables that ``contract_sql`` creates on an empty database, by name.
+
+    Rolled back: leaves no trace.
+    """
     with connection.transaction(force_rollback=True):
         connection.execute("SET LOCAL search_path = pg_temp")
         connection.execute(contract_sql)
@@ -73,7 +79,7 @@ def expected_tables(connection: psycopg.Connection[tuple[Any, ...]], contract_sq
 
 
 def differences(expected: dict[str, Table], actual: dict[str, Table]) -> list[str]:
-    """One line for each thing in which a table that is there differs from the contract in a way that matters."""
+    """Return one line per relevant difference between existing tables and the contract."""
     lines = []
     for name in sorted(expected.keys() & actual.keys()):
         want, have = expected[name], actual[name]
@@ -82,6 +88,7 @@ def differences(expected: dict[str, Table], actual: dict[str, Table]) -> list[st
         for key in sorted(want.unique - have.unique):
             listed = ", ".join(f'"{column}"' for column in key)
             lines.append(f'public."{name}" has no unique key on ({listed}), as the contract has.')
+        # An additional column matters only if it would refuse our rows.
         if name in WRITTEN_TABLES:
             lines += [
                 f'public."{name}"."{column}" is not in the contract and is required without a default: '

@@ -1,6 +1,7 @@
-"""Where scores are kept: babylon_rl.group_scores and episode_scores, and the game's own columns and reward_judgments.
+"""Storage of scores: babylon_rl.group_scores and episode_scores, and the game's columns.
 
-"updatedAt" of trajectories is never touched: it means the producer's last change.
+The game reads reward_judgments and columns of trajectories. "updatedAt" of trajectories is never touched: it is the producer's last
+change.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,10 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 class StoredScore(msgspec.Struct, frozen=True, rename="camel"):
-    """One row of babylon_rl.episode_scores, less its window, with the trajectories that get the same score."""
+    """One row of babylon_rl.episode_scores, without its window.
+
+    ``trajectory_ids`` get the same score.
+    """
 
     agent_id: str
     score: float
@@ -32,7 +36,10 @@ class StoredScore(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class StoredGroup(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One row of babylon_rl.group_scores with the scores that belong to it; ``criteria`` is the rubric and what was shown."""
+    """One row of babylon_rl.group_scores with its episode scores.
+
+    ``criteria`` holds the rubric and the content shown to the judge.
+    """
 
     window: str
     judge: str
@@ -53,6 +60,7 @@ _TABLE = "SELECT to_regclass('babylon_rl.group_scores') IS NOT NULL"
 
 _INPUT_VERSIONS = """SELECT "window", "inputVersion" FROM babylon_rl.group_scores WHERE "window" = ANY(%s)"""
 
+# Stale: the group's content changed, or the inputs of the prompt were marked as changed.
 _MARK_STALE = """
     UPDATE babylon_rl.group_scores held SET "stale" = now."stale"
     FROM unnest(%s::text[], %s::text[]) AS given ("window", "version"), LATERAL (
@@ -85,6 +93,7 @@ _INSERT_GROUPS = """
         "spread" float8, "disagreement" float8, "inputVersion" text, "dataVersion" text, "shownVersion" text, "judgement" jsonb)
 """
 
+# The groups arrive as one JSON document; this clause unfolds it into one row per episode score.
 _SCORES = """
     FROM jsonb_to_recordset(%(groups)s) AS given ("window" text, "judge" text, "judgeVersion" text, "criteria" jsonb, "scores" jsonb)
     CROSS JOIN LATERAL jsonb_to_recordset(given."scores") AS s ("agentId" text, "score" float8, "rank" int, "advantage" float8,
@@ -102,13 +111,13 @@ _INSERT_SCORES = (
     + _SCORES
 )
 
-# What a training has used keeps the score that it was used with: one of ours in a batch of ours, another's in another's.
+# A trajectory used by a training keeps the score of that training: our score in our batch, another producer's in theirs.
 _OPEN = """(%(force)s OR NOT row."usedInTraining" OR row."aiJudgeReward" IS NULL OR (
     EXISTS (SELECT FROM public.reward_judgments ours WHERE ours.id = 'judgment-' || row."trajectoryId")
     AND NOT EXISTS (SELECT FROM babylon_rl.batch_items item
                     WHERE item."window" = {window} AND item."trajectoryId" = row."trajectoryId" AND item."consumed")))"""
 
-# The ids are given apart from the document too: the planner takes that for 100,000 rows and would scan the table.
+# The ids are also bound separately: the planner estimates 100,000 rows for the JSON document and would scan the table.
 _SCORE_TRAJECTORIES = (
     """
     UPDATE public.trajectories row SET "aiJudgeReward" = judged."score", "aiJudgeReasoning" = judged."reasoning", "judgedAt" = %(now)s
@@ -120,6 +129,7 @@ _SCORE_TRAJECTORIES = (
 """
 )
 
+# The game keeps one judgement per trajectory.
 _JUDGE_TRAJECTORIES = (
     """
     INSERT INTO public.reward_judgments (id, "trajectoryId", "judgeModel", "judgeVersion", "overallScore", "rank", "normalizedScore",
@@ -143,30 +153,31 @@ _STATE = """UPDATE babylon_rl.windows SET "state" = 'scored' WHERE "window" = AN
 
 
 def have_scores(connection: Connection) -> bool:
-    """True once our tables exist."""
+    """Return True once the score tables exist."""
     return connection.execute(_TABLE).fetchone() == (True,)
 
 
 def input_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
-    """What was judged, by window, for those of ``windows`` that have scores."""
+    """Return the judged group version by window; windows without scores are absent."""
     return dict(connection.execute(_INPUT_VERSIONS, (list(windows),)).fetchall())
 
 
 def consumed_windows(connection: Connection, windows: Sequence[str]) -> set[str]:
-    """Those of ``windows`` of which a batch of ours has consumed an episode: their scores were used."""
+    """Return those of ``windows`` with an episode consumed by one of our batches."""
     return {window for (window,) in connection.execute(_CONSUMED, (list(windows),)).fetchall()}
 
 
 def mark_stale(connection: Connection, versions: Mapping[str, str]) -> None:
-    """Mark the scores of groups that are not what was judged (window -> version of the group now), and unmark those that are again.
+    """Mark scores whose group changed as stale, and unmark scores that match again.
 
-    Those whose sources were forgotten (judge_sources.py) stay marked until somebody has compared what would be shown.
+    ``versions`` maps window to the group's present version. Scores with forgotten sources (judge_sources.py) stay stale until the prompt
+    was compared.
     """
     connection.execute(_MARK_STALE, (list(versions), list(versions.values())))
 
 
 def read(connection: Connection, windows: Sequence[str]) -> dict[str, StoredGroup]:
-    """The stored scores of those of ``windows`` that have any."""
+    """Return the stored scores by window; windows without scores are absent."""
     wanted = (list(windows),)
     scores: dict[str, list[StoredScore]] = {}
     for window, *values in connection.execute(_READ_SCORES, wanted).fetchall():
@@ -177,9 +188,10 @@ def read(connection: Connection, windows: Sequence[str]) -> dict[str, StoredGrou
 
 
 def replace(connection: Connection, groups: Sequence[StoredGroup], now: datetime, *, force: bool = False) -> None:
-    """Write the scores of some windows everywhere, in the caller's transaction and under the windows' locks.
+    """Write the scores of ``groups`` to our tables and the game's.
 
-    Trajectories that a training has used keep the score that they were used with, unless forced.
+    In the caller's transaction and under the windows' locks. Trajectories used by a training keep the score of that training, unless
+    ``force`` is set.
     """
     ids = [trajectory for group in groups for score in group.scores for trajectory in score.trajectory_ids]
     given = {"groups": Jsonb([msgspec.to_builtins(group) for group in groups]), "ids": ids, "now": now, "force": force}
@@ -192,5 +204,5 @@ def replace(connection: Connection, groups: Sequence[StoredGroup], now: datetime
 
 
 def delete(connection: Connection, windows: Sequence[str]) -> None:
-    """Forget our scores of some windows; what stands in the game's tables stays."""
+    """Delete our scores of ``windows``; the game's tables stay unchanged."""
     connection.execute(_DELETE, (list(windows),))

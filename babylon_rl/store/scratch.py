@@ -1,4 +1,7 @@
-"""A database for a while: on the embedded server, beside the game's or instead of it, never on DATABASE_URL's; dropped when done with."""
+"""Temporary databases on the embedded server, dropped at the end of use.
+
+Never created on the server of DATABASE_URL.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +21,10 @@ _PREFIX = "babylon_rl_scratch_"
 
 @dataclass
 class Scratch:
-    """``database`` is migrated; set ``keep`` to leave it for the next call of the same name."""
+    """A migrated temporary database.
+
+    Set ``keep`` to keep it for the next call with the same name.
+    """
 
     database: Database
     keep: bool = False
@@ -26,23 +32,24 @@ class Scratch:
 
 @contextmanager
 def scratch_database(home: Path, name: str) -> Iterator[Scratch]:
-    """The scratch database of that name (letters and digits) on the embedded server under ``home``, made where it is absent.
+    """Open the scratch database ``name`` on the embedded server, created if absent.
 
-    It is dropped at the end of the block, but kept when that raises, so that a paid or long work goes on where it was.
+    ``name``: letters and digits. The database is dropped at the end of the block, but kept if the block raises, so that paid or long work
+    can continue.
 
     Raises:
         UsageError: another process works in it.
-        EmbeddedServerError: the server cannot be made or started.
+        EmbeddedServerError: the server cannot be created or started.
     """
-    called = f"{_PREFIX}{name}"
+    database_name = f"{_PREFIX}{name}"
     with use_server(home) as url, connect(url, autocommit=True) as server:
-        if server.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (called,)).fetchone() != (True,):
-            raise UsageError(f"Another process works in the scratch database {called}: wait for it to end.")
-        if server.execute("SELECT 1 FROM pg_database WHERE datname = %s", (called,)).fetchone() is None:
-            server.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(called)))
-        address = url.rpartition("/")[0] + f"/{called}"
+        if server.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (database_name,)).fetchone() != (True,):
+            raise UsageError(f"Another process works in the scratch database {database_name}: wait for it to end.")
+        if server.execute("SELECT 1 FROM pg_database WHERE datname = %s", (database_name,)).fetchone() is None:
+            server.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(database_name)))
+        address = url.rpartition("/")[0] + f"/{database_name}"
         scratch = Scratch(Database(address, address))
         migrate(scratch.database)
         yield scratch
         if not scratch.keep:
-            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(called)))
+            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database_name)))

@@ -1,4 +1,7 @@
-"""The write-ahead record of a training: a row is committed before an iteration starts and completed after its checkpoint is there."""
+"""Write-ahead records of training iterations.
+
+A row is committed before an iteration starts, and completed once its checkpoint exists.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +16,10 @@ from babylon_rl.store.batches import LIVE_STATES
 
 @dataclass(frozen=True, slots=True)
 class TrainingStep:
-    """One start of an iteration (1-based) in run ``attempt``; ``finished_at`` is None while it runs, or when it never ended."""
+    """One start of an iteration (1-based) in run ``attempt``.
+
+    ``finished_at`` is None while it runs, or if it never ended.
+    """
 
     iteration: int
     attempt: int
@@ -30,12 +36,12 @@ class TrainingStep:
 
     @property
     def paused(self) -> bool:
-        """True when its run did not die in it: it left the iteration to the next run, in words."""
+        """True if its run stopped on purpose and left the iteration to the next run."""
         return self.finished_at is None and bool((self.metrics or {}).get("paused"))
 
 
 def begin_step(connection: psycopg.Connection[Any], batch_id: str, step: TrainingStep) -> None:
-    """Write the row of an iteration that is about to start."""
+    """Write the row of an iteration before it starts."""
     connection.execute(
         """
         INSERT INTO babylon_rl.training_steps
@@ -47,7 +53,10 @@ def begin_step(connection: psycopg.Connection[Any], batch_id: str, step: Trainin
 
 
 def finish_step(connection: psycopg.Connection[Any], batch_id: str, step: TrainingStep) -> None:
-    """Complete the row of an iteration whose checkpoint is on disk; a crash may have lost the row's own run, so the newest is taken."""
+    """Complete the row of an iteration with a checkpoint on disk.
+
+    A crash may have lost the row of this run, so the newest attempt's row is taken.
+    """
     connection.execute(
         """
         UPDATE babylon_rl.training_steps s
@@ -60,7 +69,10 @@ def finish_step(connection: psycopg.Connection[Any], batch_id: str, step: Traini
 
 
 def pause_step(connection: psycopg.Connection[Any], batch_id: str, attempt: int) -> None:
-    """Say of what run ``attempt`` has begun and not ended that it was left to the next run on purpose; the caller commits."""
+    """Mark the unfinished steps of run ``attempt`` as left to the next run on purpose.
+
+    The caller commits.
+    """
     connection.execute(
         """
         UPDATE babylon_rl.training_steps SET "metrics" = '{"paused": true}'
@@ -71,7 +83,10 @@ def pause_step(connection: psycopg.Connection[Any], batch_id: str, attempt: int)
 
 
 def read_steps(connection: psycopg.Connection[Any], batch_id: str) -> list[TrainingStep]:
-    """Every start of every iteration of a batch, in order; an iteration that crashed has more than one."""
+    """Return every start of every iteration of a batch, in order.
+
+    An iteration that crashed has more than one.
+    """
     rows = connection.execute(
         """
         SELECT "iteration", "attempt", "backend", "stepBefore", "windows", "sequences", "startedAt", "finishedAt", "checkpointPath",
@@ -84,8 +99,11 @@ def read_steps(connection: psycopg.Connection[Any], batch_id: str) -> list[Train
 
 
 def begun_in_line(connection: psycopg.Connection[Any], base_model: str, but: str) -> str | None:
-    """A live batch of a line, other than ``but``, whose training has begun, or None; the caller holds the registry lock."""
-    found = connection.execute(
+    """Return a live batch of this base model whose training has begun, or None.
+
+    Batch ``but`` does not count. The caller holds the registry lock.
+    """
+    row = connection.execute(
         """
         SELECT b."batchId" FROM babylon_rl.batches b
         WHERE b."baseModel" = %s AND b."batchId" <> %s AND b."state" = ANY(%s)
@@ -95,9 +113,9 @@ def begun_in_line(connection: psycopg.Connection[Any], base_model: str, but: str
         """,
         [base_model, but, list(LIVE_STATES)],
     ).fetchone()
-    return None if found is None else str(found[0])
+    return None if row is None else str(row[0])
 
 
 def finished_steps(connection: psycopg.Connection[Any], batch_id: str) -> dict[int, TrainingStep]:
-    """The completed iterations of a batch by number."""
+    """Return the completed iterations of a batch by number."""
     return {step.iteration: step for step in read_steps(connection, batch_id) if step.finished_at is not None}

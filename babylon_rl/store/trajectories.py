@@ -1,8 +1,8 @@
-"""The rows of trajectories and llm_call_logs, streamed by window in binary COPY.
+"""Rows of trajectories and llm_call_logs, streamed by window in binary COPY.
 
-A trajectory's window is its canonical "windowId", else the hour of its "startTime". The first kind is found by the index
-on windowId; the rest (NULL ids, ids that name no real hour) agent by agent on the index (agentId, startTime), so that no
-read scans the table.
+A trajectory's window is its canonical "windowId", else the hour of its "startTime". Rows of the first kind are found by the index on
+windowId. The others (NULL ids, ids that name no real hour) are found agent by agent on the index (agentId, startTime), so that no read
+scans the table.
 """
 
 import functools
@@ -37,7 +37,7 @@ class TrajectoryRow(msgspec.Struct, frozen=True):
 
     @property
     def window(self) -> str:
-        """The window that this row belongs to."""
+        """The window of this row."""
         return self.window_id if self.window_id is not None and _is_window_id(self.window_id) else window_of(self.start_time)
 
 
@@ -62,7 +62,7 @@ class CallLogRow(msgspec.Struct, frozen=True):
         return self.timestamp.replace(tzinfo=UTC).timestamp() * 1000
 
 
-# An infinite time, or one beyond a calendar of four digits, would have no datetime.
+# Infinite times and years beyond four digits have no Python datetime, so they are clamped.
 _WITHIN = "least(greatest({0}, timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999')"
 _COLUMNS = f""""trajectoryId", "agentId", {_WITHIN.format('"startTime"')}, {_WITHIN.format('"endTime"')}, "windowId", "windowHours",
     "scenarioId", "finalPnL", "isTrainingData", "isEvaluation", "usedInTraining", "metricsJson", "stepsJson\""""
@@ -70,6 +70,7 @@ _ROW_TYPES = ["text", "text", "timestamp", "timestamp", "text", "int4", "text", 
 
 BY_WINDOW_ID = f"""COPY (SELECT {_COLUMNS} FROM public.trajectories WHERE "windowId" = ANY(%(windows)s)) TO STDOUT (FORMAT BINARY)"""
 
+# OFFSET 0 keeps the planner on one index range per agent.
 BY_START_TIME = f"""COPY (
     SELECT odd.* FROM public."User" agent CROSS JOIN LATERAL (
         SELECT {_COLUMNS} FROM public.trajectories
@@ -88,6 +89,7 @@ CALL_LOGS = f"""COPY (
 ) TO STDOUT (FORMAT BINARY)"""
 _LOG_TYPES = ["text", "text", "text", "timestamp", "text", "text", "text", "text", "bytea", "text", "bytea"]
 
+# Rows with a canonical id by range of the id, the others agent by agent.
 WINDOWS_WITH_ROWS = """
     SELECT "windowId", to_char("startTime", 'YYYY-MM-DD"T"HH24:00') FROM public.trajectories
     WHERE "windowId" >= %(first)s AND "windowId" < %(end)s GROUP BY 1, 2
@@ -100,7 +102,7 @@ WINDOWS_WITH_ROWS = """
     ) odd
 """
 
-# Beyond the hours that have a name, in either direction.
+# Start times before year 1 or after 9999: no hour has a name there.
 OF_NO_HOUR = """
     SELECT odd.* FROM public."User" agent CROSS JOIN LATERAL (
         SELECT "trajectoryId", "windowId" FROM public.trajectories WHERE "agentId" = agent.id AND "startTime" < timestamp '0001-01-01'
@@ -115,7 +117,7 @@ NEWEST_NAMED = r"""
     WHERE "windowId" < %(before)s AND "windowId" ~ '^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):00$'
     ORDER BY "windowId" DESC LIMIT 1
 """
-# Only what is newer than the newest named row: an agent whose rows all have a name would be read to its first row otherwise.
+# Only rows newer than the newest one with an id: otherwise an agent whose rows all have an id would be read to its first row.
 NEWEST_UNNAMED = """
     SELECT max(odd.hour) FROM public."User" agent CROSS JOIN LATERAL (
         SELECT to_char("startTime", 'YYYY-MM-DD"T"HH24:00') AS hour FROM public.trajectories
@@ -130,7 +132,7 @@ FIRST_POSSIBLE, LAST_POSSIBLE = "0001-01-01T00:00", "9999-12-31T23:00"
 
 
 def trajectory_rows(connection: Connection, windows: Sequence[str]) -> Iterator[TrajectoryRow]:
-    """Stream the rows that belong to ``windows`` (sorted ids, gaps allowed), in no particular order.
+    """Stream the rows of ``windows`` (sorted ids, gaps allowed), in no particular order.
 
     One row is in memory at a time. The connection is busy until the iterator is exhausted.
     """
@@ -147,37 +149,44 @@ def trajectory_rows(connection: Connection, windows: Sequence[str]) -> Iterator[
 
 
 def trajectories_by_id(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[TrajectoryRow]:
-    """Stream the rows of some trajectories, in no particular order."""
+    """Stream the rows of the given trajectories, in no particular order."""
     if trajectory_ids:
         for values in _copy(connection, BY_ID, {"ids": list(trajectory_ids)}, _ROW_TYPES):
             yield TrajectoryRow(*values)
 
 
 def call_log_rows(connection: Connection, trajectory_ids: Sequence[str]) -> Iterator[CallLogRow]:
-    """Stream the log rows of some trajectories, each trajectory's together, else in no particular order."""
+    """Stream the log rows of the given trajectories, grouped by trajectory."""
     if trajectory_ids:
         for values in _copy(connection, CALL_LOGS, {"ids": list(trajectory_ids)}, _LOG_TYPES):
             yield CallLogRow(*values)
 
 
 def windows_with_rows(connection: Connection, first: str, end: str) -> list[str]:
-    """The windows from ``first`` (inclusive) to ``end`` (exclusive) that hold at least one trajectory, in order.
+    """Return the windows that hold at least one trajectory, in order.
 
-    A row without a window id whose time is infinite, or beyond a calendar of four digits, belongs to none (``rows_of_no_hour``).
+    From ``first`` (inclusive) to ``end`` (exclusive). A row without a window id whose time is infinite, or beyond a calendar of four
+    digits, belongs to none (``rows_of_no_hour``).
     """
     bounds = {"first": first, "end": end, "start": window_start(first), "stop": window_start(end)}
-    found = connection.execute(WINDOWS_WITH_ROWS, bounds).fetchall()
-    windows = {window_id if _is_window_id(window_id) else hour for window_id, hour in found}
+    rows = connection.execute(WINDOWS_WITH_ROWS, bounds).fetchall()
+    windows = {window_id if _is_window_id(window_id) else hour for window_id, hour in rows}
     return sorted(window for window in windows if _is_window_id(window) and first <= window < end)
 
 
 def rows_of_no_hour(connection: Connection) -> list[str]:
-    """The ids of the trajectories that neither a window id nor a start time puts into an hour: nothing else reads or counts them."""
+    """Return the ids of trajectories that belong to no hour.
+
+    Neither their window id nor their start time gives one; nothing else reads or counts them.
+    """
     return sorted(trajectory_id for trajectory_id, window_id in connection.execute(OF_NO_HOUR) if not _is_window_id(window_id))
 
 
 def newest_window_with_rows(connection: Connection, newest: str) -> str | None:
-    """The newest window, up to and including ``newest``, that holds a trajectory; where look-backs count from."""
+    """Return the newest window up to and including ``newest`` with a trajectory, or None.
+
+    Look-backs count from it.
+    """
     stop = window_end(newest)
     named = _value(connection, NEWEST_NAMED, {"before": window_of(stop)})
     while named is not None and not is_window_id(named):  # 30 February
@@ -192,8 +201,8 @@ def _value(connection: Connection, statement: str, parameters: dict[str, Any]) -
 
 
 def scored_ids(connection: Connection, trajectory_ids: Sequence[str]) -> set[str]:
-    """Those of some trajectories that carry a score."""
-    return {found for (found,) in connection.execute(SCORED, (list(trajectory_ids),)).fetchall()}
+    """Return those of the given trajectories that have a score."""
+    return {trajectory_id for (trajectory_id,) in connection.execute(SCORED, (list(trajectory_ids),)).fetchall()}
 
 
 _is_window_id = functools.lru_cache(maxsize=4096)(is_window_id)

@@ -1,8 +1,9 @@
-"""Has anything been written to some tables since? Answered from Postgres' own counters, in a millisecond, however long the tables are.
+"""Watermark of writes to tables, from Postgres' own row counters.
 
-The server counts the rows that committed and aborted transactions insert, update and delete; a session hands its counts over when it
-is idle, at most a minute after the commit. So equal marks say that nothing was written but a moment ago, and a later mark will say so.
-Counters that went back (a crash, a reset) are another mark too.
+It tells in a millisecond, however long the tables are, whether anything was written. The server counts inserted, updated and deleted
+rows of committed and aborted transactions; a session reports its counts when idle, at most a minute after the commit. So equal marks say
+that nothing was written until shortly before, and a later mark will show the rest. Counters that went back (a crash, a reset) give
+another mark too.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import psycopg
 
 from babylon_rl.versions import content_version
 
-# A truncation counts no rows but gives the table another file. Partitions and inheriting tables are counted apart from their parent.
+# A truncation counts no rows, but gives the table another file node. Partitions and child tables have counters of their own.
 _COUNTERS = """
     SELECT current_setting('track_counts')::bool AND bool_and(c.relkind = 'r' AND NOT c.relhassubclass) AND count(*) = %(number)s,
            array_agg(concat_ws(' ', c.oid, pg_relation_filenode(c.oid),
@@ -26,11 +27,12 @@ _COUNTERS = """
 
 
 def watermark(connection: psycopg.Connection[Any], tables: Sequence[str], *of: Any, without_inserts: Sequence[str] = ()) -> str | None:
-    """A hash of everything written to ``tables`` so far (qualified, quoted names) and of the values ``of``; None: it cannot be known.
+    """Hash all writes to ``tables`` and the values ``of``; None if unknown.
 
-    Of ``without_inserts`` only updates and deletions count. To be read before what it stands for: what is written in between then
-    makes the next mark another.
+    Table names are qualified and quoted. Of ``without_inserts`` only updates and deletions count. Read the mark before the data it stands
+    for: a write in between then changes the next mark.
     """
     given = {"tables": list(tables), "without_inserts": list(without_inserts), "number": len(tables) + len(without_inserts)}
+    # ``counted`` is false if counting is off, a table is missing, or a table has partitions or children.
     counted, *counters = connection.execute(_COUNTERS, given).fetchone() or (False,)
     return content_version([*counters, *of]) if counted else None

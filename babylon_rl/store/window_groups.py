@@ -1,6 +1,6 @@
-"""babylon_rl.windows, episodes and rejections: what each hour was last read to hold; and the lock of an hour.
+"""Rows of babylon_rl.windows, episodes and rejections, and the lock of an hour.
 
-Everything is written in sets. An hour whose row version is unchanged is not touched.
+They hold the last reading of each hour. Rows are written in sets; an hour with an unchanged row version is not touched.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,13 +15,14 @@ from babylon_rl.versions import content_version
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
+# Limits of one transaction: hours written, hours read, and rows read (memory).
 HOURS_AT_ONCE = 168
 HOURS_READ_AT_ONCE = 1000
 ROWS_READ_AT_ONCE = 100_000
 
 
 class StoredEpisode(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One row of babylon_rl.episodes, less its window."""
+    """One row of babylon_rl.episodes, without its window."""
 
     agent_id: str
     trajectory_ids: list[str]
@@ -43,7 +44,7 @@ class StoredEpisode(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class StoredRejection(msgspec.Struct, frozen=True, rename="camel"):
-    """One row of babylon_rl.rejections, less its window."""
+    """One row of babylon_rl.rejections, without its window."""
 
     trajectory_id: str
     reason: str
@@ -51,7 +52,10 @@ class StoredRejection(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class StoredWindow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One row of babylon_rl.windows with the rows that belong to it; ``state`` is kept where a window is quarantined."""
+    """One row of babylon_rl.windows with its episodes and rejections.
+
+    ``state`` is not overwritten while a window is quarantined.
+    """
 
     window: str
     rows: int
@@ -76,6 +80,7 @@ ROW_COUNTS = """
     SELECT "windowId", count(*) FROM public.trajectories WHERE "windowId" = ANY(%s) GROUP BY 1
 """
 
+# Advisory locks in order of their keys; OFFSET 0 keeps the sort below the lock calls.
 _LOCK = """
     SELECT pg_advisory_xact_lock(key)
     FROM (SELECT DISTINCT hashtext('babylon_rl/' || hour) AS key FROM unnest(%s::text[]) AS given (hour) ORDER BY key OFFSET 0) wanted
@@ -85,6 +90,7 @@ _VERSIONS = """SELECT "window", "rowVersion" FROM babylon_rl.windows WHERE "wind
 
 _FORGET = """DELETE FROM babylon_rl.windows WHERE "window" = ANY(%s) AND "state" <> 'quarantined' RETURNING "window\""""
 
+# The windows arrive as one JSON document. A quarantined window keeps its state.
 _UPSERT_WINDOWS = """
     INSERT INTO babylon_rl.windows AS held ("window", "rows", "eligible", "newTrainable", "agents", "episodes", "usableEpisodes", "ready",
         "state", "rejected", "messageSources", "avgPnl", "trainableSequences", "quality", "dataVersion", "groupVersion", "rowVersion",
@@ -125,6 +131,7 @@ _INSERT_REJECTIONS = """
     CROSS JOIN LATERAL jsonb_to_recordset(given."rejections") AS r ("trajectoryId" text, "reason" text, "detail" text)
 """
 
+# States can change while the content stays, so they are set for all hours.
 _SET_STATES = """
     UPDATE babylon_rl.windows held SET "state" = given."state"
     FROM unnest(%s::text[], %s::text[]) AS given ("window", "state")
@@ -136,40 +143,44 @@ _OURS = "SELECT to_regclass('babylon_rl.windows') IS NOT NULL"
 
 
 def chunks(windows: Iterable[str]) -> Iterator[list[str]]:
-    """The windows in order, without doubles, in runs of at most HOURS_AT_ONCE: what one transaction takes."""
+    """Yield the distinct windows in order, at most HOURS_AT_ONCE per transaction."""
     ordered = sorted(set(windows))
     for start in range(0, len(ordered), HOURS_AT_ONCE):
         yield ordered[start : start + HOURS_AT_ONCE]
 
 
 def reading_chunks(connection: Connection, windows: Iterable[str]) -> list[list[str]]:
-    """As ``chunks``, for those who read the hours' trajectories: in runs of at most HOURS_READ_AT_ONCE hours and ROWS_READ_AT_ONCE rows.
+    """Split windows into chunks of at most HOURS_READ_AT_ONCE hours and ROWS_READ_AT_ONCE rows.
 
-    An hour with more rows than that is a run of its own. Rows without a canonical "windowId" are few and not counted.
+    For readers of the hours' trajectories. An hour with more rows is a chunk of its own. Rows without a canonical "windowId" are few and
+    not counted.
     """
     ordered = sorted(set(windows))
     with connection.transaction():
         counts: dict[str, int] = dict(connection.execute(ROW_COUNTS, (ordered,)).fetchall())
-    found: list[list[str]] = []
+    portions: list[list[str]] = []
     rows = 0
     for window in ordered:
         rows += counts.get(window, 0)
-        if not found or len(found[-1]) == HOURS_READ_AT_ONCE or rows > ROWS_READ_AT_ONCE:
-            found.append([])
+        if not portions or len(portions[-1]) == HOURS_READ_AT_ONCE or rows > ROWS_READ_AT_ONCE:
+            portions.append([])
             rows = counts.get(window, 0)
-        found[-1].append(window)
-    return found
+        portions[-1].append(window)
+    return portions
 
 
 def lock_windows(connection: Connection, windows: Sequence[str]) -> None:
-    """Wait for the locks of some hours and hold them until the transaction ends; always in the same order, so nobody deadlocks."""
+    """Take the locks of ``windows`` until the transaction ends.
+
+    Always in the same order, which prevents deadlocks.
+    """
     connection.execute(_LOCK, (list(windows),))
 
 
 def replace(connection: Connection, windows: Sequence[StoredWindow], now: datetime) -> set[str]:
-    """Make the tables say what ``windows`` say, and name those that were changed; hours without rows are forgotten.
+    """Write ``windows`` where their content changed, and return the changed ones.
 
-    To be called with the hours' locks held.
+    Windows without rows are deleted. The caller holds the hours' locks.
     """
     full = [entry for entry in windows if entry.rows]
     empty = [entry.window for entry in windows if not entry.rows]
@@ -179,6 +190,7 @@ def replace(connection: Connection, windows: Sequence[StoredWindow], now: dateti
     for entry in full:
         document = msgspec.to_builtins(entry)
         version = content_version({name: value for name, value in document.items() if name != "state"})
+        # The state is not part of the row version.
         if held.get(entry.window) != version:
             documents.append({**document, "rowVersion": version})
     if documents:
@@ -194,7 +206,7 @@ def replace(connection: Connection, windows: Sequence[StoredWindow], now: dateti
 
 
 def quarantined(connection: Connection, windows: Sequence[str]) -> set[str]:
-    """Those of ``windows`` that are quarantined; none where our tables do not exist yet."""
+    """Return those of ``windows`` that are quarantined; empty without our tables."""
     if connection.execute(_OURS).fetchone() != (True,):
         return set()
     return {window for (window,) in connection.execute(_QUARANTINED, (list(windows),)).fetchall()}
