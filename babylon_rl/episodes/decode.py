@@ -94,6 +94,7 @@ def decode_steps(text: bytes) -> list[Step] | Fault:
         steps = _STEPS.decode(text)
     except _REFUSED as refused:
         return _explained(text, refused)
+    # A step without a whole stepNumber gets its index.
     return _numbered(steps)
 
 

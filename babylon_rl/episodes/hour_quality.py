@@ -102,6 +102,7 @@ def quality(agents: Sequence[Sequence[Trajectory]], odd_hours: int) -> dict[str,
         if any([row.jumped for row in own]) or any([_jumps_between(before, after) for before, after in pairwise(own)]):
             jumping.append(own[0].agent_id)
     skewed = [row.trajectory_id for own in agents for row in own if row.skewed]
+    # None: the row has no recorded call.
     judged = [row.short_prompts for own in agents for row in own if row.short_prompts is not None]
     return {
         "shortPrompts": sum(judged),

@@ -169,6 +169,7 @@ def logged_call(row: CallLogRow) -> Call:
     try:
         metadata = _METADATA.decode(row.metadata or b"{}")
     except (msgspec.DecodeError, RecursionError):
+        # One field of a wrong type must not lose the others.
         metadata = _Metadata(**{field: _lenient(row.metadata).get(key) for field, key in _METADATA_KEYS.items()})
     return Call(
         model=row.model,

@@ -42,6 +42,7 @@ def row_faults(row: TrajectoryRow) -> Iterator[str]:
     llm_call_logs may still hold its calls.
     """
     try:
+        # Without readable steps no other check applies.
         steps = strict_json(row.steps_json)
     except ValueError:
         steps = None

@@ -95,6 +95,7 @@ def trajectories_with_texts(connection: Connection, trajectory_ids: Sequence[str
 
 
 def _checked(windows: Iterable[str]) -> list[str]:
+    # window_start raises UsageError for anything that is no window id.
     wanted = sorted(set(windows))
     for window in wanted:
         window_start(window)

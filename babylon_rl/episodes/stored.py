@@ -12,6 +12,7 @@ def stored(reading: WindowReading, judged: str | None, now: datetime) -> StoredW
 
     ``judged`` is the group version behind the hour's scores, None without scores.
     """
+    # Scored only if the scores were made from the present group. The store keeps a quarantine that it already has.
     facts = summary(reading, now)
     version = group_version(reading)
     return StoredWindow(

@@ -15,6 +15,7 @@ from babylon_rl.windows import is_complete
 def summary(reading: WindowReading, now: datetime, *, changed: bool = False) -> WindowSummary:
     """Return the numbers of ``reading``; completeness is decided at ``now`` (naive UTC)."""
     episodes = reading.episodes
+    # Reasons in their fixed order, so that equal hours give equal documents.
     reasons = Counter(rejection.reason for rejection in reading.rejections)
     pnls = [episode.window_pnl for episode in episodes]
     return WindowSummary(
@@ -69,6 +70,7 @@ def data_version(reading: WindowReading) -> str:
         ]
         for episode in reading.episodes
     ]
+    # Flags of use in training are left out on purpose.
     rejections = [[rejection.trajectory_id, rejection.reason, rejection.detail] for rejection in reading.rejections]
     return content_version([reading.window, reading.rows, reading.ready, episodes, rejections])
 

@@ -77,6 +77,7 @@ def _served(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
         role, content = message.get("role"), message.get("content")
         if role not in _ROLES:
             raise UsageError(f"messages[{index}] has the role {role!r}: texts of {', '.join(_ROLES)} can be recorded.")
+        # An empty system text is the same as none.
         if content or role != "system":
             served.append({"role": str(role), "content": text(content, f"messages[{index}].content")})
     if not served or served[-1]["role"] != "user":

@@ -54,6 +54,7 @@ class RecorderCalls:
             self._open[trajectory_id] = _NOT_KEPT
             return trajectory_id
         now = self._now()
+        # The window column holds 50 characters, the scenario column 100.
         hour = window_of(now) if window is None else label(window, "window", 50)
         if not is_window_id(hour) and not hour.startswith(_BENCHMARK):
             raise UsageError(f"{hour!r} is not a window: give an hour in UTC as YYYY-MM-DDTHH:00, or none for the current one.")

@@ -25,6 +25,7 @@ def open_writer(
         SchemaMismatch: it has no trajectories or llm_call_logs.
         SettingsError: a setting is not allowed.
     """
+    # The off switch comes first: without recording nothing needs a database.
     chosen = settings if settings is not None else load_settings()
     if url is not None:
         chosen = chosen.model_copy(update={"database_url": SecretStr(url)})

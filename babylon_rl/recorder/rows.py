@@ -108,9 +108,11 @@ def recording_of(
         "episodeLength": len(steps), "finalStatus": status, **{key: value for key, value in final.items() if value is not None},
         "tradesExecuted": trades, "postsCreated": posts, "errorCount": errors,
     }  # fmt: skip
+    # The game's recorder always writes these two keys.
     knowledge = {"trueProbabilities": {}, "actualOutcomes": {}, **ending.game_knowledge}
     # One call that does not fit keeps all calls of the trajectory out of the steps.
     in_steps = all(call.one_prompt for step in steps for call in step.calls)
+    # A simulated clock may run backwards; the column is an INTEGER.
     duration = round((ended - started).total_seconds() * 1000)
     columns = {
         "id": new_id(), "trajectoryId": trajectory_id, "agentId": agent_id, "startTime": started, "endTime": ended,

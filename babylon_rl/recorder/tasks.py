@@ -87,6 +87,7 @@ class AsyncTrajectoryRecorder(RecorderCalls):
 
         The trajectory of a cancelled task is terminated.
         """
+        # Ended in an exit callback, which sees the kind of exception.
         begun = self.start_trajectory(agent_id, window=window, scenario=scenario)
 
         async def end_if_open(kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:

@@ -73,6 +73,7 @@ class TrajectoryRecorder(RecorderCalls):
         Raises:
             DatabaseUnreachable, SchemaMismatch, SettingsError: nothing could be recorded there.
         """
+        # On success the recorder keeps the stack open until close(); on an error it closes here.
         with contextlib.ExitStack() as stack:
             writer, sampling_rate = open_writer(url, settings, room=room, patience_s=patience_s, stack=stack)
             recorder = cls(_nowhere if writer is None else writer.put, new_id, clock, sampling_rate)

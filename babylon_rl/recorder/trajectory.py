@@ -101,6 +101,7 @@ class OpenTrajectory:
         Raises:
             UsageError: no open step, or a value that cannot be recorded; the step is then still open.
         """
+        # Every check comes before the first change, so a refused value leaves the step open.
         step, earned = self._step(), number(reward, "reward")
         if not math.isfinite(self._total + earned):
             raise UsageError("The rewards' sum is not a finite number any more.")

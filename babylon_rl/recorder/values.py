@@ -69,7 +69,7 @@ def label(value: Any, name: str, longest: int = 1000) -> str:
 def number(value: Any, name: str) -> float:
     """Check a finite number and return it.
 
-    ints and floats keep their type, others (Decimal, numpy) become floats.
+    Ints and floats keep their type, others (Decimal, numpy) become floats.
 
     Raises:
         UsageError: not a finite number.

@@ -237,6 +237,7 @@ class BackgroundWriter:
         with connection.transaction():
             # After a failed attempt some may be committed already: the answer can be lost, not the commit.
             stored = self._stored(part) if again else frozenset()
+            # Only a repeated attempt can meet rows that are stored already.
             rest = [recording for recording in part if recording.columns["id"] not in stored]
             copy_rows(connection, "trajectories", [recording.columns for recording in rest])
             copy_rows(connection, "llm_call_logs", [call.columns for recording in rest for call in recording.calls])
@@ -261,6 +262,7 @@ class BackgroundWriter:
         """
         if failures > 1:
             pause_s = min(_FIRST_PAUSE_S * 2 ** min(failures - 2, 10), _LONGEST_PAUSE_S)
+            # While closing the event is set and wait() returns at once, so a short fixed pause replaces it.
             if self._closing.wait(pause_s):
                 time.sleep(_LAST_PAUSE_S)
         return not self._closing.is_set() or time.monotonic() < self._give_up_at
@@ -273,6 +275,7 @@ class BackgroundWriter:
                 self._recorded += settled
             else:
                 self._rejected += settled
+                # The report keeps the first reasons only; the log has all.
                 self._reasons += [reason] if len(self._reasons) < _REASONS else []
             self._changed.notify_all()
 

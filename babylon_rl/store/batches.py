@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 from babylon_rl.errors import BatchConflict
 from babylon_rl.store.freezable import FreezableEpisode
 
+# States in which a batch still holds its trajectories.
 LIVE_STATES = ("pending", "preparing", "scoring", "training", "uploading")
 TRAINED, BASELINE = "trained", "baseline"
 # Keys of Postgres advisory locks: any fixed numbers that nothing else in the database uses.
@@ -149,6 +150,7 @@ def insert_batch(connection: psycopg.Connection[Any], new: NewBatch) -> None:
     Raises:
         BatchConflict: one of the trajectories is in a live batch.
     """
+    # First the game's row, then ours. Both list the trajectories in the same order.
     pairs = [(episode, trajectory) for episode in new.episodes for trajectory in episode.trajectory_ids]
     windows = sorted({episode.window for episode in new.episodes})
     connection.execute(
@@ -190,6 +192,7 @@ def insert_batch(connection: psycopg.Connection[Any], new: NewBatch) -> None:
                 [new.batch_id, [episode.window for episode, _ in pairs], [episode.agent_id for episode, _ in pairs],
                  [trajectory for _, trajectory in pairs]],
             )  # fmt: skip
+    # A unique index allows a trajectory in one live batch only.
     except psycopg.errors.UniqueViolation as held:
         detail = held.diag.message_detail
         raise BatchConflict(f"A trajectory of the new batch is already in a live batch ({detail}). Freeze again.") from None
@@ -323,6 +326,7 @@ def _touch(connection: psycopg.Connection[Any], batch_id: str, attempt: int, now
         [now, state, batch_id, attempt, list(LIVE_STATES)],
     )
     if updated.rowcount == 0:
+        # No row matched: the batch ended or a newer run has it.
         raise BatchConflict(_why_not(connection, batch_id, attempt))
 
 

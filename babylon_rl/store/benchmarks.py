@@ -112,6 +112,7 @@ class MarketResult:
         Raises:
             MarketError: they contradict each other.
         """
+        # Every decision is one action or invalid, and has one P&L after it.
         sums = sum(self.actions.values()) + self.invalid == self.decisions == len(self.equity_usd)
         ranges = self.wins + self.losses <= self.trades and self.predictions_right <= self.predictions <= self.trades
         orders = self.trades + self.refused <= self.decisions - self.invalid

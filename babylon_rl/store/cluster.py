@@ -119,6 +119,7 @@ class Cluster:
             EmbeddedServerError: initdb failed, or the directory holds no usable cluster.
         """
         self._check_access()
+        # An empty directory counts as absent.
         if self.directory.is_dir() and not any(self.directory.iterdir()):
             self.directory.rmdir()
         if self.directory.exists():
@@ -132,6 +133,7 @@ class Cluster:
             if os.geteuid() == 0:
                 os.chown(new, NOBODY, NOBODY)
             self._write_private(self.password_file, secrets.token_hex(16))
+            # A built-in locale sorts alike on every machine.
             locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
             initdb = self._run(
                 "initdb", "-D", str(new), "-U", USER, "-A", "scram-sha-256", f"--pwfile={self.password_file}", *locale, owner=new
@@ -186,6 +188,7 @@ class Cluster:
         """
         if self.running_port() is None:
             return False
+        # fast: end sessions and write a checkpoint. immediate: as a crash, recovered at the next start.
         for mode in ("fast", "immediate"):
             stopped = self._run("pg_ctl", "-w", "-t", "60", "-D", str(self.directory), "-m", mode, "stop")
             if stopped.returncode == 0 or self.running_port() is None:
@@ -214,6 +217,7 @@ class Cluster:
             return
         if not self.directory.is_dir():
             raise EmbeddedServerError(f"{self.directory} is a file, and the database's directory belongs there. Move it away.")
+        # Root may only start a server that runs as somebody else; other users only their own.
         owner = self.directory.stat().st_uid
         if os.geteuid() == 0 and owner == 0 and any(self.directory.iterdir()):
             raise EmbeddedServerError(
@@ -273,6 +277,7 @@ class Cluster:
             command = psutil.Process(pid).cmdline()
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             return False
+        # Another user's process: better to take it for the server than to start a second one.
         except psutil.AccessDenied:
             return True
         return bool(command) and Path(command[0]).name == "postgres" and str(self.directory) in command

@@ -59,6 +59,7 @@ def connect(url: str, *, autocommit: bool = False) -> Connection:
     # Parameters in the URL win over these defaults.
     defaults = {"connect_timeout": str(CONNECT_TIMEOUT_S), "application_name": "babylon-rl"}
     try:
+        # Prepared statements would belong to one server session of the pooler.
         return Connection.connect(make_conninfo("", **defaults | _parts(url)), autocommit=autocommit, prepare_threshold=None)
     except psycopg.OperationalError as refused:
         raise DatabaseUnreachable(_sentence(url, refused)) from None

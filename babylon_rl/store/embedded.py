@@ -40,6 +40,7 @@ def use_server(home: Path) -> Iterator[str]:
                 url = cluster.url(port)
             yield url
         finally:
+            # Under start.lock, so that no new user appears between the check and the stop.
             with lease, _locked(home / "start.lock"):
                 if _is_last(lease):
                     cluster.stop()

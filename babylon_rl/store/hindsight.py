@@ -68,6 +68,7 @@ class StoredHour(msgspec.Struct, frozen=True, kw_only=True):
         """Build an hour, independent of the order of its actions and leaks."""
         actions = sorted(actions, key=lambda row: (row.trajectory_id, row.step))
         leaks = sorted(leaks, key=lambda row: (row.trajectory_id, row.sequence, row.kind))
+        # Sorted first, so that equal content gives an equal version.
         version = hashlib.sha256(msgspec.json.encode([window, sequences, actions, leaks])).hexdigest()[:16]
         return cls(window=window, sequences=sequences, actions=actions, leaks=leaks, data_version=version)
 

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from babylon_rl.store.judge_answers import spent_on
 from babylon_rl.store.trajectories import Connection
 
+# After this silence a run counts as dead.
 RESERVED_FOR = timedelta(hours=1)
 _LOCK = 0x6A75646765  # "judge": one reservation at a time
 

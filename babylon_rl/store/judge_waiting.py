@@ -81,6 +81,7 @@ def read_quarantined(connection: Connection, windows: Sequence[str] | None = Non
 def quarantine(connection: Connection, entry: Quarantined) -> None:
     """Quarantine a group, in the caller's transaction and under the hour's lock."""
     transcript = Jsonb(entry.transcript)
+    # A quarantined hour is not pending any more.
     head = (entry.window, entry.judge, entry.judge_version, entry.reason)
     connection.execute(_QUARANTINE, (*head, transcript, entry.at, entry.sources_version))
     connection.execute(_SET_ASIDE, (entry.window,))

@@ -19,6 +19,7 @@ from babylon_rl.store.schema import Table, differences, expected_tables, read_ta
 from babylon_rl.windows import utc_now
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+# The migration that creates the tables shared with the game.
 CONTRACT = "0001_contract_tables"
 _LOCK = 0x6261_6279_6C6F_6E  # "babylon"
 _LOCK_TIMEOUT_S = 120
@@ -144,6 +145,7 @@ def _apply(connection: psycopg.Connection[tuple[Any, ...]], migration: Migration
     connection.execute(
         'CREATE TABLE IF NOT EXISTS babylon_rl.migrations (id TEXT PRIMARY KEY, checksum TEXT NOT NULL, "appliedAt" TIMESTAMP(3) NOT NULL)'
     )
+    # The contract's tables are named without a schema in the migrations.
     connection.execute("SET LOCAL search_path = public")
     try:
         connection.execute(migration.sql)
@@ -169,6 +171,7 @@ def _pending(files: list[Migration], recorded: dict[str, str]) -> list[Migration
     Raises:
         SchemaMismatch: the records are not a beginning of ``files``.
     """
+    # Every recorded migration must exist and be unchanged.
     known = {migration.name: migration for migration in files}
     for name, checksum in recorded.items():
         if name not in known:
@@ -181,6 +184,7 @@ def _pending(files: list[Migration], recorded: dict[str, str]) -> list[Migration
                 f"Migration {name} was changed after it was applied here. Restore migrations/{name}.sql as it was; "
                 "a change belongs into a new file."
             )
+    # Forward only: nothing may be missing before the newest recorded one.
     pending = [migration for migration in files if migration.name not in recorded]
     if pending and recorded and pending[0].name < max(recorded):
         raise SchemaMismatch(
@@ -202,6 +206,7 @@ def _check_tables(
     Raises:
         SchemaMismatch: one is missing.
     """
+    # Tables that the applied migrations leave behind, by the text of the migrations.
     own: set[str] = set()
     for migration in files:
         if migration.name in recorded:

@@ -73,6 +73,7 @@ def missing_sentence(connection: psycopg.Connection[Any], error: Missing, direct
     Rolls back a failed transaction on ``connection``.
     """
     message = (error.diag.message_primary or str(error)).strip()
+    # The catalog can be read only after the failed transaction is rolled back.
     if connection.info.transaction_status == psycopg.pq.TransactionStatus.INERROR:
         connection.rollback()
     if match := _RELATION.search(message):

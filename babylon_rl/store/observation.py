@@ -20,6 +20,7 @@ from babylon_rl.windows import HOUR, is_window_id, window_of, window_start
 
 Connection = psycopg.Connection[Any]
 
+# Length of the range that is observed at every tick.
 RECENT = timedelta(days=7)
 # Changes of "User" need no watching: an agent without trajectories has no rows, and deleting an agent deletes its rows.
 TABLES = ("public.trajectories", "public.llm_call_logs", *MARKET_TABLES)
@@ -82,6 +83,7 @@ def recent_hours(connection: Connection, end: str) -> tuple[str, str]:
 
     RECENT, counted back from the newest hour of each before ``end``.
     """
+    # Counted from the newest data, not from now: a game may have stopped some time ago.
     newest = newest_window_with_rows(connection, window_of(window_start(end) - HOUR))
     return _back_from(newest or end), _back_from(newest_market_hour(connection, end) or end)
 

@@ -90,6 +90,7 @@ def replace_rows(connection: Connection, rows: Mapping[str, Sequence[OutcomeRow]
     with connection.cursor().copy(_WRITE) as copy:
         for window_rows in rows.values():
             for row in window_rows:
+                # Lists are JSON columns.
                 values = [getattr(row, name) for name in OutcomeRow.__struct_fields__]
                 copy.write_row([Jsonb(value) if isinstance(value, list) else value for value in values] + [now])
 

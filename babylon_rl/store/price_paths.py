@@ -56,6 +56,7 @@ def probability_paths(connection: psycopg.Connection[Any], wanted: Iterable[tupl
 
 
 def _paths(connection: psycopg.Connection[Any], statement: str, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
+    # An empty path also for pairs without a row.
     pairs = list(wanted)
     if not pairs:
         return {}

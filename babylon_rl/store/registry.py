@@ -19,6 +19,7 @@ from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode
 from babylon_rl.store.freezable import record_dropped
 
 FIRST_VERSION = "v1.0.0"
+# ASCII only: other digits would also match \d.
 _SEMANTIC = re.compile(r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", re.ASCII)
 
 # A model row with its lineage; without a lineage row the version is foreign.
@@ -127,6 +128,7 @@ def next_version(connection: psycopg.Connection[Any], batch_id: str | None = Non
         """,
         [list(LIVE_STATES), batch_id],
     )
+    # Names that are no semantic version do not count.
     orders = [order for order in map(version_order, [*(row[0] for row in rows), *above]) if order is not None]
     if not orders:
         return FIRST_VERSION
@@ -188,6 +190,7 @@ def register_model(connection: psycopg.Connection[Any], new: NewModel) -> int:
         BatchConflict: the batch ended or a newer run has it; the caller must roll back.
     """
     pairs = [(episode, trajectory) for episode in new.episodes for trajectory in episode.trajectory_ids]
+    # ``used`` trained; the others served as baseline only.
     trajectories = [trajectory for _, trajectory in pairs]
     used = [trajectory for episode, trajectory in pairs if episode.contributes != BASELINE]
     scores = [episode.score for episode in new.episodes if episode.score is not None]

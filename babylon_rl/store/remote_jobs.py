@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 from babylon_rl.errors import BatchConflict
 from babylon_rl.store.batches import LIVE_STATES, advance_batch, own_transaction
 
+# Only posting and running jobs block the model.
 JobState = Literal["posting", "running", "trained", "failed", "expired", "refused", "lost"]
 LIVE = ("posting", "running")
 
@@ -89,6 +90,7 @@ def begin_job(connection: psycopg.Connection[Any], job: RemoteJob, run_attempt: 
     """
     try:
         with own_transaction(connection):
+            # Fencing and the insert commit together: an old run cannot leave a job row.
             advance_batch(connection, job.batch_id, run_attempt, "training", job.posted_at)
             connection.execute(
                 """
@@ -222,7 +224,7 @@ def live_job(connection: psycopg.Connection[Any], service: str, model: str) -> R
 
 
 def jobs_above(connection: psycopg.Connection[Any], service: str, model: str, step: int) -> list[RemoteJob]:
-    """Return the jobs that may have left a step above ``step``, oldest post first."""
+    """Return the jobs that may have a step above ``step`` left, oldest post first."""
     rows = connection.execute(
         _JOBS
         + """

@@ -71,6 +71,7 @@ def expected_tables(connection: psycopg.Connection[tuple[Any, ...]], contract_sq
     Rolled back: leaves no trace.
     """
     with connection.transaction(force_rollback=True):
+        # The contract's statements name no schema, so they create temporary tables here.
         connection.execute("SET LOCAL search_path = pg_temp")
         connection.execute(contract_sql)
         row = connection.execute("SELECT pg_my_temp_schema()::regnamespace::text").fetchone()

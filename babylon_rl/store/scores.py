@@ -168,7 +168,7 @@ def consumed_windows(connection: Connection, windows: Sequence[str]) -> set[str]
 
 
 def mark_stale(connection: Connection, versions: Mapping[str, str]) -> None:
-    """Mark scores whose group changed as stale, and unmark scores that match again.
+    """Mark the scores of changed groups as stale, and unmark scores that match again.
 
     ``versions`` maps window to the group's present version. Scores with forgotten sources (judge_sources.py) stay stale until the prompt
     was compared.
@@ -182,6 +182,7 @@ def read(connection: Connection, windows: Sequence[str]) -> dict[str, StoredGrou
     scores: dict[str, list[StoredScore]] = {}
     for window, *values in connection.execute(_READ_SCORES, wanted).fetchall():
         scores.setdefault(window, []).append(StoredScore(*values))
+    # The first fields are the columns of _READ_GROUPS, in order.
     names = StoredGroup.__struct_fields__[:11]
     rows = [dict(zip(names, values, strict=True)) for values in connection.execute(_READ_GROUPS, wanted).fetchall()]
     return {row["window"]: StoredGroup(**row, scores=scores.get(row["window"], [])) for row in sorted(rows, key=lambda row: row["window"])}
@@ -195,6 +196,7 @@ def replace(connection: Connection, groups: Sequence[StoredGroup], now: datetime
     """
     ids = [trajectory for group in groups for score in group.scores for trajectory in score.trajectory_ids]
     given = {"groups": Jsonb([msgspec.to_builtins(group) for group in groups]), "ids": ids, "now": now, "force": force}
+    # Our rows are written anew; the game's are updated.
     delete(connection, [group.window for group in groups])
     connection.execute(_INSERT_GROUPS, given)
     connection.execute(_INSERT_SCORES, given)

@@ -43,6 +43,7 @@ def scratch_database(home: Path, name: str) -> Iterator[Scratch]:
     """
     database_name = f"{_PREFIX}{name}"
     with use_server(home) as url, connect(url, autocommit=True) as server:
+        # A session lock on the server's own connection marks the database as in use.
         if server.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (database_name,)).fetchone() != (True,):
             raise UsageError(f"Another process works in the scratch database {database_name}: wait for it to end.")
         if server.execute("SELECT 1 FROM pg_database WHERE datname = %s", (database_name,)).fetchone() is None:
@@ -51,5 +52,6 @@ def scratch_database(home: Path, name: str) -> Iterator[Scratch]:
         scratch = Scratch(Database(address, address))
         migrate(scratch.database)
         yield scratch
+        # Not reached if the block raised: the database is then kept.
         if not scratch.keep:
             server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database_name)))

@@ -37,6 +37,7 @@ class TrainingStep:
     @property
     def paused(self) -> bool:
         """True if its run stopped on purpose and left the iteration to the next run."""
+        # A crash leaves no metrics; ``pause_step`` does.
         return self.finished_at is None and bool((self.metrics or {}).get("paused"))
 
 
@@ -99,7 +100,7 @@ def read_steps(connection: psycopg.Connection[Any], batch_id: str) -> list[Train
 
 
 def begun_in_line(connection: psycopg.Connection[Any], base_model: str, but: str) -> str | None:
-    """Return a live batch of this base model whose training has begun, or None.
+    """Return a live batch of this base model with a begun training, or None.
 
     Batch ``but`` does not count. The caller holds the registry lock.
     """

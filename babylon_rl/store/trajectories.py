@@ -66,6 +66,7 @@ class CallLogRow(msgspec.Struct, frozen=True):
 _WITHIN = "least(greatest({0}, timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999')"
 _COLUMNS = f""""trajectoryId", "agentId", {_WITHIN.format('"startTime"')}, {_WITHIN.format('"endTime"')}, "windowId", "windowHours",
     "scenarioId", "finalPnL", "isTrainingData", "isEvaluation", "usedInTraining", "metricsJson", "stepsJson\""""
+# Binary COPY carries no types. Text columns read as bytea stay undecoded UTF-8.
 _ROW_TYPES = ["text", "text", "timestamp", "timestamp", "text", "int4", "text", "float8", "bool", "bool", "bool", "bytea", "bytea"]
 
 BY_WINDOW_ID = f"""COPY (SELECT {_COLUMNS} FROM public.trajectories WHERE "windowId" = ANY(%(windows)s)) TO STDOUT (FORMAT BINARY)"""
@@ -138,6 +139,7 @@ def trajectory_rows(connection: Connection, windows: Sequence[str]) -> Iterator[
     """
     if not windows:
         return
+    # First the rows with a canonical id, then the others by their start time.
     wanted = frozenset(windows)
     for values in _copy(connection, BY_WINDOW_ID, {"windows": list(windows)}, _ROW_TYPES):
         yield TrajectoryRow(*values)
@@ -188,6 +190,7 @@ def newest_window_with_rows(connection: Connection, newest: str) -> str | None:
     Look-backs count from it.
     """
     stop = window_end(newest)
+    # The pattern in SQL accepts days that do not exist, so the search goes on below such an id.
     named = _value(connection, NEWEST_NAMED, {"before": window_of(stop)})
     while named is not None and not is_window_id(named):  # 30 February
         named = _value(connection, NEWEST_NAMED, {"before": named})

@@ -182,6 +182,7 @@ def replace(connection: Connection, windows: Sequence[StoredWindow], now: dateti
 
     Windows without rows are deleted. The caller holds the hours' locks.
     """
+    # An hour without rows leaves no row behind, unless it is in quarantine.
     full = [entry for entry in windows if entry.rows]
     empty = [entry.window for entry in windows if not entry.rows]
     forgotten = {window for (window,) in connection.execute(_FORGET, (empty,)).fetchall()}
@@ -194,6 +195,7 @@ def replace(connection: Connection, windows: Sequence[StoredWindow], now: dateti
         if held.get(entry.window) != version:
             documents.append({**document, "rowVersion": version})
     if documents:
+        # Episodes and rejections of a changed hour are written anew.
         changed = [document["window"] for document in documents]
         given = {"windows": Jsonb(documents), "now": now}
         connection.execute(_UPSERT_WINDOWS, given)
