@@ -1,7 +1,7 @@
-"""Agents' text is hostile: made unable to be markup, and looked through for words that speak to a judge.
+"""Defence against injection: escaping of agents' text, and flags on text that addresses a judge.
 
-``escaped`` is what keeps structure safe, whatever the text; the flags miss what nobody thought of. A flagged group is judged again with
-the flagged passages masked (masking.py).
+``escaped`` keeps the structure safe, whatever the text; the flags miss wordings that are not in their list. A flagged group is judged
+again with the flagged passages masked (masking.py).
 """
 
 import functools
@@ -24,7 +24,7 @@ _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 @dataclass(frozen=True)
 class Flag:
-    """One suspicion: of what kind, in which text (``step 3 response``), and how it reads there."""
+    """One suspicious passage: its kind, its place (``step 3 response``) and an excerpt."""
 
     kind: FlagKind
     where: str
@@ -32,21 +32,21 @@ class Flag:
 
 
 def escaped(text: str) -> str:
-    """The text as data: markup characters, wide and small forms of them included, as entities; what cannot be seen by its code point.
+    """Escape a text as data: markup characters as entities, invisible ones as code points.
 
-    Line breaks and tabs stay.
+    Wide and small forms of markup characters count too. Line breaks and tabs stay.
     """
     text = _visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return text if text.isascii() else text.translate(_BRACKETS)
 
 
 def flat(text: str) -> str:
-    """The text in one line, so that it cannot look like the lines around it."""
+    """Put the text in one line, so that it cannot look like the lines around it."""
     return " / ".join(filter(None, (line.strip() for line in text.splitlines()))) if "\n" in text or not text.isprintable() else text
 
 
 def bounded(text: str, most: int = MOST_CHARACTERS) -> str:
-    """The text's beginning and end where it has more than ``most`` characters; what was cut out is counted."""
+    """Keep beginning and end of a text longer than ``most`` characters, with the number cut out."""
     if len(text) <= most:
         return text
     head = most * 2 // 3
@@ -54,34 +54,39 @@ def bounded(text: str, most: int = MOST_CHARACTERS) -> str:
 
 
 def find_flags(text: str, where: str) -> list[Flag]:
-    """What in a text speaks to a judge, or hides something; at most one flag of each kind."""
+    """Find passages that address a judge or hide something; at most one flag per kind."""
     return [Flag(kind, where, excerpt) for kind, excerpt in _found(text)] if text else []
 
 
 @functools.lru_cache(maxsize=1024)  # prompts and habits come again and again
 def _found(text: str) -> tuple[tuple[FlagKind, str], ...]:
-    found: dict[FlagKind, str] = {}
+    excerpts: dict[FlagKind, str] = {}
+    # bound the work: only beginning and end of a very long text are searched
     if len(text) > LOOKED_AT:
-        found["long"] = f"{len(text)} characters"
+        excerpts["long"] = f"{len(text)} characters"
         text = f"{text[: LOOKED_AT // 2]}\n{text[-LOOKED_AT // 2 :]}"
     elif repetitive(text):
-        found["long"] = f"{len(text)} characters that repeat themselves"
+        excerpts["long"] = f"{len(text)} characters that repeat themselves"
+    # disguises are flagged even where the decoded text is harmless
     hidden = hidden_characters(text)
     if hidden:
-        found["hidden"] = _excerpt(hidden)
+        excerpts["hidden"] = _excerpt(hidden)
     mixed = mixed_scripts(text)
     if mixed:
-        found["lookalike"] = _excerpt(mixed)
+        excerpts["lookalike"] = _excerpt(mixed)
+    # the words themselves, in the text and in all its decoded forms
     for reading, disguise in readings(text):
         for kind, excerpt in _spoken(reading):
-            found.setdefault(kind, _excerpt(excerpt))
-            if disguise and "encoded" not in found:
-                found["encoded"] = _excerpt(f"{disguise}: {excerpt}")
-    return tuple(found.items())
+            excerpts.setdefault(kind, _excerpt(excerpt))
+            if disguise and "encoded" not in excerpts:
+                excerpts["encoded"] = _excerpt(f"{disguise}: {excerpt}")
+    return tuple(excerpts.items())
 
 
 def _spoken(reading: str) -> Iterator[tuple[Spoken, str]]:
+    """Yield the kinds of address in a text, each with its first match."""
     plain = folded(reading)
+    # a substring search is far cheaper than the expressions, and decides most texts
     if plain.isascii() and not any(anchor in plain for anchor in ANCHORS):
         return
     for kind, expression in EXPRESSIONS.items():
@@ -96,6 +101,7 @@ def _excerpt(text: str) -> str:
 
 
 def _visible(text: str) -> str:
+    """The text with invisible characters written as their code points."""
     if text.replace("\n", "").replace("\t", "").isprintable():
         return text
     for character in set(text):

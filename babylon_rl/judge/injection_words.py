@@ -1,7 +1,8 @@
-"""Words by which texts speak to a judge, as regular expressions over folded text (no case, no accents, no invisible characters).
+"""Wordings that address a judge, as regular expressions over folded text.
 
-In English and a score of other languages: setting instructions aside, and asking for a score. A text that says neither in these words
-is not found; see injection.py for what holds regardless. Ordinary words of trading (points, ratings, ranks, rules) are none of them.
+Folded: no case, no accents, no invisible characters. In English and about twenty other languages: setting instructions aside, and
+asking for a score. Other wordings are not found; injection.py says what holds regardless. Ordinary words of trading (points, ratings,
+ranks, rules) do not match.
 """
 
 import re

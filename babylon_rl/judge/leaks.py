@@ -1,9 +1,9 @@
-"""What must not stand in a training text: what only became known after the hour, in the words in which a judge is told it.
+"""Leak check: finds facts in a training text that became known only after the hour.
 
-The sentences are found by their own templates (wording.py), with any value, whatever their letter case, white space, line breaks,
-typography and JSON escapes. Found as well are the raw forms: recorded gameKnowledge by its keys and its bare values, a question's own row
-with its secret answer, a plain statement of that answer, and judges' scores by their column's name. An agent may guess in its own words: a
-response leaks only by sentence or by recorded secret.
+Sentences that a judge reads are found by their own templates (wording.py), with any value, whatever their letter case, white space,
+line breaks, typography and JSON escapes. Raw forms are found as well: recorded gameKnowledge by its keys and its bare values, a
+question's own row with its secret answer, a plain statement of that answer, and judges' scores by their column's name. An agent may
+guess in its own words: a response leaks only by sentence or by recorded secret.
 """
 
 import json
@@ -29,7 +29,7 @@ _DECIMAL = re.compile(r"(?<![\d.])\d{1,9}\.\d{2,}%?")
 
 @dataclass(frozen=True)
 class Leak:
-    """One find: what it gives away, in which text (``message 1 (user)`` or ``response``), and how it reads there."""
+    """One leak: its kind, its text (``message 1 (user)`` or ``response``), and an excerpt."""
 
     kind: LeakKind
     where: str
@@ -37,13 +37,13 @@ class Leak:
 
     @property
     def detail(self) -> str:
-        """Where and what, in a line."""
+        """Place and excerpt in one line."""
         return f"{self.where}: {self.excerpt}"
 
 
 @dataclass(frozen=True)
 class LeakContext:
-    """The secrets of an hour that a raw text could hold: questions without an answer in it, and one row's gameKnowledge.
+    """Secrets of an hour: questions without an answer in it, and one row's gameKnowledge.
 
     Of the former ids, numbers and, where it is known by now, the answer; of the latter JSON entries (``knowledge``) and bare numbers.
     """
@@ -57,7 +57,7 @@ class LeakContext:
 
 @dataclass(frozen=True)
 class _Pattern:
-    """What to look for in folded text; without one of its ``anchors`` in it the expression need not be tried."""
+    """An expression over folded text, tried only where one of its ``anchors`` occurs."""
 
     kind: LeakKind
     anchors: tuple[str, ...]
@@ -65,6 +65,7 @@ class _Pattern:
 
 
 def _of_template(template: Template) -> _Pattern:
+    """Pattern that finds a template's sentence with any values."""
     # A backslash before the sentence would take its first letter for an escape, so that letter is not asked for.
     pieces = [(folded(literal), kind) for literal, _, kind in template.parts]
     pieces[0] = (pieces[0][0][1:], pieces[0][1])
@@ -117,10 +118,10 @@ _ESCAPED = {'"': '"', "\\": "\\", "/": "/"}
 
 
 def find_leaks(messages: Sequence[Mapping[str, str]], response: str, context: LeakContext = LeakContext()) -> list[Leak]:
-    """What a sequence gives away, in the order of its texts; nothing is what a sequence that may train gives.
+    """Find the leaks of a sequence, in the order of its texts; empty for one that may train.
 
     Args:
-        messages: what the policy was served, as chat messages (``role``, ``content``).
+        messages: the chat messages that the policy was served (``role``, ``content``).
         context: the hour's and the row's own secrets; without it only judges' sentences and named columns are found.
     """
     found: list[Leak] = []
@@ -130,7 +131,7 @@ def find_leaks(messages: Sequence[Mapping[str, str]], response: str, context: Le
 
 
 def knowledge_needles(knowledge: Any) -> tuple[str, ...]:
-    """What of a recorded gameKnowledge would be recognised as raw JSON or as a bare text, folded.
+    """Folded texts by which a recorded gameKnowledge would be recognised, as JSON or bare.
 
     Entries that anybody could have written are left out: short keys and texts, flags, round numbers.
     """
@@ -140,24 +141,29 @@ def knowledge_needles(knowledge: Any) -> tuple[str, ...]:
             needles += [_json({key: value})[1:-1] for key, value in entries.items() if len(key) >= _SHORTEST_KEY and _telling(value)]
         if isinstance(entries, Mapping | list) and len(_json(entries)) >= _SHORTEST_SECTION:
             needles.append(_json(entries))
+    # long bare texts, at any depth
     needles += [text for value in _values(knowledge) if isinstance(value, str) and len(text := folded(value)) >= _SHORTEST_TEXT]
     return tuple(dict.fromkeys(needles))
 
 
 def knowledge_numbers(knowledge: Any) -> frozenset[str]:
-    """The numbers of a recorded gameKnowledge that are told from any other, as they are written: in full, in six digits, in percent."""
-    found: set[str] = set()
+    """Numbers of a gameKnowledge that are unlikely to occur by chance, as they are written.
+
+    Each in full, in six digits and in percent.
+    """
+    numbers: set[str] = set()
     for value in _values(knowledge):
         if isinstance(value, float) and math.isfinite(value):
-            for said in (repr(value), f"{value:.6g}", f"{100 * value:.6g}%"):
-                whole, _, decimals = said.rstrip("%").partition(".")
-                enough = len(decimals) >= _LEAST_DECIMALS - 2 * said.endswith("%")
-                if enough and len((whole + decimals).strip("0")) >= _LEAST_DECIMALS and "e" not in said:
-                    found.add(said)
-    return frozenset(found)
+            for text in (repr(value), f"{value:.6g}", f"{100 * value:.6g}%"):
+                whole, _, decimals = text.rstrip("%").partition(".")
+                enough = len(decimals) >= _LEAST_DECIMALS - 2 * text.endswith("%")
+                if enough and len((whole + decimals).strip("0")) >= _LEAST_DECIMALS and "e" not in text:
+                    numbers.add(text)
+    return frozenset(numbers)
 
 
 def _values(knowledge: Any, deep: int = _MOST_NESTED) -> Iterator[Any]:
+    """Yield the scalars of a JSON value, at any depth up to ``deep``."""
     if isinstance(knowledge, Mapping | list) and deep:
         for value in knowledge.values() if isinstance(knowledge, Mapping) else knowledge:
             yield from _values(value, deep - 1)
@@ -166,6 +172,7 @@ def _values(knowledge: Any, deep: int = _MOST_NESTED) -> Iterator[Any]:
 
 
 def _telling(value: Any) -> bool:
+    """True for a value that is specific enough to recognise."""
     if isinstance(value, bool | str):
         return True
     return isinstance(value, int | float) and len(repr(value)) >= _SHORTEST_NUMBER  # 0.5 is every new market's price
@@ -176,21 +183,26 @@ def _json(value: Any) -> str:
 
 
 def _in_text(text: str, where: str, context: LeakContext, *, raw: bool) -> list[Leak]:
-    found: dict[LeakKind, Leak] = {}
-    if raw and context.answers and (said := stated_answer(text, context.answers)):
-        found["hidden_answer"] = Leak("hidden_answer", where, _line(said))
+    """Find the leaks of one text, the first of each kind.
+
+    ``raw``: also search for raw forms, which count in messages and not in a response.
+    """
+    leaks: dict[LeakKind, Leak] = {}
+    if raw and context.answers and (clause := stated_answer(text, context.answers)):
+        leaks["hidden_answer"] = Leak("hidden_answer", where, _line(clause))
     if not context.knowledge and not context.numbers and _is_clean(text):
-        return list(found.values())
+        return list(leaks.values())
     for reading in _readings(text):
         plain = folded(reading)
         for kind, start, end in _hits(plain, context, raw):
-            if kind not in found:
-                found[kind] = Leak(kind, where, _excerpt(reading, start, end))
-    return list(found.values())
+            if kind not in leaks:
+                leaks[kind] = Leak(kind, where, _excerpt(reading, start, end))
+    return list(leaks.values())
 
 
 @lru_cache(maxsize=64)  # system prompts come again and again
 def _is_clean(text: str) -> bool:
+    """True if no anchor occurs in the text; independent of the hour, so it can be cached."""
     for reading in _readings(text):
         plain = folded(reading)
         for anchor in _ANCHORS:
@@ -200,11 +212,14 @@ def _is_clean(text: str) -> bool:
 
 
 def _hits(plain: str, context: LeakContext, raw: bool) -> Iterator[tuple[LeakKind, int, int]]:
+    """Yield kind, start and end of each leak in folded text."""
+    # forms that every hour shares
     for pattern in (*_SENTENCES, *_RAW) if raw else _SENTENCES:
         if any(anchor in plain for anchor in pattern.anchors):
             match = pattern.expression.search(plain)
             if match is not None:
                 yield pattern.kind, match.start(), match.end()
+    # this row's gameKnowledge
     for needle in context.knowledge:
         position = plain.find(needle)
         if position >= 0:
@@ -212,6 +227,7 @@ def _hits(plain: str, context: LeakContext, raw: bool) -> Iterator[tuple[LeakKin
     for number in _DECIMAL.finditer(plain) if context.numbers else ():
         if number[0] in context.numbers or number[0].rstrip("%") in context.numbers:
             yield "game_knowledge", number.start(), number.end()
+    # a question's own row, recorded together with its answer
     if raw and (context.market_ids or context.question_numbers) and _SECRET_ANCHOR in plain:
         for row in _SECRET.finditer(plain):
             if _names_a_secret(row[0], context):
@@ -219,12 +235,13 @@ def _hits(plain: str, context: LeakContext, raw: bool) -> Iterator[tuple[LeakKin
 
 
 def _names_a_secret(row: str, context: LeakContext) -> bool:
+    """True for a question's row that names one of the open questions."""
     numbers = {int(number) for number in _NUMBER_OF.findall(row)}
     return bool(numbers & context.question_numbers) or bool(set(_ID_OF.findall(row)) & context.market_ids)
 
 
 def _readings(text: str) -> Iterator[str]:
-    """The text as it stands, in plain typography, and with its JSON escapes opened."""
+    """Yield the text, the text in plain typography, and with its JSON escapes decoded."""
     yield text
     if text.isascii() and "\\" not in text:
         return
@@ -245,7 +262,7 @@ def _readings(text: str) -> Iterator[str]:
 
 
 def plainly_typed(text: str) -> str:
-    """The text with typographic dashes and quotation marks in ASCII, and without invisible characters."""
+    """Replace typographic dashes and quotes by ASCII, and remove invisible characters."""
     # Of a text that is not ASCII, str.translate looks up every character: 40 to 90 times as long as one search per character.
     for plain, characters in _LOOKALIKES.items():
         for character in characters:
@@ -258,7 +275,8 @@ def _open(escape: re.Match[str]) -> str:
 
 
 def _excerpt(reading: str, start: int, end: int) -> str:
-    """The part of a text that characters ``start`` to ``end`` of its folded form came from, in one line."""
+    """Original text behind characters ``start`` to ``end`` of its folded form, in one line."""
+    # walk both texts at once: white space vanishes in folding, some letters become several
     position, first, last = 0, 0, len(reading)
     for index, character in enumerate(reading):
         width = 0 if character.isspace() else len(character.casefold())

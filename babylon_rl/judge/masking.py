@@ -1,6 +1,7 @@
-"""Flagged passages, and the same texts without them, so that a judge can be asked what such a passage is worth to an agent.
+"""Masking of flagged passages, to measure how much they gain an agent at the judge.
 
-An agent's own text is left out as a whole, as its unflagged half may carry the rest of the message; of a prompt the flagged lines are.
+An agent's own text is left out as a whole, as its unflagged half may carry the rest of the message; of a prompt only the flagged lines
+are.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,21 +22,28 @@ def _as_it_is(text: str) -> str:
 
 @dataclass
 class Screen:
-    """Looks through texts as a judge is shown them, under ``rename``, collects ``flags``, and masks flagged passages where ``masks``."""
+    """Collects flags of the texts shown to a judge, and masks flagged passages if ``masks``.
+
+    Texts are searched as shown, that is after ``rename``.
+    """
 
     masks: bool = False
     rename: Callable[[str], str] = _as_it_is
     flags: list[Flag] = field(default_factory=list)
 
     def text(self, text: str, where: str) -> str:
-        """A text of one author: itself, or the mask."""
+        """A text of one author, or the mask in its place."""
         return MASK if self._speaks(self.rename(text), where) and self.masks else text
 
     def lines(self, lines: Sequence[str], where: str) -> list[str]:
-        """The lines of a text of many authors, renamed, the flagged ones masked; one mask for all where only the whole is flagged."""
+        """Renamed lines of a text by many authors, flagged ones masked.
+
+        One mask stands for all lines where only the whole text is flagged.
+        """
         shown = [self.rename(line) for line in lines]
         if not self._speaks("\n".join(shown), where) or not self.masks:
             return shown
+        # a message can be spread over lines: search again after masking
         kept = [MASK if _is_spoken(find_flags(line, where)) else line for line in shown]
         return [MASK] if _is_spoken(find_flags("\n".join(kept), where)) else kept
 
@@ -50,7 +58,7 @@ class Screen:
         return value
 
     def outcomes(self, outcomes: WindowOutcomes) -> WindowOutcomes:
-        """An hour's market with its flagged names, questions and news masked."""
+        """An hour's market with flagged names, questions and news masked."""
         names = question_names(outcomes)
         asked = [
             replace(
@@ -67,11 +75,12 @@ class Screen:
         return replace(outcomes, predictions=tuple(asked), stocks=tuple(stocks))
 
     def _speaks(self, shown: str, where: str) -> bool:
-        found = find_flags(shown, where)
-        self.flags += found
-        return _is_spoken(found)
+        """True for a flagged text; its flags are collected."""
+        flags = find_flags(shown, where)
+        self.flags += flags
+        return _is_spoken(flags)
 
 
 def _is_spoken(flags: Sequence[Flag]) -> bool:
-    """True but for texts that are only long: what of them is shown is bounded."""
+    """True if a flag is more than length; a long text is cut anyway."""
     return any(flag.kind != "long" for flag in flags)

@@ -1,7 +1,7 @@
-"""Names of agents in texts, replaced so that an agent is not known by them.
+"""Replacement of agents' names in texts, so that a judge cannot recognise an agent.
 
 An id, and a name that is nothing but a name, is replaced wherever it stands as whole words. Players choose their names, and one that is
-also a term of the market, an action, a key or an ordinary word would rewrite everybody's texts: it is replaced only at marked places.
+also a term of the market, an action, a key or an ordinary word would change everybody's texts: it is replaced only at marked places.
 """
 
 import functools
@@ -28,56 +28,62 @@ _VOCABULARY = token_counter("openai/gpt-4o")
 
 
 class Language:
-    """The words of an hour that a name may not replace: its market's ``terms``, its actions and keys, and ordinary words in use."""
+    """Words of an hour that a name must not replace.
+
+    These are its market's ``terms``, its actions and keys, and ordinary words in use.
+    """
 
     def __init__(self, terms: Iterable[str], steps: Sequence[RecordedStep]) -> None:
         self._terms = {term.casefold() for term in terms}
         self._steps = steps
 
     def holds(self, name: str) -> bool:
-        """Whether the name is also a word that stands in texts for something else."""
+        """True if the name also occurs as a word with another meaning."""
         small = name.casefold()
         if len(small) < LEAST_NAME or not any(map(str.isalpha, small)):
             return True
+        # cheap look-ups first; the search through all texts comes last
         if small in self._terms or small in self._keys or _whole(small).search(_own_words()):
             return True
         return _is_ordinary(small) and any(_stands_unmarked(small, text) for text in self._texts)
 
     @cached_property
     def _texts(self) -> frozenset[str]:
-        """What agents were served and wrote."""
+        """All texts that agents were served or wrote."""
         calls = [call for step in self._steps for call in step.calls]
         served = [text for call in calls for text in (call.system, call.prompt, call.response, call.reasoning)]
         return frozenset([*served, *(step.reasoning for step in self._steps)])
 
     @cached_property
     def _keys(self) -> frozenset[str]:
-        """Types of actions, and keys of what was recorded of them and of JSON in texts."""
-        found = {step.action_type for step in self._steps}
+        """Action types, and keys of recorded values and of JSON in texts."""
+        keys = {step.action_type for step in self._steps}
         for step in self._steps:
-            found |= {*_keys_of(step.parameters), *_keys_of(step.result)}
-        found |= {key for text in self._texts for key in _KEY.findall(text)}
-        return frozenset(key.casefold() for key in found)
+            keys |= {*_keys_of(step.parameters), *_keys_of(step.result)}
+        keys |= {key for text in self._texts for key in _KEY.findall(text)}
+        return frozenset(key.casefold() for key in keys)
 
 
 class Renamer:
-    """Replaces names: agents' by ``[this agent]`` and ``[another agent]``, questions' ids and texts by their short names (``aliases``).
+    """Replaces agents' names by ``[this agent]`` and ``[another agent]``, and questions by short names.
 
-    ``names`` are each agent's, its id among them; those that are ``words`` as well are replaced at marked places only.
+    ``names`` are each agent's, its id among them; those in ``words`` are replaced at marked places only. ``aliases`` are questions' ids
+    and texts with their short names.
     """
 
     def __init__(
         self, agent_id: str, names: Mapping[str, Sequence[str]], aliases: Mapping[str, str], words: Collection[str] = frozenset()
     ) -> None:
-        found: dict[str, tuple[str, bool]] = {}
+        replacements: dict[str, tuple[str, bool]] = {}
         for is_id in (False, True):  # an id is the agent's whose it is, and a name that two agents have is one's own
             for agent in sorted(names, key=lambda agent: (agent == agent_id, agent)):
                 short = THIS_AGENT if agent == agent_id else ANOTHER_AGENT
                 own = [name for name in names[agent] if name and (name == agent) == is_id]
-                found |= {name.casefold(): (short, name in words) for name in own}
-        found |= {name.casefold(): (short, False) for name, short in aliases.items() if name}
-        ordered = sorted(found, key=lambda small: (-len(small), small))
-        self._names = [(small, found[small][0], _at_marks(small) if found[small][1] else None) for small in ordered]
+                replacements |= {name.casefold(): (short, name in words) for name in own}
+        replacements |= {name.casefold(): (short, False) for name, short in aliases.items() if name}
+        # longest first, or a name inside a longer one would split that
+        ordered = sorted(replacements, key=lambda small: (-len(small), small))
+        self._names = [(small, replacements[small][0], _at_marks(small) if replacements[small][1] else None) for small in ordered]
         # A name stands in a text only where its first word does.
         self._by_word: dict[str, list[int]] = {}
         for place, (small, _, _) in enumerate(self._names):
@@ -86,13 +92,14 @@ class Renamer:
         self._known: dict[str, str] = {}
 
     def __call__(self, text: str) -> str:
-        """The text under the short names."""
+        """The text with all names replaced; results are cached."""
         renamed = self._known.get(text)
         if renamed is None:
             renamed = self._known[text] = self._renamed(text)
         return renamed
 
     def _renamed(self, text: str) -> str:
+        """Replace the names whose first word occurs in the text."""
         words = self._by_word.keys() & {"", *_WORD.findall(text.casefold())}
         for place in sorted(place for word in words for place in self._by_word[word]):
             small, short, marked = self._names[place]
@@ -101,13 +108,14 @@ class Renamer:
 
 
 def _replaced(text: str, name: str, short: str) -> str:
-    """The text with ``short`` wherever the casefolded ``name`` stands in it as whole words."""
+    """Replace the casefolded ``name`` by ``short`` where it stands as whole words."""
     small = text.casefold()
     start = small.find(name)
     if start < 0:
         return text
     if len(small) != len(text):  # a letter that folds into several: places differ
         return _whole(name).sub(short, text)
+    # plain string search, without an expression for every name
     parts: list[str] = []
     copied = 0
     while start >= 0:
@@ -127,13 +135,13 @@ def _is_word(character: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _whole(name: str) -> re.Pattern[str]:
-    """The name as whole words, whatever its case."""
+    """Pattern of the name as whole words, in any case."""
     return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
 
 
 @functools.lru_cache(maxsize=4096)
 def _at_marks(name: str) -> re.Pattern[str]:
-    """The name where the text marks one: ``@name``, the value of a key such as ``agentName``, ``You are name,``."""
+    """Pattern of the name at marked places: ``@name``, value of a name key, ``You are name,``."""
     word = re.escape(name)
     address = rf"{_YOU}(?={word}\s*(?:[,.;:(\n]|$))"  # "you are long 40 shares" marks none
     return re.compile(rf"(?P<mark>{_KEYED}|(?<!\w)@|{address}){word}(?!\w)", re.IGNORECASE)
@@ -141,19 +149,22 @@ def _at_marks(name: str) -> re.Pattern[str]:
 
 @functools.cache
 def _own_words() -> str:
-    """Words in which a request speaks itself."""
+    """All words of the request's own fixed texts."""
     return " ".join([system_prompt(), *(re.sub(r"\{.*?\}", " ", template.text) for template in TEMPLATES), _STEPS_WORDS])
 
 
 @functools.lru_cache(maxsize=4096)
 def _is_ordinary(name: str) -> bool:
-    """Whether each of its words is one token, as common words are and made-up names are not; given names may be."""
+    """True if each word is a single token, as common words are.
+
+    Made-up names are not; given names may be.
+    """
     words = re.split(r"[\s_-]+", name)
     return all(word.isalpha() and 1 in (_VOCABULARY.count(word), _VOCABULARY.count(f" {word}")) for word in words)
 
 
 def _stands_unmarked(name: str, text: str) -> bool:
-    """Whether the name stands in small letters in the text, elsewhere than where a name is marked."""
+    """True if the name occurs in small letters at a place that does not mark a name."""
     if name not in text:
         return False
     places = (match.start() for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text))
@@ -161,6 +172,7 @@ def _stands_unmarked(name: str, text: str) -> bool:
 
 
 def _keys_of(value: Any) -> Iterator[str]:
+    """Yield all keys of a JSON value, at any depth."""
     if isinstance(value, dict):
         for key, entry in value.items():
             yield str(key)

@@ -1,6 +1,6 @@
-"""How long a judge is asked that answers nothing usable: some answers in a row, about several groups, and a run asks no more.
+"""Stop rule: ends a run after many unusable answers in a row over several groups.
 
-One group alone may use up all its tries or be refused, as it may be the group; many groups of which none comes to scores are the judge.
+One group alone may use up all its tries or be refused, as the group may be the cause; many groups without scores point to the judge.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ GROUPS = 3  # so many may be given up before it is the judge
 
 
 class Patience:
-    """Of one run; ``tries`` are those of a request."""
+    """Count of unusable answers of one run; ``tries`` is the number allowed per request."""
 
     def __init__(self, model: str, tries: int) -> None:
         self._model = model
@@ -21,7 +21,11 @@ class Patience:
         self._faults: Sequence[str] = ()
 
     def check(self) -> None:
-        """Raises JudgeUnavailable once the judge is not worth asking."""
+        """Raise once the judge is not worth asking any more.
+
+        Raises:
+            JudgeUnavailable: too many answers in a row, about too many groups, were unusable.
+        """
         if self._unusable >= GROUPS * self._tries and len(self._windows) > GROUPS:
             raise JudgeUnavailable(
                 f"Not asked: the last answers of {self._model}, about {len(self._windows)} hours, could not be used or were refusals, the "
@@ -29,7 +33,7 @@ class Patience:
             )
 
     def heard(self, window: str, faults: Sequence[str]) -> None:
-        """An answer about an hour came, with these faults; none is a usable one."""
+        """Record an answer about an hour with its faults; one without faults resets the count."""
         if not faults:
             self._unusable = 0
             self._windows.clear()
@@ -39,7 +43,7 @@ class Patience:
         self._faults = faults
 
     def refused(self, window: str, reason: str) -> None:
-        """A request about an hour was refused, which is the end of all its tries."""
+        """Record a refused request, which counts as all its tries."""
         self._unusable += self._tries
         self._windows.add(window)
         self._faults = [reason]

@@ -1,4 +1,7 @@
-"""Many groups in one pool: bounded, finished groups handed over at once, everything cancelled when the run is."""
+"""Pool of groups under judgement: limited in size, results handed over at once.
+
+Everything is cancelled when the run is.
+"""
 
 import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
@@ -22,47 +25,48 @@ async def judge_groups(
     cache: AnswerCache,
     clock: Callable[[], datetime] = utc_now,
 ) -> dict[str, Outcome]:
-    """Judge some groups with JUDGE_MODEL, without a database: what each came to, by window and in the order given.
+    """Judge groups with JUDGE_MODEL, without a database; outcomes by window, in the order given.
 
     Raises:
-        JudgeRefused: the judge answers nobody.
+        JudgeRefused: the judge answers no request.
     """
     ruler = Ruler(caller, settings.judge_model, secret, settings, cache, clock)
-    found: dict[str, Outcome] = {}
+    outcomes: dict[str, Outcome] = {}
 
     async def keep(outcome: Outcome) -> None:
-        found[outcome.group.window] = outcome
+        outcomes[outcome.group.window] = outcome
 
     async def given() -> AsyncIterable[ShownGroup]:
         for group in groups:
             yield group
 
     await run_pool(given(), ruler.judge, keep, settings.judge_concurrency)
-    return {group.window: found[group.window] for group in groups}
+    return {group.window: outcomes[group.window] for group in groups}
 
 
 async def run_pool(groups: AsyncIterable[ShownGroup], judge: Judge, done: Done, concurrency: int) -> None:
-    """Judge groups as they come and hand each outcome to ``done``.
+    """Judge groups as they arrive and pass each outcome to ``done``.
 
-    The caller bounds the requests; here it is the groups under way that are, at twice that, so that neither the reading of further
-    groups nor the writing of finished ones leaves it idle, and a long range is not held in memory.
+    The caller limits the requests. This pool limits the groups under way to twice that number, so that neither reading further groups
+    nor writing finished ones leaves the judge idle, and a long range is not held in memory.
 
     Raises:
-        JudgeRefused: the judge answers nobody; the other groups are cancelled.
+        JudgeRefused: the judge answers no request; the other groups are cancelled.
     """
-    room = asyncio.Semaphore(2 * concurrency)
+    slots = asyncio.Semaphore(2 * concurrency)
 
     async def one(group: ShownGroup) -> None:
         try:
             await done(await judge(group))
         finally:
-            room.release()
+            slots.release()
 
+    # take a slot before reading the next group, so that no group waits in memory
     coming = aiter(groups)
     try:
         async with asyncio.TaskGroup() as tasks:
             while True:
-                await room.acquire()
+                await slots.acquire()
                 group = await anext(coming, None)
                 if group is None:
                     break
@@ -72,7 +76,7 @@ async def run_pool(groups: AsyncIterable[ShownGroup], judge: Judge, done: Done, 
 
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that ended the others: an interruption before all."""
+    """The error that ended the others; an interruption comes before any error."""
     leaves: list[BaseException] = []
     for error in several.exceptions:
         leaves.append(_first(error) if isinstance(error, BaseExceptionGroup) else error)

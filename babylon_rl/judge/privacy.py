@@ -1,7 +1,7 @@
-"""What of an episode leaves the machine when a judge is asked, and what JUDGE_PRIVATE_FIELDS keeps back.
+"""Privacy: fields of an episode that are sent to a judge, and JUDGE_PRIVATE_FIELDS.
 
-A private field is dropped, or replaced by a keyed hash that tells equal texts from different ones and nothing else. Agents' ids and
-names never leave, whatever the setting says.
+A private field is dropped, or replaced by a keyed hash that only distinguishes equal texts from different ones. Agents' ids and names
+are never sent, whatever the setting says.
 """
 
 import hashlib
@@ -39,20 +39,20 @@ _ENTRY = re.compile(r"(?P<name>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)?)(?:=(?P<how>drop|h
 
 @dataclass(frozen=True)
 class Private:
-    """What is kept back: by field, and by key of ``parameters`` or ``result`` at any depth."""
+    """Private fields with their treatment, and private keys of ``parameters`` or ``result``."""
 
     fields: Mapping[str, Treatment] = field(default_factory=dict)
     secret: bytes = b""
 
     def text(self, name: str, value: str) -> str:
-        """A field's text as it may leave: itself, nothing, or its hash."""
+        """A field's text as sent: unchanged, empty, or hashed."""
         how = self.fields.get(name)
         if how is None or not value:
             return value
         return "" if how == "drop" else self._hash(value)
 
     def allows(self, name: str) -> bool:
-        """True for a field that leaves as it is."""
+        """True for a field that is sent unchanged."""
         return name not in self.fields
 
     def entries(self, name: str, value: Any) -> Any:
@@ -75,12 +75,12 @@ class Private:
 
 
 def private_fields(settings: Settings, secret: bytes = b"") -> Private:
-    """What JUDGE_PRIVATE_FIELDS keeps back; hashes are keyed with ``secret``.
+    """Parse JUDGE_PRIVATE_FIELDS; hashes are keyed with ``secret``.
 
     Raises:
-        SettingsError: it names a field that there is not.
+        SettingsError: it names an unknown field.
     """
-    found: dict[str, Treatment] = {}
+    treatments: dict[str, Treatment] = {}
     for entry in filter(None, (part.strip() for part in settings.judge_private_fields.split(","))):
         match = _ENTRY.fullmatch(entry)
         name = match["name"] if match is not None else ""
@@ -90,12 +90,12 @@ def private_fields(settings: Settings, secret: bytes = b"") -> Private:
                 f"JUDGE_PRIVATE_FIELDS names {entry!r}: write NAME or NAME=hash, separated by commas, NAME one of {known}, "
                 "or parameters.KEY or result.KEY."
             )
-        found[name] = "hash" if match["how"] == "hash" else "drop"
-    return Private(found, secret)
+        treatments[name] = "hash" if match["how"] == "hash" else "drop"
+    return Private(treatments, secret)
 
 
 def fields_that_leave(settings: Settings) -> list[tuple[str, str, str]]:
-    """Each field as (name, what it is, ``leaves``, ``dropped`` or ``hashed``), in the order in which a request is made of them.
+    """Each field as (name, meaning, ``leaves``, ``dropped`` or ``hashed``), in request order.
 
     Raises:
         SettingsError: JUDGE_PRIVATE_FIELDS names a field that there is not.
@@ -103,15 +103,15 @@ def fields_that_leave(settings: Settings) -> list[tuple[str, str, str]]:
     private = private_fields(settings).fields
     words = {"drop": "dropped", "hash": "hashed"}
     hidden = () if settings.show_hidden_answers_to_judge else ("hidden_answers", "game_knowledge")
-    found = [
+    rows = [
         (name, meaning, "dropped" if name in hidden else words[private[name]] if name in private else "leaves")
         for name, meaning in FIELDS.items()
     ]
-    return found + [(name, "one key of an action", words[how]) for name, how in private.items() if name not in FIELDS]
+    return rows + [(name, "one key of an action", words[how]) for name, how in private.items() if name not in FIELDS]
 
 
 def what_leaves(settings: Settings) -> str:
-    """What leaves the machine with these settings, in a sentence.
+    """Sentence on the data that is sent to judges with these settings.
 
     Raises:
         SettingsError: JUDGE_PRIVATE_FIELDS names a field that there is not.

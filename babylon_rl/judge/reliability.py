@@ -1,6 +1,7 @@
-"""How far a judge can be trusted, over a range of hours, from what is stored: nothing is asked and nothing is written here.
+"""Reliability report of a judge over a range of hours, from stored data only.
 
-It agrees with itself (orders), is not swayed by place or length, agrees with a second judge and with the market, and costs so much.
+No judge is asked and nothing is written. The report measures agreement between orders, bias by place and length, agreement with a
+second judge and with the market, and cost.
 """
 
 import math
@@ -26,7 +27,7 @@ DEFAULT_HOURS = 168
 
 @dataclass(frozen=True)
 class AuditAgreement:
-    """How a second judge's scores of the same groups agree with the judge's: rank correlations, and the mean absolute difference."""
+    """Agreement of a second judge with the judge: rank correlations, mean absolute difference."""
 
     judge: str
     spearman: Estimate | None
@@ -37,7 +38,7 @@ class AuditAgreement:
 
 @dataclass(frozen=True)
 class Reliability:
-    """The report. Scores are 0..1; an estimate is None where nothing can be said.
+    """The report. Scores are 0..1; an estimate is None where the data does not suffice.
 
     ``self_difference`` is the mean absolute difference between two orders, ``self_tau`` Kendall's tau between them; ``position_slope`` is
     what the last place of a request gains over the first (negative: it loses), and ``position_left`` the standard deviation that this
@@ -73,18 +74,18 @@ class Reliability:
 
     @property
     def quarantined_share(self) -> float | None:
-        """Of the groups that were judged or set aside; None without any."""
+        """Share of quarantined groups among all judged or quarantined; None without any."""
         asked = self.groups + self.quarantined
         return self.quarantined / asked if asked else None
 
     @property
     def usd(self) -> float | None:
-        """Dollars of all answers about the hours, of all judges; None where the price of one is unknown."""
+        """Dollars of all answers about the hours, of all judges; None if one price is unknown."""
         return None if any(one.without_usd for one in self.paid) else math.fsum(one.usd for one in self.paid)
 
 
 def default_range(connection: Connection) -> tuple[str, str] | None:
-    """The DEFAULT_HOURS hours that end with the newest judged one, as (from, to); None where nothing is judged."""
+    """The last DEFAULT_HOURS hours up to the newest judged one, as (from, to); None without any."""
     newest = store.newest_judged(connection)
     if newest is None:
         return None
@@ -93,16 +94,20 @@ def default_range(connection: Connection) -> tuple[str, str] | None:
 
 
 def judge_of(judges: Mapping[str, int], settings: Settings) -> str:
-    """The judge that a report is about: JUDGE_MODEL, or, where that has scored nothing in the range, the one that scored most."""
+    """Judge of a report: JUDGE_MODEL, or the one with most scores if that has none."""
     return settings.judge_model if settings.judge_model in judges or not judges else next(iter(judges))
 
 
 def reliability(connection: Connection, first: str, end: str, settings: Settings, *, judge: str | None = None) -> Reliability:
-    """The report on the hours from ``first`` to before ``end``; on ``judge``, else on that of ``judge_of``."""
+    """Build the report on the hours from ``first`` to before ``end``.
+
+    ``judge`` defaults to that of ``judge_of``.
+    """
     judges = store.judges_of(connection, first, end)
     about = judge or judge_of(judges, settings)
     hours = store.judged_hours(connection, about, first, end)
     seen = Groups(every=max(1, math.ceil(sum(hour.group_size for hour in hours) / MOST_POINTS)))
+    # in chunks, each reduced to sums at once, so that a long range takes little memory
     for start in range(0, len(hours), HOURS_AT_ONCE):
         some = hours[start : start + HOURS_AT_ONCE]
         episodes = store.judged_episodes(connection, [hour.window for hour in some])
@@ -110,6 +115,7 @@ def reliability(connection: Connection, first: str, end: str, settings: Settings
             seen.add(hour, episodes.get(hour.window, []))
     quarantined, pending = store.without_scores(connection, about, first, end)
     slope = slope_estimate(seen.slopes)
+    # hours with more orders than the least are those that disagreed at first
     fewest = min((hour.orders for hour in hours), default=0)
     return Reliability(
         first, end, about,
@@ -139,10 +145,12 @@ def reliability(connection: Connection, first: str, end: str, settings: Settings
 
 
 def _market(connection: Connection, judge: str) -> JudgeAgreement | None:
+    """Stored agreement of the judge with the market, None without one."""
     return next((found for found in judge_agreements(connection) if found.judge == judge), None)
 
 
 def _audit(connection: Connection, judge: str, windows: Sequence[str], audit_model: str | None) -> AuditAgreement | None:
+    """Agreement with the second judge on all hours that both scored; None without a second judge."""
     if audit_model is None or audit_model == judge:
         return None
     answered = store.answered_windows(connection, audit_model, windows)
@@ -153,6 +161,7 @@ def _audit(connection: Connection, judge: str, windows: Sequence[str], audit_mod
         for window, episodes in store.judged_episodes(connection, some).items():
             ours = {episode.agent_id: episode.score for episode in episodes}
             second = audited_scores(theirs[window], list(ours))
+            # the group has changed since, or the audit covers only a part of it
             if second is None:
                 continue
             agents = sorted(ours)
@@ -164,13 +173,15 @@ def _audit(connection: Connection, judge: str, windows: Sequence[str], audit_mod
 
 
 def audited_scores(orders: Mapping[int, Sequence[Mapping[str, float]]], agents: Sequence[str]) -> dict[str, float] | None:
-    """The mean over the orders of what a second judge gave to exactly ``agents``; None where no order is about exactly these.
+    """Mean scores of a second judge over the orders that cover exactly ``agents``.
 
-    ``orders`` has the parts of a group in each order, agent id -> score: an order of which a part is missing does not count.
+    None where no order does. ``orders`` has the parts of a group in each order, agent id -> score: an order of which a part is missing
+    does not count.
     """
     merged = []
     for parts in orders.values():
         covered = {agent for part in parts for agent in part}
+        # parts overlap in their anchors; without a common agent they cannot be merged
         if covered == set(agents) and set.intersection(*(set(part) for part in parts)):
             merged.append(merge(parts))
     if not merged:

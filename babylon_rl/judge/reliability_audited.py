@@ -1,4 +1,4 @@
-"""The report with the second judge's opinion: a sample of the range is put to it first, where there is one."""
+"""Report with audit: the second judge, where set, scores a sample of the range first."""
 
 from datetime import datetime
 
@@ -20,12 +20,12 @@ def audited_report(
     groups: int = AUDIT_GROUPS,
     on_progress: Progress = unheard,
 ) -> tuple[Reliability, Audited | None]:
-    """The report on the hours of ``span`` (from, to), after ``groups`` of them were put to JUDGE_AUDIT_MODEL; see ``audit``.
+    """Report on the hours of ``span`` (from, to), after an audit of ``groups`` of them.
 
-    ``connection`` is in autocommit.
+    See ``audit``. ``connection`` is in autocommit.
     """
-    found = reliability(connection, *span, settings, judge=judge)
-    about = settings.model_copy(update={"judge_model": found.judge})
-    windows = [hour.window for hour in judged_hours(connection, found.judge, *span)] if settings.judge_audit_model else []
+    report = reliability(connection, *span, settings, judge=judge)
+    about = settings.model_copy(update={"judge_model": report.judge})
+    windows = [hour.window for hour in judged_hours(connection, report.judge, *span)] if settings.judge_audit_model else []
     audited = audit(connection, about, windows, now, groups=groups, on_progress=on_progress)
-    return (found if audited is None else reliability(connection, *span, settings, judge=judge)), audited
+    return (report if audited is None else reliability(connection, *span, settings, judge=judge)), audited

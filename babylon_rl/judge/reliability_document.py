@@ -1,4 +1,7 @@
-"""The report as JSON and in words: every number with its interval, what is unknown as unknown."""
+"""The report as JSON and as sentences: every number with its interval.
+
+Missing values stay visible as null or "unknown".
+"""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +16,7 @@ UNKNOWN = "unknown"
 
 
 def document_of(report: Reliability) -> dict[str, Any]:
-    """The shape of ``judge report --json``; what cannot be said is null, a price that no table has makes ``usd`` null."""
+    """JSON document of ``judge report --json``; unknown values, and unknown prices, are null."""
     return {
         "from": report.first,
         "to": report.end,
@@ -111,7 +114,7 @@ def _cost(report: Reliability) -> dict[str, Any]:
 
 
 def sentences(report: Reliability) -> list[tuple[str, str, str]]:
-    """The report as lines: what was measured, the number with its interval, and what it says."""
+    """Lines of the report: what was measured, the number with its interval, the meaning."""
     lines = [
         ("groups", *_groups(report)),
         ("orders differ by", _said(report.self_difference, 3), _orders_words(report)),

@@ -1,4 +1,4 @@
-"""One judged group after another, reduced to the few numbers that the report is made of."""
+"""Running sums of the report: each judged group is reduced to a few numbers."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,10 @@ Bins = list[list[tuple[float, float]]]  # of each bin (place, value), the means 
 
 @dataclass(frozen=True)
 class HourPoint:
-    """What the pictures show of one hour: disagreement and tau between orders, rank correlation of scores with P&L (None: no ranking)."""
+    """Points of one hour in the plots: disagreement, tau, rank correlation with P&L.
+
+    None where orders or scores do not rank.
+    """
 
     window: str
     disagreement: float | None
@@ -27,7 +30,10 @@ class HourPoint:
 
 @dataclass
 class Groups:
-    """The sums so far; ``every`` n-th hour leaves its episodes as points (P&L in dollars, score) for a picture."""
+    """Sums over the groups so far.
+
+    Every ``every``-th hour leaves its episodes as points (P&L in dollars, score) for a plot.
+    """
 
     every: int = 1
     episodes: int = 0
@@ -44,21 +50,24 @@ class Groups:
     points: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, hour: JudgedHour, episodes: Sequence[JudgedEpisode]) -> None:
-        """Take in one group."""
+        """Add one group."""
         with_pnl = [episode for episode in episodes if episode.pnl_usd is not None and math.isfinite(episode.pnl_usd)]
         pnls = [max(-MOST_USD, min(MOST_USD, episode.pnl_usd or 0.0)) for episode in with_pnl]
         scores = [episode.score for episode in with_pnl]
+        # agreement between orders and with P&L, one point per hour
         correlation = spearman(scores, pnls)
         self.without_pnl_ranks += correlation is None
         several = hour.orders > 1
         self.hours.append(HourPoint(hour.window, hour.disagreement if several else None, hour.tau if several else None, correlation))
         if len(self.hours) % self.every == 0:
             self.points += zip(pnls, scores, strict=True)
+        # flagged passages, and what they gained
         self.episodes += len(episodes)
         self.flagged += sum(episode.flags > 0 for episode in episodes)
         self.masked += hour.masked is True
         gains = [episode.gain for episode in episodes if episode.gain is not None and episode.flags]
         self.gains += [_mean(gains)] if gains else []
+        # place, P&L rank and length, each as a mean per group
         self._add_places(episodes)
         if correlation is not None:
             _bin(self.by_pnl_rank, list(zip(_shares(pnls), scores, strict=True)))
@@ -66,12 +75,16 @@ class Groups:
             self.lengths.append(length_moments(scores, [float(episode.shown_tokens) for episode in with_pnl], pnls))
 
     def _add_places(self, episodes: Sequence[JudgedEpisode]) -> None:
-        """Place and score as they differ from the episode's own mean over its orders; from the group's, where there is one order."""
+        """Add each place and score as the difference from the episode's own mean over its orders.
+
+        With a single order, the difference is from the group's mean.
+        """
         seen = [e for e in episodes if e.order_scores and len(e.order_scores) == len(e.places)]
         if not seen:
             return
         placed = [(_mean(e.places), _mean(e.order_scores)) for e in seen]
         self.mean_places.append(_variance([place for place, _ in placed]))
+        # one order: an episode has no mean of its own, so that of the group stands in
         if max(len(e.places) for e in seen) == 1:
             middle = (_mean([place for place, _ in placed]), _mean([score for _, score in placed]))
             placed = [middle] * len(seen)
@@ -85,12 +98,12 @@ class Groups:
 
     @property
     def mean_place_deviation(self) -> float:
-        """How far the mean places of a group's episodes still differ: their standard deviation. 0 where orders come in reversed pairs."""
+        """Standard deviation of the mean places of a group's episodes; 0 with reversed pairs."""
         return math.sqrt(_mean(self.mean_places)) if self.mean_places else 0.0
 
     @staticmethod
     def estimates(bins: Bins) -> Iterator[tuple[float, Estimate]]:
-        """The mean place (0..1) and the estimate of each bin that holds anything."""
+        """Yield the mean place (0..1) and the estimate of each bin that is not empty."""
         for pairs in bins:
             estimate = mean_estimate([value for _, value in pairs])
             if estimate is not None:
@@ -99,10 +112,10 @@ class Groups:
 
 def _bin(bins: Bins, pairs: Sequence[tuple[float, float]]) -> None:
     """Add the mean of one group's places (0..1) and values in each bin."""
-    found: dict[int, list[tuple[float, float]]] = {}
+    by_bin: dict[int, list[tuple[float, float]]] = {}
     for place, value in pairs:
-        found.setdefault(min(len(bins) - 1, int(place * len(bins))), []).append((place, value))
-    for number, own in found.items():
+        by_bin.setdefault(min(len(bins) - 1, int(place * len(bins))), []).append((place, value))
+    for number, own in by_bin.items():
         bins[number].append((_mean([place for place, _ in own]), _mean([value for _, value in own])))
 
 

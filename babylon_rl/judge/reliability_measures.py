@@ -1,6 +1,6 @@
-"""The numbers of the report, each with its 95 % interval: groups are the independent draws, episodes of one group are not.
+"""Estimates with 95 % intervals; groups are the independent draws, episodes are not.
 
-Small sums of each group are kept and nothing else, so a long range takes little memory.
+Only small sums of each group are kept, so a long range takes little memory.
 """
 
 import math
@@ -22,7 +22,7 @@ Moments = npt.NDArray[np.float64]  # 5 by 5
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number over some groups; ``low`` and ``high`` are None where one group says nothing of their spread."""
+    """A number over some groups; ``low`` and ``high`` are None for a single group."""
 
     value: float
     low: float | None
@@ -31,12 +31,15 @@ class Estimate:
 
     @property
     def document(self) -> dict[str, float | int | None]:
-        """It as JSON."""
+        """This estimate as JSON."""
         return {"mean": self.value, "low": self.low, "high": self.high, "groups": self.groups}
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate | None:
-    """The mean of one value from each group, none beyond -1 or 1, with Student's interval, which is kept within these; None of nothing."""
+    """Mean of one value (-1..1) per group, with Student's interval; None without values.
+
+    The interval is clipped to -1..1.
+    """
     if not values:
         return None
     mean = math.fsum(values) / len(values)
@@ -48,7 +51,7 @@ def mean_estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def slope_estimate(parts: Sequence[tuple[float, float]]) -> Estimate | None:
-    """The slope of one least-squares line within groups, each given as (sum of xy, sum of xx) of its centred values.
+    """Slope of one least-squares line within groups, from (sum of xy, sum of xx) of centred values.
 
     The interval is that of the cluster-robust variance (Liang and Zeger, 1986) with G/(G - 1), and G - 1 degrees of freedom.
     """
@@ -65,7 +68,7 @@ def slope_estimate(parts: Sequence[tuple[float, float]]) -> Estimate | None:
 
 
 def length_moments(scores: Sequence[float], lengths: Sequence[float], pnls: Sequence[float]) -> Moments:
-    """The sums of products within a group from which correlation and slope over length are made.
+    """Sums of products within a group, from which correlation and slope over length follow.
 
     The columns, centred: score, rank of length, and what is to be explained away: rank of P&L, its square, P&L over its deviation.
     Ranks of P&L alone leave much of it: an unbiased judge whose scores are a curve of P&L would then seem to care for length.
@@ -78,7 +81,7 @@ def length_moments(scores: Sequence[float], lengths: Sequence[float], pnls: Sequ
 
 
 def length_correlation(groups: Sequence[Moments]) -> Estimate | None:
-    """Correlation of score and length, -1..1, less what P&L explains of both; the interval is found on Fisher's scale."""
+    """Partial correlation of score and length given P&L, -1..1; interval on Fisher's scale."""
     return _jackknifed(groups, _correlation, _fisher, math.tanh)
 
 
@@ -104,7 +107,7 @@ def _points(moments: Moments) -> float | None:
 
 
 def _less_money(moments: Moments) -> Moments | None:
-    """The products of score and length less what P&L explains; None where score or length does not vary."""
+    """Products of score and length after regression on P&L; None where one does not vary."""
     judged, money = moments[:2, :2], moments[2:, 2:]
     if min(judged[0, 0], judged[1, 1]) <= _TINY:
         return None
@@ -118,11 +121,15 @@ def _jackknifed(
     scaled: Callable[[float], float],
     unscaled: Callable[[float], float],
 ) -> Estimate | None:
-    """``measure`` of all groups together; the interval is the jackknife's over groups, made on a scale and brought back from it."""
+    """Estimate of ``measure`` over all groups, with a jackknife interval over groups.
+
+    The interval is computed on the scale of ``scaled`` and converted back by ``unscaled``.
+    """
     whole = np.sum(groups, axis=0) if groups else None
     value = None if whole is None else measure(whole)
     if whole is None or value is None:
         return None
+    # the measure with each group left out in turn; sums make that a subtraction
     left_out = [scaled(one) for group in groups if (one := measure(whole - group)) is not None]
     if len(left_out) < 2:
         return Estimate(value, None, None, len(groups))
@@ -137,6 +144,7 @@ def _fisher(correlation: float) -> float:
 
 
 def _quantile(freedom: int) -> float:
+    """Student's t quantile of the interval."""
     from scipy.special import stdtrit  # scipy.stats, which has the same, takes four times as long to import
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))

@@ -1,4 +1,4 @@
-"""The report as pictures: position bias, agreement by hour, score against P&L, cost by day."""
+"""Plots of the report: position bias, agreement by hour, score against P&L, cost by day."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +16,12 @@ _NOTHING = HourPoint("", None, 0.0, None)
 
 
 def pictures(report: Reliability) -> dict[str, bytes]:
-    """PNGs by name, those of which the range has something to show: position, agreement, pnl, cost."""
+    """PNG plots by name (position, agreement, pnl, cost); those without data are absent."""
     drawn: Mapping[str, Callable[[Reliability], bytes | None]] = {
         "position": _position, "agreement": _agreement, "pnl": _pnl, "cost": _cost,
     }  # fmt: skip
-    found = {name: draw(report) for name, draw in drawn.items()}
-    return {name: png for name, png in found.items() if png is not None}
+    plots = {name: draw(report) for name, draw in drawn.items()}
+    return {name: png for name, png in plots.items() if png is not None}
 
 
 def _position(report: Reliability) -> bytes | None:
@@ -30,6 +30,7 @@ def _position(report: Reliability) -> bytes | None:
         return None
     figure, axes = _figure()
     _points(axes, bins, _MAIN, "mean of the groups, 95 %")
+    # the line of the estimated slope through the middle of the request
     slope = report.position_slope.value
     axes.plot([0, 1], [-slope / 2, slope / 2], color=_SECOND, linewidth=1.2, linestyle="--", label=f"slope {slope:+.3f}")
     axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
@@ -50,6 +51,7 @@ def _agreement(report: Reliability) -> bytes | None:
     upper.set_ylim(0, 1.12 * max(0.05, *(p.disagreement or 0.0 for p in shown)))
     upper.sharex(lower)
     upper.tick_params(labelbottom=False)
+    # one time axis for both panels
     for axes in (upper, lower):
         axes.xaxis.get_offset_text().set_fontsize(8)
     upper.xaxis.get_offset_text().set_visible(False)
@@ -74,6 +76,7 @@ def _pnl(report: Reliability) -> bytes | None:
     money.set_ylim(-0.03, 1.03)
     money.tick_params(labelleft=False)
     money.set_xlabel("P&L of the hour, $", fontsize=8)
+    # on a linear axis a few large gains would hide all others
     if max(abs(pnl) for pnl, _ in report.seen.points) > 3_000:
         money.set_xscale("symlog", linthresh=100)
     correlation = report.pnl_correlation
@@ -88,6 +91,7 @@ def _cost(report: Reliability) -> bytes | None:
     days = list(report.days)
     priced = report.usd is not None
     places = range(len(days))
+    # dollars where every price is known, else tokens
     if priced:
         axes.bar(places, [day.usd for day in days], color=_MAIN, width=0.7)
         axes.set_ylabel("dollars", fontsize=8)
@@ -97,6 +101,7 @@ def _cost(report: Reliability) -> bytes | None:
         axes.bar(places, [day.completion_tokens / 1000 for day in days], bottom=below, color=_SECOND, width=0.7, label="out")
         axes.set_ylabel("thousand tokens", fontsize=8)
         axes.legend(fontsize=7.5, frameon=False)
+    # at most eight day labels, and bars of sensible width for few days
     every = max(1, -(-len(days) // 8))
     axes.set_xticks(list(places)[::every], [day.day for day in days][::every])
     axes.set_xlim((len(days) - 1) / 2 - max(len(days), 5) / 2, (len(days) - 1) / 2 + max(len(days), 5) / 2)

@@ -1,7 +1,8 @@
-"""The request that a judge is sent: wire format, opaque ids, order and key, all derived from a stored secret and the content.
+"""Request to a judge: wire format, opaque ids, order and key.
 
-The same content gives the same bytes, so a cache can answer; nobody who does not know the secret can foresee an id or the nonce.
-Order 2n + 1 is order 2n backwards: what a judge gives to a place for its own sake cancels out between the two.
+All are derived from a stored secret and the content. The same content gives the same bytes, so a cache can answer; without the secret
+no id and no nonce can be predicted. Order 2n + 1 is order 2n reversed: a preference of the judge for a place cancels out between the
+two.
 """
 
 import hashlib
@@ -32,6 +33,10 @@ class JudgeRequest:
     ``key`` is the SHA-256 of messages, model, rubric version, order, part, attempt and ``server`` (empty: the model's provider).
     ``ids`` are opaque id -> agent id in the order shown, ``shown_version`` is the hash of all that is shown of the group. ``tokens``
     counts the messages; ``schema`` is the JSON schema of the answer.
+
+    ``key`` is the SHA-256 of messages, model, rubric version, order, part, attempt and ``server`` (empty: the model's provider).
+    ``ids`` are opaque id -> agent id in the order shown, ``shown_version`` is the hash of all that is shown of the group. ``tokens``
+    counts the messages; ``schema`` is the JSON schema of the answer.
     """
 
     key: str
@@ -50,15 +55,16 @@ class JudgeRequest:
 
     @cached_property
     def tokens(self) -> int:
-        """Tokens of the messages; counting takes longer than all the rest, and is done when somebody asks."""
+        """Number of tokens of the messages; computed on demand, as counting is slow."""
         count = token_counter(self.model).count
         return sum(count(message["content"]) + _MESSAGE_TOKENS for message in self.messages)
 
 
 def plan_requests(group: ShownGroup, model: str, order: int, secret: bytes, settings: Settings) -> list[JudgeRequest]:
-    """The requests that show a group once in one order: one, or one for each overlapping sub-group."""
+    """Requests that show a group once in one order: one, or one per overlapping sub-group."""
     by_agent = {episode.agent_id: episode for episode in group.episodes}
     most = episodes_per_request(group, settings)
+    # an order and its reverse have the same split
     seed = int.from_bytes(_derived(secret, group, "split", str(order // 2))[:8], "big")
     parts = split(list(by_agent), most, seed)
     server = server_of(settings, model)
@@ -66,7 +72,10 @@ def plan_requests(group: ShownGroup, model: str, order: int, secret: bytes, sett
 
 
 def asked_anew(group: ShownGroup, asked: JudgeRequest, attempt: int, secret: bytes) -> JudgeRequest:
-    """The question of ``asked`` in another order, under another nonce and other ids, so that no judge can answer it as before."""
+    """The request ``asked`` with another order, nonce and ids, for a further try.
+
+    With new ids a judge cannot give the old answer again.
+    """
     episodes = [episode for episode in group.episodes if episode.agent_id in asked.agents]
     return _request(group, episodes, asked.model, asked.order, asked.part, secret, asked.server, attempt)
 
@@ -74,11 +83,14 @@ def asked_anew(group: ShownGroup, asked: JudgeRequest, attempt: int, secret: byt
 def _request(
     group: ShownGroup, episodes: Sequence[ShownEpisode], model: str, order: int, part: int, secret: bytes, server: str, attempt: int = 0
 ) -> JudgeRequest:
+    """Build one request: order, nonce and ids by keyed hash, then the messages."""
     again = [f"attempt {attempt}"] if attempt else []  # the first try's bytes are those of the cache
+    # order 2n and 2n + 1 hash alike, and the odd one is reversed
     place = {
         episode.agent_id: _derived(secret, group, "place", str(order // 2), str(part), episode.agent_id, *again) for episode in episodes
     }
     shown = sorted(episodes, key=lambda episode: place[episode.agent_id], reverse=order % 2 == 1)
+    # nonce and ids must not occur in any shown text, or agents could name them
     text = "\n".join([*group.context, group.common, *(episode.text for episode in shown)])
     nonce = _unused(secret, group, text, 16, "nonce", str(order), str(part), *again)
     ids: dict[str, str] = {}
@@ -95,13 +107,16 @@ def _request(
 
 
 def _keyed(request: JudgeRequest) -> JudgeRequest:
+    """The request with its cache key."""
     content = [request.messages, request.model, RUBRIC_VERSION, request.order, request.part, request.attempt]
+    # only where set: keys of the provider's own answers stay as they were
     content += [request.server] if request.server else []
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return replace(request, key=hashlib.sha256(canonical.encode()).hexdigest())
 
 
 def _user_text(group: ShownGroup, shown: Sequence[ShownEpisode], ids: Sequence[str], nonce: str) -> str:
+    """Text of the user message; agents' text stands only inside tags with the nonce."""
     whole = len(shown) == len(group.episodes)
     common = group.common if whole else named_lines(group.common, (episode.text for episode in shown))
     lines = [f"{len(shown)} episodes of the hour {group.window}. The nonce of this request is {nonce}."]
@@ -122,7 +137,7 @@ def _block(tag: str, attributes: str, nonce: str, text: str) -> list[str]:
 
 
 def answer_schema(ids: Sequence[str]) -> dict[str, Any]:
-    """The JSON schema of an answer for these ids, in the subset that structured output of every provider takes."""
+    """JSON schema of an answer for these ids, in the subset that every provider accepts."""
     entry = {
         "type": "object",
         "properties": {
@@ -142,16 +157,18 @@ def answer_schema(ids: Sequence[str]) -> dict[str, Any]:
 
 
 def _derived(secret: bytes, group: ShownGroup, *parts: str) -> bytes:
+    """Keyed hash of the group and some names."""
     message = "\0".join((group.window, group.input_version, *parts))
     return hmac.new(secret, message.encode("utf-8", "replace"), hashlib.sha256).digest()
 
 
 def _unused(secret: bytes, group: ShownGroup, text: str, digits: int, *parts: str, taken: Mapping[str, str] | None = None) -> str:
-    """Hex digits that stand nowhere in the text that is shown and are not taken."""
+    """Hex digits that do not occur in the shown text and are not taken."""
     attempt = 0
     while True:
         found = _derived(secret, group, *parts, str(attempt)).hex()[:digits]
         if found not in text and not (taken and found in taken):
             return found
         attempt += 1
+        # a text made of hex digits: try longer ones
         digits += attempt % 4 == 0

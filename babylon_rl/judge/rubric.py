@@ -1,6 +1,6 @@
-"""What a judge is asked to weigh, as data, and the system prompt made of it.
+"""Rubric as data, and the system prompt built from it.
 
-A change of anything here is another RUBRIC_VERSION: scores by different rubrics are not compared, and no cached answer is used.
+A change of anything here needs another RUBRIC_VERSION: scores by different rubrics are not compared, and no cached answer is used.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ _ANSWER = (
 
 
 def system_prompt() -> str:
-    """The instructions that every request begins with."""
+    """System prompt of every request."""
     weights = "; ".join(f"{name} {share} %" for name, share in RUBRIC["weights"].items())
     bands = ", ".join(f"{band} {word}" for band, word in RUBRIC["bands"].items())
     lines = [

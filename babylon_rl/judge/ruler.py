@@ -1,7 +1,8 @@
-"""RULER for one group: shown in several orders, every answer checked, faulty ones asked for anew, or the group set aside.
+"""RULER for one group: several orders, checked answers, new tries after faulty ones.
 
-What comes out follows from the group and the answers alone, and every answer is in the cache before it is used: a ruler that was
-stopped anywhere comes to the same result when it begins again, and pays only for what had not been answered.
+A group without usable answers is set aside. The result depends only on the group and the answers, and every answer is in the cache
+before it is used: a ruler that was stopped anywhere reaches the same result when it starts again, and pays only for what had not been
+answered.
 """
 
 import asyncio
@@ -30,7 +31,10 @@ MOST_SHOWN = 4000  # characters of a message or answer in a transcript
 
 @dataclass(frozen=True)
 class Order:
-    """One order of a group: a verdict for every agent, and its place (0 first, 1 last; the mean where it stood in several parts)."""
+    """One order of a group: verdict and place of every agent.
+
+    Places run from 0 (first) to 1 (last); the mean where the agent stood in several parts.
+    """
 
     verdicts: Mapping[str, Verdict]
     places: Mapping[str, float]
@@ -38,7 +42,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Judged:
-    """A group with its scores: the orders, how they agree, the answers they rest on, and how many of these were asked for now.
+    """A judged group: orders, their agreement, the answers, and how many were asked for now.
 
     ``gain`` is that of the group's flagged passages, None where it has none; where it is beyond noise the orders are those of the group
     with these passages masked.
@@ -54,7 +58,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class SetAside:
-    """A group without scores: one of its requests was refused, or no answer could be used. ``transcript`` holds the tries, shortened."""
+    """A group without scores, after a refusal or only unusable answers.
+
+    ``transcript`` holds the tries, shortened.
+    """
 
     group: ShownGroup
     reason: str
@@ -74,7 +81,7 @@ _Part = tuple[JudgeRequest, Mapping[str, Verdict]]  # a question, and what its a
 
 
 class Unusable(Exception):
-    """A request was refused, or every try at it gave an answer that cannot be used."""
+    """A request was refused, or every try at it gave an unusable answer."""
 
     def __init__(self, reason: str, transcript: Sequence[Mapping[str, Any]]) -> None:
         super().__init__(reason)
@@ -88,12 +95,14 @@ _GRAVEST = (JudgeRefused, Unusable, OverBudget, JudgeUnavailable)
 
 @dataclass
 class _Tally:
+    """Answers that a judgement rests on, and how many of them were asked for now."""
+
     answers: list[StoredAnswer] = field(default_factory=list)
     asked: int = 0
 
 
 class Ruler:
-    """Judges groups with one model. ``clock`` says when an answer came (naive UTC)."""
+    """Judges groups with one model. ``clock`` gives the time of an answer (naive UTC)."""
 
     def __init__(
         self, caller: Asker, model: str, secret: bytes, settings: Settings, cache: AnswerCache, clock: Callable[[], datetime]
@@ -104,61 +113,65 @@ class Ruler:
         self._settings = settings
         self._cache = cache
         self._clock = clock
-        # An answer has its slot until it is kept: no more than that many can be lost, and be paid for again.
+        # Held until the answer is committed, so a crash loses at most ``judge_concurrency`` paid answers.
         self._slots = asyncio.Semaphore(settings.judge_concurrency)
         self._budget = Budget(settings.judge_budget_usd, model, cache)
         self._patience = Patience(model, settings.judge_tries)
 
     @property
     def notes(self) -> list[str]:
-        """Sentences on what could not be done."""
+        """Sentences on limits that could not be enforced."""
         return self._budget.notes
 
     async def judge(self, group: ShownGroup) -> Outcome:
-        """Judge one group; one with flagged passages once more without them.
+        """Judge one group; a group with flagged passages a second time with them masked.
 
         Raises:
-            JudgeRefused: the judge answers nobody; retrying cures nothing. A group of which it refuses a request is set aside, and
+            JudgeRefused: the judge answers no request; a retry does not help. A group of which it refuses a request is set aside, and
                 waits where it is one of many in a row.
         """
         tally = _Tally()
         try:
-            orders, found = await self._judgement(group, tally)
+            orders, agreed = await self._judgement(group, tally)
             gained = None
             if group.masked is not None:
                 without, masked = await self._judgement(group.masked, tally)
-                gained = gain(found, masked)
-                orders, found = (without, masked) if gained.beyond_noise else (orders, found)
+                gained = gain(agreed, masked)
+                orders, agreed = (without, masked) if gained.beyond_noise else (orders, agreed)
         except Unusable as unusable:
             return SetAside(group, unusable.reason, unusable.transcript)
         except (OverBudget, JudgeUnavailable) as reason:
             return Waiting(group, str(reason))
-        return Judged(group, orders, found, tally.answers, tally.asked, gained)
+        return Judged(group, orders, agreed, tally.answers, tally.asked, gained)
 
     async def _judgement(self, group: ShownGroup, tally: _Tally) -> tuple[list[Order], Agreement]:
-        """The orders of what is shown of a group, further ones where they differ, and how they agree."""
+        """Orders of one form of a group and their agreement; further orders where they differ."""
         orders = await self._orders(group, range(self._settings.judge_orders), tally)
         while self._differ(found := _agreement(orders)) and _paired(len(orders)) <= self._settings.judge_max_orders:
             orders += await self._orders(group, range(len(orders), _paired(len(orders))), tally)
         return orders, found
 
     def _differ(self, found: Agreement) -> bool:
+        """True if the orders disagree by more than JUDGE_DISAGREEMENT."""
         return found.disagreement > self._settings.judge_disagreement
 
     async def _orders(self, group: ShownGroup, numbers: range, tally: _Tally) -> list[Order]:
+        """Ask for some orders; requests that the cache answers cost nothing."""
         plans = [plan_requests(group, self.model, number, self._secret, self._settings) for number in numbers]
         requests = [request for plan in plans for request in plan]
         held = await self._cache.find([request.key for request in requests])
+        # reserve for all first tries together, so that a group is not paid in part
         async with self._budget.reserved([request for request in requests if request.key not in held]):
             answered = await _all([self._verdicts(group, request, held.get(request.key), tally) for request in requests])
         by_key = dict(zip((request.key for request in requests), answered, strict=True))
         return [_order([by_key[request.key] for request in plan]) for plan in plans]
 
     async def _verdicts(self, group: ShownGroup, asked: JudgeRequest, held: StoredAnswer | None, tally: _Tally) -> _Part:
-        """The first usable answer to a request: the question that it answers, and the verdicts by agent id."""
+        """First usable answer to a request: the request it answers, and verdicts by agent id."""
         request, transcript = asked, list[Mapping[str, Any]]()
         faults: tuple[str, ...] = ()
         for attempt in range(self._settings.judge_tries):
+            # a further try is another request, which may be in the cache, too
             if attempt != ASKED:
                 request = asked_anew(group, asked, attempt, self._secret)
                 held = (await self._cache.find([request.key])).get(request.key)
@@ -166,6 +179,7 @@ class Ruler:
                 try:
                     held = await self._ask(request, attempt)
                 except JudgeRefused as refused:
+                    # a refusal of this request alone sets its group aside; one of all requests ends the run
                     if refused.for_all:
                         raise
                     self._patience.refused(request.window, str(refused))
@@ -174,15 +188,16 @@ class Ruler:
                 tally.asked += 1
             tally.answers.append(held)
             try:
-                found = read_answer(held.answer, list(request.ids))
+                verdicts = read_answer(held.answer, list(request.ids))
             except AnswerFault as fault:
                 faults = fault.faults
                 transcript.append(_exchange(request, attempt, held.answer, faults))
             else:
-                return request, {request.ids[shown]: verdict for shown, verdict in found.items()}
+                return request, {request.ids[shown]: verdict for shown, verdict in verdicts.items()}
         raise Unusable(f"{len(transcript)} answers of {self.model} could not be used, the last because: {' '.join(faults)}", transcript)
 
     async def _ask(self, request: JudgeRequest, attempt: int) -> StoredAnswer:
+        """Ask once and store the answer before it is used."""
         # What the group is asked at first was reserved for all its requests together.
         async with self._budget.reserved([] if attempt == ASKED else [request]), self._slots:
             self._patience.check()
@@ -193,6 +208,7 @@ class Ruler:
         return answer
 
     def _answer(self, request: JudgeRequest, attempt: int, reply: Reply) -> StoredAnswer:
+        """The answer as it is stored: checked, priced and dated."""
         # A server that counts no tokens is paid all the same.
         usd = expected_usd(self.model, request.tokens, len(request.ids)) if reply.usd is None else reply.usd
         self._budget.pay(usd)
@@ -208,21 +224,28 @@ class Ruler:
 
 
 async def _all(work: Sequence[Awaitable[Any]]) -> list[Any]:
-    """The results of all. One that fails does not stop the others, whose answers are paid for; then its error is raised."""
+    """Await all; the gravest error is raised only after every task has ended.
+
+    A failure must not cancel the others, whose answers are paid for.
+    """
     results = await asyncio.gather(*work, return_exceptions=True)
     failed = [result for result in results if isinstance(result, BaseException)]
     if failed:
+        # errors that are not in the list have index -1 and come first
         raise min(failed, key=lambda error: next((place for place, kind in enumerate(_GRAVEST) if isinstance(error, kind)), -1))
     return results
 
 
 def _paired(orders: int) -> int:
-    """The next even number: an order and its reverse come together, as what a judge gives to a place cancels out between the two alone."""
+    """Next even number of orders, so that every order comes with its reverse.
+
+    Only between the two does a preference for a place cancel out.
+    """
     return orders + 2 - orders % 2
 
 
 def most_orders(settings: Settings) -> int:
-    """The orders in which a group is shown that disagrees with itself to the end."""
+    """Largest number of orders for a group that keeps disagreeing."""
     orders = settings.judge_orders
     while settings.judge_disagreement < 1 and _paired(orders) <= settings.judge_max_orders:
         orders = _paired(orders)
@@ -234,26 +257,29 @@ def _agreement(orders: Sequence[Order]) -> Agreement:
 
 
 def _order(parts: Sequence[_Part]) -> Order:
+    """Merge the parts of one order into one verdict and place per agent."""
     scores = merge([{agent: verdict.score for agent, verdict in part.items()} for _, part in parts])
-    said: dict[str, str] = {}
+    explanations: dict[str, str] = {}
     places: dict[str, list[float]] = {}
     for request, part in parts:
         for place, agent in enumerate(request.ids.values()):
             places.setdefault(agent, []).append(place / max(1, len(request.ids) - 1))
-            said.setdefault(agent, part[agent].explanation)
-    verdicts = {agent: Verdict(score, said[agent]) for agent, score in scores.items()}
+            explanations.setdefault(agent, part[agent].explanation)
+    verdicts = {agent: Verdict(score, explanations[agent]) for agent, score in scores.items()}
     return Order(verdicts, {agent: sum(found) / len(found) for agent, found in places.items()})
 
 
 def _checked(text: str, request: JudgeRequest) -> tuple[list[str], dict[str, float] | None]:
+    """Faults of an answer, or its scores by agent id; as both are stored."""
     try:
-        found = read_answer(text, list(request.ids))
+        verdicts = read_answer(text, list(request.ids))
     except AnswerFault as fault:
         return [storable(sentence) for sentence in fault.faults], None
-    return [], {request.ids[shown]: verdict.score for shown, verdict in found.items()}
+    return [], {request.ids[shown]: verdict.score for shown, verdict in verdicts.items()}
 
 
 def _exchange(request: JudgeRequest, attempt: int, answer: str, faults: Sequence[str]) -> dict[str, Any]:
+    """One try as an entry of a quarantine's transcript."""
     return {
         "order": request.order,
         "part": request.part,
@@ -272,5 +298,5 @@ def _short(text: str) -> str:
 
 
 def storable(text: str) -> str:
-    """A text without what no text column takes: NUL and halves of surrogate pairs."""
+    """Text that a Postgres column accepts: without NUL and lone surrogates."""
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
