@@ -15,7 +15,7 @@ import psycopg
 from babylon_rl.evaluation.comparison import BASE, DEPLOYED, GateRow, compare
 from babylon_rl.evaluation.model_sources import identity_of
 from babylon_rl.evaluation.play import play_strategies
-from babylon_rl.evaluation.report import interval_cell, percent_cell, risk
+from babylon_rl.evaluation.report import earnings, grid
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import MarketResult, read_results
@@ -191,16 +191,10 @@ FOOTER = (
 def cells(line: LeaderboardRow, reference: str | None) -> list[str]:
     """One row under COLUMNS."""
     row = line.row
-    against = "the base" if row.player == reference else interval_cell(row.improvement)
     decision = "-" if line.gated is None else line.gated.decision.replace("_", " ")
     return [
         str(line.place),
-        f"{row.player} ({row.role})" if row.role != row.player else row.player,
-        interval_cell(row.pnl),
-        against,
-        *risk(row),
-        percent_cell(row.win_rate),
-        percent_cell(row.accuracy),
+        *earnings(row, "the base" if row.player == reference else None),
         f"{row.shares['invalid']:.1%}",
         f"{row.shares['hold']:.0%}",
         decision,
@@ -209,8 +203,7 @@ def cells(line: LeaderboardRow, reference: str | None) -> list[str]:
 
 def markdown(board: Leaderboard) -> str:
     """The leaderboard as Markdown."""
-    grid = [COLUMNS, ["---"] * len(COLUMNS), *(cells(line, board.reference) for line in board.lines)]
-    parts = ["\n".join("| " + " | ".join(row) + " |" for row in grid)]
+    parts = [grid(COLUMNS, [cells(line, board.reference) for line in board.lines])]
     if board.unranked:
         parts.append("\n".join(["Not ranked:", "", *(f"* {one.version}: {one.reason}" for one in board.unranked)]))
     parts.append(f"{board.markets} unseen markets. {FOOTER}")

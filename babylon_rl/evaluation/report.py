@@ -144,16 +144,23 @@ def rows_of(comparison: Comparison[GateRow], verdict: GateVerdict) -> list[dict[
 def cells(comparison: Comparison[GateRow], row: GateRow) -> list[str]:
     """One player's row for people, under COLUMNS."""
     shares = row.shares
-    against = "the reference" if row.player == comparison.reference else interval_cell(row.improvement)
     return [
-        f"{row.player} ({row.role})" if row.role != row.player else row.player,
-        interval_cell(row.pnl),
-        against,
-        *risk(row),
-        percent_cell(row.win_rate),
-        percent_cell(row.accuracy),
+        *earnings(row, "the reference" if row.player == comparison.reference else None),
         f"{shares['invalid']:.1%} / {row.refused / row.decisions:.1%}",
         " / ".join(f"{shares[action]:.0%}" for action in ("buy", "sell", "hold")),
+    ]
+
+
+def earnings(row: GateRow, reference: str | None) -> list[str]:
+    """Cells that every table has, from P&L to accuracy; ``reference`` is said in place of a difference to it."""
+    return [
+        f"{row.player} ({row.role})" if row.role != row.player else row.player,
+        _interval(row.pnl),
+        reference or _interval(row.improvement),
+        "-" if row.sharpe is None else f"{row.sharpe:+.2f}",
+        f"{row.max_drawdown_usd:.0f}",
+        _percent(row.win_rate),
+        _percent(row.accuracy),
     ]
 
 
@@ -161,16 +168,17 @@ def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
     """The report as a Markdown document of one screen."""
     parts = [
         f"**{verdict.decision.replace('_', ' ')}**: {verdict.reason}",
-        _grid(COLUMNS, [cells(comparison, row) for row in comparison.rows]),
+        grid(COLUMNS, [cells(comparison, row) for row in comparison.rows]),
     ]
     if comparison.pairs:
-        parts.append(_grid(PAIR_COLUMNS, [_pair(pair, comparison.reference) for pair in comparison.pairs]))
-        parts.append(_grid(("success criterion", "met", "against the reference"), [(c.name, c.met, c.words) for c in criteria(comparison)]))
+        parts.append(grid(PAIR_COLUMNS, [_pair(pair, comparison.reference) for pair in comparison.pairs]))
+        parts.append(grid(("success criterion", "met", "against the reference"), [(c.name, c.met, c.words) for c in criteria(comparison)]))
     parts.append(f"{comparison.markets} unseen markets. {FOOTER.format(looks=comparison.analyses)}")
     return "\n\n".join(parts) + "\n"
 
 
-def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows))
 
 
@@ -178,16 +186,11 @@ def _pair(pair: Pair, reference: str | None) -> list[str]:
     effect, better = pair.paired.effect, pair.paired.superiority
     return [
         f"{pair.b} (the reference)" if pair.b == reference else pair.b,
-        interval_cell(pair.paired.difference),
+        _interval(pair.paired.difference),
         "-" if effect is None else f"{effect.size:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]",
         f"{better.share:.0%} of {better.count} markets",
         f"{pair.adjusted_p:.2g}",
     ]
-
-
-def risk(row: GateRow) -> list[str]:
-    """Sharpe ratio and drawdown of a row for people."""
-    return ["-" if row.sharpe is None else f"{row.sharpe:+.2f}", f"{row.max_drawdown_usd:.0f}"]
 
 
 def _pair_document(pair: Pair, comparison: Comparison[GateRow]) -> dict[str, Any]:
@@ -207,9 +210,9 @@ def _bounded(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def interval_cell(interval: Interval | None) -> str:
+def _interval(interval: Interval | None) -> str:
     return "-" if interval is None else f"{interval.mean:+.0f} [{interval.low:+.0f}, {interval.high:+.0f}]"
 
 
-def percent_cell(share: Interval | None) -> str:
+def _percent(share: Interval | None) -> str:
     return "-" if share is None else f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]"
