@@ -23,13 +23,13 @@ class _Metrics(msgspec.Struct):
     finalPnL: float | None = None
 
 
-# From fast to complete: calls as nearly all are, any calls without training texts, everything.
+# From fast to complete: calls of the usual form; any calls, without the texts of sequences; everything.
 _SERVED = msgspec.json.Decoder(list[ServedStep])
 _FACTS = msgspec.json.Decoder(list[StepFacts])
 _STEPS = msgspec.json.Decoder(list[Step])
 _CALLS = ".llmCalls"
 _BENCHMARK = "benchmark-"
-MOST_DOLLARS = 1e12  # beyond it a number is an overflow or a mistake, and would win every comparison
+MOST_DOLLARS = 1e12  # a larger amount is an overflow or a mistake, and would win every comparison
 _METRICS = msgspec.json.Decoder(_Metrics)
 _NO_METRICS = (b"{}", b"")
 _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -131,7 +131,7 @@ def _explained(text: bytes, refused: Exception) -> list[Step] | Fault:
         return Fault("malformed_json", str(fault))
     except WrongShape as fault:
         return Fault("malformed_shape", str(fault))
-    except RecursionError:  # read with the last of the stack, and then not to be shown
+    except RecursionError:  # the stack sufficed to read the value, but not to show it
         return Fault("malformed_json", "not readable as JSON: nested too deeply")
 
 

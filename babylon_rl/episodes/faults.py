@@ -63,8 +63,8 @@ def checked_steps(text: bytes, refused: Exception) -> list[dict[str, Any]]:
             raise WrongShape(f"$ is {_shown(parsed)}, not an array") from None
         return [_checked(index, entry) for index, entry in enumerate(parsed)]
     # The first faulty step is at or after the index in the message, so only those are checked strictly at first.
-    named = _INDEX.search(str(refused))
-    for index in range(int(named[1]) if named else 0, len(entries)):
+    index_match = _INDEX.search(str(refused))
+    for index in range(int(index_match[1]) if index_match else 0, len(entries)):
         if not _is_step(entries[index]):
             _checked(index, strict_json(bytes(entries[index])))
     return [_checked(index, strict_json(bytes(entry))) for index, entry in enumerate(entries)]
@@ -84,10 +84,10 @@ def _check_near(text: bytes, refused: str) -> None:
     Reads only from the step that holds it, because strict reading is ten times slower. Raises nothing if the preceding steps cannot be
     separated from the rest.
     """
-    named = _BYTE.search(refused)
+    byte_match = _BYTE.search(refused)
     between = b"}," + text[1 : text.find(b'"', 3) + 1]  # such as },{"stepNumber"
     # The end of the last step before the fault.
-    cut = text.rfind(between, 0, int(named[1]) if named else len(text)) if text.startswith(b'[{"') else -1
+    cut = text.rfind(between, 0, int(byte_match[1]) if byte_match else len(text)) if text.startswith(b'[{"') else -1
     if cut < 0:
         return
     try:
@@ -95,7 +95,7 @@ def _check_near(text: bytes, refused: str) -> None:
         skipped = len(text[: cut + 1].decode())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return
-    end = text.find(between, cut + 1)  # of the step: a wrong escape does not hide where the next begins
+    end = text.find(between, cut + 1)  # end of the step: a wrong escape does not hide the start of the next one
     if end > 0 and _ESCAPE.search(refused):
         strict_json(b"[" + text[cut + 2 : end + 1] + b"]", skipped, before)
     strict_json(b"[" + text[cut + 2 :], skipped, before)
@@ -130,7 +130,7 @@ def _parsed(text: str) -> Any:
         return _STRICT.decode(text)
     except (json.JSONDecodeError, NotJson):
         raise
-    except ValueError:  # a whole number of more digits than Python reads
+    except ValueError:  # an integer with more digits than Python converts
         return _LONG.decode(text)
 
 
@@ -168,7 +168,7 @@ def _encodes(value: Any) -> bool:
         msgspec.json.encode(value)
     except UnicodeEncodeError:
         return False
-    except OverflowError:  # a whole number of more than 64 bits
+    except OverflowError:  # an integer of more than 64 bits
         return _encodes(json.dumps(value, ensure_ascii=False))
     return True
 

@@ -143,9 +143,9 @@ def calls_by_step(rows: Iterable[CallLogRow], trajectory_id: str, places: StepPl
 
 
 def _step_of(row: CallLogRow, prefix: str, places: StepPlaces, indexes: Mapping[int, int]) -> int | None:
-    named = row.step_id.removeprefix(prefix)
-    if row.step_id.startswith(prefix) and named.isascii() and named.isdigit():
-        return indexes.get(int(named)) if len(named) <= _MOST_DIGITS else None
+    number = row.step_id.removeprefix(prefix)
+    if row.step_id.startswith(prefix) and number.isascii() and number.isdigit():
+        return indexes.get(int(number)) if len(number) <= _MOST_DIGITS else None
     # No usable step id: the last step that began at or before the call. A NaN compares false.
     index, moment_ms = 0, row.timestamp_ms
     for place, began in enumerate(places.began_ms):
@@ -205,8 +205,8 @@ def valid_messages(text: bytes | None) -> list[dict[str, str]] | None:
     except (msgspec.DecodeError, RecursionError):
         return None
     # Every message needs a known role and a content, and the last one must be the user's.
-    named = all(message.get("role") in ("system", "user", "assistant") and "content" in message for message in messages)
-    if not messages or not named or messages[-1]["role"] != "user" or not messages[-1]["content"]:
+    well_formed = all(message.get("role") in ("system", "user", "assistant") and "content" in message for message in messages)
+    if not messages or not well_formed or messages[-1]["role"] != "user" or not messages[-1]["content"]:
         return None
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 

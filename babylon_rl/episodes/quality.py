@@ -14,7 +14,7 @@ from babylon_rl.store.trajectories import TrajectoryRow
 Status = Literal["PASS", "WARN", "FAIL"]
 _NAMED = 3
 
-# Each check's name, what it comes to when a row does not pass, and what is then said of the row.
+# By name of the check: the status if a row fails it, and the sentence in the report.
 CHECKS: dict[str, tuple[Status, str]] = {
     "readable": ("FAIL", "stepsJson is not an array of objects"),
     "steps": ("FAIL", "no steps"),

@@ -25,7 +25,7 @@ from babylon_rl.store.trajectories import Connection, TrajectoryRow, call_log_ro
 from babylon_rl.store.window_groups import lock_windows, reading_chunks
 from babylon_rl.windows import window_start
 
-_LOG_CHUNK = 1000  # trajectories whose log rows are asked for at once
+_LOG_CHUNK = 1000  # trajectories per query for log rows
 
 Seen = Callable[[TrajectoryRow, Trajectory | LoggedSteps | Fault], None]
 
@@ -91,7 +91,7 @@ def stream_trajectories(
 def trajectories_with_texts(connection: Connection, trajectory_ids: Sequence[str], settings: Settings) -> dict[str, Trajectory]:
     """Return the eligible ones of the given trajectories with their sequences, by id."""
     rows = trajectories_by_id(connection, trajectory_ids)
-    return {found.trajectory_id: found for found in _eligible(connection, rows, settings, None, True)}
+    return {trajectory.trajectory_id: trajectory for trajectory in _eligible(connection, rows, settings, None, True)}
 
 
 def _checked(windows: Iterable[str]) -> list[str]:
@@ -146,15 +146,15 @@ def _silent(connection: Connection, some: list[LoggedSteps], rules: Rules, texts
 
     With the calls of the log; else with texts made of their steps, if these train; else as they are.
     """
-    held = {entry.trajectory.trajectory_id: entry for entry in some}
-    for trajectory_id, logs in groupby(call_log_rows(connection, list(held)), key=lambda log: log.trajectory_id):
-        yield with_logs(held.pop(trajectory_id), list(logs), rules, texts=texts)
+    remaining = {entry.trajectory.trajectory_id: entry for entry in some}
+    for trajectory_id, logs in groupby(call_log_rows(connection, list(remaining)), key=lambda log: log.trajectory_id):
+        yield with_logs(remaining.pop(trajectory_id), list(logs), rules, texts=texts)
     if texts and rules.train_synthetic:
-        for row in trajectories_by_id(connection, list(held)):
+        for row in trajectories_by_id(connection, list(remaining)):
             steps = decode(row)
             if not isinstance(steps, Fault):
-                yield synthetic_sequences(held.pop(row.trajectory_id).trajectory, steps)
-    yield from (entry.trajectory for entry in held.values())
+                yield synthetic_sequences(remaining.pop(row.trajectory_id).trajectory, steps)
+    yield from (entry.trajectory for entry in remaining.values())
 
 
 def _reading(window: str, found: _Gathered, settings: Settings) -> WindowReading:

@@ -20,7 +20,7 @@ from babylon_rl.episodes.types import MessageSource, Sequence, Trajectory
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
 
 _S = TypeVar("_S", bound=StepFacts)
-UNSTORABLE = "\ufffd"  # stands for U+0000, which JSON can say and Postgres cannot hold
+UNSTORABLE = "\ufffd"  # replaces U+0000, which JSON allows and Postgres does not
 
 
 class _Kind(NamedTuple):

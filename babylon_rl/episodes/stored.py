@@ -32,7 +32,7 @@ def stored(reading: WindowReading, judged: str | None, now: datetime) -> StoredW
         data_version=facts.data_version,
         group_version=version,
         episodes=[_stored_episode(episode) for episode in reading.episodes],
-        rejections=[StoredRejection(found.trajectory_id, found.reason, found.detail) for found in reading.rejections],
+        rejections=[StoredRejection(rejection.trajectory_id, rejection.reason, rejection.detail) for rejection in reading.rejections],
     )
 
 

@@ -58,8 +58,8 @@ class RecorderCalls:
         hour = window_of(now) if window is None else label(window, "window", 50)
         if not is_window_id(hour) and not hour.startswith(_BENCHMARK):
             raise UsageError(f"{hour!r} is not a window: give an hour in UTC as YYYY-MM-DDTHH:00, or none for the current one.")
-        named = hour if scenario is None else label(scenario, "scenario", 100)
-        self._open[trajectory_id] = OpenTrajectory(trajectory_id, label(agent_id, "agent_id"), now, hour, named)
+        scenario_id = hour if scenario is None else label(scenario, "scenario", 100)
+        self._open[trajectory_id] = OpenTrajectory(trajectory_id, label(agent_id, "agent_id"), now, hour, scenario_id)
         return trajectory_id
 
     def start_step(self, trajectory_id: str, *, balance: float, pnl: float, open_positions: float, **extra: Any) -> None:
@@ -171,8 +171,8 @@ class RecorderCalls:
         trajectory = self._trajectory(trajectory_id)
         # Both spellings are accepted; the database's names are stored.
         state = {"openPositions": 0, **{_STATE_NAMES.get(name, name): value for name, value in environment_state.items()}}
-        named = {_ACTION_NAMES.get(name, name): value for name, value in action.items()}
-        for name, given, of in (("agentBalance", state, "balance"), ("agentPnL", state, "pnl"), ("actionType", named, "type")):
+        action_fields = {_ACTION_NAMES.get(name, name): value for name, value in action.items()}
+        for name, given, of in (("agentBalance", state, "balance"), ("agentPnL", state, "pnl"), ("actionType", action_fields, "type")):
             if name not in given:
                 raise UsageError(f"The step has no {of!r}: environment_state needs balance and pnl, action needs type.")
         try:
@@ -181,7 +181,7 @@ class RecorderCalls:
                 self.provider_access(trajectory_id, **access)
             for call in llm_calls:
                 self.llm_call(trajectory_id, **call)
-            present = {key: value for key, value in named.items() if value is not None}
+            present = {key: value for key, value in action_fields.items() if value is not None}
             trajectory.complete_step({"actionType": None, "parameters": {}, "success": True, **present}, reward)
         finally:
             # No effect after complete_step; after an error it discards the partial step.
@@ -198,7 +198,7 @@ class RecorderCalls:
         return sum(trajectory.kept for trajectory in tuple(self._open.values()))
 
     def _now(self) -> datetime:
-        # a database keeps milliseconds and would round 10:59:59.9996 into the next hour
+        # The database keeps milliseconds and would round 10:59:59.9996 into the next hour.
         now = self._clock()
         return now.replace(microsecond=now.microsecond // 1000 * 1000)
 

@@ -101,7 +101,7 @@ def shown(value: Any) -> str:
     """Return a value as text for an error message."""
     try:
         return repr(value)[:60]
-    except ValueError:  # Python refuses to write out a whole number of more than 4,300 digits
+    except ValueError:  # Python refuses to print an integer of more than 4,300 digits
         return f"a {type(value).__name__} too long to show"
 
 

@@ -226,7 +226,7 @@ class BackgroundWriter:
                 for half in (part[:middle], part[middle:]):
                     self._settle(half, unsettled, again=again)
                 return
-            # an attempt whose answer was lost may have been committed while this one waited behind it
+            # An earlier attempt whose answer was lost may have been committed while this one waited for it.
             reason = None if self._stored(part) else _reason(part[0], fault)
         for recording in part:
             del unsettled[id(recording)]
@@ -237,7 +237,6 @@ class BackgroundWriter:
         with connection.transaction():
             # After a failed attempt some may be committed already: the answer can be lost, not the commit.
             stored = self._stored(part) if again else frozenset()
-            # Only a repeated attempt can meet rows that are stored already.
             rest = [recording for recording in part if recording.columns["id"] not in stored]
             copy_rows(connection, "trajectories", [recording.columns for recording in rest])
             copy_rows(connection, "llm_call_logs", [call.columns for recording in rest for call in recording.calls])

@@ -244,9 +244,11 @@ class Cluster:
         """
         password = secrets.token_hex(16)
         self._forget_dead_postmaster()
-        done = self._run("postgres", "--single", "-D", str(self.directory), "postgres", stdin=f"ALTER USER {USER} PASSWORD '{password}'\n")
-        if done.returncode or "ERROR" in done.stderr:
-            raise EmbeddedServerError(f"{self.password_file} is missing and a new password cannot be set: {_reason(done)} {_OTHERWISE}")
+        result = self._run(
+            "postgres", "--single", "-D", str(self.directory), "postgres", stdin=f"ALTER USER {USER} PASSWORD '{password}'\n"
+        )
+        if result.returncode or "ERROR" in result.stderr:
+            raise EmbeddedServerError(f"{self.password_file} is missing and a new password cannot be set: {_reason(result)} {_OTHERWISE}")
         self._write_private(self.password_file, password)
 
     def _admin_url(self, port: int) -> str:

@@ -110,17 +110,17 @@ class Database:
         schema there is nothing to create: False.
         """
         with connect(self.direct_url) as connection:
-            made = f"Tables of Dagster {release}"
-            if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() in ((made,), None):
+            release_comment = f"Tables of Dagster {release}"
+            if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() in ((release_comment,), None):
                 yield False
                 return
             # Checked again under the lock: another process may have finished meanwhile.
             connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (f"{DAGSTER_SCHEMA} tables",))
-            if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() == (made,):
+            if connection.execute(_MADE, {"schema": DAGSTER_SCHEMA}).fetchone() == (release_comment,):
                 yield False
                 return
             yield True
-            comment = sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(DAGSTER_SCHEMA), sql.Literal(made))
+            comment = sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(DAGSTER_SCHEMA), sql.Literal(release_comment))
             connection.execute(comment)
 
 

@@ -214,10 +214,10 @@ def look_at_newest(connection: psycopg.Connection[Any], bounds: FreezeBounds) ->
     one twice as many, so that a caller with enough episodes stops early.
     """
     hours = [row[0] for row in connection.execute(_HOURS, bounds.parameters)]
-    done, size = 0, HOURS_LOOKED_AT_FIRST
-    while done < len(hours):
-        portion = hours[done : done + size]
-        done, size = done + size, size * 2
+    start, size = 0, HOURS_LOOKED_AT_FIRST
+    while start < len(hours):
+        portion = hours[start : start + size]
+        start, size = start + size, size * 2
         episodes: list[FreezableEpisode] = []
         reasons = Counter[str]()
         # ``hours`` is newest first: the last of the portion begins the range.

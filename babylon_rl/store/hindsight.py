@@ -177,9 +177,9 @@ def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) 
 
     The caller holds the locks of the hours; every hour has a row in babylon_rl.windows.
     """
-    held: dict[str, str] = dict(connection.execute(_VERSIONS, ([hour.window for hour in hours],)).fetchall())
+    stored_versions: dict[str, str] = dict(connection.execute(_VERSIONS, ([hour.window for hour in hours],)).fetchall())
     # An equal data version means equal content: nothing is written.
-    changed = [hour for hour in hours if held.get(hour.window) != hour.data_version]
+    changed = [hour for hour in hours if stored_versions.get(hour.window) != hour.data_version]
     if not changed:
         return set()
     windows = [hour.window for hour in changed]

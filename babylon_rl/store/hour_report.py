@@ -92,8 +92,8 @@ def rejection_lines(connection: psycopg.Connection[Any], windows: Sequence[str])
     A window without rejections has an empty list.
     """
     lines: defaultdict[str, list[RejectionLine]] = defaultdict(list)
-    given = {"windows": list(windows), "most": REJECTIONS_PER_REASON, "characters": DETAIL_CHARACTERS}
-    for window, *columns in connection.execute(_REJECTIONS, given):
+    parameters = {"windows": list(windows), "most": REJECTIONS_PER_REASON, "characters": DETAIL_CHARACTERS}
+    for window, *columns in connection.execute(_REJECTIONS, parameters):
         lines[window].append(RejectionLine(*columns))
     return {window: lines[window] for window in windows}
 

@@ -29,8 +29,8 @@ def claim_lease(connection: Connection, window: str, holder: str, now: datetime,
     A holder not seen since ``dead``, or named in ``gone``, loses its lease.
     """
     with connection.transaction():
-        given = {"window": window, "holder": holder, "now": now, "dead": dead, "gone": list(gone)}
-        if connection.execute(_CLAIM, given).fetchone() is not None:
+        parameters = {"window": window, "holder": holder, "now": now, "dead": dead, "gone": list(gone)}
+        if connection.execute(_CLAIM, parameters).fetchone() is not None:
             return None
         row = connection.execute(_HOLDER, (window,)).fetchone()
     return "" if row is None else str(row[0])

@@ -292,7 +292,7 @@ def hour_verdicts(connection: Connection, windows: Sequence[str]) -> list[HourVe
 
 def explanations(connection: Connection, windows: Sequence[str]) -> dict[tuple[str, str], str]:
     """Return the judge's reasoning by (window, agent id)."""
-    return {(window, agent): said for window, agent, said in connection.execute(_EXPLANATIONS, (list(windows),))}
+    return {(window, agent): reasoning for window, agent, reasoning in connection.execute(_EXPLANATIONS, (list(windows),))}
 
 
 def _verdicts(row: tuple[Any, ...]) -> HourVerdicts:

@@ -100,5 +100,5 @@ def _seen(connection: Connection) -> psycopg.sql.Composed | None:
     columns = readable(connection, "User", NAME_COLUMNS)
     if not columns:
         return None
-    named = [psycopg.sql.SQL("({}, agent.{})").format(psycopg.sql.Literal(name), psycopg.sql.Identifier(name)) for name in columns]
-    return psycopg.sql.SQL(_SEEN).format(psycopg.sql.SQL(", ").join(named))
+    pairs = [psycopg.sql.SQL("({}, agent.{})").format(psycopg.sql.Literal(name), psycopg.sql.Identifier(name)) for name in columns]
+    return psycopg.sql.SQL(_SEEN).format(psycopg.sql.SQL(", ").join(pairs))

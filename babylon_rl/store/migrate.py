@@ -172,14 +172,14 @@ def _pending(files: list[Migration], recorded: dict[str, str]) -> list[Migration
         SchemaMismatch: the records are not a beginning of ``files``.
     """
     # Every recorded migration must exist and be unchanged.
-    known = {migration.name: migration for migration in files}
+    by_name = {migration.name: migration for migration in files}
     for name, checksum in recorded.items():
-        if name not in known:
+        if name not in by_name:
             raise SchemaMismatch(
                 f"The database holds migration {name}, which this version of babylon_rl does not know. "
                 "Update the code (git pull, make setup)."
             )
-        if known[name].checksum != checksum:
+        if by_name[name].checksum != checksum:
             raise SchemaMismatch(
                 f"Migration {name} was changed after it was applied here. Restore migrations/{name}.sql as it was; "
                 "a change belongs into a new file."

@@ -69,11 +69,11 @@ _UPSERT_WINDOWS = """
 
 def read_rows(connection: Connection, windows: Sequence[str]) -> dict[str, set[bytes]]:
     """Return the rows of market_outcomes by window, each as comparable bytes."""
-    held: dict[str, set[bytes]] = {window: set() for window in windows}
+    rows: dict[str, set[bytes]] = {window: set() for window in windows}
     for values in connection.execute(_READ, (list(windows),)).fetchall():
         row = OutcomeRow(**dict(zip(OutcomeRow.__struct_fields__, values, strict=True)))
-        held[row.window].add(comparable(row))
-    return held
+        rows[row.window].add(comparable(row))
+    return rows
 
 
 def comparable(row: OutcomeRow) -> bytes:

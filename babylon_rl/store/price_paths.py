@@ -60,9 +60,9 @@ def _paths(connection: psycopg.Connection[Any], statement: str, wanted: Iterable
     pairs = list(wanted)
     if not pairs:
         return {}
-    given = {"starts": [window_start(window) for window, _ in pairs], "ids": [name for _, name in pairs]}
+    parameters = {"starts": [window_start(window) for window, _ in pairs], "ids": [name for _, name in pairs]}
     paths: defaultdict[tuple[str, str], Path] = defaultdict(list)
-    for start, name, minute, value in connection.execute(statement, given):
+    for start, name, minute, value in connection.execute(statement, parameters):
         # A minute's last value stands at the minute's end.
         paths[window_of(start), name].append((minute + 1.0, float(value)))
     return {pair: paths[pair] for pair in pairs}

@@ -62,7 +62,7 @@ def read_tables(connection: psycopg.Connection[tuple[Any, ...]], schema: str) ->
     unique: dict[str, set[tuple[str, ...]]] = {}
     for table, key in connection.execute(_UNIQUE_KEYS, (schema,)):
         unique.setdefault(table, set()).add(tuple(key))
-    return {table: Table(found, frozenset(unique.get(table, ()))) for table, found in columns.items()}
+    return {table: Table(table_columns, frozenset(unique.get(table, ()))) for table, table_columns in columns.items()}
 
 
 def expected_tables(connection: psycopg.Connection[tuple[Any, ...]], contract_sql: str) -> dict[str, Table]:
@@ -84,8 +84,8 @@ def differences(expected: dict[str, Table], actual: dict[str, Table]) -> list[st
     lines = []
     for name in sorted(expected.keys() & actual.keys()):
         want, have = expected[name], actual[name]
-        for column, wanted in want.columns.items():
-            lines += _column_differences(f'public."{name}"."{column}"', wanted, have.columns.get(column))
+        for column, expected_column in want.columns.items():
+            lines += _column_differences(f'public."{name}"."{column}"', expected_column, have.columns.get(column))
         for key in sorted(want.unique - have.unique):
             listed = ", ".join(f'"{column}"' for column in key)
             lines.append(f'public."{name}" has no unique key on ({listed}), as the contract has.')
@@ -94,8 +94,11 @@ def differences(expected: dict[str, Table], actual: dict[str, Table]) -> list[st
             lines += [
                 f'public."{name}"."{column}" is not in the contract and is required without a default: '
                 "rows that are written here would be refused."
-                for column, found in have.columns.items()
-                if column not in want.columns and found.required and found.default is None and not found.fills_itself
+                for column, actual_column in have.columns.items()
+                if column not in want.columns
+                and actual_column.required
+                and actual_column.default is None
+                and not actual_column.fills_itself
             ]
     return lines
 

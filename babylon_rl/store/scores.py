@@ -178,13 +178,13 @@ def mark_stale(connection: Connection, versions: Mapping[str, str]) -> None:
 
 def read(connection: Connection, windows: Sequence[str]) -> dict[str, StoredGroup]:
     """Return the stored scores by window; windows without scores are absent."""
-    wanted = (list(windows),)
+    parameters = (list(windows),)
     scores: dict[str, list[StoredScore]] = {}
-    for window, *values in connection.execute(_READ_SCORES, wanted).fetchall():
+    for window, *values in connection.execute(_READ_SCORES, parameters).fetchall():
         scores.setdefault(window, []).append(StoredScore(*values))
     # The first fields are the columns of _READ_GROUPS, in order.
     names = StoredGroup.__struct_fields__[:11]
-    rows = [dict(zip(names, values, strict=True)) for values in connection.execute(_READ_GROUPS, wanted).fetchall()]
+    rows = [dict(zip(names, values, strict=True)) for values in connection.execute(_READ_GROUPS, parameters).fetchall()]
     return {row["window"]: StoredGroup(**row, scores=scores.get(row["window"], [])) for row in sorted(rows, key=lambda row: row["window"])}
 
 
@@ -195,13 +195,13 @@ def replace(connection: Connection, groups: Sequence[StoredGroup], now: datetime
     ``force`` is set.
     """
     ids = [trajectory for group in groups for score in group.scores for trajectory in score.trajectory_ids]
-    given = {"groups": Jsonb([msgspec.to_builtins(group) for group in groups]), "ids": ids, "now": now, "force": force}
+    parameters = {"groups": Jsonb([msgspec.to_builtins(group) for group in groups]), "ids": ids, "now": now, "force": force}
     # Our rows are written anew; the game's are updated.
     delete(connection, [group.window for group in groups])
-    connection.execute(_INSERT_GROUPS, given)
-    connection.execute(_INSERT_SCORES, given)
-    connection.execute(_JUDGE_TRAJECTORIES, given)
-    connection.execute(_SCORE_TRAJECTORIES, given)
+    connection.execute(_INSERT_GROUPS, parameters)
+    connection.execute(_INSERT_SCORES, parameters)
+    connection.execute(_JUDGE_TRAJECTORIES, parameters)
+    connection.execute(_SCORE_TRAJECTORIES, parameters)
     connection.execute(_STATE, ([group.window for group in groups],))
 
 

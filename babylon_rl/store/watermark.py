@@ -32,7 +32,7 @@ def watermark(connection: psycopg.Connection[Any], tables: Sequence[str], *of: A
     Table names are qualified and quoted. Of ``without_inserts`` only updates and deletions count. Read the mark before the data it stands
     for: a write in between then changes the next mark.
     """
-    given = {"tables": list(tables), "without_inserts": list(without_inserts), "number": len(tables) + len(without_inserts)}
+    parameters = {"tables": list(tables), "without_inserts": list(without_inserts), "number": len(tables) + len(without_inserts)}
     # ``counted`` is false if counting is off, a table is missing, or a table has partitions or children.
-    counted, *counters = connection.execute(_COUNTERS, given).fetchone() or (False,)
+    counted, *counters = connection.execute(_COUNTERS, parameters).fetchone() or (False,)
     return content_version([*counters, *of]) if counted else None

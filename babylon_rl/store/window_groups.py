@@ -186,23 +186,23 @@ def replace(connection: Connection, windows: Sequence[StoredWindow], now: dateti
     full = [entry for entry in windows if entry.rows]
     empty = [entry.window for entry in windows if not entry.rows]
     forgotten = {window for (window,) in connection.execute(_FORGET, (empty,)).fetchall()}
-    held: dict[str, str] = dict(connection.execute(_VERSIONS, ([entry.window for entry in full],)).fetchall())
+    stored_versions: dict[str, str] = dict(connection.execute(_VERSIONS, ([entry.window for entry in full],)).fetchall())
     documents = []
     for entry in full:
         document = msgspec.to_builtins(entry)
         version = content_version({name: value for name, value in document.items() if name != "state"})
         # The state is not part of the row version.
-        if held.get(entry.window) != version:
+        if stored_versions.get(entry.window) != version:
             documents.append({**document, "rowVersion": version})
     if documents:
         # Episodes and rejections of a changed hour are written anew.
         changed = [document["window"] for document in documents]
-        given = {"windows": Jsonb(documents), "now": now}
-        connection.execute(_UPSERT_WINDOWS, given)
+        parameters = {"windows": Jsonb(documents), "now": now}
+        connection.execute(_UPSERT_WINDOWS, parameters)
         connection.execute(_CLEAR_EPISODES, (changed,))
         connection.execute(_CLEAR_REJECTIONS, (changed,))
-        connection.execute(_INSERT_EPISODES, given)
-        connection.execute(_INSERT_REJECTIONS, given)
+        connection.execute(_INSERT_EPISODES, parameters)
+        connection.execute(_INSERT_REJECTIONS, parameters)
     connection.execute(_SET_STATES, ([entry.window for entry in full], [entry.state for entry in full]))
     return forgotten | {document["window"] for document in documents}
 
