@@ -1,4 +1,4 @@
-"""Every error that the pipeline raises on purpose, as one tree.
+"""All deliberate errors of the pipeline, as one tree.
 
     BabylonError                      exit code 3: something outside failed
     ├── SettingsError                 2: an environment variable or option is not allowed
@@ -28,7 +28,7 @@ A message says what happened, where, and what to do; it never holds a secret.
 
 
 class BabylonError(Exception):
-    """Something that the user can act on; printed without a traceback."""
+    """An error that the user can act on; printed without a traceback."""
 
     exit_code = 3
 
@@ -40,19 +40,19 @@ class SettingsError(BabylonError, ValueError):
 
 
 class UsageError(BabylonError, ValueError):
-    """A command was asked for something that makes no sense."""
+    """A command was called with arguments that do not fit together."""
 
     exit_code = 2
 
 
 class CheckFailed(BabylonError):
-    """A check ran and the answer is no."""
+    """A check ran and failed."""
 
     exit_code = 1
 
 
 class DatabaseError(BabylonError):
-    """The database cannot do what was asked."""
+    """The database cannot do the requested operation."""
 
 
 class DatabaseUnreachable(DatabaseError, ConnectionError):
@@ -60,7 +60,7 @@ class DatabaseUnreachable(DatabaseError, ConnectionError):
 
 
 class SchemaMismatch(DatabaseError):
-    """A table or column that is needed is not there, or a migration does not fit."""
+    """A required table or column is missing, or a migration does not fit."""
 
 
 class EmbeddedServerError(DatabaseError, OSError):
@@ -88,11 +88,14 @@ class JudgeError(BabylonError):
 
 
 class JudgeUnavailable(JudgeError, ConnectionError):
-    """The judge is down, or fails too often to be asked now; later may be better."""
+    """The judge is down or fails too often; a later try may succeed."""
 
 
 class JudgeRefused(JudgeError, ValueError):
-    """The judge refuses for a reason that no retry cures; ``for_all``: it would refuse others too (credentials, the model's name)."""
+    """The judge refuses a request for a reason that no retry cures.
+
+    ``for_all``: it would refuse every other request too (credentials, the model's name).
+    """
 
     def __init__(self, message: str, *, for_all: bool = True) -> None:
         super().__init__(message)
@@ -102,7 +105,7 @@ class JudgeRefused(JudgeError, ValueError):
 
 
 class ExportError(BabylonError):
-    """An export cannot be written where it was to go."""
+    """An export cannot be written to its destination."""
 
 
 class TrainingError(BabylonError):
@@ -126,7 +129,7 @@ class BatchConflict(TrainingError):
 
 
 class TrainingPaused(TrainingError, ConnectionError):
-    """The training service does not answer; the batch is as it was and goes on with its next run."""
+    """The training service does not answer; the next run resumes the unchanged batch."""
 
 
 class Diverged(TrainingError, ArithmeticError):

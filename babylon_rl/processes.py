@@ -1,7 +1,7 @@
-"""Names by which processes recognize one another, so that the end of one is known at once to those of its place.
+"""Names of processes, unique enough to tell whether the named process still runs.
 
-Process ids are used again, and host names are shared by containers and outlive a reboot: a name holds the host, its boot and its process
-namespace (where the system has them, as Linux), the process id, and the process's start.
+Process ids are reused, and host names are shared by containers and outlive a reboot. So a name holds the host, its boot and its process
+namespace (if the system has them, as Linux does), the process id, and the process's start time.
 """
 
 import os
@@ -21,7 +21,9 @@ def own_name() -> str:
 
 
 def is_running(name: str) -> bool | None:
-    """Whether the process of a name runs; None where that cannot be seen from here.
+    """Whether the named process runs; None if this machine cannot tell.
+
+    A name may have more text after a further slash.
 
     A name may go on after a further slash.
     """
@@ -38,7 +40,7 @@ def is_running(name: str) -> bool | None:
 
 
 def described(name: str) -> str:
-    """A process's name as people read it: ``process PID on HOST``."""
+    """A process's name for messages: ``process PID on HOST``."""
     place, pid, *_ = (*name.split("/"), "")
     return f"process {pid} on {place.partition('@')[0]}"
 
@@ -51,6 +53,9 @@ def _place() -> str:
 
 
 def _started_s(process: psutil.Process) -> float:
-    """The start; on Linux in seconds since the boot, as its time of day moves when the clock is set."""
+    """Start time in seconds; on Linux since the boot.
+
+    There the start as a time of day moves when the clock is set.
+    """
     started_s = process.create_time()
     return started_s - psutil.boot_time() if sys.platform == "linux" else started_s

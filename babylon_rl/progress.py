@@ -1,4 +1,4 @@
-"""How far a long step is: whoever works tells (what, done, total), and whoever is told may not be there."""
+"""Progress callbacks ``(label, done, total)``; the default ignores them."""
 
 from collections.abc import Callable
 
@@ -6,4 +6,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def unheard(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches: of ``what``, ``done`` units of ``total``."""
+    """A progress callback that does nothing.
+
+    ``what`` is the label; ``done`` of ``total`` units are finished.
+    """

@@ -239,10 +239,11 @@ class Settings(BaseSettings):
     @classmethod
     def _judge_has_credentials(cls, value: str | None, others: ValidationInfo) -> str | None:
         variable = None if value is None else judge_key_variable(value)
-        known = others.data  # the keys and the addresses stand above
+        values = others.data  # the keys and the addresses stand above
+        # A judge at a server of one's own needs no key: any address that applies will do.
         servers = ["judge_base_url", *(["judge_audit_base_url"] if others.field_name == "judge_audit_model" else [])]
         servers += ["openai_base_url", "openai_api_base"] if variable == "OPENAI_API_KEY" else []
-        if variable is not None and not any(known.get(name) for name in (variable.lower(), *servers)):
+        if variable is not None and not any(values.get(name) for name in (variable.lower(), *servers)):
             without = f"set JUDGE_MODEL={HEURISTIC}" if others.field_name == "judge_model" else "unset JUDGE_AUDIT_MODEL"
             raise ValueError(f"needs {variable}; set it, or {without}")
         return value
@@ -254,7 +255,7 @@ class Settings(BaseSettings):
 
     @property
     def wandb_key(self) -> str:
-        """WANDB_API_KEY in the clear, for whom it is meant; empty without one."""
+        """WANDB_API_KEY in clear text; empty if not set."""
         return "" if self.wandb_api_key is None else self.wandb_api_key.get_secret_value()
 
     @property
@@ -268,15 +269,15 @@ class Settings(BaseSettings):
         return frozenset(part.strip() for part in self.train_purposes.split(",") if part.strip())
 
     def warnings(self) -> list[str]:
-        """Values that are allowed and probably not meant, one sentence each."""
-        found = []
+        """Allowed but unusual values, one sentence each."""
+        sentences = []
         if self.batch_size > 64:
-            found.append(f"BATCH_SIZE is {self.batch_size}: above 64 a device step rarely fits in memory.")
+            sentences.append(f"BATCH_SIZE is {self.batch_size}: above 64 a device step rarely fits in memory.")
         if self.learning_rate is not None and not 1e-8 <= self.learning_rate <= 1e-3:
-            found.append(f"LEARNING_RATE is {self.learning_rate:g}: outside 1e-8 to 1e-3 training usually collapses or stands still.")
+            sentences.append(f"LEARNING_RATE is {self.learning_rate:g}: outside 1e-8 to 1e-3 training usually collapses or stands still.")
         if self.kl_penalty > 1:
-            found.append(f"KL_PENALTY is {self.kl_penalty:g}: above 1 the policy hardly moves.")
-        return found
+            sentences.append(f"KL_PENALTY is {self.kl_penalty:g}: above 1 the policy hardly moves.")
+        return sentences
 
 
 def _is_http(address: str) -> bool:
@@ -288,7 +289,7 @@ def _is_http(address: str) -> bool:
 
 
 def judge_key_variable(model: str) -> str | None:
-    """The variable with the credentials of a judge of that litellm name; None where it is none of the settings'."""
+    """The variable that holds a judge's credentials, by litellm model name; None if unknown."""
     provider = model.replace(":", "/").split("/")[0]
     if "/" not in model:
         provider = next((owner for start, owner in _BARE_NAMES.items() if model.startswith(start)), provider)
@@ -296,9 +297,12 @@ def judge_key_variable(model: str) -> str | None:
 
 
 def provider_key(variable: str) -> SecretStr | None:
-    """A judge's credential that has no field here (GEMINI_API_KEY, ...): from the environment, else from ``.env``."""
-    found = os.environ.get(variable) or DotEnvSettingsSource(Settings).env_vars.get(variable.lower())
-    return SecretStr(found) if found else None
+    """A judge's credential without a field here (GEMINI_API_KEY, ...).
+
+    Read from the environment, else from ``.env``.
+    """
+    value = os.environ.get(variable) or DotEnvSettingsSource(Settings).env_vars.get(variable.lower())
+    return SecretStr(value) if value else None
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -319,15 +323,22 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def setting_sources() -> dict[str, str]:
-    """Where each field's value comes from: ``environment``, ``.env`` or ``default``; the same precedence as ``load_settings``."""
-    found = dict.fromkeys(Settings.model_fields, "default")
+    """The source of each field's value: ``environment``, ``.env`` or ``default``.
+
+    The precedence is that of ``load_settings``.
+    """
+    sources = dict.fromkeys(Settings.model_fields, "default")
     for source, name in ((DotEnvSettingsSource(Settings), ".env"), (EnvSettingsSource(Settings), "environment")):
-        found |= {field: name for field in source() if field in found}
-    return found
+        sources |= {field: name for field in source() if field in sources}
+    return sources
 
 
 def _unreadable_lines(env_file: Path) -> list[str]:
-    """A sentence for each line of ``.env`` that its parser would leave out with a mere warning. Raises SettingsError: it is no text."""
+    """One sentence per line of ``.env`` that its parser would skip with a warning.
+
+    Raises:
+        SettingsError: the file is not text.
+    """
     if not env_file.is_file():
         return []
     try:
@@ -337,10 +348,10 @@ def _unreadable_lines(env_file: Path) -> list[str]:
         raise SettingsError(f"{env_file.absolute()} cannot be read: {reason}. Mend it, or move it away.") from None
     from dotenv.parser import parse_stream
 
-    found = [binding.original.line for binding in parse_stream(io.StringIO(text)) if binding.error]
-    if found:
+    lines = [binding.original.line for binding in parse_stream(io.StringIO(text)) if binding.error]
+    if lines:
         logging.getLogger("dotenv.main").setLevel(logging.ERROR)  # it would warn of the same lines
-    return [f"{env_file}, line {line}: write NAME=value, with both quotes or none." for line in found]
+    return [f"{env_file}, line {line}: write NAME=value, with both quotes or none." for line in lines]
 
 
 def _explain(error: Mapping[str, Any]) -> str:

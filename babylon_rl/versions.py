@@ -1,7 +1,7 @@
-"""Content hashes: the data versions by which an unchanged re-run is recognised.
+"""Content hashes: data versions that identify an unchanged re-run.
 
-The hash is SHA-256 over canonical JSON (sorted keys, no blanks, shortest floats), cut to 16 hex digits. What is only looked at is
-versioned in words that people can compare: ``52 rows #0f3c9a41d2e7, 906 logged calls #8812f0a3b4c5``.
+The hash is SHA-256 over canonical JSON (sorted keys, no blanks, shortest floats), cut to 16 hex digits. Observed sources have readable
+versions that people can compare: ``52 rows #0f3c9a41d2e7, 906 logged calls #8812f0a3b4c5``.
 """
 
 import hashlib
@@ -23,19 +23,22 @@ def content_version(content: Any) -> str:
 
 
 def counted_version(**found: tuple[int, int]) -> str:
-    """A version of kinds of rows, each as (how many, the sum of their hashes); the names are shown with blanks."""
+    """A version from (row count, sum of row hashes) per kind of rows.
+
+    Underscores in the names are shown as blanks.
+    """
     return ", ".join(f"{rows} {kind.replace('_', ' ')} #{content % 2**48:012x}" for kind, (rows, content) in found.items())
 
 
 def change_in_words(before: str | None, after: str) -> str:
-    """What differs between two counted versions: ``rows: 3 more; logged calls: changed``."""
+    """The difference of two counted versions: ``rows: 3 more; logged calls: changed``."""
     if before is None:
         return "seen for the first time"
     was, now = ({kind: (int(rows), content) for rows, kind, content in _COUNTED.findall(version)} for version in (before, after))
     if not was or not now:
         return f"{before}; now {after}"
-    changes = {kind: (was.get(kind, (0, "")), found) for kind, found in now.items() if was.get(kind) != found}
-    return "; ".join(f"{kind}: {_difference(then[0], found[0])}" for kind, (then, found) in changes.items())
+    changes = {kind: (was.get(kind, (0, "")), entry) for kind, entry in now.items() if was.get(kind) != entry}
+    return "; ".join(f"{kind}: {_difference(then[0], entry[0])}" for kind, (then, entry) in changes.items())
 
 
 def _difference(before: int, after: int) -> str:

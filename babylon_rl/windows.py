@@ -1,7 +1,7 @@
 """Windows: UTC hours, written ``YYYY-MM-DDTHH:00``, half-open [start, start + 1 h).
 
-The id is the partition key, the value of ``"windowId"`` and what every log line calls an hour. Datetimes here are naive
-and mean UTC, as in the database.
+The id is the partition key, the value of ``"windowId"`` and the name of an hour in every log line. Datetimes here are naive and mean UTC,
+as in the database.
 """
 
 import re
@@ -16,12 +16,18 @@ _WINDOW_ID = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:00", re.ASCII)
 
 
 def utc_now() -> datetime:
-    """The wall clock as naive UTC; callers pass it on as an argument so that tests can choose it."""
+    """The wall clock as naive UTC.
+
+    Callers pass it on as an argument so that tests can replace it.
+    """
     return datetime.now(UTC).replace(tzinfo=None)
 
 
 def window_of(moment: datetime) -> str:
-    """The id of the window that ``moment`` (naive UTC) falls into; a full hour belongs to the window it opens."""
+    """The id of the window that contains ``moment`` (naive UTC).
+
+    A full hour belongs to the window that it starts.
+    """
     return moment.isoformat(timespec="hours") + ":00"  # strftime writes the year 500 with three digits
 
 
@@ -67,7 +73,7 @@ def window_range(first: str, end: str) -> Iterator[str]:
 
 
 def newest_complete(now: datetime, settle: timedelta = timedelta(0)) -> str:
-    """The newest window that had ended ``settle`` before ``now``."""
+    """The newest window that ended at least ``settle`` before ``now``."""
     return window_of(now - settle - HOUR)
 
 

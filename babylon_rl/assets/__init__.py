@@ -1,4 +1,7 @@
-"""What exists: one short file per asset (read, call a room, write, report), and their partitions and resource."""
+"""The asset graph: one short module per asset, their partitions, and their shared resource.
+
+An asset reads rows, calls a room, writes and reports.
+"""
 
 import warnings
 

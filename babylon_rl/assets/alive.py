@@ -1,8 +1,8 @@
-"""Whether a run is alive: its process renews a row of the database, wherever it runs and whoever started it.
+"""Liveness of runs: the process of a run renews a heartbeat row in the database.
 
-Dagster itself does not look after a run whose code server died: it stays STARTED, and keeps its pool and its place in the queue.
-A process of the same place is seen to be gone at once; one elsewhere once it is silent for SILENT_S. A run that has not begun has no
-process yet: that is what Dagster's own monitoring looks after (run_monitoring in dagster.yaml).
+Dagster does not notice that the code server of a run died: the run stays STARTED, and keeps its pool and its place in the queue. The end
+of a process on the same machine is seen at once; a process elsewhere counts as dead after SILENT_S without a heartbeat. A run that has not
+begun has no process yet: Dagster's own monitoring handles it (run_monitoring in dagster.yaml).
 """
 
 import _thread
@@ -27,9 +27,10 @@ PARTITION_TAG = "dagster/partition"
 
 @contextmanager
 def beating(database: Database, run_id: str) -> Iterator[None]:
-    """Renew a run's heartbeat until the block ends; a run that was reported dead is interrupted, as by Ctrl-C.
+    """Renew a run's heartbeat until the block ends; interrupt a run that was reported dead.
 
-    A database that does not answer, or is not migrated, is left to the run itself to find out.
+    The interrupt is that of Ctrl-C. A database that does not answer, or is not migrated, is no reason to stop: the run itself will report
+    it.
     """
     ended = threading.Event()
 
@@ -39,10 +40,12 @@ def beating(database: Database, run_id: str) -> Iterator[None]:
             try:
                 with database.connect(autocommit=True) as connection:
                     lives = beat(connection, run_id, holder)
+            # A database error says nothing about the run: it goes on.
             except (psycopg.Error, BabylonError):
                 lives = True
             if not lives and not ended.is_set():
                 logging.getLogger(__name__).error("Run %s was reported dead, and another may go on with its work: it stops.", run_id)
+                # This thread cannot stop the run itself; the main thread raises KeyboardInterrupt.
                 _thread.interrupt_main()
                 return
             if ended.wait(BEAT_EVERY_S):
@@ -58,10 +61,11 @@ def beating(database: Database, run_id: str) -> Iterator[None]:
 
 
 def why_dead(heartbeat: Heartbeat) -> str | None:
-    """A sentence when no process holds the run any more, else None."""
+    """A sentence that says why the run counts as dead; None while it may be alive."""
     silent = heartbeat.silent_s > SILENT_S
     if not heartbeat.holder:
         return f"It ended before its first heartbeat: nothing was heard of it for {heartbeat.silent_s:.0f} s." if silent else None
+    # True or False for a process of this machine; None elsewhere, where only silence counts.
     running = is_running(heartbeat.holder)
     if running is False or (running is None and silent):
         end = "is gone" if running is False else f"has been silent for {heartbeat.silent_s:.0f} s"
@@ -70,7 +74,7 @@ def why_dead(heartbeat: Heartbeat) -> str | None:
 
 
 def refuse_second_run(context: dg.AssetExecutionContext, connection: Connection, batch_id: str) -> None:
-    """Let the run of a batch that began first have it.
+    """Refuse this run if an earlier run of the same batch is alive.
 
     Raises:
         BatchConflict: another run of the batch began before this one, and is alive.
@@ -78,10 +82,11 @@ def refuse_second_run(context: dg.AssetExecutionContext, connection: Connection,
     filters = dg.RunsFilter(tags={PARTITION_TAG: batch_id}, statuses=[dg.DagsterRunStatus.STARTED])
     records = context.instance.get_run_records(filters)
     began = {record.dagster_run.run_id: (record.start_time or 0.0, record.storage_id) for record in records}
+    # Ties are broken by storage id: of two runs, exactly one is the earlier.
     own = began.get(context.run.run_id, (math.inf, 0))
     earlier = [run_id for run_id, start in began.items() if start < own]
     with connection.transaction():
-        alive = [found for found in lock_heartbeats(connection, earlier) if why_dead(found) is None]
+        alive = [heartbeat for heartbeat in lock_heartbeats(connection, earlier) if why_dead(heartbeat) is None]
     if alive:
         who = described(alive[0].holder) if alive[0].holder else "a process that is about to begin"
         raise BatchConflict(

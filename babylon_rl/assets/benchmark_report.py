@@ -1,4 +1,4 @@
-"""A checkpoint's evidence: it and what it is compared with play the same unseen markets."""
+"""Asset ``benchmark_report``: a checkpoint and its opponents in the same unseen markets."""
 
 from typing import Any
 
@@ -51,6 +51,7 @@ def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourcePara
     if decisions.is_dir():  # a version that could not be played here has none
         metadata["decisions"] = dg.MetadataValue.path(decisions)
     metadata["report"] = dg.MetadataValue.md(report.table_markdown)
+    # A report without its own plot gets a simple bar plot.
     bars = [(str(row["model"]), float(row["pnl"])) for row in report.rows]
     intervals = [(float(row["low"]), float(row["high"])) for row in report.rows]
     metadata["pnl"] = (

@@ -1,8 +1,8 @@
-"""How a run of a batch ended where it did not die: said on the run itself, so that automation counts the others.
+"""Tags runs that stopped on purpose, so that only crashes count as failed attempts.
 
-A run that waits for a judge, a service or a storage, that another run has taken over, or that was interrupted leaves its batch to the
-next one on purpose. One that was lost, with its code server or its machine, is found by others (automation/dead_runs.py). A process that
-was killed alone, and an error that nobody foresaw, say nothing.
+A run leaves its batch to the next run on purpose when it waits for a judge, a service or a storage, when another run has taken over, or
+when it was interrupted. A run that was lost with its code server or its machine is tagged by automation/dead_runs.py. A process that was
+killed alone, and an unexpected error, leave no tag.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,9 @@ WAITS, TAKEN_OVER, INTERRUPTED, LOST = "waits", "taken over", "interrupted", "lo
 
 @contextmanager
 def sole_run(context: dg.AssetExecutionContext, connection: Connection, batch_id: str) -> Iterator[None]:
-    """Give a batch to this run alone; tag the run with ENDED_TAG when its end leaves the batch to another.
+    """Give a batch to this run alone; tag the run if it ends on purpose.
+
+    The tag is ENDED_TAG; it says that the batch is left to another run.
 
     Raises:
         BatchConflict: another run has the batch.

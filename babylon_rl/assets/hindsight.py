@@ -1,4 +1,4 @@
-"""What became known of every hour afterwards: whether its actions were right, and which texts hold what they must not."""
+"""Asset ``hindsight``: correctness of an hour's actions, and leaks in its training texts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -47,12 +47,12 @@ COLUMNS = column_schema(
 def hindsight(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = hours_of(context, babylon.now())
     with babylon.connection() as connection:
-        found = sync_hindsight(connection, windows, babylon.settings, babylon.now())
+        reports = sync_hindsight(connection, windows, babylon.settings, babylon.now())
         agents = agent_correctness(connection, windows)
     pictures = plotted(windows)
     yield from report_hours(
         context,
-        {window: _report(window, found.get(window), agents[window], drawn=window in pictures) for window in windows},
+        {window: _report(window, reports.get(window), agents[window], drawn=window in pictures) for window in windows},
     )
 
 
@@ -68,11 +68,12 @@ def _report(window: str, seen: HourHindsight | None, agents: list[AgentCorrectne
         leaked_sequences=seen.leaked,
         changed=seen.changed,
     )
-    shares = sorted(((one.agent_id, one.share) for one in agents if one.share is not None), key=lambda entry: (-entry[1], entry[0]))
+    # Best agents first; equal shares by id, so that the plot is stable.
+    shares = sorted(((agent.agent_id, agent.share) for agent in agents if agent.share is not None), key=lambda entry: (-entry[1], entry[0]))
     if drawn and shares:
         metadata["right_by_agent"] = bar_plot(f"Actions that proved right, {window}", "share of those known", shares, colour=OTHER)
     if agents:
-        metadata["agents"] = table([_row(one) for one in agents])
+        metadata["agents"] = table([_row(agent) for agent in agents])
     return HourReport(seen.data_version, metadata)
 
 

@@ -1,7 +1,7 @@
-"""How an hourly asset reports: one materialization per hour with that hour's own content hash, in a range as in a single run.
+"""Results of hourly assets: one materialization per hour, each with the hash of that hour.
 
-Dagster gives all partitions of a range run one data version. So in a range the step's own events are left out, and those of the hours
-take their place: as many, with the same provenance, in one batch (docs/decisions/0001-data-version-per-hour.md).
+Dagster gives all partitions of a range run one data version. So a range run leaves out the step's own events and writes one event per hour
+instead, with the same provenance, in one batch (docs/decisions/0001-data-version-per-hour.md).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,30 +22,36 @@ DATA_VERSION_TAG = "dagster/data_version"
 
 @dataclass(frozen=True)
 class HourReport:
-    """What one hour came to: the hash of its content and what its page shows."""
+    """Result of one hour: the hash of its content and the metadata of its page."""
 
     data_version: str
     metadata: Mapping[str, Any]
 
 
 def plotted(windows: Sequence[str]) -> frozenset[str]:
-    """The hours of a run that get pictures: the newest alone, as a range is read by its tables and a picture costs more than the hour."""
+    """The hours of a run that get plots: only the newest.
+
+    A range is read by its tables, and a plot costs more than the rest of the hour.
+    """
     return frozenset(sorted(windows)[-1:])
 
 
 def report_hours(context: dg.AssetExecutionContext, reports: Mapping[str, HourReport]) -> Iterator[dg.MaterializeResult[Any]]:
-    """Yield what the asset's body has to yield, given a report for each of the run's partitions."""
+    """Yield the results of an hourly asset's body, one report per partition of the run."""
+    # A single hour needs no special handling: the step's own event has the right version.
     if len(reports) == 1:
         (report,) = reports.values()
         yield dg.MaterializeResult(metadata=report.metadata, data_version=dg.DataVersion(report.data_version))
         return
     step = context.get_step_execution_context()
     code_version, inputs = _get_code_version(context.asset_key, step), _get_input_provenance_data(context.asset_key, step)
+    # Dagster writes the events of a batch together once the last one is marked as the end.
     batch, left = f"{context.run.run_id}/{step.step.key}", len(reports)
     for window, report in reports.items():
         left -= 1
         tags = _build_data_version_tags(dg.DataVersion(report.data_version), code_version, inputs, True)
         event = dg.AssetMaterialization(context.asset_key, partition=window, metadata=report.metadata, tags=tags)
         DagsterEvent.asset_materialization(step, event, DagsterEventBatchMetadata(batch, is_end=left == 0))
+    # The step still returns one result; its metadata key keeps Dagster from recording it for all hours.
     whole = content_version({window: report.data_version for window, report in reports.items()})
     yield dg.MaterializeResult(metadata={REPORTED_BY_THE_BODY: True}, data_version=dg.DataVersion(whole))

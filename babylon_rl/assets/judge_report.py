@@ -1,4 +1,7 @@
-"""How far the judge can be trusted, over the last days: what `babylon-rl judge report` says, on a page with its pictures."""
+"""Asset ``judge_report``: reliability of the judge over the last days, with plots.
+
+The numbers are those of `babylon-rl judge report`.
+"""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -53,7 +56,8 @@ def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Ba
 
 
 def _numbers(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What Dagster draws over the days."""
+    """Metadata values that Dagster plots over time."""
+    # Name of the plotted value, and its path in the report's document.
     paths = {
         "orders_differ_by": ("selfAgreement", "meanAbsoluteDifference", "mean"),
         "position_bias": ("positionBias", "slope"),
@@ -63,11 +67,11 @@ def _numbers(document: Mapping[str, Any]) -> dict[str, Any]:
         "second_judge_correlation": ("auditAgreement", "spearman", "mean"),
         "usd": ("usd",),
     }
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for name, path in paths.items():
         value: Any = document
         for key in path:
             value = None if value is None else value.get(key)
         if value is not None:
-            found[name] = float(value)
-    return found
+            numbers[name] = float(value)
+    return numbers

@@ -1,4 +1,4 @@
-"""All versions, the base and the scripts in one order, made anew after every benchmark."""
+"""Asset ``leaderboard``: versions, base and scripts ranked, rebuilt after every benchmark."""
 
 from typing import Any
 
@@ -46,6 +46,7 @@ def leaderboard(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Bab
     context.log.info(sent.words)
     rows = [line.document for line in board.lines]
     best = board.best
+    # Headline numbers first, then table, plot and links.
     metadata = counts(len(rows), versions=len(board.versions), not_ranked=len(board.unranked), markets=board.markets, best_version=best)
     metadata["leaderboard"] = dg.MetadataValue.md(markdown(board))
     metadata["pnl"] = embedded_png("P&L with intervals", png)

@@ -1,4 +1,4 @@
-"""The game's prices, events, questions and probabilities, by hour: a source that is looked at, never written."""
+"""Source ``market_data``: the game's prices, events, questions and probabilities by hour; never written."""
 
 import dagster as dg
 

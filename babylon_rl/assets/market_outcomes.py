@@ -1,4 +1,4 @@
-"""What happened in the market of every hour: price changes, probabilities, news."""
+"""Asset ``market_outcomes``: price changes, probabilities and news of every hour."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -47,6 +47,7 @@ def market_outcomes(context: dg.AssetExecutionContext, babylon: dg.ResourceParam
     with babylon.connection() as connection:
         outcomes = sync_outcomes(connection, windows, babylon.settings, babylon.now())
         note_changes(connection, windows, babylon.settings)
+        # Price paths are read only for the hours that get plots.
         drawn = [outcomes[window] for window in pictures if window in outcomes]
         prices = price_paths(connection, [(market.window, stock.organization_id) for market in drawn for stock in market.stocks])
         odds = probability_paths(connection, [(market.window, asked.market_id) for market in drawn for asked in market.predictions])
@@ -84,6 +85,7 @@ def _pictures(market: WindowOutcomes, prices: Mapping[tuple[str, str], Path], od
     if market.stocks:
         moves = sorted(((s.ticker, _drawable(s.change_percent)) for s in market.stocks), key=lambda move: -move[1])
         pictures["price_changes"] = bar_plot(f"Price changes, {market.window}", "percent", moves)
+    # Largest moves first: they are the named series of each panel.
     movers = sorted(market.stocks, key=lambda stock: -abs(stock.change_percent))
     swingers = sorted(market.predictions, key=lambda asked: -abs(_swing(asked)))
     stocks = [(_stock_name(s), _percent(prices[market.window, s.organization_id], s)) for s in movers]
@@ -112,7 +114,7 @@ def _question_name(asked: PredictionOutcome) -> str:
 
 
 def _percent(path: Path, stock: StockOutcome) -> Path:
-    """A price path as percent from the price that the hour started with; [] where nothing moved or nothing can be compared."""
+    """A price path as changes in percent from the hour's start price; [] if not comparable."""
     if not path or stock.start_price <= 0:
         return []
     return _whole_hour(0.0, [(minute, _drawable((price / stock.start_price - 1) * 100)) for minute, price in path])
@@ -127,5 +129,10 @@ def _whole_hour(start: float, path: Path) -> Path:
 
 
 def _drawable(percent: float) -> float:
-    """What market_outcomes can hold too: beyond it a picture would show one stock and a row of zeros."""
+    """Clamp a change to the largest that market_outcomes can hold.
+
+    Beyond it a plot would show one stock and a row of zeros.
+
+    market_outcomes can hold larger ones: they would flatten all other stocks to zero.
+    """
     return max(-MOST_PERCENT, min(MOST_PERCENT, percent))

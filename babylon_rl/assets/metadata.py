@@ -1,4 +1,4 @@
-"""What every asset says of itself in the same way: owner, columns, counts, tables and links."""
+"""Metadata common to all assets: owner, columns, counts, tables and links."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,12 +19,15 @@ def column_schema(**columns: tuple[str, str]) -> dict[str, dg.TableSchema]:
 
 
 def counts(rows: int, /, **numbers: Any) -> dict[str, Any]:
-    """The row count under the key that Dagster draws, and further values under their own names; None is left out."""
+    """The row count under the key that Dagster plots, and further values by name.
+
+    Values that are None are left out.
+    """
     return {"dagster/row_count": rows} | {name: _readable(value) for name, value in numbers.items() if value is not None}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.TextMetadataValue:
-    """A table of the first MOST_TABLE_ROWS rows; the columns are those of the first row."""
+    """A table of the first MOST_TABLE_ROWS rows, with the columns of the first row."""
     if not rows:
         return dg.MetadataValue.text("no rows")
     records = [dg.TableRecord({name: _cell(value) for name, value in row.items()}) for row in rows[:MOST_TABLE_ROWS]]
@@ -33,7 +36,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.TextM
 
 
 def linked_windows(windows: Iterable[str], assets: Sequence[str]) -> dg.MarkdownMetadataValue:
-    """The hours that a batch came from, each with a link to its partition of every one of ``assets``."""
+    """The hours of a batch, each with links to its partition of ``assets``."""
     lines = []
     for window in sorted(windows):
         links = ", ".join(f"[{asset}](/assets/{asset}?view=partitions&partition={window.replace(':', '%3A')})" for asset in assets)
@@ -42,7 +45,7 @@ def linked_windows(windows: Iterable[str], assets: Sequence[str]) -> dg.Markdown
 
 
 def _readable(value: Any) -> Any:
-    """Floats with the SIGNIFICANT digits that a person compares; everything else as it is."""
+    """Round floats to SIGNIFICANT digits; return everything else unchanged."""
     return float(f"{value:.{SIGNIFICANT}g}") if isinstance(value, float) else value
 
 
@@ -52,5 +55,5 @@ def _cell(value: Any) -> str | int | float | bool | None:
 
 
 def _type(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    found = next((row[name] for row in rows if row.get(name) is not None), "")
-    return _TYPES.get(type(found), "string")
+    value = next((row[name] for row in rows if row.get(name) is not None), "")
+    return _TYPES.get(type(value), "string")

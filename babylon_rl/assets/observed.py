@@ -1,7 +1,7 @@
-"""Which hours have changed since Dagster last saw them.
+"""Change detection: hours whose content differs from the version that Dagster saw last.
 
-What Dagster has seen is asked of Dagster's own storage, not kept beside it: an observation that was lost in a crash, or a storage
-that was wiped, mends itself at the next look (docs/decisions/0002-observed-versions.md).
+The versions seen last are read from Dagster's own storage, not kept beside it. So an observation lost in a crash, or a wiped storage, is
+repaired by the next observation (docs/decisions/0002-observed-versions.md).
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ NO_ROWS = "no rows"
 
 
 class Change(NamedTuple):
-    """The version of an hour, and the one that Dagster saw last (None: none yet)."""
+    """New version of an hour, and the version that Dagster saw last (None: none yet)."""
 
     before: str | None
     after: str
@@ -32,9 +32,9 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Observed:
-    """The versions that differ from those last observed, by window, for both sources.
+    """Changed versions by window, for both sources.
 
-    ``watermark`` stands for everything that was written before the look (None: it cannot be known).
+    ``watermark`` stands for everything written before this observation (None: unknown).
     """
 
     trajectories: Mapping[str, Change]
@@ -44,11 +44,11 @@ class Observed:
     @property
     def events(self) -> list[dg.AssetObservation]:
         """One observation per changed hour and source, newest hour first."""
-        found = [*_observations(RAW_TRAJECTORIES, self.trajectories), *_observations(MARKET_DATA, self.market)]
-        return sorted(found, key=lambda event: event.partition or "", reverse=True)
+        changes = [*_observations(RAW_TRAJECTORIES, self.trajectories), *_observations(MARKET_DATA, self.market)]
+        return sorted(changes, key=lambda event: event.partition or "", reverse=True)
 
     def events_of(self, key: dg.AssetKey) -> list[dg.AssetObservation]:
-        """Those of one source."""
+        """Observations of one source."""
         return [event for event in self.events if event.asset_key == key]
 
 
@@ -61,11 +61,11 @@ def _observations(key: dg.AssetKey, changes: Mapping[str, Change]) -> Iterator[d
 def observe(
     instance: dg.DagsterInstance, babylon: Babylon, *, full: bool, with_market: bool = True, watermark: str | None = None
 ) -> Observed:
-    """Look at the recent hours (``full``: at all from FIRST_WINDOW) that ended OUTCOME_DELAY_MINUTES ago, and give the changed ones.
+    """Compare the recent hours (``full``: all from FIRST_WINDOW) with Dagster's records; return the changes.
 
-    An hour whose rows are gone changes to ``no rows``. An hour that holds trajectories is observed in market_data too, so that what
-    stands on both is not kept waiting by a market that recorded nothing. Where ``watermark``, of an earlier look whose changes were all
-    reported, still holds, no hour is read.
+    Only hours that ended OUTCOME_DELAY_MINUTES ago are read. An hour whose rows are gone changes to ``no rows``. An hour with trajectories
+    is observed in market_data too; otherwise a market without records would block assets that depend on both. No hour is read while
+    ``watermark``, from an earlier observation whose changes were all reported, is still current.
     """
     end = window_of(babylon.now() - timedelta(minutes=babylon.settings.outcome_delay_minutes))
     first = babylon.settings.first_window
@@ -73,6 +73,7 @@ def observe(
         return Observed({}, {})
     with babylon.database.connect(autocommit=True) as connection, connection.transaction():
         written = observed_watermark(connection, first, end)
+        # Nothing was written since the last complete observation.
         if watermark is not None and watermark == written:
             return Observed({}, {}, written)
         recent, recent_market = (first, first) if full else recent_hours(connection, end)
@@ -81,6 +82,7 @@ def observe(
         if not with_market:
             return Observed(_unseen(instance, RAW_TRAJECTORIES, trajectories, recent, end), {})
         market = market_versions(connection, recent_market, end)
+    # Hours with trajectories but without market rows get a version too, so that no asset waits for them.
     silent = {window: NOTHING for window in trajectories if window >= recent_market}
     return Observed(
         _unseen(instance, RAW_TRAJECTORIES, trajectories, recent, end),
@@ -92,7 +94,8 @@ def observe(
 def _unseen(instance: dg.DagsterInstance, key: dg.AssetKey, versions: Mapping[str, str], first: str, end: str) -> dict[str, Change]:
     # Not in the public API; the pinned release's own conditions read versions through it.
     tags = instance.event_log_storage.get_latest_tags_by_partition(key, dg.DagsterEventType.ASSET_OBSERVATION, [DATA_VERSION_TAG])
-    seen = {window: found.get(DATA_VERSION_TAG) for window, found in tags.items() if first <= window < end}
+    seen = {window: latest.get(DATA_VERSION_TAG) for window, latest in tags.items() if first <= window < end}
+    # Hours that Dagster knows and the database has no rows of any more.
     gone = {window: NO_ROWS for window in seen if window not in versions}
     now = gone | dict(versions)
     return {window: Change(seen.get(window), version) for window, version in now.items() if seen.get(window) != version}

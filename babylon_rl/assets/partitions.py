@@ -1,4 +1,4 @@
-"""Hours and batches: the two ways in which the graph is cut.
+"""Partitions of the asset graph: hours and batches.
 
 An hour's key is its window id, so that UI, CLI, database and logs name it the same way; a batch's key is its batch id.
 """
@@ -16,7 +16,11 @@ batches = dg.DynamicPartitionsDefinition(name=BATCHES)
 
 
 def hours_of(context: dg.AssetExecutionContext, now: datetime) -> list[str]:
-    """The hours that a run is asked for. Raises dagster.Failure: it names none, or one that has not ended."""
+    """The hours that a run was started for.
+
+    Raises:
+        dagster.Failure: it names none, or one that has not ended.
+    """
     if not (context.has_partition_key or context.has_partition_key_range):
         raise _refused(
             'This run names no hour: give it one by --tags \'{"dagster/partition": "2025-10-29T14:00"}\', or a range (docs/ui.md).'
@@ -29,7 +33,11 @@ def hours_of(context: dg.AssetExecutionContext, now: datetime) -> list[str]:
 
 
 def batch_of(context: dg.AssetExecutionContext) -> str:
-    """The batch that a run is asked for. Raises dagster.Failure: it names none."""
+    """The batch that a run was started for.
+
+    Raises:
+        dagster.Failure: it names none.
+    """
     if not context.has_partition_key:
         raise _refused('This run names no batch: give it one by --tags \'{"dagster/partition": "ID"}\'; `babylon-rl batches` lists them.')
     return str(context.partition_key)

@@ -1,4 +1,7 @@
-"""Small pictures for asset pages: PNG inside a markdown data URI, drawn without pyplot and kept to a few kilobytes."""
+"""Small plots for asset pages: PNG in a markdown data URI.
+
+They are drawn without pyplot and kept to a few kilobytes.
+"""
 
 import base64
 import io
@@ -24,15 +27,16 @@ def bar_plot(
     intervals: Sequence[tuple[float, float]] | None = None,
     colour: str | None = None,
 ) -> dg.MarkdownMetadataValue:
-    """Horizontal bars, first on top, gains green and losses red (or all of one ``colour``); ``intervals`` are (low, high), in ``unit``.
+    """Horizontal bars, first on top; gains green, losses red, or all in one ``colour``.
 
-    Beyond MOST_BARS only the first are drawn, and the title says so.
+    ``intervals`` are (low, high), in ``unit``. Beyond MOST_BARS only the first are drawn, and the title says so.
     """
     shown = list(values[:MOST_BARS])
     title = title if len(shown) == len(values) else f"{title} (first {MOST_BARS} of {len(values)})"
     figure, axes = _axes(title, 0.9 + 0.24 * max(len(shown), 1))
     numbers = [_drawable(number) for _, number in shown]
     axes.barh(range(len(shown)), numbers, color=[colour or (GAIN if number >= 0 else LOSS) for number in numbers], height=0.7)
+    # Error bars are drawn as distances from the bar's end.
     if intervals is not None:
         lows = [number - low for number, (low, _) in zip(numbers, intervals, strict=False)]
         highs = [high - number for number, (_, high) in zip(numbers, intervals, strict=False)]
@@ -60,20 +64,23 @@ def line_plot(title: str, unit: str, series: Mapping[str, Sequence[float]], *, x
 
 @dataclass(frozen=True)
 class Paths:
-    """What one panel of ``path_plot`` draws: series of (minute, value) by name, the most telling first."""
+    """One panel of ``path_plot``: (minute, value) series by name, most informative first."""
 
     unit: str
     series: Mapping[str, Sequence[tuple[float, float]]]
 
     @property
     def heading(self) -> str:
-        """The unit, and how many of the series are named."""
+        """The unit, and how many series are named."""
         named = f"; {NAMED_PATHS} of {len(self.series)} named" if len(self.series) > NAMED_PATHS else ""
         return f"{self.unit}{named}"
 
 
 def path_plot(title: str, panels: Sequence[Paths]) -> dg.MarkdownMetadataValue:
-    """Lines over the minutes of an hour, panel under panel; the first NAMED_PATHS series are named, up to MOST_PATHS grey."""
+    """Lines over the minutes of an hour, one panel below the other.
+
+    The first NAMED_PATHS series are named; more, up to MOST_PATHS, are grey.
+    """
     height = 0.75 + 1.7 * len(panels)
     figure = _figure(height)
     figure.subplots_adjust(left=0.09, right=0.72, bottom=0.45 / height, top=1 - 0.48 / height, hspace=0.32)
@@ -89,6 +96,7 @@ def _draw_paths(axes: Any, panel: Paths) -> None:
 
     shown = list(panel.series.items())[:MOST_PATHS]
     drawn = [(name, [(minute, _drawable(value)) for minute, value in path]) for name, path in shown]
+    # Unnamed series in grey below, named ones in colour above, names at the right edge.
     axes.add_collection(LineCollection([path for _, path in drawn[NAMED_PATHS:]], colors="#cccccc", linewidths=0.6, zorder=1))
     named = LineCollection([path for _, path in drawn[:NAMED_PATHS]], colors=_PATHS[: len(drawn)], linewidths=1.3, zorder=2)
     axes.add_collection(named)
@@ -104,7 +112,7 @@ def _draw_paths(axes: Any, panel: Paths) -> None:
 
 
 def embedded_png(title: str, png: bytes) -> dg.MarkdownMetadataValue:
-    """A picture that somebody else drew."""
+    """Metadata for a PNG that was drawn elsewhere."""
     return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
@@ -144,7 +152,10 @@ def _embed(title: str, figure: Any) -> dg.MarkdownMetadataValue:
 
 
 def _drawable(number: float) -> float:
-    """Within what the drawing's own arithmetic can hold; the table beside a picture has the number as it is."""
+    """Clamp a number to the range that matplotlib can compute with.
+
+    The table beside the plot has the exact number.
+    """
     return max(-_MOST, min(_MOST, number))
 
 

@@ -1,4 +1,4 @@
-"""The game's trajectories, by hour: a source that is looked at, never written."""
+"""Source ``raw_trajectories``: the game's trajectories by hour; never written."""
 
 import dagster as dg
 

@@ -1,4 +1,4 @@
-"""The gate's decision on a checkpoint, recorded."""
+"""Asset ``released_model``: the gate's decision on a checkpoint."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""What an asset or sensor is handed: the settings, the database, and the clock.
+"""The resource of assets and sensors: settings, database and clock.
 
-The resource reads them from the environment in whichever process runs the asset; launch.py hands over those of its caller.
+It reads the environment of the process that runs the asset; launch.py passes the values of its caller instead.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ LOST = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout
 
 @dataclass(frozen=True)
 class Babylon:
-    """The settings, the database and the clock of one run, and who is told how far its long steps are."""
+    """Settings, database, clock and progress callback of one run."""
 
     settings: Settings
     database: Database
@@ -37,13 +37,12 @@ class Babylon:
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
-        """An autocommit connection (rooms open their own transactions), closed at the end.
+        """An autocommit connection that is closed at the end; rooms open their own transactions.
 
         Raises:
             dagster.RetryRequested: the connection was lost or refused; the step runs again, CONNECTION_RETRIES times, each
-                ``retry_after_s`` later. What was not committed is undone, and rooms write an hour in one transaction.
-            dagster.Failure: a BabylonError, or a right that the role lacks; the sentence becomes the run's message, and it is not tried
-                again.
+                ``retry_after_s`` later. Uncommitted work is undone, and rooms write an hour in one transaction.
+            dagster.Failure: a BabylonError, or a privilege that the role lacks; the sentence becomes the run's message, without a retry.
         """
         try:
             with self.database.connect(autocommit=True) as connection:
@@ -59,13 +58,17 @@ class Babylon:
 
 @dg.resource(description="The Babylon database and settings, as the environment of the run's process gives them.")
 def babylon(context: dg.InitResourceContext) -> Iterator[Babylon]:
-    """The resource of the code location; raises SettingsError, DatabaseUnreachable or EmbeddedServerError."""
+    """The resource of the code location.
+
+    Raises:
+        SettingsError, DatabaseUnreachable or EmbeddedServerError.
+    """
     settings = load_settings()
     yield from _held(context, Babylon(settings, process_database(settings)))
 
 
 def given(babylon: Babylon) -> dg.ResourceDefinition:
-    """The resource of a caller who brings his own settings, database and clock."""
+    """A resource with the caller's own settings, database and clock."""
 
     def hold(context: dg.InitResourceContext) -> Iterator[Babylon]:
         yield from _held(context, babylon)
@@ -74,6 +77,9 @@ def given(babylon: Babylon) -> dg.ResourceDefinition:
 
 
 def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon]:
-    """The resource, with the heartbeat of the run that has it; a sensor's tick is no run."""
+    """Yield the resource; inside a run, keep the run's heartbeat alive meanwhile.
+
+    A tick of a sensor is not a run and has no heartbeat.
+    """
     with nullcontext() if context.run is None else beating(babylon.database, context.run.run_id):
         yield babylon

@@ -1,4 +1,4 @@
-"""Scores of every ready hour's group: the episodes judged against one another."""
+"""Asset ``scored_groups``: scores of every ready hour's group, its episodes compared with one another."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +31,10 @@ COLUMNS = column_schema(
 
 
 def hours_per_run(settings: Settings) -> int | None:
-    """The most hours that share a run; None for a judge by rule, which takes no longer than reading does."""
+    """The maximum number of hours per run; None for a heuristic judge.
+
+    The heuristic takes no longer than reading does.
+    """
     return None if settings.judge_model == HEURISTIC else HOURS_PER_RUN
 
 
@@ -64,7 +67,7 @@ def scored_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[B
 
 
 def _told(context: dg.AssetExecutionContext, beside: Progress) -> Progress:
-    """Progress for the run's log, and for whoever watches besides."""
+    """Progress callback that writes to the run's log and calls the given callback."""
 
     def tell(what: str, done: int, total: int) -> None:
         beside(what, done, total)
@@ -78,6 +81,7 @@ def _report(window: str, scores: Scored, *, drawn: bool) -> HourReport:
     group = scores.get(window)
     if group is not None:
         return _scored(group, scores, drawn=drawn)
+    # No scores: the judge did not answer, the group is in quarantine, or there is no group.
     if window in scores.pending:
         return HourReport(PENDING, counts(0, judged="pending: it waits for another run", reason=scores.pending[window]))
     if window in scores.quarantined:
@@ -107,8 +111,9 @@ def _scored(group: GroupScores, scores: Scored, *, drawn: bool) -> HourReport:
             for s in group.scores
         ]
     )
-    told = [] if group.judgement is None else [{"agent": "-", "suspicion": flag} for flag in group.judgement.context_flags]
-    if flagged := [{"agent": s.agent_id, "score": s.score, "suspicion": flag} for s in group.scores for flag in s.flags] + told:
+    context_flagged = [] if group.judgement is None else [{"agent": "-", "suspicion": flag} for flag in group.judgement.context_flags]
+    # Tables only if there is something to show: suspicious texts, and what they gained.
+    if flagged := [{"agent": s.agent_id, "score": s.score, "suspicion": flag} for s in group.scores for flag in s.flags] + context_flagged:
         metadata["injection_flags"] = table(flagged)
     if gained := [{"agent": s.agent_id, "score": s.score, "gain": s.gain} for s in group.scores if s.gain is not None]:
         metadata["injection_gains"] = table(gained)
@@ -116,7 +121,7 @@ def _scored(group: GroupScores, scores: Scored, *, drawn: bool) -> HourReport:
 
 
 def _gain(group: GroupScores) -> dict[str, Any]:
-    """What flagged passages gained; nothing where nothing was masked."""
+    """Metadata on the gain of flagged passages; empty if nothing was masked."""
     judgement = group.judgement
     if judgement is None or judgement.masked is None:
         return {}
@@ -125,7 +130,10 @@ def _gain(group: GroupScores) -> dict[str, Any]:
 
 
 def _costs(group: GroupScores, scores: Scored) -> dict[str, Any]:
-    """How a language model came to the scores, and what of it was asked for now; nothing of the heuristic."""
+    """Tokens and cost of a language model judge; empty for the heuristic.
+
+    Some numbers are of the whole judgement, others of this run.
+    """
     judgement, asked = group.judgement, scores.asked.get(group.window)
     if judgement is None:
         return {}
@@ -146,7 +154,7 @@ def _costs(group: GroupScores, scores: Scored) -> dict[str, Any]:
 
 
 def _shortened(judgement: Judgement) -> dict[str, Any]:
-    """How much of the hour was not shown in full; nothing of judgements from before it was noted."""
+    """How much of the hour the judge saw shortened; empty for older judgements without this count."""
     if judgement.steps is None or judgement.shortened is None:
         return {}
     return {

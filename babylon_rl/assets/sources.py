@@ -1,4 +1,7 @@
-"""Observable sources with what the decorator of the pinned release cannot take: owners, and what changed, for changed hours only."""
+"""Observable sources with owners and with change descriptions, for changed hours only.
+
+The decorator of the pinned release supports neither.
+"""
 
 import warnings
 from collections.abc import Iterable
@@ -10,8 +13,10 @@ from babylon_rl.assets.metadata import OWNERS
 
 
 def owned(source: dg.SourceAsset) -> dg.AssetsDefinition:
-    """The source as ``Definitions`` would take it, with owners; the decorator has no parameter for them, so this goes past the
-    public API, which warns of an attribute that only itself reads."""
+    """The source with owners, ready for ``Definitions``.
+
+    The decorator has no parameter for owners. This uses an attribute outside the public API, and Dagster warns of that.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         asset = create_external_asset_from_source_asset(source)
@@ -19,7 +24,11 @@ def owned(source: dg.SourceAsset) -> dg.AssetsDefinition:
 
 
 def report_changes(context: dg.OpExecutionContext, changed: Iterable[dg.AssetObservation]) -> dg.DataVersionsByPartition:
-    """Record the hours that changed, each with what changed; the answer of the observation itself leaves every version as it is."""
+    """Record one observation per changed hour, with a description of the change.
+
+    The result of the observation itself leaves every version as it is.
+    """
+    # The events carry the change descriptions; the empty result adds none of its own.
     for event in changed:
         context.log_event(event)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""A batch's checkpoint: trained, published under its version, and registered."""
+"""Asset ``trained_checkpoint``: a batch trained, published under its version, and registered."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -66,8 +66,10 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
             for line in _preflight(batch):
                 context.log.info(line)
 
+        # A training that fails closes its tracker, so that no half run stays open there.
         with _abandoning(tracker, context.log.info):
             trained = train_batch(connection, batch_id, babylon.settings, babylon.now(), on_step=on_step, on_preflight=on_preflight)
+        # The version is registered by now; the rest only reports it.
         judging = judging_of(connection, batch_id)
         numbers = iteration_numbers(trained.steps, read_batch_episodes(connection, batch_id), trained.batch, judging)
         sent = _finish(connection, tracker, trained, numbers, batch_costs(trained.steps, judging), babylon)
@@ -98,6 +100,7 @@ def _abandoning(tracker: Tracker | None, log: Callable[[str], None]) -> Iterator
     with ExitStack() as failed:
         failed.callback(abandon)
         yield
+        # Success: drop the callback, so that nothing is abandoned.
         failed.pop_all()
 
 
@@ -109,12 +112,13 @@ def _finish(
     costs: Mapping[str, float],
     babylon: Babylon,
 ) -> Sent:
-    """Log the training where it is tracked, and keep the link beside the version."""
+    """Log the training to its tracker, and store the link with the version."""
     if tracker is None:
         return Sent("")
     model = trained.model
     summary = {"version": model.version, "parent": model.parent_version, "avgReward": model.avg_reward, "trainingLoss": trained.batch.loss}
     sent = tracker.finish(trained.steps, numbers, {**summary, **costs})
+    # A resumed run may already have stored this link.
     if sent.link is not None and sent.link != model.tracking_url:
         with own_transaction(connection):
             note_tracking(connection, trained.batch.batch_id, tracker.run_id, sent.link, babylon.now())
@@ -146,6 +150,7 @@ def _metadata(trained: Trained, seen: list[StepMetrics], numbers: Mapping[int, M
     whole = {step.iteration for step in seen} >= {step.iteration for step in trained.steps}
     followed: Sequence[StepMetrics | TrainingStep] = seen if whole else trained.steps
     x_label = "step" if whole else "iteration"
+    # Plots: loss, entropy and rewards, each only if it was measured.
     losses = [step.loss for step in followed if step.loss is not None]
     if losses:
         curves = {"loss": losses}
@@ -179,5 +184,5 @@ def _row(step: Any) -> dict[str, Any]:
 
 
 def _smoothed(numbers: list[float]) -> list[float]:
-    """The mean of every number and those before it, SMOOTHED_STEPS at most."""
+    """Running mean over the last SMOOTHED_STEPS numbers."""
     return [fmean(numbers[max(0, last - SMOOTHED_STEPS) : last]) for last in range(1, len(numbers) + 1)]

@@ -1,4 +1,4 @@
-"""A batch made ready for training: the hours in it judged, groups without spread gone."""
+"""Asset ``training_batch``: all hours of a batch judged, groups without spread removed."""
 
 from typing import Any
 

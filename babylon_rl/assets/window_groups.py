@@ -1,4 +1,4 @@
-"""Episodes of every hour: what each agent did in it, and whether they are enough for a group."""
+"""Asset ``window_groups``: episodes of every hour, and whether they are enough for a group."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -66,6 +66,7 @@ def _report(facts: WindowSummary, lines: list[EpisodeLine], rejected: list[Rejec
         mean_pnl_usd=facts.avg_pnl,
         changed=facts.changed,
     )
+    # Plots for the newest hour of a run only; tables for every hour.
     if drawn and lines:
         metadata["pnl_by_agent"] = bar_plot(f"P&L by agent, {facts.window}", "dollars", [(line.agent_id, line.pnl_usd) for line in lines])
     if drawn and facts.rejected:
@@ -75,7 +76,7 @@ def _report(facts: WindowSummary, lines: list[EpisodeLine], rejected: list[Rejec
         metadata["episodes"] = table([_row(line) for line in lines])
     if rejected:
         metadata["rejected_rows"] = table(
-            [{"reason": found.reason, "trajectory": found.trajectory_id, "detail": found.detail} for found in rejected]
+            [{"reason": rejection.reason, "trajectory": rejection.trajectory_id, "detail": rejection.detail} for rejection in rejected]
         )
     return HourReport(facts.data_version, metadata)
 

@@ -1,1 +1,1 @@
-"""When things run: conditions move the hours, sensors start the batches, and launch.py does by hand what they do by themselves."""
+"""Automation: conditions materialize hours, sensors start batches, launch.py runs both on command."""

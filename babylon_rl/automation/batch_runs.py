@@ -1,7 +1,8 @@
-"""Whether a batch that has not ended gets another run: not while one is alive or it waits, and not after one death too many.
+"""Decides whether an unfinished batch gets another run.
 
-What ended in words (assets/ended.py) is no death, nor is what trained an iteration. A run that was lost with everything around it (a
-reboot) says little about its batch, so many more of these are borne. A batch that holds what was paid is never given up.
+It gets none while a run is alive or the batch waits, and none after too many deaths. A run that stopped on purpose (assets/ended.py) or
+finished an iteration is no death. A run that was lost with its machine (a reboot) says little about its batch, so the limit for those is
+higher. A batch that holds paid work is never given up.
 """
 
 from dataclasses import dataclass
@@ -35,8 +36,11 @@ LIVE = [
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of a batch: whether one is alive, the number of the next, how many died or were lost since an iteration was finished; of
-    the newest when there was a sign of life, and the words in which it ended, if any."""
+    """The runs of one batch, as Dagster records them.
+
+    ``live``: one is alive. ``attempt``: the number of the next. ``deaths`` and ``lost``: since the last finished iteration. ``seen_at``:
+    the newest sign of life. ``ended``: the tag with which the newest run stopped on purpose, if any.
+    """
 
     live: bool
     attempt: int
@@ -47,20 +51,24 @@ class Runs:
 
     @property
     def hopeless(self) -> bool:
-        """True when another run would most likely die too."""
+        """True if another run would most likely die too."""
         return self.deaths >= MOST_ATTEMPTS or self.lost >= MOST_STARTS
 
 
 def naive(moment: datetime) -> datetime:
-    """The moment in UTC, without its zone."""
+    """The moment in UTC without a time zone."""
     return moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def runs_of(instance: dg.DagsterInstance, connection: psycopg.Connection[Any], batch: Batch) -> Runs:
-    """What Dagster has on record of a batch's runs, by whomever they were started; those whose process is gone have been ended."""
+    """Dagster's records of a batch's runs, whichever process started them.
+
+    Runs whose process is gone have been reported failed before.
+    """
     records = instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch.batch_id}))
     # A run after which an iteration is there did not die of what comes again.
     trained_at = max((step.finished_at for step in finished_steps(connection, batch.batch_id).values() if step.finished_at), default=None)
+    # The tag of each failed run since then; None is a death without one.
     failed = [
         _how_it_ended(record.dagster_run)
         for record in records
@@ -77,14 +85,19 @@ def runs_of(instance: dg.DagsterInstance, connection: psycopg.Connection[Any], b
 
 
 def _how_it_ended(run: dg.DagsterRun) -> str | None:
+    # A run that timed out before its start was lost with its machine, whatever its tags say.
     never_began = run.tags.get(FAILURE_REASON_TAG) == "START_TIMEOUT"
     return LOST if never_began else run.tags.get(ENDED_TAG)
 
 
 def why_no_run(connection: psycopg.Connection[Any], batch: Batch, runs: Runs, now: datetime) -> str | None:
-    """Why a pending batch gets no run now, or None; one of which MOST_ATTEMPTS runs died is given up."""
+    """A reason to start no run of a pending batch now, or None.
+
+    Gives up a batch of which MOST_ATTEMPTS runs died.
+    """
     waits_since = pending_since(connection, batch.windows)
     lately = now - runs.seen_at < PAUSED_TRIED_EVERY
+    # Temporary reasons: the batch stays pending and is tried again later.
     if runs.live:
         return f"{batch.batch_id} has a live run."
     if waits_since is not None and now - waits_since < JUDGE_ASKED_EVERY:
@@ -93,6 +106,7 @@ def why_no_run(connection: psycopg.Connection[Any], batch: Batch, runs: Runs, no
         return f"{batch.batch_id} waits and is tried again every {PAUSED_TRIED_EVERY}: {batch.error}"
     if runs.ended == TAKEN_OVER and lately:
         return f"{batch.batch_id} was left to another run, or waits for another batch's job; it is tried again every {PAUSED_TRIED_EVERY}."
+    # Too many deaths: give up, unless paid work would be lost.
     if waits_since is None and batch.error is None and runs.hopeless:
         died = runs.deaths + runs.lost
         if not _holds_what_was_paid(connection, batch):

@@ -1,4 +1,4 @@
-"""Asset checks: what a person should look at although nothing failed, and what must not be released."""
+"""All asset checks: warnings for a person, and errors that block a release."""
 
 from babylon_rl.automation.checks_batches import checks_of_batches
 from babylon_rl.automation.checks_gate import checks_of_gate

@@ -1,4 +1,4 @@
-"""Checks of a batch's checkpoint: what must not be released, and what a person should look at."""
+"""Checks of a batch's checkpoint: errors block the release, warnings ask for a person's review."""
 
 from collections.abc import Iterator
 
@@ -33,20 +33,21 @@ def checkpoint_checks(context: dg.AssetCheckExecutionContext, babylon: dg.Resour
 
     batch_id = context.op_execution_context.partition_key
     with babylon.connection() as connection:
-        found = look.read_finished(connection, batch_id)
-        if found is None:
+        finished = look.read_finished(connection, batch_id)
+        if finished is None:
             raise dg.Failure(f"There is no batch {batch_id} of this pipeline.", allow_retries=False)
         verdicts = {
-            "checkpoint_whole": lambda: look.whole(found),
-            "iterations_complete": lambda: look.complete(found),
-            "loss_finite": lambda: look.finite(found),
-            "loss_falls": lambda: look.falling(found),
-            "scores_spread": lambda: look.spread(found),
-            "tokens_trained": lambda: look.trainable(found),
-            "no_leakage": lambda: look.no_leakage(connection, found, babylon.settings),
-            "policy_in_bounds": lambda: look.in_bounds(found),
-            "checkpoint_answers": lambda: look.answers(connection, found, babylon.settings),
+            "checkpoint_whole": lambda: look.whole(finished),
+            "iterations_complete": lambda: look.complete(finished),
+            "loss_finite": lambda: look.finite(finished),
+            "loss_falls": lambda: look.falling(finished),
+            "scores_spread": lambda: look.spread(finished),
+            "tokens_trained": lambda: look.trainable(finished),
+            "no_leakage": lambda: look.no_leakage(connection, finished, babylon.settings),
+            "policy_in_bounds": lambda: look.in_bounds(finished),
+            "checkpoint_answers": lambda: look.answers(connection, finished, babylon.settings),
         }
+        # Only selected checks run, as the expensive ones load a model. A check that could not be tried only warns.
         for key in context.op_execution_context.selected_asset_check_keys:
             verdict = verdicts[key.name]()
             yield dg.AssetCheckResult(

@@ -1,4 +1,4 @@
-"""The gate as checks of every benchmark report: its decision is made of these, and each says its numbers."""
+"""The criteria of the gate as checks of every benchmark report, each with its numbers."""
 
 from collections.abc import Iterator
 
@@ -25,19 +25,20 @@ CHECKS = {
     can_subset=True,
 )
 def gate_of_batches(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
-    """What the gate asked of one batch's version, and found."""
+    """The stored results of the gate's criteria for one batch's version."""
     from babylon_rl.store.benchmarks import read_stored_report
 
     batch_id = context.partition_key
     with babylon.connection() as connection:
         report = read_stored_report(connection, batch_id)
     rows = () if report is None else report.rows
-    asked = next((row.get("checks", ()) for row in rows if report is not None and row["model"] == report.version), ())
-    found = {check["name"]: check for check in asked}
+    criteria = next((row.get("checks", ()) for row in rows if report is not None and row["model"] == report.version), ())
+    results = {check["name"]: check for check in criteria}
     none_compared = {"found": "not_compared", "words": f"{batch_id} has no benchmark report." if report is None else report.reason}
+    # A criterion without a result of its own: its opponent is the reference itself.
     by_reference = {"found": "pass", "words": "That is the reference: see improvement."}
     for key in context.op_execution_context.selected_asset_check_keys:
-        check = found.get(key.name, by_reference if found else none_compared)
+        check = results.get(key.name, by_reference if results else none_compared)
         yield dg.AssetCheckResult(
             passed=check["found"] == "pass",
             asset_key=key.asset_key,

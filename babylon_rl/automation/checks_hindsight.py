@@ -1,4 +1,4 @@
-"""The check that no training text holds what only became known after its hour."""
+"""Check for leaks: no training text holds facts that became known after its hour."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,7 @@
-"""Checks of every hour's rows and group: one query per asset, one sentence per fault, all of them warnings.
+"""Checks of every hour's rows and group: one query per asset, all of them warnings.
 
-A warning stops nothing: rows that do not count are left out by the rules already, and what counts is trained whatever a check says.
+Each fault is one sentence. A warning stops nothing: the rejection rules already leave out rows that do not count, and the rest is trained
+whatever a check says.
 """
 
 from collections import Counter
@@ -41,32 +42,34 @@ def _silent(hour: HourCounts, settings: Settings) -> Finding | None:
 
 
 def _short(hour: HourCounts, settings: Settings) -> Finding | None:
-    found = hour.quality
-    if found.short_prompts <= (1 - settings.data_quality_threshold) * found.prompts:
+    quality = hour.quality
+    if quality.short_prompts <= (1 - settings.data_quality_threshold) * quality.prompts:
         return None
-    return Finding(f"{_share(found.short_prompts, found.prompts)} rows have a short prompt (system up to 50 or user up to 100 characters)")
+    return Finding(
+        f"{_share(quality.short_prompts, quality.prompts)} rows have a short prompt (system up to 50 or user up to 100 characters)"
+    )
 
 
 def _duplicates(hour: HourCounts, settings: Settings) -> Finding | None:
-    found = hour.quality
-    if not found.duplicate_rows:
+    quality = hour.quality
+    if not quality.duplicate_rows:
         return None
-    return Finding(f"{_share(found.duplicate_rows, hour.rows)} rows repeat the steps of another row of their agent", found.duplicates)
+    return Finding(f"{_share(quality.duplicate_rows, hour.rows)} rows repeat the steps of another row of their agent", quality.duplicates)
 
 
 def _skew(hour: HourCounts, settings: Settings) -> Finding | None:
-    found = hour.quality
-    if not found.skewed_rows:
+    quality = hour.quality
+    if not quality.skewed_rows:
         return None
-    return Finding(f"{_share(found.skewed_rows, hour.rows)} rows have times that contradict each other", found.clock_skew)
+    return Finding(f"{_share(quality.skewed_rows, hour.rows)} rows have times that contradict each other", quality.clock_skew)
 
 
 def _jumps(hour: HourCounts, settings: Settings) -> Finding | None:
-    found = hour.quality
-    if not found.jumping_agents:
+    quality = hour.quality
+    if not quality.jumping_agents:
         return None
-    agents = "agent's P&L jumps" if found.jumping_agents == 1 else "agents' P&L jumps"
-    return Finding(f"{found.jumping_agents} {agents} by more than could be won or lost", found.pnl_jumps)
+    agents = "agent's P&L jumps" if quality.jumping_agents == 1 else "agents' P&L jumps"
+    return Finding(f"{quality.jumping_agents} {agents} by more than could be won or lost", quality.pnl_jumps)
 
 
 def _lengths(hour: HourCounts, settings: Settings) -> Finding | None:
@@ -135,25 +138,26 @@ RULES: tuple[Rule[HourCounts], ...] = (
     can_subset=True,
 )
 def rows_of_hours(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
-    """What is odd about the rows of some hours."""
+    """Unusual rows in some hours."""
     with babylon.connection() as connection:
-        found = hour_counts(connection, context.partition_keys)
-    yield from verdicts(context, RULES, found, babylon.settings, _totals(found))
+        counts = hour_counts(connection, context.partition_keys)
+    yield from verdicts(context, RULES, counts, babylon.settings, _totals(counts))
 
 
-def _totals(found: list[HourCounts]) -> dict[str, dict[str, Any]]:
-    """What a check shows whether or not it passes, over all hours of the run."""
+def _totals(counts: list[HourCounts]) -> dict[str, dict[str, Any]]:
+    """Metadata over all hours of the run, shown whether the check passes or not."""
+    # Sums over all hours, so that a range shows one number per check.
     rejected, sources = Counter[str](), Counter[str]()
-    for hour in found:
+    for hour in counts:
         rejected.update(hour.rejected)
         sources.update(hour.message_sources)
-    rows = sum(hour.rows for hour in found)
+    rows = sum(hour.rows for hour in counts)
     share = {"rows": rows, "rejected": dict(rejected), "rejected_share": round(rejected.total() / rows, 4) if rows else 0.0}
-    prompts, short = sum(hour.quality.prompts for hour in found), sum(hour.quality.short_prompts for hour in found)
+    prompts, short = sum(hour.quality.prompts for hour in counts), sum(hour.quality.short_prompts for hour in counts)
     return {
         "few_rows_rejected": share,
         "few_rows_malformed": {"rows": rows, "malformed": sum(rejected[reason] for reason in MALFORMED)},
-        "messages_recorded": {"message_sources": dict(sources), "ready": sum(hour.ready for hour in found)},
+        "messages_recorded": {"message_sources": dict(sources), "ready": sum(hour.ready for hour in counts)},
         "prompts_long_enough": {"rows_with_prompts": prompts, "short_prompts": short},
     }
 

@@ -1,6 +1,6 @@
-"""Checks of every scored hour: what is odd about what the judge said. One query for all of them, all of them warnings.
+"""Checks of every scored hour: unusual judgements. One query for all, all of them warnings.
 
-A warning stops nothing: groups without scores do not train anyway, and whether odd scores are wrong is for a person to see.
+A warning stops nothing: groups without scores do not train anyway, and a person decides whether unusual scores are wrong.
 """
 
 import math
@@ -44,7 +44,7 @@ def _without_scores(hour: HourVerdicts, settings: Settings) -> Finding | None:
 
 def _tied(hour: HourVerdicts, settings: Settings) -> Finding | None:
     pairs = list(combinations(hour.scores, 2))
-    tied = sum(abs(one - two) < SAME_SCORE for one, two in pairs)
+    tied = sum(abs(first - second) < SAME_SCORE for first, second in pairs)
     if not MOST_TIED * len(pairs) < tied < len(pairs):  # that all are equal is scores_differ's to say
         return None
     return Finding(f"{tied} of {len(pairs)} pairs of its episodes have the same score")
@@ -73,12 +73,15 @@ def _holding(hour: HourVerdicts, settings: Settings) -> Finding | None:
     entries = list(zip(hour.agents, hour.scores, hour.trades, hour.pnls_usd, strict=True))
     held = [(agent, score) for agent, score, trades, _ in entries if trades == 0]
     won = [score for _, score, trades, pnl in entries if trades and pnl is not None and pnl > 0]
+    # Pairs in which an agent that only held is ranked above one that traded and gained.
     above = sum(score > other for _, score in held for other in won)
     if above <= len(held) * len(won) / 2:
         return None
     agents = tuple(agent for agent, score in held if any(score > other for other in won))
-    said = f"the market moved by {moved:.1f} %, and in {above} of {len(held) * len(won)} pairs an agent that only held is ranked above one"
-    return Finding(f"{said} that traded and gained", agents)
+    sentence = (
+        f"the market moved by {moved:.1f} %, and in {above} of {len(held) * len(won)} pairs an agent that only held is ranked above one"
+    )
+    return Finding(f"{sentence} that traded and gained", agents)
 
 
 def _shortened(hour: HourVerdicts, settings: Settings) -> Finding | None:
@@ -167,7 +170,7 @@ RULES: tuple[Rule[HourVerdicts], ...] = (
     can_subset=True,
 )
 def judged_hours(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
-    """What is odd about what the judge said of some hours."""
+    """Unusual judgements in some hours."""
     with babylon.connection() as connection:
         found = told_verdicts(connection, context.partition_keys, babylon.settings)
     scored = {"scored": sum(hour.judge is not None for hour in found)}

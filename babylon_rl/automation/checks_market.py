@@ -1,4 +1,4 @@
-"""Checks of every hour's market: what was recorded in a way that its numbers had to be clamped, guessed or told apart."""
+"""Checks of every hour's market: records whose numbers were clamped, guessed or renamed."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -39,17 +39,17 @@ SUBJECTS_LISTED = 20
     can_subset=True,
 )
 def market_of_hours(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
-    """What is odd about the markets of some hours."""
+    """Unusual market records in some hours."""
     with babylon.connection() as connection:
-        found = market_flags(connection, context.partition_keys)
+        markets = market_flags(connection, context.partition_keys)
     wanted = {key.name for key in context.op_execution_context.selected_asset_check_keys}
     if "outcomes_unflagged" in wanted:
-        flagged = {market.window: _flagged(market) for market in found if market.flags}
-        counted = Counter(entry["flag"] for market in found for entry in market.flags)
+        flagged = {market.window: _flagged(market) for market in markets if market.flags}
+        counted = Counter(entry["flag"] for market in markets for entry in market.flags)
         advice = "`babylon-rl outcomes {hour} --json` shows the flags with the unrounded numbers; compare them with the game's tables."
         yield verdict(context, "outcomes_unflagged", flagged, advice, flags=dict(counted))
     if "tickers_distinct" in wanted:
-        shared = {market.window: _shared(tuple(market.shared_tickers)) for market in found if market.shared_tickers}
+        shared = {market.window: _shared(tuple(market.shared_tickers)) for market in markets if market.shared_tickers}
         advice = "The suffix tells them apart, in the order of their ids; news that name the ticker alone stand on both."
         yield verdict(context, "tickers_distinct", shared, advice)
 
@@ -62,9 +62,9 @@ def _flagged(market: MarketFlags) -> Finding:
     by_flag: dict[str, list[str]] = {}
     for entry in market.flags:
         by_flag.setdefault(entry["flag"], []).append(entry["subject"])
-    said = [f"{len(subjects)} ({', '.join(subjects[:3])}): {FLAGS.get(flag, flag)}" for flag, subjects in by_flag.items()]
+    parts = [f"{len(subjects)} ({', '.join(subjects[:3])}): {FLAGS.get(flag, flag)}" for flag, subjects in by_flag.items()]
     subjects = sorted({entry["subject"] for entry in market.flags})
-    return Finding("; ".join(said), tuple(subjects[:SUBJECTS_LISTED]))
+    return Finding("; ".join(parts), tuple(subjects[:SUBJECTS_LISTED]))
 
 
 checks_of_markets = [market_of_hours]

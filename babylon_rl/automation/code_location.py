@@ -1,4 +1,4 @@
-"""Everything that Dagster loads, wired in one screen: what exists (assets), when it runs (automation), and with what (a resource)."""
+"""The definitions that Dagster loads: assets, automation and the resource, wired in one place."""
 
 import dagster as dg
 
@@ -22,8 +22,12 @@ from babylon_rl.settings import load_settings
 
 
 def code_location(resource: dg.ResourceDefinition) -> dg.Definitions:
-    """All definitions around one ``babylon`` resource: that of the environment (definitions.py), or a caller's own (launch.py)."""
+    """All definitions with one ``babylon`` resource.
+
+    definitions.py passes that of the environment, launch.py its caller's own.
+    """
     when = conditions(load_settings())
+    # Three kinds of assets by trigger: conditions, sensors, and the clock.
     moved_by_conditions = [
         asset.map_asset_specs(lambda spec: spec.replace_attributes(automation_condition=when[spec.key]))
         for asset in (window_groups, market_outcomes, hindsight, scored_groups, leaderboard)

@@ -1,8 +1,8 @@
-"""When an hour is made again, composed once and named.
+"""Conditions under which an hour is materialized again.
 
-All of them look at any hour, old ones included, ask for an hour once per change (one that failed waits for the next change), and
-forget a wish only by asking: a change that arrives while the hour is being made is made again after it. An hour that a person makes
-by hand after a change is therefore asked for once more, which changes nothing.
+All of them cover every hour, old ones included, and request an hour once per change (after a failure the next change counts). A pending
+request is cleared only when it is issued: a change that arrives during a run is handled by another run after it. So an hour that a person
+materializes by hand after a change is requested once more, which changes nothing.
 """
 
 from datetime import timedelta
@@ -29,30 +29,36 @@ def _possible() -> Condition:
 
 
 def on_change() -> Condition:
-    """Make an hour when an input of it changes in content, late rows included."""
+    """Materialize an hour when the content of an input changes, late rows included."""
     return (_wished() & _possible()).with_label("hour changed")
 
 
 def once_settled(settle_hours: float) -> Condition:
-    """Make an hour once, ``settle_hours`` after its end; what changes later is judged again when a batch wants it."""
+    """Materialize an hour once, ``settle_hours`` after its end.
+
+    Later changes are judged again when a batch needs them.
+    """
     settled = ~C.in_latest_time_window(timedelta(hours=settle_hours)) if settle_hours > 0 else None
     wished = (_wished() & C.missing()).with_label("not judged yet")
     return (wished & _possible() if settled is None else wished & settled & _possible()).with_label(f"hour settled for {settle_hours:g} h")
 
 
 def on_scores_due(settings: Settings) -> Condition:
-    """The heuristic costs nothing and follows every change; a judge that is paid waits for the hour to settle."""
+    """Every change for the free heuristic; once settled for a paid judge."""
     return on_change() if settings.judge_model == HEURISTIC else once_settled(settings.judge_settle_hours)
 
 
 def on_evidence() -> Condition:
-    """Rank again when a benchmark report changes that the leaderboard has not seen; the run of a batch makes it by itself."""
+    """Rank again after a benchmark report that the leaderboard has not seen.
+
+    The run of a batch updates the leaderboard by itself.
+    """
     changed = C.any_deps_match(C.data_version_changed()).since(C.newly_updated() | C.newly_requested()).with_label("report not ranked yet")
     return (changed & ~C.any_deps_in_progress() & ~C.in_progress()).with_label("evidence changed")
 
 
 def conditions(settings: Settings) -> dict[dg.AssetKey, Condition]:
-    """The condition of every hourly asset and of the leaderboard; assets that are absent here are moved by sensors alone."""
+    """The condition of every hourly asset and of the leaderboard; sensors alone start the others."""
     return {
         dg.AssetKey("window_groups"): on_change(),
         dg.AssetKey("market_outcomes"): on_change(),

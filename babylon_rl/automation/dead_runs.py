@@ -1,6 +1,7 @@
-"""Runs whose process is gone: reported failed to Dagster, so that their pool, their place in the queue and their batch are free.
+"""Reports runs whose process is gone as failed to Dagster.
 
-Looked for when a command opens the instance, and by the sensor end_dead_runs. What has not begun has no process and is left alone.
+This frees their pool, their place in the queue and their batch. It happens when a command opens the instance, and in the sensor
+end_dead_runs. A run that has not begun has no process and is left alone.
 """
 
 import dagster as dg
@@ -18,32 +19,37 @@ _OUR_ASSETS = {dg.AssetKey(name) for name in (*SOURCES, *HOURLY, *BATCHED, "judg
 
 
 def report_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[str]:
-    """Report the runs of this project that no process holds, a sentence each; nothing in a database that is not migrated."""
+    """Report this project's dead runs as failed; return a sentence for each.
+
+    Does nothing in a database that is not migrated.
+    """
     runs = [record.dagster_run for record in instance.get_run_records(dg.RunsFilter(statuses=HELD))]
     ours = [run.run_id for run in runs if _is_ours(run)]
-    said = []
+    sentences = []
     try:
         with database.connect() as connection:
             forget_heartbeats(connection, ours)
-            for found in lock_heartbeats(connection, ours):
-                why = why_dead(found)
+            # The lock keeps another process from reporting the same run, too.
+            for heartbeat in lock_heartbeats(connection, ours):
+                why = why_dead(heartbeat)
                 # Read anew: a run that ended in peace has no process either, and may have done so since the list was read.
-                run = instance.get_run_by_id(found.run_id) if why is not None else None
+                run = instance.get_run_by_id(heartbeat.run_id) if why is not None else None
                 if why is not None and run is not None and run.status in HELD:
                     end_heartbeat(connection, run.run_id)
                     _report(instance, run, why)
-                    said.append(f"Run {run.run_id} of {run.tags.get('dagster/partition', run.job_name)} is ended. {why}")
+                    sentences.append(f"Run {run.run_id} of {run.tags.get('dagster/partition', run.job_name)} is ended. {why}")
     except SchemaMismatch:
         return []
-    return said
+    return sentences
 
 
 def _is_ours(run: dg.DagsterRun) -> bool:
-    """False for a run of somebody else's code location, which has no heartbeat."""
+    """False for a run of another code location, which has no heartbeat."""
     return run.job_name in _OUR_JOBS or bool(run.asset_selection and run.asset_selection <= _OUR_ASSETS)
 
 
 def _report(instance: dg.DagsterInstance, run: dg.DagsterRun, why: str) -> None:
+    # A run that was being canceled ends as canceled, not as lost.
     if run.status == dg.DagsterRunStatus.CANCELING:
         instance.report_run_canceled(run, why)
         return

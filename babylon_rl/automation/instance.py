@@ -1,4 +1,4 @@
-"""The persistent Dagster instance of a state directory: the one that UI, daemon, commands and tests share.
+"""The persistent Dagster instance of a state directory, shared by UI, daemon, commands and tests.
 
 DAGSTER_HOME is ``dagster/`` under BABYLON_RL_HOME and holds a copy of the project's dagster.yaml; the storage is in the Babylon database.
 """
@@ -24,14 +24,16 @@ RECYCLE_AFTER_S, MOST_CONNECTIONS = 3600, 5
 
 
 def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
-    """Make DAGSTER_HOME and the storage's tables ready, and give the variables that Dagster's own processes (webserver, daemon,
-    `dagster job execute`) need.
+    """Prepare DAGSTER_HOME and the storage's tables; return the variables of Dagster's processes.
+
+    These processes are the webserver, the daemon and `dagster job execute`.
 
     Raises:
         DatabaseError: Dagster's storage fails.
     """
     home = settings.home / "dagster"
     home.mkdir(parents=True, exist_ok=True)
+    # Replaced atomically, as several processes may prepare the same home.
     text, installed = CONFIG.read_bytes(), home / "dagster.yaml"
     if not installed.exists() or installed.read_bytes() != text:
         temporary = home / f".dagster.yaml.{os.getpid()}"
@@ -43,6 +45,7 @@ def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
         "BABYLON_RL_HOME": str(settings.home),
         BATCH_SIZE: EVENTS_AT_ONCE,
     }
+    # Only the first process creates Dagster's tables; the others wait for it.
     with database.making_dagster_storage(dg.__version__) as first:
         if first:
             with _storage_of(database), _environment(variables), dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
@@ -52,11 +55,11 @@ def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
 
 @contextmanager
 def open_instance(database: Database, settings: Settings, *, keep_connections: bool = True) -> Iterator[dg.DagsterInstance]:
-    """The instance, for a ``with`` block, in which this process's environment holds the variables of ``prepare_instance``.
+    """The instance, for a ``with`` block with the environment of ``prepare_instance``.
 
-    Runs that died with their process have ended by then.
+    Runs whose process is gone are reported failed first.
 
-    ``keep_connections=False`` is how Dagster's own processes use it: three connections for every event.
+    ``keep_connections=False`` is the mode of Dagster's own processes: three connections for every event.
 
     Raises:
         DatabaseError: Dagster's storage fails, at the start or within the block.
@@ -75,7 +78,7 @@ def open_instance(database: Database, settings: Settings, *, keep_connections: b
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """This process's environment with some variables, until the block ends."""
+    """Set some variables in this process's environment until the block ends."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -103,13 +106,14 @@ def _storage_of(database: Database) -> Iterator[None]:
 
 @contextmanager
 def _kept_connections(instance: dg.DagsterInstance) -> Iterator[None]:
-    """Dagster opens three connections for every event; keeping one for each storage makes a range of hours four times as fast.
+    """Keep one connection per storage, instead of three new ones for every event.
 
-    A kept connection is tried before it is used, so a server that was restarted costs nothing.
+    This makes a range of hours four times as fast. A kept connection is tested before use, so a restarted server does no harm.
     """
     from sqlalchemy import event
 
     instance.optimize_for_webserver(statement_timeout=0, pool_recycle=RECYCLE_AFTER_S, max_overflow=MOST_CONNECTIONS)
+    # A dead connection is found at checkout and replaced by a new one.
     storages = (instance.event_log_storage, instance.run_storage, instance.schedule_storage)
     engines = [engine for engine in (getattr(storage, "_engine", None) for storage in storages) if engine is not None]
     for engine in engines:

@@ -1,4 +1,4 @@
-"""Jobs: what a person launches in the UI, `dagster job execute -j <name>` runs, and launch.py runs in process."""
+"""Jobs, for the UI, for `dagster job execute -j <name>` and for launch.py."""
 
 from collections.abc import Iterable, Iterator
 

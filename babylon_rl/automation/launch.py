@@ -1,7 +1,7 @@
-"""Runs by hand: what commands and the demo materialize, in this process, on the instance that the UI shows.
+"""In-process runs for commands and the demo, on the instance that the UI shows.
 
-They leave the records of any other run: the job's name, the partition or range, one materialization per hour. The asset graph is the
-only way in which data changes, so lineage is the same whoever started it.
+They leave the same records as any other run: the job's name, the partition or range, one materialization per hour. Data changes only
+through the asset graph, so the lineage does not depend on the caller.
 """
 
 import warnings
@@ -36,14 +36,14 @@ def run_hours(
     now: Clock = utc_now,
     on_range: Callable[[str, str], None] = lambda first, last: None,
 ) -> list[str]:
-    """Materialize some hours (the job ``hours``, or of it the assets in ``selection``) and return the ids of the runs, in order.
+    """Materialize some hours and return the ids of the runs, in order.
 
-    Consecutive hours share a run: up to ``hours_per_run`` where groups are judged, MOST_HOURS else. ``on_range`` is called before
-    each with its first and last hour.
+    Runs the job ``hours``, or only the assets in ``selection``. Consecutive hours share a run: up to ``hours_per_run`` if groups are
+    judged, else MOST_HOURS. ``on_range`` is called before each run with its first and last hour.
 
     Raises:
         UsageError: an hour lies before FIRST_WINDOW or has not ended, or ``selection`` names no hourly asset.
-        BabylonError: what an asset raised; its run is recorded as failed.
+        BabylonError: raised by an asset; its run is recorded as failed.
     """
     chosen = tuple(selection or HOURLY)
     unknown = sorted(set(chosen) - set(HOURLY))
@@ -54,6 +54,7 @@ def run_hours(
     job = SCORE_JOB if chosen == ("scored_groups",) else HOURS_JOB
     runs = []
     with open_instance(database, settings) as instance:
+        # Runs that ask a paid judge are shorter.
         longest = hours_per_run(settings) if "scored_groups" in chosen else None
         for first, last in ranges(wanted, longest or MOST_HOURS):
             on_range(first, last)
@@ -70,12 +71,12 @@ def run_batch(
     now: Clock = utc_now,
     on_progress: Progress = unheard,
 ) -> str:
-    """Run the job ``train`` for a frozen batch (or of it the assets in ``selection``) and return the run's id.
+    """Run the job ``train`` for a frozen batch and return the run's id.
 
-    ``on_progress`` is told (what, done, total) of the long steps.
+    ``selection`` limits it to some assets. ``on_progress`` receives (label, done, total) of the long steps.
 
     Raises:
-        BabylonError: what an asset raised; the run is recorded as failed.
+        BabylonError: raised by an asset; the run is recorded as failed.
     """
     with open_instance(database, settings) as instance:
         instance.add_dynamic_partitions(BATCHES, [batch_id])
@@ -84,22 +85,23 @@ def run_batch(
 
 
 def observe_hours(database: Database, settings: Settings, *, now: Clock = utc_now) -> str:
-    """Run the job ``observe``: report every hour that differs from what Dagster last saw, and return the run's id."""
+    """Run the job ``observe``, which reports changed hours, and return the run's id."""
     with open_instance(database, settings) as instance:
         return _execute(OBSERVE_JOB, instance, Babylon(settings, database, now), {}, None)
 
 
 def _refuse_impossible(windows: Sequence[str], now: datetime) -> None:
-    known = hours.get_first_partition_key()
-    early = [window for window in windows if known is not None and window < known]
+    first = hours.get_first_partition_key()
+    early = [window for window in windows if first is not None and window < first]
     if early:
-        raise UsageError(f"{early[0]} lies before FIRST_WINDOW ({known}): set FIRST_WINDOW to {early[0]} or earlier.")
+        raise UsageError(f"{early[0]} lies before FIRST_WINDOW ({first}): set FIRST_WINDOW to {early[0]} or earlier.")
     unfinished = [window for window in windows if not is_complete(window, now)]
     if unfinished:
         raise UsageError(f"{unfinished[0]} has not ended; an hour is read once it is over.")
 
 
 def _execute(job: str, instance: dg.DagsterInstance, babylon: Babylon, tags: dict[str, str], selection: Sequence[str] | None) -> str:
+    # A BabylonError that an asset raised is raised again here, so that commands print its sentence.
     keys = None if selection is None else [dg.AssetKey(name) for name in selection]
     try:
         result = job_definition(job, babylon).execute_in_process(instance=instance, tags=tags, asset_selection=keys, run_config=QUIET)
@@ -114,7 +116,7 @@ def _execute(job: str, instance: dg.DagsterInstance, babylon: Babylon, tags: dic
 
 
 def job_definition(name: str, babylon: Babylon) -> dg.JobDefinition:
-    """A job of the code location, whose assets are handed ``babylon``."""
+    """A job of the code location whose assets use ``babylon``."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Asset job .* materializes assets with varying BackfillPolicies")
         return code_location(given(babylon)).resolve_job_def(name)

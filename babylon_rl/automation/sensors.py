@@ -1,8 +1,8 @@
-"""Sensors and schedules: what is looked at every minute, what starts a training, and what runs by the clock.
+"""Sensors and schedules: change detection, start of trainings, and jobs by the clock.
 
-Hours belong to the conditions (hours_follow_changes), batches to start_training; train_daily begins one with less when none was
-completed for a while, and start_training sees to that, too; finish_evidence sees to the completed ones. The database says what is
-pending, so neither a lost cursor nor a crash between two steps loses a batch.
+Hours belong to the conditions (hours_follow_changes), batches to start_training. train_daily freezes a smaller batch after a time without
+a completed one; further runs of that batch come from start_training. finish_evidence benchmarks completed batches. The database says what
+is pending, so neither a lost cursor nor a crash between two steps loses a batch.
 """
 
 from dataclasses import replace
@@ -45,6 +45,7 @@ RUN_KEY_TAG, SENSOR_TAG = "dagster/run_key", "dagster/sensor_name"
     description="Reports the hours whose rows came, changed or went: the last 7 days, and at its first look all of them.",
 )
 def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
+    # The cursor holds SWEPT after the first full look, then the watermark of the last complete one.
     swept, _, watermark = (context.cursor or "").partition(" ")
     seen = observe(context.instance, babylon, full=swept != SWEPT, watermark=watermark or None)
     # A first look at a long history is reported in parts, newest first; what is left differs still at the next tick.
@@ -99,6 +100,7 @@ def end_dead_runs(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam
 def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
     now = babylon.now()
     with babylon.database.connect(autocommit=True) as connection:
+        # One batch at a time: a new one is frozen only if none is pending.
         fail_stuck(connection, now)
         pending = pending_batches(connection)
         if not pending:
@@ -118,8 +120,9 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
                 requests.append(dg.RunRequest(run_key=f"{batch.batch_id}/{runs.attempt}", partition_key=batch.batch_id))
     if not requests:
         return dg.SkipReason(" ".join(reasons))
-    known = [batches.build_add_request([request.partition_key for request in requests if request.partition_key])]
-    return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=known)
+    # Dagster must know the partition before its run starts.
+    partitions = [batches.build_add_request([request.partition_key for request in requests if request.partition_key])]
+    return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=partitions)
 
 
 @dg.sensor(
@@ -136,6 +139,7 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
         runs = [record.dagster_run for record in context.instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch_id}))]
         if any(run.status in LIVE for run in runs):
             return dg.SkipReason(f"{batch_id} has a live run.")
+        # The run key marks runs of this sensor; lost ones do not count as attempts.
         prefix = f"{batch_id}/benchmark/"
         own = [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(prefix)]
         if sum(run.tags.get(ENDED_TAG) != LOST for run in own) < MOST_ATTEMPTS:
@@ -159,6 +163,7 @@ def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam
         if pending:
             return dg.SkipReason(f"{pending[0].batch_id} is {pending[0].state}.")
         last = last_completed(connection)
+        # Without any completed batch the first one is due at once.
         due = last + timedelta(hours=settings.training_interval_hours) if last is not None else now
         if due > now:
             return dg.SkipReason(f"The last batch was completed at {last:%Y-%m-%d %H:%M} UTC; the next is due at {due:%Y-%m-%d %H:%M} UTC.")
@@ -183,6 +188,7 @@ def ask_judge_again(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
         waiting = waiting_since(connection, babylon.settings.judge_model)
     if not waiting:
         return dg.SkipReason("No hour waits for its judge.")
+    # At most one run of this sensor at a time.
     own = {SENSOR_TAG: "ask_judge_again"}
     if context.instance.get_runs_count(dg.RunsFilter(tags=own, statuses=LIVE)):
         return dg.SkipReason(f"{len(waiting)} hours wait for their judge, and a run asks it now.")
@@ -214,7 +220,10 @@ leaderboard_follows_reports = dg.AutomationConditionSensorDefinition(
 
 
 def _freeze(connection: psycopg.Connection[Any], babylon: Babylon, remembered: str | None = None) -> tuple[Batch | str, str | None]:
-    """A new batch, or why there is none: the last ones failed, or the data is not ready; and what ``not_ready`` remembers."""
+    """Freeze a batch, or return the reason against it; also the new state of ``not_ready``.
+
+    Reasons are that the last batches failed or that the data is not ready.
+    """
     now, settings = babylon.now(), babylon.settings
     try:
         paused = refused_lately(connection, settings, now)

@@ -1,4 +1,4 @@
-"""Dagster's storage in the Babylon database, which says in a sentence what is missing where it was started without its address."""
+"""Dagster's storage in the Babylon database, with a clear message if its address is missing."""
 
 import os
 from collections.abc import Mapping
@@ -16,16 +16,20 @@ WITHOUT_VARIABLES = (
 
 
 class BabylonStorage(DagsterPostgresStorage):
-    """Postgres storage whose address comes from the environment alone."""
+    """Postgres storage whose address comes from the environment only."""
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
-        """Nothing is configured in dagster.yaml."""
+        """An empty configuration: dagster.yaml sets nothing."""
         return {}
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> Self:
-        """The storage at BABYLON_RL_DAGSTER_URL. Raises SystemExit with a sentence: that is not set."""
+        """The storage at BABYLON_RL_DAGSTER_URL.
+
+        Raises:
+            SystemExit: with a sentence, if the variable is not set.
+        """
         url = os.environ.get(STORAGE_URL)
         if not url:
             raise SystemExit(WITHOUT_VARIABLES)  # nothing of ours stands above Dagster's own command to catch an error

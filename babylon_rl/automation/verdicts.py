@@ -1,7 +1,7 @@
-"""What a check says about hours: a warning that names each bad one, in words and numbers, and what to do.
+"""Check results for hours: every bad hour named, with numbers and advice.
 
-Dagster plans a verdict for every hour of a run and takes one, so in a range the hours' own verdicts are logged beside it. Each is an
-event that costs as much as a materialization: in a range only the newest hour and the bad ones get theirs, the rest stays skipped.
+Dagster plans a result for every hour of a run but accepts only one, so a range run logs the results of the hours beside it. Each is an
+event as expensive as a materialization: a range run writes them only for the newest hour and for bad hours, and the rest stays skipped.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,14 +21,17 @@ HOURS_LISTED = 50
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with one hour, as a sentence without its hour, and the first rows, agents or markets that it is about."""
+    """A fault of one hour: a sentence without the hour, and the first rows concerned.
+
+    ``ids`` may also be agents or markets.
+    """
 
     says: str
     ids: tuple[str, ...] = ()
 
 
 class OfAnHour(Protocol):
-    """What is looked at of one hour."""
+    """Facts of one hour that a rule looks at."""
 
     @property
     def window(self) -> str:
@@ -41,7 +44,7 @@ Hour = TypeVar("Hour", bound=OfAnHour)
 
 @dataclass(frozen=True)
 class Rule(Generic[Hour]):
-    """One check of an hourly asset: what it asks for, how an hour fails it, and what a person then does."""
+    """One check of an hourly asset: its description, its test and its advice."""
 
     name: str
     description: str
@@ -50,7 +53,7 @@ class Rule(Generic[Hour]):
 
 
 def specs(asset: str, rules: Sequence[Rule[Any]]) -> list[dg.AssetCheckSpec]:
-    """The checks that ``rules`` are of ``asset``."""
+    """The Dagster specifications of ``rules`` for ``asset``."""
     return [dg.AssetCheckSpec(rule.name, asset=asset, description=rule.description, partitions_def=hours) for rule in rules]
 
 
@@ -61,7 +64,10 @@ def verdicts(
     settings: Settings,
     shown: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[dg.AssetCheckResult]:
-    """A result for each of ``rules`` that the run asks for, over the hours ``found``; ``shown`` is metadata by the rule's name."""
+    """A result for each requested rule, over the hours ``found``.
+
+    ``shown`` is metadata by the rule's name.
+    """
     wanted = {key.name for key in context.op_execution_context.selected_asset_check_keys}
     for rule in rules:
         if rule.name in wanted:
@@ -79,12 +85,15 @@ def verdict(
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN,
     **shown: Any,
 ) -> dg.AssetCheckResult:
-    """The result of ``check`` over the run's hours: passed without ``findings`` (by window), else a text that ends with ``advice``.
+    """The result of ``check`` over the run's hours, with ``advice`` if it fails.
+
+    ``findings`` are faults by window; the check passes without any.
 
     ``{hour}`` and ``{end}`` in the advice are the newest bad hour and the one after it; ``shown`` becomes metadata beside the findings.
     """
     asset = next(spec.asset_key for spec in context.check_specs if spec.name == check)
     windows = list(context.partition_keys)
+    # A range run logs one evaluation per bad hour, and one for the newest.
     if len(windows) > 1:
         for window in sorted(plotted(windows) | findings.keys()):
             of_hour = _of_hour(asset, check, window, findings.get(window), advice, severity)
@@ -117,16 +126,17 @@ def _of_hour(
 
 def _found(findings: Mapping[str, Finding]) -> dict[str, Any]:
     listed = dict(sorted(findings.items(), reverse=True)[:HOURS_LISTED])
-    found: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     if listed:
-        found["found"] = {window: finding.says for window, finding in listed.items()}
+        metadata["found"] = {window: finding.says for window, finding in listed.items()}
     ids = {window: list(finding.ids) for window, finding in listed.items() if finding.ids}
-    return found | ({"ids": ids} if ids else {})
+    return metadata | ({"ids": ids} if ids else {})
 
 
 def _said(findings: Mapping[str, Finding], hours: int, advice: str) -> str:
     if not findings:
         return "Nothing found." if hours == 1 else f"Nothing found in {hours} hours."
+    # The newest HOURS_NAMED hours are named, the rest counted; the advice is about the newest.
     newest = sorted(findings.items(), reverse=True)
     named = "; ".join(f"{window}: {finding.says}" for window, finding in newest[:HOURS_NAMED])
     more = f"; and {len(newest) - HOURS_NAMED} more" if len(newest) > HOURS_NAMED else ""

@@ -1,4 +1,4 @@
-"""What agents did in a played hour as the game's recorder would have written it: a trajectory per agent and tick, with its call."""
+"""Trajectories of simulated agents, one per agent and tick, in the recorder's format."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -23,12 +23,13 @@ def recordings(
     run: Run, market_ids: Mapping[str, str], ids: Ids, *, earlier_pnl_usd: Mapping[str, float] | None = None, evaluation: bool = False,
     scenario: str | None = None,
 ) -> Iterator[Recording]:  # fmt: skip
-    """One recorded trajectory per tick and agent of a run, in simulated time; its agents trade under the one-tick mandate.
+    """One recorded trajectory per tick and agent of a run, in simulated time.
 
-    How long a model took to answer is left out: it is wall time, and the same seed must give the same rows.
+    Agents trade under the one-tick mandate. The latency of a model is left out: it is wall time, and the same seed must give the same
+    rows.
 
     Args:
-        market_ids: Market.id by question; earlier_pnl_usd: dollars won before this run, by agent id, 0 where it is not said.
+        market_ids: Market.id by question; earlier_pnl_usd: dollars won before this run, by agent id, 0 if absent.
         scenario: the rows' scenarioId, by default the hour.
     """
     clock = [moment(run.scenario, 0)]
@@ -53,15 +54,18 @@ def recordings(
 
 
 def _shown(scenario: Scenario, paths: Paths, tick: int) -> list[dict[str, Any]]:
-    """The markets as agents were shown them at a tick; changes in percent of a stock, in points of a question."""
-    found, last = [], max(0, tick - 1)
+    """The markets as shown to agents at a tick.
+
+    Changes are in percent for a stock, in points for a question.
+    """
+    markets, last = [], max(0, tick - 1)
     for asset in scenario.assets:
         path = paths[asset.ticker]
-        found.append({"market": asset.name, "price": path[tick], "change": 100 * (path[tick] / path[last] - 1), "question": None})
+        markets.append({"market": asset.name, "price": path[tick], "change": 100 * (path[tick] / path[last] - 1), "question": None})
     for question in scenario.questions:
         path = paths[question.id]
-        found.append({"market": question.id, "price": path[tick], "change": 100 * (path[tick] - path[last]), "question": question.text})
-    return found
+        markets.append({"market": question.id, "price": path[tick], "change": 100 * (path[tick] - path[last]), "question": question.text})
+    return markets
 
 
 def _called(recorder: TrajectoryRecorder, trajectory: str, turn: Turn) -> None:

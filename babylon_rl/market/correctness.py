@@ -1,7 +1,7 @@
-"""Was an action right? What it predicted against the official answer, its side against the hour's price change.
+"""Correctness of actions: predictions against official answers, sides against price changes.
 
-Pure rules: an action names its target in any of the ways in which the game's producers do, and says which side it takes; ``Targets``
-finds whom a name means. A name that means two is nobody's. What is not known yet is None, never a guess.
+Pure rules. An action names its target in one of the forms that the game's producers use, and a side; ``Targets`` resolves the name. An
+ambiguous name resolves to nothing. Unknown facts are None, never a guess.
 """
 
 import json
@@ -35,7 +35,7 @@ _OPPOSITE: dict[Side, Side] = {"YES": "NO", "NO": "YES", "UP": "DOWN", "DOWN": "
 
 @dataclass(frozen=True)
 class Intent:
-    """What a trade was about, as it says itself: the target's name as recorded, and the side, None where it does not say."""
+    """Target and side of a trade, as recorded; the side is None if not recorded."""
 
     kind: Kind
     target: str
@@ -44,7 +44,10 @@ class Intent:
 
 @dataclass(frozen=True)
 class HourMarket:
-    """What is known of an hour's market: change in percent by organization id, ``tickers`` of market_outcomes by name."""
+    """Known market facts of an hour.
+
+    ``changes``: percent by organization id. ``tickers``: organization ids by the ticker of market_outcomes.
+    """
 
     changes: Mapping[str, float]
     tickers: Mapping[str, str]
@@ -52,7 +55,10 @@ class HourMarket:
 
 @dataclass(frozen=True)
 class Correctness:
-    """What came of a trade: whom it meant, and the answer (predictions) or the change in percent (stocks), None while unknown."""
+    """Resolved target, result and correctness of a trade; None while unknown.
+
+    The result is the answer for predictions, the change in percent for stocks.
+    """
 
     organization_id: str | None = None
     market_id: str | None = None
@@ -62,10 +68,13 @@ class Correctness:
 
 
 class Targets:
-    """Whom a recorded name means: organizations by their four aliases, questions and markets by id, number or text."""
+    """Resolves recorded names of trade targets.
+
+    Organizations are found by their four aliases, questions and markets by id, number or text.
+    """
 
     def __init__(self, organizations: Iterable[tuple[str, str]], questions: Iterable[tuple[str, int | None, str, bool | None]]) -> None:
-        """From (id, name) of every organization and (id, number, text, official answer) of every question."""
+        """Takes (id, name) per organization and (id, number, text, official answer) per question."""
         self._exact: defaultdict[str, set[str]] = defaultdict(set)
         self._engine: defaultdict[str, set[str]] = defaultdict(set)
         self._loose: defaultdict[str, set[str]] = defaultdict(set)
@@ -86,24 +95,30 @@ class Targets:
                 self._numbers[number] = market_id
 
     def organization(self, name: str, tickers: Mapping[str, str]) -> str | None:
-        """The one organization that a name means: its id or name, market_outcomes' ticker of it, the engine's, or any of these in
-        other letters; None for nobody and for several."""
+        """The organization with this name; None if there is none, or more than one.
+
+        The name may be its id, its name, its ticker in market_outcomes or in the engine, in upper or lower case.
+        """
         bare = name.strip().removeprefix("$").strip()
-        for found in (self._exact.get(bare), self._engine.get(bare), self._loose.get(_plain(bare))):
-            if found:
-                return next(iter(found)) if len(found) == 1 else None
+        # From the strictest match to the loosest; the first that matches decides.
+        for matches in (self._exact.get(bare), self._engine.get(bare), self._loose.get(_plain(bare))):
+            if matches:
+                return next(iter(matches)) if len(matches) == 1 else None
         return tickers.get(bare)
 
     def question(self, name: str) -> str | None:
-        """The one market that a name means: its id, the question's number (12, Q12, #12) or its text; None for nobody and for several."""
+        """The market with this name; None if there is none, or more than one.
+
+        The name may be its id, the question's number (12, Q12, #12) or its text.
+        """
         bare = name.strip()
         if bare in self.answers:
             return bare
         numbered = _NUMBERED.fullmatch(bare)
         if numbered is not None:
             return self._numbers.get(int(numbered[1]))
-        found = self._texts.get(_plain(bare), ())
-        return next(iter(found)) if len(found) == 1 else None
+        matches = self._texts.get(_plain(bare), ())
+        return next(iter(matches)) if len(matches) == 1 else None
 
 
 def is_trade(action_type: str) -> bool:
@@ -112,20 +127,24 @@ def is_trade(action_type: str) -> bool:
 
 
 def intent(action_type: str, parameters: bytes) -> Intent | None:
-    """What a trading step was about, from its recorded parameters (JSON); None when it names no target."""
+    """Target and side of a trading step, from its parameters (JSON); None without a target."""
     if not is_trade(action_type):
         return None
-    found = _object(parameters)
-    words = next((words for words in (_words(found[key]) for key in _SIDE_KEYS if key in found) if words & _SAID), frozenset())
-    kind = _kind(found, words)
-    target = next((found[key] for key in (_QUESTION_KEYS if kind == "prediction" else _STOCK_KEYS) if _is_name(found.get(key))), None)
+    values = _object(parameters)
+    # The first key with a known word for a side decides; the kind follows from it.
+    words = next((words for words in (_words(values[key]) for key in _SIDE_KEYS if key in values) if words & _SAID), frozenset())
+    kind = _kind(values, words)
+    target = next((values[key] for key in (_QUESTION_KEYS if kind == "prediction" else _STOCK_KEYS) if _is_name(values.get(key))), None)
     if kind is None or target is None:
         return None
     return Intent(kind, str(target)[:TARGET_CHARACTERS], _side(kind, words, action_type))
 
 
 def correctness(said: Intent, targets: Targets, hour: HourMarket) -> Correctness:
-    """What came of a trade in an hour, by what is known now. A change of exactly zero proves nobody right or wrong."""
+    """Correctness of a trade in an hour, by the facts known now.
+
+    A change of exactly zero makes nobody right or wrong.
+    """
     if said.kind == "prediction":
         market_id = targets.question(said.target)
         answer = targets.answers.get(market_id) if market_id is not None else None
@@ -144,6 +163,7 @@ def _kind(parameters: Mapping[str, Any], side: frozenset[str]) -> Kind | None:
         return "prediction"
     if "perp" in market or "stock" in market:
         return "stock"
+    # A market type is the best evidence, then the side's words, then the names of the keys.
     if side & (_YES | _NO):
         return "prediction"
     if side & (_UP | _DOWN):
@@ -165,12 +185,16 @@ def _split(text: str) -> frozenset[str]:
 
 
 def _side(kind: Kind, words: frozenset[str], action_type: str) -> Side | None:
-    """The side as far as it is said. Selling what one holds (sell_yes, SELL_SHARES of a long) bets on the other side."""
+    """The side of a trade, if it can be read.
+
+    A sale of a position (sell_yes, SELL_SHARES of a long) bets on the other side.
+    """
     positions: tuple[frozenset[str], frozenset[str]] = (_YES, _NO) if kind == "prediction" else (_UP, _DOWN)
     sides: tuple[Side, Side] = ("YES", "NO") if kind == "prediction" else ("UP", "DOWN")
     named = [side for side, names in zip(sides, positions, strict=True) if words & names]
     if len(named) > 1:
         return None
+    # A side that is named can still be sold; without a name, buy and sell themselves give the side.
     sells = "sell" in words or ("buy" not in words and "SELL" in action_type)
     if named:
         return _OPPOSITE[named[0]] if sells else named[0]

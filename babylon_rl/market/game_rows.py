@@ -1,6 +1,7 @@
-"""A played hour's market as the rows that the game would have written: prices with their duplicates, questions, events.
+"""A simulated hour's market as rows in the game's format: prices, questions, events.
 
-They come from the scenario and from the prices as agents moved them. Posts are left out: the pipeline reads no table of them.
+Prices repeat as in the game. The rows come from the scenario and from the prices after the agents' trades. Posts are left out: the
+pipeline reads no table of them.
 """
 
 import math
@@ -24,7 +25,7 @@ Paths = Mapping[str, Sequence[float]]
 
 
 class Ids:
-    """Decimal snowflakes from simulated time: the same calls give the same ids, and later hours never repeat one."""
+    """Decimal snowflake ids from simulated time: deterministic, and never repeated by later hours."""
 
     def __init__(self, start: datetime) -> None:
         self._base = (milliseconds(start) - _ID_EPOCH_MS) << 22
@@ -41,22 +42,22 @@ def slug(name: str) -> str:
 
 
 def moment(scenario: Scenario, tick: int) -> datetime:
-    """When a tick begins, naive UTC; the last moment is the market's end."""
+    """Start of a tick, naive UTC; the last moment is the market's end."""
     return _EPOCH + timedelta(milliseconds=scenario.timestamp_ms(tick))
 
 
 def closing_prices(scenario: Scenario, paths: Paths) -> dict[str, float]:
-    """Organization id -> the price that the hour ends with, as `stock_rows` writes it."""
+    """The hour's last price by organization id, as `stock_rows` writes it."""
     return {slug(asset.name): _rounded(_whole(paths.get(asset.ticker, ()), asset.prices)[-1]) for asset in scenario.assets}
 
 
 def stock_rows(scenario: Scenario, paths: Paths, ids: Ids) -> list[dict[str, Any]]:
-    """StockPrice rows: each minute the real update, then, as the engine does, the same price again with zero change.
+    """StockPrice rows: per minute an update, then the same price with zero change.
 
-    At a tick the price is the one that agents were shown; in the minutes between it wanders from the one to the next.
+    The engine writes both. At a tick the price is the one that agents were shown; between ticks it is interpolated at random.
 
     Args:
-        paths: prices as agents moved them, by ticker, for the moments that were played; after them the scenario's own hold.
+        paths: prices after the agents' trades, by ticker, for the moments that were played; after them the scenario's own prices are used.
     """
     rows, step = [], timedelta(minutes=1)
     for asset in scenario.assets:
@@ -64,6 +65,7 @@ def stock_rows(scenario: Scenario, paths: Paths, ids: Ids) -> list[dict[str, Any
         for minute in range(1, len(prices)):
             before, price = prices[minute - 1], prices[minute]
             at = moment(scenario, 0) + minute * step - (_CLOSING if minute == len(prices) - 1 else timedelta())
+            # The real update, and 4 ms later the engine's copy of it.
             for change, late_ms in ((price - before, 0), (0.0, 4)):
                 rows.append({
                     "id": ids(), "organizationId": slug(asset.name), "price": price, "change": change,
@@ -74,18 +76,19 @@ def stock_rows(scenario: Scenario, paths: Paths, ids: Ids) -> list[dict[str, Any
 
 
 def _minutes(scenario: Scenario, asset: Asset, path: Sequence[float]) -> list[float]:
-    """A price a minute: a Brownian bridge of the log price between one tick and the next."""
+    """One price per minute: a Brownian bridge of the log price between ticks."""
     steps = max(1, scenario.tick_seconds // 60)
     volatility = (scenario.model or MarketModel()).volatility / math.sqrt(60.0)
     rng = stream(scenario.digest, "minutes", asset.ticker)
-    found = [_rounded(path[0])]
+    prices = [_rounded(path[0])]
     for now, then in pairwise(path):
         log_price, target = log(now), log(then)
+        # Each minute moves towards the target, with noise that vanishes as the target nears.
         for left in range(steps, 1, -1):
             log_price += (target - log_price) / left + volatility * math.sqrt((left - 1) / left) * normal(rng)
-            found.append(_rounded(exp(log_price)))
-        found.append(_rounded(then))
-    return found
+            prices.append(_rounded(exp(log_price)))
+        prices.append(_rounded(then))
+    return prices
 
 
 def _whole(played: Sequence[float], alone: Sequence[float]) -> list[float]:
@@ -97,15 +100,15 @@ def _rounded(price: float) -> float:
 
 
 def question_rows(scenario: Scenario, paths: Paths, ids: Ids) -> dict[str, list[dict[str, Any]]]:
-    """Question, Market and PredictionPriceHistory rows; ``paths`` as for `stock_rows`, YES prices by question.
+    """Question, Market and PredictionPriceHistory rows.
 
-    A question opens with its hour. It is answered in the hour's last millisecond, after the last order was closed: agents trade on what
-    is believed, not on the answer.
+    ``paths`` as for `stock_rows`: YES prices by question. A question opens with its hour. It is answered in the hour's last millisecond,
+    after the last order was closed, so agents trade on beliefs, not on the answer.
     """
     rows: dict[str, list[dict[str, Any]]] = {"Question": [], "Market": [], "PredictionPriceHistory": []}
     for question in scenario.questions:
-        for table, found in _question(scenario, question, _whole(paths.get(question.id, ()), question.crowd), ids).items():
-            rows[table] += found
+        for table, new_rows in _question(scenario, question, _whole(paths.get(question.id, ()), question.crowd), ids).items():
+            rows[table] += new_rows
     return rows
 
 

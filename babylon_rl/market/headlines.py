@@ -1,7 +1,7 @@
-"""The words of the simulated world: companies, questions and headlines.
+"""Texts of the simulated world: companies, questions and headlines.
 
-Two disjoint editions: ``TRAINING`` is what simulated hours are written from, ``HELD_OUT`` what benchmark markets are written
-from, so that a policy is measured on companies, questions and wordings that no training hour ever held.
+There are two disjoint editions: ``TRAINING`` for simulated hours, ``HELD_OUT`` for benchmark markets. So a policy is measured on
+companies, questions and wordings that no training hour contains.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""Market outcomes: read from the game's tables for any number of windows, and written to market_outcomes.
+"""Market outcomes: read from the game's tables, and written to market_outcomes.
 
-Writing replaces a window's rows whole, clamped to what the columns hold; equal content is not touched.
+A window's rows are replaced as a whole, clamped to the range of the columns; equal content is not touched.
 """
 
 from collections import defaultdict
@@ -39,7 +39,7 @@ def read_outcomes(connection: Connection, window: str, settings: Settings) -> Wi
 
 
 def read_many_outcomes(connection: Connection, windows: Iterable[str], settings: Settings) -> dict[str, WindowOutcomes]:
-    """The markets of some windows, in order, with three queries whatever their number; empty ones included.
+    """The markets of some windows, in order, from three queries; empty markets included.
 
     Raises:
         UsageError: one of ``windows`` is not a window id.
@@ -58,30 +58,32 @@ def read_many_outcomes(connection: Connection, windows: Iterable[str], settings:
 
 
 def sync_outcomes(connection: Connection, windows: Iterable[str], settings: Settings, now: datetime) -> dict[str, WindowOutcomes]:
-    """Make market_outcomes (and babylon_rl.market_windows) say what happened in some windows; equal content is not touched.
+    """Update market_outcomes and babylon_rl.market_windows for some windows.
 
-    Windows that are not complete at ``now`` are never written and are absent from the result. A window's rows are replaced whole or not at
-    all, under its lock, up to a week of windows in one transaction. ``connection`` should not be inside a transaction,
-    which would put off the commit.
+    Equal content is not touched. Windows that are not complete at ``now`` are never written and are absent from the result. A window's
+    rows are replaced whole or not at all, under its lock, up to a week of windows in one transaction. ``connection`` should not be inside
+    a transaction, which would put off the commit.
 
     Raises:
         UsageError: one of ``windows`` is not a window id.
     """
-    found: dict[str, WindowOutcomes] = {}
+    synced: dict[str, WindowOutcomes] = {}
     for some in chunks(window for window in windows if is_complete(window, now)):
         with connection.transaction():
             lock_windows(connection, some)
             outcomes = read_many_outcomes(connection, some, settings)
-            found |= _write(connection, outcomes, now)
-    return found
+            synced |= _write(connection, outcomes, now)
+    return synced
 
 
 def _write(connection: Connection, outcomes: dict[str, WindowOutcomes], now: datetime) -> dict[str, WindowOutcomes]:
     rows = {window: outcome_rows(found) for window, found in outcomes.items()}
     held = store.read_rows(connection, list(rows))
+    # Compare as the columns store it, so that rounding alone never rewrites a window.
     differing = {window: some for window, some in rows.items() if held[window] != {store.comparable(row) for row in some}}
     if differing:
         store.replace_rows(connection, differing, now)
+    # Windows without rows lose their market_windows row, too.
     full = [_market_window(found) for found in outcomes.values() if rows[found.window]]
     store.replace_windows(connection, full, [window for window, some in rows.items() if not some], now)
     return {window: with_changes(found, changed=window in differing) for window, found in outcomes.items()}
@@ -93,7 +95,7 @@ def _market_window(found: WindowOutcomes) -> MarketWindowRow:
 
 
 def outcome_rows(found: WindowOutcomes) -> list[OutcomeRow]:
-    """The rows of market_outcomes that say it: rounded, and clamped to what the columns hold."""
+    """The rows of market_outcomes for one window, rounded and clamped to the columns."""
     stocks = [
         OutcomeRow(
             id=f"{found.window}/stock/{stock.organization_id}",

@@ -1,7 +1,7 @@
-"""An hour of a real game as a ``Scenario`` that our agents can play: recorded prices, a recorded question, recorded events.
+"""A recorded hour of a real game as a ``Scenario`` that our agents can play.
 
-Our orders leave no trace in its stocks; a question's pool gives way as any maker does. A company without a price yet stands at its
-first one; events about other markets are left out.
+Prices, one question and events are as recorded. Our orders do not move its stocks; a question's pool moves like that of any market maker.
+A company without a price yet uses its first one; events about other markets are left out.
 """
 
 import math
@@ -24,7 +24,7 @@ _MINUTES, _TICK_MINUTES = _HOUR.minutes, _HOUR.tick_seconds // 60
 
 
 def read_recorded_hour(connection: psycopg.Connection[Any], window: str) -> Scenario:
-    """The busiest companies and the busiest question of a recorded hour, in the ticks of a simulated one.
+    """A recorded hour's busiest companies and question, in the ticks of a simulated hour.
 
     Raises:
         MarketError: the hour has no company with prices, or no traded question.
@@ -50,10 +50,11 @@ def read_recorded_hour(connection: psycopg.Connection[Any], window: str) -> Scen
 
 def _stock(connection: psycopg.Connection[Any], organization_id: str, name: str, window: str) -> Asset | None:
     prices = store.minute_prices(connection, organization_id, window_start(window), _MINUTES)
-    known = [price for price in prices if price is not None and 0 < price < math.inf]
-    if not known:
+    valid = [price for price in prices if price is not None and 0 < price < math.inf]
+    if not valid:
         return None
-    filled, last = [], known[0]
+    # Minutes without a valid price repeat the last one.
+    filled, last = [], valid[0]
     for price in prices:
         last = price if price is not None and 0 < price < math.inf else last
         filled.append(last)

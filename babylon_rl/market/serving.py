@@ -1,4 +1,4 @@
-"""Where model agents get their answers: a model served on this machine for as long as it is asked, or any endpoint."""
+"""Model endpoints for agents: a model served on this machine, or any URL."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,14 +18,16 @@ BASE = "base"
 
 @contextmanager
 def served_here(settings: Settings, adapters: Mapping[str, Path]) -> Iterator[str]:
-    """Serve the CPU base and adapters on loopback; gives the base URL."""
+    """Serve the CPU base and adapters on loopback; yields the base URL."""
     with running_server(base_model_dir(settings), dict(adapters), threads=usable_cores()) as server:
         yield server.url
 
 
 @contextmanager
 def asked_model(settings: Settings, model: str, *, temperature: float) -> Iterator[AgentFactory]:
-    """Who makes agents that ask ``base``, a version in the state directory, or ``MODEL@URL``, as policies are trained.
+    """Yield a factory of agents that ask a model, sampled as in training.
+
+    ``model`` is ``base``, a version in the state directory, or ``MODEL@URL``.
 
     Raises:
         ModelUnavailable: there is no such version here.

@@ -1,4 +1,4 @@
-"""Agents play hours of the market, and the hours are written into the database as the game would have written them.
+"""Simulation of whole hours: agents play, and the hours are written in the game's format.
 
 Each hour is one transaction: market rows (only into a simulated game), agents, trajectories with their prompts and answers, and
 llm_call_logs. In a real game's database only our own agents' trajectories are written, at the recorded prices.
@@ -34,7 +34,10 @@ SEED_PREFIX = "training/"  # no held-out market's seed begins so
 
 @dataclass(frozen=True)
 class SpawnedPlayer:
-    """One agent: who it is and how it decides. ``strategy`` is a scripted one's name, or ``llm`` for one that asks a model."""
+    """One agent: its id and its strategy.
+
+    ``strategy`` is the name of a scripted one, or ``llm`` for an agent that asks a model.
+    """
 
     agent_id: str
     strategy: str
@@ -42,7 +45,10 @@ class SpawnedPlayer:
 
 @dataclass(frozen=True)
 class SpawnRequest:
-    """What to simulate: ``agents`` in all, of which ``model_agents`` ask a model, for ``minutes`` of each of ``windows`` hours."""
+    """Size of a simulation: hours, minutes per hour, agents.
+
+    ``model_agents`` of the ``agents`` ask a model.
+    """
 
     agents: int
     model_agents: int
@@ -62,7 +68,7 @@ class SpawnRequest:
 
 @dataclass(frozen=True)
 class SpawnedHour:
-    """What one hour came to; ``agents`` holds (agent id, strategy, P&L in the hour in dollars)."""
+    """Result of one hour; ``agents`` holds (agent id, strategy, P&L in the hour in dollars)."""
 
     window: str
     agents: tuple[tuple[str, str, float], ...]
@@ -70,13 +76,13 @@ class SpawnedHour:
 
     @property
     def document(self) -> dict[str, Any]:
-        """As CLI.md's JSON."""
+        """This hour as a JSON-ready dict."""
         played = [{"agentId": agent, "strategy": strategy, "pnl": round(pnl, 2)} for agent, strategy, pnl in self.agents]
         return {"window": self.window, "agents": played, "trajectories": self.trajectories}
 
 
 def players_of(request: SpawnRequest, first: int = 1) -> list[SpawnedPlayer]:
-    """``test-agent-<n>`` from n = ``first``: scripted strategies in turn, then the agents that ask a model."""
+    """Players ``test-agent-<n>`` from n = ``first``: scripted strategies in turn, then model agents."""
     scripted = request.agents - request.model_agents
     names = [STRATEGIES[index % len(STRATEGIES)] for index in range(scripted)]
     names = [STRATEGIES[index % len(STRATEGIES)] for index in range(scripted)] + [MODEL_STRATEGY] * request.model_agents
@@ -84,12 +90,15 @@ def players_of(request: SpawnRequest, first: int = 1) -> list[SpawnedPlayer]:
 
 
 def training_seed(seed: int, window: str) -> str:
-    """The seed of an hour's market: it follows from the request's and the hour."""
+    """The seed of an hour's market, derived from the request's seed and the hour."""
     return f"{SEED_PREFIX}{seed}/{window}"
 
 
 def windows_to_play(request: SpawnRequest, newest: str | None, now: datetime) -> list[str]:
-    """The hours of a request: from ``start``, else after the newest simulated hour, else so that they end at the newest complete one."""
+    """The hours of a request.
+
+    They begin at ``start``, else after the newest simulated hour, else so that they end at the newest complete one.
+    """
     last = newest_complete(now)
     if request.start is not None:
         first = window_start(request.start)
@@ -117,7 +126,9 @@ def spawn(
     *,
     players: Sequence[SpawnedPlayer] | None = None,
 ) -> list[SpawnedHour]:
-    """Play and write the hours of a request; ``model`` makes the agents that ask one, ``players`` are others than the request's usual ones.
+    """Play and write the hours of a request.
+
+    ``model`` makes the agents that ask a model; ``players`` replaces the request's usual ones.
 
     Raises:
         MarketError: a requested hour of a real game has no recorded prices.
@@ -128,6 +139,7 @@ def spawn(
         raise UsageError("Model agents need a model: give --model, or --llm-agents 0.")
     hours = windows_to_play(request, rows.newest_simulated_hour(connection), now)
     own_market = rows.is_simulated_game(connection)
+    # Numbers of new agents continue those in the database.
     players, done = players or players_of(request, rows.first_agent_number(connection)), list[SpawnedHour]()
     connection.commit()
     for window in hours:
@@ -144,6 +156,7 @@ def _play_and_write(
 ) -> SpawnedHour:  # fmt: skip
     start = window_start(window)
     rows.lock_simulation(connection)
+    # Checked under the lock: two commands never play the same hour.
     if rows.has_simulated_hour(connection, window):
         raise MarketError(f"Simulated agents have already played {window}. Give another --start, or none to append after the newest hour.")
     scenario = _own_hour(connection, request, window) if own_market else read_recorded_hour(connection, window)
@@ -154,6 +167,7 @@ def _play_and_write(
     ids = game_rows.Ids(start)
     if own_market:
         _write_market(connection, scenario, run.paths, ids)
+    # Agents and balances first, then their trajectories and calls, then the mark that the hour is done.
     rows.add_agents(connection, [(player.agent_id, f"{player.strategy} {player.agent_id}") for player in players], start)
     rows.save_accounts(
         connection,
@@ -162,8 +176,8 @@ def _play_and_write(
     )
     markets = {question.id: rows.market_id(connection, question.number) for question in scenario.questions}
     recorded = list(agent_rows.recordings(run, markets, ids, earlier_pnl_usd=earlier))
-    rows.copy_rows(connection, "trajectories", [one.columns for one in recorded])
-    rows.copy_rows(connection, "llm_call_logs", [call.columns for one in recorded for call in one.calls])
+    rows.copy_rows(connection, "trajectories", [recording.columns for recording in recorded])
+    rows.copy_rows(connection, "llm_call_logs", [call.columns for recording in recorded for call in recording.calls])
     rows.mark_simulated_hour(connection, window, request.seed, own_market, now)
     return SpawnedHour(
         window, tuple((player.agent_id, player.strategy, run.records[player.agent_id].pnl_usd) for player in players), len(recorded)
@@ -198,6 +212,6 @@ def _write_market(connection: psycopg.Connection[Any], scenario: Scenario, paths
     rows.add_organizations(connection, [(game_rows.slug(asset.name), asset.name, asset.prices[0]) for asset in scenario.assets], start)
     rows.copy_rows(connection, "StockPrice", game_rows.stock_rows(scenario, paths, ids))
     rows.set_current_prices(connection, game_rows.closing_prices(scenario, paths), end)
-    for table, found in game_rows.question_rows(scenario, paths, ids).items():
-        rows.copy_rows(connection, table, found)
+    for table, table_rows in game_rows.question_rows(scenario, paths, ids).items():
+        rows.copy_rows(connection, table, table_rows)
     rows.copy_rows(connection, "WorldEvent", game_rows.event_rows(scenario))

@@ -1,7 +1,7 @@
-"""One window's market as a value, and the rules that make it of what was recorded.
+"""One window's market as a value, and the rules that derive it from records.
 
-Terms are those of docs/reference/glossary.md. Change and label come from unrounded prices; what a column cannot hold is flagged. The hidden
-answers are never read here.
+Terms are those of docs/reference/glossary.md. Change and label come from unrounded prices; values beyond a column's range are flagged. The
+hidden answers are never read here.
 """
 
 import math
@@ -26,7 +26,10 @@ PRICE, CHANGE, PROBABILITY, VOLUME = (10, 2), (5, 2), (5, 4), (15, 2)
 
 @dataclass(frozen=True, kw_only=True)
 class StockOutcome:
-    """One organization's hour: prices in dollars, change in percent, unrounded; ``flags`` say what is unusual about it."""
+    """One organization's hour: prices in dollars, change in percent, unrounded.
+
+    ``flags`` name unusual values.
+    """
 
     ticker: str
     organization_id: str
@@ -42,7 +45,10 @@ class StockOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionOutcome:
-    """One question's hour: probabilities 0..1, and the official answer: YES, NO, or UNRESOLVED until there is one."""
+    """One question's hour: probabilities 0 to 1, and the official answer.
+
+    The answer is YES, NO, or UNRESOLVED while there is none.
+    """
 
     market_id: str
     question_number: int | None
@@ -57,9 +63,9 @@ class PredictionOutcome:
 
 @dataclass(frozen=True)
 class WindowOutcomes:
-    """The market of one window; empty when neither a price nor an event was recorded in it.
+    """The market of one window; empty without any recorded price or event.
 
-    ``changed`` says whether the call that made it wrote rows.
+    ``changed``: the call that returned this value wrote rows.
     """
 
     window: str
@@ -83,20 +89,20 @@ class WindowOutcomes:
 
     @property
     def flags(self) -> list[dict[str, str]]:
-        """What is unusual: ``{"subject": ticker or market id, "flag": name}``."""
+        """Unusual values: ``{"subject": ticker or market id, "flag": name}``."""
         named = [(stock.ticker, stock.flags) for stock in self.stocks]
         named += [(prediction.market_id, prediction.flags) for prediction in self.predictions]
         return [{"subject": subject, "flag": flag} for subject, flags in named for flag in flags]
 
     @property
     def data_version(self) -> str:
-        """Hash of the content, and of what hindsight takes from it beyond: names and the moments of resolution."""
+        """Hash of the content, and of names and resolution times, which hindsight uses."""
         names = [stock.name for stock in self.stocks]
-        resolved = [None if asked.resolved_at is None else asked.resolved_at.isoformat() for asked in self.predictions]
+        resolved = [None if prediction.resolved_at is None else prediction.resolved_at.isoformat() for prediction in self.predictions]
         return content_version([self.document(), self.flags, names, resolved])
 
     def document(self) -> dict[str, Any]:
-        """The shape of ``babylon-rl outcomes``."""
+        """This market as a JSON-ready dict, as in ``babylon-rl outcomes``."""
         return {
             "window": self.window,
             "market": {"meanChange": self.mean_change, "volatility": self.volatility},
@@ -133,17 +139,18 @@ def _prediction_document(prediction: PredictionOutcome) -> dict[str, Any]:
 
 
 def engine_ticker(organization_id: str) -> str:
-    """The game engine's ticker of an organization: its id in capitals without hyphens, at most 12 characters."""
+    """The engine's ticker: the organization id in capitals without hyphens, at most 12 characters."""
     return organization_id.upper().replace("-", "")[:TICKER_CHARACTERS]
 
 
 def window_outcomes(
     window: str, stocks: Sequence[StockSpan], questions: Sequence[QuestionSpan], happened: Sequence[Event], settings: Settings
 ) -> WindowOutcomes:
-    """What the records of one window (in the store's order) say of its market."""
+    """The market of one window from its records, given in the store's order."""
     recorded = bool(happened) or any(stock.moved for stock in stocks) or any(question.moved for question in questions)
     if not recorded:
         return WindowOutcomes(window)
+    # A second organization with the same ticker gets a suffix: TICKER~2.
     seen: defaultdict[str, int] = defaultdict(int)
     outcomes = []
     for span in sorted(stocks, key=lambda span: span.organization_id):
@@ -157,6 +164,7 @@ def window_outcomes(
 def stock_outcome(span: StockSpan, ticker: str, news: tuple[str, ...], band_percent: float) -> StockOutcome:
     """One stock's hour; changes within +- ``band_percent`` are NEUTRAL."""
     flags = []
+    # The start is the last price before the hour, else the initial price, else the first one in the hour.
     start = next((price for price in (span.price_before, span.initial_price) if price is not None and 0 < price < math.inf), None)
     if span.price_before is not None and span.price_before != start:
         flags.append("price_before_not_positive")
@@ -166,6 +174,7 @@ def stock_outcome(span: StockSpan, ticker: str, news: tuple[str, ...], band_perc
     change = max(-MOST_CHANGE, min(MOST_CHANGE, (span.last_price - start) / start * 100)) if start > 0 else 0.0
     if start <= 0:
         flags.append("start_price_not_positive")
+    # Flag values that the columns cannot hold; they are clamped only when written.
     if not _fits(change, CHANGE):
         flags.append("change_clamped")
     if not _fits(start, PRICE) or not _fits(span.last_price, PRICE):
@@ -206,11 +215,14 @@ def prediction_outcome(span: QuestionSpan, happened: Sequence[Event]) -> Predict
 
 
 def stock_news(span: StockSpan, happened: Sequence[Event]) -> tuple[str, ...]:
-    """The first events, at most 20, that name the organization by name, id or ticker, as whole words whatever their case."""
+    """The first events, at most MOST_NEWS, that name the organization.
+
+    Name, id and ticker count, as whole words in any case.
+    """
     aliases = {alias for alias in (span.name, span.organization_id, engine_ticker(span.organization_id)) if alias}
     named = re.compile(r"(?<!\w)(?:" + "|".join(re.escape(alias) for alias in sorted(aliases)) + r")(?!\w)", re.IGNORECASE)
-    found = [event.description for event in happened if any(named.search(text) for text in (event.description, *event.actors))]
-    return tuple(found[:MOST_NEWS])
+    descriptions = [event.description for event in happened if any(named.search(text) for text in (event.description, *event.actors))]
+    return tuple(descriptions[:MOST_NEWS])
 
 
 def _fits(value: float, column: tuple[int, int]) -> bool:
