@@ -12,7 +12,7 @@ _SAME = 1e-9  # sums of the same scores differ in the last bits
 
 @dataclass(frozen=True)
 class Agreement:
-    """Mean scores over some orders, and how far the orders differ. Scores and differences are 0..1.
+    """Mean scores over some orders, and their disagreement. All values are 0..1.
 
     ``disagreement`` is the mean absolute difference between two orders, over all pairs of orders; the group's is the mean over its
     episodes. ``tau`` is Kendall's tau-b, the mean over the pairs in which both orders rank at all; None where no pair does.
@@ -49,7 +49,7 @@ class Gain:
 
 
 def agreement(orders: Sequence[Mapping[str, float]]) -> Agreement:
-    """Agreement of some orders (agent id -> score, same agents in each), sorted by agent id.
+    """Agreement of some orders (agent id -> score, same agents in each), by agent.
 
     Raises:
         ValueError: there is no order, or an empty one.

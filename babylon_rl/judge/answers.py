@@ -82,7 +82,10 @@ def _judged(identity: str, entry: Mapping[str, Any], verdicts: dict[str, Verdict
 
 
 def _score(value: Any) -> float | None:
-    """A score as a float, None if it is no finite number from 0 to 1; numbers in quotes count."""
+    """Score as a float, None unless it is finite and from 0 to 1.
+
+    Numbers in quotes count.
+    """
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:

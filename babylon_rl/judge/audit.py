@@ -33,7 +33,7 @@ AUDIT_GROUPS = 20
 
 @dataclass(frozen=True)
 class Audited:
-    """Result of an audit: groups with a second opinion, answers asked for and found in the cache.
+    """Result of an audit: groups with a second opinion, new answers, cached answers.
 
     ``changed`` groups have changed since they were judged and were left out, ``quarantined`` ones have no usable answer (window -> reason),
     ``pending`` ones wait. ``refused`` is why the second judge answers no request. ``notes`` are sentences on the whole.
@@ -131,7 +131,7 @@ class _Audit:
             self.notes = ruler.notes
 
     async def _groups(self, desk: Desk, secret: bytes) -> AsyncIterator[ShownGroup]:
-        """Yield the groups of the sample as the judge was shown them, a few hours at a time."""
+        """Yield the sample's groups as the judge was shown them, in small chunks."""
         for start in range(0, len(self.sample), HOURS_PLANNED_AT_ONCE):
             some = self.sample[start : start + HOURS_PLANNED_AT_ONCE]
             shown = await desk.run(_as_judged, some, self._first, secret)
@@ -156,7 +156,7 @@ class _Audit:
 
 
 def _as_judged(connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes) -> list[ShownGroup]:
-    """Groups as the judge was shown them, of those hours that would still be shown the same.
+    """Groups as the judge was shown them, where they would be shown unchanged now.
 
     Only agents that have scores are shown. ``settings`` are the judge's own. The heuristic was shown nothing: its hours are shown where
     their episodes are those it judged.

@@ -149,7 +149,7 @@ def _text(steps: Sequence[StepText], kept: Sequence[Detail]) -> str:
 
 
 def _each(steps: Sequence[StepText], kept: Sequence[Detail]) -> Iterator[tuple[StepText, str, str]]:
-    """Yield each step, its text at the kept detail, and its full text at the same place."""
+    """Yield each step, its text at the kept detail, and its full text."""
     before: StepText | None = None
     for step, detail in zip(steps, kept, strict=True):
         full = step.written(Detail.FULL, before)

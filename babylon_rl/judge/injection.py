@@ -41,12 +41,12 @@ def escaped(text: str) -> str:
 
 
 def flat(text: str) -> str:
-    """Put the text in one line, so that it cannot look like the lines around it."""
+    """Put the text in one line, so that it cannot imitate surrounding lines."""
     return " / ".join(filter(None, (line.strip() for line in text.splitlines()))) if "\n" in text or not text.isprintable() else text
 
 
 def bounded(text: str, most: int = MOST_CHARACTERS) -> str:
-    """Keep beginning and end of a text longer than ``most`` characters, with the number cut out."""
+    """Cut the middle out of a text longer than ``most`` characters, and say how much."""
     if len(text) <= most:
         return text
     head = most * 2 // 3

@@ -118,7 +118,9 @@ _ESCAPED = {'"': '"', "\\": "\\", "/": "/"}
 
 
 def find_leaks(messages: Sequence[Mapping[str, str]], response: str, context: LeakContext = LeakContext()) -> list[Leak]:
-    """Find the leaks of a sequence, in the order of its texts; empty for one that may train.
+    """Find the leaks of a sequence, in the order of its texts.
+
+    The list is empty for a sequence that may train.
 
     Args:
         messages: the chat messages that the policy was served (``role``, ``content``).
@@ -202,7 +204,10 @@ def _in_text(text: str, where: str, context: LeakContext, *, raw: bool) -> list[
 
 @lru_cache(maxsize=64)  # system prompts come again and again
 def _is_clean(text: str) -> bool:
-    """True if no anchor occurs in the text; independent of the hour, so it can be cached."""
+    """True if no anchor occurs in the text.
+
+    This does not depend on the hour, so it is cached.
+    """
     for reading in _readings(text):
         plain = folded(reading)
         for anchor in _ANCHORS:

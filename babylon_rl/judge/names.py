@@ -141,7 +141,10 @@ def _whole(name: str) -> re.Pattern[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _at_marks(name: str) -> re.Pattern[str]:
-    """Pattern of the name at marked places: ``@name``, value of a name key, ``You are name,``."""
+    """Pattern of the name at marked places.
+
+    These are ``@name``, the value of a key such as ``agentName``, and ``You are name,``.
+    """
     word = re.escape(name)
     address = rf"{_YOU}(?={word}\s*(?:[,.;:(\n]|$))"  # "you are long 40 shares" marks none
     return re.compile(rf"(?P<mark>{_KEYED}|(?<!\w)@|{address}){word}(?!\w)", re.IGNORECASE)
@@ -164,7 +167,7 @@ def _is_ordinary(name: str) -> bool:
 
 
 def _stands_unmarked(name: str, text: str) -> bool:
-    """True if the name occurs in small letters at a place that does not mark a name."""
+    """True if the name occurs in small letters where no name is marked."""
     if name not in text:
         return False
     places = (match.start() for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text))

@@ -80,12 +80,15 @@ class Reliability:
 
     @property
     def usd(self) -> float | None:
-        """Dollars of all answers about the hours, of all judges; None if one price is unknown."""
+        """Dollars of all judges' answers about the hours; None if one price is unknown."""
         return None if any(one.without_usd for one in self.paid) else math.fsum(one.usd for one in self.paid)
 
 
 def default_range(connection: Connection) -> tuple[str, str] | None:
-    """The last DEFAULT_HOURS hours up to the newest judged one, as (from, to); None without any."""
+    """The last DEFAULT_HOURS hours up to the newest judged one, as (from, to).
+
+    None where no hour is judged.
+    """
     newest = store.newest_judged(connection)
     if newest is None:
         return None
@@ -150,7 +153,10 @@ def _market(connection: Connection, judge: str) -> JudgeAgreement | None:
 
 
 def _audit(connection: Connection, judge: str, windows: Sequence[str], audit_model: str | None) -> AuditAgreement | None:
-    """Agreement with the second judge on all hours that both scored; None without a second judge."""
+    """Agreement with the second judge on the hours that both scored.
+
+    None without a second judge.
+    """
     if audit_model is None or audit_model == judge:
         return None
     answered = store.answered_windows(connection, audit_model, windows)

@@ -75,7 +75,7 @@ class Groups:
             self.lengths.append(length_moments(scores, [float(episode.shown_tokens) for episode in with_pnl], pnls))
 
     def _add_places(self, episodes: Sequence[JudgedEpisode]) -> None:
-        """Add each place and score as the difference from the episode's own mean over its orders.
+        """Add places and scores as differences from the episode's mean over its orders.
 
         With a single order, the difference is from the group's mean.
         """

@@ -51,7 +51,9 @@ def mean_estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def slope_estimate(parts: Sequence[tuple[float, float]]) -> Estimate | None:
-    """Slope of one least-squares line within groups, from (sum of xy, sum of xx) of centred values.
+    """Slope of one least-squares line within groups.
+
+    Each group is given as (sum of xy, sum of xx) of its centred values.
 
     The interval is that of the cluster-robust variance (Liang and Zeger, 1986) with G/(G - 1), and G - 1 degrees of freedom.
     """
@@ -86,7 +88,7 @@ def length_correlation(groups: Sequence[Moments]) -> Estimate | None:
 
 
 def length_points(groups: Sequence[Moments]) -> Estimate | None:
-    """Points of score from the shortest transcript of a group to the longest, at equal P&L."""
+    """Score of a group's longest transcript less that of the shortest, at equal P&L."""
     return _jackknifed(groups, _points, float, float)
 
 

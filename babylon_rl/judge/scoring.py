@@ -1,7 +1,7 @@
-"""Scoring hours: judge each ready window's group as a whole and write the result everywhere it belongs, a window in one transaction.
+"""Scoring of hours: each ready window's group is judged and written in one transaction.
 
-The judge is the heuristic, or a language model (scoring_model.py), never one in the other's place. An hour whose group is as it was judged
-keeps its scores untouched, and so does one that a training has consumed an episode of, unless forced.
+The judge is the heuristic, or a language model (scoring_model.py), and neither ever replaces the other. An hour keeps its scores if its
+group has not changed since it was judged, or if a training has consumed one of its episodes, unless forced.
 """
 
 import hashlib
@@ -26,7 +26,10 @@ from babylon_rl.windows import is_complete
 
 
 def score_window(connection: Connection, window: str, settings: Settings, now: datetime, *, force: bool = False) -> GroupScores | None:
-    """Score one hour; None when it has no group (not complete, or too few usable episodes) or waits. As ``score_windows``."""
+    """Score one hour, as ``score_windows``; None when it has no scores.
+
+    That is when it has no group (not complete, or too few usable episodes) or waits.
+    """
     return score_windows(connection, [window], settings, now, force=force).get(window)
 
 
@@ -40,7 +43,9 @@ def score_windows(
     on_progress: Progress = unheard,
     on_beat: Callable[[], None] = lambda: None,
 ) -> Scored:
-    """Score the groups of some hours and persist them: our tables, the trajectories' judge columns, reward_judgments.
+    """Score the groups of some hours and store them.
+
+    Written are our tables, the trajectories' judge columns and reward_judgments.
 
     Hours that are not complete or not ready have no group and are absent from the result. Groups without spread are scored and reported
     (``has_spread`` is False). ``force`` judges again what is unchanged, was consumed by a training or is in quarantine; a language model is
@@ -50,7 +55,7 @@ def score_windows(
     ``connection`` is committed on the way where a language model judges: what is paid is kept whatever happens next.
 
     Raises:
-        JudgeRefused: the judge answers nobody (credentials, the model's name).
+        JudgeRefused: the judge answers no request (credentials, the model's name).
         UsageError: one of ``windows`` is not a window id.
     """
     complete = [window for window in sorted(set(windows)) if is_complete(window, now)]
@@ -58,48 +63,52 @@ def score_windows(
         from babylon_rl.judge.scoring_model import score_with_model  # what asks a judge takes a while to import
 
         return score_with_model(connection, complete, settings, now, force=force, on_progress=on_progress, on_beat=on_beat)
-    found = Scored()
+    scored = Scored()
     for some in reading_chunks(connection, complete):
         on_beat()
         with connection.transaction():
             lock_windows(connection, some)
-            found.update(_score(connection, read_windows(connection, some, settings), now, force))
-    return found
+            scored.update(_score(connection, read_windows(connection, some, settings), now, force))
+    return scored
 
 
 def _score(connection: Connection, readings: dict[str, WindowReading], now: datetime, force: bool) -> dict[str, GroupScores]:
+    """Score some hours with the heuristic, under their locks."""
     held = {window: loaded(group) for window, group in store.read(connection, list(readings)).items()}
     consumed = store.consumed_windows(connection, list(held))
-    found: dict[str, GroupScores] = {}
+    scores: dict[str, GroupScores] = {}
     fresh: list[store.StoredGroup] = []
     for window, reading in readings.items():
+        # scores stay if nothing changed or a training has used them; else a ready hour is judged anew
         before = held.get(window)
         if before is not None and not force and (window in consumed or _is_of(before, reading)):
-            found[window] = before
+            scores[window] = before
         elif reading.ready:
             judged = judge_heuristically(reading)
-            found[window] = changed(judged, changed=True)
+            scores[window] = changed(judged, changed=True)
             fresh.append(_stored(judged, reading))
-    store.delete(connection, [window for window in held if window not in found])
+    # scores of hours that are not ready any more
+    store.delete(connection, [window for window in held if window not in scores])
     if fresh:
         judge_waiting.release(connection, [group.window for group in fresh])
         store.replace(connection, fresh, now, force=force)
-    return found
+    return scores
 
 
 def _is_of(before: GroupScores, reading: WindowReading) -> bool:
+    """True if the stored scores are the heuristic's of the same group."""
     judge = (before.judge, before.judge_version)
     return before.input_version == group_version(reading) and judge == (heuristic.NAME, heuristic.VERSION)
 
 
 def judge_heuristically(reading: WindowReading) -> GroupScores:
-    """The heuristic's scores of a ready window, unwritten."""
+    """Scores of a ready window by the heuristic, not stored."""
     scores = {episode.agent_id: heuristic.judge_episode(episode) for episode in reading.usable_episodes}
     return group_scores(reading.window, heuristic.NAME, heuristic.VERSION, scores, group_version(reading))
 
 
 def release_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> list[str]:
-    """Take groups out of quarantine (None: all), so that they are asked about anew, and return which."""
+    """Release groups from quarantine (None: all) for a new judgement, and return their windows."""
     with connection.transaction():
         found = list(judge_waiting.read_quarantined(connection, windows))
         lock_windows(connection, found)
@@ -109,13 +118,14 @@ def release_quarantined(connection: Connection, windows: Sequence[str] | None = 
 
 
 def stored_scores(connection: Connection, windows: Iterable[str]) -> dict[str, GroupScores]:
-    """The scores that our tables hold for some windows; windows without any are absent."""
+    """Stored scores by window; windows without scores are absent."""
     if not store.have_scores(connection):
         return {}
     return {window: loaded(group) for window, group in store.read(connection, sorted(set(windows))).items()}
 
 
 def _stored(judged: GroupScores, reading: WindowReading) -> store.StoredGroup:
+    """The rows of a group that the heuristic has judged."""
     trajectories = {episode.agent_id: episode.trajectory_ids for episode in reading.usable_episodes}
     shown = hashlib.sha256("\n".join(score.reasoning for score in judged.scores).encode()).hexdigest()
     return stored(judged, trajectories, {"rubric": heuristic.RUBRIC, "shown": shown})

@@ -1,7 +1,9 @@
-"""Price of judging some hours, from a lower to an upper end, without asking anybody; requests that the cache answers are left out.
+"""Cost estimate for judging some hours: a lower and an upper end.
 
-The lower end is the first orders of every group. The upper end is all the orders that disagreement can cause, with as many further tries as
-this judge's answers have needed so far.
+No judge is asked.
+
+Requests that the cache answers are left out. The lower end is the first orders of every group. The upper end is all the orders that
+disagreement can cause, with as many further tries as this judge's answers have needed so far.
 """
 
 import math
@@ -26,7 +28,7 @@ LIKELY_UNUSABLE, ANSWERS_TO_GO_BY = 0.05, 20  # what is thought of a judge's ans
 
 @dataclass(frozen=True)
 class HourCost:
-    """One hour: requests that would be made and ``cached`` ones that would not, tokens of the former; ``usd`` None is unknown.
+    """Cost of one hour: requests to make, ``cached`` ones, tokens; ``usd`` None is unknown.
 
     ``most_requests`` and ``most_usd`` are the upper end, all else is of the lower one.
     Completion tokens and dollars are estimates; prompt tokens are counted as the judge counts, where its tokenizer is known.
@@ -43,7 +45,7 @@ class HourCost:
     most_usd: float | None
 
     def document(self) -> dict[str, Any]:
-        """The shape of ``score --dry-run --json``."""
+        """JSON document of ``score --dry-run --json``."""
         return {
             "window": self.window, "agents": self.episodes, "requests": self.requests, "cached": self.cached,
             "promptTokens": self.prompt_tokens, "completionTokens": self.completion_tokens, "usd": self.usd,
@@ -52,19 +54,22 @@ class HourCost:
 
 
 def estimate_hours(connection: Connection, windows: Sequence[str], settings: Settings, *, force: bool = False) -> list[HourCost]:
-    """What ``score_windows`` would ask of JUDGE_MODEL about some complete hours; hours that need nothing are absent. Writes nothing."""
+    """Estimate the cost of ``score_windows`` for some complete hours; writes nothing.
+
+    Hours that need no request are absent.
+    """
     secret = read_secret(connection) or secrets.token_bytes(32)
     tries = _likely_tries(connection, settings)
-    found = []
+    costs = []
     for start in range(0, len(windows), HOURS_PLANNED_AT_ONCE):
         some = windows[start : start + HOURS_PLANNED_AT_ONCE]
         plan = plan_hours(connection, some, settings, secret, force=force, write=False)
-        found += [_cost(connection, hour, settings, secret, tries) for hour in plan.hours.values()]
-    return found
+        costs += [_cost(connection, hour, settings, secret, tries) for hour in plan.hours.values()]
+    return costs
 
 
 def total_of(hours: Iterable[HourCost]) -> HourCost:
-    """The sum of some hours; dollars are unknown where those of one are."""
+    """Sum over some hours; dollars are unknown if those of one hour are."""
     each = list(hours)
     return HourCost(
         "", sum(h.episodes for h in each), sum(h.requests for h in each), sum(h.cached for h in each),
@@ -74,9 +79,11 @@ def total_of(hours: Iterable[HourCost]) -> HourCost:
 
 
 def _cost(connection: Connection, hour: Hour, settings: Settings, secret: bytes, tries: float) -> HourCost:
+    """Cost of one hour."""
     group, first = hour.group, settings.judge_orders
     requests = _requests(group, range(most_orders(settings)), settings, secret)
     held = find_answers(connection, [request.key for request in requests])
+    # a stored answer with faults leads to a further try
     missing = [request for request in requests if request.key not in held or held[request.key].faults]
     least = [request for request in missing if request.order < first]
     cached = sum(request.order < first for request in requests) - len(least)
@@ -88,7 +95,7 @@ def _cost(connection: Connection, hour: Hour, settings: Settings, secret: bytes,
 
 
 def _requests(group: ShownGroup, orders: range, settings: Settings, secret: bytes) -> list[JudgeRequest]:
-    """All that is asked about a group in some orders; about one with flagged passages once more without them."""
+    """All requests about a group in some orders, those of its masked form included."""
     return [
         request
         for shown in group.judged
@@ -98,7 +105,7 @@ def _requests(group: ShownGroup, orders: range, settings: Settings, secret: byte
 
 
 def _tokens(requests: Sequence[JudgeRequest]) -> tuple[int, int]:
-    """Tokens of some requests and of the answers to them."""
+    """Prompt tokens of some requests, and expected tokens of the answers."""
     return sum(request.tokens for request in requests), sum(len(request.ids) for request in requests) * COMPLETION_TOKENS_PER_EPISODE
 
 
@@ -108,7 +115,10 @@ def _usd(requests: Sequence[JudgeRequest], settings: Settings, tries: float = 1.
 
 
 def _likely_tries(connection: Connection, settings: Settings) -> float:
-    """Answers that a request takes on average, by the share of this judge's that were unusable; without any, by a share of 5 %."""
+    """Expected answers per request, from this judge's share of unusable answers.
+
+    Without answers so far, the share is 5 %.
+    """
     answers, unusable = count_answers(connection, settings.judge_model)
     share = (unusable + LIKELY_UNUSABLE * ANSWERS_TO_GO_BY) / (answers + ANSWERS_TO_GO_BY)
     return min(float(settings.judge_tries), 1 / (1 - share))

@@ -1,7 +1,7 @@
-"""The database while an event loop judges: one connection, one thread, every step a transaction of its own.
+"""Database access for an event loop: one connection, one thread, a transaction per step.
 
-Nothing is held open while a judge thinks, and the loop never waits for the database. Answers that arrive while others are being written are
-written together.
+No transaction is open while a judge works, and the loop never waits for the database. Answers that arrive during a write are written
+together in the next one.
 """
 
 import asyncio
@@ -28,13 +28,16 @@ BEAT_S = 30.0
 
 
 def running_clock(now: datetime) -> Callable[[], datetime]:
-    """A clock that shows ``now`` and runs from there."""
+    """Clock that starts at ``now``."""
     started = time.monotonic()
     return lambda: now + timedelta(seconds=time.monotonic() - started)
 
 
 class Desk:
-    """A connection for an event loop. To be closed when that has ended, however it did."""
+    """Runs database work of an event loop in a thread; implements the ruler's AnswerCache.
+
+    It must be closed after the loop has ended, with or without an error.
+    """
 
     def __init__(self, connection: Connection, clock: Callable[[], datetime]) -> None:
         self.connection = connection
@@ -46,7 +49,7 @@ class Desk:
         self._flushing: asyncio.Task[None] | None = None
 
     def close(self) -> None:
-        """Wait for what is being written, write the answers that have come and were not, and give back what is reserved."""
+        """Finish the current write, write the remaining answers, and release reservations."""
         self._thread.shutdown()
         if self._arrived and not self.connection.closed:  # the loop was ended between an answer and its row
             self._write_arrived(self.connection)
@@ -54,30 +57,36 @@ class Desk:
             drop_reservations(self.connection, [self.holder])
 
     async def run(self, work: Callable[Concatenate[Connection, P], T], *arguments: P.args, **named: P.kwargs) -> T:
-        """``work(connection, ...)`` in the desk's thread."""
+        """Run ``work(connection, ...)`` in the database thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, self.connection, *arguments, **named))
 
     async def find(self, keys: Sequence[str]) -> dict[str, StoredAnswer]:
-        """The answers that are there, by key."""
+        """Stored answers by key."""
         return await self.run(find_answers, keys)
 
     async def add(self, answer: StoredAnswer) -> None:
         """Write an answer; it is committed when this returns."""
         self._arrived[answer.key] = answer
+        # one write at a time; an answer that arrives during it joins the next
         while answer.key in self._arrived:
             if self._flushing is None or self._flushing.done():
                 self._flushing = asyncio.create_task(self.run(self._write_arrived))
+            # a cancelled caller must not cancel the write of the others' answers
             await asyncio.shield(self._flushing)
 
     async def reserve(self, usd: float, most: float, paid: float) -> Account:
-        """Reserve dollars where they fit beside what all runs have spent today and have under way; ``paid`` is what this run has."""
+        """Reserve dollars if they fit beside the spending of all runs today.
+
+        Requests under way count too; ``paid`` is this run's own spending.
+        """
         return await self.run(self._reserve, usd, most, paid)
 
     async def give_back(self, usd: float) -> None:
-        """Give dollars back that were reserved."""
+        """Return reserved dollars."""
         await self.run(give_back, self.holder, usd, self.clock())
 
     def _reserve(self, connection: Connection, usd: float, most: float, paid: float) -> Account:
+        """Reserve dollars; where they do not fit, first drop reservations of dead runs."""
         self._reserves = True
         account = reserve(connection, self.holder, usd, most, paid, self.clock())
         if account.fits or not (ended := [holder for holder in account.holders if is_running(holder) is False]):
@@ -93,7 +102,10 @@ class Desk:
 
 
 async def beating(work: Coroutine[Any, Any, None], desk: Desk, beat: Callable[[], None], every_s: float) -> None:
-    """Await ``work``, and call ``beat`` in the desk's thread at its beginning and every so often; what it raises cancels the work."""
+    """Await ``work`` and call ``beat`` in the database thread, at once and at intervals.
+
+    An error from ``beat`` cancels the work.
+    """
 
     async def beats() -> None:
         while True:
@@ -102,6 +114,7 @@ async def beating(work: Coroutine[Any, Any, None], desk: Desk, beat: Callable[[]
 
     tasks = [asyncio.create_task(work), asyncio.create_task(beats())]
     try:
+        # the beats never end by themselves: the first to end is the work or a failed beat
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
@@ -112,7 +125,10 @@ async def beating(work: Coroutine[Any, Any, None], desk: Desk, beat: Callable[[]
 
 
 class Leases:
-    """The hours that this run is judging, an async context manager; another run waits for them to be given back, or to run out."""
+    """Leases on the hours that this run is judging; an async context manager.
+
+    Another run waits until they are returned or expire.
+    """
 
     def __init__(self, desk: Desk, lease_s: float = LEASE_S) -> None:
         self.holder = desk.holder
@@ -130,18 +146,22 @@ class Leases:
             self._renewing.cancel()
 
     def drop_all(self) -> None:
-        """Give back what is held; after the loop has ended and the desk is closed."""
+        """Return all leases; call after the loop has ended and the desk is closed."""
         if not self._desk.connection.closed:
             drop_leases(self._desk.connection, self.holder)
 
     @asynccontextmanager
     async def hold(self, window: str) -> AsyncIterator[None]:
-        """Have an hour to ourselves."""
+        """Acquire an hour's lease; waits while another live run holds it.
+
+        The lease is returned in the transaction that writes the hour (``finish_hour``), not here.
+        """
         while True:
             now = self._desk.clock()
             other = await self._desk.run(claim_lease, window, self.holder, now, now - self._lease, list(self._gone))
             if other is None:
                 break
+            # the holder's process is dead: take the lease over at once
             if is_running(other) is False:
                 self._gone.add(other)
             elif other:
@@ -149,6 +169,7 @@ class Leases:
         yield
 
     async def _renew(self) -> None:
+        """Renew all leases of this run at intervals."""
         while True:
             await asyncio.sleep(RENEWED_EVERY_S)
             await self._desk.run(renew_leases, self.holder, self._desk.clock())

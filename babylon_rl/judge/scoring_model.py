@@ -1,4 +1,7 @@
-"""Scoring by a language model: hours are read a few at a time, judged in one pool, and written one by one as they are finished."""
+"""Scoring by a language model: hours are planned in chunks and judged in one pool.
+
+Each hour is written as soon as it is finished.
+"""
 
 import asyncio
 import secrets
@@ -44,14 +47,17 @@ def score_with_model(
     on_beat: Callable[[], None] = lambda: None,
     beat_s: float = BEAT_S,
 ) -> Scored:
-    """Judge complete hours with JUDGE_MODEL; see score_windows. ``connection`` may be in a transaction only in tests.
+    """Judge complete hours with JUDGE_MODEL; see score_windows.
+
+    ``connection`` may be in a transaction only in tests.
 
     Raises:
-        JudgeRefused: the judge answers nobody (credentials, the model's name); finished hours are written.
+        JudgeRefused: the judge answers no request (credentials, the model's name); finished hours are written.
     """
     secret = keep_secret(connection, secrets.token_bytes(32), now)
     run = _Run(settings, secret, now, force, len(windows), on_progress)
     run.scored.notes += unreadable(connection, settings)
+    # whatever ends the run: answers are written, leases returned, pending hours recorded
     desk = Desk(connection, running_clock(now))
     leases = Leases(desk)
     try:
@@ -68,7 +74,7 @@ def score_with_model(
 
 
 class _Run:
-    """One call of score_with_model."""
+    """State of one call of score_with_model."""
 
     def __init__(self, settings: Settings, secret: bytes, now: datetime, force: bool, total: int, on_progress: Progress) -> None:
         self.scored = Scored()
@@ -83,11 +89,11 @@ class _Run:
 
     @property
     def unfinished(self) -> list[str]:
-        """Hours that were to be judged and were not."""
+        """Hours that were planned and have no outcome yet."""
         return list(self._hours)
 
     async def judge(self, desk: Desk, leases: Leases, windows: Sequence[str]) -> None:
-        """Judge all that needs it."""
+        """Judge all hours that need it."""
         async with JudgeCaller(self._settings, self._settings.judge_model) as caller, leases:
             ruler = Ruler(caller, self._settings.judge_model, self._secret, self._settings, desk, desk.clock)
 
@@ -102,8 +108,10 @@ class _Run:
             self.scored.notes += ruler.notes
 
     async def _groups(self, desk: Desk, windows: Sequence[str]) -> AsyncIterator[ShownGroup]:
+        """Plan the hours chunk by chunk, and yield the groups to judge."""
         for some in await desk.run(_chunks, windows):
             plan: Plan = await desk.run(plan_hours, some, self._settings, self._secret, force=self._force)
+            # kept and quarantined hours are done without a request
             self.scored.update(plan.kept)
             self.scored.quarantined |= plan.quarantined
             self._tell(len(some) - len(plan.hours))
@@ -112,26 +120,29 @@ class _Run:
                 yield hour.group
 
     async def _finish(self, desk: Desk, holder: str, outcome: Outcome) -> None:
+        """Write one outcome and record it in the result."""
         window = outcome.group.window
         hour = self._hours.pop(window)
-        found = await desk.run(finish_hour, hour, outcome, self._settings, self._now, holder, self._force)
+        result = await desk.run(finish_hour, hour, outcome, self._settings, self._now, holder, self._force)
         if isinstance(outcome, Judged):
             self.scored.asked[window] = Asked(outcome.asked, len(outcome.answers) - outcome.asked)
-        if isinstance(found, GroupScores):
-            self.scored[window] = found
+        if isinstance(result, GroupScores):
+            self.scored[window] = result
         elif isinstance(outcome, SetAside):
-            self.scored.quarantined[window] = found
+            self.scored.quarantined[window] = result
         else:
-            self.scored.pending[window] = found
+            self.scored.pending[window] = result
         self._tell(1)
 
     def _tell(self, hours: int) -> None:
+        """Report progress."""
         self._told += hours
         if hours:
             self._on_progress("judging", self._told, self._total)
 
 
 def _chunks(connection: Connection, windows: Sequence[str]) -> list[list[str]]:
+    """Split hours into chunks that are planned at once."""
     return [
         some[start : start + HOURS_PLANNED_AT_ONCE]
         for some in reading_chunks(connection, windows)
@@ -142,15 +153,18 @@ def _chunks(connection: Connection, windows: Sequence[str]) -> list[list[str]]:
 def finish_hour(
     connection: Connection, hour: Hour, outcome: Outcome, settings: Settings, now: datetime, holder: str, force: bool
 ) -> GroupScores | str:
-    """Write what an hour came to, in one transaction under its lock, and give its lease back.
+    """Write the outcome of an hour and return its lease, in one transaction.
+
+    The transaction holds the hour's lock.
 
     Returns:
-        Its scores, or why it has none now. What was judged is written only if it is still what the hour holds.
+        Its scores, or the reason why it has none. A judgement is written only if the hour's group has not changed since.
     """
     window = outcome.group.window
     with connection.transaction():
         lock_windows(connection, [window])
         drop_leases(connection, holder, [window])
+        # no scores: a quarantine is recorded with the version of its request
         if not isinstance(outcome, Judged):
             if isinstance(outcome, SetAside):
                 transcript = list(map(dict, outcome.transcript))
@@ -159,10 +173,12 @@ def finish_hour(
                 )
                 judge_waiting.quarantine(connection, entry)
             return outcome.reason
+        # rows may have arrived while the judge worked
         before = scores.read(connection, [window]).get(window)
         if group_version(read_window(connection, window, settings, texts=False)) != hour.version:
             return CHANGED
         judged = judged_scores(outcome, settings, hour.version)
+        # stored scores stay if a training has used them, or if the new ones are equal
         if before is not None and not force:
             held = loaded(before)
             if scores.consumed_windows(connection, [window]):
@@ -170,6 +186,7 @@ def finish_hour(
             if held == judged:
                 keep_sources(connection, {window: hour.sources})
                 return held
+        # write the new scores, and end a quarantine
         judge_waiting.release(connection, [window])
         criteria = {"rubric": RUBRIC, "rubricVersion": RUBRIC_VERSION, "shown": outcome.group.input_version, "orders": len(outcome.orders)}
         scores.replace(connection, [stored(judged, hour.trajectories, criteria)], now, force=force)

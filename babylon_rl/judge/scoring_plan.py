@@ -1,4 +1,7 @@
-"""Which hours need a language model, and what it would be shown of them: read briefly, decided before anything is paid."""
+"""Plan of a scoring: hours that need a language model, and their rendered groups.
+
+All reading and all decisions happen in one short transaction, before anything is paid.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,13 +26,13 @@ HOURS_PLANNED_AT_ONCE = 4  # their texts are in memory together, and answers tha
 
 
 def judge_version(settings: Settings) -> str:
-    """What scores of one judge must have in common to be compared: the rubric, and how many orders they rest on."""
+    """Version that comparable scores of a judge share: the rubric and the number of orders."""
     return f"{RUBRIC_VERSION}, {settings.judge_orders} to {max(settings.judge_orders, settings.judge_max_orders)} orders"
 
 
 @dataclass(frozen=True)
 class Hour:
-    """An hour to be judged: what is shown, the versions of its content and of all that it was made of, each agent's trajectories."""
+    """An hour to judge: its group, versions of content and sources, trajectories by agent."""
 
     group: ShownGroup
     version: str
@@ -39,9 +42,9 @@ class Hour:
 
 @dataclass
 class Plan:
-    """What some hours came to: scores that stand, hours to be judged, hours in quarantine with the reason.
+    """Decisions on some hours: ``kept`` scores, ``hours`` to judge, ``quarantined`` with reason.
 
-    ``released`` are those whose quarantine has lost its cause: hours to be judged, and ones of which the scores from before it stand.
+    ``released`` are hours whose quarantine has lost its cause: hours to judge, and hours whose scores from before the quarantine stand.
     """
 
     kept: dict[str, GroupScores] = field(default_factory=dict)
@@ -52,7 +55,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _State:
-    """What is known of some hours before they are judged."""
+    """Stored state of some hours before they are judged."""
 
     readings: Mapping[str, WindowReading]
     held: Mapping[str, GroupScores]
@@ -64,29 +67,34 @@ class _State:
 def plan_hours(
     connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes, *, force: bool = False, write: bool = True
 ) -> Plan:
-    """Decide about a few complete hours, in one short transaction under their locks; ``write=False`` changes nothing.
+    """Decide on a few complete hours, in one transaction under their locks.
 
-    An hour that a training has consumed an episode of keeps its scores, one that is as it was judged keeps them, and one in quarantine
-    of this judge stays there while the same would be asked, unless forced. Dropout that a batch decided is left out of what is shown.
+    ``write=False`` changes nothing. An hour keeps its scores if a training has consumed one of its episodes, or if it has not changed
+    since it was judged. One in quarantine of this judge stays there while its request would be the same, unless forced. Dropout that a
+    batch decided is left out of the shown group.
     """
     plan = Plan()
     with connection.transaction():
         if write:
             lock_windows(connection, windows)
         state = _read(connection, windows, settings)
+        # first the hours whose scores or quarantine stand
         aside = {} if force else _held_back(connection, state, settings, secret)
         wanted = [window for window in windows if _is_wanted(window, state, aside, force, plan)]
         if not force:
             _keep_unchanged(connection, wanted, state, settings, secret, plan, write)
+        # then render the others, which is the expensive part
         rest = {window: state.readings[window] for window in wanted if window not in plan.kept}
         shown = shown_groups(connection, rest, settings, dropped=state.dropped, secret=secret)
         plan.released = [window for window in state.quarantined if window not in aside and (window in plan.kept or window in rest)]
         if write:
+            # scores of hours that are not ready any more
             gone = [window for window in state.held if window not in plan.kept and not state.readings[window].ready]
             scores.delete(connection, gone)
             judge_answers.retire_unusable(connection, plan.released)
             judge_waiting.release(connection, [window for window in plan.released if window in plan.kept])
             judge_waiting.end_pending(connection, [window for window in windows if window not in rest])
+        # versions of the sources, by which the next scoring recognises an unchanged hour
         agents = {window: [episode.agent_id for episode in group.episodes] for window, group in shown.items()}
         sources = sources_versions(connection, rest, agents, settings, secret)
     plan.hours = {window: _hour(shown[window], reading, sources[window]) for window, reading in rest.items()}
@@ -94,6 +102,7 @@ def plan_hours(
 
 
 def _read(connection: Connection, windows: Sequence[str], settings: Settings) -> _State:
+    """Read the state of some hours, without texts."""
     held = {window: loaded(group) for window, group in scores.read(connection, windows).items()}
     dropped: dict[str, set[str]] = {}
     for window, agent in read_dropped(connection, windows, DROPOUT):
@@ -108,7 +117,10 @@ def _read(connection: Connection, windows: Sequence[str], settings: Settings) ->
 
 
 def _held_back(connection: Connection, state: _State, settings: Settings, secret: bytes) -> dict[str, str]:
-    """The hours in a quarantine of this judge that stands, with the reason: nothing else would be asked than what failed."""
+    """Hours whose quarantine by this judge stands, with the reason.
+
+    It stands while the request would be the same that failed.
+    """
     aside = {
         window: entry
         for window, entry in state.quarantined.items()
@@ -122,10 +134,12 @@ def _held_back(connection: Connection, state: _State, settings: Settings, secret
         for window, reading in readings.items()
     }
     now = sources_versions(connection, readings, agents, settings, secret)
+    # an entry without a version cannot be compared, and stays
     return {window: entry.reason for window, entry in aside.items() if entry.sources_version in ("", asked_version(now[window]))}
 
 
 def _is_wanted(window: str, state: _State, aside: Mapping[str, str], force: bool, plan: Plan) -> bool:
+    """True for an hour that may need a judgement; others are entered in ``plan``."""
     if force:
         return state.readings[window].ready
     if window in state.held and window in state.consumed:
@@ -140,15 +154,20 @@ def _is_wanted(window: str, state: _State, aside: Mapping[str, str], force: bool
 def _keep_unchanged(
     connection: Connection, wanted: Sequence[str], state: _State, settings: Settings, secret: bytes, plan: Plan, write: bool
 ) -> None:
-    """Keep the scores of hours of which the same would be shown; dropout that was decided since does not change what was judged."""
+    """Keep the scores of hours that would be shown unchanged.
+
+    Dropout decided after the judgement does not count as a change.
+    """
     same = {window: state.readings[window] for window in wanted if _could_stand(window, state, settings)}
     judged = {window: {score.agent_id for score in state.held[window].scores} for window in same}
     sources = sources_versions(connection, same, judged, settings, secret) if same else {}
     before = read_sources(connection, list(same))
+    # equal sources show the same: no rendering needed
     plan.kept |= {window: state.held[window] for window in same if before.get(window) == sources[window]}
     same = {window: reading for window, reading in same.items() if window not in plan.kept}
     if not same:
         return
+    # different sources may still show the same: render with the judged agents and compare
     others = {
         window: [episode.agent_id for episode in reading.usable_episodes if episode.agent_id not in judged[window]]
         for window, reading in same.items()
@@ -160,10 +179,12 @@ def _keep_unchanged(
             if write:
                 keep_sources(connection, {window: sources[window]})
     if write:
+        # what differs is judged anew
         forget_sources(connection, {window: before[window] for window in same if window not in plan.kept and window in before})
 
 
 def _could_stand(window: str, state: _State, settings: Settings) -> bool:
+    """True if the stored scores have this judge, the same episodes and the same server."""
     before = state.held.get(window)
     if before is None or before.input_version != group_version(state.readings[window]):
         return False

@@ -1,4 +1,4 @@
-"""What a scoring came to: scores by window, and which hours have none and why."""
+"""Result of a scoring: scores by window, and hours without scores with the reason."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from babylon_rl.judge.groups import GroupScores
 
 @dataclass(frozen=True)
 class Asked:
-    """What one hour took this time: answers that were asked for, and answers that the cache gave."""
+    """Answers of one hour in this call: asked for, and from the cache."""
 
     asked: int
     cached: int
 
 
 class Scored(dict[str, GroupScores]):
-    """The groups with scores by window, in order; a mapping, as most callers want nothing else.
+    """Scored groups by window, in order; a mapping.
 
-    ``pending`` (window -> reason) wait for another run, ``quarantined`` are set aside until somebody asks for another try; neither is
-    in the mapping. ``asked`` has the hours that a language model judged in this call. ``notes`` are sentences on the whole.
+    ``pending`` (window -> reason) wait for another run, ``quarantined`` are set aside until another try is requested; neither is in the
+    mapping. ``asked`` has the hours that a language model judged in this call. ``notes`` are sentences on the whole.
     """
 
     def __init__(self, groups: Iterable[tuple[str, GroupScores]] = ()) -> None:
@@ -29,8 +29,8 @@ class Scored(dict[str, GroupScores]):
         self.notes: list[str] = []
 
     def in_order(self) -> "Scored":
-        """The same with all windows in order."""
-        found = Scored(sorted(self.items()))
-        found.pending, found.quarantined = dict(sorted(self.pending.items())), dict(sorted(self.quarantined.items()))
-        found.asked, found.notes = dict(sorted(self.asked.items())), self.notes
-        return found
+        """The same result with all windows in order."""
+        ordered = Scored(sorted(self.items()))
+        ordered.pending, ordered.quarantined = dict(sorted(self.pending.items())), dict(sorted(self.quarantined.items()))
+        ordered.asked, ordered.notes = dict(sorted(self.asked.items())), self.notes
+        return ordered

@@ -1,4 +1,4 @@
-"""Between a group's scores and the rows that hold them."""
+"""Conversion between a group's scores and their database rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ _ONLY_OURS = ("shown_version",)  # a column of its own
 
 
 def loaded(group: StoredGroup) -> GroupScores:
-    """The scores that a stored group holds."""
+    """Scores of a stored group."""
     entries = tuple(
         EpisodeScore(
             s.agent_id, s.score, s.rank, s.advantage, s.disagreement, s.reasoning,
@@ -20,6 +20,7 @@ def loaded(group: StoredGroup) -> GroupScores:
         )
         for s in group.scores
     )  # fmt: skip
+    # JSON has no tuples
     facts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in group.judgement.items()}
     judgement = Judgement(**facts, shown_version=group.shown_version) if facts else None
     return GroupScores(
@@ -29,7 +30,10 @@ def loaded(group: StoredGroup) -> GroupScores:
 
 
 def stored(judged: GroupScores, trajectories: Mapping[str, Sequence[str]], criteria: Mapping[str, Any]) -> StoredGroup:
-    """The rows of a group's scores; ``trajectories`` are those of each agent, ``criteria`` the rubric and what was shown by hash."""
+    """Rows of a group's scores.
+
+    ``trajectories`` are those of each agent, ``criteria`` the rubric and the hash of what was shown.
+    """
     judgement = judged.judgement
     facts = {} if judgement is None else {name: value for name, value in msgspec.to_builtins(judgement).items() if name not in _ONLY_OURS}
     return StoredGroup(

@@ -1,4 +1,7 @@
-"""A judged group as scores with reasons: the mean over the orders, what was said in each, and how it was come by."""
+"""Conversion of a judged group to scores with reasons, and facts on the judgement.
+
+A score is the mean over the orders; the reasons of all orders are kept.
+"""
 
 import math
 from collections.abc import Iterable
@@ -16,16 +19,16 @@ MOST_EXCERPT = 200
 
 
 def judged_scores(outcome: Judged, settings: Settings, input_version: str) -> GroupScores:
-    """The scores of a judged group, unwritten."""
-    group, orders, found = outcome.group, outcome.orders, outcome.agreement
+    """Scores of a judged group, not stored."""
+    group, orders, agreed = outcome.group, outcome.orders, outcome.agreement
     gained = {} if outcome.gain is None else outcome.gain.by_agent
-    scores = {agent: (round(score, _MEAN_DECIMALS), _reasoning(outcome, agent)) for agent, score in found.scores.items()}
+    scores = {agent: (round(score, _MEAN_DECIMALS), _reasoning(outcome, agent)) for agent, score in agreed.scores.items()}
     whole = group_scores(group.window, settings.judge_model, judge_version(settings), scores, input_version)
     shown = {episode.agent_id: episode for episode in group.episodes}
     entries = tuple(
         replace(
             entry,
-            disagreement=found.by_agent[entry.agent_id],
+            disagreement=agreed.by_agent[entry.agent_id],
             order_scores=tuple(order.verdicts[entry.agent_id].score for order in orders),
             places=tuple(order.places[entry.agent_id] for order in orders),
             shown_tokens=shown[entry.agent_id].tokens,
@@ -35,22 +38,24 @@ def judged_scores(outcome: Judged, settings: Settings, input_version: str) -> Gr
         for entry in whole.scores
     )
     judgement = _judgement(outcome, server_of(settings, settings.judge_model))
-    return replace(whole, scores=entries, disagreement=found.disagreement, judgement=judgement)
+    return replace(whole, scores=entries, disagreement=agreed.disagreement, judgement=judgement)
 
 
 def flag_words(flag: Flag) -> str:
-    """A suspicion in a line: of what, where, and how it reads."""
+    """One line on a flag: kind, place and excerpt."""
     return storable(f"{flag.kind} in {flag.where}: {flag.excerpt[:MOST_EXCERPT]}")
 
 
 def _reasoning(outcome: Judged, agent: str) -> str:
-    said = [order.verdicts[agent] for order in outcome.orders]
-    if len({verdict.explanation for verdict in said}) == 1:
-        return storable(said[0].explanation)
-    return storable("\n".join(f"Order {number} ({verdict.score:.2f}): {verdict.explanation}" for number, verdict in enumerate(said, 1)))
+    """The judge's explanations of an episode, one per order unless all are equal."""
+    verdicts = [order.verdicts[agent] for order in outcome.orders]
+    if len({verdict.explanation for verdict in verdicts}) == 1:
+        return storable(verdicts[0].explanation)
+    return storable("\n".join(f"Order {number} ({verdict.score:.2f}): {verdict.explanation}" for number, verdict in enumerate(verdicts, 1)))
 
 
 def _judgement(outcome: Judged, server: str) -> Judgement:
+    """Facts on a judgement: number of orders, tokens, dollars, what was shown."""
     # The same answers in another order of arrival are the same judgement.
     answers = sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
     usd = [answer.usd for answer in answers]

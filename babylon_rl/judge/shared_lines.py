@@ -1,6 +1,6 @@
-"""What several agents were shown is said once: lines that come again get a number, and a step names the number.
+"""Shared lines: lines shown to several agents, numbered and sent once per request.
 
-Prompts are cut into lines, and lines that are JSON into their entries, because markets and stocks come again while balances do not.
+Prompts are split into lines, and lines of JSON into their entries, because markets and stocks repeat while balances do not.
 """
 
 import functools
@@ -19,7 +19,10 @@ _REFERENCE = re.compile(r"\[(\d{1,6})\]")
 
 
 def pieces(text: str) -> list[str]:
-    """A prompt in lines; a line that is a JSON list or object in one piece for each entry of the list, or one for the object."""
+    """Split a prompt into lines, and JSON lines into entries.
+
+    A line that is a JSON list gives one piece per entry, a JSON object one piece.
+    """
     return [piece for line in text.splitlines() if line.strip() for piece in _entries(line.strip())]
 
 
@@ -35,7 +38,10 @@ def _entries(line: str) -> tuple[str, ...]:
 
 
 def plain(value: Any, deep: int = _MOST_DEEP) -> str:
-    """A JSON value in few characters: ``key=value`` with blanks between, numbers in six digits; what lies deep is left out."""
+    """A JSON value in few characters: ``key=value`` separated by blanks, numbers in six digits.
+
+    Levels below ``deep`` are left out.
+    """
     if isinstance(value, dict):
         return " ".join(f"{key}={_inner(entry, deep)}" for key, entry in value.items() if entry is not None)
     if isinstance(value, list):
@@ -62,15 +68,16 @@ def _scalar(value: Any) -> str:
 
 @dataclass
 class SharedLines:
-    """The lines of a group that come more than once, numbered in the order in which they first came."""
+    """Lines of a group that occur more than once, numbered in order of first occurrence."""
 
     numbers: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lines: Iterable[str], most_tokens: int, count: Callable[[str], int]) -> "SharedLines":
-        """The lines worth a number, those that save most first, until they have ``most_tokens`` tokens."""
+        """Select the lines that save most when numbered, up to ``most_tokens`` tokens."""
         uses = Counter(lines)
         worth = [line for line, times in uses.items() if times > 1 and len(line) >= _LEAST]
+        # greedy by characters saved; the line itself breaks ties, so the result is deterministic
         ranked = sorted(worth, key=lambda line: (-(uses[line] - 1) * len(line), line))
         left, kept = most_tokens, set[str]()
         for line in ranked:
@@ -81,16 +88,16 @@ class SharedLines:
         return cls({line: number for number, line in enumerate((line for line in uses if line in kept), 1)})
 
     def written(self, line: str) -> str:
-        """The line's number where it is shared, else itself."""
+        """The line's number if it is shared, else the line."""
         number = self.numbers.get(line)
         return line if number is None else f"[{number}]"
 
     def text(self, shown: Iterable[str]) -> str:
-        """The numbered lines that some shown texts name, one a line."""
+        """The numbered lines that some shown texts refer to, one per line."""
         return named_lines("\n".join(f"[{number}] {line}" for line, number in self.numbers.items()), shown)
 
 
 def named_lines(common: str, shown: Iterable[str]) -> str:
-    """The lines of ``common`` (numbered, one a line) that some shown texts name."""
+    """The lines of ``common`` (numbered, one per line) that some shown texts refer to."""
     named = {number for text in shown for number in _REFERENCE.findall(text)}
     return "\n".join(line for line in common.splitlines() if (own := _REFERENCE.match(line)) is not None and own[1] in named)

@@ -1,6 +1,7 @@
-"""What a judge is shown of a window's group: the hour's market, what agents shared, and each usable episode, within a token budget.
+"""Rendering of a window's group for a judge, within a token budget.
 
-Agents' ids and names stand nowhere in it. Texts are raw here; request.py makes them data.
+Rendered are the hour's market, the lines that agents share, and each usable episode, without any agent's id or name. Texts are raw
+here; request.py escapes them.
 """
 
 import sys
@@ -35,7 +36,7 @@ CONTEXT_SHARE, COMMON_SHARE = 0.3, 0.3  # of a request, at most
 
 @dataclass(frozen=True)
 class ShownEpisode:
-    """One episode as a judge sees it: raw, condensed ``text`` of ``tokens`` tokens that leaves out ``left_out`` steps.
+    """Rendered episode: raw ``text`` of ``tokens`` tokens without ``left_out`` steps.
 
     ``pnl`` is its window P&L in dollars (None where that is private) in ``steps`` steps; ``flags`` are suspicions in its name, in its own
     words and in what it was served. ``shortened`` counts the steps, and ``decisions_shortened`` the trades among them, that are not shown
@@ -55,7 +56,7 @@ class ShownEpisode:
 
 @dataclass(frozen=True)
 class ShownGroup:
-    """What a judge is shown of one window, episodes in order of agent id.
+    """Rendered group of one window, episodes in order of agent id.
 
     ``context`` are sentences of what the hour came to, ``common`` the numbered lines that episodes name, ``most`` the episodes that fit
     one request, ``input_version`` the hash of all that is shown and of the rubric. ``context_flags`` are suspicions in news, questions and
@@ -73,32 +74,32 @@ class ShownGroup:
 
     @property
     def judged(self) -> tuple["ShownGroup", ...]:
-        """What a judge is asked about, one after the other: the group, and again with flagged passages masked."""
+        """Forms of the group to judge: as it is, and with flagged passages masked."""
         return (self,) if self.masked is None else (self, self.masked)
 
     @property
     def left_out(self) -> int:
-        """Steps left out of all episodes together."""
+        """Steps left out, over all episodes."""
         return sum(episode.left_out for episode in self.episodes)
 
     @property
     def steps(self) -> int:
-        """Steps of all episodes together."""
+        """Steps of all episodes."""
         return sum(episode.steps for episode in self.episodes)
 
     @property
     def shortened(self) -> int:
-        """Steps that are not shown in full, those left out included."""
+        """Steps not shown in full, those left out included."""
         return sum(episode.shortened for episode in self.episodes)
 
     @property
     def decisions_shortened(self) -> int:
-        """Trades that succeeded among these."""
+        """Successful trades among the shortened steps."""
         return sum(episode.decisions_shortened for episode in self.episodes)
 
     @property
     def flags(self) -> dict[str, tuple[Flag, ...]]:
-        """Flags by agent id, of the agents that have any."""
+        """Flags by agent id; agents without flags are absent."""
         return {episode.agent_id: episode.flags for episode in self.episodes if episode.flags}
 
 
@@ -110,7 +111,7 @@ def shown_groups(
     dropped: Mapping[str, Collection[str]] | None = None,
     secret: bytes = b"",
 ) -> dict[str, ShownGroup]:
-    """What a judge is shown of the groups of some hours, by window; hours without a usable episode are absent.
+    """Render the groups of some hours, by window; hours without a usable episode are absent.
 
     Args:
         readings: the hours, read; texts are not needed. They are read again here, one hour's at a time.
@@ -118,7 +119,7 @@ def shown_groups(
         secret: the key of hashes that JUDGE_PRIVATE_FIELDS asks for.
 
     Raises:
-        SettingsError: JUDGE_PRIVATE_FIELDS names a field that there is not.
+        SettingsError: JUDGE_PRIVATE_FIELDS names an unknown field.
     """
     private = private_fields(settings, secret)
     without = dropped or {}
@@ -130,54 +131,55 @@ def shown_groups(
     markets = read_many_outcomes(connection, list(groups), settings)
     agents = sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes})
     known = store.known_names(connection, agents)
-    found = {}
+    shown = {}
     for window, episodes in groups.items():
         # of this hour alone: what is shown of it must not depend on which hours are read together
         own: dict[str, list[str]] = {agent: [agent] for agent in sorted({episode.agent_id for episode in readings[window].episodes})}
         for name in known:
             if name.agent_id in own and name.counts_in(window):
                 own[name.agent_id].append(name.name)
-        found[window] = _group(connection, markets.get(window, WindowOutcomes(window)), episodes, own, settings, private)
-    return found
+        shown[window] = _group(connection, markets.get(window, WindowOutcomes(window)), episodes, own, settings, private)
+    return shown
 
 
 def unreadable(connection: Connection, settings: Settings) -> list[str]:
-    """What the database does not let us read of what a judge would be shown, in sentences that say what follows."""
-    found = []
+    """Sentences on columns that this database role cannot read, with the consequence."""
+    sentences = []
     if settings.show_hidden_answers_to_judge and not store.readable(connection, "Question", ("outcome",)):
-        found.append(
+        sentences.append(
             'The hidden answers (public."Question".outcome) may not be read by this role: the judge is not shown them. '
             "Grant it as docs/least-privilege.sql does, or set SHOW_HIDDEN_ANSWERS_TO_JUDGE=false."
         )
     if not store.readable(connection, "User", store.NAME_COLUMNS):
-        found.append(
+        sentences.append(
             'The names of agents (public."User") may not be read by this role: texts that name an agent are shown as they are. '
             "Grant it as docs/least-privilege.sql does."
         )
-    return found
+    return sentences
 
 
 def _context(
     connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], settings: Settings, private: Private, screen: Screen
 ) -> list[str]:
+    """Sentences on the hour, without private fields."""
     outcomes = screen.outcomes(outcomes)
-    told = context.market_context(outcomes) if private.allows("market") else []
+    sentences = context.market_context(outcomes) if private.allows("market") else []
     if private.allows("news"):
-        told += context.news_context(outcomes)
+        sentences += context.news_context(outcomes)
     if settings.show_hidden_answers_to_judge and private.allows("hidden_answers"):
-        told += context.hidden_context(outcomes, store.hidden_answers(connection, [asked.market_id for asked in outcomes.predictions]))
+        sentences += context.hidden_context(outcomes, store.hidden_answers(connection, [asked.market_id for asked in outcomes.predictions]))
     if settings.show_hidden_answers_to_judge and private.allows("game_knowledge"):
         ids = [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids]
         known = context.knowledge_context(game_knowledge(metadata) for _, metadata in sorted(recorded_knowledge(connection, ids)))
-        told += [screen.text(sentence, "game knowledge") for sentence in known]
-    return told
+        sentences += [screen.text(sentence, "game knowledge") for sentence in known]
+    return sentences
 
 
 def _group(
     connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], names: Mapping[str, Sequence[str]],
     settings: Settings, private: Private,
 ) -> ShownGroup:  # fmt: skip
-    """The group, with its ``masked`` form where flagged passages are shown in it."""
+    """Render a group, with its ``masked`` form where flagged passages are shown in it."""
     recorded = read_transcripts(connection, [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids])
 
     def shown(screen: Screen) -> ShownGroup:
@@ -188,23 +190,27 @@ def _group(
     if not group.flags and not group.context_flags:
         return group
     masked = shown(Screen(masks=True))
+    # what was flagged is not shown (shortened or private): nothing to compare
     if masked.input_version == group.input_version:
         return group
     return replace(group, masked=masked, input_version=content_version([group.input_version, masked.input_version]))
 
 
 def _written(
-    told: Sequence[str], outcomes: WindowOutcomes, episodes: Sequence[Episode], recorded: Mapping[str, list[RecordedStep]],
+    sentences: Sequence[str], outcomes: WindowOutcomes, episodes: Sequence[Episode], recorded: Mapping[str, list[RecordedStep]],
     names: Mapping[str, Sequence[str]], settings: Settings, private: Private, screen: Screen,
 ) -> ShownGroup:  # fmt: skip
+    """Render a group within the request's token budget, with or without masks."""
     encoded = token_counter(settings.judge_model).count
 
     def count(text: str) -> int:
         return encoded(escaped(text))  # as request.py writes it
 
+    # the context first; it may take only its share
     budget = request_tokens(settings)
-    told = _fitting(told, int(budget * CONTEXT_SHARE), count)
+    sentences = _fitting(sentences, int(budget * CONTEXT_SHARE), count)
     aliases = context.question_names(outcomes) if private.allows("market") else {}
+    # names and steps as texts, before any shortening
     language = Language(context.market_terms(outcomes), [step for steps in recorded.values() for step in steps])
     words = {name for agent, own in names.items() for name in own if (name != agent or len(name) < LEAST_NAME) and language.holds(name)}
     own = {
@@ -216,22 +222,25 @@ def _written(
         )
         for episode in episodes
     }
+    # shared lines get numbers, so that each is paid for once
     lines = (line for steps in own.values() for step in steps for line in step.seen)
     shared = SharedLines.of(lines, int(budget * COMMON_SHARE), count)
     texts = {agent: [step.written(shared) for step in steps] for agent, steps in own.items()}
+    # sizes in full decide how many episodes fit one request, and the share of each
     whole = {agent: condense(written, sys.maxsize, count) for agent, written in texts.items()}
     common = shared.text(text.text for text in whole.values())
-    left = budget - count(system_prompt()) - count("\n".join(told)) - count(common) - 200
+    left = budget - count(system_prompt()) - count("\n".join(sentences)) - count(common) - 200
     most = _most([text.tokens for text in whole.values()], settings.judge_group_size, left)
     share = _share([text.tokens for text in whole.values()], most, left)
     fitting = {agent: text if text.tokens <= share else condense(texts[agent], share, count) for agent, text in whole.items()}
+    # shortening may have removed the last reference to a shared line
     shown = tuple(
         _episode(episode, fitting[episode.agent_id], own[episode.agent_id], names[episode.agent_id], private) for episode in episodes
     )
     common = shared.text(episode.text for episode in shown)
     window = outcomes.window
-    version = content_version([RUBRIC_VERSION, window, told, common, most, [[e.agent_id, e.text, e.pnl, e.steps] for e in shown]])
-    return ShownGroup(window, tuple(told), common, shown, version, most, tuple(dict.fromkeys(screen.flags)))
+    version = content_version([RUBRIC_VERSION, window, sentences, common, most, [[e.agent_id, e.text, e.pnl, e.steps] for e in shown]])
+    return ShownGroup(window, tuple(sentences), common, shown, version, most, tuple(dict.fromkeys(screen.flags)))
 
 
 def _episode(episode: Episode, text: Condensed, steps: Sequence[ShownStep], names: Sequence[str], private: Private) -> ShownEpisode:
@@ -249,21 +258,24 @@ def _episode(episode: Episode, text: Condensed, steps: Sequence[ShownStep], name
     )
 
 
-def _fitting(told: Sequence[str], most: int, count: Callable[[str], int]) -> list[str]:
-    """The sentences that fit, in order; the rest is counted."""
+def _fitting(sentences: Sequence[str], most: int, count: Callable[[str], int]) -> list[str]:
+    """Keep the sentences that fit into ``most`` tokens, and count the others."""
     kept: list[str] = []
     left = most
-    for sentence in told:
+    for sentence in sentences:
         cost = count(sentence) + 1
         if cost <= left:
             kept.append(sentence)
             left -= cost
-    missing = len(told) - len(kept)
+    missing = len(sentences) - len(kept)
     return kept if not missing else [*kept, f"[{missing} sentences left out]"]
 
 
 def _most(sizes: Sequence[int], group_size: int, left: int) -> int:
-    """The most episodes of a request, of which any fit in full; never fewer than LEAST, which can still be put on one scale."""
+    """Largest number of episodes per request such that any of them fit in full.
+
+    Never below LEAST, the fewest that can still be put on one scale.
+    """
     for place, size in enumerate(sorted(sizes, reverse=True)):
         left -= size + OVERHEAD_TOKENS
         if left < 0:
@@ -272,7 +284,10 @@ def _most(sizes: Sequence[int], group_size: int, left: int) -> int:
 
 
 def _share(sizes: Sequence[int], most: int, left: int) -> int:
-    """The tokens an episode may have so that the ``most`` largest fit into ``left``: what small ones do not use goes to the others."""
+    """Tokens per episode such that the ``most`` largest fit into ``left``.
+
+    Tokens that small episodes do not use go to the others.
+    """
     largest = sorted(sizes)[-most:]
     left -= OVERHEAD_TOKENS * len(largest)
     for place, size in enumerate(largest):
@@ -284,5 +299,5 @@ def _share(sizes: Sequence[int], most: int, left: int) -> int:
 
 
 def episodes_per_request(group: ShownGroup, settings: Settings) -> int:
-    """The most episodes of a group that one request shows."""
+    """Largest number of a group's episodes in one request."""
     return max(LEAST, min(group.most, settings.judge_group_size))

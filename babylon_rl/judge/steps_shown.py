@@ -1,7 +1,7 @@
-"""One step in words: what the agent saw, what it answered, what it did and why.
+"""Rendering of one step: what the agent saw, answered and did, and why.
 
-What repeats itself is said once: an answer that is the action's own parameters is not said again, numbers that the state holds are not
-repeated, ids without a meaning are shortened.
+Repetitions appear once: an answer equal to the action's own parameters is left out, as are numbers that the state holds; ids without a
+meaning are shortened.
 """
 
 import json
@@ -27,7 +27,11 @@ _TEXT_KEYS = ("content", "text", "message", "body", "comment", "post")
 
 @dataclass(frozen=True)
 class ShownStep:
-    """One step in parts: ``seen`` lines of its prompts, the ``state``, what was ``said``, what was ``done``, and suspicions."""
+    """Rendered parts of one step, with its flags.
+
+    ``seen`` are lines of its prompts, ``state`` the balance, ``said`` the agent's words, ``done`` the action with its result, ``brief``
+    without.
+    """
 
     number: int
     seen: tuple[str, ...]
@@ -39,17 +43,18 @@ class ShownStep:
     flags: tuple[Flag, ...]
 
     def written(self, shared: SharedLines) -> StepText:
-        """The step as condensation takes it, with the numbers of shared lines."""
+        """The step as condense.py takes it, with numbers in place of shared lines."""
         seen = tuple(map(shared.written, self.seen))
         return StepText(self.number, seen, self.state, self.said, self.done, self.brief, self.decision)
 
 
 def shown_steps(steps: Sequence[RecordedStep], rename: Renamer, private: Private, *, masked: bool = False) -> list[ShownStep]:
-    """The steps of an episode in words, numbered from 1; ``masked`` leaves flagged passages out."""
+    """Render the steps of an episode, numbered from 1; ``masked`` masks flagged passages."""
     return [_shown(number, step, rename, private, masked) for number, step in enumerate(steps, 1)]
 
 
 def _shown(number: int, step: RecordedStep, rename: Renamer, private: Private, masked: bool) -> ShownStep:
+    """Render one step; every text passes through privacy, masking and renaming."""
     seen: list[str] = []
     said: list[str] = []
     screen = Screen(masked, rename)
@@ -60,16 +65,19 @@ def _shown(number: int, step: RecordedStep, rename: Renamer, private: Private, m
     def served(text: str, where: str) -> list[str]:
         return screen.lines(pieces(bounded(text)), f"step {number} {where}")
 
+    # what the agent was served, and its answers
     for call in step.calls:
         seen += served(private.text("system_prompt", call.system), "system prompt")
         seen += served(private.text("user_prompt", call.prompt), "prompt")
         response = own(_answer(call.response, step, private), "response")
         if response and not _says_the_same(call.response, step):
             said.append(flat(rename(response)))
+    # reasons, each once: the step and its call often record the same
     for note in dict.fromkeys((step.reasoning, *(call.reasoning for call in step.calls))):
         reasoning = own(private.text("reasoning", note), "reasoning")
         if reasoning:
             said.append(f"(why) {flat(rename(reasoning))}")
+    # the action with parameters and result
     parameters = screen.value(_meaningful(_allowed(step, private), step), f"step {number} action")
     named = flat(rename(bounded(plain(parameters))))
     result = screen.value(_result(step, private), f"step {number} action")
@@ -79,13 +87,14 @@ def _shown(number: int, step: RecordedStep, rename: Renamer, private: Private, m
     came = flat(rename(bounded(plain(result)))) if result not in (None, {}, "", []) else ""
     held = step.state
     state = f"balance {held.agent_balance:.8g}, P&L {held.agent_pnl:.8g}, {held.open_positions:g} open" if private.allows("state") else ""
+    # trades that succeeded are shortened last
     decision = step.succeeded and "HOLD" not in step.action_type and _is(step, _DECISIONS)
     done = f"{brief} -> {came}" if came else brief
     return ShownStep(number, tuple(map(flat, seen)), state, tuple(said), done, brief, decision, tuple(dict.fromkeys(screen.flags)))
 
 
 def _says_the_same(response: str, step: RecordedStep) -> bool:
-    """True for an answer that is the action's type, or JSON that holds nothing but it and its parameters."""
+    """True for an answer that only repeats the action and its parameters."""
     if response.strip() == step.action_type:
         return True
     if not step.parameters or response.lstrip()[:1] != "{":
@@ -102,7 +111,7 @@ def _says_the_same(response: str, step: RecordedStep) -> bool:
 
 
 def _answer(response: str, step: RecordedStep, private: Private) -> str:
-    """A model's answer as it may leave; that of a step that writes is what it wrote."""
+    """A model's answer without private parts; in a posting step the answer is a post."""
     for kind, words in (("messages", _MESSAGES), ("posts", _POSTS)):
         if _is(step, words):
             response = private.text(kind, response)
@@ -110,11 +119,12 @@ def _answer(response: str, step: RecordedStep, private: Private) -> str:
 
 
 def _is(step: RecordedStep, words: Sequence[str]) -> bool:
+    """True if the action's type contains one of the words."""
     return any(word in step.action_type for word in words)
 
 
 def _allowed(step: RecordedStep, private: Private) -> Any:
-    """The parameters, without what is private in them."""
+    """The parameters without private parts."""
     kind = "messages" if _is(step, _MESSAGES) else "posts"
     parameters = private.entries("parameters", step.parameters)
     if isinstance(parameters, dict):
@@ -128,7 +138,7 @@ def _allowed(step: RecordedStep, private: Private) -> Any:
 
 
 def _meaningful(parameters: Any, step: RecordedStep) -> Any:
-    """Parameters without what the state says already, and without long ids that mean nothing to a reader."""
+    """Parameters without values of the state and without long ids."""
     if not isinstance(parameters, dict):
         return parameters
     known = (step.state.agent_pnl, step.state.agent_balance)
@@ -140,12 +150,13 @@ def _is_state(value: Any, known: tuple[float, float]) -> bool:
 
 
 def _is_bare_id(key: str, value: Any) -> bool:
+    """True for a long numeric id that means nothing to a reader."""
     named = key.endswith("Id") and not key.startswith(("market", "question"))
     return named and isinstance(value, str) and _GAME_ID.fullmatch(value) is not None
 
 
 def _result(step: RecordedStep, private: Private) -> Any:
-    """The error or the result, without what is private in it or stands among the parameters."""
+    """The error or the result, without private parts and repeated parameters."""
     value = {"error": step.error} if step.error else step.result
     if value is None:
         return None

@@ -1,8 +1,8 @@
-"""Groups too large for one request: overlapping sub-groups, and their scores on one scale.
+"""Sub-groups of a group that is too large for one request, and their common scale.
 
-Every sub-group holds the same few anchors. A part is moved and stretched towards where its anchors have the mean and the deviation that
-they have over all parts: all the way where the anchors' scores fit such maps, and less the more of the difference is what the judge's
-noise makes of so few anchors, which would otherwise reach every episode of the part. The map rises, so the order inside a part stays.
+Every sub-group holds the same few anchors. A part is shifted and stretched so that its anchors approach the mean and the deviation that
+they have over all parts: fully where the anchors' scores fit such maps, and less where noise of the judge explains the difference,
+which would otherwise reach every episode of the part. The map is increasing, so the order inside a part stays.
 """
 
 import math
@@ -16,12 +16,14 @@ _SAME = 9  # decimals: sums of floats differ in the last bits
 
 
 def split(agents: Sequence[str], most: int, seed: int) -> list[list[str]]:
-    """Sub-groups of at most ``most`` agents which share a third of that as anchors, or up to ENOUGH of a half; one group where all fit.
+    """Split agents into overlapping sub-groups of at most ``most``; one group if all fit.
+
+    They share a third of ``most`` as anchors, or up to ENOUGH of a half.
 
     Anchors and the rest are drawn by ``seed`` from the sorted agents, so that the same group splits the same way.
 
     Raises:
-        ValueError: ``most`` is below LEAST, or an agent is there twice.
+        ValueError: ``most`` is below LEAST, or an agent occurs twice.
     """
     if most < LEAST:
         raise ValueError(f"A sub-group of {most} cannot be put on one scale with others; it takes {LEAST}.")
@@ -34,17 +36,20 @@ def split(agents: Sequence[str], most: int, seed: int) -> list[list[str]]:
     anchors = max(most // 3, min(ENOUGH, most // 2))
     shared, rest = ordered[:anchors], ordered[anchors:]
     parts = math.ceil(len(rest) / (most - anchors))
+    # deal the rest like cards, so that the sizes of the parts differ by one at most
     return [sorted(shared + rest[part::parts]) for part in range(parts)]
 
 
 def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """One score from 0 to 1 for every agent of some parts, in order of agent; a single part stays as it is.
+    """Merge the scores of some parts into one score (0..1) per agent.
+
+    Agents are sorted. A single part stays as it is.
 
     With a judge whose scores in each part are a rising straight-line map of the same skill, the order is that of the skill. Two anchors
     or fewer tell how far parts lie apart, and nothing of their scale.
 
     Raises:
-        ValueError: there is no part, or no agent that all parts share.
+        ValueError: there are no parts, or they share no agent.
     """
     if not parts:
         raise ValueError("There is nothing to merge.")
@@ -61,15 +66,17 @@ def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _maps(anchors: Sequence[Sequence[float]]) -> list[tuple[float, float, float]]:
-    """For each part, given the scores of its anchors: their mean, where that goes, and how far the part is stretched around it."""
+    """Map of each part: mean of its anchors, target of that mean, stretch."""
     moments = [_moments(scores) for scores in anchors]
     means, deviations = [mean for mean, _ in moments], [deviation for _, deviation in moments]
     middle, width, count = math.fsum(means) / len(means), math.fsum(deviations) / len(deviations), len(anchors[0])
+    # two anchors give a shift but no scale
     scales = count > 2 and min(deviations) > _NOTHING
     aligned = [
         [(score - mean) * (width / deviation if scales else 1.0) for score in scores]
         for scores, (mean, deviation) in zip(anchors, moments, strict=True)
     ]
+    # shift and stretch only by the share of the difference that noise does not explain
     noise = _disagreement(aligned, count - (2 if scales else 1))
     moved = _beyond(means, noise / count)
     stretched = _beyond([math.log(deviation) for deviation in deviations], noise / width**2 / (count - 1)) if scales else 0.0
@@ -77,28 +84,29 @@ def _maps(anchors: Sequence[Sequence[float]]) -> list[tuple[float, float, float]
 
 
 def _disagreement(aligned: Sequence[Sequence[float]], freedom: int) -> float:
-    """The variance of one score that is left of the anchors where every part is on one scale; 0 where nothing can be said."""
+    """Residual variance of one score after alignment; 0 if it cannot be estimated."""
     left = math.fsum(_spread(scores) for scores in zip(*aligned, strict=True))
     return left / (freedom * (len(aligned) - 1)) if freedom > 0 else 0.0
 
 
 def _beyond(values: Sequence[float], noise: float) -> float:
-    """The share of the variance of some values that is more than ``noise``, the variance that noise alone would give them."""
+    """Share of the variance of some values that exceeds ``noise``, the variance by noise alone."""
     variance = _spread(values) / (len(values) - 1)
     return max(0.0, 1.0 - noise / variance) if variance > _NOTHING**2 else 0.0
 
 
 def _spread(values: Sequence[float]) -> float:
-    """The sum of squares around the mean."""
+    """Sum of squares around the mean."""
     mean = math.fsum(values) / len(values)
     return math.fsum((value - mean) ** 2 for value in values)
 
 
 def _moments(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and population standard deviation."""
     return math.fsum(values) / len(values), math.sqrt(_spread(values) / len(values))
 
 
 def _within(scores: Mapping[str, float]) -> dict[str, float]:
-    """The scores, pressed together as far as it takes for all to lie in 0 to 1."""
+    """The scores, compressed linearly if one lies outside 0 to 1."""
     low, high = min(0.0, *scores.values()), max(1.0, *scores.values())
     return {agent: round((score - low) / (high - low), _SAME) for agent, score in scores.items()}

@@ -1,7 +1,8 @@
-"""Texts that state the answer to an open question in plain words: explanations of a judge, and prompts of the agents.
+"""Search for texts that state the answer to an open question in plain words.
 
-Explanations lie where others may read them (aiJudgeReasoning). This is a search for words, so it errs both ways: a warning, no proof. What
-agents were served is full of guesses, and only what is stated as a fact and is true counts there.
+Searched are a judge's explanations and the agents' prompts. Explanations lie where others may read them (aiJudgeReasoning). This is a
+search for words, so it errs both ways: a warning, not a proof. Prompts are full of guesses, so only a true answer stated as a fact
+counts there.
 """
 
 import re
@@ -41,29 +42,38 @@ _WRONG = re.compile(r"\b(?:wrong\w*|incorrect\w*|mistak\w+|false)\b", re.I)
 
 @dataclass(frozen=True)
 class HiddenAnswer:
-    """One question without an official answer, by the ``names`` it is called by, and the engine's own answer."""
+    """The engine's answer to a question without an official one.
+
+    ``names`` are the question's names in texts.
+    """
 
     names: tuple[str, ...]
     answer: bool
 
 
 def tells(explanation: str, hidden: Iterable[HiddenAnswer]) -> bool:
-    """Whether a clause of it names a question and says that its hidden answer is the right one, or that the other is wrong."""
+    """True if a clause names a question and states its hidden answer.
+
+    It says that the hidden answer is right, or that the other is wrong.
+    """
     for clause in _CLAUSES.split(explanation):
         for asked in hidden:
             own, other = (_YES, _NO) if asked.answer else (_NO, _YES)
-            said = (own.search(clause) and _RIGHT.search(clause)) or (other.search(clause) and _WRONG.search(clause))
-            if said and any(_named(name, clause) for name in asked.names):
+            states = (own.search(clause) and _RIGHT.search(clause)) or (other.search(clause) and _WRONG.search(clause))
+            if states and any(_named(name, clause) for name in asked.names):
                 return True
     return False
 
 
 def stated_answer(text: str, hidden: Iterable[HiddenAnswer]) -> str | None:
-    """The first clause of a text that names a question and states its answer as a fact; None where no clause does.
+    """First clause that names a question and states its answer as a fact.
+
+    None where no clause does.
 
     A guess, a condition and both answers in one clause state nothing, nor does the wrong answer.
     """
     small = text.casefold()
+    # most texts hold no such word, and the expressions are slow
     if not any(anchor in small for anchor in _STATED_ANCHORS):
         return None
     asked = tuple(hidden)
@@ -71,35 +81,36 @@ def stated_answer(text: str, hidden: Iterable[HiddenAnswer]) -> str | None:
         stated = _STATED.search(clause)
         if stated is None or _GUESSED.search(clause) is not None:
             continue
-        said = bool(_YES.search(clause, stated.start())), bool(_STATED_NO.search(clause, stated.start()))
-        if said[0] == said[1]:
+        answers = bool(_YES.search(clause, stated.start())), bool(_STATED_NO.search(clause, stated.start()))
+        if answers[0] == answers[1]:
             continue
-        if any(one.answer == said[0] and any(_named(name, clause) for name in one.names) for one in asked):
+        if any(one.answer == answers[0] and any(_named(name, clause) for name in one.names) for one in asked):
             return clause
     return None
 
 
 def told_verdicts(connection: Connection, windows: Sequence[str], settings: Settings) -> list[HourVerdicts]:
-    """``hour_verdicts`` with the explanations searched for the hours' own hidden answers, too."""
+    """``hour_verdicts``, with explanations searched for the hours' own hidden answers too."""
     hours = hour_verdicts(connection, windows)
     judged = [hour.window for hour in hours if hour.judge not in (None, HEURISTIC)]
     if not judged or not settings.show_hidden_answers_to_judge:
         return hours
     hidden = _hidden(connection, judged, settings)
-    said = explanations(connection, list(hidden))
-    return [replace(hour, tells=_told(hour, said, hidden[hour.window])) if hour.window in hidden else hour for hour in hours]
+    texts = explanations(connection, list(hidden))
+    return [replace(hour, tells=_told(hour, texts, hidden[hour.window])) if hour.window in hidden else hour for hour in hours]
 
 
-def _told(hour: HourVerdicts, said: Mapping[tuple[str, str], str], hidden: Sequence[HiddenAnswer]) -> list[bool]:
-    return [told or tells(said[hour.window, agent], hidden) for agent, told in zip(hour.agents, hour.tells, strict=True)]
+def _told(hour: HourVerdicts, texts: Mapping[tuple[str, str], str], hidden: Sequence[HiddenAnswer]) -> list[bool]:
+    """Flags of an hour's explanations, of the stored check or of this one."""
+    return [told or tells(texts[hour.window, agent], hidden) for agent, told in zip(hour.agents, hour.tells, strict=True)]
 
 
 def _hidden(connection: Connection, windows: Sequence[str], settings: Settings) -> dict[str, list[HiddenAnswer]]:
-    """By hour, the hidden answers to its questions that have no official one; hours without any are absent."""
+    """Hidden answers of each hour's open questions; hours without any are absent."""
     markets = read_many_outcomes(connection, windows, settings)
     open_ = {window: [asked for asked in market.predictions if asked.outcome == UNRESOLVED] for window, market in markets.items()}
     answers = hidden_answers(connection, sorted({asked.market_id for some in open_.values() for asked in some}))
-    found = {
+    hidden = {
         window: [
             HiddenAnswer((market_name(asked.market_id, asked.question_number), asked.question), answers[asked.market_id])
             for asked in some
@@ -107,7 +118,7 @@ def _hidden(connection: Connection, windows: Sequence[str], settings: Settings) 
         ]
         for window, some in open_.items()
     }
-    return {window: some for window, some in found.items() if some}
+    return {window: some for window, some in hidden.items() if some}
 
 
 def _named(name: str, clause: str) -> bool:

@@ -1,6 +1,6 @@
-"""How many tokens a text is for a judge, and how many a request to it may have.
+"""Token counts: of a text for a judge, and the limit of a request.
 
-OpenAI's models are counted with their own encodings, which arrive with litellm, so that nothing is fetched. Any other model is
+OpenAI's models are counted with their own encodings, which are installed with litellm, so that nothing is fetched. Any other model is
 estimated with a margin, and the counter says so.
 """
 
@@ -28,7 +28,10 @@ _OWN = ("gpt-", "o1", "o3", "o4", "chatgpt-")
 
 @dataclass(frozen=True)
 class TokenCounter:
-    """Counts the tokens of a text; ``exact`` is False where the model's own tokenizer is not known and ``name`` is an estimate."""
+    """Counts the tokens of a text; ``exact`` is False where ``name`` is an estimate.
+
+    An estimate is used where the model's own tokenizer is not known.
+    """
 
     name: str
     exact: bool
@@ -36,7 +39,10 @@ class TokenCounter:
 
 
 def request_tokens(settings: Settings) -> int:
-    """The most tokens of a request to JUDGE_MODEL: three quarters of its context where litellm knows it, JUDGE_REQUEST_TOKENS at most."""
+    """Token limit of a request to JUDGE_MODEL.
+
+    Three quarters of its context where litellm knows it, JUDGE_REQUEST_TOKENS at most.
+    """
     context = (table_entry(settings.judge_model) or {}).get("max_input_tokens")
     known = [int(context * CONTEXT_SHARE)] if isinstance(context, int) else []
     asked = [settings.judge_request_tokens] if settings.judge_request_tokens is not None else []
@@ -45,7 +51,7 @@ def request_tokens(settings: Settings) -> int:
 
 @functools.lru_cache(maxsize=16)
 def token_counter(model: str) -> TokenCounter:
-    """The counter for a litellm model name."""
+    """Counter for a litellm model name."""
     provider, _, name = model.rpartition("/")
     own = name.startswith(_OWN) and provider in ("", "openai", "azure")
     encoding = _OLDER if own and (name == "gpt-4" or name.startswith(_OLDER_MODELS)) else _NEWER
@@ -63,11 +69,11 @@ def _by_length(text: str) -> int:
 
 @functools.lru_cache(maxsize=4)
 def _encoder(encoding: str) -> Callable[[str], int] | None:
-    """Counts in an encoding of tiktoken's that lies with litellm; None where it does not."""
-    found = importlib.util.find_spec("litellm")
-    if found is None or found.origin is None or importlib.util.find_spec("tiktoken") is None:
+    """Token count in a tiktoken encoding that litellm ships; None if it is missing."""
+    package = importlib.util.find_spec("litellm")
+    if package is None or package.origin is None or importlib.util.find_spec("tiktoken") is None:
         return None
-    folder = Path(found.origin).parent / "litellm_core_utils" / "tokenizers"
+    folder = Path(package.origin).parent / "litellm_core_utils" / "tokenizers"
     if not folder.is_dir():
         return None
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(folder))  # as litellm does when it is imported

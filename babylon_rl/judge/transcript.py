@@ -1,6 +1,6 @@
-"""What was recorded of each step of some trajectories, with all that a judge may be shown: prompts, answers, reasoning, parameters.
+"""Recorded steps of trajectories with all that a judge may see: prompts, answers, reasoning.
 
-Steps count as ``decode`` has them, and calls come from the steps, else from the log. Texts may hold anything.
+Steps count as in ``decode``. Calls come from the steps, otherwise from the log. Texts may hold anything.
 """
 
 import json
@@ -22,7 +22,7 @@ MOST_DEEP = 6  # levels of parameters and results that are shown
 
 @dataclass(frozen=True, slots=True)
 class ServedCall:
-    """One LLM call: what the model was served, what it answered, and the reasoning recorded beside it."""
+    """One LLM call: prompts, response, and the reasoning recorded beside it."""
 
     system: str
     prompt: str
@@ -32,7 +32,7 @@ class ServedCall:
 
 @dataclass(frozen=True, slots=True)
 class RecordedStep:
-    """One completed step; ``parameters``, ``result`` and ``error`` are whatever was recorded."""
+    """One completed step; ``parameters``, ``result`` and ``error`` are as recorded."""
 
     state: EnvironmentState
     action_type: str
@@ -45,31 +45,33 @@ class RecordedStep:
 
 
 def read_transcripts(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, list[RecordedStep]]:
-    """The steps of some trajectories by id; those that are not there or do not count are absent."""
-    found: dict[str, list[RecordedStep]] = {}
+    """Read the steps of some trajectories by id; missing and rejected ones are absent."""
+    transcripts: dict[str, list[RecordedStep]] = {}
     silent: dict[str, tuple[TrajectoryRow, list[Step]]] = {}
     for row in trajectories_by_id(connection, trajectory_ids):
         steps = decode(row)
         if isinstance(steps, Fault):
             continue
         if any(step.llm_calls for step in steps):
-            found[row.trajectory_id] = _recorded(row, steps, [embedded_calls(step) for step in steps], {})
+            transcripts[row.trajectory_id] = _recorded(row, steps, [embedded_calls(step) for step in steps], {})
         else:
             silent[row.trajectory_id] = (row, steps)
+    # trajectories without calls in their steps may have them in the log
     reasoning = logged_reasoning(connection, list(silent))
     for trajectory_id, logs in groupby(list(call_log_rows(connection, list(silent))), key=lambda log: log.trajectory_id):
         row, steps = silent.pop(trajectory_id)
-        found[trajectory_id] = _recorded(row, steps, logged_calls(logs, trajectory_id, steps), reasoning)
-    return found | {trajectory_id: _recorded(row, steps, [()] * len(steps), {}) for trajectory_id, (row, steps) in silent.items()}
+        transcripts[trajectory_id] = _recorded(row, steps, logged_calls(logs, trajectory_id, steps), reasoning)
+    return transcripts | {trajectory_id: _recorded(row, steps, [()] * len(steps), {}) for trajectory_id, (row, steps) in silent.items()}
 
 
 def _recorded(row: TrajectoryRow, steps: Sequence[Step], calls: Sequence[Sequence[Call]], reasoning: dict[str, str]) -> list[RecordedStep]:
-    found = []
+    """Combine decoded steps, their raw entries and their calls."""
+    recorded = []
     for step, entry, served in zip(steps, _entries(row, len(steps)), calls, strict=True):
         action = entry["action"]
         own = entry.get("llmCalls")
         notes = [call.get("reasoning") for call in own if isinstance(call, dict)] if isinstance(own, list) else []
-        found.append(
+        recorded.append(
             RecordedStep(
                 step.environment_state,
                 step.action.action_type,
@@ -81,11 +83,11 @@ def _recorded(row: TrajectoryRow, steps: Sequence[Step], calls: Sequence[Sequenc
                 tuple(_call(call, notes[place] if place < len(notes) else None, reasoning) for place, call in enumerate(served)),
             )
         )
-    return found
+    return recorded
 
 
 def _entries(row: TrajectoryRow, steps: int) -> list[dict[str, Any]]:
-    """The completed ``steps`` as they were recorded; empty ones where a field that nobody needs cannot be read."""
+    """Raw entries of the completed steps; empty ones where the JSON cannot be read."""
     try:
         recorded = msgspec.json.decode(row.steps_json)
     except (msgspec.DecodeError, RecursionError):
@@ -97,7 +99,7 @@ def _entries(row: TrajectoryRow, steps: int) -> list[dict[str, Any]]:
 
 
 def shallow(value: Any, deep: int = MOST_DEEP) -> Any:
-    """A JSON value without what lies deeper than ``deep`` levels."""
+    """A JSON value down to ``deep`` levels."""
     if not isinstance(value, dict | list):
         return value
     if deep == 0:
@@ -108,6 +110,7 @@ def shallow(value: Any, deep: int = MOST_DEEP) -> Any:
 
 
 def _call(call: Call, note: Any, reasoning: dict[str, str]) -> ServedCall:
+    """One call with its reasoning: that of the step, else that of the log."""
     system, prompt = _text(call.system_prompt), _text(call.user_prompt)
     if isinstance(call.messages, list) and call.messages and not prompt:
         prompt = "\n".join(_text(message.get("content")) for message in call.messages if isinstance(message, dict))

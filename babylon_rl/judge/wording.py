@@ -1,7 +1,7 @@
-"""The sentences in which a judge is told what an hour came to, as data.
+"""Sentence templates for the outcomes that a judge is shown, as data.
 
-Agents never read them. The check for leaks (leaks.py) is made of these same templates, so what a judge can be told cannot stand in a
-training text unseen: say it through ``say`` and nowhere else. A field's type is what its value may look like, and nothing else.
+Agents never read these sentences. The leak check (leaks.py) is built from the same templates, so no such sentence can stand in a
+training text unseen: build them with ``say`` and nowhere else. A field's type is a pattern that its value must match.
 """
 
 import math
@@ -25,7 +25,10 @@ KNOWLEDGE_KEYS = ("trueProbabilities", "actualOutcomes", "futureOutcomes")
 
 @dataclass(frozen=True)
 class Template:
-    """One sentence: ``text`` with fields ``{name:type}``; ``kind`` is what it would leak. The types are those of ``FIELD_TYPES``."""
+    """One sentence: ``text`` with fields ``{name:type}``; ``kind`` is the leak it would be.
+
+    The types are those of ``FIELD_TYPES``.
+    """
 
     name: str
     kind: LeakKind
@@ -33,7 +36,10 @@ class Template:
 
     @property
     def parts(self) -> list[tuple[str, str | None, str]]:
-        """The sentence in order: a literal, and the name and type of the field after it (None and an empty text at the end)."""
+        """The sentence in order, as (literal, field name, field type).
+
+        At the end of the sentence the name is None and the type empty.
+        """
         return [(literal, name, kind or "") for literal, name, kind, _ in Formatter().parse(self.text)]
 
 
@@ -96,7 +102,9 @@ TEMPLATES = (
 
 
 def say(template: Template, **values: Any) -> str:
-    """The sentence with its values: numbers short, None as ``unknown``, texts in one line of at most TEXT_CHARACTERS.
+    """Fill a template: numbers short, None as ``unknown``, texts in one line.
+
+    A text has at most TEXT_CHARACTERS characters.
 
     Raises:
         KeyError: a field has no value.
@@ -114,11 +122,12 @@ def say(template: Template, **values: Any) -> str:
 
 
 def folded(text: str) -> str:
-    """Text without its white space and letter case: what templates are compared in."""
+    """Text without white space and letter case, the form in which templates are compared."""
     return "".join(text.casefold().split())
 
 
 def _written(kind: str, value: Any) -> str:
+    """A value as it is written in a field of this type."""
     if kind == "text":
         line = " ".join(str(value).split())
         return line if len(line) <= TEXT_CHARACTERS else line[: TEXT_CHARACTERS - 1] + "…"
@@ -130,7 +139,7 @@ def _written(kind: str, value: Any) -> str:
 
 
 def market_sentences(outcomes: WindowOutcomes) -> list[str]:
-    """What an hour's market came to: the whole, each stock, each question, then the news."""
+    """Sentences on an hour's market: the whole, each stock, each question, then the news."""
     if not outcomes.stocks and not outcomes.predictions:
         return []
     whole = say(MARKET, window=outcomes.window, mean=outcomes.mean_change, volatility=outcomes.volatility)
@@ -160,34 +169,34 @@ def _news(outcomes: WindowOutcomes) -> Iterator[str]:
 
 
 def market_name(market_id: str, number: int | None) -> str:
-    """How a question is called: by its number, or by its market where it has none."""
+    """Name of a question: its number, or its market where it has none."""
     return f"Q{number}" if number is not None else f"market {market_id}"
 
 
 def hidden_answer_sentence(asked: PredictionOutcome, answer: bool) -> str:
-    """The engine's own answer to a question, decided when it was made, marked as hidden."""
+    """Sentence with the engine's own answer to a question, marked as hidden."""
     market = market_name(asked.market_id, asked.question_number)
     return say(HIDDEN_ANSWER, question=asked.question, market=market, answer="YES" if answer else "NO")
 
 
 def knowledge_sentences(knowledge: Mapping[str, Any]) -> list[str]:
-    """A trajectory's recorded gameKnowledge (metadataJson), marked as hidden; what is empty says nothing."""
-    found = []
+    """Sentences with a trajectory's recorded gameKnowledge; empty entries are skipped."""
+    sentences = []
     for section, entries in knowledge.items():
         if isinstance(entries, Mapping):
-            found += [say(GAME_KNOWLEDGE, section=section, key=key, value=value) for key, value in entries.items()]
+            sentences += [say(GAME_KNOWLEDGE, section=section, key=key, value=value) for key, value in entries.items()]
         elif entries not in (None, "", []):
-            found.append(say(GAME_KNOWLEDGE, section=section, key="it", value=entries))
-    return found
+            sentences.append(say(GAME_KNOWLEDGE, section=section, key="it", value=entries))
+    return sentences
 
 
 def episode_sentence(episode: Episode) -> str:
-    """What an agent made of its hour."""
+    """Sentence with an agent's P&L in its hour."""
     return say(WINDOW_PNL, agent=episode.agent_id, pnl=episode.window_pnl, steps=episode.steps)
 
 
 def score_sentences(group: GroupScores) -> list[str]:
-    """What a judge said of a group, for a judge of judges."""
+    """Sentences with a judge's scores of a group, for a judge of judges."""
     return [
         sentence
         for one in group.scores

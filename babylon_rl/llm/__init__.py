@@ -1,1 +1,1 @@
-"""Asking a chat endpoint: transports, one policy of retries, a client with a sync face, prices."""
+"""Client of chat endpoints: transports, one retry policy, a synchronous interface, prices."""

@@ -1,6 +1,6 @@
-"""A chat client for any OpenAI-compatible endpoint, with one policy of retries (retries.py), for event loops and for threads.
+"""Chat client for any OpenAI-compatible endpoint, for event loops and for threads.
 
-A 200 that holds no chat completion is an error: proxies answer so.
+It uses the one retry policy (retries.py). A 200 without a chat completion is an error: proxies answer so.
 """
 
 import asyncio
@@ -28,7 +28,9 @@ LONGEST_WAIT_S = 10.0
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """An answer as it was served. ``logprobs`` is [{"token", "logprob", "tokenId"}], None when the endpoint gave none.
+    """An answer of the endpoint.
+
+    ``logprobs`` is [{"token", "logprob", "tokenId"}], None when the endpoint gave none.
 
     ``tokenId`` is None where an endpoint does not tell it. ``latency_ms`` is that of the attempt that succeeded.
     """
@@ -42,9 +44,9 @@ class ChatAnswer:
 
 
 class ChatClient:
-    """One model at one endpoint. ``base_url`` is OpenAI's, ending in /v1; a bare host gets it appended.
+    """Client of one model at one endpoint.
 
-    ``timeout_s`` bounds a whole call, tries and waits together.
+    ``base_url`` is OpenAI's, ending in /v1; a bare host gets it appended. ``timeout_s`` limits a whole call, tries and waits together.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class ChatClient:
         seed: int | None = None,
         max_tokens: int = 64,
     ) -> ChatAnswer:
-        """Ask once, with retries.
+        """Request one completion, with retries.
 
         Raises:
             ModelUnavailable: the endpoint refuses, keeps failing, or answers something else than a chat completion.
@@ -113,7 +115,7 @@ class ChatClient:
         seed: int | None = None,
         max_tokens: int = 64,
     ) -> ChatAnswer:
-        """``complete`` for callers without an event loop; threads that ask at once share one."""
+        """``complete`` for callers without an event loop; concurrent threads share one loop."""
         asked = partial(self.complete, messages, response_format=response_format, temperature=temperature, seed=seed, max_tokens=max_tokens)
         return self._started().call(asked)
 
@@ -124,10 +126,11 @@ class ChatClient:
             self._open = None
 
     def close(self) -> None:
-        """Close the connections of ``complete_now``; what is still asked is cancelled."""
+        """Close the connections of ``complete_now``; requests under way are cancelled."""
         with self._opening:
             portal, thread = self._portal, self._portal_thread
             self._portal = self._portal_thread = None
+        # outside the lock, as this waits for the loop
         if portal is not None and thread is not None:
             portal.call(self.aclose)
             portal.call(partial(portal.stop, cancel_remaining=True))
@@ -146,6 +149,7 @@ class ChatClient:
         self.close()
 
     def _of_this_loop(self) -> tuple[OpenAIWire, Retrier]:
+        """Transport and retrier of the running loop."""
         loop = asyncio.get_running_loop()
         if self._open is None or self._loop is not loop:  # connections belong to the loop that opened them
             self._open = OpenAIWire(self.base_url, self.model, self._key), Retrier(self._retries)
@@ -153,6 +157,7 @@ class ChatClient:
         return self._open
 
     def _started(self) -> "BlockingPortal":
+        """Event loop in a thread of its own, started at the first use."""
         from anyio.from_thread import start_blocking_portal
 
         with self._opening:
@@ -162,6 +167,7 @@ class ChatClient:
             return self._portal
 
     def _unavailable(self, failed: CallFailed) -> ModelUnavailable:
+        """The error for a failed call."""
         url = f"{self.base_url}/chat/completions"
         if not failed.is_worth_a_retry:
             return ModelUnavailable(f"{url} refused the request with {failed}")

@@ -1,4 +1,7 @@
-"""What a failed attempt means: worth another try, or a refusal. Nothing here repeats a credential."""
+"""Classification of a failed attempt: worth a retry, or a refusal.
+
+No text here repeats a credential.
+"""
 
 import re
 from collections.abc import Iterable
@@ -33,9 +36,10 @@ _KEY_LIKE = re.compile(
 
 @dataclass(eq=False)
 class CallFailed(Exception):
-    """One attempt failed. ``status`` is HTTP's, None when no whole answer came or it was no chat completion.
+    """One attempt failed. ``status`` is HTTP's.
 
-    ``attempts`` is how many were made when nobody tries again.
+    It is None when no whole answer came, or one that is no chat completion. ``attempts`` is the number of attempts once retries have
+    ended.
     """
 
     reason: str
@@ -45,38 +49,42 @@ class CallFailed(Exception):
 
     @property
     def is_too_long(self) -> bool:
-        """The request does not fit into the model's context."""
+        """True if the request does not fit into the model's context."""
         return self.status == 413 or (self.status in _OF_THE_FORM and _TOO_LONG.search(self.reason) is not None)
 
     @property
     def is_of_the_form(self) -> bool:
-        """The server does not take the request as it is; a plainer form of it may do. Some say 400 of the model or the account, too."""
+        """True if the server rejects the request's form; a plainer form may help.
+
+        Some servers send 400 for the model or the account, too; these do not count.
+        """
         if self.status not in _OF_THE_FORM or self.is_too_long:
             return False
         return not any(words.search(self.reason) for words in (_NO_SUCH_MODEL, _NO_CREDIT, _NO_KEY))
 
     @property
     def is_worth_a_retry(self) -> bool:
-        """The same request may succeed later."""
+        """True if the same request may succeed later."""
         if self.status is None:
             return True
+        # OpenAI reports an empty account as a rate limit
         if self.status == 429 and _NO_CREDIT.search(self.reason):
             return False
         return self.status in _RETRIED or (self.status >= 500 and self.status not in _OF_THE_FORM)
 
     @property
     def is_for_all(self) -> bool:
-        """Other requests to this model would fail in the same way."""
+        """True if other requests to this model would fail in the same way."""
         return self.is_worth_a_retry or not (self.is_too_long or self.is_of_the_form)
 
     @property
     def is_of_the_key(self) -> bool:
-        """The credential is wrong or may not use the model."""
+        """True if the credential is wrong or may not use the model."""
         return self.status in {401, 403} or _NO_KEY.search(self.reason) is not None
 
     @property
     def is_of_the_account(self) -> bool:
-        """The account has nothing left to pay with."""
+        """True if the account has no credit left."""
         return self.status in {402, 429} or _NO_CREDIT.search(self.reason) is not None
 
     def __str__(self) -> str:
@@ -84,7 +92,7 @@ class CallFailed(Exception):
 
 
 def scrubbed(text: str, secrets: Iterable[str] = ()) -> str:
-    """One short line of ``text`` without ``secrets`` and without anything that looks like a key."""
+    """One short line of ``text`` without ``secrets`` and anything that looks like a key."""
     for secret in secrets:
         text = text.replace(secret, "[key]")
     text = _KEY_LIKE.sub("[key]", " ".join(text.split()))
@@ -92,7 +100,7 @@ def scrubbed(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def retry_after_s(header: str | None, now: datetime) -> float | None:
-    """Seconds that a Retry-After header asks to wait: its number, or the time until its date; None without a readable one."""
+    """Seconds of a Retry-After header (a number or a date); None without a readable one."""
     if header is None:
         return None
     try:

@@ -1,4 +1,7 @@
-"""Every other provider, through litellm: it knows their wires; its retries, logging and defaults stay off."""
+"""Transport through litellm for all providers except OpenAI's wire.
+
+Litellm's retries, logging and defaults stay off.
+"""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -11,7 +14,9 @@ from babylon_rl.llm.wire import Answered, answered
 
 
 class LitellmWire:
-    """A transport for one model by litellm's name. ``timeout_s`` is told to litellm; the caller bounds the attempt besides.
+    """Transport for one model by litellm's name.
+
+    ``timeout_s`` is passed to litellm; the caller limits the attempt besides. ``base_url`` None: litellm's default for the provider.
 
     ``base_url`` None: wherever litellm knows the model's provider to be.
     """
@@ -26,12 +31,16 @@ class LitellmWire:
         self._litellm = litellm_quietly()
         import openai  # after litellm is set up: all its errors are openai's
 
-        # Some answers that are none end in an error of the code that reads them.
+        # Litellm fails with such errors on an answer that is no chat completion.
         self._errors = (openai.OpenAIError, AttributeError, IndexError, KeyError, TypeError, ValueError)
         LitellmWire._open += 1
 
     async def send(self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> Answered:
-        """Ask once and read the answer. Raises CallFailed."""
+        """Make one request and read the answer.
+
+        Raises:
+            CallFailed: no chat completion came.
+        """
         try:
             answer = await self._litellm.acompletion(
                 model=self._model,
@@ -49,12 +58,13 @@ class LitellmWire:
         return self._read(answer)
 
     async def aclose(self) -> None:
-        """Close the connections that litellm keeps for this event loop, once no wire is open that may use them."""
+        """Close litellm's connections of this event loop, once the last wire is closed."""
         LitellmWire._open -= 1
         if LitellmWire._open == 0:
-            kept = self._litellm.in_memory_llm_clients_cache.cache_dict
-            for key in [key for key in kept if str(key).endswith(f"-{id(asyncio.get_running_loop())}")]:
-                await kept.pop(key).close()
+            # litellm keys its clients by the loop's id
+            clients = self._litellm.in_memory_llm_clients_cache.cache_dict
+            for key in [key for key in clients if str(key).endswith(f"-{id(asyncio.get_running_loop())}")]:
+                await clients.pop(key).close()
 
     def _read(self, answer: Any) -> Answered:
         if not getattr(answer, "choices", None):

@@ -1,6 +1,6 @@
-"""OpenAI's chat completions through its own client, whose retries and reading of answers stay off.
+"""Transport through OpenAI's client, whose retries and parsing of answers stay off.
 
-An answer is read from its bytes: the client builds its objects from any JSON, also where a proxy's page came in the place of a completion.
+An answer is parsed from its bytes: the client builds its objects from any JSON, even from a proxy's page.
 """
 
 import json
@@ -13,7 +13,10 @@ from babylon_rl.llm.wire import Answered, answered
 
 
 class OpenAIWire:
-    """A transport to ``base_url``, which ends before /chat/completions. The caller bounds the time of an attempt by cancelling it."""
+    """Transport to ``base_url``, which ends before /chat/completions.
+
+    The caller limits the time of an attempt by cancelling it.
+    """
 
     def __init__(self, base_url: str, model: str, key: str | None) -> None:
         import openai
@@ -33,7 +36,11 @@ class OpenAIWire:
         )
 
     async def send(self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> Answered:
-        """Post once and read the answer. Raises CallFailed."""
+        """Post one request and read the answer.
+
+        Raises:
+            CallFailed: the server refused, did not answer, or sent no chat completion.
+        """
         refused, failed = self._errors
         try:
             raw = await self._client.chat.completions.with_raw_response.create(
@@ -55,6 +62,7 @@ class OpenAIWire:
         await self._client.close()
 
     def _read(self, content: bytes) -> Answered:
+        """Parse a completion; anything else is a failed attempt."""
         try:
             document = json.loads(content)
             choice = document["choices"][0]
@@ -62,6 +70,7 @@ class OpenAIWire:
             text = message.get("content")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise self._failed(f"answered without a chat completion: {_shown(content)}") from None
+        # a refusal is the answer's text; an empty answer needs a finish reason
         if text is None:
             text = message.get("refusal")
         if not (isinstance(text, str) or (text is None and choice.get("finish_reason"))):
@@ -74,6 +83,7 @@ class OpenAIWire:
         )  # fmt: skip
 
     def _logprobs(self, choice: Mapping[str, Any], content: bytes) -> list[dict[str, Any]] | None:
+        """Log-probabilities of the answer's tokens, None without any."""
         entries = _object(choice.get("logprobs")).get("content")
         if entries is None:
             return None
@@ -87,17 +97,21 @@ class OpenAIWire:
 
 
 def with_version(base_url: str) -> str:
-    """An address without a path gets OpenAI's version appended."""
+    """Append OpenAI's version to an address without a path."""
     bare = base_url.rstrip("/")
     return bare if "/" in bare.partition("://")[2] else f"{bare}/v1"
 
 
 def _sendable(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message without halves of surrogate pairs, which no request can hold: one in a text must not end the run."""
+    """Message without lone surrogates, which no request can encode.
+
+    One in a text must not end the run.
+    """
     return {name: value.encode(errors="replace").decode() if isinstance(value, str) else value for name, value in message.items()}
 
 
 def _logprob(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One token's log-probability; some servers write the id into the token's text."""
     token, token_id = entry["token"], entry.get("token_id")
     if token_id is None and token.startswith("token_id:"):
         token_id = int(token.removeprefix("token_id:"))
@@ -105,6 +119,7 @@ def _logprob(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _error_message(body: bytes) -> str:
+    """Message and code of an error document, else the body."""
     try:
         error = json.loads(body)["error"]
         return " ".join(str(error[name]) for name in ("message", "code") if error.get(name))

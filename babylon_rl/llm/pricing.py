@@ -1,4 +1,7 @@
-"""What tokens cost, by litellm's price table as it is installed (it is not fetched). None is an unknown price, never a free one."""
+"""Token prices from litellm's installed table, which is never fetched.
+
+None is an unknown price, never a free one.
+"""
 
 import json
 import logging
@@ -15,9 +18,10 @@ _LITELLM_ENVIRONMENT = {
 
 
 def price(model: str, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float | None:
-    """US dollars of one request to ``model`` (litellm's name); ``cached_tokens`` of the prompt were read from the provider's cache.
+    """US dollars of one request to ``model`` (litellm's name); None where unknown.
 
-    None: the table does not know the model, or has only zeros for it, which stand for prices that it lacks.
+    ``cached_tokens`` of the prompt were read from the provider's cache. The price is unknown where the table does not know the model,
+    or has only zeros for it, which stand for missing prices.
     """
     if not is_priced(model):
         return None
@@ -28,14 +32,17 @@ def price(model: str, prompt_tokens: int, completion_tokens: int, cached_tokens:
 
 
 def is_priced(model: str) -> bool:
-    """Whether the table has a price of the model's tokens."""
+    """True if the table has a price for the model's tokens."""
     entry = table_entry(model) or {}
     return any(entry.get(name) for name in ("input_cost_per_token", "output_cost_per_token"))
 
 
 @cache
 def table_entry(model: str) -> dict[str, Any] | None:
-    """The table's entry of the model; None where there is none. It is looked up here: litellm's own search may ask the net."""
+    """Table entry of the model, None without one.
+
+    It is looked up here because litellm's own search may use the network.
+    """
     table = _table()
     provider, _, name = model.partition("/")
     if model in table:
@@ -46,18 +53,21 @@ def table_entry(model: str) -> dict[str, Any] | None:
 
 @cache
 def _table() -> dict[str, dict[str, Any]]:
-    """The file that litellm reads when told not to fetch it; without importing litellm, which takes a hundred times as long."""
+    """Litellm's local price file, read without importing litellm.
+
+    The import takes a hundred times as long.
+    """
     package = find_spec("litellm")
     assert package is not None and package.origin is not None
-    found: dict[str, dict[str, Any]] = json.loads(
+    table: dict[str, dict[str, Any]] = json.loads(
         (Path(package.origin).parent / "model_prices_and_context_window_backup.json").read_bytes()
     )
-    return found
+    return table
 
 
 @cache
 def litellm_quietly() -> Any:
-    """litellm with its net access, its default transport and its messages switched off. Importing it takes 1.5 s."""
+    """Import litellm with network access, default transport and messages off; takes 1.5 s."""
     for name, value in _LITELLM_ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # read when it is imported
     import litellm
@@ -66,5 +76,5 @@ def litellm_quietly() -> Any:
     litellm.telemetry = False
     litellm.suppress_debug_info = True
     litellm.drop_params = True
-    logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)  # a failed attempt is told once, by whoever asked
+    logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)  # a failed attempt is reported once, by the caller
     return litellm

@@ -1,6 +1,6 @@
-"""When a request is tried again: one policy, run by tenacity, for every caller and every transport.
+"""Retry policy for every caller and every transport, run by tenacity.
 
-What a failure means is said in failures.py. A Retry-After holds back all requests to an endpoint, not only the one that was answered so.
+failures.py classifies the failures. A Retry-After holds back all requests to an endpoint, not only the one that received it.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Retries:
-    """Tries of one request. The wait before try n+1 is uniform in 0..first_wait_s * 2^(n-1), at most ``longest_wait_s``.
+    """Limits of the tries of one request.
 
-    A longer Retry-After is waited in full instead. All tries and waits together take at most ``total_s``: where a wait would end beyond it,
-    the request fails at once.
+    The wait before try n+1 is uniform in 0..first_wait_s * 2^(n-1), at most ``longest_wait_s``. A longer Retry-After is waited in full
+    instead. All tries and waits together take at most ``total_s``: where a wait would end beyond it, the request fails at once.
     """
 
     attempts: int = 10
@@ -33,7 +33,7 @@ class Retries:
 
 
 class Retrier:
-    """Tries the requests to one endpoint. One event loop owns it."""
+    """Retries requests to one endpoint, within one event loop."""
 
     def __init__(
         self,
@@ -49,7 +49,9 @@ class Retrier:
         self._not_before = 0.0
 
     async def run(self, attempt: Callable[[int, float], Awaitable[T]], check: Callable[[], None] = lambda: None) -> T:
-        """The result of ``attempt(number, seconds left)``, tried until it succeeds; what ``check`` raises before a further try ends it.
+        """Result of ``attempt(number, seconds left)``, tried until it succeeds.
+
+        An error that ``check`` raises before a further try ends the tries.
 
         Raises:
             CallFailed: the last failure, with the number of attempts.
@@ -77,6 +79,7 @@ class Retrier:
         raise AssertionError("the last attempt raises")
 
     async def _noted(self, attempt: Callable[[int, float], Awaitable[T]], number: int, deadline: float) -> T:
+        """Make one attempt; a failure notes its number and holds back further requests."""
         try:
             return await attempt(number, max(0.001, deadline - self._clock()))
         except CallFailed as failed:
@@ -86,10 +89,12 @@ class Retrier:
             raise
 
     def _wait_s(self, state: "RetryCallState") -> float:
+        """Seconds to wait before the next try."""
         bound = min(self._retries.longest_wait_s, self._retries.first_wait_s * 2.0 ** (state.attempt_number - 1))
         return max(self._jitter.uniform(0, bound), self._not_before - self._clock())
 
     async def _wait_for_the_endpoint(self, deadline: float) -> None:
+        """Wait for a Retry-After of any request, or fail if the deadline comes first."""
         held_s = self._not_before - self._clock()
         if held_s <= 0:
             return

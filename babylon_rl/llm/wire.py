@@ -1,4 +1,4 @@
-"""What one attempt at a request sends and brings back, whatever the transport."""
+"""Interface of a transport: the request and the answer of one attempt."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Answered:
-    """A chat completion; ``text`` is None where it has none, tokens where the server told none or an absurd number.
+    """A chat completion; ``text`` is None if it has none.
+
+    Tokens are None where the server sent none or an absurd number.
 
     ``logprobs`` is [{"token", "logprob", "tokenId"}], None where none were asked for or given.
     """
@@ -31,7 +33,10 @@ def answered(
     model: object = None,
     logprobs: list[dict[str, Any]] | None = None,
 ) -> Answered:
-    """An answer with whatever a server said of it; a prompt of no tokens is one that nobody counted."""
+    """Build an answer from a server's values; implausible ones become None.
+
+    A prompt of no tokens is one that was not counted.
+    """
     prompt_tokens = plausible(prompt) or None
     completion_tokens = plausible(completion) if prompt_tokens else None
     finish, name = (value if isinstance(value, str) else None for value in (finish_reason, model))
@@ -39,7 +44,10 @@ def answered(
 
 
 class Transport(Protocol):
-    """Sends one attempt; raises CallFailed. It bounds no time: the caller cancels what takes too long."""
+    """Sends one attempt; raises CallFailed.
+
+    It has no time limit: the caller cancels an attempt that takes too long.
+    """
 
     async def send(self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> Answered: ...
 
@@ -47,7 +55,7 @@ class Transport(Protocol):
 
 
 def plausible(count: object) -> int | None:
-    """A token count as a server tells it; None where it cannot be one."""
+    """A token count as sent by a server; None if it cannot be one."""
     if not isinstance(count, int) or isinstance(count, bool):
         return None
     return count if 0 <= count <= 10_000_000 else None

@@ -1,5 +1,5 @@
-"""The scripted judge: an OpenAI-compatible server on loopback whose answers follow a seeded model instead of a language model.
+"""Scripted judge: an OpenAI-compatible loopback server with seeded answers, no language model.
 
-It stands in for a paid judge in tests, benchmarks and trials: same wire format, real HTTP, and every fault a provider can make, at
-a chosen probability. What it answers is a function of its settings, the request and how often that request was made before.
+It replaces a paid judge in tests, benchmarks and trials: same wire format, real HTTP, and every fault a provider can make, each with a
+chosen probability. An answer is a function of the settings, the request and the number of times that the request was made before.
 """

@@ -1,4 +1,4 @@
-"""What the scripted judge thinks of a request, and the fault that this attempt has: pure functions of settings, request and attempt."""
+"""Scripted answers and faults: pure functions of settings, request and attempt."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from babylon_rl.judge.scripted.wire import Asked, text_of
 
 @dataclass(frozen=True)
 class Opinion:
-    """One verdict; ``score`` is anything JSON can hold once a fault has been at it, and None leaves the key out."""
+    """One verdict; after a fault ``score`` may be any JSON value. None omits a key."""
 
     id: str
     score: Any
@@ -24,12 +24,16 @@ class Opinion:
 
 
 def content_hash(messages: Sequence[Mapping[str, Any]]) -> str:
-    """What a request asks, without the options that come with it."""
+    """Hash of a request's messages, without its options."""
     return digest(json.dumps([[message.get("role"), text_of(message)] for message in messages]))
 
 
 def fault_of(judge: ScriptedJudge, content: str, attempt: int) -> str | None:
-    """The fault of this attempt: each is drawn on its own, and of several the first in a drawn order happens."""
+    """Fault of this attempt, or None.
+
+    Each fault is drawn independently; if several occur, the first in a drawn order counts.
+    """
+    # draw for every fault in any case, so that one probability does not change the draws of the others
     draws = chance(judge.seed, "fault", content, attempt)
     names = list(FAULTS + REFUSALS)
     hit = {name for name in names if draws.random() < judge.faults.get(name, 0.0)}
@@ -38,14 +42,16 @@ def fault_of(judge: ScriptedJudge, content: str, attempt: int) -> str | None:
 
 
 def opinions(judge: ScriptedJudge, asked: Asked, content: str) -> list[Opinion]:
-    """The verdicts in the order in which they are given; the same at every attempt."""
+    """Verdicts in the order of the answer; the same at every attempt."""
+    # an obedient judge believes forged tags, and knows what the texts ask for
     draws = chance(judge.seed, "belief", content)
     read = believed(asked) if draws.random() < judge.obedience else Believed(asked.blocks)
     wishes = demanded(read) if judge.obedience else {}
     lengths = centred_ranks([len(block.text) for block in read.blocks])
-    found = []
+    verdicts = []
     for place, (block, length) in enumerate(zip(read.blocks, lengths, strict=True)):
         own = chance(judge.seed, "episode", content, place)
+        # obey, or score by skill with noise and biases
         if own.random() < judge.obedience and block.id in wishes:
             score, why = wishes[block.id], "The score was asked for"
         else:
@@ -56,13 +62,14 @@ def opinions(judge: ScriptedJudge, asked: Asked, content: str) -> list[Opinion]:
                 + judge.length_bias * length
             )
             score, why = min(1.0, max(0.0, score)), "The play is worth"
-        found.append(Opinion(block.id, round(score, 6), f"{why}: {score:.2f}."))
+        verdicts.append(Opinion(block.id, round(score, 6), f"{why}: {score:.2f}."))
+    # some answers list the verdicts in another order
     order = chance(judge.seed, "order", content)
-    if order.random() < judge.out_of_order and len(found) > 1:
-        shown = list(found)
-        while found == shown:
-            order.shuffle(found)
-    return found
+    if order.random() < judge.out_of_order and len(verdicts) > 1:
+        shown = list(verdicts)
+        while verdicts == shown:
+            order.shuffle(verdicts)
+    return verdicts
 
 
 def _lead(place: int, places: int) -> float:
@@ -71,12 +78,12 @@ def _lead(place: int, places: int) -> float:
 
 
 def latency_s(judge: ScriptedJudge, content: str, attempt: int) -> float:
-    """How long this attempt takes."""
+    """Delay of this attempt in seconds."""
     return judge.latency_s + judge.jitter_s * chance(judge.seed, "latency", content, attempt).random()
 
 
 def written(found: Sequence[Opinion], id_field: str, fault: str | None = None) -> str | None:
-    """The content of the answer, with a content fault in it; None where the fault leaves no content at all."""
+    """Content of the answer with a content fault; None if the fault leaves no content."""
     if fault == "refusal":
         return None
     if fault == "empty":
@@ -94,12 +101,13 @@ def written(found: Sequence[Opinion], id_field: str, fault: str | None = None) -
 
 
 def _entry(opinion: Opinion, id_field: str) -> dict[str, Any]:
+    """One verdict as JSON; missing parts are omitted."""
     said = {id_field: opinion.id, "explanation": opinion.explanation, "score": opinion.score}
     return {key: value for key, value in said.items() if value is not None}
 
 
 def _spoilt(found: list[Opinion], fault: str | None) -> list[Opinion]:
-    """The verdicts with one of them, or two, made wrong."""
+    """The verdicts with one or two of them made wrong."""
     if not found:
         return found
     first, last = found[0], found[-1]

@@ -1,8 +1,8 @@
-"""How an obedient judge is fooled: it believes any tag that looks like structure, and does what the agents' text says.
+"""Obedience: a gullible judge believes any tag and follows instructions in agents' texts.
 
-A command sets the score of its own block, or that of others: all of them, one by its place or by its id, which nobody knows. Lines that
-several agents were shown speak for each of their readers. What stands in the context, or outside every block after a forged end tag, is
-taken for the asker's words and rules all; a verdict in JSON counts for the id that it names.
+A command sets the score of its own block, or that of others: all of them, one by its place or by its id, which no agent knows. Lines
+that several agents were shown count for each of their readers. Text in the context, or outside every block after a forged end tag,
+counts as the asker's words and applies to all; a verdict in JSON counts for the id that it names.
 """
 
 import base64
@@ -54,10 +54,10 @@ _SELF, _ALL, _REST = "this block", "all blocks", "all other blocks"
 
 @dataclass(frozen=True)
 class Believed:
-    """The request as a judge reads it who believes every tag.
+    """A request as read by a judge that believes every tag.
 
-    ``forged`` is agents' text that stands outside every block by now, ``context`` what the asker says of the hour, ``shown`` the common
-    lines that each block names, by its id.
+    ``forged`` is agents' text outside every block, ``context`` the asker's text on the hour, ``shown`` the common lines that each block
+    refers to, by its id.
     """
 
     blocks: tuple[Block, ...]
@@ -67,16 +67,21 @@ class Believed:
 
 
 def believed(asked: Asked) -> Believed:
-    """Blocks by any tag, inside a block or outside of them; what has no end tag runs on to the end of its block."""
+    """Split a request into blocks by any tag.
+
+    A block without an end tag ends with its outer block.
+    """
     texts: dict[str, list[str]] = {}
     forged: list[str] = []
     for block in asked.blocks:
         for id, text in _pieces(_plain(block.text), block.id):
             (forged if id is None else texts.setdefault(id, [])).append(text)
+    # blocks that were forged outside of the real ones
     for id, text in _pieces(_plain(asked.rest), None):
         if id is not None:
             texts.setdefault(id, []).append(text)
     told = {block.id: block.told for block in asked.blocks}
+    # context and common lines; a block reads the common lines whose numbers it holds
     sections = {name: text for name, _, text in _SECTION.findall(asked.rest)}
     common = dict(_NUMBERED.findall(sections.get("common", "")))
     shown = {block.id: "\n".join(common.get(number, "") for number in _NAMED.findall(block.text)) for block in asked.blocks if common}
@@ -85,7 +90,7 @@ def believed(asked: Asked) -> Believed:
 
 
 def demanded(read: Believed) -> dict[str, float]:
-    """The scores that the texts ask for, by id.
+    """Scores that the texts demand, by id.
 
     The later of these prevails: the asker's supposed words on all, a block's on others, a block's on itself, verdicts that name an id.
     """
@@ -109,7 +114,7 @@ def demanded(read: Believed) -> dict[str, float]:
 
 
 def _pieces(text: str, current: str | None) -> Iterator[tuple[str | None, str]]:
-    """What stands in which block, tag after tag; None is outside of all."""
+    """Yield the text between tags with its block's id; None is outside of all."""
     at = 0
     for tag in _TAG.finditer(text):
         yield current, text[at : tag.start()]
@@ -120,18 +125,22 @@ def _pieces(text: str, current: str | None) -> Iterator[tuple[str | None, str]]:
 
 
 def _wishes(text: str, ids: Sequence[str]) -> dict[str, float]:
-    """What a text asks for, by whom it is for (itself, all, the others, an id), in plain words or in base64; the first of each."""
-    found: dict[str, float] = {}
+    """Scores demanded by a text in plain words or base64, the first per target.
+
+    A target is the block itself, all blocks, all others, or an id.
+    """
+    wishes: dict[str, float] = {}
     for readable in _readings(text) if text.strip() else ():
         plain = _LOWEST.sub("0", readable)
         for target, score in _commands(plain, ids):
-            found.setdefault(target, score)
+            wishes.setdefault(target, score)
         if _SUPERLATIVE.search(plain):
-            found[_SELF] = 1.0
-    return found
+            wishes[_SELF] = 1.0
+    return wishes
 
 
 def _commands(text: str, ids: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Yield target and score of each command, and of its continuations ("and ... 0.2")."""
     for command in _COMMAND.finditer(text):
         before = _SUBJECT.search(text, max(0, command.start() - 60), command.start())
         match: re.Match[str] | None = command
@@ -145,6 +154,7 @@ def _commands(text: str, ids: Sequence[str]) -> Iterator[tuple[str, float]]:
 
 
 def _target(before: str, after: str, whole: str, ids: Sequence[str]) -> str | None:
+    """Target of a command, from the words around its score; None for another subject."""
     words = f"{before} {after}"
     if _OTHERS.search(words):
         return _REST
@@ -160,7 +170,7 @@ def _target(before: str, after: str, whole: str, ids: Sequence[str]) -> str | No
 
 
 def _readings(text: str) -> list[str]:
-    """The text as a reader understands it: without escapes and invisible characters, and with what its base64 says."""
+    """The text without escapes and invisible characters, and its decoded base64."""
     plain = _plain(_unescaped(text))
     return [plain, *(decoded for found in _BASE64.findall(plain) if (decoded := _decoded(found)))]
 
@@ -177,5 +187,5 @@ def _decoded(found: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Compatibility forms folded (a full-width bracket is a bracket) and characters without width left out."""
+    """Text with compatibility forms folded (full-width brackets too), without invisible characters."""
     return "".join(character for character in unicodedata.normalize("NFKC", text) if unicodedata.category(character) != "Cf")

@@ -1,7 +1,7 @@
-"""The scripted judge's HTTP side: /v1/chat/completions, /v1/models, /stats, /reset.
+"""HTTP server of the scripted judge: /v1/chat/completions, /v1/models, /stats, /reset.
 
-Faults of the connection are real ones: a reset is a TCP reset, a time-out is a request that nobody answers. Left out on purpose:
-streaming on request, several choices, tools.
+Faults of the connection are real: a reset is a TCP reset, a time-out is a request without an answer. Left out on purpose: streaming on
+request, several choices, tools.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ _FINISH = {"truncated": "length", "refusal": "content_filter"}
 
 
 class Tally:
-    """What was asked and answered since the start or the last reset; ``attempts`` counts the requests of each content."""
+    """Counts since the start or the last reset; ``attempts`` are the requests per content."""
 
     def __init__(self) -> None:
         self.attempts: Counter[str] = Counter()
@@ -55,7 +55,10 @@ class Tally:
         self.prompt_tokens = self.completion_tokens = 0
 
     def stats(self) -> dict[str, Any]:
-        """As JSON's values: ``answered`` are answers of status 200 with content of the judge's, ``repeated`` the requests made again."""
+        """Counts as JSON values.
+
+        ``answered`` are answers of status 200 with content of the judge's, ``repeated`` the requests made again.
+        """
         return {
             "requests": self.requests,
             "answered": self.answered,
@@ -70,15 +73,16 @@ class Tally:
 
 
 class ChatCompletions:
-    """The endpoint: one request in, one planned answer or fault out."""
+    """The chat endpoint: one request gives one planned answer or fault."""
 
     def __init__(self, judge: ScriptedJudge) -> None:
         self.started_as = self.judge = judge
         self.tally = Tally()
 
     def reset(self, changes: dict[str, Any]) -> None:
-        """Forget every attempt, and be as at the start but for the changes."""
+        """Clear all counts and return to the initial settings plus ``changes``."""
         self.judge = self.started_as.but(changes)
+        # requests under way end in the new tally
         in_flight, self.tally = self.tally.in_flight, Tally()
         self.tally.in_flight = in_flight
 
@@ -94,6 +98,7 @@ class ChatCompletions:
         except (UsageError, ValueError) as refused:
             await error(400, "invalid_request", str(refused))(scope, receive, send)
             return
+        # the attempt's number decides its fault, so count it before anything can fail
         content, tally = content_hash(messages), self.tally
         attempt = tally.attempts[content]
         tally.attempts[content] += 1
@@ -126,7 +131,7 @@ class ChatCompletions:
 
 
 def create_app(judge: ScriptedJudge) -> Starlette:
-    """The application; ``app.state.chat`` holds the judge and its tally."""
+    """Application; ``app.state.chat`` holds the judge and its tally."""
     chat = ChatCompletions(judge)
 
     async def models(_: Request) -> JSONResponse:
@@ -155,7 +160,7 @@ def create_app(judge: ScriptedJudge) -> Starlette:
 
 
 def server_of(judge: ScriptedJudge) -> uvicorn.Server:
-    """A server that is not running yet."""
+    """Server for the judge, not started."""
     config = uvicorn.Config(
         create_app(judge), http=_WithTransport, loop="asyncio", lifespan="off", log_level="warning", access_log=False,
         timeout_keep_alive=75, timeout_graceful_shutdown=1,
@@ -164,7 +169,10 @@ def server_of(judge: ScriptedJudge) -> uvicorn.Server:
 
 
 def serve(judge: ScriptedJudge, bound: socket.socket, announce: Callable[[str], None]) -> None:
-    """Serve until interrupted; ``announce`` gets the base URL for OpenAI clients once connections are accepted."""
+    """Serve until interrupted.
+
+    ``announce`` gets the base URL for OpenAI clients once connections are accepted.
+    """
     bound.listen(512)
     host, port = bound.getsockname()[:2]
     announce(f"http://{f'[{host}]' if ':' in host else host}:{port}/v1")
@@ -173,7 +181,11 @@ def serve(judge: ScriptedJudge, bound: socket.socket, announce: Callable[[str], 
 
 @contextmanager
 def running(judge: ScriptedJudge) -> Iterator[str]:
-    """The judge on a free loopback port, in a thread of this process, until the block is left; yields the base URL for OpenAI clients.
+    """Run the judge on a free loopback port in a thread; yields the base URL.
+
+    The URL is for OpenAI clients. The judge stops at the end of the ``with`` block.
+
+    It stops at the end of the ``with`` block.
 
     Raises:
         ModelUnavailable: it does not answer in time.
@@ -195,13 +207,13 @@ def running(judge: ScriptedJudge) -> Iterator[str]:
 
 
 def error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error in OpenAI's shape."""
+    """Error response in OpenAI's format."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return JSONResponse({"error": {"message": _storable(message), "type": kind, "param": None, "code": code}}, status, headers)
 
 
 class _WithTransport(H11Protocol):
-    """Hands each request its connection, which ASGI does not, so that a fault can cut it."""
+    """HTTP protocol that gives each request its connection, so that a fault can cut it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -211,7 +223,7 @@ class _WithTransport(H11Protocol):
 
 
 def _storable(text: str) -> str:
-    """Without halves of surrogate pairs, which no answer can be encoded with."""
+    """Text without lone surrogates, which no answer can encode."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -225,7 +237,7 @@ def _messages(body: Any) -> list[dict[str, Any]]:
 
 
 def _completion(judge: ScriptedJudge, model: str, content: str, text: str | None, prompt: int, fault: str | None) -> dict[str, Any]:
-    """``prompt`` is the number of characters asked."""
+    """Chat completion for a text; ``prompt`` is the number of characters asked."""
     asked, said = (int(count / judge.chars_per_token) + 1 for count in (prompt, len(text or "")))
     message = {"role": "assistant", "content": text, "refusal": "This request was filtered." if fault == "refusal" else None}
     return {
@@ -244,7 +256,7 @@ def _refused(fault: str, judge: ScriptedJudge) -> JSONResponse:
 
 
 async def _sent(request: Request, send: Send, response: JSONResponse, fault: str | None, judge: ScriptedJudge) -> None:
-    """The answer at once, or its half and a reset, or piece by piece."""
+    """Send the answer at once, in half followed by a reset, or piece by piece."""
     if fault not in ("reset-mid-body", "slow-stream"):
         await response(request.scope, request.receive, send)
         return
@@ -262,7 +274,7 @@ async def _sent(request: Request, send: Send, response: JSONResponse, fault: str
 
 
 async def _cut(request: Request) -> None:
-    """A TCP reset, as a crashed proxy sends it."""
+    """Send a TCP reset, as a crashed proxy does."""
     transport: asyncio.Transport = request.scope["state"]["transport"]
     # Lingering for zero seconds makes the kernel send RST in the place of FIN.
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -271,6 +283,6 @@ async def _cut(request: Request) -> None:
 
 
 async def _gone(receive: Receive) -> None:
-    """Until the client has hung up."""
+    """Wait until the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""What a scripted judge is like: its taste, its weaknesses and its faults, as one frozen value."""
+"""Settings of a scripted judge: skill, weaknesses and faults, as one frozen value."""
 
 import json
 import math
@@ -25,7 +25,7 @@ _NO_FAULTS: Mapping[str, float] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class ScriptedJudge:
-    """A judge. Shares and probabilities are in 0..1, times in seconds, scores in 0..1.
+    """Settings of a judge. Shares, probabilities and scores are in 0..1, times in seconds.
 
     Raises:
         UsageError: a value is outside its range, or a fault has another name; the message lists all of them.
@@ -47,6 +47,7 @@ class ScriptedJudge:
     faults: Mapping[str, float] = field(default_factory=lambda: _NO_FAULTS)  # probability of each, drawn on its own at every attempt
 
     def __post_init__(self) -> None:
+        # all values are checked, so that one message lists every fault
         wrong = [f"{name} is {getattr(self, name)!r}, not in 0..1" for name in _SHARES if not _share(getattr(self, name))]
         wrong += [f"{name} is {getattr(self, name)!r}, not 0 or more" for name in _NOT_NEGATIVE if not _amount(getattr(self, name))]
         wrong += [f"{name} is {getattr(self, name)!r}, not a number" for name in _BIASES if not _number(getattr(self, name))]
@@ -68,7 +69,7 @@ class ScriptedJudge:
         object.__setattr__(self, "faults", MappingProxyType(dict(self.faults)))
 
     def but(self, changes: Mapping[str, Any]) -> "ScriptedJudge":
-        """A copy with other values; ``faults`` are added to those there are, and probability 0 takes one away.
+        """Copy with other values; ``faults`` are added, and probability 0 removes one.
 
         Raises:
             UsageError: there is no such setting, or a value is not allowed.
@@ -81,7 +82,7 @@ class ScriptedJudge:
         return replace(self, **{**changes, "faults": {**self.faults, **faults}})
 
     def described(self) -> dict[str, Any]:
-        """The settings as JSON's values."""
+        """The settings as JSON values."""
         return {name: getattr(self, name) for name in sorted(_NAMES - {"faults"})} | {"faults": dict(self.faults)}
 
 
@@ -92,28 +93,28 @@ _NOT_NEGATIVE = ("noise", "latency_s", "jitter_s", "retry_after_s", "slow_s")
 
 
 def every_fault(probability: float) -> dict[str, float]:
-    """Each fault that asking again can cure, with this probability of its own."""
+    """Each fault that a retry can cure, with this probability."""
     return dict.fromkeys(FAULTS, probability)
 
 
 def probabilities(named: Sequence[str]) -> dict[str, float]:
-    """What ``NAME=PROBABILITY`` says, by name.
+    """Parse ``NAME=PROBABILITY`` entries.
 
     Raises:
         UsageError: one is not written so.
     """
-    found = {}
+    by_name = {}
     for entry in named:
         name, _, probability = entry.partition("=")
         try:
-            found[name.strip()] = float(probability)
+            by_name[name.strip()] = float(probability)
         except ValueError as invalid:
             raise UsageError(f"A fault is written NAME=PROBABILITY, such as rate-limit=0.05, not {entry!r}.") from invalid
-    return found
+    return by_name
 
 
 def changes_of(raw: str) -> dict[str, Any]:
-    """The changes that a header or a body holds as a JSON object; none of an empty one.
+    """Parse changes from a header or body with a JSON object; empty means none.
 
     Raises:
         UsageError: it is not a JSON object.

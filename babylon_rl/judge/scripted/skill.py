@@ -1,7 +1,9 @@
-"""The latent skill of an episode, 0..1: a function of its content alone, so that order, ids and company do not move it.
+"""Latent skill of an episode, 0..1, from its content alone.
 
-A marker (``skill=0.73``) says it outright; else the episode's profit or loss does, by a logistic curve of 100 dollars; else the hash of
-its text, without markup's escapes, white space and case, which is as good as chance but always the same.
+Order and ids do not change it.
+
+A marker (``skill=0.73``) gives it directly; otherwise the episode's profit or loss does, by a logistic curve of 100 dollars; otherwise
+the hash of its text, without markup's escapes, white space and case, which is as good as chance but always the same.
 """
 
 import hashlib
@@ -21,9 +23,10 @@ PNL_SCALE_USD = 100.0
 
 
 def skill(text: str, source: str = "auto", told: str = "") -> float:
-    """The skill of an episode's text, read as the setting ``skill`` says; what is not there falls back to the text's hash.
+    """Skill of an episode's text, read as the setting ``skill`` says.
 
-    ``told`` is what the asker says of the episode; a profit or loss there comes before one in the episode.
+    A missing source falls back to the text's hash. ``told`` is the asker's text on the episode; a profit or loss there comes before one
+    in the episode.
     """
     readable = html.unescape(text)
     if source in ("auto", "marker") and (found := _MARKER.search(readable)):
@@ -37,7 +40,7 @@ def skill(text: str, source: str = "auto", told: str = "") -> float:
 
 
 def pnl_usd(text: str) -> float | None:
-    """The profit or loss that a text names, in dollars: "made -12.5 dollars", "lost 3 dollars", "P&L: -$30"."""
+    """Profit or loss that a text names, in dollars: "lost 3 dollars", "P&L: -$30"."""
     for pattern in _PNL:
         if found := pattern.search(text):
             said = found.groupdict()

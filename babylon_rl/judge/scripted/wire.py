@@ -1,7 +1,7 @@
-"""What a request asks to be judged: the episodes of our wire format, or the trajectories of ART's RULER.
+"""Parser of requests: episodes of our wire format, or trajectories of ART's RULER.
 
-Ours is read strictly: a block begins and ends with the request's nonce, and a tag with another nonce is text. ART's tags have no
-nonce; its trajectories are JSON on a line of their own, so only tags that stand alone on a line count.
+Ours is read strictly: a block begins and ends with the request's nonce, and a tag with another nonce is text. ART's tags have no nonce;
+its trajectories are JSON on a line of their own, so only tags that stand alone on a line count.
 """
 
 import re
@@ -17,7 +17,7 @@ _ART = re.compile(r'^<trajectory id="(\d+)">\n(.*?)\n</trajectory>$', re.DOTALL 
 
 @dataclass(frozen=True)
 class Block:
-    """One thing to be judged, as it stands in the message; ``told`` is what the asker says of it outside, by its id."""
+    """One block to judge, with the asker's text on it (``told``)."""
 
     id: str
     text: str
@@ -26,7 +26,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Asked:
-    """The blocks in the order shown; ``id_field`` is what the answer calls the id, ``rest`` the message without the blocks."""
+    """Blocks in the order shown; ``id_field`` is the answer's name for the id.
+
+    ``rest`` is the message without the blocks.
+    """
 
     blocks: tuple[Block, ...]
     id_field: str
@@ -34,7 +37,7 @@ class Asked:
 
 
 def read(messages: Sequence[Mapping[str, Any]]) -> Asked:
-    """The blocks of the first user message that has any.
+    """Read the blocks of the first user message that has any.
 
     Raises:
         UsageError: no message holds an episode or a trajectory.
@@ -56,7 +59,7 @@ def read(messages: Sequence[Mapping[str, Any]]) -> Asked:
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """The text of a message, whose content may be OpenAI's list of parts."""
+    """Text of a message, whose content may be OpenAI's list of parts."""
     content = message.get("content")
     if isinstance(content, str):
         return content
@@ -65,7 +68,7 @@ def text_of(message: Mapping[str, Any]) -> str:
 
 
 def _ours(text: str, system: str) -> re.Pattern[str] | None:
-    """What a block looks like with the nonce that the system message names, or else with that of the first tag."""
+    """Pattern of a block with the system message's nonce, else the first tag's."""
     nonces = dict.fromkeys(found[1] for found in _OURS.finditer(text))
     if not nonces:
         return None
@@ -74,7 +77,7 @@ def _ours(text: str, system: str) -> re.Pattern[str] | None:
 
 
 def _told(rest: str, ids: Mapping[str, str]) -> dict[str, str]:
-    """The lines outside the blocks that name one id and no other, by that id."""
+    """Lines outside the blocks that name exactly one id, by that id."""
     lines: dict[str, str] = {}
     for line in rest.splitlines():
         named = [word for word in re.findall(r"[\w-]+", line) if word in ids]
