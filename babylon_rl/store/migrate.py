@@ -78,8 +78,9 @@ def migrate(database: Database, *, check_only: bool = False, now: datetime | Non
 
 def _migrate(connection: psycopg.Connection[tuple[Any, ...]], files: list[Migration], now: datetime | None) -> MigrationReport:
     expected = expected_tables(connection, files[0].sql)
-    before = read_tables(connection, "public")
+    # The records first: a step that another process applies in between adds tables, and none of the recorded ones is missed.
     recorded = _recorded(connection)
+    before = read_tables(connection, "public")
     names = [migration.name for migration in _pending(files, recorded)]
     _check_tables(connection, files, recorded, expected, before)
     after = before
