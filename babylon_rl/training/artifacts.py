@@ -1,4 +1,7 @@
-"""A checkpoint as an artifact of Weights & Biases: named after the version's base line, the version as its alias, type ``model``."""
+"""Upload of a checkpoint as a Weights & Biases artifact of type ``model``.
+
+It is named after the version's base line, with the version as alias.
+"""
 
 import json
 import sys
@@ -13,7 +16,10 @@ JOB_TYPE = "model"
 
 
 def log_artifact(directory: Path, settings: Settings, **more: Any) -> Sent:
-    """Log a published checkpoint into the run of its batch; the answer's ``artifact`` is the name to get it by. Never raises for wandb."""
+    """Log a published checkpoint into the run of its batch.
+
+    The answer's ``artifact`` is the name to get it by. Failures of wandb are returned, never raised.
+    """
     refused = refusal(settings)
     if refused is not None:
         return Sent(refused)
@@ -29,7 +35,7 @@ def log_artifact(directory: Path, settings: Settings, **more: Any) -> Sent:
 
 
 def _log(request: dict[str, Any], given: dict[str, Any]) -> dict[str, str]:
-    """Log the artifact, in the child."""
+    """Log the artifact in the child process."""
     import wandb
 
     run = open_run(request)

@@ -1,7 +1,7 @@
-"""The life of a batch: frozen, judged, trained, and ended by a registered model, a failure or a cancellation.
+"""Life cycle of a batch: frozen, judged, trained, then registered, failed or cancelled.
 
-Whatever fails for a reason that another try would not cure fails the batch and frees its trajectories; a process that dies, or a
-database that goes away, leaves the batch as it was, and the next run goes on from there.
+An error that another try would not cure fails the batch and frees its trajectories. A process that dies, or a lost database, leaves the
+batch as it was, and the next run resumes.
 """
 
 import shutil
@@ -67,7 +67,7 @@ __all__ = [
 
 KEPT_WORDS = "What is finished is kept: make room, or mend what is in the way, then `babylon-rl train` goes on there."
 PAID_WORDS = "What was posted is kept: {} goes on with its next run, `babylon-rl train`, or can be cancelled."
-GIVEN_UP_AFTER = timedelta(days=7)  # a batch holds work that is done, and perhaps paid: nobody need be there for some days
+GIVEN_UP_AFTER = timedelta(days=7)  # a batch holds work that is done, and perhaps paid: it may be left alone for some days
 NO_SPREAD_REASON = "no spread of scores"
 THIN_REASON = "its hour is no longer ready"
 UNSCORED_REASON = "not scored"
@@ -76,7 +76,7 @@ QUARANTINED_REASON = "its hour is quarantined"
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A judged batch: its episodes with scores and advantages, and the groups that left it, by window, with the reason."""
+    """A judged batch: episodes with scores and advantages, and dropped groups with their reasons by window."""
 
     batch: Batch
     episodes: Sequence[BatchEpisode]
@@ -84,13 +84,13 @@ class Prepared:
 
     @property
     def kept(self) -> list[BatchEpisode]:
-        """The episodes that train."""
+        """Episodes that train."""
         return [episode for episode in self.episodes if episode.dropped is None]
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A completed batch: the registered model, its iterations in order, and the checkpoint's directory."""
+    """A completed batch: registered model, iterations in order, checkpoint directory."""
 
     batch: Batch
     model: Model
@@ -98,17 +98,17 @@ class Trained:
 
     @property
     def checkpoint(self) -> Path:
-        """The published adapter directory."""
+        """Published adapter directory."""
         return Path(self.model.checkpoint or self.model.storage_path)
 
 
 def batch_settings(batch: Batch, settings: Settings) -> Settings:
-    """``settings`` with what was frozen with the batch: a run that is resumed ends as it began."""
+    """Overlay ``settings`` with those frozen in the batch, so that a resumed run ends as it began."""
     return settings.model_copy(update=dict(batch.settings))
 
 
 def prepare_batch(connection: psycopg.Connection[Any], batch_id: str, settings: Settings, now: datetime) -> Prepared:
-    """Judge the windows of a batch that lack current scores, fix its advantages, and let groups without spread leave it.
+    """Judge the batch's windows without current scores, fix advantages, drop groups without spread.
 
     Safe to repeat: once the training has begun, what was fixed stays. ``connection`` is committed on the way.
 
@@ -118,6 +118,7 @@ def prepare_batch(connection: psycopg.Connection[Any], batch_id: str, settings: 
         JudgeError: hours wait for the judge, and the batch stays and says so until its next run; or it refuses everybody (a wrong
             key), and the batch has failed. What was judged is kept.
     """
+    # Once training has begun, the judgements are fixed.
     batch = _required(connection, batch_id)
     if batch.state == "completed" or read_steps(connection, batch_id):
         return _prepared(connection, batch)
@@ -131,9 +132,11 @@ def prepare_batch(connection: psycopg.Connection[Any], batch_id: str, settings: 
         with own_transaction(connection):
             advance_batch(connection, batch_id, attempt, "scoring", clock.now())
         windows = sorted({episode.window for episode in episodes})
+        # A batch that could train nothing fails before the judge is paid.
         refuse_hopeless(connection, batch, episodes, effective)
         scores = score_windows(connection, windows, effective, now, on_beat=lambda: heartbeat(connection, batch_id, attempt, clock.now()))
         _refuse_pending(batch_id, scores)
+        # Episodes removed by dropout do not count in their group's scores.
         dropped = read_dropped(connection, windows, DROPOUT)
         groups = {window: group.without({agent for hour, agent in dropped if hour == window}) for window, group in scores.items()}
         judged = [_judged(episode, groups.get(episode.window), episode.window in scores.quarantined) for episode in episodes]
@@ -160,7 +163,7 @@ def train_batch(
     on_step: OnStep = lambda metrics: None,
     on_preflight: Callable[[Batch], None] = lambda batch: None,
 ) -> Trained:
-    """Train a prepared batch, publish its checkpoint and register it; a run that was interrupted goes on where it stopped.
+    """Train a prepared batch, publish its checkpoint and register it; resume an interrupted run.
 
     Args:
         trainer: the backend; None makes the one that the batch's frozen settings choose.
@@ -175,12 +178,14 @@ def train_batch(
         BatchConflict: the batch ended, or another run has taken it over.
     """
     batch = _required(connection, batch_id)
+    # A batch with a registered model is complete: return it unchanged.
     model = model_of_batch(connection, batch_id)
     if model is not None:
         return Trained(batch, model, list(finished_steps(connection, batch_id).values()))
     if batch.live and any(episode.score is None for episode in _prepared(connection, batch).kept):
         raise TrainingError(f"{batch_id} is {batch.state}: its groups are judged first (asset training_batch).")
     effective = batch_settings(batch, settings)
+    # A batch trains only with the backend and base that it was frozen for.
     trainer = trainer or choose_trainer(effective)
     if (trainer.name, trainer.base_model) != (batch.backend, batch.base_model):
         raise TrainingError(
@@ -198,10 +203,12 @@ def train_batch(
 def _resume_or_train(run: Run, settings: Settings, on_step: OnStep, on_preflight: Callable[[Batch], None]) -> Model:
     batch_id = run.batch.batch_id
     prepared = _prepared(run.connection, run.batch)
+    # A run that died after publishing only lacks the registration.
     published = find_published(run.checkpoints, run.batch)
     if published is not None and not version_taken(run.connection, run.batch.version):
         return finish_registration(run, prepared.kept, published, settings)
     begun = bool(read_steps(run.connection, batch_id))
+    # The registry lock orders batches of one line: each continues from the newest version.
     with own_transaction(run.connection):
         if not begun:
             lock_registry(run.connection)
@@ -209,6 +216,7 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep, on_preflight
         advance_batch(run.connection, batch_id, run.attempt, "training", run.clock.now())
     if not begun:  # once something is trained, and perhaps paid, a place that is down fails nothing
         check_storage(settings, batch_id)
+    # Parent, sequences and plan; the trainer counts what it can train of them.
     parent = _parent(run)
     line = [m.version for m in read_models(run.connection) if not m.foreign and m.base_model == run.batch.base_model]
     conversion = convert(run.connection, prepared.kept, settings, line)
@@ -220,6 +228,7 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep, on_preflight
     kept = prepared.kept
     if not begun:
         kept = _leave_empty(run, prepared, conversion, found, plan, None if parent is None else parent.version)
+    # Pre-flight is on record before any refusal, payment or training.
     on_preflight(_required(run.connection, batch_id))
     if not begun:
         refuse_empty(conversion, batch_id)
@@ -230,7 +239,10 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep, on_preflight
 
 
 def _wait_for_the_line(run: Run) -> None:
-    """Let one batch of a line train at a time: every version continues from the newest one, which the other is about to be."""
+    """Allow one training per line at a time.
+
+    Every version continues from the newest one, and the other batch is about to produce it.
+    """
     batch = run.batch
     other = begun_in_line(run.connection, batch.base_model, batch.batch_id)
     if other is not None:
@@ -251,7 +263,10 @@ def _parent(run: Run) -> Model | None:
 def _leave_empty(
     run: Run, prepared: Prepared, conversion: Conversion, found: TrainPlan, plan: Sequence[Sequence[str]], parent: str | None
 ) -> list[BatchEpisode]:
-    """The episodes that train; without a sequence, or in an hour without a trainable token, they leave the batch."""
+    """Return the episodes that train; the others leave the batch.
+
+    An episode leaves without a sequence, or in an hour without a trainable token.
+    """
     counted = [
         replace(episode, sequences=number, dropped=NO_SEQUENCE if not number else None if found.trains(episode.window) else NO_TOKEN)
         for episode in prepared.kept
@@ -260,6 +275,7 @@ def _leave_empty(
     left = Counter(prepared.dropped_groups.values())
     trained = {sequence.trajectory_id for sequence in conversion.sequences} if found.trajectories is None else found.trajectories
     counted = [replace(episode, trained_ids=[one for one in episode.trajectory_ids if one in trained]) for episode in counted]
+    # Judgements, contributions and pre-flight are written in one transaction.
     with own_transaction(run.connection):
         advance_batch(run.connection, run.batch.batch_id, run.attempt, "training", run.clock.now())
         write_judgements(run.connection, run.batch.batch_id, counted)
@@ -270,7 +286,7 @@ def _leave_empty(
 
 
 def _passed(batch: Batch, plan: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The hours of each iteration, as often as it goes through them."""
+    """Hours of each iteration, repeated for each of its passes."""
     return [list(windows) * passes_within(batch) for windows in plan]
 
 
@@ -304,7 +320,7 @@ def _prepared(connection: psycopg.Connection[Any], batch: Batch) -> Prepared:
 
 
 def cancel_batch(connection: psycopg.Connection[Any], batch_id: str, reason: str, now: datetime) -> Batch:
-    """Fail a live batch with ``Cancelled: <reason>``; a run of it stops at its next heartbeat.
+    """Fail a live batch with ``Cancelled: <reason>``; its run stops at its next heartbeat.
 
     Raises:
         BatchConflict: there is no such batch of ours, or it has ended.
@@ -327,9 +343,9 @@ def fail_batch(connection: psycopg.Connection[Any], batch_id: str, error: str, n
 
 
 def fail_stuck(connection: psycopg.Connection[Any], now: datetime) -> list[Batch]:
-    """Fail the batches that were started and that no run has taken up for 7 days; their trajectories are free again.
+    """Fail started batches without a heartbeat for 7 days, and free their trajectories.
 
-    Whether a run is alive is not asked here: one that died leaves its batch to the next.
+    Whether a run is alive is not checked: the batch of a dead run is resumed by the next.
     """
     failed = []
     for batch in read_batches(connection, LIVE_STATES):
@@ -343,7 +359,7 @@ def fail_stuck(connection: psycopg.Connection[Any], now: datetime) -> list[Batch
 
 
 def pending_batches(connection: psycopg.Connection[Any]) -> list[Batch]:
-    """The live batches of ours, oldest first: each is run, or run again, until it has ended."""
+    """List live batches, oldest first; each is run until it has ended."""
     return read_batches(connection, LIVE_STATES)[::-1]
 
 
@@ -366,16 +382,17 @@ def _claim(connection: psycopg.Connection[Any], batch_id: str, now: datetime) ->
 
 @contextmanager
 def _failing(connection: psycopg.Connection[Any], batch_id: str, attempt: int, clock: Clock, work: Path | None = None) -> Iterator[None]:
-    """Fail the batch for what another try would not cure; what passes, a full disk, a lost database or claim leaves it to the next run.
+    """Fail the batch on permanent errors; leave it to the next run on temporary ones.
 
-    So does anything else in the way of a batch with a running or trained job, which is paid: it fails by what became of a job alone.
-    ``work`` holds what nobody needs once the batch has failed.
+    Temporary are a service that is down, a full disk, a lost database or a lost claim. A batch with a running or trained job is paid, so
+    any other error leaves it waiting too; only the outcome of a job fails it. ``work`` is removed once the batch has failed.
     """
     try:
         yield
     except (BatchConflict, DatabaseError):
         raise
     except BabylonError as error:
+        # Temporary errors wait, paid batches wait, all others fail the batch.
         if _passes(error):
             _wait(connection, batch_id, attempt, str(error))
         elif _is_paid(connection, batch_id):
@@ -404,7 +421,10 @@ def _is_paid(connection: psycopg.Connection[Any], batch_id: str) -> bool:
 
 
 def _passes(error: BabylonError) -> bool:
-    """True for what a later run may find gone: a service or a judge that is down, not a judge that refuses whatever it is asked."""
+    """True for errors that a later run may not meet: a service or a judge that is down.
+
+    A judge that refuses every request is permanent.
+    """
     if isinstance(error, JudgeRefused):
         return not error.for_all
     return isinstance(error, TrainingPaused | JudgeError)

@@ -1,7 +1,7 @@
-"""Did a job train? What its events, or its checkpoint, say of sequences and loss.
+"""Evidence that a job trained: number of sequences and loss, from its events or its checkpoint.
 
-Neither an exception nor a normal return of ART's train() says so: a job counts when its step advanced, unless what is told of it says
-that it trained no sequence, or at a loss that is not finite. Events are read as a set, in whatever order they come.
+ART's train() returns or raises independently of the outcome. A job counts when the model's step advanced, unless its events report zero
+sequences or a loss that is not finite. Events are folded as a set; their order does not matter.
 """
 
 import math
@@ -27,7 +27,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class GradientStep:
-    """One step that a job has taken."""
+    """One gradient step of a job."""
 
     loss: float
     metrics: Mapping[str, float]
@@ -35,7 +35,10 @@ class GradientStep:
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """What a job's events say so far; ``seen`` counts them, ``announced`` is None where a service does not count sequences."""
+    """Progress of a job according to its events so far.
+
+    ``seen`` counts the events. ``announced`` is None where a service does not count sequences.
+    """
 
     seen: int = 0
     announced: int | None = None
@@ -47,19 +50,22 @@ class JobProgress:
 
     @property
     def sequences(self) -> int | None:
-        """How many sequences were trained: 0 without a gradient step, whatever was announced, None where none is ever shown."""
+        """Number of trained sequences.
+
+        0 without a gradient step, whatever was announced; None where the service shows neither.
+        """
         if self.steps:
             return max(self.announced or 0, len(self.steps))
         return None if self.announced is None else 0
 
     @property
     def loss(self) -> float | None:
-        """The mean loss, NaN when one is not finite, None without a step."""
+        """Mean loss; NaN when one loss is not finite, None without a step."""
         losses = [step.loss for step in self.steps]
         return None if not losses else fmean(losses) if all(math.isfinite(loss) for loss in losses) else math.nan
 
     def all_seen(self, before: "JobProgress") -> bool:
-        """True when an ended job's list is whole: as many steps as announced, or nothing new since the look ``before``.
+        """Check that the event list of an ended job is complete.
 
         Some services show events late, and not every one has a gradient step for each sequence. A job that counts its sequences and shows
         no step at all is not judged by one more look.
@@ -70,7 +76,7 @@ class JobProgress:
 
 
 def read_events(events: Iterable[Event]) -> JobProgress:
-    """Fold a job's events; one that comes twice counts once."""
+    """Fold the events of a job; duplicates count once."""
     by_id = {event.id: event for event in events}
     announced: int | None = None
     steps: list[GradientStep] = []
@@ -78,8 +84,8 @@ def read_events(events: Iterable[Event]) -> JobProgress:
     ended, tokens = False, 0
     for event in by_id.values():
         if event.type == "training_started":
-            told = _number(event.data, SEQUENCES)
-            announced = None if told is None else int(told)
+            count = _number(event.data, SEQUENCES)
+            announced = None if count is None else int(count)
         elif event.type == "gradient_step":
             loss = _number(event.data, LOSSES)
             tokens += int(_number(event.data, TOKENS) or 0)
@@ -92,20 +98,20 @@ def read_events(events: Iterable[Event]) -> JobProgress:
 
 
 def of_checkpoint(metrics: Mapping[str, Any]) -> tuple[int | None, float | None]:
-    """(sequences, loss) as a checkpoint's own metrics tell them, None where they are silent.
+    """Return (sequences, loss) from a checkpoint's own metrics, None where they are missing.
 
-    At Weights & Biases only what a client logged stands there, and a client that died has logged nothing.
+    At Weights & Biases these are only the values that a client logged; a client that died logged none.
     """
     sequences = _number(metrics, SEQUENCES + TOKENS)
     return None if sequences is None else int(sequences), _number(metrics, LOSSES)
 
 
 def _named(data: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
+    metrics = {}
     for name, value in data.items():
         if name not in (*LOSSES, *TOKENS) and isinstance(value, int | float) and math.isfinite(value):
-            found[NAMES.get(name, name)] = float(value)
-    return found
+            metrics[NAMES.get(name, name)] = float(value)
+    return metrics
 
 
 def _means(steps: list[GradientStep]) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""openpipe-art's local backend on a GPU of this machine, behind the protocol of trainer.py.
+"""Training on this machine's GPU with openpipe-art's local backend, behind the protocol of trainer.py.
 
-Nothing is paid and nothing goes on after this process, so an iteration is trained like the CPU trainer's: from its parent's adapter, in a
-directory of its own, whole or not at all. Needs an environment of its own (requirements-gpu.lock), which pins other versions of torch and
-transformers than the rest. ART starts a vLLM server of its own before it trains, and installs that with uv at the first use.
+Nothing is paid and nothing outlives this process, so an iteration is trained as by the CPU trainer: from its parent's adapter, in its own
+directory, completely or not at all. It needs a separate environment (requirements-gpu.lock), with other versions of torch and
+transformers. ART starts its own vLLM server before training, and installs it with uv at first use.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class GpuTrainer(LocalTrainer):
-    """Trains BASE_MODEL on this machine's GPU; texts without log-probabilities train with a ratio of 1.
+    """Trainer for BASE_MODEL on this machine's GPU; sequences without log-probabilities use a ratio of 1.
 
     ``backend_class`` None is ART's LocalBackend.
 
@@ -70,28 +70,30 @@ class GpuTrainer(LocalTrainer):
         return self._base.identity()
 
     def tokenizer_dir(self) -> Path | None:
-        """The base's directory."""
+        """Directory of the base model."""
         return self._base.directory
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """As Trainer.prepare: counts what ART would train."""
+        """Implement Trainer.prepare: count what ART would train."""
         self._run = run
         tokens, whole = count_hours(sequences, self._base, True)
         cure = "No sequence of it can be trained on a GPU."
         return TrainPlan(tokens, whole.sequences, whole.untrained, cure, trajectories=whole.trajectories)
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
-        """As Trainer.train; ``prepare`` was called before.
+        """Implement Trainer.train; ``prepare`` must have been called.
 
         Raises:
             TrainingError: ART failed, in whatever way; the batch has failed with it.
         """
+        # The run context comes from prepare(); without it there is no heartbeat.
         if self._run is None:
             raise TrainingError("prepare() comes before train(): a run that has claimed its batch gives signs of life.")
         groups = sent_groups(iteration.sequences, self._base)
         counted = count_groups(groups, self._base, True)
         if counted.tokens == 0:
             raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token: {dict(counted.untrained)}.")
+        # ART writes into a scratch directory below the iteration's; only the adapter's two files are copied out.
         scratch = out / SCRATCH
         try:
             sent = art_groups(groups, iteration.batch_id, iteration.step, True) * iteration.passes
@@ -110,11 +112,12 @@ class GpuTrainer(LocalTrainer):
 
     async def _trained(self, run: RunContext, groups: Sequence[Any], parent: Path | None, scratch: Path) -> Any:
         art = load_art()
-        found = installed(self._backend_class.train, art.TrainableModel.__init__)
+        accepts = installed(self._backend_class.train, art.TrainableModel.__init__)
         model = art.TrainableModel(
-            **found.model_arguments(self._settings.art_model_name), project=self._settings.wandb_project, base_model=self.base_model,
+            **accepts.model_arguments(self._settings.art_model_name), project=self._settings.wandb_project, base_model=self.base_model,
             base_path=str(scratch),
         )  # fmt: skip
+        # ART resumes from the newest step that it finds, so the parent is placed there.
         if parent is not None:
             _lay_parent(parent, scratch / self._settings.wandb_project / "models" / self._settings.art_model_name)
         backend = self._backend_class(path=str(scratch))
@@ -122,10 +125,11 @@ class GpuTrainer(LocalTrainer):
             "learning_rate": self._settings.learning_rate or LEARNING_RATE, "kl_penalty_coef": self._settings.kl_penalty,
             WITHOUT_LOGPROBS: True,
         }  # fmt: skip
+        # A return of train() is no evidence: the step must have advanced.
         try:
             await with_signs_of_life(model.register(backend), run.beat)
             before = await model.get_step()
-            training = backend.train(model, list(groups), **found.accepted(wanted))
+            training = backend.train(model, list(groups), **accepts.accepted(wanted))
             result = await with_signs_of_life(training, run.beat)
             if await model.get_step() <= before:
                 raise TrainingError(f"ART's step stayed at {before}: nothing was trained.")
@@ -137,7 +141,7 @@ class GpuTrainer(LocalTrainer):
 
 @contextmanager
 def _in_words(iteration: str, scratch: Path) -> Iterator[None]:
-    """ART's failures as a TrainingError; what is this pipeline's own, or the disk's, passes."""
+    """Convert ART's failures to TrainingError; errors of this package and of the disk pass unchanged."""
     import httpx
 
     try:
@@ -147,21 +151,21 @@ def _in_words(iteration: str, scratch: Path) -> Iterator[None]:
     except (*ART_FAILURES, httpx.HTTPError) as failed:
         if isinstance(failed, OSError) and failed.errno in OF_THE_DISK:
             raise
-        said = next((line.strip() for line in str(failed).splitlines() if line.strip()), "no reason given")[:MOST_SAID].rstrip(".")
-        cure = _cure(said)
-        raise TrainingError(f"ART did not train {iteration} ({type(failed).__name__}): {said}.{_last_words(scratch)}{cure}") from failed
+        reason = next((line.strip() for line in str(failed).splitlines() if line.strip()), "no reason given")[:MOST_SAID].rstrip(".")
+        cure = _cure(reason)
+        raise TrainingError(f"ART did not train {iteration} ({type(failed).__name__}): {reason}.{_last_words(scratch)}{cure}") from failed
 
 
-def _cure(said: str) -> str:
-    if "out of memory" in said.lower():
+def _cure(reason: str) -> str:
+    if "out of memory" in reason.lower():
         return " Lower WINDOWS_PER_ITERATION, or choose a smaller BASE_MODEL."
-    if "vllm" in said.lower():
+    if "vllm" in reason.lower():
         return " ART trains only beside a vLLM server of its own, which it installs with uv at the first use (docs/serverless.md)."
     return ""
 
 
 def _last_words(scratch: Path) -> str:
-    """The last line of vLLM's log, which goes with the scratch directory."""
+    """Last line of vLLM's log, read before the scratch directory is removed."""
     for log in scratch.rglob(VLLM_LOG):
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         if lines:
@@ -170,7 +174,10 @@ def _last_words(scratch: Path) -> str:
 
 
 async def with_signs_of_life(training: Coroutine[Any, Any, Any], beat: Callable[[], None], every_s: float = HEARTBEAT_EVERY_S) -> Any:
-    """Await ``training`` and ``beat`` meanwhile; a beat that raises (the batch ended) cancels it."""
+    """Await ``training`` and call ``beat`` meanwhile.
+
+    A beat that raises (the batch ended) cancels the training.
+    """
     task = asyncio.ensure_future(training)
     try:
         while not (await asyncio.wait({task}, timeout=every_s))[0]:
@@ -181,7 +188,7 @@ async def with_signs_of_life(training: Coroutine[Any, Any, Any], beat: Callable[
 
 
 def _lay_parent(parent: Path, model_dir: Path) -> None:
-    """Put the parent's adapter where ART finds the model's newest step."""
+    """Copy the parent's adapter to the place where ART looks for the newest step."""
     if not (parent / WEIGHTS).is_file():
         raise CheckpointError(f"The parent in {parent} is no adapter of this machine: it cannot be continued from on a GPU here.")
     step = model_dir / "checkpoints" / "0001"

@@ -1,8 +1,8 @@
-"""From sequences to ART's groups: a group is an hour, a trajectory an episode, a history one LLM call as it was served.
+"""Conversion of sequences to ART's groups: hour to group, episode to trajectory, LLM call to history.
 
-ART computes the advantages from the rewards of a group's trajectories and averages an episode's loss over its tokens, as this
-pipeline does; so every episode of an iteration is sent, those that cannot train too (without them the mean would be another). An
-episode that left its batch before is not in ART's mean.
+ART computes the advantages from the rewards of a group's trajectories and averages an episode's loss over its tokens, as this package
+does. Every episode of an iteration is therefore sent, also those that cannot train: without them the group mean would differ. Episodes
+that left the batch earlier are not in ART's mean.
 """
 
 import statistics
@@ -21,7 +21,7 @@ EARLIER_ANSWERS = "a prompt with earlier answers, which would be trained too"
 
 @dataclass(frozen=True, slots=True)
 class SentCall:
-    """One call: its recorded tokens, or ``lacking`` in words."""
+    """One LLM call with its recorded tokens, or the reason ``lacking`` why it has none."""
 
     sequence: TrainSequence
     tokens: TokenLogprobs | None
@@ -29,13 +29,13 @@ class SentCall:
 
     @property
     def plain(self) -> list[dict[str, str]]:
-        """The prompt as ART takes it: text only."""
+        """Prompt in the form that ART takes: text only."""
         return [{"role": str(message.get("role")), "content": _text(message.get("content"))} for message in self.sequence.messages]
 
 
 @dataclass(frozen=True, slots=True)
 class SentEpisode:
-    """One episode of a group."""
+    """One episode of a group, with its reward and calls."""
 
     window: str
     agent_id: str
@@ -46,7 +46,10 @@ class SentEpisode:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What of some groups trains in one pass: sequences, tokens, what does not by reason, and the trajectories of which something does."""
+    """Counts of what some groups train in one pass.
+
+    Sequences, tokens, untrained sequences by reason, and the trajectories with at least one trained sequence.
+    """
 
     sequences: int = 0
     tokens: int = 0
@@ -55,7 +58,8 @@ class Counted:
 
 
 def sent_groups(sequences: Sequence[TrainSequence], base: BaseTokens) -> list[list[SentEpisode]]:
-    """The groups of an iteration, one per window, newest first."""
+    """Build the groups of an iteration, one per window, newest first."""
+    # Sequences are collected by episode first, then episodes by window.
     episodes: dict[tuple[str, str], list[TrainSequence]] = {}
     for sequence in sequences:
         episodes.setdefault((sequence.window, sequence.agent_id), []).append(sequence)
@@ -70,9 +74,10 @@ def sent_groups(sequences: Sequence[TrainSequence], base: BaseTokens) -> list[li
 
 
 def count_groups(groups: Iterable[Sequence[SentEpisode]], base: BaseTokens, without_logprobs: bool, *, judged: bool = True) -> Counted:
-    """Count as ART will: an episode at its group's mean trains nothing, nor does a call without log-probabilities unless allowed.
+    """Count what ART will train in these groups.
 
-    With ``judged`` False there are no rewards yet, and every group is taken to have a spread.
+    An episode at its group's mean trains nothing; neither does a call without log-probabilities, unless that is allowed. With ``judged``
+    False there are no rewards yet, and every group is assumed to have a spread.
     """
     sequences = tokens = 0
     untrained: Counter[str] = Counter()
@@ -81,6 +86,7 @@ def count_groups(groups: Iterable[Sequence[SentEpisode]], base: BaseTokens, with
         mean = statistics.fmean(episode.reward for episode in group)
         for episode in group:
             for call in episode.calls:
+                # ART gives an episode at the group mean an advantage of 0.
                 level = judged and abs(episode.reward - mean) < 1e-12
                 reason = NO_ADVANTAGE if level else _why_not(call, without_logprobs)
                 if reason:
@@ -95,7 +101,7 @@ def count_groups(groups: Iterable[Sequence[SentEpisode]], base: BaseTokens, with
 def count_hours(
     sequences: Sequence[TrainSequence], base: BaseTokens, without_logprobs: bool, *, judged: bool = True
 ) -> tuple[dict[str, int], Counted]:
-    """Trainable tokens by hour, and all hours together; as ``count_groups``, of what would be sent of ``sequences``."""
+    """Count trainable tokens by hour, and the totals of all hours, as ``count_groups``."""
     hours = {group[0].window: count_groups([group], base, without_logprobs, judged=judged) for group in sent_groups(sequences, base)}
     untrained = sum((Counter(hour.untrained) for hour in hours.values()), Counter[str]())
     trajectories = frozenset[str]().union(*(hour.trajectories for hour in hours.values()))
@@ -105,7 +111,7 @@ def count_hours(
 
 
 def art_groups(groups: Sequence[Sequence[SentEpisode]], batch_id: str, iteration: int, without_logprobs: bool) -> list[Any]:
-    """The groups as art.TrajectoryGroup, marked with the batch, the iteration and the trajectories."""
+    """Build art.TrajectoryGroup objects, labelled with batch, iteration, window and trajectories."""
     art, made = load_art(), []
     for group in groups:
         marks: dict[str, Any] = {"batchId": batch_id, "iteration": iteration, "window": group[0].window}
@@ -116,8 +122,8 @@ def art_groups(groups: Sequence[Sequence[SentEpisode]], batch_id: str, iteration
 def _trajectory(art: Any, episode: SentEpisode, marks: Mapping[str, Any], without_logprobs: bool) -> Any:
     training = [call for call in episode.calls if not _why_not(call, without_logprobs)]
     # An episode that trains nothing still counts in its group's mean; its first prompt stands for it.
-    asked = [message for message in episode.calls[0].plain if message["role"] != "assistant"]
-    histories = [_history(call) for call in training] or [asked]
+    prompt = [message for message in episode.calls[0].plain if message["role"] != "assistant"]
+    histories = [_history(call) for call in training] or [prompt]
     return art.Trajectory(
         messages_and_choices=histories[0],
         additional_histories=[{"messages_and_choices": history} for history in histories[1:]],  # the class's name differs by version
@@ -130,6 +136,7 @@ def _history(call: SentCall) -> list[Any]:
     response = call.sequence.response
     if call.tokens is None:
         return [*call.plain, {"role": "assistant", "content": response}]
+    # ART recognises recorded tokens by the form of an OpenAI choice with logprobs.
     from openai.types.chat.chat_completion import Choice
 
     # Without bytes: ART decodes the first token's, and a token may be part of a character.
@@ -141,8 +148,8 @@ def _history(call: SentCall) -> list[Any]:
 
 
 def _call(sequence: TrainSequence, base: BaseTokens) -> SentCall:
-    found = base.recorded(sequence)
-    return SentCall(sequence, None, found) if isinstance(found, str) else SentCall(sequence, found)
+    recorded = base.recorded(sequence)
+    return SentCall(sequence, None, recorded) if isinstance(recorded, str) else SentCall(sequence, recorded)
 
 
 def _why_not(call: SentCall, without_logprobs: bool) -> str:

@@ -1,7 +1,7 @@
-"""What the installed openpipe-art accepts, asked of its own signatures: versions and backends differ.
+"""Capabilities of the installed openpipe-art, read from its function signatures.
 
-0.5.18 (the newest for Python 3.11) trains a text without log-probabilities on a GPU only; from 0.5.20 (Python 3.12) the service does
-too. 0.5.23 wants a ``run_name``, which becomes the model's name on the wire in place of ``name``.
+Versions and backends differ. 0.5.18 (the newest for Python 3.11) trains a text without log-probabilities on a GPU only; from 0.5.20
+(Python 3.12) the service does too. 0.5.23 requires a ``run_name``, which replaces ``name`` as the model's name on the wire.
 """
 
 import inspect
@@ -19,7 +19,7 @@ FIRST_WITHOUT_LOGPROBS = "0.5.20"
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """The parameters of a backend's ``train`` and of a trainable model, and the version for messages."""
+    """Parameters of a backend's ``train`` and of a trainable model; the version is for messages."""
 
     version: str
     train: frozenset[str]
@@ -27,15 +27,15 @@ class Installed:
 
     @property
     def trains_without_logprobs(self) -> bool:
-        """True when texts that were recorded without log-probabilities can be trained (at a ratio of 1)."""
+        """True when texts recorded without log-probabilities can be trained (at a ratio of 1)."""
         return WITHOUT_LOGPROBS in self.train
 
     def accepted(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of ``wanted`` that ``train`` takes."""
+        """Select the arguments of ``wanted`` that ``train`` accepts."""
         return {name: value for name, value in wanted.items() if name in self.train}
 
     def model_arguments(self, name: str) -> dict[str, str]:
-        """How a model is named, so that it is the same on the wire whatever the version."""
+        """Return arguments that name a model the same on the wire in every version."""
         return {"name": name} | ({RUN_NAME: name} if RUN_NAME in self.model else {})
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class Installed:
 
 
 def load_art() -> Any:
-    """The package `art`, imported without a look at the net."""
+    """Import the package `art` without network access."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # read at import: without it a table comes from the net
     with _unpatched():
         import art
@@ -53,7 +53,10 @@ def load_art() -> Any:
 
 @contextmanager
 def _unpatched() -> Iterator[None]:
-    """Undo what the import does to transformers: a function of other arguments than the version of our lock passes at every forward."""
+    """Restore a transformers function that the import of art replaces.
+
+    The replacement expects other arguments than the locked transformers version passes at every forward.
+    """
     try:
         from transformers import masking_utils
     except ImportError:  # no torch here, and nothing to patch
@@ -65,7 +68,7 @@ def _unpatched() -> Iterator[None]:
 
 
 def installed(train: Callable[..., Any], model: Callable[..., Any]) -> Installed:
-    """Ask a backend's ``train`` and the class of trainable models."""
+    """Inspect a backend's ``train`` and the class of trainable models."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

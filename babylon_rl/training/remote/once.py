@@ -1,9 +1,9 @@
-"""Exactly once: the life of a posted job, from its write-ahead row to its evidence, whatever dies in between.
+"""Exactly-once execution of remote jobs, from the write-ahead row to the evidence.
 
-The row is committed before the post, the id as soon as it is known. Whoever comes after a crash finds one of three: an id, whose
-events it follows to the end, however late that comes; a post without an id, for which it waits until the step moves or the longest job
-time has passed (a short look where the service answered with an error); or an end. Only after a refusal, or that wait, is a job posted
-again. The model stood at a known step when the row was written, so the next step is the job's, whatever else is told of it.
+The row is committed before the post, and the job id as soon as it is known. A run that resumes after a crash finds one of three states.
+(1) An id: its events are followed to the end. (2) A post without an id: the run waits until the step moves or the longest job time has
+passed; the wait is short where the service answered with an error. (3) An end. A job is posted again only after a refusal, or after that
+wait. The row records the model's step before the post, so the next step belongs to this job.
 """
 
 import asyncio
@@ -39,17 +39,17 @@ MOVED_TOO_FAR = "the model moved by more than one step: a job that was given up 
 OnProgress = Callable[[JobProgress], None]
 MaySend = Callable[[], None]  # raises when the request must not go out
 Post = Callable[[MaySend], Awaitable[str]]  # as ServerlessService.post
-# Told where a process may die between two effects: "row written", "answered", "id written", "end seen", "end written", ...
+# Called where a process may die between two effects: "row written", "answered", "id written", "end seen", "end written", ...
 Boundary = Callable[[str], None]
 
 
 def nowhere(boundary: str) -> None:
-    """Nobody wants to know."""
+    """Ignore a boundary: the default hook of fault injection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Posting:
-    """A request that is ready to be sent, and how many sequences and tokens it would train."""
+    """Request ready to be sent, with the sequences and tokens that it would train."""
 
     send: Post
     sequences: int
@@ -61,8 +61,11 @@ MakePost = Callable[[], Posting]  # builds the request, once it is known that on
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """How long to wait. ``longest_job`` is how long a run waits for a job; ``list_lag_s`` how long a list of checkpoints or events may
-    lag behind a job that ended; ``patience_s`` how long a service may not answer; after ``whole`` of running nothing more is posted."""
+    """Time limits of a remote training.
+
+    ``longest_job``: how long a run waits for a job. ``list_lag_s``: how far a list of checkpoints or events may lag behind a job that
+    ended. ``patience_s``: how long the service may fail to answer. ``whole``: the training time after which nothing more is posted.
+    """
 
     longest_job: timedelta
     whole: timedelta
@@ -73,13 +76,13 @@ class Times:
 
 
 class OnceOnly:
-    """Trains iterations of one batch on one model of a service, each at most once."""
+    """Runner for the iterations of one batch on one remote model, each trained at most once."""
 
     def __init__(self, service: ServerlessService, run: RunContext, times: Times, at: Boundary = nowhere) -> None:
         self._service, self._run, self._times, self._at = service, run, times, at
 
     async def train(self, job: RemoteJob, make_post: MakePost, on_progress: OnProgress) -> RemoteJob:
-        """Bring an iteration to a trained job: resume what is there, else post ``job`` (its attempt is set here).
+        """Train one iteration: resume its existing job, otherwise post ``job`` (its attempt is set here).
 
         Raises:
             TrainingError, Diverged: the job failed.
@@ -88,40 +91,45 @@ class OnceOnly:
             BatchConflict: the batch ended, was taken over, or another live batch has the model.
             CheckpointError: the service is not at the step from which this iteration continues.
         """
-        found = newest_job(self._run.connection, job.batch_id, job.iteration)
-        if found is not None and found.state != "refused" and (found.service, found.model) != (job.service, job.model):
-            raise TrainingPaused(_elsewhere(found, job))
+        current = newest_job(self._run.connection, job.batch_id, job.iteration)
+        # A job at another service or model cannot be followed with these settings.
+        if current is not None and current.state != "refused" and (current.service, current.model) != (job.service, job.model):
+            raise TrainingPaused(_elsewhere(current, job))
         await self._settle_others(job)
         posts = 0
         while True:
             lost = self._lost(job)
+            # A post that was given up may still have made its step; then it counts and nothing is posted.
             if lost is not None and (end := await self._made(lost)) is not None:
-                found = self._end(lost, end)  # its step has come after all
-            elif found is None or found.state in ("refused", "lost"):
-                if found is not None and posts >= MOST_POSTS:
+                current = self._end(lost, end)  # its step has come after all
+            elif current is None or current.state in ("refused", "lost"):
+                if current is not None and posts >= MOST_POSTS:
                     raise TrainingPaused(
-                        f"The training service took no job in {posts} posts ({found.error}); `babylon-rl train` goes on later."
+                        f"The training service took no job in {posts} posts ({current.error}); `babylon-rl train` goes on later."
                     )
                 posts += 1
                 self._keep_limit()
+                # The request is built and the model's step checked before the row is written.
                 posting = make_post()
                 await self._stand_at(job.step_before)
-                attempt = 1 if found is None else found.attempt + 1
+                attempt = 1 if current is None else current.attempt + 1
                 new = replace(job, attempt=attempt, posted_at=self._run.now(), sequences=posting.sequences, trainable_tokens=posting.tokens)
-                found = await self._post(new, posting.send)
-            elif found.live:
-                found = await self._settle(found, on_progress)
-            elif found.state == "trained":
-                return found
+                current = await self._post(new, posting.send)
+            elif current.live:
+                current = await self._settle(current, on_progress)
+            elif current.state == "trained":
+                return current
             else:
-                raise failure_of(found)
+                raise failure_of(current)
 
     async def _post(self, job: RemoteJob, post: Post) -> RemoteJob:
+        # Write-ahead: the row is committed before the request can leave.
         begin_job(self._run.connection, job, self._run.attempt)
         self._at("row written")
         try:
             job_id = await post(lambda: check_may_post(self._run.connection, job, self._run.attempt))
         except Refused as refused:
+            # A server error may come after acceptance: keep the row and look for a step.
             if refused.look:
                 note_error(self._run.connection, job, str(refused))
                 await self._pause(refused.wait_s)
@@ -138,12 +146,13 @@ class OnceOnly:
             self._end(job, JobEnd("refused", self._now(), error=f"it was not sent: {why}"))
             raise
         self._at("answered")
+        # The id is committed at once; with it a resumed run can follow the job.
         name_job(self._run.connection, job, job_id)
         self._at("id written")
         return self._again(job)
 
     async def _settle(self, job: RemoteJob, on_progress: OnProgress) -> RemoteJob:
-        """Follow a live job until it is known how it ended."""
+        """Follow a live job until its end is known."""
         if job.job_id is None:
             return await self._wait_for_step(job)
         return await self._follow(job, job.job_id, on_progress)
@@ -155,11 +164,13 @@ class OnceOnly:
         while True:
             before, progress = progress, read_events(await self._service.events(job_id))
             on_progress(progress)
+            # A failure ends the wait, with the step it may have made; an end counts once its event list is complete.
             if progress.failure is not None:
                 step = await self._step_above(job.step_before)  # some fail after their last step
                 return self._ended(job, progress, "failed", f"the service says that it failed: {progress.failure}", step)
             if progress.ended and (progress.all_seen(before) or self._now() > late):
                 return await self._weigh(job, progress)
+            # Only a job that still runs can be overdue; the list lag counts from its end.
             if not progress.ended:
                 late = self._now() + timedelta(seconds=self._times.list_lag_s)
                 if self._now() > deadline:
@@ -168,7 +179,10 @@ class OnceOnly:
             poll_s = min(self._times.longest_poll_s, poll_s * 1.5)
 
     async def _weigh(self, job: RemoteJob, progress: JobProgress) -> RemoteJob:
-        """An ended job counts when its step advanced, and its events do not speak against it: no sequence, or a loss that is not finite."""
+        """Decide whether an ended job counts.
+
+        Its step must have advanced, and its events must not report zero sequences or a loss that is not finite.
+        """
         if progress.sequences == 0:
             return self._ended(job, progress, "failed", "it ended without training a sequence")
         step = await self._step_above(job.step_before)
@@ -180,7 +194,10 @@ class OnceOnly:
         return self._ended(job, progress, "trained" if why is None else "failed", why, step)
 
     async def _made(self, job: RemoteJob) -> JobEnd | None:
-        """How a post without an id ended, by the step that the model has made since its row was written; None while there is none."""
+        """Derive the end of a post without an id from the step made since its row was written.
+
+        None while there is no new step.
+        """
         newest = await self._service.newest()
         if newest.number <= job.step_before:
             return None
@@ -191,7 +208,7 @@ class OnceOnly:
         return JobEnd("failed", self._now(), newest.number, sequences, error=why)
 
     async def _wait_for_step(self, job: RemoteJob) -> RemoteJob:
-        """A post without an id: the step moves, another process learns the id, or the time passes in which it could.
+        """Wait for a post without an id: its step, its id, or the end of the waiting time.
 
         That is the longest job time, and a short look where the service answered with an error, which may have come after acceptance.
         """
@@ -199,23 +216,24 @@ class OnceOnly:
         deadline = job.posted_at + longest + timedelta(seconds=self._times.list_lag_s)
         poll_s = self._times.poll_s
         while True:
-            known = self._again(job)
-            if known.state != "posting":
-                return known
+            current = self._again(job)
+            if current.state != "posting":
+                return current
             last = self._now() > deadline  # before it is asked: an answer that takes long is not one that says no
             end = await self._made(job)
             if end is None and last:
-                end = JobEnd("lost", self._now(), error=f"{known.error or 'the post was not answered'}, and the step never moved")
+                end = JobEnd("lost", self._now(), error=f"{current.error or 'the post was not answered'}, and the step never moved")
             if end is not None:
                 return self._end(job, end)
             await self._pause(poll_s)
             poll_s = min(self._times.longest_poll_s, poll_s * 1.5)
 
     async def _settle_others(self, job: RemoteJob) -> None:
-        """Let another iteration's job that this model still has come to its end, whoever posted it."""
+        """Wait for the end of another iteration's job on this model, whichever batch posted it."""
         other = live_job(self._run.connection, job.service, job.model)
         if other is None or (other.batch_id, other.iteration) == (job.batch_id, job.iteration):
             return
+        # Another unfinished batch keeps its job; only that batch may end it.
         if other.batch_state != "failed" and other.batch_id != job.batch_id:
             raise BatchConflict(
                 f"{other.batch_id} has a job on {job.model} that has not ended, and has not ended itself. "
@@ -225,7 +243,8 @@ class OnceOnly:
             other = await self._settle(other, lambda progress: None)
 
     async def _stand_at(self, step: int) -> None:
-        """Make sure that the model stands at ``step``: what batches that failed made above it is deleted, anything else refused."""
+        """Ensure that the model is at ``step``: delete steps of failed batches, refuse any other."""
+        # Classify the jobs above `step`: of failed batches (deletable), without a known step, and of published versions (never deleted).
         above = jobs_above(self._run.connection, self._service.address, self._service.model_name, step)
         self._refuse_unfinished(above)
         ours = [job for job in above if job.batch_state == "failed"]
@@ -237,12 +256,14 @@ class OnceOnly:
         while True:
             shown = set(await self._service.steps())
             extra = {number for number in shown if number > step} | (made - deleted)
+            # Steps of versions marked as failed, and steps that no job explains, need a person.
             if versions := [kept[number] for number in sorted(extra & kept.keys())]:
                 raise CheckpointError(_given_up(self._service.model_name, max(shown), step, versions))
             unexplained = (extra | deleted) - made
             if len(unexplained) > len(silent):
                 unheard = late_jobs(self._run.connection, self._service.address, self._service.model_name)
                 raise CheckpointError(_foreign(self._service.model_name, max(shown), step, unheard))
+            # Delete what failed batches made, then look again: the list may lag behind.
             if extra - deleted:
                 await self._service.delete(sorted(extra))
                 self._at("steps deleted")
@@ -252,6 +273,7 @@ class OnceOnly:
             if self._now() > until:
                 raise CheckpointError(_gone(self._service.model_name, step, max(shown, default=0)))
             await self._pause(self._times.poll_s)
+        # Record deleted steps, so that a later run does not look for them again.
         gone = [job for job in ours if job.step_after in deleted] + silent[: len(unexplained)]
         if gone:
             discard_jobs(self._run.connection, gone, self._now())
@@ -276,16 +298,19 @@ class OnceOnly:
             await self._pause(self._times.poll_s)
 
     async def _moved_too_far(self, job: RemoteJob) -> bool:
-        """True when there are more new steps than posts of this iteration may have made: nobody knows which step is whose."""
-        may_have_made = sum(one.state in ("posting", "running", "lost") for one in self._posts(job))
+        """True when there are more new steps than posts of this iteration may have made.
+
+        Then no step can be attributed to a job.
+        """
+        may_have_made = sum(post.state in ("posting", "running", "lost") for post in self._posts(job))
         return sum(number > job.step_before for number in await self._service.steps()) > max(1, may_have_made)
 
     def _posts(self, job: RemoteJob) -> list[RemoteJob]:
-        return [one for one in read_jobs(self._run.connection, job.batch_id) if one.iteration == job.iteration]
+        return [post for post in read_jobs(self._run.connection, job.batch_id) if post.iteration == job.iteration]
 
     def _lost(self, job: RemoteJob) -> RemoteJob | None:
-        """A post of this iteration that was given up before anybody saw its step, when no other can have made one."""
-        posts = {one.state: one for one in self._posts(job)}
+        """Return a post that was given up before its step was seen, if no other post can have made that step."""
+        posts = {post.state: post for post in self._posts(job)}
         return posts.get("lost") if posts.keys() <= {"lost", "refused"} else None
 
     def _ended(self, job: RemoteJob, progress: JobProgress, state: JobState, error: str | None, step: int | None = None) -> RemoteJob:
@@ -300,11 +325,11 @@ class OnceOnly:
         return self._again(job)
 
     def _again(self, job: RemoteJob) -> RemoteJob:
-        found = newest_job(self._run.connection, job.batch_id, job.iteration)
+        current = newest_job(self._run.connection, job.batch_id, job.iteration)
         self._run.connection.commit()
-        if found is None:
+        if current is None:
             raise BatchConflict(f"The record of {_of(job)} is gone: its batch was deleted.")
-        return found
+        return current
 
     def _keep_limit(self) -> None:
         if self._now() - self._run.began_at > self._times.whole:
@@ -315,7 +340,10 @@ class OnceOnly:
             )
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, with signs of life: a service may ask for a long time (Retry-After), and the batch may end meanwhile."""
+        """Wait, with heartbeats.
+
+        A service may ask for a long wait (Retry-After), and the batch may end meanwhile.
+        """
         left_s = seconds
         while True:
             self._run.beat()
@@ -329,7 +357,10 @@ class OnceOnly:
 
 
 def _against(sequences: int | None, loss: float | None) -> str | None:
-    """Why a job that made a step does not count, by what is told of it; None where nothing is, as the step is evidence enough."""
+    """Return why a job that made a step does not count, or None.
+
+    Without any report the step itself is sufficient evidence.
+    """
     if sequences == 0:
         return "it made a step without training a sequence"
     return None if loss is None or math.isfinite(loss) else "its loss is not finite"
@@ -340,7 +371,7 @@ def _of(job: RemoteJob) -> str:
 
 
 def failure_of(job: RemoteJob) -> TrainingError:
-    """Why a job that ended does not count."""
+    """Build the error of a job that ended and does not count."""
     message = f"The job of {_of(job)} at {job.service} does not count: {job.error or job.state}."
     if job.error is not None and "loss is not finite" in job.error:
         return Diverged(f"{message} Nothing was published. Lower LEARNING_RATE.")

@@ -1,6 +1,6 @@
-"""Directories for what openpipe-art writes while it works: below BABYLON_RL_HOME/tmp, each locked by the process that made it.
+"""Scratch directories for openpipe-art below BABYLON_RL_HOME/tmp, each locked by its process.
 
-A process that is killed leaves its directory behind; the lock goes with the process, and whoever makes the next one removes it.
+A killed process leaves its directory behind but loses the lock; the next process that makes a directory removes it.
 """
 
 import fcntl
@@ -15,7 +15,7 @@ _GATE = ".art.lock"  # held while directories are made and removed, so that none
 
 
 class Scratch:
-    """An empty directory ``path``, the caller's until ``close``. Use as a context manager, or close it."""
+    """Empty directory ``path``, owned by the caller until ``close``; also a context manager."""
 
     def __init__(self, home: Path) -> None:
         root = home / "tmp"
@@ -23,6 +23,7 @@ class Scratch:
         gate = os.open(root / _GATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(gate, fcntl.LOCK_EX)
+            # Remove directories of processes that died; a live one still holds its lock.
             for left in root.glob(f"{PREFIX}*"):
                 _remove_if_nobodys(left)
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
@@ -32,7 +33,7 @@ class Scratch:
             os.close(gate)
 
     def close(self) -> None:
-        """Remove the directory with all that is in it."""
+        """Remove the directory and its contents."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)

@@ -1,7 +1,7 @@
-"""The serverless trainer: openpipe-art's training service behind the protocol of trainer.py.
+"""Serverless trainer: openpipe-art's training service behind the protocol of trainer.py.
 
-Before anything is posted it says what would train and for how much. An iteration is one job, trained at most once (once.py); its
-directory holds a pointer to the step at the service, which is what agents call.
+Before the first post it states what would train and the price. An iteration is one job, trained at most once (once.py). Its directory
+holds a pointer to the step at the service, which agents call.
 """
 
 import asyncio
@@ -38,7 +38,10 @@ NEVER_TAKEN = ("batch_size", "gradient_accumulation_steps", "max_grad_norm", "wa
 
 
 class ServerlessTrainer:
-    """Trains BASE_MODEL at the service; ``times`` None takes the settings', ``at`` is told every boundary (once.py)."""
+    """Trainer for BASE_MODEL at the service.
+
+    ``times`` None takes the values of the settings; ``at`` is called at every boundary (once.py).
+    """
 
     name = SERVERLESS
 
@@ -53,17 +56,17 @@ class ServerlessTrainer:
         self._run: RunContext | None = None
 
     def base_identity(self) -> BaseIdentity:
-        """The base's name, and the hashes of its config and tokenizer. Raises TrainingPaused when they are not at hand."""
+        """The base's name, and the hashes of its config and tokenizer. Raises TrainingPaused when unavailable."""
         with _waits_for_base():
             return self._base.identity()
 
     def tokenizer_dir(self) -> Path | None:
-        """Where the base's tokenizer lies. Raises TrainingPaused when it is not at hand."""
+        """Directory of the base's tokenizer. Raises TrainingPaused when it is not available."""
         with _waits_for_base():
             return self._base.directory
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """What would train of sequences that have no scores yet: asked before the judge is paid for them.
+        """Plan the training of sequences without scores, before the judge is paid for them.
 
         Raises:
             TrainingPaused: the base's tokenizer is not at hand.
@@ -72,7 +75,7 @@ class ServerlessTrainer:
             return self._plan(sequences, judged=False)
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """As Trainer.prepare: counts what ART would train, and checks recorded token ids.
+        """Implement Trainer.prepare: count what ART would train, and check recorded token ids.
 
         Raises:
             TrainingPaused: the base's tokenizer is not at hand; what was posted goes on.
@@ -82,32 +85,36 @@ class ServerlessTrainer:
             return self._plan(sequences, judged=True)
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
-        """As Trainer.train, at most once at the service. What was posted is followed, whatever its sequences have become since.
+        """Implement Trainer.train, at most once at the service.
+
+        A posted job is followed even if its sequences have changed since.
 
         Raises:
             TrainingPaused: the service does not answer; or the base's tokenizer is not at hand.
         """
         if self._run is None:
             raise TrainingError("prepare() comes before train(): a paid job is posted for a run that has claimed its batch.")
-        known = newest_job(self._run.connection, iteration.batch_id, iteration.step)
-        if known is not None and known.state in ("failed", "expired"):  # whether or not its service can be reached now
-            raise failure_of(known)
+        job = newest_job(self._run.connection, iteration.batch_id, iteration.step)
+        if job is not None and job.state in ("failed", "expired"):  # whether or not its service can be reached now
+            raise failure_of(job)
         with _waits_for_base():
             return asyncio.run(self._trained(self._run, iteration, parent, out, on_step))
 
     async def _trained(
         self, run: RunContext, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None],
     ) -> IterationResult:  # fmt: skip
-        told = 0
+        reported = 0
 
+        # Report each gradient step once: events are read again at every poll.
         def tell(progress: JobProgress) -> None:
-            nonlocal told
-            for number, step in enumerate(progress.steps[told:], start=told + 1):
+            nonlocal reported
+            for number, step in enumerate(progress.steps[reported:], start=reported + 1):
                 on_step(StepMetrics(iteration.step, number, progress.announced or number, step.loss, progress.tokens, dict(step.metrics)))
-            told = max(told, len(progress.steps))
+            reported = max(reported, len(progress.steps))
 
         async with ServerlessService(self._settings, self.base_model, self._times.patience_s, run.beat) as service:
             before = _step_of(parent, service)
+            # The step before comes from the parent's pointer; the price is recorded with the job.
             job = RemoteJob(
                 iteration.batch_id, iteration.step, 1, self.name, service.address, service.model_name, before, run.now(),
                 self._usd(iteration.sequences, iteration.passes),
@@ -123,14 +130,14 @@ class ServerlessTrainer:
         return IterationResult(metrics, tokens, done.loss, done.sequences or 0)
 
     def checkpoint(self, directory: Path) -> Checkpoint:
-        """The step at the service that a directory points to."""
+        """Checkpoint for the step that a directory points to."""
         remote = read_remote(directory)
         if remote is None:
             raise CheckpointError(f"{directory} points to no step at a training service.")
         return Checkpoint(directory, remote.inference_name, remote)
 
     def endpoint(self, version: str, directory: Path) -> Endpoint:
-        """The service's own inference."""
+        """Endpoint of the service's own inference."""
         remote = read_remote(directory)
         if remote is None:
             raise CheckpointError(f"{directory} points to no step at a training service.")
@@ -141,6 +148,7 @@ class ServerlessTrainer:
         if counted.tokens == 0:
             cure = _cure(service.installed, counted)
             raise NothingToTrain(f"Iteration {iteration.step} of {iteration.batch_id} has no trainable token. {cure}")
+        # The flag for texts without log-probabilities is sent only where some call needs it.
         bare = any(call.tokens is None for group in groups for episode in group for call in episode.calls)
         allow = bare and service.installed.trains_without_logprobs
         sent = art_groups(groups, iteration.batch_id, iteration.step, allow) * iteration.passes
@@ -176,13 +184,13 @@ class ServerlessTrainer:
         price = self._settings.serverless_usd_per_million_tokens
         if price is None:
             return None
-        tokens = sum(self._base.prompt_tokens(one.messages) + self._base.answer_tokens(one) for one in sequences)
+        tokens = sum(self._base.prompt_tokens(sequence.messages) + self._base.answer_tokens(sequence) for sequence in sequences)
         return tokens * passes * price / 1e6
 
 
 @contextmanager
 def _waits_for_base() -> Iterator[None]:
-    """A base that is not at hand now is no reason to fail a batch that is judged, and perhaps posted."""
+    """Pause, not fail, the batch when the base is unavailable: it is judged, and perhaps posted."""
     try:
         yield
     except ModelUnavailable as missing:

@@ -1,7 +1,7 @@
-"""The serverless service through ART's own client: one model, its steps, a job's post and its events.
+"""Client of the serverless service: one model, its steps, the post of a job and its events.
 
-ART's train() builds the request, so that its versions may differ, and is stopped at the answer of the post: its own polling has no
-time limit, fails on events out of order and does not give the job's id away.
+ART's train() builds the request, so that its versions may differ, and is stopped at the answer to the post. Its own polling has no time
+limit, fails on events out of order and does not expose the job's id.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ Answer = TypeVar("Answer")
 
 
 class Refused(Exception):
-    """A job was not accepted: the service said so, or was never reached. ``again`` when trying again may help.
+    """A job that was not accepted: the service refused it, or was never reached.
 
-    ``look`` where the service failed, rather than refused: it is worth a look whether a step comes all the same.
+    ``again`` is True when another try may help. ``look`` is True where the service failed rather than refused: a step may still appear.
     """
 
     def __init__(self, reason: str, again: bool, wait_s: float = 0.0, look: bool = False) -> None:
@@ -40,11 +40,11 @@ class Refused(Exception):
 
 
 class Unknown(Exception):
-    """A post went out and nobody knows whether it was accepted: a connection was cut, or the answer cannot be read."""
+    """A post of unknown outcome: the connection was cut, or the answer cannot be read."""
 
 
 class _Posted(Exception):
-    """Carries the job's id out of ART's train()."""
+    """Carries the job id out of ART's train()."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(job_id)
@@ -53,14 +53,14 @@ class _Posted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step in the service's list of checkpoints."""
+    """One step in the service's list of checkpoints."""
 
     number: int
     metrics: dict[str, Any]
 
 
 class ServerlessService:
-    """One model at the service. Use as an async context manager; ``beat`` is called while waiting and may raise."""
+    """One model at the service, as an async context manager; ``beat`` is called while waiting and may raise."""
 
     def __init__(self, settings: Settings, base_model: str, patience_s: float, beat: Callable[[], None]) -> None:
         self._settings, self._base_model = settings, base_model
@@ -96,11 +96,11 @@ class ServerlessService:
 
     @property
     def model_name(self) -> str:
-        """entity/project/name: what the model is called everywhere."""
+        """Full model name: entity/project/name."""
         return f"{self._model.entity}/{self._model.project}/{self._settings.art_model_name}"
 
     def remote(self, step: int, job_id: str | None) -> RemoteCheckpoint:
-        """The pointer to a step."""
+        """Build the pointer to a step."""
         return RemoteCheckpoint(
             service=self.address, model=self.model_name, step=step, artifact=f"{self.model_name}:step{step}", job_id=job_id,
             inference_name=str(self._model.get_inference_name(step=step)),
@@ -108,7 +108,7 @@ class ServerlessService:
         )  # fmt: skip
 
     async def newest(self) -> Step:
-        """The highest step that the service lists, 0 for the base."""
+        """Return the highest step that the service lists, 0 for the base."""
 
         async def ask() -> Step:
             async for checkpoint in self._client.models.checkpoints.list(limit=1, order="desc", model_id=self._model.id):
@@ -118,7 +118,7 @@ class ServerlessService:
         return await self._asked("list the checkpoints", ask)
 
     async def steps(self) -> list[int]:
-        """Every step that the service lists."""
+        """List every step of the model."""
 
         async def ask() -> list[int]:
             return [int(checkpoint.step) async for checkpoint in self._client.models.checkpoints.list(model_id=self._model.id)]
@@ -126,15 +126,15 @@ class ServerlessService:
         return await self._asked("list the checkpoints", ask)
 
     async def delete(self, steps: Sequence[int]) -> None:
-        """Delete some steps; those that are not there are none of its business."""
+        """Delete some steps; missing ones are ignored."""
         await self._asked("delete steps", lambda: self._client.models.checkpoints.delete(model_id=self._model.id, steps=list(steps)))
 
     async def events(self, job_id: str) -> list[Event]:
-        """Every event of a job so far."""
+        """List every event of a job so far."""
 
         async def ask() -> list[Event]:
             listed = self._client.training_jobs.events.list(training_job_id=job_id)
-            return [Event(str(one.id), str(one.type), dict(one.data or {})) async for one in listed]
+            return [Event(str(event.id), str(event.type), dict(event.data or {})) async for event in listed]
 
         return await self._asked("list a job's events", ask)
 
@@ -151,12 +151,14 @@ class ServerlessService:
         jobs, sent = self._client.training_jobs, False
         create, prepare = jobs.create, self._client._prepare_request
 
+        # Replaces the client's hook before sending: check permission, then record that the request leaves.
         async def send(request: Any) -> None:
             nonlocal sent
             await prepare(request)
             may_send()
             sent = True
 
+        # Replaces the client's create(): posts the job and leaves ART's train() with the id.
         async def create_and_leave(**request: Any) -> None:
             self._client._prepare_request = send
             job_id = getattr(await create(**request), "id", None)
@@ -172,6 +174,7 @@ class ServerlessService:
         except _Posted as posted:
             return posted.job_id
         except openai.APIError as failed:
+            # Before `sent` every failure is a refusal; after it the outcome may be unknown.
             if not sent:  # ART asked for something else first
                 raise Refused(describe(failed, self._key), again=_may_pass(failed)) from None
             raise _of_post(failed, self._key) from None
@@ -188,7 +191,7 @@ class ServerlessService:
         raise Unknown("ART's train() returned without posting a job that could be seen")
 
     async def _asked(self, what: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Ask until it answers, within the patience."""
+        """Repeat a request until the service answers, at most ``patience_s`` seconds."""
         import openai
 
         waited_s, wait_s = 0.0, FIRST_WAIT_S
@@ -196,6 +199,7 @@ class ServerlessService:
             try:
                 return await ask()
             except (openai.APIError, *UNREADABLE) as failed:
+                # Permanent refusals fail at once; others are repeated, with a heartbeat in between.
                 if not _may_pass(failed):
                     cure = _cure(getattr(failed, "status_code", 0))
                     raise TrainingError(f"The training service refused to {what}: {describe(failed, self._key)}.{cure}") from None
@@ -210,15 +214,18 @@ class ServerlessService:
 
 
 def serverless_art() -> Installed:
-    """What the installed openpipe-art's serverless backend takes."""
+    """Capabilities of the installed openpipe-art's serverless backend."""
     art = load_art()
     return installed(art.ServerlessBackend.train, art.TrainableModel.__init__)
 
 
 def describe(failed: Exception, key: str = "") -> str:
-    """A failure in a few words, without a body in full or the key, which some services repeat."""
-    said = _described(failed)
-    return said.replace(key, "(the key)") if len(key) >= SHORTEST_KEY else said
+    """Describe a failure in a few words, without the full body and without the key.
+
+    Some services repeat the key in their errors.
+    """
+    text = _described(failed)
+    return text.replace(key, "(the key)") if len(key) >= SHORTEST_KEY else text
 
 
 def _described(failed: Exception) -> str:

@@ -1,7 +1,7 @@
-"""The base model's tokenizer, and whether recorded log-probabilities are of its tokens.
+"""The base model's tokenizer, and the check that recorded log-probabilities belong to its tokens.
 
-A token id of another base would train another text without a word, so recorded ids must decode to the recorded answer. What does
-not is treated as recorded without log-probabilities; nothing is ever invented in their place.
+Token ids of another base would silently train another text, so recorded ids must decode to the recorded answer. Otherwise the sequence is
+treated as recorded without log-probabilities; none are invented.
 """
 
 import math
@@ -26,7 +26,10 @@ TokenLogprobs = tuple[tuple[int, float], ...]
 
 
 class BaseTokens:
-    """The tokenizer of ``base_model``: a directory, the packaged model's name, or a hub id (its small files are downloaded)."""
+    """Tokenizer of ``base_model``: a directory, the packaged model's name, or a hub id.
+
+    Of a hub model only the small files are downloaded.
+    """
 
     def __init__(self, settings: Settings, base_model: str) -> None:
         self.name = base_model
@@ -35,7 +38,7 @@ class BaseTokens:
 
     @property
     def directory(self) -> Path:
-        """Where the tokenizer lies. Raises ModelUnavailable when the hub cannot give it."""
+        """Directory of the tokenizer. Raises ModelUnavailable when the hub does not provide it."""
         if Path(self.name).expanduser().is_dir():
             return Path(self.name).expanduser()
         if self.name == NAME:
@@ -53,7 +56,7 @@ class BaseTokens:
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer, loaded once."""
+        """Tokenizer, loaded once."""
         if self._loaded is None:
             directory = self.directory
             from transformers import AutoTokenizer
@@ -70,28 +73,29 @@ class BaseTokens:
         return files_identity(self.directory, self.name)
 
     def recorded(self, sequence: TrainSequence) -> TokenLogprobs | str:
-        """A sequence's (token id, log-probability), or why it counts as recorded without."""
+        """Return a sequence's (token id, log-probability) pairs, or the reason why it has none."""
         if not sequence.logprobs:
             return NONE_RECORDED
         pairs = [(token.get("tokenId"), token.get("logprob")) for token in sequence.logprobs]
-        found: list[tuple[int, float]] = []
+        tokens: list[tuple[int, float]] = []
         for token_id, logprob in pairs:
             if not isinstance(token_id, int) or isinstance(token_id, bool):
                 return NO_IDS
             if isinstance(logprob, bool) or not isinstance(logprob, int | float) or not math.isfinite(logprob):
                 return NOT_FINITE
-            found.append((token_id, float(logprob)))
-        ids = [token_id for token_id, _ in found]
+            tokens.append((token_id, float(logprob)))
+        ids = [token_id for token_id, _ in tokens]
+        # Ids of another vocabulary are out of range, or decode to another text.
         if min(ids) < 0 or max(ids) >= len(self.tokenizer) or self._text(ids) != sequence.response.strip():
             return OTHER_BASE
-        return tuple(found)
+        return tuple(tokens)
 
     def answer_tokens(self, sequence: TrainSequence) -> int:
-        """How many tokens an answer has."""
+        """Count the tokens of an answer."""
         return len(self.tokenizer.encode(sequence.response, add_special_tokens=False))
 
     def prompt_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
-        """How many tokens a prompt has under the chat template."""
+        """Count the tokens of a prompt under the chat template."""
         text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
