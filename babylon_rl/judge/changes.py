@@ -50,7 +50,7 @@ def note_changes(connection: Connection, windows: Sequence[str], settings: Setti
     # a quarantine by another judge is not this judge's to end
     aside = [window for window, entry in read_quarantined(connection, windows).items() if entry.judge == settings.judge_model]
     if aside:
-        from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE, plan_hours  # what builds requests takes a while to import
+        from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE, plan_hours  # slow import
 
         for start in range(0, len(aside), HOURS_PLANNED_AT_ONCE):
             some = aside[start : start + HOURS_PLANNED_AT_ONCE]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-LEAST_TOKENS = 160  # below this an episode cannot say what it was
+LEAST_TOKENS = 160  # below this an episode cannot be understood
 _SHORT = 160  # characters of a shortened text
 _CUT = " [cut]"
 _UNSEEN = "[what it saw left out]"
@@ -64,8 +64,8 @@ class StepText:
 
     def _news(self, before: "StepText | None") -> str:
         """The observations that the step before does not show already."""
-        known = frozenset(before.seen) if before is not None else frozenset()
-        news = [line for line in self.seen if line not in known]
+        before_lines = frozenset(before.seen) if before is not None else frozenset()
+        news = [line for line in self.seen if line not in before_lines]
         if len(news) == len(self.seen):
             return f"saw {_line(news)}" if news else ""
         return f"saw as before, and {_line(news)}" if news else "saw as before"

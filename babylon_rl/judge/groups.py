@@ -19,9 +19,9 @@ _SAME = 9  # decimals in which two scores must agree to be equal: sums of floats
 class EpisodeScore:
     """Score of one episode: ``score`` 0..1, ``rank`` from 1, ``disagreement`` between orders (0: heuristic).
 
-    Of a language model: the score in each order, the ``places`` there (0 first, 1 last), how many tokens were shown, and what in the
-    agent's text speaks to a judge; ``gain`` is what the group's flagged passages gained the episode (its score as shown less that with
-    them masked), None where nothing was masked.
+    Of a language model: the score in each order, the ``places`` there (0 first, 1 last), the number of tokens shown, and the flagged
+    passages that address a judge. ``gain`` is the effect of the group's flagged passages on the episode (its score as shown less that
+    with them masked), None where nothing was masked.
     """
 
     agent_id: str
@@ -108,11 +108,11 @@ class GroupScores:
 
     def without(self, dropped: Collection[str]) -> "GroupScores":
         """The group without some agents; ranks and advantages are recomputed among the rest."""
-        kept = {score.agent_id: (score.score, score.reasoning) for score in self.scores if score.agent_id not in dropped}
-        if len(kept) == self.group_size or not kept:
+        remaining = {score.agent_id: (score.score, score.reasoning) for score in self.scores if score.agent_id not in dropped}
+        if len(remaining) == self.group_size or not remaining:
             return self
-        rest = group_scores(self.window, self.judge, self.judge_version, kept, self.input_version)
-        # what the judge said stays; only the comparison within the group changes
+        rest = group_scores(self.window, self.judge, self.judge_version, remaining, self.input_version)
+        # the judge's own numbers stay; only the comparison within the group changes
         before = {score.agent_id: score for score in self.scores}
         scores = tuple(replace(before[score.agent_id], rank=score.rank, advantage=score.advantage) for score in rest.scores)
         return replace(rest, scores=scores, disagreement=self.disagreement, judgement=self.judgement)

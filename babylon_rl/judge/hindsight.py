@@ -131,13 +131,13 @@ def _knowledge(
     """
     recorded = store.recorded_knowledge(connection, trajectory_ids) if trajectory_ids else ()
     public = _public(markets.values()) if recorded else frozenset()
-    found = {}
+    secrets = {}
     for trajectory_id, metadata in recorded:
         known = game_knowledge(metadata)
         needles, numbers = tuple(text for text in knowledge_needles(known) if text not in public), knowledge_numbers(known) - public
         if needles or numbers:
-            found[trajectory_id] = (needles, numbers)
-    return found
+            secrets[trajectory_id] = (needles, numbers)
+    return secrets
 
 
 def _public(markets: Iterable[WindowOutcomes]) -> frozenset[str]:
@@ -244,7 +244,7 @@ def _storable(text: str) -> str:
 
 
 def _hindsight(hour: StoredHour, changed: bool) -> HourHindsight:
-    known = [row.correct for row in hour.actions if row.correct is not None]
+    verdicts = [row.correct for row in hour.actions if row.correct is not None]
     return HourHindsight(
-        hour.window, len(hour.actions), len(known), sum(known), hour.sequences, hour.leaked, hour.data_version, changed
+        hour.window, len(hour.actions), len(verdicts), sum(verdicts), hour.sequences, hour.leaked, hour.data_version, changed
     )  # fmt: skip

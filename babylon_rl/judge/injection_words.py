@@ -20,7 +20,7 @@ _ASIDE = (
 _WORDS = r"(?:\w+[\s,'\"*-]+)"
 
 OVERRIDE = (
-    # Traders ignore noise and newsrooms tell of rules: what is set aside must be said to be the judge's.
+    # Traders ignore noise and newsrooms write of rules: the text must name the judge's own instructions.
     rf"{_ASIDE}{_WORDS}{{0,5}}?(?:previous|prior|above|earlier|preceding|your|system|scoring|grading|judging|original|initial)[\s,'\"*-]+"
     rf"{_WORDS}{{0,2}}?(?:{_RULES}|{_TOLD})\b",
     rf"{_ASIDE}(?:(?:all|any|every|these|those|the|of|other)\W+){{0,3}}"
@@ -87,7 +87,7 @@ _OTHERS = (
     r"\[?another agent\]?|the (?:first|second|third|last) (?:agent|episode|trajectory|block)|"
     r"(?:every|each|all) (?:agents?|episodes?|trajector\w+|blocks?))"
 )
-# Who asks says it in the imperative: at the beginning of a clause, or after a word that asks. Analysts and agents tell what they rate.
+# A demand is an imperative: at the beginning of a clause, or after a word that asks. Analysts and agents only state their ratings.
 _ASKED = (
     r"(?:^|[.!?:;,\n/|(\"'>*\]\-]\s{0,3}|\b(?:please|and|then|must|should|to|you|now|just|so|kindly|always|simply|will|can|"
     r"instead|only|judge|grader|evaluator) )"

@@ -106,7 +106,7 @@ _RAW = (
     ),
 )
 _SECRET_ANCHOR = '"outcome":'
-# One quick look for any of these tells that a text need not be tried further, which is what becomes of almost all.
+# A text without any of these needs no further search; almost all texts end here.
 _ANCHORS = (*(anchor for pattern in (*_SENTENCES, *_RAW) for anchor in pattern.anchors), _SECRET_ANCHOR)
 _SECRET = re.compile(r'\{[^{}]{0,4000}?"outcome":(?:true|false)[^{}]{0,4000}\}')
 _NUMBER_OF = re.compile(r'"questionnumber":(\d{1,9})(?!\d)')
@@ -126,10 +126,10 @@ def find_leaks(messages: Sequence[Mapping[str, str]], response: str, context: Le
         messages: the chat messages that the policy was served (``role``, ``content``).
         context: the hour's and the row's own secrets; without it only judges' sentences and named columns are found.
     """
-    found: list[Leak] = []
+    leaks: list[Leak] = []
     for number, message in enumerate(messages):
-        found += _in_text(message["content"], f"message {number} ({message['role']})", context, raw=True)
-    return found + _in_text(response, RESPONSE, context, raw=False)
+        leaks += _in_text(message["content"], f"message {number} ({message['role']})", context, raw=True)
+    return leaks + _in_text(response, RESPONSE, context, raw=False)
 
 
 def knowledge_needles(knowledge: Any) -> tuple[str, ...]:

@@ -41,9 +41,9 @@ class Reliability:
     """The report. Scores are 0..1; an estimate is None where the data does not suffice.
 
     ``self_difference`` is the mean absolute difference between two orders, ``self_tau`` Kendall's tau between them; ``position_slope`` is
-    what the last place of a request gains over the first (negative: it loses), and ``position_left`` the standard deviation that this
-    leaves in the mean over the orders; ``length_correlation`` is of score and shown length, less what P&L explains of both, and
-    ``length_points`` what the longest transcript of a group gains over the shortest at equal P&L.
+    the gain of a request's last place over its first (negative: a loss), and ``position_left`` the standard deviation that this
+    leaves in the mean over the orders; ``length_correlation`` is the partial correlation of score and shown length given P&L, and
+    ``length_points`` the gain of a group's longest transcript over its shortest at equal P&L.
     """
 
     first: str
@@ -75,8 +75,8 @@ class Reliability:
     @property
     def quarantined_share(self) -> float | None:
         """Share of quarantined groups among all judged or quarantined; None without any."""
-        asked = self.groups + self.quarantined
-        return self.quarantined / asked if asked else None
+        total = self.groups + self.quarantined
+        return self.quarantined / total if total else None
 
     @property
     def usd(self) -> float | None:

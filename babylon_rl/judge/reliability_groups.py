@@ -11,7 +11,7 @@ from babylon_rl.store.judge_report import JudgedEpisode, JudgedHour
 PLACES = 5  # from the first fifth of a request to the last
 PNL_RANKS = 5
 MOST_POINTS = 2_000
-MOST_USD = 1e9  # what is beyond says no more and cannot be squared or drawn
+MOST_USD = 1e9  # larger amounts are clipped: they cannot be squared or drawn
 Bins = list[list[tuple[float, float]]]  # of each bin (place, value), the means of one group each
 
 
@@ -61,7 +61,7 @@ class Groups:
         self.hours.append(HourPoint(hour.window, hour.disagreement if several else None, hour.tau if several else None, correlation))
         if len(self.hours) % self.every == 0:
             self.points += zip(pnls, scores, strict=True)
-        # flagged passages, and what they gained
+        # flagged passages, and their gain
         self.episodes += len(episodes)
         self.flagged += sum(episode.flags > 0 for episode in episodes)
         self.masked += hour.masked is True

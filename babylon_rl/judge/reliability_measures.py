@@ -72,8 +72,8 @@ def slope_estimate(parts: Sequence[tuple[float, float]]) -> Estimate | None:
 def length_moments(scores: Sequence[float], lengths: Sequence[float], pnls: Sequence[float]) -> Moments:
     """Sums of products within a group, from which correlation and slope over length follow.
 
-    The columns, centred: score, rank of length, and what is to be explained away: rank of P&L, its square, P&L over its deviation.
-    Ranks of P&L alone leave much of it: an unbiased judge whose scores are a curve of P&L would then seem to care for length.
+    The columns, centred: score, rank of length, and the controls: rank of P&L, its square, P&L over its deviation. Ranks of P&L alone
+    are too weak a control: an unbiased judge whose scores are a curve of P&L would then seem to depend on length.
     """
     ranks, earned = np.array(centred_ranks(pnls)), np.array(pnls)
     columns = [np.array(scores), np.array(centred_ranks(lengths)), ranks, ranks**2, earned / (earned.std() or 1.0)]

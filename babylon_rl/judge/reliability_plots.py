@@ -123,15 +123,15 @@ def _points(axes: Any, bins: Sequence[tuple[float, Estimate]], colour: str, labe
 
 
 def _by_hour(axes: Any, values: Sequence[tuple[str, float | None]], label: str, colour: str) -> None:
-    known = [(window_start(window), value) for window, value in values if value is not None]
-    axes.scatter([when for when, _ in known], [value for _, value in known], s=12, color=colour, alpha=0.6, lw=0)
-    if known:
+    points = [(window_start(window), value) for window, value in values if value is not None]
+    axes.scatter([when for when, _ in points], [value for _, value in points], s=12, color=colour, alpha=0.6, lw=0)
+    if points:
         from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
         locator = AutoDateLocator(minticks=3, maxticks=9)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-        mean = sum(value for _, value in known) / len(known)
+        mean = sum(value for _, value in points) / len(points)
         axes.axhline(mean, color=_SECOND, linewidth=1.0, linestyle="--")
         axes.annotate(f"mean {mean:.2f}", (1.0, mean), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
                       fontsize=7.5, color=_SECOND, va="center", annotation_clip=False)  # fmt: skip

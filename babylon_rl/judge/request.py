@@ -23,7 +23,7 @@ from babylon_rl.judge.tokens import token_counter
 from babylon_rl.judge.wording import WINDOW_PNL, say
 from babylon_rl.settings import Settings
 
-_MESSAGE_TOKENS = 4  # what a chat template adds to each message
+_MESSAGE_TOKENS = 4  # added to each message by a chat template
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,9 @@ def _unused(secret: bytes, group: ShownGroup, text: str, digits: int, *parts: st
     """Hex digits that do not occur in the shown text and are not taken."""
     attempt = 0
     while True:
-        found = _derived(secret, group, *parts, str(attempt)).hex()[:digits]
-        if found not in text and not (taken and found in taken):
-            return found
+        candidate = _derived(secret, group, *parts, str(attempt)).hex()[:digits]
+        if candidate not in text and not (taken and candidate in taken):
+            return candidate
         attempt += 1
         # a text made of hex digits: try longer ones
         digits += attempt % 4 == 0

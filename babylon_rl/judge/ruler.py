@@ -77,7 +77,7 @@ class Waiting:
 
 
 Outcome = Judged | SetAside | Waiting
-_Part = tuple[JudgeRequest, Mapping[str, Verdict]]  # a question, and what its answer says by agent id
+_Part = tuple[JudgeRequest, Mapping[str, Verdict]]  # a request, and its verdicts by agent id
 
 
 class Unusable(Exception):
@@ -89,7 +89,7 @@ class Unusable(Exception):
         self.transcript = transcript
 
 
-# What a group comes to when its orders fail differently: the first of these. Anything else is a fault of ours and comes before all.
+# The outcome of a group whose orders fail differently is the first of these. Any other error is a bug and comes before all.
 _GRAVEST = (JudgeRefused, Unusable, OverBudget, JudgeUnavailable)
 
 
@@ -198,7 +198,7 @@ class Ruler:
 
     async def _ask(self, request: JudgeRequest, attempt: int) -> StoredAnswer:
         """Ask once and store the answer before it is used."""
-        # What the group is asked at first was reserved for all its requests together.
+        # The group's first requests were reserved together.
         async with self._budget.reserved([] if attempt == ASKED else [request]), self._slots:
             self._patience.check()
             reply = await self._caller.ask(request.messages, request.schema)

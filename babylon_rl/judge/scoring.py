@@ -48,11 +48,11 @@ def score_windows(
     Written are our tables, the trajectories' judge columns and reward_judgments.
 
     Hours that are not complete or not ready have no group and are absent from the result. Groups without spread are scored and reported
-    (``has_spread`` is False). ``force`` judges again what is unchanged, was consumed by a training or is in quarantine; a language model is
-    asked only what the cache does not hold. Hours that it could not judge are in the result's ``pending`` and ``quarantined``.
-    ``on_beat`` is called every half minute or so, when it may use ``connection``; what it raises ends the scoring.
+    (``has_spread`` is False). ``force`` judges unchanged, consumed and quarantined hours again; requests that the cache answers
+    are not sent. Hours that it could not judge are in the result's ``pending`` and ``quarantined``.
+    ``on_beat`` is called about every half minute and may use ``connection``; an error that it raises ends the scoring.
 
-    ``connection`` is committed on the way where a language model judges: what is paid is kept whatever happens next.
+    Where a language model judges, ``connection`` is committed on the way, so that every paid answer is stored whatever happens next.
 
     Raises:
         JudgeRefused: the judge answers no request (credentials, the model's name).
@@ -60,7 +60,7 @@ def score_windows(
     """
     complete = [window for window in sorted(set(windows)) if is_complete(window, now)]
     if settings.judge_model != HEURISTIC:
-        from babylon_rl.judge.scoring_model import score_with_model  # what asks a judge takes a while to import
+        from babylon_rl.judge.scoring_model import score_with_model  # slow import
 
         return score_with_model(connection, complete, settings, now, force=force, on_progress=on_progress, on_beat=on_beat)
     scored = Scored()
@@ -110,11 +110,11 @@ def judge_heuristically(reading: WindowReading) -> GroupScores:
 def release_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> list[str]:
     """Release groups from quarantine (None: all) for a new judgement, and return their windows."""
     with connection.transaction():
-        found = list(judge_waiting.read_quarantined(connection, windows))
-        lock_windows(connection, found)
-        judge_answers.retire_unusable(connection, found)
-        judge_waiting.release(connection, found)
-    return found
+        quarantined = list(judge_waiting.read_quarantined(connection, windows))
+        lock_windows(connection, quarantined)
+        judge_answers.retire_unusable(connection, quarantined)
+        judge_waiting.release(connection, quarantined)
+    return quarantined
 
 
 def stored_scores(connection: Connection, windows: Iterable[str]) -> dict[str, GroupScores]:

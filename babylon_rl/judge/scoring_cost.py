@@ -23,7 +23,7 @@ from babylon_rl.store.judge_answers import count_answers, find_answers
 from babylon_rl.store.judge_secret import read_secret
 from babylon_rl.store.trajectories import Connection
 
-LIKELY_UNUSABLE, ANSWERS_TO_GO_BY = 0.05, 20  # what is thought of a judge's answers before it has given any
+LIKELY_UNUSABLE, ANSWERS_TO_GO_BY = 0.05, 20  # prior for a judge without answers: its share, and its weight in answers
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ def _keep_unchanged(
             if write:
                 keep_sources(connection, {window: sources[window]})
     if write:
-        # what differs is judged anew
+        # hours that differ are judged again
         forget_sources(connection, {window: before[window] for window in same if window not in plan.kept and window in before})
 
 

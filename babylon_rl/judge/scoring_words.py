@@ -80,5 +80,5 @@ def _judgement(outcome: Judged, server: str) -> Judgement:
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
-    known = list(counts)
-    return None if None in known else sum(count for count in known if count is not None)
+    values = list(counts)
+    return None if None in values else sum(count for count in values if count is not None)

@@ -58,7 +58,7 @@ class ShownEpisode:
 class ShownGroup:
     """Rendered group of one window, episodes in order of agent id.
 
-    ``context`` are sentences of what the hour came to, ``common`` the numbered lines that episodes name, ``most`` the episodes that fit
+    ``context`` are sentences on the hour's outcome, ``common`` the numbered lines that episodes name, ``most`` the episodes that fit
     one request, ``input_version`` the hash of all that is shown and of the rubric. ``context_flags`` are suspicions in news, questions and
     the market's names. ``masked`` is the group without flagged passages, None where that shows the same.
     """
@@ -133,7 +133,7 @@ def shown_groups(
     known = store.known_names(connection, agents)
     shown = {}
     for window, episodes in groups.items():
-        # of this hour alone: what is shown of it must not depend on which hours are read together
+        # names of this hour alone: its rendering must not depend on the other hours in the call
         own: dict[str, list[str]] = {agent: [agent] for agent in sorted({episode.agent_id for episode in readings[window].episodes})}
         for name in known:
             if name.agent_id in own and name.counts_in(window):
@@ -183,14 +183,14 @@ def _group(
     recorded = read_transcripts(connection, [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids])
 
     def shown(screen: Screen) -> ShownGroup:
-        told = _context(connection, outcomes, episodes, settings, private, screen)
-        return _written(told, outcomes, episodes, recorded, names, settings, private, screen)
+        sentences = _context(connection, outcomes, episodes, settings, private, screen)
+        return _written(sentences, outcomes, episodes, recorded, names, settings, private, screen)
 
     group = shown(Screen())
     if not group.flags and not group.context_flags:
         return group
     masked = shown(Screen(masks=True))
-    # what was flagged is not shown (shortened or private): nothing to compare
+    # flagged passages are not shown anyway (shortened or private): nothing to compare
     if masked.input_version == group.input_version:
         return group
     return replace(group, masked=masked, input_version=content_version([group.input_version, masked.input_version]))

@@ -21,7 +21,7 @@ from babylon_rl.versions import content_version
 # Raise it when the same sources are shown differently: groups in quarantine are asked about anew then. Judged ones keep their scores and
 # cost nothing, as the form is not part of their version.
 FORM = 2
-_LAYOUT = 1  # of what is hashed; with another, every judged hour would be paid for again
+_LAYOUT = 1  # of the hashed values; with another, every judged hour would be paid for again
 
 
 def sources_versions(

@@ -65,7 +65,7 @@ def _shown(number: int, step: RecordedStep, rename: Renamer, private: Private, m
     def served(text: str, where: str) -> list[str]:
         return screen.lines(pieces(bounded(text)), f"step {number} {where}")
 
-    # what the agent was served, and its answers
+    # prompts and answers
     for call in step.calls:
         seen += served(private.text("system_prompt", call.system), "system prompt")
         seen += served(private.text("user_prompt", call.prompt), "prompt")
@@ -141,8 +141,8 @@ def _meaningful(parameters: Any, step: RecordedStep) -> Any:
     """Parameters without values of the state and without long ids."""
     if not isinstance(parameters, dict):
         return parameters
-    known = (step.state.agent_pnl, step.state.agent_balance)
-    return {key: value for key, value in parameters.items() if not _is_state(value, known) and not _is_bare_id(key, value)}
+    state_values = (step.state.agent_pnl, step.state.agent_balance)
+    return {key: value for key, value in parameters.items() if not _is_state(value, state_values) and not _is_bare_id(key, value)}
 
 
 def _is_state(value: Any, known: tuple[float, float]) -> bool:

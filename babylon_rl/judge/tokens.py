@@ -16,9 +16,9 @@ from babylon_rl.llm.pricing import table_entry
 from babylon_rl.settings import Settings
 
 REQUEST_TOKENS = 32_000  # of a request to a model whose context is not known
-CONTEXT_SHARE = 0.75  # of a model's context; the rest is for what it thinks and answers, and for a question after an unusable answer
+CONTEXT_SHARE = 0.75  # of a model's context; the rest is for its reasoning, its answer, and a request after an unusable answer
 LEAST_REQUEST_TOKENS = 2_000
-MARGIN = 1.2  # an allowance for what other tokenizers make of the same text; not measured
+MARGIN = 1.2  # allowance for other tokenizers; not measured
 CHARACTERS_PER_TOKEN = 3
 _NEWER = "o200k_base"
 _OLDER = "cl100k_base"

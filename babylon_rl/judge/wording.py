@@ -43,7 +43,7 @@ class Template:
         return [(literal, name, kind or "") for literal, name, kind, _ in Formatter().parse(self.text)]
 
 
-# What a field's value may be, once written by ``_written``: letters folded, white space gone.
+# Pattern of a field's value, once written by ``_written``: letters folded, white space gone.
 _NUMBER = r"[-+]?(?:\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?|inf|nan)"
 FIELD_TYPES: Mapping[str, str] = {
     "number": rf"(?:{_NUMBER}|{UNKNOWN})",

@@ -92,14 +92,14 @@ class ChatClient:
             started = time.monotonic()
             try:
                 async with asyncio.timeout(left_s):
-                    found = await wire.send(messages, sent)
+                    answer = await wire.send(messages, sent)
             except TimeoutError:
                 raise CallFailed(f"no answer within {left_s:g} s") from None
-            if found.text is None:
+            if answer.text is None:
                 raise CallFailed("answered with a message that has no text")
             latency_ms = (time.monotonic() - started) * 1000
-            tokens = found.prompt_tokens or 0, found.completion_tokens or 0
-            return ChatAnswer(found.text, found.logprobs, *tokens, latency_ms, found.model or self.model)
+            tokens = answer.prompt_tokens or 0, answer.completion_tokens or 0
+            return ChatAnswer(answer.text, answer.logprobs, *tokens, latency_ms, answer.model or self.model)
 
         try:
             return await retrier.run(attempt)
@@ -116,8 +116,10 @@ class ChatClient:
         max_tokens: int = 64,
     ) -> ChatAnswer:
         """``complete`` for callers without an event loop; concurrent threads share one loop."""
-        asked = partial(self.complete, messages, response_format=response_format, temperature=temperature, seed=seed, max_tokens=max_tokens)
-        return self._started().call(asked)
+        request = partial(
+            self.complete, messages, response_format=response_format, temperature=temperature, seed=seed, max_tokens=max_tokens
+        )
+        return self._started().call(request)
 
     async def aclose(self) -> None:
         """Close the connections of this event loop."""

@@ -83,5 +83,5 @@ class LitellmWire:
         headers = getattr(getattr(error, "response", None), "headers", None) or getattr(error, "litellm_response_headers", None) or {}
         status = getattr(error, "status_code", None)
         wait_s = retry_after_s(headers.get("retry-after"), datetime.now(UTC))
-        said = scrubbed(str(error) or type(error).__name__, (self._key,) if self._key else ())
-        return CallFailed(said, status if isinstance(status, int) else None, wait_s)
+        reason = scrubbed(str(error) or type(error).__name__, (self._key,) if self._key else ())
+        return CallFailed(reason, status if isinstance(status, int) else None, wait_s)

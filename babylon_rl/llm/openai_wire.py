@@ -24,7 +24,7 @@ class OpenAIWire:
         self._errors = openai.APIStatusError, openai.APIError
         self._model = model
         self._secrets = (key,) if key else ()
-        # What the client would otherwise read from the environment is meant for OpenAI, and this may be anybody.
+        # The client's variables in the environment are meant for OpenAI, and this may be another server.
         unsaid = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}
         self._unauthorized = {} if key else {"Authorization": openai.omit}
         self._client = openai.AsyncOpenAI(

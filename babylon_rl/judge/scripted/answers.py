@@ -82,13 +82,13 @@ def latency_s(judge: ScriptedJudge, content: str, attempt: int) -> float:
     return judge.latency_s + judge.jitter_s * chance(judge.seed, "latency", content, attempt).random()
 
 
-def written(found: Sequence[Opinion], id_field: str, fault: str | None = None) -> str | None:
+def written(verdicts: Sequence[Opinion], id_field: str, fault: str | None = None) -> str | None:
     """Content of the answer with a content fault; None if the fault leaves no content."""
     if fault == "refusal":
         return None
     if fault == "empty":
         return ""
-    text = json.dumps({"scores": [_entry(opinion, id_field) for opinion in _spoilt(list(found), fault)]}, indent=1)
+    text = json.dumps({"scores": [_entry(opinion, id_field) for opinion in _spoilt(list(verdicts), fault)]}, indent=1)
     if fault == "fenced":
         return f"```json\n{text}\n```"
     if fault == "prefixed":
@@ -102,33 +102,33 @@ def written(found: Sequence[Opinion], id_field: str, fault: str | None = None) -
 
 def _entry(opinion: Opinion, id_field: str) -> dict[str, Any]:
     """One verdict as JSON; missing parts are omitted."""
-    said = {id_field: opinion.id, "explanation": opinion.explanation, "score": opinion.score}
-    return {key: value for key, value in said.items() if value is not None}
+    fields = {id_field: opinion.id, "explanation": opinion.explanation, "score": opinion.score}
+    return {key: value for key, value in fields.items() if value is not None}
 
 
-def _spoilt(found: list[Opinion], fault: str | None) -> list[Opinion]:
+def _spoilt(verdicts: list[Opinion], fault: str | None) -> list[Opinion]:
     """The verdicts with one or two of them made wrong."""
-    if not found:
-        return found
-    first, last = found[0], found[-1]
+    if not verdicts:
+        return verdicts
+    first, last = verdicts[0], verdicts[-1]
     match fault:
         case "missing-id":
-            return found[:-1]
+            return verdicts[:-1]
         case "duplicate-id":  # in the place of another where there are several, so that the number of verdicts looks right
-            return [*found[:-1], Opinion(first.id, last.score, last.explanation)] if len(found) > 1 else [first, first]
+            return [*verdicts[:-1], Opinion(first.id, last.score, last.explanation)] if len(verdicts) > 1 else [first, first]
         case "unknown-id":
-            return [*found[:-1], Opinion("nobody-" + last.id, last.score, last.explanation)]
+            return [*verdicts[:-1], Opinion("nobody-" + last.id, last.score, last.explanation)]
         case "out-of-range":
             return [
                 Opinion(first.id, 5, first.explanation),
-                *found[1:-1],
-                *([Opinion(last.id, -3, last.explanation)] if len(found) > 1 else []),
+                *verdicts[1:-1],
+                *([Opinion(last.id, -3, last.explanation)] if len(verdicts) > 1 else []),
             ]
         case "nan":
-            return [*found[:-1], Opinion(last.id, math.nan, last.explanation)]
+            return [*verdicts[:-1], Opinion(last.id, math.nan, last.explanation)]
         case "boolean":
-            return [*found[:-1], Opinion(last.id, True, last.explanation)]
+            return [*verdicts[:-1], Opinion(last.id, True, last.explanation)]
         case "no-explanation":
-            return [*found[:-1], Opinion(last.id, last.score, None)]
+            return [*verdicts[:-1], Opinion(last.id, last.score, None)]
         case _:
-            return found
+            return verdicts

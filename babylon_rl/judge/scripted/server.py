@@ -30,7 +30,7 @@ from babylon_rl.judge.scripted.wire import read, text_of
 from babylon_rl.models.server import bind
 
 OVERRIDE_HEADER = "x-scripted-judge"
-SETTLE_S = 0.02  # what was sent must reach the client before a reset throws away what was not
+SETTLE_S = 0.02  # time for sent bytes to reach the client, as a reset discards the others
 SLOW_PIECES = 20
 START_TIMEOUT_S = 20.0
 WEB_PAGE = "<!DOCTYPE html>\n<html><head><title>Just a moment...</title></head><body><h1>Checking your browser</h1></body></html>\n"

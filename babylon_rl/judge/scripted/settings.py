@@ -17,7 +17,7 @@ CONTENT_FAULTS = (
     "no-explanation", "empty", "truncated", "refusal",
 )  # fmt: skip
 FAULTS = TRANSPORT_FAULTS + CONTENT_FAULTS
-# What a provider says for good: asking again cures none of them, so "every fault" leaves them out.
+# Final refusals of a provider: a retry cures none of them, so "every fault" leaves them out.
 REFUSALS = ("bad-key", "unknown-model", "bad-request")
 SKILLS = ("auto", "marker", "pnl", "text")
 _NO_FAULTS: Mapping[str, float] = MappingProxyType({})
@@ -33,7 +33,7 @@ class ScriptedJudge:
 
     seed: int = 0
     skill: str = "auto"  # where an episode's skill is read: a marker, its P&L, its text's hash; "auto" takes the first that is there
-    noise: float = 0.0  # standard deviation of what is added to each skill
+    noise: float = 0.0  # standard deviation of the noise added to each skill
     position_bias: float = 0.0  # how much the first place of a request gains over the last, linear between
     length_bias: float = 0.0  # how much the longest episode of a request gains over the shortest, linear in the rank of the length
     out_of_order: float = 0.0  # share of the answers whose verdicts stand in another order than the episodes
@@ -41,7 +41,7 @@ class ScriptedJudge:
     jitter_s: float = 0.0  # uniform, on top of the latency
     obedience: float = 0.0  # share of the agents' instructions that are followed and of the fake structure that is believed
     chars_per_token: float = 4.0  # of the usage that is reported; no tokenizer is loaded
-    retry_after_s: float = 1.0  # what a 429 asks for
+    retry_after_s: float = 1.0  # the Retry-After of a 429
     slow_s: float = 2.0  # how long a slow stream takes
     model: str = "scripted"  # the name in /v1/models; a request may name any
     faults: Mapping[str, float] = field(default_factory=lambda: _NO_FAULTS)  # probability of each, drawn on its own at every attempt
@@ -120,12 +120,12 @@ def changes_of(raw: str) -> dict[str, Any]:
         UsageError: it is not a JSON object.
     """
     try:
-        found = json.loads(raw) if raw.strip() else {}
+        changes = json.loads(raw) if raw.strip() else {}
     except ValueError as invalid:
         raise UsageError(f"The scripted judge's settings are no JSON: {invalid}.") from invalid
-    if not isinstance(found, dict):
+    if not isinstance(changes, dict):
         raise UsageError("The scripted judge's settings are not a JSON object.")
-    return found
+    return changes
 
 
 def _number(value: object) -> TypeGuard[float]:

@@ -43,7 +43,7 @@ def pnl_usd(text: str) -> float | None:
     """Profit or loss that a text names, in dollars: "lost 3 dollars", "P&L: -$30"."""
     for pattern in _PNL:
         if found := pattern.search(text):
-            said = found.groupdict()
-            negative = (said["sign"] or said["late"]) in ("-", "−") or said.get("lost") is not None
-            return -float(said["usd"].replace(",", "")) if negative else float(said["usd"].replace(",", ""))
+            groups = found.groupdict()
+            negative = (groups["sign"] or groups["late"]) in ("-", "−") or groups.get("lost") is not None
+            return -float(groups["usd"].replace(",", "")) if negative else float(groups["usd"].replace(",", ""))
     return None

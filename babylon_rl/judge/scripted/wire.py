@@ -50,7 +50,9 @@ def read(messages: Sequence[Mapping[str, Any]]) -> Asked:
         for pattern, id_field in ((_ours(text, system), "id"), (_ART, "trajectory_id")):
             found: dict[str, str] = {}
             for block in () if pattern is None else pattern.finditer(text):
-                found[block[1]] = (found.get(block[1], "") + "\n" + block[2]).strip("\n")  # who knows the nonce adds to any block
+                found[block[1]] = (found.get(block[1], "") + "\n" + block[2]).strip(
+                    "\n"
+                )  # repeated ids are joined: with the nonce one could add to any block
             if pattern and found:
                 rest = pattern.sub("\n", text)
                 told = _told(rest, found) if id_field == "id" else {}
