@@ -64,11 +64,15 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code (0 done, 1 a check failed, 2 bad usage or settings, 3 something outside)."""
+    """Run one command line and return its exit code.
+
+    The codes: 0 done, 1 a check failed, 2 bad usage or settings, 3 something outside failed.
+    """
     import psycopg  # after the modules are registered; --help pays nothing for it that the import of typer did not
 
     try:
         app(arguments, prog_name="babylon-rl")
+    # Typer exits by SystemExit; every other expected error becomes one sentence and an exit code.
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
             return _say("Interrupted.", INTERRUPTED)
@@ -79,6 +83,7 @@ def run(arguments: list[str]) -> int:
         return _say("Interrupted.", INTERRUPTED)
     except BrokenPipeError:
         return _leave(FAILED_OUTSIDE)
+    # Database errors that no layer below translated; disk full is the most specific and comes first.
     except psycopg.errors.DiskFull as full:
         return _say(
             f"The database's disk is full: {_first_line(full)}. What was not committed is undone. {_ADVICE[errno.ENOSPC]}", FAILED_OUTSIDE
@@ -100,7 +105,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _leave(code: str | int | None) -> int:
-    """Flush while it can still be told that the reader has gone (``babylon-rl ... | head``)."""
+    """Flush standard output, and end quietly if its reader is gone (``babylon-rl ... | head``)."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""The groups `batches` and `models`: what was trained, what it made, and where every version came from."""
+"""Command groups `batches` and `models`: trainings, versions and their lineage."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,6 +79,7 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
     }  # fmt: skip
 
     def render(out: Any) -> None:
+        # Four tables: the batch, its episodes, its iterations, and its jobs if there are any.
         facts = [[name, document[name]] for name in ("batchId", "status", "modelVersion", "parent", "baseModel", "trajectories", "error")]
         out.print(table(None, ["", ""], facts))
         scored = [
@@ -137,16 +138,16 @@ def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
     from babylon_rl.store.registry import read_models
 
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
-        found = read_models(connection)
+        versions = read_models(connection)
     columns = ["version", "status", "base", "parent", "batch", "reward", "hours", "storage"]
     rows = [
         [m.version, m.shown_status, m.base_model, m.parent_version, m.training_batch,
          _rounded(m.avg_reward), len(m.windows), m.storage_path]
-        for m in found
+        for m in versions
     ]  # fmt: skip
     if not rows:
         say("No model is registered yet. `babylon-rl train` makes the first; the base model is there without it, under the name base.")
-    emit({"models": [model_document(model) for model in found]}, lambda out: out.print(table(None, columns, rows)), as_json)
+    emit({"models": [model_document(model) for model in versions]}, lambda out: out.print(table(None, columns, rows)), as_json)
 
 
 def _job_document(job: "RemoteJob") -> dict[str, Any]:
@@ -171,7 +172,7 @@ def _job_document(job: "RemoteJob") -> dict[str, Any]:
 
 
 def batch_document(batch: "Batch") -> dict[str, Any]:
-    """A batch of ours under its columns' names."""
+    """A batch of this pipeline as a JSON-ready dict, keyed by column names."""
     return {
         "batchId": batch.batch_id,
         "status": batch.state,
@@ -195,7 +196,7 @@ def batch_document(batch: "Batch") -> dict[str, Any]:
 
 
 def model_document(model: "Model") -> dict[str, Any]:
-    """A version under its columns' names, with its lineage."""
+    """A version with its lineage as a JSON-ready dict, keyed by column names."""
     return {
         "modelId": model.model_id,
         "version": model.version,

@@ -1,4 +1,4 @@
-"""``benchmark generate``: a market as a snapshot file, which any number of agents can be run through later."""
+"""Command ``benchmark generate``: writes a market as a snapshot file for later runs."""
 
 import re
 from pathlib import Path
@@ -59,6 +59,7 @@ def generate(
     }
     config = _config(preset, edition, {name: value for name, value in asked.items() if value is not None})
     snapshot = from_scenario(benchmark_scenario(config))
+    # An unsound snapshot is never written; warnings are printed.
     errors, warnings = validate(snapshot)
     if errors:
         raise MarketError(f"The market of {config} makes no sound snapshot: {' '.join(errors)}")
@@ -70,7 +71,9 @@ def generate(
 
 
 def _config(preset: str | None, edition: str, changes: dict[str, Any]) -> "ScenarioConfig":
-    """The preset with what was asked for changed; without a preset, ``minutes`` of the usual market.
+    """The configuration of a preset with the changes from options.
+
+    Without a preset, ``minutes`` of the usual market.
 
     Raises:
         UsageError: no such preset, or a value out of range.
@@ -80,6 +83,7 @@ def _config(preset: str | None, edition: str, changes: dict[str, Any]) -> "Scena
     from babylon_rl.market.simulation.config import preset as named
 
     try:
+        # A length without a preset means the usual market; neither means DEFAULT_PRESET.
         if preset is None and "minutes" in changes:
             return ScenarioConfig(edition=edition, **changes)
         return named(preset if preset is not None else DEFAULT_PRESET, edition=edition, **changes)

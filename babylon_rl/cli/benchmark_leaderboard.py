@@ -1,4 +1,4 @@
-"""``benchmark leaderboard``: all versions with the base and the scripts in one order, from the results that are kept."""
+"""Command ``benchmark leaderboard``: ranks versions, base and scripts from stored results."""
 
 from pathlib import Path
 from typing import Annotated

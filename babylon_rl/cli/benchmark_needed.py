@@ -1,4 +1,4 @@
-"""``benchmark compare --effect USD``: how many snapshots show a wanted difference between two agents, by how much theirs varied."""
+"""``benchmark compare --effect USD``: number of snapshots needed to show a difference."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,30 +14,33 @@ COLUMNS = ("A - B", "deviation between snapshots $", "between repeats $", "repea
 
 
 def needed(comparison: "ComparisonDocument", effect: float) -> list[dict[str, Any]]:
-    """For every pair with two snapshots or more, and for one play of each and as many as there were: the snapshots that show a
-    difference of ``effect`` dollars with 80 % power, at a confidence shared among all pairs (Bonferroni). Null: no number does.
+    """For every pair of agents, the snapshots needed to show a difference of ``effect`` dollars.
+
+    With 80 % power, at a confidence shared among all pairs (Bonferroni). Pairs with fewer than two snapshots are left out. One row for a
+    single play of each snapshot, and one for as many plays as there were. Null: no number is enough.
     """
     from babylon_rl.evaluation.compare_results import LEVEL, by_agent
     from babylon_rl.evaluation.statistics import snapshots_table, spread_of
 
-    runs, found = by_agent(comparison.runs), list[dict[str, Any]]()
+    runs, rows = by_agent(comparison.runs), list[dict[str, Any]]()
     for pair in comparison.pairs:
         shared = [key for key in runs[pair.a] if key in runs[pair.b]]
         if pair.snapshots < 2:
             continue
+        # Differences of runs that both agents played, grouped by snapshot.
         differences = [runs[pair.a][key].metrics.total_pnl - runs[pair.b][key].metrics.total_pnl for key in shared]
         spread = spread_of(differences, [snapshot for snapshot, _, _ in shared])
         repeats = sorted({1, round(pair.runs / pair.snapshots)})
-        found += [
+        rows += [
             {"a": pair.a, "b": pair.b, "effect": effect, "between": spread.between, "within": spread.within, "repeats": size.repeats,
              "snapshots": size.snapshots, "power": size.power, "played": pair.snapshots}
             for size in snapshots_table([effect], spread, repeats=repeats, confidence=1 - LEVEL / len(comparison.pairs))
         ]  # fmt: skip
-    return found
+    return rows
 
 
 def needed_table(rows: Sequence[dict[str, Any]]) -> "Table":
-    """``needed`` for people."""
+    """A table of the rows of ``needed``."""
     lines = [
         [f"{row['a']} - {row['b']}", f"{row['between']:,.0f}", f"{row['within']:,.0f}", row["repeats"], row["snapshots"], row["played"]]
         for row in rows

@@ -29,14 +29,16 @@ def players_named(
     attempts: int = 6,
     serving: "Serving | None" = None,
 ) -> "Iterator[list[Player]]":
-    """Players in the order of ``names``, for as long as the block lasts; base and versions are served when they are first asked.
+    """Yield players in the order of ``names``; models are served until the block ends.
+
+    The server for base and versions starts with the first request to one of them.
 
     Args:
-        attempts: of a request to an endpoint of the user's.
+        attempts: tries of a request to an endpoint of the user's.
         serving: gives the URL of a server for base and adapters; by default one on this machine.
 
     Raises:
-        UsageError: a name is nobody's, or a version cannot be played here.
+        UsageError: a name is unknown, or a version cannot be played here.
     """
     from babylon_rl.evaluation.model_sources import ModelClients
     from babylon_rl.evaluation.players import asked, scripted
@@ -47,6 +49,7 @@ def players_named(
     endpoints = {name: url for name, url in map(_endpoint, names) if url is not None}
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
     model = partial(asked, mandate=mandate, temperature=temperature, prompt=prompt)
+    # Everything that is neither a strategy nor an endpoint: base and versions.
     local = _local([name for name in names if name not in NAMES and _endpoint(name)[1] is None], settings)
     with ExitStack() as stack:
         clients = stack.enter_context(ModelClients(settings, list(local.values()), serving or served_here))
@@ -64,7 +67,7 @@ def players_named(
 
 
 def _endpoint(given: str) -> tuple[str, str | None]:
-    """(NAME, URL) of ``NAME=URL``, (name, None) of anything else."""
+    """(NAME, URL) of ``NAME=URL``, (name, None) of any other text."""
     name, separator, url = given.partition("=")
     if not separator:
         return given, None
@@ -78,7 +81,10 @@ def _always(client: "ChatClient") -> "Callable[[], ChatClient]":
 
 
 def _local(names: Sequence[str], settings: Settings) -> "dict[str, ModelSource]":
-    """base and versions with the identity of their weights; the database is asked only for versions."""
+    """Sources of base and versions, with the identity of their weights.
+
+    The database is opened only if a version is named.
+    """
     from babylon_rl.evaluation.model_sources import absent, base_of, base_source, version_source
 
     if not names:
@@ -93,6 +99,7 @@ def _local(names: Sequence[str], settings: Settings) -> "dict[str, ModelSource]"
             f"There is no version or agent {unknown[0]!r}: `babylon-rl models` lists the versions; base is always there, and so are "
             f"{', '.join(NAMES)}; any endpoint is NAME=URL."
         )
+    # Refuse before anything is played: every named version must be playable here.
     for name in versions:
         if (missing := absent(models[name], settings)) is not None:
             raise UsageError(str(missing))

@@ -1,4 +1,4 @@
-"""``benchmark run`` and ``benchmark compare``: agents in the same unseen markets, every run kept, and who is better by more than chance."""
+"""Commands ``benchmark run`` and ``benchmark compare``: agents in the same unseen markets."""
 
 import re
 from collections.abc import Sequence
@@ -75,6 +75,7 @@ def run(
                 again=again,
                 on_progress=tell,
             )
+    # Runs are kept as files first; the database is optional.
     if record:
         _record(runs.files)
     _emit_run(runs, directory, markets, report, as_json)
@@ -111,7 +112,7 @@ def compare(
 
 
 def _played_in(sound: "list[Result]", snapshots: list[str]) -> "list[Snapshot]":
-    """The markets that ``snapshots`` name; says which of them nobody played."""
+    """The markets named by ``snapshots``; reports those without a result."""
     if not snapshots:
         return []
     from babylon_rl.evaluation.snapshots import snapshots_named
@@ -129,15 +130,16 @@ def _named_results(names: list[str], directory: Path | None) -> "tuple[list[Resu
     paths = [path for name in names if (path := Path(name)).exists()]
     files = dict.fromkeys(file for path in paths for file in (result_files(path) if path.is_dir() else [path]))
     sound, refused = sound_results(files)
+    # Names that are no paths are agents in the results directory.
     wanted = [name for name in names if not Path(name).exists()]
     if wanted:
         more, not_sound = sound_results(result_files(_results_directory(directory)))
-        known = {result.agent_id for result in more}
-        missing = [name for name in wanted if name not in known]
+        agents = {result.agent_id for result in more}
+        missing = [name for name in wanted if name not in agents]
         if missing:
             raise UsageError(
                 f"{missing[0]!r} is no file or directory, and there are no results of an agent of that name; there are results of "
-                f"{', '.join(sorted(known)) or 'nobody'}. `babylon-rl benchmark run SNAPSHOT --model {missing[0]}` makes them."
+                f"{', '.join(sorted(agents)) or 'nobody'}. `babylon-rl benchmark run SNAPSHOT --model {missing[0]}` makes them."
             )
         kept = {result.id for result in sound}
         named = [result for name in wanted for result in more if result.agent_id == name]
@@ -168,6 +170,7 @@ def _emit_run(runs: "BenchmarkRuns", directory: Path, markets: "list[Snapshot]",
             for one in runs.unfinished
         ],
     }  # fmt: skip
+    # Report and tables are written even if some runs are unfinished; the error comes last.
     if report is not None and sound:
         _write_report(sound, report, markets)
     emit(document, lambda out: _render(out, comparison) if comparison is not None else None, as_json)

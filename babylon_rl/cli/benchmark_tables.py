@@ -1,4 +1,4 @@
-"""The tables of ``benchmark run`` and ``benchmark compare``."""
+"""Tables of ``benchmark run`` and ``benchmark compare``."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ PAIRS = ("A - B", "difference $ (95 %)", "p", "p (Holm)", "effect size (95 %)", 
 
 
 def agents_table(comparison: "ComparisonDocument") -> "Table":
-    """A row for each agent, the richest first."""
+    """One row per agent, highest P&L first."""
     rows: list[list[Any]] = []
     for one in sorted(comparison.agents, key=lambda agent: -agent.pnl.mean):
         brier = "-" if one.brier is None else f"{one.brier:.3f} ({one.market_brier:.3f})"
@@ -31,7 +31,7 @@ def agents_table(comparison: "ComparisonDocument") -> "Table":
 
 
 def pairs_table(comparison: "ComparisonDocument") -> "Table":
-    """A row for each pair of agents."""
+    """One row per pair of agents."""
     return table("In the same markets", list(PAIRS), [_pair(one) for one in comparison.pairs])
 
 
@@ -44,7 +44,7 @@ def _pair(one: "PairRow") -> list[Any]:
 
 
 def interval(one: "Bounds", digits: int = 0) -> str:
-    """``+12 (+3 to +21)``; without ends where there are none."""
+    """An interval as ``+12 (+3 to +21)``; only the mean if it has no ends."""
     mean = f"{one.mean:+,.{digits}f}"
     return f"{mean} ({one.low:+,.{digits}f} to {one.high:+,.{digits}f})" if one.low is not None and one.high is not None else mean
 
@@ -55,5 +55,5 @@ def percent(share: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number, or a dash."""
+    """A number, or a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"

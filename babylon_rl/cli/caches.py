@@ -1,6 +1,6 @@
-"""The environment of other people's libraries: they write into the state directory alone, and their threads sleep while they wait.
+"""Environment of third-party libraries: caches in the state directory, threads that sleep while idle.
 
-What make sets in scripts/environment.sh, for a command that is run without it. A variable that the user has set stays.
+For commands that run without make: scripts/environment.sh sets the same. A variable that the user has set stays.
 """
 
 import os
@@ -16,7 +16,7 @@ LONGEST_HOME = 64
 
 
 def variables(home: Path) -> dict[str, str]:
-    """The environment of the libraries for the state directory ``home``: caches, no telemetry, and threads that do not spin."""
+    """Library variables for the state directory ``home``: caches, no telemetry, no spinning threads."""
     cache = home / "cache"
     return {
         "HF_HOME": str(cache / "huggingface"),
@@ -37,9 +37,10 @@ def variables(home: Path) -> dict[str, str]:
 
 
 def keep_caches_at_home() -> None:
-    """Set these variables and TMPDIR in this process, before any of the libraries is imported, and so for every program that it starts.
+    """Set the variables and TMPDIR in this process, for itself and its children.
 
-    This writes the environment, which only the settings read: the variables are the libraries', and none of ours is among them.
+    Call it before any of the libraries is imported. Elsewhere only the settings touch the environment; these variables belong to the
+    libraries, and none is a setting.
     """
     try:
         home = load_settings().home

@@ -1,4 +1,4 @@
-"""What ``babylon-rl verify-system`` looks at, one check a line; a check that fails does not keep the others from running."""
+"""Checks of ``babylon-rl verify-system``, one line each; a failed check does not stop the others."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ _WANTED_BYTES = 2_000_000_000
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report."""
+    """One line of the report: name, status and detail."""
 
     name: str
     status: str
@@ -23,7 +23,8 @@ class Check:
 
 
 def check_system(settings: Settings) -> Iterator[Check]:
-    """Every check, in the order in which a person would mend them."""
+    """Run all checks, in the order in which to repair failures."""
+    # Each check is an attempt of its own; only an unreachable database skips those that need it.
     yield from _configuration(settings)
     yield _disk(settings.home)
     try:
@@ -92,8 +93,8 @@ def _weights(settings: Settings) -> tuple[str, str]:
     if settings.local_base_model == DRY:
         return WARN, "LOCAL_BASE_MODEL: dry, which trains nothing"
     if settings.local_base_model is not None:
-        found = Path(settings.local_base_model).is_dir()
-        return PASS, f"LOCAL_BASE_MODEL: {settings.local_base_model}" + ("" if found else " (not a directory: taken for a hub id)")
+        is_directory = Path(settings.local_base_model).is_dir()
+        return PASS, f"LOCAL_BASE_MODEL: {settings.local_base_model}" + ("" if is_directory else " (not a directory: taken for a hub id)")
     directory = settings.home / "models" / DIRECTORY
     reason = damage(directory)
     return (

@@ -1,7 +1,7 @@
-"""Programs that a command starts and stays with: each in a process group of its own, ended with everything that it started.
+"""Child programs of commands, each in its own process group, ended with all their descendants.
 
-A note of every group lies in the state directory while it runs, so that what a killed command left behind is found by the next one.
-Signals that come while a program is ended wait until it has; one that comes IMPATIENT_S after the first has it killed.
+While a group runs, the state directory holds a note about it, so that the next command finds the remains of a killed one. Signals that
+arrive while a program ends wait until it has ended; a further one after IMPATIENT_S kills it.
 """
 
 import json
@@ -28,14 +28,15 @@ _ENDED = 0
 def run_child(
     command: Sequence[str], environment: Mapping[str, str], home: Path, cwd: Path | None = None, stdout: IO[bytes] | None = None
 ) -> int:
-    """Run a program to its end and return its exit code; SIGINT, SIGTERM and SIGHUP to us end it and everything it started.
+    """Run a program to its end and return its exit code.
 
-    After that the signal has the effect that it has without us (SIGINT: KeyboardInterrupt).
+    SIGINT, SIGTERM and SIGHUP to this process end the program and all its descendants. After that the signal has its usual effect (SIGINT:
+    KeyboardInterrupt).
 
     Args:
-        environment: variables on top of our own.
+        environment: variables on top of this process's own.
         home: the state directory, where the note of the running group lies.
-        stdout: the file for what it prints; ours by default.
+        stdout: the file for its standard output; by default that of this process.
     """
     _note(home, 0).parent.mkdir(parents=True, exist_ok=True)  # before anything runs: a program without its note is never found again
     with _signals_queued() as events:
@@ -43,6 +44,7 @@ def run_child(
         try:
             _write_note(home, process.pid, command)
             threading.Thread(target=_tell_of_end, args=(process, events), daemon=True).start()
+            # The first event decides: the program's end, or a signal to this process.
             first = events.get()
         finally:
             _end_group(process.pid, _impatience(events))
@@ -53,7 +55,10 @@ def run_child(
 
 
 def stop_children(home: Path, *, orphans_only: bool) -> list[str]:
-    """End the groups that commands started and say which; with ``orphans_only`` just those whose command has died."""
+    """End the groups that commands started; return a sentence for each.
+
+    ``orphans_only``: only those whose command has died.
+    """
     stopped = []
     for path in sorted((home / "children").glob("*.json")):
         try:
@@ -62,6 +67,7 @@ def stop_children(home: Path, *, orphans_only: bool) -> list[str]:
         except (ValueError, KeyError, TypeError):
             path.unlink(missing_ok=True)
             continue
+        # A group whose command still runs belongs to that command.
         if orphans_only and _lives(note["parent"]):
             continue
         if _lives(group):
@@ -74,7 +80,10 @@ def stop_children(home: Path, *, orphans_only: bool) -> list[str]:
 
 @contextmanager
 def _signals_queued() -> Iterator["queue.SimpleQueue[int]"]:
-    """Put SIGINT, SIGTERM and SIGHUP into a queue until the block ends (its ``put`` may interrupt its ``get``)."""
+    """Put SIGINT, SIGTERM and SIGHUP into a queue until the block ends.
+
+    Its ``put`` may interrupt its ``get``.
+    """
     events: queue.SimpleQueue[int] = queue.SimpleQueue()
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
@@ -95,7 +104,10 @@ def _tell_of_end(process: subprocess.Popen[bytes], events: "queue.SimpleQueue[in
 
 
 def _impatience(events: "queue.SimpleQueue[int]") -> Callable[[], bool]:
-    """True once another signal has come, later than IMPATIENT_S from now: `timeout`, for one, sends its signal twice at once."""
+    """A function that returns True after a further signal, IMPATIENT_S from now or later.
+
+    Earlier ones do not count: `timeout`, for one, sends its signal twice at once.
+    """
     began = time.monotonic()
     late = False
 
@@ -118,7 +130,7 @@ def _write_note(home: Path, pid: int, command: Sequence[str]) -> None:
 
 
 def _identity(pid: int) -> dict[str, float]:
-    """A pid with its start time: pids are used again, the two together are not."""
+    """A pid with its start time; pids are reused, the pair is unique."""
     try:
         return {"pid": pid, "started": psutil.Process(pid).create_time()}
     except psutil.NoSuchProcess:
@@ -135,16 +147,20 @@ def _is_there(identity: Mapping[str, float]) -> bool:
 
 
 def _end_group(group: int, hurried: Callable[[], bool] = lambda: False) -> None:
-    """As Ctrl-C in its terminal would; what is left once the leader has gone gets SIGTERM and, a moment later, SIGKILL.
+    """End a process group as Ctrl-C in its terminal would.
+
+    Processes that are left after their leader get SIGTERM and, a moment later, SIGKILL.
 
     What has left the group for a session of its own is ended as well, unless its parents had gone before.
     """
     family = _family(group)
     leader = {process for process in family if process.pid == group}
+    # Ctrl-C first, so that the leader can end its children itself.
     if leader:
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGINT)
         family |= _wait(group, leader, GRACE_S, hurried)
+    # Then whatever is left, including processes that moved to another session.
     for number, grace_s in ((signal.SIGTERM, REST_GRACE_S), (signal.SIGKILL, 1.0)):
         family |= _family(group)
         for process in filter(_runs, family):
@@ -156,7 +172,10 @@ def _end_group(group: int, hurried: Callable[[], bool] = lambda: False) -> None:
 
 
 def _wait(group: int, awaited: Collection[psutil.Process], limit_s: float, hurried: Callable[[], bool]) -> set[psutil.Process]:
-    """Wait for the end of processes, no longer than ``limit_s`` or until hurried; returns the family that was seen meanwhile."""
+    """Wait for processes to end; return all members of the family seen meanwhile.
+
+    At most ``limit_s`` seconds, or until ``hurried()`` is true.
+    """
     deadline = time.monotonic() + limit_s
     seen = _family(group)
     while any(map(_runs, awaited)) and time.monotonic() < deadline and not hurried():
@@ -166,8 +185,9 @@ def _wait(group: int, awaited: Collection[psutil.Process], limit_s: float, hurri
 
 
 def _family(group: int) -> set[psutil.Process]:
-    """The living members of a process group and all their descendants."""
+    """The living members of a process group, and all their descendants."""
     family: set[psutil.Process] = set()
+    # One pass over all processes: members of the group, and the children of every parent.
     children: dict[int, list[psutil.Process]] = {}
     for process in psutil.process_iter(["ppid"]):
         children.setdefault(process.info["ppid"], []).append(process)
@@ -176,10 +196,10 @@ def _family(group: int) -> set[psutil.Process]:
                 family.add(process)
         except (ProcessLookupError, PermissionError):
             continue
-    found = list(family)
-    while found:
-        found = [child for parent in found for child in children.get(parent.pid, []) if child not in family]
-        family.update(found)
+    parents = list(family)
+    while parents:
+        parents = [child for parent in parents for child in children.get(parent.pid, []) if child not in family]
+        family.update(parents)
     return {process for process in family if _runs(process)}
 
 

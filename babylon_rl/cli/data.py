@@ -1,6 +1,6 @@
-"""Commands that say what the hours hold: windows, episodes, rejected, outcomes, scores. They change nothing.
+"""Read-only commands about hours: windows, episodes, rejected, outcomes, scores.
 
-All but ``scores`` are read from the game's own tables as they are now, whatever the asset graph has made of them.
+All but ``scores`` read the game's own tables as they are now, whatever the asset graph has stored.
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True)
 class _Session:
-    """One command's database, settings and clock."""
+    """Database connection, settings and clock of one command."""
 
     connection: "Connection"
     settings: Settings
@@ -81,6 +81,7 @@ def windows(
         "readyAt": {str(agents): sum(facts.usable_episodes >= agents for facts in summaries) for agents in AGENT_COUNTS},
         "verdict": _verdict(summaries),
     }
+    # Remarks go to standard error; the table stays the only output.
     if not summaries:
         say("No trajectory has been recorded in these hours.")
 
@@ -181,12 +182,12 @@ def rejected(first: FromOption = None, end: ToOption = None, as_json: JsonOption
 
     with _session(load_settings()) as session:
         readings = read_windows(session.connection, _wanted(session, first, end, None), session.settings)
-    found = [rejection for reading in readings.values() for rejection in reading.rejections]
-    if not found:
+    rejections = [rejection for reading in readings.values() for rejection in reading.rejections]
+    if not rejections:
         say("No trajectory was rejected in these hours." if readings else "No trajectory has been recorded in these hours.")
-    shown = [{"trajectoryId": r.trajectory_id, "window": r.window, "reason": r.reason, "detail": r.detail} for r in found]
+    shown = [{"trajectoryId": r.trajectory_id, "window": r.window, "reason": r.reason, "detail": r.detail} for r in rejections]
     rows = sum(reading.rows for reading in readings.values())
-    emit({"rejected": shown, "rows": rows, "byReason": by_reason(found)}, lambda out: print_rejected(out, found, rows), as_json)
+    emit({"rejected": shown, "rows": rows, "byReason": by_reason(rejections)}, lambda out: print_rejected(out, rejections, rows), as_json)
 
 
 def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:
@@ -196,11 +197,11 @@ def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:
     window_start(window)
     with _session(load_settings()) as session:
         refuse_future(window, session.now)
-        found = read_outcomes(session.connection, window, session.settings)
+        market = read_outcomes(session.connection, window, session.settings)
         _say_when_running(window, session.now)
-    if not found.stocks and not found.predictions:
+    if not market.stocks and not market.predictions:
         say(f"Neither a price nor an event has been recorded in {window}.")
-    emit(found.document(), lambda out: print_outcomes(out, found), as_json)
+    emit(market.document(), lambda out: print_outcomes(out, market), as_json)
 
 
 def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
@@ -210,9 +211,9 @@ def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
     window_start(window)
     with _session(load_settings()) as session:
         refuse_future(window, session.now)
-        found = stored_scores(session.connection, [window]).get(window)
-        why = _why_unscored(session.connection, window) if found is None else ""
-    if found is None:
+        group = stored_scores(session.connection, [window]).get(window)
+        why = _why_unscored(session.connection, window) if group is None else ""
+    if group is None:
         say(f"{window} has no scores. {why}")
         nothing = {
             "window": window,
@@ -225,19 +226,19 @@ def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
         }
         emit(nothing, lambda _: None, as_json)
         return
-    rows = [[s.rank, s.agent_id, round(s.score, 4), round(s.advantage, 3), s.reasoning] for s in found.scores]
+    rows = [[s.rank, s.agent_id, round(s.score, 4), round(s.advantage, 3), s.reasoning] for s in group.scores]
 
     def render(out: "Console") -> None:
         out.print(table(None, ["rank", "agent", "score", "advantage", "reasoning"], rows))
-        noted = "" if found.has_spread else " No spread: the group carries no signal and does not train."
+        noted = "" if group.has_spread else " No spread: the group carries no signal and does not train."
         out.print(
-            f"Judged by {found.judge}, version {found.judge_version}: mean {found.mean:.4f}, spread {found.spread:.4f}.{noted}",
+            f"Judged by {group.judge}, version {group.judge_version}: mean {group.mean:.4f}, spread {group.spread:.4f}.{noted}",
             markup=False,
         )
-        for sentence in _judgement_sentences(found):
+        for sentence in _judgement_sentences(group):
             out.print(sentence, markup=False)
 
-    emit(found.document(), render, as_json)
+    emit(group.document(), render, as_json)
 
 
 def _why_unscored(connection: "Connection", window: str) -> str:
@@ -245,6 +246,7 @@ def _why_unscored(connection: "Connection", window: str) -> str:
     from babylon_rl.store.scores import have_scores
 
     if have_scores(connection):
+        # The most specific reason first: pending, then quarantined, then not judged yet.
         if reason := read_pending(connection, [window]).get(window):
             return f"It waits: {reason}"
         if aside := read_quarantined(connection, [window]).get(window):
@@ -253,7 +255,7 @@ def _why_unscored(connection: "Connection", window: str) -> str:
 
 
 def _judgement_sentences(found: "GroupScores") -> list[str]:
-    """How a language model came to the scores, and what in the agents' texts speaks to a judge; nothing of the heuristic."""
+    """How a language model came to the scores, and suspicious texts; [] for the heuristic."""
     how = found.judgement
     if how is None:
         return []
@@ -269,7 +271,7 @@ def _judgement_sentences(found: "GroupScores") -> list[str]:
 
 
 def _wanted(session: _Session, first: str | None, end: str | None, lookback_hours: int | None) -> list[str]:
-    """The hours that hold rows among those asked for."""
+    """The requested hours that hold rows."""
     from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, newest_window_with_rows, windows_with_rows
 
     if lookback_hours is not None and (first is not None or end is not None):
@@ -278,6 +280,7 @@ def _wanted(session: _Session, first: str | None, end: str | None, lookback_hour
         next(window_range(first, end), None)
     if first is not None:
         refuse_future(first, session.now)
+    # The look-back ends with the newest complete hour that holds rows, not with now.
     if lookback_hours is not None:
         newest = newest_window_with_rows(session.connection, newest_complete(session.now))
         if newest is None:

@@ -1,4 +1,4 @@
-"""What the commands of cli/data.py print for people: tables that a terminal of 80 columns can show, with sentences under them."""
+"""Tables of the commands in cli/data.py, for terminals of 80 columns."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ NEWS_SHOWN = 3
 
 
 def print_windows(out: "Console", summaries: "Sequence[WindowSummary]", states: Mapping[str, str]) -> None:
-    """A line per hour; the message sources only where there is room for them."""
+    """Print one line per hour; message sources only if there is room."""
     columns = ["window", "state", "rows", "new", "rejected", "agents", "usable"]
     sources = ["embedded", "logs", "synthetic"]
     rows = [[f.window, states[f.window], f.rows, f.new_trainable, f.rows - f.eligible, f.agents, f.usable_episodes] for f in summaries]
@@ -27,7 +27,7 @@ def print_windows(out: "Console", summaries: "Sequence[WindowSummary]", states: 
 
 
 def print_episodes(out: "Console", reading: "WindowReading") -> None:
-    """A line per episode; start and end only where there is room for them."""
+    """Print one line per episode; start and end only if there is room."""
     wide, narrow = [], []
     for e in reading.episodes:
         name, pnl, usable = [e.agent_id, len(e.trajectory_ids), e.steps], round(e.window_pnl, 2), "yes" if e.usable else "no"
@@ -43,7 +43,7 @@ def print_episodes(out: "Console", reading: "WindowReading") -> None:
 
 
 def print_rejected(out: "Console", found: "Sequence[Rejection]", rows: int) -> None:
-    """A line per rejected row of ``rows``, and how many of them each reason took."""
+    """Print one line per rejected row of ``rows``, and the count of each reason."""
     listed = [[r.window, r.trajectory_id, r.reason, r.detail] for r in found]
     out.print(table(None, ["window", "trajectory", "reason", "detail"], listed))
     if found:
@@ -52,7 +52,7 @@ def print_rejected(out: "Console", found: "Sequence[Rejection]", rows: int) -> N
 
 
 def by_reason(found: "Iterable[Rejection]") -> dict[str, int]:
-    """Rejections counted by reason, in the order in which the rules are applied; present reasons only."""
+    """Counts of present rejection reasons, in the order of the rules."""
     from babylon_rl.episodes.types import REJECTION_REASONS
 
     counts = Counter(rejection.reason for rejection in found)
@@ -60,7 +60,7 @@ def by_reason(found: "Iterable[Rejection]") -> dict[str, int]:
 
 
 def print_outcomes(out: "Console", found: "WindowOutcomes") -> None:
-    """The hour's stocks and questions, each with its first news under the table, and the market as a whole."""
+    """Print the hour's stocks and questions, their first news, and the market's totals."""
     stocks = [
         [s.ticker, s.name, round(s.start_price, 2), round(s.end_price, 2), round(s.change_percent, 2), s.sentiment, len(s.news)]
         for s in found.stocks

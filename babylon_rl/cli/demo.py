@@ -1,7 +1,7 @@
-"""``demo``: the whole loop on this machine, from an empty database to a checkpoint with its evidence.
+"""Command ``demo``: the whole loop on this machine, from an empty database to a benchmarked checkpoint.
 
-Every stage looks first at what is there already, so an interrupted demo goes on where it stopped, and a finished one only shows
-its result again. With ``--generations`` the loop goes round: the version just trained plays the next hours, and is trained on them.
+Every stage does only missing work, so an interrupted demo resumes where it stopped, and a finished one only shows its result again. With
+``--generations`` the loop repeats: the newest version plays the next hours, and is trained on them.
 """
 
 import time
@@ -43,6 +43,7 @@ def demo(
     chosen = DEMO_SETTINGS | {"training_min_trajectories": minimum, "windows_per_iteration": -(-windows // ITERATIONS)}
     settings = load_settings(**chosen)
     say("Demo settings: " + " ".join(f"{name.upper()}={str(value).lower()}" for name, value in chosen.items()) + f", seed {seed}")
+    # Remains of a killed demo would hold the database.
     for sentence in stop_children(settings.home, orphans_only=True):
         say(sentence)
     with open_database(settings) as database:
@@ -58,14 +59,17 @@ def demo(
 
 
 def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> dict[str, Any]:
-    """Play, judge and train one generation; what became of it. Several generations go on after one whose training came to nothing."""
+    """Play, judge and train one generation; return its result.
+
+    With several generations, one without a trained version does not end the demo.
+    """
     from babylon_rl.cli.demo_stages import materialize_hours, play, player_after, train
     from babylon_rl.errors import Diverged, NothingToTrain
 
     number, player, failure, batch_id = len(earlier) + 1, player_after(earlier), None, None
     title = f"generation {number} of {state.generations}, " if state.generations > 1 else ""
-    asked = "the base model" if player == "base" else player
-    seats = f"{AGENTS - MODEL_AGENTS} scripted agents and {MODEL_AGENTS} that asks {asked}"
+    model = "the base model" if player == "base" else player
+    seats = f"{AGENTS - MODEL_AGENTS} scripted agents and {MODEL_AGENTS} that asks {model}"
     with stage(state, f"2. Market: {title}{len(hours)} hours, {seats}"):
         play(state, hours, player)
     with stage(state, f"3. Hours: {title}groups, outcomes and scores ({state.settings.judge_model}), through Dagster"):
@@ -74,6 +78,7 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
         try:
             batch_id = train(state, hours)
         except (Diverged, NothingToTrain) as nothing:
+            # A single generation without a version is an error; several go on with the next hours.
             if state.generations == 1:
                 raise
             failure = str(nothing)
@@ -82,7 +87,7 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
 
 
 def _trained(state: Demo, batch_id: str | None) -> dict[str, Any]:
-    """A generation's version and the gate's decision on it; nothing of either where no batch was trained."""
+    """A generation's version and the gate's decision; None values without a batch."""
     from babylon_rl.evaluation.benchmark import read_report
     from babylon_rl.store.batches import read_batch
     from babylon_rl.store.registry import model_of_batch
@@ -92,16 +97,16 @@ def _trained(state: Demo, batch_id: str | None) -> dict[str, Any]:
     with state.database.connect() as connection:
         model, report, batch = model_of_batch(connection, batch_id), read_report(connection, batch_id), read_batch(connection, batch_id)
     assert model is not None and report is not None and batch is not None
-    found = batch.preflight or {}
+    preflight = batch.preflight or {}
     return {
         "batchId": batch_id, "modelVersion": model.version, "parentVersion": model.parent_version, "checkpoint": model.checkpoint,
-        "plot": str(report.plot_path), "sequences": found.get("sequences"), "scriptedShare": found.get("scriptedShare"),
+        "plot": str(report.plot_path), "sequences": preflight.get("sequences"), "scriptedShare": preflight.get("scriptedShare"),
         "reference": report.reference or "base", "decision": report.decision, "reason": report.reason, "gateMarkets": report.markets,
     }  # fmt: skip
 
 
 def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
-    """The newest version's numbers; of several generations also all of them in the same markets."""
+    """The newest version's numbers; for several generations also standings of all versions."""
     from babylon_rl.cli.demo_stages import standings
     from babylon_rl.errors import NothingToTrain
     from babylon_rl.evaluation.benchmark import read_report
@@ -109,6 +114,7 @@ def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
     trained = [generation for generation in done if generation["modelVersion"] is not None]
     if not trained and state.generations == 1:
         raise NothingToTrain(str(done[0]["failure"]))
+    # Standings are only needed if there are several versions.
     several: dict[str, Any] = {}
     if state.generations > 1:
         versions = [generation["modelVersion"] for generation in trained]
@@ -126,8 +132,8 @@ def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _render(console: "Console", document: dict[str, Any]) -> None:
     for generation in document.get("generations", ()):
-        said = generation["failure"] or f"{generation['modelVersion']}, {generation['decision']}: {generation['reason']}"
-        console.print(f"\ngeneration {generation['generation']}, played by {generation['player']}: {said}", markup=False)
+        sentence = generation["failure"] or f"{generation['modelVersion']}, {generation['decision']}: {generation['reason']}"
+        console.print(f"\ngeneration {generation['generation']}, played by {generation['player']}: {sentence}", markup=False)
     if document["modelVersion"] is None:
         return
     rows = document["rows"]

@@ -1,4 +1,4 @@
-"""The stages of the demo, each of which does only what is missing: the plan of hours, play, read and judge, train, compare."""
+"""Stages of the demo: plan, play, judge, train, compare. Each does only missing work."""
 
 import json
 import resource
@@ -25,7 +25,10 @@ STAGES = "demo-stages.jsonl"
 
 @dataclass(frozen=True)
 class Demo:
-    """What the stages share: ``seed`` decides the simulated hours, ``windows`` how many each of the ``generations`` plays."""
+    """State shared by the stages.
+
+    ``seed`` determines the simulated hours; each of the ``generations`` plays ``windows`` hours.
+    """
 
     settings: "Settings"
     database: "Database"
@@ -36,7 +39,10 @@ class Demo:
 
 @contextmanager
 def stage(state: Demo, title: str) -> Iterator[None]:
-    """Say what begins and how long it took; wall and processor seconds are added to STAGES in the state directory."""
+    """Print the start and duration of a stage, and append its times to STAGES.
+
+    STAGES lies in the state directory; it holds wall and processor seconds.
+    """
     say(f"\n{title}")
     began_s, processor_s = time.monotonic(), _processor_s()
     try:
@@ -50,7 +56,7 @@ def stage(state: Demo, title: str) -> Iterator[None]:
 
 
 def _processor_s() -> float:
-    """Of this process and of the children that have ended."""
+    """Processor seconds of this process and of its ended children."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
@@ -66,7 +72,9 @@ def prepare(state: Demo) -> None:
 
 
 def planned(state: Demo) -> list[list[str]]:
-    """The hours of each generation: one after another from the first that was played, or from FIRST_HOUR.
+    """The consecutive hours of each generation.
+
+    They begin with the first hour that was played, or with FIRST_HOUR.
 
     Raises:
         UsageError: the hours would reach into the future, or another seed's are there.
@@ -94,12 +102,12 @@ def planned(state: Demo) -> list[list[str]]:
 
 
 def player_after(earlier: Sequence[dict[str, Any]]) -> str:
-    """Who plays the next generation's hours: the newest version that earlier generations registered, or the base."""
+    """The player of the next generation: the newest version so far, or the base."""
     return next((done["modelVersion"] for done in reversed(earlier) if done["modelVersion"] is not None), "base")
 
 
 def play(state: Demo, hours: Sequence[str], player: str) -> None:
-    """Play and record those of ``hours`` that nobody has played."""
+    """Play and record those of ``hours`` that are missing."""
     from babylon_rl.automation.jobs import ranges
     from babylon_rl.market.serving import asked_model
     from babylon_rl.market.spawn import SpawnRequest, spawn
@@ -114,6 +122,7 @@ def play(state: Demo, hours: Sequence[str], player: str) -> None:
             say(f"   {len(hours)} hours are there already")
             return
         with asked_model(state.settings, player, temperature=1.0) as ask, progress(len(missing), "   hours played") as advance:
+            # Consecutive missing hours are one request.
             for first, last in ranges(missing, len(missing)):
                 number = len(list(window_range(first, _after(last))))
                 request = SpawnRequest(AGENTS, MODEL_AGENTS, number, state.seed, start=first)
@@ -121,7 +130,7 @@ def play(state: Demo, hours: Sequence[str], player: str) -> None:
 
 
 def materialize_hours(state: Demo, hours: Sequence[str]) -> None:
-    """Group, hindsight and judge those of ``hours`` that have no scores."""
+    """Group, check and judge those of ``hours`` that have no scores."""
     from babylon_rl.automation.launch import observe_hours, run_hours
     from babylon_rl.judge.scoring import stored_scores
 
@@ -136,15 +145,16 @@ def materialize_hours(state: Demo, hours: Sequence[str]) -> None:
 
 
 def train(state: Demo, hours: Sequence[str]) -> str:
-    """Freeze, train and benchmark the batch of ``hours``, or go on with it; returns its id.
+    """Train and benchmark the batch of ``hours``, new or resumed; return its id.
 
     Raises:
-        Diverged: the policy left its bounds, now or, where later hours were played meanwhile, then.
+        Diverged: the policy left its bounds, now or in an earlier run after which later hours were played.
         NothingToTrain: too few trajectories are freezable.
     """
     from babylon_rl.automation.launch import run_batch
     from babylon_rl.errors import Diverged
 
+    # A failed batch is frozen again, unless later generations have played since.
     with state.database.connect(autocommit=True) as connection:
         batch = _batch_of(connection, state, hours)
         if batch is None or batch.state == "failed":
@@ -160,7 +170,7 @@ def train(state: Demo, hours: Sequence[str]) -> str:
 
 
 def _batch_of(connection: "psycopg.Connection[Any]", state: Demo, hours: Sequence[str]) -> "Batch | None":
-    """The newest batch of some of ``hours``, one that did not fail before one that did."""
+    """The newest batch of some of ``hours``; failed ones only if there is no other."""
     from babylon_rl.store.batches import read_batches
 
     own = [batch for batch in read_batches(connection) if batch.seed == state.seed and set(batch.windows) & set(hours)]
@@ -193,9 +203,10 @@ def _after(window: str) -> str:
 
 
 def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
-    """The base, ``versions`` and all scripts in the markets of the gate's first look: rows of the report, with every market's P&L.
+    """Base, ``versions`` and all scripts in the markets of the gate's first analysis.
 
-    What was played before is not played again; improvements are over the base, as wide as the gate's looks ask.
+    Returns rows of the report, with every market's P&L. Stored results are not played again. Improvements are over the base, with
+    intervals as wide as the gate's analyses require.
     """
     from babylon_rl.evaluation.comparison import BASE, compare
     from babylon_rl.evaluation.gate import ANALYSES

@@ -1,4 +1,4 @@
-"""``benchmark standings``: versions, the base and agents in the markets of the gate, without touching the registry."""
+"""Command ``benchmark standings``: any versions and agents in the gate's markets; no registry change."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 

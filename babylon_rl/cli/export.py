@@ -1,4 +1,7 @@
-"""``babylon-rl export``: training data for other tools, to a directory or an fsspec URL. It changes nothing in the database."""
+"""Command ``export``: training data for other tools, to a directory or an fsspec URL.
+
+It changes nothing in the database.
+"""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """What ``--format`` may be."""
+    """Values of ``--format``."""
 
     JSONL = "jsonl"
     PARQUET = "parquet"
@@ -85,7 +88,7 @@ def export(
 
 
 def _remark(done: "Exported", any_rows: bool) -> None:
-    """Say what is not in the files, and why there are none."""
+    """Report what the files leave out, and why there are none."""
     unscored = sum(counts.windows - counts.scored for counts in done.splits.values())
     if not any_rows:
         say("No complete hour here holds a trajectory: nothing was written.")

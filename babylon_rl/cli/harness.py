@@ -1,6 +1,6 @@
-"""``harness``: scripted agents through a benchmark and, on request, from their hours to a trained version, in one command.
+"""Command ``harness``: scripted agents through a benchmark, and optionally on to a trained version.
 
-It ends with 1 when nothing was learned from: nobody ranks, no training was possible, or the checkpoint does not load and answer.
+Exit code 1 if all scores are equal, no training was possible, or the checkpoint does not load and answer.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ SNAPSHOTS = ["preset:hour:seeds=1-12"]
 
 @dataclass(frozen=True)
 class Harness:
-    """What the parts of one harness share."""
+    """State shared by the parts of one harness."""
 
     settings: "Settings"
     database: "Database"
@@ -38,7 +38,10 @@ class Harness:
 
 @dataclass(frozen=True)
 class Learning:
-    """What ``--train`` came to; ``offered`` is the readiness that decided, ``trained`` None when there was no training."""
+    """Result of ``--train``.
+
+    ``offered`` is the readiness that decided; ``trained`` is None without a training.
+    """
 
     hours: list[str]
     offered: "Readiness"
@@ -83,6 +86,7 @@ def harness(
     with open_database(settings) as database:
         migrate(database)
         state = Harness(settings, database, agents, seed, as_json)
+        # Readiness before and after shows what the harness added.
         before = _readiness(state, reading=train)
         comparison, recorded = _benchmark(state, markets, report)
         learning = _learn(state, markets[0], windows, start, force) if train else None
@@ -99,7 +103,7 @@ def harness(
 
 
 def _readiness(state: Harness, reading: bool = False) -> "Readiness":
-    """As ``ready`` sees it, ``reading`` first what is new in the hours that it counts."""
+    """Readiness as in ``ready``; with ``reading``, new rows are read first."""
     from babylon_rl.cli.training import bring_up_to_date
     from babylon_rl.training.readiness import readiness
     from babylon_rl.windows import utc_now
@@ -111,7 +115,10 @@ def _readiness(state: Harness, reading: bool = False) -> "Readiness":
 
 
 def _benchmark(state: Harness, markets: "list[Snapshot]", report: Path | None) -> "tuple[ComparisonDocument, int]":
-    """Every agent in every market, recorded as evaluation; the comparison, and how many runs the database did not have."""
+    """Play every agent in every market and record the runs as evaluation.
+
+    Returns the comparison, and the number of runs that were new to the database.
+    """
     from babylon_rl.cli.benchmark_run import RESULTS
     from babylon_rl.evaluation.compare_results import compare_results, sound_results
     from babylon_rl.evaluation.harness import harness_players
@@ -119,8 +126,10 @@ def _benchmark(state: Harness, markets: "list[Snapshot]", report: Path | None) -
     from babylon_rl.evaluation.play import run_benchmark
     from babylon_rl.evaluation.run_recording import record_runs
 
-    with progress_of_parts() as told:
-        runs = run_benchmark(harness_players(state.agents), markets, state.settings.home / RESULTS, seed=state.seed, on_progress=told)
+    with progress_of_parts() as on_progress:
+        runs = run_benchmark(
+            harness_players(state.agents), markets, state.settings.home / RESULTS, seed=state.seed, on_progress=on_progress
+        )
     with state.database.connect() as connection:
         recorded = record_runs(connection, runs.files)
     sound, refused = sound_results(runs.files)
@@ -131,11 +140,12 @@ def _benchmark(state: Harness, markets: "list[Snapshot]", report: Path | None) -
 
 
 def _learn(state: Harness, market: "Snapshot", windows: int | None, start: str | None, force: bool) -> Learning:
-    """Play training hours, then train on what can be frozen if there is enough, or ``force``."""
+    """Play training hours, then train if there is enough data, or if ``force``."""
     from babylon_rl.evaluation.harness import free_hours, missing_hours
     from babylon_rl.market.spawn import SpawnRequest, spawn
     from babylon_rl.windows import utc_now
 
+    # Without --windows, as many hours as readiness lacks.
     wanted = windows or missing_hours(_readiness(state), state.settings, state.agents)
     with state.database.connect() as connection, progress(wanted, "playing training hours") as advance:
         request = free_hours(connection, SpawnRequest(state.agents, 0, wanted, state.seed, start=start), utc_now())

@@ -1,4 +1,4 @@
-"""The group `judge`: what the judge could not score, and asking it again."""
+"""Command group `judge`: quarantined groups, and judging them again."""
 
 from typing import Annotated
 
@@ -30,8 +30,8 @@ def quarantine(windows: WindowsArgument = None, as_json: JsonOption = False) -> 
     for window in windows or ():
         window_start(window)
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
-        found = read_quarantined(connection, windows)
-    if not found:
+        groups = read_quarantined(connection, windows)
+    if not groups:
         say("No group is in quarantine.")
     document = {
         "quarantined": [
@@ -42,10 +42,10 @@ def quarantine(windows: WindowsArgument = None, as_json: JsonOption = False) -> 
                 "at": f"{q.at.isoformat(timespec='seconds')}Z",
                 "transcript": q.transcript,
             }
-            for q in found.values()
+            for q in groups.values()
         ]
     }
-    rows = [[q.window, q.judge, len(q.transcript), q.reason] for q in found.values()]
+    rows = [[q.window, q.judge, len(q.transcript), q.reason] for q in groups.values()]
     emit(document, lambda out: out.print(table(None, ["window", "judge", "tries", "reason"], rows)), as_json)
 
 

@@ -1,4 +1,4 @@
-"""``judge calibrate``: agents of known skill play hours, the judge scores them, and the ranks are compared."""
+"""Command ``judge calibrate``: compares the judge's ranks with agents of known skill."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 

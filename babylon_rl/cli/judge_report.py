@@ -1,4 +1,4 @@
-"""``judge report``: how far the judge can be trusted, and what it costs, on one screen, with pictures where one asks for them."""
+"""Command ``judge report``: reliability and cost of the judge on one screen, plots on request."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,14 +46,14 @@ def report(
         next(window_range(first, end), None)
     settings = load_settings()
     with open_database(settings, prepare=False) as database:
-        found, audited = measured(database, settings, (first, end) if first and end else None, judge, audit_groups)
-    if found is None:
+        reliability, audited = measured(database, settings, (first, end) if first and end else None, judge, audit_groups)
+    if reliability is None:
         raise UsageError("No hour has scores yet. Judge some with `babylon-rl score`.")
     from babylon_rl.judge.reliability_document import document_of
 
-    written = [] if plots is None else _write(found, plots)
-    document = document_of(found) | {"plots": [str(path) for path in written]}
-    emit(document, lambda out: _render(out, found), as_json)
+    written = [] if plots is None else _write(reliability, plots)
+    document = document_of(reliability) | {"plots": [str(path) for path in written]}
+    emit(document, lambda out: _render(out, reliability), as_json)
     if audited is not None:
         say(audited.sentence)
     for path in written:
@@ -63,7 +63,10 @@ def report(
 def measured(
     database: "Database", settings: "Settings", wanted: tuple[str, str] | None, judge: str | None, audit_groups: int | None
 ) -> "tuple[Reliability | None, Audited | None]":
-    """The report on some hours (None: the newest week; then None where nothing is judged), the second judge asked before."""
+    """Reliability report of some hours, after the second judge was asked.
+
+    ``wanted`` None means the newest week; the report is None if nothing is judged.
+    """
     from babylon_rl.judge.audit import AUDIT_GROUPS
     from babylon_rl.judge.reliability import default_range
     from babylon_rl.judge.reliability_audited import audited_report
@@ -72,6 +75,7 @@ def measured(
     require_migrated(database)
     groups = AUDIT_GROUPS if audit_groups is None else audit_groups
     with database.connect(autocommit=True) as connection, progress_of_parts() as tell:
+        # Without judged hours there is no default range.
         span = wanted or default_range(connection)
         if span is None:
             return None, None

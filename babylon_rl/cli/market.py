@@ -1,4 +1,4 @@
-"""``spawn-agents``: simulated agents play hours of the market."""
+"""Command ``spawn-agents``: simulated agents play hours of the market."""
 
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated

@@ -1,4 +1,4 @@
-"""Versions as files and servers: ``serve model``, ``models export`` and ``models upload``."""
+"""Commands ``serve model``, ``models export`` and ``models upload``: versions as servers and files."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="A regis
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
+    """Add these commands."""
     serve.command("model")(serve_model)
     models.command("export")(export)
     models.command("upload")(upload)

@@ -1,4 +1,4 @@
-"""How commands speak: one JSON document on standard output, or a picture for people; progress always goes to standard error."""
+"""Output of commands: JSON or tables on standard output, progress on standard error."""
 
 import json
 import sys
@@ -19,16 +19,16 @@ PLAIN_LINE_EVERY_S = 5.0
 
 
 class Progress(Protocol):
-    """What a long step tells: ``progress(n)`` after ``n`` more units are done."""
+    """Progress of a long step: call ``progress(n)`` after ``n`` more units."""
 
     def __call__(self, advance: int = 1, /) -> None: ...
 
 
 def emit(document: Mapping[str, Any], render: "Callable[[Console], None]", as_json: bool) -> None:
-    """Write the result of a command: ``document`` for scripts, what ``render`` prints for people.
+    """Write the result of a command: ``document`` as JSON, or the output of ``render``.
 
     Raises:
-        TypeError: ``document`` holds something that JSON does not know.
+        TypeError: ``document`` holds a value that JSON cannot express.
         ValueError: a NaN or infinite number.
     """
     if as_json:
@@ -46,7 +46,10 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def table(title: str | None, columns: list[str], rows: list[list[Any]]) -> "Table":
-    """A plain table; numbers are set flush right, None is a dash; where it is too wide, texts wrap, all but those of the first column."""
+    """A plain table; numbers are right-aligned, None is a dash.
+
+    If it is too wide, texts wrap in all columns but the first.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -67,13 +70,16 @@ def print_fitting(out: "Console", *tables: "Table") -> None:
 
 
 def say(sentence: str) -> None:
-    """A remark that is not the result; on standard error, so that ``--json`` stays one document."""
+    """Print a remark on standard error, so that ``--json`` stays one document."""
     print(sentence, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(total: int | None, description: str) -> Iterator[Progress]:
-    """Show how far a long step is: a bar on a terminal, else a line when it begins, every few seconds, and when it ends."""
+    """Show the progress of a long step: a bar on a terminal, else lines.
+
+    The lines appear at the beginning, every few seconds, and at the end.
+    """
     shown = _bar(total, description) if sys.stderr.isatty() else _lines(total, description)
     with shown as advance:
         yield advance
@@ -81,15 +87,16 @@ def progress(total: int | None, description: str) -> Iterator[Progress]:
 
 @contextmanager
 def progress_of_parts(indent: str = "") -> Iterator[Callable[[str, int, int], None]]:
-    """For work of several kinds, one after another: gives a function that is told (what, done, total) and shows each kind.
+    """Show the progress of several labels, one after another.
 
-    A kind that grows (another total) is shown anew, with what is done of it.
+    Yields a callback ``(label, done, total)``. A label whose total changes is shown anew, with the units done so far.
     """
     with ExitStack() as stack:
         shown: dict[tuple[str, int], tuple[Progress, int]] = {}
 
         def tell(what: str, done: int, total: int) -> None:
             kind = (what, total)
+            # A new label or total closes the display before it.
             if kind not in shown:
                 stack.close()
                 shown[kind] = (stack.enter_context(progress(total, f"{indent}{what}")), 0)

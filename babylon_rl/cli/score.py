@@ -1,4 +1,4 @@
-"""The command `score`: judge the groups of some hours through the asset graph, or say what that would cost."""
+"""Command `score`: judges groups through the asset graph, or estimates the cost."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +53,7 @@ def score(
 
 
 def _judge(database: "Database", settings: Settings, wanted: Span, force: bool) -> tuple[list[str], list[str]]:
-    """Judge what is to be judged; returns all hours that were asked about, and those of them that were to be judged."""
+    """Judge what lacks scores; return all requested hours, and those that lacked scores."""
     from babylon_rl.automation.launch import run_hours
     from babylon_rl.judge.endpoints import asked_at
     from babylon_rl.judge.scoring import score_windows
@@ -61,6 +61,7 @@ def _judge(database: "Database", settings: Settings, wanted: Span, force: bool) 
     now = utc_now()
     with database.connect(autocommit=True) as connection:
         held = bring_up_to_date(database, connection, settings, now, wanted)
+        # Hours to judge: all with --force, else those without scores of this judge or with changed sources.
         lacking = recorded = held if force else _lacking(connection, held, settings)
         if lacking and (asked := asked_at(settings, settings.judge_model)):
             say(f"Judged by {asked}.")
@@ -88,19 +89,20 @@ def _show(database: "Database", settings: Settings, held: list[str], lacking: li
     from babylon_rl.cli.score_outcomes import COLUMNS, read_outcomes, sentences
 
     with database.connect(autocommit=True) as connection:
-        found = read_outcomes(connection, held, frozenset(lacking), settings)
-    if not found:
+        hours = read_outcomes(connection, held, frozenset(lacking), settings)
+    if not hours:
         say(f"No hour here has a group to judge. {SEE_WINDOWS}")
-    for sentence in sentences(found, settings.judge_model):
+    for sentence in sentences(hours, settings.judge_model):
         say(sentence)
-    pending = {hour.window: hour.reason for hour in found if hour.outcome == "waiting"}
+    pending = {hour.window: hour.reason for hour in hours if hour.outcome == "waiting"}
     document = {
-        "windows": [hour.scores.document() for hour in found if hour.scores is not None],
-        "hours": [hour.document() for hour in found],
+        "windows": [hour.scores.document() for hour in hours if hour.scores is not None],
+        "hours": [hour.document() for hour in hours],
         "pending": [{"window": window, "reason": reason} for window, reason in pending.items()],
-        "quarantined": [{"window": hour.window, "reason": hour.reason} for hour in found if hour.outcome == "quarantined"],
+        "quarantined": [{"window": hour.window, "reason": hour.reason} for hour in hours if hour.outcome == "quarantined"],
     }
-    emit(document, lambda out: out.print(table(None, list(COLUMNS), [hour.row() for hour in found])), as_json)
+    emit(document, lambda out: out.print(table(None, list(COLUMNS), [hour.row() for hour in hours])), as_json)
+    # The results are printed first, then waiting hours become the exit code.
     if pending:
         window, reason = next(iter(pending.items()))
         number = "1 hour waits and is" if len(pending) == 1 else f"{len(pending)} hours wait and are"
@@ -117,6 +119,7 @@ def _say_cost(database: "Database", settings: Settings, wanted: Span, force: boo
         held = [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
         lacking = held if force else _lacking(connection, held, settings)
         if settings.judge_model == HEURISTIC:
+            # The heuristic asks no model: there is nothing to estimate.
             document = {"windows": lacking, "judge": settings.judge_model, "requests": 0, "usd": 0.0}
             sentence = f"{len(lacking)} hours would be judged by the {HEURISTIC}, at no cost: {', '.join(lacking) or 'none'}"
             emit(document, lambda out: out.print(sentence, markup=False), as_json)

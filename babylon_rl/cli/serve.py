@@ -1,4 +1,4 @@
-"""``babylon-rl serve``: the group that the servers' commands are registered in, ``serve market`` and ``serve judge``."""
+"""Command group ``serve``: ``serve market`` and ``serve judge``."""
 
 import sys
 from pathlib import Path

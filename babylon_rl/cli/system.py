@@ -1,4 +1,4 @@
-"""Commands about the installation itself: the schema, the settings, Dagster's processes, and whether everything is in order."""
+"""Commands about the installation: schema, settings, Dagster's processes, system checks."""
 
 import os
 import shlex
@@ -91,6 +91,7 @@ def env() -> None:
     from babylon_rl.store.embedded import running_url
 
     loaded = load_settings()
+    # Only an address is needed: this command must not start the embedded server.
     if loaded.database_url is not None:
         direct = loaded.direct_database_url or loaded.database_url
         database = Database(loaded.database_url.get_secret_value(), direct.get_secret_value())
@@ -160,7 +161,10 @@ def _run_dagster(arguments: list[str]) -> int:
 
 
 def _variables(database: "Database", instance: Mapping[str, str]) -> dict[str, str]:
-    """What a Dagster process needs: with DATABASE_URL given, its workers need no lease on the embedded server, as we hold one."""
+    """Environment of a Dagster process.
+
+    With DATABASE_URL given, its workers need no lease on the embedded server: this process holds one.
+    """
     return {
         **instance,
         "DATABASE_URL": database.url,

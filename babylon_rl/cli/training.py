@@ -1,4 +1,4 @@
-"""Commands that lead to a model: ready, train, sync-outcomes. What changes data is launched through the asset graph."""
+"""Commands ready, train and sync-outcomes; data changes only through the asset graph."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -92,6 +92,7 @@ def train(
         "min_agents_per_window": min_agents, "iterations": iterations, "lookback_hours": lookback_hours, "learning_rate": learning_rate,
         "windows_per_iteration": windows_per_iteration, "epochs": epochs,
     }  # fmt: skip
+    # Only options that were given override settings; a frozen batch must agree with them.
     given = {name: value for name, value in given.items() if value is not None}
     settings = load_settings(**given, **({} if mode is None else {"mode": mode}))
     windows = pinned_windows(settings, first, end)
@@ -102,7 +103,9 @@ def train(
 
 
 def run_training(database: "Database", settings: Settings, batch_id: str, as_json: bool) -> "Trained":
-    """Train a frozen batch through the graph, writing its lines as they become true (on standard error with ``as_json``).
+    """Train a frozen batch through the graph and print its lines meanwhile.
+
+    With ``as_json`` the lines go to standard error.
 
     Raises:
         NothingToTrain: no group with a spread of scores is left.
@@ -111,8 +114,8 @@ def run_training(database: "Database", settings: Settings, batch_id: str, as_jso
     from babylon_rl.cli.training_lines import following
     from babylon_rl.training.batches import train_batch
 
-    with following(database, batch_id, _line(as_json)), progress_of_parts() as told:
-        run_batch(database, settings, batch_id, ["training_batch", "trained_checkpoint"], on_progress=told)
+    with following(database, batch_id, _line(as_json)), progress_of_parts() as on_progress:
+        run_batch(database, settings, batch_id, ["training_batch", "trained_checkpoint"], on_progress=on_progress)
     with database.connect() as connection:
         return train_batch(connection, batch_id, settings, utc_now())  # registered: this reads it back
 
@@ -123,7 +126,11 @@ def _line(as_json: bool) -> Any:
 
 
 def pinned_windows(settings: Settings, first: str | None, end: str | None) -> tuple[str, str] | None:
-    """The hours that options or settings name, as (from, to); None for the look-back. Raises UsageError."""
+    """The hours named by options or settings, as (from, to); None for the look-back.
+
+    Raises:
+        UsageError: one of --from and --to is missing, or the hours are malformed or in the future.
+    """
     if (first is None) != (end is None):
         raise UsageError("--from and --to belong together.")
     if first is not None and end is not None:
@@ -146,17 +153,17 @@ def choose_batch(
     when_ready: bool = False,
     asked: Mapping[str, Any] | None = None,
 ) -> "Batch":
-    """The batch that was asked for, else the one that has not ended, else a new one.
+    """The named batch, else an unfinished one, else a new one.
 
     Args:
         most: trajectories to freeze; None is TRAINING_MAX_TRAJECTORIES.
-        when_ready: freeze only what `babylon-rl ready` calls ready, and automation would freeze.
-        asked: settings (by field name, and "seed") that were given as options, which a batch that is frozen already must agree with.
+        when_ready: freeze only if `babylon-rl ready` says yes, as automation does.
+        asked: settings (by field name, and "seed") that were given as options; a batch that is frozen already must agree with them.
 
     Raises:
         NothingToTrain: nothing can be frozen, or it is not ready.
-        BatchConflict: another run has just frozen it, or the batch that was asked for has failed.
-        UsageError: there is no such batch, or it was frozen with something else than is asked for now.
+        BatchConflict: another run has just frozen it, or the named batch has failed.
+        UsageError: there is no such batch, or it was frozen with other options.
     """
     from babylon_rl.store.batches import foreign_batch, read_batch
     from babylon_rl.training.batches import freeze, pending_batches
@@ -166,6 +173,7 @@ def choose_batch(
     training_line(settings)
     with database.connect(autocommit=True) as connection:
         if batch_id is not None:
+            # 1. The batch that was named.
             found = read_batch(connection, batch_id)
             if found is None and foreign_batch(connection, batch_id):
                 raise UsageError(f"{batch_id} is another producer's, which this pipeline leaves alone; `babylon-rl batches` lists ours.")
@@ -175,6 +183,7 @@ def choose_batch(
                 raise BatchConflict(f"{batch_id} has failed ({found.error}); freeze a new batch with `babylon-rl train`.")
             _refuse_other(found, asked or {}, "or leave --batch and BATCH_ID out")
             return found
+        # 2. A batch that has not ended, unless --force.
         pending = pending_batches(connection)
         if pending and not force:
             if windows is not None or most is not None:
@@ -186,6 +195,7 @@ def choose_batch(
             say(f"Going on with {pending[0].batch_id}, which is {pending[0].state}{unused}.")
             return pending[0]
         now = utc_now()
+        # 3. A new batch, after new rows were read.
         windows = windows or backfilled(connection, settings, now)
         bring_up_to_date(database, connection, settings, now, windows)
         why_not = not_ready(connection, settings, now, windows=windows).reason if when_ready else None
@@ -195,6 +205,7 @@ def choose_batch(
         minimum = settings.training_min_trajectories if when_ready else 0
         frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=seed, minimum=minimum, settled=when_ready)
         if frozen.batch is None:
+            # Nothing was freezable: perhaps because another run has just frozen these hours.
             before = {found.batch_id for found in pending}
             meanwhile = [found.batch_id for found in pending_batches(connection) if found.batch_id not in before]
             if meanwhile:
@@ -209,7 +220,10 @@ def choose_batch(
 
 
 def _refuse_other(batch: "Batch", asked: Mapping[str, Any], otherwise: str) -> None:
-    """Raise UsageError where an option differs from what ``batch`` was frozen with: it would do nothing."""
+    """Raise UsageError if an option differs from the values frozen with ``batch``.
+
+    Such an option would have no effect.
+    """
     frozen = {**batch.settings, "seed": batch.seed}
     other = [name for name in OPTIONS if name in asked and asked[name] != frozen.get(name)]
     if batch.live and other:
@@ -221,7 +235,7 @@ def _refuse_other(batch: "Batch", asked: Mapping[str, Any], otherwise: str) -> N
 
 
 def backfilled(connection: Any, settings: Settings, now: datetime) -> tuple[str, str] | None:
-    """The hours that MODE=backfill reaches back to, as (from, to); None in other modes, and where no hour holds rows."""
+    """The hours of MODE=backfill, as (from, to); None in other modes and without rows."""
     if settings.mode != "backfill":
         return None
     from babylon_rl.store.trajectories import newest_window_with_rows
@@ -236,7 +250,10 @@ def backfilled(connection: Any, settings: Settings, now: datetime) -> tuple[str,
 def bring_up_to_date(
     database: "Database", connection: Any, settings: Settings, now: datetime, windows: tuple[str, str] | None
 ) -> list[str]:
-    """Have the graph read the hours in range that hold rows and are not as they were read; returns those hours."""
+    """Read new and changed hours in range through the graph.
+
+    Returns all hours in range that hold rows.
+    """
     from babylon_rl.automation.launch import run_hours
     from babylon_rl.episodes.reading import read_windows
     from babylon_rl.episodes.summary import data_version
@@ -246,9 +263,9 @@ def bring_up_to_date(
 
     bounds = freeze_bounds(connection, settings, now, windows)
     held = [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
-    known = read_versions(connection, held)
+    stored = read_versions(connection, held)
     readings = read_windows(connection, held, settings)
-    changed = [window for window, reading in readings.items() if known.get(window) != data_version(reading)]
+    changed = [window for window, reading in readings.items() if stored.get(window) != data_version(reading)]
     if changed:
         say(f"Reading {len(changed)} of {len(held)} hours that are new or have changed.")
         run_hours(database, settings, changed, ["window_groups", "market_outcomes", "hindsight"])
@@ -256,7 +273,10 @@ def bring_up_to_date(
 
 
 def report_training(trained: "Trained", settings: Settings, as_json: bool, earlier: Sequence[str] = ()) -> None:
-    """Say what a training made; ``earlier`` are the batches that the same command trained before."""
+    """Print the result of a training.
+
+    ``earlier`` are the batches that the same command trained before.
+    """
     from babylon_rl.training.trainer import endpoint_of
 
     model = trained.model
@@ -307,6 +327,7 @@ def sync_outcomes(
     wanted = pinned_windows(settings, first, end)
     with open_database(settings) as database, database.connect(autocommit=True) as connection:
         bounds = freeze_bounds(connection, settings, utc_now(), wanted)
+        # Hours with trajectories or market records; only complete ones are written.
         recorded = {*windows_with_rows(connection, bounds.first, bounds.end), *windows_with_market(connection, bounds.first, bounds.end)}
         held = sorted(window for window in recorded if window <= bounds.complete)
         before = market_hours(connection, held)

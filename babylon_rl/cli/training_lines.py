@@ -1,6 +1,6 @@
-"""The lines that `babylon-rl train` promises, written as they become true in the database.
+"""Progress lines of `babylon-rl train`, printed as the database shows them.
 
-A training runs inside Dagster; this looks over its shoulder through the tables, so that it says the same whoever runs the batch.
+A training runs inside Dagster. These lines are read from its tables, so they are the same whichever process runs the batch.
 """
 
 import threading
@@ -24,7 +24,10 @@ POLL_EVERY_S = 0.5
 
 
 class TrainingLines:
-    """Says each thing once; ``tell`` is called as often as one likes, and asks the database again where a connection was lost."""
+    """Prints each line once; ``tell`` may be called any number of times.
+
+    It connects again after a lost connection.
+    """
 
     def __init__(self, database: Database, batch_id: str, write: Callable[[str], None]) -> None:
         self._database = database
@@ -35,7 +38,10 @@ class TrainingLines:
         self._lost = False
 
     def tell(self) -> bool:
-        """Write what is new, and say once that the database does not answer, or answers again; False while it does not."""
+        """Print new lines; return False while the database does not answer.
+
+        Reports once that the database does not answer, and once that it answers again.
+        """
         try:
             self._connection = self._connection or self._database.connect(autocommit=True)
             self._tell(self._connection)
@@ -51,16 +57,17 @@ class TrainingLines:
         return True
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None
 
     def _tell(self, connection: psycopg.Connection[Any]) -> None:
-        """Groups once they are judged, then what pre-flight found, then each finished iteration."""
+        """Print judged groups, then the result of pre-flight, then each finished iteration."""
         batch = read_batch(connection, self._batch_id)
         if batch is None:
             return
+        # The keys keep every line from being printed twice, in the order in which facts appear.
         for group in judged_groups(connection, self._batch_id):
             self._once(f"group/{group.window}", group_lines(group))
         if batch.preflight is not None:
@@ -85,7 +92,7 @@ def _shown(loss: float | None) -> str:
 
 
 def group_lines(group: JudgedGroup) -> list[str]:
-    """What is said of one judged hour; RULER is the name of an LLM judge's scores only."""
+    """Lines about one judged hour; RULER names scores of a language model only."""
     scores = "Heuristic scores" if group.judge == HEURISTIC else "RULER scores"
     lines = [
         f"{group.window}: Found {group.agents} simultaneous agents ({group.training} of them train)",
@@ -97,7 +104,7 @@ def group_lines(group: JudgedGroup) -> list[str]:
 
 @contextmanager
 def following(database: Database, batch_id: str, write: Callable[[str], None]) -> Iterator[None]:
-    """Write a batch's lines while the block runs, and what is left when it ends."""
+    """Print a batch's lines while the block runs, and the rest at its end."""
     stop = threading.Event()
     lines = TrainingLines(database, batch_id, write)
 

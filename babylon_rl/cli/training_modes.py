@@ -1,4 +1,4 @@
-"""What a bare `babylon-rl train` does (MODE): one batch, a list of what could be frozen, a range until it is empty, or on and on."""
+"""Modes of a bare `babylon-rl train` (MODE): single, list, backfill, continuous."""
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,9 +22,10 @@ LOOK_EVERY_S = 60.0  # as the sensor of the automation
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a call of `train` asked for besides settings: ``windows`` is (from, to), ``most`` the most trajectories to freeze.
+    """Arguments of one call of `train` besides settings.
 
-    ``options`` are the settings (by field name, and "seed") that were given as options.
+    ``windows`` is (from, to); ``most`` is the maximum number of trajectories to freeze. ``options`` are the settings (by field name, and
+    "seed") that were given as options.
     """
 
     batch_id: str | None = None
@@ -37,10 +38,10 @@ class Wanted:
 
 
 def train_as(mode: str, database: "Database", settings: Settings, wanted: Wanted) -> None:
-    """Do what a mode means. A batch that was named is trained, whatever the mode.
+    """Run `train` in one mode. A named batch is trained in any mode but list.
 
     Raises:
-        UsageError: MODEL_VERSION pins one version, and the mode makes many; or --json was asked of what never ends.
+        UsageError: MODEL_VERSION pins one version and the mode makes many, or --json is used with a mode that never ends.
         NothingToTrain: nothing can be frozen.
     """
     if mode == "list":
@@ -48,6 +49,7 @@ def train_as(mode: str, database: "Database", settings: Settings, wanted: Wanted
     elif mode == "single" or wanted.batch_id is not None:
         batch = _choose(database, settings, wanted)
         report_training(run_training(database, settings, batch.batch_id, wanted.as_json), settings, wanted.as_json)
+    # The remaining modes train several batches, and a pinned version can be used once.
     elif settings.model_version is not None:
         raise UsageError(f"MODEL_VERSION pins one version, and MODE={mode} makes one after the other: unset one of the two.")
     elif mode == "backfill":
@@ -57,7 +59,7 @@ def train_as(mode: str, database: "Database", settings: Settings, wanted: Wanted
 
 
 def list_freezable(database: "Database", settings: Settings, wanted: Wanted) -> None:
-    """Show the hours of which a batch could be frozen now, what is not trainable and why, and the batches that have not ended."""
+    """Show freezable hours, rows that cannot train with reasons, and unfinished batches."""
     from babylon_rl.training.batches import count_freezable, pending_batches
 
     with database.connect() as connection:
@@ -82,10 +84,10 @@ def list_freezable(database: "Database", settings: Settings, wanted: Wanted) -> 
 
 
 def backfill(database: "Database", settings: Settings, wanted: Wanted) -> None:
-    """Train batch after batch, each continuing from the one before, until the hours hold nothing more.
+    """Train batch after batch until the hours hold nothing more.
 
-    A batch of which nothing trains is said and left; what follows is frozen of the other hours. With --json the last training is
-    printed with those before it however this ends.
+    Each continues from the one before. A batch without anything to train is reported and skipped; the next one is frozen from the other
+    hours. With --json the last training is printed with those before it, even after an error.
 
     Raises:
         NothingToTrain: nothing was trained.
@@ -95,6 +97,7 @@ def backfill(database: "Database", settings: Settings, wanted: Wanted) -> None:
     try:
         while True:
             batch = _next(database, settings, wanted, left)
+            # --force is for the first batch: later rounds must resume their own batch.
             wanted = replace(wanted, force=False)
             hours = _hours_of(database, batch.batch_id)
             try:
@@ -115,26 +118,27 @@ def backfill(database: "Database", settings: Settings, wanted: Wanted) -> None:
 
 
 def _next(database: "Database", settings: Settings, wanted: Wanted, left: Collection[str]) -> "Batch":
-    """The batch that has not ended, else a new one of the hours wanted but ``left``, the newest first."""
+    """An unfinished batch, else a new one of the hours without ``left``, newest first."""
     from babylon_rl.training.freezing import freeze_bounds
 
     if not left:
         return _go_on_or_freeze(database, settings, wanted)
     with database.connect() as connection:
         now = utc_now()
+        # Hours without a trainable batch are skipped: freeze from the stretches between them, newest first.
         bounds = freeze_bounds(connection, settings, now, wanted.windows or backfilled(connection, settings, now))
     hours = list(window_range(bounds.first, bounds.end))
     nothing = NothingToTrain("The hours hold nothing more.")
     for part in reversed(parts_without(hours, left)):
         try:
             return _go_on_or_freeze(database, settings, replace(wanted, windows=part))
-        except NothingToTrain as found:
-            nothing = found
+        except NothingToTrain as unfreezable:
+            nothing = unfreezable
     raise nothing
 
 
 def parts_without(hours: Sequence[str], left: Collection[str]) -> list[tuple[str, str]]:
-    """The stretches (from, to) of consecutive ``hours`` that hold none of ``left``, in order."""
+    """The stretches (from, to) of consecutive ``hours`` without any of ``left``, in order."""
     parts = []
     for is_left, stretch in groupby(hours, key=lambda hour: hour in left):
         own = list(stretch)
@@ -151,40 +155,42 @@ def _hours_of(database: "Database", batch_id: str) -> set[str]:
 
 
 def _report(trained: "Sequence[Trained]", settings: Settings, as_json: bool) -> None:
-    report_training(trained[-1], settings, as_json, [one.batch.batch_id for one in trained[:-1]])
+    report_training(trained[-1], settings, as_json, [result.batch.batch_id for result in trained[:-1]])
 
 
 def train_on_and_on(database: "Database", settings: Settings, wanted: Wanted, wait: Callable[[], None] | None = None) -> NoReturn:
-    """Train whenever `babylon-rl ready` says yes, waiting in between, until the process is interrupted.
+    """Train whenever `babylon-rl ready` says yes, until the process is interrupted.
 
-    What a judge or a service that does not answer leaves unfinished, or another run has, is tried again after ``wait``; a batch of which
-    nothing trains is said, and no other frozen as long as automation would freeze none; any other failure ends it.
+    An unfinished batch (the judge or a service does not answer, or another run has it) is tried again after ``wait``. A batch without
+    anything to train is reported, and no other is frozen until automation would freeze one. Any other failure ends the command.
 
     Raises:
-        UsageError: --json was asked for: there is no last document.
+        UsageError: --json was given: there is no last document.
     """
     if wanted.as_json:
         raise UsageError("MODE=continuous never ends, so it has no document to print: leave --json out.")
-    said = ""
+    printed = ""
     failed = False  # what failed before this began may be tried once
     while True:
         try:
             batch = _enough(database, settings, wanted, failed)
             report_training(run_training(database, settings, batch.batch_id, False), settings, False)
-            said = ""
+            printed = ""
             continue
+        # Reasons to wait; any other error ends the command.
         except (_Idle, JudgeUnavailable, TrainingPaused, BatchConflict) as waits:
             reason = str(waits)
         except NothingToTrain as nothing:
             reason, failed = str(nothing), True
-        if reason != said:
+        # The same reason is printed once, not at every look.
+        if reason != printed:
             say(f"Waiting, until Ctrl-C: {reason}")
-            said = reason
+            printed = reason
         (wait or _wait)()
 
 
 class _Idle(Exception):
-    """There is not enough to freeze yet."""
+    """Not enough data to freeze a batch yet."""
 
 
 def _enough(database: "Database", settings: Settings, wanted: Wanted, failed: bool) -> "Batch":
@@ -208,7 +214,7 @@ def _wait() -> None:
 
 
 def _go_on_or_freeze(database: "Database", settings: Settings, wanted: Wanted, when_ready: bool = False) -> "Batch":
-    """The batch that has not ended, whatever hours were asked for, else a new one of those hours."""
+    """An unfinished batch of any hours, else a new one of the requested hours."""
     from babylon_rl.training.batches import pending_batches
 
     with database.connect() as connection:

@@ -1,6 +1,6 @@
-"""``babylon-rl verify-data``: is what the game records fit to be trained on?
+"""Command ``verify-data``: checks whether recorded rows are fit for training.
 
-Rows are looked at one by one as they stream in; what is kept of them is their ids.
+Rows are checked one by one as they stream in; only their ids are kept.
 """
 
 from collections.abc import Sequence
@@ -50,20 +50,22 @@ def verify_data(as_json: JsonOption = False) -> None:
 
 
 def data_checks(connection: "Connection", settings: Settings, now: datetime) -> "list[Check]":
-    """The checks over the rows of the newest 24 hours, counted from the newest complete hour that holds any, and over those of no hour.
+    """Checks of the rows of the newest 24 hours, and of rows without an hour.
 
-    Rows that no training is meant to see (evaluation, benchmarks, isTrainingData false) are left out.
+    The 24 hours end with the newest complete hour that holds rows. Rows that are not meant to train (evaluation, benchmarks,
+    isTrainingData false) are left out.
     """
     from babylon_rl.episodes.quality import Check, summarize
     from babylon_rl.episodes.reading import read_windows
     from babylon_rl.store.trajectories import newest_window_with_rows, rows_of_no_hour
 
     lost = rows_of_no_hour(connection)
-    said = f"{len(lost)} rows have neither a window id nor a start time that names an hour, and count nowhere{_named(lost, len(lost))}"
-    hours = [Check("hours", "FAIL", said)] if lost else []
+    sentence = f"{len(lost)} rows have neither a window id nor a start time that names an hour, and count nowhere{_named(lost, len(lost))}"
+    hours = [Check("hours", "FAIL", sentence)] if lost else []
     newest = newest_window_with_rows(connection, newest_complete(now))
     if newest is None:
         return [Check("rows", "FAIL", "no complete hour holds a trajectory"), *hours]
+    # The 24 hours end with the newest hour that holds rows.
     end = window_of(window_end(newest))
     wanted = list(window_range(window_of(window_end(newest) - HOURS * HOUR), end))
     ids, faults = _row_faults(connection, wanted)
@@ -77,7 +79,7 @@ def data_checks(connection: "Connection", settings: Settings, now: datetime) -> 
 
 
 def _row_faults(connection: "Connection", windows: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The ids of the rows of some windows that are meant to train, and (id, check) for every check that one does not pass."""
+    """Ids of rows that are meant to train, and (id, check) per failed check."""
     from babylon_rl.episodes.decode import flagged
     from babylon_rl.episodes.quality import row_faults
     from babylon_rl.store.quality import first_logged_calls

@@ -1,7 +1,7 @@
-"""``evidence``: several generations of the demo with several seeds, each in a state directory of its own, and docs/evidence.md made of it.
+"""Command ``evidence``: several generations with several seeds, summarized in docs/evidence.md.
 
-A seed that is finished is read from its result file; one that was interrupted goes on. Nothing is left out: a version that the gate
-refuses and a training that came to nothing stand in the table like the others.
+Each seed is a demo in a state directory of its own. A finished seed is read from its result file; an interrupted one resumes. Nothing is
+left out: rejected versions and failed trainings are in the table like the others.
 """
 
 import json
@@ -61,6 +61,7 @@ def _seed(directory: Path, base: Path, seed: int, generations: int, windows: int
     say(f"seed {seed}:")
     models = directory / "models"
     models.mkdir(parents=True, exist_ok=True)
+    # All seeds share the base model's files; everything else is separate.
     if not (models / base.name).exists():
         (models / base.name).symlink_to(base, target_is_directory=True)
     arguments = ["--seed", str(seed), "--generations", str(generations), "--windows", str(windows), "--json"]
@@ -72,6 +73,7 @@ def _seed(directory: Path, base: Path, seed: int, generations: int, windows: int
         raise TrainingError(
             f"The demo with seed {seed} ended with status {status}; what it said stands above. Run the command again to go on."
         )
+    # The result file appears only when complete: its existence marks a finished seed.
     document = json.loads(printed.read_text()) | _spent(directory / STAGES)
     printed.write_text(json.dumps(document, indent=2) + "\n")
     printed.replace(result)
@@ -79,6 +81,9 @@ def _seed(directory: Path, base: Path, seed: int, generations: int, windows: int
 
 
 def _spent(stages: Path) -> dict[str, float]:
-    """Wall and processor seconds over all stages, those of interrupted runs among them; the database server's are not in it."""
+    """Wall and processor seconds over all stages, interrupted runs included.
+
+    The database server's are not included.
+    """
     spent = [json.loads(line) for line in stages.read_text().splitlines()]
     return {name: round(sum(stage[name] for stage in spent), 1) for name in ("seconds", "processorSeconds")}

@@ -1,4 +1,4 @@
-"""docs/evidence.md: one table of everybody, the learning curve in numbers, what became of every generation, and what it does not show."""
+"""Renders docs/evidence.md: one table of all players, the learning curve, each generation, and limits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -25,14 +25,14 @@ WANTED_USD = (50, 100, 200)  # improvements an hour for which the page says how 
 
 
 def table(results: Sequence[Document]) -> str:
-    """Everybody in the same markets, as Markdown."""
+    """All players in the same markets, as a Markdown table."""
     lines = [_point(result, point) for result in results for point in points(result)]
     lines += [["", "", *_figures(row), str(row["markets"]), ""] for row in scripts(results)]
     return "\n".join("| " + " | ".join(line) + " |" for line in (COLUMNS, ["---"] * len(COLUMNS), *lines))
 
 
 def page(results: Sequence[Document], players: str, curve: str) -> str:
-    """The page; ``players`` and ``curve`` are the files of its pictures."""
+    """The page as Markdown; ``players`` and ``curve`` are the file names of its plots."""
     generations, markets = len(results[0]["generations"]), base_of(results[0])["markets"]
     minutes = max(result["processorSeconds"] for result in results) / 60
     return f"""# Evidence
@@ -81,16 +81,16 @@ def _headline(results: Sequence[Document]) -> str:
     if not last:
         return "**No generation of any seed brought a version.** What happened stands below."
     better = sum(row["improvementLow"] > 0 for row, _ in last.values())
-    found = over_seeds(last)
+    differences = over_seeds(last)
     each = {seed: _signed(row["improvement"], row["improvementLow"], row["improvementHigh"]) for seed, (row, _) in last.items()}
     return (
         f"**The interval of the newest version's improvement over the base lies above 0 with {better} of {len(results)} seeds.**\n\n"
-        f"* Over the base, dollars an hour: {_seeds(each, found, 'versions')}\n* {_needed(last.values())}"
+        f"* Over the base, dollars an hour: {_seeds(each, differences, 'versions')}\n* {_needed(last.values())}"
     )
 
 
 def _needed(pairs: Iterable[tuple[Document, Document]]) -> str:
-    """How many markets a wanted improvement takes, as the gate looks at them."""
+    """The number of markets that shows a wanted improvement in one analysis of the gate."""
     from babylon_rl.evaluation.comparison import confidence_of
     from babylon_rl.evaluation.gate import ANALYSES, FEWEST_MARKETS
     from babylon_rl.evaluation.statistics import POWER, snapshots_table
@@ -105,28 +105,29 @@ def _needed(pairs: Iterable[tuple[Document, Document]]) -> str:
 
 
 def _learning(results: Sequence[Document]) -> str:
-    """By how much later generations earn more than the first, over the seeds that have both."""
-    said = []
+    """Improvements of later generations over the first, over the seeds that have both."""
+    lines = []
     for generation in range(2, len(results[0]["generations"]) + 1):
         curves = {result["seed"]: points(result) for result in results}
         pairs = {seed: (curve[generation].row, curve[1].row) for seed, curve in curves.items()}
         both = {seed: (later, first) for seed, (later, first) in pairs.items() if later is not None and first is not None}
+        # Only seeds in which both generations brought a version can be compared.
         if both:
-            found = over_seeds(both)
-            each = {seed: _interval(interval) for seed, interval in found.each.items()}
-            said.append(f"* Generation {generation} over generation 1, dollars an hour: {_seeds(each, found, 'pairs of versions')}")
-    said += [_setback(result, point) for result in results for point in points(result)[2:] if _is_worse(result, point)]
-    return "\n".join(said) or "No seed has two versions to compare."
+            differences = over_seeds(both)
+            each = {seed: _interval(interval) for seed, interval in differences.each.items()}
+            lines.append(f"* Generation {generation} over generation 1, dollars an hour: {_seeds(each, differences, 'pairs of versions')}")
+    lines += [_setback(result, point) for result in results for point in points(result)[2:] if _is_worse(result, point)]
+    return "\n".join(lines) or "No seed has two versions to compare."
 
 
 def _seeds(each: Mapping[int, str], found: OverSeeds, what: str) -> str:
-    """Every seed's difference, and their mean with both of its intervals."""
-    told, number = ", ".join(f"seed {seed} {interval}" for seed, interval in each.items()), len(each)
+    """Every seed's difference, and their mean with both intervals."""
+    each_seed, number = ", ".join(f"seed {seed} {interval}" for seed, interval in each.items()), len(each)
     if number == 1:
-        return f"{told}. One seed says nothing of another training."
+        return f"{each_seed}. One seed says nothing of another training."
     undecided = ": it holds 0, so this does not show that training anew does better" if found.seeds.low <= 0 <= found.seeds.high else ""
     return (
-        f"{told}. Mean of {number} seeds {found.markets.mean:+.0f}: {_ends(found.markets)} over markets for these {number} {what}, "
+        f"{each_seed}. Mean of {number} seeds {found.markets.mean:+.0f}: {_ends(found.markets)} over markets for these {number} {what}, "
         f"{_ends(found.seeds)} over seeds (wide, as {number} seeds are few){undecided}."
     )
 
@@ -137,7 +138,7 @@ def _is_worse(result: Document, point: Point) -> bool:
 
 
 def _setback(result: Document, point: Point) -> str:
-    """A generation that its own parent beats, said as plainly as the others."""
+    """A sentence on a generation that is worse than its own parent."""
     parent = parent_of(result, point)
     assert point.row is not None and parent is not None
     return (

@@ -1,4 +1,4 @@
-"""The two pictures of docs/evidence.md: everybody's P&L, and P&L by generation."""
+"""The two plots of docs/evidence.md: P&L of all players, and P&L by generation."""
 
 import io
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ def learning_curve(results: Sequence[Document]) -> bytes:
 
 
 def _name_bands(axes: Any, rows: Sequence[Document], right: float) -> None:
-    """Names beside the bands, from the lowest up, moved so that none covers another."""
+    """Label the bands from the lowest up, without overlaps."""
     low, high = axes.get_ylim()
     gap, place = (high - low) * _LEAST_GAP, low - high
     for row in sorted(rows, key=lambda row: row["pnl"]):

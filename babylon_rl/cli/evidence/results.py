@@ -1,4 +1,4 @@
-"""The results of all seeds as the page and its pictures read them: lines of standings, and differences market by market."""
+"""Results of all seeds, as read by the page and its plots: standings and paired differences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,10 @@ BASE, STRATEGY = "base", "strategy"
 
 @dataclass(frozen=True)
 class Point:
-    """What one generation of one seed came to; 0 is the base. ``row`` is None where no version came of it."""
+    """Result of one generation of one seed; generation 0 is the base.
+
+    ``row`` is None if no version was trained.
+    """
 
     seed: int
     generation: int
@@ -25,10 +28,12 @@ class Point:
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """How much versions of several seeds earn more than others, in dollars an hour; the mean has two intervals for two questions.
+    """Differences between versions of several seeds, in dollars an hour.
+
+    The mean has two intervals for two questions.
 
     Attributes:
-        each: by seed, over markets; 95 % at one look.
+        each: by seed, over markets; 95 % for a single analysis.
         markets: these versions in other markets of the kind: averaged over the seeds in each market, markets are the draws.
         seeds: other trainings in these markets: averaged over the markets in each seed, seeds are the draws. Without ends for one seed.
     """
@@ -39,7 +44,11 @@ class OverSeeds:
 
 
 def require_comparable(results: Sequence[Document]) -> None:
-    """Raises UsageError: seeds were played in other markets, as by another BENCHMARK_MARKETS, or their scripts earned other sums."""
+    """Refuse seeds that were not played in the same markets.
+
+    Raises:
+        UsageError: the number of markets differs, as with another BENCHMARK_MARKETS, or scripts earned other sums.
+    """
     first = {row["model"]: row for row in results[0]["standings"]}
     for result in results[1:]:
         for row in result["standings"]:
@@ -54,20 +63,20 @@ def require_comparable(results: Sequence[Document]) -> None:
 def points(result: Document) -> list[Point]:
     """The learning curve of a seed, the base first."""
     rows = {row["model"]: row for row in result["standings"]}
-    found = [Point(result["seed"], 0, rows[BASE], {})]
+    curve = [Point(result["seed"], 0, rows[BASE], {})]
     for generation in result["generations"]:
-        found.append(Point(result["seed"], generation["generation"], rows.get(generation["modelVersion"]), generation))
-    return found
+        curve.append(Point(result["seed"], generation["generation"], rows.get(generation["modelVersion"]), generation))
+    return curve
 
 
 def newest(result: Document) -> Document | None:
-    """The row of the newest version, None where no generation brought one."""
+    """The row of the newest version; None without any trained version."""
     trained = [point.row for point in points(result)[1:] if point.row is not None]
     return trained[-1] if trained else None
 
 
 def scripts(results: Sequence[Document]) -> list[Document]:
-    """The rows of those that no seed changes."""
+    """The rows of scripted players, which are the same for all seeds."""
     return [row for row in results[0]["standings"] if row["role"] == STRATEGY]
 
 
@@ -77,23 +86,24 @@ def base_of(result: Document) -> Document:
 
 
 def parent_of(result: Document, point: Point) -> Document | None:
-    """The row of the version from which a generation's training went on: the base for the first."""
+    """The row of a generation's parent version; the base for the first."""
     name = point.about.get("parentVersion") or BASE
     return next((row for row in result["standings"] if row["model"] == name), None)
 
 
 def difference(ours: Document, theirs: Document) -> Interval:
-    """Dollars an hour that one earned more than the other, market by market; 95 %."""
+    """Paired difference in dollars an hour, with a 95 % interval over markets."""
     return paired_interval(ours["pnls"], theirs["pnls"])
 
 
 def spread(ours: Document, theirs: Document) -> Spread:
-    """How much that difference varies between markets."""
+    """Spread of the difference between markets."""
     return spread_of(np.subtract(ours["pnls"], theirs["pnls"]))
 
 
 def over_seeds(pairs: Mapping[int, tuple[Document, Document]]) -> OverSeeds:
-    """The differences of several seeds (seed -> ours and theirs) together; 95 %."""
+    """Combined differences of several seeds (seed -> ours and theirs), with 95 % intervals."""
     each = {seed: difference(ours, theirs) for seed, (ours, theirs) in pairs.items()}
+    # Averaged over seeds in each market: the draws of this interval are markets.
     ours, theirs = (np.mean([pair[side]["pnls"] for pair in pairs.values()], axis=0) for side in (0, 1))
     return OverSeeds(each, paired_interval(ours, theirs), mean_interval([found.mean for found in each.values()]))
