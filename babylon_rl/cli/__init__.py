@@ -58,7 +58,10 @@ for _module in MODULES:
 
 
 def main() -> None:
-    """Run the command line of this process and exit; the process's libraries keep their caches in the state directory."""
+    """Run the command line of this process and exit.
+
+    The process's libraries keep their caches in the state directory.
+    """
     keep_caches_at_home()
     sys.exit(run(sys.argv[1:]))
 
@@ -105,7 +108,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _leave(code: str | int | None) -> int:
-    """Flush standard output, and end quietly if its reader is gone (``babylon-rl ... | head``)."""
+    """Flush standard output and return the exit code.
+
+    A reader that is gone (``babylon-rl ... | head``) is no error message.
+    """
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -1,4 +1,7 @@
-"""Players named by ``benchmark run --model``: a strategy, base, a version of the registry, or NAME=URL of any endpoint."""
+"""Players named by ``benchmark run --model``.
+
+A name is a strategy, base, a version of the registry, or NAME=URL of any endpoint.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -215,6 +215,7 @@ def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
         why = _why_unscored(session.connection, window) if group is None else ""
     if group is None:
         say(f"{window} has no scores. {why}")
+        # The same keys as with scores, so that scripts need no second shape.
         nothing = {
             "window": window,
             "judge": None,

@@ -61,6 +61,7 @@ def by_reason(found: "Iterable[Rejection]") -> dict[str, int]:
 
 def print_outcomes(out: "Console", found: "WindowOutcomes") -> None:
     """Print the hour's stocks and questions, their first news, and the market's totals."""
+    # Stocks with their news, then questions with theirs, then flags and totals.
     stocks = [
         [s.ticker, s.name, round(s.start_price, 2), round(s.end_price, 2), round(s.change_percent, 2), s.sentiment, len(s.news)]
         for s in found.stocks

@@ -176,6 +176,7 @@ def _line(row: dict[str, Any]) -> list[Any]:
 
 
 def _verdict(document: dict[str, Any]) -> str:
+    # A claim needs an interval above 0; anything else is reported as not shown.
     row = next((row for row in document["rows"] if row["model"] == document["modelVersion"]), None)
     if row is None:
         return f"{document['modelVersion']} was not compared: {document['reason']}"

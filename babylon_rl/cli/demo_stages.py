@@ -87,6 +87,7 @@ def planned(state: Demo) -> list[list[str]]:
     with state.database.connect() as connection:
         there = simulated_hours(connection, state.seed)
         others = simulated_seeds(connection) - {state.seed}
+    # Two seeds cannot share a database, as their hours would overlap.
     if others and len(there) < total:
         raise UsageError(
             f"{state.settings.home} holds a demo with another seed. Choose that seed, another BABYLON_RL_HOME, or run `make clean` first."
@@ -220,6 +221,7 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
     snapshots = benchmark_snapshots(state.settings.benchmark_markets)
     base = base_source(state.settings)
     with state.database.connect() as connection, progress_of_parts("   ") as on_progress:
+        # The markets must be unseen by all registered versions, not only by those played.
         models = {model.version: model for model in read_models(connection)}
         require_unseen(snapshots, trained_windows(models.values()))
         sources = [base, *(version_source(models[version], "version", base) for version in versions)]

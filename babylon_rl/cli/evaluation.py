@@ -74,7 +74,8 @@ def _models_played(
             raise UsageError(
                 f"There is no version or strategy {unknown[0]!r}; `babylon-rl models` lists the versions; base is always there."
             )
-        missing = [found for name in names if name != BASE and (found := absent(models[name], settings)) is not None]
+        # Refuse before anything is played: unknown versions, absent weights, markets seen in training.
+        missing = [fault for name in names if name != BASE and (fault := absent(models[name], settings)) is not None]
         if missing:
             raise UsageError(f"{missing[0]}")
         require_unseen(snapshots, trained_windows(models.values()))
@@ -102,6 +103,7 @@ def _emit(comparison: "Comparison[GateRow]", as_json: bool) -> None:
     title = f"{comparison.markets} unseen markets, mean P&L with its 95 % interval"
     rows = [cells(comparison, row) for row in comparison.rows]
     if comparison.reference is None:
+        # Without a reference the column of differences would be empty.
         rows = [[*row[:2], *row[3:]] for row in rows]
         columns = [*COLUMNS[:2], *COLUMNS[3:]]
     else:

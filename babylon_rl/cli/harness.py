@@ -169,6 +169,7 @@ def _train(state: Harness, market: "Snapshot", learning: Learning, force: bool) 
     except NothingToTrain as nothing:
         return replace(learning, faults=[str(nothing)])
     with state.database.connect() as connection:
+        # A trained version still fails the harness if its groups have no spread or its model does not answer.
         faults = learning_faults(judged_groups(connection, batch.batch_id), trained.steps)
     answer = None
     try:

@@ -68,6 +68,7 @@ def retry(
         raise UsageError("Name the hours, or give --all.")
     with open_database(load_settings(), prepare=False) as database, database.connect(autocommit=True) as connection:
         released = release_quarantined(connection, windows)
+    # Hours that were not in quarantine are reported, not refused.
     others = sorted(set(windows or ()) - set(released))
     if others:
         say(f"Not in quarantine, nothing to retry: {', '.join(others)}. `babylon-rl score` judges hours that wait or have no scores.")

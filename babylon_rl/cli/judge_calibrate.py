@@ -54,6 +54,7 @@ def _measured(settings: Settings, hours: int, markets: int, seed: int) -> "Judge
                 found = measure(connection, settings, utc_now(), hours=hours, skill_markets=markets, seed=seed, on_progress=tell)
             with database.connect(autocommit=True) as connection:
                 write_judge_agreement(connection, found)
+            # Unfinished hours keep their scratch database, so that the same command resumes.
             scratch.keep = found.not_judged > 0
     return found
 

@@ -44,6 +44,7 @@ def spawn_agents(
     settings = load_settings()
     with open_database(settings) as database, ExitStack() as stack:
         migrate(database)
+        # A model is served only if an agent asks one.
         asked = stack.enter_context(asked_model(settings, model, temperature=1.0)) if llm_agents else None
         with database.connect() as connection, progress(windows, "playing hours") as advance:
             hours = spawn(connection, request, utc_now(), asked, lambda _: advance())

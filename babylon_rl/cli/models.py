@@ -48,6 +48,7 @@ def serve_model(
         raise ModelUnavailable(f"There is no checkpoint {version!r} in {folder}; there are: {', '.join(['base', *known])}.")
     if version != server.BASE_MODEL_NAME:
         _refuse_remote(version, checkpoint)
+    # The port is taken before the model loads: a port in use is reported at once.
     bound = server.bind(host, port)
     set_threads(threads)
     base_dir = packaged.base_model_dir(settings)
@@ -86,6 +87,7 @@ def export(
         "version": model.version, "directory": str(exported.directory), "merged": exported.merged, "files": list(exported.files),
         "kl": exported.kl,
     }  # fmt: skip
+    # The command that serves these files: a merged model alone, an adapter beside its base.
     serves = f"vllm serve {exported.directory}"
     if not merged:
         serves = f"vllm serve {model.base_model} --enable-lora --lora-modules {model.version}={exported.directory}"

@@ -38,7 +38,7 @@ def emit(document: Mapping[str, Any], render: "Callable[[Console], None]", as_js
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """Standard output (or error) as a rich console, wide enough for a table when it is not a terminal."""
+    """A rich console on standard output or error; wide if that is not a terminal."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout

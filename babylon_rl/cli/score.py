@@ -132,6 +132,7 @@ def _say_cost(database: "Database", settings: Settings, wanted: Span, force: boo
 def _print_cost(settings: Settings, hours: "list[HourCost]", as_json: bool) -> None:
     from babylon_rl.judge.scoring_cost import total_of
 
+    # Two estimates: the fewest requests, and the most if orders disagree and answers are unusable.
     whole = total_of(hours)
     document = {
         "windows": [hour.window for hour in hours],

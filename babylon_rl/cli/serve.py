@@ -54,6 +54,7 @@ def serve_judge(
     from babylon_rl.judge.scripted.settings import every_fault as each
     from babylon_rl.models.server import bind
 
+    # Named faults override the common probability.
     faults = (each(every_fault) if every_fault else {}) | probabilities(fault or [])
     judge = ScriptedJudge(
         seed=seed, skill=skill, noise=noise, position_bias=position_bias, length_bias=length_bias, out_of_order=out_of_order,

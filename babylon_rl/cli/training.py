@@ -280,6 +280,7 @@ def report_training(trained: "Trained", settings: Settings, as_json: bool, earli
     from babylon_rl.training.trainer import endpoint_of
 
     model = trained.model
+    # The document for scripts; the lines below show the same facts to people.
     endpoint = endpoint_of(settings, model.version, trained.checkpoint)
     document = {
         "batchId": trained.batch.batch_id,

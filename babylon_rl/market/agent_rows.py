@@ -42,6 +42,7 @@ def recordings(
             turn, offset = record.turn(tick), offset + 1
             earlier = (earlier_pnl_usd or {}).get(agent, 0.0) - record.account.start
             before, after = round(earlier + turn.equity, 6), round(earlier + turn.equity_after, 6)
+            # Agents act seconds after the tick begins, each at another millisecond.
             clock[0] = begins + timedelta(seconds=5, milliseconds=37 * (offset % 997))
             trajectory = recorder.start_trajectory(agent, window=window, scenario=scenario)
             recorder.start_step(trajectory, balance=round(turn.balance, 2), pnl=before, open_positions=0, activeMarkets=len(shown))

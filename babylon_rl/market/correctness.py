@@ -83,6 +83,7 @@ class Targets:
             self._exact[organization_id].add(organization_id)
             self._exact[name].add(organization_id)
             self._engine[ticker].add(organization_id)
+            # Loose aliases ignore case and blanks.
             for alias in (organization_id, name, ticker):
                 self._loose[_plain(alias)].add(organization_id)
         self.answers: dict[str, bool | None] = {}

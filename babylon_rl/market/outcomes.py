@@ -98,6 +98,7 @@ def outcome_rows(found: WindowOutcomes) -> list[OutcomeRow]:
     """The rows of market_outcomes for one window, rounded and clamped to the columns."""
     stocks = [
         OutcomeRow(
+            # The id follows from window and subject, so that a rewrite keeps it.
             id=f"{found.window}/stock/{stock.organization_id}",
             window=found.window,
             ticker=stock.ticker,

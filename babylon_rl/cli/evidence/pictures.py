@@ -12,7 +12,7 @@ _LEAST_GAP = 0.035  # between names, as a share of the axis
 
 
 def players(results: Sequence[Document]) -> bytes:
-    """Mean P&L and interval of every seed's curve and of the scripts, one line each, as a PNG."""
+    """A PNG with the P&L and interval of all versions and scripts, one line each."""
     figure, axes = _figure((8, 0.27 * _lines(results) + 0.9))
     labels: list[str] = []
 
@@ -25,6 +25,7 @@ def players(results: Sequence[Document]) -> bytes:
         for point in points(result):
             if point.row is not None:
                 draw(point.row, f"seed {point.seed}: {point.row['model']}", _colour(point.seed) if point.generation else _BASE)
+    # Scripts last, best first: they are the scale for the seeds above.
     for row in sorted(scripts(results), key=lambda row: -row["pnl"]):
         draw(row, row["model"], _SCRIPT)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
@@ -35,7 +36,10 @@ def players(results: Sequence[Document]) -> bytes:
 
 
 def learning_curve(results: Sequence[Document]) -> bytes:
-    """P&L of generation 0 (the base) to the last, a line per seed, with the scripts as bands, as a PNG."""
+    """A PNG with P&L by generation: a line per seed, scripts as bands.
+
+    Generation 0 is the base.
+    """
     figure, axes = _figure((8.5, 5.2))
     last = len(results[0]["generations"])
     for row in scripts(results):
