@@ -1,9 +1,8 @@
-"""From frozen episodes to training sequences: each LLM call as it was served, with its episode's advantage.
+"""Conversion of frozen episodes to training sequences: each LLM call as served, with its episode's advantage.
 
-Only the trajectories that the batch froze are taken, whatever has arrived since. What cannot train is counted by reason, and
-pre-flight says before the first step what a training would get. Every text is looked through for leaks here too, so that an hour
-that hindsight has not seen yet is as safe as one that it has. The sequences lie on disk (spill.py), so that memory does not grow with
-the batch.
+Only the trajectories that the batch froze are read, whatever has arrived since. Calls that cannot train are counted by reason, and
+pre-flight reports them before the first step. Every text is checked for leaks here too, so that an hour without a hindsight check is as
+safe as one with it. The sequences lie on disk (spill.py), so that memory does not grow with the batch.
 """
 
 import math
@@ -40,8 +39,10 @@ E = TypeVar("E", Episode, BatchEpisode)
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """The sequences of a batch, newest window first, and by window; the number that each episode (window, agent id) gives, and what was
-    left out."""
+    """Sequences of a batch, newest window first, with counts of what was left out.
+
+    ``per_episode`` is the number of sequences of each (window, agent id).
+    """
 
     sequences: Sequence[TrainSequence]
     by_window: Mapping[str, Sequence[TrainSequence]]
@@ -50,7 +51,10 @@ class Conversion:
     staleness: Mapping[str, int]
 
     def preflight(self, dropped_groups: Mapping[str, int]) -> dict[str, Any]:
-        """What a training would get; shares are 0..1. ``trainableTokens`` is known once the trainer has encoded the texts."""
+        """Summarize what a training would get; shares are 0..1.
+
+        ``trainableTokens`` is known only after the trainer has encoded the texts.
+        """
         number = len(self.sequences)
         shown = [(sequence.scripted, _has_token_logprobs(sequence)) for sequence in self.sequences]
         return {
@@ -69,7 +73,7 @@ class Conversion:
 def convert(
     connection: psycopg.Connection[Any], episodes: Sequence[BatchEpisode], settings: Settings, versions: Sequence[str] = ()
 ) -> Conversion:
-    """Build the sequences of judged episodes, ROWS_AT_ONCE trajectories at a time; only rows that are frozen are read.
+    """Build the sequences of judged episodes, ROWS_AT_ONCE trajectories at a time.
 
     Args:
         episodes: those still in the batch, each with its advantage.
@@ -83,11 +87,13 @@ def convert(
     per_episode: dict[tuple[str, str], int] = {}
     left_out: Counter[str] = Counter()
     staleness: Counter[str] = Counter()
+    # Outcomes are read once per chunk of windows, texts in smaller portions.
     for windows in reading_chunks(connection, in_window):
         outcomes = read_many_outcomes(connection, windows, settings)
         for some in by_rows([episode for window in windows for episode in in_window[window]]):
             served = trajectories_with_texts(connection, [i for episode in some for i in episode.trajectory_ids], settings)
             for window, own in groupby(some, key=lambda episode: episode.window):
+                # Secrets of the hour are needed to find leaks in its texts.
                 group = list(own)
                 secrets = hour_secrets(connection, outcomes[window], [i for episode in group for i in episode.trajectory_ids])
                 for episode in group:
@@ -96,6 +102,7 @@ def convert(
                     kept = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
                     per_episode[window, episode.agent_id] = len(kept)
                     places.setdefault(window, []).extend(spill.write(_sequence(call, episode, len(kept)) for call in kept))
+    # Newest window first; windows without a sequence are left out.
     newest_first = {window: own for window, own in sorted(places.items(), reverse=True) if own}
     by_window = {window: Spilled(spill, own) for window, own in newest_first.items()}
     everything = Spilled(spill, [place for own in newest_first.values() for place in own])
@@ -103,7 +110,10 @@ def convert(
 
 
 def by_rows(episodes: Iterable[E]) -> Iterator[list[E]]:
-    """The episodes in order, in runs of at most ROWS_AT_ONCE trajectories; one with more is a run of its own."""
+    """Split episodes, in order, into lists of at most ROWS_AT_ONCE trajectories.
+
+    An episode with more trajectories forms its own list.
+    """
     some: list[E] = []
     rows = 0
     for episode in episodes:
@@ -117,7 +127,7 @@ def by_rows(episodes: Iterable[E]) -> Iterator[list[E]]:
 
 
 def refuse_empty(conversion: Conversion, batch_id: str) -> None:
-    """Stop before anything is paid when there is nothing to train.
+    """Refuse a batch without a sequence, before anything is paid.
 
     Raises:
         NothingToTrain: no sequence is left; the message names the cause and the cure.
@@ -145,6 +155,7 @@ def _trains(
     if find_leaks(call.messages, call.response, secrets.of(call.trajectory_id)):
         left_out[LEAK] += 1
         return False
+    # Staleness is counted even where no limit is set.
     age = versions.index(call.model_version) if call.model_version in versions else None
     staleness["unknown" if age is None else str(age)] += 1
     if settings.max_staleness_versions is not None and age is not None and age > settings.max_staleness_versions:
@@ -154,7 +165,10 @@ def _trains(
 
 
 def _has_token_logprobs(sequence: TrainSequence) -> bool:
-    """True when every recorded token has an id and a finite log-probability; whether they are the base's own, its tokenizer knows."""
+    """True when every recorded token has an id and a finite log-probability.
+
+    Whether the ids belong to the base is checked with its tokenizer.
+    """
     return bool(sequence.logprobs) and all(
         type(token.get("tokenId")) is int and type(token.get("logprob")) in (int, float) and math.isfinite(token["logprob"])
         for token in sequence.logprobs or ()

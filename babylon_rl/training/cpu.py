@@ -1,7 +1,7 @@
-"""The CPU trainer: LoRA on a small real model, with the group-relative loss of loss.py, prompts of a tick shared (packing.py).
+"""CPU trainer: LoRA on a small real model, with group-relative loss (loss.py) and shared prompts (packing.py).
 
-Pre-flight counts what would train with the tokenizer alone (cpu_items.py). Deterministic for a seed on one machine, whatever the
-number of threads. It stops before anything is published when the loss is not finite, or the policy leaves the bounds of cpu_bounds.py.
+Pre-flight counts trainable tokens with the tokenizer alone (cpu_items.py). The result is deterministic for a seed on one machine, whatever
+the number of threads. Training stops before publication when the loss is not finite, or the policy leaves the bounds of cpu_bounds.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from babylon_rl.training.trainer import (
 
 
 class CpuTrainer(LocalTrainer):
-    """Trains on this machine's processor; see the module. ``threads`` None takes ``usable_cores``."""
+    """Trainer on this machine's processor; ``threads`` None takes ``usable_cores``."""
 
     name = "cpu"
 
@@ -41,25 +41,26 @@ class CpuTrainer(LocalTrainer):
         self._threads = threads
 
     def base_identity(self) -> BaseIdentity:
-        """The identity of the base that is trained on."""
+        """Identity of the base model."""
         return base_identity(self._base_dir, self.base_model)
 
     def tokenizer_dir(self) -> Path | None:
-        """The base's directory."""
+        """Directory of the base model."""
         return self._base_dir
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """As Trainer.prepare."""
+        """Implement Trainer.prepare."""
         return plan_items(BaseTokens(self._settings, str(self._base_dir)).tokenizer, sequences)
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
-        """As Trainer.train.
+        """Implement Trainer.train.
 
         Raises:
             Diverged: the loss is not finite, the policy is too far from its base, or it collapsed into one action.
             NothingToTrain: no sequence has a token with alternatives.
             CheckpointError: the parent does not fit the base.
         """
+        # One thread per row (cpu_policy.py): results do not depend on the number of threads.
         set_threads(1)
         import torch
 
@@ -68,6 +69,7 @@ class CpuTrainer(LocalTrainer):
         items, left_out = make_items(tokenizer, iteration.sequences)
         if not items:
             raise NothingToTrain(f"No sequence of iteration {iteration.step} can be trained: {dict(left_out)}.")
+        # The optimizer state of the iteration before lies with the parent.
         run = IterationRun(PackedPolicy(model, self._threads or usable_cores()), items, iteration, self._settings)
         run.restore(parent)
         result = run.train(on_step)

@@ -1,7 +1,7 @@
-"""What must hold of a policy before it is published: finite numbers, near enough to the base, and more than one action.
+"""Bounds on a policy before publication: finite numbers, distance to the base, more than one action.
 
-Measured after an iteration on some of its rows, against the base itself, so that it is known with KL_PENALTY=0 too. Actions are known by
-the grammar of an answer: of free texts nobody knows which words are the action, so their shares are not measured.
+They are measured after an iteration on some of its rows, against the base itself, so that they are known with KL_PENALTY=0 too. Actions
+are recognised by the grammar of an answer. In free texts the words of the action are unknown, so action shares are not measured.
 """
 
 import math
@@ -21,26 +21,29 @@ MEASURED_PACKS = 12
 
 @dataclass(frozen=True)
 class Measured:
-    """``kl`` is the mean divergence from the base, in nats a choice; ``action_shares`` the policy's mean probability of each token
-    at the first choice of an answer, empty without grammars."""
+    """Measured distance and action shares of a policy.
+
+    ``kl`` is the mean divergence from the base, in nats a choice. ``action_shares`` is the policy's mean probability of each token at the
+    first choice of an answer, empty without grammars.
+    """
 
     kl: float
     action_shares: dict[int, float]
 
     @property
     def top_action_share(self) -> float | None:
-        """0 to 1; None when no answer had a grammar."""
+        """Largest action share, 0 to 1; None when no answer had a grammar."""
         return max(self.action_shares.values(), default=None)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What was measured, by the names that are stored."""
+        """Measured values under their stored names."""
         share = self.top_action_share
         return {"kl": self.kl} if share is None else {"kl": self.kl, "topActionShare": share}
 
 
 def measure(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) -> Measured:
-    """Look at up to ``MEASURED_PACKS`` packs (one row each)."""
+    """Measure up to ``MEASURED_PACKS`` packs (one row each)."""
     import torch
 
     from babylon_rl.models.scoring import legal_logprobs
@@ -48,6 +51,7 @@ def measure(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) 
     shares: Counter[int] = Counter()
     kl, spots_seen, firsts_seen = 0.0, 0, 0
     policy.model.eval()
+    # An evenly spaced sample of the packs.
     looked_at = packs[:: -(-len(packs) // MEASURED_PACKS)]
     own, base = policy.states(looked_at, items), policy.states(looked_at, items, of_base=True)
     with torch.no_grad():
@@ -55,6 +59,7 @@ def measure(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) 
             spots = choices(one, items)
             kl += float(policy.divergence(hidden_nd, reference_nd, items, spots).sum())
             spots_seen += len(spots)
+            # The first choice of each answer under a grammar decides its action.
             first = {(m, n): place for place, (m, n, _) in reversed(list(enumerate(spots)))}
             places = [place for place in first.values() if items[spots[place][1]].encoded.legal_t[spots[place][2]] is not None]
             if places:
@@ -68,7 +73,7 @@ def measure(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) 
 
 
 def refuse_diverged(measured: Measured, iteration: int) -> None:
-    """Stop before anything is published.
+    """Refuse a policy outside its bounds, before publication.
 
     Raises:
         Diverged: the policy is no number, too far from the base, or has collapsed into one action.
@@ -87,7 +92,7 @@ def refuse_diverged(measured: Measured, iteration: int) -> None:
 
 
 def refuse_no_number(loss: float, norm: float, step: int, iteration: int) -> None:
-    """Stop before a step that would spoil the weights.
+    """Refuse an optimizer step that would damage the weights.
 
     Raises:
         Diverged: the loss or the gradient's norm is not finite.

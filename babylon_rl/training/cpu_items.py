@@ -1,6 +1,7 @@
-"""What the CPU trainer makes of served calls: tokens, each with its episode's advantage and weight; what cannot train is counted.
+"""Training items of the CPU trainer: the tokens of a served call, its advantage and weight.
 
-Pre-flight counts the same one call after another and keeps none of them, so that a batch may hold more calls than memory does.
+Calls that cannot train are counted. Pre-flight counts the same, one call after another, and keeps none, so that a batch may hold more
+calls than memory.
 """
 
 import math
@@ -29,7 +30,10 @@ IN_WORDS = {
 
 @dataclass(frozen=True)
 class Item:
-    """One sequence as it trains: ``token_weight`` makes each of its episode's trainable tokens count the same."""
+    """One encoded sequence with its advantage.
+
+    ``token_weight`` gives all trainable tokens of an episode the same weight.
+    """
 
     encoded: EncodedSequence
     advantage: float
@@ -38,32 +42,33 @@ class Item:
 
 
 def make_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSequence]) -> tuple[list[Item], Counter[str]]:
-    """The items of an iteration, and how many sequences were left out by reason.
+    """Encode the sequences of an iteration; count the ones left out by reason.
 
     An episode (window, agent) weighs the same whatever its length: its loss is the mean over its trainable tokens.
     """
     left_out: Counter[str] = Counter()
-    found: list[tuple[TrainSequence, EncodedSequence]] = []
+    encodable: list[tuple[TrainSequence, EncodedSequence]] = []
     for sequence in sequences:
         encoded = trainable(tokenizer, sequence)
         if isinstance(encoded, str):
             left_out[encoded] += 1
         else:
-            found.append((sequence, encoded))
+            encodable.append((sequence, encoded))
+    # An episode's weight is divided among its trainable tokens.
     tokens = Counter[tuple[str, str]]()
-    for sequence, encoded in found:
+    for sequence, encoded in encodable:
         tokens[sequence.window, sequence.agent_id] += encoded.trainable_tokens
     # the mean over tokens and episodes of token weights is 1, so that the learning rate means the same for any batch
     scale = sum(tokens.values()) / len(tokens) if tokens else 1.0
     items = [
         Item(encoded, sequence.advantage, scale / tokens[sequence.window, sequence.agent_id], served_logprobs(sequence, encoded))
-        for sequence, encoded in found
+        for sequence, encoded in encodable
     ]
     return items, left_out
 
 
 def plan_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSequence]) -> TrainPlan:
-    """What ``make_items`` would make of each hour's sequences, known by the tokenizer alone."""
+    """Plan the result of ``make_items`` per hour, with the tokenizer alone."""
     tokens = Counter[str]()
     left_out: Counter[str] = Counter()
     trajectories = set[str]()
@@ -84,7 +89,7 @@ def plan_items(tokenizer: "PreTrainedTokenizerBase", sequences: Sequence[TrainSe
 
 
 def trainable(tokenizer: "PreTrainedTokenizerBase", sequence: TrainSequence) -> EncodedSequence | str:
-    """The tokens of a sequence that can train, else the reason why it cannot, of ``IN_WORDS``."""
+    """Encode a sequence, or return the reason (of ``IN_WORDS``) why it cannot train."""
     try:
         encoded = encode_sequence(tokenizer, sequence.messages, sequence.response, sequence.response_format)
     except UsageError:  # recorded elsewhere under a schema whose language is not finite
@@ -97,7 +102,10 @@ def trainable(tokenizer: "PreTrainedTokenizerBase", sequence: TrainSequence) -> 
 
 
 def served_logprobs(sequence: TrainSequence, encoded: EncodedSequence) -> tuple[float, ...]:
-    """Recorded log-probabilities by response token; NaN unless every token is recorded, finite, under the base's own ids."""
+    """Recorded log-probabilities by response token.
+
+    All NaN unless every token is recorded, finite, and has the base's own id.
+    """
     recorded = sequence.logprobs or ()
     values = [entry.get("logprob") for entry in recorded]
     known = all(isinstance(value, int | float) and math.isfinite(value) for value in values)

@@ -1,7 +1,7 @@
-"""The policy that the CPU trainer trains: a base with LoRA in its upper layers, run over packed rows.
+"""Policy of the CPU trainer: a base with LoRA in its upper layers, computed over packed rows.
 
-The lower layers stay as they are: their share of the backward pass is saved, and the adapter learns the task as well. What was legal
-at each choice is all that the head computes.
+The lower layers stay frozen: their share of the backward pass is saved, and the adapter learns the task as well. The head is computed only
+over the legal tokens of each choice.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,10 +32,10 @@ Found = TypeVar("Found")
 
 
 class PackedPolicy:
-    """A causal model with an adapter in training, asked about tokens of packed rows.
+    """Causal model with an adapter in training, evaluated at tokens of packed rows.
 
-    Rows are computed side by side, on up to ``threads`` threads, each by a thread of its own (torch.set_num_threads(1)). Threads that
-    share a row would round differently by their number, and would wait for each other wherever a core is busy with something else.
+    Rows are computed side by side on up to ``threads`` threads, each row by one thread (torch.set_num_threads(1)). Threads that share a
+    row would round differently depending on their number, and would wait for each other on a busy machine.
     """
 
     def __init__(self, model: Any, threads: int = 1) -> None:
@@ -43,29 +43,33 @@ class PackedPolicy:
         self._threads = threads
         self._causal = model.get_base_model()
         self.head: Tensor = self._causal.get_output_embeddings().weight
-        self.parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
+        self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def each(self, packs: Sequence[Pack], compute: Callable[[Pack], Found]) -> list[Found]:
-        """``compute`` of every pack, in their order and independent of the number of threads; it may call ``hidden``."""
+        """Apply ``compute`` to every pack and return the results in order.
+
+        The results do not depend on the number of threads; ``compute`` may call ``hidden``.
+        """
         found: dict[int, Found] = {}
         for attention in ("eager", "sdpa"):  # the model's, so of all that runs at once
             places = [place for place, one in enumerate(packs) if (one.tokens <= SHORT_ROW) == (attention == "eager")]
             if not places:
                 continue
             self._causal.set_attn_implementation(attention)
+            # Parallel rows together stay within the memory of the longest single row.
             at_once = max(1, min(self._threads, TOKENS_AT_ONCE // max(packs[place].tokens for place in places)))
             with ThreadPoolExecutor(at_once) as threads:
                 found |= zip(places, threads.map(lambda place: compute(packs[place]), places), strict=True)
         return [found[place] for place in range(len(packs))]
 
     def hidden(self, one: Pack, items: Sequence[Item], spots: Sequence[Spot]) -> "Tensor":
-        """[N, D] the hidden states that choose the tokens at N spots of a pack, called by ``each``."""
+        """[N, D] hidden states that predict the tokens at N spots of a pack; called within ``each``."""
         ids, positions, mask = row_tensors(one, self._causal.dtype)
         hidden = self._causal.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state[0]
         return hidden[[one.position(m, len(items[n].encoded.prompt_ids) + t - 1) for m, n, t in spots]]
 
     def states(self, packs: Sequence[Pack], items: Sequence[Item], *, of_base: bool = False) -> "list[Tensor]":
-        """[N, D] of each pack: the hidden states at its choices without gradients, the base's own where asked."""
+        """[N, D] hidden states of each pack at its choices, without gradients; ``of_base`` disables the adapter."""
         import torch
 
         def without_gradients(one: Pack) -> "Tensor":
@@ -76,21 +80,21 @@ class PackedPolicy:
             return self.each(packs, without_gradients)
 
     def values(self, hidden_nd: "Tensor", items: Sequence[Item], spots: Sequence[Spot]) -> "tuple[Tensor, Tensor]":
-        """[N] log-probabilities of the tokens taken and [N] entropies over what was legal."""
+        """[N] log-probabilities of the tokens taken and [N] entropies over the legal tokens."""
         return spot_values(hidden_nd, self.head, [(items[n].encoded.legal_t[t], items[n].encoded.response_ids[t]) for _, n, t in spots])
 
     def divergence(self, hidden_nd: "Tensor", reference_nd: "Tensor", items: Sequence[Item], spots: Sequence[Spot]) -> "Tensor":
-        """[N] KL divergences, in nats, of the policy from the base at each spot."""
+        """[N] KL divergences of the policy from the base at each spot, in nats."""
         return divergence(hidden_nd, reference_nd, self.head, [items[n].encoded.legal_t[t] for _, n, t in spots])
 
 
 def choices(one: Pack, items: Sequence[Item]) -> list[Spot]:
-    """The spots of a pack's tokens that had alternatives."""
+    """List the spots of a pack whose tokens had alternatives."""
     return [(m, n, t) for m, n in enumerate(one.members) for t, trains in enumerate(items[n].encoded.trainable_t) if trains]
 
 
 def load_policy(base_dir: Path, parent: Path | None) -> tuple[Any, Any]:
-    """The tokenizer, and the base with the parent's adapter, or a new one that changes nothing yet.
+    """Load the tokenizer and the base with the parent's adapter, or with a new neutral one.
 
     Raises:
         CheckpointError: the parent is damaged, or does not fit the base.
@@ -107,6 +111,7 @@ def load_policy(base_dir: Path, parent: Path | None) -> tuple[Any, Any]:
                 return tokenizer, PeftModel.from_pretrained(base, str(parent), is_trainable=True, autocast_adapter_dtype=False)
             except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
                 raise CheckpointError(f"{parent} cannot be continued from: {str(error).splitlines()[0]}") from error
+        # A new adapter covers the upper layers only.
         layers = base.config.num_hidden_layers
         config = LoraConfig(
             r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), layers_to_transform=list(range(int(layers * FROZEN_SHARE), layers))

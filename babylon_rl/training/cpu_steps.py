@@ -1,7 +1,7 @@
-"""The optimizer steps of one iteration of the CPU trainer.
+"""Optimizer steps of one iteration of the CPU trainer.
 
-A step gathers the gradients of several packs, then clips and applies them: GRADIENT_ACCUMULATION_STEPS times ``DEVICE_PACKS`` packs at
-least, and BATCH_SIZE sequences for each of these. Packs stay whole, because what they share is computed once.
+A step accumulates the gradients of several packs, then clips and applies them. It has at least GRADIENT_ACCUMULATION_STEPS times
+``DEVICE_PACKS`` packs, and BATCH_SIZE sequences for each of these. Packs are not split, because their shared prefix is computed once.
 """
 
 import random
@@ -31,7 +31,7 @@ _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def optimizer_steps(packs: Sequence[Pack], settings: Settings) -> Iterator[list[Pack]]:
-    """The packs of each optimizer step, in order; the last step may be smaller."""
+    """Group packs into optimizer steps, in order; the last step may be smaller."""
     least_packs = DEVICE_PACKS * settings.gradient_accumulation_steps
     least_sequences = least_packs * settings.batch_size
     step: list[Pack] = []
@@ -45,7 +45,7 @@ def optimizer_steps(packs: Sequence[Pack], settings: Settings) -> Iterator[list[
 
 
 class IterationRun:
-    """Trains a policy on the items of one iteration."""
+    """Training of a policy on the items of one iteration."""
 
     def __init__(
         self, policy: PackedPolicy, items: Sequence[Item], iteration: TrainIteration, settings: Settings, weights: LossWeights | None = None
@@ -58,7 +58,7 @@ class IterationRun:
         self._weights = weights or LossWeights(ENTROPY_BONUS, settings.kl_penalty)
 
     def train(self, on_step: Callable[[StepMetrics], None]) -> IterationResult:
-        """Take every step, then measure what came of it.
+        """Take every optimizer step, then measure the policy.
 
         Raises:
             Diverged: the loss or the policy left its bounds.
@@ -69,6 +69,7 @@ class IterationRun:
         self._policy.model.train()
         for number, chosen in enumerate(plan, start=1):
             began_s = time.perf_counter()
+            # The learning rate decays over all iterations, not within one.
             self._set_rate((self._iteration.step - 1 + (number - 1) / len(plan)) / self._iteration.steps, number)
             step = self.take_step(chosen, number)
             step["tokensPerSecond"] = sum(one.tokens for one in chosen) / (time.perf_counter() - began_s)
@@ -76,6 +77,7 @@ class IterationRun:
             totals.update(step)
             loss = step.pop("loss")
             on_step(StepMetrics(self._iteration.step, number, len(plan), loss, tokens, step))
+        # Bounds are checked on the finished policy; a violation publishes nothing.
         measured = measure(self._policy, self._items, packs)
         refuse_diverged(measured, self._iteration.step)
         means = {name: total / len(plan) for name, total in totals.items()}
@@ -87,10 +89,9 @@ class IterationRun:
         return IterationResult(means, tokens, loss)
 
     def take_step(self, packs: Sequence[Pack], number: int = 1) -> dict[str, float]:
-        """One optimizer step: its loss, entropy, clipFraction and KL (with a penalty on it), means over the tokens, and gradientNorm.
+        """Take one optimizer step and return its metrics.
 
-        Raises:
-            Diverged: the loss or the gradient is not finite; the weights are as they were.
+        Loss, entropy, clipFraction and (with a penalty) KL are means over the tokens; gradientNorm is before clipping.
         """
         import torch
 
@@ -102,16 +103,17 @@ class IterationRun:
         return step | {"gradientNorm": norm}
 
     def gradients(self, packs: Sequence[Pack]) -> dict[str, float]:
-        """Gather the gradients of some packs as of one batch."""
+        """Accumulate the gradients of some packs as of one batch."""
         tokens = sum(self._items[member].encoded.trainable_tokens for one in packs for member in one.members)
+        # States of the base are needed only for the KL penalty.
         references = dict(zip(packs, self._policy.states(packs, self._items, of_base=True), strict=True)) if self._weights.kl else {}
-        found = Counter[str]()
+        totals = Counter[str]()
         for values, gradients in self._policy.each(packs, lambda one: self._pack_gradient(one, tokens, references.get(one))):
-            found.update(values)
+            totals.update(values)
             for parameter, gradient in zip(self._policy.parameters.values(), gradients, strict=True):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        return dict(found)
+        return dict(totals)
 
     def _pack_gradient(self, one: Pack, tokens: int, reference_nd: "Tensor | None") -> "tuple[dict[str, float], tuple[Tensor | None, ...]]":
         import torch
@@ -125,12 +127,12 @@ class IterationRun:
         weight_n, advantages_n, served_n = self._targets(spots, tokens)
         loss = (weight_n * token_loss(logprobs_n, entropy_n, advantages_n, served_n, kl_n, self._weights)).sum()
         gradients = torch.autograd.grad(loss, list(self._policy.parameters.values()), allow_unused=True)
-        found = {
+        metrics = {
             "loss": loss.item(),
             "entropy": float((weight_n * entropy_n.detach()).sum()),
             "clipFraction": float(clipped(logprobs_n, advantages_n, served_n, self._weights).sum()) / tokens,
         }
-        return (found if kl_n is None else found | {"kl": float((weight_n * kl_n.detach()).sum())}), gradients
+        return (metrics if kl_n is None else metrics | {"kl": float((weight_n * kl_n.detach()).sum())}), gradients
 
     def _targets(self, spots: Sequence[Spot], tokens: int) -> "tuple[Tensor, Tensor, Tensor]":
         """[N] weights (their sum over a step's tokens is about 1), advantages and recorded log-probabilities."""
@@ -154,21 +156,21 @@ class IterationRun:
             group["lr"] = self._rate * warm * (1 - (1 - FINAL_RATE_SHARE) * done)
 
     def restore(self, parent: Path | None) -> None:
-        """Take up the optimizer state that the iteration before left."""
+        """Restore the optimizer state that the previous iteration saved."""
         if parent is None or not (parent / OPTIMIZER_STATE).is_file() or self._iteration.step == 1:
             return
         from safetensors.torch import load_file
 
-        held = load_file(parent / OPTIMIZER_STATE)
+        saved = load_file(parent / OPTIMIZER_STATE)
         for name, parameter in self._policy.parameters.items():
-            if f"{name}:exp_avg" in held:
-                self._optimizer.state[parameter] = {key: held[f"{name}:{key}"] for key in _STATE_KEYS}
+            if f"{name}:exp_avg" in saved:
+                self._optimizer.state[parameter] = {key: saved[f"{name}:{key}"] for key in _STATE_KEYS}
 
     def save(self, out: Path) -> None:
-        """Leave the optimizer state for the next iteration."""
+        """Save the optimizer state for the next iteration."""
         from safetensors.torch import save_file
 
         of = self._optimizer.state
-        states = {name: of[one] for name, one in self._policy.parameters.items() if of[one]}
+        states = {name: of[parameter] for name, parameter in self._policy.parameters.items() if of[parameter]}
         tensors = {f"{name}:{key}": state[key].contiguous() for name, state in states.items() for key in _STATE_KEYS}
         save_file(tensors, out / OPTIMIZER_STATE)

@@ -1,7 +1,7 @@
-"""A trainer that trains nothing: it writes a tiny valid adapter directory and deterministic metrics, without torch.
+"""Dry trainer: writes a tiny valid adapter and deterministic metrics, without torch or training.
 
-It ships so that everything around training (freezing, resuming, publishing, registering, pages) can be tried in milliseconds;
-LOCAL_BASE_MODEL=dry selects it, and its versions form a line of their own, so that nobody mistakes one for a real policy.
+With it everything around training (freezing, resuming, publishing, registering, pages) can be tried in milliseconds. LOCAL_BASE_MODEL=dry
+selects it; its versions form their own line, so that none is mistaken for a real policy.
 """
 
 import hashlib
@@ -18,7 +18,10 @@ _TENSOR = "base_model.model.lm_head.lora_A.weight"
 
 
 class DryTrainer(LocalTrainer):
-    """Writes what a trainer would, learns nothing; the loss falls with the step so that pages have a curve to draw."""
+    """Trainer that writes a trainer's files and learns nothing.
+
+    The loss falls with the step, so that pages have a curve to draw.
+    """
 
     name = "dry"
 
@@ -27,11 +30,11 @@ class DryTrainer(LocalTrainer):
         self.optimizer_steps = optimizer_steps
 
     def base_identity(self) -> BaseIdentity:
-        """No model has these hashes: a dry checkpoint can be served on nothing."""
+        """Identity with zero hashes, which no model has: a dry checkpoint cannot be served."""
         return BaseIdentity(self.base_model, *("0" * 64,) * 3)
 
     def tokenizer_dir(self) -> Path | None:
-        """There is no model."""
+        """None: there is no model."""
         return None
 
     def train(
@@ -41,7 +44,7 @@ class DryTrainer(LocalTrainer):
         out: Path,
         on_step: Callable[[StepMetrics], None],
     ) -> IterationResult:
-        """Write an adapter whose bytes follow from the parent, the seed and the sequences.
+        """Write an adapter whose bytes are derived from the parent, the seed and the sequences.
 
         Raises:
             NothingToTrain: the iteration holds no sequence.

@@ -1,7 +1,7 @@
-"""A registered version as files for other servers: its adapter as peft wrote it, or base and adapter merged into one model.
+"""Export of a registered version for other servers: the adapter alone, or merged with its base.
 
-The directory appears whole or not at all, and only after it was loaded again and its distributions were compared with the
-checkpoint's. An adapter keeps its manifest, so that it verifies wherever it is copied to.
+The directory appears completely or not at all, and only after it was loaded again and its distributions were compared with the
+checkpoint's. An adapter keeps its manifest, so that copies can be verified.
 """
 
 import os
@@ -32,7 +32,7 @@ MOST_KL = {False: 1e-6, True: 0.005}  # nats a token, by whether merged: merging
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the directory, its files, and how far its distributions are from the checkpoint's (mean KL, nats a token)."""
+    """Result of an export: directory, files, and mean KL from the checkpoint in nats a token."""
 
     directory: Path
     files: tuple[str, ...]
@@ -41,7 +41,7 @@ class Exported:
 
 
 def export_version(model: Model, target: Path, settings: Settings, *, merged: bool = False) -> Exported:
-    """Write a version into the new or empty directory ``target``; ``merged`` asks for a full model instead of an adapter.
+    """Export a version into the new or empty directory ``target``; ``merged`` writes a full model.
 
     Raises:
         UsageError: the version cannot be exported (another producer's, a dry run's, a service's), or the directory holds files.
@@ -53,12 +53,14 @@ def export_version(model: Model, target: Path, settings: Settings, *, merged: bo
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is there already and not empty: choose a new directory; nothing was written.")
     base_dir = base_model_dir(settings)
+    # Only a checkpoint that fits the base at hand is exported.
     try:
         manifest = verify(directory, base_dir)
     except CheckpointError as unusable:
         raise CheckpointError(
             f"{model.version} cannot be exported: {unusable} Its base is {model.base_model}: see LOCAL_BASE_MODEL."
         ) from None
+    # Files are written beside the target and renamed, so that a failure leaves nothing.
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -80,6 +82,7 @@ def _exportable(model: Model, settings: Settings) -> Path:
     if DRY_BASE_MODEL in (model.base_model, settings.local_base_model):
         raise UsageError(f"{version} cannot be exported with LOCAL_BASE_MODEL=dry or out of a dry run: such checkpoints hold no model.")
     directory = Path(model.checkpoint or model.storage_path)
+    # Files of a pruned version may still exist at the upload URL.
     again = f" It was uploaded to {model.uploaded_url}: copy that directory to {directory}." if model.uploaded_url else ""
     if model.pruned_at is not None and not directory.is_dir():
         raise CheckpointError(f"{version} was pruned on {model.pruned_at:%Y-%m-%d}: its files are gone (CHECKPOINTS_KEPT).{again}")
@@ -100,6 +103,7 @@ def _exported(manifest: Manifest, directory: Path, base_dir: Path, staging: Path
     else:
         copy_tree(directory, staging)
         verify(staging, base_dir)
+    # The written files are loaded again before they appear under the target's name.
     kl = _difference(base_dir, directory, staging, merged)
     if not kl <= MOST_KL[merged]:
         raise ExportError(
@@ -120,7 +124,10 @@ def _exported(manifest: Manifest, directory: Path, base_dir: Path, staging: Path
 
 
 def _merge(manifest: Manifest, directory: Path, base_dir: Path, staging: Path) -> None:
-    """Base and adapter as one model in the base's own precision, with its tokenizer, chat template and generation config."""
+    """Merge base and adapter into one model in the base's precision.
+
+    Tokenizer, chat template and generation config are written too.
+    """
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
@@ -138,10 +145,11 @@ def _merge(manifest: Manifest, directory: Path, base_dir: Path, staging: Path) -
 
 
 def _difference(base_dir: Path, directory: Path, written: Path, merged: bool) -> float:
-    """Mean KL divergence, in nats a token, of what was written from the checkpoint, over a prompt and a greedy answer to it."""
+    """Mean KL divergence of the written model from the checkpoint, in nats a token, on a prompt and a greedy answer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # A different tokenizer would make the comparison meaningless.
     with quiet_loading():
         tokenizer = AutoTokenizer.from_pretrained(written if merged else base_dir)
         ids = list(encode_prompt(AutoTokenizer.from_pretrained(base_dir), PROMPT))
@@ -166,7 +174,7 @@ def _loaded(base_dir: Path, adapter: Path) -> Any:
 
 
 def _answered(model: Any, ids: list[int], tokens: int = 8) -> "tuple[list[int], Tensor]":
-    """The prompt with a greedy answer of some tokens, and the log-probabilities [T, V] over all of it."""
+    """Extend the prompt by a greedy answer; return its tokens and the log-probabilities [T, V] of all."""
     for _ in range(tokens):
         ids = [*ids, int(_logprobs(model, ids)[-1].argmax())]
     return ids, _logprobs(model, ids)
@@ -181,7 +189,7 @@ def _logprobs(model: Any, ids: list[int]) -> "Tensor":
 
 
 def find_version(models: list[Model], version: str) -> Model:
-    """The registered version of that name. Raises UsageError with those that there are."""
+    """Find a registered version by name. Raises UsageError that lists the registered ones."""
     found = next((model for model in models if version in (model.version, model.model_id)), None)
     if found is None:
         known = ", ".join(model.version for model in models[:10]) or "none yet"

@@ -1,7 +1,7 @@
-"""Freezing: one transaction that decides which episodes a training consumes.
+"""Freezing: one transaction that selects the episodes of a training.
 
-Counting and freezing read the same SQL (store/freezable.py). Dropout and a maximum are decided here, by seeded hashes, so that the
-same seed over the same rows freezes the same batch.
+Counting and freezing use the same SQL (store/freezable.py). Dropout and a maximum are decided by seeded hashes, so that the same seed over
+the same rows freezes the same batch.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ FROZEN_SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Dropout:
-    """What dropout decided: ``rate`` asked for, and the episodes kept and dropped."""
+    """Result of dropout: the requested ``rate``, the kept and the dropped episodes."""
 
     rate: float
     kept: Sequence[FreezableEpisode]
@@ -66,8 +66,10 @@ class Dropout:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """The outcome of freezing: the batch, or None with the reason in words; ``freezable`` is what could have been taken, or of it what
-    was looked at before the batch was full."""
+    """Outcome of freezing: the batch, or None with the reason.
+
+    ``freezable`` counts the available rows; of a full batch only the rows read until it was full.
+    """
 
     batch: Batch | None
     reason: str
@@ -82,7 +84,7 @@ def freeze_bounds(
     windows: tuple[str, str] | None = None,
     settled: bool = False,
 ) -> FreezeBounds:
-    """The hours that freezing looks at: ``windows`` (from, to), else LOOKBACK_HOURS up to the newest complete hour that holds rows.
+    """Hours considered by freezing: ``windows`` (from, to), else LOOKBACK_HOURS up to the newest complete hour with rows.
 
     ``settled`` asks for hours that an LLM judge may judge by automation (JUDGE_SETTLE_HOURS after their end).
     """
@@ -98,7 +100,7 @@ def freeze_bounds(
 
 
 def last_hours(settings: Settings, now: datetime, settled: bool) -> tuple[str, str]:
-    """The newest hour that is complete, and the newest that a judge may judge (``settled``: by automation)."""
+    """The newest complete hour, and the newest that may be judged (``settled``: by automation)."""
     wait = timedelta(hours=settings.judge_settle_hours) if settled and settings.judge_model != HEURISTIC else timedelta(0)
     return newest_complete(now), newest_complete(now, wait)
 
@@ -126,7 +128,10 @@ def freeze_batch(
     minimum: int = 0,
     settled: bool = False,
 ) -> Batch | None:
-    """``freeze`` without its reasons: the batch, or None when there is nothing, or less than ``minimum`` trajectories."""
+    """Freeze a batch as ``freeze``, without the reasons.
+
+    None when there is nothing, or fewer than ``minimum`` trajectories.
+    """
     return freeze(
         connection, settings, now, windows=windows, max_trajectories=max_trajectories, seed=seed, minimum=minimum, settled=settled
     ).batch
@@ -143,7 +148,7 @@ def freeze(
     minimum: int = 0,
     settled: bool = False,
 ) -> Frozen:
-    """Freeze one batch (status pending) in one transaction: newest windows first, seeded, at most ``max_trajectories``.
+    """Freeze one pending batch in one transaction: newest windows first, seeded, at most ``max_trajectories``.
 
     Args:
         windows: (from, to) instead of the look-back.
@@ -156,11 +161,13 @@ def freeze(
         BatchConflict: a trajectory is in a live batch (the unique key says so).
     """
     line = training_line(settings)
+    # The locks prevent two batches with the same episodes or version.
     with own_transaction(connection):
         lock_freezing(connection)
         lock_registry(connection)
         bounds = freeze_bounds(connection, settings, now, windows, settled)
         freezable, chosen, dropout = _look_and_choose(connection, settings, bounds, max_trajectories, minimum, seed)
+        # Too little data freezes nothing; the reason is shown to the user.
         if freezable.trajectories == 0 or freezable.trajectories < minimum:
             return Frozen(None, _too_few(freezable, bounds, minimum), freezable)
         if not chosen:
@@ -169,6 +176,7 @@ def freeze(
                 f"No episode has as few as {max_trajectories} trajectories: raise --max-trajectories or TRAINING_MAX_TRAJECTORIES.",
                 freezable,
             )
+        # The batch, its parent, version and settings are written with its dropout.
         parent = newest_of_line(connection, line.base_model)
         batch_id = _new_batch_id(connection, now)
         new = NewBatch(
@@ -184,7 +192,7 @@ def freeze(
 
 
 def dropout_rate(freezable_trajectories: int) -> float:
-    """0 up to 1000 freezable trajectories, else min(0.3, 1 - 1000 / total)."""
+    """Dropout rate: 0 up to 1000 freezable trajectories, else min(0.3, 1 - 1000 / total)."""
     if freezable_trajectories <= DROPOUT_FREE:
         return 0.0
     return min(DROPOUT_MOST, 1 - DROPOUT_FREE / freezable_trajectories)
@@ -193,7 +201,10 @@ def dropout_rate(freezable_trajectories: int) -> float:
 def decide_dropout(
     episodes: Sequence[FreezableEpisode], rate: float, seed: int, min_agents: int, decided: frozenset[str] = frozenset()
 ) -> Dropout:
-    """Leave out episodes by a seeded hash, never so that a group falls below ``min_agents``; windows in ``decided`` stay whole."""
+    """Drop episodes by a seeded hash.
+
+    No group falls below ``min_agents``; windows in ``decided`` stay complete.
+    """
     sizes = {episode.window: episode.group_size for episode in episodes}
     dropped = []
     for episode in sorted(episodes, key=lambda e: seeded_share(seed, e.window, e.agent_id)):
@@ -206,7 +217,7 @@ def decide_dropout(
 
 
 def seeded_share(seed: int, *parts: str) -> float:
-    """A number in [0, 1) that follows from the seed and the parts alone."""
+    """Pseudorandom number in [0, 1) derived from the seed and the parts alone."""
     digest = hashlib.sha256("/".join([str(seed), *parts]).encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
@@ -214,7 +225,10 @@ def seeded_share(seed: int, *parts: str) -> float:
 def _look_and_choose(
     connection: psycopg.Connection[Any], settings: Settings, bounds: FreezeBounds, most: int | None, minimum: int, seed: int
 ) -> tuple[Freezable, list[FreezableEpisode], Dropout]:
-    """Look at the hours from the newest, until the batch is full and nothing that follows could change it."""
+    """Read hours from the newest until the batch is full.
+
+    It is full when older hours could not change the choice any more.
+    """
     episodes: list[FreezableEpisode] = []
     reasons = Counter[str]()
     for found, others in look_at_newest(connection, bounds):
@@ -250,9 +264,13 @@ def _choose(
 
 
 def _at_most(episodes: Sequence[FreezableEpisode], most: int | None, seed: int) -> tuple[list[FreezableEpisode], bool]:
-    """Episodes of at most ``most`` trajectories, and whether one had no room: no older hour than its own is used for the rest."""
+    """Select episodes with at most ``most`` trajectories; also return True when one did not fit.
+
+    Once an hour is full, no older hour is used for the rest.
+    """
     if most is None:
         return list(episodes), False
+    # A seeded order within each hour, newest hour first.
     newest_first = sorted(episodes, key=lambda e: seeded_share(seed, "most", e.window, e.agent_id))
     newest_first.sort(key=lambda e: e.window, reverse=True)
     chosen: list[FreezableEpisode] = []
@@ -281,6 +299,7 @@ def _version(connection: psycopg.Connection[Any], settings: Settings, parent: Mo
     pinned = settings.model_version
     if pinned is None:
         return next_version(connection)
+    # A pinned version must be well formed, free, above its parent, and not reserved by another batch.
     if version_order(pinned) is None or not pinned.startswith("v"):
         raise UsageError(f"MODEL_VERSION is {pinned!r}: write vMAJOR.MINOR.PATCH, such as {next_version(connection)}.")
     if version_taken(connection, pinned):
@@ -308,5 +327,5 @@ def _too_few(freezable: Freezable, bounds: FreezeBounds, minimum: int) -> str:
 
 
 def describe_reasons(reasons: Mapping[str, int]) -> str:
-    """Reasons in words: ``204 synthetic, 22 in short episodes``."""
+    """Format reasons with their counts: ``204 synthetic, 22 in short episodes``."""
     return ", ".join(f"{number} {reason}" for reason, number in reasons.items())

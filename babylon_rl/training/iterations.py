@@ -1,7 +1,7 @@
-"""Iterations: the resumable steps of one training, each with a record before it starts and a directory after it.
+"""Iterations: the resumable steps of a training, each with a record before and a directory after it.
 
-An iteration's directory appears whole (temporary name, fsync, rename) and says itself what it came to, so that a crash after it
-and before its row is completed from the directory; a crash before it trains that iteration again, and no other.
+The directory appears completely (temporary name, fsync, rename) and contains its own result. After a crash between directory and row, the
+row is completed from the directory. After an earlier crash only that iteration is trained again.
 """
 
 import json
@@ -36,24 +36,24 @@ OnStep = Callable[[StepMetrics], None]
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """``now`` of a run that began at ``began``: it goes on with the time that has passed since."""
+    """Clock of a run: starts at ``began`` and advances with the monotonic time."""
 
     began: datetime
     monotonic_s: float
 
     @classmethod
     def at(cls, now: datetime) -> "Clock":
-        """A clock that shows ``now``."""
+        """Create a clock that shows ``now``."""
         return cls(now, time.monotonic())
 
     def now(self) -> datetime:
-        """The start and the seconds since, naive UTC."""
+        """Current time: the start plus the seconds since, naive UTC."""
         return self.began + timedelta(seconds=time.monotonic() - self.monotonic_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of a batch's training: the claim that it holds, what trains, and where its directories lie."""
+    """One run of a batch's training: its claim, trainer and directories."""
 
     connection: psycopg.Connection[Any]
     batch: Batch
@@ -64,15 +64,15 @@ class Run:
 
     @property
     def work(self) -> Path:
-        """Where the numbered checkpoints of the batch lie."""
+        """Directory of the batch's numbered checkpoints."""
         return work_dir(self.checkpoints, self.batch.batch_id)
 
     def beat(self) -> None:
-        """Say that the run is alive. Raises BatchConflict when the batch ended or was taken over."""
+        """Write a heartbeat. Raises BatchConflict when the batch ended or was taken over."""
         heartbeat(self.connection, self.batch.batch_id, self.attempt, self.clock.now())
 
     def context(self) -> RunContext:
-        """What a trainer may know of the run; its sign of life is given every HEARTBEAT_EVERY_S at most."""
+        """Context for a trainer; its heartbeat is written at most every HEARTBEAT_EVERY_S."""
         last_beat_s = -math.inf
 
         def beat() -> None:
@@ -81,20 +81,22 @@ class Run:
                 self.beat()
                 last_beat_s = time.monotonic()
 
+        # Idle time between runs does not count against the limit of the training.
         finished = finished_steps(self.connection, self.batch.batch_id).values()
         took = timedelta(seconds=sum((step.metrics or {}).get("seconds", 0.0) for step in finished))
         return RunContext(self.connection, self.batch.batch_id, self.attempt, self.clock.now() - took, self.clock.now, beat)
 
 
 def work_dir(checkpoints: Path, batch_id: str) -> Path:
-    """The directory of a batch's numbered checkpoints."""
+    """Directory of a batch's numbered checkpoints."""
     return checkpoints / WORK / batch_id
 
 
 def plan_iterations(windows: Sequence[str], settings: Settings, seed: int, passes: int | None = 1) -> list[list[str]]:
-    """The windows of each iteration: a seeded order, WINDOWS_PER_ITERATION at a time, gone through ``passes`` times, at most ITERATIONS.
+    """Plan the windows of each iteration.
 
-    ``passes`` None is for batches that were frozen before passes had iterations of their own: ITERATIONS of them walk round the hours.
+    A seeded order, WINDOWS_PER_ITERATION at a time, repeated ``passes`` times, at most ITERATIONS iterations. ``passes`` None is for old
+    batches, whose passes had no iterations of their own: their ITERATIONS cycle through the hours.
     """
     order = sorted(windows, key=lambda window: seeded_share(seed, "order", window))
     size = min(settings.windows_per_iteration, len(order))
@@ -105,20 +107,23 @@ def plan_iterations(windows: Sequence[str], settings: Settings, seed: int, passe
 
 
 def iterations_of(batch: Batch) -> int:
-    """How many iterations a batch has, by the hours that are still in it."""
+    """Number of iterations of a batch, by the hours still in it."""
     iterations, size = int(batch.settings.get("iterations", 1)), int(batch.settings.get("windows_per_iteration", 1))
     return iterations if batch.passes is None else min(iterations, -(-len(batch.windows) // size) * batch.passes)
 
 
 def passes_within(batch: Batch) -> int:
-    """Passes of each iteration over its own sequences: EPOCHS in batches that were frozen before passes had iterations of their own."""
+    """Passes of each iteration over its own sequences: 1, or EPOCHS in old batches.
+
+    Old batches were frozen before passes had their own iterations.
+    """
     return int(batch.settings.get("epochs", 1)) if batch.passes is None else 1
 
 
 def train_iterations(
     run: Run, conversion: Conversion, plan: Sequence[Sequence[str]], parent: Path | None, on_step: OnStep
 ) -> list[TrainingStep]:
-    """Train what is not trained yet, in order; each iteration continues from the one before, the first from ``parent``.
+    """Train the missing iterations in order, each from the previous one, the first from ``parent``.
 
     An iteration whose windows have lost their sequences since the training began trains on those of the whole batch.
 
@@ -131,6 +136,7 @@ def train_iterations(
     steps = []
     for number, windows in enumerate(plan, start=1):
         directory = run.work / str(number)
+        # A directory without a row is finished from its result file; only a missing directory is trained.
         if number not in done or not directory.is_dir():
             if not directory.is_dir():
                 sequences = [sequence for window in windows for sequence in conversion.by_window.get(window, ())] or conversion.sequences
@@ -148,6 +154,7 @@ def train_iterations(
 
 
 def _train(run: Run, iteration: TrainIteration, parent: Path | None, directory: Path, on_step: OnStep) -> None:
+    # The record is committed before training, so that deaths can be counted.
     _write_ahead(run, iteration)
     partial = directory.with_name(f".{directory.name}-{run.attempt}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -167,6 +174,7 @@ def _train(run: Run, iteration: TrainIteration, parent: Path | None, directory: 
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk what is half written only stands in the way
         raise
+    # A result without tokens or with a loss that is not finite never becomes a checkpoint.
     if result.loss is not None and not math.isfinite(result.loss):
         raise Diverged(
             f"The loss of iteration {iteration.step} of {iteration.batch_id} is {result.loss}; nothing was published. Lower LEARNING_RATE."
@@ -187,6 +195,7 @@ def _train(run: Run, iteration: TrainIteration, parent: Path | None, directory: 
 
 def _write_ahead(run: Run, iteration: TrainIteration) -> None:
     begun = read_steps(run.connection, run.batch.batch_id)
+    # Deaths are starts without an end; pauses do not count.
     deaths = sum(step.iteration == iteration.step and not step.paused for step in begun)
     if deaths >= MOST_STARTS and newest_job(run.connection, iteration.batch_id, iteration.step) is None:  # a posted job is followed
         raise TrainingError(
@@ -226,6 +235,7 @@ def _rename_durably(partial: Path, final: Path) -> None:
         partial.rename(final)
     except OSError:
         if not final.is_dir():
+            # The newest start of the iteration receives the result.
             raise
         shutil.rmtree(partial)  # the run that this one took over came first, with the same weights: they follow from the seed
     _fsync(final.parent)

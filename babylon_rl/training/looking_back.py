@@ -1,6 +1,6 @@
-"""What a finished training looks like: the verdicts on a batch's checkpoint, each in words and numbers.
+"""Validation of a finished training: verdicts on a batch's checkpoint, in words and numbers.
 
-Everything is read anew from the database and the disk, so that a verdict says what is there now.
+Everything is read again from database and disk, so that a verdict describes the present state.
 """
 
 import functools
@@ -36,7 +36,10 @@ ANSWER_WITHIN_S = 30.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a check passed, why, and the numbers behind it; ``tried`` is False where nothing was measured, which is no pass."""
+    """Result of one check: passed or not, the reason, and its numbers.
+
+    ``tried`` is False where nothing was measured, which does not count as passed.
+    """
 
     passed: bool
     words: str
@@ -45,12 +48,12 @@ class Verdict:
 
 
 def not_measured(why: str) -> Verdict:
-    """The verdict of a check that has nothing to look at."""
+    """Verdict of a check without anything to measure."""
     return Verdict(False, f"Not measured: {why}", tried=False)
 
 
 def by_a_trainer(look: Callable[["Finished"], Verdict]) -> Callable[["Finished"], Verdict]:
-    """``look``, but for a dry run, whose loss and tokens are no measurements."""
+    """Skip a check for dry runs, whose loss and tokens are no measurements."""
 
     @functools.wraps(look)
     def verdict(found: Finished) -> Verdict:
@@ -61,7 +64,7 @@ def by_a_trainer(look: Callable[["Finished"], Verdict]) -> Callable[["Finished"]
 
 @dataclass(frozen=True)
 class Finished:
-    """A batch as it ended: its version (None: none is registered), its iterations in order, and its episodes that trained."""
+    """A finished batch: version (None: not registered), iterations in order, and trained episodes."""
 
     batch: Batch
     model: Model | None
@@ -70,7 +73,7 @@ class Finished:
 
 
 def read_finished(connection: psycopg.Connection[Any], batch_id: str) -> Finished | None:
-    """A batch of ours with all that the verdicts look at, or None."""
+    """Read a batch with everything the verdicts need, or None."""
     batch = read_batch(connection, batch_id)
     if batch is None:
         return None
@@ -80,7 +83,7 @@ def read_finished(connection: psycopg.Connection[Any], batch_id: str) -> Finishe
 
 
 def whole(found: Finished) -> Verdict:
-    """The checkpoint's files against their checksums."""
+    """Check the checkpoint's files against their checksums."""
     model = found.model
     if model is None or model.checkpoint is None:
         return Verdict(False, f"{found.batch.batch_id} has registered no checkpoint.")
@@ -94,7 +97,7 @@ def whole(found: Finished) -> Verdict:
 
 
 def complete(found: Finished) -> Verdict:
-    """Every iteration of the plan is on record."""
+    """Check that every planned iteration is on record."""
     asked = iterations_of(found.batch)
     done = [step.iteration for step in found.steps]
     missing = [number for number in range(1, asked + 1) if number not in done]
@@ -103,7 +106,7 @@ def complete(found: Finished) -> Verdict:
 
 @by_a_trainer
 def finite(found: Finished) -> Verdict:
-    """The loss of every iteration is a finite number."""
+    """Check that the loss of every iteration is finite."""
     losses = {step.iteration: step.loss for step in found.steps}
     unknown = [iteration for iteration, loss in losses.items() if loss is None]
     bad = [iteration for iteration, loss in losses.items() if loss is not None and not math.isfinite(loss)]
@@ -115,7 +118,7 @@ def finite(found: Finished) -> Verdict:
 
 @by_a_trainer
 def falling(found: Finished) -> Verdict:
-    """The loss of the later half of the iterations is below that of the earlier half."""
+    """Check that the loss of the later half of the iterations is below that of the earlier half."""
     losses = [step.loss for step in found.steps if step.loss is not None]
     if len(losses) < 2:
         return not_measured("with the loss of one iteration there is no trend.")
@@ -130,7 +133,7 @@ def falling(found: Finished) -> Verdict:
 
 
 def spread(found: Finished) -> Verdict:
-    """Every group that trained has scores that differ."""
+    """Check that the scores in every trained group differ."""
     spreads = group_spreads(found.episodes)
     flat = sum(one < NO_SPREAD for one in spreads)
     if not spreads:
@@ -141,7 +144,7 @@ def spread(found: Finished) -> Verdict:
 
 @by_a_trainer
 def trainable(found: Finished) -> Verdict:
-    """Every iteration had tokens with a gradient."""
+    """Check that every iteration had trainable tokens."""
     without = [step.iteration for step in found.steps if not step.trainable_tokens]
     tokens = sum(step.trainable_tokens or 0 for step in found.steps)
     words = f"{tokens:,} trainable tokens in {len(found.steps)} iterations" + (f", none in {without}." if without else ".")
@@ -150,7 +153,7 @@ def trainable(found: Finished) -> Verdict:
 
 @by_a_trainer
 def in_bounds(found: Finished) -> Verdict:
-    """KL from the base and the share of the likeliest action, where the backend measures them."""
+    """Check KL from the base and the largest action share, where the backend measures them."""
     metrics = dict(found.steps[-1].metrics or {}) if found.steps else {}
     bounds = {"kl": KL_BOUND, "topActionShare": COLLAPSED_SHARE}
     measured = {name: float(metrics[name]) for name in bounds if name in metrics}
@@ -164,10 +167,14 @@ def in_bounds(found: Finished) -> Verdict:
 
 
 def no_leakage(connection: psycopg.Connection[Any], found: Finished, settings: Settings) -> Verdict:
-    """Read what trained once more, against all that is known of its hours by now: each episode must give the sequences that it gave."""
+    """Convert the trained episodes again and check for leaks known by now.
+
+    Each episode must give the same number of sequences as in the training.
+    """
     effective = settings.model_copy(update=dict(found.batch.settings))
     line = _line_then(connection, found)
     again = convert(connection, found.episodes, effective, line)
+    # Episodes with fewer sequences than before are converted alone, to count leaks.
     fewer = [(e, (e.sequences or 0) - again.per_episode[e.window, e.agent_id]) for e in found.episodes]
     short = [episode for episode, number in fewer if number > 0]
     read, missing = len(again.sequences), sum(number for _, number in fewer if number > 0)
@@ -185,14 +192,14 @@ def no_leakage(connection: psycopg.Connection[Any], found: Finished, settings: S
 
 
 def _line_then(connection: psycopg.Connection[Any], found: Finished) -> list[str]:
-    """The line's versions when the batch was trained, newest first: by them a call is too old or not."""
+    """Versions of the line when the batch was trained, newest first; they define staleness."""
     made = None if found.model is None else found.model.created_at
     line = [model for model in read_models(connection) if not model.foreign and model.base_model == found.batch.base_model]
     return [model.version for model in line if made is None or model.created_at < made]
 
 
 def answers(connection: psycopg.Connection[Any], found: Finished, settings: Settings) -> Verdict:
-    """Load the checkpoint on its base, or ask the service where it lies; it must answer the first prompt that it was trained on."""
+    """Check that the checkpoint answers its first training prompt, loaded here or at its service."""
     model = found.model
     if model is None or model.checkpoint is None:
         return Verdict(False, f"{found.batch.batch_id} has registered no checkpoint.")
@@ -201,6 +208,7 @@ def answers(connection: psycopg.Connection[Any], found: Finished, settings: Sett
         return not_measured(DRY_WORDS)
     if model.pruned_at is not None:
         return not_measured(f"{model.version} was pruned, and is not here to be loaded.")
+    # A remote checkpoint is asked at its service; only CPU models are loaded here.
     try:
         remote = read_remote(directory)
         if remote is not None:
@@ -228,8 +236,8 @@ def _asked(connection: psycopg.Connection[Any], found: Finished, version: str, r
     with ChatClient(
         remote.inference_url, settings.wandb_key, remote.inference_name, timeout_s=ANSWER_WITHIN_S, attempts=2, logprobs=False
     ) as client:
-        said = client.complete_now(messages, response_format=answer_format, temperature=0.0, max_tokens=48)
-    return Verdict(bool(said.text.strip()), f"{version} answered {said.text[:120]!r} at {remote.inference_url}.")
+        answer = client.complete_now(messages, response_format=answer_format, temperature=0.0, max_tokens=48)
+    return Verdict(bool(answer.text.strip()), f"{version} answered {answer.text[:120]!r} at {remote.inference_url}.")
 
 
 def _answer(connection: psycopg.Connection[Any], found: Finished, version: str, directory: Path, settings: Settings) -> Verdict:
@@ -245,6 +253,6 @@ def _answer(connection: psycopg.Connection[Any], found: Finished, version: str, 
         with suppress(UsageError):  # a prompt beyond this model's context, or a schema that is not finite: then the question does
             policy.check(recorded)
             request = recorded
-    (said,) = policy.complete([request])
-    sound = bool(said.token_ids) and all(math.isfinite(number) for number in said.logprobs)
-    return Verdict(sound, f"{version} was loaded and answered {said.text[:120]!r}.", {"tokens": len(said.token_ids)})
+    (completion,) = policy.complete([request])
+    sound = bool(completion.token_ids) and all(math.isfinite(number) for number in completion.logprobs)
+    return Verdict(sound, f"{version} was loaded and answered {completion.text[:120]!r}.", {"tokens": len(completion.token_ids)})

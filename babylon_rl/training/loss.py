@@ -1,9 +1,9 @@
-"""The loss of the CPU trainer, on the tokens that had alternatives.
+"""Loss of the CPU trainer, on the tokens that had alternatives.
 
-Per token: ``-clip(ratio, 0, 5) * advantage * logp`` with the ratio to the serving policy where its log-probabilities were recorded
-(CISPO: the ratio carries no gradient), and ratio 1, which is group-relative REINFORCE, where they were not. This is the default loss of
-openpipe-art, to the letter when the three guards are off (``ART_WEIGHTS``): a negative advantage stops pushing once its token is below
-``stale_probability``, an entropy bonus, and a penalty on the exact KL divergence from the base over the legal tokens.
+Per token: ``-clip(ratio, 0, 5) * advantage * logp``. The ratio is to the serving policy where its log-probabilities were recorded (CISPO:
+the ratio carries no gradient), else 1, which is group-relative REINFORCE. This is exactly openpipe-art's default loss when three guards
+are off (``ART_WEIGHTS``). The guards: a negative advantage has no effect once its token is below ``stale_probability``; an entropy bonus;
+a penalty on the exact KL divergence from the base over the legal tokens.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ STALE_PROBABILITY = 0.05
 
 @dataclass(frozen=True)
 class LossWeights:
-    """``entropy`` and ``kl`` are in units of the policy term, per token; 0 is off.
+    """Weights of the loss terms; ``entropy`` and ``kl`` in units of the policy term, per token.
 
-    The ratio is clipped to [1 - ``epsilon``, 1 + ``epsilon_high``]. Below ``stale_probability`` a token is not pushed down any further,
-    which clips negative advantages alone; 0 is off.
+    0 switches a term off. The ratio is clipped to [1 - ``epsilon``, 1 + ``epsilon_high``]. A token below ``stale_probability`` is not
+    pushed down further, which affects negative advantages only.
     """
 
     entropy: float
@@ -61,7 +61,7 @@ def token_loss(
 
 
 def clipped(logprobs_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", weights: LossWeights) -> "Tensor":
-    """[N] booleans: the ratio left its bounds, or the guard of negative advantages holds the token."""
+    """[N] booleans: the ratio left its bounds, or the guard of negative advantages applies."""
     ratio_n, stale_n = _ratios(logprobs_n.detach(), advantages_n, served_n, weights)
     return stale_n | (ratio_n < 1 - weights.epsilon) | (ratio_n > 1 + weights.epsilon_high)
 

@@ -1,8 +1,8 @@
-"""Sequences that begin alike, packed behind one copy of what they share.
+"""Packing of sequences behind one copy of their common prefix.
 
-Agents of one tick were shown the same markets and news, so their prompts differ only at the end. A pack is one row: the common
-prefix once, then each sequence's own tail, which attends to the prefix and to itself alone and keeps its own positions. The
-log-probabilities equal those of separate rows; the prefix is computed once.
+Agents of one tick see the same markets and news, so their prompts differ only at the end. A pack is one row: the common prefix once, then
+each sequence's tail. A tail attends to the prefix and to itself alone and keeps its own positions. The log-probabilities equal those of
+separate rows; the prefix is computed once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ SHORTEST_PREFIX = 32
 
 @dataclass(frozen=True)
 class Pack:
-    """One row: ``prefix_ids`` [P], and per sequence of the pack its index in the batch and the ids of its tail."""
+    """One packed row: ``prefix_ids`` [P], and for each member its index in the batch and its tail."""
 
     members: tuple[int, ...]
     prefix_ids: tuple[int, ...]
@@ -27,24 +27,24 @@ class Pack:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the row has."""
+        """Number of tokens in the row."""
         return len(self.prefix_ids) + sum(map(len, self.tails))
 
     def position(self, member: int, index: int) -> int:
-        """Where token ``index`` of a member's whole sequence stands in the row."""
+        """Position in the row of token ``index`` of a member's full sequence."""
         if index < len(self.prefix_ids):
             return index
         return len(self.prefix_ids) + sum(len(tail) for tail in self.tails[:member]) + index - len(self.prefix_ids)
 
 
 def needed_ids(sequence: EncodedSequence) -> tuple[int, ...]:
-    """The tokens that must be computed: up to the one before the last token that had alternatives."""
+    """Tokens that must be computed: all before the last token that had alternatives."""
     last = max((t for t, trains in enumerate(sequence.trainable_t) if trains), default=0)
     return (*sequence.prompt_ids, *sequence.response_ids[:last])
 
 
 def pack(sequences: Sequence[EncodedSequence], *, most_tokens: int = 2048) -> list[Pack]:
-    """Group sequences by their common prefixes, at least ``SHORTEST_PREFIX`` tokens long, into rows of at most ``most_tokens``.
+    """Pack sequences with a common prefix of at least ``SHORTEST_PREFIX`` tokens into rows of at most ``most_tokens``.
 
     The result does not depend on the order of the sequences beyond the indexes it names.
     """
@@ -53,7 +53,7 @@ def pack(sequences: Sequence[EncodedSequence], *, most_tokens: int = 2048) -> li
 
 
 def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many leading tokens two sequences share."""
+    """Length of the common prefix of two sequences."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
@@ -81,7 +81,10 @@ def _as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
 
 
 def row_tensors(one: Pack, dtype: object) -> "tuple[Tensor, Tensor, Tensor | None]":
-    """The row as tensors: ids [1, L], positions [1, L], and an additive attention mask [1, 1, L, L], None for a plain causal row."""
+    """Tensors of a row: ids [1, L], positions [1, L], additive attention mask [1, 1, L, L].
+
+    The mask is None for a plain causal row.
+    """
     import torch
 
     prefix = len(one.prefix_ids)
@@ -89,6 +92,7 @@ def row_tensors(one: Pack, dtype: object) -> "tuple[Tensor, Tensor, Tensor | Non
     positions = [*range(prefix), *[prefix + offset for tail in one.tails for offset in range(len(tail))]]
     if len(one.tails) == 1:
         return torch.tensor([ids]), torch.tensor([positions]), None
+    # A token sees earlier tokens of the prefix (segment 0) and of its own tail.
     segment = torch.tensor([0] * prefix + [member + 1 for member, tail in enumerate(one.tails) for _ in tail])
     order = torch.arange(len(ids))
     visible = (order[None] <= order[:, None]) & ((segment[None] == 0) | (segment[None] == segment[:, None]))

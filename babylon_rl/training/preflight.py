@@ -1,6 +1,6 @@
-"""Pre-flight: what a training would get, said and stored before anything is posted or paid.
+"""Pre-flight: a summary of a training, shown and stored before anything is posted or paid.
 
-Groups kept and dropped with reasons, sequences, trainable tokens, the share with log-probabilities, staleness in versions and the
+It lists kept and dropped groups with reasons, sequences, trainable tokens, the share with log-probabilities, staleness in versions and the
 spread of scores. A training without a trainable token is refused here, with the cause and the cure.
 """
 
@@ -30,7 +30,7 @@ def preflight_document(
     plan: TrainPlan,
     iterations: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
-    """What is stored with the batch; shares are 0..1, spread is the population deviation of scores within a group.
+    """Build the document stored with the batch; shares are 0..1, spread is a population deviation within a group.
 
     ``episodes`` are those of the groups that had not left before; hours of which nothing trains join ``dropped_groups``.
 
@@ -39,6 +39,7 @@ def preflight_document(
     often a trajectory trains, and ``baselineOnly`` counts those of which nothing does.
     """
     spreads = group_spreads(episodes)
+    # Hours without a trainable token join the dropped groups.
     windows = {episode.window for episode in episodes}
     trained = {window for window in windows if window in conversion.by_window and plan.trains(window)}
     lost = Counter(NO_TOKEN if window in conversion.by_window else NO_SEQUENCE for window in windows - trained)
@@ -59,7 +60,7 @@ def preflight_document(
 
 
 def group_spreads(episodes: Sequence[BatchEpisode]) -> list[float]:
-    """The population standard deviation of scores in each hour, of the episodes that are still in the batch."""
+    """Population standard deviation of scores by hour, of the episodes still in the batch."""
     scores: dict[str, list[float]] = {}
     for episode in episodes:
         if episode.dropped is None and episode.score is not None:
@@ -68,7 +69,7 @@ def group_spreads(episodes: Sequence[BatchEpisode]) -> list[float]:
 
 
 def refuse_untrainable(plan: TrainPlan, batch_id: str) -> None:
-    """Stop before anything is paid when the backend would train no token.
+    """Refuse a batch of which the backend would train no token, before anything is paid.
 
     Raises:
         NothingToTrain: the message names the cause and the cure.
@@ -78,7 +79,7 @@ def refuse_untrainable(plan: TrainPlan, batch_id: str) -> None:
 
 
 def keep_budget(batch_id: str, settings: Settings, plan: TrainPlan, iterations: Sequence[Sequence[str]], jobs: Sequence[RemoteJob]) -> None:
-    """Hold what a paid training has cost (``jobs``) and what is left of its ``iterations`` against TRAINING_BUDGET_USD.
+    """Check the cost of a paid training, past (``jobs``) and remaining ``iterations``, against TRAINING_BUDGET_USD.
 
     Raises:
         TrainingError: nothing was posted yet, and it would cost more, or no price is known.
@@ -87,6 +88,7 @@ def keep_budget(batch_id: str, settings: Settings, plan: TrainPlan, iterations: 
     budget = settings.training_budget_usd
     if budget is None or not plan.paid:
         return
+    # Refused and lost posts were not charged; posted iterations are not charged again.
     posted = [job for job in jobs if job.state not in ("refused", "lost")]
     done = {job.iteration for job in posted}
     if len(done) == len(iterations):
@@ -105,13 +107,14 @@ def keep_budget(batch_id: str, settings: Settings, plan: TrainPlan, iterations: 
         )
     else:
         return
+    # Before the first post the batch fails; afterwards it waits.
     if not posted:
         raise TrainingError(f"{problem} Nothing was posted.")
     raise TrainingPaused(f"{problem} {batch_id} waits with {len(done)} of {len(iterations)} iterations posted, for about ${paid:.2f}.")
 
 
 def refuse_hopeless(connection: psycopg.Connection[Any], batch: Batch, episodes: Sequence[BatchEpisode], settings: Settings) -> None:
-    """Stop a batch for a paid backend before the judge is paid, when no recorded text of it could be trained there.
+    """Refuse a batch for a paid backend before the judge is paid, when none of its texts could train.
 
     Raises:
         NothingToTrain: the message names the cause and the cure; what was found is stored with the batch.
@@ -120,6 +123,7 @@ def refuse_hopeless(connection: psycopg.Connection[Any], batch: Batch, episodes:
         return
     from babylon_rl.training.remote.serverless import ServerlessTrainer
 
+    # Without scores the plan is an upper bound: if it is empty, the training is too.
     conversion = convert(connection, episodes, settings)
     plan = ServerlessTrainer(settings).could_train(conversion.sequences)
     if plan.trainable_tokens == 0 and conversion.sequences:
@@ -130,11 +134,11 @@ def refuse_hopeless(connection: psycopg.Connection[Any], batch: Batch, episodes:
 
 
 def refused_lately(connection: psycopg.Connection[Any], settings: Settings, now: datetime) -> str | None:
-    """Why automation freezes no batch now, and until when: the newest of this backend failed, or was cancelled, a short while ago.
+    """Reason why automation freezes no batch now, with the end of the pause.
 
-    The pause after a failure is TRAINING_INTERVAL_HOURS, twice as long after each further one in a row, LONGEST_PAUSE_HOURS at most (or
-    the interval, where that is longer). Without it what cannot be trained would be frozen, and paid, again every minute. By hand one may
-    try at any time.
+    The newest batches of this backend failed or were cancelled. The pause after a failure is TRAINING_INTERVAL_HOURS, doubled for each
+    further failure in a row, at most LONGEST_PAUSE_HOURS (or the interval, if longer). Without it untrainable data would be frozen, and
+    paid, again every minute. Manual trainings are always allowed.
     """
     failures = failures_in_a_row(connection, training_line(settings).backend)
     if not failures:
@@ -152,7 +156,7 @@ def refused_lately(connection: psycopg.Connection[Any], settings: Settings, now:
 
 
 def preflight_lines(found: Mapping[str, Any], parent: str) -> list[str]:
-    """A stored document in words: what trains, from where, and what was left out and why."""
+    """Format a stored document as lines: what trains, from which parent, what was left out and why."""
     tokens = found.get("trainableTokens")
     counted = "tokens counted while training" if tokens is None else f"{tokens:,} trainable tokens"
     lines = [
@@ -163,6 +167,7 @@ def preflight_lines(found: Mapping[str, Any], parent: str) -> list[str]:
     if often is not None:
         times = _times(often["max"]) if often["min"] == often["max"] else f"{often['min']} to {often['max']} times"
         lines.append(f"  {_counted(found['iterations'], 'iteration')}; each trajectory trains {times} (EPOCHS)")
+    # Optional facts follow; documents of older batches lack some.
     baseline = found.get("baselineOnly") or {"trajectories": 0}
     if baseline["trajectories"]:
         lines.append(

@@ -1,8 +1,8 @@
-"""From the last iteration to a registered version: the checkpoint first, then one transaction that makes it count.
+"""Publication of the last iteration: the checkpoint first, then one transaction that registers the version.
 
-A crash between the two leaves a published directory whose manifest names its batch; the next run finds it and only registers. A
-directory that no row points to and that another batch of this database left behind is replaced. One of which no batch here knows, as when
-two databases share a state directory, keeps its number, and the next one is taken.
+A crash between the two leaves a published directory whose manifest names its batch; the next run only registers it. An unregistered
+directory left by another batch of this database is replaced. A directory of a batch unknown to this database (two databases may share a
+state directory) keeps its number, and the next number is taken.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ STAGING = "publish"
 
 
 def parent_checkpoint(parent: Model, base: BaseIdentity | None = None) -> Path:
-    """The directory of a parent version, checked; with ``base``, that it was trained on this very base.
+    """Directory of a parent version, verified; with ``base``, also that it was trained on this base.
 
     Raises:
         CheckpointError: it is gone, damaged, or of another base; the message says what can be done.
@@ -70,7 +70,7 @@ def parent_checkpoint(parent: Model, base: BaseIdentity | None = None) -> Path:
 
 
 def find_published(checkpoints: Path, batch: Batch) -> Path | None:
-    """The whole checkpoint that an earlier run of this batch published and did not register, or None."""
+    """Return the complete checkpoint that an earlier run of this batch published without registering, or None."""
     directory = checkpoints / batch.version
     return directory if _batch_of(directory) == batch.batch_id else None
 
@@ -94,6 +94,7 @@ def publish_and_register(
     manifest = _manifest(run, version, episodes, steps, parent, sequences)
     staging = run.work / f"{STAGING}-{run.attempt}"
     final = run.checkpoints / version
+    # Trainer state and the iteration's result are not part of a published checkpoint.
     try:
         copy_tree(Path(steps[-1].checkpoint or ""), staging, leave_out=(f"{STATE_PREFIX}*", RESULT_FILE))
         if (tokenizer_dir := run.trainer.tokenizer_dir()) is not None:
@@ -109,7 +110,7 @@ def publish_and_register(
 
 
 def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: Path, settings: Settings) -> Model:
-    """Upload a published checkpoint where that is asked for, and register it: model, batch, trajectories and lineage in one transaction.
+    """Upload a published checkpoint where configured, and register it in one transaction.
 
     Then tidy up: older checkpoints that need not stay are given up.
 
@@ -122,6 +123,7 @@ def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: 
     stands_for = run.trainer.checkpoint(checkpoint)
     url = _uploaded(run, checkpoint, settings)
     steps = list(finished_steps(run.connection, run.batch.batch_id).values())
+    # Figures of all iterations are stored with the model.
     metrics = {
         "judge": run.batch.settings.get("judge_model"),
         "iterations": [{"step": s.iteration, "loss": s.loss, "trainableTokens": s.trainable_tokens, **(s.metrics or {})} for s in steps],
@@ -137,6 +139,7 @@ def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: 
         episodes=episodes, loss=steps[-1].loss, metrics=metrics, now=run.clock.now(), uploaded_url=url,
         wandb_artifact_id=stands_for.remote.artifact if stands_for.remote else None,
     )  # fmt: skip
+    # Under the registry lock: a version number taken meanwhile sends the batch back for the next one.
     with own_transaction(run.connection):
         lock_registry(run.connection)
         if version_taken(run.connection, new.version) and model_of_batch(run.connection, new.batch_id) is None:
@@ -148,6 +151,7 @@ def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: 
     model = model_of_batch(run.connection, run.batch.batch_id)
     if model is None:
         raise TrainingError(f"{new.version} was registered and cannot be read back.")
+    # Tidying is best effort: the version is registered already.
     _tidy(run)
     with suppress(OSError):  # what cannot be deleted now is deleted by the next training; this one is registered
         prune(run.connection, settings, run.checkpoints, run.clock.now())
@@ -172,6 +176,7 @@ def _own_version(run: Run, parent: str | None) -> str:
         lock_registry(run.connection)
         advance_batch(run.connection, run.batch.batch_id, run.attempt, "uploading", run.clock.now())
         version, passed = run.batch.version, list[str]()
+        # Take the next number until it is free, above the parent, and without a foreign directory.
         while version_taken(run.connection, version) or _below(version, parent) or _unknown(run, run.checkpoints / version):
             passed.append(version)
             version = next_version(run.connection, run.batch.batch_id, passed)
@@ -181,12 +186,12 @@ def _own_version(run: Run, parent: str | None) -> str:
 
 
 def _below(version: str, parent: str | None) -> bool:
-    """True when the line would go on from ``parent``, and not from the version that continues it."""
+    """True when the line would continue from ``parent`` rather than from ``version``."""
     return parent is not None and (version_order(version) or ()) < (version_order(parent) or ())
 
 
 def _unknown(run: Run, directory: Path) -> bool:
-    """True for what lies there and is no batch's of this database: it is left as it is."""
+    """True for a directory that belongs to no batch of this database; it is not touched."""
     return (directory.exists() or directory.is_symlink()) and not _known(run, _named_in(directory))
 
 
@@ -224,7 +229,7 @@ def _manifest(
 
 
 def _named_in(directory: Path) -> str | None:
-    """The batch that a directory's manifest names, whatever its other files are like."""
+    """Batch id in a directory's manifest, whatever the state of its other files."""
     try:
         return load_manifest(directory).batch_id
     except CheckpointError:
@@ -245,7 +250,7 @@ def _manifest_sha(checkpoint: Path) -> str:
 
 
 def _tidy(run: Run) -> None:
-    """Delete the numbered checkpoints of the batches of this database that have ended, but for this one's, and all optimizer state."""
+    """Delete numbered checkpoints of other ended batches of this database, and all optimizer state."""
     for staging in run.work.glob(f"{STAGING}*"):
         shutil.rmtree(staging, ignore_errors=True)
     for state in run.work.rglob(f"{STATE_PREFIX}*"):

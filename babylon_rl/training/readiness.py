@@ -1,6 +1,6 @@
-"""Is there enough, and good enough, data to start a training? One definition for `ready`, sensor, status and trigger.
+"""Readiness: whether there is enough good data to start a training.
 
-Checked in this order: freezable trajectories, groups, quality of the newest rows.
+One definition for `ready`, sensor, status and trigger. Checked in this order: freezable trajectories, groups, quality of the newest rows.
 """
 
 import json
@@ -31,7 +31,10 @@ RECORD_PROMPTS = "record the prompts with babylon_rl.recorder or into llm_call_l
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """The four checks over the sampled rows, each as the share (0..1) that passes; provider accesses are reported, not counted."""
+    """Share (0..1) of sampled rows that pass each of four checks.
+
+    Provider accesses are reported but not counted.
+    """
 
     rows: int
     has_steps: float
@@ -42,11 +45,11 @@ class Quality:
 
     @property
     def mean(self) -> float:
-        """The quality, 0..1; 0 without rows."""
+        """Mean quality, 0..1; 0 without rows."""
         return (self.has_steps + self.has_calls + self.long_prompts + self.has_results) / 4
 
     def document(self) -> dict[str, Any]:
-        """The shares under their names in JSON."""
+        """Shares under their JSON names."""
         return {
             "rows": self.rows,
             "hasSteps": self.has_steps,
@@ -59,7 +62,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """The verdict with its reason and figures; ``groups`` counts freezable trajectories by window."""
+    """Verdict with its reason and figures; ``groups`` counts freezable trajectories by window."""
 
     ready: bool
     reason: str
@@ -71,7 +74,7 @@ class Readiness:
     groups: Mapping[str, int]
 
     def document(self) -> dict[str, Any]:
-        """The readiness object that `ready --json` prints; ``quality`` holds the four checks of the newest rows."""
+        """JSON object printed by `ready --json`; ``quality`` holds the four checks of the newest rows."""
         return {
             "ready": self.ready,
             "reason": self.reason,
@@ -87,7 +90,8 @@ class Readiness:
 
 
 def readiness(connection: psycopg.Connection[Any], settings: Settings, now: datetime) -> Readiness:
-    """Count what the sensor would freeze, within the look-back, and sample the newest rows."""
+    """Count what the sensor would freeze within the look-back, and sample the newest rows."""
+    # One transaction, so that counts and sample describe the same state.
     with connection.transaction():
         bounds = freeze_bounds(connection, settings, now, settled=True)
         freezable = count_freezable_rows(connection, bounds)
@@ -108,7 +112,7 @@ def readiness(connection: psycopg.Connection[Any], settings: Settings, now: date
 
 
 class NotReady(NamedTuple):
-    """Why ``readiness`` says no, in its words (None: it says yes), and what to hand in at the next look."""
+    """Reason why a training cannot start (None: it can), and the state to pass to the next call."""
 
     reason: str | None
     remembered: str | None
@@ -121,12 +125,13 @@ def not_ready(
     remembered: str | None = None,
     windows: tuple[str, str] | None = None,
 ) -> NotReady:
-    """Whether ``readiness`` says no, of ``windows`` (from, to) where given; no row is read for its quality before the counts suffice.
+    """Check readiness, within ``windows`` (from, to) if given; sample quality only after the counts suffice.
 
-    Nothing is counted where nothing was written since the look that gave ``remembered``. Rows that only arrived count once their hour has
-    been read, which is written, so that a game that plays on does not make every look a count.
+    Nothing is counted again if nothing was written since the call that returned ``remembered``. New rows count only once their hour has
+    been read, which is a write, so that a running game does not cause a count at every call.
     """
     with connection.transaction():
+        # Unchanged watermarks repeat the remembered reason.
         counted, sampled = _watermarks(connection, settings, now)
         before, _, reason = (remembered or "").partition(" ")
         if before and before in (counted, sampled):
@@ -136,30 +141,31 @@ def not_ready(
         groups = _groups(settings, freezable)
         reason = _reason(settings, freezable, groups, quality=1.0)
         mark = counted
+        # Quality is sampled only when the counts suffice; its watermark also covers the call logs.
         if reason == READY:
             newest = newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE)
             reason = _reason(settings, freezable, groups, measure_quality(connection, newest).mean)
             mark = sampled
         if reason == READY:
             return NotReady(None, None)
-        said = reason + _synthetic(freezable)
-        return NotReady(said, None if mark is None else f"{mark} {said}")
+        message = reason + _synthetic(freezable)
+        return NotReady(message, None if mark is None else f"{mark} {message}")
 
 
 def _watermarks(connection: psycopg.Connection[Any], settings: Settings, now: datetime) -> tuple[str | None, str | None]:
-    """Of what the counts follow from, and of what the quality of rows follows from besides."""
+    """Watermarks of the inputs of the counts, and of the counts plus row quality."""
     least = (settings.training_min_trajectories, settings.training_min_groups, settings.training_min_group_size)
     hours = (*last_hours(settings, now, settled=True), settings.lookback_hours, settings.min_agents_per_window)
     arriving = ("public.trajectories",)
-    found = [
+    marks = [
         watermark(connection, tables, hours, least, settings.data_quality_threshold, without_inserts=arriving)
         for tables in (READ_TABLES, (*READ_TABLES, "public.llm_call_logs"))
     ]
-    return found[0], found[1]
+    return marks[0], marks[1]
 
 
 def last_completed(connection: psycopg.Connection[Any]) -> datetime | None:
-    """When the last training was completed (naive UTC), ours or another producer's; the interval counts from it."""
+    """Time of the last completed training (naive UTC) of any producer; the training interval starts there."""
     return last_completed_at(connection)
 
 
@@ -187,7 +193,7 @@ def _synthetic(freezable: Freezable) -> str:
 
 
 def measure_quality(connection: psycopg.Connection[Any], rows: Sequence[TrajectoryRow]) -> Quality:
-    """The share of ``rows`` that passes each check; without rows every share is 0."""
+    """Share of ``rows`` that passes each check; without rows every share is 0."""
     logs: dict[str, list[CallLogRow]] = defaultdict(list)
     for log in call_log_rows(connection, [row.trajectory_id for row in rows]):
         logs[log.trajectory_id].append(log)
@@ -200,6 +206,7 @@ def _checks(row: TrajectoryRow, logs: list[CallLogRow]) -> tuple[bool, bool, boo
     steps = decode(row)
     if isinstance(steps, Fault):
         return (False,) * 5
+    # Shares in order: steps, calls, long prompts, results, provider accesses.
     calls = _calls(steps, row, logs)
     served = [call for own in calls for call in own]
     entries = json.loads(row.steps_json)

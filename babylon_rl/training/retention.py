@@ -1,7 +1,7 @@
-"""Which checkpoints stay on this machine: of each line the newest, the best of the benchmark, the deployed, and those in use.
+"""Retention of checkpoints: of each line the newest, the best in the benchmark, the deployed, those in use.
 
-A version is said to be pruned before its files go, so that a crash between the two leaves files that the next training deletes, and
-never a version that claims files it has not. Rows stay for ever; rows and files of other producers are not touched, nor are uploads.
+A version is marked as pruned before its files are deleted. A crash between the two leaves files that the next training deletes, never a
+version whose files are missing without a mark. Rows are never deleted; rows and files of other producers and uploads are not touched.
 """
 
 import shutil
@@ -22,13 +22,13 @@ _GOING = ".pruned-"
 
 
 def prunable(models: Sequence[Model], kept: int, in_use: frozenset[str] = frozenset()) -> list[Model]:
-    """The versions of ours whose files may go, given all that are registered, highest first.
+    """Versions of this pipeline whose files may be deleted, highest first.
 
     Args:
         kept: how many of the newest of each line stay.
         in_use: versions that stay whatever else holds, such as parents of live batches.
     """
-    found: list[Model] = []
+    candidates: list[Model] = []
     ours = [model for model in models if not model.foreign]
     for base in dict.fromkeys(model.base_model for model in ours):
         line = [model for model in ours if model.base_model == base]
@@ -36,16 +36,17 @@ def prunable(models: Sequence[Model], kept: int, in_use: frozenset[str] = frozen
         newest = usable[:kept]
         scored = [model for model in usable if model.benchmark_score is not None]
         best = max(scored, key=lambda model: model.benchmark_score or 0.0, default=None)
-        found += [
+        candidates += [
             model
             for model in line
             if model not in newest and model is not best and model.status != "deployed" and model.version not in in_use
         ]
-    return [model for model in found if model.pruned_at is None]
+    return [model for model in candidates if model.pruned_at is None]
 
 
 def prune(connection: psycopg.Connection[Any], settings: Settings, checkpoints: Path, now: datetime) -> list[str]:
-    """Give up what need not stay, finish what an interrupted run began to delete, and return the versions given up."""
+    """Delete checkpoints that need not stay, finish interrupted deletions, and return the pruned versions."""
+    # Marked under the registry lock, so that no parent of a new batch is pruned.
     with own_transaction(connection):
         lock_registry(connection)
         models = read_models(connection)
@@ -73,8 +74,8 @@ def _put_away(directory: Path) -> None:
 
 
 def _unregistered(connection: psycopg.Connection[Any], checkpoints: Path) -> list[Path]:
-    """Checkpoints of batches of ours that ended without registering them: failed, or registered under another number."""
-    found = []
+    """Checkpoints of ended batches that were never registered, or registered under another number."""
+    unregistered = []
     for directory in checkpoints.glob("v*"):
         owner = None if directory.is_symlink() else _owner(directory)
         batch = None if owner is None else read_batch(connection, owner)
@@ -82,13 +83,16 @@ def _unregistered(connection: psycopg.Connection[Any], checkpoints: Path) -> lis
             continue
         model = model_of_batch(connection, batch.batch_id)  # read after its batch had ended: another process may just have registered it
         if model is None or model.version != directory.name:
-            found.append(directory)
+            unregistered.append(directory)
     connection.commit()
-    return found
+    return unregistered
 
 
 def _own_directory(model: Model, checkpoints: Path) -> bool:
-    """True when the row's directory lies among ours and says itself that it is this batch's: nothing else is ever deleted."""
+    """True when the row's directory is below ours and its manifest names the same batch.
+
+    Nothing else is ever deleted.
+    """
     directory = Path(model.checkpoint or "")
     if directory != checkpoints / model.version or directory.is_symlink() or not directory.is_dir():
         return False

@@ -1,7 +1,7 @@
-"""What a version was trained to be asked: the prompt's version and the grammar of its answers, found in the sequences themselves.
+"""Prompt version and answer grammar of a training, derived from its sequences.
 
-Recorders write the texts and not the name of the prompt, so the system message is compared with the prompts that ship. What is none of
-them is said to be not recorded.
+Recorders store the texts and not the prompt's name, so the system message is compared with the prompts that ship. Other prompts are
+reported as not recorded.
 """
 
 from collections import Counter
@@ -16,14 +16,17 @@ UNKNOWN = "not recorded"
 
 
 def prompt_version(sequences: Sequence[TrainSequence]) -> str | None:
-    """The prompt's name; with its share of the sequences where there are several; None where none is known."""
+    """Name of the prompt; shares where there are several; None where none is known."""
     known = system_texts()
-    return _named(Counter(known.get(_system(one.messages), UNKNOWN) for one in sequences))
+    return _named(Counter(known.get(_system(sequence.messages), UNKNOWN) for sequence in sequences))
 
 
 def action_grammar(sequences: Sequence[TrainSequence]) -> str | None:
-    """How answers were constrained: the schema's name with its forms (the markets in it change by the hour), or free text."""
-    return _named(Counter(_grammar(one.response_format) for one in sequences))
+    """Constraint on the answers: the schema's name with its forms, or free text.
+
+    The markets in the schema change by the hour, so they are not part of the name.
+    """
+    return _named(Counter(_grammar(sequence.response_format) for sequence in sequences))
 
 
 def _named(counted: Counter[str]) -> str | None:

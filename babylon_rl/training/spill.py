@@ -1,4 +1,7 @@
-"""Training sequences on disk: a batch's texts may be more than memory holds, and are looked at one after another."""
+"""Training sequences on disk.
+
+A batch's texts may exceed memory, and they are read one after another.
+"""
 
 import os
 import pickle
@@ -15,7 +18,10 @@ Place = tuple[int, int]  # offset and length in bytes
 
 
 class Spill:
-    """A nameless file under ``home`` that takes sequences; it goes when nobody holds a sequence of it, however the process ends."""
+    """Nameless file under ``home`` for sequences.
+
+    It is removed with its last reference, however the process ends.
+    """
 
     def __init__(self, home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
@@ -24,7 +30,7 @@ class Spill:
         weakref.finalize(self, _close, self._file)
 
     def write(self, sequences: Iterable[TrainSequence]) -> list[Place]:
-        """Write some sequences, and give the place of each."""
+        """Write some sequences and return the place of each."""
         places = []
         for sequence in sequences:
             written = self._file.write(pickle.dumps(sequence, pickle.HIGHEST_PROTOCOL))
@@ -34,10 +40,10 @@ class Spill:
         return places
 
     def read(self, place: Place) -> TrainSequence:
-        """The sequence that was written at ``place``; several threads may read."""
+        """Read the sequence at ``place``; several threads may read."""
         start, length = place
-        found: TrainSequence = pickle.loads(os.pread(self._file.fileno(), length, start))
-        return found
+        sequence: TrainSequence = pickle.loads(os.pread(self._file.fileno(), length, start))
+        return sequence
 
 
 def _close(file: IO[bytes]) -> None:
@@ -46,13 +52,13 @@ def _close(file: IO[bytes]) -> None:
 
 
 class Spilled(Sequence[TrainSequence]):
-    """Sequences of a spill in their order, each read when it is looked at."""
+    """Sequences of a spill in order, each read on access."""
 
     def __init__(self, spill: Spill, places: Sequence[Place]) -> None:
         self._spill, self._places = spill, places
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of sequences."""
         return len(self._places)
 
     @overload
@@ -60,5 +66,5 @@ class Spilled(Sequence[TrainSequence]):
     @overload
     def __getitem__(self, place: slice) -> "Spilled": ...
     def __getitem__(self, place: int | slice) -> "TrainSequence | Spilled":
-        """One sequence, or some of them still on disk."""
+        """Read one sequence, or slice without reading."""
         return Spilled(self._spill, self._places[place]) if isinstance(place, slice) else self._spill.read(self._places[place])

@@ -1,8 +1,8 @@
-"""A training at Weights & Biases: a curve over its optimizer steps and iterations, one run per batch, its line as the group.
+"""Tracking of a training at Weights & Biases: one run per batch, its line as the group.
 
-An iteration goes out when its last step is told, under step numbers that follow from its place, so that what an interrupted training
-had logged is not logged again. Offline, where there is nobody to ask, a file in the state directory remembers what lies in which
-directory: lines of JSON, appended by the child, which outlives a training that dies. Nothing here ever fails a training.
+An iteration is sent when its last step is reported. Step numbers follow from the iteration's place, so that an interrupted training does
+not log the same step twice. Offline there is no service to ask, so a file in the state directory records which directory holds what: lines
+of JSON, appended by the child, which outlives a training that dies. No failure here ever fails a training.
 """
 
 import json
@@ -26,7 +26,7 @@ ITERATIONS = 1_000 * STRIDE  # the rows of whole iterations come after those of 
 
 
 class Tracker:
-    """Follows one training. ``step`` is what a trainer's loop calls: it appends to a list."""
+    """Tracker of one training; ``step`` is called in the trainer's loop and only appends to a list."""
 
     def __init__(self, batch: Batch, settings: Settings, **more: Any) -> None:
         self.refusal = refusal(settings)
@@ -48,11 +48,11 @@ class Tracker:
 
     @property
     def run_id(self) -> str:
-        """The run's id: the batch's."""
+        """Id of the run: the batch's id."""
         return str(self._request["id"])
 
     def step(self, metrics: StepMetrics) -> None:
-        """Note an optimizer step; with the last of its iteration, all of them go out."""
+        """Record an optimizer step; the last step of an iteration sends all of them."""
         if self.refusal is not None:
             return
         if self._steps and self._steps[-1].iteration != metrics.iteration:
@@ -62,7 +62,7 @@ class Tracker:
             self._send()
 
     def finish(self, steps: Sequence[TrainingStep], numbers: Mapping[int, Mapping[str, Any]], summary: Mapping[str, Any]) -> Sent:
-        """Log what has not been yet, and close the run.
+        """Log the remaining rows and close the run.
 
         Args:
             steps: the finished iterations; numbers: further figures of each, by its number; summary: what the training came to.
@@ -72,6 +72,7 @@ class Tracker:
         if not self._steps and self._process is None and self._link is not None:
             return Sent("As it is in Weights & Biases already.", self._link)
         self._send()
+        # Rows of whole iterations are written again on a resume: their step numbers are the same.
         for step in steps:
             self._write({**_iteration_row(step), **numbers.get(step.iteration, {})}, ITERATIONS + step.iteration)
         process = self._opened()
@@ -79,6 +80,7 @@ class Tracker:
             return Sent(self.refusal or "")
         process.write({"summary": dict(summary)})
         sent = process.end()
+        # An interrupted offline training has several directories; all of them must be synced.
         if sent.link is not None:
             _remember(self._memory, {"link": sent.link})
             directories = [str(line["directory"]) for line in _remembered(self._memory) if "directory" in line]
@@ -87,7 +89,10 @@ class Tracker:
         return sent
 
     def abandon(self, limit_s: float = ABANDON_S) -> Sent:
-        """The training ended otherwise: its whole iterations are logged, and the next run goes on from there."""
+        """Close the run of an unfinished training.
+
+        Its complete iterations are logged, and the next run continues.
+        """
         return Sent("") if self._process is None else self._process.end(limit_s)
 
     def _send(self) -> None:
@@ -102,7 +107,7 @@ class Tracker:
             process.write({"step": number, "row": dict(row)})
 
     def _opened(self) -> WandbProcess | None:
-        """The child, started at the first need; None once it could not be started."""
+        """Child process, started on first use; None once it could not be started."""
         if self._process is None and self.refusal is None:
             try:
                 self._process = WandbProcess(__name__, self._request, self._settings)
@@ -117,17 +122,18 @@ def iteration_numbers(
     batch: Batch,
     judging: Mapping[str, tuple[float, float | None]],
 ) -> dict[int, dict[str, float]]:
-    """Of each iteration the rewards that it trained on, what the judge said of them and cost, and what pre-flight found of the batch.
+    """Figures of each iteration: rewards, judge disagreement and cost, and counts of pre-flight.
 
     Rewards are scores, 0..1; ``rewardSpread`` is the mean over its groups of their population standard deviation; ``judging`` is
-    (disagreement, dollars or None) by window. An hour's dollars are those of the first iteration that uses it: they were paid once.
-    What is not known is left out.
+    (disagreement, dollars or None) by window. An hour's dollars belong to the first iteration that uses it, because they were paid once.
+    Unknown values are left out.
     """
-    found = dict(batch.preflight or {})
-    ages = {int(age): number for age, number in (found.get("stalenessVersions") or {}).items() if str(age).isdigit()}
+    preflight = dict(batch.preflight or {})
+    ages = {int(age): number for age, number in (preflight.get("stalenessVersions") or {}).items() if str(age).isdigit()}
+    # Values of the whole batch, repeated for every iteration.
     common: dict[str, Any] = {
-        "groupsDropped": sum((found.get("groupsDropped") or {}).values()),
-        "sequencesLeftOut": sum((found.get("leftOut") or {}).values()),
+        "groupsDropped": sum((preflight.get("groupsDropped") or {}).values()),
+        "sequencesLeftOut": sum((preflight.get("leftOut") or {}).values()),
         "staleness": sum(age * number for age, number in ages.items()) / sum(ages.values()) if ages else None,
     }
     numbers: dict[int, dict[str, float]] = {}
@@ -137,6 +143,7 @@ def iteration_numbers(
             [e.score for e in episodes if e.window == window and e.dropped is None and e.score is not None] for window in step.windows
         ]
         scores = [score for group in groups for score in group]
+        # Each hour's judge cost is charged to its first iteration.
         judged = [judging[window] for window in step.windows if window in judging]
         priced = {window: usd for window in step.windows for _, usd in [judging.get(window, (0.0, None))] if usd is not None}
         own: dict[str, Any] = {
@@ -151,9 +158,10 @@ def iteration_numbers(
 
 
 def batch_costs(steps: Sequence[TrainingStep], judging: Mapping[str, tuple[float, float | None]]) -> dict[str, float]:
-    """What a batch has cost in dollars, for the judge (of all its hours, in whatever training they were judged) and for the training.
+    """Cost of a batch in dollars, for the judge and for the training.
 
-    ``judging`` is as for ``iteration_numbers``; a sum of which nothing is known is left out.
+    The judge's share covers all its hours, whichever training they were judged in. ``judging`` is as for ``iteration_numbers``; unknown
+    sums are left out.
     """
     judge = [usd for _, usd in judging.values() if usd is not None]
     training = [float(step.metrics["trainingUsd"]) for step in steps if step.metrics and "trainingUsd" in step.metrics]
@@ -168,18 +176,21 @@ def _iteration_row(step: TrainingStep) -> dict[str, Any]:
 
 
 def _remembered(memory: Path) -> list[dict[str, Any]]:
-    """The lines of a batch's memory; one that a crash cut off is none, and what it said is logged once more."""
-    found = []
+    """Read the lines of a batch's memory file.
+
+    A line cut off by a crash is skipped, and its content is logged again.
+    """
+    lines_read = []
     try:
         lines = memory.read_bytes().splitlines()
     except OSError:
         return []
     for line in lines:
         with suppress(ValueError):
-            told = json.loads(line)
-            if isinstance(told, dict):
-                found.append(told)
-    return found
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                lines_read.append(entry)
+    return lines_read
 
 
 def _remember(memory: Path, line: Mapping[str, Any]) -> None:
@@ -188,7 +199,7 @@ def _remember(memory: Path, line: Mapping[str, Any]) -> None:
 
 
 def _log(lines: Iterator[str]) -> str:
-    """Log what comes in, in the child; returns the run's page or directory."""
+    """Log incoming lines in the child; return the run's page or directory."""
     request = json.loads(next(lines))
     run = open_run(request)
     link, offline, memory = link_of(run, request), request["mode"] == "offline", Path(request["memory"])
@@ -197,17 +208,17 @@ def _log(lines: Iterator[str]) -> str:
     run.define_metric("*", step_metric="iteration")
     run.define_metric("step/*", step_metric="trainer/step")
     # The last step that the service has; offline, the last one in the directories before.
-    known = int(request["logged"]) if offline else int(run.step) - 1 if run.resumed else -1
+    last_step = int(request["logged"]) if offline else int(run.step) - 1 if run.resumed else -1
     for line in lines:
-        told = json.loads(line)
-        if "summary" in told:
-            run.summary.update(told["summary"])
-        elif told["step"] > known:
-            known = told["step"]
-            run.log(told["row"] | {"trainer/step": known}, step=known)
+        entry = json.loads(line)
+        if "summary" in entry:
+            run.summary.update(entry["summary"])
+        elif entry["step"] > last_step:
+            last_step = entry["step"]
+            run.log(entry["row"] | {"trainer/step": last_step}, step=last_step)
     run.finish()
     if offline:
-        _remember(memory, {"logged": known})
+        _remember(memory, {"logged": last_step})
     return link
 
 

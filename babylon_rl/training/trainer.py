@@ -1,9 +1,8 @@
-"""What every trainer is: sequences with advantages in, a numbered checkpoint directory and metrics out.
+"""Trainer protocol: sequences with advantages in, a numbered checkpoint directory and metrics out.
 
-One protocol for the trainers of this machine and for paid services: prepare (what would train, and for how much; nothing is posted),
-train (one iteration), checkpoint (what a directory stands for) and endpoint (how agents call it). The directory of a local trainer
-holds an adapter, that of a service a pointer to the step that lies there. An iteration is the unit of resumption: it is trained
-whole or not at all.
+One protocol for the trainers of this machine and for paid services. ``prepare`` plans and prices a training without posting anything;
+``train`` runs one iteration; ``checkpoint`` describes a directory; ``endpoint`` tells how agents call it. A local trainer's directory
+holds an adapter, a service's a pointer to its step. An iteration is the unit of resumption: it is trained completely or not at all.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,13 +27,13 @@ GPU = "gpu"
 
 @dataclass(frozen=True, slots=True)
 class TrainSequence:
-    """One LLM call exactly as the policy was served it, with what its episode earned.
+    """One LLM call exactly as served, with its episode's advantage.
 
-    ``messages`` is what the policy saw ([{"role", "content"}], the chat template of the base is applied by the trainer) and
-    ``response`` what it answered. ``advantage`` is the episode's: (score - group mean) / population standard deviation.
-    ``weight`` is 1 / (the episode's sequences in this iteration), for backends that average over a sequence's tokens; a trainer
-    that knows the tokens averages over the episode's, so that an episode weighs the same whatever its length. ``logprobs`` are the
-    serving policy's ([{"token", "logprob", "tokenId"}]) or None, which means a ratio of 1.
+    ``messages`` is the prompt ([{"role", "content"}]; the trainer applies the chat template of the base) and ``response`` the answer.
+    ``advantage`` is the episode's: (score - group mean) / population standard deviation. ``weight`` is 1 / (the episode's sequences in
+    this iteration), for backends that average over a sequence's tokens. A trainer that knows the tokens averages over the episode's, so
+    that an episode weighs the same whatever its length. ``logprobs`` are the serving policy's ([{"token", "logprob", "tokenId"}]) or None,
+    which means a ratio of 1.
     """
 
     messages: Sequence[dict[str, Any]]
@@ -54,7 +53,10 @@ class TrainSequence:
 
 @dataclass(frozen=True, slots=True)
 class TrainIteration:
-    """The sequences of one resumable step (1-based) of a batch, gone through ``passes`` times; ``seed`` fixes every draw of the trainer."""
+    """One resumable step (1-based) of a batch, with its sequences.
+
+    They are trained ``passes`` times; ``seed`` fixes every random draw of the trainer.
+    """
 
     batch_id: str
     step: int
@@ -65,13 +67,13 @@ class TrainIteration:
 
     @property
     def windows(self) -> list[str]:
-        """The windows that this iteration trains on, newest first."""
+        """Windows of this iteration, newest first."""
         return sorted({sequence.window for sequence in self.sequences}, reverse=True)
 
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """What a trainer says while it works: one optimizer step ``step`` of ``steps`` within iteration ``iteration``.
+    """Metrics of one optimizer step: ``step`` of ``steps`` within iteration ``iteration``.
 
     ``metrics`` holds what the backend knows (kl, entropy, clipFraction, gradientNorm, tokensPerSecond, actionShare...).
     """
@@ -86,7 +88,7 @@ class StepMetrics:
 
 @dataclass(frozen=True, slots=True)
 class IterationResult:
-    """What one iteration came to: means over its optimizer steps, and the tokens that carried a gradient.
+    """Result of one iteration: means over its optimizer steps, and the number of trained tokens.
 
     ``sequences`` is how many sequences really trained; a run with 0 tokens or a loss that is not finite does not count. ``loss`` is None
     where nothing tells it: a service whose answer was lost.
@@ -100,7 +102,7 @@ class IterationResult:
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """The run that a trainer works for: the claim on its batch, the clock, and a sign of life.
+    """Context of a trainer's run: claim on the batch, clock and heartbeat.
 
     ``began_at`` is when the run began, less what finished iterations took before it: the time that a batch lies idle does not count.
     ``beat`` raises BatchConflict when the batch ended or was taken over.
@@ -116,12 +118,12 @@ class RunContext:
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
-    """What a backend would make of some sequences, known before anything is posted or paid.
+    """Plan of a training, known before anything is posted or paid.
 
-    ``tokens`` counts the trainable tokens of one pass over each hour, None where the backend counts while it trains; ``sequences`` those
-    that have some, and ``trajectories`` are the ids of theirs. ``untrained`` counts the sequences that it cannot train, by reason.
-    ``cure`` says what to do when nothing trains. ``paid`` is True for a service that costs money, ``usd`` what an iteration costs by its
-    hours, None without a known price. ``ignored`` names settings that the backend does not take.
+    ``tokens`` counts the trainable tokens of one pass over each hour, None where the backend counts while it trains. ``sequences`` and
+    ``trajectories`` are those with trainable tokens. ``untrained`` counts the other sequences by reason. ``cure`` tells the user what to
+    do when nothing trains. ``paid`` is True for a service that costs money; ``usd`` is the price of one pass by hour, None without a known
+    price. ``ignored`` names settings that the backend does not take.
     """
 
     tokens: Mapping[str, int] | None = None
@@ -135,15 +137,15 @@ class TrainPlan:
 
     @property
     def trainable_tokens(self) -> int | None:
-        """Of all hours, in one pass."""
+        """Trainable tokens of all hours in one pass."""
         return None if self.tokens is None else sum(self.tokens.values())
 
     def trains(self, window: str) -> bool:
-        """False when an hour is known to hold no trainable token."""
+        """False when an hour is known to have no trainable token."""
         return self.tokens is None or self.tokens.get(window, 0) > 0
 
     def cost(self, iterations: Iterable[Sequence[str]]) -> float | None:
-        """Dollars for iterations over these hours, None where nothing is paid or no price is known."""
+        """Price in dollars of iterations over these hours; None where nothing is paid or no price is known."""
         if self.usd is None:
             return None
         return sum(self.usd.get(window, 0.0) for windows in iterations for window in windows)
@@ -151,7 +153,10 @@ class TrainPlan:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a checkpoint directory stands for; ``storage_path`` is what agents call, ``remote`` None for an adapter on this machine."""
+    """Meaning of a checkpoint directory.
+
+    ``storage_path`` is the name that agents call; ``remote`` is None for an adapter on this machine.
+    """
 
     directory: Path
     storage_path: str
@@ -160,7 +165,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """How agents call a version: an OpenAI-compatible address and the model's name there; ``hint`` says what to start, if anything."""
+    """Address of a version: an OpenAI-compatible URL and the model's name there.
+
+    ``hint`` tells what to start first, if anything.
+    """
 
     url: str
     model: str
@@ -168,21 +176,24 @@ class Endpoint:
 
 
 class Trainer(Protocol):
-    """A training backend. ``name`` is what tables and pages call it; ``base_model`` is the line its versions belong to."""
+    """A training backend.
+
+    ``name`` is its name in tables and pages; ``base_model`` is the line of its versions.
+    """
 
     name: str
     base_model: str
 
     def base_identity(self) -> BaseIdentity:
-        """What a checkpoint of this trainer must be served on: models.checkpoints.base_identity of the base's directory."""
+        """Identity of the base that a checkpoint needs (models.checkpoints.base_identity of its directory)."""
         ...
 
     def tokenizer_dir(self) -> Path | None:
-        """Where the base's tokenizer and chat template lie, which go with every checkpoint; None without a model."""
+        """Directory of the base's tokenizer and chat template, which every checkpoint contains; None without a model."""
         ...
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """Look at the sequences of a batch before its first iteration, and again before it goes on; nothing is posted, paid or written.
+        """Inspect a batch's sequences before training and before each resume; post, pay and write nothing.
 
         Raises:
             ModelUnavailable: what the backend needs to know of the base is not there.
@@ -196,7 +207,7 @@ class Trainer(Protocol):
         out: Path,
         on_step: Callable[[StepMetrics], None],
     ) -> IterationResult:
-        """Train one iteration and write the checkpoint into ``out``, which exists and is empty; ``prepare`` was called before.
+        """Train one iteration and write its checkpoint into the empty directory ``out``, after ``prepare``.
 
         That is an adapter (safetensors, adapter_config.json), or a service's pointer (models.checkpoints.write_remote).
         ``parent`` is the directory to continue from (the parent version, or the iteration before), None for the bare
@@ -212,32 +223,35 @@ class Trainer(Protocol):
         ...
 
     def checkpoint(self, directory: Path) -> Checkpoint:
-        """What a directory that ``train`` wrote stands for."""
+        """Describe a directory that ``train`` wrote."""
         ...
 
     def endpoint(self, version: str, directory: Path) -> Endpoint:
-        """How agents call the version that was published from ``directory``."""
+        """Address of the version published from ``directory``."""
         ...
 
 
 class LocalTrainer:
-    """What the trainers of this machine share: their checkpoint is a directory, served by `babylon-rl serve model`."""
+    """Common base of the trainers of this machine.
+
+    Their checkpoint is a directory, served by `babylon-rl serve model`.
+    """
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
-        """Nothing is paid, and tokens are counted while training."""
+        """Return an empty plan: nothing is paid, and tokens are counted while training."""
         return TrainPlan()
 
     def checkpoint(self, directory: Path) -> Checkpoint:
-        """The directory itself."""
+        """Return the directory itself."""
         return Checkpoint(directory, str(directory))
 
     def endpoint(self, version: str, directory: Path) -> Endpoint:
-        """A server on this machine, where the default port is."""
+        """Address of a server on this machine at the default port."""
         return Endpoint("http://localhost:8000/v1", version, f"start it with `babylon-rl serve model {version}`")
 
 
 def endpoint_of(settings: Settings, version: str, directory: Path) -> Endpoint:
-    """How agents call a registered version, by its checkpoint directory alone."""
+    """Address of a registered version, from its checkpoint directory alone."""
     remote = read_remote(directory)
     if remote is not None:
         return Endpoint(remote.inference_url, remote.inference_name)
@@ -253,11 +267,12 @@ class TrainingLine:
 
 
 def training_line(settings: Settings) -> TrainingLine:
-    """The line that a training under ``settings`` would continue.
+    """Determine the line that a training under ``settings`` would continue.
 
     Raises:
         NoTrainer: no backend is chosen, or the chosen one is not available; the message says what to set.
     """
+    # Order of choice: the service, then dry runs, a GPU, the CPU.
     if settings.wandb_key:
         if find_spec("art") is None:
             raise NoTrainer(
@@ -277,17 +292,18 @@ def training_line(settings: Settings) -> TrainingLine:
 
 
 def gpu_is_here() -> bool:
-    """True with a driver of an NVIDIA GPU and the packages of requirements-gpu.lock; loads neither."""
+    """True with an NVIDIA driver and the packages of requirements-gpu.lock; loads neither."""
     return Path("/proc/driver/nvidia/version").exists() and find_spec("unsloth") is not None
 
 
 def choose_trainer(settings: Settings) -> Trainer:
-    """The trainer of the settings' line: WANDB_API_KEY first, else TRAIN_RL_LOCAL (LOCAL_BASE_MODEL=dry: the dry one; a GPU; the CPU).
+    """Create the trainer of the settings' line: WANDB_API_KEY first, else TRAIN_RL_LOCAL (dry, GPU or CPU).
 
     Raises:
         NoTrainer: as ``training_line``.
     """
     line = training_line(settings)
+    # Imported here, because these modules load large packages.
     if line.backend == SERVERLESS:
         from babylon_rl.training.remote.serverless import ServerlessTrainer
 

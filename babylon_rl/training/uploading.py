@@ -1,7 +1,7 @@
-"""Checkpoints at MODEL_STORAGE_URL, any place that fsspec knows: <url>/<version>/, complete as soon as its manifest is there.
+"""Upload of checkpoints to MODEL_STORAGE_URL (any fsspec location): <url>/<version>/, complete once its manifest exists.
 
-Files go up under a temporary prefix, are read back and compared, then take their places, the manifest last; an upload that was broken
-off goes on with what is missing. Nothing is ever replaced or deleted there but what this put under its own temporary prefix.
+Files go up under a temporary prefix, are read back and compared, then moved into place, the manifest last. An interrupted upload continues
+with the missing files. Nothing is ever replaced or deleted there except this module's own temporary files.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _OTHERS = (
 
 
 class Storage:
-    """The place that a URL names. Raises UsageError: no file system has that scheme, or its package is not installed."""
+    """Location of a storage URL. Raises UsageError for an unknown scheme or a missing package."""
 
     def __init__(self, url: str) -> None:
         self.shown = shown_url(url).rstrip("/")
@@ -39,11 +39,11 @@ class Storage:
         self.fs.invalidate_cache()
 
     def at(self, *parts: str) -> str:
-        """A path in it."""
+        """Join a path below the root."""
         return "/".join((self.root, *parts))
 
     def sha256(self, path: str) -> str | None:
-        """The hash of what lies there, read back, or None."""
+        """Hash of the stored file, read back, or None."""
         digest = hashlib.sha256()
         try:
             with self.fs.open(path, "rb") as file:
@@ -55,7 +55,7 @@ class Storage:
 
 
 def check_storage(settings: Settings, batch_id: str) -> None:
-    """Write and remove a small file where checkpoints will go, before a training is paid for.
+    """Write and remove a small file at the storage location, before a training is paid.
 
     Raises:
         TrainingError: it cannot be written (a wrong key, no such place); the message says what was tried.
@@ -80,7 +80,7 @@ def check_storage(settings: Settings, batch_id: str) -> None:
 
 
 def upload_checkpoint(directory: Path, url: str, beat: Callable[[], None] = lambda: None) -> str:
-    """Upload a published checkpoint, or what of it is not up yet; returns the URL of its directory.
+    """Upload the missing files of a published checkpoint; return the URL of its directory.
 
     Args:
         beat: called between files; raises where the upload must stop.
@@ -104,7 +104,8 @@ def upload_checkpoint(directory: Path, url: str, beat: Callable[[], None] = lamb
 
 
 def _upload(storage: Storage, directory: Path, version: str, files: dict[str, str], beat: Callable[[], None]) -> None:
-    """``files`` are hashes by name, the manifest last."""
+    """Upload ``files`` (hashes by name, the manifest last)."""
+    # The manifest marks a complete upload: equal means done, different means another checkpoint.
     held = storage.sha256(storage.at(version, MANIFEST))
     if held is not None and held != files[MANIFEST]:
         raise TrainingPaused(  # and not failed: what was trained, and perhaps paid, is kept
@@ -114,10 +115,12 @@ def _upload(storage: Storage, directory: Path, version: str, files: dict[str, st
     if held is not None:
         return
     incoming = storage.at(INCOMING, f"{version}-{files[MANIFEST][:12]}")
+    # Files already in place with the right hash are not sent again.
     missing = [name for name, digest in files.items() if storage.sha256(storage.at(version, name)) != digest]
     for name in missing:
         beat()
         _put(storage, directory / name, f"{incoming}/{name}", files[name])
+    # Moved into place in order, so that the manifest appears last.
     for name in missing:
         place = storage.at(version, name)
         storage.fs.makedirs(place.rpartition("/")[0], exist_ok=True)
@@ -137,7 +140,7 @@ def _put(storage: Storage, source: Path, place: str, digest: str) -> None:
 
 @contextmanager
 def _failures() -> Iterator[list[Any]]:
-    """Catch what the libraries of such places raise when they cannot, into the list that is yielded."""
+    """Collect storage errors in the yielded list instead of raising them."""
     failed: list[Any] = []
     try:
         yield failed
@@ -152,8 +155,8 @@ def _library_errors() -> tuple[type[Exception], ...]:
 
 
 def _said(error: Exception, url: str) -> str:
-    said = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
     parts = urlsplit(url)
     for secret in filter(None, (parts.netloc.rpartition("@")[0], parts.password, parts.query)):  # some libraries repeat the address
-        said = said.replace(secret, "(a secret)")
-    return said.splitlines()[0][:300].rstrip(".")
+        text = text.replace(secret, "(a secret)")
+    return text.splitlines()[0][:300].rstrip(".")
