@@ -1,8 +1,7 @@
-"""Checkpoints: Hugging Face adapter directories with a manifest that says what is in them and which base they belong to.
+"""Checkpoints: Hugging Face adapter directories with a manifest of their files and base.
 
-With the adapter lie its base's tokenizer and chat template. A checkpoint is complete or absent: it is written under a temporary
-name, synced and renamed. Weights are safetensors only; a directory that holds a pickle, a file that the manifest does not list, or a
-link is refused.
+The base's tokenizer and chat template lie beside the adapter. A checkpoint is complete or absent: it is written under a temporary name,
+synced and renamed. Weights are safetensors only; a directory with a pickle, a file that the manifest does not list, or a link is refused.
 """
 
 import hashlib
@@ -56,7 +55,10 @@ A LoRA adapter for trading agents, trained by babylon-rl. `manifest.json` holds 
 
 
 class BaseIdentity(msgspec.Struct, frozen=True, rename="camel"):
-    """Which base model an adapter needs: its name, and hashes of what must be equal for the adapter to mean the same."""
+    """Identity of the base model that an adapter needs: name and hashes.
+
+    The hashes cover what must be equal for the adapter to mean the same.
+    """
 
     name: str
     config_sha256: str
@@ -65,7 +67,7 @@ class BaseIdentity(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RemoteCheckpoint(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """A step of a model at a training service: ``inference_name`` is what agents call at ``inference_url``."""
+    """Pointer to a step at a training service; agents call ``inference_name`` at ``inference_url``."""
 
     service: str
     model: str
@@ -77,7 +79,10 @@ class RemoteCheckpoint(msgspec.Struct, frozen=True, rename="camel", kw_only=True
 
 
 class Manifest(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """What a checkpoint is. ``files`` (path -> SHA-256) is filled in by ``publish``; ``created_at`` is ISO 8601, UTC."""
+    """Description of a checkpoint.
+
+    ``files`` (path -> SHA-256) is filled in by ``publish``; ``created_at`` is ISO 8601, UTC.
+    """
 
     version: str
     base: BaseIdentity
@@ -96,7 +101,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 
 
 def base_identity(base_dir: Path, name: str) -> BaseIdentity:
-    """The identity of a base model's directory.
+    """Identity of a base model's directory.
 
     Raises:
         CheckpointError: it is not a model directory.
@@ -108,7 +113,7 @@ def base_identity(base_dir: Path, name: str) -> BaseIdentity:
 
 
 def files_identity(base_dir: Path, name: str) -> BaseIdentity:
-    """``base_identity`` of a directory that need not hold weights: config and tokenizer are enough."""
+    """Compute ``base_identity`` of a directory that need not hold weights: config and tokenizer are enough."""
     config = json.loads((base_dir / "config.json").read_bytes())
     tokenizer_config = json.loads((base_dir / "tokenizer_config.json").read_bytes())
     template = base_dir / "chat_template.jinja"
@@ -122,7 +127,7 @@ def files_identity(base_dir: Path, name: str) -> BaseIdentity:
 
 
 def model_card(manifest: Manifest) -> str:
-    """The checkpoint's README: front matter that the hub reads, then the same for people."""
+    """README of a checkpoint: front matter for the hub, then the same facts for readers."""
     windows = manifest.windows
     facts = {
         "Base model": manifest.base.name,
@@ -145,7 +150,7 @@ def model_card(manifest: Manifest) -> str:
 
 
 def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
-    """Turn a directory that peft saved into the checkpoint ``final_dir``; both must lie on one file system.
+    """Publish a directory saved by peft as ``final_dir``; both must lie on one file system.
 
     Writes the model card and the manifest, names the base in the adapter's config (peft writes a path of this machine), syncs
     every file, renames. Returns the manifest with its ``files``.
@@ -154,6 +159,7 @@ def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
         CheckpointError: a file is missing or not allowed, or ``final_dir`` is there already.
     """
     if final_dir.exists():
+        # Refuse an existing target and an incomplete source before anything is written.
         raise CheckpointError(f"{final_dir} is there already: a published checkpoint is never replaced.")
     for name in _required(tmp_dir):
         if not (tmp_dir / name).is_file():
@@ -164,12 +170,14 @@ def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
         (tmp_dir / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (tmp_dir / CARD).write_text(model_card(manifest))
     (tmp_dir / MANIFEST).unlink(missing_ok=True)
+    # The manifest is written last and lists every other file.
     files = {name: sha256(tmp_dir / name) for name in _files(tmp_dir)}
     manifest = msgspec.structs.replace(manifest, files=files)
     (tmp_dir / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n")
     for name in (*files, MANIFEST):
         (tmp_dir / name).chmod(0o644)
         fsync(tmp_dir / name)
+    # Sync files, then folders, then rename: the checkpoint appears completely or not at all.
     for folder in (*(path for path in tmp_dir.rglob("*") if path.is_dir()), tmp_dir):
         fsync(folder)
     tmp_dir.chmod(0o755)
@@ -180,19 +188,22 @@ def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
 
 
 def copy_tokenizer(base_dir: Path, directory: Path) -> None:
-    """Put the base's tokenizer and chat template into a checkpoint that is about to be published: serving must use these very ones."""
+    """Copy the base's tokenizer and chat template into a checkpoint before publication.
+
+    Serving must use exactly these files.
+    """
     for name in TOKENIZER:
         if (base_dir / name).is_file():
             shutil.copyfile(base_dir / name, directory / name)
 
 
 def write_remote(directory: Path, remote: RemoteCheckpoint) -> None:
-    """Make ``directory`` stand for a step at a service."""
+    """Write a pointer to a step at a service into ``directory``."""
     (directory / REMOTE).write_bytes(msgspec.json.format(msgspec.json.encode(remote, order="sorted"), indent=2) + b"\n")
 
 
 def read_remote(directory: Path) -> RemoteCheckpoint | None:
-    """The step at a service that a checkpoint stands for, None for an adapter.
+    """Read the pointer of a checkpoint to a step at a service, None for an adapter.
 
     Raises:
         CheckpointError: the pointer cannot be read.
@@ -208,7 +219,7 @@ def read_remote(directory: Path) -> RemoteCheckpoint | None:
 
 
 def load_manifest(directory: Path) -> Manifest:
-    """The manifest, unchecked against the files.
+    """Read the manifest, without checking the files.
 
     Raises:
         CheckpointError: there is none, or it cannot be read.
@@ -227,12 +238,13 @@ def load_manifest(directory: Path) -> Manifest:
 
 
 def verify(directory: Path, base_dir: Path | None = None) -> Manifest:
-    """Check every file of a checkpoint against its manifest and, when given, the base against the one it was trained on.
+    """Verify every file of a checkpoint against its manifest, and the base if given.
 
     Raises:
         CheckpointError: a file is missing, changed, not listed or a pickle; or the base is another one.
     """
     manifest = load_manifest(directory)
+    # Missing files first, then unlisted, then changed ones; the base last.
     present = {name for name in _files(directory) if name != MANIFEST}
     missing = sorted({*_required(directory), *manifest.files} - present)
     if missing:
@@ -249,7 +261,7 @@ def verify(directory: Path, base_dir: Path | None = None) -> Manifest:
 
 
 def check_served_as(manifest: Manifest, prompt_version: str, action_grammar: str) -> None:
-    """Compare how a version is about to be asked with what it was trained on; what the manifest does not record is not compared.
+    """Compare the prompt and grammar about to be used with those of the training; skip unrecorded ones.
 
     Raises:
         CheckpointError: it was trained on another prompt, or on answers of another grammar.
@@ -272,7 +284,7 @@ def _table(rows: dict[str, str]) -> str:
 
 
 def check_base(directory: Path, trained: BaseIdentity, given: BaseIdentity) -> None:
-    """Compare the base that a checkpoint was trained on with the one at hand. Raises CheckpointError: it is another."""
+    """Compare the base of a checkpoint with the given one. Raises CheckpointError when they differ."""
     parts = {"config": "config_sha256", "tokenizer": "tokenizer_sha256", "chat template": "chat_template_sha256"}
     other = [part for part, name in parts.items() if getattr(trained, name) != getattr(given, name)]
     if other:
@@ -280,8 +292,8 @@ def check_base(directory: Path, trained: BaseIdentity, given: BaseIdentity) -> N
 
 
 def _files(directory: Path) -> list[str]:
-    """Every file's relative path, sorted; refuses links and pickles."""
-    found = []
+    """List every file's relative path, sorted; refuse links and pickles."""
+    names = []
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_symlink():
@@ -289,12 +301,12 @@ def _files(directory: Path) -> list[str]:
         if path.is_file():
             if path.suffix in _PICKLES or _is_pickle(path):
                 raise CheckpointError(f"{directory} holds {name}, which can run code when it is loaded: only safetensors are allowed.")
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def _is_pickle(path: Path) -> bool:
-    """By content: a pickle's protocol byte, or the zip that torch.save writes."""
+    """Detect a pickle by content: its protocol byte, or the zip that torch.save writes."""
     with path.open("rb") as file:
         start = file.read(4)
     return (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and path.suffix != ".safetensors") or start == b"PK\x03\x04"

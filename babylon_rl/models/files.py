@@ -1,4 +1,4 @@
-"""Files that must survive a crash or a full disk, and their hashes."""
+"""Hashes and durable copies of files, safe against a crash or a full disk."""
 
 import fnmatch
 import hashlib
@@ -13,13 +13,13 @@ _OS_ERROR = re.compile(r"os error (\d+)")
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 in hex."""
+    """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file's content, or a directory's entries, are on the disk."""
+    """Flush a file's content, or a directory's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -28,7 +28,7 @@ def fsync(path: Path) -> None:
 
 
 def copy_tree(source: Path, target: Path, leave_out: Sequence[str] = ()) -> None:
-    """Copy a directory's files into ``target``, made anew; ``leave_out`` are patterns of names.
+    """Copy a directory's files into a new ``target``; ``leave_out`` are patterns of names.
 
     Raises:
         OSError: as it is, and not in a list of many (shutil.Error), so that a full disk can be told by its number.
@@ -43,7 +43,7 @@ def copy_tree(source: Path, target: Path, leave_out: Sequence[str] = ()) -> None
 
 @contextmanager
 def saving_weights(directory: Path) -> Iterator[None]:
-    """Turn what safetensors raises when it cannot write into the OSError that it was."""
+    """Convert a write failure of safetensors to the underlying OSError."""
     from safetensors import SafetensorError
 
     try:

@@ -1,8 +1,8 @@
-"""Finite grammars: a JSON schema with finitely many answers, as a trie of the tokenizer's own tokens.
+"""Finite grammars: JSON schemas with finitely many answers, as tries of the tokenizer's tokens.
 
-A decision of an agent is one of some dozens of JSON texts. Serving walks the trie: a token with one legal continuation is
-forced (probability 1), elsewhere the distribution is the softmax over the legal tokens alone; training uses exactly that.
-Open strings, arrays, references and optional properties are left out on purpose: their languages are not finite or not small.
+A decision of an agent is one of some dozens of JSON texts. Serving walks the trie: a token with one legal continuation is forced
+(probability 1); elsewhere the distribution is the softmax over the legal tokens alone. Training uses exactly that distribution. Open
+strings, arrays, references and optional properties are deliberately not supported: their languages are not finite or not small.
 """
 
 import json
@@ -25,26 +25,26 @@ _KEYWORDS = {"anyOf", "const", "enum", "type", "properties", "required", "additi
 
 @dataclass(eq=False)
 class Trie:
-    """A node: token id -> next node. A leaf ends a text, after the end token."""
+    """Trie node: token id to next node. A leaf ends a text, after the end token."""
 
     children: dict[int, "Trie"] = field(default_factory=dict)
 
     @cached_property
     def legal(self) -> tuple[int, ...]:
-        """The tokens that may follow, ascending; asked of a trie that is whole."""
+        """Legal next tokens, ascending; call it on a complete trie."""
         return tuple(sorted(self.children))
 
 
 @dataclass(frozen=True, eq=False)
 class Grammar:
-    """The texts a schema allows, each text's tokens (end token included), and their trie."""
+    """Texts allowed by a schema, their tokens (end token included), and their trie."""
 
     texts: tuple[str, ...]
     tokens: dict[str, tuple[int, ...]]
     trie: Trie
 
     def node(self, prefix: Sequence[int]) -> Trie:
-        """The trie's node after ``prefix``.
+        """Return the trie's node after ``prefix``.
 
         Raises:
             UsageError: no text of the language starts with these tokens.
@@ -57,22 +57,22 @@ class Grammar:
         return node
 
     def legal(self, prefix: Sequence[int]) -> tuple[int, ...]:
-        """The legal tokens after ``prefix``, ascending; empty after the end token."""
+        """Return the legal tokens after ``prefix``, ascending; empty after the end token."""
         return self.node(prefix).legal
 
     def legal_t(self, tokens: Sequence[int]) -> list[tuple[int, ...]]:
-        """For each of T response tokens the tokens that were legal in its place."""
-        node, found = self.trie, []
+        """Return the legal tokens at the place of each of T response tokens."""
+        node, legal = self.trie, []
         for token in tokens:
-            found.append(node.legal)
+            legal.append(node.legal)
             if token not in node.children:
                 raise UsageError(f"Token {token} is not legal there: the answer is not in the grammar's language.")
             node = node.children[token]
-        return found
+        return legal
 
 
 def compile_grammar(response_format: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Grammar:
-    """The grammar of an OpenAI ``response_format`` of type json_schema; the same format and tokenizer give the same object.
+    """Compile an OpenAI ``response_format`` of type json_schema; results are cached.
 
     Raises:
         UsageError: another type, a schema that is not finite, or one with more than ``LANGUAGE_LIMIT`` answers.
@@ -81,12 +81,15 @@ def compile_grammar(response_format: dict[str, Any], tokenizer: "PreTrainedToken
 
 
 def canonical(response_format: dict[str, Any]) -> str:
-    """The format as one line of JSON; the order of properties is kept, because the answers are written in it."""
+    """Serialize the format as one line of JSON.
+
+    The order of properties is kept, because answers are written in it.
+    """
     return json.dumps(response_format, separators=(",", ":"))
 
 
 def language(schema: dict[str, Any]) -> tuple[str, ...]:
-    """Every text of a finite schema, as ``json.dumps`` with default separators writes it, in the schema's order, without repeats.
+    """List every text of a finite schema, as ``json.dumps`` writes it, in the schema's order, without repeats.
 
     Raises:
         UsageError: as ``compile_grammar``.
@@ -104,6 +107,7 @@ def _compile(text: str, tokenizer: "PreTrainedTokenizerBase") -> Grammar:
     if tokenizer.eos_token_id is None:
         raise UsageError("The tokenizer has no end token: an answer under a grammar cannot end.")
     tokens = {one: (*tokenizer.encode(one, add_special_tokens=False), int(tokenizer.eos_token_id)) for one in texts}
+    # All texts share one trie, so a prefix determines the legal tokens.
     root = Trie()
     for sequence in tokens.values():
         node = root
@@ -140,6 +144,7 @@ def _objects(schema: dict[str, Any], where: str) -> Iterator[str]:
     optional = [name for name in properties if name not in schema.get("required", ())]
     if optional:
         raise UsageError(f"{where}: {', '.join(optional)} must be in required: optional properties are not served.")
+    # The product is checked before it is built: it may be huge.
     parts = {name: _texts(value, f"{where}.{name}") for name, value in properties.items()}
     size = prod(len(values) for values in parts.values())
     if size > LANGUAGE_LIMIT:

@@ -1,7 +1,8 @@
-"""Tokens of texts that repeat each other's lines: agents of a tick are shown the same markets and news, and differ in a line or two.
+"""Tokenization with a cache of lines.
 
-A tokenizer whose words end at every line (byte-level BPE with GPT-2's pattern, which the packaged base has) gives a text the tokens of
-its lines one after the other, so a line that was met before is not tokenized again. Other tokenizers are given the whole text.
+Agents of a tick see the same markets and news, so their texts differ in a line or two. A tokenizer whose words end at every line
+(byte-level BPE with GPT-2's pattern, as in the packaged base) gives a text the tokens of its lines in sequence, so a known line is not
+tokenized again. Other tokenizers get the whole text.
 """
 
 import re
@@ -18,13 +19,13 @@ _CUT = re.compile(r"(?<=\S\n)(?=\S)")
 
 
 def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """The tokens of a text, without special tokens around it."""
+    """Encode a text, without special tokens around it."""
     if not _ends_words_at_lines(tokenizer):
         return list(tokenizer.encode(text, add_special_tokens=False))
-    found: list[int] = []
+    tokens: list[int] = []
     for line in _CUT.split(text):
-        found += _kept(tokenizer, line) if len(line) <= LONGEST_KEPT else tokenizer.encode(line, add_special_tokens=False)
-    return found
+        tokens += _kept(tokenizer, line) if len(line) <= LONGEST_KEPT else tokenizer.encode(line, add_special_tokens=False)
+    return tokens
 
 
 @lru_cache(maxsize=KEPT_LINES)

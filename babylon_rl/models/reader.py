@@ -1,4 +1,4 @@
-"""A language model that reads rows of tokens piece by piece, with its keys and values kept (a KV cache for ragged batches)."""
+"""Incremental forward pass with a KV cache for ragged batches."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,10 @@ SHARED_PREFIX_MINIMUM = 12
 
 
 class Reader:
-    """Feeds rows of tokens to the model, remembering keys and values; rows may be of different lengths at every step."""
+    """Feeds rows of tokens to the model and keeps their keys and values.
+
+    Rows may have different lengths at every step.
+    """
 
     def __init__(self, causal: Any, pad: int, device: "torch.device") -> None:
         import torch
@@ -22,7 +25,7 @@ class Reader:
         self._past = torch.zeros((1, 0), dtype=torch.long, device=device)
 
     def read_prompts(self, prompts_u: Sequence[Sequence[int]]) -> "torch.Tensor":
-        """Read U different prompts, what they share at the start only once; returns each one's last hidden state, [U, D]."""
+        """Read U different prompts, their common prefix once; return the last hidden states, [U, D]."""
         shared = shared_prefix(prompts_u)
         if shared:
             self.read([prompts_u[0][:shared]])
@@ -30,12 +33,13 @@ class Reader:
         return self.read([prompt[shared:] for prompt in prompts_u])
 
     def read(self, rows: Sequence[Sequence[int]]) -> "torch.Tensor":
-        """Append B rows of tokens; returns the hidden state of each row's last token, [B, D]."""
+        """Append B rows of tokens; return the hidden state of each row's last token, [B, D]."""
         import torch
 
         width, device = max(map(len, rows)), self._past.device
         ids = torch.tensor([[*row, *[self._pad] * (width - len(row))] for row in rows], device=device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+        # Positions count real tokens only; padding is masked.
         positions = (self._past.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
         self._past = torch.cat([self._past, mask], dim=1)
         out = self._backbone(input_ids=ids, attention_mask=self._past, position_ids=positions, past_key_values=self._cache, use_cache=True)
@@ -43,7 +47,7 @@ class Reader:
         return hidden
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows, in this order; a row may be repeated."""
+        """Keep these rows, in this order; a row may be repeated."""
         import torch
 
         kept = torch.tensor(rows, device=self._past.device)
@@ -53,7 +57,10 @@ class Reader:
 
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all prompts share, leaving each at least one; 0 when too few to be worth a pass of their own."""
+    """Length of the common prefix of all prompts, leaving each at least one token.
+
+    0 when it is too short to be worth a separate pass.
+    """
     if len(prompts) == 1:
         return 0
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # the lexicographic extremes share what all share

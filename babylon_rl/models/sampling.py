@@ -1,4 +1,4 @@
-"""Drawing tokens: a request on its way through its grammar, and the draw itself, by inverse CDF from the request's own generator."""
+"""Sampling of tokens: state of a request in its grammar, and draws by inverse CDF from its own generator."""
 
 import math
 import random
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Row:
-    """A request on its way: ``pending`` are the tokens that the model has not read yet."""
+    """State of a request; ``pending`` are the tokens that the model has not read yet."""
 
     prompt: tuple[int, ...]
     node: Trie | None
@@ -32,13 +32,13 @@ class Row:
         self.pending = list(self.prompt)
 
     def take(self, token: int, logprob: float) -> None:
-        """Append a token that was chosen, and every token that it forces."""
+        """Append a chosen token, and every token that it forces."""
         self.pending = []
         self._append(token, logprob)
         self.follow_forced()
 
     def follow_forced(self) -> None:
-        """Append tokens as long as there is one legal continuation."""
+        """Append tokens while there is one legal continuation."""
         while not self.done and self.node is not None and len(self.node.children) == 1:
             self._append(next(iter(self.node.children)), 0.0)
 
@@ -55,6 +55,7 @@ def choose(rows: Sequence[Row], hidden_bd: "torch.Tensor", head_vd: "torch.Tenso
     """Draw each row's next token from the softmax over its legal tokens."""
     import torch
 
+    # Rows under a grammar are computed together, over their legal tokens only.
     bound = [n for n, row in enumerate(rows) if row.node is not None]
     if bound:
         legal_n = [node.legal for row in rows if (node := row.node) is not None]
@@ -62,6 +63,7 @@ def choose(rows: Sequence[Row], hidden_bd: "torch.Tensor", head_vd: "torch.Tenso
         for n, legal, logprobs in zip(bound, legal_n, values, strict=True):
             picked = _pick(rows[n], logprobs[: len(legal)])
             rows[n].take(legal[picked], logprobs[picked])
+    # Free rows use the whole vocabulary.
     for n, row in enumerate(rows):
         if n not in bound:
             logprobs_v = torch.log_softmax((hidden_bd[n] @ head_vd.T).float(), dim=-1)

@@ -1,8 +1,8 @@
-"""Log-probabilities of recorded answers, differentiable, under the same distribution that served them.
+"""Differentiable log-probabilities of recorded answers, under the distribution that served them.
 
-The hidden states of a right-padded batch are computed once; the head only where a token had alternatives, and only over
-the legal ones, in float32. A forced token has log-probability 0 and gives no gradient. What is computed over the whole vocabulary is
-computed for ``OPEN_ROWS`` tokens at a time and again in the backward pass, so that memory does not grow with the length of free texts.
+The hidden states of a right-padded batch are computed once; the head only where a token had alternatives, and only over the legal ones, in
+float32. A forced token has log-probability 0 and gives no gradient. Computations over the whole vocabulary run on ``OPEN_ROWS`` tokens at
+a time and again in the backward pass, so that memory does not grow with the length of free texts.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ OPEN_ROWS = 128
 
 @dataclass(frozen=True)
 class EncodedSequence:
-    """One served call as tokens: a prompt, T response tokens (end token included), and per response token what was legal.
+    """One served call as tokens: prompt, T response tokens (end token included), legal tokens of each.
 
     ``legal_t[t]`` is None where the whole vocabulary was; ``trainable_t[t]`` is True where the token had alternatives.
     """
@@ -36,20 +36,20 @@ class EncodedSequence:
 
     @property
     def trainable_tokens(self) -> int:
-        """How many response tokens had alternatives."""
+        """Number of response tokens that had alternatives."""
         return sum(self.trainable_t)
 
 
 @dataclass(frozen=True)
 class NotEncodable:
-    """Why a sequence cannot be trained on, as a reason to count and a sentence."""
+    """Reason why a sequence cannot be trained on: a short one to count and a sentence."""
 
     reason: str
     detail: str
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
-    """The prompt's tokens: the chat template with the opening of the assistant's turn."""
+    """Encode a prompt: the chat template with the opening of the assistant's turn."""
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     return tuple(encode_text(tokenizer, str(text)))
 
@@ -57,7 +57,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[
 def encode_sequence(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, Any]], response: str, response_format: dict[str, Any] | None
 ) -> EncodedSequence | NotEncodable:
-    """A served call as tokens; without a ``response_format`` every response token is trainable.
+    """Encode a served call; without a ``response_format`` every response token is trainable.
 
     Raises:
         UsageError: the response_format is not a finite schema.
@@ -77,7 +77,7 @@ def encode_sequence(
 
 
 def causal_model(model: "nn.Module") -> Any:
-    """The language model inside a peft wrapper (its adapters stay in effect), or the model itself."""
+    """Return the language model inside a peft wrapper (its adapters stay active), or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -85,6 +85,7 @@ def legal_logprobs(hidden_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[Seq
     """Log-softmax of N hidden states over each one's legal tokens: [N, M] in float32, -inf beyond a set's size."""
     import torch
 
+    # Legal sets differ in size: pad with a legal id, then mask the padding.
     width = max(len(legal) for legal in legal_n)
     ids = torch.tensor([[*legal, *[legal[0]] * (width - len(legal))] for legal in legal_n], device=hidden_nd.device)
     sizes = torch.tensor([len(legal) for legal in legal_n], device=hidden_nd.device)
@@ -94,7 +95,10 @@ def legal_logprobs(hidden_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[Seq
 
 
 def spot_values(hidden_nd: "Tensor", head_vd: "Tensor", spots: Sequence[tuple[tuple[int, ...] | None, int]]) -> "tuple[Tensor, Tensor]":
-    """[N] log-probabilities of the tokens taken and [N] entropies; whole-vocabulary spots and legal sets are computed apart."""
+    """[N] log-probabilities of the tokens taken and [N] entropies.
+
+    Whole-vocabulary spots and legal sets are computed separately.
+    """
     import torch
 
     values = hidden_nd.new_zeros(len(spots), dtype=torch.float32)
@@ -118,24 +122,24 @@ def spot_values(hidden_nd: "Tensor", head_vd: "Tensor", spots: Sequence[tuple[tu
 
 
 def divergence(hidden_nd: "Tensor", reference_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[tuple[int, ...] | None]) -> "Tensor":
-    """[N] exact KL divergences, in nats, of the policy from a reference over each spot's legal tokens (None: the vocabulary).
+    """[N] exact KL divergences, in nats, from a reference over each spot's legal tokens (None: the vocabulary).
 
     Exact, because an estimate from the taken token alone explodes when the token was taken by somebody else.
     """
     import torch
 
-    found = hidden_nd.new_zeros(len(legal_n), dtype=torch.float32)
+    kl = hidden_nd.new_zeros(len(legal_n), dtype=torch.float32)
     open_n = [n for n, legal in enumerate(legal_n) if legal is None]
     bound_n = [n for n, legal in enumerate(legal_n) if legal is not None]
     if open_n:
         open_kl = _in_parts(partial(_open_divergence, head_vd), hidden_nd[open_n], reference_nd[open_n])
-        found = found.index_put((torch.tensor(open_n, device=found.device),), open_kl)
+        kl = kl.index_put((torch.tensor(open_n, device=kl.device),), open_kl)
     if bound_n:
         legal = [legal_n[n] or () for n in bound_n]
         policy, reference = (legal_logprobs(hidden[bound_n], head_vd, legal) for hidden in (hidden_nd, reference_nd))
         away = (policy - reference).masked_fill(torch.isinf(policy), 0.0)
-        found = found.index_put((torch.tensor(bound_n, device=found.device),), (policy.exp() * away).sum(-1))
-    return found
+        kl = kl.index_put((torch.tensor(bound_n, device=kl.device),), (policy.exp() * away).sum(-1))
+    return kl
 
 
 def _open_values(head_vd: "Tensor", hidden_nd: "Tensor", picked_n: "Tensor") -> "Tensor":
@@ -155,7 +159,7 @@ def _open_divergence(head_vd: "Tensor", hidden_nd: "Tensor", reference_nd: "Tens
 
 
 def _in_parts(work: "Callable[..., Tensor]", *rows_n: "Tensor") -> "Tensor":
-    """``work`` over ``OPEN_ROWS`` rows at a time, of which only the arguments are kept for the backward pass."""
+    """Apply ``work`` to ``OPEN_ROWS`` rows at a time; keep only the arguments for the backward pass."""
     import torch
     from torch.utils.checkpoint import checkpoint
 

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server for a base model and its checkpoints: /v1/chat/completions, /v1/models, /health.
+"""OpenAI-compatible server for a base model and its checkpoints: /v1/chat/completions, /v1/models, /health.
 
-Requests that wait together are answered together: one worker thread takes what has arrived (after a linger of a few
-milliseconds) as one batch of the policy. Left out on purpose: streaming, several choices, top_p, tools.
+Waiting requests are answered together: one worker thread takes all that arrived (after a linger of a few milliseconds) as one batch of the
+policy. Streaming, several choices, top_p and tools are deliberately not supported.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
 
 
 class ChatBody(msgspec.Struct, frozen=True):
-    """What is read of a request; other fields are ignored, as OpenAI's clients send many."""
+    """Supported fields of a request; others are ignored, because OpenAI's clients send many."""
 
     model: str
     messages: list[ChatMessage]
@@ -69,7 +69,7 @@ class Batcher:
         self._queue: asyncio.Queue[tuple[CompletionRequest, asyncio.Future[Completion]]] = asyncio.Queue()
 
     async def complete(self, request: CompletionRequest) -> Completion:
-        """Wait for this request's turn and answer."""
+        """Queue this request and wait for its answer."""
         answer: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         await self._queue.put((request, answer))
         return await answer
@@ -79,13 +79,15 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while True:
             waiting = [await self._queue.get()]
+            # A short wait lets concurrent requests join the batch.
             await asyncio.sleep(LINGER_S)
             while len(waiting) < BATCH_LIMIT and not self._queue.empty():
                 waiting.append(self._queue.get_nowait())
-            asked = [(request, answer) for request, answer in waiting if not answer.cancelled()]
-            done = await asyncio.wait([loop.run_in_executor(executor, self._policy.complete, [request for request, _ in asked])])
+            batch = [(request, answer) for request, answer in waiting if not answer.cancelled()]
+            done = await asyncio.wait([loop.run_in_executor(executor, self._policy.complete, [request for request, _ in batch])])
             outcome = done[0].pop()
-            for index, (_, answer) in enumerate(asked):
+            # A failed batch fails every request in it; cancelled ones are skipped.
+            for index, (_, answer) in enumerate(batch):
                 if answer.cancelled():
                     continue
                 if (failure := outcome.exception()) is not None:
@@ -95,7 +97,7 @@ class Batcher:
 
 
 def create_app(policy: Policy, adapters: Mapping[str, Path] | None = None, clock: Callable[[], float] = time.time) -> Starlette:
-    """The application. The model name ``base`` is the base model; each other name is an adapter of the policy.
+    """Create the application; the model name ``base`` is the base model, every other name an adapter.
 
     ``adapters`` (name -> checkpoint directory) are loaded first when the policy does not have them.
 
@@ -123,12 +125,13 @@ def create_app(policy: Policy, adapters: Mapping[str, Path] | None = None, clock
         if body.model != BASE_MODEL_NAME and body.model not in policy.adapters:
             known = ", ".join((BASE_MODEL_NAME, *policy.adapters))
             return _refusal(404, f"The model {body.model!r} is not served here; served: {known}.", "model_not_found")
+        # Invalid requests are refused before they join a batch.
         try:
-            asked = _completion_request(body)
-            policy.check(asked)
+            completion_request = _completion_request(body)
+            policy.check(completion_request)
         except UsageError as refused:
             return _refusal(400, str(refused))
-        return JSONResponse(_answer(body, await batcher.complete(asked), policy.tokenizer, int(clock())))
+        return JSONResponse(_answer(body, await batcher.complete(completion_request), policy.tokenizer, int(clock())))
 
     async def models(_: Request) -> JSONResponse:
         names = (BASE_MODEL_NAME, *policy.adapters)
@@ -144,7 +147,9 @@ def create_app(policy: Policy, adapters: Mapping[str, Path] | None = None, clock
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket, not yet listening; ``port`` 0 takes a free one. Done first, so that a taken port is said before minutes of work.
+    """Bind a socket without listening; ``port`` 0 takes a free one.
+
+    Called first, so that a used port is reported before minutes of work.
 
     Raises:
         ModelUnavailable: the address cannot be used.
@@ -161,7 +166,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None]) -> None:
-    """Serve until interrupted. ``announce`` gets one JSON line, {"host", "port", "models"}, once requests are accepted."""
+    """Serve until interrupted; ``announce`` gets one JSON line, {"host", "port", "models"}, once requests are accepted."""
     import uvicorn
 
     server = uvicorn.Server(uvicorn.Config(create_app(policy), log_level="warning", timeout_graceful_shutdown=3))
@@ -172,7 +177,7 @@ def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """``python -m babylon_rl.models.server``: what ``running_server`` starts."""
+    """Run ``python -m babylon_rl.models.server``, the program of ``running_server``."""
     import argparse
 
     parser = argparse.ArgumentParser(prog="babylon_rl.models.server")
@@ -185,6 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.end_with_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
+    # The port is bound before the model is loaded: a used port fails at once.
     bound = bind(options.host, options.port)
     set_threads(options.threads)
     policy = Policy.load(options.base)
@@ -238,7 +244,10 @@ def _answer(body: ChatBody, completion: Completion, tokenizer: "PreTrainedTokeni
 
 
 def _logprobs(completion: Completion, tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:
-    """OpenAI's shape and each token's id; the end token is included, ``bytes`` is null where a token is part of a character."""
+    """Log-probabilities in OpenAI's format, with each token's id.
+
+    The end token is included; ``bytes`` is null where a token is part of a character.
+    """
     texts = [str(tokenizer.decode([token])) for token in completion.token_ids]
     return [
         {

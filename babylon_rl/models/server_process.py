@@ -1,7 +1,7 @@
-"""A model server as a child process that never outlives its parent.
+"""Model server as a child process that never outlives its parent.
 
-The child chooses a free port and says it on its standard output when it is bound; its standard input is a pipe that only
-the parent holds, so that it ends itself when the parent dies, however that happens.
+The child chooses a free port and prints it on standard output once it is bound. Its standard input is a pipe that only the parent holds,
+so that it ends when the parent dies, for whatever reason.
 """
 
 import json
@@ -25,7 +25,7 @@ _LOG_TAIL_LINES = 12
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that answers; ``url`` is the base URL for OpenAI clients."""
+    """A server that accepts requests; ``url`` is the base URL for OpenAI clients."""
 
     url: str
     port: int
@@ -71,7 +71,7 @@ def _announced_port(child: subprocess.Popen[bytes], log: Path, deadline: float) 
 
 
 def _line_before(stream: IO[bytes], deadline: float) -> bytes | None:
-    """The first line of ``stream``; empty when it closed, None when the deadline passed."""
+    """Read the first line of ``stream``; empty when it closed, None after the deadline."""
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         ready = selector.select(max(0.0, deadline - time.monotonic()))
@@ -96,5 +96,5 @@ def _tail(log: Path) -> str:
 
 
 def _package_root() -> Path:
-    """Where ``babylon_rl`` is importable from, also when the parent runs from another directory."""
+    """Directory that contains the package, also when the parent runs elsewhere."""
     return Path(__file__).resolve().parents[2]

@@ -1,8 +1,8 @@
-"""How torch uses the processor: as many threads as OMP_NUM_THREADS says, or as there are cores; they sleep while they wait.
+"""Threads of torch: as many as OMP_NUM_THREADS or the cores, sleeping while they wait.
 
-OpenMP's threads spin by default, and on busy cores a spinning thread holds up the one that it waits for: two trainings side by side
-then take several times as long. The wait policy is read when torch is first imported, so every process of ours has it from its start
-(cli/caches.py); ``set_threads`` sets it for the programs that start otherwise.
+OpenMP's threads spin by default, and on busy cores a spinning thread delays the one that it waits for: two parallel trainings then take
+several times as long. The wait policy is read when torch is first imported, so every process of this package sets it at its start
+(cli/caches.py); ``set_threads`` sets it for other programs.
 """
 
 import os
@@ -11,7 +11,10 @@ WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def usable_cores() -> int:
-    """OMP_NUM_THREADS if it is a number, else the cores that this process may use, at most 4: a small model gains nothing from more."""
+    """Number of threads to use: OMP_NUM_THREADS if it is a number, else the available cores, at most 4.
+
+    A small model gains nothing from more.
+    """
     asked = os.environ.get("OMP_NUM_THREADS", "").strip()
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
@@ -20,7 +23,7 @@ def usable_cores() -> int:
 
 
 def set_threads(threads: int | None = None) -> None:
-    """Let torch compute with ``threads`` threads (None: ``usable_cores``); call it before anything else imports torch."""
+    """Limit torch to ``threads`` threads (None: ``usable_cores``); call it before torch is imported."""
     for name, value in WAIT_POLICY.items():
         os.environ.setdefault(name, value)
     import torch

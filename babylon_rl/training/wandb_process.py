@@ -1,8 +1,7 @@
-"""Weights & Biases in a process of its own: what it costs, breaks or waits for is not this process's, and is said in a sentence.
+"""Weights & Biases in a child process, so that its costs, failures and waits do not affect this process.
 
-The child gets one line of JSON, the run to open, then a line for everything to log, and answers with the run's page (or, offline, its
-directory). Its files, its login and its caches stay under BABYLON_RL_HOME/wandb. Lines are handed over by a thread, so that who logs
-never waits.
+The child gets one line of JSON (the run to open), then one line per row to log, and answers with the run's page (or, offline, its
+directory). Its files, login and caches stay under BABYLON_RL_HOME/wandb. A thread hands the lines over, so that logging never waits.
 """
 
 import json
@@ -30,7 +29,10 @@ _OPEN_ENDED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of it in a sentence; ``link`` is the run's page, or its directory when it was written offline."""
+    """Outcome of sending, as a sentence.
+
+    ``link`` is the run's page, or its directory when it was written offline.
+    """
 
     words: str
     link: str | None = None
@@ -38,7 +40,7 @@ class Sent:
 
 
 def refusal(settings: Settings) -> str | None:
-    """Why nothing goes to Weights & Biases under these settings, None when it does (or into files, offline)."""
+    """Reason why nothing is sent to Weights & Biases under these settings; None when it is (or into files, offline)."""
     if settings.wandb_mode == "disabled":
         return "Not sent to Weights & Biases: WANDB_MODE is disabled."
     if settings.wandb_mode == "online" and not settings.wandb_key:
@@ -47,7 +49,10 @@ def refusal(settings: Settings) -> str | None:
 
 
 def run_request(settings: Settings, run_id: str, name: str, job_type: str, **more: Any) -> dict[str, Any]:
-    """The first line for a child: which run to open. ``more`` are further arguments of wandb.init, and ``initTimeout`` in seconds."""
+    """Build the first line for a child: the run to open.
+
+    ``more`` are further arguments of wandb.init, and ``initTimeout`` in seconds.
+    """
     return {
         "entity": settings.wandb_entity, "project": settings.wandb_project, "mode": settings.wandb_mode, "id": run_id, "name": name,
         "job_type": job_type, "initTimeout": INIT_TIMEOUT_S,
@@ -55,7 +60,7 @@ def run_request(settings: Settings, run_id: str, name: str, job_type: str, **mor
 
 
 class WandbProcess:
-    """A child that runs ``module`` as a program; ``request`` is its first line."""
+    """Child process that runs ``module`` as a program; ``request`` is its first line."""
 
     def __init__(self, module: str, request: Mapping[str, Any], settings: Settings) -> None:
         home = settings.home / "wandb"
@@ -71,6 +76,7 @@ class WandbProcess:
         self._out: list[str] = []
         self._err: list[str] = []
         assert self._child.stdin is not None and self._child.stdout is not None and self._child.stderr is not None
+        # A thread per pipe: none of the three can block the training or each other.
         self._threads = [
             threading.Thread(target=_write, args=(self._lines, self._child.stdin), daemon=True),
             threading.Thread(target=_read, args=(self._child.stdout, self._out), daemon=True),
@@ -81,11 +87,11 @@ class WandbProcess:
         self.write(request)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Hand a line over; returns at once."""
+        """Queue a line; returns at once."""
         self._lines.put(json.dumps(line))
 
     def end(self, timeout_s: float = TIMEOUT_S) -> Sent:
-        """Say that nothing more comes, wait for the answer, and end the child whatever it does."""
+        """Close the input, wait for the answer, and end the child in any case."""
         self._lines.put(None)
         try:
             self._child.wait(timeout_s)
@@ -97,7 +103,7 @@ class WandbProcess:
         return self._answer()
 
     def kill(self) -> None:
-        """End the child and what it started, at once."""
+        """Kill the child and its own child processes at once."""
         if self._child.poll() is None:
             os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
@@ -105,17 +111,21 @@ class WandbProcess:
     def _answer(self) -> Sent:
         answer = next((line for line in reversed(self._out) if line.startswith('{"link"')), None)
         if self._child.returncode == 0 and answer is not None:
-            found = json.loads(answer)
-            words = f"Written for `wandb sync {found['link']}`." if self._offline else "In Weights & Biases."
-            return Sent(words, str(found["link"]), found)
+            result = json.loads(answer)
+            words = f"Written for `wandb sync {result['link']}`." if self._offline else "In Weights & Biases."
+            return Sent(words, str(result["link"]), result)
+        # The last exception in the log is the reason; without one, its last line.
         lines = [line.strip() for line in reversed(self._err) if line.strip()]
-        said = [line for line in lines if _RAISED.match(line)] or lines
-        reason = _RAISED.sub("", said[0]) if said else f"it ended with status {self._child.returncode}"
+        candidates = [line for line in lines if _RAISED.match(line)] or lines
+        reason = _RAISED.sub("", candidates[0]) if candidates else f"it ended with status {self._child.returncode}"
         return Sent(f"Not sent to Weights & Biases: {reason.replace(self._key, '(a secret)') if self._key else reason}"[:500])
 
 
 def open_run(request: Mapping[str, Any]) -> Any:
-    """Open the run of a request, in the child: resumed where it is there already, quiet, without a look at the machine."""
+    """Open the run of a request in the child.
+
+    An existing run is resumed; output and machine inspection are off.
+    """
     import wandb
 
     offline = request["mode"] == "offline"
@@ -137,7 +147,7 @@ def open_run(request: Mapping[str, Any]) -> Any:
 
 
 def link_of(run: Any, request: Mapping[str, Any]) -> str:
-    """The run's page, or its directory when it is written offline."""
+    """Page of the run, or its directory when it is written offline."""
     return str(Path(run.dir).parent) if request["mode"] == "offline" else str(run.url)
 
 
