@@ -1,7 +1,7 @@
-"""An archive of whole windows: a directory per window with its trajectories, group, scores and metadata, outcomes included.
+"""Archive of whole windows: a directory per window with trajectories, group, scores and metadata.
 
-``trajectories.jsonl`` has a line per record, ``groups.jsonl`` one line with every episode taken, ``scores.json`` the shape of
-``babylon-rl scores`` less the judge's words, and ``metadata.json`` what the hour held and what its market did.
+``trajectories.jsonl`` has a line per record; ``groups.jsonl`` one line with every exported episode; ``scores.json`` the form of
+``babylon-rl scores`` without the judge's words; ``metadata.json`` the hour's contents and market outcomes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ FILES = (TRAJECTORIES, GROUPS, SCORES, METADATA)
 
 
 def archive_names(windows: Iterable[str]) -> Iterator[str]:
-    """The files that the archive of some windows may consist of."""
+    """List the possible files of an archive of some windows."""
     return (f"{window}/{name}" for window in windows for name in FILES)
 
 
@@ -44,14 +44,14 @@ class ArchiveWriter:
             self._destination.finished(name)
 
     def close(self) -> None:
-        """Every file is finished already."""
+        """Do nothing: every file is finished already."""
 
     def abandon(self) -> None:
-        """No file is open between hours."""
+        """Do nothing: no file is open between hours."""
 
 
 def group_document(hour: Hour) -> dict[str, Any]:
-    """The window's group: its episodes with their scores, and how many records each has."""
+    """Describe the window's group: its episodes with scores and number of records."""
     episodes = []
     for episode in hour.episodes:
         score = hour.score_of(episode.agent_id)
@@ -70,7 +70,7 @@ def group_document(hour: Hour) -> dict[str, Any]:
 
 
 def scores_document(hour: Hour) -> dict[str, Any]:
-    """The window's scores without the judge's words, which may quote answers that were hidden from the policy."""
+    """Describe the window's scores without the judge's words, which may quote hidden answers."""
     if hour.scores is None:
         return {"window": hour.window, "judge": None, "groupSize": 0, "mean": None, "spread": None, "disagreement": None, "scores": []}
     document = hour.scores.document()
@@ -79,7 +79,7 @@ def scores_document(hour: Hour) -> dict[str, Any]:
 
 
 def metadata_document(hour: Hour) -> dict[str, Any]:
-    """What the hour held, what was left out of the export, and the market's outcomes."""
+    """Describe the hour's contents, omitted data and market outcomes."""
     reading = hour.reading
     rejected = [rejection.reason for rejection in reading.rejections]
     return {

@@ -1,4 +1,4 @@
-"""One export: some hours, in one format, to one destination; published whole or not at all."""
+"""Export of some hours, in one format, to one destination; published completely or not at all."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ FORMATS = ("jsonl", "parquet", "hf", "archive")
 
 
 class Writer(Protocol):
-    """A format: it is given hours one by one, and writes their files into a destination."""
+    """Export format: receives hours one by one and writes their files into a destination."""
 
     def add(self, hour: Hour) -> None:
         """Write one hour."""
@@ -35,13 +35,13 @@ class Writer(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Let go of open files: the export has failed."""
+        """Close open files after a failed export."""
         ...
 
 
 @dataclass
 class SplitCounts:
-    """What a split holds; ``scored`` counts windows with scores."""
+    """Contents of a split; ``scored`` counts windows with scores."""
 
     windows: int = 0
     scored: int = 0
@@ -51,7 +51,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export came to. ``files`` are paths or URLs fit to be shown, none when there was nothing to export.
+    """Result of an export; ``files`` are displayable paths or URLs, empty when there was nothing to export.
 
     ``left_out`` counts LLM calls by reason, ``synthetic`` trajectories without a recorded prompt, ``stale`` windows whose rows have
     changed since they were scored.
@@ -65,7 +65,7 @@ class Exported:
 
     @property
     def records(self) -> int:
-        """LLM calls exported."""
+        """Number of exported LLM calls."""
         return sum(counts.records for counts in self.splits.values())
 
 
@@ -106,7 +106,7 @@ def export_windows(
     force: bool = False,
     tell: Progress = unheard,
 ) -> Exported:
-    """Export some complete hours, in order, to a directory or fsspec URL; some trajectories' texts are in memory at a time.
+    """Export complete hours, in order, to a directory or fsspec URL.
 
     Nothing is written, and what was there stays, when the hours hold nothing to export.
 
@@ -124,6 +124,7 @@ def export_windows(
     if not windows:
         return tally.exported(())
     with telling(*_where(target)), destination(target, settings, force=force) as place:
+        # Only an archive knows its file names in advance.
         if form == "archive":
             place.plan(archive_names(windows))
         writer = _writer(form, place)
@@ -132,6 +133,7 @@ def export_windows(
                 writer.add(hour)
                 tally.add(hour)
                 tell("hours exported", done, len(windows))
+            # An empty export leaves the destination unchanged.
             if not (tally.splits if form == "archive" else tally.exported(()).records):
                 return tally.exported(())
             writer.close()
@@ -141,11 +143,7 @@ def export_windows(
 
 
 def destination(target: str, settings: Settings, *, force: bool = False) -> LocalDestination | RemoteDestination:
-    """Where ``target`` is: a directory (a path, or a ``file://`` URL), or a place behind any other fsspec URL.
-
-    Raises:
-        UsageError: no file system has that scheme, or its package is not installed.
-    """
+    """Choose the destination of ``target``: a local directory (path or ``file://`` URL), or another fsspec URL."""
     local = _local_path(target)
     if local is not None:
         return LocalDestination(local, force=force)
@@ -160,7 +158,7 @@ def _local_path(target: str) -> Path | None:
 
 
 def _where(target: str) -> tuple[str, dict[str, str]]:
-    """How the target is shown, and which texts of it never are."""
+    """Return the displayable form of the target, and the secret parts to hide."""
     local = _local_path(target)
     if local is not None:
         return str(local), {}

@@ -1,7 +1,7 @@
-"""Where an export goes: what all destinations have in common, and the manifest by which an export knows its own files again.
+"""Common parts of export destinations, and the manifest that identifies an export's own files.
 
-A destination is told of files one by one and publishes them as a set; the manifest is written last, so a complete one vouches
-for every file that it lists.
+A destination receives files one by one and publishes them as a set. The manifest is written last, so a complete one guarantees every file
+that it lists.
 """
 
 import errno
@@ -39,7 +39,7 @@ _DRIVER_ERRORS = {
 
 
 class PublishedFile(msgspec.Struct, frozen=True):
-    """A file as it was written; ``name`` is relative to the export's directory, with slashes."""
+    """One written file; ``name`` is relative to the export's directory, with slashes."""
 
     name: str
     bytes: int
@@ -47,7 +47,10 @@ class PublishedFile(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What an export consists of; ``incomplete`` while files are being replaced, when it lists the old and the new ones."""
+    """List of an export's files.
+
+    It is ``incomplete`` while files are being replaced; then it lists the old and the new ones.
+    """
 
     babylon_rl_export: Literal[1] = 1
     state: Literal["complete", "incomplete"]
@@ -55,14 +58,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     files: list[PublishedFile] = []
 
     def hashes(self) -> dict[str, set[str]]:
-        """The contents under which each file is known, by name."""
-        known: dict[str, set[str]] = {}
+        """Known content hashes of each file, by name."""
+        by_name: dict[str, set[str]] = {}
         for file in self.files:
-            known.setdefault(file.name, set()).add(file.sha256)
-        return known
+            by_name.setdefault(file.name, set()).add(file.sha256)
+        return by_name
 
     def encoded(self) -> bytes:
-        """The manifest's file."""
+        """Encode the manifest's file."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
@@ -74,39 +77,39 @@ class Destination(Protocol):
     shown: str
 
     def plan(self, names: Iterable[str]) -> None:
-        """Say which files will come, where that is known; others may come, too."""
+        """Announce file names where they are known; other files may follow."""
         ...
 
     def new(self, name: str) -> Path:
-        """A path on this machine to write the file ``name`` at. Raises UsageError when somebody else's file is in its place."""
+        """Return a local path for the file ``name``. Raises UsageError when a foreign file is in its place."""
         ...
 
     def finished(self, name: str) -> None:
-        """The file is whole."""
+        """Mark the file as complete."""
         ...
 
     def commit(self, about: Mapping[str, Any]) -> list[str]:
-        """Publish the set with its manifest, remove what an earlier export wrote and this one did not, and give the files' paths."""
+        """Publish the set with its manifest, remove old files of earlier exports, and return the paths."""
         ...
 
 
 def read_manifest(content: bytes) -> Manifest | None:
-    """The manifest of an export of ours, or None when it is not one."""
+    """Decode the manifest of an export, or return None for any other content."""
     try:
-        found = msgspec.json.decode(content, type=Manifest)
+        manifest = msgspec.json.decode(content, type=Manifest)
     except msgspec.DecodeError:
         return None
-    return found if all(_is_inside(file.name) for file in found.files) else None
+    return manifest if all(_is_inside(file.name) for file in manifest.files) else None
 
 
 def published(name: str, path: Path) -> PublishedFile:
-    """The entry of a file that was written at ``path``."""
+    """Build the manifest entry of a file written at ``path``."""
     return PublishedFile(name, path.stat().st_size, sha256(path))
 
 
 @contextmanager
 def telling(where: str, secrets: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Turn what goes wrong at a destination into a sentence; ``secrets`` maps texts that must not be shown to what is shown instead.
+    """Convert failures at a destination to an ExportError; ``secrets`` maps secret texts to their replacements.
 
     Raises:
         ExportError: the system or the driver of a remote file system failed.
@@ -126,7 +129,10 @@ def telling(where: str, secrets: Mapping[str, str] | None = None) -> Iterator[No
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Asked for only when something has failed: drivers are loaded late."""
+    """Exception types of the system and of loaded drivers.
+
+    Evaluated only after a failure, because drivers are loaded late.
+    """
     loaded = [getattr(sys.modules[module], name) for module, names in _DRIVER_ERRORS.items() if module in sys.modules for name in names]
     return (OSError, NotImplementedError, *loaded)
 

@@ -1,7 +1,7 @@
-"""Hours out of the database as they are exported: read one at a time, each as it was at one moment.
+"""Reading of hours for an export, one at a time, each in one consistent snapshot.
 
-Whatever is left out is counted with its reason. Each text is looked at for leaks here, whether or not the asset graph has done so;
-hidden answers and recorded gameKnowledge go no further than into that look.
+Omitted data is counted with its reason. Each text is checked for leaks here, whether or not the asset graph has done so; hidden answers
+and recorded gameKnowledge are used for this check only.
 """
 
 from collections import Counter
@@ -40,7 +40,7 @@ UNSTORABLE = "not valid Unicode"
 
 @dataclass(frozen=True)
 class Selection:
-    """Which episodes of complete hours are taken; without any flag the usable ones of hours that are not quarantined.
+    """Selection of episodes; without any flag the usable ones of hours that are not quarantined.
 
     ``everything`` adds those with too few steps and quarantined hours. ``only_scored`` leaves out episodes without a score,
     ``only_trainable`` also groups without spread and empty responses: what carries no training signal.
@@ -60,11 +60,11 @@ class Selection:
 
 @dataclass(frozen=True)
 class Hour:
-    """One window as it is exported. ``episodes`` are those taken, by agent id, less their sequences.
+    """One window of an export; ``episodes`` are the selected ones, by agent id, without their sequences.
 
-    Its records are read as they are asked for, and are in memory some trajectories at a time; ``left_out`` (calls by reason) and
-    ``served`` (records by agent id) are whole once they have been read. ``stale`` is true when the hour's rows have changed since its
-    scores were given; ``synthetic`` counts trajectories of the episodes that recorded no prompt and so give no record.
+    Records are read on demand, some trajectories at a time. ``left_out`` (calls by reason) and ``served`` (records by agent id) are
+    complete once all records have been read. ``stale`` is True when the hour's rows have changed since its scores were given.
+    ``synthetic`` counts trajectories that recorded no prompt and so give no record.
     """
 
     connection: Connection
@@ -82,45 +82,50 @@ class Hour:
 
     @property
     def window(self) -> str:
-        """The window's id."""
+        """Id of the window."""
         return self.reading.window
 
     def score_of(self, agent_id: str) -> EpisodeScore | None:
-        """An episode's score, if it has one."""
+        """Score of an episode, or None."""
         return next((entry for entry in self.scores.scores if entry.agent_id == agent_id), None) if self.scores is not None else None
 
     def records(self, *, scored: bool | None = None) -> Iterator[Record]:
-        """The hour's records by agent id, or those of its episodes with a score (``scored``) or without; to be read once."""
-        wanted = [one for one in self.episodes if scored is None or (self.score_of(one.agent_id) is not None) == scored]
+        """Read the hour's records by agent id, once only.
+
+        ``scored`` selects episodes with (True) or without (False) a score; None takes all.
+        """
+        wanted = [episode for episode in self.episodes if scored is None or (self.score_of(episode.agent_id) is not None) == scored]
         for some in by_rows(wanted):
             ids = [trajectory_id for episode in some for trajectory_id in episode.trajectory_ids]
-            found = trajectories_with_texts(self.connection, ids, self.settings)
+            # Texts and secrets are read for a portion of trajectories, which bounds memory.
+            texts = trajectories_with_texts(self.connection, ids, self.settings)
             secrets = hour_secrets(self.connection, self.outcomes, ids)
             for episode in some:
-                calls = [call for trajectory_id in episode.trajectory_ids for call in found.pop(trajectory_id).sequences]
+                calls = [call for trajectory_id in episode.trajectory_ids for call in texts.pop(trajectory_id).sequences]
                 served = _served(calls, secrets, self.selection, self.left_out)
                 self.served[episode.agent_id] += len(served)
                 yield from episode_records(episode, served, self.scores, self.score_of(episode.agent_id), self.split)
 
 
 def complete_windows(connection: Connection, first: str | None, end: str | None, now: datetime) -> tuple[list[str], list[str]]:
-    """The windows with rows from ``first`` (inclusive) to ``end`` (exclusive), None for no bound: the complete ones, and the others.
+    """List the windows with rows from ``first`` (inclusive) to ``end`` (exclusive): the complete, then the others.
 
     Raises:
         UsageError: a malformed id, or a range that runs backwards.
     """
+    # Both calls only validate the bounds.
     if first is not None and end is not None:
         next(window_range(first, end), None)
     for edge in (first, end):
         if edge is not None:
             window_start(edge)
-    found = windows_with_rows(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE)
-    complete = [window for window in found if is_complete(window, now)]
-    return complete, [window for window in found if not is_complete(window, now)]
+    windows = windows_with_rows(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE)
+    complete = [window for window in windows if is_complete(window, now)]
+    return complete, [window for window in windows if not is_complete(window, now)]
 
 
 def read_hours(connection: Connection, windows: Sequence[str], settings: Settings, splits: Splits, selection: Selection) -> Iterator[Hour]:
-    """Read some hours, one after another; the texts of some of an hour's trajectories are in memory at a time.
+    """Read some hours, one after another; part of an hour's texts is in memory at a time.
 
     ``connection`` must not be inside a transaction: each hour is read in one of its own, in which rows, scores and outcomes
     are those of one moment, and which lasts until the next hour is asked for.
@@ -145,9 +150,10 @@ def _one_moment(connection: Connection) -> Iterator[None]:
 def _read_hour(connection: Connection, window: str, settings: Settings, split: str, selection: Selection) -> Hour:
     reading = read_window(connection, window, settings, texts=False)
     group = stored_scores(connection, [window]).get(window)
-    set_aside = window in quarantined(connection, [window])
+    in_quarantine = window in quarantined(connection, [window])
     scored = {entry.agent_id for entry in group.scores} if group is not None else set()
-    reasons = [_reason(episode, group, episode.agent_id in scored, set_aside, selection) for episode in reading.episodes]
+    # Episodes left out are counted by their trainable sequences.
+    reasons = [_reason(episode, group, episode.agent_id in scored, in_quarantine, selection) for episode in reading.episodes]
     left_out: Counter[str] = Counter()
     for episode, reason in zip(reading.episodes, reasons, strict=True):
         if reason is not None and episode.trainable_sequences:
@@ -169,7 +175,7 @@ def _read_hour(connection: Connection, window: str, settings: Settings, split: s
 
 
 def _reason(episode: Episode, group: GroupScores | None, scored: bool, set_aside: bool, selection: Selection) -> str | None:
-    """Why an episode is left out, or None."""
+    """Reason why an episode is left out, or None."""
     if selection.everything:
         return None
     if set_aside:

@@ -1,4 +1,4 @@
-"""A Hugging Face dataset directory: Parquet files under data/, and a card whose YAML tells ``datasets`` splits and types."""
+"""Hugging Face dataset directory: Parquet files under data/, and a card with splits and types for ``datasets``."""
 
 from babylon_rl.training.export.files import Destination
 from babylon_rl.training.export.hours import Hour
@@ -60,10 +60,11 @@ class HuggingFaceWriter:
         self._destination.finished(CARD)
 
     def abandon(self) -> None:
-        """Let go of the files without finishing them."""
+        """Close the files without finishing them."""
         self._tables.abandon()
 
     def _card(self) -> str:
+        # Front matter for `datasets`, then the counts and columns for readers.
         splits = [split for split in SPLITS if self._tables.examples.get(split)]
         lines = ["---", "tags:", "- reinforcement-learning", "- trading-agents", "configs:", "- config_name: default", "  data_files:"]
         lines += [f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits]
@@ -89,7 +90,7 @@ class HuggingFaceWriter:
 
 
 def columns_table() -> str:
-    """What the columns mean, in Markdown."""
+    """Table of the columns and their meaning, in Markdown."""
     kinds = {"json": "string", "strings": "list of string", "messages": "list of struct", "logprobs": "list of struct"}
     rows = [f"| {column.name} | {kinds.get(column.kind, column.kind)} | {column.meaning} |" for column in COLUMNS]
     return "\n".join(["| column | type | meaning |", "|---|---|---|", *rows])

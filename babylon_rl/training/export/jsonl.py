@@ -1,7 +1,7 @@
-"""JSONL of ART messages: a file per split, a line per group, in the form in which openpipe-art itself writes and reads groups.
+"""JSONL of ART messages: a file per split, a line per group, in openpipe-art's own format.
 
-A trajectory in the file is one LLM call: what was served, then the answer; the reward is the episode's score. An answer whose
-tokens were recorded with their ids and log-probabilities is an OpenAI choice, which ART trains on; any other is a plain message.
+A trajectory in the file is one LLM call: the prompt as served, then the answer; the reward is the episode's score. An answer whose tokens
+were recorded with ids and log-probabilities is an OpenAI choice, which ART trains on; any other is a plain message.
 """
 
 from collections.abc import Iterable
@@ -20,14 +20,17 @@ _IN_MESSAGES = {"messages", "response", "logprobs"}
 
 
 class JsonlWriter:
-    """Writes ``train.jsonl`` and so on, as far as there are records."""
+    """Writes ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``, each only if it has records."""
 
     def __init__(self, destination: Destination) -> None:
         self._destination = destination
         self._files: dict[str, BufferedWriter] = {}
 
     def add(self, hour: Hour) -> None:
-        """A line for the scored records of an hour and one for the others, so that no reward is compared with a missing one."""
+        """Write one line for an hour's scored records and one for the others.
+
+        Separate groups keep rewards from being compared with missing ones.
+        """
         for scored in (True, False):
             records = hour.records(scored=scored)
             first = next(records, None)
@@ -41,7 +44,7 @@ class JsonlWriter:
             self._destination.finished(name)
 
     def abandon(self) -> None:
-        """Let go of the files without finishing them."""
+        """Close the files without finishing them."""
         for file in self._files.values():
             file.close()
 
@@ -60,7 +63,10 @@ class JsonlWriter:
 
 
 def art_trajectory(record: Record) -> dict[str, Any]:
-    """A record as ``art.Trajectory`` is serialized; metadata holds all columns but the texts, what is not a plain value as JSON text."""
+    """Serialize a record as ``art.Trajectory``.
+
+    Metadata holds all columns but the texts; values that are not plain are JSON text.
+    """
     metadata = {name: _plain(value) for name, value in msgspec.to_builtins(record).items() if name not in _IN_MESSAGES}
     choice = _choice(record)
     if choice is None and record.logprobs is not None:
@@ -81,7 +87,7 @@ def _plain(value: Any) -> Any:
 
 
 def _choice(record: Record) -> dict[str, Any] | None:
-    """The answer as an OpenAI choice whose tokens ART can train on, or None when a token's id was not recorded."""
+    """Convert the answer to an OpenAI choice that ART can train on; None when a token's id is missing."""
     if record.logprobs is None or any(token.token_id is None for token in record.logprobs):
         return None
     tokens = [

@@ -1,6 +1,6 @@
-"""A directory on this machine as a destination: files are staged inside it and take their places only when all are whole.
+"""Local directory as a destination: files are staged inside it and moved into place when all are complete.
 
-What the directory holds that no export wrote is never touched without being asked to, and never deleted.
+Files that no export wrote are never replaced without ``force``, and never deleted.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ STAGING = ".export-partial"
 
 
 class LocalDestination:
-    """A local directory; ``force`` takes one that holds other files, and replaces those that are in the way."""
+    """A local directory; ``force`` accepts one with other files, and replaces those in the way."""
 
     def __init__(self, directory: Path, *, force: bool = False) -> None:
         self.shown = str(directory)
@@ -46,10 +46,10 @@ class LocalDestination:
         self._leave()
 
     def plan(self, names: Iterable[str]) -> None:
-        """Nothing to do: what is staged is recognised by where it lies."""
+        """Do nothing: staged files are recognised by their directory."""
 
     def new(self, name: str) -> Path:
-        """A path in the staging directory."""
+        """Return a path in the staging directory."""
         if not self._force and name not in self._known and os.path.lexists(self._directory / name):
             raise UsageError(f"{self._directory / name} is in the way and no export wrote it: move it away, or give --force.")
         path = self._staging / name
@@ -57,12 +57,12 @@ class LocalDestination:
         return path
 
     def finished(self, name: str) -> None:
-        """Sync the file and note its hash."""
+        """Sync the file and record its hash."""
         fsync(self._staging / name)
         self._files.append(published(name, self._staging / name))
 
     def commit(self, about: Mapping[str, Any]) -> list[str]:
-        """Rename every file into its place; the manifest says that this is under way until it is done."""
+        """Move every file into its place; the manifest is marked incomplete until all are moved."""
         self._write_manifest(Manifest(state="incomplete", files=[*self._held.files, *self._files]))
         for file in self._files:
             path = self._directory / file.name
@@ -76,14 +76,16 @@ class LocalDestination:
         return [str(self._directory / name) for name in [*(file.name for file in self._files), MANIFEST]]
 
     def _take(self) -> None:
-        found = {entry.name for entry in self._directory.iterdir()} - {STAGING}
-        manifest = read_manifest((self._directory / MANIFEST).read_bytes()) if MANIFEST in found else None
-        if manifest is None and found and not self._force:
+        # Only an empty directory or an earlier export is accepted without `force`.
+        names = {entry.name for entry in self._directory.iterdir()} - {STAGING}
+        manifest = read_manifest((self._directory / MANIFEST).read_bytes()) if MANIFEST in names else None
+        if manifest is None and names and not self._force:
             raise UsageError(
                 f"{self._directory} holds files that no export wrote: choose an empty directory, or give --force to write beside them."
             )
         self._held = manifest or self._held
         self._known = self._held.hashes()
+        # The staging directory is the lock: one export at a time.
         self._staging.mkdir(exist_ok=True)
         self._lock = os.open(self._staging, os.O_RDONLY)
         try:
@@ -93,6 +95,7 @@ class LocalDestination:
             self._lock = -1
             raise UsageError(f"Another export is being written into {self._directory}: wait for it, or choose another place.") from None
         self._clear_staging()
+        # Files changed since the last export are not replaced silently.
         changed = [] if self._force else [name for name in self._known if self._is_there(name) and not self._is_ours(name)]
         if changed:
             raise UsageError(
@@ -107,7 +110,7 @@ class LocalDestination:
         return path.is_file() and sha256(path) in self._known.get(name, ())
 
     def _remove_old(self) -> None:
-        """Remove what an earlier export wrote, this one did not, and nobody changed since; then the folders that this leaves empty."""
+        """Remove unchanged files of an earlier export that this one did not write, and folders left empty."""
         kept = {file.name for file in self._files}
         for name in sorted(self._known.keys() - kept):
             if self._is_ours(name):
@@ -138,7 +141,7 @@ class LocalDestination:
             try:
                 path.rmdir()
             except OSError:
-                break  # somebody has put something into it
+                break  # another process has put something into it
 
 
 def _remove_empty(folder: Path, top: Path) -> None:

@@ -1,7 +1,7 @@
-"""What is exported: a record per LLM call that trains, exactly as it was served, with what its episode came to.
+"""Records of an export: one per trainable LLM call, as served, with its episode's result.
 
-Every format holds the same records, and every value in them fits every format: numbers are finite, integers have 64 bits, text
-is UTF-8. What a judge wrote in words is left out, as it may quote answers that were hidden from the policy.
+Every format holds the same records, and every value in them fits every format: numbers are finite, integers have 64 bits, text is UTF-8.
+The judge's words are left out, as they may quote answers that were hidden from the policy.
 """
 
 import math
@@ -18,7 +18,10 @@ _INT64 = 2**63
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, rename="camel"):
-    """One token of a response as the serving policy drew it; ``token_id`` is in that policy's own vocabulary, where recorded."""
+    """One token of a response as sampled by the serving policy.
+
+    ``token_id`` is in that policy's own vocabulary, where recorded.
+    """
 
     token: str | None
     token_id: int | None
@@ -26,7 +29,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One training sequence; COLUMNS says what the fields mean."""
+    """One training sequence; COLUMNS describes the fields."""
 
     split: str
     window: str
@@ -56,7 +59,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Column(NamedTuple):
-    """A field of a record: its name, its kind (what the formats make types of) and its meaning."""
+    """Field of a record: name, kind (its type in the formats) and meaning."""
 
     name: str
     kind: str
@@ -95,12 +98,12 @@ COLUMNS = (
 def episode_records(
     episode: Episode, served: Sequence[ServedSequence], group: GroupScores | None, score: EpisodeScore | None, split: str
 ) -> list[Record]:
-    """The records of some calls of an episode, each of which ``is_storable``; ``score`` is the episode's in ``group``, if it has one."""
+    """Build the records of some storable calls of an episode; ``score`` is the episode's in ``group``."""
     return [_record(call, episode, score, group, split, 1 / len(served)) for call in served]
 
 
 def is_storable(call: ServedSequence) -> bool:
-    """False for a call that holds what is not Unicode, or is nested too deep, and so fits no file."""
+    """False for a call with invalid Unicode or too deep nesting, which fits no file."""
     try:
         encode(call)
     except (UnicodeEncodeError, RecursionError):
@@ -109,7 +112,7 @@ def is_storable(call: ServedSequence) -> bool:
 
 
 def encode(value: Any) -> bytes:
-    """``value`` as one line of JSON; the same value gives the same bytes."""
+    """Encode ``value`` as one line of JSON; the same value gives the same bytes."""
     return msgspec.json.encode(value)
 
 
@@ -146,15 +149,18 @@ def _record(
 
 
 def _json(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What a reader of the written JSON gets: numbers that JSON does not have are null there."""
+    """Return the value as read back from JSON: numbers that JSON lacks become null."""
     return None if value is None else msgspec.json.decode(encode(value), type=dict[str, Any])
 
 
 def _logprobs(recorded: Sequence[Mapping[str, Any]] | None) -> list[TokenLogprob] | None:
-    """The response's tokens, or None unless each has a finite log-probability and a name: half a response is of no use."""
-    found = [_logprob(entry) for entry in recorded or ()]
-    known = [entry for entry in found if entry is not None]
-    return known if known and len(known) == len(found) else None
+    """Convert the response's tokens; None unless each has a finite log-probability and a name.
+
+    Part of a response is of no use.
+    """
+    tokens = [_logprob(entry) for entry in recorded or ()]
+    valid = [entry for entry in tokens if entry is not None]
+    return valid if valid and len(valid) == len(tokens) else None
 
 
 def _logprob(entry: Mapping[str, Any]) -> TokenLogprob | None:

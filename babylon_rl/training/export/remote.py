@@ -1,7 +1,7 @@
-"""Any fsspec URL as a destination: each file is written on this machine, uploaded whole, and removed here.
+"""fsspec URL as a destination: each file is written locally, uploaded as a whole, and removed locally.
 
-The manifest goes up last. What is up already with the same content is not uploaded again: neither what an earlier export
-left, nor what an interrupted one had brought up, which a journal in the state directory remembers.
+The manifest goes up last. A file already uploaded with the same content is not sent again: one of an earlier export, or of an interrupted
+export, which a journal in the state directory records.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ _JOURNAL = msgspec.json.Decoder(PublishedFile)
 
 
 def shown_url(url: str) -> str:
-    """A URL fit to be shown: without user, password, query and fragment."""
+    """URL for display: without user, password, query and fragment."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class RemoteDestination:
-    """A directory behind an fsspec URL; ``work`` is a directory on this machine for files under way and the journal.
+    """A directory behind an fsspec URL; ``work`` is a local directory for temporary files and the journal.
 
     Raises:
         UsageError: no file system has that scheme, or the package that knows it is not installed.
@@ -58,6 +58,7 @@ class RemoteDestination:
         self._held = manifest or self._held
         self._known = set(self._held.hashes())
         self._work.mkdir(parents=True, exist_ok=True)
+        # A complete manifest replaces the journal; an incomplete one is continued from it.
         if self._held.state == "complete":
             self._journal.unlink(missing_ok=True)
             self._up = {file.name: file for file in self._held.files}
@@ -70,16 +71,20 @@ class RemoteDestination:
         shutil.rmtree(self._scratch)
 
     def plan(self, names: Iterable[str]) -> None:
-        """Note names that go into the manifest before their files go up, so that the next export knows them for ours."""
+        """Record names for the manifest before their files go up.
+
+        The next export then recognises the files after an interruption.
+        """
         for name in names:
             self._unsaid |= name not in self._planned
             self._planned[name] = None
 
     def new(self, name: str) -> Path:
-        """A path in a scratch directory on this machine."""
+        """Return a path in a local scratch directory."""
         if not self._force and name not in self._known and self._fs.exists(self._at(name)):
             raise UsageError(f"{self.shown}/{name} is in the way and no export wrote it: move it away, or give --force.")
         self.plan([name])
+        # The remote manifest names a file before it is uploaded.
         if self._unsaid:
             planned = [PublishedFile(name, 0, "") for name in self._planned]
             self._put_manifest(Manifest(state="incomplete", files=[*self._held.files, *planned]))
@@ -89,7 +94,7 @@ class RemoteDestination:
         return path
 
     def finished(self, name: str) -> None:
-        """Upload the file, unless it is up already, and remove it here."""
+        """Upload the file, unless it is up already, and remove the local copy."""
         path = self._scratch / name
         file = published(name, path)
         if self._up.get(name) != file or not self._is_up(file):
@@ -101,7 +106,7 @@ class RemoteDestination:
             journal.write(msgspec.json.encode(file) + b"\n")
 
     def commit(self, about: Mapping[str, Any]) -> list[str]:
-        """Put the manifest of the whole set, then remove what earlier exports wrote and this one did not."""
+        """Remove old files of earlier exports, then write the complete manifest."""
         kept = {file.name for file in self._files}
         old = [name for name in self._known if name not in kept]
         for name in old:
@@ -132,18 +137,21 @@ class RemoteDestination:
 
 
 def _journaled(content: bytes) -> list[PublishedFile]:
-    """The journal's entries; a last line that was cut off is no entry."""
-    found = []
+    """Decode the journal's entries; a truncated last line is ignored."""
+    entries = []
     for line in content.splitlines():
         try:
-            found.append(_JOURNAL.decode(line))
+            entries.append(_JOURNAL.decode(line))
         except msgspec.DecodeError:
             break
-    return found
+    return entries
 
 
 def file_system(url: str, shown: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it; ``shown`` is the URL as errors name it. Raises UsageError."""
+    """Open the fsspec file system of a URL; return it with the path. Raises UsageError.
+
+    ``shown`` is the URL in error messages.
+    """
     import fsspec
 
     try:

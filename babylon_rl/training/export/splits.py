@@ -1,6 +1,6 @@
-"""Which split an hour belongs to: a seeded hash of the window id, so that no window is in two splits and none changes its split.
+"""Split of an hour, by a seeded hash of its window id.
 
-The hash knows nothing of the other hours: as the data grow, the hours that were there stay where they were.
+No window is in two splits, and none changes its split as the data grow, because the hash does not depend on other hours.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Splits:
             raise UsageError(f"--split {self.train:g} and --validation {self.validation:g} are more than all windows: lower one of them.")
 
     def of(self, window: str) -> str:
-        """The split of a window: ``train``, ``validation`` or ``test``."""
+        """Return the split of a window: ``train``, ``validation`` or ``test``."""
         share = seeded_share(self.seed, "split", window)
         if share < self.train:
             return TRAIN

@@ -1,4 +1,4 @@
-"""Records as Arrow tables with typed columns, and Parquet files of them: a row group holds records of one window only."""
+"""Arrow tables of records with typed columns, and Parquet files whose row groups never span windows."""
 
 from collections.abc import Callable, Sequence
 from io import BufferedWriter
@@ -18,7 +18,7 @@ ROWS_IN_A_GROUP = 1024
 
 
 def schema() -> "pyarrow.Schema":
-    """The Arrow schema of COLUMNS."""
+    """Arrow schema of COLUMNS."""
     import pyarrow
 
     text = pyarrow.string()
@@ -38,7 +38,7 @@ def schema() -> "pyarrow.Schema":
 
 
 def row(record: Record) -> dict[str, Any]:
-    """A record as a row: nested values as they are, ``json`` columns as text."""
+    """Convert a record to a row: nested values unchanged, ``json`` columns as text."""
     plain: dict[str, Any] = msgspec.to_builtins(record)
     if record.response_format is not None:
         plain["responseFormat"] = encode(record.response_format).decode()
@@ -46,7 +46,7 @@ def row(record: Record) -> dict[str, Any]:
 
 
 class TableFiles:
-    """Parquet files by split, each written hour by hour; ``examples`` and ``table_bytes`` say what a split came to.
+    """Parquet files by split, written hour by hour; ``examples`` and ``table_bytes`` are totals per split.
 
     Args:
         name: gives the name of a split's file of a number, from 0.
@@ -68,6 +68,7 @@ class TableFiles:
         records = hour.records()
         for first in records:
             self._write(hour.split, self._writer(hour.split)[2], [first, *islice(records, ROWS_IN_A_GROUP - 1)])
+        # A full file is closed between hours; the next hour opens a new one.
         if self._most is not None and hour.split in self._open and self._open[hour.split][1].tell() >= self._most:
             self._finish(hour.split)
 
@@ -77,17 +78,17 @@ class TableFiles:
             self._finish(split)
 
     def abandon(self) -> None:
-        """Let go of the files without finishing them."""
+        """Close the files without finishing them."""
         for _, file, _ in self._open.values():
             file.close()
 
     def _write(self, split: str, writer: Any, records: Sequence[Record]) -> None:
         import pyarrow
 
-        some = pyarrow.Table.from_pylist([row(record) for record in records], schema=schema())
-        writer.write_table(some, row_group_size=ROWS_IN_A_GROUP)
-        self.examples[split] = self.examples.get(split, 0) + some.num_rows
-        self.table_bytes[split] = self.table_bytes.get(split, 0) + some.nbytes
+        table = pyarrow.Table.from_pylist([row(record) for record in records], schema=schema())
+        writer.write_table(table, row_group_size=ROWS_IN_A_GROUP)
+        self.examples[split] = self.examples.get(split, 0) + table.num_rows
+        self.table_bytes[split] = self.table_bytes.get(split, 0) + table.nbytes
 
     def _writer(self, split: str) -> tuple[str, BufferedWriter, Any]:
         from pyarrow import parquet
