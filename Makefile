@@ -43,7 +43,7 @@ docs: setup ## The docs with their generated reference as a site: build/docs/ind
 	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(RUN)mkdocs build --strict --quiet
 	@echo "docs: build/docs/index.html"
 
-evidence: setup ## Make the runs behind docs/evidence.md again (resumable)
+evidence: setup ## Make the runs behind docs/evidence/evidence.md again (resumable)
 	@$(RUN)babylon-rl evidence
 
 lock: ## Make requirements.lock from requirements.in again; UPGRADE=1 takes the newest versions

@@ -35,7 +35,7 @@ from benchmarks.broken_adapters import BROKEN, make_adapter
 
 THREADS = 1
 BETTER = "better"
-PICTURE = "images/gate.png"
+PICTURE = "../images/gate.png"
 _DEPLOY = 'UPDATE public.trained_models SET status = %s, "deployedAt" = %s WHERE version = %s'
 _NOBODY = "UPDATE public.trained_models SET status = 'ready', \"deployedAt\" = NULL"
 
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--better", type=Path, required=True, help="an adapter directory, or a state directory with checkpoints")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="where gate.md and its picture are written")
+    parser.add_argument("--out", type=Path, default=Path("docs/evidence"), help="where gate.md and its picture are written")
     given = parser.parse_args(arguments)
     settings = prepared(load_settings())
     with open_database(settings, prepare=False) as database:

@@ -1,4 +1,4 @@
-"""docs/gate.md and its picture: what the gate said of every checkpoint, first with the base and then with a better one as the reference."""
+"""docs/evidence/gate.md and its picture: the gate's verdict on every checkpoint, against the base and against a better version."""
 
 import io
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ The base itself: {_interval(base, "pnl", "low", "high")}, BUY / SELL / HOLD {_ac
   trading less; against that stands doing nothing, which a version must be shown to beat too.
 * An outcome of inconclusive is no pass; the report says how many markets would decide.
 {_let_through(tried)}
-[decisions/0007-gate.md](decisions/0007-gate.md) has the rules and why they are these.
+[decisions/0007-gate.md](../decisions/0007-gate.md) has the rules and why they are these.
 """
 
 

@@ -1,4 +1,4 @@
-"""docs/judge-report.md and its pictures: `python benchmarks/judge_report.py [--write]` judges real hours and prints the two reports.
+"""docs/evidence/judge-report.md: `python benchmarks/judge_report.py [--write]` judges real hours and prints the two reports.
 
 The recorded game's ready hours and 48 simulated ones are judged by the scripted judge (noise 0.1, position bias 0.3) in two orders or,
 where these disagree, four; some of them by a second one too (noise 0.15, no bias), on an embedded server of its own. Nothing leaves the
@@ -98,8 +98,8 @@ def lines(measured: Measured) -> list[str]:
 
 
 def page(recorded: Measured, simulated: Measured) -> str:
-    """docs/judge-report.md."""
-    shown = "\n\n".join(f"![{title}](images/{PREFIX}{name}.png)" for name, title in TITLES.items())
+    """docs/evidence/judge-report.md."""
+    shown = "\n\n".join(f"![{title}](../images/{PREFIX}{name}.png)" for name, title in TITLES.items())
     second = "" if simulated.audited is None else simulated.audited.sentence
     return TEXT.format(
         recorded="\n".join(lines(recorded)), simulated="\n".join(lines(simulated)), shown=shown, second=second,
@@ -115,12 +115,12 @@ TITLES = {
 }
 TEXT = """# A report on a judge
 
-Made by `python benchmarks/judge_report.py --write`. What each number means is in [judge.md](judge.md).
+Made by `python benchmarks/judge_report.py --write`. What each number means is in [judge.md](../explanation/judge.md).
 
-The judge here is the [scripted one](scripted-judge.md), which is as good and as bad as it is told: it knows each agent's profit, adds noise
-of standard deviation 0.1 to what it thinks, and gives the first place of a request 0.3 more than the last. So the report can be checked
-against what it should find. The second judge has noise of 0.15 and no bias. Every group is shown in two orders, one the other backwards,
-and where these differ by more than `JUDGE_DISAGREEMENT` in two more.
+The judge here is the [scripted one](../howto/scripted-judge.md), which is as good and as bad as it is told: it knows each agent's
+profit, adds noise of standard deviation 0.1 to what it thinks, and gives the first place of a request 0.3 more than the last. So the
+report can be checked against what it should find. The second judge has noise of 0.15 and no bias. Every group is shown in two orders,
+one the other backwards, and where these differ by more than `JUDGE_DISAGREEMENT` in two more.
 
 ## 48 simulated hours of 8 scripted agents
 
@@ -134,7 +134,7 @@ What it should find, and finds:
   order and its reverse every episode stands in the middle. It is why orders differ by more than noise alone makes them, and what the second
   order is paid for.
 * **Length** says nothing to this judge; what is taken out of P&L besides its rank is the bend of score over profit, which has nothing to do
-  with length ([judge.md](judge.md)).
+  with length ([judge.md](../explanation/judge.md)).
 * It goes by **profit** and nothing else; noise and the ends of the scale are what the correlation lacks to 1.
 * The **second judge** agrees as far as two noises let it.
 
@@ -151,7 +151,7 @@ Seven hours say little about a judge: the intervals are what to read.
 def main() -> None:
     """Judge, print, and write where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write docs/judge-report.md and its pictures")
+    parser.add_argument("--write", action="store_true", help="write docs/evidence/judge-report.md and its pictures")
     arguments = parser.parse_args()
     plain = {name: field.default for name, field in Settings.model_fields.items()}
     with running(FIRST_JUDGE) as url, running(SECOND_JUDGE) as second_url, databases() as (game, market):
@@ -161,7 +161,7 @@ def main() -> None:
     text = page(*found)
     print(text)
     if arguments.write:
-        (DOCS / "judge-report.md").write_text(text)
+        (DOCS / "evidence" / "judge-report.md").write_text(text)
         for name, png in pictures(found[1].report).items():
             (DOCS / "images" / f"{PREFIX}{name}.png").write_bytes(png)
 

@@ -23,7 +23,8 @@ def hours_of(context: dg.AssetExecutionContext, now: datetime) -> list[str]:
     """
     if not (context.has_partition_key or context.has_partition_key_range):
         raise _refused(
-            'This run names no hour: give it one by --tags \'{"dagster/partition": "2025-10-29T14:00"}\', or a range (docs/ui.md).'
+            'This run names no hour: give it one by --tags \'{"dagster/partition": "2025-10-29T14:00"}\', '
+            "or a range (docs/reference/ui.md)."
         )
     windows = list(context.partition_keys)
     unfinished = next((window for window in windows if not is_complete(window, now)), None)

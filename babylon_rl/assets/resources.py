@@ -52,7 +52,7 @@ class Babylon:
         except BabylonError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         except psycopg.errors.InsufficientPrivilege as refused:
-            sentence = f"The database's role may not do this: {refused.diag.message_primary}. docs/database.md lists what it needs."
+            sentence = f"The database's role may not do this: {refused.diag.message_primary}. docs/howto/database.md lists what it needs."
             raise dg.Failure(sentence, allow_retries=False) from refused
 
 

@@ -98,7 +98,7 @@ RULES: tuple[Rule[HourCounts], ...] = (
         "messages_recorded",
         "Ready hours hold messages that can train, not only synthetic ones.",
         _silent,
-        "Record prompts (docs/recording.md), or set TRAIN_SYNTHETIC=true.",
+        "Record prompts (docs/howto/recording.md), or set TRAIN_SYNTHETIC=true.",
     ),
     Rule(
         "prompts_long_enough",

@@ -97,7 +97,7 @@ def run(arguments: list[str]) -> int:
         )
     except psycopg.errors.InsufficientPrivilege as refused:
         return _say(
-            f"The database's role may not do this: {_first_line(refused)}. docs/database.md lists what it needs.",
+            f"The database's role may not do this: {_first_line(refused)}. docs/howto/database.md lists what it needs.",
             FAILED_OUTSIDE,
         )
     except OSError as failed:

@@ -101,7 +101,7 @@ def _remark(done: "Exported", any_rows: bool) -> None:
     if done.stale:
         say(f"{done.stale} hours have changed since they were scored; `babylon-rl windows` shows their state.")
     if done.synthetic:
-        say(f"{done.synthetic} trajectories recorded no prompt and give no record (docs/recording.md).")
+        say(f"{done.synthetic} trajectories recorded no prompt and give no record (docs/howto/recording.md).")
     for reason, number in done.left_out.items():
         say(f"{number} LLM calls are left out: {reason}.")
 

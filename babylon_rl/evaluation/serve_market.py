@@ -1,7 +1,7 @@
 """A snapshot played over HTTP: an agent in any language observes, acts and advances, and has its result at the end.
 
 Every start is a session with a market of its own, known by its token. One thread serves all: a step takes well under a millisecond.
-docs/serve-market.md describes the protocol for those who write agents.
+docs/howto/serve-market.md describes the protocol for those who write agents.
 """
 
 import asyncio

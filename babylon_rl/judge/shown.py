@@ -148,12 +148,12 @@ def unreadable(connection: Connection, settings: Settings) -> list[str]:
     if settings.show_hidden_answers_to_judge and not store.readable(connection, "Question", ("outcome",)):
         sentences.append(
             'The hidden answers (public."Question".outcome) may not be read by this role: the judge is not shown them. '
-            "Grant it as docs/least-privilege.sql does, or set SHOW_HIDDEN_ANSWERS_TO_JUDGE=false."
+            "Grant it as docs/howto/least-privilege.sql does, or set SHOW_HIDDEN_ANSWERS_TO_JUDGE=false."
         )
     if not store.readable(connection, "User", store.NAME_COLUMNS):
         sentences.append(
             'The names of agents (public."User") may not be read by this role: texts that name an agent are shown as they are. '
-            "Grant it as docs/least-privilege.sql does."
+            "Grant it as docs/howto/least-privilege.sql does."
         )
     return sentences
 

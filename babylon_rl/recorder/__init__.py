@@ -2,7 +2,7 @@
 
 It records what an agent observed, requested, answered and did. A trajectory stays in memory until it ends and is then written whole with
 its calls, so an agent that dies leaves no partial rows. ``TrajectoryRecorder.connect()`` for threads,
-``await AsyncTrajectoryRecorder.connect()`` for tasks; docs/recording.md.
+``await AsyncTrajectoryRecorder.connect()`` for tasks; docs/howto/recording.md.
 """
 
 from babylon_rl.recorder.rows import CallRow, Recording, milliseconds

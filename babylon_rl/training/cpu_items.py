@@ -17,7 +17,7 @@ from babylon_rl.training.trainer import TrainPlan, TrainSequence
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LONGEST_SEQUENCE = 1536  # tokens, prompt and answer: peak memory is measured up to this length (docs/performance.md)
+LONGEST_SEQUENCE = 1536  # tokens, prompt and answer: peak memory is measured up to this length (docs/evidence/performance.md)
 TOO_LONG, NO_CHOICE, OPEN_SCHEMA = "too_long", "no_choice", "open_schema"
 IN_WORDS = {
     EMPTY: "with an empty answer",

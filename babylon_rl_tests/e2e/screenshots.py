@@ -1,4 +1,4 @@
-"""The pictures of docs/ui.md, taken of the UI on a state directory that holds a finished demo.
+"""The pictures of docs/reference/ui.md, taken of the UI on a state directory that holds a finished demo.
 
 python -m babylon_rl_tests.e2e.screenshots .babylon docs/images [FIRST_WINDOW]
 """

@@ -1,4 +1,4 @@
-"""docs/serve-market.md as it stands: its command serves, its curl lines play, its agent earns a result."""
+"""docs/howto/serve-market.md as it stands: its command serves, its curl lines play, its agent earns a result."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ import pytest
 from babylon_rl.evaluation.results import read_result
 from babylon_rl_tests.store.servers import ROOT
 
-PAGE = (ROOT / "docs" / "serve-market.md").read_text()
+PAGE = (ROOT / "docs" / "howto" / "serve-market.md").read_text()
 BABYLON_RL = Path(sys.executable).with_name("babylon-rl")
 
 

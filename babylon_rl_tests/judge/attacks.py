@@ -1,7 +1,7 @@
 """Texts by which an agent could try to win over its judge, by what they try.
 
-``RESIDUAL`` names those that no flag finds; docs/judge-prompt.md says what remains of them. ``HELD_OUT`` were written after the flags and
-never used to make them: they say how many new wordings get through.
+``RESIDUAL`` names those that no flag finds; docs/reference/judge-prompt.md says what remains of them. ``HELD_OUT`` were written after the
+flags and never used to make them: they say how many new wordings get through.
 """
 
 import base64

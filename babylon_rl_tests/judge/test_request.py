@@ -154,7 +154,7 @@ def test_no_text_is_anything_but_the_inside_of_its_block(texts: list[str]) -> No
 
 
 def example_request() -> JudgeRequest:
-    """The request that docs/judge-prompt.md shows."""
+    """The request that docs/reference/judge-prompt.md shows."""
     context = (
         f"The market as a whole in the hour {WINDOW}: mean change -4.2 %, volatility 1.1 %.",
         f"Stocks over the hour {WINDOW}, dollars at its start and its end: OpenLIE 450 431 -4.22% BEARISH.",
@@ -173,14 +173,14 @@ def example_request() -> JudgeRequest:
 
 
 def test_the_documented_request_is_what_is_sent() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "judge-prompt.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "judge-prompt.md").read_text()
     request = example_request()
     assert f"```text\n{request.messages[1]['content']}\n```" in page
     assert f"```text\n{system_prompt()}\n```" in page
 
 
 def test_every_field_that_leaves_is_documented() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "judge-prompt.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "judge-prompt.md").read_text()
     for name, meaning in FIELDS.items():
         assert f"| `{name}` | {meaning} |" in page
     assert all(sentence in page for sentence in (*ALWAYS, *NEVER))

@@ -125,7 +125,7 @@ def test_a_setting_that_there_is_not_is_refused(judge: Judge) -> None:
 
 
 def test_the_page_names_every_setting_and_every_fault() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "scripted-judge.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "scripted-judge.md").read_text()
     names = [entry.name for entry in fields(ScriptedJudge)]
     assert [name for name in (*names, *FAULTS, *REFUSALS) if f"`{name}`" not in page] == []
 

@@ -1,4 +1,4 @@
-"""The wire format of a judge's request, read as strictly as docs/judge-prompt.md writes it; anything else is an error."""
+"""The wire format of a judge's request, read as strictly as docs/reference/judge-prompt.md writes it; anything else is an error."""
 
 import html
 import re

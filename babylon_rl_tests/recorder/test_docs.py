@@ -1,4 +1,4 @@
-"""docs/recording.md: its agent runs as it stands there, and its SQL gives a call that is read as it says."""
+"""docs/howto/recording.md: its agent runs as it stands there, and its SQL gives a call that is read as it says."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from babylon_rl.store.database import Database
 from babylon_rl.windows import utc_now, window_of
 from babylon_rl_tests.rows import WINDOW, insert, make_step, make_trajectory
 
-TEXT = (Path(__file__).parents[2] / "docs" / "recording.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs" / "howto" / "recording.md").read_text()
 ANSWER = {
     "id": "1", "object": "chat.completion", "created": 1, "model": "qwen/qwen3-32b",
     "choices": [{

@@ -71,7 +71,7 @@ def test_the_docs_name_everything_that_the_ui_shows() -> None:
     definitions = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     shown = {name for kind in ("assets", "jobs", "schedules", "sensors") for name in definitions[kind]}
     shown |= {check for asset in definitions["assets"].values() for check in asset["checks"]}
-    pages = [ROOT / "docs" / "ui.md", *(ROOT / "docs" / "decisions").glob("*.md")]
+    pages = [ROOT / "docs" / "reference" / "ui.md", *(ROOT / "docs" / "decisions").glob("*.md")]
     named = set(re.findall(r"\w+", " ".join(page.read_text(encoding="utf-8") for page in pages)))
     assert sorted(shown - named) == []
 

@@ -1,4 +1,4 @@
-"""docs/least-privilege.sql, run as it is: its roles can do all that the pipeline does, and nothing else."""
+"""docs/howto/least-privilege.sql, run as it is: its roles can do all that the pipeline does, and nothing else."""
 
 import itertools
 import os
@@ -31,7 +31,7 @@ from babylon_rl_tests.store.pipeline import content, run_every_hour, train_once
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.training.sample import NOW
 
-SCRIPT = ROOT / "docs" / "least-privilege.sql"
+SCRIPT = ROOT / "docs" / "howto" / "least-privilege.sql"
 FORBIDDEN = [
     """UPDATE trajectories SET "stepsJson" = '[]'""",
     """UPDATE trajectories SET "finalPnL" = 0, "aiJudgeReward" = 1""",

@@ -209,11 +209,11 @@ def test_the_transaction_of_a_killed_run_is_gone_with_it(database: Database, hol
 def test_the_transaction_of_a_machine_that_vanished_is_ended_by_the_roles_time_limit(
     database: Database, holder: Callable[[str], subprocess.Popen[str]]
 ) -> None:
-    """Nothing tells the server that such a client is gone; docs/least-privilege.sql sets the limit for the role."""
+    """Nothing tells the server that such a client is gone; docs/howto/least-privilege.sql sets the limit for the role."""
     name = database.url.rpartition("/")[2]
     with database.connect(autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '1s'")
-    assert "idle_in_transaction_session_timeout" in (ROOT / "docs" / "least-privilege.sql").read_text()
+    assert "idle_in_transaction_session_timeout" in (ROOT / "docs" / "howto" / "least-privilege.sql").read_text()
     with Proxy(database.url) as proxy:
         holder(proxy.url)
         proxy.deaf = True

@@ -274,7 +274,7 @@ def test_parquet_has_typed_columns_and_row_groups_of_one_window(connection: Conn
 
 def test_the_columns_are_the_records_fields_and_documented() -> None:
     assert tuple(column.name for column in COLUMNS) == Record.__struct_encode_fields__
-    assert columns_table() in (ROOT / "docs" / "export.md").read_text()
+    assert columns_table() in (ROOT / "docs" / "howto" / "export.md").read_text()
 
 
 def test_the_card_describes_what_the_dataset_holds(connection: Connection, settings: Settings, tmp_path: Path) -> None:

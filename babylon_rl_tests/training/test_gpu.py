@@ -121,7 +121,7 @@ def deep(error: Exception) -> list[BaseException]:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee the docs"), "train", "",
          "OutOfMemoryError.: CUDA out of memory. Tried to allocate 2 GiB. Lower WINDOWS_PER_ITERATION"),
         (RuntimeError("uv is required to install ART's managed vLLM runtime. Install uv or set ART_VLLM_RUNTIME_BIN"), "register", "",
-         "RuntimeError.: uv is required.*docs/serverless.md"),
+         "RuntimeError.: uv is required.*docs/howto/serverless.md"),
         (TimeoutError("vLLM subprocess did not become ready within 1200s"), "_prepare_backend_for_training", "loading\nno room\n\n",
          "TimeoutError.: vLLM subprocess did not become ready within 1200s. The last line of its vllm-runtime.log: no room.*uv"),
         (AssertionError(), "train", "", "AssertionError.: no reason given"),

@@ -1,6 +1,6 @@
 """The installed openpipe-art over HTTP against the stand-in: what its client sends is what the service needs.
 
-Needs neither a database nor torch, so that the same file runs under Python 3.12 with a newer ART (docs/serverless.md).
+Needs neither a database nor torch, so that the same file runs under Python 3.12 with a newer ART (docs/howto/serverless.md).
 """
 
 import asyncio

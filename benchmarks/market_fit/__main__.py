@@ -1,7 +1,7 @@
 """Measures the recorded game and the simulated market: `python -m benchmarks.market_fit [--database URL] [--write]` prints a table.
 
 The recorded game is the sample that the tests use, on an embedded server of its own, or the database given. ``--write`` writes
-docs/market-fit.md and its pictures anew.
+docs/evidence/market-fit.md and its pictures anew.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
     """Measure, print, and write where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--database", help="a database with a recorded game instead of the sample")
-    parser.add_argument("--write", action="store_true", help="write docs/market-fit.md and its pictures")
+    parser.add_argument("--write", action="store_true", help="write docs/evidence/market-fit.md and its pictures")
     arguments = parser.parse_args()
     with game_database(arguments.database) as url, psycopg.connect(url) as connection:
         connection.execute("SET TIME ZONE 'UTC'")
@@ -55,7 +55,7 @@ def main() -> None:
     ours = measure(simulated(generate(CONFIG, model)))
     print("\n".join(comparison(game, ours, CONFIG)))
     if arguments.write:
-        (DOCS / "market-fit.md").write_text(page(game, ours, CONFIG, model))
+        (DOCS / "evidence" / "market-fit.md").write_text(page(game, ours, CONFIG, model))
         fits = {GAME: game, OURS: ours}
         (DOCS / "images" / "market-fit-told.png").write_bytes(told_png(fits))
         (DOCS / "images" / "market-fit-moves.png").write_bytes(moves_png(fits))

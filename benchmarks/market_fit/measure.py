@@ -1,7 +1,7 @@
 """What a market is like, measured from its rows: ``measure(recording)`` gives a frozen ``MarketFit``.
 
-The same function measures a recorded game and a simulated market, so that the two can be laid side by side. Which of the recorded
-rows are real and which were simulated is the recording's affair and said in docs/market-fit.md. Rates are per hour actually played.
+The same function measures a recorded game and a simulated market, so that the two can be laid side by side.
+docs/evidence/market-fit.md says which of the recorded rows are real and which were simulated. Rates are per hour actually played.
 """
 
 import math

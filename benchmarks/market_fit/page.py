@@ -1,4 +1,4 @@
-"""docs/market-fit.md: what was measured in the recorded game, what the simulated market does, and why each constant is what it is."""
+"""docs/evidence/market-fit.md: the recorded game and the simulated market measured alike, and the reason of each constant."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +20,9 @@ events, posts and tick times are real. Its prices, probabilities and orders were
 recording holds real ones: what is measured of them says how they were made, and only the rows marked real say
 something about the game; the others are marked made.
 
-![What is told](images/market-fit-told.png)
+![What is told](../images/market-fit-told.png)
 
-![How markets move](images/market-fit-moves.png)
+![How markets move](../images/market-fit-moves.png)
 
 In the text columns, a *tone* is the balance of good and bad words by a lexicon of some 130 words (`texts.py`)."""
 _READING = """## What this says
@@ -64,8 +64,8 @@ must differ from the recording in what texts say and in what prices do after the
 
 The simulated prices' variance ratio above 1 comes from events, whose effect takes minutes, and from trends.
 
-[decisions/0012-what-is-fitted.md](decisions/0012-what-is-fitted.md) lists what is fitted and what is chosen, and what a market as recorded
-would take.
+[decisions/0012-what-is-fitted.md](../decisions/0012-what-is-fitted.md) lists what is fitted and what is chosen, and what a market as
+recorded would take.
 """
 
 Row = tuple[str, str, Callable[[MarketFit], str]]  # what, whether the recorded rows are real, the value as text

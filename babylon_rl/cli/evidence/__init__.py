@@ -1,4 +1,4 @@
-"""Command ``evidence``: several generations with several seeds, summarized in docs/evidence.md.
+"""Command ``evidence``: several generations with several seeds, summarized in docs/evidence/evidence.md.
 
 Each seed is a demo in a state directory of its own. A finished seed is read from its result file; an interrupted one resumes. Nothing is
 left out: rejected versions and failed trainings are in the table like the others.
@@ -28,10 +28,10 @@ def evidence(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 to N-1.")] = 3,
     generations: Annotated[int, typer.Option(min=2, help="How often each seed plays, judges and trains.")] = 3,
     windows: Annotated[int, typer.Option(min=2, help="Hours of market to simulate in each generation.")] = WINDOWS,
-    out: Annotated[Path, typer.Option(help=f"Where {PAGE} and its pictures are written.")] = Path("docs"),
+    out: Annotated[Path, typer.Option(help=f"Where {PAGE} and its pictures are written.")] = Path("docs/evidence"),
     as_json: JsonOption = False,
 ) -> None:
-    """Play, judge, train and play again with several seeds, and write docs/evidence.md; resumable."""
+    """Play, judge, train and play again with several seeds, and write docs/evidence/evidence.md; resumable."""
     from babylon_rl.cli.evidence.page import page, table
     from babylon_rl.cli.evidence.pictures import learning_curve, players
     from babylon_rl.cli.evidence.results import require_comparable

@@ -1,4 +1,4 @@
-"""Renders docs/evidence.md: one table of all players, the learning curve, each generation, and limits."""
+"""Renders docs/evidence/evidence.md: one table of all players, the learning curve, each generation, and limits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""The two plots of docs/evidence.md: P&L of all players, and P&L by generation."""
+"""The two plots of docs/evidence/evidence.md: P&L of all players, and P&L by generation."""
 
 import io
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Who trades: the protocol of an agent, and the two mandates under which a strategy's views become orders.
 
 An agent is made anew for every run by a factory that gets its id and a seed; given the same observations it must decide the same.
-docs/agents.md shows how to write one. A ``Strategy`` is less: it only says which market it likes, and ``OneTickTrader`` or
+docs/howto/agents.md shows how to write one. A ``Strategy`` is less: it only says which market it likes, and ``OneTickTrader`` or
 ``PositionTrader`` trades on it.
 """
 

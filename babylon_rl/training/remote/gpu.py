@@ -160,7 +160,7 @@ def _cure(reason: str) -> str:
     if "out of memory" in reason.lower():
         return " Lower WINDOWS_PER_ITERATION, or choose a smaller BASE_MODEL."
     if "vllm" in reason.lower():
-        return " ART trains only beside a vLLM server of its own, which it installs with uv at the first use (docs/serverless.md)."
+        return " ART trains only beside a vLLM server of its own, which it installs with uv at the first use (docs/howto/serverless.md)."
     return ""
 
 
@@ -210,6 +210,6 @@ def _local_backend() -> Any:
 
 def _missing(why: str) -> NoTrainer:
     return NoTrainer(
-        f"Training on a GPU needs the packages of requirements-gpu.lock in an environment of their own (docs/serverless.md): {why}. "
+        f"Training on a GPU needs the packages of requirements-gpu.lock in an environment of their own (docs/howto/serverless.md): {why}. "
         "Install them, or set LOCAL_BASE_MODEL to train on the CPU."
     )

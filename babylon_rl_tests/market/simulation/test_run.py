@@ -20,7 +20,7 @@ from babylon_rl.market.simulation.run import encode_run, play
 from babylon_rl_tests.market.simulation.agents import Script
 from babylon_rl_tests.market.simulation.markets import MARKET, OTHER_STOCK, STOCK, make_market
 
-DOCS = Path(__file__).parents[3] / "docs" / "agents.md"
+DOCS = Path(__file__).parents[3] / "docs" / "howto" / "agents.md"
 
 
 def scripted(actions: dict[int, Action], mandate: str = "free") -> AgentFactory:

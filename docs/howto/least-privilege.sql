@@ -1,17 +1,17 @@
 -- The role of the pipeline on a database that belongs to a game, with exactly what it needs. Run it with psql as the owner of the
 -- game's tables (or a superuser), then give the role a password; it can be run again at any time, and does after an upgrade:
 --
---   psql -v ON_ERROR_STOP=1 -v role=babylon_rl -f docs/least-privilege.sql "$ADMIN_URL"
+--   psql -v ON_ERROR_STOP=1 -v role=babylon_rl -f docs/howto/least-privilege.sql "$ADMIN_URL"
 --   psql -c '\password babylon_rl' "$ADMIN_URL"
 --
 -- More roles, each by one more variable: -v recorder=NAME for agents that record by TrajectoryRecorder (they write rows and read
 -- only their ids), -v spawner=NAME for `spawn-agents` (the pipeline's rights and those of its own agents), -v reader=NAME for people who
--- read the views of babylon_rl in psql. docs/database.md says what each grant is for.
+-- read the views of babylon_rl in psql. docs/howto/database.md says what each grant is for.
 
 \set ON_ERROR_STOP on
 \if :{?role}
 \else
-    DO $$ BEGIN RAISE EXCEPTION 'Name the role: psql -v role=babylon_rl -f docs/least-privilege.sql'; END $$;
+    DO $$ BEGIN RAISE EXCEPTION 'Name the role: psql -v role=babylon_rl -f docs/howto/least-privilege.sql'; END $$;
 \endif
 SELECT current_database() AS database \gset
 
