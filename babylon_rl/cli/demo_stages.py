@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 WINDOWS, AGENTS, MODEL_AGENTS = 24, 6, 1
 # An hour's market follows from the seed and the hour, so a demo that ended now would play others every time. After FIRST_WINDOW's default.
-FIRST_HOUR = "2025-01-06T00:00"
+FIRST_HOUR = "2025-03-03T00:00"
 STAGES = "demo-stages.jsonl"
 
 
