@@ -11,6 +11,8 @@ check() {
 check "ruff check" .venv/bin/ruff check --quiet --output-format concise .
 check "ruff format" .venv/bin/ruff format --check --output-format concise .
 check "mypy" .venv/bin/mypy --no-error-summary
+unused_code() { ! .venv/bin/vulture 2>&1 | grep -E "^babylon_rl/.*unused (function|method|class|property)"; }
+check "unused code" unused_code
 check "import contract" scripts/import_contract.sh
 if [ "${#failed[@]}" -gt 0 ]; then
     printf -v names '%s, ' "${failed[@]}"

@@ -1,7 +1,7 @@
 """Context that only the judge sees: market, stocks, questions, news, hidden answers.
 
-The same facts as wording.market_sentences, in fewer words: stocks are listed, equal news appear once, questions have short names. Every
-sentence comes from a template of wording.py, from which the leak check is made.
+Stocks are listed, equal news appear once, questions have short names. Every sentence comes from a template of wording.py, from which
+the leak check is made.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -25,14 +25,6 @@ from babylon_rl.store.window_groups import lock_windows, reading_chunks
 from babylon_rl.windows import is_complete
 
 
-def score_window(connection: Connection, window: str, settings: Settings, now: datetime, *, force: bool = False) -> GroupScores | None:
-    """Score one hour, as ``score_windows``; None when it has no scores.
-
-    That is when it has no group (not complete, or too few usable episodes) or waits.
-    """
-    return score_windows(connection, [window], settings, now, force=force).get(window)
-
-
 def score_windows(
     connection: Connection,
     windows: Iterable[str],

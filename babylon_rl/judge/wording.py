@@ -6,14 +6,10 @@ training text unseen: build them with ``say`` and nowhere else. A field's type i
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any, Literal
-
-from babylon_rl.episodes.types import Episode
-from babylon_rl.judge.groups import GroupScores
-from babylon_rl.market.window_market import PredictionOutcome, StockOutcome, WindowOutcomes
 
 LeakKind = Literal["outcome", "hidden_answer", "game_knowledge", "score"]
 
@@ -138,45 +134,9 @@ def _written(kind: str, value: Any) -> str:
     return str(value)
 
 
-def market_sentences(outcomes: WindowOutcomes) -> list[str]:
-    """Sentences on an hour's market: the whole, each stock, each question, then the news."""
-    if not outcomes.stocks and not outcomes.predictions:
-        return []
-    whole = say(MARKET, window=outcomes.window, mean=outcomes.mean_change, volatility=outcomes.volatility)
-    questions = [_question(prediction) for prediction in outcomes.predictions]
-    return [whole, *(_stock(stock) for stock in outcomes.stocks), *questions, *_news(outcomes)]
-
-
-def _stock(stock: StockOutcome) -> str:
-    return say(
-        STOCK, name=f"{stock.name} ({stock.ticker})", start=stock.start_price, end=stock.end_price, change=stock.change_percent,
-        label=stock.sentiment,
-    )  # fmt: skip
-
-
-def _question(asked: PredictionOutcome) -> str:
-    return say(
-        PREDICTION, question=asked.question, market=market_name(asked.market_id, asked.question_number), start=asked.start_probability,
-        end=asked.end_probability, answer=asked.outcome,
-    )  # fmt: skip
-
-
-def _news(outcomes: WindowOutcomes) -> Iterator[str]:
-    for stock in outcomes.stocks:
-        yield from (say(NEWS, subject=stock.name, news=text) for text in stock.news)
-    for asked in outcomes.predictions:
-        yield from (say(NEWS, subject=market_name(asked.market_id, asked.question_number), news=text) for text in asked.news)
-
-
 def market_name(market_id: str, number: int | None) -> str:
     """Name of a question: its number, or its market where it has none."""
     return f"Q{number}" if number is not None else f"market {market_id}"
-
-
-def hidden_answer_sentence(asked: PredictionOutcome, answer: bool) -> str:
-    """Sentence with the engine's own answer to a question, marked as hidden."""
-    market = market_name(asked.market_id, asked.question_number)
-    return say(HIDDEN_ANSWER, question=asked.question, market=market, answer="YES" if answer else "NO")
 
 
 def knowledge_sentences(knowledge: Mapping[str, Any]) -> list[str]:
@@ -188,20 +148,3 @@ def knowledge_sentences(knowledge: Mapping[str, Any]) -> list[str]:
         elif entries not in (None, "", []):
             sentences.append(say(GAME_KNOWLEDGE, section=section, key="it", value=entries))
     return sentences
-
-
-def episode_sentence(episode: Episode) -> str:
-    """Sentence with an agent's P&L in its hour."""
-    return say(WINDOW_PNL, agent=episode.agent_id, pnl=episode.window_pnl, steps=episode.steps)
-
-
-def score_sentences(group: GroupScores) -> list[str]:
-    """Sentences with a judge's scores of a group, for a judge of judges."""
-    return [
-        sentence
-        for one in group.scores
-        for sentence in (
-            say(SCORE, agent=one.agent_id, score=one.score, rank=one.rank, group=group.group_size),
-            say(ADVANTAGE, agent=one.agent_id, advantage=one.advantage),
-        )
-    ]

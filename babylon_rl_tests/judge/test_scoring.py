@@ -12,13 +12,18 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import JudgeError
 from babylon_rl.judge.groups import GroupScores, group_scores
 from babylon_rl.judge.heuristic import heuristic_score
-from babylon_rl.judge.scoring import score_window, score_windows, stored_scores
+from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl_tests.expected import SAMPLES, expected
 from babylon_rl_tests.rows import AFTER, START, WINDOW, Connection, insert, make_call, make_group, make_step, make_trajectory
 
 LATER = AFTER + timedelta(hours=1)
 NOW = datetime(2026, 1, 1)
+
+
+def score_window(connection: Connection, window: str, settings: Settings, now: datetime, *, force: bool = False) -> GroupScores | None:
+    """The scores of one hour, None when it has no group or waits."""
+    return score_windows(connection, [window], settings, now, force=force).get(window)
 
 
 @pytest.mark.parametrize(
