@@ -24,7 +24,7 @@ dev: setup ## The Dagster UI on this project
 clean: ## Stop what still runs and remove everything that was made: .venv, the state directory, caches
 	@scripts/clean.sh
 
-lint: setup ## Only the checks: ruff, mypy, the import contract
+lint: setup ## Only the checks: ruff, mypy, vulture, the import contract
 	@scripts/lint.sh
 
 format: setup ## Rewrite the code in the project's format

@@ -36,7 +36,7 @@ class Trained:
     before: int
     after: int
     progress: JobProgress
-    weighed: tuple[int, float]
+    weighed: tuple[int | None, float | None]
     pointer: RemoteCheckpoint
     answer: ChatAnswer
     left: list[int]
@@ -54,13 +54,22 @@ async def one_step(settings: Settings, name: str) -> Trained:
 
 def assert_all_that_is_relied_upon(trained: Trained, name: str) -> None:
     """What this pipeline takes for granted of the service."""
-    assert trained.progress.failure is None and trained.progress.complete
-    assert trained.progress.sequences > 0 and trained.progress.tokens > 0 and math.isfinite(trained.progress.loss)
+    assert trained.progress.failure is None and _counted(trained.progress)
+    assert (trained.progress.sequences or 0) > 0 and trained.progress.tokens > 0 and _finite(trained.progress.loss)
     assert trained.after == trained.before + 1, f"the job ended and the model is at step {trained.after}"
     sequences, loss = trained.weighed  # all that is known of a job whose id was never learnt
-    assert sequences > 0 and math.isfinite(loss)
+    assert (sequences or 0) > 0 and _finite(loss)
     assert trained.pointer.inference_name.endswith(f"/{name}:step{trained.after}") and trained.answer.logprobs
     assert trained.after not in trained.left
+
+
+def _counted(progress: JobProgress) -> bool:
+    """Whether the service counts its sequences and has shown a step of each."""
+    return progress.all_seen(JobProgress())
+
+
+def _finite(loss: float | None) -> bool:
+    return loss is not None and math.isfinite(loss)
 
 
 async def _trained(settings: Settings, service: ServerlessService) -> Trained:
@@ -77,7 +86,7 @@ async def _trained(settings: Settings, service: ServerlessService) -> Trained:
     async def progress() -> JobProgress:
         return read_events(await service.events(job_id))
 
-    seen = await _until(progress, lambda found: found.complete or found.failure is not None, TRAINED_WITHIN_S)
+    seen = await _until(progress, lambda found: _counted(found) or found.failure is not None, TRAINED_WITHIN_S)
     newest = await _until(service.newest, lambda found: found.number > before, LISTED_WITHIN_S)
     pointer = service.remote(newest.number, job_id)
     answer = await _ask(settings, pointer, pointer.inference_name, 0)
