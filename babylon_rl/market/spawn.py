@@ -84,7 +84,6 @@ class SpawnedHour:
 def players_of(request: SpawnRequest, first: int = 1) -> list[SpawnedPlayer]:
     """Players ``test-agent-<n>`` from n = ``first``: scripted strategies in turn, then model agents."""
     scripted = request.agents - request.model_agents
-    names = [STRATEGIES[index % len(STRATEGIES)] for index in range(scripted)]
     names = [STRATEGIES[index % len(STRATEGIES)] for index in range(scripted)] + [MODEL_STRATEGY] * request.model_agents
     return [SpawnedPlayer(f"test-agent-{first + index}", name) for index, name in enumerate(names)]
 
