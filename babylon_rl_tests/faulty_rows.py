@@ -11,6 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from babylon_rl.store.connection import Connection
 from babylon_rl_tests.odd_values import (
     ACTIONS,
     CHATS,
@@ -26,7 +27,7 @@ from babylon_rl_tests.odd_values import (
     WHOLE_TEXTS,
     Path,
 )
-from babylon_rl_tests.rows import START, WINDOW, Connection, make_call, make_log
+from babylon_rl_tests.rows import START, WINDOW, make_call, make_log
 
 Row = dict[str, Any]
 

@@ -1,11 +1,8 @@
 """A game's database that goes on: the rows of a later dump are written over those of an earlier one, as the game itself would have."""
 
 from collections.abc import Iterable
-from typing import Any
 
-import psycopg
-
-Connection = psycopg.Connection[Any]
+from babylon_rl.store.connection import Connection
 
 # What this pipeline writes: no game's row is about it.
 OURS = {"market_outcomes", "reward_judgments", "training_batches", "trained_models"}

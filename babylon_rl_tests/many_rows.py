@@ -11,14 +11,11 @@ import string
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import psycopg
-
+from babylon_rl.store.connection import Connection
 from babylon_rl.windows import window_of
 from babylon_rl_tests.rows import make_call, make_step
 
-Connection = psycopg.Connection[Any]
 _PAGE_BYTES, _SEGMENT_BYTES = 8192, 1 << 30
 
 

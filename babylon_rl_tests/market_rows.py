@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from babylon_rl_tests.rows import START, Connection, insert
+from babylon_rl.store.connection import Connection
+from babylon_rl_tests.rows import START, insert
 
 HOUR_BEFORE = START - timedelta(hours=1)
 

@@ -13,9 +13,9 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 
-Connection = psycopg.Connection[Any]
 BIG = ("trajectories", "llm_call_logs")
 MOST_SHOWN = 120
 _COPY_OUT = re.compile(r"\s*COPY\s*\((?P<query>.*)\)\s*TO\s+STDOUT.*", re.DOTALL | re.IGNORECASE)

@@ -5,9 +5,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-import psycopg
-
-Connection = psycopg.Connection[tuple[Any, ...]]
+from babylon_rl.store.connection import Connection
 
 WINDOW = "2025-11-15T10:00"
 START = datetime(2025, 11, 15, 10)

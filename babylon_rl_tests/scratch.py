@@ -6,8 +6,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from babylon_rl.store.connection import connect
-from babylon_rl_tests.rows import Connection
+from babylon_rl.store.connection import Connection, connect
 
 
 @pytest.fixture(scope="session")

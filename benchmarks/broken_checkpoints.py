@@ -14,8 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from babylon_rl.errors import CheckpointError
 from babylon_rl.evaluation.benchmark import evaluate_batch, record_release
 from babylon_rl.evaluation.model_sources import Serving
@@ -27,6 +25,7 @@ from babylon_rl.models.packaged import base_model_dir, base_model_name
 from babylon_rl.models.server_process import running_server
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import NewBatch, claim_batch, insert_batch
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.registry import NewModel, model_of_batch, next_version, register_model, version_order
@@ -61,7 +60,7 @@ def served(settings: Settings, adapters: Mapping[str, Path]) -> Iterator[str]:
         yield server.url
 
 
-def register(connection: psycopg.Connection[Any], settings: Settings, name: str, adapter: Path, now: datetime) -> str:
+def register(connection: Connection, settings: Settings, name: str, adapter: Path, now: datetime) -> str:
     """Publish an adapter that peft saved and register it as the version of a batch of its own, as training does; returns the batch's id.
 
     A batch that has registered one stays as it is.
@@ -99,7 +98,7 @@ def register(connection: psycopg.Connection[Any], settings: Settings, name: str,
 
 
 def judge(
-    connection: psycopg.Connection[Any], settings: Settings, batch_id: str, say: Callable[[str], Any], serving: Serving = served
+    connection: Connection, settings: Settings, batch_id: str, say: Callable[[str], Any], serving: Serving = served
 ) -> BenchmarkReport:
     """Benchmark a batch's version, decide and record the decision."""
     report = evaluate_batch(connection, batch_id, settings, say, serving=serving)
@@ -132,7 +131,7 @@ def prepared(settings: Settings) -> Settings:
     return settings.model_copy(update={"babylon_rl_home": home, "database_url": None, "direct_database_url": None})
 
 
-def entered(connection: psycopg.Connection[Any], settings: Settings, better: Path, say: Callable[[str], Any]) -> dict[str, tuple[str, str]]:
+def entered(connection: Connection, settings: Settings, better: Path, say: Callable[[str], Any]) -> dict[str, tuple[str, str]]:
     """Batch ids and words by name: the better one, then what is broken, made where it is missing."""
     made = load_manifest(better).trainer if (better / MANIFEST).is_file() else {}
     words = f"{better.name} of a training with seed {made['seed']}" if "seed" in made else f"the adapter {better.name}"
@@ -147,9 +146,7 @@ def entered(connection: psycopg.Connection[Any], settings: Settings, better: Pat
     return found
 
 
-def both_rounds(
-    connection: psycopg.Connection[Any], settings: Settings, better: Path, say: Callable[[str], Any]
-) -> tuple[list[Judged], list[Judged]]:
+def both_rounds(connection: Connection, settings: Settings, better: Path, say: Callable[[str], Any]) -> tuple[list[Judged], list[Judged]]:
     """Everybody judged with the base as the reference, the better one first; then, where that passed, the others with it deployed."""
     batches = entered(connection, settings, better, say)
     connection.execute(_NOBODY)

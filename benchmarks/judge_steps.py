@@ -20,6 +20,7 @@ from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.request import plan_requests
 from babylon_rl.judge.shown import shown_groups
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl.windows import window_of
 from babylon_rl_tests.rows import START, insert, make_call, make_step, make_trajectory
@@ -66,7 +67,7 @@ def _words(chance: random.Random, number: int) -> str:
     return " ".join(chance.choices(TEXT.split(), k=number))
 
 
-def measure(connection: psycopg.Connection[Any], game: str, settings: Settings) -> Iterator[dict[str, Any]]:
+def measure(connection: Connection, game: str, settings: Settings) -> Iterator[dict[str, Any]]:
     """What is shown of each ready hour of a database."""
     connection.execute("SET TIME ZONE 'UTC'")
     readings = read_windows(connection, windows_with_rows(connection, "2025-01-01T00:00", "2026-01-01T00:00"), settings)

@@ -32,6 +32,7 @@ from babylon_rl.judge.tokens import token_counter
 from babylon_rl.judge.transcript import read_transcripts
 from babylon_rl.settings import Settings
 from babylon_rl.store.cluster import Cluster
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
@@ -92,7 +93,7 @@ def sample(given: str | None) -> Iterator[str]:
         yield url
 
 
-def served(connection: psycopg.Connection[Any], episode: Episode, *, every: bool) -> Messages:
+def served(connection: Connection, episode: Episode, *, every: bool) -> Messages:
     """An episode's messages as ART takes them: what each call was served and answered; ``every`` call, or those that act."""
     recorded = read_transcripts(connection, episode.trajectory_ids)
     found: Messages = []
@@ -107,7 +108,7 @@ def served(connection: psycopg.Connection[Any], episode: Episode, *, every: bool
     return found
 
 
-def made_up(connection: psycopg.Connection[Any], trajectory_id: str) -> Messages:
+def made_up(connection: Connection, trajectory_id: str) -> Messages:
     """The texts that stand for steps without a call."""
     found: Messages = []
     for row in trajectories_by_id(connection, [trajectory_id]):
@@ -118,7 +119,7 @@ def made_up(connection: psycopg.Connection[Any], trajectory_id: str) -> Messages
     return found
 
 
-def art_tokens(connection: psycopg.Connection[Any], reading: WindowReading, keeper: Keeper, *, every: bool) -> int:
+def art_tokens(connection: Connection, reading: WindowReading, keeper: Keeper, *, every: bool) -> int:
     """The tokens of the request that RULER makes of an hour's group."""
     import art
     from art.rewards import ruler_score_group

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from babylon_rl.settings import load_settings
-from babylon_rl.store.connection import connect
+from babylon_rl.store.connection import Connection, connect
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
@@ -53,7 +53,7 @@ def own_database(good: int, kilobytes: float, kind: "Kind") -> Iterator[str]:
             administrator.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def plain_copy(connection: psycopg.Connection[Any]) -> int:
+def plain_copy(connection: Connection) -> int:
     """Bytes of the same columns of the same rows (and of the log rows of those without calls), read and discarded."""
     from babylon_rl.store import trajectories
 
@@ -68,7 +68,7 @@ def plain_copy(connection: psycopg.Connection[Any]) -> int:
     return read
 
 
-def read_hour(connection: psycopg.Connection[Any]) -> Any:
+def read_hour(connection: Connection) -> Any:
     """The hour by the public path, without texts."""
     from babylon_rl.episodes.reading import read_window
 
@@ -76,16 +76,14 @@ def read_hour(connection: psycopg.Connection[Any]) -> Any:
     return read_window(connection, WINDOW, settings, texts=False)
 
 
-def straightforward(connection: psycopg.Connection[Any]) -> dict[str, int]:
+def straightforward(connection: Connection) -> dict[str, int]:
     """The hour by the rival."""
     import straightforward_reader
 
     return straightforward_reader.read(connection, WINDOW)
 
 
-def median_seconds(
-    runs: dict[str, tuple[Callable[[psycopg.Connection[Any]], Any], int]], url: str
-) -> tuple[dict[str, float], dict[str, float]]:
+def median_seconds(runs: dict[str, tuple[Callable[[Connection], Any], int]], url: str) -> tuple[dict[str, float], dict[str, float]]:
     """Medians of all ``runs`` (function, repetitions) by the clock and by this process's CPU, in turn after one read that warms up."""
     clock: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
@@ -121,7 +119,7 @@ def measured(rows: int, kilobytes: float, repetitions: int, kind: "Kind", *, riv
         peak = peak_mb(url)
         if not repetitions:
             return {"good_rows": rows, "peak_mb": round(peak)}
-        runs: dict[str, tuple[Callable[[psycopg.Connection[Any]], Any], int]] = {
+        runs: dict[str, tuple[Callable[[Connection], Any], int]] = {
             "plain_copy": (plain_copy, repetitions),
             "read_window": (read_hour, repetitions),
         }

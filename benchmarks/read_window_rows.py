@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-import psycopg
+from babylon_rl.store.connection import Connection
 
 Kind = Literal["mixture", "test agents", "logged"]
 
@@ -35,7 +35,7 @@ _LOGS = """COPY public.llm_call_logs (id, "trajectoryId", "stepId", "callId", "t
     response, temperature, "maxTokens", "createdAt") FROM STDIN"""
 
 
-def fill(connection: psycopg.Connection[Any], good: int, kilobytes: float, kind: Kind, seed: int = 0) -> None:
+def fill(connection: Connection, good: int, kilobytes: float, kind: Kind, seed: int = 0) -> None:
     """Write ``good`` eligible rows of about that size and BAD_SHARE of each malformed kind into WINDOW, mixed."""
     rng = random.Random(seed)
     connection.cursor().executemany(

@@ -9,9 +9,10 @@ import json
 from collections import defaultdict
 from typing import Any
 
-import psycopg
 from psycopg.rows import dict_row
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictStr, ValidationError
+
+from babylon_rl.store.connection import Connection
 
 _ROWS = """SELECT "trajectoryId", "agentId", "startTime", "endTime", "windowId", "windowHours", "scenarioId", "finalPnL", "isTrainingData",
     "isEvaluation", "usedInTraining", "metricsJson", "stepsJson" FROM public.trajectories WHERE "windowId" = %s"""
@@ -54,7 +55,7 @@ class Step(BaseModel):
     llmCalls: list[Call] | None = None
 
 
-def read(connection: psycopg.Connection[Any], window: str) -> dict[str, int]:
+def read(connection: Connection, window: str) -> dict[str, int]:
     """Counts of one hour: rows, eligible, rejected by reason, sequences that train."""
     gc.disable()
     try:
@@ -63,7 +64,7 @@ def read(connection: psycopg.Connection[Any], window: str) -> dict[str, int]:
         gc.enable()
 
 
-def _read(connection: psycopg.Connection[Any], window: str) -> dict[str, int]:
+def _read(connection: Connection, window: str) -> dict[str, int]:
     rows = connection.cursor(row_factory=dict_row).execute(_ROWS, (window,)).fetchall()
     rejected: defaultdict[str, list[str]] = defaultdict(list)
     agents: defaultdict[str, list[tuple[dict[str, Any], list[Step]]]] = defaultdict(list)
@@ -88,7 +89,7 @@ def _read(connection: psycopg.Connection[Any], window: str) -> dict[str, int]:
 
 
 def _counts(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     rows: list[dict[str, Any]],
     agents: dict[str, list[tuple[dict[str, Any], list[Step]]]],
     rejected: dict[str, list[str]],

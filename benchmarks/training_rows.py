@@ -17,10 +17,11 @@ from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
-from babylon_rl.store.trajectories import Connection, windows_with_rows
+from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl.training.batches import Prepared, freeze_batch, prepare_batch
 from babylon_rl.training.conversion import convert
 from babylon_rl.training.trainer import TrainSequence

@@ -17,9 +17,9 @@ import psycopg
 
 from babylon_rl.errors import BabylonError, BatchConflict
 from babylon_rl.processes import described, is_running, own_name
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import Heartbeat, beat, lock_heartbeats
-from babylon_rl.store.trajectories import Connection
 
 BEAT_EVERY_S, SILENT_S = 15.0, 90.0
 PARTITION_TAG = "dagster/partition"

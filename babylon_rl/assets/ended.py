@@ -12,7 +12,7 @@ import dagster as dg
 
 from babylon_rl.assets.alive import refuse_second_run
 from babylon_rl.errors import BatchConflict, JudgeError, TrainingPaused
-from babylon_rl.store.trajectories import Connection
+from babylon_rl.store.connection import Connection
 
 ENDED_TAG = "babylon_rl/ended"
 WAITS, TAKEN_OVER, INTERRUPTED, LOST = "waits", "taken over", "interrupted", "lost"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import dagster as dg
 import psycopg
@@ -16,6 +15,7 @@ from babylon_rl.assets.alive import beating
 from babylon_rl.errors import BabylonError, DatabaseUnreachable
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, process_database
 from babylon_rl.windows import utc_now
 
@@ -36,7 +36,7 @@ class Babylon:
     retry_after_s: float = RETRY_AFTER_S
 
     @contextmanager
-    def connection(self) -> Iterator[psycopg.Connection[Any]]:
+    def connection(self) -> Iterator[Connection]:
         """An autocommit connection that is closed at the end; rooms open their own transactions.
 
         Raises:

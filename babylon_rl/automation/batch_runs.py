@@ -7,15 +7,14 @@ higher. A batch that holds paid work is never given up.
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import dagster as dg
-import psycopg
 
 from babylon_rl.assets.alive import PARTITION_TAG
 from babylon_rl.assets.ended import ENDED_TAG, LOST, TAKEN_OVER
 from babylon_rl.automation.dead_runs import HELD
 from babylon_rl.store.batches import Batch
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_waiting import pending_since
 from babylon_rl.store.remote_jobs import read_jobs
 from babylon_rl.store.training_steps import finished_steps
@@ -60,7 +59,7 @@ def naive(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None)
 
 
-def runs_of(instance: dg.DagsterInstance, connection: psycopg.Connection[Any], batch: Batch) -> Runs:
+def runs_of(instance: dg.DagsterInstance, connection: Connection, batch: Batch) -> Runs:
     """Dagster's records of a batch's runs, whichever process started them.
 
     Runs whose process is gone have been reported failed before.
@@ -90,7 +89,7 @@ def _how_it_ended(run: dg.DagsterRun) -> str | None:
     return LOST if never_began else run.tags.get(ENDED_TAG)
 
 
-def why_no_run(connection: psycopg.Connection[Any], batch: Batch, runs: Runs, now: datetime) -> str | None:
+def why_no_run(connection: Connection, batch: Batch, runs: Runs, now: datetime) -> str | None:
     """A reason to start no run of a pending batch now, or None.
 
     Gives up a batch of which MOST_ATTEMPTS runs died.
@@ -117,5 +116,5 @@ def why_no_run(connection: psycopg.Connection[Any], batch: Batch, runs: Runs, no
     return None
 
 
-def _holds_what_was_paid(connection: psycopg.Connection[Any], batch: Batch) -> bool:
+def _holds_what_was_paid(connection: Connection, batch: Batch) -> bool:
     return batch.state == "uploading" or any(job.live or job.state == "trained" for job in read_jobs(connection, batch.batch_id))

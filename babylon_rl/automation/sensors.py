@@ -7,10 +7,8 @@ is pending, so neither a lost cursor nor a crash between two steps loses a batch
 
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import dagster as dg
-import psycopg
 
 from babylon_rl.assets.alive import PARTITION_TAG
 from babylon_rl.assets.ended import ENDED_TAG, LOST
@@ -24,6 +22,7 @@ from babylon_rl.automation.jobs import HOURLY, hour_tags, judge_report_job, obse
 from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.benchmarks import undecided_batches
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import newest_judgement
 from babylon_rl.store.judge_waiting import waiting_since
 from babylon_rl.training.batches import fail_stuck, freeze, pending_batches
@@ -219,7 +218,7 @@ leaderboard_follows_reports = dg.AutomationConditionSensorDefinition(
 )
 
 
-def _freeze(connection: psycopg.Connection[Any], babylon: Babylon, remembered: str | None = None) -> tuple[Batch | str, str | None]:
+def _freeze(connection: Connection, babylon: Babylon, remembered: str | None = None) -> tuple[Batch | str, str | None]:
     """Freeze a batch, or return the reason against it; also the new state of ``not_ready``.
 
     Reasons are that the last batches failed or that the data is not ready.

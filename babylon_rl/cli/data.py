@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from babylon_rl.episodes.types import WindowReading, WindowSummary
     from babylon_rl.judge.groups import GroupScores
-    from babylon_rl.store.trajectories import Connection
+    from babylon_rl.store.connection import Connection
+
 
 FromOption = Annotated[str | None, typer.Option("--from", metavar="WINDOW", help="First hour (inclusive).")]
 ToOption = Annotated[str | None, typer.Option("--to", metavar="WINDOW", help="Where to stop (exclusive).")]

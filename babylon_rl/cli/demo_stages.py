@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from babylon_rl.cli.output import progress, progress_of_parts, say
 
 if TYPE_CHECKING:
-    import psycopg
-
     from babylon_rl.settings import Settings
     from babylon_rl.store.batches import Batch
+    from babylon_rl.store.connection import Connection
     from babylon_rl.store.database import Database
 
 WINDOWS, AGENTS, MODEL_AGENTS = 24, 6, 1
@@ -170,7 +169,7 @@ def train(state: Demo, hours: Sequence[str]) -> str:
     return batch.batch_id
 
 
-def _batch_of(connection: "psycopg.Connection[Any]", state: Demo, hours: Sequence[str]) -> "Batch | None":
+def _batch_of(connection: "Connection", state: Demo, hours: Sequence[str]) -> "Batch | None":
     """The newest batch of some of ``hours``; failed ones only if there is no other."""
     from babylon_rl.store.batches import read_batches
 
@@ -178,13 +177,13 @@ def _batch_of(connection: "psycopg.Connection[Any]", state: Demo, hours: Sequenc
     return next((batch for batch in own if batch.state != "failed"), own[0] if own else None)
 
 
-def _is_past(connection: "psycopg.Connection[Any]", state: Demo, hours: Sequence[str]) -> bool:
+def _is_past(connection: "Connection", state: Demo, hours: Sequence[str]) -> bool:
     from babylon_rl.store.recording import simulated_hours
 
     return state.generations > 1 and simulated_hours(connection, state.seed)[-1] > hours[-1]
 
 
-def _freeze(connection: "psycopg.Connection[Any]", state: Demo, hours: Sequence[str]) -> "Batch":
+def _freeze(connection: "Connection", state: Demo, hours: Sequence[str]) -> "Batch":
     from babylon_rl.errors import NothingToTrain
     from babylon_rl.training.freezing import freeze
     from babylon_rl.windows import utc_now

@@ -12,8 +12,9 @@ from babylon_rl.windows import utc_now, window_end, window_of
 
 if TYPE_CHECKING:
     from babylon_rl.judge.scoring_cost import HourCost
+    from babylon_rl.store.connection import Connection
     from babylon_rl.store.database import Database
-    from babylon_rl.store.trajectories import Connection
+
 
 Span = tuple[str, str] | None
 

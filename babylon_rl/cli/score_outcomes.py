@@ -8,7 +8,8 @@ from babylon_rl.settings import HEURISTIC, Settings
 
 if TYPE_CHECKING:
     from babylon_rl.judge.groups import GroupScores
-    from babylon_rl.store.trajectories import Connection
+    from babylon_rl.store.connection import Connection
+
 
 Outcome = Literal["judged", "unchanged", "waiting", "quarantined"]
 COLUMNS = ("window", "came to", "judge", "agents", "mean", "spread", "best")

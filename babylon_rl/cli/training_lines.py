@@ -6,7 +6,6 @@ A training runs inside Dagster. These lines are read from its tables, so they ar
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import psycopg
 
@@ -15,6 +14,7 @@ from babylon_rl.errors import DatabaseUnreachable
 from babylon_rl.settings import HEURISTIC
 from babylon_rl.store.batch_report import JudgedGroup, judged_groups
 from babylon_rl.store.batches import read_batch
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.training_steps import read_steps
 from babylon_rl.training.iterations import iterations_of
@@ -31,7 +31,7 @@ class TrainingLines:
 
     def __init__(self, database: Database, batch_id: str, write: Callable[[str], None]) -> None:
         self._database = database
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: Connection | None = None
         self._batch_id = batch_id
         self._write = write
         self._said: set[str] = set()
@@ -62,7 +62,7 @@ class TrainingLines:
             self._connection.close()
         self._connection = None
 
-    def _tell(self, connection: psycopg.Connection[Any]) -> None:
+    def _tell(self, connection: Connection) -> None:
         """Print judged groups, then the result of pre-flight, then each finished iteration."""
         batch = read_batch(connection, self._batch_id)
         if batch is None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from babylon_rl.episodes.quality import Check
     from babylon_rl.episodes.types import WindowReading
-    from babylon_rl.store.trajectories import Connection
+    from babylon_rl.store.connection import Connection
+
 
 HOURS = 24
 _NAMED = 3

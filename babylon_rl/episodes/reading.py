@@ -20,8 +20,9 @@ from babylon_rl.episodes.summary import group_version, summary
 from babylon_rl.episodes.types import Rejection, Trajectory, WindowReading, WindowSummary
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores, window_groups
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_shown import keep_names
-from babylon_rl.store.trajectories import Connection, TrajectoryRow, call_log_rows, trajectories_by_id, trajectory_rows
+from babylon_rl.store.trajectories import TrajectoryRow, call_log_rows, trajectories_by_id, trajectory_rows
 from babylon_rl.store.window_groups import lock_windows, reading_chunks
 from babylon_rl.windows import window_start
 

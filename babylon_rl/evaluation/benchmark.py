@@ -11,8 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, PASSED, Comparison, GateRow, compare
 from babylon_rl.evaluation.gate import ANALYSES, INCONCLUSIVE, decide, next_analysis
@@ -25,6 +23,7 @@ from babylon_rl.market.serving import served_here
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import StoredReport, passed_versions, read_stored_report, write_release, write_report
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, model_of_batch, read_models
 from babylon_rl.windows import utc_now
 
@@ -32,7 +31,7 @@ PLOTS = "benchmarks"
 
 
 def evaluate_batch(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     batch_id: str,
     settings: Settings,
     progress: Say,
@@ -101,7 +100,7 @@ class _Players:
 
 
 def _compare(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     settings: Settings,
     players: _Players,
     snapshots: Sequence[Snapshot],
@@ -118,7 +117,7 @@ def _compare(
     return compare(models | scripts, players.sources[0].name, players.reference, players.notes, analyses=len(ANALYSES))
 
 
-def _players(connection: psycopg.Connection[Any], settings: Settings, model: Model) -> _Players:
+def _players(connection: Connection, settings: Settings, model: Model) -> _Players:
     """The candidate, the reference and the parent version as far as they are here, and the base."""
     missing = absent(model, settings)
     if missing is not None:
@@ -170,7 +169,7 @@ def _reference(
     return None, [f"The reference is the base, as {why}", *notes]
 
 
-def read_report(connection: psycopg.Connection[Any], batch_id: str) -> BenchmarkReport | None:
+def read_report(connection: Connection, batch_id: str) -> BenchmarkReport | None:
     """The newest report of a batch, or None; its picture is None where the file is not on this machine."""
     stored = read_stored_report(connection, batch_id)
     if stored is None:
@@ -208,7 +207,7 @@ class Release:
     reason: str
 
 
-def record_release(connection: psycopg.Connection[Any], batch_id: str, settings: Settings, now: datetime) -> Release:
+def record_release(connection: Connection, batch_id: str, settings: Settings, now: datetime) -> Release:
     """Record the decision of a batch's report, and its figures beside the version in trained_models.
 
     benchmarkScore becomes the mean P&L of a market hour in dollars, accuracy the share of orders in the market's direction;

@@ -8,9 +8,6 @@ from dataclasses import replace
 from datetime import datetime
 from math import ceil
 from pathlib import Path
-from typing import Any
-
-import psycopg
 
 from babylon_rl.errors import CheckFailed
 from babylon_rl.evaluation.compare_results import ComparisonDocument
@@ -30,6 +27,7 @@ from babylon_rl.models.checkpoints import verify
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.settings import Settings
 from babylon_rl.store.batch_report import JudgedGroup
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.recording import has_simulated_hour, newest_simulated_hour
 from babylon_rl.store.training_steps import TrainingStep
 from babylon_rl.training.readiness import Readiness
@@ -68,7 +66,7 @@ def missing_hours(state: Readiness, settings: Settings, agents: int) -> int:
     return max(1, trajectories, settings.training_min_groups - state.scenario_groups)
 
 
-def free_hours(connection: psycopg.Connection[Any], request: SpawnRequest, now: datetime) -> SpawnRequest:
+def free_hours(connection: Connection, request: SpawnRequest, now: datetime) -> SpawnRequest:
     """The request with a start where its hours are free: after the newest simulated one, else the newest gap before.
 
     Raises:

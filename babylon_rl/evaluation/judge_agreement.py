@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-import psycopg
 
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import MarketError
@@ -32,6 +31,7 @@ from babylon_rl.market.simulation.run import encode_run, play
 from babylon_rl.market.spawn import SpawnedPlayer, SpawnRequest, spawn
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.hour_report import episode_lines
 from babylon_rl.store.judge_agreement import JudgeAgreement
 from babylon_rl.store.recording import newest_simulated_hour
@@ -74,7 +74,7 @@ def calibration_windows(hours: int) -> list[str]:
 
 
 def play_hours(
-    connection: psycopg.Connection[Any], windows: Sequence[str], seed: int, now: datetime, on_hour: Callable[[], None] = lambda: None
+    connection: Connection, windows: Sequence[str], seed: int, now: datetime, on_hour: Callable[[], None] = lambda: None
 ) -> None:
     """Let the players play consecutive hours and write them as a game would, into a database made for this."""
     request = SpawnRequest(agents=len(PLAYERS), model_agents=0, windows=len(windows), seed=seed, start=windows[0])
@@ -94,7 +94,7 @@ _SAME = 1e-12
 
 
 def measure(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     settings: Settings,
     now: datetime,
     *,

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import psycopg
-
 from babylon_rl.evaluation.comparison import BASE, DEPLOYED, GateRow, compare
 from babylon_rl.evaluation.model_sources import identity_of
 from babylon_rl.evaluation.play import play_strategies
@@ -19,6 +17,7 @@ from babylon_rl.evaluation.report import earnings, grid
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import MarketResult, read_results
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.leaderboard import Gated, read_gated, read_identities
 from babylon_rl.store.registry import Model, read_models
 from babylon_rl.versions import content_version
@@ -95,7 +94,7 @@ class Leaderboard:
         }
 
 
-def leaderboard(connection: psycopg.Connection[Any], settings: Settings) -> Leaderboard:
+def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
     """Rank the versions of ours on the newest version's base, that base, and all scripts, over the markets that all of them played.
 
     Scripts are played on the spot: 24 markets take about a second.
@@ -122,7 +121,7 @@ def leaderboard(connection: psycopg.Connection[Any], settings: Settings) -> Lead
 class _Known:
     """Stored results of the base and of the versions on it in ``snapshots`` as they are now."""
 
-    def __init__(self, connection: psycopg.Connection[Any], models: Sequence[Model], snapshots: Sequence[Snapshot]) -> None:
+    def __init__(self, connection: Connection, models: Sequence[Model], snapshots: Sequence[Snapshot]) -> None:
         self._snapshots = snapshots
         markets = {snapshot.id: snapshot.fingerprint for snapshot in snapshots}
         weights = _line(models, read_identities(connection, [BASE, *(model.version for model in models)]))

@@ -13,8 +13,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import psycopg
-
 from babylon_rl.errors import CheckpointError
 from babylon_rl.evaluation.comparison import BASE
 from babylon_rl.evaluation.play import GATE_CONCURRENCY, play_gate
@@ -31,6 +29,7 @@ from babylon_rl.models.packaged import base_model_dir, base_model_name
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import MarketResult, read_results, write_results
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model
 from babylon_rl.training.trainer import DRY_BASE_MODEL
 from babylon_rl.versions import content_version
@@ -177,7 +176,7 @@ class ModelClients:
 
 
 def play_sources(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     settings: Settings,
     sources: Sequence[ModelSource],
     snapshots: Sequence[Snapshot],
@@ -217,7 +216,7 @@ def model_player(client: ChatClient, name: str, identity: str) -> Player:
 
 
 def _keeper(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     source: ModelSource,
     markets: Mapping[str, str],
     known: dict[str, MarketResult],

@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-import psycopg
-
 from babylon_rl.evaluation.results import BENCHMARK, SUFFIX, Result, read_result
 from babylon_rl.evaluation.run_files import DECISIONS, slug
 from babylon_rl.recorder import Recording, TrajectoryRecorder
 from babylon_rl.store import recording as rows
+from babylon_rl.store.connection import Connection
 from babylon_rl.versions import content_version
 
 WINDOW_CHARACTERS = 50
 _VERSION = re.compile(r"v\d+\.\d+\.\d+")
 
 
-def record_runs(connection: psycopg.Connection[Any], files: Sequence[Path]) -> int:
+def record_runs(connection: Connection, files: Sequence[Path]) -> int:
     """Write the runs whose results are in ``files``, each with the decisions beside it; returns how many were new.
 
     Raises:
@@ -45,7 +44,7 @@ def agent_id(result: Result) -> str:
     return f"{BENCHMARK}{slug(result.agent_id)}"
 
 
-def _record(connection: psycopg.Connection[Any], result: Result, decisions: Path) -> int:
+def _record(connection: Connection, result: Result, decisions: Path) -> int:
     recording = recording_of(result, _decisions(decisions))
     if rows.stored_rows(connection, [recording.columns["id"]]):
         return 0

@@ -25,8 +25,8 @@ from babylon_rl.judge.shown import ShownGroup, shown_groups
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_secret import keep_secret
-from babylon_rl.store.trajectories import Connection
 
 AUDIT_GROUPS = 20
 

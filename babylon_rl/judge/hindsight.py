@@ -23,9 +23,10 @@ from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import PredictionOutcome, WindowOutcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store import hindsight as store
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import StoredAction, StoredHour, StoredLeak
 from babylon_rl.store.judge_shown import hidden_answers
-from babylon_rl.store.trajectories import Connection, TrajectoryRow, trajectory_rows
+from babylon_rl.store.trajectories import TrajectoryRow, trajectory_rows
 from babylon_rl.store.window_groups import chunks, lock_windows
 from babylon_rl.windows import is_complete, window_end
 

@@ -6,8 +6,8 @@ from babylon_rl.judge.audit import AUDIT_GROUPS, Audited, audit
 from babylon_rl.judge.reliability import Reliability, reliability
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import judged_hours
-from babylon_rl.store.trajectories import Connection
 
 
 def audited_report(

@@ -20,7 +20,7 @@ from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import judge_answers, judge_waiting
 from babylon_rl.store import scores as store
-from babylon_rl.store.trajectories import Connection
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.window_groups import lock_windows, reading_chunks
 from babylon_rl.windows import is_complete
 

@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from babylon_rl.processes import is_running, own_name
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_answers import StoredAnswer, add_answers, find_answers
 from babylon_rl.store.judge_budget import Account, drop_reservations, give_back, reserve
 from babylon_rl.store.judge_leases import claim_lease, drop_leases, renew_leases
-from babylon_rl.store.trajectories import Connection
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -27,10 +27,10 @@ from babylon_rl.judge.sources import asked_version
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_waiting, scores
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_leases import drop_leases
 from babylon_rl.store.judge_secret import keep_secret
 from babylon_rl.store.judge_sources import keep_sources
-from babylon_rl.store.trajectories import Connection
 from babylon_rl.store.window_groups import lock_windows, reading_chunks
 
 CHANGED = "it changed while it was judged; the next run judges it as it is now"

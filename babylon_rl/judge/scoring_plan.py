@@ -17,9 +17,9 @@ from babylon_rl.judge.shown import ShownGroup, shown_groups
 from babylon_rl.judge.sources import asked_version, sources_versions
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_answers, judge_waiting, scores
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import DROPOUT, read_dropped
 from babylon_rl.store.judge_sources import forget_sources, keep_sources, read_sources
-from babylon_rl.store.trajectories import Connection
 from babylon_rl.store.window_groups import lock_windows
 
 HOURS_PLANNED_AT_ONCE = 4  # their texts are in memory together, and answers that come meanwhile wait to be written

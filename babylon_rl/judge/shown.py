@@ -26,8 +26,8 @@ from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import WindowOutcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_shown as store
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import recorded_knowledge
-from babylon_rl.store.trajectories import Connection
 from babylon_rl.versions import content_version
 
 OVERHEAD_TOKENS = 90  # of an episode in a request: tags, P&L, its id in the list and in the answer's schema

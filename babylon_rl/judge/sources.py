@@ -14,8 +14,8 @@ from babylon_rl.judge.tokens import REQUEST_TOKENS
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_shown as store
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import recorded_knowledge
-from babylon_rl.store.trajectories import Connection
 from babylon_rl.versions import content_version
 
 # Raise it when the same sources are shown differently: groups in quarantine are asked about anew then. Judged ones keep their scores and

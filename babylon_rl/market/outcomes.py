@@ -21,7 +21,8 @@ from babylon_rl.market.window_market import (
 )
 from babylon_rl.settings import Settings
 from babylon_rl.store import outcomes as store
-from babylon_rl.store.market_data import Connection, Event, QuestionSpan, StockSpan, events, question_spans, stock_spans
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.market_data import Event, QuestionSpan, StockSpan, events, question_spans, stock_spans
 from babylon_rl.store.outcomes import MarketWindowRow, OutcomeRow
 from babylon_rl.store.window_groups import chunks, lock_windows
 from babylon_rl.windows import is_complete

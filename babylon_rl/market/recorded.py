@@ -5,16 +5,15 @@ A company without a price yet uses its first one; events about other markets are
 """
 
 import math
-from typing import Any
 
 import msgspec
-import psycopg
 
 from babylon_rl.errors import MarketError
 from babylon_rl.market.simulation.config import PRESETS, MarketModel
 from babylon_rl.market.simulation.scenario import Asset, Question, Scenario, WorldEvent, from_paths
 from babylon_rl.recorder import milliseconds
 from babylon_rl.store import recorded_market as store
+from babylon_rl.store.connection import Connection
 from babylon_rl.windows import HOUR, window_start
 
 MODEL = MarketModel(impact_per_usd=1e-12)
@@ -23,7 +22,7 @@ _HOUR = PRESETS["hour"]
 _MINUTES, _TICK_MINUTES = _HOUR.minutes, _HOUR.tick_seconds // 60
 
 
-def read_recorded_hour(connection: psycopg.Connection[Any], window: str) -> Scenario:
+def read_recorded_hour(connection: Connection, window: str) -> Scenario:
     """A recorded hour's busiest companies and question, in the ticks of a simulated hour.
 
     Raises:
@@ -48,7 +47,7 @@ def read_recorded_hour(connection: psycopg.Connection[Any], window: str) -> Scen
     return msgspec.structs.replace(scenario, model=MODEL)
 
 
-def _stock(connection: psycopg.Connection[Any], organization_id: str, name: str, window: str) -> Asset | None:
+def _stock(connection: Connection, organization_id: str, name: str, window: str) -> Asset | None:
     prices = store.minute_prices(connection, organization_id, window_start(window), _MINUTES)
     valid = [price for price in prices if price is not None and 0 < price < math.inf]
     if not valid:
@@ -65,7 +64,7 @@ def _bounded(probability: float) -> float:
     return min(1 - _EXTREME, max(_EXTREME, probability))
 
 
-def _events(connection: psycopg.Connection[Any], window: str, stocks: tuple[Asset, ...], question: Question) -> list[WorldEvent]:
+def _events(connection: Connection, window: str, stocks: tuple[Asset, ...], question: Question) -> list[WorldEvent]:
     start, found = window_start(window), dict[int, WorldEvent]()
     for moment, text, actors, number, points in store.events_between(connection, start, start + HOUR):
         tick = min(_MINUTES - 1, int((moment - start).total_seconds() // 60)) // _TICK_MINUTES + 1  # agents read it at the next tick

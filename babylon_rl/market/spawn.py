@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import psycopg
-
 from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
 from babylon_rl.market import agent_rows, game_rows
 from babylon_rl.market.headlines import TRAINING
@@ -25,6 +23,7 @@ from babylon_rl.market.simulation.scenario import Scenario, opening
 from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.recorder import milliseconds
 from babylon_rl.store import recording as rows
+from babylon_rl.store.connection import Connection
 from babylon_rl.windows import HOUR, newest_complete, window_of, window_start
 
 TICK_MINUTES = PRESETS["hour"].tick_seconds // 60
@@ -117,7 +116,7 @@ def windows_to_play(request: SpawnRequest, newest: str | None, now: datetime) ->
 
 
 def spawn(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     request: SpawnRequest,
     now: datetime,
     model: AgentFactory | None,
@@ -150,7 +149,7 @@ def spawn(
 
 
 def _play_and_write(
-    connection: psycopg.Connection[Any], request: SpawnRequest, window: str, players: Sequence[SpawnedPlayer], model: AgentFactory | None,
+    connection: Connection, request: SpawnRequest, window: str, players: Sequence[SpawnedPlayer], model: AgentFactory | None,
     own_market: bool, now: datetime,
 ) -> SpawnedHour:  # fmt: skip
     start = window_start(window)
@@ -183,7 +182,7 @@ def _play_and_write(
     )
 
 
-def _own_hour(connection: psycopg.Connection[Any], request: SpawnRequest, window: str) -> Scenario:
+def _own_hour(connection: Connection, request: SpawnRequest, window: str) -> Scenario:
     start = window_start(window)
     config = preset(
         "hour", seed=training_seed(request.seed, window), agents=request.agents, edition=TRAINING.name, start_ms=milliseconds(start)
@@ -206,7 +205,7 @@ def _played(
     return run
 
 
-def _write_market(connection: psycopg.Connection[Any], scenario: Scenario, paths: game_rows.Paths, ids: game_rows.Ids) -> None:
+def _write_market(connection: Connection, scenario: Scenario, paths: game_rows.Paths, ids: game_rows.Ids) -> None:
     start, end = game_rows.moment(scenario, 0), game_rows.moment(scenario, scenario.ticks)
     rows.add_organizations(connection, [(game_rows.slug(asset.name), asset.name, asset.prices[0]) for asset in scenario.assets], start)
     rows.copy_rows(connection, "StockPrice", game_rows.stock_rows(scenario, paths, ids))

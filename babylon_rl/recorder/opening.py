@@ -1,13 +1,12 @@
 """Construction of a recorder's writer and sampling rate from the settings."""
 
 import contextlib
-from typing import Any
 
-import psycopg
 from pydantic import SecretStr
 
 from babylon_rl.recorder.writer import BackgroundWriter
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
 from babylon_rl.store.recording import require_recording_tables
 
@@ -36,7 +35,7 @@ def open_writer(
     with database.connect() as connection:
         require_recording_tables(connection)
 
-    def connect() -> psycopg.Connection[Any]:
+    def connect() -> Connection:
         return database.connect(autocommit=True)
 
     return BackgroundWriter(connect, room=room, patience_s=patience_s), chosen.trajectory_sampling_rate

@@ -13,12 +13,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 
 from babylon_rl.errors import BabylonError, DatabaseUnreachable, UsageError
 from babylon_rl.recorder.rows import Recording
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.recording import copy_rows, stored_rows
 
 _LOG = logging.getLogger("babylon_rl.recorder")
@@ -65,9 +65,9 @@ class BackgroundWriter:
         patience_s: time limit of waiting for room, and of ``close`` for a database that does not answer, in seconds.
     """
 
-    def __init__(self, connect: Callable[[], psycopg.Connection[Any]], *, room: int, patience_s: float) -> None:
+    def __init__(self, connect: Callable[[], Connection], *, room: int, patience_s: float) -> None:
         self._connect, self._room, self._patience_s = connect, room, patience_s
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: Connection | None = None
         self._waiting: deque[Recording] = deque()
         self._changed = threading.Condition()
         self._handed = self._recorded = self._rejected = 0
@@ -244,7 +244,7 @@ class BackgroundWriter:
     def _stored(self, part: Sequence[Recording]) -> frozenset[str]:
         return stored_rows(self._connected(), [recording.columns["id"] for recording in part])
 
-    def _connected(self) -> psycopg.Connection[Any]:
+    def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = self._connect()
         return self._connection

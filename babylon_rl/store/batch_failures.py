@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-import psycopg
+from babylon_rl.store.connection import Connection
 
 MOST_READ = 50
 
@@ -27,7 +26,7 @@ class Failure:
     at: datetime
 
 
-def failures_in_a_row(connection: psycopg.Connection[Any], backend: str) -> list[Failure]:
+def failures_in_a_row(connection: Connection, backend: str) -> list[Failure]:
     """Return the failed batches of ``backend`` newer than its newest other batch.
 
     Newest first, at most MOST_READ.

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
+from babylon_rl.store.connection import Connection
 
 # One row per window of the batch. The window functions aggregate over the whole group; DISTINCT ON keeps the row of the best agent.
 _GROUPS = """
@@ -61,12 +60,12 @@ class MarketHour:
     version: str
 
 
-def judged_groups(connection: psycopg.Connection[Any], batch_id: str) -> list[JudgedGroup]:
+def judged_groups(connection: Connection, batch_id: str) -> list[JudgedGroup]:
     """Return the judged groups of a batch, ordered by window."""
     return [JudgedGroup(*row) for row in connection.execute(_GROUPS, [batch_id])]
 
 
-def judging_of(connection: psycopg.Connection[Any], batch_id: str) -> dict[str, tuple[float, float | None]]:
+def judging_of(connection: Connection, batch_id: str) -> dict[str, tuple[float, float | None]]:
     """Return disagreement and cost of the judgement for each window of a batch.
 
     Windows dropped from the batch are included. Disagreement: 0 to 1. Cost: dollars, None when no price is known.
@@ -74,12 +73,12 @@ def judging_of(connection: psycopg.Connection[Any], batch_id: str) -> dict[str, 
     return {row[0]: (row[1], row[2]) for row in connection.execute(_JUDGING, [batch_id])}
 
 
-def market_hours(connection: psycopg.Connection[Any], windows: Sequence[str]) -> dict[str, MarketHour]:
+def market_hours(connection: Connection, windows: Sequence[str]) -> dict[str, MarketHour]:
     """Return the market hours of ``windows``; windows without outcomes are absent."""
     return {row[0]: MarketHour(*row[1:]) for row in connection.execute(_MARKET, [list(windows)])}
 
 
-def read_versions(connection: psycopg.Connection[Any], windows: Sequence[str]) -> dict[str, str]:
+def read_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
     """Return the data version of the last reading of each window.
 
     A window that was never read is absent.

@@ -15,6 +15,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import FreezableEpisode
 
 # States in which a batch still holds its trajectories.
@@ -118,7 +119,7 @@ class NewBatch:
 
 
 @contextmanager
-def own_transaction(connection: psycopg.Connection[Any]) -> Iterator[None]:
+def own_transaction(connection: Connection) -> Iterator[None]:
     """Run the block in its own transaction, committed at the end.
 
     Work that the caller had open is committed first.
@@ -128,23 +129,23 @@ def own_transaction(connection: psycopg.Connection[Any]) -> Iterator[None]:
         yield
 
 
-def lock_freezing(connection: psycopg.Connection[Any]) -> None:
+def lock_freezing(connection: Connection) -> None:
     """Take the freeze lock until the end of the transaction."""
     connection.execute("SELECT pg_advisory_xact_lock(%s)", [_FREEZE_LOCK])
 
 
-def lock_registry(connection: psycopg.Connection[Any]) -> None:
+def lock_registry(connection: Connection) -> None:
     """Take the registry lock, for choosing a version number, until the end of the transaction."""
     connection.execute("SELECT pg_advisory_xact_lock(%s)", [_REGISTRY_LOCK])
 
 
-def batch_id_taken(connection: psycopg.Connection[Any], batch_id: str) -> bool:
+def batch_id_taken(connection: Connection, batch_id: str) -> bool:
     """Return True if a batch with this id exists, ours or foreign."""
     rows = connection.execute('SELECT 1 FROM public.training_batches WHERE "batchId" = %s OR id = %s', [batch_id, batch_id])
     return rows.fetchone() is not None
 
 
-def insert_batch(connection: psycopg.Connection[Any], new: NewBatch) -> None:
+def insert_batch(connection: Connection, new: NewBatch) -> None:
     """Write a batch with its items, inside the caller's transaction.
 
     Raises:
@@ -198,13 +199,13 @@ def insert_batch(connection: psycopg.Connection[Any], new: NewBatch) -> None:
         raise BatchConflict(f"A trajectory of the new batch is already in a live batch ({detail}). Freeze again.") from None
 
 
-def read_batch(connection: psycopg.Connection[Any], batch_id: str) -> Batch | None:
+def read_batch(connection: Connection, batch_id: str) -> Batch | None:
     """Return one of our batches, or None."""
     row = connection.execute(_BATCH + 'WHERE b."batchId" = %s', [batch_id]).fetchone()
     return None if row is None else Batch(*row)
 
 
-def read_batches(connection: psycopg.Connection[Any], states: Sequence[str] | None = None, limit: int = 100) -> list[Batch]:
+def read_batches(connection: Connection, states: Sequence[str] | None = None, limit: int = 100) -> list[Batch]:
     """Return our batches, newest first; with ``states``, only those in one of them."""
     rows = connection.execute(
         _BATCH + 'WHERE %s::text[] IS NULL OR b."state" = ANY(%s) ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %s',
@@ -213,7 +214,7 @@ def read_batches(connection: psycopg.Connection[Any], states: Sequence[str] | No
     return [Batch(*row) for row in rows]
 
 
-def read_foreign_batches(connection: psycopg.Connection[Any], limit: int = 100) -> list[dict[str, Any]]:
+def read_foreign_batches(connection: Connection, limit: int = 100) -> list[dict[str, Any]]:
     """Return batches written by other producers, newest first, for display only."""
     rows = connection.execute(
         """
@@ -228,12 +229,12 @@ def read_foreign_batches(connection: psycopg.Connection[Any], limit: int = 100) 
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def foreign_batch(connection: psycopg.Connection[Any], batch_id: str) -> bool:
+def foreign_batch(connection: Connection, batch_id: str) -> bool:
     """Return True if another producer wrote the batch with this id."""
     return batch_id_taken(connection, batch_id) and read_batch(connection, batch_id) is None
 
 
-def read_batch_episodes(connection: psycopg.Connection[Any], batch_id: str) -> list[BatchEpisode]:
+def read_batch_episodes(connection: Connection, batch_id: str) -> list[BatchEpisode]:
     """Return the episodes of a batch, newest window first, then by agent.
 
     Episodes that left the batch are included.
@@ -255,13 +256,13 @@ def read_batch_episodes(connection: psycopg.Connection[Any], batch_id: str) -> l
     return [BatchEpisode(*row) for row in rows]
 
 
-def last_completed_at(connection: psycopg.Connection[Any]) -> datetime | None:
+def last_completed_at(connection: Connection) -> datetime | None:
     """Return the end of the newest completed batch, ours or foreign, or None."""
     row = connection.execute("SELECT max(\"completedAt\") FROM public.training_batches WHERE status = 'completed'").fetchone()
     return None if row is None else row[0]
 
 
-def claim_batch(connection: psycopg.Connection[Any], batch_id: str, now: datetime) -> int | None:
+def claim_batch(connection: Connection, batch_id: str, now: datetime) -> int | None:
     """Begin a run and return its attempt number, or None if the batch ended.
 
     The caller commits.
@@ -280,7 +281,7 @@ def claim_batch(connection: psycopg.Connection[Any], batch_id: str, now: datetim
     return int(row[0])
 
 
-def note_waiting(connection: psycopg.Connection[Any], batch_id: str, attempt: int, reason: str) -> None:
+def note_waiting(connection: Connection, batch_id: str, attempt: int, reason: str) -> None:
     """Store the reason why run ``attempt`` of a live batch stopped and waits.
 
     The next run clears it. The caller commits.
@@ -294,7 +295,7 @@ def note_waiting(connection: psycopg.Connection[Any], batch_id: str, attempt: in
     )
 
 
-def advance_batch(connection: psycopg.Connection[Any], batch_id: str, attempt: int, state: str, now: datetime) -> None:
+def advance_batch(connection: Connection, batch_id: str, attempt: int, state: str, now: datetime) -> None:
     """Set the state of a live batch in both tables, for the run ``attempt``.
 
     Raises:
@@ -307,7 +308,7 @@ def advance_batch(connection: psycopg.Connection[Any], batch_id: str, attempt: i
     )
 
 
-def heartbeat(connection: psycopg.Connection[Any], batch_id: str, attempt: int, now: datetime) -> None:
+def heartbeat(connection: Connection, batch_id: str, attempt: int, now: datetime) -> None:
     """Write the heartbeat of a run, in its own short transaction.
 
     Raises:
@@ -317,7 +318,7 @@ def heartbeat(connection: psycopg.Connection[Any], batch_id: str, attempt: int, 
         _touch(connection, batch_id, attempt, now, None)
 
 
-def _touch(connection: psycopg.Connection[Any], batch_id: str, attempt: int, now: datetime, state: str | None) -> None:
+def _touch(connection: Connection, batch_id: str, attempt: int, now: datetime, state: str | None) -> None:
     updated = connection.execute(
         """
         UPDATE babylon_rl.batches SET "heartbeatAt" = %s, "state" = COALESCE(%s, "state")
@@ -330,7 +331,7 @@ def _touch(connection: psycopg.Connection[Any], batch_id: str, attempt: int, now
         raise BatchConflict(_why_not(connection, batch_id, attempt))
 
 
-def _why_not(connection: psycopg.Connection[Any], batch_id: str, attempt: int) -> str:
+def _why_not(connection: Connection, batch_id: str, attempt: int) -> str:
     batch = read_batch(connection, batch_id)
     if batch is None:
         return f"There is no batch {batch_id}; `babylon-rl batches` lists them."
@@ -339,7 +340,7 @@ def _why_not(connection: psycopg.Connection[Any], batch_id: str, attempt: int) -
     return f"{batch_id} is {batch.state}{f' ({batch.error})' if batch.error else ''}; freeze a new batch with `babylon-rl train`."
 
 
-def write_judgements(connection: psycopg.Connection[Any], batch_id: str, episodes: Sequence[BatchEpisode]) -> None:
+def write_judgements(connection: Connection, batch_id: str, episodes: Sequence[BatchEpisode]) -> None:
     """Store scores, ranks and advantages, and free the trajectories of dropped episodes.
 
     The columns that the game reads are updated too: trajectories still in the batch, their rewards and ranks, in the same order.
@@ -372,7 +373,7 @@ def write_judgements(connection: psycopg.Connection[Any], batch_id: str, episode
     )  # fmt: skip
 
 
-def write_contributions(connection: psycopg.Connection[Any], batch_id: str, trained: Collection[str]) -> None:
+def write_contributions(connection: Connection, batch_id: str, trained: Collection[str]) -> None:
     """Store for each live trajectory whether it trains or is baseline only.
 
     ``trained`` names the trajectories with a trainable token. The caller commits.
@@ -386,7 +387,7 @@ def write_contributions(connection: psycopg.Connection[Any], batch_id: str, trai
     )
 
 
-def write_preflight(connection: psycopg.Connection[Any], batch_id: str, preflight: Mapping[str, Any], parent: str | None) -> None:
+def write_preflight(connection: Connection, batch_id: str, preflight: Mapping[str, Any], parent: str | None) -> None:
     """Store the pre-flight report and the parent version that training continues from."""
     connection.execute(
         'UPDATE babylon_rl.batches SET "preflight" = %s, "parentVersion" = %s WHERE "batchId" = %s',
@@ -394,7 +395,7 @@ def write_preflight(connection: psycopg.Connection[Any], batch_id: str, prefligh
     )
 
 
-def end_failed(connection: psycopg.Connection[Any], batch_id: str, error: str, now: datetime, attempt: int | None = None) -> bool:
+def end_failed(connection: Connection, batch_id: str, error: str, now: datetime, attempt: int | None = None) -> bool:
     """Fail a live batch and free its trajectories.
 
     Runs in the caller's transaction. Returns False if the batch had already ended, or if ``attempt`` is given and is not its current run.

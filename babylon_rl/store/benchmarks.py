@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import psycopg
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import MarketError
 from babylon_rl.store.batches import own_transaction
+from babylon_rl.store.connection import Connection
 
 # A result counts only for the same market content (fingerprint) and the same model identity.
 _RESULTS = """
@@ -142,7 +142,7 @@ class StoredReport:
     created_at: datetime
 
 
-def read_results(connection: psycopg.Connection[Any], model: str, identity: str, markets: Mapping[str, str]) -> dict[str, MarketResult]:
+def read_results(connection: Connection, model: str, identity: str, markets: Mapping[str, str]) -> dict[str, MarketResult]:
     """Return the stored results of ``model`` by snapshot id.
 
     ``markets`` maps snapshot id to fingerprint.
@@ -152,7 +152,7 @@ def read_results(connection: psycopg.Connection[Any], model: str, identity: str,
 
 
 def write_results(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     model: str,
     identity: str,
     markets: Mapping[str, str],
@@ -169,12 +169,12 @@ def write_results(
         cursor.executemany(_INSERT_RESULT, rows)
 
 
-def passed_versions(connection: psycopg.Connection[Any]) -> set[str]:
+def passed_versions(connection: Connection) -> set[str]:
     """Return the versions with a passing newest report."""
     return {version for (version,) in connection.execute(_PASSED)}
 
 
-def write_report(connection: psycopg.Connection[Any], report: StoredReport) -> None:
+def write_report(connection: Connection, report: StoredReport) -> None:
     """Store the report of a batch, replacing an older one."""
     with own_transaction(connection):
         connection.execute(
@@ -184,13 +184,13 @@ def write_report(connection: psycopg.Connection[Any], report: StoredReport) -> N
         )  # fmt: skip
 
 
-def read_stored_report(connection: psycopg.Connection[Any], batch_id: str) -> StoredReport | None:
+def read_stored_report(connection: Connection, batch_id: str) -> StoredReport | None:
     """Return the report of a batch, or None."""
     row = connection.execute(_REPORT, [batch_id]).fetchone()
     return None if row is None else StoredReport(*row)
 
 
-def undecided_batches(connection: psycopg.Connection[Any]) -> dict[str, datetime]:
+def undecided_batches(connection: Connection) -> dict[str, datetime]:
     """Return completed batches without a release decision, with their completion time.
 
     Our batches only, newest first.
@@ -199,7 +199,7 @@ def undecided_batches(connection: psycopg.Connection[Any]) -> dict[str, datetime
 
 
 def write_release(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     report: StoredReport,
     score: float | None,
     accuracy: float | None,

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
-from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg
@@ -18,7 +17,7 @@ from psycopg import sql
 
 from babylon_rl.errors import DatabaseError
 from babylon_rl.settings import Settings
-from babylon_rl.store.connection import POOLER_ADVICE, address, connect, with_search_path
+from babylon_rl.store.connection import POOLER_ADVICE, Connection, address, connect, with_search_path
 from babylon_rl.store.embedded import use_server
 
 DAGSTER_SCHEMA = "babylon_dagster"
@@ -40,7 +39,7 @@ class Database:
     url: str = field(repr=False)
     direct_url: str = field(repr=False)
 
-    def connect(self, autocommit: bool = False) -> psycopg.Connection[tuple[Any, ...]]:
+    def connect(self, autocommit: bool = False) -> Connection:
         """Open a connection, which the caller closes.
 
         Raises:
@@ -48,7 +47,7 @@ class Database:
         """
         return connect(self.url, autocommit=autocommit)
 
-    def connect_directly(self, autocommit: bool = False) -> psycopg.Connection[tuple[Any, ...]]:
+    def connect_directly(self, autocommit: bool = False) -> Connection:
         """Open a connection past any pooler, so that session locks hold.
 
         Raises:

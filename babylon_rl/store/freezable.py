@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-import psycopg
-
+from babylon_rl.store.connection import Connection
 from babylon_rl.windows import window_end, window_of, window_start
 
 # Our tables that FREEZABLE reads. It reads trajectories too, but new ones change nothing before their hour is read.
@@ -193,7 +192,7 @@ class FreezableEpisode:
     group_size: int
 
 
-def count_freezable_rows(connection: psycopg.Connection[Any], bounds: FreezeBounds) -> Freezable:
+def count_freezable_rows(connection: Connection, bounds: FreezeBounds) -> Freezable:
     """Count freezable trajectories by window, and the other new ones by reason."""
     windows: dict[str, int] = {}
     reasons: dict[str, int] = {}
@@ -207,7 +206,7 @@ def count_freezable_rows(connection: psycopg.Connection[Any], bounds: FreezeBoun
     return Freezable(sum(windows.values()), episodes, windows, _most_first(reasons, count_unread(connection, bounds)))
 
 
-def look_at_newest(connection: psycopg.Connection[Any], bounds: FreezeBounds) -> Iterator[tuple[list[FreezableEpisode], dict[str, int]]]:
+def look_at_newest(connection: Connection, bounds: FreezeBounds) -> Iterator[tuple[list[FreezableEpisode], dict[str, int]]]:
     """Yield freezable episodes with the counts of other new trajectories by reason.
 
     Newest window first, then by agent; the caller holds the freeze lock. The first portion covers HOURS_LOOKED_AT_FIRST hours and each next
@@ -238,7 +237,7 @@ def freezable_of(episodes: Sequence[FreezableEpisode], reasons: Mapping[str, int
     return Freezable(windows.total(), len(episodes), dict(sorted(windows.items())), _most_first(reasons, unread))
 
 
-def count_unread(connection: psycopg.Connection[Any], bounds: FreezeBounds) -> int:
+def count_unread(connection: Connection, bounds: FreezeBounds) -> int:
     """Count new trajectories in hours that were never read."""
     row = connection.execute(_UNREAD, bounds.parameters).fetchone()
     return 0 if row is None else int(row[0])
@@ -249,7 +248,7 @@ def _most_first(reasons: Mapping[str, int], unread: int) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def decided_windows(connection: psycopg.Connection[Any], windows: Sequence[str]) -> frozenset[str]:
+def decided_windows(connection: Connection, windows: Sequence[str]) -> frozenset[str]:
     """Return those of ``windows`` with a dropout decision of an earlier batch.
 
     Dropout is decided once per group.
@@ -258,9 +257,7 @@ def decided_windows(connection: psycopg.Connection[Any], windows: Sequence[str])
     return frozenset(row[0] for row in rows)
 
 
-def record_dropped(
-    connection: psycopg.Connection[Any], batch_id: str, reason: str, episodes: Sequence[tuple[str, str]], now: datetime
-) -> None:
+def record_dropped(connection: Connection, batch_id: str, reason: str, episodes: Sequence[tuple[str, str]], now: datetime) -> None:
     """Exclude ``episodes`` (window, agent id) from all later batches, for ``reason``."""
     if not episodes:
         return
@@ -274,7 +271,7 @@ def record_dropped(
     )
 
 
-def bar_dropped(connection: psycopg.Connection[Any], batch_id: str, reasons: Sequence[str], now: datetime) -> None:
+def bar_dropped(connection: Connection, batch_id: str, reasons: Sequence[str], now: datetime) -> None:
     """Exclude episodes dropped from a batch for ``reasons`` from all later batches."""
     connection.execute(
         """
@@ -287,7 +284,7 @@ def bar_dropped(connection: psycopg.Connection[Any], batch_id: str, reasons: Seq
     )
 
 
-def read_dropped(connection: psycopg.Connection[Any], windows: Sequence[str], reason: str) -> set[tuple[str, str]]:
+def read_dropped(connection: Connection, windows: Sequence[str], reason: str) -> set[tuple[str, str]]:
     """Return (window, agent id) of the episodes excluded for ``reason``."""
     rows = connection.execute(
         'SELECT "window", "agentId" FROM babylon_rl.dropped_episodes WHERE "window" = ANY(%s) AND "reason" = %s', (list(windows), reason)

@@ -7,12 +7,10 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import msgspec
-import psycopg
 
-Connection = psycopg.Connection[tuple[Any, ...]]
+from babylon_rl.store.connection import Connection
 
 
 class StoredAction(msgspec.Struct, frozen=True, gc=False, kw_only=True):

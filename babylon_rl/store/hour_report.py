@@ -6,10 +6,10 @@ The tables are those that the hourly assets wrote. One query per kind serves any
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
-import psycopg
+
+from babylon_rl.store.connection import Connection
 
 _EPISODES = """
     SELECT "window", "agentId", cardinality("trajectoryIds"), "steps", "windowPnl", "winRate", "trades", "posts", "usable",
@@ -63,7 +63,7 @@ class EpisodeLine:
     trainable_sequences: int
 
 
-def episode_lines(connection: psycopg.Connection[Any], windows: Sequence[str]) -> dict[str, list[EpisodeLine]]:
+def episode_lines(connection: Connection, windows: Sequence[str]) -> dict[str, list[EpisodeLine]]:
     """Return the episodes by window, highest P&L first.
 
     A window without episodes has an empty list.
@@ -86,7 +86,7 @@ class RejectionLine:
     detail: str
 
 
-def rejection_lines(connection: psycopg.Connection[Any], windows: Sequence[str]) -> dict[str, list[RejectionLine]]:
+def rejection_lines(connection: Connection, windows: Sequence[str]) -> dict[str, list[RejectionLine]]:
     """Return the first rejected rows by window, at most REJECTIONS_PER_REASON per reason.
 
     A window without rejections has an empty list.
@@ -131,7 +131,7 @@ class HourCounts:
     quality: Quality
 
 
-def hour_counts(connection: psycopg.Connection[Any], windows: Sequence[str]) -> list[HourCounts]:
+def hour_counts(connection: Connection, windows: Sequence[str]) -> list[HourCounts]:
     """Return the counts of those ``windows`` that hold rows, in order.
 
     An hour read before its quality was recorded has a quality of zeros.
@@ -157,11 +157,11 @@ class MarketFlags:
     shared_tickers: Sequence[str]
 
 
-def market_flags(connection: psycopg.Connection[Any], windows: Sequence[str]) -> list[MarketFlags]:
+def market_flags(connection: Connection, windows: Sequence[str]) -> list[MarketFlags]:
     """Return the market flags of those ``windows`` with recorded market data, in order."""
     return [MarketFlags(*row) for row in connection.execute(_MARKETS, [list(windows)])]
 
 
-def group_spreads(connection: psycopg.Connection[Any], windows: Sequence[str]) -> dict[str, float]:
+def group_spreads(connection: Connection, windows: Sequence[str]) -> dict[str, float]:
     """Return the population standard deviation of scores by judged window."""
     return dict(connection.execute(_SPREADS, [list(windows)]).fetchall())

@@ -5,11 +5,11 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from babylon_rl.store.batches import own_transaction
+from babylon_rl.store.connection import Connection
 
 _TABLE = "SELECT to_regclass('babylon_rl.judge_agreements') IS NOT NULL"
 _KEY = ("judge", "judgeVersion", "orders")
@@ -62,7 +62,7 @@ def _camel(name: str) -> str:
 _COLUMNS = tuple(_camel(field.name) for field in fields(JudgeAgreement))
 
 
-def judge_agreements(connection: psycopg.Connection[Any]) -> list[JudgeAgreement]:
+def judge_agreements(connection: Connection) -> list[JudgeAgreement]:
     """Return the newest calibration of every judge setting, best agreement first.
 
     Empty if the table does not exist yet.
@@ -73,7 +73,7 @@ def judge_agreements(connection: psycopg.Connection[Any]) -> list[JudgeAgreement
     return [JudgeAgreement(*row) for row in connection.execute(statement.format(_names()))]
 
 
-def write_judge_agreement(connection: psycopg.Connection[Any], found: JudgeAgreement) -> None:
+def write_judge_agreement(connection: Connection, found: JudgeAgreement) -> None:
     """Store a calibration, replacing the former one of its setting."""
     # The column list follows the fields of the class, so the statement is composed from it.
     changed = [sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in _COLUMNS if name not in _KEY]

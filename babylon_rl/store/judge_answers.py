@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.trajectories import Connection
+from babylon_rl.store.connection import Connection
 
 
 class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_answers import spent_on
-from babylon_rl.store.trajectories import Connection
 
 # After this silence a run counts as dead.
 RESERVED_FOR = timedelta(hours=1)

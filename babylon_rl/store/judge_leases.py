@@ -8,7 +8,7 @@ only saves money: every write is checked under the hour's own lock.
 from collections.abc import Sequence
 from datetime import datetime
 
-from babylon_rl.store.trajectories import Connection
+from babylon_rl.store.connection import Connection
 
 # A lease is taken over from a holder that is silent since ``dead`` or known to be ``gone``.
 _CLAIM = """

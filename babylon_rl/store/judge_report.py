@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from babylon_rl.store.trajectories import Connection
+from babylon_rl.store.connection import Connection
 
 _NEWEST = 'SELECT max("window") FROM babylon_rl.group_scores'
 _NEWEST_JUDGEMENT = 'SELECT max("judgedAt") FROM babylon_rl.group_scores'

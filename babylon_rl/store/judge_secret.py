@@ -5,7 +5,7 @@ Opaque ids, nonces and orders are derived from it. Table babylon_rl.judge_secret
 
 from datetime import datetime
 
-from babylon_rl.store.trajectories import Connection
+from babylon_rl.store.connection import Connection
 
 _READ = """SELECT "secret" FROM babylon_rl.judge_secret"""
 _KEEP = """INSERT INTO babylon_rl.judge_secret ("secret", "createdAt") VALUES (%s, %s) ON CONFLICT DO NOTHING"""

@@ -5,12 +5,11 @@ Hidden answers are read for the judge, and to find texts that state them; nothin
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 import psycopg.sql
 
-Connection = psycopg.Connection[tuple[Any, ...]]
+from babylon_rl.store.connection import Connection
 
 _HIDDEN_ANSWERS = 'SELECT id, outcome FROM public."Question" WHERE id = ANY(%s) ORDER BY id COLLATE "C"'
 

@@ -5,7 +5,7 @@ While it is unchanged, the prompt need not be built again for a comparison.
 
 from collections.abc import Mapping, Sequence
 
-from babylon_rl.store.trajectories import Connection
+from babylon_rl.store.connection import Connection
 
 _READ = """SELECT "window", "sourcesVersion" FROM babylon_rl.group_scores WHERE "window" = ANY(%s) AND "sourcesVersion" <> ''"""
 _KEEP = """

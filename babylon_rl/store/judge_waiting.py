@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.trajectories import Connection
+from babylon_rl.store.connection import Connection
 
 
 class Quarantined(msgspec.Struct, frozen=True, rename="camel"):

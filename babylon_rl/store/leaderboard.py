@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
+from babylon_rl.store.connection import Connection
 
 _GATED = """SELECT "batchId", "version", "decision", "reason", "reference", "markets" FROM babylon_rl.benchmark_reports"""
 
@@ -29,12 +28,12 @@ class Gated:
     markets: int
 
 
-def read_gated(connection: psycopg.Connection[Any]) -> dict[str, Gated]:
+def read_gated(connection: Connection) -> dict[str, Gated]:
     """Return the gate's decisions by batch."""
     return {row[0]: Gated(*row) for row in connection.execute(_GATED)}
 
 
-def read_identities(connection: psycopg.Connection[Any], models: Sequence[str]) -> dict[str, list[str]]:
+def read_identities(connection: Connection, models: Sequence[str]) -> dict[str, list[str]]:
     """Return the weight identities with stored results by model, newest first."""
     identities: dict[str, list[str]] = {model: [] for model in models}
     for model, identity in connection.execute(_IDENTITIES, [list(models)]):

@@ -9,11 +9,9 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-import psycopg
 
+from babylon_rl.store.connection import Connection
 from babylon_rl.windows import window_of, window_start
-
-Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 class StockSpan(msgspec.Struct, frozen=True):

@@ -9,13 +9,10 @@ those of market_data.py.
 from datetime import datetime
 from typing import Any
 
-import psycopg
-
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.market_data import ASKED, FINITE, PRICE_BEFORE, PROBABILITY_BEFORE
 from babylon_rl.versions import counted_version
 from babylon_rl.windows import window_of, window_start
-
-Connection = psycopg.Connection[Any]
 
 NOTHING = "nothing recorded"
 TABLES = tuple(f'public."{name}"' for name in ("StockPrice", "PredictionPriceHistory", "WorldEvent", "Organization", "Question", "Market"))

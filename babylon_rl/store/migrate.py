@@ -9,11 +9,11 @@ import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import psycopg
 
 from babylon_rl.errors import DatabaseError, SchemaMismatch
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.schema import Table, differences, expected_tables, read_tables
 from babylon_rl.windows import utc_now
@@ -76,7 +76,7 @@ def migrate(database: Database, *, check_only: bool = False, now: datetime | Non
         ) from None
 
 
-def _migrate(connection: psycopg.Connection[tuple[Any, ...]], files: list[Migration], now: datetime | None) -> MigrationReport:
+def _migrate(connection: Connection, files: list[Migration], now: datetime | None) -> MigrationReport:
     expected = expected_tables(connection, files[0].sql)
     # The records first: a step that another process applies in between adds tables, and none of the recorded ones is missed.
     recorded = _recorded(connection)
@@ -125,7 +125,7 @@ def read_migrations(directory: Path = MIGRATIONS) -> list[Migration]:
     return [Migration(path.stem, path.read_text(encoding="utf-8")) for path in paths]
 
 
-def _apply_all(connection: psycopg.Connection[tuple[Any, ...]], files: list[Migration], now: datetime) -> list[str]:
+def _apply_all(connection: Connection, files: list[Migration], now: datetime) -> list[str]:
     applied: list[str] = []
     while True:
         with connection.transaction():
@@ -139,7 +139,7 @@ def _apply_all(connection: psycopg.Connection[tuple[Any, ...]], files: list[Migr
         applied.append(pending[0].name)
 
 
-def _apply(connection: psycopg.Connection[tuple[Any, ...]], migration: Migration, now: datetime) -> None:
+def _apply(connection: Connection, migration: Migration, now: datetime) -> None:
     # CREATE SCHEMA IF NOT EXISTS needs CREATE on the database even if the schema exists; a role with few rights lacks it.
     if connection.execute("SELECT to_regnamespace('babylon_rl') IS NULL").fetchone() == (True,):
         connection.execute('CREATE SCHEMA "babylon_rl"')
@@ -160,7 +160,7 @@ def _apply(connection: psycopg.Connection[tuple[Any, ...]], migration: Migration
     connection.execute("INSERT INTO babylon_rl.migrations VALUES (%s, %s, %s)", (migration.name, migration.checksum, now))
 
 
-def _recorded(connection: psycopg.Connection[tuple[Any, ...]]) -> dict[str, str]:
+def _recorded(connection: Connection) -> dict[str, str]:
     if connection.execute("SELECT to_regclass('babylon_rl.migrations')").fetchone() == (None,):
         return {}
     return dict(connection.execute("SELECT id, checksum FROM babylon_rl.migrations ORDER BY id").fetchall())
@@ -196,7 +196,7 @@ def _pending(files: list[Migration], recorded: dict[str, str]) -> list[Migration
 
 
 def _check_tables(
-    connection: psycopg.Connection[tuple[Any, ...]],
+    connection: Connection,
     files: list[Migration],
     recorded: dict[str, str],
     contract: dict[str, Table],

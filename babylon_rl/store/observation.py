@@ -7,18 +7,14 @@ market_observation.py.
 """
 
 from datetime import datetime, timedelta
-from typing import Any
 
-import psycopg
-
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.market_observation import TABLES as MARKET_TABLES
 from babylon_rl.store.market_observation import newest_market_hour
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, newest_window_with_rows
 from babylon_rl.store.watermark import watermark
 from babylon_rl.versions import counted_version
 from babylon_rl.windows import HOUR, is_window_id, window_of, window_start
-
-Connection = psycopg.Connection[Any]
 
 # Length of the range that is observed at every tick.
 RECENT = timedelta(days=7)

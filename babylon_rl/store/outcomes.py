@@ -9,10 +9,9 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
-import psycopg
 from psycopg.types.json import Jsonb
 
-Connection = psycopg.Connection[tuple[Any, ...]]
+from babylon_rl.store.connection import Connection
 
 
 class OutcomeRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,10 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
-import psycopg
-
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.market_data import FINITE
 from babylon_rl.windows import window_of, window_start
 
@@ -39,7 +37,7 @@ PROBABILITIES = f"""
 """
 
 
-def price_paths(connection: psycopg.Connection[Any], wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
+def price_paths(connection: Connection, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
     """Return price paths of (window, organization id) pairs.
 
     A path is (minutes since the window's start, dollars), at most 60 points; [] without a price.
@@ -47,7 +45,7 @@ def price_paths(connection: psycopg.Connection[Any], wanted: Iterable[tuple[str,
     return _paths(connection, PRICES, wanted)
 
 
-def probability_paths(connection: psycopg.Connection[Any], wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
+def probability_paths(connection: Connection, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
     """Return YES price paths of (window, market id) pairs.
 
     A path is (minutes since the window's start, 0..1), at most 60 points; [] without a price.
@@ -55,7 +53,7 @@ def probability_paths(connection: psycopg.Connection[Any], wanted: Iterable[tupl
     return _paths(connection, PROBABILITIES, wanted)
 
 
-def _paths(connection: psycopg.Connection[Any], statement: str, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
+def _paths(connection: Connection, statement: str, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
     # An empty path also for pairs without a row.
     pairs = list(wanted)
     if not pairs:

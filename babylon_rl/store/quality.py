@@ -1,10 +1,8 @@
 """Queries on recorded rows: newest trainable ones, unscored windows, logged calls."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import psycopg
-
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import TrajectoryRow
 
 # Eligible rows are those that an hour's episodes hold; the hours' index bounds what is sorted.
@@ -43,7 +41,7 @@ FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) ORDER BY "trajectoryId"
 _AT_ONCE = 5000
 
 
-def newest_new_trainable(connection: psycopg.Connection[Any], first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:
+def newest_new_trainable(connection: Connection, first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:
     """Return the newest eligible unused rows of complete windows, newest first.
 
     ``first`` <= window < ``end``, window <= ``complete``.
@@ -52,12 +50,12 @@ def newest_new_trainable(connection: psycopg.Connection[Any], first: str, end: s
     return [TrajectoryRow(*(*columns, metrics.encode(), steps.encode())) for *columns, metrics, steps in rows]
 
 
-def unscored_windows(connection: psycopg.Connection[Any], windows: list[str]) -> set[str]:
+def unscored_windows(connection: Connection, windows: list[str]) -> set[str]:
     """Return those of ``windows`` without current scores."""
     return {row[0] for row in connection.execute(_UNSCORED, [windows])}
 
 
-def windows_not_by(connection: psycopg.Connection[Any], windows: list[str], judge: str, version: str) -> set[str]:
+def windows_not_by(connection: Connection, windows: list[str], judge: str, version: str) -> set[str]:
     """Return those of ``windows`` without current scores of this judge.
 
     Windows with an episode consumed by a training are left out.
@@ -65,7 +63,7 @@ def windows_not_by(connection: psycopg.Connection[Any], windows: list[str], judg
     return {row[0] for row in connection.execute(_OTHERS_SCORES, [windows, judge, version])}
 
 
-def first_logged_calls(connection: psycopg.Connection[Any], trajectory_ids: Sequence[str]) -> dict[str, bool]:
+def first_logged_calls(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, bool]:
     """Return for each trajectory with logged calls whether the first one is complete.
 
     Complete: it has both prompts and a response.

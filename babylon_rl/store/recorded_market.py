@@ -4,12 +4,11 @@ Simulated agents play against it.
 """
 
 from datetime import datetime
-from typing import Any
 
-import psycopg
+from babylon_rl.store.connection import Connection
 
 
-def busiest_stocks(connection: psycopg.Connection[Any], start: datetime, end: datetime, count: int) -> list[tuple[str, str]]:
+def busiest_stocks(connection: Connection, start: datetime, end: datetime, count: int) -> list[tuple[str, str]]:
     """Return (id, name) of the companies with the most price rows, names unique."""
     return connection.execute(
         """
@@ -26,7 +25,7 @@ def busiest_stocks(connection: psycopg.Connection[Any], start: datetime, end: da
 
 
 # One index look-up per minute, in one query.
-def minute_prices(connection: psycopg.Connection[Any], organization_id: str, start: datetime, minutes: int) -> list[float | None]:
+def minute_prices(connection: Connection, organization_id: str, start: datetime, minutes: int) -> list[float | None]:
     """Return the last price at or before each of ``minutes`` + 1 minutes, or None."""
     rows = connection.execute(
         """
@@ -44,7 +43,7 @@ def minute_prices(connection: psycopg.Connection[Any], organization_id: str, sta
     return [None if price is None else float(price) for (price,) in rows]
 
 
-def busiest_question(connection: psycopg.Connection[Any], start: datetime, end: datetime) -> tuple[str, int, str, bool] | None:
+def busiest_question(connection: Connection, start: datetime, end: datetime) -> tuple[str, int, str, bool] | None:
     """Return the question with the most trades in the hour.
 
     (market id, number, text, hidden answer).
@@ -60,7 +59,7 @@ def busiest_question(connection: psycopg.Connection[Any], start: datetime, end: 
     ).fetchone()
 
 
-def minute_probabilities(connection: psycopg.Connection[Any], market_id: str, start: datetime, minutes: int) -> list[float]:
+def minute_probabilities(connection: Connection, market_id: str, start: datetime, minutes: int) -> list[float]:
     """Return the YES price at each of ``minutes`` + 1 minutes; 0.5 before the first."""
     rows = connection.execute(
         """
@@ -78,9 +77,7 @@ def minute_probabilities(connection: psycopg.Connection[Any], market_id: str, st
     return [float(price) for (price,) in rows]
 
 
-def events_between(
-    connection: psycopg.Connection[Any], start: datetime, end: datetime
-) -> list[tuple[datetime, str, list[str], int | None, str | None]]:
+def events_between(connection: Connection, start: datetime, end: datetime) -> list[tuple[datetime, str, list[str], int | None, str | None]]:
     """Return the world events of an hour in time order.
 
     (time, description, actors, question number, direction).

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-import psycopg
 from psycopg import sql
 
 from babylon_rl.errors import SchemaMismatch
+from babylon_rl.store.connection import Connection
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def copy_rows(connection: psycopg.Connection[Any], table: str, rows: Rows) -> int:
+def copy_rows(connection: Connection, table: str, rows: Rows) -> int:
     """COPY rows into a table of ``public`` and return their number.
 
     All rows have the keys of the first.
@@ -28,13 +28,13 @@ def copy_rows(connection: psycopg.Connection[Any], table: str, rows: Rows) -> in
     return len(rows)
 
 
-def stored_rows(connection: psycopg.Connection[Any], ids: Sequence[str]) -> frozenset[str]:
+def stored_rows(connection: Connection, ids: Sequence[str]) -> frozenset[str]:
     """Return those of ``ids`` that exist in trajectories (column id, not trajectoryId)."""
     rows = connection.execute("SELECT id FROM public.trajectories WHERE id = ANY(%s)", (list(ids),))
     return frozenset(row_id for (row_id,) in rows)
 
 
-def require_recording_tables(connection: psycopg.Connection[Any]) -> None:
+def require_recording_tables(connection: Connection) -> None:
     """Check that the tables of the recorder exist.
 
     Raises:
@@ -47,7 +47,7 @@ def require_recording_tables(connection: psycopg.Connection[Any]) -> None:
         raise SchemaMismatch(f"The table {' and '.join(absent)} is not in this database: run `babylon-rl migrate`, or check DATABASE_URL.")
 
 
-def add_agents(connection: psycopg.Connection[Any], agents: Sequence[tuple[str, str]], now: datetime) -> None:
+def add_agents(connection: Connection, agents: Sequence[tuple[str, str]], now: datetime) -> None:
     """Create the missing game users (id, name) of simulated agents."""
     # Simulated agents start with 10000 dollars. An existing user keeps its account.
     ids, names = [agent for agent, _ in agents], [name for _, name in agents]
@@ -62,7 +62,7 @@ def add_agents(connection: psycopg.Connection[Any], agents: Sequence[tuple[str, 
     )
 
 
-def add_organizations(connection: psycopg.Connection[Any], companies: Sequence[tuple[str, str, float]], now: datetime) -> None:
+def add_organizations(connection: Connection, companies: Sequence[tuple[str, str, float]], now: datetime) -> None:
     """Create missing companies (id, name, initial price in dollars)."""
     connection.execute(
         """
@@ -76,7 +76,7 @@ def add_organizations(connection: psycopg.Connection[Any], companies: Sequence[t
     )
 
 
-def last_prices(connection: psycopg.Connection[Any], before: datetime) -> dict[str, float]:
+def last_prices(connection: Connection, before: datetime) -> dict[str, float]:
     """Return each company's last recorded price before a moment, by name."""
     rows = connection.execute(
         """
@@ -92,7 +92,7 @@ def last_prices(connection: psycopg.Connection[Any], before: datetime) -> dict[s
     return {name: float(price) for name, price in rows}
 
 
-def set_current_prices(connection: psycopg.Connection[Any], prices: Mapping[str, float], now: datetime) -> None:
+def set_current_prices(connection: Connection, prices: Mapping[str, float], now: datetime) -> None:
     """Set the companies' current prices, by id."""
     connection.execute(
         """
@@ -103,7 +103,7 @@ def set_current_prices(connection: psycopg.Connection[Any], prices: Mapping[str,
     )
 
 
-def first_agent_number(connection: psycopg.Connection[Any]) -> int:
+def first_agent_number(connection: Connection) -> int:
     """Return the lowest n from which every ``test-agent-<n>`` is ours or free.
 
     A game may have its own test agents with such names.
@@ -117,47 +117,47 @@ def first_agent_number(connection: psycopg.Connection[Any]) -> int:
     return int(row[0]) if row else 1
 
 
-def market_id(connection: psycopg.Connection[Any], question_number: int) -> str:
+def market_id(connection: Connection, question_number: int) -> str:
     """Return the id of a question, which is also that of its market."""
     row = connection.execute('SELECT id FROM public."Question" WHERE "questionNumber" = %s', (question_number,)).fetchone()
     assert row is not None  # the caller has just written or read the question
     return str(row[0])
 
 
-def next_question_number(connection: psycopg.Connection[Any]) -> int:
+def next_question_number(connection: Connection) -> int:
     """Return the first free question number."""
     row = connection.execute('SELECT coalesce(max("questionNumber"), 0) + 1 FROM public."Question"').fetchone()
     return int(row[0]) if row else 1
 
 
-def newest_simulated_hour(connection: psycopg.Connection[Any]) -> str | None:
+def newest_simulated_hour(connection: Connection) -> str | None:
     """Return the newest window written by ``spawn-agents``, or None."""
     row = connection.execute('SELECT max("window") FROM babylon_rl.simulated_hours').fetchone()
     return row[0] if row else None
 
 
-def simulated_hours(connection: psycopg.Connection[Any], seed: int) -> list[str]:
+def simulated_hours(connection: Connection, seed: int) -> list[str]:
     """Return the windows that ``spawn-agents`` wrote with ``seed``, in order."""
     rows = connection.execute('SELECT "window" FROM babylon_rl.simulated_hours WHERE seed = %s ORDER BY "window"', (seed,))
     return [window for (window,) in rows]
 
 
-def lock_simulation(connection: psycopg.Connection[Any]) -> None:
+def lock_simulation(connection: Connection) -> None:
     """Block other ``spawn-agents`` runs until this transaction ends."""
     connection.execute("SELECT pg_advisory_xact_lock(hashtext('babylon_rl.simulated_hours'))")
 
 
-def simulated_seeds(connection: psycopg.Connection[Any]) -> set[int]:
+def simulated_seeds(connection: Connection) -> set[int]:
     """Return the seeds with which ``spawn-agents`` has written hours."""
     return {seed for (seed,) in connection.execute("SELECT DISTINCT seed FROM babylon_rl.simulated_hours")}
 
 
-def has_simulated_hour(connection: psycopg.Connection[Any], window: str) -> bool:
+def has_simulated_hour(connection: Connection, window: str) -> bool:
     """Return True if ``spawn-agents`` has written this hour."""
     return connection.execute('SELECT 1 FROM babylon_rl.simulated_hours WHERE "window" = %s', (window,)).fetchone() is not None
 
 
-def is_simulated_game(connection: psycopg.Connection[Any]) -> bool:
+def is_simulated_game(connection: Connection) -> bool:
     """Return True if the simulation wrote every company in the database.
 
     An empty database, or one with benchmarks only, counts too.
@@ -174,7 +174,7 @@ def is_simulated_game(connection: psycopg.Connection[Any]) -> bool:
     return bool(row and row[0])
 
 
-def mark_simulated_hour(connection: psycopg.Connection[Any], window: str, seed: int, own_market: bool, now: datetime) -> None:
+def mark_simulated_hour(connection: Connection, window: str, seed: int, own_market: bool, now: datetime) -> None:
     """Record that ``spawn-agents`` wrote this hour.
 
     ``own_market``: it wrote the market too.
@@ -188,13 +188,13 @@ def mark_simulated_hour(connection: psycopg.Connection[Any], window: str, seed: 
     )
 
 
-def read_accounts(connection: psycopg.Connection[Any], agents: Sequence[str]) -> dict[str, tuple[float, float]]:
+def read_accounts(connection: Connection, agents: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Return (balance, lifetime P&L) in dollars of the agents that exist."""
     rows = connection.execute('SELECT id, "virtualBalance", "lifetimePnL" FROM public."User" WHERE id = ANY(%s)', (list(agents),))
     return {agent: (float(balance), float(pnl)) for agent, balance, pnl in rows}
 
 
-def save_accounts(connection: psycopg.Connection[Any], accounts: Mapping[str, tuple[float, float]], now: datetime) -> None:
+def save_accounts(connection: Connection, accounts: Mapping[str, tuple[float, float]], now: datetime) -> None:
     """Write (balance, lifetime P&L) in dollars to the agents' rows."""
     connection.execute(
         """

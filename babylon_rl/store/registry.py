@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import psycopg
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
 from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import record_dropped
 
 FIRST_VERSION = "v1.0.0"
@@ -116,7 +116,7 @@ def version_order(version: str) -> tuple[int, int, int] | None:
     return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
 
 
-def next_version(connection: psycopg.Connection[Any], batch_id: str | None = None, above: Sequence[str] = ()) -> str:
+def next_version(connection: Connection, batch_id: str | None = None, above: Sequence[str] = ()) -> str:
     """Return the highest semantic version in use plus one patch; v1.0.0 without any.
 
     In use: registered models, live batches other than ``batch_id``, and ``above``.
@@ -136,7 +136,7 @@ def next_version(connection: psycopg.Connection[Any], batch_id: str | None = Non
     return f"v{major}.{minor}.{patch + 1}"
 
 
-def version_taken(connection: psycopg.Connection[Any], version: str) -> bool:
+def version_taken(connection: Connection, version: str) -> bool:
     """Return True if a model of this version is registered, ours or foreign."""
     rows = connection.execute(
         'SELECT 1 FROM public.trained_models WHERE version = %s OR "modelId" = %s', [version, f"babylon-agent-{version}"]
@@ -144,7 +144,7 @@ def version_taken(connection: psycopg.Connection[Any], version: str) -> bool:
     return rows.fetchone() is not None
 
 
-def reserved_by(connection: psycopg.Connection[Any], version: str) -> str | None:
+def reserved_by(connection: Connection, version: str) -> str | None:
     """Return the live batch that will register this version, or None."""
     row = connection.execute(
         'SELECT "batchId" FROM babylon_rl.batches WHERE "version" = %s AND "state" = ANY(%s)', [version, list(LIVE_STATES)]
@@ -152,25 +152,25 @@ def reserved_by(connection: psycopg.Connection[Any], version: str) -> str | None
     return None if row is None else str(row[0])
 
 
-def reserve_version(connection: psycopg.Connection[Any], batch_id: str, version: str) -> None:
+def reserve_version(connection: Connection, batch_id: str, version: str) -> None:
     """Change the version number of a live batch; the caller holds the registry lock."""
     connection.execute('UPDATE babylon_rl.batches SET "version" = %s WHERE "batchId" = %s', [version, batch_id])
     connection.execute('UPDATE public.training_batches SET "modelVersion" = %s WHERE "batchId" = %s', [version, batch_id])
 
 
-def read_models(connection: psycopg.Connection[Any]) -> list[Model]:
+def read_models(connection: Connection) -> list[Model]:
     """Return all registered versions, highest first."""
     models = [Model(*row) for row in connection.execute(_MODELS)]
     return sorted(models, key=lambda model: (model.order, model.created_at), reverse=True)
 
 
-def model_of_batch(connection: psycopg.Connection[Any], batch_id: str) -> Model | None:
+def model_of_batch(connection: Connection, batch_id: str) -> Model | None:
     """Return the version registered by one of our batches, or None."""
     row = connection.execute(_MODELS + 'WHERE l."batchId" = %s', [batch_id]).fetchone()
     return None if row is None else Model(*row)
 
 
-def newest_of_line(connection: psycopg.Connection[Any], base_model: str) -> Model | None:
+def newest_of_line(connection: Connection, base_model: str) -> Model | None:
     """Return our highest version with this base model that did not fail, or None.
 
     The next training continues from it.
@@ -179,7 +179,7 @@ def newest_of_line(connection: psycopg.Connection[Any], base_model: str) -> Mode
     return line[0] if line else None
 
 
-def register_model(connection: psycopg.Connection[Any], new: NewModel) -> int:
+def register_model(connection: Connection, new: NewModel) -> int:
     """Register a trained version in the caller's transaction.
 
     Writes the model row and the lineage, completes the batch, marks its trajectories as used and consumes its items. Episodes without a
@@ -253,7 +253,7 @@ def register_model(connection: psycopg.Connection[Any], new: NewModel) -> int:
     return marked
 
 
-def mark_pruned(connection: psycopg.Connection[Any], batch_ids: Sequence[str], now: datetime) -> None:
+def mark_pruned(connection: Connection, batch_ids: Sequence[str], now: datetime) -> None:
     """Mark versions as not playable here, before their files are deleted.
 
     Our versions only. The caller commits.
@@ -271,7 +271,7 @@ def mark_pruned(connection: psycopg.Connection[Any], batch_ids: Sequence[str], n
     )
 
 
-def note_tracking(connection: psycopg.Connection[Any], batch_id: str, run_id: str, link: str, now: datetime) -> None:
+def note_tracking(connection: Connection, batch_id: str, run_id: str, link: str, now: datetime) -> None:
     """Store the tracking link of a version's training; the caller commits."""
     updated = connection.execute('UPDATE babylon_rl.model_lineage SET "trackingUrl" = %s WHERE "batchId" = %s', [link, batch_id])
     if updated.rowcount:
@@ -280,14 +280,14 @@ def note_tracking(connection: psycopg.Connection[Any], batch_id: str, run_id: st
         )
 
 
-def note_artifact(connection: psycopg.Connection[Any], batch_id: str, artifact: str, now: datetime) -> None:
+def note_artifact(connection: Connection, batch_id: str, artifact: str, now: datetime) -> None:
     """Store the Weights & Biases artifact name of a version; the caller commits."""
     connection.execute(
         'UPDATE public.trained_models SET "wandbArtifactId" = %s, "updatedAt" = %s WHERE "trainingBatch" = %s', [artifact, now, batch_id]
     )
 
 
-def note_upload(connection: psycopg.Connection[Any], batch_id: str, url: str, now: datetime) -> None:
+def note_upload(connection: Connection, batch_id: str, url: str, now: datetime) -> None:
     """Store the upload address of a version's checkpoint; the caller commits.
 
     The address that agents call stays unchanged.

@@ -7,13 +7,14 @@ once: ending a job that has ended changes nothing.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 import psycopg
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
 from babylon_rl.store.batches import LIVE_STATES, advance_batch, own_transaction
+from babylon_rl.store.connection import Connection
 
 # Only posting and running jobs block the model.
 JobState = Literal["posting", "running", "trained", "failed", "expired", "refused", "lost"]
@@ -82,7 +83,7 @@ class JobEnd:
     error: str | None = None
 
 
-def begin_job(connection: psycopg.Connection[Any], job: RemoteJob, run_attempt: int) -> None:
+def begin_job(connection: Connection, job: RemoteJob, run_attempt: int) -> None:
     """Commit the row of a job before it is posted, for the run ``run_attempt``.
 
     Raises:
@@ -107,7 +108,7 @@ def begin_job(connection: psycopg.Connection[Any], job: RemoteJob, run_attempt: 
         raise BatchConflict(f"Another job of the model {job.model} at {job.service} has not ended; {job.batch_id} waits for it.") from None
 
 
-def check_may_post(connection: psycopg.Connection[Any], job: RemoteJob, run_attempt: int) -> None:
+def check_may_post(connection: Connection, job: RemoteJob, run_attempt: int) -> None:
     """Check directly before the request that this run may still post the job.
 
     A process that stood still since ``begin_job`` may have been replaced by a newer run.
@@ -130,7 +131,7 @@ def check_may_post(connection: psycopg.Connection[Any], job: RemoteJob, run_atte
         )
 
 
-def name_job(connection: psycopg.Connection[Any], job: RemoteJob, job_id: str) -> None:
+def name_job(connection: Connection, job: RemoteJob, job_id: str) -> None:
     """Commit the id of an accepted job."""
     with own_transaction(connection):
         connection.execute(
@@ -142,7 +143,7 @@ def name_job(connection: psycopg.Connection[Any], job: RemoteJob, job_id: str) -
         )
 
 
-def note_error(connection: psycopg.Connection[Any], job: RemoteJob, error: str) -> None:
+def note_error(connection: Connection, job: RemoteJob, error: str) -> None:
     """Commit the service's error answer to a post.
 
     It stays unknown whether the job was accepted in spite of it.
@@ -157,7 +158,7 @@ def note_error(connection: psycopg.Connection[Any], job: RemoteJob, error: str) 
         )
 
 
-def end_job(connection: psycopg.Connection[Any], job: RemoteJob, end: JobEnd) -> None:
+def end_job(connection: Connection, job: RemoteJob, end: JobEnd) -> None:
     """Commit the end of a live job.
 
     A job that has ended stays unchanged, except a lost one whose step has appeared. Sequence and token counts without a new value stay as
@@ -177,7 +178,7 @@ def end_job(connection: psycopg.Connection[Any], job: RemoteJob, end: JobEnd) ->
         )  # fmt: skip
 
 
-def give_up_job(connection: psycopg.Connection[Any], job_id: str, reason: str, now: datetime) -> bool:
+def give_up_job(connection: Connection, job_id: str, reason: str, now: datetime) -> bool:
     """Mark a job as expired by a person's decision; False without such a live job."""
     with own_transaction(connection):
         given_up = connection.execute(
@@ -190,7 +191,7 @@ def give_up_job(connection: psycopg.Connection[Any], job_id: str, reason: str, n
     return given_up.rowcount > 0
 
 
-def discard_jobs(connection: psycopg.Connection[Any], jobs: Sequence[RemoteJob], now: datetime) -> None:
+def discard_jobs(connection: Connection, jobs: Sequence[RemoteJob], now: datetime) -> None:
     """Record that the steps made by these jobs were deleted from the service."""
     with own_transaction(connection):
         connection.execute(
@@ -203,7 +204,7 @@ def discard_jobs(connection: psycopg.Connection[Any], jobs: Sequence[RemoteJob],
         )
 
 
-def newest_job(connection: psycopg.Connection[Any], batch_id: str, iteration: int) -> RemoteJob | None:
+def newest_job(connection: Connection, batch_id: str, iteration: int) -> RemoteJob | None:
     """Return the trained post of an iteration, else its last post, or None."""
     row = connection.execute(
         _JOBS + 'WHERE j."batchId" = %s AND j."iteration" = %s ORDER BY j."state" = \'trained\' DESC, j."attempt" DESC LIMIT 1',
@@ -212,7 +213,7 @@ def newest_job(connection: psycopg.Connection[Any], batch_id: str, iteration: in
     return None if row is None else RemoteJob(*row)
 
 
-def live_job(connection: psycopg.Connection[Any], service: str, model: str) -> RemoteJob | None:
+def live_job(connection: Connection, service: str, model: str) -> RemoteJob | None:
     """Return the job of a model that is not known to have ended, or None.
 
     There is at most one.
@@ -223,7 +224,7 @@ def live_job(connection: psycopg.Connection[Any], service: str, model: str) -> R
     return None if row is None else RemoteJob(*row)
 
 
-def jobs_above(connection: psycopg.Connection[Any], service: str, model: str, step: int) -> list[RemoteJob]:
+def jobs_above(connection: Connection, service: str, model: str, step: int) -> list[RemoteJob]:
     """Return the jobs that may have a step above ``step`` left, oldest post first."""
     rows = connection.execute(
         _JOBS
@@ -237,7 +238,7 @@ def jobs_above(connection: psycopg.Connection[Any], service: str, model: str, st
     return [RemoteJob(*row) for row in rows]
 
 
-def late_jobs(connection: psycopg.Connection[Any], service: str, model: str) -> list[RemoteJob]:
+def late_jobs(connection: Connection, service: str, model: str) -> list[RemoteJob]:
     """Return the lost and expired jobs of a model, in the order of posting.
 
     They may have ended since.
@@ -253,7 +254,7 @@ def late_jobs(connection: psycopg.Connection[Any], service: str, model: str) -> 
     return [RemoteJob(*row) for row in rows]
 
 
-def read_jobs(connection: psycopg.Connection[Any], batch_id: str) -> list[RemoteJob]:
+def read_jobs(connection: Connection, batch_id: str) -> list[RemoteJob]:
     """Return every job of a batch, in the order of iterations and posts."""
     rows = connection.execute(_JOBS + 'WHERE j."batchId" = %s ORDER BY j."iteration", j."attempt"', [batch_id])
     return [RemoteJob(*row) for row in rows]

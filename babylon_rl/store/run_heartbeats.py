@@ -10,7 +10,7 @@ from datetime import datetime
 
 import msgspec
 
-from babylon_rl.store.trajectories import Connection
+from babylon_rl.store.connection import Connection
 
 _NOW = "clock_timestamp() AT TIME ZONE 'UTC'"
 # A run that was reported dead cannot revive its row.

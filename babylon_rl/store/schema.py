@@ -5,9 +5,8 @@ the result is compared with that of ``public``. Nothing is changed and nothing i
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
+from babylon_rl.store.connection import Connection
 
 # Tables into which this pipeline or its recorder inserts rows.
 WRITTEN_TABLES = frozenset(
@@ -54,7 +53,7 @@ class Table:
     unique: frozenset[tuple[str, ...]]
 
 
-def read_tables(connection: psycopg.Connection[tuple[Any, ...]], schema: str) -> dict[str, Table]:
+def read_tables(connection: Connection, schema: str) -> dict[str, Table]:
     """Return the tables and views of ``schema`` by name."""
     columns: dict[str, dict[str, Column]] = {}
     for table, name, kind, required, default, fills_itself in connection.execute(_COLUMNS, (schema,)):
@@ -65,7 +64,7 @@ def read_tables(connection: psycopg.Connection[tuple[Any, ...]], schema: str) ->
     return {table: Table(table_columns, frozenset(unique.get(table, ()))) for table, table_columns in columns.items()}
 
 
-def expected_tables(connection: psycopg.Connection[tuple[Any, ...]], contract_sql: str) -> dict[str, Table]:
+def expected_tables(connection: Connection, contract_sql: str) -> dict[str, Table]:
     """Return the tables that ``contract_sql`` creates on an empty database, by name.
 
     Rolled back: leaves no trace.

@@ -9,10 +9,9 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-import psycopg
 from psycopg.types.json import Jsonb
 
-Connection = psycopg.Connection[tuple[Any, ...]]
+from babylon_rl.store.connection import Connection
 
 
 class StoredScore(msgspec.Struct, frozen=True, rename="camel"):

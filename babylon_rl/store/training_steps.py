@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import psycopg
 from psycopg.types.json import Jsonb
 
 from babylon_rl.store.batches import LIVE_STATES
+from babylon_rl.store.connection import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class TrainingStep:
         return self.finished_at is None and bool((self.metrics or {}).get("paused"))
 
 
-def begin_step(connection: psycopg.Connection[Any], batch_id: str, step: TrainingStep) -> None:
+def begin_step(connection: Connection, batch_id: str, step: TrainingStep) -> None:
     """Write the row of an iteration before it starts."""
     connection.execute(
         """
@@ -53,7 +53,7 @@ def begin_step(connection: psycopg.Connection[Any], batch_id: str, step: Trainin
     )
 
 
-def finish_step(connection: psycopg.Connection[Any], batch_id: str, step: TrainingStep) -> None:
+def finish_step(connection: Connection, batch_id: str, step: TrainingStep) -> None:
     """Complete the row of an iteration with a checkpoint on disk.
 
     A crash may have lost the row of this run, so the newest attempt's row is taken.
@@ -69,7 +69,7 @@ def finish_step(connection: psycopg.Connection[Any], batch_id: str, step: Traini
     )
 
 
-def pause_step(connection: psycopg.Connection[Any], batch_id: str, attempt: int) -> None:
+def pause_step(connection: Connection, batch_id: str, attempt: int) -> None:
     """Mark the unfinished steps of run ``attempt`` as left to the next run on purpose.
 
     The caller commits.
@@ -83,7 +83,7 @@ def pause_step(connection: psycopg.Connection[Any], batch_id: str, attempt: int)
     )
 
 
-def read_steps(connection: psycopg.Connection[Any], batch_id: str) -> list[TrainingStep]:
+def read_steps(connection: Connection, batch_id: str) -> list[TrainingStep]:
     """Return every start of every iteration of a batch, in order.
 
     An iteration that crashed has more than one.
@@ -99,7 +99,7 @@ def read_steps(connection: psycopg.Connection[Any], batch_id: str) -> list[Train
     return [TrainingStep(*row) for row in rows]
 
 
-def begun_in_line(connection: psycopg.Connection[Any], base_model: str, but: str) -> str | None:
+def begun_in_line(connection: Connection, base_model: str, but: str) -> str | None:
     """Return a live batch of this base model with a begun training, or None.
 
     Batch ``but`` does not count. The caller holds the registry lock.
@@ -117,6 +117,6 @@ def begun_in_line(connection: psycopg.Connection[Any], base_model: str, but: str
     return None if row is None else str(row[0])
 
 
-def finished_steps(connection: psycopg.Connection[Any], batch_id: str) -> dict[int, TrainingStep]:
+def finished_steps(connection: Connection, batch_id: str) -> dict[int, TrainingStep]:
     """Return the completed iterations of a batch by number."""
     return {step.iteration: step for step in read_steps(connection, batch_id) if step.finished_at is not None}

@@ -11,11 +11,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-import psycopg
 
+from babylon_rl.store.connection import Connection
 from babylon_rl.windows import is_window_id, window_end, window_of, window_start
-
-Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 class TrajectoryRow(msgspec.Struct, frozen=True):

@@ -9,8 +9,7 @@ another mark too.
 from collections.abc import Sequence
 from typing import Any
 
-import psycopg
-
+from babylon_rl.store.connection import Connection
 from babylon_rl.versions import content_version
 
 # A truncation counts no rows, but gives the table another file node. Partitions and child tables have counters of their own.
@@ -26,7 +25,7 @@ _COUNTERS = """
 """
 
 
-def watermark(connection: psycopg.Connection[Any], tables: Sequence[str], *of: Any, without_inserts: Sequence[str] = ()) -> str | None:
+def watermark(connection: Connection, tables: Sequence[str], *of: Any, without_inserts: Sequence[str] = ()) -> str | None:
     """Hash all writes to ``tables`` and the values ``of``; None if unknown.
 
     Table names are qualified and quoted. Of ``without_inserts`` only updates and deletions count. Read the mark before the data it stands

@@ -8,12 +8,10 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-import psycopg
 from psycopg.types.json import Jsonb
 
+from babylon_rl.store.connection import Connection
 from babylon_rl.versions import content_version
-
-Connection = psycopg.Connection[tuple[Any, ...]]
 
 # Limits of one transaction: hours written, hours read, and rows read (memory).
 HOURS_AT_ONCE = 168

@@ -11,9 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
-
-import psycopg
 
 from babylon_rl.errors import (
     BabylonError,
@@ -48,6 +45,7 @@ from babylon_rl.store.batches import (
     write_judgements,
     write_preflight,
 )
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import DROPOUT, read_dropped
 from babylon_rl.store.registry import Model, model_of_batch, newest_of_line, read_models, version_taken
 from babylon_rl.store.remote_jobs import read_jobs
@@ -107,7 +105,7 @@ def batch_settings(batch: Batch, settings: Settings) -> Settings:
     return settings.model_copy(update=dict(batch.settings))
 
 
-def prepare_batch(connection: psycopg.Connection[Any], batch_id: str, settings: Settings, now: datetime) -> Prepared:
+def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now: datetime) -> Prepared:
     """Judge the batch's windows without current scores, fix advantages, drop groups without spread.
 
     Safe to repeat: once the training has begun, what was fixed stays. ``connection`` is committed on the way.
@@ -154,7 +152,7 @@ def prepare_batch(connection: psycopg.Connection[Any], batch_id: str, settings: 
 
 
 def train_batch(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     batch_id: str,
     settings: Settings,
     now: datetime,
@@ -312,14 +310,14 @@ def _judged(episode: BatchEpisode, scores: GroupScores | None, quarantined: bool
     return replace(episode, score=own.score, rank=own.rank, advantage=own.advantage, dropped=reason)
 
 
-def _prepared(connection: psycopg.Connection[Any], batch: Batch) -> Prepared:
+def _prepared(connection: Connection, batch: Batch) -> Prepared:
     episodes = read_batch_episodes(connection, batch.batch_id)
     kept = {episode.window for episode in episodes if episode.dropped is None}
     dropped = {e.window: e.dropped for e in episodes if e.dropped is not None and e.window not in kept}
     return Prepared(batch, episodes, dropped)
 
 
-def cancel_batch(connection: psycopg.Connection[Any], batch_id: str, reason: str, now: datetime) -> Batch:
+def cancel_batch(connection: Connection, batch_id: str, reason: str, now: datetime) -> Batch:
     """Fail a live batch with ``Cancelled: <reason>``; its run stops at its next heartbeat.
 
     Raises:
@@ -328,7 +326,7 @@ def cancel_batch(connection: psycopg.Connection[Any], batch_id: str, reason: str
     return fail_batch(connection, batch_id, f"Cancelled: {reason}", now)
 
 
-def fail_batch(connection: psycopg.Connection[Any], batch_id: str, error: str, now: datetime) -> Batch:
+def fail_batch(connection: Connection, batch_id: str, error: str, now: datetime) -> Batch:
     """Fail a live batch and free its trajectories.
 
     Raises:
@@ -342,7 +340,7 @@ def fail_batch(connection: psycopg.Connection[Any], batch_id: str, error: str, n
     return batch
 
 
-def fail_stuck(connection: psycopg.Connection[Any], now: datetime) -> list[Batch]:
+def fail_stuck(connection: Connection, now: datetime) -> list[Batch]:
     """Fail started batches without a heartbeat for 7 days, and free their trajectories.
 
     Whether a run is alive is not checked: the batch of a dead run is resumed by the next.
@@ -358,19 +356,19 @@ def fail_stuck(connection: psycopg.Connection[Any], now: datetime) -> list[Batch
     return failed
 
 
-def pending_batches(connection: psycopg.Connection[Any]) -> list[Batch]:
+def pending_batches(connection: Connection) -> list[Batch]:
     """List live batches, oldest first; each is run until it has ended."""
     return read_batches(connection, LIVE_STATES)[::-1]
 
 
-def _required(connection: psycopg.Connection[Any], batch_id: str) -> Batch:
+def _required(connection: Connection, batch_id: str) -> Batch:
     batch = read_batch(connection, batch_id)
     if batch is None:
         raise BatchConflict(f"There is no batch {batch_id} of this pipeline; `babylon-rl batches` lists them.")
     return batch
 
 
-def _claim(connection: psycopg.Connection[Any], batch_id: str, now: datetime) -> int:
+def _claim(connection: Connection, batch_id: str, now: datetime) -> int:
     with own_transaction(connection):
         attempt = claim_batch(connection, batch_id, now)
     if attempt is None:
@@ -381,7 +379,7 @@ def _claim(connection: psycopg.Connection[Any], batch_id: str, now: datetime) ->
 
 
 @contextmanager
-def _failing(connection: psycopg.Connection[Any], batch_id: str, attempt: int, clock: Clock, work: Path | None = None) -> Iterator[None]:
+def _failing(connection: Connection, batch_id: str, attempt: int, clock: Clock, work: Path | None = None) -> Iterator[None]:
     """Fail the batch on permanent errors; leave it to the next run on temporary ones.
 
     Temporary are a service that is down, a full disk, a lost database or a lost claim. A batch with a running or trained job is paid, so
@@ -405,7 +403,7 @@ def _failing(connection: psycopg.Connection[Any], batch_id: str, attempt: int, c
         raise _wait(connection, batch_id, attempt, f"{message} {KEPT_WORDS}") from error
 
 
-def _wait(connection: psycopg.Connection[Any], batch_id: str, attempt: int, why: str) -> TrainingPaused:
+def _wait(connection: Connection, batch_id: str, attempt: int, why: str) -> TrainingPaused:
     connection.rollback()
     with own_transaction(connection):
         note_waiting(connection, batch_id, attempt, why)
@@ -413,7 +411,7 @@ def _wait(connection: psycopg.Connection[Any], batch_id: str, attempt: int, why:
     return TrainingPaused(why)
 
 
-def _is_paid(connection: psycopg.Connection[Any], batch_id: str) -> bool:
+def _is_paid(connection: Connection, batch_id: str) -> bool:
     connection.rollback()
     states = {job.state for job in read_jobs(connection, batch_id)}
     connection.commit()
@@ -430,7 +428,7 @@ def _passes(error: BabylonError) -> bool:
     return isinstance(error, TrainingPaused | JudgeError)
 
 
-def _end(connection: psycopg.Connection[Any], batch_id: str, error: str, now: datetime, attempt: int, work: Path | None) -> None:
+def _end(connection: Connection, batch_id: str, error: str, now: datetime, attempt: int, work: Path | None) -> None:
     connection.rollback()
     with own_transaction(connection):
         ended = end_failed(connection, batch_id, error, now, attempt)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar
 
-import psycopg
-
 from babylon_rl.episodes.reading import trajectories_with_texts
 from babylon_rl.episodes.types import Episode
 from babylon_rl.episodes.types import Sequence as ServedSequence
@@ -23,6 +21,7 @@ from babylon_rl.judge.leaks import find_leaks
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import BatchEpisode
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.window_groups import reading_chunks
 from babylon_rl.training.freezing import describe_reasons
 from babylon_rl.training.spill import Place, Spill, Spilled
@@ -70,9 +69,7 @@ class Conversion:
         }
 
 
-def convert(
-    connection: psycopg.Connection[Any], episodes: Sequence[BatchEpisode], settings: Settings, versions: Sequence[str] = ()
-) -> Conversion:
+def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: Settings, versions: Sequence[str] = ()) -> Conversion:
     """Build the sequences of judged episodes, ROWS_AT_ONCE trajectories at a time.
 
     Args:

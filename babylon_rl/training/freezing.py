@@ -11,9 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
-from typing import Any
-
-import psycopg
 
 from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.settings import HEURISTIC, Settings
@@ -27,6 +24,7 @@ from babylon_rl.store.batches import (
     own_transaction,
     read_batch,
 )
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import (
     DROPOUT,
     Freezable,
@@ -78,7 +76,7 @@ class Frozen:
 
 
 def freeze_bounds(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     settings: Settings,
     now: datetime,
     windows: tuple[str, str] | None = None,
@@ -106,7 +104,7 @@ def last_hours(settings: Settings, now: datetime, settled: bool) -> tuple[str, s
 
 
 def count_freezable(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     settings: Settings,
     now: datetime,
     *,
@@ -118,7 +116,7 @@ def count_freezable(
 
 
 def freeze_batch(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     settings: Settings,
     now: datetime,
     *,
@@ -138,7 +136,7 @@ def freeze_batch(
 
 
 def freeze(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     settings: Settings,
     now: datetime,
     *,
@@ -223,7 +221,7 @@ def seeded_share(seed: int, *parts: str) -> float:
 
 
 def _look_and_choose(
-    connection: psycopg.Connection[Any], settings: Settings, bounds: FreezeBounds, most: int | None, minimum: int, seed: int
+    connection: Connection, settings: Settings, bounds: FreezeBounds, most: int | None, minimum: int, seed: int
 ) -> tuple[Freezable, list[FreezableEpisode], Dropout]:
     """Read hours from the newest until the batch is full.
 
@@ -244,7 +242,7 @@ def _look_and_choose(
 
 
 def _choose(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     settings: Settings,
     episodes: Sequence[FreezableEpisode],
     freezable: Freezable,
@@ -288,14 +286,14 @@ def _at_most(episodes: Sequence[FreezableEpisode], most: int | None, seed: int) 
     return sorted(sorted(chosen, key=lambda e: e.agent_id), key=lambda e: e.window, reverse=True), full and bool(chosen)
 
 
-def _new_batch_id(connection: psycopg.Connection[Any], now: datetime) -> str:
+def _new_batch_id(connection: Connection, now: datetime) -> str:
     milliseconds = (now - datetime(1970, 1, 1)) // timedelta(milliseconds=1)
     while batch_id_taken(connection, f"batch-{milliseconds}"):
         milliseconds += 1
     return f"batch-{milliseconds}"
 
 
-def _version(connection: psycopg.Connection[Any], settings: Settings, parent: Model | None) -> str:
+def _version(connection: Connection, settings: Settings, parent: Model | None) -> str:
     pinned = settings.model_version
     if pinned is None:
         return next_version(connection)

@@ -13,13 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
-
-import psycopg
 
 from babylon_rl.errors import Diverged, NothingToTrain, TrainingError
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, advance_batch, heartbeat, own_transaction
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.remote_jobs import newest_job
 from babylon_rl.store.training_steps import TrainingStep, begin_step, finish_step, finished_steps, read_steps
 from babylon_rl.training.conversion import Conversion, refuse_empty
@@ -55,7 +53,7 @@ class Clock:
 class Run:
     """One run of a batch's training: its claim, trainer and directories."""
 
-    connection: psycopg.Connection[Any]
+    connection: Connection
     batch: Batch
     attempt: int
     trainer: Trainer

@@ -12,14 +12,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import psycopg
-
 from babylon_rl.errors import BabylonError, CheckpointError, UsageError
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.models.checkpoints import RemoteCheckpoint, read_remote, verify
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode, read_batch, read_batch_episodes
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, model_of_batch, read_models
 from babylon_rl.store.training_steps import TrainingStep, finished_steps
 from babylon_rl.training.conversion import LEAK, convert
@@ -72,7 +71,7 @@ class Finished:
     episodes: Sequence[BatchEpisode]
 
 
-def read_finished(connection: psycopg.Connection[Any], batch_id: str) -> Finished | None:
+def read_finished(connection: Connection, batch_id: str) -> Finished | None:
     """Read a batch with everything the verdicts need, or None."""
     batch = read_batch(connection, batch_id)
     if batch is None:
@@ -166,7 +165,7 @@ def in_bounds(found: Finished) -> Verdict:
     return Verdict(not beyond, f"{words}{unmeasured}.", measured)
 
 
-def no_leakage(connection: psycopg.Connection[Any], found: Finished, settings: Settings) -> Verdict:
+def no_leakage(connection: Connection, found: Finished, settings: Settings) -> Verdict:
     """Convert the trained episodes again and check for leaks known by now.
 
     Each episode must give the same number of sequences as in the training.
@@ -191,14 +190,14 @@ def no_leakage(connection: psycopg.Connection[Any], found: Finished, settings: S
     return Verdict(read > 0, words if read else "No sequence of it can be read any more.", numbers)
 
 
-def _line_then(connection: psycopg.Connection[Any], found: Finished) -> list[str]:
+def _line_then(connection: Connection, found: Finished) -> list[str]:
     """Versions of the line when the batch was trained, newest first; they define staleness."""
     made = None if found.model is None else found.model.created_at
     line = [model for model in read_models(connection) if not model.foreign and model.base_model == found.batch.base_model]
     return [model.version for model in line if made is None or model.created_at < made]
 
 
-def answers(connection: psycopg.Connection[Any], found: Finished, settings: Settings) -> Verdict:
+def answers(connection: Connection, found: Finished, settings: Settings) -> Verdict:
     """Check that the checkpoint answers its first training prompt, loaded here or at its service."""
     model = found.model
     if model is None or model.checkpoint is None:
@@ -221,12 +220,12 @@ def answers(connection: psycopg.Connection[Any], found: Finished, settings: Sett
         return Verdict(False, f"{model.version} does not load and answer: {unusable}")
 
 
-def _first_sequence(connection: psycopg.Connection[Any], found: Finished, settings: Settings) -> TrainSequence | None:
+def _first_sequence(connection: Connection, found: Finished, settings: Settings) -> TrainSequence | None:
     first = replace(found.episodes[0], trajectory_ids=found.episodes[0].trajectory_ids[:1])
     return next(iter(convert(connection, [first], settings.model_copy(update=dict(found.batch.settings))).sequences), None)
 
 
-def _asked(connection: psycopg.Connection[Any], found: Finished, version: str, remote: RemoteCheckpoint, settings: Settings) -> Verdict:
+def _asked(connection: Connection, found: Finished, version: str, remote: RemoteCheckpoint, settings: Settings) -> Verdict:
     if not settings.wandb_key:
         return not_measured(f"{version} lies at {remote.service}, and there is no WANDB_API_KEY to ask it with.")
     sequence = _first_sequence(connection, found, settings)
@@ -240,7 +239,7 @@ def _asked(connection: psycopg.Connection[Any], found: Finished, version: str, r
     return Verdict(bool(answer.text.strip()), f"{version} answered {answer.text[:120]!r} at {remote.inference_url}.")
 
 
-def _answer(connection: psycopg.Connection[Any], found: Finished, version: str, directory: Path, settings: Settings) -> Verdict:
+def _answer(connection: Connection, found: Finished, version: str, directory: Path, settings: Settings) -> Verdict:
     from babylon_rl.models.policy import CompletionRequest, Policy
 
     base_dir = base_model_dir(settings)

@@ -10,12 +10,11 @@ from datetime import datetime, timedelta
 from statistics import fmean, pstdev
 from typing import Any
 
-import psycopg
-
 from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.settings import Settings
 from babylon_rl.store.batch_failures import failures_in_a_row
 from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, own_transaction, write_preflight
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.remote_jobs import RemoteJob
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert
 from babylon_rl.training.trainer import SERVERLESS, TrainPlan, training_line
@@ -113,7 +112,7 @@ def keep_budget(batch_id: str, settings: Settings, plan: TrainPlan, iterations: 
     raise TrainingPaused(f"{problem} {batch_id} waits with {len(done)} of {len(iterations)} iterations posted, for about ${paid:.2f}.")
 
 
-def refuse_hopeless(connection: psycopg.Connection[Any], batch: Batch, episodes: Sequence[BatchEpisode], settings: Settings) -> None:
+def refuse_hopeless(connection: Connection, batch: Batch, episodes: Sequence[BatchEpisode], settings: Settings) -> None:
     """Refuse a batch for a paid backend before the judge is paid, when none of its texts could train.
 
     Raises:
@@ -133,7 +132,7 @@ def refuse_hopeless(connection: psycopg.Connection[Any], batch: Batch, episodes:
         refuse_untrainable(plan, batch.batch_id)
 
 
-def refused_lately(connection: psycopg.Connection[Any], settings: Settings, now: datetime) -> str | None:
+def refused_lately(connection: Connection, settings: Settings, now: datetime) -> str | None:
     """Reason why automation freezes no batch now, with the end of the pause.
 
     The newest batches of this backend failed or were cancelled. The pause after a failure is TRAINING_INTERVAL_HOURS, doubled for each

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-import psycopg
-
 from babylon_rl.episodes.decode import Fault, Step, decode
 from babylon_rl.episodes.messages import Call, embedded_calls, logged_calls
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import last_completed_at
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import READ_TABLES, Freezable, count_freezable_rows
 from babylon_rl.store.quality import newest_new_trainable, unscored_windows
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, call_log_rows
@@ -89,7 +88,7 @@ class Readiness:
         }
 
 
-def readiness(connection: psycopg.Connection[Any], settings: Settings, now: datetime) -> Readiness:
+def readiness(connection: Connection, settings: Settings, now: datetime) -> Readiness:
     """Count what the sensor would freeze within the look-back, and sample the newest rows."""
     # One transaction, so that counts and sample describe the same state.
     with connection.transaction():
@@ -119,7 +118,7 @@ class NotReady(NamedTuple):
 
 
 def not_ready(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     settings: Settings,
     now: datetime,
     remembered: str | None = None,
@@ -152,7 +151,7 @@ def not_ready(
         return NotReady(message, None if mark is None else f"{mark} {message}")
 
 
-def _watermarks(connection: psycopg.Connection[Any], settings: Settings, now: datetime) -> tuple[str | None, str | None]:
+def _watermarks(connection: Connection, settings: Settings, now: datetime) -> tuple[str | None, str | None]:
     """Watermarks of the inputs of the counts, and of the counts plus row quality."""
     least = (settings.training_min_trajectories, settings.training_min_groups, settings.training_min_group_size)
     hours = (*last_hours(settings, now, settled=True), settings.lookback_hours, settings.min_agents_per_window)
@@ -164,7 +163,7 @@ def _watermarks(connection: psycopg.Connection[Any], settings: Settings, now: da
     return marks[0], marks[1]
 
 
-def last_completed(connection: psycopg.Connection[Any]) -> datetime | None:
+def last_completed(connection: Connection) -> datetime | None:
     """Time of the last completed training (naive UTC) of any producer; the training interval starts there."""
     return last_completed_at(connection)
 
@@ -192,7 +191,7 @@ def _synthetic(freezable: Freezable) -> str:
     return f"; {synthetic} of {total} new trajectories are synthetic (no LLM call was recorded): {RECORD_PROMPTS}"
 
 
-def measure_quality(connection: psycopg.Connection[Any], rows: Sequence[TrajectoryRow]) -> Quality:
+def measure_quality(connection: Connection, rows: Sequence[TrajectoryRow]) -> Quality:
     """Share of ``rows`` that passes each check; without rows every share is 0."""
     logs: dict[str, list[CallLogRow]] = defaultdict(list)
     for log in call_log_rows(connection, [row.trajectory_id for row in rows]):

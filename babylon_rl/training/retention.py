@@ -8,14 +8,12 @@ import shutil
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import psycopg
 
 from babylon_rl.errors import CheckpointError
 from babylon_rl.models.checkpoints import load_manifest
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import LIVE_STATES, lock_registry, own_transaction, read_batch, read_batches
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, mark_pruned, model_of_batch, read_models
 
 _GOING = ".pruned-"
@@ -44,7 +42,7 @@ def prunable(models: Sequence[Model], kept: int, in_use: frozenset[str] = frozen
     return [model for model in candidates if model.pruned_at is None]
 
 
-def prune(connection: psycopg.Connection[Any], settings: Settings, checkpoints: Path, now: datetime) -> list[str]:
+def prune(connection: Connection, settings: Settings, checkpoints: Path, now: datetime) -> list[str]:
     """Delete checkpoints that need not stay, finish interrupted deletions, and return the pruned versions."""
     # Marked under the registry lock, so that no parent of a new batch is pruned.
     with own_transaction(connection):
@@ -73,7 +71,7 @@ def _put_away(directory: Path) -> None:
     directory.rename(going)  # at once no checkpoint any more
 
 
-def _unregistered(connection: psycopg.Connection[Any], checkpoints: Path) -> list[Path]:
+def _unregistered(connection: Connection, checkpoints: Path) -> list[Path]:
     """Checkpoints of ended batches that were never registered, or registered under another number."""
     unregistered = []
     for directory in checkpoints.glob("v*"):

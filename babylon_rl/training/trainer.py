@@ -12,12 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-import psycopg
-
 from babylon_rl.errors import NoTrainer
 from babylon_rl.models.checkpoints import BaseIdentity, RemoteCheckpoint, read_remote
 from babylon_rl.models.packaged import DRY, base_model_name
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 
 STATE_PREFIX = "trainer_state"
 DRY_BASE_MODEL = DRY
@@ -108,7 +107,7 @@ class RunContext:
     ``beat`` raises BatchConflict when the batch ended or was taken over.
     """
 
-    connection: psycopg.Connection[Any]
+    connection: Connection
     batch_id: str
     attempt: int
     began_at: datetime

@@ -13,10 +13,10 @@ from babylon_rl.judge.heuristic import judge_episode
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import engine_ticker
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
 from babylon_rl.windows import window_of, window_start
-from babylon_rl_tests.rows import Connection
 
 PREFIX = "zq9-"
 SHIFT = timedelta(days=151)

@@ -7,9 +7,10 @@ import pytest
 
 from babylon_rl.episodes.reading import read_window, read_windows, sync_windows
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
-from babylon_rl_tests.rows import AFTER, START, WINDOW, Connection, insert, make_call, make_log, make_step, make_trajectory
+from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_call, make_log, make_step, make_trajectory
 
 LONG = {"systemPrompt": "s" * 51, "userPrompt": "u" * 101}
 

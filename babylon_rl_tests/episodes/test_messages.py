@@ -9,7 +9,8 @@ import pytest
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.episodes.types import Episode, Sequence
 from babylon_rl.settings import Settings
-from babylon_rl_tests.rows import START, WINDOW, Connection, insert, make_call, make_log, make_step, make_trajectory
+from babylon_rl.store.connection import Connection
+from babylon_rl_tests.rows import START, WINDOW, insert, make_call, make_log, make_step, make_trajectory
 
 
 def episode_of(connection: Connection, settings: Settings, rows: list[dict[str, Any]], logs: list[dict[str, Any]] | None = None) -> Episode:

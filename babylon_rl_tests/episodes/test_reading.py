@@ -15,10 +15,11 @@ from babylon_rl.episodes.stitch import episode as stitched
 from babylon_rl.episodes.types import Trajectory
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, newest_window_with_rows, windows_with_rows
 from babylon_rl_tests.expected import SAMPLES, expected
-from babylon_rl_tests.rows import AFTER, START, WINDOW, Connection, insert, make_group, make_step, make_trajectory
+from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_group, make_step, make_trajectory
 
 NAMES = {
     "steps": "n_steps", "start_pnl": "start_pnl", "end_pnl": "end_pnl", "window_pnl": "window_pnl", "wins": "wins", "losses": "losses",

@@ -17,10 +17,11 @@ from babylon_rl.episodes.decode import Fault, decode_facts, decode_steps
 from babylon_rl.episodes.reading import read_windows, stream_trajectories, sync_windows
 from babylon_rl.episodes.types import Episode, Sequence, WindowReading
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl_tests import oracle
 from babylon_rl_tests.faulty_rows import WINDOWS, Row, copy_in, games, mutations
 from babylon_rl_tests.repeatable import repeatable
-from babylon_rl_tests.rows import AFTER, WINDOW, Connection, make_call, make_group, make_step, make_trajectory
+from babylon_rl_tests.rows import AFTER, WINDOW, make_call, make_group, make_step, make_trajectory
 
 Game = tuple[list[Row], list[Row]]
 PLAIN = Settings.model_construct(**{name: field.default for name, field in Settings.model_fields.items()})

@@ -9,9 +9,10 @@ import pytest
 from babylon_rl.episodes.reading import read_window, read_windows, stream_trajectories, sync_windows
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.window_groups import HOURS_READ_AT_ONCE, ROWS_READ_AT_ONCE, reading_chunks
 from babylon_rl.windows import window_of
-from babylon_rl_tests.rows import AFTER, START, WINDOW, Connection, insert, make_call, make_log, make_step, make_trajectory
+from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_call, make_log, make_step, make_trajectory
 
 ROWS = 3000
 PEAK_BYTES = 12_000_000  # the texts are 78 MB

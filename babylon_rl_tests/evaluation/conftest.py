@@ -5,14 +5,13 @@ import struct
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 
 from babylon_rl.models.checkpoints import MANIFEST, Manifest, RemoteCheckpoint, base_identity, publish, write_remote
 from babylon_rl.models.files import sha256
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 
 NOW = datetime(2025, 11, 20, 12)
@@ -40,13 +39,13 @@ def settings(settings: Settings, base_dir: Path) -> Settings:
 
 
 @pytest.fixture
-def connection(database: Database) -> Iterator[psycopg.Connection[Any]]:
+def connection(database: Database) -> Iterator[Connection]:
     with database.connect() as opened:
         yield opened
 
 
 @pytest.fixture
-def make_version(connection: psycopg.Connection[Any], settings: Settings, base_dir: Path, tmp_path: Path) -> MakeVersion:
+def make_version(connection: Connection, settings: Settings, base_dir: Path, tmp_path: Path) -> MakeVersion:
     """``make_version("v1.0.0", parent=None, status="ready")``: registers a version with its batch; returns the batch id.
 
     With ``service=URL`` its weights are at a training service there, and agents call ``VERSION@service``.

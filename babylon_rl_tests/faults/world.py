@@ -11,12 +11,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.models.checkpoints import CheckpointError, load_manifest, verify
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import LIVE_STATES
+from babylon_rl.store.connection import Connection
 from babylon_rl_tests.rows import START, insert, make_call, make_step, make_trajectory
 
 HOURS, AGENTS, ROWS = 2, 3, 2
@@ -44,7 +43,7 @@ class World:
 
     url: str
     settings: Settings
-    connection: psycopg.Connection[Any]
+    connection: Connection
 
     @property
     def checkpoints(self) -> Path:
@@ -58,7 +57,7 @@ class World:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
-def make_world(url: str, settings: Settings, connection: psycopg.Connection[Any], hours: int = HOURS) -> World:
+def make_world(url: str, settings: Settings, connection: Connection, hours: int = HOURS) -> World:
     """Fill an empty, migrated database."""
     windows = [f"{START + timedelta(hours=hour):%Y-%m-%dT%H}:00" for hour in range(hours)]
     for hour, window in enumerate(windows):

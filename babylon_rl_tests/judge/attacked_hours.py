@@ -7,10 +7,11 @@ from datetime import timedelta
 from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.windows import HOUR, window_of
 from babylon_rl_tests.judge.attacks import Attack
 from babylon_rl_tests.judge.model_judge import NOW
-from babylon_rl_tests.rows import START, Connection, insert, make_call, make_step, make_trajectory
+from babylon_rl_tests.rows import START, insert, make_call, make_step, make_trajectory
 
 ATTACKER = "agent-1"
 PNL_USD = {"agent-0": -120.0, ATTACKER: -40.0, "agent-2": 60.0, "agent-3": 150.0, "agent-4": 220.0}

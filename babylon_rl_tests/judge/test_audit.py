@@ -11,11 +11,11 @@ from babylon_rl.judge.reliability_document import document_of
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scripted.settings import ScriptedJudge
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, PRICED, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_reliability import SPAN
 from babylon_rl_tests.judge.test_shown import fill_market
-from babylon_rl_tests.rows import Connection
 
 SECOND = "openai/second"
 

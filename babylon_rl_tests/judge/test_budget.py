@@ -10,13 +10,13 @@ from babylon_rl.judge.scoring_cost import estimate_hours, total_of
 from babylon_rl.judge.scripted.settings import ScriptedJudge
 from babylon_rl.processes import own_name
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_answers import spent_on
 from babylon_rl.store.judge_budget import RESERVED_FOR, reserve
 from babylon_rl.store.judge_waiting import read_pending
 from babylon_rl_tests.judge.model_judge import NOW, PRICED, add_hours, asking, filled
 from babylon_rl_tests.judge.scripted_server import judging
-from babylon_rl_tests.rows import Connection
 
 
 def test_nothing_is_asked_without_a_budget_and_every_hour_says_why(connection: Connection, settings: Settings) -> None:

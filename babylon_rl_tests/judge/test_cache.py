@@ -13,6 +13,7 @@ from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.judge.scoring_cost import estimate_hours, total_of
 from babylon_rl.judge.scripted.settings import ScriptedJudge
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.freezable import DROPOUT, record_dropped
 from babylon_rl.store.judge_sources import read_sources
@@ -21,7 +22,7 @@ from babylon_rl_tests.judge.model_judge import MODEL, NOW, add_hours, asking, co
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_scoring import consume, everything
 from babylon_rl_tests.judge.test_shown import fill_market
-from babylon_rl_tests.rows import WINDOW, Connection, insert, make_group, make_trajectory
+from babylon_rl_tests.rows import WINDOW, insert, make_group, make_trajectory
 
 LATER = NOW + timedelta(hours=1)
 MOST = timedelta(days=400)

@@ -16,6 +16,7 @@ from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE
 from babylon_rl.judge.scripted.settings import ScriptedJudge
 from babylon_rl.judge.sources import sources_versions
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_waiting import read_quarantined
 from babylon_rl_tests.assets.conftest import Bench, make_bench
@@ -23,7 +24,7 @@ from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_scoring import consume
 from babylon_rl_tests.judge.test_shown import fill_market
-from babylon_rl_tests.rows import WINDOW, Connection, insert, make_group, make_log, make_trajectory
+from babylon_rl_tests.rows import WINDOW, insert, make_group, make_log, make_trajectory
 
 __all__ = ["make_bench"]
 

@@ -16,11 +16,12 @@ from babylon_rl.judge.wording import say
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.hindsight import agent_correctness, stored_leaks
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl_tests.expected import SAMPLES
-from babylon_rl_tests.rows import AFTER, START, WINDOW, Connection, insert, make_call, make_log, make_step, make_trajectory
+from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_call, make_log, make_step, make_trajectory
 
 NOW = datetime(2026, 1, 1)
 SECRET = say(wording.PREDICTION, question="Will it rain?", market="Q1", start=0.5, end=0.9, answer="YES")

@@ -20,6 +20,7 @@ from babylon_rl.judge.steps_shown import shown_steps
 from babylon_rl.judge.transcript import read_transcripts
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl_tests.judge.attacks import ATTACKS, RESIDUAL, Attack
@@ -28,7 +29,7 @@ from babylon_rl_tests.judge.shown_groups import SECRET, WINDOW, make_group
 from babylon_rl_tests.judge.trading_talk import TALK, filled, ordinary_texts
 from babylon_rl_tests.judge.wire import read_request
 from babylon_rl_tests.repeatable import repeatable
-from babylon_rl_tests.rows import AFTER, Connection, insert, make_call, make_step, make_trajectory
+from babylon_rl_tests.rows import AFTER, insert, make_call, make_step, make_trajectory
 
 MODEL = "openai/gpt-4o-mini"
 SETTINGS = Settings(_env_file=None, judge_model="heuristic")

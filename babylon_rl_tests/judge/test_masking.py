@@ -11,8 +11,8 @@ from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.judge.scoring_cost import estimate_hours
 from babylon_rl.judge.shown import ShownGroup, shown_groups
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import hour_verdicts
-from babylon_rl.store.trajectories import Connection
 from babylon_rl.windows import window_of
 from babylon_rl_tests.judge.attacked_hours import ATTACKER, add_attacked_hours, attempts
 from babylon_rl_tests.judge.attacks import ATTACKS, BEG, HELD_OUT, RESIDUAL, Attack

@@ -12,12 +12,13 @@ from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scoring_cost import estimate_hours
 from babylon_rl.judge.shown import ShownGroup, shown_groups
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_shown import keep_names, known_names
 from babylon_rl.store.migrate import MIGRATIONS
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_shown import act, fill_market, text_of
-from babylon_rl_tests.rows import WINDOW, Connection, insert, make_call, make_trajectory
+from babylon_rl_tests.rows import WINDOW, insert, make_call, make_trajectory
 
 PROMPT = (
     'Balance: $1000. You may go long or short.\n{"ticker": "OPENLIE", "marketId": "241774855181560797", "yesShares": 5}\n'

@@ -7,11 +7,11 @@ from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.scoring import release_quarantined, score_windows, stored_scores
 from babylon_rl.judge.scripted.settings import CONTENT_FAULTS, TRANSPORT_FAULTS, ScriptedJudge
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_waiting import read_pending, read_quarantined
 from babylon_rl.store.window_groups import quarantined
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import judging
-from babylon_rl_tests.rows import Connection
 
 READABLE = ("fenced", "prefixed", "trailing-comma")
 AGENTS = [f"agent-{n}" for n in (4, 3, 2, 1, 0)]

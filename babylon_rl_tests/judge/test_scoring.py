@@ -14,8 +14,9 @@ from babylon_rl.judge.groups import GroupScores, group_scores
 from babylon_rl.judge.heuristic import heuristic_score
 from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl_tests.expected import SAMPLES, expected
-from babylon_rl_tests.rows import AFTER, START, WINDOW, Connection, insert, make_call, make_group, make_step, make_trajectory
+from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_call, make_group, make_step, make_trajectory
 
 LATER = AFTER + timedelta(hours=1)
 NOW = datetime(2026, 1, 1)

@@ -15,13 +15,14 @@ from babylon_rl.judge.shown import ShownGroup, episodes_per_request, shown_group
 from babylon_rl.judge.tokens import REQUEST_TOKENS, request_tokens, token_counter
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl_tests.faulty_rows import WINDOWS, Row, copy_in, games
 from babylon_rl_tests.judge.shown_groups import SECRET
 from babylon_rl_tests.judge.wire import read_request
 from babylon_rl_tests.repeatable import repeatable
-from babylon_rl_tests.rows import START, WINDOW, Connection, insert, make_call, make_log, make_step, make_trajectory
+from babylon_rl_tests.rows import START, WINDOW, insert, make_call, make_log, make_step, make_trajectory
 
 MODEL = "openai/gpt-4o-mini"
 

@@ -7,10 +7,10 @@ import pytest
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.telling import HiddenAnswer, tells, told_verdicts
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import judging
 from babylon_rl_tests.judge.test_shown import fill_market
-from babylon_rl_tests.rows import Connection
 
 RAIN = HiddenAnswer(("Q7", "Will it rain?"), True)
 SNOW = HiddenAnswer(("market 99", "Will it snow?"), False)

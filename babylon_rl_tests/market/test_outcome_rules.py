@@ -10,11 +10,12 @@ from hypothesis import given
 
 from babylon_rl.market.outcomes import WindowOutcomes, read_many_outcomes, read_outcomes, sync_outcomes
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl_tests.faulty_market import markets
 from babylon_rl_tests.faulty_rows import copy_in
 from babylon_rl_tests.market_oracle import Tables, market_of
 from babylon_rl_tests.repeatable import repeatable
-from babylon_rl_tests.rows import AFTER, Connection
+from babylon_rl_tests.rows import AFTER
 
 WINDOWS = ["2025-11-15T08:00", "2025-11-15T09:00", "2025-11-15T10:00", "2025-11-15T11:00"]
 PLAIN = Settings.model_construct(**{name: field.default for name, field in Settings.model_fields.items()})

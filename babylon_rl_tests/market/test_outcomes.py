@@ -11,10 +11,11 @@ from babylon_rl.errors import UsageError
 from babylon_rl.market.outcomes import WindowOutcomes, read_many_outcomes, read_outcomes, sync_outcomes
 from babylon_rl.market.window_market import MOST_NEWS
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl_tests.expected import SAMPLES, expected
 from babylon_rl_tests.market_rows import HOUR_BEFORE, event, fill, history, market, organization, price, question
-from babylon_rl_tests.rows import AFTER, START, WINDOW, Connection
+from babylon_rl_tests.rows import AFTER, START, WINDOW
 
 
 def read(connection: Connection, settings: Settings, **tables: list[dict[str, Any]]) -> WindowOutcomes:

@@ -10,9 +10,10 @@ from babylon_rl.market.simulation.choices import format_of
 from babylon_rl.recorder import Recording, TrajectoryRecorder
 from babylon_rl.recorder.core import RecorderCalls
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.recording import copy_rows
-from babylon_rl_tests.rows import START, Connection, insert
+from babylon_rl_tests.rows import START, insert
 
 MESSAGES = [{"role": "system", "content": "You trade."}, {"role": "user", "content": "What now?"}]
 AGENTS = tuple(f"agent-{number}" for number in range(8))

@@ -9,8 +9,9 @@ import pytest
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl_tests.recorder.builders import ASKED, LOGPROBS, Recorded, add_users, store
-from babylon_rl_tests.rows import WINDOW, Connection
+from babylon_rl_tests.rows import WINDOW
 
 CHAT = [
     {"role": "system", "content": "You trade."},

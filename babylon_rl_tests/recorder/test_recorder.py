@@ -11,8 +11,9 @@ from babylon_rl.episodes.reading import read_window
 from babylon_rl.errors import UsageError
 from babylon_rl.recorder import milliseconds
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl_tests.recorder.builders import ASKED, LOGPROBS, MESSAGES, SCHEMA, Recorded, store
-from babylon_rl_tests.rows import WINDOW, Connection, make_log
+from babylon_rl_tests.rows import WINDOW, make_log
 
 GAME_ROW: dict[str, Any] = json.loads((Path(__file__).parent.parent / "data" / "recorder_row.json").read_text())
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -22,6 +21,7 @@ from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.recorder import TrajectoryRecorder
 from babylon_rl.settings import Settings
 from babylon_rl.store.cluster import Cluster
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.cli.test_command_line import RUN, environment
@@ -149,7 +149,7 @@ def test_the_role_scores_with_a_language_model(roles: Roles, role: str, settings
         assert not any("the engine decided" in sentence for sentence in context_of(connection, hour, chosen))
 
 
-def context_of(connection: psycopg.Connection[tuple[Any, ...]], hour: str, settings: Settings) -> tuple[str, ...]:
+def context_of(connection: Connection, hour: str, settings: Settings) -> tuple[str, ...]:
     return shown_groups(connection, read_windows(connection, [hour], settings), settings)[hour].context
 
 
@@ -160,7 +160,7 @@ def test_the_role_may_do_nothing_else(roles: Roles, role: str) -> None:
         assert [statement for statement in FORBIDDEN if not refused(connection, statement)] == []
 
 
-def refused(connection: psycopg.Connection[tuple[Any, ...]], statement: str) -> bool:
+def refused(connection: Connection, statement: str) -> bool:
     try:
         connection.execute(statement)
     except psycopg.errors.InsufficientPrivilege:

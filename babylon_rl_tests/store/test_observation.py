@@ -8,11 +8,12 @@ import pytest
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import data_version
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.observation import trajectory_versions
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
 from babylon_rl.versions import change_in_words
 from babylon_rl.windows import HOUR, window_of, window_range
-from babylon_rl_tests.rows import START, Connection, insert, make_log, make_step, make_trajectory
+from babylon_rl_tests.rows import START, insert, make_log, make_step, make_trajectory
 from babylon_rl_tests.scratch import connection, scratch_url
 
 __all__ = ["connection", "scratch_url"]

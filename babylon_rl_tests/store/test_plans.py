@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import dagster as dg
 import psycopg
@@ -18,6 +17,7 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.windows import window_end, window_of, window_range
@@ -85,7 +85,7 @@ def copies(server: str, template: Callable[[str], str]) -> Iterator[Copies]:
         copies.drop(url)
 
 
-def pretend(connection: psycopg.Connection[Any], rows: int, users: int) -> None:
+def pretend(connection: Connection, rows: int, users: int) -> None:
     """Statistics of a game with so many trajectories, half as many logged calls, and every hour of it read."""
     pretend_rows(connection, "public.trajectories", rows, windowId=MANY.hours, agentId=MANY.agents, startTime=-1)
     pretend_rows(connection, "public.llm_call_logs", rows // 2, trajectoryId=-0.2)

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.settings import Settings
-from babylon_rl.store.connection import connect
+from babylon_rl.store.connection import Connection, connect
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl_tests.conftest import TEMPLATES
@@ -31,7 +29,7 @@ def read_sample(copy_of: Callable[[str], Database]) -> Database:
 
 
 @pytest.fixture
-def connection(read_sample: Database) -> Iterator[psycopg.Connection[Any]]:
+def connection(read_sample: Database) -> Iterator[Connection]:
     with read_sample.connect() as opened:
         yield opened
 

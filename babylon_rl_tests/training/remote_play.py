@@ -3,9 +3,7 @@
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 from pydantic import SecretStr
 
@@ -14,7 +12,7 @@ from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
-from babylon_rl.store.connection import connect
+from babylon_rl.store.connection import Connection, connect
 from babylon_rl.store.database import Database
 from babylon_rl_tests.conftest import TEMPLATES
 from babylon_rl_tests.training.serverless_stand_in import Service, StandIn, standing_in
@@ -56,7 +54,7 @@ def played_database(copy_of: Callable[[str], Database]) -> Database:
 
 
 @pytest.fixture
-def played(played_database: Database) -> Iterator[psycopg.Connection[Any]]:
+def played(played_database: Database) -> Iterator[Connection]:
     """A connection to those hours."""
     with played_database.connect() as connection:
         yield connection

@@ -3,12 +3,12 @@
 from datetime import datetime
 from typing import Any
 
-import psycopg
+from babylon_rl.store.connection import Connection
 
 NOW = datetime(2025, 10, 30, 12, 0, 0)
 
 
-def value(connection: psycopg.Connection[Any], query: str, *parameters: Any) -> Any:
+def value(connection: Connection, query: str, *parameters: Any) -> Any:
     """The single value of a query."""
     row = connection.execute(query, parameters).fetchone()
     connection.commit()

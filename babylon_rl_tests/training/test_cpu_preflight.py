@@ -3,13 +3,12 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import psycopg
 from transformers import AutoTokenizer
 
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch_episodes
+from babylon_rl.store.connection import Connection
 from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.cpu import CpuTrainer
 from babylon_rl.training.cpu_items import IN_WORDS, plan_items
@@ -48,7 +47,7 @@ OTHER_SPACING = """UPDATE trajectories SET "stepsJson" = replace("stepsJson", '{
 
 
 def test_an_hour_whose_answers_no_schema_allows_leaves_the_batch_and_the_other_one_trains(
-    played: psycopg.Connection[Any], cpu_settings: Settings, tmp_path: Path
+    played: Connection, cpu_settings: Settings, tmp_path: Path
 ) -> None:
     settings = cpu_settings.model_copy(update={"iterations": 2, "epochs": 2, "windows_per_iteration": 1, "lookback_hours": 24})
     played.execute(OTHER_SPACING, [HOURS[1]])

@@ -20,6 +20,7 @@ from babylon_rl.errors import UsageError
 from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.judge.wording import SCORE, say
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.training.export.exporting import FORMATS, export_windows
 from babylon_rl.training.export.hours import Selection, read_hours
@@ -30,7 +31,7 @@ from babylon_rl.training.export.splits import Splits
 from babylon_rl.windows import HOUR, window_start
 from babylon_rl_tests.conftest import TEMPLATES
 from babylon_rl_tests.many_rows import ManyRows, insert_many
-from babylon_rl_tests.rows import WINDOW, Connection, insert, make_call, make_group, make_step, make_trajectory
+from babylon_rl_tests.rows import WINDOW, insert, make_call, make_group, make_step, make_trajectory
 from babylon_rl_tests.training.exports import (
     CANARY,
     NOW,

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import psycopg
 import pytest
 import torch
 from packaging.requirements import Requirement
@@ -18,6 +17,7 @@ from babylon_rl.errors import TrainingError
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, read_batch
+from babylon_rl.store.connection import Connection
 from babylon_rl.training.batches import Trained, freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.remote.gpu import VLLM_LOG, GpuTrainer
 from babylon_rl_tests.training.remote_play import PLAYED_NOW
@@ -87,7 +87,7 @@ def settings(settings: Settings, base_directory: Path) -> Settings:
 
 
 @pytest.fixture
-def batch(played: psycopg.Connection[Any], settings: Settings) -> Batch:
+def batch(played: Connection, settings: Settings) -> Batch:
     """The played hours, frozen as where a GPU is."""
     chosen = settings.model_copy(update={"local_base_model": settings.base_model})
     frozen = freeze_batch(played, chosen, PLAYED_NOW)
@@ -96,7 +96,7 @@ def batch(played: psycopg.Connection[Any], settings: Settings) -> Batch:
     return frozen
 
 
-def train(connection: psycopg.Connection[Any], batch: Batch, settings: Settings, backend: type[Backend]) -> Trained:
+def train(connection: Connection, batch: Batch, settings: Settings, backend: type[Backend]) -> Trained:
     return train_batch(connection, batch.batch_id, settings, PLAYED_NOW, GpuTrainer(settings, backend))
 
 

@@ -1,9 +1,6 @@
 """A leaked sequence never trains: not counted as freezable, left out of what a batch gives, and said to be so."""
 
 import json
-from typing import Any
-
-import psycopg
 
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge import wording
@@ -12,6 +9,7 @@ from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.wording import say
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch_episodes
+from babylon_rl.store.connection import Connection
 from babylon_rl.training.batches import count_freezable, freeze_batch
 from babylon_rl.training.conversion import convert
 from babylon_rl.training.readiness import readiness
@@ -21,7 +19,7 @@ HOUR = "2025-10-29T14:00"
 SECRET = say(wording.HIDDEN_ANSWER, question="Will it?", market="Q1", answer="NO")
 
 
-def plant(connection: psycopg.Connection[Any], trajectory_id: str, *, calls: int | None = None) -> int:
+def plant(connection: Connection, trajectory_id: str, *, calls: int | None = None) -> int:
     """Put the secret into a row's prompts (the first ``calls`` of them) and read its hour again; how many calls hold it now."""
     steps = json.loads(value(connection, 'SELECT "stepsJson" FROM trajectories WHERE "trajectoryId" = %s', trajectory_id))
     prompts = [call for step in steps for call in step.get("llmCalls", []) if call["purpose"] == "action"][:calls]
@@ -37,7 +35,7 @@ def settings_of() -> Settings:
     return Settings(_env_file=None)
 
 
-def embedded_rows(connection: psycopg.Connection[Any], agent: str) -> list[str]:
+def embedded_rows(connection: Connection, agent: str) -> list[str]:
     found = connection.execute(
         """SELECT "trajectoryId" FROM trajectories t JOIN babylon_rl.episodes e ON t."trajectoryId" = ANY(e."trajectoryIds")
            WHERE e."window" = %s AND e."agentId" = %s AND "stepsJson" LIKE '%%"purpose":"action"%%' ORDER BY 1""",
@@ -46,7 +44,7 @@ def embedded_rows(connection: psycopg.Connection[Any], agent: str) -> list[str]:
     return [trajectory_id for (trajectory_id,) in found]
 
 
-def an_agent(connection: psycopg.Connection[Any]) -> str:
+def an_agent(connection: Connection) -> str:
     """An agent of the hour all of whose calls that train are in its steps."""
     found: str = value(
         connection,
@@ -57,7 +55,7 @@ def an_agent(connection: psycopg.Connection[Any]) -> str:
     return found
 
 
-def test_an_episode_all_of_whose_calls_leak_is_not_freezable(connection: psycopg.Connection[Any], settings: Settings) -> None:
+def test_an_episode_all_of_whose_calls_leak_is_not_freezable(connection: Connection, settings: Settings) -> None:
     before = count_freezable(connection, settings, NOW)
     agent = an_agent(connection)
     rows = value(
@@ -75,14 +73,14 @@ def test_an_episode_all_of_whose_calls_leak_is_not_freezable(connection: psycopg
     assert (HOUR, agent) not in {(episode.window, episode.agent_id) for episode in read_batch_episodes(connection, batch.batch_id)}
 
 
-def test_one_leaked_call_leaves_the_rest_of_its_episode(connection: psycopg.Connection[Any], settings: Settings) -> None:
+def test_one_leaked_call_leaves_the_rest_of_its_episode(connection: Connection, settings: Settings) -> None:
     before = count_freezable(connection, settings, NOW)
     assert plant(connection, embedded_rows(connection, an_agent(connection))[0], calls=1) == 1
     sync_hindsight(connection, [HOUR], settings, NOW)
     assert count_freezable(connection, settings, NOW).trajectories == before.trajectories
 
 
-def test_conversion_finds_leaks_in_an_hour_that_hindsight_has_not_seen(connection: psycopg.Connection[Any], settings: Settings) -> None:
+def test_conversion_finds_leaks_in_an_hour_that_hindsight_has_not_seen(connection: Connection, settings: Settings) -> None:
     agent = an_agent(connection)
     batch = freeze_batch(connection, settings, NOW, windows=(HOUR, "2025-10-29T15:00"))
     assert batch is not None

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import psycopg
 import pytest
 from pydantic import SecretStr
 
@@ -23,6 +22,7 @@ from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.models.checkpoints import MANIFEST
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.training_steps import TrainingStep
 from babylon_rl.training.artifacts import log_artifact
@@ -239,7 +239,7 @@ def test_an_hour_is_paid_in_the_first_iteration_that_uses_it_and_the_batch_costs
 
 
 def test_a_training_that_waited_for_its_upload_has_its_whole_curve_and_says_what_it_cost(
-    connection: psycopg.Connection[Any], read_sample: Database, settings: Settings, tmp_path: Path
+    connection: Connection, read_sample: Database, settings: Settings, tmp_path: Path
 ) -> None:
     there = tmp_path / "there"
     offline = settings.model_copy(

@@ -5,11 +5,10 @@ In the sample, events, posts, questions, organizations and tick times are real; 
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
-
-import psycopg
+from typing import TypeVar
 
 from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.store.connection import Connection
 from benchmarks.market_fit.rows import EventRow, PostRow, PriceRow, ProbabilityRow, QuestionRow, Recording, TradeRow
 
 Row = TypeVar("Row")
@@ -55,7 +54,7 @@ ORDER BY 1
 """
 
 
-def recorded(connection: psycopg.Connection[Any]) -> Recording:
+def recorded(connection: Connection) -> Recording:
     """Everything that the database's game recorded."""
 
     def rows(make: Callable[..., Row], sql: str) -> tuple[Row, ...]:

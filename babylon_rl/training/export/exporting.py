@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
-from babylon_rl.store.trajectories import Connection
+from babylon_rl.store.connection import Connection
 from babylon_rl.training.export.archive import ArchiveWriter, archive_names
 from babylon_rl.training.export.files import Destination, telling
 from babylon_rl.training.export.hours import Hour, Selection, read_hours

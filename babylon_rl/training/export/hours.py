@@ -24,7 +24,8 @@ from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.market.window_market import WindowOutcomes
 from babylon_rl.settings import Settings
-from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, Connection, windows_with_rows
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
 from babylon_rl.store.window_groups import quarantined
 from babylon_rl.training.conversion import EMPTY, LEAK, by_rows
 from babylon_rl.training.export.records import Record, episode_records, is_storable
