@@ -44,7 +44,7 @@ docs: setup ## The docs with their generated reference as a site: build/docs/ind
 	@echo "docs: build/docs/index.html"
 
 evidence: setup ## Make the runs behind docs/evidence/evidence.md again (resumable)
-	@$(RUN)babylon-rl evidence
+	@$(RUN)python -m benchmarks.evidence
 
 lock: ## Make requirements.lock from requirements.in again; UPGRADE=1 takes the newest versions
 	@scripts/lock.sh

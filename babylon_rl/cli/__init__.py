@@ -25,7 +25,6 @@ MODULES = (
     "evaluation",
     "benchmark",
     "harness",
-    "evidence",
     "export",
 )
 FAILED_OUTSIDE = 3

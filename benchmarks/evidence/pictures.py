@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from babylon_rl.cli.evidence.results import Document, points, scripts
+from benchmarks.evidence.results import Document, points, scripts
 
 _SEEDS = ("#1f6fb4", "#c8553d", "#2a9d6f", "#8a4fa3", "#b5892b")
 _SCRIPT, _BASE, _GRID = "#8a8f98", "#3d3d3d", "#d4d4d8"

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from babylon_rl.cli.evidence.results import (
+from babylon_rl.evaluation.statistics import FEWEST_TO_RESAMPLE, Interval
+from benchmarks.evidence.results import (
     Document,
     OverSeeds,
     Point,
@@ -15,7 +16,6 @@ from babylon_rl.cli.evidence.results import (
     scripts,
     spread,
 )
-from babylon_rl.evaluation.statistics import FEWEST_TO_RESAMPLE, Interval
 
 COLUMNS = (
     "seed", "generation", "player", "P&L, $ an hour", "over the base", "over its parent", "win rate", "accuracy", "invalid", "HOLD",

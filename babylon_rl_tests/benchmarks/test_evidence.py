@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from babylon_rl.cli import evidence
 from babylon_rl.cli.demo_stages import player_after
-from babylon_rl.cli.evidence.page import page, table
-from babylon_rl.cli.evidence.pictures import learning_curve, players
-from babylon_rl.cli.evidence.results import base_of, over_seeds, require_comparable
 from babylon_rl.errors import UsageError
 from babylon_rl.market.simulation.roster import NAMES
+from benchmarks.evidence import __main__ as evidence
+from benchmarks.evidence.page import page, table
+from benchmarks.evidence.pictures import learning_curve, players
+from benchmarks.evidence.results import base_of, over_seeds, require_comparable
 
 MARKETS = 24
 COLLAPSED = "One action has 99% of the policy: it collapsed, and nothing was published."
@@ -156,5 +156,5 @@ def test_a_seed_that_is_finished_is_read_and_not_run_again(tmp_path: Path) -> No
     directory = tmp_path / "seed-2"
     directory.mkdir()
     (directory / evidence.RESULT).write_text(json.dumps(result(2)))
-    assert evidence._seed(directory, tmp_path / "base", 2, 3, 24) == result(2)
+    assert evidence.run_seed(directory, tmp_path / "base", 2, 3, 24) == result(2)
     assert list(directory.iterdir()) == [directory / evidence.RESULT]
