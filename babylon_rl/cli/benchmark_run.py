@@ -192,7 +192,7 @@ def _write_report(sound: "list[Result]", directory: Path, markets: "list[Snapsho
 
 
 def _record(files: list[Path]) -> None:
-    from babylon_rl.evaluation.run_recording import record_runs
+    from babylon_rl.evaluation.run_files import record_runs
     from babylon_rl.settings import load_settings
     from babylon_rl.store.database import open_database
     from babylon_rl.store.migrate import migrate

@@ -124,7 +124,7 @@ def _benchmark(state: Harness, markets: "list[Snapshot]", report: Path | None) -
     from babylon_rl.evaluation.harness import harness_players
     from babylon_rl.evaluation.html_report import write_report
     from babylon_rl.evaluation.play import run_benchmark
-    from babylon_rl.evaluation.run_recording import record_runs
+    from babylon_rl.evaluation.run_files import record_runs
 
     with progress_of_parts() as on_progress:
         runs = run_benchmark(

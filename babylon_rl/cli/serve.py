@@ -18,10 +18,10 @@ def serve_market(
     out: Annotated[Path | None, typer.Option(help="A directory for the result of every session that ends.")] = None,
 ) -> None:
     """Let outside agents, in any language, play a snapshot over HTTP: observe, act, advance."""
-    from babylon_rl.evaluation import serve_market as server
     from babylon_rl.evaluation.snapshot_file import load
     from babylon_rl.evaluation.snapshots import snapshot_of
     from babylon_rl.models.server import bind
+    from babylon_rl.serving import market_server as server
 
     with bind(host, port) as bound:  # first, so that a taken port is said at once
         played = snapshot_of(load(snapshot))

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from babylon_rl.errors import MarketError
-from babylon_rl.evaluation.run_files import RememberingClient
+from babylon_rl.evaluation.run_files import resumable_client
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market import simulation
@@ -83,7 +83,7 @@ def asked(
     version = prompting.checked_version(prompt or default_prompt(mandate), mandate)
 
     def make(_: Snapshot, answers: Path | None) -> AgentFactory:
-        client = open_client() if answers is None else RememberingClient(open_client(), answers)
+        client = open_client() if answers is None else resumable_client(open_client(), answers)
         return model_agent(client, mandate=mandate, prompt_version=version, temperature=temperature, name=name)
 
     return Player(name, content_version(["model", identity, mandate, version, temperature]), MODEL, mandate, True, make)

@@ -9,7 +9,7 @@ import msgspec
 
 from babylon_rl.evaluation.metrics import INVALID, action_shares, calibration, drawdown_shares, drawdowns, entropy_bits, share, sharpe
 from babylon_rl.evaluation.results import BENCHMARK, Result
-from babylon_rl.evaluation.snapshot_file.optimality import optimality_score
+from babylon_rl.evaluation.snapshot_file.best_plan import optimality_score
 
 TOLERANCE = 1e-6  # of dollars that are summed in another order
 RELATIVE = 1e-9

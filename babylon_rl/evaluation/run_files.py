@@ -1,4 +1,4 @@
-"""The files of runs: in a results directory by the key of a run, of the gate by model and market; each is whole or not there.
+"""Files of runs, written atomically, and their copies as rows of the game's database.
 
     NAME-KEY.json                the result of a finished run
     NAME-KEY.partial.json        of one that ended early; the next call goes on with it
@@ -10,28 +10,41 @@
 
 An interrupted run of a model is played again up to where it was with the answers that it had, and asks only from there on. The gate's
 files are for looking at only: a market that a name plays again, with other weights or since the market's code changed, replaces its files.
+
+Rows are one trajectory per run, marked so that none trains: ``scenarioId`` and ``windowId`` are ``benchmark-<snapshot>``, isEvaluation is
+true, isTrainingData false. Ids come from the result's, so a run that is recorded twice is there once.
 """
 
 import gzip
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 import msgspec
 
-from babylon_rl.evaluation.results import PARTIAL, SUFFIX, Result, encode_result, read_result, write_atomically
+from babylon_rl.evaluation.results import BENCHMARK, PARTIAL, SUFFIX, Result, encode_result, read_result, write_atomically
 from babylon_rl.llm.client import ChatAnswer, ChatClient
+from babylon_rl.recorder import Recording, TrajectoryRecorder
+from babylon_rl.store import recording as rows
+from babylon_rl.store.connection import Connection
+from babylon_rl.versions import content_version
 
 DECISIONS, ANSWERS = ".decisions.jsonl.gz", ".answers.jsonl"
 DIRECTORY = "benchmarks"  # of the gate
 KEPT = 20  # models whose runs of the gate stay, those that were compared last
 _GATE_KEY = "gate"
+WINDOW_CHARACTERS = 50
+_VERSION = re.compile(r"v\d+\.\d+\.\d+")
 
 
 class RunFiles:
@@ -92,22 +105,16 @@ def forget_old_runs(home: Path, names: Iterable[str]) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-class RememberingClient(ChatClient):
-    """Another client whose answers are kept in a file as they come: a request that was answered before is not asked again.
+def resumable_client(client: ChatClient, path: Path) -> ChatClient:
+    """A client that reads known answers from a file and appends new ones to it.
 
-    For one run, which asks one thing at a time. A last line that an interruption cut off is dropped.
+    For one run, which sends one request at a time. A last line that an interruption cut off is dropped.
     """
-
-    def __init__(self, client: ChatClient, path: Path) -> None:
-        super().__init__(client.base_url, None, client.model)
-        self._client = client
-        self._path = path
-        self._known = dict(_lines(path.read_bytes())) if path.is_file() else {}
-        if path.is_file():
-            write_atomically(path, b"".join(_line(key, answer) for key, answer in self._known.items()))
+    answers = dict(_answer_lines(path.read_bytes())) if path.is_file() else {}
+    if path.is_file():
+        write_atomically(path, b"".join(_answer_line(key, answer) for key, answer in answers.items()))
 
     def complete_now(
-        self,
         messages: Sequence[dict[str, Any]],
         *,
         response_format: dict[str, Any] | None = None,
@@ -115,17 +122,20 @@ class RememberingClient(ChatClient):
         seed: int | None = None,
         max_tokens: int = 64,
     ) -> ChatAnswer:
-        """As ChatClient's, with the answer of an earlier time where there is one."""
-        asked = msgspec.json.encode([self.model, list(messages), response_format, temperature, seed, max_tokens])
-        key = hashlib.sha256(asked).hexdigest()
-        answer = self._known.get(key)
-        if answer is None:
-            answer = self._known[key] = self._client.complete_now(
+        request = msgspec.json.encode([client.model, list(messages), response_format, temperature, seed, max_tokens])
+        key = hashlib.sha256(request).hexdigest()
+        if key not in answers:
+            answers[key] = client.complete_now(
                 messages, response_format=response_format, temperature=temperature, seed=seed, max_tokens=max_tokens
             )
-            with self._path.open("ab") as file:
-                file.write(_line(key, answer))
-        return answer
+            with path.open("ab") as file:
+                file.write(_answer_line(key, answers[key]))
+        return answers[key]
+
+    # A copy shares the connections, and the given client keeps its own method.
+    resumable = copy(client)
+    resumable.complete_now = complete_now  # type: ignore[method-assign]
+    return resumable
 
 
 def slug(name: str) -> str:
@@ -133,16 +143,118 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "agent"
 
 
-def _line(key: str, answer: ChatAnswer) -> bytes:
+def _answer_line(key: str, answer: ChatAnswer) -> bytes:
     return msgspec.json.encode({"key": key, "answer": answer}) + b"\n"
 
 
-class _Kept(msgspec.Struct):
+class _KeyedAnswer(msgspec.Struct):
     key: str
     answer: ChatAnswer
 
 
-def _lines(raw: bytes) -> Iterable[tuple[str, ChatAnswer]]:
-    whole = raw[: raw.rfind(b"\n") + 1]
-    for kept in msgspec.json.Decoder(_Kept).decode_lines(whole):
-        yield kept.key, kept.answer
+def _answer_lines(raw: bytes) -> Iterable[tuple[str, ChatAnswer]]:
+    complete_lines = raw[: raw.rfind(b"\n") + 1]
+    for line in msgspec.json.Decoder(_KeyedAnswer).decode_lines(complete_lines):
+        yield line.key, line.answer
+
+
+def record_runs(connection: Connection, files: Sequence[Path]) -> int:
+    """Write the runs whose results are in ``files``, each with the decisions beside it; returns how many were new.
+
+    Raises:
+        MarketError: a file holds no result.
+        SchemaMismatch: the database lacks the tables.
+    """
+    rows.require_recording_tables(connection)
+    written = 0
+    for path in files:
+        with connection.transaction():
+            written += _record(connection, read_result(path), path.with_name(path.name.removesuffix(SUFFIX) + DECISIONS))
+    return written
+
+
+def agent_id(result: Result) -> str:
+    """The game user under whose id a result's agent is recorded."""
+    return f"{BENCHMARK}{slug(result.agent_id)}"
+
+
+def _record(connection: Connection, result: Result, decisions: Path) -> int:
+    recording = recording_of(result, _decisions(decisions))
+    if rows.stored_rows(connection, [recording.columns["id"]]):
+        return 0
+    rows.add_agents(connection, [(agent_id(result), result.agent_id)], _moment(result.start_time))
+    rows.copy_rows(connection, "trajectories", [recording.columns])
+    rows.copy_rows(connection, "llm_call_logs", [call.columns for call in recording.calls])
+    return 1
+
+
+def recording_of(result: Result, decisions: Iterator[dict[str, Any]]) -> Recording:
+    """A run as one trajectory with a step for every tick, in the market's own time; rewards are dollars."""
+    clock, kept = [_moment(result.start_time)], list[Recording]()
+    recorder = TrajectoryRecorder(kept.append, _ids(result.id), lambda: clock[0])
+    trajectory = recorder.start_trajectory(agent_id(result), window=_window(result), scenario=f"{BENCHMARK}{result.benchmark_id}"[:100])
+    for turn in decisions:
+        tick = int(turn["tick"])
+        state = result.trajectory.states[tick]
+        clock[0] = _moment(state.timestamp)
+        pnl = state.equity - result.start_balance
+        recorder.start_step(trajectory, balance=state.balance, pnl=pnl, open_positions=state.open_positions)
+        if turn["call"] is not None:
+            _call(recorder, trajectory, turn["call"])
+        _complete(recorder, trajectory, turn, result.trajectory.rewards[tick])
+    clock[0] = _moment(result.end_time)
+    last = result.trajectory.states[-1]
+    recorder.end_trajectory(trajectory, balance=last.balance, pnl=result.metrics.total_pnl, evaluation=True)
+    return kept[0]
+
+
+def _complete(recorder: TrajectoryRecorder, trajectory: str, turn: dict[str, Any], reward: float) -> None:
+    outcome, action = turn["outcome"], turn["action"]
+    kind, filled = action["action"], outcome["outcome"] == "filled"
+    recorder.complete_step(
+        trajectory,
+        {"hold": "HOLD", "post": "POST"}.get(kind, "TRADING_DECISION"),
+        {"method": kind, **{name: value for name, value in action.items() if name != "action"}},
+        success=filled,
+        reward=reward,
+        result={name: value for name, value in outcome.items() if name != "outcome"} or {"held": True} if filled else None,
+        error=None if filled else outcome["reason"],
+    )
+
+
+def _call(recorder: TrajectoryRecorder, trajectory: str, call: dict[str, Any]) -> None:
+    tokens = call["prompt_tokens"]
+    recorder.llm_call(
+        trajectory,
+        model=call["model"],
+        messages=call["messages"],
+        response=call["response"],
+        temperature=call["temperature"],
+        max_tokens=call["max_tokens"],
+        action_type="TRADING_DECISION",
+        latency_ms=call["latency_ms"],
+        model_version=call["model"] if _VERSION.fullmatch(call["model"]) else None,
+        response_format=call["response_format"],
+        logprobs=call["logprobs"],
+        tokens=(tokens, call["completion_tokens"] or 0) if tokens is not None else None,
+    )
+
+
+def _decisions(path: Path) -> Iterator[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _ids(result_id: str) -> Callable[[], str]:
+    count = iter(range(10**9))
+    return lambda: str(uuid5(NAMESPACE_URL, f"babylon-rl/benchmark/{result_id}/{next(count)}"))
+
+
+def _window(result: Result) -> str:
+    window = f"{BENCHMARK}{result.benchmark_id}"
+    return window if len(window) <= WINDOW_CHARACTERS else f"{BENCHMARK}{content_version(result.benchmark_id)}"
+
+
+def _moment(timestamp_ms: int) -> datetime:
+    return datetime.fromtimestamp(timestamp_ms / 1000, UTC).replace(tzinfo=None)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from babylon_rl.evaluation.play import run_benchmark
-from babylon_rl.evaluation.run_recording import record_runs
+from babylon_rl.evaluation.run_files import record_runs
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.store.database import Database
 from babylon_rl_tests.evaluation.endpoint import always_buy, endpoint

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.snapshot_file import PolicyClass, benchmark_scenario, from_scenario, optimality, optimum_of
-from babylon_rl.evaluation.snapshot_file.best_plan import best_plan
-from babylon_rl.evaluation.snapshot_file.optimality import played, upper_bound
+from babylon_rl.evaluation.snapshot_file.best_plan import best_plan, played, upper_bound
 from babylon_rl.market.simulation.actions import Action, BuyPrediction, ClosePerp, OpenPerp
 from babylon_rl.market.simulation.config import MarketModel, ScenarioConfig, preset
 from babylon_rl.market.simulation.exchange import Exchange

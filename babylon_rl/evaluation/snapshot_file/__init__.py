@@ -1,10 +1,9 @@
 """Benchmark snapshots as files: written from a scenario, checked, loaded, and turned back into a scenario that can be played."""
 
 from babylon_rl.evaluation.snapshot_file.best_plan import PolicyClass
-from babylon_rl.evaluation.snapshot_file.reading import load, optimality, optimum_of, to_scenario
+from babylon_rl.evaluation.snapshot_file.conversion import from_scenario, load, optimality, optimum_of, save, to_scenario
 from babylon_rl.evaluation.snapshot_file.schema import VERSION, SnapshotDocument, benchmark_scenario, decode, encode
 from babylon_rl.evaluation.snapshot_file.validation import validate
-from babylon_rl.evaluation.snapshot_file.writing import from_scenario, save
 
 __all__ = [
     "VERSION",

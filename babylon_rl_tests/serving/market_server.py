@@ -12,11 +12,11 @@ from urllib.request import Request, urlopen
 
 import uvicorn
 
-from babylon_rl.evaluation.serve_market import create_app
 from babylon_rl.evaluation.snapshots import Snapshot
 from babylon_rl.market.simulation.config import preset
 from babylon_rl.market.simulation.generation import generate
 from babylon_rl.models.server import bind
+from babylon_rl.serving.market_server import create_app
 
 
 class Clock:

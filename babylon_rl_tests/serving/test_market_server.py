@@ -13,18 +13,17 @@ import pytest
 
 from babylon_rl.cli import run as command
 from babylon_rl.evaluation.compare_results import compare_results, sound_results
-from babylon_rl.evaluation.market_sessions import MOST_SESSIONS
 from babylon_rl.evaluation.play import PLAYER_ID, run_benchmark
 from babylon_rl.evaluation.players import scripted
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import decode_result
-from babylon_rl.evaluation.serve_market import LONGEST_BODY
 from babylon_rl.market.simulation.actions import Action, Invalid, encode_action
 from babylon_rl.market.simulation.agents import Agent
 from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import play
-from babylon_rl_tests.evaluation.market_server import Clock, Player, served, small_market
+from babylon_rl.serving.market_server import LONGEST_BODY, MOST_SESSIONS
+from babylon_rl_tests.serving.market_server import Clock, Player, served, small_market
 
 MARKET = small_market()
 LONG = json.dumps({"action": "open_perp", "ticker": MARKET.scenario.assets[0].ticker, "side": "long", "usd": 500, "leverage": 2})

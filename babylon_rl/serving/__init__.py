@@ -1,0 +1,1 @@
+"""Serving: HTTP servers in front of markets and models."""

@@ -1,0 +1,430 @@
+"""Market server: a snapshot played over HTTP by agents in any language, which observe, act and advance.
+
+Every start is a session with a market of its own, known by its token. A session follows ``babylon_rl.market.simulation.run.play``: one
+decision a tick, filled at the quotes that the agent saw, then a tick of time. It ends when the market is over or nobody touches it, and its
+result is kept. One thread serves all: a step takes well under a millisecond. docs/howto/serve-market.md describes the protocol.
+"""
+
+import asyncio
+import re
+import secrets
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from babylon_rl.errors import MarketError, UsageError
+from babylon_rl.evaluation.play import PLAYER_ID
+from babylon_rl.evaluation.players import MODEL, engine_version, outside
+from babylon_rl.evaluation.result_building import RunLabel, decision_lines, result_of
+from babylon_rl.evaluation.results import SUFFIX, encode_result, read_result
+from babylon_rl.evaluation.run_files import RunFiles, slug
+from babylon_rl.evaluation.snapshots import Snapshot
+from babylon_rl.market.simulation.actions import Action, Hold, Invalid, kind, parse_action, response_format
+from babylon_rl.market.simulation.agents import FREE, Answer, Mandate
+from babylon_rl.market.simulation.exchange import Exchange
+from babylon_rl.market.simulation.fills import Fill
+from babylon_rl.market.simulation.observation import Newsroom, Observation
+from babylon_rl.market.simulation.record import Call, Outcome
+from babylon_rl.market.simulation.run import Run, Seat, Timed
+from babylon_rl.versions import content_version
+
+IDLE_S = 600.0
+LONGEST_BODY = 16 * 1024
+BODY_WITHIN_S = 10.0
+KEEP_ALIVE_S = 75  # agents think between requests
+SEED = 0  # pairs these results with those of `benchmark run`, which has the same default
+MOST_SESSIONS = 64  # at once
+MOST_ENDED = 32  # sessions whose results are kept
+Clock = Callable[[], float]
+
+
+class ExternalAgent(msgspec.Struct, frozen=True):
+    """Stand-in for an agent that decides elsewhere: a name and a mandate."""
+
+    name: str
+    mandate: Mandate
+
+    def decide(self, seen: Observation) -> Invalid:
+        """Nothing is asked of it here."""
+        return Invalid(f"{self.name} decides at tick {seen.tick} by itself")
+
+
+class MarketSession:
+    """One run of an outside agent through a market.
+
+    Attributes:
+        attempt: which start of this agent it is, from 1: a market that was seen before is no test any more.
+        seen: the observation to decide on; touched_at: the time of the last request, by ``clock``, in seconds.
+        run: complete once the market is over; ``run.stopped`` says why it ended before.
+    """
+
+    def __init__(self, market: Snapshot, agent: ExternalAgent, attempt: int, clock: Clock) -> None:
+        self.agent = agent
+        self.attempt = attempt
+        self.touched_at = self._asked = clock()
+        self._clock = clock
+        self._exchange = Exchange(market.scenario, [PLAYER_ID], market.start_balance)
+        self._newsroom = Newsroom(market.scenario)
+        self._seat = Seat(agent, PLAYER_ID, self._exchange)
+        self.run = Run(market.scenario, attempt, self._exchange, {PLAYER_ID: self._seat.record})
+        self.seen = self._seat.look(self._exchange, self._newsroom)
+
+    @property
+    def over(self) -> bool:
+        """True when there is nothing left to decide."""
+        return self._exchange.over or self.run.stopped is not None
+
+    @property
+    def acted(self) -> bool:
+        """True when this tick's decision was made."""
+        return self._seat.record.decisions > self._exchange.tick
+
+    def act(self, action: Action | Invalid, text: str = "") -> Outcome:
+        """This tick's decision, filled or refused at once; an ``Invalid`` one costs the turn. ``text`` is what the agent wrote.
+
+        Raises:
+            UsageError: the market is over, or the decision of this tick was made.
+        """
+        if self.over:
+            raise UsageError(f"The market is over{f': {self.run.stopped}' if self.run.stopped else ''}. GET /result has what came of it.")
+        if self.acted:
+            raise UsageError(f"Tick {self._exchange.tick} has its action: one a tick. POST /advance brings the next tick.")
+        latency_ms = 1000.0 * (self._clock() - self._asked)
+        call = Call(f"outside/{self.agent.name}", [], text, "", latency_ms=latency_ms)
+        self._seat.act(self._exchange, self._newsroom, self.seen, Timed(Answer(action, call), latency_ms))
+        return self._seat.record.outcomes[-1]
+
+    def advance(self) -> dict[str, Any]:
+        """Let a tick pass; an agent that did not act holds. Returns what time and the mandate did to positions, as JSON values.
+
+        Raises:
+            UsageError: the market is over.
+        """
+        if self.over or not self.acted:
+            self.act(Hold())
+        record, before = self._seat.record, self._exchange.tick
+        settlements = self._exchange.advance()
+        for settlement in settlements:
+            record.settle(settlement)
+        self._seat.keep_mandate(self._exchange)
+        self.run.ticks_played += 1
+        self.seen = self._seat.look(self._exchange, self._newsroom)
+        self._asked = self._clock()
+        closed: list[Fill] = record.closed.get(before, [])
+        return {"settlements": msgspec.to_builtins(settlements), "closed": msgspec.to_builtins(closed)}
+
+    def stop(self, reason: str) -> None:
+        """End the run here, with what was played so far; the tick of a decision that was made still passes."""
+        if not self.over and self.acted:
+            self.advance()
+        if not self.over:
+            self.run.stopped = f"Stopped at tick {self._exchange.tick} of {self.run.scenario.ticks}: {reason}"
+
+
+class StartRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of a start request: the agent's name in its result, and its mandate."""
+
+    name: str = "outside"
+    mandate: Mandate = FREE
+
+
+class RequestError(Exception):
+    """A request that cannot be served; becomes ``{"error": {"code", "message"}}`` with that status."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class SessionRegistry:
+    """Registry of the sessions of one server, by token.
+
+    Args:
+        finish: makes the result of an ended session.
+        attempts: earlier starts of an agent that are known from kept results.
+        new_token: a fresh secret; clock: seconds that only go forward.
+    """
+
+    def __init__(
+        self,
+        market: Snapshot,
+        finish: Callable[[MarketSession], bytes],
+        attempts: Callable[[ExternalAgent], int],
+        *,
+        idle_s: float,
+        new_token: Callable[[], str],
+        clock: Clock,
+    ) -> None:
+        self._attempts = attempts
+        self._starts = Counter[ExternalAgent]()
+        self._market = market
+        self._finish = finish
+        self._idle_s = idle_s
+        self._new_token = new_token
+        self._clock = clock
+        self._playing: dict[str, MarketSession] = {}
+        self._ended: dict[str, bytes] = {}
+
+    def start(self, asked: StartRequest) -> tuple[str, MarketSession]:
+        """A new session and its token.
+
+        Raises:
+            RequestError: as many play as may.
+        """
+        self.sweep()
+        if len(self._playing) >= MOST_SESSIONS:
+            raise RequestError(503, "full", f"{MOST_SESSIONS} sessions play already. End one with POST /stop, or try again later.")
+        agent = ExternalAgent(asked.name, asked.mandate)
+        self._starts[agent] = max(self._starts[agent], self._attempts(agent)) + 1
+        token = self._new_token()
+        session = self._playing[token] = MarketSession(self._market, agent, self._starts[agent], self._clock)
+        return token, session
+
+    def playing(self, token: str) -> MarketSession:
+        """The running session of a token.
+
+        Raises:
+            RequestError: there is none of this token, or it is over.
+        """
+        self.sweep()
+        if token in self._ended:
+            raise RequestError(409, "over", "The market is over. GET /result has what came of it.")
+        if token not in self._playing:
+            raise RequestError(
+                401, "no_session", "There is no such session. POST /start gives a token; send it as `Authorization: Bearer TOKEN`."
+            )
+        session = self._playing[token]
+        if session.over:
+            raise RequestError(409, "over", "The market is over. GET /result has what came of it.")
+        session.touched_at = self._clock()
+        return session
+
+    def result(self, token: str) -> bytes:
+        """The result of a session that is over.
+
+        Raises:
+            RequestError: there is no such session, or it still plays.
+        """
+        self.sweep()
+        if token in self._ended:
+            return self._ended[token]
+        if token in self._playing and self._playing[token].over:  # its result could not be written when it ended
+            return self.end(token)
+        seen = self.playing(token).seen
+        raise RequestError(
+            409, "not_over", f"The market is at tick {seen.tick} of {self._market.scenario.ticks}. POST /advance to its end, or POST /stop."
+        )
+
+    def end(self, token: str) -> bytes:
+        """Keep the result of an ended session and drop the session."""
+        result = self._ended[token] = self._finish(self._playing[token])
+        del self._playing[token]
+        while len(self._ended) > MOST_ENDED:
+            del self._ended[next(iter(self._ended))]
+        return result
+
+    def sweep(self, idle_s: float | None = None) -> None:
+        """End the sessions that no request has touched for too long."""
+        limit = self._idle_s if idle_s is None else idle_s
+        now = self._clock()
+        for token, session in list(self._playing.items()):
+            if now - session.touched_at >= limit:
+                session.stop(
+                    f"{session.agent.name} did nothing for {now - session.touched_at:.0f} s" if idle_s is None else "the server ended"
+                )
+                self.end(token)
+
+
+def create_app(
+    market: Snapshot,
+    *,
+    idle_s: float = IDLE_S,
+    results: Path | None = None,
+    new_token: Callable[[], str] = lambda: secrets.token_urlsafe(24),
+    clock: Clock = time.perf_counter,
+) -> Starlette:
+    """The application: every session plays ``market`` by itself; ``results`` is a directory where each that ends leaves its result."""
+
+    def finish(session: MarketSession) -> bytes:
+        return _finished(session, market, results)
+
+    def attempts(agent: ExternalAgent) -> int:
+        return _attempts(agent, market, results) if results is not None else 0
+
+    sessions = SessionRegistry(market, finish, attempts, idle_s=idle_s, new_token=new_token, clock=clock)
+    scenario = market.scenario
+    tickers = [asset.ticker for asset in scenario.assets]
+    about_market = {"snapshot": market.id, "ticks": scenario.ticks, "tickSeconds": scenario.tick_seconds, "tickers": tickers}
+
+    async def about(_: Request) -> Response:
+        return _json(about_market | {"protocol": ["POST /start", "GET /observe", "POST /act", "POST /advance", "GET /result"]})
+
+    async def start(request: Request) -> Response:
+        asked = _start(await _body(request))
+        token, session = sessions.start(asked)
+        opening = {"token": token, "name": asked.name, "mandate": asked.mandate, "attempt": session.attempt, **about_market}
+        return _json(opening | {"observation": _shown(session)}, 201)
+
+    async def observe(request: Request) -> Response:
+        session = sessions.playing(_token(request))
+        return _json({"acted": session.acted, "observation": _shown(session)})
+
+    async def act(request: Request) -> Response:
+        text = await _body(request)
+        session = sessions.playing(_token(request))
+        if session.acted:
+            raise RequestError(409, "acted", f"Tick {session.seen.tick} has its action: one a tick. POST /advance brings the next tick.")
+        action = parse_action(text)
+        return _outcome(session.act(action, text), kind(action) if not isinstance(action, Invalid) else "hold")
+
+    async def advance(request: Request) -> Response:
+        token = _token(request)
+        session = sessions.playing(token)
+        happened = _camel(session.advance())
+        if session.over:
+            return _json(happened | {"done": True, "result": msgspec.Raw(sessions.end(token))})
+        return _json(happened | {"done": False, "observation": _shown(session)})
+
+    async def schema(request: Request) -> Response:
+        session = sessions.playing(_token(request))
+        return _json(response_format([question.market for question in session.seen.questions], tickers))
+
+    async def stop(request: Request) -> Response:
+        token = _token(request)
+        sessions.playing(token).stop("the agent gave up")
+        return _json({"done": True, "result": msgspec.Raw(sessions.end(token))})
+
+    async def result(request: Request) -> Response:
+        return Response(sessions.result(_token(request)), media_type="application/json")
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        sessions.sweep(idle_s=0.0)
+
+    routes = [Route("/", about), Route("/observe", observe), Route("/schema", schema), Route("/result", result)]
+    routes += [Route(path, handler, methods=["POST"]) for path, handler in (("/start", start), ("/act", act), ("/advance", advance))]
+    routes.append(Route("/stop", stop, methods=["POST"]))
+    handlers = {RequestError: _refused, MarketError: _unreadable, OSError: _unwritten, 404: _unknown, 405: _unknown}
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+
+
+def serve(market: Snapshot, bound: socket.socket, announce: Callable[[str], None], *, idle_s: float, results: Path | None = None) -> None:
+    """Serve until interrupted; ``announce`` gets the server's address once requests are accepted."""
+    import uvicorn
+
+    app = create_app(market, idle_s=idle_s, results=results)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3, timeout_keep_alive=KEEP_ALIVE_S))
+    bound.listen(512)
+    host, port = bound.getsockname()[:2]
+    announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    server.run(sockets=[bound])
+
+
+def _finished(session: MarketSession, market: Snapshot, directory: Path | None) -> bytes:
+    """The result of a session as JSON; with a directory it and the decisions are also kept there, as those of `benchmark run` are."""
+    agent, repeat = session.agent, session.attempt - 1
+    identity = outside(agent.name, agent.mandate)
+    key = content_version([identity, market.digest, market.start_balance, str(SEED), repeat])
+    label = RunLabel(agent.name, identity, MODEL, agent.mandate, SEED, repeat, key, engine_version())
+    result = result_of(session.run, PLAYER_ID, market, label)
+    if directory is not None:
+        RunFiles(directory, agent.name, key).keep(result, decision_lines(session.run, PLAYER_ID))
+    return encode_result(result)
+
+
+def _attempts(agent: ExternalAgent, market: Snapshot, directory: Path) -> int:
+    """The attempts of an agent at a market of which there are results in a directory."""
+    known = 0
+    for path in directory.glob(f"{slug(agent.name)}-*{SUFFIX}"):
+        result = read_result(path)
+        if (result.identity, result.snapshot) == (outside(agent.name, agent.mandate), market.digest):
+            known = max(known, result.repeat + 1)
+    return known
+
+
+def _start(text: str) -> StartRequest:
+    try:
+        asked = msgspec.json.decode(text, type=StartRequest) if text.strip() else StartRequest()
+    except msgspec.DecodeError as error:
+        raise RequestError(400, "start", f'A start is {{}} or {{"name": "mine", "mandate": "free" or "one-tick"}}: {error}.') from error
+    if not (0 < len(asked.name) <= 80 and asked.name.isprintable() and asked.name.strip() == asked.name):
+        raise RequestError(400, "start", "A name has 1 to 80 printable characters, without spaces around them.")
+    return asked
+
+
+def _outcome(outcome: Outcome, action: str) -> Response:
+    """Response to a decision: filled 200, refused by the exchange 200 too, not an action 422; each has used up the turn."""
+    if isinstance(outcome, Invalid):
+        said = {"code": "invalid_action", "message": f"{outcome.reason}. The turn is lost; GET /schema has what an action is."}
+        return _json({"type": "invalid", "action": action, "error": said}, 422)
+    return _json({"type": "fill" if isinstance(outcome, Fill) else "refusal", **_camel(msgspec.to_builtins(outcome))})
+
+
+def _shown(session: MarketSession) -> Any:
+    return _camel(session.seen.public())
+
+
+def _camel(value: Any) -> Any:
+    """The same JSON values with camelCase names; action tags such as ``open_perp`` are values and stay."""
+    if isinstance(value, dict):
+        return {re.sub(r"_([a-z])", lambda found: found[1].upper(), name): _camel(field) for name, field in value.items()}
+    return [_camel(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _token(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+async def _body(request: Request) -> str:
+    """The body as text, within its limits of length and time."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_WITHIN_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > LONGEST_BODY:
+                    raise RequestError(413, "too_long", f"A body has {LONGEST_BODY:,} bytes at most.")
+    except TimeoutError:
+        raise RequestError(408, "slow", f"The body did not arrive within {BODY_WITHIN_S:.0f} s.") from None
+    except ClientDisconnect:
+        raise RequestError(400, "broken_off", "The request broke off.") from None
+    return body.decode("utf-8", errors="replace")
+
+
+def _json(document: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(document), status, media_type="application/json")
+
+
+async def _refused(_: Request, fault: Exception) -> Response:
+    assert isinstance(fault, RequestError)
+    return _json({"error": {"code": fault.code, "message": str(fault)}}, fault.status)
+
+
+async def _unreadable(_: Request, error: Exception) -> Response:
+    return _json({"error": {"code": "unreadable", "message": f"What the server has of this agent cannot be read. {error}"}}, 500)
+
+
+async def _unwritten(_: Request, error: Exception) -> Response:
+    said = f"The result cannot be written on the server ({error}). GET /result tries again."
+    return _json({"error": {"code": "not_written", "message": said}}, 507)
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    known = "GET /, /observe, /schema, /result; POST /start, /act, /advance, /stop"
+    return _json(
+        {"error": {"code": "unknown", "message": f"{request.method} {request.url.path} is not served; there are {known}."}}, status
+    )
