@@ -14,9 +14,9 @@ import pytest
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.settings import Settings
-from babylon_rl.store.cluster import Cluster
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
+from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.memory import quick_directory
 from babylon_rl_tests.repeatable import repeatable

@@ -30,11 +30,11 @@ from babylon_rl.judge.scripted.settings import ScriptedJudge
 from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
-from babylon_rl.store.cluster import Cluster
 from babylon_rl.store.connection import Connection, connect
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
-from babylon_rl.store.judge_secret import keep_secret
+from babylon_rl.store.embedded.cluster import Cluster
+from babylon_rl.store.judge_inputs import keep_secret
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl.windows import window_range

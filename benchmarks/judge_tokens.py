@@ -31,10 +31,10 @@ from babylon_rl.judge.shown import shown_groups
 from babylon_rl.judge.tokens import token_counter
 from babylon_rl.judge.transcript import read_transcripts
 from babylon_rl.settings import Settings
-from babylon_rl.store.cluster import Cluster
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
+from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.trajectories import trajectories_by_id, windows_with_rows
 

@@ -12,7 +12,7 @@ from babylon_rl.assets.plots import Paths, bar_plot, path_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.changes import note_changes
 from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes, sync_outcomes
-from babylon_rl.store.price_paths import Path, price_paths, probability_paths
+from babylon_rl.store.market import Path, price_paths, probability_paths
 
 NOTHING = "nothing recorded"
 MOST_PERCENT = 999.99

@@ -13,10 +13,9 @@ from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.plots import line_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.training_batch import UPSTREAM
-from babylon_rl.store.batch_report import judging_of
-from babylon_rl.store.batches import Batch, own_transaction, read_batch, read_batch_episodes
+from babylon_rl.store.batches import Batch, judging_of, own_transaction, read_batch, read_batch_episodes
 from babylon_rl.store.registry import note_tracking
-from babylon_rl.store.training_steps import TrainingStep
+from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.training.batches import Trained, train_batch
 from babylon_rl.training.preflight import preflight_lines
 from babylon_rl.training.tracking import Tracker, batch_costs, iteration_numbers

@@ -13,7 +13,7 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.episodes.types import WindowSummary
 from babylon_rl.judge.changes import note_changes
-from babylon_rl.store.hour_report import EpisodeLine, RejectionLine, episode_lines, rejection_lines
+from babylon_rl.store.windows import EpisodeLine, RejectionLine, episode_lines, rejection_lines
 
 COLUMNS = column_schema(
     window=("varchar(50)", "The hour"),

@@ -15,9 +15,8 @@ from babylon_rl.assets.ended import ENDED_TAG, LOST, TAKEN_OVER
 from babylon_rl.automation.dead_runs import HELD
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.judge_waiting import pending_since
-from babylon_rl.store.remote_jobs import read_jobs
-from babylon_rl.store.training_steps import finished_steps
+from babylon_rl.store.scores import pending_since
+from babylon_rl.store.write_ahead import finished_steps, read_jobs
 from babylon_rl.training.batches import fail_batch
 from babylon_rl.training.iterations import MOST_STARTS
 

@@ -15,7 +15,8 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.verdicts import Finding, Rule, specs, verdict, verdicts
 from babylon_rl.judge.groups import NO_SPREAD
 from babylon_rl.settings import Settings
-from babylon_rl.store.hour_report import HourCounts, group_spreads, hour_counts
+from babylon_rl.store.scores import group_spreads
+from babylon_rl.store.windows import HourCounts, hour_counts
 
 MOST_MALFORMED, MOST_REJECTED = 0.2, 0.5
 MALFORMED = ("malformed_json", "malformed_shape")

@@ -8,7 +8,7 @@ import dagster as dg
 from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.verdicts import Finding, verdict
-from babylon_rl.store.hour_report import MarketFlags, market_flags
+from babylon_rl.store.outcomes import MarketFlags, market_flags
 
 FLAGS = {
     "start_from_first_price": "no price before the hour and no initialPrice, so its first price in the hour was taken",

@@ -24,7 +24,7 @@ from babylon_rl.store.batches import Batch
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import newest_judgement
-from babylon_rl.store.judge_waiting import waiting_since
+from babylon_rl.store.scores import waiting_since
 from babylon_rl.training.batches import fail_stuck, freeze, pending_batches
 from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import last_completed, not_ready

@@ -13,7 +13,7 @@ from babylon_rl.windows import utc_now
 if TYPE_CHECKING:
     from babylon_rl.store.batches import Batch
     from babylon_rl.store.registry import Model
-    from babylon_rl.store.remote_jobs import RemoteJob
+    from babylon_rl.store.write_ahead import RemoteJob
 
 batches = typer.Typer(help="Training jobs: list, show, cancel, give up what never ends.", invoke_without_command=True)
 models = typer.Typer(help="The registry of versions.", invoke_without_command=True)
@@ -55,8 +55,7 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
     """One batch: its episodes with scores and advantages, its iterations, and its jobs at a training service."""
     from babylon_rl.store.batches import read_batch, read_batch_episodes
     from babylon_rl.store.database import open_database
-    from babylon_rl.store.remote_jobs import read_jobs
-    from babylon_rl.store.training_steps import read_steps
+    from babylon_rl.store.write_ahead import read_jobs, read_steps
 
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         batch = _found(read_batch(connection, batch_id), batch_id)
@@ -121,7 +120,7 @@ def give_up(
 ) -> None:
     """Count a job at the training service as over that never will end; until then nothing else is posted to its model."""
     from babylon_rl.store.database import open_database
-    from babylon_rl.store.remote_jobs import give_up_job
+    from babylon_rl.store.write_ahead import give_up_job
 
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         if not give_up_job(connection, job_id, reason, utc_now()):

@@ -109,9 +109,10 @@ def _judge(settings: Settings) -> tuple[str, str]:
 
 
 def _registry(database: Database) -> tuple[str, str]:
-    from babylon_rl.store.inventory import count_models
+    from babylon_rl.store.registry import count_models
 
-    counts = count_models(database)
+    with database.connect() as connection:
+        counts = count_models(connection)
     if counts is None:
         return FAIL, "public.trained_models is not there. Run `babylon-rl migrate`."
     listed = ", ".join(f"{count} {status}" for status, count in counts.items())

@@ -97,7 +97,7 @@ def _summaries(session: _Session, wanted: list[str]) -> "tuple[list[WindowSummar
     from babylon_rl.episodes.reading import read_windows
     from babylon_rl.episodes.summary import state, summary
     from babylon_rl.judge.scoring import stored_scores
-    from babylon_rl.store.window_groups import quarantined
+    from babylon_rl.store.windows import quarantined
 
     readings = read_windows(session.connection, wanted, session.settings)
     summaries = [summary(reading, session.now) for reading in readings.values()]
@@ -244,8 +244,7 @@ def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
 
 
 def _why_unscored(connection: "Connection", window: str) -> str:
-    from babylon_rl.store.judge_waiting import read_pending, read_quarantined
-    from babylon_rl.store.scores import have_scores
+    from babylon_rl.store.scores import have_scores, read_pending, read_quarantined
 
     if have_scores(connection):
         # The most specific reason first: pending, then quarantined, then not judged yet.

@@ -161,7 +161,7 @@ def _train(state: Harness, market: "Snapshot", learning: Learning, force: bool) 
 
     from babylon_rl.cli.training import choose_batch, run_training
     from babylon_rl.evaluation.harness import answer_of, learning_faults
-    from babylon_rl.store.batch_report import judged_groups
+    from babylon_rl.store.batches import judged_groups
 
     try:
         batch = choose_batch(state.database, state.settings, None, None, None, state.seed, force)

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 def quarantine(windows: WindowsArgument = None, as_json: JsonOption = False) -> None:
     """Groups whose answers could not be used, with the tries (--json: the transcripts)."""
     from babylon_rl.store.database import open_database
-    from babylon_rl.store.judge_waiting import read_quarantined
+    from babylon_rl.store.scores import read_quarantined
 
     for window in windows or ():
         window_start(window)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from babylon_rl.store.judge_agreement import JudgeAgreement
+    from babylon_rl.store.judge_report import JudgeAgreement
 
 COLUMNS = ("agent", "expected $/h", "+-", "came $/h", "score", "rank")
 
@@ -43,7 +43,7 @@ def calibrate(
 def _measured(settings: Settings, hours: int, markets: int, seed: int) -> "JudgeAgreement":
     from babylon_rl.evaluation.judge_agreement import calibration_name, measure
     from babylon_rl.store.database import open_database
-    from babylon_rl.store.judge_agreement import write_judge_agreement
+    from babylon_rl.store.judge_report import write_judge_agreement
     from babylon_rl.store.migrate import require_migrated
     from babylon_rl.store.scratch import scratch_database
 

@@ -75,7 +75,7 @@ def _judge(database: "Database", settings: Settings, wanted: Span, force: bool) 
 
 
 def _lacking(connection: "Connection", held: list[str], settings: Settings) -> list[str]:
-    from babylon_rl.store.quality import unscored_windows, windows_not_by
+    from babylon_rl.store.scores import unscored_windows, windows_not_by
 
     if settings.judge_model == HEURISTIC:
         return sorted(unscored_windows(connection, held))

@@ -60,7 +60,7 @@ def read_outcomes(connection: "Connection", windows: Sequence[str], lacking: Col
     ``lacking`` are the hours that were to be judged. Hours without a group are absent.
     """
     from babylon_rl.judge.scoring import stored_scores
-    from babylon_rl.store.judge_waiting import read_pending, read_quarantined
+    from babylon_rl.store.scores import read_pending, read_quarantined
 
     judge = settings.judge_model
     groups = stored_scores(connection, windows)

@@ -257,8 +257,8 @@ def bring_up_to_date(
     from babylon_rl.automation.launch import run_hours
     from babylon_rl.episodes.reading import read_windows
     from babylon_rl.episodes.summary import data_version
-    from babylon_rl.store.batch_report import read_versions
     from babylon_rl.store.trajectories import windows_with_rows
+    from babylon_rl.store.windows import read_versions
     from babylon_rl.training.freezing import freeze_bounds
 
     bounds = freeze_bounds(connection, settings, now, windows)
@@ -318,9 +318,9 @@ def sync_outcomes(
 ) -> None:
     """Write what happened in the market of some hours into market_outcomes."""
     from babylon_rl.automation.launch import run_hours
-    from babylon_rl.store.batch_report import market_hours
     from babylon_rl.store.database import open_database
-    from babylon_rl.store.market_data import windows_with_market
+    from babylon_rl.store.market import windows_with_market
+    from babylon_rl.store.outcomes import market_hours
     from babylon_rl.store.trajectories import windows_with_rows
     from babylon_rl.training.freezing import freeze_bounds
 

@@ -12,11 +12,10 @@ import psycopg
 from babylon_rl.cli.output import say
 from babylon_rl.errors import DatabaseUnreachable
 from babylon_rl.settings import HEURISTIC
-from babylon_rl.store.batch_report import JudgedGroup, judged_groups
-from babylon_rl.store.batches import read_batch
+from babylon_rl.store.batches import JudgedGroup, judged_groups, read_batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.store.training_steps import read_steps
+from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.iterations import iterations_of
 from babylon_rl.training.preflight import preflight_lines
 

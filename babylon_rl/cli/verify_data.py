@@ -83,8 +83,7 @@ def _row_faults(connection: "Connection", windows: list[str]) -> tuple[list[str]
     """Ids of rows that are meant to train, and (id, check) per failed check."""
     from babylon_rl.episodes.decode import flagged
     from babylon_rl.episodes.quality import row_faults
-    from babylon_rl.store.quality import first_logged_calls
-    from babylon_rl.store.trajectories import scored_ids, trajectory_rows
+    from babylon_rl.store.trajectories import first_logged_calls, scored_ids, trajectory_rows
 
     ids: list[str] = []
     faults: list[tuple[str, str]] = []

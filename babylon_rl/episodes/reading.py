@@ -19,11 +19,11 @@ from babylon_rl.episodes.stored import stored
 from babylon_rl.episodes.summary import group_version, summary
 from babylon_rl.episodes.types import Rejection, Trajectory, WindowReading, WindowSummary
 from babylon_rl.settings import Settings
-from babylon_rl.store import scores, window_groups
+from babylon_rl.store import scores
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.judge_shown import keep_names
+from babylon_rl.store.judge_inputs import keep_names
 from babylon_rl.store.trajectories import TrajectoryRow, call_log_rows, trajectories_by_id, trajectory_rows
-from babylon_rl.store.window_groups import lock_windows, reading_chunks
+from babylon_rl.store.windows import lock_windows, reading_chunks, replace_hours
 from babylon_rl.windows import window_start
 
 _LOG_CHUNK = 1000  # trajectories per query for log rows
@@ -195,7 +195,7 @@ def sync_windows(connection: Connection, windows: Iterable[str], settings: Setti
             documents = [stored(reading, judged.get(window), now) for window, reading in readings.items()]
             keep_names(connection, sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes}))
             # One transaction: the rows of the hour and the staleness of its scores change together.
-            written = window_groups.replace(connection, documents, now)
+            written = replace_hours(connection, documents, now)
             scores.mark_stale(connection, {window: group_version(reading) for window, reading in readings.items()})
             summaries |= {window: summary(reading, now, changed=window in written) for window, reading in readings.items()}
     return summaries

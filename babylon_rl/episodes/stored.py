@@ -4,7 +4,7 @@ from datetime import datetime
 
 from babylon_rl.episodes.summary import group_version, state, summary
 from babylon_rl.episodes.types import Episode, WindowReading
-from babylon_rl.store.window_groups import StoredEpisode, StoredRejection, StoredWindow
+from babylon_rl.store.windows import StoredEpisode, StoredRejection, StoredWindow
 
 
 def stored(reading: WindowReading, judged: str | None, now: datetime) -> StoredWindow:

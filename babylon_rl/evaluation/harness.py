@@ -26,10 +26,10 @@ from babylon_rl.market.spawn import SpawnRequest, players_of, windows_to_play
 from babylon_rl.models.checkpoints import verify
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.settings import Settings
-from babylon_rl.store.batch_report import JudgedGroup
+from babylon_rl.store.batches import JudgedGroup
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.recording import has_simulated_hour, newest_simulated_hour
-from babylon_rl.store.training_steps import TrainingStep
+from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.training.readiness import Readiness
 from babylon_rl.training.trainer import DRY_BASE_MODEL
 from babylon_rl.versions import content_version

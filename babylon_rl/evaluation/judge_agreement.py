@@ -32,9 +32,9 @@ from babylon_rl.market.spawn import SpawnedPlayer, SpawnRequest, spawn
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.hour_report import episode_lines
-from babylon_rl.store.judge_agreement import JudgeAgreement
+from babylon_rl.store.judge_report import JudgeAgreement
 from babylon_rl.store.recording import newest_simulated_hour
+from babylon_rl.store.windows import episode_lines
 from babylon_rl.versions import content_version
 from babylon_rl.windows import HOUR, window_of, window_start
 

@@ -16,9 +16,8 @@ from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.report import earnings, grid
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
 from babylon_rl.settings import Settings
-from babylon_rl.store.benchmarks import MarketResult, read_results
+from babylon_rl.store.benchmarks import Gated, MarketResult, read_gated, read_identities, read_results
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.leaderboard import Gated, read_gated, read_identities
 from babylon_rl.store.registry import Model, read_models
 from babylon_rl.versions import content_version
 

@@ -26,7 +26,7 @@ from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.judge_secret import keep_secret
+from babylon_rl.store.judge_inputs import keep_secret
 
 AUDIT_GROUPS = 20
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from babylon_rl.judge.request import JudgeRequest
 from babylon_rl.llm.pricing import price
-from babylon_rl.store.judge_budget import Account
+from babylon_rl.store.judge_requests import Reservation
 
 COMPLETION_TOKENS_PER_EPISODE = 110  # an explanation of two sentences, an id, a score and the JSON around them
 
@@ -18,8 +18,8 @@ class OverBudget(Exception):
 class Purse(Protocol):
     """Store of the spending that all runs share."""
 
-    async def reserve(self, usd: float, most: float, paid: float) -> Account:
-        """Reserve dollars if they fit; see store/judge_budget.py."""
+    async def reserve(self, usd: float, most: float, paid: float) -> Reservation:
+        """Reserve dollars if they fit; see store/judge_requests.py."""
         ...
 
     async def give_back(self, usd: float) -> None:

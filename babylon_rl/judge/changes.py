@@ -12,10 +12,9 @@ from babylon_rl.judge.sources import sources_versions
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import scores
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.judge_secret import read_secret
-from babylon_rl.store.judge_sources import forget_sources, read_sources
-from babylon_rl.store.judge_waiting import read_quarantined
-from babylon_rl.store.window_groups import reading_chunks
+from babylon_rl.store.judge_inputs import read_secret
+from babylon_rl.store.scores import forget_sources, read_quarantined, read_sources
+from babylon_rl.store.windows import reading_chunks
 
 
 def outdated_sources(connection: Connection, windows: Sequence[str], settings: Settings) -> dict[str, str]:

@@ -25,9 +25,9 @@ from babylon_rl.settings import Settings
 from babylon_rl.store import hindsight as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import StoredAction, StoredHour, StoredLeak
-from babylon_rl.store.judge_shown import hidden_answers
+from babylon_rl.store.judge_inputs import hidden_answers
 from babylon_rl.store.trajectories import TrajectoryRow, trajectory_rows
-from babylon_rl.store.window_groups import chunks, lock_windows
+from babylon_rl.store.windows import chunks, lock_windows
 from babylon_rl.windows import is_complete, window_end
 
 ROWS_AT_ONCE = 10_000  # trajectories whose actions are held before they are written

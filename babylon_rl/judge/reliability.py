@@ -18,7 +18,7 @@ from babylon_rl.judge.subgroups import merge
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_report as store
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.judge_agreement import JudgeAgreement, judge_agreements
+from babylon_rl.store.judge_report import JudgeAgreement, judge_agreements
 from babylon_rl.windows import window_end, window_of
 
 HOURS_AT_ONCE = 500

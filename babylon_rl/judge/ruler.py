@@ -23,7 +23,7 @@ from babylon_rl.judge.ruler_cache import AnswerCache, Asker
 from babylon_rl.judge.shown import ShownGroup
 from babylon_rl.judge.subgroups import merge
 from babylon_rl.settings import Settings
-from babylon_rl.store.judge_answers import StoredAnswer
+from babylon_rl.store.judge_requests import StoredAnswer
 
 ASKED = 0  # the first try at a request; each further one is a new question
 MOST_SHOWN = 4000  # characters of a message or answer in a transcript

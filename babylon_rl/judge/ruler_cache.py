@@ -5,8 +5,7 @@ from typing import Protocol
 
 from babylon_rl.judge.budget import Purse
 from babylon_rl.judge.calls import Reply
-from babylon_rl.store.judge_answers import StoredAnswer
-from babylon_rl.store.judge_budget import Account
+from babylon_rl.store.judge_requests import Reservation, StoredAnswer
 
 
 class Asker(Protocol):
@@ -54,9 +53,9 @@ class MemoryCache:
         """Store an answer."""
         self._held[answer.key] = answer
 
-    async def reserve(self, usd: float, most: float, paid: float) -> Account:
+    async def reserve(self, usd: float, most: float, paid: float) -> Reservation:
         """Reserve dollars where they fit beside stored answers and requests under way."""
-        account = Account(max(self.spent, paid), self._under_way, max(self.spent, paid) + self._under_way + usd <= most)
+        account = Reservation(max(self.spent, paid), self._under_way, max(self.spent, paid) + self._under_way + usd <= most)
         self._under_way += usd if account.fits else 0.0
         return account
 

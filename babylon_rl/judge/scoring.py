@@ -18,10 +18,10 @@ from babylon_rl.judge.scoring_result import Scored
 from babylon_rl.judge.scoring_stored import loaded, stored
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import HEURISTIC, Settings
-from babylon_rl.store import judge_answers, judge_waiting
+from babylon_rl.store import judge_requests
 from babylon_rl.store import scores as store
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.window_groups import lock_windows, reading_chunks
+from babylon_rl.store.windows import lock_windows, reading_chunks
 from babylon_rl.windows import is_complete
 
 
@@ -82,7 +82,7 @@ def _score(connection: Connection, readings: dict[str, WindowReading], now: date
     # scores of hours that are not ready any more
     store.delete(connection, [window for window in held if window not in scores])
     if fresh:
-        judge_waiting.release(connection, [group.window for group in fresh])
+        store.release(connection, [group.window for group in fresh])
         store.replace(connection, fresh, now, force=force)
     return scores
 
@@ -102,10 +102,10 @@ def judge_heuristically(reading: WindowReading) -> GroupScores:
 def release_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> list[str]:
     """Release groups from quarantine (None: all) for a new judgement, and return their windows."""
     with connection.transaction():
-        quarantined = list(judge_waiting.read_quarantined(connection, windows))
+        quarantined = list(store.read_quarantined(connection, windows))
         lock_windows(connection, quarantined)
-        judge_answers.retire_unusable(connection, quarantined)
-        judge_waiting.release(connection, quarantined)
+        judge_requests.retire_unusable(connection, quarantined)
+        store.release(connection, quarantined)
     return quarantined
 
 

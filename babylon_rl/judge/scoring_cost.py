@@ -20,8 +20,8 @@ from babylon_rl.judge.shown import ShownGroup
 from babylon_rl.llm.pricing import price
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.judge_answers import count_answers, find_answers
-from babylon_rl.store.judge_secret import read_secret
+from babylon_rl.store.judge_inputs import read_secret
+from babylon_rl.store.judge_requests import count_answers, find_answers
 
 LIKELY_UNUSABLE, ANSWERS_TO_GO_BY = 0.05, 20  # prior for a judge without answers: its share, and its weight in answers
 

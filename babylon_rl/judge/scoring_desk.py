@@ -16,9 +16,18 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from babylon_rl.processes import is_running, own_name
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.judge_answers import StoredAnswer, add_answers, find_answers
-from babylon_rl.store.judge_budget import Account, drop_reservations, give_back, reserve
-from babylon_rl.store.judge_leases import claim_lease, drop_leases, renew_leases
+from babylon_rl.store.judge_requests import (
+    Reservation,
+    StoredAnswer,
+    add_answers,
+    claim_lease,
+    drop_leases,
+    drop_reservations,
+    find_answers,
+    give_back,
+    renew_leases,
+    reserve,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,7 +83,7 @@ class Desk:
             # a cancelled caller must not cancel the write of the others' answers
             await asyncio.shield(self._flushing)
 
-    async def reserve(self, usd: float, most: float, paid: float) -> Account:
+    async def reserve(self, usd: float, most: float, paid: float) -> Reservation:
         """Reserve dollars if they fit beside the spending of all runs today.
 
         Requests under way count too; ``paid`` is this run's own spending.
@@ -85,7 +94,7 @@ class Desk:
         """Return reserved dollars."""
         await self.run(give_back, self.holder, usd, self.clock())
 
-    def _reserve(self, connection: Connection, usd: float, most: float, paid: float) -> Account:
+    def _reserve(self, connection: Connection, usd: float, most: float, paid: float) -> Reservation:
         """Reserve dollars; where they do not fit, first drop reservations of dead runs."""
         self._reserves = True
         account = reserve(connection, self.holder, usd, most, paid, self.clock())

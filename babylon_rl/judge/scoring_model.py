@@ -26,12 +26,12 @@ from babylon_rl.judge.shown import ShownGroup, unreadable
 from babylon_rl.judge.sources import asked_version
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
-from babylon_rl.store import judge_waiting, scores
+from babylon_rl.store import scores
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.judge_leases import drop_leases
-from babylon_rl.store.judge_secret import keep_secret
-from babylon_rl.store.judge_sources import keep_sources
-from babylon_rl.store.window_groups import lock_windows, reading_chunks
+from babylon_rl.store.judge_inputs import keep_secret
+from babylon_rl.store.judge_requests import drop_leases
+from babylon_rl.store.scores import keep_sources
+from babylon_rl.store.windows import lock_windows, reading_chunks
 
 CHANGED = "it changed while it was judged; the next run judges it as it is now"
 
@@ -69,7 +69,7 @@ def score_with_model(
         desk.close()
         leases.drop_all()
         if not connection.closed:
-            judge_waiting.keep_pending(connection, settings.judge_model, run.scored.pending, now)
+            scores.keep_pending(connection, settings.judge_model, run.scored.pending, now)
     return run.scored.in_order()
 
 
@@ -168,10 +168,10 @@ def finish_hour(
         if not isinstance(outcome, Judged):
             if isinstance(outcome, SetAside):
                 transcript = list(map(dict, outcome.transcript))
-                entry = judge_waiting.Quarantined(
+                entry = scores.Quarantined(
                     window, settings.judge_model, judge_version(settings), outcome.reason, transcript, now, asked_version(hour.sources)
                 )
-                judge_waiting.quarantine(connection, entry)
+                scores.quarantine(connection, entry)
             return outcome.reason
         # rows may have arrived while the judge worked
         before = scores.read(connection, [window]).get(window)
@@ -187,7 +187,7 @@ def finish_hour(
                 keep_sources(connection, {window: hour.sources})
                 return held
         # write the new scores, and end a quarantine
-        judge_waiting.release(connection, [window])
+        scores.release(connection, [window])
         criteria = {"rubric": RUBRIC, "rubricVersion": RUBRIC_VERSION, "shown": outcome.group.input_version, "orders": len(outcome.orders)}
         scores.replace(connection, [stored(judged, hour.trajectories, criteria)], now, force=force)
         keep_sources(connection, {window: hour.sources})

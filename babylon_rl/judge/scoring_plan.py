@@ -16,11 +16,11 @@ from babylon_rl.judge.scoring_stored import loaded
 from babylon_rl.judge.shown import ShownGroup, shown_groups
 from babylon_rl.judge.sources import asked_version, sources_versions
 from babylon_rl.settings import Settings
-from babylon_rl.store import judge_answers, judge_waiting, scores
+from babylon_rl.store import judge_requests, scores
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import DROPOUT, read_dropped
-from babylon_rl.store.judge_sources import forget_sources, keep_sources, read_sources
-from babylon_rl.store.window_groups import lock_windows
+from babylon_rl.store.scores import forget_sources, keep_sources, read_sources
+from babylon_rl.store.windows import lock_windows
 
 HOURS_PLANNED_AT_ONCE = 4  # their texts are in memory together, and answers that come meanwhile wait to be written
 
@@ -60,7 +60,7 @@ class _State:
     readings: Mapping[str, WindowReading]
     held: Mapping[str, GroupScores]
     consumed: Collection[str]
-    quarantined: Mapping[str, judge_waiting.Quarantined]
+    quarantined: Mapping[str, scores.Quarantined]
     dropped: Mapping[str, Collection[str]]
 
 
@@ -91,9 +91,9 @@ def plan_hours(
             # scores of hours that are not ready any more
             gone = [window for window in state.held if window not in plan.kept and not state.readings[window].ready]
             scores.delete(connection, gone)
-            judge_answers.retire_unusable(connection, plan.released)
-            judge_waiting.release(connection, [window for window in plan.released if window in plan.kept])
-            judge_waiting.end_pending(connection, [window for window in windows if window not in rest])
+            judge_requests.retire_unusable(connection, plan.released)
+            scores.release(connection, [window for window in plan.released if window in plan.kept])
+            scores.end_pending(connection, [window for window in windows if window not in rest])
         # versions of the sources, by which the next scoring recognises an unchanged hour
         agents = {window: [episode.agent_id for episode in group.episodes] for window, group in shown.items()}
         sources = sources_versions(connection, rest, agents, settings, secret)
@@ -111,7 +111,7 @@ def _read(connection: Connection, windows: Sequence[str], settings: Settings) ->
         readings=read_windows(connection, windows, settings, texts=False),
         held=held,
         consumed=scores.consumed_windows(connection, list(held)),
-        quarantined=judge_waiting.read_quarantined(connection, windows),
+        quarantined=scores.read_quarantined(connection, windows),
         dropped=dropped,
     )
 

@@ -25,7 +25,7 @@ from babylon_rl.judge.transcript import RecordedStep, read_transcripts
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import WindowOutcomes
 from babylon_rl.settings import Settings
-from babylon_rl.store import judge_shown as store
+from babylon_rl.store import judge_inputs as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import recorded_knowledge
 from babylon_rl.versions import content_version

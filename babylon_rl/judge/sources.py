@@ -13,7 +13,7 @@ from babylon_rl.judge.rubric import RUBRIC_VERSION
 from babylon_rl.judge.tokens import REQUEST_TOKENS
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings
-from babylon_rl.store import judge_shown as store
+from babylon_rl.store import judge_inputs as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import recorded_knowledge
 from babylon_rl.versions import content_version

@@ -13,8 +13,8 @@ from babylon_rl.judge.wording import market_name
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.judge_inputs import hidden_answers
 from babylon_rl.store.judge_report import HourVerdicts, explanations, hour_verdicts
-from babylon_rl.store.judge_shown import hidden_answers
 
 UNRESOLVED = "UNRESOLVED"
 _CLAUSES = re.compile(r"(?<=[.;!])\s+|\n")  # a question mark ends a question's name as often as a sentence

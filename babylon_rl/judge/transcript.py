@@ -15,7 +15,7 @@ from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.messages import embedded_calls, logged_calls
 from babylon_rl.episodes.steps import PENDING, Call, EnvironmentState, Step
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.judge_shown import logged_reasoning
+from babylon_rl.store.judge_inputs import logged_reasoning
 from babylon_rl.store.trajectories import TrajectoryRow, call_log_rows, trajectories_by_id
 
 MOST_DEEP = 6  # levels of parameters and results that are shown

@@ -22,9 +22,9 @@ from babylon_rl.market.window_market import (
 from babylon_rl.settings import Settings
 from babylon_rl.store import outcomes as store
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.market_data import Event, QuestionSpan, StockSpan, events, question_spans, stock_spans
+from babylon_rl.store.market import MarketEvent, QuestionSpan, StockSpan, events, question_spans, stock_spans
 from babylon_rl.store.outcomes import MarketWindowRow, OutcomeRow
-from babylon_rl.store.window_groups import chunks, lock_windows
+from babylon_rl.store.windows import chunks, lock_windows
 from babylon_rl.windows import is_complete
 
 __all__ = ["PredictionOutcome", "StockOutcome", "WindowOutcomes", "outcome_rows", "read_many_outcomes", "read_outcomes", "sync_outcomes"]
@@ -48,7 +48,7 @@ def read_many_outcomes(connection: Connection, windows: Iterable[str], settings:
     wanted = sorted(set(windows))
     stocks: defaultdict[str, list[StockSpan]] = defaultdict(list)
     questions: defaultdict[str, list[QuestionSpan]] = defaultdict(list)
-    happened: defaultdict[str, list[Event]] = defaultdict(list)
+    happened: defaultdict[str, list[MarketEvent]] = defaultdict(list)
     for event in events(connection, wanted):
         happened[event.window].append(event)
     for stock in stock_spans(connection, wanted):

@@ -12,7 +12,7 @@ from babylon_rl.errors import MarketError
 from babylon_rl.market.simulation.config import PRESETS, MarketModel
 from babylon_rl.market.simulation.scenario import Asset, Question, Scenario, WorldEvent, from_paths
 from babylon_rl.recorder import milliseconds
-from babylon_rl.store import recorded_market as store
+from babylon_rl.store import market as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.windows import HOUR, window_start
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from babylon_rl.settings import Settings
-from babylon_rl.store.market_data import Event, QuestionSpan, StockSpan
+from babylon_rl.store.market import MarketEvent, QuestionSpan, StockSpan
 from babylon_rl.versions import content_version
 
 MOST_NEWS = 20
@@ -144,7 +144,7 @@ def engine_ticker(organization_id: str) -> str:
 
 
 def window_outcomes(
-    window: str, stocks: Sequence[StockSpan], questions: Sequence[QuestionSpan], happened: Sequence[Event], settings: Settings
+    window: str, stocks: Sequence[StockSpan], questions: Sequence[QuestionSpan], happened: Sequence[MarketEvent], settings: Settings
 ) -> WindowOutcomes:
     """The market of one window from its records, given in the store's order."""
     recorded = bool(happened) or any(stock.moved for stock in stocks) or any(question.moved for question in questions)
@@ -195,7 +195,7 @@ def stock_outcome(span: StockSpan, ticker: str, news: tuple[str, ...], band_perc
     )
 
 
-def prediction_outcome(span: QuestionSpan, happened: Sequence[Event]) -> PredictionOutcome:
+def prediction_outcome(span: QuestionSpan, happened: Sequence[MarketEvent]) -> PredictionOutcome:
     """One question's hour."""
     start = span.probability_before if span.probability_before is not None else UNKNOWN_PROBABILITY
     end = span.last_probability if span.last_probability is not None else UNKNOWN_PROBABILITY
@@ -214,7 +214,7 @@ def prediction_outcome(span: QuestionSpan, happened: Sequence[Event]) -> Predict
     )
 
 
-def stock_news(span: StockSpan, happened: Sequence[Event]) -> tuple[str, ...]:
+def stock_news(span: StockSpan, happened: Sequence[MarketEvent]) -> tuple[str, ...]:
     """The first events, at most MOST_NEWS, that name the organization.
 
     Name, id and ticker count, as whole words in any case.

@@ -415,3 +415,88 @@ def end_failed(connection: Connection, batch_id: str, error: str, now: datetime,
     )
     connection.execute('UPDATE babylon_rl.batch_items SET "live" = FALSE WHERE "batchId" = %s AND "live"', [batch_id])
     return True
+
+
+MOST_READ = 50
+
+# The inner query finds the newest batch that did not fail; without one, every failed batch counts.
+_SINCE = """
+SELECT b."batchId", COALESCE(p."error", ''), COALESCE(p."completedAt", b."heartbeatAt")
+FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."batchId"
+WHERE b."backend" = %s AND b."state" = 'failed' AND b."createdAt" > COALESCE(
+    (SELECT max(o."createdAt") FROM babylon_rl.batches o WHERE o."backend" = %s AND o."state" <> 'failed'), '-infinity')
+ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed or cancelled batch: its id, the error text, the time (naive UTC)."""
+
+    batch_id: str
+    error: str
+    at: datetime
+
+
+def failures_in_a_row(connection: Connection, backend: str) -> list[Failure]:
+    """Return the failed batches of ``backend`` newer than its newest other batch.
+
+    Newest first, at most MOST_READ.
+    """
+    return [Failure(*row) for row in connection.execute(_SINCE, [backend, backend, MOST_READ])]
+
+
+# One row per window of the batch. The window functions aggregate over the whole group; DISTINCT ON keeps the row of the best agent.
+_GROUPS = """
+WITH mine AS (
+    SELECT "window", count(*) FILTER (WHERE "dropped" IS NULL) AS "training", min("dropped") AS "dropped"
+    FROM babylon_rl.batch_episodes WHERE "batchId" = %s AND "score" IS NOT NULL GROUP BY "window"
+)
+SELECT DISTINCT ON (s."window") s."window", mine."training",
+       count(*) OVER hour, min(s."score") OVER hour, max(s."score") OVER hour, avg(s."score") OVER hour,
+       s."agentId", s."score", COALESCE(own."windowPnl", 0), g."judge", CASE WHEN mine."training" = 0 THEN mine."dropped" END
+FROM mine
+JOIN babylon_rl.group_scores g ON g."window" = mine."window"
+JOIN babylon_rl.episode_scores s ON s."window" = mine."window"
+LEFT JOIN babylon_rl.episodes own ON own."window" = s."window" AND own."agentId" = s."agentId"
+WINDOW hour AS (PARTITION BY s."window")
+ORDER BY s."window", s."score" DESC, s."agentId"
+"""
+# The cost in dollars is optional in the stored judgement.
+_JUDGING = """
+SELECT g."window", g."disagreement", (g."judgement" ->> 'usd')::float8 FROM babylon_rl.group_scores g
+WHERE g."window" IN (SELECT e."window" FROM babylon_rl.batch_episodes e WHERE e."batchId" = %s)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedGroup:
+    """One judged window of a batch: group size, score range and best agent.
+
+    ``training`` counts the episodes that train, ``agents`` the whole group. ``best_pnl`` is in dollars. ``dropped`` says why none trains.
+    """
+
+    window: str
+    training: int
+    agents: int
+    lowest: float
+    highest: float
+    mean: float
+    best_agent: str
+    best_score: float
+    best_pnl: float
+    judge: str
+    dropped: str | None
+
+
+def judged_groups(connection: Connection, batch_id: str) -> list[JudgedGroup]:
+    """Return the judged groups of a batch, ordered by window."""
+    return [JudgedGroup(*row) for row in connection.execute(_GROUPS, [batch_id])]
+
+
+def judging_of(connection: Connection, batch_id: str) -> dict[str, tuple[float, float | None]]:
+    """Return disagreement and cost of the judgement for each window of a batch.
+
+    Windows dropped from the batch are included. Disagreement: 0 to 1. Cost: dollars, None when no price is known.
+    """
+    return {row[0]: (row[1], row[2]) for row in connection.execute(_JUDGING, [batch_id])}

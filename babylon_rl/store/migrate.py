@@ -15,7 +15,7 @@ import psycopg
 from babylon_rl.errors import DatabaseError, SchemaMismatch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.store.schema import Table, differences, expected_tables, read_tables
+from babylon_rl.store.schema import CatalogTable, differences, expected_tables, read_tables
 from babylon_rl.windows import utc_now
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
@@ -199,8 +199,8 @@ def _check_tables(
     connection: Connection,
     files: list[Migration],
     recorded: dict[str, str],
-    contract: dict[str, Table],
-    public: dict[str, Table],
+    contract: dict[str, CatalogTable],
+    public: dict[str, CatalogTable],
 ) -> None:
     """Check that every table named by applied migrations exists.
 

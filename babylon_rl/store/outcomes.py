@@ -4,6 +4,7 @@ market_outcomes has no unique key, so its rows are read and compared as they are
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -101,3 +102,48 @@ def replace_windows(connection: Connection, windows: Sequence[MarketWindowRow], 
     """
     connection.execute(_DELETE_WINDOWS, (list(empty),))
     connection.execute(_UPSERT_WINDOWS, {"windows": Jsonb([msgspec.to_builtins(row) for row in windows]), "now": now})
+
+
+_MARKET = 'SELECT "window", "stocks", "predictions", "dataVersion" FROM babylon_rl.market_windows WHERE "window" = ANY(%s)'
+
+
+@dataclass(frozen=True, slots=True)
+class MarketHour:
+    """Counts of market outcomes in one hour and their data version."""
+
+    stocks: int
+    predictions: int
+    version: str
+
+
+def market_hours(connection: Connection, windows: Sequence[str]) -> dict[str, MarketHour]:
+    """Return the market hours of ``windows``; windows without outcomes are absent."""
+    return {row[0]: MarketHour(*row[1:]) for row in connection.execute(_MARKET, [list(windows)])}
+
+
+# A ticker that two organizations share was stored with a suffix ~2.
+_MARKETS = """
+    SELECT market."window", market."stocks", market."predictions", market."flags",
+           ARRAY(SELECT outcome."stockTicker" FROM public.market_outcomes outcome
+                 WHERE outcome."windowId" = market."window" AND outcome."stockTicker" LIKE '%%~%%' ORDER BY 1)
+    FROM babylon_rl.market_windows market WHERE market."window" = ANY(%s) ORDER BY 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class MarketFlags:
+    """Flags on an hour's market.
+
+    A flag is ``{"subject": ticker or market id, "flag": name}``; ``shared_tickers`` are tickers made distinct by ``~2``.
+    """
+
+    window: str
+    stocks: int
+    predictions: int
+    flags: Sequence[Mapping[str, str]]
+    shared_tickers: Sequence[str]
+
+
+def market_flags(connection: Connection, windows: Sequence[str]) -> list[MarketFlags]:
+    """Return the market flags of those ``windows`` with recorded market data, in order."""
+    return [MarketFlags(*row) for row in connection.execute(_MARKETS, [list(windows)])]

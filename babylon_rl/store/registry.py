@@ -294,3 +294,13 @@ def note_upload(connection: Connection, batch_id: str, url: str, now: datetime) 
     """
     connection.execute('UPDATE babylon_rl.model_lineage SET "uploadedUrl" = %s WHERE "batchId" = %s', [url, batch_id])
     connection.execute('UPDATE public.trained_models SET "updatedAt" = %s WHERE "trainingBatch" = %s', [now, batch_id])
+
+
+_STATUS_COUNTS = "SELECT status, count(*) FROM trained_models GROUP BY status ORDER BY status"
+
+
+def count_models(connection: Connection) -> dict[str, int] | None:
+    """Count registered models by status; None without a registry table."""
+    if connection.execute("SELECT to_regclass('trained_models')").fetchone() == (None,):
+        return None
+    return {status: count for status, count in connection.execute(_STATUS_COUNTS)}

@@ -36,7 +36,7 @@ GROUP BY c.relname, i.indexrelid
 
 
 @dataclass(frozen=True)
-class Column:
+class CatalogColumn:
     """One column as described by the catalog."""
 
     type: str
@@ -46,25 +46,25 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class CatalogTable:
     """Columns by name, and the sets of columns that are unique together."""
 
-    columns: dict[str, Column]
+    columns: dict[str, CatalogColumn]
     unique: frozenset[tuple[str, ...]]
 
 
-def read_tables(connection: Connection, schema: str) -> dict[str, Table]:
+def read_tables(connection: Connection, schema: str) -> dict[str, CatalogTable]:
     """Return the tables and views of ``schema`` by name."""
-    columns: dict[str, dict[str, Column]] = {}
+    columns: dict[str, dict[str, CatalogColumn]] = {}
     for table, name, kind, required, default, fills_itself in connection.execute(_COLUMNS, (schema,)):
-        columns.setdefault(table, {})[name] = Column(kind, required, default, fills_itself)
+        columns.setdefault(table, {})[name] = CatalogColumn(kind, required, default, fills_itself)
     unique: dict[str, set[tuple[str, ...]]] = {}
     for table, key in connection.execute(_UNIQUE_KEYS, (schema,)):
         unique.setdefault(table, set()).add(tuple(key))
-    return {table: Table(table_columns, frozenset(unique.get(table, ()))) for table, table_columns in columns.items()}
+    return {table: CatalogTable(table_columns, frozenset(unique.get(table, ()))) for table, table_columns in columns.items()}
 
 
-def expected_tables(connection: Connection, contract_sql: str) -> dict[str, Table]:
+def expected_tables(connection: Connection, contract_sql: str) -> dict[str, CatalogTable]:
     """Return the tables that ``contract_sql`` creates on an empty database, by name.
 
     Rolled back: leaves no trace.
@@ -78,7 +78,7 @@ def expected_tables(connection: Connection, contract_sql: str) -> dict[str, Tabl
         return read_tables(connection, row[0])
 
 
-def differences(expected: dict[str, Table], actual: dict[str, Table]) -> list[str]:
+def differences(expected: dict[str, CatalogTable], actual: dict[str, CatalogTable]) -> list[str]:
     """Return one line per relevant difference between existing tables and the contract."""
     lines = []
     for name in sorted(expected.keys() & actual.keys()):
@@ -102,7 +102,7 @@ def differences(expected: dict[str, Table], actual: dict[str, Table]) -> list[st
     return lines
 
 
-def _column_differences(place: str, want: Column, have: Column | None) -> list[str]:
+def _column_differences(place: str, want: CatalogColumn, have: CatalogColumn | None) -> list[str]:
     if have is None:
         return [f"{place} is missing; the contract has it as {want.type}."]
     lines = []
@@ -115,5 +115,5 @@ def _column_differences(place: str, want: Column, have: Column | None) -> list[s
     return lines
 
 
-def _nullability(column: Column) -> str:
+def _nullability(column: CatalogColumn) -> str:
     return "not null" if column.required else "nullable"

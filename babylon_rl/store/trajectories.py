@@ -213,3 +213,44 @@ def _copy(connection: Connection, statement: str, parameters: dict[str, Any], ty
     with connection.cursor().copy(statement, parameters) as copy:
         copy.set_types(types)
         yield from copy.rows()
+
+
+# Eligible rows are those that an hour's episodes hold; the hours' index bounds what is sorted.
+_NEWEST_TRAINABLE = """
+SELECT t."trajectoryId", t."agentId", t."startTime", t."endTime", t."windowId", t."windowHours", t."scenarioId", t."finalPnL",
+       t."isTrainingData", t."isEvaluation", t."usedInTraining", t."metricsJson", t."stepsJson"
+FROM babylon_rl.episodes e
+CROSS JOIN LATERAL unnest(e."trajectoryIds") AS i("trajectoryId")
+JOIN public.trajectories t ON t."trajectoryId" = i."trajectoryId"
+WHERE e."window" >= %s AND e."window" < %s AND e."window" <= %s AND NOT t."usedInTraining"
+ORDER BY t."startTime" DESC, t."trajectoryId" DESC
+LIMIT %s
+"""
+
+# The columns are NOT NULL, but can be empty.
+_FIRST_LOGGED = """
+SELECT DISTINCT ON ("trajectoryId") "trajectoryId", "systemPrompt" <> '' AND "userPrompt" <> '' AND response <> ''
+FROM public.llm_call_logs WHERE "trajectoryId" = ANY(%s) ORDER BY "trajectoryId", "timestamp", "callId" COLLATE "C"
+"""
+
+_AT_ONCE = 5000
+
+
+def newest_new_trainable(connection: Connection, first: str, end: str, complete: str, limit: int) -> list[TrajectoryRow]:
+    """Return the newest eligible unused rows of complete windows, newest first.
+
+    ``first`` <= window < ``end``, window <= ``complete``.
+    """
+    rows = connection.execute(_NEWEST_TRAINABLE, [first, end, complete, limit]).fetchall()
+    return [TrajectoryRow(*(*columns, metrics.encode(), steps.encode())) for *columns, metrics, steps in rows]
+
+
+def first_logged_calls(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, bool]:
+    """Return for each trajectory with logged calls whether the first one is complete.
+
+    Complete: it has both prompts and a response.
+    """
+    complete: dict[str, bool] = {}
+    for start in range(0, len(trajectory_ids), _AT_ONCE):
+        complete.update(connection.execute(_FIRST_LOGGED, [list(trajectory_ids[start : start + _AT_ONCE])]).fetchall())
+    return complete

@@ -48,8 +48,7 @@ from babylon_rl.store.batches import (
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import DROPOUT, read_dropped
 from babylon_rl.store.registry import Model, model_of_batch, newest_of_line, read_models, version_taken
-from babylon_rl.store.remote_jobs import read_jobs
-from babylon_rl.store.training_steps import TrainingStep, begun_in_line, finished_steps, pause_step, read_steps
+from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, pause_step, read_jobs, read_steps
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
 from babylon_rl.training.freezing import Frozen, count_freezable, describe_reasons, freeze, freeze_batch
 from babylon_rl.training.iterations import Clock, OnStep, Run, passes_within, plan_iterations, train_iterations

@@ -22,7 +22,7 @@ from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.window_groups import reading_chunks
+from babylon_rl.store.windows import reading_chunks
 from babylon_rl.training.freezing import describe_reasons
 from babylon_rl.training.spill import Place, Spill, Spilled
 from babylon_rl.training.trainer import TrainSequence

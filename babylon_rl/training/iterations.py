@@ -18,8 +18,7 @@ from babylon_rl.errors import Diverged, NothingToTrain, TrainingError
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, advance_batch, heartbeat, own_transaction
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.remote_jobs import newest_job
-from babylon_rl.store.training_steps import TrainingStep, begin_step, finish_step, finished_steps, read_steps
+from babylon_rl.store.write_ahead import TrainingStep, begin_step, finish_step, finished_steps, newest_job, read_steps
 from babylon_rl.training.conversion import Conversion, refuse_empty
 from babylon_rl.training.freezing import seeded_share
 from babylon_rl.training.trainer import RunContext, StepMetrics, Trainer, TrainIteration

@@ -20,7 +20,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode, read_batch, read_batch_episodes
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, model_of_batch, read_models
-from babylon_rl.store.training_steps import TrainingStep, finished_steps
+from babylon_rl.store.write_ahead import TrainingStep, finished_steps
 from babylon_rl.training.conversion import LEAK, convert
 from babylon_rl.training.cpu_bounds import COLLAPSED_SHARE, KL_BOUND
 from babylon_rl.training.iterations import iterations_of

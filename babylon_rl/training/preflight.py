@@ -12,10 +12,9 @@ from typing import Any
 
 from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.settings import Settings
-from babylon_rl.store.batch_failures import failures_in_a_row
-from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, own_transaction, write_preflight
+from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, failures_in_a_row, own_transaction, write_preflight
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.remote_jobs import RemoteJob
+from babylon_rl.store.write_ahead import RemoteJob
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert
 from babylon_rl.training.trainer import SERVERLESS, TrainPlan, training_line
 

@@ -27,7 +27,7 @@ from babylon_rl.store.registry import (
     version_order,
     version_taken,
 )
-from babylon_rl.store.training_steps import TrainingStep, finished_steps
+from babylon_rl.store.write_ahead import TrainingStep, finished_steps
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN
 from babylon_rl.training.iterations import RESULT_FILE, WORK, Run
 from babylon_rl.training.retention import prune

@@ -16,9 +16,9 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import READ_TABLES, Freezable, count_freezable_rows
-from babylon_rl.store.quality import newest_new_trainable, unscored_windows
-from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, call_log_rows
-from babylon_rl.store.watermark import watermark
+from babylon_rl.store.observation import watermark
+from babylon_rl.store.scores import unscored_windows
+from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, call_log_rows, newest_new_trainable
 from babylon_rl.training.freezing import freeze_bounds, last_hours
 
 QUALITY_SAMPLE = 50

@@ -16,7 +16,7 @@ from typing import Any
 
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode
-from babylon_rl.store.training_steps import TrainingStep
+from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.training.trainer import StepMetrics
 from babylon_rl.training.wandb_process import Sent, WandbProcess, link_of, open_run, refusal, run_request
 

@@ -22,8 +22,7 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import BatchConflict, JudgeUnavailable, TrainingPaused
 from babylon_rl.store.batches import Batch, advance_batch, claim_batch, note_waiting, read_batches
 from babylon_rl.store.database import Database
-from babylon_rl.store.remote_jobs import JobEnd, RemoteJob, begin_job, end_job, name_job, read_jobs
-from babylon_rl.store.training_steps import finished_steps
+from babylon_rl.store.write_ahead import JobEnd, RemoteJob, begin_job, end_job, finished_steps, name_job, read_jobs
 from babylon_rl.training.batches import cancel_batch, fail_batch, freeze_batch, pending_batches, prepare_batch, train_batch
 from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import readiness

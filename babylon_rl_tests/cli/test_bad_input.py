@@ -14,8 +14,8 @@ import pytest
 
 from babylon_rl.cli import run
 from babylon_rl.cli.caches import keep_caches_at_home, variables
-from babylon_rl.store.cluster import Cluster
 from babylon_rl.store.database import Database
+from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl_tests.cli.test_command_line import RUN, environment
 from babylon_rl_tests.store.servers import ROOT
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.settings import Settings
-from babylon_rl.store.cluster import Cluster
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
+from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl_tests.store.servers import ROOT
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

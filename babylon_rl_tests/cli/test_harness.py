@@ -13,9 +13,9 @@ from babylon_rl.evaluation.harness import answer_of, free_hours, harness_players
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.checkpoints import WEIGHTS, base_identity, publish
 from babylon_rl.settings import Settings
-from babylon_rl.store.batch_report import JudgedGroup
+from babylon_rl.store.batches import JudgedGroup
 from babylon_rl.store.database import Database
-from babylon_rl.store.training_steps import TrainingStep
+from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_of, window_start
 from babylon_rl_tests.cli.test_data import Ask, asker
 from babylon_rl_tests.evaluation.runs import small_markets

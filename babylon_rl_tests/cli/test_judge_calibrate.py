@@ -10,7 +10,7 @@ from babylon_rl.cli import run
 from babylon_rl.errors import BabylonError, UsageError
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
-from babylon_rl.store.judge_agreement import judge_agreements
+from babylon_rl.store.judge_report import judge_agreements
 from babylon_rl.store.scratch import scratch_database
 
 

@@ -10,7 +10,7 @@ from babylon_rl.episodes.reading import read_window, read_windows, stream_trajec
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.window_groups import HOURS_READ_AT_ONCE, ROWS_READ_AT_ONCE, reading_chunks
+from babylon_rl.store.windows import HOURS_READ_AT_ONCE, ROWS_READ_AT_ONCE, reading_chunks
 from babylon_rl.windows import window_of
 from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_call, make_log, make_step, make_trajectory
 

@@ -22,7 +22,7 @@ from babylon_rl.judge.groups import GroupScores, group_scores
 from babylon_rl.judge.scripted.settings import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl.store.judge_agreement import judge_agreements, write_judge_agreement
+from babylon_rl.store.judge_report import judge_agreements, write_judge_agreement
 from babylon_rl.store.scores import read
 from babylon_rl_tests.judge.scripted_server import judging
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from babylon_rl.store.remote_jobs import read_jobs
+from babylon_rl.store.write_ahead import read_jobs
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.retention import prune
 from babylon_rl_tests.faults.killed_run import train_all

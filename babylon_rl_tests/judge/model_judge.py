@@ -6,7 +6,7 @@ from typing import Any
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, connect
 from babylon_rl.store.database import Database
-from babylon_rl.store.judge_secret import keep_secret
+from babylon_rl.store.judge_inputs import keep_secret
 from babylon_rl.windows import HOUR, window_of
 from babylon_rl_tests.rows import AFTER, START, insert, make_call, make_step, make_trajectory
 

@@ -12,9 +12,8 @@ from babylon_rl.processes import own_name
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.store.judge_answers import spent_on
-from babylon_rl.store.judge_budget import RESERVED_FOR, reserve
-from babylon_rl.store.judge_waiting import read_pending
+from babylon_rl.store.judge_requests import RESERVED_FOR, reserve, spent_on
+from babylon_rl.store.scores import read_pending
 from babylon_rl_tests.judge.model_judge import NOW, PRICED, add_hours, asking, filled
 from babylon_rl_tests.judge.scripted_server import judging
 

@@ -18,7 +18,7 @@ from babylon_rl.judge.sources import sources_versions
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.store.judge_waiting import read_quarantined
+from babylon_rl.store.scores import read_quarantined
 from babylon_rl_tests.assets.conftest import Bench, make_bench
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging

@@ -13,7 +13,7 @@ from babylon_rl.judge.scoring_cost import estimate_hours
 from babylon_rl.judge.shown import ShownGroup, shown_groups
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.judge_shown import keep_names, known_names
+from babylon_rl.store.judge_inputs import keep_names, known_names
 from babylon_rl.store.migrate import MIGRATIONS
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging

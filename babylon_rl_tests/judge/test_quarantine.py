@@ -8,8 +8,8 @@ from babylon_rl.judge.scoring import release_quarantined, score_windows, stored_
 from babylon_rl.judge.scripted.settings import CONTENT_FAULTS, TRANSPORT_FAULTS, ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.judge_waiting import read_pending, read_quarantined
-from babylon_rl.store.window_groups import quarantined
+from babylon_rl.store.scores import read_pending, read_quarantined
+from babylon_rl.store.windows import quarantined
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import judging
 

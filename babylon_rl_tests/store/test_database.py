@@ -12,9 +12,9 @@ from pydantic import SecretStr
 
 from babylon_rl.errors import DatabaseError, DatabaseUnreachable, SettingsError
 from babylon_rl.settings import Settings
-from babylon_rl.store.cluster import Cluster
 from babylon_rl.store.connection import address, connect
 from babylon_rl.store.database import Database, open_database, process_database
+from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl_tests.store.servers import ROOT
 
 

@@ -17,8 +17,8 @@ import psycopg
 import pytest
 
 from babylon_rl.errors import EmbeddedServerError
-from babylon_rl.store.cluster import Cluster
 from babylon_rl.store.embedded import stop_everything, use_server
+from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl_tests.store.servers import ROOT, Holder
 
 pytestmark = pytest.mark.timeout(120)

@@ -20,9 +20,9 @@ from babylon_rl.judge.shown import shown_groups
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.recorder import TrajectoryRecorder
 from babylon_rl.settings import Settings
-from babylon_rl.store.cluster import Cluster
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
+from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.cli.test_command_line import RUN, environment
 from babylon_rl_tests.judge.model_judge import asking

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.market_observation import market_versions
+from babylon_rl.store.observation import market_versions
 from babylon_rl.windows import HOUR, window_end, window_of, window_range
 from babylon_rl_tests.market_rows import event, fill, history, market, organization, price, question
 from babylon_rl_tests.rows import START, insert

@@ -5,7 +5,7 @@ import pytest
 
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
-from babylon_rl.store.watermark import watermark
+from babylon_rl.store.observation import watermark
 from babylon_rl_tests.assets.conftest import COUNTED
 
 TABLES = ("public.game", 'public."Other"')

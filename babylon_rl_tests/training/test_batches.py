@@ -11,7 +11,7 @@ from babylon_rl.errors import BatchConflict, CheckpointError, Diverged, NothingT
 from babylon_rl.models.checkpoints import verify
 from babylon_rl.store.batches import claim_batch, read_batch, read_batch_episodes
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.training_steps import read_steps
+from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.batches import (
     cancel_batch,
     count_freezable,

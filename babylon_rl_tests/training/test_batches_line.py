@@ -8,7 +8,7 @@ from babylon_rl.errors import BatchConflict, TrainingError, TrainingPaused
 from babylon_rl.models.checkpoints import MANIFEST, verify
 from babylon_rl.store.batches import claim_batch, read_batch
 from babylon_rl.store.registry import newest_of_line
-from babylon_rl.store.training_steps import read_steps
+from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.batches import cancel_batch, freeze_batch, pending_batches, prepare_batch, train_batch
 from babylon_rl.training.dry import DryTrainer
 from babylon_rl.training.trainer import TrainPlan

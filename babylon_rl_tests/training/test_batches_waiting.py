@@ -7,7 +7,7 @@ import pytest
 
 from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.store.batches import advance_batch, claim_batch, note_waiting, read_batch, read_batch_episodes
-from babylon_rl.store.training_steps import begin_step, read_steps
+from babylon_rl.store.write_ahead import begin_step, read_steps
 from babylon_rl.training.batches import count_freezable, fail_stuck, freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.dry import DryTrainer
 from babylon_rl.training.iterations import MOST_STARTS

@@ -16,7 +16,7 @@ from babylon_rl.errors import BatchConflict, TrainingError, TrainingPaused
 from babylon_rl.models.checkpoints import MANIFEST
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.remote_jobs import newest_job, read_jobs
+from babylon_rl.store.write_ahead import newest_job, read_jobs
 from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.remote.serverless import ServerlessTrainer
 from babylon_rl_tests.full_disk import full_disk

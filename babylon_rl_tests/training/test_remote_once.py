@@ -10,7 +10,7 @@ from babylon_rl.errors import BatchConflict
 from babylon_rl.models.checkpoints import read_remote, verify
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.remote_jobs import JobEnd, RemoteJob, begin_job, end_job, read_jobs
+from babylon_rl.store.write_ahead import JobEnd, RemoteJob, begin_job, end_job, read_jobs
 from babylon_rl.training.batches import cancel_batch, freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.remote.once import Times
 from babylon_rl.training.remote.serverless import ServerlessTrainer

@@ -8,7 +8,7 @@ import pytest
 from babylon_rl.errors import CheckpointError, TrainingError, TrainingPaused
 from babylon_rl.models.checkpoints import read_remote
 from babylon_rl.store.batches import read_batch
-from babylon_rl.store.remote_jobs import give_up_job, read_jobs
+from babylon_rl.store.write_ahead import give_up_job, read_jobs
 from babylon_rl.training.batches import cancel_batch, freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.remote.once import Times
 from babylon_rl.training.remote.serverless import ServerlessTrainer

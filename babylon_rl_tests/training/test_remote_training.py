@@ -11,7 +11,7 @@ from babylon_rl.errors import CheckpointError, Diverged, NothingToTrain, Trainin
 from babylon_rl.models.checkpoints import read_remote, verify
 from babylon_rl.store.batches import read_batch, read_batch_episodes
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.remote_jobs import read_jobs
+from babylon_rl.store.write_ahead import read_jobs
 from babylon_rl.training.batches import count_freezable, freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.preflight import preflight_lines, refused_lately
 from babylon_rl.training.remote.once import Times

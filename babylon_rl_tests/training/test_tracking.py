@@ -24,7 +24,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.store.training_steps import TrainingStep
+from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.training.artifacts import log_artifact
 from babylon_rl.training.batches import freeze_batch, prepare_batch
 from babylon_rl.training.dry import DryTrainer

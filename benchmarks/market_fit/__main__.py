@@ -16,8 +16,8 @@ import psycopg
 
 from babylon_rl.market.simulation.config import MarketModel, preset
 from babylon_rl.market.simulation.generation import generate
-from babylon_rl.store.cluster import Cluster
 from babylon_rl.store.embedded import use_server
+from babylon_rl.store.embedded.cluster import Cluster
 from benchmarks.market_fit.measure import measure
 from benchmarks.market_fit.page import comparison, page
 from benchmarks.market_fit.plots import GAME, OURS, moves_png, told_png

@@ -26,7 +26,7 @@ from babylon_rl.market.window_market import WindowOutcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
-from babylon_rl.store.window_groups import quarantined
+from babylon_rl.store.windows import quarantined
 from babylon_rl.training.conversion import EMPTY, LEAK, by_rows
 from babylon_rl.training.export.records import Record, episode_records, is_storable
 from babylon_rl.training.export.splits import Splits

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from babylon_rl.errors import BabylonError, BatchConflict, CheckpointError, Diverged, TrainingError, TrainingPaused
-from babylon_rl.store.remote_jobs import (
+from babylon_rl.store.write_ahead import (
     JobEnd,
     JobState,
     RemoteJob,

@@ -13,7 +13,7 @@ from pathlib import Path
 from babylon_rl.errors import CheckpointError, ModelUnavailable, NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remote
 from babylon_rl.settings import Settings
-from babylon_rl.store.remote_jobs import RemoteJob, newest_job
+from babylon_rl.store.write_ahead import RemoteJob, newest_job
 from babylon_rl.training.remote.evidence import JobProgress
 from babylon_rl.training.remote.groups import Counted, SentEpisode, art_groups, count_groups, count_hours, sent_groups
 from babylon_rl.training.remote.installed import FIRST_WITHOUT_LOGPROBS, WITHOUT_LOGPROBS, Installed

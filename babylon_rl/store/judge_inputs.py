@@ -1,10 +1,12 @@
-"""Judge inputs besides outcomes and steps: hidden answers, recorded reasoning, agent names.
+"""Judge inputs besides outcomes and steps: hidden answers, recorded reasoning, agent names, the secret.
 
-Hidden answers are read for the judge, and to find texts that state them; nothing else reads them.
+Hidden answers are read for the judge, and to find texts that state them; nothing else reads them. Opaque ids, nonces and orders are
+derived from the secret: 32 random bytes, created once.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import psycopg
 import psycopg.sql
@@ -101,3 +103,22 @@ def _seen(connection: Connection) -> psycopg.sql.Composed | None:
         return None
     pairs = [psycopg.sql.SQL("({}, agent.{})").format(psycopg.sql.Literal(name), psycopg.sql.Identifier(name)) for name in columns]
     return psycopg.sql.SQL(_SEEN).format(psycopg.sql.SQL(", ").join(pairs))
+
+
+_READ_SECRET = """SELECT "secret" FROM babylon_rl.judge_secret"""
+_KEEP_SECRET = """INSERT INTO babylon_rl.judge_secret ("secret", "createdAt") VALUES (%s, %s) ON CONFLICT DO NOTHING"""
+
+
+def read_secret(connection: Connection) -> bytes | None:
+    """Return the secret, or None before the first judgement."""
+    with connection.transaction():
+        row = connection.execute(_READ_SECRET).fetchone()
+    return None if row is None else bytes(row[0])
+
+
+def keep_secret(connection: Connection, offered: bytes, now: datetime) -> bytes:
+    """Store ``offered`` (32 bytes) unless a secret exists; return the stored one."""
+    with connection.transaction():
+        connection.execute(_KEEP_SECRET, (offered, now))
+        row = connection.execute(_READ_SECRET).fetchone()
+    return offered if row is None else bytes(row[0])

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import IO, NoReturn
 
 from babylon_rl.errors import EmbeddedServerError
-from babylon_rl.store.cluster import START_TIMEOUT_S, Cluster
+from babylon_rl.store.embedded.cluster import START_TIMEOUT_S, Cluster
 
 
 @contextlib.contextmanager

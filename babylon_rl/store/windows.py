@@ -1,9 +1,12 @@
 """Rows of babylon_rl.windows, episodes and rejections, and the lock of an hour.
 
-They hold the last reading of each hour. Rows are written in sets; an hour with an unchanged row version is not touched.
+They hold the last reading of each hour. Rows are written in sets; an hour with an unchanged row version is not touched. One query per kind
+serves any number of hours, each found by the key of its table.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -84,7 +87,7 @@ _LOCK = """
     FROM (SELECT DISTINCT hashtext('babylon_rl/' || hour) AS key FROM unnest(%s::text[]) AS given (hour) ORDER BY key OFFSET 0) wanted
 """
 
-_VERSIONS = """SELECT "window", "rowVersion" FROM babylon_rl.windows WHERE "window" = ANY(%s)"""
+_ROW_VERSIONS = """SELECT "window", "rowVersion" FROM babylon_rl.windows WHERE "window" = ANY(%s)"""
 
 _FORGET = """DELETE FROM babylon_rl.windows WHERE "window" = ANY(%s) AND "state" <> 'quarantined' RETURNING "window\""""
 
@@ -175,7 +178,7 @@ def lock_windows(connection: Connection, windows: Sequence[str]) -> None:
     connection.execute(_LOCK, (list(windows),))
 
 
-def replace(connection: Connection, windows: Sequence[StoredWindow], now: datetime) -> set[str]:
+def replace_hours(connection: Connection, windows: Sequence[StoredWindow], now: datetime) -> set[str]:
     """Write ``windows`` where their content changed, and return the changed ones.
 
     Windows without rows are deleted. The caller holds the hours' locks.
@@ -184,7 +187,7 @@ def replace(connection: Connection, windows: Sequence[StoredWindow], now: dateti
     full = [entry for entry in windows if entry.rows]
     empty = [entry.window for entry in windows if not entry.rows]
     forgotten = {window for (window,) in connection.execute(_FORGET, (empty,)).fetchall()}
-    stored_versions: dict[str, str] = dict(connection.execute(_VERSIONS, ([entry.window for entry in full],)).fetchall())
+    stored_versions: dict[str, str] = dict(connection.execute(_ROW_VERSIONS, ([entry.window for entry in full],)).fetchall())
     documents = []
     for entry in full:
         document = msgspec.to_builtins(entry)
@@ -210,3 +213,136 @@ def quarantined(connection: Connection, windows: Sequence[str]) -> set[str]:
     if connection.execute(_OURS).fetchone() != (True,):
         return set()
     return {window for (window,) in connection.execute(_QUARANTINED, (list(windows),)).fetchall()}
+
+
+_EPISODES = """
+    SELECT "window", "agentId", cardinality("trajectoryIds"), "steps", "windowPnl", "winRate", "trades", "posts", "usable",
+           "trainableSequences"
+    FROM babylon_rl.episodes WHERE "window" = ANY(%s) ORDER BY "window", "windowPnl" DESC, "agentId"
+"""
+
+# Ordered so that the first row of every reason comes before the second of any: a page shows every kind of fault.
+_REJECTIONS = """
+    SELECT "window", "trajectoryId", "reason", "detail" FROM (
+        SELECT "window", "trajectoryId", "reason", left("detail", %(characters)s) AS "detail",
+               row_number() OVER (PARTITION BY "window", "reason" ORDER BY "trajectoryId") AS of_reason
+        FROM babylon_rl.rejections WHERE "window" = ANY(%(windows)s)
+    ) AS numbered WHERE of_reason <= %(most)s ORDER BY "window", of_reason, "reason"
+"""
+
+_COUNTS = """
+    SELECT "window", "rows", "rejected", "messageSources", "ready", "trainableSequences", "quality"::text
+    FROM babylon_rl.windows WHERE "window" = ANY(%s) ORDER BY 1
+"""
+
+REJECTIONS_PER_REASON = 5
+DETAIL_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeLine:
+    """One episode on an hour's page.
+
+    ``pnl_usd`` is the window P&L in dollars.
+    """
+
+    agent_id: str
+    trajectories: int
+    steps: int
+    pnl_usd: float
+    win_rate: float | None
+    trades: int
+    posts: int
+    usable: bool
+    trainable_sequences: int
+
+
+def episode_lines(connection: Connection, windows: Sequence[str]) -> dict[str, list[EpisodeLine]]:
+    """Return the episodes by window, highest P&L first.
+
+    A window without episodes has an empty list.
+    """
+    lines: defaultdict[str, list[EpisodeLine]] = defaultdict(list)
+    for window, *columns in connection.execute(_EPISODES, [list(windows)]):
+        lines[window].append(EpisodeLine(*columns))
+    return {window: lines[window] for window in windows}
+
+
+@dataclass(frozen=True, slots=True)
+class RejectionLine:
+    """One rejected row on an hour's page.
+
+    ``detail`` is cut to DETAIL_CHARACTERS.
+    """
+
+    trajectory_id: str
+    reason: str
+    detail: str
+
+
+def rejection_lines(connection: Connection, windows: Sequence[str]) -> dict[str, list[RejectionLine]]:
+    """Return the first rejected rows by window, at most REJECTIONS_PER_REASON per reason.
+
+    A window without rejections has an empty list.
+    """
+    lines: defaultdict[str, list[RejectionLine]] = defaultdict(list)
+    parameters = {"windows": list(windows), "most": REJECTIONS_PER_REASON, "characters": DETAIL_CHARACTERS}
+    for window, *columns in connection.execute(_REJECTIONS, parameters):
+        lines[window].append(RejectionLine(*columns))
+    return {window: lines[window] for window in windows}
+
+
+class Quality(msgspec.Struct, frozen=True, rename="camel"):
+    """Counts of odd rows or agents in an hour, with first ids per kind.
+
+    Of ``prompts`` rows with a recorded call, ``short_prompts`` have a first prompt that is too short.
+    """
+
+    short_prompts: int = 0
+    prompts: int = 0
+    duplicates: tuple[str, ...] = ()
+    duplicate_rows: int = 0
+    clock_skew: tuple[str, ...] = ()
+    skewed_rows: int = 0
+    pnl_jumps: tuple[str, ...] = ()
+    jumping_agents: int = 0
+    other_lengths: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HourCounts:
+    """Counts of one hour that its checks use.
+
+    ``rejected`` counts rows by reason, ``message_sources`` eligible rows by source.
+    """
+
+    window: str
+    rows: int
+    rejected: Mapping[str, int]
+    message_sources: Mapping[str, int]
+    ready: bool
+    trainable_sequences: int
+    quality: Quality
+
+
+def hour_counts(connection: Connection, windows: Sequence[str]) -> list[HourCounts]:
+    """Return the counts of those ``windows`` that hold rows, in order.
+
+    An hour read before its quality was recorded has a quality of zeros.
+    """
+    counts = []
+    for *columns, quality in connection.execute(_COUNTS, [list(windows)]):
+        columns.append(msgspec.json.decode(quality or "{}", type=Quality))
+        counts.append(HourCounts(*columns))
+    return counts
+
+
+_DATA_VERSIONS = 'SELECT "window", "dataVersion" FROM babylon_rl.windows WHERE "window" = ANY(%s)'
+
+
+def read_versions(connection: Connection, windows: Sequence[str]) -> dict[str, str]:
+    """Return the data version of the last reading of each window.
+
+    A window that was never read is absent.
+    """
+    return {window: version for window, version in connection.execute(_DATA_VERSIONS, [list(windows)])}

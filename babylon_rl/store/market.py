@@ -1,10 +1,11 @@
-"""Recorded market data by window: prices, questions and events.
+"""Recorded market data: prices, probabilities, questions and events, by window or by minute.
 
 One query per kind serves any number of hours; each price is found by its index. Equal timestamps are ordered by id. Prices that are not
 finite numbers count as absent.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -48,7 +49,7 @@ class QuestionSpan(msgspec.Struct, frozen=True):
     moved: bool
 
 
-class Event(msgspec.Struct, frozen=True):
+class MarketEvent(msgspec.Struct, frozen=True):
     """A world event in a window."""
 
     window: str
@@ -140,7 +141,6 @@ EVENTS = """
     ORDER BY event."timestamp", event.id COLLATE "C"
 """
 
-
 # Probabilities are read market by market, because the game has an index on ("marketId", "createdAt") only.
 RECORDED = """
     SELECT date_trunc('hour', "timestamp") FROM public."StockPrice" WHERE "timestamp" >= %(start)s AND "timestamp" < %(stop)s
@@ -176,10 +176,152 @@ def question_spans(connection: Connection, windows: Sequence[str]) -> list[Quest
     return [QuestionSpan(window_of(start), *values) for start, *values in _rows(connection, QUESTIONS, windows)]
 
 
-def events(connection: Connection, windows: Sequence[str]) -> list[Event]:
+def events(connection: Connection, windows: Sequence[str]) -> list[MarketEvent]:
     """Return the events of ``windows`` in order of time."""
-    return [Event(window_of(start), *values) for start, *values in _rows(connection, EVENTS, windows)]
+    return [MarketEvent(window_of(start), *values) for start, *values in _rows(connection, EVENTS, windows)]
 
 
 def _rows(connection: Connection, statement: str, windows: Sequence[str]) -> list[tuple[Any, ...]]:
     return connection.execute(statement, {"starts": [window_start(window) for window in windows]}).fetchall()
+
+
+Path = list[tuple[float, float]]
+
+# One index range per series; the last of each minute counts, equal timestamps are ordered by id.
+PRICE_PATHS = f"""
+    SELECT wanted.start, wanted.id, moved.minute, moved.price
+    FROM unnest(%(starts)s::timestamp[], %(ids)s::text[]) AS wanted (start, id)
+    CROSS JOIN LATERAL (
+        SELECT DISTINCT ON (minute) floor(extract(epoch FROM "timestamp" - wanted.start) / 60)::int AS minute, price
+        FROM public."StockPrice"
+        WHERE "organizationId" = wanted.id AND "timestamp" >= wanted.start AND "timestamp" < wanted.start + interval '1 hour'
+          AND price {FINITE}
+        ORDER BY minute, "timestamp" DESC, id COLLATE "C" DESC
+    ) moved
+    ORDER BY 1, 2, 3
+"""
+
+PROBABILITY_PATHS = f"""
+    SELECT wanted.start, wanted.id, moved.minute, moved.probability
+    FROM unnest(%(starts)s::timestamp[], %(ids)s::text[]) AS wanted (start, id)
+    CROSS JOIN LATERAL (
+        SELECT DISTINCT ON (minute) floor(extract(epoch FROM "createdAt" - wanted.start) / 60)::int AS minute, "yesPrice" AS probability
+        FROM public."PredictionPriceHistory"
+        WHERE "marketId" = wanted.id AND "createdAt" >= wanted.start AND "createdAt" < wanted.start + interval '1 hour'
+          AND "yesPrice" {FINITE}
+        ORDER BY minute, "createdAt" DESC, id COLLATE "C" DESC
+    ) moved
+    ORDER BY 1, 2, 3
+"""
+
+
+def price_paths(connection: Connection, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
+    """Return price paths of (window, organization id) pairs.
+
+    A path is (minutes since the window's start, dollars), at most 60 points; [] without a price.
+    """
+    return _paths(connection, PRICE_PATHS, wanted)
+
+
+def probability_paths(connection: Connection, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
+    """Return YES price paths of (window, market id) pairs.
+
+    A path is (minutes since the window's start, 0..1), at most 60 points; [] without a price.
+    """
+    return _paths(connection, PROBABILITY_PATHS, wanted)
+
+
+def _paths(connection: Connection, statement: str, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
+    # An empty path also for pairs without a row.
+    pairs = list(wanted)
+    if not pairs:
+        return {}
+    parameters = {"starts": [window_start(window) for window, _ in pairs], "ids": [name for _, name in pairs]}
+    paths: defaultdict[tuple[str, str], Path] = defaultdict(list)
+    for start, name, minute, value in connection.execute(statement, parameters):
+        # A minute's last value stands at the minute's end.
+        paths[window_of(start), name].append((minute + 1.0, float(value)))
+    return {pair: paths[pair] for pair in pairs}
+
+
+def busiest_stocks(connection: Connection, start: datetime, end: datetime, count: int) -> list[tuple[str, str]]:
+    """Return (id, name) of the companies with the most price rows, names unique."""
+    return connection.execute(
+        """
+        SELECT DISTINCT ON (organization.name) organization.id, organization.name
+        FROM (
+            SELECT "organizationId", count(*) AS rows FROM public."StockPrice"
+            WHERE "timestamp" >= %(start)s AND "timestamp" < %(end)s GROUP BY "organizationId"
+            ORDER BY rows DESC, "organizationId" LIMIT %(count)s
+        ) AS found JOIN public."Organization" AS organization ON organization.id = found."organizationId"
+        ORDER BY organization.name, found.rows DESC
+        """,
+        {"start": start, "end": end, "count": count},
+    ).fetchall()
+
+
+# One index look-up per minute, in one query.
+def minute_prices(connection: Connection, organization_id: str, start: datetime, minutes: int) -> list[float | None]:
+    """Return the last price at or before each of ``minutes`` + 1 minutes, or None."""
+    rows = connection.execute(
+        """
+        SELECT newest.price
+        FROM generate_series(0, %(minutes)s) AS minute
+        LEFT JOIN LATERAL (
+            SELECT price FROM public."StockPrice"
+            WHERE "organizationId" = %(id)s AND "timestamp" <= %(start)s::timestamp + minute * interval '1 minute'
+            ORDER BY "timestamp" DESC, id DESC LIMIT 1
+        ) AS newest ON true
+        ORDER BY minute
+        """,
+        {"id": organization_id, "start": start, "minutes": minutes},
+    )
+    return [None if price is None else float(price) for (price,) in rows]
+
+
+def busiest_question(connection: Connection, start: datetime, end: datetime) -> tuple[str, int, str, bool] | None:
+    """Return the question with the most trades in the hour.
+
+    (market id, number, text, hidden answer).
+    """
+    return connection.execute(
+        """
+        SELECT question.id, question."questionNumber", question.text, question.outcome
+        FROM public."PredictionPriceHistory" AS history JOIN public."Question" AS question ON question.id = history."marketId"
+        WHERE history."createdAt" >= %(start)s AND history."createdAt" < %(end)s
+        GROUP BY question.id ORDER BY count(*) DESC, question.id LIMIT 1
+        """,
+        {"start": start, "end": end},
+    ).fetchone()
+
+
+def minute_probabilities(connection: Connection, market_id: str, start: datetime, minutes: int) -> list[float]:
+    """Return the YES price at each of ``minutes`` + 1 minutes; 0.5 before the first."""
+    rows = connection.execute(
+        """
+        SELECT coalesce(newest.price, 0.5)
+        FROM generate_series(0, %(minutes)s) AS minute
+        LEFT JOIN LATERAL (
+            SELECT "yesPrice" AS price FROM public."PredictionPriceHistory"
+            WHERE "marketId" = %(id)s AND "createdAt" <= %(start)s::timestamp + minute * interval '1 minute'
+            ORDER BY "createdAt" DESC, id DESC LIMIT 1
+        ) AS newest ON true
+        ORDER BY minute
+        """,
+        {"id": market_id, "start": start, "minutes": minutes},
+    )
+    return [float(price) for (price,) in rows]
+
+
+def events_between(connection: Connection, start: datetime, end: datetime) -> list[tuple[datetime, str, list[str], int | None, str | None]]:
+    """Return the world events of an hour in time order.
+
+    (time, description, actors, question number, direction).
+    """
+    return connection.execute(
+        """
+        SELECT "timestamp", description, actors, "relatedQuestion", "pointsToward" FROM public."WorldEvent"
+        WHERE "timestamp" >= %(start)s AND "timestamp" < %(end)s ORDER BY "timestamp", id
+        """,
+        {"start": start, "end": end},
+    ).fetchall()

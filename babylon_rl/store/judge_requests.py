@@ -1,0 +1,209 @@
+"""Paid requests to judges: answers, reservations of the budget, leases of hours.
+
+babylon_rl.judge_requests holds every paid answer by request key. It is both cache and bill: a retired answer stays in the bill and is no
+longer found in the cache.
+
+babylon_rl.judge_reservations holds the expected cost of open requests, per run; all runs share one budget. A killed run frees nothing: its
+row counts until it is dropped, or for RESERVED_FOR after its last sign of life.
+
+babylon_rl.judge_leases names the run that judges an hour now, so that two processes do not pay for the same hour. A database lock would
+have to be held during the judge's answer: in a transaction that takes minutes, and a session lock does not hold behind a transaction
+pooler. So a lease is a row that its holder renews. It only saves money: every write is checked under the hour's own lock.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from psycopg.types.json import Jsonb
+
+from babylon_rl.store.connection import Connection
+
+
+class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One row, without ``id`` and ``retired``.
+
+    The comments of the table describe the columns. ``asked_at`` is naive UTC.
+    """
+
+    key: str
+    window: str
+    judge: str
+    rubric_version: str
+    order: int
+    part: int
+    attempt: int
+    shown_version: str
+    ids: list[tuple[str, str]]
+    answer: str
+    faults: list[str]
+    scores: dict[str, float] | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    usd: float | None
+    latency_seconds: float
+    tries: int
+    asked_at: datetime
+
+
+_COLUMNS = tuple(field.encode_name for field in msgspec.structs.fields(StoredAnswer))
+_LIST = ", ".join(f'"{name}"' for name in _COLUMNS)
+_FIND = f'SELECT {_LIST} FROM babylon_rl.judge_requests WHERE "key" = ANY(%s) AND NOT "retired"'
+_COUNT = 'SELECT count(*), count(*) FILTER (WHERE cardinality("faults") > 0) FROM babylon_rl.judge_requests WHERE "judge" = %s'
+# Two processes may have paid for the same request: the first answer stays in use, the second is stored as retired.
+_ADD_ANSWERS = f"""
+    INSERT INTO babylon_rl.judge_requests ({_LIST}, "retired")
+    SELECT given."key", given."window", given."judge", given."rubricVersion", given."order", given."part", given."attempt",
+        given."shownVersion", given."ids", given."answer",
+        ARRAY(SELECT jsonb_array_elements_text(given."faults")), NULLIF(given."scores", 'null'), given."promptTokens",
+        given."completionTokens", given."usd", given."latencySeconds", given."tries", given."askedAt",
+        EXISTS (SELECT FROM babylon_rl.judge_requests held WHERE held."key" = given."key" AND NOT held."retired")
+    FROM jsonb_to_recordset(%s) AS given ("key" text, "window" text, "judge" text, "rubricVersion" text, "order" int, "part" int,
+        "attempt" int, "shownVersion" text,
+        "ids" jsonb, "answer" text, "faults" jsonb, "scores" jsonb, "promptTokens" int, "completionTokens" int,
+        "usd" float8, "latencySeconds" float8, "tries" int, "askedAt" timestamp)
+    ON CONFLICT DO NOTHING
+"""
+# Only answers with faults are retired; a good answer stays in the cache.
+_RETIRE = """
+    UPDATE babylon_rl.judge_requests SET "retired" = TRUE WHERE "window" = ANY(%s) AND NOT "retired" AND cardinality("faults") > 0
+"""
+_SPENT = """
+    SELECT COALESCE(sum("usd"), 0), count(*) FILTER (WHERE "usd" IS NULL)
+    FROM babylon_rl.judge_requests WHERE "askedAt" >= %s AND "askedAt" < %s
+"""
+
+
+def count_answers(connection: Connection, judge: str) -> tuple[int, int]:
+    """Return the number of a judge's answers and of the unusable ones among them."""
+    row = connection.execute(_COUNT, (judge,)).fetchone()
+    return (0, 0) if row is None else (row[0], row[1])
+
+
+def find_answers(connection: Connection, keys: Sequence[str]) -> dict[str, StoredAnswer]:
+    """Return the stored answers for ``keys``, by key; unanswered ones are absent."""
+    with connection.transaction():
+        rows = connection.execute(_FIND, (list(keys),)).fetchall()
+    return {row[0]: _loaded(row) for row in rows}
+
+
+def add_answers(connection: Connection, answers: Sequence[StoredAnswer]) -> None:
+    """Store answers, in a transaction of their own unless the caller has one open."""
+    with connection.transaction():
+        connection.execute(_ADD_ANSWERS, (Jsonb([msgspec.to_builtins(answer) for answer in answers]),))
+
+
+def retire_unusable(connection: Connection, windows: Sequence[str]) -> None:
+    """Retire the unusable answers about ``windows``, so that they are requested again."""
+    connection.execute(_RETIRE, (list(windows),))
+
+
+def spent_on(connection: Connection, day: datetime) -> tuple[float, int]:
+    """Return the dollars of the UTC day of ``day`` and the number of unpriced answers."""
+    midnight = day.replace(hour=0, minute=0, second=0, microsecond=0)
+    with connection.transaction():
+        row = connection.execute(_SPENT, (midnight, midnight + timedelta(days=1))).fetchone()
+    return (0.0, 0) if row is None else (float(row[0]), int(row[1]))
+
+
+def _loaded(row: tuple[Any, ...]) -> StoredAnswer:
+    return msgspec.convert(dict(zip(_COLUMNS, row, strict=True)), StoredAnswer)
+
+
+# After this silence a run counts as dead.
+RESERVED_FOR = timedelta(hours=1)
+_BUDGET_LOCK = 0x6A75646765  # "judge": one reservation at a time
+
+# Older reservations belong to dead runs.
+_UNDER_WAY = """
+    SELECT COALESCE(sum("usd"), 0), COALESCE(array_agg("holder"), '{}') FROM babylon_rl.judge_reservations WHERE "seenAt" >= %s
+"""
+_ADD_RESERVATION = """
+    INSERT INTO babylon_rl.judge_reservations AS held ("holder", "usd", "seenAt") VALUES (%s, %s, %s)
+    ON CONFLICT ("holder") DO UPDATE SET "usd" = held."usd" + excluded."usd", "seenAt" = excluded."seenAt"
+"""
+_DROP_RESERVATIONS = """DELETE FROM babylon_rl.judge_reservations WHERE "holder" = ANY(%s)"""
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Result of a reservation, in dollars.
+
+    ``fits``: the amount was reserved. ``holders``: runs with open reservations.
+    """
+
+    spent: float
+    under_way: float
+    fits: bool
+    holders: Sequence[str] = ()
+
+
+def reserve(connection: Connection, holder: str, usd: float, most: float, paid: float, now: datetime) -> Reservation:
+    """Reserve dollars for ``holder`` if they fit into the budget ``most``.
+
+    The sum counts open reservations and the spending of the UTC day, or ``paid`` if that is more.
+    """
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_BUDGET_LOCK,))
+        spent = max(spent_on(connection, now)[0], paid)
+        # The lock makes check and reservation one step for all runs.
+        under_way, holders = connection.execute(_UNDER_WAY, (now - RESERVED_FOR,)).fetchone() or (0.0, [])
+        fits = spent + under_way + usd <= most
+        if fits:
+            connection.execute(_ADD_RESERVATION, (holder, usd, now))
+    return Reservation(spent, under_way, fits, holders)
+
+
+def give_back(connection: Connection, holder: str, usd: float, now: datetime) -> None:
+    """Release a part of the holder's reservation."""
+    with connection.transaction():
+        connection.execute(_ADD_RESERVATION, (holder, -usd, now))
+
+
+def drop_reservations(connection: Connection, holders: Sequence[str]) -> None:
+    """Release all reservations of ``holders``."""
+    with connection.transaction():
+        connection.execute(_DROP_RESERVATIONS, (list(holders),))
+
+
+# A lease is taken over from a holder that is silent since ``dead`` or known to be ``gone``.
+_CLAIM = """
+    INSERT INTO babylon_rl.judge_leases AS held ("window", "holder", "seenAt") VALUES (%(window)s, %(holder)s, %(now)s)
+    ON CONFLICT ("window") DO UPDATE SET "holder" = excluded."holder", "seenAt" = excluded."seenAt"
+    WHERE held."holder" = excluded."holder" OR held."seenAt" < %(dead)s OR held."holder" = ANY(%(gone)s)
+    RETURNING "window"
+"""
+_HOLDER = """SELECT "holder" FROM babylon_rl.judge_leases WHERE "window" = %s"""
+_RENEW = """UPDATE babylon_rl.judge_leases SET "seenAt" = %s WHERE "holder" = %s"""
+_DROP_LEASES = """DELETE FROM babylon_rl.judge_leases WHERE "window" = ANY(%s) AND "holder" = %s"""
+_DROP_ALL_LEASES = """DELETE FROM babylon_rl.judge_leases WHERE "holder" = %s"""
+
+
+def claim_lease(connection: Connection, window: str, holder: str, now: datetime, dead: datetime, gone: Sequence[str] = ()) -> str | None:
+    """Claim the lease of an hour: None on success, else the present holder.
+
+    A holder not seen since ``dead``, or named in ``gone``, loses its lease.
+    """
+    with connection.transaction():
+        parameters = {"window": window, "holder": holder, "now": now, "dead": dead, "gone": list(gone)}
+        if connection.execute(_CLAIM, parameters).fetchone() is not None:
+            return None
+        row = connection.execute(_HOLDER, (window,)).fetchone()
+    return "" if row is None else str(row[0])
+
+
+def renew_leases(connection: Connection, holder: str, now: datetime) -> None:
+    """Renew all leases of ``holder``."""
+    with connection.transaction():
+        connection.execute(_RENEW, (now, holder))
+
+
+def drop_leases(connection: Connection, holder: str, windows: Sequence[str] | None = None) -> None:
+    """Release the holder's leases of ``windows``, or all of them."""
+    with connection.transaction():
+        if windows is None:
+            connection.execute(_DROP_ALL_LEASES, (holder,))
+        else:
+            connection.execute(_DROP_LEASES, (list(windows), holder))
