@@ -28,8 +28,8 @@ from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.types import Episode, WindowReading
 from babylon_rl.judge.request import plan_requests
 from babylon_rl.judge.shown import shown_groups
-from babylon_rl.judge.tokens import token_counter
 from babylon_rl.judge.transcript import read_transcripts
+from babylon_rl.llm.tokens import token_counter
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database

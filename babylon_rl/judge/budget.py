@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from babylon_rl.judge.request import JudgeRequest
-from babylon_rl.llm.pricing import price
+from babylon_rl.llm.tokens import price
 from babylon_rl.store.judge_requests import Reservation
 
 COMPLETION_TOKENS_PER_EPISODE = 110  # an explanation of two sentences, an id, a score and the JSON around them

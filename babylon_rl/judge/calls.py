@@ -14,14 +14,10 @@ from typing import Any, Self
 
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
 from babylon_rl.judge.answer_form import Form
-from babylon_rl.judge.breaker import CircuitBreaker, CircuitOpen
 from babylon_rl.judge.endpoints import Endpoint, endpoint_of
-from babylon_rl.llm.failures import CallFailed
-from babylon_rl.llm.litellm_wire import LitellmWire
-from babylon_rl.llm.openai_wire import OpenAIWire
-from babylon_rl.llm.pricing import is_priced, litellm_quietly, price, table_entry
-from babylon_rl.llm.retries import Retrier, Retries
-from babylon_rl.llm.wire import Answered, Transport
+from babylon_rl.llm.retries import CallFailed, CircuitBreaker, CircuitOpen, Retrier, Retries
+from babylon_rl.llm.tokens import is_priced, litellm_quietly, price, table_entry
+from babylon_rl.llm.transports import ChatCompletion, LitellmTransport, OpenAITransport, Transport
 from babylon_rl.settings import Settings
 
 LATER = "Score again later: what is answered already is kept."
@@ -102,7 +98,7 @@ class JudgeCaller:
                 raise self._settled(failed) from None
             # cancelled: this says nothing about the judge, so the breaker only frees the probe
             except BaseException:
-                self._breaker.left(probing)
+                self._breaker.cancelled(probing)
                 raise
             self._breaker.succeeded()
             return reply
@@ -119,29 +115,29 @@ class JudgeCaller:
             limit_s = min(self._timeout_s, max(0.001, deadline - started))
             try:
                 async with asyncio.timeout(limit_s):
-                    answered = await self._transport.send(messages, form.parameters(schema))
+                    completion = await self._transport.send(messages, form.parameters(schema))
             except TimeoutError:
                 variable = " (JUDGE_TIMEOUT_SECONDS)" if limit_s == self._timeout_s else ""
                 raise CallFailed(f"no answer within {limit_s:.3g} s{variable}") from None
             except CallFailed as refused:
-                plainer = form.plainer(refused.reason) if refused.is_of_the_form else None
+                plainer = form.plainer(refused.reason) if refused.rejects_format else None
                 if plainer is None:
                     raise
                 form = plainer
             else:
                 self._form = form
-                return self._reply(answered, self._clock() - started, number)
+                return self._reply(completion, self._clock() - started, number)
 
-    def _reply(self, answered: Answered, latency_s: float, attempts: int) -> Reply:
+    def _reply(self, completion: ChatCompletion, latency_s: float, attempts: int) -> Reply:
         """An answer with its price, latency and number of attempts."""
-        tokens = answered.prompt_tokens, answered.completion_tokens
-        usd = None if tokens[0] is None or tokens[1] is None else price(self.model, tokens[0], tokens[1], answered.cached_tokens or 0)
-        return Reply(answered.text or "", *tokens, usd, latency_s, attempts, answered.finish_reason, answered.cached_tokens)
+        tokens = completion.prompt_tokens, completion.completion_tokens
+        usd = None if tokens[0] is None or tokens[1] is None else price(self.model, tokens[0], tokens[1], completion.cached_tokens or 0)
+        return Reply(completion.text or "", *tokens, usd, latency_s, attempts, completion.finish_reason, completion.cached_tokens)
 
     def _settled(self, failed: CallFailed) -> JudgeUnavailable | JudgeRefused:
         """Report the failure to the breaker, and return the error to raise."""
         error = self._error(failed)
-        if failed.is_for_all:
+        if failed.fails_all_requests:
             self._breaker.failed(str(error))
         else:
             self._breaker.succeeded()  # it is there; it was this request that it did not take
@@ -151,7 +147,7 @@ class JudgeCaller:
         """The error for a failed call: refused for good, or unavailable for now."""
         if not failed.is_worth_a_retry:
             said = f"The judge {self.model} at {self._endpoint.where} refused a request ({failed}). {self._advice(failed)}"
-            return JudgeRefused(said, for_all=failed.is_for_all)
+            return JudgeRefused(said, for_all=failed.fails_all_requests)
         asked = "" if failed.retry_after_s is None else f" It asks to wait {failed.retry_after_s:.0f} s."
         return JudgeUnavailable(
             f"The judge {self.model} at {self._endpoint.where} does not answer ({failed.attempts} tries): {failed}.{asked} {LATER}"
@@ -161,11 +157,11 @@ class JudgeCaller:
         """Advice on a failure that no retry cures."""
         if failed.is_too_long:
             return "It does not fit into the model's context: lower JUDGE_REQUEST_TOKENS or JUDGE_GROUP_SIZE."
-        if failed.is_of_the_key:
+        if failed.is_bad_key:
             return f"Set {self._endpoint.key_variable} to a key that may use this model."
-        if failed.is_of_the_account:
+        if failed.is_out_of_credit:
             return "The account has no credit left: add some, or set JUDGE_MODEL to another judge."
-        if failed.is_of_the_form:
+        if failed.rejects_format:
             return "See that JUDGE_MODEL names a chat model; sending the same request again cures nothing."
         return "Set JUDGE_MODEL to a model that is there, or JUDGE_BASE_URL to the address that ends before /chat/completions."
 
@@ -176,8 +172,8 @@ class JudgeCaller:
 def _transport(endpoint: Endpoint, settings: Settings) -> Transport:
     """The transport for an endpoint: OpenAI's client where an address is known, else litellm."""
     if endpoint.base_url is not None:
-        return OpenAIWire(endpoint.base_url, endpoint.wire_name, endpoint.secret)
-    return LitellmWire(endpoint.model, endpoint.base_url, endpoint.secret, settings.judge_timeout_seconds)
+        return OpenAITransport(endpoint.base_url, endpoint.wire_name, endpoint.secret)
+    return LitellmTransport(endpoint.model, endpoint.base_url, endpoint.secret, settings.judge_timeout_seconds)
 
 
 def _first_form(endpoint: Endpoint) -> Form:

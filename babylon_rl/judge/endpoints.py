@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from pydantic import SecretStr
 
-from babylon_rl.llm.openai_wire import with_version
-from babylon_rl.llm.pricing import table_entry
+from babylon_rl.llm.tokens import table_entry
+from babylon_rl.llm.transports import with_version
 from babylon_rl.settings import HEURISTIC, Settings, judge_key_variable, provider_key
 
 OPENAI_URL = "https://api.openai.com/v1"

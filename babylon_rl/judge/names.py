@@ -11,9 +11,9 @@ from functools import cached_property
 from typing import Any
 
 from babylon_rl.judge.rubric import system_prompt
-from babylon_rl.judge.tokens import token_counter
 from babylon_rl.judge.transcript import RecordedStep
 from babylon_rl.judge.wording import TEMPLATES
+from babylon_rl.llm.tokens import token_counter
 
 THIS_AGENT, ANOTHER_AGENT = "[this agent]", "[another agent]"
 LEAST_NAME = 4  # characters; a shorter one is taken for a word

@@ -19,8 +19,8 @@ from babylon_rl.judge.rubric import RUBRIC_VERSION, system_prompt
 from babylon_rl.judge.shared_lines import named_lines
 from babylon_rl.judge.shown import ShownEpisode, ShownGroup, episodes_per_request
 from babylon_rl.judge.subgroups import split
-from babylon_rl.judge.tokens import token_counter
 from babylon_rl.judge.wording import WINDOW_PNL, say
+from babylon_rl.llm.tokens import token_counter
 from babylon_rl.settings import Settings
 
 _MESSAGE_TOKENS = 4  # added to each message by a chat template

@@ -17,7 +17,7 @@ from babylon_rl.judge.request import JudgeRequest, plan_requests
 from babylon_rl.judge.ruler import most_orders
 from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE, Hour, plan_hours
 from babylon_rl.judge.shown import ShownGroup
-from babylon_rl.llm.pricing import price
+from babylon_rl.llm.tokens import price
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import read_secret
@@ -31,7 +31,7 @@ class HourCost:
     """Cost of one hour: requests to make, ``cached`` ones, tokens; ``usd`` None is unknown.
 
     ``most_requests`` and ``most_usd`` are the upper end, all else is of the lower one.
-    Completion tokens and dollars are estimates; prompt tokens are counted as the judge counts, where its tokenizer is known.
+    ChatCompletion tokens and dollars are estimates; prompt tokens are counted as the judge counts, where its tokenizer is known.
     """
 
     window: str

@@ -20,8 +20,8 @@ from babylon_rl.judge.rubric import RUBRIC_VERSION, system_prompt
 from babylon_rl.judge.shared_lines import SharedLines
 from babylon_rl.judge.steps_shown import ShownStep, shown_steps
 from babylon_rl.judge.subgroups import LEAST
-from babylon_rl.judge.tokens import request_tokens, token_counter
 from babylon_rl.judge.transcript import RecordedStep, read_transcripts
+from babylon_rl.llm.tokens import table_entry, token_counter
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import WindowOutcomes
 from babylon_rl.settings import Settings
@@ -31,7 +31,10 @@ from babylon_rl.store.hindsight import recorded_knowledge
 from babylon_rl.versions import content_version
 
 OVERHEAD_TOKENS = 90  # of an episode in a request: tags, P&L, its id in the list and in the answer's schema
-CONTEXT_SHARE, COMMON_SHARE = 0.3, 0.3  # of a request, at most
+OUTCOME_SHARE, COMMON_SHARE = 0.3, 0.3  # of a request, at most
+REQUEST_TOKENS = 32_000  # of a request to a model whose context is not known
+CONTEXT_SHARE = 0.75  # of a model's context; the rest is for its reasoning, its answer, and a request after an unusable answer
+LEAST_REQUEST_TOKENS = 2_000
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,7 @@ def _written(
 
     # the context first; it may take only its share
     budget = request_tokens(settings)
-    sentences = _fitting(sentences, int(budget * CONTEXT_SHARE), count)
+    sentences = _fitting(sentences, int(budget * OUTCOME_SHARE), count)
     aliases = context.question_names(outcomes) if private.allows("market") else {}
     # names and steps as texts, before any shortening
     language = Language(context.market_terms(outcomes), [step for steps in recorded.values() for step in steps])
@@ -301,3 +304,14 @@ def _share(sizes: Sequence[int], most: int, left: int) -> int:
 def episodes_per_request(group: ShownGroup, settings: Settings) -> int:
     """Largest number of a group's episodes in one request."""
     return max(LEAST, min(group.most, settings.judge_group_size))
+
+
+def request_tokens(settings: Settings) -> int:
+    """Token limit of a request to JUDGE_MODEL.
+
+    Three quarters of its context where litellm knows it, JUDGE_REQUEST_TOKENS at most.
+    """
+    context = (table_entry(settings.judge_model) or {}).get("max_input_tokens")
+    known = [int(context * CONTEXT_SHARE)] if isinstance(context, int) else []
+    asked = [settings.judge_request_tokens] if settings.judge_request_tokens is not None else []
+    return max(LEAST_REQUEST_TOKENS, min([*known, *asked], default=REQUEST_TOKENS))

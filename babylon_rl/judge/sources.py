@@ -10,7 +10,7 @@ from babylon_rl.episodes.summary import group_version
 from babylon_rl.episodes.types import WindowReading
 from babylon_rl.judge.endpoints import server_of
 from babylon_rl.judge.rubric import RUBRIC_VERSION
-from babylon_rl.judge.tokens import REQUEST_TOKENS
+from babylon_rl.judge.shown import REQUEST_TOKENS
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_inputs as store

@@ -13,9 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from babylon_rl.errors import ModelUnavailable
-from babylon_rl.llm.failures import CallFailed
-from babylon_rl.llm.openai_wire import OpenAIWire, with_version
-from babylon_rl.llm.retries import Retrier, Retries
+from babylon_rl.llm.retries import CallFailed, Retrier, Retries
+from babylon_rl.llm.transports import OpenAITransport, with_version
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
@@ -65,7 +64,7 @@ class ChatClient:
         self._retries = Retries(attempts, FIRST_WAIT_S, LONGEST_WAIT_S, timeout_s)
         self._logprobs = logprobs
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._open: tuple[OpenAIWire, Retrier] | None = None
+        self._open: tuple[OpenAITransport, Retrier] | None = None
         self._portal: BlockingPortal | None = None
         self._portal_thread: AbstractContextManager[BlockingPortal] | None = None
         self._opening = threading.Lock()
@@ -150,11 +149,11 @@ class ChatClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _of_this_loop(self) -> tuple[OpenAIWire, Retrier]:
+    def _of_this_loop(self) -> tuple[OpenAITransport, Retrier]:
         """Transport and retrier of the running loop."""
         loop = asyncio.get_running_loop()
         if self._open is None or self._loop is not loop:  # connections belong to the loop that opened them
-            self._open = OpenAIWire(self.base_url, self.model, self._key), Retrier(self._retries)
+            self._open = OpenAITransport(self.base_url, self.model, self._key), Retrier(self._retries)
             self._loop = loop
         return self._open
 

@@ -12,12 +12,11 @@ import pytest
 from pydantic import SecretStr
 
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
-from babylon_rl.judge.breaker import CircuitBreaker
 from babylon_rl.judge.calls import JudgeCaller, Reply
 from babylon_rl.judge.scripted.server import running
 from babylon_rl.judge.scripted.settings import TRANSPORT_FAULTS, ScriptedJudge
-from babylon_rl.llm.litellm_wire import LitellmWire
-from babylon_rl.llm.retries import Retries
+from babylon_rl.llm.retries import CircuitBreaker, Retries
+from babylon_rl.llm.transports import LitellmTransport
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.http_endpoint import Answer, Endpoint, completion, endpoint, refusal
 
@@ -59,7 +58,7 @@ def direct(played: Endpoint, time: Time | None = None, model: str = "openai/scri
 
 def through_litellm(played: Endpoint, time: Time | None = None, model: str = "openai/gpt-4o-mini", **options: Any) -> JudgeCaller:
     """A caller that asks litellm for the same."""
-    return direct(played, time, model, transport=LitellmWire(model, played.url, KEY, 60), **options)
+    return direct(played, time, model, transport=LitellmTransport(model, played.url, KEY, 60), **options)
 
 
 both = pytest.mark.parametrize("make", [direct, through_litellm])
@@ -390,7 +389,7 @@ def test_another_providers_wire_is_litellms() -> None:
 
     async def ask(played: Endpoint) -> Reply:
         model = "anthropic/claude-sonnet-4-5"
-        wire = LitellmWire(model, played.url.removesuffix("/v1"), KEY, 60)
+        wire = LitellmTransport(model, played.url.removesuffix("/v1"), KEY, 60)
         async with direct(played, model=model, transport=wire) as caller:
             return await caller.ask(MESSAGES, SCHEMA)
 

@@ -9,7 +9,7 @@ from pydantic import SecretStr, ValidationError
 
 from babylon_rl.errors import SettingsError
 from babylon_rl.judge.endpoints import endpoint_of, server_of
-from babylon_rl.llm.failures import retry_after_s, scrubbed
+from babylon_rl.llm.retries import retry_after_s, scrubbed
 from babylon_rl.settings import Settings, load_settings
 
 KEYS = {name: SecretStr(f"{name}-secret") for name in ("openai_api_key", "anthropic_api_key", "openpipe_api_key")}

@@ -11,8 +11,8 @@ from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.context import question_names
 from babylon_rl.judge.leaks import LeakContext, find_leaks
 from babylon_rl.judge.request import plan_requests
-from babylon_rl.judge.shown import ShownGroup, episodes_per_request, shown_groups
-from babylon_rl.judge.tokens import REQUEST_TOKENS, request_tokens, token_counter
+from babylon_rl.judge.shown import REQUEST_TOKENS, ShownGroup, episodes_per_request, request_tokens, shown_groups
+from babylon_rl.llm.tokens import token_counter
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

@@ -1,12 +1,16 @@
-"""Token prices from litellm's installed table, which is never fetched.
+"""Token counts and token prices of models, from files installed with litellm; nothing is fetched.
 
-None is an unknown price, never a free one.
+OpenAI's models are counted with their own encodings; any other model is estimated with a margin, and the counter says so. A price of None
+is unknown, never free.
 """
 
+import functools
 import json
 import logging
+import math
 import os
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,12 @@ _LITELLM_ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else the table comes from the net
     "LITELLM_MODE": "PRODUCTION",  # else a .env above litellm's own folder becomes part of this process's environment
 }
+MARGIN = 1.2  # allowance for other tokenizers; not measured
+CHARACTERS_PER_TOKEN = 3
+_NEWER = "o200k_base"
+_OLDER = "cl100k_base"
+_OLDER_MODELS = ("gpt-4-", "gpt-3.5", "text-embedding")
+_OWN = ("gpt-", "o1", "o3", "o4", "chatgpt-")
 
 
 def price(model: str, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float | None:
@@ -37,7 +47,7 @@ def is_priced(model: str) -> bool:
     return any(entry.get(name) for name in ("input_cost_per_token", "output_cost_per_token"))
 
 
-@cache
+@functools.cache
 def table_entry(model: str) -> dict[str, Any] | None:
     """Table entry of the model, None without one.
 
@@ -51,7 +61,7 @@ def table_entry(model: str) -> dict[str, Any] | None:
     return entry if entry is not None and entry.get("litellm_provider") == provider else None
 
 
-@cache
+@functools.cache
 def _table() -> dict[str, dict[str, Any]]:
     """Litellm's local price file, read without importing litellm.
 
@@ -65,7 +75,7 @@ def _table() -> dict[str, dict[str, Any]]:
     return table
 
 
-@cache
+@functools.cache
 def litellm_quietly() -> Any:
     """Import litellm with network access, default transport and messages off; takes 1.5 s."""
     for name, value in _LITELLM_ENVIRONMENT.items():
@@ -78,3 +88,52 @@ def litellm_quietly() -> Any:
     litellm.drop_params = True
     logging.getLogger("LiteLLM").setLevel(logging.CRITICAL)  # a failed attempt is reported once, by the caller
     return litellm
+
+
+@dataclass(frozen=True)
+class TokenCounter:
+    """Counts the tokens of a text; ``exact`` is False where ``name`` is an estimate.
+
+    An estimate is used where the model's own tokenizer is not known.
+    """
+
+    name: str
+    exact: bool
+    count: Callable[[str], int]
+
+
+@functools.lru_cache(maxsize=16)
+def token_counter(model: str) -> TokenCounter:
+    """Counter for a litellm model name."""
+    provider, _, name = model.rpartition("/")
+    own = name.startswith(_OWN) and provider in ("", "openai", "azure")
+    encoding = _OLDER if own and (name == "gpt-4" or name.startswith(_OLDER_MODELS)) else _NEWER
+    encode = _encoder(encoding)
+    if encode is None:
+        return TokenCounter(f"estimate: {CHARACTERS_PER_TOKEN} bytes a token", False, _by_length)
+    if own:
+        return TokenCounter(encoding, True, encode)
+    return TokenCounter(f"estimate: {MARGIN} x {encoding}", False, lambda text: math.ceil(encode(text) * MARGIN))
+
+
+def _by_length(text: str) -> int:
+    return -(-len(text.encode("utf-8", "replace")) // CHARACTERS_PER_TOKEN)
+
+
+@functools.lru_cache(maxsize=4)
+def _encoder(encoding: str) -> Callable[[str], int] | None:
+    """Token count in a tiktoken encoding that litellm ships; None if it is missing."""
+    package = find_spec("litellm")
+    if package is None or package.origin is None or find_spec("tiktoken") is None:
+        return None
+    folder = Path(package.origin).parent / "litellm_core_utils" / "tokenizers"
+    if not folder.is_dir():
+        return None
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(folder))  # as litellm does when it is imported
+    import tiktoken
+
+    try:
+        ordinary = tiktoken.get_encoding(encoding).encode_ordinary
+    except (OSError, ValueError):
+        return None
+    return lambda text: len(ordinary(text.encode("utf-8", "replace").decode()))

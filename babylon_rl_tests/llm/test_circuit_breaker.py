@@ -2,7 +2,7 @@
 
 import pytest
 
-from babylon_rl.judge.breaker import CircuitBreaker, CircuitOpen
+from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen
 
 
 class Clock:
@@ -50,7 +50,7 @@ def test_a_success_between_failures_keeps_it_closed(breaker: CircuitBreaker) -> 
 
 def test_requests_that_were_cancelled_count_neither_way(breaker: CircuitBreaker) -> None:
     fail(breaker, 2)
-    breaker.left(breaker.enter())
+    breaker.cancelled(breaker.enter())
     fail(breaker, 1)
     with pytest.raises(CircuitOpen):
         breaker.enter()
@@ -82,7 +82,7 @@ def test_a_probe_that_fails_opens_it_again(breaker: CircuitBreaker, clock: Clock
 def test_a_cancelled_probe_leaves_its_place_to_another(breaker: CircuitBreaker, clock: Clock) -> None:
     fail(breaker, 3)
     clock.now += 30
-    breaker.left(breaker.enter())
+    breaker.cancelled(breaker.enter())
     assert breaker.enter() is True
 
 
@@ -91,7 +91,7 @@ def test_another_request_that_is_cancelled_leaves_the_probe_alone(breaker: Circu
     fail(breaker, 3)
     clock.now += 30
     assert breaker.enter() is True
-    breaker.left(earlier)
+    breaker.cancelled(earlier)
     with pytest.raises(CircuitOpen):
         breaker.enter()
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from babylon_rl.llm.pricing import is_priced, litellm_quietly, price, table_entry
+from babylon_rl.llm.tokens import is_priced, litellm_quietly, price, table_entry
 
 
 @pytest.mark.parametrize("model", ["openai/gpt-4o-mini", "gpt-4o-mini"])
@@ -47,7 +47,7 @@ def test_litellm_comes_without_the_net_and_without_a_dotenv_of_its_own() -> None
         "def refuse(*_): raise AssertionError('the net')\n"
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
         "before = set(os.environ)\n"
-        "from babylon_rl.llm.pricing import price\n"
+        "from babylon_rl.llm.tokens import price\n"
         "print(price('openai/gpt-4o-mini', 1000, 100), sorted(set(os.environ) - before))\n"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LITELLM")}

@@ -1,0 +1,259 @@
+"""Transports to chat endpoints: one attempt, one answer, by OpenAI's client or by litellm.
+
+Retries, logging and defaults of both libraries stay off. OpenAI's answers are parsed from their bytes: its client builds its objects from
+any JSON, even from a proxy's page.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Protocol, Self
+
+from babylon_rl.llm.retries import CallFailed, retry_after_s, scrubbed
+from babylon_rl.llm.tokens import litellm_quietly
+
+
+@dataclass(frozen=True)
+class ChatCompletion:
+    """One chat completion; ``text`` is None if it has none.
+
+    Tokens are None where the server sent none or an implausible number. ``logprobs`` is [{"token", "logprob", "tokenId"}], None where none
+    were requested or given.
+    """
+
+    text: str | None
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached_tokens: int | None
+    model: str | None = None
+    logprobs: list[dict[str, Any]] | None = None
+
+    @classmethod
+    def of(
+        cls, text: str | None, finish_reason: object, prompt: object, completion: object, cached: object, *,
+        model: object = None, logprobs: list[dict[str, Any]] | None = None,
+    ) -> Self:  # fmt: skip
+        """Build a completion from a server's values; implausible ones become None.
+
+        A prompt of no tokens was not counted.
+        """
+        prompt_tokens = plausible(prompt) or None
+        completion_tokens = plausible(completion) if prompt_tokens else None
+        finish, name = (value if isinstance(value, str) else None for value in (finish_reason, model))
+        return cls(text, finish, prompt_tokens, completion_tokens, plausible(cached), name, logprobs)
+
+
+class Transport(Protocol):
+    """Sends one attempt; raises CallFailed.
+
+    It has no time limit: the caller cancels an attempt that takes too long.
+    """
+
+    async def send(self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> ChatCompletion: ...
+
+    async def aclose(self) -> None: ...
+
+
+def plausible(count: object) -> int | None:
+    """A token count as sent by a server; None if it cannot be one."""
+    if not isinstance(count, int) or isinstance(count, bool):
+        return None
+    return count if 0 <= count <= 10_000_000 else None
+
+
+class OpenAITransport:
+    """Transport to ``base_url``, which ends before /chat/completions.
+
+    The caller limits the time of an attempt by cancelling it.
+    """
+
+    def __init__(self, base_url: str, model: str, key: str | None) -> None:
+        import openai
+
+        self._errors = openai.APIStatusError, openai.APIError
+        self._model = model
+        self._secrets = (key,) if key else ()
+        # The client's variables in the environment are meant for OpenAI, and this may be another server.
+        unsaid = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}
+        self._unauthorized = {} if key else {"Authorization": openai.omit}
+        self._client = openai.AsyncOpenAI(
+            api_key=key or "none",  # an empty one is looked for in the environment
+            base_url=base_url,
+            max_retries=0,
+            default_headers=unsaid,
+            http_client=openai.DefaultAsyncHttpxClient(timeout=None, follow_redirects=False),
+        )
+
+    async def send(self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> ChatCompletion:
+        """Post one request and read the answer.
+
+        Raises:
+            CallFailed: the server refused, did not answer, or sent no chat completion.
+        """
+        refused, failed = self._errors
+        try:
+            raw = await self._client.chat.completions.with_raw_response.create(
+                model=self._model,
+                messages=[_sendable(message) for message in messages],
+                extra_headers=self._unauthorized,
+                **parameters,
+            )
+        except refused as error:
+            wait_s = retry_after_s(error.response.headers.get("retry-after"), datetime.now(UTC))
+            raise self._failed(_error_message(error.response.content), error.status_code, wait_s) from None
+        except failed as error:
+            cause = error.__cause__ or error
+            raise self._failed(f"{type(cause).__name__} {cause}".strip()) from None
+        return self._read(raw.http_response.content)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def _read(self, content: bytes) -> ChatCompletion:
+        """Parse a completion; anything else is a failed attempt."""
+        try:
+            document = json.loads(content)
+            choice = document["choices"][0]
+            message = choice["message"]
+            text = message.get("content")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            raise self._failed(f"answered without a chat completion: {_shown(content)}") from None
+        # a refusal is the answer's text; an empty answer needs a finish reason
+        if text is None:
+            text = message.get("refusal")
+        if not (isinstance(text, str) or (text is None and choice.get("finish_reason"))):
+            raise self._failed(f"answered with a message that has no text: {_shown(content)}")
+        usage = _object(document.get("usage"))
+        cached = _object(usage.get("prompt_tokens_details")).get("cached_tokens")
+        return ChatCompletion.of(
+            text, choice.get("finish_reason"), usage.get("prompt_tokens"), usage.get("completion_tokens"), cached,
+            model=document.get("model"), logprobs=self._logprobs(choice, content),
+        )  # fmt: skip
+
+    def _logprobs(self, choice: Mapping[str, Any], content: bytes) -> list[dict[str, Any]] | None:
+        """Log-probabilities of the answer's tokens, None without any."""
+        entries = _object(choice.get("logprobs")).get("content")
+        if entries is None:
+            return None
+        try:
+            return [_logprob(entry) for entry in entries]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise self._failed(f"answered without a chat completion that can be read, as to its logprobs: {_shown(content)}") from None
+
+    def _failed(self, reason: str, status: int | None = None, wait_s: float | None = None) -> CallFailed:
+        return CallFailed(scrubbed(reason, self._secrets), status, wait_s)
+
+
+def with_version(base_url: str) -> str:
+    """Append OpenAI's version to an address without a path."""
+    bare = base_url.rstrip("/")
+    return bare if "/" in bare.partition("://")[2] else f"{bare}/v1"
+
+
+def _sendable(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Message without lone surrogates, which no request can encode.
+
+    One in a text must not end the run.
+    """
+    return {name: value.encode(errors="replace").decode() if isinstance(value, str) else value for name, value in message.items()}
+
+
+def _logprob(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One token's log-probability; some servers write the id into the token's text."""
+    token, token_id = entry["token"], entry.get("token_id")
+    if token_id is None and token.startswith("token_id:"):
+        token_id = int(token.removeprefix("token_id:"))
+    return {"token": token, "logprob": float(entry["logprob"]), "tokenId": token_id}
+
+
+def _error_message(body: bytes) -> str:
+    """Message and code of an error document, else the body."""
+    try:
+        error = json.loads(body)["error"]
+        return " ".join(str(error[name]) for name in ("message", "code") if error.get(name))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return _shown(body)
+
+
+def _shown(body: bytes) -> str:
+    return body.decode(errors="replace") if body else "nothing"
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+class LitellmTransport:
+    """Transport for one model by litellm's name.
+
+    ``timeout_s`` is passed to litellm; the caller limits the attempt besides. ``base_url`` None: litellm's default for the provider.
+    """
+
+    _open: ClassVar[int] = 0
+
+    def __init__(self, model: str, base_url: str | None, key: str | None, timeout_s: float) -> None:
+        self._model = model
+        self._base_url = base_url
+        self._key = key
+        self._timeout_s = timeout_s
+        self._litellm = litellm_quietly()
+        import openai  # after litellm is set up: all its errors are openai's
+
+        # Litellm fails with such errors on an answer that is no chat completion.
+        self._errors = (openai.OpenAIError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+        LitellmTransport._open += 1
+
+    async def send(self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> ChatCompletion:
+        """Make one request and read the answer.
+
+        Raises:
+            CallFailed: no chat completion came.
+        """
+        try:
+            answer = await self._litellm.acompletion(
+                model=self._model,
+                messages=list(messages),
+                api_key=self._key,
+                base_url=self._base_url,
+                timeout=self._timeout_s,
+                num_retries=0,
+                max_retries=0,
+                fallbacks=[],  # none; naming them keeps litellm's logging worker, which serializes every answer again, from starting
+                **parameters,
+            )
+        except self._errors as failed:
+            raise self._failed(failed) from None
+        return self._read(answer)
+
+    async def aclose(self) -> None:
+        """Close litellm's connections of this event loop, once the last wire is closed."""
+        LitellmTransport._open -= 1
+        if LitellmTransport._open == 0:
+            # litellm keys its clients by the loop's id
+            clients = self._litellm.in_memory_llm_clients_cache.cache_dict
+            for key in [key for key in clients if str(key).endswith(f"-{id(asyncio.get_running_loop())}")]:
+                await clients.pop(key).close()
+
+    def _read(self, answer: Any) -> ChatCompletion:
+        if not getattr(answer, "choices", None):
+            raise CallFailed("answered without a chat completion")
+        choice = answer.choices[0]
+        usage = getattr(answer, "usage", None)
+        return ChatCompletion.of(
+            choice.message.content or getattr(choice.message, "refusal", None),
+            choice.finish_reason,
+            getattr(usage, "prompt_tokens", None),
+            getattr(usage, "completion_tokens", None),
+            getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None),
+        )
+
+    def _failed(self, error: Exception) -> CallFailed:
+        headers = getattr(getattr(error, "response", None), "headers", None) or getattr(error, "litellm_response_headers", None) or {}
+        status = getattr(error, "status_code", None)
+        wait_s = retry_after_s(headers.get("retry-after"), datetime.now(UTC))
+        reason = scrubbed(str(error) or type(error).__name__, (self._key,) if self._key else ())
+        return CallFailed(reason, status if isinstance(status, int) else None, wait_s)
