@@ -16,6 +16,7 @@
     │   ├── JudgeUnavailable          3: it is down or fails too often; nothing was scored with something else instead
     │   └── JudgeRefused              3: a wrong key, an unknown model or a request that it does not take
     ├── ExportError                   3: an export cannot be written where it was to go
+    ├── ReleaseRefused                3: the state of a version or its rollout forbids a transition
     └── TrainingError                 3
         ├── NoTrainer                 2: the settings choose no trainer that there is
         ├── NothingToTrain            1: no freezable episode, no spread, or no trainable token
@@ -106,6 +107,10 @@ class JudgeRefused(JudgeError, ValueError):
 
 class ExportError(BabylonError):
     """An export cannot be written to its destination."""
+
+
+class ReleaseRefused(BabylonError):
+    """The state of a version or of its rollout forbids a transition."""
 
 
 class TrainingError(BabylonError):

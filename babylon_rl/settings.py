@@ -8,6 +8,7 @@ import io
 import logging
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -50,7 +51,7 @@ class Settings(BaseSettings):
         description="Whether trainings and the leaderboard go to Weights & Biases (with a key), or (offline) into files for `wandb sync`.",
     )
     wandb_base_url: str | None = Field(None, description="The address of Weights & Biases. Unset: its own.")
-    wandb_model: str | None = Field(None, description="An inference model to use instead of the registry's. No effect yet.")
+    wandb_model: str | None = Field(None, description="An inference model that all agents get instead of the registry's.")
     openpipe_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openpipe:...")
     openai_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openai/...")
     openai_base_url: str | None = Field(
@@ -182,19 +183,37 @@ class Settings(BaseSettings):
     # Recording and inference
     trajectory_sampling_rate: float = Field(1.0, ge=0, le=1, description="Share of trajectories that the recorder keeps.")
     record_agent_trajectories: bool = Field(True, description="False makes the recorder a null object.")
-    node_env: str | None = Field(
-        None, description="The game's environment name; production turns USE_RL_MODEL's default off. No effect yet."
+    node_env: str | None = Field(None, description="The game's environment name; production turns USE_RL_MODEL's default off.")
+    environment: str | None = Field(None, description="As NODE_ENV.")
+    use_rl_model: bool | None = Field(
+        None, description="Master switch at inference: false gives all agents the base. Unset: on, but off in production."
     )
-    environment: str | None = Field(None, description="As NODE_ENV. No effect yet.")
-    use_rl_model: bool | None = Field(None, description="Master switch at inference. Unset: on, but off in production. No effect yet.")
     rl_model_version: str | None = Field(
-        None, description="A version whose checkpoint always stays on this machine. Nothing else reads it yet."
+        None, description="The version that all agents get; its checkpoint always stays on this machine. Unset: as the registry says."
     )
-    rl_fallback_to_base: bool = Field(True, description="Fall back to the base model on an error. No effect yet.")
+    rl_fallback_to_base: bool = Field(True, description="Fall back to the base model on an error.")
     rl_rollout_percentage: float = Field(
-        100, ge=0, le=100, description="Upper bound on the share of agents that get the RL model. No effect yet."
+        100, ge=0, le=100, description="Upper bound on the share of agents that get a version by the registry."
     )
     local_endpoint: str = Field("http://localhost:8000", description="A self-hosted OpenAI-compatible server.")
+
+    # Releases
+    rollout_steps: str = Field("1,10,25,50,100", description="Percent of agents at each step of a gradual rollout, separated by commas.")
+    game_switch: bool = Field(
+        False,
+        description="Write the deployed version into SystemSettings too, so that agents that call Weights & Biases themselves switch.",
+    )
+
+    @field_validator("rollout_steps")
+    @classmethod
+    def _rises_to_everybody(cls, value: str) -> str:
+        try:
+            steps = [float(part) for part in value.split(",")]
+        except ValueError:
+            raise ValueError("must be numbers, separated by commas") from None
+        if not steps or steps[0] <= 0 or steps[-1] != 100 or any(later <= earlier for earlier, later in pairwise(steps)):
+            raise ValueError("must rise from above 0 to 100")
+        return value
 
     @field_validator("first_window", "window_id")
     @classmethod
@@ -257,6 +276,21 @@ class Settings(BaseSettings):
     def wandb_key(self) -> str:
         """WANDB_API_KEY in clear text; empty if not set."""
         return "" if self.wandb_api_key is None else self.wandb_api_key.get_secret_value()
+
+    @property
+    def in_production(self) -> bool:
+        """True when NODE_ENV or ENVIRONMENT is production."""
+        return "production" in (self.node_env, self.environment)
+
+    @property
+    def rl_enabled(self) -> bool:
+        """USE_RL_MODEL, by default on but in production."""
+        return not self.in_production if self.use_rl_model is None else self.use_rl_model
+
+    @property
+    def rollout_percentages(self) -> tuple[float, ...]:
+        """ROLLOUT_STEPS as numbers, rising to 100."""
+        return tuple(float(part) for part in self.rollout_steps.split(","))
 
     @property
     def uses_embedded_database(self) -> bool:

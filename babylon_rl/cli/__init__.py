@@ -22,6 +22,7 @@ MODULES = (
     "judge",
     "training",
     "models",
+    "releases",
     "evaluation",
     "benchmark",
     "harness",

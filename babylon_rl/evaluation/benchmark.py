@@ -24,7 +24,7 @@ from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import StoredReport, passed_versions, read_stored_report, write_release, write_report
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.registry import Model, model_of_batch, read_models
+from babylon_rl.store.registry import Model, deployed_model, model_of_batch, read_models
 from babylon_rl.windows import utc_now
 
 PLOTS = "benchmarks"
@@ -151,8 +151,7 @@ def _reference(
     versions: Iterable[Model], ancestors: Sequence[Model], passed: Collection[str], settings: Settings
 ) -> tuple[tuple[Model, str] | None, list[str]]:
     """The version to beat with its role, None for the base, and sentences that say why it is that one."""
-    live = [other for other in versions if other.status == "deployed" and other.deployed_at is not None]
-    deployed = max(live, key=lambda other: (other.deployed_at, other.order), default=None)
+    deployed = deployed_model(versions)
     missing = None if deployed is None else absent(deployed, settings)
     if deployed is not None and missing is None:
         return (deployed, DEPLOYED), [f"The reference is {deployed.version}, which is deployed."]

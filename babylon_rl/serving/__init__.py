@@ -1,1 +1,1 @@
-"""Serving: HTTP servers in front of markets and models."""
+"""Serving: versions in front of agents, and markets in front of outside agents."""

@@ -6,7 +6,7 @@ foreign. They are never a parent and are never changed.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -168,6 +168,12 @@ def model_of_batch(connection: Connection, batch_id: str) -> Model | None:
     """Return the version registered by one of our batches, or None."""
     row = connection.execute(_MODELS + 'WHERE l."batchId" = %s', [batch_id]).fetchone()
     return None if row is None else Model(*row)
+
+
+def deployed_model(models: Iterable[Model]) -> Model | None:
+    """Return the newest deployed version, or None."""
+    live = [model for model in models if model.status == "deployed" and model.deployed_at is not None]
+    return max(live, key=lambda model: (model.deployed_at, model.order), default=None)
 
 
 def newest_of_line(connection: Connection, base_model: str) -> Model | None:

@@ -1,0 +1,318 @@
+"""Releases of versions as a state machine: TRANSITIONS is all of it.
+
+Each transition is one transaction under one lock, with an event that says who, why and when; trained_models (and the game's switch, with
+GAME_SWITCH) move in the same transaction, and gateways hear of it when it commits. A version is deployed, for the gate, the next training
+and `latest`, once its rollout has reached all agents; until then the version deployed before it answers the others.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Literal
+
+from babylon_rl.errors import ReleaseRefused, UsageError
+from babylon_rl.settings import Settings
+from babylon_rl.store.batches import own_transaction
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.registry import Model, deployed_model, read_models
+from babylon_rl.store.releases import (
+    BASE,
+    ON_TRIAL,
+    Rollout,
+    State,
+    Strategy,
+    change_rollout,
+    insert_rollout,
+    lock_releases,
+    move_model,
+    read_rollouts,
+    read_routing,
+    switch_game,
+)
+
+Action = Literal["propose", "start", "set_share", "release", "pause", "resume", "roll_back", "supersede"]
+
+# (state, None for a version without a rollout, and action) -> next state. Anything else is refused.
+TRANSITIONS: dict[tuple[State | None, Action], State] = {
+    (None, "propose"): "candidate",
+    (None, "start"): "rolling",
+    (None, "release"): "released",
+    ("candidate", "start"): "rolling",
+    ("candidate", "release"): "released",
+    ("candidate", "roll_back"): "rolled_back",
+    ("candidate", "supersede"): "superseded",
+    ("rolling", "set_share"): "rolling",
+    ("rolling", "release"): "released",
+    ("rolling", "pause"): "paused",
+    ("rolling", "roll_back"): "rolled_back",
+    ("rolling", "supersede"): "superseded",
+    ("paused", "resume"): "rolling",
+    ("paused", "release"): "released",
+    ("paused", "roll_back"): "rolled_back",
+    ("paused", "supersede"): "superseded",
+    ("released", "roll_back"): "rolled_back",
+    ("released", "supersede"): "superseded",
+}
+LIVE: tuple[State, ...] = ("candidate", *ON_TRIAL, "released")  # type: ignore[assignment]
+_WORDS: dict[Action, str] = {
+    "propose": "become a candidate", "start": "be rolled out", "set_share": "get another share", "release": "be released",
+    "pause": "be paused", "resume": "be resumed", "roll_back": "be rolled back", "supersede": "be superseded",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Author and reason of a transition; ``automatic`` is not a person, and never deploys a version that was rolled back."""
+
+    who: str
+    why: str
+    now: datetime
+    automatic: bool = False
+
+
+def next_state(version: str, state: State | None, action: Action) -> State:
+    """The state after an action.
+
+    Raises:
+        ReleaseRefused: TRANSITIONS has no such transition.
+    """
+    after = TRANSITIONS.get((state, action))
+    if after is None:
+        there = "has no rollout under way" if state is None else f"is {state.replace('_', ' ')}"
+        raise ReleaseRefused(f"{version} {there} and cannot {_WORDS[action]}.")
+    return after
+
+
+def propose(connection: Connection, version: str, author: Author) -> Rollout:
+    """Make a version that passed the gate a candidate; a candidate before it is superseded.
+
+    Raises:
+        ReleaseRefused: the version cannot be deployed, or has a rollout under way.
+    """
+    with _transition(connection, author) as at:
+        model = at.deployable(version)
+        state = next((one.state for one in at.live if one.version == version), None)
+        next_state(version, state, "propose")
+        at.supersede_candidates()
+        return at.begin(model.version, "propose", "gradual", 0.0)
+
+
+def deploy(
+    connection: Connection,
+    version: str,
+    settings: Settings,
+    author: Author,
+    *,
+    strategy: Strategy = "gradual",
+    percentage: float | None = None,
+    agent_ids: Sequence[str] = (),
+) -> Rollout:
+    """Put a version in front of agents: all (immediate), a share of them (gradual), or ``agent_ids`` alone (test).
+
+    ``percentage`` of a gradual rollout is by default the first of ROLLOUT_STEPS; 100 releases it.
+
+    Raises:
+        ReleaseRefused: the version cannot be deployed, or its state or another version's rollout forbids it.
+        UsageError: the arguments do not fit together.
+    """
+    if (strategy == "test") != bool(agent_ids):
+        raise UsageError("Strategy test needs the agents that get the version, and only test does: --strategy test --agents ID,ID.")
+    if strategy != "gradual" and percentage is not None:
+        raise UsageError(f"A percentage belongs to the strategy gradual, not to {strategy}.")
+    share = 100.0 if strategy == "immediate" else 0.0 if strategy == "test" else percentage
+    share = settings.rollout_percentages[0] if share is None else share
+    if not (0 < share <= 100 or strategy == "test"):
+        raise UsageError(f"A share is above 0 and at most 100 percent, not {share:g}.")
+    with _transition(connection, author, settings) as at:
+        model = at.deployable(version)
+        if at.deployed == version:
+            raise ReleaseRefused(f"{version} is deployed already.")
+        trial, own = at.trial, next((one for one in at.live if one.version == version), None)
+        if trial is not None and trial.version != version:
+            if strategy != "immediate":
+                raise ReleaseRefused(
+                    f"{trial.version} is {trial.state} at {trial.percentage:g} % of agents, and only one version is on trial at a time: "
+                    "roll it back, let it end, or deploy with --strategy immediate."
+                )
+            at.change(trial, "supersede")
+        if share == 100:
+            return at.release(model, own, strategy)
+        if own is None:
+            return at.begin(model.version, "start", strategy, share, agent_ids)
+        action: Action = "start" if own.state == "candidate" else "set_share"
+        return at.change(own, action, strategy=strategy, percentage=share, agent_ids=tuple(agent_ids))
+
+
+def pause(connection: Connection, author: Author) -> Rollout:
+    """Hold the version on trial at its share.
+
+    Raises:
+        ReleaseRefused: no version is on trial, or it is paused.
+    """
+    with _transition(connection, author) as at:
+        return at.change(at.required_trial(), "pause")
+
+
+def resume(connection: Connection, author: Author) -> Rollout:
+    """Let a paused version advance again.
+
+    Raises:
+        ReleaseRefused: no version is paused.
+    """
+    with _transition(connection, author) as at:
+        return at.change(at.required_trial(), "resume")
+
+
+def rollback(connection: Connection, settings: Settings, author: Author, target: str | None = None) -> Rollout:
+    """Take the version on trial back, else the deployed one; return the rollout that ended.
+
+    ``target`` is the version (or ``base``) to return to, by default the one before. The version rolled back from is marked: nothing
+    automatic deploys it again.
+
+    Raises:
+        ReleaseRefused: nothing is released, or ``target`` was never deployed or is not usable.
+    """
+    with _transition(connection, author, settings) as at:
+        trial = at.trial
+        if trial is not None:
+            ended = at.change(trial, "roll_back")
+            at.archive(trial.version)
+            if target in (None, at.deployed or BASE):
+                return ended
+        released = next((one for one in at.live if one.state == "released"), None)
+        if released is None:
+            raise ReleaseRefused("Nothing is released that could be rolled back; `babylon-rl models` shows each version's state.")
+        back_to = at.previous(released) if target is None else at.earlier(target, released.version)
+        ended = at.change(released, "roll_back")
+        at.archive(released.version)
+        at.restore(back_to)
+        return ended
+
+
+def marked_versions(connection: Connection) -> set[str]:
+    """Versions that were rolled back from, which nothing automatic deploys again."""
+    return {one.version for one in read_rollouts(connection, ("rolled_back",))}
+
+
+@contextmanager
+def _transition(connection: Connection, author: Author, settings: Settings | None = None) -> Iterator["_Registry"]:
+    """Run the block as one transaction that no other transition runs beside."""
+    with own_transaction(connection):
+        lock_releases(connection)
+        models = read_models(connection)
+        live = read_rollouts(connection, LIVE)
+        yield _Registry(connection, author, settings, {model.version: model for model in models}, deployed_model(models), live)
+
+
+class _Registry:
+    """Versions and live rollouts as they are within a transition, and the steps that it is made of."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        author: Author,
+        settings: Settings | None,
+        models: Mapping[str, Model],
+        deployed: Model | None,
+        live: Sequence[Rollout],
+    ) -> None:
+        self._connection, self._author, self._settings, self._models = connection, author, settings, models
+        self.deployed = None if deployed is None else deployed.version
+        self.live = live
+        self.trial = next((one for one in live if one.state in ON_TRIAL), None)
+
+    def required_trial(self) -> Rollout:
+        if self.trial is None:
+            raise ReleaseRefused("No version is on trial; `babylon-rl models` shows each version's state.")
+        return self.trial
+
+    def deployable(self, version: str) -> Model:
+        model = self._models.get(version)
+        if model is None:
+            raise ReleaseRefused(f"There is no version {version}; `babylon-rl models` lists those that there are.")
+        if model.foreign:
+            raise ReleaseRefused(f"{version} was made by another producer, who deploys it.")
+        if model.status in ("training", "failed") or model.pruned_at is not None:
+            raise ReleaseRefused(f"{version} is {model.shown_status} and cannot be deployed.")
+        if self._author.automatic and version in marked_versions(self._connection):
+            raise ReleaseRefused(f"{version} was rolled back from: only a person deploys it again.")
+        return model
+
+    def begin(self, version: str, action: Action, strategy: Strategy, percentage: float, agent_ids: Sequence[str] = ()) -> Rollout:
+        state = next_state(version, None, action)
+        author = self._author
+        return insert_rollout(
+            self._connection, version, state, strategy, percentage, agent_ids, self.deployed,
+            who=author.who, why=author.why, now=author.now,
+        )  # fmt: skip
+
+    def change(self, before: Rollout, action: Action, **changed: Any) -> Rollout:
+        state, author = next_state(before.version, before.state, action), self._author
+        after = replace(before, state=state, changed_at=author.now, **changed)
+        change_rollout(self._connection, before, after, who=author.who, why=author.why, now=author.now)
+        return after
+
+    def release(self, model: Model, own: Rollout | None, strategy: Strategy) -> Rollout:
+        for one in self.live:
+            if one.state == "released":
+                self.change(one, "supersede")
+        self.supersede_candidates(but=model.version)
+        if self.deployed is not None:
+            self.archive(self.deployed)
+        done = (
+            self.begin(model.version, "release", strategy, 100.0)
+            if own is None
+            else self.change(own, "release", strategy=strategy, percentage=100.0, agent_ids=())
+        )
+        move_model(self._connection, model.version, "deployed", self._author.now)
+        self._switch()
+        return done
+
+    def supersede_candidates(self, but: str | None = None) -> None:
+        for one in self.live:
+            if one.state == "candidate" and one.version != but:
+                self.change(one, "supersede")
+
+    def archive(self, version: str) -> None:
+        move_model(self._connection, version, "archived", self._author.now)
+
+    def earlier(self, target: str, current: str) -> Model | None:
+        """The version to return to, None for the base."""
+        if target == BASE:
+            return None
+        model = self._models.get(target)
+        if model is None or model.deployed_at is None:
+            raise ReleaseRefused(f"{target} was never deployed: `babylon-rl models deploy {target}` does it.")
+        if target == current:
+            raise ReleaseRefused(f"{target} is deployed already.")
+        return model if model.foreign else self.deployable(target)
+
+    def previous(self, released: Rollout) -> Model | None:
+        """The version that was deployed before, None for the base: there, a rollback never fails."""
+        try:
+            return self.earlier(released.previous_version or BASE, released.version)
+        except ReleaseRefused:
+            return None
+
+    def restore(self, model: Model | None) -> None:
+        """Deploy an earlier version again, with the version before it as the next to return to."""
+        author = self._author
+        # A foreign version was never archived, so it is the newest deployed one again.
+        if model is not None and not model.foreign:
+            ended = [one for one in read_rollouts(self._connection, ("superseded", "rolled_back")) if one.version == model.version]
+            insert_rollout(
+                self._connection, model.version, next_state(model.version, None, "release"), "immediate", 100.0, (),
+                ended[-1].previous_version if ended else None, who=author.who, why=author.why, now=author.now,
+            )  # fmt: skip
+            move_model(self._connection, model.version, "deployed", author.now)
+        self._switch()
+
+    def _switch(self) -> None:
+        """Name the deployed version to the game's own agents, with GAME_SWITCH; one that only we serve switches theirs off."""
+        if self._settings is None or not self._settings.game_switch:
+            return
+        table = read_routing(self._connection)
+        version = None if table.deployed is None else table.versions[table.deployed]
+        name = version.model_name if version is not None and version.upstream == "wandb" else None
+        switch_game(self._connection, name, self._author.now)

@@ -1,0 +1,160 @@
+"""Routing: which model answers a request, decided from the registry's table and the settings alone.
+
+The first match wins: a version named in the request, RL_MODEL_VERSION, WANDB_MODEL, the arm of a running A/B test, the rollout on trial
+and the deployed version within RL_ROLLOUT_PERCENTAGE, the base. USE_RL_MODEL=false comes before all of them. An agent's place on the
+scale of 0 to 100 % is a hash of its id, so that it keeps its model, and raising a share only adds agents.
+"""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Literal
+
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.settings import Settings
+from babylon_rl.store.releases import BASE, RoutedTest, RoutedVersion, RoutingTable, Upstream
+
+Arm = Literal["named", "pinned", "wandb_model", "ab", "test", "rollout", "deployed", "base"]
+NEWEST, BY_REGISTRY = "newest", "registry"
+MODEL_PREFIX = "babylon-agent-"
+# The meaning of model names that are no version: the newest deployed version, or the choice of the registry for this agent. The latter
+# are the names in the game's agent settings: its slots, and the models that its agents called before.
+ALIASES: dict[str, str] = {
+    "babylon-agent": NEWEST, "latest": NEWEST,
+    "lite": BY_REGISTRY, "standard": BY_REGISTRY, "pro": BY_REGISTRY, "auto": BY_REGISTRY,
+    "qwen/qwen3-32b": BY_REGISTRY, "moonshotai/kimi-k2-instruct-0905": BY_REGISTRY, "llama-3.1-8b-instant": BY_REGISTRY,
+    "llama-3.3-70b-versatile": BY_REGISTRY, "gpt-4o-mini": BY_REGISTRY, "your-org/babylon-agents/babylon-mmo:latest": BY_REGISTRY,
+}  # fmt: skip
+_BITS = 53  # of a hash: exactly those of a float, so that no place is 100
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The model of one request: ``model_name`` at ``upstream``; ``version`` is None for the base and for WANDB_MODEL.
+
+    ``arm`` is the rule that matched and ``reason`` its sentence; ``share`` is the percentage of agents that get the same by this rule,
+    None for rules without one.
+    """
+
+    version: str | None
+    model_name: str
+    upstream: Upstream
+    arm: Arm
+    reason: str
+    share: float | None = None
+    checkpoint: str | None = None
+    ab_test: str | None = None
+
+
+def place(identity: str, salt: str = "") -> float:
+    """The place of an agent on the scale from 0 (inclusive) to 100; another ``salt`` gives an independent one."""
+    digest = blake2b(identity.encode(), digest_size=8, salt=blake2b(salt.encode(), digest_size=16).digest() if salt else b"").digest()
+    return 100 * ((int.from_bytes(digest, "big") >> (64 - _BITS)) / (1 << _BITS))
+
+
+def route(
+    table: RoutingTable, settings: Settings, requested: str | None = None, agent_id: str | None = None, key_hash: str | None = None
+) -> Route:
+    """Choose the model of a request.
+
+    Args:
+        requested: the request's model name; None is the choice of the registry.
+        agent_id: decides the agent's place, else ``key_hash`` does.
+
+    Raises:
+        ModelUnavailable: ``requested`` or RL_MODEL_VERSION names a version that is not there, or no model at all.
+    """
+    named = _named(table, settings, requested)
+    if not settings.rl_enabled:
+        off = "USE_RL_MODEL=false" if settings.use_rl_model is False else "in production USE_RL_MODEL is off unless it is set"
+        return base_route(settings, f"the RL models are switched off: {off}")
+    if isinstance(named, Route):
+        return named
+    if settings.rl_model_version is not None:
+        if settings.rl_model_version == BASE:
+            return base_route(settings, "RL_MODEL_VERSION=base")
+        version = settings.rl_model_version.removeprefix(MODEL_PREFIX)
+        return _to(_usable(table, version), "pinned", f"RL_MODEL_VERSION={settings.rl_model_version}")
+    if settings.wandb_model is not None:
+        return Route(None, settings.wandb_model, "wandb", "wandb_model", f"WANDB_MODEL={settings.wandb_model}")
+    identity = agent_id or key_hash or ""
+    return _by_test(table, settings, identity) or _by_release(table, settings, identity, agent_id)
+
+
+def base_route(settings: Settings, reason: str, upstream: Upstream | None = None) -> Route:
+    """The base model; as a fallback give the ``upstream`` of the version that failed, whose base is there."""
+    where: Upstream = upstream or ("wandb" if settings.wandb_key and not settings.train_rl_local else "local")
+    return Route(None, settings.base_model if where == "wandb" else BASE, where, "base", reason)
+
+
+def _named(table: RoutingTable, settings: Settings, requested: str | None) -> Route | str:
+    """The route of a name that decides by itself, else the meaning of the name."""
+    if not requested:
+        return BY_REGISTRY
+    if requested in (BASE, settings.base_model):
+        return base_route(settings, f"the request names {requested}")
+    meaning = ALIASES.get(requested)
+    if meaning == NEWEST:
+        if table.deployed is None:
+            return base_route(settings, f"{requested} is the newest deployed version, and none is deployed")
+        return _to(_usable(table, table.deployed), "named", f"{requested} is the newest deployed version, {table.deployed}")
+    if meaning is not None:
+        return meaning
+    version = requested.removeprefix(MODEL_PREFIX)
+    if version in table.versions:
+        return _to(_usable(table, version), "named", f"the request names {requested}")
+    raise ModelUnavailable(f"There is no model {requested}; `GET /v1/models` and `babylon-rl models` list those that there are.")
+
+
+def _by_test(table: RoutingTable, settings: Settings, identity: str) -> Route | None:
+    test = table.test
+    if test is None:
+        return None
+    arm = arm_of(test, identity)
+    if arm is None:
+        return None
+    name, share = test.arms[arm], test.shares[arm]
+    reason = f"arm {name} of the A/B test {test.name}"
+    if name == BASE:
+        chosen = base_route(settings, reason)
+        return Route(None, chosen.model_name, chosen.upstream, "ab", reason, share, ab_test=test.name)
+    return _to(_usable(table, name), "ab", reason, share, test.name)
+
+
+def arm_of(test: RoutedTest, identity: str) -> int | None:
+    """The number of an agent's arm in an A/B test, None for an agent beyond the sum of the shares.
+
+    Each test has its own scale, so that arms of successive tests are independent of each other and of rollouts.
+    """
+    left = place(identity, f"ab/{test.name}")
+    for number, share in enumerate(test.shares):
+        if left < share:
+            return number
+        left -= share
+    return None
+
+
+def _by_release(table: RoutingTable, settings: Settings, identity: str, agent_id: str | None) -> Route:
+    trial, here, bound = table.trial, place(identity), settings.rl_rollout_percentage
+    if trial is not None and agent_id is not None and agent_id in trial.agent_ids:
+        return _to(_usable(table, trial.version), "test", f"{agent_id} is a test agent of {trial.version}")
+    share = 0.0 if trial is None else min(trial.percentage, bound)
+    if trial is not None and here < share:
+        return _to(_usable(table, trial.version), "rollout", f"{trial.version} is rolled out to {share:g} % of agents", share)
+    if table.deployed is None:
+        return base_route(settings, "no version is deployed")
+    if here < bound:
+        return _to(_usable(table, table.deployed), "deployed", f"{table.deployed} is deployed", bound - share)
+    return base_route(settings, f"RL_ROLLOUT_PERCENTAGE={bound:g} leaves this agent the base")
+
+
+def _usable(table: RoutingTable, version: str) -> RoutedVersion:
+    there = table.versions.get(version)
+    if there is None:
+        raise ModelUnavailable(f"There is no version {version}; `babylon-rl models` lists those that there are.")
+    if there.status in ("training", "failed") or there.pruned:
+        raise ModelUnavailable(f"{version} cannot be asked: it {'was pruned' if there.pruned else f'is {there.status}'}.")
+    return there
+
+
+def _to(version: RoutedVersion, arm: Arm, reason: str, share: float | None = None, ab_test: str | None = None) -> Route:
+    return Route(version.version, version.model_name, version.upstream, arm, reason, share, version.checkpoint, ab_test)

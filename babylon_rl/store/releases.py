@@ -1,0 +1,222 @@
+"""Rollouts, their events, A/B tests, and the routing table that gateways read of them.
+
+Tables babylon_rl.rollouts, rollout_events and ab_tests. Triggers send CHANNEL when a transaction that changed one of them commits.
+The rules of transitions stand in serving/releases.py. Rows of trained_models that another producer wrote are never changed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from babylon_rl.store.connection import Connection
+
+CHANNEL = "babylon_rl_releases"
+BASE = "base"
+ON_TRIAL = ("rolling", "paused")
+State = Literal["candidate", "rolling", "paused", "released", "rolled_back", "superseded"]
+Strategy = Literal["immediate", "gradual", "test"]
+Upstream = Literal["wandb", "local"]
+_LOCK = 0x72656C6561736573  # "releases": one transition at a time
+
+_ROLLOUTS = """
+SELECT "rolloutId", "version", "state", "strategy", "percentage", "agentIds", "previousVersion", "createdAt", "stepSince", "changedAt"
+FROM babylon_rl.rollouts
+"""
+_EVENTS = """
+SELECT "rolloutId", "version", "fromState", "toState", "fromPercentage", "toPercentage", "who", "why", "at"
+FROM babylon_rl.rollout_events
+"""
+_INSERT_EVENT = """
+INSERT INTO babylon_rl.rollout_events
+    ("rolloutId", "version", "fromState", "toState", "fromPercentage", "toPercentage", "who", "why", "at")
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+"""
+_INSERT_ROLLOUT = """
+INSERT INTO babylon_rl.rollouts
+    ("version", "state", "strategy", "percentage", "agentIds", "previousVersion", "createdAt", "stepSince", "changedAt")
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING "rolloutId"
+"""
+# A step begins when state or share changes; a new list of agents alone does not begin one.
+_UPDATE_ROLLOUT = """
+UPDATE babylon_rl.rollouts SET
+    "stepSince" = CASE WHEN "state" = %(state)s AND "percentage" = %(percentage)s THEN "stepSince" ELSE %(now)s END,
+    "state" = %(state)s, "strategy" = %(strategy)s, "percentage" = %(percentage)s, "agentIds" = %(agent_ids)s, "changedAt" = %(now)s
+WHERE "rolloutId" = %(rollout_id)s
+"""
+_ARMS = """SELECT "name", "arms", "shares" FROM babylon_rl.ab_tests WHERE "state" = 'running'"""
+_VERSIONS = """
+SELECT m.version, m.status, m."deployedAt", m."storagePath", l."backend", l."checkpointPath", l."prunedAt" IS NOT NULL
+FROM public.trained_models m
+LEFT JOIN babylon_rl.model_lineage l ON l."version" = m.version AND l."batchId" = m."trainingBatch"
+ORDER BY m."deployedAt" DESC NULLS LAST, m."createdAt" DESC, m.id
+"""
+# Only versions of ours: a row that another producer wrote stays as it is.
+_MOVE_MODEL = """
+UPDATE public.trained_models m SET
+    status = %(status)s, "deployedAt" = CASE WHEN %(status)s = 'deployed' THEN %(now)s ELSE m."deployedAt" END,
+    "archivedAt" = CASE WHEN %(status)s = 'archived' THEN %(now)s::timestamp END, "updatedAt" = %(now)s
+FROM babylon_rl.model_lineage l
+WHERE m.version = %(version)s AND m.status <> %(status)s AND l."version" = m.version AND l."batchId" = m."trainingBatch"
+"""
+_SWITCH_GAME = """
+INSERT INTO public."SystemSettings" (id, "wandbModel", "wandbEnabled", "updatedAt") VALUES ('system', %s, %s, %s)
+ON CONFLICT (id) DO UPDATE SET
+    "wandbModel" = excluded."wandbModel", "wandbEnabled" = excluded."wandbEnabled", "updatedAt" = excluded."updatedAt"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One putting of a version in front of agents: ``percentage`` of all, or those of ``agent_ids`` alone (strategy test).
+
+    ``previous_version`` is the one deployed when it began, None for the base.
+    """
+
+    rollout_id: int
+    version: str
+    state: State
+    strategy: Strategy
+    percentage: float
+    agent_ids: Sequence[str]
+    previous_version: str | None
+    created_at: datetime
+    step_since: datetime
+    changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutEvent:
+    """One transition of a rollout; ``from_state`` is None for its first."""
+
+    rollout_id: int
+    version: str
+    from_state: State | None
+    to_state: State
+    from_percentage: float | None
+    to_percentage: float
+    who: str
+    why: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedVersion:
+    """A registered version as a gateway asks for it: ``model_name`` at ``upstream``.
+
+    ``checkpoint`` is the directory of its files or of the pointer to them, None for another producer's version.
+    """
+
+    version: str
+    status: str
+    upstream: Upstream
+    model_name: str
+    checkpoint: str | None
+    pruned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedTest:
+    """A running A/B test: ``shares`` are percent of all agents, by arm (a version, or base)."""
+
+    name: str
+    arms: Sequence[str]
+    shares: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingTable:
+    """What the registry says of routing at one moment; ``deployed`` is the newest deployed version."""
+
+    versions: Mapping[str, RoutedVersion] = field(default_factory=dict)
+    deployed: str | None = None
+    trial: Rollout | None = None
+    test: RoutedTest | None = None
+
+
+def read_routing(connection: Connection) -> RoutingTable:
+    """Read the routing table in a transaction of its own, which holds no lock."""
+    with connection.transaction():
+        trials = read_rollouts(connection, ON_TRIAL)
+        tests = [RoutedTest(*row) for row in connection.execute(_ARMS)]
+        versions: dict[str, RoutedVersion] = {}
+        deployed: str | None = None
+        for version, status, deployed_at, storage_path, backend, checkpoint, pruned in connection.execute(_VERSIONS):
+            upstream, name = _asked_as(version, storage_path, backend)
+            versions.setdefault(version, RoutedVersion(version, status, upstream, name, checkpoint, pruned))
+            if deployed is None and status == "deployed" and deployed_at is not None:
+                deployed = version
+    return RoutingTable(versions, deployed, trials[0] if trials else None, tests[0] if tests else None)
+
+
+def _asked_as(version: str, storage_path: str, backend: str | None) -> tuple[Upstream, str]:
+    """Upstream and model name; versions of a training service are asked there, by the name in ``storage_path``."""
+    elsewhere = (
+        backend == "serverless" if backend is not None else not storage_path.startswith(("/", ".", "http:", "https:", "file:", "s3:"))
+    )
+    return ("wandb", storage_path) if elsewhere else ("local", version)
+
+
+def lock_releases(connection: Connection) -> None:
+    """Let no other transition begin until the end of the transaction."""
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+
+
+def read_rollouts(connection: Connection, states: Sequence[str] | None = None) -> list[Rollout]:
+    """Return the rollouts in ``states`` (None: all), newest first."""
+    rows = connection.execute(
+        _ROLLOUTS + 'WHERE %s::text[] IS NULL OR "state" = ANY(%s) ORDER BY "rolloutId" DESC',
+        [None if states is None else list(states), list(states or ())],
+    )
+    return [Rollout(*row) for row in rows]
+
+
+def read_events(connection: Connection, rollout_id: int | None = None) -> list[RolloutEvent]:
+    """Return the transitions of one rollout, or of all, oldest first."""
+    rows = connection.execute(_EVENTS + 'WHERE %s::bigint IS NULL OR "rolloutId" = %s ORDER BY "eventId"', [rollout_id, rollout_id])
+    return [RolloutEvent(*row) for row in rows]
+
+
+def insert_rollout(
+    connection: Connection,
+    version: str,
+    state: State,
+    strategy: Strategy,
+    percentage: float,
+    agent_ids: Sequence[str],
+    previous_version: str | None,
+    *,
+    who: str,
+    why: str,
+    now: datetime,
+) -> Rollout:
+    """Write a new rollout with its first event, in the caller's transaction."""
+    row = connection.execute(
+        _INSERT_ROLLOUT, [version, state, strategy, percentage, list(agent_ids), previous_version, now, now, now]
+    ).fetchone()
+    assert row is not None
+    connection.execute(_INSERT_EVENT, [row[0], version, None, state, None, percentage, who, why, now])
+    return Rollout(row[0], version, state, strategy, percentage, tuple(agent_ids), previous_version, now, now, now)
+
+
+def change_rollout(connection: Connection, before: Rollout, after: Rollout, *, who: str, why: str, now: datetime) -> None:
+    """Write a changed rollout with its event, in the caller's transaction."""
+    connection.execute(
+        _UPDATE_ROLLOUT,
+        {"state": after.state, "strategy": after.strategy, "percentage": after.percentage, "agent_ids": list(after.agent_ids), "now": now,
+         "rollout_id": before.rollout_id},
+    )  # fmt: skip
+    connection.execute(
+        _INSERT_EVENT,
+        [before.rollout_id, before.version, before.state, after.state, before.percentage, after.percentage, who, why, now],
+    )
+
+
+def move_model(connection: Connection, version: str, status: Literal["deployed", "archived"], now: datetime) -> None:
+    """Change the status of a version of ours in trained_models, in the caller's transaction."""
+    connection.execute(_MOVE_MODEL, {"version": version, "status": status, "now": now})
+
+
+def switch_game(connection: Connection, model_name: str | None, now: datetime) -> None:
+    """Name the model that the game's own agents call, in the caller's transaction; None switches theirs off."""
+    connection.execute(_SWITCH_GAME, [model_name, model_name is not None, now])
