@@ -15,9 +15,9 @@ from judge_groups import RULES, Group
 
 from babylon_rl.judge.calls import JudgeCaller, Reply
 from babylon_rl.judge.pool import judge_groups
+from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup
 from babylon_rl.judge.ruler import Judged, Outcome, SetAside
 from babylon_rl.judge.ruler_cache import AnswerCache, Asker, MemoryCache
-from babylon_rl.judge.shown import ShownEpisode, ShownGroup
 from babylon_rl.settings import Settings
 from babylon_rl.versions import content_version
 from babylon_rl.windows import utc_now

@@ -17,8 +17,8 @@ from training_rows import own_database
 
 from babylon_rl.cli.caches import keep_caches_at_home
 from babylon_rl.episodes.reading import read_windows
-from babylon_rl.judge.request import plan_requests
-from babylon_rl.judge.shown import shown_groups
+from babylon_rl.judge.prompt.render import shown_groups
+from babylon_rl.judge.prompt.request import plan_requests
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import windows_with_rows

@@ -26,9 +26,9 @@ from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.messages import synthetic
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.types import Episode, WindowReading
-from babylon_rl.judge.request import plan_requests
-from babylon_rl.judge.shown import shown_groups
-from babylon_rl.judge.transcript import read_transcripts
+from babylon_rl.judge.prompt.render import shown_groups
+from babylon_rl.judge.prompt.request import plan_requests
+from babylon_rl.judge.prompt.transcript import read_transcripts
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

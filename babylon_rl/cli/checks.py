@@ -103,7 +103,7 @@ def _weights(settings: Settings) -> tuple[str, str]:
 
 
 def _judge(settings: Settings) -> tuple[str, str]:
-    from babylon_rl.judge.privacy import what_leaves
+    from babylon_rl.judge.prompt.privacy import what_leaves
 
     return PASS, what_leaves(settings)
 

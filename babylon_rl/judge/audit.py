@@ -18,10 +18,11 @@ from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.calls import JudgeCaller
 from babylon_rl.judge.endpoints import audit_settings
 from babylon_rl.judge.pool import run_pool
+from babylon_rl.judge.prompt.group import ShownGroup
+from babylon_rl.judge.prompt.render import shown_groups
 from babylon_rl.judge.ruler import Judged, Outcome, Ruler, SetAside
 from babylon_rl.judge.scoring_desk import Desk, running_clock
 from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE
-from babylon_rl.judge.shown import ShownGroup, shown_groups
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from babylon_rl.judge.request import JudgeRequest
+from babylon_rl.judge.prompt.request import JudgeRequest
 from babylon_rl.llm.tokens import price
 from babylon_rl.store.judge_requests import Reservation
 

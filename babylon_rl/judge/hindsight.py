@@ -4,20 +4,19 @@
 official answer updates its hours. Texts are read one trajectory at a time.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
 
 from babylon_rl.episodes.decode import Fault, Step, decode
 from babylon_rl.episodes.reading import stream_trajectories
 from babylon_rl.episodes.types import Trajectory
 from babylon_rl.judge.leaks import Leak, LeakContext, find_leaks, knowledge_needles, knowledge_numbers
+from babylon_rl.judge.prompt.market_context import game_knowledge
+from babylon_rl.judge.prompt.templates import folded
 from babylon_rl.judge.telling import UNRESOLVED, HiddenAnswer
-from babylon_rl.judge.wording import folded
 from babylon_rl.market.correctness import HourMarket, Targets, correctness, intent
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import PredictionOutcome, WindowOutcomes
@@ -228,15 +227,6 @@ def _answer(asked: PredictionOutcome, hidden: Mapping[str, bool]) -> HiddenAnswe
     number = asked.question_number
     names = () if number is None else (f"Q{number}", f"question {number}", f"question #{number}")
     return None if answer is None else HiddenAnswer((*names, asked.market_id, asked.question), answer)
-
-
-def game_knowledge(metadata_json: str) -> Any:
-    """The gameKnowledge of a trajectory's metadataJson; None if it has none."""
-    try:
-        metadata = json.loads(metadata_json)
-    except (ValueError, RecursionError):
-        return None
-    return metadata.get("gameKnowledge") if isinstance(metadata, dict) else None
 
 
 def _storable(text: str) -> str:

@@ -1,7 +1,7 @@
 """Leak check: finds facts in a training text that became known only after the hour.
 
-Sentences that a judge reads are found by their own templates (wording.py), with any value, whatever their letter case, white space,
-line breaks, typography and JSON escapes. Raw forms are found as well: recorded gameKnowledge by its keys and its bare values, a
+Sentences that a judge reads are found by their own templates (prompt/templates.py), with any value, whatever their letter case, white
+space, line breaks, typography and JSON escapes. Raw forms are found as well: recorded gameKnowledge by its keys and its bare values, a
 question's own row with its secret answer, a plain statement of that answer, and judges' scores by their column's name. An agent may
 guess in its own words: a response leaks only by sentence or by recorded secret.
 """
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from babylon_rl.judge.prompt.templates import FIELD_TYPES, TEMPLATES, LeakKind, Template, folded
 from babylon_rl.judge.telling import HiddenAnswer, stated_answer
-from babylon_rl.judge.wording import FIELD_TYPES, TEMPLATES, LeakKind, Template, folded
 
 RESPONSE = "response"
 EXCERPT_CHARACTERS = 160

@@ -7,9 +7,9 @@ import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from datetime import datetime
 
+from babylon_rl.judge.prompt.group import ShownGroup
 from babylon_rl.judge.ruler import Outcome, Ruler
 from babylon_rl.judge.ruler_cache import AnswerCache, Asker
-from babylon_rl.judge.shown import ShownGroup
 from babylon_rl.settings import Settings
 from babylon_rl.windows import utc_now
 

@@ -17,10 +17,10 @@ from babylon_rl.judge.answers import AnswerFault, Verdict, read_answer
 from babylon_rl.judge.budget import Budget, OverBudget, expected_usd
 from babylon_rl.judge.calls import Reply
 from babylon_rl.judge.patience import Patience
-from babylon_rl.judge.request import JudgeRequest, asked_anew, plan_requests
-from babylon_rl.judge.rubric import RUBRIC_VERSION
+from babylon_rl.judge.prompt.group import ShownGroup
+from babylon_rl.judge.prompt.request import JudgeRequest, asked_anew, plan_requests
+from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
 from babylon_rl.judge.ruler_cache import AnswerCache, Asker
-from babylon_rl.judge.shown import ShownGroup
 from babylon_rl.judge.subgroups import merge
 from babylon_rl.settings import Settings
 from babylon_rl.store.judge_requests import StoredAnswer

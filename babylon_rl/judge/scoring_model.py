@@ -15,14 +15,15 @@ from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.calls import JudgeCaller
 from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.pool import run_pool
-from babylon_rl.judge.rubric import RUBRIC, RUBRIC_VERSION
+from babylon_rl.judge.prompt.group import ShownGroup
+from babylon_rl.judge.prompt.render import unreadable
+from babylon_rl.judge.prompt.rubric import RUBRIC, RUBRIC_VERSION
 from babylon_rl.judge.ruler import Judged, Outcome, Ruler, SetAside
 from babylon_rl.judge.scoring_desk import BEAT_S, Desk, Leases, beating, running_clock
 from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE, Hour, Plan, judge_version, plan_hours
 from babylon_rl.judge.scoring_result import Asked, Scored
 from babylon_rl.judge.scoring_stored import loaded, stored
 from babylon_rl.judge.scoring_words import judged_scores
-from babylon_rl.judge.shown import ShownGroup, unreadable
 from babylon_rl.judge.sources import asked_version
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings

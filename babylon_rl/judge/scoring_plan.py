@@ -11,9 +11,10 @@ from babylon_rl.episodes.summary import group_version
 from babylon_rl.episodes.types import WindowReading
 from babylon_rl.judge.endpoints import server_of
 from babylon_rl.judge.groups import GroupScores
-from babylon_rl.judge.rubric import RUBRIC_VERSION
+from babylon_rl.judge.prompt.group import ShownGroup
+from babylon_rl.judge.prompt.render import shown_groups
+from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
 from babylon_rl.judge.scoring_stored import loaded
-from babylon_rl.judge.shown import ShownGroup, shown_groups
 from babylon_rl.judge.sources import asked_version, sources_versions
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_requests, scores

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from babylon_rl.judge.endpoints import server_of
 from babylon_rl.judge.groups import GroupScores, Judgement, group_scores
-from babylon_rl.judge.injection import Flag
+from babylon_rl.judge.prompt.injection import Flag
 from babylon_rl.judge.ruler import Judged, storable
 from babylon_rl.judge.scoring_plan import judge_version
 from babylon_rl.settings import Settings

@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.episodes.types import WindowReading
 from babylon_rl.judge.endpoints import server_of
-from babylon_rl.judge.rubric import RUBRIC_VERSION
-from babylon_rl.judge.shown import REQUEST_TOKENS
+from babylon_rl.judge.prompt.render import REQUEST_TOKENS
+from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store import judge_inputs as store

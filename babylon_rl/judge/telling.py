@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from babylon_rl.judge.wording import market_name
+from babylon_rl.judge.prompt.templates import market_name
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.judge.condense import LEAST_TOKENS, StepText, condense
+from babylon_rl.judge.prompt.condense import LEAST_TOKENS, StepText, condense
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl_tests.repeatable import repeatable
 

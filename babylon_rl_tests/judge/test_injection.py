@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.episodes.reading import read_windows
-from babylon_rl.judge.injection import MOST_CHARACTERS, bounded, escaped, find_flags, flat
-from babylon_rl.judge.names import Renamer
-from babylon_rl.judge.privacy import private_fields
-from babylon_rl.judge.request import plan_requests
+from babylon_rl.judge.prompt.injection import MOST_CHARACTERS, bounded, escaped, find_flags, flat
+from babylon_rl.judge.prompt.names import Renamer
+from babylon_rl.judge.prompt.privacy import private_fields
+from babylon_rl.judge.prompt.render import shown_groups
+from babylon_rl.judge.prompt.request import plan_requests
+from babylon_rl.judge.prompt.steps import shown_steps
+from babylon_rl.judge.prompt.transcript import read_transcripts
 from babylon_rl.judge.scripted.obedience import Believed, believed, demanded
 from babylon_rl.judge.scripted.wire import read
-from babylon_rl.judge.shown import shown_groups
-from babylon_rl.judge.steps_shown import shown_steps
-from babylon_rl.judge.transcript import read_transcripts
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.judge import wording
 from babylon_rl.judge.leaks import RESPONSE, Leak, LeakContext, find_leaks, knowledge_needles, knowledge_numbers, plainly_typed
+from babylon_rl.judge.prompt import templates
+from babylon_rl.judge.prompt.templates import KNOWLEDGE_KEYS, TEMPLATES, Template, knowledge_sentences, say
 from babylon_rl.judge.telling import HiddenAnswer
-from babylon_rl.judge.wording import KNOWLEDGE_KEYS, TEMPLATES, Template, knowledge_sentences, say
 
 PROMPT = [{"role": "system", "content": "You are a trader."}, {"role": "user", "content": "OpenLIE $450. What do you do?"}]
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -221,11 +221,11 @@ def test_guesses_and_wrong_answers_state_nothing(text: str) -> None:
 def test_an_agents_own_guess_is_no_leak() -> None:
     guess = '{"action": "buy", "why": "the actualOutcomes: {yes}, my score: 0.9, ground truth: it rises"}'
     assert find_leaks(PROMPT, guess) == []
-    assert find_leaks(PROMPT, say(wording.SCORE, agent="a", score=1, rank=1, group=5))[0].where == RESPONSE
+    assert find_leaks(PROMPT, say(templates.SCORE, agent="a", score=1, rank=1, group=5))[0].where == RESPONSE
 
 
 def test_a_find_says_where_and_how_it_reads() -> None:
-    sentence = say(wording.STOCK, name="OpenLIE", start=450.0, end=471.5, change=4.77777777, label="BULLISH")
+    sentence = say(templates.STOCK, name="OpenLIE", start=450.0, end=471.5, change=4.77777777, label="BULLISH")
     text = f"FEED:\nnothing\n\n{sentence.upper()}\nWhat now?"
     (leak,) = find_leaks([{"role": "user", "content": text}], "hold")
     excerpt = "VER THE HOUR OPENLIE WENT FROM $450 TO $471.5, A CHANGE OF 4.77778 %: BULLISH."
@@ -235,9 +235,9 @@ def test_a_find_says_where_and_how_it_reads() -> None:
 
 def test_a_value_of_another_type_is_refused() -> None:
     with pytest.raises(ValueError, match="label is 'great'"):
-        say(wording.STOCK, name="OpenLIE", start=1, end=2, change=3, label="great")
+        say(templates.STOCK, name="OpenLIE", start=1, end=2, change=3, label="great")
     with pytest.raises(KeyError):
-        say(wording.STOCK, name="OpenLIE")
+        say(templates.STOCK, name="OpenLIE")
 
 
 TYPED = str.maketrans("‐‑‒–—−“”„‟«»‘’‚‛", "-" * 6 + '"' * 6 + "'" * 4, "\xad\u200b\u200c\u200d\u2060\ufeff")

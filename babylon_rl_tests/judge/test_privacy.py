@@ -3,7 +3,7 @@
 import pytest
 
 from babylon_rl.errors import SettingsError
-from babylon_rl.judge.privacy import FIELDS, fields_that_leave, private_fields, what_leaves
+from babylon_rl.judge.prompt.privacy import FIELDS, fields_that_leave, private_fields, what_leaves
 from babylon_rl.settings import Settings
 
 

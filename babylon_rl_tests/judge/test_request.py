@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.judge.injection import escaped
-from babylon_rl.judge.privacy import ALWAYS, FIELDS, NEVER
-from babylon_rl.judge.request import JudgeRequest, asked_anew, plan_requests
-from babylon_rl.judge.rubric import RUBRIC, system_prompt
+from babylon_rl.judge.prompt.injection import escaped
+from babylon_rl.judge.prompt.privacy import ALWAYS, FIELDS, NEVER
+from babylon_rl.judge.prompt.request import JudgeRequest, asked_anew, plan_requests
+from babylon_rl.judge.prompt.rubric import RUBRIC, system_prompt
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.shown_groups import SECRET, WINDOW, make_group
 from babylon_rl_tests.judge.wire import read_request

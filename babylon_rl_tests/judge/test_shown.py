@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 
 from babylon_rl.episodes.reading import read_windows
-from babylon_rl.judge.context import question_names
 from babylon_rl.judge.leaks import LeakContext, find_leaks
-from babylon_rl.judge.request import plan_requests
-from babylon_rl.judge.shown import REQUEST_TOKENS, ShownGroup, episodes_per_request, request_tokens, shown_groups
+from babylon_rl.judge.prompt.group import ShownGroup, episodes_per_request
+from babylon_rl.judge.prompt.market_context import question_names
+from babylon_rl.judge.prompt.render import REQUEST_TOKENS, request_tokens, shown_groups
+from babylon_rl.judge.prompt.request import plan_requests
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.settings import Settings

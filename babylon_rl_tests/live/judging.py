@@ -4,8 +4,8 @@ import asyncio
 
 from babylon_rl.judge.answers import Verdict, read_answer
 from babylon_rl.judge.calls import JudgeCaller
-from babylon_rl.judge.request import plan_requests
-from babylon_rl.judge.shown import ShownEpisode, ShownGroup
+from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup
+from babylon_rl.judge.prompt.request import plan_requests
 from babylon_rl.settings import Settings
 
 GOOD, BAD = "agent-good", "agent-bad"

@@ -15,8 +15,8 @@ import pytest
 
 from babylon_rl.automation.launch import run_hours
 from babylon_rl.episodes.reading import read_windows
+from babylon_rl.judge.prompt.render import shown_groups
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.shown import shown_groups
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.recorder import TrajectoryRecorder
 from babylon_rl.settings import Settings

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from babylon_rl.episodes.reading import read_window, sync_windows
 from babylon_rl.errors import UsageError
+from babylon_rl.judge.prompt.templates import SCORE, say
 from babylon_rl.judge.scoring import score_windows, stored_scores
-from babylon_rl.judge.wording import SCORE, say
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database

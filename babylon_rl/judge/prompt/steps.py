@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from babylon_rl.judge.condense import StepText
-from babylon_rl.judge.injection import Flag, bounded, flat
-from babylon_rl.judge.masking import Screen
-from babylon_rl.judge.names import Renamer
-from babylon_rl.judge.privacy import Private
-from babylon_rl.judge.shared_lines import SharedLines, pieces, plain
-from babylon_rl.judge.transcript import RecordedStep
+from babylon_rl.judge.prompt.condense import SharedLines, StepText, pieces, plain
+from babylon_rl.judge.prompt.injection import Flag, Screen, bounded, flat
+from babylon_rl.judge.prompt.names import Renamer
+from babylon_rl.judge.prompt.privacy import Private
+from babylon_rl.judge.prompt.transcript import RecordedStep
 
 _LONGEST_ACTION = 80
 _GAME_ID = re.compile(r"\d{12,}")

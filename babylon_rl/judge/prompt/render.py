@@ -1,4 +1,4 @@
-"""Rendering of a window's group for a judge, within a token budget.
+"""What the judge is shown: rendering of a window's group, within a token budget.
 
 Rendered are the hour's market, the lines that agents share, and each usable episode, without any agent's id or name. Texts are raw
 here; request.py escapes them.
@@ -6,21 +6,27 @@ here; request.py escapes them.
 
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from babylon_rl.episodes.types import Episode, WindowReading
-from babylon_rl.judge import context
-from babylon_rl.judge.condense import LEAST_TOKENS, Condensed, condense
-from babylon_rl.judge.hindsight import game_knowledge
-from babylon_rl.judge.injection import Flag, escaped, find_flags
-from babylon_rl.judge.masking import NAME, Screen
-from babylon_rl.judge.names import LEAST_NAME, Language, Renamer
-from babylon_rl.judge.privacy import Private, private_fields
-from babylon_rl.judge.rubric import RUBRIC_VERSION, system_prompt
-from babylon_rl.judge.shared_lines import SharedLines
-from babylon_rl.judge.steps_shown import ShownStep, shown_steps
+from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, SharedLines, condense
+from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup
+from babylon_rl.judge.prompt.injection import NAME, Screen, escaped, find_flags
+from babylon_rl.judge.prompt.market_context import (
+    hidden_context,
+    knowledge_context,
+    market_context,
+    market_terms,
+    masked_outcomes,
+    news_context,
+    question_names,
+)
+from babylon_rl.judge.prompt.names import LEAST_NAME, Language, Renamer
+from babylon_rl.judge.prompt.privacy import Private, private_fields
+from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
+from babylon_rl.judge.prompt.steps import ShownStep, shown_steps
+from babylon_rl.judge.prompt.transcript import RecordedStep, read_transcripts
 from babylon_rl.judge.subgroups import LEAST
-from babylon_rl.judge.transcript import RecordedStep, read_transcripts
 from babylon_rl.llm.tokens import table_entry, token_counter
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import WindowOutcomes
@@ -35,75 +41,6 @@ OUTCOME_SHARE, COMMON_SHARE = 0.3, 0.3  # of a request, at most
 REQUEST_TOKENS = 32_000  # of a request to a model whose context is not known
 CONTEXT_SHARE = 0.75  # of a model's context; the rest is for its reasoning, its answer, and a request after an unusable answer
 LEAST_REQUEST_TOKENS = 2_000
-
-
-@dataclass(frozen=True)
-class ShownEpisode:
-    """Rendered episode: raw ``text`` of ``tokens`` tokens without ``left_out`` steps.
-
-    ``pnl`` is its window P&L in dollars (None where that is private) in ``steps`` steps; ``flags`` are suspicions in its name, in its own
-    words and in what it was served. ``shortened`` counts the steps, and ``decisions_shortened`` the trades among them, that are not shown
-    in full.
-    """
-
-    agent_id: str
-    text: str
-    tokens: int
-    left_out: int
-    flags: tuple[Flag, ...] = ()
-    pnl: float | None = None
-    steps: int = 0
-    shortened: int = 0
-    decisions_shortened: int = 0
-
-
-@dataclass(frozen=True)
-class ShownGroup:
-    """Rendered group of one window, episodes in order of agent id.
-
-    ``context`` are sentences on the hour's outcome, ``common`` the numbered lines that episodes name, ``most`` the episodes that fit
-    one request, ``input_version`` the hash of all that is shown and of the rubric. ``context_flags`` are suspicions in news, questions and
-    the market's names. ``masked`` is the group without flagged passages, None where that shows the same.
-    """
-
-    window: str
-    context: tuple[str, ...]
-    common: str
-    episodes: tuple[ShownEpisode, ...]
-    input_version: str
-    most: int = 16
-    context_flags: tuple[Flag, ...] = ()
-    masked: "ShownGroup | None" = None
-
-    @property
-    def judged(self) -> tuple["ShownGroup", ...]:
-        """Forms of the group to judge: as it is, and with flagged passages masked."""
-        return (self,) if self.masked is None else (self, self.masked)
-
-    @property
-    def left_out(self) -> int:
-        """Steps left out, over all episodes."""
-        return sum(episode.left_out for episode in self.episodes)
-
-    @property
-    def steps(self) -> int:
-        """Steps of all episodes."""
-        return sum(episode.steps for episode in self.episodes)
-
-    @property
-    def shortened(self) -> int:
-        """Steps not shown in full, those left out included."""
-        return sum(episode.shortened for episode in self.episodes)
-
-    @property
-    def decisions_shortened(self) -> int:
-        """Successful trades among the shortened steps."""
-        return sum(episode.decisions_shortened for episode in self.episodes)
-
-    @property
-    def flags(self) -> dict[str, tuple[Flag, ...]]:
-        """Flags by agent id; agents without flags are absent."""
-        return {episode.agent_id: episode.flags for episode in self.episodes if episode.flags}
 
 
 def shown_groups(
@@ -165,16 +102,17 @@ def _context(
     connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], settings: Settings, private: Private, screen: Screen
 ) -> list[str]:
     """Sentences on the hour, without private fields."""
-    outcomes = screen.outcomes(outcomes)
-    sentences = context.market_context(outcomes) if private.allows("market") else []
+    outcomes = masked_outcomes(outcomes, screen)
+    sentences = market_context(outcomes) if private.allows("market") else []
     if private.allows("news"):
-        sentences += context.news_context(outcomes)
+        sentences += news_context(outcomes)
     if settings.show_hidden_answers_to_judge and private.allows("hidden_answers"):
-        sentences += context.hidden_context(outcomes, store.hidden_answers(connection, [asked.market_id for asked in outcomes.predictions]))
+        answers = store.hidden_answers(connection, [prediction.market_id for prediction in outcomes.predictions])
+        sentences += hidden_context(outcomes, answers)
     if settings.show_hidden_answers_to_judge and private.allows("game_knowledge"):
         ids = [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids]
-        known = context.knowledge_context(game_knowledge(metadata) for _, metadata in sorted(recorded_knowledge(connection, ids)))
-        sentences += [screen.text(sentence, "game knowledge") for sentence in known]
+        knowledge = knowledge_context(metadata for _, metadata in sorted(recorded_knowledge(connection, ids)))
+        sentences += [screen.text(sentence, "game knowledge") for sentence in knowledge]
     return sentences
 
 
@@ -212,9 +150,9 @@ def _written(
     # the context first; it may take only its share
     budget = request_tokens(settings)
     sentences = _fitting(sentences, int(budget * OUTCOME_SHARE), count)
-    aliases = context.question_names(outcomes) if private.allows("market") else {}
+    aliases = question_names(outcomes) if private.allows("market") else {}
     # names and steps as texts, before any shortening
-    language = Language(context.market_terms(outcomes), [step for steps in recorded.values() for step in steps])
+    language = Language(market_terms(outcomes), [step for steps in recorded.values() for step in steps])
     words = {name for agent, own in names.items() for name in own if (name != agent or len(name) < LEAST_NAME) and language.holds(name)}
     own = {
         episode.agent_id: shown_steps(
@@ -299,11 +237,6 @@ def _share(sizes: Sequence[int], most: int, left: int) -> int:
             return max(LEAST_TOKENS, share)
         left -= size
     return max(LEAST_TOKENS, largest[-1]) if largest else LEAST_TOKENS
-
-
-def episodes_per_request(group: ShownGroup, settings: Settings) -> int:
-    """Largest number of a group's episodes in one request."""
-    return max(LEAST, min(group.most, settings.judge_group_size))
 
 
 def request_tokens(settings: Settings) -> int:

@@ -1,13 +1,16 @@
 """Context that only the judge sees: market, stocks, questions, news, hidden answers.
 
-Stocks are listed, equal news appear once, questions have short names. Every sentence comes from a template of wording.py, from which
+Stocks are listed, equal news appear once, questions have short names. Every sentence comes from a template of templates.py, from which
 the leak check is made.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from babylon_rl.judge.wording import (
+from babylon_rl.judge.prompt.injection import Screen
+from babylon_rl.judge.prompt.templates import (
     HIDDEN_ANSWERS,
     MARKET,
     NEWS,
@@ -32,6 +35,26 @@ def question_names(outcomes: WindowOutcomes) -> dict[str, str]:
             names[asked.market_id] = name
             names.setdefault(asked.question, name)
     return names
+
+
+def masked_outcomes(outcomes: WindowOutcomes, screen: Screen) -> WindowOutcomes:
+    """An hour's market with flagged names, questions and news masked, where ``screen`` masks."""
+    names = question_names(outcomes)
+    predictions = [
+        replace(
+            prediction,
+            question=screen.text(prediction.question, f"question {names.get(prediction.market_id, prediction.market_id)}"),
+            news=tuple(screen.text(text, "news") for text in prediction.news),
+        )
+        for prediction in outcomes.predictions
+    ]
+    stocks = [
+        replace(
+            stock, name=screen.text(stock.name, f"name of {stock.ticker}"), news=tuple(screen.text(text, "news") for text in stock.news)
+        )
+        for stock in outcomes.stocks
+    ]
+    return replace(outcomes, predictions=tuple(predictions), stocks=tuple(stocks))
 
 
 def market_terms(outcomes: WindowOutcomes) -> list[str]:
@@ -72,13 +95,22 @@ def hidden_context(outcomes: WindowOutcomes, answers: Mapping[str, bool]) -> lis
     return [say(HIDDEN_ANSWERS, answers=line) for line in _lists(words)]
 
 
-def knowledge_context(recorded: Iterable[Any]) -> list[str]:
-    """Sentences with the recorded gameKnowledge, marked as hidden; each once."""
+def knowledge_context(metadata_json: Iterable[str]) -> list[str]:
+    """Sentences with the gameKnowledge of some trajectories' metadataJson, marked as hidden; each once."""
     sentences: dict[str, None] = {}
-    for knowledge in recorded:
+    for knowledge in map(game_knowledge, metadata_json):
         if isinstance(knowledge, Mapping):
             sentences |= dict.fromkeys(knowledge_sentences(knowledge))
     return _first(list(sentences), MOST_KNOWLEDGE, "hidden facts")
+
+
+def game_knowledge(metadata_json: str) -> Any:
+    """The gameKnowledge of a trajectory's metadataJson; None if it has none."""
+    try:
+        metadata = json.loads(metadata_json)
+    except (ValueError, RecursionError):
+        return None
+    return metadata.get("gameKnowledge") if isinstance(metadata, dict) else None
 
 
 def _first(sentences: Sequence[str], most: int, noun: str) -> list[str]:

@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from babylon_rl.judge.rubric import system_prompt
-from babylon_rl.judge.transcript import RecordedStep
-from babylon_rl.judge.wording import TEMPLATES
+from babylon_rl.judge.prompt.rubric import system_prompt
+from babylon_rl.judge.prompt.templates import TEMPLATES
+from babylon_rl.judge.prompt.transcript import RecordedStep
 from babylon_rl.llm.tokens import token_counter
 
 THIS_AGENT, ANOTHER_AGENT = "[this agent]", "[another agent]"

@@ -1,18 +1,32 @@
-"""Decoding of hidden text: invisible characters, look-alike letters, encodings.
+"""Defence against injection: escaping, flags on text that addresses a judge, and masks.
 
-Each decoded form is searched again.
+``escaped`` keeps the structure of a prompt safe, whatever the text. Flags are found by wordings (injection_wordings.py) in the text and in
+all its decoded forms; other wordings are missed. A flagged group is judged again with the flagged passages masked, to measure what they
+gain: an agent's own text is masked as a whole, as its unflagged half may carry the rest of the message; of a prompt only flagged lines are.
 """
 
 import base64
 import binascii
 import codecs
+import functools
 import html
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 from urllib.parse import unquote
 
+from babylon_rl.judge.prompt.injection_wordings import ANCHORS, EXPRESSIONS, Spoken
+
+FlagKind = Spoken | Literal["encoded", "hidden", "long", "lookalike"]
+
+MOST_CHARACTERS = 6_000  # of one text in a request
+LOOKED_AT = 20_000  # characters of a text in which flags are looked for: its first and its last
+EXCERPT = 120
+_BRACKETS = str.maketrans({"＜": "&lt;", "﹤": "&lt;", "＞": "&gt;", "﹥": "&gt;", "＆": "&amp;", "﹠": "&amp;"})
+_UNSEEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 _FORMAT = frozenset(("Cf", "Cc", "Co", "Cn"))
 _JOINERS = "\u200c\u200d"
 # Letters that look like Latin ones, beyond those that NFKC makes Latin.
@@ -31,6 +45,96 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 _MOST_DEEP = 2
 _TAGS = range(0xE0020, 0xE007F)
 _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{3,}")
+MASK = "[passage left out]"
+NAME = "name"  # where a flag of an agent's own name stands
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One suspicious passage: its kind, its place (``step 3 response``) and an excerpt."""
+
+    kind: FlagKind
+    where: str
+    excerpt: str
+
+
+def escaped(text: str) -> str:
+    """Escape a text as data: markup characters as entities, invisible ones as code points.
+
+    Wide and small forms of markup characters count too. Line breaks and tabs stay.
+    """
+    text = _visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return text if text.isascii() else text.translate(_BRACKETS)
+
+
+def flat(text: str) -> str:
+    """Put the text in one line, so that it cannot imitate surrounding lines."""
+    return " / ".join(filter(None, (line.strip() for line in text.splitlines()))) if "\n" in text or not text.isprintable() else text
+
+
+def bounded(text: str, most: int = MOST_CHARACTERS) -> str:
+    """Cut the middle out of a text longer than ``most`` characters, and say how much."""
+    if len(text) <= most:
+        return text
+    head = most * 2 // 3
+    return f"{text[:head]} [{len(text) - most} characters left out] {text[head - most :]}"
+
+
+def find_flags(text: str, where: str) -> list[Flag]:
+    """Find passages that address a judge or hide something; at most one flag per kind."""
+    return [Flag(kind, where, excerpt) for kind, excerpt in _found(text)] if text else []
+
+
+@functools.lru_cache(maxsize=1024)  # prompts and habits come again and again
+def _found(text: str) -> tuple[tuple[FlagKind, str], ...]:
+    excerpts: dict[FlagKind, str] = {}
+    # bound the work: only beginning and end of a very long text are searched
+    if len(text) > LOOKED_AT:
+        excerpts["long"] = f"{len(text)} characters"
+        text = f"{text[: LOOKED_AT // 2]}\n{text[-LOOKED_AT // 2 :]}"
+    elif repetitive(text):
+        excerpts["long"] = f"{len(text)} characters that repeat themselves"
+    # disguises are flagged even where the decoded text is harmless
+    hidden = hidden_characters(text)
+    if hidden:
+        excerpts["hidden"] = _excerpt(hidden)
+    mixed = mixed_scripts(text)
+    if mixed:
+        excerpts["lookalike"] = _excerpt(mixed)
+    # the words themselves, in the text and in all its decoded forms
+    for reading, disguise in readings(text):
+        for kind, excerpt in _spoken(reading):
+            excerpts.setdefault(kind, _excerpt(excerpt))
+            if disguise and "encoded" not in excerpts:
+                excerpts["encoded"] = _excerpt(f"{disguise}: {excerpt}")
+    return tuple(excerpts.items())
+
+
+def _spoken(reading: str) -> Iterator[tuple[Spoken, str]]:
+    """Yield the kinds of address in a text, each with its first match."""
+    plain = folded(reading)
+    # a substring search is far cheaper than the expressions, and decides most texts
+    if plain.isascii() and not any(anchor in plain for anchor in ANCHORS):
+        return
+    for kind, expression in EXPRESSIONS.items():
+        match = expression.search(plain)
+        if match is not None:
+            yield kind, plain[max(0, match.start() - 20) : match.end() + 40]
+
+
+def _excerpt(text: str) -> str:
+    line = " ".join(_visible(text).split())
+    return line if len(line) <= EXCERPT else f"{line[: EXCERPT - 1]}…"
+
+
+def _visible(text: str) -> str:
+    """The text with invisible characters written as their code points."""
+    if text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    for character in set(text):
+        if character not in "\n\t" and unicodedata.category(character) in _UNSEEN:
+            text = text.replace(character, f"[U+{ord(character):04X}]")
+    return text
 
 
 def folded(text: str) -> str:
@@ -174,3 +278,56 @@ def repetitive(text: str) -> bool:
         if len(parts) >= 100 and Counter(parts).most_common(1)[0][1] * 2 > len(parts):
             return True
     return max(map(len, text.split()), default=0) > 1_500
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
+@dataclass
+class Screen:
+    """Collects flags of the texts shown to a judge, and masks flagged passages if ``masks``.
+
+    Texts are searched as shown, that is after ``rename``.
+    """
+
+    masks: bool = False
+    rename: Callable[[str], str] = _as_it_is
+    flags: list[Flag] = field(default_factory=list)
+
+    def text(self, text: str, where: str) -> str:
+        """A text of one author, or the mask in its place."""
+        return MASK if self._speaks(self.rename(text), where) and self.masks else text
+
+    def lines(self, lines: Sequence[str], where: str) -> list[str]:
+        """Renamed lines of a text by many authors, flagged ones masked.
+
+        One mask stands for all lines where only the whole text is flagged.
+        """
+        shown = [self.rename(line) for line in lines]
+        if not self._speaks("\n".join(shown), where) or not self.masks:
+            return shown
+        # a message can be spread over lines: search again after masking
+        kept = [MASK if _is_spoken(find_flags(line, where)) else line for line in shown]
+        return [MASK] if _is_spoken(find_flags("\n".join(kept), where)) else kept
+
+    def value(self, value: Any, where: str) -> Any:
+        """A JSON value with its flagged keys and strings masked."""
+        if isinstance(value, str):
+            return self.text(value, where)
+        if isinstance(value, list):
+            return [self.value(entry, where) for entry in value]
+        if isinstance(value, dict):
+            return {self.text(str(key), where): self.value(entry, where) for key, entry in value.items()}
+        return value
+
+    def _speaks(self, shown: str, where: str) -> bool:
+        """True for a flagged text; its flags are collected."""
+        flags = find_flags(shown, where)
+        self.flags += flags
+        return _is_spoken(flags)
+
+
+def _is_spoken(flags: Sequence[Flag]) -> bool:
+    """True if a flag is more than length; a long text is cut anyway."""
+    return any(flag.kind != "long" for flag in flags)
