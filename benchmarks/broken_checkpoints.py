@@ -24,11 +24,12 @@ from babylon_rl.models.files import sha256
 from babylon_rl.models.packaged import base_model_dir, base_model_name
 from babylon_rl.models.server_process import running_server
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.store.batches import NewBatch, claim_batch, insert_batch
+from babylon_rl.store.batches import NewBatch, advance_batch, claim_batch, insert_batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.registry import NewModel, model_of_batch, next_version, register_model, version_order
+from babylon_rl.training.lifecycle import PREPARE, PUBLISH, REGISTER, TRAIN
 from babylon_rl.windows import utc_now
 from benchmarks.broken_adapters import BROKEN, make_adapter
 
@@ -87,12 +88,15 @@ def register(connection: Connection, settings: Settings, name: str, adapter: Pat
     stamp = now.isoformat(timespec="milliseconds") + "Z"
     publish(staging, final, Manifest(version=version, base=base, created_at=stamp, batch_id=batch_id, prompt_version=TRADER_V1))
     insert_batch(connection, NewBatch(batch_id, base.name, "cpu", None, version, 0, {}, {}, now, []))
+    attempt = claim_batch(connection, batch_id, now) or 0
+    for transition in (PREPARE, TRAIN, PUBLISH):
+        advance_batch(connection, batch_id, attempt, transition, now)
     new = NewModel(
-        batch_id=batch_id, attempt=claim_batch(connection, batch_id, now) or 0, version=version, parent_version=None, base_model=base.name,
+        batch_id=batch_id, attempt=attempt, version=version, parent_version=None, base_model=base.name,
         backend="cpu", checkpoint=str(final), storage_path=str(final), manifest_sha=sha256(final / MANIFEST), episodes=[], loss=0.0,
         metrics={}, now=now,
     )  # fmt: skip
-    register_model(connection, new)
+    register_model(connection, new, REGISTER)
     connection.commit()
     return batch_id
 

@@ -94,6 +94,22 @@ def assets_page() -> str:
     return "\n".join(lines)
 
 
+def batch_life_page() -> str:
+    """States of a batch, its transitions, and the effect of each failure."""
+    from babylon_rl.training.lifecycle import FAILURES, STATES, TRANSITIONS
+
+    lines = ["# Life of a batch\n", "![States and transitions](../images/batch-lifecycle.svg)\n", "| state | meaning |\n|---|---|"]
+    lines += [f"| `{state}` | {cell(meaning)} |" for state, meaning in STATES.items()]
+    lines.append("\n## Transitions\n\n| transition | from | to | by | when |\n|---|---|---|---|---|")
+    for move in TRANSITIONS:
+        sources = ", ".join(f"`{state}`" for state in move.sources)
+        lines.append(f"| {move.name} | {sources} | `{move.target}` | {move.actor} | {cell(move.when)} |")
+    lines.append("\n## Failures\n\nThe first row that fits counts. While a job of a batch runs or was trained, the batch is paid.\n")
+    lines.append("| failure | effect | while paid | goes on with |\n|---|---|---|---|")
+    lines += [f"| {cell(rule.cause)} | {rule.effect} | {rule.when_paid} | {cell(rule.resumes)} |" for rule in FAILURES]
+    return "\n".join(lines) + "\n"
+
+
 def tables_page() -> str:
     """Tables and views of schema babylon_rl with their columns, as migrations make them."""
     from babylon_rl.store.database import Database
@@ -124,7 +140,10 @@ def cell(text: str | None) -> str:
     return " ".join((text or "").split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-PAGES = {"settings": settings_page, "commands": commands_page, "assets": assets_page, "tables": tables_page, "api": api_page}
+PAGES = {
+    "settings": settings_page, "commands": commands_page, "assets": assets_page, "batch-life": batch_life_page, "tables": tables_page,
+    "api": api_page,
+}  # fmt: skip
 for _name, _render in PAGES.items():
     with mkdocs_gen_files.open(f"reference/{_name}.md", "w") as _file:
         _file.write(_render())

@@ -18,12 +18,10 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.scores import pending_since
 from babylon_rl.store.write_ahead import finished_steps, read_jobs
 from babylon_rl.training.batches import fail_batch
-from babylon_rl.training.iterations import MOST_STARTS
+from babylon_rl.training.lifecycle import MAX_DEAD_RUNS, MAX_LOST_RUNS, RETRY_EVERY
 
-MOST_ATTEMPTS = 3
 FAILURE_REASON_TAG = "dagster/failure_reason"
 JUDGE_ASKED_EVERY = timedelta(minutes=30)  # while hours of a batch wait for a judge that is down, or for tomorrow's budget
-PAUSED_TRIED_EVERY = timedelta(minutes=30)  # while a training service or the checkpoints' storage is down: what is trained is kept
 LIVE = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -50,7 +48,7 @@ class Runs:
     @property
     def hopeless(self) -> bool:
         """True if another run would most likely die too."""
-        return self.deaths >= MOST_ATTEMPTS or self.lost >= MOST_STARTS
+        return self.deaths >= MAX_DEAD_RUNS or self.lost >= MAX_LOST_RUNS
 
 
 def naive(moment: datetime) -> datetime:
@@ -91,27 +89,27 @@ def _how_it_ended(run: dg.DagsterRun) -> str | None:
 def why_no_run(connection: Connection, batch: Batch, runs: Runs, now: datetime) -> str | None:
     """A reason to start no run of a pending batch now, or None.
 
-    Gives up a batch of which MOST_ATTEMPTS runs died.
+    Gives up a batch of which MAX_DEAD_RUNS runs died.
     """
     waits_since = pending_since(connection, batch.windows)
-    lately = now - runs.seen_at < PAUSED_TRIED_EVERY
+    lately = now - runs.seen_at < RETRY_EVERY
     # Temporary reasons: the batch stays pending and is tried again later.
     if runs.live:
         return f"{batch.batch_id} has a live run."
     if waits_since is not None and now - waits_since < JUDGE_ASKED_EVERY:
         return f"{batch.batch_id} waits for its judge, which is asked again every {JUDGE_ASKED_EVERY}."
     if batch.error is not None and lately:
-        return f"{batch.batch_id} waits and is tried again every {PAUSED_TRIED_EVERY}: {batch.error}"
+        return f"{batch.batch_id} waits and is tried again every {RETRY_EVERY}: {batch.error}"
     if runs.ended == TAKEN_OVER and lately:
-        return f"{batch.batch_id} was left to another run, or waits for another batch's job; it is tried again every {PAUSED_TRIED_EVERY}."
+        return f"{batch.batch_id} was left to another run, or waits for another batch's job; it is tried again every {RETRY_EVERY}."
     # Too many deaths: give up, unless paid work would be lost.
     if waits_since is None and batch.error is None and runs.hopeless:
         died = runs.deaths + runs.lost
         if not _holds_what_was_paid(connection, batch):
             fail_batch(connection, batch.batch_id, f"{died} runs died without a word.", now)
             return f"{batch.batch_id} was given up: {died} runs died without a word."
-        if now - runs.seen_at < PAUSED_TRIED_EVERY:
-            return f"{batch.batch_id} holds what was paid; {died} runs died, and the next is tried every {PAUSED_TRIED_EVERY}."
+        if now - runs.seen_at < RETRY_EVERY:
+            return f"{batch.batch_id} holds what was paid; {died} runs died, and the next is tried every {RETRY_EVERY}."
     return None
 
 

@@ -16,7 +16,7 @@ from babylon_rl.assets.observed import observe
 from babylon_rl.assets.partitions import BATCHES, batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
-from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, MOST_ATTEMPTS, naive, runs_of, why_no_run
+from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, naive, runs_of, why_no_run
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.jobs import HOURLY, hour_tags, judge_report_job, observe_job, ranges, score_job, train_job
 from babylon_rl.errors import TrainingError, UsageError
@@ -26,6 +26,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import newest_judgement
 from babylon_rl.store.scores import waiting_since
 from babylon_rl.training.batches import fail_stuck, freeze, pending_batches
+from babylon_rl.training.lifecycle import MAX_DEAD_RUNS
 from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import last_completed, not_ready
 
@@ -141,11 +142,11 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
         # The run key marks runs of this sensor; lost ones do not count as attempts.
         prefix = f"{batch_id}/benchmark/"
         own = [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(prefix)]
-        if sum(run.tags.get(ENDED_TAG) != LOST for run in own) < MOST_ATTEMPTS:
+        if sum(run.tags.get(ENDED_TAG) != LOST for run in own) < MAX_DEAD_RUNS:
             selection = [dg.AssetKey(name) for name in EVIDENCE]
             request = dg.RunRequest(run_key=f"{prefix}{len(own) + 1}", partition_key=batch_id, asset_selection=selection)
             return dg.SensorResult(run_requests=[request], dynamic_partitions_requests=[batches.build_add_request([batch_id])])
-        reasons.append(f"{batch_id} was given up after {MOST_ATTEMPTS} runs; materialize {' and '.join(EVIDENCE)} by hand.")
+        reasons.append(f"{batch_id} was given up after {MAX_DEAD_RUNS} runs; materialize {' and '.join(EVIDENCE)} by hand.")
     return dg.SkipReason(" ".join(reasons) or "Every completed batch has been decided on.")
 
 

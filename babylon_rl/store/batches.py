@@ -37,6 +37,20 @@ FROM babylon_rl.batches b JOIN public.training_batches p ON p."batchId" = b."bat
 
 
 @dataclass(frozen=True, slots=True)
+class Transition:
+    """Change of a batch's state, from one of ``sources`` to ``target``.
+
+    training/lifecycle.py holds the table of them; this file executes one and refuses it in any other state.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    target: str
+    actor: str
+    when: str
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One batch with its state in both tables.
 
@@ -295,17 +309,26 @@ def note_waiting(connection: Connection, batch_id: str, attempt: int, reason: st
     )
 
 
-def advance_batch(connection: Connection, batch_id: str, attempt: int, state: str, now: datetime) -> None:
-    """Set the state of a live batch in both tables, for the run ``attempt``.
+def advance_batch(connection: Connection, batch_id: str, attempt: int, transition: Transition, now: datetime) -> None:
+    """Move a batch on in both tables, for the run ``attempt``.
 
     Raises:
-        BatchConflict: the batch ended (cancelled, failed, completed), or a newer run has taken it over.
+        BatchConflict: the batch ended (cancelled, failed, completed), a newer run has taken it over, or its state does not allow this.
     """
-    _touch(connection, batch_id, attempt, now, state)
+    _touch(connection, batch_id, attempt, now, transition)
     connection.execute(
         'UPDATE public.training_batches SET status = %s, "startedAt" = COALESCE("startedAt", %s) WHERE "batchId" = %s',
-        [state, now, batch_id],
+        [transition.target, now, batch_id],
     )
+
+
+def hold_batch(connection: Connection, batch_id: str, attempt: int, now: datetime) -> None:
+    """Lock a live batch's row for the run ``attempt`` until the end of the caller's transaction.
+
+    Raises:
+        BatchConflict: the batch ended, or a newer run has taken it over.
+    """
+    _touch(connection, batch_id, attempt, now)
 
 
 def heartbeat(connection: Connection, batch_id: str, attempt: int, now: datetime) -> None:
@@ -315,26 +338,29 @@ def heartbeat(connection: Connection, batch_id: str, attempt: int, now: datetime
         BatchConflict: the batch ended, or a newer run has taken it over.
     """
     with own_transaction(connection):
-        _touch(connection, batch_id, attempt, now, None)
+        _touch(connection, batch_id, attempt, now)
 
 
-def _touch(connection: Connection, batch_id: str, attempt: int, now: datetime, state: str | None) -> None:
+def _touch(connection: Connection, batch_id: str, attempt: int, now: datetime, transition: Transition | None = None) -> None:
+    target, sources = (None, LIVE_STATES) if transition is None else (transition.target, transition.sources)
     updated = connection.execute(
         """
         UPDATE babylon_rl.batches SET "heartbeatAt" = %s, "state" = COALESCE(%s, "state")
         WHERE "batchId" = %s AND "attempt" = %s AND "state" = ANY(%s)
         """,
-        [now, state, batch_id, attempt, list(LIVE_STATES)],
+        [now, target, batch_id, attempt, list(sources)],
     )
     if updated.rowcount == 0:
-        # No row matched: the batch ended or a newer run has it.
-        raise BatchConflict(_why_not(connection, batch_id, attempt))
+        # No row matched: the batch ended, a newer run has it, or its state does not lead there.
+        raise BatchConflict(_why_not(connection, batch_id, attempt, sources))
 
 
-def _why_not(connection: Connection, batch_id: str, attempt: int) -> str:
+def _why_not(connection: Connection, batch_id: str, attempt: int, sources: Sequence[str]) -> str:
     batch = read_batch(connection, batch_id)
     if batch is None:
         return f"There is no batch {batch_id}; `babylon-rl batches` lists them."
+    if batch.live and batch.attempt == attempt:
+        return f"{batch_id} is {batch.state}, and this step begins only in {' or '.join(sources)}; `babylon-rl train` goes on with it."
     if batch.live:
         return f"Run {attempt} of {batch_id} stops: run {batch.attempt} has taken the batch over."
     return f"{batch_id} is {batch.state}{f' ({batch.error})' if batch.error else ''}; freeze a new batch with `babylon-rl train`."
@@ -395,23 +421,25 @@ def write_preflight(connection: Connection, batch_id: str, preflight: Mapping[st
     )
 
 
-def end_failed(connection: Connection, batch_id: str, error: str, now: datetime, attempt: int | None = None) -> bool:
-    """Fail a live batch and free its trajectories.
+def end_failed(
+    connection: Connection, batch_id: str, transition: Transition, error: str, now: datetime, attempt: int | None = None
+) -> bool:
+    """End a batch without a version and free its trajectories.
 
     Runs in the caller's transaction. Returns False if the batch had already ended, or if ``attempt`` is given and is not its current run.
     """
     ended = connection.execute(
         """
-        UPDATE babylon_rl.batches SET "state" = 'failed'
+        UPDATE babylon_rl.batches SET "state" = %s
         WHERE "batchId" = %s AND "state" = ANY(%s) AND (%s::int IS NULL OR "attempt" = %s)
         """,
-        [batch_id, list(LIVE_STATES), attempt, attempt],
+        [transition.target, batch_id, list(transition.sources), attempt, attempt],
     )
     if ended.rowcount == 0:
         return False
     connection.execute(
-        'UPDATE public.training_batches SET status = \'failed\', error = %s, "completedAt" = %s WHERE "batchId" = %s',
-        [error, now, batch_id],
+        'UPDATE public.training_batches SET status = %s, error = %s, "completedAt" = %s WHERE "batchId" = %s',
+        [transition.target, error, now, batch_id],
     )
     connection.execute('UPDATE babylon_rl.batch_items SET "live" = FALSE WHERE "batchId" = %s AND "live"', [batch_id])
     return True

@@ -14,7 +14,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
-from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode
+from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode, Transition
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import record_dropped
 
@@ -185,7 +185,7 @@ def newest_of_line(connection: Connection, base_model: str) -> Model | None:
     return line[0] if line else None
 
 
-def register_model(connection: Connection, new: NewModel) -> int:
+def register_model(connection: Connection, new: NewModel, transition: Transition) -> int:
     """Register a trained version in the caller's transaction.
 
     Writes the model row and the lineage, completes the batch, marks its trajectories as used and consumes its items. Episodes without a
@@ -203,10 +203,10 @@ def register_model(connection: Connection, new: NewModel) -> int:
     # Fencing: only the current run of a live batch may complete it.
     closed = connection.execute(
         """
-        UPDATE babylon_rl.batches SET "state" = 'completed', "version" = %s, "heartbeatAt" = %s
+        UPDATE babylon_rl.batches SET "state" = %s, "version" = %s, "heartbeatAt" = %s
         WHERE "batchId" = %s AND "attempt" = %s AND "state" = ANY(%s)
         """,
-        [new.version, new.now, new.batch_id, new.attempt, list(LIVE_STATES)],
+        [transition.target, new.version, new.now, new.batch_id, new.attempt, list(transition.sources)],
     )
     if closed.rowcount == 0:
         raise BatchConflict(f"{new.batch_id} ended, or another run has taken it over, while run {new.attempt} trained it.")
@@ -224,11 +224,11 @@ def register_model(connection: Connection, new: NewModel) -> int:
     connection.execute(
         """
         UPDATE public.training_batches
-        SET status = 'completed', error = NULL, "modelVersion" = %s, "trajectoryIds" = %s, "rewardsJson" = %s, "rankingsJson" = %s,
+        SET status = %s, error = NULL, "modelVersion" = %s, "trajectoryIds" = %s, "rewardsJson" = %s, "rankingsJson" = %s,
             "trainingLoss" = %s, "completedAt" = %s
         WHERE "batchId" = %s
         """,
-        [new.version, json.dumps(trajectories), json.dumps([episode.score for episode, _ in pairs]),
+        [transition.target, new.version, json.dumps(trajectories), json.dumps([episode.score for episode, _ in pairs]),
          json.dumps([episode.rank for episode, _ in pairs]), new.loss, new.now, new.batch_id],
     )  # fmt: skip
     # Deleted rows are not marked; the result tells the caller how many were.

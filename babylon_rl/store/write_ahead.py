@@ -13,7 +13,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
-from babylon_rl.store.batches import LIVE_STATES, advance_batch, own_transaction
+from babylon_rl.store.batches import LIVE_STATES, hold_batch, own_transaction
 from babylon_rl.store.connection import Connection
 
 
@@ -201,7 +201,7 @@ def begin_job(connection: Connection, job: RemoteJob, run_attempt: int) -> None:
     try:
         with own_transaction(connection):
             # Fencing and the insert commit together: an old run cannot leave a job row.
-            advance_batch(connection, job.batch_id, run_attempt, "training", job.posted_at)
+            hold_batch(connection, job.batch_id, run_attempt, job.posted_at)
             connection.execute(
                 """
                 INSERT INTO babylon_rl.remote_jobs

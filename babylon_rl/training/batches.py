@@ -9,15 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from babylon_rl.errors import (
     BabylonError,
     BatchConflict,
-    DatabaseError,
-    JudgeError,
-    JudgeRefused,
     JudgeUnavailable,
     NothingToTrain,
     TrainingError,
@@ -31,6 +28,7 @@ from babylon_rl.store.batches import (
     LIVE_STATES,
     Batch,
     BatchEpisode,
+    Transition,
     advance_batch,
     claim_batch,
     end_failed,
@@ -52,6 +50,19 @@ from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_s
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
 from babylon_rl.training.freezing import Frozen, count_freezable, describe_reasons, freeze, freeze_batch
 from babylon_rl.training.iterations import Clock, OnStep, Run, passes_within, plan_iterations, train_iterations
+from babylon_rl.training.lifecycle import (
+    ABANDON,
+    ABANDONED_AFTER,
+    CANCEL,
+    FAIL,
+    GIVE_UP,
+    JUDGE,
+    PREPARE,
+    PUBLISH,
+    TRAIN,
+    Effect,
+    failure_rule,
+)
 from babylon_rl.training.preflight import keep_budget, preflight_document, refuse_hopeless, refuse_untrainable
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
 from babylon_rl.training.trainer import Trainer, TrainPlan, choose_trainer
@@ -64,7 +75,6 @@ __all__ = [
 
 KEPT_WORDS = "What is finished is kept: make room, or mend what is in the way, then `babylon-rl train` goes on there."
 PAID_WORDS = "What was posted is kept: {} goes on with its next run, `babylon-rl train`, or can be cancelled."
-GIVEN_UP_AFTER = timedelta(days=7)  # a batch holds work that is done, and perhaps paid: it may be left alone for some days
 NO_SPREAD_REASON = "no spread of scores"
 THIN_REASON = "its hour is no longer ready"
 UNSCORED_REASON = "not scored"
@@ -124,10 +134,10 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
     attempt = _claim(connection, batch_id, now)
     with _failing(connection, batch_id, attempt, clock):
         with own_transaction(connection):
-            advance_batch(connection, batch_id, attempt, "preparing", clock.now())
+            advance_batch(connection, batch_id, attempt, PREPARE, clock.now())
             episodes = read_batch_episodes(connection, batch_id)
         with own_transaction(connection):
-            advance_batch(connection, batch_id, attempt, "scoring", clock.now())
+            advance_batch(connection, batch_id, attempt, JUDGE, clock.now())
         windows = sorted({episode.window for episode in episodes})
         # A batch that could train nothing fails before the judge is paid.
         refuse_hopeless(connection, batch, episodes, effective)
@@ -138,7 +148,7 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
         groups = {window: group.without({agent for hour, agent in dropped if hour == window}) for window, group in scores.items()}
         judged = [_judged(episode, groups.get(episode.window), episode.window in scores.quarantined) for episode in episodes]
         with own_transaction(connection):
-            advance_batch(connection, batch_id, attempt, "scoring", clock.now())
+            advance_batch(connection, batch_id, attempt, JUDGE, clock.now())
             write_judgements(connection, batch_id, judged)
         prepared = _prepared(connection, _required(connection, batch_id))
         if not prepared.kept:
@@ -203,6 +213,8 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep, on_preflight
     # A run that died after publishing only lacks the registration.
     published = find_published(run.checkpoints, run.batch)
     if published is not None and not version_taken(run.connection, run.batch.version):
+        with own_transaction(run.connection):
+            advance_batch(run.connection, batch_id, run.attempt, PUBLISH, run.clock.now())
         return finish_registration(run, prepared.kept, published, settings)
     begun = bool(read_steps(run.connection, batch_id))
     # The registry lock orders batches of one line: each continues from the newest version.
@@ -210,7 +222,7 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep, on_preflight
         if not begun:
             lock_registry(run.connection)
             _wait_for_the_line(run)
-        advance_batch(run.connection, batch_id, run.attempt, "training", run.clock.now())
+        advance_batch(run.connection, batch_id, run.attempt, TRAIN, run.clock.now())
     if not begun:  # once something is trained, and perhaps paid, a place that is down fails nothing
         check_storage(settings, batch_id)
     # Parent, sequences and plan; the trainer counts what it can train of them.
@@ -274,7 +286,7 @@ def _leave_empty(
     counted = [replace(episode, trained_ids=[one for one in episode.trajectory_ids if one in trained]) for episode in counted]
     # Judgements, contributions and pre-flight are written in one transaction.
     with own_transaction(run.connection):
-        advance_batch(run.connection, run.batch.batch_id, run.attempt, "training", run.clock.now())
+        advance_batch(run.connection, run.batch.batch_id, run.attempt, TRAIN, run.clock.now())
         write_judgements(run.connection, run.batch.batch_id, counted)
         write_contributions(run.connection, run.batch.batch_id, trained)
         document = preflight_document(conversion, counted, left, found, _passed(run.batch, plan))
@@ -322,17 +334,17 @@ def cancel_batch(connection: Connection, batch_id: str, reason: str, now: dateti
     Raises:
         BatchConflict: there is no such batch of ours, or it has ended.
     """
-    return fail_batch(connection, batch_id, f"Cancelled: {reason}", now)
+    return fail_batch(connection, batch_id, f"Cancelled: {reason}", now, CANCEL)
 
 
-def fail_batch(connection: Connection, batch_id: str, error: str, now: datetime) -> Batch:
+def fail_batch(connection: Connection, batch_id: str, error: str, now: datetime, transition: Transition = GIVE_UP) -> Batch:
     """Fail a live batch and free its trajectories.
 
     Raises:
         BatchConflict: there is no such batch of ours, or it has ended.
     """
     with own_transaction(connection):
-        ended = end_failed(connection, batch_id, error, now)
+        ended = end_failed(connection, batch_id, transition, error, now)
     batch = _required(connection, batch_id)
     if not ended:
         raise BatchConflict(f"{batch_id} is {batch.state} already.")
@@ -346,10 +358,10 @@ def fail_stuck(connection: Connection, now: datetime) -> list[Batch]:
     """
     failed = []
     for batch in read_batches(connection, LIVE_STATES):
-        if batch.state != "pending" and now - batch.heartbeat_at > GIVEN_UP_AFTER:
+        if batch.state in ABANDON.sources and now - batch.heartbeat_at > ABANDONED_AFTER:
             error = f"Stuck: no heartbeat since {batch.heartbeat_at:%Y-%m-%d %H:%M} UTC."
             with own_transaction(connection):
-                ended = end_failed(connection, batch.batch_id, error, now, batch.attempt)  # not if a run has just taken it up
+                ended = end_failed(connection, batch.batch_id, ABANDON, error, now, batch.attempt)  # not if a run has just taken it up
             if ended:
                 failed.append(_required(connection, batch.batch_id))
     return failed
@@ -379,27 +391,32 @@ def _claim(connection: Connection, batch_id: str, now: datetime) -> int:
 
 @contextmanager
 def _failing(connection: Connection, batch_id: str, attempt: int, clock: Clock, work: Path | None = None) -> Iterator[None]:
-    """Fail the batch on permanent errors; leave it to the next run on temporary ones.
+    """Do to the batch as the table of failures says, and raise the error on.
 
-    Temporary are a service that is down, a full disk, a lost database or a lost claim. A batch with a running or trained job is paid, so
-    any other error leaves it waiting too; only the outcome of a job fails it. ``work`` is removed once the batch has failed.
+    An error with which a batch waits only because it is paid, or because a file cannot be written, becomes a TrainingPaused. ``work`` is
+    removed once the batch has failed.
     """
     try:
         yield
-    except (BatchConflict, DatabaseError):
-        raise
-    except BabylonError as error:
-        # Temporary errors wait, paid batches wait, all others fail the batch.
-        if _passes(error):
-            _wait(connection, batch_id, attempt, str(error))
-        elif _is_paid(connection, batch_id):
-            raise _wait(connection, batch_id, attempt, f"{error} {PAID_WORDS.format(batch_id)}") from error
-        else:
+    except Exception as error:
+        rule = failure_rule(error)
+        effect = rule.effect
+        if effect != rule.when_paid and _is_paid(connection, batch_id):
+            effect = rule.when_paid
+        if effect is Effect.FAILED:
             _end(connection, batch_id, str(error), clock.now(), attempt, work)
+        elif effect is Effect.WAITS:
+            raised = _wait(connection, batch_id, attempt, _reason_to_wait(error, batch_id, paid=effect != rule.effect))
+            if effect != rule.effect or not isinstance(error, BabylonError):
+                raise raised from error
         raise
-    except OSError as error:
-        message = f"{batch_id} could not be written: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}."
-        raise _wait(connection, batch_id, attempt, f"{message} {KEPT_WORDS}") from error
+
+
+def _reason_to_wait(error: Exception, batch_id: str, *, paid: bool) -> str:
+    if isinstance(error, OSError) and not isinstance(error, BabylonError):
+        file = f" ({error.filename})" if error.filename else ""
+        return f"{batch_id} could not be written: {error.strerror or error}{file}. {KEPT_WORDS}"
+    return f"{error} {PAID_WORDS.format(batch_id)}" if paid else str(error)
 
 
 def _wait(connection: Connection, batch_id: str, attempt: int, why: str) -> TrainingPaused:
@@ -417,19 +434,9 @@ def _is_paid(connection: Connection, batch_id: str) -> bool:
     return bool(states & {"posting", "running", "trained", "lost"}) and not states & {"failed", "expired"}
 
 
-def _passes(error: BabylonError) -> bool:
-    """True for errors that a later run may not meet: a service or a judge that is down.
-
-    A judge that refuses every request is permanent.
-    """
-    if isinstance(error, JudgeRefused):
-        return not error.for_all
-    return isinstance(error, TrainingPaused | JudgeError)
-
-
 def _end(connection: Connection, batch_id: str, error: str, now: datetime, attempt: int, work: Path | None) -> None:
     connection.rollback()
     with own_transaction(connection):
-        ended = end_failed(connection, batch_id, error, now, attempt)
+        ended = end_failed(connection, batch_id, FAIL, error, now, attempt)
     if ended and work is not None:
         shutil.rmtree(work, ignore_errors=True)

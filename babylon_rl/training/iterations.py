@@ -21,11 +21,11 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.write_ahead import TrainingStep, begin_step, finish_step, finished_steps, newest_job, read_steps
 from babylon_rl.training.conversion import Conversion, refuse_empty
 from babylon_rl.training.freezing import seeded_share
+from babylon_rl.training.lifecycle import MAX_LOST_RUNS, TRAIN
 from babylon_rl.training.trainer import RunContext, StepMetrics, Trainer, TrainIteration
 
 RESULT_FILE = "iteration.json"
 WORK = ".work"
-MOST_STARTS = 25  # of one iteration that ended in a death: a process that dies each time must not go on for ever
 HEARTBEAT_EVERY_S = 10.0
 
 OnStep = Callable[[StepMetrics], None]
@@ -194,7 +194,7 @@ def _write_ahead(run: Run, iteration: TrainIteration) -> None:
     begun = read_steps(run.connection, run.batch.batch_id)
     # Deaths are starts without an end; pauses do not count.
     deaths = sum(step.iteration == iteration.step and not step.paused for step in begun)
-    if deaths >= MOST_STARTS and newest_job(run.connection, iteration.batch_id, iteration.step) is None:  # a posted job is followed
+    if deaths >= MAX_LOST_RUNS and newest_job(run.connection, iteration.batch_id, iteration.step) is None:  # a posted job is followed
         raise TrainingError(
             f"Iteration {iteration.step} of {iteration.batch_id} was started {deaths} times and never ended. "
             "See the log of its last run, then freeze a new batch with `babylon-rl train`."
@@ -205,7 +205,7 @@ def _write_ahead(run: Run, iteration: TrainIteration) -> None:
     )  # fmt: skip
     with own_transaction(run.connection):
         # A run that was taken over begins nothing.
-        advance_batch(run.connection, run.batch.batch_id, run.attempt, "training", run.clock.now())
+        advance_batch(run.connection, run.batch.batch_id, run.attempt, TRAIN, run.clock.now())
         begin_step(run.connection, run.batch.batch_id, step)
 
 

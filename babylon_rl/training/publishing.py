@@ -30,6 +30,7 @@ from babylon_rl.store.registry import (
 from babylon_rl.store.write_ahead import TrainingStep, finished_steps
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN
 from babylon_rl.training.iterations import RESULT_FILE, WORK, Run
+from babylon_rl.training.lifecycle import PUBLISH, REGISTER
 from babylon_rl.training.retention import prune
 from babylon_rl.training.served_as import action_grammar, prompt_version
 from babylon_rl.training.trainer import STATE_PREFIX, TrainSequence
@@ -146,7 +147,7 @@ def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: 
             raise TrainingPaused(
                 f"Another producer took {new.version} while {new.batch_id} was being published; its next run takes the next number."
             )
-        register_model(run.connection, new)
+        register_model(run.connection, new, REGISTER)
         bar_dropped(run.connection, new.batch_id, (NO_SEQUENCE, NO_TOKEN), new.now)
     model = model_of_batch(run.connection, run.batch.batch_id)
     if model is None:
@@ -174,7 +175,7 @@ def _own_version(run: Run, parent: str | None) -> str:
     # Since the batch reserved its number, a foreign row may have taken it, or a batch that was frozen later may have become the parent.
     with own_transaction(run.connection):
         lock_registry(run.connection)
-        advance_batch(run.connection, run.batch.batch_id, run.attempt, "uploading", run.clock.now())
+        advance_batch(run.connection, run.batch.batch_id, run.attempt, PUBLISH, run.clock.now())
         version, passed = run.batch.version, list[str]()
         # Take the next number until it is free, above the parent, and without a foreign directory.
         while version_taken(run.connection, version) or _below(version, parent) or _unknown(run, run.checkpoints / version):

@@ -20,7 +20,7 @@ from babylon_rl.automation.sensors import end_dead_runs, finish_evidence, observ
 from babylon_rl.cli.training import choose_batch
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import BatchConflict, JudgeUnavailable, TrainingPaused
-from babylon_rl.store.batches import Batch, advance_batch, claim_batch, note_waiting, read_batches
+from babylon_rl.store.batches import Batch, claim_batch, note_waiting, read_batches
 from babylon_rl.store.database import Database
 from babylon_rl.store.write_ahead import JobEnd, RemoteJob, begin_job, end_job, finished_steps, name_job, read_jobs
 from babylon_rl.training.batches import cancel_batch, fail_batch, freeze_batch, pending_batches, prepare_batch, train_batch
@@ -29,6 +29,7 @@ from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import utc_now
 from babylon_rl_tests.assets.conftest import NOW, Bench
 from babylon_rl_tests.assets.dead_runs import elsewhere, gone, hold
+from babylon_rl_tests.training.moved_batches import move_batch
 
 HOURS = [f"2025-10-29T{hour:02}:00" for hour in (13, 14, 15, 16, 17)]
 DRY = {
@@ -165,7 +166,7 @@ def test_a_batch_holds_no_more_than_the_setting_allows(ready: Bench, make_bench:
         (batch, *_) = frozen(bench)
         assert 80 < batch.trajectories <= 100 and batch.live
         with ready.babylon.database.connect() as connection:
-            advance_batch(connection, batch.batch_id, claim_batch(connection, batch.batch_id, NOW), "completed", NOW - timedelta(days=2))
+            move_batch(connection, batch.batch_id, "completed", NOW - timedelta(days=2))
 
 
 def test_what_failed_is_not_trained_again_for_a_while_that_doubles(ready: Bench, make_bench: Callable[..., Bench]):
@@ -300,8 +301,7 @@ def test_what_was_paid_or_only_lacks_its_upload_is_tried_now_and_then_and_not_gi
     for _ in range(3):
         a_run(ready, batch, dg.DagsterRunStatus.FAILURE)
     with ready.babylon.database.connect(autocommit=True) as connection:
-        attempt = claim_batch(connection, batch, now)
-        advance_batch(connection, batch, attempt, "uploading" if held_by == "uploading" else "training", now)
+        attempt = move_batch(connection, batch, "uploading" if held_by == "uploading" else "training", now)
         if held_by != "uploading":
             begin_job(connection, RemoteJob(batch, 1, 1, "serverless", "http://service", "model", 0, now), attempt)
             (job,) = read_jobs(connection, batch)
@@ -319,8 +319,7 @@ def test_a_batch_that_only_lacks_its_upload_is_taken_up_again_after_the_machine_
     ready.instance.add_dynamic_partitions(batches.name, [batch])
     run = a_run(ready, batch, dg.DagsterRunStatus.STARTED)
     with ready.babylon.database.connect() as connection:
-        attempt = claim_batch(connection, batch, utc_now())
-        advance_batch(connection, batch, attempt, "uploading", utc_now())
+        move_batch(connection, batch, "uploading", utc_now())
     assert ask(ready, start_training) == dg.SkipReason(f"{batch} has a live run.")
     hold(ready, run, elsewhere(), silent_s=3 * 24 * 3600)
     later = make_bench(ready.babylon.database, now=utc_now() + timedelta(days=3), **DRY)

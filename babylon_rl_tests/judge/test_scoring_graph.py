@@ -11,7 +11,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from babylon_rl.assets.ended import ENDED_TAG, WAITS
-from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, MOST_ATTEMPTS
+from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY
 from babylon_rl.automation.sensors import start_training
 from babylon_rl.cli import run
 from babylon_rl.episodes.reading import sync_windows
@@ -23,6 +23,7 @@ from babylon_rl.store.batches import Batch, read_batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.training.batches import QUARANTINED_REASON, freeze_batch, prepare_batch
+from babylon_rl.training.lifecycle import MAX_DEAD_RUNS
 from babylon_rl.windows import utc_now
 from babylon_rl_tests.assets.conftest import Bench, make_bench
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, asking, filled
@@ -171,7 +172,7 @@ def test_automation_asks_a_judge_that_is_down_again_after_a_while_and_never_give
     bench = make_bench(database, moment, **DRY, **down)
     with database.connect(autocommit=True) as connection:
         sync_windows(connection, windows, bench.babylon.settings, moment)
-    for _ in range(MOST_ATTEMPTS + 1):
+    for _ in range(MAX_DEAD_RUNS + 1):
         bench = make_bench(database, moment, **DRY, **down)
         context = dg.build_sensor_context(instance=bench.instance, resources={"babylon": bench.babylon})
         asked = start_training(context)

@@ -10,7 +10,7 @@ from babylon_rl.store.batches import advance_batch, claim_batch, note_waiting, r
 from babylon_rl.store.write_ahead import begin_step, read_steps
 from babylon_rl.training.batches import count_freezable, fail_stuck, freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.dry import DryTrainer
-from babylon_rl.training.iterations import MOST_STARTS
+from babylon_rl.training.lifecycle import MAX_LOST_RUNS, TRAIN
 from babylon_rl_tests.training.sample import NOW
 from babylon_rl_tests.training.test_batches import Killed, KilledTrainer, assert_nothing_was_marked, used
 
@@ -26,7 +26,7 @@ def batch(connection, settings):
 def test_a_batch_is_left_to_its_next_run_for_a_week_and_failed_then(connection, settings, batch, waits_for):
     attempt = claim_batch(connection, batch.batch_id, NOW)
     with connection.transaction():
-        advance_batch(connection, batch.batch_id, attempt, "training", NOW)
+        advance_batch(connection, batch.batch_id, attempt, TRAIN, NOW)
         if waits_for is not None:
             note_waiting(connection, batch.batch_id, attempt, waits_for)
     connection.commit()
@@ -46,7 +46,7 @@ def test_only_starts_that_ended_in_a_death_count(connection, settings, batch, en
         train_batch(connection, batch.batch_id, settings, NOW, Ends())
     (step,) = read_steps(connection, batch.batch_id)
     assert step.paused != dies
-    for _ in range(MOST_STARTS - 1):
+    for _ in range(MAX_LOST_RUNS - 1):
         begin_step(connection, batch.batch_id, replace(step, attempt=claim_batch(connection, batch.batch_id, NOW)))
     connection.commit()
     if dies:
@@ -55,7 +55,7 @@ def test_only_starts_that_ended_in_a_death_count(connection, settings, batch, en
     else:
         train_batch(connection, batch.batch_id, settings, NOW)
         assert read_batch(connection, batch.batch_id).state == "completed"
-        assert [one.paused for one in read_steps(connection, batch.batch_id)] == [True] + [False] * (MOST_STARTS + 2)
+        assert [one.paused for one in read_steps(connection, batch.batch_id)] == [True] + [False] * (MAX_LOST_RUNS + 2)
 
 
 @pytest.mark.parametrize("all_of_it", [False, True])

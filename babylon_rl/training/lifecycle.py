@@ -1,0 +1,110 @@
+"""Life of a batch as two tables: its transitions, and the effect of each failure.
+
+``store/`` writes a state only as a transition of this table says, and ``training/batches.py`` asks the table of failures before it ends a
+run. docs/explanation/training.md draws the first table; the reference lists both.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+
+import psycopg
+
+from babylon_rl.errors import BabylonError, BatchConflict, DatabaseError, JudgeError, JudgeRefused, TrainingPaused
+from babylon_rl.store.batches import LIVE_STATES, Transition
+
+STATES = {
+    "pending": "frozen: its hours, episodes and trajectories are fixed, and no run has begun",
+    "preparing": "a run has begun and reads its episodes",
+    "scoring": "its hours are judged, or wait for the judge; judged, it waits for its training",
+    "training": "its iterations are trained, each with a record before and a checkpoint after it",
+    "uploading": "it is trained; its checkpoint is published, uploaded and registered",
+    "completed": "its version is registered and its trajectories are marked as used",
+    "failed": "it has ended without a version, and its trajectories are free",
+}
+MAX_DEAD_RUNS = 3  # that ended without a word, since the last finished iteration
+MAX_LOST_RUNS = 25  # with their machine; and starts of one iteration, so that a process that dies each time does not go on for ever
+RETRY_EVERY = timedelta(minutes=30)
+ABANDONED_AFTER = timedelta(days=7)  # a batch holds work that is done, and perhaps paid: it may be left alone for some days
+
+FREEZE = Transition("freeze", (), "pending", "automation or `train`", "enough is freezable and no batch is unfinished")
+PREPARE = Transition("prepare", ("pending", "preparing", "scoring", "training"), "preparing", "run", "before the first iteration")
+JUDGE = Transition("judge", ("preparing", "scoring"), "scoring", "run", "its episodes are read")
+TRAIN = Transition("train", ("preparing", "scoring", "training", "uploading"), "training", "run", "all its hours are judged")
+PUBLISH = Transition("publish", ("training", "uploading"), "uploading", "run", "its last iteration is finished")
+REGISTER = Transition("register", ("uploading",), "completed", "run", "its checkpoint is published, and uploaded where configured")
+FAIL = Transition("fail", LIVE_STATES, "failed", "run", "an error that no retry cures, before anything is paid")
+GIVE_UP = Transition("give up", LIVE_STATES, "failed", "automation", "too many runs died, and nothing paid would be lost")
+CANCEL = Transition("cancel", LIVE_STATES, "failed", "person", "`batches cancel`")
+ABANDON = Transition(
+    "abandon", ("preparing", "scoring", "training", "uploading"), "failed", "automation",
+    f"no sign of life of any run for {ABANDONED_AFTER.days} days",
+)  # fmt: skip
+TRANSITIONS = (FREEZE, PREPARE, JUDGE, TRAIN, PUBLISH, REGISTER, FAIL, GIVE_UP, CANCEL, ABANDON)
+
+
+class Effect(StrEnum):
+    """Effect of a failure on its batch."""
+
+    FAILED = "failed"  # it ends with the error, and its trajectories are free
+    WAITS = "waits"  # its state stays and its row holds the reason; the run does not count as dead
+    RETRIED = "retried"  # nothing is written, and the run counts as dead
+    LEFT = "left"  # nothing is written, and the run does not count as dead
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRule:
+    """One kind of failure with its effect, also while a paid job runs or was trained.
+
+    ``errors`` are its exception types, narrowed by ``applies``; empty where no exception reaches the run.
+    """
+
+    cause: str
+    errors: tuple[type[BaseException], ...]
+    effect: Effect
+    when_paid: Effect
+    resumes: str
+    applies: Callable[[BaseException], bool] = lambda error: True
+
+
+def _refuses_all(error: BaseException) -> bool:
+    return isinstance(error, JudgeRefused) and error.for_all
+
+
+_LATER = f"the next `train`, or automation every {RETRY_EVERY.seconds // 60} minutes"
+_AT_ONCE = "the next `train`, or automation at once"
+_NEW = "a new batch; automation pauses before it freezes one"
+# The first rule that fits an error counts.
+FAILURES = (
+    FailureRule("another run has the batch, or it has ended", (BatchConflict,), Effect.LEFT, Effect.LEFT, _LATER),
+    FailureRule("the database does not answer", (DatabaseError, psycopg.Error), Effect.RETRIED, Effect.RETRIED, _AT_ONCE),
+    FailureRule(
+        "the judge refuses every request: a wrong key, no such model",
+        (JudgeRefused,), Effect.FAILED, Effect.WAITS, _NEW, _refuses_all,
+    ),
+    FailureRule("the judge is down, over its budget, or refuses some hours", (JudgeError,), Effect.WAITS, Effect.WAITS, _LATER),
+    FailureRule(
+        "the training service or the storage of checkpoints does not answer, or another batch of the same base model trains",
+        (TrainingPaused,), Effect.WAITS, Effect.WAITS, _LATER,
+    ),
+    FailureRule(
+        "any other error of the error tree: no trainable token, a policy out of bounds, a damaged parent, a refused key",
+        (BabylonError,), Effect.FAILED, Effect.WAITS, _NEW,
+    ),
+    FailureRule("a full disk, or a file that cannot be written", (OSError,), Effect.WAITS, Effect.WAITS, _LATER),
+    FailureRule("Ctrl-C or *Terminate*", (KeyboardInterrupt,), Effect.LEFT, Effect.LEFT, _AT_ONCE),
+    FailureRule(
+        "a killed process, or an error that nobody foresaw",
+        (BaseException,), Effect.RETRIED, Effect.RETRIED, f"{_AT_ONCE}; given up after {MAX_DEAD_RUNS}, or tried later while paid",
+    ),
+    FailureRule(
+        "a run lost with its machine: a reboot, a replaced container",
+        (), Effect.RETRIED, Effect.RETRIED, f"{_AT_ONCE}; given up after {MAX_LOST_RUNS}, or tried later while paid",
+    ),
+)  # fmt: skip
+
+
+def failure_rule(error: BaseException) -> FailureRule:
+    """Find the rule of an error that ended a run."""
+    return next(rule for rule in FAILURES if isinstance(error, rule.errors) and rule.applies(error))
