@@ -5,8 +5,8 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.hours import HourReport, plotted, report_hours
 from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
+from babylon_rl.assets.partition_results import HourReport, plotted, report_hours
 from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.plots import Paths, bar_plot, path_plot
 from babylon_rl.assets.resources import Babylon

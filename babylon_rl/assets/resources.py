@@ -11,7 +11,7 @@ from datetime import datetime
 import dagster as dg
 import psycopg
 
-from babylon_rl.assets.alive import beating
+from babylon_rl.assets.run_liveness import beating
 from babylon_rl.errors import BabylonError, DatabaseUnreachable
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings, load_settings

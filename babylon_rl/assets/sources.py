@@ -1,6 +1,6 @@
-"""Observable sources with owners and with change descriptions, for changed hours only.
+"""Sources ``raw_trajectories`` and ``market_data``: the game's tables by hour, never written.
 
-The decorator of the pinned release supports neither.
+The decorator of the pinned release supports neither owners nor change descriptions; both are added here, for changed hours only.
 """
 
 import warnings
@@ -9,7 +9,26 @@ from collections.abc import Iterable
 import dagster as dg
 from dagster._core.definitions.external_asset import create_external_asset_from_source_asset
 
-from babylon_rl.assets.metadata import OWNERS
+from babylon_rl.assets.change_detection import MARKET_DATA, observe
+from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema
+from babylon_rl.assets.partitions import hours
+from babylon_rl.assets.resources import Babylon
+
+TRAJECTORY_COLUMNS = column_schema(
+    trajectoryId=("text", "Unique id of the row"),
+    agentId=("text", "The agent"),
+    windowId=("varchar(50)", "The hour, where the producer wrote it"),
+    startTime=("timestamp(3)", "UTC; gives the hour where windowId does not"),
+    stepsJson=("text", "The steps: state, prompts and answers, action, reward"),
+    finalPnL=("double precision", "Lifetime P&L in dollars at the end"),
+    usedInTraining=("boolean", "Set when a batch that held the row has produced a checkpoint"),
+)
+MARKET_COLUMNS = column_schema(
+    StockPrice=("table", "price of an organization at a moment"),
+    WorldEvent=("table", "what happened, to whom, about which question"),
+    Question=("table", "prediction questions and their official answers"),
+    PredictionPriceHistory=("table", "probabilities, and the moment of each resolution"),
+)
 
 
 def owned(source: dg.SourceAsset) -> dg.AssetsDefinition:
@@ -34,3 +53,35 @@ def report_changes(context: dg.OpExecutionContext, changed: Iterable[dg.AssetObs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)
         return dg.DataVersionsByPartition({})
+
+
+@dg.observable_source_asset(
+    name="raw_trajectories",
+    partitions_def=hours,
+    group_name=HOURS_GROUP,
+    tags={"dagster/kind/postgres": "", "dagster/kind/source": ""},
+    metadata={**TRAJECTORY_COLUMNS, "table": "public.trajectories"},
+    description="Rows of `trajectories`, by the hour they belong to. An hour's version is its rows, their newest change and their "
+    "logged calls.",
+)
+def _raw_trajectories(context: dg.OpExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.DataVersionsByPartition:
+    return report_changes(context, observe(context.instance, babylon, full=True, with_market=False).events)
+
+
+raw_trajectories = owned(_raw_trajectories)
+
+
+@dg.observable_source_asset(
+    name="market_data",
+    partitions_def=hours,
+    group_name=HOURS_GROUP,
+    tags={"dagster/kind/postgres": "", "dagster/kind/source": ""},
+    metadata=MARKET_COLUMNS,
+    description="Prices, events, questions and probabilities, by hour. A late official answer changes the version of every hour in which "
+    "the question was open.",
+)
+def _market_data(context: dg.OpExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.DataVersionsByPartition:
+    return report_changes(context, observe(context.instance, babylon, full=True).events_of(MARKET_DATA))
+
+
+market_data = owned(_market_data)

@@ -7,11 +7,11 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.ended import sole_run
 from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, linked_windows, table
 from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.plots import line_plot
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.run_outcome_tag import sole_run
 from babylon_rl.assets.training_batch import UPSTREAM
 from babylon_rl.store.batches import Batch, judging_of, own_transaction, read_batch, read_batch_episodes
 from babylon_rl.store.registry import note_tracking

@@ -4,10 +4,10 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.ended import sole_run
 from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, linked_windows, table
 from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.run_outcome_tag import sole_run
 from babylon_rl.training.batches import Prepared, prepare_batch
 from babylon_rl.versions import content_version
 

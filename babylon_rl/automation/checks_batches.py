@@ -1,4 +1,4 @@
-"""Checks of a batch's checkpoint: errors block the release, warnings ask for a person's review."""
+"""Checks of a batch: its checkpoint, whose errors block the release, and the gate's criteria of its report."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import dagster as dg
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 
-CHECKS = {
+CHECKPOINT_CHECKS = {
     "checkpoint_whole": "The checkpoint's files are whole and match their checksums.",
     "iterations_complete": "Every iteration of the training that was asked for is on record.",
     "loss_finite": "The training's loss is a finite number.",
@@ -18,13 +18,21 @@ CHECKS = {
     "policy_in_bounds": "The policy stayed near its base and did not collapse into one action.",
     "checkpoint_answers": "The checkpoint loads on its base and answers a prompt that it was trained on.",
 }
+GATE_CHECKS = {
+    "improvement": "The whole paired interval of its P&L over the reference is above MIN_IMPROVEMENT.",
+    "better_than_base": "It is shown to earn more than the base.",
+    "better_than_nothing": "It is shown to earn more than doing nothing.",
+    "valid_answers": "It gives no more unusable answers than the reference.",
+    "no_collapse": "No single action is more than 95 % of its decisions.",
+    "enough_markets": "It played enough unseen markets for an interval to hold.",
+}
 WARNINGS = frozenset({"loss_falls", "scores_spread"})
 
 
 @dg.multi_asset_check(
     specs=[
         dg.AssetCheckSpec(name, asset="trained_checkpoint", description=description, partitions_def=batches)
-        for name, description in CHECKS.items()
+        for name, description in CHECKPOINT_CHECKS.items()
     ],
     can_subset=True,
 )
@@ -60,4 +68,36 @@ def checkpoint_checks(context: dg.AssetCheckExecutionContext, babylon: dg.Resour
             )
 
 
-checks_of_batches = [checkpoint_checks]
+@dg.multi_asset_check(
+    specs=[
+        dg.AssetCheckSpec(name, asset="benchmark_report", description=description, partitions_def=batches)
+        for name, description in GATE_CHECKS.items()
+    ],
+    can_subset=True,
+)
+def gate_of_batches(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
+    """The stored results of the gate's criteria for one batch's version."""
+    from babylon_rl.store.benchmarks import read_stored_report
+
+    batch_id = context.partition_key
+    with babylon.connection() as connection:
+        report = read_stored_report(connection, batch_id)
+    rows = () if report is None else report.rows
+    criteria = next((row.get("checks", ()) for row in rows if report is not None and row["model"] == report.version), ())
+    results = {check["name"]: check for check in criteria}
+    none_compared = {"found": "not_compared", "words": f"{batch_id} has no benchmark report." if report is None else report.reason}
+    # A criterion without a result of its own: its opponent is the reference itself.
+    by_reference = {"found": "pass", "words": "That is the reference: see improvement."}
+    for key in context.op_execution_context.selected_asset_check_keys:
+        check = results.get(key.name, by_reference if results else none_compared)
+        yield dg.AssetCheckResult(
+            passed=check["found"] == "pass",
+            asset_key=key.asset_key,
+            check_name=key.name,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=check["words"],
+            metadata={"found": check["found"]},
+        )
+
+
+checks_of_batches = [checkpoint_checks, gate_of_batches]

@@ -1,53 +1,91 @@
-"""Checks of every hour's rows and group: one query per asset, all of them warnings.
+"""Checks of hours: rows, market, leaks and scores, each rule with its test and its advice.
 
-Each fault is one sentence. A warning stops nothing: the rejection rules already leave out rows that do not count, and the rest is trained
-whatever a check says.
+A check reads the facts of its hours with one query. A warning stops nothing: rejection rules leave out rows that do not count, groups
+without scores do not train, and a person decides whether unusual scores are wrong. Only a leak is an error.
 """
 
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.partitions import hours
-from babylon_rl.assets.resources import Babylon
-from babylon_rl.automation.verdicts import Finding, Rule, specs, verdict, verdicts
+from babylon_rl.automation.check_results import Finding, HourlyChecks, Rule
 from babylon_rl.judge.groups import NO_SPREAD
+from babylon_rl.judge.reliability_ranks import spearman
+from babylon_rl.judge.telling import told_verdicts
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.hindsight import StoredLeak, stored_leaks
+from babylon_rl.store.judge_report import HourVerdicts
+from babylon_rl.store.outcomes import MarketFlags, market_flags
 from babylon_rl.store.scores import group_spreads
 from babylon_rl.store.windows import HourCounts, hour_counts
 
 MOST_MALFORMED, MOST_REJECTED = 0.2, 0.5
 MALFORMED = ("malformed_json", "malformed_shape")
+SEQUENCES_LISTED = 20
+MOST_TIED = 0.5
+MOST_SHORTENED = 0.05
+SAME_SCORE = 1e-9
+MOVING_PERCENT = 2.0
+REASON_CHARACTERS = 200
+FLAGS = {
+    "start_from_first_price": "no price before the hour and no initialPrice, so its first price in the hour was taken",
+    "start_price_not_positive": "its start price is not above 0, so its change counts as 0",
+    "change_clamped": "its change is beyond the column's 999.99 %",
+    "price_clamped": "its price is beyond the column's 99,999,999.99",
+    "volume_clamped": "its volume is beyond the column's range",
+    "probability_clamped": "its probability is beyond the column's range",
+}
+SUBJECTS_LISTED = 20
 
 
-def _rejected(hour: HourCounts, settings: Settings) -> Finding | None:
+@dataclass(frozen=True)
+class HourLeaks:
+    """Leaks found in one hour's training texts."""
+
+    window: str
+    leaks: tuple[StoredLeak, ...]
+
+
+@dataclass(frozen=True)
+class HourSpread:
+    """Standard deviation of the scores of one hour's group."""
+
+    window: str
+    spread: float
+
+
+def _many_rejected(hour: HourCounts, settings: Settings) -> Finding | None:
     count = sum(hour.rejected.values())
     if count <= MOST_REJECTED * hour.rows:
         return None
     reasons = ", ".join(f"{number} {reason}" for reason, number in hour.rejected.items())
-    return Finding(f"{_share(count, hour.rows)} rows do not count ({reasons})")
+    return Finding(f"{share_of(count, hour.rows)} rows do not count ({reasons})")
 
 
 def _malformed(hour: HourCounts, settings: Settings) -> Finding | None:
     count = sum(hour.rejected.get(reason, 0) for reason in MALFORMED)
-    return Finding(f"{_share(count, hour.rows)} rows are malformed") if count > MOST_MALFORMED * hour.rows else None
+    return Finding(f"{share_of(count, hour.rows)} rows are malformed") if count > MOST_MALFORMED * hour.rows else None
 
 
-def _silent(hour: HourCounts, settings: Settings) -> Finding | None:
+def _without_messages(hour: HourCounts, settings: Settings) -> Finding | None:
     if not hour.ready or hour.trainable_sequences:
         return None
     sources = ", ".join(f"{number} {source}" for source, number in hour.message_sources.items() if number)
     return Finding(f"ready, but none of its messages can train ({sources})")
 
 
-def _short(hour: HourCounts, settings: Settings) -> Finding | None:
+def _short_prompts(hour: HourCounts, settings: Settings) -> Finding | None:
     quality = hour.quality
     if quality.short_prompts <= (1 - settings.data_quality_threshold) * quality.prompts:
         return None
     return Finding(
-        f"{_share(quality.short_prompts, quality.prompts)} rows have a short prompt (system up to 50 or user up to 100 characters)"
+        f"{share_of(quality.short_prompts, quality.prompts)} rows have a short prompt (system up to 50 or user up to 100 characters)"
     )
 
 
@@ -55,14 +93,14 @@ def _duplicates(hour: HourCounts, settings: Settings) -> Finding | None:
     quality = hour.quality
     if not quality.duplicate_rows:
         return None
-    return Finding(f"{_share(quality.duplicate_rows, hour.rows)} rows repeat the steps of another row of their agent", quality.duplicates)
+    return Finding(f"{share_of(quality.duplicate_rows, hour.rows)} rows repeat the steps of another row of their agent", quality.duplicates)
 
 
 def _skew(hour: HourCounts, settings: Settings) -> Finding | None:
     quality = hour.quality
     if not quality.skewed_rows:
         return None
-    return Finding(f"{_share(quality.skewed_rows, hour.rows)} rows have times that contradict each other", quality.clock_skew)
+    return Finding(f"{share_of(quality.skewed_rows, hour.rows)} rows have times that contradict each other", quality.clock_skew)
 
 
 def _jumps(hour: HourCounts, settings: Settings) -> Finding | None:
@@ -73,79 +111,16 @@ def _jumps(hour: HourCounts, settings: Settings) -> Finding | None:
     return Finding(f"{quality.jumping_agents} {agents} by more than could be won or lost", quality.pnl_jumps)
 
 
-def _lengths(hour: HourCounts, settings: Settings) -> Finding | None:
+def _other_lengths(hour: HourCounts, settings: Settings) -> Finding | None:
     count = hour.quality.other_lengths
-    return Finding(f"{_share(count, hour.rows)} rows say windowHours other than 1") if count else None
+    return Finding(f"{share_of(count, hour.rows)} rows say windowHours other than 1") if count else None
 
 
-def _share(count: int, total: int) -> str:
+def share_of(count: int, total: int) -> str:
     return f"{count} of {total} ({count / total:.0%})" if total else str(count)
 
 
-RULES: tuple[Rule[HourCounts], ...] = (
-    Rule(
-        "few_rows_rejected",
-        "At most half of the rows are left out, for whatever reason.",
-        _rejected,
-        "`babylon-rl rejected --from {hour} --to {end}` lists each row with its reason and detail.",
-    ),
-    Rule(
-        "few_rows_malformed",
-        "At most a fifth of the rows are malformed.",
-        _malformed,
-        "`babylon-rl rejected --from {hour} --to {end}` says where in stepsJson; mend what writes it.",
-    ),
-    Rule(
-        "messages_recorded",
-        "Ready hours hold messages that can train, not only synthetic ones.",
-        _silent,
-        "Record prompts (docs/howto/recording.md), or set TRAIN_SYNTHETIC=true.",
-    ),
-    Rule(
-        "prompts_long_enough",
-        "The share of rows with long enough prompts is at least DATA_QUALITY_THRESHOLD.",
-        _short,
-        "Readiness counts these rows as poor: record prompts whole, as they were sent.",
-    ),
-    Rule(
-        "rows_unique",
-        "No agent's trajectory is recorded twice in the hour.",
-        _duplicates,
-        "Each copy counts in its agent's episode: delete the copies from trajectories, and record each run once.",
-    ),
-    Rule(
-        "clocks_agree",
-        "Start, end, window and steps of every row name the same time.",
-        _skew,
-        "Compare startTime, endTime, windowId and the steps' timestamp of these rows; all of them are UTC.",
-    ),
-    Rule(
-        "pnl_plausible",
-        "No agent's P&L jumps by more than it could have had at stake.",
-        _jumps,
-        "Scores rest on it: compare agentPnL in stepsJson and finalPnL of these agents; `babylon-rl episodes {hour}` shows start and end.",
-    ),
-    Rule(
-        "one_hour_each",
-        "Every row is about one hour (windowHours is 1).",
-        _lengths,
-        "Each was read as part of its own hour only; have it recorded by the hour.",
-    ),
-)
-
-
-@dg.multi_asset_check(
-    specs=specs("window_groups", RULES),
-    can_subset=True,
-)
-def rows_of_hours(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
-    """Unusual rows in some hours."""
-    with babylon.connection() as connection:
-        counts = hour_counts(connection, context.partition_keys)
-    yield from verdicts(context, RULES, counts, babylon.settings, _totals(counts))
-
-
-def _totals(counts: list[HourCounts]) -> dict[str, dict[str, Any]]:
+def _row_totals(counts: Sequence[HourCounts]) -> dict[str, dict[str, Any]]:
     """Metadata over all hours of the run, shown whether the check passes or not."""
     # Sums over all hours, so that a range shows one number per check.
     rejected, sources = Counter[str](), Counter[str]()
@@ -163,16 +138,293 @@ def _totals(counts: list[HourCounts]) -> dict[str, dict[str, Any]]:
     }
 
 
-@dg.asset_check(asset="scored_groups", partitions_def=hours, description="The judge tells episodes apart: groups have a spread of scores.")
-def scores_differ(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult:
-    with babylon.connection() as connection:
-        spreads = group_spreads(connection, context.partition_keys)
-    flat = {
-        window: Finding(f"all scores are equal (standard deviation {spread:.1g})")
-        for window, spread in spreads.items()
-        if spread < NO_SPREAD
-    }
-    return verdict(context, "scores_differ", flat, "Such a group carries no signal and will not be trained.", groups=len(spreads))
+def _shared_tickers(market: MarketFlags, settings: Settings) -> Finding | None:
+    tickers = tuple(market.shared_tickers)
+    if not tickers:
+        return None
+    return Finding(f"{', '.join(tickers[:3])}: a second organization with the same ticker", tickers[:SUBJECTS_LISTED])
 
 
-checks_of_hours = [rows_of_hours, scores_differ]
+def _flagged_market(market: MarketFlags, settings: Settings) -> Finding | None:
+    if not market.flags:
+        return None
+    by_flag: dict[str, list[str]] = {}
+    for entry in market.flags:
+        by_flag.setdefault(entry["flag"], []).append(entry["subject"])
+    parts = [f"{len(subjects)} ({', '.join(subjects[:3])}): {FLAGS.get(flag, flag)}" for flag, subjects in by_flag.items()]
+    subjects = sorted({entry["subject"] for entry in market.flags})
+    return Finding("; ".join(parts), tuple(subjects[:SUBJECTS_LISTED]))
+
+
+def _market_totals(markets: Sequence[MarketFlags]) -> dict[str, dict[str, Any]]:
+    return {"outcomes_unflagged": {"flags": dict(Counter(entry["flag"] for market in markets for entry in market.flags))}}
+
+
+def _leaks_by_hour(connection: Connection, windows: Sequence[str], settings: Settings) -> list[HourLeaks]:
+    by_hour: dict[str, list[StoredLeak]] = {}
+    for leak in stored_leaks(connection, windows):
+        by_hour.setdefault(leak.window, []).append(leak)
+    return [HourLeaks(window, tuple(leaks)) for window, leaks in by_hour.items()]
+
+
+def _leaking_sequences(hour: HourLeaks, settings: Settings) -> Finding | None:
+    leaks = hour.leaks
+    names = tuple(dict.fromkeys(f"{leak.trajectory_id} {leak.call_id}" for leak in leaks))
+    kinds = ", ".join(sorted({leak.kind for leak in leaks}))
+    return Finding(f"{len(names)} sequences hold {kinds}, first {names[0]} ({leaks[0].detail})", names[:SEQUENCES_LISTED])
+
+
+def _flat(hour: HourSpread, settings: Settings) -> Finding | None:
+    return Finding(f"all scores are equal (standard deviation {hour.spread:.1g})") if hour.spread < NO_SPREAD else None
+
+
+def _without_scores(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    if hour.quarantined is not None:
+        return Finding(f"set aside without scores, {hour.quarantined[:REASON_CHARACTERS]}")
+    return Finding(f"waits without scores, {hour.pending[:REASON_CHARACTERS]}") if hour.pending is not None else None
+
+
+def _tied(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    pairs = list(combinations(hour.scores, 2))
+    tied = sum(abs(first - second) < SAME_SCORE for first, second in pairs)
+    if not MOST_TIED * len(pairs) < tied < len(pairs):  # that all are equal is scores_differ's to say
+        return None
+    return Finding(f"{tied} of {len(pairs)} pairs of its episodes have the same score")
+
+
+def _orders_differ(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    if hour.disagreement <= settings.judge_disagreement:
+        return None
+    return Finding(
+        f"{hour.orders} orders differ by {hour.disagreement:.2f} on average (JUDGE_DISAGREEMENT is {settings.judge_disagreement:g})"
+    )
+
+
+def _against_pnl(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    known = [(score, pnl) for score, pnl in zip(hour.scores, hour.pnls_usd, strict=True) if pnl is not None and math.isfinite(pnl)]
+    correlation = spearman([score for score, _ in known], [pnl for _, pnl in known])
+    if correlation is None or correlation >= 0:
+        return None
+    return Finding(f"scores fall as P&L rises (rank correlation {correlation:+.2f} over {len(known)} episodes)")
+
+
+def _holding(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    moved = max((abs(move) for move in (hour.mean_change, hour.volatility) if move is not None and math.isfinite(move)), default=0.0)
+    if moved < MOVING_PERCENT:
+        return None
+    entries = list(zip(hour.agents, hour.scores, hour.trades, hour.pnls_usd, strict=True))
+    held = [(agent, score) for agent, score, trades, _ in entries if trades == 0]
+    won = [score for _, score, trades, pnl in entries if trades and pnl is not None and pnl > 0]
+    # Pairs in which an agent that only held is ranked above one that traded and gained.
+    above = sum(score > other for _, score in held for other in won)
+    if above <= len(held) * len(won) / 2:
+        return None
+    agents = tuple(agent for agent, score in held if any(score > other for other in won))
+    sentence = (
+        f"the market moved by {moved:.1f} %, and in {above} of {len(held) * len(won)} pairs an agent that only held is ranked above one"
+    )
+    return Finding(f"{sentence} that traded and gained", agents)
+
+
+def _shortened(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    if hour.shortened <= MOST_SHORTENED * hour.steps and not hour.decisions_shortened:
+        return None
+    share = f"{hour.shortened} of {hour.steps} steps ({hour.shortened / max(1, hour.steps):.0%})"
+    return Finding(f"{share} were not shown to the judge in full; trades among them: {hour.decisions_shortened}")
+
+
+def _leaked(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    telling = tuple(agent for agent, tells in zip(hour.agents, hour.tells, strict=True) if tells)
+    parts = [f"{hour.leaked} of its sequences hold what only became known after it"] if hour.leaked else []
+    parts += [f"{len(telling)} explanations repeat what is hidden from the agents"] if telling else []
+    return Finding(", and ".join(parts), telling) if parts else None
+
+
+def _suspicious(hour: HourVerdicts, settings: Settings) -> Finding | None:
+    agents = tuple(agent for agent, flags in zip(hour.agents, hour.flags, strict=True) if flags)
+    if not agents and not hour.context_flags:
+        return None
+    parts = [f"{len(agents)} of {len(hour.agents)} episodes hold text that may speak to the judge ({sum(hour.flags)} suspicions)"]
+    parts += [f"{hour.context_flags} suspicions in news, questions and names"] if hour.context_flags else []
+    gained = [(gain, agent) for gain, agent in zip(hour.gains, hour.agents, strict=False) if gain is not None]
+    if gained:
+        gain, agent = max(gained, key=lambda one: abs(one[0]))
+        counts = "the scores with it masked count" if hour.masked else "no more than two orders differ by"
+        parts.append(f"it moved {agent} by {gain:+.2f} (noise {hour.noise or 0.0:.2f}): {counts}")
+    return Finding("; ".join(parts), agents)
+
+
+def _judged_totals(judged: Sequence[HourVerdicts]) -> dict[str, dict[str, Any]]:
+    scored = sum(hour.judge is not None for hour in judged)
+    return {rule.name: {"scored": scored} for rule in JUDGED.rules}
+
+
+ROWS = HourlyChecks(
+    name="rows_of_hours",
+    asset="window_groups",
+    read=lambda connection, windows, settings: hour_counts(connection, windows),
+    totals=_row_totals,
+    rules=(
+        Rule(
+            "few_rows_rejected",
+            "At most half of the rows are left out, for whatever reason.",
+            _many_rejected,
+            "`babylon-rl rejected --from {hour} --to {end}` lists each row with its reason and detail.",
+        ),
+        Rule(
+            "few_rows_malformed",
+            "At most a fifth of the rows are malformed.",
+            _malformed,
+            "`babylon-rl rejected --from {hour} --to {end}` says where in stepsJson; mend what writes it.",
+        ),
+        Rule(
+            "messages_recorded",
+            "Ready hours hold messages that can train, not only synthetic ones.",
+            _without_messages,
+            "Record prompts (docs/howto/recording.md), or set TRAIN_SYNTHETIC=true.",
+        ),
+        Rule(
+            "prompts_long_enough",
+            "The share of rows with long enough prompts is at least DATA_QUALITY_THRESHOLD.",
+            _short_prompts,
+            "Readiness counts these rows as poor: record prompts whole, as they were sent.",
+        ),
+        Rule(
+            "rows_unique",
+            "No agent's trajectory is recorded twice in the hour.",
+            _duplicates,
+            "Each copy counts in its agent's episode: delete the copies from trajectories, and record each run once.",
+        ),
+        Rule(
+            "clocks_agree",
+            "Start, end, window and steps of every row name the same time.",
+            _skew,
+            "Compare startTime, endTime, windowId and the steps' timestamp of these rows; all of them are UTC.",
+        ),
+        Rule(
+            "pnl_plausible",
+            "No agent's P&L jumps by more than it could have had at stake.",
+            _jumps,
+            "Scores rest on it: compare agentPnL in stepsJson and finalPnL of these agents; `babylon-rl episodes "
+            "{hour}` shows start and end.",
+        ),
+        Rule(
+            "one_hour_each",
+            "Every row is about one hour (windowHours is 1).",
+            _other_lengths,
+            "Each was read as part of its own hour only; have it recorded by the hour.",
+        ),
+    ),
+)
+MARKET = HourlyChecks(
+    name="market_of_hours",
+    asset="market_outcomes",
+    read=lambda connection, windows, settings: market_flags(connection, windows),
+    totals=_market_totals,
+    rules=(
+        Rule(
+            "outcomes_unflagged",
+            "Every price and probability of the hour is as recorded: none is clamped, none has an unknown start.",
+            _flagged_market,
+            "`babylon-rl outcomes {hour} --json` shows the flags with the unrounded numbers; compare them with the game's tables.",
+        ),
+        Rule(
+            "tickers_distinct",
+            "No two organizations share an engine ticker.",
+            _shared_tickers,
+            "The suffix tells them apart, in the order of their ids; news that name the ticker alone stand on both.",
+        ),
+    ),
+)
+LEAKS = HourlyChecks(
+    name="hindsight_no_leaks",
+    asset="hindsight",
+    read=_leaks_by_hour,
+    totals=lambda hours: {"no_leaks": {"leaks": sum(len(hour.leaks) for hour in hours)}},
+    rules=(
+        Rule(
+            "no_leaks",
+            "No training text holds outcomes, hidden answers, recorded gameKnowledge or scores.",
+            _leaking_sequences,
+            "These sequences never train. Find out how the text came into the agents' prompts, and stop it there: "
+            "SELECT * FROM babylon_rl.leaks WHERE \"window\" = '{hour}' shows where each stands.",
+            dg.AssetCheckSeverity.ERROR,
+        ),
+    ),
+)
+SPREAD = HourlyChecks(
+    name="scored_groups_scores_differ",
+    asset="scored_groups",
+    read=lambda connection, windows, settings: [HourSpread(*item) for item in group_spreads(connection, windows).items()],
+    totals=lambda hours: {"scores_differ": {"groups": len(hours)}},
+    rules=(
+        Rule(
+            "scores_differ",
+            "The judge tells episodes apart: groups have a spread of scores.",
+            _flat,
+            "Such a group carries no signal and will not be trained.",
+        ),
+    ),
+)
+JUDGED = HourlyChecks(
+    name="judged_hours",
+    asset="scored_groups",
+    read=told_verdicts,
+    totals=_judged_totals,
+    rules=(
+        Rule(
+            "groups_have_scores",
+            "No group is in quarantine or waits for its judge.",
+            _without_scores,
+            "`babylon-rl judge quarantine {hour}` shows the tries, `judge retry` asks anew; what waits is asked "
+            "for again every 30 minutes.",
+        ),
+        Rule(
+            "few_ties",
+            "At most half of the pairs of a group's episodes have the same score.",
+            _tied,
+            "Equal scores teach nothing: read the explanations with `babylon-rl scores {hour}`; another model may tell more apart.",
+        ),
+        Rule(
+            "orders_agree",
+            "The orders in which a group was shown differ by JUDGE_DISAGREEMENT at most.",
+            _orders_differ,
+            "More orders (JUDGE_ORDERS, JUDGE_MAX_ORDERS) or a better model; `babylon-rl judge report` says whether the place is to blame.",
+        ),
+        Rule(
+            "scores_follow_pnl",
+            "Scores do not fall as the hour's P&L rises.",
+            _against_pnl,
+            "A judge may know better than an hour's luck, but not hour after hour: `babylon-rl scores {hour}` has its reasons.",
+        ),
+        Rule(
+            "holding_not_favoured",
+            f"Where the market moved by {MOVING_PERCENT:g} % or more, agents that only held are not ranked above "
+            "those that traded and gained.",
+            _holding,
+            "To hold and sound wise is a known way to fool a judge: `babylon-rl scores {hour}` has its reasons.",
+        ),
+        Rule(
+            "steps_shown_in_full",
+            f"At most {MOST_SHORTENED:.0%} of an hour's steps, and no trade, were shortened to fit the judge's requests.",
+            _shortened,
+            "Take a judge with a larger context, or raise JUDGE_REQUEST_TOKENS where it is set; `babylon-rl score --window {hour} --force` "
+            "asks again.",
+        ),
+        Rule(
+            "nothing_leaks",
+            "No sequence of a scored hour holds what came after it, and no explanation repeats what is hidden from the agents.",
+            _leaked,
+            "Leaking sequences never train (no_leaks of hindsight names them). Explanations stand in "
+            "aiJudgeReasoning: show them to no agent.",
+        ),
+        Rule(
+            "nobody_speaks_to_the_judge",
+            "No episode, news, question or name holds text that may be meant for the judge.",
+            _suspicious,
+            "The page of scored_groups lists each suspicion of {hour} and what it gained. A gain beyond what "
+            "orders differ by does not count.",
+        ),
+    ),
+)
+checks_of_hours = [checks.definition() for checks in (ROWS, MARKET, LEAKS, SPREAD, JUDGED)]

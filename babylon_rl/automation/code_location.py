@@ -6,15 +6,16 @@ from babylon_rl.assets.benchmark_report import benchmark_report
 from babylon_rl.assets.hindsight import hindsight
 from babylon_rl.assets.judge_report import judge_report
 from babylon_rl.assets.leaderboard import leaderboard
-from babylon_rl.assets.market_data import market_data
 from babylon_rl.assets.market_outcomes import market_outcomes
-from babylon_rl.assets.raw_trajectories import raw_trajectories
 from babylon_rl.assets.released_model import released_model
 from babylon_rl.assets.scored_groups import scored_groups
+from babylon_rl.assets.sources import market_data, raw_trajectories
 from babylon_rl.assets.trained_checkpoint import trained_checkpoint
 from babylon_rl.assets.training_batch import training_batch
 from babylon_rl.assets.window_groups import window_groups
-from babylon_rl.automation.checks import asset_checks
+from babylon_rl.automation.checks_batches import checks_of_batches
+from babylon_rl.automation.checks_hours import checks_of_hours
+from babylon_rl.automation.checks_judge import checks_of_judge
 from babylon_rl.automation.conditions import conditions
 from babylon_rl.automation.jobs import jobs
 from babylon_rl.automation.sensors import schedules, sensors
@@ -36,7 +37,7 @@ def code_location(resource: dg.ResourceDefinition) -> dg.Definitions:
     moved_by_the_clock = [judge_report]
     return dg.Definitions(
         assets=[raw_trajectories, market_data, *moved_by_conditions, *moved_by_sensors, *moved_by_the_clock],
-        asset_checks=asset_checks,
+        asset_checks=[*checks_of_hours, *checks_of_judge, *checks_of_batches],
         jobs=jobs,
         sensors=sensors,
         schedules=schedules,

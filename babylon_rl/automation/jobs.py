@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import dagster as dg
 
-from babylon_rl.assets.alive import PARTITION_TAG
+from babylon_rl.assets.run_liveness import PARTITION_TAG
 from babylon_rl.windows import HOUR, window_of, window_start
 
 HOURS_JOB, SCORE_JOB, TRAIN_JOB, OBSERVE_JOB = "hours", "score", "train", "observe"

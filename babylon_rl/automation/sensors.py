@@ -10,11 +10,11 @@ from datetime import timedelta
 
 import dagster as dg
 
-from babylon_rl.assets.alive import PARTITION_TAG
-from babylon_rl.assets.ended import ENDED_TAG, LOST
-from babylon_rl.assets.observed import observe
+from babylon_rl.assets.change_detection import observe
 from babylon_rl.assets.partitions import BATCHES, batches
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.run_liveness import PARTITION_TAG
+from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, naive, runs_of, why_no_run
 from babylon_rl.automation.dead_runs import report_dead_runs

@@ -9,9 +9,9 @@ import pytest
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
-from babylon_rl.assets.alive import SILENT_S
-from babylon_rl.assets.ended import ENDED_TAG, LOST, TAKEN_OVER
 from babylon_rl.assets.partitions import batches
+from babylon_rl.assets.run_liveness import SILENT_S
+from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST, TAKEN_OVER
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, start_training

@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from babylon_rl.assets.resources import given
-from babylon_rl.automation.checks_hours import RULES
+from babylon_rl.automation.checks_hours import MARKET, ROWS
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.store.database import Database
 from babylon_rl_tests.assets.conftest import Bench
@@ -16,8 +16,8 @@ from babylon_rl_tests.market_rows import fill, organization, price
 from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_call, make_step, make_trajectory
 
 Row = dict[str, Any]
-ROW_CHECKS = {rule.name for rule in RULES}
-MARKET_CHECKS = {"outcomes_unflagged", "tickers_distinct"}
+ROW_CHECKS = {rule.name for rule in ROWS.rules}
+MARKET_CHECKS = {rule.name for rule in MARKET.rules}
 LONG = {"systemPrompt": "You trade stocks. " * 4, "userPrompt": "The prices of the hour are these. " * 4}
 
 

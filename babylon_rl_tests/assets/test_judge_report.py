@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from babylon_rl.automation.checks_judge import RULES
+from babylon_rl.automation.checks_hours import JUDGED
 from babylon_rl.automation.sensors import report_judge_daily
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.scoring import score_windows
@@ -20,7 +20,7 @@ from babylon_rl_tests.judge.model_judge import MODEL, NOW, asking, filled
 from babylon_rl_tests.judge.scripted_server import judging
 from babylon_rl_tests.rows import WINDOW
 
-ADVICE = {rule.name: rule.advice for rule in RULES}
+ADVICE = {rule.name: rule.advice for rule in JUDGED.rules}
 REPORT = "judge_report_daily"
 
 
@@ -86,7 +86,7 @@ FINE = [
 
 
 def found(of: HourVerdicts, settings: Settings) -> dict[str, Any]:
-    looked = {rule.name: rule.look(of, settings) for rule in RULES}
+    looked = {rule.name: rule.look(of, settings) for rule in JUDGED.rules}
     return {name: finding for name, finding in looked.items() if finding is not None}
 
 

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.plots import line_plot
 from babylon_rl.assets.resources import given
-from babylon_rl.automation.checks_batches import CHECKS
+from babylon_rl.automation.checks_batches import CHECKPOINT_CHECKS
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, finish_evidence, observe_changes, start_training, train_daily
@@ -382,7 +382,7 @@ def test_a_frozen_batch_is_trained_by_the_job(ready: Bench):
     assert "WANDB_API_KEY is not set" in checkpoint["weights_and_biases"].value
     measured = {"checkpoint_whole", "iterations_complete", "scores_spread", "no_leakage"}  # of a dry run
     checks = result.get_asset_check_evaluations()
-    assert {check.check_name: check.passed for check in checks} == {name: name in measured for name in CHECKS}
+    assert {check.check_name: check.passed for check in checks} == {name: name in measured for name in CHECKPOINT_CHECKS}
     assert {check.severity for check in checks if not check.passed} == {dg.AssetCheckSeverity.WARN}
     assert isinstance(ask(ready, start_training), dg.SkipReason)
 

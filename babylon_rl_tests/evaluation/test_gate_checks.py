@@ -5,7 +5,7 @@ import pytest
 
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.automation.checks_gate import CHECKS
+from babylon_rl.automation.checks_batches import GATE_CHECKS
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.evaluation.benchmark import evaluate_batch
 from babylon_rl_tests.evaluation.conftest import NOW
@@ -33,7 +33,7 @@ def materialized(connection, database, settings):
 
 def test_the_conditions_of_the_gate_are_checks_of_the_report(materialized, make_version, connection):
     verdicts = materialized(make_version("v1.0.0"), base=always_buy, **{"v1.0.0": reads_news})
-    assert verdicts.keys() == CHECKS.keys() and all(verdict.passed for verdict in verdicts.values())
+    assert verdicts.keys() == GATE_CHECKS.keys() and all(verdict.passed for verdict in verdicts.values())
     assert "all of it is above the required +0.0" in verdicts["improvement"].description
     assert verdicts["better_than_base"].description == "That is the reference: see improvement."
     assert connection.execute('SELECT "decision" FROM babylon_rl.releases').fetchone() == ("pass",)

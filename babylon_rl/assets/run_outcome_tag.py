@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from babylon_rl.assets.alive import refuse_second_run
+from babylon_rl.assets.run_liveness import refuse_second_run
 from babylon_rl.errors import BatchConflict, JudgeError, TrainingPaused
 from babylon_rl.store.connection import Connection
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import dagster as dg
 
-from babylon_rl.assets.hours import DATA_VERSION_TAG
+from babylon_rl.assets.partition_results import DATA_VERSION_TAG
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.store.observation import NOTHING, market_versions, observed_watermark, recent_hours, trajectory_versions
 from babylon_rl.versions import change_in_words
