@@ -6,7 +6,7 @@ ended. An unfinished job blocks other jobs of its model. An end is written once:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import psycopg
@@ -361,6 +361,18 @@ def late_jobs(connection: Connection, service: str, model: str) -> list[RemoteJo
         [service, model],
     )
     return [RemoteJob(*row) for row in rows]
+
+
+def usual_duration(connection: Connection, service: str) -> timedelta:
+    """Return the median time from the post to the end of the jobs that were followed to a step; zero without any."""
+    row = connection.execute(
+        """
+        SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY "endedAt" - "postedAt")
+        FROM babylon_rl.remote_jobs WHERE "service" = %s AND "state" = 'trained' AND "jobId" IS NOT NULL
+        """,
+        [service],
+    ).fetchone()
+    return timedelta(0) if row is None or row[0] is None else row[0]
 
 
 def read_jobs(connection: Connection, batch_id: str) -> list[RemoteJob]:

@@ -89,14 +89,14 @@ def test_the_same_model_is_found_by_its_name_whatever_the_version(base: BaseToke
 
 
 @pytest.mark.parametrize(
-    ("fault", "error"),
-    [("429", Refused), ("400", Refused), ("500", Refused), ("drop_before", Unknown), ("drop_after", Unknown), ("garbled_after", Unknown)],
+    ("fault", "look"), [("429", False), ("400", False), ("500", True), ("drop_before", True), ("drop_after", True), ("garbled_after", None)]
 )
-def test_what_is_certain_about_a_failed_post(base: BaseTokens, fault: Any, error: type[Exception]) -> None:
+def test_what_is_certain_about_a_failed_post(base: BaseTokens, fault: Any, look: bool | None) -> None:
     service = Service()
     service.post_faults = [fault]
-    with standing_in(service) as served, pytest.raises(error):
+    with standing_in(service) as served, pytest.raises(Unknown if look is None else Refused) as failed:
         posted(served, art_groups(sent_groups([make_sequence(agent) for agent in range(2)], base), "b", 1, False), {})
+    assert getattr(failed.value, "look", None) is look
 
 
 def test_a_service_that_is_not_there_has_accepted_nothing(base: BaseTokens) -> None:

@@ -220,13 +220,20 @@ def test_a_checkpoint_that_tells_a_loss_that_is_no_number_does_not_count(played,
     assert states(played, batch) == ["failed"]
 
 
-def test_a_step_that_comes_after_its_post_was_given_up_counts_and_is_not_deleted(played, two, stand_in, batch):
+@pytest.mark.parametrize("while_built", [False, True])
+def test_a_step_that_comes_after_its_post_was_given_up_counts_and_is_not_deleted(played, two, stand_in, batch, while_built):
     stand_in.service.post_faults, stand_in.service.job_faults = ["500_after", *["429"] * 4], ["late"]
     with pytest.raises(TrainingPaused, match="took no job"):
         train(played, batch, two)
     assert states(played, batch) == ["lost", *["refused"] * 4]
-    stand_in.service.let_go()
-    train(played, batch, two)
+
+    def ends_late(boundary):
+        if boundary == "request built":
+            stand_in.service.let_go()
+
+    if not while_built:
+        stand_in.service.let_go()
+    train(played, batch, two, ServerlessTrainer(two, TIMES, ends_late))
     assert_trained_once(played, batch, stand_in)
     assert len(stand_in.service.jobs) == 2
 

@@ -18,7 +18,7 @@ from babylon_rl_tests.training.remote_play import PLAYED_NOW, TRAINABLE
 from babylon_rl_tests.training.sample import value
 
 TIMES = Times(timedelta(seconds=3), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=1.0, patience_s=0.5)
-BOUNDARIES = ["row written", "answered", "id written", "end seen", "end written", "pointer written"]
+BOUNDARIES = ["request built", "row written", "answered", "id written", "end seen", "end written", "pointer written"]
 
 
 class Killed(BaseException):
@@ -86,6 +86,24 @@ def test_a_death_at_any_boundary_is_resumed(played, two, stand_in, batch, bounda
     posts = [job.attempt for job in read_jobs(played, batch.batch_id)]
     assert len(stand_in.service.jobs) == 2
     assert posts == ([1, 2, 1] if nth == 1 else [1, 1, 2]) if boundary == "row written" else [1, 1]
+
+
+def test_a_post_whose_process_died_is_posted_again_only_after_the_longest_job_time(played, two, stand_in, batch):
+    with pytest.raises(Killed):
+        train(played, batch, two, Dying(two, "row written"))
+    played.rollback()
+    train(played, batch, two)
+    assert_trained_once(played, batch, stand_in)
+    lost, trained, _ = read_jobs(played, batch.batch_id)
+    assert lost.state == "lost" and trained.posted_at - lost.posted_at >= TIMES.longest_job
+
+
+@pytest.mark.parametrize("fault", ["drop_after", "500_after"])
+def test_the_look_after_a_faulty_post_lasts_as_long_as_jobs_take(played, two, stand_in, batch, fault):
+    stand_in.service.job_s, stand_in.service.post_faults = 1.5, ["none", fault]
+    train(played, batch, two, ServerlessTrainer(two, replace(TIMES, longest_job=timedelta(hours=3), list_lag_s=0.5)))
+    assert_trained_once(played, batch, stand_in)
+    assert len(stand_in.service.jobs) == 2
 
 
 def test_a_cancelled_batch_leaves_no_step_under_the_next_one(played, two, stand_in, batch):

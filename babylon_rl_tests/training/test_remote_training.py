@@ -88,22 +88,13 @@ def test_a_faulty_post_trains_once(played, remote, stand_in, batch, fault):
     assert len(stand_in.service.jobs) == 1
 
 
-def test_a_post_of_which_nobody_knows_is_posted_again_only_after_the_longest_job_time(played, remote, stand_in, batch):
-    stand_in.service.post_faults = ["drop_before"]
-    train(played, batch, remote)
-    assert_trained_once(played, batch, stand_in)
-    lost, trained = read_jobs(played, batch.batch_id)
-    assert (lost.state, trained.state) == ("lost", "trained")
-    assert trained.posted_at - lost.posted_at >= SHORT.longest_job
-
-
-@pytest.mark.parametrize("fault", ["500", "503"])
-def test_a_post_that_is_answered_with_an_error_is_posted_again_after_a_short_look(played, remote, stand_in, batch, fault):
+@pytest.mark.parametrize(("fault", "why"), [("500", "status 500"), ("503", "status 503"), ("drop_before", "disconnected without")])
+def test_a_post_that_is_cut_or_answered_with_an_error_is_posted_again_after_a_short_look(played, remote, stand_in, batch, fault, why):
     stand_in.service.post_faults = [fault]
     train(played, batch, remote, replace(SHORT, longest_job=timedelta(hours=3)))
     assert_trained_once(played, batch, stand_in)
     lost, trained = read_jobs(played, batch.batch_id)
-    assert (lost.state, trained.state) == ("lost", "trained") and f"status {fault}" in lost.error
+    assert (lost.state, trained.state) == ("lost", "trained") and why in lost.error
     assert timedelta(seconds=SHORT.list_lag_s) <= trained.posted_at - lost.posted_at
 
 

@@ -2,8 +2,9 @@
 
 The row is committed before the post, and the job id as soon as it is known. A run that resumes after a crash finds one of three states.
 (1) An id: its events are followed to the end. (2) A post without an id: the run waits until the step moves or the longest job time has
-passed; the wait is short where the service answered with an error. (3) An end. A job is posted again only after a refusal, or after that
-wait. The row records the model's step before the post, so the next step belongs to this job.
+passed; after an error or a cut connection, twice the usual job time. (3) An end. A job is posted again only after a refusal, or after that
+wait and one more look. The row records the model's step before the post, so the next step belongs to this job. The service lists no jobs:
+the step is the only sign of a job without an id.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ from babylon_rl.store.write_ahead import (
     newest_job,
     note_error,
     read_jobs,
+    usual_duration,
 )
 from babylon_rl.training.remote.evidence import JobProgress, of_checkpoint, read_events
 from babylon_rl.training.remote.service import Refused, ServerlessService, Unknown
@@ -97,6 +99,7 @@ class OnceOnly:
             raise TrainingPaused(_elsewhere(current, job))
         await self._settle_others(job)
         posts = 0
+        posting: Posting | None = None
         while True:
             lost = self._lost(job)
             # A post that was given up may still have made its step; then it counts and nothing is posted.
@@ -107,10 +110,13 @@ class OnceOnly:
                     raise TrainingPaused(
                         f"The training service took no job in {posts} posts ({current.error}); `babylon-rl train` goes on later."
                     )
-                posts += 1
                 self._keep_limit()
-                # The request is built and the model's step checked before the row is written.
-                posting = make_post()
+                # A lost post's step may come while the request is built, so the look is repeated. The row is written last.
+                if posting is None:
+                    posting = make_post()
+                    self._at("request built")
+                    continue
+                posts += 1
                 await self._stand_at(job.step_before)
                 attempt = 1 if current is None else current.attempt + 1
                 new = replace(job, attempt=attempt, posted_at=self._run.now(), sequences=posting.sequences, trainable_tokens=posting.tokens)
@@ -129,7 +135,7 @@ class OnceOnly:
         try:
             job_id = await post(lambda: check_may_post(self._run.connection, job, self._run.attempt))
         except Refused as refused:
-            # A server error may come after acceptance: keep the row and look for a step.
+            # A server error or a cut may come after acceptance: keep the row and look for a step.
             if refused.look:
                 note_error(self._run.connection, job, str(refused))
                 await self._pause(refused.wait_s)
@@ -210,9 +216,13 @@ class OnceOnly:
     async def _wait_for_step(self, job: RemoteJob) -> RemoteJob:
         """Wait for a post without an id: its step, its id, or the end of the waiting time.
 
-        That is the longest job time, and a short look where the service answered with an error, which may have come after acceptance.
+        That is the longest job time; after an error or a cut connection, which may have come after acceptance, twice the time that jobs
+        take at this service.
         """
-        longest = timedelta(0) if job.error is not None else self._times.longest_job
+        longest = self._times.longest_job
+        if job.error is not None:
+            longest = min(longest, 2 * usual_duration(self._run.connection, job.service))
+            self._run.connection.commit()
         deadline = job.posted_at + longest + timedelta(seconds=self._times.list_lag_s)
         poll_s = self._times.poll_s
         while True:

@@ -31,7 +31,8 @@ Answer = TypeVar("Answer")
 class Refused(Exception):
     """A job that was not accepted: the service refused it, or was never reached.
 
-    ``again`` is True when another try may help. ``look`` is True where the service failed rather than refused: a step may still appear.
+    ``again`` is True when another try may help. ``look`` is True where the service failed or the connection was cut: a step may still
+    appear.
     """
 
     def __init__(self, reason: str, again: bool, wait_s: float = 0.0, look: bool = False) -> None:
@@ -40,7 +41,7 @@ class Refused(Exception):
 
 
 class Unknown(Exception):
-    """A post of unknown outcome: the connection was cut, or the answer cannot be read."""
+    """A post of unknown outcome: its answer cannot be read."""
 
 
 class _Posted(Exception):
@@ -248,6 +249,8 @@ def _of_post(failed: Exception, key: str) -> Refused | Unknown:
         return Refused(f"{describe(failed, key)}.{_cure(status)}", status in (425, 429), wait_s)
     if isinstance(failed.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return Refused(describe(failed), True)
+    if isinstance(failed, openai.APIConnectionError):
+        return Refused(describe(failed), True, look=True)
     return Unknown(describe(failed))
 
 
