@@ -196,6 +196,21 @@ class Settings(BaseSettings):
         100, ge=0, le=100, description="Upper bound on the share of agents that get a version by the registry."
     )
     local_endpoint: str = Field("http://localhost:8000", description="A self-hosted OpenAI-compatible server.")
+    gateway_timeout_seconds: float = Field(
+        60, gt=0, description="The longest that the gateway waits for an answer, a stream's first token, or each part after it."
+    )
+    gateway_body_limit_mb: int = Field(4, ge=1, description="The largest body of a request that the gateway takes, in megabytes.")
+    gateway_spool_mb: int = Field(
+        1024, ge=1, description="Recorded calls that may wait on disk for the database, in megabytes for each gateway process."
+    )
+    record_private_fields: str = Field(
+        "",
+        description="Personal fields that the gateway drops from recorded calls, separated by commas: agent (agent=hash replaces it by a "
+        "hash), prompts, response, reasoning, provider_accesses.",
+    )
+    gateway_logprobs: bool = Field(
+        True, description="Ask for token log-probabilities where a request leaves it open: recorded calls then train on-policy."
+    )
 
     # Releases
     rollout_steps: str = Field("1,10,25,50,100", description="Percent of agents at each step of a gradual rollout, separated by commas.")

@@ -68,3 +68,16 @@ def serve_judge(
             print(f"A scripted judge on {url}. To ask it: {how}. Ctrl-C ends it.", file=sys.stderr, flush=True)
 
         run(judge, bound, announce)
+
+
+@serve.command("gateway")
+def serve_gateway(
+    host: Annotated[str, typer.Option(help="Where to listen. Off loopback only once there is a key (`keys create`).")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8080,
+    workers: Annotated[int, typer.Option(help="Processes that share the port.", min=1, max=64)] = 1,
+) -> None:
+    """Answer agents instead of their provider: an OpenAI-compatible server that chooses the version and records the call."""
+    from babylon_rl.serving.gateway_process import serve as run
+    from babylon_rl.settings import load_settings
+
+    run(load_settings(), host, port, workers, lambda line: print(line, file=sys.stderr, flush=True))

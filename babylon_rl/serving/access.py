@@ -1,0 +1,121 @@
+"""Access to servers: bearer keys with budgets per minute; loopback only until a key exists."""
+
+import hashlib
+import ipaddress
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+from babylon_rl.serving.api_errors import ApiError
+from babylon_rl.store.client_keys import ClientKey
+
+_PREFIX = "brl-"
+_MINUTE_S = 60.0
+_PROXIED = ("x-forwarded-for", "forwarded", "x-real-ip")
+
+
+def new_key() -> str:
+    """Return a fresh key with 256 random bits."""
+    return _PREFIX + secrets.token_urlsafe(32)
+
+
+def key_hash(key: str) -> str:
+    """Return the hash under which a key is stored. It needs no salt: a key is random."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class MinuteBudget:
+    """Token bucket: ``limit`` a minute, and at most that many at once."""
+
+    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+        self.limit = limit
+        self._clock, self._left, self._at = clock, float(limit), clock()
+
+    def wait_s(self, needed: float) -> float:
+        """Seconds until ``needed`` are there; 0 if they are."""
+        now = self._clock()
+        self._left = min(float(self.limit), self._left + (now - self._at) * self.limit / _MINUTE_S)
+        self._at = now
+        return max(0.0, (needed - self._left) * _MINUTE_S / self.limit)
+
+    def take(self, used: float) -> None:
+        """Take from the budget; it may go below zero, for the size of an answer is known only afterwards."""
+        self._left -= used
+
+
+@dataclass(eq=False)
+class Client:
+    """An admitted client; one without a name was admitted from loopback while there were no keys."""
+
+    name: str | None = None
+    sha256: str | None = None
+    requests: MinuteBudget | None = None
+    tokens: MinuteBudget | None = None
+
+    def spend(self, tokens: int) -> None:
+        """Take the tokens of an answer from the client's budget."""
+        if self.tokens is not None:
+            self.tokens.take(tokens)
+
+
+class Access:
+    """The clients of one process. ``update`` gives it the keys; before the first time only loopback is served."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._clients: dict[str, Client] | None = None
+        self._any_key = False
+
+    def update(self, keys: Sequence[ClientKey]) -> None:
+        """Take over the stored keys; a client whose limits did not change keeps its budget."""
+        known, clients = self._clients or {}, dict[str, Client]()
+        for key in keys:
+            if key.revoked_at is None:
+                old = known.get(key.sha256, Client())
+                requests = self._budget(key.requests_per_minute, old.requests)
+                clients[key.sha256] = Client(key.name, key.sha256, requests, self._budget(key.tokens_per_minute, old.tokens))
+        # Revoked keys count: revoking the last one must not open the server again.
+        self._clients, self._any_key = clients, bool(keys)
+
+    def admit(self, peer: str | None, headers: Mapping[str, str]) -> Client:
+        """Identify the client of a request, and take the request from its budget.
+
+        Raises:
+            ApiError: no valid key, or a budget that is used up.
+        """
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        key = token.strip() if scheme.lower() == "bearer" else ""
+        if not self._any_key:
+            return self._without_keys(peer, headers)
+        client = (self._clients or {}).get(key_hash(key)) if key else None
+        if client is None:
+            message = "The key is not valid, or was revoked." if key else "Send a key: Authorization: Bearer KEY."
+            raise ApiError(401, message, "invalid_api_key", headers={"www-authenticate": "Bearer"})
+        for budget, noun, needed in ((client.requests, "requests", 1.0), (client.tokens, "tokens", 1.0)):
+            if budget is not None and (wait_s := budget.wait_s(needed)) > 0:
+                message = f"The key {client.name} has used up its {budget.limit} {noun} a minute."
+                raise ApiError(429, message, "rate_limit_exceeded", headers={"retry-after": str(int(wait_s) + 1)})
+        if client.requests is not None:
+            client.requests.take(1)
+        return client
+
+    def _without_keys(self, peer: str | None, headers: Mapping[str, str]) -> Client:
+        # A proxy on this machine makes everybody look like loopback.
+        if _is_loopback(peer) and not any(name in headers for name in _PROXIED):
+            return Client()
+        if self._clients is None:
+            raise ApiError(503, "Keys cannot be checked before the database has answered once.", "keys_unknown")
+        raise ApiError(403, "Without keys only this machine is served: create one with `babylon-rl keys create NAME`.", "no_keys")
+
+    def _budget(self, limit: int | None, old: MinuteBudget | None) -> MinuteBudget | None:
+        if limit is None or (old is not None and old.limit == limit):
+            return old if limit is not None else None
+        return MinuteBudget(limit, self._clock)
+
+
+def _is_loopback(peer: str | None) -> bool:
+    try:
+        return peer is not None and ipaddress.ip_address(peer.split("%")[0]).is_loopback
+    except ValueError:
+        return False

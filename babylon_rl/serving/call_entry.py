@@ -1,0 +1,206 @@
+"""One call through the gateway as it is spooled, and the rows that it becomes.
+
+Requests and answers are spooled as they went over the wire and read only when they are written, off the path of the answer.
+"""
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from babylon_rl.errors import UsageError
+from babylon_rl.recorder.calls import token_logprobs
+from babylon_rl.recorder.values import MOST_IN_INTEGER, dump, number, text
+from babylon_rl.serving.server_sent_events import payloads
+
+_STEP_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
+
+
+class CallEntry(msgspec.Struct, frozen=True, array_like=True):
+    """A call as spooled. ``request`` is None for a call whose texts are not recorded; ``answer`` is JSON or server-sent events."""
+
+    call_id: str
+    request_id: str
+    at_ms: int
+    agent_id: str | None
+    key_name: str | None
+    trajectory_id: str | None
+    step: str | None
+    purpose: str
+    action_type: str | None
+    provider_accesses: list[Any]
+    chosen_version: str | None
+    version: str | None
+    arm: str
+    reason: str
+    model: str
+    fallback: str | None
+    status: int
+    latency_ms: float
+    first_token_ms: float | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    request: bytes | None = None
+    answer: bytes | None = None
+
+    def encoded(self) -> bytes:
+        """Encode for the spool."""
+        return _ENCODER.encode(self)
+
+    @classmethod
+    def decoded(cls, record: bytes) -> "CallEntry":
+        """Decode a record of the spool.
+
+        Raises:
+            msgspec.MsgspecError: it is none.
+        """
+        return _DECODER.decode(record)
+
+    @property
+    def moment(self) -> str:
+        """Time of the request as text, in UTC."""
+        return datetime.fromtimestamp(self.at_ms / 1000, UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
+
+    def call_row(self) -> dict[str, Any]:
+        """Row of babylon_rl.gateway_calls."""
+        return {
+            "callId": self.call_id, "at": self.moment, "agentId": _storable(self.agent_id), "keyName": self.key_name,
+            "chosenVersion": self.chosen_version, "version": self.version, "arm": self.arm, "fallback": self.fallback,
+            "status": self.status, "latencyMs": round(self.latency_ms, 3), "firstTokenMs": self.first_token_ms,
+            "promptTokens": self.prompt_tokens, "completionTokens": self.completion_tokens,
+        }  # fmt: skip
+
+    def log_row(self) -> dict[str, Any] | None:
+        """Row of llm_call_logs, or None for a call whose texts are not recorded.
+
+        Prompts stand in the columns only where readers can build the sequence from them as it was served: texts of system, user and
+        assistant, the user's last, without tools. Any other chat is whole in messagesJson alone, and does not train.
+
+        Raises:
+            UsageError: something in it cannot be stored.
+        """
+        if self.request is None or self.answer is None:
+            return None
+        request = msgspec.json.decode(self.request)
+        answer = _read_answer(self.answer)
+        messages = _plain(request["messages"])
+        is_sequence = messages is not None and not request.get("tools") and not request.get("functions") and not answer.tool_calls
+        served = messages if messages is not None and is_sequence else []
+        place = self.trajectory_id or self.call_id
+        metadata = {
+            "modelVersion": self.version, "responseFormat": request.get("response_format"), "logprobs": answer.logprobs,
+            "finishReason": answer.finish_reason, "arm": self.arm, "reason": self.reason, "agentId": self.agent_id,
+            "requestId": self.request_id, "key": self.key_name, "tools": request.get("tools"), "toolCalls": answer.tool_calls or None,
+            "otherChoices": answer.others or None, "providerAccesses": self.provider_accesses or None, "seed": request.get("seed"),
+        }  # fmt: skip
+        prompt, completion = self.prompt_tokens, self.completion_tokens
+        return {
+            "id": self.call_id, "trajectoryId": _storable(place), "stepId": _storable(self._step_id(place)), "callId": self.call_id,
+            "timestamp": self.moment, "createdAt": self.moment, "latencyMs": min(round(self.latency_ms), MOST_IN_INTEGER),
+            "model": text(answer.model or self.model, "model"), "purpose": self.purpose, "actionType": _storable(self.action_type),
+            "systemPrompt": _texts(served, "system"), "userPrompt": _texts(served, "user"),
+            "messagesJson": dump(messages if messages is not None else request["messages"], "messages"),
+            "response": text(answer.content, "content"), "reasoning": _storable(answer.reasoning),
+            "temperature": _number(request, "temperature", 1.0), "topP": _number(request, "top_p", None),
+            "maxTokens": int(_number(request, "max_completion_tokens", _number(request, "max_tokens", 0)) or 0) % MOST_IN_INTEGER,
+            "promptTokens": prompt, "completionTokens": completion,
+            "totalTokens": prompt + completion if prompt is not None and completion is not None else None,
+            "metadata": dump({name: value for name, value in metadata.items() if value is not None}, "metadata"),
+        }  # fmt: skip
+
+    def _step_id(self, place: str) -> str:
+        if self.step is None:
+            return self.call_id
+        return f"{place}-step-{self.step}" if _STEP_NUMBER.fullmatch(self.step) else self.step
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(CallEntry)
+
+
+class _Answer(msgspec.Struct):
+    """An answer's first choice, whole or put together from its chunks; ``others`` are the texts of further choices."""
+
+    model: str | None = None
+    content: str = ""
+    reasoning: str | None = None
+    finish_reason: str | None = None
+    logprobs: list[dict[str, Any]] | None = None
+    tool_calls: list[Any] = []
+    others: list[str] = []
+
+
+def _read_answer(answer: bytes) -> _Answer:
+    if answer.startswith(b"{"):
+        document = msgspec.json.decode(answer)
+        return _from_choices(document.get("model"), document["choices"])
+    return _from_chunks([msgspec.json.decode(payload) for payload in payloads(answer) if payload != b"[DONE]"])
+
+
+def _from_choices(model: Any, choices: list[dict[str, Any]]) -> _Answer:
+    read = _Answer(model=model if isinstance(model, str) else None)
+    for place, choice in enumerate(sorted(choices, key=lambda choice: choice.get("index") or 0)):
+        message = choice.get("message") or {}
+        content = message.get("content")
+        content = content if isinstance(content, str) else ""
+        if place:
+            read.others.append(content)
+            continue
+        reasoning = message.get("reasoning_content") or message.get("reasoning")
+        read.content, read.finish_reason = content, choice.get("finish_reason")
+        read.reasoning = reasoning if isinstance(reasoning, str) else None
+        read.tool_calls = message.get("tool_calls") or []
+        read.logprobs = _logprobs(choice.get("logprobs"))
+    return read
+
+
+def _from_chunks(chunks: list[dict[str, Any]]) -> _Answer:
+    """Put the choices of a stream together as a server would have sent them whole."""
+    whole: dict[int, dict[str, Any]] = {}
+    for choice in (choice for chunk in chunks for choice in chunk.get("choices") or ()):
+        into = whole.setdefault(choice.get("index") or 0, {"message": {}, "logprobs": {"content": []}})
+        into["index"] = choice.get("index") or 0
+        for name, part in (choice.get("delta") or {}).items():
+            if isinstance(part, str) and name != "role":
+                into["message"][name] = into["message"].get(name, "") + part
+            elif name == "tool_calls" and isinstance(part, list):
+                into["message"].setdefault(name, []).extend(part)
+        into["finish_reason"] = choice.get("finish_reason") or into.get("finish_reason")
+        into["logprobs"]["content"] += (choice.get("logprobs") or {}).get("content") or []
+    model = next((chunk["model"] for chunk in chunks if chunk.get("model")), None)
+    return _from_choices(model, list(whole.values()))
+
+
+def _logprobs(given: Any) -> list[dict[str, Any]] | None:
+    try:
+        return token_logprobs(given)
+    except UsageError:
+        return None  # an endpoint's odd form costs the log-probabilities, not the call
+
+
+def _plain(messages: list[dict[str, Any]]) -> list[dict[str, str]] | None:
+    """Messages as texts, or None for a chat that no sequence can hold."""
+    plain = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+            content = "".join(str(part.get("text", "")) for part in content)
+        if message.get("role") not in ("system", "user", "assistant") or not isinstance(content, str):
+            return None
+        if content or message["role"] != "system":
+            plain.append({"role": str(message["role"]), "content": content})
+    return plain if plain and plain[-1]["role"] == "user" else None
+
+
+def _texts(messages: list[dict[str, str]], role: str) -> str:
+    return text("\n\n".join(message["content"] for message in messages if message["role"] == role), role)
+
+
+def _number(request: dict[str, Any], name: str, otherwise: Any) -> Any:
+    value = request.get(name)
+    return otherwise if value is None or isinstance(value, bool) or not isinstance(value, int | float) else number(value, name)
+
+
+def _storable(value: str | None) -> str | None:
+    return None if value is None else text(value, "a name")

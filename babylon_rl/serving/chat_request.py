@@ -1,0 +1,126 @@
+"""A chat request as the gateway sees it: the fields it reads, and everything else unchanged."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from babylon_rl.recorder.calls import PURPOSES
+from babylon_rl.serving.api_errors import ApiError
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+BODY_TIMEOUT_S = 30.0
+_MAX_HEADER = 200
+_NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its answer was complete."""
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A decoded request. ``document`` is the whole body; ``model`` None leaves the choice to the gateway."""
+
+    document: dict[str, Any]
+    model: str | None
+    stream: bool
+
+    @classmethod
+    def of(cls, body: bytes) -> "ChatRequest":
+        """Decode a body.
+
+        Raises:
+            ApiError: it is no chat request.
+        """
+        try:
+            document = msgspec.json.decode(body)
+        except _NOT_JSON as invalid:
+            reason = "it is nested too deeply" if isinstance(invalid, RecursionError) else str(invalid)
+            raise ApiError(400, f"The body is not JSON: {reason}.", "invalid_json") from None
+        if not isinstance(document, dict):
+            raise ApiError(400, "The body is not a JSON object.", "invalid_json")
+        model, messages, stream = document.get("model"), document.get("messages"), document.get("stream")
+        if model is not None and not isinstance(model, str):
+            raise ApiError(400, "model is not a text.", "invalid_type", "model")
+        if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+            raise ApiError(400, "messages is not a list of at least one message.", "invalid_type", "messages")
+        if stream is not None and not isinstance(stream, bool):
+            raise ApiError(400, "stream is not true or false.", "invalid_type", "stream")
+        return cls(document, model or None, bool(stream))
+
+    def body_for(self, model_name: str, logprobs: bool) -> bytes:
+        """Encode the request for an upstream; ``logprobs`` asks for token log-probabilities where the client left it open."""
+        document = self.document | {"model": model_name}
+        if logprobs:
+            document.setdefault("logprobs", True)
+        return msgspec.json.encode(document)
+
+
+@dataclass(frozen=True)
+class CallContext:
+    """Facts about a call in its headers: the agent, and the place in its trajectory."""
+
+    agent_id: str | None
+    trajectory_id: str | None
+    step: str | None
+    purpose: str
+    action_type: str | None
+    provider_accesses: list[Any]
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> "CallContext":
+        """Read the x-babylon headers of a request.
+
+        Raises:
+            ApiError: a header that could not be recorded.
+        """
+        purpose = headers.get("x-babylon-purpose", "action")
+        if purpose not in PURPOSES:
+            raise ApiError(400, f"x-babylon-purpose is {purpose[:40]!r}: give one of {', '.join(PURPOSES)}.", "invalid_header")
+        trajectory, step = _name(headers, "x-babylon-trajectory"), _name(headers, "x-babylon-step")
+        if step is not None and trajectory is None:
+            raise ApiError(400, "x-babylon-step needs x-babylon-trajectory.", "invalid_header")
+        accesses = headers.get("x-babylon-provider-accesses")
+        try:
+            decoded = [] if accesses is None else msgspec.json.decode(accesses, type=list[dict[str, Any]])
+        except _NOT_JSON:
+            message = "x-babylon-provider-accesses is not a JSON list of {providerName, data, purpose}."
+            raise ApiError(400, message, "invalid_header") from None
+        agent, action = _name(headers, "x-babylon-agent"), _name(headers, "x-babylon-action-type")
+        return cls(agent, trajectory, step, purpose, action, decoded)
+
+
+def _name(headers: Mapping[str, str], name: str) -> str | None:
+    value = headers.get(name)
+    if value is not None and not (0 < len(value) <= _MAX_HEADER and value.isprintable()):
+        raise ApiError(400, f"{name} has not 1 to {_MAX_HEADER} printable characters.", "invalid_header")
+    return value
+
+
+async def read_body(receive: Receive, longest: int) -> bytes:
+    """Read a body within its limits of length and time.
+
+    Raises:
+        ApiError: too long, or too slow.
+        ClientGone: the client left before the body was complete.
+    """
+    parts, size = list[bytes](), 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                part = message.get("body", b"")
+                size += len(part)
+                if size > longest:
+                    raise ApiError(413, f"The body has more than {longest:,} bytes.", "body_too_large", headers={"connection": "close"})
+                parts.append(part)
+                if not message.get("more_body"):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+    except TimeoutError:
+        slow = f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s."
+        raise ApiError(408, slow, "body_timeout", headers={"connection": "close"}) from None

@@ -1,0 +1,221 @@
+"""OpenAI-compatible gateway: agents call it instead of their provider, and it chooses the version that answers.
+
+A call passes through: access, the choice of a version, its upstream, and, where that fails before the first token, the base. The answer
+goes to the client as the upstream sent it; only headers say which version it came from.
+"""
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.serving.access import Access
+from babylon_rl.serving.api_errors import ApiError
+from babylon_rl.serving.call_log import CallLog
+from babylon_rl.serving.chat_request import CallContext, ChatRequest, ClientGone, Receive, read_body
+from babylon_rl.serving.exchange import BASE, Exchange, GatewayMetrics, new_call_id
+from babylon_rl.serving.live_state import LiveState
+from babylon_rl.serving.routing import Route, base_route, route
+from babylon_rl.serving.server_sent_events import is_closed
+from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer, stream_usage
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl.windows import utc_now
+
+_JSON = (b"content-type", b"application/json")
+_STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+_STOP_S = 5.0
+_MAX_RECORDED_BYTES = 8 * 1024**2
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Gateway:
+    """The parts of one gateway process, and the ASGI endpoint of /v1/chat/completions."""
+
+    def __init__(self, settings: Settings, open_database: Callable[[], Database]) -> None:
+        self.settings = settings
+        self.access = Access()
+        self.state = LiveState(open_database, self.access)
+        self.log = CallLog(settings, open_database)
+        self.upstreams = Upstreams(settings)
+        self.metrics = GatewayMetrics()
+        self.open_exchanges = 0
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        request_id = (b"x-request-id", _request_id(headers).encode())
+        exchange: Exchange | None = None
+        self.open_exchanges += 1
+        try:
+            exchange = await self._routed(scope, headers, receive, request_id[1].decode())
+            async with _cancelled_when_gone(receive):
+                answer = await self._ask(exchange)
+                if isinstance(answer, StreamedAnswer):
+                    await self._send_stream(exchange, answer, [request_id, *exchange.headers], send)
+            if isinstance(answer, WholeAnswer):
+                exchange.status, exchange.usage = answer.status, answer.usage
+                self._record(exchange, answer.body if answer.status == 200 else None)
+                await _send(send, answer.status, answer.body, [request_id, *exchange.headers])
+        except ApiError as refused:
+            extra = [(name.encode(), value.encode("latin-1", "replace")) for name, value in refused.headers.items()]
+            if exchange is None:
+                self.metrics.refusals.add(str(refused.status))
+            else:
+                exchange.status = refused.status
+                extra += exchange.headers
+            await _send(send, refused.status, refused.body, [request_id, *extra])
+        except ClientGone:
+            pass  # nobody is there to answer; the call has its status 499
+        finally:
+            self.open_exchanges -= 1
+            if exchange is not None:
+                self._record(exchange, None)
+                self.metrics.count(exchange)
+
+    async def _routed(self, scope: MutableMapping[str, Any], headers: Mapping[str, str], receive: Receive, request_id: str) -> Exchange:
+        """Read and route a request.
+
+        Raises:
+            ApiError: it is refused.
+            ClientGone: the client left while it was read.
+        """
+        at, started = utc_now(), time.perf_counter()
+        if scope["method"] != "POST":
+            raise ApiError(405, "Use POST.", "method_not_allowed", headers={"allow": "POST"})
+        client = self.access.admit(peer(scope), headers)
+        context = CallContext.of(headers)
+        body = await read_body(receive, self.settings.gateway_body_limit_mb * 1024**2)
+        request = ChatRequest.of(body)
+        try:
+            chosen = route(self.state.table, self.settings, request.model, context.agent_id, client.sha256)
+        except ModelUnavailable as unknown:
+            raise ApiError(404, str(unknown), "model_not_found", "model") from None
+        return Exchange(new_call_id(), request_id, at, started, client, context, body, request, chosen, chosen)
+
+    async def _ask(self, exchange: Exchange) -> WholeAnswer | StreamedAnswer:
+        """Ask the chosen version, and the base if it fails.
+
+        Raises:
+            ApiError: no model answered.
+        """
+        chosen = exchange.chosen
+        try:
+            return await self._ask_model(exchange, chosen)
+        except UpstreamFailed as failed:
+            self.metrics.failures.add(chosen.version or BASE, failed.cause)
+            why = f"fallback from {chosen.version or chosen.model_name}: {failed.cause}"
+            base = base_route(self.settings, why, chosen.upstream)
+            if not self.settings.rl_fallback_to_base or (base.upstream, base.model_name) == (chosen.upstream, chosen.model_name):
+                raise failed.error from None
+            exchange.fallback, exchange.route = failed.cause, base
+        try:
+            return await self._ask_model(exchange, base)
+        except UpstreamFailed as failed:
+            self.metrics.failures.add(BASE, failed.cause)
+            raise failed.error from None
+
+    async def _ask_model(self, exchange: Exchange, chosen: Route) -> WholeAnswer | StreamedAnswer:
+        body = exchange.request.body_for(chosen.model_name, self.settings.gateway_logprobs)
+        answer = await self.upstreams.get(chosen.upstream).ask(chosen.model_name, body, exchange.request.stream)
+        exchange.answered()
+        return answer
+
+    async def _send_stream(self, exchange: Exchange, answer: StreamedAnswer, headers: Headers, send: Send) -> None:
+        """Pass a stream on, event by event; one that breaks ends with an error event."""
+        parts, size = [answer.head], len(answer.head)
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM, *headers]})
+            await send({"type": "http.response.body", "body": answer.head, "more_body": True})
+            async for events in answer.rest():
+                # A longer answer is passed on, and not kept in memory.
+                if size <= _MAX_RECORDED_BYTES:
+                    parts.append(events)
+                    size += len(events)
+                if is_closed(events):
+                    exchange.status, exchange.usage = 200, stream_usage(parts)
+                    self._record(exchange, b"".join(parts) if size <= _MAX_RECORDED_BYTES else None)
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+        except UpstreamFailed as broken:
+            self.metrics.failures.add(exchange.route.version or BASE, broken.cause)
+            exchange.status = broken.error.status
+            await send({"type": "http.response.body", "body": broken.error.event, "more_body": True})
+        finally:
+            answer.close()
+        await send({"type": "http.response.body", "body": b""})
+
+    def _record(self, exchange: Exchange, answer: bytes | None) -> None:
+        """Hand a call to the log, once, before the client has the end of its answer."""
+        if exchange.recorded:
+            return
+        exchange.recorded = True
+        if answer is not None and not self.log.records_texts(exchange.context.trajectory_id or exchange.call_id):
+            answer = None
+        self.log.record(exchange.entry(answer))
+        if exchange.usage is not None:
+            exchange.client.spend(exchange.usage.total_tokens)
+        if exchange.client.name is not None:
+            self.log.saw_key(exchange.client.name, exchange.at)
+
+    async def start(self) -> None:
+        """Open connections and start the threads."""
+        await self.upstreams.open()
+        self.log.start()
+        await asyncio.to_thread(self.state.start)
+        # What exists now stays: the collector need not look at it again in the middle of a request.
+        gc.collect()
+        gc.freeze()
+
+    async def stop(self) -> None:
+        """Close connections; calls that are not written yet stay on disk."""
+        await self.upstreams.close()
+        await asyncio.to_thread(self.state.close)
+        await asyncio.to_thread(self.log.close, _STOP_S)
+
+
+@asynccontextmanager
+async def _cancelled_when_gone(receive: Receive) -> AsyncIterator[None]:
+    """Cancel the block when the client closes its connection, so that nothing is generated for nobody.
+
+    Raises:
+        ClientGone: it did.
+    """
+    task, gone = asyncio.current_task(), False
+    assert task is not None
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise ClientGone from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    given = headers.get("x-request-id", "")
+    return given if 0 < len(given) <= 100 and given.isascii() and given.isprintable() else f"req-{uuid4().hex}"
+
+
+async def _send(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def peer(scope: Mapping[str, Any]) -> str | None:
+    return scope["client"][0] if scope.get("client") else None

@@ -1,0 +1,102 @@
+"""Application of the gateway: its paths besides the chat, and errors in OpenAI's envelope."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as Path
+
+from babylon_rl.serving.api_errors import ApiError
+from babylon_rl.serving.exchange import BASE
+from babylon_rl.serving.gateway import Gateway, peer
+from babylon_rl.serving.metrics import Gauge
+from babylon_rl.serving.routing import ALIASES, MODEL_PREFIX
+from babylon_rl.store.releases import RoutingTable
+
+
+def create_app(gateway: Gateway) -> Starlette:
+    """Create the application around a gateway."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await gateway.start()
+        yield
+        await gateway.stop()
+
+    async def models(request: Request) -> Response:
+        gateway.access.admit(peer(request.scope), request.headers)
+        return _json({"object": "list", "data": [_model(name) for name in served_names(gateway.state.table)]})
+
+    async def model(request: Request) -> Response:
+        gateway.access.admit(peer(request.scope), request.headers)
+        name = request.path_params["name"]
+        if name not in served_names(gateway.state.table):
+            raise ApiError(404, f"There is no model {name}; `GET /v1/models` lists those that there are.", "model_not_found", "model")
+        return _json(_model(name))
+
+    async def health(_: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def ready(_: Request) -> Response:
+        problem = gateway.state.problem
+        serving = "base for everybody" if gateway.state.reads == 0 else "as the registry says" if problem is None else "as last known"
+        spool = {"waitingBytes": log.waiting_bytes, "refused": log.refused, "rejected": log.rejected}
+        return _json({"ready": True, "database": problem or "ok", "serving": serving, "spool": spool})
+
+    async def samples(request: Request) -> Response:
+        gateway.access.admit(peer(request.scope), request.headers)
+        return Response(gateway.metrics.text() + "".join(gauge.text() for gauge in gauges), media_type="text/plain; version=0.0.4")
+
+    log = gateway.log
+    gauges = [
+        Gauge("babylon_gateway_spool_waiting_bytes", "Recorded calls that wait on disk for the database.", lambda: log.waiting_bytes),
+        Gauge("babylon_gateway_calls_written", "Calls written to the database by this process.", lambda: log.written),
+        Gauge(
+            "babylon_gateway_calls_lost", "Calls without room in the spool, or refused by the database.", lambda: log.refused + log.rejected
+        ),
+        Gauge("babylon_gateway_database_answers", "1 while the routing table is fresh.", lambda: float(gateway.state.problem is None)),
+        Gauge("babylon_gateway_open_requests", "Requests under way.", lambda: gateway.open_exchanges),
+    ]
+    routes = [
+        Path("/v1/chat/completions", gateway), Path("/v1/models", models), Path("/v1/models/{name:path}", model),
+        Path("/health", health), Path("/ready", ready), Path("/metrics", samples),
+    ]  # fmt: skip
+    return Starlette(
+        routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_path, ApiError: _refused, Exception: _internal}
+    )
+
+
+def served_names(table: RoutingTable) -> list[str]:
+    """Return the model names that a request may give: versions that can be asked, the base, and the aliases."""
+    usable = [v.version for v in table.versions.values() if v.status not in ("training", "failed") and not v.pruned]
+    return [*(f"{MODEL_PREFIX}{version}" for version in usable), *usable, BASE, *ALIASES]
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "babylon-rl"}
+
+
+def _json(document: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(document), status, media_type="application/json")
+
+
+async def _no_path(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = "POST /v1/chat/completions; GET /v1/models, /health, /ready, /metrics"
+    refused = ApiError(error.status_code, f"{request.method} {request.url.path} is not served here; served: {known}.", "not_found")
+    return Response(refused.body, refused.status, media_type="application/json")
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return Response(error.body, error.status, headers=dict(error.headers), media_type="application/json")
+
+
+async def _internal(_: Request, error: Exception) -> Response:
+    refused = ApiError(500, "The gateway failed; its log has the reason.", "internal_error")
+    return Response(refused.body, 500, media_type="application/json")

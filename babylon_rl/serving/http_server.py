@@ -1,0 +1,88 @@
+"""uvicorn's HTTP protocol with limits that it lacks: on the time and the size of a request's head."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from babylon_rl.serving.api_errors import ApiError
+
+HEAD_TIMEOUT_S = 10.0
+MAX_HEAD_BYTES = 64 * 1024
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """Connection that is closed if a request's head does not arrive in time, or is too long.
+
+    uvicorn alone would hold a connection that sends a header line every few seconds for ever.
+    """
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Expect the first request's head."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count the bytes of a head."""
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_timer is not None and self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(ApiError(431, f"The head of the request has more than {MAX_HEAD_BYTES:,} bytes.", "head_too_large"))
+
+    def on_message_begin(self) -> None:
+        """Expect the head of a further request on this connection."""
+        super().on_message_begin()
+        if self._head_timer is None:
+            self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """Stop the clock of the head."""
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse bytes that are no HTTP, in OpenAI's envelope."""
+        self._refuse(ApiError(400, msg, "invalid_http"))
+
+    def _expect_head(self) -> None:
+        self._head_bytes = 0
+        message = f"The head of the request did not arrive within {HEAD_TIMEOUT_S:.0f} s."
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, ApiError(408, message, "head_timeout"))
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse(self, error: ApiError) -> None:
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        body = error.body
+        head = (
+            f"HTTP/1.1 {error.status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+def server_options(**options: Any) -> dict[str, Any]:
+    """Return uvicorn's options for servers that strangers may reach."""
+    return {
+        "http": LimitedProtocol,
+        "loop": "uvloop",
+        "ws": "none",
+        "lifespan": "on",
+        "access_log": False,
+        "server_header": False,
+        **options,
+    }

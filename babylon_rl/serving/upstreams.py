@@ -1,0 +1,277 @@
+"""Upstreams of the gateway: OpenAI-compatible servers behind one pooled HTTP client, each model with a circuit breaker."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from time import monotonic
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed
+from babylon_rl.llm.transports import with_version
+from babylon_rl.serving.api_errors import ApiError
+from babylon_rl.serving.server_sent_events import DONE, EventBuffer, has_token, is_closed, is_finished, payloads
+from babylon_rl.settings import Settings
+
+WANDB_INFERENCE = "https://api.inference.wandb.ai/v1"
+CONNECT_TIMEOUT_S = 5.0
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_HEAD_BYTES = 1024 * 1024
+IDLE_CONNECTION_S = 30.0
+_OPEN_S = 10.0
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts of an answer."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class _Completion(msgspec.Struct, frozen=True):
+    choices: list[msgspec.Raw]
+    usage: Usage | None = None
+
+
+_COMPLETIONS = msgspec.json.Decoder(_Completion)
+
+
+class _UsageChunk(msgspec.Struct, frozen=True):
+    usage: Usage | None = None
+
+
+_USAGE_CHUNKS = msgspec.json.Decoder(_UsageChunk)
+
+
+def stream_usage(parts: list[bytes]) -> Usage:
+    """Return the token counts that a stream ends with; without them its events count as tokens of the answer."""
+    for payload in reversed(payloads(b"".join(parts[-3:]))):
+        if payload != b"[DONE]" and b'"usage"' in payload:
+            try:
+                usage = _USAGE_CHUNKS.decode(payload).usage
+            except msgspec.MsgspecError:
+                continue
+            if usage is not None:
+                return usage
+    tokens = sum(part.count(b"data:") for part in parts)
+    return Usage(0, tokens, tokens)
+
+
+@dataclass(eq=False)
+class UpstreamFailed(Exception):
+    """A failure that another model may cure; ``cause`` is a word for headers and metrics, ``error`` the answer without a fallback."""
+
+    cause: str
+    error: ApiError
+
+
+@dataclass(frozen=True)
+class WholeAnswer:
+    """A complete response; ``usage`` is None where the server counts no tokens, and for errors of the client."""
+
+    status: int
+    body: bytes
+    usage: Usage | None = None
+
+
+class StreamedAnswer:
+    """A stream whose first token has come; ``head`` holds the events up to it. Its owner calls ``close``."""
+
+    def __init__(self, head: bytes, buffer: EventBuffer, response: aiohttp.ClientResponse, timeout_s: float) -> None:
+        self.head = head
+        self._buffer, self._response, self._timeout_s = buffer, response, timeout_s
+
+    async def rest(self) -> AsyncIterator[bytes]:
+        """Yield the whole events after the head; the last is ``[DONE]``.
+
+        Raises:
+            UpstreamFailed: the stream broke, or paused for too long; a partial event is not passed on.
+        """
+        finished, closed = is_finished(self.head), is_closed(self.head)
+        try:
+            while received := await asyncio.wait_for(self._response.content.readany(), self._timeout_s):
+                if events := self._buffer.feed(received):
+                    finished, closed = finished or is_finished(events), closed or is_closed(events)
+                    yield events
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            finished = closed
+        if not finished:
+            raise UpstreamFailed("broken", ApiError(502, "The model's stream ended before its answer did.", "upstream_error"))
+        if not closed:
+            yield DONE
+
+    def close(self) -> None:
+        """Give the connection back, or close it if the stream has not ended."""
+        self._response.close()
+
+
+class Upstream:
+    """One OpenAI-compatible server; ``timeout_s`` limits an answer, a stream's first token and each pause after it."""
+
+    def __init__(self, name: str, base_url: str, key: str | None, session: aiohttp.ClientSession, timeout_s: float) -> None:
+        self.name = name
+        self._url = URL(f"{with_version(base_url)}/chat/completions")
+        self._secrets = (key,) if key else ()
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+        self._session = session
+        self._timeout_s = timeout_s
+        self._breakers: dict[str, CircuitBreaker] = {}
+
+    async def ask(self, model: str, body: bytes, stream: bool) -> WholeAnswer | StreamedAnswer:
+        """Send a request; a stream is returned once its first token has come.
+
+        An error that the client's request caused is a whole answer.
+
+        Raises:
+            UpstreamFailed: no answer, no chat completion, or a stream that broke before its first token.
+        """
+        # One adapter that fails must not keep others of the same server from being asked.
+        breaker = self._breakers.setdefault(model, CircuitBreaker(monotonic, open_s=_OPEN_S))
+        try:
+            is_probe = breaker.enter()
+        except CircuitOpen as circuit:
+            wait_s = max(1, round(circuit.wait_s))
+            message = f"The model has failed {circuit.failures} times in a row and is asked again in {wait_s} s."
+            raise UpstreamFailed("circuit_open", ApiError(503, message, "upstream_error", headers={"retry-after": str(wait_s)})) from None
+        try:
+            answer = await self._ask(body, stream)
+        except UpstreamFailed as failed:
+            # A rate limit says that the server works.
+            if failed.cause == "rate_limited":
+                breaker.cancelled(is_probe)
+            else:
+                breaker.failed(failed.error.message)
+            raise
+        except BaseException:
+            breaker.cancelled(is_probe)
+            raise
+        breaker.succeeded()
+        return answer
+
+    async def _ask(self, body: bytes, stream: bool) -> WholeAnswer | StreamedAnswer:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._post(body)
+                try:
+                    if stream and response.status == 200:
+                        return await self._first_token(response)
+                    answer = await self._whole(response)
+                except BaseException:
+                    response.close()
+                    raise
+                response.release()
+                return answer
+        except TimeoutError:
+            message = f"The model did not answer within {self._timeout_s:g} s."
+            raise UpstreamFailed("timeout", ApiError(504, message, "upstream_timeout")) from None
+        except (aiohttp.ClientError, OSError) as broken:
+            message = f"The model's server cannot be reached ({type(broken).__name__})."
+            raise UpstreamFailed("unreachable", ApiError(502, message, "upstream_error")) from None
+
+    async def _post(self, body: bytes) -> aiohttp.ClientResponse:
+        try:
+            return await self._session.post(self._url, data=body, headers=self._headers, allow_redirects=False)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as stale:
+            if isinstance(stale, aiohttp.ClientConnectorError):
+                raise
+            # A pooled connection that the server closed meanwhile: one more try, on a new one.
+            return await self._session.post(self._url, data=body, headers=self._headers, allow_redirects=False)
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> WholeAnswer:
+        body = await self._read(response)
+        status = response.status
+        if status == 200:
+            try:
+                completion = _COMPLETIONS.decode(body)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                message = f"The model's server answered with {response.content_type}, which is no chat completion."
+                raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error")) from None
+            return WholeAnswer(200, body, completion.usage)
+        message = self._message(body)
+        if status == 429:
+            wait = response.headers.get("Retry-After")
+            headers = {"retry-after": wait} if wait else {}
+            raise UpstreamFailed("rate_limited", ApiError(429, f"The model's server is busy: {message}", "rate_limited", headers=headers))
+        if status >= 500 or status == 408:
+            raise UpstreamFailed("server_error", ApiError(max(status, 500), f"The model's server failed: {message}", "upstream_error"))
+        # Its credentials and the name of its model are the gateway's concern, not the client's.
+        if status in (401, 403, 404) or status < 400:
+            error = ApiError(502, f"The model's server refused the gateway with status {status}: {message}", "upstream_error")
+            raise UpstreamFailed("refused", error)
+        return WholeAnswer(status, ApiError(status, message).body)
+
+    async def _first_token(self, response: aiohttp.ClientResponse) -> StreamedAnswer:
+        if response.content_type != "text/event-stream":
+            message = f"The model's server answered with {response.content_type} instead of a stream."
+            raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error"))
+        buffer, head = EventBuffer(), b""
+        while received := await response.content.readany():
+            head += (events := buffer.feed(received))
+            if len(head) + buffer.pending > MAX_HEAD_BYTES:
+                break
+            try:
+                if events and has_token(events):
+                    return StreamedAnswer(head, buffer, response, self._timeout_s)
+            except ValueError:
+                break
+        raise UpstreamFailed("broken", ApiError(502, "The model's stream broke before its first token.", "upstream_error"))
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        parts, size = [], 0
+        while part := await response.content.readany():
+            parts.append(part)
+            size += len(part)
+            if size > MAX_ANSWER_BYTES:
+                message = f"The model's answer has more than {MAX_ANSWER_BYTES // 1024**2} MB."
+                raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error"))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _message(self, body: bytes) -> str:
+        try:
+            document = msgspec.json.decode(body)
+            error = document.get("error", document) if isinstance(document, dict) else document
+            text = error.get("message", error) if isinstance(error, dict) else error
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            text = body[:1000].decode(errors="replace")
+        return scrubbed(str(text), self._secrets)
+
+
+class Upstreams:
+    """All upstreams of one gateway process, by the names that routes use; an address (http...) stands for itself."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._session: aiohttp.ClientSession | None = None
+        self._upstreams: dict[str, Upstream] = {}
+
+    async def open(self) -> None:
+        """Open the connection pool in the running loop."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
+        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=IDLE_CONNECTION_S)
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), skip_auto_headers=("User-Agent", "Accept")
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def get(self, name: str) -> Upstream:
+        """Return the upstream of a route."""
+        if name not in self._upstreams:
+            assert self._session is not None
+            url, key = self._address(name)
+            self._upstreams[name] = Upstream(name, url, key, self._session, self._settings.gateway_timeout_seconds)
+        return self._upstreams[name]
+
+    def _address(self, name: str) -> tuple[str, str | None]:
+        at_wandb = name == "wandb" or name.startswith(WANDB_INFERENCE)
+        url = WANDB_INFERENCE if name == "wandb" else self._settings.local_endpoint if name == "local" else name
+        # The key goes to its own service only.
+        return url, (self._settings.wandb_key or None) if at_wandb else None

@@ -1,0 +1,63 @@
+"""Bearer keys of clients: babylon_rl.client_keys. The key itself is stored nowhere, only its SHA-256."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+
+from babylon_rl.errors import UsageError
+from babylon_rl.store.connection import Connection
+
+CHANNEL = "babylon_rl_keys"
+_COLUMNS = '"name", "sha256", "requestsPerMinute", "tokensPerMinute", "createdAt", "lastUsedAt", "revokedAt"'
+_READ = f"""SELECT {_COLUMNS} FROM babylon_rl.client_keys ORDER BY "createdAt", "name" """
+_CREATE = f"""INSERT INTO babylon_rl.client_keys ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, NULL, NULL)"""
+_REVOKE = """UPDATE babylon_rl.client_keys SET "revokedAt" = COALESCE("revokedAt", %s) WHERE "name" = %s RETURNING "revokedAt" """
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKey:
+    """A client's key by its hash; limits are per minute, None for no limit."""
+
+    name: str
+    sha256: str
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    created_at: datetime
+    last_used_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+def read_keys(connection: Connection) -> Sequence[ClientKey]:
+    """Return all keys, revoked ones too, oldest first."""
+    with connection.transaction():
+        return [ClientKey(*row) for row in connection.execute(_READ)]
+
+
+def create_key(connection: Connection, key: ClientKey) -> None:
+    """Store a new key.
+
+    Raises:
+        UsageError: the name is taken, also by a revoked key.
+    """
+    try:
+        with connection.transaction():
+            values = (key.name, key.sha256, key.requests_per_minute, key.tokens_per_minute, key.created_at)
+            connection.execute(_CREATE, values)
+    except psycopg.errors.UniqueViolation:
+        raise UsageError(f"There is a key {key.name!r} already, perhaps a revoked one: choose another name.") from None
+
+
+def revoke_key(connection: Connection, name: str, now: datetime) -> datetime:
+    """Revoke a key, and return since when it is revoked.
+
+    Raises:
+        UsageError: there is no such key.
+    """
+    with connection.transaction():
+        row = connection.execute(_REVOKE, (now, name)).fetchone()
+    if row is None:
+        raise UsageError(f"There is no key {name!r}; `babylon-rl keys list` shows all.")
+    revoked_at: datetime = row[0]
+    return revoked_at

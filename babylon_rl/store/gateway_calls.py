@@ -1,0 +1,71 @@
+"""Calls through the gateway: babylon_rl.gateway_calls, and the texts of recorded ones in llm_call_logs.
+
+A call is written once, however often it is given: its id is unique in both tables.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from babylon_rl.store.connection import Connection
+
+# Inferences are counted from the rows that are new, in the same statement, so that a repetition counts nothing twice.
+_INSERT_CALLS = """
+WITH new AS (
+    INSERT INTO babylon_rl.gateway_calls
+        ("callId", "at", "agentId", "keyName", "chosenVersion", "version", "arm", "fallback", "status", "latencyMs", "firstTokenMs",
+         "promptTokens", "completionTokens")
+    SELECT "callId", "at", "agentId", "keyName", "chosenVersion", "version", "arm", "fallback", "status", "latencyMs", "firstTokenMs",
+           "promptTokens", "completionTokens"
+    FROM jsonb_populate_recordset(NULL::babylon_rl.gateway_calls, %(calls)s)
+    ON CONFLICT DO NOTHING
+    RETURNING "version", "status"
+), answered AS (
+    SELECT "version", count(*)::int AS calls FROM new WHERE "status" = 200 AND "version" IS NOT NULL GROUP BY "version"
+), counted AS (
+    UPDATE public.trained_models m SET "totalInferences" = m."totalInferences" + answered.calls
+    FROM answered WHERE m.version = answered."version"
+)
+SELECT count(*) FROM new
+"""
+_INSERT_LOGS = """
+INSERT INTO public.llm_call_logs
+    (id, "trajectoryId", "stepId", "callId", "timestamp", "latencyMs", model, purpose, "actionType", "systemPrompt", "userPrompt",
+     "messagesJson", response, reasoning, temperature, "maxTokens", "topP", "promptTokens", "completionTokens", "totalTokens", metadata,
+     "createdAt")
+SELECT id, "trajectoryId", "stepId", "callId", "timestamp", "latencyMs", model, purpose, "actionType", "systemPrompt", "userPrompt",
+       "messagesJson", response, reasoning, temperature, "maxTokens", "topP", "promptTokens", "completionTokens", "totalTokens", metadata,
+       "createdAt"
+FROM jsonb_populate_recordset(NULL::public.llm_call_logs, %(logs)s)
+ON CONFLICT DO NOTHING
+"""
+_USED = """
+UPDATE babylon_rl.client_keys k SET "lastUsedAt" = greatest(k."lastUsedAt", used."lastUsedAt")
+FROM jsonb_populate_recordset(NULL::babylon_rl.client_keys, %(used)s) used WHERE k."name" = used."name"
+"""
+
+
+@dataclass(frozen=True)
+class GatewayRows:
+    """Rows of calls by column name: ``calls`` of gateway_calls, ``logs`` of llm_call_logs; times as ISO texts in UTC."""
+
+    calls: Sequence[dict[str, Any]]
+    logs: Sequence[dict[str, Any]]
+
+
+def write_calls(connection: Connection, rows: GatewayRows) -> int:
+    """Write calls in one transaction; return the number of those that were not there yet."""
+    with connection.transaction():
+        (new,) = connection.execute(_INSERT_CALLS, {"calls": Jsonb(rows.calls)}).fetchone() or (0,)
+        if rows.logs:
+            connection.execute(_INSERT_LOGS, {"logs": Jsonb(rows.logs)})
+        return int(new)
+
+
+def record_key_use(connection: Connection, used: dict[str, datetime]) -> None:
+    """Record when clients were last seen, by key name."""
+    with connection.transaction():
+        connection.execute(_USED, {"used": Jsonb([{"name": name, "lastUsedAt": at.isoformat()} for name, at in used.items()])})

@@ -1,0 +1,92 @@
+"""A gateway on a real socket, in a thread of the test, with the versions that a test needs."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import openai
+import psycopg
+import uvicorn
+
+from babylon_rl.models.server import bind
+from babylon_rl.serving.gateway import Gateway
+from babylon_rl.serving.gateway_app import create_app
+from babylon_rl.serving.http_server import server_options
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+
+NOW = datetime(2025, 11, 1, 12)
+MESSAGES: Any = [{"role": "system", "content": "You trade."}, {"role": "user", "content": "Prices?"}]
+
+
+def add_version(database: Database, version: str, status: str = "deployed") -> None:
+    """A version that LOCAL_ENDPOINT serves under its name."""
+    with psycopg.connect(database.url) as connection:
+        connection.execute(
+            'INSERT INTO trained_models (id, "modelId", version, "baseModel", status, "storagePath", "deployedAt", "updatedAt") '
+            "VALUES (%s, %s, %s, 'base', %s, %s, %s, %s)",
+            (version, f"babylon-agent-{version}", version, status, f"/checkpoints/{version}", NOW, NOW),
+        )
+
+
+class RunningGateway:
+    """A gateway that serves; ``url`` is that of OpenAI's clients."""
+
+    def __init__(self, gateway: Gateway, server: uvicorn.Server, loop: asyncio.AbstractEventLoop, port: int) -> None:
+        self.gateway, self.server, self.loop, self.port = gateway, server, loop, port
+        self.url = f"http://127.0.0.1:{port}/v1"
+
+    def client(self, key: str = "none", **options: Any) -> openai.OpenAI:
+        """The official client, without retries of its own."""
+        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=30, **options)
+
+    def quiet(self) -> bool:
+        """No request, task or client connection is left over."""
+
+        async def tasks() -> int:
+            return len([task for task in asyncio.all_tasks() if "watch" in repr(task) or "run_asgi" in repr(task)])
+
+        left = asyncio.run_coroutine_threadsafe(tasks(), self.loop).result(10)
+        return self.gateway.open_exchanges == 0 and left == 0 and not self.server.server_state.tasks
+
+
+@contextmanager
+def running_gateway(settings: Settings, open_database: Callable[[], Database]) -> Iterator[RunningGateway]:
+    """Serve until the block ends; the server must then end in time."""
+    gateway = Gateway(settings, open_database)
+    with bind("127.0.0.1", 0) as bound:
+        bound.listen(512)
+        server = uvicorn.Server(uvicorn.Config(create_app(gateway), **server_options(log_level="warning", timeout_graceful_shutdown=2)))
+        loops: list[asyncio.AbstractEventLoop] = []
+
+        async def run() -> None:
+            loops.append(asyncio.get_running_loop())
+            await server.serve(sockets=[bound])
+
+        thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+        thread.start()
+        wait_for(lambda: server.started or not thread.is_alive(), "the gateway to start")
+        try:
+            yield RunningGateway(gateway, server, loops[0], bound.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join(30)
+        assert not thread.is_alive()
+
+
+def wait_for(condition: Callable[[], Any], what: str, within_s: float = 30.0) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {within_s:g} s for {what}"
+        time.sleep(0.02)
+
+
+def rows(database: Database, statement: str) -> list[dict[str, Any]]:
+    """Rows of a query by column name."""
+    with psycopg.connect(database.url, row_factory=psycopg.rows.dict_row) as connection:
+        return connection.execute(statement).fetchall()  # type: ignore[arg-type]

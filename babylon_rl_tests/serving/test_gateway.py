@@ -1,0 +1,200 @@
+"""The official Python client against the gateway: answers, streams, faults of upstreams, and what the headers say."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletionUserMessageParam
+
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, add_version, running_gateway, wait_for
+from babylon_rl_tests.serving.model_stand_in import ModelStandIn, completion, model_stand_in
+
+FALLBACKS = {
+    "429": "rate_limited", "500": "server_error", "503": "server_error", "404": "refused", "401": "refused", "html": "no_completion",
+    "hangs up": "unreachable", "half body": "unreachable", "hangs": "timeout",
+}  # fmt: skip
+STREAM_FALLBACKS = {"breaks first": "unreachable", "error first": "broken", "500": "server_error", "html": "no_completion"}
+
+
+@pytest.fixture
+def upstream() -> Iterator[ModelStandIn]:
+    """A model server without faults."""
+    with model_stand_in() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def gateway(settings: Settings, database: Database, upstream: ModelStandIn) -> Iterator[RunningGateway]:
+    """A gateway with v1.0.0 deployed."""
+    add_version(database, "v1.0.0")
+    changed = settings.model_copy(update={"local_endpoint": upstream.url, "gateway_timeout_seconds": 1.0})
+    with running_gateway(changed, lambda: database) as running:
+        yield running
+
+
+def test_a_chat_is_answered_by_the_deployed_version_and_says_so(gateway: RunningGateway, upstream: ModelStandIn) -> None:
+    raw = gateway.client().chat.completions.with_raw_response.create(
+        model="babylon-agent", messages=MESSAGES, extra_headers={"x-request-id": "mine", "x-babylon-agent": "a1"}
+    )
+    assert raw.parse().choices[0].message.content == "hold your position"
+    assert raw.headers["x-babylon-version"] == "v1.0.0" and raw.headers["x-babylon-arm"] == "named"
+    assert raw.headers["x-request-id"] == "mine"
+    assert upstream.seen[0]["model"] == "v1.0.0" and upstream.seen[0]["logprobs"] is True
+
+
+def test_everything_else_in_a_request_reaches_the_model_unchanged(gateway: RunningGateway, upstream: ModelStandIn) -> None:
+    calls = [{"id": "t1", "type": "function", "function": {"name": "trade", "arguments": "{}"}}]
+    upstream.answer = lambda model: completion(model, (), content=None, tool_calls=calls)
+    tools = [{"type": "function", "function": {"name": "trade", "parameters": {"type": "object", "properties": {}}}}]
+    answer = gateway.client().chat.completions.create(
+        model="base", messages=MESSAGES, n=2, temperature=0.3, logprobs=False, response_format={"type": "json_object"}, tools=tools,  # type: ignore[list-item]
+        extra_body={"guided_choice": ["a"]},
+    )  # fmt: skip
+    assert answer.choices[0].message.tool_calls and answer.choices[0].message.tool_calls[0].id == "t1"
+    sent = {"model": "base", "messages": MESSAGES, "n": 2, "temperature": 0.3, "logprobs": False, "tools": tools}
+    assert upstream.seen[0] == sent | {"response_format": {"type": "json_object"}, "guided_choice": ["a"]}
+
+
+def test_a_stream_comes_whole_and_in_order(gateway: RunningGateway) -> None:
+    stream = gateway.client().chat.completions.create(model="babylon-agent", messages=MESSAGES, stream=True)
+    deltas = [part.choices[0].delta.content for part in stream]
+    assert "".join(filter(None, deltas)) == "hold your position"
+    wait_for(gateway.quiet, "no task to be left")
+
+
+@pytest.mark.parametrize(("fault", "cause"), FALLBACKS.items())
+def test_a_version_that_fails_is_replaced_by_the_base(gateway: RunningGateway, upstream: ModelStandIn, fault: str, cause: str) -> None:
+    upstream.behaviour["v1.0.0"] = fault
+    raw = gateway.client().chat.completions.with_raw_response.create(model="v1.0.0", messages=MESSAGES)
+    assert raw.parse().model == "base" and raw.headers["x-babylon-version"] == "base" and raw.headers["x-babylon-arm"] == "named"
+    assert raw.headers["x-babylon-reason"] == f"fallback from v1.0.0: {cause}"
+
+
+@pytest.mark.parametrize(("fault", "cause"), STREAM_FALLBACKS.items())
+def test_a_stream_that_breaks_before_its_first_token_is_the_base_s(
+    gateway: RunningGateway, upstream: ModelStandIn, fault: str, cause: str
+) -> None:
+    upstream.behaviour["v1.0.0"] = fault
+    raw = gateway.client().chat.completions.with_raw_response.create(model="v1.0.0", messages=MESSAGES, stream=True)
+    parts = list(raw.parse())
+    assert {part.model for part in parts} == {"base"}
+    assert raw.headers["x-babylon-reason"] == f"fallback from v1.0.0: {cause}"
+
+
+@pytest.mark.parametrize("fault", ["breaks later", "half a chunk"])
+def test_a_stream_that_breaks_after_its_first_token_ends_as_an_error(gateway: RunningGateway, upstream: ModelStandIn, fault: str) -> None:
+    upstream.behaviour["v1.0.0"] = fault
+    parts = []
+    with pytest.raises(openai.APIError, match="ended before its answer did"):
+        for part in gateway.client().chat.completions.create(model="v1.0.0", messages=MESSAGES, stream=True):
+            parts.append(part)
+    assert [part.choices[0].delta.content for part in parts if part.choices[0].delta.content] == ["hold ", "your "]
+    assert {part.model for part in parts} == {"v1.0.0"} and [body["model"] for body in upstream.seen] == ["v1.0.0"]
+
+
+def test_a_stream_without_its_last_line_is_complete_when_it_says_that_it_has_finished(
+    gateway: RunningGateway, upstream: ModelStandIn
+) -> None:
+    upstream.behaviour["v1.0.0"] = "no done"
+    parts = list(gateway.client().chat.completions.create(model="v1.0.0", messages=MESSAGES, stream=True))
+    assert parts[-1].choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("429", openai.RateLimitError),
+        ("500", openai.InternalServerError),
+        ("hangs", openai.InternalServerError),
+        ("html", openai.InternalServerError),
+    ],
+)
+def test_without_a_fallback_the_client_gets_an_error_in_openai_s_shape(
+    settings: Settings, database: Database, upstream: ModelStandIn, fault: str, error: type[openai.APIStatusError]
+) -> None:
+    add_version(database, "v1.0.0")
+    upstream.behaviour["v1.0.0"] = fault
+    update = {"local_endpoint": upstream.url, "gateway_timeout_seconds": 1.0, "rl_fallback_to_base": False}
+    with running_gateway(settings.model_copy(update=update), lambda: database) as gateway, pytest.raises(error) as raised:
+        gateway.client().chat.completions.create(model="v1.0.0", messages=MESSAGES)
+    assert raised.value.body["message"] and "secretsecret" not in str(raised.value.body)  # type: ignore[index]
+    assert fault != "429" or raised.value.response.headers["retry-after"] == "7"
+
+
+def test_an_error_of_the_request_is_passed_on_and_not_tried_elsewhere(gateway: RunningGateway, upstream: ModelStandIn) -> None:
+    upstream.behaviour["v1.0.0"] = "422"
+    with pytest.raises(openai.UnprocessableEntityError):
+        gateway.client().chat.completions.create(model="v1.0.0", messages=MESSAGES)
+    assert len(upstream.seen) == 1
+
+
+def test_a_version_that_keeps_failing_is_left_alone_for_a_while(gateway: RunningGateway, upstream: ModelStandIn) -> None:
+    upstream.behaviour["v1.0.0"] = "500"
+    client = gateway.client()
+    reasons = [
+        client.chat.completions.with_raw_response.create(model="v1.0.0", messages=MESSAGES).headers["x-babylon-reason"] for _ in range(7)
+    ]
+    assert reasons[4:] == ["fallback from v1.0.0: server_error"] + ["fallback from v1.0.0: circuit_open"] * 2
+    assert [body["model"] for body in upstream.seen].count("v1.0.0") == 5
+
+
+def test_models_are_listed_and_unknown_ones_refused(gateway: RunningGateway) -> None:
+    client = gateway.client()
+    names = [model.id for model in client.models.list()]
+    assert {"babylon-agent", "babylon-agent-v1.0.0", "v1.0.0", "base"} <= set(names)
+    assert client.models.retrieve("v1.0.0").id == "v1.0.0"
+    with pytest.raises(openai.NotFoundError, match="v9"):
+        client.models.retrieve("v9.9.9")
+    with pytest.raises(openai.NotFoundError, match=r"v9\.9\.9"):
+        client.chat.completions.create(model="v9.9.9", messages=MESSAGES)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "invalid_json"), (b"[]", 400, "invalid_json"), (b"\xff", 400, "invalid_json"), (b"[" * 100_000, 400, "invalid_json"),
+        (b"{}", 400, "invalid_type"), (b'{"messages": []}', 400, "invalid_type"), (b'{"messages": [1]}', 400, "invalid_type"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "model": 1}', 400, "invalid_type"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "stream": "yes"}', 400, "invalid_type"),
+        (b" " * (4 * 1024**2 + 1), 413, "body_too_large"),
+    ],
+)  # fmt: skip
+def test_a_bad_body_is_refused_in_openai_s_shape(gateway: RunningGateway, body: bytes, status: int, code: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(f"{gateway.url}/chat/completions", data=body))
+    error = json.loads(refused.value.read())["error"]
+    assert (refused.value.code, error["code"], error["type"]) == (status, code, "invalid_request_error") and error["message"]
+    wait_for(gateway.quiet, "no task to be left")
+
+
+def test_other_paths_and_methods_are_refused_in_openai_s_shape(gateway: RunningGateway) -> None:
+    for path, status in (("/v1/embeddings", 404), ("/v1/chat/completions", 405)):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"http://127.0.0.1:{gateway.port}{path}")
+        assert refused.value.code == status and json.loads(refused.value.read())["error"]["message"]
+
+
+def test_health_readiness_and_metrics_say_how_it_is(gateway: RunningGateway) -> None:
+    gateway.client().chat.completions.create(model="babylon-agent", messages=MESSAGES)
+    root = f"http://127.0.0.1:{gateway.port}"
+    assert json.load(urllib.request.urlopen(f"{root}/health")) == {"status": "ok"}
+    ready = json.load(urllib.request.urlopen(f"{root}/ready"))
+    assert ready["ready"] and ready["database"] == "ok" and ready["serving"] == "as the registry says"
+    samples = urllib.request.urlopen(f"{root}/metrics").read().decode()
+    assert 'babylon_gateway_requests_total{version="v1.0.0",arm="named",status="200"} 1' in samples
+    assert 'babylon_gateway_latency_seconds_bucket{version="v1.0.0",le="+Inf"} 1' in samples
+
+
+def test_a_gateway_without_its_database_serves_the_base_and_says_so(settings: Settings, upstream: ModelStandIn) -> None:
+    gone = Database("postgresql://nobody@127.0.0.1:1/nothing", "postgresql://nobody@127.0.0.1:1/nothing")
+    with running_gateway(settings.model_copy(update={"local_endpoint": upstream.url}), lambda: gone) as gateway:
+        user: ChatCompletionUserMessageParam = {"role": "user", "content": "Prices?"}
+        raw = gateway.client().chat.completions.with_raw_response.create(model="babylon-agent", messages=[user])
+        assert raw.headers["x-babylon-version"] == "base"
+        ready = json.load(urllib.request.urlopen(f"http://127.0.0.1:{gateway.port}/ready"))
+    assert ready["serving"] == "base for everybody" and "does not answer" in ready["database"] and ready["spool"]["waitingBytes"] > 0
