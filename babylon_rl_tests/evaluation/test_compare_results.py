@@ -9,7 +9,7 @@ import pytest
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.compare_results import compare_results, result_files, sound_results
 from babylon_rl.evaluation.html_report import write_report
-from babylon_rl.evaluation.html_report.summaries import compared
+from babylon_rl.evaluation.html_report.page import summarized
 from babylon_rl.evaluation.play import run_benchmark
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshot_file import benchmark_scenario, from_scenario
@@ -117,7 +117,7 @@ def test_results_of_another_engine_are_left_out_and_named_and_names_stay_plain(s
     assert (both.agents, both.pairs, both.runs) == (now.agents, now.pairs, now.runs)  # no row twice, nothing more to correct for
     assert [one.file for one in both.refused] == [result.id for result in older]
     assert f"{len(older)} results of another version of the engine are left out" in " ".join(both.notes)
-    assert len(compared([*older, *sound]).agents) == 3 and write_report([*older, *sound], tmp_path)[0].is_file()
+    assert len(summarized([*older, *sound]).agents) == 3 and write_report([*older, *sound], tmp_path)[0].is_file()
     with pytest.raises(UsageError, match="no result of 'oracle'; there are results of nothing.*of another version of the engine"):
         compare_results([*of(older, "oracle"), *of(sound, "nothing")], reference="oracle")
 

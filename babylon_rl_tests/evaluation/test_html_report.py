@@ -12,23 +12,9 @@ import pytest
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.html_report import write_report
-from babylon_rl.evaluation.html_report.charts import curve_of
 from babylon_rl.evaluation.html_report.csv_files import safe
-from babylon_rl.evaluation.html_report.markup import (
-    DASH,
-    VOID,
-    Html,
-    dollars,
-    duration,
-    element,
-    moment,
-    number,
-    percent,
-    shortened,
-    ticks_of,
-)
-from babylon_rl.evaluation.html_report.summaries import compared
-from babylon_rl.evaluation.html_report.timeline import MOST_ROWS, MOST_RUNS, chosen, rows_of
+from babylon_rl.evaluation.html_report.page import summarized
+from babylon_rl.evaluation.html_report.runs import MOST_ROWS, MOST_RUNS, chosen, rows_of
 from babylon_rl.evaluation.play import PLAYER_ID
 from babylon_rl.evaluation.result_building import RunLabel, result_of
 from babylon_rl.evaluation.results import Result
@@ -41,7 +27,11 @@ from babylon_rl.market.simulation.observation import Observation
 from babylon_rl.market.simulation.roster import factory
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.reporting.charts import curve_of
+from babylon_rl.reporting.numbers import DASH, dollars, duration, moment, number, percent, shortened, ticks_of
+from babylon_rl.reporting.pages import render
 
+VOID = {"meta", "br", "line", "rect", "circle", "path", "polyline", "polygon"}
 HOSTILE = '</td></table><script>alert("x")</script><img src=x onerror=alert(1)>&amp;\x00\u202e'
 
 
@@ -171,10 +161,11 @@ def test_published_texts_stay_text_too(markets: list[Scenario], tmp_path: Path) 
     assert "<script" not in text and "<img" not in text and page.wrong == [] and "news, " in page.text
 
 
-def test_markup_escapes_whatever_is_not_markup() -> None:
-    assert element("p", "<b>", Html("<i></i>"), None, ["&"], title="\"'<") == '<p title="&quot;&#x27;&lt;">&lt;b&gt;<i></i>&amp;</p>'
-    assert element("meta", charset="utf-8", class_=None, hidden=True) == '<meta charset="utf-8" hidden>'
-    assert element("p", "\ud800 \x1b[31m") == "<p>\ufffd \ufffd[31m</p>"
+def test_a_template_escapes_every_value_and_replaces_forbidden_characters(tmp_path: Path) -> None:
+    template = tmp_path / "some.html.j2"
+    template.write_text('<p title="{{ title }}">{{ text }}{{ missing }}</p>')
+    page = render(template, title="\"'<", text="<b>&\ud800 \x1b[31m\u202e", missing=None)
+    assert page == '<p title="&#34;&#39;&lt;">&lt;b&gt;&amp;\ufffd \ufffd[31m\ufffd</p>'
     assert shortened("a\n b" * 500, 10) == "a ba ba b…"
 
 
@@ -237,7 +228,7 @@ def test_runs_that_ended_early_are_told_and_compared_with_nothing(results: list[
     early = msgspec.structs.replace(results[0], id="early", complete=False, stopped="Stopped at tick 3 of 30: the endpoint is down")
     _, page = page_of([*results, early], tmp_path)
     assert "1 run ended early (oracle) and is in no comparison." in page.text and "the endpoint is down" in page.text
-    assert compared([*results, early]) == compared(results)
+    assert summarized([*results, early]) == summarized(results)
     _, alone = page_of([early], tmp_path)
     assert "No run was played to its end" in alone.text and alone.wrong == []
 
@@ -249,23 +240,23 @@ def test_agents_that_played_other_markets_are_a_warning(results: list[Result], t
 
 
 def test_means_and_differences_are_those_of_the_runs(results: list[Result]) -> None:
-    standings = compared(results).agents
-    assert [one.number for one in standings] == [0, 1, 2, 3] and standings[0].agent == "oracle"
+    standings = summarized(results).agents
+    assert [one.number for one in standings] == [0, 1, 2, 3] and standings[0].name == "oracle"
     pnls = {(r.agent_id, r.snapshot): r.metrics.total_pnl for r in results}
-    differences = compared(results).differences
+    differences = summarized(results).differences
     assert len(differences) == 6
     for (ours, theirs), difference in differences.items():
         gains = [pnls[ours, market] - pnls[theirs, market] for market in dict.fromkeys(r.snapshot for r in results)]
         assert sorted(difference.values) == pytest.approx(sorted(gains))
         assert difference.interval.mean == pytest.approx(sum(gains) / 6) and difference.interval.mean >= 0
         assert difference.p is not None and 0 < difference.p <= 1
-    nothing = next(one for one in standings if one.agent == "nothing")
+    nothing = next(one for one in standings if one.name == "nothing")
     assert nothing.row.pnl.mean == 0 and nothing.row.win_rate is None and nothing.row.action_shares == pytest.approx({"hold": 1.0})
 
 
 def test_risk_over_time_is_drawn_for_whoever_has_it(results: list[Result], tmp_path: Path) -> None:
     balanced, nothing = ([run for run in results if run.agent_id == name] for name in ("balanced", "nothing"))
-    agents = {one.agent: one for one in compared(results).agents}
+    agents = {one.name: one for one in summarized(results).agents}
     drawn = agents["balanced"].sharpe_curve
     assert drawn is not None and drawn.mean[-1] == pytest.approx(sum(run.metrics.sharpe or 0.0 for run in balanced) / len(balanced))
     assert drawn.start > 0 and agents["nothing"].sharpe_curve is None
@@ -284,7 +275,7 @@ def test_repeats_of_a_market_count_as_one_market(markets: list[Scenario]) -> Non
         for market in markets
         for repeat in (0, 1)
     ]
-    (difference,) = compared(twice).differences.values()
+    (difference,) = summarized(twice).differences.values()
     assert len(difference.values) == 6 and difference.p is not None
 
 
@@ -297,7 +288,7 @@ def test_one_market_has_no_interval_and_no_test(results: list[Result], tmp_path:
 
 def test_one_name_for_two_agents_is_told_apart(results: list[Result]) -> None:
     other = [msgspec.structs.replace(r, id=f"{r.id}-other", identity="1234567890") for r in results if r.agent_id == "random"]
-    names = {standing.agent for standing in compared([*results, *other]).agents}
+    names = {agent.name for agent in summarized([*results, *other]).agents}
     assert len(names) == 5 and len([name for name in names if name.startswith("random")]) == 2
 
 

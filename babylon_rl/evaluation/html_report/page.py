@@ -1,221 +1,31 @@
-"""The page: one HTML file that needs nothing else and runs nothing. Its policy forbids scripts and every request."""
+"""Benchmark report page: `benchmark compare` of every agent and every two, with the runs behind them.
 
+page.html.j2 draws these values; it runs nothing and asks nothing of a network.
+"""
+
+import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from babylon_rl.evaluation.compare_results import Bounds
-from babylon_rl.evaluation.html_report.charts import Curve, axis, curve_panel, difference_bars, dots_row, interval_bar, share_bar
-from babylon_rl.evaluation.html_report.markup import DASH, MINUS, Html, dollars, duration, element, joined, moment, number, percent
-from babylon_rl.evaluation.html_report.summaries import MOST_COMPARED, AgentSummary, Difference, Measure, compared, turned_around
-from babylon_rl.evaluation.html_report.timeline import timelines
+from babylon_rl.evaluation.compare_results import AgentRow, Bounds, PairRow, by_agent, compare_results
+from babylon_rl.evaluation.comparison import RunKey
+from babylon_rl.evaluation.html_report.runs import chosen, run_view
+from babylon_rl.evaluation.metrics import FEWEST_TO_DRAW, drawdowns, sharpe_path
 from babylon_rl.evaluation.results import SEEN, Result
 from babylon_rl.market.simulation.scenario import Scenario
+from babylon_rl.reporting.charts import Curve, Quantiles, curve_of, quantiles_of
+from babylon_rl.reporting.numbers import dollars, duration, moment, number, percent, plural
+from babylon_rl.reporting.pages import render
 
-APART = 3.0
-COLUMNS: tuple[tuple[str, str, Measure, str], ...] = (
-    ("Return", "P&L of the start balance", lambda row: row.returns, "+%"),
-    ("Sharpe", "mean over spread of the equity's changes in a run, mean over markets", lambda row: row.sharpe, "2"),
-    ("Drawdown", "largest fall of the equity from its peak, in dollars, mean over markets", lambda row: row.max_drawdown, "$"),
-    ("Win rate", "of the positions that won or lost", lambda row: row.win_rate, "%"),
-    ("Accuracy", "of the questions' sides that were bought", lambda row: row.accuracy, "%"),
-    ("Brier", "squared error of what was paid for being right; 0 is perfect", lambda row: row.brier, "3"),
-    ("Invalid", "answers that were no action", lambda row: row.invalid_rate, "%"),
-    ("Optimality", "P&L of the best plan's, 0 to 100", lambda row: row.optimality, "0"),
-)
-KINDS = (
-    ("hold", "hold"),
-    ("open_perp:long", "open-long"),
-    ("open_perp:short", "open-short"),
-    ("close_perp", "close"),
-    ("buy_prediction:yes", "buy-yes"),
-    ("buy_prediction:no", "buy-no"),
-    ("sell_prediction:yes", "sell-yes"),
-    ("sell_prediction:no", "sell-no"),
-    ("post", "post"),
-    ("invalid", "invalid"),
-)
-
-
-def summary(agents: Sequence[AgentSummary]) -> Html:
-    """One row for each agent, best first."""
-    floor, ceiling = _reach([one.row.pnl for one in agents])
-    head = [element("th", "Agent"), element("th", "P&L, $ a market, with its 95 % interval", colspan="2")]
-    head += [element("th", name, title=meaning, class_="number") for name, meaning, _, _ in COLUMNS]
-    rows = []
-    for one in agents:
-        cells = [
-            element("th", element("i", class_=f"key c{one.colour}"), one.agent, scope="row"),
-            element("td", element("b", dollars(one.row.pnl.mean)), " ", element("small", _interval(one.row.pnl)), class_="number"),
-            element("td", interval_bar(one.row.pnl, floor, ceiling, one.colour)),
-        ]
-        cells += [element("td", _told(measure(one.row), form), class_="number") for _, _, measure, form in COLUMNS]
-        cells.append(element("td", f"{len(one.runs)}", class_="number"))
-        rows.append(element("tr", *cells))
-    head.append(element("th", "Runs", class_="number"))
-    made = element("table", element("thead", element("tr", *head)), element("tbody", *rows), class_="standings")
-    return element("div", made, class_="wide")
-
-
-def equity(agents: Sequence[AgentSummary]) -> Html:
-    """A panel for each agent with its P&L over time."""
-    panels = _panels([(one, one.curve) for one in agents], dollars, "Mean P&L over time")
-    return element("div", *panels, class_="panels") if panels else element("p", "No run has more than one moment.")
-
-
-def risk(agents: Sequence[AgentSummary]) -> Html:
-    """Panels with the Sharpe ratio and the drawdown of each agent over time."""
-    sharpe = _panels([(one, one.sharpe_curve) for one in agents], number, "Mean Sharpe ratio over time")
-    drawdown = _panels([(one, one.drawdown_curve) for one in agents], partial(dollars, sign=False), "Mean drawdown over time")
-    return joined([
-        element("h3", "Sharpe ratio so far"),
-        element("div", *sharpe, class_="panels") if sharpe else element("p", "No run has a Sharpe ratio."),
-        element("h3", "Dollars below the peak so far"),
-        element("div", *drawdown, class_="panels") if drawdown else element("p", "No run has more than one moment."),
-    ])  # fmt: skip
-
-
-def _panels(curves: Sequence[tuple[AgentSummary, Curve | None]], told: Callable[[float], str], label: str) -> list[Html]:
-    """A panel for each agent that has a curve, all on one scale, but for one that would flatten the others."""
-    shown = [(one, curve) for one, curve in curves if curve is not None]
-    if not shown:
-        return []
-    reaches = {one.agent: (min(0.0, *curve.low), max(0.0, *curve.high)) for one, curve in shown}
-    apart = _apart(reaches)
-    common = [reach for agent, reach in reaches.items() if agent != apart]
-    low, high = min(reach[0] for reach in common), max(reach[1] for reach in common)
-    ends = {run.ticks_processed * run.tick_interval for one, _ in curves for run in one.runs}
-    end = moment(ends.pop()) if len(ends) == 1 else "end"
-    panels = []
-    for one, curve in shown:
-        caption = f" {told(curve.mean[-1])} at the end{', on a scale of its own' if one.agent == apart else ''}"
-        bounds = reaches[one.agent] if one.agent == apart else (low, high)
-        panels.append(element("figure", _caption(one, caption), curve_panel(curve, *bounds, end, one.colour, label=label, told=told)))
-    return panels
-
-
-def distributions(agents: Sequence[AgentSummary]) -> Html:
-    """Every run's P&L as a dot, agents under each other on one scale."""
-    values = [run.metrics.total_pnl for one in agents for run in one.runs]
-    low, high = min(0.0, *values), max(0.0, *values)
-    high = high if high > low else low + 1.0
-    rows = []
-    for one in agents:
-        pnls = [run.metrics.total_pnl for run in one.runs]
-        median = element("small", f"median {dollars(one.spread.median)}, {percent(sum(v > 0 for v in pnls) / len(pnls))} above 0")
-        rows.append(element("div", _caption(one), median, class_="label"))
-        rows.append(dots_row(pnls, one.spread, low, high, one.colour))
-    rows += [element("div"), axis(low, high)]
-    return element("div", *rows, class_="rows")
-
-
-def pairs(agents: Sequence[AgentSummary], differences: Mapping[tuple[str, str], Difference]) -> Html:
-    """Paired differences: neighbours market by market, then everybody against everybody."""
-    if not differences:
-        return element("p", "No two agents played the same market.")
-    neighbours = [differences.get((a.agent, b.agent)) for a, b in pairwise(agents)]
-    panels = [_pair(difference) for difference in neighbours if difference is not None]
-    told = f" Of {len(agents)} agents the first {MOST_COMPARED} are compared." if len(agents) > MOST_COMPARED else ""
-    note = element("p", "Row less column, in dollars a market; bold where the corrected p is below 5 %.", told, class_="note")
-    return joined([element("div", *panels, class_="panels"), note, _matrix(agents[:MOST_COMPARED], differences)])
-
-
-def actions(agents: Sequence[AgentSummary]) -> Html:
-    """Shares of each agent's decisions."""
-    known = dict(KINDS)
-    rows, seen = [], set()
-    for one in agents:
-        shares = [(name, one.row.action_shares.get(kind, 0.0)) for kind, name in KINDS]
-        shares.append(("other", sum(share for kind, share in one.row.action_shares.items() if kind not in known)))
-        seen |= {name for name, share in shares if share > 0}
-        most = max(shares, key=lambda pair: pair[1])
-        rows.append(
-            element("div", _caption(one), element("small", f"mostly {most[0].replace('-', ' ')}, {percent(most[1])}"), class_="label")
-        )
-        rows.append(share_bar(shares) if one.row.action_shares else element("p", DASH))
-    legend = [
-        element("span", element("i", class_=f"key s-{name}"), name.replace("-", " ")) for _, name in (*KINDS, ("", "other")) if name in seen
-    ]
-    return joined([element("p", *legend, class_="legend"), element("div", *rows, class_="rows")])
-
-
-def _pair(difference: Difference) -> Html:
-    interval, p = difference.interval, difference.p
-    better = sum(value > 0 for value in difference.values)
-    told = f"better in {better} of {len(difference.values)} markets; {_chance(p)}"
-    return element(
-        "figure",
-        element(
-            "figcaption", element("b", f"{difference.ours} {MINUS} {difference.theirs}"), f" {dollars(interval.mean)} {_interval(interval)}"
-        ),
-        difference_bars(difference.values, interval),
-        element("small", told, class_="note"),
-    )
-
-
-def _chance(p: float | None) -> str:
-    if p is None:
-        return "one market is no test"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def _matrix(agents: Sequence[AgentSummary], differences: Mapping[tuple[str, str], Difference]) -> Html:
-    head = element("tr", element("th"), *(element("th", one.agent, class_="number") for one in agents))
-    rows = []
-    for ours in agents:
-        cells = [element("th", element("i", class_=f"key c{ours.colour}"), ours.agent, scope="row")]
-        for theirs in agents:
-            turned = (theirs.agent, ours.agent) in differences
-            found = differences.get((theirs.agent, ours.agent) if turned else (ours.agent, theirs.agent))
-            cells.append(_cell(found, turned))
-        rows.append(element("tr", *cells))
-    return element("div", element("table", element("thead", head), element("tbody", *rows), class_="matrix"), class_="wide")
-
-
-def _cell(difference: Difference | None, turned: bool) -> Html:
-    if difference is None:
-        return element("td", DASH, class_="number")
-    interval = turned_around(difference.interval) if turned else difference.interval
-    told = dollars(interval.mean)
-    kind = ("gain" if interval.mean > 0 else "loss") if difference.clear else "unclear"
-    title = f"{_interval(interval)}, {_chance(difference.p)}"
-    return element("td", element("b", told) if difference.clear else told, class_=f"number {kind}", title=title)
-
-
-def _caption(one: AgentSummary, more: str = "") -> Html:
-    return element("figcaption", element("i", class_=f"key c{one.colour}"), element("b", one.agent), more)
-
-
-def _interval(interval: Bounds) -> str:
-    if interval.low is None or interval.high is None:
-        return "one market: no interval"
-    return f"[{dollars(interval.low)}, {dollars(interval.high)}]"
-
-
-def _apart(reaches: Mapping[str, tuple[float, float]]) -> str | None:
-    """The agent whose curve would make flat lines of all others: three times as high as any; the oracle, as a rule."""
-    heights = sorted(((high - low, agent) for agent, (low, high) in reaches.items()), reverse=True)
-    return heights[0][1] if len(heights) > 1 and heights[0][0] > APART * heights[1][0] > 0.0 else None
-
-
-def _reach(intervals: Sequence[Bounds]) -> tuple[float, float]:
-    """Where the bars of a column begin and end: at the bounds that there are, and zero."""
-    bounds = [bound for one in intervals for bound in (one.mean, one.low, one.high) if bound is not None]
-    low, high = min(0.0, *bounds), max(0.0, *bounds)
-    return low, high if high > low else low + 1.0
-
-
-def _told(value: float | None, form: str) -> str:
-    if form == "$":
-        return dollars(value, sign=False)
-    if form.endswith("%"):
-        return percent(value, 1, sign=form.startswith("+"))
-    return number(value, int(form))
-
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-PARTS = {
+LEVEL = 0.05
+MOST_COMPARED = 12
+OWN_SCALE_FROM = 3.0  # times as high as every other curve
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+HEADINGS = {
     "equity": "P&L over time",
     "risk": "Sharpe and drawdown over time",
     "spread": "P&L by run",
@@ -224,111 +34,295 @@ PARTS = {
     "runs": "Runs, tick by tick",
     "reading": "How to read this",
 }
-ALWAYS = ("runs", "reading")
-STYLE = Path(__file__).with_name("style.css")
+KIND_NAMES = {
+    "hold": "hold",
+    "open_perp:long": "open-long",
+    "open_perp:short": "open-short",
+    "close_perp": "close",
+    "buy_prediction:yes": "buy-yes",
+    "buy_prediction:no": "buy-no",
+    "sell_prediction:yes": "sell-yes",
+    "sell_prediction:no": "sell-no",
+    "post": "post",
+    "invalid": "invalid",
+}
+
+
+@dataclass(frozen=True)
+class MetricColumn:
+    """A metric of the summary table: its title, its meaning, and its text for an agent."""
+
+    title: str
+    meaning: str
+    value: Callable[[AgentRow], float | None]
+    format: Callable[[float | None], str]
+
+    def text(self, row: AgentRow) -> str:
+        """The metric of an agent, as people read it."""
+        return self.format(self.value(row))
+
+
+COLUMNS = (
+    MetricColumn("Return", "P&L of the start balance", lambda row: row.returns, partial(percent, digits=1, sign=True)),
+    MetricColumn("Sharpe", "mean over spread of the equity's changes in a run, mean over markets", lambda row: row.sharpe, number),
+    MetricColumn(
+        "Drawdown",
+        "largest fall of the equity from its peak, in dollars, mean over markets",
+        lambda row: row.max_drawdown,
+        partial(dollars, sign=False),
+    ),
+    MetricColumn("Win rate", "of the positions that won or lost", lambda row: row.win_rate, partial(percent, digits=1)),
+    MetricColumn("Accuracy", "of the questions' sides that were bought", lambda row: row.accuracy, partial(percent, digits=1)),
+    MetricColumn("Brier", "squared error of what was paid for being right; 0 is perfect", lambda row: row.brier, partial(number, digits=3)),
+    MetricColumn("Invalid", "answers that were no action", lambda row: row.invalid_rate, partial(percent, digits=1)),
+    MetricColumn("Optimality", "P&L of the best plan's, 0 to 100", lambda row: row.optimality, partial(number, digits=0)),
+)
+
+
+@dataclass(frozen=True)
+class AgentSummary:
+    """An agent's complete runs and their statistics.
+
+    ``number`` is its place by mean P&L from 0, which also chooses its colour; ``row`` holds its means, over markets. Curves are over a
+    market's time; None where no run has such values.
+    """
+
+    number: int
+    row: AgentRow
+    runs: tuple[Result, ...]
+    quantiles: Quantiles
+    curve: Curve | None
+    sharpe_curve: Curve | None
+    drawdown_curve: Curve | None
+
+    @property
+    def name(self) -> str:
+        """Its name in tables."""
+        return self.row.agent
+
+    @property
+    def colour(self) -> int:
+        """One of the page's ten colours."""
+        return self.number % 10
+
+    @property
+    def pnls(self) -> list[float]:
+        """P&L of every run, in dollars."""
+        return [run.metrics.total_pnl for run in self.runs]
+
+    @property
+    def share_above_zero(self) -> float:
+        """Share of its runs with a gain."""
+        return sum(pnl > 0 for pnl in self.pnls) / len(self.pnls)
+
+    @property
+    def action_shares(self) -> list[tuple[str, float]]:
+        """Shares of its decisions by name, ``other`` last."""
+        shares = self.row.action_shares
+        other = sum(share for kind, share in shares.items() if kind not in KIND_NAMES)
+        return [*((name, shares.get(kind, 0.0)) for kind, name in KIND_NAMES.items()), ("other", other)]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The better-placed of two agents less the other, in the runs that both have: each market's mean, and the mean of these.
+
+    ``p`` accounts for all comparisons of the report (Holm); it is None with one market, of which no test can be made.
+    """
+
+    ours: str
+    theirs: str
+    values: tuple[float, ...]
+    interval: Bounds
+    p: float | None
+
+    @property
+    def clear(self) -> bool:
+        """True when chance is a poor explanation, all comparisons of the report taken together."""
+        return self.p is not None and self.p <= LEVEL
+
+    @property
+    def better(self) -> int:
+        """Markets in which ours earned more."""
+        return sum(value > 0 for value in self.values)
+
+    @property
+    def negated(self) -> "Difference":
+        """Theirs less ours."""
+        return replace(self, ours=self.theirs, theirs=self.ours, values=tuple(-v for v in self.values), interval=negated(self.interval))
+
+
+@dataclass(frozen=True)
+class ReportSummary:
+    """Every agent with a complete run, best mean P&L first, and every better-placed one of the first MOST_COMPARED less every other."""
+
+    agents: tuple[AgentSummary, ...]
+    differences: dict[tuple[str, str], Difference]
+
+
+@dataclass(frozen=True)
+class CurvePanel:
+    """A curve of an agent with the range of its vertical axis."""
+
+    agent: AgentSummary
+    curve: Curve
+    low: float
+    high: float
+    own_scale: bool
 
 
 def page(results: Sequence[Result], scenarios: Mapping[str, Scenario]) -> str:
     """The report of some runs as an HTML document."""
-    found = compared(results)
-    agents, differences = found.agents, found.differences
-    title = "Benchmark report"
-    parts = [_part("runs", timelines(results, {run.id: one.agent for one in agents for run in one.runs}, scenarios))]
-    if agents:
-        parts = [*_comparisons(agents, differences), *parts]
-    links = [element("a", name, href=f"#{anchor}") for anchor, name in PARTS.items() if agents or anchor in ALWAYS]
-    body = [
-        element("h1", title),
-        element("p", _lead(results, agents, differences), class_="lead"),
-        _warnings(results, agents),
-        element("nav", *links),
-        summary(agents) if agents else None,
-        *parts,
-        _part("reading", _reading()),
-    ]
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("title", title),
-        Html(f"<style>{STYLE.read_text(encoding='utf-8')}</style>"),
+    summary = summarized(results)
+    agents, differences = summary.agents, summary.differences
+    names = {run.id: agent.name for agent in agents for run in agent.runs}
+    shown = chosen(results, names)
+    ends = {run.ticks_processed * run.tick_interval for agent in agents for run in agent.runs}
+    pnls = [pnl for agent in agents for pnl in agent.pnls]
+    used = {name for agent in agents for name, share in agent.action_shares if share > 0}
+    return render(
+        TEMPLATE,
+        headings=HEADINGS,
+        lead=_lead(results, summary),
+        warnings=_warnings(results, agents),
+        agents=agents,
+        columns=COLUMNS,
+        unsigned_dollars=partial(dollars, sign=False),
+        end=moment(ends.pop()) if len(ends) == 1 else "end",
+        pnl_range=_range([bound for agent in agents for bound in (agent.row.pnl.mean, agent.row.pnl.low, agent.row.pnl.high)]),
+        run_range=_range(pnls),
+        equity=_curve_panels(agents, lambda agent: agent.curve),
+        sharpe=_curve_panels(agents, lambda agent: agent.sharpe_curve),
+        drawdown=_curve_panels(agents, lambda agent: agent.drawdown_curve),
+        neighbours=[differences[a.name, b.name] for a, b in pairwise(agents) if (a.name, b.name) in differences],
+        matrix=_matrix(agents[:MOST_COMPARED], differences) if differences else [],
+        kinds=[name for name in (*KIND_NAMES.values(), "other") if name in used],
+        runs=[run_view(run, names.get(run.id, run.agent_id), scenarios.get(run.snapshot)) for run in shown],
+        runs_left_out=len(results) - len(shown),
+        has_markets=bool(scenarios),
     )
-    return f"<!DOCTYPE html>\n{element('html', head, element('body', *body), lang='en')}\n"
 
 
-def _comparisons(agents: Sequence[AgentSummary], differences: Mapping[tuple[str, str], Difference]) -> list[Html]:
+def summarized(results: Sequence[Result]) -> ReportSummary:
+    """Compare the runs that were played to their end.
+
+    Raises:
+        UsageError: one agent has two different results of the same market, seed and repeat.
+    """
+    complete = [result for result in results if result.complete]
+    if not complete:
+        return ReportSummary((), {})
+    comparison = compare_results(complete)
+    ranked = sorted(comparison.agents, key=lambda row: (-row.pnl.mean, row.agent))
+    runs = by_agent(comparison.runs)
+    agents = tuple(_agent_summary(number, row, list(runs[row.agent].values())) for number, row in enumerate(ranked))
+    places = {agent.name: agent.number for agent in agents}
+    differences = {}
+    for pair in comparison.pairs:
+        if max(places[pair.a], places[pair.b]) < MOST_COMPARED:
+            difference = _difference(pair, runs)
+            # the better-placed agent stands first
+            difference = difference.negated if places[pair.a] > places[pair.b] else difference
+            differences[difference.ours, difference.theirs] = difference
+    return ReportSummary(agents, differences)
+
+
+def _agent_summary(number: int, row: AgentRow, runs: Sequence[Result]) -> AgentSummary:
+    return AgentSummary(
+        number,
+        row,
+        tuple(runs),
+        quantiles_of([run.metrics.total_pnl for run in runs]),
+        curve=curve_of([run.pnl_path for run in runs]),
+        sharpe_curve=curve_of([sharpe_path(run.equity, FEWEST_TO_DRAW) for run in runs]),
+        drawdown_curve=curve_of([drawdowns(run.equity) for run in runs]),
+    )
+
+
+def _difference(pair: PairRow, runs: Mapping[str, Mapping[RunKey, Result]]) -> Difference:
+    by_market = defaultdict[str, list[float]](list)
+    for key, run in runs[pair.a].items():
+        if key in runs[pair.b]:
+            by_market[run.snapshot].append(run.metrics.total_pnl - runs[pair.b][key].metrics.total_pnl)
+    values = tuple(math.fsum(gains) / len(gains) for gains in by_market.values())
+    return Difference(pair.a, pair.b, values, pair.difference, pair.adjusted_p if pair.snapshots > 1 else None)
+
+
+def negated(interval: Bounds) -> Bounds:
+    """The interval of the difference the other way round."""
+    low, high = (None if bound is None else -bound for bound in (interval.high, interval.low))
+    return Bounds(mean=-interval.mean, low=low, high=high)
+
+
+def _curve_panels(agents: Sequence[AgentSummary], curve_of: Callable[[AgentSummary], Curve | None]) -> list[CurvePanel]:
+    """A panel for each agent that has a curve, all on one scale, except one curve that would flatten the others."""
+    curves = [(agent, curve) for agent in agents if (curve := curve_of(agent)) is not None]
+    if not curves:
+        return []
+    ranges = {agent.name: (min(0.0, *curve.low), max(0.0, *curve.high)) for agent, curve in curves}
+    own = _own_scale(ranges)
+    common = [limits for name, limits in ranges.items() if name != own]
+    low, high = min(limits[0] for limits in common), max(limits[1] for limits in common)
     return [
-        _part(
-            "equity",
-            equity(agents),
-            "Mean of all runs; the band holds the middle 80 % of them. All on one scale unless it says otherwise.",
-        ),
-        _part(
-            "risk",
-            risk(agents),
-            "Means of all runs; the band holds the middle 80 % of them. The Sharpe ratio is the mean over the spread of the equity's "
-            "changes so far, times the root of their number; it is drawn once every run has one.",
-        ),
-        _part("spread", distributions(agents), "A dot is a run; the box holds the middle half, the line 5 to 95 %."),
-        _part(
-            "pairs",
-            pairs(agents, differences),
-            "Each agent less the next one down, in the same market. A bar is a market; the stripe is the mean's 95 % interval.",
-        ),
-        _part("actions", actions(agents), "Share of all decisions, refused orders by what was asked for."),
+        CurvePanel(agent, curve, *(ranges[agent.name] if agent.name == own else (low, high)), own_scale=agent.name == own)
+        for agent, curve in curves
     ]
 
 
-def _part(anchor: str, content: Html, note: str | None = None) -> Html:
-    return element("section", element("h2", PARTS[anchor], id=anchor), element("p", note, class_="note") if note else None, content)
+def _own_scale(ranges: Mapping[str, tuple[float, float]]) -> str | None:
+    """The agent whose curve would flatten all others, OWN_SCALE_FROM times as high as any; usually the oracle."""
+    heights = sorted(((high - low, name) for name, (low, high) in ranges.items()), reverse=True)
+    return heights[0][1] if len(heights) > 1 and heights[0][0] > OWN_SCALE_FROM * heights[1][0] > 0.0 else None
 
 
-def _lead(results: Sequence[Result], agents: Sequence[AgentSummary], differences: Mapping[tuple[str, str], Difference]) -> str:
-    markets = {run.snapshot for run in results}
+def _matrix(
+    agents: Sequence[AgentSummary], differences: Mapping[tuple[str, str], Difference]
+) -> list[tuple[AgentSummary, list[Difference | None]]]:
+    """Every agent less every other; None where two share no market."""
+    both_ways = {**differences, **{(b, a): difference.negated for (a, b), difference in differences.items()}}
+    return [(ours, [both_ways.get((ours.name, theirs.name)) for theirs in agents]) for ours in agents]
+
+
+def _range(values: Sequence[float | None]) -> tuple[float, float]:
+    """Ends of an axis that holds all values and zero."""
+    known = [value for value in values if value is not None]
+    low, high = min([0.0, *known]), max([0.0, *known])
+    return low, high if high > low else low + 1.0
+
+
+def _lead(results: Sequence[Result], summary: ReportSummary) -> str:
+    """The first sentences: what was played, and who earned most."""
+    agents = summary.agents
     count = len(agents) or len({run.agent_id for run in results})
     spans = {run.ticks * run.tick_interval for run in results}
-    lasts = f" of {duration(next(iter(spans)))} each" if len(spans) == 1 else ""
-    played = f"{_many(count, 'agent')} in {_many(len(markets), 'market')}{lasts}, {_many(len(results), 'run')}"
+    length = f" of {duration(next(iter(spans)))} each" if len(spans) == 1 else ""
+    markets = len({run.snapshot for run in results})
+    played = f"{plural(count, 'agent')} in {plural(markets, 'market')}{length}, {plural(len(results), 'run')}"
     if not agents:
         return f"{played}. No run was played to its end, so nothing is compared."
     best = agents[0]
-    told = f"{played}. {best.agent} earned most: {dollars(best.row.pnl.mean)} a market"
+    winner = f"{played}. {best.name} earned most: {dollars(best.row.pnl.mean)} a market"
     if len(agents) == 1:
-        return f"{told}."
+        return f"{winner}."
     second = agents[1]
-    found = differences.get((best.agent, second.agent))
-    if found is None:
-        return f"{told}; it shares no market with {second.agent}, the next."
-    ahead = f"{dollars(found.interval.mean)} ahead of {second.agent}"
-    return f"{told}, {ahead}, {'more than chance explains' if found.clear else 'which may be chance'}."
+    difference = summary.differences.get((best.name, second.name))
+    if difference is None:
+        return f"{winner}; it shares no market with {second.name}, the next."
+    ahead = f"{dollars(difference.interval.mean)} ahead of {second.name}"
+    return f"{winner}, {ahead}, {'more than chance explains' if difference.clear else 'which may be chance'}."
 
 
-def _warnings(results: Sequence[Result], agents: Sequence[AgentSummary]) -> Html | None:
-    found = []
+def _warnings(results: Sequence[Result], agents: Sequence[AgentSummary]) -> list[str]:
+    warnings = []
     if early := [run for run in results if not run.complete]:
         names = ", ".join(sorted({run.agent_id for run in early})[:5])
-        found.append(f"{_many(len(early), 'run')} ended early ({names}) and {'is' if len(early) == 1 else 'are'} in no comparison.")
-    if len({frozenset(run.snapshot for run in one.runs) for one in agents}) > 1:
-        found.append("Not every agent played every market: means are over different markets. Paired differences use the shared ones only.")
+        warnings.append(f"{plural(len(early), 'run')} ended early ({names}) and {'is' if len(early) == 1 else 'are'} in no comparison.")
+    if len({frozenset(run.snapshot for run in agent.runs) for agent in agents}) > 1:
+        warnings.append(
+            "Not every agent played every market: means are over different markets. Paired differences use the shared ones only."
+        )
     if len({run.engine for run in results if run.engine}) > 1:
-        found.append("Results of several versions of the engine are here: only those of one are compared.")
+        warnings.append("Results of several versions of the engine are here: only those of one are compared.")
     if any(run.seen for run in results):
-        found.append(SEEN)
-    return joined([element("p", sentence, class_="warning") for sentence in found]) if found else None
-
-
-def _reading() -> Html:
-    sentences = (
-        "P&L is in simulated dollars a market, after all fees. Its interval is a bootstrap over markets: repeats of one count once.",
-        "Paired differences compare two agents in the same market; p is of a permutation test, corrected for all comparisons (Holm).",
-        "Brier scores what was paid for a share as a probability of being right; 0 is perfect.",
-        "Optimality is P&L as a percentage of what the best plan of the snapshot's policy class earns.",
-        "Brought is by how much the equity changed until the next decision, whatever moved it.",
-        "A dash says that there was nothing to measure.",
-    )
-    return element("ul", *(element("li", sentence) for sentence in sentences))
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+        warnings.append(SEEN)
+    return warnings

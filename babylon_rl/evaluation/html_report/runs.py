@@ -1,0 +1,212 @@
+"""Runs of the report, tick by tick: publications, decisions, fills, and the change of equity after each.
+
+A report shows a few runs of each agent and a few ticks of each run, chosen by what can be learned from them, and says what it leaves out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from babylon_rl.evaluation.results import ActionTaken, Result
+from babylon_rl.market.simulation.scenario import Question, Scenario
+from babylon_rl.reporting.numbers import dollars, number, percent, shortened
+
+MOST_RUNS = 24
+MOST_ROWS = 60
+MOST_TEXTS = 4
+MOST_QUESTIONS = 12
+LONGEST_TEXT = 240
+
+
+@dataclass(frozen=True)
+class PublishedText:
+    """One publication at a tick; ``source`` says how far to trust it."""
+
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class DecisionWords:
+    """A decision in words: ``verb`` in bold, then ``order``, then the text that an agent wrote as ``quote``."""
+
+    verb: str = ""
+    order: str = ""
+    quote: str | None = None
+
+
+@dataclass(frozen=True)
+class FillWords:
+    """Outcome of a decision in words: price and fee of a fill with its profit, or a ``failure`` with its reason."""
+
+    words: str
+    failure: str = ""
+    profit_usd: float | None = None
+
+
+@dataclass(frozen=True)
+class DecisionRow:
+    """One decision of a run; ``brought_usd`` is the change of the equity until the next one."""
+
+    tick: int
+    seconds: int
+    texts: list[PublishedText]
+    more_texts: int
+    decision: DecisionWords
+    fill: FillWords | None
+    brought_usd: float | None
+    quiet: bool
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as the page shows it; ``decisions`` are those shown of ``decisions_made``."""
+
+    name: str
+    market: str
+    pnl_usd: float
+    tags: list[str]
+    stopped: str | None
+    pnl_path: list[float]
+    questions: list[Question]
+    has_market: bool
+    decisions: list[DecisionRow]
+    decisions_made: int
+
+
+def chosen(results: Sequence[Result], names: Mapping[str, str], most: int = MOST_RUNS) -> list[Result]:
+    """The runs to show: every agent's best, worst and median, agents in turn, then those that ended early; ``most`` at most.
+
+    Args:
+        names: of agents by run id, as the report calls them; a run that is in no comparison may be missing.
+    """
+    by_agent: dict[str, list[Result]] = {}
+    for result in results:
+        if result.complete:
+            by_agent.setdefault(names.get(result.id, result.agent_id), []).append(result)
+    picked: dict[str, Result] = {}
+    # best, worst, median: all agents have their best run before any has its second
+    for place in (1.0, 0.0, 0.5):
+        for runs in by_agent.values():
+            ordered = sorted(runs, key=lambda run: (run.metrics.total_pnl, run.id))
+            run = ordered[round(place * (len(ordered) - 1))]
+            picked.setdefault(run.id, run)
+    for result in results:
+        if not result.complete:
+            picked.setdefault(result.id, result)
+    order = {result.id: number for number, result in enumerate(results)}
+    shown = list(picked.values())[:most]
+    return sorted(shown, key=lambda run: (names.get(run.id, run.agent_id), -run.metrics.total_pnl, order[run.id]))
+
+
+def run_view(run: Result, name: str, scenario: Scenario | None) -> RunView:
+    """The values of one run's part of the page; without a scenario publications are left out."""
+    tags = [f"seed {run.seed}", *([f"repeat {run.repeat}"] if run.repeat else []), f"{run.ticks_processed:,} ticks"]
+    traded = {action.data.get("market") for action in run.actions}
+    questions = [question for question in scenario.questions if question.id in traded] if scenario is not None else []
+    return RunView(
+        name=name,
+        market=run.benchmark_id,
+        pnl_usd=run.metrics.total_pnl,
+        tags=tags,
+        stopped=None if run.complete else run.stopped or "The run ended early.",
+        pnl_path=run.pnl_path,
+        questions=questions[:MOST_QUESTIONS],
+        has_market=scenario is not None,
+        decisions=[_decision_row(run, action, scenario) for action in rows_of(run, scenario)],
+        decisions_made=len(run.actions),
+    )
+
+
+def rows_of(run: Result, scenario: Scenario | None, most: int = MOST_ROWS) -> list[ActionTaken]:
+    """The decisions to show: all, or ``most`` of them by money moved, then those with something to read, in time."""
+    if len(run.actions) <= most:
+        return run.actions
+    rewards = run.trajectory.rewards
+
+    def weight(action: ActionTaken) -> tuple[bool, float, bool]:
+        brought = abs(rewards[action.tick]) if action.tick < len(rewards) else 0.0
+        published = scenario is not None and bool(scenario.events_at(action.tick))
+        return action.type != "hold", brought, published
+
+    heaviest = sorted(run.actions, key=weight, reverse=True)[:most]
+    return sorted(heaviest, key=lambda action: action.tick)
+
+
+def _decision_row(run: Result, action: ActionTaken, scenario: Scenario | None) -> DecisionRow:
+    rewards = run.trajectory.rewards
+    brought = rewards[action.tick] if action.tick < len(rewards) else None
+    texts = _published(scenario, action.tick) if scenario is not None else []
+    return DecisionRow(
+        tick=action.tick,
+        seconds=action.tick * run.tick_interval,
+        texts=texts[:MOST_TEXTS],
+        more_texts=max(0, len(texts) - MOST_TEXTS),
+        decision=decision_words(action),
+        fill=fill_words(action),
+        brought_usd=brought,
+        quiet=action.type == "hold" and not brought,
+    )
+
+
+def decision_words(action: ActionTaken) -> DecisionWords:
+    """A decision in words."""
+    data = action.data
+    market, side = _name(data, "market") or _name(data, "ticker"), _text(data, "side")
+    usd = dollars(_amount(data, "usd"), sign=False)
+    match action.type:
+        case "open_perp":
+            leverage = _amount(data, "leverage") or 1.0
+            return DecisionWords(side, f" {market}, {usd}{f' × {leverage:g}' if leverage != 1.0 else ''}")
+        case "buy_prediction":
+            return DecisionWords(f"buys {side.upper()}", f" of {market}, {usd}")
+        case "sell_prediction":
+            return DecisionWords(f"sells {side.upper()}", f" of {market}{_share_sold(data)}")
+        case "close_perp":
+            return DecisionWords("closes", f" {market}{_share_sold(data)}")
+        case "post":
+            return DecisionWords("posts", " ", shortened(_text(data, "text"), LONGEST_TEXT))
+        case "hold":
+            return DecisionWords(order="holds")
+    return DecisionWords(shortened(action.type, 40))
+
+
+def fill_words(action: ActionTaken) -> FillWords | None:
+    """The outcome of a decision in words; None where nothing was filled or refused."""
+    data = action.data
+    outcome = _text(data, "outcome")
+    if outcome in ("refused", "invalid"):
+        reason = shortened(_text(data, "reason"), LONGEST_TEXT)
+        return FillWords(f": {reason}" if reason else "", outcome)
+    if (price := _amount(data, "price")) is None:
+        return None
+    words = f"{number(_amount(data, 'quantity'))} at {dollars(price, sign=False)}, fee {dollars(_amount(data, 'fee'), sign=False)}"
+    return FillWords(words, profit_usd=_amount(data, "profit"))
+
+
+def _published(scenario: Scenario, tick: int) -> list[PublishedText]:
+    texts = [PublishedText("answered", f"{q.id}: {'YES' if q.answer else 'NO'}") for q in scenario.questions if q.resolve_tick == tick]
+    texts += [
+        PublishedText("rumour" if event.rumour else f"news, {percent(event.clarity)} clear", event.text)
+        for event in scenario.events_at(tick)
+    ]
+    return texts + [PublishedText(f"{post.author}, trust {percent(post.trust)}", post.text) for post in scenario.posts_at(tick)]
+
+
+def _name(data: Mapping[str, Any], field: str) -> str:
+    return shortened(_text(data, field), 60)
+
+
+def _text(data: Mapping[str, Any], field: str) -> str:
+    value = data.get(field)
+    return value if isinstance(value, str) else ""
+
+
+def _amount(data: Mapping[str, Any], field: str) -> float | None:
+    value = data.get(field)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _share_sold(data: Mapping[str, Any]) -> str:
+    share = _amount(data, "share")
+    return f", {percent(share)} of it" if share is not None and share != 1.0 else ""

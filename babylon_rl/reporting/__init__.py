@@ -1,0 +1,1 @@
+"""Reporting: plots, tables and HTML pages from plain values."""

@@ -1,0 +1,74 @@
+"""Numbers and texts as people read them.
+
+Dollars are without cents from ten on, with a real minus sign; a missing value is a dash.
+"""
+
+import math
+
+DASH = "–"
+MINUS = "\N{MINUS SIGN}"
+
+
+def dollars(usd: float | None, sign: bool = True) -> str:
+    """``+$1,234``, ``−$5.20``; ``sign`` False leaves the plus out."""
+    if usd is None or not math.isfinite(usd):
+        return DASH
+    amount = f"${abs(usd):,.0f}" if abs(usd) >= 9.995 else f"${abs(usd):,.2f}"
+    if amount == "$0.00":
+        return "$0"
+    return f"{MINUS if usd < 0 else '+' if sign else ''}{amount}"
+
+
+def percent(share: float | None, digits: int = 0, sign: bool = False) -> str:
+    """A share (0.25) as ``25 %``."""
+    if share is None or not math.isfinite(share):
+        return DASH
+    text = f"{abs(share):.{digits}%}".replace("%", " %")
+    # what rounds to 0 has no minus
+    negative = share < 0 and any(digit in text for digit in "123456789")
+    return f"{MINUS if negative else '+' if sign else ''}{text}"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """``−1.25``."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    text = f"{abs(value):,.{digits}f}"
+    return f"{MINUS if value < 0 and any(digit in text for digit in '123456789') else ''}{text}"
+
+
+def moment(seconds: float) -> str:
+    """Time since a market's start: ``0:05:00``, with days where there are any."""
+    whole = int(seconds)
+    days, rest = divmod(whole, 86_400)
+    clock = f"{rest // 3600}:{rest % 3600 // 60:02}:{rest % 60:02}"
+    return f"day {days + 1}, {clock}" if days else clock
+
+
+def duration(seconds: float) -> str:
+    """``30 minutes``, ``7 days``."""
+    for name, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:,.0f} {name}{'' if seconds == length else 's'}"
+    return f"{seconds:,.0f} seconds"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of ``most`` characters at most, on one line; an ellipsis stands for the rest."""
+    one_line = " ".join(text[: 4 * most].split())
+    return one_line if len(one_line) <= most else f"{one_line[: most - 1]}…"
+
+
+def ticks_of(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers between two, for an axis."""
+    if not high > low:
+        return [low]
+    step = 10 ** math.floor(math.log10((high - low) / most))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
+    first = math.ceil(low / step - 1e-9)
+    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
