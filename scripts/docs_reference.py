@@ -12,7 +12,6 @@ from typing import Any
 
 import mkdocs_gen_files
 import psycopg
-import typer.main
 from pydantic import SecretStr
 
 API = {
@@ -48,10 +47,9 @@ def settings_page() -> str:
 
 def commands_page() -> str:
     """Every command with its arguments and options."""
-    from babylon_rl.cli import app
+    from babylon_rl.cli import COMMANDS, load
 
-    group = typer.main.get_command(app)
-    return "# Commands\n\n" + "\n".join(_commands(group, "babylon-rl"))
+    return "# Commands\n\n" + "\n".join(line for name in sorted(COMMANDS) for line in _commands(load(name), f"babylon-rl {name}"))
 
 
 def _commands(command: Any, path: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The ``babylon-rl`` command: one module per topic registers its subcommands here.
+"""The ``babylon-rl`` command: the table of its commands, each in the module of its group, imported when it runs.
 
 A BabylonError becomes a sentence on standard error and the exit code of its class; nothing the user can act on ends in a traceback.
 """
@@ -7,27 +7,49 @@ import errno
 import importlib
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from babylon_rl.cli.caches import keep_caches_at_home
 from babylon_rl.errors import BabylonError
 
-MODULES = (
-    "system",
-    "demo",
-    "market",
-    "data",
-    "score",
-    "judge",
-    "training",
-    "models",
-    "releases",
-    "evaluation",
-    "benchmark",
-    "harness",
-    "export",
-)
+# Command -> module of its group, and the first sentence of its help: it stands here too, so that `--help` imports no group.
+COMMANDS = {
+    "migrate": ("system", "Bring the database's schema up to date."),
+    "settings": ("system", "Every setting, its value (secrets masked) and where it came from."),
+    "env": ("system", 'Print lines for a shell that point Dagster and psql at this project: eval "$(babylon-rl env)".'),
+    "dagster": ("system", "Run the dagster command on this project's instance, with the database held open: babylon-rl dagster job list."),
+    "dev": ("system", "The Dagster UI and daemon on this project, until Ctrl-C."),
+    "stop": ("system", "Stop what a crash left running: Dagster's processes and the embedded database."),
+    "verify-system": ("system", "Check the configuration, database, schema, Dagster, model weights and registry; exit 1 when one fails."),
+    "demo": ("demo", "From nothing to a better agent on this machine: simulate, read, score, train, and compare on unseen markets."),
+    "spawn-agents": ("market", "Simulated agents play hours of the market and write what the game would, a row per agent tick."),
+    "windows": ("data", "What each hour holds, and whether that is enough for a training."),
+    "episodes": ("data", "The stitched episodes of an hour."),
+    "rejected": ("data", "Every trajectory that does not count, and why."),
+    "outcomes": ("data", "What happened in the market of an hour."),
+    "scores": ("data", "The scores of an hour's group, as they were judged."),
+    "verify-data": (
+        "data",
+        "Check the trajectories of the newest 24 hours that hold any: PASS, WARN and FAIL lines; exit code 1 when one fails.",
+    ),
+    "score": ("score", "Judge the groups of some hours (default: the look-back) that lack scores of this judge."),
+    "ready": ("training", "Is there enough, and good enough, data to train? Exit code 1 when not."),
+    "train": ("training", "Freeze a batch, judge what lacks scores, train it, and register the version."),
+    "sync-outcomes": ("training", "Write what happened in the market of some hours into market_outcomes."),
+    "harness": (
+        "harness",
+        "Agents, benchmark, record, train, report: fails unless the scores rank the agents and the new checkpoint loads and answers.",
+    ),
+    "export": ("export", "Write the LLM calls that train, as they were served and with their scores, for other tools; split by window."),
+    "judge": ("judge", "The judge: what it could not score, how far it can be trusted."),
+    "batches": ("batches", "Training jobs: list, show, cancel, give up what never ends."),
+    "models": ("models", "The registry of versions."),
+    "serve": ("serve", "Run a server until it is interrupted."),
+    "benchmark": ("benchmark", "Evidence: models and strategies in unseen markets."),
+}
 FAILED_OUTSIDE = 3
 INTERRUPTED = 130
 _OTHERS = "Run as the user whom it belongs to, or set BABYLON_RL_HOME to a directory of your own."
@@ -43,18 +65,34 @@ _ADVICE = {
     errno.EISDIR: _IN_THE_WAY,
 }
 
-app = typer.Typer(
+
+class LazyGroup(TyperGroup):
+    """The commands of COMMANDS by name; the one that runs is imported then."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, stub, rest = super().resolve_command(ctx, args)
+        prepare: Callable[[], None] | None = ctx.obj
+        if prepare is not None:
+            prepare()
+        return name, load(name) if name and stub else None, rest
+
+
+def load(name: str) -> Any:
+    """The command or group of commands of this name, with its options and its code."""
+    module = importlib.import_module(f"babylon_rl.cli.{COMMANDS[name][0]}")
+    app = typer.Typer(rich_markup_mode=None)
+    module.register(app)
+    return typer.main.get_group(app).commands[name]
+
+
+app = LazyGroup(
     name="babylon-rl",
     help="From recorded trading agents to a better one: outcomes, scores, training and evidence.",
+    commands={name: TyperCommand(name, help=sentence, rich_markup_mode=None) for name, (_, sentence) in COMMANDS.items()},
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-for _module in MODULES:
-    importlib.import_module(f"babylon_rl.cli.{_module}").register(app)
 
 
 def main() -> None:
@@ -62,19 +100,23 @@ def main() -> None:
 
     The process's libraries keep their caches in the state directory.
     """
+    sys.exit(run(sys.argv[1:], _keep_caches_at_home))
+
+
+def _keep_caches_at_home() -> None:
+    from babylon_rl.cli.caches import keep_caches_at_home  # reads the settings, for which `--help` need not wait
+
     keep_caches_at_home()
-    sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str], prepare: Callable[[], None] | None = None) -> int:
     """Run one command line and return its exit code.
 
-    The codes: 0 done, 1 a check failed, 2 bad usage or settings, 3 something outside failed.
+    The codes: 0 done, 1 a check failed, 2 bad usage or settings, 3 something outside failed. ``prepare`` is called before the command's
+    module is imported.
     """
-    import psycopg  # after the modules are registered; --help pays nothing for it that the import of typer did not
-
     try:
-        app(arguments, prog_name="babylon-rl")
+        app.main(arguments, prog_name="babylon-rl", obj=prepare)
     # Typer exits by SystemExit; every other expected error becomes one sentence and an exit code.
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
@@ -86,24 +128,15 @@ def run(arguments: list[str]) -> int:
         return _say("Interrupted.", INTERRUPTED)
     except BrokenPipeError:
         return _leave(FAILED_OUTSIDE)
-    # Database errors that no layer below translated; disk full is the most specific and comes first.
-    except psycopg.errors.DiskFull as full:
-        return _say(
-            f"The database's disk is full: {_first_line(full)}. What was not committed is undone. {_ADVICE[errno.ENOSPC]}", FAILED_OUTSIDE
-        )
-    except psycopg.OperationalError as lost:
-        return _say(
-            f"The database broke off: {_first_line(lost)}. What was not committed is undone; run the same command again.", FAILED_OUTSIDE
-        )
-    except psycopg.errors.InsufficientPrivilege as refused:
-        return _say(
-            f"The database's role may not do this: {_first_line(refused)}. docs/howto/database.md lists what it needs.",
-            FAILED_OUTSIDE,
-        )
     except OSError as failed:
         where = f": {failed.filename}" if failed.filename else ""
         advice = _ADVICE.get(failed.errno or 0)
         return _say(f"{failed.strerror or failed}{where}.{f' {advice}' if advice else ''}", FAILED_OUTSIDE)
+    except Exception as failed:
+        sentence = _database_sentence(failed)
+        if sentence is None:
+            raise
+        return _say(sentence, FAILED_OUTSIDE)
     return 0
 
 
@@ -120,6 +153,20 @@ def _leave(code: str | int | None) -> int:
     if isinstance(code, str):
         return _say(code, 1)
     return code or 0
+
+
+def _database_sentence(failed: Exception) -> str | None:
+    """A sentence for an error of the database that no layer below translated; None for any other error."""
+    import psycopg  # 0.1 s, and needed only now
+
+    # Disk full is the most specific and comes first.
+    if isinstance(failed, psycopg.errors.DiskFull):
+        return f"The database's disk is full: {_first_line(failed)}. What was not committed is undone. {_ADVICE[errno.ENOSPC]}"
+    if isinstance(failed, psycopg.OperationalError):
+        return f"The database broke off: {_first_line(failed)}. What was not committed is undone; run the same command again."
+    if isinstance(failed, psycopg.errors.InsufficientPrivilege):
+        return f"The database's role may not do this: {_first_line(failed)}. docs/howto/database.md lists what it needs."
+    return None
 
 
 def _say(sentence: str, code: int) -> int:

@@ -1,4 +1,4 @@
-"""Command groups `batches` and `models`: trainings, versions and their lineage."""
+"""Command group `batches`: trainings and their lineage."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,18 +12,15 @@ from babylon_rl.windows import utc_now
 
 if TYPE_CHECKING:
     from babylon_rl.store.batches import Batch
-    from babylon_rl.store.registry import Model
     from babylon_rl.store.write_ahead import RemoteJob
 
 batches = typer.Typer(help="Training jobs: list, show, cancel, give up what never ends.", invoke_without_command=True)
-models = typer.Typer(help="The registry of versions.", invoke_without_command=True)
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A batch id, such as batch-1761825600000.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add both groups to ``app``."""
+    """Add the group to ``app``."""
     app.add_typer(batches, name="batches")
-    app.add_typer(models, name="models")
 
 
 @batches.callback()
@@ -38,7 +35,7 @@ def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
         ours, foreign = read_batches(connection), read_foreign_batches(connection)
     documents = [batch_document(batch) for batch in ours]
     times = ("createdAt", "completedAt")
-    documents += [row | {name: _moment(row[name]) for name in times} | {"foreign": True} for row in foreign]
+    documents += [row | {name: moment(row[name]) for name in times} | {"foreign": True} for row in foreign]
     columns = ["batch", "status", "version", "base", "trajectories", "created", "error"]
     rows = [
         [d["batchId"], d["status"] + (" (foreign)" if d["foreign"] else ""), d["modelVersion"], d["baseModel"], d.get("trajectories"),
@@ -71,7 +68,7 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
         ],
         "iterations": [
             {"step": s.iteration, "attempt": s.attempt, "loss": s.loss, "trainableTokens": s.trainable_tokens, "windows": list(s.windows),
-             "startedAt": _moment(s.started_at), "finishedAt": _moment(s.finished_at), "checkpoint": s.checkpoint}
+             "startedAt": moment(s.started_at), "finishedAt": moment(s.finished_at), "checkpoint": s.checkpoint}
             for s in steps
         ],
         "remoteJobs": [_job_document(job) for job in jobs],
@@ -82,12 +79,11 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
         facts = [[name, document[name]] for name in ("batchId", "status", "modelVersion", "parent", "baseModel", "trajectories", "error")]
         out.print(table(None, ["", ""], facts))
         scored = [
-            [e.window, e.agent_id, _rounded(e.score), e.rank, _rounded(e.advantage), e.sequences, e.contributes, e.dropped]
-            for e in episodes
+            [e.window, e.agent_id, rounded(e.score), e.rank, rounded(e.advantage), e.sequences, e.contributes, e.dropped] for e in episodes
         ]
         columns = ["window", "agent", "score", "rank", "advantage", "sequences", "contributes", "left out"]
         out.print(table("Episodes", columns, scored))
-        done = [[s.iteration, s.attempt, _rounded(s.loss), s.trainable_tokens, s.checkpoint] for s in steps]
+        done = [[s.iteration, s.attempt, rounded(s.loss), s.trainable_tokens, s.checkpoint] for s in steps]
         out.print(table("Iterations", ["step", "run", "loss", "tokens", "checkpoint"], done))
         if jobs:
             posted = [[j.iteration, j.attempt, j.state, j.job_id, j.step_before, j.step_after, j.error] for j in jobs]
@@ -128,27 +124,6 @@ def give_up(
     say(f"{job_id} counts as over. Its batch fails with its next run, and a new one may be posted; a step that it still makes is not used.")
 
 
-@models.callback()
-def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Every registered version, highest first; those of other producers are shown as foreign."""
-    if context.invoked_subcommand is not None:
-        return
-    from babylon_rl.store.database import open_database
-    from babylon_rl.store.registry import read_models
-
-    with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
-        versions = read_models(connection)
-    columns = ["version", "status", "base", "parent", "batch", "reward", "hours", "storage"]
-    rows = [
-        [m.version, m.shown_status, m.base_model, m.parent_version, m.training_batch,
-         _rounded(m.avg_reward), len(m.windows), m.storage_path]
-        for m in versions
-    ]  # fmt: skip
-    if not rows:
-        say("No model is registered yet. `babylon-rl train` makes the first; the base model is there without it, under the name base.")
-    emit({"models": [model_document(model) for model in versions]}, lambda out: out.print(table(None, columns, rows)), as_json)
-
-
 def _job_document(job: "RemoteJob") -> dict[str, Any]:
     return {
         "step": job.iteration,
@@ -159,9 +134,9 @@ def _job_document(job: "RemoteJob") -> dict[str, Any]:
         "jobId": job.job_id,
         "stepBefore": job.step_before,
         "stepAfter": job.step_after,
-        "postedAt": _moment(job.posted_at),
-        "endedAt": _moment(job.ended_at),
-        "discardedAt": _moment(job.discarded_at),
+        "postedAt": moment(job.posted_at),
+        "endedAt": moment(job.ended_at),
+        "discardedAt": moment(job.discarded_at),
         "sequences": job.sequences,
         "trainableTokens": job.trainable_tokens,
         "loss": job.loss,
@@ -185,39 +160,12 @@ def batch_document(batch: "Batch") -> dict[str, Any]:
         "seed": batch.seed,
         "attempt": batch.attempt,
         "dropout": dict(batch.dropout),
-        "createdAt": _moment(batch.created_at),
-        "startedAt": _moment(batch.started_at),
-        "completedAt": _moment(batch.completed_at),
-        "heartbeatAt": _moment(batch.heartbeat_at),
+        "createdAt": moment(batch.created_at),
+        "startedAt": moment(batch.started_at),
+        "completedAt": moment(batch.completed_at),
+        "heartbeatAt": moment(batch.heartbeat_at),
         "error": batch.error,
         "foreign": False,
-    }
-
-
-def model_document(model: "Model") -> dict[str, Any]:
-    """A version with its lineage as a JSON-ready dict, keyed by column names."""
-    return {
-        "modelId": model.model_id,
-        "version": model.version,
-        "status": model.status,
-        "baseModel": model.base_model,
-        "parent": model.parent_version,
-        "trainingBatch": model.training_batch,
-        "storagePath": model.storage_path,
-        "deployedAt": _moment(model.deployed_at),
-        "createdAt": _moment(model.created_at),
-        "benchmarkScore": model.benchmark_score,
-        "accuracy": model.accuracy,
-        "avgReward": model.avg_reward,
-        "evalMetrics": None if model.eval_metrics is None else dict(model.eval_metrics),
-        "windows": list(model.windows),
-        "backend": model.backend,
-        "checkpoint": model.checkpoint,
-        "prunedAt": _moment(model.pruned_at),
-        "uploadedUrl": model.uploaded_url,
-        "trackingUrl": model.tracking_url,
-        "wandbArtifactId": model.wandb_artifact_id,
-        "foreign": model.foreign,
     }
 
 
@@ -227,9 +175,11 @@ def _found(batch: "Batch | None", batch_id: str) -> "Batch":
     return batch
 
 
-def _moment(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat(timespec="milliseconds") + "Z"
+def moment(at: datetime | None) -> str | None:
+    """A time as JSON shows it."""
+    return None if at is None else at.isoformat(timespec="milliseconds") + "Z"
 
 
-def _rounded(number: float | None) -> float | None:
+def rounded(number: float | None) -> float | None:
+    """A number as tables show it."""
     return None if number is None else round(number, 4)

@@ -8,22 +8,25 @@ import typer
 
 from babylon_rl.cli.benchmark_leaderboard import leaderboard
 from babylon_rl.cli.benchmark_run import compare, run
-from babylon_rl.cli.evaluation import benchmark
+from babylon_rl.cli.evaluation import standings
 from babylon_rl.cli.output import JsonOption, emit, say
 
 if TYPE_CHECKING:
     from babylon_rl.evaluation.snapshot_file import SnapshotDocument
     from babylon_rl.market.simulation.config import ScenarioConfig
 
+benchmark = typer.Typer(help="Evidence: models and strategies in unseen markets.", no_args_is_help=True)
 DEFAULT_PRESET = "quick"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to the group ``benchmark``."""
+    """Add the group to ``app``."""
+    benchmark.command("standings")(standings)
     benchmark.command("generate")(generate)
     benchmark.command("run")(run)
     benchmark.command("compare")(compare)
     benchmark.command("leaderboard")(leaderboard)
+    app.add_typer(benchmark, name="benchmark")
 
 
 def generate(

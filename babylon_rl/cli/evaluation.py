@@ -14,16 +14,9 @@ if TYPE_CHECKING:
     from babylon_rl.store.benchmarks import MarketResult
     from babylon_rl.store.database import Database
 
-benchmark = typer.Typer(help="Evidence: models and strategies in unseen markets.", no_args_is_help=True)
 MarketsOption = Annotated[int | None, typer.Option("--markets", min=2, help="Market hours to play. Default: BENCHMARK_MARKETS.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group to ``app``."""
-    app.add_typer(benchmark, name="benchmark")
-
-
-@benchmark.command("standings")
 def standings(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Versions, base, or agents (nothing, balanced, oracle...).")],
     against: Annotated[str | None, typer.Option(help="Whom the others are compared with. Default: the last NAME of several.")] = None,

@@ -180,7 +180,7 @@ def _train(state: Harness, market: "Snapshot", learning: Learning, force: bool) 
 
 
 def _latest_model(state: Harness) -> dict[str, Any] | None:
-    from babylon_rl.cli.batches import model_document
+    from babylon_rl.cli.models import model_document
     from babylon_rl.store.registry import read_models
 
     with state.database.connect() as connection:

@@ -1,15 +1,13 @@
-"""Commands ``serve model``, ``models export`` and ``models upload``: versions as servers and files."""
+"""Command group ``models``: the registry of versions, and versions as files."""
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from babylon_rl.cli.batches import model_document, models
-from babylon_rl.cli.output import JsonOption, emit, say
-from babylon_rl.cli.serve import serve
+from babylon_rl.cli import releases
+from babylon_rl.cli.batches import moment, rounded
+from babylon_rl.cli.output import JsonOption, emit, say, table
 from babylon_rl.errors import ExportError, ModelUnavailable, UsageError
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.windows import utc_now
@@ -17,58 +15,64 @@ from babylon_rl.windows import utc_now
 if TYPE_CHECKING:
     from babylon_rl.store.registry import Model
 
+models = typer.Typer(help="The registry of versions.", invoke_without_command=True)
 VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="A registered version, such as v1.0.0.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands."""
-    serve.command("model")(serve_model)
+    """Add the group to ``app``."""
     models.command("export")(export)
     models.command("upload")(upload)
-    if all(group.typer_instance is not serve for group in app.registered_groups):
-        app.add_typer(serve, name="serve")
+    releases.register(models)
+    app.add_typer(models, name="models")
 
 
-def serve_model(
-    version: Annotated[str, typer.Argument(help="A version such as v1.0.0, or base.")] = "base",
-    host: Annotated[str, typer.Option(help="Where to listen. Off loopback it is open to the network, without a password.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8000,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: OMP_NUM_THREADS, or all cores, at most 4.", min=1)] = None,
-) -> None:
-    """Serve the base model and, under its version's name, a checkpoint."""
-    from babylon_rl.models import checkpoints, packaged, server
-    from babylon_rl.models.policy import Policy
-    from babylon_rl.models.threads import set_threads
+@models.callback()
+def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Every registered version, highest first; those of other producers are shown as foreign."""
+    if context.invoked_subcommand is not None:
+        return
+    from babylon_rl.store.database import open_database
+    from babylon_rl.store.registry import read_models
 
-    settings = load_settings()
-    checkpoint = settings.home / "checkpoints" / version
-    if version != server.BASE_MODEL_NAME and not checkpoint.is_dir():
-        folder = settings.home / "checkpoints"
-        known = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
-        raise ModelUnavailable(f"There is no checkpoint {version!r} in {folder}; there are: {', '.join(['base', *known])}.")
-    if version != server.BASE_MODEL_NAME:
-        _refuse_remote(version, checkpoint)
-    # The port is taken before the model loads: a port in use is reported at once.
-    bound = server.bind(host, port)
-    set_threads(threads)
-    base_dir = packaged.base_model_dir(settings)
-    if version != server.BASE_MODEL_NAME:
-        checkpoints.verify(checkpoint, base_dir)
-    policy = Policy.load(base_dir)
-    if version != server.BASE_MODEL_NAME:
-        policy.add_adapter(version, checkpoint)
-    server.serve(policy, bound, _announce)
+    with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
+        versions = read_models(connection)
+    columns = ["version", "status", "base", "parent", "batch", "reward", "hours", "storage"]
+    rows = [
+        [m.version, m.shown_status, m.base_model, m.parent_version, m.training_batch,
+         rounded(m.avg_reward), len(m.windows), m.storage_path]
+        for m in versions
+    ]  # fmt: skip
+    if not rows:
+        say("No model is registered yet. `babylon-rl train` makes the first; the base model is there without it, under the name base.")
+    emit({"models": [model_document(model) for model in versions]}, lambda out: out.print(table(None, columns, rows)), as_json)
 
 
-def _refuse_remote(version: str, checkpoint: Path) -> None:
-    from babylon_rl.models.checkpoints import read_remote
-
-    remote = read_remote(checkpoint)
-    if remote is not None:
-        raise ModelUnavailable(
-            f"The weights of {version} are not on this machine: {remote.service} serves them as {remote.inference_name} at "
-            f"{remote.inference_url}, and nothing needs to be started."
-        )
+def model_document(model: "Model") -> dict[str, Any]:
+    """A version with its lineage as a JSON-ready dict, keyed by column names."""
+    return {
+        "modelId": model.model_id,
+        "version": model.version,
+        "status": model.status,
+        "baseModel": model.base_model,
+        "parent": model.parent_version,
+        "trainingBatch": model.training_batch,
+        "storagePath": model.storage_path,
+        "deployedAt": moment(model.deployed_at),
+        "createdAt": moment(model.created_at),
+        "benchmarkScore": model.benchmark_score,
+        "accuracy": model.accuracy,
+        "avgReward": model.avg_reward,
+        "evalMetrics": None if model.eval_metrics is None else dict(model.eval_metrics),
+        "windows": list(model.windows),
+        "backend": model.backend,
+        "checkpoint": model.checkpoint,
+        "prunedAt": moment(model.pruned_at),
+        "uploadedUrl": model.uploaded_url,
+        "trackingUrl": model.tracking_url,
+        "wandbArtifactId": model.wandb_artifact_id,
+        "foreign": model.foreign,
+    }
 
 
 def export(
@@ -150,10 +154,3 @@ def _registered(settings: Settings, version: str) -> "Model":
 
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         return find_version(read_models(connection), version)
-
-
-def _announce(line: str) -> None:
-    bound = json.loads(line)
-    print(
-        f"Serving {', '.join(bound['models'])} on http://{bound['host']}:{bound['port']}/v1. Ctrl-C ends it.", file=sys.stderr, flush=True
-    )

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from babylon_rl.cli.batches import models
 from babylon_rl.cli.output import JsonOption, emit
 from babylon_rl.settings import load_settings
 from babylon_rl.windows import utc_now
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
 
 
-def register(app: typer.Typer) -> None:
+def register(models: typer.Typer) -> None:
     """Add these commands to the group ``models``."""
     for command in (deploy, rollback, pause, resume, resolve):
         models.command(command.__name__)(command)

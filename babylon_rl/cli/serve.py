@@ -1,12 +1,64 @@
-"""Command group ``serve``: ``serve market`` and ``serve judge``."""
+"""Command group ``serve``: versions, a market, and a scripted judge as servers."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.settings import load_settings
+
 serve = typer.Typer(help="Run a server until it is interrupted.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to ``app``."""
+    app.add_typer(serve, name="serve")
+
+
+@serve.command("model")
+def serve_model(
+    version: Annotated[str, typer.Argument(help="A version such as v1.0.0, or base.")] = "base",
+    host: Annotated[str, typer.Option(help="Where to listen. Off loopback it is open to the network, without a password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8000,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: OMP_NUM_THREADS, or all cores, at most 4.", min=1)] = None,
+) -> None:
+    """Serve the base model and, under its version's name, a checkpoint."""
+    from babylon_rl.models import checkpoints, packaged, server
+    from babylon_rl.models.policy import Policy
+    from babylon_rl.models.threads import set_threads
+
+    settings = load_settings()
+    checkpoint = settings.home / "checkpoints" / version
+    if version != server.BASE_MODEL_NAME and not checkpoint.is_dir():
+        folder = settings.home / "checkpoints"
+        known = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
+        raise ModelUnavailable(f"There is no checkpoint {version!r} in {folder}; there are: {', '.join(['base', *known])}.")
+    if version != server.BASE_MODEL_NAME:
+        _refuse_remote(version, checkpoint)
+    # The port is taken before the model loads: a port in use is reported at once.
+    bound = server.bind(host, port)
+    set_threads(threads)
+    base_dir = packaged.base_model_dir(settings)
+    if version != server.BASE_MODEL_NAME:
+        checkpoints.verify(checkpoint, base_dir)
+    policy = Policy.load(base_dir)
+    if version != server.BASE_MODEL_NAME:
+        policy.add_adapter(version, checkpoint)
+    server.serve(policy, bound, _announce)
+
+
+def _refuse_remote(version: str, checkpoint: Path) -> None:
+    from babylon_rl.models.checkpoints import read_remote
+
+    remote = read_remote(checkpoint)
+    if remote is not None:
+        raise ModelUnavailable(
+            f"The weights of {version} are not on this machine: {remote.service} serves them as {remote.inference_name} at "
+            f"{remote.inference_url}, and nothing needs to be started."
+        )
 
 
 @serve.command("market")
@@ -81,3 +133,10 @@ def serve_gateway(
     from babylon_rl.settings import load_settings
 
     run(load_settings(), host, port, workers, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _announce(line: str) -> None:
+    bound = json.loads(line)
+    print(
+        f"Serving {', '.join(bound['models'])} on http://{bound['host']}:{bound['port']}/v1. Ctrl-C ends it.", file=sys.stderr, flush=True
+    )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from babylon_rl.cli import batches
 from babylon_rl.cli.data import refuse_future
 from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say, table
 from babylon_rl.errors import BatchConflict, NothingToTrain, UsageError
@@ -30,11 +29,10 @@ ToOption = Annotated[str | None, typer.Option("--to", metavar="WINDOW", help="Wh
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands, and the groups `batches` and `models`, to ``app``."""
+    """Add these commands to ``app``."""
     app.command("ready")(ready)
     app.command("train")(train)
     app.command("sync-outcomes")(sync_outcomes)
-    batches.register(app)
 
 
 def ready(as_json: JsonOption = False) -> None:

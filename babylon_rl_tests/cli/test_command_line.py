@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from babylon_rl.cli import COMMANDS, load
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
@@ -170,3 +171,21 @@ def test_interrupted_command_stops_its_program_and_the_embedded_server(tmp_path:
     assert Cluster(home).running_port() is None
     with use_server(home):
         pass
+
+
+HEAVY = ("psycopg", "pydantic", "dagster", "torch", "numpy", "rich")
+
+
+def test_help_imports_no_group_and_nothing_heavy(tmp_path: Path) -> None:
+    code = f"import atexit, sys; atexit.register(lambda: print(*sorted(sys.modules))); {RUN}"
+    command = [sys.executable, "-c", code, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path / "home"), capture_output=True, text=True, check=True)
+    imported = done.stdout.splitlines()[-1].split()
+    assert "typer" in imported
+    assert [name for name in imported if name.split(".")[0] in HEAVY] == []
+    assert {name for name in imported if name.startswith("babylon_rl.")} == {"babylon_rl.cli", "babylon_rl.errors"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_listed_with_the_first_sentence_of_its_own_help(name: str) -> None:
+    assert COMMANDS[name][1] == load(name).get_short_help_str(limit=1_000)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from babylon_rl.cli.batches import model_document
+from babylon_rl.cli.models import model_document
 from babylon_rl.errors import CheckpointError, TrainingPaused
 from babylon_rl.market.simulation.prompting import TRADER_V1, system_texts
 from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_served_as, load_manifest, model_card
