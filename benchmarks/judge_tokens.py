@@ -25,7 +25,6 @@ from babylon_rl.cli.caches import keep_caches_at_home
 from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.messages import synthetic
 from babylon_rl.episodes.reading import read_windows
-from babylon_rl.episodes.types import Episode, WindowReading
 from babylon_rl.judge.prompt.render import shown_groups
 from babylon_rl.judge.prompt.request import plan_requests
 from babylon_rl.judge.prompt.transcript import read_transcripts
@@ -37,6 +36,7 @@ from babylon_rl.store.embedded import use_server
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.trajectories import trajectories_by_id, windows_with_rows
+from babylon_rl.types import Episode, WindowReading
 
 SAMPLE = Path(__file__).parents[1] / "babylon_rl_tests" / "data" / "babylon_realtime.sql.gz"
 MODEL = "openai/gpt-4o-mini"

@@ -19,7 +19,7 @@ API = {
     "Windows": "babylon_rl.windows",
     "Errors": "babylon_rl.errors",
     "Settings": "babylon_rl.settings",
-    "Episodes": "babylon_rl.episodes.types",
+    "Episodes": "babylon_rl.types",
     "Groups and scores": "babylon_rl.judge.groups",
     "Trainers": "babylon_rl.training.trainer",
     "Simulated markets": "babylon_rl.market.simulation.run",

@@ -11,9 +11,9 @@ from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.plots import LOSS, bar_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.episodes.types import WindowSummary
 from babylon_rl.judge.changes import note_changes
-from babylon_rl.store.windows import EpisodeLine, RejectionLine, episode_lines, rejection_lines
+from babylon_rl.store.windows import first_rejections, stored_episodes
+from babylon_rl.types import Episode, Rejection, WindowSummary
 
 COLUMNS = column_schema(
     window=("varchar(50)", "The hour"),
@@ -44,17 +44,17 @@ def window_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[B
     with babylon.connection() as connection:
         summaries = sync_windows(connection, windows, babylon.settings, babylon.now())
         note_changes(connection, windows, babylon.settings)
-        lines, rejected = episode_lines(connection, windows), rejection_lines(connection, windows)
+        episodes, rejected = stored_episodes(connection, windows), first_rejections(connection, windows)
     pictures = plotted(windows)
     yield from report_hours(
         context,
-        {window: _report(facts, lines[window], rejected[window], drawn=window in pictures) for window, facts in summaries.items()},
+        {window: _report(facts, episodes[window], rejected[window], drawn=window in pictures) for window, facts in summaries.items()},
     )
 
 
-def _report(facts: WindowSummary, lines: list[EpisodeLine], rejected: list[RejectionLine], *, drawn: bool) -> HourReport:
+def _report(facts: WindowSummary, episodes: list[Episode], rejected: list[Rejection], *, drawn: bool) -> HourReport:
     metadata = counts(
-        len(lines),
+        len(episodes),
         rows=facts.rows,
         eligible=facts.eligible,
         new_trainable=facts.new_trainable,
@@ -67,13 +67,13 @@ def _report(facts: WindowSummary, lines: list[EpisodeLine], rejected: list[Rejec
         changed=facts.changed,
     )
     # Plots for the newest hour of a run only; tables for every hour.
-    if drawn and lines:
-        metadata["pnl_by_agent"] = bar_plot(f"P&L by agent, {facts.window}", "dollars", [(line.agent_id, line.pnl_usd) for line in lines])
+    if drawn and episodes:
+        metadata["pnl_by_agent"] = bar_plot(f"P&L by agent, {facts.window}", "dollars", [(e.agent_id, e.window_pnl) for e in episodes])
     if drawn and facts.rejected:
         title = f"Rejected rows, {facts.window} ({sum(facts.rejected.values())} of {facts.rows})"
         metadata["rejected_by_reason"] = bar_plot(title, "rows", list(facts.rejected.items()), colour=LOSS)
-    if lines:
-        metadata["episodes"] = table([_row(line) for line in lines])
+    if episodes:
+        metadata["episodes"] = table([_row(episode) for episode in episodes])
     if rejected:
         metadata["rejected_rows"] = table(
             [{"reason": rejection.reason, "trajectory": rejection.trajectory_id, "detail": rejection.detail} for rejection in rejected]
@@ -81,8 +81,15 @@ def _report(facts: WindowSummary, lines: list[EpisodeLine], rejected: list[Rejec
     return HourReport(facts.data_version, metadata)
 
 
-def _row(line: EpisodeLine) -> dict[str, Any]:
+def _row(episode: Episode) -> dict[str, Any]:
     return {
-        "agent": line.agent_id, "P&L $": line.pnl_usd, "win rate": line.win_rate, "steps": line.steps, "trades": line.trades,
-        "posts": line.posts, "trajectories": line.trajectories, "usable": line.usable, "trainable": line.trainable_sequences,
-    }  # fmt: skip
+        "agent": episode.agent_id,
+        "P&L $": episode.window_pnl,
+        "win rate": episode.win_rate,
+        "steps": episode.steps,
+        "trades": episode.trades,
+        "posts": episode.posts,
+        "trajectories": len(episode.trajectory_ids),
+        "usable": episode.usable,
+        "trainable": episode.trainable_sequences,
+    }

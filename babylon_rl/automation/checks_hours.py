@@ -23,7 +23,8 @@ from babylon_rl.store.hindsight import StoredLeak, stored_leaks
 from babylon_rl.store.judge_report import HourVerdicts
 from babylon_rl.store.outcomes import MarketFlags, market_flags
 from babylon_rl.store.scores import group_spreads
-from babylon_rl.store.windows import HourCounts, hour_counts
+from babylon_rl.store.windows import stored_summaries
+from babylon_rl.types import WindowSummary
 
 MOST_MALFORMED, MOST_REJECTED = 0.2, 0.5
 MALFORMED = ("malformed_json", "malformed_shape")
@@ -60,7 +61,7 @@ class HourSpread:
     spread: float
 
 
-def _many_rejected(hour: HourCounts, settings: Settings) -> Finding | None:
+def _many_rejected(hour: WindowSummary, settings: Settings) -> Finding | None:
     count = sum(hour.rejected.values())
     if count <= MOST_REJECTED * hour.rows:
         return None
@@ -68,19 +69,19 @@ def _many_rejected(hour: HourCounts, settings: Settings) -> Finding | None:
     return Finding(f"{share_of(count, hour.rows)} rows do not count ({reasons})")
 
 
-def _malformed(hour: HourCounts, settings: Settings) -> Finding | None:
+def _malformed(hour: WindowSummary, settings: Settings) -> Finding | None:
     count = sum(hour.rejected.get(reason, 0) for reason in MALFORMED)
     return Finding(f"{share_of(count, hour.rows)} rows are malformed") if count > MOST_MALFORMED * hour.rows else None
 
 
-def _without_messages(hour: HourCounts, settings: Settings) -> Finding | None:
+def _without_messages(hour: WindowSummary, settings: Settings) -> Finding | None:
     if not hour.ready or hour.trainable_sequences:
         return None
     sources = ", ".join(f"{number} {source}" for source, number in hour.message_sources.items() if number)
     return Finding(f"ready, but none of its messages can train ({sources})")
 
 
-def _short_prompts(hour: HourCounts, settings: Settings) -> Finding | None:
+def _short_prompts(hour: WindowSummary, settings: Settings) -> Finding | None:
     quality = hour.quality
     if quality.short_prompts <= (1 - settings.data_quality_threshold) * quality.prompts:
         return None
@@ -89,21 +90,21 @@ def _short_prompts(hour: HourCounts, settings: Settings) -> Finding | None:
     )
 
 
-def _duplicates(hour: HourCounts, settings: Settings) -> Finding | None:
+def _duplicates(hour: WindowSummary, settings: Settings) -> Finding | None:
     quality = hour.quality
     if not quality.duplicate_rows:
         return None
     return Finding(f"{share_of(quality.duplicate_rows, hour.rows)} rows repeat the steps of another row of their agent", quality.duplicates)
 
 
-def _skew(hour: HourCounts, settings: Settings) -> Finding | None:
+def _skew(hour: WindowSummary, settings: Settings) -> Finding | None:
     quality = hour.quality
     if not quality.skewed_rows:
         return None
     return Finding(f"{share_of(quality.skewed_rows, hour.rows)} rows have times that contradict each other", quality.clock_skew)
 
 
-def _jumps(hour: HourCounts, settings: Settings) -> Finding | None:
+def _jumps(hour: WindowSummary, settings: Settings) -> Finding | None:
     quality = hour.quality
     if not quality.jumping_agents:
         return None
@@ -111,7 +112,7 @@ def _jumps(hour: HourCounts, settings: Settings) -> Finding | None:
     return Finding(f"{quality.jumping_agents} {agents} by more than could be won or lost", quality.pnl_jumps)
 
 
-def _other_lengths(hour: HourCounts, settings: Settings) -> Finding | None:
+def _other_lengths(hour: WindowSummary, settings: Settings) -> Finding | None:
     count = hour.quality.other_lengths
     return Finding(f"{share_of(count, hour.rows)} rows say windowHours other than 1") if count else None
 
@@ -120,7 +121,7 @@ def share_of(count: int, total: int) -> str:
     return f"{count} of {total} ({count / total:.0%})" if total else str(count)
 
 
-def _row_totals(counts: Sequence[HourCounts]) -> dict[str, dict[str, Any]]:
+def _row_totals(counts: Sequence[WindowSummary]) -> dict[str, dict[str, Any]]:
     """Metadata over all hours of the run, shown whether the check passes or not."""
     # Sums over all hours, so that a range shows one number per check.
     rejected, sources = Counter[str](), Counter[str]()
@@ -262,7 +263,7 @@ def _judged_totals(judged: Sequence[HourVerdicts]) -> dict[str, dict[str, Any]]:
 ROWS = HourlyChecks(
     name="rows_of_hours",
     asset="window_groups",
-    read=lambda connection, windows, settings: hour_counts(connection, windows),
+    read=lambda connection, windows, settings: stored_summaries(connection, windows),
     totals=_row_totals,
     rules=(
         Rule(

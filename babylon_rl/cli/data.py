@@ -9,21 +9,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
-from babylon_rl.cli.data_tables import by_reason, print_episodes, print_outcomes, print_rejected, print_windows
+from babylon_rl.cli.data_tables import print_episodes, print_outcomes, print_rejected, print_windows
 from babylon_rl.cli.output import JsonOption, emit, say, table
 from babylon_rl.cli.verify_data import verify_data
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.types import count_reasons
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range, window_start
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from babylon_rl.episodes.types import WindowReading, WindowSummary
     from babylon_rl.judge.groups import GroupScores
     from babylon_rl.store.connection import Connection
+    from babylon_rl.types import WindowReading, WindowSummary
 
 
 FromOption = Annotated[str | None, typer.Option("--from", metavar="WINDOW", help="First hour (inclusive).")]
@@ -76,9 +78,9 @@ def windows(
     settings = load_settings() if min_agents is None else load_settings(min_agents_per_window=min_agents)
     with _session(settings) as session:
         wanted = _wanted(session, first, end, lookback_hours)
-        summaries, states = _summaries(session, wanted)
+        summaries = _summaries(session, wanted)
     document = {
-        "windows": [_window_document(facts, states[facts.window]) for facts in summaries],
+        "windows": [_window_document(facts) for facts in summaries],
         "readyAt": {str(agents): sum(facts.usable_episodes >= agents for facts in summaries) for agents in AGENT_COUNTS},
         "verdict": _verdict(summaries),
     }
@@ -87,22 +89,22 @@ def windows(
         say("No trajectory has been recorded in these hours.")
 
     def render(out: "Console") -> None:
-        print_windows(out, summaries, states)
+        print_windows(out, summaries)
         out.print(document["verdict"], markup=False)
 
     emit(document, render, as_json)
 
 
-def _summaries(session: _Session, wanted: list[str]) -> "tuple[list[WindowSummary], dict[str, str]]":
+def _summaries(session: _Session, wanted: list[str]) -> "list[WindowSummary]":
     from babylon_rl.episodes.reading import read_windows
-    from babylon_rl.episodes.summary import state, summary
-    from babylon_rl.judge.scoring import stored_scores
+    from babylon_rl.episodes.summary import summary
+    from babylon_rl.store.scores import have_scores, input_versions
     from babylon_rl.store.windows import quarantined
 
     readings = read_windows(session.connection, wanted, session.settings)
-    summaries = [summary(reading, session.now) for reading in readings.values()]
-    judged, set_aside = stored_scores(session.connection, wanted), quarantined(session.connection, wanted)
-    return summaries, {f.window: state(f, scored=f.window in judged, quarantined=f.window in set_aside) for f in summaries}
+    judged = input_versions(session.connection, wanted) if have_scores(session.connection) else {}
+    set_aside = quarantined(session.connection, wanted)
+    return [summary(r, session.now, scored=r.window in judged, quarantined=r.window in set_aside) for r in readings.values()]
 
 
 def _verdict(summaries: "list[WindowSummary]") -> str:
@@ -112,7 +114,7 @@ def _verdict(summaries: "list[WindowSummary]") -> str:
     return f"Not ready: {ready} of {READY_WINDOWS} windows with {READY_AGENTS}+ agents."
 
 
-def _window_document(facts: "WindowSummary", state: str) -> dict[str, object]:
+def _window_document(facts: "WindowSummary") -> dict[str, object]:
     return {
         "window": facts.window,
         "rows": facts.rows,
@@ -123,11 +125,11 @@ def _window_document(facts: "WindowSummary", state: str) -> dict[str, object]:
         "episodes": facts.episodes,
         "usableEpisodes": facts.usable_episodes,
         "ready": facts.ready,
-        "state": state,
+        "state": facts.state,
         "messageSources": facts.message_sources,
         "avgPnl": facts.avg_pnl,
         "trainableSequences": facts.trainable_sequences,
-        "quality": facts.quality,
+        "quality": msgspec.to_builtins(facts.quality),
     }
 
 
@@ -188,7 +190,9 @@ def rejected(first: FromOption = None, end: ToOption = None, as_json: JsonOption
         say("No trajectory was rejected in these hours." if readings else "No trajectory has been recorded in these hours.")
     shown = [{"trajectoryId": r.trajectory_id, "window": r.window, "reason": r.reason, "detail": r.detail} for r in rejections]
     rows = sum(reading.rows for reading in readings.values())
-    emit({"rejected": shown, "rows": rows, "byReason": by_reason(rejections)}, lambda out: print_rejected(out, rejections, rows), as_json)
+    emit(
+        {"rejected": shown, "rows": rows, "byReason": count_reasons(rejections)}, lambda out: print_rejected(out, rejections, rows), as_json
+    )
 
 
 def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:

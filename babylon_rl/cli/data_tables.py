@@ -1,25 +1,26 @@
 """Tables of the commands in cli/data.py, for terminals of 80 columns."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from babylon_rl.cli.output import print_fitting, table
+from babylon_rl.types import count_reasons
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from babylon_rl.episodes.types import Rejection, WindowReading, WindowSummary
     from babylon_rl.market.outcomes import WindowOutcomes
+    from babylon_rl.types import Rejection, WindowReading, WindowSummary
 
 NEWS_SHOWN = 3
 
 
-def print_windows(out: "Console", summaries: "Sequence[WindowSummary]", states: Mapping[str, str]) -> None:
+def print_windows(out: "Console", summaries: "Sequence[WindowSummary]") -> None:
     """Print one line per hour; message sources only if there is room."""
     columns = ["window", "state", "rows", "new", "rejected", "agents", "usable"]
     sources = ["embedded", "logs", "synthetic"]
-    rows = [[f.window, states[f.window], f.rows, f.new_trainable, f.rows - f.eligible, f.agents, f.usable_episodes] for f in summaries]
+    rows = [[f.window, f.state, f.rows, f.new_trainable, f.rows - f.eligible, f.agents, f.usable_episodes] for f in summaries]
     pnls = [_rounded(f.avg_pnl) for f in summaries]
     wide = [[*row, *f.message_sources.values(), pnl] for row, f, pnl in zip(rows, summaries, pnls, strict=True)]
     narrow = [[*row, pnl] for row, pnl in zip(rows, pnls, strict=True)]
@@ -47,16 +48,8 @@ def print_rejected(out: "Console", found: "Sequence[Rejection]", rows: int) -> N
     listed = [[r.window, r.trajectory_id, r.reason, r.detail] for r in found]
     out.print(table(None, ["window", "trajectory", "reason", "detail"], listed))
     if found:
-        counted = ", ".join(f"{number} {reason}" for reason, number in by_reason(found).items())
+        counted = ", ".join(f"{number} {reason}" for reason, number in count_reasons(found).items())
         out.print(f"{len(found)} of {rows} rows rejected: {counted}.", markup=False)
-
-
-def by_reason(found: "Iterable[Rejection]") -> dict[str, int]:
-    """Counts of present rejection reasons, in the order of the rules."""
-    from babylon_rl.episodes.types import REJECTION_REASONS
-
-    counts = Counter(rejection.reason for rejection in found)
-    return {reason: counts[reason] for reason in REJECTION_REASONS if counts[reason]}
 
 
 def print_outcomes(out: "Console", found: "WindowOutcomes") -> None:

@@ -15,9 +15,9 @@ from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, windo
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from babylon_rl.episodes.quality import Check
-    from babylon_rl.episodes.types import WindowReading
+    from babylon_rl.episodes.quality import RowCheck
     from babylon_rl.store.connection import Connection
+    from babylon_rl.types import WindowReading
 
 
 HOURS = 24
@@ -25,15 +25,15 @@ _NAMED = 3
 
 # What is odd about eligible rows though it stops nothing: the check's name, the count and the ids in an hour's quality, and the words.
 _ODDITIES = (
-    ("duplicates", "duplicateRows", "duplicates", "rows repeat the steps of another row of their agent in the hour"),
-    ("clocks", "skewedRows", "clockSkew", "rows have times that contradict each other"),
-    ("P&L jumps", "jumpingAgents", "pnlJumps", "agents have a P&L that jumps by more than could be won or lost"),
-    ("window hours", "otherLengths", None, "rows say windowHours other than 1 and count in their own hour only"),
+    ("duplicates", "duplicate_rows", "duplicates", "rows repeat the steps of another row of their agent in the hour"),
+    ("clocks", "skewed_rows", "clock_skew", "rows have times that contradict each other"),
+    ("P&L jumps", "jumping_agents", "pnl_jumps", "agents have a P&L that jumps by more than could be won or lost"),
+    ("window hours", "other_lengths", None, "rows say windowHours other than 1 and count in their own hour only"),
 )
 
 
 def verify_data(as_json: JsonOption = False) -> None:
-    """Check the trajectories of the newest 24 hours that hold any: PASS, WARN and FAIL lines; exit code 1 when one fails."""
+    """RowCheck the trajectories of the newest 24 hours that hold any: PASS, WARN and FAIL lines; exit code 1 when one fails."""
     from babylon_rl.store.database import open_database
 
     settings = load_settings()
@@ -50,31 +50,31 @@ def verify_data(as_json: JsonOption = False) -> None:
         raise CheckFailed(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
 
 
-def data_checks(connection: "Connection", settings: Settings, now: datetime) -> "list[Check]":
+def data_checks(connection: "Connection", settings: Settings, now: datetime) -> "list[RowCheck]":
     """Checks of the rows of the newest 24 hours, and of rows without an hour.
 
     The 24 hours end with the newest complete hour that holds rows. Rows that are not meant to train (evaluation, benchmarks,
     isTrainingData false) are left out.
     """
-    from babylon_rl.episodes.quality import Check, summarize
+    from babylon_rl.episodes.quality import RowCheck, summarize
     from babylon_rl.episodes.reading import read_windows
     from babylon_rl.store.trajectories import newest_window_with_rows, rows_of_no_hour
 
     lost = rows_of_no_hour(connection)
     sentence = f"{len(lost)} rows have neither a window id nor a start time that names an hour, and count nowhere{_named(lost, len(lost))}"
-    hours = [Check("hours", "FAIL", sentence)] if lost else []
+    hours = [RowCheck("hours", "FAIL", sentence)] if lost else []
     newest = newest_window_with_rows(connection, newest_complete(now))
     if newest is None:
-        return [Check("rows", "FAIL", "no complete hour holds a trajectory"), *hours]
+        return [RowCheck("rows", "FAIL", "no complete hour holds a trajectory"), *hours]
     # The 24 hours end with the newest hour that holds rows.
     end = window_of(window_end(newest))
     wanted = list(window_range(window_of(window_end(newest) - HOURS * HOUR), end))
     ids, faults = _row_faults(connection, wanted)
     if not ids:
-        return [Check("rows", "FAIL", f"nothing but evaluation and benchmark rows in the {HOURS} hours up to {end}"), *hours]
+        return [RowCheck("rows", "FAIL", f"nothing but evaluation and benchmark rows in the {HOURS} hours up to {end}"), *hours]
     age = now - window_end(newest)
     counted = f"{len(ids)} rows in the {HOURS} hours up to {end}, {_hours(age / HOUR)} ago"
-    recent = Check("rows", "WARN" if age > HOURS * HOUR else "PASS", counted)
+    recent = RowCheck("rows", "WARN" if age > HOURS * HOUR else "PASS", counted)
     readings = read_windows(connection, wanted, settings)
     return [recent, *hours, *summarize(len(ids), faults), *_oddities(list(readings.values()), settings)]
 
@@ -103,18 +103,19 @@ def _row_faults(connection: "Connection", windows: list[str]) -> tuple[list[str]
     return ids, faults + [(row, "scores") for row in ids if row not in scored]
 
 
-def _oddities(readings: "Sequence[WindowReading]", settings: Settings) -> "list[Check]":
-    from babylon_rl.episodes.quality import Check
+def _oddities(readings: "Sequence[WindowReading]", settings: Settings) -> "list[RowCheck]":
+    from babylon_rl.episodes.quality import RowCheck
 
     eligible = sum(reading.eligible for reading in readings)
-    prompts, short = (sum(reading.quality[name] for reading in readings) for name in ("prompts", "shortPrompts"))
+    prompts = sum(reading.quality.prompts for reading in readings)
+    short = sum(reading.quality.short_prompts for reading in readings)
     said = f"{short} of {prompts} rows with a call have a short prompt (system up to 50 or user up to 100 characters)"
-    found = [Check("prompt lengths", "WARN" if short > (1 - settings.data_quality_threshold) * prompts else "PASS", said)]
+    found = [RowCheck("prompt lengths", "WARN" if short > (1 - settings.data_quality_threshold) * prompts else "PASS", said)]
     for name, count, ids, words in _ODDITIES:
-        total = sum(reading.quality[count] for reading in readings)
-        listed = [odd for reading in readings for odd in (reading.quality[ids] if ids else ())]
+        total = sum(getattr(reading.quality, count) for reading in readings)
+        listed = [odd for reading in readings for odd in (getattr(reading.quality, ids) if ids else ())]
         detail = f"{total} {words}{_named(listed, total)}" if total else f"{eligible} eligible rows"
-        found.append(Check(name, "WARN" if total else "PASS", detail))
+        found.append(RowCheck(name, "WARN" if total else "PASS", detail))
     return found
 
 

@@ -15,6 +15,7 @@ import msgspec
 from babylon_rl.episodes.faults import NotJson, WrongShape, checked_steps
 from babylon_rl.episodes.steps import PENDING, Action, Call, EnvironmentState, ServedStep, Step, StepFacts, whole_number
 from babylon_rl.store.trajectories import TrajectoryRow
+from babylon_rl.types import RejectionReason
 
 __all__ = ["PENDING", "Fault", "Step", "decode", "decode_facts", "decode_steps", "end_pnl", "flagged", "nothing_completed"]
 
@@ -40,7 +41,7 @@ _CALL_KEYS = dict(zip(Call.__struct_fields__, Call.__struct_encode_fields__, str
 class Fault:
     """Rejection reason of a row, with path and value in words."""
 
-    reason: str
+    reason: RejectionReason
     detail: str
 
 

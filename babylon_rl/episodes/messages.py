@@ -8,17 +8,16 @@ import functools
 import json
 import math
 from array import array
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 
 from babylon_rl.episodes.steps import PENDING, Call, CallFacts, Step, StepFacts, whole_number
-from babylon_rl.episodes.types import MessageSource, Sequence
 from babylon_rl.settings import Settings
 from babylon_rl.store.trajectories import CallLogRow
+from babylon_rl.types import MessageSource, ServedSequence
 
 __all__ = ["ACTION", "TRADING", "Call", "Rules", "StepPlaces", "embedded_calls", "logged_calls", "sequence", "synthetic"]
 
@@ -53,7 +52,7 @@ class Rules:
         """Return the rules of the given settings."""
         return cls(settings.purposes_g, settings.train_synthetic)
 
-    def training(self, calls: Rows[CallFacts], action_type: str) -> list[int]:
+    def training(self, calls: Sequence[CallFacts], action_type: str) -> list[int]:
         """Return the indexes of a step's calls that train.
 
         Those with a training purpose. In a trading step without an action call, the first call stands in for it.
@@ -103,7 +102,7 @@ class StepPlaces:
     pending: frozenset[int]
 
     @classmethod
-    def of(cls, steps: Rows[StepFacts]) -> "StepPlaces":
+    def of(cls, steps: Sequence[StepFacts]) -> "StepPlaces":
         """Return the places of the given steps."""
         return cls(
             _shared(tuple(whole_number(step.step_number, index) for index, step in enumerate(steps))),
@@ -113,12 +112,12 @@ class StepPlaces:
         )
 
 
-def embedded_calls(step: Step) -> Rows[Call]:
+def embedded_calls(step: Step) -> Sequence[Call]:
     """Return the calls recorded in a step."""
     return step.llm_calls or ()
 
 
-def logged_calls(rows: Iterable[CallLogRow], trajectory_id: str, steps: Rows[Step]) -> list[list[Call]]:
+def logged_calls(rows: Iterable[CallLogRow], trajectory_id: str, steps: Sequence[Step]) -> list[list[Call]]:
     """Return the logged calls by step, for decoded steps.
 
     See ``calls_by_step``.
@@ -217,13 +216,13 @@ def is_served(call: CallFacts) -> bool:
     return prompt.__class__ is str and response.__class__ is str and prompt != "" and response != ""
 
 
-def sequence(call: Call, trajectory_id: str, step: int, index: int, source: MessageSource) -> Sequence | None:
+def sequence(call: Call, trajectory_id: str, step: int, index: int, source: MessageSource) -> ServedSequence | None:
     """Return the call as it was served, or None without a prompt or a response."""
     # A logged call may hold a longer chat; a call in a step has one system and one user text.
     messages = call.messages if source == "llm_call_logs" and call.messages else _prompts(call)
     if not messages or not isinstance(call.response, str) or not call.response:
         return None
-    return Sequence(
+    return ServedSequence(
         trajectory_id=trajectory_id,
         call_id=call.call_id if isinstance(call.call_id, str) and call.call_id else f"{trajectory_id}-call-{step}-{index}",
         step=step,
@@ -251,7 +250,7 @@ def _token_logprobs(recorded: Any) -> list[dict[str, Any]] | None:
     return recorded if all(isinstance(token, dict) for token in recorded) else None
 
 
-def synthetic(step: Step, trajectory_id: str, index: int) -> Sequence:
+def synthetic(step: Step, trajectory_id: str, index: int) -> ServedSequence:
     """Build a text from the state and action of a step without a recorded prompt.
 
     It is labelled synthetic and does not train unless a setting allows it.
@@ -259,7 +258,7 @@ def synthetic(step: Step, trajectory_id: str, index: int) -> Sequence:
     state = step.environment_state
     prompt = f"Balance: ${state.agent_balance:.2f}. P&L: ${state.agent_pnl:.2f}. Open positions: {state.open_positions:g}. What do you do?"
     answer = {"action": step.action.action_type, "parameters": json.loads(bytes(step.action.parameters))}
-    return Sequence(
+    return ServedSequence(
         trajectory_id=trajectory_id,
         call_id=f"{trajectory_id}-synthetic-{index}",
         step=index,

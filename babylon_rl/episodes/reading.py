@@ -9,21 +9,22 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 
+from msgspec import structs
+
 from babylon_rl.episodes.decode import Fault, absurd, decode, decode_facts, decode_steps, flagged, nothing_completed
-from babylon_rl.episodes.hour_quality import quality
 from babylon_rl.episodes.messages import Rules, StepPlaces
+from babylon_rl.episodes.quality import hour_quality
 from babylon_rl.episodes.reduce import UNSTORABLE, LoggedSteps, embedded_sequences, reduced, synthetic_sequences, with_logs
 from babylon_rl.episodes.steps import Step
 from babylon_rl.episodes.stitch import by_agent, episode
-from babylon_rl.episodes.stored import stored
 from babylon_rl.episodes.summary import group_version, summary
-from babylon_rl.episodes.types import Rejection, Trajectory, WindowReading, WindowSummary
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_names
 from babylon_rl.store.trajectories import TrajectoryRow, call_log_rows, trajectories_by_id, trajectory_rows
-from babylon_rl.store.windows import lock_windows, reading_chunks, replace_hours
+from babylon_rl.store.windows import lock_windows, quarantined, reading_chunks, replace_hours
+from babylon_rl.types import Rejection, Trajectory, WindowReading, WindowSummary
 from babylon_rl.windows import window_start
 
 _LOG_CHUNK = 1000  # trajectories per query for log rows
@@ -46,7 +47,7 @@ class _Gathered:
         if row.window_hours != 1:
             self.odd_hours.append(row.trajectory_id)
         if isinstance(found, Fault):
-            self.rejections.append(Rejection(row.trajectory_id, row.window, found.reason, found.detail.replace("\0", UNSTORABLE)))
+            self.rejections.append(Rejection(row.window, row.trajectory_id, found.reason, found.detail.replace("\0", UNSTORABLE)))
 
 
 def read_window(connection: Connection, window: str, settings: Settings, *, texts: bool = True) -> WindowReading:
@@ -168,7 +169,7 @@ def _reading(window: str, found: _Gathered, settings: Settings) -> WindowReading
         rejections=rejections,
         min_agents=settings.min_agents_per_window,
         odd_hours=tuple(sorted(found.odd_hours)),
-        quality=quality(agents, len(found.odd_hours)),
+        quality=hour_quality(agents, len(found.odd_hours)),
     )
 
 
@@ -191,11 +192,15 @@ def sync_windows(connection: Connection, windows: Iterable[str], settings: Setti
             lock_windows(connection, portion)
             # Read under the lock, so that two runs cannot write an older reading over a newer one.
             readings = read_windows(connection, portion, settings)
-            judged = scores.input_versions(connection, portion)
-            documents = [stored(reading, judged.get(window), now) for window, reading in readings.items()]
+            judged, set_aside = scores.input_versions(connection, portion), quarantined(connection, portion)
+            hours: dict[str, WindowSummary] = {}
+            for window, reading in readings.items():
+                # Scored only if the scores were made from the present group.
+                scored = judged.get(window) == group_version(reading)
+                hours[window] = summary(reading, now, scored=scored, quarantined=window in set_aside)
             keep_names(connection, sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes}))
             # One transaction: the rows of the hour and the staleness of its scores change together.
-            written = replace_hours(connection, documents, now)
-            scores.mark_stale(connection, {window: group_version(reading) for window, reading in readings.items()})
-            summaries |= {window: summary(reading, now, changed=window in written) for window, reading in readings.items()}
+            written = replace_hours(connection, [(hours[window], reading) for window, reading in readings.items()], now)
+            scores.mark_stale(connection, {window: hour.group_version for window, hour in hours.items()})
+            summaries |= {window: structs.replace(hour, changed=window in written) for window, hour in hours.items()}
     return summaries

@@ -5,7 +5,7 @@ An hour then needs the memory of its results, not of its texts.
 
 import functools
 import sys
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -13,11 +13,11 @@ import xxhash
 
 from babylon_rl.episodes import messages
 from babylon_rl.episodes.decode import end_pnl
-from babylon_rl.episodes.hour_quality import is_short, is_skewed, jumps
 from babylon_rl.episodes.messages import Rules
+from babylon_rl.episodes.quality import is_short, is_skewed, jumps
 from babylon_rl.episodes.steps import PENDING, Call, CallFacts, ServedStep, Step, StepFacts
-from babylon_rl.episodes.types import MessageSource, Sequence, Trajectory
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
+from babylon_rl.types import MessageSource, ServedSequence, Trajectory
 
 _S = TypeVar("_S", bound=StepFacts)
 UNSTORABLE = "\ufffd"  # replaces U+0000, which JSON allows and Postgres does not
@@ -42,7 +42,7 @@ def _counted(names: list[str]) -> dict[str, int]:
     return counts
 
 
-def reduced(row: TrajectoryRow, recorded: Rows[StepFacts], rules: Rules) -> Trajectory | None:
+def reduced(row: TrajectoryRow, recorded: Sequence[StepFacts], rules: Rules) -> Trajectory | None:
     """Return the trajectory of a row without sequences; None without a completed step.
 
     ``recorded`` are its steps with their calls. If they hold no call, the message source is "synthetic" until ``with_logs`` finds some in
@@ -89,19 +89,19 @@ def reduced(row: TrajectoryRow, recorded: Rows[StepFacts], rules: Rules) -> Traj
     )
 
 
-def completed(steps: Rows[_S]) -> list[_S]:
+def completed(steps: Sequence[_S]) -> list[_S]:
     """Return the steps that are not pending."""
     return [step for step in steps if step.action.action_type != PENDING]
 
 
-def _first_call(steps: Rows[StepFacts]) -> CallFacts | None:
+def _first_call(steps: Sequence[StepFacts]) -> CallFacts | None:
     for step in steps:
         if step.llm_calls:
             return step.llm_calls[0]
     return None
 
 
-def _count(steps: Rows[StepFacts], rules: Rules) -> int:
+def _count(steps: Sequence[StepFacts], rules: Rules) -> int:
     """Count the training sequences in ``steps``."""
     if steps[0].__class__ is not ServedStep:
         called = [(step.llm_calls, step.action.action_type) for step in steps if step.llm_calls]
@@ -113,14 +113,14 @@ def _count(steps: Rows[StepFacts], rules: Rules) -> int:
     return sum([rules.count([call.purpose for call in step.llm_calls], step.action.action_type) for step in steps if step.llm_calls])
 
 
-def embedded_sequences(trajectory: Trajectory, recorded: Rows[Step], rules: Rules) -> Trajectory:
+def embedded_sequences(trajectory: Trajectory, recorded: Sequence[Step], rules: Rules) -> Trajectory:
     """Return the trajectory with the texts of the calls in its steps."""
     steps = completed(recorded)
     calls = [step.llm_calls or () for step in steps]
     return _with_texts(trajectory, [step.number for step in steps], [step.action.action_type for step in steps], calls, rules)
 
 
-def synthetic_sequences(trajectory: Trajectory, steps: Rows[Step]) -> Trajectory:
+def synthetic_sequences(trajectory: Trajectory, steps: Sequence[Step]) -> Trajectory:
     """Return the trajectory with one synthetic text per step."""
     texts = tuple(messages.synthetic(step, trajectory.trajectory_id, index) for index, step in enumerate(steps))
     return msgspec.structs.replace(trajectory, sequences=texts, trainable_sequences=len(texts))
@@ -136,7 +136,7 @@ class LoggedSteps(msgspec.Struct, frozen=True, gc=False):
     places: messages.StepPlaces
 
 
-def with_logs(held: LoggedSteps, logs: Rows[CallLogRow], rules: Rules, *, texts: bool) -> Trajectory:
+def with_logs(held: LoggedSteps, logs: Sequence[CallLogRow], rules: Rules, *, texts: bool) -> Trajectory:
     """Return the trajectory with the calls in ``logs``.
 
     ``logs`` is not empty and in any order; ``texts`` keeps the training sequences.
@@ -166,9 +166,11 @@ def with_logs(held: LoggedSteps, logs: Rows[CallLogRow], rules: Rules, *, texts:
     return _with_texts(counted, numbers, kinds, [calls[index] for index in done], rules)
 
 
-def _with_texts(trajectory: Trajectory, numbers: Rows[int], action_types: Rows[str], calls: Rows[Rows[Call]], rules: Rules) -> Trajectory:
+def _with_texts(
+    trajectory: Trajectory, numbers: Sequence[int], action_types: Sequence[str], calls: Sequence[Sequence[Call]], rules: Rules
+) -> Trajectory:
     source: MessageSource = trajectory.message_source
-    sequences: list[Sequence] = []
+    sequences: list[ServedSequence] = []
     for number, action_type, own in zip(numbers, action_types, calls, strict=True):
         for place in rules.training(own, action_type):
             served = messages.sequence(own[place], trajectory.trajectory_id, number, place, source)

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
-from babylon_rl.episodes.types import MESSAGE_SOURCES, Episode, Trajectory
+from babylon_rl.types import MESSAGE_SOURCES, Episode, Trajectory, difference
 from babylon_rl.versions import content_version
 
 _IN_TIME = attrgetter("start_time", "trajectory_id")
@@ -35,6 +35,7 @@ def episode(own: Sequence[Trajectory], min_steps: int) -> Episode:
             actions[name] = actions.get(name, 0) + number
     steps = sum([row.steps for row in own])
     deltas = [row.delta for row in own]
+    wins, losses = sum([delta > 0 for delta in deltas]), sum([delta < 0 for delta in deltas])
     return Episode(
         window=own[0].window,
         agent_id=own[0].agent_id,
@@ -43,8 +44,10 @@ def episode(own: Sequence[Trajectory], min_steps: int) -> Episode:
         steps=steps,
         start_pnl=own[0].start_pnl,
         end_pnl=own[-1].end_pnl,
-        wins=sum([delta > 0 for delta in deltas]),
-        losses=sum([delta < 0 for delta in deltas]),
+        window_pnl=difference(own[-1].end_pnl, own[0].start_pnl),
+        wins=wins,
+        losses=losses,
+        win_rate=wins / (wins + losses) if wins + losses else None,
         trades=sum([row.trades for row in own]),
         posts=sum([row.posts for row in own]),
         message_sources={source: sources[source] for source in MESSAGE_SOURCES},

@@ -4,19 +4,19 @@ Tables, metadata and reports show the same summary.
 """
 
 import math
-from collections import Counter
 from datetime import datetime
 
-from babylon_rl.episodes.types import MESSAGE_SOURCES, REJECTION_REASONS, WindowReading, WindowState, WindowSummary
+from babylon_rl.types import MESSAGE_SOURCES, WindowReading, WindowState, WindowSummary, count_reasons
 from babylon_rl.versions import content_version
 from babylon_rl.windows import is_complete
 
 
-def summary(reading: WindowReading, now: datetime, *, changed: bool = False) -> WindowSummary:
-    """Return the numbers of ``reading``; completeness is decided at ``now`` (naive UTC)."""
+def summary(reading: WindowReading, now: datetime, *, scored: bool = False, quarantined: bool = False) -> WindowSummary:
+    """Return the numbers of ``reading``; completeness is decided at ``now`` (naive UTC).
+
+    ``scored`` and ``quarantined`` say what the judge made of the hour.
+    """
     episodes = reading.episodes
-    # Reasons in their fixed order, so that equal hours give equal documents.
-    reasons = Counter(rejection.reason for rejection in reading.rejections)
     pnls = [episode.window_pnl for episode in episodes]
     return WindowSummary(
         window=reading.window,
@@ -27,17 +27,28 @@ def summary(reading: WindowReading, now: datetime, *, changed: bool = False) -> 
         episodes=len(episodes),
         usable_episodes=len(reading.usable_episodes),
         ready=reading.ready,
-        complete=is_complete(reading.window, now),
-        rejected={reason: reasons[reason] for reason in REJECTION_REASONS if reasons[reason]},
+        state=_state(reading, is_complete(reading.window, now), scored, quarantined),
+        rejected=count_reasons(reading.rejections),
         message_sources={source: sum(episode.message_sources[source] for episode in episodes) for source in MESSAGE_SOURCES},
         avg_pnl=_mean(pnls) if pnls else None,
         trainable_sequences=sum(episode.trainable_sequences for episode in episodes),
-        odd_hours=len(reading.odd_hours),
-        used_episodes=sum(episode.used for episode in episodes),
         quality=reading.quality,
         data_version=data_version(reading),
-        changed=changed,
+        group_version=group_version(reading),
     )
+
+
+def _state(reading: WindowReading, complete: bool, scored: bool, quarantined: bool) -> WindowState:
+    """Return the state of a window; the later stage wins, and quarantine over all."""
+    if quarantined:
+        return "quarantined"
+    if not complete:
+        return "pending"
+    if any(episode.used for episode in reading.episodes):
+        return "trained"
+    if scored:
+        return "scored"
+    return "ready" if reading.ready else "thin"
 
 
 def _mean(numbers: list[float]) -> float:
@@ -85,16 +96,3 @@ def group_version(reading: WindowReading) -> str:
     return content_version(
         [[e.agent_id, e.trajectory_ids, e.content, e.start_pnl, e.end_pnl, e.wins, e.losses, e.steps] for e in reading.usable_episodes]
     )
-
-
-def state(facts: WindowSummary, *, scored: bool, quarantined: bool) -> WindowState:
-    """Return the state of a window; the later stage wins, and quarantine over all."""
-    if quarantined:
-        return "quarantined"
-    if not facts.complete:
-        return "pending"
-    if facts.used_episodes:
-        return "trained"
-    if scored:
-        return "scored"
-    return "ready" if facts.ready else "thin"

@@ -34,7 +34,7 @@ from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import JudgeAgreement
 from babylon_rl.store.recording import newest_simulated_hour
-from babylon_rl.store.windows import episode_lines
+from babylon_rl.store.windows import stored_episodes
 from babylon_rl.versions import content_version
 from babylon_rl.windows import HOUR, window_of, window_start
 
@@ -130,7 +130,7 @@ def measure(
     if len(scored) < FEWEST_HOURS:
         why = next(iter({**scored.pending, **scored.quarantined}.values()), "no hour has a group: check MIN_AGENTS_PER_WINDOW.")
         raise MarketError(f"{len(scored)} of {hours} hours were scored, which says nothing of the judge: {why}")
-    money = {window: {line.agent_id: line.pnl_usd for line in lines} for window, lines in episode_lines(connection, list(scored)).items()}
+    money = {window: {e.agent_id: e.window_pnl for e in episodes} for window, episodes in stored_episodes(connection, list(scored)).items()}
     orders = 1 if settings.judge_model == HEURISTIC else settings.judge_orders
     groups = list(scored.values())
     return agreement(groups, money, known, orders=orders, hours=hours, skill_markets=skill_markets, seed=seed, now=now)

@@ -4,7 +4,7 @@
 0.5 when nothing was won or lost. Everywhere it appears it is labelled as the heuristic.
 """
 
-from babylon_rl.episodes.types import Episode
+from babylon_rl.types import Episode
 
 NAME = "heuristic"
 VERSION = "1"

@@ -12,7 +12,6 @@ from datetime import datetime
 
 from babylon_rl.episodes.decode import Fault, Step, decode
 from babylon_rl.episodes.reading import stream_trajectories
-from babylon_rl.episodes.types import Trajectory
 from babylon_rl.judge.leaks import Leak, LeakContext, find_leaks, knowledge_needles, knowledge_numbers
 from babylon_rl.judge.prompt.market_context import game_knowledge
 from babylon_rl.judge.prompt.templates import folded
@@ -27,6 +26,7 @@ from babylon_rl.store.hindsight import StoredAction, StoredHour, StoredLeak
 from babylon_rl.store.judge_inputs import hidden_answers
 from babylon_rl.store.trajectories import TrajectoryRow, trajectory_rows
 from babylon_rl.store.windows import chunks, lock_windows
+from babylon_rl.types import Trajectory
 from babylon_rl.windows import is_complete, window_end
 
 ROWS_AT_ONCE = 10_000  # trajectories whose actions are held before they are written

@@ -11,7 +11,6 @@ from datetime import datetime
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
-from babylon_rl.episodes.types import WindowReading
 from babylon_rl.judge import heuristic
 from babylon_rl.judge.groups import GroupScores, group_scores
 from babylon_rl.judge.scoring_result import Scored
@@ -22,6 +21,7 @@ from babylon_rl.store import judge_requests
 from babylon_rl.store import scores as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import lock_windows, reading_chunks
+from babylon_rl.types import WindowReading
 from babylon_rl.windows import is_complete
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
-from babylon_rl.episodes.types import WindowReading
 from babylon_rl.judge.endpoints import server_of
 from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.prompt.group import ShownGroup
@@ -22,6 +21,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import DROPOUT, read_dropped
 from babylon_rl.store.scores import forget_sources, keep_sources, read_sources
 from babylon_rl.store.windows import lock_windows
+from babylon_rl.types import WindowReading
 
 HOURS_PLANNED_AT_ONCE = 4  # their texts are in memory together, and answers that come meanwhile wait to be written
 

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Collection, Mapping
 
 from babylon_rl.episodes.summary import group_version
-from babylon_rl.episodes.types import WindowReading
 from babylon_rl.judge.endpoints import server_of
 from babylon_rl.judge.prompt.render import REQUEST_TOKENS
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
@@ -16,6 +15,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store import judge_inputs as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import recorded_knowledge
+from babylon_rl.types import WindowReading
 from babylon_rl.versions import content_version
 
 # Raise it when the same sources are shown differently: groups in quarantine are asked about anew then. Judged ones keep their scores and

@@ -13,8 +13,6 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 from babylon_rl.episodes.reading import trajectories_with_texts
-from babylon_rl.episodes.types import Episode
-from babylon_rl.episodes.types import Sequence as ServedSequence
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leaks import find_leaks
@@ -26,6 +24,7 @@ from babylon_rl.store.windows import reading_chunks
 from babylon_rl.training.freezing import describe_reasons
 from babylon_rl.training.spill import Place, Spill, Spilled
 from babylon_rl.training.trainer import TrainSequence
+from babylon_rl.types import Episode, ServedSequence
 
 NO_SEQUENCE = "no training sequence"
 NO_TOKEN = "no trainable token"  # with sequences, of which the backend can train none

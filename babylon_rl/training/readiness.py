@@ -3,15 +3,13 @@
 One definition for `ready`, sensor, status and trigger. Checked in this order: freezable trajectories, groups, quality of the newest rows.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from babylon_rl.episodes.decode import Fault, Step, decode
-from babylon_rl.episodes.messages import Call, embedded_calls, logged_calls
+from babylon_rl.episodes.quality import SampleQuality, sample_quality
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.connection import Connection
@@ -22,41 +20,8 @@ from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, call_log_ro
 from babylon_rl.training.freezing import freeze_bounds, last_hours
 
 QUALITY_SAMPLE = 50
-LONG_SYSTEM_PROMPT = 50
-LONG_USER_PROMPT = 100
 READY = "Ready to train!"
 RECORD_PROMPTS = "record the prompts with babylon_rl.recorder or into llm_call_logs, or set TRAIN_SYNTHETIC=true"
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """Share (0..1) of sampled rows that pass each of four checks.
-
-    Provider accesses are reported but not counted.
-    """
-
-    rows: int
-    has_steps: float
-    has_calls: float
-    long_prompts: float
-    has_results: float
-    provider_accesses: float
-
-    @property
-    def mean(self) -> float:
-        """Mean quality, 0..1; 0 without rows."""
-        return (self.has_steps + self.has_calls + self.long_prompts + self.has_results) / 4
-
-    def document(self) -> dict[str, Any]:
-        """Shares under their JSON names."""
-        return {
-            "rows": self.rows,
-            "hasSteps": self.has_steps,
-            "hasCalls": self.has_calls,
-            "longPrompts": self.long_prompts,
-            "hasResults": self.has_results,
-            "providerAccesses": self.provider_accesses,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +33,7 @@ class Readiness:
     total_trajectories: int
     unscored_trajectories: int
     scenario_groups: int
-    quality: Quality
+    quality: SampleQuality
     not_trainable: Mapping[str, int]
     groups: Mapping[str, int]
 
@@ -191,39 +156,9 @@ def _synthetic(freezable: Freezable) -> str:
     return f"; {synthetic} of {total} new trajectories are synthetic (no LLM call was recorded): {RECORD_PROMPTS}"
 
 
-def measure_quality(connection: Connection, rows: Sequence[TrajectoryRow]) -> Quality:
+def measure_quality(connection: Connection, rows: Sequence[TrajectoryRow]) -> SampleQuality:
     """Share of ``rows`` that passes each check; without rows every share is 0."""
     logs: dict[str, list[CallLogRow]] = defaultdict(list)
     for log in call_log_rows(connection, [row.trajectory_id for row in rows]):
         logs[log.trajectory_id].append(log)
-    checks = [_checks(row, logs[row.trajectory_id]) for row in rows]
-    shares = [sum(column) / len(rows) for column in zip(*checks, strict=True)] if checks else [0.0] * 5
-    return Quality(len(rows), *shares)
-
-
-def _checks(row: TrajectoryRow, logs: list[CallLogRow]) -> tuple[bool, bool, bool, bool, bool]:
-    steps = decode(row)
-    if isinstance(steps, Fault):
-        return (False,) * 5
-    # Shares in order: steps, calls, long prompts, results, provider accesses.
-    calls = _calls(steps, row, logs)
-    served = [call for own in calls for call in own]
-    entries = json.loads(row.steps_json)
-    actions = [entry["action"] for entry in entries if entry["action"]["actionType"] != "pending"]
-    return (
-        bool(steps),
-        all(calls),
-        bool(served)
-        and all(_long(call.system_prompt, LONG_SYSTEM_PROMPT) and _long(call.user_prompt, LONG_USER_PROMPT) for call in served),
-        all(any(action.get(key) is not None for key in ("result", "error", "success")) for action in actions),
-        any(entry.get("providerAccesses") for entry in entries),
-    )
-
-
-def _calls(steps: list[Step], row: TrajectoryRow, logs: list[CallLogRow]) -> Sequence[Sequence[Call]]:
-    own = [embedded_calls(step) for step in steps]
-    return own if any(own) else logged_calls(logs, row.trajectory_id, steps)
-
-
-def _long(text: Any, more_than: int) -> bool:
-    return isinstance(text, str) and len(text) > more_than
+    return sample_quality([(row, logs[row.trajectory_id]) for row in rows])

@@ -4,7 +4,7 @@ import dagster as dg
 import pytest
 
 from babylon_rl.automation.launch import QUIET, job_definition
-from babylon_rl.episodes.types import REJECTION_REASONS
+from babylon_rl.types import REJECTION_REASONS
 from babylon_rl_tests.assets.conftest import VERSION, Bench
 
 FIRST_DAY, LAST_DAY = ("2025-01-15T10:00", "2025-01-15T14:00"), ("2025-10-29T04:00", "2025-10-30T01:00")

@@ -8,11 +8,11 @@ from rich.console import Console
 from babylon_rl.cli.data_tables import print_episodes, print_outcomes, print_rejected, print_windows
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.episodes.summary import summary
-from babylon_rl.episodes.types import Rejection, WindowReading
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.market.window_market import PredictionOutcome, StockOutcome, WindowOutcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl.types import Rejection, WindowReading
 from babylon_rl_tests.rows import AFTER
 
 WINDOW = "2025-10-29T16:00"
@@ -39,7 +39,7 @@ def reading(sample_database: Database, settings: Settings) -> WindowReading:
 def test_hours_fit_80_columns_and_show_their_sources_on_more(reading: WindowReading) -> None:
     narrow, wide = screen(80), screen(120)
     for out in (narrow, wide):
-        print_windows(out, [summary(reading, AFTER)], {WINDOW: "ready"})
+        print_windows(out, [summary(reading, AFTER)])
     assert lines(narrow)[1].split() == [WINDOW, "ready", "146", "138", "8", "12", "12", "11.48"]
     assert lines(wide)[0].split()[-6:] == ["embedded", "logs", "synthetic", "mean", "P&L", "$"]
 
@@ -54,7 +54,7 @@ def test_episodes_fit_80_columns(reading: WindowReading) -> None:
 def test_rejected_rows_end_with_a_count_by_reason() -> None:
     out = screen(80)
     found = [
-        Rejection(f"24195541928230928{n}", WINDOW, reason, "word " * 30) for n, reason in enumerate(["no_steps", "benchmark", "no_steps"])
+        Rejection(WINDOW, f"24195541928230928{n}", reason, "word " * 30) for n, reason in enumerate(["no_steps", "benchmark", "no_steps"])
     ]
     print_rejected(out, found, 40)
     assert lines(out)[-1] == "3 of 40 rows rejected: 1 benchmark, 2 no_steps."

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from babylon_rl.episodes.reading import read_window, read_windows, sync_windows
@@ -18,7 +19,7 @@ LONG = {"systemPrompt": "s" * 51, "userPrompt": "u" * 101}
 def quality(connection: Connection, settings: Settings, rows: list[dict[str, Any]], logs: list[dict[str, Any]] | None = None) -> Any:
     insert(connection, "trajectories", rows)
     insert(connection, "llm_call_logs", logs or [])
-    return read_window(connection, WINDOW, settings, texts=False).quality
+    return msgspec.json.decode(msgspec.json.encode(read_window(connection, WINDOW, settings, texts=False).quality))
 
 
 def timed(trajectory_id: str, agent: str = "agent-1", *, steps: Any = None, **columns: Any) -> dict[str, Any]:
@@ -146,12 +147,12 @@ def test_quality_is_kept_with_the_hour_and_a_change_of_it_is_written(connection:
     connection.execute("""UPDATE trajectories SET "endTime" = "startTime" - interval '1 hour'""")
     second = sync_windows(connection, [WINDOW], settings, AFTER)[WINDOW]
     held = connection.execute('SELECT "quality" FROM babylon_rl.windows').fetchone()
-    assert held == (second.quality,)
-    assert (second.quality["clockSkew"], second.changed, second.data_version) == (["t1"], True, first.data_version)
+    assert held == (msgspec.json.decode(msgspec.json.encode(second.quality)),)
+    assert (second.quality.clock_skew, second.changed, second.data_version) == (("t1",), True, first.data_version)
 
 
 def test_the_recorded_game_has_no_impossible_pnl(sample_database: Database, settings: Settings) -> None:
     with sample_database.connect() as connection:
         windows = windows_with_rows(connection, FIRST_POSSIBLE, LAST_POSSIBLE)
         readings = read_windows(connection, windows, settings)
-    assert [reading.quality["pnlJumps"] for reading in readings.values()] == [[]] * len(windows)
+    assert [reading.quality.pnl_jumps for reading in readings.values()] == [()] * len(windows)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from babylon_rl.episodes.reading import read_window
-from babylon_rl.episodes.types import Episode, Sequence
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
+from babylon_rl.types import Episode, ServedSequence
 from babylon_rl_tests.rows import START, WINDOW, insert, make_call, make_log, make_step, make_trajectory
 
 
@@ -22,7 +22,7 @@ def episode_of(connection: Connection, settings: Settings, rows: list[dict[str, 
 
 def sequences(
     connection: Connection, settings: Settings, steps: list[dict[str, Any]], logs: list[dict[str, Any]] | None = None
-) -> tuple[Sequence, ...]:
+) -> tuple[ServedSequence, ...]:
     return episode_of(connection, settings, [make_trajectory(steps=steps)], logs).sequences
 
 
@@ -31,7 +31,7 @@ def test_a_call_is_kept_as_it_was_served(connection: Connection, settings: Setti
     logprobs = [{"token": "{", "logprob": -0.1, "tokenId": 7}]
     call = make_call(reasoning="never trained", modelVersion="v1.0.1", responseFormat=schema, logprobs=logprobs, latencyMs=1.5)
     (served,) = sequences(connection, settings, [make_step(3, calls=[call])])
-    assert served == Sequence(
+    assert served == ServedSequence(
         trajectory_id="t1", call_id="t1-call-3-0", step=3, source="embedded", purpose="action", model="qwen/qwen3-32b",
         messages=[{"role": "system", "content": "You trade."}, {"role": "user", "content": "What now?"}],
         response='{"action": "hold"}', model_version="v1.0.1", response_format=schema, logprobs=logprobs,

@@ -2,22 +2,22 @@
 
 import random
 from collections import Counter
-from dataclasses import replace
 from datetime import timedelta
 from threading import Thread
 from typing import Any
 
+import msgspec
 import pytest
 
 from babylon_rl.episodes.reading import read_window, read_windows, sync_windows
 from babylon_rl.episodes.stitch import by_agent
 from babylon_rl.episodes.stitch import episode as stitched
-from babylon_rl.episodes.types import Trajectory
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, newest_window_with_rows, windows_with_rows
+from babylon_rl.types import Trajectory
 from babylon_rl_tests.expected import SAMPLES, expected
 from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_group, make_step, make_trajectory
 
@@ -149,7 +149,7 @@ def test_sync_writes_what_was_read_once(sample_database: Database, settings: Set
         again = sync_windows(connection, reversed(windows), settings, AFTER + timedelta(days=1))
     assert stored(sample_database) == before
     assert all(facts.changed for facts in first.values())
-    assert again == {window: replace(facts, changed=False) for window, facts in first.items()}
+    assert again == {window: msgspec.structs.replace(facts, changed=False) for window, facts in first.items()}
 
 
 def test_marking_rows_as_used_changes_counts_but_no_data_version(connection: Connection, settings: Settings) -> None:

@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from babylon_rl.episodes.decode import Fault, decode_facts, decode_steps
 from babylon_rl.episodes.reading import read_windows, stream_trajectories, sync_windows
-from babylon_rl.episodes.types import Episode, Sequence, WindowReading
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
+from babylon_rl.types import Episode, ServedSequence, WindowReading
 from babylon_rl_tests import oracle
 from babylon_rl_tests.faulty_rows import WINDOWS, Row, copy_in, games, mutations
 from babylon_rl_tests.repeatable import repeatable
@@ -42,7 +43,7 @@ def written(connection: Connection, trajectories: list[Row], logs: list[Row]) ->
         connection.execute("ROLLBACK TO SAVEPOINT example")
 
 
-def text_of(sequence: Sequence) -> Any:
+def text_of(sequence: ServedSequence) -> Any:
     return sequence.trajectory_id, sequence.step, [(m["role"], m["content"]) for m in sequence.messages], sequence.response
 
 
@@ -72,7 +73,7 @@ def check(reading: WindowReading, answer: oracle.Hour) -> None:
 
 
 def without_texts(reading: WindowReading) -> tuple[Episode, ...]:
-    return tuple(replace(episode, sequences=()) for episode in reading.episodes)
+    return tuple(msgspec.structs.replace(episode, sequences=()) for episode in reading.episodes)
 
 
 @repeatable(200)

@@ -164,7 +164,7 @@ def test_a_run_of_hours_whose_process_died_is_run_again_and_no_other(database: D
 HOLD = f"""
 import sys
 from babylon_rl.store.connection import connect
-from babylon_rl.store.window_groups import lock_windows
+from babylon_rl.store.windows import lock_windows
 connection = connect(sys.argv[1])
 lock_windows(connection, [{HOUR!r}])
 print("held", flush=True)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
-from babylon_rl.episodes.types import Episode, WindowReading
 from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, SharedLines, condense
 from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup
 from babylon_rl.judge.prompt.injection import NAME, Screen, escaped, find_flags
@@ -34,6 +33,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store import judge_inputs as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import recorded_knowledge
+from babylon_rl.types import Episode, WindowReading
 from babylon_rl.versions import content_version
 
 OVERHEAD_TOKENS = 90  # of an episode in a request: tags, P&L, its id in the list and in the answer's schema

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from babylon_rl.episodes.types import MESSAGE_SOURCES, REJECTION_REASONS, Episode
 from babylon_rl.training.export.files import Destination
 from babylon_rl.training.export.hours import Hour
 from babylon_rl.training.export.records import encode
+from babylon_rl.types import MESSAGE_SOURCES, Episode, count_reasons
 
 TRAJECTORIES, GROUPS, SCORES, METADATA = "trajectories.jsonl", "groups.jsonl", "scores.json", "metadata.json"
 FILES = (TRAJECTORIES, GROUPS, SCORES, METADATA)
@@ -81,13 +81,12 @@ def scores_document(hour: Hour) -> dict[str, Any]:
 def metadata_document(hour: Hour) -> dict[str, Any]:
     """Describe the hour's contents, omitted data and market outcomes."""
     reading = hour.reading
-    rejected = [rejection.reason for rejection in reading.rejections]
     return {
         "window": hour.window,
         "split": hour.split,
         "rows": reading.rows,
         "eligible": reading.eligible,
-        "rejected": {reason: rejected.count(reason) for reason in REJECTION_REASONS if reason in rejected},
+        "rejected": count_reasons(reading.rejections),
         "agents": len(reading.episodes),
         "usableEpisodes": len(reading.usable_episodes),
         "ready": reading.ready,

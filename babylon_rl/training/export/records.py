@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from babylon_rl.episodes.types import Episode
-from babylon_rl.episodes.types import Sequence as ServedSequence
 from babylon_rl.judge.groups import EpisodeScore, GroupScores
+from babylon_rl.types import Episode, ServedSequence
 
 _INT64 = 2**63
 

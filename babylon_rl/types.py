@@ -1,24 +1,29 @@
-"""Values made from the rows of an hour: sequences, trajectories, episodes, rejections, summaries.
+"""Row-shaped nouns, each defined once: the values that more than one room reads, writes or shows.
 
-Frozen values without behaviour beyond derived properties; terms are those of docs/reference/glossary.md. Money is in dollars,
-datetimes are naive UTC.
+Frozen values; terms are those of docs/reference/glossary.md. Money is in dollars, datetimes are naive UTC. Names in JSON and in our tables
+are the camel case of the fields. The statements of store/ take their column lists from these structs: a new field of an hour or of an
+episode is the field here, its value where the struct is built, a migration, and a place that shows it.
 """
 
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 MessageSource = Literal["embedded", "llm_call_logs", "synthetic"]
-MESSAGE_SOURCES: tuple[MessageSource, ...] = ("embedded", "llm_call_logs", "synthetic")
-REJECTION_REASONS = ("evaluation", "not_training_data", "benchmark", "malformed_json", "malformed_shape", "no_steps")
-_LARGEST = sys.float_info.max
+MESSAGE_SOURCES: tuple[MessageSource, ...] = get_args(MessageSource)
+# Why a row does not count, in the order of the rules: the first that applies is stored and counted.
+RejectionReason = Literal["evaluation", "not_training_data", "benchmark", "malformed_json", "malformed_shape", "no_steps"]
+REJECTION_REASONS: tuple[RejectionReason, ...] = get_args(RejectionReason)
 WindowState = Literal["pending", "thin", "ready", "scored", "trained", "quarantined"]
+_LARGEST = sys.float_info.max
 
 
-class Sequence(msgspec.Struct, frozen=True, kw_only=True):
+class ServedSequence(msgspec.Struct, frozen=True, kw_only=True):
     """One LLM call exactly as served, built from the call's own columns only."""
 
     trajectory_id: str
@@ -63,7 +68,7 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     trainable_sequences: int
     content: str
     recorded: str = ""
-    sequences: tuple[Sequence, ...] = ()
+    sequences: tuple[ServedSequence, ...] = ()
     short_prompts: bool | None = None
     skewed: bool = False
     jumped: bool = False
@@ -80,11 +85,11 @@ def difference(end: float, start: float) -> float:
     return max(-_LARGEST, min(_LARGEST, end - start))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Episode:
-    """One agent's eligible trajectories in one window.
+class Episode(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One agent's eligible trajectories in one window: a row of babylon_rl.episodes.
 
-    In order of (startTime, trajectoryId).
+    In order of (startTime, trajectoryId). ``window_pnl`` is the P&L at the end less the P&L at the start, in dollars; lifetime counters are
+    never summed. ``win_rate`` is the share of wins among trajectories that won or lost, None without any. ``sequences`` is not stored.
     """
 
     window: str
@@ -94,30 +99,18 @@ class Episode:
     steps: int
     start_pnl: float
     end_pnl: float
+    window_pnl: float
     wins: int
     losses: int
+    win_rate: float | None
     trades: int
     posts: int
     message_sources: dict[str, int]
-    actions: dict[str, int]
     usable: bool
     trainable_sequences: int
+    actions: dict[str, int]
     content: str
-    sequences: tuple[Sequence, ...] = ()
-
-    @property
-    def window_pnl(self) -> float:
-        """P&L at the end less P&L at the start, in dollars.
-
-        Lifetime counters are never summed.
-        """
-        return difference(self.end_pnl, self.start_pnl)
-
-    @property
-    def win_rate(self) -> float | None:
-        """Share of wins among trajectories that won or lost; None without any."""
-        decided = self.wins + self.losses
-        return self.wins / decided if decided else None
+    sequences: tuple[ServedSequence, ...] = ()
 
     @property
     def used(self) -> bool:
@@ -125,21 +118,43 @@ class Episode:
         return bool(self.used_ids)
 
 
-@dataclass(frozen=True)
-class Rejection:
-    """One rejected row: the first rule that it failed, with place and cause in words."""
+class Rejection(msgspec.Struct, frozen=True, rename="camel"):
+    """One rejected row: the first rule that it failed, with place and cause in words; a row of babylon_rl.rejections."""
 
-    trajectory_id: str
     window: str
-    reason: str
+    trajectory_id: str
+    reason: RejectionReason
     detail: str
+
+
+def count_reasons(rejections: Iterable[Rejection]) -> dict[str, int]:
+    """Count rejections by reason, in the order of the rules; absent reasons are left out."""
+    counts = Counter(rejection.reason for rejection in rejections)
+    return {reason: counts[reason] for reason in REJECTION_REASONS if counts[reason]}
+
+
+class HourQuality(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Odd but eligible rows or agents of an hour: counts, and the first ids of each kind.
+
+    Of ``prompts`` rows with a recorded call, ``short_prompts`` have a first prompt that is too short. Built by episodes/quality.py.
+    """
+
+    short_prompts: int = 0
+    prompts: int = 0
+    duplicates: tuple[str, ...] = ()
+    duplicate_rows: int = 0
+    clock_skew: tuple[str, ...] = ()
+    skewed_rows: int = 0
+    pnl_jumps: tuple[str, ...] = ()
+    jumping_agents: int = 0
+    other_lengths: int = 0
 
 
 @dataclass(frozen=True)
 class WindowReading:
     """The trajectories of one hour, stitched and counted.
 
-    ``episodes`` are in order of agent id, ``rejections`` of trajectory id; ``quality`` is built by hour_quality.py.
+    ``episodes`` are in order of agent id, ``rejections`` of trajectory id, ``odd_hours`` the ids of rows of another length than 1 h.
     """
 
     window: str
@@ -148,7 +163,7 @@ class WindowReading:
     rejections: tuple[Rejection, ...]
     min_agents: int
     odd_hours: tuple[str, ...] = ()
-    quality: dict[str, Any] = field(default_factory=dict)
+    quality: HourQuality = field(default_factory=HourQuality)
 
     @property
     def eligible(self) -> int:
@@ -171,13 +186,13 @@ class WindowReading:
         return len(self.usable_episodes) >= self.min_agents
 
 
-@dataclass(frozen=True, kw_only=True)
-class WindowSummary:
-    """Numbers of one hour, as in babylon_rl.windows and on the command line.
+class WindowSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Numbers of one hour: a row of babylon_rl.windows, and a line of ``babylon-rl windows``.
 
     ``rejected`` counts by reason (present reasons only), ``message_sources`` counts trajectories by source (all three keys), ``avg_pnl`` is
-    the mean window P&L of its episodes in dollars. ``quality`` is built by hour_quality.py. ``data_version`` is a hash of the content that
-    does not change when rows are marked as used.
+    the mean window P&L of its episodes in dollars. ``data_version`` is a hash of the content that does not change when rows are marked as
+    used, ``group_version`` one of the group to be judged, empty for a window that is not ready. ``changed``, which is not stored, says
+    whether the call that returned the summary wrote it.
     """
 
     window: str
@@ -188,13 +203,12 @@ class WindowSummary:
     episodes: int
     usable_episodes: int
     ready: bool
-    complete: bool
-    rejected: dict[str, int] = field(default_factory=dict)
-    message_sources: dict[str, int] = field(default_factory=dict)
-    avg_pnl: float | None = None
-    trainable_sequences: int = 0
-    odd_hours: int = 0
-    used_episodes: int = 0
-    quality: dict[str, Any] = field(default_factory=dict)
-    data_version: str = ""
+    state: WindowState
+    rejected: dict[str, int]
+    message_sources: dict[str, int]
+    avg_pnl: float | None
+    trainable_sequences: int
+    quality: HourQuality
+    data_version: str
+    group_version: str
     changed: bool = False

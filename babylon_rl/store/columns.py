@@ -1,0 +1,33 @@
+"""Column lists of statements, taken from the structs of babylon_rl/types.py.
+
+A column has the encoded name of its field, so a new field reaches every statement of its table. Rows are written as one JSON document,
+which ``jsonb_populate_recordset`` unfolds by the types of the table itself.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+def columns_of(struct: type, but: Collection[str] = ()) -> tuple[str, ...]:
+    """Return the column names of ``struct``'s fields, in order, without the columns ``but``."""
+    return tuple(field.encode_name for field in msgspec.structs.fields(struct) if field.encode_name not in but)
+
+
+def listed(columns: Iterable[str], table: str = "") -> str:
+    """Return the quoted columns with commas between them, each after ``table`` and a dot if given."""
+    return ", ".join(f'{table}."{name}"' if table else f'"{name}"' for name in columns)
+
+
+def updates(columns: Iterable[str], but: Mapping[str, str] | None = None) -> str:
+    """Return the assignments of an upsert; ``but`` maps columns to another value than the excluded row's."""
+    values = but or {}
+    return ", ".join(f'"{name}" = ' + values.get(name, f'excluded."{name}"') for name in columns)
+
+
+def loaded(struct: type[T], columns: Iterable[str], row: Iterable[Any]) -> T:
+    """Build ``struct`` from the values of ``columns``; absent fields have their defaults."""
+    return msgspec.convert(dict(zip(columns, row, strict=True)), struct)
