@@ -20,7 +20,7 @@ import httpx2
 from judge_groups import Group, Recovered, groups, misplaced, recovered
 from judge_sides import CONCURRENCY, Run, own_overhead, with_art, with_ours
 
-from babylon_rl.judge.scripted.settings import FAULTS, every_fault
+from babylon_rl.judge.scripted.judge import FAULTS, every_fault
 
 POOR = {"noise": 0.1, "position_bias": 0.3}
 DISORDERED = {"out_of_order": 0.3}

@@ -19,14 +19,13 @@ import psycopg
 
 from babylon_rl.cli.judge_report import PREFIX
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.judge.audit import Audited, audit
 from babylon_rl.judge.hindsight import sync_hindsight
-from babylon_rl.judge.reliability import Reliability, reliability
-from babylon_rl.judge.reliability_document import sentences
-from babylon_rl.judge.reliability_plots import pictures
+from babylon_rl.judge.reliability.audit import Audited, audit
+from babylon_rl.judge.reliability.plots import pictures
+from babylon_rl.judge.reliability.report import Reliability, reliability, sentences
 from babylon_rl.judge.scoring import score_windows
+from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.judge.scripted.server import running
-from babylon_rl.judge.scripted.settings import ScriptedJudge
 from babylon_rl.market.outcomes import sync_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings

@@ -13,14 +13,13 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # before litellm 
 
 from judge_groups import RULES, Group
 
-from babylon_rl.judge.calls import JudgeCaller, Reply
-from babylon_rl.judge.pool import judge_groups
+from babylon_rl.judge.client import JudgeCaller, Reply
+from babylon_rl.judge.group_judge import AnswerCache, Asker, Judged, Outcome, SetAside
 from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup
-from babylon_rl.judge.ruler import Judged, Outcome, SetAside
-from babylon_rl.judge.ruler_cache import AnswerCache, Asker, MemoryCache
 from babylon_rl.settings import Settings
 from babylon_rl.versions import content_version
 from babylon_rl.windows import utc_now
+from babylon_rl_tests.judge.in_memory import MemoryCache, judge_groups
 
 MODEL = "openai/scripted"
 CONCURRENCY = 16

@@ -34,9 +34,9 @@ COLUMNS = column_schema(
     f"whether place and length sway it, and what it costs, over the last {REPORT_DAYS} days.",
 )
 def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
-    from babylon_rl.judge.reliability_audited import audited_report
-    from babylon_rl.judge.reliability_document import document_of, sentences
-    from babylon_rl.judge.reliability_plots import pictures
+    from babylon_rl.judge.reliability.audit import audited_report
+    from babylon_rl.judge.reliability.plots import pictures
+    from babylon_rl.judge.reliability.report import document_of, sentences
 
     now = babylon.now()
     span = window_of(now - timedelta(days=REPORT_DAYS)), window_of(now + HOUR)

@@ -10,7 +10,7 @@ from babylon_rl.assets.partition_results import HourReport, plotted, report_hour
 from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.plots import Paths, bar_plot, path_plot
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.judge.changes import note_changes
+from babylon_rl.judge.plan import note_changes
 from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes, sync_outcomes
 from babylon_rl.store.market import Path, price_paths, probability_paths
 

@@ -10,10 +10,9 @@ from babylon_rl.assets.partition_results import HourReport, plotted, report_hour
 from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.plots import bar_plot
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.judge.endpoints import asked_at
-from babylon_rl.judge.groups import GroupScores, Judgement
+from babylon_rl.judge.client import asked_at
+from babylon_rl.judge.groups import GroupScores, Judgement, Scored
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scoring_result import Scored
 from babylon_rl.progress import Progress
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
 

@@ -11,7 +11,7 @@ from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.plots import LOSS, bar_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.judge.changes import note_changes
+from babylon_rl.judge.plan import note_changes
 from babylon_rl.store.windows import first_rejections, stored_episodes
 from babylon_rl.types import Episode, Rejection, WindowSummary
 

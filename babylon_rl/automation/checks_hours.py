@@ -14,9 +14,9 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.automation.check_results import Finding, HourlyChecks, Rule
+from babylon_rl.judge.consensus import spearman
 from babylon_rl.judge.groups import NO_SPREAD
-from babylon_rl.judge.reliability_ranks import spearman
-from babylon_rl.judge.telling import told_verdicts
+from babylon_rl.judge.hindsight import told_verdicts
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import StoredLeak, stored_leaks

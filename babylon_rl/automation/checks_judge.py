@@ -48,7 +48,7 @@ def few_in_quarantine(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult
     "above or below the shortest at equal P&L.",
 )
 def length_earns_nothing(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult:
-    from babylon_rl.judge.reliability import reliability
+    from babylon_rl.judge.reliability.report import reliability
 
     now = babylon.now()
     span = window_of(now - timedelta(days=REPORT_DAYS)), window_of(now + HOUR)

@@ -59,7 +59,7 @@ def retry(
 
     An hour that is in none is named, and fails nothing.
     """
-    from babylon_rl.judge.scoring import release_quarantined
+    from babylon_rl.judge.plan import release_quarantined
     from babylon_rl.store.database import open_database
 
     for window in windows or ():

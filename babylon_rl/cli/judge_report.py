@@ -14,8 +14,8 @@ from babylon_rl.windows import utc_now, window_range
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from babylon_rl.judge.audit import Audited
-    from babylon_rl.judge.reliability import Reliability
+    from babylon_rl.judge.reliability.audit import Audited
+    from babylon_rl.judge.reliability.report import Reliability
     from babylon_rl.settings import Settings
     from babylon_rl.store.database import Database
 
@@ -49,7 +49,7 @@ def report(
         reliability, audited = measured(database, settings, (first, end) if first and end else None, judge, audit_groups)
     if reliability is None:
         raise UsageError("No hour has scores yet. Judge some with `babylon-rl score`.")
-    from babylon_rl.judge.reliability_document import document_of
+    from babylon_rl.judge.reliability.report import document_of
 
     written = [] if plots is None else _write(reliability, plots)
     document = document_of(reliability) | {"plots": [str(path) for path in written]}
@@ -67,9 +67,8 @@ def measured(
 
     ``wanted`` None means the newest week; the report is None if nothing is judged.
     """
-    from babylon_rl.judge.audit import AUDIT_GROUPS
-    from babylon_rl.judge.reliability import default_range
-    from babylon_rl.judge.reliability_audited import audited_report
+    from babylon_rl.judge.reliability.audit import AUDIT_GROUPS, audited_report
+    from babylon_rl.judge.reliability.report import default_range
     from babylon_rl.store.migrate import require_migrated
 
     require_migrated(database)
@@ -83,7 +82,7 @@ def measured(
 
 
 def _write(found: "Reliability", directory: Path) -> list[Path]:
-    from babylon_rl.judge.reliability_plots import pictures
+    from babylon_rl.judge.reliability.plots import pictures
 
     directory.mkdir(parents=True, exist_ok=True)
     written = []
@@ -95,7 +94,7 @@ def _write(found: "Reliability", directory: Path) -> list[Path]:
 
 
 def _render(out: "Console", found: "Reliability") -> None:
-    from babylon_rl.judge.reliability_document import sentences
+    from babylon_rl.judge.reliability.report import sentences
 
     versions = f" ({'; '.join(found.versions)})" if found.versions else ""
     others = ", ".join(f"{judge} {count}" for judge, count in found.judges.items() if judge != found.judge)

@@ -11,7 +11,7 @@ from babylon_rl.settings import HEURISTIC, Settings, load_settings
 from babylon_rl.windows import utc_now, window_end, window_of
 
 if TYPE_CHECKING:
-    from babylon_rl.judge.scoring_cost import HourCost
+    from babylon_rl.judge.cost import HourCost
     from babylon_rl.store.connection import Connection
     from babylon_rl.store.database import Database
 
@@ -56,7 +56,7 @@ def score(
 def _judge(database: "Database", settings: Settings, wanted: Span, force: bool) -> tuple[list[str], list[str]]:
     """Judge what lacks scores; return all requested hours, and those that lacked scores."""
     from babylon_rl.automation.launch import run_hours
-    from babylon_rl.judge.endpoints import asked_at
+    from babylon_rl.judge.client import asked_at
     from babylon_rl.judge.scoring import score_windows
 
     now = utc_now()
@@ -79,8 +79,7 @@ def _lacking(connection: "Connection", held: list[str], settings: Settings) -> l
 
     if settings.judge_model == HEURISTIC:
         return sorted(unscored_windows(connection, held))
-    from babylon_rl.judge.changes import outdated_sources
-    from babylon_rl.judge.scoring_plan import judge_version
+    from babylon_rl.judge.plan import judge_version, outdated_sources
 
     others = windows_not_by(connection, held, settings.judge_model, judge_version(settings))
     return sorted(others | outdated_sources(connection, held, settings).keys())
@@ -125,13 +124,13 @@ def _say_cost(database: "Database", settings: Settings, wanted: Span, force: boo
             sentence = f"{len(lacking)} hours would be judged by the {HEURISTIC}, at no cost: {', '.join(lacking) or 'none'}"
             emit(document, lambda out: out.print(sentence, markup=False), as_json)
             return
-        from babylon_rl.judge.scoring_cost import estimate_hours
+        from babylon_rl.judge.cost import estimate_hours
 
         _print_cost(settings, estimate_hours(connection, lacking, settings, force=force), as_json)
 
 
 def _print_cost(settings: Settings, hours: "list[HourCost]", as_json: bool) -> None:
-    from babylon_rl.judge.scoring_cost import total_of
+    from babylon_rl.judge.cost import total_of
 
     # Two estimates: the fewest requests, and the most if orders disagree and answers are unusable.
     whole = total_of(hours)

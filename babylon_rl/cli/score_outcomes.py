@@ -68,7 +68,7 @@ def read_outcomes(connection: "Connection", windows: Sequence[str], lacking: Col
     waiting: dict[str, str] = {}
     aside: dict[str, str] = {}
     if judge != HEURISTIC:
-        from babylon_rl.judge.scoring_plan import judge_version
+        from babylon_rl.judge.plan import judge_version
 
         waiting = read_pending(connection, windows, judge)
         by = (judge, judge_version(settings))

@@ -101,9 +101,9 @@ def serve_judge(
     every_fault: Annotated[float, typer.Option(help="The probability of each fault that is not named.")] = 0.0,
 ) -> None:
     """A scripted judge in a language model's place, for trials: nothing is paid and nothing leaves the machine."""
+    from babylon_rl.judge.scripted.judge import ScriptedJudge, probabilities
+    from babylon_rl.judge.scripted.judge import every_fault as each
     from babylon_rl.judge.scripted.server import serve as run
-    from babylon_rl.judge.scripted.settings import ScriptedJudge, probabilities
-    from babylon_rl.judge.scripted.settings import every_fault as each
     from babylon_rl.models.server import bind
 
     # Named faults override the common probability.

@@ -1,4 +1,4 @@
-"""Parser of a judge's answer: verdicts by id, or a list of faults.
+"""Parser of a judge's answer: verdicts by id, or a list of faults; and the stop rule after many unusable answers.
 
 Lenient in form (fences, prose around it, trailing commas, a list around it or without one), strict in content: exactly the ids, each
 with a finite score from 0 to 1 and an explanation. Nothing is evaluated, guessed or filled in.
@@ -7,11 +7,11 @@ with a finite score from 0 to 1 and an explanation. Nothing is evaluated, guesse
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from babylon_rl.errors import BabylonError
+from babylon_rl.errors import BabylonError, JudgeUnavailable
 
 MOST_EXPLANATION = 4_000
 MOST_ANSWER = 400_000  # characters; nothing longer is an answer
@@ -20,6 +20,7 @@ MOST_TRIES = 100  # places in an answer at which JSON might begin and does not
 _TRAILING = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
 _LIKELY, _ANY = re.compile(r'\{\s{0,50}"scores"|\[\s{0,50}\{\s{0,50}"'), re.compile(r"[{\[]")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
+GROUPS = 3  # so many may be given up before it is the judge
 
 
 @dataclass(frozen=True)
@@ -165,3 +166,42 @@ def _from(text: str, starts: re.Pattern[str]) -> Iterator[Any]:
             position, tries = start.start() + 1, tries + 1
             continue
         yield value
+
+
+class Patience:
+    """Count of unusable answers of one run; ``tries`` is the number allowed per request."""
+
+    def __init__(self, model: str, tries: int) -> None:
+        self._model = model
+        self._tries = tries
+        self._unusable = 0
+        self._windows: set[str] = set()
+        self._faults: Sequence[str] = ()
+
+    def check(self) -> None:
+        """Raise once the judge is not worth asking any more.
+
+        Raises:
+            JudgeUnavailable: too many answers in a row, about too many groups, were unusable.
+        """
+        if self._unusable >= GROUPS * self._tries and len(self._windows) > GROUPS:
+            raise JudgeUnavailable(
+                f"Not asked: the last answers of {self._model}, about {len(self._windows)} hours, could not be used or were refusals, the "
+                f"last because: {' '.join(self._faults)} See whether JUDGE_MODEL can answer in JSON (babylon-rl judge quarantine)."
+            )
+
+    def heard(self, window: str, faults: Sequence[str]) -> None:
+        """Record an answer about an hour with its faults; one without faults resets the count."""
+        if not faults:
+            self._unusable = 0
+            self._windows.clear()
+            return
+        self._unusable += 1
+        self._windows.add(window)
+        self._faults = faults
+
+    def refused(self, window: str, reason: str) -> None:
+        """Record a refused request, which counts as all its tries."""
+        self._unusable += self._tries
+        self._windows.add(window)
+        self._faults = [reason]

@@ -1,10 +1,9 @@
-"""Budget for JUDGE_BUDGET_USD: dollars spent today plus requests under way."""
+"""JUDGE_BUDGET_USD: dollars spent today plus requests under way must stay below it."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from babylon_rl.judge.prompt.request import JudgeRequest
 from babylon_rl.llm.tokens import price
 from babylon_rl.store.judge_requests import Reservation
 
@@ -15,8 +14,8 @@ class OverBudget(Exception):
     """A request would cost more than is left; the message is why its group waits."""
 
 
-class Purse(Protocol):
-    """Store of the spending that all runs share."""
+class BudgetLedger(Protocol):
+    """Spending that all runs share."""
 
     async def reserve(self, usd: float, most: float, paid: float) -> Reservation:
         """Reserve dollars if they fit; see store/judge_requests.py."""
@@ -41,10 +40,10 @@ class Budget:
     Requests under way, of all runs, count at their expected cost.
     """
 
-    def __init__(self, usd: float | None, model: str, purse: Purse) -> None:
+    def __init__(self, usd: float | None, model: str, ledger: BudgetLedger) -> None:
         self._usd = usd
         self._model = model
-        self._purse = purse
+        self._ledger = ledger
         self._paid = 0.0
         self._blind = False
 
@@ -63,20 +62,20 @@ class Budget:
         self._paid += usd or 0.0
 
     @asynccontextmanager
-    async def reserved(self, requests: Sequence[JudgeRequest]) -> AsyncIterator[None]:
-        """Reserve the expected cost of some requests, and return it at the end.
+    async def reserved(self, sizes: Iterable[tuple[int, int]]) -> AsyncIterator[None]:
+        """Reserve the expected cost of requests of these sizes (prompt tokens, episodes), and return it at the end.
 
         Raises:
             OverBudget: they do not fit.
         """
-        if self._usd is None or not requests:
+        expected = [] if self._usd is None else [expected_usd(self._model, *size) for size in sizes]
+        if self._usd is None or not expected:
             yield
             return
-        expected = [expected_usd(self._model, request.tokens, len(request.ids)) for request in requests]
         # requests without a known price pass, and are noted
         self._blind |= None in expected
         usd = sum(part for part in expected if part is not None)
-        account = await self._purse.reserve(usd, self._usd, self._paid)
+        account = await self._ledger.reserve(usd, self._usd, self._paid)
         if not account.fits:
             raise OverBudget(
                 f"JUDGE_BUDGET_USD is {self._usd:g}: ${account.spent:.4f} are spent today (UTC) or by this run, ${account.under_way:.4f} "
@@ -85,4 +84,4 @@ class Budget:
         try:
             yield
         finally:
-            await self._purse.give_back(usd)
+            await self._ledger.give_back(usd)

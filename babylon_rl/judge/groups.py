@@ -1,18 +1,22 @@
-"""Group scores: an hour's usable episodes relative to one another.
+"""Group scores: an hour's usable episodes relative to one another; their rows; the result of a scoring.
 
 Ranks start at 1 (best) and equal scores share the better one; an advantage is (score - mean) / population standard
 deviation. A group without spread carries no signal: its advantages are 0.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
+from babylon_rl.store.scores import StoredGroup, StoredScore
 from babylon_rl.versions import content_version
 
 NO_SPREAD = 1e-6
 _SAME = 9  # decimals in which two scores must agree to be equal: sums of floats differ in the last bits
+_ONLY_OURS = ("shown_version",)  # a column of its own
 
 
 @dataclass(frozen=True)
@@ -173,3 +177,82 @@ def group_scores(window: str, judge: str, judge_version: str, scores: Mapping[st
         ranked.append(EpisodeScore(agent_id, score, rank, advantage, 0.0, reasoning))
     ranked.sort(key=lambda entry: (entry.rank, entry.agent_id))
     return GroupScores(window, judge, judge_version, tuple(ranked), mean, spread, 0.0, input_version)
+
+
+def loaded(group: StoredGroup) -> GroupScores:
+    """Scores of a stored group."""
+    entries = tuple(
+        EpisodeScore(
+            s.agent_id, s.score, s.rank, s.advantage, s.disagreement, s.reasoning,
+            tuple(s.order_scores), tuple(s.places), s.shown_tokens, tuple(s.flags), s.gain,
+        )
+        for s in group.scores
+    )  # fmt: skip
+    # JSON has no tuples
+    facts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in group.judgement.items()}
+    judgement = Judgement(**facts, shown_version=group.shown_version) if facts else None
+    return GroupScores(
+        group.window, group.judge, group.judge_version, entries, group.mean, group.spread, group.disagreement, group.input_version,
+        judgement=judgement,
+    )  # fmt: skip
+
+
+def stored(judged: GroupScores, trajectories: Mapping[str, Sequence[str]], criteria: Mapping[str, Any]) -> StoredGroup:
+    """Rows of a group's scores.
+
+    ``trajectories`` are those of each agent, ``criteria`` the rubric and the hash of what was shown.
+    """
+    judgement = judged.judgement
+    facts = {} if judgement is None else {name: value for name, value in msgspec.to_builtins(judgement).items() if name not in _ONLY_OURS}
+    return StoredGroup(
+        window=judged.window,
+        judge=judged.judge,
+        judge_version=judged.judge_version,
+        group_size=judged.group_size,
+        mean=judged.mean,
+        spread=judged.spread,
+        disagreement=judged.disagreement,
+        input_version=judged.input_version,
+        data_version=judged.data_version,
+        shown_version="" if judgement is None else judgement.shown_version,
+        judgement=facts,
+        scores=[
+            StoredScore(
+                s.agent_id, s.score, s.rank, s.advantage, s.disagreement, s.reasoning,
+                list(s.order_scores), list(s.places), s.shown_tokens, list(s.flags), s.gain,
+                list(trajectories[s.agent_id]),
+            )
+            for s in judged.scores
+        ],
+        criteria=dict(criteria),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Answers of one hour in this call: asked for, and from the cache."""
+
+    asked: int
+    cached: int
+
+
+class Scored(dict[str, GroupScores]):
+    """Scored groups by window, in order; a mapping.
+
+    ``pending`` (window -> reason) wait for another run, ``quarantined`` are set aside until another try is requested; neither is in the
+    mapping. ``asked`` has the hours that a language model judged in this call. ``notes`` are sentences on the whole.
+    """
+
+    def __init__(self, groups: Iterable[tuple[str, GroupScores]] = ()) -> None:
+        super().__init__(groups)
+        self.pending: dict[str, str] = {}
+        self.quarantined: dict[str, str] = {}
+        self.asked: dict[str, Asked] = {}
+        self.notes: list[str] = []
+
+    def in_order(self) -> "Scored":
+        """The same result with all windows in order."""
+        ordered = Scored(sorted(self.items()))
+        ordered.pending, ordered.quarantined = dict(sorted(self.pending.items())), dict(sorted(self.quarantined.items()))
+        ordered.asked, ordered.notes = dict(sorted(self.asked.items())), self.notes
+        return ordered

@@ -12,18 +12,18 @@ from datetime import datetime
 
 from babylon_rl.episodes.decode import Fault, Step, decode
 from babylon_rl.episodes.reading import stream_trajectories
-from babylon_rl.judge.leaks import Leak, LeakContext, find_leaks, knowledge_needles, knowledge_numbers
+from babylon_rl.judge.leakage import UNRESOLVED, HiddenAnswer, Leak, LeakContext, find_leaks, knowledge_needles, knowledge_numbers, tells
 from babylon_rl.judge.prompt.market_context import game_knowledge
-from babylon_rl.judge.prompt.templates import folded
-from babylon_rl.judge.telling import UNRESOLVED, HiddenAnswer
+from babylon_rl.judge.prompt.templates import folded, market_name
 from babylon_rl.market.correctness import HourMarket, Targets, correctness, intent
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import PredictionOutcome, WindowOutcomes
-from babylon_rl.settings import Settings
+from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import hindsight as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import StoredAction, StoredHour, StoredLeak
 from babylon_rl.store.judge_inputs import hidden_answers
+from babylon_rl.store.judge_report import HourVerdicts, explanations, hour_verdicts
 from babylon_rl.store.trajectories import TrajectoryRow, trajectory_rows
 from babylon_rl.store.windows import chunks, lock_windows
 from babylon_rl.types import Trajectory
@@ -239,3 +239,35 @@ def _hindsight(hour: StoredHour, changed: bool) -> HourHindsight:
     return HourHindsight(
         hour.window, len(hour.actions), len(verdicts), sum(verdicts), hour.sequences, hour.leaked, hour.data_version, changed
     )  # fmt: skip
+
+
+def told_verdicts(connection: Connection, windows: Sequence[str], settings: Settings) -> list[HourVerdicts]:
+    """``hour_verdicts``, with explanations searched for the hours' own hidden answers too."""
+    hours = hour_verdicts(connection, windows)
+    judged = [hour.window for hour in hours if hour.judge not in (None, HEURISTIC)]
+    if not judged or not settings.show_hidden_answers_to_judge:
+        return hours
+    hidden = _hidden(connection, judged, settings)
+    texts = explanations(connection, list(hidden))
+    return [replace(hour, tells=_told(hour, texts, hidden[hour.window])) if hour.window in hidden else hour for hour in hours]
+
+
+def _told(hour: HourVerdicts, texts: Mapping[tuple[str, str], str], hidden: Sequence[HiddenAnswer]) -> list[bool]:
+    """Flags of an hour's explanations, of the stored check or of this one."""
+    return [told or tells(texts[hour.window, agent], hidden) for agent, told in zip(hour.agents, hour.tells, strict=True)]
+
+
+def _hidden(connection: Connection, windows: Sequence[str], settings: Settings) -> dict[str, list[HiddenAnswer]]:
+    """Hidden answers of each hour's open questions; hours without any are absent."""
+    markets = read_many_outcomes(connection, windows, settings)
+    open_ = {window: [asked for asked in market.predictions if asked.outcome == UNRESOLVED] for window, market in markets.items()}
+    answers = hidden_answers(connection, sorted({asked.market_id for some in open_.values() for asked in some}))
+    hidden = {
+        window: [
+            HiddenAnswer((market_name(asked.market_id, asked.question_number), asked.question), answers[asked.market_id])
+            for asked in some
+            if asked.market_id in answers
+        ]
+        for window, some in open_.items()
+    }
+    return {window: some for window, some in hidden.items() if some}

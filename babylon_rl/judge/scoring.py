@@ -1,23 +1,20 @@
 """Scoring of hours: each ready window's group is judged and written in one transaction.
 
-The judge is the heuristic, or a language model (scoring_model.py), and neither ever replaces the other. An hour keeps its scores if its
+The judge is the heuristic, or a language model (model_scoring.py), and neither ever replaces the other. An hour keeps its scores if its
 group has not changed since it was judged, or if a training has consumed one of its episodes, unless forced.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace as changed
 from datetime import datetime
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.judge import heuristic
-from babylon_rl.judge.groups import GroupScores, group_scores
-from babylon_rl.judge.scoring_result import Scored
-from babylon_rl.judge.scoring_stored import loaded, stored
+from babylon_rl.judge.groups import GroupScores, Scored, group_scores, loaded, stored
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import HEURISTIC, Settings
-from babylon_rl.store import judge_requests
 from babylon_rl.store import scores as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import lock_windows, reading_chunks
@@ -52,7 +49,7 @@ def score_windows(
     """
     complete = [window for window in sorted(set(windows)) if is_complete(window, now)]
     if settings.judge_model != HEURISTIC:
-        from babylon_rl.judge.scoring_model import score_with_model  # slow import
+        from babylon_rl.judge.model_scoring import score_with_model  # slow import
 
         return score_with_model(connection, complete, settings, now, force=force, on_progress=on_progress, on_beat=on_beat)
     scored = Scored()
@@ -97,16 +94,6 @@ def judge_heuristically(reading: WindowReading) -> GroupScores:
     """Scores of a ready window by the heuristic, not stored."""
     scores = {episode.agent_id: heuristic.judge_episode(episode) for episode in reading.usable_episodes}
     return group_scores(reading.window, heuristic.NAME, heuristic.VERSION, scores, group_version(reading))
-
-
-def release_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> list[str]:
-    """Release groups from quarantine (None: all) for a new judgement, and return their windows."""
-    with connection.transaction():
-        quarantined = list(store.read_quarantined(connection, windows))
-        lock_windows(connection, quarantined)
-        judge_requests.retire_unusable(connection, quarantined)
-        store.release(connection, quarantined)
-    return quarantined
 
 
 def stored_scores(connection: Connection, windows: Iterable[str]) -> dict[str, GroupScores]:

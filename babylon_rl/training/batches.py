@@ -20,9 +20,8 @@ from babylon_rl.errors import (
     TrainingError,
     TrainingPaused,
 )
-from babylon_rl.judge.groups import GroupScores
+from babylon_rl.judge.groups import GroupScores, Scored
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scoring_result import Scored
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import (
     LIVE_STATES,

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from babylon_rl.episodes.reading import trajectories_with_texts
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
-from babylon_rl.judge.leaks import find_leaks
+from babylon_rl.judge.leakage import find_leaks
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import BatchEpisode

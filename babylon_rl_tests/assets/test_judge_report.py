@@ -11,7 +11,7 @@ from babylon_rl.automation.checks_hours import JUDGED
 from babylon_rl.automation.sensors import report_judge_daily
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.settings import ScriptedJudge
+from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_report import HourVerdicts, hour_verdicts

@@ -19,7 +19,7 @@ from babylon_rl.evaluation.judge_agreement import (
 )
 from babylon_rl.evaluation.statistics import mean_interval
 from babylon_rl.judge.groups import GroupScores, group_scores
-from babylon_rl.judge.scripted.settings import ScriptedJudge
+from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.judge_report import judge_agreements, write_judge_agreement

@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx2
 
+from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.judge.scripted.server import OVERRIDE_HEADER, running
-from babylon_rl.judge.scripted.settings import ScriptedJudge
 
 NONCE = "4f1a9c"
 START_S = 120

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.judge.audit import audit, audit_sample
-from babylon_rl.judge.reliability import reliability
-from babylon_rl.judge.reliability_document import document_of
+from babylon_rl.judge.reliability.audit import audit, audit_sample
+from babylon_rl.judge.reliability.report import document_of, reliability
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.settings import ScriptedJudge
+from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, PRICED, add_hours, asking

@@ -5,9 +5,9 @@ from datetime import timedelta
 
 import pytest
 
+from babylon_rl.judge.cost import estimate_hours, total_of
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scoring_cost import estimate_hours, total_of
-from babylon_rl.judge.scripted.settings import ScriptedJudge
+from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.processes import own_name
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

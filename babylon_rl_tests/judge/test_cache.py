@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.judge.cost import estimate_hours, total_of
 from babylon_rl.judge.scoring import score_windows, stored_scores
-from babylon_rl.judge.scoring_cost import estimate_hours, total_of
-from babylon_rl.judge.scripted.settings import ScriptedJudge
+from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database

@@ -12,9 +12,9 @@ import pytest
 from pydantic import SecretStr
 
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
-from babylon_rl.judge.calls import JudgeCaller, Reply
+from babylon_rl.judge.client import JudgeCaller, Reply
+from babylon_rl.judge.scripted.judge import TRANSPORT_FAULTS, ScriptedJudge
 from babylon_rl.judge.scripted.server import running
-from babylon_rl.judge.scripted.settings import TRANSPORT_FAULTS, ScriptedJudge
 from babylon_rl.llm.retries import CircuitBreaker, Retries
 from babylon_rl.llm.transports import LitellmTransport
 from babylon_rl.settings import Settings

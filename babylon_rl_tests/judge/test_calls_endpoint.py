@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from babylon_rl.errors import SettingsError
-from babylon_rl.judge.endpoints import endpoint_of, server_of
+from babylon_rl.judge.client import endpoint_of, server_of
 from babylon_rl.llm.retries import retry_after_s, scrubbed
 from babylon_rl.settings import Settings, load_settings
 

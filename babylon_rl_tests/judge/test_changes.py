@@ -9,12 +9,10 @@ import pytest
 
 from babylon_rl.cli.score import _lacking
 from babylon_rl.episodes.reading import read_windows, sync_windows
-from babylon_rl.judge.changes import note_changes, outdated_sources
+from babylon_rl.judge.cost import estimate_hours
+from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, note_changes, outdated_sources, sources_versions
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scoring_cost import estimate_hours
-from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE
-from babylon_rl.judge.scripted.settings import ScriptedJudge
-from babylon_rl.judge.sources import sources_versions
+from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database

@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.settings import ScriptedJudge
+from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
@@ -21,7 +21,7 @@ from babylon_rl_tests.judge.scripted_server import Judge, judging
 
 CONCURRENCY = 4
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["babylon_rl.judge.scoring_model", "babylon_rl_tests.judge.crash_run", "scipy.stats", "psycopg"])
+PROCESSES.set_forkserver_preload(["babylon_rl.judge.model_scoring", "babylon_rl_tests.judge.crash_run", "scipy.stats", "psycopg"])
 ANSWERS = "SELECT count(*) FROM babylon_rl.judge_requests"
 ALONE = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 

@@ -10,7 +10,7 @@ import pytest
 
 from babylon_rl.episodes.reading import read_windows, sync_windows
 from babylon_rl.judge.hindsight import HourHindsight, hour_secrets, sync_hindsight
-from babylon_rl.judge.leaks import find_leaks
+from babylon_rl.judge.leakage import find_leaks
 from babylon_rl.judge.prompt import templates
 from babylon_rl.judge.prompt.templates import say
 from babylon_rl.market.outcomes import read_outcomes

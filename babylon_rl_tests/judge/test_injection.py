@@ -16,8 +16,7 @@ from babylon_rl.judge.prompt.render import shown_groups
 from babylon_rl.judge.prompt.request import plan_requests
 from babylon_rl.judge.prompt.steps import shown_steps
 from babylon_rl.judge.prompt.transcript import read_transcripts
-from babylon_rl.judge.scripted.obedience import Believed, believed, demanded
-from babylon_rl.judge.scripted.wire import read
+from babylon_rl.judge.scripted.parsing import Believed, believed, demanded, read
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

@@ -9,10 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.judge.leaks import RESPONSE, Leak, LeakContext, find_leaks, knowledge_needles, knowledge_numbers, plainly_typed
+from babylon_rl.judge.leakage import (
+    RESPONSE,
+    HiddenAnswer,
+    Leak,
+    LeakContext,
+    find_leaks,
+    knowledge_needles,
+    knowledge_numbers,
+    plainly_typed,
+)
 from babylon_rl.judge.prompt import templates
 from babylon_rl.judge.prompt.templates import KNOWLEDGE_KEYS, TEMPLATES, Template, knowledge_sentences, say
-from babylon_rl.judge.telling import HiddenAnswer
 
 PROMPT = [{"role": "system", "content": "You are a trader."}, {"role": "user", "content": "OpenLIE $450. What do you do?"}]
 VALUES: dict[str, st.SearchStrategy[Any]] = {

@@ -3,14 +3,13 @@
 import pytest
 
 from babylon_rl.episodes.reading import read_windows
+from babylon_rl.judge.cost import estimate_hours
 from babylon_rl.judge.prompt.group import ShownGroup
 from babylon_rl.judge.prompt.injection import MASK
 from babylon_rl.judge.prompt.render import shown_groups
-from babylon_rl.judge.reliability import reliability
-from babylon_rl.judge.reliability_audited import audited_report
-from babylon_rl.judge.reliability_document import document_of, sentences
+from babylon_rl.judge.reliability.audit import audited_report
+from babylon_rl.judge.reliability.report import document_of, reliability, sentences
 from babylon_rl.judge.scoring import score_windows, stored_scores
-from babylon_rl.judge.scoring_cost import estimate_hours
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import hour_verdicts

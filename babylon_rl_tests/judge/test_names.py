@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from babylon_rl.episodes.reading import read_windows, sync_windows
-from babylon_rl.judge.changes import outdated_sources
+from babylon_rl.judge.cost import estimate_hours
+from babylon_rl.judge.plan import outdated_sources
 from babylon_rl.judge.prompt.group import ShownGroup
 from babylon_rl.judge.prompt.render import shown_groups
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scoring_cost import estimate_hours
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_names, known_names

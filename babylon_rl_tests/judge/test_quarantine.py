@@ -4,8 +4,9 @@ import pytest
 
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import JudgeRefused
-from babylon_rl.judge.scoring import release_quarantined, score_windows, stored_scores
-from babylon_rl.judge.scripted.settings import CONTENT_FAULTS, TRANSPORT_FAULTS, ScriptedJudge
+from babylon_rl.judge.plan import release_quarantined
+from babylon_rl.judge.scoring import score_windows, stored_scores
+from babylon_rl.judge.scripted.judge import CONTENT_FAULTS, TRANSPORT_FAULTS, ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.scores import read_pending, read_quarantined

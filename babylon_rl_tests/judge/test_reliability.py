@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.judge.reliability import Reliability, audited_scores, default_range, reliability
-from babylon_rl.judge.reliability_document import document_of, sentences
-from babylon_rl.judge.reliability_measures import length_correlation, length_moments, length_points, mean_estimate, slope_estimate
-from babylon_rl.judge.reliability_plots import pictures
-from babylon_rl.judge.reliability_ranks import centred_ranks, spearman
+from babylon_rl.judge.consensus import centred_ranks, spearman
+from babylon_rl.judge.reliability.measures import length_correlation, length_moments, length_points, mean_estimate, slope_estimate
+from babylon_rl.judge.reliability.plots import pictures
+from babylon_rl.judge.reliability.report import Reliability, audited_scores, default_range, document_of, reliability, sentences
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.scripted.settings import ScriptedJudge
+from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, PRICED, add_hours, asking

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 
 from babylon_rl.errors import JudgeRefused
-from babylon_rl.judge.agreement import agreement, kendall_tau
-from babylon_rl.judge.calls import JudgeCaller, Reply
-from babylon_rl.judge.pool import judge_groups
+from babylon_rl.judge.client import JudgeCaller, Reply
+from babylon_rl.judge.consensus import agreement, kendall_tau
+from babylon_rl.judge.group_judge import Asker, Judged, Outcome, SetAside, Waiting
 from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup
-from babylon_rl.judge.ruler import Judged, Outcome, SetAside, Waiting
-from babylon_rl.judge.ruler_cache import Asker, MemoryCache
-from babylon_rl.judge.scripted.settings import CONTENT_FAULTS, ScriptedJudge
+from babylon_rl.judge.scripted.judge import CONTENT_FAULTS, ScriptedJudge
 from babylon_rl.settings import Settings
+from babylon_rl_tests.judge.in_memory import MemoryCache, judge_groups
 from babylon_rl_tests.judge.model_judge import PRICED, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from babylon_rl.errors import UsageError
-from babylon_rl.judge.scripted.settings import FAULTS, REFUSALS, ScriptedJudge
+from babylon_rl.judge.scripted.judge import FAULTS, REFUSALS, ScriptedJudge
 from babylon_rl_tests.judge.scripted_server import Judge, asked, asked_by_art, judging_process
 
 SKILLS = (0.31, 0.92, 0.05, 0.77, 0.5, 0.64, 0.18, 0.4)

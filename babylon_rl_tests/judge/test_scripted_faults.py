@@ -7,8 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from babylon_rl.judge.scripted.answers import fault_of
-from babylon_rl.judge.scripted.settings import CONTENT_FAULTS, FAULTS, REFUSALS, ScriptedJudge, every_fault
+from babylon_rl.judge.scripted.judge import CONTENT_FAULTS, FAULTS, REFUSALS, ScriptedJudge, every_fault, fault_of
 from babylon_rl_tests.judge.scripted_server import Judge, asked
 
 QUESTION = asked("skill=0.1", "skill=0.6", "skill=0.9")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from babylon_rl.episodes.reading import read_windows
-from babylon_rl.judge.leaks import LeakContext, find_leaks
+from babylon_rl.judge.leakage import LeakContext, find_leaks
 from babylon_rl.judge.prompt.group import ShownGroup, episodes_per_request
 from babylon_rl.judge.prompt.market_context import question_names
 from babylon_rl.judge.prompt.render import REQUEST_TOKENS, request_tokens, shown_groups

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.judge.reliability_ranks import spearman
-from babylon_rl.judge.subgroups import LEAST, merge, split
+from babylon_rl.judge.consensus import LEAST, merge, spearman, split
 from babylon_rl_tests.repeatable import repeatable
 
 

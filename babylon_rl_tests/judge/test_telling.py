@@ -4,8 +4,9 @@ from datetime import timedelta
 
 import pytest
 
+from babylon_rl.judge.hindsight import told_verdicts
+from babylon_rl.judge.leakage import HiddenAnswer, tells
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.judge.telling import HiddenAnswer, tells, told_verdicts
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking

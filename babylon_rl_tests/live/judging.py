@@ -3,7 +3,7 @@
 import asyncio
 
 from babylon_rl.judge.answers import Verdict, read_answer
-from babylon_rl.judge.calls import JudgeCaller
+from babylon_rl.judge.client import JudgeCaller
 from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup
 from babylon_rl.judge.prompt.request import plan_requests
 from babylon_rl.settings import Settings

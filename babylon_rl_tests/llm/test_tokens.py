@@ -66,7 +66,7 @@ def test_the_table_is_litellms() -> None:
 def test_a_judge_of_ones_own_does_not_wait_for_litellm() -> None:
     program = (
         "import sys\n"
-        "from babylon_rl.judge.calls import JudgeCaller\n"
+        "from babylon_rl.judge.client import JudgeCaller\n"
         "from babylon_rl.settings import Settings\n"
         "JudgeCaller(Settings(_env_file=None, judge_base_url='http://127.0.0.1:9'), 'openai/scripted')\n"
         "print('litellm' in sys.modules)\n"

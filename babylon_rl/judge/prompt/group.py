@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from babylon_rl.judge.consensus import LEAST
 from babylon_rl.judge.prompt.injection import Flag
-from babylon_rl.judge.subgroups import LEAST
 from babylon_rl.settings import Settings
 
 

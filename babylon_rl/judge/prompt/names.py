@@ -24,7 +24,6 @@ _YOU = r"\byou(?:'re| are)\s+"
 _MARKED = re.compile(rf"(?:{_KEYED}|@|{_YOU})$", re.IGNORECASE)
 _MARK_CHARACTERS = 40
 _STEPS_WORDS = "saw as before said why did failed balance p&l open steps left out cut this agent another agent market question"
-_VOCABULARY = token_counter("openai/gpt-4o")
 
 
 class Language:
@@ -163,7 +162,8 @@ def _is_ordinary(name: str) -> bool:
     Made-up names are not; given names may be.
     """
     words = re.split(r"[\s_-]+", name)
-    return all(word.isalpha() and 1 in (_VOCABULARY.count(word), _VOCABULARY.count(f" {word}")) for word in words)
+    count = token_counter("openai/gpt-4o").count  # loaded at the first use, as the import of an encoding is slow
+    return all(word.isalpha() and 1 in (count(word), count(f" {word}")) for word in words)
 
 
 def _stands_unmarked(name: str, text: str) -> bool:

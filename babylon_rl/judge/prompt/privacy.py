@@ -116,7 +116,7 @@ def what_leaves(settings: Settings) -> str:
     Raises:
         SettingsError: JUDGE_PRIVATE_FIELDS names a field that there is not.
     """
-    from babylon_rl.judge.endpoints import asked_at
+    from babylon_rl.judge.client import asked_at
 
     listed = fields_that_leave(settings)
     asked = asked_at(settings, settings.judge_model, settings.judge_audit_model)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
+from babylon_rl.judge.consensus import LEAST
 from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, SharedLines, condense
 from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup
 from babylon_rl.judge.prompt.injection import NAME, Screen, escaped, find_flags
@@ -25,7 +26,6 @@ from babylon_rl.judge.prompt.privacy import Private, private_fields
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
 from babylon_rl.judge.prompt.steps import ShownStep, shown_steps
 from babylon_rl.judge.prompt.transcript import RecordedStep, read_transcripts
-from babylon_rl.judge.subgroups import LEAST
 from babylon_rl.llm.tokens import table_entry, token_counter
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import WindowOutcomes
@@ -41,6 +41,9 @@ OUTCOME_SHARE, COMMON_SHARE = 0.3, 0.3  # of a request, at most
 REQUEST_TOKENS = 32_000  # of a request to a model whose context is not known
 CONTEXT_SHARE = 0.75  # of a model's context; the rest is for its reasoning, its answer, and a request after an unusable answer
 LEAST_REQUEST_TOKENS = 2_000
+# Raise it when the same sources are shown differently: groups in quarantine are asked about anew then. Judged ones keep their scores and
+# cost nothing, as the form is not part of their version.
+FORM = 2
 
 
 def shown_groups(

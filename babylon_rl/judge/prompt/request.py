@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from babylon_rl.judge.endpoints import server_of
+from babylon_rl.judge.client import server_of
+from babylon_rl.judge.consensus import split
 from babylon_rl.judge.prompt.condense import named_lines
 from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup, episodes_per_request
 from babylon_rl.judge.prompt.injection import escaped
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
 from babylon_rl.judge.prompt.templates import WINDOW_PNL, say
-from babylon_rl.judge.subgroups import split
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.settings import Settings
 

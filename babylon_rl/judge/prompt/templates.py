@@ -1,6 +1,6 @@
 """Sentence templates for the outcomes that a judge is shown, as data.
 
-Agents never read these sentences. The leak check (leaks.py) is built from the same templates, so no such sentence can stand in a
+Agents never read these sentences. The leak check (leakage.py) is built from the same templates, so no such sentence can stand in a
 training text unseen: build them with ``say`` and nowhere else. A field's type is a pattern that its value must match.
 """
 

@@ -24,9 +24,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from babylon_rl.errors import ModelUnavailable, UsageError
-from babylon_rl.judge.scripted.answers import content_hash, fault_of, latency_s, opinions, written
-from babylon_rl.judge.scripted.settings import ScriptedJudge, changes_of
-from babylon_rl.judge.scripted.wire import read, text_of
+from babylon_rl.judge.scripted.judge import ScriptedJudge, changes_of, content_hash, fault_of, latency_s, opinions, written
+from babylon_rl.judge.scripted.parsing import read, text_of
 from babylon_rl.models.server import bind
 
 OVERRIDE_HEADER = "x-scripted-judge"

@@ -17,7 +17,7 @@ from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import UsageError
 from babylon_rl.judge.groups import EpisodeScore, GroupScores
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
-from babylon_rl.judge.leaks import find_leaks
+from babylon_rl.judge.leakage import find_leaks
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.market.window_market import WindowOutcomes

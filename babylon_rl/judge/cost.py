@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from babylon_rl.judge.budget import COMPLETION_TOKENS_PER_EPISODE
+from babylon_rl.judge.group_judge import most_orders
+from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, Hour, plan_hours
 from babylon_rl.judge.prompt.group import ShownGroup
 from babylon_rl.judge.prompt.request import JudgeRequest, plan_requests
-from babylon_rl.judge.ruler import most_orders
-from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE, Hour, plan_hours
 from babylon_rl.llm.tokens import price
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

@@ -1,29 +1,71 @@
 """Plan of a scoring: hours that need a language model, and their rendered groups.
 
-All reading and all decisions happen in one short transaction, before anything is paid.
+All reading and all decisions happen in one short transaction, before anything is paid. An unchanged hour is recognised by the version of
+all sources of its request, without rendering: equal versions render the same, different ones may. A late official answer changes no
+episode, so it is this version that makes scores stale and ends a quarantine.
 """
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
-from babylon_rl.judge.endpoints import server_of
-from babylon_rl.judge.groups import GroupScores
+from babylon_rl.judge.client import server_of
+from babylon_rl.judge.groups import GroupScores, loaded
 from babylon_rl.judge.prompt.group import ShownGroup
-from babylon_rl.judge.prompt.render import shown_groups
+from babylon_rl.judge.prompt.render import FORM, REQUEST_TOKENS, shown_groups
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
-from babylon_rl.judge.scoring_stored import loaded
-from babylon_rl.judge.sources import asked_version, sources_versions
-from babylon_rl.settings import Settings
-from babylon_rl.store import judge_requests, scores
+from babylon_rl.market.outcomes import read_many_outcomes
+from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.store import judge_inputs, judge_requests, scores
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import DROPOUT, read_dropped
-from babylon_rl.store.scores import forget_sources, keep_sources, read_sources
-from babylon_rl.store.windows import lock_windows
+from babylon_rl.store.hindsight import recorded_knowledge
+from babylon_rl.store.windows import lock_windows, reading_chunks
 from babylon_rl.types import WindowReading
+from babylon_rl.versions import content_version
 
+_LAYOUT = 1  # of the hashed values; with another, every judged hour would be paid for again
 HOURS_PLANNED_AT_ONCE = 4  # their texts are in memory together, and answers that come meanwhile wait to be written
+
+
+def sources_versions(
+    connection: Connection, readings: Mapping[str, WindowReading], shown: Mapping[str, Collection[str]], settings: Settings, secret: bytes
+) -> dict[str, str]:
+    """Version of each hour's sources, where the agents in ``shown`` are shown.
+
+    Sources are content, outcomes, hidden answers, names, settings, server and rubric. The names are those that agents had when the hour
+    was first read.
+    """
+    markets = read_many_outcomes(connection, list(readings), settings)
+    agents = sorted({episode.agent_id for reading in readings.values() for episode in reading.episodes})
+    names = sorted(judge_inputs.known_names(connection, agents), key=lambda name: (name.agent_id, name.name))
+    # settings and versions that hold for every hour
+    common = [
+        _LAYOUT, RUBRIC_VERSION, settings.judge_model, settings.judge_request_tokens or REQUEST_TOKENS, settings.judge_group_size,
+        settings.judge_private_fields, settings.show_hidden_answers_to_judge, hashlib.sha256(secret).hexdigest(),
+        *filter(None, [server_of(settings, settings.judge_model)]),
+    ]  # fmt: skip
+    versions = {}
+    for window, reading in readings.items():
+        # content that the group's own version does not cover: hidden answers, game knowledge, logged reasoning
+        ids = [trajectory_id for episode in reading.usable_episodes for trajectory_id in episode.trajectory_ids]
+        hidden = judge_inputs.hidden_answers(connection, [asked.market_id for asked in markets[window].predictions])
+        beside = [sorted(recorded_knowledge(connection, ids)), sorted(judge_inputs.logged_reasoning(connection, ids).items())]
+        digest = hashlib.sha256(repr(beside).encode("utf-8", "replace")).hexdigest()
+        own = {episode.agent_id for episode in reading.episodes}
+        named = [[name.agent_id, name.name] for name in names if name.agent_id in own and name.counts_in(window)]
+        outcomes = [markets[window].data_version, sorted(map(list, hidden.items()))]
+        versions[window] = content_version(
+            [*common, window, group_version(reading), sorted(own), named, outcomes, digest, sorted(shown[window])]
+        )
+    return versions
+
+
+def asked_version(sources: str) -> str:
+    """Version of a failed request: the form and the sources."""
+    return f"{FORM}:{sources}"
 
 
 def judge_version(settings: Settings) -> str:
@@ -162,7 +204,7 @@ def _keep_unchanged(
     same = {window: state.readings[window] for window in wanted if _could_stand(window, state, settings)}
     judged = {window: {score.agent_id for score in state.held[window].scores} for window in same}
     sources = sources_versions(connection, same, judged, settings, secret) if same else {}
-    before = read_sources(connection, list(same))
+    before = scores.read_sources(connection, list(same))
     # equal sources show the same: no rendering needed
     plan.kept |= {window: state.held[window] for window in same if before.get(window) == sources[window]}
     same = {window: reading for window, reading in same.items() if window not in plan.kept}
@@ -178,10 +220,10 @@ def _keep_unchanged(
         if held.judgement is not None and held.judgement.shown_version == group.input_version:
             plan.kept[window] = held
             if write:
-                keep_sources(connection, {window: sources[window]})
+                scores.keep_sources(connection, {window: sources[window]})
     if write:
         # hours that differ are judged again
-        forget_sources(connection, {window: before[window] for window in same if window not in plan.kept and window in before})
+        scores.forget_sources(connection, {window: before[window] for window in same if window not in plan.kept and window in before})
 
 
 def _could_stand(window: str, state: _State, settings: Settings) -> bool:
@@ -196,3 +238,49 @@ def _could_stand(window: str, state: _State, settings: Settings) -> bool:
 
 def _hour(group: ShownGroup, reading: WindowReading, sources: str) -> Hour:
     return Hour(group, group_version(reading), sources, {e.agent_id: e.trajectory_ids for e in reading.usable_episodes})
+
+
+def release_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> list[str]:
+    """Release groups from quarantine (None: all) for a new judgement, and return their windows."""
+    with connection.transaction():
+        quarantined = list(scores.read_quarantined(connection, windows))
+        lock_windows(connection, quarantined)
+        judge_requests.retire_unusable(connection, quarantined)
+        scores.release(connection, quarantined)
+    return quarantined
+
+
+def outdated_sources(connection: Connection, windows: Sequence[str], settings: Settings) -> dict[str, str]:
+    """Hours of ``windows`` whose sources have changed since JUDGE_MODEL scored them, with the old version.
+
+    Only rendering the prompt can tell whether it changed too; that is left to scoring. Hours of which a training has consumed an
+    episode are left out.
+    """
+    if settings.judge_model == HEURISTIC or (secret := judge_inputs.read_secret(connection)) is None:
+        return {}
+    outdated: dict[str, str] = {}
+    for some in reading_chunks(connection, windows):
+        before = scores.read_sources(connection, some)
+        # scores that a training has consumed never become stale
+        groups = scores.read(connection, sorted(before.keys() - scores.consumed_windows(connection, some)))
+        judged = {
+            window: {score.agent_id for score in group.scores} for window, group in groups.items() if group.judge == settings.judge_model
+        }
+        if judged:
+            readings = read_windows(connection, list(judged), settings)
+            # compare for the agents that were judged, not for those there now
+            now = sources_versions(connection, readings, judged, settings, secret)
+            outdated |= {window: before[window] for window in judged if before[window] != now[window]}
+    return outdated
+
+
+def note_changes(connection: Connection, windows: Sequence[str], settings: Settings) -> None:
+    """Mark outdated scores stale, and release quarantined hours whose request has changed."""
+    if settings.judge_model == HEURISTIC or (secret := judge_inputs.read_secret(connection)) is None:
+        return
+    scores.forget_sources(connection, outdated_sources(connection, windows, settings))
+    # a quarantine by another judge is not this judge's to end
+    aside = [window for window, entry in scores.read_quarantined(connection, windows).items() if entry.judge == settings.judge_model]
+    for start in range(0, len(aside), HOURS_PLANNED_AT_ONCE):
+        some = aside[start : start + HOURS_PLANNED_AT_ONCE]
+        release_quarantined(connection, plan_hours(connection, some, settings, secret, write=False).released)

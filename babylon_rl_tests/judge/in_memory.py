@@ -1,36 +1,13 @@
-"""Interface of the store of paid answers, and one in memory for measurements and tests."""
+"""Groups judged without a database: a store of answers in memory."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import AsyncIterable, Callable, Sequence
+from datetime import datetime
 
-from babylon_rl.judge.budget import Purse
-from babylon_rl.judge.calls import Reply
+from babylon_rl.judge.group_judge import AnswerCache, Asker, Outcome, Ruler, run_pool
+from babylon_rl.judge.prompt.group import ShownGroup
+from babylon_rl.settings import Settings
 from babylon_rl.store.judge_requests import Reservation, StoredAnswer
-
-
-class Asker(Protocol):
-    """Part of JudgeCaller that the ruler needs."""
-
-    async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, object]) -> Reply:
-        """Ask once, with retries.
-
-        Raises:
-            JudgeUnavailable: later may be better.
-            JudgeRefused: a retry does not help.
-        """
-        ...
-
-
-class AnswerCache(Purse, Protocol):
-    """Stored answers by the key of their request, and the shared budget."""
-
-    async def find(self, keys: Sequence[str]) -> dict[str, StoredAnswer]:
-        """Stored answers to some requests, by key."""
-        ...
-
-    async def add(self, answer: StoredAnswer) -> None:
-        """Store an answer; it is safe when this returns."""
-        ...
+from babylon_rl.windows import utc_now
 
 
 class MemoryCache:
@@ -62,3 +39,30 @@ class MemoryCache:
     async def give_back(self, usd: float) -> None:
         """Return reserved dollars."""
         self._under_way -= usd
+
+
+async def judge_groups(
+    groups: Sequence[ShownGroup],
+    caller: Asker,
+    secret: bytes,
+    settings: Settings,
+    cache: AnswerCache,
+    clock: Callable[[], datetime] = utc_now,
+) -> dict[str, Outcome]:
+    """Judge groups with JUDGE_MODEL, without a database; outcomes by window, in the order given.
+
+    Raises:
+        JudgeRefused: the judge answers no request.
+    """
+    ruler = Ruler(caller, settings.judge_model, secret, settings, cache, clock)
+    outcomes: dict[str, Outcome] = {}
+
+    async def keep(outcome: Outcome) -> None:
+        outcomes[outcome.group.window] = outcome
+
+    async def given() -> AsyncIterable[ShownGroup]:
+        for group in groups:
+            yield group
+
+    await run_pool(given(), ruler.judge, keep, settings.judge_concurrency)
+    return {group.window: outcomes[group.window] for group in groups}

@@ -4,9 +4,8 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from babylon_rl.judge.reliability import Reliability
-from babylon_rl.judge.reliability_groups import HourPoint
-from babylon_rl.judge.reliability_measures import Estimate
+from babylon_rl.judge.reliability.measures import Estimate, HourPoint
+from babylon_rl.judge.reliability.report import Reliability
 from babylon_rl.windows import window_start
 
 _INK, _MAIN, _SECOND, _PALE = "#333333", "#1f6fb4", "#c8553d", "#b9c7d6"

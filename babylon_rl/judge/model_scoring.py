@@ -1,30 +1,27 @@
-"""Scoring by a language model: hours are planned in chunks and judged in one pool.
+"""Scoring by a language model: hours are planned in chunks, judged in one pool, and written one by one.
 
-Each hour is written as soon as it is finished.
+A score is the mean over the orders; the reasons of all orders are kept.
 """
 
 import asyncio
+import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import JudgeRefused
-from babylon_rl.judge.calls import JudgeCaller
-from babylon_rl.judge.groups import GroupScores
-from babylon_rl.judge.pool import run_pool
+from babylon_rl.judge.client import JudgeCaller, server_of
+from babylon_rl.judge.group_judge import Judged, Outcome, Ruler, SetAside, run_pool, storable
+from babylon_rl.judge.groups import Asked, GroupScores, Judgement, Scored, group_scores, loaded, stored
+from babylon_rl.judge.judge_store import BEAT_S, Desk, Leases, beating, running_clock
+from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, Hour, Plan, asked_version, judge_version, plan_hours
 from babylon_rl.judge.prompt.group import ShownGroup
+from babylon_rl.judge.prompt.injection import Flag
 from babylon_rl.judge.prompt.render import unreadable
 from babylon_rl.judge.prompt.rubric import RUBRIC, RUBRIC_VERSION
-from babylon_rl.judge.ruler import Judged, Outcome, Ruler, SetAside
-from babylon_rl.judge.scoring_desk import BEAT_S, Desk, Leases, beating, running_clock
-from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE, Hour, Plan, judge_version, plan_hours
-from babylon_rl.judge.scoring_result import Asked, Scored
-from babylon_rl.judge.scoring_stored import loaded, stored
-from babylon_rl.judge.scoring_words import judged_scores
-from babylon_rl.judge.sources import asked_version
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
@@ -35,6 +32,8 @@ from babylon_rl.store.scores import keep_sources
 from babylon_rl.store.windows import lock_windows, reading_chunks
 
 CHANGED = "it changed while it was judged; the next run judges it as it is now"
+_MEAN_DECIMALS = 9  # the mean of the same scores in another order differs in the last bits
+MOST_EXCERPT = 200
 
 
 def score_with_model(
@@ -193,3 +192,69 @@ def finish_hour(
         scores.replace(connection, [stored(judged, hour.trajectories, criteria)], now, force=force)
         keep_sources(connection, {window: hour.sources})
         return replace(judged, changed=True)
+
+
+def judged_scores(outcome: Judged, settings: Settings, input_version: str) -> GroupScores:
+    """Scores of a judged group, not stored."""
+    group, orders, agreed = outcome.group, outcome.orders, outcome.agreement
+    gained = {} if outcome.gain is None else outcome.gain.by_agent
+    scores = {agent: (round(score, _MEAN_DECIMALS), _reasoning(outcome, agent)) for agent, score in agreed.scores.items()}
+    whole = group_scores(group.window, settings.judge_model, judge_version(settings), scores, input_version)
+    shown = {episode.agent_id: episode for episode in group.episodes}
+    entries = tuple(
+        replace(
+            entry,
+            disagreement=agreed.by_agent[entry.agent_id],
+            order_scores=tuple(order.verdicts[entry.agent_id].score for order in orders),
+            places=tuple(order.places[entry.agent_id] for order in orders),
+            shown_tokens=shown[entry.agent_id].tokens,
+            flags=tuple(flag_words(flag) for flag in shown[entry.agent_id].flags),
+            gain=gained.get(entry.agent_id),
+        )
+        for entry in whole.scores
+    )
+    judgement = _judgement(outcome, server_of(settings, settings.judge_model))
+    return replace(whole, scores=entries, disagreement=agreed.disagreement, judgement=judgement)
+
+
+def flag_words(flag: Flag) -> str:
+    """One line on a flag: kind, place and excerpt."""
+    return storable(f"{flag.kind} in {flag.where}: {flag.excerpt[:MOST_EXCERPT]}")
+
+
+def _reasoning(outcome: Judged, agent: str) -> str:
+    """The judge's explanations of an episode, one per order unless all are equal."""
+    verdicts = [order.verdicts[agent] for order in outcome.orders]
+    if len({verdict.explanation for verdict in verdicts}) == 1:
+        return storable(verdicts[0].explanation)
+    return storable("\n".join(f"Order {number} ({verdict.score:.2f}): {verdict.explanation}" for number, verdict in enumerate(verdicts, 1)))
+
+
+def _judgement(outcome: Judged, server: str) -> Judgement:
+    """Facts on a judgement: number of orders, tokens, dollars, what was shown."""
+    # The same answers in another order of arrival are the same judgement.
+    answers = sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
+    usd = [answer.usd for answer in answers]
+    return Judgement(
+        orders=len(outcome.orders),
+        tau=outcome.agreement.tau,
+        requests=len(answers),
+        prompt_tokens=_sum(answer.prompt_tokens for answer in answers),
+        completion_tokens=_sum(answer.completion_tokens for answer in answers),
+        usd=None if None in usd else math.fsum(part for part in usd if part is not None),
+        seconds=math.fsum(answer.latency_seconds for answer in answers),
+        shown_version=outcome.group.input_version,
+        server=server,
+        steps=outcome.group.steps,
+        shortened=outcome.group.shortened,
+        decisions_shortened=outcome.group.decisions_shortened,
+        context_flags=tuple(flag_words(flag) for flag in outcome.group.context_flags),
+        masked=None if outcome.gain is None else outcome.gain.beyond_noise,
+        noise=None if outcome.gain is None else outcome.gain.noise,
+        masked_version="" if outcome.group.masked is None else outcome.group.masked.input_version,
+    )
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    values = list(counts)
+    return None if None in values else sum(count for count in values if count is not None)

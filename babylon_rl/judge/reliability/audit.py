@@ -15,19 +15,19 @@ from datetime import datetime
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import JudgeRefused
-from babylon_rl.judge.calls import JudgeCaller
-from babylon_rl.judge.endpoints import audit_settings
-from babylon_rl.judge.pool import run_pool
+from babylon_rl.judge.client import JudgeCaller, audit_settings
+from babylon_rl.judge.group_judge import Judged, Outcome, Ruler, SetAside, run_pool
+from babylon_rl.judge.judge_store import Desk, running_clock
+from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE
 from babylon_rl.judge.prompt.group import ShownGroup
 from babylon_rl.judge.prompt.render import shown_groups
-from babylon_rl.judge.ruler import Judged, Outcome, Ruler, SetAside
-from babylon_rl.judge.scoring_desk import Desk, running_clock
-from babylon_rl.judge.scoring_plan import HOURS_PLANNED_AT_ONCE
+from babylon_rl.judge.reliability.report import Reliability, reliability
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_secret
+from babylon_rl.store.judge_report import judged_hours
 
 AUDIT_GROUPS = 20
 
@@ -175,3 +175,24 @@ def _as_judged(connection: Connection, windows: Sequence[str], settings: Setting
         }
         shown = shown_groups(connection, same, settings, dropped=others, secret=secret)
         return [group for window, group in shown.items() if held[window].shown_version in ("", group.input_version)]
+
+
+def audited_report(
+    connection: Connection,
+    settings: Settings,
+    span: tuple[str, str],
+    now: datetime,
+    *,
+    judge: str | None = None,
+    groups: int = AUDIT_GROUPS,
+    on_progress: Progress = unheard,
+) -> tuple[Reliability, Audited | None]:
+    """Report on the hours of ``span`` (from, to), after an audit of ``groups`` of them.
+
+    See ``audit``. ``connection`` is in autocommit.
+    """
+    report = reliability(connection, *span, settings, judge=judge)
+    about = settings.model_copy(update={"judge_model": report.judge})
+    windows = [hour.window for hour in judged_hours(connection, report.judge, *span)] if settings.judge_audit_model else []
+    audited = audit(connection, about, windows, now, groups=groups, on_progress=on_progress)
+    return (report if audited is None else reliability(connection, *span, settings, judge=judge)), audited

@@ -1,23 +1,47 @@
-"""Leak check: finds facts in a training text that became known only after the hour.
+"""Leak check: finds facts in a text that became known only after the hour.
 
 Sentences that a judge reads are found by their own templates (prompt/templates.py), with any value, whatever their letter case, white
 space, line breaks, typography and JSON escapes. Raw forms are found as well: recorded gameKnowledge by its keys and its bare values, a
 question's own row with its secret answer, a plain statement of that answer, and judges' scores by their column's name. An agent may
 guess in its own words: a response leaks only by sentence or by recorded secret.
+
+A judge's explanations, which lie where others may read them (aiJudgeReasoning), are searched for hidden answers in plain words. That is a
+search for words, so it errs both ways: a warning, not a proof.
 """
 
 import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from babylon_rl.judge.prompt.templates import FIELD_TYPES, TEMPLATES, LeakKind, Template, folded
-from babylon_rl.judge.telling import HiddenAnswer, stated_answer
 
+UNRESOLVED = "UNRESOLVED"
+_CLAUSES = re.compile(r"(?<=[.;!])\s+|\n")  # a question mark ends a question's name as often as a sentence
+_YES = re.compile(r"\b(?:YES|Yes|yes)\b")
+_NO = re.compile(r"\bNO\b|[\"'“‘](?:no|No)[\"'”’]")  # in small letters it is a word like any other
+_STATED_NO = re.compile(r"\bNO\b|\bNo\b|[\"'“‘]no[\"'”’]|\bno\W*$")
+_RIGHT = re.compile(
+    r"\b(?:answer\w*|outcome|resol\w+|correct\w*|right\w*|true|truth|turn(?:s|ed) out|prov(?:ed|es|en)|actual\w*|will be)\b", re.I
+)
+_STATED = re.compile(
+    r"\b(?:(?:yes|no)[\"'”]? (?:is|was) the (?:true|correct|right|real|official|actual|final) (?:answer|outcome)|"
+    r"(?:true|correct|right|real|official|actual|hidden|final|secret) (?:answer|outcome|result|resolution)|(?:turns?|turned) out|"
+    r"resolves? (?:to |as )?[\"'“]?(?:yes|no)\b|(?:is|was) resolved|resolved (?:to |as )|will resolve|"
+    r"answer (?:to \S.{0,200}?)?(?:is|was|will be)|outcome (?:of \S.{0,200}?)?(?:is|was|will be))\b",
+    re.I,
+)
+_STATED_ANCHORS = ("answer", "outcome", "result", "resol", "turn")
+_GUESSED = re.compile(
+    r"\b(?:if|whether|when|would|could|should|might|may|maybe|perhaps|probably|likely|unlikely|think|thinks|believe|believes|expect|expects|"
+    r"guess|bet|bets|betting|chance|odds|rumou?r\w*|say|says|said|claims?|predict\w*|until|either|or)\b",
+    re.I,
+)
+_WRONG = re.compile(r"\b(?:wrong\w*|incorrect\w*|mistak\w+|false)\b", re.I)
 RESPONSE = "response"
 EXCERPT_CHARACTERS = 160
 _MOST_ESCAPED = 3  # JSON inside JSON inside JSON
@@ -25,6 +49,59 @@ _SHORTEST_KEY, _SHORTEST_NUMBER, _SHORTEST_SECTION, _SHORTEST_TEXT = 6, 5, 12, 1
 _LEAST_DECIMALS = 4  # of a bare number: two markets often have the same price in cents
 _MOST_NESTED = 6
 _DECIMAL = re.compile(r"(?<![\d.])\d{1,9}\.\d{2,}%?")
+
+
+@dataclass(frozen=True)
+class HiddenAnswer:
+    """The engine's answer to a question without an official one.
+
+    ``names`` are the question's names in texts.
+    """
+
+    names: tuple[str, ...]
+    answer: bool
+
+
+def tells(explanation: str, hidden: Iterable[HiddenAnswer]) -> bool:
+    """True if a clause names a question and states its hidden answer.
+
+    It says that the hidden answer is right, or that the other is wrong.
+    """
+    for clause in _CLAUSES.split(explanation):
+        for asked in hidden:
+            own, other = (_YES, _NO) if asked.answer else (_NO, _YES)
+            states = (own.search(clause) and _RIGHT.search(clause)) or (other.search(clause) and _WRONG.search(clause))
+            if states and any(_named(name, clause) for name in asked.names):
+                return True
+    return False
+
+
+def stated_answer(text: str, hidden: Iterable[HiddenAnswer]) -> str | None:
+    """First clause that names a question and states its answer as a fact.
+
+    None where no clause does.
+
+    A guess, a condition and both answers in one clause state nothing, nor does the wrong answer.
+    """
+    small = text.casefold()
+    # most texts hold no such word, and the expressions are slow
+    if not any(anchor in small for anchor in _STATED_ANCHORS):
+        return None
+    asked = tuple(hidden)
+    for clause in _CLAUSES.split(text):
+        stated = _STATED.search(clause)
+        if stated is None or _GUESSED.search(clause) is not None:
+            continue
+        answers = bool(_YES.search(clause, stated.start())), bool(_STATED_NO.search(clause, stated.start()))
+        if answers[0] == answers[1]:
+            continue
+        if any(one.answer == answers[0] and any(_named(name, clause) for name in one.names) for one in asked):
+            return clause
+    return None
+
+
+def _named(name: str, clause: str) -> bool:
+    return bool(name) and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", clause, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True)

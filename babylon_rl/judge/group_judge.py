@@ -1,32 +1,54 @@
 """RULER for one group: several orders, checked answers, new tries after faulty ones.
 
-A group without usable answers is set aside. The result depends only on the group and the answers, and every answer is in the cache
-before it is used: a ruler that was stopped anywhere reaches the same result when it starts again, and pays only for what had not been
-answered.
+RULER is ART's name for relative scoring by a language model. A group without usable answers goes to quarantine. The result depends only
+on the group and the answers, and every answer is stored before it is used: a judge that was stopped anywhere reaches the same result when
+it starts again, and pays only for what had not been answered.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
-from babylon_rl.judge.agreement import Agreement, Gain, agreement, gain
-from babylon_rl.judge.answers import AnswerFault, Verdict, read_answer
-from babylon_rl.judge.budget import Budget, OverBudget, expected_usd
-from babylon_rl.judge.calls import Reply
-from babylon_rl.judge.patience import Patience
+from babylon_rl.judge.answers import AnswerFault, Patience, Verdict, read_answer
+from babylon_rl.judge.budget import Budget, BudgetLedger, OverBudget, expected_usd
+from babylon_rl.judge.client import Reply
+from babylon_rl.judge.consensus import Agreement, Gain, agreement, gain, merge
 from babylon_rl.judge.prompt.group import ShownGroup
 from babylon_rl.judge.prompt.request import JudgeRequest, asked_anew, plan_requests
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
-from babylon_rl.judge.ruler_cache import AnswerCache, Asker
-from babylon_rl.judge.subgroups import merge
 from babylon_rl.settings import Settings
 from babylon_rl.store.judge_requests import StoredAnswer
 
-ASKED = 0  # the first try at a request; each further one is a new question
+FIRST_TRY = 0  # at a request; each further try is a new request
 MOST_SHOWN = 4000  # characters of a message or answer in a transcript
+
+
+class Asker(Protocol):
+    """Part of JudgeCaller that the ruler needs."""
+
+    async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, object]) -> Reply:
+        """Ask once, with retries.
+
+        Raises:
+            JudgeUnavailable: later may be better.
+            JudgeRefused: a retry does not help.
+        """
+        ...
+
+
+class AnswerCache(BudgetLedger, Protocol):
+    """Stored answers by the key of their request, and the shared budget."""
+
+    async def find(self, keys: Sequence[str]) -> dict[str, StoredAnswer]:
+        """Stored answers to some requests, by key."""
+        ...
+
+    async def add(self, answer: StoredAnswer) -> None:
+        """Store an answer; it is safe when this returns."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -161,7 +183,7 @@ class Ruler:
         requests = [request for plan in plans for request in plan]
         held = await self._cache.find([request.key for request in requests])
         # reserve for all first tries together, so that a group is not paid in part
-        async with self._budget.reserved([request for request in requests if request.key not in held]):
+        async with self._budget.reserved(_sizes(request for request in requests if request.key not in held)):
             answered = await _all([self._verdicts(group, request, held.get(request.key), tally) for request in requests])
         by_key = dict(zip((request.key for request in requests), answered, strict=True))
         return [_order([by_key[request.key] for request in plan]) for plan in plans]
@@ -172,7 +194,7 @@ class Ruler:
         faults: tuple[str, ...] = ()
         for attempt in range(self._settings.judge_tries):
             # a further try is another request, which may be in the cache, too
-            if attempt != ASKED:
+            if attempt != FIRST_TRY:
                 request = asked_anew(group, asked, attempt, self._secret)
                 held = (await self._cache.find([request.key])).get(request.key)
             if held is None:
@@ -199,7 +221,7 @@ class Ruler:
     async def _ask(self, request: JudgeRequest, attempt: int) -> StoredAnswer:
         """Ask once and store the answer before it is used."""
         # The group's first requests were reserved together.
-        async with self._budget.reserved([] if attempt == ASKED else [request]), self._slots:
+        async with self._budget.reserved(() if attempt == FIRST_TRY else _sizes([request])), self._slots:
             self._patience.check()
             reply = await self._caller.ask(request.messages, request.schema)
             answer = self._answer(request, attempt, reply)
@@ -221,6 +243,11 @@ class Ruler:
             prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens, usd=usd,
             latency_seconds=reply.latency_s, tries=reply.attempts, asked_at=self._clock(),
         )  # fmt: skip
+
+
+def _sizes(requests: Iterable[JudgeRequest]) -> Iterator[tuple[int, int]]:
+    """Prompt tokens and episodes of some requests, counted when they are needed."""
+    return ((request.tokens, len(request.ids)) for request in requests)
 
 
 async def _all(work: Sequence[Awaitable[Any]]) -> list[Any]:
@@ -300,3 +327,47 @@ def _short(text: str) -> str:
 def storable(text: str) -> str:
     """Text that a Postgres column accepts: without NUL and lone surrogates."""
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+async def run_pool(
+    groups: AsyncIterable[ShownGroup],
+    judge: Callable[[ShownGroup], Awaitable[Outcome]],
+    done: Callable[[Outcome], Awaitable[None]],
+    concurrency: int,
+) -> None:
+    """Judge groups as they arrive and pass each outcome to ``done``; everything is cancelled when the run is.
+
+    The caller limits the requests. This pool limits the groups under way to twice that number, so that neither reading further groups
+    nor writing finished ones leaves the judge idle, and a long range is not held in memory.
+
+    Raises:
+        JudgeRefused: the judge answers no request; the other groups are cancelled.
+    """
+    slots = asyncio.Semaphore(2 * concurrency)
+
+    async def one(group: ShownGroup) -> None:
+        try:
+            await done(await judge(group))
+        finally:
+            slots.release()
+
+    # take a slot before reading the next group, so that no group waits in memory
+    coming = aiter(groups)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await slots.acquire()
+                group = await anext(coming, None)
+                if group is None:
+                    break
+                tasks.create_task(one(group), name=group.window)
+    except BaseExceptionGroup as several:
+        raise _first(several) from None
+
+
+def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended the others; an interruption comes before any error."""
+    leaves: list[BaseException] = []
+    for error in several.exceptions:
+        leaves.append(_first(error) if isinstance(error, BaseExceptionGroup) else error)
+    return next((error for error in leaves if not isinstance(error, Exception)), leaves[0])

@@ -1,0 +1,215 @@
+"""One score per agent from several orders and sub-groups, and how far these agree.
+
+Sub-groups of a group that is too large for one request hold the same few anchors. A part is shifted and stretched so that its anchors
+approach the mean and the deviation that they have over all parts: fully where the anchors' scores fit such maps, and less where noise of
+the judge explains the difference, which would otherwise reach every episode of the part. The map is increasing, so the order inside a
+part stays.
+"""
+
+import math
+import random
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+_ROUNDING = 1e-9  # sums of the same scores differ in the last bits
+FEWEST_RANKED = 3  # values whose ranks are correlated: two always agree wholly or not at all
+LEAST = 4  # episodes in a sub-group: two anchors, and two to place beside them
+ENOUGH = 4  # anchors that tell a scale from noise
+_NOTHING = 1e-9
+_DECIMALS = 9  # of a merged score: sums of floats differ in the last bits
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Mean scores over some orders, and their disagreement. All values are 0..1.
+
+    ``disagreement`` is the mean absolute difference between two orders, over all pairs of orders; the group's is the mean over its
+    episodes. ``tau`` is Kendall's tau-b, the mean over the pairs in which both orders rank at all; None where no pair does.
+    """
+
+    scores: Mapping[str, float]
+    by_agent: Mapping[str, float]
+    disagreement: float
+    tau: float | None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Score that flagged passages gained each agent: as shown, less with the passages masked.
+
+    ``noise`` is the mean absolute difference between two orders of the masked group, on which the passages have no influence.
+    """
+
+    by_agent: Mapping[str, float]
+    noise: float
+
+    @property
+    def largest(self) -> float:
+        """The largest gain or loss, 0..1."""
+        return max(map(abs, self.by_agent.values()))
+
+    @property
+    def beyond_noise(self) -> bool:
+        """True where the passages moved a score by more than another order does.
+
+        Then the masked scores count.
+        """
+        return self.largest > self.noise + _ROUNDING
+
+
+def agreement(orders: Sequence[Mapping[str, float]]) -> Agreement:
+    """Agreement of some orders (agent id -> score, same agents in each), by agent.
+
+    Raises:
+        ValueError: there is no order, or an empty one.
+    """
+    if not orders or not orders[0]:
+        raise ValueError("There are no scores to agree on.")
+    agents = sorted(orders[0])
+    scores = {agent: math.fsum(order[agent] for order in orders) / len(orders) for agent in agents}
+    pairs = list(combinations(orders, 2))
+    by_agent = {agent: math.fsum(abs(one[agent] - two[agent]) for one, two in pairs) / max(1, len(pairs)) for agent in agents}
+    # pairs in which one order gives a single score to all have no tau
+    taus = [tau for one, two in pairs if (tau := kendall_tau(one, two)) is not None]
+    disagreement = math.fsum(by_agent.values()) / len(agents)
+    return Agreement(scores, by_agent, disagreement, math.fsum(taus) / len(taus) if taus else None)
+
+
+def gain(shown: Agreement, masked: Agreement) -> Gain:
+    """Gain of flagged passages, from a group's judgements with and without them."""
+    return Gain({agent: round(shown.scores[agent] - score, 9) for agent, score in masked.scores.items()}, masked.disagreement)
+
+
+def kendall_tau(one: Mapping[str, float], two: Mapping[str, float]) -> float | None:
+    """Kendall's tau-b between two orders' scores, -1..1.
+
+    None where one order does not rank: a single agent, or equal scores for all.
+    """
+    agents = sorted(one)
+    import numpy as np  # not at the top: spearman is used by the checks of every hour
+
+    # the sign of each pair's difference; importing scipy.stats for it takes longer than all the rest of a report
+    ranked = [np.sign(np.subtract.outer(scores, scores)) for scores in ([order[agent] for agent in agents] for order in (one, two))]
+    first, second = ranked
+    pairs = float(np.sum(first * first)) * float(np.sum(second * second))  # neither ties nor themselves, in both
+    return float(np.sum(first * second)) / math.sqrt(pairs) if pairs else None
+
+
+def centred_ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from -1/2 (least) to 1/2, ties sharing their mean rank.
+
+    Groups of any size count alike.
+    """
+    ordered, most = sorted(values), max(1, len(values) - 1)
+    return [(bisect_left(ordered, value) + bisect_right(ordered, value) - 1) / 2 / most - 0.5 for value in values]
+
+
+def spearman(one: Sequence[float], two: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, -1..1; None for few values or a side without ranks.
+
+    Few: less than FEWEST_RANKED.
+    """
+    if len(one) < FEWEST_RANKED or min(len(set(one)), len(set(two))) < 2:
+        return None
+    a, b = centred_ranks(one), centred_ranks(two)  # the mean of ranks is that of places, so these are centred whatever the ties
+    across = math.fsum(x * y for x, y in zip(a, b, strict=True))
+    return across / math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
+
+
+def split(agents: Sequence[str], most: int, seed: int) -> list[list[str]]:
+    """Split agents into overlapping sub-groups of at most ``most``; one group if all fit.
+
+    They share a third of ``most`` as anchors, or up to ENOUGH of a half.
+
+    Anchors and the rest are drawn by ``seed`` from the sorted agents, so that the same group splits the same way.
+
+    Raises:
+        ValueError: ``most`` is below LEAST, or an agent occurs twice.
+    """
+    if most < LEAST:
+        raise ValueError(f"A sub-group of {most} cannot be put on one scale with others; it takes {LEAST}.")
+    ordered = sorted(agents)
+    if len(set(ordered)) != len(ordered):
+        raise ValueError("An agent is there twice.")
+    if len(ordered) <= most:
+        return [ordered]
+    random.Random(seed).shuffle(ordered)
+    anchors = max(most // 3, min(ENOUGH, most // 2))
+    shared, rest = ordered[:anchors], ordered[anchors:]
+    parts = math.ceil(len(rest) / (most - anchors))
+    # deal the rest like cards, so that the sizes of the parts differ by one at most
+    return [sorted(shared + rest[part::parts]) for part in range(parts)]
+
+
+def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Merge the scores of some parts into one score (0..1) per agent.
+
+    Agents are sorted. A single part stays as it is.
+
+    With a judge whose scores in each part are a rising straight-line map of the same skill, the order is that of the skill. Two anchors
+    or fewer tell how far parts lie apart, and nothing of their scale.
+
+    Raises:
+        ValueError: there are no parts, or they share no agent.
+    """
+    if not parts:
+        raise ValueError("There is nothing to merge.")
+    if len(parts) == 1:
+        return dict(sorted(parts[0].items()))
+    anchors = sorted(set.intersection(*(set(part) for part in parts)))
+    if not anchors:
+        raise ValueError("The parts share no agent.")
+    gathered: dict[str, list[float]] = {}
+    for part, (mean, to, stretch) in zip(parts, _maps([[part[agent] for agent in anchors] for part in parts]), strict=True):
+        for agent, score in part.items():
+            gathered.setdefault(agent, []).append(to + (score - mean) * stretch)
+    return _within({agent: math.fsum(scores) / len(scores) for agent, scores in sorted(gathered.items())})
+
+
+def _maps(anchors: Sequence[Sequence[float]]) -> list[tuple[float, float, float]]:
+    """Map of each part: mean of its anchors, target of that mean, stretch."""
+    moments = [_moments(scores) for scores in anchors]
+    means, deviations = [mean for mean, _ in moments], [deviation for _, deviation in moments]
+    middle, width, count = math.fsum(means) / len(means), math.fsum(deviations) / len(deviations), len(anchors[0])
+    # two anchors give a shift but no scale
+    scales = count > 2 and min(deviations) > _NOTHING
+    aligned = [
+        [(score - mean) * (width / deviation if scales else 1.0) for score in scores]
+        for scores, (mean, deviation) in zip(anchors, moments, strict=True)
+    ]
+    # shift and stretch only by the share of the difference that noise does not explain
+    noise = _disagreement(aligned, count - (2 if scales else 1))
+    moved = _beyond(means, noise / count)
+    stretched = _beyond([math.log(deviation) for deviation in deviations], noise / width**2 / (count - 1)) if scales else 0.0
+    return [(mean, mean + moved * (middle - mean), (width / deviation) ** stretched if scales else 1.0) for mean, deviation in moments]
+
+
+def _disagreement(aligned: Sequence[Sequence[float]], freedom: int) -> float:
+    """Residual variance of one score after alignment; 0 if it cannot be estimated."""
+    left = math.fsum(_spread(scores) for scores in zip(*aligned, strict=True))
+    return left / (freedom * (len(aligned) - 1)) if freedom > 0 else 0.0
+
+
+def _beyond(values: Sequence[float], noise: float) -> float:
+    """Share of the variance of some values that exceeds ``noise``, the variance by noise alone."""
+    variance = _spread(values) / (len(values) - 1)
+    return max(0.0, 1.0 - noise / variance) if variance > _NOTHING**2 else 0.0
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Sum of squares around the mean."""
+    mean = math.fsum(values) / len(values)
+    return math.fsum((value - mean) ** 2 for value in values)
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and population standard deviation."""
+    return math.fsum(values) / len(values), math.sqrt(_spread(values) / len(values))
+
+
+def _within(scores: Mapping[str, float]) -> dict[str, float]:
+    """The scores, compressed linearly if one lies outside 0 to 1."""
+    low, high = min(0.0, *scores.values()), max(1.0, *scores.values())
+    return {agent: round((score - low) / (high - low), _DECIMALS) for agent, score in scores.items()}

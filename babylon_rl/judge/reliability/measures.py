@@ -1,0 +1,276 @@
+"""Estimates with 95 % intervals, and the sums of judged groups that they are made of.
+
+Groups are the independent draws, episodes are not. Only small sums of each group are kept, so a long range takes little memory.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from babylon_rl.judge.consensus import FEWEST_RANKED, centred_ranks, spearman
+from babylon_rl.store.judge_report import JudgedEpisode, JudgedHour
+
+CONFIDENCE = 0.95
+_NEARLY = 1 - 1e-9
+
+_TINY = 1e-9
+
+Moments = npt.NDArray[np.float64]  # 5 by 5
+PLACES = 5  # from the first fifth of a request to the last
+PNL_RANKS = 5
+MOST_POINTS = 2_000
+MOST_USD = 1e9  # larger amounts are clipped: they cannot be squared or drawn
+Bins = list[list[tuple[float, float]]]  # of each bin (place, value), the means of one group each
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number over some groups; ``low`` and ``high`` are None for a single group."""
+
+    value: float
+    low: float | None
+    high: float | None
+    groups: int
+
+    @property
+    def document(self) -> dict[str, float | int | None]:
+        """This estimate as JSON."""
+        return {"mean": self.value, "low": self.low, "high": self.high, "groups": self.groups}
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate | None:
+    """Mean of one value (-1..1) per group, with Student's interval; None without values.
+
+    The interval is clipped to -1..1.
+    """
+    if not values:
+        return None
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return Estimate(mean, None, None, len(values))
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    half = _quantile(len(values) - 1) * math.sqrt(variance / len(values))
+    return Estimate(mean, max(-1.0, mean - half), min(1.0, mean + half), len(values))
+
+
+def slope_estimate(parts: Sequence[tuple[float, float]]) -> Estimate | None:
+    """Slope of one least-squares line within groups.
+
+    Each group is given as (sum of xy, sum of xx) of its centred values.
+
+    The interval is that of the cluster-robust variance (Liang and Zeger, 1986) with G/(G - 1), and G - 1 degrees of freedom.
+    """
+    weight = math.fsum(sxx for _, sxx in parts)
+    if weight <= 0:
+        return None
+    slope = math.fsum(sxy for sxy, _ in parts) / weight
+    groups = sum(sxx > 0 for _, sxx in parts)
+    if groups < 2:
+        return Estimate(slope, None, None, groups)
+    variance = groups / (groups - 1) * math.fsum((sxy - slope * sxx) ** 2 for sxy, sxx in parts) / weight**2
+    half = _quantile(groups - 1) * math.sqrt(variance)
+    return Estimate(slope, slope - half, slope + half, groups)
+
+
+def length_moments(scores: Sequence[float], lengths: Sequence[float], pnls: Sequence[float]) -> Moments:
+    """Sums of products within a group, from which correlation and slope over length follow.
+
+    The columns, centred: score, rank of length, and the controls: rank of P&L, its square, P&L over its deviation. Ranks of P&L alone
+    are too weak a control: an unbiased judge whose scores are a curve of P&L would then seem to depend on length.
+    """
+    ranks, earned = np.array(centred_ranks(pnls)), np.array(pnls)
+    columns = [np.array(scores), np.array(centred_ranks(lengths)), ranks, ranks**2, earned / (earned.std() or 1.0)]
+    centred = np.stack([column - column.mean() for column in columns])
+    products: Moments = centred @ centred.T
+    return products
+
+
+def length_correlation(groups: Sequence[Moments]) -> Estimate | None:
+    """Partial correlation of score and length given P&L, -1..1; interval on Fisher's scale."""
+    return _jackknifed(groups, _correlation, _fisher, math.tanh)
+
+
+def length_points(groups: Sequence[Moments]) -> Estimate | None:
+    """Score of a group's longest transcript less that of the shortest, at equal P&L."""
+    return _jackknifed(groups, _points, float, float)
+
+
+def _correlation(moments: Moments) -> float | None:
+    left = _less_money(moments)
+    if left is None:
+        return None
+    if left[0, 0] <= _TINY * moments[0, 0] or left[1, 1] <= _TINY * moments[1, 1]:
+        return 0.0  # P&L explains one of them wholly
+    return float(np.clip(left[0, 1] / math.sqrt(left[0, 0] * left[1, 1]), -1, 1))
+
+
+def _points(moments: Moments) -> float | None:
+    left = _less_money(moments)
+    if left is None or left[1, 1] <= _TINY * moments[1, 1]:
+        return None
+    return float(left[0, 1] / left[1, 1])  # ranks of length run over one unit
+
+
+def _less_money(moments: Moments) -> Moments | None:
+    """Products of score and length after regression on P&L; None where one does not vary."""
+    judged, money = moments[:2, :2], moments[2:, 2:]
+    if min(judged[0, 0], judged[1, 1]) <= _TINY:
+        return None
+    left: Moments = judged - moments[:2, 2:] @ np.linalg.pinv(money, rcond=_TINY, hermitian=True) @ moments[2:, :2]
+    return left
+
+
+def _jackknifed(
+    groups: Sequence[Moments],
+    measure: Callable[[Moments], float | None],
+    scaled: Callable[[float], float],
+    unscaled: Callable[[float], float],
+) -> Estimate | None:
+    """Estimate of ``measure`` over all groups, with a jackknife interval over groups.
+
+    The interval is computed on the scale of ``scaled`` and converted back by ``unscaled``.
+    """
+    whole = np.sum(groups, axis=0) if groups else None
+    value = None if whole is None else measure(whole)
+    if whole is None or value is None:
+        return None
+    # the measure with each group left out in turn; sums make that a subtraction
+    left_out = [scaled(one) for group in groups if (one := measure(whole - group)) is not None]
+    if len(left_out) < 2:
+        return Estimate(value, None, None, len(groups))
+    count, middle = len(left_out), math.fsum(left_out) / len(left_out)
+    error = math.sqrt((count - 1) / count * math.fsum((one - middle) ** 2 for one in left_out))
+    half = _quantile(count - 1) * error
+    return Estimate(value, unscaled(scaled(value) - half), unscaled(scaled(value) + half), len(groups))
+
+
+def _fisher(correlation: float) -> float:
+    return math.atanh(max(-_NEARLY, min(_NEARLY, correlation)))
+
+
+def _quantile(freedom: int) -> float:
+    """Student's t quantile of the interval."""
+    from scipy.special import stdtrit  # scipy.stats, which has the same, takes four times as long to import
+
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+@dataclass(frozen=True)
+class HourPoint:
+    """Points of one hour in the plots: disagreement, tau, rank correlation with P&L.
+
+    None where orders or scores do not rank.
+    """
+
+    window: str
+    disagreement: float | None
+    tau: float | None
+    pnl_correlation: float | None
+
+
+@dataclass
+class Groups:
+    """Sums over the groups so far.
+
+    Every ``every``-th hour leaves its episodes as points (P&L in dollars, score) for a plot.
+    """
+
+    every: int = 1
+    episodes: int = 0
+    flagged: int = 0
+    masked: int = 0
+    gains: list[float] = field(default_factory=list)
+    without_pnl_ranks: int = 0
+    hours: list[HourPoint] = field(default_factory=list)
+    slopes: list[tuple[float, float]] = field(default_factory=list)
+    by_place: Bins = field(default_factory=lambda: [[] for _ in range(PLACES)])
+    by_pnl_rank: Bins = field(default_factory=lambda: [[] for _ in range(PNL_RANKS)])
+    mean_places: list[float] = field(default_factory=list)
+    lengths: list[Moments] = field(default_factory=list)
+    points: list[tuple[float, float]] = field(default_factory=list)
+
+    def add(self, hour: JudgedHour, episodes: Sequence[JudgedEpisode]) -> None:
+        """Add one group."""
+        with_pnl = [episode for episode in episodes if episode.pnl_usd is not None and math.isfinite(episode.pnl_usd)]
+        pnls = [max(-MOST_USD, min(MOST_USD, episode.pnl_usd or 0.0)) for episode in with_pnl]
+        scores = [episode.score for episode in with_pnl]
+        # agreement between orders and with P&L, one point per hour
+        correlation = spearman(scores, pnls)
+        self.without_pnl_ranks += correlation is None
+        several = hour.orders > 1
+        self.hours.append(HourPoint(hour.window, hour.disagreement if several else None, hour.tau if several else None, correlation))
+        if len(self.hours) % self.every == 0:
+            self.points += zip(pnls, scores, strict=True)
+        # flagged passages, and their gain
+        self.episodes += len(episodes)
+        self.flagged += sum(episode.flags > 0 for episode in episodes)
+        self.masked += hour.masked is True
+        gains = [episode.gain for episode in episodes if episode.gain is not None and episode.flags]
+        self.gains += [_mean(gains)] if gains else []
+        # place, P&L rank and length, each as a mean per group
+        self._add_places(episodes)
+        if correlation is not None:
+            _bin(self.by_pnl_rank, list(zip(_shares(pnls), scores, strict=True)))
+        if len(with_pnl) >= FEWEST_RANKED and all(episode.shown_tokens > 0 for episode in with_pnl):
+            self.lengths.append(length_moments(scores, [float(episode.shown_tokens) for episode in with_pnl], pnls))
+
+    def _add_places(self, episodes: Sequence[JudgedEpisode]) -> None:
+        """Add places and scores as differences from the episode's mean over its orders.
+
+        With a single order, the difference is from the group's mean.
+        """
+        seen = [e for e in episodes if e.order_scores and len(e.order_scores) == len(e.places)]
+        if not seen:
+            return
+        placed = [(_mean(e.places), _mean(e.order_scores)) for e in seen]
+        self.mean_places.append(_variance([place for place, _ in placed]))
+        # one order: an episode has no mean of its own, so that of the group stands in
+        if max(len(e.places) for e in seen) == 1:
+            middle = (_mean([place for place, _ in placed]), _mean([score for _, score in placed]))
+            placed = [middle] * len(seen)
+        pairs = [
+            (place, place - own_place, score - own_score)
+            for episode, (own_place, own_score) in zip(seen, placed, strict=True)
+            for place, score in zip(episode.places, episode.order_scores, strict=True)
+        ]
+        self.slopes.append((math.fsum(x * y for _, x, y in pairs), math.fsum(x * x for _, x, _ in pairs)))
+        _bin(self.by_place, [(place, deviation) for place, _, deviation in pairs])
+
+    @property
+    def mean_place_deviation(self) -> float:
+        """Standard deviation of the mean places of a group's episodes; 0 with reversed pairs."""
+        return math.sqrt(_mean(self.mean_places)) if self.mean_places else 0.0
+
+    @staticmethod
+    def estimates(bins: Bins) -> Iterator[tuple[float, Estimate]]:
+        """Yield the mean place (0..1) and the estimate of each bin that is not empty."""
+        for pairs in bins:
+            estimate = mean_estimate([value for _, value in pairs])
+            if estimate is not None:
+                yield _mean([place for place, _ in pairs]), estimate
+
+
+def _bin(bins: Bins, pairs: Sequence[tuple[float, float]]) -> None:
+    """Add the mean of one group's places (0..1) and values in each bin."""
+    by_bin: dict[int, list[tuple[float, float]]] = {}
+    for place, value in pairs:
+        by_bin.setdefault(min(len(bins) - 1, int(place * len(bins))), []).append((place, value))
+    for number, own in by_bin.items():
+        bins[number].append((_mean([place for place, _ in own]), _mean([value for _, value in own])))
+
+
+def _shares(values: Sequence[float]) -> list[float]:
+    """Ranks from 0 (least) to 1."""
+    return [rank + 0.5 for rank in centred_ranks(values)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _variance(values: Sequence[float]) -> float:
+    middle = _mean(values)
+    return _mean([(value - middle) ** 2 for value in values])

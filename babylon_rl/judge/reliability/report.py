@@ -1,0 +1,397 @@
+"""Reliability report of a judge over a range of hours, from stored data only; as JSON and as sentences.
+
+No judge is asked and nothing is written. The report measures agreement between orders, bias by place and length, agreement with a
+second judge and with the market, and cost. Every number has its interval; missing values stay visible as null or "unknown".
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from babylon_rl.judge.consensus import kendall_tau, merge, spearman
+from babylon_rl.judge.groups import NO_SPREAD
+from babylon_rl.judge.reliability.measures import (
+    MOST_POINTS,
+    Estimate,
+    Groups,
+    length_correlation,
+    length_points,
+    mean_estimate,
+    slope_estimate,
+)
+from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.store import judge_report as store
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.judge_report import JudgeAgreement, Paid, judge_agreements
+from babylon_rl.windows import window_end, window_of
+
+HOURS_AT_ONCE = 500
+DEFAULT_HOURS = 168
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class AuditAgreement:
+    """Agreement of a second judge with the judge: rank correlations, mean absolute difference."""
+
+    judge: str
+    spearman: Estimate | None
+    kendall_tau: Estimate | None
+    difference: Estimate | None
+    groups: int
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """The report. Scores are 0..1; an estimate is None where the data does not suffice.
+
+    ``self_difference`` is the mean absolute difference between two orders, ``self_tau`` Kendall's tau between them; ``position_slope`` is
+    the gain of a request's last place over its first (negative: a loss), and ``position_left`` the standard deviation that this
+    leaves in the mean over the orders; ``length_correlation`` is the partial correlation of score and shown length given P&L, and
+    ``length_points`` the gain of a group's longest transcript over its shortest at equal P&L.
+    """
+
+    first: str
+    end: str
+    judge: str
+    versions: Sequence[str]
+    judges: Mapping[str, int]
+    groups: int
+    stale: int
+    quarantined: int
+    pending: int
+    without_spread: int
+    orders: float | None
+    further_orders: int
+    self_difference: Estimate | None
+    self_tau: Estimate | None
+    position_slope: Estimate | None
+    position_left: float | None
+    length_correlation: Estimate | None
+    length_points: Estimate | None
+    pnl_correlation: Estimate | None
+    audit: AuditAgreement | None
+    paid: Sequence[store.Paid]
+    in_use: int
+    days: Sequence[store.PaidDay]
+    market: JudgeAgreement | None
+    seen: Groups = field(repr=False)
+
+    @property
+    def quarantined_share(self) -> float | None:
+        """Share of quarantined groups among all judged or quarantined; None without any."""
+        total = self.groups + self.quarantined
+        return self.quarantined / total if total else None
+
+    @property
+    def usd(self) -> float | None:
+        """Dollars of all judges' answers about the hours; None if one price is unknown."""
+        return None if any(one.without_usd for one in self.paid) else math.fsum(one.usd for one in self.paid)
+
+
+def default_range(connection: Connection) -> tuple[str, str] | None:
+    """The last DEFAULT_HOURS hours up to the newest judged one, as (from, to).
+
+    None where no hour is judged.
+    """
+    newest = store.newest_judged(connection)
+    if newest is None:
+        return None
+    end = window_end(newest)
+    return window_of(end - timedelta(hours=DEFAULT_HOURS)), window_of(end)
+
+
+def judge_of(judges: Mapping[str, int], settings: Settings) -> str:
+    """Judge of a report: JUDGE_MODEL, or the one with most scores if that has none."""
+    return settings.judge_model if settings.judge_model in judges or not judges else next(iter(judges))
+
+
+def reliability(connection: Connection, first: str, end: str, settings: Settings, *, judge: str | None = None) -> Reliability:
+    """Build the report on the hours from ``first`` to before ``end``.
+
+    ``judge`` defaults to that of ``judge_of``.
+    """
+    judges = store.judges_of(connection, first, end)
+    about = judge or judge_of(judges, settings)
+    hours = store.judged_hours(connection, about, first, end)
+    seen = Groups(every=max(1, math.ceil(sum(hour.group_size for hour in hours) / MOST_POINTS)))
+    # in chunks, each reduced to sums at once, so that a long range takes little memory
+    for start in range(0, len(hours), HOURS_AT_ONCE):
+        some = hours[start : start + HOURS_AT_ONCE]
+        episodes = store.judged_episodes(connection, [hour.window for hour in some])
+        for hour in some:
+            seen.add(hour, episodes.get(hour.window, []))
+    quarantined, pending = store.without_scores(connection, about, first, end)
+    slope = slope_estimate(seen.slopes)
+    # hours with more orders than the least are those that disagreed at first
+    fewest = min((hour.orders for hour in hours), default=0)
+    return Reliability(
+        first, end, about,
+        versions=sorted({hour.judge_version for hour in hours}),
+        judges=judges,
+        groups=len(hours),
+        stale=sum(hour.stale for hour in hours),
+        quarantined=quarantined,
+        pending=pending,
+        without_spread=sum(hour.spread < NO_SPREAD for hour in hours),
+        orders=sum(hour.orders for hour in hours) / len(hours) if hours and fewest else None,
+        further_orders=sum(hour.orders > fewest for hour in hours),
+        self_difference=mean_estimate([point.disagreement for point in seen.hours if point.disagreement is not None]),
+        self_tau=mean_estimate([point.tau for point in seen.hours if point.tau is not None]),
+        position_slope=slope,
+        position_left=None if slope is None else abs(slope.value) * seen.mean_place_deviation,
+        length_correlation=length_correlation(seen.lengths),
+        length_points=length_points(seen.lengths),
+        pnl_correlation=mean_estimate([point.pnl_correlation for point in seen.hours if point.pnl_correlation is not None]),
+        audit=_audit(connection, about, [hour.window for hour in hours], settings.judge_audit_model),
+        paid=store.paid(connection, first, end),
+        in_use=store.answers_in_use(connection, about, first, end),
+        days=store.paid_days(connection, first, end),
+        market=_market(connection, about),
+        seen=seen,
+    )  # fmt: skip
+
+
+def _market(connection: Connection, judge: str) -> JudgeAgreement | None:
+    """Stored agreement of the judge with the market, None without one."""
+    return next((found for found in judge_agreements(connection) if found.judge == judge), None)
+
+
+def _audit(connection: Connection, judge: str, windows: Sequence[str], audit_model: str | None) -> AuditAgreement | None:
+    """Agreement with the second judge on the hours that both scored.
+
+    None without a second judge.
+    """
+    if audit_model is None or audit_model == judge:
+        return None
+    answered = store.answered_windows(connection, audit_model, windows)
+    ranks, taus, differences = list[float](), list[float](), list[float]()
+    for start in range(0, len(answered), HOURS_AT_ONCE):
+        some = answered[start : start + HOURS_AT_ONCE]
+        theirs = store.answered_scores(connection, audit_model, some)
+        for window, episodes in store.judged_episodes(connection, some).items():
+            ours = {episode.agent_id: episode.score for episode in episodes}
+            second = audited_scores(theirs[window], list(ours))
+            # the group has changed since, or the audit covers only a part of it
+            if second is None:
+                continue
+            agents = sorted(ours)
+            differences.append(math.fsum(abs(ours[agent] - second[agent]) for agent in agents) / len(agents))
+            rank, tau = spearman([ours[agent] for agent in agents], [second[agent] for agent in agents]), kendall_tau(ours, second)
+            ranks += [] if rank is None else [rank]
+            taus += [] if tau is None else [tau]
+    return AuditAgreement(audit_model, mean_estimate(ranks), mean_estimate(taus), mean_estimate(differences), len(differences))
+
+
+def audited_scores(orders: Mapping[int, Sequence[Mapping[str, float]]], agents: Sequence[str]) -> dict[str, float] | None:
+    """Mean scores of a second judge over the orders that cover exactly ``agents``.
+
+    None where no order does. ``orders`` has the parts of a group in each order, agent id -> score: an order of which a part is missing
+    does not count.
+    """
+    merged = []
+    for parts in orders.values():
+        covered = {agent for part in parts for agent in part}
+        # parts overlap in their anchors; without a common agent they cannot be merged
+        if covered == set(agents) and set.intersection(*(set(part) for part in parts)):
+            merged.append(merge(parts))
+    if not merged:
+        return None
+    return {agent: math.fsum(order[agent] for order in merged) / len(merged) for agent in agents}
+
+
+def document_of(report: Reliability) -> dict[str, Any]:
+    """JSON document of ``judge report --json``; unknown values, and unknown prices, are null."""
+    return {
+        "from": report.first,
+        "to": report.end,
+        "judge": report.judge,
+        "judgeVersions": list(report.versions),
+        "judges": dict(report.judges),
+        "groups": report.groups,
+        "episodes": report.seen.episodes,
+        "flaggedEpisodes": report.seen.flagged,
+        "flaggedGain": _flagged_gain(report),
+        "stale": report.stale,
+        "quarantined": report.quarantined,
+        "quarantinedShare": report.quarantined_share,
+        "pending": report.pending,
+        "withoutSpread": report.without_spread,
+        "selfAgreement": _self_agreement(report),
+        "positionBias": _position_bias(report),
+        "lengthBias": _length_bias(report),
+        "auditAgreement": _audit_document(report),
+        "pnlCorrelation": _estimate(report.pnl_correlation, "spearman", withoutRanks=report.seen.without_pnl_ranks),
+        "marketAgreement": None if report.market is None else report.market.document,
+        "tokens": _tokens(report.paid),
+        "usd": report.usd,
+        "cost": _cost(report),
+    }
+
+
+def _estimate(estimate: Estimate | None, name: str, **others: Any) -> dict[str, Any] | None:
+    if estimate is None:
+        return None
+    return {name: estimate.value, "low": estimate.low, "high": estimate.high, "groups": estimate.groups, **others}
+
+
+def _flagged_gain(report: Reliability) -> dict[str, Any] | None:
+    gain = mean_estimate(report.seen.gains)
+    return _estimate(gain, "meanGain", maskedGroups=report.seen.masked)
+
+
+def _self_agreement(report: Reliability) -> dict[str, Any] | None:
+    if report.self_difference is None:
+        return None
+    return {
+        "meanAbsoluteDifference": report.self_difference.document,
+        "kendallTau": None if report.self_tau is None else report.self_tau.document,
+        "orders": report.orders,
+        "furtherOrders": report.further_orders,
+    }
+
+
+def _position_bias(report: Reliability) -> dict[str, Any] | None:
+    places = [{"place": place, **estimate.document} for place, estimate in report.seen.estimates(report.seen.by_place)]
+    return _estimate(report.position_slope, "slope", leftInScores=report.position_left, places=places)
+
+
+def _length_bias(report: Reliability) -> dict[str, Any] | None:
+    points = None if report.length_points is None else report.length_points.document
+    return _estimate(report.length_correlation, "partialCorrelation", points=points)
+
+
+def _audit_document(report: Reliability) -> dict[str, Any] | None:
+    audit = report.audit
+    if audit is None:
+        return None
+    estimates = {"spearman": audit.spearman, "kendallTau": audit.kendall_tau, "meanAbsoluteDifference": audit.difference}
+    written = {name: None if estimate is None else estimate.document for name, estimate in estimates.items()}
+    return {"judge": audit.judge, "groups": audit.groups, **written}
+
+
+def _tokens(paid: Sequence[Paid]) -> dict[str, int]:
+    return {
+        "prompt": sum(one.prompt_tokens for one in paid),
+        "completion": sum(one.completion_tokens for one in paid),
+        "answersWithoutCount": sum(one.without_tokens for one in paid),
+    }
+
+
+def _cost(report: Reliability) -> dict[str, Any]:
+    by_judge = [
+        {
+            "judge": one.judge, "answers": one.answers, "unusable": one.unusable, "retries": one.retries,
+            "promptTokens": one.prompt_tokens, "completionTokens": one.completion_tokens,
+            "usd": None if one.without_usd else one.usd, "answersWithoutPrice": one.without_usd,
+            "latencySeconds": {"median": one.latency_s, "p95": one.slow_latency_s},
+        }
+        for one in report.paid
+    ]  # fmt: skip
+    by_day = [
+        {
+            "day": day.day, "hours": day.hours, "answers": day.answers, "promptTokens": day.prompt_tokens,
+            "completionTokens": day.completion_tokens, "usd": None if day.without_usd else day.usd,
+        }
+        for day in report.days
+    ]  # fmt: skip
+    return {"answersInUse": report.in_use, "byJudge": by_judge, "byDay": by_day}
+
+
+def sentences(report: Reliability) -> list[tuple[str, str, str]]:
+    """Lines of the report: what was measured, the number with its interval, the meaning."""
+    lines = [
+        ("groups", *_groups(report)),
+        ("orders differ by", _said(report.self_difference, 3), _orders_words(report)),
+        ("Kendall's tau between orders", _said(report.self_tau, 2, sign=True), "1: every order ranks alike"),
+        ("position bias", _said(report.position_slope, 3, sign=True), _position_words(report)),
+        ("length bias", _said(report.length_points, 3, sign=True), _length_words(report)),
+        ("with the hour's P&L", _said(report.pnl_correlation, 2, sign=True), _pnl_words(report)),
+    ]
+    return lines + _gain_lines(report) + _audit_lines(report) + _market_lines(report) + [("cost", *_cost_words(report))]
+
+
+def _groups(report: Reliability) -> tuple[str, str]:
+    parts = [f"{report.seen.episodes} episodes"]
+    share = report.quarantined_share
+    if share is not None and report.judge != HEURISTIC:
+        parts += [f"{report.quarantined} more in quarantine ({share:.1%})", f"{report.pending} wait"]
+    for count, words in ((report.stale, "stale"), (report.without_spread, "with one score for all")):
+        parts += [f"{count} {words}"] if count else []
+    if report.seen.flagged:
+        parts.append(f"{report.seen.flagged} episodes speak to the judge")
+    return str(report.groups), ", ".join(parts)
+
+
+def _orders_words(report: Reliability) -> str:
+    if report.orders is None or report.self_difference is None:
+        return "the heuristic has one opinion" if report.judge == HEURISTIC else "one order each: nothing to compare"
+    more = f"; {report.further_orders} groups needed more than others" if report.further_orders else ""
+    return f"of 0 to 1, mean of any two of {report.orders:.3g} orders{more}"
+
+
+def _position_words(report: Reliability) -> str:
+    if report.position_slope is None:
+        return "no places recorded"
+    return f"of the last place over the first; in the mean over the orders {report.position_left or 0.0:.3f} is left"
+
+
+def _length_words(report: Reliability) -> str:
+    correlation = _said(report.length_correlation, 2, sign=True)
+    return f"of the longest transcript over the shortest, at equal P&L; correlation {correlation}"
+
+
+def _pnl_words(report: Reliability) -> str:
+    left_out = report.seen.without_pnl_ranks
+    return "Spearman within an hour" + (f"; {left_out} hours do not rank" if left_out else "")
+
+
+def _gain_lines(report: Reliability) -> list[tuple[str, str, str]]:
+    gain = mean_estimate(report.seen.gains)
+    if gain is None:
+        return []
+    words = f"gain of flagged episodes in {gain.groups} hours; in {report.seen.masked} the scores with flagged passages masked count"
+    return [("text to the judge", _said(gain, 3, sign=True), words)]
+
+
+def _audit_lines(report: Reliability) -> list[tuple[str, str, str]]:
+    audit = report.audit
+    if audit is None:
+        return [("second judge", "-", "set JUDGE_AUDIT_MODEL to ask one about a sample")]
+    tau, difference = _said(audit.kendall_tau, 2, sign=True), _said(audit.difference, 3)
+    words = f"Spearman with {audit.judge} in {audit.groups} groups; tau {tau}, scores differ by {difference}"
+    return [("second judge", _said(audit.spearman, 2, sign=True), words)]
+
+
+def _market_lines(report: Reliability) -> list[tuple[str, str, str]]:
+    market = report.market
+    if market is None:
+        return [("with expected P&L", "-", "`babylon-rl judge calibrate` measures it on agents of known skill")]
+    mean, low, high = market.expected
+    return [("with expected P&L", f"{mean:+.2f} ({low:+.2f} to {high:+.2f})", f"in {market.hours} calibration hours")]
+
+
+def _cost_words(report: Reliability) -> tuple[str, str]:
+    if not report.paid:
+        return "$0", "no language model was asked"
+    tokens, answers = _tokens(report.paid), sum(one.answers for one in report.paid)
+    known = math.fsum(one.usd for one in report.paid)
+    price = f"${report.usd:.4f}" if report.usd is not None else (f"${known:.4f} and {UNKNOWN}" if known else UNKNOWN)
+    latency = max(report.paid, key=lambda one: one.answers).latency_s
+    words = (
+        f"{answers} answers ({sum(one.unusable for one in report.paid)} unusable), {tokens['prompt']} tokens in, "
+        f"{tokens['completion']} out, median {latency:.2f} s; {report.in_use} answers are in use and free to use again"
+    )
+    return price, words
+
+
+def _said(estimate: Estimate | None, digits: int, *, sign: bool = False) -> str:
+    if estimate is None:
+        return "-"
+    plus = "+" if sign else ""
+    value = f"{estimate.value:{plus}.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} ({estimate.low:{plus}.{digits}f} to {estimate.high:{plus}.{digits}f})"
