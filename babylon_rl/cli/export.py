@@ -16,7 +16,7 @@ from babylon_rl.windows import utc_now
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from babylon_rl.training.export.exporting import Exported
+    from babylon_rl.training.export.exporting import ExportedRows
 
 
 class Format(StrEnum):
@@ -67,8 +67,7 @@ def export(
     """Write the LLM calls that train, as they were served and with their scores, for other tools; split by window."""
     from babylon_rl.store.database import open_database
     from babylon_rl.training.export.exporting import export_windows
-    from babylon_rl.training.export.hours import Selection, complete_windows
-    from babylon_rl.training.export.splits import Splits
+    from babylon_rl.training.export.hours import Selection, Splits, complete_windows
 
     settings, now = load_settings(), utc_now()
     splits = Splits(split, validation, seed)
@@ -87,7 +86,7 @@ def export(
     emit(_document(done, form), lambda out: _render(done, out), as_json)
 
 
-def _remark(done: "Exported", any_rows: bool) -> None:
+def _remark(done: "ExportedRows", any_rows: bool) -> None:
     """Report what the files leave out, and why there are none."""
     unscored = sum(counts.windows - counts.scored for counts in done.splits.values())
     if not any_rows:
@@ -106,7 +105,7 @@ def _remark(done: "Exported", any_rows: bool) -> None:
         say(f"{number} LLM calls are left out: {reason}.")
 
 
-def _document(done: "Exported", form: Format) -> dict[str, Any]:
+def _document(done: "ExportedRows", form: Format) -> dict[str, Any]:
     return {
         "files": list(done.files),
         "format": form.value,
@@ -118,7 +117,7 @@ def _document(done: "Exported", form: Format) -> dict[str, Any]:
     }
 
 
-def _render(done: "Exported", out: "Console") -> None:
+def _render(done: "ExportedRows", out: "Console") -> None:
     if not done.files:
         return
     rows = [[name, counts.windows, counts.scored, counts.episodes, counts.records] for name, counts in done.splits.items()]

@@ -82,7 +82,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a version's files for vLLM and others, after they were loaded again and compared with the checkpoint."""
-    from babylon_rl.training.exporting_models import export_version
+    from babylon_rl.training.export.model import export_version
 
     settings = load_settings()
     model = _registered(settings, version)
@@ -150,7 +150,7 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
 def _registered(settings: Settings, version: str) -> "Model":
     from babylon_rl.store.database import open_database
     from babylon_rl.store.registry import read_models
-    from babylon_rl.training.exporting_models import find_version
+    from babylon_rl.training.export.model import find_version
 
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         return find_version(read_models(connection), version)

@@ -19,12 +19,12 @@ from babylon_rl.evaluation.play import GATE_CONCURRENCY, play_gate
 from babylon_rl.evaluation.players import Player, asked
 from babylon_rl.evaluation.run_files import forget_old_runs
 from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot
+from babylon_rl.files.durable import sha256
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.serving import served_here
 from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.choices import format_name
 from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_served_as, read_remote, verify
-from babylon_rl.models.files import sha256
 from babylon_rl.models.packaged import base_model_dir, base_model_name
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings

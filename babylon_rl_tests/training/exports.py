@@ -13,9 +13,8 @@ from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, connect
 from babylon_rl.store.trajectories import windows_with_rows
-from babylon_rl.training.export.exporting import Exported, export_windows
-from babylon_rl.training.export.hours import Selection
-from babylon_rl.training.export.splits import Splits
+from babylon_rl.training.export.exporting import ExportedRows, export_windows
+from babylon_rl.training.export.hours import Selection, Splits
 from babylon_rl_tests.rows import insert, make_call, make_step, make_trajectory
 
 NOW = datetime(2025, 11, 15, 12)
@@ -53,7 +52,9 @@ def _rich(number: int) -> dict[str, Any]:
     return make_trajectory(f"t{number}", f"agent-{number}", steps=steps, finalPnL=25.0 * number, metadataJson=json.dumps(knowledge))
 
 
-def exported(connection: Connection, windows: Sequence[str], target: Path | str, form: str, settings: Settings, **given: Any) -> Exported:
+def exported(
+    connection: Connection, windows: Sequence[str], target: Path | str, form: str, settings: Settings, **given: Any
+) -> ExportedRows:
     """``export_windows`` with plain choices; ``given`` may hold splits, selection and the rest."""
     choices = {"splits": Splits(0.6, 0.2), "selection": Selection()} | given
     return export_windows(connection, windows, str(target), form, settings, **choices)

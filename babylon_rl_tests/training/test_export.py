@@ -22,12 +22,11 @@ from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
+from babylon_rl.training.export.destination import Destination
 from babylon_rl.training.export.exporting import FORMATS, export_windows
-from babylon_rl.training.export.hours import Selection, read_hours
-from babylon_rl.training.export.huggingface import HuggingFaceWriter, columns_table
-from babylon_rl.training.export.local import LocalDestination
+from babylon_rl.training.export.hours import Selection, Splits, read_hours
+from babylon_rl.training.export.parquet_files import HuggingFaceWriter, columns_table
 from babylon_rl.training.export.records import COLUMNS, Record
-from babylon_rl.training.export.splits import Splits
 from babylon_rl.windows import HOUR, window_start
 from babylon_rl_tests.conftest import TEMPLATES
 from babylon_rl_tests.many_rows import ManyRows, insert_many
@@ -292,7 +291,7 @@ def test_the_card_describes_what_the_dataset_holds(connection: Connection, setti
 
 def test_large_datasets_are_cut_into_files_between_windows(connection: Connection, settings: Settings, tmp_path: Path) -> None:
     windows = windows_of(connection)
-    with LocalDestination(tmp_path) as place:
+    with Destination(str(tmp_path), tmp_path / "work") as place:
         writer = HuggingFaceWriter(place, file_bytes=1)
         for hour in read_hours(connection, windows, settings, Splits(1.0), Selection()):
             writer.add(hour)

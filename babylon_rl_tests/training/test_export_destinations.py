@@ -13,11 +13,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from babylon_rl.errors import ExportError, UsageError
+from babylon_rl.files.location import shown_url
 from babylon_rl.settings import Settings
-from babylon_rl.training.export.exporting import FORMATS, destination
-from babylon_rl.training.export.files import MANIFEST, read_manifest
-from babylon_rl.training.export.local import STAGING
-from babylon_rl.training.export.remote import shown_url
+from babylon_rl.training.export.destination import MANIFEST, STAGING, Destination, describing, read_manifest
+from babylon_rl.training.export.exporting import FORMATS
 from babylon_rl_tests.training.exports import content_of
 
 Write = Callable[..., list[str]]
@@ -48,10 +47,7 @@ def write(settings: Settings) -> Write:
     """``write(target, a="text", force=False)``: export files of these names and texts."""
 
     def run(target: Path | str, force: bool = False, fail: bool = False, **files: str) -> list[str]:
-        from babylon_rl.training.export.files import telling
-
-        with telling(shown_url(str(target))), destination(str(target), settings, force=force) as place:
-            place.plan(files)
+        with describing(str(target)), Destination(str(target), settings.home / "exports", force=force) as place:
             for name, text in files.items():
                 place.new(name).write_text(text)
                 place.finished(name)
@@ -122,7 +118,7 @@ def test_what_a_killed_export_left_is_cleared_away_by_the_next(write: Write, set
     write(tmp_path, a="1")
     child = os.fork()
     if not child:
-        with destination(str(tmp_path), settings) as place:
+        with Destination(str(tmp_path), settings.home / "exports") as place:
             place.new("z/b").write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
@@ -154,7 +150,7 @@ def test_a_swap_that_was_cut_short_is_finished_by_the_next_export(write: Write, 
 
 
 def test_two_exports_into_one_directory_do_not_mix(write: Write, settings: Settings, tmp_path: Path) -> None:
-    with destination(str(tmp_path), settings) as first:
+    with Destination(str(tmp_path), settings.home / "exports") as first:
         first.new("a").write_text("1")
         first.finished("a")
         with pytest.raises(UsageError, match="Another export is being written"):
@@ -220,13 +216,43 @@ def test_an_interrupted_upload_goes_on_where_it_stopped(write: Write, counting: 
     files = {"w1/a": "1", "w1/b": "2", "w2/a": "3", "w2/b": "4"}
     with pytest.raises(ExportError, match="counting://bucket/x cannot be written: Connection reset by peer"):
         write("counting://bucket/x", **files)
-    manifest = read_manifest(fsspec.filesystem("counting").cat_file(f"bucket/x/{MANIFEST}"))
-    assert manifest is not None and manifest.state == "incomplete"
+    assert not [name for name in fsspec.filesystem("counting").find("bucket/x") if STAGING not in name]
     counting.allowed = 1000
     write("counting://bucket/x", **files)
-    assert [name.rpartition("x/")[2] for name in counting.uploads] == list(files)
+    assert sent(counting) == list(files)
     write("counting://bucket/x", **files | {"w3/a": "5", "w1/b": "changed"})
-    assert [name.rpartition("x/")[2] for name in counting.uploads[4:]] == ["w1/b", "w3/a"]
+    assert sent(counting)[4:] == ["w1/b", "w3/a"]
+    assert not fsspec.filesystem("counting").exists(f"bucket/x/{STAGING}")
+
+
+def test_an_interrupted_upload_leaves_the_earlier_export_as_it_was(write: Write, counting: type[CountingFileSystem]) -> None:
+    place = fsspec.filesystem("counting")
+    write("counting://bucket/x", a="1", b="2")
+    before = {name: place.cat_file(name) for name in place.find("bucket/x")}
+    counting.allowed = len(counting.uploads) + 1
+    with pytest.raises(ExportError, match="Connection reset by peer"):
+        write("counting://bucket/x", a="3", b="4")
+    assert {name: place.cat_file(name) for name in place.find("bucket/x") if STAGING not in name} == before
+
+
+def test_a_file_that_arrives_with_other_content_is_no_export(write: Write, counting: type[CountingFileSystem]) -> None:
+    class Lossy(CountingFileSystem):
+        """A place that keeps the first byte of each file."""
+
+        protocol = "counting"
+
+        def put_file(self, lpath: str, rpath: str, **given: Any) -> None:
+            self.pipe_file(rpath, Path(lpath).read_bytes()[:1])
+
+    fsspec.register_implementation("counting", Lossy, clobber=True)
+    with pytest.raises(ExportError, match="a arrived with other content than it was sent with"):
+        write("counting://bucket/x", a="123")
+
+
+def sent(counting: type[CountingFileSystem]) -> list[str]:
+    """Names of the files of exports that went up, without their manifests."""
+    names = [name.rpartition(f"{STAGING}/")[2] for name in counting.uploads]
+    return [name for name in names if name != MANIFEST]
 
 
 def test_a_remote_place_of_others_is_refused_and_theirs_stay(write: Write, counting: type[CountingFileSystem]) -> None:
@@ -251,11 +277,8 @@ def test_a_missing_package_and_an_unknown_scheme_are_sentences_without_secrets(w
 
 
 def test_a_failing_place_is_told_without_its_secrets(settings: Settings, counting: type[CountingFileSystem]) -> None:
-    from babylon_rl.training.export.exporting import _where
-    from babylon_rl.training.export.files import telling
-
     url = "counting://key:s3cret@bucket/x?sig=s1gned"
-    with pytest.raises(ExportError) as failed, telling(*_where(url)):
+    with pytest.raises(ExportError) as failed, describing(url):
         raise OSError(f"no answer from {url} (s3cret, sig=s1gned)")
     assert "s3cret" not in str(failed.value) and "s1gned" not in str(failed.value)
     assert shown_url(url) == "counting://bucket/x"

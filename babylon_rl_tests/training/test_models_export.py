@@ -13,7 +13,7 @@ from babylon_rl.models.checkpoints import WEIGHTS, RemoteCheckpoint, base_identi
 from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import Model
-from babylon_rl.training.exporting_models import export_version, find_version
+from babylon_rl.training.export.model import export_version, find_version
 from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.tiny_model import make_adapter, make_base, make_manifest
 from babylon_rl_tests.training.registry_rows import NOW, make_model

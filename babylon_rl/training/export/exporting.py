@@ -3,22 +3,15 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
 
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
-from babylon_rl.training.export.archive import ArchiveWriter, archive_names
-from babylon_rl.training.export.files import Destination, telling
-from babylon_rl.training.export.hours import Hour, Selection, read_hours
-from babylon_rl.training.export.huggingface import HuggingFaceWriter
-from babylon_rl.training.export.jsonl import JsonlWriter
-from babylon_rl.training.export.local import LocalDestination
-from babylon_rl.training.export.remote import RemoteDestination, shown_url
-from babylon_rl.training.export.splits import SPLITS, Splits
-from babylon_rl.training.export.tables import TableFiles
+from babylon_rl.training.export.destination import Destination, describing
+from babylon_rl.training.export.hours import SPLITS, Hour, Selection, Splits, read_hours
+from babylon_rl.training.export.json_files import ArchiveWriter, JsonlWriter
+from babylon_rl.training.export.parquet_files import HuggingFaceWriter, ParquetWriter
 
 FORMATS = ("jsonl", "parquet", "hf", "archive")
 
@@ -50,7 +43,7 @@ class SplitCounts:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedRows:
     """Result of an export; ``files`` are displayable paths or URLs, empty when there was nothing to export.
 
     ``left_out`` counts LLM calls by reason, ``synthetic`` trajectories without a recorded prompt, ``stale`` windows whose rows have
@@ -88,10 +81,10 @@ class _Tally:
         counts.episodes += len(hour.episodes)
         counts.records += hour.served.total()
 
-    def exported(self, files: Sequence[str]) -> Exported:
+    def exported(self, files: Sequence[str]) -> ExportedRows:
         ordered = {split: self.splits[split] for split in SPLITS if split in self.splits}
         reasons = dict(sorted(self.left_out.items(), key=lambda entry: (-entry[1], entry[0])))
-        return Exported(tuple(files), ordered, reasons, self.synthetic, self.stale)
+        return ExportedRows(tuple(files), ordered, reasons, self.synthetic, self.stale)
 
 
 def export_windows(
@@ -105,7 +98,7 @@ def export_windows(
     selection: Selection,
     force: bool = False,
     tell: Progress = unheard,
-) -> Exported:
+) -> ExportedRows:
     """Export complete hours, in order, to a directory or fsspec URL.
 
     Nothing is written, and what was there stays, when the hours hold nothing to export.
@@ -123,10 +116,7 @@ def export_windows(
     tally = _Tally()
     if not windows:
         return tally.exported(())
-    with telling(*_where(target)), destination(target, settings, force=force) as place:
-        # Only an archive knows its file names in advance.
-        if form == "archive":
-            place.plan(archive_names(windows))
+    with describing(target), Destination(target, settings.home / "exports", force=force) as place:
         writer = _writer(form, place)
         try:
             for done, hour in enumerate(read_hours(connection, windows, settings, splits, selection), start=1):
@@ -142,36 +132,11 @@ def export_windows(
         return tally.exported(place.commit(_about(form, windows, splits, selection, settings)))
 
 
-def destination(target: str, settings: Settings, *, force: bool = False) -> LocalDestination | RemoteDestination:
-    """Choose the destination of ``target``: a local directory (path or ``file://`` URL), or another fsspec URL."""
-    local = _local_path(target)
-    if local is not None:
-        return LocalDestination(local, force=force)
-    return RemoteDestination(target, settings.home / "exports", force=force)
-
-
-def _local_path(target: str) -> Path | None:
-    if "://" not in target:
-        return Path(target).expanduser().absolute()
-    parts = urlsplit(target)
-    return Path(unquote(parts.path)).absolute() if parts.scheme in ("file", "local") and "::" not in target else None
-
-
-def _where(target: str) -> tuple[str, dict[str, str]]:
-    """Return the displayable form of the target, and the secret parts to hide."""
-    local = _local_path(target)
-    if local is not None:
-        return str(local), {}
-    parts = urlsplit(target)
-    secrets = {target: shown_url(target)} | {text: "..." for text in (parts.netloc.rpartition("@")[0], parts.password, parts.query) if text}
-    return shown_url(target), secrets
-
-
 def _writer(form: str, place: Destination) -> Writer:
     if form == "jsonl":
         return JsonlWriter(place)
     if form == "parquet":
-        return TableFiles(place, lambda split, _: f"{split}.parquet")
+        return ParquetWriter(place, lambda split, _: f"{split}.parquet")
     if form == "hf":
         return HuggingFaceWriter(place)
     if form == "archive":

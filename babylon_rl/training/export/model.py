@@ -4,7 +4,6 @@ The directory appears completely or not at all, and only after it was loaded aga
 checkpoint's. An adapter keeps its manifest, so that copies can be verified.
 """
 
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from babylon_rl.errors import CheckpointError, ExportError, ModelUnavailable, UsageError
-from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, read_remote, verify
-from babylon_rl.models.files import copy_tree, fsync, saving_weights, sha256
+from babylon_rl.files.durable import copy_tree, publish_directory, sha256
+from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, read_remote, saving_weights, verify
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.models.scoring import encode_prompt
@@ -31,7 +30,7 @@ MOST_KL = {False: 1e-6, True: 0.005}  # nats a token, by whether merged: merging
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """Result of an export: directory, files, and mean KL from the checkpoint in nats a token."""
 
     directory: Path
@@ -40,7 +39,7 @@ class Exported:
     kl: float
 
 
-def export_version(model: Model, target: Path, settings: Settings, *, merged: bool = False) -> Exported:
+def export_version(model: Model, target: Path, settings: Settings, *, merged: bool = False) -> ExportedModel:
     """Export a version into the new or empty directory ``target``; ``merged`` writes a full model.
 
     Raises:
@@ -97,7 +96,7 @@ def _exportable(model: Model, settings: Settings) -> Path:
     return directory
 
 
-def _exported(manifest: Manifest, directory: Path, base_dir: Path, staging: Path, target: Path, merged: bool) -> Exported:
+def _exported(manifest: Manifest, directory: Path, base_dir: Path, staging: Path, target: Path, merged: bool) -> ExportedModel:
     if merged:
         _merge(manifest, directory, base_dir, staging)
     else:
@@ -111,16 +110,10 @@ def _exported(manifest: Manifest, directory: Path, base_dir: Path, staging: Path
             f"{MOST_KL[merged]:g} is rounding). Nothing was exported; try {'the adapter (without --merged)' if merged else 'again'}."
         )
     files = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
-    for name in files:
-        (staging / name).chmod(0o644)
-        fsync(staging / name)
-    staging.chmod(0o755)
-    fsync(staging)
     if target.exists():
         target.rmdir()  # empty, as was checked
-    os.rename(staging, target)
-    fsync(target.parent)
-    return Exported(target, tuple(files), merged, kl)
+    publish_directory(staging, target)
+    return ExportedModel(target, tuple(files), merged, kl)
 
 
 def _merge(manifest: Manifest, directory: Path, base_dir: Path, staging: Path) -> None:

@@ -1,15 +1,11 @@
-"""Hashes and durable copies of files, safe against a crash or a full disk."""
+"""Hashes and durable files and directories on this machine, safe against a crash or a full disk."""
 
 import fnmatch
 import hashlib
 import os
-import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-
-_OS_ERROR = re.compile(r"os error (\d+)")
 
 
 def sha256(path: Path) -> str:
@@ -27,6 +23,26 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def publish_directory(staged: Path, final: Path) -> None:
+    """Move a finished directory to ``final`` on the same file system, complete or not at all.
+
+    Everything in it is flushed and readable by others first. An empty directory in its place is replaced.
+
+    Raises:
+        OSError: it cannot be flushed, or something else is in its place; ``staged`` stays.
+    """
+    # Sync files, then folders, then rename: a crash leaves the whole directory or none.
+    for path in sorted(staged.rglob("*"), key=lambda path: path.is_dir()):
+        if path.is_file():
+            path.chmod(0o644)
+        fsync(path)
+    staged.chmod(0o755)
+    fsync(staged)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    staged.rename(final)
+    fsync(final.parent)
+
+
 def copy_tree(source: Path, target: Path, leave_out: Sequence[str] = ()) -> None:
     """Copy a directory's files into a new ``target``; ``leave_out`` are patterns of names.
 
@@ -39,17 +55,3 @@ def copy_tree(source: Path, target: Path, leave_out: Sequence[str] = ()) -> None
             place = target / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
-
-
-@contextmanager
-def saving_weights(directory: Path) -> Iterator[None]:
-    """Convert a write failure of safetensors to the underlying OSError."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        number = _OS_ERROR.search(str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(directory)) from error

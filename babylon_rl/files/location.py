@@ -1,0 +1,207 @@
+"""Locations of files: a directory of this machine or any fsspec URL, with the same operations and failures in words.
+
+A directory of this machine is written durably: files are flushed, and a move replaces a file at once.
+"""
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from babylon_rl.errors import BabylonError, UsageError
+from babylon_rl.files.durable import fsync
+
+_BLOCK = 4 * 1024 * 1024
+# Exceptions of drivers of remote file systems beside OSError: they have no base class in common. Looked up where they are loaded.
+_DRIVER_ERRORS = {
+    "aiohttp": ("ClientError",),
+    "azure.core.exceptions": ("AzureError",),
+    "botocore.exceptions": ("BotoCoreError", "ClientError"),
+    "gcsfs.retry": ("HttpError",),
+    "google.auth.exceptions": ("GoogleAuthError",),
+}
+
+
+class Location:
+    """A directory, by its path or URL; ``shown`` is its address without secrets.
+
+    Raises:
+        UsageError: no file system has that scheme, or the package that knows it is not installed.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.local = local_path(target)
+        self.shown = shown_address(target)
+        self._fs: Any = None
+        self._root = str(self.local)
+        if self.local is None:
+            self._fs, root = _file_system(target, self.shown)
+            self._root = root.rstrip("/")
+            self._fs.invalidate_cache()
+
+    def path(self, name: str) -> str:
+        """Path of a file in its file system."""
+        return f"{self._root}/{name}" if name else self._root
+
+    def exists(self, name: str) -> bool:
+        """True if anything has this name, a broken link included."""
+        return os.path.lexists(self.path(name)) if self.local is not None else bool(self._fs.exists(self.path(name)))
+
+    def size(self, name: str) -> int | None:
+        """Size of a file in bytes, or None."""
+        try:
+            return os.stat(self.path(name)).st_size if self.local is not None else int(self._fs.info(self.path(name))["size"])
+        except FileNotFoundError:
+            return None
+
+    def sha256(self, name: str) -> str | None:
+        """Hash of a file's content, read back, or None where there is no file."""
+        digest = hashlib.sha256()
+        try:
+            with open(self.path(name), "rb") if self.local is not None else self._fs.open(self.path(name), "rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        return digest.hexdigest()
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a small file, or None where there is no file."""
+        try:
+            return Path(self.path(name)).read_bytes() if self.local is not None else bytes(self._fs.cat_file(self.path(name)))
+        except FileNotFoundError:
+            return None
+
+    def names(self) -> set[str]:
+        """Names of the entries at the top."""
+        if self.local is not None:
+            return set(os.listdir(self.local))
+        try:
+            entries = [entry.rstrip("/") for entry in self._fs.ls(self._root, detail=False)]
+        except FileNotFoundError:
+            return set()
+        return {entry.rpartition("/")[2] for entry in entries if entry != self._root}
+
+    def below(self, folder: str) -> set[str]:
+        """Names of all files below a folder, relative to it."""
+        top = self.path(folder)
+        if self.local is not None:
+            return {path.relative_to(top).as_posix() for path in Path(top).rglob("*") if path.is_file()}
+        return {found.removeprefix(f"{top}/") for found in self._fs.find(top)}
+
+    def put(self, source: Path, name: str) -> None:
+        """Write a copy of a file of this machine."""
+        if self.local is None:
+            self._fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
+            self._fs.put_file(str(source), self.path(name))
+            return
+        place = Path(self.path(name))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, place)
+        fsync(place)
+
+    def move(self, name: str, final: str) -> None:
+        """Move a file, replacing one in its place."""
+        if self.local is None:
+            self._fs.makedirs(self.path(final).rpartition("/")[0], exist_ok=True)
+            self._fs.mv(self.path(name), self.path(final))
+            return
+        Path(self.path(final)).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.path(name), self.path(final))
+
+    def flush_folders(self, names: Iterable[str]) -> None:
+        """Flush the folders of some files, where the file system is of this machine."""
+        if self.local is not None:
+            for folder in {Path(self.path(name)).parent for name in names}:
+                fsync(folder)
+
+    def remove(self, name: str) -> None:
+        """Delete a file, and folders of this machine that it leaves empty."""
+        if self.local is None:
+            self._fs.rm_file(self.path(name))
+            return
+        path = Path(self.path(name))
+        path.unlink()
+        for folder in path.parents:
+            if folder == self.local or any(folder.iterdir()):
+                return
+            folder.rmdir()
+
+    def clear(self, folder: str) -> None:
+        """Delete a folder with everything in it, if it is there."""
+        if self.local is not None:
+            shutil.rmtree(self.path(folder), ignore_errors=True)
+        elif self._fs.exists(self.path(folder)):
+            self._fs.rm(self.path(folder), recursive=True)
+
+
+def local_path(target: str) -> Path | None:
+    """Directory of a path or a ``file://`` URL; None for any other URL."""
+    if "://" not in target:
+        return Path(target).expanduser().absolute()
+    parts = urlsplit(target)
+    return Path(unquote(parts.path)).absolute() if parts.scheme in ("file", "local") and "::" not in target else None
+
+
+def shown_address(target: str) -> str:
+    """Address for display: a local path, or a URL without secrets."""
+    local = local_path(target)
+    return str(local) if local is not None else shown_url(target)
+
+
+def shown_url(url: str) -> str:
+    """URL for display: without user, password, query and fragment."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+
+
+@contextmanager
+def describing_failures(target: str, describe: Callable[[str, int | None], BabylonError]) -> Iterator[None]:
+    """Convert failures of the system or of a driver at ``target``; ``describe`` takes the reason and the system's error number."""
+    try:
+        yield
+    except BabylonError:
+        raise
+    except _failures() as failed:
+        raise describe(_reason(failed, target), getattr(failed, "errno", None)) from None
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Exception types of the system and of loaded drivers.
+
+    Evaluated only after a failure, because drivers are loaded late.
+    """
+    loaded = [getattr(sys.modules[module], name) for module, names in _DRIVER_ERRORS.items() if module in sys.modules for name in names]
+    return (OSError, NotImplementedError, *loaded)
+
+
+def _reason(failed: Exception, target: str) -> str:
+    """First line of a failure, without the secrets of the address, which some drivers repeat."""
+    reason = getattr(failed, "strerror", None) or (str(failed).strip().splitlines() or [type(failed).__name__])[0]
+    file = getattr(failed, "filename", None)
+    reason = f"{reason} ({file})" if file and str(file) != shown_address(target) else reason
+    if local_path(target) is None:
+        parts = urlsplit(target)
+        reason = reason.replace(target, shown_address(target))
+        for secret in filter(None, (parts.netloc.rpartition("@")[0], parts.password, parts.query)):
+            reason = reason.replace(secret, "...")
+    return reason.strip()[:300].rstrip(".")
+
+
+def _file_system(target: str, shown: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        fs, root = fsspec.core.url_to_fs(target)
+    except ImportError as missing:
+        raise UsageError(
+            f"{shown} needs a package that is not installed here: {str(missing).rstrip('.')}. Install it into this environment with pip."
+        ) from None
+    except ValueError:
+        raise UsageError(f"{shown} cannot be opened: no file system of that kind is known; file, s3, gs, abfs and sftp are some.") from None
+    return fs, str(root)

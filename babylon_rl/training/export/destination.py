@@ -1,0 +1,222 @@
+"""Destination of an export: a directory or an fsspec URL in which the set of files appears at the end, with its manifest.
+
+The manifest identifies an export's own files: those that no export wrote are never replaced without ``force``, and never deleted. It is
+written last, so a complete one guarantees every file that it lists.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+
+from babylon_rl.errors import ExportError, UsageError
+from babylon_rl.files.location import Location, describing_failures, shown_address
+from babylon_rl.files.staging import PublishedFile, Staging
+
+MANIFEST = "_export.json"  # readers of Parquet directories pass over names with an underscore
+STAGING = ".export-partial"
+_ADVICE = {
+    errno.ENOSPC: "Make room there, then run the same command again.",
+    errno.EDQUOT: "Make room there, then run the same command again.",
+    errno.EFBIG: "Files there may not be that large: choose another place, or a shorter range.",
+    errno.EACCES: "Choose a directory that you may write into.",
+    errno.EPERM: "Choose a directory that you may write into.",
+    errno.EROFS: "Choose a directory that can be written.",
+    errno.EEXIST: "Something else is in the place of a directory: choose another.",
+    errno.ENOTDIR: "Something else is in the place of a directory: choose another.",
+    errno.EISDIR: "Something else is in the place of a file: choose another directory.",
+}
+
+
+class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """List of an export's files.
+
+    It is ``incomplete`` while files are being replaced; then it lists the old and the new ones.
+    """
+
+    babylon_rl_export: Literal[1] = 1
+    state: Literal["complete", "incomplete"]
+    about: dict[str, Any] = {}
+    files: list[PublishedFile] = []
+
+    def hashes(self) -> dict[str, set[str]]:
+        """Known content hashes of each file, by name."""
+        by_name: dict[str, set[str]] = {}
+        for file in self.files:
+            by_name.setdefault(file.name, set()).add(file.sha256)
+        return by_name
+
+    def encoded(self) -> bytes:
+        """Encode the manifest's file."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+class Destination:
+    """A place that an export is written to, within a ``with`` block; leaving the block without ``commit`` changes nothing there.
+
+    Behind a URL, staged files of an interrupted export stay, and the next one sends only what is missing. ``work`` is a local directory
+    for temporary files; ``force`` accepts a place with other files, and replaces those in the way.
+    """
+
+    def __init__(self, target: str, work: Path, *, force: bool = False) -> None:
+        self._location = Location(target)
+        self._work, self._force = work, force
+        self._held = ExportManifest(state="complete")
+        self._known: dict[str, set[str]] = {}
+        self._files: list[PublishedFile] = []
+        self._staged: list[str] = []
+        self._made: list[Path] = []
+        self._lock = -1
+        self._opened: Staging | None = None
+
+    def __enter__(self) -> Self:
+        local = self._location.local
+        if local is not None:
+            self._made = [path for path in (local, *local.parents) if not path.exists()]
+            local.mkdir(parents=True, exist_ok=True)
+        try:
+            self._take()
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._leave()
+
+    def new(self, name: str) -> Path:
+        """Return a local path for the file ``name``. Raises UsageError when a foreign file is in its place."""
+        if not self._force and name not in self._known and self._location.exists(name):
+            raise UsageError(f"{self._location.shown}/{name} is in the way and no export wrote it: move it away, or give --force.")
+        return self._staging.new(name)
+
+    def finished(self, name: str) -> None:
+        """Stage a complete file, unless a URL holds it already."""
+        file = self._staging.described(name)
+        if self._location.local is None and self._is_up(file):
+            self._staging.new(name).unlink()
+        else:
+            self._staging.put(file)
+            self._staged.append(name)
+        self._files.append(file)
+
+    def commit(self, about: Mapping[str, Any]) -> list[str]:
+        """Move the set into place, remove old files of earlier exports, and return the paths.
+
+        The manifest is marked incomplete until all are moved.
+        """
+        self._write_manifest(ExportManifest(state="incomplete", files=[*self._held.files, *self._files]))
+        self._staging.place(self._staged)
+        # An earlier export's file goes only if nobody has changed it.
+        for name in sorted(self._known.keys() - {file.name for file in self._files}):
+            if self._is_ours(name):
+                self._location.remove(name)
+        self._write_manifest(ExportManifest(state="complete", about=dict(about), files=self._files))
+        self._made = []
+        self._staging.clear()
+        return [f"{self._location.shown}/{name}" for name in [*(file.name for file in self._files), MANIFEST]]
+
+    def _take(self) -> None:
+        # Only an empty place or an earlier export is accepted without `force`.
+        names = self._location.names() - {STAGING}
+        content = self._location.read(MANIFEST) if MANIFEST in names else None
+        manifest = None if content is None else read_manifest(content)
+        if manifest is None and names and not self._force:
+            kind = "directory" if self._location.local is not None else "place"
+            raise UsageError(
+                f"{self._location.shown} holds files that no export wrote: choose an empty {kind}, or give --force to write beside them."
+            )
+        self._held = manifest or self._held
+        self._known = self._held.hashes()
+        if self._location.local is not None:
+            self._lock_directory(self._location.local / STAGING)
+            # Files changed since the last export are not replaced silently.
+            changed = [] if self._force else [name for name in self._known if self._location.exists(name) and not self._is_ours(name)]
+            if changed:
+                raise UsageError(
+                    f"{self._location.shown}/{changed[0]} was changed since it was exported: move it away, or give --force to replace it."
+                )
+        self._opened = Staging(self._location, STAGING, scratch=self._work)
+
+    @property
+    def _staging(self) -> Staging:
+        assert self._opened is not None, "a destination is used within a with block"
+        return self._opened
+
+    def _lock_directory(self, staging: Path) -> None:
+        """Take the staging directory for this export alone, and empty it: it may hold files of one that was killed."""
+        staging.mkdir(exist_ok=True)
+        self._lock = os.open(staging, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            self._lock = -1
+            raise UsageError(f"Another export is being written into {staging.parent}: wait for it, or choose another place.") from None
+        _empty(staging)
+
+    def _is_ours(self, name: str) -> bool:
+        """True for an unchanged file of an earlier export; behind a URL contents are not read back for this."""
+        if self._location.local is None:
+            return self._location.exists(name)
+        return self._location.sha256(name) in self._known[name]
+
+    def _is_up(self, file: PublishedFile) -> bool:
+        return self._known.get(file.name) == {file.sha256} and self._location.size(file.name) == file.bytes
+
+    def _write_manifest(self, manifest: ExportManifest) -> None:
+        self._staging.new(MANIFEST).write_bytes(manifest.encoded())
+        self._staging.put(self._staging.described(MANIFEST))
+        self._staging.place([MANIFEST])
+
+    def _leave(self) -> None:
+        if self._opened is not None and self._location.local is None:
+            self._opened.close()
+        if self._lock >= 0:
+            self._location.clear(STAGING)
+            os.close(self._lock)
+            self._lock = -1
+        for path in self._made:
+            try:
+                path.rmdir()
+            except OSError:
+                break  # another process has put something into it
+
+
+def describing(target: str) -> AbstractContextManager[None]:
+    """Convert failures at a destination to an ExportError with advice."""
+
+    def describe(reason: str, number: int | None) -> ExportError:
+        advice = _ADVICE.get(number or 0, "Run the same command again once that is mended.")
+        return ExportError(f"{shown_address(target)} cannot be written: {reason}. {advice}")
+
+    return describing_failures(target, describe)
+
+
+def read_manifest(content: bytes) -> ExportManifest | None:
+    """Decode the manifest of an export, or return None for any other content."""
+    try:
+        manifest = msgspec.json.decode(content, type=ExportManifest)
+    except msgspec.DecodeError:
+        return None
+    return manifest if all(_is_inside(file.name) for file in manifest.files) else None
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts
+
+
+def _empty(directory: Path) -> None:
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()

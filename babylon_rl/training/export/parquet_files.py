@@ -1,0 +1,205 @@
+"""Parquet formats: files by split with typed columns, alone or as a Hugging Face dataset directory.
+
+Row groups never span windows. A dataset directory holds Parquet files under data/, and a card with splits and types for ``datasets``.
+"""
+
+from collections.abc import Callable, Sequence
+from io import BufferedWriter
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from babylon_rl.training.export.destination import Destination
+from babylon_rl.training.export.hours import SPLITS, Hour
+from babylon_rl.training.export.records import COLUMNS, Record, encode
+
+if TYPE_CHECKING:
+    import pyarrow
+
+ROWS_IN_A_GROUP = 1024
+CARD = "README.md"
+FILE_BYTES = 500_000_000
+_TYPES = {
+    "string": "  dtype: string",
+    "json": "  dtype: string",
+    "int64": "  dtype: int64",
+    "float64": "  dtype: float64",
+    "bool": "  dtype: bool",
+    "strings": "  list: string",
+    "messages": "  list:\n  - name: role\n    dtype: string\n  - name: content\n    dtype: string",
+    "logprobs": "  list:\n  - name: token\n    dtype: string\n  - name: tokenId\n    dtype: int64\n  - name: logprob\n    dtype: float64",
+}
+_TEXT = """
+# Recorded trading agents, grouped by window
+
+Each row is one LLM call of a trading agent exactly as it was served, with what the agent's hour came to. Rows of one `window`
+(an hour in UTC) are one group: the agents of that hour were scored against one another. Splits are by window: no window is in two.
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("path/to/this/directory")
+```
+
+{facts}
+
+{columns}
+"""
+
+
+def schema() -> "pyarrow.Schema":
+    """Arrow schema of COLUMNS."""
+    import pyarrow
+
+    text = pyarrow.string()
+    message = pyarrow.struct([("role", text), ("content", text)])
+    token = pyarrow.struct([("token", text), ("tokenId", pyarrow.int64()), ("logprob", pyarrow.float64())])
+    types = {
+        "string": text,
+        "json": text,
+        "int64": pyarrow.int64(),
+        "float64": pyarrow.float64(),
+        "bool": pyarrow.bool_(),
+        "strings": pyarrow.list_(text),
+        "messages": pyarrow.list_(message),
+        "logprobs": pyarrow.list_(token),
+    }
+    return pyarrow.schema([(column.name, types[column.kind]) for column in COLUMNS])
+
+
+def row(record: Record) -> dict[str, Any]:
+    """Convert a record to a row: nested values unchanged, ``json`` columns as text."""
+    plain: dict[str, Any] = msgspec.to_builtins(record)
+    if record.response_format is not None:
+        plain["responseFormat"] = encode(record.response_format).decode()
+    return plain
+
+
+class ParquetWriter:
+    """Parquet files by split, written hour by hour; ``examples`` and ``table_bytes`` are totals per split.
+
+    Args:
+        name: gives the name of a split's file of a number, from 0.
+        file_bytes: a file that has reached this size is followed by the next one; None: a split is one file.
+    """
+
+    def __init__(self, destination: Destination, name: Callable[[str, int], str], file_bytes: int | None = None) -> None:
+        self.examples: dict[str, int] = {}
+        self.table_bytes: dict[str, int] = {}
+        self.file_bytes: dict[str, int] = {}
+        self._destination = destination
+        self._name = name
+        self._most = file_bytes
+        self._numbers: dict[str, int] = {}
+        self._open: dict[str, tuple[str, BufferedWriter, Any]] = {}
+
+    def add(self, hour: Hour) -> None:
+        """Write an hour's records into its split's file."""
+        records = hour.records()
+        for first in records:
+            self._write(hour.split, self._writer(hour.split)[2], [first, *islice(records, ROWS_IN_A_GROUP - 1)])
+        # A full file is closed between hours; the next hour opens a new one.
+        if self._most is not None and hour.split in self._open and self._open[hour.split][1].tell() >= self._most:
+            self._finish(hour.split)
+
+    def close(self) -> None:
+        """Finish every file."""
+        for split in list(self._open):
+            self._finish(split)
+
+    def abandon(self) -> None:
+        """Close the files without finishing them."""
+        for _, file, _ in self._open.values():
+            file.close()
+
+    def _write(self, split: str, writer: Any, records: Sequence[Record]) -> None:
+        import pyarrow
+
+        table = pyarrow.Table.from_pylist([row(record) for record in records], schema=schema())
+        writer.write_table(table, row_group_size=ROWS_IN_A_GROUP)
+        self.examples[split] = self.examples.get(split, 0) + table.num_rows
+        self.table_bytes[split] = self.table_bytes.get(split, 0) + table.nbytes
+
+    def _writer(self, split: str) -> tuple[str, BufferedWriter, Any]:
+        from pyarrow import parquet
+
+        if split not in self._open:
+            number = self._numbers.get(split, 0)
+            self._numbers[split] = number + 1
+            name = self._name(split, number)
+            file = self._destination.new(name).open("wb")
+            self._open[split] = (name, file, parquet.ParquetWriter(file, schema(), compression="zstd"))
+        return self._open[split]
+
+    def _finish(self, split: str) -> None:
+        name, file, writer = self._open[split]
+        writer.close()
+        self.file_bytes[split] = self.file_bytes.get(split, 0) + file.tell()
+        file.close()
+        del self._open[split]
+        self._destination.finished(name)
+
+
+class HuggingFaceWriter:
+    """Writes ``data/<split>-<number>.parquet``, then the card."""
+
+    def __init__(self, destination: Destination, file_bytes: int = FILE_BYTES) -> None:
+        self._destination = destination
+        self._tables = ParquetWriter(destination, lambda split, number: f"data/{split}-{number:05}.parquet", file_bytes)
+        self._windows: dict[str, int] = {}
+        self._judges: set[str] = set()
+
+    def add(self, hour: Hour) -> None:
+        """Write an hour's records."""
+        self._tables.add(hour)
+        if hour.served.total():
+            self._windows[hour.split] = self._windows.get(hour.split, 0) + 1
+        if hour.scores is not None and any(hour.served[entry.agent_id] for entry in hour.scores.scores):
+            self._judges.add(hour.scores.judge)
+
+    def close(self) -> None:
+        """Finish the files and write the card."""
+        self._tables.close()
+        self._destination.new(CARD).write_text(self._card(), encoding="utf-8")
+        self._destination.finished(CARD)
+
+    def abandon(self) -> None:
+        """Close the files without finishing them."""
+        self._tables.abandon()
+
+    def _card(self) -> str:
+        # Front matter for `datasets`, then the counts and columns for readers.
+        splits = [split for split in SPLITS if self._tables.examples.get(split)]
+        lines = ["---", "tags:", "- reinforcement-learning", "- trading-agents", "configs:", "- config_name: default", "  data_files:"]
+        lines += [f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits]
+        lines += ["dataset_info:", "  features:"]
+        lines += [_indented(f"- name: {column.name}\n{_TYPES[column.kind]}") for column in COLUMNS]
+        lines.append("  splits:")
+        for split in splits:
+            lines += [
+                f"  - name: {split}",
+                f"    num_bytes: {self._tables.table_bytes[split]}",
+                f"    num_examples: {self._tables.examples[split]}",
+            ]
+        lines += [f"  download_size: {sum(self._tables.file_bytes.values())}", f"  dataset_size: {sum(self._tables.table_bytes.values())}"]
+        counts = [f"| {split} | {self._windows[split]} | {self._tables.examples[split]} |" for split in splits]
+        facts = [
+            "| split | windows | rows |",
+            "|---|---|---|",
+            *counts,
+            "",
+            f"Scores by: {', '.join(sorted(self._judges)) or 'nobody yet'}.",
+        ]
+        return "\n".join([*lines, "---"]) + "\n" + _TEXT.format(facts="\n".join(facts), columns=columns_table())
+
+
+def columns_table() -> str:
+    """Table of the columns and their meaning, in Markdown."""
+    kinds = {"json": "string", "strings": "list of string", "messages": "list of struct", "logprobs": "list of struct"}
+    rows = [f"| {column.name} | {kinds.get(column.kind, column.kind)} | {column.meaning} |" for column in COLUMNS]
+    return "\n".join(["| column | type | meaning |", "|---|---|---|", *rows])
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
