@@ -214,6 +214,12 @@ class Settings(BaseSettings):
 
     # Releases
     rollout_steps: str = Field("1,10,25,50,100", description="Percent of agents at each step of a gradual rollout, separated by commas.")
+    auto_promote: bool = Field(
+        False, description="Roll out a version that passed the gate without a person, once it was confirmed in fresh markets."
+    )
+    confirmation_markets: int = Field(
+        96, ge=2, description="Fresh market hours in which a version is confirmed against the deployed one before it is promoted."
+    )
     game_switch: bool = Field(
         False,
         description="Write the deployed version into SystemSettings too, so that agents that call Weights & Biases themselves switch.",

@@ -1,7 +1,7 @@
 """Command ``demo``: the whole loop on this machine, from an empty database to a benchmarked checkpoint.
 
 Every stage does only missing work, so an interrupted demo resumes where it stopped, and a finished one only shows its result again. With
-``--generations`` the loop repeats: the newest version plays the next hours, and is trained on them.
+``--generations`` the loop repeats: the deployed version plays the next hours, and the next training continues from it.
 """
 
 import time
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an hour has 72
 ITERATIONS = 2
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less.
-DEMO_SETTINGS = {"train_rl_local": True, "iterations": ITERATIONS, "kl_penalty": 0}
+DEMO_SETTINGS = {
+    "train_rl_local": True, "iterations": ITERATIONS, "kl_penalty": 0,
+    "auto_promote": True, "confirmation_markets": 48, "rollout_steps": "50,100",
+}  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
@@ -63,7 +66,7 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
 
     With several generations, one without a trained version does not end the demo.
     """
-    from babylon_rl.cli.demo_stages import materialize_hours, play, player_after, train
+    from babylon_rl.cli.demo_stages import materialize_hours, play, player_after, release, train
     from babylon_rl.errors import Diverged, NothingToTrain
 
     number, player, failure, batch_id = len(earlier) + 1, player_after(earlier), None, None
@@ -83,7 +86,11 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
                 raise
             failure = str(nothing)
             say(f"   No version came of it: {failure}")
-    return {"generation": number, "player": player, "hours": [hours[0], hours[-1]], "failure": failure} | _trained(state, batch_id)
+    trained = _trained(state, batch_id)
+    with stage(state, f"5. Release: {title}the version in front of agents, if the gate and a confirmation in fresh markets let it"):
+        released = release(state, trained["modelVersion"])
+    document = {"generation": number, "player": player, "hours": [hours[0], hours[-1]], "failure": failure, "released": released}
+    return document | trained
 
 
 def _trained(state: Demo, batch_id: str | None) -> dict[str, Any]:
@@ -118,7 +125,7 @@ def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
     several: dict[str, Any] = {}
     if state.generations > 1:
         versions = [generation["modelVersion"] for generation in trained]
-        with stage(state, "5. Every version and player in the same markets"):
+        with stage(state, "6. Every version and player in the same markets"):
             several = {"generations": done, "standings": standings(state, versions)}
     if not trained:
         return {"seed": state.seed, "windows": state.windows, "modelVersion": None, **several}
@@ -126,13 +133,14 @@ def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
     with state.database.connect() as connection:
         report = read_report(connection, last["batchId"])
     assert report is not None
-    names = ("batchId", "modelVersion", "checkpoint", "plot", "reference", "decision", "reason")
+    names = ("batchId", "modelVersion", "checkpoint", "plot", "reference", "decision", "reason", "released")
     return {"seed": state.seed, "windows": state.windows, **{name: last[name] for name in names}, "rows": report.rows, **several}
 
 
 def _render(console: "Console", document: dict[str, Any]) -> None:
     for generation in document.get("generations", ()):
-        sentence = generation["failure"] or f"{generation['modelVersion']}, {generation['decision']}: {generation['reason']}"
+        released = "released" if generation["released"] else "not released"
+        sentence = generation["failure"] or f"{generation['modelVersion']}, {generation['decision']}, {released}: {generation['reason']}"
         console.print(f"\ngeneration {generation['generation']}, played by {generation['player']}: {sentence}", markup=False)
     if document["modelVersion"] is None:
         return
@@ -145,6 +153,7 @@ def _render(console: "Console", document: dict[str, Any]) -> None:
         ("checkpoint", document["checkpoint"]),
         ("plot", document["plot"]),
         ("gate", f"{document['decision']}: {document['reason']}"),
+        ("release", "deployed; `babylon-rl models rollback` takes it back" if document["released"] else "not deployed"),
     ):
         console.print(f"{name:11} {value}", markup=False)
     console.print(

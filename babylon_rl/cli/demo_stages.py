@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WINDOWS, AGENTS, MODEL_AGENTS = 24, 6, 1
 # An hour's market follows from the seed and the hour, so a demo that ended now would play others every time. After FIRST_WINDOW's default.
 FIRST_HOUR = "2025-03-03T00:00"
+RELEASE_AGENTS = 200  # agents by whose number a rollout's share is shown
 STAGES = "demo-stages.jsonl"
 
 
@@ -102,8 +103,8 @@ def planned(state: Demo) -> list[list[str]]:
 
 
 def player_after(earlier: Sequence[dict[str, Any]]) -> str:
-    """The player of the next generation: the newest version so far, or the base."""
-    return next((done["modelVersion"] for done in reversed(earlier) if done["modelVersion"] is not None), "base")
+    """The player of the next generation: the version deployed by then, or the base."""
+    return next((done["modelVersion"] for done in reversed(earlier) if done["released"]), "base")
 
 
 def play(state: Demo, hours: Sequence[str], player: str) -> None:
@@ -194,6 +195,31 @@ def _freeze(connection: "Connection", state: Demo, hours: Sequence[str]) -> "Bat
     if frozen.batch is None:
         raise NothingToTrain(frozen.reason)
     return frozen.batch
+
+
+def release(state: Demo, version: str | None) -> bool:
+    """Show how many agents a version on trial answers, then release it to all; return whether it was released."""
+    from babylon_rl.serving.releases import Author, deploy
+    from babylon_rl.serving.routing import route
+    from babylon_rl.store.releases import read_events, read_rollouts, read_routing
+    from babylon_rl.windows import utc_now
+
+    with state.database.connect() as connection:
+        table = read_routing(connection)
+        if table.trial is not None and table.trial.version == version:
+            answered = sum(route(table, state.settings, None, f"demo-agent-{n}").version == version for n in range(RELEASE_AGENTS))
+            share = f"{table.trial.percentage:g} % of agents"
+            say(f"   {version} is rolled out to {share}: it would answer {answered} of {RELEASE_AGENTS}")
+            author = Author("demo", "the demo has no live agents whose results a rollout could wait for", utc_now())
+            deploy(connection, table.trial.version, state.settings, author, strategy="immediate")
+        own = [rollout for rollout in read_rollouts(connection) if rollout.version == version]
+        for event in read_events(connection, own[0].rollout_id) if own else ():
+            say(f"   {event.version} {event.to_state} at {event.to_percentage:g} %: {event.why}")
+    released = any(rollout.percentage == 100 for rollout in own)
+    if not released:
+        stays = table.deployed or "the base"
+        say(f"   {version or 'No version'} is not released; {stays} stays in front of agents")
+    return released
 
 
 def _after(window: str) -> str:

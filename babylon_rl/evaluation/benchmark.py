@@ -2,7 +2,7 @@
 
 When the markets played decide nothing and a few times as many would, they are played too (gate.py).
 
-A release is the gate's decision on record: nothing is deployed by it, and the version's status stays as it is.
+A release is the gate's decision on record; serving/promotion.py does what follows from it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence

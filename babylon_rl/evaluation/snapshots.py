@@ -28,6 +28,7 @@ from babylon_rl.versions import content_version
 from babylon_rl.windows import HOUR, window_of, window_start
 
 FIRST = "2000-01-01T00:00"
+CONFIRMATION_HOUR = 100_000  # hours after FIRST, in 2011: before any game, after all hours of the gate
 SEED_PREFIX = "benchmark/"
 PRESET = "hour"  # of the gate's markets
 PROMPT_VERSION = TRADER_V1
@@ -163,10 +164,21 @@ def benchmark_snapshots(count: int) -> tuple[Snapshot, ...]:
 
 @cache
 def _benchmark_snapshot(index: int) -> Snapshot:
-    start = window_start(FIRST) + index * HOUR
+    return Snapshot(f"benchmark-{index:04d}", _held_out_scenario(str(index), index))
+
+
+def confirmation_snapshots(first: int, count: int) -> tuple[Snapshot, ...]:
+    """``count`` markets of the series for confirmations, from number ``first``; none of them is a market of the gate."""
+    return tuple(
+        Snapshot(f"confirmation-{index:06d}", _held_out_scenario(f"confirmation/{index}", CONFIRMATION_HOUR + index))
+        for index in range(first, first + count)
+    )
+
+
+def _held_out_scenario(seed: str, hour: int) -> Scenario:
+    start = window_start(FIRST) + hour * HOUR
     start_ms = round(start.replace(tzinfo=UTC).timestamp() * 1000)
-    config = preset(PRESET, edition=HELD_OUT.name, seed=f"{SEED_PREFIX}{index}", start_ms=start_ms)
-    return Snapshot(f"benchmark-{index:04d}", generate(config))
+    return generate(preset(PRESET, edition=HELD_OUT.name, seed=f"{SEED_PREFIX}{seed}", start_ms=start_ms))
 
 
 def require_unseen(snapshots: Sequence[Snapshot], trained_windows: Iterable[str] = ()) -> None:

@@ -32,6 +32,8 @@ FROM public.trained_models m
 LEFT JOIN babylon_rl.model_lineage l ON l."version" = m.version AND l."batchId" = m."trainingBatch"
 """
 
+_ROLLED_BACK = """SELECT "version" FROM babylon_rl.rollouts WHERE "state" = 'rolled_back'"""
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -176,13 +178,18 @@ def deployed_model(models: Iterable[Model]) -> Model | None:
     return max(live, key=lambda model: (model.deployed_at, model.order), default=None)
 
 
-def newest_of_line(connection: Connection, base_model: str) -> Model | None:
-    """Return our highest version with this base model that did not fail, or None.
+def parent_of_line(connection: Connection, base_model: str, *, promoted: bool = False) -> Model | None:
+    """Return the version that the next training of a line continues from, None for the base.
 
-    The next training continues from it.
+    It is the deployed one. While none of the line is deployed it is the base if versions are ``promoted`` without a person, otherwise our
+    highest version that neither failed nor was rolled back.
     """
     line = [m for m in read_models(connection) if not m.foreign and m.base_model == base_model and m.status != "failed"]
-    return line[0] if line else None
+    deployed = deployed_model(line)
+    if deployed is not None or promoted:
+        return deployed
+    back = {version for (version,) in connection.execute(_ROLLED_BACK)}
+    return next((model for model in line if model.version not in back), None)
 
 
 def register_model(connection: Connection, new: NewModel, transition: Transition) -> int:

@@ -44,6 +44,10 @@ UPDATE babylon_rl.rollouts SET
     "state" = %(state)s, "strategy" = %(strategy)s, "percentage" = %(percentage)s, "agentIds" = %(agent_ids)s, "changedAt" = %(now)s
 WHERE "rolloutId" = %(rollout_id)s
 """
+_NEEDED = """
+SELECT "version", "previousVersion" FROM babylon_rl.rollouts WHERE "state" IN ('candidate', 'rolling', 'paused', 'released')
+UNION ALL SELECT unnest("arms"), NULL FROM babylon_rl.ab_tests WHERE "state" = 'running'
+"""
 _ARMS = """SELECT "name", "arms", "shares" FROM babylon_rl.ab_tests WHERE "state" = 'running'"""
 _VERSIONS = """
 SELECT m.version, m.status, m."deployedAt", m."storagePath", l."backend", l."checkpointPath", l."prunedAt" IS NOT NULL
@@ -169,6 +173,11 @@ def read_rollouts(connection: Connection, states: Sequence[str] | None = None) -
         [None if states is None else list(states), list(states or ())],
     )
     return [Rollout(*row) for row in rows]
+
+
+def versions_needed(connection: Connection) -> set[str]:
+    """Return the versions that agents get, wait for, or would return to: their files must stay."""
+    return {version for row in connection.execute(_NEEDED) for version in row if version is not None}
 
 
 def read_events(connection: Connection, rollout_id: int | None = None) -> list[RolloutEvent]:

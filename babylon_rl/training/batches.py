@@ -44,7 +44,7 @@ from babylon_rl.store.batches import (
 )
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import DROPOUT, read_dropped
-from babylon_rl.store.registry import Model, model_of_batch, newest_of_line, read_models, version_taken
+from babylon_rl.store.registry import Model, model_of_batch, parent_of_line, read_models, version_taken
 from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, pause_step, read_jobs, read_steps
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
 from babylon_rl.training.freezing import Frozen, count_freezable, describe_reasons, freeze, freeze_batch
@@ -216,7 +216,7 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep, on_preflight
             advance_batch(run.connection, batch_id, run.attempt, PUBLISH, run.clock.now())
         return finish_registration(run, prepared.kept, published, settings)
     begun = bool(read_steps(run.connection, batch_id))
-    # The registry lock orders batches of one line: each continues from the newest version.
+    # The registry lock orders batches of one line: the parent is chosen when a training begins.
     with own_transaction(run.connection):
         if not begun:
             lock_registry(run.connection)
@@ -225,7 +225,7 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep, on_preflight
     if not begun:  # once something is trained, and perhaps paid, a place that is down fails nothing
         check_storage(settings, batch_id)
     # Parent, sequences and plan; the trainer counts what it can train of them.
-    parent = _parent(run)
+    parent = _parent(run, settings)
     line = [m.version for m in read_models(run.connection) if not m.foreign and m.base_model == run.batch.base_model]
     conversion = convert(run.connection, prepared.kept, settings, line)
     directory = None if parent is None else parent_checkpoint(parent, run.trainer.base_identity())
@@ -261,10 +261,10 @@ def _wait_for_the_line(run: Run) -> None:
         )
 
 
-def _parent(run: Run) -> Model | None:
+def _parent(run: Run, settings: Settings) -> Model | None:
     # A training that has begun keeps its parent, though a newer version may have been registered since.
     if not read_steps(run.connection, run.batch.batch_id):
-        return newest_of_line(run.connection, run.batch.base_model)
+        return parent_of_line(run.connection, run.batch.base_model, promoted=settings.auto_promote)
     return next((m for m in read_models(run.connection) if m.version == run.batch.parent_version and not m.foreign), None)
 
 

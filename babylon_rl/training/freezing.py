@@ -37,7 +37,7 @@ from babylon_rl.store.freezable import (
     look_at_newest,
     record_dropped,
 )
-from babylon_rl.store.registry import Model, newest_of_line, next_version, reserved_by, version_order, version_taken
+from babylon_rl.store.registry import Model, next_version, parent_of_line, reserved_by, version_order, version_taken
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.training.trainer import training_line
 from babylon_rl.windows import HOUR, newest_complete, window_end, window_of, window_range, window_start
@@ -175,7 +175,7 @@ def freeze(
                 freezable,
             )
         # The batch, its parent, version and settings are written with its dropout.
-        parent = newest_of_line(connection, line.base_model)
+        parent = parent_of_line(connection, line.base_model, promoted=settings.auto_promote)
         batch_id = _new_batch_id(connection, now)
         new = NewBatch(
             batch_id=batch_id, base_model=line.base_model, backend=line.backend,

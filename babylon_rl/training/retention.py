@@ -1,4 +1,4 @@
-"""Retention of checkpoints: of each line the newest, the best in the benchmark, the deployed, those in use.
+"""Retention of checkpoints: of each line the newest, the best in the benchmark, the deployed and the one before, those in use.
 
 A version is marked as pruned before its files are deleted. A crash between the two leaves files that the next training deletes, never a
 version whose files are missing without a mark. Rows are never deleted; rows and files of other producers and uploads are not touched.
@@ -15,6 +15,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import LIVE_STATES, lock_registry, own_transaction, read_batch, read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, mark_pruned, model_of_batch, read_models
+from babylon_rl.store.releases import versions_needed
 
 _GOING = ".pruned-"
 
@@ -49,6 +50,7 @@ def prune(connection: Connection, settings: Settings, checkpoints: Path, now: da
         lock_registry(connection)
         models = read_models(connection)
         used = {batch.parent_version for batch in read_batches(connection, LIVE_STATES)} | {settings.rl_model_version}
+        used |= versions_needed(connection)
         in_use = frozenset(version for version in used if version is not None)
         going = prunable(models, settings.checkpoints_kept, in_use)
         going = [model for model in going if model.checkpoint is not None and _own_directory(model, checkpoints)]

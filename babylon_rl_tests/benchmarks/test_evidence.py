@@ -146,10 +146,12 @@ def test_seeds_that_were_played_in_other_markets_are_not_put_side_by_side(change
         require_comparable([result(0), other])
 
 
-def test_the_newest_version_plays_next() -> None:
+def test_the_deployed_version_plays_next() -> None:
+    released = generation(1, "v1.0.0", None) | {"released": True}
+    refused = generation(2, "v1.0.1", "v1.0.0", "fail") | {"released": False}
     assert player_after([]) == "base"
-    assert player_after([generation(1, None, None)]) == "base"
-    assert player_after([generation(1, "v1.0.0", None), generation(2, None, "v1.0.0")]) == "v1.0.0"
+    assert player_after([generation(1, None, None) | {"released": False}]) == "base"
+    assert player_after([released, refused]) == "v1.0.0"
 
 
 def test_a_seed_that_is_finished_is_read_and_not_run_again(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
 from typing import Any
 
-from babylon_rl.evaluation.snapshots import benchmark_snapshots
+from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
 
 Rule = Callable[[str, list[str]], str]
 MARKETS_KNOWN = 48
@@ -20,7 +20,8 @@ MARKETS_KNOWN = 48
 @cache
 def _directions() -> dict[str, int]:
     """What every headline of the benchmark says: +1, -1 or 0."""
-    return {event.text: event.direction for snapshot in benchmark_snapshots(MARKETS_KNOWN) for event in snapshot.scenario.events}
+    known = (*benchmark_snapshots(MARKETS_KNOWN), *confirmation_snapshots(0, MARKETS_KNOWN))
+    return {event.text: event.direction for snapshot in known for event in snapshot.scenario.events}
 
 
 def hold(prompt: str, markets: list[str]) -> str:

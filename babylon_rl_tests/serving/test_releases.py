@@ -12,6 +12,7 @@ from babylon_rl.errors import ReleaseRefused, UsageError
 from babylon_rl.serving import releases
 from babylon_rl.serving.releases import TRANSITIONS, Author, deploy, marked_versions, next_state, pause, propose, resume, rollback
 from babylon_rl.store.database import Database
+from babylon_rl.store.registry import parent_of_line
 from babylon_rl.store.releases import CHANNEL, read_events, read_rollouts, read_routing
 
 NOW = datetime(2025, 11, 21, 9)
@@ -270,3 +271,20 @@ def test_all_transitions_leave_one_trial_and_one_release_at_most(connection, set
         deployed = [version for version, status in statuses(connection).items() if status == "deployed"]
         assert deployed == [one.version for one in live if one.state == "released"] == ([table.deployed] if table.deployed else []), step
         assert len(deployed) <= 1 and sum(one.state in ("rolling", "paused") for one in live) <= 1
+
+
+def test_the_next_training_continues_from_the_deployed_version(connection, settings, versions) -> None:
+    def parent(*, promoted: bool = False) -> str | None:
+        found = parent_of_line(connection, "tiny-base", promoted=promoted)
+        connection.commit()
+        return None if found is None else found.version
+
+    assert (parent(), parent(promoted=True)) == ("v1.0.2", None)  # nothing is deployed: the newest, or the base
+    deploy(connection, "v1.0.1", settings, author(), percentage=50)
+    assert (parent(), parent(promoted=True)) == ("v1.0.2", None)
+    deploy(connection, "v1.0.1", settings, author(1), percentage=100)
+    assert (parent(), parent(promoted=True)) == ("v1.0.1", "v1.0.1")
+    deploy(connection, "v1.0.2", settings, author(2))
+    rollback(connection, settings, author(3))
+    rollback(connection, settings, author(4))
+    assert (parent(), parent(promoted=True)) == ("v1.0.0", None)  # what was rolled back is no parent

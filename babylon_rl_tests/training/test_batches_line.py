@@ -7,7 +7,7 @@ import pytest
 from babylon_rl.errors import BatchConflict, TrainingError, TrainingPaused
 from babylon_rl.models.checkpoints import MANIFEST, verify
 from babylon_rl.store.batches import claim_batch, read_batch
-from babylon_rl.store.registry import newest_of_line
+from babylon_rl.store.registry import parent_of_line
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.batches import cancel_batch, freeze_batch, pending_batches, prepare_batch, train_batch
 from babylon_rl.training.dry import DryTrainer
@@ -74,7 +74,7 @@ def test_a_batch_that_is_trained_after_one_frozen_later_is_numbered_above_it(con
     assert train_batch(connection, second.batch_id, settings, NOW).model.version == "v1.0.12"
     model = train_batch(connection, first.batch_id, settings, NOW).model
     assert (model.version, model.parent_version) == ("v1.0.13", "v1.0.12")
-    assert newest_of_line(connection, "dry").version == "v1.0.13"  # else what it learned would be lost to the line
+    assert parent_of_line(connection, "dry").version == "v1.0.13"  # else what it learned would be lost to the line
 
 
 def test_a_run_that_takes_over_goes_on_from_the_parent_that_the_other_chose(connection, settings, two, read_sample):

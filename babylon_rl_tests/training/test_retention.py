@@ -8,7 +8,7 @@ import pytest
 
 from babylon_rl.errors import CheckpointError
 from babylon_rl.models.checkpoints import publish
-from babylon_rl.store.registry import newest_of_line, read_models
+from babylon_rl.store.registry import parent_of_line, read_models
 from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.dry import DryTrainer
 from babylon_rl.training.publishing import parent_checkpoint
@@ -65,7 +65,7 @@ def test_a_version_is_said_to_be_pruned_and_then_its_directory_goes(connection, 
     assert prune(connection, few, checkpoints, NOW) == []
     with pytest.raises(CheckpointError, match=r"was pruned on 2025-10-30.*CHECKPOINTS_KEPT.*mark v1\.0\.11 as failed"):
         parent_checkpoint(row)
-    assert newest_of_line(connection, "dry").version == second.version
+    assert parent_of_line(connection, "dry").version == second.version
 
 
 def test_a_deletion_that_was_broken_off_ends_with_the_next_one(connection, settings, trained_twice) -> None:

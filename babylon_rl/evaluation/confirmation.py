@@ -1,0 +1,65 @@
+"""Confirmation of a version that passed the gate: once more against the deployed version, in markets that no decision has used.
+
+The gate's markets are the same for every version, so luck in them is kept over generations. Here every test has markets of its own and a
+level from an online procedure (statistics/online.py), so that of all versions ever promoted at most 5 % are expected to be no better
+than the one they replaced. Only the two play. docs/decisions/0007-gate.md has the reasons.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED
+from babylon_rl.evaluation.model_sources import Say, Serving, absent, base_of, play_sources, trained_windows, version_source
+from babylon_rl.evaluation.snapshots import confirmation_snapshots, require_unseen
+from babylon_rl.evaluation.statistics import permutation_test
+from babylon_rl.evaluation.statistics.online import next_level
+from babylon_rl.market.serving import served_here
+from babylon_rl.progress import Progress, unheard
+from babylon_rl.settings import Settings
+from babylon_rl.store.confirmations import Confirmation, begin_confirmation, end_confirmation, read_confirmations
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.registry import deployed_model, read_models
+
+FLIPS = 1_000_000  # of signs: levels fall to some 1e-5 after a hundred tests without a discovery
+
+
+def confirm(
+    connection: Connection,
+    version: str,
+    settings: Settings,
+    say: Say,
+    *,
+    clock: Callable[[], datetime],
+    serving: Serving = served_here,
+    on_progress: Progress = unheard,
+) -> Confirmation | str:
+    """Test once whether a version earns more than the deployed one, else than the base; or a sentence on who cannot be played here.
+
+    The outcome is stored; a version is never tested twice, and an interrupted test goes on in the same markets.
+
+    Raises:
+        ModelUnavailable: the endpoint stays down; what was played is kept.
+    """
+    models = {model.version: model for model in read_models(connection)}
+    begun = next((test for test in read_confirmations(connection) if test.version == version), None)
+    if begun is not None and begun.ended_at is not None:
+        return begun
+    newest = deployed_model(models.values())
+    reference = begun.reference if begun is not None else None if newest is None else newest.version
+    model, deployed = models[version], None if reference is None else models[reference]
+    for player in (model, deployed):
+        missing = None if player is None else absent(player, settings)
+        if missing is not None:
+            return f"{version} was not confirmed: {missing}"
+    base = base_of(model, settings)
+    rival = base if deployed is None else version_source(deployed, DEPLOYED, base_of(deployed, settings))
+    test = begin_confirmation(connection, version, reference, settings.confirmation_markets, next_level, clock())
+    snapshots = confirmation_snapshots(test.first_market, test.markets)
+    require_unseen(snapshots, trained_windows(models.values()))
+    sources = [version_source(model, CANDIDATE, base), rival]
+    results = play_sources(connection, settings, sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)
+    ours, theirs = ([result.pnl_usd for result in results[source.name]] for source in sources)
+    found = permutation_test([a - b for a, b in zip(ours, theirs, strict=True)], alternative="greater", seed=test.number, flips=FLIPS)
+    end_confirmation(connection, test.number, found.mean, found.p, clock())
+    return replace(test, improvement=found.mean, p=found.p, ended_at=clock())

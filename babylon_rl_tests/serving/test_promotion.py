@@ -1,0 +1,107 @@
+"""A version that passed the gate is confirmed in markets of its own before it is rolled out without a person."""
+
+from typing import Any
+
+import pytest
+
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.evaluation.gate import FAIL, PASS
+from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots, require_unseen
+from babylon_rl.serving.promotion import promote
+from babylon_rl.serving.releases import Author, deploy, rollback
+from babylon_rl.store.confirmations import read_confirmations
+from babylon_rl.store.releases import read_events, read_rollouts, read_routing
+from babylon_rl_tests.evaluation.conftest import NOW
+from babylon_rl_tests.evaluation.endpoint import Endpoint, alternates, endpoint, hold, reads_news, reads_wrongly
+
+MARKETS = 24
+
+
+@pytest.fixture
+def promoted(connection, settings):
+    """``promoted(version, served, decision)``: the sentence of one promotion."""
+
+    def run(version: str, served: Endpoint, decision: str = PASS, **changes: Any) -> str:
+        changed = settings.model_copy(update={"auto_promote": True, "confirmation_markets": MARKETS} | changes)
+        return promote(connection, version, decision, changed, lambda said: None, clock=lambda: NOW, serving=served.serving)
+
+    return run
+
+
+def states(connection) -> list[tuple[str, str]]:
+    return [(one.version, one.state) for one in reversed(read_rollouts(connection))]
+
+
+def test_without_automatic_promotion_a_pass_makes_a_candidate_and_nothing_plays(promoted, make_version, connection):
+    make_version("v1.0.0")
+    with endpoint(base=hold) as served:
+        assert "v1.0.0 is a candidate: `babylon-rl models deploy v1.0.0`" in promoted("v1.0.0", served, auto_promote=False)
+        assert promoted("v1.0.0", served, auto_promote=False) == "v1.0.0 is candidate already."
+    assert states(connection) == [("v1.0.0", "candidate")] and served.asked == {}
+
+
+def test_what_did_not_pass_stays_as_it_is(promoted, make_version, connection):
+    make_version("v1.0.0")
+    with endpoint(base=hold) as served:
+        assert promoted("v1.0.0", served, FAIL) == "v1.0.0 is not released: its gate's decision is fail."
+    assert states(connection) == [] and read_confirmations(connection) == []
+
+
+def test_a_confirmed_version_starts_at_the_first_step_and_the_two_alone_play(promoted, make_version, connection):
+    make_version("v1.0.0")
+    with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
+        said = promoted("v1.0.0", served)
+    assert said.startswith("v1.0.0 is rolling at 1 % of agents: confirmed: +")
+    ticks = benchmark_snapshots(1)[0].scenario.ticks
+    assert served.asked == {"base": MARKETS * ticks, "v1.0.0": MARKETS * ticks}
+    (test,) = read_confirmations(connection)
+    assert (test.number, test.reference, test.first_market, test.markets) == (1, None, 0, MARKETS) and test.confirmed
+    assert read_events(connection)[-1].who == "automation"
+
+
+def test_a_version_that_is_no_better_in_fresh_markets_stays_a_candidate(promoted, make_version, connection):
+    make_version("v1.0.0")
+    with endpoint(base=reads_news, **{"v1.0.0": reads_wrongly}) as served:
+        said = promoted("v1.0.0", served)
+    assert said.startswith("v1.0.0 is a candidate, and a person decides: not confirmed: -")
+    assert states(connection) == [("v1.0.0", "candidate")] and not read_confirmations(connection)[0].confirmed
+
+
+def test_each_test_has_markets_of_its_own_and_the_deployed_version_as_rival(promoted, make_version, connection, settings):
+    make_version("v1.0.0")
+    with endpoint(base=alternates, **{"v1.0.0": reads_news, "v1.0.1": reads_news}) as served:
+        promoted("v1.0.0", served, rollout_steps="100")
+        assert read_routing(connection).deployed == "v1.0.0"
+        make_version("v1.0.1", parent="v1.0.0")
+        promoted("v1.0.1", served)
+    _, second = read_confirmations(connection)
+    assert (second.reference, second.first_market) == ("v1.0.0", MARKETS)
+    assert second.improvement == 0 and not second.confirmed  # they play alike
+    assert second.level > 0.001  # the first discovery earned what it spends
+    fresh = confirmation_snapshots(0, 2 * MARKETS)
+    require_unseen([*fresh, *benchmark_snapshots(96)])  # no market twice, none of training's
+
+
+def test_an_interrupted_confirmation_goes_on_in_its_markets(promoted, make_version, connection):
+    make_version("v1.0.0")
+    with endpoint(base=alternates, **{"v1.0.0": reads_news}) as served:
+        served.breaks_after = 200
+        with pytest.raises(ModelUnavailable):
+            promoted("v1.0.0", served)
+        (begun,) = read_confirmations(connection)
+        assert begun.ended_at is None and states(connection) == []
+        served.breaks_after = None
+        promoted("v1.0.0", served, confirmation_markets=48)
+    (test,) = read_confirmations(connection)
+    assert (test.level, test.markets) == (begun.level, MARKETS) and test.confirmed
+
+
+def test_a_version_waits_while_another_is_on_trial_and_one_rolled_back_never_returns(promoted, make_version, connection, settings):
+    for version in ("v1.0.0", "v1.0.1"):
+        make_version(version)
+    with endpoint(base=alternates, **{"v1.0.0": reads_news, "v1.0.1": reads_news}) as served:
+        promoted("v1.0.0", served)
+        assert "v1.0.1 is a candidate, and v1.0.0 is on trial" in promoted("v1.0.1", served)
+        rollback(connection, settings, Author("tester", "worse", NOW))
+        assert promoted("v1.0.0", served) == "v1.0.0 is rolled back already."
+    assert deploy(connection, "v1.0.1", settings, Author("tester", "by hand", NOW)).state == "rolling"
