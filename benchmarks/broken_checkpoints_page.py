@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.evaluation.gate import COLLAPSE
+from babylon_rl.reporting.tables import markdown_table
 
 if TYPE_CHECKING:
     from benchmarks.broken_checkpoints import Judged
@@ -62,7 +63,7 @@ def _let_through(tried: Sequence["Judged"]) -> str:
 def table(judged: Sequence["Judged"]) -> str:
     """Everybody of one round, as Markdown."""
     lines = [_line(one) for one in judged]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (COLUMNS, ["---"] * len(COLUMNS), *lines))
+    return markdown_table(COLUMNS, lines)
 
 
 def _line(one: "Judged") -> list[str]:

@@ -4,10 +4,10 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, table
+from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, embedded, table
 from babylon_rl.assets.partitions import batch_of, batches
-from babylon_rl.assets.plots import bar_plot, embedded_png
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.reporting.plots import Picture, bar_plot
 
 # Of a row of the report, what fits on a page; the report in Markdown has the intervals.
 SHOWN = {
@@ -55,9 +55,9 @@ def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourcePara
     bars = [(str(row["model"]), float(row["pnl"])) for row in report.rows]
     intervals = [(float(row["low"]), float(row["high"])) for row in report.rows]
     metadata["pnl"] = (
-        embedded_png("P&L with intervals", report.plot_png)
+        embedded(Picture("P&L with intervals", report.plot_png))
         if report.plot_png is not None
-        else bar_plot("P&L on unseen markets, 95 % intervals", "dollars an hour", bars, intervals=intervals)
+        else embedded(bar_plot("P&L on unseen markets, 95 % intervals", "dollars an hour", bars, intervals=intervals))
     )
     metadata["results"] = table([{title: row.get(name) for name, title in SHOWN.items()} for row in report.rows])
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(report.data_version))

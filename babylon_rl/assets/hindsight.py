@@ -5,12 +5,12 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
+from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, embedded, table
 from babylon_rl.assets.partition_results import HourReport, plotted, report_hours
 from babylon_rl.assets.partitions import hours, hours_of
-from babylon_rl.assets.plots import OTHER, bar_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.hindsight import HourHindsight, sync_hindsight
+from babylon_rl.reporting.plots import OTHER, bar_plot
 from babylon_rl.store.hindsight import AgentCorrectness, agent_correctness
 
 NOTHING = "no rows"
@@ -71,7 +71,9 @@ def _report(window: str, seen: HourHindsight | None, agents: list[AgentCorrectne
     # Best agents first; equal shares by id, so that the plot is stable.
     shares = sorted(((agent.agent_id, agent.share) for agent in agents if agent.share is not None), key=lambda entry: (-entry[1], entry[0]))
     if drawn and shares:
-        metadata["right_by_agent"] = bar_plot(f"Actions that proved right, {window}", "share of those known", shares, colour=OTHER)
+        metadata["right_by_agent"] = embedded(
+            bar_plot(f"Actions that proved right, {window}", "share of those known", shares, colour=OTHER)
+        )
     if agents:
         metadata["agents"] = table([_row(agent) for agent in agents])
     return HourReport(seen.data_version, metadata)

@@ -9,9 +9,9 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
-from babylon_rl.assets.plots import embedded_png
+from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, embedded, table
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.reporting.plots import Picture
 from babylon_rl.versions import content_version
 from babylon_rl.windows import HOUR, window_of
 
@@ -49,7 +49,7 @@ def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Ba
     metadata = counts(report.groups, judge=report.judge, quarantined_share=report.quarantined_share, pending=report.pending)
     metadata |= _numbers(document)
     metadata["report"] = table([{"measured": what, "interval": number, "meaning": words} for what, number, words in sentences(report)])
-    metadata |= {name: embedded_png(name, png) for name, png in pictures(report).items()}
+    metadata |= {name: embedded(Picture(name, png)) for name, png in pictures(report).items()}
     metadata["document"] = dg.MetadataValue.json(document)
     if audited is not None:
         metadata["second_judge"] = audited.sentence

@@ -4,9 +4,9 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, table
-from babylon_rl.assets.plots import embedded_png
+from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, embedded, table
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.reporting.plots import Picture
 
 # Of a row, what fits on a page; the Markdown has the intervals of differences.
 SHOWN = {
@@ -34,9 +34,9 @@ COLUMNS = column_schema(
 )
 def leaderboard(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.leaderboard import leaderboard as ranked
-    from babylon_rl.evaluation.leaderboard import markdown
+    from babylon_rl.evaluation.leaderboard import leaderboard_png, markdown
     from babylon_rl.evaluation.leaderboard_wandb import send
-    from babylon_rl.evaluation.plots import leaderboard_png, write_plot
+    from babylon_rl.evaluation.report import write_plot
 
     with babylon.connection() as connection:
         board = ranked(connection, babylon.settings)
@@ -49,7 +49,7 @@ def leaderboard(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Bab
     # Headline numbers first, then table, plot and links.
     metadata = counts(len(rows), versions=len(board.versions), not_ranked=len(board.unranked), markets=board.markets, best_version=best)
     metadata["leaderboard"] = dg.MetadataValue.md(markdown(board))
-    metadata["pnl"] = embedded_png("P&L with intervals", png)
+    metadata["pnl"] = embedded(Picture("P&L with intervals", png))
     metadata["rows"] = table([{title: row.get(name) for name, title in SHOWN.items()} for row in rows])
     metadata["weights_and_biases"] = sent.words
     if sent.link is not None:

@@ -5,13 +5,13 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
+from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, embedded, table
 from babylon_rl.assets.partition_results import HourReport, plotted, report_hours
 from babylon_rl.assets.partitions import hours, hours_of
-from babylon_rl.assets.plots import Paths, bar_plot, path_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.plan import note_changes
 from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes, sync_outcomes
+from babylon_rl.reporting.plots import Paths, bar_plot, path_plot
 from babylon_rl.store.market import Path, price_paths, probability_paths
 
 NOTHING = "nothing recorded"
@@ -84,7 +84,7 @@ def _pictures(market: WindowOutcomes, prices: Mapping[tuple[str, str], Path], od
     pictures: dict[str, Any] = {}
     if market.stocks:
         moves = sorted(((s.ticker, _drawable(s.change_percent)) for s in market.stocks), key=lambda move: -move[1])
-        pictures["price_changes"] = bar_plot(f"Price changes, {market.window}", "percent", moves)
+        pictures["price_changes"] = embedded(bar_plot(f"Price changes, {market.window}", "percent", moves))
     # Largest moves first: they are the named series of each panel.
     movers = sorted(market.stocks, key=lambda stock: -abs(stock.change_percent))
     swingers = sorted(market.predictions, key=lambda asked: -abs(_swing(asked)))
@@ -96,7 +96,7 @@ def _pictures(market: WindowOutcomes, prices: Mapping[tuple[str, str], Path], od
     ]
     moved = [panel for panel in panels if panel.series]
     if moved:
-        pictures["within_the_hour"] = path_plot(f"Within the hour, {market.window}", moved)
+        pictures["within_the_hour"] = embedded(path_plot(f"Within the hour, {market.window}", moved))
     return pictures
 
 

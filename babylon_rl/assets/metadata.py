@@ -1,9 +1,12 @@
-"""Metadata common to all assets: owner, columns, counts, tables and links."""
+"""Metadata common to all assets: owner, columns, counts, tables, pictures and links."""
 
+import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
+
+from babylon_rl.reporting.plots import Picture
 
 OWNERS = ["team:babylon-rl"]
 HOURS_GROUP, BATCHES_GROUP = "hours", "batches"
@@ -33,6 +36,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.TextM
     records = [dg.TableRecord({name: _cell(value) for name, value in row.items()}) for row in rows[:MOST_TABLE_ROWS]]
     columns = [dg.TableColumn(name, _type(name, rows)) for name in rows[0]]
     return dg.MetadataValue.table(records, dg.TableSchema(columns))
+
+
+def embedded(picture: Picture) -> dg.MarkdownMetadataValue:
+    """The picture in Markdown, as a data URI."""
+    return dg.MetadataValue.md(f"![{picture.title}](data:image/png;base64,{base64.b64encode(picture.png).decode()})")
 
 
 def linked_windows(windows: Iterable[str], assets: Sequence[str]) -> dg.MarkdownMetadataValue:

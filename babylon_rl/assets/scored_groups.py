@@ -5,15 +5,15 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
+from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, embedded, table
 from babylon_rl.assets.partition_results import HourReport, plotted, report_hours
 from babylon_rl.assets.partitions import hours, hours_of
-from babylon_rl.assets.plots import bar_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.client import asked_at
 from babylon_rl.judge.groups import GroupScores, Judgement, Scored
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.progress import Progress
+from babylon_rl.reporting.plots import bar_plot
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
 
 HOURS_PER_RUN = 24  # of a judge that takes its time, and is paid
@@ -103,7 +103,7 @@ def _scored(group: GroupScores, scores: Scored, *, drawn: bool) -> HourReport:
     )
     if drawn:
         title = f"Scores by agent, {group.window} ({group.judge})"
-        metadata["scores_by_agent"] = bar_plot(title, "score, 0 to 1", [(s.agent_id, s.score) for s in group.scores])
+        metadata["scores_by_agent"] = embedded(bar_plot(title, "score, 0 to 1", [(s.agent_id, s.score) for s in group.scores]))
     metadata["scores"] = table(
         [
             {"rank": s.rank, "agent": s.agent_id, "score": s.score, "advantage": s.advantage, "reasoning": s.reasoning[:300]}

@@ -7,12 +7,12 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, linked_windows, table
+from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, embedded, linked_windows, table
 from babylon_rl.assets.partitions import batch_of, batches
-from babylon_rl.assets.plots import line_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_outcome_tag import sole_run
 from babylon_rl.assets.training_batch import UPSTREAM
+from babylon_rl.reporting.plots import line_plot
 from babylon_rl.store.batches import Batch, judging_of, own_transaction, read_batch, read_batch_episodes
 from babylon_rl.store.registry import note_tracking
 from babylon_rl.store.write_ahead import TrainingStep
@@ -155,16 +155,18 @@ def _metadata(trained: Trained, seen: list[StepMetrics], numbers: Mapping[int, M
         curves = {"loss": losses}
         if len(losses) > SMOOTHED_STEPS:
             curves[f"mean of {SMOOTHED_STEPS} {x_label}s"] = _smoothed(losses)
-        metadata["loss_curve"] = line_plot(f"Loss of {model.version}", "loss", curves, x_label=x_label)
+        metadata["loss_curve"] = embedded(line_plot(f"Loss of {model.version}", "loss", curves, x_label=x_label))
     entropies = [metrics["entropy"] for metrics in (step.metrics or {} for step in followed) if "entropy" in metrics]
     if entropies:
         # Falling towards 0 means that the policy collapses into one answer.
-        metadata["entropy_curve"] = line_plot(f"Entropy of {model.version}", "nats a choice", {"entropy": entropies}, x_label=x_label)
+        metadata["entropy_curve"] = embedded(
+            line_plot(f"Entropy of {model.version}", "nats a choice", {"entropy": entropies}, x_label=x_label)
+        )
     rewards = [numbers[step.iteration]["rewardMean"] for step in trained.steps if "rewardMean" in numbers.get(step.iteration, {})]
     if rewards:
         spreads = [numbers[step.iteration]["rewardSpread"] for step in trained.steps if "rewardMean" in numbers.get(step.iteration, {})]
         curves = {"mean": rewards, "spread in a group": spreads}
-        metadata["reward_curve"] = line_plot(f"Rewards that {model.version} learned from", "score", curves, x_label="iteration")
+        metadata["reward_curve"] = embedded(line_plot(f"Rewards that {model.version} learned from", "score", curves, x_label="iteration"))
     metadata["iterations"] = table([_row(step) for step in trained.steps])
     return metadata
 

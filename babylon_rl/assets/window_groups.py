@@ -5,13 +5,13 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, table
+from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, embedded, table
 from babylon_rl.assets.partition_results import HourReport, plotted, report_hours
 from babylon_rl.assets.partitions import hours, hours_of
-from babylon_rl.assets.plots import LOSS, bar_plot
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.plan import note_changes
+from babylon_rl.reporting.plots import LOSS, bar_plot
 from babylon_rl.store.windows import first_rejections, stored_episodes
 from babylon_rl.types import Episode, Rejection, WindowSummary
 
@@ -68,10 +68,12 @@ def _report(facts: WindowSummary, episodes: list[Episode], rejected: list[Reject
     )
     # Plots for the newest hour of a run only; tables for every hour.
     if drawn and episodes:
-        metadata["pnl_by_agent"] = bar_plot(f"P&L by agent, {facts.window}", "dollars", [(e.agent_id, e.window_pnl) for e in episodes])
+        metadata["pnl_by_agent"] = embedded(
+            bar_plot(f"P&L by agent, {facts.window}", "dollars", [(e.agent_id, e.window_pnl) for e in episodes])
+        )
     if drawn and facts.rejected:
         title = f"Rejected rows, {facts.window} ({sum(facts.rejected.values())} of {facts.rows})"
-        metadata["rejected_by_reason"] = bar_plot(title, "rows", list(facts.rejected.items()), colour=LOSS)
+        metadata["rejected_by_reason"] = embedded(bar_plot(title, "rows", list(facts.rejected.items()), colour=LOSS))
     if episodes:
         metadata["episodes"] = table([_row(episode) for episode in episodes])
     if rejected:

@@ -13,9 +13,9 @@ PlotOption = Annotated[Path | None, typer.Option("--plot", help="A PNG file for 
 
 def leaderboard(plot: PlotOption = None, as_json: JsonOption = False) -> None:
     """Rank all versions, the base and every agent by what they earned in the gate's markets; nothing is asked of a model."""
-    from babylon_rl.evaluation.leaderboard import COLUMNS, cells
+    from babylon_rl.evaluation.leaderboard import COLUMNS, cells, leaderboard_png
     from babylon_rl.evaluation.leaderboard import leaderboard as ranked
-    from babylon_rl.evaluation.plots import leaderboard_png, write_plot
+    from babylon_rl.evaluation.report import write_plot
     from babylon_rl.store.database import open_database
     from babylon_rl.store.migrate import require_migrated
 

@@ -16,8 +16,7 @@ from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, PASSED
 from babylon_rl.evaluation.gate import ANALYSES, INCONCLUSIVE, decide, next_analysis
 from babylon_rl.evaluation.model_sources import ModelSource, Say, Serving, absent, base_of, play_sources, trained_windows, version_source
 from babylon_rl.evaluation.play import play_strategies
-from babylon_rl.evaluation.plots import benchmark_png, write_plot
-from babylon_rl.evaluation.report import BenchmarkReport, markdown, results_version, rows_of
+from babylon_rl.evaluation.report import BenchmarkReport, benchmark_png, markdown, results_version, rows_of, write_plot
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.market.serving import served_here
 from babylon_rl.progress import Progress, unheard

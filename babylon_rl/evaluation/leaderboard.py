@@ -13,8 +13,11 @@ from typing import Any
 from babylon_rl.evaluation.comparison import BASE, DEPLOYED, GateRow, compare
 from babylon_rl.evaluation.model_sources import identity_of
 from babylon_rl.evaluation.play import play_strategies
-from babylon_rl.evaluation.report import earnings, grid
+from babylon_rl.evaluation.report import COLOURS, earnings
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
+from babylon_rl.evaluation.statistics import Interval
+from babylon_rl.reporting import plots
+from babylon_rl.reporting.tables import markdown_table
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import Gated, MarketResult, read_gated, read_identities, read_results
 from babylon_rl.store.connection import Connection
@@ -201,8 +204,43 @@ def cells(line: LeaderboardRow, reference: str | None) -> list[str]:
 
 def markdown(board: Leaderboard) -> str:
     """The leaderboard as Markdown."""
-    parts = [grid(COLUMNS, [cells(line, board.reference) for line in board.lines])]
+    parts = [markdown_table(COLUMNS, [cells(line, board.reference) for line in board.lines])]
     if board.unranked:
         parts.append("\n".join(["Not ranked:", "", *(f"* {one.version}: {one.reason}" for one in board.unranked)]))
     parts.append(f"{board.markets} unseen markets. {FOOTER}")
     return "\n\n".join(parts) + "\n"
+
+
+GATE_MARKERS = {"pass": "o", "fail": "X", "inconclusive": "D"}
+MOST_DRAWN = 40
+
+
+def leaderboard_png(board: Leaderboard) -> bytes:
+    """The leaderboard as a PNG of about 40 kB: the first MOST_DRAWN rows, and the newest versions against the base."""
+    height = 1.1 + 0.27 * max(8, min(MOST_DRAWN, len(board.lines)))
+    figure = plots.new_figure(11.5, height, 88)
+    ranks, progress = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
+    figure.subplots_adjust(left=0.12, right=0.97, bottom=0.5 / height, top=1 - 0.4 / height, wspace=0.16)
+    marks = [_mark(f"{line.place}. {line.row.player}", line.row.pnl, line.row.role) for line in board.lines[:MOST_DRAWN]]
+    title = f"Mean P&L in {board.markets} unseen markets, 95 % interval"
+    plots.draw_intervals(ranks, marks, title=title, unit="dollars of a market hour")
+    versions = [line for line in board.versions if line.row.improvement is not None][-MOST_DRAWN:]
+    gains = [
+        _mark(line.row.player, gain, line.row.role, line.gated.decision if line.gated is not None else "")
+        for line in versions
+        if (gain := line.row.improvement) is not None
+    ]
+    if gains:
+        decisions = {line.gated.decision for line in versions if line.gated is not None}
+        legend = {marker: f"gate: {decision}" for decision, marker in GATE_MARKERS.items() if decision in decisions}
+        plots.draw_interval_columns(progress, gains, title="Dollars an hour above the base, paired, 95 % interval", legend=legend)
+    else:
+        plots.draw_sentence(progress, "no version is ranked")
+    plots.plain_axes((ranks, progress))
+    return plots.png_of(figure)
+
+
+def _mark(label: str, interval: Interval, role: str, decision: str = "") -> plots.IntervalMark:
+    """An interval of a row; the marker says what the gate decided."""
+    colour = COLOURS["candidate" if role == VERSION else role]
+    return plots.IntervalMark(label, interval.mean, interval.low, interval.high, colour, GATE_MARKERS.get(decision, "o"))

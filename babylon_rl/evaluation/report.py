@@ -1,10 +1,12 @@
-"""The gate's report: rows, a table in Markdown, the success criteria, and a hash by which an unchanged re-run is recognised.
+"""The gate's report: rows, Markdown, picture, success criteria, and a hash that recognises an unchanged re-run.
 
 A success criterion compares the candidate with the reference in the same markets: yes when the whole interval of the difference says so,
 no when the whole interval says the contrary, else unknown. Criteria describe; the gate decides. Left out: a correction for their number.
 """
 
 import math
+import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,13 +14,26 @@ from typing import Any
 
 import numpy as np
 
-from babylon_rl.evaluation.comparison import Comparison, GateRow, Pair
+from babylon_rl.evaluation.comparison import CANDIDATE, STRATEGY, Comparison, GateRow, Pair
 from babylon_rl.evaluation.gate import GateVerdict
+from babylon_rl.evaluation.snapshots import PRESET
 from babylon_rl.evaluation.statistics import Interval, mean_interval, paired_interval
+from babylon_rl.files.durable import fsync
+from babylon_rl.market.simulation.config import PRESETS
+from babylon_rl.reporting import plots
+from babylon_rl.reporting.tables import markdown_table
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.versions import content_version
 
 YES, NO, UNKNOWN = "yes", "no", "unknown"
+COLOURS = {
+    "candidate": "#1f6fb4",
+    "base": "#3d3d3d",
+    "deployed": "#8a4fa3",
+    "parent": "#b07aa1",
+    "passed": "#b07aa1",
+    "strategy": "#a9a9a9",
+}
 BETTER_PNL = 0.10
 Count = Callable[[MarketResult], tuple[int, int]]  # hits and trials in one market
 
@@ -168,18 +183,15 @@ def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
     """The report as a Markdown document of one screen."""
     parts = [
         f"**{verdict.decision.replace('_', ' ')}**: {verdict.reason}",
-        grid(COLUMNS, [cells(comparison, row) for row in comparison.rows]),
+        markdown_table(COLUMNS, [cells(comparison, row) for row in comparison.rows]),
     ]
     if comparison.pairs:
-        parts.append(grid(PAIR_COLUMNS, [_pair(pair, comparison.reference) for pair in comparison.pairs]))
-        parts.append(grid(("success criterion", "met", "against the reference"), [(c.name, c.met, c.words) for c in criteria(comparison)]))
+        parts.append(markdown_table(PAIR_COLUMNS, [_pair(pair, comparison.reference) for pair in comparison.pairs]))
+        parts.append(
+            markdown_table(("success criterion", "met", "against the reference"), [(c.name, c.met, c.words) for c in criteria(comparison)])
+        )
     parts.append(f"{comparison.markets} unseen markets. {FOOTER.format(looks=comparison.analyses)}")
     return "\n\n".join(parts) + "\n"
-
-
-def grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows))
 
 
 def _pair(pair: Pair, reference: str | None) -> list[str]:
@@ -216,3 +228,59 @@ def _interval(interval: Interval | None) -> str:
 
 def _percent(share: Interval | None) -> str:
     return "-" if share is None else f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]"
+
+
+def benchmark_png(comparison: Comparison[GateRow], verdict: GateVerdict) -> bytes:
+    """A comparison as a PNG of about 100 kB: P&L, paired differences, the course of the hour, risk."""
+    figure = plots.new_figure(13.5, 7.4, 80)
+    places = [["means", "pairs", "hour"], ["means", "sharpe", "drawdown"]]
+    panels = figure.subplot_mosaic(places, width_ratios=(1.15, 1.0, 1.0), height_ratios=(1.25, 1.0))
+    figure.subplots_adjust(left=0.11, right=0.93, bottom=0.07, top=0.86, wspace=0.3, hspace=0.28)
+    heading = f"{verdict.decision.replace('_', ' ').upper()}: {verdict.reason}"
+    figure.text(0.02, 0.97, "\n".join(textwrap.wrap(heading, 170)[:3]), fontsize=9.5, va="top")
+    # models in their order, then strategies from best to worst
+    strategies = sorted((row for row in comparison.rows if row.role == STRATEGY), key=lambda row: -row.pnl.mean)
+    models = [row for row in comparison.rows if row.role != STRATEGY]
+    marks = [plots.IntervalMark(_label(row), row.pnl.mean, row.pnl.low, row.pnl.high, COLOURS[row.role]) for row in [*models, *strategies]]
+    plots.draw_intervals(panels["means"], marks, title="Mean P&L, 95 % interval", unit="dollars of a market hour")
+    _draw_differences(panels["pairs"], comparison)
+    _draw_course(panels["hour"], comparison.rows, lambda row: row.pnl_path, "Mean P&L so far, dollars")
+    # the table has the risk of strategies
+    shown = models or comparison.rows
+    _draw_course(panels["sharpe"], shown, lambda row: row.sharpe_path, "Mean Sharpe ratio so far")
+    _draw_course(panels["drawdown"], shown, lambda row: row.drawdown_path, "Mean dollars below the peak so far")
+    plots.plain_axes(panels.values())
+    return plots.png_of(figure)
+
+
+def write_plot(png: bytes, path: Path) -> Path:
+    """Put a picture at ``path``, complete or not at all; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(png)
+    fsync(temporary)
+    temporary.replace(path)
+    return path
+
+
+def _label(row: GateRow) -> str:
+    return f"{row.player} ({row.role})" if row.role not in (row.player, STRATEGY) else row.player
+
+
+def _draw_differences(axes: Any, comparison: Comparison[GateRow]) -> None:
+    if comparison.candidate is None or comparison.reference is None or comparison.candidate == comparison.reference:
+        plots.draw_sentence(axes, "not compared")
+        return
+    ours, theirs = comparison.row(comparison.candidate), comparison.row(comparison.reference)
+    differences = [a - b for a, b in zip(ours.pnls_usd, theirs.pnls_usd, strict=True)]
+    better, gain, mean = sum(difference > 0 for difference in differences), ours.improvement, None
+    if gain is not None:
+        mean = plots.IntervalMark(f"mean {gain.mean:+.0f}, 95 % interval", gain.mean, gain.low, gain.high, COLOURS[CANDIDATE])
+    title = f"{ours.player} - {theirs.player}: better in {better} of {len(differences)} markets"
+    plots.draw_differences(axes, differences, title=title, mean=mean)
+
+
+def _draw_course(axes: Any, rows: Sequence[GateRow], path_of: Callable[[GateRow], Sequence[float | None]], title: str) -> None:
+    """Curves over the market hour."""
+    curves = [plots.NamedCurve(row.player, path_of(row), COLOURS[row.role], dashed=row.role == STRATEGY) for row in rows]
+    plots.draw_curves(axes, curves, step=PRESETS[PRESET].tick_seconds / 60, title=title, x_label="minute of the hour")

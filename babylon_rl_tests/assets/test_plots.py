@@ -5,16 +5,17 @@ import io
 import math
 
 import pytest
-from dagster import MarkdownMetadataValue
 from PIL import Image
 
-from babylon_rl.assets.plots import LOSS, MOST_PATHS, Paths, bar_plot, path_plot
+from babylon_rl.assets.metadata import embedded
+from babylon_rl.reporting.plots import LOSS, MOST_PATHS, Paths, Picture, bar_plot, path_plot
 
 
-def picture(drawn: MarkdownMetadataValue) -> Image.Image:
-    """The PNG inside the markdown."""
-    assert drawn.value is not None
-    png = base64.b64decode(drawn.value.partition("base64,")[2].rstrip(")"))
+def picture(drawn: Picture) -> Image.Image:
+    """The PNG inside the markdown of an asset page."""
+    text = embedded(drawn).value
+    assert text is not None and text.startswith(f"![{drawn.title}]")
+    png = base64.b64decode(text.partition("base64,")[2].rstrip(")"))
     assert len(png) < 30_000
     return Image.open(io.BytesIO(png))
 

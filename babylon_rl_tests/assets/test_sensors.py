@@ -10,8 +10,8 @@ import dagster as dg
 import pytest
 from pydantic import SecretStr
 
+from babylon_rl.assets.metadata import embedded
 from babylon_rl.assets.partitions import batches
-from babylon_rl.assets.plots import line_plot
 from babylon_rl.assets.resources import given
 from babylon_rl.automation.checks_batches import CHECKPOINT_CHECKS
 from babylon_rl.automation.code_location import code_location
@@ -20,6 +20,7 @@ from babylon_rl.automation.sensors import end_dead_runs, finish_evidence, observ
 from babylon_rl.cli.training import choose_batch
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import BatchConflict, JudgeUnavailable, TrainingPaused
+from babylon_rl.reporting.plots import line_plot
 from babylon_rl.store.batches import Batch, claim_batch, note_waiting, read_batches
 from babylon_rl.store.database import Database
 from babylon_rl.store.write_ahead import JobEnd, RemoteJob, begin_job, end_job, finished_steps, name_job, read_jobs
@@ -422,7 +423,7 @@ def test_the_curves_of_a_resumed_training_show_every_iteration(ready: Bench):
     found = ready.materializations("trained_checkpoint")[batch].metadata
     version = found["version"].value
     losses = [1.0 / (1 + iteration) for iteration in range(1, 11)]
-    assert found["loss_curve"] == line_plot(f"Loss of {version}", "loss", {"loss": losses}, x_label="iteration")
+    assert found["loss_curve"] == embedded(line_plot(f"Loss of {version}", "loss", {"loss": losses}, x_label="iteration"))
     assert "entropy_curve" not in found  # a dry run measures none
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from babylon_rl.evaluation.comparison import compare
 from babylon_rl.evaluation.gate import decide
-from babylon_rl.evaluation.plots import _apart, benchmark_png
-from babylon_rl.evaluation.report import criteria, markdown, rows_of
+from babylon_rl.evaluation.report import benchmark_png, criteria, markdown, rows_of
+from babylon_rl.reporting.plots import spaced
 from babylon_rl_tests.evaluation.results import compared, invalid, nothing, result
 
 
@@ -101,8 +101,8 @@ def test_sharpe_and_drawdown_are_means_over_markets_and_their_curves_end_there()
     assert compared([result(index, path[-1], equity_usd=path) for index, path in enumerate(paths)]).row("nothing").sharpe is None
 
 
-def test_names_beside_the_lines_of_the_picture_keep_apart() -> None:
-    places = _apart([0.0, 0.0, 1.0, 50.0, 51.0, 200.0], 10.0)
+def test_names_beside_the_lines_of_the_picture_keepspaced() -> None:
+    places = spaced([0.0, 0.0, 1.0, 50.0, 51.0, 200.0], 10.0)
     assert all(after - before >= 10.0 - 1e-9 for before, after in pairwise(places))
     assert places[-1] == 200.0 and sum(places[:3]) / 3 == pytest.approx(1 / 3) and sum(places[3:5]) / 2 == pytest.approx(50.5)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from babylon_rl.evaluation.statistics import FEWEST_TO_RESAMPLE, Interval
+from babylon_rl.reporting.tables import markdown_table
 from benchmarks.evidence.results import (
     Document,
     OverSeeds,
@@ -28,7 +29,7 @@ def table(results: Sequence[Document]) -> str:
     """All players in the same markets, as a Markdown table."""
     lines = [_point(result, point) for result in results for point in points(result)]
     lines += [["", "", *_figures(row), str(row["markets"]), ""] for row in scripts(results)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (COLUMNS, ["---"] * len(COLUMNS), *lines))
+    return markdown_table(COLUMNS, lines)
 
 
 def page(results: Sequence[Document], players: str, curve: str) -> str:

@@ -1,9 +1,9 @@
 """The two plots of docs/evidence/evidence.md: P&L of all players, and P&L by generation."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
+from babylon_rl.reporting import plots
 from benchmarks.evidence.results import Document, points, scripts
 
 _SEEDS = ("#1f6fb4", "#c8553d", "#2a9d6f", "#8a4fa3", "#b5892b")
@@ -13,26 +13,21 @@ _LEAST_GAP = 0.035  # between names, as a share of the axis
 
 def players(results: Sequence[Document]) -> bytes:
     """A PNG with the P&L and interval of all versions and scripts, one line each."""
-    figure, axes = _figure((8, 0.27 * _lines(results) + 0.9))
-    labels: list[str] = []
-
-    def draw(row: Document, label: str, colour: str) -> None:
-        axes.plot([row["low"], row["high"]], [len(labels)] * 2, color=colour, linewidth=2.2, solid_capstyle="round")
-        axes.plot([row["pnl"]], [len(labels)], marker="o", markersize=6, color=colour)
-        labels.append(label)
-
-    for result in results:
-        for point in points(result):
-            if point.row is not None:
-                draw(point.row, f"seed {point.seed}: {point.row['model']}", _colour(point.seed) if point.generation else _BASE)
+    shown = [point for result in results for point in points(result) if point.row is not None]
+    marks = [
+        _mark(point.row, f"seed {point.seed}: {point.row['model']}", _colour(point.seed) if point.generation else _BASE)
+        for point in shown
+        if point.row is not None
+    ]
     # Scripts last, best first: they are the scale for the seeds above.
-    for row in sorted(scripts(results), key=lambda row: -row["pnl"]):
-        draw(row, row["model"], _SCRIPT)
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.axvline(0, color=_GRID, linewidth=0.8, zorder=0)
-    axes.set_xlabel("dollars of a market hour, mean and 95 % interval", fontsize=8)
-    return _png(figure)
+    marks += [_mark(row, row["model"], _SCRIPT) for row in sorted(scripts(results), key=lambda row: -row["pnl"])]
+    figure, axes = _figure(8, 0.27 * len(marks) + 0.9)
+    plots.draw_intervals(axes, marks, unit="dollars of a market hour, mean and 95 % interval", numbers=False)
+    return plots.png_of(figure)
+
+
+def _mark(row: Document, label: str, colour: str) -> plots.IntervalMark:
+    return plots.IntervalMark(label, row["pnl"], row["low"], row["high"], colour)
 
 
 def learning_curve(results: Sequence[Document]) -> bytes:
@@ -40,7 +35,7 @@ def learning_curve(results: Sequence[Document]) -> bytes:
 
     Generation 0 is the base.
     """
-    figure, axes = _figure((8.5, 5.2))
+    figure, axes = _figure(8.5, 5.2)
     last = len(results[0]["generations"])
     for row in scripts(results):
         axes.axhspan(row["low"], row["high"], color=_SCRIPT, alpha=0.07, linewidth=0)
@@ -64,7 +59,7 @@ def learning_curve(results: Sequence[Document]) -> bytes:
     axes.set_ylabel("P&L, dollars a market hour", fontsize=8)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     _name_bands(axes, scripts(results), last + 0.3)
-    return _png(figure)
+    return plots.png_of(figure)
 
 
 def _name_bands(axes: Any, rows: Sequence[Document], right: float) -> None:
@@ -76,27 +71,12 @@ def _name_bands(axes: Any, rows: Sequence[Document], right: float) -> None:
         axes.annotate(row["model"], (right, place), xytext=(4, 0), textcoords="offset points", fontsize=8, color="#5d626b", va="center")
 
 
-def _lines(results: Sequence[Document]) -> int:
-    return sum(point.row is not None for result in results for point in points(result)) + len(scripts(results))
-
-
 def _colour(seed: int) -> str:
     return _SEEDS[seed % len(_SEEDS)]
 
 
-def _figure(inches: tuple[float, float]) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=inches, dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    figure = plots.new_figure(width, height, 110, constrained=True)
     axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
+    plots.plain_axes([axes])
     return figure, axes
-
-
-def _png(figure: Any) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
