@@ -32,7 +32,7 @@ COMMANDS = {
     "outcomes": ("data", "What happened in the market of an hour."),
     "scores": ("data", "The scores of an hour's group, as they were judged."),
     "verify-data": (
-        "data",
+        "verify_data",
         "Check the trajectories of the newest 24 hours that hold any: PASS, WARN and FAIL lines; exit code 1 when one fails.",
     ),
     "score": ("score", "Judge the groups of some hours (default: the look-back) that lack scores of this judge."),
@@ -81,7 +81,10 @@ def load(name: str) -> Any:
     """The command or group of commands of this name, with its options and its code."""
     module = importlib.import_module(f"babylon_rl.cli.{COMMANDS[name][0]}")
     app = typer.Typer(rich_markup_mode=None)
-    module.register(app)
+    if hasattr(module, "register"):
+        module.register(app)
+    else:
+        app.add_typer(module.app)
     return typer.main.get_group(app).commands[name]
 
 
@@ -104,6 +107,8 @@ def main() -> None:
 
 
 def _keep_caches_at_home() -> None:
+    # Looking for plugins, pydantic reads the metadata of every installed package; no plugin of it is used here.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from babylon_rl.cli.caches import keep_caches_at_home  # reads the settings, for which `--help` need not wait
 
     keep_caches_at_home()

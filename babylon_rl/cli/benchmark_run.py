@@ -9,6 +9,7 @@ import typer
 
 from babylon_rl.cli.benchmark_needed import needed, needed_table
 from babylon_rl.cli.benchmark_tables import agents_table, pairs_table
+from babylon_rl.cli.options import ReportOption
 from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say
 from babylon_rl.errors import ModelUnavailable, UsageError
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 RESULTS = "benchmark-results"
 MANDATES = ("one-tick", "free")
-ReportOption = Annotated[Path | None, typer.Option("--report", help="A directory for index.html, runs.csv and actions.csv.")]
 
 
 def run(

@@ -3,70 +3,110 @@
 All but ``scores`` read the game's own tables as they are now, whatever the asset graph has stored.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from babylon_rl.cli.data_tables import print_episodes, print_outcomes, print_rejected, print_windows
-from babylon_rl.cli.output import JsonOption, emit, say, table
-from babylon_rl.cli.verify_data import verify_data
+from babylon_rl.cli.options import FromOption, LookbackOption, ToOption, WindowArgument, refuse_future
+from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
+from babylon_rl.episodes.reading import read_window, read_windows
+from babylon_rl.episodes.summary import summary
 from babylon_rl.errors import UsageError
+from babylon_rl.judge.groups import GroupScores
+from babylon_rl.judge.scoring import stored_scores
+from babylon_rl.market.outcomes import read_outcomes
+from babylon_rl.market.window_market import WindowOutcomes
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.types import count_reasons
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import open_database
+from babylon_rl.store.scores import have_scores, input_versions, read_pending, read_quarantined
+from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, newest_window_with_rows, windows_with_rows
+from babylon_rl.store.windows import quarantined
+from babylon_rl.types import Rejection, WindowReading, WindowSummary, count_reasons
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range, window_start
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from babylon_rl.judge.groups import GroupScores
-    from babylon_rl.store.connection import Connection
-    from babylon_rl.types import WindowReading, WindowSummary
-
-
-FromOption = Annotated[str | None, typer.Option("--from", metavar="WINDOW", help="First hour (inclusive).")]
-ToOption = Annotated[str | None, typer.Option("--to", metavar="WINDOW", help="Where to stop (exclusive).")]
-LookbackOption = Annotated[
-    int | None, typer.Option("--lookback-hours", min=1, max=1_000_000, help="Hours back from the newest complete hour that holds rows.")
-]
-WindowArgument = Annotated[str, typer.Argument(metavar="WINDOW", help="An hour in UTC, YYYY-MM-DDTHH:00.")]
-
+app = typer.Typer()
 READY_WINDOWS = 3
 READY_AGENTS = 5
 AGENT_COUNTS = (2, 3, 5, 8)
+NEWS_SHOWN = 3
 
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to ``app``."""
-    app.command("windows")(windows)
-    app.command("episodes")(episodes)
-    app.command("rejected")(rejected)
-    app.command("outcomes")(outcomes)
-    app.command("scores")(scores)
-    app.command("verify-data")(verify_data)
+WINDOWS = (
+    Column("window", "window"),
+    Column("state", "state"),
+    Column("rows", "rows"),
+    Column("new", "newTrainable"),
+    Column("rejected", lambda row: row["rows"] - row["eligible"]),
+    Column("agents", "agents"),
+    Column("usable", "usableEpisodes"),
+    Column("embedded", lambda row: row["messageSources"]["embedded"], wide=True),
+    Column("logs", lambda row: row["messageSources"]["llm_call_logs"], wide=True),
+    Column("synthetic", lambda row: row["messageSources"]["synthetic"], wide=True),
+    Column("mean P&L $", "avgPnl", 2),
+)
+EPISODES = (
+    Column("agent", "agentId"),
+    Column("rows", lambda row: len(row["trajectoryIds"])),
+    Column("steps", "steps"),
+    Column("start $", "startPnl", 2, wide=True),
+    Column("end $", "endPnl", 2, wide=True),
+    Column("P&L $", "windowPnl", 2),
+    Column("wins", "wins"),
+    Column("losses", "losses"),
+    Column("trades", "trades"),
+    Column("posts", "posts"),
+    Column("to train", "trainableSequences", wide=True),
+    Column("usable", lambda row: "yes" if row["usable"] else "no"),
+)
+REJECTED = (Column("window", "window"), Column("trajectory", "trajectoryId"), Column("reason", "reason"), Column("detail", "detail"))
+SCORES = (
+    Column("rank", "rank"),
+    Column("agent", "agentId"),
+    Column("score", "score", 4),
+    Column("advantage", "advantage", 3),
+    Column("reasoning", "reasoning"),
+)
+STOCKS = (
+    Column("ticker", "ticker"),
+    Column("name", "name"),
+    Column("start $", "start_price", 2),
+    Column("end $", "end_price", 2),
+    Column("change %", "change_percent", 2),
+    Column("sentiment", "sentiment"),
+    Column("news", lambda row: len(row.news)),
+)
+QUESTIONS = (
+    Column("no.", "question_number"),
+    Column("question", "question"),
+    Column("start", "start_probability", 4),
+    Column("end", "end_probability", 4),
+    Column("outcome", "outcome"),
+    Column("news", lambda row: len(row.news)),
+)
 
 
 @dataclass(frozen=True)
 class _Session:
     """Database connection, settings and clock of one command."""
 
-    connection: "Connection"
+    connection: Connection
     settings: Settings
     now: datetime
 
 
 @contextmanager
 def _session(settings: Settings) -> Iterator[_Session]:
-    from babylon_rl.store.database import open_database
-
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         yield _Session(connection, settings, utc_now())
 
 
+@app.command("windows")
 def windows(
     first: FromOption = None,
     end: ToOption = None,
@@ -79,42 +119,34 @@ def windows(
     with _session(settings) as session:
         wanted = _wanted(session, first, end, lookback_hours)
         summaries = _summaries(session, wanted)
+    rows = [window_row(facts) for facts in summaries]
     document = {
-        "windows": [_window_document(facts) for facts in summaries],
+        "windows": rows,
         "readyAt": {str(agents): sum(facts.usable_episodes >= agents for facts in summaries) for agents in AGENT_COUNTS},
         "verdict": _verdict(summaries),
     }
     # Remarks go to standard error; the table stays the only output.
     if not summaries:
         say("No trajectory has been recorded in these hours.")
-
-    def render(out: "Console") -> None:
-        print_windows(out, summaries)
-        out.print(document["verdict"], markup=False)
-
-    emit(document, render, as_json)
+    emit(document, [Table(WINDOWS, rows), _verdict(summaries)], as_json)
 
 
-def _summaries(session: _Session, wanted: list[str]) -> "list[WindowSummary]":
-    from babylon_rl.episodes.reading import read_windows
-    from babylon_rl.episodes.summary import summary
-    from babylon_rl.store.scores import have_scores, input_versions
-    from babylon_rl.store.windows import quarantined
-
+def _summaries(session: _Session, wanted: list[str]) -> list[WindowSummary]:
     readings = read_windows(session.connection, wanted, session.settings)
     judged = input_versions(session.connection, wanted) if have_scores(session.connection) else {}
     set_aside = quarantined(session.connection, wanted)
     return [summary(r, session.now, scored=r.window in judged, quarantined=r.window in set_aside) for r in readings.values()]
 
 
-def _verdict(summaries: "list[WindowSummary]") -> str:
+def _verdict(summaries: Sequence[WindowSummary]) -> str:
     ready = sum(facts.usable_episodes >= READY_AGENTS for facts in summaries)
     if ready >= READY_WINDOWS:
         return f"READY FOR TRAINING: {ready} windows with {READY_AGENTS}+ agents."
     return f"Not ready: {ready} of {READY_WINDOWS} windows with {READY_AGENTS}+ agents."
 
 
-def _window_document(facts: "WindowSummary") -> dict[str, object]:
+def window_row(facts: WindowSummary) -> dict[str, Any]:
+    """One hour as JSON shows it."""
     return {
         "window": facts.window,
         "rows": facts.rows,
@@ -133,17 +165,22 @@ def _window_document(facts: "WindowSummary") -> dict[str, object]:
     }
 
 
+@app.command("episodes")
 def episodes(window: WindowArgument, as_json: JsonOption = False) -> None:
     """The stitched episodes of an hour."""
-    from babylon_rl.episodes.reading import read_window
-
     window_start(window)
     with _session(load_settings()) as session:
         refuse_future(window, session.now)
         reading = read_window(session.connection, window, session.settings, texts=False)
         _say_when_running(window, session.now)
     _say_when_empty(reading)
-    shown = [
+    rows = episode_rows(reading)
+    emit({"window": window, "episodes": rows}, [Table(EPISODES, rows)], as_json)
+
+
+def episode_rows(reading: WindowReading) -> list[dict[str, Any]]:
+    """The episodes of an hour as JSON shows them."""
+    return [
         {
             "agentId": e.agent_id,
             "trajectoryIds": list(e.trajectory_ids),
@@ -164,7 +201,6 @@ def episodes(window: WindowArgument, as_json: JsonOption = False) -> None:
         }
         for e in reading.episodes
     ]
-    emit({"window": window, "episodes": shown}, lambda out: print_episodes(out, reading), as_json)
 
 
 def _say_when_running(window: str, now: datetime) -> None:
@@ -172,33 +208,37 @@ def _say_when_running(window: str, now: datetime) -> None:
         say(f"{window} has not ended; this is how it stands.")
 
 
-def _say_when_empty(reading: "WindowReading") -> None:
+def _say_when_empty(reading: WindowReading) -> None:
     if not reading.rows:
         say(f"No trajectory has been recorded in {reading.window}.")
     elif not reading.episodes:
         say(f"None of the {reading.rows} trajectories in {reading.window} counts; `babylon-rl rejected` says why.")
 
 
+@app.command("rejected")
 def rejected(first: FromOption = None, end: ToOption = None, as_json: JsonOption = False) -> None:
     """Every trajectory that does not count, and why."""
-    from babylon_rl.episodes.reading import read_windows
-
     with _session(load_settings()) as session:
         readings = read_windows(session.connection, _wanted(session, first, end, None), session.settings)
     rejections = [rejection for reading in readings.values() for rejection in reading.rejections]
     if not rejections:
         say("No trajectory was rejected in these hours." if readings else "No trajectory has been recorded in these hours.")
-    shown = [{"trajectoryId": r.trajectory_id, "window": r.window, "reason": r.reason, "detail": r.detail} for r in rejections]
     rows = sum(reading.rows for reading in readings.values())
-    emit(
-        {"rejected": shown, "rows": rows, "byReason": count_reasons(rejections)}, lambda out: print_rejected(out, rejections, rows), as_json
-    )
+    rejected_rows = [{"trajectoryId": r.trajectory_id, "window": r.window, "reason": r.reason, "detail": r.detail} for r in rejections]
+    document = {"rejected": rejected_rows, "rows": rows, "byReason": count_reasons(rejections)}
+    emit(document, rejected_parts(rejections, rejected_rows, rows), as_json)
 
 
+def rejected_parts(rejections: Sequence[Rejection], rejected_rows: Sequence[Mapping[str, Any]], rows: int) -> list[Table | str]:
+    """A line for each rejected row of ``rows``, and the count of each reason."""
+    counted = ", ".join(f"{number} {reason}" for reason, number in count_reasons(rejections).items())
+    summed = [f"{len(rejections)} of {rows} rows rejected: {counted}."] if rejections else []
+    return [Table(REJECTED, rejected_rows), *summed]
+
+
+@app.command("outcomes")
 def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:
     """What happened in the market of an hour."""
-    from babylon_rl.market.outcomes import read_outcomes
-
     window_start(window)
     with _session(load_settings()) as session:
         refuse_future(window, session.now)
@@ -206,13 +246,33 @@ def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:
         _say_when_running(window, session.now)
     if not market.stocks and not market.predictions:
         say(f"Neither a price nor an event has been recorded in {window}.")
-    emit(market.document(), lambda out: print_outcomes(out, market), as_json)
+    emit(market.document(), outcome_parts(market), as_json)
 
 
+def outcome_parts(market: WindowOutcomes) -> list[Table | str]:
+    """Stocks with their first news, questions with theirs, then flags and the market's totals."""
+    questions = [(f"no. {p.question_number}" if p.question_number is not None else p.market_id, p.news) for p in market.predictions]
+    parts = [Table(STOCKS, market.stocks), *_news([(s.ticker, s.news) for s in market.stocks]), ""]
+    parts += [Table(QUESTIONS, market.predictions), *_news(questions), ""]
+    parts += [f"{flagged['subject']} is flagged: {flagged['flag'].replace('_', ' ')}." for flagged in market.flags]
+    if market.mean_change is not None and market.volatility is not None:
+        parts.append(f"The market as a whole: mean change {market.mean_change:+.2f} %, volatility {market.volatility:.2f} %.")
+    return parts
+
+
+def _news(news: Sequence[tuple[str, Sequence[str]]]) -> list[Table | str]:
+    rows: list[list[str]] = []
+    for subject, descriptions in news:
+        texts = [text if times == 1 else f"{text} ({times} times)" for text, times in Counter(descriptions).items()]
+        if len(texts) > NEWS_SHOWN + 1:
+            texts = [*texts[:NEWS_SHOWN], f"and {len(texts) - NEWS_SHOWN} more; --json has them all"]
+        rows += [[subject if position == 0 else "", line] for position, line in enumerate(texts)]
+    return ["", listed(["news of", "what happened"], rows)] if rows else []
+
+
+@app.command("scores")
 def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
     """The scores of an hour's group, as they were judged."""
-    from babylon_rl.judge.scoring import stored_scores
-
     window_start(window)
     with _session(load_settings()) as session:
         refuse_future(window, session.now)
@@ -221,35 +281,16 @@ def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
     if group is None:
         say(f"{window} has no scores. {why}")
         # The same keys as with scores, so that scripts need no second shape.
-        nothing = {
-            "window": window,
-            "judge": None,
-            "groupSize": 0,
-            "mean": None,
-            "spread": None,
-            "disagreement": None,
-            "scores": list[str](),
-        }
-        emit(nothing, lambda _: None, as_json)
+        facts = dict.fromkeys(("judge", "groupSize", "mean", "spread", "disagreement", "scores"))
+        emit({"window": window} | facts | {"groupSize": 0, "scores": []}, [], as_json)
         return
-    rows = [[s.rank, s.agent_id, round(s.score, 4), round(s.advantage, 3), s.reasoning] for s in group.scores]
-
-    def render(out: "Console") -> None:
-        out.print(table(None, ["rank", "agent", "score", "advantage", "reasoning"], rows))
-        noted = "" if group.has_spread else " No spread: the group carries no signal and does not train."
-        out.print(
-            f"Judged by {group.judge}, version {group.judge_version}: mean {group.mean:.4f}, spread {group.spread:.4f}.{noted}",
-            markup=False,
-        )
-        for sentence in _judgement_sentences(group):
-            out.print(sentence, markup=False)
-
-    emit(group.document(), render, as_json)
+    noted = "" if group.has_spread else " No spread: the group carries no signal and does not train."
+    judged = f"Judged by {group.judge}, version {group.judge_version}: mean {group.mean:.4f}, spread {group.spread:.4f}.{noted}"
+    document = group.document()
+    emit(document, [Table(SCORES, document["scores"]), judged, *_judgement_sentences(group)], as_json)
 
 
-def _why_unscored(connection: "Connection", window: str) -> str:
-    from babylon_rl.store.scores import have_scores, read_pending, read_quarantined
-
+def _why_unscored(connection: Connection, window: str) -> str:
     if have_scores(connection):
         # The most specific reason first: pending, then quarantined, then not judged yet.
         if reason := read_pending(connection, [window]).get(window):
@@ -259,26 +300,24 @@ def _why_unscored(connection: "Connection", window: str) -> str:
     return f"Run `babylon-rl score --window {window}`; `babylon-rl windows` says whether it has a group."
 
 
-def _judgement_sentences(found: "GroupScores") -> list[str]:
+def _judgement_sentences(group: GroupScores) -> list[str]:
     """How a language model came to the scores, and suspicious texts; [] for the heuristic."""
-    how = found.judgement
+    how = group.judgement
     if how is None:
         return []
     tau = "" if how.tau is None else f", Kendall's tau {how.tau:.2f}"
     price = "an unknown price" if how.usd is None else f"${how.usd:.4f}"
-    said = [f"{how.orders} orders: mean difference {found.disagreement:.3f}{tau}. {how.requests} requests for {price}."]
+    sentences = [f"{how.orders} orders: mean difference {group.disagreement:.3f}{tau}. {how.requests} requests for {price}."]
     if how.masked is not None:
         counts = "count" if how.masked else "do not count, as they differ by no more than two orders do"
-        said.append(f"The scores with flagged passages masked {counts} (noise {how.noise or 0.0:.3f}).")
-    said += [f"context: {flag}" for flag in how.context_flags]
-    said += [f"{score.agent_id} gained {score.gain:+.3f} by flagged passages." for score in found.scores if score.gain]
-    return [*said, *(f"{score.agent_id}: {flag}" for score in found.scores for flag in score.flags)]
+        sentences.append(f"The scores with flagged passages masked {counts} (noise {how.noise or 0.0:.3f}).")
+    sentences += [f"context: {flag}" for flag in how.context_flags]
+    sentences += [f"{score.agent_id} gained {score.gain:+.3f} by flagged passages." for score in group.scores if score.gain]
+    return [*sentences, *(f"{score.agent_id}: {flag}" for score in group.scores for flag in score.flags)]
 
 
 def _wanted(session: _Session, first: str | None, end: str | None, lookback_hours: int | None) -> list[str]:
     """The requested hours that hold rows."""
-    from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, newest_window_with_rows, windows_with_rows
-
     if lookback_hours is not None and (first is not None or end is not None):
         raise UsageError("Give --from and --to, or --lookback-hours, not both.")
     if first is not None and end is not None:
@@ -296,9 +335,3 @@ def _wanted(session: _Session, first: str | None, end: str | None, lookback_hour
         if edge is not None:
             window_start(edge)
     return windows_with_rows(session.connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE)
-
-
-def refuse_future(window: str, now: datetime) -> None:
-    """Raise UsageError for an hour that has not begun."""
-    if window_start(window) > now:
-        raise UsageError(f"{window} lies in the future: it is {window_of(now)} now, in UTC.")

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from babylon_rl.cli.output import progress, progress_of_parts, say
+from babylon_rl.cli.output import progress_of_parts, say
 
 if TYPE_CHECKING:
     from babylon_rl.settings import Settings
@@ -122,12 +123,14 @@ def play(state: Demo, hours: Sequence[str], player: str) -> None:
         if not missing:
             say(f"   {len(hours)} hours are there already")
             return
-        with asked_model(state.settings, player, temperature=1.0) as ask, progress(len(missing), "   hours played") as advance:
+        with asked_model(state.settings, player, temperature=1.0) as ask, progress_of_parts("   ") as on_progress:
+            on_progress("hours played", 0, len(missing))
+            played = count(1)
             # Consecutive missing hours are one request.
             for first, last in ranges(missing, len(missing)):
                 number = len(list(window_range(first, _after(last))))
                 request = SpawnRequest(AGENTS, MODEL_AGENTS, number, state.seed, start=first)
-                spawn(connection, request, utc_now(), ask, lambda _: advance())
+                spawn(connection, request, utc_now(), ask, lambda _: on_progress("hours played", next(played), len(missing)))
 
 
 def materialize_hours(state: Demo, hours: Sequence[str]) -> None:

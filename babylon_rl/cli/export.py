@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from babylon_rl.cli.data import FromOption, ToOption, refuse_future
+from babylon_rl.cli.options import FromOption, ToOption, refuse_future
 from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say, table
 from babylon_rl.settings import load_settings
 from babylon_rl.windows import utc_now

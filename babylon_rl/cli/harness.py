@@ -4,12 +4,14 @@ Exit code 1 if all scores are equal, no training was possible, or the checkpoint
 """
 
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from babylon_rl.cli.output import JsonOption, emit, progress, progress_of_parts, say, table
+from babylon_rl.cli.options import ReportOption
+from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say, table
 from babylon_rl.errors import CheckFailed, CheckpointError, ModelUnavailable, NothingToTrain, UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def harness(
     force: Annotated[bool, typer.Option("--force", help="Train though readiness says no.")] = False,
     windows: Annotated[int | None, typer.Option(min=1, help="Training hours to play. Default: as many as readiness lacks.")] = None,
     start: Annotated[str | None, typer.Option(help="The first of them (YYYY-MM-DDTHH:00). Default: where hours are free.")] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="A directory for index.html, runs.csv and actions.csv.")] = None,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Agents, benchmark, record, train, report: fails unless the scores rank the agents and the new checkpoint loads and answers."""
@@ -147,9 +149,12 @@ def _learn(state: Harness, market: "Snapshot", windows: int | None, start: str |
 
     # Without --windows, as many hours as readiness lacks.
     wanted = windows or missing_hours(_readiness(state), state.settings, state.agents)
-    with state.database.connect() as connection, progress(wanted, "playing training hours") as advance:
+    with state.database.connect() as connection, progress_of_parts() as on_progress:
+        on_progress("playing training hours", 0, wanted)
+        played = count(1)
         request = free_hours(connection, SpawnRequest(state.agents, 0, wanted, state.seed, start=start), utc_now())
-        hours = [hour.window for hour in spawn(connection, request, utc_now(), None, lambda _: advance())]
+        spawned = spawn(connection, request, utc_now(), None, lambda _: on_progress("playing training hours", next(played), wanted))
+        hours = [hour.window for hour in spawned]
     offered = _readiness(state, reading=True)
     if not offered.ready and not force:
         return Learning(hours, offered, faults=[f"Not trained: {offered.reason}. Play more hours (--windows), or train with --force."])

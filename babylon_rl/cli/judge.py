@@ -5,13 +5,13 @@ from typing import Annotated
 import typer
 
 from babylon_rl.cli import judge_calibrate, judge_report
+from babylon_rl.cli.options import WindowsArgument
 from babylon_rl.cli.output import JsonOption, emit, say, table
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import load_settings
 from babylon_rl.windows import window_start
 
 judge = typer.Typer(help="The judge: what it could not score, how far it can be trusted.", no_args_is_help=True)
-WindowsArgument = Annotated[list[str] | None, typer.Argument(metavar="WINDOW...", help="Hours in UTC, YYYY-MM-DDTHH:00.")]
 
 
 def register(app: typer.Typer) -> None:

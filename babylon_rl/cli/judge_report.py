@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from babylon_rl.cli.options import FromOption, ToOption
 from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say, table
-from babylon_rl.cli.training import FromOption, ToOption
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import load_settings
 from babylon_rl.windows import utc_now, window_range

@@ -1,11 +1,12 @@
 """Command ``spawn-agents``: simulated agents play hours of the market."""
 
 from contextlib import ExitStack
+from itertools import count
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from babylon_rl.cli.output import emit, progress, table
+from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +31,7 @@ def spawn_agents(
     model: Annotated[
         str, typer.Option(help="base or a version (served here), or MODEL@URL of any OpenAI-compatible endpoint.")
     ] = LOCAL_MODEL,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Simulated agents play hours of the market and write what the game would, a row per agent tick."""
     from babylon_rl.market.serving import asked_model
@@ -46,8 +47,10 @@ def spawn_agents(
         migrate(database)
         # A model is served only if an agent asks one.
         asked = stack.enter_context(asked_model(settings, model, temperature=1.0)) if llm_agents else None
-        with database.connect() as connection, progress(windows, "playing hours") as advance:
-            hours = spawn(connection, request, utc_now(), asked, lambda _: advance())
+        with database.connect() as connection, progress_of_parts() as on_progress:
+            on_progress("playing hours", 0, windows)
+            played = count(1)
+            hours = spawn(connection, request, utc_now(), asked, lambda _: on_progress("playing hours", next(played), windows))
     emit({"windows": [hour.document for hour in hours]}, lambda console: _render(console, hours), as_json)
 
 

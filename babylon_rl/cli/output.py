@@ -1,31 +1,71 @@
-"""Output of commands: JSON or tables on standard output, progress on standard error."""
+"""Output of commands: JSON or tables on standard output, remarks and progress on standard error.
+
+A command makes its rows once, as JSON has them; tables are columns over the same rows.
+"""
 
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
+from rich import table as rich_table
+from rich.console import Console
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+from babylon_rl.progress import Progress
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 PLAIN_WIDTH, _UNBOUNDED = 200, 10_000
 PLAIN_LINE_EVERY_S = 5.0
 
 
-class Progress(Protocol):
-    """Progress of a long step: call ``progress(n)`` after ``n`` more units."""
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
 
-    def __call__(self, advance: int = 1, /) -> None: ...
+    Attributes:
+        value: where a row has it: a key, a position, an attribute, or a function of the row.
+        digits: to which a number is rounded.
+        wide: only shown where the whole table fits.
+    """
+
+    title: str
+    value: str | int | Callable[[Any], Any]
+    digits: int | None = None
+    wide: bool = False
+
+    def cell(self, row: Any) -> Any:
+        """The value of this column in a row, rounded."""
+        value: Any
+        if callable(self.value):
+            value = self.value(row)
+        elif isinstance(row, Mapping | Sequence):
+            value = row[self.value]  # type: ignore[index] # a key of a mapping, a position of a sequence
+        else:
+            value = getattr(row, str(self.value))
+        return round(value, self.digits) if self.digits is not None and value is not None else value
 
 
-def emit(document: Mapping[str, Any], render: "Callable[[Console], None]", as_json: bool) -> None:
-    """Write the result of a command: ``document`` as JSON, or the output of ``render``.
+@dataclass(frozen=True)
+class Table:
+    """A table for a terminal: columns over rows."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Any]
+    title: str | None = None
+
+
+def listed(titles: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> Table:
+    """A table of rows that hold their cells in order."""
+    return Table([Column(name, position) for position, name in enumerate(titles)], rows, title)
+
+
+def emit(document: Mapping[str, Any], parts: Sequence[Table | str] | Callable[[Console], None], as_json: bool) -> None:
+    """Write the result of a command: ``document`` as JSON, or the tables and sentences of ``parts``.
 
     Raises:
         TypeError: ``document`` holds a value that JSON cannot express.
@@ -33,40 +73,50 @@ def emit(document: Mapping[str, Any], render: "Callable[[Console], None]", as_js
     """
     if as_json:
         sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    elif callable(parts):
+        parts(console())
     else:
-        render(console())
+        show(parts, console())
 
 
-def console(*, stderr: bool = False) -> "Console":
-    """A rich console on standard output or error; wide if that is not a terminal."""
-    from rich.console import Console
+def show(parts: Sequence[Table | str], out: Console) -> None:
+    """Print tables and sentences; a table that does not fit leaves out its wide columns."""
+    for part in parts:
+        if isinstance(part, str):
+            out.print(part, markup=False)
+            continue
+        made = _drawn(part, part.columns)
+        unbounded = out.options.update(max_width=_UNBOUNDED)
+        if any(column.wide for column in part.columns) and out.measure(made, options=unbounded).maximum > out.width:
+            made = _drawn(part, [column for column in part.columns if not column.wide])
+        out.print(made)
 
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, highlight=False, soft_wrap=not stream.isatty(), width=None if stream.isatty() else PLAIN_WIDTH)
 
-
-def table(title: str | None, columns: list[str], rows: list[list[Any]]) -> "Table":
+def _drawn(part: Table, columns: Sequence[Column]) -> rich_table.Table:
     """A plain table; numbers are right-aligned, None is a dash.
 
     If it is too wide, texts wrap in all columns but the first.
     """
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for position, name in enumerate(columns):
+    made = rich_table.Table(title=part.title, title_justify="left", box=None, pad_edge=False)
+    rows = [[column.cell(row) for column in columns] for row in part.rows]
+    for position, column in enumerate(columns):
         numeric = any(isinstance(row[position], int | float) and not isinstance(row[position], bool) for row in rows)
-        made.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric or position == 0)
+        made.add_column(column.title, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric or position == 0)
     for row in rows:
         made.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
     return made
 
 
-def print_fitting(out: "Console", *tables: "Table") -> None:
-    """Print the first of ``tables`` (widest first) that fits the terminal unwrapped, else the last."""
-    unbounded = out.options.update(max_width=_UNBOUNDED)
-    fitting = (made for made in tables if out.measure(made, options=unbounded).maximum <= out.width)
-    out.print(next(fitting, tables[-1]))
+def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> rich_table.Table:
+    """``listed``, drawn."""
+    made = listed(columns, rows, title)
+    return _drawn(made, made.columns)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console on standard output or error; wide if that is not a terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, highlight=False, soft_wrap=not stream.isatty(), width=None if stream.isatty() else PLAIN_WIDTH)
 
 
 def say(sentence: str) -> None:
@@ -75,31 +125,22 @@ def say(sentence: str) -> None:
 
 
 @contextmanager
-def progress(total: int | None, description: str) -> Iterator[Progress]:
-    """Show the progress of a long step: a bar on a terminal, else lines.
+def progress_of_parts(indent: str = "") -> Iterator[Progress]:
+    """Show the progress of several labels, one after another: a bar each on a terminal, else lines.
 
-    The lines appear at the beginning, every few seconds, and at the end.
-    """
-    shown = _bar(total, description) if sys.stderr.isatty() else _lines(total, description)
-    with shown as advance:
-        yield advance
-
-
-@contextmanager
-def progress_of_parts(indent: str = "") -> Iterator[Callable[[str, int, int], None]]:
-    """Show the progress of several labels, one after another.
-
-    Yields a callback ``(label, done, total)``. A label whose total changes is shown anew, with the units done so far.
+    Yields a callback ``(label, done, total)``. A label whose total changes is shown anew, with the units done so far. Lines appear at the
+    beginning, every few seconds, and at the end.
     """
     with ExitStack() as stack:
-        shown: dict[tuple[str, int], tuple[Progress, int]] = {}
+        shown: dict[tuple[str, int], tuple[Callable[[int], None], int]] = {}
 
         def tell(what: str, done: int, total: int) -> None:
             kind = (what, total)
             # A new label or total closes the display before it.
             if kind not in shown:
                 stack.close()
-                shown[kind] = (stack.enter_context(progress(total, f"{indent}{what}")), 0)
+                display = _bar if sys.stderr.isatty() else _lines
+                shown[kind] = (stack.enter_context(display(total, f"{indent}{what}")), 0)
             advance, before = shown[kind]
             advance(max(0, done - before))
             shown[kind] = (advance, max(done, before))
@@ -108,7 +149,8 @@ def progress_of_parts(indent: str = "") -> Iterator[Callable[[str, int, int], No
 
 
 @contextmanager
-def _bar(total: int | None, description: str) -> Iterator[Progress]:
+def _bar(total: int, description: str) -> Iterator[Callable[[int], None]]:
+    # Only a terminal needs it, and it takes as long to import as the rest of rich.
     from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
@@ -122,22 +164,21 @@ def _bar(total: int | None, description: str) -> Iterator[Progress]:
     )
     with Bars(*columns, console=console(stderr=True)) as bars:
         task = bars.add_task(description, total=total)
-        yield lambda advance=1, /: bars.advance(task, advance)
+        yield lambda units: bars.advance(task, units)
 
 
 @contextmanager
-def _lines(total: int | None, description: str) -> Iterator[Progress]:
+def _lines(total: int, description: str) -> Iterator[Callable[[int], None]]:
     began = last = time.monotonic()
     done = 0
-    of_total = "" if total is None else f" of {total}"
 
-    def advance(units: int = 1, /) -> None:
+    def advance(units: int) -> None:
         nonlocal done, last
         done += units
         if time.monotonic() - last >= PLAIN_LINE_EVERY_S:
             last = time.monotonic()
-            say(f"{description}: {done}{of_total} after {last - began:.0f} s")
+            say(f"{description}: {done} of {total} after {last - began:.0f} s")
 
     say(f"{description} ...")
     yield advance
-    say(f"{description}: {done}{of_total}, done in {time.monotonic() - began:.1f} s")
+    say(f"{description}: {done} of {total}, done in {time.monotonic() - began:.1f} s")

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from babylon_rl.cli.options import FromOption, ToOption, pinned_windows
 from babylon_rl.cli.output import JsonOption, emit, say, table
-from babylon_rl.cli.training import SEE_WINDOWS, FromOption, ToOption, bring_up_to_date, pinned_windows
+from babylon_rl.cli.training import SEE_WINDOWS, bring_up_to_date
 from babylon_rl.errors import JudgeUnavailable, UsageError
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
 from babylon_rl.windows import utc_now, window_end, window_of

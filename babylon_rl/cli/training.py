@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from babylon_rl.cli.data import refuse_future
+from babylon_rl.cli.options import FromOption, ToOption, pinned_windows
 from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say, table
 from babylon_rl.errors import BatchConflict, NothingToTrain, UsageError
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range, window_start
+from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_start
 
 if TYPE_CHECKING:
     from babylon_rl.store.batches import Batch
@@ -24,8 +24,6 @@ OPTIONS = {
     "min_agents_per_window": "--min-agents", "iterations": "--iterations", "learning_rate": "--learning-rate",
     "windows_per_iteration": "--windows-per-iteration", "epochs": "--epochs", "seed": "--seed",
 }  # fmt: skip
-FromOption = Annotated[str | None, typer.Option("--from", metavar="WINDOW", help="First hour (inclusive).")]
-ToOption = Annotated[str | None, typer.Option("--to", metavar="WINDOW", help="Where to stop (exclusive).")]
 
 
 def register(app: typer.Typer) -> None:
@@ -121,23 +119,6 @@ def run_training(database: "Database", settings: Settings, batch_id: str, as_jso
 def _line(as_json: bool) -> Any:
     stream = sys.stderr if as_json else sys.stdout
     return lambda line: print(line, file=stream, flush=True)
-
-
-def pinned_windows(settings: Settings, first: str | None, end: str | None) -> tuple[str, str] | None:
-    """The hours named by options or settings, as (from, to); None for the look-back.
-
-    Raises:
-        UsageError: one of --from and --to is missing, or the hours are malformed or in the future.
-    """
-    if (first is None) != (end is None):
-        raise UsageError("--from and --to belong together.")
-    if first is not None and end is not None:
-        list(window_range(first, end))
-        refuse_future(first, utc_now())
-        return first, end
-    if settings.window_id is not None:
-        return settings.window_id, window_of(window_end(settings.window_id))
-    return None
 
 
 def choose_batch(

@@ -5,21 +5,28 @@ Rows are checked one by one as they stream in; only their ids are kept.
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+
+import typer
 
 from babylon_rl.cli.output import JsonOption, emit
+from babylon_rl.episodes.decode import flagged
+from babylon_rl.episodes.quality import RowCheck, row_faults, summarize
+from babylon_rl.episodes.reading import read_windows
 from babylon_rl.errors import CheckFailed
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import open_database
+from babylon_rl.store.trajectories import (
+    first_logged_calls,
+    newest_window_with_rows,
+    rows_of_no_hour,
+    scored_ids,
+    trajectory_rows,
+)
+from babylon_rl.types import WindowReading
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from babylon_rl.episodes.quality import RowCheck
-    from babylon_rl.store.connection import Connection
-    from babylon_rl.types import WindowReading
-
-
+app = typer.Typer()
 HOURS = 24
 _NAMED = 3
 
@@ -32,34 +39,25 @@ _ODDITIES = (
 )
 
 
+@app.command("verify-data")
 def verify_data(as_json: JsonOption = False) -> None:
-    """RowCheck the trajectories of the newest 24 hours that hold any: PASS, WARN and FAIL lines; exit code 1 when one fails."""
-    from babylon_rl.store.database import open_database
-
+    """Check the trajectories of the newest 24 hours that hold any: PASS, WARN and FAIL lines; exit code 1 when one fails."""
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         checks = data_checks(connection, settings, utc_now())
-
-    def render(out: "Console") -> None:
-        for check in checks:
-            out.print(f"{check.status:<5} {check.name}: {check.detail}", markup=False)
-
-    emit({"checks": [{"name": check.name, "status": check.status, "detail": check.detail} for check in checks]}, render, as_json)
+    rows = [{"name": check.name, "status": check.status, "detail": check.detail} for check in checks]
+    emit({"checks": rows}, [f"{check.status:<5} {check.name}: {check.detail}" for check in checks], as_json)
     failed = [check.name for check in checks if check.status == "FAIL"]
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
 
 
-def data_checks(connection: "Connection", settings: Settings, now: datetime) -> "list[RowCheck]":
+def data_checks(connection: Connection, settings: Settings, now: datetime) -> list[RowCheck]:
     """Checks of the rows of the newest 24 hours, and of rows without an hour.
 
     The 24 hours end with the newest complete hour that holds rows. Rows that are not meant to train (evaluation, benchmarks,
     isTrainingData false) are left out.
     """
-    from babylon_rl.episodes.quality import RowCheck, summarize
-    from babylon_rl.episodes.reading import read_windows
-    from babylon_rl.store.trajectories import newest_window_with_rows, rows_of_no_hour
-
     lost = rows_of_no_hour(connection)
     sentence = f"{len(lost)} rows have neither a window id nor a start time that names an hour, and count nowhere{_named(lost, len(lost))}"
     hours = [RowCheck("hours", "FAIL", sentence)] if lost else []
@@ -79,12 +77,8 @@ def data_checks(connection: "Connection", settings: Settings, now: datetime) -> 
     return [recent, *hours, *summarize(len(ids), faults), *_oddities(list(readings.values()), settings)]
 
 
-def _row_faults(connection: "Connection", windows: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+def _row_faults(connection: Connection, windows: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Ids of rows that are meant to train, and (id, check) per failed check."""
-    from babylon_rl.episodes.decode import flagged
-    from babylon_rl.episodes.quality import row_faults
-    from babylon_rl.store.trajectories import first_logged_calls, scored_ids, trajectory_rows
-
     ids: list[str] = []
     faults: list[tuple[str, str]] = []
     silent: list[str] = []
@@ -103,9 +97,7 @@ def _row_faults(connection: "Connection", windows: list[str]) -> tuple[list[str]
     return ids, faults + [(row, "scores") for row in ids if row not in scored]
 
 
-def _oddities(readings: "Sequence[WindowReading]", settings: Settings) -> "list[RowCheck]":
-    from babylon_rl.episodes.quality import RowCheck
-
+def _oddities(readings: Sequence[WindowReading], settings: Settings) -> list[RowCheck]:
     eligible = sum(reading.eligible for reading in readings)
     prompts = sum(reading.quality.prompts for reading in readings)
     short = sum(reading.quality.short_prompts for reading in readings)

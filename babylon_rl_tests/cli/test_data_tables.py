@@ -5,7 +5,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from babylon_rl.cli.data_tables import print_episodes, print_outcomes, print_rejected, print_windows
+from babylon_rl.cli.data import EPISODES, WINDOWS, episode_rows, outcome_parts, rejected_parts, window_row
+from babylon_rl.cli.output import Table, show
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.episodes.summary import summary
 from babylon_rl.market.outcomes import read_outcomes
@@ -39,14 +40,14 @@ def reading(sample_database: Database, settings: Settings) -> WindowReading:
 def test_hours_fit_80_columns_and_show_their_sources_on_more(reading: WindowReading) -> None:
     narrow, wide = screen(80), screen(120)
     for out in (narrow, wide):
-        print_windows(out, [summary(reading, AFTER)])
+        show([Table(WINDOWS, [window_row(summary(reading, AFTER))])], out)
     assert lines(narrow)[1].split() == [WINDOW, "ready", "146", "138", "8", "12", "12", "11.48"]
     assert lines(wide)[0].split()[-6:] == ["embedded", "logs", "synthetic", "mean", "P&L", "$"]
 
 
 def test_episodes_fit_80_columns(reading: WindowReading) -> None:
     out = screen(80)
-    print_episodes(out, reading)
+    show([Table(EPISODES, episode_rows(reading))], out)
     assert len(lines(out)) == 13
     assert {line.split()[0] for line in lines(out)[1:]} == {episode.agent_id for episode in reading.episodes}
 
@@ -56,7 +57,8 @@ def test_rejected_rows_end_with_a_count_by_reason() -> None:
     found = [
         Rejection(WINDOW, f"24195541928230928{n}", reason, "word " * 30) for n, reason in enumerate(["no_steps", "benchmark", "no_steps"])
     ]
-    print_rejected(out, found, 40)
+    rows = [{"trajectoryId": r.trajectory_id, "window": r.window, "reason": r.reason, "detail": r.detail} for r in found]
+    show(rejected_parts(found, rows, 40), out)
     assert lines(out)[-1] == "3 of 40 rows rejected: 1 benchmark, 2 no_steps."
     assert sum(line.startswith(WINDOW) for line in lines(out)) == 3
 
@@ -76,7 +78,7 @@ def test_outcomes_show_news_flags_and_the_market_as_a_whole() -> None:
         news=("It did.",),
     )
     out = screen(80)
-    print_outcomes(out, WindowOutcomes(WINDOW, (stock,), (asked,)))
+    show(outcome_parts(WindowOutcomes(WINDOW, (stock,), (asked,))), out)
     said = [" ".join(line.split()) for line in lines(out)]
     for line in (
         "OPENLIE It rose. (2 times)",
@@ -91,7 +93,7 @@ def test_outcomes_show_news_flags_and_the_market_as_a_whole() -> None:
 def test_outcomes_of_the_recorded_game_fit_80_columns(sample_database: Database, settings: Settings) -> None:
     out = screen(80)
     with sample_database.connect() as connection:
-        print_outcomes(out, read_outcomes(connection, WINDOW, settings))
+        show(outcome_parts(read_outcomes(connection, WINDOW, settings)), out)
     said = lines(out)
     assert sum(line.split()[:1] == ["PALANTYRANT"] for line in said) == 2
     assert any("mean change -0.63 %" in line for line in said)

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from babylon_rl.cli.output import emit, progress, progress_of_parts, table
+from babylon_rl.cli.output import Column, Table, emit, listed, progress_of_parts
 
 
 def test_json_is_one_document_and_the_picture_is_not_drawn(capsys: pytest.CaptureFixture[str]) -> None:
-    emit({"name": "Zürich", "n": 1}, lambda out: out.print("picture"), True)
+    emit({"name": "Zürich", "n": 1}, ["picture"], True)
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"name": "Zürich", "n": 1}
     assert "picture" not in captured.out
@@ -16,18 +16,26 @@ def test_json_is_one_document_and_the_picture_is_not_drawn(capsys: pytest.Captur
 
 def test_not_a_number_is_refused_in_json() -> None:
     with pytest.raises(ValueError, match="JSON"):
-        emit({"loss": float("nan")}, lambda out: None, True)
+        emit({"loss": float("nan")}, [], True)
 
 
 def test_table_keeps_markup_as_it_is_and_shows_none_as_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
-    emit({}, lambda out: out.print(table("title", ["name", "n"], [["[red]x[/red]", 1], [None, 10]])), False)
+    emit({}, [listed(["name", "n"], [["[red]x[/red]", 1], [None, 10]], "title")], False)
     assert capsys.readouterr().out.splitlines()[-2:] == ["[red]x[/red]   1", "-             10"]
 
 
+def test_columns_name_keys_positions_attributes_or_functions_of_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    rounded = Column("z", lambda row: sum(row.values()), 1)
+    emit({}, [Table([Column("x", "x"), Column("y", "y", 1), rounded], [{"x": 1, "y": 2.25}]), "A sentence."], False)
+    emit({}, [Table([Column("real", "real"), Column("imaginary", "imag")], [1 + 2j])], False)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["x", "y", "z"], ["1", "2.2", "3.2"], ["A", "sentence."], ["real", "imaginary"], ["1.0", "2.0"]]
+
+
 def test_progress_without_a_terminal_is_plain_lines_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress(3, "Playing") as advance:
-        advance()
-        advance(2)
+    with progress_of_parts() as tell:
+        for done in (0, 1, 3):
+            tell("Playing", done, 3)
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
