@@ -220,6 +220,25 @@ class Settings(BaseSettings):
     confirmation_markets: int = Field(
         96, ge=2, description="Fresh market hours in which a version is confirmed against the deployed one before it is promoted."
     )
+    rollout_step_hours: float = Field(24, ge=0, description="The least time that a rollout stays at a step before automation advances it.")
+    rollout_share_limit: float = Field(
+        0.02,
+        gt=0,
+        lt=1,
+        description="A version on trial is rolled back when its share of errors, slow calls or invalid actions is shown to be so much "
+        "above the deployed version's, and advances when that is excluded.",
+    )
+    rollout_slow_seconds: float = Field(10, gt=0, description="A call that takes longer counts as slow.")
+    rollout_loss_usd: float = Field(
+        25,
+        gt=0,
+        description="A loss in dollars an agent-hour against the deployed version that must be excluded before a version is released.",
+    )
+    rollout_expected_usd: float = Field(
+        50,
+        gt=0,
+        description="The P&L difference in dollars an agent-hour at which live comparisons are sharpest; fix it before the first look.",
+    )
     game_switch: bool = Field(
         False,
         description="Write the deployed version into SystemSettings too, so that agents that call Weights & Biases themselves switch.",

@@ -24,6 +24,8 @@ from babylon_rl.store.batches import Batch
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import newest_judgement
+from babylon_rl.store.live_usage import count_usage
+from babylon_rl.store.releases import lock_releases
 from babylon_rl.store.scores import waiting_since
 from babylon_rl.training.batches import fail_stuck, freeze, pending_batches
 from babylon_rl.training.lifecycle import MAX_DEAD_RUNS
@@ -200,6 +202,22 @@ def ask_judge_again(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
     return dg.SensorResult(run_requests=[dg.RunRequest(tags=hour_tags(first, last)) for first, last in ranges(due, HOURS_PER_RUN)])
 
 
+@dg.sensor(
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Advances, holds or rolls back the version on trial by its guards on live data, and counts the use of versions.",
+)
+def advance_rollouts(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
+    from babylon_rl.serving.promotion import advance
+
+    now = babylon.now()
+    with babylon.database.connect(autocommit=True) as connection:
+        with connection.transaction():
+            lock_releases(connection)
+            count_usage(connection, now)
+        return dg.SkipReason(advance(connection, babylon.settings, now))
+
+
 hours_follow_changes = dg.AutomationConditionSensorDefinition(
     "hours_follow_changes",
     target=dg.AssetSelection.assets(*HOURLY),
@@ -248,6 +266,7 @@ def _freeze(connection: Connection, babylon: Babylon, remembered: str | None = N
 
 
 sensors = [
-    observe_changes, end_dead_runs, ask_judge_again, start_training, finish_evidence, hours_follow_changes, leaderboard_follows_reports,
+    observe_changes, end_dead_runs, ask_judge_again, start_training, finish_evidence, advance_rollouts, hours_follow_changes,
+    leaderboard_follows_reports,
 ]  # fmt: skip
 schedules = [sweep_nightly, report_judge_daily, train_daily]

@@ -1,19 +1,21 @@
-"""Promotion of versions: from the gate's decision to a rollout, with AUTO_PROMOTE without a person."""
+"""Promotion of versions: from the gate's decision to a rollout, and a rollout by its guards; with AUTO_PROMOTE without a person."""
 
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 
 from babylon_rl.errors import ReleaseRefused
 from babylon_rl.evaluation.confirmation import confirm
-from babylon_rl.evaluation.gate import PASS
+from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.evaluation.model_sources import Say, Serving
 from babylon_rl.market.serving import served_here
 from babylon_rl.progress import Progress, unheard
-from babylon_rl.serving.releases import Author, deploy, propose
+from babylon_rl.serving.guards import PNL, Guard, Limits, judge_calls, judge_hours
+from babylon_rl.serving.releases import Author, deploy, propose, rollback
 from babylon_rl.settings import Settings
-from babylon_rl.store.confirmations import Confirmation
+from babylon_rl.store.confirmations import Confirmation, read_confirmations
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.releases import BASE, ON_TRIAL, read_rollouts
+from babylon_rl.store.live_usage import CallCounts, read_agent_hours, read_call_counts
+from babylon_rl.store.releases import BASE, ON_TRIAL, Rollout, read_rollouts, read_routing
 
 AUTOMATION = "automation"
 
@@ -61,6 +63,79 @@ def promote(
     except ReleaseRefused as refused:
         return f"{version} is not released: {refused}"
     return f"{version} is {rollout.state} at {rollout.percentage:g} % of agents: {reason}"
+
+
+def advance(connection: Connection, settings: Settings, now: datetime) -> str:
+    """Advance, hold or roll back the version on trial by its guards, and say it in a sentence.
+
+    One guard that fails rolls it back. With AUTO_PROMOTE it advances after ROLLOUT_STEP_HOURS when no guard fails and all but P&L pass;
+    for the last step, to all agents, P&L must pass too.
+    """
+    trial = next(iter(read_rollouts(connection, ON_TRIAL)), None)
+    if trial is None:
+        return _start_waiting(connection, settings, now)
+    guards = read_guards(connection, trial, settings)
+    words = f"{trial.version} at {trial.percentage:g} %: {describe(guards)}"
+    connection.commit()
+    try:
+        if any(guard.verdict == FAIL for guard in guards):
+            reason = describe([guard for guard in guards if guard.verdict == FAIL])
+            rollback(connection, settings, Author(AUTOMATION, reason, now, automatic=True), trial_id=trial.rollout_id)
+            return f"Rolled back. {words}"
+        share = next((step for step in settings.rollout_percentages if step > trial.percentage), 100.0)
+        why_not = _why_held(trial, guards, share, settings, now)
+        if why_not is not None:
+            return f"Held: {why_not}. {words}"
+        deploy(connection, trial.version, settings, Author(AUTOMATION, describe(guards), now, automatic=True), percentage=share)
+    except ReleaseRefused as refused:  # a person was faster
+        return str(refused)
+    return f"Advanced to {share:g} %. {words}"
+
+
+def read_guards(connection: Connection, trial: Rollout, settings: Settings) -> list[Guard]:
+    """Judge the version on trial by the calls of its step and the agents' hours since its rollout began."""
+    limits = Limits(settings.rollout_share_limit, settings.rollout_loss_usd, settings.rollout_expected_usd)
+    calls = read_call_counts(connection, trial.step_since, 1000 * settings.rollout_slow_seconds)
+    control = read_routing(connection).deployed
+    guards = judge_calls(calls.get(trial.version, CallCounts()), calls.get(control, CallCounts()), limits)
+    return guards + judge_hours(read_agent_hours(connection, trial.created_at), trial.version, control, limits)
+
+
+def describe(guards: Sequence[Guard]) -> str:
+    """All guards in one line."""
+    return "; ".join(f"{guard.name} {guard.verdict} ({guard.words})" for guard in guards)
+
+
+def _why_held(trial: Rollout, guards: Sequence[Guard], share: float, settings: Settings, now: datetime) -> str | None:
+    undecided = [guard.name for guard in guards if guard.verdict != PASS and (guard.name != PNL or share == 100)]
+    if trial.state == "paused":
+        return "it is paused"
+    if trial.strategy == "test":
+        return "it is for its test agents alone"
+    if now - trial.step_since < timedelta(hours=settings.rollout_step_hours):
+        return f"its step lasts {settings.rollout_step_hours:g} hours at least"
+    if undecided:
+        return f"inconclusive: {', '.join(undecided)}"
+    return (
+        None if settings.auto_promote else f"`babylon-rl models deploy {trial.version} --percentage {share:g}` advances it, or AUTO_PROMOTE"
+    )
+
+
+def _start_waiting(connection: Connection, settings: Settings, now: datetime) -> str:
+    """Start the rollout of a confirmed candidate that waited for another to end, if its rival is deployed still."""
+    candidate = next(iter(read_rollouts(connection, ("candidate",))), None)
+    if candidate is None:
+        return "No version is on trial."
+    test = next((one for one in read_confirmations(connection) if one.version == candidate.version), None)
+    deployed = read_routing(connection).deployed
+    connection.commit()
+    if not settings.auto_promote or test is None or not test.confirmed or test.reference != deployed:
+        return f"{candidate.version} is a candidate, and a person decides."
+    try:
+        deploy(connection, candidate.version, settings, Author(AUTOMATION, sentence(test), now, automatic=True))
+    except ReleaseRefused as refused:
+        return str(refused)
+    return f"Started the rollout of {candidate.version}: {sentence(test)}"
 
 
 def sentence(test: Confirmation) -> str:

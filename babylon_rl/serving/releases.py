@@ -164,17 +164,22 @@ def resume(connection: Connection, author: Author) -> Rollout:
         return at.change(at.required_trial(), "resume")
 
 
-def rollback(connection: Connection, settings: Settings, author: Author, target: str | None = None) -> Rollout:
+def rollback(
+    connection: Connection, settings: Settings, author: Author, target: str | None = None, *, trial_id: int | None = None
+) -> Rollout:
     """Take the version on trial back, else the deployed one; return the rollout that ended.
 
     ``target`` is the version (or ``base``) to return to, by default the one before. The version rolled back from is marked: nothing
-    automatic deploys it again.
+    automatic deploys it again. With ``trial_id`` only that rollout is taken back.
 
     Raises:
-        ReleaseRefused: nothing is released, or ``target`` was never deployed or is not usable.
+        ReleaseRefused: nothing is released, the rollout of ``trial_id`` is not on trial any more, or ``target`` was never deployed or is
+            not usable.
     """
     with _transition(connection, author, settings) as at:
         trial = at.trial
+        if trial_id is not None and (trial is None or trial.rollout_id != trial_id):
+            raise ReleaseRefused("That rollout has ended already.")
         if trial is not None:
             ended = at.change(trial, "roll_back")
             at.archive(trial.version)

@@ -1,0 +1,147 @@
+"""Use of versions by live agents: calls through the gateway, recorded calls outside it, and the hours of agents by version.
+
+An agent's hour belongs to the version that routing chose for all its calls in that hour; hours with several count for none.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from psycopg.types.json import Jsonb
+
+from babylon_rl.store.connection import Connection
+from babylon_rl.windows import window_of, window_start
+
+COUNTED_AGAIN = timedelta(hours=3)  # before the newest counted hour: recorded calls may come that late
+
+# Calls that did not pass the gateway are told by their ids; agents of calls without a trajectory are not known.
+_COUNT_HOURS = """
+WITH seen AS (
+    SELECT substring(l.metadata FROM '"modelVersion": ?"([^"]+)"') AS version, date_trunc('hour', l."timestamp") AS hour,
+           t."agentId" AS agent
+    FROM public.llm_call_logs l LEFT JOIN public.trajectories t USING ("trajectoryId")
+    WHERE l."timestamp" >= %(since)s AND l.metadata LIKE '%%"modelVersion"%%'
+      AND NOT EXISTS (SELECT FROM babylon_rl.gateway_calls g WHERE g."callId" = l."callId")
+), counted AS (
+    SELECT seen.version, to_char(hour, 'YYYY-MM-DD"T"HH24:MI') AS "window", count(*)::int AS calls,
+           COALESCE(array_agg(DISTINCT agent) FILTER (WHERE agent IS NOT NULL), '{}') AS agents
+    FROM seen JOIN public.trained_models m ON m.version = seen.version GROUP BY 1, 2
+), before AS (
+    SELECT h."version", h."window", h."calls" FROM babylon_rl.version_hours h
+    JOIN counted c ON c.version = h."version" AND c."window" = h."window"
+), written AS (
+    INSERT INTO babylon_rl.version_hours ("version", "window", "calls", "agentIds") SELECT version, "window", calls, agents FROM counted
+    ON CONFLICT ("version", "window") DO UPDATE SET "calls" = excluded."calls", "agentIds" = excluded."agentIds"
+)
+SELECT c.version, sum(c.calls - COALESCE(b."calls", 0))::int
+FROM counted c LEFT JOIN before b ON b."version" = c.version AND b."window" = c."window" GROUP BY 1
+"""
+_NEWEST = """SELECT max("window") FROM babylon_rl.version_hours"""
+_ADD_CALLS = """
+UPDATE public.trained_models m SET "totalInferences" = m."totalInferences" + %s
+FROM babylon_rl.model_lineage l WHERE m.version = %s AND l."version" = m.version AND l."batchId" = m."trainingBatch"
+"""
+_AGENTS = """
+SELECT version, array_agg(DISTINCT agent ORDER BY agent) FROM (
+    SELECT "version" AS version, "agentId" AS agent FROM babylon_rl.gateway_calls
+    WHERE "at" >= %(since)s AND "status" = 200 AND "agentId" IS NOT NULL
+    UNION SELECT "version", unnest("agentIds") FROM babylon_rl.version_hours WHERE "window" >= %(window)s
+) used WHERE version IS NOT NULL GROUP BY version
+"""
+_SET_AGENTS = """
+UPDATE public.trained_models m SET "agentsUsing" = used.agents
+FROM (SELECT l."version", l."batchId", COALESCE((%s::jsonb ->> l."version")::int, 0) AS agents FROM babylon_rl.model_lineage l) used
+WHERE m.version = used."version" AND m."trainingBatch" = used."batchId" AND m."agentsUsing" <> used.agents
+"""
+_CALLS = """
+UPDATE public.trained_models m SET "totalInferences" = m."totalInferences" + %s
+FROM babylon_rl.model_lineage l WHERE m.version = %s AND l."version" = m.version AND l."batchId" = m."trainingBatch"
+"""
+_AGENTS = """
+SELECT version, array_agg(DISTINCT agent ORDER BY agent) FROM (
+    SELECT "version" AS version, "agentId" AS agent FROM babylon_rl.gateway_calls
+    WHERE "at" >= %(since)s AND "status" = 200 AND "agentId" IS NOT NULL
+    UNION SELECT "version", unnest("agentIds") FROM babylon_rl.version_hours WHERE "window" >= %(window)s
+) used WHERE version IS NOT NULL GROUP BY version
+"""
+_SET_AGENTS = """
+UPDATE public.trained_models m SET "agentsUsing" = COALESCE(cardinality(%(agents)s::jsonb), 0) WHERE FALSE
+"""
+_CALLS = """
+SELECT "chosenVersion", count(*)::int, count(*) FILTER (WHERE "fallback" IS NOT NULL OR "status" >= 500)::int,
+       count(*) FILTER (WHERE "latencyMs" > %s)::int
+FROM babylon_rl.gateway_calls WHERE "at" >= %s AND "status" <> 499 GROUP BY 1
+"""
+_AGENT_HOURS = """
+WITH assigned AS (
+    SELECT to_char(date_trunc('hour', "at"), 'YYYY-MM-DD"T"HH24:MI') AS "window", "agentId" AS agent, "chosenVersion" AS version
+    FROM babylon_rl.gateway_calls WHERE "at" >= %(since)s AND "agentId" IS NOT NULL
+    UNION SELECT "window", unnest("agentIds"), "version" FROM babylon_rl.version_hours WHERE "window" >= %(window)s
+), one AS (
+    SELECT "window", agent, min(version) AS version FROM assigned GROUP BY 1, 2 HAVING count(*) = 1
+)
+SELECT e."window", e."agentId", one.version, e."windowPnl", COALESCE((e."actions"->>'HOLD')::int, 0), acted.up, acted.down, acted.refused
+FROM one JOIN babylon_rl.episodes e ON e."window" = one."window" AND e."agentId" = one.agent
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE a."side" IN ('YES', 'UP'))::int AS up, count(*) FILTER (WHERE a."side" IN ('NO', 'DOWN'))::int AS down,
+           count(*) FILTER (WHERE NOT a."executed")::int AS refused
+    FROM babylon_rl.action_outcomes a WHERE a."agentId" = e."agentId" AND a."window" = e."window"
+) acted
+ORDER BY e."window", e."agentId"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class CallCounts:
+    """Calls that routing gave to one version: ``failed`` were not answered by it, ``slow`` took longer than asked about."""
+
+    calls: int = 0
+    failed: int = 0
+    slow: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentHour:
+    """An agent's hour with one version, None for the base: P&L in dollars, and its decisions.
+
+    ``refused`` are trading decisions of ``up`` and ``down`` that the game did not carry out.
+    """
+
+    window: str
+    agent_id: str
+    version: str | None
+    pnl_usd: float
+    holds: int
+    up: int
+    down: int
+    refused: int
+
+
+def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
+    """Bring agentsUsing (of the last day) and totalInferences of our versions up to date; the caller commits.
+
+    The gateway counts its own calls. Recorded calls outside of it are counted by hour, from COUNTED_AGAIN before the newest counted hour
+    on, so that none counts twice. Returns the number of new ones by version.
+    """
+    newest = (connection.execute(_NEWEST).fetchone() or (None,))[0]
+    since = datetime.min if newest is None else window_start(newest) - COUNTED_AGAIN
+    new = {version: calls for version, calls in connection.execute(_COUNT_HOURS, {"since": since}) if calls}
+    for version, calls in new.items():
+        connection.execute(_ADD_CALLS, [calls, version])
+    agents = {version: len(ids) for version, ids in agents_by_version(connection, now - timedelta(days=1)).items()}
+    connection.execute(_SET_AGENTS, [Jsonb(agents)])
+    return new
+
+
+def agents_by_version(connection: Connection, since: datetime) -> dict[str, list[str]]:
+    """Return the agents that each version has answered since then; an agent may be with several."""
+    return dict(connection.execute(_AGENTS, {"since": since, "window": window_of(since)}).fetchall())
+
+
+def read_call_counts(connection: Connection, since: datetime, slow_ms: float) -> dict[str | None, CallCounts]:
+    """Return the gateway's calls since then by the version that routing chose, None for the base."""
+    return {version: CallCounts(*counts) for version, *counts in connection.execute(_CALLS, [slow_ms, since])}
+
+
+def read_agent_hours(connection: Connection, since: datetime) -> list[AgentHour]:
+    """Return the agents' hours since then that have been read, in order."""
+    return [AgentHour(*row) for row in connection.execute(_AGENT_HOURS, {"since": since, "window": window_of(since)})]

@@ -1,0 +1,182 @@
+"""A rollout advances, holds or goes back by what live agents did, and by nothing that could be chance."""
+
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from babylon_rl.evaluation.gate import FAIL, INCONCLUSIVE, PASS
+from babylon_rl.serving.guards import Limits, judge_calls, judge_hours
+from babylon_rl.serving.promotion import advance
+from babylon_rl.serving.releases import Author, deploy, marked_versions, pause
+from babylon_rl.store.live_usage import AgentHour, CallCounts, agents_by_version, count_usage
+from babylon_rl.store.releases import lock_releases, read_rollouts, read_routing
+from babylon_rl_tests.rows import insert, make_log, make_trajectory
+from babylon_rl_tests.serving.live_rows import hours_after, insert_calls, insert_hour
+
+START = datetime(2025, 11, 20, 12)
+LIMITS = Limits(0.02, 25.0, 50.0)
+TREATED, CONTROL = [f"treated-{n}" for n in range(20)], [f"control-{n}" for n in range(20)]
+
+
+@pytest.fixture
+def settings(settings):
+    return settings.model_copy(update={"auto_promote": True, "rollout_step_hours": 2})
+
+
+@pytest.fixture
+def rolling(connection, settings, make_version):
+    """v1.0.0 is deployed, and v1.0.1 at 10 %."""
+    for version in ("v1.0.0", "v1.0.1"):
+        make_version(version)
+    deploy(connection, "v1.0.0", settings, Author("tester", "first", START - timedelta(days=1)), strategy="immediate")
+    deploy(connection, "v1.0.1", settings, Author("tester", "second", START), percentage=10)
+
+
+def live(connection, *, hours: int = 6, gain: float = 0.0, seed: int = 1, calls: int = 20, **treated: Any) -> None:
+    """Some hours in which 20 agents of each version called and traded; ``gain`` is what the one on trial earns more."""
+    rng = Random(seed)
+    failed = treated.pop("failed", 0)
+    latency = treated.pop("latency_ms", 100)
+    for at in hours_after(START, hours):
+        insert_calls(connection, "v1.0.1", at, TREATED, calls=calls, failed=failed, latency_ms=latency)
+        insert_calls(connection, "v1.0.0", at, CONTROL, calls=calls)
+        insert_hour(connection, at, {agent: gain + rng.gauss(0, 30) for agent in TREATED}, **treated)
+        insert_hour(connection, at, {agent: rng.gauss(0, 30) for agent in CONTROL})
+
+
+def state(connection) -> tuple[str, float]:
+    newest = read_rollouts(connection)[0]
+    connection.commit()
+    return newest.state, newest.percentage
+
+
+def test_a_version_that_does_well_advances_step_by_step_to_all(connection, settings, rolling) -> None:
+    live(connection)
+    seen = []
+    for tick in range(8):
+        now = START + timedelta(hours=7 + 3 * tick)
+        said = advance(connection, settings, now)
+        if said.startswith("Held: inconclusive"):  # a new step begins with no calls of its own
+            for at in (now - timedelta(minutes=30),):
+                insert_calls(connection, "v1.0.1", at, TREATED, calls=30)
+                insert_calls(connection, "v1.0.0", at, CONTROL, calls=30)
+            said = advance(connection, settings, now)
+        seen.append(state(connection))
+    assert seen[-1] == ("released", 100.0) and {share for _, share in seen} == {25.0, 50.0, 100.0}
+    assert read_routing(connection).deployed == "v1.0.1"
+
+
+def test_without_automatic_promotion_a_person_is_told_and_a_failure_still_rolls_back(connection, settings, rolling) -> None:
+    by_hand = settings.model_copy(update={"auto_promote": False})
+    live(connection)
+    said = advance(connection, by_hand, START + timedelta(hours=7))
+    assert said.startswith("Held: `babylon-rl models deploy v1.0.1 --percentage 25` advances it, or AUTO_PROMOTE.")
+    for at in hours_after(START + timedelta(hours=7), 1):
+        insert_calls(connection, "v1.0.1", at, TREATED, calls=60, failed=30)
+    assert advance(connection, by_hand, START + timedelta(hours=9)).startswith("Rolled back. v1.0.1 at 10 %: errors fail (600 of ")
+    assert state(connection) == ("rolled_back", 10.0) and marked_versions(connection) == {"v1.0.1"}
+    assert read_routing(connection).deployed == "v1.0.0"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "guard"),
+    [
+        ({"failed": 2}, "errors fail"),
+        ({"latency_ms": 20_000}, "latency fail"),
+        ({"refused": 5}, "invalid actions fail"),
+        ({"holds": 60, "buys": 1, "sells": 0}, "action collapse fail"),
+        ({"gain": -60.0}, "P&L fail"),
+    ],
+)
+def test_each_guard_alone_takes_a_version_back(connection, settings, rolling, trouble, guard) -> None:
+    live(connection, **trouble)
+    said = advance(connection, settings, START + timedelta(hours=7))
+    assert said.startswith("Rolled back.") and guard in said and said.count(" fail ") == 1
+    assert state(connection) == ("rolled_back", 10.0)
+
+
+def test_it_holds_without_data_at_first_and_while_it_is_paused(connection, settings, rolling) -> None:
+    assert "too early to say" in advance(connection, settings, START + timedelta(hours=7))
+    live(connection, hours=1)
+    assert advance(connection, settings, START + timedelta(hours=1)).startswith("Held: its step lasts 2 hours at least.")
+    pause(connection, Author("tester", "wait", START + timedelta(hours=1)))
+    assert advance(connection, settings, START + timedelta(hours=7)).startswith("Held: it is paused.")
+    assert state(connection) == ("paused", 10.0)
+
+
+def test_the_last_step_waits_for_what_the_others_do_not(connection, settings, rolling) -> None:
+    settings = settings.model_copy(update={"rollout_steps": "10,100", "rollout_loss_usd": 0.01})
+    live(connection, gain=0.0)
+    assert advance(connection, settings, START + timedelta(hours=7)).startswith("Held: inconclusive: P&L.")
+    assert state(connection) == ("rolling", 10.0)
+
+
+def test_hours_with_several_versions_count_for_none(connection, settings, rolling) -> None:
+    (at,) = hours_after(START, 1)
+    insert_calls(connection, "v1.0.1", at, ["mixed", "treated"])
+    insert_calls(connection, "v1.0.0", at, ["mixed"])
+    insert_hour(connection, at, {"mixed": -1000.0, "treated": 1.0})
+    assert "1 agents against 0" in advance(connection, settings, START + timedelta(hours=7))
+
+
+def test_equal_versions_are_seldom_taken_back_however_often_one_looks() -> None:
+    rng, wrong, runs = np.random.default_rng(5), 0, 200
+    for _ in range(runs):
+        means = rng.normal(0, 20, 40)  # agents differ for good
+        hours: list[AgentHour] = []
+        for hour in range(24):
+            hours += [
+                AgentHour(f"h{hour}", f"a{n}", "new" if n < 20 else "old", float(rng.normal(means[n], 50)), 10, 10, 10, 0)
+                for n in range(40)
+            ]
+            if hour % 3 == 2 and any(guard.verdict == FAIL for guard in judge_hours(hours, "new", "old", LIMITS)):
+                wrong += 1
+                break
+    assert wrong / runs < 0.05
+
+
+def test_guards_of_calls_need_enough_of_them() -> None:
+    def verdicts(*ours: int, control: tuple[int, ...] = (5000, 50, 0)) -> list[str]:
+        return [guard.verdict for guard in judge_calls(CallCounts(*ours), CallCounts(*control), LIMITS)]
+
+    assert verdicts(0, 0, 0) == [INCONCLUSIVE, INCONCLUSIVE]
+    assert verdicts(20, 0, 0) == [INCONCLUSIVE, INCONCLUSIVE]
+    assert verdicts(5000, 50, 0) == [PASS, PASS]
+    assert verdicts(2000, 200, 1000) == [FAIL, FAIL]
+    assert verdicts(50, 50, 50, control=(0, 0, 0)) == [FAIL, FAIL]  # nobody else was asked
+
+
+def test_usage_counts_recorded_calls_outside_the_gateway_once(connection, rolling) -> None:
+    def usage() -> dict[str, tuple[int, int]]:
+        rows = connection.execute('SELECT version, "agentsUsing", "totalInferences" FROM trained_models').fetchall()
+        connection.commit()
+        return {version: (agents, calls) for version, agents, calls in rows}
+
+    def count(now: datetime) -> None:
+        with connection.transaction():
+            lock_releases(connection)
+            count_usage(connection, now)
+
+    def logs(*numbers: int, at: datetime, version: str = "v1.0.1") -> None:
+        made = [make_log("t1", n, timestamp=at, metadata=f'{{"modelVersion": "{version}"}}') for n in numbers]
+        insert(connection, "llm_call_logs", made)
+        connection.commit()
+
+    now = START + timedelta(hours=3)
+    insert(connection, "trajectories", [make_trajectory("t1", "agent-1")])
+    logs(0, 1, 2, at=now)
+    insert_calls(connection, "v1.0.1", now, ["agent-2", "agent-3"])  # which the gateway has counted itself
+    for _ in range(2):
+        count(now)
+        assert usage()["v1.0.1"] == (3, 3)
+    logs(3, at=now + timedelta(hours=1))
+    logs(4, at=now)  # late
+    logs(5, at=now, version="of-others")
+    count(now + timedelta(hours=1))
+    assert usage() == {"v1.0.0": (0, 0), "v1.0.1": (3, 5)}
+    assert agents_by_version(connection, now - timedelta(hours=1)) == {"v1.0.1": ["agent-1", "agent-2", "agent-3"]}
+    count(now + timedelta(days=3))
+    assert usage()["v1.0.1"] == (0, 5)
