@@ -14,12 +14,15 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from babylon_rl.versions import content_version
+
 MessageSource = Literal["embedded", "llm_call_logs", "synthetic"]
 MESSAGE_SOURCES: tuple[MessageSource, ...] = get_args(MessageSource)
 # Why a row does not count, in the order of the rules: the first that applies is stored and counted.
 RejectionReason = Literal["evaluation", "not_training_data", "benchmark", "malformed_json", "malformed_shape", "no_steps"]
 REJECTION_REASONS: tuple[RejectionReason, ...] = get_args(RejectionReason)
 WindowState = Literal["pending", "thin", "ready", "scored", "trained", "quarantined"]
+NO_SPREAD = 1e-6  # a standard deviation of scores below it carries no training signal
 _LARGEST = sys.float_info.max
 
 
@@ -212,3 +215,95 @@ class WindowSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     data_version: str
     group_version: str
     changed: bool = False
+
+
+class EpisodeScore(msgspec.Struct, frozen=True, rename="camel"):
+    """Score of one episode, 0 to 1, relative to its group: a row of babylon_rl.episode_scores.
+
+    ``rank`` counts from 1, ``disagreement`` is that between orders (0: heuristic). Of a language model: the score in each order, the
+    ``places`` there (0 first, 1 last), the number of tokens shown, and the flagged passages that address a judge. ``gain`` is the effect of
+    the group's flagged passages on the episode (its score as shown less that with them masked), None where nothing was masked.
+    """
+
+    agent_id: str
+    score: float
+    rank: int
+    advantage: float
+    disagreement: float
+    reasoning: str
+    order_scores: tuple[float, ...] = ()
+    places: tuple[float, ...] = ()
+    shown_tokens: int = 0
+    flags: tuple[str, ...] = ()
+    gain: float | None = None
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts on how a language model reached the scores of a group, all tries included.
+
+    ``tau`` is Kendall's, the mean over pairs of orders (None where none ranks); tokens and ``usd`` are None where one of them is unknown,
+    ``seconds`` the sum over the answers. ``shown_version`` is the hash of what was shown, ``server`` the address that answered in the
+    place of the model's provider; empty: that did itself; None: not known, as of judgements from before it was noted. ``steps`` are those
+    of the episodes, ``shortened`` those of them that were not shown in full, ``decisions_shortened`` the trades among these; None as there.
+
+    ``context_flags`` are passages in news, questions and the market's names that address a judge. ``masked`` says whether the scores are
+    those with flagged passages masked, None where there were none to mask; ``noise`` is the difference between two orders that decided it.
+    ``masked_version`` is the hash of what was shown then.
+    """
+
+    orders: int
+    tau: float | None
+    requests: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    usd: float | None
+    seconds: float
+    shown_version: str
+    server: str | None = None
+    steps: int | None = None
+    shortened: int | None = None
+    decisions_shortened: int | None = None
+    context_flags: tuple[str, ...] = ()
+    masked: bool | None = None
+    noise: float | None = None
+    masked_version: str = ""
+
+
+class GroupScores(msgspec.Struct, frozen=True, rename="camel"):
+    """Scores of one window's group, ordered by rank, then agent id: a row of babylon_rl.group_scores and its episodes.
+
+    ``judgement`` is set only where a language model judged. ``spread`` is the population standard deviation of the scores,
+    ``input_version`` the hash of what was judged, and ``changed`` says whether the call that returned them wrote them.
+    """
+
+    window: str
+    judge: str
+    judge_version: str
+    scores: tuple[EpisodeScore, ...]
+    mean: float
+    spread: float
+    disagreement: float
+    input_version: str
+    changed: bool = False
+    judgement: Judgement | None = None
+
+    @property
+    def group_size(self) -> int:
+        """Number of episodes in the group."""
+        return len(self.scores)
+
+    @property
+    def shown_version(self) -> str:
+        """Hash of what a language model was shown; empty of other judges."""
+        return "" if self.judgement is None else self.judgement.shown_version
+
+    @property
+    def has_spread(self) -> bool:
+        """False when all scores are equal: there is no training signal."""
+        return self.spread >= NO_SPREAD
+
+    @property
+    def data_version(self) -> str:
+        """Hash of the judgement; the same inputs judged the same way give the same hash."""
+        rows = [[score.agent_id, score.score, score.advantage, score.reasoning] for score in self.scores]
+        return content_version([self.window, self.judge, self.judge_version, self.input_version, rows])

@@ -10,11 +10,12 @@ from babylon_rl.assets.partition_results import HourReport, plotted, report_hour
 from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.client import asked_at
-from babylon_rl.judge.groups import GroupScores, Judgement, Scored
+from babylon_rl.judge.groups import Scored
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.progress import Progress
 from babylon_rl.reporting.plots import bar_plot
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
+from babylon_rl.types import GroupScores, Judgement
 
 HOURS_PER_RUN = 24  # of a judge that takes its time, and is paid
 NO_GROUP, PENDING, QUARANTINED = "no group", "pending", "quarantined"

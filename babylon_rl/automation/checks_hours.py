@@ -15,7 +15,6 @@ import dagster as dg
 
 from babylon_rl.automation.check_results import Finding, HourlyChecks, Rule
 from babylon_rl.judge.consensus import spearman
-from babylon_rl.judge.groups import NO_SPREAD
 from babylon_rl.judge.hindsight import told_verdicts
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
@@ -24,7 +23,7 @@ from babylon_rl.store.judge_report import HourVerdicts
 from babylon_rl.store.outcomes import MarketFlags, market_flags
 from babylon_rl.store.scores import group_spreads
 from babylon_rl.store.windows import stored_summaries
-from babylon_rl.types import WindowSummary
+from babylon_rl.types import NO_SPREAD, WindowSummary
 
 MOST_MALFORMED, MOST_REJECTED = 0.2, 0.5
 MALFORMED = ("malformed_json", "malformed_shape")

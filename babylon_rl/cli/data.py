@@ -18,7 +18,7 @@ from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
 from babylon_rl.episodes.reading import read_window, read_windows
 from babylon_rl.episodes.summary import summary
 from babylon_rl.errors import UsageError
-from babylon_rl.judge.groups import GroupScores
+from babylon_rl.judge.groups import scores_document
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.market.window_market import WindowOutcomes
@@ -28,7 +28,7 @@ from babylon_rl.store.database import open_database
 from babylon_rl.store.scores import have_scores, input_versions, read_pending, read_quarantined
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, newest_window_with_rows, windows_with_rows
 from babylon_rl.store.windows import quarantined
-from babylon_rl.types import Rejection, WindowReading, WindowSummary, count_reasons
+from babylon_rl.types import GroupScores, Rejection, WindowReading, WindowSummary, count_reasons
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range, window_start
 
 app = typer.Typer()
@@ -286,7 +286,7 @@ def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
         return
     noted = "" if group.has_spread else " No spread: the group carries no signal and does not train."
     judged = f"Judged by {group.judge}, version {group.judge_version}: mean {group.mean:.4f}, spread {group.spread:.4f}.{noted}"
-    document = group.document()
+    document = scores_document(group)
     emit(document, [Table(SCORES, document["scores"]), judged, *_judgement_sentences(group)], as_json)
 
 

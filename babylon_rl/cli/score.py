@@ -88,6 +88,7 @@ def _lacking(connection: "Connection", held: list[str], settings: Settings) -> l
 
 def _show(database: "Database", settings: Settings, held: list[str], lacking: list[str], as_json: bool) -> None:
     from babylon_rl.cli.score_outcomes import COLUMNS, read_outcomes, sentences
+    from babylon_rl.judge.groups import scores_document
 
     with database.connect(autocommit=True) as connection:
         hours = read_outcomes(connection, held, frozenset(lacking), settings)
@@ -97,7 +98,7 @@ def _show(database: "Database", settings: Settings, held: list[str], lacking: li
         say(sentence)
     pending = {hour.window: hour.reason for hour in hours if hour.outcome == "waiting"}
     document = {
-        "windows": [hour.scores.document() for hour in hours if hour.scores is not None],
+        "windows": [scores_document(hour.scores) for hour in hours if hour.scores is not None],
         "hours": [hour.document() for hour in hours],
         "pending": [{"window": window, "reason": reason} for window, reason in pending.items()],
         "quarantined": [{"window": hour.window, "reason": hour.reason} for hour in hours if hour.outcome == "quarantined"],

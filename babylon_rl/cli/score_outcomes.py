@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from babylon_rl.settings import HEURISTIC, Settings
 
 if TYPE_CHECKING:
-    from babylon_rl.judge.groups import GroupScores
     from babylon_rl.store.connection import Connection
+    from babylon_rl.types import GroupScores
 
 
 Outcome = Literal["judged", "unchanged", "waiting", "quarantined"]

@@ -18,7 +18,6 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.comparison import NOTHING
 from babylon_rl.evaluation.statistics import Interval, mean_interval, paired_interval
-from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.hindsight import sync_hindsight
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.headlines import TRAINING
@@ -35,6 +34,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import JudgeAgreement
 from babylon_rl.store.recording import newest_simulated_hour
 from babylon_rl.store.windows import stored_episodes
+from babylon_rl.types import GroupScores
 from babylon_rl.versions import content_version
 from babylon_rl.windows import HOUR, window_of, window_start
 

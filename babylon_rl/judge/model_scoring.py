@@ -7,15 +7,16 @@ import asyncio
 import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import replace
 from datetime import datetime
+
+from msgspec.structs import replace
 
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.client import JudgeCaller, server_of
 from babylon_rl.judge.group_judge import Judged, Outcome, Ruler, SetAside, run_pool, storable
-from babylon_rl.judge.groups import Asked, GroupScores, Judgement, Scored, group_scores, loaded, stored
+from babylon_rl.judge.groups import Asked, Scored, group_scores
 from babylon_rl.judge.judge_store import BEAT_S, Desk, Leases, beating, running_clock
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, Hour, Plan, asked_version, judge_version, plan_hours
 from babylon_rl.judge.prompt.group import ShownGroup
@@ -30,6 +31,7 @@ from babylon_rl.store.judge_inputs import keep_secret
 from babylon_rl.store.judge_requests import drop_leases
 from babylon_rl.store.scores import keep_sources
 from babylon_rl.store.windows import lock_windows, reading_chunks
+from babylon_rl.types import GroupScores, Judgement
 
 CHANGED = "it changed while it was judged; the next run judges it as it is now"
 _MEAN_DECIMALS = 9  # the mean of the same scores in another order differs in the last bits
@@ -180,16 +182,15 @@ def finish_hour(
         judged = judged_scores(outcome, settings, hour.version)
         # stored scores stay if a training has used them, or if the new ones are equal
         if before is not None and not force:
-            held = loaded(before)
             if scores.consumed_windows(connection, [window]):
-                return held
-            if held == judged:
+                return before
+            if before == judged:
                 keep_sources(connection, {window: hour.sources})
-                return held
+                return before
         # write the new scores, and end a quarantine
         scores.release(connection, [window])
         criteria = {"rubric": RUBRIC, "rubricVersion": RUBRIC_VERSION, "shown": outcome.group.input_version, "orders": len(outcome.orders)}
-        scores.replace(connection, [stored(judged, hour.trajectories, criteria)], now, force=force)
+        scores.replace(connection, [scores.NewScores(judged, hour.trajectories, criteria)], now, force=force)
         keep_sources(connection, {window: hour.sources})
         return replace(judged, changed=True)
 

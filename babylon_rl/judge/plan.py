@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.judge.client import server_of
-from babylon_rl.judge.groups import GroupScores, loaded
 from babylon_rl.judge.prompt.group import ShownGroup
 from babylon_rl.judge.prompt.render import FORM, REQUEST_TOKENS, shown_groups
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
@@ -23,7 +22,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import DROPOUT, read_dropped
 from babylon_rl.store.hindsight import recorded_knowledge
 from babylon_rl.store.windows import lock_windows, reading_chunks
-from babylon_rl.types import WindowReading
+from babylon_rl.types import GroupScores, WindowReading
 from babylon_rl.versions import content_version
 
 _LAYOUT = 1  # of the hashed values; with another, every judged hour would be paid for again
@@ -146,7 +145,7 @@ def plan_hours(
 
 def _read(connection: Connection, windows: Sequence[str], settings: Settings) -> _State:
     """Read the state of some hours, without texts."""
-    held = {window: loaded(group) for window, group in scores.read(connection, windows).items()}
+    held = scores.read(connection, windows)
     dropped: dict[str, set[str]] = {}
     for window, agent in read_dropped(connection, windows, DROPOUT):
         dropped.setdefault(window, set()).add(agent)

@@ -6,19 +6,20 @@ group has not changed since it was judged, or if a training has consumed one of 
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import replace as changed
 from datetime import datetime
+
+from msgspec.structs import replace as changed
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.judge import heuristic
-from babylon_rl.judge.groups import GroupScores, Scored, group_scores, loaded, stored
+from babylon_rl.judge.groups import Scored, group_scores
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import scores as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import lock_windows, reading_chunks
-from babylon_rl.types import WindowReading
+from babylon_rl.types import GroupScores, WindowReading
 from babylon_rl.windows import is_complete
 
 
@@ -63,10 +64,10 @@ def score_windows(
 
 def _score(connection: Connection, readings: dict[str, WindowReading], now: datetime, force: bool) -> dict[str, GroupScores]:
     """Score some hours with the heuristic, under their locks."""
-    held = {window: loaded(group) for window, group in store.read(connection, list(readings)).items()}
+    held = store.read(connection, list(readings))
     consumed = store.consumed_windows(connection, list(held))
     scores: dict[str, GroupScores] = {}
-    fresh: list[store.StoredGroup] = []
+    fresh: list[store.NewScores] = []
     for window, reading in readings.items():
         # scores stay if nothing changed or a training has used them; else a ready hour is judged anew
         before = held.get(window)
@@ -79,7 +80,7 @@ def _score(connection: Connection, readings: dict[str, WindowReading], now: date
     # scores of hours that are not ready any more
     store.delete(connection, [window for window in held if window not in scores])
     if fresh:
-        store.release(connection, [group.window for group in fresh])
+        store.release(connection, [new.group.window for new in fresh])
         store.replace(connection, fresh, now, force=force)
     return scores
 
@@ -100,11 +101,11 @@ def stored_scores(connection: Connection, windows: Iterable[str]) -> dict[str, G
     """Stored scores by window; windows without scores are absent."""
     if not store.have_scores(connection):
         return {}
-    return {window: loaded(group) for window, group in store.read(connection, sorted(set(windows))).items()}
+    return store.read(connection, sorted(set(windows)))
 
 
-def _stored(judged: GroupScores, reading: WindowReading) -> store.StoredGroup:
+def _stored(judged: GroupScores, reading: WindowReading) -> store.NewScores:
     """The rows of a group that the heuristic has judged."""
     trajectories = {episode.agent_id: episode.trajectory_ids for episode in reading.usable_episodes}
     shown = hashlib.sha256("\n".join(score.reasoning for score in judged.scores).encode()).hexdigest()
-    return stored(judged, trajectories, {"rubric": heuristic.RUBRIC, "shown": shown})
+    return store.NewScores(judged, trajectories, {"rubric": heuristic.RUBRIC, "shown": shown})

@@ -9,53 +9,22 @@ leaves when a person asks for another try, when another judge scores it, or when
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from psycopg.types.json import Jsonb
 
+from babylon_rl.store.columns import columns_of, listed, loaded
 from babylon_rl.store.connection import Connection
+from babylon_rl.types import EpisodeScore, GroupScores
 
 
-class StoredScore(msgspec.Struct, frozen=True, rename="camel"):
-    """One row of babylon_rl.episode_scores, without its window.
+class NewScores(NamedTuple):
+    """The input of ``replace``: a group's scores, the trajectories of each agent, and the rubric and content shown to the judge."""
 
-    ``trajectory_ids`` get the same score.
-    """
-
-    agent_id: str
-    score: float
-    rank: int
-    advantage: float
-    disagreement: float
-    reasoning: str
-    order_scores: list[float] = []
-    places: list[float] = []
-    shown_tokens: int = 0
-    flags: list[str] = []
-    gain: float | None = None
-    trajectory_ids: list[str] = []
-
-
-class StoredGroup(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One row of babylon_rl.group_scores with its episode scores.
-
-    ``criteria`` holds the rubric and the content shown to the judge.
-    """
-
-    window: str
-    judge: str
-    judge_version: str
-    group_size: int
-    mean: float
-    spread: float
-    disagreement: float
-    input_version: str
-    data_version: str
-    shown_version: str = ""
-    judgement: dict[str, Any] = {}
-    scores: list[StoredScore]
-    criteria: dict[str, Any] = {}
+    group: GroupScores
+    trajectories: Mapping[str, Sequence[str]]
+    criteria: Mapping[str, Any]
 
 
 _TABLE = "SELECT to_regclass('babylon_rl.group_scores') IS NOT NULL"
@@ -72,46 +41,32 @@ _MARK_STALE = """
     WHERE held."window" = given."window" AND held."stale" <> now."stale"
 """
 
-_READ_GROUPS = """
-    SELECT "window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement", "inputVersion", "dataVersion",
-        "shownVersion", "judgement"
-    FROM babylon_rl.group_scores WHERE "window" = ANY(%s)
-"""
-_READ_SCORES = """
-    SELECT "window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning", "orderScores", "places", "shownTokens", "flags",
-        "gain"
-    FROM babylon_rl.episode_scores WHERE "window" = ANY(%s) ORDER BY "window", "rank", "agentId" COLLATE "C"
+# The judgement's hash of what was shown is a column of its own.
+_GROUPS = (*columns_of(GroupScores, but=("scores", "changed")), "shownVersion")
+_WRITTEN_GROUPS = (*_GROUPS, "groupSize", "dataVersion", "judgedAt")
+_SCORES = columns_of(EpisodeScore)
+_READ_GROUPS = f"""SELECT {listed(_GROUPS)} FROM babylon_rl.group_scores WHERE "window" = ANY(%s) ORDER BY "window\""""
+_READ_SCORES = f"""
+    SELECT "window", {listed(_SCORES)} FROM babylon_rl.episode_scores
+    WHERE "window" = ANY(%s) ORDER BY "window", "rank", "agentId" COLLATE "C"
 """
 
 _DELETE = """DELETE FROM babylon_rl.group_scores WHERE "window" = ANY(%s)"""
 
-_INSERT_GROUPS = """
-    INSERT INTO babylon_rl.group_scores
-        ("window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement", "inputVersion", "dataVersion", "shownVersion",
-        "judgement", "judgedAt")
-    SELECT "window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement", "inputVersion", "dataVersion", "shownVersion",
-        "judgement", %(now)s
-    FROM jsonb_to_recordset(%(groups)s) AS given ("window" text, "judge" text, "judgeVersion" text, "groupSize" int, "mean" float8,
-        "spread" float8, "disagreement" float8, "inputVersion" text, "dataVersion" text, "shownVersion" text, "judgement" jsonb)
+_INSERT_GROUPS = f"""
+    INSERT INTO babylon_rl.group_scores ({listed(_WRITTEN_GROUPS)})
+    SELECT {listed(_WRITTEN_GROUPS)} FROM jsonb_populate_recordset(NULL::babylon_rl.group_scores, %(groups)s)
+"""
+_INSERT_SCORES = f"""
+    INSERT INTO babylon_rl.episode_scores ("window", {listed(_SCORES)})
+    SELECT "window", {listed(_SCORES)} FROM jsonb_populate_recordset(NULL::babylon_rl.episode_scores, %(scores)s)
 """
 
-# The groups arrive as one JSON document; this clause unfolds it into one row per episode score.
-_SCORES = """
-    FROM jsonb_to_recordset(%(groups)s) AS given ("window" text, "judge" text, "judgeVersion" text, "criteria" jsonb, "scores" jsonb)
-    CROSS JOIN LATERAL jsonb_to_recordset(given."scores") AS s ("agentId" text, "score" float8, "rank" int, "advantage" float8,
-        "disagreement" float8, "reasoning" text, "orderScores" float8[], "places" float8[], "shownTokens" int, "flags" text[],
-        "gain" float8, "trajectoryIds" text[])
+# What the game's tables hold of a score, for each of its trajectories.
+_JUDGED = """
+    FROM jsonb_to_recordset(%(judged)s) AS s ("window" text, "judge" text, "judgeVersion" text, "criteria" jsonb, "score" float8,
+        "rank" int, "advantage" float8, "reasoning" text, "trajectoryIds" text[])
 """
-
-_INSERT_SCORES = (
-    """
-    INSERT INTO babylon_rl.episode_scores ("window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning", "orderScores",
-        "places", "shownTokens", "flags", "gain")
-    SELECT given."window", s."agentId", s."score", s."rank", s."advantage", s."disagreement", s."reasoning", s."orderScores",
-        s."places", s."shownTokens", s."flags", s."gain"
-"""
-    + _SCORES
-)
 
 # A trajectory used by a training keeps the score of that training: our score in our batch, another producer's in theirs.
 _OPEN = """(%(force)s OR NOT row."usedInTraining" OR row."aiJudgeReward" IS NULL OR (
@@ -123,9 +78,9 @@ _OPEN = """(%(force)s OR NOT row."usedInTraining" OR row."aiJudgeReward" IS NULL
 _SCORE_TRAJECTORIES = (
     """
     UPDATE public.trajectories row SET "aiJudgeReward" = judged."score", "aiJudgeReasoning" = judged."reasoning", "judgedAt" = %(now)s
-    FROM (SELECT given."window", unnest(s."trajectoryIds") AS "trajectoryId", s."score", s."reasoning"
+    FROM (SELECT s."window", unnest(s."trajectoryIds") AS "trajectoryId", s."score", s."reasoning"
 """
-    + _SCORES
+    + _JUDGED
     + f""") judged
     WHERE row."trajectoryId" = ANY(%(ids)s) AND row."trajectoryId" = judged."trajectoryId" AND {_OPEN.format(window='judged."window"')}
 """
@@ -136,12 +91,12 @@ _JUDGE_TRAJECTORIES = (
     """
     INSERT INTO public.reward_judgments (id, "trajectoryId", "judgeModel", "judgeVersion", "overallScore", "rank", "normalizedScore",
         "groupId", "reasoning", "criteriaJson", "judgedAt")
-    SELECT 'judgment-' || row."trajectoryId", row."trajectoryId", given."judge", given."judgeVersion", s."score", s."rank", s."advantage",
-        given."window", s."reasoning", given."criteria"::text, %(now)s
+    SELECT 'judgment-' || row."trajectoryId", row."trajectoryId", s."judge", s."judgeVersion", s."score", s."rank", s."advantage",
+        s."window", s."reasoning", s."criteria"::text, %(now)s
 """
-    + _SCORES
+    + _JUDGED
     + f"""
-    JOIN public.trajectories row ON row."trajectoryId" = ANY(s."trajectoryIds") AND {_OPEN.format(window='given."window"')}
+    JOIN public.trajectories row ON row."trajectoryId" = ANY(s."trajectoryIds") AND {_OPEN.format(window='s."window"')}
     ON CONFLICT ("trajectoryId") DO UPDATE SET
         "judgeModel" = excluded."judgeModel", "judgeVersion" = excluded."judgeVersion", "overallScore" = excluded."overallScore",
         "rank" = excluded."rank", "normalizedScore" = excluded."normalizedScore", "groupId" = excluded."groupId",
@@ -178,33 +133,67 @@ def mark_stale(connection: Connection, versions: Mapping[str, str]) -> None:
     connection.execute(_MARK_STALE, (list(versions), list(versions.values())))
 
 
-def read(connection: Connection, windows: Sequence[str]) -> dict[str, StoredGroup]:
+def read(connection: Connection, windows: Sequence[str]) -> dict[str, GroupScores]:
     """Return the stored scores by window; windows without scores are absent."""
     parameters = (list(windows),)
-    scores: dict[str, list[StoredScore]] = {}
+    scores: dict[str, list[EpisodeScore]] = {}
     for window, *values in connection.execute(_READ_SCORES, parameters).fetchall():
-        scores.setdefault(window, []).append(StoredScore(*values))
-    # The first fields are the columns of _READ_GROUPS, in order.
-    names = StoredGroup.__struct_fields__[:11]
-    rows = [dict(zip(names, values, strict=True)) for values in connection.execute(_READ_GROUPS, parameters).fetchall()]
-    return {row["window"]: StoredGroup(**row, scores=scores.get(row["window"], [])) for row in sorted(rows, key=lambda row: row["window"])}
+        scores.setdefault(window, []).append(loaded(EpisodeScore, _SCORES, values))
+    groups: dict[str, GroupScores] = {}
+    for row in connection.execute(_READ_GROUPS, parameters).fetchall():
+        document = dict(zip(_GROUPS, row, strict=True))
+        judgement = document["judgement"] and {**document["judgement"], "shown_version": document["shownVersion"]}
+        held = tuple(scores.get(document["window"], ()))
+        groups[document["window"]] = msgspec.convert({**document, "judgement": judgement or None, "scores": held}, GroupScores)
+    return groups
 
 
-def replace(connection: Connection, groups: Sequence[StoredGroup], now: datetime, *, force: bool = False) -> None:
+def replace(connection: Connection, groups: Sequence[NewScores], now: datetime, *, force: bool = False) -> None:
     """Write the scores of ``groups`` to our tables and the game's.
 
     In the caller's transaction and under the windows' locks. Trajectories used by a training keep the score of that training, unless
     ``force`` is set.
     """
-    ids = [trajectory for group in groups for score in group.scores for trajectory in score.trajectory_ids]
-    parameters = {"groups": Jsonb([msgspec.to_builtins(group) for group in groups]), "ids": ids, "now": now, "force": force}
+    documents = [_group_document(new.group, now) for new in groups]
+    scores = [{"window": new.group.window, **msgspec.to_builtins(score)} for new in groups for score in new.group.scores]
+    judged: list[dict[str, Any]] = [
+        {
+            "window": group.window,
+            "judge": group.judge,
+            "judgeVersion": group.judge_version,
+            "criteria": dict(criteria),
+            "score": score.score,
+            "rank": score.rank,
+            "advantage": score.advantage,
+            "reasoning": score.reasoning,
+            "trajectoryIds": list(trajectories[score.agent_id]),
+        }
+        for group, trajectories, criteria in groups
+        for score in group.scores
+    ]
+    ids = [trajectory for row in judged for trajectory in row["trajectoryIds"]]
+    parameters = {"groups": Jsonb(documents), "scores": Jsonb(scores), "judged": Jsonb(judged), "ids": ids, "now": now, "force": force}
     # Our rows are written anew; the game's are updated.
-    delete(connection, [group.window for group in groups])
+    windows = [new.group.window for new in groups]
+    delete(connection, windows)
     connection.execute(_INSERT_GROUPS, parameters)
     connection.execute(_INSERT_SCORES, parameters)
     connection.execute(_JUDGE_TRAJECTORIES, parameters)
     connection.execute(_SCORE_TRAJECTORIES, parameters)
-    connection.execute(_STATE, ([group.window for group in groups],))
+    connection.execute(_STATE, (windows,))
+
+
+def _group_document(group: GroupScores, now: datetime) -> dict[str, Any]:
+    judgement: dict[str, Any] = {} if group.judgement is None else msgspec.to_builtins(group.judgement)
+    judgement.pop("shown_version", None)
+    return {
+        **msgspec.to_builtins(group),
+        "judgement": judgement,
+        "shownVersion": group.shown_version,
+        "groupSize": group.group_size,
+        "dataVersion": group.data_version,
+        "judgedAt": now.isoformat(),
+    }
 
 
 def delete(connection: Connection, windows: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from babylon_rl.errors import (
     TrainingError,
     TrainingPaused,
 )
-from babylon_rl.judge.groups import GroupScores, Scored
+from babylon_rl.judge.groups import Scored, without_agents
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import (
@@ -66,6 +66,7 @@ from babylon_rl.training.preflight import keep_budget, preflight_document, refus
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
 from babylon_rl.training.trainer import Trainer, TrainPlan, choose_trainer
 from babylon_rl.training.uploading import check_storage
+from babylon_rl.types import GroupScores
 
 __all__ = [
     "Batch", "Frozen", "Prepared", "Trained", "batch_settings", "cancel_batch", "count_freezable", "fail_batch", "fail_stuck", "freeze",
@@ -144,7 +145,7 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
         _refuse_pending(batch_id, scores)
         # Episodes removed by dropout do not count in their group's scores.
         dropped = read_dropped(connection, windows, DROPOUT)
-        groups = {window: group.without({agent for hour, agent in dropped if hour == window}) for window, group in scores.items()}
+        groups = {window: without_agents(group, {agent for hour, agent in dropped if hour == window}) for window, group in scores.items()}
         judged = [_judged(episode, groups.get(episode.window), episode.window in scores.quarantined) for episode in episodes]
         with own_transaction(connection):
             advance_batch(connection, batch_id, attempt, JUDGE, clock.now())

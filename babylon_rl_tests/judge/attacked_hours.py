@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from babylon_rl.judge.groups import GroupScores
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
+from babylon_rl.types import GroupScores
 from babylon_rl.windows import HOUR, window_of
 from babylon_rl_tests.judge.attacks import Attack
 from babylon_rl_tests.judge.model_judge import NOW

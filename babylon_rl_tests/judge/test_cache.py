@@ -10,6 +10,7 @@ import pytest
 
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.cost import estimate_hours, total_of
+from babylon_rl.judge.groups import scores_document
 from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
@@ -81,7 +82,7 @@ def test_how_the_scores_were_come_by_is_kept(connection: Connection, settings: S
     assert [score.agent_id for score in held.scores] == [f"agent-{n}" for n in (4, 3, 2, 1, 0)]
     for score in held.scores:
         assert score.places[0] + score.places[1] == pytest.approx(1.0)
-    document = held.document()
+    document = scores_document(held)
     assert (document["orders"], document["tau"], document["disagreement"]) == (2, pytest.approx(1.0), 0.0)
 
 

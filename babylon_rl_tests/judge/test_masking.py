@@ -4,6 +4,7 @@ import pytest
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.cost import estimate_hours
+from babylon_rl.judge.groups import scores_document
 from babylon_rl.judge.prompt.group import ShownGroup
 from babylon_rl.judge.prompt.injection import MASK
 from babylon_rl.judge.prompt.render import shown_groups
@@ -57,8 +58,8 @@ def test_a_gain_is_measured_stored_and_told(connection: Connection, settings: Se
     assert gains == {agent: pytest.approx((1.0 if agent == ATTACKER else 0.0) - score) for agent, score in fair.items()}
     assert {score.agent_id: score.score for score in group.scores} == fair
     assert stored_scores(connection, [begged])[begged].scores == group.scores
-    entry = next(entry for entry in group.document()["scores"] if entry["agentId"] == ATTACKER)
-    assert entry["gain"] == gains[ATTACKER] and group.document()["masked"] is True
+    entry = next(entry for entry in scores_document(group)["scores"] if entry["agentId"] == ATTACKER)
+    assert entry["gain"] == gains[ATTACKER] and scores_document(group)["masked"] is True
     report = reliability(connection, quiet, window_of(NOW), chosen)
     assert report.seen.masked == 1 and document_of(report)["flaggedGain"]["meanGain"] == pytest.approx((gains[ATTACKER] or 0) / 2)
     assert any(name == "text to the judge" for name, _, _ in sentences(report))

@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import JudgeError
-from babylon_rl.judge.groups import GroupScores, group_scores
+from babylon_rl.judge.groups import group_scores, without_agents
 from babylon_rl.judge.heuristic import heuristic_score
 from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
+from babylon_rl.types import GroupScores
 from babylon_rl_tests.expected import SAMPLES, expected
 from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_call, make_group, make_step, make_trajectory
 
@@ -50,10 +52,10 @@ def test_equal_scores_share_the_better_rank() -> None:
 
 def test_dropped_episodes_leave_ranks_and_advantages_to_the_rest() -> None:
     whole = group(0.9, 0.5, 0.1)
-    rest = whole.without({"a0"})
+    rest = without_agents(whole, {"a0"})
     assert rest == group_scores(WINDOW, "heuristic", "1", {"a1": (0.5, ""), "a2": (0.1, "")}, "v")
     assert [(entry.rank, round(entry.advantage, 6)) for entry in rest.scores] == [(1, 1.0), (2, -1.0)]
-    assert whole.without(()) is whole
+    assert without_agents(whole, ()) is whole
 
 
 def test_advantage_divides_by_the_population_deviation() -> None:
@@ -135,7 +137,7 @@ def test_scores_are_written_everywhere_and_labelled(connection: Connection, sett
 
 def group_scores_as_stored(found: GroupScores) -> GroupScores:
     """The same scores, as a reader who did not write them sees them."""
-    return GroupScores(**{name: getattr(found, name) for name in GroupScores.__dataclass_fields__ if name != "changed"})
+    return structs.replace(found, changed=False)
 
 
 def test_unchanged_hour_is_not_judged_again(connection: Connection, settings: Settings) -> None:

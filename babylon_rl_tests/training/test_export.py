@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from babylon_rl.episodes.reading import read_window, sync_windows
 from babylon_rl.errors import UsageError
+from babylon_rl.judge.groups import scores_document
 from babylon_rl.judge.prompt.templates import SCORE, say
 from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.settings import Settings
@@ -308,7 +309,7 @@ def test_the_archive_has_a_directory_per_window(connection: Connection, settings
     assert {path.name for path in tmp_path.iterdir()} <= {*windows, "_export.json"}
     folder = tmp_path / WINDOW
     assert {path.name for path in folder.iterdir()} == {"trajectories.jsonl", "groups.jsonl", "scores.json", "metadata.json"}
-    stored = stored_scores(connection, [WINDOW])[WINDOW].document()
+    stored = scores_document(stored_scores(connection, [WINDOW])[WINDOW])
     scores: dict[str, Any] = json.loads((folder / "scores.json").read_text())
     assert scores == stored | {"scores": [{k: v for k, v in row.items() if k != "reasoning"} for row in stored["scores"]]}
     (group,) = (json.loads(line) for line in lines_of(folder / "groups.jsonl"))

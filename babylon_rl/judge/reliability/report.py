@@ -11,7 +11,6 @@ from datetime import timedelta
 from typing import Any
 
 from babylon_rl.judge.consensus import kendall_tau, merge, spearman
-from babylon_rl.judge.groups import NO_SPREAD
 from babylon_rl.judge.reliability.measures import (
     MOST_POINTS,
     Estimate,
@@ -25,6 +24,7 @@ from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import judge_report as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import JudgeAgreement, Paid, judge_agreements
+from babylon_rl.types import NO_SPREAD
 from babylon_rl.windows import window_end, window_of
 
 HOURS_AT_ONCE = 500

@@ -15,7 +15,6 @@ import psycopg
 from babylon_rl.episodes.reading import read_window, trajectories_with_texts
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import UsageError
-from babylon_rl.judge.groups import EpisodeScore, GroupScores
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leakage import find_leaks
 from babylon_rl.judge.scoring import stored_scores
@@ -28,7 +27,7 @@ from babylon_rl.store.windows import quarantined
 from babylon_rl.training.conversion import EMPTY, LEAK, by_rows
 from babylon_rl.training.export.records import Record, episode_records, is_storable
 from babylon_rl.training.freezing import seeded_share
-from babylon_rl.types import Episode, ServedSequence, WindowReading
+from babylon_rl.types import Episode, EpisodeScore, GroupScores, ServedSequence, WindowReading
 from babylon_rl.windows import is_complete, window_range, window_start
 
 SHORT = "in an episode with too few steps"

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from babylon_rl.judge.groups import scores_document as judged_document
 from babylon_rl.training.export.destination import Destination
 from babylon_rl.training.export.hours import Hour
 from babylon_rl.training.export.records import Record, encode
@@ -163,7 +164,7 @@ def scores_document(hour: Hour) -> dict[str, Any]:
     """Describe the window's scores without the judge's words, which may quote hidden answers."""
     if hour.scores is None:
         return {"window": hour.window, "judge": None, "groupSize": 0, "mean": None, "spread": None, "disagreement": None, "scores": []}
-    document = hour.scores.document()
+    document = judged_document(hour.scores)
     rows = [{name: value for name, value in score.items() if name != "reasoning"} for score in document["scores"]]
     return document | {"scores": rows}
 

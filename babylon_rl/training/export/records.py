@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from babylon_rl.judge.groups import EpisodeScore, GroupScores
-from babylon_rl.types import Episode, ServedSequence
+from babylon_rl.types import Episode, EpisodeScore, GroupScores, ServedSequence
 
 _INT64 = 2**63
 
