@@ -87,7 +87,7 @@ def _pictures(market: WindowOutcomes, prices: Mapping[tuple[str, str], Path], od
         pictures["price_changes"] = embedded(bar_plot(f"Price changes, {market.window}", "percent", moves))
     # Largest moves first: they are the named series of each panel.
     movers = sorted(market.stocks, key=lambda stock: -abs(stock.change_percent))
-    swingers = sorted(market.predictions, key=lambda asked: -abs(_swing(asked)))
+    swingers = sorted(market.predictions, key=lambda prediction: -abs(_swing(prediction)))
     stocks = [(_stock_name(s), _percent(prices[market.window, s.organization_id], s)) for s in movers]
     questions = [(_question_name(p), _from_start(odds[market.window, p.market_id], p)) for p in swingers]
     panels = [
@@ -100,17 +100,17 @@ def _pictures(market: WindowOutcomes, prices: Mapping[tuple[str, str], Path], od
     return pictures
 
 
-def _swing(asked: PredictionOutcome) -> float:
-    return asked.end_probability - asked.start_probability
+def _swing(prediction: PredictionOutcome) -> float:
+    return prediction.end_probability - prediction.start_probability
 
 
 def _stock_name(stock: StockOutcome) -> str:
     return f"{stock.ticker} {stock.change_percent:+.1f} %"
 
 
-def _question_name(asked: PredictionOutcome) -> str:
-    name = asked.market_id if asked.question_number is None else f"no. {asked.question_number}"
-    return f"{name} {_swing(asked):+.3f}"
+def _question_name(prediction: PredictionOutcome) -> str:
+    name = prediction.market_id if prediction.question_number is None else f"no. {prediction.question_number}"
+    return f"{name} {_swing(prediction):+.3f}"
 
 
 def _percent(path: Path, stock: StockOutcome) -> Path:
@@ -120,8 +120,8 @@ def _percent(path: Path, stock: StockOutcome) -> Path:
     return _whole_hour(0.0, [(minute, _drawable((price / stock.start_price - 1) * 100)) for minute, price in path])
 
 
-def _from_start(path: Path, asked: PredictionOutcome) -> Path:
-    return _whole_hour(asked.start_probability, path) if path else []
+def _from_start(path: Path, prediction: PredictionOutcome) -> Path:
+    return _whole_hour(prediction.start_probability, path) if path else []
 
 
 def _whole_hour(start: float, path: Path) -> Path:

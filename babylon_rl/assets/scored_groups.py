@@ -56,8 +56,8 @@ def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
 )
 def scored_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = hours_of(context, babylon.now())
-    if asked := asked_at(babylon.settings, babylon.settings.judge_model):
-        context.log.info(f"Judged by {asked}.")
+    if endpoint := asked_at(babylon.settings, babylon.settings.judge_model):
+        context.log.info(f"Judged by {endpoint}.")
     with babylon.connection() as connection:
         scores = score_windows(connection, windows, babylon.settings, babylon.now(), on_progress=_told(context, babylon.on_progress))
     for sentence in scores.notes:
@@ -134,15 +134,15 @@ def _costs(group: GroupScores, scores: Scored) -> dict[str, Any]:
 
     Some numbers are of the whole judgement, others of this run.
     """
-    judgement, asked = group.judgement, scores.asked.get(group.window)
+    judgement, calls = group.judgement, scores.asked.get(group.window)
     if judgement is None:
         return {}
     return {
         "orders": judgement.orders,
         "kendall_tau": judgement.tau,
         "requests": judgement.requests,
-        "asked_now": 0 if asked is None else asked.asked,
-        "cache_hits": judgement.requests if asked is None else asked.cached,
+        "asked_now": 0 if calls is None else calls.asked,
+        "cache_hits": judgement.requests if calls is None else calls.cached,
         "prompt_tokens": judgement.prompt_tokens,
         "completion_tokens": judgement.completion_tokens,
         "usd": "unknown: the judge's price is in no table" if judgement.usd is None else judgement.usd,

@@ -41,13 +41,13 @@ def training_batch(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
 
 
 def _metadata(prepared: Prepared) -> dict[str, Any]:
-    batch, kept = prepared.batch, prepared.kept
-    windows = sorted({episode.window for episode in kept})
-    best = sorted(kept, key=lambda episode: (episode.window, episode.rank or 0))
+    batch, episodes = prepared.batch, prepared.kept
+    windows = sorted({episode.window for episode in episodes})
+    best = sorted(episodes, key=lambda episode: (episode.window, episode.rank or 0))
     return counts(
-        len(kept),
+        len(episodes),
         windows=len(windows),
-        trajectories=sum(len(episode.trajectory_ids) for episode in kept),
+        trajectories=sum(len(episode.trajectory_ids) for episode in episodes),
         base_model=batch.base_model,
         backend=batch.backend,
         version=batch.version,

@@ -201,11 +201,11 @@ def _orders_differ(hour: HourVerdicts, settings: Settings) -> Finding | None:
 
 
 def _against_pnl(hour: HourVerdicts, settings: Settings) -> Finding | None:
-    known = [(score, pnl) for score, pnl in zip(hour.scores, hour.pnls_usd, strict=True) if pnl is not None and math.isfinite(pnl)]
-    correlation = spearman([score for score, _ in known], [pnl for _, pnl in known])
+    measured = [(score, pnl) for score, pnl in zip(hour.scores, hour.pnls_usd, strict=True) if pnl is not None and math.isfinite(pnl)]
+    correlation = spearman([score for score, _ in measured], [pnl for _, pnl in measured])
     if correlation is None or correlation >= 0:
         return None
-    return Finding(f"scores fall as P&L rises (rank correlation {correlation:+.2f} over {len(known)} episodes)")
+    return Finding(f"scores fall as P&L rises (rank correlation {correlation:+.2f} over {len(measured)} episodes)")
 
 
 def _holding(hour: HourVerdicts, settings: Settings) -> Finding | None:

@@ -31,14 +31,14 @@ def few_in_quarantine(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult
     span = window_of(now - timedelta(days=REPORT_DAYS)), window_of(now + HOUR)
     with babylon.connection() as connection:
         aside, _ = without_scores(connection, judge, *span)
-        asked = judges_of(connection, *span).get(judge, 0) + aside
-    share = aside / asked if asked else 0.0
+        hours = judges_of(connection, *span).get(judge, 0) + aside
+    share = aside / hours if hours else 0.0
     return dg.AssetCheckResult(
         passed=share <= MOST_QUARANTINED,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{aside} of {asked} hours that {judge} was asked about are in quarantine"
+        description=f"{aside} of {hours} hours that {judge} was asked about are in quarantine"
         + (f" ({share:.0%}). {QUARANTINE_ADVICE}" if share > MOST_QUARANTINED else "."),
-        metadata={"hours": asked, "quarantined": aside, "quarantined_share": share},
+        metadata={"hours": hours, "quarantined": aside, "quarantined_share": share},
     )
 
 
@@ -56,9 +56,9 @@ def length_earns_nothing(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckRes
         report = reliability(connection, *span, babylon.settings)
     points = report.length_points
     if points is None or points.low is None or points.high is None:
-        said, passed = f"Not measured: {report.groups} hours by {report.judge} are too few to tell length from luck.", True
+        sentence, passed = f"Not measured: {report.groups} hours by {report.judge} are too few to tell length from luck.", True
     else:
-        said = (
+        sentence = (
             f"{report.judge} gives the longest transcript {points.value:+.2f} points over the shortest at equal P&L "
             f"(95 % interval {points.low:+.2f} to {points.high:+.2f}, {points.groups} hours)."
         )
@@ -66,7 +66,7 @@ def length_earns_nothing(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckRes
     return dg.AssetCheckResult(
         passed=passed,
         severity=dg.AssetCheckSeverity.WARN,
-        description=said if passed else f"{said} {LENGTH_ADVICE}",
+        description=sentence if passed else f"{sentence} {LENGTH_ADVICE}",
         metadata={} if points is None else {"points": points.value, "hours": points.groups},
     )
 

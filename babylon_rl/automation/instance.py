@@ -65,12 +65,12 @@ def open_instance(database: Database, settings: Settings, *, keep_connections: b
         DatabaseError: Dagster's storage fails, at the start or within the block.
     """
     variables = prepare_instance(database, settings)
-    kept = _kept_connections if keep_connections else nullcontext
+    connections = _kept_connections if keep_connections else nullcontext
     with (
         _storage_of(database),
         _environment(variables),
         dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance,
-        kept(instance),
+        connections(instance),
     ):
         report_dead_runs(instance, database)
         yield instance

@@ -49,14 +49,14 @@ def run_hours(
     unknown = sorted(set(chosen) - set(HOURLY))
     if unknown:
         raise UsageError(f"{', '.join(unknown)}: not an hourly asset; choose from {', '.join(HOURLY)}.")
-    wanted = sorted(set(windows))
-    _refuse_impossible(wanted, now())
+    hour_set = sorted(set(windows))
+    _refuse_impossible(hour_set, now())
     job = SCORE_JOB if chosen == ("scored_groups",) else HOURS_JOB
     runs = []
     with open_instance(database, settings) as instance:
         # Runs that ask a paid judge are shorter.
         longest = hours_per_run(settings) if "scored_groups" in chosen else None
-        for first, last in ranges(wanted, longest or MOST_HOURS):
+        for first, last in ranges(hour_set, longest or MOST_HOURS):
             on_range(first, last)
             runs.append(_execute(job, instance, Babylon(settings, database, now), hour_tags(first, last), chosen))
     return runs

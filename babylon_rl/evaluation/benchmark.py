@@ -59,16 +59,16 @@ def evaluate_batch(
         raise TrainingError(f"{batch_id} has registered no version: its training has not ended. `babylon-rl batches` shows it.")
     players = _players(connection, settings, model)
     trained = trained_windows(read_models(connection))
-    wanted: int | None = settings.benchmark_markets
-    while wanted is not None:
-        snapshots = benchmark_snapshots(wanted)
+    size: int | None = settings.benchmark_markets
+    while size is not None:
+        snapshots = benchmark_snapshots(size)
         require_unseen(snapshots, trained)
         comparison = _compare(connection, settings, players, snapshots, progress, clock, serving, on_progress)
         verdict = decide(comparison, settings.min_improvement)
         undecided = verdict.decision == INCONCLUSIVE
-        wanted = next_analysis(comparison, settings.min_improvement, settings.benchmark_markets) if undecided else None
-        if wanted is not None:
-            progress(f"{model.version}: {comparison.markets} markets decide nothing. {wanted} are played.")
+        size = next_analysis(comparison, settings.min_improvement, settings.benchmark_markets) if undecided else None
+        if size is not None:
+            progress(f"{model.version}: {comparison.markets} markets decide nothing. {size} are played.")
     png = benchmark_png(comparison, verdict)
     report = BenchmarkReport(
         batch_id=batch_id,

@@ -126,13 +126,13 @@ def sound_results(files: Iterable[Path]) -> tuple[list[Result], list[LeftOut]]:
         except MarketError as error:
             left_out.append(LeftOut(file=str(path), agent=None, reasons=[str(error)]))
             continue
-        wrong = validate_result(result)
+        faults = validate_result(result)
         if not result.complete:
-            wrong.append(f"It ended at tick {result.ticks_processed} of {result.ticks}: {result.stopped or 'left early'}")
+            faults.append(f"It ended at tick {result.ticks_processed} of {result.ticks}: {result.stopped or 'left early'}")
         if result.repeat > 0 and result.identity == outside(result.agent_id, result.mandate):
-            wrong.append(f"It is attempt {result.repeat + 1} of an outside agent, which may know the market from the first.")
-        if wrong:
-            left_out.append(LeftOut(file=str(path), agent=result.agent_id, reasons=wrong))
+            faults.append(f"It is attempt {result.repeat + 1} of an outside agent, which may know the market from the first.")
+        if faults:
+            left_out.append(LeftOut(file=str(path), agent=result.agent_id, reasons=faults))
         else:
             results.append(result)
     return results, left_out
@@ -161,18 +161,18 @@ def compare_results(results: Sequence[Result], left_out: Sequence[LeftOut] = (),
     results, other_engine, notes = _of_one_engine(results)
     of_agent = by_agent(results)
     if not of_agent:
-        reasons = " ".join(f"{one.file}: {' '.join(one.reasons)}" for one in left_out[:3])
+        reasons = " ".join(f"{left.file}: {' '.join(left.reasons)}" for left in left_out[:3])
         raise UsageError(f"There is no sound result to compare. {reasons}".rstrip())
     if reference is not None and reference not in of_agent:
         raise UsageError(" ".join([f"There is no result of {reference!r}; there are results of {', '.join(of_agent)}.", *notes]))
     names = list(of_agent)
-    wanted = list(combinations(names, 2)) if reference is None else [(name, reference) for name in names if name != reference]
+    pair_names = list(combinations(names, 2)) if reference is None else [(name, reference) for name in names if name != reference]
     rows = tuple(PlayerRow(name, next(iter(runs.values())).role, runs) for name, runs in of_agent.items())
-    pairs, not_shared = pairs_of(rows, wanted)
+    pairs, not_shared = pairs_of(rows, pair_names)
     notes += not_shared
     if any(result.seen for result in results):
         notes.append(SEEN)
-    if any(one.agent is None or one.reasons for one in left_out):
+    if any(left.agent is None or left.reasons for left in left_out):
         notes.append(f"{len(left_out)} results are left out: not sound, not complete, or of a market that was known from before.")
     return _document(Comparison(rows, reference=reference, notes=tuple(notes), pairs=pairs), _totals(results), [*left_out, *other_engine])
 
@@ -189,14 +189,14 @@ def _of_one_engine(results: Sequence[Result]) -> tuple[list[Result], list[LeftOu
     """The results that can be compared, the others, and a sentence about these."""
     counts = Counter(result.engine for result in results)
     compared = max(counts, key=lambda engine: (engine == engine_version(), counts[engine], engine), default="")
-    kept = [result for result in results if result.engine == compared]
+    comparable = [result for result in results if result.engine == compared]
     others = [
         LeftOut(file=result.id, agent=result.agent_id, reasons=[f"It was played by engine {result.engine[:6]}, not {compared[:6]}."])
         for result in results
         if result.engine != compared
     ]
-    told = f"{len(others)} results of another version of the engine are left out: the `benchmark run` that made them plays them anew."
-    return kept, others, [told] if others else []
+    note = f"{len(others)} results of another version of the engine are left out: the `benchmark run` that made them plays them anew."
+    return comparable, others, [note] if others else []
 
 
 def by_agent(results: Sequence[Result]) -> dict[str, dict[RunKey, Result]]:
@@ -253,8 +253,8 @@ def _agent(row: PlayerRow[Result]) -> AgentRow:
     for run in runs:
         for action, part in run.metrics.action_shares.items():
             actions[action] = actions.get(action, 0.0) + part * run.ticks_processed / decisions
-    positions = sum(one.prediction_metrics.total_positions for one in metrics)
-    trades = sum(one.perp_metrics.total_trades for one in metrics)
+    positions = sum(run_metrics.prediction_metrics.total_positions for run_metrics in metrics)
+    trades = sum(run_metrics.perp_metrics.total_trades for run_metrics in metrics)
     return AgentRow(
         agent=row.player,
         role=row.role,
@@ -266,13 +266,13 @@ def _agent(row: PlayerRow[Result]) -> AgentRow:
         sharpe=row.mean(lambda run: run.metrics.sharpe),
         max_drawdown=row.mean(lambda run: run.metrics.perp_metrics.max_drawdown),
         win_rate=row.mean(lambda run: run.metrics.win_rate),
-        accuracy=share(sum(one.prediction_metrics.correct_predictions for one in metrics), positions),
-        brier=share(math.fsum((one.paid - one.right) ** 2 for one in forecasts), len(forecasts)),
-        market_brier=share(math.fsum((one.crowd - one.right) ** 2 for one in forecasts), len(forecasts)),
-        edge=share(math.fsum(one.right - one.paid for one in forecasts), len(forecasts)),
+        accuracy=share(sum(run_metrics.prediction_metrics.correct_predictions for run_metrics in metrics), positions),
+        brier=share(math.fsum((run_metrics.paid - run_metrics.right) ** 2 for run_metrics in forecasts), len(forecasts)),
+        market_brier=share(math.fsum((run_metrics.crowd - run_metrics.right) ** 2 for run_metrics in forecasts), len(forecasts)),
+        edge=share(math.fsum(run_metrics.right - run_metrics.paid for run_metrics in forecasts), len(forecasts)),
         calibration=calibration(forecasts),
-        invalid_rate=share(sum(sum(one.invalid.values()) for one in metrics), decisions),
-        refused_rate=share(sum(sum(one.refused.values()) for one in metrics), decisions),
+        invalid_rate=share(sum(sum(run_metrics.invalid.values()) for run_metrics in metrics), decisions),
+        refused_rate=share(sum(sum(run_metrics.refused.values()) for run_metrics in metrics), decisions),
         action_shares=dict(sorted(actions.items())),
         action_entropy=row.mean(lambda run: run.metrics.action_entropy),
         reaction_ticks=row.mean(lambda run: run.metrics.reaction_ticks),

@@ -140,8 +140,8 @@ class GateRow(PlayerRow[MarketResult]):
     def sharpe_path(self) -> list[float | None]:
         """Mean Sharpe ratio up to every moment, over the markets that have one by then; None at the beginning."""
         columns = zip(*(sharpe_path(result.pnl_path, FEWEST_TO_DRAW) for result in self.results), strict=True)
-        known = [[value for value in column if value is not None] for column in columns]
-        return [sum(values) / len(values) if values else None for values in known]
+        defined = [[value for value in column if value is not None] for column in columns]
+        return [sum(values) / len(values) if values else None for values in defined]
 
     @property
     def document(self) -> dict[str, Any]:
@@ -218,10 +218,10 @@ def confidence_of(analyses: int) -> float:
     return 1 - (1 - CONFIDENCE) / analyses
 
 
-def pairs_of(rows: Sequence[PlayerRow[Any]], wanted: Sequence[tuple[str, str]], analyses: int = 1) -> tuple[tuple[Pair, ...], list[str]]:
+def pairs_of(rows: Sequence[PlayerRow[Any]], names: Sequence[tuple[str, str]], analyses: int = 1) -> tuple[tuple[Pair, ...], list[str]]:
     """Every wanted pair that shares a run, and a sentence about each that shares none, or not all."""
     runs = {row.player: row.runs for row in rows}
-    shared = {(a, b): [key for key in runs[a] if key in runs[b]] for a, b in wanted}
+    shared = {(a, b): [key for key in runs[a] if key in runs[b]] for a, b in names}
     notes = [f"{a} and {b} share no run: they cannot be compared." for (a, b), keys in shared.items() if not keys]
     for (a, b), keys in shared.items():
         most = max(len(runs[a]), len(runs[b]))
@@ -277,7 +277,7 @@ def mean_over_snapshots(values: Iterable[tuple[str, float | None]]) -> float | N
             of_snapshot.setdefault(snapshot, []).append(value)
     if not of_snapshot:
         return None
-    return math.fsum(math.fsum(known) / len(known) for known in of_snapshot.values()) / len(of_snapshot)
+    return math.fsum(math.fsum(of_runs) / len(of_runs) for of_runs in of_snapshot.values()) / len(of_snapshot)
 
 
 def _mean_path(paths: Sequence[Sequence[float]]) -> list[float]:

@@ -60,8 +60,8 @@ def decide(comparison: Comparison[GateRow], min_improvement: float = 0.0) -> Gat
         *(_gain(pair, comparison) for pair in comparison.pairs if _vetoes(pair, comparison)),
         _enough_markets(comparison),
     )
-    found = {check.found for check in checks}
-    decision = FAIL if FAIL in found else PASS if found == {PASS} else INCONCLUSIVE
+    outcomes = {check.found for check in checks}
+    decision = FAIL if FAIL in outcomes else PASS if outcomes == {PASS} else INCONCLUSIVE
     named = [check for check in checks if check.found == decision and check is not improvement] if decision != PASS else []
     return GateVerdict(
         decision, _sentences(*(check.words for check in named), *_money(comparison, improvement, min_improvement, decision)), checks
@@ -84,7 +84,7 @@ def _valid_answers(candidate: GateRow, reference: GateRow) -> GateCheck:
 
 
 def _improvement(comparison: Comparison[GateRow], candidate: GateRow, min_improvement: float) -> GateCheck:
-    improvement, wanted = candidate.improvement, f"{min_improvement:+.1f}"
+    improvement, required = candidate.improvement, f"{min_improvement:+.1f}"
     assert improvement is not None
     more = "more" if improvement.mean >= 0 else "less"
     difference = (
@@ -92,10 +92,10 @@ def _improvement(comparison: Comparison[GateRow], candidate: GateRow, min_improv
         f"unseen markets (paired 95 % interval {improvement.low:+.1f} to {improvement.high:+.1f})"
     )
     if improvement.low > min_improvement:
-        return GateCheck("improvement", PASS, f"{difference}: all of it is above the required {wanted}")
+        return GateCheck("improvement", PASS, f"{difference}: all of it is above the required {required}")
     if improvement.high <= min_improvement:
-        return GateCheck("improvement", FAIL, f"{difference}: none of it is above the required {wanted}")
-    return GateCheck("improvement", INCONCLUSIVE, f"{difference}: it holds the required {wanted}")
+        return GateCheck("improvement", FAIL, f"{difference}: none of it is above the required {required}")
+    return GateCheck("improvement", INCONCLUSIVE, f"{difference}: it holds the required {required}")
 
 
 def _vetoes(pair: Pair, comparison: Comparison[GateRow]) -> bool:
@@ -127,10 +127,10 @@ def _enough_markets(comparison: Comparison[GateRow]) -> GateCheck:
 
 def _money(comparison: Comparison[GateRow], improvement: GateCheck, min_improvement: float, decision: str) -> Sequence[str]:
     """Sentences about dollars, for every decision."""
-    said = [improvement.words]
+    sentences = [improvement.words]
     if decision == INCONCLUSIVE and improvement.found == INCONCLUSIVE:
-        said.append(_markets_wanted(comparison, min_improvement))
-    return [*said, *comparison.notes]
+        sentences.append(_markets_wanted(comparison, min_improvement))
+    return [*sentences, *comparison.notes]
 
 
 def _markets_wanted(comparison: Comparison[GateRow], min_improvement: float) -> str:

@@ -85,8 +85,8 @@ def calibration_name(seed: int) -> str:
     """A name for the hours of ``seed``, another one whenever the market's code gives other hours."""
     scenario = generate(preset("hour", seed=f"{SEED_PREFIX}name", agents=len(PLAYERS), edition=TRAINING.name))
     run = play(scenario, {player.agent_id: factory(player.strategy, scenario) for player in PLAYERS}, script_prompts=TRADER_V1)
-    asked = [[call.messages for call in record.calls.values()] for record in run.records.values()]
-    return content_version([seed, FIRST, NAMES, encode_run(run).decode(), asked])[:16]
+    prompts = [[call.messages for call in record.calls.values()] for record in run.records.values()]
+    return content_version([seed, FIRST, NAMES, encode_run(run).decode(), prompts])[:16]
 
 
 FEWEST_HOURS, MOST_HOURS = 2, 168
@@ -117,7 +117,7 @@ def measure(
     """
     if not FEWEST_HOURS <= hours <= MOST_HOURS:
         raise ValueError(f"{hours} hours: {FEWEST_HOURS} to {MOST_HOURS} can be calibrated on.")
-    known = skills(skill_markets, _counted(on_progress, "markets of known skill", skill_markets))
+    skills_of_players = skills(skill_markets, _counted(on_progress, "markets of known skill", skill_markets))
     windows = calibration_windows(hours)
     newest = newest_simulated_hour(connection)
     missing = [window for window in windows if newest is None or window > newest]
@@ -133,13 +133,13 @@ def measure(
     money = {window: {e.agent_id: e.window_pnl for e in episodes} for window, episodes in stored_episodes(connection, list(scored)).items()}
     orders = 1 if settings.judge_model == HEURISTIC else settings.judge_orders
     groups = list(scored.values())
-    return agreement(groups, money, known, orders=orders, hours=hours, skill_markets=skill_markets, seed=seed, now=now)
+    return agreement(groups, money, skills_of_players, orders=orders, hours=hours, skill_markets=skill_markets, seed=seed, now=now)
 
 
 def agreement(
     groups: Sequence[GroupScores],
     realized_usd: Mapping[str, Mapping[str, float]],
-    known: Sequence[Skill],
+    players: Sequence[Skill],
     *,
     orders: int,
     hours: int,
@@ -147,13 +147,13 @@ def agreement(
     seed: int,
     now: datetime,
 ) -> JudgeAgreement:
-    """Compare scores (a group an hour) with ``known`` skill and with the dollars that came (window -> agent -> P&L).
+    """Compare scores (a group an hour) with ``players`` skill and with the dollars that came (window -> agent -> P&L).
 
     Args:
         orders: in which each group was shown, as the setting says.
         hours: how many were to be judged.
     """
-    expected = {skill.agent_id: skill.expected_usd for skill in known}
+    expected = {skill.agent_id: skill.expected_usd for skill in players}
     of_scores, of_outcomes, of_money, flat = [], [], [], 0
     for group in groups:
         agents = [entry.agent_id for entry in group.scores]
@@ -169,7 +169,7 @@ def agreement(
         judge_version=first.judge_version,
         orders=orders,
         hours=len(groups),
-        agents=len(known),
+        agents=len(players),
         skill_markets=skill_markets,
         seed=seed,
         without_spread=flat,
@@ -178,23 +178,23 @@ def agreement(
         realized=_ends(mean_interval(of_outcomes), 1.0),
         money=_ends(mean_interval(of_money), 1.0),
         over_money=_ends(paired_interval(of_scores, of_money), 2.0),
-        rows=_rows(groups, realized_usd, known),
+        rows=_rows(groups, realized_usd, players),
         measured_at=now,
     )
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     """Spearman's, equal values sharing their mean rank; 0 where one of the two does not vary, as it then says nothing of the other."""
     from scipy.stats import rankdata
 
-    if len(one) < 2 or np.ptp(one) < _SAME or np.ptp(other) < _SAME:
+    if len(first) < 2 or np.ptp(first) < _SAME or np.ptp(second) < _SAME:
         return 0.0
-    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
+    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
 
 
-def _rows(groups: Sequence[GroupScores], realized_usd: Mapping[str, Mapping[str, float]], known: Sequence[Skill]) -> list[dict[str, Any]]:
+def _rows(groups: Sequence[GroupScores], realized_usd: Mapping[str, Mapping[str, float]], players: Sequence[Skill]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for skill in sorted(known, key=lambda one: -one.expected_usd):
+    for skill in sorted(players, key=lambda player: -player.expected_usd):
         entries = [(group.window, entry) for group in groups for entry in group.scores if entry.agent_id == skill.agent_id]
         money = [realized_usd[window][skill.agent_id] for window, _ in entries]
         rows.append({

@@ -92,7 +92,7 @@ class Leaderboard:
             "markets": self.markets,
             "reference": self.reference,
             "rows": [line.document for line in self.lines],
-            "unranked": [{"version": one.version, "reason": one.reason} for one in self.unranked],
+            "unranked": [{"version": version.version, "reason": version.reason} for version in self.unranked],
         }
 
 
@@ -104,17 +104,17 @@ def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
     models, gated = read_models(connection), read_gated(connection)
     reports = {model.version: gated[model.training_batch] for model in models if model.training_batch in gated and not model.foreign}
     snapshots = benchmark_snapshots(max([settings.benchmark_markets, *(report.markets for report in reports.values())]))
-    known = _Known(connection, [model for model in models if not model.foreign], snapshots)
-    found = [(model, known.missing(model, reports.get(model.version), settings.benchmark_markets)) for model in models]
-    ranked = {model.version: model for model, why in found if why is None}
-    common = known.common(ranked, settings.benchmark_markets)
-    played = {name: (_role(name, ranked), [results[s.id] for s in common]) for name, results in known.of(ranked, common).items()}
+    stored = _Known(connection, [model for model in models if not model.foreign], snapshots)
+    reasons = [(model, stored.missing(model, reports.get(model.version), settings.benchmark_markets)) for model in models]
+    ranked = {model.version: model for model, why in reasons if why is None}
+    common = stored.common(ranked, settings.benchmark_markets)
+    played = {name: (_role(name, ranked), [results[s.id] for s in common]) for name, results in stored.of(ranked, common).items()}
     played |= play_strategies(common)
     reference = BASE if BASE in played else None
     rows = sorted(compare(played, None, reference).rows, key=lambda row: (-row.pnl.mean, row.player))
     return Leaderboard(
         lines=tuple(LeaderboardRow(place, row, ranked.get(row.player), reports.get(row.player)) for place, row in enumerate(rows, start=1)),
-        unranked=tuple(Unranked(model.version, why) for model, why in found if why is not None),
+        unranked=tuple(Unranked(model.version, why) for model, why in reasons if why is not None),
         markets=len(common),
         reference=reference,
     )
@@ -129,8 +129,8 @@ class _Known:
         weights = _line(models, read_identities(connection, [BASE, *(model.version for model in models)]))
         self._results = {name: read_results(connection, name, identity, markets) for name, identity in weights.items()}
 
-    def missing(self, model: Model, report: Gated | None, wanted: int) -> str | None:
-        """Why a version has no place, None when it has one; ``wanted`` is how many markets a benchmark has."""
+    def missing(self, model: Model, report: Gated | None, benchmark_size: int) -> str | None:
+        """Why a version has no place, None when it has one; ``benchmark_size`` is how many markets a benchmark has."""
         again = f"materialize benchmark_report of {model.training_batch}"
         if model.foreign or model.status == _FAILED:
             return "Another producer made it." if model.foreign else "Its training failed."
@@ -139,20 +139,20 @@ class _Known:
         if model.version not in self._results:
             return report.reason if report.reference is None else "It stands on another base than the newest version."
         shared, most = self._shared(model.version), max(self._shared(name) for name in self._results if name != BASE)
-        if shared < max(_FEWEST, min(wanted, most)):
+        if shared < max(_FEWEST, min(benchmark_size, most)):
             return f"It and the base share {shared} of the markets as they are now: {again}."
         return None
 
-    def common(self, versions: Mapping[str, Model], wanted: int) -> list[Snapshot]:
-        """The markets that the base and all of ``versions`` have played, ``wanted`` of a benchmark where nobody has."""
+    def common(self, versions: Mapping[str, Model], benchmark_size: int) -> list[Snapshot]:
+        """The markets that the base and all of ``versions`` have played, ``benchmark_size`` of a benchmark where nobody has."""
         sets = [self._results[name].keys() for name in (BASE, *versions) if name in self._results]
-        shared = [snapshot for snapshot in self._snapshots if sets and all(snapshot.id in one for one in sets)]
-        return shared if len(shared) >= _FEWEST else list(self._snapshots[:wanted])
+        shared = [snapshot for snapshot in self._snapshots if sets and all(snapshot.id in played for played in sets)]
+        return shared if len(shared) >= _FEWEST else list(self._snapshots[:benchmark_size])
 
     def of(self, versions: Mapping[str, Model], markets: Sequence[Snapshot]) -> dict[str, dict[str, MarketResult]]:
         """The results of ``versions`` and the base, as far as they have played all of ``markets``."""
-        found = {name: self._results[name] for name in (*versions, BASE) if name in self._results}
-        return {name: results for name, results in found.items() if all(market.id in results for market in markets)}
+        by_player = {name: self._results[name] for name in (*versions, BASE) if name in self._results}
+        return {name: results for name, results in by_player.items() if all(market.id in results for market in markets)}
 
     def _shared(self, version: str) -> int:
         return len(self._results[version].keys() & self._results[BASE].keys())
@@ -206,7 +206,7 @@ def markdown(board: Leaderboard) -> str:
     """The leaderboard as Markdown."""
     parts = [markdown_table(COLUMNS, [cells(line, board.reference) for line in board.lines])]
     if board.unranked:
-        parts.append("\n".join(["Not ranked:", "", *(f"* {one.version}: {one.reason}" for one in board.unranked)]))
+        parts.append("\n".join(["Not ranked:", "", *(f"* {version.version}: {version.reason}" for version in board.unranked)]))
     parts.append(f"{board.markets} unseen markets. {FOOTER}")
     return "\n\n".join(parts) + "\n"
 

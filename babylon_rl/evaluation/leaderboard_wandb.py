@@ -32,22 +32,22 @@ def send(board: Leaderboard, png: Path, settings: Settings, *, init_timeout_s: f
     if before.get("dataVersion") == board.data_version and before.get("where") == where:
         return Sent("As it is in Weights & Biases already.", before.get("link"))
     process = WandbProcess(__name__, run_request(settings, RUN_ID, "leaderboard", "leaderboard", initTimeout=init_timeout_s), settings)
-    process.write(_told(board, png))
-    told = process.end()
-    if told.link is not None:
-        (home / _SENT).write_text(json.dumps({"dataVersion": board.data_version, "where": where, "link": told.link}))
-    return told
+    process.write(_content(board, png))
+    sent = process.end()
+    if sent.link is not None:
+        (home / _SENT).write_text(json.dumps({"dataVersion": board.data_version, "where": where, "link": sent.link}))
+    return sent
 
 
 def _sent(home: Path) -> dict[str, Any]:
     try:
-        found = json.loads((home / _SENT).read_bytes())
+        state = json.loads((home / _SENT).read_bytes())
     except (FileNotFoundError, ValueError):  # cut off by a crash: then it is sent once more
         return {}
-    return found if isinstance(found, dict) else {}
+    return state if isinstance(state, dict) else {}
 
 
-def _told(board: Leaderboard, png: Path) -> dict[str, Any]:
+def _content(board: Leaderboard, png: Path) -> dict[str, Any]:
     rows = [line.document for line in board.lines]
     ranked = [line.document for line in board.versions]
     return {
@@ -59,14 +59,14 @@ def _told(board: Leaderboard, png: Path) -> dict[str, Any]:
     }
 
 
-def _log(request: dict[str, Any], told: dict[str, Any]) -> str:
+def _log(request: dict[str, Any], content: dict[str, Any]) -> str:
     """Log what was told, in the child; returns the run's page or directory."""
     import wandb
 
     run = open_run(request)
-    table = wandb.Table(columns=list(_COLUMNS), data=told["rows"])
-    run.log({"leaderboard": table, "plot": wandb.Image(told["png"]), **told["numbers"]})
-    run.summary.update(told["summary"])
+    table = wandb.Table(columns=list(_COLUMNS), data=content["rows"])
+    run.log({"leaderboard": table, "plot": wandb.Image(content["png"]), **content["numbers"]})
+    run.summary.update(content["summary"])
     link = link_of(run, request)
     run.finish()
     return link

@@ -48,30 +48,30 @@ def purchases(record: AgentRecord) -> Iterator[Fill]:
 
 def positions(record: AgentRecord, exchange: Exchange) -> dict[str, Position]:
     """All positions of a run by their id, in the order in which they were opened; ``exchange`` as it stood at the run's end."""
-    found: dict[str, Position] = {}
+    by_id: dict[str, Position] = {}
     for fill in purchases(record):
-        found.setdefault(fill.position, Position(fill.market, fill.side, fill.kind == "buy_prediction", fill.tick))
+        by_id.setdefault(fill.position, Position(fill.market, fill.side, fill.kind == "buy_prediction", fill.tick))
     for closing, how in _closings(record):
         if closing.profit is not None:
-            one = found[closing.position]
-            one.profit += closing.profit
-            one.ended, one.ended_moment = how, closing.tick + (how == "sold")  # what is sold at a tick is gone at the next moment
+            position = by_id[closing.position]
+            position.profit += closing.profit
+            position.ended, position.ended_moment = how, closing.tick + (how == "sold")  # what is sold at a tick is gone at the next moment
     account = exchange.accounts[record.agent_id]
     for perp in account.perps.values():
-        found[perp.id].profit += exchange.worth(perp) - perp.margin - perp.paid
-        found[perp.id].ended, found[perp.id].ended_moment = "open", None
+        by_id[perp.id].profit += exchange.worth(perp) - perp.margin - perp.paid
+        by_id[perp.id].ended, by_id[perp.id].ended_moment = "open", None
     for shares in account.shares.values():
-        found[shares.id].profit += exchange.worth(shares) - shares.cost
-        found[shares.id].ended, found[shares.id].ended_moment = "open", None
-    return found
+        by_id[shares.id].profit += exchange.worth(shares) - shares.cost
+        by_id[shares.id].ended, by_id[shares.id].ended_moment = "open", None
+    return by_id
 
 
 def open_counts(held: Iterable[Position], moments: int) -> list[int]:
     """Number of open positions at moments 0 to ``moments - 1``."""
     changes = [0] * (moments + 1)
-    for one in held:
-        changes[min(moments, one.opened_tick + 1)] += 1
-        changes[min(moments, one.ended_moment if one.ended_moment is not None else moments)] -= 1
+    for position in held:
+        changes[min(moments, position.opened_tick + 1)] += 1
+        changes[min(moments, position.ended_moment if position.ended_moment is not None else moments)] -= 1
     return list(accumulate(changes[:moments]))
 
 
@@ -102,15 +102,15 @@ def metrics_of(run: Run, agent_id: str, durations_ms: Sequence[float], optimalit
     record, scenario = run.records[agent_id], run.scenario
     held = list(positions(record, run.exchange).values())
     equity, start = list(record.equity), record.account.start
-    said = forecasts(record, scenario)
+    forecasts_made = forecasts(record, scenario)
     shares = action_shares(action_counts(record))
     reactions, news = reaction_ticks(record, scenario, run.ticks_played)
     invalid = record.invalid
-    won, lost = sum(one.profit > 0.0 for one in held), sum(one.profit < 0.0 for one in held)
+    won, lost = sum(position.profit > 0.0 for position in held), sum(position.profit < 0.0 for position in held)
     return Metrics(
         total_pnl=record.pnl_usd,
-        prediction_metrics=_predictions([one for one in held if one.question], scenario),
-        perp_metrics=_perps([one for one in held if not one.question], equity, record.account.liquidations),
+        prediction_metrics=_predictions([position for position in held if position.question], scenario),
+        perp_metrics=_perps([position for position in held if not position.question], equity, record.account.liquidations),
         social_metrics=_social(record, scenario, run.ticks_played),
         timing=_timing(durations_ms),
         optimality_score=optimality,
@@ -121,10 +121,10 @@ def metrics_of(run: Run, agent_id: str, durations_ms: Sequence[float], optimalit
         trades=record.account.trades,
         fees=record.account.fees,
         funding=record.account.funding,
-        brier=_mean([(one.paid - one.right) ** 2 for one in said]),
-        market_brier=_mean([(one.crowd - one.right) ** 2 for one in said]),
-        edge=_mean([one.right - one.paid for one in said]),
-        calibration=calibration(said),
+        brier=_mean([(position.paid - position.right) ** 2 for position in forecasts_made]),
+        market_brier=_mean([(position.crowd - position.right) ** 2 for position in forecasts_made]),
+        edge=_mean([position.right - position.paid for position in forecasts_made]),
+        calibration=calibration(forecasts_made),
         invalid=dict(sorted(invalid.items())),
         refused=dict(sorted(record.refused.items())),
         invalid_rate=share(invalid.total(), record.decisions),
@@ -152,17 +152,18 @@ def forecasts(record: AgentRecord, scenario: Scenario) -> list[Forecast]:
     return found
 
 
-def calibration(said: Sequence[Forecast]) -> list[Bin]:
+def calibration(forecasts: Sequence[Forecast]) -> list[Bin]:
     """Forecasts in ten bins by what was paid, empty ones left out."""
     of_bin: dict[int, list[Forecast]] = {}
-    for one in said:
-        of_bin.setdefault(min(BINS - 1, int(one.paid * BINS)), []).append(one)
+    for forecast in forecasts:
+        of_bin.setdefault(min(BINS - 1, int(forecast.paid * BINS)), []).append(forecast)
     return [
         Bin(
-            low=number / BINS, high=(number + 1) / BINS, count=len(these), forecast=math.fsum(one.paid for one in these) / len(these),
-            observed=sum(one.right for one in these) / len(these),
+            low=number / BINS, high=(number + 1) / BINS, count=len(members),
+            forecast=math.fsum(forecast.paid for forecast in members) / len(members),
+            observed=sum(forecast.right for forecast in members) / len(members),
         )
-        for number, these in sorted(of_bin.items())
+        for number, members in sorted(of_bin.items())
     ]  # fmt: skip
 
 

@@ -102,8 +102,8 @@ def absent(model: Model, settings: Settings) -> Absent | None:
     try:
         remote = read_remote(directory)
         if remote is not None and not settings.wandb_key:
-            asked = remote.inference_name
-            return Absent(model.version, f"its weights are at {remote.service}, and there is no WANDB_API_KEY to ask {asked} with.")
+            model_name = remote.inference_name
+            return Absent(model.version, f"its weights are at {remote.service}, and there is no WANDB_API_KEY to ask {model_name} with.")
         manifest = verify(directory, base_model_dir(settings) if remote is None else None)
         check_served_as(manifest, PROMPT_VERSION, format_name(ONE_TICK))
     except CheckpointError as unusable:
@@ -196,18 +196,18 @@ def play_sources(
         ModelUnavailable: the server does not start or stays down; what was played by then is kept.
     """
     markets = {snapshot.id: snapshot.fingerprint for snapshot in snapshots}
-    known = {source.name: read_results(connection, source.name, source.identity, markets) for source in sources}
-    missing = {e.name: [s for s in snapshots if s.id not in known[e.name]] for e in sources}
+    stored = {source.name: read_results(connection, source.name, source.identity, markets) for source in sources}
+    missing = {e.name: [s for s in snapshots if s.id not in stored[e.name]] for e in sources}
     for source in sources:
-        say(f"{source.name}: {len(known[source.name])} of {len(snapshots)} markets are known")
+        say(f"{source.name}: {len(stored[source.name])} of {len(snapshots)} markets are known")
     playing = [source for source in sources if missing[source.name]]
     with ModelClients(settings, playing, serving, logprobs=False) as clients:
         for source in playing:
-            keep = _keeper(connection, source, markets, known[source.name], say, on_progress, clock)
+            keep = _keeper(connection, source, markets, stored[source.name], say, on_progress, clock)
             player = model_player(clients.client(source.name), source.name, source.identity)
             play_gate(player, missing[source.name], concurrency=concurrency, on_result=keep, home=settings.home)
     forget_old_runs(settings.home, [source.name for source in sources])
-    return {source.name: [known[source.name][snapshot.id] for snapshot in snapshots] for source in sources}
+    return {source.name: [stored[source.name][snapshot.id] for snapshot in snapshots] for source in sources}
 
 
 def model_player(client: ChatClient, name: str, identity: str) -> Player:
@@ -219,7 +219,7 @@ def _keeper(
     connection: Connection,
     source: ModelSource,
     markets: Mapping[str, str],
-    known: dict[str, MarketResult],
+    stored: dict[str, MarketResult],
     say: Say,
     on_progress: Progress,
     clock: Callable[[], datetime],
@@ -229,9 +229,9 @@ def _keeper(
 
     def keep(result: MarketResult) -> None:
         write_results(connection, source.name, source.identity, markets, [result], clock())
-        known[result.snapshot] = result
-        on_progress(f"benchmark of {source.name}", len(known), len(markets))
-        if len(known) % every == 0 or len(known) == len(markets):
-            say(f"{source.name}: played {len(known)} of {len(markets)} markets")
+        stored[result.snapshot] = result
+        on_progress(f"benchmark of {source.name}", len(stored), len(markets))
+        if len(stored) % every == 0 or len(stored) == len(markets):
+            say(f"{source.name}: played {len(stored)} of {len(markets)} markets")
 
     return keep

@@ -183,15 +183,17 @@ def run_benchmark(
         raise UsageError(f"Give each agent once, a snapshot and 1 repeat at least: {', '.join(names)}, {len(snapshots)}, {repeats}.")
     directory.mkdir(parents=True, exist_ok=True)
     engine = engine or engine_version()
-    jobs = [_job(one, snapshot, repeat, seed, engine, directory) for one in players for snapshot in snapshots for repeat in range(repeats)]
+    jobs = [
+        _job(player, snapshot, repeat, seed, engine, directory) for player in players for snapshot in snapshots for repeat in range(repeats)
+    ]
     files = {job.label.key: RunFiles(directory, job.player.name, job.label.key) for job in jobs}
     if again:
-        for kept in files.values():
-            kept.remove()
-    known = {key: result for key, kept in files.items() if (result := _finished(kept)) is not None}
-    missing = [job for job in jobs if job.label.key not in known]
+        for run_files in files.values():
+            run_files.remove()
+    finished = {key: result for key, run_files in files.items() if (result := _finished(run_files)) is not None}
+    missing = [job for job in jobs if job.label.key not in finished]
     progress = _Progress(on_progress, sum(job.snapshot.scenario.ticks for job in missing))
-    results, unfinished = dict(known), dict[str, Unfinished]()
+    results, unfinished = dict(finished), dict[str, Unfinished]()
     with closing(play(missing, concurrency, progress.more)) as outcomes:
         for job, outcome in outcomes:
             if isinstance(outcome, Result) and outcome.complete:
@@ -202,8 +204,8 @@ def run_benchmark(
         [results[key] for key in files if key in results],
         [files[key].path(SUFFIX) for key in files if key in results],
         [unfinished[key] for key in files if key in unfinished],
-        len(results) - len(known),
-        len(known),
+        len(results) - len(finished),
+        len(finished),
     )
 
 

@@ -121,20 +121,21 @@ def decision_lines(run: Run, agent_id: str) -> Iterator[bytes]:
     record = run.records[agent_id]
     for tick in range(run.ticks_played):
         turn = record.turn(tick)
+        settled = [settlement for settlement in record.settled if settlement.tick == tick + 1]
         yield msgspec.json.encode({
-            "tick": tick, "timestamp": run.scenario.timestamp_ms(tick), "action": turn.action, "outcome": _told(turn.outcome),
-            "closed": turn.closed, "settled": [one for one in record.settled if one.tick == tick + 1], "balance": turn.balance,
+            "tick": tick, "timestamp": run.scenario.timestamp_ms(tick), "action": turn.action, "outcome": _outcome_values(turn.outcome),
+            "closed": turn.closed, "settled": settled, "balance": turn.balance,
             "equity": turn.equity, "equityAfter": turn.equity_after, "call": turn.call,
         }) + b"\n"  # fmt: skip
 
 
 def _actions(run: Run, record: AgentRecord, durations: list[float]) -> Iterator[ActionTaken]:
     held = positions(record, run.exchange)
-    told: set[str] = set()
+    opened: set[str] = set()
     for tick, (action, outcome) in enumerate(zip(record.actions, record.outcomes, strict=True)):
         correctness = None
-        if isinstance(outcome, Fill) and outcome.kind in OPENING and outcome.position not in told:
-            told.add(outcome.position)
+        if isinstance(outcome, Fill) and outcome.kind in OPENING and outcome.position not in opened:
+            opened.add(outcome.position)
             position = held[outcome.position]
             right = position.profit > 0.0
             if position.question:
@@ -148,11 +149,11 @@ def _actions(run: Run, record: AgentRecord, durations: list[float]) -> Iterator[
 
 def _data(order: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
     if isinstance(outcome, Invalid):
-        return _told(outcome)
-    return {**{name: value for name, value in order.items() if name != "action"}, **_told(outcome)}
+        return _outcome_values(outcome)
+    return {**{name: value for name, value in order.items() if name != "action"}, **_outcome_values(outcome)}
 
 
-def _told(outcome: Outcome) -> dict[str, Any]:
+def _outcome_values(outcome: Outcome) -> dict[str, Any]:
     """Outcome of an action as plain values: filled, refused or invalid, and how."""
     if isinstance(outcome, Invalid):
         return {"outcome": "invalid", "reason": outcome.reason}
@@ -160,5 +161,5 @@ def _told(outcome: Outcome) -> dict[str, Any]:
         return {"outcome": "refused", "code": outcome.code, "reason": outcome.reason}
     if not outcome.position:
         return {"outcome": "filled"}
-    told = {"outcome": "filled", "quantity": outcome.quantity, "price": outcome.price, "filledUsd": outcome.usd, "fee": outcome.fee}
-    return {**told, "position": outcome.position, **({} if outcome.profit is None else {"profit": outcome.profit})}
+    fill = {"outcome": "filled", "quantity": outcome.quantity, "price": outcome.price, "filledUsd": outcome.usd, "fee": outcome.fee}
+    return {**fill, "position": outcome.position, **({} if outcome.profit is None else {"profit": outcome.profit})}

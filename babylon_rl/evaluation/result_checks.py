@@ -17,13 +17,13 @@ RELATIVE = 1e-9
 
 def validate_result(result: Result) -> list[str]:
     """Faults of a result, a sentence each; empty for a sound one. A run that ended early is sound as far as it went."""
-    wrong = list(_not_finite(msgspec.to_builtins(result), ""))
-    if wrong:
-        return wrong  # sums over such numbers say nothing more
-    found = [*_ticks(result), *_shape_of_time(result)]
-    if not found:
-        found = [*_money(result), *_positions(result), *_decisions(result), *_forecasts(result), *_ranges(result)]
-    return found
+    not_finite = list(_not_finite(msgspec.to_builtins(result), ""))
+    if not_finite:
+        return not_finite  # sums over such numbers say nothing more
+    faults = [*_ticks(result), *_shape_of_time(result)]
+    if not faults:
+        faults = [*_money(result), *_positions(result), *_decisions(result), *_forecasts(result), *_ranges(result)]
+    return faults
 
 
 def _not_finite(value: Any, where: str) -> Iterator[str]:
@@ -49,19 +49,19 @@ def _ticks(result: Result) -> Iterator[str]:
     if not 0 <= played <= result.ticks:
         yield f"{played} ticks were processed, the snapshot has {result.ticks}."
     if result.complete != (played == result.ticks and result.stopped is None):
-        said = "complete" if result.complete else "not complete"
-        yield f"It is called {said} with {played} of {result.ticks} ticks and stopped: {result.stopped!r}."
+        claim = "complete" if result.complete else "not complete"
+        yield f"It is called {claim} with {played} of {result.ticks} ticks and stopped: {result.stopped!r}."
 
 
 def _shape_of_time(result: Result) -> Iterator[str]:
     step = result.tick_interval * 1000
     if step <= 0 or result.end_time != result.start_time + result.ticks_processed * step:
         yield f"It ends at {result.end_time}, {result.ticks_processed} ticks of {result.tick_interval} s after {result.start_time} do not."
-    told = {
-        "action": [(one.tick, one.timestamp) for one in result.actions],
-        "state": [(one.tick, one.timestamp) for one in result.trajectory.states],
+    stamps = {
+        "action": [(entry.tick, entry.timestamp) for entry in result.actions],
+        "state": [(entry.tick, entry.timestamp) for entry in result.trajectory.states],
     }
-    for name, moments in told.items():
+    for name, moments in stamps.items():
         for number, (tick, timestamp) in enumerate(moments):
             if (tick, timestamp) != (number, result.start_time + number * step):
                 yield f"The {name} number {number} is of tick {tick} at {timestamp}."
@@ -97,20 +97,21 @@ def _money(result: Result) -> Iterator[str]:
 
 
 def _positions(result: Result) -> Iterator[str]:
-    said, perps = result.metrics.prediction_metrics, result.metrics.perp_metrics
-    if min(said.total_positions, said.correct_predictions, said.incorrect_predictions, perps.total_trades, perps.profitable_trades) < 0:
+    predictions, perps = result.metrics.prediction_metrics, result.metrics.perp_metrics
+    total, correct, incorrect = predictions.total_positions, predictions.correct_predictions, predictions.incorrect_predictions
+    if min(total, correct, incorrect, perps.total_trades, perps.profitable_trades) < 0:
         yield "A count of positions is below 0."
-    if said.correct_predictions + said.incorrect_predictions != said.total_positions:
-        yield f"{said.correct_predictions} correct and {said.incorrect_predictions} incorrect predictions are not {said.total_positions}."
+    if correct + incorrect != total:
+        yield f"{correct} correct and {incorrect} incorrect predictions are not {total}."
     if not perps.profitable_trades <= perps.total_trades or perps.liquidations > perps.total_trades:
         yield f"{perps.profitable_trades} profitable and {perps.liquidations} liquidated of {perps.total_trades} trades."
-    yield from _same("accuracy", said.accuracy, share(said.correct_predictions, said.total_positions))
-    yield from _same("avgPnlPerPosition", said.avg_pnl_per_position, share(said.pnl, said.total_positions))
+    yield from _same("accuracy", predictions.accuracy, share(correct, total))
+    yield from _same("avgPnlPerPosition", predictions.avg_pnl_per_position, share(predictions.pnl, total))
     yield from _same("perpMetrics.winRate", perps.win_rate, share(perps.profitable_trades, perps.total_trades))
     yield from _same("avgPnlPerTrade", perps.avg_pnl_per_trade, share(perps.pnl, perps.total_trades))
     opened = [action for action in result.actions if action.correctness is not None]
-    if len(opened) != said.total_positions + perps.total_trades:
-        yield f"{len(opened)} actions opened positions, the metrics count {said.total_positions} and {perps.total_trades}."
+    if len(opened) != total + perps.total_trades:
+        yield f"{len(opened)} actions opened positions, the metrics count {total} and {perps.total_trades}."
     brought = math.fsum(float(action.correctness.get("pnl", 0.0)) for action in opened if action.correctness)
     yield from _same("What positions brought", brought, result.metrics.total_pnl)
 
@@ -140,16 +141,22 @@ def _decisions(result: Result) -> Iterator[str]:
 
 
 def _forecasts(result: Result) -> Iterator[str]:
-    said, metrics = result.forecasts, result.metrics
+    forecasts, metrics = result.forecasts, result.metrics
     bought = sum(action.type == "buy_prediction" and action.data.get("outcome") == "filled" for action in result.actions)
-    if len(said) != bought:
-        yield f"There are {len(said)} forecasts for {bought} purchases of predictions."
-    if any(not (0.0 <= one.paid <= 1.0 and 0.0 <= one.crowd <= 1.0) for one in said):
+    if len(forecasts) != bought:
+        yield f"There are {len(forecasts)} forecasts for {bought} purchases of predictions."
+    if any(not (0.0 <= forecast.paid <= 1.0 and 0.0 <= forecast.crowd <= 1.0) for forecast in forecasts):
         yield "A forecast is not a probability."
-    yield from _same("brier", metrics.brier, share(math.fsum((one.paid - one.right) ** 2 for one in said), len(said)))
-    yield from _same("marketBrier", metrics.market_brier, share(math.fsum((one.crowd - one.right) ** 2 for one in said), len(said)))
-    yield from _same("edge", metrics.edge, share(math.fsum(one.right - one.paid for one in said), len(said)))
-    if metrics.calibration != calibration(said):
+    yield from _same(
+        "brier", metrics.brier, share(math.fsum((forecast.paid - forecast.right) ** 2 for forecast in forecasts), len(forecasts))
+    )
+    yield from _same(
+        "marketBrier",
+        metrics.market_brier,
+        share(math.fsum((forecast.crowd - forecast.right) ** 2 for forecast in forecasts), len(forecasts)),
+    )
+    yield from _same("edge", metrics.edge, share(math.fsum(forecast.right - forecast.paid for forecast in forecasts), len(forecasts)))
+    if metrics.calibration != calibration(forecasts):
         yield "The calibration is not that of the forecasts."
 
 
@@ -173,10 +180,10 @@ def _kind(name: str, data: dict[str, Any]) -> str:
     return f"{name}:{data['side']}" if "side" in data else name
 
 
-def _near(one: float, other: float) -> bool:
-    return abs(one - other) <= TOLERANCE + RELATIVE * max(abs(one), abs(other))
+def _near(value: float, expected: float) -> bool:
+    return abs(value - expected) <= TOLERANCE + RELATIVE * max(abs(value), abs(expected))
 
 
-def _same(what: str, said: float | None, found: float | None) -> Iterator[str]:
-    if (said is None) != (found is None) or (said is not None and found is not None and not _near(said, found)):
-        yield f"{what} is {said}, worked out again it is {found}."
+def _same(name: str, stated: float | None, computed: float | None) -> Iterator[str]:
+    if (stated is None) != (computed is None) or (stated is not None and computed is not None and not _near(stated, computed)):
+        yield f"{name} is {stated}, worked out again it is {computed}."

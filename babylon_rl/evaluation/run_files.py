@@ -190,8 +190,8 @@ def _record(connection: Connection, result: Result, decisions: Path) -> int:
 
 def recording_of(result: Result, decisions: Iterator[dict[str, Any]]) -> Recording:
     """A run as one trajectory with a step for every tick, in the market's own time; rewards are dollars."""
-    clock, kept = [_moment(result.start_time)], list[Recording]()
-    recorder = TrajectoryRecorder(kept.append, _ids(result.id), lambda: clock[0])
+    clock, recordings = [_moment(result.start_time)], list[Recording]()
+    recorder = TrajectoryRecorder(recordings.append, _ids(result.id), lambda: clock[0])
     trajectory = recorder.start_trajectory(agent_id(result), window=_window(result), scenario=f"{BENCHMARK}{result.benchmark_id}"[:100])
     for turn in decisions:
         tick = int(turn["tick"])
@@ -205,7 +205,7 @@ def recording_of(result: Result, decisions: Iterator[dict[str, Any]]) -> Recordi
     clock[0] = _moment(result.end_time)
     last = result.trajectory.states[-1]
     recorder.end_trajectory(trajectory, balance=last.balance, pnl=result.metrics.total_pnl, evaluation=True)
-    return kept[0]
+    return recordings[0]
 
 
 def _complete(recorder: TrajectoryRecorder, trajectory: str, turn: dict[str, Any], reward: float) -> None:

@@ -141,20 +141,20 @@ def intent(action_type: str, parameters: bytes) -> Intent | None:
     return Intent(kind, str(target)[:TARGET_CHARACTERS], _side(kind, words, action_type))
 
 
-def correctness(said: Intent, targets: Targets, hour: HourMarket) -> Correctness:
+def correctness(intent: Intent, targets: Targets, hour: HourMarket) -> Correctness:
     """Correctness of a trade in an hour, by the facts known now.
 
     A change of exactly zero makes nobody right or wrong.
     """
-    if said.kind == "prediction":
-        market_id = targets.question(said.target)
+    if intent.kind == "prediction":
+        market_id = targets.question(intent.target)
         answer = targets.answers.get(market_id) if market_id is not None else None
         outcome: Side | None = None if answer is None else "YES" if answer else "NO"
-        right = None if outcome is None or said.side is None else said.side == outcome
+        right = None if outcome is None or intent.side is None else intent.side == outcome
         return Correctness(market_id=market_id, outcome=outcome, correct=right)
-    organization_id = targets.organization(said.target, hour.tickers)
+    organization_id = targets.organization(intent.target, hour.tickers)
     change = hour.changes.get(organization_id) if organization_id is not None else None
-    correct = None if not change or said.side is None else said.side == ("UP" if change > 0 else "DOWN")
+    correct = None if not change or intent.side is None else intent.side == ("UP" if change > 0 else "DOWN")
     return Correctness(organization_id=organization_id, change_percent=change, correct=correct)
 
 

@@ -45,17 +45,17 @@ def read_many_outcomes(connection: Connection, windows: Iterable[str], settings:
     Raises:
         UsageError: one of ``windows`` is not a window id.
     """
-    wanted = sorted(set(windows))
+    ordered = sorted(set(windows))
     stocks: defaultdict[str, list[StockSpan]] = defaultdict(list)
     questions: defaultdict[str, list[QuestionSpan]] = defaultdict(list)
-    happened: defaultdict[str, list[MarketEvent]] = defaultdict(list)
-    for event in events(connection, wanted):
-        happened[event.window].append(event)
-    for stock in stock_spans(connection, wanted):
+    event_rows: defaultdict[str, list[MarketEvent]] = defaultdict(list)
+    for event in events(connection, ordered):
+        event_rows[event.window].append(event)
+    for stock in stock_spans(connection, ordered):
         stocks[stock.window].append(stock)
-    for question in question_spans(connection, wanted):
+    for question in question_spans(connection, ordered):
         questions[question.window].append(question)
-    return {window: window_outcomes(window, stocks[window], questions[window], happened[window], settings) for window in wanted}
+    return {window: window_outcomes(window, stocks[window], questions[window], event_rows[window], settings) for window in ordered}
 
 
 def sync_outcomes(connection: Connection, windows: Iterable[str], settings: Settings, now: datetime) -> dict[str, WindowOutcomes]:
@@ -78,30 +78,30 @@ def sync_outcomes(connection: Connection, windows: Iterable[str], settings: Sett
 
 
 def _write(connection: Connection, outcomes: dict[str, WindowOutcomes], now: datetime) -> dict[str, WindowOutcomes]:
-    rows = {window: outcome_rows(found) for window, found in outcomes.items()}
+    rows = {window: outcome_rows(market) for window, market in outcomes.items()}
     held = store.read_rows(connection, list(rows))
     # Compare as the columns store it, so that rounding alone never rewrites a window.
     differing = {window: some for window, some in rows.items() if held[window] != {store.comparable(row) for row in some}}
     if differing:
         store.replace_rows(connection, differing, now)
     # Windows without rows lose their market_windows row, too.
-    full = [_market_window(found) for found in outcomes.values() if rows[found.window]]
+    full = [_market_window(market) for market in outcomes.values() if rows[market.window]]
     store.replace_windows(connection, full, [window for window, some in rows.items() if not some], now)
-    return {window: with_changes(found, changed=window in differing) for window, found in outcomes.items()}
+    return {window: with_changes(market, changed=window in differing) for window, market in outcomes.items()}
 
 
-def _market_window(found: WindowOutcomes) -> MarketWindowRow:
-    counts = (len(found.stocks), len(found.predictions))
-    return MarketWindowRow(found.window, found.mean_change, found.volatility, *counts, found.flags, found.data_version)
+def _market_window(market: WindowOutcomes) -> MarketWindowRow:
+    counts = (len(market.stocks), len(market.predictions))
+    return MarketWindowRow(market.window, market.mean_change, market.volatility, *counts, market.flags, market.data_version)
 
 
-def outcome_rows(found: WindowOutcomes) -> list[OutcomeRow]:
+def outcome_rows(market: WindowOutcomes) -> list[OutcomeRow]:
     """The rows of market_outcomes for one window, rounded and clamped to the columns."""
     stocks = [
         OutcomeRow(
             # The id follows from window and subject, so that a rewrite keeps it.
-            id=f"{found.window}/stock/{stock.organization_id}",
-            window=found.window,
+            id=f"{market.window}/stock/{stock.organization_id}",
+            window=market.window,
             ticker=stock.ticker,
             start_price=_decimal(stock.start_price, PRICE),
             end_price=_decimal(stock.end_price, PRICE),
@@ -110,19 +110,19 @@ def outcome_rows(found: WindowOutcomes) -> list[OutcomeRow]:
             news=list(stock.news),
             volume=_decimal(stock.volume, VOLUME) if stock.volume is not None else None,
         )
-        for stock in found.stocks
+        for stock in market.stocks
     ]
     predictions = [
         OutcomeRow(
-            id=f"{found.window}/prediction/{prediction.market_id}",
-            window=found.window,
+            id=f"{market.window}/prediction/{prediction.market_id}",
+            window=market.window,
             news=list(prediction.news),
             market_id=prediction.market_id,
             question=prediction.question,
             outcome=prediction.outcome,
             probability=_decimal(prediction.end_probability, PROBABILITY),
         )
-        for prediction in found.predictions
+        for prediction in market.predictions
     ]
     return stocks + predictions
 

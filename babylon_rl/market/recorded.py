@@ -30,7 +30,7 @@ def read_recorded_hour(connection: Connection, window: str) -> Scenario:
     """
     start, end = window_start(window), window_start(window) + HOUR
     busiest = store.busiest_stocks(connection, start, end, _HOUR.perps)
-    stocks = tuple(stock for stock in (_stock(connection, *one, window) for one in busiest) if stock)
+    stocks = tuple(stock for stock in (_stock(connection, *row, window) for row in busiest) if stock)
     traded = store.busiest_question(connection, start, end)
     if not stocks or traded is None:
         raise MarketError(
@@ -65,12 +65,12 @@ def _bounded(probability: float) -> float:
 
 
 def _events(connection: Connection, window: str, stocks: tuple[Asset, ...], question: Question) -> list[WorldEvent]:
-    start, found = window_start(window), dict[int, WorldEvent]()
+    start, by_tick = window_start(window), dict[int, WorldEvent]()
     for moment, text, actors, number, points in store.events_between(connection, start, start + HOUR):
         tick = min(_MINUTES - 1, int((moment - start).total_seconds() // 60)) // _TICK_MINUTES + 1  # agents read it at the next tick
         named = next((stock.ticker for stock in stocks if stock.name.lower() in f"{text} {' '.join(actors or [])}".lower()), None)
         about = question.id if number == question.number else named
         if about is not None and tick < _HOUR.ticks:
             direction = {"YES": 1, "NO": -1}.get(points or "", 0)
-            found.setdefault(tick, WorldEvent(tick, about, text, direction, 1.0, False, "recorded", 0.0, "noise", 0.0, 1))
-    return [found[tick] for tick in sorted(found)]
+            by_tick.setdefault(tick, WorldEvent(tick, about, text, direction, 1.0, False, "recorded", 0.0, "noise", 0.0, 1))
+    return [by_tick[tick] for tick in sorted(by_tick)]

@@ -346,29 +346,29 @@ def _finished(session: MarketSession, market: Snapshot, directory: Path | None) 
 
 def _attempts(agent: ExternalAgent, market: Snapshot, directory: Path) -> int:
     """The attempts of an agent at a market of which there are results in a directory."""
-    known = 0
+    attempts = 0
     for path in directory.glob(f"{slug(agent.name)}-*{SUFFIX}"):
         result = read_result(path)
         if (result.identity, result.snapshot) == (outside(agent.name, agent.mandate), market.digest):
-            known = max(known, result.repeat + 1)
-    return known
+            attempts = max(attempts, result.repeat + 1)
+    return attempts
 
 
 def _start(text: str) -> StartRequest:
     try:
-        asked = msgspec.json.decode(text, type=StartRequest) if text.strip() else StartRequest()
+        start = msgspec.json.decode(text, type=StartRequest) if text.strip() else StartRequest()
     except msgspec.DecodeError as error:
         raise RequestError(400, "start", f'A start is {{}} or {{"name": "mine", "mandate": "free" or "one-tick"}}: {error}.') from error
-    if not (0 < len(asked.name) <= 80 and asked.name.isprintable() and asked.name.strip() == asked.name):
+    if not (0 < len(start.name) <= 80 and start.name.isprintable() and start.name.strip() == start.name):
         raise RequestError(400, "start", "A name has 1 to 80 printable characters, without spaces around them.")
-    return asked
+    return start
 
 
 def _outcome(outcome: Outcome, action: str) -> Response:
     """Response to a decision: filled 200, refused by the exchange 200 too, not an action 422; each has used up the turn."""
     if isinstance(outcome, Invalid):
-        said = {"code": "invalid_action", "message": f"{outcome.reason}. The turn is lost; GET /schema has what an action is."}
-        return _json({"type": "invalid", "action": action, "error": said}, 422)
+        error = {"code": "invalid_action", "message": f"{outcome.reason}. The turn is lost; GET /schema has what an action is."}
+        return _json({"type": "invalid", "action": action, "error": error}, 422)
     return _json({"type": "fill" if isinstance(outcome, Fill) else "refusal", **_camel(msgspec.to_builtins(outcome))})
 
 
@@ -418,13 +418,13 @@ async def _unreadable(_: Request, error: Exception) -> Response:
 
 
 async def _unwritten(_: Request, error: Exception) -> Response:
-    said = f"The result cannot be written on the server ({error}). GET /result tries again."
-    return _json({"error": {"code": "not_written", "message": said}}, 507)
+    message = f"The result cannot be written on the server ({error}). GET /result tries again."
+    return _json({"error": {"code": "not_written", "message": message}}, 507)
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
-    known = "GET /, /observe, /schema, /result; POST /start, /act, /advance, /stop"
+    routes = "GET /, /observe, /schema, /result; POST /start, /act, /advance, /stop"
     return _json(
-        {"error": {"code": "unknown", "message": f"{request.method} {request.url.path} is not served; there are {known}."}}, status
+        {"error": {"code": "unknown", "message": f"{request.method} {request.url.path} is not served; there are {routes}."}}, status
     )

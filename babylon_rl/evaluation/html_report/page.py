@@ -285,8 +285,8 @@ def _matrix(
 
 def _range(values: Sequence[float | None]) -> tuple[float, float]:
     """Ends of an axis that holds all values and zero."""
-    known = [value for value in values if value is not None]
-    low, high = min([0.0, *known]), max([0.0, *known])
+    numbers = [value for value in values if value is not None]
+    low, high = min([0.0, *numbers]), max([0.0, *numbers])
     return low, high if high > low else low + 1.0
 
 

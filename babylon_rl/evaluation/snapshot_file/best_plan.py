@@ -56,12 +56,12 @@ def best_purchases(scenario: Scenario, model: MarketModel, turns: range, usd: fl
     few = min(len(scenario.questions), len(ticks))
     columns = np.unique(np.argsort(-gains, axis=1, kind="stable")[:, :few])
     rows, picked = linear_sum_assignment(gains[:, columns], maximize=True)
-    found = []
+    purchases = []
     for row, column in zip(rows, columns[picked], strict=True):
         if gains[row, column] > 0.0:
             yes = bool(offers[row, 0, column] >= offers[row, 1, column])
-            found.append(Purchase(scenario.questions[row].id, yes, int(ticks[column]), usd, float(gains[row, column])))
-    return tuple(sorted(found, key=lambda purchase: purchase.tick))
+            purchases.append(Purchase(scenario.questions[row].id, yes, int(ticks[column]), usd, float(gains[row, column])))
+    return tuple(sorted(purchases, key=lambda purchase: purchase.tick))
 
 
 def _profits(question: Question, scenario: Scenario, model: MarketModel, usd: float, yes: bool) -> Floats:
@@ -94,9 +94,9 @@ def worth_at_end(question: Question, scenario: Scenario, model: MarketModel, usd
     mine, other = pool_shares(question, model, yes)
     pushed = ((other + usd) / other) ** 2  # odds of the bought side over the crowd's, right after the purchase
     pushed = pushed if yes else 1.0 / pushed  # those of YES, which return to the crowd's evenly
-    kept = np.ones(scenario.ticks + 1)
-    kept[1:] = exp(-model.recovery_per_hour * scenario.tick_seconds / HOUR_S)
-    left = np.cumprod(kept)[::-1]  # after as many ticks as there are from each moment to the end
+    staying = np.ones(scenario.ticks + 1)
+    staying[1:] = exp(-model.recovery_per_hour * scenario.tick_seconds / HOUR_S)
+    left = np.cumprod(staying)[::-1]  # after as many ticks as there are from each moment to the end
     root = np.sqrt(1.0 + (pushed - 1.0) * left)
     root = root if yes else 1.0 / root
     mine_then, other_then = mine[-1] / root, other[-1] * root
@@ -166,16 +166,16 @@ class BestPlan:
 
     def actions(self) -> dict[int, Action]:
         """Actions by tick."""
-        found: dict[int, Action] = {}
+        by_tick: dict[int, Action] = {}
         for trip in self.trips:
-            found[trip.opened] = OpenPerp(
+            by_tick[trip.opened] = OpenPerp(
                 trip.ticker, "long" if trip.direction > 0 else "short", self.policy.margin_usd, self.policy.leverage
             )
             if trip.closed < self.ticks:
-                found[trip.closed] = ClosePerp(trip.ticker)
+                by_tick[trip.closed] = ClosePerp(trip.ticker)
         for purchase in self.purchases:
-            found[purchase.tick] = BuyPrediction(purchase.market, "yes" if purchase.yes else "no", purchase.usd)
-        return dict(sorted(found.items()))
+            by_tick[purchase.tick] = BuyPrediction(purchase.market, "yes" if purchase.yes else "no", purchase.usd)
+        return dict(sorted(by_tick.items()))
 
 
 def best_plan(scenario: Scenario, model: MarketModel | None = None, policy: PolicyClass | None = None) -> BestPlan:
@@ -208,15 +208,15 @@ def _best_trips(scenario: Scenario, model: MarketModel, policy: PolicyClass, tur
     chosen: list[tuple[int, int, int, float] | None] = []  # opening turn, stock, direction and profit of the trip that ends at a turn
     for turn in range(len(turns) + 1):
         first = max(0, turn - policy.max_turns)
-        found, most = None, best[turn]
+        trip, most = None, best[turn]
         profits = market.profits(first, turn)
         if profits.size:
             totals = profits + best[first:turn]
             at = int(np.argmax(totals))
             if totals.flat[at] > most:
                 side, stock, opened = (int(index) for index in np.unravel_index(at, totals.shape))
-                most, found = totals.flat[at], (first + opened, stock, SIDES[side], float(profits.flat[at]))
-        chosen.append(found)
+                most, trip = totals.flat[at], (first + opened, stock, SIDES[side], float(profits.flat[at]))
+        chosen.append(trip)
         if turn < len(turns):
             best[turn + 1] = most
     return _followed(scenario, turns, chosen)
@@ -225,11 +225,11 @@ def _best_trips(scenario: Scenario, model: MarketModel, policy: PolicyClass, tur
 def _followed(scenario: Scenario, turns: range, chosen: list[tuple[int, int, int, float] | None]) -> tuple[Trip, ...]:
     moments, trips, turn = [*turns, scenario.ticks], [], len(turns)
     while turn >= 0:
-        found = chosen[turn]
-        if found is None:
+        trip = chosen[turn]
+        if trip is None:
             turn -= 1
             continue
-        opened, stock, direction, profit = found
+        opened, stock, direction, profit = trip
         trips.append(Trip(scenario.assets[stock].ticker, direction, moments[opened], moments[turn], profit))
         turn = opened - 1  # what is flat before the opening turn was flat after the one before it
     return tuple(reversed(trips))
@@ -316,12 +316,12 @@ def _question_bound(question: Question, scenario: Scenario, model: MarketModel, 
     best = 0.0
     for yes in (question.answer,) if answered else (True, False):
         mine, other = pool_shares(question, model, yes)
-        kept = mine * balance / (other + balance)  # shares received beyond one for each dollar
+        surplus = mine * balance / (other + balance)  # shares received beyond one for each dollar
         if not answered:
             odds = other[-1] / mine[-1] * ((other + balance) / other) ** 2
             # a share is sold for no more than the price that the purchase could leave, and was bought for no less than the one it met
-            kept = np.minimum(kept, balance * np.maximum(0.0, odds / (1.0 + odds) * (mine + other) / other - 1.0))
-        best = max(best, float(kept[opened].max()))
+            surplus = np.minimum(surplus, balance * np.maximum(0.0, odds / (1.0 + odds) * (mine + other) / other - 1.0))
+        best = max(best, float(surplus[opened].max()))
     return best
 
 
@@ -356,18 +356,18 @@ def played(scenario: Scenario, plan: BestPlan) -> float:
 
 def listed(plan: BestPlan) -> tuple[OptimalAction, ...]:
     """The plan as a snapshot lists it; the values of all actions add up to the plan's profit."""
-    found = []
+    actions = []
     for trip in plan.trips:
         side = "long" if trip.direction > 0 else "short"
         moves = "rises" if trip.direction > 0 else "falls"
         usd, leverage, value = plan.policy.margin_usd, plan.policy.leverage, round(trip.profit, USD_DECIMALS)
         reason = f"{trip.ticker} {moves} until tick {trip.closed}"
-        found.append(OptimalAction(trip.opened, "open_perp", trip.ticker, value, reason, side, usd, leverage))
+        actions.append(OptimalAction(trip.opened, "open_perp", trip.ticker, value, reason, side, usd, leverage))
         if trip.closed < plan.ticks:
-            found.append(OptimalAction(trip.closed, "close_perp", trip.ticker, 0.0, f"closes the {side} of tick {trip.opened}"))
+            actions.append(OptimalAction(trip.closed, "close_perp", trip.ticker, 0.0, f"closes the {side} of tick {trip.opened}"))
     for purchase in plan.purchases:
         side = "yes" if purchase.yes else "no"
         reason = f"{side.upper()} of {purchase.market} is at its cheapest for what it comes to"
         value = round(purchase.profit, USD_DECIMALS)
-        found.append(OptimalAction(purchase.tick, "buy_prediction", purchase.market, value, reason, side, purchase.usd))
-    return tuple(sorted(found, key=lambda action: action.tick))
+        actions.append(OptimalAction(purchase.tick, "buy_prediction", purchase.market, value, reason, side, purchase.usd))
+    return tuple(sorted(actions, key=lambda action: action.tick))

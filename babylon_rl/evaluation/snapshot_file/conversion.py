@@ -138,8 +138,8 @@ class MarketRecording:
     def _texts(self, tick: int) -> Iterator[SnapshotEvent]:
         now = self.scenario.timestamp_ms(tick)
         for event in self.scenario.events_at(tick):
-            said = {"authorId": NEWS, "authorName": "News", "content": event.text, "about": event.about}
-            yield SnapshotEvent(POST_CREATED, now, {**said, "clarity": event.clarity, "rumour": event.rumour})
+            content = {"authorId": NEWS, "authorName": "News", "content": event.text, "about": event.about}
+            yield SnapshotEvent(POST_CREATED, now, {**content, "clarity": event.clarity, "rumour": event.rumour})
         for post in self.scenario.posts_at(tick):
             author = self._ids.get(post.author, "unknown")
             yield SnapshotEvent(
@@ -151,12 +151,14 @@ class MarketRecording:
 
 def people(scenario: Scenario) -> tuple[Person, ...]:
     """People who post, and silent ones up to the number of agents that the scenario was made for."""
-    found = {author.name: author.trust for author in scenario.authors}
+    trust_by_name = {author.name: author.trust for author in scenario.authors}
     for post in scenario.posts:
-        found.setdefault(post.author, post.trust)
-    wanted = scenario.config.agents if scenario.config is not None else 0
-    found |= {f"Agent {number}": 0.5 for number in range(len(found) + 1, wanted + 1)}
-    return tuple(Person(f"agent-{number}", name, round(100.0 * trust, 2), 0.0) for number, (name, trust) in enumerate(found.items(), 1))
+        trust_by_name.setdefault(post.author, post.trust)
+    count = scenario.config.agents if scenario.config is not None else 0
+    trust_by_name |= {f"Agent {number}": 0.5 for number in range(len(trust_by_name) + 1, count + 1)}
+    return tuple(
+        Person(f"agent-{number}", name, round(100.0 * trust, 2), 0.0) for number, (name, trust) in enumerate(trust_by_name.items(), 1)
+    )
 
 
 def opportunities(scenario: Scenario, model: MarketModel | None = None) -> tuple[SocialOpportunity, ...]:
@@ -166,7 +168,8 @@ def opportunities(scenario: Scenario, model: MarketModel | None = None) -> tuple
     effect is over, fees paid, at the prices on the screen.
     """
     model = model or scenario.model or MarketModel()
-    return tuple(sorted((found for found in _all(scenario, model) if found.value > 0.0), key=lambda found: found.tick))
+    worthwhile = (opportunity for opportunity in _all(scenario, model) if opportunity.value > 0.0)
+    return tuple(sorted(worthwhile, key=lambda opportunity: opportunity.tick))
 
 
 def _all(scenario: Scenario, model: MarketModel) -> Iterator[SocialOpportunity]:
@@ -343,8 +346,8 @@ def _first_difference(snapshot: SnapshotDocument, scenario: Scenario) -> str:
     recording = MarketRecording(scenario)
     if recording.initial_state != snapshot.initial_state or len(snapshot.ticks) != scenario.ticks:
         return "at its start or in its length"
-    for given, made in zip(snapshot.ticks, recording.ticks(), strict=True):
-        if given != made:
+    for given, expected in zip(snapshot.ticks, recording.ticks(), strict=True):
+        if given != expected:
             return f"at tick {given.number}"
     return ""
 
@@ -386,7 +389,7 @@ def _questions(snapshot: SnapshotDocument, states: tuple[State, ...]) -> list[Qu
     for tick, state in enumerate(states):
         for market in state.prediction_markets:
             seen.setdefault(market.id, {})[tick] = market
-    found, start, ms = [], states[0].timestamp, snapshot.tick_interval * 1000
+    questions, start, ms = [], states[0].timestamp, snapshot.tick_interval * 1000
     for number, (name, shown) in enumerate(seen.items(), 1):
         created = min(shown)
         answered = next((tick for tick, market in shown.items() if market.resolved), None)
@@ -397,21 +400,21 @@ def _questions(snapshot: SnapshotDocument, states: tuple[State, ...]) -> list[Qu
                 price = shown[tick].yes_price
             crowd.append(min(1.0 - CERTAIN, max(CERTAIN, price)))
         answer = snapshot.ground_truth.market_outcomes[name]
-        found.append(Question(name, number, shown[created].question, answer, tuple(crowd), created, max(created + 1, resolve)))
-    return found
+        questions.append(Question(name, number, shown[created].question, answer, tuple(crowd), created, max(created + 1, resolve)))
+    return questions
 
 
 def _post(snapshot: SnapshotDocument, tick: int, event: SnapshotEvent) -> Post | None:
     """A post as the game records it; which market it is about and which way it leans are read from its text where it does not say."""
     if event.type != POST_CREATED:
         return None
-    said = {name: value for name, value in event.data.items() if isinstance(value, str)}
-    text, author = said.get("content", ""), said.get("authorName", said.get("authorId", "unknown"))
+    texts = {name: value for name, value in event.data.items() if isinstance(value, str)}
+    text, author = texts.get("content", ""), texts.get("authorName", texts.get("authorId", "unknown"))
     first = snapshot.initial_state
     names = {market.question: market.id for market in first.prediction_markets} | {m.ticker: m.ticker for m in first.perpetual_markets}
-    about = said.get("about") or next((name for words, name in names.items() if words in text), "")
+    about = texts.get("about") or next((name for words, name in names.items() if words in text), "")
     trust = event.data.get("trust")
     if not isinstance(trust, int | float):
-        trust = next((person.reputation / 100.0 for person in first.agents if person.id == said.get("authorId")), 0.5)
+        trust = next((person.reputation / 100.0 for person in first.agents if person.id == texts.get("authorId")), 0.5)
     direction = next((sign for word, sign in LEANING_WORDS.items() if word in text.lower().split()), 0)
     return Post(tick, author, min(1.0, max(0.0, float(trust))), text, about, direction, False)

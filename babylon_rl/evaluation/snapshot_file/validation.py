@@ -38,11 +38,11 @@ class Findings:
 
     def sentences(self) -> tuple[list[str], list[str]]:
         """Errors and warnings in the order in which they were first met."""
-        told: tuple[list[str], list[str]] = ([], [])
+        sentences: tuple[list[str], list[str]] = ([], [])
         for (is_error, _), (sentence, count) in self._found.items():
             more = f" ({count} cases like it in all)" if count > 1 else ""
-            told[0 if is_error else 1].append(f"{sentence}{more}.")
-        return told
+            sentences[0 if is_error else 1].append(f"{sentence}{more}.")
+        return sentences
 
     def _add(self, is_error: bool, kind: str, sentence: str) -> None:
         first, count = self._found.get((is_error, kind), (sentence, 0))
@@ -126,11 +126,13 @@ def _check_history(ticker: str, history: Sequence[PricePoint], states: Sequence[
     """A point's tick is a moment, or the number of the tick that ends with it, as in the game's own snapshots; one of both throughout."""
     recorded = {state.tick: market for state in states for market in state.perpetual_markets if market.ticker == ticker}
     times = {state.tick: state.timestamp for state in states}
-    wrong, shift = min((([point for point in history if not _same(point, recorded.get(point.tick + by))], by) for by in (0, 1)), key=_size)
-    for point in wrong:
+    wrong_points, shift = min(
+        (([point for point in history if not _same(point, recorded.get(point.tick + by))], by) for by in (0, 1)), key=_size
+    )
+    for point in wrong_points:
         shown = recorded[point.tick + shift].price if point.tick + shift in recorded else None
-        told = f"the state says {shown}" if shown is not None else "there is no such tick"
-        findings.error(f"history {ticker}", f"The price history of {ticker} has {point.price} at tick {point.tick}, {told}")
+        why = f"the state says {shown}" if shown is not None else "there is no such tick"
+        findings.error(f"history {ticker}", f"The price history of {ticker} has {point.price} at tick {point.tick}, {why}")
     ticks = [point.tick for point in history]
     if ticks != list(range(len(ticks))) or len(ticks) < len(states) - 1:
         findings.error(
@@ -145,8 +147,8 @@ def _check_history(ticker: str, history: Sequence[PricePoint], states: Sequence[
         )
 
 
-def _size(found: tuple[list[PricePoint], int]) -> int:
-    return len(found[0])
+def _size(reading: tuple[list[PricePoint], int]) -> int:
+    return len(reading[0])
 
 
 def _same(point: PricePoint, market: PerpetualMarket | None) -> bool:
@@ -194,11 +196,11 @@ def _check_frame(snapshot: SnapshotDocument, findings: Findings) -> None:
     if snapshot.tick_interval <= 0 or snapshot.duration <= 0:
         findings.error("length", f"It lasts {snapshot.duration} s in ticks of {snapshot.tick_interval} s; both must be positive")
         return
-    wanted, rest = divmod(snapshot.duration, snapshot.tick_interval)
-    if len(snapshot.ticks) < wanted or not snapshot.ticks:
-        findings.error("truncated", f"It is cut off: {len(snapshot.ticks)} ticks are there, {wanted} belong to its duration")
-    elif len(snapshot.ticks) > wanted + bool(rest):
-        findings.error("too long", f"It has {len(snapshot.ticks)} ticks, {wanted + bool(rest)} belong to its duration")
+    expected, rest = divmod(snapshot.duration, snapshot.tick_interval)
+    if len(snapshot.ticks) < expected or not snapshot.ticks:
+        findings.error("truncated", f"It is cut off: {len(snapshot.ticks)} ticks are there, {expected} belong to its duration")
+    elif len(snapshot.ticks) > expected + bool(rest):
+        findings.error("too long", f"It has {len(snapshot.ticks)} ticks, {expected + bool(rest)} belong to its duration")
     if not snapshot.initial_state.prediction_markets and not snapshot.initial_state.perpetual_markets:
         findings.warning("empty", "Nothing can be traded at its start")
     _check_origin(snapshot, findings)
@@ -217,7 +219,7 @@ def _check_origin(snapshot: SnapshotDocument, findings: Findings) -> None:
         findings.error("config", str(error).rstrip("."))
         return
     first = snapshot.initial_state
-    for what, asked, found in (
+    for what, configured, actual in (
         ("ticks", config.ticks, len(snapshot.ticks)),
         ("seconds a tick", config.tick_seconds, snapshot.tick_interval),
         ("stocks", config.perps, len(first.perpetual_markets)),
@@ -225,8 +227,8 @@ def _check_origin(snapshot: SnapshotDocument, findings: Findings) -> None:
         ("milliseconds at its start", config.start_ms, first.timestamp),
         ("as its seed", config.seed, snapshot.seed),
     ):
-        if asked != found:
-            findings.error("config", f"Its config says {asked} {what}, it has {found}")
+        if configured != actual:
+            findings.error("config", f"Its config says {configured} {what}, it has {actual}")
 
 
 def _check_times(snapshot: SnapshotDocument, findings: Findings) -> None:
@@ -317,8 +319,8 @@ def _check_course(states: Iterable[State], findings: Findings) -> None:
             if [market.ticker for market in before.perpetual_markets] != [market.ticker for market in state.perpetual_markets]:
                 findings.error("stocks", f"The stocks of tick {state.tick} are not those of the tick before")
                 continue
-            for one, other in zip(before.perpetual_markets, state.perpetual_markets, strict=True):
-                moved[one.ticker] = moved.get(one.ticker, False) or one.price != other.price
+            for old_stock, new_stock in zip(before.perpetual_markets, state.perpetual_markets, strict=True):
+                moved[old_stock.ticker] = moved.get(old_stock.ticker, False) or old_stock.price != new_stock.price
         before = state
     still = [name for name, has in moved.items() if not has]
     if still:

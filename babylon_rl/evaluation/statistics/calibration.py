@@ -105,7 +105,7 @@ def reliability_bins(
         raise ValueError(f"forecasts need one bin at least, not {bins}.")
     of_bin = np.minimum((p * bins).astype(np.int64), bins - 1)
     codes = np.arange(p.size) if clusters is None else codes_of(clusters, p.size)
-    found = []
+    rows = []
     for number in np.unique(of_bin).tolist():
         there = of_bin == number
         count, true = int(there.sum()), int(y[there].sum())
@@ -114,8 +114,8 @@ def reliability_bins(
         else:
             won, tried = np.bincount(codes[there], weights=y[there]), np.bincount(codes[there])
             observed = share_by_snapshot(won.astype(int).tolist(), tried.tolist(), confidence)
-        found.append(ReliabilityBin(number / bins, (number + 1) / bins, count, float(p[there].mean()), observed))
-    return tuple(found)
+        rows.append(ReliabilityBin(number / bins, (number + 1) / bins, count, float(p[there].mean()), observed))
+    return tuple(rows)
 
 
 def calibration_p(
