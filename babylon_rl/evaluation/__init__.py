@@ -1,1 +1,1 @@
-"""Evidence: players meet in the same unseen markets, and the differences are told with their uncertainty."""
+"""Evaluation: players in the same unseen markets, compared with their uncertainty."""

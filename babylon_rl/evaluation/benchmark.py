@@ -1,4 +1,4 @@
-"""A batch's evidence: its checkpoint, the base, the version to beat, the parent and all scripts in the same unseen markets.
+"""Benchmark of a batch: its checkpoint against the reference, the base, its parent and all strategies.
 
 When the markets played decide nothing and a few times as many would, they are played too (gate.py).
 
@@ -39,7 +39,9 @@ def evaluate_batch(
     serving: Serving = served_here,
     on_progress: Progress = unheard,
 ) -> BenchmarkReport:
-    """Play what is missing, compare, decide, and store the report; its picture is written to <home>/benchmarks/<version>.png.
+    """Play missing markets, compare, decide, and store the report.
+
+    Its picture is written to <home>/benchmarks/<version>.png.
 
     The reference is the deployed version, else the newest ancestor that passed, else the base: the first that can be played here. A
     version that cannot be played here is not compared, and the report says why. An inconclusive comparison is played on, twice and four
@@ -91,7 +93,10 @@ def evaluate_batch(
 
 @dataclass(frozen=True)
 class _Players:
-    """The models that play, the candidate first (none when it is not here), the reference's name, and notes on who is missing."""
+    """Models that play: the candidate first, unless it is not here, the reference's name, and notes.
+
+    Notes say who is missing and why.
+    """
 
     sources: tuple[ModelSource, ...]
     reference: str | None
@@ -117,7 +122,7 @@ def _compare(
 
 
 def _players(connection: Connection, settings: Settings, model: Model) -> _Players:
-    """The candidate, the reference and the parent version as far as they are here, and the base."""
+    """The candidate, the reference and the parent where available, and the base."""
     missing = absent(model, settings)
     if missing is not None:
         return _Players((), None, (str(missing),))
@@ -149,7 +154,10 @@ def _ancestors(model: Model, versions: Mapping[str, Model]) -> Iterator[Model]:
 def _reference(
     versions: Iterable[Model], ancestors: Sequence[Model], passed: Collection[str], settings: Settings
 ) -> tuple[tuple[Model, str] | None, list[str]]:
-    """The version to beat with its role, None for the base, and sentences that say why it is that one."""
+    """The version to beat with its role, and sentences that give the reason.
+
+    The version is None for the base.
+    """
     deployed = deployed_model(versions)
     missing = None if deployed is None else absent(deployed, settings)
     if deployed is not None and missing is None:
@@ -168,7 +176,10 @@ def _reference(
 
 
 def read_report(connection: Connection, batch_id: str) -> BenchmarkReport | None:
-    """The newest report of a batch, or None; its picture is None where the file is not on this machine."""
+    """The newest report of a batch, or None.
+
+    Its picture is None where the file is not on this machine.
+    """
     stored = read_stored_report(connection, batch_id)
     if stored is None:
         return None

@@ -1,4 +1,6 @@
-"""``benchmark compare``: kept results side by side, as a document in the shape of the game's own benchmark with ours beside it.
+"""Command ``benchmark compare``: stored results side by side, as one document.
+
+It has the shape of the game's own benchmark, with our fields beside it.
 
 A result that is not sound, of a market that its agent had met before, or of another version of the engine than the others enters nothing
 and is named with the reason.
@@ -24,7 +26,7 @@ LEVEL = 0.05
 
 
 class Bounds(CamelCase, frozen=True):
-    """An estimate with its 95 % interval; an end is null where the data do not bound it."""
+    """Estimate with its 95 % interval; a bound is null where the data give none."""
 
     mean: float
     low: float | None
@@ -42,7 +44,10 @@ class Totals(CamelCase, frozen=True):
 
 
 class AgentRow(CamelCase, frozen=True):
-    """One agent over its runs: means over snapshots, shares over all of its decisions, positions or purchases; null: nothing to measure."""
+    """Statistics of one agent over its runs; null where there is nothing to measure.
+
+    Means are over snapshots, shares over all of its decisions, positions or purchases.
+    """
 
     agent: str
     role: str
@@ -112,13 +117,13 @@ class ComparisonDocument(CamelCase, frozen=True):
 
     @property
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
+        """JSON values of the comparison."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         return plain
 
 
 def sound_results(files: Iterable[Path]) -> tuple[list[Result], list[LeftOut]]:
-    """The results that may enter a comparison, and the files that may not, with sentences that say why."""
+    """Results that may enter a comparison, and left-out files with their reasons."""
     results, left_out = [], []
     for path in files:
         try:
@@ -151,7 +156,7 @@ def result_files(directory: Path) -> list[Path]:
 
 
 def compare_results(results: Sequence[Result], left_out: Sequence[LeftOut] = (), *, reference: str | None = None) -> ComparisonDocument:
-    """Compare all agents of some sound results with each other, or with one of them only.
+    """Compare all agents of sound results with each other, or with a reference only.
 
     Only results of one version of the engine are compared: of the one that runs now, or, where none is of it, of the one with most results.
 
@@ -200,8 +205,9 @@ def _of_one_engine(results: Sequence[Result]) -> tuple[list[Result], list[LeftOu
 
 
 def by_agent(results: Sequence[Result]) -> dict[str, dict[RunKey, Result]]:
-    """Results of one engine by name, then by market, seed and repeat. Where one name stands for several agents, the mandate is added, and
-    a part of the identity where that does not tell them apart.
+    """Results of one engine by agent name, then by market, seed and repeat.
+
+    Where one name stands for several agents, the mandate is added, and a part of the identity where that is not enough.
 
     Raises:
         UsageError: two different results of one agent, market, seed and repeat.
@@ -295,5 +301,8 @@ def _totals(results: Sequence[Result]) -> Totals:
 
 
 def _bounds(mean: float, low: float, high: float) -> Bounds:
-    """Without ends where one snapshot, or a jackknife without spread, gives none."""
+    """Estimate whose infinite bounds are null.
+
+    One snapshot, or a jackknife without spread, gives no bound.
+    """
     return Bounds(mean=mean, low=low if math.isfinite(low) else None, high=high if math.isfinite(high) else None)

@@ -1,4 +1,4 @@
-"""Comparison of players over the same markets: rows with what each earned, and pairs with what tells them apart.
+"""Comparison of players over the same markets: statistics of each, and paired differences.
 
 Pairs are runs of the same snapshot, seed and repeat; snapshots are the independent draws, repeats of one count as one. p-values are
 corrected for all pairs (Holm) and for the interim analyses of a benchmark that grows (Bonferroni). The gate, the leaderboard,
@@ -33,7 +33,7 @@ RunKey = tuple[str, str, int]  # snapshot, seed, repeat
 
 
 class ComparableRun(Protocol):
-    """A complete run as comparisons see it: a Result, or the row that the gate stores of one."""
+    """A complete run for comparisons: a Result, or the gate's stored row."""
 
     @property
     def pnl_usd(self) -> float:
@@ -79,7 +79,10 @@ class PlayerRow(Generic[R]):
 
 @dataclass(frozen=True)
 class GateRow(PlayerRow[MarketResult]):
-    """One player over the gate's markets; ``improvement`` is its P&L minus the reference's, None for the reference itself."""
+    """One player over the gate's markets.
+
+    ``improvement`` is its P&L minus the reference's, None for the reference itself.
+    """
 
     improvement: Interval | None = None
 
@@ -106,13 +109,16 @@ class GateRow(PlayerRow[MarketResult]):
 
     @cached_property
     def win_rate(self) -> Interval | None:
-        """Orders closed with a profit among those closed with a profit or a loss, clustered by market; None when there were none."""
+        """Share of orders closed with a profit, clustered by market; None without closed orders.
+
+        Orders closed at exactly 0 do not count.
+        """
         wins, closed = [result.wins for result in self.results], [result.wins + result.losses for result in self.results]
         return share_by_snapshot(wins, closed) if any(closed) else None
 
     @cached_property
     def accuracy(self) -> Interval | None:
-        """Orders in the market's direction over their tick, clustered by market; None when there were none."""
+        """Share of orders in the market's direction, clustered by market; None without orders."""
         right, orders = [result.predictions_right for result in self.results], [result.predictions for result in self.results]
         return share_by_snapshot(right, orders) if any(orders) else None
 
@@ -123,7 +129,7 @@ class GateRow(PlayerRow[MarketResult]):
 
     @cached_property
     def max_drawdown_usd(self) -> float:
-        """The largest fall of the P&L from its peak in a market hour, mean over markets."""
+        """Largest fall of the P&L from its peak in a market hour, mean over markets."""
         return self.mean(lambda result: max(drawdowns(result.pnl_path))) or 0.0
 
     @property
@@ -138,14 +144,20 @@ class GateRow(PlayerRow[MarketResult]):
 
     @property
     def sharpe_path(self) -> list[float | None]:
-        """Mean Sharpe ratio up to every moment, over the markets that have one by then; None at the beginning."""
+        """Mean Sharpe ratio up to every moment; None at the beginning.
+
+        The mean is over the markets that have a ratio by then.
+        """
         columns = zip(*(sharpe_path(result.pnl_path, FEWEST_TO_DRAW) for result in self.results), strict=True)
         defined = [[value for value in column if value is not None] for column in columns]
         return [sum(values) / len(values) if values else None for values in defined]
 
     @property
     def document(self) -> dict[str, Any]:
-        """Its row in the report: dollars an hour, ``invalid`` a count, rates and shares 0..1, None where there is nothing to measure."""
+        """Report row as JSON values; None where there is nothing to measure.
+
+        Dollars are by hour, ``invalid`` is a count, rates and shares are 0..1.
+        """
         improvement, win_rate, accuracy, shares = self.improvement, self.win_rate, self.accuracy, self.shares
         return {
             "model": self.player, "role": self.role, "markets": len(self.results),
@@ -185,7 +197,9 @@ AnyRow = TypeVar("AnyRow", bound=PlayerRow[Any])
 
 @dataclass(frozen=True)
 class Comparison(Generic[AnyRow]):
-    """Players over markets. ``candidate`` and ``reference`` are names in it, None where there is no such player.
+    """Players over markets, with paired differences.
+
+    ``candidate`` and ``reference`` are names of rows, None where there is no such player.
 
     ``pairs`` of a candidate are its own, with the reference first. ``analyses`` is how often the benchmark may be analysed while it grows;
     intervals of differences are as wide as that asks. ``notes`` says in words who is compared with whom and why, and who is missing.
@@ -205,7 +219,7 @@ class Comparison(Generic[AnyRow]):
 
     @property
     def confidence(self) -> float:
-        """Of one analysis of differences, so that all analyses together keep CONFIDENCE (Bonferroni)."""
+        """Confidence of one analysis, so that all analyses together keep CONFIDENCE (Bonferroni)."""
         return confidence_of(self.analyses)
 
     def row(self, player: str) -> AnyRow:
@@ -214,12 +228,12 @@ class Comparison(Generic[AnyRow]):
 
 
 def confidence_of(analyses: int) -> float:
-    """The confidence of each of so many interim analyses, when all together are to keep CONFIDENCE."""
+    """Confidence of one of several interim analyses that keep CONFIDENCE together."""
     return 1 - (1 - CONFIDENCE) / analyses
 
 
 def pairs_of(rows: Sequence[PlayerRow[Any]], names: Sequence[tuple[str, str]], analyses: int = 1) -> tuple[tuple[Pair, ...], list[str]]:
-    """Every wanted pair that shares a run, and a sentence about each that shares none, or not all."""
+    """Paired comparisons by name, and a sentence for each pair with missing shared runs."""
     runs = {row.player: row.runs for row in rows}
     shared = {(a, b): [key for key in runs[a] if key in runs[b]] for a, b in names}
     notes = [f"{a} and {b} share no run: they cannot be compared." for (a, b), keys in shared.items() if not keys]
@@ -249,7 +263,9 @@ def compare(
     notes: Sequence[str] = (),
     analyses: int = 1,
 ) -> Comparison[GateRow]:
-    """Compare players of the gate's markets, ``played`` as name -> role and results, market by market.
+    """Compare players of the gate's markets, market by market.
+
+    ``played`` maps a name to its role and results.
 
     Raises:
         MarketError: they did not play the same markets, or fewer than two.

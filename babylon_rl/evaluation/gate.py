@@ -1,4 +1,4 @@
-"""The gate: whether the evidence lets a version in front of the agents, and why, in words and numbers.
+"""The gate: decides from the evidence whether a version may be released, with the reasons.
 
 It asks for objective P&L alone: the judge that a version was trained with has no say here. docs/decisions/0007-gate.md says why the
 rules are these. Interim analyses of a benchmark that grows are fixed beforehand: as it is set, twice and four times as large, each at a
@@ -33,7 +33,10 @@ class GateCheck:
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """``decision`` is fail when one of ``checks`` failed, pass when all passed, inconclusive otherwise, or not_compared without any."""
+    """Decision of the gate with its checks.
+
+    ``decision`` is fail when one of ``checks`` failed, pass when all passed, inconclusive otherwise, or not_compared without any.
+    """
 
     decision: str
     reason: str
@@ -103,7 +106,7 @@ def _vetoes(pair: Pair, comparison: Comparison[GateRow]) -> bool:
 
 
 def _gain(pair: Pair, comparison: Comparison[GateRow]) -> GateCheck:
-    """The veto of what costs nothing: a version must be shown to earn more than the base, and than no trading at all."""
+    """Veto check: a version must earn more than the base, and than no trading."""
     difference, rival = pair.paired.difference, "doing nothing" if pair.b == NOTHING else pair.b
     name = "better_than_nothing" if pair.b == NOTHING else "better_than_base"
     interval = f"{difference.mean:+.1f} an hour, paired 95 % interval {difference.low:+.1f} to {difference.high:+.1f}"
@@ -153,7 +156,10 @@ def analysis_sizes(first: int) -> tuple[int, ...]:
 
 
 def next_analysis(comparison: Comparison[GateRow], min_improvement: float, first: int) -> int | None:
-    """Markets of the next analysis after one that decided nothing; None when no more are worth playing."""
+    """Markets of the next interim analysis after an inconclusive one.
+
+    None when no more are worth playing.
+    """
     larger = [size for size in analysis_sizes(first) if size > comparison.markets]
     if not larger or larger[-1] < FEWEST_MARKETS:
         return None
@@ -164,7 +170,10 @@ def next_analysis(comparison: Comparison[GateRow], min_improvement: float, first
 
 
 def needed_markets(comparison: Comparison[GateRow], min_improvement: float) -> int | None:
-    """Markets in which an improvement of the size seen shows with 80 % power; None when it is not above ``min_improvement``."""
+    """Markets in which an improvement of the observed size shows with 80 % power.
+
+    None when it is not above ``min_improvement``.
+    """
     if comparison.candidate is None or comparison.reference is None:
         return None
     ours, theirs = comparison.row(comparison.candidate), comparison.row(comparison.reference)

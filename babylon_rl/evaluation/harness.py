@@ -1,4 +1,4 @@
-"""The harness: agents that play benchmark markets and training hours, and the conditions that must hold at the end.
+"""The harness: players of markets and training hours, and conditions on the result.
 
 A fault is a sentence; no sentence means that there was something to learn from, that something was learned, and that it can be used.
 """
@@ -39,7 +39,10 @@ ROWS_AN_HOUR = PRESETS["hour"].minutes * 60 // PRESETS["hour"].tick_seconds  # o
 
 
 def harness_players(agents: int) -> list[Player]:
-    """The scripted strategies in turn, as ``spawn`` seats them; the second round is named ``balanced-2`` and draws other numbers."""
+    """Scripted strategies in turn, in the order of ``spawn``.
+
+    The second round is named ``balanced-2`` and draws other numbers.
+    """
     names = [player.strategy for player in players_of(SpawnRequest(agents, 0, 1, 0))]
     return [_player(name, index // len(STRATEGIES) + 1) for index, name in enumerate(names)]
 
@@ -61,13 +64,15 @@ def _player(strategy: str, round_: int) -> Player:
 
 
 def missing_hours(state: Readiness, settings: Settings, agents: int) -> int:
-    """Hours of ``agents`` that make it ready to train, if all they write can be frozen; at least 1."""
+    """Hours of ``agents`` until enough data can be frozen for a training; at least 1."""
     trajectories = ceil((settings.training_min_trajectories - state.total_trajectories) / (agents * ROWS_AN_HOUR))
     return max(1, trajectories, settings.training_min_groups - state.scenario_groups)
 
 
 def free_hours(connection: Connection, request: SpawnRequest, now: datetime) -> SpawnRequest:
-    """The request with a start where its hours are free: after the newest simulated one, else the newest gap before.
+    """The request with a start where its hours are free.
+
+    That is after the newest simulated hour, else in the newest gap before it.
 
     Raises:
         UsageError: the request has a start, and that reaches into the future.
@@ -83,7 +88,7 @@ def free_hours(connection: Connection, request: SpawnRequest, now: datetime) -> 
 
 
 def benchmark_faults(comparison: ComparisonDocument) -> list[str]:
-    """Why the benchmark tells nobody apart."""
+    """Faults of a benchmark without any difference between players."""
     pnls = [row.pnl.mean for row in comparison.agents]
     if max(pnls) - min(pnls) > 0:
         return []
@@ -91,7 +96,10 @@ def benchmark_faults(comparison: ComparisonDocument) -> list[str]:
 
 
 def learning_faults(groups: Sequence[JudgedGroup], steps: Sequence[TrainingStep]) -> list[str]:
-    """Why a finished training has learned nothing: scores that rank nobody, no token that carried a gradient, or a dry run."""
+    """Faults of a finished training that learned nothing.
+
+    Causes are equal scores, no token with a gradient, or a dry run.
+    """
     faults = []
     if any(step.backend == DRY_BASE_MODEL for step in steps):
         return ["Nothing was learned: the dry trainer trains nothing. Unset LOCAL_BASE_MODEL to train the packaged model."]
@@ -104,7 +112,9 @@ def learning_faults(groups: Sequence[JudgedGroup], steps: Sequence[TrainingStep]
 
 
 def answer_of(checkpoint: Path, version: str, base_model: str, scenario: Scenario, settings: Settings) -> str | None:
-    """Check a checkpoint's files, load it behind a server and ask it for one decision in a market; its words, None of a dry run.
+    """Verify a checkpoint, serve it, and return its answer to one market decision.
+
+    The answer of a dry run is None.
 
     Raises:
         CheckpointError: it is damaged, or made for another base.

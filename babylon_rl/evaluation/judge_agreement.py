@@ -1,4 +1,6 @@
-"""Agreement of a judge with the market: agents of known skill play hours, the judge scores them, ranks are compared.
+"""Agreement of a judge with the market, measured on agents of known skill.
+
+The agents play hours, the judge scores them, and ranks are compared.
 
 Skill is expected P&L: the mean over many markets like the judged hours, with everybody at one table as there, in other markets than
 those. It is what a single hour shows only through luck. The correlation is of ranks (Spearman) within an hour, as training takes scores
@@ -56,7 +58,10 @@ class Skill:
 
 
 def skills(markets: int = SKILL_MARKETS, on_market: Callable[[], None] = lambda: None) -> tuple[Skill, ...]:
-    """The skill of every player, over ``markets`` (2 or more) markets of the preset that spawned hours have; 200 take about 4 s."""
+    """Measure the skill of every player over ``markets`` (2 or more) markets.
+
+    The markets have the preset of spawned hours; 200 take about 4 s.
+    """
     pnls = np.empty((markets, len(PLAYERS)))
     for index in range(markets):
         seed = f"{SEED_PREFIX}{index}"
@@ -76,13 +81,13 @@ def calibration_windows(hours: int) -> list[str]:
 def play_hours(
     connection: Connection, windows: Sequence[str], seed: int, now: datetime, on_hour: Callable[[], None] = lambda: None
 ) -> None:
-    """Let the players play consecutive hours and write them as a game would, into a database made for this."""
+    """Play consecutive hours and write them as a game would, into a database made for this."""
     request = SpawnRequest(agents=len(PLAYERS), model_agents=0, windows=len(windows), seed=seed, start=windows[0])
     spawn(connection, request, now, None, lambda _: on_hour(), players=PLAYERS)
 
 
 def calibration_name(seed: int) -> str:
-    """A name for the hours of ``seed``, another one whenever the market's code gives other hours."""
+    """Name of the hours of ``seed``; it changes when the market's code gives other hours."""
     scenario = generate(preset("hour", seed=f"{SEED_PREFIX}name", agents=len(PLAYERS), edition=TRAINING.name))
     run = play(scenario, {player.agent_id: factory(player.strategy, scenario) for player in PLAYERS}, script_prompts=TRADER_V1)
     prompts = [[call.messages for call in record.calls.values()] for record in run.records.values()]
@@ -103,7 +108,9 @@ def measure(
     seed: int = 0,
     on_progress: Progress = unheard,
 ) -> JudgeAgreement:
-    """Calibrate the judge of ``settings`` in a migrated database that holds nothing else; what an earlier call has done there is kept.
+    """Calibrate the judge of ``settings`` in a migrated database that holds nothing else.
+
+    Hours and scores of an earlier call are kept.
 
     Args:
         connection: in autocommit, as rooms open their own transactions.
@@ -147,7 +154,9 @@ def agreement(
     seed: int,
     now: datetime,
 ) -> JudgeAgreement:
-    """Compare scores (a group an hour) with ``players`` skill and with the dollars that came (window -> agent -> P&L).
+    """Compare scores (a group an hour) with known skill and with realized dollars.
+
+    ``realized_usd`` maps window to agent to P&L.
 
     Args:
         orders: in which each group was shown, as the setting says.
@@ -184,7 +193,10 @@ def agreement(
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's, equal values sharing their mean rank; 0 where one of the two does not vary, as it then says nothing of the other."""
+    """Spearman's rank correlation; equal values share their mean rank.
+
+    0 where one of the two does not vary.
+    """
     from scipy.stats import rankdata
 
     if len(first) < 2 or np.ptp(first) < _SAME or np.ptp(second) < _SAME:
@@ -210,7 +222,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _ends(interval: Interval, most: float) -> tuple[float, float, float]:
-    """Mean, low, high, kept within ``most``, which a correlation (1) or a difference of two (2) cannot exceed."""
+    """Mean, low and high, clamped to ``most``: 1 for a correlation, 2 for a difference of two."""
     return interval.mean, max(-most, interval.low), min(most, interval.high)
 
 

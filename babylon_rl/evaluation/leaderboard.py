@@ -1,4 +1,4 @@
-"""The leaderboard: all versions of the line, the base and every strategy in the same unseen markets, the richest first.
+"""Leaderboard: versions of the lineage, their base and every strategy, by P&L.
 
 It is made of stored results and asks no model anything. A version that did not play enough of the markets as they are now, or stands on
 another base, is not ranked, and the reason is said. Left out: a correction for taking the best of many, which flatters the first place;
@@ -31,7 +31,10 @@ _FEWEST = 2  # for an interval
 
 @dataclass(frozen=True)
 class LeaderboardRow:
-    """A player's place; ``model`` and ``gated`` are a version's, None for the base and strategies, ``gated`` also without a report."""
+    """A player's place in the leaderboard.
+
+    ``model`` and ``gated`` are a version's, None for the base and strategies; ``gated`` also without a report.
+    """
 
     place: int
     row: GateRow
@@ -40,7 +43,7 @@ class LeaderboardRow:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The report's row with the place, the registry's status and the gate's decision, as plain values."""
+        """Report row with place, status and the gate's decision, as JSON values."""
         model, gated = self.model, self.gated
         return {
             "place": self.place,
@@ -63,7 +66,10 @@ class Unranked:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """``lines`` from the richest down, over ``markets`` common markets; ``reference`` is the base, None while it has played none."""
+    """Ranked players over common markets, by P&L.
+
+    ``lines`` begin with the highest; ``reference`` is the base, None before it has played.
+    """
 
     lines: tuple[LeaderboardRow, ...]
     unranked: tuple[Unranked, ...]
@@ -82,7 +88,7 @@ class Leaderboard:
 
     @cached_property
     def data_version(self) -> str:
-        """A hash of everything that it says."""
+        """Hash of the leaderboard's content."""
         return content_version([self.document, [list(line.row.pnls_usd) for line in self.lines]])
 
     @property
@@ -97,7 +103,9 @@ class Leaderboard:
 
 
 def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
-    """Rank the versions of ours on the newest version's base, that base, and all scripts, over the markets that all of them played.
+    """Rank our versions on the newest version's base, that base, and all strategies.
+
+    Markets are those that all of them played.
 
     Scripts are played on the spot: 24 markets take about a second.
     """
@@ -121,7 +129,7 @@ def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
 
 
 class _Known:
-    """Stored results of the base and of the versions on it in ``snapshots`` as they are now."""
+    """Stored results of the base and its versions in the current ``snapshots``."""
 
     def __init__(self, connection: Connection, models: Sequence[Model], snapshots: Sequence[Snapshot]) -> None:
         self._snapshots = snapshots
@@ -130,7 +138,10 @@ class _Known:
         self._results = {name: read_results(connection, name, identity, markets) for name, identity in weights.items()}
 
     def missing(self, model: Model, report: Gated | None, benchmark_size: int) -> str | None:
-        """Why a version has no place, None when it has one; ``benchmark_size`` is how many markets a benchmark has."""
+        """Reason why a version has no place; None when it has one.
+
+        ``benchmark_size`` is the number of markets of a benchmark.
+        """
         again = f"materialize benchmark_report of {model.training_batch}"
         if model.foreign or model.status == _FAILED:
             return "Another producer made it." if model.foreign else "Its training failed."
@@ -144,13 +155,16 @@ class _Known:
         return None
 
     def common(self, versions: Mapping[str, Model], benchmark_size: int) -> list[Snapshot]:
-        """The markets that the base and all of ``versions`` have played, ``benchmark_size`` of a benchmark where nobody has."""
+        """Markets that the base and all ``versions`` have played.
+
+        Without any, the first ``benchmark_size``.
+        """
         sets = [self._results[name].keys() for name in (BASE, *versions) if name in self._results]
         shared = [snapshot for snapshot in self._snapshots if sets and all(snapshot.id in played for played in sets)]
         return shared if len(shared) >= _FEWEST else list(self._snapshots[:benchmark_size])
 
     def of(self, versions: Mapping[str, Model], markets: Sequence[Snapshot]) -> dict[str, dict[str, MarketResult]]:
-        """The results of ``versions`` and the base, as far as they have played all of ``markets``."""
+        """Results of ``versions`` and the base, for those that played all of ``markets``."""
         by_player = {name: self._results[name] for name in (*versions, BASE) if name in self._results}
         return {name: results for name, results in by_player.items() if all(market.id in results for market in markets)}
 
@@ -159,7 +173,10 @@ class _Known:
 
 
 def _line(models: Sequence[Model], identities: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The weights to read of the base that the highest version stands on (else of the one that played last) and of each version on it."""
+    """Identities of the base and of the versions on it, by name.
+
+    The base is that of the highest version, else the one that played last.
+    """
     for model in models:
         for base in identities[BASE]:
             if _weights(model, base) in identities[model.version]:
@@ -216,7 +233,10 @@ MOST_DRAWN = 40
 
 
 def leaderboard_png(board: Leaderboard) -> bytes:
-    """The leaderboard as a PNG of about 40 kB: the first MOST_DRAWN rows, and the newest versions against the base."""
+    """The leaderboard as a PNG of about 40 kB.
+
+    It shows the first MOST_DRAWN rows, and the newest versions against the base.
+    """
     height = 1.1 + 0.27 * max(8, min(MOST_DRAWN, len(board.lines)))
     figure = plots.new_figure(11.5, height, 88)
     ranks, progress = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
@@ -241,6 +261,6 @@ def leaderboard_png(board: Leaderboard) -> bytes:
 
 
 def _mark(label: str, interval: Interval, role: str, decision: str = "") -> plots.IntervalMark:
-    """An interval of a row; the marker says what the gate decided."""
+    """Interval of a row; the marker is the gate's decision."""
     colour = COLOURS["candidate" if role == VERSION else role]
     return plots.IntervalMark(label, interval.mean, interval.low, interval.high, colour, GATE_MARKERS.get(decision, "o"))

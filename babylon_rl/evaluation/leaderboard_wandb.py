@@ -1,4 +1,4 @@
-"""The leaderboard in Weights & Biases: table, plot and a curve per version, in one run of the project that every new state is added to.
+"""Leaderboard in Weights & Biases: table, plot and a curve per version, in one run.
 
 wandb works in a process of its own with a time limit: a service that is down, or slow, costs the evidence nothing, and is said. A state
 that has been sent is not sent again. Without a key nothing is sent; WANDB_MODE=offline writes files for `wandb sync` instead.
@@ -22,7 +22,7 @@ _SENT = "leaderboard.json"
 
 
 def send(board: Leaderboard, png: Path, settings: Settings, *, init_timeout_s: float = INIT_TIMEOUT_S) -> Sent:
-    """Log a state of the leaderboard, with the picture at ``png``; never raises for what Weights & Biases does."""
+    """Log a state of the leaderboard with its picture; errors of the service become sentences."""
     refused = refusal(settings)
     if refused is not None:
         return Sent(refused)
@@ -60,7 +60,7 @@ def _content(board: Leaderboard, png: Path) -> dict[str, Any]:
 
 
 def _log(request: dict[str, Any], content: dict[str, Any]) -> str:
-    """Log what was told, in the child; returns the run's page or directory."""
+    """Log a state in the child process; returns the run's page or directory."""
     import wandb
 
     run = open_run(request)

@@ -1,4 +1,4 @@
-"""Metrics of a run: money, risk, forecasts, decisions and reactions of one agent, and the positions that they count.
+"""Metrics of a run: money, risk, forecasts, decisions and reactions of one agent.
 
 A question's purchase is read as a forecast: paying 0.70 for a share of YES says that YES has 70 % or more. ``brier`` scores what was
 paid, ``marketBrier`` the crowd's probability of the same side at the same moment, and ``edge`` is the mean of right (1 or 0) less paid.
@@ -24,7 +24,9 @@ OPENING = ("buy_prediction", "open_perp")
 
 @dataclass
 class Position:
-    """One position from its first purchase to its end; one still open is worth what closing it would bring.
+    """One position from its first purchase to its end.
+
+    A position still open is worth the proceeds of closing it.
 
     ``profit`` is in dollars after fees and funding; ``ended`` is sold, mandate, answer, liquidation or open; from ``ended_moment`` on it
     is not there any more.
@@ -47,7 +49,10 @@ def purchases(record: AgentRecord) -> Iterator[Fill]:
 
 
 def positions(record: AgentRecord, exchange: Exchange) -> dict[str, Position]:
-    """All positions of a run by their id, in the order in which they were opened; ``exchange`` as it stood at the run's end."""
+    """Positions of a run by id, in order of opening.
+
+    ``exchange`` is in its state at the run's end.
+    """
     by_id: dict[str, Position] = {}
     for fill in purchases(record):
         by_id.setdefault(fill.position, Position(fill.market, fill.side, fill.kind == "buy_prediction", fill.tick))
@@ -137,7 +142,7 @@ def metrics_of(run: Run, agent_id: str, durations_ms: Sequence[float], optimalit
 
 
 def forecasts(record: AgentRecord, scenario: Scenario) -> list[Forecast]:
-    """The purchases of questions' shares as forecasts; fees are left out of what was paid."""
+    """Purchases of questions' shares as forecasts, without fees."""
     found = []
     for fill in purchases(record):
         if fill.kind == "buy_prediction":
@@ -153,7 +158,7 @@ def forecasts(record: AgentRecord, scenario: Scenario) -> list[Forecast]:
 
 
 def calibration(forecasts: Sequence[Forecast]) -> list[Bin]:
-    """Forecasts in ten bins by what was paid, empty ones left out."""
+    """Forecasts in ten bins by price paid; empty bins are left out."""
     of_bin: dict[int, list[Forecast]] = {}
     for forecast in forecasts:
         of_bin.setdefault(min(BINS - 1, int(forecast.paid * BINS)), []).append(forecast)
@@ -176,7 +181,7 @@ def action_name(action: Action, invalid: bool = False) -> str:
 
 
 def action_counts(record: AgentRecord) -> Counter[str]:
-    """Counts of decisions by kind, refused orders by what was asked for."""
+    """Counts of decisions by kind; refused orders count as ordered."""
     pairs = zip(record.actions, record.outcomes, strict=True)
     return Counter(action_name(action, isinstance(outcome, Invalid)) for action, outcome in pairs)
 
@@ -195,7 +200,10 @@ def entropy_bits(shares: Mapping[str, float]) -> float | None:
 
 
 def sharpe(equity: Sequence[float]) -> float | None:
-    """Mean over standard deviation of the changes, times the root of their number; None for fewer than two or without spread."""
+    """Sharpe ratio: mean over standard deviation of the changes, times the root of their number.
+
+    None for fewer than two changes, or without spread.
+    """
     changes = [after - before for before, after in pairwise(equity)]
     if len(changes) < 2:
         return None
@@ -234,7 +242,7 @@ def drawdown_shares(equity: Sequence[float]) -> list[float]:
 
 
 def reaction_ticks(record: AgentRecord, scenario: Scenario, ticks: int) -> tuple[list[float], int]:
-    """(ticks from each piece of news to the first purchase in its direction, how much news there was).
+    """Ticks from news to the first purchase in its direction, and the number of such news.
 
     News counts that says a direction and could be read within ``ticks``; a purchase counts while that news had an effect.
     """

@@ -1,4 +1,4 @@
-"""Where models of a benchmark are asked: base and versions here or at a training service, recognised by the hash of their weights.
+"""Endpoints of benchmark models: base and versions, here or at a training service.
 
 A version that a training service trained is asked there. A model that cannot be asked (another machine's, a foreign producer's, a dry
 run's) is a value with the reason in words. What a model has played is kept under the hash of its weights, so that only what is missing
@@ -40,7 +40,7 @@ Say = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class Service:
-    """Where a model is asked that is not served here, by which name, with which key."""
+    """Remote endpoint of a model, with its name and key."""
 
     url: str
     model: str
@@ -49,7 +49,10 @@ class Service:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The base, or a version: an ``adapter`` served here, or a model of a ``service``. ``identity`` is a hash of its weights."""
+    """The base or a version, by the hash of its weights.
+
+    It is an ``adapter`` served here, or a model of a ``service``.
+    """
 
     name: str
     role: str
@@ -70,7 +73,10 @@ class Absent:
 
 
 def base_source(settings: Settings) -> ModelSource:
-    """The base of the CPU line. Raises ModelUnavailable when it is not here and cannot be made."""
+    """The base of the CPU lineage.
+
+    Raises ModelUnavailable when it is not here and cannot be made.
+    """
     directory = base_model_dir(settings)
     parts = base_identity(directory, base_model_name(settings))
     weights = {path.name: sha256(path) for path in sorted(directory.glob("*.safetensors"))}
@@ -79,7 +85,7 @@ def base_source(settings: Settings) -> ModelSource:
 
 
 def base_of(model: Model, settings: Settings) -> ModelSource:
-    """The base of a version that is not ``absent``: asked at the service where the version lies, else that of the CPU line."""
+    """The base of a playable version: remote where the version is, else the CPU lineage's."""
     remote = read_remote(_directory(model))
     if remote is None:
         return base_source(settings)
@@ -88,7 +94,9 @@ def base_of(model: Model, settings: Settings) -> ModelSource:
 
 
 def absent(model: Model, settings: Settings) -> Absent | None:
-    """Why a version cannot be played from this machine, or None when all of its files are here and whole, and so is its base.
+    """Reason why a version cannot be played from this machine; None when it can.
+
+    Its files and its base must be here and whole.
 
     The files of a version at a training service are a pointer: it is asked there, with WANDB_API_KEY.
     """
@@ -126,12 +134,15 @@ def _directory(model: Model) -> Path:
 
 
 def identity_of(base_identity: str, manifest_sha: str) -> str:
-    """The hash of a version's weights: those of its base, and its adapter's manifest, which holds the hashes of all its files."""
+    """Hash of a version's weights, from its base and its adapter's manifest.
+
+    The manifest holds the hashes of all its files.
+    """
     return content_version([base_identity, manifest_sha])
 
 
 def trained_windows(models: Iterable[Model]) -> set[str]:
-    """Every hour that any of these versions was trained on."""
+    """Hours that any of these versions was trained on."""
     return {window for model in models for window in model.windows}
 
 
@@ -187,7 +198,7 @@ def play_sources(
     on_progress: Progress = unheard,
     concurrency: int = GATE_CONCURRENCY,
 ) -> dict[str, list[MarketResult]]:
-    """The results of every source in every market, in their order; only what no earlier run has stored is played.
+    """Results of every source in every market; only missing ones are played.
 
     Every result is committed as it is finished, its decisions kept as files before that where they can be written, and
     ``on_progress`` told (what, markets done, of how many). A server is started only when something is missing of a model served here.
@@ -211,7 +222,10 @@ def play_sources(
 
 
 def model_player(client: ChatClient, name: str, identity: str) -> Player:
-    """A model in the gate's markets, where mandate, prompt and temperature are fixed: its weights alone tell it from others."""
+    """A model in the gate's markets, where only its weights differ from others'.
+
+    Mandate, prompt and temperature are fixed.
+    """
     return replace(asked(lambda: client, name, identity, prompt=PROMPT_VERSION), identity=identity)
 
 

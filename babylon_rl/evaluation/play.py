@@ -1,4 +1,4 @@
-"""Play: players x snapshots -> results, in one pool of threads; each is kept as soon as it is over, so that a second call goes on.
+"""Play: players and snapshots in, results out, each stored when it ends.
 
 Strategies are played one after another in the calling thread, runs of models several at once in threads, as their server answers waiting
 requests in one batch. A model that stays down loses its remaining runs, not those of the others. A caller that leaves, interrupted or not,
@@ -60,7 +60,7 @@ class _Interrupted(Exception):
 def play(
     jobs: Sequence[Job], concurrency: int = CONCURRENCY, on_decisions: Callable[[int], None] = lambda count: None
 ) -> Generator[tuple[Job, Outcome]]:
-    """Every job with its result as it ends, or with the error of an endpoint for which it was not begun.
+    """Play every job; yields its result, or the error of its endpoint.
 
     Args:
         concurrency: runs of models at once.
@@ -118,7 +118,10 @@ def _play(job: Job, leaving: Event, on_decisions: Callable[[int], None]) -> Resu
 
 
 def _keep_for_looking(files: RunFiles, result: Result, decisions: Iterator[bytes]) -> None:
-    """Keep a market of the gate; on a full disk it is not lost, as it was played, perhaps paid for, and its row counts without files."""
+    """Store the decisions of a market of the gate; a full disk is only logged.
+
+    Its row counts without files: it was played, perhaps paid for.
+    """
     try:
         files.keep(result, decisions)
     except OSError as error:
@@ -141,7 +144,7 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class BenchmarkRuns:
-    """Results of a benchmark in the order of players, snapshots and repeats, and the runs that are missing.
+    """Results of a benchmark by player, snapshot and repeat, and the missing runs.
 
     ``played`` were finished now, ``known`` before. ``files`` are the results' files.
     """
@@ -286,5 +289,8 @@ def _gate_job(player: Player, snapshot: Snapshot, home: Path | None) -> Job:
 
 
 def play_strategies(snapshots: Sequence[Snapshot], names: Sequence[str] = NAMES) -> dict[str, tuple[str, list[MarketResult]]]:
-    """Strategies in the gate's markets, by name: their role and rows; 24 markets of all take about a second."""
+    """Strategies in the gate's markets, by name: role and rows.
+
+    24 markets of all strategies take about a second.
+    """
     return {name: (STRATEGY, play_gate(scripted(name), snapshots)) for name in names}

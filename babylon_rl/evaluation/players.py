@@ -1,4 +1,4 @@
-"""Players of a benchmark: strategies, models behind an endpoint, outside agents; each identified by what decides, not by its name.
+"""Players of a benchmark, each identified by its weights, prompt or code, not by its name.
 
 Players play under one mandate, alone in each market and, for one tick, with the same stake, so that only decisions differ.
 """
@@ -57,7 +57,7 @@ def scripted(name: str, mandate: Mandate = ONE_TICK) -> Player:
 
 
 def strategy_agent(name: str, scenario: Scenario, mandate: Mandate) -> AgentFactory:
-    """The agents of a strategy: for one tick with the stake of all, for longer with its own."""
+    """Agents of a strategy: with the common stake for one tick, with its own for longer."""
     return roster.factory(name, scenario, mandate, stake_usd=STAKE_USD if mandate == ONE_TICK else None)
 
 
@@ -90,7 +90,7 @@ def asked(
 
 
 def outside(name: str, mandate: str) -> str:
-    """The identity of an agent that plays over HTTP: nothing is known of it but its name and mandate."""
+    """Identity of an agent that plays over HTTP, from its name and mandate."""
     return content_version(["outside", name, mandate])
 
 
@@ -101,7 +101,10 @@ def default_prompt(mandate: Mandate) -> str:
 
 @cache
 def engine_version() -> str:
-    """A hash of the code that moves markets, money and strategies and of the prompts: results of two versions are never mixed unseen."""
+    """Hash of the code of markets, strategies and prompts.
+
+    Results of two versions are never mixed unseen.
+    """
     digest = hashlib.sha256()
     code = Path(simulation.__path__[0])
     for path in [*sorted(code.glob("*.py")), *sorted((code.parent / "prompts").glob("*.txt"))]:

@@ -1,4 +1,4 @@
-"""The gate's report: rows, Markdown, picture, success criteria, and a hash that recognises an unchanged re-run.
+"""Report of the gate: rows, Markdown, picture, success criteria, and a content hash.
 
 A success criterion compares the candidate with the reference in the same markets: yes when the whole interval of the difference says so,
 no when the whole interval says the contrary, else unknown. Criteria describe; the gate decides. Left out: a correction for their number.
@@ -92,8 +92,11 @@ def _met(beyond: Interval) -> str:
 
 
 def _share_gain(ours: GateRow, theirs: GateRow, count: Count, confidence: float) -> Interval | None:
-    """The difference of two shares of the same markets, clustered by market: ratio estimates, linearised (Cochran, Sampling
-    Techniques, 1977, chapter 6), in the interval of means. None when one of them is a share of nothing."""
+    """Difference of two shares in the same markets, clustered by market.
+
+    Ratio estimates, linearised (Cochran, Sampling Techniques, 1977, chapter 6), in the interval of means. None when one of them is a share
+    of nothing.
+    """
     parts = []
     for row in (ours, theirs):
         hits, trials = np.array([count(result) for result in row.results], dtype=np.float64).T
@@ -138,7 +141,7 @@ class BenchmarkReport:
 
 
 def results_version(comparison: Comparison[GateRow], verdict: GateVerdict, min_improvement: float, markets: Mapping[str, str]) -> str:
-    """The hash of every result, the markets they came from, and the decision made of them."""
+    """Hash of every result, its market, and the decision."""
     results = {
         row.player: [[r.snapshot, markets[r.snapshot], r.pnl_usd, r.refused, list(r.equity_usd)] for r in row.results]
         for row in comparison.rows
@@ -147,7 +150,7 @@ def results_version(comparison: Comparison[GateRow], verdict: GateVerdict, min_i
 
 
 def rows_of(comparison: Comparison[GateRow], verdict: GateVerdict) -> list[dict[str, Any]]:
-    """One object per player; the candidate's also holds the gate's checks, its pairs and the success criteria."""
+    """One object per player; the candidate's also holds checks, pairs and success criteria."""
     decided = {
         "checks": [asdict(check) for check in verdict.checks],
         "contests": [_pair_document(pair, comparison) for pair in comparison.pairs],
@@ -167,7 +170,10 @@ def cells(comparison: Comparison[GateRow], row: GateRow) -> list[str]:
 
 
 def earnings(row: GateRow, reference: str | None) -> list[str]:
-    """Cells that every table has, from P&L to accuracy; ``reference`` is said in place of a difference to it."""
+    """Cells common to all tables, from P&L to accuracy.
+
+    ``reference`` stands in place of a difference to it.
+    """
     return [
         f"{row.player} ({row.role})" if row.role != row.player else row.player,
         _interval(row.pnl),
@@ -206,7 +212,7 @@ def _pair(pair: Pair, reference: str | None) -> list[str]:
 
 
 def _pair_document(pair: Pair, comparison: Comparison[GateRow]) -> dict[str, Any]:
-    """A pair as plain values: dollars an hour, the effect in standard deviations of the markets' differences, shares 0..1."""
+    """A pair as JSON values: dollars an hour, effect in standard deviations, shares 0..1."""
     difference, effect, better = pair.paired.difference, pair.paired.effect, pair.paired.superiority
     return {
         "rival": pair.b, "role": comparison.row(pair.b).role,
@@ -231,7 +237,7 @@ def _percent(share: Interval | None) -> str:
 
 
 def benchmark_png(comparison: Comparison[GateRow], verdict: GateVerdict) -> bytes:
-    """A comparison as a PNG of about 100 kB: P&L, paired differences, the course of the hour, risk."""
+    """A comparison as a PNG of about 100 kB: P&L, paired differences, curves, risk."""
     figure = plots.new_figure(13.5, 7.4, 80)
     places = [["means", "pairs", "hour"], ["means", "sharpe", "drawdown"]]
     panels = figure.subplot_mosaic(places, width_ratios=(1.15, 1.0, 1.0), height_ratios=(1.25, 1.0))

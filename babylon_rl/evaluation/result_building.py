@@ -1,4 +1,4 @@
-"""Results of runs: built from a run with a line for every decision, and seen as the row that the gate stores."""
+"""Results built from runs: the full Result, its decision lines, and the gate's row."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,10 @@ _NO_TRADE = ("hold", "post")
 
 @dataclass(frozen=True)
 class RunLabel:
-    """Names a result: who played, with which luck, by which engine. ``key`` is unique to player, market, seed and repeat."""
+    """Identity of a result: player, seed, repeat and engine.
+
+    ``key`` is unique to player, market, seed and repeat.
+    """
 
     name: str
     identity: str
@@ -36,7 +39,7 @@ class RunLabel:
 
 
 def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> Result:
-    """The result of the agent ``agent_id``; strategies, which ask no endpoint, have response times of 0."""
+    """The result of one agent of a run; strategies have response times of 0."""
     record, scenario, ticks = run.records[agent_id], run.scenario, run.ticks_played
     equity = list(record.equity)[: ticks + 1]
     durations = [response_ms(record, tick) for tick in range(ticks)]
@@ -81,7 +84,7 @@ def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> R
 
 
 def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
-    """The row that the gate stores of a result: counts of orders, and P&L after every tick.
+    """The gate's row of a result: counts of orders, and P&L after every tick.
 
     An order is right when its direction was the market's over the tick, the player's own impact left out.
     """
@@ -111,13 +114,13 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
 
 
 def response_ms(record: AgentRecord, tick: int) -> float:
-    """Response time of a model at a tick; 0 for an agent that asks no endpoint."""
+    """Response time of a model at a tick; 0 for a scripted agent."""
     call = record.calls.get(tick)
     return max(0.0, call.latency_ms) if call is not None else 0.0
 
 
 def decision_lines(run: Run, agent_id: str) -> Iterator[bytes]:
-    """Every decision as a line of JSON: the action, what came of it, the money, and the request to a model with its answer."""
+    """Every decision as a JSON line: action, outcome, money, and the model's request and answer."""
     record = run.records[agent_id]
     for tick in range(run.ticks_played):
         turn = record.turn(tick)

@@ -1,4 +1,6 @@
-"""Result of one agent in one snapshot, in the shape of the game's own benchmark; fields of ours are optional there.
+"""Result of one agent in one snapshot, in the shape of the game's own benchmark.
+
+Fields of ours are optional there.
 
 Dollars, milliseconds since 1970 (UTC) in the market's own time, response times in milliseconds. Every number is finite or null: null
 says that there was nothing to measure, never 0. A result of scripted agents is the same bytes for the same seed.
@@ -23,7 +25,10 @@ class CamelCase(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 
 
 class PredictionMetrics(CamelCase, frozen=True):
-    """Of positions in questions; one is correct when its side is the question's answer, whether or not it was held until then."""
+    """Metrics of positions in questions.
+
+    A position is correct when its side is the question's answer, whether or not it was held until then.
+    """
 
     total_positions: int
     correct_predictions: int
@@ -34,7 +39,10 @@ class PredictionMetrics(CamelCase, frozen=True):
 
 
 class PerpMetrics(CamelCase, frozen=True):
-    """Of positions in stocks; ``max_drawdown`` is the largest fall of the equity from its peak, in dollars."""
+    """Metrics of positions in stocks.
+
+    ``max_drawdown`` is the largest fall of the equity from its peak, in dollars.
+    """
 
     total_trades: int
     profitable_trades: int
@@ -115,7 +123,7 @@ class Metrics(CamelCase, frozen=True):
 
 
 class ActionTaken(CamelCase, frozen=True, omit_defaults=True):
-    """One decision: ``data`` is the order with what came of it, ``duration`` the response time in ms.
+    """One decision: ``data`` is the order with its outcome, ``duration`` the response time in ms.
 
     ``correctness`` of a purchase: ``pnl`` in dollars, ``predictionCorrect`` or ``perpCorrect``.
     """
@@ -129,7 +137,10 @@ class ActionTaken(CamelCase, frozen=True, omit_defaults=True):
 
 
 class Moment(CamelCase, frozen=True):
-    """The agent's money at a moment: free, and with the ``open_positions`` at what closing them would bring."""
+    """An agent's money at a moment: free, and including its open positions.
+
+    Open positions count at the proceeds of closing them.
+    """
 
     tick: int
     timestamp: int
@@ -139,7 +150,10 @@ class Moment(CamelCase, frozen=True):
 
 
 class RunTrajectory(CamelCase, frozen=True):
-    """``states`` at moments 0 to ticks, one more than ``actions`` (the orders as JSON) and ``rewards`` (changes of the equity)."""
+    """States, actions and rewards of a run.
+
+    ``states`` are at moments 0 to ticks, one more than ``actions`` (the orders as JSON) and ``rewards`` (changes of the equity).
+    """
 
     states: list[Moment]
     actions: list[dict[str, Any]]
@@ -148,7 +162,7 @@ class RunTrajectory(CamelCase, frozen=True):
 
 
 class Forecast(CamelCase, frozen=True):
-    """A purchase read as a forecast: the probability of its side that was paid, the crowd's then, and whether it was right."""
+    """A purchase as a forecast: probability paid, the crowd's probability, and the outcome."""
 
     tick: int
     market: str
@@ -249,7 +263,7 @@ def read_result(path: Path) -> Result:
 
 
 def write_atomically(path: Path, raw: bytes) -> None:
-    """A file with all of ``raw``, or none: readers and interrupted writers never leave half of it."""
+    """Write a file completely or not at all."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(raw)
     os.replace(part, path)

@@ -79,7 +79,10 @@ class RunFiles:
             self.path(ANSWERS).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Remove all there is of the run, its result first: nobody finds one whose decisions are gone."""
+        """Remove the files of the run, its result first.
+
+        So no result is ever found without its decisions.
+        """
         for suffix in (SUFFIX, PARTIAL, ANSWERS, DECISIONS):
             self.path(suffix).unlink(missing_ok=True)
 
@@ -90,12 +93,15 @@ def gate_files(home: Path, name: str, snapshot: str) -> RunFiles:
 
 
 def runs_directory(home: Path, name: str) -> Path:
-    """Where the runs of a model lie; it need not be there."""
+    """Directory of a model's runs; it need not exist."""
     return home / DIRECTORY / name
 
 
 def forget_old_runs(home: Path, names: Iterable[str]) -> None:
-    """Count ``names`` as compared now, and remove the gate's runs of all but the KEPT models that were compared last."""
+    """Mark ``names`` as compared now, and remove the gate's runs of older models.
+
+    The KEPT models that were compared last stay.
+    """
     for name in names:
         if runs_directory(home, name).is_dir():
             with suppress(OSError):  # a directory that cannot be written to
@@ -159,7 +165,7 @@ def _answer_lines(raw: bytes) -> Iterable[tuple[str, ChatAnswer]]:
 
 
 def record_runs(connection: Connection, files: Sequence[Path]) -> int:
-    """Write the runs whose results are in ``files``, each with the decisions beside it; returns how many were new.
+    """Write runs with their decisions as rows; returns the number of new ones.
 
     Raises:
         MarketError: a file holds no result.
@@ -174,7 +180,7 @@ def record_runs(connection: Connection, files: Sequence[Path]) -> int:
 
 
 def agent_id(result: Result) -> str:
-    """The game user under whose id a result's agent is recorded."""
+    """Game user under whose id a result's agent is recorded."""
     return f"{BENCHMARK}{slug(result.agent_id)}"
 
 
@@ -189,7 +195,10 @@ def _record(connection: Connection, result: Result, decisions: Path) -> int:
 
 
 def recording_of(result: Result, decisions: Iterator[dict[str, Any]]) -> Recording:
-    """A run as one trajectory with a step for every tick, in the market's own time; rewards are dollars."""
+    """A run as one trajectory with a step for every tick; rewards are dollars.
+
+    Times are the market's own.
+    """
     clock, recordings = [_moment(result.start_time)], list[Recording]()
     recorder = TrajectoryRecorder(recordings.append, _ids(result.id), lambda: clock[0])
     trajectory = recorder.start_trajectory(agent_id(result), window=_window(result), scenario=f"{BENCHMARK}{result.benchmark_id}"[:100])

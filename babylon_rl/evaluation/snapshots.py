@@ -1,4 +1,4 @@
-"""Snapshots: the markets that players are compared in, from snapshot files, presets, or the gate's held-out series.
+"""Snapshots: markets of comparisons, from files, presets, or the gate's held-out series.
 
 A market's bytes follow from its edition, its seed and its window. The gate takes the edition that training never uses, seeds with a prefix
 that no training seed has, and windows before the game began; ``require_unseen`` asserts all three.
@@ -42,7 +42,7 @@ _RANGE = re.compile(r"(\d+)-(\d+)")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A market that is played: every player has it to itself, from the same start balance.
+    """A market to play; every player has it alone, with the same start balance.
 
     Attributes:
         id: in results; ``digest`` says which market it is, whatever it is called.
@@ -76,7 +76,10 @@ class Snapshot:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all that players see and earn in this market: it changes with the market's code, prompts, fees or stakes."""
+        """Hash of everything that players see and earn in this market.
+
+        It changes with the market's code, prompts, fees or stakes.
+        """
         factories = {name: roster.factory(name, self.scenario, ONE_TICK, stake_usd=STAKE_USD) for name in _PROBES}
         seen = []
         for name, factory in factories.items():
@@ -210,7 +213,7 @@ def _held_out(snapshot: Snapshot) -> bool:
 
 @cache
 def _words(edition: str) -> frozenset[str]:
-    """Every company, question, headline, post and author of an edition."""
+    """Companies, questions, headlines, posts and authors of an edition."""
     names = HELD_OUT if edition == HELD_OUT.name else TRAINING
     texts = {company for company, _ in names.companies}
     for words in (names, WORDS[edition]):

@@ -1,4 +1,4 @@
-"""The benchmark as a report: one HTML file that works offline, and its numbers as CSV."""
+"""Benchmark report: one HTML file that works offline, and its numbers as CSV."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,9 @@ __all__ = ["write_report"]
 
 
 def write_report(results: Sequence[Result], directory: Path, scenarios: Mapping[str, Scenario] | None = None) -> list[Path]:
-    """Write index.html, runs.csv and actions.csv, each whole or not at all; the same results give the same bytes.
+    """Write index.html, runs.csv and actions.csv, each atomically.
+
+    The same results give the same bytes.
 
     Args:
         results: sound ones, of any agents and markets; runs that ended early are told, and compared with nothing.

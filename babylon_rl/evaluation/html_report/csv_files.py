@@ -1,4 +1,4 @@
-"""runs.csv and actions.csv: every number of every run, in files that a spreadsheet opens without carrying out what is in them."""
+"""CSV files of the report: runs.csv and actions.csv, without spreadsheet formulas."""
 
 import csv
 import io
@@ -28,12 +28,12 @@ def runs_csv(results: Sequence[Result]) -> Iterator[str]:
 
 
 def actions_csv(results: Sequence[Result]) -> Iterator[str]:
-    """A line for each decision of each run: the order, what came of it, and by how much the equity changed until the next."""
+    """CSV lines of every decision: order, outcome, and change of equity until the next."""
     return _lines(ACTIONS, (row for result in results for row in _actions(result)))
 
 
 def safe(value: object) -> object:
-    """A cell that no spreadsheet takes for a formula: a text that begins like one gets an apostrophe before it; numbers stay."""
+    """Cell that no spreadsheet takes for a formula: such a text gets an apostrophe first."""
     if not isinstance(value, str):
         return value
     cleaned = value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()

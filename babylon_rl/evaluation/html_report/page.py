@@ -1,4 +1,4 @@
-"""Benchmark report page: `benchmark compare` of every agent and every two, with the runs behind them.
+"""HTML page of the report: statistics of every agent and pair, with their runs.
 
 page.html.j2 draws these values; it runs nothing and asks nothing of a network.
 """
@@ -50,7 +50,7 @@ KIND_NAMES = {
 
 @dataclass(frozen=True)
 class MetricColumn:
-    """A metric of the summary table: its title, its meaning, and its text for an agent."""
+    """Metric of the summary table: title, meaning, and text for an agent."""
 
     title: str
     meaning: str
@@ -125,7 +125,9 @@ class AgentSummary:
 
 @dataclass(frozen=True)
 class Difference:
-    """The better-placed of two agents less the other, in the runs that both have: each market's mean, and the mean of these.
+    """Difference of two agents over shared runs, the better-placed one first.
+
+    ``values`` are means by market, ``interval`` is that of their mean.
 
     ``p`` accounts for all comparisons of the report (Holm); it is None with one market, of which no test can be made.
     """
@@ -138,7 +140,7 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """True when chance is a poor explanation, all comparisons of the report taken together."""
+        """True when the corrected p-value is at most LEVEL."""
         return self.p is not None and self.p <= LEVEL
 
     @property
@@ -154,7 +156,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """Every agent with a complete run, best mean P&L first, and every better-placed one of the first MOST_COMPARED less every other."""
+    """Agents with complete runs, best mean P&L first, and their paired differences.
+
+    Differences are those of the first MOST_COMPARED agents.
+    """
 
     agents: tuple[AgentSummary, ...]
     differences: dict[tuple[str, str], Difference]
@@ -255,7 +260,7 @@ def negated(interval: Bounds) -> Bounds:
 
 
 def _curve_panels(agents: Sequence[AgentSummary], curve_of: Callable[[AgentSummary], Curve | None]) -> list[CurvePanel]:
-    """A panel for each agent that has a curve, all on one scale, except one curve that would flatten the others."""
+    """Curve panels of all agents on one scale, except one curve that would flatten the others."""
     curves = [(agent, curve) for agent in agents if (curve := curve_of(agent)) is not None]
     if not curves:
         return []
@@ -270,7 +275,10 @@ def _curve_panels(agents: Sequence[AgentSummary], curve_of: Callable[[AgentSumma
 
 
 def _own_scale(ranges: Mapping[str, tuple[float, float]]) -> str | None:
-    """The agent whose curve would flatten all others, OWN_SCALE_FROM times as high as any; usually the oracle."""
+    """Name of the agent whose curve is OWN_SCALE_FROM times as high as any other.
+
+    Usually that is the oracle.
+    """
     heights = sorted(((high - low, name) for name, (low, high) in ranges.items()), reverse=True)
     return heights[0][1] if len(heights) > 1 and heights[0][0] > OWN_SCALE_FROM * heights[1][0] > 0.0 else None
 
@@ -278,7 +286,7 @@ def _own_scale(ranges: Mapping[str, tuple[float, float]]) -> str | None:
 def _matrix(
     agents: Sequence[AgentSummary], differences: Mapping[tuple[str, str], Difference]
 ) -> list[tuple[AgentSummary, list[Difference | None]]]:
-    """Every agent less every other; None where two share no market."""
+    """Differences of every agent to every other; None without a shared market."""
     both_ways = {**differences, **{(b, a): difference.negated for (a, b), difference in differences.items()}}
     return [(ours, [both_ways.get((ours.name, theirs.name)) for theirs in agents]) for ours in agents]
 
@@ -291,7 +299,7 @@ def _range(values: Sequence[float | None]) -> tuple[float, float]:
 
 
 def _lead(results: Sequence[Result], summary: ReportSummary) -> str:
-    """The first sentences: what was played, and who earned most."""
+    """First sentences of the page: the size of the benchmark and its winner."""
     agents = summary.agents
     count = len(agents) or len({run.agent_id for run in results})
     spans = {run.ticks * run.tick_interval for run in results}

@@ -1,4 +1,4 @@
-"""Runs of the report, tick by tick: publications, decisions, fills, and the change of equity after each.
+"""Runs of the report, tick by tick: publications, decisions, fills, changes of equity.
 
 A report shows a few runs of each agent and a few ticks of each run, chosen by what can be learned from them, and says what it leaves out.
 """
@@ -28,7 +28,7 @@ class PublishedText:
 
 @dataclass(frozen=True)
 class DecisionWords:
-    """A decision in words: ``verb`` in bold, then ``order``, then the text that an agent wrote as ``quote``."""
+    """Decision in words: a bold ``verb``, the ``order``, and an agent's text as ``quote``."""
 
     verb: str = ""
     order: str = ""
@@ -37,7 +37,7 @@ class DecisionWords:
 
 @dataclass(frozen=True)
 class FillWords:
-    """Outcome of a decision in words: price and fee of a fill with its profit, or a ``failure`` with its reason."""
+    """Outcome of a decision in words: a fill with its profit, or a failure."""
 
     words: str
     failure: str = ""
@@ -46,7 +46,7 @@ class FillWords:
 
 @dataclass(frozen=True)
 class DecisionRow:
-    """One decision of a run; ``brought_usd`` is the change of the equity until the next one."""
+    """One decision of a run; ``brought_usd`` is the change of equity until the next."""
 
     tick: int
     seconds: int
@@ -75,7 +75,9 @@ class RunView:
 
 
 def chosen(results: Sequence[Result], names: Mapping[str, str], most: int = MOST_RUNS) -> list[Result]:
-    """The runs to show: every agent's best, worst and median, agents in turn, then those that ended early; ``most`` at most.
+    """Select runs to show: best, worst and median of every agent, then incomplete runs.
+
+    Agents take turns; ``most`` is the limit.
 
     Args:
         names: of agents by run id, as the report calls them; a run that is in no comparison may be missing.
@@ -100,7 +102,7 @@ def chosen(results: Sequence[Result], names: Mapping[str, str], most: int = MOST
 
 
 def run_view(run: Result, name: str, scenario: Scenario | None) -> RunView:
-    """The values of one run's part of the page; without a scenario publications are left out."""
+    """Values of one run for the page; without a scenario there are no publications."""
     tags = [f"seed {run.seed}", *([f"repeat {run.repeat}"] if run.repeat else []), f"{run.ticks_processed:,} ticks"]
     traded = {action.data.get("market") for action in run.actions}
     questions = [question for question in scenario.questions if question.id in traded] if scenario is not None else []
@@ -119,7 +121,10 @@ def run_view(run: Result, name: str, scenario: Scenario | None) -> RunView:
 
 
 def rows_of(run: Result, scenario: Scenario | None, most: int = MOST_ROWS) -> list[ActionTaken]:
-    """The decisions to show: all, or ``most`` of them by money moved, then those with something to read, in time."""
+    """Select decisions to show, ``most`` at most, in order of time.
+
+    Those that moved the most money come first, then those with something to read.
+    """
     if len(run.actions) <= most:
         return run.actions
     rewards = run.trajectory.rewards

@@ -1,4 +1,4 @@
-"""Benchmark snapshots as files: written from a scenario, checked, loaded, and turned back into a scenario that can be played."""
+"""Snapshot files: written from a scenario, validated, loaded, and replayed."""
 
 from babylon_rl.evaluation.snapshot_file.best_plan import PolicyClass
 from babylon_rl.evaluation.snapshot_file.conversion import from_scenario, load, optimality, optimum_of, save, to_scenario

@@ -1,4 +1,6 @@
-"""The best that one agent could have earned within a stated class of plans, under the exchange's constraints.
+"""Best plan of one agent in a scenario, within a stated class of plans.
+
+The exchange's constraints hold.
 
 The class (`PolicyClass`) acts once a tick, as every agent does: on stocks at even ticks, on questions at odd ones (on either at every tick
 where there is only one kind). The start balance is shared beforehand and profits are not put at risk again:
@@ -34,7 +36,7 @@ _AGENT = "planner"
 
 @dataclass(frozen=True)
 class Purchase:
-    """``usd`` dollars of YES or NO shares bought at a tick, and what they earn, fees paid."""
+    """Purchase of YES or NO shares at a tick, with its profit after fees."""
 
     market: str
     yes: bool
@@ -44,7 +46,10 @@ class Purchase:
 
 
 def best_purchases(scenario: Scenario, model: MarketModel, turns: range, usd: float) -> tuple[Purchase, ...]:
-    """The most profitable purchases, at most one a question and one a tick, all for ``usd`` dollars; in the order of ticks."""
+    """The most profitable purchases for ``usd`` dollars each, in order of ticks.
+
+    At most one a question and one a tick.
+    """
     from scipy.optimize import linear_sum_assignment
 
     ticks = np.array(turns, dtype=np.int64)
@@ -65,7 +70,10 @@ def best_purchases(scenario: Scenario, model: MarketModel, turns: range, usd: fl
 
 
 def _profits(question: Question, scenario: Scenario, model: MarketModel, usd: float, yes: bool) -> Floats:
-    """Dollars earned by a purchase at each tick, kept to the answer or the end; -inf when the question is not open."""
+    """Profit of a purchase at each tick, held to the answer or the end.
+
+    -inf when the question is not open.
+    """
     mine, other = pool_shares(question, model, yes)
     shares = usd + mine * usd / (other + usd)
     if question.resolve_tick <= scenario.ticks:
@@ -76,7 +84,10 @@ def _profits(question: Question, scenario: Scenario, model: MarketModel, usd: fl
 
 
 def pool_shares(question: Question, model: MarketModel, yes: bool) -> tuple[Floats, Floats]:
-    """The maker's shares of the side that is bought and of the other, at every moment, in a pool that only the crowd moves."""
+    """The maker's shares of the bought side and of the other, at every moment.
+
+    Only the crowd moves this pool.
+    """
     crowd = np.array(question.crowd, dtype=np.float64)
     root = np.sqrt(crowd / (1.0 - crowd))
     sides = (model.pool_shares / root, model.pool_shares * root)
@@ -84,13 +95,16 @@ def pool_shares(question: Question, model: MarketModel, yes: bool) -> tuple[Floa
 
 
 def is_open(question: Question, scenario: Scenario) -> NDArray[np.bool_]:
-    """At which moments the question can be bought."""
+    """Moments at which the question can be bought, as a mask."""
     moments = np.arange(scenario.ticks + 1)
     return (moments >= question.created_tick) & (moments < min(question.resolve_tick, scenario.ticks))
 
 
 def worth_at_end(question: Question, scenario: Scenario, model: MarketModel, usd: float, yes: bool, shares: Floats) -> Floats:
-    """Proceeds of selling at the last moment, when the crowd has taken back most of the purchase's effect on the odds."""
+    """Proceeds of selling at the last moment.
+
+    By then the crowd has taken back most of the purchase's effect on the odds.
+    """
     mine, other = pool_shares(question, model, yes)
     pushed = ((other + usd) / other) ** 2  # odds of the bought side over the crowd's, right after the purchase
     pushed = pushed if yes else 1.0 / pushed  # those of YES, which return to the crowd's evenly
@@ -107,7 +121,10 @@ def worth_at_end(question: Question, scenario: Scenario, model: MarketModel, usd
 
 @dataclass(frozen=True)
 class PolicyClass:
-    """The class's constants: margin and dollars for questions as shares of the start balance; what is left over pays fees."""
+    """Constants of the class: margin and dollars for questions, as shares of the start balance.
+
+    The remainder pays fees.
+    """
 
     start_balance: float = START_BALANCE
     stock_share: float = 0.4
@@ -141,7 +158,10 @@ class PolicyClass:
 
 @dataclass(frozen=True)
 class Trip:
-    """A position in a stock from ``opened`` to ``closed`` (the last moment: still open) and what it earns in dollars, fees paid."""
+    """Position in a stock from ``opened`` to ``closed``, with its profit after fees.
+
+    A position closed at the last moment is still open.
+    """
 
     ticker: str
     direction: int
@@ -202,7 +222,10 @@ def best_plan(scenario: Scenario, model: MarketModel | None = None, policy: Poli
 
 
 def _best_trips(scenario: Scenario, model: MarketModel, policy: PolicyClass, turns: range) -> tuple[Trip, ...]:
-    """Dynamic programming over moments without a position: ``best[i]`` is the most that can be had before the i-th turn."""
+    """Best sequence of trips, by dynamic programming over moments without a position.
+
+    ``best[i]`` is the maximum before the i-th turn.
+    """
     market = _Stocks(scenario, model, policy, turns)
     best = np.zeros(len(turns) + 1)
     chosen: list[tuple[int, int, int, float] | None] = []  # opening turn, stock, direction and profit of the trip that ends at a turn
@@ -236,7 +259,10 @@ def _followed(scenario: Scenario, turns: range, chosen: list[tuple[int, int, int
 
 
 class _Stocks:
-    """Profits of all trips that end at a turn, for turns in order; index ``len(turns)`` is the end of the market."""
+    """Profits of all trips that end at a turn, for turns in order.
+
+    Index ``len(turns)`` is the end of the market.
+    """
 
     def __init__(self, scenario: Scenario, model: MarketModel, policy: PolicyClass, turns: range) -> None:
         prices = np.array([asset.prices for asset in scenario.assets], dtype=np.float64)
@@ -252,7 +278,10 @@ class _Stocks:
         self._open = self._at > prices[:, :1] * room
 
     def profits(self, first: int, turn: int) -> Floats:
-        """Sides x stocks x opening turns ``first .. turn - 1``: dollars earned by closing at ``turn``; -inf where it is not allowed."""
+        """Profits of closing at ``turn``: sides x stocks x opening turns ``first .. turn - 1``.
+
+        In dollars; -inf where it is not allowed.
+        """
         if turn == 0:
             return np.empty((2, len(self._prices), 0))
         since = self._prices[:, self._moments[turn - 1] + 1 : self._moments[turn] + 1]
@@ -272,7 +301,7 @@ class _Stocks:
 
 
 def funding_paid(scenario: Scenario) -> Floats:
-    """Stocks x moments: what a long of one unit has paid in funding by then, in dollars."""
+    """Funding paid by a long of one unit up to each moment, in dollars; stocks x moments."""
     paid = np.zeros((len(scenario.assets), scenario.ticks + 1))
     for row, asset in enumerate(scenario.assets):
         for number, rate in enumerate(asset.funding):
@@ -296,7 +325,10 @@ def upper_bound(scenario: Scenario, model: MarketModel | None = None, start_bala
 
 
 def _stocks_bound(scenario: Scenario, model: MarketModel, balance: float) -> float:
-    """In every tick the best move is caught, with as many units as the balance bought at the stock's lowest price so far."""
+    """Upper bound for stocks: the best move of every tick.
+
+    Units are those that the balance buys at the stock's lowest price so far.
+    """
     prices = np.array([asset.prices for asset in scenario.assets], dtype=np.float64)
     units = balance * model.max_leverage / np.minimum.accumulate(prices, axis=1)[:, :-1]
     earned = units * np.abs(np.diff(prices, axis=1))
@@ -309,7 +341,10 @@ def _stocks_bound(scenario: Scenario, model: MarketModel, balance: float) -> flo
 
 
 def _question_bound(question: Question, scenario: Scenario, model: MarketModel, balance: float) -> float:
-    """The best purchase of the right side with the whole balance; of either side, sold as dear as it ever can be, when it stays open."""
+    """Upper bound for a question: the best purchase with the whole balance.
+
+    Without an answer in the market either side counts, sold at its highest possible price.
+    """
     opened, answered = is_open(question, scenario), question.resolve_tick <= scenario.ticks
     if not opened.any():
         return 0.0
@@ -333,7 +368,7 @@ def optimality_score(pnl: float, best_pnl: float) -> float:
 
 
 def optimum(scenario: Scenario, plan: BestPlan) -> Optimum:
-    """P&L of the best plan: in the class's accounting, on the exchange, and beside the upper bound."""
+    """P&L of the best plan: in the class's accounting, on the exchange, and its upper bound."""
     balance = plan.policy.start_balance
     return Optimum(
         pnl=round(plan.pnl, USD_DECIMALS),
@@ -355,7 +390,10 @@ def played(scenario: Scenario, plan: BestPlan) -> float:
 
 
 def listed(plan: BestPlan) -> tuple[OptimalAction, ...]:
-    """The plan as a snapshot lists it; the values of all actions add up to the plan's profit."""
+    """Actions of the plan in the form of a snapshot.
+
+    Their values add up to the plan's profit.
+    """
     actions = []
     for trip in plan.trips:
         side = "long" if trip.direction > 0 else "short"

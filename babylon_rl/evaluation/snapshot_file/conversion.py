@@ -70,7 +70,7 @@ class MarketRecording:
         self._ids = {person.name: person.id for person in self.people}
 
     def ticks(self) -> Iterator[Tick]:
-        """All ticks, from number 0 on."""
+        """Ticks in order, from number 0."""
         state, volumes = self.initial_state, dict.fromkeys((question.id for question in self.scenario.questions), 0.0)
         for number in range(self.scenario.ticks):
             now = self.scenario.timestamp_ms(number + 1)
@@ -126,7 +126,10 @@ class MarketRecording:
         )
 
     def _trade(self, name: str, before: tuple[float, float], now: int, volumes: dict[str, float]) -> SnapshotEvent | None:
-        """Trade by which the crowd moved a question as its belief moved; it pays YES by adding to the maker's NO shares."""
+        """The crowd's trade that moved a question to its belief.
+
+        It pays YES by adding to the maker's NO shares.
+        """
         pool = self.exchange.pools[name]
         amount = round(max(pool.yes - before[0], pool.no - before[1]), USD_DECIMALS) if pool.resolved is None else 0.0
         if amount <= 0.0:
@@ -150,7 +153,7 @@ class MarketRecording:
 
 
 def people(scenario: Scenario) -> tuple[Person, ...]:
-    """People who post, and silent ones up to the number of agents that the scenario was made for."""
+    """Authors of posts, and silent people up to the scenario's number of agents."""
     trust_by_name = {author.name: author.trust for author in scenario.authors}
     for post in scenario.posts:
         trust_by_name.setdefault(post.author, post.trust)
@@ -162,7 +165,7 @@ def people(scenario: Scenario) -> tuple[Person, ...]:
 
 
 def opportunities(scenario: Scenario, model: MarketModel | None = None) -> tuple[SocialOpportunity, ...]:
-    """Posts and news whose direction was worth dollars, in the order of ticks.
+    """Posts and news with a profitable direction, in order of ticks.
 
     The value is that of following a text with STAKE_USD: buying what it speaks for when it can be read, unlevered, and selling when its
     effect is over, fees paid, at the prices on the screen.
@@ -185,7 +188,10 @@ def _all(scenario: Scenario, model: MarketModel) -> Iterator[SocialOpportunity]:
 
 
 def _value(scenario: Scenario, model: MarketModel, about: str, direction: int, tick: int, until: int) -> float:
-    """Dollars brought by going ``direction`` in a market from ``tick`` to ``until``; 0 when it cannot be traded then."""
+    """Dollars from holding ``direction`` in a market from ``tick`` to ``until``.
+
+    0 when it cannot be traded then.
+    """
     stocks = {asset.ticker for asset in scenario.assets}
     until = min(until, scenario.ticks)
     if about in stocks:
@@ -202,7 +208,7 @@ def _value(scenario: Scenario, model: MarketModel, about: str, direction: int, t
 
 
 def from_scenario(scenario: Scenario, policy: PolicyClass | None = None) -> SnapshotDocument:
-    """Write a scenario as a snapshot; the same scenario gives the same bytes. Nothing is read from the clock.
+    """Write a scenario as a snapshot; the same scenario gives the same bytes.
 
     A scenario without a config (a recorded one) becomes a snapshot that is replayed from its states.
     """
@@ -246,12 +252,12 @@ def _price_history(scenario: Scenario) -> dict[str, tuple[PricePoint, ...]]:
 
 
 def _id(scenario: Scenario) -> str:
-    """From everything in the market, its config and seed included: two markets never share one."""
+    """Id from the whole content of the market, so that two markets never share one."""
     return f"snapshot-{hashlib.sha256(f'{VERSION}/{scenario.digest}'.encode()).hexdigest()[:ID_CHARACTERS]}"
 
 
 def save(snapshot: SnapshotDocument, path: Path) -> int:
-    """Write a snapshot, all of it or nothing; returns the bytes of the file.
+    """Write a snapshot file atomically; returns its size in bytes.
 
     The JSON is the same everywhere; its compressed form depends on the zlib that compresses.
     """
@@ -305,7 +311,10 @@ def to_scenario(snapshot: SnapshotDocument, *, compare: bool = True) -> Scenario
 
 
 def optimum_of(snapshot: SnapshotDocument) -> Optimum:
-    """The optimum in the snapshot's ground truth, or, as in the game's own snapshots that say none, that of its recorded market."""
+    """Optimum of a snapshot, from its ground truth or its recorded market.
+
+    The game's own snapshots say none.
+    """
     if snapshot.ground_truth.optimum is not None:
         return snapshot.ground_truth.optimum
     scenario = to_scenario(snapshot)
@@ -313,7 +322,7 @@ def optimum_of(snapshot: SnapshotDocument) -> Optimum:
 
 
 def optimality(pnl: float, snapshot: SnapshotDocument, best: Optimum | None = None) -> float:
-    """0 for a loss or nothing earned, 100 for the best of the policy class or more, in between in proportion.
+    """Score 0..100: P&L as a percentage of the best plan's, clamped.
 
     Args:
         pnl: dollars earned from ``Optimum.start_balance``.
@@ -384,7 +393,10 @@ def _rate(state: State, row: int) -> float:
 
 
 def _questions(snapshot: SnapshotDocument, states: tuple[State, ...]) -> list[Question]:
-    """Every question that a state shows, from the first one that does; before it and after its answer the last price stands."""
+    """Questions of all states, each from the first state that shows it.
+
+    Before it and after its answer the last price stands.
+    """
     seen: dict[str, dict[int, PredictionMarket]] = {}
     for tick, state in enumerate(states):
         for market in state.prediction_markets:
@@ -405,7 +417,10 @@ def _questions(snapshot: SnapshotDocument, states: tuple[State, ...]) -> list[Qu
 
 
 def _post(snapshot: SnapshotDocument, tick: int, event: SnapshotEvent) -> Post | None:
-    """A post as the game records it; which market it is about and which way it leans are read from its text where it does not say."""
+    """A post from a game's event.
+
+    Market and direction are read from its text where the event does not state them.
+    """
     if event.type != POST_CREATED:
         return None
     texts = {name: value for name, value in event.data.items() if isinstance(value, str)}

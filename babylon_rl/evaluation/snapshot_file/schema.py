@@ -24,7 +24,10 @@ class _SnapshotPart(msgspec.Struct, frozen=True, rename="camel", gc=False, omit_
 
 
 class PredictionMarket(_SnapshotPart, frozen=True, gc=False):
-    """A question at a moment; prices are dollars per share, 0..1; shares, volume and liquidity as the market counts them."""
+    """A question at a moment.
+
+    Prices are dollars per share, 0..1; shares, volume and liquidity as the market counts them.
+    """
 
     id: str
     question: str
@@ -40,7 +43,10 @@ class PredictionMarket(_SnapshotPart, frozen=True, gc=False):
 
 
 class PerpetualMarket(_SnapshotPart, frozen=True, gc=False):
-    """A stock at a moment; price in dollars, change in percent, volume and open interest in dollars, ``funding_rate`` the next one's."""
+    """A stock at a moment.
+
+    Price in dollars, change in percent, volume and open interest in dollars; ``funding_rate`` is the next one's.
+    """
 
     ticker: str
     price: float
@@ -61,7 +67,7 @@ class Person(_SnapshotPart, frozen=True, gc=False):
 
 
 class State(_SnapshotPart, frozen=True, gc=False):
-    """The world at moment ``tick``: 0 at the start, after tick number n it is n + 1."""
+    """The world at moment ``tick``, which is n + 1 after tick number n."""
 
     tick: int
     timestamp: int
@@ -94,7 +100,10 @@ class Tick(_SnapshotPart, frozen=True):
 
 
 class PricePoint(_SnapshotPart, frozen=True, gc=False):
-    """A stock's price; ``tick`` is a moment in ours (0 to the number of ticks), the tick's number in the game's."""
+    """A stock's price at a tick.
+
+    ``tick`` is a moment in ours (0 to the number of ticks), the tick's number in the game's.
+    """
 
     tick: int
     timestamp: int
@@ -102,7 +111,7 @@ class PricePoint(_SnapshotPart, frozen=True, gc=False):
 
 
 class OptimalAction(_SnapshotPart, frozen=True, gc=False):
-    """One step of the best plan; ``expected_value`` in dollars, of a whole round trip at its opening.
+    """One step of the best plan; ``expected_value`` is a round trip's, in dollars.
 
     ``side``, ``usd`` (margin, or price of the shares) and ``leverage`` are ours: the plan can be played as it stands.
     """
@@ -155,7 +164,7 @@ class GroundTruth(_SnapshotPart, frozen=True):
 
 
 class Generator(_SnapshotPart, frozen=True):
-    """Origin of a snapshot of ours: the market's constants, and the digest of the scenario to compare with."""
+    """Origin of our snapshot: constants of the market, and the scenario's digest."""
 
     format: int
     scenario: str
@@ -199,7 +208,9 @@ def encode(snapshot: SnapshotDocument) -> bytes:
 
 
 def decode(raw: bytes) -> SnapshotDocument:
-    """The snapshot in a JSON text, alone or as ``{"snapshot": ...}`` as the game's own tool writes it.
+    """The snapshot in a JSON text, alone or as ``{"snapshot": ...}``.
+
+    The game's own tool writes the second form.
 
     Raises:
         MarketError: not JSON, another version, or not a snapshot's shape; the message says where.
@@ -221,12 +232,12 @@ T = TypeVar("T")
 
 
 def benchmark_scenario(config: ScenarioConfig) -> Scenario:
-    """The market that a benchmark of this config is about; those who post in it are its agents."""
+    """The market of a benchmark's config; its authors are the config's agents."""
     return generate(_one_spelling(config), MarketModel(authors=config.agents))
 
 
 def camel_fields(value: Any) -> Any:
-    """A config or model as JSON holds it: camelCase names in the order of their declaration, lists for tuples."""
+    """JSON form of a config or model: camelCase names in declaration order, lists for tuples."""
     if isinstance(value, msgspec.Struct):
         return {_camel(name): camel_fields(field) for name, field in msgspec.structs.asdict(value).items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Validation of a snapshot file: is it whole, and do its states, events and ground truth agree?
+"""Validation of a snapshot file: completeness, and agreement of states, events and ground truth.
 
 Errors make it unusable; warnings are what the game's own snapshots are known for.
 """
@@ -23,7 +23,10 @@ from babylon_rl.evaluation.snapshot_file.schema import (
 
 
 class Findings:
-    """Errors make a snapshot unusable, warnings say what to know of it; each kind is told by its first case and its number."""
+    """Errors and warnings, each kind by its first case and its count.
+
+    Errors make a snapshot unusable.
+    """
 
     def __init__(self) -> None:
         self._found: dict[tuple[bool, str], tuple[str, int]] = {}
@@ -53,7 +56,7 @@ RELATIVE = 1e-9
 
 
 def check_events(snapshot: SnapshotDocument, findings: Findings) -> None:
-    """Events name what is there, lie in their tick, and lead to the price that the state after them shows."""
+    """Check that events name known markets, lie in their tick, and match the next state."""
     began = snapshot.initial_state.timestamp
     for tick in snapshot.ticks:
         _check_tick(tick, began, findings)
@@ -123,7 +126,10 @@ def _check_outcomes(snapshot: SnapshotDocument, states: Sequence[State], finding
 
 
 def _check_history(ticker: str, history: Sequence[PricePoint], states: Sequence[State], findings: Findings) -> None:
-    """A point's tick is a moment, or the number of the tick that ends with it, as in the game's own snapshots; one of both throughout."""
+    """Check a price history against the states.
+
+    A point's tick is a moment, or, in the game's own snapshots, the number of the tick that ends with it; one of both throughout.
+    """
     recorded = {state.tick: market for state in states for market in state.perpetual_markets if market.ticker == ticker}
     times = {state.tick: state.timestamp for state in states}
     wrong_points, shift = min(
@@ -176,7 +182,10 @@ TOLERANCE = 1e-5
 
 
 def validate(snapshot: SnapshotDocument) -> tuple[list[str], list[str]]:
-    """Errors and warnings, a sentence each; a snapshot without errors can be turned into a scenario."""
+    """Errors and warnings, a sentence each.
+
+    A snapshot without errors can be turned into a scenario.
+    """
     findings = Findings()
     _check_frame(snapshot, findings)
     _check_times(snapshot, findings)
@@ -207,7 +216,10 @@ def _check_frame(snapshot: SnapshotDocument, findings: Findings) -> None:
 
 
 def _check_origin(snapshot: SnapshotDocument, findings: Findings) -> None:
-    """Check a snapshot of ours against its config without generating it again; `to_scenario` compares the rest."""
+    """Check our snapshot against its config, without generating it again.
+
+    `to_scenario` compares the rest.
+    """
     if snapshot.config is None and snapshot.generator is None:
         return
     if snapshot.config is None or snapshot.generator is None:
@@ -303,7 +315,7 @@ def _check_stock(market: PerpetualMarket, where: str, findings: Findings) -> Non
 
 
 def _check_course(states: Iterable[State], findings: Findings) -> None:
-    """From state to state: nothing disappears, no answer is taken back, and something moves."""
+    """Check from state to state: markets stay, answers stay, and prices move."""
     moved: dict[str, bool] = {}
     before: State | None = None
     for state in states:

@@ -1,4 +1,4 @@
-"""Statistics of benchmarks and live comparisons; every statement here is checked by simulation in the tests.
+"""Statistics of benchmarks and live comparisons, checked by simulation in the tests.
 
 Snapshots (markets) are the independent draws: repeats and seeds of one snapshot are a cluster and count once. ``intervals``, ``paired`` and
 ``power`` serve experiments of a fixed size, ``live`` data that are looked at while they come in, ``calibration`` probabilities.

@@ -1,4 +1,4 @@
-"""Calibration of probabilities: the Brier score, taken apart, and forecasts beside what came true.
+"""Calibration of probabilities: the Brier score with its parts, and reliability bins.
 
 Left out: scores of more than two outcomes.
 """
@@ -26,7 +26,10 @@ RESAMPLED_FORECASTS = 999
 
 @dataclass(frozen=True)
 class Brier:
-    """The mean squared error of forecasts: ``score`` (0 is perfect) = miscalibration - discrimination + uncertainty."""
+    """Mean squared error of forecasts, 0 is perfect.
+
+    ``score`` = miscalibration - discrimination + uncertainty.
+    """
 
     score: Interval
     miscalibration: float
@@ -35,7 +38,10 @@ class Brier:
 
     @property
     def skill(self) -> float | None:
-        """The share of the uncertainty that forecasts take away: 1 is perfect, 0 no better than the base rate, None without uncertainty."""
+        """Share of the uncertainty that forecasts remove.
+
+        1 is perfect, 0 no better than the base rate, None without uncertainty.
+        """
         return 1 - self.score.mean / self.uncertainty if self.uncertainty else None
 
     def __str__(self) -> str:
@@ -69,7 +75,9 @@ def brier(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> Brier:
-    """The Brier score (Monthly Weather Review 78, 1950) with its interval, resampled by ``clusters`` (the question, or the snapshot).
+    """The Brier score (Monthly Weather Review 78, 1950) with its interval.
+
+    Resampled by ``clusters`` (the question, or the snapshot).
 
     Taken apart without bins, against isotonic regression (Dimitriadis, Gneiting and Jordan, PNAS 118, 2021), so that the parts add up
     exactly; they describe these forecasts, and few of them look miscalibrated by chance (``calibration_p``). Every cluster counts the
@@ -95,7 +103,9 @@ def reliability_bins(
     clusters: Sequence[Hashable] | None = None,
     confidence: float = CONFIDENCE,
 ) -> tuple[ReliabilityBin, ...]:
-    """Forecasts in equally wide bins, empty ones left out; with ``clusters`` (the question) intervals know what belongs together.
+    """Forecasts in equally wide bins; empty bins are left out.
+
+    With ``clusters`` (the question) intervals account for dependence.
 
     Raises:
         ValueError: there is no forecast, lengths differ, one is not within 0..1, or there is no bin.
@@ -126,8 +136,10 @@ def calibration_p(
     seed: int = 0,
     resamples: int = RESAMPLED_FORECASTS,
 ) -> float:
-    """The p-value of forecasts that mean what they say: how often outcomes drawn from them look as miscalibrated (Brocker and Smith,
-    Weather and Forecasting 22, 2007). Forecasts of one of ``clusters`` (the question) come true or fail together.
+    """P-value of calibrated forecasts, by simulation of their outcomes.
+
+    It is how often outcomes drawn from the forecasts look as miscalibrated (Brocker and Smith, Weather and Forecasting 22, 2007). Forecasts
+    of one of ``clusters`` (the question) come true or fail together.
 
     Raises:
         ValueError: there is no forecast, lengths differ, or one is not within 0..1.

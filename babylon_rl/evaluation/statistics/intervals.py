@@ -110,7 +110,9 @@ def mean_interval(
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    """The mean over clusters with its interval; for a paired comparison give the differences, one per market (and repeat).
+    """Mean over clusters with its interval.
+
+    For a paired comparison give the differences, one per market (and repeat).
 
     The symmetric bootstrap-t (Hall, Journal of the Royal Statistical Society B 50, 1988): at 95 % it keeps 93 to 97 % from 12 values on
     for normal, heavy-tailed (Student's t of 4 degrees) and moderately skewed ones (to a skewness of 1), where percentiles and Student's
@@ -140,7 +142,9 @@ def paired_interval(
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    """The mean of ``ours - theirs`` with its interval; both in the same order of markets and repeats, ``clusters`` naming the market.
+    """Mean of ``ours - theirs`` with its interval.
+
+    Both in the same order of markets and repeats; ``clusters`` names the market.
 
     Raises:
         ValueError: they are not of the same length, empty, or not finite.
@@ -172,7 +176,7 @@ def _studentized(centred: Floats, seed: int, resamples: int) -> Floats:
 
 
 def share_interval(successes: int, count: int, confidence: float = CONFIDENCE) -> Interval:
-    """A share with Wilson's score interval (JASA 22, 1927); of nothing it is 0..1 around 0.5.
+    """Share with Wilson's score interval (JASA 22, 1927); 0..1 around 0.5 without trials.
 
     Raises:
         ValueError: ``successes`` is not within 0..``count``.
@@ -186,7 +190,7 @@ def share_interval(successes: int, count: int, confidence: float = CONFIDENCE) -
 
 
 def share_by_snapshot(successes: Sequence[int], counts: Sequence[int], confidence: float = CONFIDENCE) -> Interval:
-    """The share of all successes among all trials, with an interval that knows which of them come from one snapshot.
+    """Share of successes among trials, with an interval clustered by snapshot.
 
     Wilson's interval at the effective number of trials, by the variance between snapshots and Student's quantile (Korn and Graubard,
     Survey Methodology 24, 1998; Dean and Pagano, Journal of Survey Statistics and Methodology 3, 2015). Snapshots without trials say

@@ -33,7 +33,10 @@ _CHUNK = 250_000  # signs drawn at once: 2 MB
 
 @dataclass(frozen=True)
 class PermutationTest:
-    """``p`` of a mean difference of 0 over ``count`` snapshots, from all ways to set the signs (``exact``) or ``flips`` random ones."""
+    """Test of a mean difference of 0 over ``count`` snapshots, by sign flips.
+
+    From all ways to set the signs (``exact``) or ``flips`` random ones.
+    """
 
     p: float
     mean: float
@@ -48,7 +51,7 @@ class PermutationTest:
 
 @dataclass(frozen=True)
 class Adjusted:
-    """One of several comparisons: its own ``p`` and that which accounts for all ``comparisons``."""
+    """One of several tests: its own ``p``, and ``adjusted`` for all ``comparisons``."""
 
     name: str
     p: float
@@ -67,7 +70,9 @@ def permutation_test(
     seed: int = 0,
     flips: int = FLIPS,
 ) -> PermutationTest:
-    """Test whether the mean difference is 0, by flipping the sign of whole snapshots (Fisher, The Design of Experiments, 1935).
+    """Test whether the mean difference is 0, by sign flips of whole snapshots.
+
+    Fisher, The Design of Experiments, 1935.
 
     Exact for differences that are symmetric about 0 when nothing is better, as those of two players that could change names are.
     Random flips count the observed one too, so that p is never 0 and never too small (Phipson and Smyth, 2010).
@@ -124,7 +129,7 @@ FEWEST_FOR_EFFECT = 3
 
 @dataclass(frozen=True)
 class Effect:
-    """A mean difference in standard deviations of the differences between snapshots (Cohen's d_z), with its interval."""
+    """Mean difference in standard deviations between snapshots (Cohen's d_z), with its interval."""
 
     size: float
     low: float
@@ -137,7 +142,10 @@ class Effect:
 
 @dataclass(frozen=True)
 class Superiority:
-    """The share of snapshots in which ours does better (an equal result counts half), with its interval."""
+    """Share of snapshots in which ours does better, with its interval.
+
+    An equal result counts half.
+    """
 
     share: float
     low: float
@@ -149,7 +157,7 @@ class Superiority:
 
 
 def paired_effect(differences: Values, *, clusters: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE) -> Effect:
-    """Cohen's d_z (Statistical Power Analysis, 1988), freed of bias by the jackknife, with the jackknife's interval.
+    """Cohen's d_z (Statistical Power Analysis, 1988), bias-corrected by the jackknife, with its interval.
 
     The usual interval by the noncentral t distribution holds for normal differences alone (79 % instead of 95 % for skewed ones); the
     jackknife (Miller, Biometrika 61, 1974) needs no such thing and costs some width for few snapshots.
@@ -176,7 +184,9 @@ def paired_effect(differences: Values, *, clusters: Sequence[Hashable] | None = 
 
 
 def superiority(differences: Values, *, clusters: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE) -> Superiority:
-    """The common-language effect size of pairs (McGraw and Wong, Psychological Bulletin 111, 1992), with Wilson's interval.
+    """Common-language effect size of pairs, with Wilson's interval.
+
+    McGraw and Wong, Psychological Bulletin 111, 1992.
 
     Raises:
         ValueError: there is no difference, one is not finite, or there is not one cluster label each.
@@ -188,7 +198,10 @@ def superiority(differences: Values, *, clusters: Sequence[Hashable] | None = No
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """``effect`` is None where differences do not vary or are too few, ``spread`` where there is one snapshot only."""
+    """Paired comparison of two players: difference, test, effect and superiority.
+
+    ``effect`` is None where differences do not vary or are too few, ``spread`` where there is one snapshot only.
+    """
 
     difference: Interval
     test: PermutationTest
@@ -210,7 +223,9 @@ def compare_pairs(
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> PairedComparison:
-    """Compare two players over the same snapshots and seeds, pair by pair; ``clusters`` names the snapshot of every pair.
+    """Compare two players over the same snapshots and seeds, pair by pair.
+
+    ``clusters`` names the snapshot of every pair.
 
     Raises:
         ValueError: lengths differ, there is no pair, or a value is not finite.

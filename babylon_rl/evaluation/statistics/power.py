@@ -1,4 +1,4 @@
-"""Power: snapshots that an effect needs, repeats of each, and the effect that a given number can show."""
+"""Power: snapshots for an effect, repeats of each, and the detectable effect."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -31,7 +31,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class SampleSize:
-    """``snapshots`` of ``repeats`` each show a difference of ``effect`` with probability ``power``; None: no number does."""
+    """Number of snapshots that show an effect with a probability; None: no number does.
+
+    Each snapshot is played ``repeats`` times.
+    """
 
     effect: float
     repeats: int
@@ -62,8 +65,10 @@ def markets_needed(effect: float, spread: float, power: float = POWER, confidenc
 
 
 def spread_of(differences: Values, clusters: Sequence[Hashable] | None = None) -> Spread:
-    """Take the variance apart by snapshots (``clusters``) and repeats: the moments of a one-way analysis of variance (Searle,
-    Casella and McCulloch, Variance Components, 1992), for any numbers of repeats. Without repeats all of it is between snapshots.
+    """Decompose the variance by snapshots (``clusters``) and repeats.
+
+    The moments of a one-way analysis of variance (Searle, Casella and McCulloch, Variance Components, 1992), for any numbers of repeats.
+    Without repeats all of it is between snapshots.
 
     Raises:
         ValueError: fewer than two snapshots, or a value that is not finite.
@@ -113,7 +118,7 @@ def detectable_effect(snapshots: int, spread: Spread, *, repeats: int = 1, power
 
 
 def _shows(count: int, confidence: float, power: float) -> float:
-    """The mean difference in standard errors that Student's test of ``count`` differences shows with probability ``power``."""
+    """Mean difference in standard errors that Student's test shows with probability ``power``."""
     from scipy.special import nctdtrinc
 
     return float(nctdtrinc(count - 1, 1 - power, student_quantile(tail(confidence), count - 1)))
