@@ -23,7 +23,7 @@ from babylon_rl.models.grammar import language
 from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.models.threads import set_threads
-from babylon_rl.training.cpu_policy import load_policy
+from babylon_rl.training.backends.cpu.policy import load_policy
 from babylon_rl_tests.unpacked import branch_logprobs
 
 Answer = Callable[[Call], str]

@@ -19,8 +19,8 @@ from training_rows import Played, played
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.store.connection import Connection
+from babylon_rl.training.backends.cpu.items import make_items
 from babylon_rl.training.conversion import Conversion, convert
-from babylon_rl.training.cpu_items import make_items
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

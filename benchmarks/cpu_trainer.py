@@ -26,12 +26,11 @@ from training_rows import demo_sequences, settings_of
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.training.trainer import TrainIteration, TrainSequence
+from babylon_rl.training.backends.protocol import TrainIteration, TrainSequence
 
 if TYPE_CHECKING:
-    from babylon_rl.training.cpu_items import Item
-    from babylon_rl.training.cpu_policy import PackedPolicy
-    from babylon_rl.training.packing import Pack
+    from babylon_rl.training.backends.cpu.items import Item
+    from babylon_rl.training.backends.cpu.policy import Pack, PackedPolicy
 
 SEQUENCES = 72  # of an hour of six agents, so that every tick is whole: two optimizer steps
 A_STEP, A_ROW = 36, 12
@@ -52,9 +51,8 @@ class Sides:
     """What takes turns: each side trains the same sequences from where it left off."""
 
     def __init__(self, sequences: Sequence[TrainSequence], settings: Settings) -> None:
-        from babylon_rl.training.cpu_items import make_items
-        from babylon_rl.training.cpu_policy import PackedPolicy, load_policy
-        from babylon_rl.training.packing import pack
+        from babylon_rl.training.backends.cpu.items import make_items
+        from babylon_rl.training.backends.cpu.policy import PackedPolicy, load_policy, pack
 
         self.sequences, self.settings = sequences, settings
         self.tokenizer, model = load_policy(base_model_dir(settings), None)
@@ -66,7 +64,7 @@ class Sides:
         self.apart_steps = [padded_inputs(self.items, step) for step in self._steps(self.unshared)]
 
     def _steps(self, packs: "Sequence[Pack]") -> "list[list[Pack]]":
-        from babylon_rl.training.cpu_steps import optimizer_steps
+        from babylon_rl.training.backends.cpu.trainer import optimizer_steps
 
         return list(optimizer_steps(packs, self.settings))
 
@@ -74,9 +72,9 @@ class Sides:
         """Sequences to optimizer steps, as the trainer takes them."""
         import torch
 
-        from babylon_rl.training.cpu_items import make_items
-        from babylon_rl.training.cpu_steps import IterationRun
-        from babylon_rl.training.packing import pack
+        from babylon_rl.training.backends.cpu.items import make_items
+        from babylon_rl.training.backends.cpu.policy import pack
+        from babylon_rl.training.backends.cpu.trainer import IterationRun
 
         items, _ = make_items(self.tokenizer, self.sequences)
         torch.set_num_threads(1)
@@ -131,8 +129,7 @@ class Sides:
 
 def bare_inputs(policy: "PackedPolicy", items: "Sequence[Item]", step: "Sequence[Pack]") -> list[tuple[Any, ...]]:
     """A step's packed rows as tensors."""
-    from babylon_rl.training.cpu_policy import choices
-    from babylon_rl.training.packing import row_tensors
+    from babylon_rl.training.backends.cpu.policy import choices, row_tensors
 
     found = []
     for one in step:
@@ -146,7 +143,7 @@ def padded_inputs(items: "Sequence[Item]", step: "Sequence[Pack]") -> list[tuple
     """The same sequences, ``A_ROW`` to a padded batch, as tensors."""
     import torch
 
-    from babylon_rl.training.packing import needed_ids
+    from babylon_rl.training.backends.cpu.policy import needed_ids
 
     members = [n for one in step for n in one.members]
     found = []

@@ -18,7 +18,7 @@ from training_rows import NOW, demo_sequences, sample_sequences, settings_of
 
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.settings import load_settings
-from babylon_rl.training.trainer import TrainIteration, TrainSequence
+from babylon_rl.training.backends.protocol import TrainIteration, TrainSequence
 
 ROWS = 2
 WORDS = ("buy", "sell", "hold", "price", "news", "market", "rises", "falls", "because", "trade", "more", "less", "risk", "gain", "loss")
@@ -53,8 +53,8 @@ def longest_rows(sequences: Sequence[TrainSequence]) -> tuple[list[TrainSequence
     """The sequences of the longest rows, and what the longest one holds."""
     from transformers import AutoTokenizer
 
-    from babylon_rl.training.cpu_items import trainable
-    from babylon_rl.training.packing import pack
+    from babylon_rl.training.backends.cpu.items import trainable
+    from babylon_rl.training.backends.cpu.policy import pack
 
     tokenizer = AutoTokenizer.from_pretrained(base_model_dir(load_settings()))
     encoded = [(sequence, one) for sequence in sequences if not isinstance(one := trainable(tokenizer, sequence), str)]
@@ -65,7 +65,7 @@ def longest_rows(sequences: Sequence[TrainSequence]) -> tuple[list[TrainSequence
 
 def train(case: str) -> dict[str, float]:
     """Train, and tell this process's peak in GB."""
-    from babylon_rl.training.cpu import CpuTrainer
+    from babylon_rl.training.backends.cpu.trainer import CpuTrainer
 
     sequences, found = longest_rows(CASES[case]())
     settings = settings_of(1).model_copy(update={"babylon_rl_home": load_settings().home})

@@ -22,9 +22,9 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.trajectories import windows_with_rows
+from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl.training.batches import Prepared, freeze_batch, prepare_batch
 from babylon_rl.training.conversion import convert
-from babylon_rl.training.trainer import TrainSequence
 
 NOW = datetime(2025, 11, 15, 12)
 SAMPLE_HOURS = 24 * 60  # before NOW, more than enough for the recorded game

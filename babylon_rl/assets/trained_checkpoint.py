@@ -16,10 +16,10 @@ from babylon_rl.reporting.plots import line_plot
 from babylon_rl.store.batches import Batch, judging_of, own_transaction, read_batch, read_batch_episodes
 from babylon_rl.store.registry import note_tracking
 from babylon_rl.store.write_ahead import TrainingStep
+from babylon_rl.training.backends.protocol import StepMetrics
 from babylon_rl.training.batches import Trained, train_batch
 from babylon_rl.training.preflight import preflight_lines
 from babylon_rl.training.tracking import Tracker, batch_costs, iteration_numbers
-from babylon_rl.training.trainer import StepMetrics
 from babylon_rl.training.wandb_process import Sent
 
 POOL = "trainer"

@@ -37,7 +37,7 @@ WARNINGS = frozenset({"loss_falls", "scores_spread"})
     can_subset=True,
 )
 def checkpoint_checks(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
-    from babylon_rl.training import looking_back as look
+    from babylon_rl.training import checkpoint_checks as look
 
     batch_id = context.op_execution_context.partition_key
     with babylon.connection() as connection:

@@ -77,13 +77,13 @@ def harness(
     from babylon_rl.settings import load_settings
     from babylon_rl.store.database import open_database
     from babylon_rl.store.migrate import migrate
-    from babylon_rl.training.trainer import training_line
+    from babylon_rl.training.backends import trainer_choice
 
     if not train and (force or windows is not None or start is not None):
         raise UsageError("--force, --windows and --start belong to --train.")
     settings = load_settings()
     if train:
-        training_line(settings)
+        trainer_choice(settings)
     markets = snapshots_named(snapshot or SNAPSHOTS)
     with open_database(settings) as database:
         migrate(database)

@@ -145,11 +145,11 @@ def choose_batch(
         UsageError: there is no such batch, or it was frozen with other options.
     """
     from babylon_rl.store.batches import foreign_batch, read_batch
+    from babylon_rl.training.backends import trainer_choice
     from babylon_rl.training.batches import freeze, pending_batches
     from babylon_rl.training.readiness import not_ready
-    from babylon_rl.training.trainer import training_line
 
-    training_line(settings)
+    trainer_choice(settings)
     with database.connect(autocommit=True) as connection:
         if batch_id is not None:
             # 1. The batch that was named.
@@ -256,11 +256,11 @@ def report_training(trained: "Trained", settings: Settings, as_json: bool, earli
 
     ``earlier`` are the batches that the same command trained before.
     """
-    from babylon_rl.training.trainer import endpoint_of
+    from babylon_rl.training.backends import address_of
 
     model = trained.model
     # The document for scripts; the lines below show the same facts to people.
-    endpoint = endpoint_of(settings, model.version, trained.checkpoint)
+    endpoint = address_of(settings, model.version, trained.checkpoint)
     document = {
         "batchId": trained.batch.batch_id,
         "modelVersion": model.version,

@@ -24,14 +24,15 @@ from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.serving import served_here
 from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.choices import format_name
-from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_served_as, read_remote, verify
+from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_inference_config, read_remote, verify
 from babylon_rl.models.packaged import base_model_dir, base_model_name
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import MarketResult, read_results, write_results
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model
-from babylon_rl.training.trainer import DRY_BASE_MODEL
+from babylon_rl.training.backends import address_of
+from babylon_rl.training.backends.protocol import DRY_BASE_MODEL
 from babylon_rl.versions import content_version
 
 Serving = Callable[[Settings, Mapping[str, Path]], AbstractContextManager[str]]
@@ -86,10 +87,10 @@ def base_source(settings: Settings) -> ModelSource:
 
 def base_of(model: Model, settings: Settings) -> ModelSource:
     """The base of a playable version: remote where the version is, else the CPU lineage's."""
-    remote = read_remote(_directory(model))
-    if remote is None:
+    if read_remote(_directory(model)) is None:
         return base_source(settings)
-    service = Service(remote.inference_url, model.base_model, settings.wandb_key)
+    address = address_of(settings, model.version, _directory(model))
+    service = Service(address.url, model.base_model, address.key)
     return ModelSource(BASE, BASE, content_version([service.url, service.model]), service=service)
 
 
@@ -98,7 +99,7 @@ def absent(model: Model, settings: Settings) -> Absent | None:
 
     Its files and its base must be here and whole.
 
-    The files of a version at a training service are a pointer: it is asked there, with WANDB_API_KEY.
+    The files of a version at a training service are a pointer: it is asked there, with the service's key.
     """
     directory = _directory(model)
     if model.foreign:
@@ -109,11 +110,12 @@ def absent(model: Model, settings: Settings) -> Absent | None:
         return Absent(model.version, f"its checkpoint {directory} is not on this machine.")
     try:
         remote = read_remote(directory)
-        if remote is not None and not settings.wandb_key:
-            model_name = remote.inference_name
-            return Absent(model.version, f"its weights are at {remote.service}, and there is no WANDB_API_KEY to ask {model_name} with.")
+        address = address_of(settings, model.version, directory)
+        if remote is not None and address.needs:
+            reason = f"its weights are at {remote.service}, and there is no {address.needs} to ask {address.model} with."
+            return Absent(model.version, reason)
         manifest = verify(directory, base_model_dir(settings) if remote is None else None)
-        check_served_as(manifest, PROMPT_VERSION, format_name(ONE_TICK))
+        check_inference_config(manifest, PROMPT_VERSION, format_name(ONE_TICK))
     except CheckpointError as unusable:
         return Absent(model.version, str(unusable))
     return None

@@ -270,7 +270,7 @@ def verify(directory: Path, base_dir: Path | None = None) -> Manifest:
     return manifest
 
 
-def check_served_as(manifest: Manifest, prompt_version: str, action_grammar: str) -> None:
+def check_inference_config(manifest: Manifest, prompt_version: str, action_grammar: str) -> None:
     """Compare the prompt and grammar about to be used with those of the training; skip unrecorded ones.
 
     Raises:

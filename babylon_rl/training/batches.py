@@ -46,9 +46,11 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezable import DROPOUT, read_dropped
 from babylon_rl.store.registry import Model, model_of_batch, parent_of_line, read_models, version_taken
 from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, pause_step, read_jobs, read_steps
+from babylon_rl.training.backends import choose_trainer
+from babylon_rl.training.backends.protocol import Trainer, TrainPlan
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
 from babylon_rl.training.freezing import Frozen, count_freezable, describe_reasons, freeze, freeze_batch
-from babylon_rl.training.iterations import Clock, OnStep, Run, passes_within, plan_iterations, train_iterations
+from babylon_rl.training.iterations import BatchRun, Clock, OnStep, passes_within, plan_iterations, train_iterations
 from babylon_rl.training.lifecycle import (
     ABANDON,
     ABANDONED_AFTER,
@@ -59,12 +61,11 @@ from babylon_rl.training.lifecycle import (
     PREPARE,
     PUBLISH,
     TRAIN,
-    Effect,
+    FailureEffect,
     failure_rule,
 )
 from babylon_rl.training.preflight import keep_budget, preflight_document, refuse_hopeless, refuse_untrainable
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
-from babylon_rl.training.trainer import Trainer, TrainPlan, choose_trainer
 from babylon_rl.training.uploading import check_storage
 from babylon_rl.types import GroupScores
 
@@ -201,13 +202,13 @@ def train_batch(
         )
     attempt = _claim(connection, batch_id, now)
     batch = _required(connection, batch_id)  # until it was claimed, the run before this one may have given it a parent or another number
-    run = Run(connection, batch, attempt, trainer, checkpoints_root or settings.home / "checkpoints", Clock.at(now))
+    run = BatchRun(connection, batch, attempt, trainer, checkpoints_root or settings.home / "checkpoints", Clock.at(now))
     with _failing(connection, batch_id, attempt, run.clock, run.work):
         model = _resume_or_train(run, effective, on_step, on_preflight)
     return Trained(_required(connection, batch_id), model, list(finished_steps(connection, batch_id).values()))
 
 
-def _resume_or_train(run: Run, settings: Settings, on_step: OnStep, on_preflight: Callable[[Batch], None]) -> Model:
+def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_preflight: Callable[[Batch], None]) -> Model:
     batch_id = run.batch.batch_id
     prepared = _prepared(run.connection, run.batch)
     # A run that died after publishing only lacks the registration.
@@ -247,7 +248,7 @@ def _resume_or_train(run: Run, settings: Settings, on_step: OnStep, on_preflight
     return publish_and_register(run, kept, steps, None if parent is None else parent.version, settings, conversion.sequences)
 
 
-def _wait_for_the_line(run: Run) -> None:
+def _wait_for_the_line(run: BatchRun) -> None:
     """Allow one training per line at a time.
 
     Every version continues from the newest one, and the other batch is about to produce it.
@@ -262,7 +263,7 @@ def _wait_for_the_line(run: Run) -> None:
         )
 
 
-def _parent(run: Run, settings: Settings) -> Model | None:
+def _parent(run: BatchRun, settings: Settings) -> Model | None:
     # A training that has begun keeps its parent, though a newer version may have been registered since.
     if not read_steps(run.connection, run.batch.batch_id):
         return parent_of_line(run.connection, run.batch.base_model, promoted=settings.auto_promote)
@@ -270,7 +271,7 @@ def _parent(run: Run, settings: Settings) -> Model | None:
 
 
 def _leave_empty(
-    run: Run, prepared: Prepared, conversion: Conversion, found: TrainPlan, plan: Sequence[Sequence[str]], parent: str | None
+    run: BatchRun, prepared: Prepared, conversion: Conversion, found: TrainPlan, plan: Sequence[Sequence[str]], parent: str | None
 ) -> list[BatchEpisode]:
     """Return the episodes that train; the others leave the batch.
 
@@ -403,9 +404,9 @@ def _failing(connection: Connection, batch_id: str, attempt: int, clock: Clock, 
         effect = rule.effect
         if effect != rule.when_paid and _is_paid(connection, batch_id):
             effect = rule.when_paid
-        if effect is Effect.FAILED:
+        if effect is FailureEffect.FAILED:
             _end(connection, batch_id, str(error), clock.now(), attempt, work)
-        elif effect is Effect.WAITS:
+        elif effect is FailureEffect.WAITS:
             raised = _wait(connection, batch_id, attempt, _reason_to_wait(error, batch_id, paid=effect != rule.effect))
             if effect != rule.effect or not isinstance(error, BabylonError):
                 raise raised from error

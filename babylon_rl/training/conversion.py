@@ -21,9 +21,9 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import reading_chunks
+from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl.training.freezing import describe_reasons
 from babylon_rl.training.spill import Place, Spill, Spilled
-from babylon_rl.training.trainer import TrainSequence
 from babylon_rl.types import Episode, ServedSequence
 
 NO_SEQUENCE = "no training sequence"

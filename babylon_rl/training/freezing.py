@@ -39,7 +39,7 @@ from babylon_rl.store.freezable import (
 )
 from babylon_rl.store.registry import Model, next_version, parent_of_line, reserved_by, version_order, version_taken
 from babylon_rl.store.trajectories import newest_window_with_rows
-from babylon_rl.training.trainer import training_line
+from babylon_rl.training.backends import trainer_choice
 from babylon_rl.windows import HOUR, newest_complete, window_end, window_of, window_range, window_start
 
 DROPOUT_FREE = 1000
@@ -158,7 +158,7 @@ def freeze(
         UsageError: they pin what is no version, or one below the newest of its line.
         BatchConflict: a trajectory is in a live batch (the unique key says so).
     """
-    line = training_line(settings)
+    line = trainer_choice(settings)
     # The locks prevent two batches with the same episodes or version.
     with own_transaction(connection):
         lock_freezing(connection)

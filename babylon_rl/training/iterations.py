@@ -19,10 +19,10 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, advance_batch, heartbeat, own_transaction
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.write_ahead import TrainingStep, begin_step, finish_step, finished_steps, newest_job, read_steps
+from babylon_rl.training.backends.protocol import RunContext, StepMetrics, Trainer, TrainIteration
 from babylon_rl.training.conversion import Conversion, refuse_empty
 from babylon_rl.training.freezing import seeded_share
 from babylon_rl.training.lifecycle import MAX_LOST_RUNS, TRAIN
-from babylon_rl.training.trainer import RunContext, StepMetrics, Trainer, TrainIteration
 
 RESULT_FILE = "iteration.json"
 WORK = ".work"
@@ -49,7 +49,7 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class BatchRun:
     """One run of a batch's training: its claim, trainer and directories."""
 
     connection: Connection
@@ -118,7 +118,7 @@ def passes_within(batch: Batch) -> int:
 
 
 def train_iterations(
-    run: Run, conversion: Conversion, plan: Sequence[Sequence[str]], parent: Path | None, on_step: OnStep
+    run: BatchRun, conversion: Conversion, plan: Sequence[Sequence[str]], parent: Path | None, on_step: OnStep
 ) -> list[TrainingStep]:
     """Train the missing iterations in order, each from the previous one, the first from ``parent``.
 
@@ -150,7 +150,7 @@ def train_iterations(
     return steps
 
 
-def _train(run: Run, iteration: TrainIteration, parent: Path | None, directory: Path, on_step: OnStep) -> None:
+def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, directory: Path, on_step: OnStep) -> None:
     # The record is committed before training, so that deaths can be counted.
     _write_ahead(run, iteration)
     partial = directory.with_name(f".{directory.name}-{run.attempt}")
@@ -190,7 +190,7 @@ def _train(run: Run, iteration: TrainIteration, parent: Path | None, directory: 
     _rename_durably(partial, directory)
 
 
-def _write_ahead(run: Run, iteration: TrainIteration) -> None:
+def _write_ahead(run: BatchRun, iteration: TrainIteration) -> None:
     begun = read_steps(run.connection, run.batch.batch_id)
     # Deaths are starts without an end; pauses do not count.
     deaths = sum(step.iteration == iteration.step and not step.paused for step in begun)
@@ -209,7 +209,7 @@ def _write_ahead(run: Run, iteration: TrainIteration) -> None:
         begin_step(run.connection, run.batch.batch_id, step)
 
 
-def _finish(run: Run, number: int, directory: Path) -> TrainingStep:
+def _finish(run: BatchRun, number: int, directory: Path) -> TrainingStep:
     outcome = json.loads((directory / RESULT_FILE).read_text())
     newest = [step for step in read_steps(run.connection, run.batch.batch_id) if step.iteration == number][-1]
     finished = replace(

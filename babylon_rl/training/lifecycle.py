@@ -44,8 +44,8 @@ ABANDON = Transition(
 TRANSITIONS = (FREEZE, PREPARE, JUDGE, TRAIN, PUBLISH, REGISTER, FAIL, GIVE_UP, CANCEL, ABANDON)
 
 
-class Effect(StrEnum):
-    """Effect of a failure on its batch."""
+class FailureEffect(StrEnum):
+    """FailureEffect of a failure on its batch."""
 
     FAILED = "failed"  # it ends with the error, and its trajectories are free
     WAITS = "waits"  # its state stays and its row holds the reason; the run does not count as dead
@@ -62,8 +62,8 @@ class FailureRule:
 
     cause: str
     errors: tuple[type[BaseException], ...]
-    effect: Effect
-    when_paid: Effect
+    effect: FailureEffect
+    when_paid: FailureEffect
     resumes: str
     applies: Callable[[BaseException], bool] = lambda error: True
 
@@ -77,30 +77,35 @@ _AT_ONCE = "the next `train`, or automation at once"
 _NEW = "a new batch; automation pauses before it freezes one"
 # The first rule that fits an error counts.
 FAILURES = (
-    FailureRule("another run has the batch, or it has ended", (BatchConflict,), Effect.LEFT, Effect.LEFT, _LATER),
-    FailureRule("the database does not answer", (DatabaseError, psycopg.Error), Effect.RETRIED, Effect.RETRIED, _AT_ONCE),
+    FailureRule("another run has the batch, or it has ended", (BatchConflict,), FailureEffect.LEFT, FailureEffect.LEFT, _LATER),
+    FailureRule("the database does not answer", (DatabaseError, psycopg.Error), FailureEffect.RETRIED, FailureEffect.RETRIED, _AT_ONCE),
     FailureRule(
         "the judge refuses every request: a wrong key, no such model",
-        (JudgeRefused,), Effect.FAILED, Effect.WAITS, _NEW, _refuses_all,
+        (JudgeRefused,), FailureEffect.FAILED, FailureEffect.WAITS, _NEW, _refuses_all,
     ),
-    FailureRule("the judge is down, over its budget, or refuses some hours", (JudgeError,), Effect.WAITS, Effect.WAITS, _LATER),
+    FailureRule(
+        "the judge is down, over its budget, or refuses some hours",
+        (JudgeError,), FailureEffect.WAITS, FailureEffect.WAITS, _LATER,
+    ),
     FailureRule(
         "the training service or the storage of checkpoints does not answer, or another batch of the same base model trains",
-        (TrainingPaused,), Effect.WAITS, Effect.WAITS, _LATER,
+        (TrainingPaused,), FailureEffect.WAITS, FailureEffect.WAITS, _LATER,
     ),
     FailureRule(
         "any other error of the error tree: no trainable token, a policy out of bounds, a damaged parent, a refused key",
-        (BabylonError,), Effect.FAILED, Effect.WAITS, _NEW,
+        (BabylonError,), FailureEffect.FAILED, FailureEffect.WAITS, _NEW,
     ),
-    FailureRule("a full disk, or a file that cannot be written", (OSError,), Effect.WAITS, Effect.WAITS, _LATER),
-    FailureRule("Ctrl-C or *Terminate*", (KeyboardInterrupt,), Effect.LEFT, Effect.LEFT, _AT_ONCE),
+    FailureRule("a full disk, or a file that cannot be written", (OSError,), FailureEffect.WAITS, FailureEffect.WAITS, _LATER),
+    FailureRule("Ctrl-C or *Terminate*", (KeyboardInterrupt,), FailureEffect.LEFT, FailureEffect.LEFT, _AT_ONCE),
     FailureRule(
         "a killed process, or an error that nobody foresaw",
-        (BaseException,), Effect.RETRIED, Effect.RETRIED, f"{_AT_ONCE}; given up after {MAX_DEAD_RUNS}, or tried later while paid",
+        (BaseException,), FailureEffect.RETRIED, FailureEffect.RETRIED,
+        f"{_AT_ONCE}; given up after {MAX_DEAD_RUNS}, or tried later while paid",
     ),
     FailureRule(
         "a run lost with its machine: a reboot, a replaced container",
-        (), Effect.RETRIED, Effect.RETRIED, f"{_AT_ONCE}; given up after {MAX_LOST_RUNS}, or tried later while paid",
+        (), FailureEffect.RETRIED, FailureEffect.RETRIED,
+        f"{_AT_ONCE}; given up after {MAX_LOST_RUNS}, or tried later while paid",
     ),
 )  # fmt: skip
 

@@ -15,8 +15,9 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, failures_in_a_row, own_transaction, write_preflight
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.write_ahead import RemoteJob
+from babylon_rl.training.backends import choose_trainer, trainer_choice
+from babylon_rl.training.backends.protocol import TrainPlan
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert
-from babylon_rl.training.trainer import SERVERLESS, TrainPlan, training_line
 
 LONGEST_PAUSE_HOURS = 24.0
 
@@ -117,13 +118,12 @@ def refuse_hopeless(connection: Connection, batch: Batch, episodes: Sequence[Bat
     Raises:
         NothingToTrain: the message names the cause and the cure; what was found is stored with the batch.
     """
-    if batch.backend != SERVERLESS or training_line(settings).backend != SERVERLESS:
+    choice = trainer_choice(settings)
+    if not choice.remote or batch.backend != choice.backend:
         return
-    from babylon_rl.training.remote.serverless import ServerlessTrainer
-
     # Without scores the plan is an upper bound: if it is empty, the training is too.
     conversion = convert(connection, episodes, settings)
-    plan = ServerlessTrainer(settings).could_train(conversion.sequences)
+    plan = choose_trainer(settings).could_train(conversion.sequences)
     if plan.trainable_tokens == 0 and conversion.sequences:
         with own_transaction(connection):
             write_preflight(connection, batch.batch_id, preflight_document(conversion, episodes, {}, plan), batch.parent_version)
@@ -138,7 +138,7 @@ def refused_lately(connection: Connection, settings: Settings, now: datetime) ->
     further failure in a row, at most LONGEST_PAUSE_HOURS (or the interval, if longer). Without it untrainable data would be frozen, and
     paid, again every minute. Manual trainings are always allowed.
     """
-    failures = failures_in_a_row(connection, training_line(settings).backend)
+    failures = failures_in_a_row(connection, trainer_choice(settings).backend)
     if not failures:
         return None
     interval = settings.training_interval_hours

@@ -28,12 +28,12 @@ from babylon_rl.store.registry import (
     version_taken,
 )
 from babylon_rl.store.write_ahead import TrainingStep, finished_steps
+from babylon_rl.training.backends.protocol import STATE_PREFIX, TrainSequence
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN
-from babylon_rl.training.iterations import RESULT_FILE, WORK, Run
+from babylon_rl.training.inference_config import action_grammar, prompt_version
+from babylon_rl.training.iterations import RESULT_FILE, WORK, BatchRun
 from babylon_rl.training.lifecycle import PUBLISH, REGISTER
 from babylon_rl.training.retention import prune
-from babylon_rl.training.served_as import action_grammar, prompt_version
-from babylon_rl.training.trainer import STATE_PREFIX, TrainSequence
 from babylon_rl.training.uploading import upload_checkpoint
 
 STAGING = "publish"
@@ -77,7 +77,7 @@ def find_published(checkpoints: Path, batch: Batch) -> Path | None:
 
 
 def publish_and_register(
-    run: Run,
+    run: BatchRun,
     episodes: Sequence[BatchEpisode],
     steps: Sequence[TrainingStep],
     parent: str | None,
@@ -110,7 +110,7 @@ def publish_and_register(
     return finish_registration(run, episodes, final, settings)
 
 
-def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: Path, settings: Settings) -> Model:
+def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpoint: Path, settings: Settings) -> Model:
     """Upload a published checkpoint where configured, and register it in one transaction.
 
     Then tidy up: older checkpoints that need not stay are given up.
@@ -159,7 +159,7 @@ def finish_registration(run: Run, episodes: Sequence[BatchEpisode], checkpoint: 
     return model
 
 
-def _uploaded(run: Run, checkpoint: Path, settings: Settings) -> str | None:
+def _uploaded(run: BatchRun, checkpoint: Path, settings: Settings) -> str | None:
     if settings.model_storage_url is None:
         return None
     try:
@@ -171,7 +171,7 @@ def _uploaded(run: Run, checkpoint: Path, settings: Settings) -> str | None:
         ) from None
 
 
-def _own_version(run: Run, parent: str | None) -> str:
+def _own_version(run: BatchRun, parent: str | None) -> str:
     # Since the batch reserved its number, a foreign row may have taken it, or a batch that was frozen later may have become the parent.
     with own_transaction(run.connection):
         lock_registry(run.connection)
@@ -191,17 +191,17 @@ def _below(version: str, parent: str | None) -> bool:
     return parent is not None and (version_order(version) or ()) < (version_order(parent) or ())
 
 
-def _unknown(run: Run, directory: Path) -> bool:
+def _unknown(run: BatchRun, directory: Path) -> bool:
     """True for a directory that belongs to no batch of this database; it is not touched."""
     return (directory.exists() or directory.is_symlink()) and not _known(run, _named_in(directory))
 
 
-def _known(run: Run, batch_id: str | None) -> bool:
+def _known(run: BatchRun, batch_id: str | None) -> bool:
     return batch_id is not None and read_batch(run.connection, batch_id) is not None
 
 
 def _manifest(
-    run: Run,
+    run: BatchRun,
     version: str,
     episodes: Sequence[BatchEpisode],
     steps: Sequence[TrainingStep],
@@ -250,7 +250,7 @@ def _manifest_sha(checkpoint: Path) -> str:
     return hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest()
 
 
-def _tidy(run: Run) -> None:
+def _tidy(run: BatchRun) -> None:
     """Delete numbered checkpoints of other ended batches of this database, and all optimizer state."""
     for staging in run.work.glob(f"{STAGING}*"):
         shutil.rmtree(staging, ignore_errors=True)

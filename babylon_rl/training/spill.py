@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, overload
 
-from babylon_rl.training.trainer import TrainSequence
+from babylon_rl.training.backends.protocol import TrainSequence
 
 Place = tuple[int, int]  # offset and length in bytes
 

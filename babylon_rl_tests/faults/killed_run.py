@@ -6,13 +6,13 @@ from pathlib import Path
 from babylon_rl.models.threads import set_threads
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
+from babylon_rl.training.backends import choose_trainer
+from babylon_rl.training.backends.serverless.runner import Times
+from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
 from babylon_rl.training.batches import freeze_batch, pending_batches, prepare_batch, train_batch
-from babylon_rl.training.remote.once import Times
-from babylon_rl.training.remote.serverless import ServerlessTrainer
-from babylon_rl.training.trainer import choose_trainer
 
 # A post of which nobody knows is given up after 4 s here, which a stand-in's job of 0.2 s never takes.
-TIMES = Times(timedelta(seconds=4), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=1.0, patience_s=10.0)
+TIMES = Times(timedelta(seconds=4), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=1.0, timeout_s=10.0)
 
 
 def train_all(url: str, settings: Settings, now: datetime, most: int, alive: Path) -> None:

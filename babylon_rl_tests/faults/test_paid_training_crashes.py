@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 
 from babylon_rl.errors import TrainingError, TrainingPaused
+from babylon_rl.training.backends.serverless.runner import Times
+from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
 from babylon_rl.training.batches import freeze_batch, pending_batches, prepare_batch, train_batch
-from babylon_rl.training.remote.once import Times
-from babylon_rl.training.remote.serverless import ServerlessTrainer
 from babylon_rl.training.retention import prune
 from babylon_rl_tests.faults.boundaries import FUSE, process
 from babylon_rl_tests.faults.people import WithPeople
@@ -28,7 +28,7 @@ from babylon_rl_tests.training.remote_play import PLAYED_NOW, SEQUENCES, TRAINAB
 from babylon_rl_tests.training.serverless_stand_in import StandIn
 from babylon_rl_tests.training.serverless_stand_in.jobs import Job
 
-TIMES = Times(timedelta(seconds=4), timedelta(hours=1), poll_s=0.01, longest_poll_s=0.02, list_lag_s=1.0, patience_s=2.0)
+TIMES = Times(timedelta(seconds=4), timedelta(hours=1), poll_s=0.01, longest_poll_s=0.02, list_lag_s=1.0, timeout_s=2.0)
 IMPATIENT = replace(TIMES, longest_job=timedelta(seconds=0.1))
 NO_TIME_LEFT = replace(TIMES, whole=timedelta(0))
 HOUR = SEQUENCES // 2  # trajectories of one hour: every hour is a generation

@@ -9,11 +9,11 @@ from typing import TypeVar
 from babylon_rl.llm.client import ChatAnswer, ChatClient
 from babylon_rl.models.checkpoints import RemoteCheckpoint
 from babylon_rl.settings import Settings
-from babylon_rl.training.remote.evidence import JobProgress, of_checkpoint, read_events
-from babylon_rl.training.remote.groups import art_groups, count_groups, sent_groups
-from babylon_rl.training.remote.service import ServerlessService
-from babylon_rl.training.remote.tokens import BaseTokens
-from babylon_rl.training.trainer import TrainSequence
+from babylon_rl.training.backends.art_groups import art_groups, count_groups, sent_groups
+from babylon_rl.training.backends.base_tokens import BaseTokens
+from babylon_rl.training.backends.protocol import TrainSequence
+from babylon_rl.training.backends.serverless.evidence import JobProgress, of_checkpoint, read_events
+from babylon_rl.training.backends.serverless.service import ServerlessService
 
 PROMPT = [{"role": "user", "content": "The stock OPENLIE was just upgraded. Answer in one word: buy, sell or hold?"}]
 PATIENCE_S = 60.0

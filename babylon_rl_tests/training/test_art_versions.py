@@ -14,10 +14,10 @@ import pytest
 from pydantic import SecretStr
 
 from babylon_rl.settings import Settings
-from babylon_rl.training.remote.groups import art_groups, sent_groups
-from babylon_rl.training.remote.installed import RUN_NAME, Installed, installed, load_art
-from babylon_rl.training.remote.service import ServerlessService, serverless_art
-from babylon_rl.training.remote.tokens import BaseTokens
+from babylon_rl.training.backends.art_groups import art_groups, sent_groups
+from babylon_rl.training.backends.art_versions import RUN_NAME, Installed, installed, load_art
+from babylon_rl.training.backends.base_tokens import BaseTokens
+from babylon_rl.training.backends.serverless.service import ServerlessService, serverless_art
 from babylon_rl_tests.training.serverless_stand_in import standing_in
 from babylon_rl_tests.training.serverless_stand_in.base import write_base
 from babylon_rl_tests.training.test_remote_contract import make_sequence

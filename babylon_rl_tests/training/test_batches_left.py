@@ -4,9 +4,9 @@ import pytest
 
 from babylon_rl.errors import Diverged, NothingToTrain
 from babylon_rl.store.batches import read_batch, read_batch_episodes
+from babylon_rl.training.backends.dry import DryTrainer
+from babylon_rl.training.backends.protocol import TrainPlan
 from babylon_rl.training.batches import count_freezable, freeze_batch, prepare_batch, train_batch
-from babylon_rl.training.dry import DryTrainer
-from babylon_rl.training.trainer import TrainPlan
 from babylon_rl_tests.training.sample import NOW
 from babylon_rl_tests.training.test_batches import DivergedTrainer
 

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from babylon_rl.models.checkpoints import publish
+from babylon_rl.training.backends.dry import DryTrainer, _write_adapter
 from babylon_rl.training.batches import train_batch
-from babylon_rl.training.dry import DryTrainer, _write_adapter
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.sample import NOW
 from babylon_rl_tests.training.test_batches import KilledTrainer, assert_registered_once, batch, server_lost_while_registering

@@ -9,10 +9,10 @@ from transformers import AutoTokenizer
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.connection import Connection
+from babylon_rl.training.backends.cpu.items import IN_WORDS, plan_items
+from babylon_rl.training.backends.cpu.trainer import CpuTrainer
+from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
 from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
-from babylon_rl.training.cpu import CpuTrainer
-from babylon_rl.training.cpu_items import IN_WORDS, plan_items
-from babylon_rl.training.trainer import TrainPlan, TrainSequence
 from babylon_rl_tests.training.remote_play import HOURS, PLAYED_NOW
 from babylon_rl_tests.training.sequences import UNTRAINABLE, ignore, make_iteration, make_lesson
 

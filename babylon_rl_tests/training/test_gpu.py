@@ -18,8 +18,8 @@ from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, read_batch
 from babylon_rl.store.connection import Connection
+from babylon_rl.training.backends.gpu import VLLM_LOG, GpuTrainer
 from babylon_rl.training.batches import Trained, freeze_batch, prepare_batch, train_batch
-from babylon_rl.training.remote.gpu import VLLM_LOG, GpuTrainer
 from babylon_rl_tests.training.remote_play import PLAYED_NOW
 
 ROOT = Path(__file__).parents[2]

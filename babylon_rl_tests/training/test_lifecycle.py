@@ -21,9 +21,9 @@ from babylon_rl.errors import (
     TrainingPaused,
 )
 from babylon_rl.store.batches import LIVE_STATES, advance_batch, claim_batch, end_failed, read_batch
+from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.batches import cancel_batch, freeze_batch, prepare_batch, train_batch
-from babylon_rl.training.dry import DryTrainer
-from babylon_rl.training.lifecycle import FAILURES, FREEZE, STATES, TRANSITIONS, Effect, failure_rule
+from babylon_rl.training.lifecycle import FAILURES, FREEZE, STATES, TRANSITIONS, FailureEffect, failure_rule
 from babylon_rl_tests.training.sample import NOW
 
 ROOT = Path(__file__).parents[2]
@@ -122,19 +122,19 @@ def test_code_names_no_state_that_a_batch_is_to_have():
 @pytest.mark.parametrize(
     ("error", "effect", "when_paid"),
     [
-        (BatchConflict("taken over"), Effect.LEFT, Effect.LEFT),
-        (DatabaseUnreachable("away"), Effect.RETRIED, Effect.RETRIED),
-        (psycopg.OperationalError("away"), Effect.RETRIED, Effect.RETRIED),
-        (JudgeRefused("a wrong key"), Effect.FAILED, Effect.WAITS),
-        (JudgeRefused("this hour", for_all=False), Effect.WAITS, Effect.WAITS),
-        (JudgeUnavailable("down"), Effect.WAITS, Effect.WAITS),
-        (TrainingPaused("down"), Effect.WAITS, Effect.WAITS),
-        (NothingToTrain("no token"), Effect.FAILED, Effect.WAITS),
-        (Diverged("too far"), Effect.FAILED, Effect.WAITS),
-        (CheckpointError("damaged"), Effect.FAILED, Effect.WAITS),
-        (OSError(28, "No space left on device"), Effect.WAITS, Effect.WAITS),
-        (KeyboardInterrupt(), Effect.LEFT, Effect.LEFT),
-        (ZeroDivisionError(), Effect.RETRIED, Effect.RETRIED),
+        (BatchConflict("taken over"), FailureEffect.LEFT, FailureEffect.LEFT),
+        (DatabaseUnreachable("away"), FailureEffect.RETRIED, FailureEffect.RETRIED),
+        (psycopg.OperationalError("away"), FailureEffect.RETRIED, FailureEffect.RETRIED),
+        (JudgeRefused("a wrong key"), FailureEffect.FAILED, FailureEffect.WAITS),
+        (JudgeRefused("this hour", for_all=False), FailureEffect.WAITS, FailureEffect.WAITS),
+        (JudgeUnavailable("down"), FailureEffect.WAITS, FailureEffect.WAITS),
+        (TrainingPaused("down"), FailureEffect.WAITS, FailureEffect.WAITS),
+        (NothingToTrain("no token"), FailureEffect.FAILED, FailureEffect.WAITS),
+        (Diverged("too far"), FailureEffect.FAILED, FailureEffect.WAITS),
+        (CheckpointError("damaged"), FailureEffect.FAILED, FailureEffect.WAITS),
+        (OSError(28, "No space left on device"), FailureEffect.WAITS, FailureEffect.WAITS),
+        (KeyboardInterrupt(), FailureEffect.LEFT, FailureEffect.LEFT),
+        (ZeroDivisionError(), FailureEffect.RETRIED, FailureEffect.RETRIED),
     ],
     ids=lambda given: type(given).__name__ if isinstance(given, BaseException) else str(given),
 )

@@ -2,10 +2,10 @@ import pytest
 
 from babylon_rl.errors import TrainingError
 from babylon_rl.store.registry import next_version, read_models, version_order
-from babylon_rl.training.dry import DryTrainer
+from babylon_rl.training.backends import choose_trainer, trainer_choice
+from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.freezing import seeded_share
 from babylon_rl.training.iterations import plan_iterations
-from babylon_rl.training.trainer import choose_trainer, training_line
 from babylon_rl_tests.training.sample import NOW
 
 
@@ -74,6 +74,6 @@ def test_seeded_shares_are_uniform_and_fixed():
 
 def test_the_settings_choose_the_trainer(settings):
     assert isinstance(choose_trainer(settings), DryTrainer)
-    assert training_line(settings.model_copy(update={"local_base_model": None})).backend == "cpu"
+    assert trainer_choice(settings.model_copy(update={"local_base_model": None})).backend == "cpu"
     with pytest.raises(TrainingError, match="Set TRAIN_RL_LOCAL=true"):
-        training_line(settings.model_copy(update={"train_rl_local": False}))
+        trainer_choice(settings.model_copy(update={"train_rl_local": False}))

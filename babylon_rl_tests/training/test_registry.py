@@ -11,13 +11,13 @@ from transformers import AutoTokenizer
 from babylon_rl.cli.models import model_document
 from babylon_rl.errors import CheckpointError, TrainingPaused
 from babylon_rl.market.simulation.prompting import TRADER_V1, system_texts
-from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_served_as, load_manifest, model_card
+from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_inference_config, load_manifest, model_card
 from babylon_rl.store.batches import read_batch, read_batch_episodes
 from babylon_rl.store.registry import note_tracking, read_models
-from babylon_rl.training import looking_back as look
+from babylon_rl.training import checkpoint_checks as look
+from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
-from babylon_rl.training.served_as import action_grammar, prompt_version
-from babylon_rl.training.trainer import TrainSequence
+from babylon_rl.training.inference_config import action_grammar, prompt_version
 from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.sample import NOW, value
@@ -43,10 +43,10 @@ def test_prompt_and_grammar_are_found_in_what_was_trained_and_compared_on_load()
     assert (prompt_version([theirs]), action_grammar([theirs])) == (None, "free text")
     assert prompt_version([ours, ours, ours, theirs]) == "trader-v1 (75%), not recorded (25%)"
     manifest = make_manifest(base=None, prompt_version="trader-v1", action_grammar="trade")
-    check_served_as(manifest, "trader-v1", "trade")
-    check_served_as(make_manifest(base=None), "trader-v2", "action")  # nothing is recorded, nothing is compared
+    check_inference_config(manifest, "trader-v1", "trade")
+    check_inference_config(make_manifest(base=None), "trader-v2", "action")  # nothing is recorded, nothing is compared
     with pytest.raises(CheckpointError, match="trained on the prompt trader-v1; it is about to be asked with trader-v2"):
-        check_served_as(manifest, "trader-v2", "trade")
+        check_inference_config(manifest, "trader-v2", "trade")
 
 
 def test_row_lineage_manifest_card_and_command_tell_the_same(connection, settings) -> None:

@@ -13,11 +13,11 @@ from pydantic import SecretStr
 
 from babylon_rl.errors import BatchConflict
 from babylon_rl.settings import Settings
-from babylon_rl.training.remote.groups import NO_ADVANTAGE, art_groups, count_groups, sent_groups
-from babylon_rl.training.remote.installed import RUN_NAME, WITHOUT_LOGPROBS, Installed, installed, load_art
-from babylon_rl.training.remote.service import Refused, ServerlessService, Unknown, serverless_art
-from babylon_rl.training.remote.tokens import NO_IDS, NONE_RECORDED, NOT_FINITE, OTHER_BASE, BaseTokens
-from babylon_rl.training.trainer import TrainSequence
+from babylon_rl.training.backends.art_groups import NO_ADVANTAGE, art_groups, count_groups, sent_groups
+from babylon_rl.training.backends.art_versions import RUN_NAME, WITHOUT_LOGPROBS, Installed, installed, load_art
+from babylon_rl.training.backends.base_tokens import NO_IDS, NONE_RECORDED, NOT_FINITE, OTHER_BASE, BaseTokens
+from babylon_rl.training.backends.protocol import TrainSequence
+from babylon_rl.training.backends.serverless.service import Refused, ServerlessService, Unknown, serverless_art
 from babylon_rl_tests.training.serverless_stand_in import Service, StandIn, read_payload, standing_in
 from babylon_rl_tests.training.serverless_stand_in.base import base_tokenizer, write_base
 

@@ -12,9 +12,9 @@ from pydantic import SecretStr
 
 from babylon_rl.errors import BatchConflict, NoTrainer, SettingsError
 from babylon_rl.settings import load_settings
-from babylon_rl.training.remote.evidence import Event, JobProgress, of_checkpoint, read_events
-from babylon_rl.training.remote.gpu import GpuTrainer, with_signs_of_life
-from babylon_rl.training.trainer import training_line
+from babylon_rl.training.backends import trainer_choice
+from babylon_rl.training.backends.gpu import GpuTrainer, with_signs_of_life
+from babylon_rl.training.backends.serverless.evidence import Event, JobProgress, of_checkpoint, read_events
 
 LOSSES = st.lists(st.floats(-10, 10), max_size=8)
 
@@ -66,8 +66,8 @@ def test_a_checkpoint_tells_what_it_tells(metrics: dict[str, float], sequences: 
 
 def test_a_key_chooses_the_service_and_its_base(settings) -> None:
     chosen = settings.model_copy(update={"wandb_api_key": SecretStr("k"), "base_model": "some/base"})
-    assert (training_line(chosen).backend, training_line(chosen).base_model) == ("serverless", "some/base")
-    assert training_line(settings.model_copy(update={"wandb_api_key": SecretStr("")})).backend == "dry"
+    assert (trainer_choice(chosen).backend, trainer_choice(chosen).base_model) == ("serverless", "some/base")
+    assert trainer_choice(settings.model_copy(update={"wandb_api_key": SecretStr("")})).backend == "dry"
 
 
 @pytest.mark.skipif(find_spec("unsloth") is not None, reason="the packages for a GPU are installed")

@@ -17,8 +17,8 @@ from babylon_rl.models.checkpoints import MANIFEST
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.write_ahead import newest_job, read_jobs
+from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
 from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
-from babylon_rl.training.remote.serverless import ServerlessTrainer
 from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.training.remote_play import PLAYED_NOW
 from babylon_rl_tests.training.serverless_stand_in import standing_in

@@ -11,13 +11,13 @@ from babylon_rl.models.checkpoints import read_remote, verify
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.write_ahead import JobEnd, RemoteJob, begin_job, end_job, read_jobs
+from babylon_rl.training.backends.serverless.runner import Times
+from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
 from babylon_rl.training.batches import cancel_batch, freeze_batch, prepare_batch, train_batch
-from babylon_rl.training.remote.once import Times
-from babylon_rl.training.remote.serverless import ServerlessTrainer
 from babylon_rl_tests.training.remote_play import PLAYED_NOW, TRAINABLE
 from babylon_rl_tests.training.sample import value
 
-TIMES = Times(timedelta(seconds=3), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=1.0, patience_s=0.5)
+TIMES = Times(timedelta(seconds=3), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=1.0, timeout_s=0.5)
 BOUNDARIES = ["request built", "row written", "answered", "id written", "end seen", "end written", "pointer written"]
 
 

@@ -12,15 +12,15 @@ from babylon_rl.models.checkpoints import read_remote, verify
 from babylon_rl.store.batches import read_batch, read_batch_episodes
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.write_ahead import read_jobs
+from babylon_rl.training.backends.serverless.runner import Times
+from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
 from babylon_rl.training.batches import count_freezable, freeze_batch, prepare_batch, train_batch
 from babylon_rl.training.preflight import preflight_lines, refused_lately
-from babylon_rl.training.remote.once import Times
-from babylon_rl.training.remote.serverless import ServerlessTrainer
 from babylon_rl_tests.training.remote_play import HOURS, PLAYED_NOW, SEQUENCES, TRAINABLE
 from babylon_rl_tests.training.sample import NOW, value
 from babylon_rl_tests.training.serverless_stand_in.base import base_tokenizer
 
-SHORT = Times(timedelta(seconds=1.5), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=0.5, patience_s=0.5)
+SHORT = Times(timedelta(seconds=1.5), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=0.5, timeout_s=0.5)
 
 
 @pytest.fixture

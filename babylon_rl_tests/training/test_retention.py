@@ -9,8 +9,8 @@ import pytest
 from babylon_rl.errors import CheckpointError
 from babylon_rl.models.checkpoints import publish
 from babylon_rl.store.registry import parent_of_line, read_models
+from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
-from babylon_rl.training.dry import DryTrainer
 from babylon_rl.training.publishing import parent_checkpoint
 from babylon_rl.training.retention import prunable, prune
 from babylon_rl_tests.tiny_model import make_manifest
@@ -92,7 +92,7 @@ def test_a_directory_that_says_it_is_another_batchs_is_not_deleted(connection, s
     first = trained_twice[1]
     directory = Path(first.checkpoint)
     (tmp_path / "made").mkdir()
-    from babylon_rl.training.dry import _write_adapter
+    from babylon_rl.training.backends.dry import _write_adapter
 
     _write_adapter(tmp_path / "made", "dry", bytes(range(32)))
     directory.rename(tmp_path / "away")

@@ -26,10 +26,10 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.training.artifacts import log_artifact
+from babylon_rl.training.backends.dry import DryTrainer
+from babylon_rl.training.backends.protocol import StepMetrics
 from babylon_rl.training.batches import freeze_batch, prepare_batch
-from babylon_rl.training.dry import DryTrainer
 from babylon_rl.training.tracking import ITERATIONS, STRIDE, Tracker, batch_costs, iteration_numbers
-from babylon_rl.training.trainer import StepMetrics
 from babylon_rl_tests.evaluation.weights_and_biases import Service, weights_and_biases
 from babylon_rl_tests.training.sample import NOW as SAMPLE_NOW
 
@@ -276,7 +276,7 @@ def test_a_training_that_waited_for_its_upload_has_its_whole_curve_and_says_what
 
 def test_a_checkpoint_is_logged_as_an_artifact_of_its_batch(settings: Settings, tmp_path: Path) -> None:
     from babylon_rl.models.checkpoints import publish
-    from babylon_rl.training.dry import _write_adapter
+    from babylon_rl.training.backends.dry import _write_adapter
     from babylon_rl_tests.tiny_model import make_manifest
 
     (tmp_path / "made").mkdir()

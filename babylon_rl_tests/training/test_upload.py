@@ -13,8 +13,8 @@ from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, publish, verify
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.registry import read_models
+from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
-from babylon_rl.training.dry import DryTrainer
 from babylon_rl.training.uploading import INCOMING, check_storage, upload_checkpoint
 from babylon_rl_tests.evaluation.weights_and_biases import weights_and_biases
 from babylon_rl_tests.tiny_model import make_manifest
@@ -27,7 +27,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def make_checkpoint(made: Path, final: Path, step: int = 1) -> Path:
-    from babylon_rl.training.dry import _write_adapter
+    from babylon_rl.training.backends.dry import _write_adapter
 
     made.mkdir()
     _write_adapter(made, "dry", bytes(range(step, 32 + step)))

@@ -9,7 +9,7 @@ from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.training.export.destination import Destination, describing
-from babylon_rl.training.export.hours import SPLITS, Hour, Selection, Splits, read_hours
+from babylon_rl.training.export.hours import SPLITS, ExportHour, Selection, Splits, read_hours
 from babylon_rl.training.export.json_files import ArchiveWriter, JsonlWriter
 from babylon_rl.training.export.parquet_files import HuggingFaceWriter, ParquetWriter
 
@@ -19,7 +19,7 @@ FORMATS = ("jsonl", "parquet", "hf", "archive")
 class Writer(Protocol):
     """Export format: receives hours one by one and writes their files into a destination."""
 
-    def add(self, hour: Hour) -> None:
+    def add(self, hour: ExportHour) -> None:
         """Write one hour."""
         ...
 
@@ -63,13 +63,13 @@ class ExportedRows:
 
 
 @dataclass
-class _Tally:
+class _ExportCounts:
     splits: dict[str, SplitCounts] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
     synthetic: int = 0
     stale: int = 0
 
-    def add(self, hour: Hour) -> None:
+    def add(self, hour: ExportHour) -> None:
         self.left_out.update(hour.left_out)
         self.synthetic += hour.synthetic
         if not hour.episodes:
@@ -113,7 +113,7 @@ def export_windows(
         UsageError: the target is not empty and not an earlier export, or no file system knows it.
         ExportError: the target cannot be written.
     """
-    tally = _Tally()
+    tally = _ExportCounts()
     if not windows:
         return tally.exported(())
     with describing(target), Destination(target, settings.home / "exports", force=force) as place:

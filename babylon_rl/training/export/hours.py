@@ -87,7 +87,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Hour:
+class ExportHour:
     """One window of an export; ``episodes`` are the selected ones, by agent id, without their sequences.
 
     Records are read on demand, some trajectories at a time. ``left_out`` (calls by reason) and ``served`` (records by agent id) are
@@ -152,7 +152,9 @@ def complete_windows(connection: Connection, first: str | None, end: str | None,
     return complete, [window for window in windows if not is_complete(window, now)]
 
 
-def read_hours(connection: Connection, windows: Sequence[str], settings: Settings, splits: Splits, selection: Selection) -> Iterator[Hour]:
+def read_hours(
+    connection: Connection, windows: Sequence[str], settings: Settings, splits: Splits, selection: Selection
+) -> Iterator[ExportHour]:
     """Read some hours, one after another; part of an hour's texts is in memory at a time.
 
     ``connection`` must not be inside a transaction: each hour is read in one of its own, in which rows, scores and outcomes
@@ -175,7 +177,7 @@ def _one_moment(connection: Connection) -> Iterator[None]:
             connection.isolation_level = level
 
 
-def _read_hour(connection: Connection, window: str, settings: Settings, split: str, selection: Selection) -> Hour:
+def _read_hour(connection: Connection, window: str, settings: Settings, split: str, selection: Selection) -> ExportHour:
     reading = read_window(connection, window, settings, texts=False)
     group = stored_scores(connection, [window]).get(window)
     in_quarantine = window in quarantined(connection, [window])
@@ -187,7 +189,7 @@ def _read_hour(connection: Connection, window: str, settings: Settings, split: s
         if reason is not None and episode.trainable_sequences:
             left_out[reason] += episode.trainable_sequences
     episodes = tuple(episode for episode, reason in zip(reading.episodes, reasons, strict=True) if reason is None)
-    return Hour(
+    return ExportHour(
         connection=connection,
         settings=settings,
         selection=selection,

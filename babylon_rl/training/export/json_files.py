@@ -16,7 +16,7 @@ import msgspec
 
 from babylon_rl.judge.groups import scores_document as judged_document
 from babylon_rl.training.export.destination import Destination
-from babylon_rl.training.export.hours import Hour
+from babylon_rl.training.export.hours import ExportHour
 from babylon_rl.training.export.records import Record, encode
 from babylon_rl.types import MESSAGE_SOURCES, Episode, count_reasons
 
@@ -32,7 +32,7 @@ class JsonlWriter:
         self._destination = destination
         self._files: dict[str, BufferedWriter] = {}
 
-    def add(self, hour: Hour) -> None:
+    def add(self, hour: ExportHour) -> None:
         """Write one line for an hour's scored records and one for the others.
 
         Separate groups keep rewards from being compared with missing ones.
@@ -119,12 +119,12 @@ class ArchiveWriter:
     def __init__(self, destination: Destination) -> None:
         self._destination = destination
 
-    def add(self, hour: Hour) -> None:
+    def add(self, hour: ExportHour) -> None:
         """Write the window's four files; metadata comes last."""
         if not hour.episodes:
             return
-        contents: dict[str, Callable[[Hour], Iterable[Any]]] = {
-            TRAJECTORIES: Hour.records,
+        contents: dict[str, Callable[[ExportHour], Iterable[Any]]] = {
+            TRAJECTORIES: ExportHour.records,
             GROUPS: lambda hour: [group_document(hour)],
             SCORES: lambda hour: [scores_document(hour)],
             METADATA: lambda hour: [metadata_document(hour)],
@@ -141,7 +141,7 @@ class ArchiveWriter:
         """Do nothing: no file is open between hours."""
 
 
-def group_document(hour: Hour) -> dict[str, Any]:
+def group_document(hour: ExportHour) -> dict[str, Any]:
     """Describe the window's group: its episodes with scores and number of records."""
     episodes = []
     for episode in hour.episodes:
@@ -160,7 +160,7 @@ def group_document(hour: Hour) -> dict[str, Any]:
     }
 
 
-def scores_document(hour: Hour) -> dict[str, Any]:
+def scores_document(hour: ExportHour) -> dict[str, Any]:
     """Describe the window's scores without the judge's words, which may quote hidden answers."""
     if hour.scores is None:
         return {"window": hour.window, "judge": None, "groupSize": 0, "mean": None, "spread": None, "disagreement": None, "scores": []}
@@ -169,7 +169,7 @@ def scores_document(hour: Hour) -> dict[str, Any]:
     return document | {"scores": rows}
 
 
-def metadata_document(hour: Hour) -> dict[str, Any]:
+def metadata_document(hour: ExportHour) -> dict[str, Any]:
     """Describe the hour's contents, omitted data and market outcomes."""
     reading = hour.reading
     return {

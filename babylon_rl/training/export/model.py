@@ -20,7 +20,7 @@ from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.models.scoring import encode_prompt
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import Model
-from babylon_rl.training.trainer import DRY_BASE_MODEL
+from babylon_rl.training.backends.protocol import DRY_BASE_MODEL
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from babylon_rl.training.export.destination import Destination
-from babylon_rl.training.export.hours import SPLITS, Hour
+from babylon_rl.training.export.hours import SPLITS, ExportHour
 from babylon_rl.training.export.records import COLUMNS, Record, encode
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class ParquetWriter:
         self._numbers: dict[str, int] = {}
         self._open: dict[str, tuple[str, BufferedWriter, Any]] = {}
 
-    def add(self, hour: Hour) -> None:
+    def add(self, hour: ExportHour) -> None:
         """Write an hour's records into its split's file."""
         records = hour.records()
         for first in records:
@@ -150,7 +150,7 @@ class HuggingFaceWriter:
         self._windows: dict[str, int] = {}
         self._judges: set[str] = set()
 
-    def add(self, hour: Hour) -> None:
+    def add(self, hour: ExportHour) -> None:
         """Write an hour's records."""
         self._tables.add(hour)
         if hour.served.total():

@@ -31,9 +31,9 @@ from babylon_rl.store.write_ahead import (
     read_jobs,
     usual_duration,
 )
-from babylon_rl.training.remote.evidence import JobProgress, of_checkpoint, read_events
-from babylon_rl.training.remote.service import Refused, ServerlessService, Unknown
-from babylon_rl.training.trainer import RunContext
+from babylon_rl.training.backends.protocol import RunContext
+from babylon_rl.training.backends.serverless.evidence import JobProgress, of_checkpoint, read_events
+from babylon_rl.training.backends.serverless.service import Refused, ServerlessService, Unknown
 
 MOST_POSTS = 5  # of one iteration in one run: those that were refused or lost
 LONGEST_SLEEP_S = 10.0  # between signs of life
@@ -45,7 +45,7 @@ Post = Callable[[MaySend], Awaitable[str]]  # as ServerlessService.post
 Boundary = Callable[[str], None]
 
 
-def nowhere(boundary: str) -> None:
+def no_fault_point(boundary: str) -> None:
     """Ignore a boundary: the default hook of fault injection."""
 
 
@@ -66,7 +66,7 @@ class Times:
     """Time limits of a remote training.
 
     ``longest_job``: how long a run waits for a job. ``list_lag_s``: how far a list of checkpoints or events may lag behind a job that
-    ended. ``patience_s``: how long the service may fail to answer. ``whole``: the training time after which nothing more is posted.
+    ended. ``timeout_s``: how long the service may fail to answer. ``whole``: the training time after which nothing more is posted.
     """
 
     longest_job: timedelta
@@ -74,13 +74,13 @@ class Times:
     poll_s: float = 0.25
     longest_poll_s: float = 10.0
     list_lag_s: float = 120.0
-    patience_s: float = 300.0
+    timeout_s: float = 300.0
 
 
-class OnceOnly:
+class RemoteJobRunner:
     """Runner for the iterations of one batch on one remote model, each trained at most once."""
 
-    def __init__(self, service: ServerlessService, run: RunContext, times: Times, at: Boundary = nowhere) -> None:
+    def __init__(self, service: ServerlessService, run: RunContext, times: Times, at: Boundary = no_fault_point) -> None:
         self._service, self._run, self._times, self._at = service, run, times, at
 
     async def train(self, job: RemoteJob, make_post: MakePost, on_progress: OnProgress) -> RemoteJob:

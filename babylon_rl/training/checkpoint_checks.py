@@ -14,18 +14,19 @@ from typing import Any
 
 from babylon_rl.errors import BabylonError, CheckpointError, UsageError
 from babylon_rl.llm.client import ChatClient
-from babylon_rl.models.checkpoints import RemoteCheckpoint, read_remote, verify
+from babylon_rl.models.checkpoints import read_remote, verify
 from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode, read_batch, read_batch_episodes
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, model_of_batch, read_models
 from babylon_rl.store.write_ahead import TrainingStep, finished_steps
+from babylon_rl.training.backends import ModelAddress, address_of
+from babylon_rl.training.backends.cpu.bounds import COLLAPSED_SHARE, KL_BOUND
+from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, TrainSequence
 from babylon_rl.training.conversion import LEAK, convert
-from babylon_rl.training.cpu_bounds import COLLAPSED_SHARE, KL_BOUND
 from babylon_rl.training.iterations import iterations_of
 from babylon_rl.training.preflight import group_spreads
-from babylon_rl.training.trainer import DRY_BASE_MODEL, TrainSequence
 
 NO_SPREAD = 1e-6
 DRY_WORDS = "a dry run trains nothing, and its checkpoint holds no model."
@@ -34,7 +35,7 @@ ANSWER_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckpointVerdict:
     """Result of one check: passed or not, the reason, and its numbers.
 
     ``tried`` is False where nothing was measured, which does not count as passed.
@@ -46,16 +47,16 @@ class Verdict:
     tried: bool = True
 
 
-def not_measured(why: str) -> Verdict:
-    """Verdict of a check without anything to measure."""
-    return Verdict(False, f"Not measured: {why}", tried=False)
+def not_measured(why: str) -> CheckpointVerdict:
+    """CheckpointVerdict of a check without anything to measure."""
+    return CheckpointVerdict(False, f"Not measured: {why}", tried=False)
 
 
-def by_a_trainer(look: Callable[["Finished"], Verdict]) -> Callable[["Finished"], Verdict]:
+def by_a_trainer(look: Callable[["Finished"], CheckpointVerdict]) -> Callable[["Finished"], CheckpointVerdict]:
     """Skip a check for dry runs, whose loss and tokens are no measurements."""
 
     @functools.wraps(look)
-    def verdict(found: Finished) -> Verdict:
+    def verdict(found: Finished) -> CheckpointVerdict:
         return not_measured(DRY_WORDS) if found.batch.backend == DRY_BASE_MODEL else look(found)
 
     return verdict
@@ -81,30 +82,30 @@ def read_finished(connection: Connection, batch_id: str) -> Finished | None:
     return Finished(batch, model_of_batch(connection, batch_id), steps, kept)
 
 
-def whole(found: Finished) -> Verdict:
+def whole(found: Finished) -> CheckpointVerdict:
     """Check the checkpoint's files against their checksums."""
     model = found.model
     if model is None or model.checkpoint is None:
-        return Verdict(False, f"{found.batch.batch_id} has registered no checkpoint.")
+        return CheckpointVerdict(False, f"{found.batch.batch_id} has registered no checkpoint.")
     if model.pruned_at is not None:
         return not_measured(f"{model.version} was pruned on {model.pruned_at:%Y-%m-%d}, as newer checkpoints took its place.")
     try:
         verify(Path(model.checkpoint))
     except CheckpointError as damaged:
-        return Verdict(False, str(damaged))
-    return Verdict(True, f"{model.version} is whole.")
+        return CheckpointVerdict(False, str(damaged))
+    return CheckpointVerdict(True, f"{model.version} is whole.")
 
 
-def complete(found: Finished) -> Verdict:
+def complete(found: Finished) -> CheckpointVerdict:
     """Check that every planned iteration is on record."""
     asked = iterations_of(found.batch)
     done = [step.iteration for step in found.steps]
     missing = [number for number in range(1, asked + 1) if number not in done]
-    return Verdict(not missing, f"{len(done)} of {asked} iterations are complete.", {"iterations": len(done), "missing": missing})
+    return CheckpointVerdict(not missing, f"{len(done)} of {asked} iterations are complete.", {"iterations": len(done), "missing": missing})
 
 
 @by_a_trainer
-def finite(found: Finished) -> Verdict:
+def finite(found: Finished) -> CheckpointVerdict:
     """Check that the loss of every iteration is finite."""
     losses = {step.iteration: step.loss for step in found.steps}
     unknown = [iteration for iteration, loss in losses.items() if loss is None]
@@ -112,11 +113,11 @@ def finite(found: Finished) -> Verdict:
     if unknown and not bad:
         return not_measured(f"the service told no loss of the iterations {unknown}, as the answer to their post was lost.")
     words = f"{len(losses) - len(bad)} of {len(losses)} iterations have a finite loss."
-    return Verdict(bool(losses) and not bad, words, {"iterations": len(losses), "without_finite_loss": bad})
+    return CheckpointVerdict(bool(losses) and not bad, words, {"iterations": len(losses), "without_finite_loss": bad})
 
 
 @by_a_trainer
-def falling(found: Finished) -> Verdict:
+def falling(found: Finished) -> CheckpointVerdict:
     """Check that the loss of the later half of the iterations is below that of the earlier half."""
     losses = [step.loss for step in found.steps if step.loss is not None]
     if len(losses) < 2:
@@ -126,32 +127,32 @@ def falling(found: Finished) -> Verdict:
     numbers = {"first_half": before, "second_half": after}
     fell = after < before
     words = f"The loss went from {before:.4f} in the first half of the iterations to {after:.4f} in the second."
-    return Verdict(
+    return CheckpointVerdict(
         fell, words if fell else f"{words} A loss that does not fall teaches little: see the reward spread and LEARNING_RATE.", numbers
     )
 
 
-def spread(found: Finished) -> Verdict:
+def spread(found: Finished) -> CheckpointVerdict:
     """Check that the scores in every trained group differ."""
     spreads = group_spreads(found.episodes)
     flat = sum(one < NO_SPREAD for one in spreads)
     if not spreads:
-        return Verdict(False, "No group is in the batch.")
+        return CheckpointVerdict(False, "No group is in the batch.")
     words = f"{len(spreads) - flat} of {len(spreads)} groups have a spread of scores, {fmean(spreads):.3f} on average."
-    return Verdict(not flat, words, {"groups": len(spreads), "without_spread": flat})
+    return CheckpointVerdict(not flat, words, {"groups": len(spreads), "without_spread": flat})
 
 
 @by_a_trainer
-def trainable(found: Finished) -> Verdict:
+def trainable(found: Finished) -> CheckpointVerdict:
     """Check that every iteration had trainable tokens."""
     without = [step.iteration for step in found.steps if not step.trainable_tokens]
     tokens = sum(step.trainable_tokens or 0 for step in found.steps)
     words = f"{tokens:,} trainable tokens in {len(found.steps)} iterations" + (f", none in {without}." if without else ".")
-    return Verdict(bool(found.steps) and not without, words, {"trainable_tokens": tokens})
+    return CheckpointVerdict(bool(found.steps) and not without, words, {"trainable_tokens": tokens})
 
 
 @by_a_trainer
-def in_bounds(found: Finished) -> Verdict:
+def in_bounds(found: Finished) -> CheckpointVerdict:
     """Check KL from the base and the largest action share, where the backend measures them."""
     metrics = dict(found.steps[-1].metrics or {}) if found.steps else {}
     bounds = {"kl": KL_BOUND, "topActionShare": COLLAPSED_SHARE}
@@ -162,10 +163,10 @@ def in_bounds(found: Finished) -> Verdict:
     words = ", ".join(f"{name} {value:.3f} (bound {bounds[name]:g})" for name, value in measured.items())
     missing = [name for name in bounds if name not in measured]
     unmeasured = f"; not measured: {', '.join(missing)}" if missing else ""
-    return Verdict(not beyond, f"{words}{unmeasured}.", measured)
+    return CheckpointVerdict(not beyond, f"{words}{unmeasured}.", measured)
 
 
-def no_leakage(connection: Connection, found: Finished, settings: Settings) -> Verdict:
+def no_leakage(connection: Connection, found: Finished, settings: Settings) -> CheckpointVerdict:
     """Convert the trained episodes again and check for leaks known by now.
 
     Each episode must give the same number of sequences as in the training.
@@ -184,10 +185,10 @@ def no_leakage(connection: Connection, found: Finished, settings: Settings) -> V
             f"{leaked} sequences that trained hold what is known by now to be a leak, the first of {short[0].agent_id} in "
             f"{short[0].window}: see the check of hindsight on their hours."
         )
-        return Verdict(False, words, numbers)
+        return CheckpointVerdict(False, words, numbers)
     gone = f"; {missing} that trained are gone or have changed since" if missing else ""
     words = f"{read} sequences hold nothing of what became known after their hours{gone}."
-    return Verdict(read > 0, words if read else "No sequence of it can be read any more.", numbers)
+    return CheckpointVerdict(read > 0, words if read else "No sequence of it can be read any more.", numbers)
 
 
 def _line_then(connection: Connection, found: Finished) -> list[str]:
@@ -197,11 +198,11 @@ def _line_then(connection: Connection, found: Finished) -> list[str]:
     return [model.version for model in line if made is None or model.created_at < made]
 
 
-def answers(connection: Connection, found: Finished, settings: Settings) -> Verdict:
+def answers(connection: Connection, found: Finished, settings: Settings) -> CheckpointVerdict:
     """Check that the checkpoint answers its first training prompt, loaded here or at its service."""
     model = found.model
     if model is None or model.checkpoint is None:
-        return Verdict(False, f"{found.batch.batch_id} has registered no checkpoint.")
+        return CheckpointVerdict(False, f"{found.batch.batch_id} has registered no checkpoint.")
     directory = Path(model.checkpoint)
     if model.base_model == DRY_BASE_MODEL:
         return not_measured(DRY_WORDS)
@@ -212,12 +213,12 @@ def answers(connection: Connection, found: Finished, settings: Settings) -> Verd
         remote = read_remote(directory)
         if remote is not None:
             verify(directory)
-            return _asked(connection, found, model.version, remote, settings)
+            return _asked(connection, found, model.version, remote.service, address_of(settings, model.version, directory), settings)
         if found.batch.backend != "cpu":
             return not_measured(f"{model.base_model} is not loaded for a check; serve it and ask it by hand.")
         return _answer(connection, found, model.version, directory, settings)
     except BabylonError as unusable:
-        return Verdict(False, f"{model.version} does not load and answer: {unusable}")
+        return CheckpointVerdict(False, f"{model.version} does not load and answer: {unusable}")
 
 
 def _first_sequence(connection: Connection, found: Finished, settings: Settings) -> TrainSequence | None:
@@ -225,21 +226,21 @@ def _first_sequence(connection: Connection, found: Finished, settings: Settings)
     return next(iter(convert(connection, [first], settings.model_copy(update=dict(found.batch.settings))).sequences), None)
 
 
-def _asked(connection: Connection, found: Finished, version: str, remote: RemoteCheckpoint, settings: Settings) -> Verdict:
-    if not settings.wandb_key:
-        return not_measured(f"{version} lies at {remote.service}, and there is no WANDB_API_KEY to ask it with.")
+def _asked(
+    connection: Connection, found: Finished, version: str, service: str, address: ModelAddress, settings: Settings
+) -> CheckpointVerdict:
+    if address.needs:
+        return not_measured(f"{version} lies at {service}, and there is no {address.needs} to ask it with.")
     sequence = _first_sequence(connection, found, settings)
     connection.commit()  # nothing stays open while the service thinks
     messages = [{"role": "user", "content": QUESTION}] if sequence is None else list(sequence.messages)
     answer_format = None if sequence is None else sequence.response_format
-    with ChatClient(
-        remote.inference_url, settings.wandb_key, remote.inference_name, timeout_s=ANSWER_WITHIN_S, attempts=2, logprobs=False
-    ) as client:
+    with ChatClient(address.url, address.key, address.model, timeout_s=ANSWER_WITHIN_S, attempts=2, logprobs=False) as client:
         answer = client.complete_now(messages, response_format=answer_format, temperature=0.0, max_tokens=48)
-    return Verdict(bool(answer.text.strip()), f"{version} answered {answer.text[:120]!r} at {remote.inference_url}.")
+    return CheckpointVerdict(bool(answer.text.strip()), f"{version} answered {answer.text[:120]!r} at {address.url}.")
 
 
-def _answer(connection: Connection, found: Finished, version: str, directory: Path, settings: Settings) -> Verdict:
+def _answer(connection: Connection, found: Finished, version: str, directory: Path, settings: Settings) -> CheckpointVerdict:
     from babylon_rl.models.policy import CompletionRequest, Policy
 
     base_dir = base_model_dir(settings)
@@ -254,4 +255,4 @@ def _answer(connection: Connection, found: Finished, version: str, directory: Pa
             request = recorded
     (completion,) = policy.complete([request])
     sound = bool(completion.token_ids) and all(math.isfinite(number) for number in completion.logprobs)
-    return Verdict(sound, f"{version} was loaded and answered {completion.text[:120]!r}.", {"tokens": len(completion.token_ids)})
+    return CheckpointVerdict(sound, f"{version} was loaded and answered {completion.text[:120]!r}.", {"tokens": len(completion.token_ids)})

@@ -1,6 +1,6 @@
-"""Serverless trainer: openpipe-art's training service behind the protocol of trainer.py.
+"""Serverless trainer: openpipe-art's training service behind the protocol of trainers.
 
-Before the first post it states what would train and the price. An iteration is one job, trained at most once (once.py). Its directory
+Before the first post it states what would train and the price. An iteration is one job, trained at most once (runner.py). Its directory
 holds a pointer to the step at the service, which agents call.
 """
 
@@ -14,16 +14,12 @@ from babylon_rl.errors import CheckpointError, ModelUnavailable, NothingToTrain,
 from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remote
 from babylon_rl.settings import Settings
 from babylon_rl.store.write_ahead import RemoteJob, newest_job
-from babylon_rl.training.remote.evidence import JobProgress
-from babylon_rl.training.remote.groups import Counted, SentEpisode, art_groups, count_groups, count_hours, sent_groups
-from babylon_rl.training.remote.installed import FIRST_WITHOUT_LOGPROBS, WITHOUT_LOGPROBS, Installed
-from babylon_rl.training.remote.once import Boundary, OnceOnly, Posting, Times, failure_of, nowhere
-from babylon_rl.training.remote.service import ServerlessService, serverless_art
-from babylon_rl.training.remote.tokens import BaseTokens
-from babylon_rl.training.trainer import (
+from babylon_rl.training.backends.art_groups import Counted, SentEpisode, art_groups, count_groups, count_hours, sent_groups
+from babylon_rl.training.backends.art_versions import FIRST_WITHOUT_LOGPROBS, WITHOUT_LOGPROBS, Installed
+from babylon_rl.training.backends.base_tokens import BaseTokens
+from babylon_rl.training.backends.protocol import (
     SERVERLESS,
     Checkpoint,
-    Endpoint,
     IterationResult,
     RunContext,
     StepMetrics,
@@ -31,6 +27,9 @@ from babylon_rl.training.trainer import (
     TrainPlan,
     TrainSequence,
 )
+from babylon_rl.training.backends.serverless.evidence import JobProgress
+from babylon_rl.training.backends.serverless.runner import Boundary, Posting, RemoteJobRunner, Times, failure_of, no_fault_point
+from babylon_rl.training.backends.serverless.service import ServerlessService, serverless_art
 
 LEARNING_RATE = 5e-6
 # Settings of training that the service takes under no name.
@@ -40,12 +39,13 @@ NEVER_TAKEN = ("batch_size", "gradient_accumulation_steps", "max_grad_norm", "wa
 class ServerlessTrainer:
     """Trainer for BASE_MODEL at the service.
 
-    ``times`` None takes the values of the settings; ``at`` is called at every boundary (once.py).
+    ``times`` None takes the values of the settings; ``at`` is called at every boundary (runner.py).
     """
 
     name = SERVERLESS
+    remote = True
 
-    def __init__(self, settings: Settings, times: Times | None = None, at: Boundary = nowhere) -> None:
+    def __init__(self, settings: Settings, times: Times | None = None, at: Boundary = no_fault_point) -> None:
         self.base_model = settings.base_model
         self._settings = settings
         self._base = BaseTokens(settings, settings.base_model)
@@ -112,14 +112,14 @@ class ServerlessTrainer:
                 on_step(StepMetrics(iteration.step, number, progress.announced or number, step.loss, progress.tokens, dict(step.metrics)))
             reported = max(reported, len(progress.steps))
 
-        async with ServerlessService(self._settings, self.base_model, self._times.patience_s, run.beat) as service:
+        async with ServerlessService(self._settings, self.base_model, self._times.timeout_s, run.beat) as service:
             before = _step_of(parent, service)
             # The step before comes from the parent's pointer; the price is recorded with the job.
             job = RemoteJob(
                 iteration.batch_id, iteration.step, 1, self.name, service.address, service.model_name, before, run.now(),
                 self._usd(iteration.sequences, iteration.passes),
             )  # fmt: skip
-            done = await OnceOnly(service, run, self._times, self._at).train(job, lambda: self._post(iteration, service), tell)
+            done = await RemoteJobRunner(service, run, self._times, self._at).train(job, lambda: self._post(iteration, service), tell)
             assert done.step_after is not None
             write_remote(out, service.remote(done.step_after, done.job_id))
             self._at("pointer written")
@@ -135,13 +135,6 @@ class ServerlessTrainer:
         if remote is None:
             raise CheckpointError(f"{directory} points to no step at a training service.")
         return Checkpoint(directory, remote.inference_name, remote)
-
-    def endpoint(self, version: str, directory: Path) -> Endpoint:
-        """Endpoint of the service's own inference."""
-        remote = read_remote(directory)
-        if remote is None:
-            raise CheckpointError(f"{directory} points to no step at a training service.")
-        return Endpoint(remote.inference_url, remote.inference_name)
 
     def _post(self, iteration: TrainIteration, service: ServerlessService) -> Posting:
         groups, counted = self._counted(iteration, service)

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from babylon_rl.errors import Diverged
-from babylon_rl.training.cpu_items import Item
-from babylon_rl.training.cpu_policy import PackedPolicy, choices
-from babylon_rl.training.packing import Pack
+from babylon_rl.training.backends.cpu.items import Item
+from babylon_rl.training.backends.cpu.policy import Pack, PackedPolicy, choices
 
 COLLAPSED_SHARE = 0.95
 KL_BOUND = 4.0  # nats a choice: the base would take such answers one time in 50; trained versions lie at 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.models.checkpoints import BaseIdentity
-from babylon_rl.training.trainer import DRY_BASE_MODEL, IterationResult, LocalTrainer, StepMetrics, TrainIteration
+from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, IterationResult, LocalTrainer, StepMetrics, TrainIteration
 
 _TENSOR = "base_model.model.lm_head.lora_A.weight"
 

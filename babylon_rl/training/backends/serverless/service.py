@@ -1,23 +1,30 @@
 """Client of the serverless service: one model, its steps, the post of a job and its events.
 
 ART's train() builds the request, so that its versions may differ, and is stopped at the answer to the post. Its own polling has no time
-limit, fails on events out of order and does not expose the job's id.
+limit, fails on events out of order and does not expose the job's id. ART writes into a scratch directory below BABYLON_RL_HOME/tmp, locked
+by its process: a killed process leaves it behind but loses the lock, and the next process that makes one removes it.
 """
 
 import asyncio
+import fcntl
 import math
+import os
+import shutil
+import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from babylon_rl.errors import TrainingError, TrainingPaused
 from babylon_rl.models.checkpoints import RemoteCheckpoint
 from babylon_rl.settings import Settings
-from babylon_rl.training.remote.evidence import Event
-from babylon_rl.training.remote.installed import Installed, installed, load_art
-from babylon_rl.training.remote.scratch import Scratch
+from babylon_rl.training.backends.art_versions import Installed, installed, load_art
+from babylon_rl.training.backends.serverless.evidence import Event
 
+PREFIX = "art-"
+_GATE = ".art.lock"  # held while directories are made and removed, so that none goes between its making and its locking
 DEFAULT_INFERENCE_URL = "https://api.inference.wandb.ai/v1"
 READ_TIMEOUT_S = 60.0
 POST_TIMEOUT_S = 600.0
@@ -26,6 +33,53 @@ SHORTEST_KEY = 4
 UNREADABLE = (ValueError, TypeError, AttributeError, AssertionError)  # what ART's client raises for an answer of another shape
 
 Answer = TypeVar("Answer")
+
+
+class ArtScratch:
+    """Empty directory ``path``, owned by the caller until ``close``; also a context manager."""
+
+    def __init__(self, home: Path) -> None:
+        root = home / "tmp"
+        root.mkdir(parents=True, exist_ok=True)
+        gate = os.open(root / _GATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            # Remove directories of processes that died; a live one still holds its lock.
+            for left in root.glob(f"{PREFIX}*"):
+                _remove_if_nobodys(left)
+            self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+            self._lock = os.open(self.path, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        finally:
+            os.close(gate)
+
+    def close(self) -> None:
+        """Remove the directory and its contents."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _remove_if_nobodys(directory: Path) -> None:
+    try:
+        lock = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:
+        return  # it was closed just now
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 class Refused(Exception):
@@ -53,7 +107,7 @@ class _Posted(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ServiceStep:
     """One step in the service's list of checkpoints."""
 
     number: int
@@ -63,9 +117,9 @@ class Step:
 class ServerlessService:
     """One model at the service, as an async context manager; ``beat`` is called while waiting and may raise."""
 
-    def __init__(self, settings: Settings, base_model: str, patience_s: float, beat: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, base_model: str, timeout_s: float, beat: Callable[[], None]) -> None:
         self._settings, self._base_model = settings, base_model
-        self._patience_s, self._beat = patience_s, beat
+        self._patience_s, self._beat = timeout_s, beat
         self._key = settings.wandb_key
 
     async def __aenter__(self) -> Self:
@@ -74,7 +128,7 @@ class ServerlessService:
         self._client: Any = self._backend._client
         self._client.timeout, self._client.max_retries = READ_TIMEOUT_S, 0  # _asked tries again, with a sign of life in between
         self.installed = serverless_art()
-        self._scratch = Scratch(self._settings.home)
+        self._scratch = ArtScratch(self._settings.home)
         self._model: Any = art.TrainableModel(
             **self.installed.model_arguments(self._settings.art_model_name), project=self._settings.wandb_project,
             entity=self._settings.wandb_entity, base_model=self._base_model, base_path=str(self._scratch.path),
@@ -108,13 +162,13 @@ class ServerlessService:
             inference_url=str(self._model.inference_base_url or DEFAULT_INFERENCE_URL),
         )  # fmt: skip
 
-    async def newest(self) -> Step:
+    async def newest(self) -> ServiceStep:
         """Return the highest step that the service lists, 0 for the base."""
 
-        async def ask() -> Step:
+        async def ask() -> ServiceStep:
             async for checkpoint in self._client.models.checkpoints.list(limit=1, order="desc", model_id=self._model.id):
-                return Step(int(checkpoint.step), dict(checkpoint.metrics or {}))
-            return Step(0, {})
+                return ServiceStep(int(checkpoint.step), dict(checkpoint.metrics or {}))
+            return ServiceStep(0, {})
 
         return await self._asked("list the checkpoints", ask)
 
@@ -192,7 +246,7 @@ class ServerlessService:
         raise Unknown("ART's train() returned without posting a job that could be seen")
 
     async def _asked(self, what: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Repeat a request until the service answers, at most ``patience_s`` seconds."""
+        """Repeat a request until the service answers, at most ``timeout_s`` seconds."""
         import openai
 
         waited_s, wait_s = 0.0, FIRST_WAIT_S

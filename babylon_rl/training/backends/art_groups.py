@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from babylon_rl.training.remote.installed import load_art
-from babylon_rl.training.remote.tokens import BaseTokens, TokenLogprobs
-from babylon_rl.training.trainer import TrainSequence
+from babylon_rl.training.backends.art_versions import load_art
+from babylon_rl.training.backends.base_tokens import BaseTokens, TokenLogprobs
+from babylon_rl.training.backends.protocol import TrainSequence
 
 NO_ADVANTAGE = "in a group whose episodes here all have the same score"
 EARLIER_ANSWERS = "a prompt with earlier answers, which would be trained too"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from babylon_rl.errors import UsageError
 from babylon_rl.models.scoring import EMPTY, NOT_IN_GRAMMAR, EncodedSequence, NotEncodable, encode_sequence
-from babylon_rl.training.trainer import TrainPlan, TrainSequence
+from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

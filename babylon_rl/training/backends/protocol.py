@@ -1,21 +1,18 @@
 """Trainer protocol: sequences with advantages in, a numbered checkpoint directory and metrics out.
 
 One protocol for the trainers of this machine and for paid services. ``prepare`` plans and prices a training without posting anything;
-``train`` runs one iteration; ``checkpoint`` describes a directory; ``endpoint`` tells how agents call it. A local trainer's directory
-holds an adapter, a service's a pointer to its step. An iteration is the unit of resumption: it is trained completely or not at all.
+``train`` runs one iteration; ``checkpoint`` describes a directory. A local trainer's directory holds an adapter, a service's a pointer to
+its step. An iteration is the unit of resumption: it is trained completely or not at all.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from babylon_rl.errors import NoTrainer
-from babylon_rl.models.checkpoints import BaseIdentity, RemoteCheckpoint, read_remote
-from babylon_rl.models.packaged import DRY, base_model_name
-from babylon_rl.settings import Settings
+from babylon_rl.models.checkpoints import BaseIdentity, RemoteCheckpoint
+from babylon_rl.models.packaged import DRY
 from babylon_rl.store.connection import Connection
 
 STATE_PREFIX = "trainer_state"
@@ -162,26 +159,16 @@ class Checkpoint:
     remote: RemoteCheckpoint | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Address of a version: an OpenAI-compatible URL and the model's name there.
-
-    ``hint`` tells what to start first, if anything.
-    """
-
-    url: str
-    model: str
-    hint: str = ""
-
-
 class Trainer(Protocol):
     """A training backend.
 
-    ``name`` is its name in tables and pages; ``base_model`` is the line of its versions.
+    ``name`` is its name in tables and pages; ``base_model`` is the line of its versions. ``remote`` is True for a paid service that keeps
+    the weights.
     """
 
     name: str
     base_model: str
+    remote: bool
 
     def base_identity(self) -> BaseIdentity:
         """Identity of the base that a checkpoint needs (models.checkpoints.base_identity of its directory)."""
@@ -189,6 +176,10 @@ class Trainer(Protocol):
 
     def tokenizer_dir(self) -> Path | None:
         """Directory of the base's tokenizer and chat template, which every checkpoint contains; None without a model."""
+        ...
+
+    def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
+        """Plan the training of sequences without scores, before a judge is paid for them."""
         ...
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
@@ -225,16 +216,18 @@ class Trainer(Protocol):
         """Describe a directory that ``train`` wrote."""
         ...
 
-    def endpoint(self, version: str, directory: Path) -> Endpoint:
-        """Address of the version published from ``directory``."""
-        ...
-
 
 class LocalTrainer:
     """Common base of the trainers of this machine.
 
     Their checkpoint is a directory, served by `babylon-rl serve model`.
     """
+
+    remote = False
+
+    def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
+        """Return an empty plan: nothing is paid here."""
+        return TrainPlan()
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Return an empty plan: nothing is paid, and tokens are counted while training."""
@@ -243,78 +236,3 @@ class LocalTrainer:
     def checkpoint(self, directory: Path) -> Checkpoint:
         """Return the directory itself."""
         return Checkpoint(directory, str(directory))
-
-    def endpoint(self, version: str, directory: Path) -> Endpoint:
-        """Address of a server on this machine at the default port."""
-        return Endpoint("http://localhost:8000/v1", version, f"start it with `babylon-rl serve model {version}`")
-
-
-def endpoint_of(settings: Settings, version: str, directory: Path) -> Endpoint:
-    """Address of a registered version, from its checkpoint directory alone."""
-    remote = read_remote(directory)
-    if remote is not None:
-        return Endpoint(remote.inference_url, remote.inference_name)
-    return Endpoint(f"{settings.local_endpoint.rstrip('/')}/v1", version, f"start it with `babylon-rl serve model {version}`")
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingLine:
-    """A backend and the base model whose versions continue from each other."""
-
-    backend: str
-    base_model: str
-
-
-def training_line(settings: Settings) -> TrainingLine:
-    """Determine the line that a training under ``settings`` would continue.
-
-    Raises:
-        NoTrainer: no backend is chosen, or the chosen one is not available; the message says what to set.
-    """
-    # Order of choice: the service, then dry runs, a GPU, the CPU.
-    if settings.wandb_key:
-        if find_spec("art") is None:
-            raise NoTrainer(
-                "WANDB_API_KEY is set, which chooses serverless training, and openpipe-art is not installed. Install the extra `remote` "
-                "(make setup), or unset WANDB_API_KEY and set TRAIN_RL_LOCAL=true to train on this machine."
-            )
-        return TrainingLine(SERVERLESS, settings.base_model)
-    if not settings.train_rl_local:
-        raise NoTrainer(
-            "No trainer is chosen: there is no WANDB_API_KEY and TRAIN_RL_LOCAL is false. Set TRAIN_RL_LOCAL=true to train on this machine."
-        )
-    if settings.local_base_model == DRY_BASE_MODEL:
-        return TrainingLine("dry", DRY_BASE_MODEL)
-    if settings.local_base_model is None and gpu_is_here():
-        return TrainingLine(GPU, settings.base_model)
-    return TrainingLine("cpu", settings.local_base_model or base_model_name(settings))
-
-
-def gpu_is_here() -> bool:
-    """True with an NVIDIA driver and the packages of requirements-gpu.lock; loads neither."""
-    return Path("/proc/driver/nvidia/version").exists() and find_spec("unsloth") is not None
-
-
-def choose_trainer(settings: Settings) -> Trainer:
-    """Create the trainer of the settings' line: WANDB_API_KEY first, else TRAIN_RL_LOCAL (dry, GPU or CPU).
-
-    Raises:
-        NoTrainer: as ``training_line``.
-    """
-    line = training_line(settings)
-    # Imported here, because these modules load large packages.
-    if line.backend == SERVERLESS:
-        from babylon_rl.training.remote.serverless import ServerlessTrainer
-
-        return ServerlessTrainer(settings)
-    if line.backend == GPU:
-        from babylon_rl.training.remote.gpu import GpuTrainer
-
-        return GpuTrainer(settings)
-    if line.backend == "dry":
-        from babylon_rl.training.dry import DryTrainer
-
-        return DryTrainer()
-    from babylon_rl.training.cpu import CpuTrainer  # loads torch
-
-    return CpuTrainer(settings)

@@ -1,4 +1,7 @@
-"""Optimizer steps of one iteration of the CPU trainer.
+"""CPU trainer: LoRA on a small real model, with group-relative loss (loss.py) and shared prompts (policy.py).
+
+Pre-flight counts trainable tokens with the tokenizer alone (items.py). The result is deterministic for a seed on one machine, whatever the
+number of threads. Training stops before publication when the loss is not finite, or the policy leaves its bounds (bounds.py).
 
 A step accumulates the gradients of several packs, then clips and applies them. It has at least GRADIENT_ACCUMULATION_STEPS times
 ``DEVICE_PACKS`` packs, and BATCH_SIZE sequences for each of these. Packs are not split, because their shared prefix is computed once.
@@ -11,13 +14,26 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from babylon_rl.errors import NothingToTrain
+from babylon_rl.models.checkpoints import BaseIdentity, base_identity, saving_weights
+from babylon_rl.models.packaged import base_model_dir, base_model_name
+from babylon_rl.models.quiet import quiet_loading
+from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings
-from babylon_rl.training.cpu_bounds import measure, refuse_diverged, refuse_no_number
-from babylon_rl.training.cpu_items import Item
-from babylon_rl.training.cpu_policy import PackedPolicy, Spot, choices
-from babylon_rl.training.loss import LossWeights, clipped, token_loss
-from babylon_rl.training.packing import Pack, needed_ids, pack
-from babylon_rl.training.trainer import IterationResult, StepMetrics, TrainIteration
+from babylon_rl.training.backends.base_tokens import BaseTokens
+from babylon_rl.training.backends.cpu.bounds import measure, refuse_diverged, refuse_no_number
+from babylon_rl.training.backends.cpu.items import Item, make_items, plan_items
+from babylon_rl.training.backends.cpu.loss import LossWeights, clipped, token_loss
+from babylon_rl.training.backends.cpu.policy import Pack, PackedPolicy, Spot, choices, load_policy, needed_ids, pack
+from babylon_rl.training.backends.protocol import (
+    IterationResult,
+    LocalTrainer,
+    RunContext,
+    StepMetrics,
+    TrainIteration,
+    TrainPlan,
+    TrainSequence,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +44,58 @@ FINAL_RATE_SHARE = 0.1
 DEVICE_PACKS = 3
 OPTIMIZER_STATE = "trainer_state.safetensors"
 _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class CpuTrainer(LocalTrainer):
+    """Trainer on this machine's processor; ``threads`` None takes ``usable_cores``."""
+
+    name = "cpu"
+
+    def __init__(self, settings: Settings, threads: int | None = None) -> None:
+        self.base_model = settings.local_base_model or base_model_name(settings)
+        self._settings = settings
+        self._base_dir = base_model_dir(settings)
+        self._threads = threads
+
+    def base_identity(self) -> BaseIdentity:
+        """Identity of the base model."""
+        return base_identity(self._base_dir, self.base_model)
+
+    def tokenizer_dir(self) -> Path | None:
+        """Directory of the base model."""
+        return self._base_dir
+
+    def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
+        """Implement Trainer.prepare."""
+        return plan_items(BaseTokens(self._settings, str(self._base_dir)).tokenizer, sequences)
+
+    def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
+        """Implement Trainer.train.
+
+        Raises:
+            Diverged: the loss is not finite, the policy is too far from its base, or it collapsed into one action.
+            NothingToTrain: no sequence has a token with alternatives.
+            CheckpointError: the parent does not fit the base.
+        """
+        # One thread per row (policy.py): results do not depend on the number of threads.
+        set_threads(1)
+        import torch
+
+        torch.manual_seed(iteration.seed)
+        tokenizer, model = load_policy(self._base_dir, parent)
+        items, left_out = make_items(tokenizer, iteration.sequences)
+        if not items:
+            raise NothingToTrain(f"No sequence of iteration {iteration.step} can be trained: {dict(left_out)}.")
+        # The optimizer state of the iteration before lies with the parent.
+        run = IterationRun(PackedPolicy(model, self._threads or usable_cores()), items, iteration, self._settings)
+        run.restore(parent)
+        result = run.train(on_step)
+        with quiet_loading(), saving_weights(out):
+            model.save_pretrained(str(out))
+            run.save(out)
+        (out / "README.md").unlink(missing_ok=True)  # the model card is written on publication
+        metrics = result.metrics | {f"leftOut_{reason}": float(count) for reason, count in left_out.items()}
+        return IterationResult(metrics, result.trainable_tokens, result.loss, len(items))
 
 
 def optimizer_steps(packs: Sequence[Pack], settings: Settings) -> Iterator[list[Pack]]:

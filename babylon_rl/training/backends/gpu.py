@@ -1,4 +1,4 @@
-"""Training on this machine's GPU with openpipe-art's local backend, behind the protocol of trainer.py.
+"""Training on this machine's GPU with openpipe-art's local backend, behind the protocol of trainers.
 
 Nothing is paid and nothing outlives this process, so an iteration is trained as by the CPU trainer: from its parent's adapter, in its own
 directory, completely or not at all. It needs a separate environment (requirements-gpu.lock), with other versions of torch and
@@ -19,11 +19,10 @@ from typing import Any
 from babylon_rl.errors import BabylonError, CheckpointError, NothingToTrain, NoTrainer, TrainingError
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS, BaseIdentity
 from babylon_rl.settings import Settings
-from babylon_rl.training.remote.evidence import LOSSES
-from babylon_rl.training.remote.groups import art_groups, count_groups, count_hours, sent_groups
-from babylon_rl.training.remote.installed import WITHOUT_LOGPROBS, installed, load_art
-from babylon_rl.training.remote.tokens import BaseTokens
-from babylon_rl.training.trainer import (
+from babylon_rl.training.backends.art_groups import art_groups, count_groups, count_hours, sent_groups
+from babylon_rl.training.backends.art_versions import WITHOUT_LOGPROBS, installed, load_art
+from babylon_rl.training.backends.base_tokens import BaseTokens
+from babylon_rl.training.backends.protocol import (
     GPU,
     IterationResult,
     LocalTrainer,
@@ -33,6 +32,7 @@ from babylon_rl.training.trainer import (
     TrainPlan,
     TrainSequence,
 )
+from babylon_rl.training.backends.serverless.evidence import LOSSES
 
 LEARNING_RATE = 5e-6
 HEARTBEAT_EVERY_S = 10.0

@@ -9,9 +9,9 @@ from pydantic import SecretStr
 from babylon_rl.assets.partitions import batches
 from babylon_rl.models.checkpoints import RemoteCheckpoint, publish, write_remote
 from babylon_rl.store.batches import read_batch, read_batch_episodes
-from babylon_rl.training import looking_back as look
+from babylon_rl.training import checkpoint_checks as look
+from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
-from babylon_rl.training.dry import DryTrainer
 from babylon_rl_tests.assets.conftest import make_bench
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.remote_play import PLAYED_NOW

@@ -14,7 +14,7 @@ from babylon_rl.models.checkpoints import BaseIdentity, files_identity
 from babylon_rl.models.packaged import NAME, base_model_dir
 from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.settings import Settings
-from babylon_rl.training.trainer import TrainSequence
+from babylon_rl.training.backends.protocol import TrainSequence
 
 NONE_RECORDED = "recorded without logprobs"
 NO_IDS = "recorded with logprobs but without token ids"

@@ -10,7 +10,7 @@ from typing import Any
 
 from babylon_rl.market.simulation.prompting import system_texts
 from babylon_rl.models.checkpoints import FREE_TEXT
-from babylon_rl.training.trainer import TrainSequence
+from babylon_rl.training.backends.protocol import TrainSequence
 
 UNKNOWN = "not recorded"
 

@@ -1,0 +1,108 @@
+"""Choice of a trainer by the settings, and of the address at which its versions answer.
+
+The trainers implement protocol.py: on the CPU (cpu/), on a GPU (gpu.py), at a service (serverless/), and a dry one for trials (dry.py).
+"""
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from babylon_rl.errors import NoTrainer
+from babylon_rl.models.checkpoints import read_remote
+from babylon_rl.models.packaged import base_model_name
+from babylon_rl.settings import Settings
+from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, GPU, SERVERLESS, Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAddress:
+    """Address of a version: an OpenAI-compatible URL, the model's name there, and the key to ask with.
+
+    ``hint`` tells what to start first, if anything; ``needs`` names the setting of a key that is not set.
+    """
+
+    url: str
+    model: str
+    hint: str = ""
+    key: str = field(default="", repr=False)
+    needs: str = ""
+
+
+def address_of(settings: Settings, version: str, directory: Path) -> ModelAddress:
+    """Address of a registered version, from its checkpoint directory alone.
+
+    Raises:
+        CheckpointError: the pointer to a service cannot be read.
+    """
+    remote = read_remote(directory)
+    if remote is not None:
+        needs = "" if settings.wandb_key else "WANDB_API_KEY"
+        return ModelAddress(remote.inference_url, remote.inference_name, key=settings.wandb_key, needs=needs)
+    return ModelAddress(f"{settings.local_endpoint.rstrip('/')}/v1", version, f"start it with `babylon-rl serve model {version}`")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerChoice:
+    """A backend, and the base model whose versions continue from each other.
+
+    ``remote``: as the trainer's.
+    """
+
+    backend: str
+    base_model: str
+    remote: bool = False
+
+
+def trainer_choice(settings: Settings) -> TrainerChoice:
+    """Determine the backend and the line of a training under ``settings``; loads no trainer.
+
+    Raises:
+        NoTrainer: no backend is chosen, or the chosen one is not available; the message says what to set.
+    """
+    # Order of choice: the service, then dry runs, a GPU, the CPU.
+    if settings.wandb_key:
+        if find_spec("art") is None:
+            raise NoTrainer(
+                "WANDB_API_KEY is set, which chooses serverless training, and openpipe-art is not installed. Install the extra `remote` "
+                "(make setup), or unset WANDB_API_KEY and set TRAIN_RL_LOCAL=true to train on this machine."
+            )
+        return TrainerChoice(SERVERLESS, settings.base_model, remote=True)
+    if not settings.train_rl_local:
+        raise NoTrainer(
+            "No trainer is chosen: there is no WANDB_API_KEY and TRAIN_RL_LOCAL is false. Set TRAIN_RL_LOCAL=true to train on this machine."
+        )
+    if settings.local_base_model == DRY_BASE_MODEL:
+        return TrainerChoice("dry", DRY_BASE_MODEL)
+    if settings.local_base_model is None and gpu_is_here():
+        return TrainerChoice(GPU, settings.base_model)
+    return TrainerChoice("cpu", settings.local_base_model or base_model_name(settings))
+
+
+def gpu_is_here() -> bool:
+    """True with an NVIDIA driver and the packages of requirements-gpu.lock; loads neither."""
+    return Path("/proc/driver/nvidia/version").exists() and find_spec("unsloth") is not None
+
+
+def choose_trainer(settings: Settings) -> Trainer:
+    """Create the trainer of the settings: WANDB_API_KEY first, else TRAIN_RL_LOCAL (dry, GPU or CPU).
+
+    Raises:
+        NoTrainer: as ``trainer_choice``.
+    """
+    choice = trainer_choice(settings)
+    # Imported here, because these modules load large packages.
+    if choice.backend == SERVERLESS:
+        from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
+
+        return ServerlessTrainer(settings)
+    if choice.backend == GPU:
+        from babylon_rl.training.backends.gpu import GpuTrainer
+
+        return GpuTrainer(settings)
+    if choice.backend == DRY_BASE_MODEL:
+        from babylon_rl.training.backends.dry import DryTrainer
+
+        return DryTrainer()
+    from babylon_rl.training.backends.cpu.trainer import CpuTrainer  # loads torch
+
+    return CpuTrainer(settings)

@@ -1,0 +1,1 @@
+"""CPU trainer: LoRA on a small real model, computed over packed rows."""

@@ -1,0 +1,1 @@
+"""Serverless trainer: iterations as paid jobs at a service, each trained at most once."""

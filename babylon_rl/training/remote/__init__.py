@@ -1,1 +1,0 @@
-"""Training outside this process: openpipe-art's serverless service, and its backend on a GPU of this machine."""
