@@ -20,9 +20,9 @@ import psycopg
 from babylon_rl.cli.judge_report import PREFIX
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.hindsight import sync_hindsight
-from babylon_rl.judge.reliability.audit import Audited, audit
-from babylon_rl.judge.reliability.plots import pictures
-from babylon_rl.judge.reliability.report import Reliability, reliability, sentences
+from babylon_rl.judge.reliability.audit import AuditResult, audit
+from babylon_rl.judge.reliability.plots import draw_plots
+from babylon_rl.judge.reliability.report import ReliabilityReport, reliability_report, report_rows
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.judge.scripted.server import running
@@ -54,8 +54,8 @@ SECRET = b"the same secret gives the same page"[:32]  # of requests: ids, orders
 class Measured:
     """One database's report, and what the second judge was asked for it."""
 
-    report: Reliability
-    audited: Audited | None
+    report: ReliabilityReport
+    audited: AuditResult | None
 
 
 @contextlib.contextmanager
@@ -87,12 +87,12 @@ def measure(connection: Connection, span: tuple[str, str], chosen: Settings) -> 
     audited = audit(connection, chosen, list(scored), NOW, groups=AUDITED)
     again = score_windows(connection, windows, chosen, NOW)
     assert not any(group.changed for group in again.values()) and not again.asked, "a second run asks nothing"
-    return Measured(reliability(connection, *span, chosen), audited)
+    return Measured(reliability_report(connection, *span, chosen), audited)
 
 
 def lines(measured: Measured) -> list[str]:
     """One report as a Markdown table."""
-    rows = [f"| {what} | {number} | {words} |" for what, number, words in sentences(measured.report)]
+    rows = [f"| {what} | {number} | {words} |" for what, number, words in report_rows(measured.report)]
     return ["| | 95 % interval | |", "|---|---|---|", *rows]
 
 
@@ -161,7 +161,7 @@ def main() -> None:
     print(text)
     if arguments.write:
         (DOCS / "evidence" / "judge-report.md").write_text(text)
-        for name, png in pictures(found[1].report).items():
+        for name, png in draw_plots(found[1].report).items():
             (DOCS / "images" / f"{PREFIX}{name}.png").write_bytes(png)
 
 

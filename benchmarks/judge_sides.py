@@ -13,9 +13,9 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # before litellm 
 
 from judge_groups import RULES, Group
 
-from babylon_rl.judge.client import JudgeCaller, Reply
-from babylon_rl.judge.group_judge import AnswerCache, Asker, Judged, Outcome, SetAside
-from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup
+from babylon_rl.judge.client import JudgeClient, JudgeReply
+from babylon_rl.judge.group_judge import AnswerCache, AnswerSource, GroupOutcome, JudgedGroup, UnscorableGroup
+from babylon_rl.judge.prompt.group import RenderedEpisode, RenderedGroup
 from babylon_rl.settings import Settings
 from babylon_rl.versions import content_version
 from babylon_rl.windows import utc_now
@@ -58,17 +58,17 @@ def with_art(groups: Sequence[Group], url: str, timeout_s: float) -> Run:
         return _timed(all_groups)
 
 
-def with_ours(groups: Sequence[Group], url: str, timeout_s: float, orders: int, most_orders: int | None = None) -> Run:
+def with_ours(groups: Sequence[Group], url: str, timeout_s: float, orders: int, max_orders: int | None = None) -> Run:
     """Our ruler in so many orders, answers kept in memory."""
     shown = [_shown(group) for group in groups]
-    settings = _settings(url, timeout_s, orders, most_orders or orders)
+    settings = _settings(url, timeout_s, orders, max_orders or orders)
     waiting = 0
 
     async def all_groups() -> list[Scores]:
         nonlocal waiting
-        async with JudgeCaller(settings, MODEL) as caller:
+        async with JudgeClient(settings, MODEL) as caller:
             found = await _judged(shown, caller, settings, MemoryCache())
-        waiting = sum(not isinstance(outcome, (Judged, SetAside)) for outcome in found)
+        waiting = sum(not isinstance(outcome, (JudgedGroup, UnscorableGroup)) for outcome in found)
         return [_scores(group, outcome) for group, outcome in zip(groups, found, strict=True)]
 
     run = _timed(all_groups)
@@ -86,18 +86,18 @@ def own_overhead(groups: Sequence[Group], url: str, orders: int) -> Run:
     class Recorded:
         """Asks a judge the first time and repeats its answer ever after."""
 
-        def __init__(self, judge: Asker) -> None:
+        def __init__(self, judge: AnswerSource) -> None:
             self.judge = judge
-            self.answers: dict[str, Reply] = {}
+            self.answers: dict[str, JudgeReply] = {}
 
-        async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, object]) -> Reply:
+        async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, object]) -> JudgeReply:
             asked = messages[1]["content"]
             if asked not in self.answers:
                 self.answers[asked] = await self.judge.ask(messages, schema)
             return self.answers[asked]
 
     async def twice() -> Run:
-        async with JudgeCaller(settings, MODEL) as caller:
+        async with JudgeClient(settings, MODEL) as caller:
             asker = Recorded(caller)
             await _judged(shown, asker, settings, MemoryCache())
         began, cpu = time.perf_counter(), time.process_time()
@@ -107,13 +107,13 @@ def own_overhead(groups: Sequence[Group], url: str, orders: int) -> Run:
     return asyncio.run(twice())
 
 
-async def _judged(shown: Sequence[ShownGroup], asker: Asker, settings: Settings, cache: AnswerCache) -> list[Outcome]:
+async def _judged(shown: Sequence[RenderedGroup], asker: AnswerSource, settings: Settings, cache: AnswerCache) -> list[GroupOutcome]:
     found = await judge_groups(shown, asker, SECRET, settings, cache, utc_now)
     return [found[group.window] for group in shown]
 
 
-def _scores(group: Group, outcome: Outcome) -> Scores:
-    if not isinstance(outcome, Judged):
+def _scores(group: Group, outcome: GroupOutcome) -> Scores:
+    if not isinstance(outcome, JudgedGroup):
         return None
     return [outcome.agreement.scores[episode.agent] for episode in group.episodes]
 
@@ -145,20 +145,20 @@ def _trajectories(group: Group) -> Any:
     )
 
 
-def _shown(group: Group) -> ShownGroup:
+def _shown(group: Group) -> RenderedGroup:
     episodes = tuple(
-        ShownEpisode(episode.agent, text, len(text) // 4, 0, steps=len(episode.steps))
+        RenderedEpisode(episode.agent, text, len(text) // 4, 0, steps=len(episode.steps))
         for episode in group.episodes
         for text in ["\n".join(f"{shown}\n{answer}" for shown, answer in episode.steps)]
     )
     version = content_version([group.window, [[episode.agent_id, episode.text] for episode in episodes]])
-    return ShownGroup(group.window, (), RULES, episodes, version)
+    return RenderedGroup(group.window, (), RULES, episodes, version)
 
 
-def _settings(url: str, timeout_s: float, orders: int, most_orders: int) -> Settings:
+def _settings(url: str, timeout_s: float, orders: int, max_orders: int) -> Settings:
     values = {name: field.default for name, field in Settings.model_fields.items()}
     chosen = {
         "judge_model": MODEL, "judge_base_url": url, "openai_api_key": "any", "judge_timeout_seconds": timeout_s,
-        "judge_concurrency": CONCURRENCY, "judge_orders": orders, "judge_max_orders": most_orders,
+        "judge_concurrency": CONCURRENCY, "judge_orders": orders, "judge_max_orders": max_orders,
     }  # fmt: skip
     return Settings(_env_file=None, **(values | chosen))

@@ -17,7 +17,7 @@ from training_rows import own_database
 
 from babylon_rl.cli.caches import keep_caches_at_home
 from babylon_rl.episodes.reading import read_windows
-from babylon_rl.judge.prompt.render import shown_groups
+from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import plan_requests
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
@@ -73,7 +73,7 @@ def measure(connection: Connection, game: str, settings: Settings) -> Iterator[d
     readings = read_windows(connection, windows_with_rows(connection, "2025-01-01T00:00", "2026-01-01T00:00"), settings)
     for window, reading in readings.items():
         if reading.ready:
-            group = shown_groups(connection, {window: reading}, settings)[window]
+            group = render_groups(connection, {window: reading}, settings)[window]
             requests = plan_requests(group, settings.judge_model, 0, b"0" * 32, settings)
             yield {
                 "game": game, "window": window, "episodes": len(group.episodes), "steps": group.steps, "shortened": group.shortened,

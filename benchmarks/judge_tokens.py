@@ -25,7 +25,7 @@ from babylon_rl.cli.caches import keep_caches_at_home
 from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.messages import synthetic
 from babylon_rl.episodes.reading import read_windows
-from babylon_rl.judge.prompt.render import shown_groups
+from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import plan_requests
 from babylon_rl.judge.prompt.transcript import read_transcripts
 from babylon_rl.llm.tokens import token_counter
@@ -148,7 +148,7 @@ def main() -> None:
         connection.execute("SET TIME ZONE 'UTC'")
         readings = read_windows(connection, windows_with_rows(connection, "2025-01-01T00:00", "2026-01-01T00:00"), settings)
         ready = {window: reading for window, reading in readings.items() if reading.ready}
-        for window, group in shown_groups(connection, ready, settings).items():
+        for window, group in render_groups(connection, ready, settings).items():
             requests = plan_requests(group, MODEL, 0, b"0" * 32, settings)
             ours = [sum(count(message["content"]) for message in request.messages) for request in requests]
             theirs = {every: art_tokens(connection, ready[window], keeper, every=every) for every in (True, False)}

@@ -34,22 +34,22 @@ COLUMNS = column_schema(
     f"whether place and length sway it, and what it costs, over the last {REPORT_DAYS} days.",
 )
 def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
-    from babylon_rl.judge.reliability.audit import audited_report
-    from babylon_rl.judge.reliability.plots import pictures
-    from babylon_rl.judge.reliability.report import document_of, sentences
+    from babylon_rl.judge.reliability.audit import report_with_audit
+    from babylon_rl.judge.reliability.plots import draw_plots
+    from babylon_rl.judge.reliability.report import report_document, report_rows
 
     now = babylon.now()
     span = window_of(now - timedelta(days=REPORT_DAYS)), window_of(now + HOUR)
     with babylon.connection() as connection:
-        report, audited = audited_report(connection, babylon.settings, span, now, on_progress=babylon.on_progress)
+        report, audited = report_with_audit(connection, babylon.settings, span, now, on_progress=babylon.on_progress)
     if audited is not None:
         context.log.info(audited.sentence)
-    document = document_of(report)
+    document = report_document(report)
     # Numbers over time first, then the report's table and plots, then the whole document.
     metadata = counts(report.groups, judge=report.judge, quarantined_share=report.quarantined_share, pending=report.pending)
     metadata |= _numbers(document)
-    metadata["report"] = table([{"measured": what, "interval": number, "meaning": words} for what, number, words in sentences(report)])
-    metadata |= {name: embedded(Picture(name, png)) for name, png in pictures(report).items()}
+    metadata["report"] = table([{"measured": what, "interval": number, "meaning": words} for what, number, words in report_rows(report)])
+    metadata |= {name: embedded(Picture(name, png)) for name, png in draw_plots(report).items()}
     metadata["document"] = dg.MetadataValue.json(document)
     if audited is not None:
         metadata["second_judge"] = audited.sentence

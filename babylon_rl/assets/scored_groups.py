@@ -9,7 +9,7 @@ from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, count
 from babylon_rl.assets.partition_results import HourReport, plotted, report_hours
 from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.resources import Babylon
-from babylon_rl.judge.client import asked_at
+from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.groups import Scored
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.progress import Progress
@@ -56,7 +56,7 @@ def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
 )
 def scored_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = hours_of(context, babylon.now())
-    if endpoint := asked_at(babylon.settings, babylon.settings.judge_model):
+    if endpoint := judge_addresses(babylon.settings, babylon.settings.judge_model):
         context.log.info(f"Judged by {endpoint}.")
     with babylon.connection() as connection:
         scores = score_windows(connection, windows, babylon.settings, babylon.now(), on_progress=_told(context, babylon.on_progress))

@@ -15,7 +15,7 @@ import dagster as dg
 
 from babylon_rl.automation.check_results import Finding, HourlyChecks, Rule
 from babylon_rl.judge.consensus import spearman
-from babylon_rl.judge.hindsight import told_verdicts
+from babylon_rl.judge.hindsight import verdicts_with_leaks
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import StoredLeak, stored_leaks
@@ -369,7 +369,7 @@ SPREAD = HourlyChecks(
 JUDGED = HourlyChecks(
     name="judged_hours",
     asset="scored_groups",
-    read=told_verdicts,
+    read=verdicts_with_leaks,
     totals=_judged_totals,
     rules=(
         Rule(

@@ -48,12 +48,12 @@ def few_in_quarantine(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult
     "above or below the shortest at equal P&L.",
 )
 def length_earns_nothing(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult:
-    from babylon_rl.judge.reliability.report import reliability
+    from babylon_rl.judge.reliability.report import reliability_report
 
     now = babylon.now()
     span = window_of(now - timedelta(days=REPORT_DAYS)), window_of(now + HOUR)
     with babylon.connection() as connection:
-        report = reliability(connection, *span, babylon.settings)
+        report = reliability_report(connection, *span, babylon.settings)
     points = report.length_points
     if points is None or points.low is None or points.high is None:
         sentence, passed = f"Not measured: {report.groups} hours by {report.judge} are too few to tell length from luck.", True

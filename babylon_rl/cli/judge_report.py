@@ -14,8 +14,8 @@ from babylon_rl.windows import utc_now, window_range
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from babylon_rl.judge.reliability.audit import Audited
-    from babylon_rl.judge.reliability.report import Reliability
+    from babylon_rl.judge.reliability.audit import AuditResult
+    from babylon_rl.judge.reliability.report import ReliabilityReport
     from babylon_rl.settings import Settings
     from babylon_rl.store.database import Database
 
@@ -46,14 +46,14 @@ def report(
         next(window_range(first, end), None)
     settings = load_settings()
     with open_database(settings, prepare=False) as database:
-        reliability, audited = measured(database, settings, (first, end) if first and end else None, judge, audit_groups)
-    if reliability is None:
+        measures, audited = measured(database, settings, (first, end) if first and end else None, judge, audit_groups)
+    if measures is None:
         raise UsageError("No hour has scores yet. Judge some with `babylon-rl score`.")
-    from babylon_rl.judge.reliability.report import document_of
+    from babylon_rl.judge.reliability.report import report_document
 
-    written = [] if plots is None else _write(reliability, plots)
-    document = document_of(reliability) | {"plots": [str(path) for path in written]}
-    emit(document, lambda out: _render(out, reliability), as_json)
+    written = [] if plots is None else _write(measures, plots)
+    document = report_document(measures) | {"plots": [str(path) for path in written]}
+    emit(document, lambda out: _render(out, measures), as_json)
     if audited is not None:
         say(audited.sentence)
     for path in written:
@@ -62,12 +62,12 @@ def report(
 
 def measured(
     database: "Database", settings: "Settings", wanted: tuple[str, str] | None, judge: str | None, audit_groups: int | None
-) -> "tuple[Reliability | None, Audited | None]":
+) -> "tuple[ReliabilityReport | None, AuditResult | None]":
     """Reliability report of some hours, after the second judge was asked.
 
     ``wanted`` None means the newest week; the report is None if nothing is judged.
     """
-    from babylon_rl.judge.reliability.audit import AUDIT_GROUPS, audited_report
+    from babylon_rl.judge.reliability.audit import AUDIT_GROUPS, report_with_audit
     from babylon_rl.judge.reliability.report import default_range
     from babylon_rl.store.migrate import require_migrated
 
@@ -78,27 +78,27 @@ def measured(
         span = wanted or default_range(connection)
         if span is None:
             return None, None
-        return audited_report(connection, settings, span, utc_now(), judge=judge, groups=groups, on_progress=tell)
+        return report_with_audit(connection, settings, span, utc_now(), judge=judge, groups=groups, on_progress=tell)
 
 
-def _write(found: "Reliability", directory: Path) -> list[Path]:
-    from babylon_rl.judge.reliability.plots import pictures
+def _write(found: "ReliabilityReport", directory: Path) -> list[Path]:
+    from babylon_rl.judge.reliability.plots import draw_plots
 
     directory.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, png in pictures(found).items():
+    for name, png in draw_plots(found).items():
         path = directory / f"{PREFIX}{name}.png"
         path.write_bytes(png)
         written.append(path)
     return written
 
 
-def _render(out: "Console", found: "Reliability") -> None:
-    from babylon_rl.judge.reliability.report import sentences
+def _render(out: "Console", found: "ReliabilityReport") -> None:
+    from babylon_rl.judge.reliability.report import report_rows
 
     versions = f" ({'; '.join(found.versions)})" if found.versions else ""
     others = ", ".join(f"{judge} {count}" for judge, count in found.judges.items() if judge != found.judge)
-    rows: list[list[Any]] = [list(line) for line in sentences(found)]
+    rows: list[list[Any]] = [list(line) for line in report_rows(found)]
     out.print(table(f"{found.judge}{versions}, {found.first} to {found.end}", ["", "95 % interval", ""], rows))
     if others:
         out.print(f"Other hours of the range were scored by: {others}.", markup=False)

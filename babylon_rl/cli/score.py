@@ -57,7 +57,7 @@ def score(
 def _judge(database: "Database", settings: Settings, wanted: Span, force: bool) -> tuple[list[str], list[str]]:
     """Judge what lacks scores; return all requested hours, and those that lacked scores."""
     from babylon_rl.automation.launch import run_hours
-    from babylon_rl.judge.client import asked_at
+    from babylon_rl.judge.client import judge_addresses
     from babylon_rl.judge.scoring import score_windows
 
     now = utc_now()
@@ -65,7 +65,7 @@ def _judge(database: "Database", settings: Settings, wanted: Span, force: bool) 
         held = bring_up_to_date(database, connection, settings, now, wanted)
         # Hours to judge: all with --force, else those without scores of this judge or with changed sources.
         lacking = recorded = held if force else _lacking(connection, held, settings)
-        if lacking and (asked := asked_at(settings, settings.judge_model)):
+        if lacking and (asked := judge_addresses(settings, settings.judge_model)):
             say(f"Judged by {asked}.")
         if force:
             pending = score_windows(connection, held, settings, now, force=True).pending
@@ -80,10 +80,10 @@ def _lacking(connection: "Connection", held: list[str], settings: Settings) -> l
 
     if settings.judge_model == HEURISTIC:
         return sorted(unscored_windows(connection, held))
-    from babylon_rl.judge.plan import judge_version, outdated_sources
+    from babylon_rl.judge.plan import judge_version, outdated_inputs
 
     others = windows_not_by(connection, held, settings.judge_model, judge_version(settings))
-    return sorted(others | outdated_sources(connection, held, settings).keys())
+    return sorted(others | outdated_inputs(connection, held, settings).keys())
 
 
 def _show(database: "Database", settings: Settings, held: list[str], lacking: list[str], as_json: bool) -> None:

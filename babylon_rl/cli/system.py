@@ -75,9 +75,9 @@ def settings(as_json: JsonOption = False) -> None:
     rows = [{"name": name.upper(), "value": _shown(loaded, name), "source": sources[name]} for name in Settings.model_fields]
     lines = [[row["name"], row["value"], row["source"]] for row in rows]
     emit({"settings": rows}, lambda out: out.print(table(None, ["setting", "value", "source"], lines)), as_json)
-    from babylon_rl.judge.client import asked_at
+    from babylon_rl.judge.client import judge_addresses
 
-    if asked := asked_at(loaded, loaded.judge_model, loaded.judge_audit_model):
+    if asked := judge_addresses(loaded, loaded.judge_model, loaded.judge_audit_model):
         say(f"Judged by: {asked}.")
 
 

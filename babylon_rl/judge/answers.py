@@ -24,7 +24,7 @@ GROUPS = 3  # so many may be given up before it is the judge
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EpisodeVerdict:
     """A judge's score of one episode (0 to 1) and its explanation."""
 
     score: float
@@ -39,14 +39,14 @@ class AnswerFault(BabylonError):
         super().__init__(f"The judge's answer cannot be used: {' '.join(self.faults)}")
 
 
-def read_answer(text: str, ids: Collection[str]) -> dict[str, Verdict]:
+def read_answer(text: str, ids: Collection[str]) -> dict[str, EpisodeVerdict]:
     """Read the verdicts of an answer, by id and in the order of ``ids``.
 
     Raises:
         AnswerFault: the text holds no answer, or one for other ids, or one that lacks a score or an explanation.
     """
     entries = _entries(text)
-    verdicts: dict[str, Verdict] = {}
+    verdicts: dict[str, EpisodeVerdict] = {}
     faults: list[str] = []
     seen: set[str] = set()
     # every entry is checked, so that one answer reports all its faults
@@ -69,7 +69,7 @@ def read_answer(text: str, ids: Collection[str]) -> dict[str, Verdict]:
     return {identity: verdicts[identity] for identity in ids}
 
 
-def _judged(identity: str, entry: Mapping[str, Any], verdicts: dict[str, Verdict]) -> Iterator[str]:
+def _judged(identity: str, entry: Mapping[str, Any], verdicts: dict[str, EpisodeVerdict]) -> Iterator[str]:
     """Add the verdict of one entry to ``verdicts``, and yield the entry's faults."""
     score, explanation = _score(entry.get("score")), entry.get("explanation")
     if "score" not in entry:
@@ -79,7 +79,7 @@ def _judged(identity: str, entry: Mapping[str, Any], verdicts: dict[str, Verdict
     if not isinstance(explanation, str) or not explanation.strip():
         yield f"The explanation of {identity} is missing."
     elif score is not None:
-        verdicts[identity] = Verdict(score, explanation.strip()[:MOST_EXPLANATION])
+        verdicts[identity] = EpisodeVerdict(score, explanation.strip()[:MOST_EXPLANATION])
 
 
 def _score(value: Any) -> float | None:
@@ -168,7 +168,7 @@ def _from(text: str, starts: re.Pattern[str]) -> Iterator[Any]:
         yield value
 
 
-class Patience:
+class FailureStreak:
     """Count of unusable answers of one run; ``tries`` is the number allowed per request."""
 
     def __init__(self, model: str, tries: int) -> None:
@@ -190,7 +190,7 @@ class Patience:
                 f"last because: {' '.join(self._faults)} See whether JUDGE_MODEL can answer in JSON (babylon-rl judge quarantine)."
             )
 
-    def heard(self, window: str, faults: Sequence[str]) -> None:
+    def record_answer(self, window: str, faults: Sequence[str]) -> None:
         """Record an answer about an hour with its faults; one without faults resets the count."""
         if not faults:
             self._unusable = 0
@@ -200,7 +200,7 @@ class Patience:
         self._windows.add(window)
         self._faults = faults
 
-    def refused(self, window: str, reason: str) -> None:
+    def record_refusal(self, window: str, reason: str) -> None:
         """Record a refused request, which counts as all its tries."""
         self._unusable += self._tries
         self._windows.add(window)

@@ -28,7 +28,7 @@ LATER = "Score again later: what is answered already is kept."
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class JudgeEndpoint:
     """Address of a model. ``base_url`` None: litellm's default for the provider.
 
     ``base_url`` is that of an OpenAI-compatible server, with its version. ``wire_name`` is the model's name there. ``key_variable``
@@ -55,21 +55,21 @@ class Endpoint:
         return (None if self.key is None else self.key.get_secret_value().strip()) or None
 
 
-def endpoint_of(settings: Settings, model: str) -> Endpoint:
+def endpoint_of(settings: Settings, model: str) -> JudgeEndpoint:
     """The endpoint of ``model``.
 
     At JUDGE_BASE_URL (of the audit's model: at JUDGE_AUDIT_BASE_URL) where set; else at OPENAI_BASE_URL or OPENAI_API_BASE, of a model of
     OpenAI's; else its provider's own.
     """
-    provider, name = _parted(model)
+    provider, name = _split_model(model)
     field_name = judge_key_variable(model)
     variable = field_name or f"{(provider or model).upper()}_API_KEY"
     key: SecretStr | None = getattr(settings, field_name.lower()) if field_name else provider_key(variable)
     wire_name = {"openai": name, "openpipe": f"openpipe:{name}"}.get(provider, model)
     given, named_by = _given_address(settings, model)
     if given is not None:
-        return Endpoint(model, wire_name, given, key, variable, named_by)
-    return Endpoint(model, wire_name, _own_address(provider, model), key, variable)
+        return JudgeEndpoint(model, wire_name, given, key, variable, named_by)
+    return JudgeEndpoint(model, wire_name, _own_address(provider, model), key, variable)
 
 
 def server_of(settings: Settings, model: str) -> str:
@@ -79,7 +79,7 @@ def server_of(settings: Settings, model: str) -> str:
     whose name it used.
     """
     given = None if model == HEURISTIC else _given_address(settings, model)[0]
-    return "" if given is None or given == _own_address(_parted(model)[0], model) else given
+    return "" if given is None or given == _own_address(_split_model(model)[0], model) else given
 
 
 def audit_settings(settings: Settings, model: str) -> Settings:
@@ -87,7 +87,7 @@ def audit_settings(settings: Settings, model: str) -> Settings:
     return settings.model_copy(update={"judge_model": model, "judge_base_url": settings.judge_audit_base_url or settings.judge_base_url})
 
 
-def asked_at(settings: Settings, *models: str | None) -> str:
+def judge_addresses(settings: Settings, *models: str | None) -> str:
     """Text with the language models among ``models`` and their addresses; empty if there are none."""
     asked = [model for model in dict.fromkeys(models) if model is not None and model != HEURISTIC]
     return " and ".join(f"{model} at {endpoint_of(settings, model).where}" for model in asked)
@@ -100,7 +100,7 @@ def _given_address(settings: Settings, model: str) -> tuple[str | None, str]:
     if settings.judge_audit_base_url is not None and model == settings.judge_audit_model != settings.judge_model:
         given = settings.judge_audit_base_url
     # OpenAI's own variables count for OpenAI's models only
-    if given is None and _parted(model)[0] == "openai":
+    if given is None and _split_model(model)[0] == "openai":
         by_variable = {"OPENAI_BASE_URL": settings.openai_base_url, "OPENAI_API_BASE": settings.openai_api_base}
         named_by = next((name for name, address in by_variable.items() if address), "")
         given = by_variable.get(named_by)
@@ -116,7 +116,7 @@ def _own_address(provider: str, model: str) -> str | None:
     return OPENAI_URL if provider == "openai" and speaks_chat else None
 
 
-def _parted(model: str) -> tuple[str, str]:
+def _split_model(model: str) -> tuple[str, str]:
     """Split a model name into (provider, name there).
 
     OpenAI's bare names belong to openai; a name without a provider has an empty one.
@@ -130,7 +130,7 @@ def _parted(model: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Form:
+class AnswerFormat:
     """Parameters that shape an answer. ``temperature`` None: not sent."""
 
     structure: Structure
@@ -148,7 +148,7 @@ class Form:
             parameters["response_format"] = {"type": "json_object"}
         return parameters
 
-    def plainer(self, refusal: str) -> "Form | None":
+    def plainer(self, refusal: str) -> "AnswerFormat | None":
         """Next form after a server refused this one with the text ``refusal``.
 
         None when nothing is left to leave out.
@@ -160,7 +160,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Reply:
+class JudgeReply:
     """A judge's answer as text. Tokens and ``usd`` are None where unknown.
 
     ``latency_s`` is that of the successful attempt. ``finish_reason`` other than "stop" (length, content_filter) says that the text is
@@ -177,7 +177,7 @@ class Reply:
     cached_tokens: int | None = None
 
 
-class JudgeCaller:
+class JudgeClient:
     """Client of one judge for one run; an async context manager.
 
     It holds the limit on requests in flight and the circuit breaker.
@@ -214,7 +214,7 @@ class JudgeCaller:
     async def __aexit__(self, *_: object) -> None:
         await self._transport.aclose()
 
-    async def ask(self, messages: Sequence[dict[str, str]], schema: Mapping[str, Any]) -> Reply:
+    async def ask(self, messages: Sequence[dict[str, str]], schema: Mapping[str, Any]) -> JudgeReply:
         """Ask with retries; ``schema`` is the answer's JSON schema, sent where supported.
 
         Raises:
@@ -239,7 +239,7 @@ class JudgeCaller:
             self._breaker.succeeded()
             return reply
 
-    async def _attempt(self, messages: Sequence[dict[str, str]], schema: Mapping[str, Any], number: int, left_s: float) -> Reply:
+    async def _attempt(self, messages: Sequence[dict[str, str]], schema: Mapping[str, Any], number: int, left_s: float) -> JudgeReply:
         """Make one attempt, in plainer forms where the server refuses the form.
 
         The accepted form is kept for the rest of the run.
@@ -264,11 +264,11 @@ class JudgeCaller:
                 self._form = form
                 return self._reply(completion, self._clock() - started, number)
 
-    def _reply(self, completion: ChatCompletion, latency_s: float, attempts: int) -> Reply:
+    def _reply(self, completion: ChatCompletion, latency_s: float, attempts: int) -> JudgeReply:
         """An answer with its price, latency and number of attempts."""
         tokens = completion.prompt_tokens, completion.completion_tokens
         usd = None if tokens[0] is None or tokens[1] is None else price(self.model, tokens[0], tokens[1], completion.cached_tokens or 0)
-        return Reply(completion.text or "", *tokens, usd, latency_s, attempts, completion.finish_reason, completion.cached_tokens)
+        return JudgeReply(completion.text or "", *tokens, usd, latency_s, attempts, completion.finish_reason, completion.cached_tokens)
 
     def _settled(self, failed: CallFailed) -> JudgeUnavailable | JudgeRefused:
         """Report the failure to the breaker, and return the error to raise."""
@@ -305,17 +305,17 @@ class JudgeCaller:
         return JudgeUnavailable(f"Not asked, as {open_.failures} requests failed in a row. The last: {open_.reason}")
 
 
-def _transport(endpoint: Endpoint, settings: Settings) -> Transport:
+def _transport(endpoint: JudgeEndpoint, settings: Settings) -> Transport:
     """The transport for an endpoint: OpenAI's client where an address is known, else litellm."""
     if endpoint.base_url is not None:
         return OpenAITransport(endpoint.base_url, endpoint.wire_name, endpoint.secret)
     return LitellmTransport(endpoint.model, endpoint.base_url, endpoint.secret, settings.judge_timeout_seconds)
 
 
-def _first_form(endpoint: Endpoint) -> Form:
+def _first_form(endpoint: JudgeEndpoint) -> AnswerFormat:
     """The first form to try: a schema, unless litellm's table says the model takes none.
 
     A model that refuses the schema is asked without.
     """
     entry = table_entry(endpoint.model)
-    return Form("schema" if entry is None or entry.get("supports_response_schema") else "json")
+    return AnswerFormat("schema" if entry is None or entry.get("supports_response_schema") else "json")

@@ -15,8 +15,8 @@ from itertools import combinations
 
 _ROUNDING = 1e-9  # sums of the same scores differ in the last bits
 FEWEST_RANKED = 3  # values whose ranks are correlated: two always agree wholly or not at all
-LEAST = 4  # episodes in a sub-group: two anchors, and two to place beside them
-ENOUGH = 4  # anchors that tell a scale from noise
+MIN_SUBGROUP = 4  # episodes in a sub-group: two anchors, and two to place beside them
+MIN_SCALE_ANCHORS = 4  # anchors that tell a scale from noise
 _NOTHING = 1e-9
 _DECIMALS = 9  # of a merged score: sums of floats differ in the last bits
 
@@ -128,15 +128,15 @@ def split(agents: Sequence[str], most: int, seed: int) -> list[list[str]]:
     Raises:
         ValueError: ``most`` is below LEAST, or an agent occurs twice.
     """
-    if most < LEAST:
-        raise ValueError(f"A sub-group of {most} cannot be put on one scale with others; it takes {LEAST}.")
+    if most < MIN_SUBGROUP:
+        raise ValueError(f"A sub-group of {most} cannot be put on one scale with others; it takes {MIN_SUBGROUP}.")
     ordered = sorted(agents)
     if len(set(ordered)) != len(ordered):
         raise ValueError("An agent is there twice.")
     if len(ordered) <= most:
         return [ordered]
     random.Random(seed).shuffle(ordered)
-    anchors = max(most // 3, min(ENOUGH, most // 2))
+    anchors = max(most // 3, min(MIN_SCALE_ANCHORS, most // 2))
     shared, rest = ordered[:anchors], ordered[anchors:]
     parts = math.ceil(len(rest) / (most - anchors))
     # deal the rest like cards, so that the sizes of the parts differ by one at most

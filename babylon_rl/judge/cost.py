@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from babylon_rl.judge.budget import COMPLETION_TOKENS_PER_EPISODE
-from babylon_rl.judge.group_judge import most_orders
-from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, Hour, plan_hours
-from babylon_rl.judge.prompt.group import ShownGroup
+from babylon_rl.judge.group_judge import max_orders
+from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, plan_hours
+from babylon_rl.judge.prompt.group import RenderedGroup
 from babylon_rl.judge.prompt.request import JudgeRequest, plan_requests
-from babylon_rl.llm.tokens import price
+from babylon_rl.llm.tokens import known_sum, price
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import read_secret
@@ -73,15 +73,15 @@ def total_of(hours: Iterable[HourCost]) -> HourCost:
     each = list(hours)
     return HourCost(
         "", sum(h.episodes for h in each), sum(h.requests for h in each), sum(h.cached for h in each),
-        sum(h.prompt_tokens for h in each), sum(h.completion_tokens for h in each), _sum(h.usd for h in each),
-        sum(h.most_requests for h in each), _sum(h.most_usd for h in each),
+        sum(h.prompt_tokens for h in each), sum(h.completion_tokens for h in each), known_sum(h.usd for h in each),
+        sum(h.most_requests for h in each), known_sum(h.most_usd for h in each),
     )  # fmt: skip
 
 
-def _cost(connection: Connection, hour: Hour, settings: Settings, secret: bytes, tries: float) -> HourCost:
+def _cost(connection: Connection, hour: PlannedHour, settings: Settings, secret: bytes, tries: float) -> HourCost:
     """Cost of one hour."""
     group, first = hour.group, settings.judge_orders
-    requests = _requests(group, range(most_orders(settings)), settings, secret)
+    requests = _requests(group, range(max_orders(settings)), settings, secret)
     held = find_answers(connection, [request.key for request in requests])
     # a stored answer with faults leads to a further try
     missing = [request for request in requests if request.key not in held or held[request.key].faults]
@@ -94,7 +94,7 @@ def _cost(connection: Connection, hour: Hour, settings: Settings, secret: bytes,
     )  # fmt: skip
 
 
-def _requests(group: ShownGroup, orders: range, settings: Settings, secret: bytes) -> list[JudgeRequest]:
+def _requests(group: RenderedGroup, orders: range, settings: Settings, secret: bytes) -> list[JudgeRequest]:
     """All requests about a group in some orders, those of its masked form included."""
     return [
         request
@@ -122,8 +122,3 @@ def _likely_tries(connection: Connection, settings: Settings) -> float:
     answers, unusable = count_answers(connection, settings.judge_model)
     share = (unusable + LIKELY_UNUSABLE * ANSWERS_TO_GO_BY) / (answers + ANSWERS_TO_GO_BY)
     return min(float(settings.judge_tries), 1 / (1 - share))
-
-
-def _sum(usd: Iterable[float | None]) -> float | None:
-    known = list(usd)
-    return None if None in known else sum(part for part in known if part is not None)

@@ -12,24 +12,24 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
-from babylon_rl.judge.answers import AnswerFault, Patience, Verdict, read_answer
+from babylon_rl.judge.answers import AnswerFault, EpisodeVerdict, FailureStreak, read_answer
 from babylon_rl.judge.budget import Budget, BudgetLedger, OverBudget, expected_usd
-from babylon_rl.judge.client import Reply
+from babylon_rl.judge.client import JudgeReply
 from babylon_rl.judge.consensus import Agreement, Gain, agreement, gain, merge
-from babylon_rl.judge.prompt.group import ShownGroup
-from babylon_rl.judge.prompt.request import JudgeRequest, asked_anew, plan_requests
+from babylon_rl.judge.prompt.group import RenderedGroup
+from babylon_rl.judge.prompt.request import JudgeRequest, plan_requests, retry_request
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
 from babylon_rl.settings import Settings
 from babylon_rl.store.judge_requests import StoredAnswer
 
 FIRST_TRY = 0  # at a request; each further try is a new request
-MOST_SHOWN = 4000  # characters of a message or answer in a transcript
+MAX_SHOWN = 4000  # characters of a message or answer in a transcript
 
 
-class Asker(Protocol):
-    """Part of JudgeCaller that the ruler needs."""
+class AnswerSource(Protocol):
+    """Part of JudgeClient that the ruler needs."""
 
-    async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, object]) -> Reply:
+    async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, object]) -> JudgeReply:
         """Ask once, with retries.
 
         Raises:
@@ -58,19 +58,19 @@ class Order:
     Places run from 0 (first) to 1 (last); the mean where the agent stood in several parts.
     """
 
-    verdicts: Mapping[str, Verdict]
+    verdicts: Mapping[str, EpisodeVerdict]
     places: Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedGroup:
     """A judged group: orders, their agreement, the answers, and how many were asked for now.
 
     ``gain`` is that of the group's flagged passages, None where it has none; where it is beyond noise the orders are those of the group
     with these passages masked.
     """
 
-    group: ShownGroup
+    group: RenderedGroup
     orders: Sequence[Order]
     agreement: Agreement
     answers: Sequence[StoredAnswer]
@@ -79,30 +79,30 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class SetAside:
-    """A group without scores, after a refusal or only unusable answers.
+class UnscorableGroup:
+    """A group without scores, after a refusal or only unusable answers; it goes to quarantine.
 
     ``transcript`` holds the tries, shortened.
     """
 
-    group: ShownGroup
+    group: RenderedGroup
     reason: str
     transcript: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Waiting:
+class PendingGroup:
     """A group that was not judged now, for a reason that may pass."""
 
-    group: ShownGroup
+    group: RenderedGroup
     reason: str
 
 
-Outcome = Judged | SetAside | Waiting
-_Part = tuple[JudgeRequest, Mapping[str, Verdict]]  # a request, and its verdicts by agent id
+GroupOutcome = JudgedGroup | UnscorableGroup | PendingGroup
+_Part = tuple[JudgeRequest, Mapping[str, EpisodeVerdict]]  # a request, and its verdicts by agent id
 
 
-class Unusable(Exception):
+class UnusableAnswers(Exception):
     """A request was refused, or every try at it gave an unusable answer."""
 
     def __init__(self, reason: str, transcript: Sequence[Mapping[str, Any]]) -> None:
@@ -112,25 +112,25 @@ class Unusable(Exception):
 
 
 # The outcome of a group whose orders fail differently is the first of these. Any other error is a bug and comes before all.
-_GRAVEST = (JudgeRefused, Unusable, OverBudget, JudgeUnavailable)
+_BY_SEVERITY = (JudgeRefused, UnusableAnswers, OverBudget, JudgeUnavailable)
 
 
 @dataclass
-class _Tally:
+class _AnswerTally:
     """Answers that a judgement rests on, and how many of them were asked for now."""
 
     answers: list[StoredAnswer] = field(default_factory=list)
     asked: int = 0
 
 
-class Ruler:
+class GroupJudge:
     """Judges groups with one model. ``clock`` gives the time of an answer (naive UTC)."""
 
     def __init__(
-        self, caller: Asker, model: str, secret: bytes, settings: Settings, cache: AnswerCache, clock: Callable[[], datetime]
+        self, caller: AnswerSource, model: str, secret: bytes, settings: Settings, cache: AnswerCache, clock: Callable[[], datetime]
     ) -> None:
         self.model = model
-        self._caller = caller
+        self._client = caller
         self._secret = secret
         self._settings = settings
         self._cache = cache
@@ -138,21 +138,21 @@ class Ruler:
         # Held until the answer is committed, so a crash loses at most ``judge_concurrency`` paid answers.
         self._slots = asyncio.Semaphore(settings.judge_concurrency)
         self._budget = Budget(settings.judge_budget_usd, model, cache)
-        self._patience = Patience(model, settings.judge_tries)
+        self._failures = FailureStreak(model, settings.judge_tries)
 
     @property
     def notes(self) -> list[str]:
         """Sentences on limits that could not be enforced."""
         return self._budget.notes
 
-    async def judge(self, group: ShownGroup) -> Outcome:
+    async def judge(self, group: RenderedGroup) -> GroupOutcome:
         """Judge one group; a group with flagged passages a second time with them masked.
 
         Raises:
-            JudgeRefused: the judge answers no request; a retry does not help. A group of which it refuses a request is set aside, and
-                waits where it is one of many in a row.
+            JudgeRefused: the judge answers no request; a retry does not help. A group of which it refuses a request is
+                unscorable, and pending where it is one of many in a row.
         """
-        tally = _Tally()
+        tally = _AnswerTally()
         try:
             orders, agreed = await self._judgement(group, tally)
             gained = None
@@ -160,76 +160,78 @@ class Ruler:
                 without, masked = await self._judgement(group.masked, tally)
                 gained = gain(agreed, masked)
                 orders, agreed = (without, masked) if gained.beyond_noise else (orders, agreed)
-        except Unusable as unusable:
-            return SetAside(group, unusable.reason, unusable.transcript)
+        except UnusableAnswers as unusable:
+            return UnscorableGroup(group, unusable.reason, unusable.transcript)
         except (OverBudget, JudgeUnavailable) as reason:
-            return Waiting(group, str(reason))
-        return Judged(group, orders, agreed, tally.answers, tally.asked, gained)
+            return PendingGroup(group, str(reason))
+        return JudgedGroup(group, orders, agreed, tally.answers, tally.asked, gained)
 
-    async def _judgement(self, group: ShownGroup, tally: _Tally) -> tuple[list[Order], Agreement]:
+    async def _judgement(self, group: RenderedGroup, tally: _AnswerTally) -> tuple[list[Order], Agreement]:
         """Orders of one form of a group and their agreement; further orders where they differ."""
         orders = await self._orders(group, range(self._settings.judge_orders), tally)
-        while self._differ(found := _agreement(orders)) and _paired(len(orders)) <= self._settings.judge_max_orders:
-            orders += await self._orders(group, range(len(orders), _paired(len(orders))), tally)
-        return orders, found
+        while self._differ(agreed := _agreement(orders)) and _next_even(len(orders)) <= self._settings.judge_max_orders:
+            orders += await self._orders(group, range(len(orders), _next_even(len(orders))), tally)
+        return orders, agreed
 
-    def _differ(self, found: Agreement) -> bool:
+    def _differ(self, agreed: Agreement) -> bool:
         """True if the orders disagree by more than JUDGE_DISAGREEMENT."""
-        return found.disagreement > self._settings.judge_disagreement
+        return agreed.disagreement > self._settings.judge_disagreement
 
-    async def _orders(self, group: ShownGroup, numbers: range, tally: _Tally) -> list[Order]:
+    async def _orders(self, group: RenderedGroup, numbers: range, tally: _AnswerTally) -> list[Order]:
         """Ask for some orders; requests that the cache answers cost nothing."""
         plans = [plan_requests(group, self.model, number, self._secret, self._settings) for number in numbers]
         requests = [request for plan in plans for request in plan]
-        held = await self._cache.find([request.key for request in requests])
+        stored = await self._cache.find([request.key for request in requests])
         # reserve for all first tries together, so that a group is not paid in part
-        async with self._budget.reserved(_sizes(request for request in requests if request.key not in held)):
-            answered = await _all([self._verdicts(group, request, held.get(request.key), tally) for request in requests])
-        by_key = dict(zip((request.key for request in requests), answered, strict=True))
+        async with self._budget.reserved(_sizes(request for request in requests if request.key not in stored)):
+            parts = await _all([self._verdicts(group, request, stored.get(request.key), tally) for request in requests])
+        by_key = dict(zip((request.key for request in requests), parts, strict=True))
         return [_order([by_key[request.key] for request in plan]) for plan in plans]
 
-    async def _verdicts(self, group: ShownGroup, asked: JudgeRequest, held: StoredAnswer | None, tally: _Tally) -> _Part:
-        """First usable answer to a request: the request it answers, and verdicts by agent id."""
-        request, transcript = asked, list[Mapping[str, Any]]()
+    async def _verdicts(self, group: RenderedGroup, first: JudgeRequest, answer: StoredAnswer | None, tally: _AnswerTally) -> _Part:
+        """First usable answer to a request or a retry of it: that request, and verdicts by agent id."""
+        request, transcript = first, list[Mapping[str, Any]]()
         faults: tuple[str, ...] = ()
         for attempt in range(self._settings.judge_tries):
             # a further try is another request, which may be in the cache, too
             if attempt != FIRST_TRY:
-                request = asked_anew(group, asked, attempt, self._secret)
-                held = (await self._cache.find([request.key])).get(request.key)
-            if held is None:
+                request = retry_request(group, first, attempt, self._secret)
+                answer = (await self._cache.find([request.key])).get(request.key)
+            if answer is None:
                 try:
-                    held = await self._ask(request, attempt)
+                    answer = await self._ask(request, attempt)
                 except JudgeRefused as refused:
-                    # a refusal of this request alone sets its group aside; one of all requests ends the run
+                    # a refusal of this request alone costs its group the scores; one of all requests ends the run
                     if refused.for_all:
                         raise
-                    self._patience.refused(request.window, str(refused))
-                    self._patience.check()
-                    raise Unusable(str(refused), [*transcript, _exchange(request, attempt, "", [str(refused)])]) from None
+                    self._failures.record_refusal(request.window, str(refused))
+                    self._failures.check()
+                    raise UnusableAnswers(str(refused), [*transcript, _exchange(request, attempt, "", [str(refused)])]) from None
                 tally.asked += 1
-            tally.answers.append(held)
+            tally.answers.append(answer)
             try:
-                verdicts = read_answer(held.answer, list(request.ids))
+                verdicts = read_answer(answer.answer, list(request.ids))
             except AnswerFault as fault:
                 faults = fault.faults
-                transcript.append(_exchange(request, attempt, held.answer, faults))
+                transcript.append(_exchange(request, attempt, answer.answer, faults))
             else:
                 return request, {request.ids[shown]: verdict for shown, verdict in verdicts.items()}
-        raise Unusable(f"{len(transcript)} answers of {self.model} could not be used, the last because: {' '.join(faults)}", transcript)
+        raise UnusableAnswers(
+            f"{len(transcript)} answers of {self.model} could not be used, the last because: {' '.join(faults)}", transcript
+        )
 
     async def _ask(self, request: JudgeRequest, attempt: int) -> StoredAnswer:
         """Ask once and store the answer before it is used."""
         # The group's first requests were reserved together.
         async with self._budget.reserved(() if attempt == FIRST_TRY else _sizes([request])), self._slots:
-            self._patience.check()
-            reply = await self._caller.ask(request.messages, request.schema)
+            self._failures.check()
+            reply = await self._client.ask(request.messages, request.schema)
             answer = self._answer(request, attempt, reply)
-            self._patience.heard(request.window, answer.faults)
+            self._failures.record_answer(request.window, answer.faults)
             await self._cache.add(answer)
         return answer
 
-    def _answer(self, request: JudgeRequest, attempt: int, reply: Reply) -> StoredAnswer:
+    def _answer(self, request: JudgeRequest, attempt: int, reply: JudgeReply) -> StoredAnswer:
         """The answer as it is stored: checked, priced and dated."""
         # A server that counts no tokens is paid all the same.
         usd = expected_usd(self.model, request.tokens, len(request.ids)) if reply.usd is None else reply.usd
@@ -259,11 +261,11 @@ async def _all(work: Sequence[Awaitable[Any]]) -> list[Any]:
     failed = [result for result in results if isinstance(result, BaseException)]
     if failed:
         # errors that are not in the list have index -1 and come first
-        raise min(failed, key=lambda error: next((place for place, kind in enumerate(_GRAVEST) if isinstance(error, kind)), -1))
+        raise min(failed, key=lambda error: next((place for place, kind in enumerate(_BY_SEVERITY) if isinstance(error, kind)), -1))
     return results
 
 
-def _paired(orders: int) -> int:
+def _next_even(orders: int) -> int:
     """Next even number of orders, so that every order comes with its reverse.
 
     Only between the two does a preference for a place cancel out.
@@ -271,11 +273,11 @@ def _paired(orders: int) -> int:
     return orders + 2 - orders % 2
 
 
-def most_orders(settings: Settings) -> int:
+def max_orders(settings: Settings) -> int:
     """Largest number of orders for a group that keeps disagreeing."""
     orders = settings.judge_orders
-    while settings.judge_disagreement < 1 and _paired(orders) <= settings.judge_max_orders:
-        orders = _paired(orders)
+    while settings.judge_disagreement < 1 and _next_even(orders) <= settings.judge_max_orders:
+        orders = _next_even(orders)
     return orders
 
 
@@ -292,8 +294,8 @@ def _order(parts: Sequence[_Part]) -> Order:
         for place, agent in enumerate(request.ids.values()):
             places.setdefault(agent, []).append(place / max(1, len(request.ids) - 1))
             explanations.setdefault(agent, part[agent].explanation)
-    verdicts = {agent: Verdict(score, explanations[agent]) for agent, score in scores.items()}
-    return Order(verdicts, {agent: sum(found) / len(found) for agent, found in places.items()})
+    verdicts = {agent: EpisodeVerdict(score, explanations[agent]) for agent, score in scores.items()}
+    return Order(verdicts, {agent: sum(own) / len(own) for agent, own in places.items()})
 
 
 def _checked(text: str, request: JudgeRequest) -> tuple[list[str], dict[str, float] | None]:
@@ -319,9 +321,9 @@ def _exchange(request: JudgeRequest, attempt: int, answer: str, faults: Sequence
 
 
 def _short(text: str) -> str:
-    if len(text) <= MOST_SHOWN:
+    if len(text) <= MAX_SHOWN:
         return text
-    return f"{text[: MOST_SHOWN // 2]}\n[{len(text) - MOST_SHOWN} characters left out]\n{text[-(MOST_SHOWN // 2) :]}"
+    return f"{text[: MAX_SHOWN // 2]}\n[{len(text) - MAX_SHOWN} characters left out]\n{text[-(MAX_SHOWN // 2) :]}"
 
 
 def storable(text: str) -> str:
@@ -330,9 +332,9 @@ def storable(text: str) -> str:
 
 
 async def run_pool(
-    groups: AsyncIterable[ShownGroup],
-    judge: Callable[[ShownGroup], Awaitable[Outcome]],
-    done: Callable[[Outcome], Awaitable[None]],
+    groups: AsyncIterable[RenderedGroup],
+    judge: Callable[[RenderedGroup], Awaitable[GroupOutcome]],
+    done: Callable[[GroupOutcome], Awaitable[None]],
     concurrency: int,
 ) -> None:
     """Judge groups as they arrive and pass each outcome to ``done``; everything is cancelled when the run is.
@@ -345,7 +347,7 @@ async def run_pool(
     """
     slots = asyncio.Semaphore(2 * concurrency)
 
-    async def one(group: ShownGroup) -> None:
+    async def one(group: RenderedGroup) -> None:
         try:
             await done(await judge(group))
         finally:

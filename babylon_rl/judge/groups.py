@@ -87,7 +87,7 @@ def group_scores(window: str, judge: str, judge_version: str, scores: Mapping[st
 
 
 @dataclass(frozen=True)
-class Asked:
+class AnswerCounts:
     """Answers of one hour in this call: asked for, and from the cache."""
 
     asked: int
@@ -105,7 +105,7 @@ class Scored(dict[str, GroupScores]):
         super().__init__(groups)
         self.pending: dict[str, str] = {}
         self.quarantined: dict[str, str] = {}
-        self.asked: dict[str, Asked] = {}
+        self.asked: dict[str, AnswerCounts] = {}
         self.notes: list[str] = []
 
     def in_order(self) -> "Scored":

@@ -12,7 +12,16 @@ from datetime import datetime
 
 from babylon_rl.episodes.decode import Fault, Step, decode
 from babylon_rl.episodes.reading import stream_trajectories
-from babylon_rl.judge.leakage import UNRESOLVED, HiddenAnswer, Leak, LeakContext, find_leaks, knowledge_needles, knowledge_numbers, tells
+from babylon_rl.judge.leakage import (
+    UNRESOLVED,
+    HiddenAnswer,
+    Leak,
+    LeakContext,
+    find_leaks,
+    knowledge_needles,
+    knowledge_numbers,
+    leaks_hidden_answer,
+)
 from babylon_rl.judge.prompt.market_context import game_knowledge
 from babylon_rl.judge.prompt.templates import folded, market_name
 from babylon_rl.market.correctness import HourMarket, Targets, correctness, intent
@@ -241,7 +250,7 @@ def _hindsight(hour: StoredHour, changed: bool) -> HourHindsight:
     )  # fmt: skip
 
 
-def told_verdicts(connection: Connection, windows: Sequence[str], settings: Settings) -> list[HourVerdicts]:
+def verdicts_with_leaks(connection: Connection, windows: Sequence[str], settings: Settings) -> list[HourVerdicts]:
     """``hour_verdicts``, with explanations searched for the hours' own hidden answers too."""
     hours = hour_verdicts(connection, windows)
     judged = [hour.window for hour in hours if hour.judge not in (None, HEURISTIC)]
@@ -254,7 +263,7 @@ def told_verdicts(connection: Connection, windows: Sequence[str], settings: Sett
 
 def _told(hour: HourVerdicts, texts: Mapping[tuple[str, str], str], hidden: Sequence[HiddenAnswer]) -> list[bool]:
     """Flags of an hour's explanations, of the stored check or of this one."""
-    return [told or tells(texts[hour.window, agent], hidden) for agent, told in zip(hour.agents, hour.tells, strict=True)]
+    return [told or leaks_hidden_answer(texts[hour.window, agent], hidden) for agent, told in zip(hour.agents, hour.tells, strict=True)]
 
 
 def _hidden(connection: Connection, windows: Sequence[str], settings: Settings) -> dict[str, list[HiddenAnswer]]:

@@ -33,16 +33,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LEASE_S, RENEWED_EVERY_S, ASK_AGAIN_S = 20.0, 5.0, 0.5
-BEAT_S = 30.0
+HEARTBEAT_S = 30.0
 
 
-def running_clock(now: datetime) -> Callable[[], datetime]:
+def clock_from(now: datetime) -> Callable[[], datetime]:
     """Clock that starts at ``now``."""
     started = time.monotonic()
     return lambda: now + timedelta(seconds=time.monotonic() - started)
 
 
-class Desk:
+class JudgeStore:
     """Runs database work of an event loop in a thread; implements the ruler's AnswerCache.
 
     It must be closed after the loop has ended, with or without an error.
@@ -110,7 +110,7 @@ class Desk:
             del self._arrived[answer.key]
 
 
-async def beating(work: Coroutine[Any, Any, None], desk: Desk, beat: Callable[[], None], every_s: float) -> None:
+async def run_with_heartbeat(work: Coroutine[Any, Any, None], store: JudgeStore, beat: Callable[[], None], every_s: float) -> None:
     """Await ``work`` and call ``beat`` in the database thread, at once and at intervals.
 
     An error from ``beat`` cancels the work.
@@ -118,7 +118,7 @@ async def beating(work: Coroutine[Any, Any, None], desk: Desk, beat: Callable[[]
 
     async def beats() -> None:
         while True:
-            await desk.run(lambda connection: beat())
+            await store.run(lambda connection: beat())
             await asyncio.sleep(every_s)
 
     tasks = [asyncio.create_task(work), asyncio.create_task(beats())]
@@ -139,9 +139,9 @@ class Leases:
     Another run waits until they are returned or expire.
     """
 
-    def __init__(self, desk: Desk, lease_s: float = LEASE_S) -> None:
-        self.holder = desk.holder
-        self._desk = desk
+    def __init__(self, store: JudgeStore, lease_s: float = LEASE_S) -> None:
+        self.holder = store.holder
+        self._store = store
         self._lease = timedelta(seconds=lease_s)
         self._gone: set[str] = set()
         self._renewing: asyncio.Task[None] | None = None
@@ -156,8 +156,8 @@ class Leases:
 
     def drop_all(self) -> None:
         """Return all leases; call after the loop has ended and the desk is closed."""
-        if not self._desk.connection.closed:
-            drop_leases(self._desk.connection, self.holder)
+        if not self._store.connection.closed:
+            drop_leases(self._store.connection, self.holder)
 
     @asynccontextmanager
     async def hold(self, window: str) -> AsyncIterator[None]:
@@ -166,8 +166,8 @@ class Leases:
         The lease is returned in the transaction that writes the hour (``finish_hour``), not here.
         """
         while True:
-            now = self._desk.clock()
-            other = await self._desk.run(claim_lease, window, self.holder, now, now - self._lease, list(self._gone))
+            now = self._store.clock()
+            other = await self._store.run(claim_lease, window, self.holder, now, now - self._lease, list(self._gone))
             if other is None:
                 break
             # the holder's process is dead: take the lease over at once
@@ -181,4 +181,4 @@ class Leases:
         """Renew all leases of this run at intervals."""
         while True:
             await asyncio.sleep(RENEWED_EVERY_S)
-            await self._desk.run(renew_leases, self.holder, self._desk.clock())
+            await self._store.run(renew_leases, self.holder, self._store.clock())

@@ -62,7 +62,7 @@ class HiddenAnswer:
     answer: bool
 
 
-def tells(explanation: str, hidden: Iterable[HiddenAnswer]) -> bool:
+def leaks_hidden_answer(explanation: str, hidden: Iterable[HiddenAnswer]) -> bool:
     """True if a clause names a question and states its hidden answer.
 
     It says that the hidden answer is right, or that the other is wrong.

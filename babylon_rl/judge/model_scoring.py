@@ -6,7 +6,7 @@ A score is the mean over the orders; the reasons of all orders are kept.
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 
 from msgspec.structs import replace
@@ -14,15 +14,16 @@ from msgspec.structs import replace
 from babylon_rl.episodes.reading import read_window
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import JudgeRefused
-from babylon_rl.judge.client import JudgeCaller, server_of
-from babylon_rl.judge.group_judge import Judged, Outcome, Ruler, SetAside, run_pool, storable
-from babylon_rl.judge.groups import Asked, Scored, group_scores
-from babylon_rl.judge.judge_store import BEAT_S, Desk, Leases, beating, running_clock
-from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, Hour, Plan, asked_version, judge_version, plan_hours
-from babylon_rl.judge.prompt.group import ShownGroup
+from babylon_rl.judge.client import JudgeClient, server_of
+from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, JudgedGroup, UnscorableGroup, run_pool, storable
+from babylon_rl.judge.groups import AnswerCounts, Scored, group_scores
+from babylon_rl.judge.judge_store import HEARTBEAT_S, JudgeStore, Leases, clock_from, run_with_heartbeat
+from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, judge_version, plan_hours, request_version
+from babylon_rl.judge.prompt.group import RenderedGroup
 from babylon_rl.judge.prompt.injection import Flag
 from babylon_rl.judge.prompt.render import unreadable
 from babylon_rl.judge.prompt.rubric import RUBRIC, RUBRIC_VERSION
+from babylon_rl.llm.tokens import known_sum
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
@@ -33,9 +34,9 @@ from babylon_rl.store.scores import keep_sources
 from babylon_rl.store.windows import lock_windows, reading_chunks
 from babylon_rl.types import GroupScores, Judgement
 
-CHANGED = "it changed while it was judged; the next run judges it as it is now"
+CHANGED_MEANWHILE = "it changed while it was judged; the next run judges it as it is now"
 _MEAN_DECIMALS = 9  # the mean of the same scores in another order differs in the last bits
-MOST_EXCERPT = 200
+MAX_EXCERPT = 200
 
 
 def score_with_model(
@@ -47,7 +48,7 @@ def score_with_model(
     force: bool,
     on_progress: Progress = unheard,
     on_beat: Callable[[], None] = lambda: None,
-    beat_s: float = BEAT_S,
+    beat_s: float = HEARTBEAT_S,
 ) -> Scored:
     """Judge complete hours with JUDGE_MODEL; see score_windows.
 
@@ -57,25 +58,25 @@ def score_with_model(
         JudgeRefused: the judge answers no request (credentials, the model's name); finished hours are written.
     """
     secret = keep_secret(connection, secrets.token_bytes(32), now)
-    run = _Run(settings, secret, now, force, len(windows), on_progress)
+    run = _ScoringRun(settings, secret, now, force, len(windows), on_progress)
     run.scored.notes += unreadable(connection, settings)
     # whatever ends the run: answers are written, leases returned, pending hours recorded
-    desk = Desk(connection, running_clock(now))
-    leases = Leases(desk)
+    store = JudgeStore(connection, clock_from(now))
+    leases = Leases(store)
     try:
-        asyncio.run(beating(run.judge(desk, leases, windows), desk, on_beat, beat_s))
+        asyncio.run(run_with_heartbeat(run.judge(store, leases, windows), store, on_beat, beat_s))
     except JudgeRefused as refused:
         run.scored.pending |= dict.fromkeys(run.unfinished, str(refused))
         raise
     finally:
-        desk.close()
+        store.close()
         leases.drop_all()
         if not connection.closed:
             scores.keep_pending(connection, settings.judge_model, run.scored.pending, now)
     return run.scored.in_order()
 
 
-class _Run:
+class _ScoringRun:
     """State of one call of score_with_model."""
 
     def __init__(self, settings: Settings, secret: bytes, now: datetime, force: bool, total: int, on_progress: Progress) -> None:
@@ -86,74 +87,74 @@ class _Run:
         self._force = force
         self._total = total
         self._on_progress = on_progress
-        self._hours: dict[str, Hour] = {}
-        self._told = 0
+        self._hours: dict[str, PlannedHour] = {}
+        self._done = 0
 
     @property
     def unfinished(self) -> list[str]:
         """Hours that were planned and have no outcome yet."""
         return list(self._hours)
 
-    async def judge(self, desk: Desk, leases: Leases, windows: Sequence[str]) -> None:
+    async def judge(self, store: JudgeStore, leases: Leases, windows: Sequence[str]) -> None:
         """Judge all hours that need it."""
-        async with JudgeCaller(self._settings, self._settings.judge_model) as caller, leases:
-            ruler = Ruler(caller, self._settings.judge_model, self._secret, self._settings, desk, desk.clock)
+        async with JudgeClient(self._settings, self._settings.judge_model) as client, leases:
+            judge = GroupJudge(client, self._settings.judge_model, self._secret, self._settings, store, store.clock)
 
-            async def one(group: ShownGroup) -> Outcome:
+            async def judge_leased(group: RenderedGroup) -> GroupOutcome:
                 async with leases.hold(group.window):
-                    return await ruler.judge(group)
+                    return await judge.judge(group)
 
-            async def done(outcome: Outcome) -> None:
-                await self._finish(desk, leases.holder, outcome)
+            async def finish(outcome: GroupOutcome) -> None:
+                await self._finish(store, leases.holder, outcome)
 
-            await run_pool(self._groups(desk, windows), one, done, self._settings.judge_concurrency)
-            self.scored.notes += ruler.notes
+            await run_pool(self._groups(store, windows), judge_leased, finish, self._settings.judge_concurrency)
+            self.scored.notes += judge.notes
 
-    async def _groups(self, desk: Desk, windows: Sequence[str]) -> AsyncIterator[ShownGroup]:
+    async def _groups(self, store: JudgeStore, windows: Sequence[str]) -> AsyncIterator[RenderedGroup]:
         """Plan the hours chunk by chunk, and yield the groups to judge."""
-        for some in await desk.run(_chunks, windows):
-            plan: Plan = await desk.run(plan_hours, some, self._settings, self._secret, force=self._force)
+        for chunk in await store.run(_chunks, windows):
+            plan: ScoringPlan = await store.run(plan_hours, chunk, self._settings, self._secret, force=self._force)
             # kept and quarantined hours are done without a request
             self.scored.update(plan.kept)
             self.scored.quarantined |= plan.quarantined
-            self._tell(len(some) - len(plan.hours))
+            self._report_progress(len(chunk) - len(plan.hours))
             self._hours |= plan.hours
             for hour in plan.hours.values():
                 yield hour.group
 
-    async def _finish(self, desk: Desk, holder: str, outcome: Outcome) -> None:
+    async def _finish(self, store: JudgeStore, holder: str, outcome: GroupOutcome) -> None:
         """Write one outcome and record it in the result."""
         window = outcome.group.window
         hour = self._hours.pop(window)
-        result = await desk.run(finish_hour, hour, outcome, self._settings, self._now, holder, self._force)
-        if isinstance(outcome, Judged):
-            self.scored.asked[window] = Asked(outcome.asked, len(outcome.answers) - outcome.asked)
+        result = await store.run(finish_hour, hour, outcome, self._settings, self._now, holder, self._force)
+        if isinstance(outcome, JudgedGroup):
+            self.scored.asked[window] = AnswerCounts(outcome.asked, len(outcome.answers) - outcome.asked)
         if isinstance(result, GroupScores):
             self.scored[window] = result
-        elif isinstance(outcome, SetAside):
+        elif isinstance(outcome, UnscorableGroup):
             self.scored.quarantined[window] = result
         else:
             self.scored.pending[window] = result
-        self._tell(1)
+        self._report_progress(1)
 
-    def _tell(self, hours: int) -> None:
+    def _report_progress(self, hours: int) -> None:
         """Report progress."""
-        self._told += hours
+        self._done += hours
         if hours:
-            self._on_progress("judging", self._told, self._total)
+            self._on_progress("judging", self._done, self._total)
 
 
 def _chunks(connection: Connection, windows: Sequence[str]) -> list[list[str]]:
     """Split hours into chunks that are planned at once."""
     return [
-        some[start : start + HOURS_PLANNED_AT_ONCE]
-        for some in reading_chunks(connection, windows)
-        for start in range(0, len(some), HOURS_PLANNED_AT_ONCE)
+        chunk[start : start + HOURS_PLANNED_AT_ONCE]
+        for chunk in reading_chunks(connection, windows)
+        for start in range(0, len(chunk), HOURS_PLANNED_AT_ONCE)
     ]
 
 
 def finish_hour(
-    connection: Connection, hour: Hour, outcome: Outcome, settings: Settings, now: datetime, holder: str, force: bool
+    connection: Connection, hour: PlannedHour, outcome: GroupOutcome, settings: Settings, now: datetime, holder: str, force: bool
 ) -> GroupScores | str:
     """Write the outcome of an hour and return its lease, in one transaction.
 
@@ -167,18 +168,18 @@ def finish_hour(
         lock_windows(connection, [window])
         drop_leases(connection, holder, [window])
         # no scores: a quarantine is recorded with the version of its request
-        if not isinstance(outcome, Judged):
-            if isinstance(outcome, SetAside):
+        if not isinstance(outcome, JudgedGroup):
+            if isinstance(outcome, UnscorableGroup):
                 transcript = list(map(dict, outcome.transcript))
                 entry = scores.Quarantined(
-                    window, settings.judge_model, judge_version(settings), outcome.reason, transcript, now, asked_version(hour.sources)
+                    window, settings.judge_model, judge_version(settings), outcome.reason, transcript, now, request_version(hour.sources)
                 )
                 scores.quarantine(connection, entry)
             return outcome.reason
         # rows may have arrived while the judge worked
         before = scores.read(connection, [window]).get(window)
         if group_version(read_window(connection, window, settings, texts=False)) != hour.version:
-            return CHANGED
+            return CHANGED_MEANWHILE
         judged = judged_scores(outcome, settings, hour.version)
         # stored scores stay if a training has used them, or if the new ones are equal
         if before is not None and not force:
@@ -195,35 +196,35 @@ def finish_hour(
         return replace(judged, changed=True)
 
 
-def judged_scores(outcome: Judged, settings: Settings, input_version: str) -> GroupScores:
+def judged_scores(outcome: JudgedGroup, settings: Settings, input_version: str) -> GroupScores:
     """Scores of a judged group, not stored."""
-    group, orders, agreed = outcome.group, outcome.orders, outcome.agreement
-    gained = {} if outcome.gain is None else outcome.gain.by_agent
-    scores = {agent: (round(score, _MEAN_DECIMALS), _reasoning(outcome, agent)) for agent, score in agreed.scores.items()}
+    group, orders, agreement = outcome.group, outcome.orders, outcome.agreement
+    gains = {} if outcome.gain is None else outcome.gain.by_agent
+    scores = {agent: (round(score, _MEAN_DECIMALS), _reasoning(outcome, agent)) for agent, score in agreement.scores.items()}
     whole = group_scores(group.window, settings.judge_model, judge_version(settings), scores, input_version)
-    shown = {episode.agent_id: episode for episode in group.episodes}
+    episodes = {episode.agent_id: episode for episode in group.episodes}
     entries = tuple(
         replace(
             entry,
-            disagreement=agreed.by_agent[entry.agent_id],
+            disagreement=agreement.by_agent[entry.agent_id],
             order_scores=tuple(order.verdicts[entry.agent_id].score for order in orders),
             places=tuple(order.places[entry.agent_id] for order in orders),
-            shown_tokens=shown[entry.agent_id].tokens,
-            flags=tuple(flag_words(flag) for flag in shown[entry.agent_id].flags),
-            gain=gained.get(entry.agent_id),
+            shown_tokens=episodes[entry.agent_id].tokens,
+            flags=tuple(flag_words(flag) for flag in episodes[entry.agent_id].flags),
+            gain=gains.get(entry.agent_id),
         )
         for entry in whole.scores
     )
     judgement = _judgement(outcome, server_of(settings, settings.judge_model))
-    return replace(whole, scores=entries, disagreement=agreed.disagreement, judgement=judgement)
+    return replace(whole, scores=entries, disagreement=agreement.disagreement, judgement=judgement)
 
 
 def flag_words(flag: Flag) -> str:
     """One line on a flag: kind, place and excerpt."""
-    return storable(f"{flag.kind} in {flag.where}: {flag.excerpt[:MOST_EXCERPT]}")
+    return storable(f"{flag.kind} in {flag.where}: {flag.excerpt[:MAX_EXCERPT]}")
 
 
-def _reasoning(outcome: Judged, agent: str) -> str:
+def _reasoning(outcome: JudgedGroup, agent: str) -> str:
     """The judge's explanations of an episode, one per order unless all are equal."""
     verdicts = [order.verdicts[agent] for order in outcome.orders]
     if len({verdict.explanation for verdict in verdicts}) == 1:
@@ -231,7 +232,7 @@ def _reasoning(outcome: Judged, agent: str) -> str:
     return storable("\n".join(f"Order {number} ({verdict.score:.2f}): {verdict.explanation}" for number, verdict in enumerate(verdicts, 1)))
 
 
-def _judgement(outcome: Judged, server: str) -> Judgement:
+def _judgement(outcome: JudgedGroup, server: str) -> Judgement:
     """Facts on a judgement: number of orders, tokens, dollars, what was shown."""
     # The same answers in another order of arrival are the same judgement.
     answers = sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
@@ -240,8 +241,8 @@ def _judgement(outcome: Judged, server: str) -> Judgement:
         orders=len(outcome.orders),
         tau=outcome.agreement.tau,
         requests=len(answers),
-        prompt_tokens=_sum(answer.prompt_tokens for answer in answers),
-        completion_tokens=_sum(answer.completion_tokens for answer in answers),
+        prompt_tokens=known_sum(answer.prompt_tokens for answer in answers),
+        completion_tokens=known_sum(answer.completion_tokens for answer in answers),
         usd=None if None in usd else math.fsum(part for part in usd if part is not None),
         seconds=math.fsum(answer.latency_seconds for answer in answers),
         shown_version=outcome.group.input_version,
@@ -254,8 +255,3 @@ def _judgement(outcome: Judged, server: str) -> Judgement:
         noise=None if outcome.gain is None else outcome.gain.noise,
         masked_version="" if outcome.group.masked is None else outcome.group.masked.input_version,
     )
-
-
-def _sum(counts: Iterable[int | None]) -> int | None:
-    values = list(counts)
-    return None if None in values else sum(count for count in values if count is not None)

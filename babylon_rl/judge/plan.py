@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.judge.client import server_of
-from babylon_rl.judge.prompt.group import ShownGroup
-from babylon_rl.judge.prompt.render import FORM, REQUEST_TOKENS, shown_groups
+from babylon_rl.judge.prompt.group import RenderedGroup
+from babylon_rl.judge.prompt.render import FORM, REQUEST_TOKENS, render_groups
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import HEURISTIC, Settings
@@ -29,7 +29,7 @@ _LAYOUT = 1  # of the hashed values; with another, every judged hour would be pa
 HOURS_PLANNED_AT_ONCE = 4  # their texts are in memory together, and answers that come meanwhile wait to be written
 
 
-def sources_versions(
+def input_versions(
     connection: Connection, readings: Mapping[str, WindowReading], shown: Mapping[str, Collection[str]], settings: Settings, secret: bytes
 ) -> dict[str, str]:
     """Version of each hour's sources, where the agents in ``shown`` are shown.
@@ -62,7 +62,7 @@ def sources_versions(
     return versions
 
 
-def asked_version(sources: str) -> str:
+def request_version(sources: str) -> str:
     """Version of a failed request: the form and the sources."""
     return f"{FORM}:{sources}"
 
@@ -73,24 +73,24 @@ def judge_version(settings: Settings) -> str:
 
 
 @dataclass(frozen=True)
-class Hour:
+class PlannedHour:
     """An hour to judge: its group, versions of content and sources, trajectories by agent."""
 
-    group: ShownGroup
+    group: RenderedGroup
     version: str
     sources: str
     trajectories: Mapping[str, Sequence[str]]
 
 
 @dataclass
-class Plan:
+class ScoringPlan:
     """Decisions on some hours: ``kept`` scores, ``hours`` to judge, ``quarantined`` with reason.
 
     ``released`` are hours whose quarantine has lost its cause: hours to judge, and hours whose scores from before the quarantine stand.
     """
 
     kept: dict[str, GroupScores] = field(default_factory=dict)
-    hours: dict[str, Hour] = field(default_factory=dict)
+    hours: dict[str, PlannedHour] = field(default_factory=dict)
     quarantined: dict[str, str] = field(default_factory=dict)
     released: list[str] = field(default_factory=list)
 
@@ -108,14 +108,14 @@ class _State:
 
 def plan_hours(
     connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes, *, force: bool = False, write: bool = True
-) -> Plan:
+) -> ScoringPlan:
     """Decide on a few complete hours, in one transaction under their locks.
 
     ``write=False`` changes nothing. An hour keeps its scores if a training has consumed one of its episodes, or if it has not changed
     since it was judged. One in quarantine of this judge stays there while its request would be the same, unless forced. Dropout that a
     batch decided is left out of the shown group.
     """
-    plan = Plan()
+    plan = ScoringPlan()
     with connection.transaction():
         if write:
             lock_windows(connection, windows)
@@ -127,7 +127,7 @@ def plan_hours(
             _keep_unchanged(connection, wanted, state, settings, secret, plan, write)
         # then render the others, which is the expensive part
         rest = {window: state.readings[window] for window in wanted if window not in plan.kept}
-        shown = shown_groups(connection, rest, settings, dropped=state.dropped, secret=secret)
+        shown = render_groups(connection, rest, settings, dropped=state.dropped, secret=secret)
         plan.released = [window for window in state.quarantined if window not in aside and (window in plan.kept or window in rest)]
         if write:
             # scores of hours that are not ready any more
@@ -138,7 +138,7 @@ def plan_hours(
             scores.end_pending(connection, [window for window in windows if window not in rest])
         # versions of the sources, by which the next scoring recognises an unchanged hour
         agents = {window: [episode.agent_id for episode in group.episodes] for window, group in shown.items()}
-        sources = sources_versions(connection, rest, agents, settings, secret)
+        sources = input_versions(connection, rest, agents, settings, secret)
     plan.hours = {window: _hour(shown[window], reading, sources[window]) for window, reading in rest.items()}
     return plan
 
@@ -175,12 +175,12 @@ def _held_back(connection: Connection, state: _State, settings: Settings, secret
         window: [e.agent_id for e in reading.usable_episodes if e.agent_id not in state.dropped.get(window, ())]
         for window, reading in readings.items()
     }
-    now = sources_versions(connection, readings, agents, settings, secret)
+    now = input_versions(connection, readings, agents, settings, secret)
     # an entry without a version cannot be compared, and stays
-    return {window: entry.reason for window, entry in aside.items() if entry.sources_version in ("", asked_version(now[window]))}
+    return {window: entry.reason for window, entry in aside.items() if entry.sources_version in ("", request_version(now[window]))}
 
 
-def _is_wanted(window: str, state: _State, aside: Mapping[str, str], force: bool, plan: Plan) -> bool:
+def _is_wanted(window: str, state: _State, aside: Mapping[str, str], force: bool, plan: ScoringPlan) -> bool:
     """True for an hour that may need a judgement; others are entered in ``plan``."""
     if force:
         return state.readings[window].ready
@@ -194,7 +194,7 @@ def _is_wanted(window: str, state: _State, aside: Mapping[str, str], force: bool
 
 
 def _keep_unchanged(
-    connection: Connection, wanted: Sequence[str], state: _State, settings: Settings, secret: bytes, plan: Plan, write: bool
+    connection: Connection, wanted: Sequence[str], state: _State, settings: Settings, secret: bytes, plan: ScoringPlan, write: bool
 ) -> None:
     """Keep the scores of hours that would be shown unchanged.
 
@@ -202,7 +202,7 @@ def _keep_unchanged(
     """
     same = {window: state.readings[window] for window in wanted if _could_stand(window, state, settings)}
     judged = {window: {score.agent_id for score in state.held[window].scores} for window in same}
-    sources = sources_versions(connection, same, judged, settings, secret) if same else {}
+    sources = input_versions(connection, same, judged, settings, secret) if same else {}
     before = scores.read_sources(connection, list(same))
     # equal sources show the same: no rendering needed
     plan.kept |= {window: state.held[window] for window in same if before.get(window) == sources[window]}
@@ -214,7 +214,7 @@ def _keep_unchanged(
         window: [episode.agent_id for episode in reading.usable_episodes if episode.agent_id not in judged[window]]
         for window, reading in same.items()
     }
-    for window, group in shown_groups(connection, same, settings, dropped=others, secret=secret).items():
+    for window, group in render_groups(connection, same, settings, dropped=others, secret=secret).items():
         held = state.held[window]
         if held.judgement is not None and held.judgement.shown_version == group.input_version:
             plan.kept[window] = held
@@ -235,8 +235,8 @@ def _could_stand(window: str, state: _State, settings: Settings) -> bool:
     return (before.judge, before.judge_version) == (settings.judge_model, judge_version(settings))
 
 
-def _hour(group: ShownGroup, reading: WindowReading, sources: str) -> Hour:
-    return Hour(group, group_version(reading), sources, {e.agent_id: e.trajectory_ids for e in reading.usable_episodes})
+def _hour(group: RenderedGroup, reading: WindowReading, sources: str) -> PlannedHour:
+    return PlannedHour(group, group_version(reading), sources, {e.agent_id: e.trajectory_ids for e in reading.usable_episodes})
 
 
 def release_quarantined(connection: Connection, windows: Sequence[str] | None = None) -> list[str]:
@@ -249,7 +249,7 @@ def release_quarantined(connection: Connection, windows: Sequence[str] | None = 
     return quarantined
 
 
-def outdated_sources(connection: Connection, windows: Sequence[str], settings: Settings) -> dict[str, str]:
+def outdated_inputs(connection: Connection, windows: Sequence[str], settings: Settings) -> dict[str, str]:
     """Hours of ``windows`` whose sources have changed since JUDGE_MODEL scored them, with the old version.
 
     Only rendering the prompt can tell whether it changed too; that is left to scoring. Hours of which a training has consumed an
@@ -268,7 +268,7 @@ def outdated_sources(connection: Connection, windows: Sequence[str], settings: S
         if judged:
             readings = read_windows(connection, list(judged), settings)
             # compare for the agents that were judged, not for those there now
-            now = sources_versions(connection, readings, judged, settings, secret)
+            now = input_versions(connection, readings, judged, settings, secret)
             outdated |= {window: before[window] for window in judged if before[window] != now[window]}
     return outdated
 
@@ -277,7 +277,7 @@ def note_changes(connection: Connection, windows: Sequence[str], settings: Setti
     """Mark outdated scores stale, and release quarantined hours whose request has changed."""
     if settings.judge_model == HEURISTIC or (secret := judge_inputs.read_secret(connection)) is None:
         return
-    scores.forget_sources(connection, outdated_sources(connection, windows, settings))
+    scores.forget_sources(connection, outdated_inputs(connection, windows, settings))
     # a quarantine by another judge is not this judge's to end
     aside = [window for window, entry in scores.read_quarantined(connection, windows).items() if entry.judge == settings.judge_model]
     for start in range(0, len(aside), HOURS_PLANNED_AT_ONCE):

@@ -9,11 +9,13 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+N = TypeVar("N", int, float)
 
 _LITELLM_ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else the table comes from the net
@@ -39,6 +41,12 @@ def price(model: str, prompt_tokens: int, completion_tokens: int, cached_tokens:
         model=model, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cache_read_input_tokens=cached_tokens
     )
     return sum(parts)
+
+
+def known_sum(values: Iterable[N | None]) -> N | None:
+    """Sum of token counts or dollars; None if one of them is unknown."""
+    counts = list(values)
+    return None if None in counts else sum(count for count in counts if count is not None)
 
 
 def is_priced(model: str) -> bool:

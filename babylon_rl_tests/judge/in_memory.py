@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterable, Callable, Sequence
 from datetime import datetime
 
-from babylon_rl.judge.group_judge import AnswerCache, Asker, Outcome, Ruler, run_pool
-from babylon_rl.judge.prompt.group import ShownGroup
+from babylon_rl.judge.group_judge import AnswerCache, AnswerSource, GroupJudge, GroupOutcome, run_pool
+from babylon_rl.judge.prompt.group import RenderedGroup
 from babylon_rl.settings import Settings
 from babylon_rl.store.judge_requests import Reservation, StoredAnswer
 from babylon_rl.windows import utc_now
@@ -42,25 +42,25 @@ class MemoryCache:
 
 
 async def judge_groups(
-    groups: Sequence[ShownGroup],
-    caller: Asker,
+    groups: Sequence[RenderedGroup],
+    caller: AnswerSource,
     secret: bytes,
     settings: Settings,
     cache: AnswerCache,
     clock: Callable[[], datetime] = utc_now,
-) -> dict[str, Outcome]:
+) -> dict[str, GroupOutcome]:
     """Judge groups with JUDGE_MODEL, without a database; outcomes by window, in the order given.
 
     Raises:
         JudgeRefused: the judge answers no request.
     """
-    ruler = Ruler(caller, settings.judge_model, secret, settings, cache, clock)
-    outcomes: dict[str, Outcome] = {}
+    ruler = GroupJudge(caller, settings.judge_model, secret, settings, cache, clock)
+    outcomes: dict[str, GroupOutcome] = {}
 
-    async def keep(outcome: Outcome) -> None:
+    async def keep(outcome: GroupOutcome) -> None:
         outcomes[outcome.group.window] = outcome
 
-    async def given() -> AsyncIterable[ShownGroup]:
+    async def given() -> AsyncIterable[RenderedGroup]:
         for group in groups:
             yield group
 

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.judge.answers import MOST_EXPLANATION, AnswerFault, Verdict, read_answer
+from babylon_rl.judge.answers import MOST_EXPLANATION, AnswerFault, EpisodeVerdict, read_answer
 from babylon_rl_tests.repeatable import repeatable
 
 IDS = ("a1", "b2", "c3")
 GOOD = {"scores": [{"id": "b2", "score": 0.25, "explanation": "Late."}, {"id": "a1", "score": 1, "explanation": "Early."},
                    {"id": "c3", "score": 0, "explanation": "Never."}]}  # fmt: skip
 PLAIN = json.dumps(GOOD)
-VERDICTS = {"a1": Verdict(1.0, "Early."), "b2": Verdict(0.25, "Late."), "c3": Verdict(0.0, "Never.")}
+VERDICTS = {"a1": EpisodeVerdict(1.0, "Early."), "b2": EpisodeVerdict(0.25, "Late."), "c3": EpisodeVerdict(0.0, "Never.")}
 
 
 @pytest.mark.parametrize(

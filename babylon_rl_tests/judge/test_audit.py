@@ -6,7 +6,7 @@ import pytest
 
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.reliability.audit import audit, audit_sample
-from babylon_rl.judge.reliability.report import document_of, reliability
+from babylon_rl.judge.reliability.report import reliability_report, report_document
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
@@ -14,7 +14,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, PRICED, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 from babylon_rl_tests.judge.test_reliability import SPAN
-from babylon_rl_tests.judge.test_shown import fill_market
+from babylon_rl_tests.judge.test_render import fill_market
 
 SECOND = "openai/second"
 
@@ -54,7 +54,7 @@ def test_a_second_judge_that_thinks_alike_agrees_and_is_paid_once(connection: Co
     assert requests(judge) == before + 6
     again = audit(connection, chosen, windows, NOW, groups=3)
     assert again is not None and (again.asked, again.cached) == (0, 6) and requests(judge) == before + 6
-    agreement = document_of(reliability(connection, *SPAN, chosen))["auditAgreement"]
+    agreement = report_document(reliability_report(connection, *SPAN, chosen))["auditAgreement"]
     assert (agreement["judge"], agreement["groups"], agreement["spearman"]["mean"]) == (SECOND, 3, pytest.approx(1))
     assert (agreement["kendallTau"]["mean"], agreement["meanAbsoluteDifference"]["mean"]) == pytest.approx((1, 0))
     judges = connection.execute('SELECT DISTINCT "judge" FROM babylon_rl.group_scores').fetchall()
@@ -69,7 +69,7 @@ def test_one_that_thinks_otherwise_is_seen(connection: Connection, settings: Set
         chosen = chosen.model_copy(update={"judge_audit_base_url": other.url})
         audit(connection, chosen, windows, NOW)
         assert (requests(other), requests(judge)) == (12, before), "it is asked at its own address, and nobody else is"
-    found = reliability(connection, *SPAN, chosen).audit
+    found = reliability_report(connection, *SPAN, chosen).audit
     assert found is not None and found.spearman is not None and found.difference is not None
     assert found.groups == 6 and found.spearman.value < 0.6 and found.difference.value > 0.15
 
@@ -79,7 +79,7 @@ def test_a_group_in_parts_is_put_on_one_scale_for_the_second_judge_too(connectio
     windows = scored(connection, chosen, 1, agents=9)
     found = audit(connection, chosen, windows, NOW)
     assert found is not None and found.asked == 4
-    agreement = reliability(connection, *SPAN, chosen).audit
+    agreement = reliability_report(connection, *SPAN, chosen).audit
     assert agreement is not None and agreement.spearman is not None
     assert (agreement.groups, agreement.spearman.value) == (1, pytest.approx(1))
 
@@ -90,10 +90,10 @@ def test_nobody_is_asked_without_a_second_judge(connection: Connection, settings
     before = requests(judge)
     assert audit(connection, chosen, windows, NOW) is None
     itself = chosen.model_copy(update={"judge_audit_model": MODEL})
-    assert audit(connection, itself, windows, NOW) is None and reliability(connection, *SPAN, itself).audit is None
+    assert audit(connection, itself, windows, NOW) is None and reliability_report(connection, *SPAN, itself).audit is None
     second = chosen.model_copy(update={"judge_audit_model": SECOND})
     assert audit(connection, second, windows, NOW, groups=0) is None and requests(judge) == before
-    unasked = reliability(connection, *SPAN, second).audit
+    unasked = reliability_report(connection, *SPAN, second).audit
     assert unasked is not None and (unasked.groups, unasked.spearman) == (0, None)
 
 
@@ -135,9 +135,9 @@ def test_opinions_are_compared_on_the_same_content(connection: Connection, setti
     assert late is not None and (late.changed, late.agreed_on, requests(judge)) == (1, 0, before), "the judge did not know that answer"
     assert score_windows(connection, [window], chosen, NOW)[window].changed
     audit(connection, chosen, [window], NOW)
-    agreed = reliability(connection, *SPAN, chosen).audit
+    agreed = reliability_report(connection, *SPAN, chosen).audit
     assert agreed is not None and agreed.groups == 1
     connection.execute("""UPDATE "Question" SET "resolvedOutcome" = false""")
     assert score_windows(connection, [window], chosen, NOW)[window].changed
-    outdated = reliability(connection, *SPAN, chosen).audit
+    outdated = reliability_report(connection, *SPAN, chosen).audit
     assert outdated is not None and outdated.groups == 0, "what the second judge said was about other content"

@@ -21,8 +21,8 @@ from babylon_rl.store.scores import read_sources
 from babylon_rl_tests.expected import expected
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, add_hours, asking, count, filled
 from babylon_rl_tests.judge.scripted_server import Judge, judging
+from babylon_rl_tests.judge.test_render import fill_market
 from babylon_rl_tests.judge.test_scoring import consume, everything
-from babylon_rl_tests.judge.test_shown import fill_market
 from babylon_rl_tests.rows import WINDOW, insert, make_group, make_trajectory
 
 LATER = NOW + timedelta(hours=1)

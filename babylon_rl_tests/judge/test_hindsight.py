@@ -12,7 +12,7 @@ from babylon_rl.episodes.reading import read_windows, sync_windows
 from babylon_rl.judge.hindsight import HourHindsight, hour_secrets, sync_hindsight
 from babylon_rl.judge.leakage import find_leaks
 from babylon_rl.judge.prompt import templates
-from babylon_rl.judge.prompt.templates import say
+from babylon_rl.judge.prompt.templates import fill_template
 from babylon_rl.market.outcomes import read_outcomes
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
@@ -24,7 +24,7 @@ from babylon_rl_tests.expected import SAMPLES
 from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_call, make_log, make_step, make_trajectory
 
 NOW = datetime(2026, 1, 1)
-SECRET = say(templates.PREDICTION, question="Will it rain?", market="Q1", start=0.5, end=0.9, answer="YES")
+SECRET = fill_template(templates.PREDICTION, question="Will it rain?", market="Q1", start=0.5, end=0.9, answer="YES")
 
 
 def trade(

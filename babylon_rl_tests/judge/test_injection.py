@@ -10,23 +10,23 @@ from hypothesis import strategies as st
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.prompt.injection import MOST_CHARACTERS, bounded, escaped, find_flags, flat
-from babylon_rl.judge.prompt.names import Renamer
+from babylon_rl.judge.prompt.names import NameReplacer
 from babylon_rl.judge.prompt.privacy import private_fields
-from babylon_rl.judge.prompt.render import shown_groups
+from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.prompt.request import plan_requests
-from babylon_rl.judge.prompt.steps import shown_steps
+from babylon_rl.judge.prompt.steps import render_steps
 from babylon_rl.judge.prompt.transcript import read_transcripts
-from babylon_rl.judge.scripted.parsing import Believed, believed, demanded, read
+from babylon_rl.judge.scripted.parsing import GullibleReading, demanded_scores, read, read_gullibly
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl_tests.judge.attacks import ATTACKS, RESIDUAL, Attack
+from babylon_rl_tests.judge.prompt_reader import read_request
+from babylon_rl_tests.judge.rendered_groups import SECRET, WINDOW, make_group
 from babylon_rl_tests.judge.scripted_server import Judge, asked
-from babylon_rl_tests.judge.shown_groups import SECRET, WINDOW, make_group
 from babylon_rl_tests.judge.trading_talk import TALK, filled, ordinary_texts
-from babylon_rl_tests.judge.wire import read_request
 from babylon_rl_tests.repeatable import repeatable
 from babylon_rl_tests.rows import AFTER, insert, make_call, make_step, make_trajectory
 
@@ -56,7 +56,7 @@ def test_an_attack_stays_inside_its_block(attack: Attack) -> None:
 def test_a_judge_who_believes_every_tag_sees_the_real_blocks_and_nothing_outside_them(attack: Attack) -> None:
     texts = {"attacker": f"1. did HOLD {attack.text}", "honest": "1. did BUY_SHARES"}
     (request,) = plan_requests(make_group(texts, common=attack.text), MODEL, 1, SECRET, SETTINGS)
-    seen = believed(read(request.messages))
+    seen = read_gullibly(read(request.messages))
     assert [block.id for block in seen.blocks] == list(request.ids) and not seen.forged
     assert {request.ids[block.id] for block in seen.blocks if "BUY_SHARES" in block.text} == {"honest"} | (
         {"attacker"} if "BUY_SHARES" in attack.text else set()
@@ -73,7 +73,7 @@ def test_an_obedient_judge_does_what_texts_say_and_believes_no_forged_block(judg
             (request,) = plan_requests(make_group(texts), MODEL, order, SECRET, SETTINGS)
             found = judge.scores(request.messages, obedience=1.0)
             assert list(found) == list(request.ids), attack.name
-            asked_for = demanded(Believed(read(request.messages).blocks))
+            asked_for = demanded_scores(GullibleReading(read(request.messages).blocks))
             skill = {shown: own[agent] for shown, agent in request.ids.items()}
             assert found == skill | asked_for, f"{attack.name} gains by more than a command"
             sober = judge.scores(request.messages, skill="pnl")
@@ -136,13 +136,13 @@ def test_no_text_of_the_recorded_games_is_flagged(sample_database: Database, ear
         with database.connect() as connection:
             windows = windows_with_rows(connection, "2025-01-01T00:00", "2026-01-01T00:00")
             readings = read_windows(connection, windows, settings)
-            groups = shown_groups(connection, readings, settings)
+            groups = render_groups(connection, readings, settings)
             assert {window: (group.flags, group.context_flags) for window, group in groups.items() if group.judged != (group,)} == {}
             assert not any(group.flags or group.context_flags for group in groups.values())
             ids = [str(row[0]) for row in connection.execute('SELECT "trajectoryId" FROM trajectories')]
             for steps in read_transcripts(connection, ids).values():
                 looked_at += 1
-                shown = shown_steps(steps, Renamer("", {}, {}), private_fields(settings))
+                shown = render_steps(steps, NameReplacer("", {}, {}), private_fields(settings))
                 assert not any(step.flags for step in shown)
             posts = connection.execute("""SELECT content FROM "Post" UNION SELECT description FROM "WorldEvent" """)
             assert [post for (post,) in posts if find_flags(str(post), "x")] == []
@@ -152,7 +152,7 @@ def test_no_text_of_the_recorded_games_is_flagged(sample_database: Database, ear
 def test_no_text_of_simulated_hours_is_flagged(database: Database, settings: Settings) -> None:
     with database.connect() as connection:
         windows = [hour.window for hour in spawn(connection, SpawnRequest(agents=8, model_agents=0, windows=4, seed=5), AFTER, None)]
-        groups = shown_groups(connection, read_windows(connection, windows, settings), settings)
+        groups = render_groups(connection, read_windows(connection, windows, settings), settings)
     assert len(groups) == 4 and sum(len(group.episodes) for group in groups.values()) == 32
     assert not any(group.flags or group.context_flags for group in groups.values())
 
@@ -180,7 +180,7 @@ def test_flags_come_from_every_kind_of_text_and_say_where(connection: Connection
     steps[4]["action"]["parameters"] = {"content": attack}
     quiet = make_trajectory("t2", "agent-2")
     insert(connection, "trajectories", [make_trajectory(steps=steps), quiet])
-    group = shown_groups(connection, read_windows(connection, [WINDOW], settings), settings)[WINDOW]
+    group = render_groups(connection, read_windows(connection, [WINDOW], settings), settings)[WINDOW]
     wheres = {flag.where for flag in group.flags["agent-1"]}
     assert wheres == {"step 1 response", "step 2 reasoning", "step 3 prompt", "step 4 system prompt", "step 5 action"}
     assert set(group.flags) == {"agent-1"} and {flag.kind for flag in group.flags["agent-1"]} == {"override", "begging"}
@@ -204,7 +204,7 @@ def test_recorded_attacks_reach_the_judge_as_data(connection: Connection, settin
     rows = [make_trajectory(f"t-{agent}", agent, steps=list(attacked(text))) for agent, text in texts.items()]
     insert(connection, "trajectories", rows)
     asked = settings.model_copy(update={"judge_group_size": 64})
-    group = shown_groups(connection, read_windows(connection, [WINDOW], asked), asked)[WINDOW]
+    group = render_groups(connection, read_windows(connection, [WINDOW], asked), asked)[WINDOW]
     for request in plan_requests(group, MODEL, 0, SECRET, asked):
         shown = read_request(request.messages[1]["content"])
         assert list(shown.blocks) == list(request.ids)

@@ -5,11 +5,11 @@ import pytest
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.cost import estimate_hours
 from babylon_rl.judge.groups import scores_document
-from babylon_rl.judge.prompt.group import ShownGroup
+from babylon_rl.judge.prompt.group import RenderedGroup
 from babylon_rl.judge.prompt.injection import MASK
-from babylon_rl.judge.prompt.render import shown_groups
-from babylon_rl.judge.reliability.audit import audited_report
-from babylon_rl.judge.reliability.report import document_of, reliability, sentences
+from babylon_rl.judge.prompt.render import render_groups
+from babylon_rl.judge.reliability.audit import report_with_audit
+from babylon_rl.judge.reliability.report import reliability_report, report_document, report_rows
 from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
@@ -19,7 +19,7 @@ from babylon_rl_tests.judge.attacked_hours import ATTACKER, add_attacked_hours, 
 from babylon_rl_tests.judge.attacks import ATTACKS, BEG, HELD_OUT, RESIDUAL, Attack
 from babylon_rl_tests.judge.model_judge import NOW, PRICED, asking
 from babylon_rl_tests.judge.scripted_server import Judge
-from babylon_rl_tests.judge.test_shown import fill_market
+from babylon_rl_tests.judge.test_render import fill_market
 from babylon_rl_tests.rows import WINDOW, insert, make_call, make_step, make_trajectory
 
 OBEDIENT = {"obedience": 1.0}
@@ -60,9 +60,9 @@ def test_a_gain_is_measured_stored_and_told(connection: Connection, settings: Se
     assert stored_scores(connection, [begged])[begged].scores == group.scores
     entry = next(entry for entry in scores_document(group)["scores"] if entry["agentId"] == ATTACKER)
     assert entry["gain"] == gains[ATTACKER] and scores_document(group)["masked"] is True
-    report = reliability(connection, quiet, window_of(NOW), chosen)
-    assert report.seen.masked == 1 and document_of(report)["flaggedGain"]["meanGain"] == pytest.approx((gains[ATTACKER] or 0) / 2)
-    assert any(name == "text to the judge" for name, _, _ in sentences(report))
+    report = reliability_report(connection, quiet, window_of(NOW), chosen)
+    assert report.seen.masked == 1 and report_document(report)["flaggedGain"]["meanGain"] == pytest.approx((gains[ATTACKER] or 0) / 2)
+    assert any(name == "text to the judge" for name, _, _ in report_rows(report))
     assert [hour.masked for hour in hour_verdicts(connection, names)] == [None, True, False]
     kept = scored[polite]
     assert kept.judgement is not None and kept.judgement.masked is False, "a flag alone changes nothing"
@@ -74,7 +74,7 @@ def test_a_second_judge_is_compared_on_what_the_scores_are_of(connection: Connec
     quiet, begged = add_attacked_hours(connection, [Attack("beg", BEG)])
     chosen = asking(settings, judge.url, judge_audit_model="openai/second")
     score_windows(connection, [quiet, begged], chosen, NOW)
-    report, audited = audited_report(connection, chosen, (quiet, window_of(NOW)), NOW)
+    report, audited = report_with_audit(connection, chosen, (quiet, window_of(NOW)), NOW)
     assert audited is not None and audited.agreed_on == 2 and report.audit is not None
     assert report.audit.groups == 2 and report.audit.difference is not None and report.audit.difference.value == 0.0
 
@@ -109,8 +109,8 @@ def test_a_flagged_group_waits_for_the_budget_of_its_second_judgement(connection
     assert list(score_windows(connection, [begged], chosen, NOW)) == [begged] and judge.stats()["requests"] == 4
 
 
-def shown(connection: Connection, settings: Settings) -> ShownGroup:
-    return shown_groups(connection, read_windows(connection, [WINDOW], settings), settings)[WINDOW]
+def shown(connection: Connection, settings: Settings) -> RenderedGroup:
+    return render_groups(connection, read_windows(connection, [WINDOW], settings), settings)[WINDOW]
 
 
 def test_an_own_text_is_masked_whole_and_of_a_prompt_the_flagged_lines(connection: Connection, settings: Settings) -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from babylon_rl.episodes.reading import read_windows, sync_windows
 from babylon_rl.judge.cost import estimate_hours
-from babylon_rl.judge.plan import outdated_sources
-from babylon_rl.judge.prompt.group import ShownGroup
-from babylon_rl.judge.prompt.render import shown_groups
+from babylon_rl.judge.plan import outdated_inputs
+from babylon_rl.judge.prompt.group import RenderedGroup
+from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
@@ -18,7 +18,7 @@ from babylon_rl.store.judge_inputs import keep_names, known_names
 from babylon_rl.store.migrate import MIGRATIONS
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
-from babylon_rl_tests.judge.test_shown import act, fill_market, text_of
+from babylon_rl_tests.judge.test_render import act, fill_market, text_of
 from babylon_rl_tests.rows import WINDOW, insert, make_call, make_trajectory
 
 PROMPT = (
@@ -45,11 +45,11 @@ def add_talk(connection: Connection, prompt: str, system: str = "You trade.", **
     insert(connection, "trajectories", [make_trajectory(f"t{n}", f"agent-{n}", steps=steps, minute=n) for n in (1, 2)])
 
 
-def group_of(connection: Connection, settings: Settings, window: str = WINDOW) -> ShownGroup:
-    return shown_groups(connection, read_windows(connection, [window], settings), settings)[window]
+def group_of(connection: Connection, settings: Settings, window: str = WINDOW) -> RenderedGroup:
+    return render_groups(connection, read_windows(connection, [window], settings), settings)[window]
 
 
-def everything(group: ShownGroup) -> str:
+def everything(group: RenderedGroup) -> str:
     return "\n".join([*group.context, group.common, *(episode.text for episode in group.episodes)])
 
 
@@ -140,6 +140,6 @@ def test_a_change_of_name_costs_nothing(connection: Connection, settings: Settin
     name(connection, "agent-1", "what now")  # stands in every prompt of the hour
     later = NOW + timedelta(hours=1)
     sync_windows(connection, [window], settings, later)
-    assert outdated_sources(connection, [window], chosen) == {} and estimate_hours(connection, [window], chosen) == []
+    assert outdated_inputs(connection, [window], chosen) == {} and estimate_hours(connection, [window], chosen) == []
     after = score_windows(connection, [window], chosen, later, force=True)
     assert after[window].scores == before[window].scores and judge.stats()["requests"] == 2, "the same bytes, from the cache"

@@ -10,8 +10,15 @@ import pytest
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.consensus import centred_ranks, spearman
 from babylon_rl.judge.reliability.measures import length_correlation, length_moments, length_points, mean_estimate, slope_estimate
-from babylon_rl.judge.reliability.plots import pictures
-from babylon_rl.judge.reliability.report import Reliability, audited_scores, default_range, document_of, reliability, sentences
+from babylon_rl.judge.reliability.plots import draw_plots
+from babylon_rl.judge.reliability.report import (
+    ReliabilityReport,
+    audited_scores,
+    default_range,
+    reliability_report,
+    report_document,
+    report_rows,
+)
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
@@ -28,11 +35,11 @@ def judge() -> Iterator[Judge]:
         yield running
 
 
-def judged(connection: Connection, settings: Settings, hours: int, agents: int = 6) -> Reliability:
+def judged(connection: Connection, settings: Settings, hours: int, agents: int = 6) -> ReliabilityReport:
     windows = add_hours(connection, hours, agents)
     sync_windows(connection, windows, settings, NOW)
     score_windows(connection, windows, settings, NOW)
-    return reliability(connection, *SPAN, settings)
+    return reliability_report(connection, *SPAN, settings)
 
 
 def test_a_mean_has_students_interval_within_what_it_can_be_and_one_group_has_none() -> None:
@@ -102,12 +109,12 @@ def test_a_planted_length_bias_is_found_in_points_from_the_shortest_to_the_longe
         chosen = asking(settings, biased.url)
         sync_windows(connection, windows, chosen, NOW)
         score_windows(connection, windows, chosen, NOW)
-    found = reliability(connection, *SPAN, chosen)
-    points = document_of(found)["lengthBias"]["points"]
+    found = reliability_report(connection, *SPAN, chosen)
+    points = report_document(found)["lengthBias"]["points"]
     assert points["groups"] == 12 and points["low"] < points["mean"] < points["high"]
     assert points["mean"] == pytest.approx(0.7 * planted, abs=0.15 * abs(planted) + 0.05), "scores end at 1, where half of these agents are"
     assert (points["low"] <= 0 <= points["high"]) is (planted == 0)
-    line = next(line for line in sentences(found) if line[0] == "length bias")
+    line = next(line for line in report_rows(found) if line[0] == "length bias")
     assert line[1].startswith(f"{points['mean']:+.3f} (") and "longest transcript over the shortest" in line[2]
 
 
@@ -119,16 +126,16 @@ def test_a_planted_position_bias_is_found_and_two_orders_leave_nothing_of_it(con
     assert slope.groups == 8 and -0.31 < slope.low < slope.value < slope.high < -0.1, "scores end at 1, where half of these agents are"
     assert found.position_left == pytest.approx(0, abs=1e-12)
     assert found.self_difference is not None and found.self_difference.value > 0.08
-    places = document_of(found)["positionBias"]["places"]
+    places = report_document(found)["positionBias"]["places"]
     assert [entry["place"] for entry in places] == sorted(entry["place"] for entry in places)
     assert places[0]["mean"] > 0.05 > -0.05 > places[-1]["mean"]
-    assert set(pictures(found)) == {"position", "agreement", "pnl", "cost"}
-    assert all(png.startswith(b"\x89PNG") for png in pictures(found).values())
+    assert set(draw_plots(found)) == {"position", "agreement", "pnl", "cost"}
+    assert all(png.startswith(b"\x89PNG") for png in draw_plots(found).values())
 
 
 def test_a_judge_without_faults_agrees_with_itself_and_with_the_profit(connection: Connection, settings: Settings, judge: Judge) -> None:
     found = judged(connection, asking(settings, judge.url), 3)
-    document = json.loads(json.dumps(document_of(found), allow_nan=False))
+    document = json.loads(json.dumps(report_document(found), allow_nan=False))
     assert (document["judge"], document["groups"], document["episodes"]) == (MODEL, 3, 18)
     agreement = document["selfAgreement"]
     assert (agreement["meanAbsoluteDifference"]["mean"], agreement["kendallTau"]["mean"], agreement["orders"]) == pytest.approx((0, 1, 2))
@@ -138,13 +145,13 @@ def test_a_judge_without_faults_agrees_with_itself_and_with_the_profit(connectio
     (cost,) = document["cost"]["byJudge"]
     assert (cost["answers"], cost["unusable"], document["cost"]["answersInUse"]) == (6, 0, 6)
     assert document["tokens"]["prompt"] > 1000 and document["tokens"]["answersWithoutCount"] == 0
-    assert document["usd"] is None and ("cost", "unknown") in [line[:2] for line in sentences(found)]
+    assert document["usd"] is None and ("cost", "unknown") in [line[:2] for line in report_rows(found)]
 
 
 def test_a_known_price_is_summed_by_the_day_of_the_hours(connection: Connection, settings: Settings, judge: Judge) -> None:
     chosen = asking(settings, judge.url, judge_model=PRICED, judge_orders=1)
     found = judged(connection, chosen, 15, agents=5)
-    document = document_of(found)
+    document = report_document(found)
     assert document["usd"] > 0
     days = document["cost"]["byDay"]
     assert [(day["day"], day["hours"]) for day in days] == [("2025-11-15", 14), ("2025-11-16", 1)]
@@ -157,12 +164,12 @@ def test_one_order_shows_position_bias_between_episodes_and_no_agreement(connect
     assert found.self_difference is None and found.self_tau is None and found.orders == 1
     assert found.position_slope is not None and found.position_slope.value < -0.1
     assert found.position_left is not None and found.position_left > 0.02, "with one order it stays in the scores"
-    assert "one order each" in dict((line[0], line[2]) for line in sentences(found))["orders differ by"]
-    assert "agreement" not in pictures(found)
+    assert "one order each" in dict((line[0], line[2]) for line in report_rows(found))["orders differ by"]
+    assert "agreement" not in draw_plots(found)
 
 
 def test_of_the_heuristic_only_what_it_has_is_reported(connection: Connection, settings: Settings) -> None:
-    document = document_of(judged(connection, settings, 2))
+    document = report_document(judged(connection, settings, 2))
     assert (document["judge"], document["judges"], document["groups"]) == ("heuristic", {"heuristic": 2}, 2)
     assert document["selfAgreement"] is document["positionBias"] is document["lengthBias"] is document["auditAgreement"] is None
     assert document["pnlCorrelation"]["spearman"] > 0.9 and document["usd"] == 0 and document["cost"]["byJudge"] == []
@@ -173,9 +180,9 @@ def test_a_profit_beyond_all_measure_and_one_that_is_none_break_nothing(connecti
     judged(connection, chosen, 2)
     for agent, pnl in (("agent-0", "1e300"), ("agent-1", "Infinity"), ("agent-2", "NaN")):
         connection.execute('UPDATE babylon_rl.episodes SET "windowPnl" = %s::float8 WHERE "agentId" = %s', (pnl, agent))
-    found = reliability(connection, *SPAN, chosen)
-    assert json.dumps(document_of(found), allow_nan=False) and found.seen.without_pnl_ranks == 0
-    assert pictures(found)["pnl"]
+    found = reliability_report(connection, *SPAN, chosen)
+    assert json.dumps(report_document(found), allow_nan=False) and found.seen.without_pnl_ranks == 0
+    assert draw_plots(found)["pnl"]
 
 
 def test_groups_without_scores_are_counted_beside_those_with(connection: Connection, settings: Settings, judge: Judge) -> None:
@@ -187,20 +194,20 @@ def test_groups_without_scores_are_counted_beside_those_with(connection: Connect
     score_windows(connection, windows[2:3], chosen, NOW)
     judge.reset(faults={"unavailable": 1.0})
     score_windows(connection, windows[3:], chosen.model_copy(update={"judge_timeout_seconds": 0.2}), NOW)
-    found = reliability(connection, *SPAN, chosen)
+    found = reliability_report(connection, *SPAN, chosen)
     assert (found.groups, found.quarantined, found.pending) == (2, 1, 1)
     assert found.quarantined_share == pytest.approx(1 / 3)
     (cost,) = found.paid
     assert cost.judge == MODEL and 0 < cost.unusable < cost.answers == 4 + cost.unusable
-    assert "1 more in quarantine (33.3%), 1 wait" in sentences(found)[0][2]
+    assert "1 more in quarantine (33.3%), 1 wait" in report_rows(found)[0][2]
 
 
 def test_nothing_judged_is_a_report_of_nothing(connection: Connection, settings: Settings) -> None:
     assert default_range(connection) is None
-    found = reliability(connection, *SPAN, settings)
-    document = document_of(found)
+    found = reliability_report(connection, *SPAN, settings)
+    document = report_document(found)
     assert (document["groups"], document["quarantinedShare"], document["pnlCorrelation"], document["usd"]) == (0, None, None, 0)
-    assert pictures(found) == {} and len(sentences(found)) == 9
+    assert draw_plots(found) == {} and len(report_rows(found)) == 9
 
 
 def test_an_order_counts_where_all_its_parts_are_there_and_about_these_agents() -> None:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from babylon_rl.judge.prompt.injection import escaped
 from babylon_rl.judge.prompt.privacy import ALWAYS, FIELDS, NEVER
-from babylon_rl.judge.prompt.request import JudgeRequest, asked_anew, plan_requests
+from babylon_rl.judge.prompt.request import JudgeRequest, plan_requests, retry_request
 from babylon_rl.judge.prompt.rubric import RUBRIC, system_prompt
 from babylon_rl.settings import Settings
-from babylon_rl_tests.judge.shown_groups import SECRET, WINDOW, make_group
-from babylon_rl_tests.judge.wire import read_request
+from babylon_rl_tests.judge.prompt_reader import read_request
+from babylon_rl_tests.judge.rendered_groups import SECRET, WINDOW, make_group
 from babylon_rl_tests.repeatable import repeatable
 
 MODEL = "openai/gpt-4o-mini"
@@ -113,7 +113,7 @@ def test_the_schema_admits_exactly_these_ids(settings: Settings) -> None:
 def test_a_further_try_is_another_question_about_the_same_episodes(settings: Settings) -> None:
     group, parted = make_group(TEXTS), settings.model_copy(update={"judge_group_size": 4})
     for request in [only(plan_requests(group, MODEL, 1, SECRET, settings)), *plan_requests(group, MODEL, 0, SECRET, parted)]:
-        tries = [request, *(asked_anew(group, request, attempt, SECRET) for attempt in range(1, 6))]
+        tries = [request, *(retry_request(group, request, attempt, SECRET) for attempt in range(1, 6))]
         assert (
             len({one.messages[1]["content"] for one in tries}) == len({one.nonce for one in tries}) == len({one.key for one in tries}) == 6
         )
@@ -123,8 +123,8 @@ def test_a_further_try_is_another_question_about_the_same_episodes(settings: Set
             assert (sorted(one.ids.values()), one.attempt) == (sorted(request.ids.values()), attempt)
             read = read_request(one.messages[1]["content"])
             assert {one.ids[identity]: text for identity, text in read.blocks.items()} == {a: TEXTS[a] for a in request.agents}
-        assert tries[3] == asked_anew(group, request, 3, SECRET)
-    two, three = (asked_anew(group, only(plan_requests(group, MODEL, order, SECRET, settings)), 2, SECRET) for order in (2, 3))
+        assert tries[3] == retry_request(group, request, 3, SECRET)
+    two, three = (retry_request(group, only(plan_requests(group, MODEL, order, SECRET, settings)), 2, SECRET) for order in (2, 3))
     assert list(two.ids.values()) == list(three.ids.values())[::-1], "an order and its reverse at the same try"
 
 

@@ -219,9 +219,9 @@ def test_rows_that_somebody_elses_training_used_unscored_follow_changes(connecti
     score_window(connection, WINDOW, settings, AFTER)
     insert(connection, "trajectories", [make_trajectory("late", "agent-0", minute=50, finalPnL=500.0)])
     again = score_window(connection, WINDOW, settings, LATER)
-    stored = connection.execute("""SELECT "aiJudgeReward" FROM trajectories WHERE "trajectoryId" = 't0'""").fetchone()
+    rows_from_scores = connection.execute("""SELECT "aiJudgeReward" FROM trajectories WHERE "trajectoryId" = 't0'""").fetchone()
     assert again is not None and again.changed and again.scores[0].agent_id == "agent-0"
-    assert stored == (pytest.approx(again.scores[0].score),)
+    assert rows_from_scores == (pytest.approx(again.scores[0].score),)
 
 
 def test_hour_that_is_thin_or_not_over_has_no_group(connection: Connection, settings: Settings) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.judge.consensus import LEAST, merge, spearman, split
+from babylon_rl.judge.consensus import MIN_SUBGROUP, merge, spearman, split
 from babylon_rl_tests.repeatable import repeatable
 
 
@@ -16,7 +16,7 @@ def agents(number: int) -> list[str]:
 
 
 @repeatable(60)
-@given(st.integers(1, 120), st.integers(LEAST, 24), st.integers(0, 9))
+@given(st.integers(1, 120), st.integers(MIN_SUBGROUP, 24), st.integers(0, 9))
 def test_parts_cover_all_are_small_enough_and_share_anchors(number: int, most: int, seed: int) -> None:
     group = agents(number)
     parts = split(group, most, seed)
@@ -56,7 +56,7 @@ def judged(group: list[str], most: int, seed: int, maps: list[tuple[float, float
 
 
 @repeatable(60)
-@given(st.integers(2, 80), st.integers(LEAST, 20), st.integers(0, 99))
+@given(st.integers(2, 80), st.integers(MIN_SUBGROUP, 20), st.integers(0, 99))
 def test_with_a_noiseless_judge_the_merged_scores_are_the_full_ones(number: int, most: int, seed: int) -> None:
     skill, merged = judged(agents(number), most, seed, [(0.0, 1.0)])
     assert merged == {agent: pytest.approx(skill[agent], abs=1e-8) for agent in skill}
@@ -76,7 +76,7 @@ def test_the_merged_ranking_is_the_full_one_whatever_scale_each_part_was_judged_
 
 
 @repeatable(60)
-@given(st.integers(2, 80), st.integers(LEAST, 5), st.integers(0, 99), st.lists(st.floats(0, 0.5), min_size=1, max_size=8))
+@given(st.integers(2, 80), st.integers(MIN_SUBGROUP, 5), st.integers(0, 99), st.lists(st.floats(0, 0.5), min_size=1, max_size=8))
 def test_two_anchors_tell_how_far_parts_lie_apart(number: int, most: int, seed: int, lows: list[float]) -> None:
     skill, merged = judged(agents(number), most, seed, [(low, 0.5) for low in lows])
     assert ranking(merged) == ranking(skill)

@@ -1,10 +1,10 @@
-"""A group of two toy episodes, and what a judge says of it: asked as the pipeline asks, by JudgeCaller."""
+"""A group of two toy episodes, and what a judge says of it: asked as the pipeline asks, by JudgeClient."""
 
 import asyncio
 
-from babylon_rl.judge.answers import Verdict, read_answer
-from babylon_rl.judge.client import JudgeCaller
-from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup
+from babylon_rl.judge.answers import EpisodeVerdict, read_answer
+from babylon_rl.judge.client import JudgeClient
+from babylon_rl.judge.prompt.group import RenderedEpisode, RenderedGroup
 from babylon_rl.judge.prompt.request import plan_requests
 from babylon_rl.settings import Settings
 
@@ -14,21 +14,21 @@ _TEXTS = {
     GOOD: "1. saw OPENLIE wins a large contract, at 100.00 | did BUY_SHARES ticker=OPENLIE",
     BAD: "1. saw OPENLIE wins a large contract, at 100.00 | did SELL_SHARES ticker=OPENLIE",
 }
-GROUP = ShownGroup(
+GROUP = RenderedGroup(
     "2025-11-15T08:00",
     ("Stocks over the hour, dollars at its start and its end: OPENLIE 100 120 +20.00% BULLISH.",),
     "",
-    tuple(ShownEpisode(agent, text, len(text) // 4, 0, (), _PNL[agent], 1) for agent, text in sorted(_TEXTS.items())),
+    tuple(RenderedEpisode(agent, text, len(text) // 4, 0, (), _PNL[agent], 1) for agent, text in sorted(_TEXTS.items())),
     "two toy episodes",
 )
 
 
-def ask_judge(settings: Settings) -> dict[str, Verdict]:
+def ask_judge(settings: Settings) -> dict[str, EpisodeVerdict]:
     """The verdicts of JUDGE_MODEL on GROUP by agent."""
     (request,) = plan_requests(GROUP, settings.judge_model, 0, b"of a live test", settings)
 
     async def ask() -> str:
-        async with JudgeCaller(settings, settings.judge_model) as caller:
+        async with JudgeClient(settings, settings.judge_model) as caller:
             return (await caller.ask(request.messages, request.schema)).text
 
     found = read_answer(asyncio.run(ask()), list(request.ids))

@@ -15,7 +15,7 @@ import pytest
 
 from babylon_rl.automation.launch import run_hours
 from babylon_rl.episodes.reading import read_windows
-from babylon_rl.judge.prompt.render import shown_groups
+from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.recorder import TrajectoryRecorder
@@ -150,7 +150,7 @@ def test_the_role_scores_with_a_language_model(roles: Roles, role: str, settings
 
 
 def context_of(connection: Connection, hour: str, settings: Settings) -> tuple[str, ...]:
-    return shown_groups(connection, read_windows(connection, [hour], settings), settings)[hour].context
+    return render_groups(connection, read_windows(connection, [hour], settings), settings)[hour].context
 
 
 def test_the_role_may_do_nothing_else(roles: Roles, role: str) -> None:

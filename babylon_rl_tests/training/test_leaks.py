@@ -5,7 +5,7 @@ import json
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.hindsight import sync_hindsight
 from babylon_rl.judge.prompt import templates
-from babylon_rl.judge.prompt.templates import say
+from babylon_rl.judge.prompt.templates import fill_template
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch_episodes
@@ -16,7 +16,7 @@ from babylon_rl.training.readiness import readiness
 from babylon_rl_tests.training.sample import NOW, value
 
 HOUR = "2025-10-29T14:00"
-SECRET = say(templates.HIDDEN_ANSWER, question="Will it?", market="Q1", answer="NO")
+SECRET = fill_template(templates.HIDDEN_ANSWER, question="Will it?", market="Q1", answer="NO")
 
 
 def plant(connection: Connection, trajectory_id: str, *, calls: int | None = None) -> int:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from babylon_rl.judge.consensus import LEAST
+from babylon_rl.judge.consensus import MIN_SUBGROUP
 from babylon_rl.judge.prompt.injection import Flag
 from babylon_rl.settings import Settings
 
 
 @dataclass(frozen=True)
-class ShownEpisode:
+class RenderedEpisode:
     """Rendered episode: raw ``text`` of ``tokens`` tokens without ``left_out`` steps.
 
     ``pnl`` is its window P&L in dollars (None where that is private) in ``steps`` steps; ``flags`` are suspicions in its name, in its own
@@ -28,10 +28,10 @@ class ShownEpisode:
 
 
 @dataclass(frozen=True)
-class ShownGroup:
+class RenderedGroup:
     """Rendered group of one window, episodes in order of agent id.
 
-    ``context`` are sentences on the hour's outcome, ``common`` the numbered lines that episodes name, ``most`` the episodes that fit
+    ``context`` are sentences on the hour's outcome, ``common`` the numbered lines that episodes name, ``max_episodes`` the number that fits
     one request, ``input_version`` the hash of all that is shown and of the rubric. ``context_flags`` are suspicions in news, questions and
     the market's names. ``masked`` is the group without flagged passages, None where that shows the same.
     """
@@ -39,14 +39,14 @@ class ShownGroup:
     window: str
     context: tuple[str, ...]
     common: str
-    episodes: tuple[ShownEpisode, ...]
+    episodes: tuple[RenderedEpisode, ...]
     input_version: str
-    most: int = 16
+    max_episodes: int = 16
     context_flags: tuple[Flag, ...] = ()
-    masked: "ShownGroup | None" = None
+    masked: "RenderedGroup | None" = None
 
     @property
-    def judged(self) -> tuple["ShownGroup", ...]:
+    def judged(self) -> tuple["RenderedGroup", ...]:
         """Forms of the group to judge: as it is, and with flagged passages masked."""
         return (self,) if self.masked is None else (self, self.masked)
 
@@ -76,6 +76,6 @@ class ShownGroup:
         return {episode.agent_id: episode.flags for episode in self.episodes if episode.flags}
 
 
-def episodes_per_request(group: ShownGroup, settings: Settings) -> int:
+def episodes_per_request(group: RenderedGroup, settings: Settings) -> int:
     """Largest number of a group's episodes in one request."""
-    return max(LEAST, min(group.most, settings.judge_group_size))
+    return max(MIN_SUBGROUP, min(group.max_episodes, settings.judge_group_size))

@@ -285,7 +285,7 @@ def _as_it_is(text: str) -> str:
 
 
 @dataclass
-class Screen:
+class InjectionScreen:
     """Collects flags of the texts shown to a judge, and masks flagged passages if ``masks``.
 
     Texts are searched as shown, that is after ``rename``.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from babylon_rl.judge.prompt.injection import Screen
+from babylon_rl.judge.prompt.injection import InjectionScreen
 from babylon_rl.judge.prompt.templates import (
     HIDDEN_ANSWERS,
     MARKET,
@@ -17,9 +17,9 @@ from babylon_rl.judge.prompt.templates import (
     QUESTION,
     STOCKS,
     TEXT_CHARACTERS,
+    fill_template,
     knowledge_sentences,
     market_name,
-    say,
 )
 from babylon_rl.market.window_market import PredictionOutcome, StockOutcome, WindowOutcomes
 
@@ -37,7 +37,7 @@ def question_names(outcomes: WindowOutcomes) -> dict[str, str]:
     return names
 
 
-def masked_outcomes(outcomes: WindowOutcomes, screen: Screen) -> WindowOutcomes:
+def masked_outcomes(outcomes: WindowOutcomes, screen: InjectionScreen) -> WindowOutcomes:
     """An hour's market with flagged names, questions and news masked, where ``screen`` masks."""
     names = question_names(outcomes)
     predictions = [
@@ -68,9 +68,9 @@ def market_context(outcomes: WindowOutcomes) -> list[str]:
     """Sentences on the market as a whole, the stocks and the questions."""
     if not outcomes.stocks and not outcomes.predictions:
         return []
-    whole = say(MARKET, window=outcomes.window, mean=_short(outcomes.mean_change), volatility=_short(outcomes.volatility))
+    whole = fill_template(MARKET, window=outcomes.window, mean=_short(outcomes.mean_change), volatility=_short(outcomes.volatility))
     listed = _lists(_stock(stock) for stock in outcomes.stocks)
-    stocks = [say(STOCKS, window=outcomes.window, stocks=line) for line in listed]
+    stocks = [fill_template(STOCKS, window=outcomes.window, stocks=line) for line in listed]
     return [whole, *stocks, *(_question(asked) for asked in outcomes.predictions)]
 
 
@@ -85,14 +85,14 @@ def news_context(outcomes: WindowOutcomes) -> list[str]:
     for subject, news in news_by_subject:
         for text in news:
             subjects.setdefault(_renamed(text, names), {})[subject] = None
-    return [say(NEWS, subject=", ".join(concerned), news=text) for text, concerned in subjects.items()]
+    return [fill_template(NEWS, subject=", ".join(concerned), news=text) for text, concerned in subjects.items()]
 
 
 def hidden_context(outcomes: WindowOutcomes, answers: Mapping[str, bool]) -> list[str]:
     """Sentences with the engine's own answers, marked as hidden."""
     known = [asked for asked in outcomes.predictions if asked.market_id in answers]
     words = (f"{market_name(asked.market_id, asked.question_number)} {'YES' if answers[asked.market_id] else 'NO'}" for asked in known)
-    return [say(HIDDEN_ANSWERS, answers=line) for line in _lists(words)]
+    return [fill_template(HIDDEN_ANSWERS, answers=line) for line in _lists(words)]
 
 
 def knowledge_context(metadata_json: Iterable[str]) -> list[str]:
@@ -139,7 +139,7 @@ def _stock(stock: StockOutcome) -> str:
 
 
 def _question(asked: PredictionOutcome) -> str:
-    return say(
+    return fill_template(
         QUESTION, market=market_name(asked.market_id, asked.question_number), question=asked.question,
         start=_short(asked.start_probability), end=_short(asked.end_probability), answer=asked.outcome,
     )  # fmt: skip

@@ -26,7 +26,7 @@ _MARK_CHARACTERS = 40
 _STEPS_WORDS = "saw as before said why did failed balance p&l open steps left out cut this agent another agent market question"
 
 
-class Language:
+class HourVocabulary:
     """Words of an hour that a name must not replace.
 
     These are its market's ``terms``, its actions and keys, and ordinary words in use.
@@ -63,7 +63,7 @@ class Language:
         return frozenset(key.casefold() for key in keys)
 
 
-class Renamer:
+class NameReplacer:
     """Replaces agents' names by ``[this agent]`` and ``[another agent]``, and questions by short names.
 
     ``names`` are each agent's, its id among them; those in ``words`` are replaced at marked places only. ``aliases`` are questions' ids

@@ -38,7 +38,7 @@ _ENTRY = re.compile(r"(?P<name>[A-Za-z_]+(?:\.[A-Za-z0-9_]+)?)(?:=(?P<how>drop|h
 
 
 @dataclass(frozen=True)
-class Private:
+class PrivateFields:
     """Private fields with their treatment, and private keys of ``parameters`` or ``result``."""
 
     fields: Mapping[str, Treatment] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Private:
         return f"#{hmac.new(self.secret, value.encode('utf-8', 'replace'), hashlib.sha256).hexdigest()[:12]}"
 
 
-def private_fields(settings: Settings, secret: bytes = b"") -> Private:
+def private_fields(settings: Settings, secret: bytes = b"") -> PrivateFields:
     """Parse JUDGE_PRIVATE_FIELDS; hashes are keyed with ``secret``.
 
     Raises:
@@ -91,7 +91,7 @@ def private_fields(settings: Settings, secret: bytes = b"") -> Private:
                 "or parameters.KEY or result.KEY."
             )
         treatments[name] = "hash" if match["how"] == "hash" else "drop"
-    return Private(treatments, secret)
+    return PrivateFields(treatments, secret)
 
 
 def fields_that_leave(settings: Settings) -> list[tuple[str, str, str]]:
@@ -116,10 +116,10 @@ def what_leaves(settings: Settings) -> str:
     Raises:
         SettingsError: JUDGE_PRIVATE_FIELDS names a field that there is not.
     """
-    from babylon_rl.judge.client import asked_at
+    from babylon_rl.judge.client import judge_addresses
 
     listed = fields_that_leave(settings)
-    asked = asked_at(settings, settings.judge_model, settings.judge_audit_model)
+    asked = judge_addresses(settings, settings.judge_model, settings.judge_audit_model)
     if not asked:
         return "heuristic: nothing leaves the machine"
     kept = [f"{name} {how}" for name, _, how in listed if how != "leaves"]

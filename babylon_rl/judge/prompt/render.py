@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
-from babylon_rl.judge.consensus import LEAST
+from babylon_rl.judge.consensus import MIN_SUBGROUP
 from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, SharedLines, condense
-from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup
-from babylon_rl.judge.prompt.injection import NAME, Screen, escaped, find_flags
+from babylon_rl.judge.prompt.group import RenderedEpisode, RenderedGroup
+from babylon_rl.judge.prompt.injection import NAME, InjectionScreen, escaped, find_flags
 from babylon_rl.judge.prompt.market_context import (
     hidden_context,
     knowledge_context,
@@ -21,10 +21,10 @@ from babylon_rl.judge.prompt.market_context import (
     news_context,
     question_names,
 )
-from babylon_rl.judge.prompt.names import LEAST_NAME, Language, Renamer
-from babylon_rl.judge.prompt.privacy import Private, private_fields
+from babylon_rl.judge.prompt.names import LEAST_NAME, HourVocabulary, NameReplacer
+from babylon_rl.judge.prompt.privacy import PrivateFields, private_fields
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
-from babylon_rl.judge.prompt.steps import ShownStep, shown_steps
+from babylon_rl.judge.prompt.steps import RenderedStep, render_steps
 from babylon_rl.judge.prompt.transcript import RecordedStep, read_transcripts
 from babylon_rl.llm.tokens import table_entry, token_counter
 from babylon_rl.market.outcomes import read_many_outcomes
@@ -46,14 +46,14 @@ LEAST_REQUEST_TOKENS = 2_000
 FORM = 2
 
 
-def shown_groups(
+def render_groups(
     connection: Connection,
     readings: Mapping[str, WindowReading],
     settings: Settings,
     *,
     dropped: Mapping[str, Collection[str]] | None = None,
     secret: bytes = b"",
-) -> dict[str, ShownGroup]:
+) -> dict[str, RenderedGroup]:
     """Render the groups of some hours, by window; hours without a usable episode are absent.
 
     Args:
@@ -102,7 +102,12 @@ def unreadable(connection: Connection, settings: Settings) -> list[str]:
 
 
 def _context(
-    connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], settings: Settings, private: Private, screen: Screen
+    connection: Connection,
+    outcomes: WindowOutcomes,
+    episodes: Sequence[Episode],
+    settings: Settings,
+    private: PrivateFields,
+    screen: InjectionScreen,
 ) -> list[str]:
     """Sentences on the hour, without private fields."""
     outcomes = masked_outcomes(outcomes, screen)
@@ -121,19 +126,19 @@ def _context(
 
 def _group(
     connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], names: Mapping[str, Sequence[str]],
-    settings: Settings, private: Private,
-) -> ShownGroup:  # fmt: skip
+    settings: Settings, private: PrivateFields,
+) -> RenderedGroup:  # fmt: skip
     """Render a group, with its ``masked`` form where flagged passages are shown in it."""
     recorded = read_transcripts(connection, [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids])
 
-    def shown(screen: Screen) -> ShownGroup:
+    def shown(screen: InjectionScreen) -> RenderedGroup:
         sentences = _context(connection, outcomes, episodes, settings, private, screen)
         return _written(sentences, outcomes, episodes, recorded, names, settings, private, screen)
 
-    group = shown(Screen())
+    group = shown(InjectionScreen())
     if not group.flags and not group.context_flags:
         return group
-    masked = shown(Screen(masks=True))
+    masked = shown(InjectionScreen(masks=True))
     # flagged passages are not shown anyway (shortened or private): nothing to compare
     if masked.input_version == group.input_version:
         return group
@@ -142,8 +147,8 @@ def _group(
 
 def _written(
     sentences: Sequence[str], outcomes: WindowOutcomes, episodes: Sequence[Episode], recorded: Mapping[str, list[RecordedStep]],
-    names: Mapping[str, Sequence[str]], settings: Settings, private: Private, screen: Screen,
-) -> ShownGroup:  # fmt: skip
+    names: Mapping[str, Sequence[str]], settings: Settings, private: PrivateFields, screen: InjectionScreen,
+) -> RenderedGroup:  # fmt: skip
     """Render a group within the request's token budget, with or without masks."""
     encoded = token_counter(settings.judge_model).count
 
@@ -155,12 +160,12 @@ def _written(
     sentences = _fitting(sentences, int(budget * OUTCOME_SHARE), count)
     aliases = question_names(outcomes) if private.allows("market") else {}
     # names and steps as texts, before any shortening
-    language = Language(market_terms(outcomes), [step for steps in recorded.values() for step in steps])
+    language = HourVocabulary(market_terms(outcomes), [step for steps in recorded.values() for step in steps])
     words = {name for agent, own in names.items() for name in own if (name != agent or len(name) < LEAST_NAME) and language.holds(name)}
     own = {
-        episode.agent_id: shown_steps(
+        episode.agent_id: render_steps(
             [step for trajectory_id in episode.trajectory_ids for step in recorded.get(trajectory_id, ())],
-            Renamer(episode.agent_id, names, aliases, words),
+            NameReplacer(episode.agent_id, names, aliases, words),
             private,
             masked=screen.masks,
         )
@@ -174,8 +179,8 @@ def _written(
     whole = {agent: condense(written, sys.maxsize, count) for agent, written in texts.items()}
     common = shared.text(text.text for text in whole.values())
     left = budget - count(system_prompt()) - count("\n".join(sentences)) - count(common) - 200
-    most = _most([text.tokens for text in whole.values()], settings.judge_group_size, left)
-    share = _share([text.tokens for text in whole.values()], most, left)
+    max_episodes = _max_episodes([text.tokens for text in whole.values()], settings.judge_group_size, left)
+    share = _share([text.tokens for text in whole.values()], max_episodes, left)
     fitting = {agent: text if text.tokens <= share else condense(texts[agent], share, count) for agent, text in whole.items()}
     # shortening may have removed the last reference to a shared line
     shown = tuple(
@@ -183,13 +188,17 @@ def _written(
     )
     common = shared.text(episode.text for episode in shown)
     window = outcomes.window
-    version = content_version([RUBRIC_VERSION, window, sentences, common, most, [[e.agent_id, e.text, e.pnl, e.steps] for e in shown]])
-    return ShownGroup(window, tuple(sentences), common, shown, version, most, tuple(dict.fromkeys(screen.flags)))
+    version = content_version(
+        [RUBRIC_VERSION, window, sentences, common, max_episodes, [[e.agent_id, e.text, e.pnl, e.steps] for e in shown]]
+    )
+    return RenderedGroup(window, tuple(sentences), common, shown, version, max_episodes, tuple(dict.fromkeys(screen.flags)))
 
 
-def _episode(episode: Episode, text: Condensed, steps: Sequence[ShownStep], names: Sequence[str], private: Private) -> ShownEpisode:
+def _episode(
+    episode: Episode, text: Condensed, steps: Sequence[RenderedStep], names: Sequence[str], private: PrivateFields
+) -> RenderedEpisode:
     named = [flag for name in names for flag in find_flags(name, NAME)]
-    return ShownEpisode(
+    return RenderedEpisode(
         agent_id=episode.agent_id,
         text=text.text,
         tokens=text.tokens,
@@ -215,7 +224,7 @@ def _fitting(sentences: Sequence[str], most: int, count: Callable[[str], int]) -
     return kept if not missing else [*kept, f"[{missing} sentences left out]"]
 
 
-def _most(sizes: Sequence[int], group_size: int, left: int) -> int:
+def _max_episodes(sizes: Sequence[int], group_size: int, left: int) -> int:
     """Largest number of episodes per request such that any of them fit in full.
 
     Never below LEAST, the fewest that can still be put on one scale.
@@ -223,16 +232,16 @@ def _most(sizes: Sequence[int], group_size: int, left: int) -> int:
     for place, size in enumerate(sorted(sizes, reverse=True)):
         left -= size + OVERHEAD_TOKENS
         if left < 0:
-            return max(LEAST, min(group_size, place))
+            return max(MIN_SUBGROUP, min(group_size, place))
     return group_size
 
 
-def _share(sizes: Sequence[int], most: int, left: int) -> int:
-    """Tokens per episode such that the ``most`` largest fit into ``left``.
+def _share(sizes: Sequence[int], max_episodes: int, left: int) -> int:
+    """Tokens per episode such that the ``max_episodes`` largest fit into ``left``.
 
     Tokens that small episodes do not use go to the others.
     """
-    largest = sorted(sizes)[-most:]
+    largest = sorted(sizes)[-max_episodes:]
     left -= OVERHEAD_TOKENS * len(largest)
     for place, size in enumerate(largest):
         share = left // (len(largest) - place)

@@ -16,10 +16,10 @@ from typing import Any
 from babylon_rl.judge.client import server_of
 from babylon_rl.judge.consensus import split
 from babylon_rl.judge.prompt.condense import named_lines
-from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup, episodes_per_request
+from babylon_rl.judge.prompt.group import RenderedEpisode, RenderedGroup, episodes_per_request
 from babylon_rl.judge.prompt.injection import escaped
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
-from babylon_rl.judge.prompt.templates import WINDOW_PNL, say
+from babylon_rl.judge.prompt.templates import WINDOW_PNL, fill_template
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.settings import Settings
 
@@ -60,7 +60,7 @@ class JudgeRequest:
         return sum(count(message["content"]) + _MESSAGE_TOKENS for message in self.messages)
 
 
-def plan_requests(group: ShownGroup, model: str, order: int, secret: bytes, settings: Settings) -> list[JudgeRequest]:
+def plan_requests(group: RenderedGroup, model: str, order: int, secret: bytes, settings: Settings) -> list[JudgeRequest]:
     """Requests that show a group once in one order: one, or one per overlapping sub-group."""
     by_agent = {episode.agent_id: episode for episode in group.episodes}
     most = episodes_per_request(group, settings)
@@ -71,7 +71,7 @@ def plan_requests(group: ShownGroup, model: str, order: int, secret: bytes, sett
     return [_request(group, [by_agent[agent] for agent in agents], model, order, part, secret, server) for part, agents in enumerate(parts)]
 
 
-def asked_anew(group: ShownGroup, asked: JudgeRequest, attempt: int, secret: bytes) -> JudgeRequest:
+def retry_request(group: RenderedGroup, asked: JudgeRequest, attempt: int, secret: bytes) -> JudgeRequest:
     """The request ``asked`` with another order, nonce and ids, for a further try.
 
     With new ids a judge cannot give the old answer again.
@@ -81,7 +81,14 @@ def asked_anew(group: ShownGroup, asked: JudgeRequest, attempt: int, secret: byt
 
 
 def _request(
-    group: ShownGroup, episodes: Sequence[ShownEpisode], model: str, order: int, part: int, secret: bytes, server: str, attempt: int = 0
+    group: RenderedGroup,
+    episodes: Sequence[RenderedEpisode],
+    model: str,
+    order: int,
+    part: int,
+    secret: bytes,
+    server: str,
+    attempt: int = 0,
 ) -> JudgeRequest:
     """Build one request: order, nonce and ids by keyed hash, then the messages."""
     again = [f"attempt {attempt}"] if attempt else []  # the first try's bytes are those of the cache
@@ -115,7 +122,7 @@ def _keyed(request: JudgeRequest) -> JudgeRequest:
     return replace(request, key=hashlib.sha256(canonical.encode()).hexdigest())
 
 
-def _user_text(group: ShownGroup, shown: Sequence[ShownEpisode], ids: Sequence[str], nonce: str) -> str:
+def _user_text(group: RenderedGroup, shown: Sequence[RenderedEpisode], ids: Sequence[str], nonce: str) -> str:
     """Text of the user message; agents' text stands only inside tags with the nonce."""
     whole = len(shown) == len(group.episodes)
     common = group.common if whole else named_lines(group.common, (episode.text for episode in shown))
@@ -126,7 +133,7 @@ def _user_text(group: ShownGroup, shown: Sequence[ShownEpisode], ids: Sequence[s
         lines += ["What several of the agents were shown, by number:", *_block("common", f'nonce="{nonce}"', nonce, common)]
     for identity, episode in zip(ids, shown, strict=True):
         if episode.pnl is not None:
-            lines.append(say(WINDOW_PNL, agent=identity, pnl=episode.pnl, steps=episode.steps))
+            lines.append(fill_template(WINDOW_PNL, agent=identity, pnl=episode.pnl, steps=episode.steps))
         lines += _block("episode", f'nonce="{nonce}" id="{identity}"', nonce, episode.text)
     lines.append(f"Score the {len(shown)} episodes: {', '.join(ids)}. Answer with JSON only.")
     return "\n".join(lines)
@@ -156,13 +163,13 @@ def answer_schema(ids: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _derived(secret: bytes, group: ShownGroup, *parts: str) -> bytes:
+def _derived(secret: bytes, group: RenderedGroup, *parts: str) -> bytes:
     """Keyed hash of the group and some names."""
     message = "\0".join((group.window, group.input_version, *parts))
     return hmac.new(secret, message.encode("utf-8", "replace"), hashlib.sha256).digest()
 
 
-def _unused(secret: bytes, group: ShownGroup, text: str, digits: int, *parts: str, taken: Mapping[str, str] | None = None) -> str:
+def _unused(secret: bytes, group: RenderedGroup, text: str, digits: int, *parts: str, taken: Mapping[str, str] | None = None) -> str:
     """Hex digits that do not occur in the shown text and are not taken."""
     attempt = 0
     while True:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from babylon_rl.judge.prompt.condense import SharedLines, StepText, pieces, plain
-from babylon_rl.judge.prompt.injection import Flag, Screen, bounded, flat
-from babylon_rl.judge.prompt.names import Renamer
-from babylon_rl.judge.prompt.privacy import Private
+from babylon_rl.judge.prompt.injection import Flag, InjectionScreen, bounded, flat
+from babylon_rl.judge.prompt.names import NameReplacer
+from babylon_rl.judge.prompt.privacy import PrivateFields
 from babylon_rl.judge.prompt.transcript import RecordedStep
 
 _LONGEST_ACTION = 80
@@ -24,7 +24,7 @@ _TEXT_KEYS = ("content", "text", "message", "body", "comment", "post")
 
 
 @dataclass(frozen=True)
-class ShownStep:
+class RenderedStep:
     """Rendered parts of one step, with its flags.
 
     ``seen`` are lines of its prompts, ``state`` the balance, ``said`` the agent's words, ``done`` the action with its result, ``brief``
@@ -46,16 +46,18 @@ class ShownStep:
         return StepText(self.number, seen, self.state, self.said, self.done, self.brief, self.decision)
 
 
-def shown_steps(steps: Sequence[RecordedStep], rename: Renamer, private: Private, *, masked: bool = False) -> list[ShownStep]:
+def render_steps(
+    steps: Sequence[RecordedStep], rename: NameReplacer, private: PrivateFields, *, masked: bool = False
+) -> list[RenderedStep]:
     """Render the steps of an episode, numbered from 1; ``masked`` masks flagged passages."""
     return [_shown(number, step, rename, private, masked) for number, step in enumerate(steps, 1)]
 
 
-def _shown(number: int, step: RecordedStep, rename: Renamer, private: Private, masked: bool) -> ShownStep:
+def _shown(number: int, step: RecordedStep, rename: NameReplacer, private: PrivateFields, masked: bool) -> RenderedStep:
     """Render one step; every text passes through privacy, masking and renaming."""
     seen: list[str] = []
     said: list[str] = []
-    screen = Screen(masked, rename)
+    screen = InjectionScreen(masked, rename)
 
     def own(text: str, where: str) -> str:
         return bounded(screen.text(text, f"step {number} {where}"))
@@ -88,7 +90,7 @@ def _shown(number: int, step: RecordedStep, rename: Renamer, private: Private, m
     # trades that succeeded are shortened last
     decision = step.succeeded and "HOLD" not in step.action_type and _is(step, _DECISIONS)
     done = f"{brief} -> {came}" if came else brief
-    return ShownStep(number, tuple(map(flat, seen)), state, tuple(said), done, brief, decision, tuple(dict.fromkeys(screen.flags)))
+    return RenderedStep(number, tuple(map(flat, seen)), state, tuple(said), done, brief, decision, tuple(dict.fromkeys(screen.flags)))
 
 
 def _says_the_same(response: str, step: RecordedStep) -> bool:
@@ -108,7 +110,7 @@ def _says_the_same(response: str, step: RecordedStep) -> bool:
     )
 
 
-def _answer(response: str, step: RecordedStep, private: Private) -> str:
+def _answer(response: str, step: RecordedStep, private: PrivateFields) -> str:
     """A model's answer without private parts; in a posting step the answer is a post."""
     for kind, words in (("messages", _MESSAGES), ("posts", _POSTS)):
         if _is(step, words):
@@ -121,7 +123,7 @@ def _is(step: RecordedStep, words: Sequence[str]) -> bool:
     return any(word in step.action_type for word in words)
 
 
-def _allowed(step: RecordedStep, private: Private) -> Any:
+def _allowed(step: RecordedStep, private: PrivateFields) -> Any:
     """The parameters without private parts."""
     kind = "messages" if _is(step, _MESSAGES) else "posts"
     parameters = private.entries("parameters", step.parameters)
@@ -153,7 +155,7 @@ def _is_bare_id(key: str, value: Any) -> bool:
     return named and isinstance(value, str) and _GAME_ID.fullmatch(value) is not None
 
 
-def _result(step: RecordedStep, private: Private) -> Any:
+def _result(step: RecordedStep, private: PrivateFields) -> Any:
     """The error or the result, without private parts and repeated parameters."""
     value = {"error": step.error} if step.error else step.result
     if value is None:

@@ -1,7 +1,7 @@
 """Sentence templates for the outcomes that a judge is shown, as data.
 
 Agents never read these sentences. The leak check (leakage.py) is built from the same templates, so no such sentence can stand in a
-training text unseen: build them with ``say`` and nowhere else. A field's type is a pattern that its value must match.
+training text unseen: build them with ``fill_template`` and nowhere else. A field's type is a pattern that its value must match.
 """
 
 import math
@@ -97,7 +97,7 @@ TEMPLATES = (
 )  # fmt: skip
 
 
-def say(template: Template, **values: Any) -> str:
+def fill_template(template: Template, **values: Any) -> str:
     """Fill a template: numbers short, None as ``unknown``, texts in one line.
 
     A text has at most TEXT_CHARACTERS characters.
@@ -144,7 +144,7 @@ def knowledge_sentences(knowledge: Mapping[str, Any]) -> list[str]:
     sentences = []
     for section, entries in knowledge.items():
         if isinstance(entries, Mapping):
-            sentences += [say(GAME_KNOWLEDGE, section=section, key=key, value=value) for key, value in entries.items()]
+            sentences += [fill_template(GAME_KNOWLEDGE, section=section, key=key, value=value) for key, value in entries.items()]
         elif entries not in (None, "", []):
-            sentences.append(say(GAME_KNOWLEDGE, section=section, key="it", value=entries))
+            sentences.append(fill_template(GAME_KNOWLEDGE, section=section, key="it", value=entries))
     return sentences

@@ -22,7 +22,7 @@ MOST_DEEP = 6  # levels of parameters and results that are shown
 
 
 @dataclass(frozen=True, slots=True)
-class ServedCall:
+class RecordedCall:
     """One LLM call: prompts, response, and the reasoning recorded beside it."""
 
     system: str
@@ -42,7 +42,7 @@ class RecordedStep:
     result: Any
     error: Any
     reasoning: str
-    calls: tuple[ServedCall, ...]
+    calls: tuple[RecordedCall, ...]
 
 
 def read_transcripts(connection: Connection, trajectory_ids: Sequence[str]) -> dict[str, list[RecordedStep]]:
@@ -110,13 +110,13 @@ def shallow(value: Any, deep: int = MOST_DEEP) -> Any:
     return {key: shallow(entry, deep - 1) for key, entry in value.items()}
 
 
-def _call(call: Call, note: Any, reasoning: dict[str, str]) -> ServedCall:
+def _call(call: Call, note: Any, reasoning: dict[str, str]) -> RecordedCall:
     """One call with its reasoning: that of the step, else that of the log."""
     system, prompt = _text(call.system_prompt), _text(call.user_prompt)
     if isinstance(call.messages, list) and call.messages and not prompt:
         prompt = "\n".join(_text(message.get("content")) for message in call.messages if isinstance(message, dict))
     logged = reasoning.get(call.call_id, "") if isinstance(call.call_id, str) else ""
-    return ServedCall(system, prompt, _text(call.response), _text(note) or logged)
+    return RecordedCall(system, prompt, _text(call.response), _text(note) or logged)
 
 
 def _text(value: Any) -> str:

@@ -15,13 +15,13 @@ from datetime import datetime
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import JudgeRefused
-from babylon_rl.judge.client import JudgeCaller, audit_settings
-from babylon_rl.judge.group_judge import Judged, Outcome, Ruler, SetAside, run_pool
-from babylon_rl.judge.judge_store import Desk, running_clock
+from babylon_rl.judge.client import JudgeClient, audit_settings
+from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, JudgedGroup, UnscorableGroup, run_pool
+from babylon_rl.judge.judge_store import JudgeStore, clock_from
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE
-from babylon_rl.judge.prompt.group import ShownGroup
-from babylon_rl.judge.prompt.render import shown_groups
-from babylon_rl.judge.reliability.report import Reliability, reliability
+from babylon_rl.judge.prompt.group import RenderedGroup
+from babylon_rl.judge.prompt.render import render_groups
+from babylon_rl.judge.reliability.report import ReliabilityReport, reliability_report
 from babylon_rl.progress import Progress, unheard
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
@@ -33,7 +33,7 @@ AUDIT_GROUPS = 20
 
 
 @dataclass(frozen=True)
-class Audited:
+class AuditResult:
     """Result of an audit: groups with a second opinion, new answers, cached answers.
 
     ``changed`` groups have changed since they were judged and were left out, ``quarantined`` ones have no usable answer (window -> reason),
@@ -81,7 +81,7 @@ def audit(
     groups: int = AUDIT_GROUPS,
     seed: int = 0,
     on_progress: Progress = unheard,
-) -> Audited | None:
+) -> AuditResult | None:
     """Ask JUDGE_AUDIT_MODEL about a sample of the scored hours ``windows``.
 
     Returns None without such a model, or where it is the judge itself. Requests go to JUDGE_AUDIT_BASE_URL where set, else to the
@@ -93,15 +93,15 @@ def audit(
     run = _Audit(settings, audit_settings(settings, model), audit_sample(windows, groups, seed), on_progress)
     secret = keep_secret(connection, secrets.token_bytes(32), now)
     # a refusal ends the asking; the answers that came before it still count
-    desk = Desk(connection, running_clock(now))
+    store = JudgeStore(connection, clock_from(now))
     refused = None
     try:
-        asyncio.run(run.judge(desk, secret))
+        asyncio.run(run.judge(store, secret))
     except JudgeRefused as error:
         refused = str(error)
     finally:
-        desk.close()
-    return Audited(
+        store.close()
+    return AuditResult(
         model, len(run.sample), run.agreed_on, run.counts["asked"], run.counts["cached"], run.counts["changed"],
         run.quarantined, run.pending, refused, run.notes,
     )  # fmt: skip
@@ -124,31 +124,31 @@ class _Audit:
         self._second = second
         self._on_progress = on_progress
 
-    async def judge(self, desk: Desk, secret: bytes) -> None:
+    async def judge(self, store: JudgeStore, secret: bytes) -> None:
         """Ask about every group of the sample."""
-        async with JudgeCaller(self._second, self._second.judge_model) as caller:
-            ruler = Ruler(caller, self._second.judge_model, secret, self._second, desk, desk.clock)
-            await run_pool(self._groups(desk, secret), ruler.judge, self._done, self._second.judge_concurrency)
-            self.notes = ruler.notes
+        async with JudgeClient(self._second, self._second.judge_model) as client:
+            judge = GroupJudge(client, self._second.judge_model, secret, self._second, store, store.clock)
+            await run_pool(self._groups(store, secret), judge.judge, self._done, self._second.judge_concurrency)
+            self.notes = judge.notes
 
-    async def _groups(self, desk: Desk, secret: bytes) -> AsyncIterator[ShownGroup]:
+    async def _groups(self, store: JudgeStore, secret: bytes) -> AsyncIterator[RenderedGroup]:
         """Yield the sample's groups as the judge was shown them, in small chunks."""
         for start in range(0, len(self.sample), HOURS_PLANNED_AT_ONCE):
-            some = self.sample[start : start + HOURS_PLANNED_AT_ONCE]
-            shown = await desk.run(_as_judged, some, self._first, secret)
+            chunk = self.sample[start : start + HOURS_PLANNED_AT_ONCE]
+            shown = await store.run(_as_judged, chunk, self._first, secret)
             # hours that changed since are missing from ``shown``
-            self.counts["changed"] += len(some) - len(shown)
+            self.counts["changed"] += len(chunk) - len(shown)
             for group in shown:
                 yield group
 
-    async def _done(self, outcome: Outcome) -> None:
+    async def _done(self, outcome: GroupOutcome) -> None:
         """Count one outcome and report progress."""
         window = outcome.group.window
-        if isinstance(outcome, Judged):
+        if isinstance(outcome, JudgedGroup):
             self.agreed_on += 1
             self.counts["asked"] += outcome.asked
             self.counts["cached"] += len(outcome.answers) - outcome.asked
-        elif isinstance(outcome, SetAside):
+        elif isinstance(outcome, UnscorableGroup):
             self.quarantined[window] = outcome.reason
         else:
             self.pending[window] = outcome.reason
@@ -156,7 +156,7 @@ class _Audit:
         self._on_progress("second judge", done, len(self.sample))
 
 
-def _as_judged(connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes) -> list[ShownGroup]:
+def _as_judged(connection: Connection, windows: Sequence[str], settings: Settings, secret: bytes) -> list[RenderedGroup]:
     """Groups as the judge was shown them, where they would be shown unchanged now.
 
     Only agents that have scores are shown. ``settings`` are the judge's own. The heuristic was shown nothing: its hours are shown where
@@ -173,11 +173,11 @@ def _as_judged(connection: Connection, windows: Sequence[str], settings: Setting
             window: [episode.agent_id for episode in reading.usable_episodes if episode.agent_id not in judged[window]]
             for window, reading in same.items()
         }
-        shown = shown_groups(connection, same, settings, dropped=others, secret=secret)
+        shown = render_groups(connection, same, settings, dropped=others, secret=secret)
         return [group for window, group in shown.items() if held[window].shown_version in ("", group.input_version)]
 
 
-def audited_report(
+def report_with_audit(
     connection: Connection,
     settings: Settings,
     span: tuple[str, str],
@@ -186,13 +186,13 @@ def audited_report(
     judge: str | None = None,
     groups: int = AUDIT_GROUPS,
     on_progress: Progress = unheard,
-) -> tuple[Reliability, Audited | None]:
+) -> tuple[ReliabilityReport, AuditResult | None]:
     """Report on the hours of ``span`` (from, to), after an audit of ``groups`` of them.
 
     See ``audit``. ``connection`` is in autocommit.
     """
-    report = reliability(connection, *span, settings, judge=judge)
+    report = reliability_report(connection, *span, settings, judge=judge)
     about = settings.model_copy(update={"judge_model": report.judge})
     windows = [hour.window for hour in judged_hours(connection, report.judge, *span)] if settings.judge_audit_model else []
     audited = audit(connection, about, windows, now, groups=groups, on_progress=on_progress)
-    return (report if audited is None else reliability(connection, *span, settings, judge=judge)), audited
+    return (report if audited is None else reliability_report(connection, *span, settings, judge=judge)), audited

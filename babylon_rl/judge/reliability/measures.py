@@ -172,7 +172,7 @@ class HourPoint:
 
 
 @dataclass
-class Groups:
+class GroupSums:
     """Sums over the groups so far.
 
     Every ``every``-th hour leaves its episodes as points (P&L in dollars, score) for a plot.

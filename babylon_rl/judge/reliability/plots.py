@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from babylon_rl.judge.reliability.measures import Estimate, HourPoint
-from babylon_rl.judge.reliability.report import Reliability
+from babylon_rl.judge.reliability.report import ReliabilityReport
 from babylon_rl.windows import window_start
 
 _INK, _MAIN, _SECOND, _PALE = "#333333", "#1f6fb4", "#c8553d", "#b9c7d6"
@@ -14,16 +14,16 @@ _SIZE = (6.8, 3.5)
 _NOTHING = HourPoint("", None, 0.0, None)
 
 
-def pictures(report: Reliability) -> dict[str, bytes]:
+def draw_plots(report: ReliabilityReport) -> dict[str, bytes]:
     """PNG plots by name (position, agreement, pnl, cost); those without data are absent."""
-    drawn: Mapping[str, Callable[[Reliability], bytes | None]] = {
+    drawn: Mapping[str, Callable[[ReliabilityReport], bytes | None]] = {
         "position": _position, "agreement": _agreement, "pnl": _pnl, "cost": _cost,
     }  # fmt: skip
     plots = {name: draw(report) for name, draw in drawn.items()}
     return {name: png for name, png in plots.items() if png is not None}
 
 
-def _position(report: Reliability) -> bytes | None:
+def _position(report: ReliabilityReport) -> bytes | None:
     bins = list(report.seen.estimates(report.seen.by_place))
     if report.position_slope is None or not bins:
         return None
@@ -41,7 +41,7 @@ def _position(report: Reliability) -> bytes | None:
     return _png(figure, f"Position bias of {report.judge}, {report.position_slope.groups} groups")
 
 
-def _agreement(report: Reliability) -> bytes | None:
+def _agreement(report: ReliabilityReport) -> bytes | None:
     shown = [point for point in report.seen.hours if point.disagreement is not None]
     if not shown:
         return None
@@ -60,7 +60,7 @@ def _agreement(report: Reliability) -> bytes | None:
     return _png(figure, f"Agreement of {report.judge} with itself, by hour")
 
 
-def _pnl(report: Reliability) -> bytes | None:
+def _pnl(report: ReliabilityReport) -> bytes | None:
     bins = list(report.seen.estimates(report.seen.by_pnl_rank))
     if not bins or not report.seen.points:
         return None
@@ -83,7 +83,7 @@ def _pnl(report: Reliability) -> bytes | None:
     return _png(figure, f"Score and P&L, {report.judge}{said}")
 
 
-def _cost(report: Reliability) -> bytes | None:
+def _cost(report: ReliabilityReport) -> bytes | None:
     if not report.days:
         return None
     figure, axes = _figure()

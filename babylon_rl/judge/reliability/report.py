@@ -14,7 +14,7 @@ from babylon_rl.judge.consensus import kendall_tau, merge, spearman
 from babylon_rl.judge.reliability.measures import (
     MOST_POINTS,
     Estimate,
-    Groups,
+    GroupSums,
     length_correlation,
     length_points,
     mean_estimate,
@@ -44,7 +44,7 @@ class AuditAgreement:
 
 
 @dataclass(frozen=True)
-class Reliability:
+class ReliabilityReport:
     """The report. Scores are 0..1; an estimate is None where the data does not suffice.
 
     ``self_difference`` is the mean absolute difference between two orders, ``self_tau`` Kendall's tau between them; ``position_slope`` is
@@ -77,7 +77,7 @@ class Reliability:
     in_use: int
     days: Sequence[store.PaidDay]
     market: JudgeAgreement | None
-    seen: Groups = field(repr=False)
+    seen: GroupSums = field(repr=False)
 
     @property
     def quarantined_share(self) -> float | None:
@@ -108,7 +108,7 @@ def judge_of(judges: Mapping[str, int], settings: Settings) -> str:
     return settings.judge_model if settings.judge_model in judges or not judges else next(iter(judges))
 
 
-def reliability(connection: Connection, first: str, end: str, settings: Settings, *, judge: str | None = None) -> Reliability:
+def reliability_report(connection: Connection, first: str, end: str, settings: Settings, *, judge: str | None = None) -> ReliabilityReport:
     """Build the report on the hours from ``first`` to before ``end``.
 
     ``judge`` defaults to that of ``judge_of``.
@@ -116,7 +116,7 @@ def reliability(connection: Connection, first: str, end: str, settings: Settings
     judges = store.judges_of(connection, first, end)
     about = judge or judge_of(judges, settings)
     hours = store.judged_hours(connection, about, first, end)
-    seen = Groups(every=max(1, math.ceil(sum(hour.group_size for hour in hours) / MOST_POINTS)))
+    seen = GroupSums(every=max(1, math.ceil(sum(hour.group_size for hour in hours) / MOST_POINTS)))
     # in chunks, each reduced to sums at once, so that a long range takes little memory
     for start in range(0, len(hours), HOURS_AT_ONCE):
         some = hours[start : start + HOURS_AT_ONCE]
@@ -127,7 +127,7 @@ def reliability(connection: Connection, first: str, end: str, settings: Settings
     slope = slope_estimate(seen.slopes)
     # hours with more orders than the least are those that disagreed at first
     fewest = min((hour.orders for hour in hours), default=0)
-    return Reliability(
+    return ReliabilityReport(
         first, end, about,
         versions=sorted({hour.judge_version for hour in hours}),
         judges=judges,
@@ -202,7 +202,7 @@ def audited_scores(orders: Mapping[int, Sequence[Mapping[str, float]]], agents: 
     return {agent: math.fsum(order[agent] for order in merged) / len(merged) for agent in agents}
 
 
-def document_of(report: Reliability) -> dict[str, Any]:
+def report_document(report: ReliabilityReport) -> dict[str, Any]:
     """JSON document of ``judge report --json``; unknown values, and unknown prices, are null."""
     return {
         "from": report.first,
@@ -237,12 +237,12 @@ def _estimate(estimate: Estimate | None, name: str, **others: Any) -> dict[str, 
     return {name: estimate.value, "low": estimate.low, "high": estimate.high, "groups": estimate.groups, **others}
 
 
-def _flagged_gain(report: Reliability) -> dict[str, Any] | None:
+def _flagged_gain(report: ReliabilityReport) -> dict[str, Any] | None:
     gain = mean_estimate(report.seen.gains)
     return _estimate(gain, "meanGain", maskedGroups=report.seen.masked)
 
 
-def _self_agreement(report: Reliability) -> dict[str, Any] | None:
+def _self_agreement(report: ReliabilityReport) -> dict[str, Any] | None:
     if report.self_difference is None:
         return None
     return {
@@ -253,17 +253,17 @@ def _self_agreement(report: Reliability) -> dict[str, Any] | None:
     }
 
 
-def _position_bias(report: Reliability) -> dict[str, Any] | None:
+def _position_bias(report: ReliabilityReport) -> dict[str, Any] | None:
     places = [{"place": place, **estimate.document} for place, estimate in report.seen.estimates(report.seen.by_place)]
     return _estimate(report.position_slope, "slope", leftInScores=report.position_left, places=places)
 
 
-def _length_bias(report: Reliability) -> dict[str, Any] | None:
+def _length_bias(report: ReliabilityReport) -> dict[str, Any] | None:
     points = None if report.length_points is None else report.length_points.document
     return _estimate(report.length_correlation, "partialCorrelation", points=points)
 
 
-def _audit_document(report: Reliability) -> dict[str, Any] | None:
+def _audit_document(report: ReliabilityReport) -> dict[str, Any] | None:
     audit = report.audit
     if audit is None:
         return None
@@ -280,7 +280,7 @@ def _tokens(paid: Sequence[Paid]) -> dict[str, int]:
     }
 
 
-def _cost(report: Reliability) -> dict[str, Any]:
+def _cost(report: ReliabilityReport) -> dict[str, Any]:
     by_judge = [
         {
             "judge": one.judge, "answers": one.answers, "unusable": one.unusable, "retries": one.retries,
@@ -300,7 +300,7 @@ def _cost(report: Reliability) -> dict[str, Any]:
     return {"answersInUse": report.in_use, "byJudge": by_judge, "byDay": by_day}
 
 
-def sentences(report: Reliability) -> list[tuple[str, str, str]]:
+def report_rows(report: ReliabilityReport) -> list[tuple[str, str, str]]:
     """Lines of the report: what was measured, the number with its interval, the meaning."""
     lines = [
         ("groups", *_groups(report)),
@@ -313,7 +313,7 @@ def sentences(report: Reliability) -> list[tuple[str, str, str]]:
     return lines + _gain_lines(report) + _audit_lines(report) + _market_lines(report) + [("cost", *_cost_words(report))]
 
 
-def _groups(report: Reliability) -> tuple[str, str]:
+def _groups(report: ReliabilityReport) -> tuple[str, str]:
     parts = [f"{report.seen.episodes} episodes"]
     share = report.quarantined_share
     if share is not None and report.judge != HEURISTIC:
@@ -325,30 +325,30 @@ def _groups(report: Reliability) -> tuple[str, str]:
     return str(report.groups), ", ".join(parts)
 
 
-def _orders_words(report: Reliability) -> str:
+def _orders_words(report: ReliabilityReport) -> str:
     if report.orders is None or report.self_difference is None:
         return "the heuristic has one opinion" if report.judge == HEURISTIC else "one order each: nothing to compare"
     more = f"; {report.further_orders} groups needed more than others" if report.further_orders else ""
     return f"of 0 to 1, mean of any two of {report.orders:.3g} orders{more}"
 
 
-def _position_words(report: Reliability) -> str:
+def _position_words(report: ReliabilityReport) -> str:
     if report.position_slope is None:
         return "no places recorded"
     return f"of the last place over the first; in the mean over the orders {report.position_left or 0.0:.3f} is left"
 
 
-def _length_words(report: Reliability) -> str:
+def _length_words(report: ReliabilityReport) -> str:
     correlation = _said(report.length_correlation, 2, sign=True)
     return f"of the longest transcript over the shortest, at equal P&L; correlation {correlation}"
 
 
-def _pnl_words(report: Reliability) -> str:
+def _pnl_words(report: ReliabilityReport) -> str:
     left_out = report.seen.without_pnl_ranks
     return "Spearman within an hour" + (f"; {left_out} hours do not rank" if left_out else "")
 
 
-def _gain_lines(report: Reliability) -> list[tuple[str, str, str]]:
+def _gain_lines(report: ReliabilityReport) -> list[tuple[str, str, str]]:
     gain = mean_estimate(report.seen.gains)
     if gain is None:
         return []
@@ -356,7 +356,7 @@ def _gain_lines(report: Reliability) -> list[tuple[str, str, str]]:
     return [("text to the judge", _said(gain, 3, sign=True), words)]
 
 
-def _audit_lines(report: Reliability) -> list[tuple[str, str, str]]:
+def _audit_lines(report: ReliabilityReport) -> list[tuple[str, str, str]]:
     audit = report.audit
     if audit is None:
         return [("second judge", "-", "set JUDGE_AUDIT_MODEL to ask one about a sample")]
@@ -365,7 +365,7 @@ def _audit_lines(report: Reliability) -> list[tuple[str, str, str]]:
     return [("second judge", _said(audit.spearman, 2, sign=True), words)]
 
 
-def _market_lines(report: Reliability) -> list[tuple[str, str, str]]:
+def _market_lines(report: ReliabilityReport) -> list[tuple[str, str, str]]:
     market = report.market
     if market is None:
         return [("with expected P&L", "-", "`babylon-rl judge calibrate` measures it on agents of known skill")]
@@ -373,7 +373,7 @@ def _market_lines(report: Reliability) -> list[tuple[str, str, str]]:
     return [("with expected P&L", f"{mean:+.2f} ({low:+.2f} to {high:+.2f})", f"in {market.hours} calibration hours")]
 
 
-def _cost_words(report: Reliability) -> tuple[str, str]:
+def _cost_words(report: ReliabilityReport) -> tuple[str, str]:
     if not report.paid:
         return "$0", "no language model was asked"
     tokens, answers = _tokens(report.paid), sum(one.answers for one in report.paid)

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from babylon_rl.errors import UsageError
 from babylon_rl.judge.consensus import centred_ranks
-from babylon_rl.judge.scripted.parsing import Asked, Believed, believed, demanded, text_of
+from babylon_rl.judge.scripted.parsing import GullibleReading, ParsedRequest, demanded_scores, read_gullibly, text_of
 
 # Faults of the connection or the server in front of the model.
 TRANSPORT_FAULTS = ("rate-limit", "server-error", "unavailable", "time-out", "reset", "reset-mid-body", "web-page", "slow-stream")
@@ -159,7 +159,7 @@ def _share(value: object) -> TypeGuard[float]:
 
 
 @dataclass(frozen=True)
-class Opinion:
+class ScriptedVerdict:
     """One verdict; after a fault ``score`` may be any JSON value. None omits a key."""
 
     id: str
@@ -185,12 +185,12 @@ def fault_of(judge: ScriptedJudge, content: str, attempt: int) -> str | None:
     return next((name for name in names if name in hit), None)
 
 
-def opinions(judge: ScriptedJudge, asked: Asked, content: str) -> list[Opinion]:
+def verdicts_of(judge: ScriptedJudge, asked: ParsedRequest, content: str) -> list[ScriptedVerdict]:
     """Verdicts in the order of the answer; the same at every attempt."""
     # an obedient judge believes forged tags, and knows what the texts ask for
     draws = chance(judge.seed, "belief", content)
-    read = believed(asked) if draws.random() < judge.obedience else Believed(asked.blocks)
-    wishes = demanded(read) if judge.obedience else {}
+    read = read_gullibly(asked) if draws.random() < judge.obedience else GullibleReading(asked.blocks)
+    wishes = demanded_scores(read) if judge.obedience else {}
     lengths = centred_ranks([len(block.text) for block in read.blocks])
     verdicts = []
     for place, (block, length) in enumerate(zip(read.blocks, lengths, strict=True)):
@@ -206,7 +206,7 @@ def opinions(judge: ScriptedJudge, asked: Asked, content: str) -> list[Opinion]:
                 + judge.length_bias * length
             )
             score, why = min(1.0, max(0.0, score)), "The play is worth"
-        verdicts.append(Opinion(block.id, round(score, 6), f"{why}: {score:.2f}."))
+        verdicts.append(ScriptedVerdict(block.id, round(score, 6), f"{why}: {score:.2f}."))
     # some answers list the verdicts in another order
     order = chance(judge.seed, "order", content)
     if order.random() < judge.out_of_order and len(verdicts) > 1:
@@ -226,7 +226,7 @@ def latency_s(judge: ScriptedJudge, content: str, attempt: int) -> float:
     return judge.latency_s + judge.jitter_s * chance(judge.seed, "latency", content, attempt).random()
 
 
-def written(verdicts: Sequence[Opinion], id_field: str, fault: str | None = None) -> str | None:
+def answer_text(verdicts: Sequence[ScriptedVerdict], id_field: str, fault: str | None = None) -> str | None:
     """Content of the answer with a content fault; None if the fault leaves no content."""
     if fault == "refusal":
         return None
@@ -244,13 +244,13 @@ def written(verdicts: Sequence[Opinion], id_field: str, fault: str | None = None
     return text
 
 
-def _entry(opinion: Opinion, id_field: str) -> dict[str, Any]:
+def _entry(opinion: ScriptedVerdict, id_field: str) -> dict[str, Any]:
     """One verdict as JSON; missing parts are omitted."""
     fields = {id_field: opinion.id, "explanation": opinion.explanation, "score": opinion.score}
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _spoilt(verdicts: list[Opinion], fault: str | None) -> list[Opinion]:
+def _spoilt(verdicts: list[ScriptedVerdict], fault: str | None) -> list[ScriptedVerdict]:
     """The verdicts with one or two of them made wrong."""
     if not verdicts:
         return verdicts
@@ -259,21 +259,21 @@ def _spoilt(verdicts: list[Opinion], fault: str | None) -> list[Opinion]:
         case "missing-id":
             return verdicts[:-1]
         case "duplicate-id":  # in the place of another where there are several, so that the number of verdicts looks right
-            return [*verdicts[:-1], Opinion(first.id, last.score, last.explanation)] if len(verdicts) > 1 else [first, first]
+            return [*verdicts[:-1], ScriptedVerdict(first.id, last.score, last.explanation)] if len(verdicts) > 1 else [first, first]
         case "unknown-id":
-            return [*verdicts[:-1], Opinion("nobody-" + last.id, last.score, last.explanation)]
+            return [*verdicts[:-1], ScriptedVerdict("nobody-" + last.id, last.score, last.explanation)]
         case "out-of-range":
             return [
-                Opinion(first.id, 5, first.explanation),
+                ScriptedVerdict(first.id, 5, first.explanation),
                 *verdicts[1:-1],
-                *([Opinion(last.id, -3, last.explanation)] if len(verdicts) > 1 else []),
+                *([ScriptedVerdict(last.id, -3, last.explanation)] if len(verdicts) > 1 else []),
             ]
         case "nan":
-            return [*verdicts[:-1], Opinion(last.id, math.nan, last.explanation)]
+            return [*verdicts[:-1], ScriptedVerdict(last.id, math.nan, last.explanation)]
         case "boolean":
-            return [*verdicts[:-1], Opinion(last.id, True, last.explanation)]
+            return [*verdicts[:-1], ScriptedVerdict(last.id, True, last.explanation)]
         case "no-explanation":
-            return [*verdicts[:-1], Opinion(last.id, last.score, None)]
+            return [*verdicts[:-1], ScriptedVerdict(last.id, last.score, None)]
         case _:
             return verdicts
 

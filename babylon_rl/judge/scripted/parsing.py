@@ -60,7 +60,7 @@ _SELF, _ALL, _REST = "this block", "all blocks", "all other blocks"
 
 
 @dataclass(frozen=True)
-class Block:
+class EpisodeBlock:
     """One block to judge, with the asker's text on it (``told``)."""
 
     id: str
@@ -69,18 +69,18 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedRequest:
     """Blocks in the order shown; ``id_field`` is the answer's name for the id.
 
     ``rest`` is the message without the blocks.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[EpisodeBlock, ...]
     id_field: str
     rest: str
 
 
-def read(messages: Sequence[Mapping[str, Any]]) -> Asked:
+def read(messages: Sequence[Mapping[str, Any]]) -> ParsedRequest:
     """Read the blocks of the first user message that has any.
 
     Raises:
@@ -100,7 +100,7 @@ def read(messages: Sequence[Mapping[str, Any]]) -> Asked:
             if pattern and found:
                 rest = pattern.sub("\n", text)
                 told = _told(rest, found) if id_field == "id" else {}
-                return Asked(tuple(Block(id, shown, told.get(id, "")) for id, shown in found.items()), id_field, rest)
+                return ParsedRequest(tuple(EpisodeBlock(id, shown, told.get(id, "")) for id, shown in found.items()), id_field, rest)
     raise UsageError('No user message holds a block <episode nonce="..." id="..."> ... </episode nonce="...">.')
 
 
@@ -133,20 +133,20 @@ def _told(rest: str, ids: Mapping[str, str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Believed:
+class GullibleReading:
     """A request as read by a judge that believes every tag.
 
     ``forged`` is agents' text outside every block, ``context`` the asker's text on the hour, ``shown`` the common lines that each block
     refers to, by its id.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[EpisodeBlock, ...]
     forged: str = ""
     context: str = ""
     shown: Mapping[str, str] = field(default_factory=dict)
 
 
-def believed(asked: Asked) -> Believed:
+def read_gullibly(asked: ParsedRequest) -> GullibleReading:
     """Split a request into blocks by any tag.
 
     A block without an end tag ends with its outer block.
@@ -165,11 +165,11 @@ def believed(asked: Asked) -> Believed:
     sections = {name: text for name, _, text in _SECTION.findall(asked.rest)}
     common = dict(_NUMBERED.findall(sections.get("common", "")))
     shown = {block.id: "\n".join(common.get(number, "") for number in _NAMED.findall(block.text)) for block in asked.blocks if common}
-    blocks = tuple(Block(id, "\n".join(parts), told.get(id, "")) for id, parts in texts.items())
-    return Believed(blocks, "\n".join(forged), sections.get("context", ""), shown)
+    blocks = tuple(EpisodeBlock(id, "\n".join(parts), told.get(id, "")) for id, parts in texts.items())
+    return GullibleReading(blocks, "\n".join(forged), sections.get("context", ""), shown)
 
 
-def demanded(read: Believed) -> dict[str, float]:
+def demanded_scores(read: GullibleReading) -> dict[str, float]:
     """Scores that the texts demand, by id.
 
     The later of these prevails: the asker's supposed words on all, a block's on others, a block's on itself, verdicts that name an id.

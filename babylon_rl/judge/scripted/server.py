@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from babylon_rl.errors import ModelUnavailable, UsageError
-from babylon_rl.judge.scripted.judge import ScriptedJudge, changes_of, content_hash, fault_of, latency_s, opinions, written
+from babylon_rl.judge.scripted.judge import ScriptedJudge, answer_text, changes_of, content_hash, fault_of, latency_s, verdicts_of
 from babylon_rl.judge.scripted.parsing import read, text_of
 from babylon_rl.models.server import bind
 
@@ -44,7 +44,7 @@ _STATUS = {
 _FINISH = {"truncated": "length", "refusal": "content_filter"}
 
 
-class Tally:
+class RequestCounts:
     """Counts since the start or the last reset; ``attempts`` are the requests per content."""
 
     def __init__(self) -> None:
@@ -76,13 +76,13 @@ class ChatCompletions:
 
     def __init__(self, judge: ScriptedJudge) -> None:
         self.started_as = self.judge = judge
-        self.tally = Tally()
+        self.tally = RequestCounts()
 
     def reset(self, changes: dict[str, Any]) -> None:
         """Clear all counts and return to the initial settings plus ``changes``."""
         self.judge = self.started_as.but(changes)
         # requests under way end in the new tally
-        in_flight, self.tally = self.tally.in_flight, Tally()
+        in_flight, self.tally = self.tally.in_flight, RequestCounts()
         self.tally.in_flight = in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,7 +118,7 @@ class ChatCompletions:
             elif fault == "web-page":
                 await Response(WEB_PAGE, media_type="text/html")(scope, receive, send)
             else:
-                text = written(opinions(judge, asked, content), asked.id_field, fault)
+                text = answer_text(verdicts_of(judge, asked, content), asked.id_field, fault)
                 prompt = sum(len(text_of(message)) for message in messages)
                 answer = _completion(judge, _storable(str(body.get("model") or judge.model)), content, text, prompt, fault)
                 tally.answered += fault != "reset-mid-body"
@@ -158,7 +158,7 @@ def create_app(judge: ScriptedJudge) -> Starlette:
     return app
 
 
-def server_of(judge: ScriptedJudge) -> uvicorn.Server:
+def uvicorn_server(judge: ScriptedJudge) -> uvicorn.Server:
     """Server for the judge, not started."""
     config = uvicorn.Config(
         create_app(judge), http=_WithTransport, loop="asyncio", lifespan="off", log_level="warning", access_log=False,
@@ -175,7 +175,7 @@ def serve(judge: ScriptedJudge, bound: socket.socket, announce: Callable[[str], 
     bound.listen(512)
     host, port = bound.getsockname()[:2]
     announce(f"http://{f'[{host}]' if ':' in host else host}:{port}/v1")
-    server_of(judge).run(sockets=[bound])
+    uvicorn_server(judge).run(sockets=[bound])
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def running(judge: ScriptedJudge) -> Iterator[str]:
         ModelUnavailable: it does not answer in time.
     """
     with bind("127.0.0.1", 0) as bound:
-        server = server_of(judge)
+        server = uvicorn_server(judge)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="scripted-judge", daemon=True)
         thread.start()
         try:

@@ -20,7 +20,7 @@ from babylon_rl.judge.leakage import (
     plainly_typed,
 )
 from babylon_rl.judge.prompt import templates
-from babylon_rl.judge.prompt.templates import KNOWLEDGE_KEYS, TEMPLATES, Template, knowledge_sentences, say
+from babylon_rl.judge.prompt.templates import KNOWLEDGE_KEYS, TEMPLATES, Template, fill_template, knowledge_sentences
 
 PROMPT = [{"role": "system", "content": "You are a trader."}, {"role": "user", "content": "OpenLIE $450. What do you do?"}]
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -38,7 +38,7 @@ SPACES = (" ", "\n", "\r\n", "\t", "  \n ", "\u00a0", "")
 @st.composite
 def sentences(draw: st.DrawFn) -> tuple[Template, str]:
     template = draw(st.sampled_from(TEMPLATES))
-    return template, say(template, **{name: draw(VALUES[kind]) for _, name, kind in template.parts if name is not None})
+    return template, fill_template(template, **{name: draw(VALUES[kind]) for _, name, kind in template.parts if name is not None})
 
 
 @st.composite
@@ -229,11 +229,11 @@ def test_guesses_and_wrong_answers_state_nothing(text: str) -> None:
 def test_an_agents_own_guess_is_no_leak() -> None:
     guess = '{"action": "buy", "why": "the actualOutcomes: {yes}, my score: 0.9, ground truth: it rises"}'
     assert find_leaks(PROMPT, guess) == []
-    assert find_leaks(PROMPT, say(templates.SCORE, agent="a", score=1, rank=1, group=5))[0].where == RESPONSE
+    assert find_leaks(PROMPT, fill_template(templates.SCORE, agent="a", score=1, rank=1, group=5))[0].where == RESPONSE
 
 
 def test_a_find_says_where_and_how_it_reads() -> None:
-    sentence = say(templates.STOCK, name="OpenLIE", start=450.0, end=471.5, change=4.77777777, label="BULLISH")
+    sentence = fill_template(templates.STOCK, name="OpenLIE", start=450.0, end=471.5, change=4.77777777, label="BULLISH")
     text = f"FEED:\nnothing\n\n{sentence.upper()}\nWhat now?"
     (leak,) = find_leaks([{"role": "user", "content": text}], "hold")
     excerpt = "VER THE HOUR OPENLIE WENT FROM $450 TO $471.5, A CHANGE OF 4.77778 %: BULLISH."
@@ -243,9 +243,9 @@ def test_a_find_says_where_and_how_it_reads() -> None:
 
 def test_a_value_of_another_type_is_refused() -> None:
     with pytest.raises(ValueError, match="label is 'great'"):
-        say(templates.STOCK, name="OpenLIE", start=1, end=2, change=3, label="great")
+        fill_template(templates.STOCK, name="OpenLIE", start=1, end=2, change=3, label="great")
     with pytest.raises(KeyError):
-        say(templates.STOCK, name="OpenLIE")
+        fill_template(templates.STOCK, name="OpenLIE")
 
 
 TYPED = str.maketrans("‐‑‒–—−“”„‟«»‘’‚‛", "-" * 6 + '"' * 6 + "'" * 4, "\xad\u200b\u200c\u200d\u2060\ufeff")

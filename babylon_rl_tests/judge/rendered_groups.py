@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup
+from babylon_rl.judge.prompt.group import RenderedEpisode, RenderedGroup
 from babylon_rl.judge.prompt.injection import Flag
 from babylon_rl.versions import content_version
 
@@ -17,10 +17,10 @@ def make_group(
     common: str = "",
     most: int = 16,
     flags: tuple[Flag, ...] = (),
-) -> ShownGroup:
+) -> RenderedGroup:
     """The group of agents whose episodes read like this, each with a P&L of its place in dollars."""
     episodes = tuple(
-        ShownEpisode(agent, text, len(text) // 4, 0, flags, float(place), 6) for place, (agent, text) in enumerate(sorted(texts.items()))
+        RenderedEpisode(agent, text, len(text) // 4, 0, flags, float(place), 6) for place, (agent, text) in enumerate(sorted(texts.items()))
     )
     version = content_version([WINDOW, context, common, [[agent, text.encode("utf-8", "replace").hex()] for agent, text in texts.items()]])
-    return ShownGroup(WINDOW, context, common, episodes, version, most)
+    return RenderedGroup(WINDOW, context, common, episodes, version, most)

@@ -10,7 +10,7 @@ import pytest
 from babylon_rl.cli.score import _lacking
 from babylon_rl.episodes.reading import read_windows, sync_windows
 from babylon_rl.judge.cost import estimate_hours
-from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, note_changes, outdated_sources, sources_versions
+from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, input_versions, note_changes, outdated_inputs
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
@@ -20,8 +20,8 @@ from babylon_rl.store.scores import read_quarantined
 from babylon_rl_tests.assets.conftest import Bench, make_bench
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import Judge, judging
+from babylon_rl_tests.judge.test_render import fill_market
 from babylon_rl_tests.judge.test_scoring import consume
-from babylon_rl_tests.judge.test_shown import fill_market
 from babylon_rl_tests.rows import WINDOW, insert, make_group, make_log, make_trajectory
 
 __all__ = ["make_bench"]
@@ -51,7 +51,7 @@ def test_a_late_official_answer_makes_scores_stale_and_they_are_judged_again(
     fill_market(connection)
     chosen = asking(settings, judge.url)
     score_windows(connection, [window], chosen, NOW)
-    assert _lacking(connection, [window], chosen) == [] and outdated_sources(connection, [window], chosen) == {}
+    assert _lacking(connection, [window], chosen) == [] and outdated_inputs(connection, [window], chosen) == {}
     connection.execute(LATE_ANSWER)
     assert _lacking(connection, [window], chosen) == [window]
     assert [(hour.window, hour.requests) for hour in estimate_hours(connection, [window], chosen)] == [(window, 2)]
@@ -81,7 +81,7 @@ def test_the_form_of_what_is_shown_is_no_part_of_an_hours_version(connection: Co
     readings = read_windows(connection, [window], settings)
     shown = {window: [episode.agent_id for episode in readings[window].usable_episodes]}
     chosen = settings.model_copy(update={"judge_model": "openai/gpt-4o-mini"})
-    found = sources_versions(connection, readings, shown, chosen, b"x")
+    found = input_versions(connection, readings, shown, chosen, b"x")
     assert found == {window: "81f4c8869c357806"}, "every judged hour of every user would be paid for again"
 
 

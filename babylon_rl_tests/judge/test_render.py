@@ -9,9 +9,9 @@ from hypothesis import given
 
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.leakage import LeakContext, find_leaks
-from babylon_rl.judge.prompt.group import ShownGroup, episodes_per_request
+from babylon_rl.judge.prompt.group import RenderedGroup, episodes_per_request
 from babylon_rl.judge.prompt.market_context import question_names
-from babylon_rl.judge.prompt.render import REQUEST_TOKENS, request_tokens, shown_groups
+from babylon_rl.judge.prompt.render import REQUEST_TOKENS, render_groups, request_tokens
 from babylon_rl.judge.prompt.request import plan_requests
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.market.outcomes import read_outcomes
@@ -20,8 +20,8 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl_tests.faulty_rows import WINDOWS, Row, copy_in, games
-from babylon_rl_tests.judge.shown_groups import SECRET
-from babylon_rl_tests.judge.wire import read_request
+from babylon_rl_tests.judge.prompt_reader import read_request
+from babylon_rl_tests.judge.rendered_groups import SECRET
 from babylon_rl_tests.repeatable import repeatable
 from babylon_rl_tests.rows import START, WINDOW, insert, make_call, make_log, make_step, make_trajectory
 
@@ -32,11 +32,11 @@ def act(number: int, kind: str = "BUY_SHARES", *, success: bool = True, pnl: flo
     return make_step(number, pnl=pnl, calls=calls) | {"action": {"actionType": kind, "parameters": {}, "success": success} | action}
 
 
-def shown(connection: Connection, settings: Settings, **more: Any) -> ShownGroup:
-    return shown_groups(connection, read_windows(connection, [WINDOW], settings), settings, **more)[WINDOW]
+def shown(connection: Connection, settings: Settings, **more: Any) -> RenderedGroup:
+    return render_groups(connection, read_windows(connection, [WINDOW], settings), settings, **more)[WINDOW]
 
 
-def text_of(group: ShownGroup, agent: str = "agent-1") -> str:
+def text_of(group: RenderedGroup, agent: str = "agent-1") -> str:
     return next(episode.text for episode in group.episodes if episode.agent_id == agent)
 
 
@@ -88,7 +88,7 @@ def test_hidden_answers_stay_hidden_where_a_setting_says_so(connection: Connecti
 
 def test_every_sentence_of_the_context_would_be_found_in_a_training_text(sample_database: Database, settings: Settings) -> None:
     with sample_database.connect() as connection:
-        groups = shown_groups(connection, read_windows(connection, ["2025-10-29T04:00"], settings), settings)
+        groups = render_groups(connection, read_windows(connection, ["2025-10-29T04:00"], settings), settings)
     sentences = groups["2025-10-29T04:00"].context
     assert len(sentences) > 30
     for sentence in sentences:
@@ -168,9 +168,9 @@ def test_dropped_agents_and_short_episodes_are_not_shown(connection: Connection,
         make_trajectory("t1", "agent-1"), make_trajectory("t2", "agent-2"), make_trajectory("t3", "agent-3", steps=[make_step(0)]),
     ])  # fmt: skip
     readings = read_windows(connection, [WINDOW], settings)
-    group = shown_groups(connection, readings, settings, dropped={WINDOW: ["agent-2"]})[WINDOW]
+    group = render_groups(connection, readings, settings, dropped={WINDOW: ["agent-2"]})[WINDOW]
     assert [episode.agent_id for episode in group.episodes] == ["agent-1"]
-    assert shown_groups(connection, readings, settings, dropped={WINDOW: ["agent-1", "agent-2"]}) == {}
+    assert render_groups(connection, readings, settings, dropped={WINDOW: ["agent-1", "agent-2"]}) == {}
 
 
 def test_the_version_is_of_what_is_shown(connection: Connection, settings: Settings) -> None:
@@ -311,7 +311,7 @@ def test_the_recorded_game_names_no_agent_and_keeps_its_budget(sample_database: 
         windows = windows_with_rows(connection, "2025-10-29T00:00", "2025-11-01T00:00")
         readings = {window: reading for window, reading in read_windows(connection, windows, settings).items() if reading.ready}
         names = connection.execute("""SELECT id, "displayName", username FROM "User" WHERE "isAgent" """).fetchall()
-        groups = shown_groups(connection, readings, settings)
+        groups = render_groups(connection, readings, settings)
     assert len(groups) == 7 and names and [group.shortened for group in groups.values()] == [0] * 7
     for window, group in groups.items():
         for request in plan_requests(group, MODEL, 0, SECRET, settings):
@@ -352,7 +352,7 @@ def test_whatever_was_recorded_a_request_can_be_read(connection: Connection, gam
         for table, rows in zip(("trajectories", "llm_call_logs"), game, strict=True):
             copy_in(connection, table, rows)
         readings = read_windows(connection, WINDOWS, lenient)
-        groups = shown_groups(connection, readings, lenient)
+        groups = render_groups(connection, readings, lenient)
     finally:
         connection.execute("ROLLBACK TO SAVEPOINT example")
     assert set(groups) == {window for window, reading in readings.items() if reading.usable_episodes}

@@ -4,14 +4,14 @@ from datetime import timedelta
 
 import pytest
 
-from babylon_rl.judge.hindsight import told_verdicts
-from babylon_rl.judge.leakage import HiddenAnswer, tells
+from babylon_rl.judge.hindsight import verdicts_with_leaks
+from babylon_rl.judge.leakage import HiddenAnswer, leaks_hidden_answer
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl_tests.judge.model_judge import NOW, add_hours, asking
 from babylon_rl_tests.judge.scripted_server import judging
-from babylon_rl_tests.judge.test_shown import fill_market
+from babylon_rl_tests.judge.test_render import fill_market
 
 RAIN = HiddenAnswer(("Q7", "Will it rain?"), True)
 SNOW = HiddenAnswer(("market 99", "Will it snow?"), False)
@@ -28,7 +28,7 @@ SNOW = HiddenAnswer(("market 99", "Will it snow?"), False)
     ],
 )
 def test_a_hidden_answer_with_its_question_is_found(explanation: str) -> None:
-    assert tells(explanation, [RAIN, SNOW])
+    assert leaks_hidden_answer(explanation, [RAIN, SNOW])
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_hidden_answer_with_its_question_is_found(explanation: str) -> None:
     ],
 )
 def test_what_says_nothing_of_the_answer_is_not(explanation: str) -> None:
-    assert not tells(explanation, [RAIN, SNOW])
+    assert not leaks_hidden_answer(explanation, [RAIN, SNOW])
 
 
 def test_an_hours_explanations_are_searched_for_its_own_hidden_answers(connection: Connection, settings: Settings) -> None:
@@ -53,17 +53,17 @@ def test_an_hours_explanations_are_searched_for_its_own_hidden_answers(connectio
     with judging() as judge:
         chosen = asking(settings, judge.url)
         score_windows(connection, [window], chosen, NOW)
-    (fine,) = told_verdicts(connection, [window], chosen)
+    (fine,) = verdicts_with_leaks(connection, [window], chosen)
     assert fine.tells == [False] * 5
     says = """UPDATE babylon_rl.episode_scores SET "reasoning" = %s WHERE "agentId" = %s"""
     connection.execute(says, ("Took Q7 for YES, the actual outcome.", "agent-1"))
     connection.execute(says, ("By the hidden facts a lucky guess.", "agent-3"))
-    (found,) = told_verdicts(connection, [window], chosen)
+    (found,) = verdicts_with_leaks(connection, [window], chosen)
     assert [agent for agent, told in zip(found.agents, found.tells, strict=True) if told] == ["agent-1", "agent-3"]
-    (unshown,) = told_verdicts(connection, [window], chosen.model_copy(update={"show_hidden_answers_to_judge": False}))
+    (unshown,) = verdicts_with_leaks(connection, [window], chosen.model_copy(update={"show_hidden_answers_to_judge": False}))
     assert unshown.tells == [False, False, False, True, False], "what the judge was not shown it cannot repeat"
     connection.execute(
         """UPDATE "Question" SET "resolvedOutcome" = true, status = 'resolved', "updatedAt" = %s""", (NOW - timedelta(days=4),)
     )
-    (official,) = told_verdicts(connection, [window], chosen)
+    (official,) = verdicts_with_leaks(connection, [window], chosen)
     assert official.tells == [False, False, False, True, False], "an official answer is hidden no more"

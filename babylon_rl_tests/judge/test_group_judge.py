@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from babylon_rl.errors import JudgeRefused
-from babylon_rl.judge.client import JudgeCaller, Reply
+from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import agreement, kendall_tau
-from babylon_rl.judge.group_judge import Asker, Judged, Outcome, SetAside, Waiting
-from babylon_rl.judge.prompt.group import ShownEpisode, ShownGroup
+from babylon_rl.judge.group_judge import AnswerSource, GroupOutcome, JudgedGroup, PendingGroup, UnscorableGroup
+from babylon_rl.judge.prompt.group import RenderedEpisode, RenderedGroup
 from babylon_rl.judge.scripted.judge import CONTENT_FAULTS, ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.in_memory import MemoryCache, judge_groups
@@ -23,26 +23,26 @@ from babylon_rl_tests.judge.scripted_server import Judge, judging
 SECRET = b"s" * 32
 
 
-def group(window: str = "2025-11-15T10:00", agents: int = 5) -> ShownGroup:
+def group(window: str = "2025-11-15T10:00", agents: int = 5) -> RenderedGroup:
     """The agent a<n> earned 100 * n dollars."""
-    episodes = [ShownEpisode(f"a{n}", f"I traded {n} times in {window}.", 10, 0, (), 100.0 * n, 5) for n in range(agents)]
-    return ShownGroup(window, ("The market moved.",), "", tuple(episodes), f"version of {window}, {agents}")
+    episodes = [RenderedEpisode(f"a{n}", f"I traded {n} times in {window}.", 10, 0, (), 100.0 * n, 5) for n in range(agents)]
+    return RenderedGroup(window, ("The market moved.",), "", tuple(episodes), f"version of {window}, {agents}")
 
 
-def groups(number: int) -> list[ShownGroup]:
+def groups(number: int) -> list[RenderedGroup]:
     return [group(f"2025-11-{15 + n // 24:02}T{n % 24:02}:00") for n in range(number)]
 
 
-def judge_all(settings: Settings, some: Sequence[ShownGroup], cache: MemoryCache) -> dict[str, Outcome]:
-    async def run() -> dict[str, Outcome]:
-        async with JudgeCaller(settings, settings.judge_model) as caller:
+def judge_all(settings: Settings, some: Sequence[RenderedGroup], cache: MemoryCache) -> dict[str, GroupOutcome]:
+    async def run() -> dict[str, GroupOutcome]:
+        async with JudgeClient(settings, settings.judge_model) as caller:
             return await judge_groups(some, caller, SECRET, settings, cache, lambda: datetime(2026, 1, 1))
 
     return asyncio.run(run())
 
 
-def judged(outcomes: dict[str, Outcome]) -> list[Judged]:
-    found = [outcome for outcome in outcomes.values() if isinstance(outcome, Judged)]
+def judged(outcomes: dict[str, GroupOutcome]) -> list[JudgedGroup]:
+    found = [outcome for outcome in outcomes.values() if isinstance(outcome, JudgedGroup)]
     assert len(found) == len(outcomes), outcomes
     return found
 
@@ -116,15 +116,15 @@ def test_a_server_that_counts_no_tokens_is_held_to_the_budget(settings: Settings
     class Uncounted:
         """Asks a judge and forgets what it counted."""
 
-        def __init__(self, judge: Asker) -> None:
+        def __init__(self, judge: AnswerSource) -> None:
             self.judge = judge
 
-        async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, Any]) -> Reply:
+        async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, Any]) -> JudgeReply:
             reply = await self.judge.ask(messages, schema)
             return replace(reply, prompt_tokens=None, completion_tokens=None, usd=None)
 
-    async def run(chosen: Settings, cache: MemoryCache) -> dict[str, Outcome]:
-        async with JudgeCaller(chosen, chosen.judge_model) as caller:
+    async def run(chosen: Settings, cache: MemoryCache) -> dict[str, GroupOutcome]:
+        async with JudgeClient(chosen, chosen.judge_model) as caller:
             return await judge_groups(groups(6), Uncounted(caller), SECRET, chosen, cache, lambda: datetime(2026, 1, 1))
 
     with judging() as judge:
@@ -135,7 +135,7 @@ def test_a_server_that_counts_no_tokens_is_held_to_the_budget(settings: Settings
         assert whole > 0
         judge.reset()
         found = asyncio.run(run(chosen.model_copy(update={"judge_budget_usd": 0.6 * whole}), MemoryCache()))
-        assert {type(outcome) for outcome in found.values()} == {Judged, Waiting} and requests(judge) == 6
+        assert {type(outcome) for outcome in found.values()} == {JudgedGroup, PendingGroup} and requests(judge) == 6
 
 
 def test_a_group_beyond_one_request_is_judged_in_parts_on_one_scale(settings: Settings) -> None:
@@ -156,7 +156,7 @@ def test_an_unusable_answer_is_asked_for_anew_and_then_the_group_is_set_aside(se
         assert requests(judge) == 5
         (again,) = judge_all(impatient, [group()], cache).values()
         assert requests(judge) == 5
-    assert isinstance(found, SetAside) and isinstance(again, SetAside)
+    assert isinstance(found, UnscorableGroup) and isinstance(again, UnscorableGroup)
     assert [entry["attempt"] for entry in found.transcript] == [0, 1, 2, 3, 4]
     assert all(entry["faults"] for entry in found.transcript) and found.reason == again.reason
     added = [len(entry["messages"]) for entry in found.transcript]
@@ -168,26 +168,26 @@ def test_a_judge_that_says_the_same_of_the_same_bytes_is_asked_something_else_af
     class Stubborn:
         """Asks a judge as if at temperature 0: the first question of each order has no answer, however often it is asked."""
 
-        def __init__(self, judge: Asker) -> None:
+        def __init__(self, judge: AnswerSource) -> None:
             self.judge = judge
             self.seen: list[str] = []
 
-        async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, Any]) -> Reply:
+        async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, Any]) -> JudgeReply:
             self.seen.append(messages[1]["content"])
             reply = await self.judge.ask(messages, schema)
             stuck = self.seen[:2]
             return replace(reply, text="I cannot say.") if messages[1]["content"] in stuck else reply
 
-    async def run(url: str) -> tuple[Outcome, list[str]]:
+    async def run(url: str) -> tuple[GroupOutcome, list[str]]:
         chosen = asking(settings, url, judge_concurrency=1)
-        async with JudgeCaller(chosen, chosen.judge_model) as caller:
+        async with JudgeClient(chosen, chosen.judge_model) as caller:
             asked = Stubborn(caller)
             (found,) = (await judge_groups([group()], asked, SECRET, chosen, MemoryCache(), lambda: datetime(2026, 1, 1))).values()
         return found, asked.seen
 
     with judging(ScriptedJudge(position_bias=0.2)) as judge:
         found, seen = asyncio.run(run(judge.url))
-    assert isinstance(found, Judged) and len(seen) == len(set(seen)) == 4
+    assert isinstance(found, JudgedGroup) and len(seen) == len(set(seen)) == 4
     for order, answered in zip(found.orders, seen[2:], strict=True):
         earned = re.findall(r"made (\d+) dollars", answered)
         assert [order.places[f"a{int(usd) // 100}"] for usd in earned] == [0, 0.25, 0.5, 0.75, 1], (
@@ -208,11 +208,11 @@ def test_a_judge_that_talks_nonsense_is_not_asked_about_every_group(settings: Se
         chosen = asking(settings, judge.url, judge_orders=1, judge_tries=4, judge_concurrency=2)
         found = judge_all(chosen, groups(30), cache)
         assert 12 <= requests(judge) <= 16
-        assert [outcome.reason for outcome in found.values() if isinstance(outcome, Waiting) and "could not be used" in outcome.reason]
+        assert [outcome.reason for outcome in found.values() if isinstance(outcome, PendingGroup) and "could not be used" in outcome.reason]
         few = judge_all(chosen, groups(3), MemoryCache())
         judge.reset(faults={"empty": 0.0})
-        judged(judge_all(chosen, [outcome.group for outcome in found.values() if isinstance(outcome, Waiting)], cache))
-    assert {type(outcome) for outcome in few.values()} == {SetAside}, "a few groups are given up one by one"
+        judged(judge_all(chosen, [outcome.group for outcome in found.values() if isinstance(outcome, PendingGroup)], cache))
+    assert {type(outcome) for outcome in few.values()} == {UnscorableGroup}, "a few groups are given up one by one"
 
 
 def test_a_judge_that_is_down_leaves_groups_waiting_and_those_of_the_cache_are_judged(settings: Settings) -> None:
@@ -222,7 +222,7 @@ def test_a_judge_that_is_down_leaves_groups_waiting_and_those_of_the_cache_are_j
         judge.reset(faults={"unavailable": 1.0})
         found = judge_all(asking(settings, judge.url, judge_timeout_seconds=0.1), groups(2), cache)
     first, second = found.values()
-    assert isinstance(first, Judged) and isinstance(second, Waiting) and "openai/scripted" in second.reason
+    assert isinstance(first, JudgedGroup) and isinstance(second, PendingGroup) and "openai/scripted" in second.reason
 
 
 def test_a_judge_that_refuses_everybody_ends_the_run(settings: Settings) -> None:
@@ -236,9 +236,9 @@ def test_a_request_that_alone_is_refused_sets_its_group_aside_and_no_other(setti
         # One at a time: that those which are answered come between those which are refused is not left to chance.
         found = judge_all(asking(settings, judge.url, judge_orders=1, judge_concurrency=1), groups(12), cache)
     kinds = {type(outcome) for outcome in found.values()}
-    assert kinds == {Judged, SetAside}
+    assert kinds == {JudgedGroup, UnscorableGroup}
     for outcome in found.values():
-        if isinstance(outcome, SetAside):
+        if isinstance(outcome, UnscorableGroup):
             assert "JUDGE_REQUEST_TOKENS" in outcome.reason
             assert outcome.group.window in outcome.transcript[0]["messages"][1]["content"], "the request that was refused"
 
@@ -252,7 +252,7 @@ def test_a_request_that_is_refused_sets_its_group_aside_where_nobody_else_is_ask
         judge.reset(faults={"bad-request": 1.0})
         found = judge_all(chosen, [*(one.group for one in kept), group("2025-11-20T10:00")], cache)
         assert requests(judge) == 2
-    assert [type(outcome) for outcome in found.values()] == [*(Judged for _ in kept), SetAside]
+    assert [type(outcome) for outcome in found.values()] == [*(JudgedGroup for _ in kept), UnscorableGroup]
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
@@ -260,8 +260,8 @@ def test_a_judge_that_refuses_every_group_sets_a_few_aside_and_lets_the_others_w
     with judging(ScriptedJudge(faults={"bad-request": 1.0})) as judge:
         found = list(judge_all(asking(settings, judge.url, judge_concurrency=at_once), groups(30), MemoryCache()).values())
         assert requests(judge) < 30
-    assert 1 <= sum(isinstance(outcome, SetAside) for outcome in found) <= 3
-    waiting = [outcome for outcome in found if isinstance(outcome, Waiting)]
+    assert 1 <= sum(isinstance(outcome, UnscorableGroup) for outcome in found) <= 3
+    waiting = [outcome for outcome in found if isinstance(outcome, PendingGroup)]
     assert len(waiting) >= 27 and all("JUDGE_REQUEST_TOKENS" in outcome.reason for outcome in waiting)
 
 

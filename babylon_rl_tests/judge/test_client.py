@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from babylon_rl.errors import JudgeRefused, JudgeUnavailable
-from babylon_rl.judge.client import JudgeCaller, Reply
+from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.scripted.judge import TRANSPORT_FAULTS, ScriptedJudge
 from babylon_rl.judge.scripted.server import running
 from babylon_rl.llm.retries import CircuitBreaker, Retries
@@ -42,21 +42,21 @@ class Time:
         await asyncio.sleep(0)
 
 
-Make = Callable[..., JudgeCaller]
+Make = Callable[..., JudgeClient]
 
 
 def settings_at(url: str, **changes: Any) -> Settings:
     return Settings(_env_file=None, judge_base_url=url, openai_api_key=SecretStr(KEY), **changes)
 
 
-def direct(played: Endpoint, time: Time | None = None, model: str = "openai/scripted", **options: Any) -> JudgeCaller:
+def direct(played: Endpoint, time: Time | None = None, model: str = "openai/scripted", **options: Any) -> JudgeClient:
     """A caller that speaks OpenAI's wire to ``played``."""
     changes = {name: options.pop(name) for name in list(options) if name.startswith("judge_")}
     time = time or Time()
-    return JudgeCaller(settings_at(played.url, **changes), model, clock=time, sleep=time.sleep, jitter=random.Random(1), **options)
+    return JudgeClient(settings_at(played.url, **changes), model, clock=time, sleep=time.sleep, jitter=random.Random(1), **options)
 
 
-def through_litellm(played: Endpoint, time: Time | None = None, model: str = "openai/gpt-4o-mini", **options: Any) -> JudgeCaller:
+def through_litellm(played: Endpoint, time: Time | None = None, model: str = "openai/gpt-4o-mini", **options: Any) -> JudgeClient:
     """A caller that asks litellm for the same."""
     return direct(played, time, model, transport=LitellmTransport(model, played.url, KEY, 60), **options)
 
@@ -74,8 +74,8 @@ def run(ask: Callable[[Endpoint], Awaitable[Any]], *script: Answer) -> tuple[Any
     return asyncio.run(main())
 
 
-def ask_once(make: Make, *script: Answer, **options: Any) -> tuple[Reply, Endpoint]:
-    async def ask(played: Endpoint) -> Reply:
+def ask_once(make: Make, *script: Answer, **options: Any) -> tuple[JudgeReply, Endpoint]:
+    async def ask(played: Endpoint) -> JudgeReply:
         async with make(played, **options) as caller:
             return await caller.ask(MESSAGES, SCHEMA)
 
@@ -186,7 +186,7 @@ def test_what_one_request_is_asked_to_wait_holds_for_all_and_longer_than_the_tim
 def test_requests_at_once_wait_for_what_one_of_them_was_asked_to_wait() -> None:
     time = Time()
 
-    async def ask(played: Endpoint) -> list[Reply]:
+    async def ask(played: Endpoint) -> list[JudgeReply]:
         async with direct(played, time, judge_concurrency=1) as caller:
             return await asyncio.gather(*(caller.ask(MESSAGES, SCHEMA) for _ in range(3)))
 
@@ -387,7 +387,7 @@ def test_another_providers_wire_is_litellms() -> None:
     body = b'{"id": "m", "type": "message", "role": "assistant", "model": "c", "content": [{"type": "text", "text": "fine"}],'
     body += b'"stop_reason": "max_tokens", "usage": {"input_tokens": 70, "output_tokens": 7}}'
 
-    async def ask(played: Endpoint) -> Reply:
+    async def ask(played: Endpoint) -> JudgeReply:
         model = "anthropic/claude-sonnet-4-5"
         wire = LitellmTransport(model, played.url.removesuffix("/v1"), KEY, 60)
         async with direct(played, model=model, transport=wire) as caller:
@@ -402,10 +402,10 @@ def test_another_providers_wire_is_litellms() -> None:
 def test_every_fault_of_the_line_at_once_loses_no_request() -> None:
     judge = ScriptedJudge(faults=dict.fromkeys(TRANSPORT_FAULTS, 0.05), retry_after_s=0.01, slow_s=0.05)
 
-    async def main(url: str) -> list[Reply]:
+    async def main(url: str) -> list[JudgeReply]:
         settings = settings_at(url, judge_timeout_seconds=1.0)
         retries = Retries(first_wait_s=0.01, total_s=60)
-        async with JudgeCaller(settings, "openai/scripted", retries=retries, jitter=random.Random(2)) as caller:
+        async with JudgeClient(settings, "openai/scripted", retries=retries, jitter=random.Random(2)) as caller:
             asked = [[{"role": "user", "content": f'<episode nonce="n" id="{i}">x</episode nonce="n">'}] for i in range(100)]
             return await asyncio.gather(*(caller.ask(messages, SCHEMA) for messages in asked))
 
