@@ -23,12 +23,10 @@ from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.serving.server_sent_events import is_closed
 from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer, stream_usage
 from babylon_rl.settings import Settings
-from babylon_rl.store.database import Database
 from babylon_rl.windows import utc_now
 
 _JSON = (b"content-type", b"application/json")
 _STREAM = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-_STOP_S = 5.0
 _MAX_RECORDED_BYTES = 8 * 1024**2
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
@@ -37,11 +35,11 @@ Headers = Sequence[tuple[bytes, bytes]]
 class Gateway:
     """The parts of one gateway process, and the ASGI endpoint of /v1/chat/completions."""
 
-    def __init__(self, settings: Settings, open_database: Callable[[], Database]) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.access = Access()
-        self.state = LiveState(open_database, self.access)
-        self.log = CallLog(settings, open_database)
+        self.state = LiveState(settings, self.access)
+        self.log = CallLog(settings)
         self.upstreams = Upstreams(settings)
         self.metrics = GatewayMetrics()
         self.open_exchanges = 0
@@ -128,11 +126,10 @@ class Gateway:
 
     async def _send_stream(self, exchange: Exchange, answer: StreamedAnswer, headers: Headers, send: Send) -> None:
         """Pass a stream on, event by event; one that breaks ends with an error event."""
-        parts, size = [answer.head], len(answer.head)
+        parts, size = list[bytes](), 0
         try:
             await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM, *headers]})
-            await send({"type": "http.response.body", "body": answer.head, "more_body": True})
-            async for events in answer.rest():
+            async for events in answer.events():
                 # A longer answer is passed on, and not kept in memory.
                 if size <= _MAX_RECORDED_BYTES:
                     parts.append(events)
@@ -159,13 +156,10 @@ class Gateway:
         self.log.record(exchange.entry(answer))
         if exchange.usage is not None:
             exchange.client.spend(exchange.usage.total_tokens)
-        if exchange.client.name is not None:
-            self.log.saw_key(exchange.client.name, exchange.at)
 
     async def start(self) -> None:
         """Open connections and start the threads."""
         await self.upstreams.open()
-        self.log.start()
         await asyncio.to_thread(self.state.start)
         # What exists now stays: the collector need not look at it again in the middle of a request.
         gc.collect()
@@ -175,7 +169,7 @@ class Gateway:
         """Close connections; calls that are not written yet stay on disk."""
         await self.upstreams.close()
         await asyncio.to_thread(self.state.close)
-        await asyncio.to_thread(self.log.close, _STOP_S)
+        self.log.close()
 
 
 @asynccontextmanager

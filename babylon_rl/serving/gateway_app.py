@@ -45,20 +45,14 @@ def create_app(gateway: Gateway) -> Starlette:
     async def ready(_: Request) -> Response:
         problem = gateway.state.problem
         serving = "base for everybody" if gateway.state.reads == 0 else "as the registry says" if problem is None else "as last known"
-        spool = {"waitingBytes": log.waiting_bytes, "refused": log.refused, "rejected": log.rejected}
-        return _json({"ready": True, "database": problem or "ok", "serving": serving, "spool": spool})
+        return _json({"ready": True, "database": problem or "ok", "serving": serving, "recording": gateway.log.report()})
 
     async def samples(request: Request) -> Response:
         gateway.access.admit(peer(request.scope), request.headers)
         return Response(gateway.metrics.text() + "".join(gauge.text() for gauge in gauges), media_type="text/plain; version=0.0.4")
 
-    log = gateway.log
     gauges = [
-        Gauge("babylon_gateway_spool_waiting_bytes", "Recorded calls that wait on disk for the database.", lambda: log.waiting_bytes),
-        Gauge("babylon_gateway_calls_written", "Calls written to the database by this process.", lambda: log.written),
-        Gauge(
-            "babylon_gateway_calls_lost", "Calls without room in the spool, or refused by the database.", lambda: log.refused + log.rejected
-        ),
+        Gauge("babylon_gateway_spool", "Recording: bytes that wait on disk, and calls by how they ended.", gateway.log.gauge, ("state",)),
         Gauge("babylon_gateway_database_answers", "1 while the routing table is fresh.", lambda: float(gateway.state.problem is None)),
         Gauge("babylon_gateway_open_requests", "Requests under way.", lambda: gateway.open_exchanges),
     ]

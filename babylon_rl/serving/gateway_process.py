@@ -1,49 +1,23 @@
 """The gateway as a process, or as several that share one port."""
 
-import threading
 from collections.abc import Callable
-from contextlib import ExitStack
 
 from starlette.applications import Starlette
 
 from babylon_rl.models.server import bind
+from babylon_rl.serving.call_writer import call_writer
 from babylon_rl.serving.gateway import Gateway
 from babylon_rl.serving.gateway_app import create_app
 from babylon_rl.serving.http_server import server_options
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.store.database import Database, open_database
 
 KEEP_ALIVE_S = 75
 STOP_S = 10
 
 
-class LateDatabase:
-    """Database that is opened at the first call, in the thread that needs it; it may be away until then."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings, self._lock, self._held = settings, threading.Lock(), ExitStack()
-        self._database: Database | None = None
-
-    def __call__(self) -> Database:
-        """Return the open database.
-
-        Raises:
-            DatabaseError: it cannot be opened.
-        """
-        with self._lock:
-            if self._database is None:
-                self._database = self._held.enter_context(open_database(self._settings, prepare=False))
-            return self._database
-
-    def close(self) -> None:
-        """Let go of an embedded server."""
-        self._held.close()
-
-
 def worker() -> Starlette:
     """Create the application of one of several processes, which reads the settings itself."""
-    settings = load_settings()
-    return create_app(Gateway(settings, LateDatabase(settings)))
+    return create_app(Gateway(load_settings()))
 
 
 def serve(settings: Settings, host: str, port: int, workers: int, announce: Callable[[str], None]) -> None:
@@ -56,17 +30,14 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
     shown_host, shown_port = bound.getsockname()[:2]
     announce(configuration(settings))
     announce(f"Gateway on http://{f'[{shown_host}]' if ':' in shown_host else shown_host}:{shown_port}/v1. Ctrl-C ends it.")
-    database = LateDatabase(settings)
-    try:
+    with call_writer(settings):
         if workers == 1:
-            uvicorn.Server(uvicorn.Config(create_app(Gateway(settings, database)), **options)).run(sockets=[bound])
+            uvicorn.Server(uvicorn.Config(create_app(Gateway(settings)), **options)).run(sockets=[bound])
         else:
             from uvicorn.supervisors import Multiprocess
 
             config = uvicorn.Config("babylon_rl.serving.gateway_process:worker", factory=True, workers=workers, **options)
             Multiprocess(config, sockets=[bound]).run()
-    finally:
-        database.close()
 
 
 def configuration(settings: Settings) -> str:

@@ -2,15 +2,15 @@
 
 import logging
 import threading
-from collections.abc import Callable
 
 import psycopg
 
 from babylon_rl.errors import BabylonError
 from babylon_rl.serving.access import Access
+from babylon_rl.settings import Settings
 from babylon_rl.store import client_keys, releases
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.database import Database
+from babylon_rl.store.database import open_database
 from babylon_rl.store.releases import RoutingTable, read_routing
 
 POLL_S = 5.0
@@ -25,11 +25,11 @@ class LiveState:
     While the database is away the last state stays; before the first one it is empty: the base for everybody.
     """
 
-    def __init__(self, open_database: Callable[[], Database], access: Access) -> None:
+    def __init__(self, settings: Settings, access: Access) -> None:
         self.table = RoutingTable()
         self.problem: str | None = "the database has not answered yet"
         self.reads = 0
-        self._open_database, self._access = open_database, access
+        self._settings, self._access = settings, access
         self._closing, self._first = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="babylon-routing", daemon=True)
 
@@ -47,7 +47,7 @@ class LiveState:
         while not self._closing.is_set():
             try:
                 # Past any pooler: a pooled session would not get notifications.
-                with self._open_database().connect_directly(autocommit=True) as connection:
+                with open_database(self._settings, prepare=False) as database, database.connect_directly(autocommit=True) as connection:
                     self._follow(connection)
             except (psycopg.Error, BabylonError, OSError) as broken:
                 if self.problem is None or self.reads == 0:

@@ -78,19 +78,20 @@ class WholeAnswer:
 
 
 class StreamedAnswer:
-    """A stream whose first token has come; ``head`` holds the events up to it. Its owner calls ``close``."""
+    """A stream whose first token has come; its owner calls ``close``."""
 
     def __init__(self, head: bytes, buffer: EventBuffer, response: aiohttp.ClientResponse, timeout_s: float) -> None:
-        self.head = head
+        self._head = head
         self._buffer, self._response, self._timeout_s = buffer, response, timeout_s
 
-    async def rest(self) -> AsyncIterator[bytes]:
-        """Yield the whole events after the head; the last is ``[DONE]``.
+    async def events(self) -> AsyncIterator[bytes]:
+        """Yield whole events, from the first on; the last is ``[DONE]``.
 
         Raises:
             UpstreamFailed: the stream broke, or paused for too long; a partial event is not passed on.
         """
-        finished, closed = is_finished(self.head), is_closed(self.head)
+        finished, closed = is_finished(self._head), is_closed(self._head)
+        yield self._head
         try:
             while received := await asyncio.wait_for(self._response.content.readany(), self._timeout_s):
                 if events := self._buffer.feed(received):

@@ -5,14 +5,14 @@ A call is written once, however often it is given: its id is unique in both tabl
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
 from babylon_rl.store.connection import Connection
 
-# Inferences are counted from the rows that are new, in the same statement, so that a repetition counts nothing twice.
+# Inferences are counted from the rows that are new, in the same statement, so that a repetition counts nothing twice. Versions of other
+# producers are not changed.
 _INSERT_CALLS = """
 WITH new AS (
     INSERT INTO babylon_rl.gateway_calls
@@ -27,7 +27,8 @@ WITH new AS (
     SELECT "version", count(*)::int AS calls FROM new WHERE "status" = 200 AND "version" IS NOT NULL GROUP BY "version"
 ), counted AS (
     UPDATE public.trained_models m SET "totalInferences" = m."totalInferences" + answered.calls
-    FROM answered WHERE m.version = answered."version"
+    FROM answered JOIN babylon_rl.model_lineage l ON l."version" = answered."version"
+    WHERE m.version = l."version" AND m."trainingBatch" = l."batchId"
 )
 SELECT count(*) FROM new
 """
@@ -42,9 +43,10 @@ SELECT id, "trajectoryId", "stepId", "callId", "timestamp", "latencyMs", model, 
 FROM jsonb_populate_recordset(NULL::public.llm_call_logs, %(logs)s)
 ON CONFLICT DO NOTHING
 """
-_USED = """
-UPDATE babylon_rl.client_keys k SET "lastUsedAt" = greatest(k."lastUsedAt", used."lastUsedAt")
-FROM jsonb_populate_recordset(NULL::babylon_rl.client_keys, %(used)s) used WHERE k."name" = used."name"
+_KEYS_USED = """
+UPDATE babylon_rl.client_keys k SET "lastUsedAt" = greatest(k."lastUsedAt", used."at")
+FROM (SELECT "keyName", max("at") AS "at" FROM jsonb_populate_recordset(NULL::babylon_rl.gateway_calls, %(calls)s) GROUP BY 1) used
+WHERE k."name" = used."keyName"
 """
 
 
@@ -60,12 +62,8 @@ def write_calls(connection: Connection, rows: GatewayRows) -> int:
     """Write calls in one transaction; return the number of those that were not there yet."""
     with connection.transaction():
         (new,) = connection.execute(_INSERT_CALLS, {"calls": Jsonb(rows.calls)}).fetchone() or (0,)
+        if any(call["keyName"] for call in rows.calls):
+            connection.execute(_KEYS_USED, {"calls": Jsonb(rows.calls)})
         if rows.logs:
             connection.execute(_INSERT_LOGS, {"logs": Jsonb(rows.logs)})
         return int(new)
-
-
-def record_key_use(connection: Connection, used: dict[str, datetime]) -> None:
-    """Record when clients were last seen, by key name."""
-    with connection.transaction():
-        connection.execute(_USED, {"used": Jsonb([{"name": name, "lastUsedAt": at.isoformat()} for name, at in used.items()])})

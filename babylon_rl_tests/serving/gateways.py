@@ -11,8 +11,10 @@ from typing import Any
 import openai
 import psycopg
 import uvicorn
+from pydantic import SecretStr
 
 from babylon_rl.models.server import bind
+from babylon_rl.serving.call_writer import call_writer
 from babylon_rl.serving.gateway import Gateway
 from babylon_rl.serving.gateway_app import create_app
 from babylon_rl.serving.http_server import server_options
@@ -24,12 +26,23 @@ MESSAGES: Any = [{"role": "system", "content": "You trade."}, {"role": "user", "
 
 
 def add_version(database: Database, version: str, status: str = "deployed") -> None:
-    """A version that LOCAL_ENDPOINT serves under its name."""
+    """A version of ours that LOCAL_ENDPOINT serves under its name."""
+    batch = f"batch-{version}"
     with psycopg.connect(database.url) as connection:
         connection.execute(
-            'INSERT INTO trained_models (id, "modelId", version, "baseModel", status, "storagePath", "deployedAt", "updatedAt") '
-            "VALUES (%s, %s, %s, 'base', %s, %s, %s, %s)",
-            (version, f"babylon-agent-{version}", version, status, f"/checkpoints/{version}", NOW, NOW),
+            'INSERT INTO trained_models (id, "modelId", version, "baseModel", "trainingBatch", status, "storagePath", "deployedAt", '
+            "\"updatedAt\") VALUES (%s, %s, %s, 'base', %s, %s, %s, %s, %s)",
+            (version, f"babylon-agent-{version}", version, batch, status, f"/checkpoints/{version}", NOW, NOW),
+        )
+        connection.execute(
+            'INSERT INTO babylon_rl.batches ("batchId", "baseModel", "backend", "version", "seed", "state", "createdAt", "heartbeatAt") '
+            "VALUES (%s, 'base', 'cpu', %s, 0, 'completed', %s, %s)",
+            (batch, version, NOW, NOW),
+        )
+        connection.execute(
+            'INSERT INTO babylon_rl.model_lineage ("version", "baseModel", "backend", "batchId", "checkpointPath", "manifestSha", '
+            "\"windows\", \"metrics\", \"createdAt\") VALUES (%s, 'base', 'cpu', %s, %s, 'sha', '{}', '{}', %s)",
+            (version, batch, f"/checkpoints/{version}", NOW),
         )
 
 
@@ -55,10 +68,11 @@ class RunningGateway:
 
 
 @contextmanager
-def running_gateway(settings: Settings, open_database: Callable[[], Database]) -> Iterator[RunningGateway]:
-    """Serve until the block ends; the server must then end in time."""
-    gateway = Gateway(settings, open_database)
-    with bind("127.0.0.1", 0) as bound:
+def running_gateway(settings: Settings, database: Database) -> Iterator[RunningGateway]:
+    """Serve and record until the block ends; the server must then end in time."""
+    settings = settings.model_copy(update={"database_url": SecretStr(database.url)})
+    gateway = Gateway(settings)
+    with call_writer(settings), bind("127.0.0.1", 0) as bound:
         bound.listen(512)
         server = uvicorn.Server(uvicorn.Config(create_app(gateway), **server_options(log_level="warning", timeout_graceful_shutdown=2)))
         loops: list[asyncio.AbstractEventLoop] = []

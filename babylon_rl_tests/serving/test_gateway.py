@@ -33,7 +33,7 @@ def gateway(settings: Settings, database: Database, upstream: ModelStandIn) -> I
     """A gateway with v1.0.0 deployed."""
     add_version(database, "v1.0.0")
     changed = settings.model_copy(update={"local_endpoint": upstream.url, "gateway_timeout_seconds": 1.0})
-    with running_gateway(changed, lambda: database) as running:
+    with running_gateway(changed, database) as running:
         yield running
 
 
@@ -120,7 +120,7 @@ def test_without_a_fallback_the_client_gets_an_error_in_openai_s_shape(
     add_version(database, "v1.0.0")
     upstream.behaviour["v1.0.0"] = fault
     update = {"local_endpoint": upstream.url, "gateway_timeout_seconds": 1.0, "rl_fallback_to_base": False}
-    with running_gateway(settings.model_copy(update=update), lambda: database) as gateway, pytest.raises(error) as raised:
+    with running_gateway(settings.model_copy(update=update), database) as gateway, pytest.raises(error) as raised:
         gateway.client().chat.completions.create(model="v1.0.0", messages=MESSAGES)
     assert raised.value.body["message"] and "secretsecret" not in str(raised.value.body)  # type: ignore[index]
     assert fault != "429" or raised.value.response.headers["retry-after"] == "7"
@@ -192,9 +192,9 @@ def test_health_readiness_and_metrics_say_how_it_is(gateway: RunningGateway) -> 
 
 def test_a_gateway_without_its_database_serves_the_base_and_says_so(settings: Settings, upstream: ModelStandIn) -> None:
     gone = Database("postgresql://nobody@127.0.0.1:1/nothing", "postgresql://nobody@127.0.0.1:1/nothing")
-    with running_gateway(settings.model_copy(update={"local_endpoint": upstream.url}), lambda: gone) as gateway:
+    with running_gateway(settings.model_copy(update={"local_endpoint": upstream.url}), gone) as gateway:
         user: ChatCompletionUserMessageParam = {"role": "user", "content": "Prices?"}
         raw = gateway.client().chat.completions.with_raw_response.create(model="babylon-agent", messages=[user])
         assert raw.headers["x-babylon-version"] == "base"
         ready = json.load(urllib.request.urlopen(f"http://127.0.0.1:{gateway.port}/ready"))
-    assert ready["serving"] == "base for everybody" and "does not answer" in ready["database"] and ready["spool"]["waitingBytes"] > 0
+    assert ready["serving"] == "base for everybody" and "does not answer" in ready["database"] and ready["recording"]["waitingBytes"] > 0

@@ -1,0 +1,222 @@
+"""The process that writes spooled calls into the database, beside the gateway so that an answer never waits for its work.
+
+A database that is away is tried again without limit; calls wait on disk. A call is written once, as its id is unique. A row that the
+database refuses is kept in ``rejected.calls.json`` beside the spool, and the others go on.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+
+from babylon_rl.errors import BabylonError
+from babylon_rl.serving.call_entry import CallEntry
+from babylon_rl.serving.recorded_privacy import RecordedPrivacy
+from babylon_rl.serving.spool import SpoolReader
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import Database, open_database
+from babylon_rl.store.gateway_calls import GatewayRows, write_calls
+
+_LOG = logging.getLogger("babylon_rl.gateway")
+_EVERY_S = 0.2
+_LONGEST_PAUSE_S = 5.0
+_STOP_S = 10.0
+_RESTART_S = 1.0
+_MAX_RECORDS, _MAX_BYTES = 256, 4 * 1024**2
+# Faults of one row; anything else is a fault of the connection or the server.
+_ROW_FAULTS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
+_ENTRY_FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_PASSED_ON = ("database_url", "direct_database_url", "babylon_rl_home", "record_private_fields")
+Rows = list[tuple[dict[str, Any], dict[str, Any] | None]]
+
+
+class CallWriter:
+    """Writer of the calls of one spool directory. ``closing`` asks it to write what it can and to end."""
+
+    def __init__(self, settings: Settings, closing: threading.Event) -> None:
+        self._settings, self._closing = settings, closing
+        self._privacy = RecordedPrivacy.of(settings)
+        self._spool = SpoolReader(settings.home / "gateway" / "spool")
+        self._connection: Connection | None = None
+
+    def run(self, database: Database) -> None:
+        """Write until ``closing``, and then what is left, unless the database is away."""
+        syncing = threading.Thread(target=self._sync, name="babylon-spool-sync", daemon=True)
+        syncing.start()
+        failures = 0
+        while True:
+            last = self._closing.is_set()
+            try:
+                self._write_all(database)
+                if failures > 1:
+                    _LOG.warning("The database takes recorded calls again.")
+                failures, self._spool.status.problem = 0, None
+            except (psycopg.Error, BabylonError) as broken:
+                failures += 1
+                self._spool.status.problem = (str(broken).strip().splitlines() or [type(broken).__name__])[0]
+                self._drop_connection()
+                if failures == 2:
+                    _LOG.warning("The database does not take recorded calls (%s); they wait on disk.", self._spool.status.problem)
+            self._spool.publish()
+            if last:
+                break
+            self._closing.wait(min(_EVERY_S * 2**failures, _LONGEST_PAUSE_S))
+        self._drop_connection()
+
+    def _sync(self) -> None:
+        while not self._closing.wait(_EVERY_S):
+            self._spool.sync()
+
+    def _write_all(self, database: Database) -> None:
+        for segment in self._spool.segments():
+            # Asked before the last records are read, as more may follow until then.
+            complete = self._spool.is_complete(segment)
+            while True:
+                records, end = self._spool.read(segment, _MAX_RECORDS, _MAX_BYTES)
+                if not records:
+                    break
+                self._write([rows for record in records if (rows := self._rows(record)) is not None], database)
+                self._spool.handled(segment, end)
+                self._spool.publish()
+            if complete and (left := self._spool.remove(segment)):
+                _LOG.error("%s ended with %d bytes that are no call: a write was cut off.", segment, left)
+
+    def _rows(self, record: bytes) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
+        try:
+            entry = CallEntry.decoded(record)
+            call = entry.call_row()
+        except _ENTRY_FAULTS as fault:
+            self._reject(f"A record of the spool is no call: {fault}", repr(record[:1000]))
+            return None
+        try:
+            log = entry.log_row()
+        except _ENTRY_FAULTS as fault:
+            self._reject(f"The texts of call {entry.call_id} cannot be recorded: {fault}", {"request": repr(entry.request)})
+            log = None
+        self._privacy.apply(call, log)
+        return call, log
+
+    def _write(self, rows: Rows, database: Database) -> None:
+        """Write rows in one transaction; if the database refuses one, halves until it is alone."""
+        if not rows:
+            return
+        try:
+            if self._connection is None:
+                self._connection = database.connect(autocommit=True)
+            written = write_calls(self._connection, GatewayRows([call for call, _ in rows], [log for _, log in rows if log is not None]))
+            self._spool.status.written += written
+        except _ROW_FAULTS as fault:
+            if len(rows) == 1:
+                self._reject(f"The database refuses call {rows[0][0]['callId']}: {str(fault).splitlines()[0]}", rows[0])
+                return
+            middle = len(rows) // 2
+            self._write(rows[:middle], database)
+            self._write(rows[middle:], database)
+
+    def _reject(self, reason: str, row: Any) -> None:
+        self._spool.status.rejected += 1
+        _LOG.error(reason)
+        with (self._spool.directory.parent / "rejected.calls.json").open("a") as file:
+            file.write(json.dumps({"reason": reason, "row": row}, default=str) + "\n")
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+
+@contextmanager
+def call_writer(settings: Settings) -> Iterator[None]:
+    """Run the writer's process as long as the block; one that dies is started again.
+
+    Its standard input is a pipe that only this process holds, so that it ends when this process does, after writing what is left.
+    """
+    RecordedPrivacy.of(settings)  # a wrong setting is reported here
+    closing, children = threading.Event(), [_started(settings)]
+
+    def keep_running() -> None:
+        while children[-1].wait() is not None and not closing.wait(_RESTART_S):
+            _LOG.error("The writer of recorded calls ended with status %d and is started again.", children[-1].returncode)
+            children.append(_started(settings))
+            if closing.is_set():
+                _stop(children[-1])
+
+    thread = threading.Thread(target=keep_running, name="babylon-call-writer", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        closing.set()
+        _stop(children[-1])
+        thread.join(_STOP_S)
+
+
+def _started(settings: Settings) -> subprocess.Popen[bytes]:
+    child = subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, start_new_session=True, cwd=_package_root())
+    values = {name: getattr(settings, name) for name in _PASSED_ON}
+    plain = {name: value.get_secret_value() if hasattr(value, "get_secret_value") else value for name, value in values.items()}
+    assert child.stdin is not None
+    # Through the pipe, as a command line can be read by others.
+    child.stdin.write(json.dumps(plain | {"babylon_rl_home": str(settings.home)}).encode() + b"\n")
+    child.stdin.flush()
+    return child
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    assert child.stdin is not None
+    child.stdin.close()
+    try:
+        child.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+
+
+def _package_root() -> Path:
+    return Path(__file__).resolve().parents[2]
+
+
+def main() -> None:
+    """Run ``python -m babylon_rl.serving.call_writer``: settings on the first line of standard input, until it closes."""
+    settings = load_settings(**json.loads(sys.stdin.buffer.readline()))
+    directory, closing = settings.home / "gateway" / "spool", threading.Event()
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def end_with_stdin() -> None:
+        sys.stdin.buffer.read()
+        closing.set()
+
+    threading.Thread(target=end_with_stdin, daemon=True).start()
+    os.nice(5)  # answers come first
+    with (directory / ".lock").open("w") as lock:
+        # One writer a directory; another waits until this one has ended.
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if closing.wait(1):
+                    return
+        while True:
+            try:
+                with open_database(settings, prepare=False) as database:
+                    CallWriter(settings, closing).run(database)
+                return
+            except BabylonError as away:  # an embedded server that does not start
+                _LOG.warning("%s", away)
+                if closing.wait(_LONGEST_PAUSE_S):
+                    return
+
+
+if __name__ == "__main__":
+    main()

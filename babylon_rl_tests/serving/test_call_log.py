@@ -1,0 +1,134 @@
+"""Recording behind the answers: what a call becomes in the database, and that no fault loses a call or writes it twice."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from babylon_rl.episodes.messages import logged_call, sequence
+from babylon_rl.errors import SettingsError
+from babylon_rl.serving.recorded_privacy import RecordedPrivacy
+from babylon_rl.settings import Settings
+from babylon_rl.store.connection import connect
+from babylon_rl.store.database import Database
+from babylon_rl.store.trajectories import call_log_rows
+from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, add_version, rows, running_gateway, wait_for
+from babylon_rl_tests.serving.model_stand_in import ModelStandIn, completion, model_stand_in
+
+PLACE = {"x-babylon-agent": "a1", "x-babylon-trajectory": "t1", "x-babylon-step": "3"}
+
+
+@pytest.fixture
+def upstream() -> Iterator[ModelStandIn]:
+    """A model server without faults."""
+    with model_stand_in() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def recording(settings: Settings, database: Database, upstream: ModelStandIn) -> Settings:
+    """Settings of a gateway in front of the stand-in, with v1.0.0 deployed."""
+    add_version(database, "v1.0.0")
+    return settings.model_copy(update={"local_endpoint": upstream.url, "gateway_timeout_seconds": 1.0})
+
+
+def logs(database: Database, expected: int) -> list[dict]:  # type: ignore[type-arg]
+    """The recorded calls once there are that many, with their metadata decoded."""
+    wait_for(lambda: len(rows(database, "SELECT 1 FROM babylon_rl.gateway_calls")) >= expected, f"{expected} calls in the database")
+    found = rows(database, 'SELECT * FROM llm_call_logs ORDER BY "timestamp", "callId"')
+    return [row | {"metadata": json.loads(row["metadata"])} for row in found]
+
+
+def chat(gateway: RunningGateway, **more: object) -> None:
+    options: dict[str, object] = {"model": "babylon-agent", "messages": MESSAGES, "extra_headers": PLACE} | more
+    answer = gateway.client().chat.completions.create(**options)  # type: ignore[call-overload]
+    if more.get("stream"):
+        list(answer)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_is_recorded_with_its_place_and_logprobs_and_is_a_sequence_that_trains(
+    recording: Settings, database: Database, stream: bool
+) -> None:
+    with running_gateway(recording, database) as gateway:
+        chat(gateway, stream=stream, temperature=0.7, max_tokens=9)
+        (row,) = logs(database, 1)
+    assert (row["trajectoryId"], row["stepId"], row["purpose"], row["model"]) == ("t1", "t1-step-3", "action", "v1.0.0")
+    assert (row["systemPrompt"], row["userPrompt"], row["response"]) == ("You trade.", "Prices?", "hold your position")
+    assert (row["temperature"], row["maxTokens"], row["latencyMs"] >= 0) == (0.7, 9, True)
+    assert row["metadata"]["modelVersion"] == "v1.0.0" and row["metadata"]["finishReason"] == "stop"
+    with connect(database.url) as connection:
+        (stored,) = call_log_rows(connection, ["t1"])
+    read = sequence(logged_call(stored), "t1", 3, 0, "llm_call_logs")
+    assert read is not None and read.messages == MESSAGES and read.response == "hold your position"
+    assert [token["logprob"] for token in read.logprobs or ()] == [-0.5, -0.5, -0.5]
+
+
+def test_every_routed_call_has_a_row_and_answered_ones_count_as_inferences(
+    recording: Settings, database: Database, upstream: ModelStandIn
+) -> None:
+    with running_gateway(recording, database) as gateway:
+        chat(gateway)
+        upstream.behaviour["v1.0.0"] = "500"
+        chat(gateway)
+        logs(database, 2)
+    calls = rows(database, 'SELECT * FROM babylon_rl.gateway_calls ORDER BY "at"')
+    assert [(call["agentId"], call["chosenVersion"], call["version"], call["fallback"], call["status"]) for call in calls] == [
+        ("a1", "v1.0.0", "v1.0.0", None, 200), ("a1", "v1.0.0", None, "server_error", 200),
+    ]  # fmt: skip
+    assert calls[0]["completionTokens"] == 3
+    assert rows(database, 'SELECT "totalInferences" FROM trained_models') == [{"totalInferences": 1}]
+
+
+def test_a_broken_stream_is_a_call_without_texts(recording: Settings, database: Database, upstream: ModelStandIn) -> None:
+    upstream.behaviour["v1.0.0"] = "breaks later"
+    with running_gateway(recording, database) as gateway:
+        with pytest.raises(Exception, match="ended before"):
+            chat(gateway, stream=True)
+        assert logs(database, 1) == []
+    assert [call["status"] for call in rows(database, "SELECT status FROM babylon_rl.gateway_calls")] == [502]
+
+
+def test_a_chat_that_no_sequence_can_hold_is_kept_whole_and_does_not_train(
+    recording: Settings, database: Database, upstream: ModelStandIn
+) -> None:
+    calls = [{"id": "t", "type": "function", "function": {"name": "trade", "arguments": "{}"}}]
+    upstream.answer = lambda model: completion(model, (), content=None, tool_calls=calls)
+    tools = [{"type": "function", "function": {"name": "trade", "parameters": {}}}]
+    with running_gateway(recording, database) as gateway:
+        chat(gateway, tools=tools)
+        (row,) = logs(database, 1)
+    assert (row["systemPrompt"], row["userPrompt"], row["response"]) == ("", "", "")
+    assert json.loads(row["messagesJson"]) == MESSAGES and row["metadata"]["toolCalls"] == calls
+
+
+def test_odd_texts_are_recorded_as_far_as_the_database_can_hold_them(recording: Settings, database: Database) -> None:
+    with running_gateway(recording, database) as gateway:
+        chat(gateway, messages=[{"role": "user", "content": "a\x00b 😀"}], extra_headers=PLACE | {"x-babylon-step": "odd"})
+        (row,) = logs(database, 1)
+    assert (row["userPrompt"], row["stepId"]) == ("a\ufffdb 😀", "odd")
+
+
+def test_provider_accesses_come_by_a_header(recording: Settings, database: Database) -> None:
+    accesses = [{"providerName": "prices", "data": {"BTC": 1}, "purpose": "trade"}]
+    with running_gateway(recording, database) as gateway:
+        chat(gateway, extra_headers=PLACE | {"x-babylon-provider-accesses": json.dumps(accesses)})
+        (row,) = logs(database, 1)
+    assert row["metadata"]["providerAccesses"] == accesses
+
+
+def test_private_fields_are_not_recorded(recording: Settings, database: Database) -> None:
+    private = recording.model_copy(update={"record_private_fields": "agent=hash, prompts"})
+    with running_gateway(private, database) as gateway:
+        chat(gateway)
+        (row,) = logs(database, 1)
+    stored = json.dumps(row, default=str) + json.dumps(rows(database, "SELECT * FROM babylon_rl.gateway_calls"), default=str)
+    assert "a1" not in stored and "Prices?" not in stored and row["response"] == "hold your position"
+    with pytest.raises(SettingsError, match="prompts=hash"):
+        RecordedPrivacy.of(recording.model_copy(update={"record_private_fields": "prompts=hash"}))
+
+
+def test_without_recording_calls_are_counted_and_their_texts_are_nowhere(recording: Settings, database: Database) -> None:
+    with running_gateway(recording.model_copy(update={"record_agent_trajectories": False}), database) as gateway:
+        chat(gateway)
+        assert logs(database, 1) == []

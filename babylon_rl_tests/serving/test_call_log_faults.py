@@ -1,0 +1,183 @@
+"""Database, upstream, writer and gateway fail under load: every answered call is in the database once."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl_tests.serving.gateways import add_version, rows, running_gateway, wait_for
+from babylon_rl_tests.serving.model_stand_in import ModelStandIn, model_stand_in
+from babylon_rl_tests.store.proxy import Proxy
+
+CLIENTS = 6
+
+
+class Load:
+    """Clients that call as fast as they are answered; ``answered`` are the markers in the prompts of complete answers."""
+
+    def __init__(self, port: int, name: str = "call") -> None:
+        self.port, self.name = port, name
+        self.answered: list[str] = []
+        self.failed = 0
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(CLIENTS)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def more(self, calls: int) -> None:
+        """Wait until that many further calls are answered."""
+        target = len(self.answered) + calls
+        wait_for(lambda: len(self.answered) >= target, f"{calls} more answers")
+
+    def _run(self, client: int) -> None:
+        number = 0
+        while not self._stopping.is_set():
+            number += 1
+            marker, stream = f"{self.name} {client}/{number}", number % 2 == 0
+            body = {"model": "babylon-agent", "messages": [{"role": "user", "content": marker}], "stream": stream}
+            url = f"http://127.0.0.1:{self.port}/v1/chat/completions"
+            try:
+                request = urllib.request.Request(url, json.dumps(body).encode(), {"x-babylon-agent": f"agent-{client}"})
+                with urllib.request.urlopen(request, timeout=20) as response:
+                    answer = response.read()
+            except (OSError, http.client.HTTPException) as failure:
+                if isinstance(failure, urllib.error.HTTPError):
+                    failure.close()
+                self.failed += 1
+                time.sleep(0.05)
+                continue
+            complete = b"[DONE]" in answer if stream else b'"choices"' in answer
+            if complete:
+                self.answered.append(marker)
+            else:
+                self.failed += 1
+
+
+def require_each_once(database: Database, answered: list[str]) -> None:
+    """Every answered call has one row with its texts; no call has two."""
+
+    def missing() -> set[str]:
+        return set(answered) - {row["userPrompt"] for row in rows(database, 'SELECT "userPrompt" FROM llm_call_logs')}
+
+    wait_for(lambda: not missing(), "all answered calls to be written")
+    recorded = [row["userPrompt"] for row in rows(database, 'SELECT "userPrompt" FROM llm_call_logs')]
+    assert sorted(set(recorded)) == sorted(recorded)
+    calls = rows(database, 'SELECT count(*) AS n, count(DISTINCT "callId") AS ids FROM babylon_rl.gateway_calls WHERE status = 200')[0]
+    assert calls["n"] == calls["ids"] == len(recorded)
+    assert rows(database, 'SELECT "totalInferences" AS n FROM trained_models')[0]["n"] <= len(recorded)
+
+
+@pytest.fixture
+def upstream() -> Iterator[ModelStandIn]:
+    """A model server without faults."""
+    with model_stand_in() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def recording(settings: Settings, database: Database, upstream: ModelStandIn) -> Settings:
+    """Settings of a gateway in front of the stand-in, with v1.0.0 deployed."""
+    add_version(database, "v1.0.0")
+    return settings.model_copy(update={"local_endpoint": upstream.url, "gateway_timeout_seconds": 2.0})
+
+
+def test_a_database_that_is_cut_off_and_stays_away_delays_no_answer_and_loses_no_call(recording: Settings, database: Database) -> None:
+    proxy = Proxy(database.url)
+    with running_gateway(recording, Database(proxy.url, proxy.url)) as gateway:
+        with Load(gateway.port) as load:
+            load.more(40)
+            proxy.away = True
+            proxy.cut()
+            load.more(40)
+            ready = json.load(urllib.request.urlopen(f"http://127.0.0.1:{gateway.port}/ready"))
+            proxy.away = False
+            load.more(20)
+            # The answer to a commit is lost: the rows may be there already.
+            proxy.after(200)
+            load.more(40)
+        assert load.failed == 0 and ready["ready"]
+        require_each_once(database, load.answered)
+
+
+def test_a_gateway_that_is_killed_loses_no_call_that_it_answered(recording: Settings, database: Database, upstream: ModelStandIn) -> None:
+    with gateway_process(recording, database) as (process, port), Load(port) as load:
+        load.more(60)
+        process.kill()
+        process.wait()
+    with gateway_process(recording, database) as (_, port), Load(port, "again") as again:
+        again.more(10)
+        answered = [*load.answered, *again.answered]
+    require_each_once(database, answered)
+
+
+def test_a_writer_that_is_killed_is_started_again_and_writes_nothing_twice(recording: Settings, database: Database) -> None:
+    with gateway_process(recording, database) as (process, port), Load(port) as load:
+        load.more(40)
+        killed = {child.pid for child in psutil.Process(process.pid).children()}
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        load.more(40)
+        wait_for(lambda: {child.pid for child in psutil.Process(process.pid).children()} - killed, "a new writer")
+        require_each_once(database, load.answered[:80])
+
+
+def test_an_upstream_that_dies_fails_calls_and_is_used_again(recording: Settings, database: Database, upstream: ModelStandIn) -> None:
+    with running_gateway(recording, database) as gateway:
+        with Load(gateway.port) as load:
+            load.more(30)
+            upstream.behaviour |= {"v1.0.0": "hangs up", "base": "hangs up"}
+            wait_for(lambda: load.failed > 10, "calls to fail")
+            upstream.behaviour.clear()
+            load.more(10)
+        require_each_once(database, load.answered)
+        assert {row["status"] for row in rows(database, "SELECT DISTINCT status FROM babylon_rl.gateway_calls")} <= {200, 502, 503}
+
+
+@contextmanager
+def gateway_process(settings: Settings, database: Database) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """``serve gateway`` as a process, and its port."""
+    environment = {
+        **os.environ, "DATABASE_URL": database.url, "BABYLON_RL_HOME": str(settings.home), "LOCAL_ENDPOINT": settings.local_endpoint,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "babylon_rl", "serve", "gateway", "--port", "0"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("RL Model Configuration:")
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/v1", process.stderr.readline())
+        assert found is not None
+        port = int(found[1])
+        wait_for(lambda: _answers(port), "the gateway to answer")
+        yield process, port
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def _answers(port: int) -> bool:
+    try:
+        return bool(json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/health")))
+    except OSError:
+        return False
