@@ -48,6 +48,7 @@ COMMANDS = {
     "batches": ("batches", "Training jobs: list, show, cancel, give up what never ends."),
     "models": ("models", "The registry of versions."),
     "serve": ("serve", "Run a server until it is interrupted."),
+    "keys": ("keys", "Bearer keys of the clients of the gateway."),
     "benchmark": ("benchmark", "Evidence: models and strategies in unseen markets."),
 }
 FAILED_OUTSIDE = 3

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from typing import Any
 
@@ -68,11 +68,11 @@ class RunningGateway:
 
 
 @contextmanager
-def running_gateway(settings: Settings, database: Database) -> Iterator[RunningGateway]:
-    """Serve and record until the block ends; the server must then end in time."""
+def running_gateway(settings: Settings, database: Database, *, writes: bool = False) -> Iterator[RunningGateway]:
+    """Serve until the block ends, with the writer of recorded calls if the test reads them; the server must then end in time."""
     settings = settings.model_copy(update={"database_url": SecretStr(database.url)})
     gateway = Gateway(settings)
-    with call_writer(settings), bind("127.0.0.1", 0) as bound:
+    with call_writer(settings) if writes else nullcontext(), bind("127.0.0.1", 0) as bound:
         bound.listen(512)
         server = uvicorn.Server(uvicorn.Config(create_app(gateway), **server_options(log_level="warning", timeout_graceful_shutdown=2)))
         loops: list[asyncio.AbstractEventLoop] = []

@@ -50,7 +50,7 @@ def chat(gateway: RunningGateway, **more: object) -> None:
 def test_a_call_is_recorded_with_its_place_and_logprobs_and_is_a_sequence_that_trains(
     recording: Settings, database: Database, stream: bool
 ) -> None:
-    with running_gateway(recording, database) as gateway:
+    with running_gateway(recording, database, writes=True) as gateway:
         chat(gateway, stream=stream, temperature=0.7, max_tokens=9)
         (row,) = logs(database, 1)
     assert (row["trajectoryId"], row["stepId"], row["purpose"], row["model"]) == ("t1", "t1-step-3", "action", "v1.0.0")
@@ -67,7 +67,7 @@ def test_a_call_is_recorded_with_its_place_and_logprobs_and_is_a_sequence_that_t
 def test_every_routed_call_has_a_row_and_answered_ones_count_as_inferences(
     recording: Settings, database: Database, upstream: ModelStandIn
 ) -> None:
-    with running_gateway(recording, database) as gateway:
+    with running_gateway(recording, database, writes=True) as gateway:
         chat(gateway)
         upstream.behaviour["v1.0.0"] = "500"
         chat(gateway)
@@ -82,7 +82,7 @@ def test_every_routed_call_has_a_row_and_answered_ones_count_as_inferences(
 
 def test_a_broken_stream_is_a_call_without_texts(recording: Settings, database: Database, upstream: ModelStandIn) -> None:
     upstream.behaviour["v1.0.0"] = "breaks later"
-    with running_gateway(recording, database) as gateway:
+    with running_gateway(recording, database, writes=True) as gateway:
         with pytest.raises(Exception, match="ended before"):
             chat(gateway, stream=True)
         assert logs(database, 1) == []
@@ -95,7 +95,7 @@ def test_a_chat_that_no_sequence_can_hold_is_kept_whole_and_does_not_train(
     calls = [{"id": "t", "type": "function", "function": {"name": "trade", "arguments": "{}"}}]
     upstream.answer = lambda model: completion(model, (), content=None, tool_calls=calls)
     tools = [{"type": "function", "function": {"name": "trade", "parameters": {}}}]
-    with running_gateway(recording, database) as gateway:
+    with running_gateway(recording, database, writes=True) as gateway:
         chat(gateway, tools=tools)
         (row,) = logs(database, 1)
     assert (row["systemPrompt"], row["userPrompt"], row["response"]) == ("", "", "")
@@ -103,7 +103,7 @@ def test_a_chat_that_no_sequence_can_hold_is_kept_whole_and_does_not_train(
 
 
 def test_odd_texts_are_recorded_as_far_as_the_database_can_hold_them(recording: Settings, database: Database) -> None:
-    with running_gateway(recording, database) as gateway:
+    with running_gateway(recording, database, writes=True) as gateway:
         chat(gateway, messages=[{"role": "user", "content": "a\x00b 😀"}], extra_headers=PLACE | {"x-babylon-step": "odd"})
         (row,) = logs(database, 1)
     assert (row["userPrompt"], row["stepId"]) == ("a\ufffdb 😀", "odd")
@@ -111,7 +111,7 @@ def test_odd_texts_are_recorded_as_far_as_the_database_can_hold_them(recording: 
 
 def test_provider_accesses_come_by_a_header(recording: Settings, database: Database) -> None:
     accesses = [{"providerName": "prices", "data": {"BTC": 1}, "purpose": "trade"}]
-    with running_gateway(recording, database) as gateway:
+    with running_gateway(recording, database, writes=True) as gateway:
         chat(gateway, extra_headers=PLACE | {"x-babylon-provider-accesses": json.dumps(accesses)})
         (row,) = logs(database, 1)
     assert row["metadata"]["providerAccesses"] == accesses
@@ -119,7 +119,7 @@ def test_provider_accesses_come_by_a_header(recording: Settings, database: Datab
 
 def test_private_fields_are_not_recorded(recording: Settings, database: Database) -> None:
     private = recording.model_copy(update={"record_private_fields": "agent=hash, prompts"})
-    with running_gateway(private, database) as gateway:
+    with running_gateway(private, database, writes=True) as gateway:
         chat(gateway)
         (row,) = logs(database, 1)
     stored = json.dumps(row, default=str) + json.dumps(rows(database, "SELECT * FROM babylon_rl.gateway_calls"), default=str)
@@ -129,6 +129,6 @@ def test_private_fields_are_not_recorded(recording: Settings, database: Database
 
 
 def test_without_recording_calls_are_counted_and_their_texts_are_nowhere(recording: Settings, database: Database) -> None:
-    with running_gateway(recording.model_copy(update={"record_agent_trajectories": False}), database) as gateway:
+    with running_gateway(recording.model_copy(update={"record_agent_trajectories": False}), database, writes=True) as gateway:
         chat(gateway)
         assert logs(database, 1) == []

@@ -105,7 +105,7 @@ def recording(settings: Settings, database: Database, upstream: ModelStandIn) ->
 
 def test_a_database_that_is_cut_off_and_stays_away_delays_no_answer_and_loses_no_call(recording: Settings, database: Database) -> None:
     proxy = Proxy(database.url)
-    with running_gateway(recording, Database(proxy.url, proxy.url)) as gateway:
+    with running_gateway(recording, Database(proxy.url, proxy.url), writes=True) as gateway:
         with Load(gateway.port) as load:
             load.more(40)
             proxy.away = True
@@ -144,7 +144,7 @@ def test_a_writer_that_is_killed_is_started_again_and_writes_nothing_twice(recor
 
 
 def test_an_upstream_that_dies_fails_calls_and_is_used_again(recording: Settings, database: Database, upstream: ModelStandIn) -> None:
-    with running_gateway(recording, database) as gateway:
+    with running_gateway(recording, database, writes=True) as gateway:
         with Load(gateway.port) as load:
             load.more(30)
             upstream.behaviour |= {"v1.0.0": "hangs up", "base": "hangs up"}
