@@ -1,0 +1,245 @@
+"""Latency that the gateway adds to a model's, and its highest rate: `python -m benchmarks.gateway [--litellm PYTHON] [--minutes 10]`.
+
+A mock model, the load and the gateway share the machine: each target is asked in turn, at the same rates, in rounds; a figure is the
+median over rounds of the difference to the mock asked directly. Calls are recorded into an embedded Postgres of its own. PYTHON is that of
+an environment with `litellm[proxy]`, whose proxy then stands beside the gateway. `--minutes` instead watches the gateway's memory.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httptools
+import psutil
+import uvloop
+
+RATES = (100, 500, 1_000)
+ROUNDS, ROUND_S = 5, 4.0
+KEY = "sk-bench"
+WORDS = 20
+_LOGPROBS = [{"token": "hold", "logprob": -0.1, "bytes": None, "top_logprobs": []}] * WORDS
+_MESSAGES = [{"role": "system", "content": "You trade. " * 40}, {"role": "user", "content": "Prices: " + "1.23 " * 150}]
+_MESSAGE = {"role": "assistant", "content": "hold " * WORDS}
+_CHOICE = {"index": 0, "finish_reason": "stop", "message": _MESSAGE, "logprobs": {"content": _LOGPROBS}}
+_USAGE = {"prompt_tokens": 300, "completion_tokens": WORDS, "total_tokens": 300 + WORDS}
+_ANSWER = {"id": "c", "object": "chat.completion", "created": 1, "model": "base", "choices": [_CHOICE], "usage": _USAGE}
+
+
+def mock_model(port: int) -> None:
+    """Answer every chat at once, whole or as a stream, with as little work as possible."""
+    body = json.dumps(_ANSWER).encode()
+    whole = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "base"}
+    choices = [{"index": 0, "delta": {"content": "hold "}, "finish_reason": None}, {"index": 0, "delta": {}, "finish_reason": "stop"}]
+    events = [b"data: " + json.dumps(chunk | {"choices": [choice]}).encode() + b"\n\n" for choice in choices]
+    first = _chunked(events[0])
+    rest = b"".join(map(_chunked, [*[events[0]] * (WORDS - 1), events[1], b"data: [DONE]\n\n"])) + b"0\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+    class Connection(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport, self.parser, self.body = transport, httptools.HttpRequestParser(self), b""
+
+        def data_received(self, data: bytes) -> None:
+            self.parser.feed_data(data)
+
+        def on_body(self, body: bytes) -> None:
+            self.body += body
+
+        def on_message_complete(self) -> None:
+            streamed, self.body = b'"stream":true' in self.body.replace(b" ", b""), b""
+            self.transport.write(head + first if streamed else whole)
+            if streamed:
+                asyncio.get_running_loop().call_later(0.005, self.transport.write, rest)
+
+    async def serve() -> None:
+        await (await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port, backlog=2048)).serve_forever()
+
+    uvloop.run(serve())
+
+
+def _chunked(piece: bytes) -> bytes:
+    return b"%x\r\n" % len(piece) + piece + b"\r\n"
+
+
+class Caller(asyncio.Protocol):
+    """One connection that sends a request and times the first token and the end of its answer."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport, self.ended = transport, None
+
+    def ask(self, request: bytes) -> "asyncio.Future[tuple[int, float, float]]":
+        self.parser, self.first_at = httptools.HttpResponseParser(self), 0.0
+        self.ended = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return self.ended
+
+    def data_received(self, data: bytes) -> None:
+        self.parser.feed_data(data)
+
+    def on_body(self, body: bytes) -> None:
+        if not self.first_at and b"hold" in body:
+            self.first_at = time.perf_counter()
+
+    def on_message_complete(self) -> None:
+        if self.ended is not None and not self.ended.done():
+            self.ended.set_result((self.parser.get_status_code(), self.first_at, time.perf_counter()))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.ended is not None and not self.ended.done():
+            self.ended.set_exception(ConnectionError())
+
+
+@dataclass
+class Round:
+    """Seconds of each answer, to its end and to its first token, measured from the moment it was due."""
+
+    latencies: list[float] = field(default_factory=list)
+    first_tokens: list[float] = field(default_factory=list)
+    errors: int = 0
+
+    def at(self, share: float, values: list[float] | None = None) -> float:
+        """A quantile in milliseconds."""
+        ordered = sorted(self.latencies if values is None else values)
+        return 1000 * ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else float("nan")
+
+
+async def load(port: int, rate: float, seconds: float, *, stream: bool = False) -> Round:
+    """Send requests at fixed times, whether or not earlier ones are answered."""
+    loop, round_, free, tasks = asyncio.get_running_loop(), Round(), list[Caller](), set[asyncio.Task[None]]()
+    body = json.dumps({"model": "base", "messages": _MESSAGES, "temperature": 0.7, "max_tokens": 64, "stream": stream}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n"
+    request = f"{head}x-babylon-agent: agent-1\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+    async def call(due: float) -> None:
+        try:
+            caller = free.pop() if free else (await loop.create_connection(Caller, "127.0.0.1", port))[1]
+            status, first, end = await asyncio.wait_for(caller.ask(request), 30)
+        except (OSError, TimeoutError):
+            round_.errors += 1
+            return
+        free.append(caller)
+        if status != 200 or not first:
+            round_.errors += 1
+            return
+        round_.latencies.append(end - due)
+        round_.first_tokens.append(first - due)
+
+    began = time.perf_counter()
+    for number in range(int(rate * seconds)):
+        due = began + number / rate
+        if (wait := due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        tasks.add(task := asyncio.create_task(call(due)))
+        task.add_done_callback(tasks.discard)
+    await asyncio.gather(*tasks)
+    for caller in free:
+        caller.transport.close()
+    return round_
+
+
+@contextmanager
+def process(command: list[str], port: int, path: str, **variables: str) -> Iterator[psutil.Process]:
+    """Run a server until the block ends; entered when it answers."""
+    child = subprocess.Popen(command, env={**os.environ, **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while subprocess.run(["curl", "-s", "-o", "/dev/null", f"http://127.0.0.1:{port}{path}"], check=False).returncode:
+            assert child.poll() is None and time.monotonic() < deadline, f"{command} did not start"
+            time.sleep(0.2)
+        yield psutil.Process(child.pid)
+    finally:
+        child.terminate()
+        child.wait()
+
+
+@contextmanager
+def targets(litellm: str | None) -> Iterator[tuple[dict[str, int], psutil.Process]]:
+    """Start everything; yields the ports by name, and the gateway's process."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        ports = {"direct": 9301, "gateway": 9302}
+        stack.enter_context(process([sys.executable, "-m", "benchmarks.gateway", "--mock", "9301"], 9301, "/"))
+        variables = {"LOCAL_ENDPOINT": "http://127.0.0.1:9301", "BABYLON_RL_HOME": folder}
+        command = [sys.executable, "-m", "babylon_rl"]
+        subprocess.run([*command, "migrate"], env={**os.environ, **variables}, check=True, stdout=subprocess.DEVNULL)
+        gateway = stack.enter_context(process([*command, "serve", "gateway", "--port", "9302"], 9302, "/health", **variables))
+        if litellm is not None:
+            model = {"model": "openai/base", "api_base": "http://127.0.0.1:9301/v1", "api_key": "none"}
+            settings = {"model_list": [{"model_name": "base", "litellm_params": model}], "general_settings": {"master_key": KEY}}
+            file = Path(folder, "litellm.yaml")
+            file.write_text(json.dumps(settings))
+            run = [str(Path(litellm).with_name("litellm")), "--config", str(file), "--port", "9303", "--host", "127.0.0.1"]
+            ports["litellm"] = 9303
+            stack.enter_context(process(run, 9303, "/health/liveliness", LITELLM_LOCAL_MODEL_COST_MAP="True", LITELLM_LOG="ERROR"))
+        yield ports, gateway
+
+
+def compare(ports: dict[str, int], rates: tuple[int, ...], rounds: int, *, stream: bool) -> list[dict[str, Any]]:
+    """A row per rate and target, with what it adds to the mock asked directly."""
+    rows = []
+    for rate in rates:
+        measured: dict[str, list[Round]] = {name: [] for name in ports}
+        for _ in range(rounds):
+            for name, port in ports.items():
+                measured[name].append(uvloop.run(load(port, rate, ROUND_S, stream=stream)))
+        for name, those in measured.items():
+            pairs = list(zip(those, measured["direct"], strict=True))
+            added = {
+                f"added_{label}_ms": round(statistics.median(one.at(share) - other.at(share) for one, other in pairs), 2)
+                for label, share in (("p50", 0.5), ("p99", 0.99))
+            }
+            first = statistics.median(one.at(0.5, one.first_tokens) - other.at(0.5, other.first_tokens) for one, other in pairs)
+            p50 = round(statistics.median(one.at(0.5) for one in those), 2)
+            errors, answered = sum(one.errors for one in those), sum(len(one.latencies) for one in those)
+            row = {"target": name, "rate": rate, "stream": stream, "answered": answered, "errors": errors, "p50_ms": p50}
+            rows.append(row | added | {"added_first_token_p50_ms": round(first, 2)})
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def watch_memory(port: int, gateway: psutil.Process, minutes: float, rate: int) -> dict[str, Any]:
+    """Megabytes of the gateway's process by minute under a steady load, and their slope from the third minute on."""
+    megabytes = []
+    for _ in range(round(minutes * 60 / 15)):
+        uvloop.run(load(port, rate, 15.0))
+        megabytes.append(gateway.memory_info().rss / 1e6)
+    later = megabytes[min(8, len(megabytes) // 3) :]
+    slope = statistics.linear_regression([at / 4 for at in range(len(later))], later).slope
+    return {"rate": rate, "minutes": minutes, "megabytes": [round(value, 1) for value in megabytes], "slope_mb_a_minute": round(slope, 3)}
+
+
+def main() -> None:
+    """Measure and print JSON lines."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mock", type=int)
+    parser.add_argument("--litellm")
+    parser.add_argument("--rates", default=",".join(map(str, RATES)))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--minutes", type=float)
+    options = parser.parse_args()
+    if options.mock is not None:
+        mock_model(options.mock)
+        return
+    with targets(options.litellm) as (ports, gateway):
+        uvloop.run(load(ports["gateway"], 200, 3))  # warm
+        if options.minutes is not None:
+            print(json.dumps(watch_memory(ports["gateway"], gateway, options.minutes, 100)))
+            return
+        rates = tuple(map(int, options.rates.split(",")))
+        compare(ports, rates, options.rounds, stream=False)
+        compare(ports, rates[:1], options.rounds, stream=True)
+
+
+if __name__ == "__main__":
+    main()
