@@ -1,24 +1,27 @@
-"""Commands ``models deploy``, ``rollback``, ``pause``, ``resume`` and ``resolve``: which agents get which version."""
+"""Commands ``models deploy``, ``rollback``, ``pause``, ``resume``, ``resolve`` and ``agents``: which agents get which version."""
 
 import getpass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from babylon_rl.cli.output import JsonOption, emit
-from babylon_rl.settings import load_settings
+from babylon_rl.cli.output import JsonOption, emit, table
+from babylon_rl.settings import Settings, load_settings
 from babylon_rl.windows import utc_now
 
 if TYPE_CHECKING:
     from babylon_rl.serving.releases import Author
-    from babylon_rl.store.releases import Rollout
+    from babylon_rl.store.connection import Connection
+    from babylon_rl.store.releases import Rollout, RoutingTable
 
+BASE = "base"
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
 
 
 def register(models: typer.Typer) -> None:
     """Add these commands to the group ``models``."""
-    for command in (deploy, rollback, pause, resume, resolve):
+    for command in (deploy, rollback, pause, resume, resolve, agents):
         models.command(command.__name__)(command)
 
 
@@ -44,7 +47,8 @@ def deploy(
         rollout = releases.deploy(
             connection, version, settings, _author(reason), strategy=strategy, percentage=percentage, agent_ids=agent_ids
         )
-    _emit(rollout, as_json)
+        updated = _agents_with(connection, settings, rollout.version)
+    _emit(rollout, as_json, updated)
 
 
 def rollback(
@@ -107,6 +111,48 @@ def resolve(
     emit(document, render, as_json)
 
 
+def agents(
+    hours: Annotated[float, typer.Option(min=0, help="Agents that asked the gateway within so many hours.")] = 24,
+    as_json: JsonOption = False,
+) -> None:
+    """Name each agent's version, and the agents that are not on the one they should get."""
+    from babylon_rl.store.database import open_database
+    from babylon_rl.store.live_usage import read_last_calls
+    from babylon_rl.store.releases import read_routing
+
+    settings, now = load_settings(), utc_now()
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        routing, calls = read_routing(connection), read_last_calls(connection, now - timedelta(hours=hours))
+    rows = [
+        {"agentId": call.agent_id, "version": call.version or BASE, "expected": _expected(routing, settings, call.agent_id) or BASE,
+         "fallback": call.fallback, "lastCallAt": call.at.isoformat(timespec="milliseconds") + "Z"}
+        for call in calls
+    ]  # fmt: skip
+    elsewhere = [row["agentId"] for row in rows if row["version"] != row["expected"]]
+
+    def render(out: Any) -> None:
+        out.print(table(None, ["agent", "version", "expected", "fallback", "last call"], [list(row.values()) for row in rows]))
+        out.print(f"{len(elsewhere)} of {len(rows)} agents were not on the expected version at their last call.", markup=False)
+
+    emit({"agents": rows, "notOnExpectedVersion": elsewhere}, render, as_json)
+
+
+def _expected(routing: "RoutingTable", settings: Settings, agent_id: str) -> str | None:
+    from babylon_rl.serving.routing import route
+
+    return route(routing, settings, None, agent_id).version
+
+
+def _agents_with(connection: "Connection", settings: Settings, version: str) -> int:
+    """Agents of the last day that get a version from now on."""
+    from babylon_rl.store.live_usage import read_last_calls
+    from babylon_rl.store.releases import read_routing
+
+    routing = read_routing(connection)
+    calls = read_last_calls(connection, utc_now() - timedelta(days=1))
+    return sum(_expected(routing, settings, call.agent_id) == version for call in calls)
+
+
 def _author(reason: str) -> "Author":
     from babylon_rl.serving.releases import Author
 
@@ -117,11 +163,11 @@ def _author(reason: str) -> "Author":
     return Author(f"cli: {user}", reason, utc_now())
 
 
-def _emit(rollout: "Rollout", as_json: bool) -> None:
+def _emit(rollout: "Rollout", as_json: bool, agents_updated: int | None = None) -> None:
     share = f"{len(rollout.agent_ids)} listed agents" if rollout.strategy == "test" else f"{rollout.percentage:g} % of agents"
     document = {
         "success": True, "deploymentId": str(rollout.rollout_id), "version": rollout.version, "state": rollout.state,
         "strategy": rollout.strategy, "percentage": rollout.percentage, "agents": list(rollout.agent_ids),
-        "previousVersion": rollout.previous_version,
+        "previousVersion": rollout.previous_version, "agentsUpdated": agents_updated,
     }  # fmt: skip
     emit(document, lambda out: out.print(f"{rollout.version} is {rollout.state.replace('_', ' ')}, {share}.", markup=False), as_json)

@@ -47,24 +47,14 @@ SELECT version, array_agg(DISTINCT agent ORDER BY agent) FROM (
     UNION SELECT "version", unnest("agentIds") FROM babylon_rl.version_hours WHERE "window" >= %(window)s
 ) used WHERE version IS NOT NULL GROUP BY version
 """
+_LAST_CALLS = """
+SELECT DISTINCT ON ("agentId") "agentId", "version", "fallback", "at" FROM babylon_rl.gateway_calls
+WHERE "at" >= %s AND "agentId" IS NOT NULL AND "status" = 200 ORDER BY "agentId", "at" DESC
+"""
 _SET_AGENTS = """
 UPDATE public.trained_models m SET "agentsUsing" = used.agents
 FROM (SELECT l."version", l."batchId", COALESCE((%s::jsonb ->> l."version")::int, 0) AS agents FROM babylon_rl.model_lineage l) used
 WHERE m.version = used."version" AND m."trainingBatch" = used."batchId" AND m."agentsUsing" <> used.agents
-"""
-_CALLS = """
-UPDATE public.trained_models m SET "totalInferences" = m."totalInferences" + %s
-FROM babylon_rl.model_lineage l WHERE m.version = %s AND l."version" = m.version AND l."batchId" = m."trainingBatch"
-"""
-_AGENTS = """
-SELECT version, array_agg(DISTINCT agent ORDER BY agent) FROM (
-    SELECT "version" AS version, "agentId" AS agent FROM babylon_rl.gateway_calls
-    WHERE "at" >= %(since)s AND "status" = 200 AND "agentId" IS NOT NULL
-    UNION SELECT "version", unnest("agentIds") FROM babylon_rl.version_hours WHERE "window" >= %(window)s
-) used WHERE version IS NOT NULL GROUP BY version
-"""
-_SET_AGENTS = """
-UPDATE public.trained_models m SET "agentsUsing" = COALESCE(cardinality(%(agents)s::jsonb), 0) WHERE FALSE
 """
 _CALLS = """
 SELECT "chosenVersion", count(*)::int, count(*) FILTER (WHERE "fallback" IS NOT NULL OR "status" >= 500)::int,
@@ -97,6 +87,16 @@ class CallCounts:
     calls: int = 0
     failed: int = 0
     slow: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LastCall:
+    """The newest answered call of an agent; ``version`` is None for the base, ``fallback`` why it answered instead."""
+
+    agent_id: str
+    version: str | None
+    fallback: str | None
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,11 @@ def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
 def agents_by_version(connection: Connection, since: datetime) -> dict[str, list[str]]:
     """Return the agents that each version has answered since then; an agent may be with several."""
     return dict(connection.execute(_AGENTS, {"since": since, "window": window_of(since)}).fetchall())
+
+
+def read_last_calls(connection: Connection, since: datetime) -> list[LastCall]:
+    """Return the newest call of each agent that asked the gateway since then, by agent id."""
+    return [LastCall(*row) for row in connection.execute(_LAST_CALLS, [since])]
 
 
 def read_call_counts(connection: Connection, since: datetime, slow_ms: float) -> dict[str | None, CallCounts]:

@@ -4,9 +4,12 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import pytest
 
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.automation.sensors import advance_rollouts
 from babylon_rl.evaluation.gate import FAIL, INCONCLUSIVE, PASS
 from babylon_rl.serving.guards import Limits, judge_calls, judge_hours
 from babylon_rl.serving.promotion import advance
@@ -180,3 +183,15 @@ def test_usage_counts_recorded_calls_outside_the_gateway_once(connection, rollin
     assert agents_by_version(connection, now - timedelta(hours=1)) == {"v1.0.1": ["agent-1", "agent-2", "agent-3"]}
     count(now + timedelta(days=3))
     assert usage()["v1.0.1"] == (0, 5)
+
+
+def test_the_sensor_counts_and_moves_at_each_tick(connection, database, settings, rolling) -> None:
+    def tick(hours: float) -> str:
+        babylon = Babylon(settings, database, lambda: START + timedelta(hours=hours))
+        return str(advance_rollouts(dg.build_sensor_context(resources={"babylon": babylon})).skip_message)
+
+    live(connection)
+    assert tick(7).startswith("Advanced to 25 %. v1.0.1 at 10 %: errors pass")
+    assert connection.execute("SELECT \"agentsUsing\" FROM trained_models WHERE version = 'v1.0.1'").fetchone() == (20,)
+    connection.commit()
+    assert tick(7.1).startswith("Held: its step lasts 2 hours at least.")

@@ -1,0 +1,126 @@
+"""Python API for agents that call a model server themselves: which model, where, and a client of it.
+
+The names are those of the game's own functions. Routing is the gateway's (routing.py), from a table that is read again after MAX_AGE_S, so
+that a release or rollback is seen within a second. Calls made so are not recorded: record them with babylon_rl.recorder.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+
+from babylon_rl.errors import DatabaseError, ModelUnavailable
+from babylon_rl.llm.client import ChatClient
+from babylon_rl.models.checkpoints import read_remote
+from babylon_rl.serving.routing import Route, base_route, route
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.database import process_database
+from babylon_rl.store.releases import RoutedVersion, RoutingTable, read_routing
+from babylon_rl.training.backends.serverless.service import DEFAULT_INFERENCE_URL
+
+MAX_AGE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class RLModelConfig:
+    """Settings that decide which model agents get; ``available``: a version is deployed, on trial, pinned or named by WANDB_MODEL."""
+
+    enabled: bool
+    available: bool
+    pinned_version: str | None
+    wandb_model: str | None
+    base_model: str
+    fallback_to_base: bool
+    rollout_percentage: float
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceModel:
+    """A model that an agent calls as ``model`` at ``base_url`` with ``api_key``; ``version`` is None for the base."""
+
+    version: str | None
+    model: str
+    base_url: str
+    api_key: str | None = field(repr=False)
+    arm: str
+    reason: str
+
+
+def get_rl_model_config(settings: Settings | None = None) -> RLModelConfig:
+    """The configuration in force; also the gateway's start-up line."""
+    chosen = settings or load_settings()
+    return RLModelConfig(
+        enabled=chosen.rl_enabled, available=is_rl_model_available(chosen), pinned_version=chosen.rl_model_version,
+        wandb_model=chosen.wandb_model, base_model=base_route(chosen, "").model_name, fallback_to_base=chosen.rl_fallback_to_base,
+        rollout_percentage=chosen.rl_rollout_percentage,
+    )  # fmt: skip
+
+
+def is_rl_model_available(settings: Settings | None = None) -> bool:
+    """True when some agent could get another model than the base, were USE_RL_MODEL on."""
+    chosen = settings or load_settings()
+    table = _table(chosen)
+    return bool(chosen.wandb_model or chosen.rl_model_version or table.deployed or table.trial or table.test)
+
+
+def should_use_rl_model(agent_id: str | None = None, settings: Settings | None = None) -> bool:
+    """True when this agent gets another model than the base."""
+    return _route(settings or load_settings(), agent_id, None).arm != "base"
+
+
+def get_model_for_inference(agent_id: str | None = None, *, model: str | None = None, settings: Settings | None = None) -> InferenceModel:
+    """The model that this agent calls; ``model`` is a name as in a request to the gateway.
+
+    Raises:
+        ModelUnavailable: ``model`` or RL_MODEL_VERSION names a version that is not there.
+    """
+    chosen = settings or load_settings()
+    return _asked(_route(chosen, agent_id, model), chosen)
+
+
+def get_latest_rl_model(settings: Settings | None = None) -> RoutedVersion | None:
+    """The newest deployed version, None while none is deployed."""
+    table = _table(settings or load_settings())
+    return None if table.deployed is None else table.versions[table.deployed]
+
+
+def client(version: str | None = None, *, agent_id: str | None = None, settings: Settings | None = None) -> ChatClient:
+    """A client of a version, or of the model that this agent gets; close it, or use it as a context.
+
+    Raises:
+        ModelUnavailable: there is no such version.
+    """
+    asked = get_model_for_inference(agent_id, model=version, settings=settings)
+    return ChatClient(asked.base_url, asked.api_key, asked.model)
+
+
+def _route(settings: Settings, agent_id: str | None, model: str | None) -> Route:
+    try:
+        return route(_table(settings), settings, model, agent_id)
+    except DatabaseError as away:
+        if not settings.rl_fallback_to_base:
+            raise ModelUnavailable(f"The registry does not answer: {away}") from away
+        return base_route(settings, "the registry does not answer")
+
+
+def _asked(found: Route, settings: Settings) -> InferenceModel:
+    remote = None if found.checkpoint is None else read_remote(Path(found.checkpoint))
+    url, key = f"{settings.local_endpoint.rstrip('/')}/v1", None
+    if found.upstream == "wandb":
+        url, key = DEFAULT_INFERENCE_URL if remote is None else remote.inference_url, settings.wandb_key or None
+    return InferenceModel(found.version, found.model_name, url, key, found.arm, found.reason)
+
+
+def _table(settings: Settings) -> RoutingTable:
+    database = process_database(settings)
+    with _reading:
+        read_at, table = _tables.get(database.url, (float("-inf"), RoutingTable()))
+        if time.monotonic() - read_at > MAX_AGE_S:
+            with database.connect(autocommit=True) as connection:
+                table = read_routing(connection)
+            _tables[database.url] = (time.monotonic(), table)
+        return table
+
+
+_reading = Lock()
+_tables: dict[str, tuple[float, RoutingTable]] = {}

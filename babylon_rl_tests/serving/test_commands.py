@@ -1,0 +1,54 @@
+"""The commands of releases as scripts use them."""
+
+import json
+from typing import Any
+
+import pytest
+
+from babylon_rl.cli import run
+from babylon_rl.windows import utc_now
+from babylon_rl_tests.serving.live_rows import insert_calls
+
+
+@pytest.fixture
+def command(database, monkeypatch, tmp_path, capsys):
+    """``command("models", "deploy", ...)``: the JSON that a command printed, or its error."""
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Any:
+        code = run([*arguments, "--json"])
+        printed = capsys.readouterr()
+        return json.loads(printed.out) if code == 0 else (code, printed.err.strip())
+
+    return call
+
+
+def test_a_release_by_commands(command, make_version, connection) -> None:
+    for version in ("v1.0.0", "v1.0.1"):
+        make_version(version)
+    insert_calls(connection, None, utc_now(), [f"agent-{n}" for n in range(50)])
+    deployed = command("models", "deploy", "v1.0.0", "--strategy", "immediate", "--reason", "it is time")
+    assert (deployed["success"], deployed["state"], deployed["agentsUpdated"]) == (True, "released", 50)
+    rolling = command("models", "deploy", "v1.0.1", "--percentage", "40")
+    assert 10 < rolling["agentsUpdated"] < 30 and rolling["previousVersion"] == "v1.0.0"
+    assert command("models", "pause")["state"] == "paused" and command("models", "resume")["state"] == "rolling"
+    resolved = command("models", "resolve", "--agent", "agent-1")
+    assert resolved["version"] in ("v1.0.0", "v1.0.1") and resolved["fallback"] == "base" and resolved["share"] in (40.0, 60.0)
+    assert command("models", "resolve", "--model", "latest")["version"] == "v1.0.0"
+    assert command("models", "rollback")["state"] == "rolled_back"
+    code, said = command("models", "pause")
+    assert code == 3 and said.startswith("No version is on trial")
+
+
+def test_agents_that_are_not_on_the_expected_version_are_named(command, make_version, connection) -> None:
+    make_version("v1.0.0")
+    command("models", "deploy", "v1.0.0", "--strategy", "immediate")
+    insert_calls(connection, "v1.0.0", utc_now(), ["agent-1", "agent-2"])
+    insert_calls(connection, "v1.0.0", utc_now(), ["agent-3"], failed=1)
+    found = command("models", "agents")
+    assert found["notOnExpectedVersion"] == ["agent-3"]
+    assert [(row["version"], row["expected"], row["fallback"]) for row in found["agents"]][1:] == [
+        ("v1.0.0", "v1.0.0", None), ("base", "v1.0.0", "timeout"),
+    ]  # fmt: skip

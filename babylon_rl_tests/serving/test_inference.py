@@ -1,0 +1,81 @@
+"""Agents without the gateway get the same model as through it, from functions with the game's names."""
+
+import time
+from datetime import datetime
+
+import pytest
+from pydantic import SecretStr
+
+from babylon_rl.errors import ModelUnavailable
+from babylon_rl.serving import inference as rl
+from babylon_rl.serving.releases import Author, deploy, rollback
+from babylon_rl.serving.routing import route
+from babylon_rl.store.releases import read_routing
+from babylon_rl_tests.evaluation.endpoint import endpoint, hold
+
+AUTHOR = Author("tester", "a test", datetime(2025, 11, 21, 9))
+
+
+@pytest.fixture
+def settings(settings, database):
+    return settings.model_copy(update={"database_url": SecretStr(database.url)})
+
+
+def read_again() -> None:
+    """Wait until the table that was read is too old."""
+    time.sleep(rl.MAX_AGE_S * 1.2)
+
+
+def test_nothing_is_available_before_a_release_and_the_base_answers(connection, settings, make_version) -> None:
+    config = rl.get_rl_model_config(settings)
+    assert (config.enabled, config.available, config.base_model) == (True, False, "base")
+    found = rl.get_model_for_inference("agent-1", settings=settings)
+    assert (found.version, found.model, found.base_url) == (None, "base", "http://localhost:8000/v1")
+    assert not rl.should_use_rl_model("agent-1", settings) and rl.get_latest_rl_model(settings) is None
+
+
+def test_each_agent_gets_what_the_gateway_would_give_it(connection, settings, make_version) -> None:
+    for version in ("v1.0.0", "v1.0.1"):
+        make_version(version)
+    deploy(connection, "v1.0.0", settings, AUTHOR, strategy="immediate")
+    deploy(connection, "v1.0.1", settings, AUTHOR, percentage=50)
+    assert rl.get_latest_rl_model(settings).version == "v1.0.0" and rl.is_rl_model_available(settings)
+    table = read_routing(connection)
+    agents = [f"agent-{number}" for number in range(40)]
+    found = [rl.get_model_for_inference(agent, settings=settings).version for agent in agents]
+    assert found == [route(table, settings, None, agent).version for agent in agents] and set(found) == {"v1.0.0", "v1.0.1"}
+    rollback(connection, settings, AUTHOR)
+    read_again()
+    assert {rl.get_model_for_inference(agent, settings=settings).version for agent in agents} == {"v1.0.0"}
+    assert not rl.should_use_rl_model("agent-1", settings.model_copy(update={"use_rl_model": False}))
+    with pytest.raises(ModelUnavailable, match="no model v9"):
+        rl.get_model_for_inference(model="v9", settings=settings)
+
+
+def test_a_version_at_a_service_is_asked_there_with_its_key(connection, settings, make_version) -> None:
+    make_version("v1.0.0", service="http://127.0.0.1:9/v1")
+    connection.execute("UPDATE babylon_rl.model_lineage SET backend = 'serverless'")
+    connection.execute("UPDATE trained_models SET \"storagePath\" = 'v1.0.0@service'")
+    connection.commit()
+    keyed = settings.model_copy(update={"wandb_api_key": SecretStr("secret")})
+    found = rl.get_model_for_inference(model="v1.0.0", settings=keyed)
+    assert (found.model, found.base_url, found.api_key) == ("v1.0.0@service", "http://127.0.0.1:9/v1", "secret")
+    assert "secret" not in repr(found)
+
+
+def test_a_client_asks_the_version(connection, settings, make_version) -> None:
+    make_version("v1.0.0")
+    schema = {"anyOf": [{"properties": {"market": {"enum": ["Acme"]}}}]}
+    form = {"type": "json_schema", "json_schema": {"name": "trade", "schema": schema}}
+    with endpoint(**{"v1.0.0": hold}) as served:
+        here = settings.model_copy(update={"local_endpoint": served.url.removesuffix("/v1")})
+        with rl.client("v1.0.0", settings=here) as client:
+            answer = client.complete_now([{"role": "user", "content": "What now?"}], temperature=0.0, max_tokens=20, response_format=form)
+    assert answer.text == '{"action": "hold"}' and served.asked == {"v1.0.0": 1}
+
+
+def test_a_registry_that_is_away_leaves_the_base_where_that_is_allowed(settings) -> None:
+    away = settings.model_copy(update={"database_url": SecretStr("postgresql://u@127.0.0.1:9/none")})
+    assert rl.get_model_for_inference("agent-1", settings=away).reason == "the registry does not answer"
+    with pytest.raises(ModelUnavailable, match="The registry does not answer"):
+        rl.get_model_for_inference("agent-1", settings=away.model_copy(update={"rl_fallback_to_base": False}))
