@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from babylon_rl.errors import ModelUnavailable
-from babylon_rl.models.packaged import base_model_dir
+from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server

@@ -11,8 +11,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, Manifest
-from babylon_rl.models.quiet import quiet_loading
 from babylon_rl_tests.tiny_tokenizer import make_tokenizer
 
 

@@ -19,8 +19,8 @@ from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.market.simulation.record import Call
 from babylon_rl.market.simulation.run import play
 from babylon_rl.market.spawn import training_seed
+from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.grammar import language
-from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.models.scoring import EncodedSequence, encode_sequence
 from babylon_rl.models.threads import set_threads
 from babylon_rl.training.backends.cpu.policy import load_policy

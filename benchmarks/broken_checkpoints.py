@@ -20,8 +20,8 @@ from babylon_rl.evaluation.model_sources import Serving
 from babylon_rl.evaluation.report import BenchmarkReport
 from babylon_rl.files.durable import sha256
 from babylon_rl.market.simulation.prompting import TRADER_V1
+from babylon_rl.models.base_model import base_model_dir, base_model_name
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, MANIFEST, WEIGHTS, Manifest, base_identity, load_manifest, publish, verify
-from babylon_rl.models.packaged import base_model_dir, base_model_name
 from babylon_rl.models.server_process import running_server
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import NewBatch, advance_batch, claim_batch, insert_batch

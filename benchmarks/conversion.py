@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from training_rows import Played, played
 
 from babylon_rl.episodes.reading import read_windows
-from babylon_rl.models.packaged import base_model_dir
+from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.store.connection import Connection
 from babylon_rl.training.backends.cpu.items import make_items
 from babylon_rl.training.conversion import Conversion, convert

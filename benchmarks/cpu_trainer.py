@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from cpu_trainer_memory import CASES, peak_of
 from training_rows import demo_sequences, settings_of
 
-from babylon_rl.models.packaged import base_model_dir
+from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.training.backends.protocol import TrainIteration, TrainSequence

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from training_rows import NOW, demo_sequences, sample_sequences, settings_of
 
-from babylon_rl.models.packaged import base_model_dir
+from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.settings import load_settings
 from babylon_rl.training.backends.protocol import TrainIteration, TrainSequence
 

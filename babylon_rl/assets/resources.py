@@ -13,7 +13,7 @@ import psycopg
 
 from babylon_rl.assets.run_liveness import beating
 from babylon_rl.errors import BabylonError, DatabaseUnreachable
-from babylon_rl.progress import Progress, unheard
+from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, process_database
@@ -32,7 +32,7 @@ class Babylon:
     settings: Settings
     database: Database
     now: Callable[[], datetime] = utc_now
-    on_progress: Progress = unheard
+    on_progress: Progress = no_progress
     retry_after_s: float = RETRY_AFTER_S
 
     @contextmanager

@@ -17,7 +17,7 @@ from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB, SCORE_JOB, TRAIN_JOB, hour_tags, ranges
 from babylon_rl.errors import BabylonError, UsageError
-from babylon_rl.progress import Progress, unheard
+from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.windows import is_complete, utc_now
@@ -69,7 +69,7 @@ def run_batch(
     selection: Sequence[str] | None = None,
     *,
     now: Clock = utc_now,
-    on_progress: Progress = unheard,
+    on_progress: Progress = no_progress,
 ) -> str:
     """Run the job ``train`` for a frozen batch and return the run's id.
 

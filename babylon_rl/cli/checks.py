@@ -88,7 +88,7 @@ def _dagster(database: Database, settings: Settings) -> tuple[str, str]:
 
 
 def _weights(settings: Settings) -> tuple[str, str]:
-    from babylon_rl.models.packaged import DIRECTORY, DRY, damage
+    from babylon_rl.models.base_model import DIRECTORY, DRY, damage
 
     if settings.local_base_model == DRY:
         return WARN, "LOCAL_BASE_MODEL: dry, which trains nothing"

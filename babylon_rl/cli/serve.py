@@ -26,7 +26,7 @@ def serve_model(
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: OMP_NUM_THREADS, or all cores, at most 4.", min=1)] = None,
 ) -> None:
     """Serve the base model and, under its version's name, a checkpoint."""
-    from babylon_rl.models import checkpoints, packaged, server
+    from babylon_rl.models import base_model, checkpoints, server
     from babylon_rl.models.policy import Policy
     from babylon_rl.models.threads import set_threads
 
@@ -41,7 +41,7 @@ def serve_model(
     # The port is taken before the model loads: a port in use is reported at once.
     bound = server.bind(host, port)
     set_threads(threads)
-    base_dir = packaged.base_model_dir(settings)
+    base_dir = base_model.base_model_dir(settings)
     if version != server.BASE_MODEL_NAME:
         checkpoints.verify(checkpoint, base_dir)
     policy = Policy.load(base_dir)

@@ -19,7 +19,7 @@ from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.report import BenchmarkReport, benchmark_png, markdown, results_version, rows_of, write_plot
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.market.serving import served_here
-from babylon_rl.progress import Progress, unheard
+from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import StoredReport, passed_versions, read_stored_report, write_release, write_report
 from babylon_rl.store.connection import Connection
@@ -37,7 +37,7 @@ def evaluate_batch(
     *,
     clock: Callable[[], datetime] = utc_now,
     serving: Serving = served_here,
-    on_progress: Progress = unheard,
+    on_progress: Progress = no_progress,
 ) -> BenchmarkReport:
     """Play missing markets, compare, decide, and store the report.
 

@@ -15,7 +15,7 @@ from babylon_rl.evaluation.snapshots import confirmation_snapshots, require_unse
 from babylon_rl.evaluation.statistics import permutation_test
 from babylon_rl.evaluation.statistics.online import next_level
 from babylon_rl.market.serving import served_here
-from babylon_rl.progress import Progress, unheard
+from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store.confirmations import Confirmation, begin_confirmation, end_confirmation, read_confirmations
 from babylon_rl.store.connection import Connection
@@ -32,7 +32,7 @@ def confirm(
     *,
     clock: Callable[[], datetime],
     serving: Serving = served_here,
-    on_progress: Progress = unheard,
+    on_progress: Progress = no_progress,
 ) -> Confirmation | str:
     """Test once whether a version earns more than the deployed one, else than the base; or a sentence on who cannot be played here.
 

@@ -23,8 +23,8 @@ from babylon_rl.market.simulation.run import play
 from babylon_rl.market.simulation.scenario import Scenario, opening
 from babylon_rl.market.simulation.strategies import STRATEGIES
 from babylon_rl.market.spawn import SpawnRequest, players_of, windows_to_play
+from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.checkpoints import verify
-from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import JudgedGroup
 from babylon_rl.store.connection import Connection

@@ -30,7 +30,7 @@ from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.market.simulation.roster import NAMES, factory
 from babylon_rl.market.simulation.run import encode_run, play
 from babylon_rl.market.spawn import SpawnedPlayer, SpawnRequest, spawn
-from babylon_rl.progress import Progress, unheard
+from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import JudgeAgreement
@@ -106,7 +106,7 @@ def measure(
     hours: int = 24,
     skill_markets: int = SKILL_MARKETS,
     seed: int = 0,
-    on_progress: Progress = unheard,
+    on_progress: Progress = no_progress,
 ) -> JudgeAgreement:
     """Calibrate the judge of ``settings`` in a migrated database that holds nothing else.
 

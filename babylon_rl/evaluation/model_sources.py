@@ -24,9 +24,9 @@ from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.serving import served_here
 from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.choices import format_name
+from babylon_rl.models.base_model import base_model_dir, base_model_name
 from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_inference_config, read_remote, verify
-from babylon_rl.models.packaged import base_model_dir, base_model_name
-from babylon_rl.progress import Progress, unheard
+from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import MarketResult, read_results, write_results
 from babylon_rl.store.connection import Connection
@@ -197,7 +197,7 @@ def play_sources(
     *,
     clock: Callable[[], datetime],
     serving: Serving,
-    on_progress: Progress = unheard,
+    on_progress: Progress = no_progress,
     concurrency: int = GATE_CONCURRENCY,
 ) -> dict[str, list[MarketResult]]:
     """Results of every source in every market; only missing ones are played.

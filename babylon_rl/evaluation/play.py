@@ -21,7 +21,7 @@ from babylon_rl.evaluation.run_files import ANSWERS, RunFiles, gate_files
 from babylon_rl.evaluation.snapshots import GATE_PLAYER_ID, Snapshot
 from babylon_rl.market.simulation import run as simulation
 from babylon_rl.market.simulation.roster import NAMES
-from babylon_rl.progress import Progress, unheard
+from babylon_rl.progress import Progress, no_progress
 from babylon_rl.store.benchmarks import MarketResult
 from babylon_rl.versions import content_version
 
@@ -166,7 +166,7 @@ def run_benchmark(
     concurrency: int = CONCURRENCY,
     again: bool = False,
     engine: str | None = None,
-    on_progress: Progress = unheard,
+    on_progress: Progress = no_progress,
 ) -> BenchmarkRuns:
     """Play the runs that a results directory does not hold yet.
 

@@ -24,7 +24,7 @@ from babylon_rl.judge.prompt.injection import Flag
 from babylon_rl.judge.prompt.render import unreadable
 from babylon_rl.judge.prompt.rubric import RUBRIC, RUBRIC_VERSION
 from babylon_rl.llm.tokens import known_sum
-from babylon_rl.progress import Progress, unheard
+from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
 from babylon_rl.store.connection import Connection
@@ -46,7 +46,7 @@ def score_with_model(
     now: datetime,
     *,
     force: bool,
-    on_progress: Progress = unheard,
+    on_progress: Progress = no_progress,
     on_beat: Callable[[], None] = lambda: None,
     beat_s: float = HEARTBEAT_S,
 ) -> Scored:

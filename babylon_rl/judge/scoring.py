@@ -14,7 +14,7 @@ from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.judge import heuristic
 from babylon_rl.judge.groups import Scored, group_scores
-from babylon_rl.progress import Progress, unheard
+from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import scores as store
 from babylon_rl.store.connection import Connection
@@ -30,7 +30,7 @@ def score_windows(
     now: datetime,
     *,
     force: bool = False,
-    on_progress: Progress = unheard,
+    on_progress: Progress = no_progress,
     on_beat: Callable[[], None] = lambda: None,
 ) -> Scored:
     """Score the groups of some hours and store them.

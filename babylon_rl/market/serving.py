@@ -8,7 +8,7 @@ from babylon_rl.errors import ModelUnavailable, UsageError
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation.agents import AgentFactory
 from babylon_rl.market.simulation.model_agent import model_agent
-from babylon_rl.models.packaged import base_model_dir
+from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.server_process import running_server
 from babylon_rl.models.threads import usable_cores
 from babylon_rl.settings import Settings

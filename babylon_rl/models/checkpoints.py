@@ -18,7 +18,7 @@ import msgspec
 
 from babylon_rl.errors import CheckpointError
 from babylon_rl.files.durable import publish_directory, sha256
-from babylon_rl.models.packaged import damage
+from babylon_rl.models.base_model import damage
 
 MANIFEST = "manifest.json"
 WEIGHTS = "adapter_model.safetensors"

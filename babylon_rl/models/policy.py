@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.errors import ModelUnavailable, UsageError
+from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.grammar import compile_grammar
-from babylon_rl.models.quiet import quiet_loading
-from babylon_rl.models.reader import Reader
+from babylon_rl.models.kv_cache import KVCache
 from babylon_rl.models.sampling import Row, choose
 from babylon_rl.models.scoring import causal_model, encode_prompt
 
@@ -168,7 +168,7 @@ class Policy:
             return
         # Equal prompts are read once, then expanded to their rows.
         prompts = sorted({tuple(row.pending) for row in active})
-        reader = Reader(causal, int(self.tokenizer.eos_token_id), head.device)
+        reader = KVCache(causal, int(self.tokenizer.eos_token_id), head.device)
         hidden_ud = reader.read_prompts(prompts)
         which = [prompts.index(tuple(row.pending)) for row in active]
         reader.keep(which)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.models.grammar import compile_grammar
-from babylon_rl.models.lines import encode_text
+from babylon_rl.models.token_cache import encode_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

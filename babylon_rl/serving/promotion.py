@@ -8,7 +8,7 @@ from babylon_rl.evaluation.confirmation import confirm
 from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.evaluation.model_sources import Say, Serving
 from babylon_rl.market.serving import served_here
-from babylon_rl.progress import Progress, unheard
+from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.guards import PNL, Guard, Limits, judge_calls, judge_hours
 from babylon_rl.serving.releases import Author, deploy, propose, rollback
 from babylon_rl.settings import Settings
@@ -29,7 +29,7 @@ def promote(
     *,
     clock: Callable[[], datetime],
     serving: Serving = served_here,
-    on_progress: Progress = unheard,
+    on_progress: Progress = no_progress,
 ) -> str:
     """Do what follows from the gate's decision on a version, once, and say it in a sentence.
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from babylon_rl.errors import BabylonError, CheckpointError, UsageError
 from babylon_rl.llm.client import ChatClient
+from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.checkpoints import read_remote, verify
-from babylon_rl.models.packaged import base_model_dir
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode, read_batch, read_batch_episodes
 from babylon_rl.store.connection import Connection

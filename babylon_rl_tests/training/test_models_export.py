@@ -9,8 +9,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from babylon_rl.errors import BabylonError, CheckpointError, ExportError, ModelUnavailable, UsageError
+from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.checkpoints import WEIGHTS, RemoteCheckpoint, base_identity, publish, verify, write_remote
-from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import Model
 from babylon_rl.training.export.model import export_version, find_version

@@ -14,7 +14,7 @@ from babylon_rl.cli.children import run_child
 from babylon_rl.cli.demo_stages import STAGES, WINDOWS
 from babylon_rl.cli.output import say
 from babylon_rl.errors import BabylonError, TrainingError
-from babylon_rl.models.packaged import base_model_dir
+from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.settings import load_settings
 from benchmarks.evidence.page import page, table
 from benchmarks.evidence.pictures import learning_curve, players

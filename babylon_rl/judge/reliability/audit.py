@@ -22,7 +22,7 @@ from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE
 from babylon_rl.judge.prompt.group import RenderedGroup
 from babylon_rl.judge.prompt.render import render_groups
 from babylon_rl.judge.reliability.report import ReliabilityReport, reliability_report
-from babylon_rl.progress import Progress, unheard
+from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
 from babylon_rl.store.connection import Connection
@@ -80,7 +80,7 @@ def audit(
     *,
     groups: int = AUDIT_GROUPS,
     seed: int = 0,
-    on_progress: Progress = unheard,
+    on_progress: Progress = no_progress,
 ) -> AuditResult | None:
     """Ask JUDGE_AUDIT_MODEL about a sample of the scored hours ``windows``.
 
@@ -185,7 +185,7 @@ def report_with_audit(
     *,
     judge: str | None = None,
     groups: int = AUDIT_GROUPS,
-    on_progress: Progress = unheard,
+    on_progress: Progress = no_progress,
 ) -> tuple[ReliabilityReport, AuditResult | None]:
     """Report on the hours of ``span`` (from, to), after an audit of ``groups`` of them.
 

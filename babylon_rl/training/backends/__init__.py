@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from babylon_rl.errors import NoTrainer
+from babylon_rl.models.base_model import base_model_name
 from babylon_rl.models.checkpoints import read_remote
-from babylon_rl.models.packaged import base_model_name
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, GPU, SERVERLESS, Trainer
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from babylon_rl.errors import ModelUnavailable
+from babylon_rl.models.base_model import NAME, base_model_dir, quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, files_identity
-from babylon_rl.models.packaged import NAME, base_model_dir
-from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.protocol import TrainSequence
 

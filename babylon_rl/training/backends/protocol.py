@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from babylon_rl.models.base_model import DRY
 from babylon_rl.models.checkpoints import BaseIdentity, RemoteCheckpoint
-from babylon_rl.models.packaged import DRY
 from babylon_rl.store.connection import Connection
 
 STATE_PREFIX = "trainer_state"

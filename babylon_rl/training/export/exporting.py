@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from babylon_rl.progress import Progress, unheard
+from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.training.export.destination import Destination, describing
@@ -97,7 +97,7 @@ def export_windows(
     splits: Splits,
     selection: Selection,
     force: bool = False,
-    tell: Progress = unheard,
+    tell: Progress = no_progress,
 ) -> ExportedRows:
     """Export complete hours, in order, to a directory or fsspec URL.
 

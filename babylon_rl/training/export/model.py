@@ -14,9 +14,8 @@ import msgspec
 
 from babylon_rl.errors import CheckpointError, ExportError, ModelUnavailable, UsageError
 from babylon_rl.files.durable import copy_tree, publish_directory, sha256
+from babylon_rl.models.base_model import base_model_dir, quiet_loading
 from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, read_remote, saving_weights, verify
-from babylon_rl.models.packaged import base_model_dir
-from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.models.scoring import encode_prompt
 from babylon_rl.settings import Settings
 from babylon_rl.store.registry import Model

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from babylon_rl.errors import CheckpointError
+from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.policy import best_dtype
-from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.models.scoring import EncodedSequence, divergence, spot_values
 from babylon_rl.training.backends.cpu.items import Item
 

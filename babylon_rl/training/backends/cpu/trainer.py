@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from babylon_rl.errors import NothingToTrain
+from babylon_rl.models.base_model import base_model_dir, base_model_name, quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, base_identity, saving_weights
-from babylon_rl.models.packaged import base_model_dir, base_model_name
-from babylon_rl.models.quiet import quiet_loading
 from babylon_rl.models.threads import set_threads, usable_cores
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.base_tokens import BaseTokens

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 SHARED_PREFIX_MINIMUM = 12
 
 
-class Reader:
-    """Feeds rows of tokens to the model and keeps their keys and values.
+class KVCache:
+    """Keys and values of the tokens that the model has read, row by row.
 
     Rows may have different lengths at every step.
     """

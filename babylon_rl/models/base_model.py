@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,6 +73,23 @@ def base_model_name(settings: Settings) -> str:
     if given is None:
         return NAME
     return Path(given).expanduser().absolute().name if Path(given).expanduser().is_dir() else given
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence ``from_pretrained``, ``get_peft_model`` and ``save_pretrained``: no bars, no warnings; not thread-safe."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.23 for a name that transformers 6 will drop.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def damage(directory: Path) -> str | None:

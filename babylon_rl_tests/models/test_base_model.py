@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from babylon_rl.errors import ModelUnavailable
-from babylon_rl.models.packaged import DIRECTORY, GGUF, NAME, WHEEL, base_model_dir, base_model_name, damage, packaged_wheel
+from babylon_rl.models.base_model import DIRECTORY, GGUF, NAME, WHEEL, base_model_dir, base_model_name, damage, packaged_wheel
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.settings import Settings
 
