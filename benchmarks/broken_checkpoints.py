@@ -24,9 +24,10 @@ from babylon_rl.models.base_model import base_model_dir, base_model_name
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, MANIFEST, WEIGHTS, Manifest, base_identity, load_manifest, publish, verify
 from babylon_rl.models.server_process import running_server
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.store.batches import NewBatch, advance_batch, claim_batch, insert_batch
+from babylon_rl.store.batches import advance_batch, claim_batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
+from babylon_rl.store.freezing import NewBatch, insert_batch
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.registry import NewModel, model_of_batch, next_version, register_model, version_order
 from babylon_rl.training.lifecycle import PREPARE, PUBLISH, REGISTER, TRAIN

@@ -13,7 +13,8 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_outcome_tag import sole_run
 from babylon_rl.assets.training_batch import UPSTREAM
 from babylon_rl.reporting.plots import line_plot
-from babylon_rl.store.batches import Batch, judging_of, own_transaction, read_batch, read_batch_episodes
+from babylon_rl.store.batches import Batch, judging_of, read_batch, read_batch_episodes
+from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.registry import note_tracking
 from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.training.backends.protocol import StepMetrics

@@ -106,7 +106,7 @@ def export(
 def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
     """Bring a version's checkpoint to MODEL_STORAGE_URL, and with WANDB_API_KEY into Weights & Biases as an artifact."""
     from babylon_rl.models.checkpoints import read_remote, verify
-    from babylon_rl.store.batches import own_transaction
+    from babylon_rl.store.connection import own_transaction
     from babylon_rl.store.database import open_database
     from babylon_rl.store.registry import note_artifact, note_upload
     from babylon_rl.training.artifacts import log_artifact

@@ -19,7 +19,7 @@ from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import judge_inputs, judge_requests, scores
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.freezable import DROPOUT, read_dropped
+from babylon_rl.store.freezing import DROPOUT, read_dropped
 from babylon_rl.store.hindsight import recorded_knowledge
 from babylon_rl.store.windows import lock_windows, reading_chunks
 from babylon_rl.types import GroupScores, WindowReading

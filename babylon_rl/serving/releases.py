@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from babylon_rl.errors import ReleaseRefused, UsageError
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import own_transaction
-from babylon_rl.store.connection import Connection
+from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.registry import Model, deployed_model, read_models
 from babylon_rl.store.releases import (
     BASE,

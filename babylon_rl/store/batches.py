@@ -5,24 +5,19 @@ begun, so an old process that comes back cannot change anything (fencing).
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import psycopg
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
-from babylon_rl.store.connection import Connection
-from babylon_rl.store.freezable import FreezableEpisode
+from babylon_rl.store.connection import Connection, own_transaction
 
 # States in which a batch still holds its trajectories.
 LIVE_STATES = ("pending", "preparing", "scoring", "training", "uploading")
 TRAINED, BASELINE = "trained", "baseline"
-# Keys of Postgres advisory locks: any fixed numbers that nothing else in the database uses.
-_FREEZE_LOCK = 7_306_001
 _REGISTRY_LOCK = 7_306_002
 
 # Our row and the game's row of the same batch, with the count of its trajectories and its windows.
@@ -115,39 +110,6 @@ class BatchEpisode:
         return TRAINED if self.trained_ids else BASELINE
 
 
-@dataclass(frozen=True, slots=True)
-class NewBatch:
-    """The input of ``insert_batch``."""
-
-    batch_id: str
-    base_model: str
-    backend: str
-    parent_version: str | None
-    version: str
-    seed: int
-    settings: Mapping[str, Any]
-    dropout: Mapping[str, Any]
-    now: datetime
-    episodes: Sequence[FreezableEpisode]
-    passes: int = 1
-
-
-@contextmanager
-def own_transaction(connection: Connection) -> Iterator[None]:
-    """Run the block in its own transaction, committed at the end.
-
-    Work that the caller had open is committed first.
-    """
-    connection.commit()
-    with connection.transaction():
-        yield
-
-
-def lock_freezing(connection: Connection) -> None:
-    """Take the freeze lock until the end of the transaction."""
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_FREEZE_LOCK])
-
-
 def lock_registry(connection: Connection) -> None:
     """Take the registry lock, for choosing a version number, until the end of the transaction."""
     connection.execute("SELECT pg_advisory_xact_lock(%s)", [_REGISTRY_LOCK])
@@ -157,60 +119,6 @@ def batch_id_taken(connection: Connection, batch_id: str) -> bool:
     """Return True if a batch with this id exists, ours or foreign."""
     rows = connection.execute('SELECT 1 FROM public.training_batches WHERE "batchId" = %s OR id = %s', [batch_id, batch_id])
     return rows.fetchone() is not None
-
-
-def insert_batch(connection: Connection, new: NewBatch) -> None:
-    """Write a batch with its items, inside the caller's transaction.
-
-    Raises:
-        BatchConflict: one of the trajectories is in a live batch.
-    """
-    # First the game's row, then ours. Both list the trajectories in the same order.
-    pairs = [(episode, trajectory) for episode in new.episodes for trajectory in episode.trajectory_ids]
-    windows = sorted({episode.window for episode in new.episodes})
-    connection.execute(
-        """
-        INSERT INTO public.training_batches
-            (id, "batchId", "scenarioId", "baseModel", "modelVersion", "trajectoryIds", "rewardsJson", status, "createdAt")
-        VALUES (%s, %s, %s, %s, %s, %s, '[]', 'pending', %s)
-        """,
-        [new.batch_id, new.batch_id, windows[0] if len(windows) == 1 else None, new.base_model, new.version,
-         json.dumps([trajectory for _, trajectory in pairs]), new.now],
-    )  # fmt: skip
-    connection.execute(
-        """
-        INSERT INTO babylon_rl.batches
-            ("batchId", "baseModel", "backend", "parentVersion", "version", "seed", "settings", "dropout", "createdAt", "heartbeatAt",
-             "passes")
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-        """,
-        [new.batch_id, new.base_model, new.backend, new.parent_version, new.version, new.seed, Jsonb(dict(new.settings)),
-         Jsonb(dict(new.dropout)), new.now, new.now, new.passes],
-    )  # fmt: skip
-    connection.execute(
-        """
-        INSERT INTO babylon_rl.batch_episodes ("batchId", "window", "agentId", "trajectories")
-        SELECT %s, e."window", e."agentId", e."trajectories"
-        FROM unnest(%s::text[], %s::text[], %s::int[]) AS e("window", "agentId", "trajectories")
-        """,
-        [new.batch_id, [episode.window for episode in new.episodes], [episode.agent_id for episode in new.episodes],
-         [len(episode.trajectory_ids) for episode in new.episodes]],
-    )  # fmt: skip
-    try:
-        with connection.transaction():
-            connection.execute(
-                """
-                INSERT INTO babylon_rl.batch_items ("batchId", "window", "agentId", "trajectoryId", "position")
-                SELECT %s, i."window", i."agentId", i."trajectoryId", i."position"
-                FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS i("window", "agentId", "trajectoryId", "position")
-                """,
-                [new.batch_id, [episode.window for episode, _ in pairs], [episode.agent_id for episode, _ in pairs],
-                 [trajectory for _, trajectory in pairs]],
-            )  # fmt: skip
-    # A unique index allows a trajectory in one live batch only.
-    except psycopg.errors.UniqueViolation as held:
-        detail = held.diag.message_detail
-        raise BatchConflict(f"A trajectory of the new batch is already in a live batch ({detail}). Freeze again.") from None
 
 
 def read_batch(connection: Connection, batch_id: str) -> Batch | None:

@@ -9,8 +9,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import MarketError
-from babylon_rl.store.batches import own_transaction
-from babylon_rl.store.connection import Connection
+from babylon_rl.store.connection import Connection, own_transaction
 
 # A result counts only for the same market content (fingerprint) and the same model identity.
 _RESULTS = """

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from babylon_rl.store.batches import own_transaction
-from babylon_rl.store.connection import Connection
+from babylon_rl.store.connection import Connection, own_transaction
 
 _LOCK = 0x636F6E6669726D  # "confirm": one number at a time
 _ROWS = """

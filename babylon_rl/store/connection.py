@@ -229,3 +229,14 @@ def _sentence(url: str, refused: psycopg.OperationalError) -> str:
     if "startup parameter" in reason:
         advice = POOLER_ADVICE
     return f"The database at {address(url)} cannot be used: {reason.rstrip('.')}. {advice}"
+
+
+@contextmanager
+def own_transaction(connection: Connection) -> Iterator[None]:
+    """Run the block in its own transaction, committed at the end.
+
+    Work that the caller had open is committed first.
+    """
+    connection.commit()
+    with connection.transaction():
+        yield

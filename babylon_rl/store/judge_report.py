@@ -12,8 +12,7 @@ from typing import Any
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from babylon_rl.store.batches import own_transaction
-from babylon_rl.store.connection import Connection
+from babylon_rl.store.connection import Connection, own_transaction
 
 _NEWEST = 'SELECT max("window") FROM babylon_rl.group_scores'
 _NEWEST_JUDGEMENT = 'SELECT max("judgedAt") FROM babylon_rl.group_scores'

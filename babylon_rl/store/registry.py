@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 from babylon_rl.errors import BatchConflict
 from babylon_rl.store.batches import BASELINE, LIVE_STATES, BatchEpisode, Transition
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.freezable import record_dropped
+from babylon_rl.store.freezing import record_dropped
 
 FIRST_VERSION = "v1.0.0"
 # ASCII only: other digits would also match \d.

@@ -13,8 +13,8 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
-from babylon_rl.store.batches import LIVE_STATES, hold_batch, own_transaction
-from babylon_rl.store.connection import Connection
+from babylon_rl.store.batches import LIVE_STATES, hold_batch
+from babylon_rl.store.connection import Connection, own_transaction
 
 
 @dataclass(frozen=True, slots=True)

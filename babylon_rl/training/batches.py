@@ -34,7 +34,6 @@ from babylon_rl.store.batches import (
     heartbeat,
     lock_registry,
     note_waiting,
-    own_transaction,
     read_batch,
     read_batch_episodes,
     read_batches,
@@ -42,8 +41,8 @@ from babylon_rl.store.batches import (
     write_judgements,
     write_preflight,
 )
-from babylon_rl.store.connection import Connection
-from babylon_rl.store.freezable import DROPOUT, read_dropped
+from babylon_rl.store.connection import Connection, own_transaction
+from babylon_rl.store.freezing import DROPOUT, read_dropped
 from babylon_rl.store.registry import Model, model_of_batch, parent_of_line, read_models, version_taken
 from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_steps, pause_step, read_jobs, read_steps
 from babylon_rl.training.backends import choose_trainer

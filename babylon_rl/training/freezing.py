@@ -1,7 +1,7 @@
 """Freezing: one transaction that selects the episodes of a training.
 
-Counting and freezing use the same SQL (store/freezable.py). Dropout and a maximum are decided by seeded hashes, so that the same seed over
-the same rows freezes the same batch.
+Counting and freezing use the same rules (training/eligibility.py). Dropout and a maximum are decided by seeded hashes, so that the same
+seed over the same rows freezes the same batch.
 """
 
 import hashlib
@@ -14,32 +14,24 @@ from itertools import groupby
 
 from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.settings import HEURISTIC, Settings
-from babylon_rl.store.batches import (
-    Batch,
-    NewBatch,
-    batch_id_taken,
-    insert_batch,
-    lock_freezing,
-    lock_registry,
-    own_transaction,
-    read_batch,
-)
-from babylon_rl.store.connection import Connection
-from babylon_rl.store.freezable import (
+from babylon_rl.store.batches import Batch, batch_id_taken, lock_registry, read_batch
+from babylon_rl.store.connection import Connection, own_transaction
+from babylon_rl.store.freezing import (
     DROPOUT,
-    Freezable,
     FreezableEpisode,
     FreezeBounds,
-    count_freezable_rows,
+    NewBatch,
     count_unread,
     decided_windows,
-    freezable_of,
+    insert_batch,
+    lock_freezing,
     look_at_newest,
     record_dropped,
 )
 from babylon_rl.store.registry import Model, next_version, parent_of_line, reserved_by, version_order, version_taken
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.training.backends import trainer_choice
+from babylon_rl.training.eligibility import RULES, Freezable, count_eligible, freezable_of
 from babylon_rl.windows import HOUR, newest_complete, window_end, window_of, window_range, window_start
 
 DROPOUT_FREE = 1000
@@ -112,7 +104,7 @@ def count_freezable(
     settled: bool = False,
 ) -> Freezable:
     """Count the trajectories that ``freeze_batch`` could take, by window, and the other new ones by reason."""
-    return count_freezable_rows(connection, freeze_bounds(connection, settings, now, windows, settled))
+    return count_eligible(connection, freeze_bounds(connection, settings, now, windows, settled))
 
 
 def freeze_batch(
@@ -229,7 +221,7 @@ def _look_and_choose(
     """
     episodes: list[FreezableEpisode] = []
     reasons = Counter[str]()
-    for found, others in look_at_newest(connection, bounds):
+    for found, others in look_at_newest(connection, bounds, RULES):
         episodes += found
         reasons.update(others)
         freezable = freezable_of(episodes, reasons)

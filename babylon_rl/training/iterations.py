@@ -16,8 +16,8 @@ from pathlib import Path
 from babylon_rl.errors import Diverged, NothingToTrain, TrainingError
 from babylon_rl.files.durable import publish_directory
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import Batch, advance_batch, heartbeat, own_transaction
-from babylon_rl.store.connection import Connection
+from babylon_rl.store.batches import Batch, advance_batch, heartbeat
+from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.write_ahead import TrainingStep, begin_step, finish_step, finished_steps, newest_job, read_steps
 from babylon_rl.training.backends.protocol import RunContext, StepMetrics, Trainer, TrainIteration
 from babylon_rl.training.conversion import Conversion, refuse_empty

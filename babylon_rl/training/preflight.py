@@ -12,8 +12,8 @@ from typing import Any
 
 from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, failures_in_a_row, own_transaction, write_preflight
-from babylon_rl.store.connection import Connection
+from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, failures_in_a_row, write_preflight
+from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.write_ahead import RemoteJob
 from babylon_rl.training.backends import choose_trainer, trainer_choice
 from babylon_rl.training.backends.protocol import TrainPlan

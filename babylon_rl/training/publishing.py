@@ -15,8 +15,9 @@ from babylon_rl.errors import CheckpointError, TrainingError, TrainingPaused, Us
 from babylon_rl.files.durable import copy_tree
 from babylon_rl.models.checkpoints import MANIFEST, BaseIdentity, Manifest, check_base, copy_tokenizer, load_manifest, publish, verify
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, advance_batch, lock_registry, own_transaction, read_batch
-from babylon_rl.store.freezable import bar_dropped
+from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, advance_batch, lock_registry, read_batch
+from babylon_rl.store.connection import own_transaction
+from babylon_rl.store.freezing import bar_dropped
 from babylon_rl.store.registry import (
     Model,
     NewModel,

@@ -13,10 +13,11 @@ from babylon_rl.episodes.quality import SampleQuality, sample_quality
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.freezable import READ_TABLES, Freezable, count_freezable_rows
+from babylon_rl.store.freezing import READ_TABLES
 from babylon_rl.store.observation import watermark
 from babylon_rl.store.scores import unscored_windows
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, call_log_rows, newest_new_trainable
+from babylon_rl.training.eligibility import Freezable, count_eligible
 from babylon_rl.training.freezing import freeze_bounds, last_hours
 
 QUALITY_SAMPLE = 50
@@ -58,7 +59,7 @@ def readiness(connection: Connection, settings: Settings, now: datetime) -> Read
     # One transaction, so that counts and sample describe the same state.
     with connection.transaction():
         bounds = freeze_bounds(connection, settings, now, settled=True)
-        freezable = count_freezable_rows(connection, bounds)
+        freezable = count_eligible(connection, bounds)
         quality = measure_quality(connection, newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE))
         unscored = unscored_windows(connection, list(freezable.windows))
     groups = _groups(settings, freezable)
@@ -101,7 +102,7 @@ def not_ready(
         if before and before in (counted, sampled):
             return NotReady(reason, remembered)
         bounds = freeze_bounds(connection, settings, now, windows, settled=True)
-        freezable = count_freezable_rows(connection, bounds)
+        freezable = count_eligible(connection, bounds)
         groups = _groups(settings, freezable)
         reason = _reason(settings, freezable, groups, quality=1.0)
         mark = counted

@@ -12,8 +12,8 @@ from pathlib import Path
 from babylon_rl.errors import CheckpointError
 from babylon_rl.models.checkpoints import load_manifest
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import LIVE_STATES, lock_registry, own_transaction, read_batch, read_batches
-from babylon_rl.store.connection import Connection
+from babylon_rl.store.batches import LIVE_STATES, lock_registry, read_batch, read_batches
+from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.registry import Model, mark_pruned, model_of_batch, read_models
 from babylon_rl.store.releases import versions_needed
 

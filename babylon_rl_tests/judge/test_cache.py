@@ -16,7 +16,7 @@ from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.store.freezable import DROPOUT, record_dropped
+from babylon_rl.store.freezing import DROPOUT, record_dropped
 from babylon_rl.store.scores import read_sources
 from babylon_rl_tests.expected import expected
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, add_hours, asking, count, filled

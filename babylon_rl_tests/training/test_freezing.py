@@ -8,9 +8,10 @@ import pytest
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import BatchConflict, TrainingError, UsageError
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.store.batches import NewBatch, insert_batch, read_batch_episodes
-from babylon_rl.store.freezable import FreezableEpisode, count_unread, freezable_of, look_at_newest
+from babylon_rl.store.batches import read_batch_episodes
+from babylon_rl.store.freezing import FreezableEpisode, NewBatch, count_unread, insert_batch, look_at_newest
 from babylon_rl.training.batches import cancel_batch, count_freezable, freeze, freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.eligibility import RULES, freezable_of
 from babylon_rl.training.freezing import DROPOUT_STEADY, decide_dropout, describe_reasons, dropout_rate, freeze_bounds
 from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import HOUR, window_of, window_range
@@ -151,7 +152,7 @@ def test_looking_at_the_newest_hours_first_finds_what_counting_finds(connection,
     first = freeze_batch(connection, settings, NOW, max_trajectories=60)
     bounds = freeze_bounds(connection, settings, NOW)
     episodes, reasons, looks = [], Counter(), 0
-    for found, others in look_at_newest(connection, bounds):
+    for found, others in look_at_newest(connection, bounds, RULES):
         episodes += found
         reasons.update(others)
         looks += 1
@@ -162,11 +163,11 @@ def test_looking_at_the_newest_hours_first_finds_what_counting_finds(connection,
 
 def test_an_episode_that_was_used_up_when_its_hour_was_read_is_left_out_and_still_in_its_group(connection, settings):
     bounds = freeze_bounds(connection, settings, NOW)
-    taken, *rest = [e for found, _ in look_at_newest(connection, bounds) for e in found]
+    taken, *rest = [e for found, _ in look_at_newest(connection, bounds, RULES) for e in found]
     connection.execute('UPDATE trajectories SET "usedInTraining" = TRUE WHERE "trajectoryId" = ANY(%s)', [list(taken.trajectory_ids)])
     connection.commit()
     for _ in range(2):
-        assert [e for found, _ in look_at_newest(connection, bounds) for e in found] == rest
+        assert [e for found, _ in look_at_newest(connection, bounds, RULES) for e in found] == rest
         connection.commit()
         sync_windows(connection, [taken.window], settings, NOW)
 

@@ -17,7 +17,8 @@ from babylon_rl.cli.training import bring_up_to_date, choose_batch
 from babylon_rl.cli.training_modes import Wanted, parts_without, train_as, train_on_and_on
 from babylon_rl.errors import BatchConflict, NothingToTrain, UsageError
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import lock_freezing, read_batches, read_foreign_batches
+from babylon_rl.store.batches import read_batches, read_foreign_batches
+from babylon_rl.store.freezing import lock_freezing
 from babylon_rl.store.registry import read_models
 from babylon_rl.training.batches import cancel_batch, freeze_batch, pending_batches
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_of, window_range, window_start

@@ -1,34 +1,41 @@
-"""Eligibility of episodes for a batch: one SQL text for counting and for freezing.
+"""Freezing of a batch: one SQL text for counting and for choosing episodes, and the rows of a new batch.
 
-The text gives one row per episode of the complete hours in a range, with the reason why it is not freezable (NULL: it is). Hours and
-episodes are those that window_groups last wrote; calls in which hindsight found a leak do not count. Use in a training is read from the
-trajectories themselves, except for episodes that had no rows left when their hour was last read.
+The text gives one row per episode of the complete hours in a range, with the reason why no batch may take it (NULL: one may). The rules
+behind the reasons are training/eligibility.py's, handed in as SQL conditions. Hours and episodes are those that the asset window_groups
+last wrote; calls in which hindsight found a leak do not count. Use in a training is read from the trajectories themselves, except for
+episodes that had no rows left when their hour was last read.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+import psycopg
+from psycopg.types.json import Jsonb
+
+from babylon_rl.errors import BatchConflict
 from babylon_rl.store.connection import Connection
+from babylon_rl.types import NO_SPREAD
 from babylon_rl.windows import window_end, window_of, window_start
 
-# Our tables that FREEZABLE reads. It reads trajectories too, but new ones change nothing before their hour is read.
+# Our tables that the statement reads. It reads trajectories too, but new ones change nothing before their hour is read.
 READ_TABLES = tuple(
     f"babylon_rl.{name}" for name in ("windows", "episodes", "group_scores", "episode_scores", "batch_items", "leaks", "dropped_episodes")
 )
+Rules = Sequence[tuple[str, str]]  # reason and SQL condition, in the order in which they are tried
 DROPOUT = "dropout"  # reason of an episode left out of a batch before it is judged
 
 # hour: complete hours in the range. held: trajectories in live batches. leaked: leaking calls per trajectory.
-# member: one row per trajectory of an episode. stitched: member per episode. episode: stitched with the counts of its hour.
-# judged: the reason, NULL for a freezable episode.
-# Only the first reason that holds is counted, so the order matters: reasons that time or a person can cure come last.
+# member: one row per trajectory of an episode. stitched: member per episode. episode: stitched with the counts of its hour; the rules'
+# conditions read its columns. ruled: the first reason that holds, NULL for an episode that a batch may take.
 # An hour with an episode consumed by a training is not judged again automatically: later episodes in it get no score ("judgedForGood").
-FREEZABLE = """
+_FREEZABLE = """
 WITH hour AS (
     SELECT w."window", w."state" = 'quarantined' AS "quarantined", w."window" <= %(settled)s AS "settled",
-           COALESCE(NOT g."stale" AND g."spread" < 1e-6, FALSE) AS "flat",
+           COALESCE(NOT g."stale" AND g."spread" < %(no_spread)s, FALSE) AS "flat",
            g."window" IS NOT NULL AND consumed."one" IS NOT NULL AS "judgedForGood"
     FROM babylon_rl.windows w
     LEFT JOIN babylon_rl.group_scores g ON g."window" = w."window"
@@ -70,40 +77,20 @@ WITH hour AS (
         SELECT TRUE AS "one" FROM babylon_rl.episode_scores o
         WHERE h."judgedForGood" AND s."newRows" > 0 AND o."window" = e."window" AND o."agentId" = e."agentId" LIMIT 1
     ) own ON TRUE
-), judged AS (
-    SELECT *, CASE
-        WHEN "used" THEN 'late_after_training'
-        WHEN "held" THEN 'in a live batch'
-        WHEN "left" = 'dropout' THEN 'left out by dropout'
-        WHEN "left" = 'baseline' THEN 'used as baseline alone'
-        WHEN NOT "usable" THEN 'in short episodes'
-        WHEN "trainableSequences" = 0 AND "syntheticRows" > 0 THEN 'synthetic'
-        WHEN "trainableSequences" > 0 AND "trainableSequences" <= "leakedCalls" THEN 'leak'
-        WHEN "trainableSequences" = 0 OR "left" IS NOT NULL THEN 'without a call that trains'
-        WHEN "unjudged" THEN 'late_after_judging'
-        WHEN "usableInHour" < %(min_agents)s THEN 'in thin hours'
-        WHEN "quarantined" THEN 'in quarantined hours'
-        WHEN "flat" THEN 'in groups without spread'
-        WHEN "gone" THEN 'changed since the hour was read'
-        WHEN NOT "settled" THEN 'in hours not settled'
-    END AS "reason"
-    FROM episode
 )
 """
 
-_COUNT = FREEZABLE + 'SELECT "window", "reason", count(*), sum("newRows") FROM judged WHERE "newRows" > 0 GROUP BY 1, 2 ORDER BY 1, 2'
+_RULED = """, ruled AS (SELECT *, {} AS "reason" FROM episode WHERE "newRows" > 0)"""
+_COUNT = 'SELECT "window", "reason", count(*), sum("newRows") FROM ruled GROUP BY 1, 2 ORDER BY 1, 2'
 
 # Two results in one: a row per freezable episode, and counts of the others by window and reason.
-_LOOK = (
-    FREEZABLE
-    + """
+_LOOK = """
 SELECT "window", "reason", NULL AS "agentId", NULL::text[] AS "trajectoryIds", 0 AS "groupSize", sum("newRows") AS "newRows"
-FROM judged WHERE "newRows" > 0 AND "reason" IS NOT NULL GROUP BY 1, 2
+FROM ruled WHERE "reason" IS NOT NULL GROUP BY 1, 2
 UNION ALL
-SELECT "window", NULL, "agentId", "trajectoryIds", "groupSize", "newRows" FROM judged WHERE "newRows" > 0 AND "reason" IS NULL
+SELECT "window", NULL, "agentId", "trajectoryIds", "groupSize", "newRows" FROM ruled WHERE "reason" IS NULL
 ORDER BY 1 DESC, 2, 3
 """
-)
 
 # Complete hours in the range, newest first.
 _HOURS = """
@@ -154,29 +141,17 @@ class FreezeBounds:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters that FREEZABLE binds."""
+        """Bound parameters of the statements."""
         return {
             "first": self.first,
             "end": self.end,
             "complete": self.complete,
             "settled": self.settled,
             "min_agents": self.min_agents,
+            "no_spread": NO_SPREAD,
             "start": window_start(self.first),
             "stop": min(window_start(self.end), window_end(self.complete)),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Freezable:
-    """Counts of trajectories and episodes that a batch could take now.
-
-    ``windows`` counts freezable trajectories by window, ``not_trainable`` the other new ones by reason.
-    """
-
-    trajectories: int
-    episodes: int
-    windows: Mapping[str, int]
-    not_trainable: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,27 +167,29 @@ class FreezableEpisode:
     group_size: int
 
 
-def count_freezable_rows(connection: Connection, bounds: FreezeBounds) -> Freezable:
-    """Count freezable trajectories by window, and the other new ones by reason."""
-    windows: dict[str, int] = {}
-    reasons: dict[str, int] = {}
-    episodes = 0
-    for window, reason, number, rows in connection.execute(_COUNT, bounds.parameters):
-        if reason is None:
-            windows[window] = int(rows)
-            episodes += number
-        else:
-            reasons[reason] = reasons.get(reason, 0) + int(rows)
-    return Freezable(sum(windows.values()), episodes, windows, _most_first(reasons, count_unread(connection, bounds)))
+def reason_case(rules: Rules) -> str:
+    """Return the SQL expression for the first reason whose condition holds."""
+    return "CASE " + " ".join(f"WHEN {condition} THEN '{reason}'" for reason, condition in rules) + " END"
 
 
-def look_at_newest(connection: Connection, bounds: FreezeBounds) -> Iterator[tuple[list[FreezableEpisode], dict[str, int]]]:
+def count_episodes(connection: Connection, bounds: FreezeBounds, rules: Rules) -> list[tuple[str, str | None, int, int]]:
+    """Return (window, reason, episodes, new trajectories) of the episodes in range; without a reason a batch may take them."""
+    rows = connection.execute(_statement(_COUNT, rules), bounds.parameters)
+    return [(window, reason, episodes, int(number)) for window, reason, episodes, number in rows]
+
+
+def _statement(query: str, rules: Rules) -> str:
+    return _FREEZABLE + _RULED.format(reason_case(rules)) + query
+
+
+def look_at_newest(connection: Connection, bounds: FreezeBounds, rules: Rules) -> Iterator[tuple[list[FreezableEpisode], dict[str, int]]]:
     """Yield freezable episodes with the counts of other new trajectories by reason.
 
     Newest window first, then by agent; the caller holds the freeze lock. The first portion covers HOURS_LOOKED_AT_FIRST hours and each next
     one twice as many, so that a caller with enough episodes stops early.
     """
     hours = [row[0] for row in connection.execute(_HOURS, bounds.parameters)]
+    statement = _statement(_LOOK, rules)
     start, size = 0, HOURS_LOOKED_AT_FIRST
     while start < len(hours):
         portion = hours[start : start + size]
@@ -221,7 +198,7 @@ def look_at_newest(connection: Connection, bounds: FreezeBounds) -> Iterator[tup
         reasons = Counter[str]()
         # ``hours`` is newest first: the last of the portion begins the range.
         inner = replace(bounds, first=portion[-1], end=window_of(window_end(portion[0])))
-        for window, reason, agent, ids, group_size, rows in connection.execute(_LOOK, inner.parameters):
+        for window, reason, agent, ids, group_size, rows in connection.execute(statement, inner.parameters):
             if reason is None:
                 episodes.append(FreezableEpisode(window, agent, tuple(ids), group_size))
             else:
@@ -229,23 +206,10 @@ def look_at_newest(connection: Connection, bounds: FreezeBounds) -> Iterator[tup
         yield episodes, dict(reasons)
 
 
-def freezable_of(episodes: Sequence[FreezableEpisode], reasons: Mapping[str, int], unread: int = 0) -> Freezable:
-    """Return the counts of episodes already read by ``look_at_newest``."""
-    windows = Counter[str]()
-    for episode in episodes:
-        windows[episode.window] += len(episode.trajectory_ids)
-    return Freezable(windows.total(), len(episodes), dict(sorted(windows.items())), _most_first(reasons, unread))
-
-
 def count_unread(connection: Connection, bounds: FreezeBounds) -> int:
     """Count new trajectories in hours that were never read."""
     row = connection.execute(_UNREAD, bounds.parameters).fetchone()
     return 0 if row is None else int(row[0])
-
-
-def _most_first(reasons: Mapping[str, int], unread: int) -> dict[str, int]:
-    counts = {**reasons, **({"in hours not read yet": unread} if unread else {})}
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def decided_windows(connection: Connection, windows: Sequence[str]) -> frozenset[str]:
@@ -290,3 +254,83 @@ def read_dropped(connection: Connection, windows: Sequence[str], reason: str) ->
         'SELECT "window", "agentId" FROM babylon_rl.dropped_episodes WHERE "window" = ANY(%s) AND "reason" = %s', (list(windows), reason)
     )
     return {(window, agent_id) for window, agent_id in rows}
+
+
+# Keys of Postgres advisory locks: any fixed numbers that nothing else in the database uses.
+_FREEZE_LOCK = 7_306_001
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """The input of ``insert_batch``."""
+
+    batch_id: str
+    base_model: str
+    backend: str
+    parent_version: str | None
+    version: str
+    seed: int
+    settings: Mapping[str, Any]
+    dropout: Mapping[str, Any]
+    now: datetime
+    episodes: Sequence[FreezableEpisode]
+    passes: int = 1
+
+
+def lock_freezing(connection: Connection) -> None:
+    """Take the freeze lock until the end of the transaction."""
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_FREEZE_LOCK])
+
+
+def insert_batch(connection: Connection, new: NewBatch) -> None:
+    """Write a batch with its items, inside the caller's transaction.
+
+    Raises:
+        BatchConflict: one of the trajectories is in a live batch.
+    """
+    # First the game's row, then ours. Both list the trajectories in the same order.
+    pairs = [(episode, trajectory) for episode in new.episodes for trajectory in episode.trajectory_ids]
+    windows = sorted({episode.window for episode in new.episodes})
+    connection.execute(
+        """
+        INSERT INTO public.training_batches
+            (id, "batchId", "scenarioId", "baseModel", "modelVersion", "trajectoryIds", "rewardsJson", status, "createdAt")
+        VALUES (%s, %s, %s, %s, %s, %s, '[]', 'pending', %s)
+        """,
+        [new.batch_id, new.batch_id, windows[0] if len(windows) == 1 else None, new.base_model, new.version,
+         json.dumps([trajectory for _, trajectory in pairs]), new.now],
+    )  # fmt: skip
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.batches
+            ("batchId", "baseModel", "backend", "parentVersion", "version", "seed", "settings", "dropout", "createdAt", "heartbeatAt",
+             "passes")
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+        """,
+        [new.batch_id, new.base_model, new.backend, new.parent_version, new.version, new.seed, Jsonb(dict(new.settings)),
+         Jsonb(dict(new.dropout)), new.now, new.now, new.passes],
+    )  # fmt: skip
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.batch_episodes ("batchId", "window", "agentId", "trajectories")
+        SELECT %s, e."window", e."agentId", e."trajectories"
+        FROM unnest(%s::text[], %s::text[], %s::int[]) AS e("window", "agentId", "trajectories")
+        """,
+        [new.batch_id, [episode.window for episode in new.episodes], [episode.agent_id for episode in new.episodes],
+         [len(episode.trajectory_ids) for episode in new.episodes]],
+    )  # fmt: skip
+    try:
+        with connection.transaction():
+            connection.execute(
+                """
+                INSERT INTO babylon_rl.batch_items ("batchId", "window", "agentId", "trajectoryId", "position")
+                SELECT %s, i."window", i."agentId", i."trajectoryId", i."position"
+                FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS i("window", "agentId", "trajectoryId", "position")
+                """,
+                [new.batch_id, [episode.window for episode, _ in pairs], [episode.agent_id for episode, _ in pairs],
+                 [trajectory for _, trajectory in pairs]],
+            )  # fmt: skip
+    # A unique index allows a trajectory in one live batch only.
+    except psycopg.errors.UniqueViolation as held:
+        detail = held.diag.message_detail
+        raise BatchConflict(f"A trajectory of the new batch is already in a live batch ({detail}). Freeze again.") from None
