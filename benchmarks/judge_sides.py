@@ -14,7 +14,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # before litellm 
 from judge_groups import RULES, Group
 
 from babylon_rl.judge.client import JudgeClient, JudgeReply
-from babylon_rl.judge.group_judge import AnswerCache, AnswerSource, GroupOutcome, JudgedGroup, UnscorableGroup
+from babylon_rl.judge.group_judge import AnswerCache, AnswerSource, GroupOutcome, ScoredGroup, UnscorableGroup
 from babylon_rl.judge.prompt.group import RenderedEpisode, RenderedGroup
 from babylon_rl.settings import Settings
 from babylon_rl.versions import content_version
@@ -68,7 +68,7 @@ def with_ours(groups: Sequence[Group], url: str, timeout_s: float, orders: int, 
         nonlocal waiting
         async with JudgeClient(settings, MODEL) as caller:
             found = await _judged(shown, caller, settings, MemoryCache())
-        waiting = sum(not isinstance(outcome, (JudgedGroup, UnscorableGroup)) for outcome in found)
+        waiting = sum(not isinstance(outcome, (ScoredGroup, UnscorableGroup)) for outcome in found)
         return [_scores(group, outcome) for group, outcome in zip(groups, found, strict=True)]
 
     run = _timed(all_groups)
@@ -113,7 +113,7 @@ async def _judged(shown: Sequence[RenderedGroup], asker: AnswerSource, settings:
 
 
 def _scores(group: Group, outcome: GroupOutcome) -> Scores:
-    if not isinstance(outcome, JudgedGroup):
+    if not isinstance(outcome, ScoredGroup):
         return None
     return [outcome.agreement.scores[episode.agent] for episode in group.episodes]
 

@@ -1,7 +1,8 @@
-"""Parser of a judge's answer: verdicts by id, or a list of faults; and the stop rule after many unusable answers.
+"""Parser of a judge's answer: verdicts by id, or a list of faults.
 
 Lenient in form (fences, prose around it, trailing commas, a list around it or without one), strict in content: exactly the ids, each
-with a finite score from 0 to 1 and an explanation. Nothing is evaluated, guessed or filled in.
+with a finite score from 0 to 1 and an explanation. Nothing is evaluated, guessed or filled in. Many unusable answers in a row, about
+several groups, end a run (``FailureStreak``): one group may be the cause itself, many point to the judge.
 """
 
 import json

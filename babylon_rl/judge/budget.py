@@ -49,7 +49,7 @@ class Budget:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences on what the budget cannot enforce."""
+        """Sentences on limits that the budget cannot enforce."""
         if not self._blind:
             return []
         return [f"JUDGE_BUDGET_USD cannot be enforced: the price of {self._model} is in no table, and its answers count as unknown."]
@@ -63,7 +63,10 @@ class Budget:
 
     @asynccontextmanager
     async def reserved(self, sizes: Iterable[tuple[int, int]]) -> AsyncIterator[None]:
-        """Reserve the expected cost of requests of these sizes (prompt tokens, episodes), and return it at the end.
+        """Reserve the expected cost of some requests, and return it at the end.
+
+        Args:
+            sizes: prompt tokens and episodes of each; read only where there is a limit.
 
         Raises:
             OverBudget: they do not fit.

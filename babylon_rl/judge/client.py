@@ -1,7 +1,7 @@
-"""Client of a judge: its endpoint, and requests limited in number, retried, guarded by a circuit breaker, priced.
+"""Client of a judge: endpoint, concurrency limit, retries, circuit breaker, price.
 
 An answer is text; answers.py parses it. OpenAI's wire (openai/, openpipe:, JUDGE_BASE_URL) is spoken by OpenAI's client, every other by
-litellm. Servers differ in the parameters that shape an answer: one that refuses a JSON schema is asked in a plainer form.
+litellm. Servers differ in the parameters that shape an answer: one that refuses a JSON schema gets the request in a plainer form.
 """
 
 import asyncio
@@ -89,8 +89,8 @@ def audit_settings(settings: Settings, model: str) -> Settings:
 
 def judge_addresses(settings: Settings, *models: str | None) -> str:
     """Text with the language models among ``models`` and their addresses; empty if there are none."""
-    asked = [model for model in dict.fromkeys(models) if model is not None and model != HEURISTIC]
-    return " and ".join(f"{model} at {endpoint_of(settings, model).where}" for model in asked)
+    listed = [model for model in dict.fromkeys(models) if model is not None and model != HEURISTIC]
+    return " and ".join(f"{model} at {endpoint_of(settings, model).where}" for model in listed)
 
 
 def _given_address(settings: Settings, model: str) -> tuple[str | None, str]:
@@ -282,11 +282,11 @@ class JudgeClient:
     def _error(self, failed: CallFailed) -> JudgeUnavailable | JudgeRefused:
         """The error for a failed call: refused for good, or unavailable for now."""
         if not failed.is_worth_a_retry:
-            said = f"The judge {self.model} at {self._endpoint.where} refused a request ({failed}). {self._advice(failed)}"
-            return JudgeRefused(said, for_all=failed.fails_all_requests)
-        asked = "" if failed.retry_after_s is None else f" It asks to wait {failed.retry_after_s:.0f} s."
+            message = f"The judge {self.model} at {self._endpoint.where} refused a request ({failed}). {self._advice(failed)}"
+            return JudgeRefused(message, for_all=failed.fails_all_requests)
+        wait = "" if failed.retry_after_s is None else f" It asks to wait {failed.retry_after_s:.0f} s."
         return JudgeUnavailable(
-            f"The judge {self.model} at {self._endpoint.where} does not answer ({failed.attempts} tries): {failed}.{asked} {LATER}"
+            f"The judge {self.model} at {self._endpoint.where} does not answer ({failed.attempts} tries): {failed}.{wait} {LATER}"
         )
 
     def _advice(self, failed: CallFailed) -> str:

@@ -63,8 +63,8 @@ class Order:
 
 
 @dataclass(frozen=True)
-class JudgedGroup:
-    """A judged group: orders, their agreement, the answers, and how many were asked for now.
+class ScoredGroup:
+    """Outcome with scores: orders, their agreement, and the answers, ``asked`` of them new.
 
     ``gain`` is that of the group's flagged passages, None where it has none; where it is beyond noise the orders are those of the group
     with these passages masked.
@@ -98,7 +98,7 @@ class PendingGroup:
     reason: str
 
 
-GroupOutcome = JudgedGroup | UnscorableGroup | PendingGroup
+GroupOutcome = ScoredGroup | UnscorableGroup | PendingGroup
 _Part = tuple[JudgeRequest, Mapping[str, EpisodeVerdict]]  # a request, and its verdicts by agent id
 
 
@@ -117,7 +117,7 @@ _BY_SEVERITY = (JudgeRefused, UnusableAnswers, OverBudget, JudgeUnavailable)
 
 @dataclass
 class _AnswerTally:
-    """Answers that a judgement rests on, and how many of them were asked for now."""
+    """Answers of a judgement, ``asked`` of them new."""
 
     answers: list[StoredAnswer] = field(default_factory=list)
     asked: int = 0
@@ -164,7 +164,7 @@ class GroupJudge:
             return UnscorableGroup(group, unusable.reason, unusable.transcript)
         except (OverBudget, JudgeUnavailable) as reason:
             return PendingGroup(group, str(reason))
-        return JudgedGroup(group, orders, agreed, tally.answers, tally.asked, gained)
+        return ScoredGroup(group, orders, agreed, tally.answers, tally.asked, gained)
 
     async def _judgement(self, group: RenderedGroup, tally: _AnswerTally) -> tuple[list[Order], Agreement]:
         """Orders of one form of a group and their agreement; further orders where they differ."""
@@ -189,7 +189,7 @@ class GroupJudge:
         return [_order([by_key[request.key] for request in plan]) for plan in plans]
 
     async def _verdicts(self, group: RenderedGroup, first: JudgeRequest, answer: StoredAnswer | None, tally: _AnswerTally) -> _Part:
-        """First usable answer to a request or a retry of it: that request, and verdicts by agent id."""
+        """First usable answer to a request or a retry of it, with that request."""
         request, transcript = first, list[Mapping[str, Any]]()
         faults: tuple[str, ...] = ()
         for attempt in range(self._settings.judge_tries):
@@ -337,10 +337,10 @@ async def run_pool(
     done: Callable[[GroupOutcome], Awaitable[None]],
     concurrency: int,
 ) -> None:
-    """Judge groups as they arrive and pass each outcome to ``done``; everything is cancelled when the run is.
+    """Judge groups as they arrive and pass each outcome to ``done``.
 
-    The caller limits the requests. This pool limits the groups under way to twice that number, so that neither reading further groups
-    nor writing finished ones leaves the judge idle, and a long range is not held in memory.
+    Everything is cancelled when the run is. The caller limits the requests. This pool limits the groups under way to twice that number, so
+    that neither reading further groups nor writing finished ones leaves the judge idle, and a long range is not held in memory.
 
     Raises:
         JudgeRefused: the judge answers no request; the other groups are cancelled.

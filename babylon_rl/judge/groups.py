@@ -88,7 +88,7 @@ def group_scores(window: str, judge: str, judge_version: str, scores: Mapping[st
 
 @dataclass(frozen=True)
 class AnswerCounts:
-    """Answers of one hour in this call: asked for, and from the cache."""
+    """Answers of one hour: new ones of this call, and those from the cache."""
 
     asked: int
     cached: int

@@ -92,13 +92,13 @@ def sync_hindsight(connection: Connection, windows: Iterable[str], settings: Set
         UsageError: one of ``windows`` is not a window id.
     """
     hindsights: dict[str, HourHindsight] = {}
-    for some in chunks(window for window in windows if is_complete(window, now)):
+    for chunk in chunks(window for window in windows if is_complete(window, now)):
         with connection.transaction():
-            lock_windows(connection, some)
+            lock_windows(connection, chunk)
             targets = Targets(store.organizations(connection), store.questions(connection))
             # batches bound the memory; the transaction covers all of them
-            for hours in _batches(store.hours_read(connection, some)):
-                seen = _look(connection, hours, targets, settings)
+            for hours in _batches(store.hours_read(connection, chunk)):
+                seen = _labels_and_leaks(connection, hours, targets, settings)
                 changed = store.replace(connection, list(seen.values()), now)
                 hindsights |= {window: _hindsight(hour, window in changed) for window, hour in seen.items()}
     return hindsights
@@ -106,7 +106,7 @@ def sync_hindsight(connection: Connection, windows: Iterable[str], settings: Set
 
 def hour_secrets(connection: Connection, outcomes: WindowOutcomes, trajectory_ids: Sequence[str]) -> HourSecrets:
     """Secrets of an hour's texts, gameKnowledge of some trajectories included."""
-    answers = hidden_answers(connection, [asked.market_id for asked in outcomes.predictions])
+    answers = hidden_answers(connection, [question.market_id for question in outcomes.predictions])
     return HourSecrets(_secrets(outcomes, answers), _knowledge(connection, trajectory_ids, {outcomes.window: outcomes}))
 
 
@@ -153,16 +153,16 @@ def _public(markets: Iterable[WindowOutcomes]) -> frozenset[str]:
     """Folded texts and numbers that every agent could read in the market."""
     public: set[str] = set()
     for market in markets:
-        for asked in market.predictions:
-            public |= {folded(asked.question), asked.market_id, *map(folded, asked.news)}
-            for value in (asked.start_probability, asked.end_probability):
+        for question in market.predictions:
+            public |= {folded(question.question), question.market_id, *map(folded, question.news)}
+            for value in (question.start_probability, question.end_probability):
                 public |= {repr(value), f"{value:.6g}", f"{100 * value:.6g}%"}
         for stock in market.stocks:
             public |= {folded(stock.name), folded(stock.organization_id), *map(folded, stock.news)}
     return frozenset(public)
 
 
-def _look(connection: Connection, windows: Sequence[str], targets: Targets, settings: Settings) -> dict[str, StoredHour]:
+def _labels_and_leaks(connection: Connection, windows: Sequence[str], targets: Targets, settings: Settings) -> dict[str, StoredHour]:
     """Compute actions and leaks of some hours from trajectories and market."""
     markets = read_many_outcomes(connection, windows, settings)
     actions: dict[str, list[StoredAction]] = {window: [] for window in markets}
@@ -177,7 +177,7 @@ def _look(connection: Connection, windows: Sequence[str], targets: Targets, sett
             actions[row.window].extend(_actions(row, steps, targets, named[row.window]))
     # secrets of all hours, before any text is read
     knowledge = _knowledge(connection, eligible, markets)
-    answers = hidden_answers(connection, sorted({asked.market_id for market in markets.values() for asked in market.predictions}))
+    answers = hidden_answers(connection, sorted({question.market_id for market in markets.values() for question in market.predictions}))
     secrets = {window: HourSecrets(_secrets(market, answers), knowledge) for window, market in markets.items()}
     # second pass, one trajectory's texts at a time: the leaks
     looked_at: Counter[str] = Counter()
@@ -224,18 +224,18 @@ def _market(outcomes: WindowOutcomes) -> HourMarket:
 def _secrets(outcomes: WindowOutcomes, hidden: Mapping[str, bool]) -> LeakContext:
     """Secrets of an hour: questions that were still open when it ended."""
     end = window_end(outcomes.window)
-    secret = [asked for asked in outcomes.predictions if asked.resolved_at is None or asked.resolved_at >= end]
-    numbers = frozenset(asked.question_number for asked in secret if asked.question_number is not None)
-    answers = tuple(found for asked in secret if (found := _answer(asked, hidden)) is not None)
-    return LeakContext(frozenset(asked.market_id for asked in secret), numbers, answers=answers)
+    secret = [question for question in outcomes.predictions if question.resolved_at is None or question.resolved_at >= end]
+    numbers = frozenset(question.question_number for question in secret if question.question_number is not None)
+    answers = tuple(answer for question in secret if (answer := _answer(question, hidden)) is not None)
+    return LeakContext(frozenset(question.market_id for question in secret), numbers, answers=answers)
 
 
-def _answer(asked: PredictionOutcome, hidden: Mapping[str, bool]) -> HiddenAnswer | None:
+def _answer(question: PredictionOutcome, hidden: Mapping[str, bool]) -> HiddenAnswer | None:
     """Current answer of an open question, the official one before the engine's; None if unknown."""
-    answer = hidden.get(asked.market_id) if asked.outcome == UNRESOLVED else asked.outcome == "YES"
-    number = asked.question_number
+    answer = hidden.get(question.market_id) if question.outcome == UNRESOLVED else question.outcome == "YES"
+    number = question.question_number
     names = () if number is None else (f"Q{number}", f"question {number}", f"question #{number}")
-    return None if answer is None else HiddenAnswer((*names, asked.market_id, asked.question), answer)
+    return None if answer is None else HiddenAnswer((*names, question.market_id, question.question), answer)
 
 
 def _storable(text: str) -> str:
@@ -256,27 +256,27 @@ def verdicts_with_leaks(connection: Connection, windows: Sequence[str], settings
     judged = [hour.window for hour in hours if hour.judge not in (None, HEURISTIC)]
     if not judged or not settings.show_hidden_answers_to_judge:
         return hours
-    hidden = _hidden(connection, judged, settings)
+    hidden = _open_answers(connection, judged, settings)
     texts = explanations(connection, list(hidden))
-    return [replace(hour, tells=_told(hour, texts, hidden[hour.window])) if hour.window in hidden else hour for hour in hours]
+    return [replace(hour, tells=_flags(hour, texts, hidden[hour.window])) if hour.window in hidden else hour for hour in hours]
 
 
-def _told(hour: HourVerdicts, texts: Mapping[tuple[str, str], str], hidden: Sequence[HiddenAnswer]) -> list[bool]:
+def _flags(hour: HourVerdicts, texts: Mapping[tuple[str, str], str], hidden: Sequence[HiddenAnswer]) -> list[bool]:
     """Flags of an hour's explanations, of the stored check or of this one."""
-    return [told or leaks_hidden_answer(texts[hour.window, agent], hidden) for agent, told in zip(hour.agents, hour.tells, strict=True)]
+    return [tells or leaks_hidden_answer(texts[hour.window, agent], hidden) for agent, tells in zip(hour.agents, hour.tells, strict=True)]
 
 
-def _hidden(connection: Connection, windows: Sequence[str], settings: Settings) -> dict[str, list[HiddenAnswer]]:
+def _open_answers(connection: Connection, windows: Sequence[str], settings: Settings) -> dict[str, list[HiddenAnswer]]:
     """Hidden answers of each hour's open questions; hours without any are absent."""
     markets = read_many_outcomes(connection, windows, settings)
-    open_ = {window: [asked for asked in market.predictions if asked.outcome == UNRESOLVED] for window, market in markets.items()}
-    answers = hidden_answers(connection, sorted({asked.market_id for some in open_.values() for asked in some}))
+    open_ = {window: [question for question in market.predictions if question.outcome == UNRESOLVED] for window, market in markets.items()}
+    answers = hidden_answers(connection, sorted({question.market_id for chunk in open_.values() for question in chunk}))
     hidden = {
         window: [
-            HiddenAnswer((market_name(asked.market_id, asked.question_number), asked.question), answers[asked.market_id])
-            for asked in some
-            if asked.market_id in answers
+            HiddenAnswer((market_name(question.market_id, question.question_number), question.question), answers[question.market_id])
+            for question in chunk
+            if question.market_id in answers
         ]
-        for window, some in open_.items()
+        for window, chunk in open_.items()
     }
-    return {window: some for window, some in hidden.items() if some}
+    return {window: chunk for window, chunk in hidden.items() if chunk}

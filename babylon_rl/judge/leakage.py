@@ -68,10 +68,10 @@ def leaks_hidden_answer(explanation: str, hidden: Iterable[HiddenAnswer]) -> boo
     It says that the hidden answer is right, or that the other is wrong.
     """
     for clause in _CLAUSES.split(explanation):
-        for asked in hidden:
-            own, other = (_YES, _NO) if asked.answer else (_NO, _YES)
+        for question in hidden:
+            own, other = (_YES, _NO) if question.answer else (_NO, _YES)
             states = (own.search(clause) and _RIGHT.search(clause)) or (other.search(clause) and _WRONG.search(clause))
-            if states and any(_named(name, clause) for name in asked.names):
+            if states and any(_named(name, clause) for name in question.names):
                 return True
     return False
 
@@ -87,7 +87,7 @@ def stated_answer(text: str, hidden: Iterable[HiddenAnswer]) -> str | None:
     # most texts hold no such word, and the expressions are slow
     if not any(anchor in small for anchor in _STATED_ANCHORS):
         return None
-    asked = tuple(hidden)
+    questions = tuple(hidden)
     for clause in _CLAUSES.split(text):
         stated = _STATED.search(clause)
         if stated is None or _GUESSED.search(clause) is not None:
@@ -95,7 +95,7 @@ def stated_answer(text: str, hidden: Iterable[HiddenAnswer]) -> str | None:
         answers = bool(_YES.search(clause, stated.start())), bool(_STATED_NO.search(clause, stated.start()))
         if answers[0] == answers[1]:
             continue
-        if any(one.answer == answers[0] and any(_named(name, clause) for name in one.names) for one in asked):
+        if any(known.answer == answers[0] and any(_named(name, clause) for name in known.names) for known in questions):
             return clause
     return None
 

@@ -1,6 +1,6 @@
-"""Scoring by a language model: hours are planned in chunks, judged in one pool, and written one by one.
+"""Scoring by a language model: hours are planned in chunks, judged in one pool.
 
-A score is the mean over the orders; the reasons of all orders are kept.
+Each hour is written as soon as it is finished. A score is the mean over the orders; the reasons of all orders are kept.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from babylon_rl.episodes.reading import read_window
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.client import JudgeClient, server_of
-from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, JudgedGroup, UnscorableGroup, run_pool, storable
+from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, UnscorableGroup, run_pool, storable
 from babylon_rl.judge.groups import AnswerCounts, Scored, group_scores
 from babylon_rl.judge.judge_store import HEARTBEAT_S, JudgeStore, Leases, clock_from, run_with_heartbeat
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, judge_version, plan_hours, request_version
@@ -127,7 +127,7 @@ class _ScoringRun:
         window = outcome.group.window
         hour = self._hours.pop(window)
         result = await store.run(finish_hour, hour, outcome, self._settings, self._now, holder, self._force)
-        if isinstance(outcome, JudgedGroup):
+        if isinstance(outcome, ScoredGroup):
             self.scored.asked[window] = AnswerCounts(outcome.asked, len(outcome.answers) - outcome.asked)
         if isinstance(result, GroupScores):
             self.scored[window] = result
@@ -168,7 +168,7 @@ def finish_hour(
         lock_windows(connection, [window])
         drop_leases(connection, holder, [window])
         # no scores: a quarantine is recorded with the version of its request
-        if not isinstance(outcome, JudgedGroup):
+        if not isinstance(outcome, ScoredGroup):
             if isinstance(outcome, UnscorableGroup):
                 transcript = list(map(dict, outcome.transcript))
                 entry = scores.Quarantined(
@@ -196,7 +196,7 @@ def finish_hour(
         return replace(judged, changed=True)
 
 
-def judged_scores(outcome: JudgedGroup, settings: Settings, input_version: str) -> GroupScores:
+def judged_scores(outcome: ScoredGroup, settings: Settings, input_version: str) -> GroupScores:
     """Scores of a judged group, not stored."""
     group, orders, agreement = outcome.group, outcome.orders, outcome.agreement
     gains = {} if outcome.gain is None else outcome.gain.by_agent
@@ -224,7 +224,7 @@ def flag_words(flag: Flag) -> str:
     return storable(f"{flag.kind} in {flag.where}: {flag.excerpt[:MAX_EXCERPT]}")
 
 
-def _reasoning(outcome: JudgedGroup, agent: str) -> str:
+def _reasoning(outcome: ScoredGroup, agent: str) -> str:
     """The judge's explanations of an episode, one per order unless all are equal."""
     verdicts = [order.verdicts[agent] for order in outcome.orders]
     if len({verdict.explanation for verdict in verdicts}) == 1:
@@ -232,8 +232,8 @@ def _reasoning(outcome: JudgedGroup, agent: str) -> str:
     return storable("\n".join(f"Order {number} ({verdict.score:.2f}): {verdict.explanation}" for number, verdict in enumerate(verdicts, 1)))
 
 
-def _judgement(outcome: JudgedGroup, server: str) -> Judgement:
-    """Facts on a judgement: number of orders, tokens, dollars, what was shown."""
+def _judgement(outcome: ScoredGroup, server: str) -> Judgement:
+    """Facts on a judgement: orders, tokens, dollars, versions of the prompt."""
     # The same answers in another order of arrival are the same judgement.
     answers = sorted(outcome.answers, key=lambda answer: (answer.order, answer.part, answer.attempt))
     usd = [answer.usd for answer in answers]

@@ -50,7 +50,7 @@ def input_versions(
     for window, reading in readings.items():
         # content that the group's own version does not cover: hidden answers, game knowledge, logged reasoning
         ids = [trajectory_id for episode in reading.usable_episodes for trajectory_id in episode.trajectory_ids]
-        hidden = judge_inputs.hidden_answers(connection, [asked.market_id for asked in markets[window].predictions])
+        hidden = judge_inputs.hidden_answers(connection, [question.market_id for question in markets[window].predictions])
         beside = [sorted(recorded_knowledge(connection, ids)), sorted(judge_inputs.logged_reasoning(connection, ids).items())]
         digest = hashlib.sha256(repr(beside).encode("utf-8", "replace")).hexdigest()
         own = {episode.agent_id for episode in reading.episodes}

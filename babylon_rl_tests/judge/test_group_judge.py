@@ -12,7 +12,7 @@ import pytest
 from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import agreement, kendall_tau
-from babylon_rl.judge.group_judge import AnswerSource, GroupOutcome, JudgedGroup, PendingGroup, UnscorableGroup
+from babylon_rl.judge.group_judge import AnswerSource, GroupOutcome, PendingGroup, ScoredGroup, UnscorableGroup
 from babylon_rl.judge.prompt.group import RenderedEpisode, RenderedGroup
 from babylon_rl.judge.scripted.judge import CONTENT_FAULTS, ScriptedJudge
 from babylon_rl.settings import Settings
@@ -41,8 +41,8 @@ def judge_all(settings: Settings, some: Sequence[RenderedGroup], cache: MemoryCa
     return asyncio.run(run())
 
 
-def judged(outcomes: dict[str, GroupOutcome]) -> list[JudgedGroup]:
-    found = [outcome for outcome in outcomes.values() if isinstance(outcome, JudgedGroup)]
+def judged(outcomes: dict[str, GroupOutcome]) -> list[ScoredGroup]:
+    found = [outcome for outcome in outcomes.values() if isinstance(outcome, ScoredGroup)]
     assert len(found) == len(outcomes), outcomes
     return found
 
@@ -135,7 +135,7 @@ def test_a_server_that_counts_no_tokens_is_held_to_the_budget(settings: Settings
         assert whole > 0
         judge.reset()
         found = asyncio.run(run(chosen.model_copy(update={"judge_budget_usd": 0.6 * whole}), MemoryCache()))
-        assert {type(outcome) for outcome in found.values()} == {JudgedGroup, PendingGroup} and requests(judge) == 6
+        assert {type(outcome) for outcome in found.values()} == {ScoredGroup, PendingGroup} and requests(judge) == 6
 
 
 def test_a_group_beyond_one_request_is_judged_in_parts_on_one_scale(settings: Settings) -> None:
@@ -187,7 +187,7 @@ def test_a_judge_that_says_the_same_of_the_same_bytes_is_asked_something_else_af
 
     with judging(ScriptedJudge(position_bias=0.2)) as judge:
         found, seen = asyncio.run(run(judge.url))
-    assert isinstance(found, JudgedGroup) and len(seen) == len(set(seen)) == 4
+    assert isinstance(found, ScoredGroup) and len(seen) == len(set(seen)) == 4
     for order, answered in zip(found.orders, seen[2:], strict=True):
         earned = re.findall(r"made (\d+) dollars", answered)
         assert [order.places[f"a{int(usd) // 100}"] for usd in earned] == [0, 0.25, 0.5, 0.75, 1], (
@@ -222,7 +222,7 @@ def test_a_judge_that_is_down_leaves_groups_waiting_and_those_of_the_cache_are_j
         judge.reset(faults={"unavailable": 1.0})
         found = judge_all(asking(settings, judge.url, judge_timeout_seconds=0.1), groups(2), cache)
     first, second = found.values()
-    assert isinstance(first, JudgedGroup) and isinstance(second, PendingGroup) and "openai/scripted" in second.reason
+    assert isinstance(first, ScoredGroup) and isinstance(second, PendingGroup) and "openai/scripted" in second.reason
 
 
 def test_a_judge_that_refuses_everybody_ends_the_run(settings: Settings) -> None:
@@ -236,7 +236,7 @@ def test_a_request_that_alone_is_refused_sets_its_group_aside_and_no_other(setti
         # One at a time: that those which are answered come between those which are refused is not left to chance.
         found = judge_all(asking(settings, judge.url, judge_orders=1, judge_concurrency=1), groups(12), cache)
     kinds = {type(outcome) for outcome in found.values()}
-    assert kinds == {JudgedGroup, UnscorableGroup}
+    assert kinds == {ScoredGroup, UnscorableGroup}
     for outcome in found.values():
         if isinstance(outcome, UnscorableGroup):
             assert "JUDGE_REQUEST_TOKENS" in outcome.reason
@@ -252,7 +252,7 @@ def test_a_request_that_is_refused_sets_its_group_aside_where_nobody_else_is_ask
         judge.reset(faults={"bad-request": 1.0})
         found = judge_all(chosen, [*(one.group for one in kept), group("2025-11-20T10:00")], cache)
         assert requests(judge) == 2
-    assert [type(outcome) for outcome in found.values()] == [*(JudgedGroup for _ in kept), UnscorableGroup]
+    assert [type(outcome) for outcome in found.values()] == [*(ScoredGroup for _ in kept), UnscorableGroup]
 
 
 @pytest.mark.parametrize("at_once", [1, 8])

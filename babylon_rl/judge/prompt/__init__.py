@@ -1,1 +1,1 @@
-"""Prompt of a judge: what it is shown of an hour and its agents, and in which words."""
+"""Prompt of a judge: rendering of an hour and its agents."""

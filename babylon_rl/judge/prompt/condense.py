@@ -42,15 +42,15 @@ class Detail(IntEnum):
 class StepText:
     """Text parts of one step.
 
-    ``seen`` are the lines that the agent was served, ``state`` its balance and positions, ``said`` its words, ``done`` its action with
+    ``seen`` are the lines that the agent was served, ``state`` its balance and positions, ``words`` its own, ``action`` its action with
     parameters and result, ``short`` the action without result; ``decision`` is true for a trade that succeeded.
     """
 
     number: int
     seen: tuple[str, ...]
     state: str
-    said: tuple[str, ...]
-    done: str
+    words: tuple[str, ...]
+    action: str
     short: str
     decision: bool
 
@@ -59,7 +59,7 @@ class StepText:
 
         ``before`` is the step before it in the text.
         """
-        return min((self._written(kept, before) for kept in Detail if kept <= detail), key=len)
+        return min((self._written(candidate, before) for candidate in Detail if candidate <= detail), key=len)
 
     def _written(self, detail: Detail, before: "StepText | None") -> str:
         """Text of the step at exactly this detail."""
@@ -70,8 +70,8 @@ class StepText:
         state = f" ({self.state})" if self.state and (before is None or before.state != self.state) else ""
         news = self._news(before)
         seen = _UNSEEN if detail >= Detail.UNSEEN and len(news) > len(_UNSEEN) else news
-        said = [f"said {_cut(text, _SHORT) if detail >= Detail.SHORT else text}" for text in self.said]
-        return f"{self.number}.{state} " + "\n ".join(filter(None, (seen, *said, f"did {self.done}")))
+        words = [f"said {_cut(text, _SHORT) if detail >= Detail.SHORT else text}" for text in self.words]
+        return f"{self.number}.{state} " + "\n ".join(filter(None, (seen, *words, f"did {self.action}")))
 
     def _news(self, before: "StepText | None") -> str:
         """The observations that the step before does not show already."""

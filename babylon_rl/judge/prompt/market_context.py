@@ -29,11 +29,11 @@ MOST_KNOWLEDGE = 40  # sentences of recorded gameKnowledge in a group
 def question_names(outcomes: WindowOutcomes) -> dict[str, str]:
     """Short names of numbered questions, by their id and by their text."""
     names: dict[str, str] = {}
-    for asked in outcomes.predictions:
-        if asked.question_number is not None:
-            name = market_name(asked.market_id, asked.question_number)
-            names[asked.market_id] = name
-            names.setdefault(asked.question, name)
+    for question in outcomes.predictions:
+        if question.question_number is not None:
+            name = market_name(question.market_id, question.question_number)
+            names[question.market_id] = name
+            names.setdefault(question.question, name)
     return names
 
 
@@ -60,8 +60,8 @@ def masked_outcomes(outcomes: WindowOutcomes, screen: InjectionScreen) -> Window
 def market_terms(outcomes: WindowOutcomes) -> list[str]:
     """Names under which texts mention the hour's stocks and questions."""
     stocks = [name for stock in outcomes.stocks for name in (stock.ticker, stock.organization_id, stock.name)]
-    asked = [name for one in outcomes.predictions for name in (one.market_id, one.question)]
-    return [*stocks, *asked, *question_names(outcomes).values()]
+    questions = [name for question in outcomes.predictions for name in (question.market_id, question.question)]
+    return [*stocks, *questions, *question_names(outcomes).values()]
 
 
 def market_context(outcomes: WindowOutcomes) -> list[str]:
@@ -71,7 +71,7 @@ def market_context(outcomes: WindowOutcomes) -> list[str]:
     whole = fill_template(MARKET, window=outcomes.window, mean=_short(outcomes.mean_change), volatility=_short(outcomes.volatility))
     listed = _lists(_stock(stock) for stock in outcomes.stocks)
     stocks = [fill_template(STOCKS, window=outcomes.window, stocks=line) for line in listed]
-    return [whole, *stocks, *(_question(asked) for asked in outcomes.predictions)]
+    return [whole, *stocks, *(_question(question) for question in outcomes.predictions)]
 
 
 def news_context(outcomes: WindowOutcomes) -> list[str]:
@@ -79,7 +79,7 @@ def news_context(outcomes: WindowOutcomes) -> list[str]:
     names = question_names(outcomes)
     subjects: dict[str, dict[str, None]] = {}
     news_by_subject: list[tuple[str, tuple[str, ...]]] = [
-        (market_name(asked.market_id, asked.question_number), asked.news) for asked in outcomes.predictions
+        (market_name(question.market_id, question.question_number), question.news) for question in outcomes.predictions
     ]
     news_by_subject += [(stock.name, stock.news) for stock in outcomes.stocks]
     for subject, news in news_by_subject:
@@ -90,9 +90,12 @@ def news_context(outcomes: WindowOutcomes) -> list[str]:
 
 def hidden_context(outcomes: WindowOutcomes, answers: Mapping[str, bool]) -> list[str]:
     """Sentences with the engine's own answers, marked as hidden."""
-    known = [asked for asked in outcomes.predictions if asked.market_id in answers]
-    words = (f"{market_name(asked.market_id, asked.question_number)} {'YES' if answers[asked.market_id] else 'NO'}" for asked in known)
-    return [fill_template(HIDDEN_ANSWERS, answers=line) for line in _lists(words)]
+    entries = []
+    for question in outcomes.predictions:
+        if question.market_id in answers:
+            name = market_name(question.market_id, question.question_number)
+            entries.append(f"{name} {'YES' if answers[question.market_id] else 'NO'}")
+    return [fill_template(HIDDEN_ANSWERS, answers=line) for line in _lists(entries)]
 
 
 def knowledge_context(metadata_json: Iterable[str]) -> list[str]:
@@ -138,10 +141,10 @@ def _stock(stock: StockOutcome) -> str:
     return f"{' '.join(name.split())} {stock.start_price:.5g} {stock.end_price:.5g} {stock.change_percent:+.2f}%{change}"
 
 
-def _question(asked: PredictionOutcome) -> str:
+def _question(question: PredictionOutcome) -> str:
     return fill_template(
-        QUESTION, market=market_name(asked.market_id, asked.question_number), question=asked.question,
-        start=_short(asked.start_probability), end=_short(asked.end_probability), answer=asked.outcome,
+        QUESTION, market=market_name(question.market_id, question.question_number), question=question.question,
+        start=_short(question.start_probability), end=_short(question.end_probability), answer=question.outcome,
     )  # fmt: skip
 
 
@@ -150,7 +153,7 @@ def _short(value: float | None) -> str | None:
 
 
 def _renamed(text: str, names: Mapping[str, str]) -> str:
-    for said, name in names.items():
-        if said in text:
-            text = text.replace(said, name)
+    for long, name in names.items():
+        if long in text:
+            text = text.replace(long, name)
     return text

@@ -119,9 +119,9 @@ def what_leaves(settings: Settings) -> str:
     from babylon_rl.judge.client import judge_addresses
 
     listed = fields_that_leave(settings)
-    asked = judge_addresses(settings, settings.judge_model, settings.judge_audit_model)
-    if not asked:
+    addresses = judge_addresses(settings, settings.judge_model, settings.judge_audit_model)
+    if not addresses:
         return "heuristic: nothing leaves the machine"
     kept = [f"{name} {how}" for name, _, how in listed if how != "leaves"]
     leaving = ", ".join(name for name, _, how in listed if how == "leaves")
-    return f"to {asked} go: {leaving}; kept back: {', '.join([*kept, 'ids and names of agents'])}"
+    return f"to {addresses} go: {leaving}; kept back: {', '.join([*kept, 'ids and names of agents'])}"

@@ -1,7 +1,8 @@
-"""What the judge is shown: rendering of a window's group, within a token budget.
+"""Rendering of a window's group for the judge, within a token budget.
 
-Rendered are the hour's market, the lines that agents share, and each usable episode, without any agent's id or name. Texts are raw
-here; request.py escapes them.
+This file decides what the judge is shown: the hour's market (market_context.py), the lines that agents share (condense.py), and the steps
+of each usable episode (steps.py), without any agent's id or name. request.py makes requests of it, and escapes the texts, which are raw
+here.
 """
 
 import sys
@@ -258,5 +259,5 @@ def request_tokens(settings: Settings) -> int:
     """
     context = (table_entry(settings.judge_model) or {}).get("max_input_tokens")
     known = [int(context * CONTEXT_SHARE)] if isinstance(context, int) else []
-    asked = [settings.judge_request_tokens] if settings.judge_request_tokens is not None else []
-    return max(LEAST_REQUEST_TOKENS, min([*known, *asked], default=REQUEST_TOKENS))
+    configured = [settings.judge_request_tokens] if settings.judge_request_tokens is not None else []
+    return max(LEAST_REQUEST_TOKENS, min([*known, *configured], default=REQUEST_TOKENS))

@@ -72,7 +72,7 @@ def plan_requests(group: RenderedGroup, model: str, order: int, secret: bytes, s
 
 
 def retry_request(group: RenderedGroup, asked: JudgeRequest, attempt: int, secret: bytes) -> JudgeRequest:
-    """The request ``asked`` with another order, nonce and ids, for a further try.
+    """A request with another order, nonce and ids, for a further try.
 
     With new ids a judge cannot give the old answer again.
     """

@@ -1,4 +1,4 @@
-"""Rendering of one step: what the agent saw, answered and did, and why.
+"""Rendering of one step: observations, answers, action, reasons.
 
 Repetitions appear once: an answer equal to the action's own parameters is left out, as are numbers that the state holds; ids without a
 meaning are shortened.
@@ -34,8 +34,8 @@ class RenderedStep:
     number: int
     seen: tuple[str, ...]
     state: str
-    said: tuple[str, ...]
-    done: str
+    words: tuple[str, ...]
+    action_text: str
     brief: str
     decision: bool
     flags: tuple[Flag, ...]
@@ -43,7 +43,7 @@ class RenderedStep:
     def written(self, shared: SharedLines) -> StepText:
         """The step as condense.py takes it, with numbers in place of shared lines."""
         seen = tuple(map(shared.written, self.seen))
-        return StepText(self.number, seen, self.state, self.said, self.done, self.brief, self.decision)
+        return StepText(self.number, seen, self.state, self.words, self.action_text, self.brief, self.decision)
 
 
 def render_steps(
@@ -56,7 +56,7 @@ def render_steps(
 def _shown(number: int, step: RecordedStep, rename: NameReplacer, private: PrivateFields, masked: bool) -> RenderedStep:
     """Render one step; every text passes through privacy, masking and renaming."""
     seen: list[str] = []
-    said: list[str] = []
+    words: list[str] = []
     screen = InjectionScreen(masked, rename)
 
     def own(text: str, where: str) -> str:
@@ -71,12 +71,12 @@ def _shown(number: int, step: RecordedStep, rename: NameReplacer, private: Priva
         seen += served(private.text("user_prompt", call.prompt), "prompt")
         response = own(_answer(call.response, step, private), "response")
         if response and not _says_the_same(call.response, step):
-            said.append(flat(rename(response)))
+            words.append(flat(rename(response)))
     # reasons, each once: the step and its call often record the same
     for note in dict.fromkeys((step.reasoning, *(call.reasoning for call in step.calls))):
         reasoning = own(private.text("reasoning", note), "reasoning")
         if reasoning:
-            said.append(f"(why) {flat(rename(reasoning))}")
+            words.append(f"(why) {flat(rename(reasoning))}")
     # the action with parameters and result
     parameters = screen.value(_meaningful(_allowed(step, private), step), f"step {number} action")
     named = flat(rename(bounded(plain(parameters))))
@@ -89,8 +89,10 @@ def _shown(number: int, step: RecordedStep, rename: NameReplacer, private: Priva
     state = f"balance {held.agent_balance:.8g}, P&L {held.agent_pnl:.8g}, {held.open_positions:g} open" if private.allows("state") else ""
     # trades that succeeded are shortened last
     decision = step.succeeded and "HOLD" not in step.action_type and _is(step, _DECISIONS)
-    done = f"{brief} -> {came}" if came else brief
-    return RenderedStep(number, tuple(map(flat, seen)), state, tuple(said), done, brief, decision, tuple(dict.fromkeys(screen.flags)))
+    action_text = f"{brief} -> {came}" if came else brief
+    return RenderedStep(
+        number, tuple(map(flat, seen)), state, tuple(words), action_text, brief, decision, tuple(dict.fromkeys(screen.flags))
+    )
 
 
 def _says_the_same(response: str, step: RecordedStep) -> bool:

@@ -16,7 +16,7 @@ from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.client import JudgeClient, audit_settings
-from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, JudgedGroup, UnscorableGroup, run_pool
+from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, UnscorableGroup, run_pool
 from babylon_rl.judge.judge_store import JudgeStore, clock_from
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE
 from babylon_rl.judge.prompt.group import RenderedGroup
@@ -144,7 +144,7 @@ class _Audit:
     async def _done(self, outcome: GroupOutcome) -> None:
         """Count one outcome and report progress."""
         window = outcome.group.window
-        if isinstance(outcome, JudgedGroup):
+        if isinstance(outcome, ScoredGroup):
             self.agreed_on += 1
             self.counts["asked"] += outcome.asked
             self.counts["cached"] += len(outcome.answers) - outcome.asked

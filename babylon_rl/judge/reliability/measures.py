@@ -1,4 +1,4 @@
-"""Estimates with 95 % intervals, and the sums of judged groups that they are made of.
+"""Estimates with 95 % intervals, and sums over judged groups.
 
 Groups are the independent draws, episodes are not. Only small sums of each group are kept, so a long range takes little memory.
 """

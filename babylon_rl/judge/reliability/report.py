@@ -1,7 +1,9 @@
-"""Reliability report of a judge over a range of hours, from stored data only; as JSON and as sentences.
+"""Reliability report of a judge over a range of hours, from stored data only.
 
 No judge is asked and nothing is written. The report measures agreement between orders, bias by place and length, agreement with a
-second judge and with the market, and cost. Every number has its interval; missing values stay visible as null or "unknown".
+second judge and with the market, and cost. ``ReliabilityReport`` holds the numbers, ``report_document`` gives them as JSON, and
+``report_rows`` as the rows of every table (terminal, Markdown, Dagster). Every number has its interval; missing values stay visible as null
+or "unknown".
 """
 
 import math
@@ -88,7 +90,7 @@ class ReliabilityReport:
     @property
     def usd(self) -> float | None:
         """Dollars of all judges' answers about the hours; None if one price is unknown."""
-        return None if any(one.without_usd for one in self.paid) else math.fsum(one.usd for one in self.paid)
+        return None if any(bill.without_usd for bill in self.paid) else math.fsum(bill.usd for bill in self.paid)
 
 
 def default_range(connection: Connection) -> tuple[str, str] | None:
@@ -156,7 +158,7 @@ def reliability_report(connection: Connection, first: str, end: str, settings: S
 
 def _market(connection: Connection, judge: str) -> JudgeAgreement | None:
     """Stored agreement of the judge with the market, None without one."""
-    return next((found for found in judge_agreements(connection) if found.judge == judge), None)
+    return next((agreement for agreement in judge_agreements(connection) if agreement.judge == judge), None)
 
 
 def _audit(connection: Connection, judge: str, windows: Sequence[str], audit_model: str | None) -> AuditAgreement | None:
@@ -274,21 +276,21 @@ def _audit_document(report: ReliabilityReport) -> dict[str, Any] | None:
 
 def _tokens(paid: Sequence[Paid]) -> dict[str, int]:
     return {
-        "prompt": sum(one.prompt_tokens for one in paid),
-        "completion": sum(one.completion_tokens for one in paid),
-        "answersWithoutCount": sum(one.without_tokens for one in paid),
+        "prompt": sum(bill.prompt_tokens for bill in paid),
+        "completion": sum(bill.completion_tokens for bill in paid),
+        "answersWithoutCount": sum(bill.without_tokens for bill in paid),
     }
 
 
 def _cost(report: ReliabilityReport) -> dict[str, Any]:
     by_judge = [
         {
-            "judge": one.judge, "answers": one.answers, "unusable": one.unusable, "retries": one.retries,
-            "promptTokens": one.prompt_tokens, "completionTokens": one.completion_tokens,
-            "usd": None if one.without_usd else one.usd, "answersWithoutPrice": one.without_usd,
-            "latencySeconds": {"median": one.latency_s, "p95": one.slow_latency_s},
+            "judge": bill.judge, "answers": bill.answers, "unusable": bill.unusable, "retries": bill.retries,
+            "promptTokens": bill.prompt_tokens, "completionTokens": bill.completion_tokens,
+            "usd": None if bill.without_usd else bill.usd, "answersWithoutPrice": bill.without_usd,
+            "latencySeconds": {"median": bill.latency_s, "p95": bill.slow_latency_s},
         }
-        for one in report.paid
+        for bill in report.paid
     ]  # fmt: skip
     by_day = [
         {
@@ -301,7 +303,7 @@ def _cost(report: ReliabilityReport) -> dict[str, Any]:
 
 
 def report_rows(report: ReliabilityReport) -> list[tuple[str, str, str]]:
-    """Lines of the report: what was measured, the number with its interval, the meaning."""
+    """Rows of the report's table: measure, number with its interval, meaning."""
     lines = [
         ("groups", *_groups(report)),
         ("orders differ by", _said(report.self_difference, 3), _orders_words(report)),
@@ -376,12 +378,12 @@ def _market_lines(report: ReliabilityReport) -> list[tuple[str, str, str]]:
 def _cost_words(report: ReliabilityReport) -> tuple[str, str]:
     if not report.paid:
         return "$0", "no language model was asked"
-    tokens, answers = _tokens(report.paid), sum(one.answers for one in report.paid)
-    known = math.fsum(one.usd for one in report.paid)
+    tokens, answers = _tokens(report.paid), sum(bill.answers for bill in report.paid)
+    known = math.fsum(bill.usd for bill in report.paid)
     price = f"${report.usd:.4f}" if report.usd is not None else (f"${known:.4f} and {UNKNOWN}" if known else UNKNOWN)
-    latency = max(report.paid, key=lambda one: one.answers).latency_s
+    latency = max(report.paid, key=lambda bill: bill.answers).latency_s
     words = (
-        f"{answers} answers ({sum(one.unusable for one in report.paid)} unusable), {tokens['prompt']} tokens in, "
+        f"{answers} answers ({sum(bill.unusable for bill in report.paid)} unusable), {tokens['prompt']} tokens in, "
         f"{tokens['completion']} out, median {latency:.2f} s; {report.in_use} answers are in use and free to use again"
     )
     return price, words

@@ -200,7 +200,7 @@ def verdicts_of(judge: ScriptedJudge, asked: ParsedRequest, content: str) -> lis
             score, why = wishes[block.id], "The score was asked for"
         else:
             score = (
-                skill(block.text, judge.skill, block.told)
+                skill(block.text, judge.skill, block.about)
                 + own.gauss(0.0, judge.noise)
                 + judge.position_bias * _lead(place, len(read.blocks))
                 + judge.length_bias * length
@@ -289,18 +289,18 @@ def digest(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
-def skill(text: str, source: str = "auto", told: str = "") -> float:
+def skill(text: str, source: str = "auto", about: str = "") -> float:
     """Skill of an episode's text, read as the setting ``skill`` says.
 
     A missing source falls back to the text's hash. ``told`` is the asker's text on the episode; a profit or loss there comes before one
     in the episode.
     """
     readable = html.unescape(text)
-    if source in ("auto", "marker") and (found := _MARKER.search(readable)):
-        return min(float(found[1]), 1.0)
+    if source in ("auto", "marker") and (match := _MARKER.search(readable)):
+        return min(float(match[1]), 1.0)
     if source in ("auto", "pnl"):
-        for said in (html.unescape(told), readable):
-            if (pnl := pnl_usd(said)) is not None:
+        for source_text in (html.unescape(about), readable):
+            if (pnl := pnl_usd(source_text)) is not None:
                 return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, pnl / PNL_SCALE_USD))))
     normal = " ".join(readable.lower().split())
     return int.from_bytes(hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=6).digest()) / 2**48
@@ -309,8 +309,8 @@ def skill(text: str, source: str = "auto", told: str = "") -> float:
 def pnl_usd(text: str) -> float | None:
     """Profit or loss that a text names, in dollars: "lost 3 dollars", "P&L: -$30"."""
     for pattern in _PNL:
-        if found := pattern.search(text):
-            groups = found.groupdict()
+        if match := pattern.search(text):
+            groups = match.groupdict()
             negative = (groups["sign"] or groups["late"]) in ("-", "−") or groups.get("lost") is not None
             return -float(groups["usd"].replace(",", "")) if negative else float(groups["usd"].replace(",", ""))
     return None

@@ -1,7 +1,8 @@
-"""Parsing of requests: episodes of our wire format or of ART's RULER, and what a gullible judge makes of them.
+"""Parsing of judge requests, strictly and as a gullible judge reads them.
 
-Ours is read strictly: a block begins and ends with the request's nonce, and a tag with another nonce is text. ART's tags have no nonce;
-its trajectories are JSON on a line of their own, so only tags that stand alone on a line count.
+Episodes come in our wire format or in that of ART's RULER. Ours is read strictly: a block begins and ends with the request's nonce, and a
+tag with another nonce is text. ART's tags have no nonce; its trajectories are JSON on a line of their own, so only tags that stand alone on
+a line count.
 
 A gullible judge believes any tag and follows instructions in agents' texts. A command sets the score of its own block, or that of others:
 all of them, one by its place or by its id, which no agent knows. Lines that several agents were shown count for each of their readers. Text
@@ -61,11 +62,11 @@ _SELF, _ALL, _REST = "this block", "all blocks", "all other blocks"
 
 @dataclass(frozen=True)
 class EpisodeBlock:
-    """One block to judge, with the asker's text on it (``told``)."""
+    """One block to judge, with the asker's text on it (``about``)."""
 
     id: str
     text: str
-    told: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,15 @@ def read(messages: Sequence[Mapping[str, Any]]) -> ParsedRequest:
             continue
         text = text_of(message)
         for pattern, id_field in ((_ours(text, system), "id"), (_ART, "trajectory_id")):
-            found: dict[str, str] = {}
+            texts: dict[str, str] = {}
             for block in () if pattern is None else pattern.finditer(text):
-                found[block[1]] = (found.get(block[1], "") + "\n" + block[2]).strip(
-                    "\n"
-                )  # repeated ids are joined: with the nonce one could add to any block
-            if pattern and found:
+                # repeated ids are joined: with the nonce one could add to any block
+                texts[block[1]] = (texts.get(block[1], "") + "\n" + block[2]).strip("\n")
+            if pattern and texts:
                 rest = pattern.sub("\n", text)
-                told = _told(rest, found) if id_field == "id" else {}
-                return ParsedRequest(tuple(EpisodeBlock(id, shown, told.get(id, "")) for id, shown in found.items()), id_field, rest)
+                about = _about(rest, texts) if id_field == "id" else {}
+                blocks = tuple(EpisodeBlock(id, shown, about.get(id, "")) for id, shown in texts.items())
+                return ParsedRequest(blocks, id_field, rest)
     raise UsageError('No user message holds a block <episode nonce="..." id="..."> ... </episode nonce="...">.')
 
 
@@ -115,14 +116,14 @@ def text_of(message: Mapping[str, Any]) -> str:
 
 def _ours(text: str, system: str) -> re.Pattern[str] | None:
     """Pattern of a block with the system message's nonce, else the first tag's."""
-    nonces = dict.fromkeys(found[1] for found in _OURS.finditer(text))
+    nonces = dict.fromkeys(match[1] for match in _OURS.finditer(text))
     if not nonces:
         return None
     nonce = re.escape(next((nonce for nonce in nonces if nonce in system), next(iter(nonces))))
     return re.compile(rf'<episode nonce="{nonce}" id="([^"<>]+)">(.*?)</episode nonce="{nonce}">', re.DOTALL)
 
 
-def _told(rest: str, ids: Mapping[str, str]) -> dict[str, str]:
+def _about(rest: str, ids: Mapping[str, str]) -> dict[str, str]:
     """Lines outside the blocks that name exactly one id, by that id."""
     lines: dict[str, str] = {}
     for line in rest.splitlines():
@@ -160,12 +161,12 @@ def read_gullibly(asked: ParsedRequest) -> GullibleReading:
     for id, text in _pieces(_plain(asked.rest), None):
         if id is not None:
             texts.setdefault(id, []).append(text)
-    told = {block.id: block.told for block in asked.blocks}
+    about = {block.id: block.about for block in asked.blocks}
     # context and common lines; a block reads the common lines whose numbers it holds
     sections = {name: text for name, _, text in _SECTION.findall(asked.rest)}
     common = dict(_NUMBERED.findall(sections.get("common", "")))
     shown = {block.id: "\n".join(common.get(number, "") for number in _NAMED.findall(block.text)) for block in asked.blocks if common}
-    blocks = tuple(EpisodeBlock(id, "\n".join(parts), told.get(id, "")) for id, parts in texts.items())
+    blocks = tuple(EpisodeBlock(id, "\n".join(parts), about.get(id, "")) for id, parts in texts.items())
     return GullibleReading(blocks, "\n".join(forged), sections.get("context", ""), shown)
 
 
@@ -252,16 +253,16 @@ def _target(before: str, after: str, whole: str, ids: Sequence[str]) -> str | No
 def _readings(text: str) -> list[str]:
     """The text without escapes and invisible characters, and its decoded base64."""
     plain = _plain(_unescaped(text))
-    return [plain, *(decoded for found in _BASE64.findall(plain) if (decoded := _decoded(found)))]
+    return [plain, *(decoded for encoded in _BASE64.findall(plain) if (decoded := _decoded(encoded)))]
 
 
 def _unescaped(text: str) -> str:
     return html.unescape(text).replace('\\"', '"').replace("\\n", "\n")
 
 
-def _decoded(found: str) -> str:
+def _decoded(encoded: str) -> str:
     try:
-        return base64.b64decode(found + "=" * (-len(found) % 4), validate=True).decode()
+        return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
         return ""
 

@@ -91,7 +91,7 @@ class ChatCompletions:
             body = json.loads(await request.body())
             judge = self.judge.but(changes_of(request.headers.get(OVERRIDE_HEADER, "")))
             messages = _messages(body)
-            asked = read(messages)
+            parsed = read(messages)
         except ClientDisconnect:  # it was gone before it had asked
             return
         except (UsageError, ValueError) as refused:
@@ -118,7 +118,7 @@ class ChatCompletions:
             elif fault == "web-page":
                 await Response(WEB_PAGE, media_type="text/html")(scope, receive, send)
             else:
-                text = answer_text(verdicts_of(judge, asked, content), asked.id_field, fault)
+                text = answer_text(verdicts_of(judge, parsed, content), parsed.id_field, fault)
                 prompt = sum(len(text_of(message)) for message in messages)
                 answer = _completion(judge, _storable(str(body.get("model") or judge.model)), content, text, prompt, fault)
                 tally.answered += fault != "reset-mid-body"
@@ -236,8 +236,8 @@ def _messages(body: Any) -> list[dict[str, Any]]:
 
 
 def _completion(judge: ScriptedJudge, model: str, content: str, text: str | None, prompt: int, fault: str | None) -> dict[str, Any]:
-    """Chat completion for a text; ``prompt`` is the number of characters asked."""
-    asked, said = (int(count / judge.chars_per_token) + 1 for count in (prompt, len(text or "")))
+    """Chat completion for a text; ``prompt`` is the number of characters of the request."""
+    prompt_tokens, answer_tokens = (int(count / judge.chars_per_token) + 1 for count in (prompt, len(text or "")))
     message = {"role": "assistant", "content": text, "refusal": "This request was filtered." if fault == "refusal" else None}
     return {
         "id": f"chatcmpl-{content}",
@@ -245,7 +245,7 @@ def _completion(judge: ScriptedJudge, model: str, content: str, text: str | None
         "created": 0,
         "model": model,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _FINISH.get(fault or "", "stop")}],
-        "usage": {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said},
+        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": answer_tokens, "total_tokens": prompt_tokens + answer_tokens},
     }
 
 
