@@ -1,4 +1,4 @@
-"""The two that are compared in benchmarks/judge.py: ART's ruler_score_group and our ruler, each as it ships, on the same server."""
+"""The two that are compared in benchmarks/judge.py: ART's ruler_score_group and our group judge, each as it ships, on the same server."""
 
 import asyncio
 import contextlib

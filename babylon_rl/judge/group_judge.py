@@ -27,7 +27,7 @@ MAX_SHOWN = 4000  # characters of a message or answer in a transcript
 
 
 class AnswerSource(Protocol):
-    """Part of JudgeClient that the ruler needs."""
+    """Part of JudgeClient that a group judge needs."""
 
     async def ask(self, messages: Sequence[dict[str, str]], schema: dict[str, object]) -> JudgeReply:
         """Ask once, with retries.

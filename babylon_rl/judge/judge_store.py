@@ -43,7 +43,7 @@ def clock_from(now: datetime) -> Callable[[], datetime]:
 
 
 class JudgeStore:
-    """Runs database work of an event loop in a thread; implements the ruler's AnswerCache.
+    """Runs database work of an event loop in a thread; implements the group judge's AnswerCache.
 
     It must be closed after the loop has ended, with or without an error.
     """
@@ -155,7 +155,7 @@ class Leases:
             self._renewing.cancel()
 
     def drop_all(self) -> None:
-        """Return all leases; call after the loop has ended and the desk is closed."""
+        """Return all leases; call after the loop has ended and the store is closed."""
         if not self._store.connection.closed:
             drop_leases(self._store.connection, self.holder)
 
