@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psycopg
 
-from babylon_rl.cli.judge_report import PREFIX
+from babylon_rl.cli.judge import PREFIX
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.hindsight import sync_hindsight
 from babylon_rl.judge.reliability.audit import AuditResult, audit

@@ -25,7 +25,7 @@ COMMANDS = {
     "stop": ("system", "Stop what a crash left running: Dagster's processes and the embedded database."),
     "verify-system": ("system", "Check the configuration, database, schema, Dagster, model weights and registry; exit 1 when one fails."),
     "demo": ("demo", "From nothing to a better agent on this machine: simulate, read, score, train, and compare on unseen markets."),
-    "spawn-agents": ("market", "Simulated agents play hours of the market and write what the game would, a row per agent tick."),
+    "spawn-agents": ("agents", "Simulated agents play hours of the market and write what the game would, a row per agent tick."),
     "windows": ("data", "What each hour holds, and whether that is enough for a training."),
     "episodes": ("data", "The stitched episodes of an hour."),
     "rejected": ("data", "Every trajectory that does not count, and why."),
@@ -40,7 +40,7 @@ COMMANDS = {
     "train": ("training", "Freeze a batch, judge what lacks scores, train it, and register the version."),
     "sync-outcomes": ("training", "Write what happened in the market of some hours into market_outcomes."),
     "harness": (
-        "harness",
+        "agents",
         "Agents, benchmark, record, train, report: fails unless the scores rank the agents and the new checkpoint loads and answers.",
     ),
     "export": ("export", "Write the LLM calls that train, as they were served and with their scores, for other tools; split by window."),
@@ -81,12 +81,12 @@ class LazyGroup(TyperGroup):
 def load(name: str) -> Any:
     """The command or group of commands of this name, with its options and its code."""
     module = importlib.import_module(f"babylon_rl.cli.{COMMANDS[name][0]}")
-    app = typer.Typer(rich_markup_mode=None)
+    group = typer.Typer(rich_markup_mode=None)
     if hasattr(module, "register"):
-        module.register(app)
+        module.register(group)
     else:
-        app.add_typer(module.app)
-    return typer.main.get_group(app).commands[name]
+        group.add_typer(module.app)
+    return typer.main.get_group(group).commands[name]
 
 
 app = LazyGroup(

@@ -1,26 +1,58 @@
 """Command group `batches`: trainings and their lineage."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from babylon_rl.cli.output import JsonOption, emit, say, table
+from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import load_settings
+from babylon_rl.store.batches import Batch, read_batch, read_batch_episodes, read_batches, read_foreign_batches
+from babylon_rl.store.database import open_database
+from babylon_rl.store.write_ahead import RemoteJob, give_up_job, read_jobs, read_steps
+from babylon_rl.training.batches import cancel_batch
 from babylon_rl.windows import utc_now
 
-if TYPE_CHECKING:
-    from babylon_rl.store.batches import Batch
-    from babylon_rl.store.write_ahead import RemoteJob
-
+app = typer.Typer()
 batches = typer.Typer(help="Training jobs: list, show, cancel, give up what never ends.", invoke_without_command=True)
+app.add_typer(batches, name="batches")
+BATCHES = (
+    Column("batch", "batchId"),
+    Column("status", lambda row: row["status"] + (" (foreign)" if row["foreign"] else "")),
+    Column("version", "modelVersion"),
+    Column("base", "baseModel"),
+    Column("trajectories", lambda row: row.get("trajectories")),
+    Column("created", "createdAt"),
+    Column("error", "error"),
+)
+EPISODES = (
+    Column("window", "window"),
+    Column("agent", "agentId"),
+    Column("score", "score", 4),
+    Column("rank", "rank"),
+    Column("advantage", "advantage", 4),
+    Column("sequences", "sequences"),
+    Column("contributes", "contribution"),
+    Column("left out", "dropped"),
+)
+ITERATIONS = (
+    Column("step", "step"),
+    Column("run", "attempt"),
+    Column("loss", "loss", 4),
+    Column("tokens", "trainableTokens"),
+    Column("checkpoint", "checkpoint"),
+)
+JOBS = (
+    Column("step", "step"),
+    Column("post", "attempt"),
+    Column("state", "state"),
+    Column("job", "jobId"),
+    Column("from", "stepBefore"),
+    Column("to", "stepAfter"),
+    Column("error", "error"),
+)
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A batch id, such as batch-1761825600000.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the group to ``app``."""
-    app.add_typer(batches, name="batches")
 
 
 @batches.callback()
@@ -28,32 +60,20 @@ def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
     """Training jobs, newest first; those of other producers are shown as foreign."""
     if context.invoked_subcommand is not None:
         return
-    from babylon_rl.store.batches import read_batches, read_foreign_batches
-    from babylon_rl.store.database import open_database
 
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         ours, foreign = read_batches(connection), read_foreign_batches(connection)
     documents = [batch_document(batch) for batch in ours]
     times = ("createdAt", "completedAt")
     documents += [row | {name: moment(row[name]) for name in times} | {"foreign": True} for row in foreign]
-    columns = ["batch", "status", "version", "base", "trajectories", "created", "error"]
-    rows = [
-        [d["batchId"], d["status"] + (" (foreign)" if d["foreign"] else ""), d["modelVersion"], d["baseModel"], d.get("trajectories"),
-         d["createdAt"], d["error"]]
-        for d in documents
-    ]  # fmt: skip
-    if not rows:
+    if not documents:
         say("No model has been trained yet. `babylon-rl train` freezes a batch and trains on it.")
-    emit({"batches": documents}, lambda out: out.print(table(None, columns, rows)), as_json)
+    emit({"batches": documents}, [Table(BATCHES, documents)], as_json)
 
 
 @batches.command("show")
 def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
     """One batch: its episodes with scores and advantages, its iterations, and its jobs at a training service."""
-    from babylon_rl.store.batches import read_batch, read_batch_episodes
-    from babylon_rl.store.database import open_database
-    from babylon_rl.store.write_ahead import read_jobs, read_steps
-
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         batch = _found(read_batch(connection, batch_id), batch_id)
         episodes, steps = read_batch_episodes(connection, batch_id), read_steps(connection, batch_id)
@@ -73,23 +93,14 @@ def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
         ],
         "remoteJobs": [_job_document(job) for job in jobs],
     }  # fmt: skip
-
-    def render(out: Any) -> None:
-        # Four tables: the batch, its episodes, its iterations, and its jobs if there are any.
-        facts = [[name, document[name]] for name in ("batchId", "status", "modelVersion", "parent", "baseModel", "trajectories", "error")]
-        out.print(table(None, ["", ""], facts))
-        scored = [
-            [e.window, e.agent_id, rounded(e.score), e.rank, rounded(e.advantage), e.sequences, e.contributes, e.dropped] for e in episodes
-        ]
-        columns = ["window", "agent", "score", "rank", "advantage", "sequences", "contributes", "left out"]
-        out.print(table("Episodes", columns, scored))
-        done = [[s.iteration, s.attempt, rounded(s.loss), s.trainable_tokens, s.checkpoint] for s in steps]
-        out.print(table("Iterations", ["step", "run", "loss", "tokens", "checkpoint"], done))
-        if jobs:
-            posted = [[j.iteration, j.attempt, j.state, j.job_id, j.step_before, j.step_after, j.error] for j in jobs]
-            out.print(table("Jobs at the training service", ["step", "post", "state", "job", "from", "to", "error"], posted))
-
-    emit(document, render, as_json)
+    facts = [[name, document[name]] for name in ("batchId", "status", "modelVersion", "parent", "baseModel", "trajectories", "error")]
+    parts = [
+        listed(["", ""], facts),
+        Table(EPISODES, document["episodes"], "Episodes"),
+        Table(ITERATIONS, document["iterations"], "Iterations"),
+        *([Table(JOBS, document["remoteJobs"], "Jobs at the training service")] if jobs else []),
+    ]
+    emit(document, parts, as_json)
 
 
 @batches.command("cancel")
@@ -99,14 +110,10 @@ def cancel(
     as_json: JsonOption = False,
 ) -> None:
     """Fail a batch that has not ended; its trajectories are free again."""
-    from babylon_rl.store.batches import read_batch
-    from babylon_rl.store.database import open_database
-    from babylon_rl.training.batches import cancel_batch
-
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         _found(read_batch(connection, batch_id), batch_id)
         batch = cancel_batch(connection, batch_id, reason, utc_now())
-    emit(batch_document(batch), lambda out: out.print(f"{batch.batch_id} is failed: {batch.error}", markup=False), as_json)
+    emit(batch_document(batch), [f"{batch.batch_id} is failed: {batch.error}"], as_json)
 
 
 @batches.command("give-up-job")
@@ -115,16 +122,13 @@ def give_up(
     reason: Annotated[str, typer.Option("--reason", help="Why it never will end; it is stored with the job.")],
 ) -> None:
     """Count a job at the training service as over that never will end; until then nothing else is posted to its model."""
-    from babylon_rl.store.database import open_database
-    from babylon_rl.store.write_ahead import give_up_job
-
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         if not give_up_job(connection, job_id, reason, utc_now()):
             raise UsageError(f"No job {job_id} is running. `babylon-rl batches show ID` lists a batch's jobs.")
     say(f"{job_id} counts as over. Its batch fails with its next run, and a new one may be posted; a step that it still makes is not used.")
 
 
-def _job_document(job: "RemoteJob") -> dict[str, Any]:
+def _job_document(job: RemoteJob) -> dict[str, Any]:
     return {
         "step": job.iteration,
         "attempt": job.attempt,
@@ -145,7 +149,7 @@ def _job_document(job: "RemoteJob") -> dict[str, Any]:
     }
 
 
-def batch_document(batch: "Batch") -> dict[str, Any]:
+def batch_document(batch: Batch) -> dict[str, Any]:
     """A batch of this pipeline as a JSON-ready dict, keyed by column names."""
     return {
         "batchId": batch.batch_id,
@@ -169,7 +173,7 @@ def batch_document(batch: "Batch") -> dict[str, Any]:
     }
 
 
-def _found(batch: "Batch | None", batch_id: str) -> "Batch":
+def _found(batch: Batch | None, batch_id: str) -> Batch:
     if batch is None:
         raise UsageError(f"There is no batch {batch_id} of this pipeline; `babylon-rl batches` lists them.")
     return batch
@@ -178,8 +182,3 @@ def _found(batch: "Batch | None", batch_id: str) -> "Batch":
 def moment(at: datetime | None) -> str | None:
     """A time as JSON shows it."""
     return None if at is None else at.isoformat(timespec="milliseconds") + "Z"
-
-
-def rounded(number: float | None) -> float | None:
-    """A number as tables show it."""
-    return None if number is None else round(number, 4)

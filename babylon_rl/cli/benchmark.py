@@ -1,34 +1,133 @@
-"""Command ``benchmark generate``: writes a market as a snapshot file for later runs."""
+"""Command group ``benchmark``: standings, leaderboard and markets as files here, run and compare in benchmark_run.py."""
 
 import re
+from datetime import UTC
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from babylon_rl.cli.benchmark_leaderboard import leaderboard
 from babylon_rl.cli.benchmark_run import compare, run
-from babylon_rl.cli.evaluation import standings
-from babylon_rl.cli.output import JsonOption, emit, say
+from babylon_rl.cli.output import JsonOption, emit, listed, say
+from babylon_rl.errors import MarketError, UsageError
+from babylon_rl.evaluation import leaderboard as ranking
+from babylon_rl.evaluation import report
+from babylon_rl.evaluation.comparison import BASE, CANDIDATE, Comparison, GateRow
+from babylon_rl.evaluation.comparison import compare as compared
+from babylon_rl.evaluation.model_sources import absent, base_of, base_source, play_sources, trained_windows, version_source
+from babylon_rl.evaluation.play import play_strategies
+from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, encode, from_scenario, optimum_of, save, validate
+from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
+from babylon_rl.market.serving import served_here
+from babylon_rl.market.simulation.config import ScenarioConfig
+from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.benchmarks import MarketResult
+from babylon_rl.store.database import Database, open_database
+from babylon_rl.store.migrate import require_migrated
+from babylon_rl.store.registry import read_models
+from babylon_rl.windows import utc_now, window_start
 
-if TYPE_CHECKING:
-    from babylon_rl.evaluation.snapshot_file import SnapshotDocument
-    from babylon_rl.market.simulation.config import ScenarioConfig
-
+app = typer.Typer()
 benchmark = typer.Typer(help="Evidence: models and strategies in unseen markets.", no_args_is_help=True)
+app.add_typer(benchmark, name="benchmark")
+benchmark.command("run")(run)
+benchmark.command("compare")(compare)
 DEFAULT_PRESET = "quick"
+MarketsOption = Annotated[int | None, typer.Option("--markets", min=2, help="Market hours to play. Default: BENCHMARK_MARKETS.")]
+PlotOption = Annotated[Path | None, typer.Option("--plot", help="A PNG file for the picture.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group to ``app``."""
-    benchmark.command("standings")(standings)
-    benchmark.command("generate")(generate)
-    benchmark.command("run")(run)
-    benchmark.command("compare")(compare)
-    benchmark.command("leaderboard")(leaderboard)
-    app.add_typer(benchmark, name="benchmark")
+@benchmark.command("standings")
+def standings(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Versions, base, or agents (nothing, balanced, oracle...).")],
+    against: Annotated[str | None, typer.Option(help="Whom the others are compared with. Default: the last NAME of several.")] = None,
+    markets: MarketsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Play the gate's markets with any versions and agents: what each earns, and the paired difference to one of them."""
+    chosen = list(dict.fromkeys([*names, *([against] if against is not None else [])]))
+    reference = against or (chosen[-1] if len(chosen) > 1 else None)
+    if against is not None and len(chosen) == 1:
+        raise UsageError(f"{against} cannot be compared with itself: name another.")
+    _emit_standings(_played(chosen, markets, reference), as_json)
 
 
+def _played(names: list[str], markets: int | None, reference: str | None) -> Comparison[GateRow]:
+    settings = load_settings()
+    snapshots = benchmark_snapshots(markets or settings.benchmark_markets)
+    require_unseen(snapshots)
+    played = play_strategies(snapshots, [name for name in names if name in NAMES])
+    models = [name for name in names if name not in played]
+    if models:
+        with open_database(settings, prepare=False) as database:
+            require_migrated(database)
+            played |= _models_played(settings, database, models, snapshots)
+    return compared({name: played[name] for name in names}, names[0], reference)
+
+
+def _models_played(settings: Settings, database: Database, names: list[str], snapshots: Any) -> dict[str, tuple[str, list[MarketResult]]]:
+    with database.connect() as connection:
+        models = {model.version: model for model in read_models(connection)}
+        unknown = [name for name in names if name != BASE and name not in models]
+        if unknown:
+            raise UsageError(
+                f"There is no version or strategy {unknown[0]!r}; `babylon-rl models` lists the versions; base is always there."
+            )
+        # Refuse before anything is played: unknown versions, absent weights, markets seen in training.
+        missing = [fault for name in names if name != BASE and (fault := absent(models[name], settings)) is not None]
+        if missing:
+            raise UsageError(f"{missing[0]}")
+        require_unseen(snapshots, trained_windows(models.values()))
+        sources = [
+            base_source(settings) if name == BASE else version_source(models[name], CANDIDATE, base_of(models[name], settings))
+            for name in names
+        ]
+        results = play_sources(connection, settings, sources, snapshots, say, clock=utc_now, serving=served_here)
+    return {source.name: (source.role, results[source.name]) for source in sources}
+
+
+def _emit_standings(comparison: Comparison[GateRow], as_json: bool) -> None:
+    document = {
+        "markets": comparison.markets,
+        "reference": comparison.reference,
+        "rows": [row.document for row in comparison.rows],
+        "runs": [
+            {"model": row.player, "snapshot": r.snapshot, "pnl": r.pnl_usd, "trades": r.trades, "wins": r.wins, "losses": r.losses,
+             "invalid": r.invalid, "refused": r.refused, "actions": dict(r.actions), "equity": list(r.equity_usd)}
+            for row in comparison.rows for r in row.results
+        ],
+    }  # fmt: skip
+    title = f"{comparison.markets} unseen markets, mean P&L with its 95 % interval"
+    rows = [report.cells(comparison, row) for row in comparison.rows]
+    if comparison.reference is None:
+        # Without a reference the column of differences would be empty.
+        rows = [[*row[:2], *row[3:]] for row in rows]
+        columns = [*report.COLUMNS[:2], *report.COLUMNS[3:]]
+    else:
+        columns = list(report.COLUMNS)
+    emit(document, [listed(columns, rows, title)], as_json)
+
+
+@benchmark.command("leaderboard")
+def leaderboard(plot: PlotOption = None, as_json: JsonOption = False) -> None:
+    """Rank all versions, the base and every agent by what they earned in the gate's markets; nothing is asked of a model."""
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database:
+        require_migrated(database)
+        with database.connect() as connection:
+            board = ranking.leaderboard(connection, settings)
+    if plot is not None:
+        say(f"The picture is {report.write_plot(ranking.leaderboard_png(board), plot)}.")
+    title = f"{board.markets} unseen markets, mean P&L with its 95 % interval"
+    rows = [ranking.cells(line, board.reference) for line in board.lines]
+    emit(board.document, [listed(ranking.COLUMNS, rows, title)], as_json)
+    for one in board.unranked:
+        say(f"{one.version} is not ranked. {one.reason}")
+
+
+@benchmark.command("generate")
 def generate(
     preset: Annotated[
         str | None,
@@ -48,9 +147,6 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Write a benchmark market to a file: its course, what came of it, and the best that could have been earned."""
-    from babylon_rl.errors import MarketError
-    from babylon_rl.evaluation.snapshot_file import benchmark_scenario, from_scenario, save, validate
-
     asked = {
         "minutes": minutes,
         "tick_seconds": tick_seconds,
@@ -70,10 +166,10 @@ def generate(
         say(warning)
     path = out if out is not None else Path(f"{snapshot.id}.json.gz")
     document = _summary(snapshot, path, save(snapshot, path), warnings)
-    emit(document, lambda console: console.print(_told(document)), as_json)
+    emit(document, [_told(document)], as_json)
 
 
-def _config(preset: str | None, edition: str, changes: dict[str, Any]) -> "ScenarioConfig":
+def _config(preset: str | None, edition: str, changes: dict[str, Any]) -> ScenarioConfig:
     """The configuration of a preset with the changes from options.
 
     Without a preset, ``minutes`` of the usual market.
@@ -81,8 +177,6 @@ def _config(preset: str | None, edition: str, changes: dict[str, Any]) -> "Scena
     Raises:
         UsageError: no such preset, or a value out of range.
     """
-    from babylon_rl.errors import MarketError, UsageError
-    from babylon_rl.market.simulation.config import ScenarioConfig
     from babylon_rl.market.simulation.config import preset as named
 
     try:
@@ -95,18 +189,10 @@ def _config(preset: str | None, edition: str, changes: dict[str, Any]) -> "Scena
 
 
 def _start_ms(start: str | None) -> int | None:
-    from datetime import UTC
-
-    from babylon_rl.windows import window_start
-
     return int(window_start(start).replace(tzinfo=UTC).timestamp() * 1000) if start is not None else None
 
 
-def _summary(snapshot: "SnapshotDocument", path: Path, size: int, warnings: list[str]) -> dict[str, Any]:
-    from hashlib import sha256
-
-    from babylon_rl.evaluation.snapshot_file import encode, optimum_of
-
+def _summary(snapshot: SnapshotDocument, path: Path, size: int, warnings: list[str]) -> dict[str, Any]:
     best = optimum_of(snapshot)
     return {
         "id": snapshot.id,

@@ -6,17 +6,17 @@ A name is a strategy, base, a version of the registry, or NAME=URL of any endpoi
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 from babylon_rl.errors import UsageError
+from babylon_rl.evaluation.model_sources import ModelClients, ModelSource, Serving, absent, base_of, base_source, version_source
+from babylon_rl.evaluation.players import Player, asked, scripted
+from babylon_rl.llm.client import ChatClient
+from babylon_rl.market.serving import served_here
+from babylon_rl.market.simulation.agents import Mandate
+from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl.settings import Settings
-
-if TYPE_CHECKING:
-    from babylon_rl.evaluation.model_sources import ModelSource, Serving
-    from babylon_rl.evaluation.players import Player
-    from babylon_rl.llm.client import ChatClient
-    from babylon_rl.market.simulation.agents import Mandate
-    from babylon_rl.store.registry import Model
+from babylon_rl.store.database import open_database
+from babylon_rl.store.registry import Model, read_models
 
 BASE = "base"
 
@@ -25,13 +25,13 @@ BASE = "base"
 def players_named(
     names: Sequence[str],
     settings: Settings,
-    mandate: "Mandate",
+    mandate: Mandate,
     *,
     temperature: float = 0.0,
     prompt: str | None = None,
     attempts: int = 6,
-    serving: "Serving | None" = None,
-) -> "Iterator[list[Player]]":
+    serving: Serving | None = None,
+) -> Iterator[list[Player]]:
     """Yield players in the order of ``names``; models are served until the block ends.
 
     The server for base and versions starts with the first request to one of them.
@@ -43,12 +43,6 @@ def players_named(
     Raises:
         UsageError: a name is unknown, or a version cannot be played here.
     """
-    from babylon_rl.evaluation.model_sources import ModelClients
-    from babylon_rl.evaluation.players import asked, scripted
-    from babylon_rl.llm.client import ChatClient
-    from babylon_rl.market.serving import served_here
-    from babylon_rl.market.simulation.roster import NAMES
-
     endpoints = {name: url for name, url in map(_endpoint, names) if url is not None}
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
     model = partial(asked, mandate=mandate, temperature=temperature, prompt=prompt)
@@ -79,25 +73,21 @@ def _endpoint(given: str) -> tuple[str, str | None]:
     return name, url
 
 
-def _always(client: "ChatClient") -> "Callable[[], ChatClient]":
+def _always(client: ChatClient) -> Callable[[], ChatClient]:
     return lambda: client
 
 
-def _local(names: Sequence[str], settings: Settings) -> "dict[str, ModelSource]":
+def _local(names: Sequence[str], settings: Settings) -> dict[str, ModelSource]:
     """Sources of base and versions, with the identity of their weights.
 
     The database is opened only if a version is named.
     """
-    from babylon_rl.evaluation.model_sources import absent, base_of, base_source, version_source
-
     if not names:
         return {}
     versions = [name for name in names if name != BASE]
     models = _registered(settings) if versions else {}
     unknown = [name for name in versions if name not in models]
     if unknown:
-        from babylon_rl.market.simulation.roster import NAMES
-
         raise UsageError(
             f"There is no version or agent {unknown[0]!r}: `babylon-rl models` lists the versions; base is always there, and so are "
             f"{', '.join(NAMES)}; any endpoint is NAME=URL."
@@ -110,10 +100,8 @@ def _local(names: Sequence[str], settings: Settings) -> "dict[str, ModelSource]"
     return {name: version_source(models[name], name, bases[name]) if name in bases else base_source(settings) for name in names}
 
 
-def _registered(settings: Settings) -> "dict[str, Model]":
-    from babylon_rl.store.database import open_database
+def _registered(settings: Settings) -> dict[str, Model]:
     from babylon_rl.store.migrate import migrate
-    from babylon_rl.store.registry import read_models
 
     with open_database(settings, prepare=False) as database:
         migrate(database)

@@ -3,27 +3,43 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from babylon_rl.cli.benchmark_needed import needed, needed_table
-from babylon_rl.cli.benchmark_tables import agents_table, pairs_table
+from babylon_rl.cli.benchmark_players import players_named
 from babylon_rl.cli.options import ReportOption
-from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say
+from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of_parts, say
 from babylon_rl.errors import ModelUnavailable, UsageError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from babylon_rl.evaluation.compare_results import ComparisonDocument, LeftOut
-    from babylon_rl.evaluation.play import BenchmarkRuns
-    from babylon_rl.evaluation.results import Result
-    from babylon_rl.evaluation.snapshots import Snapshot
-    from babylon_rl.market.simulation.agents import Mandate
+from babylon_rl.evaluation.compare_results import (
+    LEVEL,
+    Bounds,
+    ComparisonDocument,
+    LeftOut,
+    PairRow,
+    by_agent,
+    compare_results,
+    result_files,
+    sound_results,
+)
+from babylon_rl.evaluation.html_report import write_report
+from babylon_rl.evaluation.play import BenchmarkRuns, run_benchmark
+from babylon_rl.evaluation.results import Result
+from babylon_rl.evaluation.run_files import record_runs
+from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
+from babylon_rl.evaluation.statistics import snapshots_table, spread_of
+from babylon_rl.market.simulation.agents import Mandate
+from babylon_rl.settings import load_settings
+from babylon_rl.store.database import open_database
 
 RESULTS = "benchmark-results"
 MANDATES = ("one-tick", "free")
+NEEDED = ("A - B", "deviation between snapshots $", "between repeats $", "repeats", "snapshots needed", "played")
+AGENTS = (
+    "agent", "runs", "P&L $ (95 %)", "Sharpe", "drawdown $", "win rate", "accuracy", "Brier (crowd's)", "invalid", "entropy", "reaction",
+    "optimality",
+)  # fmt: skip
+PAIRS = ("A - B", "difference $ (95 %)", "p", "p (Holm)", "effect size (95 %)", "A better in", "markets", "better")
 
 
 def run(
@@ -52,11 +68,6 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Play snapshots with models and agents, and say what each earned; a run that is kept is not played again, but by --again."""
-    from babylon_rl.cli.benchmark_players import players_named
-    from babylon_rl.evaluation.play import run_benchmark
-    from babylon_rl.evaluation.snapshots import snapshots_named
-    from babylon_rl.settings import load_settings
-
     if mandate not in MANDATES:
         raise UsageError(f"--mandate is {mandate!r}: give {' or '.join(MANDATES)}.")
     settings = load_settings()
@@ -98,8 +109,6 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare agents by the runs that they share: paired differences with 95 % intervals, clustered by snapshot."""
-    from babylon_rl.evaluation.compare_results import compare_results
-
     if snapshot and report is None:
         raise UsageError("--snapshot is for the report: give --report DIR too.")
     sound, refused = _named_results(results, directory)
@@ -108,14 +117,13 @@ def compare(
         _write_report(comparison.runs, report, _played_in(comparison.runs, snapshot or []))
     rows = needed(comparison, effect) if effect is not None else []
     document = comparison.document | ({"needed": rows} if effect is not None else {})
-    emit(document, lambda out: _render(out, comparison, rows), as_json)
+    emit(document, _parts(comparison, rows), as_json)
 
 
-def _played_in(sound: "list[Result]", snapshots: list[str]) -> "list[Snapshot]":
+def _played_in(sound: list[Result], snapshots: list[str]) -> list[Snapshot]:
     """The markets named by ``snapshots``; reports those without a result."""
     if not snapshots:
         return []
-    from babylon_rl.evaluation.snapshots import snapshots_named
 
     markets, played = snapshots_named(snapshots), {result.snapshot for result in sound}
     other = [market.id for market in markets if market.digest not in played]
@@ -124,9 +132,7 @@ def _played_in(sound: "list[Result]", snapshots: list[str]) -> "list[Snapshot]":
     return markets
 
 
-def _named_results(names: list[str], directory: Path | None) -> "tuple[list[Result], list[LeftOut]]":
-    from babylon_rl.evaluation.compare_results import result_files, sound_results
-
+def _named_results(names: list[str], directory: Path | None) -> tuple[list[Result], list[LeftOut]]:
     paths = [path for name in names if (path := Path(name)).exists()]
     files = dict.fromkeys(file for path in paths for file in (result_files(path) if path.is_dir() else [path]))
     sound, refused = sound_results(files)
@@ -149,14 +155,10 @@ def _named_results(names: list[str], directory: Path | None) -> "tuple[list[Resu
 
 
 def _results_directory(given: Path | None) -> Path:
-    from babylon_rl.settings import load_settings
-
     return given if given is not None else load_settings().home / RESULTS
 
 
-def _emit_run(runs: "BenchmarkRuns", directory: Path, markets: "list[Snapshot]", report: Path | None, as_json: bool) -> None:
-    from babylon_rl.evaluation.compare_results import compare_results, sound_results
-
+def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], report: Path | None, as_json: bool) -> None:
     sound, refused = sound_results(runs.files)
     comparison = compare_results(sound, refused) if sound else None
     document: dict[str, Any] = comparison.document if comparison is not None else {"runs": [], "comparison": None}
@@ -173,7 +175,7 @@ def _emit_run(runs: "BenchmarkRuns", directory: Path, markets: "list[Snapshot]",
     # Report and tables are written even if some runs are unfinished; the error comes last.
     if report is not None and sound:
         _write_report(sound, report, markets)
-    emit(document, lambda out: _render(out, comparison) if comparison is not None else None, as_json)
+    emit(document, _parts(comparison) if comparison is not None else [], as_json)
     say(f"{runs.played} runs played, {runs.known} known from before; they are in {directory}.")
     if runs.unfinished:
         first = runs.unfinished[0]
@@ -184,17 +186,12 @@ def _emit_run(runs: "BenchmarkRuns", directory: Path, markets: "list[Snapshot]",
         )
 
 
-def _write_report(sound: "list[Result]", directory: Path, markets: "list[Snapshot]") -> None:
-    from babylon_rl.evaluation.html_report import write_report
-
+def _write_report(sound: list[Result], directory: Path, markets: list[Snapshot]) -> None:
     pages = write_report(sound, directory, {market.digest: market.scenario for market in markets})
     say(f"The report is {pages[0]}.")
 
 
 def _record(files: list[Path]) -> None:
-    from babylon_rl.evaluation.run_files import record_runs
-    from babylon_rl.settings import load_settings
-    from babylon_rl.store.database import open_database
     from babylon_rl.store.migrate import migrate
 
     with open_database(load_settings(), prepare=False) as database:
@@ -204,15 +201,93 @@ def _record(files: list[Path]) -> None:
     say(f"{written} runs recorded, {len(files) - written} were in the database before.")
 
 
-def _render(out: "Console", comparison: "ComparisonDocument", rows: Sequence[dict[str, Any]] = ()) -> None:
-    out.print(agents_table(comparison))
+def _parts(comparison: ComparisonDocument, rows: Sequence[dict[str, Any]] = ()) -> list[Table | str]:
+    parts: list[Table | str] = []
+    parts.append(agents_table(comparison))
     if comparison.pairs:
-        out.print()
-        out.print(pairs_table(comparison))
+        parts.append("")
+        parts.append(pairs_table(comparison))
     if rows:
-        out.print()
-        out.print(needed_table(rows))
+        parts.append("")
+        parts.append(needed_table(rows))
     for note in comparison.notes:
-        out.print(note, markup=False)
+        parts.append(note)
     for one in comparison.refused[:5]:
-        out.print(f"{one.file}: {' '.join(one.reasons[:3])}", markup=False)
+        parts.append(f"{one.file}: {' '.join(one.reasons[:3])}")
+    return parts
+
+
+def agents_table(comparison: ComparisonDocument) -> Table:
+    """One row per agent, highest P&L first."""
+    rows: list[list[Any]] = []
+    for one in sorted(comparison.agents, key=lambda agent: -agent.pnl.mean):
+        brier = "-" if one.brier is None else f"{one.brier:.3f} ({one.market_brier:.3f})"
+        reaction = "-" if one.reaction_ticks is None else f"{one.reaction_ticks:.1f} ticks, {percent(one.reaction_share)}"
+        rows.append([
+            one.agent, one.runs, interval(one.pnl), number(one.sharpe), number(one.max_drawdown, 0), percent(one.win_rate),
+            percent(one.accuracy), brier, percent(one.invalid_rate), number(one.action_entropy), reaction, number(one.optimality, 1),
+        ])  # fmt: skip
+    markets = max(one.snapshots for one in comparison.agents)
+    return listed(AGENTS, rows, f"{markets} {'market' if markets == 1 else 'markets'}, mean P&L of one")
+
+
+def pairs_table(comparison: ComparisonDocument) -> Table:
+    """One row per pair of agents."""
+    return listed(PAIRS, [_pair(one) for one in comparison.pairs], "In the same markets")
+
+
+def _pair(one: PairRow) -> list[Any]:
+    effect = interval(one.effect_size, 2) if one.effect_size is not None else None
+    return [
+        f"{one.a} - {one.b}", interval(one.difference), f"{one.p:.2g}", f"{one.adjusted_p:.2g}", effect, percent(one.better_share.mean),
+        one.snapshots, one.winner or "not decided",
+    ]  # fmt: skip
+
+
+def interval(one: Bounds, digits: int = 0) -> str:
+    """An interval as ``+12 (+3 to +21)``; only the mean if it has no ends."""
+    mean = f"{one.mean:+,.{digits}f}"
+    return f"{mean} ({one.low:+,.{digits}f} to {one.high:+,.{digits}f})" if one.low is not None and one.high is not None else mean
+
+
+def percent(share: float | None) -> str:
+    """A share as ``12 %``."""
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number, or a dash for None."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def needed(comparison: ComparisonDocument, effect: float) -> list[dict[str, Any]]:
+    """For every pair of agents, the snapshots needed to show a difference of ``effect`` dollars.
+
+    With 80 % power, at a confidence shared among all pairs (Bonferroni). Pairs with fewer than two snapshots are left out. One row for a
+    single play of each snapshot, and one for as many plays as there were. Null: no number is enough.
+    """
+    runs, rows = by_agent(comparison.runs), list[dict[str, Any]]()
+    for pair in comparison.pairs:
+        shared = [key for key in runs[pair.a] if key in runs[pair.b]]
+        if pair.snapshots < 2:
+            continue
+        # Differences of runs that both agents played, grouped by snapshot.
+        differences = [runs[pair.a][key].metrics.total_pnl - runs[pair.b][key].metrics.total_pnl for key in shared]
+        spread = spread_of(differences, [snapshot for snapshot, _, _ in shared])
+        repeats = sorted({1, round(pair.runs / pair.snapshots)})
+        rows += [
+            {"a": pair.a, "b": pair.b, "effect": effect, "between": spread.between, "within": spread.within, "repeats": size.repeats,
+             "snapshots": size.snapshots, "power": size.power, "played": pair.snapshots}
+            for size in snapshots_table([effect], spread, repeats=repeats, confidence=1 - LEVEL / len(comparison.pairs))
+        ]  # fmt: skip
+    return rows
+
+
+def needed_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """A table of the rows of ``needed``."""
+    lines = [
+        [f"{row['a']} - {row['b']}", f"{row['between']:,.0f}", f"{row['within']:,.0f}", row["repeats"], row["snapshots"], row["played"]]
+        for row in rows
+    ]
+    effect, power = (rows[0]["effect"], rows[0]["power"]) if rows else (0.0, 0.0)
+    return listed(NEEDED, lines, f"Snapshots that show a difference of ${effect:,.0f} with {100 * power:.0f} % power")

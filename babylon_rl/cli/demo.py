@@ -5,16 +5,35 @@ Every stage does only missing work, so an interrupted demo resumes where it stop
 """
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from babylon_rl.cli.demo_stages import AGENTS, MODEL_AGENTS, WINDOWS, Demo, stage
-from babylon_rl.cli.output import JsonOption, emit, say, table
+from babylon_rl.cli.children import stop_children
+from babylon_rl.cli.demo_stages import (
+    AGENTS,
+    MODEL_AGENTS,
+    WINDOWS,
+    Demo,
+    materialize_hours,
+    planned,
+    play,
+    player_after,
+    prepare,
+    release,
+    stage,
+    standings,
+    train,
+)
+from babylon_rl.cli.output import JsonOption, Table, emit, listed, say
+from babylon_rl.errors import Diverged, NothingToTrain
+from babylon_rl.evaluation.benchmark import read_report
+from babylon_rl.settings import load_settings
+from babylon_rl.store.batches import read_batch
+from babylon_rl.store.database import open_database
+from babylon_rl.store.registry import model_of_batch
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
+app = typer.Typer()
 TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an hour has 72
 ITERATIONS = 2
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less.
@@ -24,11 +43,7 @@ DEMO_SETTINGS = {
 }  # fmt: skip
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command("demo")(demo)
-
-
+@app.command("demo")
 def demo(
     windows: Annotated[int, typer.Option(min=2, help="Hours of market to simulate in each generation.")] = WINDOWS,
     seed: Annotated[int, typer.Option(help="Seed of the simulated market and of the training.")] = 0,
@@ -36,11 +51,6 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """From nothing to a better agent on this machine: simulate, read, score, train, and compare on unseen markets."""
-    from babylon_rl.cli.children import stop_children
-    from babylon_rl.cli.demo_stages import planned, prepare
-    from babylon_rl.settings import load_settings
-    from babylon_rl.store.database import open_database
-
     began = time.monotonic()
     minimum = TRAJECTORIES_AN_HOUR * windows
     chosen = DEMO_SETTINGS | {"training_min_trajectories": minimum, "windows_per_iteration": -(-windows // ITERATIONS)}
@@ -58,7 +68,7 @@ def demo(
         for hours in plan:
             done.append(_generation(state, hours, done))
         document = _result(state, done) | {"firstWindow": plan[0][0], "seconds": round(time.monotonic() - began, 1)}
-    emit(document, lambda console: _render(console, document), as_json)
+    emit(document, _parts(document), as_json)
 
 
 def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) -> dict[str, Any]:
@@ -66,9 +76,6 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
 
     With several generations, one without a trained version does not end the demo.
     """
-    from babylon_rl.cli.demo_stages import materialize_hours, play, player_after, release, train
-    from babylon_rl.errors import Diverged, NothingToTrain
-
     number, player, failure, batch_id = len(earlier) + 1, player_after(earlier), None, None
     title = f"generation {number} of {state.generations}, " if state.generations > 1 else ""
     model = "the base model" if player == "base" else player
@@ -95,10 +102,6 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
 
 def _trained(state: Demo, batch_id: str | None) -> dict[str, Any]:
     """A generation's version and the gate's decision; None values without a batch."""
-    from babylon_rl.evaluation.benchmark import read_report
-    from babylon_rl.store.batches import read_batch
-    from babylon_rl.store.registry import model_of_batch
-
     if batch_id is None:
         return {"batchId": None, "modelVersion": None}
     with state.database.connect() as connection:
@@ -114,10 +117,6 @@ def _trained(state: Demo, batch_id: str | None) -> dict[str, Any]:
 
 def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
     """The newest version's numbers; for several generations also standings of all versions."""
-    from babylon_rl.cli.demo_stages import standings
-    from babylon_rl.errors import NothingToTrain
-    from babylon_rl.evaluation.benchmark import read_report
-
     trained = [generation for generation in done if generation["modelVersion"] is not None]
     if not trained and state.generations == 1:
         raise NothingToTrain(str(done[0]["failure"]))
@@ -137,33 +136,31 @@ def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
     return {"seed": state.seed, "windows": state.windows, **{name: last[name] for name in names}, "rows": report.rows, **several}
 
 
-def _render(console: "Console", document: dict[str, Any]) -> None:
+def _parts(document: dict[str, Any]) -> list[Table | str]:
+    parts: list[Table | str] = []
     for generation in document.get("generations", ()):
         released = "released" if generation["released"] else "not released"
         sentence = generation["failure"] or f"{generation['modelVersion']}, {generation['decision']}, {released}: {generation['reason']}"
-        console.print(f"\ngeneration {generation['generation']}, played by {generation['player']}: {sentence}", markup=False)
+        parts.append(f"\ngeneration {generation['generation']}, played by {generation['player']}: {sentence}")
     if document["modelVersion"] is None:
-        return
+        return parts
     rows = document["rows"]
-    console.print(f"\nThe same unseen markets ({rows[0]['markets']}), one agent alone in each; dollars an hour, 95 % intervals\n")
+    parts.append(f"\nThe same unseen markets ({rows[0]['markets']}), one agent alone in each; dollars an hour, 95 % intervals\n")
     columns = ["model", "P&L", "interval", f"against {document['reference']}", "interval ", "win rate", "accuracy", "invalid", "HOLD"]
-    console.print(table(None, columns, [_line(row) for row in rows]))
-    console.print(f"\n{_verdict(document)}\n")
+    parts.append(listed(columns, [_line(row) for row in rows]))
+    parts.append(f"\n{_verdict(document)}\n")
     for name, value in (
         ("checkpoint", document["checkpoint"]),
         ("plot", document["plot"]),
         ("gate", f"{document['decision']}: {document['reason']}"),
         ("release", "deployed; `babylon-rl models rollback` takes it back" if document["released"] else "not deployed"),
     ):
-        console.print(f"{name:11} {value}", markup=False)
-    console.print(
-        f"\nNext: FIRST_WINDOW={document['firstWindow']} make dev   the graph, its hours and this checkpoint in Dagster's UI", markup=False
-    )
-    console.print(f"      .venv/bin/babylon-rl batches show {document['batchId']}   the hours and episodes it was trained on", markup=False)
-    console.print(
-        f"      .venv/bin/babylon-rl benchmark standings {document['modelVersion']} base --markets 48   more evidence", markup=False
-    )
-    console.print("      DATABASE_URL=postgresql://... .venv/bin/babylon-rl windows   what a real game's database holds")
+        parts.append(f"{name:11} {value}")
+    parts.append(f"\nNext: FIRST_WINDOW={document['firstWindow']} make dev   the graph, its hours and this checkpoint in Dagster's UI")
+    parts.append(f"      .venv/bin/babylon-rl batches show {document['batchId']}   the hours and episodes it was trained on")
+    parts.append(f"      .venv/bin/babylon-rl benchmark standings {document['modelVersion']} base --markets 48   more evidence")
+    parts.append("      DATABASE_URL=postgresql://... .venv/bin/babylon-rl windows   what a real game's database holds")
+    return parts
 
 
 def _line(row: dict[str, Any]) -> list[Any]:

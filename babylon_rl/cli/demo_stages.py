@@ -7,15 +7,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from babylon_rl.cli.output import progress_of_parts, say
-
-if TYPE_CHECKING:
-    from babylon_rl.settings import Settings
-    from babylon_rl.store.batches import Batch
-    from babylon_rl.store.connection import Connection
-    from babylon_rl.store.database import Database
+from babylon_rl.errors import Diverged, NothingToTrain, UsageError
+from babylon_rl.evaluation.comparison import BASE, compare
+from babylon_rl.evaluation.gate import ANALYSES
+from babylon_rl.evaluation.model_sources import base_source, play_sources, trained_windows, version_source
+from babylon_rl.evaluation.play import play_strategies
+from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
+from babylon_rl.judge.scoring import stored_scores
+from babylon_rl.market.serving import asked_model, served_here
+from babylon_rl.market.spawn import SpawnRequest, spawn
+from babylon_rl.serving.releases import Author, deploy
+from babylon_rl.serving.routing import route
+from babylon_rl.settings import Settings
+from babylon_rl.store.batches import Batch, read_batches
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import Database
+from babylon_rl.store.recording import simulated_hours, simulated_seeds
+from babylon_rl.store.registry import read_models
+from babylon_rl.store.releases import read_events, read_rollouts, read_routing
+from babylon_rl.training.freezing import freeze
+from babylon_rl.windows import HOUR, is_complete, utc_now, window_end, window_of, window_range, window_start
 
 WINDOWS, AGENTS, MODEL_AGENTS = 24, 6, 1
 # An hour's market follows from the seed and the hour, so a demo that ended now would play others every time. After FIRST_WINDOW's default.
@@ -31,8 +45,8 @@ class Demo:
     ``seed`` determines the simulated hours; each of the ``generations`` plays ``windows`` hours.
     """
 
-    settings: "Settings"
-    database: "Database"
+    settings: Settings
+    database: Database
     windows: int
     seed: int
     generations: int = 1
@@ -80,10 +94,6 @@ def planned(state: Demo) -> list[list[str]]:
     Raises:
         UsageError: the hours would reach into the future, or another seed's are there.
     """
-    from babylon_rl.errors import UsageError
-    from babylon_rl.store.recording import simulated_hours, simulated_seeds
-    from babylon_rl.windows import HOUR, is_complete, utc_now, window_of, window_start
-
     now, total = utc_now(), state.windows * state.generations
     with state.database.connect() as connection:
         there = simulated_hours(connection, state.seed)
@@ -111,10 +121,6 @@ def player_after(earlier: Sequence[dict[str, Any]]) -> str:
 def play(state: Demo, hours: Sequence[str], player: str) -> None:
     """Play and record those of ``hours`` that are missing."""
     from babylon_rl.automation.jobs import ranges
-    from babylon_rl.market.serving import asked_model
-    from babylon_rl.market.spawn import SpawnRequest, spawn
-    from babylon_rl.store.recording import simulated_hours
-    from babylon_rl.windows import utc_now, window_range
 
     with state.database.connect() as connection:
         there = set(simulated_hours(connection, state.seed))
@@ -136,7 +142,6 @@ def play(state: Demo, hours: Sequence[str], player: str) -> None:
 def materialize_hours(state: Demo, hours: Sequence[str]) -> None:
     """Group, check and judge those of ``hours`` that have no scores."""
     from babylon_rl.automation.launch import observe_hours, run_hours
-    from babylon_rl.judge.scoring import stored_scores
 
     observe_hours(state.database, state.settings)
     with state.database.connect() as connection:
@@ -156,7 +161,6 @@ def train(state: Demo, hours: Sequence[str]) -> str:
         NothingToTrain: too few trajectories are freezable.
     """
     from babylon_rl.automation.launch import run_batch
-    from babylon_rl.errors import Diverged
 
     # A failed batch is frozen again, unless later generations have played since.
     with state.database.connect(autocommit=True) as connection:
@@ -173,25 +177,17 @@ def train(state: Demo, hours: Sequence[str]) -> str:
     return batch.batch_id
 
 
-def _batch_of(connection: "Connection", state: Demo, hours: Sequence[str]) -> "Batch | None":
+def _batch_of(connection: Connection, state: Demo, hours: Sequence[str]) -> Batch | None:
     """The newest batch of some of ``hours``; failed ones only if there is no other."""
-    from babylon_rl.store.batches import read_batches
-
     own = [batch for batch in read_batches(connection) if batch.seed == state.seed and set(batch.windows) & set(hours)]
     return next((batch for batch in own if batch.state != "failed"), own[0] if own else None)
 
 
-def _is_past(connection: "Connection", state: Demo, hours: Sequence[str]) -> bool:
-    from babylon_rl.store.recording import simulated_hours
-
+def _is_past(connection: Connection, state: Demo, hours: Sequence[str]) -> bool:
     return state.generations > 1 and simulated_hours(connection, state.seed)[-1] > hours[-1]
 
 
-def _freeze(connection: "Connection", state: Demo, hours: Sequence[str]) -> "Batch":
-    from babylon_rl.errors import NothingToTrain
-    from babylon_rl.training.freezing import freeze
-    from babylon_rl.windows import utc_now
-
+def _freeze(connection: Connection, state: Demo, hours: Sequence[str]) -> Batch:
     least = state.settings.training_min_trajectories
     reach = (hours[0], _after(hours[-1]))
     frozen = freeze(connection, state.settings, utc_now(), windows=reach, seed=state.seed, minimum=least, settled=True)
@@ -202,11 +198,6 @@ def _freeze(connection: "Connection", state: Demo, hours: Sequence[str]) -> "Bat
 
 def release(state: Demo, version: str | None) -> bool:
     """Show how many agents a version on trial answers, then release it to all; return whether it was released."""
-    from babylon_rl.serving.releases import Author, deploy
-    from babylon_rl.serving.routing import route
-    from babylon_rl.store.releases import read_events, read_rollouts, read_routing
-    from babylon_rl.windows import utc_now
-
     with state.database.connect() as connection:
         table = read_routing(connection)
         if table.trial is not None and table.trial.version == version:
@@ -226,8 +217,6 @@ def release(state: Demo, version: str | None) -> bool:
 
 
 def _after(window: str) -> str:
-    from babylon_rl.windows import window_end, window_of
-
     return window_of(window_end(window))
 
 
@@ -237,15 +226,6 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
     Returns rows of the report, with every market's P&L. Stored results are not played again. Improvements are over the base, with
     intervals as wide as the gate's analyses require.
     """
-    from babylon_rl.evaluation.comparison import BASE, compare
-    from babylon_rl.evaluation.gate import ANALYSES
-    from babylon_rl.evaluation.model_sources import base_source, play_sources, trained_windows, version_source
-    from babylon_rl.evaluation.play import play_strategies
-    from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
-    from babylon_rl.market.serving import served_here
-    from babylon_rl.store.registry import read_models
-    from babylon_rl.windows import utc_now
-
     snapshots = benchmark_snapshots(state.settings.benchmark_markets)
     base = base_source(state.settings)
     with state.database.connect() as connection, progress_of_parts("   ") as on_progress:

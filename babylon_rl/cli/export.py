@@ -4,19 +4,19 @@ It changes nothing in the database.
 """
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from babylon_rl.cli.options import FromOption, ToOption, refuse_future
-from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say, table
+from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of_parts, say
 from babylon_rl.settings import load_settings
+from babylon_rl.store.database import open_database
+from babylon_rl.training.export.exporting import ExportedRows, export_windows
+from babylon_rl.training.export.hours import Selection, Splits, complete_windows
 from babylon_rl.windows import utc_now
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from babylon_rl.training.export.exporting import ExportedRows
+app = typer.Typer()
 
 
 class Format(StrEnum):
@@ -45,11 +45,7 @@ AllOption = Annotated[bool, typer.Option("--all", help="Take episodes with too f
 ForceOption = Annotated[bool, typer.Option("--force", help="Write into a directory that holds other files; they stay.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add this command to ``app``."""
-    app.command("export")(export)
-
-
+@app.command("export")
 def export(
     directory: DirectoryArgument,
     form: FormatOption,
@@ -65,10 +61,6 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write the LLM calls that train, as they were served and with their scores, for other tools; split by window."""
-    from babylon_rl.store.database import open_database
-    from babylon_rl.training.export.exporting import export_windows
-    from babylon_rl.training.export.hours import Selection, Splits, complete_windows
-
     settings, now = load_settings(), utc_now()
     splits = Splits(split, validation, seed)
     selection = Selection(everything, only_scored, only_trainable)
@@ -83,10 +75,10 @@ def export(
             connection, windows, directory, form.value, settings, splits=splits, selection=selection, force=force, tell=tell
         )
     _remark(done, bool(windows))
-    emit(_document(done, form), lambda out: _render(done, out), as_json)
+    emit(_document(done, form), _parts(done), as_json)
 
 
-def _remark(done: "ExportedRows", any_rows: bool) -> None:
+def _remark(done: ExportedRows, any_rows: bool) -> None:
     """Report what the files leave out, and why there are none."""
     unscored = sum(counts.windows - counts.scored for counts in done.splits.values())
     if not any_rows:
@@ -105,7 +97,7 @@ def _remark(done: "ExportedRows", any_rows: bool) -> None:
         say(f"{number} LLM calls are left out: {reason}.")
 
 
-def _document(done: "ExportedRows", form: Format) -> dict[str, Any]:
+def _document(done: ExportedRows, form: Format) -> dict[str, Any]:
     return {
         "files": list(done.files),
         "format": form.value,
@@ -117,11 +109,13 @@ def _document(done: "ExportedRows", form: Format) -> dict[str, Any]:
     }
 
 
-def _render(done: "ExportedRows", out: "Console") -> None:
+def _parts(done: ExportedRows) -> list[Table | str]:
+    parts: list[Table | str] = []
     if not done.files:
-        return
+        return []
     rows = [[name, counts.windows, counts.scored, counts.episodes, counts.records] for name, counts in done.splits.items()]
-    out.print(table(None, ["split", "windows", "scored", "episodes", "LLM calls"], rows))
+    parts.append(listed(["split", "windows", "scored", "episodes", "LLM calls"], rows))
     shown = done.files if len(done.files) <= 10 else (*done.files[:8], f"... {len(done.files) - 9} more ...", done.files[-1])
     for file in shown:
-        out.print(file, markup=False)
+        parts.append(file)
+    return parts

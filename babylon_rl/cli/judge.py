@@ -1,32 +1,43 @@
-"""Command group `judge`: quarantined groups, and judging them again."""
+"""Command group `judge`: quarantined groups, the report of its reliability and cost, its calibration."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from babylon_rl.cli import judge_calibrate, judge_report
-from babylon_rl.cli.options import WindowsArgument
-from babylon_rl.cli.output import JsonOption, emit, say, table
+from babylon_rl.cli.options import FromOption, ToOption, WindowsArgument, named_range
+from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, progress_of_parts, say
 from babylon_rl.errors import UsageError
-from babylon_rl.settings import load_settings
-from babylon_rl.windows import window_start
+from babylon_rl.evaluation.judge_agreement import calibration_name, measure
+from babylon_rl.judge.plan import release_quarantined
+from babylon_rl.judge.reliability.audit import AUDIT_GROUPS, AuditResult, report_with_audit
+from babylon_rl.judge.reliability.plots import draw_plots
+from babylon_rl.judge.reliability.report import ReliabilityReport, default_range, report_document, report_rows
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.database import Database, open_database
+from babylon_rl.store.judge_report import JudgeAgreement, write_judge_agreement
+from babylon_rl.store.migrate import require_migrated
+from babylon_rl.store.scores import read_quarantined
+from babylon_rl.store.scratch import scratch_database
+from babylon_rl.windows import utc_now, window_start
 
-judge = typer.Typer(help="The judge: what it could not score, how far it can be trusted.", no_args_is_help=True)
+app = typer.Typer()
+judge_group = typer.Typer(help="The judge: what it could not score, how far it can be trusted.", no_args_is_help=True)
+app.add_typer(judge_group, name="judge")
+QUARANTINED = (
+    Column("window", "window"),
+    Column("judge", "judge"),
+    Column("tries", lambda row: len(row["transcript"])),
+    Column("reason", "reason"),
+)
+PREFIX = "judge-report-"
+CALIBRATION = ("agent", "expected $/h", "+-", "came $/h", "score", "rank")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group to ``app``."""
-    judge_calibrate.register(judge)
-    judge_report.register(judge)
-    app.add_typer(judge, name="judge")
-
-
-@judge.command("quarantine")
+@judge_group.command("quarantine")
 def quarantine(windows: WindowsArgument = None, as_json: JsonOption = False) -> None:
     """Groups whose answers could not be used, with the tries (--json: the transcripts)."""
-    from babylon_rl.store.database import open_database
-    from babylon_rl.store.scores import read_quarantined
-
     for window in windows or ():
         window_start(window)
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
@@ -45,11 +56,10 @@ def quarantine(windows: WindowsArgument = None, as_json: JsonOption = False) -> 
             for q in groups.values()
         ]
     }
-    rows = [[q.window, q.judge, len(q.transcript), q.reason] for q in groups.values()]
-    emit(document, lambda out: out.print(table(None, ["window", "judge", "tries", "reason"], rows)), as_json)
+    emit(document, [Table(QUARANTINED, document["quarantined"])], as_json)
 
 
-@judge.command("retry")
+@judge_group.command("retry")
 def retry(
     windows: WindowsArgument = None,
     everything: Annotated[bool, typer.Option("--all", help="Every group in quarantine.")] = False,
@@ -59,9 +69,6 @@ def retry(
 
     An hour that is in none is named, and fails nothing.
     """
-    from babylon_rl.judge.plan import release_quarantined
-    from babylon_rl.store.database import open_database
-
     for window in windows or ():
         window_start(window)
     if bool(windows) == everything:
@@ -77,6 +84,136 @@ def retry(
     rows = [[window] for window in released]
     emit(
         {"released": released, "notQuarantined": others},
-        lambda out: out.print(table(None, ["out of quarantine"], rows)) if rows else None,
+        [listed(["out of quarantine"], rows)] if rows else [],
         as_json,
     )
+
+
+@judge_group.command("report")
+def report(
+    first: FromOption = None,
+    end: ToOption = None,
+    judge: Annotated[str | None, typer.Option("--judge", help="A judge that has scored hours of the range. Unset: JUDGE_MODEL.")] = None,
+    audit_groups: Annotated[
+        int | None, typer.Option("--audit-groups", min=0, help="Groups about which JUDGE_AUDIT_MODEL is asked, where it is set; 0: none.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Write the pictures there, as PNG.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How far the judge agrees with itself, with a second judge and with the market, and what it costs (default: the newest week)."""
+    wanted = named_range(first, end)
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database:
+        measures, audited = measured(database, settings, wanted, judge, audit_groups)
+    if measures is None:
+        raise UsageError("No hour has scores yet. Judge some with `babylon-rl score`.")
+    written = [] if plots is None else _write(measures, plots)
+    document = report_document(measures) | {"plots": [str(path) for path in written]}
+    emit(document, _report_parts(measures), as_json)
+    if audited is not None:
+        say(audited.sentence)
+    for path in written:
+        say(f"Wrote {path}")
+
+
+def measured(
+    database: Database, settings: Settings, wanted: tuple[str, str] | None, judge: str | None, audit_groups: int | None
+) -> tuple[ReliabilityReport | None, AuditResult | None]:
+    """ReliabilityReport report of some hours, after the second judge was asked.
+
+    ``wanted`` None means the newest week; the report is None if nothing is judged.
+    """
+    require_migrated(database)
+    groups = AUDIT_GROUPS if audit_groups is None else audit_groups
+    with database.connect(autocommit=True) as connection, progress_of_parts() as tell:
+        # Without judged hours there is no default range.
+        span = wanted or default_range(connection)
+        if span is None:
+            return None, None
+        return report_with_audit(connection, settings, span, utc_now(), judge=judge, groups=groups, on_progress=tell)
+
+
+def _write(found: ReliabilityReport, directory: Path) -> list[Path]:
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, png in draw_plots(found).items():
+        path = directory / f"{PREFIX}{name}.png"
+        path.write_bytes(png)
+        written.append(path)
+    return written
+
+
+def _report_parts(found: ReliabilityReport) -> list[Table | str]:
+    parts: list[Table | str] = []
+    versions = f" ({'; '.join(found.versions)})" if found.versions else ""
+    others = ", ".join(f"{judge} {count}" for judge, count in found.judges.items() if judge != found.judge)
+    rows: list[list[Any]] = [list(line) for line in report_rows(found)]
+    parts.append(listed(["", "95 % interval", ""], rows, f"{found.judge}{versions}, {found.first} to {found.end}"))
+    if others:
+        parts.append(f"Other hours of the range were scored by: {others}.")
+    return parts
+
+
+@judge_group.command("calibrate")
+def calibrate(
+    hours: Annotated[int, typer.Option(min=2, max=168, help="Hours to play and judge; a language model is asked for each.")] = 24,
+    judge: Annotated[str | None, typer.Option(help="Any litellm model name, or heuristic. Default: JUDGE_MODEL.")] = None,
+    orders: Annotated[int | None, typer.Option(min=1, help="Orders in which each group is shown. Default: JUDGE_ORDERS.")] = None,
+    markets: Annotated[int, typer.Option(min=2, help="Markets over which the agents' skill is measured.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the hours; the same seed gives the same hours.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Does the judge agree with the market? Rank correlation of its scores with what agents of known skill earn on average."""
+    changed = {"judge_model": judge, "judge_orders": orders}
+    settings = load_settings(**{name: value for name, value in changed.items() if value is not None})
+    found = _calibrated(settings, hours, markets, seed)
+    emit(found.document, _calibration_parts(found), as_json)
+    if found.not_judged:
+        say(f"{found.not_judged} of {hours} hours have no score; the same command goes on with them.")
+
+
+def _calibrated(settings: Settings, hours: int, markets: int, seed: int) -> JudgeAgreement:
+    with open_database(settings, prepare=False) as database:
+        require_migrated(database)
+        with scratch_database(settings.home, calibration_name(seed)) as scratch, progress_of_parts() as tell:
+            with scratch.database.connect(autocommit=True) as connection:
+                found = measure(connection, settings, utc_now(), hours=hours, skill_markets=markets, seed=seed, on_progress=tell)
+            with database.connect(autocommit=True) as connection:
+                write_judge_agreement(connection, found)
+            # Unfinished hours keep their scratch database, so that the same command resumes.
+            scratch.keep = found.not_judged > 0
+    return found
+
+
+def _calibration_parts(found: JudgeAgreement) -> list[Table | str]:
+    parts: list[Table | str] = []
+    rows: list[list[Any]] = [
+        [row["name"], _number(row["expected"], 0), _number(row["standardError"], 1, sign=False), _number(row["realized"], 0),
+         _number(row["score"], 3, sign=False), _number(row["rank"], 1, sign=False)]
+        for row in found.rows
+    ]  # fmt: skip
+    shown = "" if found.orders == 1 else f", {found.orders} orders"
+    parts.append(listed(CALIBRATION, rows, f"{found.judge} {found.judge_version}{shown}: {found.hours} hours of {found.agents} agents"))
+    parts.append("")
+    compared = [
+        ["scores with expected P&L", *_cells(found.expected), ""],
+        ["scores with the P&L that came", *_cells(found.realized), ""],
+        ["the P&L that came with expected P&L", *_cells(found.money), "what counting money alone reaches"],
+        ["first less third", *_cells(found.over_money), "what the judge sees beyond the money"],
+    ]
+    title = f"Rank correlation within an hour (Spearman), mean over {found.hours} hours"
+    parts.append(listed(["", "mean", "95 %", ""], compared, title))
+    if found.without_spread:
+        parts.append(f"{found.without_spread} hours got one score for all and count as 0.")
+    return parts
+
+
+def _cells(ends: Sequence[float]) -> list[str]:
+    mean, low, high = ends
+    return [f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}"]
+
+
+def _number(value: float | None, digits: int, *, sign: bool = True) -> str:
+    if value is None:
+        return "-"
+    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"

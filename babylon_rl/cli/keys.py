@@ -1,23 +1,21 @@
 """Command group ``keys``: the clients of the gateway and the admin API."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from babylon_rl.cli.output import JsonOption, emit, table
+from babylon_rl.cli.output import JsonOption, emit, listed
+from babylon_rl.errors import UsageError
+from babylon_rl.serving.access import key_hash, new_key
 from babylon_rl.settings import load_settings
+from babylon_rl.store.client_keys import ClientKey, create_key, read_keys, revoke_key
+from babylon_rl.store.database import open_database
 from babylon_rl.windows import utc_now
 
-if TYPE_CHECKING:
-    from babylon_rl.store.client_keys import ClientKey
-
+app = typer.Typer()
 keys = typer.Typer(help="Bearer keys of the clients of the gateway.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A client's name.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the group to ``app``."""
-    app.add_typer(keys, name="keys")
 
 
 @keys.command("create")
@@ -28,31 +26,19 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key and show it, this once."""
-    from babylon_rl.errors import UsageError
-    from babylon_rl.serving.access import key_hash, new_key
-    from babylon_rl.store.client_keys import ClientKey, create_key
-    from babylon_rl.store.database import open_database
-
     if not (0 < len(name) <= 100 and name.isprintable() and name.strip() == name):
         raise UsageError("A name has 1 to 100 printable characters, without spaces around them.")
     secret = new_key()
     key = ClientKey(name, key_hash(secret), requests, tokens, utc_now())
     with open_database(load_settings()) as database, database.connect() as connection:
         create_key(connection, key)
-
-    def render(out: Any) -> None:
-        out.print(secret, markup=False)
-        out.print(f"The key of {name}. It is stored nowhere: copy it now. From now on every client needs a key.", markup=False)
-
-    emit({"key": secret, **_document(key)}, render, as_json)
+    remark = f"The key of {name}. It is stored nowhere: copy it now. From now on every client needs a key."
+    emit({"key": secret, **_document(key)}, [secret, remark], as_json)
 
 
 @keys.command("list")
 def list_keys(as_json: JsonOption = False) -> None:
     """List all keys, revoked ones too."""
-    from babylon_rl.store.client_keys import read_keys
-    from babylon_rl.store.database import open_database
-
     with open_database(load_settings()) as database, database.connect() as connection:
         known = read_keys(connection)
     columns = ["name", "created", "last used", "revoked", "requests/min", "tokens/min"]
@@ -61,22 +47,19 @@ def list_keys(as_json: JsonOption = False) -> None:
          key.requests_per_minute, key.tokens_per_minute]
         for key in known
     ]  # fmt: skip
-    emit({"keys": [_document(key) for key in known]}, lambda out: out.print(table(None, columns, cells)), as_json)
+    emit({"keys": [_document(key) for key in known]}, [listed(columns, cells)], as_json)
 
 
 @keys.command("revoke")
 def revoke(name: NameArgument, as_json: JsonOption = False) -> None:
     """Revoke a key, in every gateway within a second."""
-    from babylon_rl.store.client_keys import revoke_key
-    from babylon_rl.store.database import open_database
-
     with open_database(load_settings()) as database, database.connect() as connection:
         revoked_at = revoke_key(connection, name, utc_now())
     document = {"name": name, "revokedAt": revoked_at.isoformat()}
-    emit(document, lambda out: out.print(f"{name} is revoked.", markup=False), as_json)
+    emit(document, [f"{name} is revoked."], as_json)
 
 
-def _document(key: "ClientKey") -> dict[str, Any]:
+def _document(key: ClientKey) -> dict[str, Any]:
     times = {"createdAt": key.created_at, "lastUsedAt": key.last_used_at, "revokedAt": key.revoked_at}
     limits = {"requestsPerMinute": key.requests_per_minute, "tokensPerMinute": key.tokens_per_minute}
     return {"name": key.name, **{name: None if at is None else at.isoformat() for name, at in times.items()}, "limits": limits}

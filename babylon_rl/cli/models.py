@@ -1,30 +1,40 @@
 """Command group ``models``: the registry of versions, and versions as files."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from babylon_rl.cli import releases
-from babylon_rl.cli.batches import moment, rounded
-from babylon_rl.cli.output import JsonOption, emit, say, table
+from babylon_rl.cli.batches import moment
+from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
 from babylon_rl.errors import ExportError, ModelUnavailable, UsageError
+from babylon_rl.models.checkpoints import read_remote, verify
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.connection import own_transaction
+from babylon_rl.store.database import open_database
+from babylon_rl.store.registry import Model, note_artifact, note_upload, read_models
+from babylon_rl.training.artifacts import log_artifact
+from babylon_rl.training.export.model import export_version, find_version
+from babylon_rl.training.uploading import upload_checkpoint
+from babylon_rl.training.wandb_process import Sent, refusal
 from babylon_rl.windows import utc_now
 
-if TYPE_CHECKING:
-    from babylon_rl.store.registry import Model
-
+app = typer.Typer()
 models = typer.Typer(help="The registry of versions.", invoke_without_command=True)
+app.add_typer(models, name="models")
+releases.register(models)
+MODELS = (
+    Column("version", "version"),
+    Column("status", "shown_status"),
+    Column("base", "base_model"),
+    Column("parent", "parent_version"),
+    Column("batch", "training_batch"),
+    Column("reward", "avg_reward", 4),
+    Column("hours", lambda model: len(model.windows)),
+    Column("storage", "storage_path"),
+)
 VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="A registered version, such as v1.0.0.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the group to ``app``."""
-    models.command("export")(export)
-    models.command("upload")(upload)
-    releases.register(models)
-    app.add_typer(models, name="models")
 
 
 @models.callback()
@@ -32,23 +42,16 @@ def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
     """Every registered version, highest first; those of other producers are shown as foreign."""
     if context.invoked_subcommand is not None:
         return
-    from babylon_rl.store.database import open_database
-    from babylon_rl.store.registry import read_models
 
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         versions = read_models(connection)
-    columns = ["version", "status", "base", "parent", "batch", "reward", "hours", "storage"]
-    rows = [
-        [m.version, m.shown_status, m.base_model, m.parent_version, m.training_batch,
-         rounded(m.avg_reward), len(m.windows), m.storage_path]
-        for m in versions
-    ]  # fmt: skip
+    rows = [model_document(model) for model in versions]
     if not rows:
         say("No model is registered yet. `babylon-rl train` makes the first; the base model is there without it, under the name base.")
-    emit({"models": [model_document(model) for model in versions]}, lambda out: out.print(table(None, columns, rows)), as_json)
+    emit({"models": rows}, [Table(MODELS, versions)], as_json)
 
 
-def model_document(model: "Model") -> dict[str, Any]:
+def model_document(model: Model) -> dict[str, Any]:
     """A version with its lineage as a JSON-ready dict, keyed by column names."""
     return {
         "modelId": model.model_id,
@@ -75,6 +78,7 @@ def model_document(model: "Model") -> dict[str, Any]:
     }
 
 
+@models.command("export")
 def export(
     version: VersionArgument,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")],
@@ -82,8 +86,6 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a version's files for vLLM and others, after they were loaded again and compared with the checkpoint."""
-    from babylon_rl.training.export.model import export_version
-
     settings = load_settings()
     model = _registered(settings, version)
     exported = export_version(model, directory.absolute(), settings, merged=merged)
@@ -95,24 +97,16 @@ def export(
     serves = f"vllm serve {exported.directory}"
     if not merged:
         serves = f"vllm serve {model.base_model} --enable-lora --lora-modules {model.version}={exported.directory}"
+    lines = [
+        f"{model.version} is in {exported.directory} ({len(exported.files)} files); loaded again, it is",
+        f"{exported.kl:.2g} nats a token away from the checkpoint. Serve it with `{serves}`.",
+    ]
+    emit(document, lines, as_json)
 
-    def render(out: Any) -> None:
-        out.print(f"{model.version} is in {exported.directory} ({len(exported.files)} files); loaded again, it is", markup=False)
-        out.print(f"{exported.kl:.2g} nats a token away from the checkpoint. Serve it with `{serves}`.", markup=False)
 
-    emit(document, render, as_json)
-
-
+@models.command("upload")
 def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
     """Bring a version's checkpoint to MODEL_STORAGE_URL, and with WANDB_API_KEY into Weights & Biases as an artifact."""
-    from babylon_rl.models.checkpoints import read_remote, verify
-    from babylon_rl.store.connection import own_transaction
-    from babylon_rl.store.database import open_database
-    from babylon_rl.store.registry import note_artifact, note_upload
-    from babylon_rl.training.artifacts import log_artifact
-    from babylon_rl.training.uploading import upload_checkpoint
-    from babylon_rl.training.wandb_process import Sent, refusal
-
     settings = load_settings()
     if settings.model_storage_url is None and refusal(settings) is not None:
         raise UsageError("There is nowhere to upload to: set MODEL_STORAGE_URL, or WANDB_API_KEY.")
@@ -144,13 +138,9 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
         elif remote is None and refusal(settings) is None:
             raise ExportError(f"{model.version} could not be logged as an artifact: {sent.words}")
     model = _registered(settings, version)
-    emit(model_document(model), lambda out: None, as_json)
+    emit(model_document(model), [], as_json)
 
 
-def _registered(settings: Settings, version: str) -> "Model":
-    from babylon_rl.store.database import open_database
-    from babylon_rl.store.registry import read_models
-    from babylon_rl.training.export.model import find_version
-
+def _registered(settings: Settings, version: str) -> Model:
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         return find_version(read_models(connection), version)

@@ -2,11 +2,11 @@
 
 import getpass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from babylon_rl.cli.output import JsonOption, emit, table
+from babylon_rl.cli.output import Column, JsonOption, Table, emit
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.windows import utc_now
 
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from babylon_rl.store.releases import Rollout, RoutingTable
 
 BASE = "base"
+AGENTS = (
+    Column("agent", "agentId"),
+    Column("version", "version"),
+    Column("expected", "expected"),
+    Column("fallback", "fallback"),
+    Column("last call", "lastCallAt"),
+)
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
 
 
@@ -103,12 +110,9 @@ def resolve(
         "version": found.version, "arm": found.arm, "reason": found.reason, "share": found.share, "fallback": fallback,
         "model": found.model_name, "upstream": found.upstream,
     }  # fmt: skip
-
-    def render(out: Any) -> None:
-        share = "" if found.share is None else f" ({found.share:g} % of agents)"
-        out.print(f"{found.version or 'base'}: {found.reason}{share}; asked as {found.model_name} at {found.upstream}.", markup=False)
-
-    emit(document, render, as_json)
+    share = "" if found.share is None else f" ({found.share:g} % of agents)"
+    sentence = f"{found.version or 'base'}: {found.reason}{share}; asked as {found.model_name} at {found.upstream}."
+    emit(document, [sentence], as_json)
 
 
 def agents(
@@ -129,12 +133,8 @@ def agents(
         for call in calls
     ]  # fmt: skip
     elsewhere = [row["agentId"] for row in rows if row["version"] != row["expected"]]
-
-    def render(out: Any) -> None:
-        out.print(table(None, ["agent", "version", "expected", "fallback", "last call"], [list(row.values()) for row in rows]))
-        out.print(f"{len(elsewhere)} of {len(rows)} agents were not on the expected version at their last call.", markup=False)
-
-    emit({"agents": rows, "notOnExpectedVersion": elsewhere}, render, as_json)
+    counted = f"{len(elsewhere)} of {len(rows)} agents were not on the expected version at their last call."
+    emit({"agents": rows, "notOnExpectedVersion": elsewhere}, [Table(AGENTS, rows), counted], as_json)
 
 
 def _expected(routing: "RoutingTable", settings: Settings, agent_id: str) -> str | None:
@@ -170,4 +170,4 @@ def _emit(rollout: "Rollout", as_json: bool, agents_updated: int | None = None) 
         "strategy": rollout.strategy, "percentage": rollout.percentage, "agents": list(rollout.agent_ids),
         "previousVersion": rollout.previous_version, "agentsUpdated": agents_updated,
     }  # fmt: skip
-    emit(document, lambda out: out.print(f"{rollout.version} is {rollout.state.replace('_', ' ')}, {share}.", markup=False), as_json)
+    emit(document, [f"{rollout.version} is {rollout.state.replace('_', ' ')}, {share}."], as_json)

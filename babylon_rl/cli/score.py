@@ -1,30 +1,36 @@
 """Command `score`: judges groups through the asset graph, or estimates the cost."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import typer
 
 from babylon_rl.cli.options import FromOption, ToOption, pinned_windows
-from babylon_rl.cli.output import JsonOption, emit, say, table
-from babylon_rl.cli.training import SEE_WINDOWS, bring_up_to_date
+from babylon_rl.cli.output import JsonOption, emit, listed, say
+from babylon_rl.cli.training_batches import SEE_WINDOWS, bring_up_to_date
 from babylon_rl.errors import JudgeUnavailable, UsageError
+from babylon_rl.judge.client import judge_addresses
+from babylon_rl.judge.cost import HourCost, estimate_hours, total_of
+from babylon_rl.judge.groups import scores_document
+from babylon_rl.judge.plan import judge_version, outdated_inputs
+from babylon_rl.judge.scoring import score_windows, stored_scores
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import Database, open_database
+from babylon_rl.store.scores import read_pending, read_quarantined, unscored_windows, windows_not_by
+from babylon_rl.store.trajectories import windows_with_rows
+from babylon_rl.training.freezing import freeze_bounds
+from babylon_rl.types import GroupScores
 from babylon_rl.windows import utc_now, window_end, window_of
 
-if TYPE_CHECKING:
-    from babylon_rl.judge.cost import HourCost
-    from babylon_rl.store.connection import Connection
-    from babylon_rl.store.database import Database
-
-
+app = typer.Typer()
 Span = tuple[str, str] | None
+Outcome = Literal["judged", "unchanged", "waiting", "quarantined"]
+COLUMNS = ("window", "came to", "judge", "agents", "mean", "spread", "best")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to ``app``."""
-    app.command("score")(score)
-
-
+@app.command("score")
 def score(
     window: Annotated[str | None, typer.Option("--window", metavar="WINDOW", help="One hour.")] = None,
     first: FromOption = None,
@@ -38,8 +44,6 @@ def score(
 
     A group in quarantine fails nothing: it is said, and the exit code is 0.
     """
-    from babylon_rl.store.database import open_database
-
     settings = load_settings() if judge is None else load_settings(judge_model=judge)
     if window is not None and (first is not None or end is not None):
         raise UsageError("Give --window, or --from and --to, not both.")
@@ -54,11 +58,9 @@ def score(
         _show(database, settings, held, lacking, as_json)
 
 
-def _judge(database: "Database", settings: Settings, wanted: Span, force: bool) -> tuple[list[str], list[str]]:
+def _judge(database: Database, settings: Settings, wanted: Span, force: bool) -> tuple[list[str], list[str]]:
     """Judge what lacks scores; return all requested hours, and those that lacked scores."""
     from babylon_rl.automation.launch import run_hours
-    from babylon_rl.judge.client import judge_addresses
-    from babylon_rl.judge.scoring import score_windows
 
     now = utc_now()
     with database.connect(autocommit=True) as connection:
@@ -75,21 +77,15 @@ def _judge(database: "Database", settings: Settings, wanted: Span, force: bool) 
     return held, lacking
 
 
-def _lacking(connection: "Connection", held: list[str], settings: Settings) -> list[str]:
-    from babylon_rl.store.scores import unscored_windows, windows_not_by
-
+def _lacking(connection: Connection, held: list[str], settings: Settings) -> list[str]:
     if settings.judge_model == HEURISTIC:
         return sorted(unscored_windows(connection, held))
-    from babylon_rl.judge.plan import judge_version, outdated_inputs
 
     others = windows_not_by(connection, held, settings.judge_model, judge_version(settings))
     return sorted(others | outdated_inputs(connection, held, settings).keys())
 
 
-def _show(database: "Database", settings: Settings, held: list[str], lacking: list[str], as_json: bool) -> None:
-    from babylon_rl.cli.score_outcomes import COLUMNS, read_outcomes, sentences
-    from babylon_rl.judge.groups import scores_document
-
+def _show(database: Database, settings: Settings, held: list[str], lacking: list[str], as_json: bool) -> None:
     with database.connect(autocommit=True) as connection:
         hours = read_outcomes(connection, held, frozenset(lacking), settings)
     if not hours:
@@ -103,7 +99,7 @@ def _show(database: "Database", settings: Settings, held: list[str], lacking: li
         "pending": [{"window": window, "reason": reason} for window, reason in pending.items()],
         "quarantined": [{"window": hour.window, "reason": hour.reason} for hour in hours if hour.outcome == "quarantined"],
     }
-    emit(document, lambda out: out.print(table(None, list(COLUMNS), [hour.row() for hour in hours])), as_json)
+    emit(document, [listed(list(COLUMNS), [hour.row() for hour in hours])], as_json)
     # The results are printed first, then waiting hours become the exit code.
     if pending:
         window, reason = next(iter(pending.items()))
@@ -111,10 +107,7 @@ def _show(database: "Database", settings: Settings, held: list[str], lacking: li
         raise JudgeUnavailable(f"{number} not judged by {settings.judge_model}, the first {window}: {reason} The others are written.")
 
 
-def _say_cost(database: "Database", settings: Settings, wanted: Span, force: bool, as_json: bool) -> None:
-    from babylon_rl.store.trajectories import windows_with_rows
-    from babylon_rl.training.freezing import freeze_bounds
-
+def _say_cost(database: Database, settings: Settings, wanted: Span, force: bool, as_json: bool) -> None:
     now = utc_now()
     with database.connect(autocommit=True) as connection:
         bounds = freeze_bounds(connection, settings, now, wanted)
@@ -124,16 +117,13 @@ def _say_cost(database: "Database", settings: Settings, wanted: Span, force: boo
             # The heuristic asks no model: there is nothing to estimate.
             document = {"windows": lacking, "judge": settings.judge_model, "requests": 0, "usd": 0.0}
             sentence = f"{len(lacking)} hours would be judged by the {HEURISTIC}, at no cost: {', '.join(lacking) or 'none'}"
-            emit(document, lambda out: out.print(sentence, markup=False), as_json)
+            emit(document, [sentence], as_json)
             return
-        from babylon_rl.judge.cost import estimate_hours
 
         _print_cost(settings, estimate_hours(connection, lacking, settings, force=force), as_json)
 
 
-def _print_cost(settings: Settings, hours: "list[HourCost]", as_json: bool) -> None:
-    from babylon_rl.judge.cost import total_of
-
+def _print_cost(settings: Settings, hours: list[HourCost], as_json: bool) -> None:
     # Two estimates: the fewest requests, and the most if orders disagree and answers are unusable.
     whole = total_of(hours)
     document = {
@@ -150,18 +140,98 @@ def _print_cost(settings: Settings, hours: "list[HourCost]", as_json: bool) -> N
     }
     price = "at a price that no table knows" if whole.usd is None else f"for about {_dollars(whole)}"
     rows: list[list[Any]] = [[h.window, h.episodes, h.requests, h.cached, h.prompt_tokens, h.completion_tokens, _dollars(h)] for h in hours]
-
-    def render(out: Any) -> None:
-        out.print(table(None, ["window", "agents", "requests", "cached", "tokens in", "tokens out, about", "$"], rows))
-        out.print(
-            f"{len(hours)} hours would take {whole.requests} to {whole.most_requests} requests to {settings.judge_model} ({whole.cached} "
-            f"more are answered), {whole.prompt_tokens} tokens in and about {whole.completion_tokens} out for the fewest, {price}. "
-            "The most are asked where all orders disagree and answers are as often unusable as so far.",
-            markup=False,
-        )
-
-    emit(document, render, as_json)
+    columns = ["window", "agents", "requests", "cached", "tokens in", "tokens out, about", "$"]
+    total = (
+        f"{len(hours)} hours would take {whole.requests} to {whole.most_requests} requests to {settings.judge_model} ({whole.cached} "
+        f"more are answered), {whole.prompt_tokens} tokens in and about {whole.completion_tokens} out for the fewest, {price}. "
+        "The most are asked where all orders disagree and answers are as often unusable as so far."
+    )
+    emit(document, [listed(columns, rows), total], as_json)
 
 
-def _dollars(cost: "HourCost") -> str:
+def _dollars(cost: HourCost) -> str:
     return "?" if cost.usd is None or cost.most_usd is None else f"${cost.usd:.4f} to ${cost.most_usd:.4f}"
+
+
+@dataclass(frozen=True)
+class HourOutcome:
+    """One hour after a scoring.
+
+    ``scores`` are its present scores, of any judge; None without any.
+    """
+
+    window: str
+    outcome: Outcome
+    asked: str
+    scores: GroupScores | None
+    reason: str | None = None
+
+    @property
+    def words(self) -> str:
+        """The result in words, including whether earlier scores are shown."""
+        if self.outcome == "judged":
+            return "judged now"
+        if self.outcome == "unchanged":
+            others = self.scores is not None and self.scores.judge != self.asked
+            return "unchanged, by another judge" if others else "unchanged"
+        return f"{self.outcome}, no scores" if self.scores is None else f"{self.outcome}, keeps earlier scores"
+
+    def row(self) -> list[Any]:
+        """Cells of the table, in the order of ``COLUMNS``."""
+        if self.scores is None:
+            return [self.window, self.words, None, None, None, None, None]
+        held = self.scores
+        return [self.window, self.words, held.judge, held.group_size, round(held.mean, 4), round(held.spread, 4), held.scores[0].agent_id]
+
+    def document(self) -> dict[str, Any]:
+        """This result as a JSON-ready dict.
+
+        ``keptScoresOf`` names the judge of scores that are not from this call.
+        """
+        kept = None if self.scores is None or self.outcome == "judged" else self.scores.judge
+        return {"window": self.window, "outcome": self.outcome, "keptScoresOf": kept, "reason": self.reason}
+
+
+def read_outcomes(connection: Connection, windows: Sequence[str], lacking: Collection[str], settings: Settings) -> list[HourOutcome]:
+    """Results of the judge of ``settings`` for some hours.
+
+    ``lacking`` are the hours that were to be judged. Hours without a group are absent.
+    """
+    judge = settings.judge_model
+    groups = stored_scores(connection, windows)
+    # Only a language model can leave hours pending or in quarantine.
+    waiting: dict[str, str] = {}
+    aside: dict[str, str] = {}
+    if judge != HEURISTIC:
+        waiting = read_pending(connection, windows, judge)
+        by = (judge, judge_version(settings))
+        aside = {q.window: q.reason for q in read_quarantined(connection, windows).values() if (q.judge, q.judge_version) == by}
+    results = []
+    for window in windows:
+        scores = groups.get(window)
+        if window in lacking and window in aside:
+            results.append(HourOutcome(window, "quarantined", judge, scores, aside[window]))
+        elif window in lacking and window in waiting:
+            results.append(HourOutcome(window, "waiting", judge, scores, waiting[window]))
+        elif scores is not None:
+            fresh = window in lacking and scores.judge == judge
+            results.append(HourOutcome(window, "judged" if fresh else "unchanged", judge, scores))
+    return results
+
+
+def sentences(outcomes: Sequence[HourOutcome], judge: str) -> list[str]:
+    """Remarks beside the table: hours that the judge did not score, and advice."""
+    remarks = []
+    # Three remarks, each only if it applies: quarantined hours, kept scores, scores of another judge.
+    aside = [entry.window for entry in outcomes if entry.outcome == "quarantined"]
+    if aside:
+        advice = "`babylon-rl judge quarantine` says why, `babylon-rl judge retry` asks again."
+        remarks.append(f"In quarantine, not scored by {judge}: {', '.join(aside)}. {advice}")
+    kept = [entry for entry in outcomes if entry.outcome in ("waiting", "quarantined") and entry.scores is not None]
+    if kept:
+        named = ", ".join(f"{entry.window} those of {entry.scores.judge}" for entry in kept if entry.scores is not None)
+        remarks.append(f"Scores that {judge} did not replace are kept: {named}.")
+    others = [entry.window for entry in outcomes if entry.outcome == "unchanged" and entry.scores and entry.scores.judge != judge]
+    if others:
+        remarks.append(f"Scores of another judge than {judge} stand: {', '.join(others)}. --force judges them anew.")
+    return remarks

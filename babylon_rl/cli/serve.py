@@ -10,12 +10,9 @@ import typer
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.settings import load_settings
 
+app = typer.Typer()
 serve = typer.Typer(help="Run a server until it is interrupted.", no_args_is_help=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the group to ``app``."""
-    app.add_typer(serve, name="serve")
+app.add_typer(serve, name="serve")
 
 
 @serve.command("model")

@@ -2,93 +2,87 @@
 
 import os
 import shlex
+import shutil
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from babylon_rl.cli.output import JsonOption, emit, say, table
-from babylon_rl.errors import UsageError
+from babylon_rl.cli.children import run_child, stop_children
+from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
+from babylon_rl.errors import BabylonError, UsageError
+from babylon_rl.judge.client import judge_addresses
+from babylon_rl.judge.prompt.privacy import what_leaves
+from babylon_rl.models.base_model import DIRECTORY, DRY, damage
 from babylon_rl.settings import Settings, load_settings, setting_sources
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from babylon_rl.store.database import Database
+from babylon_rl.store.database import Database, open_database
+from babylon_rl.store.embedded import running_url, stop_everything
+from babylon_rl.store.migrate import migrate as bring_up_to_date
+from babylon_rl.store.registry import count_models
 
 PROJECT = Path(__file__).resolve().parents[2]
+app = typer.Typer()
 UI_PORT = 3000
 _PORTS_TRIED = 100
 # "Function `dev_command` is superseded": by `dg`, which wants a project laid out by itself.
+SETTINGS = (Column("setting", "name"), Column("value", "value"), Column("source", "source"))
+CHECKS = (Column("", "status"), Column("", "name"), Column("", "detail"))
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
 QUIET = "ignore:Function `"
+PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
+_WANTED_BYTES = 2_000_000_000
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to ``app``."""
-    app.command("migrate")(migrate)
-    app.command("settings")(settings)
-    app.command("env")(env)
-    passthrough = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
-    app.command("dagster", context_settings=passthrough, add_help_option=False)(dagster)
-    app.command("dev")(dev)
-    app.command("stop")(stop)
-    app.command("verify-system")(verify_system)
-
-
+@app.command("migrate")
 def migrate(
     check: Annotated[bool, typer.Option("--check", help="Change nothing, only say what would be done.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the database's schema up to date."""
-    from babylon_rl.store.database import open_database
-    from babylon_rl.store.migrate import migrate as bring_up_to_date
-
     with open_database(load_settings(), prepare=not check) as database:
         report = bring_up_to_date(database, check_only=check)
         place = database.address
 
-    def render(out: "Console") -> None:
-        verb = "would apply" if check else "applied"
-        created = [name for name in report.applied if name.startswith("public.")]
-        for name in report.applied:
-            if name not in created:
-                out.print(f"{verb} {name}")
-        if created:
-            out.print(f"{'would create' if check else 'created'} {len(created)} tables of the contract: {', '.join(created)}")
-        if report.adopted:
-            out.print(f"{'would adopt' if check else 'adopted'} {len(report.adopted)} tables as they are: {', '.join(report.adopted)}")
-        for line in report.differences:
-            out.print(f"differs: {line}", markup=False)
-        if not report.applied:
-            out.print(f"The schema at {place} is up to date.", markup=False)
+    parts: list[Table | str] = []
+    verb = "would apply" if check else "applied"
+    created = [name for name in report.applied if name.startswith("public.")]
+    for name in report.applied:
+        if name not in created:
+            parts.append(f"{verb} {name}")
+    if created:
+        parts.append(f"{'would create' if check else 'created'} {len(created)} tables of the contract: {', '.join(created)}")
+    if report.adopted:
+        parts.append(f"{'would adopt' if check else 'adopted'} {len(report.adopted)} tables as they are: {', '.join(report.adopted)}")
+    for line in report.differences:
+        parts.append(f"differs: {line}")
+    if not report.applied:
+        parts.append(f"The schema at {place} is up to date.")
+    emit({"applied": list(report.applied), "adopted": list(report.adopted), "differences": list(report.differences)}, parts, as_json)
 
-    emit({"applied": list(report.applied), "adopted": list(report.adopted), "differences": list(report.differences)}, render, as_json)
 
-
+@app.command("settings")
 def settings(as_json: JsonOption = False) -> None:
     """Every setting, its value (secrets masked) and where it came from."""
     loaded = load_settings()
     sources = setting_sources()
     rows = [{"name": name.upper(), "value": _shown(loaded, name), "source": sources[name]} for name in Settings.model_fields]
-    lines = [[row["name"], row["value"], row["source"]] for row in rows]
-    emit({"settings": rows}, lambda out: out.print(table(None, ["setting", "value", "source"], lines)), as_json)
-    from babylon_rl.judge.client import judge_addresses
+    emit({"settings": rows}, [Table(SETTINGS, rows)], as_json)
 
     if asked := judge_addresses(loaded, loaded.judge_model, loaded.judge_audit_model):
         say(f"Judged by: {asked}.")
 
 
+@app.command("env")
 def env() -> None:
     """Print lines for a shell that point Dagster and psql at this project: eval "$(babylon-rl env)".
 
     The embedded database runs only while a command uses it (such as babylon-rl dev); this command starts and holds nothing.
     """
     from babylon_rl.automation.instance import prepare_instance
-    from babylon_rl.store.database import Database
-    from babylon_rl.store.embedded import running_url
 
     loaded = load_settings()
     # Only an address is needed: this command must not start the embedded server.
@@ -104,11 +98,13 @@ def env() -> None:
         print(f"export {name}={shlex.quote(value)}")
 
 
+@app.command("dagster", context_settings=_PASSED_ON, add_help_option=False)
 def dagster(context: typer.Context) -> None:
     """Run the dagster command on this project's instance, with the database held open: babylon-rl dagster job list."""
     raise typer.Exit(_run_dagster(context.args))
 
 
+@app.command("dev")
 def dev(port: Annotated[int, typer.Option(help="Port of the UI; the next free one is taken when it is in use.")] = UI_PORT) -> None:
     """The Dagster UI and daemon on this project, until Ctrl-C."""
     free = _free_port(port)
@@ -124,32 +120,26 @@ def dev(port: Annotated[int, typer.Option(help="Port of the UI; the next free on
     raise typer.Exit(code)
 
 
+@app.command("stop")
 def stop() -> None:
     """Stop what a crash left running: Dagster's processes and the embedded database."""
-    from babylon_rl.cli.children import stop_children
-    from babylon_rl.store.embedded import stop_everything
-
     home = load_settings().home
     stopped = stop_children(home, orphans_only=False) + stop_everything(home)
     for sentence in stopped or [f"Nothing that was started from {home} runs."]:
         print(sentence)
 
 
+@app.command("verify-system")
 def verify_system(as_json: JsonOption = False) -> None:
     """Check the configuration, database, schema, Dagster, model weights and registry; exit 1 when one fails."""
-    from babylon_rl.cli.checks import FAIL, check_system
-
     checks = [{"name": check.name, "status": check.status, "detail": check.detail} for check in check_system(load_settings())]
-    lines = [[check["status"], check["name"], check["detail"]] for check in checks]
-    emit({"checks": checks}, lambda out: out.print(table(None, ["", "", ""], lines)), as_json)
+    emit({"checks": checks}, [Table(CHECKS, checks)], as_json)
     if any(check["status"] == FAIL for check in checks):
         raise typer.Exit(1)
 
 
 def _run_dagster(arguments: list[str]) -> int:
     from babylon_rl.automation.instance import open_instance, prepare_instance
-    from babylon_rl.cli.children import run_child, stop_children
-    from babylon_rl.store.database import open_database
 
     loaded = load_settings()
     for sentence in stop_children(loaded.home, orphans_only=True):
@@ -160,7 +150,7 @@ def _run_dagster(arguments: list[str]) -> int:
         return run_child([sys.executable, "-W", QUIET, "-m", "dagster", *arguments], variables, loaded.home)
 
 
-def _variables(database: "Database", instance: Mapping[str, str]) -> dict[str, str]:
+def _variables(database: Database, instance: Mapping[str, str]) -> dict[str, str]:
     """Environment of a Dagster process.
 
     With DATABASE_URL given, its workers need no lease on the embedded server: this process holds one.
@@ -190,3 +180,103 @@ def _free_port(first: int) -> int:
                 continue
             return port
     raise UsageError(f"No port from {first} on is free. Choose another with --port.")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: name, status and detail."""
+
+    name: str
+    status: str
+    detail: str
+
+
+def check_system(settings: Settings) -> Iterator[Check]:
+    """Run all checks, in the order in which to repair failures."""
+    # Each check is an attempt of its own; only an unreachable database skips those that need it.
+    yield from _configuration(settings)
+    yield _disk(settings.home)
+    try:
+        with open_database(settings, prepare=False) as database:
+            kind = "embedded" if settings.uses_embedded_database else "DATABASE_URL"
+            yield _attempt("database", lambda: (PASS, f"{_server(database)} at {database.address} ({kind})"))
+            yield _attempt("schema", lambda: _schema(database))
+            yield _attempt("dagster", lambda: _dagster(database, settings))
+            yield _attempt("registry", lambda: _registry(database))
+    except BabylonError as failed:
+        yield Check("database", FAIL, str(failed))
+    yield _attempt("judge", lambda: _judge(settings))
+    yield _attempt("weights", lambda: _weights(settings))
+
+
+def _attempt(name: str, look: Callable[[], tuple[str, str]]) -> Check:
+    try:
+        return Check(name, *look())
+    except (BabylonError, OSError) as failed:
+        return Check(name, FAIL, str(failed))
+
+
+def _configuration(settings: Settings) -> Iterator[Check]:
+    warnings = settings.warnings()
+    for warning in warnings:
+        yield Check("settings", WARN, warning)
+    if not warnings:
+        yield Check("settings", PASS, f"{len(Settings.model_fields)} settings, all allowed")
+
+
+def _disk(home: Path) -> Check:
+    existing = next(parent for parent in (home, *home.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    detail = f"{free / 1e9:.1f} GB free at {home}"
+    return Check("disk", PASS, detail) if free >= _WANTED_BYTES else Check("disk", WARN, f"{detail}; a demo needs about 2 GB")
+
+
+def _server(database: Database) -> str:
+    with database.connect() as connection:
+        return f"Postgres {connection.info.server_version // 10000}"
+
+
+def _schema(database: Database) -> tuple[str, str]:
+    from babylon_rl.store.migrate import migrate
+
+    report = migrate(database, check_only=True)
+    if report.applied:
+        return FAIL, f"{len(report.applied)} steps are missing ({report.applied[0]} ...). Run `babylon-rl migrate`."
+    if report.differences:
+        return WARN, f"{len(report.differences)} differences from the contract, the first: {report.differences[0]}"
+    return PASS, "up to date"
+
+
+def _dagster(database: Database, settings: Settings) -> tuple[str, str]:
+    from babylon_rl.automation.instance import open_instance
+
+    database.prepare_dagster_schema()
+    with open_instance(database, settings) as instance:
+        runs = instance.get_runs_count()
+    return PASS, f"{runs} runs recorded in schema babylon_dagster"
+
+
+def _weights(settings: Settings) -> tuple[str, str]:
+    if settings.local_base_model == DRY:
+        return WARN, "LOCAL_BASE_MODEL: dry, which trains nothing"
+    if settings.local_base_model is not None:
+        is_directory = Path(settings.local_base_model).is_dir()
+        return PASS, f"LOCAL_BASE_MODEL: {settings.local_base_model}" + ("" if is_directory else " (not a directory: taken for a hub id)")
+    directory = settings.home / "models" / DIRECTORY
+    reason = damage(directory)
+    return (
+        (PASS, str(directory)) if reason is None else (WARN, f"{directory}: {reason}. It is made at its first use, in about half a minute.")
+    )
+
+
+def _judge(settings: Settings) -> tuple[str, str]:
+    return PASS, what_leaves(settings)
+
+
+def _registry(database: Database) -> tuple[str, str]:
+    with database.connect() as connection:
+        counts = count_models(connection)
+    if counts is None:
+        return FAIL, "public.trained_models is not there. Run `babylon-rl migrate`."
+    listed = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return PASS, listed or "no model yet"

@@ -1,43 +1,46 @@
-"""Commands ready, train and sync-outcomes; data changes only through the asset graph."""
+"""Commands ready, train (in the modes single, list, backfill and continuous) and sync-outcomes.
 
-import sys
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+Data changes only through the asset graph.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from babylon_rl.cli.options import FromOption, ToOption, pinned_windows
-from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say, table
-from babylon_rl.errors import BatchConflict, NothingToTrain, UsageError
+from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
+from babylon_rl.cli.training_batches import backfilled, choose_batch, run_training
+from babylon_rl.errors import BatchConflict, JudgeUnavailable, NothingToTrain, TrainingPaused, UsageError
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_start
+from babylon_rl.store.batches import Batch, read_batch_episodes
+from babylon_rl.store.database import Database, open_database
+from babylon_rl.store.market import windows_with_market
+from babylon_rl.store.outcomes import market_hours
+from babylon_rl.store.trajectories import windows_with_rows
+from babylon_rl.training.backends import address_of
+from babylon_rl.training.batches import Trained, count_freezable, fail_stuck, pending_batches
+from babylon_rl.training.freezing import freeze_bounds
+from babylon_rl.training.preflight import refused_lately
+from babylon_rl.training.readiness import readiness
+from babylon_rl.windows import utc_now, window_end, window_of, window_range
 
-if TYPE_CHECKING:
-    from babylon_rl.store.batches import Batch
-    from babylon_rl.store.database import Database
-    from babylon_rl.training.batches import Trained
-
-SEE_WINDOWS = "`babylon-rl windows` shows what each hour holds; --from and --to choose others."
-# Options of `train` that are frozen with a batch, by the setting that they are.
-OPTIONS = {
-    "min_agents_per_window": "--min-agents", "iterations": "--iterations", "learning_rate": "--learning-rate",
-    "windows_per_iteration": "--windows-per-iteration", "epochs": "--epochs", "seed": "--seed",
-}  # fmt: skip
+app = typer.Typer()
+SYNCED = (
+    Column("window", "window"),
+    Column("stocks", "stocks"),
+    Column("predictions", "predictions"),
+    Column("changed", lambda row: "yes" if row["changed"] else "no"),
+)
+LOOK_EVERY_S = 60.0  # as the sensor of the automation
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to ``app``."""
-    app.command("ready")(ready)
-    app.command("train")(train)
-    app.command("sync-outcomes")(sync_outcomes)
-
-
+@app.command("ready")
 def ready(as_json: JsonOption = False) -> None:
     """Is there enough, and good enough, data to train? Exit code 1 when not."""
-    from babylon_rl.store.database import open_database
-    from babylon_rl.training.readiness import readiness
-
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         state = readiness(connection, settings, utc_now())
@@ -48,16 +51,12 @@ def ready(as_json: JsonOption = False) -> None:
         [f"quality of the newest {state.quality.rows} rows", f"{state.quality.mean:.1%}"],
         *([f"not trainable: {reason}", number] for reason, number in state.not_trainable.items()),
     ]
-
-    def render(out: Any) -> None:
-        out.print(table(None, ["", ""], rows))
-        out.print(state.reason, markup=False)
-
-    emit(state.document(), render, as_json)
+    emit(state.document(), [listed(["", ""], rows), state.reason], as_json)
     if not state.ready:
         raise typer.Exit(1)
 
 
+@app.command("train")
 def train(
     min_agents: Annotated[int | None, typer.Option(min=1, help="Usable episodes that make an hour a group.")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Most resumable steps, each with a checkpoint.")] = None,
@@ -81,9 +80,6 @@ def train(
     --mode, or MODE, chooses: single trains one batch; list shows what could be frozen; backfill trains batch after batch until
     BACKFILL_HOURS hold nothing more; continuous trains whenever `babylon-rl ready` says yes, until Ctrl-C.
     """
-    from babylon_rl.cli.training_modes import Wanted, train_as
-    from babylon_rl.store.database import open_database
-
     given = {
         "min_agents_per_window": min_agents, "iterations": iterations, "lookback_hours": lookback_hours, "learning_rate": learning_rate,
         "windows_per_iteration": windows_per_iteration, "epochs": epochs,
@@ -98,197 +94,7 @@ def train(
         train_as(settings.mode, database, settings, wanted)
 
 
-def run_training(database: "Database", settings: Settings, batch_id: str, as_json: bool) -> "Trained":
-    """Train a frozen batch through the graph and print its lines meanwhile.
-
-    With ``as_json`` the lines go to standard error.
-
-    Raises:
-        NothingToTrain: no group with a spread of scores is left.
-    """
-    from babylon_rl.automation.launch import run_batch
-    from babylon_rl.cli.training_lines import following
-    from babylon_rl.training.batches import train_batch
-
-    with following(database, batch_id, _line(as_json)), progress_of_parts() as on_progress:
-        run_batch(database, settings, batch_id, ["training_batch", "trained_checkpoint"], on_progress=on_progress)
-    with database.connect() as connection:
-        return train_batch(connection, batch_id, settings, utc_now())  # registered: this reads it back
-
-
-def _line(as_json: bool) -> Any:
-    stream = sys.stderr if as_json else sys.stdout
-    return lambda line: print(line, file=stream, flush=True)
-
-
-def choose_batch(
-    database: "Database",
-    settings: Settings,
-    batch_id: str | None,
-    windows: tuple[str, str] | None,
-    most: int | None,
-    seed: int,
-    force: bool,
-    when_ready: bool = False,
-    asked: Mapping[str, Any] | None = None,
-) -> "Batch":
-    """The named batch, else an unfinished one, else a new one.
-
-    Args:
-        most: trajectories to freeze; None is TRAINING_MAX_TRAJECTORIES.
-        when_ready: freeze only if `babylon-rl ready` says yes, as automation does.
-        asked: settings (by field name, and "seed") that were given as options; a batch that is frozen already must agree with them.
-
-    Raises:
-        NothingToTrain: nothing can be frozen, or it is not ready.
-        BatchConflict: another run has just frozen it, or the named batch has failed.
-        UsageError: there is no such batch, or it was frozen with other options.
-    """
-    from babylon_rl.store.batches import foreign_batch, read_batch
-    from babylon_rl.training.backends import trainer_choice
-    from babylon_rl.training.batches import freeze, pending_batches
-    from babylon_rl.training.readiness import not_ready
-
-    trainer_choice(settings)
-    with database.connect(autocommit=True) as connection:
-        if batch_id is not None:
-            # 1. The batch that was named.
-            found = read_batch(connection, batch_id)
-            if found is None and foreign_batch(connection, batch_id):
-                raise UsageError(f"{batch_id} is another producer's, which this pipeline leaves alone; `babylon-rl batches` lists ours.")
-            if found is None:
-                raise UsageError(f"There is no batch {batch_id}; `babylon-rl batches` lists them.")
-            if found.state == "failed":
-                raise BatchConflict(f"{batch_id} has failed ({found.error}); freeze a new batch with `babylon-rl train`.")
-            _refuse_other(found, asked or {}, "or leave --batch and BATCH_ID out")
-            return found
-        # 2. A batch that has not ended, unless --force.
-        pending = pending_batches(connection)
-        if pending and not force:
-            if windows is not None or most is not None:
-                raise UsageError(
-                    f"{pending[0].batch_id} has not ended, and its hours are frozen. Finish it with `babylon-rl train`, or add --force."
-                )
-            _refuse_other(pending[0], asked or {}, "or add --force")
-            unused = " (--lookback-hours is for new batches)" if "lookback_hours" in (asked or {}) else ""
-            say(f"Going on with {pending[0].batch_id}, which is {pending[0].state}{unused}.")
-            return pending[0]
-        now = utc_now()
-        # 3. A new batch, after new rows were read.
-        windows = windows or backfilled(connection, settings, now)
-        bring_up_to_date(database, connection, settings, now, windows)
-        why_not = not_ready(connection, settings, now, windows=windows).reason if when_ready else None
-        if why_not is not None:
-            raise NothingToTrain(why_not)
-        most = most or settings.training_max_trajectories
-        minimum = settings.training_min_trajectories if when_ready else 0
-        frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=seed, minimum=minimum, settled=when_ready)
-        if frozen.batch is None:
-            # Nothing was freezable: perhaps because another run has just frozen these hours.
-            before = {found.batch_id for found in pending}
-            meanwhile = [found.batch_id for found in pending_batches(connection) if found.batch_id not in before]
-            if meanwhile:
-                raise BatchConflict(
-                    f"Another run trains these hours: {meanwhile[0]} was frozen from them meanwhile. "
-                    f"`babylon-rl batches show {meanwhile[0]}` says how far it is."
-                )
-            raise NothingToTrain(frozen.reason)
-        dropped = f", {frozen.dropped} episodes left out by dropout" if frozen.dropped else ""
-        say(f"Froze {frozen.batch.batch_id}: {frozen.batch.trajectories} trajectories of {len(frozen.batch.windows)} hours{dropped}.")
-        return frozen.batch
-
-
-def _refuse_other(batch: "Batch", asked: Mapping[str, Any], otherwise: str) -> None:
-    """Raise UsageError if an option differs from the values frozen with ``batch``.
-
-    Such an option would have no effect.
-    """
-    frozen = {**batch.settings, "seed": batch.seed}
-    other = [name for name in OPTIONS if name in asked and asked[name] != frozen.get(name)]
-    if batch.live and other:
-        was = ", ".join(f"{OPTIONS[name]} {'unset' if frozen.get(name) is None else frozen[name]}" for name in other)
-        raise UsageError(
-            f"{batch.batch_id} has not ended, and was frozen with {was}. Finish it with `babylon-rl train` without "
-            f"{' and '.join(OPTIONS[name] for name in other)}, cancel it with `babylon-rl batches cancel {batch.batch_id}`, {otherwise}."
-        )
-
-
-def backfilled(connection: Any, settings: Settings, now: datetime) -> tuple[str, str] | None:
-    """The hours of MODE=backfill, as (from, to); None in other modes and without rows."""
-    if settings.mode != "backfill":
-        return None
-    from babylon_rl.store.trajectories import newest_window_with_rows
-
-    newest = newest_window_with_rows(connection, newest_complete(now))
-    if newest is None:
-        return None
-    end = window_of(window_end(newest))
-    return window_of(window_start(end) - settings.backfill_hours * HOUR), end
-
-
-def bring_up_to_date(
-    database: "Database", connection: Any, settings: Settings, now: datetime, windows: tuple[str, str] | None
-) -> list[str]:
-    """Read new and changed hours in range through the graph.
-
-    Returns all hours in range that hold rows.
-    """
-    from babylon_rl.automation.launch import run_hours
-    from babylon_rl.episodes.reading import read_windows
-    from babylon_rl.episodes.summary import data_version
-    from babylon_rl.store.trajectories import windows_with_rows
-    from babylon_rl.store.windows import read_versions
-    from babylon_rl.training.freezing import freeze_bounds
-
-    bounds = freeze_bounds(connection, settings, now, windows)
-    held = [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
-    stored = read_versions(connection, held)
-    readings = read_windows(connection, held, settings)
-    changed = [window for window, reading in readings.items() if stored.get(window) != data_version(reading)]
-    if changed:
-        say(f"Reading {len(changed)} of {len(held)} hours that are new or have changed.")
-        run_hours(database, settings, changed, ["window_groups", "market_outcomes", "hindsight"])
-    return held
-
-
-def report_training(trained: "Trained", settings: Settings, as_json: bool, earlier: Sequence[str] = ()) -> None:
-    """Print the result of a training.
-
-    ``earlier`` are the batches that the same command trained before.
-    """
-    from babylon_rl.training.backends import address_of
-
-    model = trained.model
-    # The document for scripts; the lines below show the same facts to people.
-    endpoint = address_of(settings, model.version, trained.checkpoint)
-    document = {
-        "batchId": trained.batch.batch_id,
-        "modelVersion": model.version,
-        "parent": model.parent_version,
-        "status": trained.batch.state,
-        "iterations": [
-            {"step": step.iteration, "loss": step.loss, "trainableTokens": step.trainable_tokens, "windows": list(step.windows)}
-            for step in trained.steps
-        ],
-        "checkpoint": str(trained.checkpoint),
-        "storagePath": model.storage_path,
-        "endpoint": {"url": endpoint.url, "model": endpoint.model},
-        **({"earlierBatches": list(earlier)} if earlier else {}),
-    }
-
-    def render(out: Any) -> None:
-        for line in (
-            f"Final step: {trained.steps[-1].iteration}",
-            f"Checkpoints: {len(trained.steps)}",
-            f"Model: {model.model_id} (status {model.status}), continues from {model.parent_version or model.base_model}",
-            f"Checkpoint: {trained.checkpoint}",
-            f"Inference endpoint: {endpoint.url}, model name {endpoint.model}{f' ({endpoint.hint})' if endpoint.hint else ''}",
-        ):
-            out.print(line, markup=False)
-
-    emit(document, render, as_json)
-
-
+@app.command("sync-outcomes")
 def sync_outcomes(
     hours: Annotated[int, typer.Option("--hours", min=1, help="Hours back from the newest complete one that holds rows.")] = 24,
     first: FromOption = None,
@@ -297,11 +103,6 @@ def sync_outcomes(
 ) -> None:
     """Write what happened in the market of some hours into market_outcomes."""
     from babylon_rl.automation.launch import run_hours
-    from babylon_rl.store.database import open_database
-    from babylon_rl.store.market import windows_with_market
-    from babylon_rl.store.outcomes import market_hours
-    from babylon_rl.store.trajectories import windows_with_rows
-    from babylon_rl.training.freezing import freeze_bounds
 
     settings = load_settings(lookback_hours=hours)
     wanted = pinned_windows(settings, first, end)
@@ -324,5 +125,231 @@ def sync_outcomes(
     ]
     if not shown:
         say("No complete hour here holds a trajectory, a price, a probability or an event.")
-    rows = [[row["window"], row["stocks"], row["predictions"], "yes" if row["changed"] else "no"] for row in shown]
-    emit({"windows": shown}, lambda out: out.print(table(None, ["window", "stocks", "predictions", "changed"], rows)), as_json)
+    emit({"windows": shown}, [Table(SYNCED, shown)], as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Arguments of one call of `train` besides settings.
+
+    ``windows`` is (from, to); ``most`` is the maximum number of trajectories to freeze. ``options`` are the settings (by field name, and
+    "seed") that were given as options.
+    """
+
+    batch_id: str | None = None
+    windows: tuple[str, str] | None = None
+    most: int | None = None
+    seed: int = 0
+    force: bool = False
+    as_json: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def train_as(mode: str, database: Database, settings: Settings, wanted: Wanted) -> None:
+    """Run `train` in one mode. A named batch is trained in any mode but list.
+
+    Raises:
+        UsageError: MODEL_VERSION pins one version and the mode makes many, or --json is used with a mode that never ends.
+        NothingToTrain: nothing can be frozen.
+    """
+    if mode == "list":
+        list_freezable(database, settings, wanted)
+    elif mode == "single" or wanted.batch_id is not None:
+        batch = _choose(database, settings, wanted)
+        report_training(run_training(database, settings, batch.batch_id, wanted.as_json), settings, wanted.as_json)
+    # The remaining modes train several batches, and a pinned version can be used once.
+    elif settings.model_version is not None:
+        raise UsageError(f"MODEL_VERSION pins one version, and MODE={mode} makes one after the other: unset one of the two.")
+    elif mode == "backfill":
+        backfill(database, settings, wanted)
+    else:
+        train_on_and_on(database, settings, wanted)
+
+
+def list_freezable(database: Database, settings: Settings, wanted: Wanted) -> None:
+    """Show freezable hours, rows that cannot train with reasons, and unfinished batches."""
+    with database.connect() as connection:
+        counted = count_freezable(connection, settings, utc_now(), windows=wanted.windows)
+        pending = pending_batches(connection)
+    rows = [[window, number] for window, number in sorted(counted.windows.items(), reverse=True)]
+    document = {
+        "windows": [{"window": window, "freezable": number} for window, number in rows],
+        "notTrainable": dict(counted.not_trainable),
+        "pending": [batch.batch_id for batch in pending],
+    }
+    parts: list[Table | str] = [
+        listed(["window", "freezable trajectories"], rows),
+        f"{counted.trajectories} trajectories in {len(rows)} hours could be frozen.",
+        *(f"Not trainable: {number} {reason}" for reason, number in counted.not_trainable.items()),
+        *(f"`babylon-rl train` goes on with {batch.batch_id}, which is {batch.state}." for batch in pending),
+    ]
+    emit(document, parts, wanted.as_json)
+
+
+def backfill(database: Database, settings: Settings, wanted: Wanted) -> None:
+    """Train batch after batch until the hours hold nothing more.
+
+    Each continues from the one before. A batch without anything to train is reported and skipped; the next one is frozen from the other
+    hours. With --json the last training is printed with those before it, even after an error.
+
+    Raises:
+        NothingToTrain: nothing was trained.
+    """
+    trained: list[Trained] = []
+    left: set[str] = set()
+    try:
+        while True:
+            batch = _next(database, settings, wanted, left)
+            # --force is for the first batch: later rounds must resume their own batch.
+            wanted = replace(wanted, force=False)
+            hours = _hours_of(database, batch.batch_id)
+            try:
+                trained.append(run_training(database, settings, batch.batch_id, wanted.as_json))
+            except NothingToTrain as nothing:
+                say(f"{nothing} Going on with other hours.")
+                left |= hours
+                continue
+            if not wanted.as_json:
+                _report(trained, settings, False)
+    except NothingToTrain as nothing:
+        if not trained:
+            raise
+        say(str(nothing))
+    finally:
+        if trained and wanted.as_json:
+            _report(trained, settings, True)
+
+
+def _next(database: Database, settings: Settings, wanted: Wanted, left: Collection[str]) -> Batch:
+    """An unfinished batch, else a new one of the hours without ``left``, newest first."""
+    if not left:
+        return _go_on_or_freeze(database, settings, wanted)
+    with database.connect() as connection:
+        now = utc_now()
+        # Hours without a trainable batch are skipped: freeze from the stretches between them, newest first.
+        bounds = freeze_bounds(connection, settings, now, wanted.windows or backfilled(connection, settings, now))
+    hours = list(window_range(bounds.first, bounds.end))
+    nothing = NothingToTrain("The hours hold nothing more.")
+    for part in reversed(parts_without(hours, left)):
+        try:
+            return _go_on_or_freeze(database, settings, replace(wanted, windows=part))
+        except NothingToTrain as unfreezable:
+            nothing = unfreezable
+    raise nothing
+
+
+def parts_without(hours: Sequence[str], left: Collection[str]) -> list[tuple[str, str]]:
+    """The stretches (from, to) of consecutive ``hours`` without any of ``left``, in order."""
+    parts = []
+    for is_left, stretch in groupby(hours, key=lambda hour: hour in left):
+        own = list(stretch)
+        if not is_left:
+            parts.append((own[0], window_of(window_end(own[-1]))))
+    return parts
+
+
+def _hours_of(database: Database, batch_id: str) -> set[str]:
+    with database.connect() as connection:
+        return {episode.window for episode in read_batch_episodes(connection, batch_id)}
+
+
+def _report(trained: Sequence[Trained], settings: Settings, as_json: bool) -> None:
+    report_training(trained[-1], settings, as_json, [result.batch.batch_id for result in trained[:-1]])
+
+
+def train_on_and_on(database: Database, settings: Settings, wanted: Wanted, wait: Callable[[], None] | None = None) -> NoReturn:
+    """Train whenever `babylon-rl ready` says yes, until the process is interrupted.
+
+    An unfinished batch (the judge or a service does not answer, or another run has it) is tried again after ``wait``. A batch without
+    anything to train is reported, and no other is frozen until automation would freeze one. Any other failure ends the command.
+
+    Raises:
+        UsageError: --json was given: there is no last document.
+    """
+    if wanted.as_json:
+        raise UsageError("MODE=continuous never ends, so it has no document to print: leave --json out.")
+    printed = ""
+    failed = False  # what failed before this began may be tried once
+    while True:
+        try:
+            batch = _enough(database, settings, wanted, failed)
+            report_training(run_training(database, settings, batch.batch_id, False), settings, False)
+            printed = ""
+            continue
+        # Reasons to wait; any other error ends the command.
+        except (_Idle, JudgeUnavailable, TrainingPaused, BatchConflict) as waits:
+            reason = str(waits)
+        except NothingToTrain as nothing:
+            reason, failed = str(nothing), True
+        # The same reason is printed once, not at every look.
+        if reason != printed:
+            say(f"Waiting, until Ctrl-C: {reason}")
+            printed = reason
+        (wait or _wait)()
+
+
+class _Idle(Exception):
+    """Not enough data to freeze a batch yet."""
+
+
+def _enough(database: Database, settings: Settings, wanted: Wanted, failed: bool) -> Batch:
+    with database.connect() as connection:
+        for stuck in fail_stuck(connection, utc_now()):
+            say(f"{stuck.batch_id} has failed. {stuck.error}")
+        lately = refused_lately(connection, settings, utc_now()) if failed and not pending_batches(connection) else None
+    if lately is not None:
+        raise _Idle(lately)
+    try:
+        return _go_on_or_freeze(database, settings, wanted, when_ready=True)
+    except NothingToTrain as nothing:
+        raise _Idle(str(nothing)) from None
+
+
+def _wait() -> None:
+    time.sleep(LOOK_EVERY_S)
+
+
+def _go_on_or_freeze(database: Database, settings: Settings, wanted: Wanted, when_ready: bool = False) -> Batch:
+    """An unfinished batch of any hours, else a new one of the requested hours."""
+    with database.connect() as connection:
+        if pending_batches(connection) and not wanted.force:
+            wanted = replace(wanted, windows=None, most=None, options={})
+    return _choose(database, settings, wanted, when_ready)
+
+
+def _choose(database: Database, settings: Settings, wanted: Wanted, when_ready: bool = False) -> Batch:
+    return choose_batch(
+        database, settings, wanted.batch_id, wanted.windows, wanted.most, wanted.seed, wanted.force, when_ready, wanted.options
+    )
+
+
+def report_training(trained: Trained, settings: Settings, as_json: bool, earlier: Sequence[str] = ()) -> None:
+    """Print the result of a training.
+
+    ``earlier`` are the batches that the same command trained before.
+    """
+    model = trained.model
+    # The document for scripts; the lines below show the same facts to people.
+    endpoint = address_of(settings, model.version, trained.checkpoint)
+    document = {
+        "batchId": trained.batch.batch_id,
+        "modelVersion": model.version,
+        "parent": model.parent_version,
+        "status": trained.batch.state,
+        "iterations": [
+            {"step": step.iteration, "loss": step.loss, "trainableTokens": step.trainable_tokens, "windows": list(step.windows)}
+            for step in trained.steps
+        ],
+        "checkpoint": str(trained.checkpoint),
+        "storagePath": model.storage_path,
+        "endpoint": {"url": endpoint.url, "model": endpoint.model},
+        **({"earlierBatches": list(earlier)} if earlier else {}),
+    }
+    lines = [
+        f"Final step: {trained.steps[-1].iteration}",
+        f"Checkpoints: {len(trained.steps)}",
+        f"Model: {model.model_id} (status {model.status}), continues from {model.parent_version or model.base_model}",
+        f"Checkpoint: {trained.checkpoint}",
+        f"Inference endpoint: {endpoint.url}, model name {endpoint.model}{f' ({endpoint.hint})' if endpoint.hint else ''}",
+    ]
+    emit(document, lines, as_json)

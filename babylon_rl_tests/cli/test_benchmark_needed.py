@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from babylon_rl.cli.benchmark_needed import needed, needed_table
+from babylon_rl.cli.benchmark_run import needed, needed_table
 from babylon_rl.evaluation.compare_results import ComparisonDocument, compare_results
 from babylon_rl.evaluation.statistics import snapshots_needed, spread_of
 from babylon_rl_tests.evaluation.runs import results
@@ -38,10 +38,10 @@ def test_the_confidence_is_shared_among_the_pairs(comparison: ComparisonDocument
 def test_one_snapshot_tells_no_spread_and_the_table_still_stands(tmp_path: Path) -> None:
     alone = compare_results(results(tmp_path, "balanced", "nothing", markets=1, repeats=1))
     assert needed(alone, 100.0) == []
-    assert needed_table([]).row_count == 0
+    assert needed_table([]).rows == []
 
 
 def test_the_table_says_the_effect_and_the_power(comparison: ComparisonDocument) -> None:
     made = needed_table(needed(comparison, 100.0))
     assert made.title == "Snapshots that show a difference of $100 with 80 % power"
-    assert made.row_count == 2 * len(comparison.pairs)
+    assert len(made.rows) == 2 * len(comparison.pairs)

@@ -13,8 +13,8 @@ import pytest
 
 from babylon_rl.cli import run
 from babylon_rl.cli.options import pinned_windows
-from babylon_rl.cli.training import bring_up_to_date, choose_batch
-from babylon_rl.cli.training_modes import Wanted, parts_without, train_as, train_on_and_on
+from babylon_rl.cli.training import Wanted, parts_without, train_as, train_on_and_on
+from babylon_rl.cli.training_batches import bring_up_to_date, choose_batch
 from babylon_rl.errors import BatchConflict, NothingToTrain, UsageError
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batches, read_foreign_batches

@@ -1,38 +1,94 @@
-"""Command ``harness``: scripted agents through a benchmark, and optionally on to a trained version.
+"""Commands ``spawn-agents`` and ``harness``: simulated agents play hours, and a benchmark on the way to a trained version.
 
-Exit code 1 if all scores are equal, no training was possible, or the checkpoint does not load and answer.
+The harness ends with exit code 1 if all scores are equal, no training was possible, or the checkpoint does not load and answer.
 """
 
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from babylon_rl.cli.benchmark_run import RESULTS, agents_table
+from babylon_rl.cli.models import model_document
 from babylon_rl.cli.options import ReportOption
-from babylon_rl.cli.output import JsonOption, emit, progress_of_parts, say, table
+from babylon_rl.cli.output import JsonOption, Table, emit, listed, progress_of_parts, say
+from babylon_rl.cli.training_batches import bring_up_to_date, choose_batch, run_training
 from babylon_rl.errors import CheckFailed, CheckpointError, ModelUnavailable, NothingToTrain, UsageError
+from babylon_rl.evaluation.compare_results import ComparisonDocument, compare_results, sound_results
+from babylon_rl.evaluation.harness import answer_of, benchmark_faults, free_hours, harness_players, learning_faults, missing_hours
+from babylon_rl.evaluation.html_report import write_report
+from babylon_rl.evaluation.play import run_benchmark
+from babylon_rl.evaluation.run_files import record_runs
+from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
+from babylon_rl.market.serving import asked_model
+from babylon_rl.market.spawn import SpawnedHour, SpawnRequest, spawn
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.batches import judged_groups
+from babylon_rl.store.database import Database, open_database
+from babylon_rl.store.registry import read_models
+from babylon_rl.training.backends import trainer_choice
+from babylon_rl.training.batches import Trained
+from babylon_rl.training.readiness import Readiness, readiness
+from babylon_rl.windows import utc_now
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from babylon_rl.evaluation.compare_results import ComparisonDocument
-    from babylon_rl.evaluation.snapshots import Snapshot
-    from babylon_rl.settings import Settings
-    from babylon_rl.store.database import Database
-    from babylon_rl.training.batches import Trained
-    from babylon_rl.training.readiness import Readiness
-
+app = typer.Typer()
+LOCAL_MODEL = "base"
 SNAPSHOTS = ["preset:hour:seeds=1-12"]
+
+
+@app.command("spawn-agents")
+def spawn_agents(
+    agents: Annotated[int, typer.Option(help="Agents in all.")] = 6,
+    duration: Annotated[int, typer.Option(help="Minutes of market time played of each hour.")] = 60,
+    windows: Annotated[int, typer.Option(help="Hours to play.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed and start give the same rows.")] = 0,
+    start: Annotated[str | None, typer.Option(help="The first hour (YYYY-MM-DDTHH:00). Default: after the newest simulated hour.")] = None,
+    llm_agents: Annotated[int, typer.Option(help="How many of the agents ask a language model.")] = 1,
+    model: Annotated[
+        str, typer.Option(help="base or a version (served here), or MODEL@URL of any OpenAI-compatible endpoint.")
+    ] = LOCAL_MODEL,
+    as_json: JsonOption = False,
+) -> None:
+    """Simulated agents play hours of the market and write what the game would, a row per agent tick."""
+    from babylon_rl.store.migrate import migrate
+
+    request = SpawnRequest(agents, llm_agents, windows, seed, duration, start)
+    settings = load_settings()
+    with open_database(settings) as database, ExitStack() as stack:
+        migrate(database)
+        # A model is served only if an agent asks one.
+        asked = stack.enter_context(asked_model(settings, model, temperature=1.0)) if llm_agents else None
+        with database.connect() as connection, progress_of_parts() as on_progress:
+            on_progress("playing hours", 0, windows)
+            played = count(1)
+            hours = spawn(connection, request, utc_now(), asked, lambda _: on_progress("playing hours", next(played), windows))
+    emit({"windows": [hour.document for hour in hours]}, _spawned_parts(hours), as_json)
+
+
+def _spawned_parts(hours: list[SpawnedHour]) -> list[Table | str]:
+    parts: list[Table | str] = []
+    strategies: dict[str, list[float]] = {}
+    for hour in hours:
+        for _, strategy, pnl in hour.agents:
+            strategies.setdefault(strategy, []).append(pnl)
+    title = f"{len(hours)} hours, {hours[0].window} to {hours[-1].window}, {sum(hour.trajectories for hour in hours):,} trajectories"
+    lines = [
+        [name, len(pnls), f"{sum(pnls) / len(pnls):+.0f}"]
+        for name, pnls in sorted(strategies.items(), key=lambda item: -sum(item[1]) / len(item[1]))
+    ]
+    parts.append(listed(["strategy", "agent hours", "mean P&L, $ an hour"], lines, title))
+    return parts
 
 
 @dataclass(frozen=True)
 class Harness:
     """State shared by the parts of one harness."""
 
-    settings: "Settings"
-    database: "Database"
+    settings: Settings
+    database: Database
     agents: int
     seed: int
     as_json: bool
@@ -46,17 +102,13 @@ class Learning:
     """
 
     hours: list[str]
-    offered: "Readiness"
-    trained: "Trained | None" = None
+    offered: Readiness
+    trained: Trained | None = None
     answer: str | None = None
     faults: list[str] = field(default_factory=list)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the app."""
-    app.command("harness")(harness)
-
-
+@app.command("harness")
 def harness(
     agents: Annotated[int, typer.Option(min=5, help="Scripted agents: the five strategies in turn.")] = 5,
     snapshot: Annotated[
@@ -72,12 +124,7 @@ def harness(
     as_json: JsonOption = False,
 ) -> None:
     """Agents, benchmark, record, train, report: fails unless the scores rank the agents and the new checkpoint loads and answers."""
-    from babylon_rl.evaluation.harness import benchmark_faults
-    from babylon_rl.evaluation.snapshots import snapshots_named
-    from babylon_rl.settings import load_settings
-    from babylon_rl.store.database import open_database
     from babylon_rl.store.migrate import migrate
-    from babylon_rl.training.backends import trainer_choice
 
     if not train and (force or windows is not None or start is not None):
         raise UsageError("--force, --windows and --start belong to --train.")
@@ -99,35 +146,24 @@ def harness(
         "before": before.document(), "after": after.document(), "model": model, **comparison.document, "recorded": recorded,
         "training": _training(learning) if learning is not None else None, "faults": faults,
     }  # fmt: skip
-    emit(document, lambda out: _render(out, document, comparison), as_json)
+    emit(document, _parts(document, comparison), as_json)
     if faults:
         raise CheckFailed("\n".join(faults))
 
 
-def _readiness(state: Harness, reading: bool = False) -> "Readiness":
+def _readiness(state: Harness, reading: bool = False) -> Readiness:
     """Readiness as in ``ready``; with ``reading``, new rows are read first."""
-    from babylon_rl.cli.training import bring_up_to_date
-    from babylon_rl.training.readiness import readiness
-    from babylon_rl.windows import utc_now
-
     with state.database.connect(autocommit=True) as connection:
         if reading:
             bring_up_to_date(state.database, connection, state.settings, utc_now(), None)
         return readiness(connection, state.settings, utc_now())
 
 
-def _benchmark(state: Harness, markets: "list[Snapshot]", report: Path | None) -> "tuple[ComparisonDocument, int]":
+def _benchmark(state: Harness, markets: list[Snapshot], report: Path | None) -> tuple[ComparisonDocument, int]:
     """Play every agent in every market and record the runs as evaluation.
 
     Returns the comparison, and the number of runs that were new to the database.
     """
-    from babylon_rl.cli.benchmark_run import RESULTS
-    from babylon_rl.evaluation.compare_results import compare_results, sound_results
-    from babylon_rl.evaluation.harness import harness_players
-    from babylon_rl.evaluation.html_report import write_report
-    from babylon_rl.evaluation.play import run_benchmark
-    from babylon_rl.evaluation.run_files import record_runs
-
     with progress_of_parts() as on_progress:
         runs = run_benchmark(
             harness_players(state.agents), markets, state.settings.home / RESULTS, seed=state.seed, on_progress=on_progress
@@ -141,12 +177,8 @@ def _benchmark(state: Harness, markets: "list[Snapshot]", report: Path | None) -
     return compare_results(sound, refused), recorded
 
 
-def _learn(state: Harness, market: "Snapshot", windows: int | None, start: str | None, force: bool) -> Learning:
+def _learn(state: Harness, market: Snapshot, windows: int | None, start: str | None, force: bool) -> Learning:
     """Play training hours, then train if there is enough data, or if ``force``."""
-    from babylon_rl.evaluation.harness import free_hours, missing_hours
-    from babylon_rl.market.spawn import SpawnRequest, spawn
-    from babylon_rl.windows import utc_now
-
     # Without --windows, as many hours as readiness lacks.
     wanted = windows or missing_hours(_readiness(state), state.settings, state.agents)
     with state.database.connect() as connection, progress_of_parts() as on_progress:
@@ -161,13 +193,7 @@ def _learn(state: Harness, market: "Snapshot", windows: int | None, start: str |
     return _train(state, market, Learning(hours, offered), force)
 
 
-def _train(state: Harness, market: "Snapshot", learning: Learning, force: bool) -> Learning:
-    from dataclasses import replace
-
-    from babylon_rl.cli.training import choose_batch, run_training
-    from babylon_rl.evaluation.harness import answer_of, learning_faults
-    from babylon_rl.store.batches import judged_groups
-
+def _train(state: Harness, market: Snapshot, learning: Learning, force: bool) -> Learning:
     try:
         batch = choose_batch(state.database, state.settings, None, None, None, state.seed, force)
         trained = run_training(state.database, state.settings, batch.batch_id, state.as_json)
@@ -185,9 +211,6 @@ def _train(state: Harness, market: "Snapshot", learning: Learning, force: bool) 
 
 
 def _latest_model(state: Harness) -> dict[str, Any] | None:
-    from babylon_rl.cli.models import model_document
-    from babylon_rl.store.registry import read_models
-
     with state.database.connect() as connection:
         return next((model_document(model) for model in read_models(connection) if not model.foreign), None)
 
@@ -204,22 +227,22 @@ def _training(learning: Learning) -> dict[str, Any]:
     }
 
 
-def _render(out: "Console", document: dict[str, Any], comparison: "ComparisonDocument") -> None:
-    from babylon_rl.cli.benchmark_tables import agents_table
-
+def _parts(document: dict[str, Any], comparison: ComparisonDocument) -> list[Table | str]:
+    parts: list[Table | str] = []
     training, model = document["training"], document["model"]
-    out.print(agents_table(comparison))
+    parts.append(agents_table(comparison))
     for note in comparison.notes:
-        out.print(note, markup=False)
-    out.print()
+        parts.append(note)
+    parts.append("")
     stages: list[tuple[str, dict[str, Any]]] = [("before", document["before"])]
     if training is not None:
         stages.append((f"hours played: {len(training['hours'])}", training["ready"]))
     stages.append(("after", document["after"]))
-    out.print(table(None, ["readiness", "freezable", "hours", "quality", ""], [_stage(name, ready) for name, ready in stages]))
-    out.print()
+    parts.append(listed(["readiness", "freezable", "hours", "quality", ""], [_stage(name, ready) for name, ready in stages]))
+    parts.append("")
     for name, value in _facts(document, training, model):
-        out.print(f"{name:11} {value}", markup=False)
+        parts.append(f"{name:11} {value}")
+    return parts
 
 
 def _stage(name: str, ready: dict[str, Any]) -> list[Any]:

@@ -1,0 +1,278 @@
+"""Batches of a training command: new hours are read, a batch is chosen or frozen and trained, and its lines are printed.
+
+A training runs inside Dagster. The lines are read from its tables, so they are the same whichever process runs the batch.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from babylon_rl.cli.output import progress_of_parts, say
+from babylon_rl.episodes.reading import read_windows
+from babylon_rl.episodes.summary import data_version
+from babylon_rl.errors import BatchConflict, DatabaseUnreachable, NothingToTrain, UsageError
+from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.store.batches import Batch, JudgedGroup, foreign_batch, judged_groups, read_batch
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import Database
+from babylon_rl.store.trajectories import newest_window_with_rows, windows_with_rows
+from babylon_rl.store.windows import read_versions
+from babylon_rl.store.write_ahead import read_steps
+from babylon_rl.training.backends import trainer_choice
+from babylon_rl.training.batches import Trained, freeze, pending_batches, train_batch
+from babylon_rl.training.freezing import freeze_bounds
+from babylon_rl.training.iterations import iterations_of
+from babylon_rl.training.preflight import preflight_lines
+from babylon_rl.training.readiness import not_ready
+from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_start
+
+SEE_WINDOWS = "`babylon-rl windows` shows what each hour holds; --from and --to choose others."
+# Options of `train` that are frozen with a batch, by the setting that they are.
+OPTIONS = {
+    "min_agents_per_window": "--min-agents", "iterations": "--iterations", "learning_rate": "--learning-rate",
+    "windows_per_iteration": "--windows-per-iteration", "epochs": "--epochs", "seed": "--seed",
+}  # fmt: skip
+POLL_EVERY_S = 0.5
+
+
+def run_training(database: Database, settings: Settings, batch_id: str, as_json: bool) -> Trained:
+    """Train a frozen batch through the graph and print its lines meanwhile.
+
+    With ``as_json`` the lines go to standard error.
+
+    Raises:
+        NothingToTrain: no group with a spread of scores is left.
+    """
+    from babylon_rl.automation.launch import run_batch
+
+    with following(database, batch_id, _line(as_json)), progress_of_parts() as on_progress:
+        run_batch(database, settings, batch_id, ["training_batch", "trained_checkpoint"], on_progress=on_progress)
+    with database.connect() as connection:
+        return train_batch(connection, batch_id, settings, utc_now())  # registered: this reads it back
+
+
+def _line(as_json: bool) -> Any:
+    stream = sys.stderr if as_json else sys.stdout
+    return lambda line: print(line, file=stream, flush=True)
+
+
+def choose_batch(
+    database: Database,
+    settings: Settings,
+    batch_id: str | None,
+    windows: tuple[str, str] | None,
+    most: int | None,
+    seed: int,
+    force: bool,
+    when_ready: bool = False,
+    asked: Mapping[str, Any] | None = None,
+) -> Batch:
+    """The named batch, else an unfinished one, else a new one.
+
+    Args:
+        most: trajectories to freeze; None is TRAINING_MAX_TRAJECTORIES.
+        when_ready: freeze only if `babylon-rl ready` says yes, as automation does.
+        asked: settings (by field name, and "seed") that were given as options; a batch that is frozen already must agree with them.
+
+    Raises:
+        NothingToTrain: nothing can be frozen, or it is not ready.
+        BatchConflict: another run has just frozen it, or the named batch has failed.
+        UsageError: there is no such batch, or it was frozen with other options.
+    """
+    trainer_choice(settings)
+    with database.connect(autocommit=True) as connection:
+        if batch_id is not None:
+            # 1. The batch that was named.
+            found = read_batch(connection, batch_id)
+            if found is None and foreign_batch(connection, batch_id):
+                raise UsageError(f"{batch_id} is another producer's, which this pipeline leaves alone; `babylon-rl batches` lists ours.")
+            if found is None:
+                raise UsageError(f"There is no batch {batch_id}; `babylon-rl batches` lists them.")
+            if found.state == "failed":
+                raise BatchConflict(f"{batch_id} has failed ({found.error}); freeze a new batch with `babylon-rl train`.")
+            _refuse_other(found, asked or {}, "or leave --batch and BATCH_ID out")
+            return found
+        # 2. A batch that has not ended, unless --force.
+        pending = pending_batches(connection)
+        if pending and not force:
+            if windows is not None or most is not None:
+                raise UsageError(
+                    f"{pending[0].batch_id} has not ended, and its hours are frozen. Finish it with `babylon-rl train`, or add --force."
+                )
+            _refuse_other(pending[0], asked or {}, "or add --force")
+            unused = " (--lookback-hours is for new batches)" if "lookback_hours" in (asked or {}) else ""
+            say(f"Going on with {pending[0].batch_id}, which is {pending[0].state}{unused}.")
+            return pending[0]
+        now = utc_now()
+        # 3. A new batch, after new rows were read.
+        windows = windows or backfilled(connection, settings, now)
+        bring_up_to_date(database, connection, settings, now, windows)
+        why_not = not_ready(connection, settings, now, windows=windows).reason if when_ready else None
+        if why_not is not None:
+            raise NothingToTrain(why_not)
+        most = most or settings.training_max_trajectories
+        minimum = settings.training_min_trajectories if when_ready else 0
+        frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=seed, minimum=minimum, settled=when_ready)
+        if frozen.batch is None:
+            # Nothing was freezable: perhaps because another run has just frozen these hours.
+            before = {found.batch_id for found in pending}
+            meanwhile = [found.batch_id for found in pending_batches(connection) if found.batch_id not in before]
+            if meanwhile:
+                raise BatchConflict(
+                    f"Another run trains these hours: {meanwhile[0]} was frozen from them meanwhile. "
+                    f"`babylon-rl batches show {meanwhile[0]}` says how far it is."
+                )
+            raise NothingToTrain(frozen.reason)
+        dropped = f", {frozen.dropped} episodes left out by dropout" if frozen.dropped else ""
+        say(f"Froze {frozen.batch.batch_id}: {frozen.batch.trajectories} trajectories of {len(frozen.batch.windows)} hours{dropped}.")
+        return frozen.batch
+
+
+def _refuse_other(batch: Batch, asked: Mapping[str, Any], otherwise: str) -> None:
+    """Raise UsageError if an option differs from the values frozen with ``batch``.
+
+    Such an option would have no effect.
+    """
+    frozen = {**batch.settings, "seed": batch.seed}
+    other = [name for name in OPTIONS if name in asked and asked[name] != frozen.get(name)]
+    if batch.live and other:
+        was = ", ".join(f"{OPTIONS[name]} {'unset' if frozen.get(name) is None else frozen[name]}" for name in other)
+        raise UsageError(
+            f"{batch.batch_id} has not ended, and was frozen with {was}. Finish it with `babylon-rl train` without "
+            f"{' and '.join(OPTIONS[name] for name in other)}, cancel it with `babylon-rl batches cancel {batch.batch_id}`, {otherwise}."
+        )
+
+
+def backfilled(connection: Any, settings: Settings, now: datetime) -> tuple[str, str] | None:
+    """The hours of MODE=backfill, as (from, to); None in other modes and without rows."""
+    if settings.mode != "backfill":
+        return None
+
+    newest = newest_window_with_rows(connection, newest_complete(now))
+    if newest is None:
+        return None
+    end = window_of(window_end(newest))
+    return window_of(window_start(end) - settings.backfill_hours * HOUR), end
+
+
+def bring_up_to_date(database: Database, connection: Any, settings: Settings, now: datetime, windows: tuple[str, str] | None) -> list[str]:
+    """Read new and changed hours in range through the graph.
+
+    Returns all hours in range that hold rows.
+    """
+    from babylon_rl.automation.launch import run_hours
+
+    bounds = freeze_bounds(connection, settings, now, windows)
+    held = [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
+    stored = read_versions(connection, held)
+    readings = read_windows(connection, held, settings)
+    changed = [window for window, reading in readings.items() if stored.get(window) != data_version(reading)]
+    if changed:
+        say(f"Reading {len(changed)} of {len(held)} hours that are new or have changed.")
+        run_hours(database, settings, changed, ["window_groups", "market_outcomes", "hindsight"])
+    return held
+
+
+class TrainingLines:
+    """Prints each line once; ``tell`` may be called any number of times.
+
+    It connects again after a lost connection.
+    """
+
+    def __init__(self, database: Database, batch_id: str, write: Callable[[str], None]) -> None:
+        self._database = database
+        self._connection: Connection | None = None
+        self._batch_id = batch_id
+        self._write = write
+        self._said: set[str] = set()
+        self._lost = False
+
+    def tell(self) -> bool:
+        """Print new lines; return False while the database does not answer.
+
+        Reports once that the database does not answer, and once that it answers again.
+        """
+        try:
+            self._connection = self._connection or self._database.connect(autocommit=True)
+            self._tell(self._connection)
+        except (psycopg.OperationalError, DatabaseUnreachable):
+            self.close()
+            if not self._lost:
+                say("The database does not answer. The training goes on when it does; what is finished is kept.")
+            self._lost = True
+            return False
+        if self._lost:
+            say("The database answers again.")
+        self._lost = False
+        return True
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _tell(self, connection: Connection) -> None:
+        """Print judged groups, then the result of pre-flight, then each finished iteration."""
+        batch = read_batch(connection, self._batch_id)
+        if batch is None:
+            return
+        # The keys keep every line from being printed twice, in the order in which facts appear.
+        for group in judged_groups(connection, self._batch_id):
+            self._once(f"group/{group.window}", group_lines(group))
+        if batch.preflight is not None:
+            self._once("preflight", preflight_lines(batch.preflight, batch.parent_version or batch.base_model))
+        for step in read_steps(connection, self._batch_id):
+            if step.finished_at is not None:
+                line = (
+                    f"Iteration {step.iteration}/{iterations_of(batch)}: checkpoint step {step.iteration}, loss {_shown(step.loss)}, "
+                    f"{step.trainable_tokens} trainable tokens, {len(step.windows)} windows"
+                )
+                self._once(f"step/{step.iteration}", [line])
+
+    def _once(self, key: str, lines: list[str]) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            for line in lines:
+                self._write(line)
+
+
+def _shown(loss: float | None) -> str:
+    return "not known" if loss is None else f"{loss:.4f}"
+
+
+def group_lines(group: JudgedGroup) -> list[str]:
+    """Lines about one judged hour; RULER names scores of a language model only."""
+    scores = "Heuristic scores" if group.judge == HEURISTIC else "RULER scores"
+    lines = [
+        f"{group.window}: Found {group.agents} simultaneous agents ({group.training} of them train)",
+        f"  {scores}: min {group.lowest:.3f}, max {group.highest:.3f}, avg {group.mean:.3f}",
+        f"  Best: {group.best_agent} ({group.best_score:.3f}, P&L {group.best_pnl:+.2f})",
+    ]
+    return [*lines, f"  Left out: {group.dropped}"] if group.dropped is not None else lines
+
+
+@contextmanager
+def following(database: Database, batch_id: str, write: Callable[[str], None]) -> Iterator[None]:
+    """Print a batch's lines while the block runs, and the rest at its end."""
+    stop = threading.Event()
+    lines = TrainingLines(database, batch_id, write)
+
+    def follow() -> None:
+        while not stop.wait(POLL_EVERY_S):
+            lines.tell()
+
+    thread = threading.Thread(target=follow, name=f"following {batch_id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        lines.tell()
+        lines.close()
