@@ -100,7 +100,7 @@ def _name(headers: Mapping[str, str], name: str) -> str | None:
     return value
 
 
-async def read_body(receive: Receive, longest: int) -> bytes:
+async def read_body(receive: Receive, longest: int, within_s: float) -> bytes:
     """Read a body within its limits of length and time.
 
     Raises:
@@ -109,7 +109,7 @@ async def read_body(receive: Receive, longest: int) -> bytes:
     """
     parts, size = list[bytes](), 0
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        async with asyncio.timeout(within_s):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -122,5 +122,5 @@ async def read_body(receive: Receive, longest: int) -> bytes:
                 if not message.get("more_body"):
                     return parts[0] if len(parts) == 1 else b"".join(parts)
     except TimeoutError:
-        slow = f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s."
+        slow = f"The body did not arrive within {within_s:g} s."
         raise ApiError(408, slow, "body_timeout", headers={"connection": "close"}) from None

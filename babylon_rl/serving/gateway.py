@@ -16,7 +16,7 @@ from babylon_rl.errors import ModelUnavailable
 from babylon_rl.serving.access import Access
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.call_log import CallLog
-from babylon_rl.serving.chat_request import CallContext, ChatRequest, ClientGone, Receive, read_body
+from babylon_rl.serving.chat_request import BODY_TIMEOUT_S, CallContext, ChatRequest, ClientGone, Receive, read_body
 from babylon_rl.serving.exchange import BASE, Exchange, GatewayMetrics, new_call_id
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.routing import Route, base_route, route
@@ -35,8 +35,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 class Gateway:
     """The parts of one gateway process, and the ASGI endpoint of /v1/chat/completions."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, body_timeout_s: float = BODY_TIMEOUT_S) -> None:
         self.settings = settings
+        self._body_timeout_s = body_timeout_s
         self.access = Access()
         self.state = LiveState(settings, self.access)
         self.log = CallLog(settings)
@@ -88,7 +89,7 @@ class Gateway:
             raise ApiError(405, "Use POST.", "method_not_allowed", headers={"allow": "POST"})
         client = self.access.admit(peer(scope), headers)
         context = CallContext.of(headers)
-        body = await read_body(receive, self.settings.gateway_body_limit_mb * 1024**2)
+        body = await read_body(receive, self.settings.gateway_body_limit_mb * 1024**2, self._body_timeout_s)
         request = ChatRequest.of(body)
         try:
             chosen = route(self.state.table, self.settings, request.model, context.agent_id, client.sha256)
@@ -159,7 +160,6 @@ class Gateway:
 
     async def start(self) -> None:
         """Open connections and start the threads."""
-        await self.upstreams.open()
         await asyncio.to_thread(self.state.start)
         # What exists now stays: the collector need not look at it again in the middle of a request.
         gc.collect()
@@ -167,7 +167,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Close connections; calls that are not written yet stay on disk."""
-        await self.upstreams.close()
+        self.upstreams.close()
         await asyncio.to_thread(self.state.close)
         self.log.close()
 

@@ -17,6 +17,7 @@ class LimitedProtocol(HttpToolsProtocol):
     uvicorn alone would hold a connection that sends a header line every few seconds for ever.
     """
 
+    head_timeout_s = HEAD_TIMEOUT_S
     _head_timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
 
@@ -55,8 +56,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         self._head_bytes = 0
-        message = f"The head of the request did not arrive within {HEAD_TIMEOUT_S:.0f} s."
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, ApiError(408, message, "head_timeout"))
+        message = f"The head of the request did not arrive within {self.head_timeout_s:g} s."
+        self._head_timer = self.loop.call_later(self.head_timeout_s, self._refuse, ApiError(408, message, "head_timeout"))
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
@@ -75,14 +76,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def server_options(**options: Any) -> dict[str, Any]:
+def server_options(*, head_timeout_s: float = HEAD_TIMEOUT_S, **options: Any) -> dict[str, Any]:
     """Return uvicorn's options for servers that strangers may reach."""
-    return {
-        "http": LimitedProtocol,
-        "loop": "uvloop",
-        "ws": "none",
-        "lifespan": "on",
-        "access_log": False,
-        "server_header": False,
-        **options,
-    }
+    protocol = type("LimitedProtocol", (LimitedProtocol,), {"head_timeout_s": head_timeout_s})
+    fixed = {"http": protocol, "loop": "uvloop", "ws": "none", "lifespan": "on", "access_log": False, "server_header": False}
+    return fixed | options

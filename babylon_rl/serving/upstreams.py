@@ -5,21 +5,18 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from time import monotonic
 
-import aiohttp
 import msgspec
-from yarl import URL
 
 from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed
 from babylon_rl.llm.transports import with_version
 from babylon_rl.serving.api_errors import ApiError
+from babylon_rl.serving.http_client import ServerConnection, ServerPool
 from babylon_rl.serving.server_sent_events import DONE, EventBuffer, has_token, is_closed, is_finished, payloads
 from babylon_rl.settings import Settings
 
 WANDB_INFERENCE = "https://api.inference.wandb.ai/v1"
-CONNECT_TIMEOUT_S = 5.0
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_HEAD_BYTES = 1024 * 1024
-IDLE_CONNECTION_S = 30.0
 _OPEN_S = 10.0
 
 
@@ -80,9 +77,9 @@ class WholeAnswer:
 class StreamedAnswer:
     """A stream whose first token has come; its owner calls ``close``."""
 
-    def __init__(self, head: bytes, buffer: EventBuffer, response: aiohttp.ClientResponse, timeout_s: float) -> None:
+    def __init__(self, head: bytes, buffer: EventBuffer, response: ServerConnection, pool: ServerPool, timeout_s: float) -> None:
         self._head = head
-        self._buffer, self._response, self._timeout_s = buffer, response, timeout_s
+        self._buffer, self._response, self._pool, self._timeout_s = buffer, response, pool, timeout_s
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield whole events, from the first on; the last is ``[DONE]``.
@@ -93,33 +90,36 @@ class StreamedAnswer:
         finished, closed = is_finished(self._head), is_closed(self._head)
         yield self._head
         try:
-            while received := await asyncio.wait_for(self._response.content.readany(), self._timeout_s):
+            while received := await self._read():
                 if events := self._buffer.feed(received):
                     finished, closed = finished or is_finished(events), closed or is_closed(events)
                     yield events
-        except (TimeoutError, aiohttp.ClientError, OSError):
+        except OSError:
             finished = closed
         if not finished:
             raise UpstreamFailed("broken", ApiError(502, "The model's stream ended before its answer did.", "upstream_error"))
         if not closed:
             yield DONE
 
+    async def _read(self) -> bytes:
+        async with asyncio.timeout(self._timeout_s):
+            return await self._response.read()
+
     def close(self) -> None:
         """Give the connection back, or close it if the stream has not ended."""
-        self._response.close()
+        self._pool.release(self._response)
 
 
 class Upstream:
     """One OpenAI-compatible server; ``timeout_s`` limits an answer, a stream's first token and each pause after it."""
 
-    def __init__(self, name: str, base_url: str, key: str | None, session: aiohttp.ClientSession, timeout_s: float) -> None:
+    def __init__(self, name: str, base_url: str, key: str | None, timeout_s: float) -> None:
         self.name = name
-        self._url = URL(f"{with_version(base_url)}/chat/completions")
         self._secrets = (key,) if key else ()
-        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers = {"Content-Type": "application/json", "Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "babylon-rl"}
         if key:
-            self._headers["Authorization"] = f"Bearer {key}"
-        self._session = session
+            headers["Authorization"] = f"Bearer {key}"
+        self.pool = ServerPool(f"{with_version(base_url)}/chat/completions", headers)
         self._timeout_s = timeout_s
         self._breakers: dict[str, CircuitBreaker] = {}
 
@@ -157,7 +157,7 @@ class Upstream:
     async def _ask(self, body: bytes, stream: bool) -> WholeAnswer | StreamedAnswer:
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._post(body)
+                response = await self.pool.post(body)
                 try:
                     if stream and response.status == 200:
                         return await self._first_token(response)
@@ -165,38 +165,29 @@ class Upstream:
                 except BaseException:
                     response.close()
                     raise
-                response.release()
+                self.pool.release(response)
                 return answer
         except TimeoutError:
             message = f"The model did not answer within {self._timeout_s:g} s."
             raise UpstreamFailed("timeout", ApiError(504, message, "upstream_timeout")) from None
-        except (aiohttp.ClientError, OSError) as broken:
+        except OSError as broken:
             message = f"The model's server cannot be reached ({type(broken).__name__})."
             raise UpstreamFailed("unreachable", ApiError(502, message, "upstream_error")) from None
 
-    async def _post(self, body: bytes) -> aiohttp.ClientResponse:
-        try:
-            return await self._session.post(self._url, data=body, headers=self._headers, allow_redirects=False)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as stale:
-            if isinstance(stale, aiohttp.ClientConnectorError):
-                raise
-            # A pooled connection that the server closed meanwhile: one more try, on a new one.
-            return await self._session.post(self._url, data=body, headers=self._headers, allow_redirects=False)
-
-    async def _whole(self, response: aiohttp.ClientResponse) -> WholeAnswer:
+    async def _whole(self, response: ServerConnection) -> WholeAnswer:
         body = await self._read(response)
         status = response.status
         if status == 200:
             try:
                 completion = _COMPLETIONS.decode(body)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                message = f"The model's server answered with {response.content_type}, which is no chat completion."
+                message = f"The model's server answered with {_kind(response)}, which is no chat completion."
                 raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error")) from None
             return WholeAnswer(200, body, completion.usage)
         message = self._message(body)
         if status == 429:
-            wait = response.headers.get("Retry-After")
-            headers = {"retry-after": wait} if wait else {}
+            wait = response.headers.get(b"retry-after")
+            headers = {"retry-after": wait.decode("latin-1")} if wait else {}
             raise UpstreamFailed("rate_limited", ApiError(429, f"The model's server is busy: {message}", "rate_limited", headers=headers))
         if status >= 500 or status == 408:
             raise UpstreamFailed("server_error", ApiError(max(status, 500), f"The model's server failed: {message}", "upstream_error"))
@@ -206,25 +197,25 @@ class Upstream:
             raise UpstreamFailed("refused", error)
         return WholeAnswer(status, ApiError(status, message).body)
 
-    async def _first_token(self, response: aiohttp.ClientResponse) -> StreamedAnswer:
-        if response.content_type != "text/event-stream":
-            message = f"The model's server answered with {response.content_type} instead of a stream."
+    async def _first_token(self, response: ServerConnection) -> StreamedAnswer:
+        if _kind(response) != "text/event-stream":
+            message = f"The model's server answered with {_kind(response)} instead of a stream."
             raise UpstreamFailed("no_completion", ApiError(502, message, "upstream_error"))
         buffer, head = EventBuffer(), b""
-        while received := await response.content.readany():
+        while received := await response.read():
             head += (events := buffer.feed(received))
             if len(head) + buffer.pending > MAX_HEAD_BYTES:
                 break
             try:
                 if events and has_token(events):
-                    return StreamedAnswer(head, buffer, response, self._timeout_s)
+                    return StreamedAnswer(head, buffer, response, self.pool, self._timeout_s)
             except ValueError:
                 break
         raise UpstreamFailed("broken", ApiError(502, "The model's stream broke before its first token.", "upstream_error"))
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: ServerConnection) -> bytes:
         parts, size = [], 0
-        while part := await response.content.readany():
+        while part := await response.read():
             parts.append(part)
             size += len(part)
             if size > MAX_ANSWER_BYTES:
@@ -247,28 +238,18 @@ class Upstreams:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._session: aiohttp.ClientSession | None = None
         self._upstreams: dict[str, Upstream] = {}
 
-    async def open(self) -> None:
-        """Open the connection pool in the running loop."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
-        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=IDLE_CONNECTION_S)
-        self._session = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), skip_auto_headers=("User-Agent", "Accept")
-        )
-
-    async def close(self) -> None:
-        """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+    def close(self) -> None:
+        """Close the pooled connections."""
+        for upstream in self._upstreams.values():
+            upstream.pool.close()
 
     def get(self, name: str) -> Upstream:
         """Return the upstream of a route."""
         if name not in self._upstreams:
-            assert self._session is not None
             url, key = self._address(name)
-            self._upstreams[name] = Upstream(name, url, key, self._session, self._settings.gateway_timeout_seconds)
+            self._upstreams[name] = Upstream(name, url, key, self._settings.gateway_timeout_seconds)
         return self._upstreams[name]
 
     def _address(self, name: str) -> tuple[str, str | None]:
@@ -276,3 +257,7 @@ class Upstreams:
         url = WANDB_INFERENCE if name == "wandb" else self._settings.local_endpoint if name == "local" else name
         # The key goes to its own service only.
         return url, (self._settings.wandb_key or None) if at_wandb else None
+
+
+def _kind(response: ServerConnection) -> str:
+    return response.headers.get(b"content-type", b"no content type").decode("latin-1").partition(";")[0].strip().lower()

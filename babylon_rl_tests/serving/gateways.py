@@ -68,13 +68,19 @@ class RunningGateway:
 
 
 @contextmanager
-def running_gateway(settings: Settings, database: Database, *, writes: bool = False) -> Iterator[RunningGateway]:
+def running_gateway(
+    settings: Settings, database: Database, *, writes: bool = False, client_timeout_s: float = 10.0
+) -> Iterator[RunningGateway]:
     """Serve until the block ends, with the writer of recorded calls if the test reads them; the server must then end in time."""
     settings = settings.model_copy(update={"database_url": SecretStr(database.url)})
-    gateway = Gateway(settings)
+    gateway = Gateway(settings, body_timeout_s=client_timeout_s)
     with call_writer(settings) if writes else nullcontext(), bind("127.0.0.1", 0) as bound:
         bound.listen(512)
-        server = uvicorn.Server(uvicorn.Config(create_app(gateway), **server_options(log_level="warning", timeout_graceful_shutdown=2)))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(gateway), **server_options(head_timeout_s=client_timeout_s, log_level="warning", timeout_graceful_shutdown=2)
+            )
+        )
         loops: list[asyncio.AbstractEventLoop] = []
 
         async def run() -> None:
