@@ -5,6 +5,7 @@ import ipaddress
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from time import monotonic
 
 from babylon_rl.serving.api_errors import ApiError
@@ -114,6 +115,7 @@ class Access:
         return MinuteBudget(limit, self._clock)
 
 
+@lru_cache(maxsize=1024)
 def _is_loopback(peer: str | None) -> bool:
     try:
         return peer is not None and ipaddress.ip_address(peer.split("%")[0]).is_loopback

@@ -102,4 +102,6 @@ def new_call_id() -> str:
 
 
 def _header_value(value: str) -> bytes:
-    return "".join(character if character.isprintable() else " " for character in value).encode("latin-1", "replace")
+    if not value.isprintable():
+        value = "".join(character if character.isprintable() else " " for character in value)
+    return value.encode("latin-1", "replace")

@@ -8,6 +8,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from time import monotonic
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -82,8 +83,8 @@ class ServerConnection(asyncio.Protocol):
     # Of the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports have these methods, and are no asyncio.Transport.
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import psycopg
 import uvicorn
+import uvloop
 from pydantic import SecretStr
 
 from babylon_rl.models.server import bind
@@ -52,10 +53,12 @@ class RunningGateway:
     def __init__(self, gateway: Gateway, server: uvicorn.Server, loop: asyncio.AbstractEventLoop, port: int) -> None:
         self.gateway, self.server, self.loop, self.port = gateway, server, loop, port
         self.url = f"http://127.0.0.1:{port}/v1"
+        self.clients: list[openai.OpenAI] = []
 
     def client(self, key: str = "none", **options: Any) -> openai.OpenAI:
         """The official client, without retries of its own."""
-        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=30, **options)
+        self.clients.append(openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=30, **options))
+        return self.clients[-1]
 
     def quiet(self) -> bool:
         """No request, task or client connection is left over."""
@@ -87,12 +90,15 @@ def running_gateway(
             loops.append(asyncio.get_running_loop())
             await server.serve(sockets=[bound])
 
-        thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+        thread = threading.Thread(target=lambda: uvloop.run(run()), daemon=True)
         thread.start()
         wait_for(lambda: server.started or not thread.is_alive(), "the gateway to start")
+        running = RunningGateway(gateway, server, loops[0], bound.getsockname()[1])
         try:
-            yield RunningGateway(gateway, server, loops[0], bound.getsockname()[1])
+            yield running
         finally:
+            for client in running.clients:
+                client.close()
             server.should_exit = True
             thread.join(30)
         assert not thread.is_alive()
