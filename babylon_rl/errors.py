@@ -15,6 +15,7 @@
     ├── JudgeError                    3
     │   ├── JudgeUnavailable          3: it is down or fails too often; nothing was scored with something else instead
     │   └── JudgeRefused              3: a wrong key, an unknown model or a request that it does not take
+    ├── MissingPackage                3: a package of an extra is not installed
     ├── ExportError                   3: an export cannot be written where it was to go
     ├── ReleaseRefused                3: the state of a version or its rollout forbids a transition
     └── TrainingError                 3
@@ -26,6 +27,8 @@
 
 A message says what happened, where, and what to do; it never holds a secret.
 """
+
+from importlib.util import find_spec
 
 
 class BabylonError(Exception):
@@ -113,6 +116,10 @@ class ReleaseRefused(BabylonError):
     """The state of a version or of its rollout forbids a transition."""
 
 
+class MissingPackage(BabylonError, ImportError):
+    """A package of an extra is not installed; the message says how to install it."""
+
+
 class TrainingError(BabylonError):
     """A training cannot go on."""
 
@@ -139,3 +146,32 @@ class TrainingPaused(TrainingError, ConnectionError):
 
 class Diverged(TrainingError, ArithmeticError):
     """The loss or the policy left its bounds; nothing was published."""
+
+
+# Packages that only a part of the work needs, and the extra of pyproject.toml that installs each.
+EXTRAS = {
+    **dict.fromkeys(("gguf", "huggingface_hub", "peft", "safetensors", "tokenizers", "torch", "transformers"), "train"),
+    "litellm": "judge",
+    "wandb": "wandb",
+    "art": "remote",
+}
+
+
+def require(*packages: str) -> None:
+    """Refuse to go on without packages of an extra, before any of them is imported.
+
+    Raises:
+        MissingPackage: one of them is not installed.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise MissingPackage(missing_package(package), name=package)
+
+
+def missing_package(module: str | None) -> str | None:
+    """Advice for a module that cannot be imported; None if no extra would install it."""
+    package = (module or "").partition(".")[0]
+    extra = EXTRAS.get(package)
+    if extra is None:
+        return None
+    return f"The package {package} is not installed. Run `make setup`, or `pip install 'babylon-rl[{extra}]'`, then the command again."

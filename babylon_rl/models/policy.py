@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from babylon_rl.errors import ModelUnavailable, UsageError
+from babylon_rl.errors import ModelUnavailable, UsageError, require
 from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.grammar import compile_grammar
 from babylon_rl.models.kv_cache import KVCache
@@ -85,6 +85,7 @@ class Policy:
         Raises:
             ModelUnavailable: the directory is no model.
         """
+        require("torch", "transformers", "peft")
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:

@@ -7,6 +7,8 @@ several times as long. The wait policy is read when torch is first imported, so 
 
 import os
 
+from babylon_rl.errors import require
+
 WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -26,6 +28,7 @@ def set_threads(threads: int | None = None) -> None:
     """Limit torch to ``threads`` threads (None: ``usable_cores``); call it before torch is imported."""
     for name, value in WAIT_POLICY.items():
         os.environ.setdefault(name, value)
+    require("torch")
     import torch
 
     torch.set_num_threads(threads or usable_cores())

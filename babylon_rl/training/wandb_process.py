@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TextIO
 
+from babylon_rl.errors import require
 from babylon_rl.settings import Settings
 
 TIMEOUT_S = 180.0
@@ -126,6 +127,7 @@ def open_run(request: Mapping[str, Any]) -> Any:
 
     An existing run is resumed; output and machine inspection are off.
     """
+    require("wandb")
     import wandb
 
     offline = request["mode"] == "offline"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from babylon_rl.errors import NoTrainer
+from babylon_rl.errors import NoTrainer, require
 from babylon_rl.models.base_model import base_model_name
 from babylon_rl.models.checkpoints import read_remote
 from babylon_rl.settings import Settings
@@ -103,6 +103,7 @@ def choose_trainer(settings: Settings) -> Trainer:
         from babylon_rl.training.backends.dry import DryTrainer
 
         return DryTrainer()
+    require("torch", "transformers", "peft", "safetensors")
     from babylon_rl.training.backends.cpu.trainer import CpuTrainer  # loads torch
 
     return CpuTrainer(settings)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from babylon_rl.errors import CheckpointError, ExportError, ModelUnavailable, UsageError
+from babylon_rl.errors import CheckpointError, ExportError, ModelUnavailable, UsageError, require
 from babylon_rl.files.durable import copy_tree, publish_directory, sha256
 from babylon_rl.models.base_model import base_model_dir, quiet_loading
 from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, read_remote, saving_weights, verify
@@ -120,6 +120,7 @@ def _merge(manifest: Manifest, directory: Path, base_dir: Path, staging: Path) -
 
     Tokenizer, chat template and generation config are written too.
     """
+    require("torch", "transformers", "peft")
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
