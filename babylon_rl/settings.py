@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from babylon_rl.errors import SettingsError
@@ -25,12 +25,13 @@ _JUDGE_KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "op
 _BARE_NAMES = {"gpt-": "openai", "chatgpt-": "openai", "o1": "openai", "o3": "openai", "o4": "openai", "claude-": "anthropic"}
 
 
-class Settings(BaseSettings):
-    """One field per environment variable; the variable is the field's name in upper case."""
+class SettingsGroup(BaseModel, defer_build=True):
+    """Base of the groups, which are validated as parts of Settings only."""
 
-    model_config = SettingsConfigDict(env_file=ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True, validate_default=True)
 
-    # Where things are
+class DatabaseSettings(SettingsGroup):
+    """Where data lies, and the hours that there are."""
+
     database_url: SecretStr | None = Field(
         None, description="The Babylon database (postgresql://...). Unset: an embedded Postgres under BABYLON_RL_HOME."
     )
@@ -42,16 +43,35 @@ class Settings(BaseSettings):
     )
     first_window: str = Field("2025-01-01T00:00", description="The first hourly partition.")
 
-    # Services
-    wandb_api_key: SecretStr | None = Field(None, description="Weights & Biases: metrics, serverless training, hosted inference.")
-    wandb_entity: str | None = Field(None, description="The Weights & Biases entity. Unset: the key's own.")
-    wandb_project: str = Field("babylon-rl-training", description="The Weights & Biases project.")
-    wandb_mode: Literal["online", "offline", "disabled"] = Field(
-        "online",
-        description="Whether trainings and the leaderboard go to Weights & Biases (with a key), or (offline) into files for `wandb sync`.",
-    )
-    wandb_base_url: str | None = Field(None, description="The address of Weights & Biases. Unset: its own.")
-    wandb_model: str | None = Field(None, description="An inference model that all agents get instead of the registry's.")
+    @field_validator("babylon_rl_home")
+    @classmethod
+    def _is_somewhere(cls, value: Path) -> Path:
+        try:
+            value.expanduser()
+        except RuntimeError:
+            raise ValueError("begins with the home of a user who does not exist here") from None
+        return value
+
+    @field_validator("database_url", "direct_database_url")
+    @classmethod
+    def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("must start with postgresql://")
+        return value
+
+
+class HourSettings(SettingsGroup):
+    """Which rows and hours count, and how an hour is described."""
+
+    min_agents_per_window: int = Field(5, ge=1, description="Usable episodes that make an hour ready.")
+    min_actions_per_trajectory: int = Field(5, ge=1, description="Steps that make an episode usable.")
+    outcome_delay_minutes: float = Field(5, ge=0, description="Minutes after an hour's end before automation reads it.")
+    sentiment_band_percent: float = Field(1.0, ge=0, description="Price changes within +- this percentage are NEUTRAL.")
+
+
+class JudgeSettings(SettingsGroup):
+    """The judge: its model, addresses and keys, how it is asked, and what it is shown."""
+
     openpipe_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openpipe:...")
     openai_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openai/...")
     openai_base_url: str | None = Field(
@@ -59,26 +79,6 @@ class Settings(BaseSettings):
     )
     openai_api_base: str | None = Field(None, description="The older name of OPENAI_BASE_URL, which wins over it.")
     anthropic_api_key: SecretStr | None = Field(None, description="Credentials of a judge named anthropic/...")
-    serverless_base_url: str | None = Field(None, description="The serverless training service's address. Unset: Weights & Biases'.")
-    art_model_name: str = Field("babylon-agent", min_length=1, description="The model's name at the serverless training service.")
-    serverless_longest_job_minutes: float = Field(
-        180,
-        gt=0,
-        description="After so long a posted job that has not ended counts as dead; before, nothing is posted in its place.",
-    )
-    serverless_usd_per_million_tokens: float | None = Field(
-        None, ge=0, description="The service's price, prompts included, for TRAINING_BUDGET_USD. Unset: not known."
-    )
-    model_storage_url: str | None = Field(None, description="Where checkpoints are uploaded (any fsspec URL). Unset: they stay here.")
-    checkpoints_kept: int = Field(
-        10, ge=1, description="Newest checkpoints of a line that stay here, besides the best, the deployed and those in use."
-    )
-    cron_secret: SecretStr | None = Field(
-        None, description="Bearer token of the trigger endpoints. Unset: they answer on loopback only. No effect yet."
-    )
-    discord_webhook_url: SecretStr | None = Field(None, description="Where alerts are posted. No effect yet.")
-
-    # The judge
     judge_base_url: str | None = Field(
         None, description="An OpenAI-compatible server that answers as the judge, instead of its provider; the key may be absent then."
     )
@@ -112,18 +112,38 @@ class Settings(BaseSettings):
         True, description="Show the judge (never the policy) the engine's hidden answers, marked as hidden."
     )
 
-    # What counts
-    min_agents_per_window: int = Field(5, ge=1, description="Usable episodes that make an hour ready.")
-    min_actions_per_trajectory: int = Field(5, ge=1, description="Steps that make an episode usable.")
-    outcome_delay_minutes: float = Field(5, ge=0, description="Minutes after an hour's end before automation reads it.")
-    sentiment_band_percent: float = Field(1.0, ge=0, description="Price changes within +- this percentage are NEUTRAL.")
+    @field_validator("judge_model", "judge_audit_model")
+    @classmethod
+    def _judge_has_credentials(cls, value: str | None, others: ValidationInfo) -> str | None:
+        variable = None if value is None else judge_key_variable(value)
+        values = others.data  # the keys and the addresses stand above
+        # A judge at a server of one's own needs no key: any address that applies will do.
+        servers = ["judge_base_url", *(["judge_audit_base_url"] if others.field_name == "judge_audit_model" else [])]
+        servers += ["openai_base_url", "openai_api_base"] if variable == "OPENAI_API_KEY" else []
+        if variable is not None and not any(values.get(name) for name in (variable.lower(), *servers)):
+            without = f"set JUDGE_MODEL={HEURISTIC}" if others.field_name == "judge_model" else "unset JUDGE_AUDIT_MODEL"
+            raise ValueError(f"needs {variable}; set it, or {without}")
+        return value
+
+
+class TrainingSettings(SettingsGroup):
+    """When and on what is trained, by which trainer, and what a version must show."""
+
+    serverless_base_url: str | None = Field(None, description="The serverless training service's address. Unset: Weights & Biases'.")
+    serverless_longest_job_minutes: float = Field(
+        180,
+        gt=0,
+        description="After so long a posted job that has not ended counts as dead; before, nothing is posted in its place.",
+    )
+    serverless_usd_per_million_tokens: float | None = Field(
+        None, ge=0, description="The service's price, prompts included, for TRAINING_BUDGET_USD. Unset: not known."
+    )
     training_min_trajectories: int = Field(1000, gt=0, description="Freezable trajectories before the sensor starts a training.")
     training_max_trajectories: int = Field(
         10_000, gt=0, description="The most trajectories of one batch; more make several, one after the other."
     )
     training_min_group_size: int = Field(10, gt=0, description="Readiness: freezable trajectories in a group.")
     training_min_groups: int = Field(10, gt=0, description="Readiness: groups of that size.")
-    data_quality_threshold: float = Field(0.95, ge=0, le=1, description="Readiness: mean quality of the newest rows.")
     training_interval_hours: float = Field(
         24,
         gt=0,
@@ -133,6 +153,14 @@ class Settings(BaseSettings):
     training_daily_min_trajectories: int = Field(
         100, gt=0, description="Freezable trajectories with which automation starts a training after TRAINING_INTERVAL_HOURS."
     )
+    training_budget_usd: float | None = Field(None, ge=0, description="The most a paid training may cost.")
+    training_time_limit_hours: float = Field(
+        24,
+        gt=0,
+        description="After so many hours of running, those of finished iterations included, a serverless training posts nothing more and "
+        "waits with what it has.",
+    )
+    data_quality_threshold: float = Field(0.95, ge=0, le=1, description="Readiness: mean quality of the newest rows.")
     backfill_hours: int = Field(24, gt=0, le=1_000_000, description="Hours that MODE=backfill reaches back.")
     lookback_hours: int = Field(
         168,
@@ -140,8 +168,6 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="How far back a batch looks for freezable episodes, from the newest complete hour that holds rows.",
     )
-
-    # Training
     mode: Literal["single", "list", "continuous", "backfill"] = Field("single", description="What a bare `babylon-rl train` does.")
     window_id: str | None = Field(None, description="Pin one run to one hour.")
     batch_id: str | None = Field(None, description="Pin one run to an existing batch.")
@@ -153,6 +179,7 @@ class Settings(BaseSettings):
         "Unset: the packaged SmolLM2-135M-Instruct.",
     )
     train_rl_local: bool = Field(False, description="Train on this machine when there is no WANDB_API_KEY.")
+    art_model_name: str = Field("babylon-agent", min_length=1, description="The model's name at the serverless training service.")
     learning_rate: float | None = Field(None, gt=0, description="Unset: the backend's own (serverless and GPU 5e-6, CPU 3e-3).")
     batch_size: int = Field(4, gt=0, description="Sequences a device step; the CPU trainer gathers as many for each pack of prompts.")
     gradient_accumulation_steps: int = Field(
@@ -168,21 +195,49 @@ class Settings(BaseSettings):
     max_staleness_versions: int | None = Field(None, ge=0, description="Oldest policy version, behind the newest, whose sequences train.")
     train_purposes: str = Field("action", description="Purposes of LLM calls that train, separated by commas.")
     train_synthetic: bool = Field(False, description="Train on texts synthesized from state and action.")
-    training_budget_usd: float | None = Field(None, ge=0, description="The most a paid training may cost.")
-    training_time_limit_hours: float = Field(
-        24,
-        gt=0,
-        description="After so many hours of running, those of finished iterations included, a serverless training posts nothing more and "
-        "waits with what it has.",
-    )
     min_improvement: float = Field(0.0, description="What the lower bound of the paired improvement must exceed, in dollars an hour.")
     benchmark_markets: int = Field(
         24, ge=2, description="Unseen market hours to compare a version in; up to 4 times as many while undecided. A pass needs 48."
     )
 
-    # Recording and inference
+
+class StorageSettings(SettingsGroup):
+    """Where checkpoints are kept, and Weights & Biases."""
+
+    wandb_api_key: SecretStr | None = Field(None, description="Weights & Biases: metrics, serverless training, hosted inference.")
+    wandb_entity: str | None = Field(None, description="The Weights & Biases entity. Unset: the key's own.")
+    wandb_project: str = Field("babylon-rl-training", description="The Weights & Biases project.")
+    wandb_mode: Literal["online", "offline", "disabled"] = Field(
+        "online",
+        description="Whether trainings and the leaderboard go to Weights & Biases (with a key), or (offline) into files for `wandb sync`.",
+    )
+    wandb_base_url: str | None = Field(None, description="The address of Weights & Biases. Unset: its own.")
+    model_storage_url: str | None = Field(None, description="Where checkpoints are uploaded (any fsspec URL). Unset: they stay here.")
+    checkpoints_kept: int = Field(
+        10, ge=1, description="Newest checkpoints of a line that stay here, besides the best, the deployed and those in use."
+    )
+
+
+class RecordingSettings(SettingsGroup):
+    """What is recorded of agents, and without which fields."""
+
     trajectory_sampling_rate: float = Field(1.0, ge=0, le=1, description="Share of trajectories that the recorder keeps.")
     record_agent_trajectories: bool = Field(True, description="False makes the recorder a null object.")
+    record_private_fields: str = Field(
+        "",
+        description="Personal fields that the gateway drops from recorded calls, separated by commas: agent (agent=hash replaces it by a "
+        "hash), prompts, response, reasoning, provider_accesses.",
+    )
+
+
+class ServingSettings(SettingsGroup):
+    """Which agents get which version: the gateway, rollouts, the trigger endpoints."""
+
+    wandb_model: str | None = Field(None, description="An inference model that all agents get instead of the registry's.")
+    cron_secret: SecretStr | None = Field(
+        None, description="Bearer token of the trigger endpoints. Unset: they answer on loopback only. No effect yet."
+    )
+    discord_webhook_url: SecretStr | None = Field(None, description="Where alerts are posted. No effect yet.")
     node_env: str | None = Field(None, description="The game's environment name; production turns USE_RL_MODEL's default off.")
     environment: str | None = Field(None, description="As NODE_ENV.")
     use_rl_model: bool | None = Field(
@@ -203,16 +258,9 @@ class Settings(BaseSettings):
     gateway_spool_mb: int = Field(
         1024, ge=1, description="Recorded calls that may wait on disk for the database, in megabytes for each gateway process."
     )
-    record_private_fields: str = Field(
-        "",
-        description="Personal fields that the gateway drops from recorded calls, separated by commas: agent (agent=hash replaces it by a "
-        "hash), prompts, response, reasoning, provider_accesses.",
-    )
     gateway_logprobs: bool = Field(
         True, description="Ask for token log-probabilities where a request leaves it open: recorded calls then train on-policy."
     )
-
-    # Releases
     rollout_steps: str = Field("1,10,25,50,100", description="Percent of agents at each step of a gradual rollout, separated by commas.")
     auto_promote: bool = Field(
         False, description="Roll out a version that passed the gate without a person, once it was confirmed in fresh markets."
@@ -255,27 +303,22 @@ class Settings(BaseSettings):
             raise ValueError("must rise from above 0 to 100")
         return value
 
+
+class Settings(
+    ServingSettings, RecordingSettings, StorageSettings, TrainingSettings, JudgeSettings, HourSettings, DatabaseSettings, BaseSettings
+):
+    """Every group in one: a field for each environment variable, whose name is the field's in upper case.
+
+    A function that needs one group takes that group's class, and any Settings is one.
+    """
+
+    model_config = SettingsConfigDict(env_file=ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True, validate_default=True)
+
     @field_validator("first_window", "window_id")
     @classmethod
     def _is_window(cls, value: str | None) -> str | None:
         if value is not None and not is_window_id(value):
             raise ValueError("must be an hour in UTC, YYYY-MM-DDTHH:00")
-        return value
-
-    @field_validator("babylon_rl_home")
-    @classmethod
-    def _is_somewhere(cls, value: Path) -> Path:
-        try:
-            value.expanduser()
-        except RuntimeError:
-            raise ValueError("begins with the home of a user who does not exist here") from None
-        return value
-
-    @field_validator("database_url", "direct_database_url")
-    @classmethod
-    def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
-            raise ValueError("must start with postgresql://")
         return value
 
     @field_validator(
@@ -292,19 +335,6 @@ class Settings(BaseSettings):
     def _holds_no_password(cls, value: str | None) -> str | None:
         if value is not None and "@" in urlsplit(value).netloc:
             raise ValueError("must hold no user or password, as addresses are shown and stored; the API key says who asks")
-        return value
-
-    @field_validator("judge_model", "judge_audit_model")
-    @classmethod
-    def _judge_has_credentials(cls, value: str | None, others: ValidationInfo) -> str | None:
-        variable = None if value is None else judge_key_variable(value)
-        values = others.data  # the keys and the addresses stand above
-        # A judge at a server of one's own needs no key: any address that applies will do.
-        servers = ["judge_base_url", *(["judge_audit_base_url"] if others.field_name == "judge_audit_model" else [])]
-        servers += ["openai_base_url", "openai_api_base"] if variable == "OPENAI_API_KEY" else []
-        if variable is not None and not any(values.get(name) for name in (variable.lower(), *servers)):
-            without = f"set JUDGE_MODEL={HEURISTIC}" if others.field_name == "judge_model" else "unset JUDGE_AUDIT_MODEL"
-            raise ValueError(f"needs {variable}; set it, or {without}")
         return value
 
     @property
@@ -352,6 +382,18 @@ class Settings(BaseSettings):
         if self.kl_penalty > 1:
             sentences.append(f"KL_PENALTY is {self.kl_penalty:g}: above 1 the policy hardly moves.")
         return sentences
+
+
+# In the order in which .env.example and the docs show them.
+GROUPS: tuple[type[BaseModel], ...] = (
+    DatabaseSettings,
+    HourSettings,
+    JudgeSettings,
+    TrainingSettings,
+    StorageSettings,
+    RecordingSettings,
+    ServingSettings,
+)
 
 
 def _is_http(address: str) -> bool:

@@ -33,15 +33,17 @@ COLUMNS = """
 
 
 def settings_page() -> str:
-    """Every environment variable with its default and meaning."""
-    from babylon_rl.settings import Settings
+    """Every environment variable by group, with its default and meaning."""
+    from babylon_rl.settings import GROUPS
 
     page = io.StringIO("# Settings\n\nEnvironment variables; `.env` in the working directory is read too, and the environment wins.\n\n")
     page.seek(0, io.SEEK_END)
-    page.write("| variable | default | meaning |\n|---|---|---|\n")
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default is None or isinstance(field.default, SecretStr) else f"`{field.default}`"
-        page.write(f"| `{name.upper()}` | {default} | {cell(field.description)} |\n")
+    for group in GROUPS:
+        page.write(f"## {group.__name__}\n\n{group.__doc__}\n\n| variable | default | meaning |\n|---|---|---|\n")
+        for name, field in group.model_fields.items():
+            default = "" if field.default is None or isinstance(field.default, SecretStr) else f"`{field.default}`"
+            page.write(f"| `{name.upper()}` | {default} | {cell(field.description)} |\n")
+        page.write("\n")
     return page.getvalue()
 
 

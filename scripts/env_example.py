@@ -1,4 +1,4 @@
-"""Prints .env.example: every setting with its meaning and default, from the fields of ``babylon_rl.settings.Settings``.
+"""Prints .env.example: every setting by group, with its meaning and default, from the groups of ``babylon_rl.settings``.
 
 `make env-example` writes the file; a test checks that it is up to date.
 """
@@ -6,10 +6,10 @@
 import textwrap
 from pathlib import Path
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from babylon_rl.settings import Settings
+from babylon_rl.settings import GROUPS
 
 HEADER = """\
 # Every setting of babylon_rl, all optional. Copy this file to .env, remove the # before what you change.
@@ -19,7 +19,11 @@ HEADER = """\
 
 def render() -> str:
     """The whole file, ending in a newline."""
-    return HEADER + "".join(f"\n{_setting(name, field)}" for name, field in Settings.model_fields.items())
+    return HEADER + "".join(f"\n{_group(group)}" for group in GROUPS)
+
+
+def _group(group: type[BaseModel]) -> str:
+    return f"## {group.__doc__}\n" + "".join(f"\n{_setting(name, field)}" for name, field in group.model_fields.items())
 
 
 def _setting(name: str, field: FieldInfo) -> str:

@@ -7,7 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from babylon_rl.settings import Settings
+from babylon_rl.settings import GROUPS, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ("requirements.lock", "requirements-weights.lock")
@@ -22,6 +22,12 @@ def requirements(name: str) -> list[str]:
 def test_env_example_is_what_the_settings_make() -> None:
     rendered = subprocess.run([sys.executable, "scripts/env_example.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert (ROOT / ".env.example").read_text() == rendered, "run `make env-example`"
+
+
+def test_every_setting_is_in_one_group() -> None:
+    names = [name for group in GROUPS for name in group.model_fields]
+    assert len(names) == len(set(names)) and set(names) == set(Settings.model_fields)
+    assert all(issubclass(Settings, group) for group in GROUPS)
 
 
 def test_a_setting_that_nothing_reads_says_so() -> None:
