@@ -10,7 +10,7 @@ from babylon_rl.assets.partition_results import HourReport, plotted, report_hour
 from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.client import judge_addresses
-from babylon_rl.judge.groups import Scored
+from babylon_rl.judge.groups import ScoringResult
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.progress import Progress
 from babylon_rl.reporting.plots import bar_plot
@@ -77,7 +77,7 @@ def _told(context: dg.AssetExecutionContext, beside: Progress) -> Progress:
     return tell
 
 
-def _report(window: str, scores: Scored, *, drawn: bool) -> HourReport:
+def _report(window: str, scores: ScoringResult, *, drawn: bool) -> HourReport:
     group = scores.get(window)
     if group is not None:
         return _scored(group, scores, drawn=drawn)
@@ -90,7 +90,7 @@ def _report(window: str, scores: Scored, *, drawn: bool) -> HourReport:
     return HourReport(NO_GROUP, counts(0, judged="no: the hour has too few usable episodes for a group"))
 
 
-def _scored(group: GroupScores, scores: Scored, *, drawn: bool) -> HourReport:
+def _scored(group: GroupScores, scores: ScoringResult, *, drawn: bool) -> HourReport:
     metadata = counts(
         group.group_size,
         judge=group.judge,
@@ -129,7 +129,7 @@ def _gain(group: GroupScores) -> dict[str, Any]:
     return {"masked_scores_count": judgement.masked, "largest_gain": largest, "noise_between_orders": judgement.noise or 0.0}
 
 
-def _costs(group: GroupScores, scores: Scored) -> dict[str, Any]:
+def _costs(group: GroupScores, scores: ScoringResult) -> dict[str, Any]:
     """Tokens and cost of a language model judge; empty for the heuristic.
 
     Some numbers are of the whole judgement, others of this run.

@@ -82,9 +82,9 @@ def _cost(connection: Connection, hour: PlannedHour, settings: Settings, secret:
     """Cost of one hour."""
     group, first = hour.group, settings.judge_orders
     requests = _requests(group, range(max_orders(settings)), settings, secret)
-    held = find_answers(connection, [request.key for request in requests])
+    stored = find_answers(connection, [request.key for request in requests])
     # a stored answer with faults leads to a further try
-    missing = [request for request in requests if request.key not in held or held[request.key].faults]
+    missing = [request for request in requests if request.key not in stored or stored[request.key].faults]
     least = [request for request in missing if request.order < first]
     cached = sum(request.order < first for request in requests) - len(least)
     tokens, answered = _tokens(least)

@@ -94,7 +94,7 @@ class AnswerCounts:
     cached: int
 
 
-class Scored(dict[str, GroupScores]):
+class ScoringResult(dict[str, GroupScores]):
     """Scored groups by window, in order; a mapping.
 
     ``pending`` (window -> reason) wait for another run, ``quarantined`` are set aside until another try is requested; neither is in the
@@ -108,9 +108,9 @@ class Scored(dict[str, GroupScores]):
         self.asked: dict[str, AnswerCounts] = {}
         self.notes: list[str] = []
 
-    def in_order(self) -> "Scored":
+    def in_order(self) -> "ScoringResult":
         """The same result with all windows in order."""
-        ordered = Scored(sorted(self.items()))
+        ordered = ScoringResult(sorted(self.items()))
         ordered.pending, ordered.quarantined = dict(sorted(self.pending.items())), dict(sorted(self.quarantined.items()))
         ordered.asked, ordered.notes = dict(sorted(self.asked.items())), self.notes
         return ordered

@@ -16,7 +16,7 @@ from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.client import JudgeClient, server_of
 from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, UnscorableGroup, run_pool, storable
-from babylon_rl.judge.groups import AnswerCounts, Scored, group_scores
+from babylon_rl.judge.groups import AnswerCounts, ScoringResult, group_scores
 from babylon_rl.judge.judge_store import HEARTBEAT_S, JudgeStore, Leases, clock_from, run_with_heartbeat
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, judge_version, plan_hours, request_version
 from babylon_rl.judge.prompt.group import RenderedGroup
@@ -49,7 +49,7 @@ def score_with_model(
     on_progress: Progress = no_progress,
     on_beat: Callable[[], None] = lambda: None,
     beat_s: float = HEARTBEAT_S,
-) -> Scored:
+) -> ScoringResult:
     """Judge complete hours with JUDGE_MODEL; see score_windows.
 
     ``connection`` may be in a transaction only in tests.
@@ -80,7 +80,7 @@ class _ScoringRun:
     """State of one call of score_with_model."""
 
     def __init__(self, settings: Settings, secret: bytes, now: datetime, force: bool, total: int, on_progress: Progress) -> None:
-        self.scored = Scored()
+        self.scored = ScoringResult()
         self._settings = settings
         self._secret = secret
         self._now = now

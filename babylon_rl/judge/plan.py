@@ -51,13 +51,13 @@ def input_versions(
         # content that the group's own version does not cover: hidden answers, game knowledge, logged reasoning
         ids = [trajectory_id for episode in reading.usable_episodes for trajectory_id in episode.trajectory_ids]
         hidden = judge_inputs.hidden_answers(connection, [question.market_id for question in markets[window].predictions])
-        beside = [sorted(recorded_knowledge(connection, ids)), sorted(judge_inputs.logged_reasoning(connection, ids).items())]
-        digest = hashlib.sha256(repr(beside).encode("utf-8", "replace")).hexdigest()
-        own = {episode.agent_id for episode in reading.episodes}
-        named = [[name.agent_id, name.name] for name in names if name.agent_id in own and name.counts_in(window)]
+        further = [sorted(recorded_knowledge(connection, ids)), sorted(judge_inputs.logged_reasoning(connection, ids).items())]
+        digest = hashlib.sha256(repr(further).encode("utf-8", "replace")).hexdigest()
+        agents_present = {episode.agent_id for episode in reading.episodes}
+        names_shown = [[name.agent_id, name.name] for name in names if name.agent_id in agents_present and name.counts_in(window)]
         outcomes = [markets[window].data_version, sorted(map(list, hidden.items()))]
         versions[window] = content_version(
-            [*common, window, group_version(reading), sorted(own), named, outcomes, digest, sorted(shown[window])]
+            [*common, window, group_version(reading), sorted(agents_present), names_shown, outcomes, digest, sorted(shown[window])]
         )
     return versions
 
@@ -100,7 +100,7 @@ class _State:
     """Stored state of some hours before they are judged."""
 
     readings: Mapping[str, WindowReading]
-    held: Mapping[str, GroupScores]
+    stored: Mapping[str, GroupScores]
     consumed: Collection[str]
     quarantined: Mapping[str, scores.Quarantined]
     dropped: Mapping[str, Collection[str]]
@@ -121,17 +121,17 @@ def plan_hours(
             lock_windows(connection, windows)
         state = _read(connection, windows, settings)
         # first the hours whose scores or quarantine stand
-        aside = {} if force else _held_back(connection, state, settings, secret)
-        wanted = [window for window in windows if _is_wanted(window, state, aside, force, plan)]
+        held_back = {} if force else _held_back(connection, state, settings, secret)
+        wanted = [window for window in windows if _is_wanted(window, state, held_back, force, plan)]
         if not force:
             _keep_unchanged(connection, wanted, state, settings, secret, plan, write)
         # then render the others, which is the expensive part
         rest = {window: state.readings[window] for window in wanted if window not in plan.kept}
         shown = render_groups(connection, rest, settings, dropped=state.dropped, secret=secret)
-        plan.released = [window for window in state.quarantined if window not in aside and (window in plan.kept or window in rest)]
+        plan.released = [window for window in state.quarantined if window not in held_back and (window in plan.kept or window in rest)]
         if write:
             # scores of hours that are not ready any more
-            gone = [window for window in state.held if window not in plan.kept and not state.readings[window].ready]
+            gone = [window for window in state.stored if window not in plan.kept and not state.readings[window].ready]
             scores.delete(connection, gone)
             judge_requests.retire_unusable(connection, plan.released)
             scores.release(connection, [window for window in plan.released if window in plan.kept])
@@ -145,14 +145,14 @@ def plan_hours(
 
 def _read(connection: Connection, windows: Sequence[str], settings: Settings) -> _State:
     """Read the state of some hours, without texts."""
-    held = scores.read(connection, windows)
+    stored = scores.read(connection, windows)
     dropped: dict[str, set[str]] = {}
     for window, agent in read_dropped(connection, windows, DROPOUT):
         dropped.setdefault(window, set()).add(agent)
     return _State(
         readings=read_windows(connection, windows, settings, texts=False),
-        held=held,
-        consumed=scores.consumed_windows(connection, list(held)),
+        stored=stored,
+        consumed=scores.consumed_windows(connection, list(stored)),
         quarantined=scores.read_quarantined(connection, windows),
         dropped=dropped,
     )
@@ -163,32 +163,32 @@ def _held_back(connection: Connection, state: _State, settings: Settings, secret
 
     It stands while the request would be the same that failed.
     """
-    aside = {
+    held_back = {
         window: entry
         for window, entry in state.quarantined.items()
         if (entry.judge, entry.judge_version) == (settings.judge_model, judge_version(settings))
     }
-    if not aside:
+    if not held_back:
         return {}
-    readings = {window: state.readings[window] for window in aside}
+    readings = {window: state.readings[window] for window in held_back}
     agents = {
         window: [e.agent_id for e in reading.usable_episodes if e.agent_id not in state.dropped.get(window, ())]
         for window, reading in readings.items()
     }
     now = input_versions(connection, readings, agents, settings, secret)
     # an entry without a version cannot be compared, and stays
-    return {window: entry.reason for window, entry in aside.items() if entry.sources_version in ("", request_version(now[window]))}
+    return {window: entry.reason for window, entry in held_back.items() if entry.sources_version in ("", request_version(now[window]))}
 
 
-def _is_wanted(window: str, state: _State, aside: Mapping[str, str], force: bool, plan: ScoringPlan) -> bool:
+def _is_wanted(window: str, state: _State, held_back: Mapping[str, str], force: bool, plan: ScoringPlan) -> bool:
     """True for an hour that may need a judgement; others are entered in ``plan``."""
     if force:
         return state.readings[window].ready
-    if window in state.held and window in state.consumed:
-        plan.kept[window] = state.held[window]
+    if window in state.stored and window in state.consumed:
+        plan.kept[window] = state.stored[window]
         return False
-    if window in aside:
-        plan.quarantined[window] = aside[window]
+    if window in held_back:
+        plan.quarantined[window] = held_back[window]
         return False
     return state.readings[window].ready
 
@@ -200,34 +200,34 @@ def _keep_unchanged(
 
     Dropout decided after the judgement does not count as a change.
     """
-    same = {window: state.readings[window] for window in wanted if _could_stand(window, state, settings)}
-    judged = {window: {score.agent_id for score in state.held[window].scores} for window in same}
-    sources = input_versions(connection, same, judged, settings, secret) if same else {}
-    before = scores.read_sources(connection, list(same))
+    comparable = {window: state.readings[window] for window in wanted if _could_stand(window, state, settings)}
+    judged = {window: {score.agent_id for score in state.stored[window].scores} for window in comparable}
+    sources = input_versions(connection, comparable, judged, settings, secret) if comparable else {}
+    before = scores.read_sources(connection, list(comparable))
     # equal sources show the same: no rendering needed
-    plan.kept |= {window: state.held[window] for window in same if before.get(window) == sources[window]}
-    same = {window: reading for window, reading in same.items() if window not in plan.kept}
-    if not same:
+    plan.kept |= {window: state.stored[window] for window in comparable if before.get(window) == sources[window]}
+    comparable = {window: reading for window, reading in comparable.items() if window not in plan.kept}
+    if not comparable:
         return
     # different sources may still show the same: render with the judged agents and compare
-    others = {
+    not_judged = {
         window: [episode.agent_id for episode in reading.usable_episodes if episode.agent_id not in judged[window]]
-        for window, reading in same.items()
+        for window, reading in comparable.items()
     }
-    for window, group in render_groups(connection, same, settings, dropped=others, secret=secret).items():
-        held = state.held[window]
-        if held.judgement is not None and held.judgement.shown_version == group.input_version:
-            plan.kept[window] = held
+    for window, group in render_groups(connection, comparable, settings, dropped=not_judged, secret=secret).items():
+        stored = state.stored[window]
+        if stored.judgement is not None and stored.judgement.shown_version == group.input_version:
+            plan.kept[window] = stored
             if write:
                 scores.keep_sources(connection, {window: sources[window]})
     if write:
         # hours that differ are judged again
-        scores.forget_sources(connection, {window: before[window] for window in same if window not in plan.kept and window in before})
+        scores.forget_sources(connection, {window: before[window] for window in comparable if window not in plan.kept and window in before})
 
 
 def _could_stand(window: str, state: _State, settings: Settings) -> bool:
     """True if the stored scores have this judge, the same episodes and the same server."""
-    before = state.held.get(window)
+    before = state.stored.get(window)
     if before is None or before.input_version != group_version(state.readings[window]):
         return False
     if before.judgement is None or before.judgement.server not in (None, server_of(settings, settings.judge_model)):
@@ -258,10 +258,10 @@ def outdated_inputs(connection: Connection, windows: Sequence[str], settings: Se
     if settings.judge_model == HEURISTIC or (secret := judge_inputs.read_secret(connection)) is None:
         return {}
     outdated: dict[str, str] = {}
-    for some in reading_chunks(connection, windows):
-        before = scores.read_sources(connection, some)
+    for chunk in reading_chunks(connection, windows):
+        before = scores.read_sources(connection, chunk)
         # scores that a training has consumed never become stale
-        groups = scores.read(connection, sorted(before.keys() - scores.consumed_windows(connection, some)))
+        groups = scores.read(connection, sorted(before.keys() - scores.consumed_windows(connection, chunk)))
         judged = {
             window: {score.agent_id for score in group.scores} for window, group in groups.items() if group.judge == settings.judge_model
         }
@@ -279,7 +279,7 @@ def note_changes(connection: Connection, windows: Sequence[str], settings: Setti
         return
     scores.forget_sources(connection, outdated_inputs(connection, windows, settings))
     # a quarantine by another judge is not this judge's to end
-    aside = [window for window, entry in scores.read_quarantined(connection, windows).items() if entry.judge == settings.judge_model]
-    for start in range(0, len(aside), HOURS_PLANNED_AT_ONCE):
-        some = aside[start : start + HOURS_PLANNED_AT_ONCE]
-        release_quarantined(connection, plan_hours(connection, some, settings, secret, write=False).released)
+    held_back = [window for window, entry in scores.read_quarantined(connection, windows).items() if entry.judge == settings.judge_model]
+    for start in range(0, len(held_back), HOURS_PLANNED_AT_ONCE):
+        chunk = held_back[start : start + HOURS_PLANNED_AT_ONCE]
+        release_quarantined(connection, plan_hours(connection, chunk, settings, secret, write=False).released)

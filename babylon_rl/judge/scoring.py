@@ -13,7 +13,7 @@ from msgspec.structs import replace as changed
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.judge import heuristic
-from babylon_rl.judge.groups import Scored, group_scores
+from babylon_rl.judge.groups import ScoringResult, group_scores
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import scores as store
@@ -32,7 +32,7 @@ def score_windows(
     force: bool = False,
     on_progress: Progress = no_progress,
     on_beat: Callable[[], None] = lambda: None,
-) -> Scored:
+) -> ScoringResult:
     """Score the groups of some hours and store them.
 
     Written are our tables, the trajectories' judge columns and reward_judgments.
@@ -53,7 +53,7 @@ def score_windows(
         from babylon_rl.judge.model_scoring import score_with_model  # slow import
 
         return score_with_model(connection, complete, settings, now, force=force, on_progress=on_progress, on_beat=on_beat)
-    scored = Scored()
+    scored = ScoringResult()
     for some in reading_chunks(connection, complete):
         on_beat()
         with connection.transaction():
@@ -64,13 +64,13 @@ def score_windows(
 
 def _score(connection: Connection, readings: dict[str, WindowReading], now: datetime, force: bool) -> dict[str, GroupScores]:
     """Score some hours with the heuristic, under their locks."""
-    held = store.read(connection, list(readings))
-    consumed = store.consumed_windows(connection, list(held))
+    stored = store.read(connection, list(readings))
+    consumed = store.consumed_windows(connection, list(stored))
     scores: dict[str, GroupScores] = {}
     fresh: list[store.NewScores] = []
     for window, reading in readings.items():
         # scores stay if nothing changed or a training has used them; else a ready hour is judged anew
-        before = held.get(window)
+        before = stored.get(window)
         if before is not None and not force and (window in consumed or _is_of(before, reading)):
             scores[window] = before
         elif reading.ready:
@@ -78,7 +78,7 @@ def _score(connection: Connection, readings: dict[str, WindowReading], now: date
             scores[window] = changed(judged, changed=True)
             fresh.append(_stored(judged, reading))
     # scores of hours that are not ready any more
-    store.delete(connection, [window for window in held if window not in scores])
+    store.delete(connection, [window for window in stored if window not in scores])
     if fresh:
         store.release(connection, [new.group.window for new in fresh])
         store.replace(connection, fresh, now, force=force)

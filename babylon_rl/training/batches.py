@@ -20,7 +20,7 @@ from babylon_rl.errors import (
     TrainingError,
     TrainingPaused,
 )
-from babylon_rl.judge.groups import Scored, without_agents
+from babylon_rl.judge.groups import ScoringResult, without_agents
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import (
@@ -299,7 +299,7 @@ def _passed(batch: Batch, plan: Sequence[Sequence[str]]) -> list[list[str]]:
     return [list(windows) * passes_within(batch) for windows in plan]
 
 
-def _refuse_pending(batch_id: str, scores: Scored) -> None:
+def _refuse_pending(batch_id: str, scores: ScoringResult) -> None:
     if scores.pending:
         window, reason = next(iter(scores.pending.items()))
         raise JudgeUnavailable(

@@ -61,7 +61,7 @@ def test_a_gain_is_measured_stored_and_told(connection: Connection, settings: Se
     entry = next(entry for entry in scores_document(group)["scores"] if entry["agentId"] == ATTACKER)
     assert entry["gain"] == gains[ATTACKER] and scores_document(group)["masked"] is True
     report = reliability_report(connection, quiet, window_of(NOW), chosen)
-    assert report.seen.masked == 1 and report_document(report)["flaggedGain"]["meanGain"] == pytest.approx((gains[ATTACKER] or 0) / 2)
+    assert report.sums.masked == 1 and report_document(report)["flaggedGain"]["meanGain"] == pytest.approx((gains[ATTACKER] or 0) / 2)
     assert any(name == "text to the judge" for name, _, _ in report_rows(report))
     assert [hour.masked for hour in hour_verdicts(connection, names)] == [None, True, False]
     kept = scored[polite]

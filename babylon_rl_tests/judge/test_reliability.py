@@ -181,7 +181,7 @@ def test_a_profit_beyond_all_measure_and_one_that_is_none_break_nothing(connecti
     for agent, pnl in (("agent-0", "1e300"), ("agent-1", "Infinity"), ("agent-2", "NaN")):
         connection.execute('UPDATE babylon_rl.episodes SET "windowPnl" = %s::float8 WHERE "agentId" = %s', (pnl, agent))
     found = reliability_report(connection, *SPAN, chosen)
-    assert json.dumps(report_document(found), allow_nan=False) and found.seen.without_pnl_ranks == 0
+    assert json.dumps(report_document(found), allow_nan=False) and found.sums.without_pnl_ranks == 0
     assert draw_plots(found)["pnl"]
 
 

@@ -61,14 +61,14 @@ class PrivateFields:
             return [self.entries(name, entry) for entry in value]
         if not isinstance(value, dict):
             return value
-        kept = {}
+        remaining = {}
         for key, entry in value.items():
             how = self.fields.get(f"{name}.{key}")
             if how is None:
-                kept[key] = self.entries(name, entry)
+                remaining[key] = self.entries(name, entry)
             elif how == "hash":
-                kept[key] = self._hash(str(entry))
-        return kept
+                remaining[key] = self._hash(str(entry))
+        return remaining
 
     def _hash(self, value: str) -> str:
         return f"#{hmac.new(self.secret, value.encode('utf-8', 'replace'), hashlib.sha256).hexdigest()[:12]}"
@@ -122,6 +122,6 @@ def what_leaves(settings: Settings) -> str:
     addresses = judge_addresses(settings, settings.judge_model, settings.judge_audit_model)
     if not addresses:
         return "heuristic: nothing leaves the machine"
-    kept = [f"{name} {how}" for name, _, how in listed if how != "leaves"]
+    remaining = [f"{name} {how}" for name, _, how in listed if how != "leaves"]
     leaving = ", ".join(name for name, _, how in listed if how == "leaves")
-    return f"to {addresses} go: {leaving}; kept back: {', '.join([*kept, 'ids and names of agents'])}"
+    return f"to {addresses} go: {leaving}; kept back: {', '.join([*remaining, 'ids and names of agents'])}"

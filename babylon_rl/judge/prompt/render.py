@@ -214,15 +214,15 @@ def _episode(
 
 def _fitting(sentences: Sequence[str], most: int, count: Callable[[str], int]) -> list[str]:
     """Keep the sentences that fit into ``most`` tokens, and count the others."""
-    kept: list[str] = []
+    fitting: list[str] = []
     left = most
     for sentence in sentences:
         cost = count(sentence) + 1
         if cost <= left:
-            kept.append(sentence)
+            fitting.append(sentence)
             left -= cost
-    missing = len(sentences) - len(kept)
-    return kept if not missing else [*kept, f"[{missing} sentences left out]"]
+    missing = len(sentences) - len(fitting)
+    return fitting if not missing else [*fitting, f"[{missing} sentences left out]"]
 
 
 def _max_episodes(sizes: Sequence[int], group_size: int, left: int) -> int:

@@ -1,11 +1,11 @@
 """Plots of the report: position bias, agreement by hour, score against P&L, cost by day."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from babylon_rl.judge.reliability.measures import Estimate, HourPoint
 from babylon_rl.judge.reliability.report import ReliabilityReport
+from babylon_rl.reporting.plots import new_figure, plain_axes, png_of
 from babylon_rl.windows import window_start
 
 _INK, _MAIN, _SECOND, _PALE = "#333333", "#1f6fb4", "#c8553d", "#b9c7d6"
@@ -24,7 +24,7 @@ def draw_plots(report: ReliabilityReport) -> dict[str, bytes]:
 
 
 def _position(report: ReliabilityReport) -> bytes | None:
-    bins = list(report.seen.estimates(report.seen.by_place))
+    bins = list(report.sums.estimates(report.sums.by_place))
     if report.position_slope is None or not bins:
         return None
     figure, axes = _figure()
@@ -42,7 +42,7 @@ def _position(report: ReliabilityReport) -> bytes | None:
 
 
 def _agreement(report: ReliabilityReport) -> bytes | None:
-    shown = [point for point in report.seen.hours if point.disagreement is not None]
+    shown = [point for point in report.sums.hours if point.disagreement is not None]
     if not shown:
         return None
     figure, (upper, lower) = _figure(2)
@@ -61,8 +61,8 @@ def _agreement(report: ReliabilityReport) -> bytes | None:
 
 
 def _pnl(report: ReliabilityReport) -> bytes | None:
-    bins = list(report.seen.estimates(report.seen.by_pnl_rank))
-    if not bins or not report.seen.points:
+    bins = list(report.sums.estimates(report.sums.by_pnl_rank))
+    if not bins or not report.sums.points:
         return None
     figure, (ranks, money) = _figure(1, 2)
     _points(ranks, bins, _MAIN, "mean of the groups, 95 %")
@@ -71,16 +71,16 @@ def _pnl(report: ReliabilityReport) -> bytes | None:
     ranks.set_ylim(-0.03, 1.03)
     ranks.set_ylabel("score", fontsize=8)
     ranks.set_xlabel("P&L among those of its hour", fontsize=8)
-    money.scatter([pnl for pnl, _ in report.seen.points], [score for _, score in report.seen.points], s=9, color=_MAIN, alpha=0.35, lw=0)
+    money.scatter([pnl for pnl, _ in report.sums.points], [score for _, score in report.sums.points], s=9, color=_MAIN, alpha=0.35, lw=0)
     money.set_ylim(-0.03, 1.03)
     money.tick_params(labelleft=False)
     money.set_xlabel("P&L of the hour, $", fontsize=8)
     # on a linear axis a few large gains would hide all others
-    if max(abs(pnl) for pnl, _ in report.seen.points) > 3_000:
+    if max(abs(pnl) for pnl, _ in report.sums.points) > 3_000:
         money.set_xscale("symlog", linthresh=100)
     correlation = report.pnl_correlation
-    said = "" if correlation is None else f", Spearman within an hour {correlation.value:+.2f}"
-    return _png(figure, f"Score and P&L, {report.judge}{said}")
+    subtitle = "" if correlation is None else f", Spearman within an hour {correlation.value:+.2f}"
+    return _png(figure, f"Score and P&L, {report.judge}{subtitle}")
 
 
 def _cost(report: ReliabilityReport) -> bytes | None:
@@ -142,20 +142,12 @@ def _fifths(count: int) -> list[str]:
 
 
 def _figure(rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(*_SIZE, _DPI, constrained=True)
     axes = figure.subplots(rows, columns)
-    for one in figure.axes:
-        one.spines[["top", "right"]].set_visible(False)
-        one.tick_params(labelsize=8)
+    plain_axes(figure.axes)
     return figure, axes
 
 
 def _png(figure: Any, title: str) -> bytes:
     figure.suptitle(title, fontsize=9.5, x=0.01, ha="left", parse_math=False)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
-    return drawn.getvalue()
+    return png_of(figure)

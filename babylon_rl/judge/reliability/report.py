@@ -79,7 +79,7 @@ class ReliabilityReport:
     in_use: int
     days: Sequence[store.PaidDay]
     market: JudgeAgreement | None
-    seen: GroupSums = field(repr=False)
+    sums: GroupSums = field(repr=False)
 
     @property
     def quarantined_share(self) -> float | None:
@@ -118,15 +118,15 @@ def reliability_report(connection: Connection, first: str, end: str, settings: S
     judges = store.judges_of(connection, first, end)
     about = judge or judge_of(judges, settings)
     hours = store.judged_hours(connection, about, first, end)
-    seen = GroupSums(every=max(1, math.ceil(sum(hour.group_size for hour in hours) / MOST_POINTS)))
+    sums = GroupSums(every=max(1, math.ceil(sum(hour.group_size for hour in hours) / MOST_POINTS)))
     # in chunks, each reduced to sums at once, so that a long range takes little memory
     for start in range(0, len(hours), HOURS_AT_ONCE):
         some = hours[start : start + HOURS_AT_ONCE]
         episodes = store.judged_episodes(connection, [hour.window for hour in some])
         for hour in some:
-            seen.add(hour, episodes.get(hour.window, []))
+            sums.add(hour, episodes.get(hour.window, []))
     quarantined, pending = store.without_scores(connection, about, first, end)
-    slope = slope_estimate(seen.slopes)
+    slope = slope_estimate(sums.slopes)
     # hours with more orders than the least are those that disagreed at first
     fewest = min((hour.orders for hour in hours), default=0)
     return ReliabilityReport(
@@ -140,19 +140,19 @@ def reliability_report(connection: Connection, first: str, end: str, settings: S
         without_spread=sum(hour.spread < NO_SPREAD for hour in hours),
         orders=sum(hour.orders for hour in hours) / len(hours) if hours and fewest else None,
         further_orders=sum(hour.orders > fewest for hour in hours),
-        self_difference=mean_estimate([point.disagreement for point in seen.hours if point.disagreement is not None]),
-        self_tau=mean_estimate([point.tau for point in seen.hours if point.tau is not None]),
+        self_difference=mean_estimate([point.disagreement for point in sums.hours if point.disagreement is not None]),
+        self_tau=mean_estimate([point.tau for point in sums.hours if point.tau is not None]),
         position_slope=slope,
-        position_left=None if slope is None else abs(slope.value) * seen.mean_place_deviation,
-        length_correlation=length_correlation(seen.lengths),
-        length_points=length_points(seen.lengths),
-        pnl_correlation=mean_estimate([point.pnl_correlation for point in seen.hours if point.pnl_correlation is not None]),
+        position_left=None if slope is None else abs(slope.value) * sums.mean_place_deviation,
+        length_correlation=length_correlation(sums.lengths),
+        length_points=length_points(sums.lengths),
+        pnl_correlation=mean_estimate([point.pnl_correlation for point in sums.hours if point.pnl_correlation is not None]),
         audit=_audit(connection, about, [hour.window for hour in hours], settings.judge_audit_model),
         paid=store.paid(connection, first, end),
         in_use=store.answers_in_use(connection, about, first, end),
         days=store.paid_days(connection, first, end),
         market=_market(connection, about),
-        seen=seen,
+        sums=sums,
     )  # fmt: skip
 
 
@@ -213,8 +213,8 @@ def report_document(report: ReliabilityReport) -> dict[str, Any]:
         "judgeVersions": list(report.versions),
         "judges": dict(report.judges),
         "groups": report.groups,
-        "episodes": report.seen.episodes,
-        "flaggedEpisodes": report.seen.flagged,
+        "episodes": report.sums.episodes,
+        "flaggedEpisodes": report.sums.flagged,
         "flaggedGain": _flagged_gain(report),
         "stale": report.stale,
         "quarantined": report.quarantined,
@@ -225,7 +225,7 @@ def report_document(report: ReliabilityReport) -> dict[str, Any]:
         "positionBias": _position_bias(report),
         "lengthBias": _length_bias(report),
         "auditAgreement": _audit_document(report),
-        "pnlCorrelation": _estimate(report.pnl_correlation, "spearman", withoutRanks=report.seen.without_pnl_ranks),
+        "pnlCorrelation": _estimate(report.pnl_correlation, "spearman", withoutRanks=report.sums.without_pnl_ranks),
         "marketAgreement": None if report.market is None else report.market.document,
         "tokens": _tokens(report.paid),
         "usd": report.usd,
@@ -240,8 +240,8 @@ def _estimate(estimate: Estimate | None, name: str, **others: Any) -> dict[str, 
 
 
 def _flagged_gain(report: ReliabilityReport) -> dict[str, Any] | None:
-    gain = mean_estimate(report.seen.gains)
-    return _estimate(gain, "meanGain", maskedGroups=report.seen.masked)
+    gain = mean_estimate(report.sums.gains)
+    return _estimate(gain, "meanGain", maskedGroups=report.sums.masked)
 
 
 def _self_agreement(report: ReliabilityReport) -> dict[str, Any] | None:
@@ -256,7 +256,7 @@ def _self_agreement(report: ReliabilityReport) -> dict[str, Any] | None:
 
 
 def _position_bias(report: ReliabilityReport) -> dict[str, Any] | None:
-    places = [{"place": place, **estimate.document} for place, estimate in report.seen.estimates(report.seen.by_place)]
+    places = [{"place": place, **estimate.document} for place, estimate in report.sums.estimates(report.sums.by_place)]
     return _estimate(report.position_slope, "slope", leftInScores=report.position_left, places=places)
 
 
@@ -316,14 +316,14 @@ def report_rows(report: ReliabilityReport) -> list[tuple[str, str, str]]:
 
 
 def _groups(report: ReliabilityReport) -> tuple[str, str]:
-    parts = [f"{report.seen.episodes} episodes"]
+    parts = [f"{report.sums.episodes} episodes"]
     share = report.quarantined_share
     if share is not None and report.judge != HEURISTIC:
         parts += [f"{report.quarantined} more in quarantine ({share:.1%})", f"{report.pending} wait"]
     for count, words in ((report.stale, "stale"), (report.without_spread, "with one score for all")):
         parts += [f"{count} {words}"] if count else []
-    if report.seen.flagged:
-        parts.append(f"{report.seen.flagged} episodes speak to the judge")
+    if report.sums.flagged:
+        parts.append(f"{report.sums.flagged} episodes speak to the judge")
     return str(report.groups), ", ".join(parts)
 
 
@@ -346,15 +346,15 @@ def _length_words(report: ReliabilityReport) -> str:
 
 
 def _pnl_words(report: ReliabilityReport) -> str:
-    left_out = report.seen.without_pnl_ranks
+    left_out = report.sums.without_pnl_ranks
     return "Spearman within an hour" + (f"; {left_out} hours do not rank" if left_out else "")
 
 
 def _gain_lines(report: ReliabilityReport) -> list[tuple[str, str, str]]:
-    gain = mean_estimate(report.seen.gains)
+    gain = mean_estimate(report.sums.gains)
     if gain is None:
         return []
-    words = f"gain of flagged episodes in {gain.groups} hours; in {report.seen.masked} the scores with flagged passages masked count"
+    words = f"gain of flagged episodes in {gain.groups} hours; in {report.sums.masked} the scores with flagged passages masked count"
     return [("text to the judge", _said(gain, 3, sign=True), words)]
 
 
