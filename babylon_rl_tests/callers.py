@@ -19,7 +19,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import newest_window_with_rows, windows_with_rows
 from babylon_rl.store.windows import quarantined
-from babylon_rl.training.batches import freeze
+from babylon_rl.training.freezing import freeze
 from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import newest_complete, window_end, window_of
 

@@ -16,7 +16,8 @@ from ten_million_rows import END, asked_rows, read_hours, say
 
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl.training.batches import fail_batch, freeze
+from babylon_rl.training.batches import fail_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl.windows import HOUR, window_of, window_range, window_start
 
 TURNS = 5

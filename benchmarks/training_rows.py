@@ -23,8 +23,9 @@ from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl.training.backends.protocol import TrainSequence
-from babylon_rl.training.batches import Prepared, freeze_batch, prepare_batch
+from babylon_rl.training.batches import Prepared, prepare_batch
 from babylon_rl.training.conversion import convert
+from babylon_rl.training.freezing import freeze
 
 NOW = datetime(2025, 11, 15, 12)
 SAMPLE_HOURS = 24 * 60  # before NOW, more than enough for the recorded game
@@ -71,7 +72,7 @@ def played(windows: int, agents: int) -> Iterator[Played]:
 def _prepared(connection: Connection, hours: Sequence[str], settings: Settings) -> Prepared:
     for sync in (sync_windows, sync_outcomes, score_windows):
         sync(connection, hours, settings, NOW)
-    batch = freeze_batch(connection, settings, NOW)
+    batch = freeze(connection, settings, NOW).batch
     if batch is None:
         raise SystemExit("Nothing of the hours can be frozen.")
     return prepare_batch(connection, batch.batch_id, settings, NOW)

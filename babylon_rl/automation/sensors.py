@@ -27,7 +27,8 @@ from babylon_rl.store.judge_report import newest_judgement
 from babylon_rl.store.live_usage import count_usage
 from babylon_rl.store.releases import lock_releases
 from babylon_rl.store.scores import waiting_since
-from babylon_rl.training.batches import fail_stuck, freeze, pending_batches
+from babylon_rl.training.batches import fail_stuck, pending_batches
+from babylon_rl.training.freezing import freeze
 from babylon_rl.training.lifecycle import MAX_DEAD_RUNS
 from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import last_completed, not_ready

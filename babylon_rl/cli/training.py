@@ -22,8 +22,8 @@ from babylon_rl.store.market import windows_with_market
 from babylon_rl.store.outcomes import market_hours
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl.training.backends import address_of
-from babylon_rl.training.batches import Trained, count_freezable, fail_stuck, pending_batches
-from babylon_rl.training.freezing import freeze_bounds
+from babylon_rl.training.batches import Trained, fail_stuck, pending_batches
+from babylon_rl.training.freezing import count_freezable, freeze_bounds
 from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import utc_now, window_end, window_of, window_range

@@ -24,8 +24,8 @@ from babylon_rl.store.trajectories import newest_window_with_rows, windows_with_
 from babylon_rl.store.windows import read_versions
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.backends import trainer_choice
-from babylon_rl.training.batches import Trained, freeze, pending_batches, train_batch
-from babylon_rl.training.freezing import freeze_bounds
+from babylon_rl.training.batches import Trained, pending_batches, train_batch
+from babylon_rl.training.freezing import freeze, freeze_bounds
 from babylon_rl.training.iterations import iterations_of
 from babylon_rl.training.preflight import preflight_lines
 from babylon_rl.training.readiness import not_ready

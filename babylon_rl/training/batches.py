@@ -48,7 +48,7 @@ from babylon_rl.store.write_ahead import TrainingStep, begun_in_line, finished_s
 from babylon_rl.training.backends import choose_trainer
 from babylon_rl.training.backends.protocol import Trainer, TrainPlan
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
-from babylon_rl.training.freezing import Frozen, count_freezable, describe_reasons, freeze, freeze_batch
+from babylon_rl.training.freezing import describe_reasons
 from babylon_rl.training.iterations import BatchRun, Clock, OnStep, passes_within, plan_iterations, train_iterations
 from babylon_rl.training.lifecycle import (
     ABANDON,
@@ -67,11 +67,6 @@ from babylon_rl.training.preflight import keep_budget, preflight_document, refus
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
 from babylon_rl.training.uploading import check_storage
 from babylon_rl.types import GroupScores
-
-__all__ = [
-    "Batch", "Frozen", "Prepared", "Trained", "batch_settings", "cancel_batch", "count_freezable", "fail_batch", "fail_stuck", "freeze",
-    "freeze_batch", "pending_batches", "prepare_batch", "train_batch",
-]  # fmt: skip
 
 KEPT_WORDS = "What is finished is kept: make room, or mend what is in the way, then `babylon-rl train` goes on there."
 PAID_WORDS = "What was posted is kept: {} goes on with its next run, `babylon-rl train`, or can be cancelled."

@@ -103,28 +103,8 @@ def count_freezable(
     windows: tuple[str, str] | None = None,
     settled: bool = False,
 ) -> Freezable:
-    """Count the trajectories that ``freeze_batch`` could take, by window, and the other new ones by reason."""
+    """Count the trajectories that ``freeze`` could take, by window, and the other new ones by reason."""
     return count_eligible(connection, freeze_bounds(connection, settings, now, windows, settled))
-
-
-def freeze_batch(
-    connection: Connection,
-    settings: Settings,
-    now: datetime,
-    *,
-    windows: tuple[str, str] | None = None,
-    max_trajectories: int | None = None,
-    seed: int = 0,
-    minimum: int = 0,
-    settled: bool = False,
-) -> Batch | None:
-    """Freeze a batch as ``freeze``, without the reasons.
-
-    None when there is nothing, or fewer than ``minimum`` trajectories.
-    """
-    return freeze(
-        connection, settings, now, windows=windows, max_trajectories=max_trajectories, seed=seed, minimum=minimum, settled=settled
-    ).batch
 
 
 def freeze(

@@ -12,7 +12,7 @@ from babylon_rl.judge.prompt import templates
 from babylon_rl.judge.prompt.templates import fill_template
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.database import Database
-from babylon_rl.training.batches import count_freezable, freeze_batch
+from babylon_rl.training.freezing import count_freezable, freeze
 from babylon_rl_tests.assets.conftest import VERSION, Bench
 
 HOUR, NEXT = "2025-10-29T14:00", "2025-10-29T15:00"
@@ -73,7 +73,7 @@ def test_a_planted_leak_fails_the_check_by_name_and_never_trains(bench: Bench) -
     assert result.success
     with bench.babylon.database.connect() as connection:
         assert count_freezable(connection, settings, bench.babylon.now(), windows=(HOUR, NEXT)).not_trainable["leak"] > 5
-        batch = freeze_batch(connection, settings, bench.babylon.now(), windows=(HOUR, NEXT))
+        batch = freeze(connection, settings, bench.babylon.now(), windows=(HOUR, NEXT)).batch
         assert batch is not None
         assert agent not in {episode.agent_id for episode in read_batch_episodes(connection, batch.batch_id)}
 

@@ -24,7 +24,8 @@ from babylon_rl.reporting.plots import line_plot
 from babylon_rl.store.batches import Batch, claim_batch, note_waiting, read_batches
 from babylon_rl.store.database import Database
 from babylon_rl.store.write_ahead import JobEnd, RemoteJob, begin_job, end_job, finished_steps, name_job, read_jobs
-from babylon_rl.training.batches import cancel_batch, fail_batch, freeze_batch, pending_batches, prepare_batch, train_batch
+from babylon_rl.training.batches import cancel_batch, fail_batch, pending_batches, prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import utc_now
@@ -204,13 +205,13 @@ def test_a_cancelled_batch_comes_back_after_the_interval_and_by_hand_at_once(rea
 def test_a_training_that_ended_well_forgets_the_failures_before_it(ready: Bench):
     with ready.babylon.database.connect() as connection:
         for _ in range(3):
-            batch = freeze_batch(connection, ready.babylon.settings, NOW, max_trajectories=60)
+            batch = freeze(connection, ready.babylon.settings, NOW, max_trajectories=60).batch
             fail_batch(connection, batch.batch_id, "It diverged.", NOW)
-        batch = freeze_batch(connection, ready.babylon.settings, NOW + timedelta(seconds=1), max_trajectories=60)
+        batch = freeze(connection, ready.babylon.settings, NOW + timedelta(seconds=1), max_trajectories=60).batch
         prepare_batch(connection, batch.batch_id, ready.babylon.settings, NOW)
         train_batch(connection, batch.batch_id, ready.babylon.settings, NOW)
         assert refused_lately(connection, ready.babylon.settings, NOW) is None
-        newest = freeze_batch(connection, ready.babylon.settings, NOW + timedelta(seconds=2))
+        newest = freeze(connection, ready.babylon.settings, NOW + timedelta(seconds=2)).batch
         fail_batch(connection, newest.batch_id, "It diverged.", NOW)
         assert refused_lately(connection, ready.babylon.settings, NOW).startswith(f"{newest.batch_id} failed: It diverged.")
 

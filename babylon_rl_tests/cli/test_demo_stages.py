@@ -7,7 +7,8 @@ from babylon_rl.errors import Diverged, NothingToTrain, UsageError
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl.training.batches import fail_batch, freeze_batch
+from babylon_rl.training.batches import fail_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl.windows import newest_complete, utc_now, window_end, window_of, window_range
 
 WINDOWS, GENERATIONS = 2, 3
@@ -59,7 +60,7 @@ def test_a_generation_whose_training_failed_is_over_once_later_hours_are_played(
     played(demo, hours)
     materialize_hours(demo, hours)
     with demo.database.connect() as connection:
-        batch = freeze_batch(connection, demo.settings, utc_now(), windows=(hours[0], "2026-02-03T06:00"), seed=demo.seed)
+        batch = freeze(connection, demo.settings, utc_now(), windows=(hours[0], "2026-02-03T06:00"), seed=demo.seed).batch
         assert batch is not None
         fail_batch(connection, batch.batch_id, COLLAPSED, utc_now())
     played(demo, ["2026-02-03T06:00"])

@@ -13,7 +13,7 @@ from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, trajectory_rows, windows_with_rows
-from babylon_rl.training.batches import freeze_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.assets.conftest import NOW, Bench, make_bench
 from babylon_rl_tests.late import bring_up_to_date
 
@@ -120,7 +120,7 @@ def test_late_rows_remake_their_hours_alone_and_end_where_a_fresh_load_ends(
     automation = Automation(bench)
     automation.settle()
     with early_sample_database.connect() as connection:
-        assert freeze_batch(connection, bench.babylon.settings, NOW) is not None
+        assert freeze(connection, bench.babylon.settings, NOW).batch is not None
     held, before, versions = frozen(early_sample_database), recorded(early_sample_database, settings), _versions(early_sample_database)
 
     with early_sample_database.connect(autocommit=True) as early, sample_database.connect() as full:

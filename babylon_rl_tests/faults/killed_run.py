@@ -9,7 +9,8 @@ from babylon_rl.store.connection import connect
 from babylon_rl.training.backends import choose_trainer
 from babylon_rl.training.backends.serverless.runner import Times
 from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
-from babylon_rl.training.batches import freeze_batch, pending_batches, prepare_batch, train_batch
+from babylon_rl.training.batches import pending_batches, prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 
 # A post of which nobody knows is given up after 4 s here, which a stand-in's job of 0.2 s never takes.
 TIMES = Times(timedelta(seconds=4), timedelta(hours=1), poll_s=0.02, longest_poll_s=0.05, list_lag_s=1.0, timeout_s=10.0)
@@ -22,7 +23,7 @@ def train_all(url: str, settings: Settings, now: datetime, most: int, alive: Pat
     with connect(url) as connection:
         while True:
             pending = pending_batches(connection)
-            batch = pending[0] if pending else freeze_batch(connection, settings, now, max_trajectories=most)
+            batch = pending[0] if pending else freeze(connection, settings, now, max_trajectories=most).batch
             if batch is None:
                 return
             prepare_batch(connection, batch.batch_id, settings, now)

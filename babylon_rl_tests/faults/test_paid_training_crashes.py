@@ -18,7 +18,8 @@ from hypothesis.stateful import initialize, invariant, rule, run_state_machine_a
 from babylon_rl.errors import TrainingError, TrainingPaused
 from babylon_rl.training.backends.serverless.runner import Times
 from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
-from babylon_rl.training.batches import freeze_batch, pending_batches, prepare_batch, train_batch
+from babylon_rl.training.batches import pending_batches, prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl.training.retention import prune
 from babylon_rl_tests.faults.boundaries import FUSE, process
 from babylon_rl_tests.faults.people import WithPeople
@@ -56,7 +57,7 @@ def live(world: World, dies_at: int | str | None, times: Times) -> list[str]:
     with process(world.url, dies_at if isinstance(dies_at, int) else None) as (connection, passed):
         while True:
             pending = pending_batches(connection)
-            batch = pending[0] if pending else freeze_batch(connection, world.settings, PLAYED_NOW, max_trajectories=HOUR)
+            batch = pending[0] if pending else freeze(connection, world.settings, PLAYED_NOW, max_trajectories=HOUR).batch
             if batch is None:
                 break
             try:

@@ -12,7 +12,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from babylon_rl.training.batches import freeze_batch, pending_batches, prepare_batch, train_batch
+from babylon_rl.training.batches import pending_batches, prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl.training.retention import prune
 from babylon_rl_tests.faults.boundaries import process
 from babylon_rl_tests.faults.people import WithPeople
@@ -28,7 +29,7 @@ def live(world: World, dies_at: int | None, most: int = MOST) -> list[str]:
     with process(world.url, dies_at) as (connection, passed):
         while True:
             pending = pending_batches(connection)
-            batch = pending[0] if pending else freeze_batch(connection, world.settings, NOW, max_trajectories=most)
+            batch = pending[0] if pending else freeze(connection, world.settings, NOW, max_trajectories=most).batch
             if batch is None:
                 break
             prepare_batch(connection, batch.batch_id, world.settings, NOW)

@@ -22,7 +22,8 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, read_batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.training.batches import QUARANTINED_REASON, freeze_batch, prepare_batch
+from babylon_rl.training.batches import QUARANTINED_REASON, prepare_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl.training.lifecycle import MAX_DEAD_RUNS
 from babylon_rl.windows import utc_now
 from babylon_rl_tests.assets.conftest import Bench, make_bench
@@ -55,7 +56,7 @@ def said_by(failed: dg.ExecuteInProcessResult) -> str:
 
 def read_and_frozen(connection: Connection, windows: list[str], settings: Settings) -> Batch:
     sync_windows(connection, windows, settings, NOW)
-    batch = freeze_batch(connection, settings, NOW)
+    batch = freeze(connection, settings, NOW).batch
     assert batch is not None
     connection.commit()
     return batch
@@ -117,7 +118,7 @@ def test_a_judge_that_refuses_everybody_fails_the_batch_and_what_was_judged_is_k
         assert failed is not None and failed.state == "failed" and failed.error is not None
         assert "refused a request (status 401" in failed.error and "OPENAI_API_KEY" in failed.error
         judge.reset(faults={"bad-key": 0.0})
-        again = freeze_batch(connection, chosen, NOW)
+        again = freeze(connection, chosen, NOW).batch
         assert again is not None and again.trajectories == batch.trajectories
         prepare_batch(connection, again.batch_id, chosen, NOW)
         assert judge.stats()["requests"] == 2  # of the hour that had no scores
@@ -142,7 +143,7 @@ def test_a_batch_says_that_it_lives_while_it_is_judged_and_stops_when_it_has_end
             score_with_model(connection, windows, chosen, NOW, force=False, on_beat=beat, beat_s=0.01)
         assert len(beats) == 4 and len(set(beats)) == 1
         sync_windows(connection, windows, chosen, NOW)
-        batch = freeze_batch(connection, chosen, NOW)
+        batch = freeze(connection, chosen, NOW).batch
         assert batch is not None
         prepare_batch(connection, batch.batch_id, chosen, NOW)
         judged = read_batch(connection, batch.batch_id)

@@ -7,7 +7,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
-from babylon_rl.training.batches import freeze_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.training.sample import NOW
 
 TABLES = {
@@ -48,7 +48,7 @@ def train_once(database: Database, settings: Settings) -> Batch:
     """Freeze everything and run the job ``train`` on it with the dry trainer."""
     chosen = dry(settings)
     with database.connect() as connection:
-        batch = freeze_batch(connection, chosen, NOW)
+        batch = freeze(connection, chosen, NOW).batch
     assert batch is not None
     run_batch(database, chosen, batch.batch_id, now=lambda: NOW + timedelta(minutes=5))
     return batch

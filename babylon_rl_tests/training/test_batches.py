@@ -14,14 +14,8 @@ from babylon_rl.store.registry import read_models
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.backends.protocol import IterationResult
-from babylon_rl.training.batches import (
-    cancel_batch,
-    count_freezable,
-    freeze_batch,
-    pending_batches,
-    prepare_batch,
-    train_batch,
-)
+from babylon_rl.training.batches import cancel_batch, pending_batches, prepare_batch, train_batch
+from babylon_rl.training.freezing import count_freezable, freeze
 from babylon_rl_tests.training.sample import NOW, value
 
 
@@ -90,7 +84,7 @@ class FullDisk(DryTrainer):
 
 @pytest.fixture
 def batch(connection, settings):
-    frozen = freeze_batch(connection, settings, NOW, seed=5)
+    frozen = freeze(connection, settings, NOW, seed=5).batch
     prepare_batch(connection, frozen.batch_id, settings, NOW)
     return frozen
 
@@ -236,10 +230,10 @@ def test_the_rewards_of_a_batch_stand_in_the_order_of_its_trajectories_whatever_
 
 
 def test_a_parent_that_is_gone_fails_the_batch_with_a_cure(connection, settings):
-    first = freeze_batch(connection, settings, NOW, max_trajectories=100)
+    first = freeze(connection, settings, NOW, max_trajectories=100).batch
     prepare_batch(connection, first.batch_id, settings, NOW)
     shutil.rmtree(train_batch(connection, first.batch_id, settings, NOW).checkpoint)
-    second = freeze_batch(connection, settings, NOW)
+    second = freeze(connection, settings, NOW).batch
     prepare_batch(connection, second.batch_id, settings, NOW)
     with pytest.raises(CheckpointError, match=r"The parent v1\.0\.11 is gone: .* mark v1\.0\.11 as failed"):
         train_batch(connection, second.batch_id, settings, NOW)
@@ -249,10 +243,10 @@ def test_a_parent_that_is_gone_fails_the_batch_with_a_cure(connection, settings)
 
 
 def test_the_next_version_continues_from_the_newest_of_its_line(connection, settings):
-    first = freeze_batch(connection, settings, NOW, max_trajectories=100)
+    first = freeze(connection, settings, NOW, max_trajectories=100).batch
     prepare_batch(connection, first.batch_id, settings, NOW)
     train_batch(connection, first.batch_id, settings, NOW)
-    second = freeze_batch(connection, settings, NOW)
+    second = freeze(connection, settings, NOW).batch
     assert second.parent_version == "v1.0.11"
     prepare_batch(connection, second.batch_id, settings, NOW)
 
@@ -267,19 +261,19 @@ def test_the_next_version_continues_from_the_newest_of_its_line(connection, sett
     assert trained.model.parent_version == "v1.0.11"
     assert parents[0] == settings.home / "checkpoints" / "v1.0.11"
     assert [path.name for path in parents[1:]] == ["1", "2"]
-    third = freeze_batch(connection, settings, NOW)
+    third = freeze(connection, settings, NOW).batch
     assert third is None
 
 
 def test_a_damaged_parent_or_another_base_fails_the_batch_with_a_cure(connection, settings):
-    first = freeze_batch(connection, settings, NOW, max_trajectories=100)
+    first = freeze(connection, settings, NOW, max_trajectories=100).batch
     prepare_batch(connection, first.batch_id, settings, NOW)
     parent = train_batch(connection, first.batch_id, settings, NOW).checkpoint
-    second = freeze_batch(connection, settings, NOW)
+    second = freeze(connection, settings, NOW).batch
     prepare_batch(connection, second.batch_id, settings, NOW)
     with pytest.raises(CheckpointError, match=r"another tokenizer\. Put the base back"):
         train_batch(connection, second.batch_id, settings, NOW, AnotherBase())
-    second = freeze_batch(connection, settings, NOW)
+    second = freeze(connection, settings, NOW).batch
     prepare_batch(connection, second.batch_id, settings, NOW)
     (parent / "adapter_model.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"mark v1\.0\.11 as failed"):
@@ -345,7 +339,7 @@ def test_a_newer_run_shuts_the_older_one_out(connection, settings, batch, read_s
 
 
 def test_a_batch_that_was_not_judged_is_not_trained(connection, settings):
-    frozen = freeze_batch(connection, settings, NOW)
+    frozen = freeze(connection, settings, NOW).batch
     with pytest.raises(TrainingError, match="judged first"):
         train_batch(connection, frozen.batch_id, settings, NOW)
     with pytest.raises(BatchConflict, match="no batch batch-0"):
@@ -360,7 +354,7 @@ def test_preparing_gives_every_episode_the_advantage_of_its_group(connection, se
 
 
 def test_groups_without_spread_leave_the_batch(connection, settings):
-    frozen = freeze_batch(connection, settings, NOW, windows=("2025-10-29T13:00", "2025-10-29T15:00"))
+    frozen = freeze(connection, settings, NOW, windows=("2025-10-29T13:00", "2025-10-29T15:00")).batch
     prepare_batch(connection, frozen.batch_id, settings, NOW)
     connection.execute('UPDATE babylon_rl.group_scores SET "spread" = 0 WHERE "window" = \'2025-10-29T14:00\'')
     connection.commit()

@@ -6,7 +6,8 @@ from babylon_rl.errors import Diverged, NothingToTrain
 from babylon_rl.store.batches import read_batch, read_batch_episodes
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.backends.protocol import TrainPlan
-from babylon_rl.training.batches import count_freezable, freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import prepare_batch, train_batch
+from babylon_rl.training.freezing import count_freezable, freeze
 from babylon_rl_tests.training.sample import NOW
 from babylon_rl_tests.training.test_batches import DivergedTrainer
 
@@ -27,7 +28,7 @@ class PickyAndDiverging(PickyTrainer, DivergedTrainer):
 @pytest.fixture
 def batch(connection, settings):
     """A batch of whose hours one has lost the text of its answers since."""
-    frozen = freeze_batch(connection, settings, NOW, seed=5)
+    frozen = freeze(connection, settings, NOW, seed=5).batch
     prepare_batch(connection, frozen.batch_id, settings, NOW)
     ids = [i for e in read_batch_episodes(connection, frozen.batch_id) if e.window == SILENT for i in e.trajectory_ids]
     connection.execute("UPDATE llm_call_logs SET response = ' ' WHERE \"trajectoryId\" = ANY(%s)", [ids])
@@ -60,12 +61,12 @@ def test_what_left_a_batch_that_fails_may_be_frozen_again(connection, settings, 
 
 def test_settings_that_leave_nothing_to_train_bar_nothing(connection, settings):
     narrow = settings.model_copy(update={"train_purposes": "nothing"})
-    frozen = freeze_batch(connection, narrow, NOW)
+    frozen = freeze(connection, narrow, NOW).batch
     prepare_batch(connection, frozen.batch_id, narrow, NOW)
     with pytest.raises(NothingToTrain, match="no training sequence"):
         train_batch(connection, frozen.batch_id, narrow, NOW)
     assert read_batch(connection, frozen.batch_id).preflight["groupsDropped"] == {"no training sequence": 7}
-    again = freeze_batch(connection, settings, NOW)
+    again = freeze(connection, settings, NOW).batch
     assert again.trajectories == 373
     prepare_batch(connection, again.batch_id, settings, NOW)
     train_batch(connection, again.batch_id, settings, NOW)

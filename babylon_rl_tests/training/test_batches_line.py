@@ -11,13 +11,14 @@ from babylon_rl.store.registry import parent_of_line
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.backends.protocol import TrainPlan
-from babylon_rl.training.batches import cancel_batch, freeze_batch, pending_batches, prepare_batch, train_batch
+from babylon_rl.training.batches import cancel_batch, pending_batches, prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.training.sample import NOW
 from babylon_rl_tests.training.test_batches import Killed, KilledTrainer
 
 
 def prepared(connection, settings, now=NOW, **given):
-    batch = freeze_batch(connection, settings, now, seed=5, **given)
+    batch = freeze(connection, settings, now, seed=5, **given).batch
     prepare_batch(connection, batch.batch_id, settings, now)
     return batch
 

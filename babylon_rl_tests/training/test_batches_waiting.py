@@ -9,7 +9,8 @@ from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.store.batches import advance_batch, claim_batch, note_waiting, read_batch, read_batch_episodes
 from babylon_rl.store.write_ahead import begin_step, read_steps
 from babylon_rl.training.backends.dry import DryTrainer
-from babylon_rl.training.batches import count_freezable, fail_stuck, freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import fail_stuck, prepare_batch, train_batch
+from babylon_rl.training.freezing import count_freezable, freeze
 from babylon_rl.training.lifecycle import MAX_LOST_RUNS, TRAIN
 from babylon_rl_tests.training.sample import NOW
 from babylon_rl_tests.training.test_batches import Killed, KilledTrainer, assert_nothing_was_marked, used
@@ -17,7 +18,7 @@ from babylon_rl_tests.training.test_batches import Killed, KilledTrainer, assert
 
 @pytest.fixture
 def batch(connection, settings):
-    frozen = freeze_batch(connection, settings.model_copy(update={"windows_per_iteration": 1}), NOW, seed=5)
+    frozen = freeze(connection, settings.model_copy(update={"windows_per_iteration": 1}), NOW, seed=5).batch
     prepare_batch(connection, frozen.batch_id, settings, NOW)
     return frozen
 

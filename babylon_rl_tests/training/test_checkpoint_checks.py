@@ -11,7 +11,8 @@ from babylon_rl.models.checkpoints import RemoteCheckpoint, publish, write_remot
 from babylon_rl.store.batches import read_batch, read_batch_episodes
 from babylon_rl.training import checkpoint_checks as look
 from babylon_rl.training.backends.dry import DryTrainer
-from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.assets.conftest import make_bench
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.remote_play import PLAYED_NOW
@@ -22,7 +23,7 @@ __all__ = ["make_bench"]
 
 
 def trained(connection, settings, now=NOW, **given):
-    batch = freeze_batch(connection, settings, now, **given)
+    batch = freeze(connection, settings, now, **given).batch
     prepare_batch(connection, batch.batch_id, settings, now)
     return batch.batch_id
 

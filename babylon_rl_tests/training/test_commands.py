@@ -13,7 +13,7 @@ import pytest
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl.training.batches import freeze_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.store.proxy import Proxy
 from babylon_rl_tests.training.sample import NOW
 
@@ -142,7 +142,7 @@ def test_a_batch_that_has_not_ended_takes_no_other_options(command, sample_datab
     settings = Settings(_env_file=None, train_rl_local=True, local_base_model="dry")
     with sample_database.connect() as connection:
         sync_windows(connection, ["2025-10-29T13:00", "2025-10-29T14:00"], settings, NOW)
-        batch = freeze_batch(connection, settings, NOW)
+        batch = freeze(connection, settings, NOW).batch
     for options, was in ((["--iterations", "4"], "--iterations 10"), (["--seed", "3", "--epochs", "2"], "--epochs 1, --seed 0")):
         refused = command("train", *options)
         assert refused.returncode == 2 and f"{batch.batch_id} has not ended, and was frozen with {was}" in refused.stderr

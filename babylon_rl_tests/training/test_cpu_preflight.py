@@ -12,7 +12,8 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.training.backends.cpu.items import IN_WORDS, plan_items
 from babylon_rl.training.backends.cpu.trainer import CpuTrainer
 from babylon_rl.training.backends.protocol import TrainPlan, TrainSequence
-from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.training.remote_play import HOURS, PLAYED_NOW
 from babylon_rl_tests.training.sequences import UNTRAINABLE, ignore, make_iteration, make_lesson
 
@@ -51,7 +52,7 @@ def test_an_hour_whose_answers_no_schema_allows_leaves_the_batch_and_the_other_o
 ) -> None:
     settings = cpu_settings.model_copy(update={"iterations": 2, "epochs": 2, "windows_per_iteration": 1, "lookback_hours": 24})
     played.execute(OTHER_SPACING, [HOURS[1]])
-    batch = freeze_batch(played, settings, PLAYED_NOW)
+    batch = freeze(played, settings, PLAYED_NOW).batch
     assert batch is not None and set(batch.windows) == set(HOURS)
     prepare_batch(played, batch.batch_id, settings, PLAYED_NOW)
     ended = train_batch(played, batch.batch_id, settings, PLAYED_NOW, CpuTrainer(settings, threads=1), tmp_path / "checkpoints")

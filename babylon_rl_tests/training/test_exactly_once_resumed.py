@@ -9,7 +9,8 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.write_ahead import read_steps
 from babylon_rl.training.backends.cpu.trainer import CpuTrainer
 from babylon_rl.training.backends.protocol import StepMetrics
-from babylon_rl.training.batches import freeze_batch, pending_batches, prepare_batch, train_batch
+from babylon_rl.training.batches import pending_batches, prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.faults.world import World, registry
 from babylon_rl_tests.training.sample import NOW
 
@@ -30,7 +31,7 @@ def train(database: Database, settings: Settings, home: Path, deaths: list[int])
     """Train a few episodes of the recorded game, dying once in each of the given iterations; what the registry then holds."""
     chosen = settings.model_copy(update={"babylon_rl_home": home, "iterations": 3, "learning_rate": 1e-4})
     with database.connect() as connection:
-        batch = freeze_batch(connection, chosen, NOW, max_trajectories=12, seed=4)
+        batch = freeze(connection, chosen, NOW, max_trajectories=12, seed=4).batch
         prepare_batch(connection, batch.batch_id, chosen, NOW)
         for iteration in deaths:
             with pytest.raises(Killed):

@@ -10,9 +10,17 @@ from babylon_rl.errors import BatchConflict, TrainingError, UsageError
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.freezing import FreezableEpisode, NewBatch, count_unread, insert_batch, look_at_newest
-from babylon_rl.training.batches import cancel_batch, count_freezable, freeze, freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import cancel_batch, prepare_batch, train_batch
 from babylon_rl.training.eligibility import RULES, freezable_of
-from babylon_rl.training.freezing import DROPOUT_STEADY, decide_dropout, describe_reasons, dropout_rate, freeze_bounds
+from babylon_rl.training.freezing import (
+    DROPOUT_STEADY,
+    count_freezable,
+    decide_dropout,
+    describe_reasons,
+    dropout_rate,
+    freeze,
+    freeze_bounds,
+)
 from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import HOUR, window_of, window_range
 from babylon_rl_tests.many_rows import ManyRows, insert_many
@@ -27,7 +35,7 @@ def episode(agent: str, window: str = "2025-10-29T14:00", rows: int = 2, group_s
 
 def test_freezing_takes_exactly_what_was_counted(connection, settings):
     counted = count_freezable(connection, settings, NOW)
-    batch = freeze_batch(connection, settings, NOW, seed=1)
+    batch = freeze(connection, settings, NOW, seed=1).batch
     assert batch is not None
     assert batch.trajectories == counted.trajectories == 373
     assert set(batch.windows) == set(counted.windows) == READY
@@ -51,8 +59,8 @@ def test_rows_of_hours_that_nobody_read_are_said_to_be_so(sample_database, setti
 
 
 def test_a_frozen_trajectory_is_in_one_live_batch_only(connection, settings):
-    first = freeze_batch(connection, settings, NOW, max_trajectories=100)
-    second = freeze_batch(connection, settings, NOW)
+    first = freeze(connection, settings, NOW, max_trajectories=100).batch
+    second = freeze(connection, settings, NOW).batch
     assert first is not None and second is not None
     assert first.trajectories <= 100
     assert first.trajectories + second.trajectories == 373
@@ -71,7 +79,7 @@ def test_two_freezers_at_once_share_nothing(read_sample, settings):
         try:
             with read_sample.connect() as connection:
                 both.wait()
-                batches.append(freeze_batch(connection, settings, NOW))
+                batches.append(freeze(connection, settings, NOW).batch)
         except Exception as error:
             errors.append(error)
 
@@ -85,7 +93,7 @@ def test_two_freezers_at_once_share_nothing(read_sample, settings):
 
 
 def test_the_unique_key_refuses_a_second_live_batch(connection, settings):
-    held = freeze_batch(connection, settings, NOW)
+    held = freeze(connection, settings, NOW).batch
     taken = read_batch_episodes(connection, held.batch_id)[0]
     again = FreezableEpisode(taken.window, taken.agent_id, taken.trajectory_ids, 5)
     with pytest.raises(BatchConflict, match="already in a live batch"), connection.transaction():
@@ -94,7 +102,7 @@ def test_the_unique_key_refuses_a_second_live_batch(connection, settings):
 
 
 def test_cancelling_frees_the_trajectories(connection, settings):
-    batch = freeze_batch(connection, settings, NOW)
+    batch = freeze(connection, settings, NOW).batch
     cancelled = cancel_batch(connection, batch.batch_id, "wrong hours", NOW)
     assert (cancelled.state, cancelled.error) == ("failed", "Cancelled: wrong hours")
     assert count_freezable(connection, settings, NOW).trajectories == 373
@@ -103,10 +111,10 @@ def test_cancelling_frees_the_trajectories(connection, settings):
 
 
 def test_a_range_replaces_the_look_back(connection, settings):
-    batch = freeze_batch(connection, settings, NOW, windows=("2025-10-29T13:00", "2025-10-29T15:00"))
+    batch = freeze(connection, settings, NOW, windows=("2025-10-29T13:00", "2025-10-29T15:00")).batch
     assert list(batch.windows) == ["2025-10-29T14:00", "2025-10-29T13:00"]
     with pytest.raises(UsageError, match="backwards"):
-        freeze_batch(connection, settings, NOW, windows=("2025-10-29T15:00", "2025-10-29T13:00"))
+        freeze(connection, settings, NOW, windows=("2025-10-29T15:00", "2025-10-29T13:00"))
 
 
 def test_the_look_back_counts_from_the_newest_hour_that_holds_rows(connection, settings):
@@ -130,7 +138,7 @@ def test_automation_waits_for_an_llm_judges_hours_to_settle(connection, settings
 
 
 def test_newest_windows_come_first(connection, settings):
-    batch = freeze_batch(connection, settings, NOW, max_trajectories=69)
+    batch = freeze(connection, settings, NOW, max_trajectories=69).batch
     assert set(batch.windows) <= {"2025-10-30T01:00", "2025-10-29T17:00"}
     assert batch.trajectories <= 69
 
@@ -138,7 +146,7 @@ def test_newest_windows_come_first(connection, settings):
 @pytest.mark.parametrize("most", [20, 60, 100, 200])
 def test_a_maximum_takes_whole_hours_but_for_the_oldest(connection, settings, most):
     counted = count_freezable(connection, settings, NOW).windows
-    batch = freeze_batch(connection, settings, NOW, max_trajectories=most)
+    batch = freeze(connection, settings, NOW, max_trajectories=most).batch
     taken = Counter()
     for episode in read_batch_episodes(connection, batch.batch_id):
         taken[episode.window] += len(episode.trajectory_ids)
@@ -149,7 +157,7 @@ def test_a_maximum_takes_whole_hours_but_for_the_oldest(connection, settings, mo
 
 
 def test_looking_at_the_newest_hours_first_finds_what_counting_finds(connection, settings):
-    first = freeze_batch(connection, settings, NOW, max_trajectories=60)
+    first = freeze(connection, settings, NOW, max_trajectories=60).batch
     bounds = freeze_bounds(connection, settings, NOW)
     episodes, reasons, looks = [], Counter(), 0
     for found, others in look_at_newest(connection, bounds, RULES):
@@ -206,28 +214,28 @@ def test_a_minimum_that_is_not_reached_is_a_reason_in_numbers(connection, settin
 
 def test_without_a_trainer_nothing_is_frozen(connection, settings):
     with pytest.raises(TrainingError, match="TRAIN_RL_LOCAL=true"):
-        freeze_batch(connection, settings.model_copy(update={"train_rl_local": False}), NOW)
+        freeze(connection, settings.model_copy(update={"train_rl_local": False}), NOW)
 
 
 def test_a_pinned_version_is_used_or_refused(connection, settings):
-    pinned = freeze_batch(connection, settings.model_copy(update={"model_version": "v3.0.0"}), NOW, max_trajectories=50)
+    pinned = freeze(connection, settings.model_copy(update={"model_version": "v3.0.0"}), NOW, max_trajectories=50).batch
     assert pinned.version == "v3.0.0"
     with pytest.raises(TrainingError, match=f"v3.0.0, which {pinned.batch_id} will be; finish it"):
-        freeze_batch(connection, settings.model_copy(update={"model_version": "v3.0.0"}), NOW)
+        freeze(connection, settings.model_copy(update={"model_version": "v3.0.0"}), NOW)
     with pytest.raises(TrainingError, match=r"v1\.0\.10, which is registered already"):
-        freeze_batch(connection, settings.model_copy(update={"model_version": "v1.0.10"}), NOW)
+        freeze(connection, settings.model_copy(update={"model_version": "v1.0.10"}), NOW)
     with pytest.raises(UsageError, match="vMAJOR"):
-        freeze_batch(connection, settings.model_copy(update={"model_version": "3"}), NOW)
+        freeze(connection, settings.model_copy(update={"model_version": "3"}), NOW)
 
 
 def test_a_pinned_version_below_the_newest_of_its_line_is_refused(connection, settings):
     high = settings.model_copy(update={"model_version": "v3.0.0"})
-    batch = freeze_batch(connection, high, NOW, max_trajectories=50)
+    batch = freeze(connection, high, NOW, max_trajectories=50).batch
     prepare_batch(connection, batch.batch_id, high, NOW)
     train_batch(connection, batch.batch_id, high, NOW)
     with pytest.raises(UsageError, match=r"v2\.0\.0, which is below v3\.0\.0, the newest of its line.*to get v3\.0\.1"):
-        freeze_batch(connection, settings.model_copy(update={"model_version": "v2.0.0"}), NOW)
-    assert freeze_batch(connection, settings.model_copy(update={"model_version": "v3.1.0"}), NOW).version == "v3.1.0"
+        freeze(connection, settings.model_copy(update={"model_version": "v2.0.0"}), NOW)
+    assert freeze(connection, settings.model_copy(update={"model_version": "v3.1.0"}), NOW).batch.version == "v3.1.0"
 
 
 def test_the_dropout_rate_follows_the_formula():
@@ -245,7 +253,7 @@ def test_dropout_is_seeded_and_never_below_the_smallest_group():
 
 
 def test_a_late_row_of_a_consumed_episode_is_named(connection, settings):
-    batch = freeze_batch(connection, settings, NOW)
+    batch = freeze(connection, settings, NOW).batch
     episode = read_batch_episodes(connection, batch.batch_id)[0]
     cancel_batch(connection, batch.batch_id, "test", NOW)
     connection.execute('UPDATE trajectories SET "usedInTraining" = TRUE WHERE "trajectoryId" = %s', [episode.trajectory_ids[0]])
@@ -268,7 +276,7 @@ def test_an_agent_that_comes_to_an_hour_after_its_judgement_was_used_does_not_tr
         sync_windows(connection, hour[:1], settings, NOW)
 
     come(False)
-    batch = freeze_batch(connection, settings, NOW, windows=hour)
+    batch = freeze(connection, settings, NOW, windows=hour).batch
     prepare_batch(connection, batch.batch_id, settings, NOW)
     come(True)
     assert count_freezable(connection, settings, NOW, windows=hour).trajectories == len(rows)  # nothing of the hour is consumed yet
@@ -283,7 +291,7 @@ def test_an_agent_that_comes_to_an_hour_after_its_judgement_was_used_does_not_tr
 
 
 def test_deleted_rows_wait_for_the_hour_to_be_read_again(connection, settings):
-    batch = freeze_batch(connection, settings, NOW)
+    batch = freeze(connection, settings, NOW).batch
     episode = read_batch_episodes(connection, batch.batch_id)[0]
     cancel_batch(connection, batch.batch_id, "test", NOW)
     connection.execute('DELETE FROM trajectories WHERE "trajectoryId" = %s', [episode.trajectory_ids[0]])

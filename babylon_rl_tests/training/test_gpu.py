@@ -19,7 +19,8 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, read_batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.training.backends.gpu import VLLM_LOG, GpuTrainer
-from babylon_rl.training.batches import Trained, freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import Trained, prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.training.remote_play import PLAYED_NOW
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +91,7 @@ def settings(settings: Settings, base_directory: Path) -> Settings:
 def batch(played: Connection, settings: Settings) -> Batch:
     """The played hours, frozen as where a GPU is."""
     chosen = settings.model_copy(update={"local_base_model": settings.base_model})
-    frozen = freeze_batch(played, chosen, PLAYED_NOW)
+    frozen = freeze(played, chosen, PLAYED_NOW).batch
     played.execute("""UPDATE babylon_rl.batches SET "backend" = 'gpu'""")
     prepare_batch(played, frozen.batch_id, chosen, PLAYED_NOW)
     return frozen

@@ -10,8 +10,8 @@ from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch_episodes
 from babylon_rl.store.connection import Connection
-from babylon_rl.training.batches import count_freezable, freeze_batch
 from babylon_rl.training.conversion import convert
+from babylon_rl.training.freezing import count_freezable, freeze
 from babylon_rl.training.readiness import readiness
 from babylon_rl_tests.training.sample import NOW, value
 
@@ -67,7 +67,7 @@ def test_an_episode_all_of_whose_calls_leak_is_not_freezable(connection: Connect
     after = count_freezable(connection, settings, NOW)
     assert after.not_trainable["leak"] == rows == before.trajectories - after.trajectories
     assert readiness(connection, settings, NOW).document()["notTrainable"]["leak"] == rows
-    batch = freeze_batch(connection, settings, NOW)
+    batch = freeze(connection, settings, NOW).batch
     assert batch is not None
     assert batch.trajectories == after.trajectories
     assert (HOUR, agent) not in {(episode.window, episode.agent_id) for episode in read_batch_episodes(connection, batch.batch_id)}
@@ -82,7 +82,7 @@ def test_one_leaked_call_leaves_the_rest_of_its_episode(connection: Connection, 
 
 def test_conversion_finds_leaks_in_an_hour_that_hindsight_has_not_seen(connection: Connection, settings: Settings) -> None:
     agent = an_agent(connection)
-    batch = freeze_batch(connection, settings, NOW, windows=(HOUR, "2025-10-29T15:00"))
+    batch = freeze(connection, settings, NOW, windows=(HOUR, "2025-10-29T15:00")).batch
     assert batch is not None
     score_windows(connection, [HOUR], settings, NOW)
     episodes = read_batch_episodes(connection, batch.batch_id)

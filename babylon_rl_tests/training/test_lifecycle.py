@@ -22,7 +22,8 @@ from babylon_rl.errors import (
 )
 from babylon_rl.store.batches import LIVE_STATES, advance_batch, claim_batch, end_failed, read_batch
 from babylon_rl.training.backends.dry import DryTrainer
-from babylon_rl.training.batches import cancel_batch, freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import cancel_batch, prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl.training.lifecycle import FAILURES, FREEZE, STATES, TRANSITIONS, FailureEffect, failure_rule
 from babylon_rl_tests.training.sample import NOW
 
@@ -41,7 +42,7 @@ def test_states_are_those_of_the_schema_and_every_one_is_reached(connection):
 
 @pytest.mark.parametrize("transition", MOVES, ids=lambda transition: transition.name)
 def test_a_transition_is_refused_in_every_state_that_the_table_does_not_name(connection, settings, transition):
-    batch = freeze_batch(connection, settings, NOW)
+    batch = freeze(connection, settings, NOW).batch
     assert batch.state == FREEZE.target
     attempt = claim_batch(connection, batch.batch_id, NOW)
     connection.commit()
@@ -84,7 +85,7 @@ def test_every_change_of_a_state_is_a_transition_of_the_table(connection, settin
     connection.execute("CREATE TRIGGER note AFTER UPDATE ON babylon_rl.batches FOR EACH ROW EXECUTE FUNCTION pg_temp.note()")
     connection.commit()
     # Trained at the third run: the first waited, the second died.
-    batch = freeze_batch(connection, settings, NOW, max_trajectories=60)
+    batch = freeze(connection, settings, NOW, max_trajectories=60).batch
     trainer = Interrupted(TrainingPaused("nobody answers"), RuntimeError("unforeseen"))
     prepare_batch(connection, batch.batch_id, settings, NOW)
     for error in (TrainingPaused, RuntimeError):
@@ -95,7 +96,7 @@ def test_every_change_of_a_state_is_a_transition_of_the_table(connection, settin
     train_batch(connection, batch.batch_id, settings, NOW, trainer)
     # One diverges, one is cancelled.
     for error in (Diverged("too far"), None):
-        batch = freeze_batch(connection, settings, NOW, max_trajectories=60)
+        batch = freeze(connection, settings, NOW, max_trajectories=60).batch
         prepare_batch(connection, batch.batch_id, settings, NOW)
         if error is None:
             cancel_batch(connection, batch.batch_id, "enough", NOW)

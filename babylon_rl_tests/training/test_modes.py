@@ -20,7 +20,8 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batches, read_foreign_batches
 from babylon_rl.store.freezing import lock_freezing
 from babylon_rl.store.registry import read_models
-from babylon_rl.training.batches import cancel_batch, freeze_batch, pending_batches
+from babylon_rl.training.batches import cancel_batch, pending_batches
+from babylon_rl.training.freezing import freeze
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_of, window_range, window_start
 from babylon_rl_tests.rows import insert, make_group
 from babylon_rl_tests.training.sample import NOW, value
@@ -51,7 +52,7 @@ def test_a_list_shows_what_could_be_frozen_and_changes_nothing(read_sample, conn
     listed = json.loads(capsys.readouterr().out)
     assert sum(row["freezable"] for row in listed["windows"]) == 373 and len(listed["windows"]) == 7 and listed["pending"] == []
     assert listed["notTrainable"]["synthetic"] == 204
-    batch = freeze_batch(connection, settings, NOW, max_trajectories=100)
+    batch = freeze(connection, settings, NOW, max_trajectories=100).batch
     train_as("list", read_sample, settings, Wanted())
     said = capsys.readouterr().out
     assert f"`babylon-rl train` goes on with {batch.batch_id}, which is pending." in said
@@ -223,8 +224,8 @@ def test_the_mode_may_be_an_option(read_sample, monkeypatch, capsys, tmp_path):
 
 
 def test_a_pinned_batch_is_taken_before_an_older_one(read_sample, connection, settings):
-    older = freeze_batch(connection, settings, NOW, max_trajectories=100)
-    newer = freeze_batch(connection, settings, NOW)
+    older = freeze(connection, settings, NOW, max_trajectories=100).batch
+    newer = freeze(connection, settings, NOW).batch
     assert choose_batch(read_sample, settings, newer.batch_id, None, None, 0, False).batch_id == newer.batch_id
     assert choose_batch(read_sample, settings, None, None, None, 0, False).batch_id == older.batch_id
     cancel_batch(connection, newer.batch_id, "enough", NOW)
@@ -233,7 +234,7 @@ def test_a_pinned_batch_is_taken_before_an_older_one(read_sample, connection, se
 
 @pytest.mark.parametrize("by_name", [False, True])
 def test_options_that_a_frozen_batch_would_not_take_are_refused(read_sample, connection, settings, by_name):
-    frozen = freeze_batch(connection, settings.model_copy(update={"learning_rate": 1e-4}), NOW, seed=7)
+    frozen = freeze(connection, settings.model_copy(update={"learning_rate": 1e-4}), NOW, seed=7).batch
 
     def choose(**asked: object) -> str:
         name = frozen.batch_id if by_name else None

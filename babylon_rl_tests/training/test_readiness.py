@@ -3,7 +3,8 @@ from datetime import timedelta
 import pytest
 
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl.training.readiness import last_completed, readiness
 from babylon_rl_tests.training.sample import NOW
 
@@ -72,7 +73,7 @@ def test_an_empty_database_needs_everything(database, settings):
 
 
 def test_a_training_uses_its_trajectories_up_and_starts_the_interval(connection, settings):
-    batch = freeze_batch(connection, settings, NOW)
+    batch = freeze(connection, settings, NOW).batch
     prepare_batch(connection, batch.batch_id, settings, NOW)
     train_batch(connection, batch.batch_id, settings, NOW)
     assert readiness(connection, settings, NOW).total_trajectories == 0

@@ -16,7 +16,8 @@ from babylon_rl.store.batches import read_batch, read_batch_episodes
 from babylon_rl.store.registry import note_tracking, read_models
 from babylon_rl.training import checkpoint_checks as look
 from babylon_rl.training.backends.protocol import TrainSequence
-from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl.training.inference_config import action_grammar, prompt_version
 from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.tiny_model import make_manifest
@@ -31,7 +32,7 @@ def sequence(system: str, response_format: dict[str, Any] | None = None) -> Trai
 
 
 def prepared(connection, settings, **given: Any):
-    batch = freeze_batch(connection, settings, NOW, **given)
+    batch = freeze(connection, settings, NOW, **given).batch
     prepare_batch(connection, batch.batch_id, settings, NOW)
     return batch
 

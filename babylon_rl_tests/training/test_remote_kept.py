@@ -18,7 +18,8 @@ from babylon_rl.store.batches import read_batch
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.write_ahead import newest_job, read_jobs
 from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
-from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.training.remote_play import PLAYED_NOW
 from babylon_rl_tests.training.serverless_stand_in import standing_in
@@ -96,7 +97,7 @@ def test_what_cannot_be_converted_any_more_is_not_posted(played, two, stand_in, 
 def test_a_base_that_is_not_at_hand_is_waited_for(played, two, stand_in, tmp_path):
     base = shutil.copytree(two.base_model, tmp_path / "base")
     own = two.model_copy(update={"base_model": str(base)})
-    frozen = freeze_batch(played, own, PLAYED_NOW)
+    frozen = freeze(played, own, PLAYED_NOW).batch
     prepare_batch(played, frozen.batch_id, own, PLAYED_NOW)
     die(played, frozen, own, "id written", 2)
     away = base.rename(tmp_path / "away")
@@ -139,7 +140,7 @@ def test_a_parent_that_is_damaged_keeps_what_is_trained(played, two, stand_in, b
     (model,) = read_models(played)
     played.execute('UPDATE trajectories SET "usedInTraining" = FALSE; DELETE FROM babylon_rl.batch_items')
     played.commit()
-    after = freeze_batch(played, two, PLAYED_NOW + timedelta(seconds=1))
+    after = freeze(played, two, PLAYED_NOW + timedelta(seconds=1)).batch
     prepare_batch(played, after.batch_id, two, PLAYED_NOW)
     die(played, after, two, "pointer written")
     manifest = Path(model.checkpoint) / MANIFEST

@@ -13,7 +13,8 @@ from babylon_rl.store.registry import read_models
 from babylon_rl.store.write_ahead import JobEnd, RemoteJob, begin_job, end_job, read_jobs
 from babylon_rl.training.backends.serverless.runner import Times
 from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
-from babylon_rl.training.batches import cancel_batch, freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import cancel_batch, prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.training.remote_play import PLAYED_NOW, TRAINABLE
 from babylon_rl_tests.training.sample import value
 
@@ -46,7 +47,7 @@ def two(remote):
 
 @pytest.fixture
 def batch(played, two):
-    frozen = freeze_batch(played, two, PLAYED_NOW)
+    frozen = freeze(played, two, PLAYED_NOW).batch
     prepare_batch(played, frozen.batch_id, two, PLAYED_NOW)
     return frozen
 
@@ -112,7 +113,7 @@ def test_a_cancelled_batch_leaves_no_step_under_the_next_one(played, two, stand_
         train(played, batch, two, Dying(two, "id written"))
     played.rollback()
     cancel_batch(played, batch.batch_id, "asked to", PLAYED_NOW)
-    again = freeze_batch(played, two, PLAYED_NOW + timedelta(seconds=1))
+    again = freeze(played, two, PLAYED_NOW + timedelta(seconds=1)).batch
     prepare_batch(played, again.batch_id, two, PLAYED_NOW)
     trained = train(played, again, two)
     jobs = stand_in.service.trained()
@@ -136,7 +137,7 @@ def test_a_batch_waits_for_one_of_another_line_that_has_the_same_model(played, t
     played.rollback()
     played.execute('UPDATE babylon_rl.batch_items SET "live" = FALSE')  # as if other hours had been frozen
     played.commit()
-    other = freeze_batch(played, single, PLAYED_NOW + timedelta(seconds=1))
+    other = freeze(played, single, PLAYED_NOW + timedelta(seconds=1)).batch
     prepare_batch(played, other.batch_id, single, PLAYED_NOW)
     with pytest.raises(BatchConflict, match=f"Finish it with `babylon-rl train --batch {batch.batch_id}`"):
         train(played, other, single)

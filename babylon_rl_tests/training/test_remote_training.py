@@ -14,7 +14,8 @@ from babylon_rl.store.registry import read_models
 from babylon_rl.store.write_ahead import read_jobs
 from babylon_rl.training.backends.serverless.runner import Times
 from babylon_rl.training.backends.serverless.trainer import ServerlessTrainer
-from babylon_rl.training.batches import count_freezable, freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import prepare_batch, train_batch
+from babylon_rl.training.freezing import count_freezable, freeze
 from babylon_rl.training.preflight import preflight_lines, refused_lately
 from babylon_rl_tests.training.remote_play import HOURS, PLAYED_NOW, SEQUENCES, TRAINABLE
 from babylon_rl_tests.training.sample import NOW, value
@@ -25,7 +26,7 @@ SHORT = Times(timedelta(seconds=1.5), timedelta(hours=1), poll_s=0.02, longest_p
 
 @pytest.fixture
 def batch(played, remote):
-    frozen = freeze_batch(played, remote, PLAYED_NOW)
+    frozen = freeze(played, remote, PLAYED_NOW).batch
     prepare_batch(played, frozen.batch_id, remote, PLAYED_NOW)
     return frozen
 
@@ -140,7 +141,7 @@ def test_a_job_that_does_not_count_fails_its_batch_and_the_next_batch_trains(pla
         train(played, batch, remote)
     assert said in read_batch(played, batch.batch_id).error
     assert used(played) == 0 and not read_models(played)
-    again = freeze_batch(played, remote, PLAYED_NOW)
+    again = freeze(played, remote, PLAYED_NOW).batch
     prepare_batch(played, again.batch_id, remote, PLAYED_NOW)
     trained = train(played, again, remote)
     assert_trained_once(played, again, stand_in)
@@ -178,7 +179,7 @@ def test_a_service_that_does_not_answer_leaves_the_batch_for_the_next_run(played
 def test_versions_continue_from_each_other_and_iterations_are_jobs(played, remote, stand_in):
     two = remote.model_copy(update={"iterations": 2, "epochs": 2})
     for number, hours in enumerate([(HOURS[0], HOURS[1]), None]):
-        frozen = freeze_batch(played, two, PLAYED_NOW, windows=hours)
+        frozen = freeze(played, two, PLAYED_NOW, windows=hours).batch
         prepare_batch(played, frozen.batch_id, two, PLAYED_NOW)
         trained = train_batch(played, frozen.batch_id, two, PLAYED_NOW, ServerlessTrainer(two, SHORT))
         assert trained.model.version == f"v1.0.{number}"
@@ -190,7 +191,7 @@ def test_versions_continue_from_each_other_and_iterations_are_jobs(played, remot
 @pytest.mark.parametrize(("epochs", "jobs"), [(1, 1), (2, 2)])
 def test_one_hour_is_one_job_a_pass_whatever_the_iterations(played, remote, stand_in, epochs, jobs):
     ten = remote.model_copy(update={"iterations": 10, "epochs": epochs, "serverless_usd_per_million_tokens": 10.0})
-    frozen = freeze_batch(played, ten, PLAYED_NOW, windows=(HOURS[0], HOURS[1]))
+    frozen = freeze(played, ten, PLAYED_NOW, windows=(HOURS[0], HOURS[1])).batch
     prepare_batch(played, frozen.batch_id, ten, PLAYED_NOW)
     train_batch(played, frozen.batch_id, ten, PLAYED_NOW, ServerlessTrainer(ten, SHORT))
     assert len(stand_in.service.jobs) == jobs
@@ -203,7 +204,7 @@ def test_one_hour_is_one_job_a_pass_whatever_the_iterations(played, remote, stan
 
 def test_a_batch_frozen_before_passes_had_iterations_of_their_own_trains_as_it_was_frozen(played, remote, stand_in):
     old = remote.model_copy(update={"iterations": 3, "epochs": 2})
-    frozen = freeze_batch(played, old, PLAYED_NOW, windows=(HOURS[0], HOURS[1]))
+    frozen = freeze(played, old, PLAYED_NOW, windows=(HOURS[0], HOURS[1])).batch
     played.execute('UPDATE babylon_rl.batches SET "passes" = NULL')
     prepare_batch(played, frozen.batch_id, old, PLAYED_NOW)
     train_batch(played, frozen.batch_id, old, PLAYED_NOW, ServerlessTrainer(old, SHORT))
@@ -227,7 +228,7 @@ def test_what_each_trajectory_contributed_is_stored_and_decides_what_is_marked(p
 
 
 def test_the_recorded_game_is_refused_before_anything_is_paid(connection, settings, remote, stand_in):
-    frozen = freeze_batch(connection, remote.model_copy(update={"lookback_hours": 168}), NOW)
+    frozen = freeze(connection, remote.model_copy(update={"lookback_hours": 168}), NOW).batch
     with pytest.raises(NothingToTrain) as refused:
         prepare_batch(connection, frozen.batch_id, remote, NOW)
     for said in (

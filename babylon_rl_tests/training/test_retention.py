@@ -10,7 +10,8 @@ from babylon_rl.errors import CheckpointError
 from babylon_rl.models.checkpoints import publish
 from babylon_rl.store.registry import parent_of_line, read_models
 from babylon_rl.training.backends.dry import DryTrainer
-from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl.training.publishing import parent_checkpoint
 from babylon_rl.training.retention import prunable, prune
 from babylon_rl_tests.tiny_model import make_manifest
@@ -45,7 +46,7 @@ def test_a_failed_version_is_not_the_best_whatever_its_score() -> None:
 def trained_twice(connection, settings):
     """Two versions of the dry line, the second continuing from the first."""
     for most in (60, None):
-        batch = freeze_batch(connection, settings, NOW, max_trajectories=most)
+        batch = freeze(connection, settings, NOW, max_trajectories=most).batch
         prepare_batch(connection, batch.batch_id, settings, NOW)
         train_batch(connection, batch.batch_id, settings, NOW)
     return [model for model in read_models(connection) if not model.foreign]

@@ -28,7 +28,8 @@ from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.training.artifacts import log_artifact
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.backends.protocol import StepMetrics
-from babylon_rl.training.batches import freeze_batch, prepare_batch
+from babylon_rl.training.batches import prepare_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl.training.tracking import ITERATIONS, STRIDE, Tracker, batch_costs, iteration_numbers
 from babylon_rl_tests.evaluation.weights_and_biases import Service, weights_and_biases
 from babylon_rl_tests.training.sample import NOW as SAMPLE_NOW
@@ -245,7 +246,7 @@ def test_a_training_that_waited_for_its_upload_has_its_whole_curve_and_says_what
     offline = settings.model_copy(
         update={"wandb_mode": "offline", "wandb_project": "p", "iterations": 1, "model_storage_url": f"file://{there}"}
     )
-    batch = freeze_batch(connection, offline, SAMPLE_NOW)
+    batch = freeze(connection, offline, SAMPLE_NOW).batch
     prepare_batch(connection, batch.batch_id, offline, SAMPLE_NOW)
     judged = connection.execute("""UPDATE babylon_rl.group_scores SET "judgement" = '{"usd": 0.25}'""").rowcount
     connection.commit()

@@ -14,7 +14,8 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.registry import read_models
 from babylon_rl.training.backends.dry import DryTrainer
-from babylon_rl.training.batches import freeze_batch, prepare_batch, train_batch
+from babylon_rl.training.batches import prepare_batch, train_batch
+from babylon_rl.training.freezing import freeze
 from babylon_rl.training.uploading import INCOMING, check_storage, upload_checkpoint
 from babylon_rl_tests.evaluation.weights_and_biases import weights_and_biases
 from babylon_rl_tests.tiny_model import make_manifest
@@ -92,7 +93,7 @@ def test_a_place_that_cannot_be_written_fails_before_anything_is_trained(setting
 def test_a_batch_is_uploaded_before_it_is_registered_and_waits_in_uploading(connection, settings, tmp_path) -> None:
     place = tmp_path / "there"
     stored = settings.model_copy(update={"model_storage_url": f"file://{place}"})
-    batch = freeze_batch(connection, stored, NOW, max_trajectories=60)
+    batch = freeze(connection, stored, NOW, max_trajectories=60).batch
     prepare_batch(connection, batch.batch_id, stored, NOW)
 
     class PlaceGoes(DryTrainer):
@@ -127,7 +128,7 @@ def test_a_batch_is_uploaded_before_it_is_registered_and_waits_in_uploading(conn
 @pytest.fixture
 def version_by_hand(connection, settings, read_sample, monkeypatch, tmp_path: Path) -> str:
     """A trained version of the database and state directory that commands find in the environment."""
-    batch = freeze_batch(connection, settings, NOW, max_trajectories=60)
+    batch = freeze(connection, settings, NOW, max_trajectories=60).batch
     prepare_batch(connection, batch.batch_id, settings, NOW)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", read_sample.url)
