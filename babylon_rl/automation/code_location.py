@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from babylon_rl.assets.ab_test_report import ab_test_report
 from babylon_rl.assets.benchmark_report import benchmark_report
 from babylon_rl.assets.hindsight import hindsight
 from babylon_rl.assets.judge_report import judge_report
@@ -34,7 +35,7 @@ def code_location(resource: dg.ResourceDefinition) -> dg.Definitions:
         for asset in (window_groups, market_outcomes, hindsight, scored_groups, leaderboard)
     ]
     moved_by_sensors = [training_batch, trained_checkpoint, benchmark_report, released_model]
-    moved_by_the_clock = [judge_report]
+    moved_by_the_clock = [judge_report, ab_test_report]
     return dg.Definitions(
         assets=[raw_trajectories, market_data, *moved_by_conditions, *moved_by_sensors, *moved_by_the_clock],
         asset_checks=[*checks_of_hours, *checks_of_judge, *checks_of_batches],

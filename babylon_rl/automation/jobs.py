@@ -8,7 +8,7 @@ from babylon_rl.assets.run_liveness import PARTITION_TAG
 from babylon_rl.windows import HOUR, window_of, window_start
 
 HOURS_JOB, SCORE_JOB, TRAIN_JOB, OBSERVE_JOB = "hours", "score", "train", "observe"
-JUDGE_REPORT_JOB = "judge_report_daily"
+JUDGE_REPORT_JOB, AB_TEST_JOB = "judge_report_daily", "ab_test_hourly"
 MOST_HOURS = 720  # of a run of assets that cost next to nothing an hour
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 SOURCES = ("raw_trajectories", "market_data")
@@ -35,12 +35,17 @@ judge_report_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets("judge_report"),
     description="Say how far the judge can be trusted, after JUDGE_AUDIT_MODEL was asked about a sample.",
 )
+ab_test_job = dg.define_asset_job(
+    AB_TEST_JOB,
+    selection=dg.AssetSelection.assets("ab_test_report"),
+    description="Compare the arms of the newest A/B test.",
+)
 observe_job = dg.define_asset_job(
     OBSERVE_JOB,
     selection=dg.AssetSelection.assets(*SOURCES),
     description="Look at every hour from FIRST_WINDOW for rows that came, changed or went.",
 )
-jobs = [hours_job, score_job, train_job, judge_report_job, observe_job]
+jobs = [hours_job, score_job, train_job, judge_report_job, ab_test_job, observe_job]
 
 
 def ranges(windows: Iterable[str], longest: int = MOST_HOURS) -> Iterator[tuple[str, str]]:

@@ -18,8 +18,9 @@ from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, naive, runs_of, why_no_run
 from babylon_rl.automation.dead_runs import report_dead_runs
-from babylon_rl.automation.jobs import HOURLY, hour_tags, judge_report_job, observe_job, ranges, score_job, train_job
+from babylon_rl.automation.jobs import HOURLY, ab_test_job, hour_tags, judge_report_job, observe_job, ranges, score_job, train_job
 from babylon_rl.errors import TrainingError, UsageError
+from babylon_rl.store.ab_tests import read_tests
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.connection import Connection
@@ -83,6 +84,18 @@ def report_judge_daily(context: dg.ScheduleEvaluationContext, babylon: dg.Resour
     if last is None or babylon.now() - last > timedelta(days=1):
         return dg.SkipReason("No hour was judged since yesterday." if last is not None else "No hour has been judged yet.")
     return dg.RunRequest()
+
+
+@dg.schedule(
+    cron_schedule="17 * * * *",
+    job=ab_test_job,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Compares the arms of a running A/B test every hour.",
+)
+def report_ab_test(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
+    with babylon.database.connect(autocommit=True) as connection:
+        running = [test.name for test in read_tests(connection) if test.state == "running"]
+    return dg.RunRequest() if running else dg.SkipReason("No A/B test runs.")
 
 
 @dg.sensor(
@@ -270,4 +283,4 @@ sensors = [
     observe_changes, end_dead_runs, ask_judge_again, start_training, finish_evidence, advance_rollouts, hours_follow_changes,
     leaderboard_follows_reports,
 ]  # fmt: skip
-schedules = [sweep_nightly, report_judge_daily, train_daily]
+schedules = [sweep_nightly, report_judge_daily, report_ab_test, train_daily]

@@ -47,6 +47,7 @@ COMMANDS = {
     "judge": ("judge", "The judge: what it could not score, how far it can be trusted."),
     "batches": ("batches", "Training jobs: list, show, cancel, give up what never ends."),
     "models": ("models", "The registry of versions."),
+    "ab": ("ab", "A/B tests of versions on live agents."),
     "serve": ("serve", "Run a server until it is interrupted."),
     "keys": ("keys", "Bearer keys of the clients of the gateway."),
     "benchmark": ("benchmark", "Evidence: models and strategies in unseen markets."),

@@ -52,7 +52,7 @@ def deploy(
     agent_ids = [agent.strip() for agent in agents.split(",") if agent.strip()]
     with open_database(settings) as database, database.connect() as connection:
         rollout = releases.deploy(
-            connection, version, settings, _author(reason), strategy=strategy, percentage=percentage, agent_ids=agent_ids
+            connection, version, settings, author_of(reason), strategy=strategy, percentage=percentage, agent_ids=agent_ids
         )
         updated = _agents_with(connection, settings, rollout.version)
     _emit(rollout, as_json, updated)
@@ -71,7 +71,7 @@ def rollback(
 
     settings = load_settings()
     with open_database(settings) as database, database.connect() as connection:
-        _emit(releases.rollback(connection, settings, _author(reason), version), as_json)
+        _emit(releases.rollback(connection, settings, author_of(reason), version), as_json)
 
 
 def pause(reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
@@ -80,7 +80,7 @@ def pause(reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None
     from babylon_rl.store.database import open_database
 
     with open_database(load_settings()) as database, database.connect() as connection:
-        _emit(releases.pause(connection, _author(reason)), as_json)
+        _emit(releases.pause(connection, author_of(reason)), as_json)
 
 
 def resume(reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
@@ -89,7 +89,7 @@ def resume(reason: ReasonOption = "by hand", as_json: JsonOption = False) -> Non
     from babylon_rl.store.database import open_database
 
     with open_database(load_settings()) as database, database.connect() as connection:
-        _emit(releases.resume(connection, _author(reason)), as_json)
+        _emit(releases.resume(connection, author_of(reason)), as_json)
 
 
 def resolve(
@@ -153,7 +153,8 @@ def _agents_with(connection: "Connection", settings: Settings, version: str) -> 
     return sum(_expected(routing, settings, call.agent_id) == version for call in calls)
 
 
-def _author(reason: str) -> "Author":
+def author_of(reason: str) -> "Author":
+    """The author of a transition by hand: the user of this process."""
     from babylon_rl.serving.releases import Author
 
     try:

@@ -1,0 +1,50 @@
+"""Asset ``ab_test_report``: the newest A/B test, arm by arm."""
+
+from typing import Any
+
+import dagster as dg
+
+from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, embedded, table
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.reporting.plots import bar_plot, line_plot
+from babylon_rl.versions import content_version
+
+COLUMNS = column_schema(
+    version=("text", "The arm: a version, or base"),
+    share=("double precision", "Percent of all agents"),
+    agents=("integer", "Agents that traded in hours of every arm"),
+    pnl=("double precision", "Dollars an agent-hour, mean"),
+)
+
+
+@dg.asset(
+    deps=["window_groups"],
+    group_name=HOURS_GROUP,
+    owners=OWNERS,
+    kinds={"python", "postgres"},
+    code_version="1",
+    metadata=COLUMNS,
+    description="The newest A/B test of versions on live agents: P&L of each arm in the same hours, the difference with an interval that "
+    "holds at every look, and whether agents came as they were assigned.",
+)
+def ab_test_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
+    from babylon_rl.serving.ab_tests import course, report
+    from babylon_rl.store.ab_tests import read_tests
+
+    with babylon.connection() as connection:
+        tests = read_tests(connection)
+        found = report(connection, tests[0].name) if tests else None
+    if found is None:
+        return dg.MaterializeResult(metadata=counts(0, verdict="There has been no A/B test."), data_version=dg.DataVersion("none"))
+    context.log.info(found.verdict)
+    document = found.document
+    arms = [arm for arm in document["arms"] if arm["pnl"] is not None]
+    metadata = counts(
+        len(document["arms"]), test=found.test.name, state=found.test.state, verdict=found.verdict, spillover=document["spillover"]
+    )
+    metadata["arms"] = table([arm | {"interval": str(arm["interval"])} for arm in document["arms"]])
+    bounds = [(arm["interval"][0] or arm["pnl"], arm["interval"][1] or arm["pnl"]) for arm in arms]
+    metadata["pnl"] = embedded(bar_plot("P&L by arm", "dollars an agent-hour", [(a["version"], a["pnl"]) for a in arms], intervals=bounds))
+    metadata["course"] = embedded(line_plot("P&L so far", "dollars an agent-hour", course(found), x_label="hours of an agent"))
+    metadata["document"] = dg.MetadataValue.json(document)
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(content_version(document)))

@@ -1,0 +1,89 @@
+"""Commands ``ab start``, ``ab status`` and ``ab stop``: A/B tests of versions on live agents."""
+
+from typing import Annotated, Any
+
+import typer
+
+from babylon_rl.cli.output import JsonOption, emit, table
+from babylon_rl.cli.releases import ReasonOption, author_of
+from babylon_rl.errors import UsageError
+from babylon_rl.settings import load_settings
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The test's name; it also decides which agents are in which arm.")]
+ab = typer.Typer(no_args_is_help=True, help="A/B tests of versions on live agents.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group ``ab``."""
+    for command in (start, status, stop):
+        ab.command(command.__name__)(command)
+    app.add_typer(ab, name="ab")
+
+
+def start(
+    name: NameArgument,
+    versions: Annotated[str, typer.Option(help="Versions, or base, separated by commas; the others are compared with the first.")],
+    shares: Annotated[str, typer.Option(help="Percent of all agents in each arm, separated by commas.")],
+    expected: Annotated[
+        float | None, typer.Option(help="Dollars an agent-hour at which the comparison is sharpest. Default: ROLLOUT_EXPECTED_USD.")
+    ] = None,
+    reason: ReasonOption = "by hand",
+    as_json: JsonOption = False,
+) -> None:
+    """Put agents into the arms of a test, each for as long as it runs."""
+    from babylon_rl.serving import ab_tests
+    from babylon_rl.store.database import open_database
+
+    settings = load_settings()
+    try:
+        percents = [float(share) for share in shares.split(",")]
+    except ValueError:
+        raise UsageError(f"--shares {shares!r}: write percents separated by commas, such as 50,50.") from None
+    arms = [version.strip() for version in versions.split(",")]
+    with open_database(settings) as database, database.connect() as connection:
+        ab_tests.start(connection, name, arms, percents, expected or settings.rollout_expected_usd, author_of(reason))
+        _show(ab_tests.report(connection, name), as_json)
+
+
+def status(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: all tests, without their results.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the arms of a test by what is there so far; looking often costs nothing."""
+    from babylon_rl.serving.ab_tests import report
+    from babylon_rl.store.ab_tests import read_tests
+    from babylon_rl.store.database import open_database
+
+    with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
+        if name is not None:
+            _show(report(connection, name), as_json)
+            return
+        rows = [
+            {"name": test.name, "state": test.state, "arms": list(test.arms), "shares": list(test.shares),
+             "startedAt": test.started_at.isoformat() + "Z"}
+            for test in read_tests(connection)
+        ]  # fmt: skip
+    columns = ["name", "state", "arms", "shares", "started"]
+    emit({"tests": rows}, lambda out: out.print(table(None, columns, [list(row.values()) for row in rows])), as_json)
+
+
+def stop(name: NameArgument, reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
+    """End a test; its agents follow the rollouts again, and its result stays."""
+    from babylon_rl.serving import ab_tests
+    from babylon_rl.store.database import open_database
+
+    with open_database(load_settings()) as database, database.connect() as connection:
+        ab_tests.stop(connection, name, author_of(reason))
+        _show(ab_tests.report(connection, name), as_json)
+
+
+def _show(report: Any, as_json: bool) -> None:
+    document = report.document
+
+    def render(out: Any) -> None:
+        columns = ["version", "share %", "agents", "hours", "P&L $/agent-hour", "interval"]
+        out.print(table(f"A/B test {report.test.name}, {report.test.state}", columns, [list(arm.values()) for arm in document["arms"]]))
+        for sentence in (report.verdict, f"Agents by arm: {report.sample_ratio}.", document["spillover"]):
+            out.print(sentence, markup=False)
+
+    emit(document, render, as_json)

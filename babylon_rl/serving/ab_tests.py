@@ -1,0 +1,201 @@
+"""A/B tests: versions on live agents, each agent in one arm for as long as the test runs, compared hour by hour.
+
+An agent's hour counts as its P&L less the mean of all arms in the same hour: the arms trade the same hours, so what the market gave to all
+of them falls out. Agents are the units (statistics/live.py), and every interval holds at every look. Left out: an agent's hours with
+several versions, and hours in which an arm has nobody.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from babylon_rl.errors import ReleaseRefused, UsageError
+from babylon_rl.evaluation.statistics import CONFIDENCE, LiveInterval, SampleRatio, live_comparison, live_sample_ratio, mean_interval
+from babylon_rl.serving.releases import Author
+from babylon_rl.store.ab_tests import ABTest, assigned_agents, end_test, insert_test, read_tests
+from babylon_rl.store.connection import Connection, own_transaction
+from babylon_rl.store.live_usage import AgentHour, read_agent_hours
+from babylon_rl.store.registry import read_models
+from babylon_rl.store.releases import BASE, lock_releases
+from babylon_rl.windows import window_of
+
+SPILLOVER = (
+    "All arms trade in the same markets and move each other's prices: what one arm earns another may have lost, so the difference between "
+    "two arms is not what replacing one by the other for all agents would bring."
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm: ``hours`` are P&L in dollars by agent, ``paired`` the same less the mean of all arms in the hour."""
+
+    name: str
+    share: float
+    hours: Mapping[str, Sequence[float]]
+    paired: Mapping[str, Sequence[float]]
+    windows: int
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """This arm as a JSON-ready dict; ``interval`` of its P&L an agent-hour is for one look."""
+        values = [value for own in self.hours.values() for value in own]
+        agents = [agent for agent, own in self.hours.items() for _ in own]
+        pnl = mean_interval(values, clusters=agents) if values else None
+        interval = None if pnl is None else [_finite(pnl.low), _finite(pnl.high)]
+        document = {"version": self.name, "share": self.share, "agents": len(self.hours), "windows": self.windows}
+        return document | {"pnl": None if pnl is None else round(pnl.mean, 4), "interval": interval}
+
+
+@dataclass(frozen=True)
+class ABReport:
+    """A test's arms, the difference of each to the first, whether agents came as assigned, and the verdict in a sentence."""
+
+    test: ABTest
+    arms: Sequence[Arm]
+    differences: Mapping[str, LiveInterval]
+    sample_ratio: SampleRatio
+    verdict: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The report as a JSON-ready dict; ``difference`` is that of the second arm."""
+        found = {
+            name: {"mean": round(one.mean, 4), "low": _finite(one.low), "high": _finite(one.high), "p": one.p, "agents": one.count}
+            for name, one in self.differences.items()
+        }
+        ratio = self.sample_ratio
+        return {
+            "name": self.test.name, "state": self.test.state, "startedAt": self.test.started_at.isoformat() + "Z",
+            "arms": [arm.document for arm in self.arms], "difference": next(iter(found.values()), None), "differences": found,
+            "sampleRatio": {"counts": list(ratio.counts), "expected": list(ratio.expected), "p": ratio.p, "mismatch": ratio.mismatch},
+            "spillover": SPILLOVER, "verdict": self.verdict,
+        }  # fmt: skip
+
+
+def start(
+    connection: Connection, name: str, arms: Sequence[str], shares: Sequence[float], expected_effect_usd: float, author: Author
+) -> ABTest:
+    """Start a test of versions (or base) with their percent of all agents.
+
+    Raises:
+        UsageError: the arms or shares make no sense.
+        ReleaseRefused: a version cannot be asked, or another test runs.
+    """
+    if len(arms) < 2 or len(arms) != len(set(arms)) or len(arms) != len(shares):
+        raise UsageError("Give two or more different versions and a share for each: --versions v1.0.0,v1.0.1 --shares 50,50.")
+    if any(share <= 0 for share in shares) or sum(shares) > 100 or expected_effect_usd <= 0:
+        raise UsageError("Shares are percents above 0 whose sum is at most 100, and the expected effect is above 0.")
+    with own_transaction(connection):
+        lock_releases(connection)
+        models, tests = {model.version: model for model in read_models(connection)}, read_tests(connection)
+        for arm in arms:
+            model = models.get(arm)
+            if arm != BASE and (model is None or model.status in ("training", "failed") or model.pruned_at is not None):
+                raise ReleaseRefused(f"{arm} cannot be asked: it is {'not registered' if model is None else model.shown_status}.")
+        running = next((test.name for test in tests if test.state == "running"), None)
+        if running is not None:
+            raise ReleaseRefused(f"The A/B test {running} runs, and only one does at a time: `babylon-rl ab stop {running}` ends it.")
+        if any(test.name == name for test in tests):
+            raise ReleaseRefused(f"There has been an A/B test {name}: choose another name, which also assigns agents anew.")
+        insert_test(connection, name, arms, shares, expected_effect_usd, author.who, author.why, author.now)
+        return _required(connection, name)
+
+
+def stop(connection: Connection, name: str, author: Author) -> ABTest:
+    """Stop a running test; its agents follow the rollouts again.
+
+    Raises:
+        ReleaseRefused: it does not run.
+    """
+    with own_transaction(connection):
+        lock_releases(connection)
+        if not end_test(connection, name, author.who, author.why, author.now):
+            raise ReleaseRefused(f"There is no running A/B test {name}.")
+        return _required(connection, name)
+
+
+def report(connection: Connection, name: str) -> ABReport:
+    """Compare the arms of a test by all hours that have been read.
+
+    Raises:
+        ReleaseRefused: there is no such test.
+    """
+    test = _required(connection, name)
+    assigned = assigned_agents(connection, test.started_at, test.stopped_at)
+    hours = read_agent_hours(connection, test.started_at)
+    if test.stopped_at is not None:
+        hours = [hour for hour in hours if hour.window < window_of(test.stopped_at)]
+    arms = _arms(test, hours)
+    counts = [assigned.get(None if arm == BASE else arm, 0) for arm in test.arms]
+    ratio, found = live_sample_ratio(counts, test.shares), differences(test, arms)
+    return ABReport(test, arms, found, ratio, _verdict(test, found, ratio))
+
+
+def differences(test: ABTest, arms: Sequence[Arm]) -> dict[str, LiveInterval]:
+    """The difference of each arm to the first in dollars an agent-hour; with several, intervals keep 95 % over all (Bonferroni)."""
+    first, *others = arms
+    confidence = 1 - (1 - CONFIDENCE) / len(others)
+    return {
+        arm.name: live_comparison(
+            list(arm.paired.values()), list(first.paired.values()), expected_effect=test.expected_effect_usd, confidence=confidence
+        )
+        for arm in others
+        if arm.paired and first.paired
+    }
+
+
+def course(report: ABReport) -> dict[str, list[float]]:
+    """The cumulative mean P&L an agent-hour of each arm, hour after hour, for a plot."""
+    lines = {}
+    for arm in report.arms:
+        longest = max((len(own) for own in arm.hours.values()), default=0)
+        totals = [sum(sum(own[:count]) for own in arm.hours.values()) for count in range(1, longest + 1)]
+        played = [sum(min(count, len(own)) for own in arm.hours.values()) for count in range(1, longest + 1)]
+        lines[arm.name] = [total / number for total, number in zip(totals, played, strict=True)]
+    return lines
+
+
+def _arms(test: ABTest, hours: Sequence[AgentHour]) -> list[Arm]:
+    by_window: dict[str, dict[str, list[AgentHour]]] = {}
+    for hour in hours:
+        by_window.setdefault(hour.window, {}).setdefault(hour.version or BASE, []).append(hour)
+    common = {window: arms for window, arms in by_window.items() if all(arm in arms for arm in test.arms)}
+    made = []
+    # Each arm counts the same in the mean of its hour, whatever its share.
+    levels = {
+        window: sum(sum(hour.pnl_usd for hour in arms[arm]) / len(arms[arm]) for arm in test.arms) / len(test.arms)
+        for window, arms in common.items()
+    }
+    for arm, share in zip(test.arms, test.shares, strict=True):
+        own: dict[str, list[float]] = {}
+        paired: dict[str, list[float]] = {}
+        for window, arms in sorted(common.items()):
+            for hour in arms[arm]:
+                own.setdefault(hour.agent_id, []).append(hour.pnl_usd)
+                paired.setdefault(hour.agent_id, []).append(hour.pnl_usd - levels[window])
+        made.append(Arm(arm, share, own, paired, len(common)))
+    return made
+
+
+def _verdict(test: ABTest, found: Mapping[str, LiveInterval], ratio: SampleRatio) -> str:
+    if ratio.mismatch:
+        return f"Invalid: agents did not come as they were assigned ({ratio}). Nothing measured here can be believed."
+    if not found:
+        return "No hour yet in which every arm traded."
+    sentences = []
+    for name, one in found.items():
+        words = "is shown to earn more than" if one.low > 0 else "is shown to earn less than" if one.high < 0 else "is not told apart from"
+        sentences.append(f"{name} {words} {test.arms[0]}: {one}.")
+    return " ".join(sentences)
+
+
+def _required(connection: Connection, name: str) -> ABTest:
+    test = next((test for test in read_tests(connection) if test.name == name), None)
+    if test is None:
+        raise ReleaseRefused(f"There is no A/B test {name}; `babylon-rl ab status` lists them.")
+    return test
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
