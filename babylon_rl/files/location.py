@@ -92,7 +92,7 @@ class Location:
         top = self.path(folder)
         if self.local is not None:
             return {path.relative_to(top).as_posix() for path in Path(top).rglob("*") if path.is_file()}
-        return {found.removeprefix(f"{top}/") for found in self._fs.find(top)}
+        return {path.removeprefix(f"{top}/") for path in self._fs.find(top)}
 
     def put(self, source: Path, name: str) -> None:
         """Write a copy of a file of this machine."""

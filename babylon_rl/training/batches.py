@@ -225,19 +225,19 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
     line = [m.version for m in read_models(run.connection) if not m.foreign and m.base_model == run.batch.base_model]
     conversion = convert(run.connection, prepared.kept, settings, line)
     directory = None if parent is None else parent_checkpoint(parent, run.trainer.base_identity())
-    found = run.trainer.prepare(run.context(), conversion.sequences)
+    train_plan = run.trainer.prepare(run.context(), conversion.sequences)
     # What trains is fixed before the first iteration: what has lost its calls since may have trained, and is used with the rest.
-    windows = {episode.window for episode in prepared.kept} if begun else {one for one in conversion.by_window if found.trains(one)}
+    windows = {episode.window for episode in prepared.kept} if begun else {one for one in conversion.by_window if train_plan.trains(one)}
     plan = plan_iterations(sorted(windows), settings, run.batch.seed, run.batch.passes) if windows else []
     kept = prepared.kept
     if not begun:
-        kept = _leave_empty(run, prepared, conversion, found, plan, None if parent is None else parent.version)
+        kept = _leave_empty(run, prepared, conversion, train_plan, plan, None if parent is None else parent.version)
     # Pre-flight is on record before any refusal, payment or training.
     on_preflight(_required(run.connection, batch_id))
     if not begun:
         refuse_empty(conversion, batch_id)
-        refuse_untrainable(found, batch_id)
-    keep_budget(batch_id, settings, found, _passed(run.batch, plan), read_jobs(run.connection, batch_id))
+        refuse_untrainable(train_plan, batch_id)
+    keep_budget(batch_id, settings, train_plan, _passed(run.batch, plan), read_jobs(run.connection, batch_id))
     steps = train_iterations(run, conversion, plan, directory, on_step)
     return publish_and_register(run, kept, steps, None if parent is None else parent.version, settings, conversion.sequences)
 
@@ -265,26 +265,26 @@ def _parent(run: BatchRun, settings: Settings) -> Model | None:
 
 
 def _leave_empty(
-    run: BatchRun, prepared: Prepared, conversion: Conversion, found: TrainPlan, plan: Sequence[Sequence[str]], parent: str | None
+    run: BatchRun, prepared: Prepared, conversion: Conversion, train_plan: TrainPlan, plan: Sequence[Sequence[str]], parent: str | None
 ) -> list[BatchEpisode]:
     """Return the episodes that train; the others leave the batch.
 
     An episode leaves without a sequence, or in an hour without a trainable token.
     """
     counted = [
-        replace(episode, sequences=number, dropped=NO_SEQUENCE if not number else None if found.trains(episode.window) else NO_TOKEN)
+        replace(episode, sequences=number, dropped=NO_SEQUENCE if not number else None if train_plan.trains(episode.window) else NO_TOKEN)
         for episode in prepared.kept
         for number in [conversion.per_episode[episode.window, episode.agent_id]]
     ]
     left = Counter(prepared.dropped_groups.values())
-    trained = {sequence.trajectory_id for sequence in conversion.sequences} if found.trajectories is None else found.trajectories
+    trained = {sequence.trajectory_id for sequence in conversion.sequences} if train_plan.trajectories is None else train_plan.trajectories
     counted = [replace(episode, trained_ids=[one for one in episode.trajectory_ids if one in trained]) for episode in counted]
     # Judgements, contributions and pre-flight are written in one transaction.
     with own_transaction(run.connection):
         advance_batch(run.connection, run.batch.batch_id, run.attempt, TRAIN, run.clock.now())
         write_judgements(run.connection, run.batch.batch_id, counted)
         write_contributions(run.connection, run.batch.batch_id, trained)
-        document = preflight_document(conversion, counted, left, found, _passed(run.batch, plan))
+        document = preflight_document(conversion, counted, left, train_plan, _passed(run.batch, plan))
         write_preflight(run.connection, run.batch.batch_id, document, parent)
     return [episode for episode in counted if episode.dropped is None]
 

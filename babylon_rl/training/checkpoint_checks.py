@@ -56,8 +56,8 @@ def by_a_trainer(look: Callable[["Finished"], CheckpointVerdict]) -> Callable[["
     """Skip a check for dry runs, whose loss and tokens are no measurements."""
 
     @functools.wraps(look)
-    def verdict(found: Finished) -> CheckpointVerdict:
-        return not_measured(DRY_WORDS) if found.batch.backend == DRY_BASE_MODEL else look(found)
+    def verdict(finished: Finished) -> CheckpointVerdict:
+        return not_measured(DRY_WORDS) if finished.batch.backend == DRY_BASE_MODEL else look(finished)
 
     return verdict
 
@@ -82,11 +82,11 @@ def read_finished(connection: Connection, batch_id: str) -> Finished | None:
     return Finished(batch, model_of_batch(connection, batch_id), steps, kept)
 
 
-def whole(found: Finished) -> CheckpointVerdict:
+def whole(finished: Finished) -> CheckpointVerdict:
     """Check the checkpoint's files against their checksums."""
-    model = found.model
+    model = finished.model
     if model is None or model.checkpoint is None:
-        return CheckpointVerdict(False, f"{found.batch.batch_id} has registered no checkpoint.")
+        return CheckpointVerdict(False, f"{finished.batch.batch_id} has registered no checkpoint.")
     if model.pruned_at is not None:
         return not_measured(f"{model.version} was pruned on {model.pruned_at:%Y-%m-%d}, as newer checkpoints took its place.")
     try:
@@ -96,18 +96,18 @@ def whole(found: Finished) -> CheckpointVerdict:
     return CheckpointVerdict(True, f"{model.version} is whole.")
 
 
-def complete(found: Finished) -> CheckpointVerdict:
+def complete(finished: Finished) -> CheckpointVerdict:
     """Check that every planned iteration is on record."""
-    asked = iterations_of(found.batch)
-    done = [step.iteration for step in found.steps]
+    asked = iterations_of(finished.batch)
+    done = [step.iteration for step in finished.steps]
     missing = [number for number in range(1, asked + 1) if number not in done]
     return CheckpointVerdict(not missing, f"{len(done)} of {asked} iterations are complete.", {"iterations": len(done), "missing": missing})
 
 
 @by_a_trainer
-def finite(found: Finished) -> CheckpointVerdict:
+def finite(finished: Finished) -> CheckpointVerdict:
     """Check that the loss of every iteration is finite."""
-    losses = {step.iteration: step.loss for step in found.steps}
+    losses = {step.iteration: step.loss for step in finished.steps}
     unknown = [iteration for iteration, loss in losses.items() if loss is None]
     bad = [iteration for iteration, loss in losses.items() if loss is not None and not math.isfinite(loss)]
     if unknown and not bad:
@@ -117,9 +117,9 @@ def finite(found: Finished) -> CheckpointVerdict:
 
 
 @by_a_trainer
-def falling(found: Finished) -> CheckpointVerdict:
+def falling(finished: Finished) -> CheckpointVerdict:
     """Check that the loss of the later half of the iterations is below that of the earlier half."""
-    losses = [step.loss for step in found.steps if step.loss is not None]
+    losses = [step.loss for step in finished.steps if step.loss is not None]
     if len(losses) < 2:
         return not_measured("with the loss of one iteration there is no trend.")
     half = len(losses) // 2
@@ -132,9 +132,9 @@ def falling(found: Finished) -> CheckpointVerdict:
     )
 
 
-def spread(found: Finished) -> CheckpointVerdict:
+def spread(finished: Finished) -> CheckpointVerdict:
     """Check that the scores in every trained group differ."""
-    spreads = group_spreads(found.episodes)
+    spreads = group_spreads(finished.episodes)
     flat = sum(one < NO_SPREAD for one in spreads)
     if not spreads:
         return CheckpointVerdict(False, "No group is in the batch.")
@@ -143,22 +143,22 @@ def spread(found: Finished) -> CheckpointVerdict:
 
 
 @by_a_trainer
-def trainable(found: Finished) -> CheckpointVerdict:
+def trainable(finished: Finished) -> CheckpointVerdict:
     """Check that every iteration had trainable tokens."""
-    without = [step.iteration for step in found.steps if not step.trainable_tokens]
-    tokens = sum(step.trainable_tokens or 0 for step in found.steps)
-    words = f"{tokens:,} trainable tokens in {len(found.steps)} iterations" + (f", none in {without}." if without else ".")
-    return CheckpointVerdict(bool(found.steps) and not without, words, {"trainable_tokens": tokens})
+    without = [step.iteration for step in finished.steps if not step.trainable_tokens]
+    tokens = sum(step.trainable_tokens or 0 for step in finished.steps)
+    words = f"{tokens:,} trainable tokens in {len(finished.steps)} iterations" + (f", none in {without}." if without else ".")
+    return CheckpointVerdict(bool(finished.steps) and not without, words, {"trainable_tokens": tokens})
 
 
 @by_a_trainer
-def in_bounds(found: Finished) -> CheckpointVerdict:
+def in_bounds(finished: Finished) -> CheckpointVerdict:
     """Check KL from the base and the largest action share, where the backend measures them."""
-    metrics = dict(found.steps[-1].metrics or {}) if found.steps else {}
+    metrics = dict(finished.steps[-1].metrics or {}) if finished.steps else {}
     bounds = {"kl": KL_BOUND, "topActionShare": COLLAPSED_SHARE}
     measured = {name: float(metrics[name]) for name in bounds if name in metrics}
     if not measured:
-        return not_measured(f"the backend {found.batch.backend} tells neither KL nor the shares of actions.")
+        return not_measured(f"the backend {finished.batch.backend} tells neither KL nor the shares of actions.")
     beyond = {name: value for name, value in measured.items() if not value <= bounds[name]}
     words = ", ".join(f"{name} {value:.3f} (bound {bounds[name]:g})" for name, value in measured.items())
     missing = [name for name in bounds if name not in measured]
@@ -166,16 +166,16 @@ def in_bounds(found: Finished) -> CheckpointVerdict:
     return CheckpointVerdict(not beyond, f"{words}{unmeasured}.", measured)
 
 
-def no_leakage(connection: Connection, found: Finished, settings: Settings) -> CheckpointVerdict:
+def no_leakage(connection: Connection, finished: Finished, settings: Settings) -> CheckpointVerdict:
     """Convert the trained episodes again and check for leaks known by now.
 
     Each episode must give the same number of sequences as in the training.
     """
-    effective = settings.model_copy(update=dict(found.batch.settings))
-    line = _line_then(connection, found)
-    again = convert(connection, found.episodes, effective, line)
+    effective = settings.model_copy(update=dict(finished.batch.settings))
+    line = _line_then(connection, finished)
+    again = convert(connection, finished.episodes, effective, line)
     # Episodes with fewer sequences than before are converted alone, to count leaks.
-    fewer = [(e, (e.sequences or 0) - again.per_episode[e.window, e.agent_id]) for e in found.episodes]
+    fewer = [(e, (e.sequences or 0) - again.per_episode[e.window, e.agent_id]) for e in finished.episodes]
     short = [episode for episode, number in fewer if number > 0]
     read, missing = len(again.sequences), sum(number for _, number in fewer if number > 0)
     leaked = min(missing, convert(connection, short, effective, line).left_out.get(LEAK, 0)) if short else 0
@@ -191,18 +191,18 @@ def no_leakage(connection: Connection, found: Finished, settings: Settings) -> C
     return CheckpointVerdict(read > 0, words if read else "No sequence of it can be read any more.", numbers)
 
 
-def _line_then(connection: Connection, found: Finished) -> list[str]:
+def _line_then(connection: Connection, finished: Finished) -> list[str]:
     """Versions of the line when the batch was trained, newest first; they define staleness."""
-    made = None if found.model is None else found.model.created_at
-    line = [model for model in read_models(connection) if not model.foreign and model.base_model == found.batch.base_model]
+    made = None if finished.model is None else finished.model.created_at
+    line = [model for model in read_models(connection) if not model.foreign and model.base_model == finished.batch.base_model]
     return [model.version for model in line if made is None or model.created_at < made]
 
 
-def answers(connection: Connection, found: Finished, settings: Settings) -> CheckpointVerdict:
+def answers(connection: Connection, finished: Finished, settings: Settings) -> CheckpointVerdict:
     """Check that the checkpoint answers its first training prompt, loaded here or at its service."""
-    model = found.model
+    model = finished.model
     if model is None or model.checkpoint is None:
-        return CheckpointVerdict(False, f"{found.batch.batch_id} has registered no checkpoint.")
+        return CheckpointVerdict(False, f"{finished.batch.batch_id} has registered no checkpoint.")
     directory = Path(model.checkpoint)
     if model.base_model == DRY_BASE_MODEL:
         return not_measured(DRY_WORDS)
@@ -213,25 +213,25 @@ def answers(connection: Connection, found: Finished, settings: Settings) -> Chec
         remote = read_remote(directory)
         if remote is not None:
             verify(directory)
-            return _asked(connection, found, model.version, remote.service, address_of(settings, model.version, directory), settings)
-        if found.batch.backend != "cpu":
+            return _asked(connection, finished, model.version, remote.service, address_of(settings, model.version, directory), settings)
+        if finished.batch.backend != "cpu":
             return not_measured(f"{model.base_model} is not loaded for a check; serve it and ask it by hand.")
-        return _answer(connection, found, model.version, directory, settings)
+        return _answer(connection, finished, model.version, directory, settings)
     except BabylonError as unusable:
         return CheckpointVerdict(False, f"{model.version} does not load and answer: {unusable}")
 
 
-def _first_sequence(connection: Connection, found: Finished, settings: Settings) -> TrainSequence | None:
-    first = replace(found.episodes[0], trajectory_ids=found.episodes[0].trajectory_ids[:1])
-    return next(iter(convert(connection, [first], settings.model_copy(update=dict(found.batch.settings))).sequences), None)
+def _first_sequence(connection: Connection, finished: Finished, settings: Settings) -> TrainSequence | None:
+    first = replace(finished.episodes[0], trajectory_ids=finished.episodes[0].trajectory_ids[:1])
+    return next(iter(convert(connection, [first], settings.model_copy(update=dict(finished.batch.settings))).sequences), None)
 
 
 def _asked(
-    connection: Connection, found: Finished, version: str, service: str, address: ModelAddress, settings: Settings
+    connection: Connection, finished: Finished, version: str, service: str, address: ModelAddress, settings: Settings
 ) -> CheckpointVerdict:
     if address.needs:
         return not_measured(f"{version} lies at {service}, and there is no {address.needs} to ask it with.")
-    sequence = _first_sequence(connection, found, settings)
+    sequence = _first_sequence(connection, finished, settings)
     connection.commit()  # nothing stays open while the service thinks
     messages = [{"role": "user", "content": QUESTION}] if sequence is None else list(sequence.messages)
     answer_format = None if sequence is None else sequence.response_format
@@ -240,12 +240,12 @@ def _asked(
     return CheckpointVerdict(bool(answer.text.strip()), f"{version} answered {answer.text[:120]!r} at {address.url}.")
 
 
-def _answer(connection: Connection, found: Finished, version: str, directory: Path, settings: Settings) -> CheckpointVerdict:
+def _answer(connection: Connection, finished: Finished, version: str, directory: Path, settings: Settings) -> CheckpointVerdict:
     from babylon_rl.models.policy import CompletionRequest, Policy
 
     base_dir = base_model_dir(settings)
     verify(directory, base_dir)
-    sequence = _first_sequence(connection, found, settings)
+    sequence = _first_sequence(connection, finished, settings)
     policy = Policy.load(base_dir, directory, adapter_name=version)
     request = CompletionRequest([{"role": "user", "content": QUESTION}], temperature=0.0, max_tokens=16, adapter=version)
     if sequence is not None:

@@ -93,8 +93,8 @@ def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: 
                 group = list(own)
                 secrets = hour_secrets(connection, outcomes[window], [i for episode in group for i in episode.trajectory_ids])
                 for episode in group:
-                    found = [served.pop(i) for i in episode.trajectory_ids if i in served and served[i].window == window]
-                    calls = [call for trajectory in found for call in trajectory.sequences]
+                    trajectories = [served.pop(i) for i in episode.trajectory_ids if i in served and served[i].window == window]
+                    calls = [call for trajectory in trajectories for call in trajectory.sequences]
                     kept = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
                     per_episode[window, episode.agent_id] = len(kept)
                     places.setdefault(window, []).extend(spill.write(_sequence(call, episode, len(kept)) for call in kept))

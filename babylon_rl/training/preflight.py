@@ -153,38 +153,38 @@ def refused_lately(connection: Connection, settings: Settings, now: datetime) ->
     )
 
 
-def preflight_lines(found: Mapping[str, Any], parent: str) -> list[str]:
+def preflight_lines(document: Mapping[str, Any], parent: str) -> list[str]:
     """Format a stored document as lines: what trains, from which parent, what was left out and why."""
-    tokens = found.get("trainableTokens")
+    tokens = document.get("trainableTokens")
     counted = "tokens counted while training" if tokens is None else f"{tokens:,} trainable tokens"
     lines = [
-        f"Training on {found['sequences']} sequences of {found['episodes']} episodes in {found['groups']} groups "
-        f"({found['scriptedShare']:.0%} scripted, {found['logprobShare']:.0%} with logprobs), {counted}, from {parent}"
+        f"Training on {document['sequences']} sequences of {document['episodes']} episodes in {document['groups']} groups "
+        f"({document['scriptedShare']:.0%} scripted, {document['logprobShare']:.0%} with logprobs), {counted}, from {parent}"
     ]
-    often = found.get("timesTrained")
+    often = document.get("timesTrained")
     if often is not None:
         times = _times(often["max"]) if often["min"] == often["max"] else f"{often['min']} to {often['max']} times"
-        lines.append(f"  {_counted(found['iterations'], 'iteration')}; each trajectory trains {times} (EPOCHS)")
+        lines.append(f"  {_counted(document['iterations'], 'iteration')}; each trajectory trains {times} (EPOCHS)")
     # Optional facts follow; documents of older batches lack some.
-    baseline = found.get("baselineOnly") or {"trajectories": 0}
+    baseline = document.get("baselineOnly") or {"trajectories": 0}
     if baseline["trajectories"]:
         lines.append(
             f"  Baseline only: {baseline['trajectories']} trajectories of {_counted(baseline['episodes'], 'episode')}; nothing of them "
             "trains, and they are not marked as used"
         )
-    spread = found.get("spread")
+    spread = document.get("spread")
     if spread is not None:
         lines.append(f"  Spread of scores in a group: {spread['min']:.3f} to {spread['max']:.3f}, mean {spread['mean']:.3f}")
-    if found["stalenessVersions"]:
-        ages = (f"{number} x {age}" for age, number in sorted(found["stalenessVersions"].items()))
+    if document["stalenessVersions"]:
+        ages = (f"{number} x {age}" for age, number in sorted(document["stalenessVersions"].items()))
         lines.append(f"  Staleness in versions: {', '.join(ages)}")
-    if found.get("estimatedUsd") is not None:
-        lines.append(f"  Estimated cost: ${found['estimatedUsd']:.2f}")
-    if found.get("ignoredSettings"):
-        lines.append(f"  Not taken by this backend: {', '.join(found['ignoredSettings'])}")
-    lines += [f"  Left out: {_counted(number, 'sequence')} ({reason})" for reason, number in found["leftOut"].items()]
-    lines += [f"  Left out: {_counted(number, 'group')} ({reason})" for reason, number in found["groupsDropped"].items()]
-    return lines + [f"  Not trained: {number} sequences {reason}" for reason, number in (found.get("untrained") or {}).items()]
+    if document.get("estimatedUsd") is not None:
+        lines.append(f"  Estimated cost: ${document['estimatedUsd']:.2f}")
+    if document.get("ignoredSettings"):
+        lines.append(f"  Not taken by this backend: {', '.join(document['ignoredSettings'])}")
+    lines += [f"  Left out: {_counted(number, 'sequence')} ({reason})" for reason, number in document["leftOut"].items()]
+    lines += [f"  Left out: {_counted(number, 'group')} ({reason})" for reason, number in document["groupsDropped"].items()]
+    return lines + [f"  Not trained: {number} sequences {reason}" for reason, number in (document.get("untrained") or {}).items()]
 
 
 def _times(number: int) -> str:

@@ -183,8 +183,8 @@ def _logprobs(model: Any, ids: list[int]) -> "Tensor":
 
 def find_version(models: list[Model], version: str) -> Model:
     """Find a registered version by name. Raises UsageError that lists the registered ones."""
-    found = next((model for model in models if version in (model.version, model.model_id)), None)
-    if found is None:
+    registered = next((model for model in models if version in (model.version, model.model_id)), None)
+    if registered is None:
         known = ", ".join(model.version for model in models[:10]) or "none yet"
         raise UsageError(f"There is no registered version {version!r}; there are: {known}.")
-    return found
+    return registered

@@ -33,7 +33,7 @@ SHORT_ROW = 768
 TOKENS_AT_ONCE = 1024  # of rows that are computed side by side: together they need no more memory than the longest row alone
 
 Spot = tuple[int, int, int]  # member of the pack, item, response token
-Found = TypeVar("Found")
+Computed = TypeVar("Computed")
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,12 @@ class PackedPolicy:
         self.head: Tensor = self._causal.get_output_embeddings().weight
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
-    def each(self, packs: Sequence[Pack], compute: Callable[[Pack], Found]) -> list[Found]:
+    def each(self, packs: Sequence[Pack], compute: Callable[[Pack], Computed]) -> list[Computed]:
         """Apply ``compute`` to every pack and return the results in order.
 
         The results do not depend on the number of threads; ``compute`` may call ``hidden``.
         """
-        found: dict[int, Found] = {}
+        results: dict[int, Computed] = {}
         for attention in ("eager", "sdpa"):  # the model's, so of all that runs at once
             places = [place for place, one in enumerate(packs) if (one.tokens <= SHORT_ROW) == (attention == "eager")]
             if not places:
@@ -147,8 +147,8 @@ class PackedPolicy:
             # Parallel rows together stay within the memory of the longest single row.
             at_once = max(1, min(self._threads, TOKENS_AT_ONCE // max(packs[place].tokens for place in places)))
             with ThreadPoolExecutor(at_once) as threads:
-                found |= zip(places, threads.map(lambda place: compute(packs[place]), places), strict=True)
-        return [found[place] for place in range(len(packs))]
+                results |= zip(places, threads.map(lambda place: compute(packs[place]), places), strict=True)
+        return [results[place] for place in range(len(packs))]
 
     def hidden(self, one: Pack, items: Sequence[Item], spots: Sequence[Spot]) -> "Tensor":
         """[N, D] hidden states that predict the tokens at N spots of a pack; called within ``each``."""

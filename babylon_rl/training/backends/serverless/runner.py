@@ -388,9 +388,9 @@ def failure_of(job: RemoteJob) -> TrainingError:
     return TrainingError(f"{message} Freeze a new batch with `babylon-rl train`.")
 
 
-def _elsewhere(found: RemoteJob, job: RemoteJob) -> str:
+def _elsewhere(posted: RemoteJob, job: RemoteJob) -> str:
     return (
-        f"{_of(found)} was posted to {found.model} at {found.service}, and the settings name {job.model} at {job.service}. "
+        f"{_of(posted)} was posted to {posted.model} at {posted.service}, and the settings name {job.model} at {job.service}. "
         "Set SERVERLESS_BASE_URL, WANDB_ENTITY, WANDB_PROJECT and WANDB_API_KEY back to what they were; the batch goes on there."
     )
 
