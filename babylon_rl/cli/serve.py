@@ -22,7 +22,7 @@ def serve_model(
     port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8000,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: OMP_NUM_THREADS, or all cores, at most 4.", min=1)] = None,
 ) -> None:
-    """Serve the base model and, under its version's name, a checkpoint."""
+    """Serve the base model and every checkpoint here under its version's name, those that are published later too."""
     from babylon_rl.models import base_model, checkpoints, server
     from babylon_rl.models.policy import Policy
     from babylon_rl.models.threads import set_threads
@@ -44,7 +44,15 @@ def serve_model(
     policy = Policy.load(base_dir)
     if version != server.BASE_MODEL_NAME:
         policy.add_adapter(version, checkpoint)
-    server.serve(policy, bound, _announce)
+
+    def published(name: str) -> Path | None:
+        directory = settings.home / "checkpoints" / name
+        if name.startswith(".") or "/" in name or not directory.is_dir() or checkpoints.read_remote(directory) is not None:
+            return None
+        checkpoints.verify(directory, base_dir)
+        return directory
+
+    server.serve(policy, bound, _announce, published)
 
 
 def _refuse_remote(version: str, checkpoint: Path) -> None:

@@ -1,7 +1,8 @@
 """OpenAI-compatible server for a base model and its checkpoints: /v1/chat/completions, /v1/models, /health.
 
 Waiting requests are answered together: one worker thread takes all that arrived (after a linger of a few milliseconds) as one batch of the
-policy. Streaming, several choices, top_p and tools are deliberately not supported.
+policy, whichever adapters they ask for. A version that is published while the server runs is loaded when it is first asked for. A stream
+is sent once its answer is complete. Several choices, top_p and tools are deliberately not supported.
 """
 
 import asyncio
@@ -21,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from babylon_rl.errors import ModelUnavailable, UsageError
+from babylon_rl.errors import ModelError, ModelUnavailable, UsageError
 from babylon_rl.models.policy import Completion, CompletionRequest, Policy
 from babylon_rl.models.threads import set_threads
 
@@ -35,6 +36,7 @@ BASE_MODEL_NAME = "base"
 BATCH_LIMIT = 32
 LINGER_S = 0.005
 DEFAULT_MAX_TOKENS = 256
+FindAdapter = Callable[[str], Path | None]
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
@@ -64,8 +66,9 @@ class ChatBody(msgspec.Struct, frozen=True):
 class Batcher:
     """Collects requests from the event loop and answers them in batches on one thread."""
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+    def __init__(self, policy: Policy, find_adapter: FindAdapter) -> None:
+        self._policy, self._find_adapter = policy, find_adapter
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="policy")
         self._queue: asyncio.Queue[tuple[CompletionRequest, asyncio.Future[Completion]]] = asyncio.Queue()
 
     async def complete(self, request: CompletionRequest) -> Completion:
@@ -74,8 +77,32 @@ class Batcher:
         await self._queue.put((request, answer))
         return await answer
 
-    async def run(self, executor: ThreadPoolExecutor) -> None:
+    async def serves(self, name: str) -> bool:
+        """Return True if requests may name this model; an adapter that is not loaded yet is loaded between two batches.
+
+        Raises:
+            ModelError: its files are damaged, or of another base.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._load, name) if not self._is_loaded(name) else True
+
+    def _is_loaded(self, name: str) -> bool:
+        return name == BASE_MODEL_NAME or name in self._policy.adapters
+
+    def _load(self, name: str) -> bool:
+        # Asked again in the policy's own thread: another request may have loaded it meanwhile.
+        if not self._is_loaded(name):
+            directory = self._find_adapter(name)
+            if directory is None:
+                return False
+            self._policy.add_adapter(name, directory)
+        return True
+
+    async def run(self) -> None:
         """Serve until cancelled."""
+        with self._executor:
+            await self._run()
+
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             waiting = [await self._queue.get()]
@@ -84,7 +111,7 @@ class Batcher:
             while len(waiting) < BATCH_LIMIT and not self._queue.empty():
                 waiting.append(self._queue.get_nowait())
             batch = [(request, answer) for request, answer in waiting if not answer.cancelled()]
-            done = await asyncio.wait([loop.run_in_executor(executor, self._policy.complete, [request for request, _ in batch])])
+            done = await asyncio.wait([loop.run_in_executor(self._executor, self._policy.complete, [request for request, _ in batch])])
             outcome = done[0].pop()
             # A failed batch fails every request in it; cancelled ones are skipped.
             for index, (_, answer) in enumerate(batch):
@@ -96,10 +123,16 @@ class Batcher:
                     answer.set_result(outcome.result()[index])
 
 
-def create_app(policy: Policy, adapters: Mapping[str, Path] | None = None, clock: Callable[[], float] = time.time) -> Starlette:
+def create_app(
+    policy: Policy,
+    adapters: Mapping[str, Path] | None = None,
+    clock: Callable[[], float] = time.time,
+    find_adapter: FindAdapter = lambda name: None,
+) -> Starlette:
     """Create the application; the model name ``base`` is the base model, every other name an adapter.
 
-    ``adapters`` (name -> checkpoint directory) are loaded first when the policy does not have them.
+    ``adapters`` (name -> checkpoint directory) are loaded first when the policy does not have them; ``find_adapter`` gives the directory
+    of one that is asked for later, None if there is none.
 
     Raises:
         ModelUnavailable: an adapter cannot be loaded.
@@ -107,22 +140,25 @@ def create_app(policy: Policy, adapters: Mapping[str, Path] | None = None, clock
     for name, directory in (adapters or {}).items():
         if name not in policy.adapters:
             policy.add_adapter(name, directory)
-    batcher = Batcher(policy)
+    batcher = Batcher(policy, find_adapter)
     started = int(clock())
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        with ThreadPoolExecutor(1, thread_name_prefix="policy") as executor:
-            worker = asyncio.create_task(batcher.run(executor))
-            yield
-            worker.cancel()
+        worker = asyncio.create_task(batcher.run())
+        yield
+        worker.cancel()
 
-    async def chat(request: Request) -> JSONResponse:
+    async def chat(request: Request) -> Response:
         try:
             body = msgspec.json.decode(await request.body(), type=ChatBody)
         except (msgspec.MsgspecError, UnicodeDecodeError) as invalid:
             return _refusal(400, f"The request is not a chat completion: {invalid}")
-        if body.model != BASE_MODEL_NAME and body.model not in policy.adapters:
+        try:
+            served = await batcher.serves(body.model)
+        except ModelError as damaged:
+            return _refusal(404, str(damaged), "model_not_found")
+        if not served:
             known = ", ".join((BASE_MODEL_NAME, *policy.adapters))
             return _refusal(404, f"The model {body.model!r} is not served here; served: {known}.", "model_not_found")
         # Invalid requests are refused before they join a batch.
@@ -131,7 +167,8 @@ def create_app(policy: Policy, adapters: Mapping[str, Path] | None = None, clock
             policy.check(completion_request)
         except UsageError as refused:
             return _refusal(400, str(refused))
-        return JSONResponse(_answer(body, await batcher.complete(completion_request), policy.tokenizer, int(clock())))
+        answer = _answer(body, await batcher.complete(completion_request), policy.tokenizer, int(clock()))
+        return Response(_events(answer), media_type="text/event-stream") if body.stream else JSONResponse(answer)
 
     async def models(_: Request) -> JSONResponse:
         names = (BASE_MODEL_NAME, *policy.adapters)
@@ -165,11 +202,11 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None]) -> None:
+def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None], find_adapter: FindAdapter = lambda name: None) -> None:
     """Serve until interrupted; ``announce`` gets one JSON line, {"host", "port", "models"}, once requests are accepted."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(create_app(policy), log_level="warning", timeout_graceful_shutdown=3))
+    server = uvicorn.Server(uvicorn.Config(create_app(policy, find_adapter=find_adapter), log_level="warning", timeout_graceful_shutdown=3))
     bound.listen(512)
     host, port = bound.getsockname()[:2]
     announce(json.dumps({"host": host, "port": port, "models": [BASE_MODEL_NAME, *policy.adapters]}))
@@ -201,8 +238,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _completion_request(body: ChatBody) -> CompletionRequest:
-    if body.stream or body.n not in (None, 1) or body.top_p not in (None, 1) or body.tools:
-        raise UsageError("stream, n above 1, top_p below 1 and tools are not served here.")
+    if body.n not in (None, 1) or body.top_p not in (None, 1) or body.tools:
+        raise UsageError("n above 1, top_p below 1 and tools are not served here.")
     if not body.messages:
         raise UsageError("messages is empty.")
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
@@ -241,6 +278,16 @@ def _answer(body: ChatBody, completion: Completion, tokenizer: "PreTrainedTokeni
         "choices": [choice],
         "usage": {"prompt_tokens": completion.prompt_tokens, "completion_tokens": used, "total_tokens": completion.prompt_tokens + used},
     }
+
+
+def _events(answer: dict[str, Any]) -> bytes:
+    """A whole answer as a stream of three events."""
+    (choice,) = answer["choices"]
+    last = {"index": 0, "delta": {}, "finish_reason": choice["finish_reason"], "logprobs": None}
+    first = last | {"delta": choice["message"], "finish_reason": None, "logprobs": choice["logprobs"]}
+    chunks = [answer | {"object": "chat.completion.chunk", "choices": [part], "usage": None} for part in (first, last)]
+    chunks[-1]["usage"] = answer["usage"]
+    return b"".join(b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
 
 
 def _logprobs(completion: Completion, tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:

@@ -11,10 +11,13 @@ from typing import Any
 
 import httpx2
 import pytest
+import torch
+from starlette.testclient import TestClient
 
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.models.policy import CompletionRequest, Policy
+from babylon_rl.models.server import create_app
 from babylon_rl.models.server_process import RunningServer, running_server
 
 MESSAGES = [{"role": "user", "content": "The price of TESLAI rose. Decide."}]
@@ -92,7 +95,6 @@ def test_the_server_serves_what_the_policy_says(server: RunningServer, policy: P
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "string"}}}}, 400, "any string"),
         ({"temperature": -1}, 400, "temperature"),
         ({"max_tokens": 100000}, 400, "over the model's"),
-        ({"stream": True}, 400, "stream"),
         ({"n": 2}, 400, "n above 1"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "text parts"),
     ],
@@ -163,3 +165,39 @@ def _alive(pid: int) -> bool:
         return False
     status = Path(f"/proc/{pid}/stat")
     return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_a_version_that_is_published_later_is_loaded_when_it_is_asked_for_and_answers_as_alone(
+    tiny_base: Path, published: Path, trade_format: dict[str, Any]
+) -> None:
+    directories: dict[str, Path] = {}
+    app = create_app(Policy.load(tiny_base, dtype=torch.float32), find_adapter=directories.get)
+    with TestClient(app) as client:
+        body = {"messages": MESSAGES, "response_format": trade_format, "seed": 3}
+        assert client.post("/v1/chat/completions", json=body | {"model": "v1.0.0"}).status_code == 404
+        directories["v1.0.0"] = published
+        names = ("v1.0.0", "base", "v1.0.0")
+        answers = [client.post("/v1/chat/completions", json=body | {"model": name}).json() for name in names]
+        listed = [model["id"] for model in client.get("/v1/models").json()["data"]]
+    alone = Policy.load(tiny_base, published, dtype=torch.float32, adapter_name="v1.0.0")
+    for answer, adapter in zip(answers, ("v1.0.0", None, "v1.0.0"), strict=True):
+        expected = alone.complete([CompletionRequest(MESSAGES, trade_format, 1.0, 3, 256, adapter)])[0]
+        assert answer["choices"][0]["message"]["content"] == expected.text
+    assert listed == ["base", "v1.0.0"]
+
+
+def test_a_damaged_version_is_not_found_and_the_others_go_on(tiny_base: Path, tmp_path: Path) -> None:
+    app = create_app(Policy.load(tiny_base, dtype=torch.float32), find_adapter=lambda name: tmp_path if name == "v1.0.0" else None)
+    with TestClient(app) as client:
+        refused = client.post("/v1/chat/completions", json={"model": "v1.0.0", "messages": MESSAGES})
+        assert refused.status_code == 404 and "cannot be loaded" in refused.json()["error"]["message"]
+        assert client.post("/v1/chat/completions", json={"model": "base", "messages": MESSAGES, "max_tokens": 2}).status_code == 200
+
+
+def test_a_stream_is_the_whole_answer_in_events(server: RunningServer, trade_format: dict[str, Any]) -> None:
+    openai = pytest.importorskip("openai", reason="the openai package is optional")
+    with openai.OpenAI(base_url=server.url, api_key="none") as client:
+        asked: dict[str, Any] = {"model": "v1.0.0", "messages": MESSAGES, "response_format": trade_format, "seed": 5}
+        whole = client.chat.completions.create(**asked).choices[0].message.content
+        parts = list(client.chat.completions.create(**asked, stream=True))
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == whole and parts[-1].choices[0].finish_reason

@@ -133,14 +133,20 @@ def test_a_gateway_that_is_killed_loses_no_call_that_it_answered(recording: Sett
 
 
 def test_a_writer_that_is_killed_is_started_again_and_writes_nothing_twice(recording: Settings, database: Database) -> None:
-    with gateway_process(recording, database) as (process, port), Load(port) as load:
-        load.more(40)
-        killed = {child.pid for child in psutil.Process(process.pid).children()}
-        for pid in killed:
-            os.kill(pid, signal.SIGKILL)
-        load.more(40)
-        wait_for(lambda: {child.pid for child in psutil.Process(process.pid).children()} - killed, "a new writer")
-        require_each_once(database, load.answered[:80])
+    with gateway_process(recording, database) as (process, port):
+        with Load(port) as load:
+            kill_writer(process, load)
+        require_each_once(database, load.answered)
+
+
+def kill_writer(process: subprocess.Popen[str], load: Load) -> None:
+    load.more(40)
+    killed = {child.pid for child in psutil.Process(process.pid).children()}
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    load.more(40)
+    wait_for(lambda: {child.pid for child in psutil.Process(process.pid).children()} - killed, "a new writer")
+    load.more(10)
 
 
 def test_an_upstream_that_dies_fails_calls_and_is_used_again(recording: Settings, database: Database, upstream: ModelStandIn) -> None:
