@@ -74,7 +74,10 @@ class ModelStandIn:
             raise ConnectionError
         if fault == "hangs up":
             return False
-        if fault.isdigit():
+        if fault == "echo":
+            said = next(line for line in head.splitlines() if line.lower().startswith("authorization"))
+            self._write(writer, 401, "application/json", json.dumps({"error": {"message": f"no such key: {said}"}}).encode())
+        elif fault.isdigit():
             extra = "retry-after: 7\r\n" if fault == "429" else ""
             self._write(writer, int(fault), "application/json", b'{"error": {"message": "no, sk-secretsecret"}}', extra)
         elif fault == "html":
