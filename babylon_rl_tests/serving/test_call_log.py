@@ -1,8 +1,13 @@
 """Recording behind the answers: what a call becomes in the database, and that no fault loses a call or writes it twice."""
 
 import json
+import os
+import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
+import psycopg
 import pytest
 
 from babylon_rl.episodes.messages import logged_call, sequence
@@ -11,9 +16,11 @@ from babylon_rl.serving.recorded_privacy import RecordedPrivacy
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
+from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.trajectories import call_log_rows
 from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, add_version, rows, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn, completion, model_stand_in
+from babylon_rl_tests.store.servers import ROOT
 
 PLACE = {"x-babylon-agent": "a1", "x-babylon-trajectory": "t1", "x-babylon-step": "3"}
 
@@ -132,3 +139,31 @@ def test_without_recording_calls_are_counted_and_their_texts_are_nowhere(recordi
     with running_gateway(recording.model_copy(update={"record_agent_trajectories": False}), database, writes=True) as gateway:
         chat(gateway)
         assert logs(database, 1) == []
+
+
+def test_the_least_role_of_a_gateway_reads_what_is_deployed_and_writes_calls(
+    recording: Settings, database: Database, request: pytest.FixtureRequest
+) -> None:
+    names = {"role": f"pipeline-{os.getpid()}", "gateway": f"gateway-{os.getpid()}"}
+    given = [part for name, value in names.items() for part in ("-v", f"{name}={value}")]
+    psql, script = Cluster(Path()).programs / "psql", ROOT / "docs" / "howto" / "least-privilege.sql"
+    quiet = os.environ | {"PGOPTIONS": "-c client_min_messages=warning"}
+    subprocess.run([psql, "-q", "-X", *given, "-f", script, database.url], check=True, stdout=subprocess.DEVNULL, env=quiet)
+
+    def drop() -> None:
+        with psycopg.connect(database.url, autocommit=True) as owner:
+            for name in reversed(names.values()):
+                owner.execute(f'REASSIGN OWNED BY "{name}" TO CURRENT_USER')
+                owner.execute(f'DROP OWNED BY "{name}" CASCADE')
+                owner.execute(f'DROP ROLE "{name}"')
+
+    request.addfinalizer(drop)
+    with psycopg.connect(database.url) as owner:
+        owner.execute(f"""ALTER ROLE "{names["gateway"]}" PASSWORD 'x'""")
+    url = re.sub("//[^@]*@", f"//{names['gateway']}:x@", database.url)
+    with running_gateway(recording, Database(url, url), writes=True) as gateway:
+        chat(gateway)
+        (row,) = logs(database, 1)
+    assert row["metadata"]["modelVersion"] == "v1.0.0"
+    with psycopg.connect(url) as least, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        least.execute("SELECT * FROM trajectories")

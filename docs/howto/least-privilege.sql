@@ -5,7 +5,7 @@
 --   psql -c '\password babylon_rl' "$ADMIN_URL"
 --
 -- More roles, each by one more variable: -v recorder=NAME for agents that record by TrajectoryRecorder (they write rows and read
--- only their ids), -v spawner=NAME for `spawn-agents` (the pipeline's rights and those of its own agents), -v reader=NAME for people who
+-- only their ids), -v gateway=NAME for `serve gateway` (after `migrate`), -v spawner=NAME for `spawn-agents` (the pipeline's rights and those of its own agents), -v reader=NAME for people who
 -- read the views of babylon_rl in psql. docs/howto/database.md says what each grant is for.
 
 \set ON_ERROR_STOP on
@@ -69,6 +69,19 @@ GRANT SELECT, INSERT, UPDATE ON public.reward_judgments, public.training_batches
     GRANT SELECT ("virtualBalance", "lifetimePnL"), UPDATE ("virtualBalance", "lifetimePnL", "updatedAt"),
         INSERT (id, username, "displayName", "isAgent", "isTest", "virtualBalance", "createdAt", "updatedAt") ON public."User" TO :"spawner";
     GRANT INSERT ON public.trajectories, public.llm_call_logs TO :"spawner";
+\endif
+
+-- A gateway reads what is deployed and the keys, and writes calls; it sees nothing of the game.
+\if :{?gateway}
+    SELECT format('CREATE ROLE %I LOGIN', :'gateway') WHERE to_regrole(quote_ident(:'gateway')) IS NULL \gexec
+    GRANT CONNECT ON DATABASE :"database" TO :"gateway";
+    GRANT USAGE ON SCHEMA public, babylon_rl TO :"gateway";
+    GRANT INSERT ON public.llm_call_logs TO :"gateway";
+    GRANT SELECT, UPDATE ("totalInferences") ON public.trained_models TO :"gateway";
+    SELECT format('GRANT %s ON babylon_rl.%I TO %I', rights, name, :'gateway')
+    FROM (VALUES ('SELECT', 'model_lineage'), ('SELECT', 'rollouts'), ('SELECT', 'ab_tests'), ('SELECT', 'client_keys'),
+          ('UPDATE ("lastUsedAt")', 'client_keys'), ('SELECT, INSERT', 'gateway_calls')) AS needed (rights, name)
+    WHERE to_regclass('babylon_rl.' || name) IS NOT NULL \gexec
 \endif
 
 \if :{?reader}
