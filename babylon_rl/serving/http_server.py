@@ -76,9 +76,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def server_options(*, head_timeout_s: float = HEAD_TIMEOUT_S, **options: Any) -> dict[str, Any]:
+def server_options(protocol: type[LimitedProtocol] = LimitedProtocol, **options: Any) -> dict[str, Any]:
     """Return uvicorn's options for servers that strangers may reach."""
-    protocol = type("LimitedProtocol", (LimitedProtocol,), {"head_timeout_s": head_timeout_s})
     # The peer is the connection's: headers that a proxy adds are looked at where access is decided.
     hidden = {"access_log": False, "server_header": False, "proxy_headers": False}
     return {"http": protocol, "loop": "uvloop", "ws": "none", "lifespan": "on"} | hidden | options

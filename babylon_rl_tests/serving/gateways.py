@@ -18,7 +18,7 @@ from babylon_rl.models.server import bind
 from babylon_rl.serving.call_writer import call_writer
 from babylon_rl.serving.gateway import Gateway
 from babylon_rl.serving.gateway_app import create_app
-from babylon_rl.serving.http_server import server_options
+from babylon_rl.serving.http_server import LimitedProtocol, server_options
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 
@@ -76,13 +76,12 @@ def running_gateway(
 ) -> Iterator[RunningGateway]:
     """Serve until the block ends, with the writer of recorded calls if the test reads them; the server must then end in time."""
     settings = settings.model_copy(update={"database_url": SecretStr(database.url)})
+    protocol = type("ImpatientProtocol", (LimitedProtocol,), {"head_timeout_s": client_timeout_s})
     gateway = Gateway(settings, body_timeout_s=client_timeout_s)
     with call_writer(settings) if writes else nullcontext(), bind("127.0.0.1", 0) as bound:
         bound.listen(512)
         server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(gateway), **server_options(head_timeout_s=client_timeout_s, log_level="warning", timeout_graceful_shutdown=2)
-            )
+            uvicorn.Config(create_app(gateway), **server_options(protocol, log_level="warning", timeout_graceful_shutdown=2))
         )
         loops: list[asyncio.AbstractEventLoop] = []
 
