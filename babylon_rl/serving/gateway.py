@@ -71,6 +71,10 @@ class Gateway:
             await _send(send, refused.status, refused.body, [request_id, *extra])
         except ClientGone:
             pass  # nobody is there to answer; the call has its status 499
+        except Exception:
+            if exchange is not None:
+                exchange.status = 500
+            raise
         finally:
             self.open_exchanges -= 1
             if exchange is not None:

@@ -5,6 +5,8 @@ import re
 import msgspec
 
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+# At the beginning of a line: an answer's text may hold the same words.
+_CLOSED = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
 _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 DONE = b"data: [DONE]\n\n"
 
@@ -80,4 +82,4 @@ def is_finished(events: bytes) -> bool:
 
 def is_closed(events: bytes) -> bool:
     """Return True if the events hold the end of the stream."""
-    return b"data: [DONE]" in events
+    return _CLOSED.search(events) is not None

@@ -9,6 +9,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
+from babylon_rl.serving.server_sent_events import EventBuffer, has_token, is_closed, is_finished
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, add_version, running_gateway, wait_for
@@ -95,6 +96,12 @@ def test_a_stream_that_breaks_after_its_first_token_ends_as_an_error(gateway: Ru
             parts.append(part)
     assert [part.choices[0].delta.content for part in parts if part.choices[0].delta.content] == ["hold ", "your "]
     assert {part.model for part in parts} == {"v1.0.0"} and [body["model"] for body in upstream.seen] == ["v1.0.0"]
+
+
+def test_an_answer_that_says_the_words_of_the_end_does_not_end_the_stream() -> None:
+    said = b'data: {"choices": [{"index": 0, "delta": {"content": "data: [DONE]"}, "finish_reason": null}]}\n\n'
+    assert has_token(said) and not is_closed(said) and not is_finished(said)
+    assert is_closed(said + b"data: [DONE]\n\n") and EventBuffer().feed(said + b"data: [DO") == said
 
 
 def test_a_stream_without_its_last_line_is_complete_when_it_says_that_it_has_finished(
