@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -307,3 +308,29 @@ class GroupScores(msgspec.Struct, frozen=True, rename="camel"):
         """Hash of the judgement; the same inputs judged the same way give the same hash."""
         rows = [[score.agent_id, score.score, score.advantage, score.reasoning] for score in self.scores]
         return content_version([self.window, self.judge, self.judge_version, self.input_version, rows])
+
+
+class BenchmarkReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The evidence on a batch's version: a row of babylon_rl.benchmark_reports.
+
+    ``rows`` holds one object per model, ``reference`` is the version the gate compared with, ``plot_path`` the file of the picture.
+    """
+
+    batch_id: str
+    version: str
+    reference: str | None
+    decision: str
+    reason: str
+    markets: int
+    min_improvement: float
+    rows: list[dict[str, Any]]
+    table_markdown: str
+    data_version: str
+    plot_path: str | None
+    created_at: datetime
+
+    @property
+    def plot_png(self) -> bytes | None:
+        """The picture, None where its file is not on this machine."""
+        path = None if self.plot_path is None else Path(self.plot_path)
+        return path.read_bytes() if path is not None and path.is_file() else None

@@ -17,7 +17,6 @@ from typing import Any
 from babylon_rl.errors import CheckpointError
 from babylon_rl.evaluation.benchmark import evaluate_batch, record_release
 from babylon_rl.evaluation.model_sources import Serving
-from babylon_rl.evaluation.report import BenchmarkReport
 from babylon_rl.files.durable import sha256
 from babylon_rl.market.simulation.prompting import TRADER_V1
 from babylon_rl.models.base_model import base_model_dir, base_model_name
@@ -31,6 +30,7 @@ from babylon_rl.store.freezing import NewBatch, insert_batch
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.registry import NewModel, model_of_batch, next_version, register_model, version_order
 from babylon_rl.training.lifecycle import PREPARE, PUBLISH, REGISTER, TRAIN
+from babylon_rl.types import BenchmarkReport
 from babylon_rl.windows import utc_now
 from benchmarks.broken_adapters import BROKEN, make_adapter
 

@@ -77,11 +77,11 @@ def checkpoint_checks(context: dg.AssetCheckExecutionContext, babylon: dg.Resour
 )
 def gate_of_batches(context: dg.AssetCheckExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[dg.AssetCheckResult]:
     """The stored results of the gate's criteria for one batch's version."""
-    from babylon_rl.store.benchmarks import read_stored_report
+    from babylon_rl.store.benchmarks import read_report
 
     batch_id = context.partition_key
     with babylon.connection() as connection:
-        report = read_stored_report(connection, batch_id)
+        report = read_report(connection, batch_id)
     rows = () if report is None else report.rows
     criteria = next((row.get("checks", ()) for row in rows if report is not None and row["model"] == report.version), ())
     results = {check["name"]: check for check in criteria}

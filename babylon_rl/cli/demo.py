@@ -27,9 +27,9 @@ from babylon_rl.cli.demo_stages import (
 )
 from babylon_rl.cli.output import JsonOption, Table, emit, listed, say
 from babylon_rl.errors import Diverged, NothingToTrain
-from babylon_rl.evaluation.benchmark import read_report
 from babylon_rl.settings import load_settings
 from babylon_rl.store.batches import read_batch
+from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import model_of_batch
 

@@ -17,7 +17,7 @@ from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import data_version
 from babylon_rl.errors import BatchConflict, DatabaseUnreachable, NothingToTrain, UsageError
 from babylon_rl.settings import HEURISTIC, Settings
-from babylon_rl.store.batches import Batch, JudgedGroup, foreign_batch, judged_groups, read_batch
+from babylon_rl.store.batches import Batch, BatchGroup, foreign_batch, judged_groups, read_batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import newest_window_with_rows, windows_with_rows
@@ -246,7 +246,7 @@ def _shown(loss: float | None) -> str:
     return "not known" if loss is None else f"{loss:.4f}"
 
 
-def group_lines(group: JudgedGroup) -> list[str]:
+def group_lines(group: BatchGroup) -> list[str]:
     """Lines about one judged hour; RULER names scores of a language model only."""
     scores = "Heuristic scores" if group.judge == HEURISTIC else "RULER scores"
     lines = [

@@ -13,11 +13,9 @@ from typing import Any
 import msgspec
 
 from babylon_rl.episodes.faults import NotJson, WrongShape, checked_steps
-from babylon_rl.episodes.steps import PENDING, Action, Call, EnvironmentState, ServedStep, Step, StepFacts, whole_number
+from babylon_rl.episodes.steps import PENDING, Action, EnvironmentState, ServedStep, Step, StepCall, StepFacts, whole_number
 from babylon_rl.store.trajectories import TrajectoryRow
 from babylon_rl.types import RejectionReason
-
-__all__ = ["PENDING", "Fault", "Step", "decode", "decode_facts", "decode_steps", "end_pnl", "flagged", "nothing_completed"]
 
 
 class _Metrics(msgspec.Struct):
@@ -34,7 +32,7 @@ MOST_DOLLARS = 1e12  # a larger amount is an overflow or a mistake, and would wi
 _METRICS = msgspec.json.Decoder(_Metrics)
 _NO_METRICS = (b"{}", b"")
 _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_CALL_KEYS = dict(zip(Call.__struct_fields__, Call.__struct_encode_fields__, strict=True))
+_CALL_KEYS = dict(zip(StepCall.__struct_fields__, StepCall.__struct_encode_fields__, strict=True))
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,8 @@ def _step(entry: dict[str, Any], index: int) -> Step:
     )
 
 
-def _call(entry: dict[str, Any]) -> Call:
-    return Call(**{field: entry.get(key) for field, key in _CALL_KEYS.items()})
+def _call(entry: dict[str, Any]) -> StepCall:
+    return StepCall(**{field: entry.get(key) for field, key in _CALL_KEYS.items()})
 
 
 def end_pnl(final_pnl: float | None, metrics_json: bytes, last: StepFacts) -> float:

@@ -14,12 +14,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from babylon_rl.episodes.steps import PENDING, Call, CallFacts, Step, StepFacts, whole_number
+from babylon_rl.episodes.steps import PENDING, CallFacts, Step, StepCall, StepFacts, whole_number
 from babylon_rl.settings import Settings
 from babylon_rl.store.trajectories import CallLogRow
 from babylon_rl.types import MessageSource, ServedSequence
-
-__all__ = ["ACTION", "TRADING", "Call", "Rules", "StepPlaces", "embedded_calls", "logged_calls", "sequence", "synthetic"]
 
 TRADING = ("TRADING", "BUY", "SELL", "HOLD")
 ACTION = "action"
@@ -41,14 +39,14 @@ _METADATA_KEYS = dict(zip(_Metadata.__struct_fields__, _Metadata.__struct_encode
 
 
 @dataclass(frozen=True)
-class Rules:
+class SequenceRules:
     """Selection rules for training calls, from the settings."""
 
     purposes: frozenset[str]
     train_synthetic: bool
 
     @classmethod
-    def of(cls, settings: Settings) -> "Rules":
+    def of(cls, settings: Settings) -> "SequenceRules":
         """Return the rules of the given settings."""
         return cls(settings.purposes_g, settings.train_synthetic)
 
@@ -112,12 +110,12 @@ class StepPlaces:
         )
 
 
-def embedded_calls(step: Step) -> Sequence[Call]:
+def embedded_calls(step: Step) -> Sequence[StepCall]:
     """Return the calls recorded in a step."""
     return step.llm_calls or ()
 
 
-def logged_calls(rows: Iterable[CallLogRow], trajectory_id: str, steps: Sequence[Step]) -> list[list[Call]]:
+def logged_calls(rows: Iterable[CallLogRow], trajectory_id: str, steps: Sequence[Step]) -> list[list[StepCall]]:
     """Return the logged calls by step, for decoded steps.
 
     See ``calls_by_step``.
@@ -163,14 +161,14 @@ def logged_facts(row: CallLogRow) -> CallFacts:
     return CallFacts(row.purpose, row.system_prompt, prompt, row.response)
 
 
-def logged_call(row: CallLogRow) -> Call:
+def logged_call(row: CallLogRow) -> StepCall:
     """Return the call of a log row with its texts."""
     try:
         metadata = _METADATA.decode(row.metadata or b"{}")
     except (msgspec.DecodeError, RecursionError):
         # One field of a wrong type must not lose the others.
         metadata = _Metadata(**{field: _lenient(row.metadata).get(key) for field, key in _METADATA_KEYS.items()})
-    return Call(
+    return StepCall(
         model=row.model,
         model_version=metadata.model_version,
         system_prompt=row.system_prompt,
@@ -216,7 +214,7 @@ def is_served(call: CallFacts) -> bool:
     return prompt.__class__ is str and response.__class__ is str and prompt != "" and response != ""
 
 
-def sequence(call: Call, trajectory_id: str, step: int, index: int, source: MessageSource) -> ServedSequence | None:
+def sequence(call: StepCall, trajectory_id: str, step: int, index: int, source: MessageSource) -> ServedSequence | None:
     """Return the call as it was served, or None without a prompt or a response."""
     # A logged call may hold a longer chat; a call in a step has one system and one user text.
     messages = call.messages if source == "llm_call_logs" and call.messages else _prompts(call)
@@ -237,7 +235,7 @@ def sequence(call: Call, trajectory_id: str, step: int, index: int, source: Mess
     )
 
 
-def _prompts(call: Call) -> list[dict[str, str]]:
+def _prompts(call: StepCall) -> list[dict[str, str]]:
     if not isinstance(call.user_prompt, str) or not call.user_prompt:
         return []
     system = [{"role": "system", "content": call.system_prompt}] if isinstance(call.system_prompt, str) and call.system_prompt else []

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.faults import strict_json
 from babylon_rl.episodes.messages import embedded_calls, logged_calls
-from babylon_rl.episodes.steps import Call, CallFacts, Step, StepFacts, as_number
+from babylon_rl.episodes.steps import CallFacts, Step, StepCall, StepFacts, as_number
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
 from babylon_rl.types import HourQuality, Trajectory
 from babylon_rl.windows import HOUR, window_start
@@ -197,7 +197,7 @@ def _row_checks(row: TrajectoryRow, logs: Sequence[CallLogRow]) -> tuple[bool, b
     )
 
 
-def _calls(steps: list[Step], row: TrajectoryRow, logs: Sequence[CallLogRow]) -> Sequence[Sequence[Call]]:
+def _calls(steps: list[Step], row: TrajectoryRow, logs: Sequence[CallLogRow]) -> Sequence[Sequence[StepCall]]:
     own = [embedded_calls(step) for step in steps]
     return own if any(own) else logged_calls(logs, row.trajectory_id, steps)
 

@@ -12,14 +12,15 @@ from itertools import groupby
 from msgspec import structs
 
 from babylon_rl.episodes.decode import Fault, absurd, decode, decode_facts, decode_steps, flagged, nothing_completed
-from babylon_rl.episodes.messages import Rules, StepPlaces
+from babylon_rl.episodes.messages import SequenceRules, StepPlaces
 from babylon_rl.episodes.quality import hour_quality
-from babylon_rl.episodes.reduce import UNSTORABLE, LoggedSteps, embedded_sequences, reduced, synthetic_sequences, with_logs
+from babylon_rl.episodes.reduce import LoggedSteps, embedded_sequences, reduced, synthetic_sequences, with_logs
 from babylon_rl.episodes.steps import Step
 from babylon_rl.episodes.stitch import by_agent, episode
 from babylon_rl.episodes.summary import group_version, summary
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
+from babylon_rl.store.columns import UNSTORABLE
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_names
 from babylon_rl.store.trajectories import TrajectoryRow, call_log_rows, trajectories_by_id, trajectory_rows
@@ -29,11 +30,11 @@ from babylon_rl.windows import window_start
 
 _LOG_CHUNK = 1000  # trajectories per query for log rows
 
-Seen = Callable[[TrajectoryRow, Trajectory | LoggedSteps | Fault], None]
+OnRow = Callable[[TrajectoryRow, Trajectory | LoggedSteps | Fault], None]
 
 
 @dataclass
-class _Gathered:
+class _WindowRows:
     """Rows of one window gathered so far."""
 
     rows: int = 0
@@ -41,13 +42,13 @@ class _Gathered:
     rejections: list[Rejection] = field(default_factory=list)
     odd_hours: list[str] = field(default_factory=list)
 
-    def see(self, row: TrajectoryRow, found: Trajectory | LoggedSteps | Fault) -> None:
+    def count(self, row: TrajectoryRow, content: Trajectory | LoggedSteps | Fault) -> None:
         """Count a row with its decoded content or fault."""
         self.rows += 1
         if row.window_hours != 1:
             self.odd_hours.append(row.trajectory_id)
-        if isinstance(found, Fault):
-            self.rejections.append(Rejection(row.window, row.trajectory_id, found.reason, found.detail.replace("\0", UNSTORABLE)))
+        if isinstance(content, Fault):
+            self.rejections.append(Rejection(row.window, row.trajectory_id, content.reason, content.detail.replace("\0", UNSTORABLE)))
 
 
 def read_window(connection: Connection, window: str, settings: Settings, *, texts: bool = True) -> WindowReading:
@@ -67,12 +68,12 @@ def read_windows(connection: Connection, windows: Iterable[str], settings: Setti
     Raises:
         UsageError: one of them is not a window id.
     """
-    wanted = _checked(windows)
-    gathered: dict[str, _Gathered] = {window: _Gathered() for window in wanted}
-    rows = trajectory_rows(connection, wanted)
-    for found in _eligible(connection, rows, settings, lambda row, found: gathered[row.window].see(row, found), texts):
-        gathered[found.window].trajectories.append(found)
-    return {window: _reading(window, found, settings) for window, found in gathered.items()}
+    ordered = _checked(windows)
+    hours: dict[str, _WindowRows] = {window: _WindowRows() for window in ordered}
+    rows = trajectory_rows(connection, ordered)
+    for trajectory in _eligible(connection, rows, settings, lambda row, content: hours[row.window].count(row, content), texts):
+        hours[trajectory.window].trajectories.append(trajectory)
+    return {window: _reading(window, hour, settings) for window, hour in hours.items()}
 
 
 def stream_trajectories(
@@ -98,32 +99,32 @@ def trajectories_with_texts(connection: Connection, trajectory_ids: Sequence[str
 
 def _checked(windows: Iterable[str]) -> list[str]:
     # window_start raises UsageError for anything that is no window id.
-    wanted = sorted(set(windows))
-    for window in wanted:
+    ordered = sorted(set(windows))
+    for window in ordered:
         window_start(window)
-    return wanted
+    return ordered
 
 
 def _eligible(
-    connection: Connection, rows: Iterable[TrajectoryRow], settings: Settings, seen: Seen | None, texts: bool
+    connection: Connection, rows: Iterable[TrajectoryRow], settings: Settings, on_row: OnRow | None, texts: bool
 ) -> Iterator[Trajectory]:
-    rules = Rules.of(settings)
-    silent: list[LoggedSteps] = []
+    rules = SequenceRules.of(settings)
+    without_calls: list[LoggedSteps] = []
     for row in rows:
-        result = _taken(row, rules, texts)
-        if seen is not None:
-            seen(row, result)
+        result = _decoded(row, rules, texts)
+        if on_row is not None:
+            on_row(row, result)
         if isinstance(result, Trajectory):
             yield result
         elif isinstance(result, LoggedSteps):
-            silent.append(result)
+            without_calls.append(result)
     # Trajectories without calls in their steps wait until the row stream ends: the connection can answer no other query before.
-    while silent:
-        portion, silent[-_LOG_CHUNK:] = silent[-_LOG_CHUNK:], []
-        yield from _silent(connection, portion, rules, texts)
+    while without_calls:
+        portion, without_calls[-_LOG_CHUNK:] = without_calls[-_LOG_CHUNK:], []
+        yield from _completed(connection, portion, rules, texts)
 
 
-def _taken(row: TrajectoryRow, rules: Rules, texts: bool) -> Trajectory | LoggedSteps | Fault:
+def _decoded(row: TrajectoryRow, rules: SequenceRules, texts: bool) -> Trajectory | LoggedSteps | Fault:
     fault = flagged(row)
     if fault is not None:
         return fault
@@ -143,12 +144,12 @@ def _taken(row: TrajectoryRow, rules: Rules, texts: bool) -> Trajectory | Logged
     return embedded_sequences(trajectory, [step for step in steps if isinstance(step, Step)], rules) if texts else trajectory
 
 
-def _silent(connection: Connection, some: list[LoggedSteps], rules: Rules, texts: bool) -> Iterator[Trajectory]:
+def _completed(connection: Connection, portion: list[LoggedSteps], rules: SequenceRules, texts: bool) -> Iterator[Trajectory]:
     """Yield trajectories without calls in their steps, completed from other sources.
 
     With the calls of the log; else with texts made of their steps, if these train; else as they are.
     """
-    remaining = {entry.trajectory.trajectory_id: entry for entry in some}
+    remaining = {entry.trajectory.trajectory_id: entry for entry in portion}
     for trajectory_id, logs in groupby(call_log_rows(connection, list(remaining)), key=lambda log: log.trajectory_id):
         yield with_logs(remaining.pop(trajectory_id), list(logs), rules, texts=texts)
     if texts and rules.train_synthetic:
@@ -159,17 +160,17 @@ def _silent(connection: Connection, some: list[LoggedSteps], rules: Rules, texts
     yield from (entry.trajectory for entry in remaining.values())
 
 
-def _reading(window: str, found: _Gathered, settings: Settings) -> WindowReading:
-    agents = by_agent(found.trajectories)
-    rejections = tuple(sorted(found.rejections, key=lambda rejection: rejection.trajectory_id))
+def _reading(window: str, hour: _WindowRows, settings: Settings) -> WindowReading:
+    agents = by_agent(hour.trajectories)
+    rejections = tuple(sorted(hour.rejections, key=lambda rejection: rejection.trajectory_id))
     return WindowReading(
         window=window,
-        rows=found.rows,
+        rows=hour.rows,
         episodes=tuple(episode(own, settings.min_actions_per_trajectory) for own in agents),
         rejections=rejections,
         min_agents=settings.min_agents_per_window,
-        odd_hours=tuple(sorted(found.odd_hours)),
-        quality=hour_quality(agents, len(found.odd_hours)),
+        odd_hours=tuple(sorted(hour.odd_hours)),
+        quality=hour_quality(agents, len(hour.odd_hours)),
     )
 
 

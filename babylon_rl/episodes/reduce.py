@@ -13,14 +13,14 @@ import xxhash
 
 from babylon_rl.episodes import messages
 from babylon_rl.episodes.decode import end_pnl
-from babylon_rl.episodes.messages import Rules
+from babylon_rl.episodes.messages import SequenceRules
 from babylon_rl.episodes.quality import is_short, is_skewed, jumps
-from babylon_rl.episodes.steps import PENDING, Call, CallFacts, ServedStep, Step, StepFacts
+from babylon_rl.episodes.steps import PENDING, CallFacts, ServedStep, Step, StepCall, StepFacts
+from babylon_rl.store.columns import UNSTORABLE
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow
 from babylon_rl.types import MessageSource, ServedSequence, Trajectory
 
 _S = TypeVar("_S", bound=StepFacts)
-UNSTORABLE = "\ufffd"  # replaces U+0000, which JSON allows and Postgres does not
 
 
 class _Kind(NamedTuple):
@@ -42,7 +42,7 @@ def _counted(names: list[str]) -> dict[str, int]:
     return counts
 
 
-def reduced(row: TrajectoryRow, recorded: Sequence[StepFacts], rules: Rules) -> Trajectory | None:
+def reduced(row: TrajectoryRow, recorded: Sequence[StepFacts], rules: SequenceRules) -> Trajectory | None:
     """Return the trajectory of a row without sequences; None without a completed step.
 
     ``recorded`` are its steps with their calls. If they hold no call, the message source is "synthetic" until ``with_logs`` finds some in
@@ -101,7 +101,7 @@ def _first_call(steps: Sequence[StepFacts]) -> CallFacts | None:
     return None
 
 
-def _count(steps: Sequence[StepFacts], rules: Rules) -> int:
+def _count(steps: Sequence[StepFacts], rules: SequenceRules) -> int:
     """Count the training sequences in ``steps``."""
     if steps[0].__class__ is not ServedStep:
         called = [(step.llm_calls, step.action.action_type) for step in steps if step.llm_calls]
@@ -113,7 +113,7 @@ def _count(steps: Sequence[StepFacts], rules: Rules) -> int:
     return sum([rules.count([call.purpose for call in step.llm_calls], step.action.action_type) for step in steps if step.llm_calls])
 
 
-def embedded_sequences(trajectory: Trajectory, recorded: Sequence[Step], rules: Rules) -> Trajectory:
+def embedded_sequences(trajectory: Trajectory, recorded: Sequence[Step], rules: SequenceRules) -> Trajectory:
     """Return the trajectory with the texts of the calls in its steps."""
     steps = completed(recorded)
     calls = [step.llm_calls or () for step in steps]
@@ -136,7 +136,7 @@ class LoggedSteps(msgspec.Struct, frozen=True, gc=False):
     places: messages.StepPlaces
 
 
-def with_logs(held: LoggedSteps, logs: Sequence[CallLogRow], rules: Rules, *, texts: bool) -> Trajectory:
+def with_logs(held: LoggedSteps, logs: Sequence[CallLogRow], rules: SequenceRules, *, texts: bool) -> Trajectory:
     """Return the trajectory with the calls in ``logs``.
 
     ``logs`` is not empty and in any order; ``texts`` keeps the training sequences.
@@ -167,7 +167,7 @@ def with_logs(held: LoggedSteps, logs: Sequence[CallLogRow], rules: Rules, *, te
 
 
 def _with_texts(
-    trajectory: Trajectory, numbers: Sequence[int], action_types: Sequence[str], calls: Sequence[Sequence[Call]], rules: Rules
+    trajectory: Trajectory, numbers: Sequence[int], action_types: Sequence[str], calls: Sequence[Sequence[StepCall]], rules: SequenceRules
 ) -> Trajectory:
     source: MessageSource = trajectory.message_source
     sequences: list[ServedSequence] = []

@@ -58,7 +58,7 @@ class ServedCall(CallFacts, frozen=True, gc=False, kw_only=True, rename="camel")
     response: Annotated[str, msgspec.Meta(min_length=1)]
 
 
-class Call(CallFacts, frozen=True, gc=False, rename="camel"):
+class StepCall(CallFacts, frozen=True, gc=False, rename="camel"):
     """One recorded call with the content of a training sequence."""
 
     model: Any = None
@@ -98,7 +98,7 @@ class Step(StepFacts, frozen=True, gc=False, rename="camel"):
 
     environment_state: EnvironmentState
     action: Action
-    llm_calls: Sequence[Call] | None = None
+    llm_calls: Sequence[StepCall] | None = None
 
     @property
     def number(self) -> int:

@@ -8,7 +8,6 @@ A release is the gate's decision on record; serving/promotion.py does what follo
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from babylon_rl.errors import TrainingError, UsageError
@@ -16,14 +15,15 @@ from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED, PARENT, PASSED
 from babylon_rl.evaluation.gate import ANALYSES, INCONCLUSIVE, decide, next_analysis
 from babylon_rl.evaluation.model_sources import ModelSource, Say, Serving, absent, base_of, play_sources, trained_windows, version_source
 from babylon_rl.evaluation.play import play_strategies
-from babylon_rl.evaluation.report import BenchmarkReport, benchmark_png, markdown, results_version, rows_of, write_plot
+from babylon_rl.evaluation.report import benchmark_png, markdown, results_version, rows_of, write_plot
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
 from babylon_rl.market.serving import served_here
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
-from babylon_rl.store.benchmarks import StoredReport, passed_versions, read_stored_report, write_release, write_report
+from babylon_rl.store.benchmarks import passed_versions, read_report, write_release, write_report
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, deployed_model, model_of_batch, read_models
+from babylon_rl.types import BenchmarkReport
 from babylon_rl.windows import utc_now
 
 PLOTS = "benchmarks"
@@ -71,7 +71,6 @@ def evaluate_batch(
         size = next_analysis(comparison, settings.min_improvement, settings.benchmark_markets) if undecided else None
         if size is not None:
             progress(f"{model.version}: {comparison.markets} markets decide nothing. {size} are played.")
-    png = benchmark_png(comparison, verdict)
     report = BenchmarkReport(
         batch_id=batch_id,
         version=model.version,
@@ -83,10 +82,10 @@ def evaluate_batch(
         rows=rows_of(comparison, verdict),
         data_version=results_version(comparison, verdict, settings.min_improvement, {s.id: s.fingerprint for s in snapshots}),
         table_markdown=markdown(comparison, verdict),
-        plot_png=png,
-        plot_path=write_plot(png, settings.home / PLOTS / f"{model.version}.png"),
+        plot_path=str(write_plot(benchmark_png(comparison, verdict), settings.home / PLOTS / f"{model.version}.png")),
+        created_at=_to_milliseconds(clock()),
     )
-    write_report(connection, _stored(report, clock()))
+    write_report(connection, report)
     progress(f"{report.version}: {report.decision}. {report.reason}")
     return report
 
@@ -175,36 +174,9 @@ def _reference(
     return None, [f"The reference is the base, as {why}", *notes]
 
 
-def read_report(connection: Connection, batch_id: str) -> BenchmarkReport | None:
-    """The newest report of a batch, or None.
-
-    Its picture is None where the file is not on this machine.
-    """
-    stored = read_stored_report(connection, batch_id)
-    if stored is None:
-        return None
-    path = None if stored.plot_path is None else Path(stored.plot_path)
-    return BenchmarkReport(
-        batch_id=stored.batch_id,
-        version=stored.version,
-        reference=stored.reference,
-        decision=stored.decision,
-        reason=stored.reason,
-        markets=stored.markets,
-        min_improvement=stored.min_improvement,
-        rows=[dict(row) for row in stored.rows],
-        data_version=stored.data_version,
-        table_markdown=stored.table_markdown,
-        plot_png=path.read_bytes() if path is not None and path.is_file() else None,
-        plot_path=path,
-    )
-
-
-def _stored(report: BenchmarkReport, now: datetime) -> StoredReport:
-    return StoredReport(
-        report.batch_id, report.version, report.reference, report.decision, report.reason, report.markets, report.min_improvement,
-        report.rows, report.table_markdown, report.data_version, str(report.plot_path) if report.plot_path else None, now,
-    )  # fmt: skip
+def _to_milliseconds(moment: datetime) -> datetime:
+    """Round down to what the table can hold, so that a stored report equals its original."""
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 @dataclass(frozen=True)
@@ -225,7 +197,7 @@ def record_release(connection: Connection, batch_id: str, settings: Settings, no
     Raises:
         UsageError: the batch has no benchmark report.
     """
-    report = read_stored_report(connection, batch_id)
+    report = read_report(connection, batch_id)
     if report is None:
         raise UsageError(f"{batch_id} has no benchmark report: materialize benchmark_report for it first.")
     row = next((row for row in report.rows if row["model"] == report.version), None)
@@ -234,7 +206,7 @@ def record_release(connection: Connection, batch_id: str, settings: Settings, no
     return Release(report.version, report.decision, report.reason)
 
 
-def _metrics(report: StoredReport, row: Mapping[str, Any] | None) -> dict[str, Any]:
+def _metrics(report: BenchmarkReport, row: Mapping[str, Any] | None) -> dict[str, Any]:
     decided = {
         "decision": report.decision, "reason": report.reason, "reference": report.reference, "markets": report.markets,
         "minImprovement": report.min_improvement, "reportVersion": report.data_version,

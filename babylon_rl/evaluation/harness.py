@@ -26,7 +26,7 @@ from babylon_rl.market.spawn import SpawnRequest, players_of, windows_to_play
 from babylon_rl.models.base_model import base_model_dir
 from babylon_rl.models.checkpoints import verify
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import JudgedGroup
+from babylon_rl.store.batches import BatchGroup
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.recording import has_simulated_hour, newest_simulated_hour
 from babylon_rl.store.write_ahead import TrainingStep
@@ -95,7 +95,7 @@ def benchmark_faults(comparison: ComparisonDocument) -> list[str]:
     return [f"The benchmark ranks nobody: all {len(pnls)} agents earned {pnls[0]:+.2f} dollars. Play longer or other markets."]
 
 
-def learning_faults(groups: Sequence[JudgedGroup], steps: Sequence[TrainingStep]) -> list[str]:
+def learning_faults(groups: Sequence[BatchGroup], steps: Sequence[TrainingStep]) -> list[str]:
     """Faults of a finished training that learned nothing.
 
     Causes are equal scores, no token with a gradient, or a dry run.

@@ -19,7 +19,7 @@ from babylon_rl.evaluation.statistics import Interval
 from babylon_rl.reporting import plots
 from babylon_rl.reporting.tables import markdown_table
 from babylon_rl.settings import Settings
-from babylon_rl.store.benchmarks import Gated, MarketResult, read_gated, read_identities, read_results
+from babylon_rl.store.benchmarks import GateDecision, MarketResult, read_gated, read_identities, read_results
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, read_models
 from babylon_rl.versions import content_version
@@ -39,7 +39,7 @@ class LeaderboardRow:
     place: int
     row: GateRow
     model: Model | None = None
-    gated: Gated | None = None
+    gated: GateDecision | None = None
 
     @property
     def document(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class _Known:
         weights = _line(models, read_identities(connection, [BASE, *(model.version for model in models)]))
         self._results = {name: read_results(connection, name, identity, markets) for name, identity in weights.items()}
 
-    def missing(self, model: Model, report: Gated | None, benchmark_size: int) -> str | None:
+    def missing(self, model: Model, report: GateDecision | None, benchmark_size: int) -> str | None:
         """Reason why a version has no place; None when it has one.
 
         ``benchmark_size`` is the number of markets of a benchmark.

@@ -122,24 +122,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class BenchmarkReport:
-    """A batch's evidence; ``rows`` holds one object per model (GateRow.document), ``plot_path`` where the picture lies."""
-
-    batch_id: str
-    version: str
-    reference: str | None
-    decision: str
-    reason: str
-    markets: int
-    min_improvement: float
-    rows: list[dict[str, Any]]
-    data_version: str
-    table_markdown: str
-    plot_png: bytes | None
-    plot_path: Path | None
-
-
 def results_version(comparison: Comparison[GateRow], verdict: GateVerdict, min_improvement: float, markets: Mapping[str, str]) -> str:
     """Hash of every result, its market, and the decision."""
     results = {

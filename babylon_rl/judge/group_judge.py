@@ -20,6 +20,7 @@ from babylon_rl.judge.prompt.group import RenderedGroup
 from babylon_rl.judge.prompt.request import JudgeRequest, plan_requests, retry_request
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
 from babylon_rl.settings import Settings
+from babylon_rl.store.columns import storable
 from babylon_rl.store.judge_requests import StoredAnswer
 
 FIRST_TRY = 0  # at a request; each further try is a new request
@@ -324,11 +325,6 @@ def _short(text: str) -> str:
     if len(text) <= MAX_SHOWN:
         return text
     return f"{text[: MAX_SHOWN // 2]}\n[{len(text) - MAX_SHOWN} characters left out]\n{text[-(MAX_SHOWN // 2) :]}"
-
-
-def storable(text: str) -> str:
-    """Text that a Postgres column accepts: without NUL and lone surrogates."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 async def run_pool(

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from babylon_rl.episodes.decode import Fault, Step, decode
+from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.reading import stream_trajectories
+from babylon_rl.episodes.steps import Step
 from babylon_rl.judge.leakage import (
     UNRESOLVED,
     HiddenAnswer,
@@ -29,6 +30,7 @@ from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import PredictionOutcome, WindowOutcomes
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import hindsight as store
+from babylon_rl.store.columns import storable
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import StoredAction, StoredHour, StoredLeak
 from babylon_rl.store.judge_inputs import hidden_answers
@@ -195,8 +197,8 @@ def _actions(row: TrajectoryRow, steps: Sequence[Step], targets: Targets, market
             result = correctness(intended, targets, market)
             yield StoredAction(
                 window=row.window, trajectory_id=row.trajectory_id, step=place, agent_id=row.agent_id,
-                action_type=_storable(step.action.action_type), executed=step.action.succeeded, kind=intended.kind,
-                target=_storable(intended.target), organization_id=result.organization_id, market_id=result.market_id, side=intended.side,
+                action_type=storable(step.action.action_type), executed=step.action.succeeded, kind=intended.kind,
+                target=storable(intended.target), organization_id=result.organization_id, market_id=result.market_id, side=intended.side,
                 outcome=result.outcome, change_percent=result.change_percent, correct=result.correct,
             )  # fmt: skip
 
@@ -209,7 +211,7 @@ def _stored_leaks(trajectory: Trajectory, secrets: HourSecrets) -> Iterator[Stor
     for (place, kind), leak in first.items():
         yield StoredLeak(
             window=trajectory.window, trajectory_id=trajectory.trajectory_id, sequence=place, kind=kind,
-            call_id=_storable(trajectory.sequences[place].call_id), detail=_storable(leak.detail),
+            call_id=storable(trajectory.sequences[place].call_id), detail=storable(leak.detail),
         )  # fmt: skip
 
 
@@ -236,11 +238,6 @@ def _answer(question: PredictionOutcome, hidden: Mapping[str, bool]) -> HiddenAn
     number = question.question_number
     names = () if number is None else (f"Q{number}", f"question {number}", f"question #{number}")
     return None if answer is None else HiddenAnswer((*names, question.market_id, question.question), answer)
-
-
-def _storable(text: str) -> str:
-    """Text as Postgres can hold it: without U+0000 and lone surrogates, which JSON can say."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def _hindsight(hour: StoredHour, changed: bool) -> HourHindsight:

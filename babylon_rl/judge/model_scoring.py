@@ -15,7 +15,7 @@ from babylon_rl.episodes.reading import read_window
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.client import JudgeClient, server_of
-from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, UnscorableGroup, run_pool, storable
+from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, UnscorableGroup, run_pool
 from babylon_rl.judge.groups import AnswerCounts, ScoringResult, group_scores
 from babylon_rl.judge.judge_store import HEARTBEAT_S, JudgeStore, Leases, clock_from, run_with_heartbeat
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, judge_version, plan_hours, request_version
@@ -27,6 +27,7 @@ from babylon_rl.llm.tokens import known_sum
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store import scores
+from babylon_rl.store.columns import storable
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_secret
 from babylon_rl.store.judge_requests import drop_leases

@@ -18,7 +18,7 @@ _TOKEN_ID = "token_id:"
 
 
 @dataclass(frozen=True)
-class Call:
+class CheckedCall:
     """A checked call in its two recorded forms.
 
     ``json`` is its text in a step, ``columns`` its row without ids and times. ``one_prompt`` is False for a chat that the step's form
@@ -34,7 +34,7 @@ def make_call(
     *, model: str, messages: Sequence[Mapping[str, str]], response: str, temperature: float, max_tokens: int, purpose: str,
     action_type: str | None, latency_ms: float | None, model_version: str | None, reasoning: str | None, top_p: float | None,
     response_format: Mapping[str, Any] | None, logprobs: Any, tokens: tuple[int, int] | None,
-) -> Call:  # fmt: skip
+) -> CheckedCall:  # fmt: skip
     """Check the arguments of TrajectoryRecorder.llm_call and build the call.
 
     Raises:
@@ -68,7 +68,7 @@ def make_call(
     }  # fmt: skip
     # Only these two forms fit into a step.
     roles = [message["role"] for message in served]
-    return Call(dump(present, "llm_call"), columns, roles in (["system", "user"], ["user"]))
+    return CheckedCall(dump(present, "llm_call"), columns, roles in (["system", "user"], ["user"]))
 
 
 def _served(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:

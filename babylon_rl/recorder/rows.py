@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from babylon_rl.errors import UsageError
-from babylon_rl.recorder.calls import Call
+from babylon_rl.recorder.calls import CheckedCall
 from babylon_rl.recorder.values import MOST_IN_INTEGER, dump
 
 STATUSES = ("completed", "completed_with_errors", "terminated", "error", "timeout")
@@ -58,7 +58,7 @@ class FinishedStep:
     number: int
     timestamp_ms: int
     head: str
-    calls: tuple[Call, ...]
+    calls: tuple[CheckedCall, ...]
     tail: str
     action_type: str
     success: bool
@@ -133,7 +133,7 @@ def _counted(steps: Sequence[FinishedStep], *words: str) -> int:
     return sum(step.success and any(word in step.action_type for word in words) for step in steps)
 
 
-def _call_row(trajectory_id: str, step: FinishedStep, index: int, call: Call, new_id: Callable[[], str]) -> CallRow:
+def _call_row(trajectory_id: str, step: FinishedStep, index: int, call: CheckedCall, new_id: Callable[[], str]) -> CallRow:
     moment = _EPOCH + timedelta(milliseconds=step.timestamp_ms)
     return CallRow({
         "id": new_id(), "trajectoryId": trajectory_id, "stepId": f"{trajectory_id}-step-{step.number}",

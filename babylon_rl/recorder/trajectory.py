@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from babylon_rl.errors import UsageError
-from babylon_rl.recorder.calls import Call, make_call
+from babylon_rl.recorder.calls import CheckedCall, make_call
 from babylon_rl.recorder.rows import Ending, FinishedStep, Recording, milliseconds, recording_of
 from babylon_rl.recorder.values import dump, label, number, text, truth
 
@@ -23,7 +23,7 @@ class _Step:
     timestamp_ms: int
     state: str
     accesses: list[str] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
+    calls: list[CheckedCall] = field(default_factory=list)
 
 
 class Unkept:

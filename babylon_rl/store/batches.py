@@ -366,7 +366,7 @@ ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %s
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class FailedBatch:
     """A failed or cancelled batch: its id, the error text, the time (naive UTC)."""
 
     batch_id: str
@@ -374,12 +374,12 @@ class Failure:
     at: datetime
 
 
-def failures_in_a_row(connection: Connection, backend: str) -> list[Failure]:
+def failures_in_a_row(connection: Connection, backend: str) -> list[FailedBatch]:
     """Return the failed batches of ``backend`` newer than its newest other batch.
 
     Newest first, at most MOST_READ.
     """
-    return [Failure(*row) for row in connection.execute(_SINCE, [backend, backend, MOST_READ])]
+    return [FailedBatch(*row) for row in connection.execute(_SINCE, [backend, backend, MOST_READ])]
 
 
 # One row per window of the batch. The window functions aggregate over the whole group; DISTINCT ON keeps the row of the best agent.
@@ -406,7 +406,7 @@ WHERE g."window" IN (SELECT e."window" FROM babylon_rl.batch_episodes e WHERE e.
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedGroup:
+class BatchGroup:
     """One judged window of a batch: group size, score range and best agent.
 
     ``training`` counts the episodes that train, ``agents`` the whole group. ``best_pnl`` is in dollars. ``dropped`` says why none trains.
@@ -425,9 +425,9 @@ class JudgedGroup:
     dropped: str | None
 
 
-def judged_groups(connection: Connection, batch_id: str) -> list[JudgedGroup]:
+def judged_groups(connection: Connection, batch_id: str) -> list[BatchGroup]:
     """Return the judged groups of a batch, ordered by window."""
-    return [JudgedGroup(*row) for row in connection.execute(_GROUPS, [batch_id])]
+    return [BatchGroup(*row) for row in connection.execute(_GROUPS, [batch_id])]
 
 
 def judging_of(connection: Connection, batch_id: str) -> dict[str, tuple[float, float | None]]:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import MarketError
+from babylon_rl.store.columns import columns_of, listed, loaded, updates
 from babylon_rl.store.connection import Connection, own_transaction
+from babylon_rl.types import BenchmarkReport
 
 # A result counts only for the same market content (fingerprint) and the same model identity.
 _RESULTS = """
@@ -29,24 +32,13 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING
 """
 
-_UPSERT_REPORT = """
-INSERT INTO babylon_rl.benchmark_reports
-    ("batchId", "version", "reference", "decision", "reason", "markets", "minImprovement", "rows", "tableMarkdown",
-     "dataVersion", "plotPath", "createdAt")
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT ("batchId") DO UPDATE SET
-    "version" = EXCLUDED."version", "reference" = EXCLUDED."reference", "decision" = EXCLUDED."decision",
-    "reason" = EXCLUDED."reason", "markets" = EXCLUDED."markets", "minImprovement" = EXCLUDED."minImprovement",
-    "rows" = EXCLUDED."rows", "tableMarkdown" = EXCLUDED."tableMarkdown",
-    "dataVersion" = EXCLUDED."dataVersion", "plotPath" = EXCLUDED."plotPath",
-    "createdAt" = EXCLUDED."createdAt"
+_REPORT = columns_of(BenchmarkReport)
+_UPSERT_REPORT = f"""
+INSERT INTO babylon_rl.benchmark_reports ({listed(_REPORT)})
+SELECT {listed(_REPORT)} FROM jsonb_populate_record(NULL::babylon_rl.benchmark_reports, %s)
+ON CONFLICT ("batchId") DO UPDATE SET {updates(_REPORT[1:])}
 """
-
-_REPORT = """
-SELECT "batchId", "version", "reference", "decision", "reason", "markets", "minImprovement", "rows", "tableMarkdown", "dataVersion",
-       "plotPath", "createdAt"
-FROM babylon_rl.benchmark_reports WHERE "batchId" = %s
-"""
+_READ_REPORT = f"""SELECT {listed(_REPORT)} FROM babylon_rl.benchmark_reports WHERE "batchId" = %s"""
 
 _PASSED = """
 SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" = 'pass'
@@ -120,27 +112,6 @@ class MarketResult:
             raise MarketError(f"The result of {self.snapshot} contradicts itself: {self!r}. It was not counted.")
 
 
-@dataclass(frozen=True, slots=True)
-class StoredReport:
-    """The benchmark report of a batch.
-
-    ``rows`` holds one object per model; ``reference`` is the version the gate compared with.
-    """
-
-    batch_id: str
-    version: str
-    reference: str | None
-    decision: str
-    reason: str
-    markets: int
-    min_improvement: float
-    rows: Sequence[Mapping[str, Any]]
-    table_markdown: str
-    data_version: str
-    plot_path: str | None
-    created_at: datetime
-
-
 def read_results(connection: Connection, model: str, identity: str, markets: Mapping[str, str]) -> dict[str, MarketResult]:
     """Return the stored results of ``model`` by snapshot id.
 
@@ -173,20 +144,16 @@ def passed_versions(connection: Connection) -> set[str]:
     return {version for (version,) in connection.execute(_PASSED)}
 
 
-def write_report(connection: Connection, report: StoredReport) -> None:
+def write_report(connection: Connection, report: BenchmarkReport) -> None:
     """Store the report of a batch, replacing an older one."""
     with own_transaction(connection):
-        connection.execute(
-            _UPSERT_REPORT,
-            [report.batch_id, report.version, report.reference, report.decision, report.reason, report.markets, report.min_improvement,
-             Jsonb([dict(row) for row in report.rows]), report.table_markdown, report.data_version, report.plot_path, report.created_at],
-        )  # fmt: skip
+        connection.execute(_UPSERT_REPORT, [Jsonb(msgspec.to_builtins(report))])
 
 
-def read_stored_report(connection: Connection, batch_id: str) -> StoredReport | None:
+def read_report(connection: Connection, batch_id: str) -> BenchmarkReport | None:
     """Return the report of a batch, or None."""
-    row = connection.execute(_REPORT, [batch_id]).fetchone()
-    return None if row is None else StoredReport(*row)
+    row = connection.execute(_READ_REPORT, [batch_id]).fetchone()
+    return None if row is None else loaded(BenchmarkReport, _REPORT, row)
 
 
 def undecided_batches(connection: Connection) -> dict[str, datetime]:
@@ -199,7 +166,7 @@ def undecided_batches(connection: Connection) -> dict[str, datetime]:
 
 def write_release(
     connection: Connection,
-    report: StoredReport,
+    report: BenchmarkReport,
     score: float | None,
     accuracy: float | None,
     metrics: Mapping[str, Any],
@@ -232,7 +199,7 @@ GROUP BY "model", "identity" ORDER BY max("playedAt") DESC, "identity"
 
 
 @dataclass(frozen=True, slots=True)
-class Gated:
+class GateDecision:
     """The gate's decision on the version of a batch.
 
     ``reference`` is None if it could not be played; ``markets`` counts the markets compared.
@@ -246,9 +213,9 @@ class Gated:
     markets: int
 
 
-def read_gated(connection: Connection) -> dict[str, Gated]:
+def read_gated(connection: Connection) -> dict[str, GateDecision]:
     """Return the gate's decisions by batch."""
-    return {row[0]: Gated(*row) for row in connection.execute(_GATED)}
+    return {row[0]: GateDecision(*row) for row in connection.execute(_GATED)}
 
 
 def read_identities(connection: Connection, models: Sequence[str]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Column lists of statements, taken from the structs of babylon_rl/types.py.
+"""Columns and texts of statements: lists taken from the structs of babylon_rl/types.py, and texts that Postgres accepts.
 
 A column has the encoded name of its field, so a new field reaches every statement of its table. Rows are written as one JSON document,
 which ``jsonb_populate_recordset`` unfolds by the types of the table itself.
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 T = TypeVar("T")
+UNSTORABLE = "\ufffd"  # replaces U+0000, which JSON allows and Postgres does not
 
 
 def columns_of(struct: type, but: Collection[str] = ()) -> tuple[str, ...]:
@@ -31,3 +32,8 @@ def updates(columns: Iterable[str], but: Mapping[str, str] | None = None) -> str
 def loaded(struct: type[T], columns: Iterable[str], row: Iterable[Any]) -> T:
     """Build ``struct`` from the values of ``columns``; absent fields have their defaults."""
     return msgspec.convert(dict(zip(columns, row, strict=True)), struct)
+
+
+def storable(text: str) -> str:
+    """Return a text that a Postgres column accepts: without NUL and lone surrogates, which JSON can say."""
+    return text.replace("\0", UNSTORABLE).encode("utf-8", "replace").decode()

@@ -51,7 +51,7 @@ WHERE NOT EXISTS (
 
 
 @dataclass(frozen=True)
-class Defined:
+class MigrationNames:
     """Migration by table or view, and by (table, column).
 
     Names are qualified and without quotes.
@@ -62,7 +62,7 @@ class Defined:
 
 
 @cache
-def defined(directory: Path = MIGRATIONS) -> Defined:
+def defined(directory: Path = MIGRATIONS) -> MigrationNames:
     """Return the tables, views and columns that the migrations in ``directory`` create."""
     tables: dict[str, str] = {}
     columns: dict[tuple[str, str], str] = {}
@@ -74,7 +74,7 @@ def defined(directory: Path = MIGRATIONS) -> Defined:
         tables |= {_qualified(name): path.stem for name in _CREATE_VIEW.findall(sql)}
         for name, body in _ALTER_TABLE.findall(sql):
             columns |= {(_qualified(name), column): path.stem for column in _ADDED.findall(body)}
-    return Defined(tables, columns)
+    return MigrationNames(tables, columns)
 
 
 def missing_sentence(connection: psycopg.Connection[Any], error: Missing, directory: Path = MIGRATIONS) -> str:
@@ -95,7 +95,7 @@ def missing_sentence(connection: psycopg.Connection[Any], error: Missing, direct
     return f"The database is not up to date: {message.rstrip('.')}. Run `babylon-rl migrate`."
 
 
-def _no_table(table: str, known: Defined) -> str:
+def _no_table(table: str, known: MigrationNames) -> str:
     migration = known.tables.get(table)
     if migration is None:
         return (
@@ -107,7 +107,7 @@ def _no_table(table: str, known: Defined) -> str:
     )
 
 
-def _no_column(column: str, tables: list[str], known: Defined) -> str:
+def _no_column(column: str, tables: list[str], known: MigrationNames) -> str:
     if not tables:
         return f'The database has no column "{column}", and no migration makes one. `babylon-rl migrate --check` lists what differs.'
     where = " or ".join(_shown(table) for table in tables)
@@ -121,7 +121,7 @@ def _no_column(column: str, tables: list[str], known: Defined) -> str:
     return f"{sentence} Run `babylon-rl migrate`."
 
 
-def _tables_with(column: str, known: Defined, relation: str | None = None) -> list[str]:
+def _tables_with(column: str, known: MigrationNames, relation: str | None = None) -> list[str]:
     return sorted(table for table, name in known.columns if name == column and (relation is None or table.split(".")[1] == relation))
 
 

@@ -25,7 +25,7 @@ from babylon_rl.windows import window_end, window_of, window_start
 READ_TABLES = tuple(
     f"babylon_rl.{name}" for name in ("windows", "episodes", "group_scores", "episode_scores", "batch_items", "leaks", "dropped_episodes")
 )
-Rules = Sequence[tuple[str, str]]  # reason and SQL condition, in the order in which they are tried
+BarRules = Sequence[tuple[str, str]]  # reason and SQL condition, in the order in which they are tried
 DROPOUT = "dropout"  # reason of an episode left out of a batch before it is judged
 
 # hour: complete hours in the range. held: trajectories in live batches. leaked: leaking calls per trajectory.
@@ -167,22 +167,24 @@ class FreezableEpisode:
     group_size: int
 
 
-def reason_case(rules: Rules) -> str:
+def reason_case(rules: BarRules) -> str:
     """Return the SQL expression for the first reason whose condition holds."""
     return "CASE " + " ".join(f"WHEN {condition} THEN '{reason}'" for reason, condition in rules) + " END"
 
 
-def count_episodes(connection: Connection, bounds: FreezeBounds, rules: Rules) -> list[tuple[str, str | None, int, int]]:
+def count_episodes(connection: Connection, bounds: FreezeBounds, rules: BarRules) -> list[tuple[str, str | None, int, int]]:
     """Return (window, reason, episodes, new trajectories) of the episodes in range; without a reason a batch may take them."""
     rows = connection.execute(_statement(_COUNT, rules), bounds.parameters)
     return [(window, reason, episodes, int(number)) for window, reason, episodes, number in rows]
 
 
-def _statement(query: str, rules: Rules) -> str:
+def _statement(query: str, rules: BarRules) -> str:
     return _FREEZABLE + _RULED.format(reason_case(rules)) + query
 
 
-def look_at_newest(connection: Connection, bounds: FreezeBounds, rules: Rules) -> Iterator[tuple[list[FreezableEpisode], dict[str, int]]]:
+def look_at_newest(
+    connection: Connection, bounds: FreezeBounds, rules: BarRules
+) -> Iterator[tuple[list[FreezableEpisode], dict[str, int]]]:
     """Yield freezable episodes with the counts of other new trajectories by reason.
 
     Newest window first, then by agent; the caller holds the freeze lock. The first portion covers HOURS_LOOKED_AT_FIRST hours and each next

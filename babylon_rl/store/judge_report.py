@@ -110,7 +110,7 @@ class JudgedEpisode:
 
 
 @dataclass(frozen=True, slots=True)
-class Paid:
+class JudgeCost:
     """Cost of one judge over some hours, retired answers included.
 
     ``unusable`` answers had faults; ``retries`` were requests without an answer. Tokens and ``usd`` are sums of the known values.
@@ -130,7 +130,7 @@ class Paid:
 
 
 @dataclass(frozen=True, slots=True)
-class PaidDay:
+class JudgeCostDay:
     """Cost of the hours of one UTC day (YYYY-MM-DD), over all judges."""
 
     day: str
@@ -198,9 +198,9 @@ def answered_scores(connection: Connection, judge: str, windows: Sequence[str]) 
     return answers
 
 
-def paid(connection: Connection, first: str, end: str) -> list[Paid]:
+def paid(connection: Connection, first: str, end: str) -> list[JudgeCost]:
     """Return the cost of a range of hours, by judge."""
-    return [Paid(*row) for row in connection.execute(_COSTS, (first, end))]
+    return [JudgeCost(*row) for row in connection.execute(_COSTS, (first, end))]
 
 
 def answers_in_use(connection: Connection, judge: str, first: str, end: str) -> int:
@@ -212,9 +212,9 @@ def answers_in_use(connection: Connection, judge: str, first: str, end: str) -> 
     return 0 if row is None else int(row[0])
 
 
-def paid_days(connection: Connection, first: str, end: str) -> list[PaidDay]:
+def paid_days(connection: Connection, first: str, end: str) -> list[JudgeCostDay]:
     """Return the cost of a range by day; days without requests are absent."""
-    return [PaidDay(*row) for row in connection.execute(_DAYS, (first, end))]
+    return [JudgeCostDay(*row) for row in connection.execute(_DAYS, (first, end))]
 
 
 # One row per hour with scores, in quarantine or pending. The lateral query gathers its episodes as parallel arrays, in order of agent.

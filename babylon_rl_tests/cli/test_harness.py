@@ -13,7 +13,7 @@ from babylon_rl.evaluation.harness import answer_of, free_hours, harness_players
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.checkpoints import WEIGHTS, base_identity, publish
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import JudgedGroup
+from babylon_rl.store.batches import BatchGroup
 from babylon_rl.store.database import Database
 from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_of, window_start
@@ -118,8 +118,8 @@ def test_agents_of_the_second_round_are_others_under_another_name() -> None:
     assert len({one.identity for one in players}) == 11
 
 
-def make_group(lowest: float, highest: float) -> JudgedGroup:
-    return JudgedGroup("2025-11-15T10:00", 5, 5, lowest, highest, 0.5, "a", highest, 0.0, "heuristic", None)
+def make_group(lowest: float, highest: float) -> BatchGroup:
+    return BatchGroup("2025-11-15T10:00", 5, 5, lowest, highest, 0.5, "a", highest, 0.0, "heuristic", None)
 
 
 def test_a_dry_run_has_learned_nothing() -> None:

@@ -13,7 +13,7 @@ import msgspec
 
 from babylon_rl.episodes.decode import Fault, decode
 from babylon_rl.episodes.messages import embedded_calls, logged_calls
-from babylon_rl.episodes.steps import PENDING, Call, EnvironmentState, Step
+from babylon_rl.episodes.steps import PENDING, EnvironmentState, Step, StepCall
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import logged_reasoning
 from babylon_rl.store.trajectories import TrajectoryRow, call_log_rows, trajectories_by_id
@@ -65,7 +65,9 @@ def read_transcripts(connection: Connection, trajectory_ids: Sequence[str]) -> d
     return transcripts | {trajectory_id: _recorded(row, steps, [()] * len(steps), {}) for trajectory_id, (row, steps) in silent.items()}
 
 
-def _recorded(row: TrajectoryRow, steps: Sequence[Step], calls: Sequence[Sequence[Call]], reasoning: dict[str, str]) -> list[RecordedStep]:
+def _recorded(
+    row: TrajectoryRow, steps: Sequence[Step], calls: Sequence[Sequence[StepCall]], reasoning: dict[str, str]
+) -> list[RecordedStep]:
     """Combine decoded steps, their raw entries and their calls."""
     recorded = []
     for step, entry, served in zip(steps, _entries(row, len(steps)), calls, strict=True):
@@ -110,7 +112,7 @@ def shallow(value: Any, deep: int = MOST_DEEP) -> Any:
     return {key: shallow(entry, deep - 1) for key, entry in value.items()}
 
 
-def _call(call: Call, note: Any, reasoning: dict[str, str]) -> RecordedCall:
+def _call(call: StepCall, note: Any, reasoning: dict[str, str]) -> RecordedCall:
     """One call with its reasoning: that of the step, else that of the log."""
     system, prompt = _text(call.system_prompt), _text(call.user_prompt)
     if isinstance(call.messages, list) and call.messages and not prompt:

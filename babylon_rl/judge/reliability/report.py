@@ -25,7 +25,7 @@ from babylon_rl.judge.reliability.measures import (
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import judge_report as store
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.judge_report import JudgeAgreement, Paid, judge_agreements
+from babylon_rl.store.judge_report import JudgeAgreement, JudgeCost, judge_agreements
 from babylon_rl.types import NO_SPREAD
 from babylon_rl.windows import window_end, window_of
 
@@ -75,9 +75,9 @@ class ReliabilityReport:
     length_points: Estimate | None
     pnl_correlation: Estimate | None
     audit: AuditAgreement | None
-    paid: Sequence[store.Paid]
+    paid: Sequence[store.JudgeCost]
     in_use: int
-    days: Sequence[store.PaidDay]
+    days: Sequence[store.JudgeCostDay]
     market: JudgeAgreement | None
     sums: GroupSums = field(repr=False)
 
@@ -274,7 +274,7 @@ def _audit_document(report: ReliabilityReport) -> dict[str, Any] | None:
     return {"judge": audit.judge, "groups": audit.groups, **written}
 
 
-def _tokens(paid: Sequence[Paid]) -> dict[str, int]:
+def _tokens(paid: Sequence[JudgeCost]) -> dict[str, int]:
     return {
         "prompt": sum(bill.prompt_tokens for bill in paid),
         "completion": sum(bill.completion_tokens for bill in paid),
