@@ -57,7 +57,7 @@ class Judged:
 
 @contextmanager
 def served(settings: Settings, adapters: Mapping[str, Path]) -> Iterator[str]:
-    """As market/serving.served_here, with one thread: this need not be quick."""
+    """As market/model_endpoints.served_here, with one thread: this need not be quick."""
     with running_server(base_model_dir(settings), dict(adapters), threads=THREADS) as server:
         yield server.url
 

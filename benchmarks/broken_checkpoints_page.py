@@ -1,10 +1,10 @@
 """docs/evidence/gate.md and its picture: the gate's verdict on every checkpoint, against the base and against a better version."""
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from babylon_rl.evaluation.gate import COLLAPSE
+from babylon_rl.reporting import plots
 from babylon_rl.reporting.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -118,11 +118,7 @@ def _deployed(second: Sequence["Judged"]) -> str:
 
 def picture(judged: Sequence["Judged"]) -> bytes:
     """P&L of everybody and of the base, as a PNG of some 20 kB."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 0.42 * len(judged) + 1.5), dpi=96)
-    FigureCanvasAgg(figure)
+    figure = plots.new_figure(7.5, 0.42 * len(judged) + 1.5, 96)
     axes = figure.subplots()
     drawn = [(one.name, one.row, one.report.decision) for one in judged] + [("base", _other(judged[0], "base"), "")]
     for place, (_, row, decision) in enumerate(drawn):
@@ -143,9 +139,6 @@ def picture(judged: Sequence["Judged"]) -> bytes:
     axes.margins(x=0.14)
     axes.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     axes.set_xlabel("dollars of a market hour, mean and 95 % interval", fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
+    plots.plain_axes([axes])
     figure.tight_layout()
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()
+    return plots.png_of(figure)

@@ -23,7 +23,7 @@ from babylon_rl.evaluation.html_report import write_report
 from babylon_rl.evaluation.play import run_benchmark
 from babylon_rl.evaluation.run_files import record_runs
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
-from babylon_rl.market.serving import asked_model
+from babylon_rl.market.model_endpoints import model_agents
 from babylon_rl.market.spawn import SpawnedHour, SpawnRequest, spawn
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import judged_groups
@@ -60,7 +60,7 @@ def spawn_agents(
     with open_database(settings) as database, ExitStack() as stack:
         migrate(database)
         # A model is served only if an agent asks one.
-        asked = stack.enter_context(asked_model(settings, model, temperature=1.0)) if llm_agents else None
+        asked = stack.enter_context(model_agents(settings, model, temperature=1.0)) if llm_agents else None
         with database.connect() as connection, progress_of_parts() as on_progress:
             on_progress("playing hours", 0, windows)
             played = count(1)

@@ -19,7 +19,7 @@ from babylon_rl.evaluation.model_sources import absent, base_of, base_source, pl
 from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.snapshot_file import SnapshotDocument, benchmark_scenario, encode, from_scenario, optimum_of, save, validate
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
-from babylon_rl.market.serving import served_here
+from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.config import ScenarioConfig
 from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl.settings import Settings, load_settings

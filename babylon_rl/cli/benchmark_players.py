@@ -9,9 +9,9 @@ from functools import partial
 
 from babylon_rl.errors import UsageError
 from babylon_rl.evaluation.model_sources import ModelClients, ModelSource, Serving, absent, base_of, base_source, version_source
-from babylon_rl.evaluation.players import Player, asked, scripted
+from babylon_rl.evaluation.players import Player, endpoint_player, scripted
 from babylon_rl.llm.client import ChatClient
-from babylon_rl.market.serving import served_here
+from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl.settings import Settings
@@ -45,7 +45,7 @@ def players_named(
     """
     endpoints = {name: url for name, url in map(_endpoint, names) if url is not None}
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
-    model = partial(asked, mandate=mandate, temperature=temperature, prompt=prompt)
+    model = partial(endpoint_player, mandate=mandate, temperature=temperature, prompt=prompt)
     # Everything that is neither a strategy nor an endpoint: base and versions.
     local = _local([name for name in names if name not in NAMES and _endpoint(name)[1] is None], settings)
     with ExitStack() as stack:

@@ -17,7 +17,7 @@ from babylon_rl.evaluation.model_sources import base_source, play_sources, train
 from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
 from babylon_rl.judge.scoring import stored_scores
-from babylon_rl.market.serving import asked_model, served_here
+from babylon_rl.market.model_endpoints import model_agents, served_here
 from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.serving.releases import Author, deploy
 from babylon_rl.serving.routing import route
@@ -129,7 +129,7 @@ def play(state: Demo, hours: Sequence[str], player: str) -> None:
         if not missing:
             say(f"   {len(hours)} hours are there already")
             return
-        with asked_model(state.settings, player, temperature=1.0) as ask, progress_of_parts("   ") as on_progress:
+        with model_agents(state.settings, player, temperature=1.0) as ask, progress_of_parts("   ") as on_progress:
             on_progress("hours played", 0, len(missing))
             played = count(1)
             # Consecutive missing hours are one request.

@@ -17,7 +17,7 @@ from babylon_rl.evaluation.model_sources import ModelSource, Say, Serving, absen
 from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.report import benchmark_png, markdown, results_version, rows_of, write_plot
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots, require_unseen
-from babylon_rl.market.serving import served_here
+from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import passed_versions, read_report, write_release, write_report
@@ -64,10 +64,12 @@ def evaluate_batch(
     size: int | None = settings.benchmark_markets
     while size is not None:
         snapshots = benchmark_snapshots(size)
+        # Checked for every size: a larger benchmark has markets that the smaller one did not.
         require_unseen(snapshots, trained)
         comparison = _compare(connection, settings, players, snapshots, progress, clock, serving, on_progress)
         verdict = decide(comparison, settings.min_improvement)
         undecided = verdict.decision == INCONCLUSIVE
+        # Only the sizes that the gate fixed beforehand, so that playing on is no second chance.
         size = next_analysis(comparison, settings.min_improvement, settings.benchmark_markets) if undecided else None
         if size is not None:
             progress(f"{model.version}: {comparison.markets} markets decide nothing. {size} are played.")
@@ -92,7 +94,9 @@ def evaluate_batch(
 
 @dataclass(frozen=True)
 class _Players:
-    """Models that play: the candidate first, unless it is not here, the reference's name, and notes.
+    """Models that play, the candidate first, with the reference's name and notes.
+
+    There are none when the candidate is not here.
 
     Notes say who is missing and why.
     """
@@ -113,6 +117,7 @@ def _compare(
     on_progress: Progress,
 ) -> Comparison[GateRow]:
     scripts = play_strategies(snapshots)
+    # Strategies alone still show how the markets are.
     if not players.sources:
         return compare(scripts, None, None, players.notes)
     results = play_sources(connection, settings, players.sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress)
@@ -201,6 +206,7 @@ def record_release(connection: Connection, batch_id: str, settings: Settings, no
     if report is None:
         raise UsageError(f"{batch_id} has no benchmark report: materialize benchmark_report for it first.")
     row = next((row for row in report.rows if row["model"] == report.version), None)
+    # A version that was not compared keeps the figures it has.
     score, accuracy = (None, None) if row is None else (row["pnl"], row["accuracy"])
     write_release(connection, report, score, accuracy, {"benchmark": _metrics(report, row)}, now)
     return Release(report.version, report.decision, report.reason)

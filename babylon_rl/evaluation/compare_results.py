@@ -18,7 +18,7 @@ import msgspec
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation.comparison import Comparison, Pair, PlayerRow, RunKey, mean_over_snapshots, pairs_of
 from babylon_rl.evaluation.metrics import calibration, share
-from babylon_rl.evaluation.players import engine_version, outside
+from babylon_rl.evaluation.players import engine_version, external_identity
 from babylon_rl.evaluation.result_checks import validate_result
 from babylon_rl.evaluation.results import PARTIAL, SEEN, SUFFIX, Bin, CamelCase, Result, read_result
 
@@ -132,9 +132,11 @@ def sound_results(files: Iterable[Path]) -> tuple[list[Result], list[LeftOut]]:
             left_out.append(LeftOut(file=str(path), agent=None, reasons=[str(error)]))
             continue
         faults = validate_result(result)
+        # A run that ended early has a P&L of another length.
         if not result.complete:
             faults.append(f"It ended at tick {result.ticks_processed} of {result.ticks}: {result.stopped or 'left early'}")
-        if result.repeat > 0 and result.identity == outside(result.agent_id, result.mandate):
+        # Only the first attempt meets a market unseen.
+        if result.repeat > 0 and result.identity == external_identity(result.agent_id, result.mandate):
             faults.append(f"It is attempt {result.repeat + 1} of an outside agent, which may know the market from the first.")
         if faults:
             left_out.append(LeftOut(file=str(path), agent=result.agent_id, reasons=faults))
@@ -171,6 +173,7 @@ def compare_results(results: Sequence[Result], left_out: Sequence[LeftOut] = (),
     if reference is not None and reference not in of_agent:
         raise UsageError(" ".join([f"There is no result of {reference!r}; there are results of {', '.join(of_agent)}.", *notes]))
     names = list(of_agent)
+    # Every pair of agents, or every agent with the reference.
     pair_names = list(combinations(names, 2)) if reference is None else [(name, reference) for name in names if name != reference]
     rows = tuple(PlayerRow(name, next(iter(runs.values())).role, runs) for name, runs in of_agent.items())
     pairs, not_shared = pairs_of(rows, pair_names)
@@ -193,6 +196,7 @@ def _document(comparison: Comparison[PlayerRow[Result]], totals: Totals, left_ou
 def _of_one_engine(results: Sequence[Result]) -> tuple[list[Result], list[LeftOut], list[str]]:
     """The results that can be compared, the others, and a sentence about these."""
     counts = Counter(result.engine for result in results)
+    # The running engine first, so that old results never hide new ones.
     compared = max(counts, key=lambda engine: (engine == engine_version(), counts[engine], engine), default="")
     comparable = [result for result in results if result.engine == compared]
     others = [
@@ -218,9 +222,11 @@ def by_agent(results: Sequence[Result]) -> dict[str, dict[RunKey, Result]]:
             agents.setdefault(name, set()).add(result.identity)
     runs_of: dict[str, dict[RunKey, Result]] = {}
     for result in results:
+        # The shortest name that stands for one agent only.
         name = next((name for name in _names(result) if len(agents[name]) == 1), _names(result)[-1])
         runs = runs_of.setdefault(name, {})
         key = (result.snapshot, str(result.seed), result.repeat)
+        # The same run may be given twice; two different ones may not.
         if key in runs and runs[key].metrics != result.metrics:
             raise UsageError(f"There are two different results of {name} in {result.benchmark_id}, repeat {result.repeat}: {result.id}.")
         runs[key] = result
@@ -235,6 +241,7 @@ def _names(result: Result) -> tuple[str, str, str]:
 
 def _pair(pair: Pair) -> PairRow:
     difference, effect, better = pair.paired.difference, pair.paired.effect, pair.paired.superiority
+    # Interval and corrected test must agree before a winner is named.
     sure = pair.adjusted_p <= LEVEL
     return PairRow(
         a=pair.a,
@@ -257,6 +264,7 @@ def _agent(row: PlayerRow[Result]) -> AgentRow:
     decisions = sum(run.ticks_processed for run in runs)
     actions: dict[str, float] = {}
     for run in runs:
+        # Shares weighted by decisions: a long run counts more than a short one.
         for action, part in run.metrics.action_shares.items():
             actions[action] = actions.get(action, 0.0) + part * run.ticks_processed / decisions
     positions = sum(run_metrics.prediction_metrics.total_positions for run_metrics in metrics)
@@ -290,6 +298,7 @@ def _agent(row: PlayerRow[Result]) -> AgentRow:
 
 
 def _totals(results: Sequence[Result]) -> Totals:
+    # The id breaks ties, so that the same results give the same document.
     ranked = sorted(results, key=lambda result: (result.metrics.total_pnl, result.id))
     return Totals(
         avg_pnl=math.fsum(result.metrics.total_pnl for result in results) / len(results),

@@ -148,6 +148,7 @@ class GateRow(PlayerRow[MarketResult]):
 
         The mean is over the markets that have a ratio by then.
         """
+        # Markets get their first ratio at different moments.
         columns = zip(*(sharpe_path(result.pnl_path, FEWEST_TO_DRAW) for result in self.results), strict=True)
         defined = [[value for value in column if value is not None] for column in columns]
         return [sum(values) / len(values) if values else None for values in defined]
@@ -236,6 +237,7 @@ def pairs_of(rows: Sequence[PlayerRow[Any]], names: Sequence[tuple[str, str]], a
     """Paired comparisons by name, and a sentence for each pair with missing shared runs."""
     runs = {row.player: row.runs for row in rows}
     shared = {(a, b): [key for key in runs[a] if key in runs[b]] for a, b in names}
+    # Missing shared runs are reported, never filled in.
     notes = [f"{a} and {b} share no run: they cannot be compared." for (a, b), keys in shared.items() if not keys]
     for (a, b), keys in shared.items():
         most = max(len(runs[a]), len(runs[b]))
@@ -251,6 +253,7 @@ def pairs_of(rows: Sequence[PlayerRow[Any]], names: Sequence[tuple[str, str]], a
         for (a, b), keys in shared.items()
         if keys
     }
+    # Bonferroni for the interim analyses, then Holm for the number of pairs.
     corrected = holm({f"{a} - {b}": min(1.0, analyses * compared.test.p) for (a, b), compared in paired.items()})
     both = zip(paired.items(), corrected, strict=True)
     return tuple(Pair(*names, compared, p.adjusted, len(shared[names])) for (names, compared), p in both), notes
@@ -270,6 +273,7 @@ def compare(
     Raises:
         MarketError: they did not play the same markets, or fewer than two.
     """
+    # Paired by position below, so the order must be the same for all.
     orders = {tuple(result.snapshot for result in results) for _, results in played.values()}
     if len(orders) != 1 or len(next(iter(orders))) < 2:
         raise MarketError(f"A comparison needs the same markets, two at least, for everyone; {', '.join(played)} did not play such.")
@@ -279,6 +283,7 @@ def compare(
         compared = reference is not None and player != reference
         improvement = paired_interval(pnls[player], pnls[reference or ""], confidence=confidence_of(analyses)) if compared else None
         rows.append(GateRow(player, role, {(result.snapshot, "", 0): result for result in results}, improvement))
+    # The candidate is paired with other models and with doing nothing; strategies only describe.
     rivals = [row.player for row in rows if row.player != candidate and (row.role in _RIVALS or row.player in (reference, NOTHING))]
     rivals.sort(key=lambda player: player != reference)
     pairs = () if candidate is None else pairs_of(rows, [(candidate, rival) for rival in rivals], analyses)[0]

@@ -1,4 +1,6 @@
-"""Confirmation of a version that passed the gate: once more against the deployed version, in markets that no decision has used.
+"""Confirmation of a passed version against the deployed one, in fresh markets.
+
+No decision has used these markets before.
 
 The gate's markets are the same for every version, so luck in them is kept over generations. Here every test has markets of its own and a
 level from an online procedure (statistics/online.py), so that of all versions ever promoted at most 5 % are expected to be no better
@@ -14,7 +16,7 @@ from babylon_rl.evaluation.model_sources import Say, Serving, absent, base_of, p
 from babylon_rl.evaluation.snapshots import confirmation_snapshots, require_unseen
 from babylon_rl.evaluation.statistics import permutation_test
 from babylon_rl.evaluation.statistics.online import next_level
-from babylon_rl.market.serving import served_here
+from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store.confirmations import Confirmation, begin_confirmation, end_confirmation, read_confirmations
@@ -34,7 +36,9 @@ def confirm(
     serving: Serving = served_here,
     on_progress: Progress = no_progress,
 ) -> Confirmation | str:
-    """Test once whether a version earns more than the deployed one, else than the base; or a sentence on who cannot be played here.
+    """Test once whether a version earns more than the deployed one, else than the base.
+
+    Returns a sentence where one of them cannot be played here.
 
     The outcome is stored; a version is never tested twice, and an interrupted test goes on in the same markets.
 

@@ -56,6 +56,7 @@ def decide(comparison: Comparison[GateRow], min_improvement: float = 0.0) -> Gat
     if candidate.improvement is None:
         return GateVerdict(NOT_COMPARED, f"{candidate.player} cannot be compared with itself.")
     improvement = _improvement(comparison, candidate, min_improvement)
+    # Hard faults first, then money, then the number of markets.
     checks = (
         _collapse(candidate),
         _valid_answers(candidate, reference),
@@ -64,6 +65,7 @@ def decide(comparison: Comparison[GateRow], min_improvement: float = 0.0) -> Gat
         _enough_markets(comparison),
     )
     outcomes = {check.found for check in checks}
+    # One failed check decides; a pass needs every check.
     decision = FAIL if FAIL in outcomes else PASS if outcomes == {PASS} else INCONCLUSIVE
     named = [check for check in checks if check.found == decision and check is not improvement] if decision != PASS else []
     return GateVerdict(
@@ -81,6 +83,7 @@ def _collapse(candidate: GateRow) -> GateCheck:
 
 def _valid_answers(candidate: GateRow, reference: GateRow) -> GateCheck:
     rates = ", ".join(f"{row.player} {row.shares['invalid']:.1%}" for row in (candidate, reference))
+    # Rates compared as products, so that no rounding decides.
     if candidate.invalid * reference.decisions > reference.invalid * candidate.decisions:
         return GateCheck("valid_answers", FAIL, f"Invalid answers have become more: {rates}")
     return GateCheck("valid_answers", PASS, f"Invalid answers have not become more: {rates}")
@@ -96,6 +99,7 @@ def _improvement(comparison: Comparison[GateRow], candidate: GateRow, min_improv
     )
     if improvement.low > min_improvement:
         return GateCheck("improvement", PASS, f"{difference}: all of it is above the required {required}")
+    # The whole interval must lie on one side, else nothing is decided.
     if improvement.high <= min_improvement:
         return GateCheck("improvement", FAIL, f"{difference}: none of it is above the required {required}")
     return GateCheck("improvement", INCONCLUSIVE, f"{difference}: it holds the required {required}")
@@ -160,6 +164,7 @@ def next_analysis(comparison: Comparison[GateRow], min_improvement: float, first
 
     None when no more are worth playing.
     """
+    # Sizes are fixed beforehand; none is chosen from the data.
     larger = [size for size in analysis_sizes(first) if size > comparison.markets]
     if not larger or larger[-1] < FEWEST_MARKETS:
         return None
@@ -178,6 +183,7 @@ def needed_markets(comparison: Comparison[GateRow], min_improvement: float) -> i
         return None
     ours, theirs = comparison.row(comparison.candidate), comparison.row(comparison.reference)
     differences = np.subtract(ours.pnls_usd, theirs.pnls_usd)
+    # Power for the observed effect, above the required one.
     effect, spread = float(differences.mean()) - min_improvement, float(differences.std(ddof=1))
     needed = markets_needed(effect, spread, POWER, comparison.confidence)
     return needed if needed is not None and math.isfinite(needed) else None

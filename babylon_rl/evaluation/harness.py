@@ -14,7 +14,7 @@ from babylon_rl.evaluation.compare_results import ComparisonDocument
 from babylon_rl.evaluation.play import PLAYER_ID
 from babylon_rl.evaluation.players import Player, scripted, strategy_agent
 from babylon_rl.llm.client import ChatClient
-from babylon_rl.market.serving import served_here
+from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.actions import Invalid
 from babylon_rl.market.simulation.agents import Agent
 from babylon_rl.market.simulation.config import PRESETS
@@ -65,6 +65,7 @@ def _player(strategy: str, round_: int) -> Player:
 
 def missing_hours(state: Readiness, settings: Settings, agents: int) -> int:
     """Hours of ``agents`` until enough data can be frozen for a training; at least 1."""
+    # Both conditions of readiness count: trajectories and groups.
     trajectories = ceil((settings.training_min_trajectories - state.total_trajectories) / (agents * ROWS_AN_HOUR))
     return max(1, trajectories, settings.training_min_groups - state.scenario_groups)
 
@@ -81,6 +82,7 @@ def free_hours(connection: Connection, request: SpawnRequest, now: datetime) -> 
     if request.start is not None or newest is None or window_start(newest) + HOUR * request.windows <= window_start(last):
         return replace(request, start=windows_to_play(request, newest, now)[0])
     hour, free = window_start(last), list[str]()
+    # Backwards until as many consecutive hours are free.
     while len(free) < request.windows:
         free = [] if has_simulated_hour(connection, window_of(hour)) else [*free, window_of(hour)]
         hour -= HOUR
@@ -123,6 +125,7 @@ def answer_of(checkpoint: Path, version: str, base_model: str, scenario: Scenari
     if base_model == DRY_BASE_MODEL:
         verify(checkpoint)
         return None
+    # Files first: a damaged adapter gives a clearer error than its server.
     verify(checkpoint, base_model_dir(settings))
     with served_here(settings, {version: checkpoint}) as url, ChatClient(url, None, version, logprobs=False) as client:
         run = play(opening(scenario, 1), {PLAYER_ID: model_agent(client, temperature=0.0)})

@@ -81,7 +81,7 @@ def calibration_windows(hours: int) -> list[str]:
 def play_hours(
     connection: Connection, windows: Sequence[str], seed: int, now: datetime, on_hour: Callable[[], None] = lambda: None
 ) -> None:
-    """Play consecutive hours and write them as a game would, into a database made for this."""
+    """Play consecutive hours and write them, as a game would, into a fresh database."""
     request = SpawnRequest(agents=len(PLAYERS), model_agents=0, windows=len(windows), seed=seed, start=windows[0])
     spawn(connection, request, now, None, lambda _: on_hour(), players=PLAYERS)
 
@@ -126,6 +126,7 @@ def measure(
         raise ValueError(f"{hours} hours: {FEWEST_HOURS} to {MOST_HOURS} can be calibrated on.")
     skills_of_players = skills(skill_markets, _counted(on_progress, "markets of known skill", skill_markets))
     windows = calibration_windows(hours)
+    # An interrupted calibration goes on after its newest hour.
     newest = newest_simulated_hour(connection)
     missing = [window for window in windows if newest is None or window > newest]
     if missing:
@@ -134,6 +135,7 @@ def measure(
     sync_outcomes(connection, windows, settings, now)
     sync_hindsight(connection, windows, settings, now)
     scored = score_windows(connection, windows, settings, now, on_progress=on_progress)
+    # An interval needs two independent hours.
     if len(scored) < FEWEST_HOURS:
         why = next(iter({**scored.pending, **scored.quarantined}.values()), "no hour has a group: check MIN_AGENTS_PER_WINDOW.")
         raise MarketError(f"{len(scored)} of {hours} hours were scored, which says nothing of the judge: {why}")
@@ -167,8 +169,10 @@ def agreement(
     for group in groups:
         agents = [entry.agent_id for entry in group.scores]
         scores, skill = [entry.score for entry in group.scores], [expected[agent] for agent in agents]
+        # Realized dollars are the baseline: a judge without insight reaches their correlation.
         money = [realized_usd[group.window][agent] for agent in agents]
         flat += max(scores) - min(scores) < _SAME
+        # Ranks within an hour only, as training compares only within a group.
         of_scores.append(rank_correlation(scores, skill))
         of_outcomes.append(rank_correlation(scores, money))
         of_money.append(rank_correlation(money, skill))
@@ -222,7 +226,10 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _ends(interval: Interval, most: float) -> tuple[float, float, float]:
-    """Mean, low and high, clamped to ``most``: 1 for a correlation, 2 for a difference of two."""
+    """Mean, low and high, clamped to ``most``.
+
+    That is 1 for a correlation, 2 for a difference of two.
+    """
     return interval.mean, max(-most, interval.low), min(most, interval.high)
 
 

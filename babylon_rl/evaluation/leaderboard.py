@@ -111,13 +111,16 @@ def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
     """
     models, gated = read_models(connection), read_gated(connection)
     reports = {model.version: gated[model.training_batch] for model in models if model.training_batch in gated and not model.foreign}
+    # As many markets as the largest report has played.
     snapshots = benchmark_snapshots(max([settings.benchmark_markets, *(report.markets for report in reports.values())]))
     stored = _Known(connection, [model for model in models if not model.foreign], snapshots)
     reasons = [(model, stored.missing(model, reports.get(model.version), settings.benchmark_markets)) for model in models]
     ranked = {model.version: model for model, why in reasons if why is None}
+    # Everyone is measured in the same markets, or differences would be those of the markets.
     common = stored.common(ranked, settings.benchmark_markets)
     played = {name: (_role(name, ranked), [results[s.id] for s in common]) for name, results in stored.of(ranked, common).items()}
     played |= play_strategies(common)
+    # Without a stored base there is nothing to pair with.
     reference = BASE if BASE in played else None
     rows = sorted(compare(played, None, reference).rows, key=lambda row: (-row.pnl.mean, row.player))
     return Leaderboard(
@@ -134,6 +137,7 @@ class _Known:
     def __init__(self, connection: Connection, models: Sequence[Model], snapshots: Sequence[Snapshot]) -> None:
         self._snapshots = snapshots
         markets = {snapshot.id: snapshot.fingerprint for snapshot in snapshots}
+        # Results of other weights under the same name are ignored.
         weights = _line(models, read_identities(connection, [BASE, *(model.version for model in models)]))
         self._results = {name: read_results(connection, name, identity, markets) for name, identity in weights.items()}
 
@@ -150,6 +154,7 @@ class _Known:
         if model.version not in self._results:
             return report.reason if report.reference is None else "It stands on another base than the newest version."
         shared, most = self._shared(model.version), max(self._shared(name) for name in self._results if name != BASE)
+        # A version that shares too few markets would make the common set small for all.
         if shared < max(_FEWEST, min(benchmark_size, most)):
             return f"It and the base share {shared} of the markets as they are now: {again}."
         return None

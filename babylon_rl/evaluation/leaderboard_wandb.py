@@ -29,6 +29,7 @@ def send(board: Leaderboard, png: Path, settings: Settings, *, init_timeout_s: f
     home = settings.home / "wandb"
     where = [settings.wandb_base_url, settings.wandb_mode, settings.wandb_entity, settings.wandb_project]
     before = _sent(home)
+    # The same state is sent once to the same project.
     if before.get("dataVersion") == board.data_version and before.get("where") == where:
         return Sent("As it is in Weights & Biases already.", before.get("link"))
     process = WandbProcess(__name__, run_request(settings, RUN_ID, "leaderboard", "leaderboard", initTimeout=init_timeout_s), settings)

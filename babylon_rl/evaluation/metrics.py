@@ -56,12 +56,14 @@ def positions(record: AgentRecord, exchange: Exchange) -> dict[str, Position]:
     by_id: dict[str, Position] = {}
     for fill in purchases(record):
         by_id.setdefault(fill.position, Position(fill.market, fill.side, fill.kind == "buy_prediction", fill.tick))
+    # Profits of sales, mandates, answers and liquidations, in order.
     for closing, how in _closings(record):
         if closing.profit is not None:
             position = by_id[closing.position]
             position.profit += closing.profit
             position.ended, position.ended_moment = how, closing.tick + (how == "sold")  # what is sold at a tick is gone at the next moment
     account = exchange.accounts[record.agent_id]
+    # Still open at the end: worth the proceeds of closing them now.
     for perp in account.perps.values():
         by_id[perp.id].profit += exchange.worth(perp) - perp.margin - perp.paid
         by_id[perp.id].ended, by_id[perp.id].ended_moment = "open", None
@@ -242,7 +244,7 @@ def drawdown_shares(equity: Sequence[float]) -> list[float]:
 
 
 def reaction_ticks(record: AgentRecord, scenario: Scenario, ticks: int) -> tuple[list[float], int]:
-    """Ticks from news to the first purchase in its direction, and the number of such news.
+    """Ticks from news to the first purchase in its direction, and the news count.
 
     News counts that says a direction and could be read within ``ticks``; a purchase counts while that news had an effect.
     """

@@ -16,12 +16,12 @@ from typing import Any
 from babylon_rl.errors import CheckpointError
 from babylon_rl.evaluation.comparison import BASE
 from babylon_rl.evaluation.play import GATE_CONCURRENCY, play_gate
-from babylon_rl.evaluation.players import Player, asked
+from babylon_rl.evaluation.players import Player, endpoint_player
 from babylon_rl.evaluation.run_files import forget_old_runs
 from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot
 from babylon_rl.files.durable import sha256
 from babylon_rl.llm.client import ChatClient
-from babylon_rl.market.serving import served_here
+from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.choices import format_name
 from babylon_rl.models.base_model import base_model_dir, base_model_name
@@ -79,6 +79,7 @@ def base_source(settings: Settings) -> ModelSource:
     Raises ModelUnavailable when it is not here and cannot be made.
     """
     directory = base_model_dir(settings)
+    # Config, tokenizer and template belong to the policy as much as its weights.
     parts = base_identity(directory, base_model_name(settings))
     weights = {path.name: sha256(path) for path in sorted(directory.glob("*.safetensors"))}
     hashes = [parts.config_sha256, parts.tokenizer_sha256, parts.chat_template_sha256]
@@ -104,6 +105,7 @@ def absent(model: Model, settings: Settings) -> Absent | None:
     directory = _directory(model)
     if model.foreign:
         return Absent(model.version, "another producer made it.")
+    # A dry checkpoint has no weights that could play.
     if DRY_BASE_MODEL in (model.base_model, settings.local_base_model):
         return Absent(model.version, "a dry run makes checkpoints without a model.")
     if not directory.is_dir():
@@ -114,6 +116,7 @@ def absent(model: Model, settings: Settings) -> Absent | None:
         if remote is not None and address.needs:
             reason = f"its weights are at {remote.service}, and there is no {address.needs} to ask {address.model} with."
             return Absent(model.version, reason)
+        # A remote version has no files here to verify against a base.
         manifest = verify(directory, base_model_dir(settings) if remote is None else None)
         check_inference_config(manifest, PROMPT_VERSION, format_name(ONE_TICK))
     except CheckpointError as unusable:
@@ -175,6 +178,7 @@ class ModelClients:
         Raises:
             ModelUnavailable: the server does not start.
         """
+        # One thread starts the server; the others wait for it.
         with self._starting:
             if name not in self._clients:
                 at = self._sources[name].service or Service(self._address(), name, "")
@@ -208,11 +212,13 @@ def play_sources(
     Raises:
         ModelUnavailable: the server does not start or stays down; what was played by then is kept.
     """
+    # A changed market has another fingerprint, and its stored results do not count.
     markets = {snapshot.id: snapshot.fingerprint for snapshot in snapshots}
     stored = {source.name: read_results(connection, source.name, source.identity, markets) for source in sources}
     missing = {e.name: [s for s in snapshots if s.id not in stored[e.name]] for e in sources}
     for source in sources:
         say(f"{source.name}: {len(stored[source.name])} of {len(snapshots)} markets are known")
+    # No server is started when everything is stored.
     playing = [source for source in sources if missing[source.name]]
     with ModelClients(settings, playing, serving, logprobs=False) as clients:
         for source in playing:
@@ -228,7 +234,7 @@ def model_player(client: ChatClient, name: str, identity: str) -> Player:
 
     Mandate, prompt and temperature are fixed.
     """
-    return replace(asked(lambda: client, name, identity, prompt=PROMPT_VERSION), identity=identity)
+    return replace(endpoint_player(lambda: client, name, identity, prompt=PROMPT_VERSION), identity=identity)
 
 
 def _keeper(
@@ -244,6 +250,7 @@ def _keeper(
     every = max(1, len(markets) // 6)
 
     def keep(result: MarketResult) -> None:
+        # Committed before anything else, as it was played and perhaps paid for.
         write_results(connection, source.name, source.identity, markets, [result], clock())
         stored[result.snapshot] = result
         on_progress(f"benchmark of {source.name}", len(stored), len(markets))

@@ -67,6 +67,7 @@ def play(
         on_decisions: called now and then with the number of decisions made since, from several threads.
     """
     leaving, down = Event(), dict[str, ModelUnavailable]()
+    # Only models wait for an endpoint; strategies run in this thread.
     asking = [job for job in jobs if job.player.asks]
     with ThreadPoolExecutor(max(1, min(concurrency, len(asking) or 1))) as pool:
         futures: dict[Future[Outcome], Job] = {}
@@ -78,6 +79,7 @@ def play(
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
+            # Also after an exception: threads end at their next tick, queued runs never begin.
             leaving.set()
             for future in futures:
                 future.cancel()
@@ -85,6 +87,7 @@ def play(
 
 def _play_unless_down(job: Job, leaving: Event, down: dict[str, ModelUnavailable], on_decisions: Callable[[int], None]) -> Outcome:
     name = job.player.name
+    # A model that is down is not tried again in every market.
     if name in down:
         return down[name]
     try:
@@ -190,9 +193,11 @@ def run_benchmark(
         _job(player, snapshot, repeat, seed, engine, directory) for player in players for snapshot in snapshots for repeat in range(repeats)
     ]
     files = {job.label.key: RunFiles(directory, job.player.name, job.label.key) for job in jobs}
+    # Removed first, so that an interrupted repeat never mixes old and new runs.
     if again:
         for run_files in files.values():
             run_files.remove()
+    # Finished runs are read, not played: a second call goes on.
     finished = {key: result for key, run_files in files.items() if (result := _finished(run_files)) is not None}
     missing = [job for job in jobs if job.label.key not in finished]
     progress = _Progress(on_progress, sum(job.snapshot.scenario.ticks for job in missing))
@@ -213,6 +218,7 @@ def run_benchmark(
 
 
 def _job(player: Player, snapshot: Snapshot, repeat: int, seed: int | str, engine: str, directory: Path) -> Job:
+    # The key names everything that could change the result.
     key = content_version([player.identity, engine, snapshot.digest, snapshot.start_balance, str(seed), repeat])
     label = RunLabel(player.name, player.identity, player.role, player.mandate, seed, repeat, key, engine)
     return Job(player, snapshot, label, f"{seed}/{repeat}", files=RunFiles(directory, player.name, key), resumable=True)
@@ -273,6 +279,7 @@ def play_gate(
             else:
                 rows[job.snapshot.id] = market_result(outcome, job.snapshot)
                 on_result(rows[job.snapshot.id])
+    # Raised at the end, after every market under way was stored.
     for failure in (*stopped, *not_begun):
         raise failure
     return [rows[snapshot.id] for snapshot in snapshots]

@@ -1,4 +1,4 @@
-"""Players of a benchmark, each identified by its weights, prompt or code, not by its name.
+"""Players of a benchmark, identified by weights, prompt or code, not by name.
 
 Players play under one mandate, alone in each market and, for one tick, with the same stake, so that only decisions differ.
 """
@@ -52,16 +52,17 @@ def scripted(name: str, mandate: Mandate = ONE_TICK) -> Player:
     """
     if name not in roster.NAMES:
         raise MarketError(f"There is no strategy {name!r}; there are {', '.join(roster.NAMES)}.")
+    # Strategies are code: another engine is another player.
     identity = content_version(["roster", name, mandate, engine_version()])
     return Player(name, identity, STRATEGY, mandate, False, lambda snapshot, _: strategy_agent(name, snapshot.scenario, mandate))
 
 
 def strategy_agent(name: str, scenario: Scenario, mandate: Mandate) -> AgentFactory:
-    """Agents of a strategy: with the common stake for one tick, with its own for longer."""
+    """Agents of a strategy; for one tick with the common stake, else with its own."""
     return roster.factory(name, scenario, mandate, stake_usd=STAKE_USD if mandate == ONE_TICK else None)
 
 
-def asked(
+def endpoint_player(
     open_client: Callable[[], ChatClient],
     name: str,
     identity: str,
@@ -83,13 +84,14 @@ def asked(
     version = prompting.checked_version(prompt or default_prompt(mandate), mandate)
 
     def make(_: Snapshot, answers: Path | None) -> AgentFactory:
+        # Opened by the run that needs it, which may be in another thread.
         client = open_client() if answers is None else resumable_client(open_client(), answers)
         return model_agent(client, mandate=mandate, prompt_version=version, temperature=temperature, name=name)
 
     return Player(name, content_version(["model", identity, mandate, version, temperature]), MODEL, mandate, True, make)
 
 
-def outside(name: str, mandate: str) -> str:
+def external_identity(name: str, mandate: str) -> str:
     """Identity of an agent that plays over HTTP, from its name and mandate."""
     return content_version(["outside", name, mandate])
 
@@ -107,6 +109,7 @@ def engine_version() -> str:
     """
     digest = hashlib.sha256()
     code = Path(simulation.__path__[0])
+    # Sorted, so that the hash is the same on every file system.
     for path in [*sorted(code.glob("*.py")), *sorted((code.parent / "prompts").glob("*.txt"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

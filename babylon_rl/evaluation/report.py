@@ -53,6 +53,7 @@ def criteria(comparison: Comparison[GateRow]) -> tuple[Criterion, ...]:
         return ()
     ours, theirs = comparison.row(comparison.candidate), comparison.row(comparison.reference)
     confidence = comparison.confidence
+    # Criteria with the gate's confidence, so that both speak of the same evidence.
     closed = _share_gain(ours, theirs, lambda result: (result.wins, result.wins + result.losses), confidence)
     right = _share_gain(ours, theirs, lambda result: (result.predictions_right, result.predictions), confidence)
     return (
@@ -65,6 +66,7 @@ def criteria(comparison: Comparison[GateRow]) -> tuple[Criterion, ...]:
 
 def _better_pnl(ours: GateRow, theirs: GateRow, confidence: float) -> Criterion:
     """Criterion: ours is above theirs by BETTER_PNL of theirs."""
+    # For a reference that loses, ten percent better means a smaller loss.
     factor = 1 + BETTER_PNL if theirs.pnl.mean >= 0 else 1 - BETTER_PNL
     beyond = paired_interval(ours.pnls_usd, [factor * usd for usd in theirs.pnls_usd], confidence=confidence)
     wanted = factor * theirs.pnl.mean
@@ -74,6 +76,7 @@ def _better_pnl(ours: GateRow, theirs: GateRow, confidence: float) -> Criterion:
 
 def _fewer_errors(ours: GateRow, theirs: GateRow, confidence: float) -> Criterion:
     errors = ours.invalid + ours.refused, theirs.invalid + theirs.refused
+    # Without any error there is nothing to compare.
     if not any(errors):
         return Criterion("fewer errors", UNKNOWN, "neither made one: no unusable answer and no refused order")
     gain = _share_gain(theirs, ours, lambda result: (result.invalid + result.refused, result.decisions), confidence)
@@ -110,10 +113,11 @@ def _share_gain(ours: GateRow, theirs: GateRow, count: Count, confidence: float)
 
 FOOTER = (
     "P&L in dollars of one market hour, mean and 95 % interval over the markets; differences are paired market by market. The gate may "
-    "look {looks} times at a growing benchmark: intervals of differences keep 95 % over all looks together, p-values of the contests are "
-    "corrected for looks and for each other (Holm). The other rows describe and are not corrected for their number. All versions meet the "
-    "same markets, and nothing is corrected for how many were tried in them: of forty that are no better, one may pass by chance. The "
-    "oracle knows the future, the news reader how often news are true: what foresight and honest reading can earn with the same stake."
+    "analyse a growing benchmark {analyses} times: intervals of differences keep 95 % over all analyses together, p-values of the pairs "
+    "are corrected for the analyses and for each other (Holm). The other rows describe and are not corrected for their number. All "
+    "versions meet the same markets, and nothing is corrected for how many were tried in them: of forty that are no better, one may pass "
+    "by chance. The oracle knows the future, the news reader how often news are true: what foresight and honest reading can earn with the "
+    "same stake."
 )
 PAIR_COLUMNS = ("candidate against", "difference, $ an hour", "effect, standard deviations", "better in", "p, corrected")
 COLUMNS = (
@@ -178,7 +182,7 @@ def markdown(comparison: Comparison[GateRow], verdict: GateVerdict) -> str:
         parts.append(
             markdown_table(("success criterion", "met", "against the reference"), [(c.name, c.met, c.words) for c in criteria(comparison)])
         )
-    parts.append(f"{comparison.markets} unseen markets. {FOOTER.format(looks=comparison.analyses)}")
+    parts.append(f"{comparison.markets} unseen markets. {FOOTER.format(analyses=comparison.analyses)}")
     return "\n\n".join(parts) + "\n"
 
 

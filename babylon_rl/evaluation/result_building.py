@@ -43,6 +43,7 @@ def result_of(run: Run, agent_id: str, snapshot: Snapshot, label: RunLabel) -> R
     record, scenario, ticks = run.records[agent_id], run.scenario, run.ticks_played
     equity = list(record.equity)[: ticks + 1]
     durations = [response_ms(record, tick) for tick in range(ticks)]
+    # Positions at every moment, for the recorded steps.
     held = open_counts(positions(record, run.exchange).values(), ticks + 1)
     orders = [msgspec.to_builtins(action) for action in record.actions]
     return Result(
@@ -90,9 +91,11 @@ def market_result(result: Result, snapshot: Snapshot) -> MarketResult:
     """
     outcomes = [action.data["outcome"] for action in result.actions]
     choices = [choice_of(msgspec.convert(order, Action)) for order in result.trajectory.actions]
+    # Invalid answers are counted apart, not as holds.
     valid = [choice.action for choice, outcome in zip(choices, outcomes, strict=True) if outcome != "invalid"]
     traded = [action.tick for action in result.actions if action.data["outcome"] == "filled" and action.type not in _NO_TRADE]
     profits = [action.correctness["pnl"] for action in result.actions if action.correctness is not None]
+    # The market's own path, without the player's impact.
     paths = {asset.ticker: asset.prices for asset in snapshot.scenario.assets}
     paths |= {question.id: question.crowd for question in snapshot.scenario.questions}
     moves = {tick: paths[choices[tick].market or ""][tick + 1] - paths[choices[tick].market or ""][tick] for tick in traded}
@@ -137,6 +140,7 @@ def _actions(run: Run, record: AgentRecord, durations: list[float]) -> Iterator[
     opened: set[str] = set()
     for tick, (action, outcome) in enumerate(zip(record.actions, record.outcomes, strict=True)):
         correctness = None
+        # Correctness stands with the purchase that opened the position, once.
         if isinstance(outcome, Fill) and outcome.kind in OPENING and outcome.position not in opened:
             opened.add(outcome.position)
             position = held[outcome.position]

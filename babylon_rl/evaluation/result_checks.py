@@ -49,6 +49,7 @@ def _ticks(result: Result) -> Iterator[str]:
         "actions": (len(result.actions), played), "trajectory.actions": (len(trajectory.actions), played),
         "trajectory.rewards": (len(trajectory.rewards), played), "trajectory.states": (len(trajectory.states), played + 1),
     }  # fmt: skip
+    # Lengths first: the other checks index by tick.
     for name, (count, expected) in counts.items():
         if count != expected:
             yield f"There are {count} {name} for {played} ticks processed, not {expected}."
@@ -60,6 +61,7 @@ def _ticks(result: Result) -> Iterator[str]:
 
 
 def _shape_of_time(result: Result) -> Iterator[str]:
+    # Times are in milliseconds, ticks in seconds.
     step = result.tick_interval * 1000
     if step <= 0 or result.end_time != result.start_time + result.ticks_processed * step:
         yield f"It ends at {result.end_time}, {result.ticks_processed} ticks of {result.tick_interval} s after {result.start_time} do not."
@@ -81,10 +83,12 @@ def _money(result: Result) -> Iterator[str]:
     yield from _same("The equity at the start", equity[0], result.start_balance)
     yield from _same("totalPnl", metrics.total_pnl, equity[-1] - equity[0])
     yield from _same("The rewards' sum", math.fsum(result.trajectory.rewards), metrics.total_pnl)
+    # The first fault of a kind is enough to reject the result.
     for number, reward in enumerate(result.trajectory.rewards):
         if not _near(reward, equity[number + 1] - equity[number]):
             yield f"The reward of tick {number} is {reward}, the equity changed by {equity[number + 1] - equity[number]}."
             break
+    # Both kinds of positions together are the whole P&L.
     parts = metrics.prediction_metrics.pnl + metrics.perp_metrics.pnl
     yield from _same("The P&L of predictions and perpetuals together", parts, metrics.total_pnl)
     for state in result.trajectory.states:
@@ -124,6 +128,7 @@ def _positions(result: Result) -> Iterator[str]:
 
 def _decisions(result: Result) -> Iterator[str]:
     metrics = result.metrics
+    # Shares are counted again from the decisions.
     kinds = Counter(_kind(action.type, action.data) for action in result.actions)
     expected = action_shares(kinds)
     if set(metrics.action_shares) != set(expected) or any(abs(metrics.action_shares[name] - expected[name]) > 1e-9 for name in expected):
@@ -148,6 +153,7 @@ def _decisions(result: Result) -> Iterator[str]:
 
 def _forecasts(result: Result) -> Iterator[str]:
     forecasts, metrics = result.forecasts, result.metrics
+    # Every filled purchase of a question is one forecast.
     bought = sum(action.type == "buy_prediction" and action.data.get("outcome") == "filled" for action in result.actions)
     if len(forecasts) != bought:
         yield f"There are {len(forecasts)} forecasts for {bought} purchases of predictions."

@@ -209,7 +209,7 @@ class Result(CamelCase, frozen=True):
 
     @property
     def seen(self) -> bool:
-        """True when its market has the companies and words of training hours."""
+        """True when its market has training companies and words."""
         return self.edition == TRAINING.name
 
     @property

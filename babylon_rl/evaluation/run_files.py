@@ -70,6 +70,7 @@ class RunFiles:
         """Write a run, decisions first: a result that is there has its decisions."""
         self._directory.mkdir(parents=True, exist_ok=True)
         packed = io.BytesIO()
+        # Without name and time stamp, so that the same decisions give the same bytes.
         with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=packed, mtime=0) as file:
             file.writelines(decisions)
         write_atomically(self.path(DECISIONS), packed.getvalue())
@@ -106,6 +107,7 @@ def forget_old_runs(home: Path, names: Iterable[str]) -> None:
         if runs_directory(home, name).is_dir():
             with suppress(OSError):  # a directory that cannot be written to
                 os.utime(runs_directory(home, name))
+    # The newest modification is the newest comparison.
     directories = [path for path in (home / DIRECTORY).glob("*") if path.is_dir()]
     for old in sorted(directories, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -129,6 +131,7 @@ def resumable_client(client: ChatClient, path: Path) -> ChatClient:
         max_tokens: int = 64,
     ) -> ChatAnswer:
         request = msgspec.json.encode([client.model, list(messages), response_format, temperature, seed, max_tokens])
+        # Equal requests have equal answers: temperature and seed are part of the key.
         key = hashlib.sha256(request).hexdigest()
         if key not in answers:
             answers[key] = client.complete_now(
@@ -174,13 +177,14 @@ def record_runs(connection: Connection, files: Sequence[Path]) -> int:
     rows.require_recording_tables(connection)
     written = 0
     for path in files:
+        # One transaction a run: an interrupted call leaves whole runs only.
         with connection.transaction():
             written += _record(connection, read_result(path), path.with_name(path.name.removesuffix(SUFFIX) + DECISIONS))
     return written
 
 
 def agent_id(result: Result) -> str:
-    """Game user under whose id a result's agent is recorded."""
+    """Id of the game user for a result's agent."""
     return f"{BENCHMARK}{slug(result.agent_id)}"
 
 
@@ -205,6 +209,7 @@ def recording_of(result: Result, decisions: Iterator[dict[str, Any]]) -> Recordi
     for turn in decisions:
         tick = int(turn["tick"])
         state = result.trajectory.states[tick]
+        # The recorder reads this clock; its times are the market's.
         clock[0] = _moment(state.timestamp)
         pnl = state.equity - result.start_balance
         recorder.start_step(trajectory, balance=state.balance, pnl=pnl, open_positions=state.open_positions)

@@ -80,6 +80,7 @@ class Snapshot:
 
         It changes with the market's code, prompts, fees or stakes.
         """
+        # A few strategies stand for all players: they see every prompt and fill.
         factories = {name: roster.factory(name, self.scenario, ONE_TICK, stake_usd=STAKE_USD) for name in _PROBES}
         seen = []
         for name, factory in factories.items():
@@ -102,6 +103,7 @@ def snapshots_named(names: Sequence[str], on_snapshot: Callable[[], None] | None
     snapshots: dict[str, Snapshot] = {}
     for name in names:
         for snapshot in _named(name):
+            # The same market under two names is played once.
             snapshots.setdefault(snapshot.digest, snapshot)
             if on_snapshot is not None:
                 on_snapshot()
@@ -171,7 +173,7 @@ def _benchmark_snapshot(index: int) -> Snapshot:
 
 
 def confirmation_snapshots(first: int, count: int) -> tuple[Snapshot, ...]:
-    """``count`` markets of the series for confirmations, from number ``first``; none of them is a market of the gate."""
+    """Fresh markets for a confirmation, from number ``first``; none is a gate's market."""
     return tuple(
         Snapshot(f"confirmation-{index:06d}", _held_out_scenario(f"confirmation/{index}", CONFIRMATION_HOUR + index))
         for index in range(first, first + count)
@@ -190,6 +192,7 @@ def require_unseen(snapshots: Sequence[Snapshot], trained_windows: Iterable[str]
     Raises:
         MarketError: an edition, seed or window could belong to training, two markets are the same, or the editions share a wording.
     """
+    # Words: a model must not know the companies of these markets.
     shared = sorted(_words(HELD_OUT.name) & _words(TRAINING.name))
     if shared:
         raise MarketError(f"The held-out edition shares wordings with the training edition: {', '.join(shared[:5])}. Change one of them.")
@@ -197,6 +200,7 @@ def require_unseen(snapshots: Sequence[Snapshot], trained_windows: Iterable[str]
     trained = sorted({snapshot.window for snapshot in snapshots} & set(trained_windows))
     if like_training or trained:
         raise MarketError(f"Benchmark markets overlap with training: {', '.join([*like_training, *trained][:5])}.")
+    # Prices: two seeds must not give one market.
     prices = {tuple(asset.prices for asset in snapshot.scenario.assets) for snapshot in snapshots}
     for distinct in ({snapshot.window for snapshot in snapshots}, prices):
         if len(distinct) < len(snapshots):

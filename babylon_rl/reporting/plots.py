@@ -76,7 +76,8 @@ def new_figure(width: float, height: float, dpi: int, *, constrained: bool = Fal
 def png_of(figure: Any) -> bytes:
     """The figure as a PNG in full colours."""
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    # Without the version of matplotlib, so that the same drawing gives the same bytes.
+    figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
 
 
@@ -85,6 +86,15 @@ def plain_axes(panels: Iterable[Any], label_size: float = 8) -> None:
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=label_size)
+
+
+def date_axis(axes: Any) -> None:
+    """Label the horizontal axis with a few dates or hours, as its span asks."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(minticks=3, maxticks=9)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 
 # ---- plots of asset pages

@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from babylon_rl.errors import MarketError, UsageError
 from babylon_rl.evaluation.play import PLAYER_ID
-from babylon_rl.evaluation.players import MODEL, engine_version, outside
+from babylon_rl.evaluation.players import MODEL, engine_version, external_identity
 from babylon_rl.evaluation.result_building import RunLabel, decision_lines, result_of
 from babylon_rl.evaluation.results import SUFFIX, encode_result, read_result
 from babylon_rl.evaluation.run_files import RunFiles, slug
@@ -335,7 +335,7 @@ def serve(market: Snapshot, bound: socket.socket, announce: Callable[[str], None
 def _finished(session: MarketSession, market: Snapshot, directory: Path | None) -> bytes:
     """The result of a session as JSON; with a directory it and the decisions are also kept there, as those of `benchmark run` are."""
     agent, repeat = session.agent, session.attempt - 1
-    identity = outside(agent.name, agent.mandate)
+    identity = external_identity(agent.name, agent.mandate)
     key = content_version([identity, market.digest, market.start_balance, str(SEED), repeat])
     label = RunLabel(agent.name, identity, MODEL, agent.mandate, SEED, repeat, key, engine_version())
     result = result_of(session.run, PLAYER_ID, market, label)
@@ -349,7 +349,7 @@ def _attempts(agent: ExternalAgent, market: Snapshot, directory: Path) -> int:
     attempts = 0
     for path in directory.glob(f"{slug(agent.name)}-*{SUFFIX}"):
         result = read_result(path)
-        if (result.identity, result.snapshot) == (outside(agent.name, agent.mandate), market.digest):
+        if (result.identity, result.snapshot) == (external_identity(agent.name, agent.mandate), market.digest):
             attempts = max(attempts, result.repeat + 1)
     return attempts
 

@@ -7,7 +7,7 @@ from babylon_rl.errors import ReleaseRefused
 from babylon_rl.evaluation.confirmation import confirm
 from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.evaluation.model_sources import Say, Serving
-from babylon_rl.market.serving import served_here
+from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.guards import PNL, Guard, Limits, judge_calls, judge_hours
 from babylon_rl.serving.releases import Author, deploy, propose, rollback

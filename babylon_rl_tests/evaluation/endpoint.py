@@ -85,7 +85,7 @@ class Endpoint:
 
     @contextmanager
     def serving(self, settings: object, adapters: Mapping[str, object]) -> Iterator[str]:
-        """As babylon_rl.market.serving.served_here, for these rules."""
+        """As babylon_rl.market.model_endpoints.served_here, for these rules."""
         self.starts += 1
         yield self.url
 

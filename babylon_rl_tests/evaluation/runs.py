@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from babylon_rl.evaluation.play import run_benchmark
-from babylon_rl.evaluation.players import Player, asked, scripted
+from babylon_rl.evaluation.players import Player, endpoint_player, scripted
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
 from babylon_rl.llm.client import ChatClient
@@ -26,7 +26,7 @@ def roster(*names: str, mandate: Mandate = "one-tick") -> list[Player]:
 @contextmanager
 def model(url: str, name: str = "m") -> Iterator[Player]:
     with ChatClient(url, None, name, attempts=1) as client:
-        yield asked(lambda: client, name, f"{name}@{url}")
+        yield endpoint_player(lambda: client, name, f"{name}@{url}")
 
 
 def results(directory: Path, *names: str, markets: int = 3, repeats: int = 1, mandate: Mandate = "one-tick") -> list[Result]:

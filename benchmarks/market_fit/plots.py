@@ -1,8 +1,8 @@
 """The fit as two pictures: what is told (events, posts) and how markets move, the recorded game beside the simulated market."""
 
-import io
 from typing import Any
 
+from babylon_rl.reporting import plots
 from benchmarks.market_fit.measure import MarketFit
 
 GAME, OURS = "recorded game", "simulated market"
@@ -85,22 +85,14 @@ def _curve(axes: Any, moves: list[float], error: float, tick_s: float, colour: s
 
 
 def _figure(count: int, inches: tuple[float, float], widths: tuple[float, ...]) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=inches, dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.new_figure(*inches, _DPI, constrained=True)
     return figure, figure.subplots(1, count, width_ratios=widths)
 
 
 def _png(figure: Any) -> bytes:
     from matplotlib.patches import Patch
 
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+    plots.plain_axes(figure.axes)
     marks = [Patch(color=colour, label=name) for name, colour in _COLOURS.items()]
     figure.legend(handles=marks, loc="outside upper left", ncols=2, fontsize=9, frameon=False)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
-    return png.getvalue()
+    return plots.png_of(figure)

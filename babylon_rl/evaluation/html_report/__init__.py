@@ -30,6 +30,7 @@ def write_report(results: Sequence[Result], directory: Path, scenarios: Mapping[
     """
     if not results:
         raise MarketError("There is no result to report. `babylon-rl benchmark run` makes them.")
+    # A result that counts twice would make intervals too narrow.
     if len({result.id for result in results}) < len(results):
         twice = sorted({result.id for result in results if sum(result.id == other.id for other in results) > 1})
         raise MarketError(f"Results are there twice: {', '.join(twice[:5])}. Give each once.")

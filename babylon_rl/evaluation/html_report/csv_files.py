@@ -36,6 +36,7 @@ def safe(value: object) -> object:
     """Cell that no spreadsheet takes for a formula: such a text gets an apostrophe first."""
     if not isinstance(value, str):
         return value
+    # Lone surrogates cannot be written as UTF-8.
     cleaned = value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
     return f"'{cleaned}" if cleaned.lstrip(" ").startswith(FORMULA) else cleaned
 
@@ -43,6 +44,7 @@ def safe(value: object) -> object:
 def _lines(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
     line = io.StringIO()
     writer = csv.writer(line, lineterminator="\n")
+    # Line by line: actions.csv may be larger than memory.
     writer.writerow(head)
     yield _taken(line)
     for row in rows:

@@ -218,6 +218,7 @@ def summarized(results: Sequence[Result]) -> ReportSummary:
     if not complete:
         return ReportSummary((), {})
     comparison = compare_results(complete)
+    # The name breaks ties, so that colours are stable.
     ranked = sorted(comparison.agents, key=lambda row: (-row.pnl.mean, row.agent))
     runs = by_agent(comparison.runs)
     agents = tuple(_agent_summary(number, row, list(runs[row.agent].values())) for number, row in enumerate(ranked))
@@ -260,11 +261,12 @@ def negated(interval: Bounds) -> Bounds:
 
 
 def _curve_panels(agents: Sequence[AgentSummary], curve_of: Callable[[AgentSummary], Curve | None]) -> list[CurvePanel]:
-    """Curve panels of all agents on one scale, except one curve that would flatten the others."""
+    """Curve panels on one scale, except a curve that would flatten the others."""
     curves = [(agent, curve) for agent in agents if (curve := curve_of(agent)) is not None]
     if not curves:
         return []
     ranges = {agent.name: (min(0.0, *curve.low), max(0.0, *curve.high)) for agent, curve in curves}
+    # One high curve, usually the oracle's, gets a scale of its own.
     own = _own_scale(ranges)
     common = [limits for name, limits in ranges.items() if name != own]
     low, high = min(limits[0] for limits in common), max(limits[1] for limits in common)
@@ -275,7 +277,7 @@ def _curve_panels(agents: Sequence[AgentSummary], curve_of: Callable[[AgentSumma
 
 
 def _own_scale(ranges: Mapping[str, tuple[float, float]]) -> str | None:
-    """Name of the agent whose curve is OWN_SCALE_FROM times as high as any other.
+    """Agent whose curve is OWN_SCALE_FROM times as high as any other.
 
     Usually that is the oracle.
     """

@@ -55,6 +55,7 @@ def best_purchases(scenario: Scenario, model: MarketModel, turns: range, usd: fl
     ticks = np.array(turns, dtype=np.int64)
     if not len(ticks) or not scenario.questions:
         return ()
+    # Profit of every question at every turn, for both sides.
     offers = np.array([[_profits(question, scenario, model, usd, yes)[ticks] for yes in (True, False)] for question in scenario.questions])
     gains = np.maximum(offers.max(axis=1), 0.0)
     # the others can take at most as many ticks from a question as there are others
@@ -75,6 +76,7 @@ def _profits(question: Question, scenario: Scenario, model: MarketModel, usd: fl
     -inf when the question is not open.
     """
     mine, other = pool_shares(question, model, yes)
+    # Constant product: a share for every dollar, and those that the purchase takes out of the pool.
     shares = usd + mine * usd / (other + usd)
     if question.resolve_tick <= scenario.ticks:
         worth = shares if question.answer is yes else np.zeros_like(shares)
@@ -114,6 +116,7 @@ def worth_at_end(question: Question, scenario: Scenario, model: MarketModel, usd
     root = np.sqrt(1.0 + (pushed - 1.0) * left)
     root = root if yes else 1.0 / root
     mine_then, other_then = mine[-1] / root, other[-1] * root
+    # Selling into a constant-product pool: the positive root of its quadratic.
     total = mine_then + other_then + shares
     worth: Floats = 2.0 * shares * other_then / (total + np.sqrt(total * total - 4.0 * shares * other_then))
     return worth
@@ -205,6 +208,7 @@ def best_plan(scenario: Scenario, model: MarketModel | None = None, policy: Poli
         MarketError: the class stakes more than the start balance with its fees, or more leverage than the exchange allows.
     """
     model, policy = model or scenario.model or MarketModel(), policy if policy is not None else PolicyClass()
+    # Stakes and their fees must fit into the balance before anything is earned.
     staked = policy.stock_share * (1.0 + policy.leverage * model.fee) + policy.question_share * (1.0 + model.fee)
     if not 1.0 <= policy.leverage <= model.max_leverage or staked > 1.0 or min(policy.stock_share, policy.question_share) < 0.0:
         raise MarketError(
@@ -230,6 +234,7 @@ def _best_trips(scenario: Scenario, model: MarketModel, policy: PolicyClass, tur
     best = np.zeros(len(turns) + 1)
     chosen: list[tuple[int, int, int, float] | None] = []  # opening turn, stock, direction and profit of the trip that ends at a turn
     for turn in range(len(turns) + 1):
+        # Trips are limited, so the search is linear in time.
         first = max(0, turn - policy.max_turns)
         trip, most = None, best[turn]
         profits = market.profits(first, turn)
@@ -284,9 +289,11 @@ class _Stocks:
         """
         if turn == 0:
             return np.empty((2, len(self._prices), 0))
+        # Prices after the previous turn, with both ends of positions that close now.
         since = self._prices[:, self._moments[turn - 1] + 1 : self._moments[turn] + 1]
         window = slice(first, turn)
         low, high, entry = self._lowest[:, window], self._highest[:, window], self._at[:, window]
+        # Extremes since opening, updated in place for every open turn.
         np.minimum(low, since.min(axis=1, keepdims=True), out=low)
         np.maximum(high, since.max(axis=1, keepdims=True), out=high)
         usd, fee = self._usd, self._fee
@@ -294,6 +301,7 @@ class _Stocks:
         worth, funding = units * self._at[:, turn : turn + 1], units * (self._paid[:, turn : turn + 1] - self._paid[:, window])
         charges = fee * (usd + worth)
         gain = worth - usd - funding
+        # No opening whose impact would exceed its limit, and no trip through a liquidation.
         allowed = self._open[:, window]
         long = np.where(allowed & (low > entry * self._floor), gain - charges, -np.inf)
         short = np.where(allowed & (high < entry * self._ceiling), -gain - charges, -np.inf)
@@ -330,6 +338,7 @@ def _stocks_bound(scenario: Scenario, model: MarketModel, balance: float) -> flo
     Units are those that the balance buys at the stock's lowest price so far.
     """
     prices = np.array([asset.prices for asset in scenario.assets], dtype=np.float64)
+    # As if every position had been opened at the lowest price so far.
     units = balance * model.max_leverage / np.minimum.accumulate(prices, axis=1)[:, :-1]
     earned = units * np.abs(np.diff(prices, axis=1))
     for row, asset in enumerate(scenario.assets):
@@ -382,6 +391,7 @@ def optimum(scenario: Scenario, plan: BestPlan) -> Optimum:
 def played(scenario: Scenario, plan: BestPlan) -> float:
     """Dollars that one agent earns on the exchange by carrying out a plan."""
     exchange, actions = Exchange(scenario, [_AGENT], plan.policy.start_balance), plan.actions()
+    # Played on the real exchange, so that the class's accounting is checked.
     while not exchange.over:
         if exchange.tick in actions:
             exchange.apply(_AGENT, actions[exchange.tick])

@@ -74,6 +74,7 @@ class MarketRecording:
         state, volumes = self.initial_state, dict.fromkeys((question.id for question in self.scenario.questions), 0.0)
         for number in range(self.scenario.ticks):
             now = self.scenario.timestamp_ms(number + 1)
+            # Resolved questions do not trade any more.
             before = {name: (pool.yes, pool.no) for name, pool in self.exchange.pools.items() if pool.resolved is None}
             self.exchange.advance()
             trades = [trade for name, shares in before.items() if (trade := self._trade(name, shares, now, volumes)) is not None]
@@ -89,6 +90,7 @@ class MarketRecording:
         exchange = self.exchange
         shown = {market.id: market for market in before}
         questions = tuple(
+            # A resolved question keeps its last prices.
             shown[name] if name in shown and shown[name].resolved else self._question(pool, volumes.get(name, 0.0))
             for name, pool in exchange.pools.items()
         )
@@ -114,6 +116,7 @@ class MarketRecording:
     def _stock(self, book: PerpBook) -> PerpetualMarket:
         scenario, tick, asset = self.scenario, self.exchange.tick, book.asset
         number = tick // scenario.funding_ticks
+        # Change over 24 hours, or since the start of a shorter market.
         day = asset.prices[max(0, tick - DAY_S // scenario.tick_seconds)]
         return PerpetualMarket(
             ticker=asset.ticker,
@@ -131,6 +134,7 @@ class MarketRecording:
         It pays YES by adding to the maker's NO shares.
         """
         pool = self.exchange.pools[name]
+        # A move that rounds to nothing is no trade.
         amount = round(max(pool.yes - before[0], pool.no - before[1]), USD_DECIMALS) if pool.resolved is None else 0.0
         if amount <= 0.0:
             return None
@@ -194,6 +198,7 @@ def _value(scenario: Scenario, model: MarketModel, about: str, direction: int, t
     """
     stocks = {asset.ticker for asset in scenario.assets}
     until = min(until, scenario.ticks)
+    # Fees are paid on both trades, the second at the new price.
     if about in stocks:
         prices = scenario.asset(about).prices
         ratio = prices[until] / prices[tick]
@@ -202,6 +207,7 @@ def _value(scenario: Scenario, model: MarketModel, about: str, direction: int, t
     if question is None or not direction or not question.created_tick <= tick < question.resolve_tick:
         return 0.0
     until = min(until, question.resolve_tick - 1)
+    # NO costs the complement of the crowd's probability.
     bought, sold = ((p if direction > 0 else 1.0 - p) for p in (question.crowd[tick], question.crowd[until]))
     ratio = sold / bought
     return round(STAKE_USD * (ratio - 1.0 - model.fee * (1.0 + ratio)), USD_DECIMALS)
@@ -281,6 +287,7 @@ def load(path: Path) -> SnapshotDocument:
         MarketError: there is no such file, it is not a snapshot of this version, or it contradicts itself; a sentence per problem.
     """
     try:
+        # Compressed files are recognised by their first bytes, not by their name.
         raw = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:
         raise MarketError(f"There is no snapshot {path}; `babylon-rl benchmark generate --out {path}` writes one.") from error
@@ -335,6 +342,7 @@ def optimality(pnl: float, snapshot: SnapshotDocument, best: Optimum | None = No
 
 def _regenerated(snapshot: SnapshotDocument, fields: dict[str, Any], generator: Generator, compare: bool) -> Scenario:
     config = config_of(fields)
+    # Cheap checks before the market is generated again.
     if config.ticks != len(snapshot.ticks):
         raise MarketError(f"Snapshot {snapshot.id} has {len(snapshot.ticks)} ticks, its config asks for {config.ticks}. Generate it again.")
     scenario = generate(config, model_of(generator.model))
@@ -346,6 +354,7 @@ def _regenerated(snapshot: SnapshotDocument, fields: dict[str, Any], generator: 
     outcomes = {question.id: question.answer for question in scenario.questions}
     if snapshot.ground_truth.market_outcomes != outcomes:
         raise MarketError(f"Snapshot {snapshot.id} was changed: its outcomes are not those of its config. Generate it again.")
+    # Tick by tick, so that the message names the place.
     if compare and (where := _first_difference(snapshot, scenario)):
         raise MarketError(f"Snapshot {snapshot.id} was changed {where}: its config gives another market. Generate it again.")
     return scenario
@@ -365,6 +374,7 @@ def _replayed(snapshot: SnapshotDocument) -> Scenario:
     states = snapshot.states()
     first = states[0]
     ms = snapshot.tick_interval * 1000
+    # The first funding time tells the funding interval.
     ahead = min((market.next_funding_time for market in first.perpetual_markets), default=0) - first.timestamp
     funding_ticks = max(1, (ahead + ms // 2) // ms) if ahead > 0 else None
     every = funding_ticks if funding_ticks is not None else max(1, 8 * 3600 // snapshot.tick_interval)
@@ -404,6 +414,7 @@ def _questions(snapshot: SnapshotDocument, states: tuple[State, ...]) -> list[Qu
     questions, start, ms = [], states[0].timestamp, snapshot.tick_interval * 1000
     for number, (name, shown) in enumerate(seen.items(), 1):
         created = min(shown)
+        # A question without an answer in the market ends after it.
         answered = next((tick for tick, market in shown.items() if market.resolved), None)
         resolve = answered if answered is not None else -((start - shown[created].resolve_at) // ms)
         price, crowd = shown[created].yes_price, []
@@ -426,6 +437,7 @@ def _post(snapshot: SnapshotDocument, tick: int, event: SnapshotEvent) -> Post |
     texts = {name: value for name, value in event.data.items() if isinstance(value, str)}
     text, author = texts.get("content", ""), texts.get("authorName", texts.get("authorId", "unknown"))
     first = snapshot.initial_state
+    # The game's posts name their market only in the text.
     names = {market.question: market.id for market in first.prediction_markets} | {m.ticker: m.ticker for m in first.perpetual_markets}
     about = texts.get("about") or next((name for words, name in names.items() if words in text), "")
     trust = event.data.get("trust")

@@ -216,6 +216,7 @@ def decode(raw: bytes) -> SnapshotDocument:
         MarketError: not JSON, another version, or not a snapshot's shape; the message says where.
     """
     try:
+        # The version is read before the shape, so that another version gets a clear message.
         inner = msgspec.json.decode(raw, type=_Wrapped).snapshot
         body = bytes(inner) or raw
         version = msgspec.json.decode(body, type=_Head).version

@@ -84,6 +84,7 @@ def _check_tick(tick: Tick, began: int, findings: Findings) -> None:
             market = event.data.get("marketId")
             if not isinstance(market, str) or market not in questions:
                 findings.error("event question", f"Tick {tick.number} trades {market!r}, which is no question")
+    # The last price of a tick is that of the state after it.
     for ticker, price in updated.items():
         if not isinstance(price, int | float) or abs(price - prices[ticker]) > RELATIVE * prices[ticker]:
             findings.error("event price", f"{ticker} moves to {price} in tick {tick.number}, the state after it says {prices[ticker]}")
@@ -95,6 +96,7 @@ UNCLEAR = (0.01, 0.99)  # prices of a resolved question that do not tell its ans
 def check_truth(snapshot: SnapshotDocument, findings: Findings) -> None:
     """Outcomes and prices are those of the states, for every market and no other."""
     states = snapshot.states()
+    # Questions may be created and resolved within the market.
     questions = {market.id for state in (states[0], states[-1]) for market in state.prediction_markets}
     stocks = {market.ticker for market in states[0].perpetual_markets}
     truth = snapshot.ground_truth
@@ -118,6 +120,7 @@ def _check_outcomes(snapshot: SnapshotDocument, states: Sequence[State], finding
             if not market.resolved or market.id not in snapshot.ground_truth.market_outcomes:
                 continue
             answer = snapshot.ground_truth.market_outcomes[market.id]
+            # A resolved price near the middle says nothing about the answer.
             if UNCLEAR[0] < market.yes_price < UNCLEAR[1]:
                 findings.warning("unclear", f"Question {market.id} is resolved at tick {state.tick} at a price of {market.yes_price}")
             elif (market.yes_price > 0.5) != answer:
@@ -174,6 +177,7 @@ def _check_actions(snapshot: SnapshotDocument, markets: set[str], findings: Find
         if not 0 <= chance.tick <= len(snapshot.ticks):
             findings.error("chance tick", f"A social opportunity is at tick {chance.tick}, the snapshot ends with {len(snapshot.ticks)}")
     best = truth.optimum
+    # On the exchange a plan may earn up to 1 % of the start balance more than in its own accounting.
     if best is not None and not best.played - best.start_balance * 0.01 <= best.pnl <= best.upper_bound + 0.01:
         findings.error("optimum", f"The optimum of {best.pnl} $ is not between what its plan earns and the bound of {best.upper_bound} $")
 
@@ -205,6 +209,7 @@ def _check_frame(snapshot: SnapshotDocument, findings: Findings) -> None:
     if snapshot.tick_interval <= 0 or snapshot.duration <= 0:
         findings.error("length", f"It lasts {snapshot.duration} s in ticks of {snapshot.tick_interval} s; both must be positive")
         return
+    # A last tick that is shorter than the interval is allowed.
     expected, rest = divmod(snapshot.duration, snapshot.tick_interval)
     if len(snapshot.ticks) < expected or not snapshot.ticks:
         findings.error("truncated", f"It is cut off: {len(snapshot.ticks)} ticks are there, {expected} belong to its duration")
@@ -247,6 +252,7 @@ def _check_times(snapshot: SnapshotDocument, findings: Findings) -> None:
     first, ms = snapshot.initial_state, snapshot.tick_interval * 1000
     if first.tick != 0:
         findings.error("first tick", f"Its first state is that of tick {first.tick}, not 0")
+    # Known of the game's own snapshots: a warning, no error.
     if first.timestamp != snapshot.created_at:
         findings.warning("created", f"It was created at {snapshot.created_at}, its market begins at {first.timestamp}")
     last = first.timestamp
@@ -291,6 +297,7 @@ def _check_question(market: PredictionMarket, state: State, where: str, findings
         findings.error("sum", f"YES and NO of {market.id} cost {yes} and {no} {where}, which is not 1 together")
     if negative := [name for name in ("yes_shares", "no_shares", "total_volume", "liquidity") if getattr(market, name) < 0.0]:
         findings.error("negative", f"Question {market.id} has negative {negative[0].replace('_', ' ')} {where}")
+    # The game's own snapshots count shares sold instead of the maker's.
     elif not market.resolved and not _near(market.no_shares, market, yes):
         why = "its shares are those sold, not a maker's" if _near(market.yes_shares, market, yes) else "which its shares do not explain"
         findings.warning("shares", f"YES of {market.id} costs {yes} {where}: {why}")

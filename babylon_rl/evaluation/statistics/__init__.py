@@ -1,7 +1,7 @@
 """Statistics of benchmarks and live comparisons, checked by simulation in the tests.
 
-Snapshots (markets) are the independent draws: repeats and seeds of one snapshot are a cluster and count once. ``intervals``, ``paired`` and
-``power`` serve experiments of a fixed size, ``live`` data that are looked at while they come in, ``calibration`` probabilities.
+Snapshots (markets) are the independent draws: repeats and seeds of one snapshot are a cluster and count once. ``intervals`` and
+``paired`` serve experiments of a fixed size, ``live`` data that are looked at while they come in, ``calibration`` probabilities.
 """
 
 from babylon_rl.evaluation.statistics.calibration import Brier, ReliabilityBin, brier, calibration_p, reliability_bins
@@ -28,26 +28,24 @@ from babylon_rl.evaluation.statistics.live import (
     sample_ratio,
 )
 from babylon_rl.evaluation.statistics.paired import (
+    POWER,
     Adjusted,
     Effect,
     PairedComparison,
     PermutationTest,
-    Superiority,
-    compare_pairs,
-    holm,
-    paired_effect,
-    permutation_test,
-    superiority,
-)
-from babylon_rl.evaluation.statistics.power import (
-    POWER,
     SampleSize,
     Spread,
+    Superiority,
+    compare_pairs,
     detectable_effect,
+    holm,
     markets_needed,
+    paired_effect,
+    permutation_test,
     snapshots_needed,
     snapshots_table,
     spread_of,
+    superiority,
 )
 
 __all__ = [

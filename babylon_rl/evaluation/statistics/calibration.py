@@ -113,6 +113,7 @@ def reliability_bins(
     p, y = _checked(forecasts, outcomes)
     if bins < 1:
         raise ValueError(f"forecasts need one bin at least, not {bins}.")
+    # A forecast of exactly 1 belongs to the last bin.
     of_bin = np.minimum((p * bins).astype(np.int64), bins - 1)
     codes = np.arange(p.size) if clusters is None else codes_of(clusters, p.size)
     rows = []

@@ -1,6 +1,6 @@
-"""Sequential statistics for live comparisons: intervals, p-values and A/B arms that hold at every look.
+"""Sequential statistics for live comparisons: intervals, p-values and A/B arms that hold at every analysis.
 
-The chance that one of all looks ever misleads is at most 1 - confidence, however many there are and whatever made one stop. The sample
+The chance that one of all analyses ever misleads is at most 1 - confidence, however many there are and whatever made one stop. The sample
 ratio says whether arms have the numbers of agents that were assigned: where they do not, nothing measured on them can be believed.
 """
 
@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, Floats, Values, differences, finite, student_quantile, tail
 
-FIRST_LOOK = 30  # before that many values nothing is said
+FIRST_ANALYSIS = 30  # before that many values nothing is said
 TUNED_FOR = 200  # the number of values at which intervals are to be narrow; any other is as valid
 _TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class LiveInterval:
-    """An estimate after ``count`` independent units, its interval, and the p-value of no effect; all hold at every look together."""
+    """Estimate after ``count`` units, with an interval and p-value valid at every analysis."""
 
     mean: float
     low: float
@@ -31,19 +31,21 @@ class LiveInterval:
     def __str__(self) -> str:
         if math.isinf(self.low) and math.isinf(self.high):
             return f"{self.mean:+.1f}, too early to say after {self.count}"
-        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}] after {self.count}, valid at every look (p = {self.p:.2g})"
+        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}] after {self.count}, valid at every analysis (p = {self.p:.2g})"
 
 
 def live_interval(
-    values: Values, *, null: float = 0.0, tuned_for: int = TUNED_FOR, first: int = FIRST_LOOK, confidence: float = CONFIDENCE
+    values: Values, *, null: float = 0.0, tuned_for: int = TUNED_FOR, first: int = FIRST_ANALYSIS, confidence: float = CONFIDENCE
 ) -> LiveInterval:
-    """The mean of independent values in their order of arrival, one per independent unit, with its interval and the p-value of ``null``.
+    """Mean of independent values in order of arrival, with its anytime-valid interval and p-value.
+
+    The p-value is that of ``null``; one value per independent unit.
 
     The normal mixture of the self-normalized sum (de la Pena, Klass and Lai, Annals of Probability 32, 2004; Howard, Ramdas, McAuliffe
     and Sekhon, Probability Surveys 17, 2020). Values may be unbounded and of any tails. Assumptions: independent values, and either
     symmetric about their mean, as differences of two equal players are (then exact at any size, without any variance), or of finite
     variance (then from about ``first`` values on, as the asymptotic confidence sequences of Waudby-Smith, Arbour, Sinha, Kennedy and
-    Ramdas, Annals of Statistics 52, 2024; extreme skew needs a later first look). Unbounded before ``first`` and without any spread.
+    Ramdas, Annals of Statistics 52, 2024; extreme skew needs a later first analysis). Unbounded before ``first`` and without any spread.
 
     Raises:
         ValueError: there is no value, one is not finite, or ``first`` or ``tuned_for`` is below 2.
@@ -52,9 +54,11 @@ def live_interval(
 
 
 def live_paired(
-    ours: Values, theirs: Values, *, tuned_for: int = TUNED_FOR, first: int = FIRST_LOOK, confidence: float = CONFIDENCE
+    ours: Values, theirs: Values, *, tuned_for: int = TUNED_FOR, first: int = FIRST_ANALYSIS, confidence: float = CONFIDENCE
 ) -> LiveInterval:
-    """``live_interval`` of ``ours - theirs``; the k-th of each belong together (a market, an hour) or arrived as the k-th.
+    """``live_interval`` of the paired differences ``ours - theirs``.
+
+    The k-th of each belong together (a market, an hour) or arrived as the k-th.
 
     Raises:
         ValueError: they are not of the same length, empty, or not finite.
@@ -64,33 +68,35 @@ def live_paired(
 
 def live_intervals(
     values: Values,
-    looks: Sequence[int],
+    analyses: Sequence[int],
     *,
     null: float = 0.0,
     tuned_for: int = TUNED_FOR,
-    first: int = FIRST_LOOK,
+    first: int = FIRST_ANALYSIS,
     confidence: float = CONFIDENCE,
 ) -> tuple[LiveInterval, ...]:
-    """``live_interval`` after each of ``looks`` numbers of values: the whole course, for a plot.
+    """``live_interval`` after each of ``analyses`` numbers of values, for a plot.
 
     Raises:
-        ValueError: as ``live_interval``, or a look is not within 1..len(values).
+        ValueError: as ``live_interval``, or an analysis is not within 1..len(values).
     """
-    p_values = live_p_values(values, looks, null=null, tuned_for=tuned_for, first=first)
+    p_values = live_p_values(values, analyses, null=null, tuned_for=tuned_for, first=first)
     x = finite(values)
     start, weight, alpha = _start(x, first), _weight(tuned_for), 2 * (1 - tail(confidence))
     found = []
-    for look, p in zip(looks, p_values.tolist(), strict=True):
-        seen = x[:look]
-        low, high = (-math.inf, math.inf) if look < start else (_end(seen, start, weight, side, alpha) for side in (-1, 1))
-        found.append(LiveInterval(float(seen.mean()), low, high, int(look), p))
+    for analysis, p in zip(analyses, p_values.tolist(), strict=True):
+        seen = x[:analysis]
+        low, high = (-math.inf, math.inf) if analysis < start else (_end(seen, start, weight, side, alpha) for side in (-1, 1))
+        found.append(LiveInterval(float(seen.mean()), low, high, int(analysis), p))
     return tuple(found)
 
 
 def live_p_values(
-    values: Values, looks: Sequence[int], *, null: float = 0.0, tuned_for: int = TUNED_FOR, first: int = FIRST_LOOK
+    values: Values, analyses: Sequence[int], *, null: float = 0.0, tuned_for: int = TUNED_FOR, first: int = FIRST_ANALYSIS
 ) -> Floats:
-    """The p-value of the mean ``null`` at each of ``looks``; the smallest of them is a p-value too. Shape (looks,).
+    """P-value of the mean ``null`` at each of ``analyses``; shape (analyses,).
+
+    Their smallest is a p-value too.
 
     Raises:
         ValueError: as ``live_intervals``.
@@ -98,7 +104,7 @@ def live_p_values(
     x = finite(values)
     if first < 2 or tuned_for < 2:
         raise ValueError(f"The first look and the size tuned for are 2 at least, not {first} and {tuned_for}.")
-    at = np.asarray(looks, dtype=np.int64)
+    at = np.asarray(analyses, dtype=np.int64)
     if at.size == 0 or at.min() < 1 or at.max() > x.size:
         raise ValueError(f"Looks lie within 1 and the {x.size} values, not at {at.tolist()[:5]}.")
     start, centred = _start(x, first), x - null
@@ -111,7 +117,9 @@ def live_p_values(
 
 
 def live_share(successes: int, count: int, *, null: float = 0.5, confidence: float = CONFIDENCE) -> LiveInterval:
-    """A share of independent trials that is looked at while they come in (wins, invalid answers); of nothing it is 0..1 around 0.5.
+    """Share of independent trials with its anytime-valid interval.
+
+    Without trials it is 0..1 around 0.5.
 
     The mixture of binomial likelihood ratios over a uniform prior (Robbins, Annals of Mathematical Statistics 41, 1970): exact.
 
@@ -136,13 +144,16 @@ def live_share(successes: int, count: int, *, null: float = 0.5, confidence: flo
 
 
 def _start(x: Floats, first: int) -> int:
-    """The number of values from which on something is said: ``first``, or more until two of them differ."""
+    """Number of values before the first statement: ``first``, or until two of them differ."""
     differing = np.flatnonzero(x != x[0])
     return max(first, int(differing[0]) + 1 if differing.size else x.size + 1)
 
 
 def _weight(tuned_for: int) -> float:
-    """The mixture's variance over one value's, narrow at ``tuned_for`` for 95 % (Howard et al., Annals of Statistics 49, 2021)."""
+    """Variance of the mixture over one value's.
+
+    Intervals are narrowest at ``tuned_for`` for 95 % (Howard et al., Annals of Statistics 49, 2021).
+    """
     return tuned_for / (-2 * math.log(0.05) + math.log(-2 * math.log(0.05)) + 1)
 
 
@@ -153,7 +164,7 @@ def _log_evidence(sums: Floats, squares: Floats, prior: float | Floats) -> Float
 
 
 def _end(x: Floats, start: int, weight: float, side: int, alpha: float) -> float:
-    """The outermost mean on one side that the evidence does not exclude; infinite when none is excluded."""
+    """Outermost mean on one side that is not excluded; infinite when none is."""
     count, mean = x.size, float(x.mean())
     spread, early, early_spread = float(((x - mean) ** 2).sum()), float(x[:start].mean()), float(x[:start].var())
 
@@ -181,14 +192,16 @@ FEWEST_AGENTS = 5  # in each arm, by weight; before that nothing is said
 def live_comparison(
     ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], *, expected_effect: float, confidence: float = CONFIDENCE
 ) -> LiveInterval:
-    """The difference of two arms in dollars an agent-hour; ``ours`` and ``theirs`` hold every agent's values so far, an hour each.
+    """Difference of two arms in dollars an agent-hour.
+
+    ``ours`` and ``theirs`` hold every agent's values so far, an hour each.
 
     Agents differ for good and their hours depend on each other, so agents are the units: the difference of ratio estimates with its
     variance between agents (Cochran, Sampling Techniques, 1977, chapter 6), in the mixture sequential test (Robbins, 1970; Johari,
     Koomen, Pekelis and Walsh, Operations Research 70, 2022) on the scale of information, with Student's quantiles for few agents.
     Assumptions: agents are assigned at random and for good; means over agents are nearly normal; estimates gain information without
     looking back (Jennison and Turnbull, Group Sequential Methods, 2000, chapter 11). ``expected_effect``, in dollars an hour, must be
-    chosen before the first look: the test is sharpest about there, and valid with any. ``count`` is the number of agents.
+    chosen before the first analysis: the test is sharpest about there, and valid with any. ``count`` is the number of agents.
 
     Raises:
         ValueError: an arm has no agent, a value is not finite, or ``expected_effect`` is not above 0.
@@ -211,7 +224,7 @@ def live_comparison(
 
 
 def _arm(agents: Sequence[Sequence[float]], name: str) -> tuple[float, float, float]:
-    """Mean of an agent-hour, its variance between agents, and the number of agents by their weight."""
+    """Mean of an agent-hour, its variance between agents, and the effective number of agents."""
     played = [finite(values, f"values of {name}", 0) for values in agents]
     hours = np.array([values.size for values in played if values.size], dtype=np.float64)
     totals = np.array([values.sum() for values in played if values.size])
@@ -244,7 +257,7 @@ _PRIOR_WEIGHT = 200.0
 
 @dataclass(frozen=True)
 class SampleRatio:
-    """``counts`` beside what was ``expected``; a ``p`` below MISMATCH_BELOW is a mismatch."""
+    """Observed and expected counts of the arms; a ``p`` below MISMATCH_BELOW is a mismatch."""
 
     counts: tuple[int, ...]
     expected: tuple[float, ...]
@@ -252,7 +265,7 @@ class SampleRatio:
 
     @property
     def mismatch(self) -> bool:
-        """True when the assignment is broken."""
+        """Whether the assignment is broken."""
         return self.p < MISMATCH_BELOW
 
     def __str__(self) -> str:
@@ -264,7 +277,7 @@ class SampleRatio:
 def sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> SampleRatio:
     """Check the numbers of units in each arm against the assigned ``shares`` (any weights).
 
-    Exact binomial for two arms, chi-square for more; for one look. The threshold of 0.001 is that of Fabijan and others (Diagnosing
+    Exact binomial for two arms, chi-square for more; for one analysis. The threshold of 0.001 is that of Fabijan and others (Diagnosing
     Sample Ratio Mismatch, KDD 2019).
 
     Raises:
@@ -287,7 +300,9 @@ def sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> SampleRatio:
 
 
 def live_sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> SampleRatio:
-    """``sample_ratio`` that may be looked at after every unit: false alarms stay below the threshold over all looks together.
+    """``sample_ratio`` that is valid after every unit.
+
+    False alarms stay below the threshold over all analyses together.
 
     The Dirichlet mixture of multinomial likelihood ratios (Lindon and Malek, Anytime-Valid Inference for Multinomial Count Data, NeurIPS
     2022): exact for any number of units and arms.

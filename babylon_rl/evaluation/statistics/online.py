@@ -1,4 +1,4 @@
-"""Levels of an unending sequence of tests, so that of all discoveries at most a given share is false, at any time.
+"""Levels of an unending sequence of tests with a bounded false discovery rate.
 
 LORD++ (Ramdas, Yang, Wainwright and Jordan, Online control of the false discovery rate with decaying memory, NeurIPS 2017, section 3; after
 Javanmard and Montanari, Annals of Statistics 46, 2018): each test spends a part of a wealth, and each discovery earns some back.
@@ -13,12 +13,12 @@ _SUM = 2.285765666  # of 1 / n**_DECAY over all n
 
 
 def _weight(age: int) -> float:
-    """Share of a wealth that the test spends which comes ``age`` tests after it was earned, 1 for the next."""
+    """Share of a wealth spent by a test ``age`` tests after it was earned, 1 for the next."""
     return float(age**-_DECAY) / _SUM
 
 
 def next_level(discoveries: Sequence[bool], error_rate: float = ERROR_RATE) -> float:
-    """The level of the next test, from the outcomes of all before it in their order.
+    """Level of the next test, from the outcomes of all earlier ones in order.
 
     The expected share of false ones among the discoveries is at most ``error_rate`` after every test, if each p-value is valid whatever the
     earlier outcomes were, as with data of its own it is. While no tested effect is real, that is the chance of any discovery at all.

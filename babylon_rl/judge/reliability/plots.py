@@ -5,10 +5,10 @@ from typing import Any
 
 from babylon_rl.judge.reliability.measures import Estimate, HourPoint
 from babylon_rl.judge.reliability.report import ReliabilityReport
-from babylon_rl.reporting.plots import new_figure, plain_axes, png_of
+from babylon_rl.reporting.plots import date_axis, new_figure, plain_axes, png_of
 from babylon_rl.windows import window_start
 
-_INK, _MAIN, _SECOND, _PALE = "#333333", "#1f6fb4", "#c8553d", "#b9c7d6"
+_MAIN, _SECOND = "#1f6fb4", "#c8553d"
 _DPI = 88
 _SIZE = (6.8, 3.5)
 _NOTHING = HourPoint("", None, 0.0, None)
@@ -19,8 +19,8 @@ def draw_plots(report: ReliabilityReport) -> dict[str, bytes]:
     drawn: Mapping[str, Callable[[ReliabilityReport], bytes | None]] = {
         "position": _position, "agreement": _agreement, "pnl": _pnl, "cost": _cost,
     }  # fmt: skip
-    plots = {name: draw(report) for name, draw in drawn.items()}
-    return {name: png for name, png in plots.items() if png is not None}
+    pngs = {name: draw(report) for name, draw in drawn.items()}
+    return {name: png for name, png in pngs.items() if png is not None}
 
 
 def _position(report: ReliabilityReport) -> bytes | None:
@@ -125,11 +125,7 @@ def _by_hour(axes: Any, values: Sequence[tuple[str, float | None]], label: str, 
     points = [(window_start(window), value) for window, value in values if value is not None]
     axes.scatter([when for when, _ in points], [value for _, value in points], s=12, color=colour, alpha=0.6, lw=0)
     if points:
-        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
-        locator = AutoDateLocator(minticks=3, maxticks=9)
-        axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        date_axis(axes)
         mean = sum(value for _, value in points) / len(points)
         axes.axhline(mean, color=_SECOND, linewidth=1.0, linestyle="--")
         axes.annotate(f"mean {mean:.2f}", (1.0, mean), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",

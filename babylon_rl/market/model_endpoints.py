@@ -24,7 +24,7 @@ def served_here(settings: Settings, adapters: Mapping[str, Path]) -> Iterator[st
 
 
 @contextmanager
-def asked_model(settings: Settings, model: str, *, temperature: float) -> Iterator[AgentFactory]:
+def model_agents(settings: Settings, model: str, *, temperature: float) -> Iterator[AgentFactory]:
     """Yield a factory of agents that ask a model, sampled as in training.
 
     ``model`` is ``base``, a version in the state directory, or ``MODEL@URL``.
