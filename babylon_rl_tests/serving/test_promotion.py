@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from babylon_rl.cli.demo_stages import Demo, release
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots, require_unseen
@@ -105,3 +106,19 @@ def test_a_version_waits_while_another_is_on_trial_and_one_rolled_back_never_ret
         rollback(connection, settings, Author("tester", "worse", NOW))
         assert promoted("v1.0.0", served) == "v1.0.0 is rolled back already."
     assert deploy(connection, "v1.0.1", settings, Author("tester", "by hand", NOW)).state == "rolling"
+
+
+def test_the_demo_releases_what_was_promoted_and_nothing_else(promoted, make_version, connection, database, settings, capsys):
+    state = Demo(settings, database, windows=2, seed=0)
+    for version in ("v1.0.0", "v1.0.1"):
+        make_version(version)
+    with endpoint(base=alternates, **{"v1.0.0": reads_news, "v1.0.1": reads_wrongly}) as served:
+        promoted("v1.0.0", served, rollout_steps="50,100")
+        assert release(state, "v1.0.0") and read_routing(connection).deployed == "v1.0.0"
+        shown = capsys.readouterr().err
+        answered = int(shown.partition("it would answer ")[2].split()[0])
+        assert "v1.0.0 is rolled out to 50 % of agents" in shown and 70 < answered < 130
+        promoted("v1.0.1", served, rollout_steps="50,100")
+    assert not release(state, "v1.0.1") and not release(state, None)
+    assert "v1.0.1 is not released; v1.0.0 stays in front of agents" in capsys.readouterr().err
+    assert release(state, "v1.0.0"), "a finished demo shows the same again"
