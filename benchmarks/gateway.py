@@ -7,6 +7,7 @@ an environment with `litellm[proxy]`, whose proxy then stands beside the gateway
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import statistics
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,16 @@ from typing import Any
 import httptools
 import psutil
 import uvloop
+
+from babylon_rl.serving import releases
+from babylon_rl.serving.http_client import ServerPool
+from babylon_rl.serving.releases import Author
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl.store.embedded import use_server
+from babylon_rl.store.migrate import migrate
+from babylon_rl.windows import utc_now
+from babylon_rl_tests.serving.gateways import add_version
 
 RATES = (100, 500, 1_000)
 RAMP = (50, 100, 200, 300, 400, 600, 800, 1_000, 1_300)
@@ -233,6 +244,58 @@ def watch_memory(port: int, gateway: psutil.Process, minutes: float, rate: int) 
     return {"rate": rate, "minutes": minutes, "megabytes": [round(value, 1) for value in megabytes], "slope_mb_a_minute": round(slope, 3)}
 
 
+async def _watch_versions(port: int, rate: int, seconds: float, changes: list[tuple[float, Callable[[], object]]]) -> dict[str, Any]:
+    """Ask at a rate, and call each change at its second; milliseconds from its return until the last request that got the old version."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}", "x-babylon-agent": "agent-1"}
+    pool, body = ServerPool(f"http://127.0.0.1:{port}/v1/chat/completions", headers), json.dumps({"model": "auto", "messages": _MESSAGES})
+    answers, done, failed = list[tuple[float, bytes]](), list[float](), 0
+
+    async def call() -> None:
+        nonlocal failed
+        sent, response = time.perf_counter(), await pool.post(body.encode())
+        while await response.read():
+            pass
+        failed += response.status != 200
+        answers.append((sent, response.headers.get(b"x-babylon-version", b"")))
+        pool.release(response)
+
+    async def change(at: float, what: Callable[[], object]) -> None:
+        await asyncio.sleep(at)
+        await asyncio.to_thread(what)
+        done.append(time.perf_counter())
+
+    began, tasks = time.perf_counter(), [asyncio.create_task(change(at, what)) for at, what in changes]
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, began + number / rate - time.perf_counter()))
+        tasks.append(asyncio.create_task(call()))
+    await asyncio.gather(*tasks)
+    answers.sort()
+    switches = [later[0] for earlier, later in itertools.pairwise(answers) if earlier[1] != later[1]]
+    effect = [round(1000 * (switch - returned), 1) for switch, returned in zip(switches, done, strict=True)]
+    return {"rate": rate, "answers": len(answers), "failed": failed, "ms_to_effect": effect}
+
+
+def watch_switches() -> dict[str, Any]:
+    """A rollback and a deployment in the middle of 200 requests a second."""
+    with tempfile.TemporaryDirectory() as folder, use_server(Path(folder)) as url, ExitStack() as stack:
+        database, settings = Database(url, url), Settings()
+        migrate(database)
+        stack.enter_context(process([sys.executable, "-m", "benchmarks.gateway", "--mock", "9301"], 9301, "/"))
+        connection = stack.enter_context(database.connect())
+        author = Author("benchmark", "to see it arrive", utc_now())
+        for version in ("v1.0.0", "v1.0.1"):
+            add_version(database, version, "ready")
+            releases.deploy(connection, version, settings, author, strategy="immediate")
+        variables = {"LOCAL_ENDPOINT": "http://127.0.0.1:9301", "BABYLON_RL_HOME": folder, "DATABASE_URL": url}
+        command = [sys.executable, "-m", "babylon_rl", "serve", "gateway", "--port", "9302"]
+        stack.enter_context(process(command, 9302, "/health", **variables))
+        changes: list[tuple[float, Callable[[], object]]] = [
+            (3.0, lambda: releases.rollback(connection, settings, author)),
+            (7.0, lambda: releases.deploy(connection, "v1.0.1", settings, author, strategy="immediate")),
+        ]
+        return uvloop.run(_watch_versions(9302, 200, 10.0, changes))
+
+
 def main() -> None:
     """Measure and print JSON lines."""
     parser = argparse.ArgumentParser()
@@ -241,9 +304,13 @@ def main() -> None:
     parser.add_argument("--rates", default=",".join(map(str, RATES)))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--switch", action="store_true", help="a rollback and a deployment under load instead")
     options = parser.parse_args()
     if options.mock is not None:
         mock_model(options.mock)
+        return
+    if options.switch:
+        print(json.dumps(watch_switches()))
         return
     with targets(options.litellm) as (ports, gateway):
         uvloop.run(load(ports["gateway"], 200, 3))  # warm
