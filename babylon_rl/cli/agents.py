@@ -28,6 +28,7 @@ from babylon_rl.market.spawn import SpawnedHour, SpawnRequest, spawn
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import judged_groups
 from babylon_rl.store.database import Database, open_database
+from babylon_rl.store.migrate import migrate
 from babylon_rl.store.registry import read_models
 from babylon_rl.training.backends import trainer_choice
 from babylon_rl.training.batches import Trained
@@ -53,7 +54,6 @@ def spawn_agents(
     as_json: JsonOption = False,
 ) -> None:
     """Simulated agents play hours of the market and write what the game would, a row per agent tick."""
-    from babylon_rl.store.migrate import migrate
 
     request = SpawnRequest(agents, llm_agents, windows, seed, duration, start)
     settings = load_settings()
@@ -124,7 +124,6 @@ def harness(
     as_json: JsonOption = False,
 ) -> None:
     """Agents, benchmark, record, train, report: fails unless the scores rank the agents and the new checkpoint loads and answers."""
-    from babylon_rl.store.migrate import migrate
 
     if not train and (force or windows is not None or start is not None):
         raise UsageError("--force, --windows and --start belong to --train.")

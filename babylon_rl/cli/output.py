@@ -64,7 +64,7 @@ def listed(titles: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
     return Table([Column(name, position) for position, name in enumerate(titles)], rows, title)
 
 
-def emit(document: Mapping[str, Any], parts: Sequence[Table | str] | Callable[[Console], None], as_json: bool) -> None:
+def emit(document: Mapping[str, Any], parts: Sequence[Table | str], as_json: bool) -> None:
     """Write the result of a command: ``document`` as JSON, or the tables and sentences of ``parts``.
 
     Raises:
@@ -73,8 +73,6 @@ def emit(document: Mapping[str, Any], parts: Sequence[Table | str] | Callable[[C
     """
     if as_json:
         sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    elif callable(parts):
-        parts(console())
     else:
         show(parts, console())
 
@@ -105,12 +103,6 @@ def _drawn(part: Table, columns: Sequence[Column]) -> rich_table.Table:
     for row in rows:
         made.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
     return made
-
-
-def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> rich_table.Table:
-    """``listed``, drawn."""
-    made = listed(columns, rows, title)
-    return _drawn(made, made.columns)
 
 
 def console(*, stderr: bool = False) -> Console:
