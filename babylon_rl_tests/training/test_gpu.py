@@ -145,7 +145,10 @@ def test_what_is_not_arts_failure_keeps_its_meaning(played, batch, settings) -> 
 
 def test_the_lock_for_a_gpu_satisfies_what_the_package_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = [*project["dependencies"], *(one for extra in ("remote", "gpu") for one in project["optional-dependencies"][extra])]
+    asked = [
+        *project["dependencies"],
+        *(one for extra in ("train", "judge", "wandb", "remote", "gpu") for one in project["optional-dependencies"][extra]),
+    ]
     locked = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements-gpu.lock").read_text(), re.M))
     for one in map(Requirement, asked):
         if one.name != project["name"]:
