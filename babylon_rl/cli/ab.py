@@ -4,22 +4,26 @@ from typing import Annotated, Any
 
 import typer
 
-from babylon_rl.cli.output import JsonOption, emit, table
+from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed
 from babylon_rl.cli.releases import ReasonOption, author_of
 from babylon_rl.errors import UsageError
 from babylon_rl.settings import load_settings
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The test's name; it also decides which agents are in which arm.")]
+app = typer.Typer()
 ab = typer.Typer(no_args_is_help=True, help="A/B tests of versions on live agents.")
+app.add_typer(ab, name="ab")
+TESTS = (
+    Column("name", "name"),
+    Column("state", "state"),
+    Column("arms", "arms"),
+    Column("shares", "shares"),
+    Column("started", "startedAt"),
+)
+ARMS = ("version", "share %", "agents", "hours", "P&L $/agent-hour", "interval")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group ``ab``."""
-    for command in (start, status, stop):
-        ab.command(command.__name__)(command)
-    app.add_typer(ab, name="ab")
-
-
+@ab.command("start")
 def start(
     name: NameArgument,
     versions: Annotated[str, typer.Option(help="Versions, or base, separated by commas; the others are compared with the first.")],
@@ -45,6 +49,7 @@ def start(
         _show(ab_tests.report(connection, name), as_json)
 
 
+@ab.command("status")
 def status(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: all tests, without their results.")] = None,
     as_json: JsonOption = False,
@@ -63,10 +68,10 @@ def status(
              "startedAt": test.started_at.isoformat() + "Z"}
             for test in read_tests(connection)
         ]  # fmt: skip
-    columns = ["name", "state", "arms", "shares", "started"]
-    emit({"tests": rows}, lambda out: out.print(table(None, columns, [list(row.values()) for row in rows])), as_json)
+    emit({"tests": rows}, [Table(TESTS, rows)], as_json)
 
 
+@ab.command("stop")
 def stop(name: NameArgument, reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
     """End a test; its agents follow the rollouts again, and its result stays."""
     from babylon_rl.serving import ab_tests
@@ -79,11 +84,5 @@ def stop(name: NameArgument, reason: ReasonOption = "by hand", as_json: JsonOpti
 
 def _show(report: Any, as_json: bool) -> None:
     document = report.document
-
-    def render(out: Any) -> None:
-        columns = ["version", "share %", "agents", "hours", "P&L $/agent-hour", "interval"]
-        out.print(table(f"A/B test {report.test.name}, {report.test.state}", columns, [list(arm.values()) for arm in document["arms"]]))
-        for sentence in (report.verdict, f"Agents by arm: {report.sample_ratio}.", document["spillover"]):
-            out.print(sentence, markup=False)
-
-    emit(document, render, as_json)
+    arms = listed(ARMS, [list(arm.values()) for arm in document["arms"]], f"A/B test {report.test.name}, {report.test.state}")
+    emit(document, [arms, report.verdict, f"Agents by arm: {report.sample_ratio}.", document["spillover"]], as_json)
