@@ -11,7 +11,12 @@ check() {
 check "ruff check" .venv/bin/ruff check --quiet --output-format concise .
 check "ruff format" .venv/bin/ruff format --check --output-format concise .
 check "mypy" .venv/bin/mypy --no-error-summary
-unused_code() { ! .venv/bin/vulture 2>&1 | grep -E "^babylon_rl/.*unused (function|method|class|property)"; }
+unused_code() {
+    local unused status=0
+    unused=$(.venv/bin/vulture) || status=$?
+    [ "$status" -eq 0 ] || [ "$status" -eq 3 ] || return "$status" # 3: something is unused
+    ! grep -E "^babylon_rl/.*unused (function|method|class|property)" <<<"$unused"
+}
 check "unused code" unused_code
 check "import contract" scripts/import_contract.sh
 if [ "${#failed[@]}" -gt 0 ]; then
