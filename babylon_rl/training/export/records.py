@@ -56,7 +56,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     trajectory_ids: list[str]
 
 
-class Column(NamedTuple):
+class RecordColumn(NamedTuple):
     """Field of a record: name, kind (its type in the formats) and meaning."""
 
     name: str
@@ -65,31 +65,31 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("split", "string", "`train`, `validation` or `test`; the same for all records of a window"),
-    Column("window", "string", "the hour in UTC, `YYYY-MM-DDTHH:00`; records of one window are one group"),
-    Column("agentId", "string", "whose episode it is; window and agentId together name an episode"),
-    Column("trajectoryId", "string", "the recorded row that the call is from"),
-    Column("callId", "string", "the call within it"),
-    Column("step", "int64", "the step's recorded number"),
-    Column("messages", "messages", "what the policy was served: `role` and `content` of each message, in order"),
-    Column("response", "string", "what the policy answered"),
-    Column("responseFormat", "json", "the schema that the answer was constrained to, as JSON text; null without one"),
-    Column("logprobs", "logprobs", "`token`, `tokenId` and `logprob` of each token of the response; null where not recorded whole"),
-    Column("purpose", "string", "the call's purpose, such as `action`; empty where none was recorded"),
-    Column("source", "string", "where the messages are from: `embedded`, `llm_call_logs` or `synthetic`"),
-    Column("model", "string", "the model that answered; empty where none was recorded"),
-    Column("modelVersion", "string", "its version, where recorded"),
-    Column("scripted", "bool", "true when one of this project's scripted strategies composed the prompt and the answer"),
-    Column("score", "float64", "the episode's score, 0 to 1; null where it has none"),
-    Column("advantage", "float64", "(score - group mean) / population standard deviation; 0 in a group without spread"),
-    Column("rank", "int64", "the episode's rank in its group, 1 is best, equal scores share the better one"),
-    Column("judge", "string", "who scored: a model's name, or `heuristic` for the formula"),
-    Column("groupSize", "int64", "episodes in the scored group"),
-    Column("windowPnl", "float64", "what the episode earned in the window, in dollars"),
-    Column("winRate", "float64", "share of its trajectories that won among those that won or lost; null when none did"),
-    Column("usable", "bool", "false for an episode with too few steps for a group (only with `--all`)"),
-    Column("weight", "float64", "1 / the records of the episode, so that an episode weighs the same whatever its length"),
-    Column("trajectoryIds", "strings", "all rows of the episode, in order"),
+    RecordColumn("split", "string", "`train`, `validation` or `test`; the same for all records of a window"),
+    RecordColumn("window", "string", "the hour in UTC, `YYYY-MM-DDTHH:00`; records of one window are one group"),
+    RecordColumn("agentId", "string", "whose episode it is; window and agentId together name an episode"),
+    RecordColumn("trajectoryId", "string", "the recorded row that the call is from"),
+    RecordColumn("callId", "string", "the call within it"),
+    RecordColumn("step", "int64", "the step's recorded number"),
+    RecordColumn("messages", "messages", "what the policy was served: `role` and `content` of each message, in order"),
+    RecordColumn("response", "string", "what the policy answered"),
+    RecordColumn("responseFormat", "json", "the schema that the answer was constrained to, as JSON text; null without one"),
+    RecordColumn("logprobs", "logprobs", "`token`, `tokenId` and `logprob` of each token of the response; null where not recorded whole"),
+    RecordColumn("purpose", "string", "the call's purpose, such as `action`; empty where none was recorded"),
+    RecordColumn("source", "string", "where the messages are from: `embedded`, `llm_call_logs` or `synthetic`"),
+    RecordColumn("model", "string", "the model that answered; empty where none was recorded"),
+    RecordColumn("modelVersion", "string", "its version, where recorded"),
+    RecordColumn("scripted", "bool", "true when one of this project's scripted strategies composed the prompt and the answer"),
+    RecordColumn("score", "float64", "the episode's score, 0 to 1; null where it has none"),
+    RecordColumn("advantage", "float64", "(score - group mean) / population standard deviation; 0 in a group without spread"),
+    RecordColumn("rank", "int64", "the episode's rank in its group, 1 is best, equal scores share the better one"),
+    RecordColumn("judge", "string", "who scored: a model's name, or `heuristic` for the formula"),
+    RecordColumn("groupSize", "int64", "episodes in the scored group"),
+    RecordColumn("windowPnl", "float64", "what the episode earned in the window, in dollars"),
+    RecordColumn("winRate", "float64", "share of its trajectories that won among those that won or lost; null when none did"),
+    RecordColumn("usable", "bool", "false for an episode with too few steps for a group (only with `--all`)"),
+    RecordColumn("weight", "float64", "1 / the records of the episode, so that an episode weighs the same whatever its length"),
+    RecordColumn("trajectoryIds", "strings", "all rows of the episode, in order"),
 )
 
 
