@@ -27,8 +27,8 @@ _TEXT_KEYS = ("content", "text", "message", "body", "comment", "post")
 class RenderedStep:
     """Rendered parts of one step, with its flags.
 
-    ``seen`` are lines of its prompts, ``state`` the balance, ``said`` the agent's words, ``done`` the action with its result, ``brief``
-    without.
+    ``seen`` are lines of its prompts, ``state`` the balance, ``words`` the agent's own, ``action_text`` the action with its result,
+    ``brief`` without.
     """
 
     number: int
@@ -50,10 +50,10 @@ def render_steps(
     steps: Sequence[RecordedStep], rename: NameReplacer, private: PrivateFields, *, masked: bool = False
 ) -> list[RenderedStep]:
     """Render the steps of an episode, numbered from 1; ``masked`` masks flagged passages."""
-    return [_shown(number, step, rename, private, masked) for number, step in enumerate(steps, 1)]
+    return [_render_step(number, step, rename, private, masked) for number, step in enumerate(steps, 1)]
 
 
-def _shown(number: int, step: RecordedStep, rename: NameReplacer, private: PrivateFields, masked: bool) -> RenderedStep:
+def _render_step(number: int, step: RecordedStep, rename: NameReplacer, private: PrivateFields, masked: bool) -> RenderedStep:
     """Render one step; every text passes through privacy, masking and renaming."""
     seen: list[str] = []
     words: list[str] = []
