@@ -70,12 +70,12 @@ def results(connection: Connection, settings: Settings) -> dict[str, Any]:
     outcomes = read_many_outcomes(connection, windows, settings)
     found = {}
     for window, reading in read_windows(connection, windows, settings, texts=True).items():
-        episodes = [asdict(episode) | {"content": None, "score": judge_episode(episode)} for episode in reading.episodes]
+        episodes = [msgspec.structs.asdict(episode) | {"content": None, "score": judge_episode(episode)} for episode in reading.episodes]
         market = outcomes[window]
         stocks = [asdict(stock) | {"ticker": stock.ticker == engine_ticker(stock.organization_id)} for stock in market.stocks]
         predictions = [asdict(prediction) for prediction in market.predictions]
         whole = (market.mean_change, market.volatility, reading.rows, reading.ready, reading.odd_hours, reading.quality)
-        found[window] = [episodes, [asdict(rejection) for rejection in reading.rejections], stocks, predictions, whole]
+        found[window] = [episodes, [msgspec.structs.asdict(rejection) for rejection in reading.rejections], stocks, predictions, whole]
     return found
 
 

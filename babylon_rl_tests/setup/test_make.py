@@ -24,8 +24,9 @@ def clone(tmp_path: Path) -> Path:
 
 
 def run(command: list[str], clone: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if name not in {"BABYLON_RL_HOME", "PYTHON", "MAKEFLAGS", "MAKELEVEL"}}
-    return subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False, timeout=60, env={**kept, **variables})
+    of_the_caller = {"BABYLON_RL_HOME", "BABYLON_RL_VENV", "PYTHON", "MAKEFLAGS", "MAKELEVEL"}
+    inherited = {name: value for name, value in os.environ.items() if name not in of_the_caller}
+    return subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False, timeout=60, env={**inherited, **variables})
 
 
 def executable(path: Path, text: str) -> Path:

@@ -1,5 +1,6 @@
 """Serverless training through the stand-in: what becomes a version, what does not, and what is told."""
 
+import platform
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
@@ -234,7 +235,7 @@ def test_the_recorded_game_is_refused_before_anything_is_paid(connection, settin
     for said in (
         "no trainable token",
         "recorded without logprobs",
-        "openpipe-art 0.5.18 on Python 3.11",
+        f"openpipe-art 0.5.18 on Python {platform.python_version()}",
         "upgrade to Python 3.12",
         "TRAIN_RL_LOCAL",
     ):
