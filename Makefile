@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test dev clean lint format test-live test-python test-art docs evidence lock env-example
+.PHONY: help setup demo test test-fast dev clean lint format test-live test-python test-art docs evidence lock env-example
 RUN := scripts/with_state.sh .venv/bin/
 
 help: ## List these commands
@@ -17,6 +17,9 @@ demo: setup ## Play the market, train a model on it, print what got better (unde
 
 test: setup ## Every check and test (13 minutes on 2 cores that nothing else uses)
 	@scripts/test.sh $(PYTEST_ARGS)
+
+test-fast: setup ## The checks and the short tests: no training, no browser, no killed processes
+	@scripts/test.sh -m "not live and not slow and not e2e" $(PYTEST_ARGS)
 
 dev: setup ## The Dagster UI on this project
 	@$(RUN)babylon-rl dev

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import dagster as dg
+import pytest
 
 from babylon_rl.assets.resources import given
 from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY
@@ -16,6 +17,8 @@ from babylon_rl_tests.assets.conftest import Bench
 from babylon_rl_tests.assets.test_sensors import ask
 from babylon_rl_tests.judge.model_judge import MODEL, asking, filled
 from babylon_rl_tests.judge.scripted_server import judging
+
+pytestmark = pytest.mark.slow
 
 NOBODY = "http://127.0.0.1:9/v1"
 SCORES = [dg.AssetKey("scored_groups")]

@@ -18,6 +18,8 @@ from babylon_rl.store.database import Database
 from babylon_rl.windows import window_end, window_of, window_range
 from babylon_rl_tests.assets.conftest import Bench
 
+pytestmark = pytest.mark.slow
+
 FIRST, LATE, LAST = "2025-10-29T13:00", "2025-10-29T14:00", "2025-10-29T17:00"
 
 

@@ -108,6 +108,7 @@ def test_what_ended_in_peace_and_what_belongs_to_others_is_left_alone(ready: Ben
     assert (status(ready, finished), status(ready, others)) == (dg.DagsterRunStatus.SUCCESS, STARTED)
 
 
+@pytest.mark.slow
 def test_every_run_says_that_it_is_alive_and_a_wrong_verdict_stops_it(ready: Bench):
     batch, seen = a_batch(ready), []
 
@@ -126,6 +127,7 @@ def test_every_run_says_that_it_is_alive_and_a_wrong_verdict_stops_it(ready: Ben
     assert [found.holder for found in seen] == [own_name()]
 
 
+@pytest.mark.slow
 def test_the_second_run_of_a_batch_is_refused_while_the_first_is_alive_and_takes_over_when_it_is_not(ready: Bench):
     batch = a_batch(ready)
     first = a_run(ready, batch, STARTED)

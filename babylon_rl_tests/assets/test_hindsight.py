@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import dagster as dg
+import pytest
 
 from babylon_rl.definitions import defs
 from babylon_rl.judge.prompt import templates
@@ -93,6 +94,7 @@ class Ticks:
         return {name: windows for name, windows in found.items() if windows}
 
 
+@pytest.mark.slow
 def test_a_late_answer_asks_for_hindsight_and_scores_do_not_wait_for_it(
     make_bench: Callable[..., Bench], sample_database: Database
 ) -> None:

@@ -27,6 +27,7 @@ def test_observing_again_reports_nothing(bench: Bench):
     assert not [event for event in again.all_events if event.event_type == dg.DagsterEventType.ASSET_OBSERVATION]
 
 
+@pytest.mark.slow
 def test_a_range_run_reports_every_hour_for_itself(bench: Bench):
     for first, last in (FIRST_DAY, LAST_DAY):
         bench.run("hours", first, last)
@@ -39,6 +40,7 @@ def test_a_range_run_reports_every_hour_for_itself(bench: Bench):
     assert len(set(versions)) == len(HOURS)
 
 
+@pytest.mark.slow
 def test_an_hour_has_the_same_version_alone_and_in_a_range(bench: Bench):
     window = "2025-10-29T14:00"
     bench.run("hours", window)
@@ -81,6 +83,7 @@ def test_an_hours_page_lists_what_was_rejected(bench: Bench):
     assert all(record.data["detail"] and record.data["trajectory"] for record in rows.records)
 
 
+@pytest.mark.slow
 def test_only_the_newest_hour_of_a_range_is_drawn(bench: Bench):
     bench.run("hours", "2025-10-29T13:00", "2025-10-29T16:00")
     pictures = {"window_groups": "pnl_by_agent", "market_outcomes": "price_changes", "scored_groups": "scores_by_agent"}

@@ -153,6 +153,7 @@ def test_a_share_of_hours_in_quarantine_beyond_the_threshold_is_warned_of(make_b
     assert found.description is not None and "2 of 11 hours" in found.description and "in quarantine (18%)" in found.description
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", [0.0, 0.5])
 def test_a_judge_that_favours_long_transcripts_is_warned_of(make_bench: Callable[..., Bench], database: Database, planted: float) -> None:
     windows = filled(database, 12, 6, wordy=True)
@@ -185,6 +186,7 @@ def test_checks_of_a_range_speak_of_every_hour(make_bench: Callable[..., Bench],
     assert whole.passed and whole.metadata["scored"].value == 4 and whole.metadata["hours"].value == 4
 
 
+@pytest.mark.slow
 def test_the_page_has_numbers_table_and_pictures_and_a_day_without_judging_makes_none(
     make_bench: Callable[..., Bench], database: Database, settings: Settings
 ) -> None:

@@ -30,6 +30,7 @@ def test_ranges_are_contiguous_and_not_too_long():
     assert list(ranges([day[23], "2025-10-30T00:00"])) == [(day[23], "2025-10-30T00:00")]
 
 
+@pytest.mark.slow
 def test_hours_run_by_hand_are_runs_like_any_other(sample_database: Database, settings: Settings):
     sample_database.prepare_dagster_schema()
     environment = dict(os.environ)
@@ -56,6 +57,7 @@ def test_what_cannot_be_run_is_refused_before_anything_runs(sample_database: Dat
         run_hours(sample_database, settings, ["2025-10-29T14:00"], ["window_group"], now=lambda: NOW)
 
 
+@pytest.mark.slow
 def test_an_assets_error_reaches_the_caller_as_it_was(sample_database: Database, settings: Settings):
     sample_database.prepare_dagster_schema()
     odd = settings.model_copy(update={"judge_model": "ollama/llama3", "judge_private_fields": "colour"})

@@ -20,6 +20,8 @@ from babylon_rl.windows import HOUR
 from babylon_rl_tests.assets.conftest import COUNTED, NOW, Bench
 from babylon_rl_tests.plans import RecordedDatabase
 
+pytestmark = pytest.mark.slow
+
 HOURS = [f"2025-10-29T{hour:02}:00" for hour in (13, 14, 15, 16, 17)]
 WAITING = {"train_rl_local": True, "local_base_model": "dry", "training_min_trajectories": 100_000}
 

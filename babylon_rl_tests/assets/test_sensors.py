@@ -187,6 +187,7 @@ def test_what_failed_is_not_trained_again_for_a_while_that_doubles(ready: Bench,
         moment += pause * hour
 
 
+@pytest.mark.slow
 def test_a_cancelled_batch_comes_back_after_the_interval_and_by_hand_at_once(ready: Bench, make_bench: Callable[..., Bench]):
     batch = a_batch(ready)
     ready.babylon.database.prepare_dagster_schema()
@@ -251,6 +252,7 @@ def run_into(bench: Bench, batch: str, error: Callable[[str], None]) -> None:
         Bench(bench.instance, whose).run("train", batch, asset_selection=TRAINING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), JudgeUnavailable("It is down."), TrainingPaused("It is down."), BatchConflict("Another run has it.")]
 )
@@ -274,6 +276,7 @@ def test_runs_that_end_in_words_never_give_a_batch_up(make_bench: Callable[..., 
     assert ask(later, start_training).run_requests[0].run_key == f"{batch}/6"
 
 
+@pytest.mark.slow
 def test_a_training_that_gets_on_is_not_given_up_however_often_its_runs_die(make_bench: Callable[..., Bench], ready: Bench):
     batch = a_batch(ready)
 
@@ -345,6 +348,7 @@ def test_a_batch_that_waits_for_a_service_or_a_storage_is_tried_again_and_not_gi
     assert "given up" in ask(ready, start_training).skip_message
 
 
+@pytest.mark.slow
 def test_the_schedule_trains_what_there_is_once_the_interval_has_passed(ready: Bench, make_bench: Callable[..., Bench], tmp_path: Path):
     little = DRY | {"training_min_trajectories": 1000, "training_daily_min_trajectories": 300, "training_interval_hours": 24.0}
     ready.execute('UPDATE training_batches SET "completedAt" = %s', NOW - timedelta(hours=1))  # another producer's
@@ -374,6 +378,7 @@ def test_the_schedule_leaves_a_batch_that_has_not_ended_to_the_sensor(ready: Ben
     assert tick(ready) == f"{batch} is pending."
 
 
+@pytest.mark.slow
 def test_a_frozen_batch_is_trained_by_the_job(ready: Bench):
     batch = a_batch(ready)
     result = ready.run("train", batch, asset_selection=TRAINING)
@@ -453,6 +458,7 @@ def test_a_completed_batch_without_a_decision_is_asked_for_thrice(ready: Bench):
     assert "given up after 3 runs" in ask(ready, finish_evidence).skip_message
 
 
+@pytest.mark.slow
 def test_a_batch_whose_report_failed_is_finished_by_the_run_that_is_asked_for(ready: Bench):
     batch = ask(ready, start_training).run_requests[0].partition_key
     ready.instance.add_dynamic_partitions(batches.name, [batch])

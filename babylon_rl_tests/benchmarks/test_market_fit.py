@@ -194,6 +194,7 @@ def test_the_recorded_game_measures_as_documented(sample_database: Database) -> 
     assert fit.questions.agreeing_share == pytest.approx(0.99, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_generated_market_measures_as_its_model_says() -> None:
     config = preset("week", minutes=1440, predictions=6, perps=6, resolving=0.0)
     model = MarketModel(events_per_hour=5.0, question_effect=0.1)

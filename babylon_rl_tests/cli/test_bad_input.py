@@ -63,6 +63,7 @@ def test_a_dotenv_that_is_no_text_is_a_sentence(refused, tmp_path: Path):
     assert (code, said) == (2, f"{tmp_path / '.env'} cannot be read: it is not UTF-8 text. Mend it, or move it away.\n")
 
 
+@pytest.mark.slow
 def test_a_damaged_state_directory_says_what_to_do(refused, tmp_path: Path):
     home = tmp_path / "home"
     assert refused("migrate")[0] == 0
@@ -103,6 +104,7 @@ def test_a_role_without_rights_on_dagsters_schema_is_told_the_statement(refused,
     assert 'ALTER SCHEMA "babylon_dagster" OWNER TO "reader"' in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("train",), ("score",), ("sync-outcomes",), ("windows",)])
 def test_hours_that_have_not_begun_are_refused(refused, database: Database, command: tuple[str, ...]):
     code, said = refused(*command, *FUTURE, DATABASE_URL=database.url, TRAIN_RL_LOCAL="true")
@@ -110,6 +112,7 @@ def test_hours_that_have_not_begun_are_refused(refused, database: Database, comm
     assert said.startswith("2931-10-29T10:00 lies in the future")
 
 
+@pytest.mark.slow
 def test_nothing_to_show_or_train_is_said(refused, database: Database):
     given = {"DATABASE_URL": database.url, "LOCAL_BASE_MODEL": "dry"}
     assert refused("batches", **given) == (0, "No model has been trained yet. `babylon-rl train` freezes a batch and trains on it.\n")
@@ -169,6 +172,7 @@ def test_caches_of_libraries_go_into_the_state_directory(monkeypatch: pytest.Mon
             del os.environ[name]
 
 
+@pytest.mark.slow
 def test_a_command_without_make_leaves_nothing_in_the_home_directory(tmp_path: Path):
     own = tmp_path / "user"
     own.mkdir()

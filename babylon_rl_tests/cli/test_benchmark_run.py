@@ -122,6 +122,7 @@ def test_an_endpoint_that_never_answered_is_a_sentence(told: object, capsys: pyt
     assert "1 of 1 runs are not complete. gone in snapshot-" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_benchmark_goes_on_where_it_was(told: Callable[..., Document], tmp_path: Path) -> None:
     def slow(prompt: str, markets: list[str]) -> str:
         time.sleep(0.01)

@@ -78,6 +78,7 @@ def test_a_signal_ends_grandchildren_too_and_may_come_twice(
     assert list((tmp_path / "children").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parent", [STUBBORN], indirect=True)
 def test_a_second_signal_kills_the_stubborn(parent: tuple[subprocess.Popen[str], int]) -> None:
     process, grandchild = parent

@@ -73,6 +73,7 @@ def test_unreachable_database_is_a_sentence_and_exit_code_3(command: Command) ->
     assert "s3cret" not in done.stderr
 
 
+@pytest.mark.slow
 def test_migrate_speaks_json(command: Command, empty_database: Database) -> None:
     planned = json.loads(command("migrate", "--check", "--json", DATABASE_URL=empty_database.url).stdout)
     done = json.loads(command("migrate", "--json", DATABASE_URL=empty_database.url).stdout)
@@ -102,6 +103,7 @@ def test_settings_masks_secrets_and_names_sources(command: Command, tmp_path: Pa
     assert len(found) == len(Settings.model_fields)
 
 
+@pytest.mark.slow
 def test_env_needs_a_running_database(command: Command, database: Database) -> None:
     assert "does not run now" in command("env").stderr
     printed = command("env", DATABASE_URL=database.url).stdout
@@ -128,6 +130,7 @@ def test_output_into_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_dagster_runs_on_the_projects_instance_and_returns_its_exit_code(command: Command, database: Database) -> None:
     done = command("dagster", "instance", "info", DATABASE_URL=database.url)
     assert done.returncode == 0, done.stderr
@@ -137,6 +140,7 @@ def test_dagster_runs_on_the_projects_instance_and_returns_its_exit_code(command
     assert command("dagster", "no-such-thing", DATABASE_URL=database.url).returncode == 2
 
 
+@pytest.mark.slow
 def test_verify_system_has_a_line_for_each_part(command: Command, database: Database, empty_database: Database) -> None:
     done = command("verify-system", "--json", DATABASE_URL=database.url)
     statuses = {check["name"]: check["status"] for check in json.loads(done.stdout)["checks"]}

@@ -46,6 +46,7 @@ def test_agents_play_and_are_recorded_as_evaluation_which_changes_no_readiness(a
     assert again["recorded"] == 0 and again["agents"] == document["agents"]
 
 
+@pytest.mark.slow
 def test_training_plays_what_readiness_lacks_and_ends_with_a_version_that_loads(ask: Ask) -> None:
     document = ask("harness", *MARKETS, "--train", code=1)
     training = document["training"]
@@ -60,6 +61,7 @@ def test_training_plays_what_readiness_lacks_and_ends_with_a_version_that_loads(
     assert again["model"]["version"] == "v1.0.1" and again["model"]["parent"] == "v1.0.0"
 
 
+@pytest.mark.slow
 def test_without_force_it_does_not_train_on_too_little_and_says_so(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["harness", *MARKETS, "--train", "--windows", "1"]
     assert run([*short, "--json"]) == 1
@@ -79,6 +81,7 @@ def test_without_force_it_does_not_train_on_too_little_and_says_so(ask: Ask, cap
         assert promised in out
 
 
+@pytest.mark.slow
 def test_nothing_to_learn_from_is_a_failed_check(ask: Ask, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIN_AGENTS_PER_WINDOW", "6")
     assert run(["harness", *MARKETS, "--train", "--force", "--windows", "1", "--json"]) == 1

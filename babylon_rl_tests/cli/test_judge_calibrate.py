@@ -13,6 +13,8 @@ from babylon_rl.store.embedded import use_server
 from babylon_rl.store.judge_report import judge_agreements
 from babylon_rl.store.scratch import scratch_database
 
+pytestmark = pytest.mark.slow
+
 
 def databases(home: Path) -> set[str]:
     with use_server(home) as url, psycopg.connect(url) as connection:

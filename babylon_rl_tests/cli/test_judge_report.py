@@ -16,6 +16,8 @@ from babylon_rl.store.database import Database
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, asking, filled
 from babylon_rl_tests.judge.scripted_server import judging
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {"selfAgreement", "positionBias", "lengthBias", "auditAgreement", "pnlCorrelation", "marketAgreement", "tokens", "usd", "groups"}
 
 

@@ -73,6 +73,7 @@ def game(database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     return Game(database, capsys)
 
 
+@pytest.mark.slow
 def test_an_official_resolution_days_later(game: Game) -> None:
     game.rows(Question=[question(1)], WorldEvent=[event(1, 5)], trajectories=make_group())
     game.ask("score", "--window", WINDOW)
@@ -97,6 +98,7 @@ def test_two_organizations_with_one_engine_ticker(game: Game) -> None:
     assert game.written('"stockTicker"') == [("MEGACORPORAT",), ("MEGACORPORAT~2",)]
 
 
+@pytest.mark.slow
 def test_a_change_beyond_the_column(game: Game) -> None:
     game.rows(Organization=[organization("openlie", initial=1.0)], StockPrice=[price(1, "openlie", 5_000.0, 5)])
     (stock,) = game.stocks().values()
@@ -105,6 +107,7 @@ def test_a_change_beyond_the_column(game: Game) -> None:
     assert (float(change), sentiment) == (999.99, "BULLISH")
 
 
+@pytest.mark.slow
 def test_stock_news_by_name_id_and_ticker(game: Game) -> None:
     told = ["Open Lie sues", "mood at OPEN-LIE is low", "analysts like openlie", "an actor only"]
     events = [event(number, number, text) for number, text in enumerate([*told[:3], "OpenLies, another one", "nothing at all"], start=1)]
@@ -227,6 +230,7 @@ def contents(game: Game) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_two_pipelines_on_one_hour_at_once(
     game: Game, copy_of: Callable[[str], Database], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

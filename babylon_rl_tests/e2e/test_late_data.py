@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 import dagster as dg
 import psycopg
+import pytest
 
 from babylon_rl.automation.jobs import HOURLY, ranges
 from babylon_rl.automation.sensors import observe_changes
@@ -16,6 +17,8 @@ from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, traject
 from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.assets.conftest import NOW, Bench, make_bench
 from babylon_rl_tests.late import bring_up_to_date
+
+pytestmark = pytest.mark.slow
 
 __all__ = ["make_bench"]
 

@@ -8,7 +8,7 @@ import pytest
 from babylon_rl_tests.e2e.browser import Page, browser_page, find_browser
 from babylon_rl_tests.e2e.report_picture import report, show
 
-pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_browser() is None, reason="no Chromium")]
 
 
 @pytest.fixture(scope="module")

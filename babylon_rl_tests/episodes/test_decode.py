@@ -144,6 +144,7 @@ def test_what_is_not_json_is_named_with_its_place(text: str, words: str) -> None
     assert words in fault(text).detail
 
 
+@pytest.mark.slow
 @given(st.integers(1, 6), st.sampled_from(["cut", "NaN", "surrogate", "extra", "comma", "é"]), st.integers(0, 2000))
 def test_a_fault_is_told_as_if_the_whole_text_had_been_read(steps: int, kind: str, place: int) -> None:
     """Reading only from the faulty step on says what reading all of it strictly says."""

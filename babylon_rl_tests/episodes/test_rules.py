@@ -24,6 +24,8 @@ from babylon_rl_tests.faulty_rows import WINDOWS, Row, copy_in, games, mutations
 from babylon_rl_tests.repeatable import repeatable
 from babylon_rl_tests.rows import AFTER, WINDOW, make_call, make_group, make_step, make_trajectory
 
+pytestmark = pytest.mark.slow
+
 Game = tuple[list[Row], list[Row]]
 PLAIN = Settings.model_construct(**{name: field.default for name, field in Settings.model_fields.items()})
 

@@ -26,6 +26,7 @@ _COPIES = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [(), (make_call(),)])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_memory_does_not_grow_with_the_texts(connection: Connection, settings: Settings, calls: Any, streamed: bool) -> None:
@@ -124,6 +125,7 @@ def test_every_window_is_checked_before_anything_is_read(connection: Connection,
         read(connection, ["2025-11-15T10:00", "2025-11-15T1x:00", "2025-11-15T12:00"], settings)
 
 
+@pytest.mark.slow
 def test_hours_are_read_in_runs_bounded_by_hours_and_rows(connection: Connection) -> None:
     insert(connection, "trajectories", [make_trajectory()])
     hours = [window_of(START + timedelta(hours=number)) for number in range(HOURS_READ_AT_ONCE + 5)]

@@ -24,6 +24,8 @@ from babylon_rl_tests.evaluation.endpoint import (
     reads_wrongly,
 )
 
+pytestmark = pytest.mark.slow
+
 MARKETS = 12
 TOO_MUCH = 1e6  # dollars an hour that nobody earns more: decided at the first look
 TICKS = benchmark_snapshots(1)[0].scenario.ticks

@@ -16,6 +16,8 @@ from babylon_rl_tests.training.serverless_stand_in.base import base_tokenizer
 from babylon_rl_tests.training.serverless_stand_in.chat import Chat
 from babylon_rl_tests.training.serverless_stand_in.http import WRONG_KEY
 
+pytestmark = pytest.mark.slow
+
 BASE = "OpenPipe/Qwen3-14B-Instruct"
 
 

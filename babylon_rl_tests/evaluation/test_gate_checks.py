@@ -11,6 +11,8 @@ from babylon_rl.evaluation.benchmark import evaluate_batch
 from babylon_rl_tests.evaluation.conftest import NOW
 from babylon_rl_tests.evaluation.endpoint import always_buy, endpoint, reads_news
 
+pytestmark = pytest.mark.slow
+
 ASSETS = [dg.AssetKey("benchmark_report"), dg.AssetKey("released_model")]
 
 

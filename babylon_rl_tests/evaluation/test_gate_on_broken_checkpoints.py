@@ -18,6 +18,8 @@ from babylon_rl_tests.tiny_model import make_base
 from benchmarks.broken_adapters import BUY, HOLD, NOISE, make_adapter
 from benchmarks.broken_checkpoints import checkpoint_of, judge, register, served
 
+pytestmark = pytest.mark.slow
+
 MARKETS = 2  # a collapse shows in any number
 ENOUGH = 12  # grows to what a pass needs
 FEW = {"hours": 1, "rows": 4}

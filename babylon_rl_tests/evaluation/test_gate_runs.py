@@ -19,6 +19,8 @@ from babylon_rl.store.registry import read_models
 from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
 from babylon_rl_tests.evaluation.endpoint import alternates, endpoint, hold, reads_news
 
+pytestmark = pytest.mark.slow
+
 SNAPSHOTS = benchmark_snapshots(12)
 TICKS = SNAPSHOTS[0].scenario.ticks
 

@@ -93,6 +93,7 @@ def test_skill_is_an_average_over_other_markets_than_the_hours_that_are_judged()
     assert calibration_windows(3) == ["2025-02-01T00:00", "2025-02-01T01:00", "2025-02-01T02:00"]
 
 
+@pytest.mark.slow
 def test_the_heuristic_is_measured_on_real_hours_and_kept(database: Database, settings: Settings):
     told: list[tuple[str, int, int]] = []
 

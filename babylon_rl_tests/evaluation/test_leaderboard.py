@@ -11,6 +11,8 @@ from babylon_rl.market.simulation.roster import NAMES
 from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
 from babylon_rl_tests.evaluation.endpoint import alternates, endpoint, hold, reads_news, reads_wrongly
 
+pytestmark = pytest.mark.slow
+
 RULES = {"base": alternates, "v1.0.0": reads_wrongly, "v1.0.1": reads_news}
 
 

@@ -18,6 +18,8 @@ from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.settings import Settings
 from babylon_rl_tests.evaluation.weights_and_biases import weights_and_biases
 
+pytestmark = pytest.mark.slow
+
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 

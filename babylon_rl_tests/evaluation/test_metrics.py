@@ -122,6 +122,7 @@ def test_sharpe_and_drawdown_over_time() -> None:
     assert m.sharpe([100.0, 101.0]) is None and m.sharpe([100.0] * 5) is None
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(1.0, 1e5), min_size=3, max_size=30))
 def test_the_path_of_sharpe_ends_with_sharpe(equity: list[float]) -> None:
     path = m.sharpe_path(equity)

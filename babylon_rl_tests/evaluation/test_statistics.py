@@ -38,6 +38,7 @@ def test_95_percent_intervals_hold_the_truth_in_93_to_97_percent(count: int, rng
     assert above <= 0.04
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", P_AND_L)
 @pytest.mark.parametrize("count", [12, 24, 100])
 def test_intervals_of_normal_skewed_and_heavy_tailed_profits_hold_the_truth(name: str, count: int, rng: np.random.Generator) -> None:
@@ -52,6 +53,7 @@ def test_intervals_of_extreme_profits_stay_near(draw: Draw, rng: np.random.Gener
     assert 0.91 <= held <= 0.985
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [12, 24, 100])
 def test_repeats_of_a_snapshot_count_once(count: int, rng: np.random.Generator) -> None:
     held, naive = 0, 0
@@ -74,6 +76,7 @@ def test_clustered_intervals_are_those_of_the_snapshots_means() -> None:
         mean_interval(values, clusters=["a"])
 
 
+@pytest.mark.slow
 def test_intervals_of_real_benchmark_differences_hold_the_truth(rng: np.random.Generator) -> None:
     one, other = (play_gate(scripted(name), benchmark_snapshots(400)) for name in ("balanced", "momentum"))
     differences = np.array([a.pnl_usd - b.pnl_usd for a, b in zip(one, other, strict=True)])
@@ -82,6 +85,7 @@ def test_intervals_of_real_benchmark_differences_hold_the_truth(rng: np.random.G
     assert above <= 0.04
 
 
+@pytest.mark.slow
 def test_equal_players_pass_the_gate_in_no_more_than_4_percent(rng: np.random.Generator) -> None:
     """The gate passes when the lower end is above 0: of an A/A comparison that is half of 5 %."""
     passed = sum(paired_interval(rng.normal(0, 100, 24), rng.normal(0, 100, 24), seed=run).low > 0 for run in range(500))

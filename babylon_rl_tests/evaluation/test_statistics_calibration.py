@@ -32,6 +32,7 @@ def test_known_brier_scores() -> None:
     assert str(base).startswith("a Brier score of 0.250 (95 % interval 0.250 to 0.250) = 0.000 miscalibration")
 
 
+@pytest.mark.slow
 def test_intervals_of_the_brier_score_hold_the_truth(rng: np.random.Generator) -> None:
     held = 0
     for run in range(400):
@@ -61,6 +62,7 @@ def test_forecasts_of_one_question_are_one_observation() -> None:
     assert together.count == 4 and together.low < alone.low
 
 
+@pytest.mark.slow
 def test_calibrated_forecasts_look_miscalibrated_in_5_percent(rng: np.random.Generator) -> None:
     found = []
     for run in range(250):

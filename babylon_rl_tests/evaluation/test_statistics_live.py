@@ -22,6 +22,7 @@ def false_alarms(draw: Draw, rng: np.random.Generator, runs: int) -> float:
     return float(np.mean([live_p_values(draw(rng, LOOKS[-1]), LOOKS).min() <= 0.05 for _ in range(runs)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw",
     [
@@ -140,6 +141,7 @@ def any_alarm(ours: list, theirs: list, begins: np.ndarray, looks: list[int], ef
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ours", "theirs", "late"), [(15, 15, False), (30, 10, True)])
 def test_equal_arms_of_agents_raise_an_alarm_in_at_most_5_percent(ours: int, theirs: int, late: bool, rng: np.random.Generator) -> None:
     looks = list(range(6, 201, 8))

@@ -129,6 +129,7 @@ def test_the_markets_said_to_be_needed_give_the_wanted_power(effect: float) -> N
     assert markets_needed(1000.0, spread) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("effect", "heavy"), [(100.0, False), (60.0, False), (60.0, True)])
 def test_intervals_find_an_effect_in_4_of_5_benchmarks_of_the_needed_size(effect: float, heavy: bool, rng: np.random.Generator) -> None:
     needed = markets_needed(effect, 100.0)

@@ -17,6 +17,7 @@ def test_the_sample_ratio_is_tested_exactly_for_two_arms_and_by_chi_square_for_m
     assert sample_ratio([45, 60, 95], [1, 1, 2]).p == pytest.approx(stats.chisquare([45, 60, 95], [50, 50, 100]).pvalue)
 
 
+@pytest.mark.slow
 def test_a_working_assignment_is_called_broken_in_1_of_1000(rng: np.random.Generator) -> None:
     counts, times = np.unique(rng.binomial(500, 0.1, 20_000), return_counts=True)
     alarms = sum(int(number) for count, number in zip(counts, times, strict=True) if sample_ratio([count, 500 - count], [10, 90]).mismatch)

@@ -45,6 +45,7 @@ def test_ranges_that_overlap_draw_the_same_hours() -> None:
     assert audit_sample(windows, 40, seed=1) != whole and audit_sample(windows[:3], 40) == windows[:3]
 
 
+@pytest.mark.slow
 def test_a_second_judge_that_thinks_alike_agrees_and_is_paid_once(connection: Connection, settings: Settings, judge: Judge) -> None:
     chosen = asking(settings, judge.url, judge_audit_model=SECOND)
     windows = scored(connection, chosen, 4)
@@ -61,6 +62,7 @@ def test_a_second_judge_that_thinks_alike_agrees_and_is_paid_once(connection: Co
     assert judges == [(MODEL,)], "its opinion is nobody's score"
 
 
+@pytest.mark.slow
 def test_one_that_thinks_otherwise_is_seen(connection: Connection, settings: Settings, judge: Judge) -> None:
     chosen = asking(settings, judge.url, judge_audit_model=SECOND)
     windows = scored(connection, chosen, 6)
@@ -97,6 +99,7 @@ def test_nobody_is_asked_without_a_second_judge(connection: Connection, settings
     assert unasked is not None and (unasked.groups, unasked.spearman) == (0, None)
 
 
+@pytest.mark.slow
 def test_the_budget_holds_for_the_second_judge_and_what_it_refuses_is_said(
     connection: Connection, settings: Settings, judge: Judge
 ) -> None:

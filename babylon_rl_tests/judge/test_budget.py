@@ -27,6 +27,7 @@ def test_nothing_is_asked_without_a_budget_and_every_hour_says_why(connection: C
     assert all("JUDGE_BUDGET_USD is 0" in reason for reason in read_pending(connection, windows).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("judge_is", "disagreement"),
     [(ScriptedJudge(noise=0.02), 1.0), (ScriptedJudge(noise=0.4), 0.0), (ScriptedJudge(noise=0.4, faults={"missing-id": 0.1}), 0.0)],
@@ -51,6 +52,7 @@ def test_the_bill_lies_between_the_two_ends_of_the_estimate(
     assert (nothing.requests, nothing.most_requests, nothing.usd, nothing.most_usd) == (0, 0, 0, 0)
 
 
+@pytest.mark.slow
 def test_hours_beyond_the_days_budget_wait_for_the_next(connection: Connection, settings: Settings) -> None:
     windows = add_hours(connection, 6)
     with judging() as judge:

@@ -39,6 +39,7 @@ def requests(judge: Judge) -> int:
     return int(judge.stats()["requests"])
 
 
+@pytest.mark.slow
 def test_the_samples_ready_hours_are_scored_everywhere_and_once(sample_database: Database, settings: Settings, judge: Judge) -> None:
     answers = expected("sample_database")
     chosen = asking(settings, judge.url)
@@ -98,6 +99,7 @@ def test_only_what_changed_is_asked_about_again(connection: Connection, settings
     assert again[windows[0]].scores[0].agent_id == "agent-0"
 
 
+@pytest.mark.slow
 def test_what_came_to_be_known_since_is_noticed_and_what_shows_the_same_is_not_asked_again(
     connection: Connection, settings: Settings, judge: Judge
 ) -> None:
@@ -202,6 +204,7 @@ def test_scores_of_which_the_server_was_not_noted_stand_while_the_same_would_be_
     assert score_windows(connection, windows, chosen, LATER)[windows[0]].changed
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_pay_once_and_write_the_same(database: Database, settings: Settings) -> None:
     windows = filled(database, 8)
     results = []
@@ -223,6 +226,7 @@ def test_two_runs_at_once_pay_once_and_write_the_same(database: Database, settin
     assert count(database.url, "SELECT count(*) FROM babylon_rl.judge_leases") == 0
 
 
+@pytest.mark.slow
 def test_an_hour_that_changes_while_it_is_judged_waits_for_the_next_run(database: Database, settings: Settings) -> None:
     (window,) = filled(database, 1)
     late = make_trajectory("late", "agent-0", minute=50, finalPnL=5000.0, windowId=window, scenarioId=window)

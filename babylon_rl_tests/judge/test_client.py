@@ -131,6 +131,7 @@ def test_what_a_retry_can_cure_is_retried(make: Make, first: Answer) -> None:
     assert (reply.text, reply.attempts, len(played.seen)) == ("fine", 3, 3)
 
 
+@pytest.mark.slow
 @both
 def test_no_answer_in_time_is_retried(make: Make) -> None:
     ask_once(make, completion())  # what a first request imports takes longer than such a limit
@@ -399,6 +400,7 @@ def test_another_providers_wire_is_litellms() -> None:
     assert (played.seen[0]["path"], played.seen[0]["headers"]["x-api-key"]) == ("/v1/messages", KEY)
 
 
+@pytest.mark.slow
 def test_every_fault_of_the_line_at_once_loses_no_request() -> None:
     judge = ScriptedJudge(faults=dict.fromkeys(TRANSPORT_FAULTS, 0.05), retry_after_s=0.01, slow_s=0.05)
 

@@ -1,5 +1,6 @@
 """Episodes within a token budget: what is kept, what is said of the rest, and that it is always the same."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,6 +89,7 @@ def test_the_budget_is_kept_and_the_same_steps_give_the_same_text(steps: list[St
     assert (found.shortened > 0) == (found.text != condense(steps, 10**9, count).text)
 
 
+@pytest.mark.slow
 @repeatable(60)
 @given(st.text(min_size=2_000, max_size=4_000), st.integers(LEAST_TOKENS, 400))
 def test_one_endless_step_is_cut(text: str, budget: int) -> None:

@@ -19,6 +19,8 @@ from babylon_rl_tests.judge.crash_run import INTERRUPTED, run_interruptible, run
 from babylon_rl_tests.judge.model_judge import NOW, asking, count, filled
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 
+pytestmark = pytest.mark.slow
+
 CONCURRENCY = 4
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["babylon_rl.judge.model_scoring", "babylon_rl_tests.judge.crash_run", "scipy.stats", "psycopg"])

@@ -147,6 +147,7 @@ def test_a_group_beyond_one_request_is_judged_in_parts_on_one_scale(settings: Se
     assert ranked == [f"a{n}" for n in range(20)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["missing-id", "duplicate-id", "unknown-id", "out-of-range", "nan", "boolean", "no-explanation", "empty"])
 def test_an_unusable_answer_is_asked_for_anew_and_then_the_group_is_set_aside(settings: Settings, fault: str) -> None:
     cache = MemoryCache()

@@ -185,6 +185,7 @@ def test_texts_that_postgres_cannot_hold_lose_nothing(connection: Connection, se
     assert (found.actions, found.leaked) == (2, 1)
 
 
+@pytest.mark.slow
 def test_two_at_once_write_it_once(copy_of: Callable[[str], Database], settings: Settings) -> None:
     database = copy_of("sample")
     windows: list[str] = []
@@ -211,6 +212,7 @@ def test_two_at_once_write_it_once(copy_of: Callable[[str], Database], settings:
         assert first[window].changed != second[window].changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixture", SAMPLES)
 def test_the_recorded_game_holds_no_leak_and_every_named_target_is_known(
     request: pytest.FixtureRequest, settings: Settings, fixture: str

@@ -129,6 +129,7 @@ def test_ordinary_words_are_not_flagged(text: str) -> None:
     assert find_flags(text, "x") == []
 
 
+@pytest.mark.slow
 def test_no_text_of_the_recorded_games_is_flagged(sample_database: Database, early_sample_database: Database, settings: Settings) -> None:
     """Every trajectory that can be read, usable or not, of the two samples, and the news, questions and names of their hours."""
     looked_at = 0
@@ -162,6 +163,7 @@ def test_ordinary_words_of_trading_are_not_flagged(sentence: str) -> None:
     assert [flag for seed in range(20) for flag in find_flags(filled(sentence, random.Random(seed)), "x")] == []
 
 
+@pytest.mark.slow
 def test_of_ordinary_texts_of_traders_at_most_one_in_five_hundred_is_flagged() -> None:
     assert sum(bool(find_flags(text, "x")) for text in ordinary_texts(4000, seed=1)) <= 8
     assert find_flags("I set a stop 75-100 basis points below entry.", "x") == []

@@ -74,6 +74,7 @@ def planted(draw: st.DrawFn, text: str, roles: Sequence[str]) -> tuple[list[dict
 ROLES = st.sampled_from([("system", "user"), ("user",), ("system", "user", "assistant", "user")])
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_every_canary_in_a_judges_words_is_found_where_it_was_put(data: st.DataObject) -> None:
     template, sentence = data.draw(sentences())
@@ -92,6 +93,7 @@ KNOWLEDGE = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(st.data(), KNOWLEDGE)
 def test_recorded_game_knowledge_is_found_in_sentences_and_as_json(data: st.DataObject, knowledge: dict[str, Any]) -> None:
     sections = [json.dumps({name: entries}, indent=data.draw(st.sampled_from([None, 2]))) for name, entries in knowledge.items()]

@@ -107,6 +107,7 @@ def test_a_consumed_hour_stays_as_it_is(connection: Connection, settings: Settin
     assert _lacking(connection, [WINDOW], chosen) == [] and stale(connection) == [False]
 
 
+@pytest.mark.slow
 def test_the_graph_notices_a_late_answer_where_it_reads_the_market(
     make_bench: Callable[..., Bench], database: Database, settings: Settings, judge: Judge
 ) -> None:
@@ -123,6 +124,7 @@ def test_the_graph_notices_a_late_answer_where_it_reads_the_market(
         assert stale(connection) == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cause", ["settings", "content", "form"])
 def test_a_quarantine_ends_with_its_cause(connection: Connection, settings: Settings, cause: str) -> None:
     (window,) = add_hours(connection, 1, agents=9)
@@ -147,6 +149,7 @@ def test_a_quarantine_ends_with_its_cause(connection: Connection, settings: Sett
     assert read_quarantined(connection) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noticed", ["when it is scored", "when it is read"])
 def test_a_quarantine_ends_where_the_scores_from_before_it_stand_again(connection: Connection, settings: Settings, noticed: str) -> None:
     (window,) = add_hours(connection, 1, agents=9)

@@ -22,6 +22,7 @@ def states(connection: Connection) -> dict[str, str]:
     return dict(connection.execute('SELECT "window", "state" FROM babylon_rl.windows').fetchall())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [*TRANSPORT_FAULTS, *CONTENT_FAULTS])
 def test_a_fault_that_lasts_makes_up_no_score_and_one_that_passes_leaves_no_trace(
     connection: Connection, settings: Settings, fault: str
@@ -42,6 +43,7 @@ def test_a_fault_that_lasts_makes_up_no_score_and_one_that_passes_leaves_no_trac
     assert read_pending(connection, windows) == read_quarantined(connection) == {}
 
 
+@pytest.mark.slow
 def test_faults_that_come_and_go_lose_no_group(connection: Connection, settings: Settings) -> None:
     windows = add_hours(connection, 6)
     faults = dict.fromkeys([*TRANSPORT_FAULTS, *CONTENT_FAULTS], 0.03)

@@ -100,6 +100,7 @@ def test_scores_that_profit_explains_wholly_and_lengths_that_are_one_leave_nothi
     assert length_correlation([]) is None and length_points([]) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", [0.0, 0.5, -0.3])
 def test_a_planted_length_bias_is_found_in_points_from_the_shortest_to_the_longest(
     connection: Connection, settings: Settings, planted: float
@@ -118,6 +119,7 @@ def test_a_planted_length_bias_is_found_in_points_from_the_shortest_to_the_longe
     assert line[1].startswith(f"{points['mean']:+.3f} (") and "longest transcript over the shortest" in line[2]
 
 
+@pytest.mark.slow
 def test_a_planted_position_bias_is_found_and_two_orders_leave_nothing_of_it(connection: Connection, settings: Settings) -> None:
     with judging(ScriptedJudge(noise=0.05, position_bias=0.3)) as biased:
         found = judged(connection, asking(settings, biased.url, judge_max_orders=2), 8)
@@ -158,6 +160,7 @@ def test_a_known_price_is_summed_by_the_day_of_the_hours(connection: Connection,
     assert sum(day["usd"] for day in days) == pytest.approx(document["usd"])
 
 
+@pytest.mark.slow
 def test_one_order_shows_position_bias_between_episodes_and_no_agreement(connection: Connection, settings: Settings) -> None:
     with judging(ScriptedJudge(position_bias=0.3)) as biased:
         found = judged(connection, asking(settings, biased.url, judge_orders=1, judge_max_orders=1), 8)

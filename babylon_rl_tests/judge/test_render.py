@@ -243,6 +243,7 @@ def make_busy(connection: Connection, agents: int) -> None:
     insert(connection, "trajectories", rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [2_000, 5_000, 12_000])
 def test_a_request_stays_within_its_budget_and_says_what_it_leaves_out(connection: Connection, settings: Settings, budget: int) -> None:
     make_long(connection, 7)
@@ -306,6 +307,7 @@ def test_a_group_above_the_setting_is_asked_in_parts(connection: Connection, set
     assert [len(request.ids) <= 6 for request in requests] == [True] * len(requests) and len(requests) > 1
 
 
+@pytest.mark.slow
 def test_the_recorded_game_names_no_agent_and_keeps_its_budget(sample_database: Database, settings: Settings) -> None:
     with sample_database.connect() as connection:
         windows = windows_with_rows(connection, "2025-10-29T00:00", "2025-11-01T00:00")
@@ -342,6 +344,7 @@ def test_tokens_are_counted_by_the_models_tokenizer_where_it_is_known() -> None:
 Game = tuple[list[Row], list[Row]]
 
 
+@pytest.mark.slow
 @repeatable(40)
 @given(game=games())
 def test_whatever_was_recorded_a_request_can_be_read(connection: Connection, game: Game) -> None:

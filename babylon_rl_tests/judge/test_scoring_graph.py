@@ -30,6 +30,8 @@ from babylon_rl_tests.assets.conftest import Bench, make_bench
 from babylon_rl_tests.judge.model_judge import MODEL, NOW, asking, filled
 from babylon_rl_tests.judge.scripted_server import Judge, judging
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["make_bench"]
 
 DRY = {

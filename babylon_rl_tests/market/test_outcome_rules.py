@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from hypothesis import given
 
 from babylon_rl.market.outcomes import WindowOutcomes, read_many_outcomes, read_outcomes, sync_outcomes
@@ -16,6 +17,8 @@ from babylon_rl_tests.faulty_rows import copy_in
 from babylon_rl_tests.market_oracle import Tables, market_of
 from babylon_rl_tests.repeatable import repeatable
 from babylon_rl_tests.rows import AFTER
+
+pytestmark = pytest.mark.slow
 
 WINDOWS = ["2025-11-15T08:00", "2025-11-15T09:00", "2025-11-15T10:00", "2025-11-15T11:00"]
 PLAIN = Settings.model_construct(**{name: field.default for name, field in Settings.model_fields.items()})

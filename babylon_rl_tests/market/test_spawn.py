@@ -80,6 +80,7 @@ def test_the_hour_reads_back_as_a_ready_group_with_its_outcomes(database: Databa
     assert (outcomes.predictions[0].start_probability, outcomes.predictions[0].end_probability) == pytest.approx((first, last), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_seed_and_start_give_the_same_rows_on_two_databases(copy_of: Callable[[str], Database]) -> None:
     made = []
     for _ in range(2):
@@ -91,6 +92,7 @@ def test_the_same_seed_and_start_give_the_same_rows_on_two_databases(copy_of: Ca
     assert len(made[0]["trajectories"]) == 4 * 12 * 2
 
 
+@pytest.mark.slow
 def test_hours_played_one_by_one_equal_hours_played_in_one_go(copy_of: Callable[[str], Database]) -> None:
     at_once, stepwise = copy_of("migrated"), copy_of("migrated")
     play(at_once, request(windows=3))
@@ -234,6 +236,7 @@ def test_strategies_come_in_turn_and_model_agents_last() -> None:
     assert [player.strategy for player in players][-3:] == ["conservative", "balanced", "llm"]
 
 
+@pytest.mark.slow
 def test_an_hour_that_breaks_off_leaves_nothing_and_the_ones_before_stay(copy_of: Callable[[str], Database]) -> None:
     database, whole = copy_of("migrated"), copy_of("migrated")
     asked = request(agents=3, model_agents=1, windows=2)
@@ -255,6 +258,7 @@ def test_an_hour_that_breaks_off_leaves_nothing_and_the_ones_before_stay(copy_of
     assert everything(database) == everything(whole)
 
 
+@pytest.mark.slow
 def test_a_real_game_gets_only_our_agents_and_their_trajectories_at_its_recorded_prices(sample_database: Database) -> None:
     before = everything(sample_database)
     (hour,) = play(sample_database, request(start="2025-10-29T14:00"))

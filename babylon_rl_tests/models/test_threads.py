@@ -8,6 +8,8 @@ import pytest
 
 from babylon_rl.models.threads import usable_cores
 
+pytestmark = pytest.mark.slow
+
 CORES = min(4, len(os.sched_getaffinity(0)))
 
 

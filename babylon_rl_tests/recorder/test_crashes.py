@@ -6,8 +6,12 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from babylon_rl.store.database import Database
 from babylon_rl_tests.recorder.builders import AGENTS
+
+pytestmark = pytest.mark.slow
 
 AGENTS_AT_WORK = """
 import sys, threading

@@ -184,6 +184,7 @@ def test_the_sampling_rate_of_the_settings_is_kept(game: Database, settings: Set
     assert recorder.report().recorded == len(stored(game))
 
 
+@pytest.mark.slow
 def test_without_an_address_the_embedded_database_is_used(settings: Settings) -> None:
     with pytest.raises(SchemaMismatch, match="trajectories and llm_call_logs.*babylon-rl migrate"):
         TrajectoryRecorder.connect(settings=settings)

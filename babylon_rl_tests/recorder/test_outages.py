@@ -132,6 +132,7 @@ def test_closing_does_not_wait_for_a_server_that_never_answers(game: Database, s
         assert recorder.close() == RecorderReport(lost=3)
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_during_an_outage_says_what_it_lost(game: Database) -> None:
     with Proxy(game.url) as proxy:
         child = subprocess.Popen([sys.executable, "-c", ENDS, proxy.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE,

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +56,7 @@ def test_calls_come_back_as_they_were_recorded(steps: list[list[tuple[str, str, 
         assert (row["callId"], [part["content"] for part in messages], row["response"]) == (call_id, contents, response)
 
 
+@pytest.mark.slow
 @given(PAYLOADS, PAYLOADS, PAYLOADS)
 def test_any_payload_is_recorded_as_strict_json(state: dict[str, Any], seen: dict[str, Any], parameters: dict[str, Any]) -> None:
     recorded = Recorded()

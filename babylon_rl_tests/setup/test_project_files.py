@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from babylon_rl.settings import GROUPS, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +32,7 @@ def test_every_setting_is_in_one_group() -> None:
     assert all(issubclass(Settings, group) for group in GROUPS)
 
 
+@pytest.mark.slow
 def test_a_setting_that_nothing_reads_says_so() -> None:
     trees = [ast.parse(path.read_text()) for path in (ROOT / "babylon_rl").rglob("*.py")]
     read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}

@@ -27,6 +27,7 @@ def tables(database: Database, schema: str) -> set[str]:
         return {name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,))}
 
 
+@pytest.mark.slow
 def test_without_a_url_the_embedded_server_runs_while_it_is_used(settings: Settings) -> None:
     with open_database(settings) as database:
         with database.connect() as connection:
@@ -120,6 +121,7 @@ def test_role_that_may_not_create_schemas_gets_the_statement_to_run(empty_databa
             connection.execute("DROP ROLE limited")
 
 
+@pytest.mark.slow
 def test_dagster_keeps_its_storage_in_its_own_schema(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "dagster.yaml").write_text(
         "storage:\n  postgres:\n    postgres_url: {env: BABYLON_RL_DAGSTER_URL}\ntelemetry: {enabled: false}\n"
@@ -140,6 +142,7 @@ def test_dagster_keeps_its_storage_in_its_own_schema(database: Database, tmp_pat
     assert tables(database, "public") == before
 
 
+@pytest.mark.slow
 def test_process_database_is_one_for_a_process_and_ends_with_it(settings: Settings) -> None:
     code = f"""
 from pathlib import Path

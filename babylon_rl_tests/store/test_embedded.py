@@ -21,7 +21,7 @@ from babylon_rl.store.embedded import stop_everything, use_server
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl_tests.store.servers import ROOT, Holder
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change to another user")
 
 

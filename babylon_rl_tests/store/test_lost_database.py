@@ -25,6 +25,8 @@ from babylon_rl_tests.store.proxy import Proxy
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.training.sample import NOW
 
+pytestmark = pytest.mark.slow
+
 HOUR = "2025-10-29T14:00"
 # Bytes from the server: in the midst of the texts of the hour's trajectories (megabytes of them), and in that of its prices.
 IN_THE_ROWS, IN_THE_MARKET = 100_000, 4_000

@@ -18,6 +18,8 @@ from babylon_rl.store.schema import read_tables
 from babylon_rl_tests.cli.test_command_line import RUN, environment
 from babylon_rl_tests.training.sample import NOW
 
+pytestmark = pytest.mark.slow
+
 HOUR = "2025-10-29T14:00"
 STOCKS_GONE = (
     'The database is not up to date: there is no table public."StockPrice", which migration 0001_contract_tables makes. '

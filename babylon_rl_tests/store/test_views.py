@@ -16,6 +16,8 @@ from babylon_rl.store.database import Database
 from babylon_rl_tests.cli.test_command_line import RUN, environment
 from babylon_rl_tests.store.pipeline import train_once
 
+pytestmark = pytest.mark.slow
+
 VIEWS = "SELECT viewname FROM pg_views WHERE schemaname = 'babylon_rl' ORDER BY 1"
 Ask = Callable[..., dict[str, Any]]
 

@@ -107,6 +107,7 @@ def assert_registered_once(connection, batch, home: Path) -> None:
     assert read_batch(connection, batch.batch_id).state == "completed"
 
 
+@pytest.mark.slow
 def test_a_batch_becomes_a_registered_version(connection, settings, batch):
     before = value(connection, 'SELECT max("updatedAt") FROM trajectories')
     seen = []
@@ -133,6 +134,7 @@ def test_a_batch_becomes_a_registered_version(connection, settings, batch):
     assert count_freezable(connection, settings, NOW).trajectories == 0
 
 
+@pytest.mark.slow
 def test_an_episode_weighs_the_same_whatever_its_length(connection, settings, batch):
     class Weigher(DryTrainer):
         def train(self, iteration, parent, out, on_step):
@@ -151,6 +153,7 @@ def test_an_episode_weighs_the_same_whatever_its_length(connection, settings, ba
     assert preflight["logprobShare"] == 0.0
 
 
+@pytest.mark.slow
 def test_a_completed_batch_is_not_trained_again(connection, settings, batch):
     train_batch(connection, batch.batch_id, settings, NOW)
     trainer = KilledTrainer(at=1)
@@ -158,6 +161,7 @@ def test_a_completed_batch_is_not_trained_again(connection, settings, batch):
     assert again.model.version == "v1.0.11" and not trainer.trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "after"), [(1, False), (1, True), (2, False), (2, True), (3, False), (3, True)])
 def test_a_killed_training_goes_on_where_it_stopped(connection, settings, batch, at, after):
     with pytest.raises(Killed):
@@ -172,6 +176,7 @@ def test_a_killed_training_goes_on_where_it_stopped(connection, settings, batch,
     assert starts == sorted([(n, True) for n in (1, 2, 3)] + [(at, False)])
 
 
+@pytest.mark.slow
 def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(connection, settings, batch, read_sample):
     with pytest.raises(Killed):
         train_batch(connection, batch.batch_id, settings, NOW, KilledTrainer(2, True))
@@ -242,6 +247,7 @@ def test_a_parent_that_is_gone_fails_the_batch_with_a_cure(connection, settings)
     assert value(connection, 'SELECT count(*) FROM trajectories WHERE "trainedInBatch" = %s', second.batch_id) == 0
 
 
+@pytest.mark.slow
 def test_the_next_version_continues_from_the_newest_of_its_line(connection, settings):
     first = freeze(connection, settings, NOW, max_trajectories=100).batch
     prepare_batch(connection, first.batch_id, settings, NOW)
@@ -265,6 +271,7 @@ def test_the_next_version_continues_from_the_newest_of_its_line(connection, sett
     assert third is None
 
 
+@pytest.mark.slow
 def test_a_damaged_parent_or_another_base_fails_the_batch_with_a_cure(connection, settings):
     first = freeze(connection, settings, NOW, max_trajectories=100).batch
     prepare_batch(connection, first.batch_id, settings, NOW)
@@ -281,6 +288,7 @@ def test_a_damaged_parent_or_another_base_fails_the_batch_with_a_cure(connection
     assert read_batch(connection, second.batch_id).state == "failed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "error", "message"),
     [
@@ -301,6 +309,7 @@ def test_a_training_that_fails_frees_what_it_held(connection, settings, batch, t
             train_batch(connection, batch.batch_id, settings, NOW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 2])
 def test_a_full_disk_keeps_what_is_finished_and_the_next_run_goes_on(connection, settings, batch, at):
     with pytest.raises(TrainingPaused, match="could not be written: No space left on device .*What is finished is kept: make room"):

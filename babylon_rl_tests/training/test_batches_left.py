@@ -59,6 +59,7 @@ def test_what_left_a_batch_that_fails_may_be_frozen_again(connection, settings, 
     assert count_freezable(connection, settings, NOW).trajectories == 373
 
 
+@pytest.mark.slow
 def test_settings_that_leave_nothing_to_train_bar_nothing(connection, settings):
     narrow = settings.model_copy(update={"train_purposes": "nothing"})
     frozen = freeze(connection, narrow, NOW).batch

@@ -16,6 +16,8 @@ from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.training.sample import NOW
 from babylon_rl_tests.training.test_batches import Killed, KilledTrainer
 
+pytestmark = pytest.mark.slow
+
 
 def prepared(connection, settings, now=NOW, **given):
     batch = freeze(connection, settings, now, seed=5, **given).batch

@@ -120,6 +120,7 @@ def test_a_base_that_is_not_loaded_for_a_check_is_a_warning_that_nothing_was_tri
     assert (verdict.passed, verdict.tried) == (False, False) and verdict.words.startswith("Not measured: big is not loaded")
 
 
+@pytest.mark.slow
 def test_what_was_not_tried_is_a_warning_on_the_page(read_sample, connection, settings, make_bench):
     batch_id = trained(connection, settings, max_trajectories=60)
     train_batch(connection, batch_id, settings, NOW)

@@ -138,6 +138,7 @@ def test_scores_and_outcomes_are_written_through_the_graph(command):
     assert [(row["window"], row["changed"]) for row in synced["windows"]] == [("2025-10-29T13:00", True), ("2025-10-29T14:00", False)]
 
 
+@pytest.mark.slow
 def test_a_batch_that_has_not_ended_takes_no_other_options(command, sample_database):
     settings = Settings(_env_file=None, train_rl_local=True, local_base_model="dry")
     with sample_database.connect() as connection:
@@ -149,6 +150,7 @@ def test_a_batch_that_has_not_ended_takes_no_other_options(command, sample_datab
         assert f"`babylon-rl batches cancel {batch.batch_id}`" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [

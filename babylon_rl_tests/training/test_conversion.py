@@ -3,6 +3,8 @@
 import tracemalloc
 from dataclasses import replace
 
+import pytest
+
 from babylon_rl.episodes.reading import read_window, stream_trajectories
 from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.training.conversion import convert
@@ -63,6 +65,7 @@ def test_only_the_asked_trajectories_are_decoded(connection, settings):
     assert {found.trajectory_id for found in stream_trajectories(connection, HOURS, settings, asked)} == asked
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_batch(database, settings):
     peaks = []
     window = f"{START:%Y-%m-%dT%H}:00"

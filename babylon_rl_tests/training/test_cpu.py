@@ -158,6 +158,7 @@ def test_who_watches_may_stop_it_and_nothing_is_written(cpu_settings: Settings, 
     assert not any((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl_penalty", [0.0, 0.05])
 def test_the_number_of_threads_changes_no_byte(cpu_settings: Settings, tmp_path: Path, kl_penalty: float) -> None:
     settings, lesson = cpu_settings.model_copy(update={"kl_penalty": kl_penalty}), make_iteration(make_lesson(), passes=3)
@@ -213,6 +214,7 @@ def test_a_parent_that_cannot_be_continued_from_is_named(cpu_settings: Settings,
         trained(cpu_settings, tmp_path / "out", make_lesson(1), parent=parent)
 
 
+@pytest.mark.slow
 def test_a_policy_that_collapses_into_one_action_is_not_written(cpu_settings: Settings, tmp_path: Path) -> None:
     greedy = cpu_settings.model_copy(update={"learning_rate": 0.05, "kl_penalty": 0.0})
     lesson = [
@@ -225,6 +227,7 @@ def test_a_policy_that_collapses_into_one_action_is_not_written(cpu_settings: Se
     assert not any((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_a_policy_far_from_its_base_is_not_written_though_nothing_penalizes_it(cpu_settings: Settings, tmp_path: Path) -> None:
     far = cpu_settings.model_copy(update={"learning_rate": 0.1, "kl_penalty": 0.0})
     lesson = [make_sequence("~" * 8, 8.0, news=f"{GOOD} {tick}", response_format=None, agent_id=f"agent-{tick}") for tick in range(12)]

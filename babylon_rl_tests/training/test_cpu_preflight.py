@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from transformers import AutoTokenizer
 
 from babylon_rl.settings import Settings
@@ -47,6 +48,7 @@ def plan_of(base: Path, sequences: list[TrainSequence]) -> TrainPlan:
 OTHER_SPACING = """UPDATE trajectories SET "stepsJson" = replace("stepsJson", '{\\"action\\": ', '{\\"action\\":') WHERE "windowId" = %s"""
 
 
+@pytest.mark.slow
 def test_an_hour_whose_answers_no_schema_allows_leaves_the_batch_and_the_other_one_trains(
     played: Connection, cpu_settings: Settings, tmp_path: Path
 ) -> None:

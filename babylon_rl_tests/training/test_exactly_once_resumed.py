@@ -14,6 +14,8 @@ from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.faults.world import World, registry
 from babylon_rl_tests.training.sample import NOW
 
+pytestmark = pytest.mark.slow
+
 
 class Killed(BaseException):
     """Stands for the death of the process."""

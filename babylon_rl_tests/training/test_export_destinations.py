@@ -190,6 +190,7 @@ def test_a_place_that_is_no_directory_is_a_sentence(write: Write, tmp_path: Path
             write(target, a="1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_url_holds_the_same_files_as_a_directory(form: str, tmp_path: Path, request: pytest.FixtureRequest, settings: Settings) -> None:
     from babylon_rl_tests.training.exports import exported, windows_of

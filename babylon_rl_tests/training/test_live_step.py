@@ -29,6 +29,7 @@ def test_the_live_step_holds_at_the_stand_in_and_leaves_nothing(settings: Settin
         assert not served.service.models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["fails", "zero", "nan", "no_step"])
 def test_the_live_step_fails_where_the_service_does(
     settings: Settings, base_directory: Path, fault: str, monkeypatch: pytest.MonkeyPatch

@@ -23,6 +23,8 @@ from babylon_rl_tests.tiny_model import make_adapter
 from babylon_rl_tests.training.sequences import BUY, GOOD, make_iteration, make_lesson, make_sequence
 from babylon_rl_tests.unpacked import branch_logprobs
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 NAN = math.nan
 Rows = dict[str, list[list[float]]]

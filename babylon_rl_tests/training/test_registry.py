@@ -109,6 +109,7 @@ def test_a_finished_batch_passes_its_checks_and_each_says_what_is_wrong(connecti
     assert not look.whole(found).passed
 
 
+@pytest.mark.slow
 def test_the_checkpoint_of_the_cpu_line_loads_and_answers_until_it_does_not(connection, cpu_settings, tiny_base) -> None:
     small = cpu_settings.model_copy(update={"iterations": 1, "windows_per_iteration": 1, "learning_rate": 1e-4})
     batch = prepared(connection, small, max_trajectories=30)
@@ -129,6 +130,7 @@ def test_the_checkpoint_of_the_cpu_line_loads_and_answers_until_it_does_not(conn
     assert not damaged.passed and "is damaged" in damaged.words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saving", [False, True])
 def test_a_full_disk_leaves_nothing_half_written_and_the_batch_waits(connection, cpu_settings, saving) -> None:
     small = cpu_settings.model_copy(update={"iterations": 1, "windows_per_iteration": 1, "learning_rate": 1e-4})

@@ -8,6 +8,8 @@ from babylon_rl.cli import run
 from babylon_rl.store.registry import read_models
 from babylon_rl_tests.training.remote_play import HOURS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def serverless(monkeypatch, tmp_path, stand_in, base_directory):

@@ -40,6 +40,7 @@ def states(connection, batch):
     return found
 
 
+@pytest.mark.slow
 def test_past_the_time_limit_nothing_is_posted_and_what_is_trained_is_kept(played, two, stand_in, batch):
     die(played, batch, two, "row written", 2)
     took = """UPDATE babylon_rl.training_steps SET "metrics" = "metrics" || '{"seconds": 7200}' WHERE "finishedAt" IS NOT NULL"""
@@ -54,12 +55,14 @@ def test_past_the_time_limit_nothing_is_posted_and_what_is_trained_is_kept(playe
     assert_trained_once(played, batch, stand_in)
 
 
+@pytest.mark.slow
 def test_the_time_in_which_a_batch_lies_idle_does_not_count(played, two, stand_in, batch):
     die(played, batch, two, "pointer written")
     train_batch(played, batch.batch_id, two, PLAYED_NOW + timedelta(days=6), ServerlessTrainer(two, TIMES))
     assert_trained_once(played, batch, stand_in)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["serverless_base_url", "wandb_entity"])
 @pytest.mark.parametrize(("boundary", "nth"), [("answered", 1), ("id written", 1), ("end written", 1), ("id written", 2)])
 def test_a_batch_goes_on_only_where_its_jobs_are(played, two, stand_in, batch, changed, boundary, nth):
@@ -75,6 +78,7 @@ def test_a_batch_goes_on_only_where_its_jobs_are(played, two, stand_in, batch, c
     assert_trained_once(played, batch, stand_in)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["calls", "logprobs"])
 @pytest.mark.parametrize("boundary", ["answered", "id written", "end written"])
 def test_a_job_counts_though_what_it_trained_cannot_be_converted_again(played, two, stand_in, batch, boundary, lost):
@@ -109,6 +113,7 @@ def test_a_base_that_is_not_at_hand_is_waited_for(played, two, stand_in, tmp_pat
     assert_trained_once(played, frozen, stand_in)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["400", "wrong key"])
 def test_a_refusal_keeps_what_is_trained(played, two, stand_in, batch, fault):
     die(played, batch, two, "pointer written")

@@ -74,6 +74,7 @@ def read_model_directory(model):
     return Path(model.checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nth", [1, 2])
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_a_death_at_any_boundary_is_resumed(played, two, stand_in, batch, boundary, nth):
@@ -107,6 +108,7 @@ def test_the_look_after_a_faulty_post_lasts_as_long_as_jobs_take(played, two, st
     assert len(stand_in.service.jobs) == 2
 
 
+@pytest.mark.slow
 def test_a_cancelled_batch_leaves_no_step_under_the_next_one(played, two, stand_in, batch):
     stand_in.service.job_s = 0.4
     with pytest.raises(Killed):

@@ -126,6 +126,7 @@ def test_slow_jobs_lagging_lists_and_events_out_of_order_train_once(played, remo
     assert_trained_once(played, batch, stand_in)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "error", "said"),
     [
@@ -149,6 +150,7 @@ def test_a_job_that_does_not_count_fails_its_batch_and_the_next_batch_trains(pla
     assert read_remote(trained.checkpoint).step == (2 if fault in ("nan", "steps_but_fails") else 1)
 
 
+@pytest.mark.slow
 def test_a_service_that_takes_no_job_leaves_the_batch_for_the_next_run(played, remote, stand_in, batch):
     stand_in.service.post_faults = ["429"] * 7
     with pytest.raises(TrainingPaused, match="took no job in 5 posts .*status 429"):
@@ -166,6 +168,7 @@ def test_a_wrong_key_is_said_and_costs_nothing(played, remote, stand_in, batch):
     assert read_batch(played, batch.batch_id).state == "failed" and not stand_in.service.jobs
 
 
+@pytest.mark.slow
 def test_a_service_that_does_not_answer_leaves_the_batch_for_the_next_run(played, remote, stand_in, batch):
     stand_in.service.job_s = 0.2
     stand_in.service.read_faults = [503] * 60
@@ -177,6 +180,7 @@ def test_a_service_that_does_not_answer_leaves_the_batch_for_the_next_run(played
     assert_trained_once(played, batch, stand_in)
 
 
+@pytest.mark.slow
 def test_versions_continue_from_each_other_and_iterations_are_jobs(played, remote, stand_in):
     two = remote.model_copy(update={"iterations": 2, "epochs": 2})
     for number, hours in enumerate([(HOURS[0], HOURS[1]), None]):
@@ -189,6 +193,7 @@ def test_versions_continue_from_each_other_and_iterations_are_jobs(played, remot
     assert steps[0] == steps[1] == sum(len(read_jobs(played, model.training_batch)) for model in read_models(played))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epochs", "jobs"), [(1, 1), (2, 2)])
 def test_one_hour_is_one_job_a_pass_whatever_the_iterations(played, remote, stand_in, epochs, jobs):
     ten = remote.model_copy(update={"iterations": 10, "epochs": epochs, "serverless_usd_per_million_tokens": 10.0})

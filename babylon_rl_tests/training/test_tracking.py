@@ -34,6 +34,8 @@ from babylon_rl.training.tracking import ITERATIONS, STRIDE, Tracker, batch_cost
 from babylon_rl_tests.evaluation.weights_and_biases import Service, weights_and_biases
 from babylon_rl_tests.training.sample import NOW as SAMPLE_NOW
 
+pytestmark = pytest.mark.slow
+
 KEY = "0123456789abcdef0123456789abcdef01234567"
 NOW = datetime(2025, 10, 30, 12)
 CHECKPOINT = dg.AssetKey("trained_checkpoint")

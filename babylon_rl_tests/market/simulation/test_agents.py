@@ -34,6 +34,7 @@ def mean_pnl(name: str, mandate: Mandate, seeds: int, market: str = "hour") -> f
     return mean(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mandate", [ONE_TICK, FREE])
 def test_foresight_beats_reading_beats_nothing_beats_chance(mandate: Mandate) -> None:
     oracle, reader, chance = (mean_pnl(name, mandate, 150) for name in ("oracle", "news-reader", "random"))
@@ -41,6 +42,7 @@ def test_foresight_beats_reading_beats_nothing_beats_chance(mandate: Mandate) ->
     assert mean_pnl("nothing", mandate, 3) == 0.0
 
 
+@pytest.mark.slow
 def test_reading_with_the_true_rates_is_worth_more_than_any_script() -> None:
     reader = mean_pnl("news-reader", ONE_TICK, 150)
     assert all(mean_pnl(name, ONE_TICK, 150) < reader for name in STRATEGIES)

@@ -43,6 +43,7 @@ def assert_sound(exchange: Exchange) -> None:
         assert 0.0 < quote.price < math.inf
 
 
+@pytest.mark.slow
 @repeatable(150)
 @given(prices=paths, crowd=crowds, funding=rates, resolve_tick=st.integers(1, 2 * TICKS), steps=steps)
 def test_money_is_conserved_through_orders_moves_funding_liquidations_and_answers(

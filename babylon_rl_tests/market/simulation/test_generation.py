@@ -117,6 +117,7 @@ def test_posts_about_an_event_are_right_as_often_as_their_authors_trust_says() -
         assert statistics.mean(right[trusted]) == pytest.approx(rate, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "seeds"), [(preset("quick"), 400), (preset("week", minutes=1_440, tick_seconds=300), 60)])
 def test_the_crowd_is_calibrated_from_a_questions_first_moment_to_its_last(config: ScenarioConfig, seeds: int) -> None:
     asked = [question for seed in range(seeds) for question in generate(msgspec.structs.replace(config, seed=seed)).questions]
@@ -130,6 +131,7 @@ def test_the_crowd_is_calibrated_from_a_questions_first_moment_to_its_last(confi
                 assert abs(statistics.mean(answer for _, answer in within) - expected) < 3.0 * error, (part, low)
 
 
+@pytest.mark.slow
 def test_a_crowd_drifts_to_the_answer_by_half_its_variance() -> None:
     """What Bayes' rule asks of whatever moves log-odds: more drift and holding would be free money, less and favourites lose."""
     drift = variance = 0.0
@@ -170,6 +172,7 @@ def test_prices_return_to_their_fundamental_in_reverting_regimes_and_trend_in_tr
     assert persistence(reverting) < -0.2 < 0.2 < persistence(trending)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [60, 300])
 def test_without_events_an_hours_moves_tell_the_regimes_apart(seconds: int) -> None:
     """By the variance of an hour's moves over that of a tick's as often: above 1 is momentum, below 1 reversion."""
@@ -194,6 +197,7 @@ def variance_ratios(assets: list[Asset], ticks: int) -> dict[str, float]:
     return {regime: statistics.mean(longer[regime]) / ticks / statistics.mean(single[regime]) for regime in longer}
 
 
+@pytest.mark.slow
 def test_the_length_of_a_tick_and_a_regime_change_no_stocks_volatility_much() -> None:
     found = {}
     for seconds in (60, 300):
@@ -211,6 +215,7 @@ def test_the_length_of_a_tick_and_a_regime_change_no_stocks_volatility_much() ->
     assert all(0.85 < volatility < 1.15 for volatility in found.values()), found
 
 
+@pytest.mark.slow
 def test_stocks_differ_in_volatility_as_the_model_says() -> None:
     found = []
     for seed in range(20):
@@ -222,6 +227,7 @@ def test_stocks_differ_in_volatility_as_the_model_says() -> None:
     assert spread == pytest.approx(MarketModel().volatility_spread, abs=0.08)
 
 
+@pytest.mark.slow
 def test_every_open_market_has_as_many_events_an_hour() -> None:
     model, config = MarketModel(), preset("week", minutes=2_880, resolving=0.0)
     made = generate(config, model)

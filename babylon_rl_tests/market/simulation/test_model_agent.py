@@ -84,6 +84,7 @@ def test_answers_become_orders_of_a_fixed_stake_that_last_one_tick() -> None:
     assert record.turn(0).latency_ms >= call.latency_ms > 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mandate", [ONE_TICK, FREE])
 def test_the_same_seed_asks_the_same_and_every_answer_of_the_grammar_is_an_action(mandate: Mandate) -> None:
     scenario = generate(preset("quick", seed=4))
@@ -117,6 +118,7 @@ def test_the_newer_prompt_shows_posts_memory_and_time_left() -> None:
     assert sum(map(len, shown)) / 12 - sum(map(len, older)) / 12 < 240  # about four characters a token
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -143,6 +145,7 @@ def test_an_invalid_answer_costs_its_turn_and_says_why(answer: str, reason: str)
     assert record.calls[0].response == answer and record.pnl_usd == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -182,6 +185,7 @@ def test_an_endpoint_that_goes_down_ends_the_run_with_what_was_played() -> None:
     assert json.loads(encode_run(run))["stopped"] == run.stopped
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_too_slow_ends_the_run_with_a_message() -> None:
     woken = threading.Event()
 
