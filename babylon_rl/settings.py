@@ -231,12 +231,16 @@ class RecordingSettings(SettingsGroup):
 
 
 class ServingSettings(SettingsGroup):
-    """Which agents get which version: the gateway, rollouts, the trigger endpoints."""
+    """Which agents get which version: the gateway, rollouts, the admin API."""
 
     wandb_model: str | None = Field(None, description="An inference model that all agents get instead of the registry's.")
     cron_secret: SecretStr | None = Field(
-        None, description="Bearer token of the trigger endpoints. Unset: they answer on loopback only. No effect yet."
+        None, description="Bearer token of the cron endpoints of `serve admin`. Unset: they answer on loopback only."
     )
+    dagster_url: str = Field(
+        "http://127.0.0.1:3000", description="Where `serve admin` reaches Dagster's webserver to launch runs: that of `babylon-rl dev`."
+    )
+    upload_limit_mb: int = Field(1024, ge=1, description="The largest weights that `serve admin` takes as an upload, in megabytes.")
     discord_webhook_url: SecretStr | None = Field(None, description="Where alerts are posted. No effect yet.")
     node_env: str | None = Field(None, description="The game's environment name; production turns USE_RL_MODEL's default off.")
     environment: str | None = Field(None, description="As NODE_ENV.")
@@ -322,8 +326,9 @@ class Settings(
         return value
 
     @field_validator(
-        "judge_base_url", "judge_audit_base_url", "openai_base_url", "openai_api_base", "wandb_base_url", "serverless_base_url"
-    )
+        "judge_base_url", "judge_audit_base_url", "openai_base_url", "openai_api_base", "wandb_base_url", "serverless_base_url",
+        "dagster_url",
+    )  # fmt: skip
     @classmethod
     def _is_web_address(cls, value: str | None) -> str | None:
         if value is not None and not _is_http(value):

@@ -5,7 +5,7 @@ as in the database.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from babylon_rl.errors import UsageError
@@ -64,12 +64,25 @@ def window_range(first: str, end: str) -> Iterator[str]:
     Raises:
         UsageError: a malformed id, or ``end`` before ``first``.
     """
-    moment, stop = window_start(first), window_start(end)
-    if stop < moment:
+    at, stop = window_start(first), window_start(end)
+    if stop < at:
         raise UsageError(f"The range runs backwards: --from {first} is after --to {end}. Swap them.")
-    while moment < stop:
-        yield window_of(moment)
-        moment += HOUR
+    while at < stop:
+        yield window_of(at)
+        at += HOUR
+
+
+def window_stretches(windows: Iterable[str], longest: int) -> Iterator[tuple[str, str]]:
+    """Stretches of consecutive windows as (first, last), both inclusive, of at most ``longest`` hours."""
+    first = last = None
+    length = 0
+    for window in sorted(set(windows)):
+        if last is not None and first is not None and (window_of(window_start(last) + HOUR) != window or length == longest):
+            yield first, last
+            first, length = None, 0
+        first, last, length = first or window, window, length + 1
+    if first is not None and last is not None:
+        yield first, last
 
 
 def newest_complete(now: datetime, settle: timedelta = timedelta(0)) -> str:
@@ -80,3 +93,8 @@ def newest_complete(now: datetime, settle: timedelta = timedelta(0)) -> str:
 def is_complete(window: str, now: datetime, settle: timedelta = timedelta(0)) -> bool:
     """True once the window's end (plus ``settle``) has passed."""
     return window_end(window) + settle <= now
+
+
+def moment(at: datetime | None) -> str | None:
+    """A naive UTC time as JSON shows it."""
+    return None if at is None else at.isoformat(timespec="milliseconds") + "Z"

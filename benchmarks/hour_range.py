@@ -24,13 +24,13 @@ from dagster_postgres import PostgresEventLogStorage
 from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import HOURLY, HOURS_JOB, RANGE_END, RANGE_START, ranges
+from babylon_rl.automation.jobs import HOURLY, HOURS_JOB, RANGE_END, RANGE_START
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
-from babylon_rl.windows import window_of, window_range
+from babylon_rl.windows import window_of, window_range, window_stretches
 from babylon_rl_tests.many_rows import ManyRows, insert_many
 from babylon_rl_tests.plans import RecordedDatabase
 
@@ -88,7 +88,7 @@ def measure(
 
         def run(of: dg.JobDefinition, asset: str | None = None) -> None:
             selection = None if asset is None else [dg.AssetKey(asset)]
-            for first, last in ranges(windows, len(windows)):
+            for first, last in window_stretches(windows, len(windows)):
                 tags = {RANGE_START: first, RANGE_END: last}
                 of.execute_in_process(instance=instance, tags=tags, asset_selection=selection, run_config=QUIET)
 

@@ -1,11 +1,8 @@
 """Jobs, for the UI, for `dagster job execute -j <name>` and for launch.py."""
 
-from collections.abc import Iterable, Iterator
-
 import dagster as dg
 
 from babylon_rl.assets.run_liveness import PARTITION_TAG
-from babylon_rl.windows import HOUR, window_of, window_start
 
 HOURS_JOB, SCORE_JOB, TRAIN_JOB, OBSERVE_JOB = "hours", "score", "train", "observe"
 JUDGE_REPORT_JOB, AB_TEST_JOB = "judge_report_daily", "ab_test_hourly"
@@ -46,19 +43,6 @@ observe_job = dg.define_asset_job(
     description="Look at every hour from FIRST_WINDOW for rows that came, changed or went.",
 )
 jobs = [hours_job, score_job, train_job, judge_report_job, ab_test_job, observe_job]
-
-
-def ranges(windows: Iterable[str], longest: int = MOST_HOURS) -> Iterator[tuple[str, str]]:
-    """Runs of consecutive windows as (first, last), both inclusive, of at most ``longest`` hours."""
-    first = last = None
-    length = 0
-    for window in sorted(set(windows)):
-        if last is not None and first is not None and (window_of(window_start(last) + HOUR) != window or length == longest):
-            yield first, last
-            first, length = None, 0
-        first, last, length = first or window, window, length + 1
-    if first is not None and last is not None:
-        yield first, last
 
 
 def hour_tags(first: str, last: str) -> dict[str, str]:

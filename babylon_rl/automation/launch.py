@@ -15,12 +15,12 @@ from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.assets.scored_groups import hours_per_run
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB, SCORE_JOB, TRAIN_JOB, hour_tags, ranges
+from babylon_rl.automation.jobs import BATCHED, HOURLY, HOURS_JOB, MOST_HOURS, OBSERVE_JOB, SCORE_JOB, TRAIN_JOB, hour_tags
 from babylon_rl.errors import BabylonError, UsageError
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl.windows import is_complete, utc_now
+from babylon_rl.windows import is_complete, utc_now, window_stretches
 
 # What a run says belongs in its event log; a command's own output stays readable.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -56,7 +56,7 @@ def run_hours(
     with open_instance(database, settings) as instance:
         # Runs that ask a paid judge are shorter.
         longest = hours_per_run(settings) if "scored_groups" in chosen else None
-        for first, last in ranges(hour_set, longest or MOST_HOURS):
+        for first, last in window_stretches(hour_set, longest or MOST_HOURS):
             on_range(first, last)
             runs.append(_execute(job, instance, Babylon(settings, database, now), hour_tags(first, last), chosen))
     return runs

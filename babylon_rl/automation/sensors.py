@@ -18,7 +18,7 @@ from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, naive, runs_of, why_no_run
 from babylon_rl.automation.dead_runs import report_dead_runs
-from babylon_rl.automation.jobs import HOURLY, ab_test_job, hour_tags, judge_report_job, observe_job, ranges, score_job, train_job
+from babylon_rl.automation.jobs import HOURLY, ab_test_job, hour_tags, judge_report_job, observe_job, score_job, train_job
 from babylon_rl.errors import TrainingError, UsageError
 from babylon_rl.store.ab_tests import read_tests
 from babylon_rl.store.batches import Batch
@@ -33,6 +33,7 @@ from babylon_rl.training.freezing import freeze
 from babylon_rl.training.lifecycle import MAX_DEAD_RUNS
 from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import last_completed, not_ready
+from babylon_rl.windows import window_stretches
 
 MOST_OBSERVATIONS = 500
 # A run whose process died, as when the database went away with Dagster's own records, is run again by the daemon; a step that failed
@@ -213,7 +214,9 @@ def ask_judge_again(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
     due = [window for window, asked_at in waiting.items() if now - max([asked_at, *newest]) >= JUDGE_ASKED_EVERY]
     if not due:
         return dg.SkipReason(f"{len(waiting)} hours wait for their judge, which is asked again every {JUDGE_ASKED_EVERY}.")
-    return dg.SensorResult(run_requests=[dg.RunRequest(tags=hour_tags(first, last)) for first, last in ranges(due, HOURS_PER_RUN)])
+    return dg.SensorResult(
+        run_requests=[dg.RunRequest(tags=hour_tags(first, last)) for first, last in window_stretches(due, HOURS_PER_RUN)]
+    )
 
 
 @dg.sensor(

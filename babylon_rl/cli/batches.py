@@ -1,18 +1,19 @@
 """Command group `batches`: trainings and their lineage."""
 
-from datetime import datetime
 from typing import Annotated, Any
 
 import typer
+from msgspec import to_builtins
 
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
 from babylon_rl.errors import UsageError
+from babylon_rl.serving.admin_shapes import BatchDocument
 from babylon_rl.settings import load_settings
 from babylon_rl.store.batches import Batch, read_batch, read_batch_episodes, read_batches, read_foreign_batches
 from babylon_rl.store.database import open_database
 from babylon_rl.store.write_ahead import RemoteJob, give_up_job, read_jobs, read_steps
 from babylon_rl.training.batches import cancel_batch
-from babylon_rl.windows import utc_now
+from babylon_rl.windows import moment, utc_now
 
 app = typer.Typer()
 batches = typer.Typer(help="Training jobs: list, show, cancel, give up what never ends.", invoke_without_command=True)
@@ -151,34 +152,11 @@ def _job_document(job: RemoteJob) -> dict[str, Any]:
 
 def batch_document(batch: Batch) -> dict[str, Any]:
     """A batch of this pipeline as a JSON-ready dict, keyed by column names."""
-    return {
-        "batchId": batch.batch_id,
-        "status": batch.state,
-        "modelVersion": batch.version,
-        "parent": batch.parent_version,
-        "baseModel": batch.base_model,
-        "backend": batch.backend,
-        "trajectories": batch.trajectories,
-        "windows": list(batch.windows),
-        "trainingLoss": batch.loss,
-        "seed": batch.seed,
-        "attempt": batch.attempt,
-        "dropout": dict(batch.dropout),
-        "createdAt": moment(batch.created_at),
-        "startedAt": moment(batch.started_at),
-        "completedAt": moment(batch.completed_at),
-        "heartbeatAt": moment(batch.heartbeat_at),
-        "error": batch.error,
-        "foreign": False,
-    }
+    document: dict[str, Any] = to_builtins(BatchDocument.of(batch))
+    return document
 
 
 def _found(batch: Batch | None, batch_id: str) -> Batch:
     if batch is None:
         raise UsageError(f"There is no batch {batch_id} of this pipeline; `babylon-rl batches` lists them.")
     return batch
-
-
-def moment(at: datetime | None) -> str | None:
-    """A time as JSON shows it."""
-    return None if at is None else at.isoformat(timespec="milliseconds") + "Z"

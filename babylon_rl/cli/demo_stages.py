@@ -120,7 +120,7 @@ def player_after(earlier: Sequence[dict[str, Any]]) -> str:
 
 def play(state: Demo, hours: Sequence[str], player: str) -> None:
     """Play and record those of ``hours`` that are missing."""
-    from babylon_rl.automation.jobs import ranges
+    from babylon_rl.windows import window_stretches
 
     with state.database.connect() as connection:
         there = set(simulated_hours(connection, state.seed))
@@ -133,7 +133,7 @@ def play(state: Demo, hours: Sequence[str], player: str) -> None:
             on_progress("hours played", 0, len(missing))
             played = count(1)
             # Consecutive missing hours are one request.
-            for first, last in ranges(missing, len(missing)):
+            for first, last in window_stretches(missing, len(missing)):
                 number = len(list(window_range(first, _after(last))))
                 request = SpawnRequest(AGENTS, MODEL_AGENTS, number, state.seed, start=first)
                 spawn(connection, request, utc_now(), ask, lambda _: on_progress("hours played", next(played), len(missing)))

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from msgspec import to_builtins
 
 from babylon_rl.cli import releases
-from babylon_rl.cli.batches import moment
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
 from babylon_rl.errors import ExportError, ModelUnavailable, UsageError
 from babylon_rl.models.checkpoints import read_remote, verify
+from babylon_rl.serving.admin_shapes import ModelDocument
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.database import open_database
@@ -53,29 +54,8 @@ def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
 
 def model_document(model: Model) -> dict[str, Any]:
     """A version with its lineage as a JSON-ready dict, keyed by column names."""
-    return {
-        "modelId": model.model_id,
-        "version": model.version,
-        "status": model.status,
-        "baseModel": model.base_model,
-        "parent": model.parent_version,
-        "trainingBatch": model.training_batch,
-        "storagePath": model.storage_path,
-        "deployedAt": moment(model.deployed_at),
-        "createdAt": moment(model.created_at),
-        "benchmarkScore": model.benchmark_score,
-        "accuracy": model.accuracy,
-        "avgReward": model.avg_reward,
-        "evalMetrics": None if model.eval_metrics is None else dict(model.eval_metrics),
-        "windows": list(model.windows),
-        "backend": model.backend,
-        "checkpoint": model.checkpoint,
-        "prunedAt": moment(model.pruned_at),
-        "uploadedUrl": model.uploaded_url,
-        "trackingUrl": model.tracking_url,
-        "wandbArtifactId": model.wandb_artifact_id,
-        "foreign": model.foreign,
-    }
+    document: dict[str, Any] = to_builtins(ModelDocument.of(model))
+    return document
 
 
 @models.command("export")

@@ -1,4 +1,4 @@
-"""Command group ``serve``: versions, a market, and a scripted judge as servers."""
+"""Command group ``serve``: versions, the gateway, the admin API, a market, and a scripted judge as servers."""
 
 import json
 import sys
@@ -138,6 +138,17 @@ def serve_gateway(
     from babylon_rl.settings import load_settings
 
     run(load_settings(), host, port, workers, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+@serve.command("admin")
+def serve_admin(
+    host: Annotated[str, typer.Option(help="Where to listen. Off loopback only once there is a key (`keys create`).")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8090,
+) -> None:
+    """The admin API: status, trainings, versions, cron endpoints."""
+    from babylon_rl.serving.admin_api import serve as run
+
+    run(load_settings(), host, port, lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def _announce(line: str) -> None:

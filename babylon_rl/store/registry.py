@@ -266,6 +266,51 @@ def register_model(connection: Connection, new: NewModel, transition: Transition
     return marked
 
 
+def register_import(
+    connection: Connection,
+    *,
+    version: str,
+    parent: Model,
+    batch_id: str,
+    checkpoint: str,
+    manifest_sha: str,
+    metrics: Mapping[str, Any],
+    now: datetime,
+) -> Model:
+    """Register weights from outside as a version of their parent's line; the caller commits.
+
+    The batch of the lineage has no trajectories and no row in training_batches, so that it counts as no training.
+    """
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.batches
+            ("batchId", "baseModel", "backend", "parentVersion", "version", "seed", "state", "createdAt", "heartbeatAt")
+        VALUES (%s, %s, %s, %s, %s, 0, 'completed', %s, %s)
+        """,
+        [batch_id, parent.base_model, parent.backend, parent.version, version, now, now],
+    )
+    connection.execute(
+        """
+        INSERT INTO public.trained_models
+            (id, "modelId", version, "baseModel", "trainingBatch", status, "storagePath", "evalMetrics", "createdAt", "updatedAt")
+        VALUES (%s, %s, %s, %s, %s, 'ready', %s, %s, %s, %s)
+        """,
+        [f"model-{batch_id}", f"babylon-agent-{version}", version, parent.base_model, batch_id, checkpoint, Jsonb(dict(metrics)), now, now],
+    )
+    connection.execute(
+        """
+        INSERT INTO babylon_rl.model_lineage
+            ("version", "parentVersion", "baseModel", "backend", "batchId", "checkpointPath", "manifestSha", "windows", "metrics",
+             "createdAt")
+        VALUES (%s, %s, %s, %s, %s, %s, %s, '{}', %s, %s)
+        """,
+        [version, parent.version, parent.base_model, parent.backend, batch_id, checkpoint, manifest_sha, Jsonb(dict(metrics)), now],
+    )
+    model = model_of_batch(connection, batch_id)
+    assert model is not None  # written above
+    return model
+
+
 def mark_pruned(connection: Connection, batch_ids: Sequence[str], now: datetime) -> None:
     """Mark versions as not playable here, before their files are deleted.
 

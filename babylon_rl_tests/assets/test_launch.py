@@ -9,25 +9,25 @@ import dagster as dg
 import pytest
 
 from babylon_rl.automation.instance import open_instance
-from babylon_rl.automation.jobs import ranges
 from babylon_rl.automation.launch import observe_hours, run_batch, run_hours
 from babylon_rl.errors import BatchConflict, SettingsError, UsageError
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl.windows import window_stretches
 from babylon_rl_tests.assets.conftest import NOW
 from babylon_rl_tests.store.servers import ROOT
 
 
-def test_ranges_are_contiguous_and_not_too_long():
+def test_stretches_of_windows_are_contiguous_and_not_too_long():
     day = [f"2025-10-29T{hour:02}:00" for hour in range(24)]
-    assert list(ranges([])) == []
-    assert list(ranges([day[3], day[1], day[2], day[5], "2025-11-02T00:00"])) == [
+    assert list(window_stretches([], 720)) == []
+    assert list(window_stretches([day[3], day[1], day[2], day[5], "2025-11-02T00:00"], 720)) == [
         (day[1], day[3]),
         (day[5], day[5]),
         ("2025-11-02T00:00", "2025-11-02T00:00"),
     ]
-    assert list(ranges(day, longest=10)) == [(day[0], day[9]), (day[10], day[19]), (day[20], day[23])]
-    assert list(ranges([day[23], "2025-10-30T00:00"])) == [(day[23], "2025-10-30T00:00")]
+    assert list(window_stretches(day, 10)) == [(day[0], day[9]), (day[10], day[19]), (day[20], day[23])]
+    assert list(window_stretches([day[23], "2025-10-30T00:00"], 720)) == [(day[23], "2025-10-30T00:00")]
 
 
 @pytest.mark.slow

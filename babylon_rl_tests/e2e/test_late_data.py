@@ -7,7 +7,7 @@ import dagster as dg
 import psycopg
 import pytest
 
-from babylon_rl.automation.jobs import HOURLY, ranges
+from babylon_rl.automation.jobs import HOURLY, MOST_HOURS
 from babylon_rl.automation.sensors import observe_changes
 from babylon_rl.definitions import defs
 from babylon_rl.market.outcomes import read_many_outcomes
@@ -15,6 +15,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, trajectory_rows, windows_with_rows
 from babylon_rl.training.freezing import freeze
+from babylon_rl.windows import window_stretches
 from babylon_rl_tests.assets.conftest import NOW, Bench, make_bench
 from babylon_rl_tests.late import bring_up_to_date
 
@@ -78,7 +79,7 @@ class Automation:
     def _make(self, names: Iterable[str], windows: set[str]) -> None:
         for name in names:
             self.made.setdefault(name, set()).update(windows)
-        for first, last in ranges(windows):
+        for first, last in window_stretches(windows, MOST_HOURS):
             chosen = [dg.AssetKey(name) for name in names]
             self.bench.run("hours", first, None if first == last else last, asset_selection=chosen)
 
@@ -141,7 +142,7 @@ def test_late_rows_remake_their_hours_alone_and_end_where_a_fresh_load_ends(
     assert frozen(early_sample_database) == held
 
     whole = make_bench(sample_database, **DRY)
-    for first, last in ranges(after):
+    for first, last in window_stretches(after, MOST_HOURS):
         whole.run("hours", first, None if first == last else last)
     assert content(early_sample_database) == content(sample_database)
 

@@ -1,0 +1,392 @@
+"""Admin API: state of the system, trainings, versions and cron endpoints, over HTTP with the names that the game's dashboards read.
+
+OPERATIONS is the table of its paths; /openapi.json is generated from it. Access is the gateway's: bearer keys, and only this machine
+until a key exists. The cron endpoints have CRON_SECRET in a key's place.
+"""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from shutil import copyfileobj
+from typing import Any
+
+import anyio
+import msgspec
+import psycopg
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as RoutedPath
+
+from babylon_rl import __version__
+from babylon_rl.errors import BabylonError, CheckpointError, DatabaseError, SettingsError, UsageError
+from babylon_rl.models.server import bind
+from babylon_rl.serving import admin_shapes as shapes
+from babylon_rl.serving import releases
+from babylon_rl.serving.access import Access, MinuteBudget, key_hash
+from babylon_rl.serving.api_errors import ApiError
+from babylon_rl.serving.chat_request import BODY_TIMEOUT_S, ClientGone, read_body
+from babylon_rl.serving.dagster_client import DagsterClient
+from babylon_rl.serving.gateway import peer
+from babylon_rl.serving.http_server import server_options
+from babylon_rl.serving.live_state import LiveState
+from babylon_rl.serving.routing import route
+from babylon_rl.serving.training_control import TrainingControl
+from babylon_rl.settings import Settings
+from babylon_rl.store.client_keys import ClientKey
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import Database, open_database
+from babylon_rl.store.live_usage import read_last_calls
+from babylon_rl.store.registry import read_models
+from babylon_rl.store.releases import Rollout, read_routing
+from babylon_rl.training.importing import ImportedWeights, import_version
+from babylon_rl.windows import moment, utc_now
+
+BODY_LIMIT = 256 * 1024
+STARTS_A_MINUTE = 12  # of trainings and scorings, for all clients together
+_ADMIN, _CRON = "/api/admin/training", "/api/cron"
+_STATUS = {UsageError: 400, SettingsError: 400, CheckpointError: 400, DatabaseError: 503}
+
+
+@dataclass(frozen=True, slots=True)
+class AdminRequest:
+    """A request that was admitted: its client, its decoded body and, of an upload, the file."""
+
+    client: str
+    now: datetime
+    body: Any = None
+    upload: UploadFile | None = None
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of a path. ``starts``: it is limited in rate, as it starts work."""
+
+    described: shapes.Described
+    run: Callable[["AdminApi", AdminRequest], shapes.Shape]
+    starts: bool = False
+
+
+class AdminApi:
+    """The parts of one process; ``clock`` in seconds is that of the limits."""
+
+    def __init__(
+        self, settings: Settings, database: Database, *, starts_a_minute: int = STARTS_A_MINUTE, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.settings, self.database = settings, database
+        self.control = TrainingControl(database, settings, DagsterClient(settings.dagster_url))
+        self.access = Access()
+        self.state = LiveState(settings, self.access)
+        self.starts = MinuteBudget(starts_a_minute, clock)
+        self.cron_access = Access()
+        secret = settings.cron_secret
+        key = [] if secret is None else [ClientKey("cron", key_hash(secret.get_secret_value()), None, None, utc_now())]
+        self.cron_access.update(key)
+
+    def status(self, request: AdminRequest) -> shapes.Shape:
+        with self.database.connect() as connection:
+            return self.control.status(connection, request.now)
+
+    def readiness(self, request: AdminRequest) -> shapes.Shape:
+        with self.database.connect() as connection:
+            return shapes.ReadinessDocument.of(self.control.readiness(connection, request.now))
+
+    def trigger(self, request: AdminRequest) -> shapes.Shape:
+        return self.control.trigger(request.now, force=request.body.force, batch_size=request.body.batch_size)
+
+    def training_data(self, request: AdminRequest) -> shapes.Shape:
+        with self.database.connect() as connection:
+            return self.control.training_data(connection, request.now)
+
+    def models(self, request: AdminRequest) -> shapes.Shape:
+        with self.database.connect() as connection:
+            return shapes.ModelsDocument(models=[shapes.ModelDocument.of(model) for model in read_models(connection)])
+
+    def deploy(self, request: AdminRequest) -> shapes.Shape:
+        body: shapes.DeployRequest = request.body
+        with self.database.connect() as connection:
+            rollout = releases.deploy(
+                connection, body.model_version, self.settings, _author(request), strategy=body.strategy,
+                percentage=body.rollout_percentage if body.strategy == "gradual" else None, agent_ids=body.agent_ids,
+            )  # fmt: skip
+            return self._deployment(connection, rollout, request.now)
+
+    def rollback(self, request: AdminRequest) -> shapes.Shape:
+        with self.database.connect() as connection:
+            rollout = releases.rollback(connection, self.settings, _author(request), request.body.target_version)
+            return self._deployment(connection, rollout, request.now)
+
+    def upload_model(self, request: AdminRequest) -> shapes.Shape:
+        assert request.upload is not None  # the upload's operation alone has this handler
+        metadata: shapes.UploadMetadata = request.body
+        checkpoints = self.settings.home / "checkpoints"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=checkpoints, prefix=".received-") as directory:
+            file = Path(directory) / "weights"
+            with file.open("wb") as target:
+                copyfileobj(request.upload.file, target)
+            weights = ImportedWeights(
+                file, metadata.sha256, request.version, metadata.parent, {"by": request.client, "notes": metadata.notes}
+            )
+            with self.database.connect() as connection:
+                model = import_version(connection, self.settings, weights, request.now)
+        return shapes.UploadDocument(model=shapes.ModelDocument.of(model))
+
+    def training_check(self, request: AdminRequest) -> shapes.Shape:
+        started = time.monotonic()
+        with self.database.connect() as connection:
+            ready = self.control.readiness(connection, request.now)
+            scoring = self.control.score_settled(connection, ready)
+            status = self.control.automation(connection, request.now)
+        return shapes.TrainingCheckDocument(
+            duration=round((time.monotonic() - started) * 1000), timestamp=moment(request.now) or "", scoring=scoring,
+            readiness=shapes.ReadinessDocument.of(ready), status=status,
+        )  # fmt: skip
+
+    def cron_training(self, request: AdminRequest) -> shapes.Shape:
+        try:
+            started = self.control.trigger(request.now)
+            message, job_id = started.message, started.job_id
+        except BabylonError as refused:
+            if _status(refused) != 409:
+                raise
+            message, job_id = str(refused), None
+        with self.database.connect() as connection:
+            return shapes.CronTrainingDocument(
+                timestamp=moment(request.now) or "", message=message, job_id=job_id,
+                readiness=shapes.ReadinessDocument.of(self.control.readiness(connection, request.now)),
+                status=self.control.automation(connection, request.now),
+            )  # fmt: skip
+
+    def _deployment(self, connection: Connection, rollout: Rollout, now: datetime) -> shapes.DeploymentDocument:
+        routing, calls = read_routing(connection), read_last_calls(connection, now - timedelta(days=1))
+        moved = sum(route(routing, self.settings, None, call.agent_id).version != call.version for call in calls)
+        return shapes.DeploymentDocument(
+            agents_updated=moved, deployment_id=str(rollout.rollout_id), version=rollout.version, state=rollout.state,
+            strategy=rollout.strategy, percentage=rollout.percentage, previous_version=rollout.previous_version,
+        )  # fmt: skip
+
+
+_D = shapes.Described
+OPERATIONS = [
+    Operation(_D("GET", f"{_ADMIN}/status", "State of the whole system", shapes.StatusDocument), AdminApi.status),
+    Operation(_D("GET", f"{_ADMIN}/trigger", "Whether a training can start", shapes.ReadinessDocument), AdminApi.readiness),
+    Operation(
+        _D("POST", f"{_ADMIN}/trigger", "Freeze a batch and train it", shapes.TriggerDocument, shapes.TriggerRequest, errors=(409,)),
+        AdminApi.trigger, starts=True,
+    ),
+    Operation(_D("GET", "/api/admin/training-data", "Hours and trajectories", shapes.TrainingDataDocument), AdminApi.training_data),
+    Operation(_D("GET", f"{_ADMIN}/models", "All versions", shapes.ModelsDocument), AdminApi.models),
+    Operation(
+        _D("POST", f"{_ADMIN}/deploy", "Put a version in front of agents", shapes.DeploymentDocument, shapes.DeployRequest, errors=(409,)),
+        AdminApi.deploy,
+    ),
+    Operation(
+        _D("POST", f"{_ADMIN}/rollback", "Return to an earlier version", shapes.DeploymentDocument, shapes.RollbackRequest, errors=(409,)),
+        AdminApi.rollback,
+    ),
+    Operation(
+        _D("POST", f"{_ADMIN}/upload-model", "Register weights trained elsewhere", shapes.UploadDocument, upload=True, errors=(409,)),
+        AdminApi.upload_model, starts=True,
+    ),
+    Operation(
+        _D("GET", f"{_CRON}/training-check", "Score what settled", shapes.TrainingCheckDocument, cron=True),
+        AdminApi.training_check, starts=True,
+    ),
+    Operation(
+        _D("GET", f"{_CRON}/training", "Start a training if it is ready", shapes.CronTrainingDocument, cron=True),
+        AdminApi.cron_training, starts=True,
+    ),
+]  # fmt: skip
+
+
+def create_app(api: AdminApi) -> Starlette:
+    """Create the application around the parts of a process."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await asyncio.to_thread(api.state.start)
+        yield
+        await asyncio.to_thread(api.state.close)
+
+    document = msgspec.json.encode(shapes.openapi_document([operation.described for operation in OPERATIONS], __version__))
+    paths = sorted({operation.described.path for operation in OPERATIONS})
+    index = {"name": "babylon_rl admin API", "version": __version__, "openapi": "/openapi.json", "paths": paths}
+
+    async def root(_: Request) -> Response:
+        return _json(index)
+
+    async def openapi(_: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    routes = [RoutedPath("/", root), RoutedPath("/openapi.json", openapi)]
+    for path in paths:
+        methods = {operation.described.method: operation for operation in OPERATIONS if operation.described.path == path}
+        routes.append(RoutedPath(path, _endpoint(api, methods), methods=list(methods)))
+    handlers: dict[Any, Any] = {HTTPException: _no_path, ApiError: _refused, Exception: _internal}
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+
+
+def _endpoint(api: AdminApi, methods: dict[str, Operation]) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        operation = methods["GET" if request.method == "HEAD" else request.method]
+        client = _admit(api, operation, request)
+        if operation.starts and (wait_s := api.starts.wait_s(1)) > 0:
+            message = f"At most {api.starts.limit} trainings, scorings and uploads are started a minute."
+            raise ApiError(429, message, "rate_limit_exceeded", headers={"retry-after": str(int(wait_s) + 1)})
+        if operation.starts:
+            api.starts.take(1)
+        try:
+            async with AsyncExitStack() as files:
+                admitted = await _read(api, operation, request, client, files)
+                return _json(await anyio.to_thread.run_sync(operation.run, api, admitted))
+        except ClientGone:
+            return Response(status_code=499)  # nobody is there to read it
+        except BabylonError as refused:
+            raise ApiError(_status(refused), str(refused), "refused") from None
+        except psycopg.Error as broken:
+            raise ApiError(503, f"The database does not answer: {str(broken).splitlines()[0]}.", "database_unavailable") from None
+
+    return answer
+
+
+def _admit(api: AdminApi, operation: Operation, request: Request) -> str:
+    """Name the client of a request, for the record.
+
+    Raises:
+        ApiError: it has no valid key, or a page of another site sends it.
+    """
+    # A browser on this machine counts as loopback, whichever site's page it shows.
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise ApiError(403, "Requests from the pages of other sites are refused.", "cross_site")
+    cron = operation.described.cron
+    try:
+        client = (api.cron_access if cron else api.access).admit(peer(request.scope), request.headers)
+    except ApiError as refused:
+        if cron and refused.code == "no_keys":
+            raise ApiError(403, "Without CRON_SECRET only this machine is served.", "no_keys") from None
+        raise
+    return client.name or "this machine"
+
+
+async def _read(api: AdminApi, operation: Operation, request: Request, client: str, files: AsyncExitStack) -> AdminRequest:
+    """Read and decode a request's body; an upload's file is closed with ``files``.
+
+    Raises:
+        ApiError: it is too long, too slow, or not what the operation takes.
+        ClientGone: the client left before the end.
+    """
+    kind, now = operation.described.body, utc_now()
+    given = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if operation.described.upload:
+        return await _read_upload(api, request, given, client, files)
+    if kind is None:
+        return AdminRequest(client, now)
+    content = await read_body(request.receive, BODY_LIMIT, BODY_TIMEOUT_S)
+    # A form or a text would be sent by a browser without asking this server first.
+    if content and given != "application/json":
+        raise ApiError(415, "Send JSON, with the header content-type: application/json.", "content_type")
+    try:
+        return AdminRequest(client, now, msgspec.json.decode(content or b"{}", type=kind))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as invalid:
+        raise ApiError(400, f"The body is not as described in /openapi.json: {invalid}.", "invalid_body") from None
+
+
+async def _read_upload(api: AdminApi, request: Request, content_type: str, client: str, files: AsyncExitStack) -> AdminRequest:
+    if content_type != "multipart/form-data":
+        raise ApiError(415, "Send a form: content-type multipart/form-data with model, version and metadata.", "content_type")
+    limit = api.settings.upload_limit_mb * 1024**2
+    body = LimitedBody(request, limit + BODY_LIMIT)
+    try:
+        form = await Request(request.scope, body.receive).form(max_files=1, max_fields=2, max_part_size=BODY_LIMIT)
+    except HTTPException as unreadable:
+        raise body.refused or ApiError(400, f"The form cannot be read: {unreadable.detail}.", "invalid_body") from None
+    files.push_async_callback(form.close)
+    model, version, metadata = (form.get(name) for name in ("model", "version", "metadata"))
+    if not isinstance(model, UploadFile) or not isinstance(version, str) or not isinstance(metadata, str):
+        raise ApiError(400, "A form has the file model and the fields version and metadata.", "invalid_body")
+    if (model.size or 0) > limit:
+        raise ApiError(413, f"The file has more than {limit:,} bytes (UPLOAD_LIMIT_MB).", "body_too_large")
+    try:
+        facts = msgspec.json.decode(metadata, type=shapes.UploadMetadata)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as invalid:
+        raise ApiError(400, f"The field metadata is not as described in /openapi.json: {invalid}.", "invalid_body") from None
+    return AdminRequest(client, utc_now(), facts, model, version)
+
+
+class LimitedBody:
+    """Parts of a long body, each received in time, up to ``longest`` bytes in all; ``refused`` is the reason why reading ended early."""
+
+    def __init__(self, request: Request, longest: int) -> None:
+        self.refused: ApiError | ClientGone | None = None
+        self._receive, self._longest, self._size = request.receive, longest, 0
+
+    async def receive(self) -> Any:
+        try:
+            message = await asyncio.wait_for(self._receive(), BODY_TIMEOUT_S)
+        except TimeoutError:
+            raise self._refusal(ApiError(408, f"No part of the body arrived within {BODY_TIMEOUT_S:g} s.", "body_timeout")) from None
+        if message["type"] == "http.disconnect":
+            raise self._refusal(ClientGone())
+        self._size += len(message.get("body", b""))
+        if self._size > self._longest:
+            raise self._refusal(ApiError(413, f"The body has more than {self._longest:,} bytes (UPLOAD_LIMIT_MB).", "body_too_large"))
+        return message
+
+    def _refusal(self, reason: ApiError | ClientGone) -> MultiPartException:
+        # Only this error lets the parser close what it has opened.
+        self.refused = reason
+        return MultiPartException(str(reason))
+
+
+def _author(request: AdminRequest) -> releases.Author:
+    return releases.Author(f"api: {request.client}", "by the admin API", request.now)
+
+
+def _status(refused: BabylonError) -> int:
+    return next((status for kind, status in _STATUS.items() if isinstance(refused, kind)), 409)
+
+
+def _json(document: Any) -> Response:
+    return Response(msgspec.json.encode(document), media_type="application/json")
+
+
+def _refusal(status: int, message: str, code: str | None, headers: Any = None) -> Response:
+    body = shapes.Refused(error=message, code=code or "refused")
+    return Response(msgspec.json.encode(body), status, headers=headers, media_type="application/json")
+
+
+async def _no_path(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path} is not served here; /openapi.json lists what is."
+    return _refusal(error.status_code, message, "not_found", error.headers)
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _refusal(error.status, error.message, error.code, dict(error.headers))
+
+
+async def _internal(_: Request, error: Exception) -> Response:
+    return _refusal(500, "The admin API failed; its log has the reason.", "internal_error")
+
+
+def serve(settings: Settings, host: str, port: int, announce: Callable[[str], None]) -> None:
+    """Serve until interrupted; ``announce`` gets a line for people once the address is bound."""
+    import uvicorn
+
+    with bind(host, port) as bound, open_database(settings, prepare=False) as database:
+        shown_host, shown_port = bound.getsockname()[:2]
+        url = f"http://{f'[{shown_host}]' if ':' in shown_host else shown_host}:{shown_port}"
+        announce(f"Admin API on {url}, described by {url}/openapi.json; it launches runs at {settings.dagster_url}. Ctrl-C ends it.")
+        options = server_options(log_level="warning", timeout_graceful_shutdown=10)
+        uvicorn.Server(uvicorn.Config(create_app(AdminApi(settings, database)), **options)).run(sockets=[bound])

@@ -1,0 +1,428 @@
+"""Bodies of the admin API as msgspec structs, and the OpenAPI document that is generated from them.
+
+The names are those that dashboards and scripts of the game read. Times are UTC, in ISO 8601.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+from msgspec import Meta
+
+from babylon_rl.store.batches import Batch
+from babylon_rl.store.registry import Model
+from babylon_rl.training.readiness import Readiness
+from babylon_rl.windows import moment
+
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+Version = Annotated[str, Meta(min_length=1, max_length=100, description="A registered version, such as v1.0.0.")]
+_SCHEMAS = "#/components/schemas/"
+
+
+class Shape(msgspec.Struct, kw_only=True, rename="camel"):
+    """Base of answers."""
+
+
+class RequestShape(msgspec.Struct, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """Base of bodies of requests; fields that are not known are refused."""
+
+
+class TriggerRequest(RequestShape):
+    """Start of a training. ``force``: also while it is not ready, and behind a job that runs."""
+
+    force: bool = False
+    batch_size: Annotated[int, Meta(ge=1, le=1_000_000, description="The most trajectories to freeze.")] | None = None
+
+
+class DeployRequest(RequestShape):
+    """Deployment of a version; ``rolloutPercentage`` counts for the strategy gradual, ``agentIds`` for test."""
+
+    model_version: Version
+    strategy: Literal["immediate", "gradual", "test"] = "gradual"
+    rollout_percentage: Annotated[float, Meta(gt=0, le=100)] = 10
+    agent_ids: Annotated[list[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=10_000)] = []
+
+
+class RollbackRequest(RequestShape):
+    """Return to an earlier version (or to base); without one, to the version before."""
+
+    target_version: Version | None = None
+
+
+class UploadMetadata(RequestShape):
+    """Facts of an upload: the registered version that it continues, and the SHA-256 of its file. ``notes`` are kept with the version."""
+
+    parent: Version
+    sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")]
+    notes: dict[str, str | int | float | bool | None] = {}
+
+
+class Refused(Shape):
+    """Answer with an error status."""
+
+    error: str
+    code: str
+    success: Literal[False] = False
+
+
+class BatchDocument(Shape):
+    """A training job; ``batchId`` is the job's id. ``foreign`` is false: it is a batch of this pipeline."""
+
+    batch_id: str
+    status: str
+    model_version: str
+    parent: str | None
+    base_model: str
+    backend: str
+    trajectories: int
+    windows: list[str]
+    training_loss: float | None
+    seed: int
+    attempt: int
+    dropout: dict[str, Any]
+    created_at: Time | None
+    started_at: Time | None
+    completed_at: Time | None
+    heartbeat_at: Time | None
+    error: str | None
+    foreign: bool
+
+    @classmethod
+    def of(cls, batch: Batch) -> Self:
+        """The document of a batch."""
+        return cls(
+            batch_id=batch.batch_id, status=batch.state, model_version=batch.version, parent=batch.parent_version,
+            base_model=batch.base_model, backend=batch.backend, trajectories=batch.trajectories, windows=list(batch.windows),
+            training_loss=batch.loss, seed=batch.seed, attempt=batch.attempt, dropout=dict(batch.dropout),
+            created_at=moment(batch.created_at), started_at=moment(batch.started_at), completed_at=moment(batch.completed_at),
+            heartbeat_at=moment(batch.heartbeat_at), error=batch.error, foreign=False,
+        )  # fmt: skip
+
+
+class ModelDocument(Shape):
+    """A version with its lineage; ``foreign``: another producer wrote it."""
+
+    model_id: str
+    version: str
+    status: str
+    base_model: str
+    parent: str | None
+    training_batch: str | None
+    storage_path: str
+    deployed_at: Time | None
+    created_at: Time | None
+    benchmark_score: float | None
+    accuracy: float | None
+    avg_reward: float | None
+    eval_metrics: dict[str, Any] | None
+    windows: list[str]
+    backend: str | None
+    checkpoint: str | None
+    pruned_at: Time | None
+    uploaded_url: str | None
+    tracking_url: str | None
+    wandb_artifact_id: str | None
+    foreign: bool
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        """The document of a version."""
+        return cls(
+            model_id=model.model_id, version=model.version, status=model.status, base_model=model.base_model, parent=model.parent_version,
+            training_batch=model.training_batch, storage_path=model.storage_path, deployed_at=moment(model.deployed_at),
+            created_at=moment(model.created_at), benchmark_score=model.benchmark_score, accuracy=model.accuracy,
+            avg_reward=model.avg_reward, eval_metrics=None if model.eval_metrics is None else dict(model.eval_metrics),
+            windows=list(model.windows), backend=model.backend, checkpoint=model.checkpoint, pruned_at=moment(model.pruned_at),
+            uploaded_url=model.uploaded_url, tracking_url=model.tracking_url, wandb_artifact_id=model.wandb_artifact_id,
+            foreign=model.foreign,
+        )  # fmt: skip
+
+
+class ReadinessStats(Shape):
+    """Counts behind a readiness; ``dataQuality`` is 0 to 1."""
+
+    total_trajectories: int
+    unscored_trajectories: int
+    scenario_groups: int
+    data_quality: float
+
+
+class ReadinessDocument(Shape):
+    """Readiness as `babylon-rl ready --json` shows it."""
+
+    ready: bool
+    reason: str
+    stats: ReadinessStats
+    not_trainable: dict[str, int]
+    quality: dict[str, Any]
+
+    @classmethod
+    def of(cls, readiness: Readiness) -> Self:
+        """The document of a readiness."""
+        return msgspec.convert(readiness.document(), cls)
+
+
+class DataCollection(Shape):
+    """Trajectories that came, by createdAt; the rate is that of the last day."""
+
+    last24h: int
+    last7d: int
+    rate_per_hour: float
+
+
+class TrainingJobs(Shape):
+    """The oldest unfinished job, the end of the newest completed one, and when the next is due (null: at once)."""
+
+    current_job: BatchDocument | None
+    last_completed: Time | None
+    next_scheduled: Time | None
+
+
+class VersionNames(Shape):
+    """The highest version of this pipeline, the deployed one, and that of the current job."""
+
+    latest: str | None
+    deployed: str | None
+    training: str | None
+
+
+class Health(Shape):
+    """Whether the database answers, checkpoints can be written, and Weights & Biases is configured."""
+
+    database: bool
+    storage: bool
+    wandb: bool
+
+
+class Automation(Shape):
+    """State of data collection, trainings and versions."""
+
+    data_collection: DataCollection
+    training: TrainingJobs
+    models: VersionNames
+    health: Health
+
+
+class TrajectoryMeans(Shape):
+    """Means over all trajectories, null without any."""
+
+    total_reward: float | None
+    episode_length: float | None
+    duration_ms: float | None
+
+
+class TrajectoryStats(Shape):
+    """All recorded trajectories."""
+
+    count: int = msgspec.field(name="_count")
+    means: TrajectoryMeans = msgspec.field(name="_avg")
+
+
+class StatusDocument(Shape):
+    """State of the system; ``degraded`` when database or storage do not work."""
+
+    status: Literal["healthy", "degraded"]
+    automation: Automation
+    readiness: ReadinessDocument
+    recent_jobs: list[BatchDocument]
+    models: list[ModelDocument]
+    trajectory_stats: TrajectoryStats
+    timestamp: Time
+
+
+class TriggerDocument(Shape):
+    """A training that was started. ``runId`` is null if Dagster did not take the run at once: its sensor starts it within a minute."""
+
+    job_id: str
+    run_id: str | None
+    message: str
+    success: Literal[True] = True
+
+
+class DataSummary(Shape):
+    """Totals over the hours shown; ready hours have ``minAgentsRequired`` usable episodes."""
+
+    total_trajectories: int
+    total_windows: int
+    ready_windows: int
+    min_agents_required: int
+
+
+class HourDocument(Shape):
+    """An hour that was read; P&L is the mean window P&L in dollars."""
+
+    window_id: str
+    trajectory_count: int
+    avg_steps: float | None
+    avg_pnl: float | None
+
+
+class TrajectoryDocument(Shape):
+    """A recorded trajectory without its steps."""
+
+    trajectory_id: str
+    agent_id: str
+    window_id: str | None
+    start_time: Time | None
+    episode_length: int
+    total_reward: float
+    final_pnl: float | None = msgspec.field(name="finalPnL")
+    final_status: str
+    created_at: Time | None
+
+
+class TrainingData(Shape):
+    """Hours within LOOKBACK_HOURS that were read, newest first, and the trajectories that came last."""
+
+    summary: DataSummary
+    windows: list[HourDocument]
+    ready_windows: list[HourDocument]
+    recent_trajectories: list[TrajectoryDocument]
+    quality_metrics: dict[str, Any]
+
+
+class TrainingDataDocument(Shape):
+    """Answer of training-data."""
+
+    data: TrainingData
+    success: Literal[True] = True
+
+
+class ModelsDocument(Shape):
+    """All versions, highest first."""
+
+    models: list[ModelDocument]
+    success: Literal[True] = True
+
+
+class DeploymentDocument(Shape):
+    """A transition of a release. ``agentsUpdated``: agents of the last day that get another version than they had at their last call."""
+
+    agents_updated: int
+    deployment_id: str
+    version: str
+    state: str
+    strategy: str
+    percentage: float
+    previous_version: str | None
+    success: Literal[True] = True
+
+
+class UploadDocument(Shape):
+    """A version that was uploaded."""
+
+    model: ModelDocument
+    success: Literal[True] = True
+
+
+class Scoring(Shape):
+    """Hours that have settled without scores, and the runs that score them."""
+
+    hours: int
+    run_ids: list[str]
+    message: str
+
+
+class TrainingCheckDocument(Shape):
+    """Answer of the hourly check; ``duration`` is in milliseconds."""
+
+    duration: int
+    timestamp: Time
+    scoring: Scoring
+    readiness: ReadinessDocument
+    status: Automation
+    success: Literal[True] = True
+
+
+class CronTrainingDocument(Shape):
+    """Answer of the daily start; ``jobId`` is null if none was started, and ``message`` says why."""
+
+    timestamp: Time
+    readiness: ReadinessDocument
+    status: Automation
+    message: str
+    job_id: str | None
+    success: Literal[True] = True
+
+
+@dataclass(frozen=True)
+class Described:
+    """Description of one operation for the OpenAPI document; ``errors`` are its statuses besides those of access."""
+
+    method: str
+    path: str
+    summary: str
+    answer: type[Shape]
+    body: type[RequestShape] | None = None
+    cron: bool = False
+    upload: bool = False
+    errors: tuple[int, ...] = ()
+
+
+_MEANINGS = {
+    400: "The request is not as described.", 401: "No valid key.", 403: "Not from here: without keys only this machine is served.",
+    408: "The body came too slowly.", 409: "The state forbids it; the error says why.", 413: "The body is too large.",
+    415: "The body is of another content type.", 429: "Too many requests; the header retry-after says when.",
+    503: "The database or Dagster does not answer.",
+}  # fmt: skip
+
+
+def openapi_document(operations: Iterable[Described], version: str) -> dict[str, Any]:
+    """Generate the OpenAPI 3.1 document of some operations."""
+    operations = list(operations)
+    types = {kind for operation in operations for kind in (operation.answer, operation.body) if kind is not None} | {Refused}
+    upload = any(operation.upload for operation in operations)
+    _, components = msgspec.json.schema_components([*types, *([UploadMetadata] if upload else [])], ref_template=_SCHEMAS + "{name}")
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "babylon_rl admin API", "version": version},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "A key of `babylon-rl keys create`."},
+                "cron": {"type": "http", "scheme": "bearer", "description": "CRON_SECRET."},
+            },
+        },
+    }  # fmt: skip
+
+
+def _operation(operation: Described) -> dict[str, Any]:
+    statuses = {401, 403, 429, 503, *operation.errors}
+    if operation.body is not None or operation.upload:
+        statuses |= {400, 408, 413, 415}
+    document: dict[str, Any] = {
+        "summary": operation.summary,
+        "operationId": operation.method.lower() + operation.path.replace("/", "_").replace("-", "_"),
+        "security": [{"cron" if operation.cron else "key": []}],
+        "responses": {"200": _response("The answer.", operation.answer)}
+        | {str(status): _response(_MEANINGS[status], Refused) for status in sorted(statuses)},
+    }
+    if operation.body is not None:
+        body = {"application/json": {"schema": _reference(operation.body)}}
+        document["requestBody"] = {"required": _has_required(operation.body), "content": body}
+    if operation.upload:
+        file = {"type": "string", "format": "binary", "description": "The adapter's weights: adapter_model.safetensors."}
+        schema: dict[str, Any] = {
+            "type": "object", "required": ["model", "version", "metadata"],
+            "properties": {"model": file, "version": {"type": "string"}, "metadata": _reference(UploadMetadata)},
+        }  # fmt: skip
+        content = {"multipart/form-data": {"schema": schema, "encoding": {"metadata": {"contentType": "application/json"}}}}
+        document["requestBody"] = {"required": True, "content": content}
+    return document
+
+
+def _has_required(body: type[msgspec.Struct]) -> bool:
+    return any(field.required for field in msgspec.structs.fields(body))
+
+
+def _reference(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    return {"$ref": _SCHEMAS + kind.__name__}
+
+
+def _response(description: str, kind: type[Shape]) -> Mapping[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": _reference(kind)}}}

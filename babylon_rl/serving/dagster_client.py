@@ -1,0 +1,88 @@
+"""Runs of Dagster, launched and looked up through the GraphQL of its webserver: a plain HTTP client, as this room knows no Dagster."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from http.client import HTTPException
+from typing import Any
+
+from babylon_rl.serving.api_errors import ApiError
+
+TIMEOUT_S = 20.0
+LOCATION, REPOSITORY, BATCHES = "babylon_rl", "__repository__", "batch"
+TRAIN_JOB, SCORE_JOB = "train", "score"
+PARTITION_TAG = "dagster/partition"
+RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+_LIVE = ["QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING"]
+_RUNS = """
+query($filter: RunsFilter!) {
+  runsOrError(filter: $filter, limit: 10) { __typename ... on Runs { results { runId } } ... on Error { message } }
+}"""
+_ADD = """
+mutation($name: String!, $key: String!, $repository: RepositorySelector!) {
+  addDynamicPartition(partitionsDefName: $name, partitionKey: $key, repositorySelector: $repository) {
+    __typename ... on Error { message }
+  }
+}"""
+_LAUNCH = """
+mutation($params: ExecutionParams!) {
+  launchRun(executionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message } }
+}"""
+
+
+class DagsterClient:
+    """Client of the webserver at ``url``.
+
+    Raises:
+        ApiError: by every method, 503 when it does not answer or refuses.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        # The webserver is on this machine or in its network, never behind the proxy to the outside.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def live_runs(self, *, job: str, tags: Mapping[str, str] | None = None) -> list[str]:
+        """Return the ids of runs that are queued or under way."""
+        wanted = [{"key": key, "value": value} for key, value in (tags or {}).items()]
+        answer = self._ask(_RUNS, {"filter": {"pipelineName": job, "statuses": _LIVE, "tags": wanted}}, "Runs")
+        return [run["runId"] for run in answer["results"]]
+
+    def launch_training(self, batch_id: str) -> str:
+        """Launch the run of a frozen batch, unless there is one; return its id."""
+        repository = {"repositoryName": REPOSITORY, "repositoryLocationName": LOCATION}
+        key = {"name": BATCHES, "key": batch_id, "repository": repository}
+        self._ask(_ADD, key, "AddDynamicPartitionSuccess", "DuplicateDynamicPartitionError")
+        # The sensor starts runs of pending batches too.
+        live = self.live_runs(job=TRAIN_JOB, tags={PARTITION_TAG: batch_id})
+        return live[0] if live else self._launch(TRAIN_JOB, {PARTITION_TAG: batch_id})
+
+    def launch_scoring(self, first: str, last: str) -> str:
+        """Launch a run that scores the hours from ``first`` to ``last``, both inclusive; return its id."""
+        return self._launch(SCORE_JOB, {PARTITION_TAG: first} if first == last else dict(zip(RANGE_TAGS, (first, last), strict=True)))
+
+    def _launch(self, job: str, tags: Mapping[str, str]) -> str:
+        params = {
+            "selector": {"repositoryName": REPOSITORY, "repositoryLocationName": LOCATION, "jobName": job},
+            "runConfigData": {},
+            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
+        }
+        run_id: str = self._ask(_LAUNCH, {"params": params}, "LaunchRunSuccess")["run"]["runId"]
+        return run_id
+
+    def _ask(self, query: str, variables: Mapping[str, Any], *wanted: str) -> dict[str, Any]:
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(f"{self._url}/graphql", body, {"content-type": "application/json"})
+        try:
+            with self._opener.open(request, timeout=TIMEOUT_S) as response:
+                answer = json.loads(response.read())
+            (result,) = answer["data"].values()
+        except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError) as failed:
+            raise self._failed(str(failed) or type(failed).__name__, "start `babylon-rl dev`, or set DAGSTER_URL") from None
+        if result["__typename"] not in wanted:
+            raise self._failed(f"it refused: {result.get('message') or result['__typename']}", "its UI shows what is loaded")
+        return dict(result)
+
+    def _failed(self, reason: str, advice: str) -> ApiError:
+        return ApiError(503, f"Dagster at {self._url} cannot be asked ({reason.splitlines()[0][:300]}): {advice}.", "dagster_unavailable")

@@ -1,0 +1,164 @@
+"""Trainings and scorings that a request starts, and the state of the system that answers show."""
+
+import os
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+
+from babylon_rl.errors import BatchConflict, NothingToTrain
+from babylon_rl.serving import admin_shapes as shapes
+from babylon_rl.serving.api_errors import ApiError
+from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient
+from babylon_rl.settings import Settings
+from babylon_rl.store.batches import read_batches
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import Database
+from babylon_rl.store.registry import deployed_model, read_models
+from babylon_rl.store.scores import unscored_windows
+from babylon_rl.store.training_status import TrajectoryTotals, hour_totals, lock_trigger, recent_trajectories, trajectory_totals
+from babylon_rl.store.windows import quarantined
+from babylon_rl.training.batches import fail_stuck, freeze, pending_batches
+from babylon_rl.training.freezing import freeze_bounds
+from babylon_rl.training.preflight import refused_lately
+from babylon_rl.training.readiness import Readiness, last_completed, not_ready, readiness
+from babylon_rl.windows import moment, window_stretches
+
+JOBS_SHOWN, TRAJECTORIES_SHOWN = 10, 10
+HOURS_PER_RUN, MOST_RUNS = 24, 5  # of one scoring check; the next continues
+
+
+@dataclass(frozen=True)
+class TrainingControl:
+    """Database, settings and Dagster of the admin API."""
+
+    database: Database
+    settings: Settings
+    dagster: DagsterClient
+
+    def trigger(self, now: datetime, *, force: bool = False, batch_size: int | None = None) -> shapes.TriggerDocument:
+        """Freeze a batch and launch its run.
+
+        Raises:
+            BatchConflict: a job is unfinished, without ``force``.
+            NothingToTrain: nothing can be frozen or, without ``force``, it is not ready.
+            ApiError: Dagster does not answer; nothing was frozen.
+        """
+        # Asked first: a batch that nobody runs would hold its trajectories.
+        self.dagster.live_runs(job=TRAIN_JOB)
+        with self.database.connect() as guard, guard.transaction():
+            lock_trigger(guard)
+            with self.database.connect(autocommit=True) as connection:
+                batch_id, trajectories = self._freeze(connection, now, force, batch_size)
+        try:
+            run_id, message = self.dagster.launch_training(batch_id), f"Froze {trajectories} trajectories; their run is launched."
+        except ApiError as late:
+            run_id, message = None, f"Froze {trajectories} trajectories; the sensor start_training launches their run. {late.message}"
+        return shapes.TriggerDocument(job_id=batch_id, run_id=run_id, message=message)
+
+    def _freeze(self, connection: Connection, now: datetime, force: bool, batch_size: int | None) -> tuple[str, int]:
+        fail_stuck(connection, now)
+        pending = pending_batches(connection)
+        if not force:
+            if pending:
+                raise BatchConflict(f"{pending[0].batch_id} is {pending[0].state}; with force another job is queued behind it.")
+            why_not = refused_lately(connection, self.settings, now) or not_ready(connection, self.settings, now).reason
+            if why_not is not None:
+                raise NothingToTrain(why_not)
+        frozen = freeze(
+            connection, self.settings, now, max_trajectories=batch_size or self.settings.training_max_trajectories,
+            seed=int(now.timestamp()), minimum=0 if force else self.settings.training_min_trajectories, settled=not force,
+        )  # fmt: skip
+        if frozen.batch is None:
+            raise NothingToTrain(frozen.reason)
+        return frozen.batch.batch_id, frozen.batch.trajectories
+
+    def score_settled(self, connection: Connection, ready: Readiness) -> shapes.Scoring:
+        """Launch runs that score the hours that have settled without scores, unless such runs are under way."""
+        hours = unscored_windows(connection, list(ready.groups)) - quarantined(connection, list(ready.groups))
+        if not hours:
+            return shapes.Scoring(hours=0, run_ids=[], message="Every settled hour has scores.")
+        live = self.dagster.live_runs(job=SCORE_JOB)
+        if live:
+            return shapes.Scoring(hours=len(hours), run_ids=live, message="A run scores hours now.")
+        runs = [self.dagster.launch_scoring(first, last) for first, last in islice(window_stretches(hours, HOURS_PER_RUN), MOST_RUNS)]
+        return shapes.Scoring(hours=len(hours), run_ids=runs, message=f"Launched {len(runs)} runs that score hours.")
+
+    def readiness(self, connection: Connection, now: datetime) -> Readiness:
+        """The readiness that sensor, commands and trigger share."""
+        return readiness(connection, self.settings, now)
+
+    def status(self, connection: Connection, now: datetime) -> shapes.StatusDocument:
+        """The state of the whole system."""
+        totals = trajectory_totals(connection, now)
+        automation = self.automation(connection, now, totals)
+        means = shapes.TrajectoryMeans(
+            total_reward=totals.mean_reward, episode_length=totals.mean_length, duration_ms=totals.mean_duration_ms
+        )
+        whole = automation.health.database and automation.health.storage
+        return shapes.StatusDocument(
+            status="healthy" if whole else "degraded",
+            automation=automation,
+            readiness=shapes.ReadinessDocument.of(self.readiness(connection, now)),
+            recent_jobs=[shapes.BatchDocument.of(batch) for batch in read_batches(connection, limit=JOBS_SHOWN)],
+            models=[shapes.ModelDocument.of(model) for model in read_models(connection)],
+            trajectory_stats=shapes.TrajectoryStats(count=totals.count, means=means),
+            timestamp=moment(now) or "",
+        )
+
+    def automation(self, connection: Connection, now: datetime, totals: TrajectoryTotals | None = None) -> shapes.Automation:
+        """Data collection, trainings, versions and health."""
+        totals = totals or trajectory_totals(connection, now)
+        pending, models, last = pending_batches(connection), read_models(connection), last_completed(connection)
+        current = pending[0] if pending else None
+        interval = timedelta(hours=self.settings.training_interval_hours)
+        deployed, own = deployed_model(models), [model for model in models if not model.foreign]
+        return shapes.Automation(
+            data_collection=shapes.DataCollection(
+                last24h=totals.last_day, last7d=totals.last_week, rate_per_hour=round(totals.last_day / 24, 3)
+            ),
+            training=shapes.TrainingJobs(
+                current_job=None if current is None else shapes.BatchDocument.of(current),
+                last_completed=moment(last),
+                next_scheduled=None if last is None else moment(last + interval),
+            ),
+            models=shapes.VersionNames(
+                latest=own[0].version if own else None,
+                deployed=None if deployed is None else deployed.version,
+                training=None if current is None else current.version,
+            ),
+            health=shapes.Health(database=True, storage=_is_writable(self.settings), wandb=bool(self.settings.wandb_key)),
+        )
+
+    def training_data(self, connection: Connection, now: datetime) -> shapes.TrainingDataDocument:
+        """The hours of the look-back that were read, and the newest trajectories."""
+        bounds = freeze_bounds(connection, self.settings, now)
+        totals = hour_totals(connection, bounds.first, bounds.end)
+        hours = [
+            shapes.HourDocument(window_id=hour.window, trajectory_count=hour.trajectories, avg_steps=hour.mean_steps, avg_pnl=hour.mean_pnl)
+            for hour in totals
+        ]
+        least = self.settings.min_agents_per_window
+        ready = [document for document, hour in zip(hours, totals, strict=True) if hour.usable_episodes >= least]
+        recent = [
+            shapes.TrajectoryDocument(
+                trajectory_id=row.trajectory_id, agent_id=row.agent_id, window_id=row.window_id, start_time=moment(row.start_time),
+                episode_length=row.episode_length, total_reward=row.total_reward, final_pnl=row.final_pnl, final_status=row.final_status,
+                created_at=moment(row.created_at),
+            )
+            for row in recent_trajectories(connection, TRAJECTORIES_SHOWN)
+        ]  # fmt: skip
+        summary = shapes.DataSummary(
+            total_trajectories=sum(hour.trajectory_count for hour in hours),
+            total_windows=len(hours),
+            ready_windows=len(ready),
+            min_agents_required=least,
+        )
+        quality = self.readiness(connection, now).quality.document()
+        data = shapes.TrainingData(summary=summary, windows=hours, ready_windows=ready, recent_trajectories=recent, quality_metrics=quality)
+        return shapes.TrainingDataDocument(data=data)
+
+
+def _is_writable(settings: Settings) -> bool:
+    directory = settings.home / "checkpoints"
+    existing = next(folder for folder in (directory, *directory.parents) if folder.exists())
+    return os.access(existing, os.W_OK)

@@ -1,0 +1,147 @@
+"""Import of a version whose weights were trained elsewhere.
+
+The weights continue a version that is registered and lies here: they have the same tensors as its adapter, whose configuration, base and
+tokenizer they share. So nothing but numbers is taken from outside. The import is registered like a training without trajectories.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from babylon_rl.errors import CheckpointError, ReleaseRefused, UsageError
+from babylon_rl.files.durable import sha256
+from babylon_rl.models.checkpoints import (
+    ADAPTER_CONFIG,
+    MANIFEST,
+    WEIGHTS,
+    copy_tokenizer,
+    load_manifest,
+    publish,
+    read_remote,
+)
+from babylon_rl.settings import Settings
+from babylon_rl.store.batches import lock_registry
+from babylon_rl.store.connection import Connection, own_transaction
+from babylon_rl.store.registry import Model, read_models, register_import, reserved_by, version_order, version_taken
+from babylon_rl.training.publishing import parent_checkpoint
+
+PREFIX = "upload-"
+TENSOR_TYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedWeights:
+    """Weights at ``file`` that shall become ``version``, a child of ``parent``; ``facts`` are kept with the version."""
+
+    file: Path
+    sha256: str
+    version: str
+    parent: str
+    facts: Mapping[str, Any]
+
+
+def import_version(connection: Connection, settings: Settings, weights: ImportedWeights, now: datetime) -> Model:
+    """Verify weights, publish them as a checkpoint and register the version.
+
+    Raises:
+        UsageError: the version is no version number above its parent, or the parent is not known.
+        CheckpointError: the file is not what its checksum says, not safetensors, or has other tensors than its parent.
+        ReleaseRefused: the version is taken.
+    """
+    if sha256(weights.file) != weights.sha256.lower():
+        raise CheckpointError("The file is not what its sha256 says: it was damaged on its way, or the checksum is of another file.")
+    parent = _known_parent(connection, weights)
+    source = parent_checkpoint(parent)
+    if read_remote(source) is not None:
+        raise UsageError(f"The weights of {parent.version} are at a training service, so nothing here says what a child's have to be.")
+    _check_tensors(weights.file, source / WEIGHTS, parent.version)
+    checkpoints = settings.home / "checkpoints"
+    batch_id = f"{PREFIX}{weights.version}"
+    with tempfile.TemporaryDirectory(dir=checkpoints, prefix=".upload-") as directory:
+        staging = Path(directory) / "checkpoint"
+        staging.mkdir()
+        shutil.copyfile(weights.file, staging / WEIGHTS)
+        shutil.copyfile(source / ADAPTER_CONFIG, staging / ADAPTER_CONFIG)
+        copy_tokenizer(source, staging)
+        manifest = msgspec.structs.replace(
+            load_manifest(source), version=weights.version, parent=parent.version, batch_id=batch_id, step=None, windows=(), metrics={},
+            created_at=now.isoformat(timespec="milliseconds") + "Z", trainer={"backend": "upload", "facts": dict(weights.facts)}, files={},
+            judge=None,
+        )  # fmt: skip
+        with own_transaction(connection):
+            lock_registry(connection)
+            _refuse_taken(connection, weights.version)
+            final = checkpoints / weights.version
+            _clear_unregistered(final)
+            publish(staging, final, manifest)
+            return register_import(
+                connection, version=weights.version, parent=parent, batch_id=batch_id, checkpoint=str(final),
+                manifest_sha=sha256(final / MANIFEST), metrics={"upload": dict(weights.facts)}, now=now,
+            )  # fmt: skip
+
+
+def _known_parent(connection: Connection, weights: ImportedWeights) -> Model:
+    order = version_order(weights.version)
+    if order is None or not weights.version.startswith("v"):
+        raise UsageError(f"{weights.version!r} is no version: write vMAJOR.MINOR.PATCH, such as v1.0.1.")
+    parent = next((model for model in read_models(connection) if model.version == weights.parent), None)
+    if parent is None or parent.foreign:
+        raise UsageError(f"The parent {weights.parent} is not known: `babylon-rl models` lists the versions that can be one.")
+    if parent.status == "failed":
+        raise UsageError(f"The parent {weights.parent} has failed.")
+    # The next training continues from the highest version of a line.
+    if order <= parent.order:
+        raise UsageError(f"{weights.version} is not above its parent {parent.version}.")
+    return parent
+
+
+def _refuse_taken(connection: Connection, version: str) -> None:
+    if version_taken(connection, version):
+        raise ReleaseRefused(f"{version} is registered already; a version is never replaced.")
+    waiting = reserved_by(connection, version)
+    if waiting is not None:
+        raise ReleaseRefused(f"{version} will be what {waiting} trains; choose a higher version.")
+
+
+def _clear_unregistered(directory: Path) -> None:
+    """Remove what an upload left that was published and, after a crash, not registered."""
+    if not directory.exists():
+        return
+    try:
+        batch_id = load_manifest(directory).batch_id or ""
+    except CheckpointError:
+        batch_id = ""
+    if not batch_id.startswith(PREFIX):
+        raise ReleaseRefused(f"{directory} is there already, and holds another checkpoint; choose a higher version.")
+    shutil.rmtree(directory)
+
+
+def _check_tensors(file: Path, reference: Path, parent: str) -> None:
+    """Raise CheckpointError unless a file is safetensors with the names and shapes of its parent's."""
+    given, wanted = _tensors(file), _tensors(reference)
+    if given.keys() != wanted.keys():
+        other = sorted(given.keys() ^ wanted.keys())
+        raise CheckpointError(f"The weights have other tensors than {parent}: {len(other)} differ, the first is {other[0]}.")
+    for name, (kind, shape) in given.items():
+        if shape != wanted[name][1]:
+            raise CheckpointError(f"{name} has the shape {list(shape)}, and in {parent} {list(wanted[name][1])}.")
+        if kind not in TENSOR_TYPES:
+            raise CheckpointError(f"{name} is of type {kind}; adapters are {', '.join(TENSOR_TYPES)}.")
+
+
+def _tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each tensor, from the file's head; its library checks that the head fits the file's length."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except SafetensorError as unreadable:
+        raise CheckpointError(f"Only safetensors are taken, and this file is none: {unreadable}.") from None
