@@ -17,8 +17,8 @@ from babylon_rl.store.registry import deployed_model, read_models
 from babylon_rl.store.scores import unscored_windows
 from babylon_rl.store.training_status import TrajectoryTotals, hour_totals, lock_trigger, recent_trajectories, trajectory_totals
 from babylon_rl.store.windows import quarantined
-from babylon_rl.training.batches import fail_stuck, freeze, pending_batches
-from babylon_rl.training.freezing import freeze_bounds
+from babylon_rl.training.batches import fail_stuck, pending_batches
+from babylon_rl.training.freezing import freeze, freeze_bounds
 from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import Readiness, last_completed, not_ready, readiness
 from babylon_rl.windows import moment, window_stretches
