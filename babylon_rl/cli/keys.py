@@ -13,7 +13,7 @@ from babylon_rl.store.database import open_database
 from babylon_rl.windows import utc_now
 
 app = typer.Typer()
-keys = typer.Typer(help="Bearer keys of the clients of the gateway.", no_args_is_help=True)
+keys = typer.Typer(help="Bearer keys of the clients of the gateway and the admin API.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A client's name.")]
 
@@ -23,13 +23,14 @@ def create(
     name: NameArgument,
     requests: Annotated[int | None, typer.Option(min=1, help="Requests a minute. Default: no limit.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of prompts and answers a minute. Default: no limit.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="The key also opens the admin API: deploy, roll back, train, upload.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key and show it, this once."""
     if not (0 < len(name) <= 100 and name.isprintable() and name.strip() == name):
         raise UsageError("A name has 1 to 100 printable characters, without spaces around them.")
     secret = new_key()
-    key = ClientKey(name, key_hash(secret), requests, tokens, utc_now())
+    key = ClientKey(name, key_hash(secret), requests, tokens, utc_now(), admin=admin)
     with open_database(load_settings()) as database, database.connect() as connection:
         create_key(connection, key)
     remark = f"The key of {name}. It is stored nowhere: copy it now. From now on every client needs a key."
@@ -41,10 +42,10 @@ def list_keys(as_json: JsonOption = False) -> None:
     """List all keys, revoked ones too."""
     with open_database(load_settings()) as database, database.connect() as connection:
         known = read_keys(connection)
-    columns = ["name", "created", "last used", "revoked", "requests/min", "tokens/min"]
+    columns = ["name", "created", "last used", "revoked", "requests/min", "tokens/min", "admin"]
     cells = [
         [key.name, *(None if at is None else f"{at:%Y-%m-%d %H:%M}" for at in (key.created_at, key.last_used_at, key.revoked_at)),
-         key.requests_per_minute, key.tokens_per_minute]
+         key.requests_per_minute, key.tokens_per_minute, "yes" if key.admin else "no"]
         for key in known
     ]  # fmt: skip
     emit({"keys": [_document(key) for key in known]}, [listed(columns, cells)], as_json)
@@ -62,4 +63,9 @@ def revoke(name: NameArgument, as_json: JsonOption = False) -> None:
 def _document(key: ClientKey) -> dict[str, Any]:
     times = {"createdAt": key.created_at, "lastUsedAt": key.last_used_at, "revokedAt": key.revoked_at}
     limits = {"requestsPerMinute": key.requests_per_minute, "tokensPerMinute": key.tokens_per_minute}
-    return {"name": key.name, **{name: None if at is None else at.isoformat() for name, at in times.items()}, "limits": limits}
+    return {
+        "name": key.name,
+        **{name: None if at is None else at.isoformat() for name, at in times.items()},
+        "limits": limits,
+        "admin": key.admin,
+    }

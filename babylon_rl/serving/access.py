@@ -47,12 +47,13 @@ class MinuteBudget:
 
 @dataclass(eq=False)
 class Client:
-    """An admitted client; one without a name was admitted from loopback while there were no keys."""
+    """An admitted client; one without a name was admitted from loopback while there were no keys, and may do everything."""
 
     name: str | None = None
     sha256: str | None = None
     requests: MinuteBudget | None = None
     tokens: MinuteBudget | None = None
+    admin: bool = False
 
     def spend(self, tokens: int) -> None:
         """Take the tokens of an answer from the client's budget."""
@@ -75,7 +76,7 @@ class Access:
             if key.revoked_at is None:
                 old = known.get(key.sha256, Client())
                 requests = self._budget(key.requests_per_minute, old.requests)
-                clients[key.sha256] = Client(key.name, key.sha256, requests, self._budget(key.tokens_per_minute, old.tokens))
+                clients[key.sha256] = Client(key.name, key.sha256, requests, self._budget(key.tokens_per_minute, old.tokens), key.admin)
         # Revoked keys count: revoking the last one must not open the server again.
         self._clients, self._any_key = clients, bool(keys)
 

@@ -89,7 +89,7 @@ class AdminApi:
         self.starts = MinuteBudget(starts_a_minute, clock)
         self.cron_access = Access()
         secret = settings.cron_secret
-        key = [] if secret is None else [ClientKey("cron", key_hash(secret.get_secret_value()), None, None, utc_now())]
+        key = [] if secret is None else [ClientKey("cron", key_hash(secret.get_secret_value()), None, None, utc_now(), admin=True)]
         self.cron_access.update(key)
 
     def status(self, request: AdminRequest) -> shapes.Shape:
@@ -263,7 +263,7 @@ def _admit(api: AdminApi, operation: Operation, request: Request) -> str:
     """Name the client of a request, for the record.
 
     Raises:
-        ApiError: it has no valid key, or a page of another site sends it.
+        ApiError: it has no valid key for this server, or a page of another site sends it.
     """
     # A browser on this machine counts as loopback, whichever site's page it shows.
     if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
@@ -275,6 +275,9 @@ def _admit(api: AdminApi, operation: Operation, request: Request) -> str:
         if cron and refused.code == "no_keys":
             raise ApiError(403, "Without CRON_SECRET only this machine is served.", "no_keys") from None
         raise
+    if client.name is not None and not client.admin:
+        message = f"The key {client.name} opens the gateway only: `babylon-rl keys create NAME --admin` makes one for this server."
+        raise ApiError(403, message, "not_admin")
     return client.name or "this machine"
 
 

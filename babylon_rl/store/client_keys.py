@@ -10,15 +10,15 @@ from babylon_rl.errors import UsageError
 from babylon_rl.store.connection import Connection
 
 CHANNEL = "babylon_rl_keys"
-_COLUMNS = '"name", "sha256", "requestsPerMinute", "tokensPerMinute", "createdAt", "lastUsedAt", "revokedAt"'
+_COLUMNS = '"name", "sha256", "requestsPerMinute", "tokensPerMinute", "createdAt", "lastUsedAt", "revokedAt", "admin"'
 _READ = f"""SELECT {_COLUMNS} FROM babylon_rl.client_keys ORDER BY "createdAt", "name" """
-_CREATE = f"""INSERT INTO babylon_rl.client_keys ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, NULL, NULL)"""
+_CREATE = f"""INSERT INTO babylon_rl.client_keys ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, NULL, NULL, %s)"""
 _REVOKE = """UPDATE babylon_rl.client_keys SET "revokedAt" = COALESCE("revokedAt", %s) WHERE "name" = %s RETURNING "revokedAt" """
 
 
 @dataclass(frozen=True, slots=True)
 class ClientKey:
-    """A client's key by its hash; limits are per minute, None for no limit."""
+    """A client's key by its hash; limits are per minute, None for no limit; only an ``admin`` key opens the admin API."""
 
     name: str
     sha256: str
@@ -27,6 +27,7 @@ class ClientKey:
     created_at: datetime
     last_used_at: datetime | None = None
     revoked_at: datetime | None = None
+    admin: bool = False
 
 
 def read_keys(connection: Connection) -> Sequence[ClientKey]:
@@ -43,7 +44,7 @@ def create_key(connection: Connection, key: ClientKey) -> None:
     """
     try:
         with connection.transaction():
-            values = (key.name, key.sha256, key.requests_per_minute, key.tokens_per_minute, key.created_at)
+            values = (key.name, key.sha256, key.requests_per_minute, key.tokens_per_minute, key.created_at, key.admin)
             connection.execute(_CREATE, values)
     except psycopg.errors.UniqueViolation:
         raise UsageError(f"There is a key {key.name!r} already, perhaps a revoked one: choose another name.") from None

@@ -292,8 +292,11 @@ def test_a_key_opens_it_to_its_holder_alone(admin: AdminServer, database: Databa
     assert admin.get(STATUS, x_forwarded_for="203.0.113.9").status == 403
     assert admin.get(STATUS, sec_fetch_site="cross-site").status == 403
     with connect(database.url) as connection:
-        create_key(connection, ClientKey("dashboard", key_hash("secret"), None, None, utc_now()))
+        create_key(connection, ClientKey("dashboard", key_hash("secret"), None, None, utc_now(), admin=True))
+        create_key(connection, ClientKey("agent", key_hash("gateway only"), None, None, utc_now()))
     wait_for(lambda: admin.get(STATUS).status == 401, "the key to be known")
+    wait_for(lambda: admin.get(STATUS, authorization="Bearer gateway only").body.get("code") == "not_admin", "the agent's key to be known")
+    assert admin.post(DEPLOY, {"modelVersion": "v1.0.0"}, authorization="Bearer gateway only").status == 403
     assert admin.get(STATUS, authorization="Bearer wrong").status == 401
     assert admin.get(STATUS, authorization="Bearer secret").status == 200
     assert admin.post(DEPLOY, {"modelVersion": "v1.0.0"}).status == 401
@@ -351,7 +354,7 @@ def test_requests_generated_from_the_document_are_answered_as_it_says(settings: 
 
     add_version(database, "v1.0.0", "ready")
     with connect(database.url) as connection:
-        create_key(connection, ClientKey("fuzz", key_hash("secret"), None, None, utc_now()))
+        create_key(connection, ClientKey("fuzz", key_hash("secret"), None, None, utc_now(), admin=True))
     settings = settings.model_copy(update={"cron_secret": SecretStr("secret")})
     checked = set()
     with running_admin(settings, database, starts_a_minute=100_000) as server:
