@@ -8,7 +8,7 @@ without_own_settings
 unset PYTHONDONTWRITEBYTECODE # of hundreds of programs that are started, each would compile its libraries again
 linted=0
 [ -n "${BABYLON_RL_VENV:-}" ] || scripts/lint.sh || linted=$? # `make test-python` runs the tests alone: style and types are of one Python
-# Two at a time, a file's tests together: much of the time is waiting for servers to start and stop. In the files' own order, which puts
-# short tests last; by the number of tests it would be the longest ones.
-"${BABYLON_RL_VENV:-.venv}/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# Three at a time on two cores, a file's tests together: much of the time is waiting for servers to start and stop. In the files' own
+# order, which puts short tests last; by the number of tests it would be the longest ones.
+"${BABYLON_RL_VENV:-.venv}/bin/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
 exit "$linted"

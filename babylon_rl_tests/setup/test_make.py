@@ -81,7 +81,7 @@ def test_another_python_runs_the_tests_in_an_environment_and_a_state_of_its_own(
     finished_setup(clone, f".venv-python{version}", f".babylon/python{version}", 'echo "$BABYLON_RL_HOME: $*"')
     tested = run(["make", "test-python", f"PYTHON={sys.executable}", "PYTEST_ARGS=-k name"], clone)
     assert tested.returncode == 0, tested.stderr
-    assert tested.stdout.startswith(f"{clone}/.babylon/python{version}: -m pytest -n 2") and tested.stdout.endswith(" -k name\n")
+    assert tested.stdout.startswith(f"{clone}/.babylon/python{version}: -m pytest -n 3") and tested.stdout.endswith(" -k name\n")
     assert not (clone / ".venv").exists()
     assert run(["make", "clean"], clone).returncode == 0
     assert not list(clone.glob(".venv*"))
