@@ -19,7 +19,7 @@ from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
 from babylon_rl.judge.scoring import stored_scores
 from babylon_rl.market.model_endpoints import model_agents, served_here
 from babylon_rl.market.spawn import SpawnRequest, spawn
-from babylon_rl.serving.releases import Author, deploy
+from babylon_rl.serving.releases import ReleaseAuthor, deploy
 from babylon_rl.serving.routing import route
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, read_batches
@@ -204,7 +204,7 @@ def release(state: Demo, version: str | None) -> bool:
             answered = sum(route(table, state.settings, None, f"demo-agent-{n}").version == version for n in range(RELEASE_AGENTS))
             share = f"{table.trial.percentage:g} % of agents"
             say(f"   {version} is rolled out to {share}: it would answer {answered} of {RELEASE_AGENTS}")
-            author = Author("demo", "the demo has no live agents whose results a rollout could wait for", utc_now())
+            author = ReleaseAuthor("demo", "the demo has no live agents whose results a rollout could wait for", utc_now())
             deploy(connection, table.trial.version, state.settings, author, strategy="immediate")
         own = [rollout for rollout in read_rollouts(connection) if rollout.version == version]
         for event in read_events(connection, own[0].rollout_id) if own else ():

@@ -11,7 +11,7 @@ from babylon_rl.settings import Settings, load_settings
 from babylon_rl.windows import utc_now
 
 if TYPE_CHECKING:
-    from babylon_rl.serving.releases import Author
+    from babylon_rl.serving.releases import ReleaseAuthor
     from babylon_rl.store.connection import Connection
     from babylon_rl.store.releases import Rollout, RoutingTable
 
@@ -153,15 +153,15 @@ def _agents_with(connection: "Connection", settings: Settings, version: str) -> 
     return sum(_expected(routing, settings, call.agent_id) == version for call in calls)
 
 
-def author_of(reason: str) -> "Author":
+def author_of(reason: str) -> "ReleaseAuthor":
     """The author of a transition by hand: the user of this process."""
-    from babylon_rl.serving.releases import Author
+    from babylon_rl.serving.releases import ReleaseAuthor
 
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
         user = "unnamed user"
-    return Author(f"cli: {user}", reason, utc_now())
+    return ReleaseAuthor(f"cli: {user}", reason, utc_now())
 
 
 def _emit(rollout: "Rollout", as_json: bool, agents_updated: int | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from babylon_rl.errors import ReleaseRefused, UsageError
 from babylon_rl.evaluation.statistics import CONFIDENCE, LiveInterval, SampleRatio, live_comparison, live_sample_ratio, mean_interval
-from babylon_rl.serving.releases import Author
+from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.store.ab_tests import ABTest, assigned_agents, end_test, insert_test, read_tests
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.live_usage import AgentHour, read_agent_hours
@@ -74,7 +74,7 @@ class ABReport:
 
 
 def start(
-    connection: Connection, name: str, arms: Sequence[str], shares: Sequence[float], expected_effect_usd: float, author: Author
+    connection: Connection, name: str, arms: Sequence[str], shares: Sequence[float], expected_effect_usd: float, author: ReleaseAuthor
 ) -> ABTest:
     """Start a test of versions (or base) with their percent of all agents.
 
@@ -102,7 +102,7 @@ def start(
         return _required(connection, name)
 
 
-def stop(connection: Connection, name: str, author: Author) -> ABTest:
+def stop(connection: Connection, name: str, author: ReleaseAuthor) -> ABTest:
     """Stop a running test; its agents follow the rollouts again.
 
     Raises:

@@ -351,8 +351,8 @@ class LimitedBody:
         return MultiPartException(str(reason))
 
 
-def _author(request: AdminRequest) -> releases.Author:
-    return releases.Author(f"api: {request.client}", "by the admin API", request.now)
+def _author(request: AdminRequest) -> releases.ReleaseAuthor:
+    return releases.ReleaseAuthor(f"api: {request.client}", "by the admin API", request.now)
 
 
 def _status(refused: BabylonError) -> int:
@@ -364,7 +364,7 @@ def _json(document: Any) -> Response:
 
 
 def _refusal(status: int, message: str, code: str | None, headers: Any = None) -> Response:
-    body = shapes.Refused(error=message, code=code or "refused")
+    body = shapes.ErrorReply(error=message, code=code or "refused")
     return Response(msgspec.json.encode(body), status, headers=headers, media_type="application/json")
 
 

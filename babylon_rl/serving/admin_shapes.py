@@ -58,7 +58,7 @@ class UploadMetadata(RequestShape):
     notes: dict[str, str | int | float | bool | None] = {}
 
 
-class Refused(Shape):
+class ErrorReply(Shape):
     """Answer with an error status."""
 
     error: str
@@ -371,7 +371,7 @@ _MEANINGS = {
 def openapi_document(operations: Iterable[Described], version: str) -> dict[str, Any]:
     """Generate the OpenAPI 3.1 document of some operations."""
     operations = list(operations)
-    types = {kind for operation in operations for kind in (operation.answer, operation.body) if kind is not None} | {Refused}
+    types = {kind for operation in operations for kind in (operation.answer, operation.body) if kind is not None} | {ErrorReply}
     upload = any(operation.upload for operation in operations)
     _, components = msgspec.json.schema_components([*types, *([UploadMetadata] if upload else [])], ref_template=_SCHEMAS + "{name}")
     paths: dict[str, dict[str, Any]] = {}
@@ -400,7 +400,7 @@ def _operation(operation: Described) -> dict[str, Any]:
         "operationId": operation.method.lower() + operation.path.replace("/", "_").replace("-", "_"),
         "security": [{"cron" if operation.cron else "key": []}],
         "responses": {"200": _response("The answer.", operation.answer)}
-        | {str(status): _response(_MEANINGS[status], Refused) for status in sorted(statuses)},
+        | {str(status): _response(_MEANINGS[status], ErrorReply) for status in sorted(statuses)},
     }
     if operation.body is not None:
         body = {"application/json": {"schema": _reference(operation.body)}}

@@ -17,8 +17,8 @@ from babylon_rl.serving.access import Access
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.call_log import CallLog
 from babylon_rl.serving.chat_request import BODY_TIMEOUT_S, CallContext, ChatRequest, ClientGone, Receive, read_body
-from babylon_rl.serving.exchange import BASE, Exchange, GatewayMetrics, new_call_id
 from babylon_rl.serving.live_state import LiveState
+from babylon_rl.serving.routed_call import BASE, GatewayMetrics, RoutedCall, new_call_id
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.serving.server_sent_events import is_closed
 from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer, stream_usage
@@ -49,7 +49,7 @@ class Gateway:
         """Answer one request."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = (b"x-request-id", _request_id(headers).encode())
-        exchange: Exchange | None = None
+        exchange: RoutedCall | None = None
         self.open_exchanges += 1
         try:
             exchange = await self._routed(scope, headers, receive, request_id[1].decode())
@@ -81,7 +81,7 @@ class Gateway:
                 self._record(exchange, None)
                 self.metrics.count(exchange)
 
-    async def _routed(self, scope: MutableMapping[str, Any], headers: Mapping[str, str], receive: Receive, request_id: str) -> Exchange:
+    async def _routed(self, scope: MutableMapping[str, Any], headers: Mapping[str, str], receive: Receive, request_id: str) -> RoutedCall:
         """Read and route a request.
 
         Raises:
@@ -99,9 +99,9 @@ class Gateway:
             chosen = route(self.state.table, self.settings, request.model, context.agent_id, client.sha256)
         except ModelUnavailable as unknown:
             raise ApiError(404, str(unknown), "model_not_found", "model") from None
-        return Exchange(new_call_id(), request_id, at, started, client, context, body, request, chosen, chosen)
+        return RoutedCall(new_call_id(), request_id, at, started, client, context, body, request, chosen, chosen)
 
-    async def _ask(self, exchange: Exchange) -> WholeAnswer | StreamedAnswer:
+    async def _ask(self, exchange: RoutedCall) -> WholeAnswer | StreamedAnswer:
         """Ask the chosen version, and the base if it fails.
 
         Raises:
@@ -123,13 +123,13 @@ class Gateway:
             self.metrics.failures.add(BASE, failed.cause)
             raise failed.error from None
 
-    async def _ask_model(self, exchange: Exchange, chosen: Route) -> WholeAnswer | StreamedAnswer:
+    async def _ask_model(self, exchange: RoutedCall, chosen: Route) -> WholeAnswer | StreamedAnswer:
         body = exchange.request.body_for(chosen.model_name, self.settings.gateway_logprobs)
         answer = await self.upstreams.get(chosen.upstream).ask(chosen.model_name, body, exchange.request.stream)
         exchange.answered()
         return answer
 
-    async def _send_stream(self, exchange: Exchange, answer: StreamedAnswer, headers: Headers, send: Send) -> None:
+    async def _send_stream(self, exchange: RoutedCall, answer: StreamedAnswer, headers: Headers, send: Send) -> None:
         """Pass a stream on, event by event; one that breaks ends with an error event."""
         parts, size = list[bytes](), 0
         try:
@@ -151,7 +151,7 @@ class Gateway:
             answer.close()
         await send({"type": "http.response.body", "body": b""})
 
-    def _record(self, exchange: Exchange, answer: bytes | None) -> None:
+    def _record(self, exchange: RoutedCall, answer: bytes | None) -> None:
         """Hand a call to the log, once, before the client has the end of its answer."""
         if exchange.recorded:
             return

@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route as Path
 
 from babylon_rl.serving.api_errors import ApiError
-from babylon_rl.serving.exchange import BASE
 from babylon_rl.serving.gateway import Gateway, peer
 from babylon_rl.serving.metrics import Gauge
+from babylon_rl.serving.routed_call import BASE
 from babylon_rl.serving.routing import ALIASES, MODEL_PREFIX
 from babylon_rl.store.releases import RoutingTable
 

@@ -10,7 +10,7 @@ from babylon_rl.evaluation.model_sources import Say, Serving
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.serving.guards import PNL, Guard, Limits, judge_calls, judge_hours
-from babylon_rl.serving.releases import Author, deploy, propose, rollback
+from babylon_rl.serving.releases import ReleaseAuthor, deploy, propose, rollback
 from babylon_rl.settings import Settings
 from babylon_rl.store.confirmations import Confirmation, read_confirmations
 from babylon_rl.store.connection import Connection
@@ -47,11 +47,11 @@ def promote(
         return f"{version} is {earlier.state.replace('_', ' ')} already."
     try:
         if not settings.auto_promote:
-            propose(connection, version, Author(AUTOMATION, "passed the gate", clock(), automatic=True))
+            propose(connection, version, ReleaseAuthor(AUTOMATION, "passed the gate", clock(), automatic=True))
             return f"{version} is a candidate: `babylon-rl models deploy {version}` rolls it out, or AUTO_PROMOTE=true does."
         test = confirm(connection, version, settings, say, clock=clock, serving=serving, on_progress=on_progress)
         reason = test if isinstance(test, str) else sentence(test)
-        author = Author(AUTOMATION, f"passed the gate; {reason}", clock(), automatic=True)
+        author = ReleaseAuthor(AUTOMATION, f"passed the gate; {reason}", clock(), automatic=True)
         confirmed = not isinstance(test, str) and test.confirmed
         trial = next(iter(read_rollouts(connection, ON_TRIAL)), None)
         connection.commit()
@@ -80,13 +80,13 @@ def advance(connection: Connection, settings: Settings, now: datetime) -> str:
     try:
         if any(guard.verdict == FAIL for guard in guards):
             reason = describe([guard for guard in guards if guard.verdict == FAIL])
-            rollback(connection, settings, Author(AUTOMATION, reason, now, automatic=True), trial_id=trial.rollout_id)
+            rollback(connection, settings, ReleaseAuthor(AUTOMATION, reason, now, automatic=True), trial_id=trial.rollout_id)
             return f"Rolled back. {words}"
         share = next((step for step in settings.rollout_percentages if step > trial.percentage), 100.0)
         why_not = _why_held(trial, guards, share, settings, now)
         if why_not is not None:
             return f"Held: {why_not}. {words}"
-        deploy(connection, trial.version, settings, Author(AUTOMATION, describe(guards), now, automatic=True), percentage=share)
+        deploy(connection, trial.version, settings, ReleaseAuthor(AUTOMATION, describe(guards), now, automatic=True), percentage=share)
     except ReleaseRefused as refused:  # a person was faster
         return str(refused)
     return f"Advanced to {share:g} %. {words}"
@@ -132,7 +132,7 @@ def _start_waiting(connection: Connection, settings: Settings, now: datetime) ->
     if not settings.auto_promote or test is None or not test.confirmed or test.reference != deployed:
         return f"{candidate.version} is a candidate, and a person decides."
     try:
-        deploy(connection, candidate.version, settings, Author(AUTOMATION, sentence(test), now, automatic=True))
+        deploy(connection, candidate.version, settings, ReleaseAuthor(AUTOMATION, sentence(test), now, automatic=True))
     except ReleaseRefused as refused:
         return str(refused)
     return f"Started the rollout of {candidate.version}: {sentence(test)}"

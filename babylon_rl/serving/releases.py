@@ -61,7 +61,7 @@ _WORDS: dict[Action, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Author:
+class ReleaseAuthor:
     """Author and reason of a transition; ``automatic`` is not a person, and never deploys a version that was rolled back."""
 
     who: str
@@ -83,7 +83,7 @@ def next_state(version: str, state: State | None, action: Action) -> State:
     return after
 
 
-def propose(connection: Connection, version: str, author: Author) -> Rollout:
+def propose(connection: Connection, version: str, author: ReleaseAuthor) -> Rollout:
     """Make a version that passed the gate a candidate; a candidate before it is superseded.
 
     Raises:
@@ -101,7 +101,7 @@ def deploy(
     connection: Connection,
     version: str,
     settings: Settings,
-    author: Author,
+    author: ReleaseAuthor,
     *,
     strategy: Strategy = "gradual",
     percentage: float | None = None,
@@ -143,7 +143,7 @@ def deploy(
         return at.change(own, action, strategy=strategy, percentage=share, agent_ids=tuple(agent_ids))
 
 
-def pause(connection: Connection, author: Author) -> Rollout:
+def pause(connection: Connection, author: ReleaseAuthor) -> Rollout:
     """Hold the version on trial at its share.
 
     Raises:
@@ -153,7 +153,7 @@ def pause(connection: Connection, author: Author) -> Rollout:
         return at.change(at.required_trial(), "pause")
 
 
-def resume(connection: Connection, author: Author) -> Rollout:
+def resume(connection: Connection, author: ReleaseAuthor) -> Rollout:
     """Let a paused version advance again.
 
     Raises:
@@ -164,7 +164,7 @@ def resume(connection: Connection, author: Author) -> Rollout:
 
 
 def rollback(
-    connection: Connection, settings: Settings, author: Author, target: str | None = None, *, trial_id: int | None = None
+    connection: Connection, settings: Settings, author: ReleaseAuthor, target: str | None = None, *, trial_id: int | None = None
 ) -> Rollout:
     """Take the version on trial back, else the deployed one; return the rollout that ended.
 
@@ -200,7 +200,7 @@ def marked_versions(connection: Connection) -> set[str]:
 
 
 @contextmanager
-def _transition(connection: Connection, author: Author, settings: Settings | None = None) -> Iterator["_Registry"]:
+def _transition(connection: Connection, author: ReleaseAuthor, settings: Settings | None = None) -> Iterator["_Registry"]:
     """Run the block as one transaction that no other transition runs beside."""
     with own_transaction(connection):
         lock_releases(connection)
@@ -215,7 +215,7 @@ class _Registry:
     def __init__(
         self,
         connection: Connection,
-        author: Author,
+        author: ReleaseAuthor,
         settings: Settings | None,
         models: Mapping[str, Model],
         deployed: Model | None,

@@ -13,14 +13,14 @@ from babylon_rl.assets.ab_test_report import ab_test_report
 from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.errors import ReleaseRefused, UsageError
 from babylon_rl.serving.ab_tests import course, report, start, stop
-from babylon_rl.serving.releases import Author
+from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.serving.routing import arm_of
 from babylon_rl.store.releases import read_routing
 from babylon_rl_tests.serving.live_rows import hours_after, insert_hour
 from babylon_rl_tests.serving.live_rows import insert_calls as _insert_calls
 
 START = datetime(2025, 11, 20, 12)
-AUTHOR = Author("tester", "a test", START)
+AUTHOR = ReleaseAuthor("tester", "a test", START)
 AGENTS = [f"agent-{number}" for number in range(60)]
 
 
@@ -91,7 +91,7 @@ def test_one_test_runs_at_a_time_and_a_stopped_one_keeps_its_result(connection, 
         start(connection, "second", ["v1.0.0", "v1.0.2"], [50, 50], 50.0, AUTHOR)
     traded(connection, "first", {"v1.0.1": 40.0}, hours=6)
     before = report(connection, "first").document["difference"]
-    stop(connection, "first", Author("tester", "enough", START + timedelta(hours=7)))
+    stop(connection, "first", ReleaseAuthor("tester", "enough", START + timedelta(hours=7)))
     insert_hour(connection, START + timedelta(hours=9), {agent: -1000.0 for agent in AGENTS})
     insert_calls(connection, "v1.0.1", START + timedelta(hours=9), AGENTS)
     assert report(connection, "first").document["difference"] == before and read_routing(connection).test is None

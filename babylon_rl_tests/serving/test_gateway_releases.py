@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from babylon_rl.serving import releases
-from babylon_rl.serving.releases import Author
+from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.serving.upstreams import Upstream, UpstreamFailed
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
@@ -19,7 +19,7 @@ from babylon_rl_tests.serving.model_stand_in import ModelStandIn, model_stand_in
 from babylon_rl_tests.store.proxy import Proxy
 
 NOW = datetime(2025, 11, 2, 12)
-AUTHOR = Author("a test", "to see it arrive", NOW)
+AUTHOR = ReleaseAuthor("a test", "to see it arrive", NOW)
 
 
 class Asking:

@@ -13,7 +13,7 @@ from babylon_rl.automation.sensors import advance_rollouts
 from babylon_rl.evaluation.gate import FAIL, INCONCLUSIVE, PASS
 from babylon_rl.serving.guards import Limits, judge_calls, judge_hours
 from babylon_rl.serving.promotion import advance
-from babylon_rl.serving.releases import Author, deploy, marked_versions, pause
+from babylon_rl.serving.releases import ReleaseAuthor, deploy, marked_versions, pause
 from babylon_rl.store.live_usage import AgentHour, CallCounts, agents_by_version, count_usage
 from babylon_rl.store.releases import lock_releases, read_rollouts, read_routing
 from babylon_rl_tests.rows import insert, make_log, make_trajectory
@@ -34,8 +34,8 @@ def rolling(connection, settings, make_version):
     """v1.0.0 is deployed, and v1.0.1 at 10 %."""
     for version in ("v1.0.0", "v1.0.1"):
         make_version(version)
-    deploy(connection, "v1.0.0", settings, Author("tester", "first", START - timedelta(days=1)), strategy="immediate")
-    deploy(connection, "v1.0.1", settings, Author("tester", "second", START), percentage=10)
+    deploy(connection, "v1.0.0", settings, ReleaseAuthor("tester", "first", START - timedelta(days=1)), strategy="immediate")
+    deploy(connection, "v1.0.1", settings, ReleaseAuthor("tester", "second", START), percentage=10)
 
 
 def live(connection, *, hours: int = 6, gain: float = 0.0, seed: int = 1, calls: int = 20, **treated: Any) -> None:
@@ -105,7 +105,7 @@ def test_it_holds_without_data_at_first_and_while_it_is_paused(connection, setti
     assert "too early to say" in advance(connection, settings, START + timedelta(hours=7))
     live(connection, hours=1)
     assert advance(connection, settings, START + timedelta(hours=1)).startswith("Held: its step lasts 2 hours at least.")
-    pause(connection, Author("tester", "wait", START + timedelta(hours=1)))
+    pause(connection, ReleaseAuthor("tester", "wait", START + timedelta(hours=1)))
     assert advance(connection, settings, START + timedelta(hours=7)).startswith("Held: it is paused.")
     assert state(connection) == ("paused", 10.0)
 

@@ -8,12 +8,12 @@ from pydantic import SecretStr
 
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.serving import inference as rl
-from babylon_rl.serving.releases import Author, deploy, rollback
+from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
 from babylon_rl.serving.routing import route
 from babylon_rl.store.releases import read_routing
 from babylon_rl_tests.evaluation.endpoint import endpoint, hold
 
-AUTHOR = Author("tester", "a test", datetime(2025, 11, 21, 9))
+AUTHOR = ReleaseAuthor("tester", "a test", datetime(2025, 11, 21, 9))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from babylon_rl.errors import ModelUnavailable
 from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots, require_unseen
 from babylon_rl.serving.promotion import promote
-from babylon_rl.serving.releases import Author, deploy, rollback
+from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
 from babylon_rl.store.confirmations import read_confirmations
 from babylon_rl.store.releases import read_events, read_rollouts, read_routing
 from babylon_rl_tests.evaluation.conftest import NOW
@@ -103,9 +103,9 @@ def test_a_version_waits_while_another_is_on_trial_and_one_rolled_back_never_ret
     with endpoint(base=alternates, **{"v1.0.0": reads_news, "v1.0.1": reads_news}) as served:
         promoted("v1.0.0", served)
         assert "v1.0.1 is a candidate, and v1.0.0 is on trial" in promoted("v1.0.1", served)
-        rollback(connection, settings, Author("tester", "worse", NOW))
+        rollback(connection, settings, ReleaseAuthor("tester", "worse", NOW))
         assert promoted("v1.0.0", served) == "v1.0.0 is rolled back already."
-    assert deploy(connection, "v1.0.1", settings, Author("tester", "by hand", NOW)).state == "rolling"
+    assert deploy(connection, "v1.0.1", settings, ReleaseAuthor("tester", "by hand", NOW)).state == "rolling"
 
 
 def test_the_demo_releases_what_was_promoted_and_nothing_else(promoted, make_version, connection, database, settings, capsys):

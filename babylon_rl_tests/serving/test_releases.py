@@ -10,7 +10,7 @@ import pytest
 
 from babylon_rl.errors import ReleaseRefused, UsageError
 from babylon_rl.serving import releases
-from babylon_rl.serving.releases import TRANSITIONS, Author, deploy, marked_versions, next_state, pause, propose, resume, rollback
+from babylon_rl.serving.releases import TRANSITIONS, ReleaseAuthor, deploy, marked_versions, next_state, pause, propose, resume, rollback
 from babylon_rl.store.database import Database
 from babylon_rl.store.registry import parent_of_line
 from babylon_rl.store.releases import CHANNEL, read_events, read_rollouts, read_routing
@@ -18,8 +18,8 @@ from babylon_rl.store.releases import CHANNEL, read_events, read_rollouts, read_
 NOW = datetime(2025, 11, 21, 9)
 
 
-def author(minute: int = 0, *, automatic: bool = False) -> Author:
-    return Author("tester", "a test", NOW + timedelta(minutes=minute), automatic)
+def author(minute: int = 0, *, automatic: bool = False) -> ReleaseAuthor:
+    return ReleaseAuthor("tester", "a test", NOW + timedelta(minutes=minute), automatic)
 
 
 def statuses(connection: psycopg.Connection[Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ CLIENT_LEFT = 499
 
 
 @dataclass(eq=False)
-class Exchange:
+class RoutedCall:
     """State of one call. ``chosen`` is the route of the version that should answer, ``route`` of the one that does."""
 
     call_id: str
@@ -77,7 +77,7 @@ class GatewayMetrics:
         self.latency = Histogram("babylon_gateway_latency_seconds", "Time to the end of the answer.", ("version",))
         self.first_token = Histogram("babylon_gateway_first_token_seconds", "Time to the answer or its first token.", ("version",))
 
-    def count(self, exchange: Exchange) -> None:
+    def count(self, exchange: RoutedCall) -> None:
         """Count a call that has ended."""
         version = exchange.route.version or BASE
         self.requests.add(version, exchange.chosen.arm, str(exchange.status))
