@@ -39,7 +39,7 @@ ITERATIONS = 2
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less.
 DEMO_SETTINGS = {
     "train_rl_local": True, "iterations": ITERATIONS, "kl_penalty": 0,
-    "auto_promote": True, "confirmation_markets": 48, "rollout_steps": "50,100",
+    "auto_promote": True, "confirmation_markets": 24, "rollout_steps": "50,100",
 }  # fmt: skip
 
 
