@@ -51,7 +51,7 @@ COMMANDS = {
     "models": ("models", "The registry of versions."),
     "ab": ("ab", "A/B tests of versions on live agents."),
     "serve": ("serve", "Run a server until it is interrupted."),
-    "keys": ("keys", "Bearer keys of the clients of the gateway."),
+    "keys": ("keys", "Bearer keys of the clients of the gateway and the admin API."),
     "benchmark": ("benchmark", "Evidence: models and strategies in unseen markets."),
 }
 FAILED_OUTSIDE = 3

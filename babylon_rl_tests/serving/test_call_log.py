@@ -130,7 +130,7 @@ def test_private_fields_are_not_recorded(recording: Settings, database: Database
         chat(gateway)
         (row,) = logs(database, 1)
     stored = json.dumps(row, default=str) + json.dumps(rows(database, "SELECT * FROM babylon_rl.gateway_calls"), default=str)
-    assert "a1" not in stored and "Prices?" not in stored and row["response"] == "hold your position"
+    assert '"a1"' not in stored and "Prices?" not in stored and row["response"] == "hold your position"
     with pytest.raises(SettingsError, match="prompts=hash"):
         RecordedPrivacy.of(recording.model_copy(update={"record_private_fields": "prompts=hash"}))
 
