@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -22,14 +21,6 @@ from babylon_rl_tests.serving.live_rows import insert_calls as _insert_calls
 START = datetime(2025, 11, 20, 12)
 AUTHOR = ReleaseAuthor("tester", "a test", START)
 AGENTS = [f"agent-{number}" for number in range(60)]
-
-
-@pytest.fixture
-def versions(make_version: Any) -> list[str]:
-    names = ["v1.0.0", "v1.0.1", "v1.0.2"]
-    for name in names:
-        make_version(name)
-    return names
 
 
 def insert_calls(connection, version: str | None, at: datetime, agents: Sequence[str]) -> None:

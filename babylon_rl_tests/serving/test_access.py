@@ -21,17 +21,10 @@ from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
 from babylon_rl_tests.cli.test_command_line import RUN, environment
 from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, rows, running_gateway, wait_for
-from babylon_rl_tests.serving.model_stand_in import ModelStandIn, model_stand_in
+from babylon_rl_tests.serving.model_stand_in import ModelStandIn
 
 NOW = datetime(2025, 11, 1, 12)
 Keys = Callable[..., Any]
-
-
-@pytest.fixture
-def upstream() -> Iterator[ModelStandIn]:
-    """A model server without faults."""
-    with model_stand_in() as stand_in:
-        yield stand_in
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -19,17 +18,10 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.trajectories import call_log_rows
 from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, add_version, rows, running_gateway, wait_for
-from babylon_rl_tests.serving.model_stand_in import ModelStandIn, completion, model_stand_in
+from babylon_rl_tests.serving.model_stand_in import ModelStandIn, completion
 from babylon_rl_tests.store.servers import ROOT
 
 PLACE = {"x-babylon-agent": "a1", "x-babylon-trajectory": "t1", "x-babylon-step": "3"}
-
-
-@pytest.fixture
-def upstream() -> Iterator[ModelStandIn]:
-    """A model server without faults."""
-    with model_stand_in() as stand_in:
-        yield stand_in
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import pytest
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.serving.gateways import add_version, rows, running_gateway, wait_for
-from babylon_rl_tests.serving.model_stand_in import ModelStandIn, model_stand_in
+from babylon_rl_tests.serving.model_stand_in import ModelStandIn
 from babylon_rl_tests.store.proxy import Proxy
 
 CLIENTS = 6
@@ -87,13 +87,6 @@ def require_each_once(database: Database, answered: list[str]) -> None:
     calls = rows(database, 'SELECT count(*) AS n, count(DISTINCT "callId") AS ids FROM babylon_rl.gateway_calls WHERE status = 200')[0]
     assert calls["n"] == calls["ids"] == len(recorded)
     assert rows(database, 'SELECT "totalInferences" AS n FROM trained_models')[0]["n"] <= len(recorded)
-
-
-@pytest.fixture
-def upstream() -> Iterator[ModelStandIn]:
-    """A model server without faults."""
-    with model_stand_in() as stand_in:
-        yield stand_in
 
 
 @pytest.fixture

@@ -13,20 +13,13 @@ from babylon_rl.serving.server_sent_events import EventBuffer, has_token, is_clo
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, add_version, running_gateway, wait_for
-from babylon_rl_tests.serving.model_stand_in import ModelStandIn, completion, model_stand_in
+from babylon_rl_tests.serving.model_stand_in import ModelStandIn, completion
 
 FALLBACKS = {
     "429": "rate_limited", "500": "server_error", "503": "server_error", "404": "refused", "401": "refused", "html": "no_completion",
     "hangs up": "unreachable", "half body": "unreachable", "hangs": "timeout",
 }  # fmt: skip
 STREAM_FALLBACKS = {"breaks first": "unreachable", "error first": "broken", "500": "server_error", "html": "no_completion"}
-
-
-@pytest.fixture
-def upstream() -> Iterator[ModelStandIn]:
-    """A model server without faults."""
-    with model_stand_in() as stand_in:
-        yield stand_in
 
 
 @pytest.fixture

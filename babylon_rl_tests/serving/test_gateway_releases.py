@@ -2,11 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from datetime import datetime
 
 import openai
-import pytest
 
 from babylon_rl.serving import releases
 from babylon_rl.serving.releases import ReleaseAuthor
@@ -15,7 +13,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
 from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, add_version, running_gateway, wait_for
-from babylon_rl_tests.serving.model_stand_in import ModelStandIn, model_stand_in
+from babylon_rl_tests.serving.model_stand_in import ModelStandIn
 from babylon_rl_tests.store.proxy import Proxy
 
 NOW = datetime(2025, 11, 2, 12)
@@ -54,13 +52,6 @@ class Asking:
                 self.versions.append(raw.headers["x-babylon-version"])
             except openai.APIError as failure:
                 self.failed.append(failure)
-
-
-@pytest.fixture
-def upstream() -> Iterator[ModelStandIn]:
-    """A model server without faults."""
-    with model_stand_in() as stand_in:
-        yield stand_in
 
 
 def test_deployments_and_rollbacks_reach_a_gateway_under_load_and_no_request_fails(

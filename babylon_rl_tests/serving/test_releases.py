@@ -32,14 +32,6 @@ def states(connection: psycopg.Connection[Any]) -> list[tuple[str, str, float]]:
     return [(one.version, one.state, one.percentage) for one in reversed(read_rollouts(connection))]
 
 
-@pytest.fixture
-def versions(make_version: Any) -> list[str]:
-    names = ["v1.0.0", "v1.0.1", "v1.0.2"]
-    for name in names:
-        make_version(name)
-    return names
-
-
 def test_a_gradual_rollout_rises_and_is_deployed_at_the_end(connection, settings, versions) -> None:
     assert deploy(connection, "v1.0.0", settings, author()).percentage == 1.0
     assert statuses(connection)["v1.0.0"] == "ready" and read_routing(connection).deployed is None
