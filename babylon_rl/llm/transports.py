@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Protocol, Self
 from babylon_rl.llm.retries import CallFailed, retry_after_s, scrubbed
 from babylon_rl.llm.tokens import litellm_quietly
 
+WANDB_INFERENCE_URL = "https://api.inference.wandb.ai/v1"
+
 
 @dataclass(frozen=True)
 class ChatCompletion:

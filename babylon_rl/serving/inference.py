@@ -11,12 +11,12 @@ from threading import Lock
 
 from babylon_rl.errors import DatabaseError, ModelUnavailable
 from babylon_rl.llm.client import ChatClient
+from babylon_rl.llm.transports import WANDB_INFERENCE_URL
 from babylon_rl.models.checkpoints import read_remote
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import process_database
 from babylon_rl.store.releases import RoutedVersion, RoutingTable, read_routing
-from babylon_rl.training.backends.serverless.service import DEFAULT_INFERENCE_URL
 
 MAX_AGE_S = 0.5
 
@@ -107,7 +107,7 @@ def _asked(found: Route, settings: Settings) -> InferenceModel:
     remote = None if found.checkpoint is None else read_remote(Path(found.checkpoint))
     url, key = f"{settings.local_endpoint.rstrip('/')}/v1", None
     if found.upstream == "wandb":
-        url, key = DEFAULT_INFERENCE_URL if remote is None else remote.inference_url, settings.wandb_key or None
+        url, key = WANDB_INFERENCE_URL if remote is None else remote.inference_url, settings.wandb_key or None
     return InferenceModel(found.version, found.model_name, url, key, found.arm, found.reason)
 
 

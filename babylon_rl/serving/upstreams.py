@@ -8,13 +8,12 @@ from time import monotonic
 import msgspec
 
 from babylon_rl.llm.retries import CircuitBreaker, CircuitOpen, scrubbed
-from babylon_rl.llm.transports import with_version
+from babylon_rl.llm.transports import WANDB_INFERENCE_URL, with_version
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.http_client import ServerConnection, ServerPool
 from babylon_rl.serving.server_sent_events import DONE, EventBuffer, has_token, is_closed, is_finished, payloads
 from babylon_rl.settings import Settings
 
-WANDB_INFERENCE = "https://api.inference.wandb.ai/v1"
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_HEAD_BYTES = 1024 * 1024
 _OPEN_S = 10.0
@@ -253,8 +252,8 @@ class Upstreams:
         return self._upstreams[name]
 
     def _address(self, name: str) -> tuple[str, str | None]:
-        at_wandb = name == "wandb" or name.startswith(WANDB_INFERENCE)
-        url = WANDB_INFERENCE if name == "wandb" else self._settings.local_endpoint if name == "local" else name
+        at_wandb = name == "wandb" or name.startswith(WANDB_INFERENCE_URL)
+        url = WANDB_INFERENCE_URL if name == "wandb" else self._settings.local_endpoint if name == "local" else name
         # The key goes to its own service only.
         return url, (self._settings.wandb_key or None) if at_wandb else None
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from babylon_rl.errors import TrainingError, TrainingPaused
+from babylon_rl.llm.transports import WANDB_INFERENCE_URL
 from babylon_rl.models.checkpoints import RemoteCheckpoint
 from babylon_rl.settings import Settings
 from babylon_rl.training.backends.art_versions import Installed, installed, load_art
@@ -25,7 +26,6 @@ from babylon_rl.training.backends.serverless.evidence import Event
 
 PREFIX = "art-"
 _GATE = ".art.lock"  # held while directories are made and removed, so that none goes between its making and its locking
-DEFAULT_INFERENCE_URL = "https://api.inference.wandb.ai/v1"
 READ_TIMEOUT_S = 60.0
 POST_TIMEOUT_S = 600.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 15.0
@@ -159,7 +159,7 @@ class ServerlessService:
         return RemoteCheckpoint(
             service=self.address, model=self.model_name, step=step, artifact=f"{self.model_name}:step{step}", job_id=job_id,
             inference_name=str(self._model.get_inference_name(step=step)),
-            inference_url=str(self._model.inference_base_url or DEFAULT_INFERENCE_URL),
+            inference_url=str(self._model.inference_base_url or WANDB_INFERENCE_URL),
         )  # fmt: skip
 
     async def newest(self) -> ServiceStep:
