@@ -62,11 +62,9 @@ def confirm(
     snapshots = confirmation_snapshots(test.first_market, test.markets)
     require_unseen(snapshots, trained_windows(models.values()))
     sources = [version_source(model, CANDIDATE, base), rival]
-
-    def progress(label: str, done: int, total: int) -> None:
-        on_progress(label.replace("benchmark", "confirmation", 1), done, total)
-
-    results = play_sources(connection, settings, sources, snapshots, say, clock=clock, serving=serving, on_progress=progress)
+    results = play_sources(
+        connection, settings, sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress, activity="confirmation"
+    )
     ours, theirs = ([result.pnl_usd for result in results[source.name]] for source in sources)
     found = permutation_test([a - b for a, b in zip(ours, theirs, strict=True)], alternative="greater", seed=test.number, flips=FLIPS)
     end_confirmation(connection, test.number, found.mean, found.p, clock())

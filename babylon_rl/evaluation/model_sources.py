@@ -203,11 +203,13 @@ def play_sources(
     serving: Serving,
     on_progress: Progress = no_progress,
     concurrency: int = GATE_CONCURRENCY,
+    activity: str = "benchmark",
 ) -> dict[str, list[MarketResult]]:
     """Results of every source in every market; only missing ones are played.
 
     Every result is committed as it is finished, its decisions kept as files before that where they can be written, and
-    ``on_progress`` told (what, markets done, of how many). A server is started only when something is missing of a model served here.
+    ``on_progress`` told ("``activity`` of" a source, markets done, of how many). A server is started only when something is missing of a
+    model served here.
 
     Raises:
         ModelUnavailable: the server does not start or stays down; what was played by then is kept.
@@ -222,7 +224,7 @@ def play_sources(
     playing = [source for source in sources if missing[source.name]]
     with ModelClients(settings, playing, serving, logprobs=False) as clients:
         for source in playing:
-            keep = _keeper(connection, source, markets, stored[source.name], say, on_progress, clock)
+            keep = _keeper(connection, source, markets, stored[source.name], say, on_progress, clock, activity)
             player = model_player(clients.client(source.name), source.name, source.identity)
             play_gate(player, missing[source.name], concurrency=concurrency, on_result=keep, home=settings.home)
     forget_old_runs(settings.home, [source.name for source in sources])
@@ -245,6 +247,7 @@ def _keeper(
     say: Say,
     on_progress: Progress,
     clock: Callable[[], datetime],
+    activity: str,
 ) -> Callable[[MarketResult], None]:
     """Callback that stores a finished market, counts it, and reports progress now and then."""
     every = max(1, len(markets) // 6)
@@ -253,7 +256,7 @@ def _keeper(
         # Committed before anything else, as it was played and perhaps paid for.
         write_results(connection, source.name, source.identity, markets, [result], clock())
         stored[result.snapshot] = result
-        on_progress(f"benchmark of {source.name}", len(stored), len(markets))
+        on_progress(f"{activity} of {source.name}", len(stored), len(markets))
         if len(stored) % every == 0 or len(stored) == len(markets):
             say(f"{source.name}: played {len(stored)} of {len(markets)} markets")
 
