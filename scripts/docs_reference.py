@@ -130,6 +130,17 @@ def tables_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def frames_page() -> str:
+    """Columns of the DataFrames of babylon_rl.frames, with their dtypes."""
+    from babylon_rl.frames import COLUMNS as FRAMES
+
+    lines = ["# Frames\n\nDataFrames of `babylon_rl.frames`; how to use them: [in a notebook](../howto/notebook.md).\n"]
+    for kind, columns in FRAMES.items():
+        lines.append(f"\n## {kind}\n\n| column | dtype | meaning |\n|---|---|---|")
+        lines += [f"| `{name}` | `{dtype}` | {cell(meaning)} |" for name, dtype, meaning in columns]
+    return "\n".join(lines) + "\n"
+
+
 def api_page() -> str:
     """Docstrings of the modules that other code may import."""
     return "# Python API\n\n" + "\n".join(f"## {title}\n\n::: {module}\n" for title, module in API.items())
@@ -142,7 +153,7 @@ def cell(text: str | None) -> str:
 
 PAGES = {
     "settings": settings_page, "commands": commands_page, "assets": assets_page, "batch-life": batch_life_page, "tables": tables_page,
-    "api": api_page,
+    "frames": frames_page, "api": api_page,
 }  # fmt: skip
 for _name, _render in PAGES.items():
     with mkdocs_gen_files.open(f"reference/{_name}.md", "w") as _file:

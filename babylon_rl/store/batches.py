@@ -127,8 +127,8 @@ def read_batch(connection: Connection, batch_id: str) -> Batch | None:
     return None if row is None else Batch(*row)
 
 
-def read_batches(connection: Connection, states: Sequence[str] | None = None, limit: int = 100) -> list[Batch]:
-    """Return our batches, newest first; with ``states``, only those in one of them."""
+def read_batches(connection: Connection, states: Sequence[str] | None = None, limit: int | None = 100) -> list[Batch]:
+    """Return our batches, newest first; with ``states``, only those in one of them; without ``limit`` all."""
     rows = connection.execute(
         _BATCH + 'WHERE %s::text[] IS NULL OR b."state" = ANY(%s) ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %s',
         [None if states is None else list(states), None if states is None else list(states), limit],

@@ -1,7 +1,7 @@
 """Benchmark results per market, benchmark reports, release decisions, and evidence for the leaderboard."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,12 +15,19 @@ from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.types import BenchmarkReport
 
 # A result counts only for the same market content (fingerprint) and the same model identity.
-_RESULTS = """
-SELECT r."snapshot", r."pnlUsd", r."wins", r."losses", r."trades", r."decisions", r."invalid", r."buys", r."sells", r."holds",
-       r."predictions", r."predictionsRight", r."equityUsd", r."refused"
+_COLUMNS = """r."snapshot", r."pnlUsd", r."wins", r."losses", r."trades", r."decisions", r."invalid", r."buys", r."sells", r."holds",
+       r."predictions", r."predictionsRight", r."equityUsd", r."refused\""""
+_RESULTS = f"""
+SELECT {_COLUMNS}
 FROM babylon_rl.benchmark_results r
 JOIN unnest(%s::text[], %s::text[]) AS wanted("snapshot", "market") USING ("snapshot", "market")
 WHERE r."model" = %s AND r."identity" = %s
+"""
+
+_PLAYED = f"""
+SELECT r."model", r."identity", r."playedAt", {_COLUMNS}
+FROM babylon_rl.benchmark_results r WHERE r."playedAt" >= %s AND r."playedAt" < %s
+ORDER BY r."playedAt", r."model", r."identity", r."snapshot", r."market"
 """
 
 # The first stored result of a key stands.
@@ -119,6 +126,23 @@ def read_results(connection: Connection, model: str, identity: str, markets: Map
     """
     rows = connection.execute(_RESULTS, [list(markets), list(markets.values()), model, identity])
     return {row[0]: _result(row) for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedResult:
+    """A stored result with its player: model name, hash of its weights, and the time at which it was stored."""
+
+    model: str
+    identity: str
+    played_at: datetime
+    result: MarketResult
+
+
+def played_results(connection: Connection, since: datetime, until: datetime) -> Iterator[PlayedResult]:
+    """Yield all players' results of a time, ``until`` excluded, in order; one transaction, a part in memory at a time."""
+    with connection.transaction(), connection.cursor(name="played_results") as cursor:
+        for model, identity, played_at, *row in cursor.execute(_PLAYED, [since, until]):
+            yield PlayedResult(model, identity, played_at, _result(row))
 
 
 def write_results(

@@ -3,10 +3,12 @@
 A call is written once, however often it is given: its id is unique in both tables.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
+from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from babylon_rl.store.connection import Connection
@@ -67,3 +69,16 @@ def write_calls(connection: Connection, rows: GatewayRows) -> int:
         if rows.logs:
             connection.execute(_INSERT_LOGS, {"logs": Jsonb(rows.logs)})
         return int(new)
+
+
+_READ_CALLS = """
+SELECT "callId", "at", "agentId", "keyName", "chosenVersion", "version", "arm", "fallback", "status", "latencyMs", "firstTokenMs",
+       "promptTokens", "completionTokens"
+FROM babylon_rl.gateway_calls WHERE "at" >= %s AND "at" < %s ORDER BY "at", "callId"
+"""
+
+
+def read_calls(connection: Connection, since: datetime, until: datetime) -> Iterator[dict[str, Any]]:
+    """Yield the calls of a time by column name, ``until`` excluded, in order; one transaction, a part in memory at a time."""
+    with connection.transaction(), connection.cursor(name="gateway_calls", row_factory=dict_row) as cursor:
+        yield from cursor.execute(_READ_CALLS, [since, until])
