@@ -11,7 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from babylon_rl.evaluation.statistics import compare_pairs, paired_interval, permutation_test
+from babylon_rl.evaluation.statistics.intervals import paired_interval
+from babylon_rl.evaluation.statistics.paired import compare_pairs, permutation_test
 
 PAIRS, RESAMPLES, REPEATS, ROUNDS = 1_000, 1_000, 4, 5
 BOUND_SECONDS = 1.0

@@ -27,7 +27,7 @@ from babylon_rl.evaluation.play import BenchmarkRuns, run_benchmark
 from babylon_rl.evaluation.results import Result
 from babylon_rl.evaluation.run_files import record_runs
 from babylon_rl.evaluation.snapshots import Snapshot, snapshots_named
-from babylon_rl.evaluation.statistics import snapshots_table, spread_of
+from babylon_rl.evaluation.statistics.paired import snapshots_table, spread_of
 from babylon_rl.market.simulation.agents import Mandate
 from babylon_rl.settings import load_settings
 from babylon_rl.store.database import open_database

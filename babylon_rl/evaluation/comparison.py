@@ -13,16 +13,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.metrics import FEWEST_TO_DRAW, drawdowns, sharpe, sharpe_path
-from babylon_rl.evaluation.statistics import (
-    CONFIDENCE,
-    Interval,
-    PairedComparison,
-    compare_pairs,
-    holm,
-    mean_interval,
-    paired_interval,
-    share_by_snapshot,
-)
+from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, Interval, mean_interval, paired_interval, share_by_snapshot
+from babylon_rl.evaluation.statistics.paired import PairedComparison, compare_pairs, holm
 from babylon_rl.store.benchmarks import MarketResult
 
 CANDIDATE, DEPLOYED, PARENT, PASSED, BASE, STRATEGY = "candidate", "deployed", "parent", "passed", "base", "strategy"

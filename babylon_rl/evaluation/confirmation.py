@@ -3,7 +3,7 @@
 No decision has used these markets before.
 
 The gate's markets are the same for every version, so luck in them is kept over generations. Here every test has markets of its own and a
-level from an online procedure (statistics/online.py), so that of all versions ever promoted at most 5 % are expected to be no better
+level from an online procedure (statistics/live.py), so that of all versions ever promoted at most 5 % are expected to be no better
 than the one they replaced. Only the two play. docs/decisions/0007-gate.md has the reasons.
 """
 
@@ -14,8 +14,8 @@ from datetime import datetime
 from babylon_rl.evaluation.comparison import CANDIDATE, DEPLOYED
 from babylon_rl.evaluation.model_sources import Say, Serving, absent, base_of, play_sources, trained_windows, version_source
 from babylon_rl.evaluation.snapshots import confirmation_snapshots, require_unseen
-from babylon_rl.evaluation.statistics import permutation_test
-from babylon_rl.evaluation.statistics.online import next_level
+from babylon_rl.evaluation.statistics.live import next_level
+from babylon_rl.evaluation.statistics.paired import permutation_test
 from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings

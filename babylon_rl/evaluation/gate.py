@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from babylon_rl.evaluation.comparison import BASE, NOTHING, Comparison, GateRow, Pair
-from babylon_rl.evaluation.statistics import FEWEST_TO_RESAMPLE, POWER, detectable_effect, markets_needed
+from babylon_rl.evaluation.statistics.intervals import FEWEST_TO_RESAMPLE
+from babylon_rl.evaluation.statistics.paired import POWER, detectable_effect, markets_needed
 
 ANALYSES = (1, 2, 4)  # times the benchmark as it is set
 FEWEST_MARKETS = 48  # no version passes below: losses in a tenth of all markets are seen in 48 but for 0.6 %

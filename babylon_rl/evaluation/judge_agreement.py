@@ -19,7 +19,7 @@ import numpy as np
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import MarketError
 from babylon_rl.evaluation.comparison import NOTHING
-from babylon_rl.evaluation.statistics import Interval, mean_interval, paired_interval
+from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
 from babylon_rl.judge.hindsight import sync_hindsight
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.market.headlines import TRAINING

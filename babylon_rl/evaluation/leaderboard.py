@@ -15,7 +15,7 @@ from babylon_rl.evaluation.model_sources import identity_of
 from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.report import COLOURS, earnings
 from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
-from babylon_rl.evaluation.statistics import Interval
+from babylon_rl.evaluation.statistics.intervals import Interval
 from babylon_rl.reporting import plots
 from babylon_rl.reporting.tables import markdown_table
 from babylon_rl.settings import Settings

@@ -17,7 +17,7 @@ import numpy as np
 from babylon_rl.evaluation.comparison import CANDIDATE, STRATEGY, Comparison, GateRow, Pair
 from babylon_rl.evaluation.gate import GateVerdict
 from babylon_rl.evaluation.snapshots import PRESET
-from babylon_rl.evaluation.statistics import Interval, mean_interval, paired_interval
+from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval
 from babylon_rl.files.durable import fsync
 from babylon_rl.market.simulation.config import PRESETS
 from babylon_rl.reporting import plots

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from babylon_rl.errors import ReleaseRefused, UsageError
-from babylon_rl.evaluation.statistics import CONFIDENCE, LiveInterval, SampleRatio, live_comparison, live_sample_ratio, mean_interval
+from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, mean_interval
+from babylon_rl.evaluation.statistics.live import LiveInterval, SampleRatio, live_comparison, live_sample_ratio
 from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.store.ab_tests import ABTest, assigned_agents, end_test, insert_test, read_tests
 from babylon_rl.store.connection import Connection, own_transaction

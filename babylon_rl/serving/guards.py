@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from babylon_rl.evaluation.gate import COLLAPSE, FAIL, INCONCLUSIVE, PASS
-from babylon_rl.evaluation.statistics import live_comparison, live_share
+from babylon_rl.evaluation.statistics.live import live_comparison, live_share
 from babylon_rl.store.live_usage import AgentHour, CallCounts
 
 PNL = "P&L"

@@ -5,7 +5,7 @@ import pytest
 
 from babylon_rl.evaluation.comparison import confidence_of
 from babylon_rl.evaluation.gate import ANALYSES, FEWEST_MARKETS, analysis_sizes, needed_markets, next_analysis
-from babylon_rl.evaluation.statistics import Interval, paired_interval
+from babylon_rl.evaluation.statistics.intervals import Interval, paired_interval
 from babylon_rl_tests.evaluation.results import compared
 
 SEEDS = 2000

@@ -17,7 +17,7 @@ from babylon_rl.evaluation.judge_agreement import (
     rank_correlation,
     skills,
 )
-from babylon_rl.evaluation.statistics import mean_interval
+from babylon_rl.evaluation.statistics.intervals import mean_interval
 from babylon_rl.judge.groups import group_scores
 from babylon_rl.judge.scripted.judge import ScriptedJudge
 from babylon_rl.settings import Settings

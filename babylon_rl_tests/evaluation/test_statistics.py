@@ -9,7 +9,7 @@ from scipy import stats
 from babylon_rl.evaluation.play import play_gate
 from babylon_rl.evaluation.players import scripted
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
-from babylon_rl.evaluation.statistics import mean_interval, paired_interval, share_by_snapshot, share_interval
+from babylon_rl.evaluation.statistics.intervals import Interval, mean_interval, paired_interval, share_by_snapshot, wilson
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 P_AND_L: dict[str, Draw] = {  # dollars about a mean of 20; the skewness of differences in the project's benchmarks stays below 1
@@ -139,11 +139,7 @@ def test_edges() -> None:
 def test_shares_have_wilsons_interval() -> None:
     for successes, count in ((0, 10), (3, 10), (10, 10), (140, 288)):
         want = stats.binomtest(successes, count).proportion_ci(0.95, "wilson")
-        found = share_interval(successes, count)
-        assert (found.low, found.high) == pytest.approx((want.low, want.high))
-    assert (share_interval(0, 0).low, share_interval(0, 0).high) == (0.0, 1.0)
-    with pytest.raises(ValueError, match="not a share"):
-        share_interval(4, 3)
+        assert wilson(successes / count, count) == pytest.approx((want.low, want.high))
 
 
 def test_shares_of_clustered_orders_hold_the_truth(rng: np.random.Generator) -> None:
@@ -151,16 +147,16 @@ def test_shares_of_clustered_orders_hold_the_truth(rng: np.random.Generator) -> 
     for _ in range(runs):
         orders = rng.integers(0, 12, 24)
         wins = rng.binomial(orders, rng.beta(3, 2, 24))
-        found, careless = share_by_snapshot(wins.tolist(), orders.tolist()), share_interval(int(wins.sum()), int(orders.sum()))
-        held, naive = held + (found.low <= 0.6 <= found.high), naive + (careless.low <= 0.6 <= careless.high)
+        interval, (low, high) = share_by_snapshot(wins.tolist(), orders.tolist()), wilson(wins.sum() / orders.sum(), orders.sum())
+        held, naive = held + (interval.low <= 0.6 <= interval.high), naive + (low <= 0.6 <= high)
     assert 0.93 <= held / runs <= 0.97
     assert naive / runs < 0.90
 
 
 def test_edges_of_clustered_shares() -> None:
-    assert share_by_snapshot([0, 0], [0, 0]) == share_interval(0, 0)
+    assert share_by_snapshot([0, 0], [0, 0]) == Interval(0.5, 0.0, 1.0, 0)
     sure = share_by_snapshot([5, 5, 5], [5, 5, 5])
-    assert sure.high == 1.0 and sure.low < share_interval(3, 3).low  # three snapshots, not fifteen orders
+    assert sure.high == 1.0 and sure.low < wilson(1.0, 3)[0]  # three snapshots, not fifteen orders
     one = share_by_snapshot([3], [4])
     assert (one.mean, one.low, one.high) == (0.75, 0.0, 1.0)
     with pytest.raises(ValueError, match="trials"):

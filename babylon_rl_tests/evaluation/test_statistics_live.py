@@ -1,103 +1,16 @@
 import math
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from babylon_rl.evaluation.statistics import live_comparison, live_interval, live_intervals, live_p_values, live_paired, live_share
-
-LOOKS = np.linspace(30, 1500, 100).astype(int).tolist()
-Draw = Callable[[np.random.Generator, int], np.ndarray]
+from babylon_rl.evaluation.statistics.live import live_comparison, live_share
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(5)
-
-
-def false_alarms(draw: Draw, rng: np.random.Generator, runs: int) -> float:
-    """How often one of 100 looks finds a mean of 0 excluded."""
-    return float(np.mean([live_p_values(draw(rng, LOOKS[-1]), LOOKS).min() <= 0.05 for _ in range(runs)]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda rng, n: rng.normal(0, 100, n) - rng.normal(0, 100, n),
-        lambda rng, n: rng.lognormal(0, 1.5, n) - rng.lognormal(0, 1.5, n),
-        lambda rng, n: rng.standard_t(1.5, n),
-    ],
-    ids=["normal", "lognormal", "without a variance"],
-)
-def test_equal_players_raise_an_alarm_in_at_most_5_percent_of_2000_seeds_with_100_looks(draw: Draw, rng: np.random.Generator) -> None:
-    assert false_alarms(draw, rng, 2000) <= 0.05
-
-
-def test_skewed_values_raise_an_alarm_in_at_most_5_percent_with_100_looks(rng: np.random.Generator) -> None:
-    """No symmetry: the limit theorem has to do."""
-    assert false_alarms(lambda rng, n: rng.gamma(2, 100, n) - 200, rng, 2000) <= 0.05
-    assert false_alarms(lambda rng, n: 200 - rng.gamma(2, 100, n), rng, 2000) <= 0.05
-
-
-def test_looking_often_misleads_an_interval_for_one_look(rng: np.random.Generator) -> None:
-    """Why there are these sequences at all."""
-    sums = rng.normal(0, 1, (1000, LOOKS[-1])).cumsum(axis=1)[:, np.array(LOOKS) - 1]
-    assert np.mean((np.abs(sums) > 1.96 * np.sqrt(LOOKS)).any(axis=1)) > 0.2
-
-
-def test_the_interval_and_the_p_value_say_the_same(rng: np.random.Generator) -> None:
-    for _ in range(100):
-        values = rng.standard_t(3, 300) + rng.normal(0, 0.4)
-        for found in live_intervals(values, [30, 31, 80, 300]):
-            assert (found.p <= 0.05) == (not found.low <= 0 <= found.high)
-            assert found.low < found.mean < found.high
-    ends = live_interval(values)
-    for null in (ends.low, ends.high):
-        assert live_p_values(values, [300], null=null)[0] == pytest.approx(0.05, rel=1e-3)
-
-
-def test_the_interval_holds_the_mean_at_every_look(rng: np.random.Generator) -> None:
-    found = [live_intervals(7 + rng.standard_t(4, 600), range(30, 600, 30)) for _ in range(120)]
-    assert np.mean([all(look.low <= 7 <= look.high for look in looks) for looks in found]) >= 0.95
-
-
-def test_an_effect_is_found_and_intervals_are_not_much_wider_than_for_one_look(rng: np.random.Generator) -> None:
-    shares = [live_p_values(rng.normal(0.3, 1, 300), [50, 100, 200, 300]).min() <= 0.05 for _ in range(300)]
-    assert np.mean(shares) >= 0.95
-    values = rng.normal(0, 1, 200)
-    found = live_interval(values)
-    assert (found.high - found.low) / (2 * 1.96 * stats.sem(values)) < 1.8
-
-
-def test_scale_and_place_do_not_matter(rng: np.random.Generator) -> None:
-    values = rng.standard_t(3, 100)
-    plain, scaled = live_interval(values), live_interval(values * 1e6 + 5e6)
-    assert (scaled.low, scaled.high) == pytest.approx((plain.low * 1e6 + 5e6, plain.high * 1e6 + 5e6))
-
-
-def test_pairs_are_their_differences() -> None:
-    ours, theirs = [float(number % 7) for number in range(60)], [float(number % 5) for number in range(60)]
-    assert live_paired(ours, theirs) == live_interval([a - b for a, b in zip(ours, theirs, strict=True)])
-    with pytest.raises(ValueError, match="paired"):
-        live_paired(ours, theirs[1:])
-
-
-def test_nothing_is_said_too_early() -> None:
-    early = live_interval([1.0, 2.0] * 10)
-    assert (early.low, early.high, early.p) == (-math.inf, math.inf, 1.0)
-    assert str(early) == "+1.5, too early to say after 20"
-    still = live_interval([0.0] * 100)
-    assert (still.low, still.high, still.p) == (-math.inf, math.inf, 1.0)
-    late = live_interval([0.0] * 60 + [1.0, -1.0, 2.0] * 30)
-    assert -math.inf < late.low < 0.4 < late.high < math.inf
-    for wrong, looks in (([], [1]), ([1.0, math.inf], [1]), ([1.0], [2]), ([1.0], [])):
-        with pytest.raises(ValueError, match="finite|Finite|within"):
-            live_intervals(wrong, looks)
-    with pytest.raises(ValueError, match="first look"):
-        live_interval([1.0, 2.0], first=1)
 
 
 def test_shares_hold_the_truth_at_every_look(rng: np.random.Generator) -> None:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from babylon_rl.evaluation.statistics.online import ERROR_RATE, next_level
+from babylon_rl.evaluation.statistics.live import ERROR_RATE, next_level
 
 GENERATIONS, RUNS = 100, 2000
 

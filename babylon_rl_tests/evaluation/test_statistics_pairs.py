@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from babylon_rl.evaluation.statistics import (
+from babylon_rl.evaluation.statistics.intervals import paired_interval
+from babylon_rl.evaluation.statistics.paired import (
     Spread,
     compare_pairs,
     detectable_effect,
     holm,
     markets_needed,
     paired_effect,
-    paired_interval,
     permutation_test,
     snapshots_needed,
     snapshots_table,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from babylon_rl.evaluation.statistics import FEWEST_TO_RESAMPLE, Interval
+from babylon_rl.evaluation.statistics.intervals import FEWEST_TO_RESAMPLE, Interval
 from babylon_rl.reporting.tables import markdown_table
 from benchmarks.evidence.results import (
     Document,
@@ -94,7 +94,7 @@ def _needed(pairs: Iterable[tuple[Document, Document]]) -> str:
     """The number of markets that shows a wanted improvement in one analysis of the gate."""
     from babylon_rl.evaluation.comparison import confidence_of
     from babylon_rl.evaluation.gate import ANALYSES, FEWEST_MARKETS
-    from babylon_rl.evaluation.statistics import POWER, snapshots_table
+    from babylon_rl.evaluation.statistics.paired import POWER, snapshots_table
 
     widest = max((spread(version, base) for version, base in pairs), key=lambda found: found.between)
     sizes = snapshots_table(WANTED_USD, widest, confidence=confidence_of(len(ANALYSES)))

@@ -175,20 +175,6 @@ def _studentized(centred: Floats, seed: int, resamples: int) -> Floats:
     return np.concatenate(parts)
 
 
-def share_interval(successes: int, count: int, confidence: float = CONFIDENCE) -> Interval:
-    """Share with Wilson's score interval (JASA 22, 1927); 0..1 around 0.5 without trials.
-
-    Raises:
-        ValueError: ``successes`` is not within 0..``count``.
-    """
-    if not 0 <= successes <= count:
-        raise ValueError(f"{successes} of {count} is not a share.")
-    if count == 0:
-        return Interval(0.5, 0.0, 1.0, 0)
-    low, high = wilson(successes / count, count, confidence)
-    return Interval(successes / count, low, high, count)
-
-
 def share_by_snapshot(successes: Sequence[int], counts: Sequence[int], confidence: float = CONFIDENCE) -> Interval:
     """Share of successes among trials, with an interval clustered by snapshot.
 

@@ -1,7 +1,8 @@
-"""Sequential statistics for live comparisons: intervals, p-values and A/B arms that hold at every analysis.
+"""Sequential statistics: A/B arms at every analysis, and unending sequences of tests.
 
 The chance that one of all analyses ever misleads is at most 1 - confidence, however many there are and whatever made one stop. The sample
 ratio says whether arms have the numbers of agents that were assigned: where they do not, nothing measured on them can be believed.
+``next_level`` bounds the false discoveries of a sequence of tests, each on data of its own.
 """
 
 import math
@@ -9,12 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, Floats, Values, differences, finite, student_quantile, tail
+from babylon_rl.evaluation.statistics.intervals import CONFIDENCE, Floats, finite, student_quantile, tail
 
-FIRST_ANALYSIS = 30  # before that many values nothing is said
-TUNED_FOR = 200  # the number of values at which intervals are to be narrow; any other is as valid
+FEWEST_AGENTS = 5  # in each arm, by weight; before that nothing is said
+MISMATCH_BELOW = 0.001  # Fabijan and others, Diagnosing Sample Ratio Mismatch, KDD 2019
+ERROR_RATE = 0.05
+_PRIOR_WEIGHT = 200.0
+_FIRST_WEALTH = 0.5  # of the error rate, the share that tests spend before the first discovery
+_DECAY = 1.6  # of the weights, as in SAFFRON (Ramdas, Zrnic, Wainwright and Jordan, ICML 2018): more power within a hundred tests
+_SUM = 2.285765666  # of 1 / n**_DECAY over all n
 _TINY = 1e-12
 
 
@@ -32,88 +37,6 @@ class LiveInterval:
         if math.isinf(self.low) and math.isinf(self.high):
             return f"{self.mean:+.1f}, too early to say after {self.count}"
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}] after {self.count}, valid at every analysis (p = {self.p:.2g})"
-
-
-def live_interval(
-    values: Values, *, null: float = 0.0, tuned_for: int = TUNED_FOR, first: int = FIRST_ANALYSIS, confidence: float = CONFIDENCE
-) -> LiveInterval:
-    """Mean of independent values in order of arrival, with its anytime-valid interval and p-value.
-
-    The p-value is that of ``null``; one value per independent unit.
-
-    The normal mixture of the self-normalized sum (de la Pena, Klass and Lai, Annals of Probability 32, 2004; Howard, Ramdas, McAuliffe
-    and Sekhon, Probability Surveys 17, 2020). Values may be unbounded and of any tails. Assumptions: independent values, and either
-    symmetric about their mean, as differences of two equal players are (then exact at any size, without any variance), or of finite
-    variance (then from about ``first`` values on, as the asymptotic confidence sequences of Waudby-Smith, Arbour, Sinha, Kennedy and
-    Ramdas, Annals of Statistics 52, 2024; extreme skew needs a later first analysis). Unbounded before ``first`` and without any spread.
-
-    Raises:
-        ValueError: there is no value, one is not finite, or ``first`` or ``tuned_for`` is below 2.
-    """
-    return live_intervals(values, [len(values)], null=null, tuned_for=tuned_for, first=first, confidence=confidence)[0]
-
-
-def live_paired(
-    ours: Values, theirs: Values, *, tuned_for: int = TUNED_FOR, first: int = FIRST_ANALYSIS, confidence: float = CONFIDENCE
-) -> LiveInterval:
-    """``live_interval`` of the paired differences ``ours - theirs``.
-
-    The k-th of each belong together (a market, an hour) or arrived as the k-th.
-
-    Raises:
-        ValueError: they are not of the same length, empty, or not finite.
-    """
-    return live_interval(differences(ours, theirs), tuned_for=tuned_for, first=first, confidence=confidence)
-
-
-def live_intervals(
-    values: Values,
-    analyses: Sequence[int],
-    *,
-    null: float = 0.0,
-    tuned_for: int = TUNED_FOR,
-    first: int = FIRST_ANALYSIS,
-    confidence: float = CONFIDENCE,
-) -> tuple[LiveInterval, ...]:
-    """``live_interval`` after each of ``analyses`` numbers of values, for a plot.
-
-    Raises:
-        ValueError: as ``live_interval``, or an analysis is not within 1..len(values).
-    """
-    p_values = live_p_values(values, analyses, null=null, tuned_for=tuned_for, first=first)
-    x = finite(values)
-    start, weight, alpha = _start(x, first), _weight(tuned_for), 2 * (1 - tail(confidence))
-    found = []
-    for analysis, p in zip(analyses, p_values.tolist(), strict=True):
-        seen = x[:analysis]
-        low, high = (-math.inf, math.inf) if analysis < start else (_end(seen, start, weight, side, alpha) for side in (-1, 1))
-        found.append(LiveInterval(float(seen.mean()), low, high, int(analysis), p))
-    return tuple(found)
-
-
-def live_p_values(
-    values: Values, analyses: Sequence[int], *, null: float = 0.0, tuned_for: int = TUNED_FOR, first: int = FIRST_ANALYSIS
-) -> Floats:
-    """P-value of the mean ``null`` at each of ``analyses``; shape (analyses,).
-
-    Their smallest is a p-value too.
-
-    Raises:
-        ValueError: as ``live_intervals``.
-    """
-    x = finite(values)
-    if first < 2 or tuned_for < 2:
-        raise ValueError(f"The first look and the size tuned for are 2 at least, not {first} and {tuned_for}.")
-    at = np.asarray(analyses, dtype=np.int64)
-    if at.size == 0 or at.min() < 1 or at.max() > x.size:
-        raise ValueError(f"Looks lie within 1 and the {x.size} values, not at {at.tolist()[:5]}.")
-    start, centred = _start(x, first), x - null
-    if start > x.size:
-        return np.ones(at.size)
-    sums, squares = centred.cumsum()[at - 1], (centred**2).cumsum()[at - 1]
-    prior = _weight(tuned_for) * float((centred[:start] ** 2).mean())
-    evidence = _log_evidence(sums, squares, prior)
-    return np.where(at < start, 1.0, np.minimum(1.0, np.exp(-np.minimum(evidence, 700.0))))
 
 
 def live_share(successes: int, count: int, *, null: float = 0.5, confidence: float = CONFIDENCE) -> LiveInterval:
@@ -141,52 +64,6 @@ def live_share(successes: int, count: int, *, null: float = 0.5, confidence: flo
     high = float(brentq(beyond, share, 1 - _TINY)) if successes < count and beyond(1 - _TINY) > 0 else 1.0
     p = min(1.0, math.exp(-max(min(beyond(null) + limit, 700.0), -700.0)))
     return LiveInterval(share, low, high, count, p)
-
-
-def _start(x: Floats, first: int) -> int:
-    """Number of values before the first statement: ``first``, or until two of them differ."""
-    differing = np.flatnonzero(x != x[0])
-    return max(first, int(differing[0]) + 1 if differing.size else x.size + 1)
-
-
-def _weight(tuned_for: int) -> float:
-    """Variance of the mixture over one value's.
-
-    Intervals are narrowest at ``tuned_for`` for 95 % (Howard et al., Annals of Statistics 49, 2021).
-    """
-    return tuned_for / (-2 * math.log(0.05) + math.log(-2 * math.log(0.05)) + 1)
-
-
-def _log_evidence(sums: Floats, squares: Floats, prior: float | Floats) -> Floats:
-    """The logarithm of the mixture martingale: squares of the sums against the sums of squares."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(squares > 0, 0.5 * np.log(prior / (squares + prior)) + sums**2 / (2 * (squares + prior)), 0.0))
-
-
-def _end(x: Floats, start: int, weight: float, side: int, alpha: float) -> float:
-    """Outermost mean on one side that is not excluded; infinite when none is."""
-    count, mean = x.size, float(x.mean())
-    spread, early, early_spread = float(((x - mean) ** 2).sum()), float(x[:start].mean()), float(x[:start].var())
-
-    def beyond(distance: npt.NDArray[np.float64]) -> Floats:
-        squares = spread + count * distance**2
-        prior = weight * (early_spread + (early - mean - side * distance) ** 2)
-        return _log_evidence(count * distance, squares, prior) + math.log(alpha)
-
-    unit = math.sqrt(spread) / count + abs(early - mean)
-    grid = unit * np.logspace(-4, 5, 400)
-    inside = np.flatnonzero(beyond(grid) <= 0)
-    last = int(inside[-1]) if inside.size else 0
-    if last == grid.size - 1:
-        return side * math.inf
-    for _ in range(3):  # each narrows it down five hundredfold
-        grid = np.linspace(grid[last], grid[last + 1], 500)
-        inside = np.flatnonzero(beyond(grid) <= 0)
-        last = min(int(inside[-1]), grid.size - 2) if inside.size else 0
-    return mean + side * float(grid[last + 1])
-
-
-FEWEST_AGENTS = 5  # in each arm, by weight; before that nothing is said
 
 
 def live_comparison(
@@ -250,11 +127,6 @@ def _as_normal(t: float, degrees: float) -> float:
     return -float(ndtri(max(float(stdtr(degrees, -t)), 1e-300)))
 
 
-MISMATCH_BELOW = 0.001
-FEWEST_EXPECTED = 5.0
-_PRIOR_WEIGHT = 200.0
-
-
 @dataclass(frozen=True)
 class SampleRatio:
     """Observed and expected counts of the arms; a ``p`` below MISMATCH_BELOW is a mismatch."""
@@ -269,61 +141,57 @@ class SampleRatio:
         return self.p < MISMATCH_BELOW
 
     def __str__(self) -> str:
-        found, wanted = " : ".join(f"{count:,}" for count in self.counts), " : ".join(f"{count:,.0f}" for count in self.expected)
+        observed, expected = " : ".join(f"{count:,}" for count in self.counts), " : ".join(f"{count:,.0f}" for count in self.expected)
         verdict = "the assignment is broken" if self.mismatch else "as assigned"
-        return f"{found} where {wanted} were expected, {verdict} (p = {self.p:.2g})"
-
-
-def sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> SampleRatio:
-    """Check the numbers of units in each arm against the assigned ``shares`` (any weights).
-
-    Exact binomial for two arms, chi-square for more; for one analysis. The threshold of 0.001 is that of Fabijan and others (Diagnosing
-    Sample Ratio Mismatch, KDD 2019).
-
-    Raises:
-        ValueError: fewer than two arms, lengths differ, a count below 0, a share not above 0, or fewer than FEWEST_EXPECTED in one of
-            more than two arms.
-    """
-    from scipy.stats import binomtest, chisquare
-
-    found, weights = _checked(counts, shares)
-    expected = weights * found.sum()
-    if found.size == 2:
-        p = float(binomtest(int(found[0]), int(found.sum()), float(weights[0])).pvalue) if found.sum() else 1.0
-    elif expected.min() < FEWEST_EXPECTED:
-        raise ValueError(
-            f"{FEWEST_EXPECTED:g} units are to be expected in every arm at least; with {int(found.sum())} it is {expected.min():.1f}."
-        )
-    else:
-        p = float(chisquare(found, expected).pvalue)
-    return SampleRatio(tuple(int(count) for count in found), tuple(expected.tolist()), p)
+        return f"{observed} where {expected} were expected, {verdict} (p = {self.p:.2g})"
 
 
 def live_sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> SampleRatio:
-    """``sample_ratio`` that is valid after every unit.
-
-    False alarms stay below the threshold over all analyses together.
+    """Check the numbers of units in each arm against the assigned ``shares`` (any weights), validly after every unit.
 
     The Dirichlet mixture of multinomial likelihood ratios (Lindon and Malek, Anytime-Valid Inference for Multinomial Count Data, NeurIPS
-    2022): exact for any number of units and arms.
+    2022): exact for any number of units and arms. False alarms stay below the threshold over all analyses together.
 
     Raises:
         ValueError: fewer than two arms, lengths differ, a count below 0, or a share not above 0.
     """
     from scipy.special import gammaln
 
-    found, weights = _checked(counts, shares)
-    prior, total = _PRIOR_WEIGHT * weights, float(found.sum())
-    mixed = gammaln(_PRIOR_WEIGHT) - gammaln(_PRIOR_WEIGHT + total) + (gammaln(prior + found) - gammaln(prior)).sum()
-    evidence = float(mixed - (found * np.log(weights)).sum())
+    observed, weights = _checked(counts, shares)
+    prior, total = _PRIOR_WEIGHT * weights, float(observed.sum())
+    mixed = gammaln(_PRIOR_WEIGHT) - gammaln(_PRIOR_WEIGHT + total) + (gammaln(prior + observed) - gammaln(prior)).sum()
+    evidence = float(mixed - (observed * np.log(weights)).sum())
     p = min(1.0, math.exp(-max(min(evidence, 700.0), 0.0)))
-    return SampleRatio(tuple(int(count) for count in found), tuple((weights * total).tolist()), p)
+    return SampleRatio(tuple(int(count) for count in observed), tuple((weights * total).tolist()), p)
 
 
 def _checked(counts: Sequence[int], shares: Sequence[float]) -> tuple[Floats, Floats]:
     if len(counts) != len(shares):
         raise ValueError(f"{len(counts)} counts and {len(shares)} shares are not of the same arms.")
-    found, weights = finite(counts, "counts", 2), finite(shares, "shares", 2)
-    if (found < 0).any() or (found != np.floor(found)).any() or (weights <= 0).any():
+    observed, weights = finite(counts, "counts", 2), finite(shares, "shares", 2)
+    if (observed < 0).any() or (observed != np.floor(observed)).any() or (weights <= 0).any():
         raise ValueError(f"Counts are whole and 0 at least, shares above 0: {list(counts)}, {list(shares)}.")
-    return found, np.asarray(weights / weights.sum(), dtype=np.float64)
+    return observed, np.asarray(weights / weights.sum(), dtype=np.float64)
+
+
+def next_level(discoveries: Sequence[bool], error_rate: float = ERROR_RATE) -> float:
+    """Level of the next test in an unending sequence, from the outcomes of all earlier ones in order.
+
+    LORD++ (Ramdas, Yang, Wainwright and Jordan, Online control of the false discovery rate with decaying memory, NeurIPS 2017, section 3;
+    after Javanmard and Montanari, Annals of Statistics 46, 2018): each test spends a part of a wealth, each discovery earns
+    some back. The expected share of false ones among the discoveries is at most ``error_rate`` after every test, if each p-value is valid
+    whatever the earlier outcomes were, as with data of its own it is. While no tested effect is real, that is the chance of any discovery
+    at all.
+    """
+    test = len(discoveries) + 1
+    first_wealth = _FIRST_WEALTH * error_rate
+    earned = [number for number, discovery in enumerate(discoveries, 1) if discovery]
+    level = _weight(test) * first_wealth
+    if earned:
+        level += (error_rate - first_wealth) * _weight(test - earned[0])
+    return level + error_rate * sum(_weight(test - number) for number in earned[1:])
+
+
+def _weight(age: int) -> float:
+    """Share of a wealth spent by a test ``age`` tests after it was earned, 1 for the next."""
+    return float(age**-_DECAY) / _SUM

@@ -271,8 +271,8 @@ class RemoteJobRunner:
                 raise CheckpointError(_given_up(self._service.model_name, max(shown), step, versions))
             unexplained = (extra | deleted) - made
             if len(unexplained) > len(silent):
-                no_progress = late_jobs(self._run.connection, self._service.address, self._service.model_name)
-                raise CheckpointError(_foreign(self._service.model_name, max(shown), step, no_progress))
+                late = late_jobs(self._run.connection, self._service.address, self._service.model_name)
+                raise CheckpointError(_foreign(self._service.model_name, max(shown), step, late))
             # Delete what failed batches made, then look again: the list may lag behind.
             if extra - deleted:
                 await self._service.delete(sorted(extra))
@@ -410,10 +410,10 @@ def _given_up(model: str, shown: int, step: int, batches: Sequence[str]) -> str:
     )
 
 
-def _foreign(model: str, shown: int, step: int, no_progress: Sequence[RemoteJob]) -> str:
-    late = f", or a job that was given up has ended late ({', '.join(sorted({_of(job) for job in no_progress}))})" if no_progress else ""
+def _foreign(model: str, shown: int, step: int, late: Sequence[RemoteJob]) -> str:
+    given_up = f", or a job that was given up has ended late ({', '.join(sorted({_of(job) for job in late}))})" if late else ""
     return (
-        f"{model} is at step {shown}, and this line's newest version at step {step}: somebody else trained it{late}. "
+        f"{model} is at step {shown}, and this line's newest version at step {step}: somebody else trained it{given_up}. "
         "Set ART_MODEL_NAME to a name of this pipeline's own, or delete the steps that are not its."
     )
 
