@@ -7,6 +7,7 @@ not allowed, its value and what is; ``.env`` in the working directory is read be
 import io
 import logging
 import os
+import shlex
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -241,7 +242,6 @@ class ServingSettings(SettingsGroup):
         "http://127.0.0.1:3000", description="Where `serve admin` reaches Dagster's webserver to launch runs: that of `babylon-rl dev`."
     )
     upload_limit_mb: int = Field(1024, ge=1, description="The largest weights that `serve admin` takes as an upload, in megabytes.")
-    discord_webhook_url: SecretStr | None = Field(None, description="Where alerts are posted. No effect yet.")
     node_env: str | None = Field(None, description="The game's environment name; production turns USE_RL_MODEL's default off.")
     environment: str | None = Field(None, description="As NODE_ENV.")
     use_rl_model: bool | None = Field(
@@ -308,8 +308,47 @@ class ServingSettings(SettingsGroup):
         return value
 
 
+class AlertSettings(SettingsGroup):
+    """Where alerts are sent."""
+
+    discord_webhook_url: SecretStr | None = Field(None, description="A Discord webhook that gets alerts.")
+    alert_webhook_url: SecretStr | None = Field(
+        None,
+        description='A Slack-compatible webhook that gets alerts: a POST of {"text": ...} (Slack, Mattermost, Teams by its workflows).',
+    )
+    alert_command: str | None = Field(
+        None, description="A command that gets each alert on its standard input, without a shell; another exit status than 0 is a failure."
+    )
+
+    @field_validator("discord_webhook_url", "alert_webhook_url")
+    @classmethod
+    def _is_web_hook(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _is_http(value.get_secret_value()):
+            raise ValueError("must be an address such as https://hooks.example.com/services/...")
+        return value
+
+    @field_validator("alert_command")
+    @classmethod
+    def _is_command(cls, value: str | None) -> str | None:
+        try:
+            words = ["unset"] if value is None else shlex.split(value)
+        except ValueError:
+            words = []
+        if not words:
+            raise ValueError("must be a program and its arguments, with every quote closed")
+        return value
+
+
 class Settings(
-    ServingSettings, RecordingSettings, StorageSettings, TrainingSettings, JudgeSettings, HourSettings, DatabaseSettings, BaseSettings
+    AlertSettings,
+    ServingSettings,
+    RecordingSettings,
+    StorageSettings,
+    TrainingSettings,
+    JudgeSettings,
+    HourSettings,
+    DatabaseSettings,
+    BaseSettings,
 ):
     """Every group in one: a field for each environment variable, whose name is the field's in upper case.
 
@@ -398,6 +437,7 @@ GROUPS: tuple[type[BaseModel], ...] = (
     StorageSettings,
     RecordingSettings,
     ServingSettings,
+    AlertSettings,
 )
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "dev": ("system", "The Dagster UI and daemon on this project, until Ctrl-C."),
     "stop": ("system", "Stop what a crash left running: Dagster's processes and the embedded database."),
     "verify-system": ("system", "Check the configuration, database, schema, Dagster, model weights and registry; exit 1 when one fails."),
+    "alerts": ("alerting", "Alerts, those whose cause lasts first: since when, whether sent, and what to do."),
     "demo": ("demo", "From nothing to a better agent on this machine: simulate, read, score, train, and compare on unseen markets."),
     "spawn-agents": ("agents", "Simulated agents play hours of the market and write what the game would, a row per agent tick."),
     "windows": ("data", "What each hour holds, and whether that is enough for a training."),

@@ -1,0 +1,304 @@
+"""Alerts: causes that a person should know, sent once each to Discord, a Slack-compatible webhook and a command.
+
+``send_alerts`` is one tick: it looks for the causes of CAUSES, keeps them in babylon_rl.alerts, and sends what is due. A channel that
+fails is tried again at the next tick, and one that has taken an alert does not get it twice. Only a process that dies, or a receiver that
+answers too late, between taking a message and saying so can cause a second one. ``raise_alert`` adds a cause that is not in the database.
+"""
+
+import json
+import shlex
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from http.client import HTTPException
+from statistics import fmean
+
+from babylon_rl.serving.promotion import AUTOMATION
+from babylon_rl.settings import AlertSettings, Settings
+from babylon_rl.store import alerts as stored
+from babylon_rl.store.alerts import StoredAlert
+from babylon_rl.store.batches import read_batches
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.judge_requests import spent_on
+from babylon_rl.store.releases import RolloutEvent, read_events
+from babylon_rl.store.trajectories import newest_new_trainable
+from babylon_rl.training.batches import pending_batches
+from babylon_rl.training.freezing import freeze_bounds
+from babylon_rl.training.readiness import QUALITY_SAMPLE, last_completed, measure_quality, not_ready
+from babylon_rl.windows import window_of
+
+BLOCKED_FOR = timedelta(days=1)
+TIMEOUT_S = 10.0
+LEAST_SAMPLE = 10  # trajectories below which their quality says nothing
+PERIOD, LEAST_HOURS, LEVEL = timedelta(days=7), 24, 0.01  # of the comparison of scores with P&L
+_DISCORD_CHARACTERS = 2000
+_CANCELLED = "Cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """A kind of alert: ``look`` returns a sentence by subject for each cause that is there now.
+
+    ``after``: how long a cause must last before it is sent.
+    """
+
+    kind: str
+    title: str
+    look: Callable[[Connection, Settings, datetime], Mapping[str, str]]
+    advice: str
+    after: timedelta = timedelta(0)
+
+
+@dataclass
+class Sent:
+    """Outcome of a tick: the causes sent, and the channels that failed with their reasons."""
+
+    causes: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in words."""
+        parts = [f"Sent {', '.join(self.causes)}."] if self.causes else []
+        parts += [f"{channel} did not take an alert: {reason}; it is tried again." for channel, reason in self.failures.items()]
+        return " ".join(parts) or "Nothing to send."
+
+
+class DeliveryFailed(Exception):
+    """A channel did not take an alert; the message says why, without its address."""
+
+
+def send_alerts(connection: Connection, settings: Settings, now: datetime) -> Sent:
+    """Look for all causes and send what is due, each to every channel that is set; ``connection`` is in autocommit."""
+    seen = []
+    for cause in CAUSES:
+        for subject, says in cause.look(connection, settings, now).items():
+            seen.append(raise_alert(connection, cause.kind, subject, says, cause.advice, now, after=cause.after))
+    stored.resolve(connection, [cause.kind for cause in CAUSES], seen, now)
+    return _send_due(connection, settings, now)
+
+
+def raise_alert(
+    connection: Connection, kind: str, subject: str, says: str, advice: str, now: datetime, *, after: timedelta = timedelta(0)
+) -> str:
+    """Note a cause for the next tick to send, and return its key; noting it again sends nothing.
+
+    ``subject`` tells causes of a kind apart: a run's id, a version. ``advice`` says what to do.
+    """
+    key = f"{kind}/{subject}" if subject else kind
+    stored.see(connection, kind, key, says, advice, now, after)
+    return key
+
+
+def send_test(settings: AlertSettings, now: datetime) -> Sent:
+    """Send a test message to every channel that is set."""
+    alert = StoredAlert("test", "test", "This is a test.", "Nothing: alerts arrive here.", now, now, now, None, None, (), 0, None)
+    sent, channels = Sent(), _channels(settings)
+    for name, deliver in channels.items():
+        try:
+            deliver(alert)
+            sent.causes.append(name)
+        except DeliveryFailed as failed:
+            sent.failures[name] = str(failed)
+    return sent
+
+
+def message(alert: StoredAlert) -> str:
+    """The text of an alert: title, cause, advice and time."""
+    title = next((cause.title for cause in CAUSES if cause.kind == alert.kind), alert.kind.replace("_", " ").capitalize())
+    ended = "" if alert.resolved_at is None else f" It ended at {alert.resolved_at:%Y-%m-%d %H:%M} UTC."
+    return f"babylon_rl: {title}\n{alert.says}\nWhat to do: {alert.advice}\nSince {alert.first_seen_at:%Y-%m-%d %H:%M} UTC.{ended}"
+
+
+def _send_due(connection: Connection, settings: AlertSettings, now: datetime) -> Sent:
+    sent, channels, tried = Sent(), _channels(settings), list[str]()
+    while channels:
+        # The lock is held while the message is under way, so that no other tick sends it too.
+        with connection.transaction():
+            alert = stored.lock_due(connection, now, tried)
+            if alert is None:
+                break
+            tried.append(alert.cause)
+            done = list(alert.channels)
+            for name, deliver in channels.items():
+                # A channel that failed in this tick is not asked again: it would hold up the others.
+                if name in done or name in sent.failures:
+                    continue
+                try:
+                    deliver(alert)
+                    done.append(name)
+                except DeliveryFailed as failed:
+                    sent.failures[name] = str(failed)
+            missing = [f"{name}: {sent.failures[name]}" for name in channels if name not in done]
+            stored.note_try(connection, alert.cause, done, "; ".join(missing) or None, None if missing else now)
+            if not missing:
+                sent.causes.append(alert.cause)
+    return sent
+
+
+def _channels(settings: AlertSettings) -> dict[str, Callable[[StoredAlert], None]]:
+    channels: dict[str, Callable[[StoredAlert], None]] = {}
+    if settings.discord_webhook_url is not None:
+        discord = settings.discord_webhook_url.get_secret_value()
+        channels["discord"] = lambda alert: _post(
+            discord, {"content": message(alert)[:_DISCORD_CHARACTERS], "allowed_mentions": {"parse": []}}, alert
+        )
+    if settings.alert_webhook_url is not None:
+        webhook = settings.alert_webhook_url.get_secret_value()
+        channels["webhook"] = lambda alert: _post(webhook, {"text": _slack_text(message(alert))}, alert)
+    if settings.alert_command is not None:
+        command = shlex.split(settings.alert_command)
+        channels["command"] = lambda alert: _run(command, alert)
+    return channels
+
+
+def _slack_text(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _post(url: str, body: object, alert: StoredAlert) -> None:
+    # The key lets a receiver that answered too late recognize the second try.
+    headers = {
+        "content-type": "application/json",
+        "user-agent": "babylon-rl",
+        "idempotency-key": f"{alert.cause} {alert.first_seen_at.isoformat()}".encode("ascii", "replace").decode(),
+    }
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=TIMEOUT_S):
+            pass
+    except urllib.error.HTTPError as refused:
+        refused.close()
+        raise DeliveryFailed(f"status {refused.code}") from None
+    except (OSError, HTTPException, ValueError) as failed:
+        reason = failed.reason if isinstance(failed, urllib.error.URLError) else failed
+        raise DeliveryFailed(str(reason).replace(url, "***") or type(failed).__name__) from None
+
+
+def _run(command: list[str], alert: StoredAlert) -> None:
+    try:
+        done = subprocess.run(command, input=message(alert), capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as failed:
+        raise DeliveryFailed(str(failed)) from None
+    if done.returncode != 0:
+        raise DeliveryFailed(f"exit status {done.returncode}: {done.stderr.strip()[-300:]}")
+
+
+def _training_failed(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
+    since = now - stored.FORGOTTEN_AFTER
+    return {
+        batch.batch_id: f"{batch.batch_id} ({batch.version}) failed: {batch.error or 'no reason was recorded'}"
+        for batch in read_batches(connection, ("failed",))
+        if (batch.completed_at or batch.heartbeat_at) >= since and not (batch.error or "").startswith(_CANCELLED)
+    }
+
+
+def _readiness_blocked(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
+    last = last_completed(connection)
+    if pending_batches(connection) or (last is not None and now - last < timedelta(hours=settings.training_interval_hours)):
+        return {}
+    # The smaller batch of train_daily would do by now.
+    least = min(settings.training_daily_min_trajectories, settings.training_min_trajectories)
+    why_not = not_ready(connection, settings.model_copy(update={"training_min_trajectories": least}), now).reason
+    since = "No training has been completed yet" if last is None else f"The last training was completed at {last:%Y-%m-%d %H:%M} UTC"
+    return {} if why_not is None else {"": f"{since}, and no other can start: {why_not}"}
+
+
+def _quality_fell(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
+    with connection.transaction():
+        bounds = freeze_bounds(connection, settings, now, settled=True)
+        rows = newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE)
+        quality = measure_quality(connection, rows)
+    if quality.rows < LEAST_SAMPLE or quality.mean >= settings.data_quality_threshold:
+        return {}
+    shares = {"have steps": quality.has_steps, "have LLM calls": quality.has_calls, "have long prompts": quality.long_prompts,
+              "have results": quality.has_results}  # fmt: skip
+    worst = min(shares, key=lambda name: shares[name])
+    return {
+        "": f"The quality of the newest {quality.rows} trajectories is {quality.mean:.1%}, and DATA_QUALITY_THRESHOLD is "
+        f"{settings.data_quality_threshold:.1%}: only {shares[worst]:.0%} {worst}."
+    }
+
+
+def _judge_budget_spent(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
+    waiting = stored.windows_waiting(connection, "JUDGE_BUDGET_USD")
+    if settings.judge_budget_usd is None or not waiting:
+        return {}
+    spent, _ = spent_on(connection, now)
+    return {"": f"JUDGE_BUDGET_USD is {settings.judge_budget_usd:g}, ${spent:.2f} are spent today, and {len(waiting)} hours wait for it."}
+
+
+def _rollbacks(connection: Connection, now: datetime, *, by_guard: bool) -> dict[str, str]:
+    return {
+        f"{event.version} {event.at:%Y-%m-%dT%H:%M:%S}": _rollback_sentence(event)
+        for event in read_events(connection)
+        if event.to_state == "rolled_back" and (event.who == AUTOMATION) == by_guard and event.at >= now - stored.FORGOTTEN_AFTER
+    }
+
+
+def _rollback_sentence(event: RolloutEvent) -> str:
+    share = event.to_percentage if event.from_percentage is None else event.from_percentage
+    return f"{event.version} was rolled back at {share:g} % of agents by {event.who}: {event.why}"
+
+
+def _guard_tripped(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
+    return _rollbacks(connection, now, by_guard=True)
+
+
+def _rollback_done(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
+    return _rollbacks(connection, now, by_guard=False)
+
+
+def _score_without_pnl(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
+    """Mean scores of the last PERIOD's hours against those of the period before (Welch's test), and their mean P&L."""
+    middle = window_of(now - PERIOD)
+    hours = stored.scored_hours(connection, window_of(now - 2 * PERIOD), window_of(now))
+    before, lately = [hour for hour in hours if hour.window < middle], [hour for hour in hours if hour.window >= middle]
+    if min(len(before), len(lately)) < LEAST_HOURS:
+        return {}
+    from scipy.stats import ttest_ind
+
+    rise = ttest_ind([hour.score for hour in lately], [hour.score for hour in before], equal_var=False, alternative="greater")
+    scores, pnls = ([fmean(getattr(hour, name) for hour in part) for part in (before, lately)] for name in ("score", "pnl_usd"))
+    if not rise.pvalue < LEVEL or pnls[1] > pnls[0]:
+        return {}
+    return {
+        "": f"In 7 days the judge's mean score rose from {scores[0]:.2f} to {scores[1]:.2f}, but the mean P&L of an agent's hour went from "
+        f"{pnls[0]:+.0f} to {pnls[1]:+.0f} dollars: agents may have learned to please the judge."
+    }
+
+
+CAUSES = (
+    Cause(
+        "training_failed", "Training failed", _training_failed,
+        "`babylon-rl batches` shows its state, and its run in Dagster the log; mend the cause, then `babylon-rl train`. Its "
+        "trajectories are free again.",
+    ),
+    Cause(
+        "readiness_blocked", "No training for a day for lack of data", _readiness_blocked,
+        "`babylon-rl ready` shows which trajectories cannot train and why, `babylon-rl verify-data` the rows. See that "
+        "agents run and record.",
+        BLOCKED_FOR,
+    ),
+    Cause(
+        "quality_fell", "Data quality fell", _quality_fell,
+        "`babylon-rl verify-data` names the rows and their faults; look at what the agents record since the quality fell.",
+    ),
+    Cause(
+        "judge_budget_spent", "Judge budget spent", _judge_budget_spent,
+        "Raise JUDGE_BUDGET_USD, choose a cheaper JUDGE_MODEL, or wait: the hours are judged by themselves tomorrow (UTC).",
+    ),
+    Cause(
+        "guard_tripped", "A guard stopped a rollout", _guard_tripped,
+        "`babylon-rl models` shows the versions; no automatic rollout takes this one again. `babylon-rl models deploy` "
+        "does, if you disagree.",
+    ),
+    Cause("rollback_done", "A version was rolled back", _rollback_done, "Nothing; `babylon-rl models` shows which version agents get now."),
+    Cause(
+        "score_without_pnl", "The judge's scores rise and P&L does not", _score_without_pnl,
+        "`babylon-rl judge report` shows how far the judge agrees with P&L. Read what agents write to it, and hold releases "
+        "until you know.",
+    ),
+)  # fmt: skip

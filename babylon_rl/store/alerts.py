@@ -1,0 +1,126 @@
+"""Rows of babylon_rl.alerts, and the queries that only alerts ask.
+
+A cause has one row. One that comes back more than AGAIN_AFTER after its end starts anew and is sent again; sooner, it is the same alert.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from babylon_rl.store.connection import Connection
+
+AGAIN_AFTER = timedelta(days=1)
+FORGOTTEN_AFTER = timedelta(days=7)  # events are seen, and a late channel is served, for so long
+
+# ``anew``: its last end is long ago, or it ended before it was due.
+_SEE = """
+INSERT INTO babylon_rl.alerts AS held ("cause", "kind", "says", "advice", "firstSeenAt", "lastSeenAt", "dueAt")
+VALUES (%(cause)s, %(kind)s, %(says)s, %(advice)s, %(now)s, %(now)s, %(due)s)
+ON CONFLICT ("cause") DO UPDATE SET ("firstSeenAt", "dueAt", "sentAt", "channels", "tries", "error", "says", "advice") = (
+    SELECT CASE WHEN anew THEN excluded."firstSeenAt" ELSE held."firstSeenAt" END,
+           CASE WHEN anew THEN excluded."dueAt" ELSE held."dueAt" END,
+           CASE WHEN anew THEN NULL ELSE held."sentAt" END,
+           CASE WHEN anew THEN '{}' ELSE held."channels" END,
+           CASE WHEN anew THEN 0 ELSE held."tries" END,
+           CASE WHEN anew THEN NULL ELSE held."error" END,
+           CASE WHEN anew OR held."sentAt" IS NULL THEN excluded."says" ELSE held."says" END,
+           CASE WHEN anew OR held."sentAt" IS NULL THEN excluded."advice" ELSE held."advice" END
+    FROM (
+        SELECT COALESCE(held."resolvedAt" < excluded."lastSeenAt" - %(again)s::interval OR held."resolvedAt" < held."dueAt", FALSE)
+    ) ends (anew)
+), "lastSeenAt" = excluded."lastSeenAt", "resolvedAt" = NULL
+"""
+_RESOLVE = """
+UPDATE babylon_rl.alerts SET "resolvedAt" = %(now)s
+WHERE "resolvedAt" IS NULL AND NOT "cause" = ANY(%(seen)s) AND ("kind" = ANY(%(kinds)s) OR "lastSeenAt" < %(forgotten)s)
+"""
+_ALERTS = """
+SELECT "cause", "kind", "says", "advice", "firstSeenAt", "lastSeenAt", "dueAt", "sentAt", "resolvedAt", "channels", "tries", "error"
+FROM babylon_rl.alerts
+"""
+_DUE = """
+WHERE "sentAt" IS NULL AND "dueAt" <= %(now)s AND "lastSeenAt" >= %(forgotten)s AND ("resolvedAt" IS NULL OR "resolvedAt" >= "dueAt")
+"""
+_TRIED = """
+UPDATE babylon_rl.alerts SET "channels" = %s, "tries" = "tries" + 1, "error" = %s, "sentAt" = %s WHERE "cause" = %s
+"""
+# Hours whose scores and episodes both stand; each hour counts once.
+_HOURS = """
+SELECT g."window", g."mean", avg(e."windowPnl")::float8
+FROM babylon_rl.group_scores g JOIN babylon_rl.episodes e USING ("window")
+WHERE g."window" >= %s AND g."window" < %s AND NOT g."stale" GROUP BY 1, 2 ORDER BY 1
+"""
+_WAITING = """SELECT "window" FROM babylon_rl.judge_pending WHERE "reason" LIKE %s ORDER BY 1"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAlert:
+    """One row; times are naive UTC. ``channels`` are those that have taken it."""
+
+    cause: str
+    kind: str
+    says: str
+    advice: str
+    first_seen_at: datetime
+    last_seen_at: datetime
+    due_at: datetime
+    sent_at: datetime | None
+    resolved_at: datetime | None
+    channels: Sequence[str]
+    tries: int
+    error: str | None
+
+    @property
+    def open(self) -> bool:
+        """True while the cause lasts."""
+        return self.resolved_at is None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredHour:
+    """Mean score (0..1) and mean window P&L (dollars) of a judged hour."""
+
+    window: str
+    score: float
+    pnl_usd: float
+
+
+def see(connection: Connection, kind: str, cause: str, says: str, advice: str, now: datetime, after: timedelta) -> None:
+    """Note that a cause is there now; it is due for sending ``after`` its first sight."""
+    parameters = {"cause": cause, "kind": kind, "says": says, "advice": advice, "now": now, "due": now + after, "again": AGAIN_AFTER}
+    connection.execute(_SEE, parameters)
+
+
+def resolve(connection: Connection, kinds: Collection[str], seen: Collection[str], now: datetime) -> None:
+    """End the causes of ``kinds`` that are not among ``seen``, and of other kinds those not seen for FORGOTTEN_AFTER."""
+    connection.execute(_RESOLVE, {"kinds": list(kinds), "seen": list(seen), "now": now, "forgotten": now - FORGOTTEN_AFTER})
+
+
+def lock_due(connection: Connection, now: datetime, but: Collection[str]) -> StoredAlert | None:
+    """Lock the oldest alert that is due, not among ``but`` and not held by another process; until the transaction ends."""
+    statement = _ALERTS + _DUE + 'AND NOT "cause" = ANY(%(but)s) ORDER BY "dueAt", "cause" LIMIT 1 FOR UPDATE SKIP LOCKED'
+    row = connection.execute(statement, {"now": now, "forgotten": now - FORGOTTEN_AFTER, "but": list(but)}).fetchone()
+    return None if row is None else StoredAlert(*row)
+
+
+def note_try(connection: Connection, cause: str, channels: Sequence[str], error: str | None, sent_at: datetime | None) -> None:
+    """Store the outcome of one try to send an alert."""
+    connection.execute(_TRIED, [list(channels), error, sent_at, cause])
+
+
+def read_alerts(connection: Connection, limit: int = 100) -> list[StoredAlert]:
+    """Return the alerts, open ones first, then those that ended last."""
+    return [
+        StoredAlert(*row)
+        for row in connection.execute(_ALERTS + 'ORDER BY "resolvedAt" DESC NULLS FIRST, "firstSeenAt" DESC LIMIT %s', [limit])
+    ]
+
+
+def scored_hours(connection: Connection, first: str, end: str) -> list[ScoredHour]:
+    """Return the judged hours of a range, in order."""
+    return [ScoredHour(*row) for row in connection.execute(_HOURS, [first, end])]
+
+
+def windows_waiting(connection: Connection, reason: str) -> list[str]:
+    """Return the hours that wait for their judge with a reason that begins so."""
+    return [window for (window,) in connection.execute(_WAITING, [f"{reason}%"])]
