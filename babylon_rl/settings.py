@@ -217,6 +217,12 @@ class StorageSettings(SettingsGroup):
     checkpoints_kept: int = Field(
         10, ge=1, description="Newest checkpoints of a line that stay here, besides the best, the deployed and those in use."
     )
+    retention_days: float = Field(
+        90,
+        ge=1,
+        description="Days that caches, transcripts of quarantined groups, gateway calls and logs of ended runs stay; then `babylon-rl "
+        "cleanup` and the nightly schedule remove them.",
+    )
 
 
 class RecordingSettings(SettingsGroup):

@@ -1,8 +1,11 @@
 """Jobs, for the UI, for `dagster job execute -j <name>` and for launch.py."""
 
+from typing import Any
+
 import dagster as dg
 
 from babylon_rl.assets.run_liveness import PARTITION_TAG
+from babylon_rl.automation.cleanup import cleanup_job
 
 HOURS_JOB, SCORE_JOB, TRAIN_JOB, OBSERVE_JOB = "hours", "score", "train", "observe"
 JUDGE_REPORT_JOB, AB_TEST_JOB = "judge_report_daily", "ab_test_hourly"
@@ -42,7 +45,7 @@ observe_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(*SOURCES),
     description="Look at every hour from FIRST_WINDOW for rows that came, changed or went.",
 )
-jobs = [hours_job, score_job, train_job, judge_report_job, ab_test_job, observe_job]
+jobs: list[Any] = [hours_job, score_job, train_job, judge_report_job, ab_test_job, observe_job, cleanup_job]
 
 
 def hour_tags(first: str, last: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from babylon_rl.assets.run_liveness import PARTITION_TAG
 from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, naive, runs_of, why_no_run
+from babylon_rl.automation.cleanup import cleanup_job
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.jobs import HOURLY, ab_test_job, hour_tags, judge_report_job, observe_job, score_job, train_job
 from babylon_rl.errors import TrainingError, UsageError
@@ -84,6 +85,16 @@ def report_judge_daily(context: dg.ScheduleEvaluationContext, babylon: dg.Resour
         last = newest_judgement(connection)
     if last is None or babylon.now() - last > timedelta(days=1):
         return dg.SkipReason("No hour was judged since yesterday." if last is not None else "No hour has been judged yet.")
+    return dg.RunRequest()
+
+
+@dg.schedule(
+    cron_schedule="11 5 * * *",
+    job=cleanup_job,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Removes what is older than RETENTION_DAYS every night, and checkpoints beyond CHECKPOINTS_KEPT.",
+)
+def clean_up_nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest()
 
 
@@ -286,4 +297,4 @@ sensors = [
     observe_changes, end_dead_runs, ask_judge_again, start_training, finish_evidence, advance_rollouts, hours_follow_changes,
     leaderboard_follows_reports,
 ]  # fmt: skip
-schedules = [sweep_nightly, report_judge_daily, report_ab_test, train_daily]
+schedules = [sweep_nightly, clean_up_nightly, report_judge_daily, report_ab_test, train_daily]

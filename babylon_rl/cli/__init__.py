@@ -25,6 +25,10 @@ COMMANDS = {
     "dagster": ("system", "Run the dagster command on this project's instance, with the database held open: babylon-rl dagster job list."),
     "dev": ("system", "The Dagster UI and daemon on this project, until Ctrl-C."),
     "stop": ("system", "Stop what a crash left running: Dagster's processes and the embedded database."),
+    "cleanup": (
+        "cleanup",
+        "Remove old checkpoints, caches, transcripts, gateway calls and run logs; exit code 3 when something cannot be removed.",
+    ),
     "verify-system": ("system", "Check the configuration, database, schema, Dagster, model weights and registry; exit 1 when one fails."),
     "alerts": ("alerting", "Alerts, those whose cause lasts first: since when, whether sent, and what to do."),
     "demo": ("demo", "From nothing to a better agent on this machine: simulate, read, score, train, and compare on unseen markets."),

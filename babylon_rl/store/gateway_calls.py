@@ -82,3 +82,13 @@ def read_calls(connection: Connection, since: datetime, until: datetime) -> Iter
     """Yield the calls of a time by column name, ``until`` excluded, in order; one transaction, a part in memory at a time."""
     with connection.transaction(), connection.cursor(name="gateway_calls", row_factory=dict_row) as cursor:
         yield from cursor.execute(_READ_CALLS, [since, until])
+
+
+_FORGET = """WITH gone AS (DELETE FROM babylon_rl.gateway_calls WHERE "at" < %s RETURNING 1) SELECT count(*) FROM gone"""
+_OLD = """SELECT count(*) FROM babylon_rl.gateway_calls WHERE "at" < %s"""
+
+
+def forget_calls(connection: Connection, before: datetime, *, dry_run: bool) -> int:
+    """Delete the routed calls before a time, and return their number; ``dry_run`` only counts. Their texts stay in llm_call_logs."""
+    (calls,) = connection.execute(_OLD if dry_run else _FORGET, [before]).fetchone() or (0,)
+    return int(calls)

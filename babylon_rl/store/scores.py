@@ -281,6 +281,24 @@ def release(connection: Connection, windows: Sequence[str]) -> None:
     connection.execute(_WAIT_NO_MORE, (list(windows),))
 
 
+_OLD_TRANSCRIPTS = """
+    SELECT count(*) FROM babylon_rl.judge_quarantine WHERE "at" < %s AND jsonb_array_length("transcript") > 0
+"""
+_FORGET_TRANSCRIPTS = """
+    UPDATE babylon_rl.judge_quarantine SET "transcript" = '[]' WHERE "at" < %s AND jsonb_array_length("transcript") > 0
+"""
+
+
+def forget_transcripts(connection: Connection, before: datetime, *, dry_run: bool) -> int:
+    """Empty the transcripts of groups quarantined before a time, and return their number; ``dry_run`` only counts.
+
+    The groups stay in quarantine, with the reason.
+    """
+    if dry_run:
+        return int((connection.execute(_OLD_TRANSCRIPTS, [before]).fetchone() or (0,))[0])
+    return connection.execute(_FORGET_TRANSCRIPTS, [before]).rowcount
+
+
 def read_pending(connection: Connection, windows: Sequence[str], judge: str | None = None) -> dict[str, str]:
     """Return pending reasons by window; with ``judge``, only those of that judge."""
     with connection.transaction():

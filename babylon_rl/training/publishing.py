@@ -6,9 +6,9 @@ state directory) keeps its number, and the next number is taken.
 """
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from babylon_rl.errors import CheckpointError, TrainingError, TrainingPaused, UsageError
@@ -36,6 +36,8 @@ from babylon_rl.training.iterations import RESULT_FILE, WORK, BatchRun
 from babylon_rl.training.lifecycle import PUBLISH, REGISTER
 from babylon_rl.training.retention import prune
 from babylon_rl.training.uploading import upload_checkpoint
+
+_LOG = logging.getLogger(__name__)
 
 STAGING = "publish"
 
@@ -155,8 +157,9 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
         raise TrainingError(f"{new.version} was registered and cannot be read back.")
     # Tidying is best effort: the version is registered already.
     _tidy(run)
-    with suppress(OSError):  # what cannot be deleted now is deleted by the next training; this one is registered
-        prune(run.connection, settings, run.checkpoints, run.clock.now())
+    # What cannot be deleted now is deleted by the next training or cleanup; this version is registered.
+    for sentence in prune(run.connection, settings, run.checkpoints, run.clock.now()).removal.refused:
+        _LOG.warning(sentence)
     return model
 
 

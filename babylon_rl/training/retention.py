@@ -4,12 +4,13 @@ A version is marked as pruned before its files are deleted. A crash between the 
 version whose files are missing without a mark. Rows are never deleted; rows and files of other producers and uploads are not touched.
 """
 
-import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from babylon_rl.errors import CheckpointError
+from babylon_rl.files.removal import Removal
 from babylon_rl.models.checkpoints import load_manifest
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import LIVE_STATES, lock_registry, read_batch, read_batches
@@ -43,34 +44,73 @@ def prunable(models: Sequence[Model], kept: int, in_use: frozenset[str] = frozen
     return [model for model in candidates if model.pruned_at is None]
 
 
-def prune(connection: Connection, settings: Settings, checkpoints: Path, now: datetime) -> list[str]:
-    """Delete checkpoints that need not stay, finish interrupted deletions, and return the pruned versions."""
+@dataclass(frozen=True)
+class Pruned:
+    """Versions whose checkpoints were given up, with the files removed."""
+
+    versions: Sequence[str]
+    removal: Removal
+
+
+def prune(connection: Connection, settings: Settings, checkpoints: Path, now: datetime, *, dry_run: bool = False) -> Pruned:
+    """Delete checkpoints that need not stay, finish interrupted deletions, and return the pruned versions.
+
+    A path that cannot be removed is named in the removal and tried again by the next call. ``dry_run`` changes nothing.
+    """
     # Marked under the registry lock, so that no parent of a new batch is pruned.
     with own_transaction(connection):
         lock_registry(connection)
         models = read_models(connection)
-        used = {batch.parent_version for batch in read_batches(connection, LIVE_STATES)} | {settings.rl_model_version}
-        used |= versions_needed(connection)
-        in_use = frozenset(version for version in used if version is not None)
+        in_use = versions_in_use(connection, settings)
         going = prunable(models, settings.checkpoints_kept, in_use)
         going = [model for model in going if model.checkpoint is not None and _own_directory(model, checkpoints)]
-        mark_pruned(connection, [model.training_batch or "" for model in going], now)
+        if not dry_run:
+            mark_pruned(connection, [model.training_batch or "" for model in going], now)
     # A version that was restored and is played again is no deletion that was broken off.
     begun = [model for model in models if model.pruned_at is not None and model.status != "deployed" and model.version not in in_use]
+    removal = Removal(dry_run)
     for model in [*going, *begun]:
         if _own_directory(model, checkpoints):
-            _put_away(Path(model.checkpoint or ""))
+            _put_away(Path(model.checkpoint or ""), removal)
     for directory in _unregistered(connection, checkpoints):
-        _put_away(directory)
+        _put_away(directory, removal)
     for abandoned in checkpoints.glob(f"{_GOING}*"):
-        shutil.rmtree(abandoned, ignore_errors=True)
-    return [model.version for model in going]
+        removal.tree(abandoned)
+    return Pruned([model.version for model in going], removal)
 
 
-def _put_away(directory: Path) -> None:
+def versions_in_use(connection: Connection, settings: Settings) -> frozenset[str]:
+    """Versions whose files must stay: pinned, routed or waiting, and parents of live batches."""
+    used = {batch.parent_version for batch in read_batches(connection, LIVE_STATES)} | {settings.rl_model_version}
+    return frozenset(version for version in used | versions_needed(connection) if version is not None)
+
+
+def batches_on_record(connection: Connection, settings: Settings) -> set[str]:
+    """Batches of the deployed versions, of those in use, and of all their ancestors: their records stay whole."""
+    models = read_models(connection)
+    by_version = {model.version: model for model in models}
+    ahead = [*versions_in_use(connection, settings), *(model.version for model in models if model.status == "deployed")]
+    kept: set[str] = set()
+    while ahead:
+        model = by_version.pop(ahead.pop(), None)
+        if model is not None:
+            kept |= {model.training_batch} if model.training_batch else set()
+            ahead += [model.parent_version] if model.parent_version else []
+    return kept
+
+
+def _put_away(directory: Path, removal: Removal) -> None:
+    if removal.dry_run:
+        removal.tree(directory)
+        return
     going = directory.with_name(f"{_GOING}{directory.name}")
-    shutil.rmtree(going, ignore_errors=True)
-    directory.rename(going)  # at once no checkpoint any more
+    removal.tree(going)
+    try:
+        directory.rename(going)  # at once no checkpoint any more
+    except OSError as refusal:
+        removal.refuse(directory, refusal)
+        return
+    removal.tree(going)
 
 
 def _unregistered(connection: Connection, checkpoints: Path) -> list[Path]:

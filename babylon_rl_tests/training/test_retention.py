@@ -58,12 +58,12 @@ def test_a_version_is_said_to_be_pruned_and_then_its_directory_goes(connection, 
     few = settings.model_copy(update={"checkpoints_kept": 1})
     foreign = checkpoints / "v1.0.9"  # a foreign row has this version, and somebody's files lie there
     foreign.mkdir()
-    assert prune(connection, few.model_copy(update={"rl_model_version": first.version}), checkpoints, NOW) == []
-    assert prune(connection, few, checkpoints, NOW + timedelta(hours=1)) == [first.version]
+    assert prune(connection, few.model_copy(update={"rl_model_version": first.version}), checkpoints, NOW).versions == []
+    assert prune(connection, few, checkpoints, NOW + timedelta(hours=1)).versions == [first.version]
     assert {path.name for path in checkpoints.iterdir()} == {".work", second.version, "v1.0.9"}
     row = next(model for model in read_models(connection) if model.version == first.version)
     assert (row.shown_status, row.pruned_at, row.windows) == ("archived (pruned)", NOW + timedelta(hours=1), first.windows)
-    assert prune(connection, few, checkpoints, NOW) == []
+    assert prune(connection, few, checkpoints, NOW).versions == []
     with pytest.raises(CheckpointError, match=r"was pruned on 2025-10-30.*CHECKPOINTS_KEPT.*mark v1\.0\.11 as failed"):
         parent_checkpoint(row)
     assert parent_of_line(connection, "dry").version == second.version
@@ -75,7 +75,7 @@ def test_a_deletion_that_was_broken_off_ends_with_the_next_one(connection, setti
     connection.execute('UPDATE babylon_rl.model_lineage SET "prunedAt" = %s WHERE "version" = %s', [NOW, first.version])
     connection.commit()
     (checkpoints / ".pruned-v1.0.3").mkdir()
-    assert prune(connection, settings, checkpoints, NOW) == []
+    assert prune(connection, settings, checkpoints, NOW).versions == []
     assert {path.name for path in checkpoints.iterdir()} == {".work", second.version}
 
 
@@ -85,7 +85,7 @@ def test_a_pruned_version_that_was_restored_and_deployed_stays(connection, setti
     connection.execute('UPDATE babylon_rl.model_lineage SET "prunedAt" = %s WHERE "version" = %s', [NOW, first.version])
     connection.execute("UPDATE trained_models SET status = 'deployed' WHERE version = %s", [first.version])
     connection.commit()
-    assert prune(connection, settings, checkpoints, NOW) == []
+    assert prune(connection, settings, checkpoints, NOW).versions == []
     assert (checkpoints / first.version).is_dir()
 
 
@@ -98,6 +98,6 @@ def test_a_directory_that_says_it_is_another_batchs_is_not_deleted(connection, s
     _write_adapter(tmp_path / "made", "dry", bytes(range(32)))
     directory.rename(tmp_path / "away")
     publish(tmp_path / "made", directory, make_manifest(DryTrainer().base_identity(), version=first.version, batch_id="batch-1"))
-    assert prune(connection, settings.model_copy(update={"checkpoints_kept": 1}), directory.parent, NOW) == []
+    assert prune(connection, settings.model_copy(update={"checkpoints_kept": 1}), directory.parent, NOW).versions == []
     assert directory.is_dir()
     assert next(model for model in read_models(connection) if model.version == first.version).pruned_at is None
