@@ -1,7 +1,8 @@
 """Every environment variable of the pipeline, typed, described and validated in one place.
 
 Nothing else in the package reads the environment. ``load_settings`` raises one error that names every variable that is
-not allowed, its value and what is; ``.env`` in the working directory is read below the real environment.
+not allowed, its value and what is; ``.env`` in the working directory is read below the real environment, and below it what a demo chose for
+the embedded database that it filled.
 """
 
 import io
@@ -15,13 +16,21 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from babylon_rl.errors import SettingsError
 from babylon_rl.windows import is_window_id
 
 HEURISTIC = "heuristic"
 ENV_FILE = ".env"
+DEMO_FILE = "demo.env"  # in the state directory
 _JUDGE_KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "openpipe": "OPENPIPE_API_KEY"}
 _BARE_NAMES = {"gpt-": "openai", "chatgpt-": "openai", "o1": "openai", "o3": "openai", "o4": "openai", "claude-": "anthropic"}
 
@@ -247,6 +256,9 @@ class ServingSettings(SettingsGroup):
     dagster_url: str = Field(
         "http://127.0.0.1:3000", description="Where `serve admin` reaches Dagster's webserver to launch runs: that of `babylon-rl dev`."
     )
+    admin_url: str = Field(
+        "http://127.0.0.1:8090", description="Where people reach `serve admin`: the Dagster UI links to its page, `/admin`."
+    )
     upload_limit_mb: int = Field(1024, ge=1, description="The largest weights that `serve admin` takes as an upload, in megabytes.")
     node_env: str | None = Field(None, description="The game's environment name; production turns USE_RL_MODEL's default off.")
     environment: str | None = Field(None, description="As NODE_ENV.")
@@ -363,6 +375,20 @@ class Settings(
 
     model_config = SettingsConfigDict(env_file=ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True, validate_default=True)
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add the choices of the demo whose data the state directory holds, below the environment and ``.env``."""
+        chosen = (init_settings, env_settings, dotenv_settings)
+        given = dotenv_settings() | env_settings() | init_settings()
+        return *chosen, InitSettingsSource(settings_cls, _demo_choices(given))
+
     @field_validator("first_window", "window_id")
     @classmethod
     def _is_window(cls, value: str | None) -> str | None:
@@ -372,7 +398,7 @@ class Settings(
 
     @field_validator(
         "judge_base_url", "judge_audit_base_url", "openai_base_url", "openai_api_base", "wandb_base_url", "serverless_base_url",
-        "dagster_url",
+        "dagster_url", "admin_url",
     )  # fmt: skip
     @classmethod
     def _is_web_address(cls, value: str | None) -> str | None:
@@ -490,14 +516,42 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def setting_sources() -> dict[str, str]:
-    """The source of each field's value: ``environment``, ``.env`` or ``default``.
+    """The source of each field's value: ``environment``, ``.env``, ``demo`` or ``default``.
 
     The precedence is that of ``load_settings``.
     """
+    dotenv, environment = DotEnvSettingsSource(Settings)(), EnvSettingsSource(Settings)()
+    demo = _demo_choices(dotenv | environment)
     sources = dict.fromkeys(Settings.model_fields, "default")
-    for source, name in ((DotEnvSettingsSource(Settings), ".env"), (EnvSettingsSource(Settings), "environment")):
-        sources |= {field: name for field in source() if field in sources}
+    for given, name in ((demo, "demo"), (dotenv, ".env"), (environment, "environment")):
+        sources |= {field: name for field in given if field in sources}
     return sources
+
+
+def keep_demo_choices(settings: Settings, chosen: Mapping[str, Any]) -> None:
+    """Keep the choices of a demo beside its embedded database, so that later commands go on with them.
+
+    A demo in a database of the user's own keeps nothing: other data may come to it.
+    """
+    if settings.database_url is None:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        lines = [f"{name.upper()}={str(value).lower()}\n" for name, value in chosen.items()]
+        (settings.home / DEMO_FILE).write_text("# Chosen by babylon-rl demo; the environment and .env win.\n" + "".join(lines))
+
+
+def kept_demo_choices() -> dict[str, str]:
+    """The kept choices that count, as variables: child processes are given DATABASE_URL and would not read them."""
+    choices = _demo_choices(DotEnvSettingsSource(Settings)() | EnvSettingsSource(Settings)())
+    sources = setting_sources()
+    return {field.upper(): str(value) for field, value in choices.items() if sources.get(field) == "demo"}
+
+
+def _demo_choices(given: Mapping[str, Any]) -> dict[str, Any]:
+    # A database of the user's own is not the demo's, whatever its state directory holds.
+    if given.get("database_url"):
+        return {}
+    home = Path(given.get("babylon_rl_home") or Settings.model_fields["babylon_rl_home"].default)
+    return DotEnvSettingsSource(Settings, env_file=home.expanduser() / DEMO_FILE)()
 
 
 def _unreadable_lines(env_file: Path) -> list[str]:

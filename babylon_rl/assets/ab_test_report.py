@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, embedded, table
+from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.reporting.plots import bar_plot, line_plot
 from babylon_rl.versions import content_version
@@ -19,13 +19,16 @@ COLUMNS = column_schema(
 
 @dg.asset(
     deps=["window_groups"],
-    group_name=HOURS_GROUP,
+    group_name="serving",
     owners=OWNERS,
     kinds={"python", "postgres"},
     code_version="1",
     metadata=COLUMNS,
-    description="The newest A/B test of versions on live agents: P&L of each arm in the same hours, the difference with an interval that "
-    "holds at every look, and whether agents came as they were assigned.",
+    description=described(
+        "The newest A/B test of versions on live agents: P&L of each arm in the same hours, the difference with an interval that "
+        "holds at every look, and whether agents came as they were assigned.",
+        "the log of its run says why; `babylon-rl ab status` shows the same numbers. The test itself goes on.",
+    ),
 )
 def ab_test_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.serving.ab_tests import course, report

@@ -4,9 +4,10 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, embedded, table
+from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.run_tags import tag_run
 from babylon_rl.reporting.plots import Picture, bar_plot
 
 # Of a row of the report, what fits on a page; the report in Markdown has the intervals.
@@ -25,13 +26,17 @@ COLUMNS = column_schema(
 @dg.asset(
     partitions_def=batches,
     deps=["trained_checkpoint"],
-    group_name=BATCHES_GROUP,
+    group_name="evaluation",
     owners=OWNERS,
     kinds={"python", "postgres"},
     code_version="2",
     metadata=COLUMNS,
-    description="The checkpoint plays unseen markets against the deployed version or the newest ancestor that passed, the base, doing "
-    "nothing and scripts, paired: P&L with intervals, never the judge's score.",
+    description=described(
+        "The checkpoint plays unseen markets against the deployed version or the newest ancestor that passed, the base, doing "
+        "nothing and scripts, paired: P&L with intervals, never the judge's score.",
+        "the log of its run says what could not be played; the sensor finish_evidence asks again, three times at most, then "
+        "materialize this and what follows by hand.",
+    ),
 )
 def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.benchmark import evaluate_batch
@@ -46,6 +51,7 @@ def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourcePara
             clock=babylon.now,
             on_progress=babylon.on_progress,
         )
+    tag_run(context, version=report.version)
     metadata = counts(len(report.rows), version=report.version, decision=report.decision, reason=report.reason, markets=report.markets)
     decisions = runs_directory(babylon.settings.home, report.version)
     if decisions.is_dir():  # a version that could not be played here has none

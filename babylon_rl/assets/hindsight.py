@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, embedded, table
+from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.partition_results import HourReport, plotted, report_hours
 from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.resources import Babylon
@@ -35,14 +35,17 @@ COLUMNS = column_schema(
 @dg.asset(
     partitions_def=hours,
     deps=["window_groups", "market_outcomes"],
-    group_name=HOURS_GROUP,
+    group_name="market",
     owners=OWNERS,
     kinds={"python", "postgres"},
     code_version="1",
     backfill_policy=dg.BackfillPolicy.single_run(),
     metadata={**COLUMNS, "table": "babylon_rl.action_outcomes"},
-    description="Says of every trade whether it was right, once that is known, and finds the training texts that hold what only became "
-    "known after the hour: they never train.",
+    description=described(
+        "Says of every trade whether it was right, once that is known, and finds the training texts that hold what only became "
+        "known after the hour: they never train.",
+        "the log of its run names the hour; it is made again by itself when an answer or a row of the hour changes.",
+    ),
 )
 def hindsight(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = hours_of(context, babylon.now())

@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, embedded, table
+from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.reporting.plots import Picture
 from babylon_rl.versions import content_version
@@ -25,13 +25,16 @@ COLUMNS = column_schema(
 
 @dg.asset(
     deps=["scored_groups"],
-    group_name=HOURS_GROUP,
+    group_name="judge",
     owners=OWNERS,
     kinds={"python", "postgres"},
     code_version="1",
     metadata=COLUMNS,
-    description=f"How the judge agrees with itself, with a second judge (JUDGE_AUDIT_MODEL, asked about a sample) and with the market, "
-    f"whether place and length sway it, and what it costs, over the last {REPORT_DAYS} days.",
+    description=described(
+        f"How the judge agrees with itself, with a second judge (JUDGE_AUDIT_MODEL, asked about a sample) and with the market, "
+        f"whether place and length sway it, and what it costs, over the last {REPORT_DAYS} days.",
+        "the log of its run says why; `babylon-rl judge report` makes the same. Training does not wait for it.",
+    ),
 )
 def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.judge.reliability.audit import report_with_audit

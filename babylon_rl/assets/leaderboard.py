@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, embedded, table
+from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.reporting.plots import Picture
 
@@ -24,13 +24,16 @@ COLUMNS = column_schema(
 
 @dg.asset(
     deps=["benchmark_report"],
-    group_name=BATCHES_GROUP,
+    group_name="evaluation",
     owners=OWNERS,
     kinds={"python", "postgres", "wandb"},
     code_version="1",
     metadata=COLUMNS,
-    description="Ranks all versions with the base, doing nothing, the news reader, the oracle and all strategies in the same unseen "
-    "markets, from what the benchmark reports have kept; also in Weights & Biases where a key is set.",
+    description=described(
+        "Ranks all versions with the base, doing nothing, the news reader, the oracle and all strategies in the same unseen "
+        "markets, from what the benchmark reports have kept; also in Weights & Biases where a key is set.",
+        "the log of its run says why; it ranks again after the next report. Nothing waits for it.",
+    ),
 )
 def leaderboard(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.leaderboard import leaderboard as ranked

@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, embedded, table
+from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.partition_results import HourReport, plotted, report_hours
 from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.resources import Babylon
@@ -33,13 +33,16 @@ COLUMNS = column_schema(
 @dg.asset(
     partitions_def=hours,
     deps=["market_data"],
-    group_name=HOURS_GROUP,
+    group_name="market",
     owners=OWNERS,
     kinds={"python", "postgres"},
     code_version="1",
     backfill_policy=dg.BackfillPolicy.single_run(),
     metadata={**COLUMNS, "table": "public.market_outcomes"},
-    description="Works out how prices and probabilities moved in an hour and which news explain it; the hidden answers are never read.",
+    description=described(
+        "Works out how prices and probabilities moved in an hour and which news explain it; the hidden answers are never read.",
+        "the log of its run names the hour; `babylon-rl outcomes HOUR --json` reads the same tables of the game.",
+    ),
 )
 def market_outcomes(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = hours_of(context, babylon.now())

@@ -7,9 +7,9 @@ from typing import Any
 import dagster as dg
 
 from babylon_rl.reporting.plots import Picture
+from babylon_rl.settings import Settings
 
 OWNERS = ["team:babylon-rl"]
-HOURS_GROUP, BATCHES_GROUP = "hours", "batches"
 MOST_TABLE_ROWS = 100
 SIGNIFICANT = 5
 _TYPES = {str: "string", int: "int", float: "float", bool: "bool"}
@@ -19,6 +19,16 @@ def column_schema(**columns: tuple[str, str]) -> dict[str, dg.TableSchema]:
     """Definition metadata: the columns of the table that an asset fills, as ``name=(type, description)``."""
     described = [dg.TableColumn(name, kind, description) for name, (kind, description) in columns.items()]
     return {"dagster/column_schema": dg.TableSchema(described)}
+
+
+def described(text: str, when_red: str) -> str:
+    """A description for the catalog: the content of an asset or check, and the remedy when it is red."""
+    return f"{text}\n\n**When red:** {when_red}"
+
+
+def admin_link(settings: Settings) -> dict[str, dg.UrlMetadataValue]:
+    """The link to the admin page, as an entry of an asset's metadata."""
+    return {"admin_page": dg.MetadataValue.url(f"{settings.admin_url.rstrip('/')}/admin")}
 
 
 def counts(rows: int, /, **numbers: Any) -> dict[str, Any]:

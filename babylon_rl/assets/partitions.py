@@ -7,6 +7,7 @@ from datetime import datetime
 
 import dagster as dg
 
+from babylon_rl.assets.run_tags import tag_run
 from babylon_rl.settings import load_settings
 from babylon_rl.windows import WINDOW_FORMAT, is_complete
 
@@ -16,7 +17,7 @@ batches = dg.DynamicPartitionsDefinition(name=BATCHES)
 
 
 def hours_of(context: dg.AssetExecutionContext, now: datetime) -> list[str]:
-    """The hours that a run was started for.
+    """The hours that a run was started for; tags the run with them.
 
     Raises:
         dagster.Failure: it names none, or one that has not ended.
@@ -30,17 +31,19 @@ def hours_of(context: dg.AssetExecutionContext, now: datetime) -> list[str]:
     unfinished = next((window for window in windows if not is_complete(window, now)), None)
     if unfinished is not None:
         raise _refused(f"{unfinished} has not ended; an hour is read once it is over.")
+    tag_run(context, window=windows[0] if len(windows) == 1 else f"{windows[0]}...{windows[-1]}")
     return windows
 
 
 def batch_of(context: dg.AssetExecutionContext) -> str:
-    """The batch that a run was started for.
+    """The batch that a run was started for; tags the run with it.
 
     Raises:
         dagster.Failure: it names none.
     """
     if not context.has_partition_key:
         raise _refused('This run names no batch: give it one by --tags \'{"dagster/partition": "ID"}\'; `babylon-rl batches` lists them.')
+    tag_run(context, batch=str(context.partition_key))
     return str(context.partition_key)
 
 

@@ -4,9 +4,11 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts
+from babylon_rl.assets.metadata import OWNERS, admin_link, column_schema, counts, described
 from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.run_tags import tag_run
+from babylon_rl.store.registry import model_of_batch
 
 COLUMNS = column_schema(
     version=("text", "The version that was decided on"),
@@ -19,20 +21,26 @@ COLUMNS = column_schema(
 @dg.asset(
     partitions_def=batches,
     deps=["benchmark_report"],
-    group_name=BATCHES_GROUP,
+    group_name="serving",
     owners=OWNERS,
     kinds={"python", "postgres"},
     code_version="2",
     metadata=COLUMNS,
-    description="Records whether a version may be put in front of the agents, from its benchmark report. One that passed becomes a "
-    "candidate; with AUTO_PROMOTE it is confirmed in fresh markets, and its rollout starts.",
+    description=described(
+        "Records whether a version may be put in front of the agents, from its benchmark report. One that passed becomes a "
+        "candidate; with AUTO_PROMOTE it is confirmed in fresh markets, and its rollout starts.",
+        "the log of its run says why; the deployed version stays. Overdue: no version was decided on lately, and `babylon-rl "
+        "ready` says what is missing for a training.",
+    ),
 )
 def released_model(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.benchmark import record_release
     from babylon_rl.serving.promotion import promote
 
     with babylon.connection() as connection:
-        decided = record_release(connection, batch_of(context), babylon.settings, babylon.now())
+        batch_id = batch_of(context)
+        decided = record_release(connection, batch_id, babylon.settings, babylon.now())
+        tag_run(context, version=decided.version)
         released = promote(
             connection,
             decided.version,
@@ -42,7 +50,13 @@ def released_model(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
             clock=babylon.now,
             on_progress=babylon.on_progress,
         )
+        model = model_of_batch(connection, batch_id)
     context.log.info(released)
     version = f"{decided.version} {decided.decision}"
-    metadata = counts(1, version=decided.version, decision=decided.decision, reason=decided.reason, release=released)
+    metadata = counts(1, version=decided.version, decision=decided.decision, reason=decided.reason, release=released) | admin_link(
+        babylon.settings
+    )
+    tracking = (model.tracking_url if model is not None else None) or ""
+    if tracking.startswith("http"):
+        metadata["weights_and_biases"] = dg.MetadataValue.url(tracking)
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version))

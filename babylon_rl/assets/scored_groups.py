@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, embedded, table
+from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.partition_results import HourReport, plotted, report_hours
 from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.resources import Babylon
@@ -46,13 +46,17 @@ def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
 @dg.asset(
     partitions_def=hours,
     deps=["window_groups", "market_outcomes"],
-    group_name=HOURS_GROUP,
+    group_name="judge",
     owners=OWNERS,
     kinds={"python", "postgres"},
     code_version="1",
     backfill_policy=_backfill_policy(load_settings()),
     metadata={**COLUMNS, "table": "babylon_rl.episode_scores"},
-    description="Judges the usable episodes of a ready hour as one group. An hour that has not changed since is not judged again.",
+    description=described(
+        "Judges the usable episodes of a ready hour as one group. An hour that has not changed since is not judged again.",
+        "`babylon-rl verify-system` says whether the judge can be asked, `babylon-rl judge quarantine` which hours it could not "
+        "answer. Overdue: no hour was scored lately; `babylon-rl verify-data` says whether rows come.",
+    ),
 )
 def scored_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = hours_of(context, babylon.now())

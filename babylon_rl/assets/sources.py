@@ -10,7 +10,7 @@ import dagster as dg
 from dagster._core.definitions.external_asset import create_external_asset_from_source_asset
 
 from babylon_rl.assets.change_detection import MARKET_DATA, observe
-from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema
+from babylon_rl.assets.metadata import OWNERS, column_schema
 from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
 
@@ -58,7 +58,7 @@ def report_changes(context: dg.OpExecutionContext, changed: Iterable[dg.AssetObs
 @dg.observable_source_asset(
     name="raw_trajectories",
     partitions_def=hours,
-    group_name=HOURS_GROUP,
+    group_name="game",
     tags={"dagster/kind/postgres": "", "dagster/kind/source": ""},
     metadata={**TRAJECTORY_COLUMNS, "table": "public.trajectories"},
     description="Rows of `trajectories`, by the hour they belong to. An hour's version is its rows, their newest change and their "
@@ -74,7 +74,7 @@ raw_trajectories = owned(_raw_trajectories)
 @dg.observable_source_asset(
     name="market_data",
     partitions_def=hours,
-    group_name=HOURS_GROUP,
+    group_name="game",
     tags={"dagster/kind/postgres": "", "dagster/kind/source": ""},
     metadata=MARKET_COLUMNS,
     description="Prices, events, questions and probabilities, by hour. A late official answer changes the version of every hour in which "

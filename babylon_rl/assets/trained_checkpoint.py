@@ -7,10 +7,11 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, embedded, linked_windows, table
+from babylon_rl.assets.metadata import OWNERS, admin_link, column_schema, counts, described, embedded, linked_windows, table
 from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_outcome_tag import sole_run
+from babylon_rl.assets.run_tags import tag_run
 from babylon_rl.assets.training_batch import UPSTREAM
 from babylon_rl.reporting.plots import line_plot
 from babylon_rl.store.batches import Batch, judging_of, read_batch, read_batch_episodes
@@ -39,13 +40,17 @@ COLUMNS = column_schema(
 @dg.asset(
     partitions_def=batches,
     deps=["training_batch"],
-    group_name=BATCHES_GROUP,
+    group_name="training",
     owners=OWNERS,
     kinds={"python", "pytorch"},
     code_version="1",
     pool=POOL,
     metadata={**COLUMNS, "table": "babylon_rl.model_lineage"},
-    description="Trains a batch in resumable iterations, publishes the checkpoint atomically and registers its version in one transaction.",
+    description=described(
+        "Trains a batch in resumable iterations, publishes the checkpoint atomically and registers its version in one transaction.",
+        "`babylon-rl batches show BATCH` has the reason; the next run goes on after the last finished iteration, by itself. A "
+        "loss that is not finite wants a lower LEARNING_RATE.",
+    ),
 )
 def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     seen: list[StepMetrics] = []
@@ -75,8 +80,10 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
         sent = _finish(connection, tracker, trained, numbers, batch_costs(trained.steps, judging), babylon)
     if sent.words:
         context.log.info(sent.words)
+    tag_run(context, version=trained.model.version)
     version = trained.model.manifest_sha or trained.model.version
-    return dg.MaterializeResult(metadata=_metadata(trained, seen, numbers, sent), data_version=dg.DataVersion(version))
+    metadata = _metadata(trained, seen, numbers, sent) | admin_link(babylon.settings)
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version))
 
 
 def _tracker(connection: Any, batch_id: str, babylon: Babylon) -> Tracker | None:

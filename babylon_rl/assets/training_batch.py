@@ -4,10 +4,11 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import BATCHES_GROUP, OWNERS, column_schema, counts, linked_windows, table
+from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, linked_windows, table
 from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_outcome_tag import sole_run
+from babylon_rl.assets.run_tags import tag_run
 from babylon_rl.training.batches import Prepared, prepare_batch
 from babylon_rl.versions import content_version
 
@@ -26,17 +27,22 @@ COLUMNS = column_schema(
 @dg.asset(
     partitions_def=batches,
     deps=[dg.AssetDep("scored_groups", partition_mapping=dg.AllPartitionMapping())],
-    group_name=BATCHES_GROUP,
+    group_name="training",
     owners=OWNERS,
     kinds={"python", "postgres"},
     code_version="1",
     metadata={**COLUMNS, "table": "babylon_rl.batch_episodes"},
-    description="The episodes that one training consumes, frozen when the batch was made. Judges the hours that lack scores.",
+    description=described(
+        "The episodes that one training consumes, frozen when the batch was made. Judges the hours that lack scores.",
+        "`babylon-rl batches show BATCH` has the reason. A batch that waits for its judge is run again by itself; `babylon-rl "
+        "batches cancel BATCH --reason TEXT` frees its trajectories.",
+    ),
 )
 def training_batch(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     batch_id = batch_of(context)
     with babylon.connection() as connection, sole_run(context, connection, batch_id):
         prepared = prepare_batch(connection, batch_id, babylon.settings, babylon.now())
+    tag_run(context, version=prepared.batch.version)
     return dg.MaterializeResult(metadata=_metadata(prepared), data_version=dg.DataVersion(_version(prepared)))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from babylon_rl.assets.metadata import HOURS_GROUP, OWNERS, column_schema, counts, embedded, table
+from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.partition_results import HourReport, plotted, report_hours
 from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.resources import Babylon
@@ -31,13 +31,17 @@ COLUMNS = column_schema(
 @dg.asset(
     partitions_def=hours,
     deps=["raw_trajectories"],
-    group_name=HOURS_GROUP,
+    group_name="episodes",
     owners=OWNERS,
     kinds={"python", "postgres"},
     code_version="1",
     backfill_policy=dg.BackfillPolicy.single_run(),
     metadata={**COLUMNS, "table": "babylon_rl.episodes"},
-    description="Reads an hour's trajectories, rejects what does not count with a reason, and stitches the rest into episodes.",
+    description=described(
+        "Reads an hour's trajectories, rejects what does not count with a reason, and stitches the rest into episodes.",
+        "the log of its run names the hour and what failed; `babylon-rl episodes HOUR` reads it the same way. Overdue: no hour "
+        "with rows has ended lately, and `babylon-rl verify-data` says since when.",
+    ),
 )
 def window_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = hours_of(context, babylon.now())

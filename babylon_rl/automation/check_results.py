@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import dagster as dg
 
+from babylon_rl.assets.metadata import described
 from babylon_rl.assets.partition_results import plotted
 from babylon_rl.assets.partitions import hours
 from babylon_rl.assets.resources import Babylon
@@ -19,6 +20,7 @@ from babylon_rl.windows import window_end, window_of
 
 HOURS_NAMED = 3
 HOURS_LISTED = 50
+NOT_MEASURED = "Not measured: no hour of this run holds what this check looks at."
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class HourlyChecks(Generic[Hour]):
     """Rules of one asset that share a query; ``name`` is the name of their op in the graph.
 
     Attributes:
-        read: the facts of some hours; hours without facts pass.
+        read: the facts of some hours; hours without facts find nothing.
         totals: metadata over all hours of a run, by the rule's name.
     """
 
@@ -76,7 +78,13 @@ class HourlyChecks(Generic[Hour]):
         @dg.multi_asset_check(
             name=self.name,
             specs=[
-                dg.AssetCheckSpec(rule.name, asset=self.asset, description=rule.description, partitions_def=hours) for rule in self.rules
+                dg.AssetCheckSpec(
+                    rule.name,
+                    asset=self.asset,
+                    description=described(rule.description, rule.advice.format(hour="HOUR", end="END")),
+                    partitions_def=hours,
+                )
+                for rule in self.rules
             ],
             can_subset=True,
         )
@@ -89,15 +97,17 @@ class HourlyChecks(Generic[Hour]):
                 if rule.name in selected:
                     findings = {hour.window: rule.look(hour, babylon.settings) for hour in facts}
                     bad = {window: finding for window, finding in findings.items() if finding is not None}
-                    yield _check_result(context, rule, bad, totals.get(rule.name, {}))
+                    yield _check_result(context, rule, bad, totals.get(rule.name, {}), measured=bool(facts))
 
         return check
 
 
 def _check_result(
-    context: dg.AssetCheckExecutionContext, rule: Rule[Any], findings: Mapping[str, Finding], totals: Mapping[str, Any]
+    context: dg.AssetCheckExecutionContext, rule: Rule[Any], findings: Mapping[str, Finding], totals: Mapping[str, Any], *, measured: bool
 ) -> dg.AssetCheckResult:
     """The result of a rule over the run's hours: passed without findings, else with their sentences and the rule's advice.
+
+    Hours of which none was ``measured`` are a warning, not a pass.
 
     ``{hour}`` and ``{end}`` in the advice are the newest bad hour and the one after it.
     """
@@ -109,11 +119,11 @@ def _check_result(
             of_hour = _hour_evaluation(asset, rule, window, findings.get(window))
             context.op_execution_context.log_event(of_hour)  # type: ignore[arg-type] # taken, as yet undeclared
     return dg.AssetCheckResult(
-        passed=not findings,
+        passed=measured and not findings,
         asset_key=asset,
         check_name=rule.name,
-        severity=rule.severity,
-        description=_description(findings, len(windows), rule.advice),
+        severity=rule.severity if measured else dg.AssetCheckSeverity.WARN,
+        description=_description(findings, len(windows), rule.advice) if measured else NOT_MEASURED,
         metadata={"hours": len(windows), **totals, **_metadata(findings)},
     )
 

@@ -4,27 +4,68 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from babylon_rl.assets.metadata import described
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 
 CHECKPOINT_CHECKS = {
-    "checkpoint_whole": "The checkpoint's files are whole and match their checksums.",
-    "iterations_complete": "Every iteration of the training that was asked for is on record.",
-    "loss_finite": "The training's loss is a finite number.",
-    "loss_falls": "The loss is lower in the later half of the iterations.",
-    "scores_spread": "The scores of every group that trained differ.",
-    "tokens_trained": "Every iteration had tokens with a gradient.",
-    "no_leakage": "What trained, read once more, holds nothing that became known only after its hour.",
-    "policy_in_bounds": "The policy stayed near its base and did not collapse into one action.",
-    "checkpoint_answers": "The checkpoint loads on its base and answers a prompt that it was trained on.",
+    "checkpoint_whole": described(
+        "The checkpoint's files are whole and match their checksums.",
+        "look for a full or failing disk, then restore the directory from MODEL_STORAGE_URL, or train the batch's hours again.",
+    ),
+    "iterations_complete": described(
+        "Every iteration of the training that was asked for is on record.",
+        "do not deploy the version; `babylon-rl batches show BATCH` lists the iterations, and another training replaces it.",
+    ),
+    "loss_finite": described("The training's loss is a finite number.", "do not deploy the version; lower LEARNING_RATE."),
+    "loss_falls": described(
+        "The loss is lower in the later half of the iterations.",
+        "nothing is broken: look at the spread of rewards and at LEARNING_RATE, and trust the benchmark.",
+    ),
+    "scores_spread": described(
+        "The scores of every group that trained differ.", "such a group taught nothing: `babylon-rl scores HOUR` has the judge's reasons."
+    ),
+    "tokens_trained": described(
+        "Every iteration had tokens with a gradient.", "record prompts whole (docs/howto/recording.md), or set TRAIN_SYNTHETIC=true."
+    ),
+    "no_leakage": described(
+        "What trained, read once more, holds nothing that became known only after its hour.",
+        "do not deploy the version; its metadata names the episodes, and the check no_leaks of the hour says where the text came from.",
+    ),
+    "policy_in_bounds": described(
+        "The policy stayed near its base and did not collapse into one action.",
+        "trust the benchmark alone; a lower LEARNING_RATE or a higher KL_PENALTY keeps the next one closer.",
+    ),
+    "checkpoint_answers": described(
+        "The checkpoint loads on its base and answers a prompt that it was trained on.",
+        "do not deploy the version; the words of the result name the file, base or service that failed.",
+    ),
 }
 GATE_CHECKS = {
-    "improvement": "The whole paired interval of its P&L over the reference is above MIN_IMPROVEMENT.",
-    "better_than_base": "It is shown to earn more than the base.",
-    "better_than_nothing": "It is shown to earn more than doing nothing.",
-    "valid_answers": "It gives no more unusable answers than the reference.",
-    "no_collapse": "No single action is more than 95 % of its decisions.",
-    "enough_markets": "It played enough unseen markets for an interval to hold.",
+    "improvement": described(
+        "The whole paired interval of its P&L over the reference is above MIN_IMPROVEMENT.",
+        "nothing is broken: the version stays where it is. More hours, or another training, may bring one that passes.",
+    ),
+    "better_than_base": described(
+        "It is shown to earn more than the base.",
+        "the version is not released; `babylon-rl benchmark compare` shows where it loses.",
+    ),
+    "better_than_nothing": described(
+        "It is shown to earn more than doing nothing.",
+        "the version is not released: doing nothing earns as much.",
+    ),
+    "valid_answers": described(
+        "It gives no more unusable answers than the reference.",
+        "the version is not released; its decisions in the report's directory show the answers that cannot be used.",
+    ),
+    "no_collapse": described(
+        "No single action is more than 95 % of its decisions.",
+        "the version is not released: it repeats one action. A lower LEARNING_RATE, or hours in which agents act differently, help.",
+    ),
+    "enough_markets": described(
+        "It played enough unseen markets for an interval to hold.",
+        "raise BENCHMARK_MARKETS, or mend what kept it from playing: the reason stands in the report.",
+    ),
 }
 WARNINGS = frozenset({"loss_falls", "scores_spread"})
 

@@ -5,6 +5,7 @@ from datetime import timedelta
 import dagster as dg
 
 from babylon_rl.assets.judge_report import REPORT_DAYS
+from babylon_rl.assets.metadata import described
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.store.judge_report import judges_of, without_scores
 from babylon_rl.windows import HOUR, window_of
@@ -23,8 +24,11 @@ QUARANTINE_ADVICE = (
 
 @dg.asset_check(
     asset="judge_report",
-    description=f"Of the hours that JUDGE_MODEL scored or set aside in the last {REPORT_DAYS} days, at most "
-    f"{MOST_QUARANTINED:.0%} are in quarantine.",
+    description=described(
+        f"Of the hours that JUDGE_MODEL scored or set aside in the last {REPORT_DAYS} days, at most "
+        f"{MOST_QUARANTINED:.0%} are in quarantine.",
+        QUARANTINE_ADVICE,
+    ),
 )
 def few_in_quarantine(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult:
     now, judge = babylon.now(), babylon.settings.judge_model
@@ -33,19 +37,24 @@ def few_in_quarantine(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult
         aside, _ = without_scores(connection, judge, *span)
         hours = judges_of(connection, *span).get(judge, 0) + aside
     share = aside / hours if hours else 0.0
+    sentence = f"{aside} of {hours} hours that {judge} was asked about are in quarantine"
+    if not hours:
+        sentence = f"Not measured: {judge} was asked about no hour of the last {REPORT_DAYS} days."
     return dg.AssetCheckResult(
-        passed=share <= MOST_QUARANTINED,
+        passed=bool(hours) and share <= MOST_QUARANTINED,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{aside} of {hours} hours that {judge} was asked about are in quarantine"
-        + (f" ({share:.0%}). {QUARANTINE_ADVICE}" if share > MOST_QUARANTINED else "."),
+        description=sentence + (f" ({share:.0%}). {QUARANTINE_ADVICE}" if share > MOST_QUARANTINED else "." if hours else ""),
         metadata={"hours": hours, "quarantined": aside, "quarantined_share": share},
     )
 
 
 @dg.asset_check(
     asset="judge_report",
-    description=f"Over the last {REPORT_DAYS} days, the longest transcript of a group is not scored {MOST_LENGTH_POINTS:g} points or more "
-    "above or below the shortest at equal P&L.",
+    description=described(
+        f"Over the last {REPORT_DAYS} days, the longest transcript of a group is not scored {MOST_LENGTH_POINTS:g} points or more "
+        "above or below the shortest at equal P&L.",
+        LENGTH_ADVICE,
+    ),
 )
 def length_earns_nothing(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckResult:
     from babylon_rl.judge.reliability.report import reliability_report
@@ -56,7 +65,7 @@ def length_earns_nothing(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckRes
         report = reliability_report(connection, *span, babylon.settings)
     points = report.length_points
     if points is None or points.low is None or points.high is None:
-        sentence, passed = f"Not measured: {report.groups} hours by {report.judge} are too few to tell length from luck.", True
+        sentence, passed = f"Not measured: {report.groups} hours by {report.judge} are too few to tell length from luck.", False
     else:
         sentence = (
             f"{report.judge} gives the longest transcript {points.value:+.2f} points over the shortest at equal P&L "
@@ -66,7 +75,7 @@ def length_earns_nothing(babylon: dg.ResourceParam[Babylon]) -> dg.AssetCheckRes
     return dg.AssetCheckResult(
         passed=passed,
         severity=dg.AssetCheckSeverity.WARN,
-        description=sentence if passed else f"{sentence} {LENGTH_ADVICE}",
+        description=sentence if passed or points is None or points.low is None else f"{sentence} {LENGTH_ADVICE}",
         metadata={} if points is None else {"points": points.value, "hours": points.groups},
     )
 

@@ -19,6 +19,7 @@ from babylon_rl.automation.checks_batches import checks_of_batches
 from babylon_rl.automation.checks_hours import checks_of_hours
 from babylon_rl.automation.checks_judge import checks_of_judge
 from babylon_rl.automation.conditions import conditions
+from babylon_rl.automation.freshness import freshness
 from babylon_rl.automation.jobs import jobs
 from babylon_rl.automation.sensors import schedules, sensors
 from babylon_rl.settings import load_settings
@@ -29,13 +30,17 @@ def code_location(resource: dg.ResourceDefinition) -> dg.Definitions:
 
     definitions.py passes that of the environment, launch.py its caller's own.
     """
-    when = conditions(load_settings())
+    settings = load_settings()
+    when, fresh = conditions(settings), freshness(settings)
     # Three kinds of assets by trigger: conditions, sensors, and the clock.
     moved_by_conditions = [
-        asset.map_asset_specs(lambda spec: spec.replace_attributes(automation_condition=when[spec.key]))
+        asset.map_asset_specs(
+            lambda spec: spec.replace_attributes(automation_condition=when[spec.key], freshness_policy=fresh.get(spec.key))
+        )
         for asset in (window_groups, market_outcomes, hindsight, scored_groups, leaderboard)
     ]
-    moved_by_sensors = [training_batch, trained_checkpoint, benchmark_report, released_model]
+    decided = released_model.map_asset_specs(lambda spec: spec.replace_attributes(freshness_policy=fresh[spec.key]))
+    moved_by_sensors = [training_batch, trained_checkpoint, benchmark_report, decided]
     moved_by_the_clock = [judge_report, ab_test_report]
     return dg.Definitions(
         assets=[raw_trajectories, market_data, *moved_by_conditions, *moved_by_sensors, *moved_by_the_clock],

@@ -27,7 +27,7 @@ from babylon_rl.cli.demo_stages import (
 )
 from babylon_rl.cli.output import JsonOption, Table, emit, listed, say
 from babylon_rl.errors import Diverged, NothingToTrain
-from babylon_rl.settings import load_settings
+from babylon_rl.settings import keep_demo_choices, load_settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.database import open_database
@@ -55,6 +55,7 @@ def demo(
     minimum = TRAJECTORIES_AN_HOUR * windows
     chosen = DEMO_SETTINGS | {"training_min_trajectories": minimum, "windows_per_iteration": -(-windows // ITERATIONS)}
     settings = load_settings(**chosen)
+    keep_demo_choices(settings, chosen)
     say("Demo settings: " + " ".join(f"{name.upper()}={str(value).lower()}" for name, value in chosen.items()) + f", seed {seed}")
     # Remains of a killed demo would hold the database.
     for sentence in stop_children(settings.home, orphans_only=True):

@@ -18,7 +18,7 @@ from babylon_rl.errors import BabylonError, UsageError
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.prompt.privacy import what_leaves
 from babylon_rl.models.base_model import DIRECTORY, DRY, damage
-from babylon_rl.settings import Settings, load_settings, setting_sources
+from babylon_rl.settings import DEMO_FILE, Settings, kept_demo_choices, load_settings, setting_sources
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import running_url, stop_everything
 from babylon_rl.store.migrate import migrate as bring_up_to_date
@@ -110,6 +110,12 @@ def dev(port: Annotated[int, typer.Option(help="Port of the UI; the next free on
     free = _free_port(port)
     if free != port:
         say(f"Port {port} is in use: taking {free}.")
+    if chosen := kept_demo_choices():
+        say(
+            "Settings of the demo: "
+            + " ".join(f"{name}={value}" for name, value in chosen.items())
+            + f" ({DEMO_FILE} in the state directory)"
+        )
     say(f"The UI will be at http://127.0.0.1:{free} in about ten seconds. Ctrl-C stops everything.")
     os.chdir(PROJECT)
     try:
@@ -156,6 +162,7 @@ def _variables(database: Database, instance: Mapping[str, str]) -> dict[str, str
     With DATABASE_URL given, its workers need no lease on the embedded server: this process holds one.
     """
     return {
+        **kept_demo_choices(),
         **instance,
         "DATABASE_URL": database.url,
         "DIRECT_DATABASE_URL": database.direct_url,

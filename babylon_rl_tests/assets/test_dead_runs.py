@@ -12,6 +12,7 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.run_liveness import SILENT_S
 from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST, TAKEN_OVER
+from babylon_rl.assets.run_tags import BATCH_TAG, VERSION_TAG
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import end_dead_runs, start_training
@@ -137,6 +138,8 @@ def test_the_second_run_of_a_batch_is_refused_while_the_first_is_alive_and_takes
     assert ready.instance.get_runs(limit=1)[0].tags[ENDED_TAG] == TAKEN_OVER
     hold(ready, first, gone())
     assert ready.run("train", batch, asset_selection=TRAINING).success
+    (run,) = ready.instance.get_runs(dg.RunsFilter(tags={BATCH_TAG: batch}, statuses=[dg.DagsterRunStatus.SUCCESS]))
+    assert run.tags[VERSION_TAG].startswith("v1.0.")
 
 
 def test_a_database_that_is_not_migrated_has_no_runs_to_end(make_bench: Callable[..., Bench], empty_database: Database):

@@ -29,9 +29,15 @@ def _asset(key: dg.AssetKey) -> dict[str, Any]:
         "backfill": str(node.backfill_policy) if node.backfill_policy else None,
         "pools": sorted(node.pools or []),
         "condition": node.automation_condition.get_label() if node.automation_condition else None,
+        "freshness": _hours(node.freshness_policy_or_from_metadata),
         "columns": [column.name for column in schema.columns] if schema else [],
         "checks": sorted(check.name for check in node.check_keys),
     }
+
+
+def _hours(policy: Any) -> list[float] | None:
+    """Hours after which an asset is shown as late, and as failing."""
+    return policy and [window.to_timedelta().total_seconds() / 3600 for window in (policy.warn_window, policy.fail_window)]
 
 
 def document() -> dict[str, Any]:

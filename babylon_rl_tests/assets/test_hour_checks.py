@@ -94,7 +94,7 @@ def test_clean_rows_and_a_plain_market_pass_every_check(checked):
 @pytest.mark.parametrize("check", FAULTS)
 def test_a_planted_fault_is_named_by_its_check_alone(checked, check: str):
     rows, words, ids = FAULTS[check]
-    verdicts = checked(rows)
+    verdicts = checked(rows, **prices("openlie"))
     assert {name for name, verdict in verdicts.items() if not verdict.passed} == {check}
     found = verdicts[check]
     assert found.severity == dg.AssetCheckSeverity.WARN
@@ -102,6 +102,14 @@ def test_a_planted_fault_is_named_by_its_check_alone(checked, check: str):
     assert len(found.description.rpartition(". ")[2]) > 20, "and it says what to do"
     assert found.metadata["found"].value == {WINDOW: found.description.removeprefix(f"{WINDOW}: ").split(". ")[0]}
     assert (found.metadata["ids"].value[WINDOW] if ids else []) == ids
+
+
+def test_a_check_of_nothing_is_a_warning_and_no_pass(checked):
+    verdicts = checked(clean())
+    assert {name for name, verdict in verdicts.items() if not verdict.passed} == MARKET_CHECKS
+    for name in MARKET_CHECKS:
+        assert verdicts[name].severity == dg.AssetCheckSeverity.WARN
+        assert verdicts[name].description.startswith("Not measured: ")
 
 
 def test_every_row_check_has_a_planted_fault():

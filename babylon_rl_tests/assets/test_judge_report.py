@@ -138,7 +138,8 @@ def test_a_share_of_hours_in_quarantine_beyond_the_threshold_is_warned_of(make_b
         result = bench.run(REPORT)
         return next(found for found in result.get_asset_check_evaluations() if found.check_name == "few_in_quarantine")
 
-    assert checked().passed, "nothing was judged"
+    unmeasured = checked()
+    assert not unmeasured.passed and (unmeasured.description or "").startswith("Not measured: ")
     bench.execute(
         """INSERT INTO babylon_rl.group_scores ("window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement",
                "inputVersion", "dataVersion", "judgedAt") SELECT w, %s, '1', 2, 0.5, 0.1, 0.3, '', '', 'epoch' FROM unnest(%s::text[]) w""",
@@ -164,7 +165,7 @@ def test_a_judge_that_favours_long_transcripts_is_warned_of(make_bench: Callable
             sync_windows(connection, windows, bench.babylon.settings, NOW)
             score_windows(connection, windows, bench.babylon.settings, NOW)
         found = _length_check(bench)
-    assert unmeasured.passed and (unmeasured.description or "").startswith("Not measured")
+    assert not unmeasured.passed and (unmeasured.description or "").startswith("Not measured")
     assert (found.passed, found.severity) == (planted == 0, dg.AssetCheckSeverity.WARN)
     assert f"{MODEL} gives the longest transcript" in (found.description or "")
 

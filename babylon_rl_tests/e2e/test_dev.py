@@ -15,7 +15,8 @@ from babylon_rl_tests.e2e.dev import ask, living, running_dev
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 STARTED = 3  # dagster dev, its code server, and another process: the webserver's or the code server's own
 HOURS = ["2025-10-29T14:00", "2025-10-29T15:00"]
-LINEAGE = "/asset-groups?expanded=global%40global%3Ahours%2Cglobal%40global%3Abatches"
+GROUPS = ("game", "episodes", "market", "judge", "training", "evaluation", "serving")
+LINEAGE = "/asset-groups?expanded=" + "%2C".join(f"global%40global%3A{group}" for group in GROUPS)
 QUIET = {"OUTCOME_DELAY_MINUTES": str(100 * 365 * 24 * 60)}  # no hour is old enough for the automation: only what is asked for runs
 
 
