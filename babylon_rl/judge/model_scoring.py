@@ -19,9 +19,8 @@ from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, 
 from babylon_rl.judge.groups import AnswerCounts, ScoringResult, group_scores
 from babylon_rl.judge.judge_store import HEARTBEAT_S, JudgeStore, Leases, clock_from, run_with_heartbeat
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, judge_version, plan_hours, request_version
-from babylon_rl.judge.prompt.group import RenderedGroup
 from babylon_rl.judge.prompt.injection import Flag
-from babylon_rl.judge.prompt.render import unreadable
+from babylon_rl.judge.prompt.render import RenderedGroup, unreadable
 from babylon_rl.judge.prompt.rubric import RUBRIC, RUBRIC_VERSION
 from babylon_rl.llm.tokens import known_sum
 from babylon_rl.progress import Progress, no_progress

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.judge.client import server_of
-from babylon_rl.judge.prompt.group import RenderedGroup
-from babylon_rl.judge.prompt.render import FORM, REQUEST_TOKENS, render_groups
+from babylon_rl.judge.prompt.render import FORM, REQUEST_TOKENS, RenderedGroup, render_groups
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import HEURISTIC, Settings

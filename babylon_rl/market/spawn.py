@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from babylon_rl.errors import MarketError, ModelUnavailable, UsageError
-from babylon_rl.market import agent_rows, game_rows
+from babylon_rl.market import game_rows
 from babylon_rl.market.headlines import TRAINING
 from babylon_rl.market.recorded import read_recorded_hour
 from babylon_rl.market.simulation.agents import AgentFactory
@@ -173,7 +173,7 @@ def _play_and_write(
         start + HOUR,
     )
     markets = {question.id: rows.market_id(connection, question.number) for question in scenario.questions}
-    recorded = list(agent_rows.recordings(run, markets, ids, earlier_pnl_usd=earlier))
+    recorded = list(game_rows.recordings(run, markets, ids, earlier_pnl_usd=earlier))
     rows.copy_rows(connection, "trajectories", [recording.columns for recording in recorded])
     rows.copy_rows(connection, "llm_call_logs", [call.columns for recording in recorded for call in recording.calls])
     rows.mark_simulated_hour(connection, window, request.seed, own_market, now)

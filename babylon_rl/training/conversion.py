@@ -1,16 +1,22 @@
-"""Conversion of frozen episodes to training sequences: each LLM call as served, with its episode's advantage.
+"""Conversion of frozen episodes to training sequences: LLM calls as served, with advantages.
 
 Only the trajectories that the batch froze are read, whatever has arrived since. Calls that cannot train are counted by reason, and
 pre-flight reports them before the first step. Every text is checked for leaks here too, so that an hour without a hindsight check is as
-safe as one with it. The sequences lie on disk (spill.py), so that memory does not grow with the batch.
+safe as one with it. The sequences lie on disk (Spill), so that memory does not grow with the batch.
 """
 
 import math
+import os
+import pickle
+import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import IO, Any, TypeVar, overload
 
 from babylon_rl.episodes.reading import trajectories_with_texts
 from babylon_rl.errors import NothingToTrain
@@ -23,7 +29,6 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import reading_chunks
 from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl.training.freezing import describe_reasons
-from babylon_rl.training.spill import Place, Spill, Spilled
 from babylon_rl.types import Episode, ServedSequence
 
 NO_SEQUENCE = "no training sequence"
@@ -33,6 +38,60 @@ EMPTY = "an empty response"
 LEAK = "leak"
 ROWS_AT_ONCE = 250  # trajectories whose texts are held
 E = TypeVar("E", Episode, BatchEpisode)
+Place = tuple[int, int]  # offset and length in bytes
+
+
+class Spill:
+    """Nameless file under ``home`` for sequences.
+
+    It is removed with its last reference, however the process ends.
+    """
+
+    def __init__(self, home: Path) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=home)  # noqa: SIM115 - closed when it is collected
+        self._end = 0
+        weakref.finalize(self, _close, self._file)
+
+    def write(self, sequences: Iterable[TrainSequence]) -> list[Place]:
+        """Write some sequences and return the place of each."""
+        places = []
+        for sequence in sequences:
+            written = self._file.write(pickle.dumps(sequence, pickle.HIGHEST_PROTOCOL))
+            places.append((self._end, written))
+            self._end += written
+        self._file.flush()
+        return places
+
+    def read(self, place: Place) -> TrainSequence:
+        """Read the sequence at ``place``; several threads may read."""
+        start, length = place
+        sequence: TrainSequence = pickle.loads(os.pread(self._file.fileno(), length, start))
+        return sequence
+
+
+def _close(file: IO[bytes]) -> None:
+    with suppress(OSError):  # on a full disk what is buffered cannot be written, and nobody wants it any more
+        file.close()
+
+
+class Spilled(Sequence[TrainSequence]):
+    """Sequences of a spill in order, each read on access."""
+
+    def __init__(self, spill: Spill, places: Sequence[Place]) -> None:
+        self._spill, self._places = spill, places
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, place: int) -> TrainSequence: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Spilled": ...
+    def __getitem__(self, place: int | slice) -> "TrainSequence | Spilled":
+        """Read one sequence, or slice without reading."""
+        return Spilled(self._spill, self._places[place]) if isinstance(place, slice) else self._spill.read(self._places[place])
 
 
 @dataclass(frozen=True, slots=True)

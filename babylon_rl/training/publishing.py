@@ -8,12 +8,25 @@ state directory) keeps its number, and the next number is taken.
 import hashlib
 import logging
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from babylon_rl.errors import CheckpointError, TrainingError, TrainingPaused, UsageError
 from babylon_rl.files.durable import copy_tree
-from babylon_rl.models.checkpoints import MANIFEST, BaseIdentity, Manifest, check_base, copy_tokenizer, load_manifest, publish, verify
+from babylon_rl.market.simulation.prompting import system_texts
+from babylon_rl.models.checkpoints import (
+    FREE_TEXT,
+    MANIFEST,
+    BaseIdentity,
+    Manifest,
+    check_base,
+    copy_tokenizer,
+    load_manifest,
+    publish,
+    verify,
+)
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, advance_batch, lock_registry, read_batch
 from babylon_rl.store.connection import own_transaction
@@ -31,7 +44,6 @@ from babylon_rl.store.registry import (
 from babylon_rl.store.write_ahead import TrainingStep, finished_steps
 from babylon_rl.training.backends.protocol import STATE_PREFIX, TrainSequence
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN
-from babylon_rl.training.inference_config import action_grammar, prompt_version
 from babylon_rl.training.iterations import RESULT_FILE, WORK, BatchRun
 from babylon_rl.training.lifecycle import PUBLISH, REGISTER
 from babylon_rl.training.retention import prune
@@ -40,6 +52,7 @@ from babylon_rl.training.uploading import upload_checkpoint
 _LOG = logging.getLogger(__name__)
 
 STAGING = "publish"
+UNKNOWN = "not recorded"
 
 
 def parent_checkpoint(parent: Model, base: BaseIdentity | None = None) -> Path:
@@ -265,3 +278,38 @@ def _tidy(run: BatchRun) -> None:
         if batch is not None and not batch.live and other != run.work:
             shutil.rmtree(other, ignore_errors=True)
     run.connection.commit()
+
+
+def prompt_version(sequences: Sequence[TrainSequence]) -> str | None:
+    """Name of the prompt; shares where there are several; None where none is known."""
+    known = system_texts()
+    return _named(Counter(known.get(_system(sequence.messages), UNKNOWN) for sequence in sequences))
+
+
+def action_grammar(sequences: Sequence[TrainSequence]) -> str | None:
+    """Constraint on the answers: the schema's name with its forms, or free text.
+
+    The markets in the schema change by the hour, so they are not part of the name.
+    """
+    return _named(Counter(_grammar(sequence.response_format) for sequence in sequences))
+
+
+def _named(counted: Counter[str]) -> str | None:
+    if set(counted) <= {UNKNOWN}:
+        return None
+    if len(counted) == 1:
+        return next(iter(counted))
+    total = counted.total()
+    return ", ".join(f"{name} ({number / total:.0%})" for name, number in counted.most_common())
+
+
+def _system(messages: Iterable[dict[str, Any]]) -> str:
+    return next((str(message.get("content") or "").strip() for message in messages if message.get("role") == "system"), "")
+
+
+def _grammar(response_format: dict[str, Any] | None) -> str:
+    if response_format is None:
+        return FREE_TEXT
+    described = response_format.get("json_schema")
+    name = described.get("name") if isinstance(described, dict) else None
+    return str(name) if isinstance(name, str) else str(response_format.get("type", "json"))

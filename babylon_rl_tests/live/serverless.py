@@ -9,8 +9,8 @@ from typing import TypeVar
 from babylon_rl.llm.client import ChatAnswer, ChatClient
 from babylon_rl.models.checkpoints import RemoteCheckpoint
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends.art_groups import art_groups, count_groups, sent_groups
 from babylon_rl.training.backends.base_tokens import BaseTokens
+from babylon_rl.training.backends.openpipe_art import art_groups, count_groups, sent_groups
 from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl.training.backends.serverless.evidence import JobProgress, of_checkpoint, read_events
 from babylon_rl.training.backends.serverless.service import ServerlessService

@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from babylon_rl.market.agent_rows import recordings
-from babylon_rl.market.game_rows import Ids
+from babylon_rl.market.game_rows import Ids, recordings
 from babylon_rl.market.simulation.actions import BuyPrediction, Hold, Invalid, OpenPerp
 from babylon_rl.market.simulation.fills import Fill, Refusal
 from babylon_rl.market.simulation.record import Turn

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from babylon_rl.models.token_cache import KEPT_LINES, LONGEST_KEPT, encode_text
+from babylon_rl.models.scoring import KEPT_LINES, LONGEST_KEPT, encode_text
 from babylon_rl_tests.tiny_tokenizer import SPECIALS, make_tokenizer
 
 TOKENIZER = make_tokenizer()

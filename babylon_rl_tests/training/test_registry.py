@@ -18,7 +18,7 @@ from babylon_rl.training import checkpoint_checks as look
 from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
-from babylon_rl.training.inference_config import action_grammar, prompt_version
+from babylon_rl.training.publishing import action_grammar, prompt_version
 from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.sample import NOW, value

@@ -13,9 +13,18 @@ from pydantic import SecretStr
 
 from babylon_rl.errors import BatchConflict
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends.art_groups import NO_ADVANTAGE, art_groups, count_groups, sent_groups
-from babylon_rl.training.backends.art_versions import RUN_NAME, WITHOUT_LOGPROBS, Installed, installed, load_art
 from babylon_rl.training.backends.base_tokens import NO_IDS, NONE_RECORDED, NOT_FINITE, OTHER_BASE, BaseTokens
+from babylon_rl.training.backends.openpipe_art import (
+    NO_ADVANTAGE,
+    RUN_NAME,
+    WITHOUT_LOGPROBS,
+    Installed,
+    art_groups,
+    count_groups,
+    installed,
+    load_art,
+    sent_groups,
+)
 from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl.training.backends.serverless.service import Refused, ServerlessService, Unknown, serverless_art
 from babylon_rl_tests.training.serverless_stand_in import Service, StandIn, read_payload, standing_in

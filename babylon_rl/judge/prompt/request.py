@@ -16,8 +16,8 @@ from typing import Any
 from babylon_rl.judge.client import server_of
 from babylon_rl.judge.consensus import split
 from babylon_rl.judge.prompt.condense import named_lines
-from babylon_rl.judge.prompt.group import RenderedEpisode, RenderedGroup, episodes_per_request
 from babylon_rl.judge.prompt.injection import escaped
+from babylon_rl.judge.prompt.render import RenderedEpisode, RenderedGroup, episodes_per_request
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
 from babylon_rl.judge.prompt.templates import WINDOW_PNL, fill_template
 from babylon_rl.llm.tokens import token_counter

@@ -7,11 +7,10 @@ meaning are shortened.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from babylon_rl.judge.prompt.condense import SharedLines, StepText, pieces, plain
-from babylon_rl.judge.prompt.injection import Flag, InjectionScreen, bounded, flat
+from babylon_rl.judge.prompt.condense import StepText, pieces, plain
+from babylon_rl.judge.prompt.injection import InjectionScreen, bounded, flat
 from babylon_rl.judge.prompt.names import NameReplacer
 from babylon_rl.judge.prompt.privacy import PrivateFields
 from babylon_rl.judge.prompt.transcript import RecordedStep
@@ -23,37 +22,12 @@ _POSTS, _MESSAGES = ("POST", "COMMENT"), ("MESSAGE", "CHAT", "DM")
 _TEXT_KEYS = ("content", "text", "message", "body", "comment", "post")
 
 
-@dataclass(frozen=True)
-class RenderedStep:
-    """Rendered parts of one step, with its flags.
-
-    ``seen`` are lines of its prompts, ``state`` the balance, ``words`` the agent's own, ``action_text`` the action with its result,
-    ``brief`` without.
-    """
-
-    number: int
-    seen: tuple[str, ...]
-    state: str
-    words: tuple[str, ...]
-    action_text: str
-    brief: str
-    decision: bool
-    flags: tuple[Flag, ...]
-
-    def written(self, shared: SharedLines) -> StepText:
-        """The step as condense.py takes it, with numbers in place of shared lines."""
-        seen = tuple(map(shared.written, self.seen))
-        return StepText(self.number, seen, self.state, self.words, self.action_text, self.brief, self.decision)
-
-
-def render_steps(
-    steps: Sequence[RecordedStep], rename: NameReplacer, private: PrivateFields, *, masked: bool = False
-) -> list[RenderedStep]:
+def render_steps(steps: Sequence[RecordedStep], rename: NameReplacer, private: PrivateFields, *, masked: bool = False) -> list[StepText]:
     """Render the steps of an episode, numbered from 1; ``masked`` masks flagged passages."""
     return [_render_step(number, step, rename, private, masked) for number, step in enumerate(steps, 1)]
 
 
-def _render_step(number: int, step: RecordedStep, rename: NameReplacer, private: PrivateFields, masked: bool) -> RenderedStep:
+def _render_step(number: int, step: RecordedStep, rename: NameReplacer, private: PrivateFields, masked: bool) -> StepText:
     """Render one step; every text passes through privacy, masking and renaming."""
     seen: list[str] = []
     words: list[str] = []
@@ -84,15 +58,13 @@ def _render_step(number: int, step: RecordedStep, rename: NameReplacer, private:
     outcome = "" if step.succeeded else " FAILED"
     action = flat(rename(own(step.action_type[:_LONGEST_ACTION], "action"))) + outcome
     brief = f"{action} {named}" if named else action
-    came = flat(rename(bounded(plain(result)))) if result not in (None, {}, "", []) else ""
+    result_text = flat(rename(bounded(plain(result)))) if result not in (None, {}, "", []) else ""
     held = step.state
     state = f"balance {held.agent_balance:.8g}, P&L {held.agent_pnl:.8g}, {held.open_positions:g} open" if private.allows("state") else ""
     # trades that succeeded are shortened last
     decision = step.succeeded and "HOLD" not in step.action_type and _is(step, _DECISIONS)
-    action_text = f"{brief} -> {came}" if came else brief
-    return RenderedStep(
-        number, tuple(map(flat, seen)), state, tuple(words), action_text, brief, decision, tuple(dict.fromkeys(screen.flags))
-    )
+    full = f"{brief} -> {result_text}" if result_text else brief
+    return StepText(number, tuple(map(flat, seen)), state, tuple(words), full, brief, decision, tuple(dict.fromkeys(screen.flags)))
 
 
 def _says_the_same(response: str, step: RecordedStep) -> bool:

@@ -19,9 +19,16 @@ from typing import Any
 from babylon_rl.errors import BabylonError, CheckpointError, NothingToTrain, NoTrainer, TrainingError
 from babylon_rl.models.checkpoints import ADAPTER_CONFIG, WEIGHTS, BaseIdentity
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends.art_groups import art_groups, count_groups, count_hours, sent_groups
-from babylon_rl.training.backends.art_versions import WITHOUT_LOGPROBS, installed, load_art
 from babylon_rl.training.backends.base_tokens import BaseTokens
+from babylon_rl.training.backends.openpipe_art import (
+    WITHOUT_LOGPROBS,
+    art_groups,
+    count_groups,
+    count_hours,
+    installed,
+    load_art,
+    sent_groups,
+)
 from babylon_rl.training.backends.protocol import (
     GPU,
     IterationResult,

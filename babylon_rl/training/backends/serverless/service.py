@@ -21,7 +21,7 @@ from babylon_rl.errors import TrainingError, TrainingPaused
 from babylon_rl.llm.transports import WANDB_INFERENCE_URL
 from babylon_rl.models.checkpoints import RemoteCheckpoint
 from babylon_rl.settings import Settings
-from babylon_rl.training.backends.art_versions import Installed, installed, load_art
+from babylon_rl.training.backends.openpipe_art import Installed, installed, load_art
 from babylon_rl.training.backends.serverless.evidence import Event
 
 PREFIX = "art-"

@@ -14,9 +14,18 @@ from babylon_rl.errors import CheckpointError, ModelUnavailable, NothingToTrain,
 from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remote
 from babylon_rl.settings import Settings
 from babylon_rl.store.write_ahead import RemoteJob, newest_job
-from babylon_rl.training.backends.art_groups import Counted, SentEpisode, art_groups, count_groups, count_hours, sent_groups
-from babylon_rl.training.backends.art_versions import FIRST_WITHOUT_LOGPROBS, WITHOUT_LOGPROBS, Installed
 from babylon_rl.training.backends.base_tokens import BaseTokens
+from babylon_rl.training.backends.openpipe_art import (
+    FIRST_WITHOUT_LOGPROBS,
+    WITHOUT_LOGPROBS,
+    Counted,
+    Installed,
+    SentEpisode,
+    art_groups,
+    count_groups,
+    count_hours,
+    sent_groups,
+)
 from babylon_rl.training.backends.protocol import (
     SERVERLESS,
     Checkpoint,
