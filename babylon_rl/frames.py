@@ -226,8 +226,8 @@ def stream(
     settings = settings or load_settings()
     with process_database(settings).connect(autocommit=True) as connection:
         ranged = first is not None or end is not None
-        found = _READERS[kind](_Source(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE, ranged, settings))
-        while part := list(islice(found, rows)):
+        records = _READERS[kind](_Source(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE, ranged, settings))
+        while part := list(islice(records, rows)):
             yield _frame(part, COLUMNS[kind])
 
 

@@ -22,12 +22,12 @@ def content_version(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def counted_version(**found: tuple[int, int]) -> str:
+def counted_version(**kinds: tuple[int, int]) -> str:
     """A version from (row count, sum of row hashes) per kind of rows.
 
     Underscores in the names are shown as blanks.
     """
-    return ", ".join(f"{rows} {kind.replace('_', ' ')} #{content % 2**48:012x}" for kind, (rows, content) in found.items())
+    return ", ".join(f"{rows} {kind.replace('_', ' ')} #{content % 2**48:012x}" for kind, (rows, content) in kinds.items())
 
 
 def change_in_words(before: str | None, after: str) -> str:

@@ -36,18 +36,18 @@ def ab_test_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
 
     with babylon.connection() as connection:
         tests = read_tests(connection)
-        found = report(connection, tests[0].name) if tests else None
-    if found is None:
+        newest = report(connection, tests[0].name) if tests else None
+    if newest is None:
         return dg.MaterializeResult(metadata=counts(0, verdict="There has been no A/B test."), data_version=dg.DataVersion("none"))
-    context.log.info(found.verdict)
-    document = found.document
+    context.log.info(newest.verdict)
+    document = newest.document
     arms = [arm for arm in document["arms"] if arm["pnl"] is not None]
     metadata = counts(
-        len(document["arms"]), test=found.test.name, state=found.test.state, verdict=found.verdict, spillover=document["spillover"]
+        len(document["arms"]), test=newest.test.name, state=newest.test.state, verdict=newest.verdict, spillover=document["spillover"]
     )
     metadata["arms"] = table([arm | {"interval": str(arm["interval"])} for arm in document["arms"]])
     bounds = [(arm["interval"][0] or arm["pnl"], arm["interval"][1] or arm["pnl"]) for arm in arms]
     metadata["pnl"] = embedded(bar_plot("P&L by arm", "dollars an agent-hour", [(a["version"], a["pnl"]) for a in arms], intervals=bounds))
-    metadata["course"] = embedded(line_plot("P&L so far", "dollars an agent-hour", course(found), x_label="hours of an agent"))
+    metadata["course"] = embedded(line_plot("P&L so far", "dollars an agent-hour", course(newest), x_label="hours of an agent"))
     metadata["document"] = dg.MetadataValue.json(document)
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(content_version(document)))

@@ -82,5 +82,5 @@ def _report(window: str, seen: HourHindsight | None, agents: list[AgentCorrectne
     return HourReport(seen.data_version, metadata)
 
 
-def _row(one: AgentCorrectness) -> dict[str, Any]:
-    return {"agent": one.agent_id, "actions": one.actions, "known": one.known, "right": one.right, "share right": one.share}
+def _row(agent: AgentCorrectness) -> dict[str, Any]:
+    return {"agent": agent.agent_id, "actions": agent.actions, "known": agent.known, "right": agent.right, "share right": agent.share}

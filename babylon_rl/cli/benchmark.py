@@ -123,8 +123,8 @@ def leaderboard(plot: PlotOption = None, as_json: JsonOption = False) -> None:
     title = f"{board.markets} unseen markets, mean P&L with its 95 % interval"
     rows = [ranking.cells(line, board.reference) for line in board.lines]
     emit(board.document, [listed(ranking.COLUMNS, rows, title)], as_json)
-    for one in board.unranked:
-        say(f"{one.version} is not ranked. {one.reason}")
+    for left_out in board.unranked:
+        say(f"{left_out.version} is not ranked. {left_out.reason}")
 
 
 @benchmark.command("generate")

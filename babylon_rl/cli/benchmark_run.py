@@ -147,10 +147,10 @@ def _named_results(names: list[str], directory: Path | None) -> tuple[list[Resul
                 f"{missing[0]!r} is no file or directory, and there are no results of an agent of that name; there are results of "
                 f"{', '.join(sorted(agents)) or 'nobody'}. `babylon-rl benchmark run SNAPSHOT --model {missing[0]}` makes them."
             )
-        kept = {result.id for result in sound}
+        ids = {result.id for result in sound}
         named = [result for name in wanted for result in more if result.agent_id == name]
-        sound += [result for result in named if result.id not in kept]
-        refused += [one for one in not_sound if one.agent is None or one.agent in wanted]
+        sound += [result for result in named if result.id not in ids]
+        refused += [refusal for refusal in not_sound if refusal.agent is None or refusal.agent in wanted]
     return sound, refused
 
 
@@ -167,9 +167,9 @@ def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], rep
         "played": runs.played,
         "known": runs.known,
         "unfinished": [
-            {"agent": one.agent, "benchmarkId": one.snapshot, "repeat": one.repeat, "ticksProcessed": one.ticks_played, "ticks": one.ticks,
-             "reason": one.reason}
-            for one in runs.unfinished
+            {"agent": run.agent, "benchmarkId": run.snapshot, "repeat": run.repeat, "ticksProcessed": run.ticks_played, "ticks": run.ticks,
+             "reason": run.reason}
+            for run in runs.unfinished
         ],
     }  # fmt: skip
     # Report and tables are written even if some runs are unfinished; the error comes last.
@@ -179,7 +179,7 @@ def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], rep
     say(f"{runs.played} runs played, {runs.known} known from before; they are in {directory}.")
     if runs.unfinished:
         first = runs.unfinished[0]
-        partly = f", {sum(one.ticks_played > 0 for one in runs.unfinished)} of them begun" if len(runs.unfinished) > 1 else ""
+        partly = f", {sum(run.ticks_played > 0 for run in runs.unfinished)} of them begun" if len(runs.unfinished) > 1 else ""
         raise ModelUnavailable(
             f"{len(runs.unfinished)} of {len(runs.unfinished) + len(runs.results)} runs are not complete{partly}. {first.agent} in "
             f"{first.snapshot}: {first.reason} What was played is kept; run the same command again to go on from there."
@@ -212,42 +212,45 @@ def _parts(comparison: ComparisonDocument, rows: Sequence[dict[str, Any]] = ()) 
         parts.append(needed_table(rows))
     for note in comparison.notes:
         parts.append(note)
-    for one in comparison.refused[:5]:
-        parts.append(f"{one.file}: {' '.join(one.reasons[:3])}")
+    for refusal in comparison.refused[:5]:
+        parts.append(f"{refusal.file}: {' '.join(refusal.reasons[:3])}")
     return parts
 
 
 def agents_table(comparison: ComparisonDocument) -> Table:
     """One row per agent, highest P&L first."""
     rows: list[list[Any]] = []
-    for one in sorted(comparison.agents, key=lambda agent: -agent.pnl.mean):
-        brier = "-" if one.brier is None else f"{one.brier:.3f} ({one.market_brier:.3f})"
-        reaction = "-" if one.reaction_ticks is None else f"{one.reaction_ticks:.1f} ticks, {percent(one.reaction_share)}"
+    for agent in sorted(comparison.agents, key=lambda agent: -agent.pnl.mean):
+        brier = "-" if agent.brier is None else f"{agent.brier:.3f} ({agent.market_brier:.3f})"
+        reaction = "-" if agent.reaction_ticks is None else f"{agent.reaction_ticks:.1f} ticks, {percent(agent.reaction_share)}"
         rows.append([
-            one.agent, one.runs, interval(one.pnl), number(one.sharpe), number(one.max_drawdown, 0), percent(one.win_rate),
-            percent(one.accuracy), brier, percent(one.invalid_rate), number(one.action_entropy), reaction, number(one.optimality, 1),
+            agent.agent, agent.runs, interval(agent.pnl), number(agent.sharpe), number(agent.max_drawdown, 0), percent(agent.win_rate),
+            percent(agent.accuracy), brier, percent(agent.invalid_rate), number(agent.action_entropy), reaction,
+            number(agent.optimality, 1),
         ])  # fmt: skip
-    markets = max(one.snapshots for one in comparison.agents)
+    markets = max(agent.snapshots for agent in comparison.agents)
     return listed(AGENTS, rows, f"{markets} {'market' if markets == 1 else 'markets'}, mean P&L of one")
 
 
 def pairs_table(comparison: ComparisonDocument) -> Table:
     """One row per pair of agents."""
-    return listed(PAIRS, [_pair(one) for one in comparison.pairs], "In the same markets")
+    return listed(PAIRS, [_pair(pair) for pair in comparison.pairs], "In the same markets")
 
 
-def _pair(one: PairRow) -> list[Any]:
-    effect = interval(one.effect_size, 2) if one.effect_size is not None else None
+def _pair(pair: PairRow) -> list[Any]:
+    effect = interval(pair.effect_size, 2) if pair.effect_size is not None else None
     return [
-        f"{one.a} - {one.b}", interval(one.difference), f"{one.p:.2g}", f"{one.adjusted_p:.2g}", effect, percent(one.better_share.mean),
-        one.snapshots, one.winner or "not decided",
+        f"{pair.a} - {pair.b}", interval(pair.difference), f"{pair.p:.2g}", f"{pair.adjusted_p:.2g}", effect,
+        percent(pair.better_share.mean), pair.snapshots, pair.winner or "not decided",
     ]  # fmt: skip
 
 
-def interval(one: Bounds, digits: int = 0) -> str:
+def interval(bounds: Bounds, digits: int = 0) -> str:
     """An interval as ``+12 (+3 to +21)``; only the mean if it has no ends."""
-    mean = f"{one.mean:+,.{digits}f}"
-    return f"{mean} ({one.low:+,.{digits}f} to {one.high:+,.{digits}f})" if one.low is not None and one.high is not None else mean
+    mean = f"{bounds.mean:+,.{digits}f}"
+    if bounds.low is None or bounds.high is None:
+        return mean
+    return f"{mean} ({bounds.low:+,.{digits}f} to {bounds.high:+,.{digits}f})"
 
 
 def percent(share: float | None) -> str:

@@ -133,22 +133,22 @@ def measured(
         return report_with_audit(connection, settings, span, utc_now(), judge=judge, groups=groups, on_progress=tell)
 
 
-def _write(found: ReliabilityReport, directory: Path) -> list[Path]:
+def _write(report: ReliabilityReport, directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, png in draw_plots(found).items():
+    for name, png in draw_plots(report).items():
         path = directory / f"{PREFIX}{name}.png"
         path.write_bytes(png)
         written.append(path)
     return written
 
 
-def _report_parts(found: ReliabilityReport) -> list[Table | str]:
+def _report_parts(report: ReliabilityReport) -> list[Table | str]:
     parts: list[Table | str] = []
-    versions = f" ({'; '.join(found.versions)})" if found.versions else ""
-    others = ", ".join(f"{judge} {count}" for judge, count in found.judges.items() if judge != found.judge)
-    rows: list[list[Any]] = [list(line) for line in report_rows(found)]
-    parts.append(listed(["", "95 % interval", ""], rows, f"{found.judge}{versions}, {found.first} to {found.end}"))
+    versions = f" ({'; '.join(report.versions)})" if report.versions else ""
+    others = ", ".join(f"{judge} {count}" for judge, count in report.judges.items() if judge != report.judge)
+    rows: list[list[Any]] = [list(line) for line in report_rows(report)]
+    parts.append(listed(["", "95 % interval", ""], rows, f"{report.judge}{versions}, {report.first} to {report.end}"))
     if others:
         parts.append(f"Other hours of the range were scored by: {others}.")
     return parts
@@ -166,10 +166,10 @@ def calibrate(
     """Does the judge agree with the market? Rank correlation of its scores with what agents of known skill earn on average."""
     changed = {"judge_model": judge, "judge_orders": orders}
     settings = load_settings(**{name: value for name, value in changed.items() if value is not None})
-    found = _calibrated(settings, hours, markets, seed)
-    emit(found.document, _calibration_parts(found), as_json)
-    if found.not_judged:
-        say(f"{found.not_judged} of {hours} hours have no score; the same command goes on with them.")
+    agreement = _calibrated(settings, hours, markets, seed)
+    emit(agreement.document, _calibration_parts(agreement), as_json)
+    if agreement.not_judged:
+        say(f"{agreement.not_judged} of {hours} hours have no score; the same command goes on with them.")
 
 
 def _calibrated(settings: Settings, hours: int, markets: int, seed: int) -> JudgeAgreement:
@@ -177,34 +177,38 @@ def _calibrated(settings: Settings, hours: int, markets: int, seed: int) -> Judg
         require_migrated(database)
         with scratch_database(settings.home, calibration_name(seed)) as scratch, progress_of_parts() as tell:
             with scratch.database.connect(autocommit=True) as connection:
-                found = measure(connection, settings, utc_now(), hours=hours, skill_markets=markets, seed=seed, on_progress=tell)
+                agreement = measure(connection, settings, utc_now(), hours=hours, skill_markets=markets, seed=seed, on_progress=tell)
             with database.connect(autocommit=True) as connection:
-                write_judge_agreement(connection, found)
+                write_judge_agreement(connection, agreement)
             # Unfinished hours keep their scratch database, so that the same command resumes.
-            scratch.keep = found.not_judged > 0
-    return found
+            scratch.keep = agreement.not_judged > 0
+    return agreement
 
 
-def _calibration_parts(found: JudgeAgreement) -> list[Table | str]:
+def _calibration_parts(agreement: JudgeAgreement) -> list[Table | str]:
     parts: list[Table | str] = []
     rows: list[list[Any]] = [
         [row["name"], _number(row["expected"], 0), _number(row["standardError"], 1, sign=False), _number(row["realized"], 0),
          _number(row["score"], 3, sign=False), _number(row["rank"], 1, sign=False)]
-        for row in found.rows
+        for row in agreement.rows
     ]  # fmt: skip
-    shown = "" if found.orders == 1 else f", {found.orders} orders"
-    parts.append(listed(CALIBRATION, rows, f"{found.judge} {found.judge_version}{shown}: {found.hours} hours of {found.agents} agents"))
+    shown = "" if agreement.orders == 1 else f", {agreement.orders} orders"
+    parts.append(
+        listed(
+            CALIBRATION, rows, f"{agreement.judge} {agreement.judge_version}{shown}: {agreement.hours} hours of {agreement.agents} agents"
+        )
+    )
     parts.append("")
     compared = [
-        ["scores with expected P&L", *_cells(found.expected), ""],
-        ["scores with the P&L that came", *_cells(found.realized), ""],
-        ["the P&L that came with expected P&L", *_cells(found.money), "what counting money alone reaches"],
-        ["first less third", *_cells(found.over_money), "what the judge sees beyond the money"],
+        ["scores with expected P&L", *_cells(agreement.expected), ""],
+        ["scores with the P&L that came", *_cells(agreement.realized), ""],
+        ["the P&L that came with expected P&L", *_cells(agreement.money), "what counting money alone reaches"],
+        ["first less third", *_cells(agreement.over_money), "what the judge sees beyond the money"],
     ]
-    title = f"Rank correlation within an hour (Spearman), mean over {found.hours} hours"
+    title = f"Rank correlation within an hour (Spearman), mean over {agreement.hours} hours"
     parts.append(listed(["", "mean", "95 %", ""], compared, title))
-    if found.without_spread:
-        parts.append(f"{found.without_spread} hours got one score for all and count as 0.")
+    if agreement.without_spread:
+        parts.append(f"{agreement.without_spread} hours got one score for all and count as 0.")
     return parts
 
 

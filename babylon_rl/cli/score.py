@@ -188,8 +188,8 @@ class HourOutcome:
 
         ``keptScoresOf`` names the judge of scores that are not from this call.
         """
-        kept = None if self.scores is None or self.outcome == "judged" else self.scores.judge
-        return {"window": self.window, "outcome": self.outcome, "keptScoresOf": kept, "reason": self.reason}
+        judge = None if self.scores is None or self.outcome == "judged" else self.scores.judge
+        return {"window": self.window, "outcome": self.outcome, "keptScoresOf": judge, "reason": self.reason}
 
 
 def read_outcomes(connection: Connection, windows: Sequence[str], lacking: Collection[str], settings: Settings) -> list[HourOutcome]:
@@ -227,9 +227,9 @@ def sentences(outcomes: Sequence[HourOutcome], judge: str) -> list[str]:
     if aside:
         advice = "`babylon-rl judge quarantine` says why, `babylon-rl judge retry` asks again."
         remarks.append(f"In quarantine, not scored by {judge}: {', '.join(aside)}. {advice}")
-    kept = [entry for entry in outcomes if entry.outcome in ("waiting", "quarantined") and entry.scores is not None]
-    if kept:
-        named = ", ".join(f"{entry.window} those of {entry.scores.judge}" for entry in kept if entry.scores is not None)
+    waiting = [entry for entry in outcomes if entry.outcome in ("waiting", "quarantined") and entry.scores is not None]
+    if waiting:
+        named = ", ".join(f"{entry.window} those of {entry.scores.judge}" for entry in waiting if entry.scores is not None)
         remarks.append(f"Scores that {judge} did not replace are kept: {named}.")
     others = [entry.window for entry in outcomes if entry.outcome == "unchanged" and entry.scores and entry.scores.judge != judge]
     if others:

@@ -88,15 +88,15 @@ def choose_batch(
     with database.connect(autocommit=True) as connection:
         if batch_id is not None:
             # 1. The batch that was named.
-            found = read_batch(connection, batch_id)
-            if found is None and foreign_batch(connection, batch_id):
+            batch = read_batch(connection, batch_id)
+            if batch is None and foreign_batch(connection, batch_id):
                 raise UsageError(f"{batch_id} is another producer's, which this pipeline leaves alone; `babylon-rl batches` lists ours.")
-            if found is None:
+            if batch is None:
                 raise UsageError(f"There is no batch {batch_id}; `babylon-rl batches` lists them.")
-            if found.state == "failed":
-                raise BatchConflict(f"{batch_id} has failed ({found.error}); freeze a new batch with `babylon-rl train`.")
-            _refuse_other(found, asked or {}, "or leave --batch and BATCH_ID out")
-            return found
+            if batch.state == "failed":
+                raise BatchConflict(f"{batch_id} has failed ({batch.error}); freeze a new batch with `babylon-rl train`.")
+            _refuse_other(batch, asked or {}, "or leave --batch and BATCH_ID out")
+            return batch
         # 2. A batch that has not ended, unless --force.
         pending = pending_batches(connection)
         if pending and not force:
@@ -120,8 +120,8 @@ def choose_batch(
         frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=seed, minimum=minimum, settled=when_ready)
         if frozen.batch is None:
             # Nothing was freezable: perhaps because another run has just frozen these hours.
-            before = {found.batch_id for found in pending}
-            meanwhile = [found.batch_id for found in pending_batches(connection) if found.batch_id not in before]
+            before = {batch.batch_id for batch in pending}
+            meanwhile = [batch.batch_id for batch in pending_batches(connection) if batch.batch_id not in before]
             if meanwhile:
                 raise BatchConflict(
                     f"Another run trains these hours: {meanwhile[0]} was frozen from them meanwhile. "

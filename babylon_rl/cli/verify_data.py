@@ -101,14 +101,14 @@ def _oddities(readings: Sequence[WindowReading], settings: Settings) -> list[Row
     eligible = sum(reading.eligible for reading in readings)
     prompts = sum(reading.quality.prompts for reading in readings)
     short = sum(reading.quality.short_prompts for reading in readings)
-    said = f"{short} of {prompts} rows with a call have a short prompt (system up to 50 or user up to 100 characters)"
-    found = [RowCheck("prompt lengths", "WARN" if short > (1 - settings.data_quality_threshold) * prompts else "PASS", said)]
+    sentence = f"{short} of {prompts} rows with a call have a short prompt (system up to 50 or user up to 100 characters)"
+    checks = [RowCheck("prompt lengths", "WARN" if short > (1 - settings.data_quality_threshold) * prompts else "PASS", sentence)]
     for name, count, ids, words in _ODDITIES:
         total = sum(getattr(reading.quality, count) for reading in readings)
         listed = [odd for reading in readings for odd in (getattr(reading.quality, ids) if ids else ())]
         detail = f"{total} {words}{_named(listed, total)}" if total else f"{eligible} eligible rows"
-        found.append(RowCheck(name, "WARN" if total else "PASS", detail))
-    return found
+        checks.append(RowCheck(name, "WARN" if total else "PASS", detail))
+    return checks
 
 
 def _named(ids: Sequence[str], total: int) -> str:

@@ -66,6 +66,6 @@ def confirm(
         connection, settings, sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress, activity="confirmation"
     )
     ours, theirs = ([result.pnl_usd for result in results[source.name]] for source in sources)
-    found = permutation_test([a - b for a, b in zip(ours, theirs, strict=True)], alternative="greater", seed=test.number, flips=FLIPS)
-    end_confirmation(connection, test.number, found.mean, found.p, clock())
-    return replace(test, improvement=found.mean, p=found.p, ended_at=clock())
+    difference = permutation_test([a - b for a, b in zip(ours, theirs, strict=True)], alternative="greater", seed=test.number, flips=FLIPS)
+    end_confirmation(connection, test.number, difference.mean, difference.p, clock())
+    return replace(test, improvement=difference.mean, p=difference.p, ended_at=clock())

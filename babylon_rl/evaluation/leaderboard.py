@@ -185,8 +185,8 @@ def _line(models: Sequence[Model], identities: Mapping[str, Sequence[str]]) -> d
     for model in models:
         for base in identities[BASE]:
             if _weights(model, base) in identities[model.version]:
-                found = {other.version: weights for other in models if (weights := _weights(other, base)) in identities[other.version]}
-                return {BASE: base} | {version: weights for version, weights in found.items() if weights is not None}
+                identical = {other.version: weights for other in models if (weights := _weights(other, base)) in identities[other.version]}
+                return {BASE: base} | {version: weights for version, weights in identical.items() if weights is not None}
     last = next(iter(identities[BASE]), None)
     return {} if last is None else {BASE: last}
 

@@ -145,18 +145,18 @@ def metrics_of(run: Run, agent_id: str, durations_ms: Sequence[float], optimalit
 
 def forecasts(record: AgentRecord, scenario: Scenario) -> list[Forecast]:
     """Purchases of questions' shares as forecasts, without fees."""
-    found = []
+    rows = []
     for fill in purchases(record):
         if fill.kind == "buy_prediction":
             question = scenario.question(fill.market)
             yes = fill.side == "yes"
             crowd = question.crowd[fill.tick]
             paid = min(1.0, max(0.0, fill.price))
-            found.append(Forecast(
+            rows.append(Forecast(
                 tick=fill.tick, market=fill.market, side=fill.side, paid=paid, crowd=crowd if yes else 1.0 - crowd,
                 right=yes == question.answer,
             ))  # fmt: skip
-    return found
+    return rows
 
 
 def calibration(forecasts: Sequence[Forecast]) -> list[Bin]:
@@ -216,31 +216,31 @@ def sharpe(equity: Sequence[float]) -> float | None:
 
 def sharpe_path(equity: Sequence[float], fewest: int = 2) -> list[float | None]:
     """``sharpe`` up to every moment, None before ``fewest`` changes."""
-    found: list[float | None] = [None] if len(equity) else []
+    ratios: list[float | None] = [None] if len(equity) else []
     total = squares = 0.0
     for count, (before, after) in enumerate(pairwise(equity), 1):
         total, squares = total + after - before, squares + (after - before) ** 2
         variance = (squares - total * total / count) / (count - 1) if count > 1 else 0.0
-        found.append(total / count / math.sqrt(variance) * math.sqrt(count) if count >= fewest and variance > 1e-12 else None)
-    return found
+        ratios.append(total / count / math.sqrt(variance) * math.sqrt(count) if count >= fewest and variance > 1e-12 else None)
+    return ratios
 
 
 def drawdowns(equity: Sequence[float]) -> list[float]:
     """Dollars below the highest equity so far, at every moment."""
-    peak, found = -math.inf, []
+    peak, declines = -math.inf, []
     for value in equity:
         peak = max(peak, value)
-        found.append(peak - value)
-    return found
+        declines.append(peak - value)
+    return declines
 
 
 def drawdown_shares(equity: Sequence[float]) -> list[float]:
     """``drawdowns`` as shares of the peak so far."""
-    peak, found = 0.0, []
+    peak, declines = 0.0, []
     for value in equity:
         peak = max(peak, value)
-        found.append((peak - value) / peak if peak > 0.0 else 0.0)
-    return found
+        declines.append((peak - value) / peak if peak > 0.0 else 0.0)
+    return declines
 
 
 def reaction_ticks(record: AgentRecord, scenario: Scenario, ticks: int) -> tuple[list[float], int]:
@@ -251,14 +251,14 @@ def reaction_ticks(record: AgentRecord, scenario: Scenario, ticks: int) -> tuple
     bought: dict[tuple[str, int], list[int]] = {}
     for fill in purchases(record):
         bought.setdefault((fill.market, _DIRECTION[fill.side]), []).append(fill.tick)
-    found, news = [], 0
+    delays, news = [], 0
     for event in scenario.events:
         if event.tick < ticks and event.direction:
             news += 1
             first = next((tick for tick in bought.get((event.about, event.direction), ()) if tick >= event.tick), None)
             if first is not None and first <= event.tick + event.ticks:
-                found.append(float(first - event.tick))
-    return found, news
+                delays.append(float(first - event.tick))
+    return delays, news
 
 
 def share(part: float, whole: float) -> float | None:
@@ -267,8 +267,8 @@ def share(part: float, whole: float) -> float | None:
 
 
 def _predictions(held: Sequence[Position], scenario: Scenario) -> PredictionMetrics:
-    right = sum((one.side == "yes") == scenario.question(one.market).answer for one in held)
-    pnl = math.fsum(one.profit for one in held)
+    right = sum((position.side == "yes") == scenario.question(position.market).answer for position in held)
+    pnl = math.fsum(position.profit for position in held)
     return PredictionMetrics(
         total_positions=len(held), correct_predictions=right, incorrect_predictions=len(held) - right, accuracy=share(right, len(held)),
         avg_pnl_per_position=share(pnl, len(held)), pnl=pnl,
@@ -276,7 +276,7 @@ def _predictions(held: Sequence[Position], scenario: Scenario) -> PredictionMetr
 
 
 def _perps(held: Sequence[Position], equity: Sequence[float], liquidations: int) -> PerpMetrics:
-    won, pnl = sum(one.profit > 0.0 for one in held), math.fsum(one.profit for one in held)
+    won, pnl = sum(position.profit > 0.0 for position in held), math.fsum(position.profit for position in held)
     return PerpMetrics(
         total_trades=len(held), profitable_trades=won, win_rate=share(won, len(held)), avg_pnl_per_trade=share(pnl, len(held)),
         max_drawdown=max(drawdowns(equity), default=0.0), pnl=pnl, liquidations=liquidations,

@@ -70,9 +70,9 @@ def agreement(orders: Sequence[Mapping[str, float]]) -> Agreement:
     agents = sorted(orders[0])
     scores = {agent: math.fsum(order[agent] for order in orders) / len(orders) for agent in agents}
     pairs = list(combinations(orders, 2))
-    by_agent = {agent: math.fsum(abs(one[agent] - two[agent]) for one, two in pairs) / max(1, len(pairs)) for agent in agents}
+    by_agent = {agent: math.fsum(abs(first[agent] - second[agent]) for first, second in pairs) / max(1, len(pairs)) for agent in agents}
     # pairs in which one order gives a single score to all have no tau
-    taus = [tau for one, two in pairs if (tau := kendall_tau(one, two)) is not None]
+    taus = [tau for first, second in pairs if (tau := kendall_tau(first, second)) is not None]
     disagreement = math.fsum(by_agent.values()) / len(agents)
     return Agreement(scores, by_agent, disagreement, math.fsum(taus) / len(taus) if taus else None)
 
@@ -82,16 +82,16 @@ def gain(shown: Agreement, masked: Agreement) -> Gain:
     return Gain({agent: round(shown.scores[agent] - score, 9) for agent, score in masked.scores.items()}, masked.disagreement)
 
 
-def kendall_tau(one: Mapping[str, float], two: Mapping[str, float]) -> float | None:
+def kendall_tau(left: Mapping[str, float], right: Mapping[str, float]) -> float | None:
     """Kendall's tau-b between two orders' scores, -1..1.
 
     None where one order does not rank: a single agent, or equal scores for all.
     """
-    agents = sorted(one)
+    agents = sorted(left)
     import numpy as np  # not at the top: spearman is used by the checks of every hour
 
     # the sign of each pair's difference; importing scipy.stats for it takes longer than all the rest of a report
-    ranked = [np.sign(np.subtract.outer(scores, scores)) for scores in ([order[agent] for agent in agents] for order in (one, two))]
+    ranked = [np.sign(np.subtract.outer(scores, scores)) for scores in ([order[agent] for agent in agents] for order in (left, right))]
     first, second = ranked
     pairs = float(np.sum(first * first)) * float(np.sum(second * second))  # neither ties nor themselves, in both
     return float(np.sum(first * second)) / math.sqrt(pairs) if pairs else None
@@ -106,14 +106,14 @@ def centred_ranks(values: Sequence[float]) -> list[float]:
     return [(bisect_left(ordered, value) + bisect_right(ordered, value) - 1) / 2 / most - 0.5 for value in values]
 
 
-def spearman(one: Sequence[float], two: Sequence[float]) -> float | None:
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Spearman's rank correlation, -1..1; None for few values or a side without ranks.
 
     Few: less than FEWEST_RANKED.
     """
-    if len(one) < FEWEST_RANKED or min(len(set(one)), len(set(two))) < 2:
+    if len(first) < FEWEST_RANKED or min(len(set(first)), len(set(second))) < 2:
         return None
-    a, b = centred_ranks(one), centred_ranks(two)  # the mean of ranks is that of places, so these are centred whatever the ties
+    a, b = centred_ranks(first), centred_ranks(second)  # the mean of ranks is that of places, so these are centred whatever the ties
     across = math.fsum(x * y for x, y in zip(a, b, strict=True))
     return across / math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
 

@@ -184,8 +184,8 @@ def recordings(
         scenario: the rows' scenarioId, by default the hour.
     """
     clock = [moment(run.scenario, 0)]
-    window, kept = window_of(clock[0]), list[Recording]()
-    recorder = TrajectoryRecorder(kept.append, ids, lambda: clock[0])
+    window, recorded = window_of(clock[0]), list[Recording]()
+    recorder = TrajectoryRecorder(recorded.append, ids, lambda: clock[0])
     paths, offset = run.paths, -1
     for tick in range(run.ticks_played):
         shown, begins, ends = _shown(run.scenario, paths, tick), moment(run.scenario, tick), moment(run.scenario, tick + 1)
@@ -202,7 +202,7 @@ def recordings(
             _complete(recorder, trajectory, run.scenario, turn, market_ids, (before, after))
             clock[0] = ends + timedelta(seconds=-2, milliseconds=37 * (offset % 997) % 1000)
             recorder.end_trajectory(trajectory, balance=round(record.balance[tick + 1], 2), pnl=after, evaluation=evaluation)
-    yield from kept
+    yield from recorded
 
 
 def _shown(scenario: Scenario, paths: Paths, tick: int) -> list[dict[str, Any]]:

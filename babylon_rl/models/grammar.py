@@ -106,7 +106,7 @@ def _compile(text: str, tokenizer: "PreTrainedTokenizerBase") -> Grammar:
     texts = language(schema)
     if tokenizer.eos_token_id is None:
         raise UsageError("The tokenizer has no end token: an answer under a grammar cannot end.")
-    tokens = {one: (*tokenizer.encode(one, add_special_tokens=False), int(tokenizer.eos_token_id)) for one in texts}
+    tokens = {answer: (*tokenizer.encode(answer, add_special_tokens=False), int(tokenizer.eos_token_id)) for answer in texts}
     # All texts share one trie, so a prefix determines the legal tokens.
     root = Trie()
     for sequence in tokens.values():

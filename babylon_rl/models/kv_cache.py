@@ -50,10 +50,10 @@ class KVCache:
         """Keep these rows, in this order; a row may be repeated."""
         import torch
 
-        kept = torch.tensor(rows, device=self._past.device)
-        self._past = self._past[kept]
+        indices = torch.tensor(rows, device=self._past.device)
+        self._past = self._past[indices]
         if self._past.shape[1]:
-            self._cache.batch_select_indices(kept)
+            self._cache.batch_select_indices(indices)
 
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:

@@ -279,8 +279,8 @@ class BackgroundWriter:
             self._changed.notify_all()
 
 
-def _reason(one: Recording, fault: psycopg.Error) -> str:
-    agent, trajectory = one.columns["agentId"], one.trajectory_id
+def _reason(recording: Recording, fault: psycopg.Error) -> str:
+    agent, trajectory = recording.columns["agentId"], recording.trajectory_id
     if isinstance(fault, psycopg.errors.ForeignKeyViolation):
         return f'Agent {agent} is not in "User", so its trajectory {trajectory} was not recorded: create the agent first.'
     return f"Trajectory {trajectory} of agent {agent} was not recorded: {_line(fault)}."

@@ -62,12 +62,12 @@ def begin_confirmation(
     with own_transaction(connection):
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
         earlier = read_confirmations(connection)
-        own = next((one for one in earlier if one.version == version), None)
+        own = next((test for test in earlier if test.version == version), None)
         if own is not None:
             return own
         number = len(earlier) + 1
-        first = max((one.first_market + one.markets for one in earlier), default=0)
-        level = level_after([one.confirmed for one in earlier])
+        first = max((test.first_market + test.markets for test in earlier), default=0)
+        level = level_after([test.confirmed for test in earlier])
         connection.execute(_BEGIN, [number, version, reference, level, first, markets, now])
     return Confirmation(number, version, reference, level, first, markets, now, None, None, None)
 

@@ -364,15 +364,15 @@ def judge_agreements(connection: Connection) -> list[JudgeAgreement]:
     return [JudgeAgreement(*row) for row in connection.execute(statement.format(_names()))]
 
 
-def write_judge_agreement(connection: Connection, found: JudgeAgreement) -> None:
+def write_judge_agreement(connection: Connection, agreement: JudgeAgreement) -> None:
     """Store a calibration, replacing the former one of its setting."""
     # The column list follows the fields of the class, so the statement is composed from it.
     changed = [sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in _COLUMNS if name not in _KEY]
     statement = sql.SQL("INSERT INTO babylon_rl.judge_agreements ({}) VALUES ({}) ON CONFLICT ({}) DO UPDATE SET {}").format(
         _names(), sql.SQL(", ").join([sql.Placeholder()] * len(_COLUMNS)), _names(_KEY), sql.SQL(", ").join(changed)
     )
-    values = {_camel(field.name): getattr(found, field.name) for field in fields(found)}
-    values |= {name: list(values[name]) for name in _INTERVALS} | {"rows": Jsonb([dict(row) for row in found.rows])}
+    values = {_camel(field.name): getattr(agreement, field.name) for field in fields(agreement)}
+    values |= {name: list(values[name]) for name in _INTERVALS} | {"rows": Jsonb([dict(row) for row in agreement.rows])}
     with own_transaction(connection):
         connection.execute(statement, list(values.values()))
 

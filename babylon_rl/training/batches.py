@@ -227,11 +227,13 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
     directory = None if parent is None else parent_checkpoint(parent, run.trainer.base_identity())
     train_plan = run.trainer.prepare(run.context(), conversion.sequences)
     # What trains is fixed before the first iteration: what has lost its calls since may have trained, and is used with the rest.
-    windows = {episode.window for episode in prepared.kept} if begun else {one for one in conversion.by_window if train_plan.trains(one)}
+    windows = (
+        {episode.window for episode in prepared.kept} if begun else {window for window in conversion.by_window if train_plan.trains(window)}
+    )
     plan = plan_iterations(sorted(windows), settings, run.batch.seed, run.batch.passes) if windows else []
-    kept = prepared.kept
+    episodes = prepared.kept
     if not begun:
-        kept = _leave_empty(run, prepared, conversion, train_plan, plan, None if parent is None else parent.version)
+        episodes = _leave_empty(run, prepared, conversion, train_plan, plan, None if parent is None else parent.version)
     # Pre-flight is on record before any refusal, payment or training.
     on_preflight(_required(run.connection, batch_id))
     if not begun:
@@ -239,7 +241,7 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
         refuse_untrainable(train_plan, batch_id)
     keep_budget(batch_id, settings, train_plan, _passed(run.batch, plan), read_jobs(run.connection, batch_id))
     steps = train_iterations(run, conversion, plan, directory, on_step)
-    return publish_and_register(run, kept, steps, None if parent is None else parent.version, settings, conversion.sequences)
+    return publish_and_register(run, episodes, steps, None if parent is None else parent.version, settings, conversion.sequences)
 
 
 def _wait_for_the_line(run: BatchRun) -> None:
@@ -278,7 +280,10 @@ def _leave_empty(
     ]
     left = Counter(prepared.dropped_groups.values())
     trained = {sequence.trajectory_id for sequence in conversion.sequences} if train_plan.trajectories is None else train_plan.trajectories
-    counted = [replace(episode, trained_ids=[one for one in episode.trajectory_ids if one in trained]) for episode in counted]
+    counted = [
+        replace(episode, trained_ids=[trajectory_id for trajectory_id in episode.trajectory_ids if trajectory_id in trained])
+        for episode in counted
+    ]
     # Judgements, contributions and pre-flight are written in one transaction.
     with own_transaction(run.connection):
         advance_batch(run.connection, run.batch.batch_id, run.attempt, TRAIN, run.clock.now())
@@ -318,8 +323,8 @@ def _judged(episode: BatchEpisode, scores: GroupScores | None, quarantined: bool
 
 def _prepared(connection: Connection, batch: Batch) -> Prepared:
     episodes = read_batch_episodes(connection, batch.batch_id)
-    kept = {episode.window for episode in episodes if episode.dropped is None}
-    dropped = {e.window: e.dropped for e in episodes if e.dropped is not None and e.window not in kept}
+    remaining = {episode.window for episode in episodes if episode.dropped is None}
+    dropped = {e.window: e.dropped for e in episodes if e.dropped is not None and e.window not in remaining}
     return Prepared(batch, episodes, dropped)
 
 

@@ -78,8 +78,8 @@ def read_finished(connection: Connection, batch_id: str) -> Finished | None:
     if batch is None:
         return None
     steps = sorted(finished_steps(connection, batch_id).values(), key=lambda step: step.iteration)
-    kept = [episode for episode in read_batch_episodes(connection, batch_id) if episode.dropped is None]
-    return Finished(batch, model_of_batch(connection, batch_id), steps, kept)
+    episodes = [episode for episode in read_batch_episodes(connection, batch_id) if episode.dropped is None]
+    return Finished(batch, model_of_batch(connection, batch_id), steps, episodes)
 
 
 def whole(finished: Finished) -> CheckpointVerdict:
@@ -135,7 +135,7 @@ def falling(finished: Finished) -> CheckpointVerdict:
 def spread(finished: Finished) -> CheckpointVerdict:
     """Check that the scores in every trained group differ."""
     spreads = group_spreads(finished.episodes)
-    flat = sum(one < NO_SPREAD for one in spreads)
+    flat = sum(deviation < NO_SPREAD for deviation in spreads)
     if not spreads:
         return CheckpointVerdict(False, "No group is in the batch.")
     words = f"{len(spreads) - flat} of {len(spreads)} groups have a spread of scores, {fmean(spreads):.3f} on average."

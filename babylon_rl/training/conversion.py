@@ -154,9 +154,9 @@ def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: 
                 for episode in group:
                     trajectories = [served.pop(i) for i in episode.trajectory_ids if i in served and served[i].window == window]
                     calls = [call for trajectory in trajectories for call in trajectory.sequences]
-                    kept = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
-                    per_episode[window, episode.agent_id] = len(kept)
-                    places.setdefault(window, []).extend(spill.write(_sequence(call, episode, len(kept)) for call in kept))
+                    trainable = [call for call in calls if _trains(call, secrets, settings, versions, left_out, staleness)]
+                    per_episode[window, episode.agent_id] = len(trainable)
+                    places.setdefault(window, []).extend(spill.write(_sequence(call, episode, len(trainable)) for call in trainable))
     # Newest window first; windows without a sequence are left out.
     newest_first = {window: own for window, own in sorted(places.items(), reverse=True) if own}
     by_window = {window: Spilled(spill, own) for window, own in newest_first.items()}

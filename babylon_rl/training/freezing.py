@@ -201,8 +201,8 @@ def _look_and_choose(
     """
     episodes: list[FreezableEpisode] = []
     reasons = Counter[str]()
-    for found, others in look_at_newest(connection, bounds, RULES):
-        episodes += found
+    for eligible, others in look_at_newest(connection, bounds, RULES):
+        episodes += eligible
         reasons.update(others)
         freezable = freezable_of(episodes, reasons)
         if most is not None and freezable.trajectories >= max(minimum, DROPOUT_STEADY):
@@ -291,9 +291,9 @@ def _version(connection: Connection, settings: Settings, parent: Model | None) -
 def _too_few(freezable: Freezable, bounds: FreezeBounds, minimum: int) -> str:
     where = f"in the hours from {bounds.first} to {bounds.end}"
     rest = describe_reasons(freezable.not_trainable)
-    found = f"{freezable.trajectories} of {minimum}" if minimum else "No"
+    number = f"{freezable.trajectories} of {minimum}" if minimum else "No"
     why = f" (not trainable: {rest})." if rest else ", which hold no new ones."
-    return f"{found} freezable trajectories {where}{why} `babylon-rl windows` shows every hour; --from and --to choose others."
+    return f"{number} freezable trajectories {where}{why} `babylon-rl windows` shows every hour; --from and --to choose others."
 
 
 def describe_reasons(reasons: Mapping[str, int]) -> str:

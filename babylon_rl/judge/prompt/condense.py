@@ -109,18 +109,18 @@ def condense(steps: Sequence[StepText], budget: int, count: Callable[[str], int]
     losses = _losses(steps)
 
     def details(number: int) -> list[Detail]:
-        kept = [Detail.FULL] * len(steps)
+        levels = [Detail.FULL] * len(steps)
         for place, detail in losses[:number]:
-            kept[place] = detail
-        return kept
+            levels[place] = detail
+        return levels
 
     # binary search for the fewest losses with which the text fits
-    kept = details(_fewest(len(losses), lambda number: count(_text(steps, details(number))) <= budget))
-    text = _text(steps, kept)
-    lost = [step for step, written, full in _each(steps, kept) if written != full]
+    levels = details(_fewest(len(losses), lambda number: count(_text(steps, details(number))) <= budget))
+    text = _text(steps, levels)
+    lost = [step for step, written, full in _each(steps, levels) if written != full]
     if count(text) > budget:  # tokens of very odd characters
         text, lost = _cut(text, budget // 2), list(steps)
-    gone = sum(detail == Detail.GONE for detail in kept)
+    gone = sum(detail == Detail.GONE for detail in levels)
     return Condensed(text, count(text), gone, len(lost), sum(step.decision for step in lost))
 
 
@@ -149,11 +149,11 @@ def _losses(steps: Sequence[StepText]) -> list[tuple[int, Detail]]:
     return losses + [(place, Detail.GONE) for place in decisions if place not in ends]
 
 
-def _text(steps: Sequence[StepText], kept: Sequence[Detail]) -> str:
+def _text(steps: Sequence[StepText], levels: Sequence[Detail]) -> str:
     """The episode's text; a run of missing steps becomes one line with their number."""
     lines: list[str] = []
     missing = 0
-    for _, written, _ in _each(steps, kept):
+    for _, written, _ in _each(steps, levels):
         if not written:
             missing += 1
             continue
@@ -162,10 +162,10 @@ def _text(steps: Sequence[StepText], kept: Sequence[Detail]) -> str:
     return "\n".join([*lines, *_gap(missing)])
 
 
-def _each(steps: Sequence[StepText], kept: Sequence[Detail]) -> Iterator[tuple[StepText, str, str]]:
+def _each(steps: Sequence[StepText], levels: Sequence[Detail]) -> Iterator[tuple[StepText, str, str]]:
     """Yield each step, its text at the kept detail, and its full text."""
     before: StepText | None = None
-    for step, detail in zip(steps, kept, strict=True):
+    for step, detail in zip(steps, levels, strict=True):
         full = step.written(Detail.FULL, before)
         written = full if detail == Detail.FULL else step.written(detail, before)
         yield step, written, full
@@ -249,13 +249,13 @@ class SharedLines:
         worth = [line for line, times in uses.items() if times > 1 and len(line) >= _LEAST]
         # greedy by characters saved; the line itself breaks ties, so the result is deterministic
         ranked = sorted(worth, key=lambda line: (-(uses[line] - 1) * len(line), line))
-        left, kept = most_tokens, set[str]()
+        left, shared = most_tokens, set[str]()
         for line in ranked:
             cost = count(line) + 4
             if cost <= left:
                 left -= cost
-                kept.add(line)
-        return cls({line: number for number, line in enumerate((line for line in uses if line in kept), 1)})
+                shared.add(line)
+        return cls({line: number for number, line in enumerate((line for line in uses if line in shared), 1)})
 
     def written(self, line: str) -> str:
         """The line's number if it is shared, else the line."""

@@ -141,9 +141,9 @@ def folded(text: str) -> str:
     """The text in small letters, without accents and invisible characters."""
     if text.isascii():
         return text.casefold()
-    spread = unicodedata.normalize("NFKD", text)
-    kept = (character for character in spread if character in "\n\t" or unicodedata.category(character) not in ("Mn", *_FORMAT))
-    return unicodedata.normalize("NFC", "".join(kept)).casefold()
+    decomposed = unicodedata.normalize("NFKD", text)
+    characters = (character for character in decomposed if character in "\n\t" or unicodedata.category(character) not in ("Mn", *_FORMAT))
+    return unicodedata.normalize("NFC", "".join(characters)).casefold()
 
 
 def readings(text: str) -> Iterator[tuple[str, str]]:
@@ -308,8 +308,8 @@ class InjectionScreen:
         if not self._speaks("\n".join(shown), where) or not self.masks:
             return shown
         # a message can be spread over lines: search again after masking
-        kept = [MASK if _is_spoken(find_flags(line, where)) else line for line in shown]
-        return [MASK] if _is_spoken(find_flags("\n".join(kept), where)) else kept
+        masked = [MASK if _is_spoken(find_flags(line, where)) else line for line in shown]
+        return [MASK] if _is_spoken(find_flags("\n".join(masked), where)) else masked
 
     def value(self, value: Any, where: str) -> Any:
         """A JSON value with its flagged keys and strings masked."""

@@ -138,11 +138,11 @@ def _jackknifed(
     if whole is None or value is None:
         return None
     # the measure with each group left out in turn; sums make that a subtraction
-    left_out = [scaled(one) for group in groups if (one := measure(whole - group)) is not None]
+    left_out = [scaled(estimate) for group in groups if (estimate := measure(whole - group)) is not None]
     if len(left_out) < 2:
         return Estimate(value, None, None, len(groups))
     count, middle = len(left_out), math.fsum(left_out) / len(left_out)
-    error = math.sqrt((count - 1) / count * math.fsum((one - middle) ** 2 for one in left_out))
+    error = math.sqrt((count - 1) / count * math.fsum((estimate - middle) ** 2 for estimate in left_out))
     half = _quantile(count - 1) * error
     return Estimate(value, unscaled(scaled(value) - half), unscaled(scaled(value) + half), len(groups))
 

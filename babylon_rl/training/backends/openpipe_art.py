@@ -190,7 +190,7 @@ def art_groups(groups: Sequence[Sequence[SentEpisode]], batch_id: str, iteration
     art, made = load_art(), []
     for group in groups:
         marks: dict[str, Any] = {"batchId": batch_id, "iteration": iteration, "window": group[0].window}
-        made.append(art.TrajectoryGroup([_trajectory(art, one, marks, without_logprobs) for one in group], metadata=marks))
+        made.append(art.TrajectoryGroup([_trajectory(art, episode, marks, without_logprobs) for episode in group], metadata=marks))
     return made
 
 
@@ -216,7 +216,7 @@ def _history(call: SentCall) -> list[Any]:
 
     # Without bytes: ART decodes the first token's, and a token may be part of a character.
     content: list[dict[str, Any]] = [
-        {"token": f"token_id:{one}", "logprob": value, "bytes": None, "top_logprobs": []} for one, value in call.tokens
+        {"token": f"token_id:{token}", "logprob": value, "bytes": None, "top_logprobs": []} for token, value in call.tokens
     ]
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": response}, "logprobs": {"content": content}}
     return [*call.plain, Choice.model_validate(choice)]

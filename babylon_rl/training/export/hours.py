@@ -220,7 +220,7 @@ def _reason(episode: Episode, group: GroupScores | None, scored: bool, set_aside
 
 
 def _served(calls: Sequence[ServedSequence], secrets: HourSecrets, selection: Selection, left_out: Counter[str]) -> list[ServedSequence]:
-    kept = []
+    exported = []
     for call in calls:
         if not is_storable(call):
             left_out[UNSTORABLE] += 1
@@ -229,5 +229,5 @@ def _served(calls: Sequence[ServedSequence], secrets: HourSecrets, selection: Se
         elif selection.only_trainable and not call.response.strip():
             left_out[EMPTY] += 1
         else:
-            kept.append(call)
-    return kept
+            exported.append(call)
+    return exported

@@ -54,8 +54,8 @@ def measure(policy: PackedPolicy, items: Sequence[Item], packs: Sequence[Pack]) 
     looked_at = packs[:: -(-len(packs) // MEASURED_PACKS)]
     own, base = policy.states(looked_at, items), policy.states(looked_at, items, of_base=True)
     with torch.no_grad():
-        for one, hidden_nd, reference_nd in zip(looked_at, own, base, strict=True):
-            spots = choices(one, items)
+        for packed, hidden_nd, reference_nd in zip(looked_at, own, base, strict=True):
+            spots = choices(packed, items)
             kl += float(policy.divergence(hidden_nd, reference_nd, items, spots).sum())
             spots_seen += len(spots)
             # The first choice of each answer under a grammar decides its action.

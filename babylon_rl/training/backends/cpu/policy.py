@@ -67,13 +67,13 @@ def pack(sequences: Sequence[EncodedSequence], *, most_tokens: int = 2048) -> li
 
     The result does not depend on the order of the sequences beyond the indexes it names.
     """
-    ordered = sorted((needed_ids(one), index) for index, one in enumerate(sequences))
+    ordered = sorted((needed_ids(sequence), index) for index, sequence in enumerate(sequences))
     return [_as_pack(run) for run in _runs(ordered, most_tokens)]
 
 
-def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
+def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
     """Length of the common prefix of two sequences."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
 
 
 def _runs(ordered: Sequence[tuple[tuple[int, ...], int]], most_tokens: int) -> Iterator[list[tuple[tuple[int, ...], int]]]:
@@ -99,20 +99,20 @@ def _as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
     return Pack(tuple(index for _, index in run), prefix, tuple(ids[len(prefix) :] for ids, _ in run))
 
 
-def row_tensors(one: Pack, dtype: object) -> "tuple[Tensor, Tensor, Tensor | None]":
+def row_tensors(row: Pack, dtype: object) -> "tuple[Tensor, Tensor, Tensor | None]":
     """Tensors of a row: ids [1, L], positions [1, L], additive attention mask [1, 1, L, L].
 
     The mask is None for a plain causal row.
     """
     import torch
 
-    prefix = len(one.prefix_ids)
-    ids = [*one.prefix_ids, *[token for tail in one.tails for token in tail]]
-    positions = [*range(prefix), *[prefix + offset for tail in one.tails for offset in range(len(tail))]]
-    if len(one.tails) == 1:
+    prefix = len(row.prefix_ids)
+    ids = [*row.prefix_ids, *[token for tail in row.tails for token in tail]]
+    positions = [*range(prefix), *[prefix + offset for tail in row.tails for offset in range(len(tail))]]
+    if len(row.tails) == 1:
         return torch.tensor([ids]), torch.tensor([positions]), None
     # A token sees earlier tokens of the prefix (segment 0) and of its own tail.
-    segment = torch.tensor([0] * prefix + [member + 1 for member, tail in enumerate(one.tails) for _ in tail])
+    segment = torch.tensor([0] * prefix + [member + 1 for member, tail in enumerate(row.tails) for _ in tail])
     order = torch.arange(len(ids))
     visible = (order[None] <= order[:, None]) & ((segment[None] == 0) | (segment[None] == segment[:, None]))
     mask = torch.zeros(len(ids), len(ids), dtype=dtype).masked_fill(~visible, float("-inf"))
@@ -140,7 +140,7 @@ class PackedPolicy:
         """
         results: dict[int, Computed] = {}
         for attention in ("eager", "sdpa"):  # the model's, so of all that runs at once
-            places = [place for place, one in enumerate(packs) if (one.tokens <= SHORT_ROW) == (attention == "eager")]
+            places = [place for place, row in enumerate(packs) if (row.tokens <= SHORT_ROW) == (attention == "eager")]
             if not places:
                 continue
             self._causal.set_attn_implementation(attention)
@@ -150,19 +150,19 @@ class PackedPolicy:
                 results |= zip(places, threads.map(lambda place: compute(packs[place]), places), strict=True)
         return [results[place] for place in range(len(packs))]
 
-    def hidden(self, one: Pack, items: Sequence[Item], spots: Sequence[Spot]) -> "Tensor":
+    def hidden(self, row: Pack, items: Sequence[Item], spots: Sequence[Spot]) -> "Tensor":
         """[N, D] hidden states that predict the tokens at N spots of a pack; called within ``each``."""
-        ids, positions, mask = row_tensors(one, self._causal.dtype)
+        ids, positions, mask = row_tensors(row, self._causal.dtype)
         hidden = self._causal.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state[0]
-        return hidden[[one.position(m, len(items[n].encoded.prompt_ids) + t - 1) for m, n, t in spots]]
+        return hidden[[row.position(m, len(items[n].encoded.prompt_ids) + t - 1) for m, n, t in spots]]
 
     def states(self, packs: Sequence[Pack], items: Sequence[Item], *, of_base: bool = False) -> "list[Tensor]":
         """[N, D] hidden states of each pack at its choices, without gradients; ``of_base`` disables the adapter."""
         import torch
 
-        def without_gradients(one: Pack) -> "Tensor":
+        def without_gradients(row: Pack) -> "Tensor":
             with torch.no_grad():  # holds for a thread alone
-                return self.hidden(one, items, choices(one, items))
+                return self.hidden(row, items, choices(row, items))
 
         with self.model.disable_adapter() if of_base else nullcontext():
             return self.each(packs, without_gradients)
@@ -176,9 +176,9 @@ class PackedPolicy:
         return divergence(hidden_nd, reference_nd, self.head, [items[n].encoded.legal_t[t] for _, n, t in spots])
 
 
-def choices(one: Pack, items: Sequence[Item]) -> list[Spot]:
+def choices(row: Pack, items: Sequence[Item]) -> list[Spot]:
     """List the spots of a pack whose tokens had alternatives."""
-    return [(m, n, t) for m, n in enumerate(one.members) for t, trains in enumerate(items[n].encoded.trainable_t) if trains]
+    return [(m, n, t) for m, n in enumerate(row.members) for t, trains in enumerate(items[n].encoded.trainable_t) if trains]
 
 
 def load_policy(base_dir: Path, parent: Path | None) -> tuple[Any, Any]:

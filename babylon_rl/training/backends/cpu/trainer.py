@@ -102,8 +102,8 @@ def optimizer_steps(packs: Sequence[Pack], settings: Settings) -> Iterator[list[
     least_packs = DEVICE_PACKS * settings.gradient_accumulation_steps
     least_sequences = least_packs * settings.batch_size
     step: list[Pack] = []
-    for one in packs:
-        step.append(one)
+    for row in packs:
+        step.append(row)
         if len(step) >= least_packs and sum(len(member.members) for member in step) >= least_sequences:
             yield step
             step = []
@@ -139,8 +139,8 @@ class IterationRun:
             # The learning rate decays over all iterations, not within one.
             self._set_rate((self._iteration.step - 1 + (number - 1) / len(plan)) / self._iteration.steps, number)
             step = self.take_step(chosen, number)
-            step["tokensPerSecond"] = sum(one.tokens for one in chosen) / (time.perf_counter() - began_s)
-            tokens += sum(self._items[member].encoded.trainable_tokens for one in chosen for member in one.members)
+            step["tokensPerSecond"] = sum(row.tokens for row in chosen) / (time.perf_counter() - began_s)
+            tokens += sum(self._items[member].encoded.trainable_tokens for row in chosen for member in row.members)
             totals.update(step)
             loss = step.pop("loss")
             on_step(StepMetrics(self._iteration.step, number, len(plan), loss, tokens, step))
@@ -171,22 +171,22 @@ class IterationRun:
 
     def gradients(self, packs: Sequence[Pack]) -> dict[str, float]:
         """Accumulate the gradients of some packs as of one batch."""
-        tokens = sum(self._items[member].encoded.trainable_tokens for one in packs for member in one.members)
+        tokens = sum(self._items[member].encoded.trainable_tokens for row in packs for member in row.members)
         # States of the base are needed only for the KL penalty.
         references = dict(zip(packs, self._policy.states(packs, self._items, of_base=True), strict=True)) if self._weights.kl else {}
         totals = Counter[str]()
-        for values, gradients in self._policy.each(packs, lambda one: self._pack_gradient(one, tokens, references.get(one))):
+        for values, gradients in self._policy.each(packs, lambda row: self._pack_gradient(row, tokens, references.get(row))):
             totals.update(values)
             for parameter, gradient in zip(self._policy.parameters.values(), gradients, strict=True):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return dict(totals)
 
-    def _pack_gradient(self, one: Pack, tokens: int, reference_nd: "Tensor | None") -> "tuple[dict[str, float], tuple[Tensor | None, ...]]":
+    def _pack_gradient(self, row: Pack, tokens: int, reference_nd: "Tensor | None") -> "tuple[dict[str, float], tuple[Tensor | None, ...]]":
         import torch
 
-        spots = choices(one, self._items)
-        hidden_nd = self._policy.hidden(one, self._items, spots)
+        spots = choices(row, self._items)
+        hidden_nd = self._policy.hidden(row, self._items, spots)
         logprobs_n, entropy_n = self._policy.values(hidden_nd, self._items, spots)
         kl_n = None
         if reference_nd is not None:

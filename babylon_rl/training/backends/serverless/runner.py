@@ -260,14 +260,14 @@ class RemoteJobRunner:
         ours = [job for job in above if job.batch_state == "failed"]
         made = {job.step_after for job in ours if job.step_after is not None}
         silent = [job for job in ours if job.step_after is None and job.state in ("lost", "expired")]  # each may have made one more
-        kept = {job.step_after: job.batch_id for job in above if job.batch_state == "completed" and job.state == "trained"}
+        published = {job.step_after: job.batch_id for job in above if job.batch_state == "completed" and job.state == "trained"}
         until = self._now() + timedelta(seconds=self._times.list_lag_s)
         deleted: set[int] = set()
         while True:
             shown = set(await self._service.steps())
             extra = {number for number in shown if number > step} | (made - deleted)
             # Steps of versions marked as failed, and steps that no job explains, need a person.
-            if versions := [kept[number] for number in sorted(extra & kept.keys())]:
+            if versions := [published[number] for number in sorted(extra & published.keys())]:
                 raise CheckpointError(_given_up(self._service.model_name, max(shown), step, versions))
             unexplained = (extra | deleted) - made
             if len(unexplained) > len(silent):
