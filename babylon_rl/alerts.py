@@ -24,10 +24,8 @@ from babylon_rl.store.batches import read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_requests import spent_on
 from babylon_rl.store.releases import RolloutEvent, read_events
-from babylon_rl.store.trajectories import newest_new_trainable
 from babylon_rl.training.batches import pending_batches
-from babylon_rl.training.freezing import freeze_bounds
-from babylon_rl.training.readiness import QUALITY_SAMPLE, last_completed, measure_quality, not_ready
+from babylon_rl.training.readiness import last_completed, not_ready, sampled_quality
 from babylon_rl.windows import window_of
 
 BLOCKED_FOR = timedelta(days=1)
@@ -207,10 +205,7 @@ def _readiness_blocked(connection: Connection, settings: Settings, now: datetime
 
 
 def _quality_fell(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
-    with connection.transaction():
-        bounds = freeze_bounds(connection, settings, now, settled=True)
-        rows = newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE)
-        quality = measure_quality(connection, rows)
+    quality = sampled_quality(connection, settings, now)
     if quality.rows < LEAST_SAMPLE or quality.mean >= settings.data_quality_threshold:
         return {}
     shares = {"have steps": quality.has_steps, "have LLM calls": quality.has_calls, "have long prompts": quality.long_prompts,

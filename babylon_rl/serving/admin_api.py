@@ -39,6 +39,7 @@ from babylon_rl.serving.gateway import peer
 from babylon_rl.serving.http_server import server_options
 from babylon_rl.serving.live_state import LiveState
 from babylon_rl.serving.routing import route
+from babylon_rl.serving.status_shapes import Shape
 from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings
 from babylon_rl.store.client_keys import ClientKey
@@ -72,7 +73,7 @@ class Operation:
     """One method of a path. ``starts``: it is limited in rate, as it starts work."""
 
     described: shapes.Described
-    run: Callable[["AdminApi", AdminRequest], shapes.Shape]
+    run: Callable[["AdminApi", AdminRequest], Shape]
     starts: bool = False
 
 
@@ -92,26 +93,26 @@ class AdminApi:
         key = [] if secret is None else [ClientKey("cron", key_hash(secret.get_secret_value()), None, None, utc_now(), admin=True)]
         self.cron_access.update(key)
 
-    def status(self, request: AdminRequest) -> shapes.Shape:
+    def status(self, request: AdminRequest) -> Shape:
         with self.database.connect() as connection:
             return self.control.status(connection, request.now)
 
-    def readiness(self, request: AdminRequest) -> shapes.Shape:
+    def readiness(self, request: AdminRequest) -> Shape:
         with self.database.connect() as connection:
             return shapes.ReadinessDocument.of(self.control.readiness(connection, request.now))
 
-    def trigger(self, request: AdminRequest) -> shapes.Shape:
+    def trigger(self, request: AdminRequest) -> Shape:
         return self.control.trigger(request.now, force=request.body.force, batch_size=request.body.batch_size)
 
-    def training_data(self, request: AdminRequest) -> shapes.Shape:
+    def training_data(self, request: AdminRequest) -> Shape:
         with self.database.connect() as connection:
             return self.control.training_data(connection, request.now)
 
-    def models(self, request: AdminRequest) -> shapes.Shape:
+    def models(self, request: AdminRequest) -> Shape:
         with self.database.connect() as connection:
             return shapes.ModelsDocument(models=[shapes.ModelDocument.of(model) for model in read_models(connection)])
 
-    def deploy(self, request: AdminRequest) -> shapes.Shape:
+    def deploy(self, request: AdminRequest) -> Shape:
         body: shapes.DeployRequest = request.body
         with self.database.connect() as connection:
             rollout = releases.deploy(
@@ -120,12 +121,12 @@ class AdminApi:
             )  # fmt: skip
             return self._deployment(connection, rollout, request.now)
 
-    def rollback(self, request: AdminRequest) -> shapes.Shape:
+    def rollback(self, request: AdminRequest) -> Shape:
         with self.database.connect() as connection:
             rollout = releases.rollback(connection, self.settings, _author(request), request.body.target_version)
             return self._deployment(connection, rollout, request.now)
 
-    def upload_model(self, request: AdminRequest) -> shapes.Shape:
+    def upload_model(self, request: AdminRequest) -> Shape:
         assert request.upload is not None  # the upload's operation alone has this handler
         metadata: shapes.UploadMetadata = request.body
         checkpoints = self.settings.home / "checkpoints"
@@ -141,7 +142,7 @@ class AdminApi:
                 model = import_version(connection, self.settings, weights, request.now)
         return shapes.UploadDocument(model=shapes.ModelDocument.of(model))
 
-    def training_check(self, request: AdminRequest) -> shapes.Shape:
+    def training_check(self, request: AdminRequest) -> Shape:
         started = time.monotonic()
         with self.database.connect() as connection:
             ready = self.control.readiness(connection, request.now)
@@ -152,7 +153,7 @@ class AdminApi:
             readiness=shapes.ReadinessDocument.of(ready), status=status,
         )  # fmt: skip
 
-    def cron_training(self, request: AdminRequest) -> shapes.Shape:
+    def cron_training(self, request: AdminRequest) -> Shape:
         try:
             started = self.control.trigger(request.now)
             message, job_id = started.message, started.job_id

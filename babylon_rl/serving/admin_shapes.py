@@ -10,18 +10,25 @@ from typing import Annotated, Any, Literal, Self
 import msgspec
 from msgspec import Meta
 
+from babylon_rl.serving.status_shapes import (
+    AlertDocument,
+    DataCollection,
+    Health,
+    JudgeDocument,
+    LineageDocument,
+    ProgressDocument,
+    RolloutDocument,
+    Shape,
+    Time,
+    TrajectoryStats,
+)
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.registry import Model
 from babylon_rl.training.readiness import Readiness
 from babylon_rl.windows import moment
 
-Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 Version = Annotated[str, Meta(min_length=1, max_length=100, description="A registered version, such as v1.0.0.")]
 _SCHEMAS = "#/components/schemas/"
-
-
-class Shape(msgspec.Struct, kw_only=True, rename="camel"):
-    """Base of answers."""
 
 
 class RequestShape(msgspec.Struct, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -163,14 +170,6 @@ class ReadinessDocument(Shape):
         return msgspec.convert(readiness.document(), cls)
 
 
-class DataCollection(Shape):
-    """Trajectories that came, by createdAt; the rate is that of the last day."""
-
-    last24h: int
-    last7d: int
-    rate_per_hour: float
-
-
 class TrainingJobs(Shape):
     """The oldest unfinished job, the end of the newest completed one, and when the next is due (null: at once)."""
 
@@ -187,14 +186,6 @@ class VersionNames(Shape):
     training: str | None
 
 
-class Health(Shape):
-    """Whether the database answers, checkpoints can be written, and Weights & Biases is configured."""
-
-    database: bool
-    storage: bool
-    wandb: bool
-
-
 class Automation(Shape):
     """State of data collection, trainings and versions."""
 
@@ -204,27 +195,20 @@ class Automation(Shape):
     health: Health
 
 
-class TrajectoryMeans(Shape):
-    """Means over all trajectories, null without any."""
-
-    total_reward: float | None
-    episode_length: float | None
-    duration_ms: float | None
-
-
-class TrajectoryStats(Shape):
-    """All recorded trajectories."""
-
-    count: int = msgspec.field(name="_count")
-    means: TrajectoryMeans = msgspec.field(name="_avg")
-
-
 class StatusDocument(Shape):
-    """State of the system; ``degraded`` when database or storage do not work."""
+    """State of the system; ``degraded`` when a part of its health but Weights & Biases does not work.
+
+    ``progress`` is null without a current job, ``rollout`` without a version on trial or released.
+    """
 
     status: Literal["healthy", "degraded"]
     automation: Automation
     readiness: ReadinessDocument
+    progress: ProgressDocument | None
+    judge: JudgeDocument
+    lineage: list[LineageDocument]
+    rollout: RolloutDocument | None
+    alerts: list[AlertDocument]
     recent_jobs: list[BatchDocument]
     models: list[ModelDocument]
     trajectory_stats: TrajectoryStats

@@ -1,29 +1,28 @@
 """Trainings and scorings that a request starts, and the state of the system that answers show."""
 
-import os
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import islice
 
 from babylon_rl.errors import BatchConflict, NothingToTrain
 from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient
+from babylon_rl.serving.status import automation_document, status_document
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.store.registry import deployed_model, read_models
+from babylon_rl.store.registry import read_models
 from babylon_rl.store.scores import unscored_windows
-from babylon_rl.store.training_status import TrajectoryTotals, hour_totals, lock_trigger, recent_trajectories, trajectory_totals
+from babylon_rl.store.training_status import hour_totals, lock_trigger, recent_trajectories
 from babylon_rl.store.windows import quarantined
 from babylon_rl.training.batches import fail_stuck, pending_batches
 from babylon_rl.training.freezing import freeze, freeze_bounds
 from babylon_rl.training.preflight import refused_lately
-from babylon_rl.training.readiness import Readiness, last_completed, not_ready, readiness
+from babylon_rl.training.readiness import Readiness, not_ready, readiness, sampled_quality
 from babylon_rl.windows import moment, window_stretches
 
-JOBS_SHOWN, TRAJECTORIES_SHOWN = 10, 10
+TRAJECTORIES_SHOWN = 10
 HOURS_PER_RUN, MOST_RUNS = 24, 5  # of one scoring check; the next continues
 
 
@@ -89,45 +88,12 @@ class TrainingControl:
 
     def status(self, connection: Connection, now: datetime) -> shapes.StatusDocument:
         """The state of the whole system."""
-        totals = trajectory_totals(connection, now)
-        automation = self.automation(connection, now, totals)
-        means = shapes.TrajectoryMeans(
-            total_reward=totals.mean_reward, episode_length=totals.mean_length, duration_ms=totals.mean_duration_ms
-        )
-        whole = automation.health.database and automation.health.storage
-        return shapes.StatusDocument(
-            status="healthy" if whole else "degraded",
-            automation=automation,
-            readiness=shapes.ReadinessDocument.of(self.readiness(connection, now)),
-            recent_jobs=[shapes.BatchDocument.of(batch) for batch in read_batches(connection, limit=JOBS_SHOWN)],
-            models=[shapes.ModelDocument.of(model) for model in read_models(connection)],
-            trajectory_stats=shapes.TrajectoryStats(count=totals.count, means=means),
-            timestamp=moment(now) or "",
-        )
+        return status_document(connection, self.settings, now)
 
-    def automation(self, connection: Connection, now: datetime, totals: TrajectoryTotals | None = None) -> shapes.Automation:
+    def automation(self, connection: Connection, now: datetime) -> shapes.Automation:
         """Data collection, trainings, versions and health."""
-        totals = totals or trajectory_totals(connection, now)
-        pending, models, last = pending_batches(connection), read_models(connection), last_completed(connection)
-        current = pending[0] if pending else None
-        interval = timedelta(hours=self.settings.training_interval_hours)
-        deployed, own = deployed_model(models), [model for model in models if not model.foreign]
-        return shapes.Automation(
-            data_collection=shapes.DataCollection(
-                last24h=totals.last_day, last7d=totals.last_week, rate_per_hour=round(totals.last_day / 24, 3)
-            ),
-            training=shapes.TrainingJobs(
-                current_job=None if current is None else shapes.BatchDocument.of(current),
-                last_completed=moment(last),
-                next_scheduled=None if last is None else moment(last + interval),
-            ),
-            models=shapes.VersionNames(
-                latest=own[0].version if own else None,
-                deployed=None if deployed is None else deployed.version,
-                training=None if current is None else current.version,
-            ),
-            health=shapes.Health(database=True, storage=_is_writable(self.settings), wandb=bool(self.settings.wandb_key)),
-        )
+        pending = pending_batches(connection)
+        return automation_document(connection, self.settings, now, read_models(connection), pending[0] if pending else None)
 
     def training_data(self, connection: Connection, now: datetime) -> shapes.TrainingDataDocument:
         """The hours of the look-back that were read, and the newest trajectories."""
@@ -145,7 +111,7 @@ class TrainingControl:
                 episode_length=row.episode_length, total_reward=row.total_reward, final_pnl=row.final_pnl, final_status=row.final_status,
                 created_at=moment(row.created_at),
             )
-            for row in recent_trajectories(connection, TRAJECTORIES_SHOWN)
+            for row in recent_trajectories(connection, now, TRAJECTORIES_SHOWN)
         ]  # fmt: skip
         summary = shapes.DataSummary(
             total_trajectories=sum(hour.trajectory_count for hour in hours),
@@ -153,12 +119,6 @@ class TrainingControl:
             ready_windows=len(ready),
             min_agents_required=least,
         )
-        quality = self.readiness(connection, now).quality.document()
+        quality = sampled_quality(connection, self.settings, now).document()
         data = shapes.TrainingData(summary=summary, windows=hours, ready_windows=ready, recent_trajectories=recent, quality_metrics=quality)
         return shapes.TrainingDataDocument(data=data)
-
-
-def _is_writable(settings: Settings) -> bool:
-    directory = settings.home / "checkpoints"
-    existing = next(folder for folder in (directory, *directory.parents) if folder.exists())
-    return os.access(existing, os.W_OK)

@@ -46,6 +46,7 @@ SELECT {listed(_REPORT)} FROM jsonb_populate_record(NULL::babylon_rl.benchmark_r
 ON CONFLICT ("batchId") DO UPDATE SET {updates(_REPORT[1:])}
 """
 _READ_REPORT = f"""SELECT {listed(_REPORT)} FROM babylon_rl.benchmark_reports WHERE "batchId" = %s"""
+_READ_REPORTS = f"SELECT {listed(_REPORT)} FROM babylon_rl.benchmark_reports"
 
 _PASSED = """
 SELECT "version" FROM babylon_rl.benchmark_reports WHERE "decision" = 'pass'
@@ -178,6 +179,11 @@ def read_report(connection: Connection, batch_id: str) -> BenchmarkReport | None
     """Return the report of a batch, or None."""
     row = connection.execute(_READ_REPORT, [batch_id]).fetchone()
     return None if row is None else loaded(BenchmarkReport, _REPORT, row)
+
+
+def read_reports(connection: Connection) -> dict[str, BenchmarkReport]:
+    """Return the reports of all batches, by batch."""
+    return {row[0]: loaded(BenchmarkReport, _REPORT, row) for row in connection.execute(_READ_REPORTS)}
 
 
 def undecided_batches(connection: Connection) -> dict[str, datetime]:

@@ -1,36 +1,80 @@
-"""Counts and rows for a look at the training as a whole: recorded trajectories, hours that were read, and the lock of the trigger."""
+"""Counts and rows for a look at the training as a whole, none of which reads a large table from end to end.
 
-from datetime import datetime, timedelta
+babylon_rl.windows holds the counts of the hours that were read; the other hours are counted by the index on "windowId". Totals of the
+whole table are exact up to EXACT_UP_TO rows; above, the planner's estimate and a sample of pages.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 
 import msgspec
 
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.trajectories import newest_window_with_rows
+from babylon_rl.windows import window_of
 
-_TOTALS = """
-SELECT count(*), avg("totalReward")::float8, avg("episodeLength")::float8, avg("durationMs")::float8,
-       count(*) FILTER (WHERE "createdAt" >= %(day)s), count(*) FILTER (WHERE "createdAt" >= %(week)s)
-FROM public.trajectories
+EXACT_UP_TO = 20_000
+SAMPLED_PAGES = 200
+_ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT FROM public.trajectories"
+_PAGES = "SELECT pg_relation_size('public.trajectories') / current_setting('block_size')::int"
+_MEANS = """avg("totalReward")::float8, avg("episodeLength")::float8, avg("durationMs")::float8"""
+_TOTALS = f"SELECT count(*), {_MEANS} FROM public.trajectories"
+_SAMPLED = f"SELECT {_MEANS} FROM public.trajectories TABLESAMPLE SYSTEM (%s) REPEATABLE (0)"
+# Hour by hour, each by the index: the planner would scan the table for a range.
+_ARRIVED = """
+SELECT COALESCE(sum(n) FILTER (WHERE "hour" > %(day)s), 0)::int, COALESCE(sum(n), 0)::int FROM (
+    SELECT "window" AS "hour", "rows"::bigint AS n FROM babylon_rl.windows WHERE "window" > %(week)s AND "window" <= %(now)s
+    UNION ALL
+    SELECT unread."hour", counted.n FROM (
+        SELECT to_char("start", 'YYYY-MM-DD"T"HH24":00"') AS "hour"
+        FROM generate_series(%(week)s::timestamp + interval '1 hour', %(now)s::timestamp, interval '1 hour') AS given ("start")
+    ) unread
+    CROSS JOIN LATERAL (SELECT count(*) AS n FROM public.trajectories t WHERE t."windowId" = unread."hour" OFFSET 0) counted
+    WHERE NOT EXISTS (SELECT FROM babylon_rl.windows w WHERE w."window" = unread."hour")
+) hours
 """
+_NEWEST_ROW = """SELECT max("endTime") FROM public.trajectories WHERE "windowId" = %s"""
 _HOURS = """
 SELECT w."window", w."eligible", avg(e."steps")::float8, w."avgPnl", w."usableEpisodes"
 FROM babylon_rl.windows w LEFT JOIN babylon_rl.episodes e USING ("window")
 WHERE w."window" >= %s AND w."window" < %s GROUP BY w."window" ORDER BY w."window" DESC
 """
+# The hours from that of the row that is %(most)s-th by hour.
 _RECENT = """
 SELECT "trajectoryId", "agentId", "windowId", "startTime", "episodeLength", "totalReward", "finalPnL", "finalStatus", "createdAt"
-FROM public.trajectories ORDER BY "createdAt" DESC, "trajectoryId" DESC LIMIT %s
+FROM public.trajectories
+WHERE "windowId" <= %(newest)s AND "windowId" >= COALESCE((
+    SELECT "windowId" FROM public.trajectories WHERE "windowId" <= %(newest)s ORDER BY "windowId" DESC OFFSET %(most)s - 1 LIMIT 1
+), '')
+ORDER BY "createdAt" DESC, "trajectoryId" DESC LIMIT %(most)s
+"""
+_HEARTBEATS = "SELECT to_regclass('babylon_dagster.daemon_heartbeats') IS NOT NULL"
+_NEWEST_HEARTBEAT = "SELECT max((body::jsonb ->> 'timestamp')::float8) FROM babylon_dagster.daemon_heartbeats"
+_JUDGED = """
+SELECT (SELECT count(*) FROM babylon_rl.group_scores WHERE "window" >= %(first)s AND "window" < %(end)s AND NOT "stale"),
+       (SELECT avg("disagreement")::float8 FROM babylon_rl.group_scores WHERE "window" >= %(first)s AND "window" < %(end)s AND NOT "stale"),
+       (SELECT count(*) FROM babylon_rl.judge_pending), (SELECT count(*) FROM babylon_rl.judge_quarantine),
+       (SELECT "reason" FROM babylon_rl.judge_pending ORDER BY "at" DESC, "window" LIMIT 1)
 """
 
 
 class TrajectoryTotals(msgspec.Struct, frozen=True):
-    """All recorded trajectories; means are None without any. ``last_day`` and ``last_week`` count by createdAt."""
+    """All recorded trajectories; means are None without any. ``counted`` is exact or estimated."""
 
     count: int
     mean_reward: float | None
     mean_length: float | None
     mean_duration_ms: float | None
+    counted: Literal["exact", "estimated"]
+
+
+class Arrivals(msgspec.Struct, frozen=True):
+    """Trajectories of the last 24 hours and 7 days by the hours they belong to, and the end of the newest (naive UTC)."""
+
     last_day: int
     last_week: int
+    newest_at: datetime | None
 
 
 class HourTotals(msgspec.Struct, frozen=True):
@@ -57,12 +101,38 @@ class RecentTrajectory(msgspec.Struct, frozen=True, rename="camel"):
     created_at: datetime
 
 
-def trajectory_totals(connection: Connection, now: datetime) -> TrajectoryTotals:
-    """Count all trajectories, and those of the last day and week."""
-    since = {"day": now - timedelta(days=1), "week": now - timedelta(days=7)}
-    row = connection.execute(_TOTALS, since).fetchone()
-    assert row is not None  # an aggregate always has a row
-    return TrajectoryTotals(*row)
+class JudgedState(msgspec.Struct, frozen=True):
+    """Hours of a range with current scores and their mean disagreement (0..1), and all hours that wait or are in quarantine."""
+
+    scored: int
+    disagreement: float | None
+    waiting: int
+    quarantined: int
+    reason: str | None
+
+
+def trajectory_totals(connection: Connection) -> TrajectoryTotals:
+    """Count all trajectories and average them; above EXACT_UP_TO rows as estimates."""
+    estimate = int(_one(connection, _ESTIMATE)[0][0]["Plan"]["Plan Rows"])
+    if estimate <= EXACT_UP_TO:
+        count, reward, length, duration_ms = _one(connection, _TOTALS)
+        return TrajectoryTotals(count, reward, length, duration_ms, "exact")
+    pages = max(1, _one(connection, _PAGES)[0])
+    reward, length, duration_ms = _one(connection, _SAMPLED, [min(100.0, 100.0 * SAMPLED_PAGES / pages)])
+    return TrajectoryTotals(estimate, reward, length, duration_ms, "estimated")
+
+
+def arrivals(connection: Connection, now: datetime) -> Arrivals:
+    """Count the trajectories of the last 24 hours and 7 days: as last read, and by index where an hour was not read yet.
+
+    Rows whose hour was not read and that name none in "windowId" are left out.
+    """
+    current = window_of(now)
+    bounds = {"now": current, "day": window_of(now - timedelta(days=1)), "week": window_of(now - timedelta(days=7))}
+    last_day, last_week = _one(connection, _ARRIVED, bounds)
+    newest = newest_window_with_rows(connection, current)
+    newest_at = None if newest is None else _one(connection, _NEWEST_ROW, [newest])[0]
+    return Arrivals(last_day, last_week, newest_at)
 
 
 def hour_totals(connection: Connection, first: str, end: str) -> list[HourTotals]:
@@ -70,11 +140,30 @@ def hour_totals(connection: Connection, first: str, end: str) -> list[HourTotals
     return [HourTotals(*row) for row in connection.execute(_HOURS, [first, end])]
 
 
-def recent_trajectories(connection: Connection, limit: int) -> list[RecentTrajectory]:
-    """Return the trajectories that came last, newest first."""
-    return [RecentTrajectory(*row) for row in connection.execute(_RECENT, [limit])]
+def recent_trajectories(connection: Connection, now: datetime, limit: int) -> list[RecentTrajectory]:
+    """Return the trajectories that came last, newest first, of the newest hours that rows name in "windowId"."""
+    return [RecentTrajectory(*row) for row in connection.execute(_RECENT, {"newest": window_of(now), "most": limit})]
+
+
+def judged_state(connection: Connection, first: str, end: str) -> JudgedState:
+    """Return the state of judging: scores of a range, and all hours without."""
+    return JudgedState(*_one(connection, _JUDGED, {"first": first, "end": end}))
+
+
+def daemon_seen_at(connection: Connection) -> datetime | None:
+    """Return the newest heartbeat of Dagster's daemon (naive UTC), None if it never ran on this database."""
+    if not _one(connection, _HEARTBEATS)[0]:
+        return None
+    seconds = _one(connection, _NEWEST_HEARTBEAT)[0]
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
 
 
 def lock_trigger(connection: Connection) -> None:
     """Let one trigger at a time check and freeze, until the end of the transaction."""
     connection.execute("SELECT pg_advisory_xact_lock(hashtext('babylon_rl trigger'))")
+
+
+def _one(connection: Connection, statement: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+    row = connection.execute(statement, parameters).fetchone()
+    assert row is not None  # each of them always has a row
+    return row

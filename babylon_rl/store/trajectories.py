@@ -215,7 +215,7 @@ def _copy(connection: Connection, statement: str, parameters: dict[str, Any], ty
         yield from copy.rows()
 
 
-# Eligible rows are those that an hour's episodes hold; the hours' index bounds what is sorted.
+# Eligible rows are those that an hour's episodes hold. Newest hour first, so that its index ends the search after some hours.
 _NEWEST_TRAINABLE = """
 SELECT t."trajectoryId", t."agentId", t."startTime", t."endTime", t."windowId", t."windowHours", t."scenarioId", t."finalPnL",
        t."isTrainingData", t."isEvaluation", t."usedInTraining", t."metricsJson", t."stepsJson"
@@ -223,7 +223,7 @@ FROM babylon_rl.episodes e
 CROSS JOIN LATERAL unnest(e."trajectoryIds") AS i("trajectoryId")
 JOIN public.trajectories t ON t."trajectoryId" = i."trajectoryId"
 WHERE e."window" >= %s AND e."window" < %s AND e."window" <= %s AND NOT t."usedInTraining"
-ORDER BY t."startTime" DESC, t."trajectoryId" DESC
+ORDER BY e."window" DESC, t."startTime" DESC, t."trajectoryId" DESC
 LIMIT %s
 """
 

@@ -157,6 +157,13 @@ def _synthetic(freezable: Freezable) -> str:
     return f"; {synthetic} of {total} new trajectories are synthetic (no LLM call was recorded): {RECORD_PROMPTS}"
 
 
+def sampled_quality(connection: Connection, settings: Settings, now: datetime) -> SampleQuality:
+    """Quality of the newest rows that could train within the look-back, as readiness measures it."""
+    with connection.transaction():
+        bounds = freeze_bounds(connection, settings, now, settled=True)
+        return measure_quality(connection, newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE))
+
+
 def measure_quality(connection: Connection, rows: Sequence[TrajectoryRow]) -> SampleQuality:
     """Share of ``rows`` that passes each check; without rows every share is 0."""
     logs: dict[str, list[CallLogRow]] = defaultdict(list)

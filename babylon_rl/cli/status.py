@@ -1,0 +1,105 @@
+"""Command ``status``: the state of the whole system on one screen."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from msgspec import to_builtins
+
+from babylon_rl.cli.output import JsonOption, emit, listed
+from babylon_rl.serving.admin_shapes import StatusDocument
+from babylon_rl.serving.status import status_document
+from babylon_rl.settings import load_settings
+from babylon_rl.store.database import open_database
+from babylon_rl.windows import utc_now
+
+app = typer.Typer()
+VERSIONS_SHOWN, REASONS_SHOWN = 5, 4
+
+
+@app.command("status")
+def status(as_json: JsonOption = False) -> None:
+    """State of the whole system: readiness, training, judge, versions, rollout, alerts and health."""
+    settings = load_settings()
+    with open_database(settings, prepare=False) as database, database.connect() as connection:
+        document = status_document(connection, settings, utc_now())
+    emit(to_builtins(document), [listed(["", document.status], list(_lines(document)))], as_json)
+
+
+def _lines(found: StatusDocument) -> Iterator[tuple[str, str]]:
+    """Label and text of each line, in the order of the pipeline."""
+    came, jobs, stats = found.automation.data_collection, found.automation.training, found.trajectory_stats
+    age = "none yet" if came.newest_age_hours is None else f"{_span(3600 * came.newest_age_hours)} ago"
+    about = "about " if stats.counted == "estimated" else ""
+    yield (
+        "data",
+        f"{came.last24h} in 24 h ({came.rate_per_hour:g} an hour), {came.last7d} in 7 days, {about}{stats.count} in all; newest {age}",
+    )
+    ready = found.readiness
+    counts = f"{ready.stats.total_trajectories} could train, {ready.stats.unscored_trajectories} of them not scored, in groups: "
+    yield "readiness", f"{ready.reason} ({counts}{ready.stats.scenario_groups}; quality {ready.stats.data_quality:.1%})"
+    reasons = list(ready.not_trainable.items())
+    if reasons:
+        more = f", {len(reasons) - REASONS_SHOWN} more reasons" if len(reasons) > REASONS_SHOWN else ""
+        yield "left out", ", ".join(f"{number} {reason}" for reason, number in reasons[:REASONS_SHOWN]) + more
+    judge = found.judge
+    spent = f"${judge.spent_today_usd:.2f} today" + ("" if judge.budget_usd is None else f" of ${judge.budget_usd:g}")
+    agreed = judge.agreement
+    agreement = "agreement not measured" if agreed is None else f"agreement {agreed.mean:.2f} ({agreed.low:.2f} to {agreed.high:.2f})"
+    hours = f"{judge.hours_scored} hours scored, {judge.hours_waiting} wait, {judge.hours_quarantined} in quarantine"
+    yield "judge", f"{judge.model}: {hours}; disagreement {_number(judge.disagreement)}; {agreement}; {spent}"
+    yield "training", _training(found)
+    yield "", f"last completed {jobs.last_completed or 'never'}; the next is due {jobs.next_scheduled or 'at once'}"
+    names = found.automation.models
+    yield "versions", f"deployed {names.deployed or 'none'}, newest {names.latest or 'none'}, in training {names.training or 'none'}"
+    for version in found.lineage[:VERSIONS_SHOWN]:
+        yield "", _version(version)
+    if found.rollout is not None:
+        rollout = found.rollout
+        guards = "; ".join(f"{guard.name} {guard.verdict}" for guard in rollout.guards)
+        yield (
+            "rollout",
+            f"{rollout.version} {rollout.state} at {rollout.percentage:g} % since {rollout.step_since}" + (guards and f": {guards}"),
+        )
+    for alert in found.alerts:
+        yield "alert", f"{alert.cause}: {alert.says} {alert.advice}"
+    health = found.automation.health
+    for name, words in health.details.items():
+        yield (
+            "" if name != "database" else "health",
+            f"{'ok  ' if getattr(health, name) else 'FAIL' if name != 'wandb' else '-   '} {name}: {words}",
+        )
+
+
+def _training(found: StatusDocument) -> str:
+    progress = found.progress
+    if progress is None:
+        return "none under way"
+    loss = next((loss for loss in reversed(progress.losses) if loss is not None), None)
+    text = f"{progress.batch_id} is {progress.state}, {progress.fraction:.0%}, iteration {progress.iteration} of {progress.iterations}"
+    text += "" if loss is None else f", loss {loss:.4f}"
+    if progress.eta_seconds is None:
+        return f"{text}; its end is not known: no training of this kind has been completed"
+    error = "" if progress.eta_error is None else f", which miss each other by {progress.eta_error:.0%}"
+    fitted = f" (fitted to {progress.fitted_to} runs{error})" if progress.fitted_to else ""
+    return f"{text}; ends in about {_span(progress.eta_seconds)}{fitted}"
+
+
+def _version(version: Any) -> str:
+    gain = ""
+    if version.improvement is not None:
+        against = f"{version.reference or 'base'} ({version.improvement_low:+.0f} to {version.improvement_high:+.0f})"
+        gain = f", {version.improvement:+.0f} dollars an hour against {against}"
+    return f"{version.version} {version.status}, from {version.parent or 'base'}, gate: {version.decision or 'none'}{gain}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.0f} hours" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"

@@ -1,0 +1,218 @@
+"""The status document: what the command `status`, the admin API and the admin page show.
+
+``status_document(connection, settings, now)`` is the whole interface; its shape is StatusDocument (admin_shapes.py), to which fields are
+added and from which none is taken. Nothing is asked over the network and nothing is changed: `verify-system` tries the judge.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from babylon_rl.errors import NoTrainer
+from babylon_rl.serving import admin_shapes as shapes
+from babylon_rl.serving import status_shapes as parts
+from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.store.alerts import read_alerts
+from babylon_rl.store.batches import Batch, read_batches
+from babylon_rl.store.benchmarks import read_reports
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.judge_report import judge_agreements
+from babylon_rl.store.judge_requests import spent_on
+from babylon_rl.store.registry import Model, deployed_model, read_models
+from babylon_rl.store.releases import ON_TRIAL, read_rollouts
+from babylon_rl.store.training_status import JudgedState, arrivals, daemon_seen_at, judged_state, trajectory_totals
+from babylon_rl.store.write_ahead import read_steps
+from babylon_rl.training.backends import trainer_choice
+from babylon_rl.training.batches import pending_batches
+from babylon_rl.training.eta import fit_durations, progress_of
+from babylon_rl.training.freezing import freeze_bounds
+from babylon_rl.training.readiness import last_completed, readiness
+from babylon_rl.types import BenchmarkReport
+from babylon_rl.windows import HOUR, moment
+
+JOBS_SHOWN, PAST_RUNS = 10, 30
+DAEMON_SEEN_WITHIN = timedelta(minutes=5)
+SILENT_TRAINER = timedelta(minutes=15)  # a run writes a heartbeat every 10 s
+_OPTIONAL = {"wandb"}
+
+
+def status_document(connection: Connection, settings: Settings, now: datetime) -> shapes.StatusDocument:
+    """Build the status of the whole system at ``now`` (naive UTC), in one transaction.
+
+    Raises:
+        SchemaMismatch: the database is not migrated.
+    """
+    with connection.transaction():
+        models, batches = read_models(connection), read_batches(connection, limit=PAST_RUNS)
+        pending = pending_batches(connection)
+        current = pending[0] if pending else None
+        automation = automation_document(connection, settings, now, models, current)
+        totals = trajectory_totals(connection)
+        health = {name: works for name, works in _checks(automation.health).items() if name not in _OPTIONAL}
+        return shapes.StatusDocument(
+            status="healthy" if all(health.values()) else "degraded",
+            automation=automation,
+            readiness=shapes.ReadinessDocument.of(readiness(connection, settings, now)),
+            progress=None if current is None else _progress(connection, current, batches, now),
+            judge=_judge(connection, settings, now),
+            lineage=_lineage(models, read_reports(connection)),
+            rollout=_rollout(connection, settings),
+            alerts=[
+                parts.AlertDocument(
+                    cause=alert.cause, says=alert.says, advice=alert.advice, first_seen_at=moment(alert.first_seen_at),
+                    sent_at=moment(alert.sent_at),
+                )
+                for alert in read_alerts(connection) if alert.open and alert.due_at <= now
+            ],
+            recent_jobs=[shapes.BatchDocument.of(batch) for batch in batches[:JOBS_SHOWN]],
+            models=[shapes.ModelDocument.of(model) for model in models],
+            trajectory_stats=parts.TrajectoryStats(
+                count=totals.count, counted=totals.counted,
+                means=parts.TrajectoryMeans(
+                    total_reward=totals.mean_reward, episode_length=totals.mean_length, duration_ms=totals.mean_duration_ms
+                ),
+            ),
+            timestamp=moment(now) or "",
+        )  # fmt: skip
+
+
+def automation_document(
+    connection: Connection, settings: Settings, now: datetime, models: Sequence[Model], current: Batch | None
+) -> shapes.Automation:
+    """Data collection, trainings, versions and health."""
+    last, came = last_completed(connection), arrivals(connection, now)
+    deployed, own = deployed_model(models), [model for model in models if not model.foreign]
+    return shapes.Automation(
+        data_collection=parts.DataCollection(
+            last24h=came.last_day, last7d=came.last_week, rate_per_hour=round(came.last_day / 24, 3), newest_at=moment(came.newest_at),
+            newest_age_hours=None if came.newest_at is None else round((now - came.newest_at) / HOUR, 3),
+        ),
+        training=shapes.TrainingJobs(
+            current_job=None if current is None else shapes.BatchDocument.of(current),
+            last_completed=moment(last),
+            next_scheduled=None if last is None else moment(last + timedelta(hours=settings.training_interval_hours)),
+        ),
+        models=shapes.VersionNames(
+            latest=own[0].version if own else None,
+            deployed=None if deployed is None else deployed.version,
+            training=None if current is None else current.version,
+        ),
+        health=_health(connection, settings, now, current),
+    )  # fmt: skip
+
+
+def _progress(connection: Connection, current: Batch, batches: Sequence[Batch], now: datetime) -> parts.ProgressDocument:
+    fit = fit_durations(batches, current.backend)
+    progress = progress_of(current, read_steps(connection, current.batch_id), fit, now)
+    remaining_s = progress.remaining_s
+    return parts.ProgressDocument(
+        batch_id=current.batch_id, state=current.state, fraction=round(progress.fraction, 4), iteration=progress.finished,
+        iterations=progress.iterations, losses=list(progress.losses), elapsed_seconds=round(progress.elapsed_s, 1),
+        eta_seconds=None if remaining_s is None else round(remaining_s, 1),
+        eta_at=None if remaining_s is None else moment(now + timedelta(seconds=round(remaining_s))),
+        eta_error=None if fit is None or fit.error is None else round(fit.error, 4), fitted_to=0 if fit is None else fit.runs,
+    )  # fmt: skip
+
+
+def _judged(connection: Connection, settings: Settings, now: datetime) -> JudgedState:
+    bounds = freeze_bounds(connection, settings, now)
+    return judged_state(connection, bounds.first, bounds.end)
+
+
+def _judge(connection: Connection, settings: Settings, now: datetime) -> parts.JudgeDocument:
+    judged = _judged(connection, settings, now)
+    spent, unpriced = spent_on(connection, now)
+    own = [found for found in judge_agreements(connection) if found.judge == settings.judge_model]
+    newest = max(own, key=lambda found: found.measured_at, default=None)
+    return parts.JudgeDocument(
+        model=settings.judge_model, hours_scored=judged.scored, hours_waiting=judged.waiting, hours_quarantined=judged.quarantined,
+        waiting_reason=judged.reason, disagreement=judged.disagreement, spent_today_usd=spent, budget_usd=settings.judge_budget_usd,
+        unpriced=unpriced,
+        agreement=None if newest is None else parts.AgreementDocument(
+            judge=newest.judge, mean=newest.expected[0], low=newest.expected[1], high=newest.expected[2], hours=newest.hours,
+            measured_at=moment(newest.measured_at),
+        ),
+    )  # fmt: skip
+
+
+def _lineage(models: Sequence[Model], reports: dict[str, BenchmarkReport]) -> list[parts.LineageDocument]:
+    documents = []
+    for model in models:
+        report = reports.get(model.training_batch or "") if not model.foreign else None
+        rows = [] if report is None else [row for row in report.rows if row.get("model") == model.version]
+        row = rows[0] if rows else {}
+        documents.append(
+            parts.LineageDocument(
+                version=model.version, parent=model.parent_version, batch_id=model.training_batch, status=model.shown_status,
+                decision=None if report is None else report.decision, reference=None if report is None else report.reference,
+                improvement=row.get("improvement"), improvement_low=row.get("improvementLow"), improvement_high=row.get("improvementHigh"),
+                created_at=moment(model.created_at), deployed_at=moment(model.deployed_at),
+            )
+        )  # fmt: skip
+    return documents
+
+
+def _rollout(connection: Connection, settings: Settings) -> parts.RolloutDocument | None:
+    trial = next(iter(read_rollouts(connection, ON_TRIAL)), None)
+    shown = trial or next(iter(read_rollouts(connection, ("released",))), None)
+    if shown is None:
+        return None
+    guards: list[parts.GuardDocument] = []
+    if trial is not None:
+        from babylon_rl.serving.promotion import read_guards  # loads scipy
+
+        found = read_guards(connection, trial, settings)
+        guards = [parts.GuardDocument(name=guard.name, verdict=guard.verdict, words=guard.words) for guard in found]
+    return parts.RolloutDocument(
+        version=shown.version, state=shown.state, strategy=shown.strategy, percentage=shown.percentage, agents=len(shown.agent_ids),
+        previous_version=shown.previous_version, step_since=moment(shown.step_since), guards=guards,
+    )  # fmt: skip
+
+
+def _checks(health: parts.Health) -> dict[str, bool]:
+    return {name: getattr(health, name) for name in ("database", "storage", "judge", "trainer", "daemon", "wandb")}
+
+
+def _health(connection: Connection, settings: Settings, now: datetime, current: Batch | None) -> parts.Health:
+    found = {
+        "storage": _storage(settings),
+        "judge": _judge_health(connection, settings, now),
+        "trainer": _trainer(settings, current, now),
+        "daemon": _daemon(connection, now),
+        "wandb": (bool(settings.wandb_key), f"project {settings.wandb_project}" if settings.wandb_key else "WANDB_API_KEY is not set"),
+    }
+    version = connection.info.server_version
+    details = {"database": f"Postgres {version // 10000} answers", **{name: words for name, (_, words) in found.items()}}
+    return parts.Health(database=True, details=details, **{name: works for name, (works, _) in found.items()})
+
+
+def _storage(settings: Settings) -> tuple[bool, str]:
+    directory = settings.home / "checkpoints"
+    existing = next(folder for folder in (directory, *directory.parents) if folder.exists())
+    words = f"{shutil.disk_usage(existing).free / 1e9:.1f} GB free at {directory}"
+    return (True, words) if os.access(existing, os.W_OK) else (False, f"{existing} cannot be written")
+
+
+def _judge_health(connection: Connection, settings: Settings, now: datetime) -> tuple[bool, str]:
+    judged = _judged(connection, settings, now)
+    if judged.reason is not None:
+        return False, f"{judged.waiting} hours wait: {judged.reason}"
+    return True, "a rule on this machine" if settings.judge_model == HEURISTIC else f"no hour waits for {settings.judge_model}"
+
+
+def _trainer(settings: Settings, current: Batch | None, now: datetime) -> tuple[bool, str]:
+    try:
+        choice = trainer_choice(settings)
+    except NoTrainer as missing:
+        return False, str(missing)
+    if current is not None and current.state != "pending" and now - current.heartbeat_at > SILENT_TRAINER:
+        return False, f"{current.batch_id} is {current.state} and silent since {current.heartbeat_at:%Y-%m-%d %H:%M} UTC"
+    return True, f"{choice.backend}, from {choice.base_model}"
+
+
+def _daemon(connection: Connection, now: datetime) -> tuple[bool, str]:
+    seen = daemon_seen_at(connection)
+    if seen is None:
+        return False, "Dagster's daemon has never run on this database; `babylon-rl dev` starts it"
+    return now - seen <= DAEMON_SEEN_WITHIN, f"Dagster's daemon was seen at {seen:%Y-%m-%d %H:%M:%S} UTC"

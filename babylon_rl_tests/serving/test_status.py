@@ -1,0 +1,286 @@
+"""The status document: every field against the database, through the function, the API and the command."""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from msgspec import to_builtins
+from psycopg.types.json import Jsonb
+
+from babylon_rl.cli import run
+from babylon_rl.serving.admin_shapes import BatchDocument, ModelDocument
+from babylon_rl.serving.promotion import read_guards
+from babylon_rl.serving.status import status_document
+from babylon_rl.settings import Settings
+from babylon_rl.store import training_status
+from babylon_rl.store.alerts import see
+from babylon_rl.store.batches import read_batch
+from babylon_rl.store.database import Database
+from babylon_rl.store.judge_report import JudgeAgreement, write_judge_agreement
+from babylon_rl.store.registry import read_models
+from babylon_rl.store.releases import insert_rollout, read_rollouts
+from babylon_rl.store.scores import keep_pending
+from babylon_rl.training.eta import DurationFit, fit_durations
+from babylon_rl.training.freezing import freeze
+from babylon_rl.training.readiness import readiness
+from babylon_rl.windows import moment
+from babylon_rl_tests.serving.gateways import add_version, rows
+from babylon_rl_tests.training.conftest import read_sample
+from babylon_rl_tests.training.moved_batches import move_batch
+
+__all__ = ["read_sample"]
+NOW = datetime(2025, 10, 30, 12)
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    easy = {"train_rl_local": True, "local_base_model": "dry", "training_min_trajectories": 10, "iterations": 3, "epochs": 3}
+    return settings.model_copy(update=easy | {"judge_model": "openai/x", "judge_budget_usd": 5.0, "windows_per_iteration": 1})
+
+
+@pytest.fixture
+def connection(read_sample: Database) -> Iterator[Any]:
+    with read_sample.connect() as opened:
+        yield opened
+
+
+@pytest.fixture
+def busy(connection: Any, settings: Settings, read_sample: Database) -> str:
+    """Something in every part of the document; returns the id of the batch in training."""
+    add_version(read_sample, "v1.0.0")
+    for number, minutes in enumerate((10, 20, 40)):
+        completed(connection, f"batch-past-{number}", 100 * 2**number, minutes)
+    frozen = freeze(connection, settings, NOW - HOUR, max_trajectories=200, seed=1, minimum=0, settled=False).batch
+    assert frozen is not None
+    attempt = move_batch(connection, frozen.batch_id, "training", NOW - 10 * MINUTE)
+    for iteration, loss in ((1, 0.75), (2, None)):
+        connection.execute(
+            'INSERT INTO babylon_rl.training_steps ("batchId", "iteration", "attempt", "backend", "stepBefore", "windows", "sequences",'
+            ' "startedAt", "finishedAt", "loss") VALUES (%s, %s, %s, \'dry\', 0, \'{}\', 1, %s, %s, %s)',
+            [frozen.batch_id, iteration, attempt, NOW - 9 * MINUTE, NOW - 4 * MINUTE if loss else None, loss],
+        )
+    report = [{"model": "v1.0.0", "improvement": 40.5, "improvementLow": 10.0, "improvementHigh": 71.0}, {"model": "base"}]
+    connection.execute(
+        'INSERT INTO babylon_rl.benchmark_reports ("batchId", "version", "decision", "reason", "markets", "minImprovement", "rows",'
+        " \"tableMarkdown\", \"dataVersion\", \"createdAt\") VALUES ('batch-v1.0.0', 'v1.0.0', 'pass', '', 48, 0, %s, '', '', %s)",
+        [Jsonb(report), NOW],
+    )
+    insert_rollout(connection, "v1.0.0", "rolling", "gradual", 10.0, (), None, who="ada", why="new", now=NOW - DAY)
+    keep_pending(connection, "openai/x", {"2025-10-29T14:00": "JUDGE_BUDGET_USD is 5"}, NOW)
+    for hour, disagreement in (("2025-10-29T15:00", 0.1), ("2025-10-29T16:00", 0.2)):
+        connection.execute(
+            'INSERT INTO babylon_rl.group_scores ("window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement",'
+            " \"inputVersion\", \"dataVersion\", \"judgedAt\") VALUES (%s, 'openai/x', '1', 5, 0.5, 0.1, %s, 'x', 'x', %s)",
+            [hour, disagreement, NOW],
+        )
+    for usd in (1.25, None):
+        connection.execute(
+            'INSERT INTO babylon_rl.judge_requests ("key", "window", "judge", "rubricVersion", "order", "part", "attempt", "ids", "answer",'
+            ' "faults", "usd", "latencySeconds", "tries", "askedAt")'
+            " VALUES (%s, '2025-10-29T15:00', 'openai/x', '1', 0, 0, 0, '[]', '', '{}', %s, 1, 1, %s)",
+            [f"key-{usd}", usd, NOW - HOUR],
+        )
+    interval = (0.6, 0.5, 0.7)
+    write_judge_agreement(connection, JudgeAgreement("openai/x", "1", 2, 48, 5, 1, 0, 0, 0, *[interval] * 4, [], NOW - DAY))
+    see(connection, "quality_fell", "quality_fell", "It is low.", "Look.", NOW - HOUR, timedelta(0))
+    see(connection, "readiness_blocked", "readiness_blocked", "Nothing comes.", "Wait.", NOW - HOUR, DAY)  # not due yet
+    connection.execute("CREATE SCHEMA babylon_dagster")
+    connection.execute("CREATE TABLE babylon_dagster.daemon_heartbeats (daemon_type text, body text)")
+    seen = (NOW - MINUTE - datetime(1970, 1, 1)).total_seconds()
+    connection.execute("INSERT INTO babylon_dagster.daemon_heartbeats VALUES ('SENSOR', %s)", [json.dumps({"timestamp": seen})])
+    connection.commit()
+    return frozen.batch_id
+
+
+def completed(connection: Any, batch_id: str, trajectories: int, minutes: float) -> None:
+    ended = NOW - 2 * DAY
+    connection.execute(
+        'INSERT INTO babylon_rl.batches ("batchId", "baseModel", "backend", "version", "seed", "state", "createdAt", "heartbeatAt")'
+        " VALUES (%s, 'dry', 'dry', 'v0.0.1', 0, 'completed', %s, %s)",
+        [batch_id, ended - DAY, ended],
+    )
+    connection.execute(
+        'INSERT INTO training_batches (id, "batchId", "baseModel", "modelVersion", "trajectoryIds", "rewardsJson", status, "createdAt",'
+        " \"startedAt\", \"completedAt\") VALUES (%s, %s, 'dry', 'v0.0.1', '[]', '[]', 'completed', %s, %s, %s)",
+        [batch_id, batch_id, ended - DAY, ended - minutes * MINUTE, ended],
+    )
+    connection.execute(
+        'INSERT INTO babylon_rl.batch_items ("batchId", "window", "agentId", "trajectoryId", "position", "live", "consumed")'
+        " SELECT %s, '2025-01-01T00:00', 'a', %s || n, n, FALSE, TRUE FROM generate_series(1, %s) n",
+        [batch_id, batch_id, trajectories],
+    )
+
+
+def test_every_field_agrees_with_the_database(busy: str, connection: Any, settings: Settings, read_sample: Database) -> None:
+    found = status_document(connection, settings, NOW)
+    assert set(to_builtins(found)) == {
+        "status", "automation", "readiness", "progress", "judge", "lineage", "rollout", "alerts", "recentJobs", "models",
+        "trajectoryStats", "timestamp",
+    }  # fmt: skip
+
+    # Data collection: windows holds the hours that were read.
+    came = found.automation.data_collection
+    (counted,) = rows(
+        read_sample,
+        'SELECT COALESCE(sum("rows") FILTER (WHERE "window" > \'2025-10-29T12:00\'), 0)::int AS day, sum("rows")::int AS week'
+        " FROM babylon_rl.windows WHERE \"window\" > '2025-10-23T12:00' AND \"window\" <= '2025-10-30T12:00'",
+    )
+    assert (came.last24h, came.last7d) == (counted["day"], counted["week"]) and came.last24h > 0
+    assert came.rate_per_hour == round(counted["day"] / 24, 3)
+    (newest,) = rows(
+        read_sample, 'SELECT max("endTime") AS at FROM trajectories WHERE "windowId" = (SELECT max("window") FROM babylon_rl.windows)'
+    )
+    assert came.newest_at == moment(newest["at"]) and came.newest_age_hours == round((NOW - newest["at"]) / HOUR, 3)
+
+    # Trainings and versions.
+    current = read_batch(connection, busy)
+    assert current is not None and found.automation.training.current_job == BatchDocument.of(current)
+    (last,) = rows(read_sample, "SELECT max(\"completedAt\") AS at FROM training_batches WHERE status = 'completed'")
+    assert found.automation.training.last_completed == moment(last["at"])
+    assert found.automation.training.next_scheduled == moment(last["at"] + DAY)
+    models = found.automation.models
+    assert (models.latest, models.deployed, models.training) == ("v1.0.0", "v1.0.0", current.version)
+    assert found.models == [ModelDocument.of(model) for model in read_models(connection)]
+    assert [job.batch_id for job in found.recent_jobs] == [
+        row["batchId"]
+        for row in rows(
+            read_sample,
+            'SELECT b."batchId" FROM babylon_rl.batches b JOIN training_batches p USING ("batchId")'
+            ' ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT 10',
+        )
+    ]
+    assert found.readiness.reason == readiness(connection, settings, NOW).reason
+    assert to_builtins(found.readiness) == readiness(connection, settings, NOW).document()
+
+    # Progress: one of three iterations done in 6 minutes; the past runs say 6 s a trajectory, exactly.
+    progress = found.progress
+    assert progress is not None and (progress.batch_id, progress.state) == (busy, "training")
+    assert (progress.iteration, progress.iterations, progress.losses) == (1, 3, [0.75])
+    assert progress.fraction == 0.7 and progress.elapsed_seconds == 600.0
+    assert (progress.fitted_to, progress.eta_error) == (3, pytest.approx(0.0, abs=1e-6))
+    total_s = 6 * 60 * 3 / 3 + 6.0 * current.trajectories * 2 / 3
+    assert progress.eta_seconds == pytest.approx(total_s - 600, abs=0.1)
+    assert progress.eta_at == moment(NOW + timedelta(seconds=round(progress.eta_seconds)))
+
+    # The judge.
+    judge = found.judge
+    assert (judge.model, judge.hours_scored, judge.hours_waiting, judge.hours_quarantined) == ("openai/x", 2, 1, 0)
+    assert judge.disagreement == pytest.approx(0.15) and judge.waiting_reason == "JUDGE_BUDGET_USD is 5"
+    assert (judge.spent_today_usd, judge.budget_usd, judge.unpriced) == (1.25, 5.0, 1)
+    agreed = judge.agreement
+    assert agreed is not None and (agreed.mean, agreed.low, agreed.high, agreed.hours) == (0.6, 0.5, 0.7, 48)
+    assert (agreed.judge, agreed.measured_at) == ("openai/x", moment(NOW - DAY))
+
+    # Lineage, rollout, alerts.
+    (version,) = [entry for entry in found.lineage if entry.version == "v1.0.0"]
+    assert (version.batch_id, version.status, version.decision, version.parent) == ("batch-v1.0.0", "deployed", "pass", None)
+    assert (version.improvement, version.improvement_low, version.improvement_high, version.reference) == (40.5, 10.0, 71.0, None)
+    stored = {row["version"]: row for row in rows(read_sample, "SELECT * FROM trained_models")}
+    assert {entry.version: (entry.created_at, entry.deployed_at) for entry in found.lineage} == {
+        name: (moment(row["createdAt"]), moment(row["deployedAt"])) for name, row in stored.items()
+    }
+    rollout = found.rollout
+    assert rollout is not None and (rollout.version, rollout.state, rollout.strategy) == ("v1.0.0", "rolling", "gradual")
+    assert (rollout.percentage, rollout.agents, rollout.previous_version, rollout.step_since) == (10.0, 0, None, moment(NOW - DAY))
+    trial = read_rollouts(connection, ("rolling",))[0]
+    guards = read_guards(connection, trial, settings)
+    assert [(one.name, one.verdict, one.words) for one in rollout.guards] == [(one.name, one.verdict, one.words) for one in guards]
+    (alert,) = found.alerts
+    assert (alert.cause, alert.says, alert.advice) == ("quality_fell", "It is low.", "Look.")
+    assert (alert.first_seen_at, alert.sent_at) == (moment(NOW - HOUR), None)
+
+    # Health: the judge has an hour waiting, everything else works.
+    health = found.automation.health
+    assert (health.database, health.storage, health.trainer, health.daemon) == (True,) * 4
+    assert (health.judge, health.wandb) == (False, False) and found.status == "degraded"
+    assert set(health.details) == {"database", "storage", "judge", "trainer", "daemon", "wandb"}
+    assert health.details["judge"] == "1 hours wait: JUDGE_BUDGET_USD is 5" and health.details["trainer"] == "dry, from dry"
+    assert health.details["daemon"] == "Dagster's daemon was seen at 2025-10-30 11:59:00 UTC"
+
+    # Totals.
+    (means,) = rows(
+        read_sample,
+        'SELECT count(*)::int AS n, avg("totalReward")::float8 AS r, avg("episodeLength")::float8 AS l, avg("durationMs")::float8 AS d'
+        " FROM trajectories",
+    )
+    stats = found.trajectory_stats
+    assert (stats.count, stats.counted, found.timestamp) == (means["n"], "exact", moment(NOW))
+    assert (stats.means.total_reward, stats.means.episode_length, stats.means.duration_ms) == (means["r"], means["l"], means["d"])
+
+
+def test_an_empty_database_has_a_status(database: Database, settings: Settings) -> None:
+    with database.connect() as connection:
+        found = status_document(connection, settings.model_copy(update={"train_rl_local": False}), NOW)
+    came = found.automation.data_collection
+    assert (came.last24h, came.last7d, came.newest_at, came.newest_age_hours) == (0, 0, None, None)
+    assert (found.progress, found.rollout, found.lineage, found.alerts, found.status) == (None, None, [], [], "degraded")
+    health = found.automation.health
+    assert (health.daemon, health.trainer, health.judge) == (False, False, True)
+    assert "`babylon-rl dev` starts it" in health.details["daemon"] and "TRAIN_RL_LOCAL" in health.details["trainer"]
+
+
+def test_a_silent_daemon_and_a_silent_training_are_said(busy: str, connection: Any, settings: Settings) -> None:
+    connection.execute("DELETE FROM babylon_rl.judge_pending")
+    assert status_document(connection, settings, NOW).status == "healthy"
+    later = status_document(connection, settings, NOW + HOUR)
+    health = later.automation.health
+    assert (later.status, health.daemon, health.trainer) == ("degraded", False, False)
+    assert "silent since 2025-10-30 11:50 UTC" in health.details["trainer"]
+
+
+def test_hours_that_were_not_read_are_counted_by_their_rows(connection: Any, settings: Settings) -> None:
+    before = status_document(connection, settings, NOW).automation.data_collection
+    connection.execute("DELETE FROM babylon_rl.windows")
+    after = status_document(connection, settings, NOW).automation.data_collection
+    (unnamed,) = connection.execute(
+        'SELECT count(*) FROM trajectories WHERE "windowId" IS NULL AND "startTime" > \'2025-10-29T13:00\''
+    ).fetchone()
+    assert after.last24h == before.last24h - unnamed > 0
+
+
+def test_a_large_table_is_estimated_and_sampled(connection: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_status, "EXACT_UP_TO", 100)
+    connection.execute("ANALYZE trajectories")
+    (exact,) = connection.execute("SELECT count(*) FROM trajectories").fetchone()
+    stats = status_document(connection, settings, NOW).trajectory_stats
+    assert stats.counted == "estimated" and stats.count == pytest.approx(exact, rel=0.05) and stats.means.total_reward is not None
+
+
+@pytest.mark.parametrize(
+    ("runs", "base_s", "slope", "error"),
+    [
+        ([(100, 10)], 0.0, 6.0, None),
+        ([(100, 20), (200, 30)], 600.0, 6.0, pytest.approx(0.2917, abs=1e-4)),
+        ([(100, 30), (200, 20)], 1500.0, 0.0, pytest.approx(1.3333, abs=1e-4)),
+        ([(100, 10), (200, 30)], 0.0, pytest.approx(8.4), pytest.approx(0.4167, abs=1e-4)),
+    ],
+)
+def test_durations_are_fitted_without_negative_parts(
+    connection: Any, runs: list[tuple[int, float]], base_s: float, slope: float, error: float | None
+) -> None:
+    for number, (trajectories, minutes) in enumerate(runs):
+        completed(connection, f"batch-past-{number}", trajectories, minutes)
+    batches = [batch for number in range(len(runs)) if (batch := read_batch(connection, f"batch-past-{number}")) is not None]
+    assert fit_durations(batches, "dry") == DurationFit(pytest.approx(base_s), slope, len(runs), error)
+    assert fit_durations(batches, "cpu") is None
+
+
+def test_the_command_prints_the_same_document_on_one_screen(
+    busy: str, read_sample: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    with psycopg.connect(read_sample.url) as connection:
+        connection.execute("DELETE FROM babylon_dagster.daemon_heartbeats")
+    for name, value in {"DATABASE_URL": read_sample.url, "BABYLON_RL_HOME": str(tmp_path), "TRAIN_RL_LOCAL": "true"}.items():
+        monkeypatch.setenv(name, value)
+    assert run(["status", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["progress"]["batchId"] == busy and document["trajectoryStats"]["counted"] == "exact"
+    assert run(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) <= 40
+    for words in (f"{busy} is training", "v1.0.0 rolling at 10 %", "quality_fell: It is low. Look.", "deployed v1.0.0", "FAIL daemon"):
+        assert words in shown
