@@ -25,7 +25,7 @@ from babylon_rl.training.tracking import Tracker, batch_costs, iteration_numbers
 from babylon_rl.training.wandb_process import Sent
 
 POOL = "trainer"
-MEASURED = ("entropy", "kl", "topActionShare", "gradientNorm", "seconds")
+MEASURED = ("entropy", "kl", "topActionShare", "ratio", "servedKlAtStart", "servedKl", "gradientNorm", "seconds")
 SMOOTHED_STEPS = 10
 COLUMNS = column_schema(
     version=("text", "The version, global over all lines"),

@@ -71,7 +71,7 @@ class TrainIteration:
 class StepMetrics:
     """Metrics of one optimizer step: ``step`` of ``steps`` within iteration ``iteration``.
 
-    ``metrics`` holds what the backend knows (kl, entropy, clipFraction, gradientNorm, tokensPerSecond, actionShare...).
+    ``metrics`` holds what the backend knows (kl, entropy, clipFraction, ratio, gradientNorm, tokensPerSecond...).
     """
 
     iteration: int

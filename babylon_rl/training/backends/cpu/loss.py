@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EPSILON, EPSILON_HIGH = 1.0, 4.0
 RATIO_LIMIT = 1 + EPSILON_HIGH
 STALE_PROBABILITY = 0.05
+LONGEST_LOG_RATIO = 50.0  # so that sums stay finite
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,17 @@ def clipped(logprobs_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", we
     """[N] booleans: the ratio left its bounds, or the guard of negative advantages applies."""
     ratio_n, stale_n = _ratios(logprobs_n.detach(), advantages_n, served_n, weights)
     return stale_n | (ratio_n < 1 - weights.epsilon) | (ratio_n > 1 + weights.epsilon_high)
+
+
+def served_sums(logprobs_n: "Tensor", served_n: "Tensor") -> dict[str, float]:
+    """Sums over the tokens with recorded log-probabilities: their number, ratio and divergence.
+
+    The ratio is that of the loss before it is clipped. The divergence, ratio - 1 - log ratio, estimates KL(serving policy || current one)
+    without bias and is never negative (Schulman, "Approximating KL divergence", k3).
+    """
+    log_ratio_n = (logprobs_n.detach() - served_n)[~served_n.isnan()].clamp(-LONGEST_LOG_RATIO, LONGEST_LOG_RATIO)
+    ratio_n = log_ratio_n.exp()
+    return {"recorded": float(len(ratio_n)), "ratio": float(ratio_n.sum()), "servedKl": float((ratio_n - 1 - log_ratio_n).sum())}
 
 
 def _ratios(current_n: "Tensor", advantages_n: "Tensor", served_n: "Tensor", weights: LossWeights) -> "tuple[Tensor, Tensor]":

@@ -22,7 +22,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.cpu.bounds import measure, refuse_diverged, refuse_no_number
 from babylon_rl.training.backends.cpu.items import Item, make_items, plan_items
-from babylon_rl.training.backends.cpu.loss import LossWeights, clipped, token_loss
+from babylon_rl.training.backends.cpu.loss import LossWeights, clipped, served_sums, token_loss
 from babylon_rl.training.backends.cpu.policy import Pack, PackedPolicy, Spot, choices, load_policy, needed_ids, pack
 from babylon_rl.training.backends.protocol import (
     IterationResult,
@@ -41,6 +41,7 @@ LEARNING_RATE = 3e-3
 ENTROPY_BONUS = 0.05
 FINAL_RATE_SHARE = 0.1
 DEVICE_PACKS = 3
+SERVED = ("ratio", "servedKl")  # of the policy in training to the one that served, where its log-probabilities were recorded
 OPTIMIZER_STATE = "trainer_state.safetensors"
 _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -132,7 +133,8 @@ class IterationRun:
         """
         packs = pack([item.encoded for item in self._items])
         plan = list(self._plan(packs))
-        totals, tokens = Counter[str](), 0
+        totals, told, tokens = Counter[str](), Counter[str](), 0
+        at_start: dict[str, float] = {}
         self._policy.model.train()
         for number, chosen in enumerate(plan, start=1):
             began_s = time.perf_counter()
@@ -142,27 +144,35 @@ class IterationRun:
             step["tokensPerSecond"] = sum(row.tokens for row in chosen) / (time.perf_counter() - began_s)
             tokens += sum(self._items[member].encoded.trainable_tokens for row in chosen for member in row.members)
             totals.update(step)
+            told.update(step.keys())
+            if number == 1:  # before any update: how far the policy that served is from the one that is trained on
+                at_start = {f"{name}AtStart": step[name] for name in SERVED if name in step}
             loss = step.pop("loss")
             on_step(StepMetrics(self._iteration.step, number, len(plan), loss, tokens, step))
         # Bounds are checked on the finished policy; a violation publishes nothing.
         measured = measure(self._policy, self._items, packs)
         refuse_diverged(measured, self._iteration.step)
-        means = {name: total / len(plan) for name, total in totals.items()}
+        means = {name: total / told[name] for name, total in totals.items()}
         loss = means.pop("loss")
-        means |= measured.metrics | {  # kl of what came out, known without a penalty too
-            "optimizerSteps": float(len(plan)),
-            "prefixSharing": sum(len(needed_ids(i.encoded)) for i in self._items) / sum(p.tokens for p in packs),
-        }
+        means |= at_start | measured.metrics  # kl of what came out, known without a penalty too
+        means["optimizerSteps"] = float(len(plan))
+        means["prefixSharing"] = sum(len(needed_ids(i.encoded)) for i in self._items) / sum(p.tokens for p in packs)
         return IterationResult(means, tokens, loss)
 
     def take_step(self, packs: Sequence[Pack], number: int = 1) -> dict[str, float]:
         """Take one optimizer step and return its metrics.
 
-        Loss, entropy, clipFraction and (with a penalty) KL are means over the tokens; gradientNorm is before clipping.
+        Loss, entropy, clipFraction and (with a penalty) KL are means over the tokens; gradientNorm is before clipping. With recorded
+        log-probabilities: recordedShare of the tokens, and of these the means of ratio and servedKl (loss.py).
         """
         import torch
 
         step = self.gradients(packs)
+        if recorded := step.pop("recorded"):
+            tokens = sum(self._items[member].encoded.trainable_tokens for one in packs for member in one.members)
+            step |= {"recordedShare": recorded / tokens} | {name: step[name] / recorded for name in SERVED}
+        else:
+            step = {name: value for name, value in step.items() if name not in SERVED}
         norm = float(torch.nn.utils.clip_grad_norm_(self._policy.parameters.values(), self._settings.max_grad_norm))
         refuse_no_number(step["loss"], norm, number, self._iteration.step)
         self._optimizer.step()
@@ -198,7 +208,7 @@ class IterationRun:
             "loss": loss.item(),
             "entropy": float((weight_n * entropy_n.detach()).sum()),
             "clipFraction": float(clipped(logprobs_n, advantages_n, served_n, self._weights).sum()) / tokens,
-        }
+        } | served_sums(logprobs_n, served_n)
         return (metrics if kl_n is None else metrics | {"kl": float((weight_n * kl_n.detach()).sum())}), gradients
 
     def _targets(self, spots: Sequence[Spot], tokens: int) -> "tuple[Tensor, Tensor, Tensor]":
