@@ -5,6 +5,7 @@ Every stage does only missing work, so an interrupted demo resumes where it stop
 """
 
 import time
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -27,15 +28,19 @@ from babylon_rl.cli.demo_stages import (
 )
 from babylon_rl.cli.output import JsonOption, Table, emit, listed, say
 from babylon_rl.errors import Diverged, NothingToTrain
+from babylon_rl.evaluation.gate import FAIL
 from babylon_rl.settings import keep_demo_choices, load_settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.benchmarks import read_report
 from babylon_rl.store.database import open_database
 from babylon_rl.store.registry import model_of_batch
+from babylon_rl.store.releases import BASE
+from babylon_rl.store.write_ahead import TrainingStep, finished_steps
 
 app = typer.Typer()
 TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an hour has 72
 ITERATIONS = 2
+ON_POLICY = ("recordedShare", "ratioAtStart", "ratio", "servedKlAtStart", "servedKl")  # of an iteration; docs/explanation/training.md
 # What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less.
 DEMO_SETTINGS = {
     "train_rl_local": True, "iterations": ITERATIONS, "kl_penalty": 0,
@@ -79,10 +84,10 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
     """
     number, player, failure, batch_id = len(earlier) + 1, player_after(earlier), None, None
     title = f"generation {number} of {state.generations}, " if state.generations > 1 else ""
-    model = "the base model" if player == "base" else player
+    model = "the base model" if player == BASE else player
     seats = f"{AGENTS - MODEL_AGENTS} scripted agents and {MODEL_AGENTS} that asks {model}"
     with stage(state, f"2. Market: {title}{len(hours)} hours, {seats}"):
-        play(state, hours, player)
+        play(state, hours)
     with stage(state, f"3. Hours: {title}groups, outcomes and scores ({state.settings.judge_model}), through Dagster"):
         materialize_hours(state, hours)
     with stage(state, f"4. Training on this machine's processor, {title}then the benchmark, through Dagster"):
@@ -94,11 +99,12 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
                 raise
             failure = str(nothing)
             say(f"   No version came of it: {failure}")
-    trained = _trained(state, batch_id)
+        trained = _trained(state, batch_id)
+        _say_on_policy(trained.get("onPolicy", ()))
     with stage(state, f"5. Release: {title}the version in front of agents, if the gate and a confirmation in fresh markets let it"):
-        released = release(state, trained["modelVersion"])
-    document = {"generation": number, "player": player, "hours": [hours[0], hours[-1]], "failure": failure, "released": released}
-    return document | trained
+        released = release(state, trained["modelVersion"], hours)
+    document = {"generation": number, "player": player, "hours": [hours[0], hours[-1]], "failure": failure, "released": released} | trained
+    return document | {"deployed": player_after([*earlier, document])}
 
 
 def _trained(state: Demo, batch_id: str | None) -> dict[str, Any]:
@@ -107,13 +113,32 @@ def _trained(state: Demo, batch_id: str | None) -> dict[str, Any]:
         return {"batchId": None, "modelVersion": None}
     with state.database.connect() as connection:
         model, report, batch = model_of_batch(connection, batch_id), read_report(connection, batch_id), read_batch(connection, batch_id)
+        steps = finished_steps(connection, batch_id).values()
     assert model is not None and report is not None and batch is not None
     preflight = batch.preflight or {}
+    own = next((row for row in report.rows if row["model"] == model.version), {})
     return {
         "batchId": batch_id, "modelVersion": model.version, "parentVersion": model.parent_version, "checkpoint": model.checkpoint,
         "plot": str(report.plot_path), "sequences": preflight.get("sequences"), "scriptedShare": preflight.get("scriptedShare"),
-        "reference": report.reference or "base", "decision": report.decision, "reason": report.reason, "gateMarkets": report.markets,
+        "reference": report.reference or BASE, "decision": report.decision, "reason": report.reason, "gateMarkets": report.markets,
+        "improvement": own.get("improvement"), "onPolicy": [_on_policy(step) for step in steps],
     }  # fmt: skip
+
+
+def _on_policy(step: TrainingStep) -> dict[str, Any]:
+    """Distance of an iteration's policy from the one that served the recorded calls."""
+    measured = step.metrics or {}
+    return {"iteration": step.iteration} | {name: measured[name] for name in ON_POLICY if name in measured}
+
+
+def _say_on_policy(iterations: Iterable[dict[str, Any]]) -> None:
+    for one in iterations:
+        if all(name in one for name in ON_POLICY):
+            say(
+                f"   iteration {one['iteration']}: {one['recordedShare']:.0%} of tokens with the log-probabilities that they were served "
+                f"with; ratio {one['ratioAtStart']:.3f} at the start, {one['ratio']:.3f} on average; KL {one['servedKlAtStart']:.4f}, "
+                f"{one['servedKl']:.4f}"
+            )
 
 
 def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
@@ -139,10 +164,10 @@ def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _parts(document: dict[str, Any]) -> list[Table | str]:
     parts: list[Table | str] = []
-    for generation in document.get("generations", ()):
-        released = "released" if generation["released"] else "not released"
-        sentence = generation["failure"] or f"{generation['modelVersion']}, {generation['decision']}, {released}: {generation['reason']}"
-        parts.append(f"\ngeneration {generation['generation']}, played by {generation['player']}: {sentence}")
+    if "generations" in document:
+        columns = ["generation", "played by", "trained", "from", "gate", "$ an hour", "against", "released", "deployed then"]
+        parts += ["", listed(columns, [_generation_line(generation) for generation in document["generations"]]), ""]
+        parts += [f"generation {one['generation']}: {one['failure'] or one['reason']}" for one in document["generations"]]
     if document["modelVersion"] is None:
         return parts
     rows = document["rows"]
@@ -162,6 +187,18 @@ def _parts(document: dict[str, Any]) -> list[Table | str]:
     parts.append(f"      .venv/bin/babylon-rl benchmark standings {document['modelVersion']} base --markets 48   more evidence")
     parts.append("      DATABASE_URL=postgresql://... .venv/bin/babylon-rl windows   what a real game's database holds")
     return parts
+
+
+def _generation_line(one: dict[str, Any]) -> list[Any]:
+    if one["modelVersion"] is None:
+        return [one["generation"], one["player"], None, None, None, None, None, "no", one["deployed"]]
+    improvement = None if one["improvement"] is None else f"{one['improvement']:+.0f}"
+    released = "yes" if one["released"] else "refused" if one["decision"] == FAIL else "no"
+    parent = one["parentVersion"] or BASE
+    return [
+        one["generation"], one["player"], one["modelVersion"], parent, one["decision"], improvement, one["reference"], released,
+        one["deployed"],
+    ]  # fmt: skip
 
 
 def _line(row: dict[str, Any]) -> list[Any]:

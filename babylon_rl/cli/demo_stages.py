@@ -3,39 +3,52 @@
 import json
 import resource
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from babylon_rl.cli.output import progress_of_parts, say
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
-from babylon_rl.evaluation.comparison import BASE, compare
+from babylon_rl.evaluation.comparison import compare
 from babylon_rl.evaluation.gate import ANALYSES
 from babylon_rl.evaluation.model_sources import base_source, play_sources, trained_windows, version_source
 from babylon_rl.evaluation.play import play_strategies
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, require_unseen
 from babylon_rl.judge.scoring import stored_scores
-from babylon_rl.market.model_endpoints import model_agents, served_here
+from babylon_rl.market.gateway_agents import gateway_agents
+from babylon_rl.market.model_endpoints import served_here
+from babylon_rl.market.simulation.agents import AgentFactory
 from babylon_rl.market.spawn import SpawnRequest, spawn
+from babylon_rl.serving.call_writer import write_waiting
+from babylon_rl.serving.gateway_process import running_gateway
+from babylon_rl.serving.promotion import read_guards
 from babylon_rl.serving.releases import ReleaseAuthor, deploy
-from babylon_rl.serving.routing import route
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
+from babylon_rl.store.live_usage import read_last_calls
+from babylon_rl.store.migrate import migrate
 from babylon_rl.store.recording import simulated_hours, simulated_seeds
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.releases import read_events, read_rollouts, read_routing
+from babylon_rl.store.releases import BASE, Rollout, read_events, read_rollouts, read_routing
 from babylon_rl.training.freezing import freeze
-from babylon_rl.windows import HOUR, is_complete, utc_now, window_end, window_of, window_range, window_start
+from babylon_rl.windows import HOUR, is_complete, utc_now, window_end, window_of, window_range, window_start, window_stretches
 
 WINDOWS, AGENTS, MODEL_AGENTS = 24, 6, 1
 # An hour's market follows from the seed and the hour, so a demo that ended now would play others every time. After FIRST_WINDOW's default.
 FIRST_HOUR = "2025-03-03T00:00"
-RELEASE_AGENTS = 200  # agents by whose number a rollout's share is shown
+RELEASE_AGENTS = 12  # that ask the gateway while a version is on trial
 STAGES = "demo-stages.jsonl"
+# The demo's gateway, whatever the environment says of the real one: agents get what the registry says, and every call is recorded.
+GATEWAY_SETTINGS = {
+    "use_rl_model": True, "rl_model_version": None, "wandb_model": None, "rl_rollout_percentage": 100.0, "gateway_logprobs": True,
+    "record_agent_trajectories": True, "trajectory_sampling_rate": 1.0, "record_private_fields": "",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,51 +90,62 @@ def _processor_s() -> float:
 
 
 def prepare(state: Demo) -> None:
-    """Migrate the database."""
-    from babylon_rl.store.migrate import migrate
-
+    """Migrate the database, and write the calls that an interrupted demo left on disk."""
     report = migrate(state.database)
     say(f"   {state.database.address}: {len(report.applied)} applied, {len(report.adopted)} adopted")
     for difference in report.differences:
         say(f"   {difference}")
+    write_waiting(state.settings)
 
 
 def planned(state: Demo) -> list[list[str]]:
-    """The consecutive hours of each generation.
+    """The consecutive hours of each generation; the hour after them is for its release.
 
     They begin with the first hour that was played, or with FIRST_HOUR.
 
     Raises:
         UsageError: the hours would reach into the future, or another seed's are there.
     """
-    now, total = utc_now(), state.windows * state.generations
+    now, total = utc_now(), (state.windows + 1) * state.generations
     with state.database.connect() as connection:
         there = simulated_hours(connection, state.seed)
         others = simulated_seeds(connection) - {state.seed}
+    first = window_start(there[0] if there else FIRST_HOUR)
+    hours = [window_of(first + HOUR * index) for index in range(total)]
+    plan = [hours[index : index + state.windows] for index in range(0, total, state.windows + 1)]
     # Two seeds cannot share a database, as their hours would overlap.
-    if others and len(there) < total:
+    if others and not {hour for own in plan for hour in own} <= set(there):
         raise UsageError(
             f"{state.settings.home} holds a demo with another seed. Choose that seed, another BABYLON_RL_HOME, or run `make clean` first."
         )
-    first = window_start(there[0] if there else FIRST_HOUR)
-    hours = [window_of(first + HOUR * index) for index in range(total)]
     if not is_complete(hours[-1], now):
         raise UsageError(
             f"{state.settings.home} holds a demo that begins with {hours[0]}; {total} hours from there reach {hours[-1]}, "
             "which is not over. Choose another BABYLON_RL_HOME, so that all generations find room."
         )
-    return [hours[index : index + state.windows] for index in range(0, total, state.windows)]
+    return plan
 
 
 def player_after(earlier: Sequence[dict[str, Any]]) -> str:
     """The player of the next generation: the version deployed by then, or the base."""
-    return next((done["modelVersion"] for done in reversed(earlier) if done["released"]), "base")
+    return next((done["modelVersion"] for done in reversed(earlier) if done["released"]), BASE)
 
 
-def play(state: Demo, hours: Sequence[str], player: str) -> None:
+@contextmanager
+def asking_the_gateway(state: Demo) -> Iterator[AgentFactory]:
+    """Serve the gateway and, behind it, the base and the versions in front of agents; yields a factory of agents that ask it."""
+    with state.database.connect() as connection:
+        table = read_routing(connection)
+    named = (table.deployed, None if table.trial is None else table.trial.version)
+    adapters = {version: Path(table.versions[version].checkpoint or "") for version in named if version is not None}
+    with ExitStack() as stack:
+        upstream = stack.enter_context(served_here(state.settings, adapters))
+        url = stack.enter_context(running_gateway(state.settings.model_copy(update=GATEWAY_SETTINGS | {"local_endpoint": upstream})))
+        yield stack.enter_context(gateway_agents(url, temperature=1.0))
+
+
+def play(state: Demo, hours: Sequence[str]) -> None:
     """Play and record those of ``hours`` that are missing."""
-    from babylon_rl.windows import window_stretches
-
     with state.database.connect() as connection:
         there = set(simulated_hours(connection, state.seed))
         connection.commit()
@@ -129,7 +153,7 @@ def play(state: Demo, hours: Sequence[str], player: str) -> None:
         if not missing:
             say(f"   {len(hours)} hours are there already")
             return
-        with model_agents(state.settings, player, temperature=1.0) as ask, progress_of_parts("   ") as on_progress:
+        with asking_the_gateway(state) as ask, progress_of_parts("   ") as on_progress:
             on_progress("hours played", 0, len(missing))
             played = count(1)
             # Consecutive missing hours are one request.
@@ -196,16 +220,16 @@ def _freeze(connection: Connection, state: Demo, hours: Sequence[str]) -> Batch:
     return frozen.batch
 
 
-def release(state: Demo, version: str | None) -> bool:
-    """Show how many agents a version on trial answers, then release it to all; return whether it was released."""
+def release(state: Demo, version: str | None, hours: Sequence[str]) -> bool:
+    """Let agents ask the gateway while the version is on trial, then release it to all; return whether it was released."""
     with state.database.connect() as connection:
         table = read_routing(connection)
-        if table.trial is not None and table.trial.version == version:
-            answered = sum(route(table, state.settings, None, f"demo-agent-{n}").version == version for n in range(RELEASE_AGENTS))
-            share = f"{table.trial.percentage:g} % of agents"
-            say(f"   {version} is rolled out to {share}: it would answer {answered} of {RELEASE_AGENTS}")
-            author = ReleaseAuthor("demo", "the demo has no live agents whose results a rollout could wait for", utc_now())
-            deploy(connection, table.trial.version, state.settings, author, strategy="immediate")
+        trial = table.trial
+        if trial is not None and trial.version == version:
+            connection.commit()
+            _play_trial(state, connection, trial, _after(hours[-1]))
+            author = ReleaseAuthor("demo", "the demo does not wait for the hours that the guard of P&L needs", utc_now())
+            deploy(connection, trial.version, state.settings, author, strategy="immediate")
         own = [rollout for rollout in read_rollouts(connection) if rollout.version == version]
         for event in read_events(connection, own[0].rollout_id) if own else ():
             say(f"   {event.version} {event.to_state} at {event.to_percentage:g} %: {event.why}")
@@ -214,6 +238,22 @@ def release(state: Demo, version: str | None) -> bool:
         stays = table.deployed or "the base"
         say(f"   {version or 'No version'} is not released; {stays} stays in front of agents")
     return released
+
+
+def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) -> None:
+    """Play an hour with agents that ask the gateway alone, and show who answered them and what the rollout's guards say."""
+    if hour not in simulated_hours(connection, state.seed):
+        connection.commit()
+        request = SpawnRequest(RELEASE_AGENTS, RELEASE_AGENTS, 1, state.seed, start=hour)
+        with asking_the_gateway(state) as ask:
+            spawn(connection, request, utc_now(), ask)
+    calls = Counter(call.version or BASE for call in read_last_calls(connection, trial.step_since))
+    answered = ", ".join(f"{number} by {version}" for version, number in sorted(calls.items(), key=lambda item: item[0] != trial.version))
+    say(f"   {trial.version} is rolled out to {trial.percentage:g} % of agents: in {hour} of {calls.total()} agents {answered}")
+    guards = read_guards(connection, trial, state.settings)
+    say(f"   guards: {', '.join(f'{guard.name} {guard.verdict}' for guard in guards)}")
+    connection.commit()
+    materialize_hours(state, [hour])
 
 
 def _after(window: str) -> str:

@@ -6,7 +6,7 @@ It uses the one retry policy (retries.py). A 200 without a chat completion is an
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -77,8 +77,9 @@ class ChatClient:
         temperature: float = 1.0,
         seed: int | None = None,
         max_tokens: int = 64,
+        headers: Mapping[str, str] | None = None,
     ) -> ChatAnswer:
-        """Request one completion, with retries.
+        """Request one completion, with retries; ``headers`` are sent besides the usual ones.
 
         Raises:
             ModelUnavailable: the endpoint refuses, keeps failing, or answers something else than a chat completion.
@@ -86,6 +87,7 @@ class ChatClient:
         wire, retrier = self._of_this_loop()
         sent: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "logprobs": self._logprobs}
         sent |= {name: value for name, value in (("seed", seed), ("response_format", response_format)) if value is not None}
+        sent |= {"extra_headers": dict(headers)} if headers else {}
 
         async def attempt(_: int, left_s: float) -> ChatAnswer:
             started = time.monotonic()

@@ -100,8 +100,7 @@ class OpenAITransport:
             raw = await self._client.chat.completions.with_raw_response.create(
                 model=self._model,
                 messages=[_sendable(message) for message in messages],
-                extra_headers=self._unauthorized,
-                **parameters,
+                **{**parameters, "extra_headers": {**parameters.get("extra_headers", {}), **self._unauthorized}},
             )
         except refused as error:
             wait_s = retry_after_s(error.response.headers.get("retry-after"), datetime.now(UTC))

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
+from babylon_rl.market.gateway_agents import ACTION_TYPE, GatewayCall
 from babylon_rl.market.simulation.actions import BuyPrediction, Hold, Invalid, OpenPerp
 from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.arithmetic import exp, log, normal, stream
@@ -177,7 +178,7 @@ def recordings(
     """One recorded trajectory per tick and agent of a run, in simulated time.
 
     Agents trade under the one-tick mandate. The latency of a model is left out: it is wall time, and the same seed must give the same
-    rows.
+    rows. A call that a gateway has recorded is not written again.
 
     Args:
         market_ids: Market.id by question; earlier_pnl_usd: dollars won before this run, by agent id, 0 if absent.
@@ -195,10 +196,12 @@ def recordings(
             before, after = round(earlier + turn.equity, 6), round(earlier + turn.equity_after, 6)
             # Agents act seconds after the tick begins, each at another millisecond.
             clock[0] = begins + timedelta(seconds=5, milliseconds=37 * (offset % 997))
-            trajectory = recorder.start_trajectory(agent, window=window, scenario=scenario)
+            recorded_as = turn.call.trajectory_id if isinstance(turn.call, GatewayCall) else None
+            trajectory = recorder.start_trajectory(agent, window=window, scenario=scenario, trajectory_id=recorded_as)
             recorder.start_step(trajectory, balance=round(turn.balance, 2), pnl=before, open_positions=0, activeMarkets=len(shown))
             recorder.provider_access(trajectory, "BABYLON_MARKETS", {"markets": shown}, "Get current market prices")
-            _called(recorder, trajectory, turn)
+            if recorded_as is None:
+                _called(recorder, trajectory, turn)
             _complete(recorder, trajectory, run.scenario, turn, market_ids, (before, after))
             clock[0] = ends + timedelta(seconds=-2, milliseconds=37 * (offset % 997) % 1000)
             recorder.end_trajectory(trajectory, balance=round(record.balance[tick + 1], 2), pnl=after, evaluation=evaluation)
@@ -225,7 +228,7 @@ def _called(recorder: TrajectoryRecorder, trajectory: str, turn: Turn) -> None:
     if call is None:
         return
     recorder.llm_call(
-        trajectory, model=call.model, messages=call.messages, response=call.response, action_type="TRADING_DECISION",
+        trajectory, model=call.model, messages=call.messages, response=call.response, action_type=ACTION_TYPE,
         temperature=call.temperature, max_tokens=call.max_tokens or MAX_TOKENS[ONE_TICK], response_format=call.response_format,
         logprobs=call.logprobs, model_version=call.model if _VERSION.fullmatch(call.model) else None,
         tokens=(call.prompt_tokens, call.completion_tokens or 0) if call.prompt_tokens is not None else None,
@@ -249,7 +252,7 @@ def _complete(
         target = {"ticker": scenario.asset(action.ticker).name, "side": action.side, "marketType": "perp"}
     filled, profit = isinstance(outcome, Fill), turn.equity_after - turn.equity
     recorder.complete_step(
-        trajectory, "TRADING_DECISION",
+        trajectory, ACTION_TYPE,
         {"method": "simulation", "pnlChange": profit, "initialPnL": pnl[0], "finalPnL": pnl[1], **target},
         success=filled, reward=profit / 1000,
         result={"executed": True, "pnl": profit} if filled else None, error=None if isinstance(outcome, Fill) else outcome.reason,

@@ -39,16 +39,18 @@ class RecorderCalls:
         self._new_id, self._clock, self._sampling = new_id, clock, sampling_rate
         self._open: dict[str, OpenTrajectory | Unkept] = {}
 
-    def start_trajectory(self, agent_id: str, *, window: str | None = None, scenario: str | None = None) -> str:
+    def start_trajectory(
+        self, agent_id: str, *, window: str | None = None, scenario: str | None = None, trajectory_id: str | None = None
+    ) -> str:
         """Begin a trajectory and return its id.
 
-        Window and scenario default to the current hour (UTC). A hash of the id decides here whether it is kept; one that is not kept costs
-        next to nothing.
+        Window and scenario default to the current hour (UTC), ``trajectory_id`` to a fresh id; give one that a gateway was told before. A
+        hash of the id decides here whether it is kept; one that is not kept costs next to nothing.
 
         Raises:
-            UsageError: an agent id or scenario that does not fit its column, or a window that is neither an hour nor ``benchmark-<id>``.
+            UsageError: an id or scenario that does not fit its column, or a window that is neither an hour nor ``benchmark-<id>``.
         """
-        trajectory_id = label(self._new_id(), "the new id")
+        trajectory_id = label(self._new_id() if trajectory_id is None else trajectory_id, "the trajectory's id")
         # Seeded by the id: the same id gives the same decision on every machine.
         if self._sampling < 1 and random.Random(trajectory_id).random() >= self._sampling:
             self._open[trajectory_id] = _NOT_KEPT

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +20,10 @@ from typing import Any
 import msgspec
 import psycopg
 
-from babylon_rl.errors import BabylonError
+from babylon_rl.errors import BabylonError, DatabaseError
 from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.recorded_privacy import RecordedPrivacy
-from babylon_rl.serving.spool import SpoolReader
+from babylon_rl.serving.spool import SpoolReader, read_status, stored_bytes
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
@@ -33,6 +34,7 @@ _EVERY_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 _STOP_S = 10.0
 _RESTART_S = 1.0
+WRITTEN_S = 60.0
 _MAX_RECORDS, _MAX_BYTES = 256, 4 * 1024**2
 # Faults of one row; anything else is a fault of the connection or the server.
 _ROW_FAULTS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
@@ -160,6 +162,31 @@ def call_writer(settings: Settings) -> Iterator[None]:
         closing.set()
         _stop(children[-1])
         thread.join(_STOP_S)
+
+
+def write_waiting(settings: Settings) -> None:
+    """Write the calls that a killed gateway left on disk.
+
+    Raises:
+        DatabaseError: it took longer than WRITTEN_S.
+    """
+    if stored_bytes(settings.home / "gateway" / "spool"):
+        with call_writer(settings):
+            wait_until_written(settings)
+
+
+def wait_until_written(settings: Settings) -> None:
+    """Wait until a running writer has written all calls of gateways that have ended.
+
+    Raises:
+        DatabaseError: it did not within WRITTEN_S.
+    """
+    directory, deadline = settings.home / "gateway" / "spool", time.monotonic() + WRITTEN_S
+    while stored_bytes(directory):
+        if time.monotonic() > deadline:
+            problem = read_status(directory).problem or "another gateway may be using it"
+            raise DatabaseError(f"Recorded calls wait in {directory} since {WRITTEN_S:g} s: {problem}. Run the command again.")
+        time.sleep(0.05)
 
 
 def _started(settings: Settings) -> subprocess.Popen[bytes]:

@@ -1,11 +1,15 @@
-"""The gateway as a process, or as several that share one port."""
+"""The gateway as a process, as several that share one port, or in a thread of a command that needs one for a while."""
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from starlette.applications import Starlette
 
+from babylon_rl.errors import ModelUnavailable
 from babylon_rl.models.server import bind
-from babylon_rl.serving.call_writer import call_writer
+from babylon_rl.serving.call_writer import call_writer, wait_until_written
 from babylon_rl.serving.gateway import Gateway
 from babylon_rl.serving.gateway_app import create_app
 from babylon_rl.serving.http_server import server_options
@@ -13,6 +17,7 @@ from babylon_rl.settings import Settings, load_settings
 
 KEEP_ALIVE_S = 75
 STOP_S = 10
+START_S = 60.0
 
 
 def worker() -> Starlette:
@@ -38,6 +43,38 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
 
             config = uvicorn.Config("babylon_rl.serving.gateway_process:worker", factory=True, workers=workers, **options)
             Multiprocess(config, sockets=[bound]).run()
+
+
+@contextmanager
+def running_gateway(settings: Settings) -> Iterator[str]:
+    """Serve on loopback in a thread until the block ends; yields the base URL for OpenAI clients.
+
+    It routes by the registry from the first request on, and when the block ends its calls are in the database.
+
+    Raises:
+        DatabaseError: the calls could not be written in time; they wait on disk.
+        ModelUnavailable: it did not start in time, or could not read the registry.
+    """
+    import uvicorn
+
+    gateway = Gateway(settings)
+    with bind("127.0.0.1", 0) as bound, call_writer(settings):
+        bound.listen(512)
+        options = server_options(timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=STOP_S, log_level="warning")
+        server = uvicorn.Server(uvicorn.Config(create_app(gateway), **options))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="babylon-gateway", daemon=True)
+        thread.start()
+        try:
+            deadline = time.monotonic() + START_S
+            while not (server.started and gateway.state.reads):
+                if time.monotonic() > deadline or not thread.is_alive():
+                    raise ModelUnavailable(f"The gateway did not start within {START_S:g} s: {gateway.state.problem or 'see its log'}.")
+                time.sleep(0.02)
+            yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()
+        wait_until_written(settings)
 
 
 def configuration(settings: Settings) -> str:

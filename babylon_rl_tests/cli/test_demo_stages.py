@@ -9,7 +9,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.training.batches import fail_batch
 from babylon_rl.training.freezing import freeze
-from babylon_rl.windows import newest_complete, utc_now, window_end, window_of, window_range
+from babylon_rl.windows import newest_complete, utc_now, window_range
 
 WINDOWS, GENERATIONS = 2, 3
 COLLAPSED = "One action has 99% of the policy: it collapsed, and nothing was published."
@@ -30,17 +30,16 @@ def played(demo: Demo, hours: list[str], seed: int = 4) -> None:
 
 def test_generations_follow_each_other_in_hours_that_no_clock_moves(demo: Demo, settings: Settings) -> None:
     plan = planned(demo)
-    hours = [hour for generation in plan for hour in generation]
-    assert [len(generation) for generation in plan] == [WINDOWS] * GENERATIONS
-    assert hours == list(window_range(hours[0], window_of(window_end(hours[-1]))))
-    assert (hours[0], hours[-1]) == ("2025-03-03T00:00", "2025-03-03T05:00") and hours[0] > settings.first_window
+    # The hour after each generation's is for its release.
+    assert plan == [[f"2025-03-03T{first:02}:00", f"2025-03-03T{first + 1:02}:00"] for first in (0, 3, 6)]
+    assert (len(plan), len(plan[0])) == (GENERATIONS, WINDOWS) and plan[0][0] > settings.first_window
 
 
 def test_a_demo_that_goes_on_later_keeps_its_hours(demo: Demo) -> None:
     first = "2026-02-03T04:00"
     played(demo, [first])
     assert planned(demo)[0][0] == first
-    assert planned(demo)[-1][-1] == "2026-02-03T09:00"
+    assert planned(demo)[-1][-1] == "2026-02-03T11:00"
 
 
 def test_hours_of_another_seed_are_not_mixed_in(demo: Demo) -> None:

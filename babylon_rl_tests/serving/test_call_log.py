@@ -6,11 +6,15 @@ import re
 import subprocess
 from pathlib import Path
 
+import openai
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from babylon_rl.episodes.messages import logged_call, sequence
 from babylon_rl.errors import SettingsError
+from babylon_rl.serving.call_writer import write_waiting
+from babylon_rl.serving.gateway_process import running_gateway as gateway_in_a_thread
 from babylon_rl.serving.recorded_privacy import RecordedPrivacy
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
@@ -159,3 +163,20 @@ def test_the_least_role_of_a_gateway_reads_what_is_deployed_and_writes_calls(
     assert row["metadata"]["modelVersion"] == "v1.0.0"
     with psycopg.connect(url) as least, pytest.raises(psycopg.errors.InsufficientPrivilege):
         least.execute("SELECT * FROM trajectories")
+
+
+def test_a_gateway_in_a_thread_routes_by_the_registry_and_ends_with_its_calls_in_the_database(
+    recording: Settings, database: Database
+) -> None:
+    settings = recording.model_copy(update={"database_url": SecretStr(database.url)})
+    with gateway_in_a_thread(settings) as url, openai.OpenAI(base_url=url, api_key="none") as client:
+        client.chat.completions.create(model="auto", messages=MESSAGES, extra_headers=PLACE)
+    assert [(row["agentId"], row["version"]) for row in rows(database, "SELECT * FROM babylon_rl.gateway_calls")] == [("a1", "v1.0.0")]
+
+
+def test_calls_that_a_killed_gateway_left_on_disk_are_written(recording: Settings, database: Database) -> None:
+    with running_gateway(recording, database) as gateway:
+        chat(gateway)
+    assert rows(database, "SELECT * FROM babylon_rl.gateway_calls") == []
+    write_waiting(recording.model_copy(update={"database_url": SecretStr(database.url)}))
+    assert len(rows(database, "SELECT * FROM llm_call_logs")) == 1
