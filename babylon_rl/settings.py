@@ -163,6 +163,10 @@ class TrainingSettings(SettingsGroup):
     training_daily_min_trajectories: int = Field(
         100, gt=0, description="Freezable trajectories with which automation starts a training after TRAINING_INTERVAL_HOURS."
     )
+    automation_status: Literal["running", "stopped"] = Field(
+        "running",
+        description="Whether sensors and schedules run until the page Automation switches them off, or only once it switches them on.",
+    )
     training_budget_usd: float | None = Field(None, ge=0, description="The most a paid training may cost.")
     training_time_limit_hours: float = Field(
         24,

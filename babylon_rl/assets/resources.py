@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import dagster as dg
 import psycopg
+
+# Not in the public API; no other sign tells such an instance.
+from dagster._cli.utils import TMP_DAGSTER_HOME_PREFIX
 
 from babylon_rl.assets.run_liveness import beating
 from babylon_rl.errors import BabylonError, DatabaseUnreachable
@@ -22,6 +26,7 @@ from babylon_rl.windows import utc_now
 CONNECTION_RETRIES = 3
 RETRY_AFTER_S = 10.0
 # A server that ends a session for having been idle too long is one that was lost, though psycopg files it elsewhere.
+HOW_TO_START = 'Use `babylon-rl dagster ...` instead, or run this line in the shell first: eval "$(babylon-rl env)"'
 LOST = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout, DatabaseUnreachable)
 
 
@@ -61,10 +66,20 @@ def babylon(context: dg.InitResourceContext) -> Iterator[Babylon]:
     """The resource of the code location.
 
     Raises:
+        dagster.Failure: the run is on an instance that forgets, so that its lineage would be lost.
         SettingsError, DatabaseUnreachable or EmbeddedServerError.
     """
+    if context.run is not None and _forgets(context.instance):
+        raise dg.Failure(
+            f"DAGSTER_HOME is not set: Dagster was started without this project's instance. {HOW_TO_START}", allow_retries=False
+        )
     settings = load_settings()
     yield from _held(context, Babylon(settings, process_database(settings)))
+
+
+def _forgets(instance: dg.DagsterInstance | None) -> bool:
+    """True for an instance in memory, or in the directory that Dagster's commands make where DAGSTER_HOME is not set."""
+    return instance is None or instance.is_ephemeral or Path(instance.root_directory).name.startswith(TMP_DAGSTER_HOME_PREFIX)
 
 
 def given(babylon: Babylon) -> dg.ResourceDefinition:

@@ -21,7 +21,8 @@ from babylon_rl.automation.checks_judge import checks_of_judge
 from babylon_rl.automation.conditions import conditions
 from babylon_rl.automation.freshness import freshness
 from babylon_rl.automation.jobs import jobs
-from babylon_rl.automation.sensors import schedules, sensors
+from babylon_rl.automation.schedules import schedules
+from babylon_rl.automation.sensors import sensors
 from babylon_rl.settings import load_settings
 
 

@@ -45,6 +45,10 @@ observe_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(*SOURCES),
     description="Look at every hour from FIRST_WINDOW for rows that came, changed or went.",
 )
+# A run whose process died, as when the database went away with Dagster's own records, is run again by the daemon; a step that failed
+# is not: the connection was tried again within it. Batches count their own attempts.
+RETRIED = {"dagster/max_retries": "3"}
+SCORING_JOBS = (HOURS_JOB, SCORE_JOB)
 jobs: list[Any] = [hours_job, score_job, train_job, judge_report_job, ab_test_job, observe_job, cleanup_job]
 
 

@@ -1,45 +1,31 @@
-"""Sensors and schedules: change detection, start of trainings, and jobs by the clock.
+"""Sensors: change detection, start of trainings, rollouts, and runs that died.
 
-Hours belong to the conditions (hours_follow_changes), batches to start_training. train_daily freezes a smaller batch after a time without
-a completed one; further runs of that batch come from start_training. finish_evidence benchmarks completed batches. The database says what
-is pending, so neither a lost cursor nor a crash between two steps loses a batch.
+Hours belong to the conditions (hours_follow_changes), batches to start_training. finish_evidence benchmarks completed batches. The
+database says what is pending, so neither a lost cursor nor a crash between two steps loses a batch.
 """
-
-from dataclasses import replace
-from datetime import timedelta
 
 import dagster as dg
 
 from babylon_rl.assets.change_detection import observe
-from babylon_rl.assets.partitions import BATCHES, batches
+from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_liveness import PARTITION_TAG
 from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, naive, runs_of, why_no_run
-from babylon_rl.automation.cleanup import cleanup_job
 from babylon_rl.automation.dead_runs import report_dead_runs
-from babylon_rl.automation.jobs import HOURLY, ab_test_job, hour_tags, judge_report_job, observe_job, score_job, train_job
-from babylon_rl.errors import TrainingError, UsageError
-from babylon_rl.store.ab_tests import read_tests
-from babylon_rl.store.batches import Batch
+from babylon_rl.automation.default_status import SENSORS
+from babylon_rl.automation.jobs import HOURLY, RETRIED, hour_tags, score_job, train_job
 from babylon_rl.store.benchmarks import undecided_batches
-from babylon_rl.store.connection import Connection
-from babylon_rl.store.judge_report import newest_judgement
 from babylon_rl.store.live_usage import count_usage
 from babylon_rl.store.releases import lock_releases
 from babylon_rl.store.scores import waiting_since
 from babylon_rl.training.batches import fail_stuck, pending_batches
-from babylon_rl.training.freezing import freeze
 from babylon_rl.training.lifecycle import MAX_DEAD_RUNS
-from babylon_rl.training.preflight import refused_lately
-from babylon_rl.training.readiness import last_completed, not_ready
+from babylon_rl.training.starting import freeze_when_ready
 from babylon_rl.windows import window_stretches
 
 MOST_OBSERVATIONS = 500
-# A run whose process died, as when the database went away with Dagster's own records, is run again by the daemon; a step that failed
-# is not: the connection was tried again within it, and anything else waits for a change.
-RETRIED = {"dagster/max_retries": "3"}
 SWEPT = "swept"
 EVIDENCE = ("benchmark_report", "released_model", "leaderboard")
 RUN_KEY_TAG, SENSOR_TAG = "dagster/run_key", "dagster/sensor_name"
@@ -47,7 +33,7 @@ RUN_KEY_TAG, SENSOR_TAG = "dagster/run_key", "dagster/sensor_name"
 
 @dg.sensor(
     minimum_interval_seconds=60,
-    default_status=dg.DefaultSensorStatus.RUNNING,
+    default_status=SENSORS,
     description="Reports the hours whose rows came, changed or went: the last 7 days, and at its first look all of them.",
 )
 def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
@@ -64,55 +50,9 @@ def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
     return dg.SensorResult(asset_events=reported, cursor=cursor, skip_reason=f"{len(reported)} of {len(events)} changed hours reported.")
 
 
-@dg.schedule(
-    cron_schedule="23 3 * * *",
-    job=observe_job,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Looks at every hour at night: edits, deletions and late answers older than 7 days.",
-)
-def sweep_nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    return dg.RunRequest()
-
-
-@dg.schedule(
-    cron_schedule="47 4 * * *",
-    job=judge_report_job,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Reports on the judge once a day, after a day in which it judged.",
-)
-def report_judge_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
-    with babylon.database.connect(autocommit=True) as connection:
-        last = newest_judgement(connection)
-    if last is None or babylon.now() - last > timedelta(days=1):
-        return dg.SkipReason("No hour was judged since yesterday." if last is not None else "No hour has been judged yet.")
-    return dg.RunRequest()
-
-
-@dg.schedule(
-    cron_schedule="11 5 * * *",
-    job=cleanup_job,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Removes what is older than RETENTION_DAYS every night, and checkpoints beyond CHECKPOINTS_KEPT.",
-)
-def clean_up_nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    return dg.RunRequest()
-
-
-@dg.schedule(
-    cron_schedule="17 * * * *",
-    job=ab_test_job,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Compares the arms of a running A/B test every hour.",
-)
-def report_ab_test(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
-    with babylon.database.connect(autocommit=True) as connection:
-        running = [test.name for test in read_tests(connection) if test.state == "running"]
-    return dg.RunRequest() if running else dg.SkipReason("No A/B test runs.")
-
-
 @dg.sensor(
     minimum_interval_seconds=30,
-    default_status=dg.DefaultSensorStatus.RUNNING,
+    default_status=SENSORS,
     description="Reports the runs failed whose process is gone, so that their pool, their place in the queue and their batch are free.",
 )
 def end_dead_runs(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
@@ -122,7 +62,7 @@ def end_dead_runs(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam
 @dg.sensor(
     job=train_job,
     minimum_interval_seconds=60,
-    default_status=dg.DefaultSensorStatus.RUNNING,
+    default_status=SENSORS,
     description="Freezes a batch when ready, as `babylon-rl ready` says, and none is pending; runs every pending batch.",
 )
 def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
@@ -132,11 +72,11 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
         fail_stuck(connection, now)
         pending = pending_batches(connection)
         if not pending:
-            frozen, remembered = _freeze(connection, babylon, context.cursor)
-            context.update_cursor(remembered)
-            if isinstance(frozen, str):
-                return dg.SkipReason(frozen)
-            pending = [frozen]
+            start = freeze_when_ready(connection, babylon.settings, now, context.cursor)
+            context.update_cursor(start.remembered)
+            if start.batch is None:
+                return dg.SkipReason(start.reason)
+            pending = [start.batch]
         requests = []
         reasons = []
         for batch in pending:
@@ -156,7 +96,7 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
 @dg.sensor(
     job=train_job,
     minimum_interval_seconds=300,
-    default_status=dg.DefaultSensorStatus.RUNNING,
+    default_status=SENSORS,
     description="Compares and decides on the completed batches whose run ended before it did, one at a time.",
 )
 def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
@@ -178,36 +118,10 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
     return dg.SkipReason(" ".join(reasons) or "Every completed batch has been decided on.")
 
 
-@dg.schedule(
-    cron_schedule="41 * * * *",
-    job=train_job,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Freezes and trains a smaller batch when the last training was completed TRAINING_INTERVAL_HOURS ago.",
-)
-def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
-    now, settings = babylon.now(), babylon.settings
-    with babylon.database.connect(autocommit=True) as connection:
-        pending = pending_batches(connection)
-        if pending:
-            return dg.SkipReason(f"{pending[0].batch_id} is {pending[0].state}.")
-        last = last_completed(connection)
-        # Without any completed batch the first one is due at once.
-        due = last + timedelta(hours=settings.training_interval_hours) if last is not None else now
-        if due > now:
-            return dg.SkipReason(f"The last batch was completed at {last:%Y-%m-%d %H:%M} UTC; the next is due at {due:%Y-%m-%d %H:%M} UTC.")
-        least = min(settings.training_daily_min_trajectories, settings.training_min_trajectories)
-        frozen, _ = _freeze(connection, replace(babylon, settings=settings.model_copy(update={"training_min_trajectories": least})))
-    if isinstance(frozen, str):
-        return dg.SkipReason(frozen)
-    context.log.info(f"Froze {frozen.batch_id} with {frozen.trajectories} trajectories, and asks for the run that trains it.")
-    context.instance.add_dynamic_partitions(BATCHES, [frozen.batch_id])
-    return dg.RunRequest(run_key=f"{frozen.batch_id}/1", partition_key=frozen.batch_id)
-
-
 @dg.sensor(
     job=score_job,
     minimum_interval_seconds=300,
-    default_status=dg.DefaultSensorStatus.RUNNING,
+    default_status=SENSORS,
     description="Asks again, every 30 minutes, for the hours that wait for their judge: it was down, or the day's budget was spent.",
 )
 def ask_judge_again(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SensorResult | dg.SkipReason:
@@ -226,13 +140,13 @@ def ask_judge_again(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
     if not due:
         return dg.SkipReason(f"{len(waiting)} hours wait for their judge, which is asked again every {JUDGE_ASKED_EVERY}.")
     return dg.SensorResult(
-        run_requests=[dg.RunRequest(tags=hour_tags(first, last)) for first, last in window_stretches(due, HOURS_PER_RUN)]
+        run_requests=[dg.RunRequest(tags=RETRIED | hour_tags(first, last)) for first, last in window_stretches(due, HOURS_PER_RUN)]
     )
 
 
 @dg.sensor(
     minimum_interval_seconds=60,
-    default_status=dg.DefaultSensorStatus.RUNNING,
+    default_status=SENSORS,
     description="Advances, holds or rolls back the version on trial by its guards on live data, and counts the use of versions.",
 )
 def advance_rollouts(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
@@ -250,7 +164,7 @@ hours_follow_changes = dg.AutomationConditionSensorDefinition(
     "hours_follow_changes",
     target=dg.AssetSelection.assets(*HOURLY),
     minimum_interval_seconds=30,
-    default_status=dg.DefaultSensorStatus.RUNNING,
+    default_status=SENSORS,
     run_tags=RETRIED,
     description="Makes the hours whose inputs changed, late ones included.",
 )
@@ -259,42 +173,13 @@ leaderboard_follows_reports = dg.AutomationConditionSensorDefinition(
     "leaderboard_follows_reports",
     target=dg.AssetSelection.assets("leaderboard"),
     minimum_interval_seconds=60,
-    default_status=dg.DefaultSensorStatus.RUNNING,
+    default_status=SENSORS,
     run_tags=RETRIED,
     description="Ranks the versions again when a benchmark report changed outside the run of its batch.",
 )
-
-
-def _freeze(connection: Connection, babylon: Babylon, remembered: str | None = None) -> tuple[Batch | str, str | None]:
-    """Freeze a batch, or return the reason against it; also the new state of ``not_ready``.
-
-    Reasons are that the last batches failed or that the data is not ready.
-    """
-    now, settings = babylon.now(), babylon.settings
-    try:
-        paused = refused_lately(connection, settings, now)
-        if paused is not None:
-            return paused, remembered
-        why_not, remembered = not_ready(connection, settings, now, remembered)
-        if why_not is not None:
-            return why_not, remembered
-        # Any seed will do that differs between batches and is stored with them.
-        frozen = freeze(
-            connection,
-            settings,
-            now,
-            max_trajectories=settings.training_max_trajectories,
-            seed=int(now.timestamp()),
-            minimum=settings.training_min_trajectories,
-            settled=True,
-        )
-    except (TrainingError, UsageError) as refused:
-        return str(refused), None
-    return frozen.batch or frozen.reason, None
 
 
 sensors = [
     observe_changes, end_dead_runs, ask_judge_again, start_training, finish_evidence, advance_rollouts, hours_follow_changes,
     leaderboard_follows_reports,
 ]  # fmt: skip
-schedules = [sweep_nightly, clean_up_nightly, report_judge_daily, report_ab_test, train_daily]

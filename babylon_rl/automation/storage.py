@@ -17,11 +17,10 @@ from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage
 from sqlalchemy import text
 
+from babylon_rl.assets.resources import HOW_TO_START
+
 STORAGE_URL = "BABYLON_RL_DAGSTER_URL"
-WITHOUT_VARIABLES = (
-    f"{STORAGE_URL} is not set: Dagster was started without this project's variables. Use `babylon-rl dagster ...` instead, "
-    'or run this line in the shell first: eval "$(babylon-rl env)"'
-)
+WITHOUT_VARIABLES = f"{STORAGE_URL} is not set: Dagster was started without this project's variables. {HOW_TO_START}"
 
 
 PLANNED_CHECKS = text("""

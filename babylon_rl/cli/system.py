@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -144,7 +145,13 @@ def verify_system(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def _run_dagster(arguments: list[str]) -> int:
+def run_daemon(variables: Mapping[str, str]) -> int:
+    """Run Dagster's daemon alone, with ``variables`` on top of the environment; return its exit code."""
+    os.chdir(PROJECT)
+    return _run_dagster(["run", "-w", str(PROJECT / "workspace.yaml")], module="dagster._daemon", more=variables)
+
+
+def _run_dagster(arguments: list[str], module: str = "dagster", more: Mapping[str, str] = MappingProxyType({})) -> int:
     from babylon_rl.automation.instance import open_instance, prepare_instance
 
     loaded = load_settings()
@@ -153,7 +160,7 @@ def _run_dagster(arguments: list[str]) -> int:
     with open_database(loaded) as database:
         with open_instance(database, loaded):  # which ends the runs that died with their process
             variables = _variables(database, prepare_instance(database, loaded))
-        return run_child([sys.executable, "-W", QUIET, "-m", "dagster", *arguments], variables, loaded.home)
+        return run_child([sys.executable, "-W", QUIET, "-m", module, *arguments], {**variables, **more}, loaded.home)
 
 
 def _variables(database: Database, instance: Mapping[str, str]) -> dict[str, str]:

@@ -3,18 +3,18 @@
 Data changes only through the asset graph.
 """
 
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from babylon_rl.cli.options import FromOption, ToOption, pinned_windows
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, listed, say
+from babylon_rl.cli.system import run_daemon
 from babylon_rl.cli.training_batches import backfilled, choose_batch, run_training
-from babylon_rl.errors import BatchConflict, JudgeUnavailable, NothingToTrain, TrainingPaused, UsageError
+from babylon_rl.errors import NothingToTrain, UsageError
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.batches import Batch, read_batch_episodes
 from babylon_rl.store.database import Database, open_database
@@ -22,10 +22,10 @@ from babylon_rl.store.market import windows_with_market
 from babylon_rl.store.outcomes import market_hours
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl.training.backends import address_of
-from babylon_rl.training.batches import Trained, fail_stuck, pending_batches
+from babylon_rl.training.batches import Trained, pending_batches
 from babylon_rl.training.freezing import count_freezable, freeze_bounds
-from babylon_rl.training.preflight import refused_lately
 from babylon_rl.training.readiness import readiness
+from babylon_rl.training.starting import smaller_batch_due, with_smaller_minimum
 from babylon_rl.windows import utc_now, window_end, window_of, window_range
 
 app = typer.Typer()
@@ -35,7 +35,6 @@ SYNCED = (
     Column("predictions", "predictions"),
     Column("changed", lambda row: "yes" if row["changed"] else "no"),
 )
-LOOK_EVERY_S = 60.0  # as the sensor of the automation
 
 
 @app.command("ready")
@@ -44,6 +43,7 @@ def ready(as_json: JsonOption = False) -> None:
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         state = readiness(connection, settings, utc_now())
+        due = smaller_batch_due(connection, settings, utc_now())
     rows: list[list[Any]] = [
         ["freezable trajectories", state.total_trajectories],
         ["of them in hours without scores", state.unscored_trajectories],
@@ -51,7 +51,9 @@ def ready(as_json: JsonOption = False) -> None:
         [f"quality of the newest {state.quality.rows} rows", f"{state.quality.mean:.1%}"],
         *([f"not trainable: {reason}", number] for reason, number in state.not_trainable.items()),
     ]
-    emit(state.document(), [listed(["", ""], rows), state.reason], as_json)
+    least = with_smaller_minimum(settings).training_min_trajectories
+    smaller = f"Automation starts with {least} trajectories from {due:%Y-%m-%d %H:%M} UTC on (train_daily)."
+    emit(state.document(), [listed(["", ""], rows), state.reason, *([] if state.ready else [smaller])], as_json)
     if not state.ready:
         raise typer.Exit(1)
 
@@ -78,7 +80,7 @@ def train(
     """Freeze a batch, judge what lacks scores, train it, and register the version. An interrupted training goes on.
 
     --mode, or MODE, chooses: single trains one batch; list shows what could be frozen; backfill trains batch after batch until
-    BACKFILL_HOURS hold nothing more; continuous trains whenever `babylon-rl ready` says yes, until Ctrl-C.
+    BACKFILL_HOURS hold nothing more; continuous runs the daemon with all of the automation, without the UI, until Ctrl-C.
     """
     given = {
         "min_agents_per_window": min_agents, "iterations": iterations, "lookback_hours": lookback_hours, "learning_rate": learning_rate,
@@ -90,6 +92,8 @@ def train(
     windows = pinned_windows(settings, first, end)
     asked = given if seed is None else given | {"seed": seed}
     wanted = Wanted(batch or settings.batch_id, windows, max_trajectories, seed or 0, force, as_json, asked)
+    if settings.mode == "continuous" and wanted.batch_id is None:
+        raise typer.Exit(train_on_and_on(settings, given, wanted))
     with open_database(settings) as database:
         train_as(settings.mode, database, settings, wanted)
 
@@ -146,10 +150,10 @@ class Wanted:
 
 
 def train_as(mode: str, database: Database, settings: Settings, wanted: Wanted) -> None:
-    """Run `train` in one mode. A named batch is trained in any mode but list.
+    """Run `train` in the mode single, list or backfill. A named batch is trained in any mode but list.
 
     Raises:
-        UsageError: MODEL_VERSION pins one version and the mode makes many, or --json is used with a mode that never ends.
+        UsageError: MODEL_VERSION pins one version and the mode makes many.
         NothingToTrain: nothing can be frozen.
     """
     if mode == "list":
@@ -157,13 +161,11 @@ def train_as(mode: str, database: Database, settings: Settings, wanted: Wanted) 
     elif mode == "single" or wanted.batch_id is not None:
         batch = _choose(database, settings, wanted)
         report_training(run_training(database, settings, batch.batch_id, wanted.as_json), settings, wanted.as_json)
-    # The remaining modes train several batches, and a pinned version can be used once.
+    # Several batches, and a pinned version can be used once.
     elif settings.model_version is not None:
         raise UsageError(f"MODEL_VERSION pins one version, and MODE={mode} makes one after the other: unset one of the two.")
-    elif mode == "backfill":
-        backfill(database, settings, wanted)
     else:
-        train_on_and_on(database, settings, wanted)
+        backfill(database, settings, wanted)
 
 
 def list_freezable(database: Database, settings: Settings, wanted: Wanted) -> None:
@@ -257,70 +259,36 @@ def _report(trained: Sequence[Trained], settings: Settings, as_json: bool) -> No
     report_training(trained[-1], settings, as_json, [result.batch.batch_id for result in trained[:-1]])
 
 
-def train_on_and_on(database: Database, settings: Settings, wanted: Wanted, wait: Callable[[], None] | None = None) -> NoReturn:
-    """Train whenever `babylon-rl ready` says yes, until the process is interrupted.
+def train_on_and_on(settings: Settings, given: Mapping[str, Any], wanted: Wanted) -> int:
+    """Run Dagster's daemon with this project's automation, without the UI, until the process is interrupted.
 
-    An unfinished batch (the judge or a service does not answer, or another run has it) is tried again after ``wait``. A batch without
-    anything to train is reported, and no other is frozen until automation would freeze one. Any other failure ends the command.
+    It trains when ready, as with `babylon-rl dev`, and the options ``given`` hold for what it freezes.
 
     Raises:
-        UsageError: --json was given: there is no last document.
+        UsageError: an option of a single batch was given, or --json: there is no last document.
     """
     if wanted.as_json:
         raise UsageError("MODE=continuous never ends, so it has no document to print: leave --json out.")
-    printed = ""
-    failed = False  # what failed before this began may be tried once
-    while True:
-        try:
-            batch = _enough(database, settings, wanted, failed)
-            report_training(run_training(database, settings, batch.batch_id, False), settings, False)
-            printed = ""
-            continue
-        # Reasons to wait; any other error ends the command.
-        except (_Idle, JudgeUnavailable, TrainingPaused, BatchConflict) as waits:
-            reason = str(waits)
-        except NothingToTrain as nothing:
-            reason, failed = str(nothing), True
-        # The same reason is printed once, not at every look.
-        if reason != printed:
-            say(f"Waiting, until Ctrl-C: {reason}")
-            printed = reason
-        (wait or _wait)()
+    if wanted.windows is not None or wanted.force or "seed" in wanted.options:
+        raise UsageError("MODE=continuous freezes what is ready: leave --from, --to, WINDOW_ID, --force and --seed out.")
+    if settings.model_version is not None:
+        raise UsageError("MODEL_VERSION pins one version, and MODE=continuous makes one after the other: unset one of the two.")
+    chosen = dict(given) if wanted.most is None else {**given, "training_max_trajectories": wanted.most}
+    variables = {name.upper(): str(value) for name, value in chosen.items()}
+    say("The daemon runs; it trains when `babylon-rl ready` says yes or a day has passed. Ctrl-C stops it.")
+    return run_daemon({**variables, "AUTOMATION_STATUS": "running"})
 
 
-class _Idle(Exception):
-    """Not enough data to freeze a batch yet."""
-
-
-def _enough(database: Database, settings: Settings, wanted: Wanted, failed: bool) -> Batch:
-    with database.connect() as connection:
-        for stuck in fail_stuck(connection, utc_now()):
-            say(f"{stuck.batch_id} has failed. {stuck.error}")
-        lately = refused_lately(connection, settings, utc_now()) if failed and not pending_batches(connection) else None
-    if lately is not None:
-        raise _Idle(lately)
-    try:
-        return _go_on_or_freeze(database, settings, wanted, when_ready=True)
-    except NothingToTrain as nothing:
-        raise _Idle(str(nothing)) from None
-
-
-def _wait() -> None:
-    time.sleep(LOOK_EVERY_S)
-
-
-def _go_on_or_freeze(database: Database, settings: Settings, wanted: Wanted, when_ready: bool = False) -> Batch:
+def _go_on_or_freeze(database: Database, settings: Settings, wanted: Wanted) -> Batch:
     """An unfinished batch of any hours, else a new one of the requested hours."""
     with database.connect() as connection:
         if pending_batches(connection) and not wanted.force:
             wanted = replace(wanted, windows=None, most=None, options={})
-    return _choose(database, settings, wanted, when_ready)
+    return _choose(database, settings, wanted)
 
 
-def _choose(database: Database, settings: Settings, wanted: Wanted, when_ready: bool = False) -> Batch:
-    return choose_batch(
-        database, settings, wanted.batch_id, wanted.windows, wanted.most, wanted.seed, wanted.force, when_ready, wanted.options
-    )
+def _choose(database: Database, settings: Settings, wanted: Wanted) -> Batch:
+    return choose_batch(database, settings, wanted.batch_id, wanted.windows, wanted.most, wanted.seed, wanted.force, wanted.options)
 
 
 def report_training(trained: Trained, settings: Settings, as_json: bool, earlier: Sequence[str] = ()) -> None:

@@ -28,7 +28,6 @@ from babylon_rl.training.batches import Trained, pending_batches, train_batch
 from babylon_rl.training.freezing import freeze, freeze_bounds
 from babylon_rl.training.iterations import iterations_of
 from babylon_rl.training.preflight import preflight_lines
-from babylon_rl.training.readiness import not_ready
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_start
 
 SEE_WINDOWS = "`babylon-rl windows` shows what each hour holds; --from and --to choose others."
@@ -69,18 +68,16 @@ def choose_batch(
     most: int | None,
     seed: int,
     force: bool,
-    when_ready: bool = False,
     asked: Mapping[str, Any] | None = None,
 ) -> Batch:
     """The named batch, else an unfinished one, else a new one.
 
     Args:
         most: trajectories to freeze; None is TRAINING_MAX_TRAJECTORIES.
-        when_ready: freeze only if `babylon-rl ready` says yes, as automation does.
         asked: settings (by field name, and "seed") that were given as options; a batch that is frozen already must agree with them.
 
     Raises:
-        NothingToTrain: nothing can be frozen, or it is not ready.
+        NothingToTrain: nothing can be frozen.
         BatchConflict: another run has just frozen it, or the named batch has failed.
         UsageError: there is no such batch, or it was frozen with other options.
     """
@@ -112,12 +109,7 @@ def choose_batch(
         # 3. A new batch, after new rows were read.
         windows = windows or backfilled(connection, settings, now)
         bring_up_to_date(database, connection, settings, now, windows)
-        why_not = not_ready(connection, settings, now, windows=windows).reason if when_ready else None
-        if why_not is not None:
-            raise NothingToTrain(why_not)
-        most = most or settings.training_max_trajectories
-        minimum = settings.training_min_trajectories if when_ready else 0
-        frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most, seed=seed, minimum=minimum, settled=when_ready)
+        frozen = freeze(connection, settings, now, windows=windows, max_trajectories=most or settings.training_max_trajectories, seed=seed)
         if frozen.batch is None:
             # Nothing was freezable: perhaps because another run has just frozen these hours.
             before = {batch.batch_id for batch in pending}

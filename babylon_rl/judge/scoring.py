@@ -18,9 +18,15 @@ from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store import scores as store
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.windows import lock_windows, reading_chunks
+from babylon_rl.store.windows import lock_windows, quarantined, reading_chunks
 from babylon_rl.types import GroupScores, WindowReading
 from babylon_rl.windows import is_complete
+
+
+def unscored_hours(connection: Connection, windows: Iterable[str]) -> set[str]:
+    """Return those of ``windows`` without current scores, less the quarantined ones."""
+    asked = list(windows)
+    return store.unscored_windows(connection, asked) - quarantined(connection, asked)
 
 
 def score_windows(

@@ -5,6 +5,7 @@ from datetime import datetime
 from itertools import islice
 
 from babylon_rl.errors import BatchConflict, NothingToTrain
+from babylon_rl.judge.scoring import unscored_hours
 from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient
@@ -13,13 +14,11 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.scores import unscored_windows
 from babylon_rl.store.training_status import hour_totals, lock_trigger, recent_trajectories
-from babylon_rl.store.windows import quarantined
 from babylon_rl.training.batches import fail_stuck, pending_batches
-from babylon_rl.training.freezing import freeze, freeze_bounds
-from babylon_rl.training.preflight import refused_lately
-from babylon_rl.training.readiness import Readiness, not_ready, readiness, sampled_quality
+from babylon_rl.training.freezing import Frozen, freeze, freeze_bounds
+from babylon_rl.training.readiness import Readiness, readiness, sampled_quality
+from babylon_rl.training.starting import Start, freeze_when_ready
 from babylon_rl.windows import moment, window_stretches
 
 TRAJECTORIES_SHOWN = 10
@@ -57,23 +56,21 @@ class TrainingControl:
     def _freeze(self, connection: Connection, now: datetime, force: bool, batch_size: int | None) -> tuple[str, int]:
         fail_stuck(connection, now)
         pending = pending_batches(connection)
-        if not force:
-            if pending:
-                raise BatchConflict(f"{pending[0].batch_id} is {pending[0].state}; with force another job is queued behind it.")
-            why_not = refused_lately(connection, self.settings, now) or not_ready(connection, self.settings, now).reason
-            if why_not is not None:
-                raise NothingToTrain(why_not)
-        frozen = freeze(
-            connection, self.settings, now, max_trajectories=batch_size or self.settings.training_max_trajectories,
-            seed=int(now.timestamp()), minimum=0 if force else self.settings.training_min_trajectories, settled=not force,
-        )  # fmt: skip
+        if pending and not force:
+            raise BatchConflict(f"{pending[0].batch_id} is {pending[0].state}; with force another job is queued behind it.")
+        most = batch_size or self.settings.training_max_trajectories
+        frozen: Frozen | Start
+        if force:
+            frozen = freeze(connection, self.settings, now, max_trajectories=most, seed=int(now.timestamp()))
+        else:
+            frozen = freeze_when_ready(connection, self.settings, now, most=most)
         if frozen.batch is None:
             raise NothingToTrain(frozen.reason)
         return frozen.batch.batch_id, frozen.batch.trajectories
 
     def score_settled(self, connection: Connection, ready: Readiness) -> shapes.Scoring:
         """Launch runs that score the hours that have settled without scores, unless such runs are under way."""
-        hours = unscored_windows(connection, list(ready.groups)) - quarantined(connection, list(ready.groups))
+        hours = unscored_hours(connection, list(ready.groups))
         if not hours:
             return shapes.Scoring(hours=0, run_ids=[], message="Every settled hour has scores.")
         live = self.dagster.live_runs(job=SCORE_JOB)

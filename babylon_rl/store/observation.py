@@ -162,6 +162,21 @@ RECENT = timedelta(days=7)
 # Changes of "User" need no watching: an agent without trajectories has no rows, and deleting an agent deletes its rows.
 TABLES = ("public.trajectories", "public.llm_call_logs", *MARKET_TABLES)
 
+# Markets that belong to no question are answered by their own row.
+_ANSWERED_LATE = """
+    SELECT count(*) FROM (
+        SELECT id FROM public."Question" WHERE "createdDate" < %(asked)s AND "updatedAt" >= %(since)s AND "resolvedOutcome" IS NOT NULL
+        UNION SELECT id FROM public."Market" WHERE "createdAt" < %(asked)s AND "updatedAt" >= %(since)s AND resolved
+    ) answered
+"""
+
+
+def answered_late(connection: Connection, asked_before: datetime, since: datetime) -> int:
+    """Count the questions asked before a moment whose answer came or changed ``since`` another."""
+    row = connection.execute(_ANSWERED_LATE, {"asked": asked_before, "since": since}).fetchone()
+    return 0 if row is None else int(row[0])
+
+
 # Rows without a canonical id are found agent by agent on the index (agentId, "startTime"), the others on the index of "windowId".
 # OFFSET 0 fixes that plan. The hash of a record is linear in its columns, so two rows that swap a value would give the same sum: the
 # second hash prevents that.

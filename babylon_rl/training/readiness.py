@@ -88,9 +88,8 @@ def not_ready(
     settings: Settings,
     now: datetime,
     remembered: str | None = None,
-    windows: tuple[str, str] | None = None,
 ) -> NotReady:
-    """Check readiness, within ``windows`` (from, to) if given; sample quality only after the counts suffice.
+    """Check readiness; sample quality only after the counts suffice.
 
     Nothing is counted again if nothing was written since the call that returned ``remembered``. New rows count only once their hour has
     been read, which is a write, so that a running game does not cause a count at every call.
@@ -101,7 +100,7 @@ def not_ready(
         before, _, reason = (remembered or "").partition(" ")
         if before and before in (counted, sampled):
             return NotReady(reason, remembered)
-        bounds = freeze_bounds(connection, settings, now, windows, settled=True)
+        bounds = freeze_bounds(connection, settings, now, settled=True)
         freezable = count_eligible(connection, bounds)
         groups = _groups(settings, freezable)
         reason = _reason(settings, freezable, groups, quality=1.0)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -93,3 +94,15 @@ def test_plain_dagster_without_the_variables_names_the_line_that_sets_them():
     command = [sys.executable, "-m", "dagster", "job", "list", "-m", "babylon_rl.definitions"]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 1 and 'eval "$(babylon-rl env)"' in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_run_of_plain_dagster_elsewhere_writes_nothing_and_names_the_line(sample_database: Database, tmp_path: Path):
+    unset = {"DAGSTER_HOME", "BABYLON_RL_DAGSTER_URL"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | {"DATABASE_URL": sample_database.url}
+    tags = '{"dagster/partition": "2025-10-29T14:00"}'
+    command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "babylon_rl.definitions", "-j", "hours", "--tags", tags]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode != 0 and 'eval "$(babylon-rl env)"' in ended.stderr
+    with sample_database.connect() as connection:
+        assert connection.execute("SELECT count(*) FROM babylon_rl.windows").fetchone() == (0,)

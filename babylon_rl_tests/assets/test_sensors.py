@@ -16,7 +16,8 @@ from babylon_rl.assets.resources import given
 from babylon_rl.automation.checks_batches import CHECKPOINT_CHECKS
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.launch import job_definition
-from babylon_rl.automation.sensors import end_dead_runs, finish_evidence, observe_changes, start_training, train_daily
+from babylon_rl.automation.schedules import train_daily
+from babylon_rl.automation.sensors import end_dead_runs, finish_evidence, observe_changes, start_training
 from babylon_rl.cli.training_batches import choose_batch
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.errors import BatchConflict, JudgeUnavailable, TrainingPaused

@@ -27,11 +27,6 @@ from babylon_rl_tests.rows import insert, make_group
 from babylon_rl_tests.training.sample import NOW, value
 
 FOREIGN = "batch-1761971999000"
-READY_AT_ONCE = {"training_min_groups": 1, "training_min_group_size": 1, "data_quality_threshold": 0.0}
-
-
-class Enough(BaseException):
-    """Stands for Ctrl-C."""
 
 
 @pytest.fixture
@@ -130,76 +125,34 @@ def test_a_backfill_reaches_back_so_many_hours_from_the_newest_that_holds_rows(r
 
 
 @pytest.mark.slow
-def test_a_continuous_training_waits_for_enough_and_goes_on_when_it_comes(graph, connection, settings, capsys):
-    on = settings.model_copy(update={"mode": "continuous", "training_min_trajectories": 5, "iterations": 1, **READY_AT_ONCE})
-    waits = []
-
-    def wait() -> None:
-        waits.append(ours(connection))
-        if len(waits) == 3:
-            raise Enough
-        if len(waits) == 2:  # nothing came before the first wait's look
-            start = window_start(newest_complete(utc_now()))
-            rows = [row | {"startTime": start + timedelta(minutes=5), "endTime": start + timedelta(minutes=6), "windowId": None}
-                    for row in make_group()]  # fmt: skip
-            insert(connection, "trajectories", rows)
-            connection.commit()
-
-    with pytest.raises(Enough):
-        train_on_and_on(graph, on, Wanted(), wait)
-    assert waits == [["v1.0.11"], ["v1.0.11"], ["v1.0.11", "v1.0.12"]]
-    assert capsys.readouterr().err.count("Waiting, until Ctrl-C: ") == 2
-
-
-@pytest.mark.slow
-def test_a_continuous_training_outlives_a_batch_that_teaches_nothing_and_does_not_freeze_it_again_and_again(
-    graph, connection, remote, settings, stand_in, capsys
-):
-    on = a_batch_of_each_hour(remote, mode="continuous", **READY_AT_ONCE)
-    seen = []
-
-    def wait() -> None:
-        seen.append([batch.state for batch in read_batches(connection)])
-        connection.commit()
-        if len(seen) == 3:
-            raise Enough
-
-    with pytest.raises(Enough):
-        train_on_and_on(graph, on, Wanted(), wait)
-    assert seen == [["failed"]] * 3
-    said = capsys.readouterr().err
-    assert said.count("Waiting, until Ctrl-C: ") == 2 and "Automation tries again at" in said
-    with pytest.raises(Enough):  # begun anew by hand, it tries once more
-        seen.clear()
-        train_on_and_on(graph, on, Wanted(), wait)
-    assert seen == [["failed", "failed"]] * 3
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_a_continuous_training_that_waits(sample_database, tmp_path):
+def test_a_continuous_training_is_the_daemon_with_the_automation_until_ctrl_c(sample_database, tmp_path):
     variables = {"DATABASE_URL": sample_database.url, "BABYLON_RL_HOME": str(tmp_path / "home"), "TRAIN_RL_LOCAL": "true",
-                 "LOCAL_BASE_MODEL": "dry", "MODE": "continuous", "PATH": os.environ["PATH"], "HOME": str(tmp_path)}  # fmt: skip
+                 "LOCAL_BASE_MODEL": "dry", "MODE": "continuous", "PATH": os.environ["PATH"], "HOME": str(tmp_path),
+                 "AUTOMATION_STATUS": "stopped"}  # fmt: skip
     with subprocess.Popen(
-        [sys.executable, "-c", "from babylon_rl.cli import main; main()", "train"],
-        env=variables, cwd=tmp_path, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        [sys.executable, "-c", "from babylon_rl.cli import main; main()", "train", "--max-trajectories", "50"],
+        env=variables, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "Waiting, until Ctrl-C: Need 627 more trajectories" in line:
-                break
-        time.sleep(0.1)
+        assert process.stdout is not None
+        said = [next(line for line in process.stdout if marker in line) for marker in ("The daemon runs", "start_training")]
         process.send_signal(signal.SIGINT)
-        said = process.stderr.read()
-    assert process.returncode == 130 and said.strip() == "Interrupted."
+        process.stdout.read()
+    assert process.returncode == 130 and len(said) == 2
 
 
-@pytest.mark.parametrize("mode", ["backfill", "continuous"])
-def test_what_pins_one_version_does_not_go_with_a_mode_that_makes_many(read_sample, connection, settings, mode):
-    pinned = settings.model_copy(update={"mode": mode, "model_version": "v3.0.0"})
-    with pytest.raises(UsageError, match=f"MODE={mode} makes one after the other"):
-        train_as(mode, read_sample, pinned, Wanted())
-    with pytest.raises(UsageError, match="leave --json out"):
-        train_on_and_on(read_sample, settings, Wanted(as_json=True))
+@pytest.mark.parametrize("option", [["--json"], ["--force"], ["--seed", "3"], ["--from", "2025-10-29T14:00", "--to", "2025-10-29T15:00"]])
+def test_what_is_for_one_batch_does_not_go_with_a_mode_that_never_ends(option, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path / "home"))
+    assert run(["train", "--mode", "continuous", *option]) == 2
+    assert "leave " in capsys.readouterr().err and not (tmp_path / "home").exists()
+
+
+def test_what_pins_one_version_does_not_go_with_a_mode_that_makes_many(read_sample, connection, settings):
+    pinned = settings.model_copy(update={"model_version": "v3.0.0"})
+    with pytest.raises(UsageError, match="MODE=backfill makes one after the other"):
+        train_as("backfill", read_sample, pinned, Wanted())
+    with pytest.raises(UsageError, match="MODE=continuous makes one after the other"):
+        train_on_and_on(pinned, {}, Wanted())
     assert not read_batches(connection)
 
 

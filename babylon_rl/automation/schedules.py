@@ -1,0 +1,144 @@
+"""Schedules: what starts by the clock. Times are UTC.
+
+train_daily starts a smaller batch after a time without a completed one; further runs of that batch come from the sensor start_training.
+"""
+
+from datetime import timedelta
+
+import dagster as dg
+
+from babylon_rl.assets.partitions import BATCHES
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.scored_groups import HOURS_PER_RUN
+from babylon_rl.automation.batch_runs import LIVE
+from babylon_rl.automation.cleanup import cleanup_job
+from babylon_rl.automation.default_status import SCHEDULES
+from babylon_rl.automation.jobs import (
+    RETRIED,
+    SCORING_JOBS,
+    ab_test_job,
+    hour_tags,
+    judge_report_job,
+    observe_job,
+    score_job,
+    train_job,
+)
+from babylon_rl.judge.scoring import unscored_hours
+from babylon_rl.store.ab_tests import read_tests
+from babylon_rl.store.judge_report import newest_judgement
+from babylon_rl.store.observation import RECENT, answered_late
+from babylon_rl.store.scores import waiting_since
+from babylon_rl.training.batches import pending_batches
+from babylon_rl.training.freezing import count_freezable
+from babylon_rl.training.starting import freeze_when_ready, smaller_batch_due, with_smaller_minimum
+from babylon_rl.windows import window_stretches
+
+ANSWERS_SINCE = timedelta(minutes=90)  # more than between two ticks, for one that came late
+
+
+@dg.schedule(
+    cron_schedule="23 3 * * *",
+    job=observe_job,
+    default_status=SCHEDULES,
+    description="Looks at every hour at night: edits, deletions and late answers older than 7 days.",
+)
+def sweep_nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return dg.RunRequest(tags=RETRIED)
+
+
+@dg.schedule(
+    cron_schedule="47 4 * * *",
+    job=judge_report_job,
+    default_status=SCHEDULES,
+    description="Reports on the judge once a day, after a day in which it judged.",
+)
+def report_judge_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
+    with babylon.database.connect(autocommit=True) as connection:
+        last = newest_judgement(connection)
+    if last is None or babylon.now() - last > timedelta(days=1):
+        return dg.SkipReason("No hour was judged since yesterday." if last is not None else "No hour has been judged yet.")
+    return dg.RunRequest(tags=RETRIED)
+
+
+@dg.schedule(
+    cron_schedule="11 5 * * *",
+    job=cleanup_job,
+    default_status=SCHEDULES,
+    description="Removes what is older than RETENTION_DAYS every night, and checkpoints beyond CHECKPOINTS_KEPT.",
+)
+def clean_up_nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return dg.RunRequest(tags=RETRIED)
+
+
+@dg.schedule(
+    cron_schedule="17 * * * *",
+    job=ab_test_job,
+    default_status=SCHEDULES,
+    description="Compares the arms of a running A/B test every hour.",
+)
+def report_ab_test(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
+    with babylon.database.connect(autocommit=True) as connection:
+        running = [test.name for test in read_tests(connection) if test.state == "running"]
+    return dg.RunRequest(tags=RETRIED) if running else dg.SkipReason("No A/B test runs.")
+
+
+@dg.schedule(
+    cron_schedule="41 * * * *",
+    job=train_job,
+    default_status=SCHEDULES,
+    description="Freezes and trains a smaller batch when the last training was completed TRAINING_INTERVAL_HOURS ago.",
+)
+def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
+    now = babylon.now()
+    with babylon.database.connect(autocommit=True) as connection:
+        pending = pending_batches(connection)
+        if pending:
+            return dg.SkipReason(f"{pending[0].batch_id} is {pending[0].state}.")
+        due = smaller_batch_due(connection, babylon.settings, now)
+        if due > now:
+            last = due - timedelta(hours=babylon.settings.training_interval_hours)
+            return dg.SkipReason(f"The last batch was completed at {last:%Y-%m-%d %H:%M} UTC; the next is due at {due:%Y-%m-%d %H:%M} UTC.")
+        frozen = freeze_when_ready(connection, with_smaller_minimum(babylon.settings), now)
+    if frozen.batch is None:
+        return dg.SkipReason(frozen.reason)
+    context.log.info(f"Froze {frozen.batch.batch_id} with {frozen.batch.trajectories} trajectories, and asks for the run that trains it.")
+    context.instance.add_dynamic_partitions(BATCHES, [frozen.batch.batch_id])
+    return dg.RunRequest(run_key=f"{frozen.batch.batch_id}/1", partition_key=frozen.batch.batch_id)
+
+
+@dg.schedule(
+    cron_schedule="7 * * * *",
+    job=score_job,
+    default_status=SCHEDULES,
+    description="Scores the hours that have settled and have no scores: a run of them failed, or their scores are stale.",
+)
+def score_settled(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> list[dg.RunRequest] | dg.SkipReason:
+    live = context.instance.get_runs(dg.RunsFilter(statuses=LIVE))
+    if any(run.job_name in SCORING_JOBS or dg.AssetKey("scored_groups") in (run.asset_selection or ()) for run in live):
+        return dg.SkipReason("A run scores hours now.")
+    with babylon.database.connect(autocommit=True) as connection:
+        settled = count_freezable(connection, babylon.settings, babylon.now(), settled=True)
+        # ask_judge_again asks for the hours that wait.
+        hours = unscored_hours(connection, list(settled.windows)) - waiting_since(connection, babylon.settings.judge_model).keys()
+    if not hours:
+        return dg.SkipReason("Every settled hour has scores, or waits for its judge.")
+    return [dg.RunRequest(tags=RETRIED | hour_tags(first, last)) for first, last in window_stretches(hours, HOURS_PER_RUN)]
+
+
+@dg.schedule(
+    cron_schedule="37 * * * *",
+    job=observe_job,
+    default_status=SCHEDULES,
+    description="Looks at every hour after a question from before the last 7 days was answered.",
+)
+def follow_answers(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.RunRequest | dg.SkipReason:
+    now = babylon.now()
+    with babylon.database.connect(autocommit=True) as connection:
+        answered = answered_late(connection, asked_before=now - RECENT, since=now - ANSWERS_SINCE)
+    if not answered:
+        return dg.SkipReason(f"No question from before the last {RECENT.days} days was answered lately.")
+    context.log.info(f"{answered} old questions were answered or changed.")
+    return dg.RunRequest(tags=RETRIED)
+
+
+schedules = [sweep_nightly, clean_up_nightly, report_judge_daily, report_ab_test, train_daily, score_settled, follow_answers]
