@@ -1,17 +1,54 @@
-"""The sensor that looks for causes of alerts and sends them."""
+"""The sensors that look for causes of alerts and send them; a failed run is one."""
 
 import dagster as dg
 
-from babylon_rl.alerts import send_alerts
+from babylon_rl.alerts import raise_alert, send_alerts
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.run_liveness import PARTITION_TAG
+from babylon_rl.assets.run_outcome_tag import ENDED_TAG
+from babylon_rl.automation.default_status import SENSORS
+from babylon_rl.automation.jobs import RANGE_START, TRAIN_JOB
+from babylon_rl.store.batches import read_batch
+
+RUN_FAILED, WILL_RETRY_TAG = "run_failed", "dagster/will_retry"
+FAILED_RUN_ADVICE = (
+    "Read the run's page in the UI (Runs, the red one), mend what it names, and materialize the partition again; the next change of an "
+    "hour, and score_settled every hour, do so too."
+)
 
 
 @dg.sensor(
     name="send_alerts",
     minimum_interval_seconds=60,
-    default_status=dg.DefaultSensorStatus.RUNNING,
+    default_status=SENSORS,
     description="Looks for causes of alerts, and sends each once to the channels that are set; what failed is tried again.",
 )
 def send_alerts_sensor(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
     with babylon.database.connect(autocommit=True) as connection:
         return dg.SkipReason(send_alerts(connection, babylon.settings, babylon.now()).sentence)
+
+
+@dg.run_failure_sensor(
+    minimum_interval_seconds=60,
+    default_status=SENSORS,
+    description="Notes a failed run that nothing runs again as a cause of an alert, once a day for each job.",
+)
+def note_failed_runs(context: dg.RunFailureSensorContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
+    run = context.dagster_run
+    # A run that stopped on purpose, or is retried by the daemon (RETRIED), asks nothing of a person.
+    if ENDED_TAG in run.tags or run.tags.get(WILL_RETRY_TAG) == "true":
+        return dg.SkipReason(f"{run.run_id} is run again.")
+    now = babylon.now()
+    with babylon.database.connect(autocommit=True) as connection:
+        if run.job_name == TRAIN_JOB:
+            batch = read_batch(connection, run.tags.get(PARTITION_TAG, ""))
+            # start_training runs an unfinished batch again, and a failed one is a cause of its own.
+            if batch is None or batch.state != "completed":
+                return dg.SkipReason(f"The batch of {run.run_id} is run again, or has failed.")
+        what = run.tags.get(PARTITION_TAG) or run.tags.get(RANGE_START) or "no partition"
+        says = f"Run {run.run_id} of {run.job_name} ({what}) failed: {context.failure_event.message}"
+        raise_alert(connection, RUN_FAILED, f"{run.job_name} {now:%Y-%m-%d}", says, FAILED_RUN_ADVICE, now)
+    return dg.SkipReason(f"Noted {run.run_id}.")
+
+
+alert_sensors = [send_alerts_sensor, note_failed_runs]
