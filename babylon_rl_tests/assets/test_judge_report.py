@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from babylon_rl.automation.checks_hours import JUDGED
-from babylon_rl.automation.sensors import report_judge_daily
+from babylon_rl.automation.schedules import report_judge_daily
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.judge.scripted.judge import ScriptedJudge
