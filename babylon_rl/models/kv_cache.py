@@ -55,6 +55,34 @@ class KVCache:
         if self._past.shape[1]:
             self._cache.batch_select_indices(indices)
 
+    def join(self, other: "KVCache") -> None:
+        """Append the rows of another cache of the same model.
+
+        Each row's tokens move to the front first: columns that only rows which have left were using are dropped.
+        """
+        import torch
+
+        width = int(torch.cat([self._past.sum(1), other._past.sum(1)]).max())
+        ours, theirs = self._packed(width), other._packed(width)
+        for layer, mine, its in zip(self._cache.layers, ours, theirs, strict=True):
+            layer.keys, layer.values = (torch.cat(pair) for pair in zip(mine, its, strict=True))
+        lengths = torch.cat([self._past.sum(1), other._past.sum(1)])
+        self._past = (torch.arange(width, device=lengths.device)[None] < lengths[:, None]).long()
+
+    def _packed(self, width: int) -> "list[tuple[torch.Tensor, torch.Tensor]]":
+        """Keys and values by layer, each [B, heads, width, D], every row's tokens first."""
+        import torch
+
+        first = self._past.argsort(dim=1, descending=True, stable=True)[:, :width]
+        rows = torch.arange(len(first), device=first.device)[:, None]
+        missing = width - first.shape[1]
+
+        def pack(states: "torch.Tensor") -> "torch.Tensor":
+            # Indexing rows and columns puts them first: [B, width, heads, D].
+            return torch.nn.functional.pad(states[rows, :, first].transpose(1, 2), (0, 0, 0, missing))
+
+        return [(pack(layer.keys), pack(layer.values)) for layer in self._cache.layers]
+
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Length of the common prefix of all prompts, leaving each at least one token.

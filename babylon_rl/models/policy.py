@@ -3,8 +3,8 @@
 Requests are sorted by adapter, length and prompt, and run in micro-batches of at most ``MICRO_BATCH_TOKENS`` padded prompt tokens and
 ``MICRO_BATCH_ROWS`` rows. The common prefix of a micro-batch is computed once, equal prompts too. Each request draws from its own
 generator, one number per free token, by inverse CDF. The same seed therefore gives the same answer whatever else is in the batch, except
-for a draw within rounding of a boundary (bf16: 1e-2 of probability), since padding and batch size change the last bits. The same list of
-requests gives the same bytes.
+for a draw within rounding of a boundary (bf16: 1e-2 of probability), since padding and batch size change the last bits. Choices of a
+grammar have few boundaries; a free text in bf16 meets one within some tokens. The same list of requests gives the same bytes.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from babylon_rl.errors import ModelUnavailable, UsageError, require
 from babylon_rl.models.base_model import quiet_loading
+from babylon_rl.models.generation import Generation
 from babylon_rl.models.grammar import compile_grammar
-from babylon_rl.models.kv_cache import KVCache
-from babylon_rl.models.sampling import Row, choose
+from babylon_rl.models.sampling import Row
 from babylon_rl.models.scoring import causal_model, encode_prompt
 
 if TYPE_CHECKING:
@@ -131,20 +131,39 @@ class Policy:
         Raises:
             UsageError: an unknown adapter, an unusable response_format, temperature or max_tokens.
         """
-        rows = [self._row(request) for request in requests]
+        rows = [self.row(request) for request in requests]
+        self.finish(rows)
+        return [self.completion(row) for row in rows]
+
+    def finish(self, rows: Sequence[Row]) -> None:
+        """Continue new rows to their ends, in micro-batches."""
         # Similar requests become neighbours, so that micro-batches need little padding and share prefixes.
-        order = sorted(range(len(rows)), key=lambda n: (requests[n].adapter or "", len(rows[n].pending) // LENGTH_BUCKET, rows[n].pending))
-        for batch in _micro_batches(order, rows, requests):
-            with self._serving(requests[batch[0]].adapter):
-                self._run([rows[n] for n in batch])
-        return [self._completion(row) for row in rows]
+        order = sorted(rows, key=lambda row: (row.adapter or "", len(row.pending) // LENGTH_BUCKET, row.pending))
+        for batch in _micro_batches(order):
+            with self._serving(batch[0].adapter):
+                generation = self.generation()
+                generation.admit([row for row in batch if not row.done])
+                while generation.unfinished():
+                    generation.step()
 
-    def check(self, request: CompletionRequest) -> None:
-        """Raise what ``complete`` would raise for this request alone."""
-        self._row(request)
+    def generation(self) -> Generation:
+        """A batch without rows, for one adapter; see ``advance``."""
+        return Generation(causal_model(self.model), int(self.tokenizer.eos_token_id))
 
-    def _row(self, request: CompletionRequest) -> "Row":
-        # Refuse invalid requests here, so that none fails inside a batch.
+    def advance(self, generation: Generation, adapter: str | None, new: Sequence[Row]) -> None:
+        """Admit new rows to a generation, or without any draw the next token of every row."""
+        with self._serving(adapter):
+            if new:
+                generation.admit(new)
+            else:
+                generation.step()
+
+    def row(self, request: CompletionRequest) -> Row:
+        """Prepare a request, so that none fails inside a batch.
+
+        Raises:
+            UsageError: as ``complete``.
+        """
         if request.adapter is not None and request.adapter not in self._adapters:
             raise UsageError(f"Unknown adapter {request.adapter!r}; loaded: {', '.join(self._adapters) or 'none'}.")
         if not request.temperature >= 0:
@@ -157,32 +176,10 @@ class Policy:
             raise UsageError(
                 f"The prompt has {len(prompt)} tokens: with max_tokens {request.max_tokens} that is over the model's {self._context}."
             )
-        row = Row(prompt, node, request.temperature, random.Random(request.seed), request.max_tokens, int(self.tokenizer.eos_token_id))
+        end = int(self.tokenizer.eos_token_id)
+        row = Row(prompt, node, request.temperature, random.Random(request.seed), request.max_tokens, end, request.adapter)
         row.follow_forced()
         return row
-
-    def _run(self, rows: list["Row"]) -> None:
-        causal = causal_model(self.model)
-        head = causal.get_output_embeddings().weight
-        active = [row for row in rows if not row.done]
-        if not active:
-            return
-        # Equal prompts are read once, then expanded to their rows.
-        prompts = sorted({tuple(row.pending) for row in active})
-        reader = KVCache(causal, int(self.tokenizer.eos_token_id), head.device)
-        hidden_ud = reader.read_prompts(prompts)
-        which = [prompts.index(tuple(row.pending)) for row in active]
-        reader.keep(which)
-        choose(active, hidden_ud[which], head)
-        while True:
-            # Finished rows leave the batch and its cache.
-            going = [n for n, row in enumerate(active) if not row.done]
-            if not going:
-                return
-            if len(going) < len(active):
-                active = [active[n] for n in going]
-                reader.keep(going)
-            choose(active, reader.read([row.pending for row in active]), head)
 
     @contextlib.contextmanager
     def _serving(self, adapter: str | None) -> Iterator[None]:
@@ -204,11 +201,16 @@ class Policy:
                 stack.callback(self.model.train)
             yield
 
-    def _completion(self, row: "Row") -> Completion:
+    def completion(self, row: Row) -> Completion:
+        """The answer of a finished row."""
         stopped = bool(row.tokens) and row.tokens[-1] == row.end
-        shown = row.tokens[:-1] if stopped else row.tokens
-        text = str(self.tokenizer.decode(shown, skip_special_tokens=False))
+        text = self.text(row.tokens)
         return Completion(text, tuple(row.tokens), tuple(row.logprobs), len(row.prompt), "stop" if stopped else "length")
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Decode an answer, or its beginning; the end token has no text."""
+        shown = tokens[:-1] if tokens and tokens[-1] == self.tokenizer.eos_token_id else tokens
+        return str(self.tokenizer.decode(list(shown), skip_special_tokens=False))
 
 
 def best_dtype() -> "torch.dtype":
@@ -230,16 +232,16 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
 
 
-def _micro_batches(order: Iterable[int], rows: Sequence[Row], requests: Sequence[CompletionRequest]) -> Iterator[list[int]]:
+def _micro_batches(order: Iterable[Row]) -> Iterator[list[Row]]:
     """Split ``order`` into batches of one adapter, within the limits on rows and padded tokens."""
-    batch: list[int] = []
+    batch: list[Row] = []
     longest = 0
-    for n in order:
-        longest = max(longest, len(rows[n].pending))
+    for row in order:
+        longest = max(longest, len(row.pending))
         full = len(batch) == MICRO_BATCH_ROWS or longest * (len(batch) + 1) > MICRO_BATCH_TOKENS
-        if batch and (full or requests[n].adapter != requests[batch[0]].adapter):
+        if batch and (full or row.adapter != batch[0].adapter):
             yield batch
-            batch, longest = [], len(rows[n].pending)
-        batch.append(n)
+            batch, longest = [], len(row.pending)
+        batch.append(row)
     if batch:
         yield batch

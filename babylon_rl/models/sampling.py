@@ -23,6 +23,7 @@ class Row:
     rng: random.Random
     max_tokens: int
     end: int
+    adapter: str | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     pending: list[int] = field(init=False)

@@ -1,8 +1,8 @@
 """OpenAI-compatible server for a base model and its checkpoints: /v1/chat/completions, /v1/models, /health.
 
-Waiting requests are answered together: one worker thread takes all that arrived (after a linger of a few milliseconds) as one batch of the
-policy, whichever adapters they ask for. A version that is published while the server runs is loaded when it is first asked for. A stream
-is sent once its answer is complete. Several choices, top_p and tools are deliberately not supported.
+Requests of all clients are answered together, whichever adapters they ask for (batcher.py). A version that is published while the server
+runs is loaded when it is first asked for. A stream of free text is sent token by token; an answer under a grammar comes whole. Several
+choices, top_p and tools are deliberately not supported.
 """
 
 import asyncio
@@ -13,8 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from babylon_rl.errors import ModelError, ModelUnavailable, UsageError
+from babylon_rl.models.batcher import Asked, Batcher, FindAdapter
 from babylon_rl.models.policy import Completion, CompletionRequest, Policy
 from babylon_rl.models.threads import set_threads
 
@@ -33,10 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BASE_MODEL_NAME = "base"
-BATCH_LIMIT = 32
-LINGER_S = 0.005
 DEFAULT_MAX_TOKENS = 256
-FindAdapter = Callable[[str], Path | None]
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
@@ -61,66 +58,6 @@ class ChatBody(msgspec.Struct, frozen=True):
     n: int | None = None
     top_p: float | None = None
     tools: list[Any] | None = None
-
-
-class Batcher:
-    """Collects requests from the event loop and answers them in batches on one thread."""
-
-    def __init__(self, policy: Policy, find_adapter: FindAdapter) -> None:
-        self._policy, self._find_adapter = policy, find_adapter
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="policy")
-        self._queue: asyncio.Queue[tuple[CompletionRequest, asyncio.Future[Completion]]] = asyncio.Queue()
-
-    async def complete(self, request: CompletionRequest) -> Completion:
-        """Queue this request and wait for its answer."""
-        answer: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        await self._queue.put((request, answer))
-        return await answer
-
-    async def serves(self, name: str) -> bool:
-        """Return True if requests may name this model; an adapter that is not loaded yet is loaded between two batches.
-
-        Raises:
-            ModelError: its files are damaged, or of another base.
-        """
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._load, name) if not self._is_loaded(name) else True
-
-    def _is_loaded(self, name: str) -> bool:
-        return name == BASE_MODEL_NAME or name in self._policy.adapters
-
-    def _load(self, name: str) -> bool:
-        # Asked again in the policy's own thread: another request may have loaded it meanwhile.
-        if not self._is_loaded(name):
-            directory = self._find_adapter(name)
-            if directory is None:
-                return False
-            self._policy.add_adapter(name, directory)
-        return True
-
-    async def run(self) -> None:
-        """Serve until cancelled."""
-        with self._executor:
-            await self._run()
-
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            waiting = [await self._queue.get()]
-            # A short wait lets concurrent requests join the batch.
-            await asyncio.sleep(LINGER_S)
-            while len(waiting) < BATCH_LIMIT and not self._queue.empty():
-                waiting.append(self._queue.get_nowait())
-            batch = [(request, answer) for request, answer in waiting if not answer.cancelled()]
-            done = await asyncio.wait([loop.run_in_executor(self._executor, self._policy.complete, [request for request, _ in batch])])
-            outcome = done[0].pop()
-            # A failed batch fails every request in it; cancelled ones are skipped.
-            for index, (_, answer) in enumerate(batch):
-                if answer.cancelled():
-                    continue
-                if (failure := outcome.exception()) is not None:
-                    answer.set_exception(failure)
-                else:
-                    answer.set_result(outcome.result()[index])
 
 
 def create_app(
@@ -155,7 +92,7 @@ def create_app(
         except (msgspec.MsgspecError, UnicodeDecodeError) as invalid:
             return _refusal(400, f"The request is not a chat completion: {invalid}")
         try:
-            served = await batcher.serves(body.model)
+            served = body.model == BASE_MODEL_NAME or await batcher.serves(body.model)
         except ModelError as damaged:
             return _refusal(404, str(damaged), "model_not_found")
         if not served:
@@ -163,12 +100,17 @@ def create_app(
             return _refusal(404, f"The model {body.model!r} is not served here; served: {known}.", "model_not_found")
         # Invalid requests are refused before they join a batch.
         try:
-            completion_request = _completion_request(body)
-            policy.check(completion_request)
+            row = policy.row(_completion_request(body))
         except UsageError as refused:
             return _refusal(400, str(refused))
-        answer = _answer(body, await batcher.complete(completion_request), policy.tokenizer, int(clock()))
-        return Response(_events(answer), media_type="text/event-stream") if body.stream else JSONResponse(answer)
+        asked = batcher.ask(row)
+        head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(clock()), "model": body.model}
+        # The status of a stream is decided by its first token.
+        if not await _unless_left(asked, request, to_end=not body.stream):
+            return Response(status_code=499)
+        if body.stream:
+            return StreamingResponse(_events(head, asked, policy, bool(body.logprobs)), media_type="text/event-stream")
+        return JSONResponse(head | _answer(body, policy.completion(row), policy.tokenizer))
 
     async def models(_: Request) -> JSONResponse:
         names = (BASE_MODEL_NAME, *policy.adapters)
@@ -262,40 +204,77 @@ def _text(content: str | list[dict[str, Any]]) -> str:
     return "".join(part["text"] for part in content)
 
 
-def _answer(body: ChatBody, completion: Completion, tokenizer: "PreTrainedTokenizerBase", created: int) -> dict[str, Any]:
+async def _unless_left(asked: Asked, request: Request, *, to_end: bool) -> bool:
+    """Wait for the first tokens, or all; False if the client has left: its answer is given up."""
+
+    async def tokens() -> None:
+        while await asked.more() and to_end:
+            pass
+
+    # After the body the next message is that the client has left.
+    waits = [asyncio.ensure_future(tokens()), asyncio.ensure_future(request.receive())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        asked.left = not waits[0].done()
+        if not asked.left:
+            waits[0].result()
+        return not asked.left
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def _events(head: dict[str, Any], asked: Asked, policy: Policy, logprobs: bool) -> AsyncIterator[bytes]:
+    """An answer as a stream of events, each with the tokens that came since the last."""
+    sent, shown, delta = 0, "", {"role": "assistant"}
+    head |= {"object": "chat.completion.chunk", "usage": None}
+    try:
+        while True:
+            tokens, values, ended = asked.tokens, asked.logprobs, asked.ended
+            text = policy.text(tokens)
+            # A character may be cut between two tokens; it is shown once it is whole.
+            if not ended:
+                text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+            if len(tokens) > sent:
+                entries = {"content": _logprobs(tokens[sent:], values[sent:], policy.tokenizer)} if logprobs else None
+                choice = {"index": 0, "delta": delta | {"content": text[len(shown) :]}, "finish_reason": None, "logprobs": entries}
+                yield _event(head | {"choices": [choice]})
+                sent, shown, delta = len(tokens), text, {}
+            if ended:
+                break
+            await asked.more()
+        completion = policy.completion(asked.row)
+        choice = {"index": 0, "delta": {}, "finish_reason": completion.finish_reason, "logprobs": None}
+        yield _event(head | {"choices": [choice], "usage": _usage(completion)}) + b"data: [DONE]\n\n"
+    finally:
+        asked.left = True
+
+
+def _event(chunk: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+
+def _answer(body: ChatBody, completion: Completion, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     choice: dict[str, Any] = {
         "index": 0,
         "finish_reason": completion.finish_reason,
         "message": {"role": "assistant", "content": completion.text},
-        "logprobs": {"content": _logprobs(completion, tokenizer)} if body.logprobs else None,
+        "logprobs": {"content": _logprobs(completion.token_ids, completion.logprobs, tokenizer)} if body.logprobs else None,
     }
+    return {"object": "chat.completion", "choices": [choice], "usage": _usage(completion)}
+
+
+def _usage(completion: Completion) -> dict[str, int]:
     used = len(completion.token_ids)
-    return {
-        "id": f"chatcmpl-{secrets.token_hex(12)}",
-        "object": "chat.completion",
-        "created": created,
-        "model": body.model,
-        "choices": [choice],
-        "usage": {"prompt_tokens": completion.prompt_tokens, "completion_tokens": used, "total_tokens": completion.prompt_tokens + used},
-    }
+    return {"prompt_tokens": completion.prompt_tokens, "completion_tokens": used, "total_tokens": completion.prompt_tokens + used}
 
 
-def _events(answer: dict[str, Any]) -> bytes:
-    """A whole answer as a stream of three events."""
-    (choice,) = answer["choices"]
-    last = {"index": 0, "delta": {}, "finish_reason": choice["finish_reason"], "logprobs": None}
-    first = last | {"delta": choice["message"], "finish_reason": None, "logprobs": choice["logprobs"]}
-    chunks = [answer | {"object": "chat.completion.chunk", "choices": [part], "usage": None} for part in (first, last)]
-    chunks[-1]["usage"] = answer["usage"]
-    return b"".join(b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
-
-
-def _logprobs(completion: Completion, tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:
+def _logprobs(tokens: Sequence[int], logprobs: Sequence[float], tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:
     """Log-probabilities in OpenAI's format, with each token's id.
 
     The end token is included; ``bytes`` is null where a token is part of a character.
     """
-    texts = [str(tokenizer.decode([token])) for token in completion.token_ids]
+    texts = [str(tokenizer.decode([token])) for token in tokens]
     return [
         {
             "token": text,
@@ -304,7 +283,7 @@ def _logprobs(completion: Completion, tokenizer: "PreTrainedTokenizerBase") -> l
             "top_logprobs": [],
             "token_id": token,
         }
-        for text, logprob, token in zip(texts, completion.logprobs, completion.token_ids, strict=True)
+        for text, logprob, token in zip(texts, logprobs, tokens, strict=True)
     ]
 
 

@@ -24,10 +24,12 @@ class CallLog:
         """Return True if the texts of a call are recorded; a trajectory is recorded whole or not at all, as the recorder decides."""
         return self._rate >= 1 or (self._rate > 0 and random.Random(identity).random() < self._rate)
 
-    def record(self, entry: CallEntry) -> None:
-        """Take a call; once this returns, the end of this process does not lose it."""
-        if not self._spool.append(entry.encoded()) and self._spool.refused in _REPORTED:
+    def record(self, entry: CallEntry) -> bool:
+        """Take a call; once this returns, the end of this process does not lose it. False if the spool is full."""
+        taken = self._spool.append(entry.encoded())
+        if not taken and self._spool.refused in _REPORTED:
             _LOG.error("Calls are not recorded (%d so far): the spool in %s is full.", self._spool.refused, self._directory)
+        return taken
 
     def report(self) -> dict[str, Any]:
         """How far recording is: bytes on disk that wait for the database, and calls that were written, refused and rejected."""
@@ -37,8 +39,8 @@ class CallLog:
         return {"waitingBytes": waiting, **counts, "problem": status.problem}
 
     def gauge(self) -> dict[tuple[str, ...], float]:
-        """The numbers of the report, for metrics."""
-        return {(name,): float(value) for name, value in self.report().items() if isinstance(value, int)}
+        """The numbers of the report that all processes share, for metrics."""
+        return {(name,): float(value) for name, value in self.report().items() if isinstance(value, int) and name != "refused"}
 
     def close(self) -> None:
         """Complete the open segment, for the writer to finish."""

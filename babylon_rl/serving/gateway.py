@@ -158,7 +158,8 @@ class Gateway:
         exchange.recorded = True
         if answer is not None and not self.log.records_texts(exchange.context.trajectory_id or exchange.call_id):
             answer = None
-        self.log.record(exchange.entry(answer))
+        if not self.log.record(exchange.entry(answer)):
+            self.metrics.unrecorded.add()
         if exchange.usage is not None:
             exchange.client.spend(exchange.usage.total_tokens)
 

@@ -1,7 +1,9 @@
 """Application of the gateway: its paths besides the chat, and errors in OpenAI's envelope."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path as FilePath
 from typing import Any
 
 import msgspec
@@ -13,20 +15,29 @@ from starlette.routing import Route as Path
 
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.gateway import Gateway, peer
-from babylon_rl.serving.metrics import Gauge
+from babylon_rl.serving.metrics import PUBLISH_S, Gauge, ProcessMetrics
 from babylon_rl.serving.routed_call import BASE
 from babylon_rl.serving.routing import ALIASES, MODEL_PREFIX
 from babylon_rl.store.releases import RoutingTable
 
 
-def create_app(gateway: Gateway) -> Starlette:
-    """Create the application around a gateway."""
+def create_app(gateway: Gateway, metrics_directory: FilePath | None = None) -> Starlette:
+    """Create the application around a gateway; processes that share a port share ``metrics_directory``."""
+
+    async def publish() -> None:
+        while True:
+            metrics.publish()
+            await asyncio.sleep(PUBLISH_S)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await gateway.start()
+        publishing = asyncio.create_task(publish()) if metrics_directory is not None else None
         yield
+        if publishing is not None:
+            publishing.cancel()
         await gateway.stop()
+        metrics.publish()
 
     async def models(request: Request) -> Response:
         gateway.access.admit(peer(request.scope), request.headers)
@@ -47,15 +58,20 @@ def create_app(gateway: Gateway) -> Starlette:
         serving = "base for everybody" if gateway.state.reads == 0 else "as the registry says" if problem is None else "as last known"
         return _json({"ready": True, "database": problem or "ok", "serving": serving, "recording": gateway.log.report()})
 
+    def database_answers() -> float:
+        return float(gateway.state.problem is None)
+
     async def samples(request: Request) -> Response:
         gateway.access.admit(peer(request.scope), request.headers)
-        return Response(gateway.metrics.text() + "".join(gauge.text() for gauge in gauges), media_type="text/plain; version=0.0.4")
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     gauges = [
-        Gauge("babylon_gateway_spool", "Recording: bytes that wait on disk, and calls by how they ended.", gateway.log.gauge, ("state",)),
-        Gauge("babylon_gateway_database_answers", "1 while the routing table is fresh.", lambda: float(gateway.state.problem is None)),
+        # All processes see the same spool.
+        Gauge("babylon_gateway_spool", "Recording: bytes on disk, and calls by their end.", gateway.log.gauge, ("state",), least=True),
+        Gauge("babylon_gateway_database_answers", "1 while the routing table is fresh.", database_answers, least=True),
         Gauge("babylon_gateway_open_requests", "Requests under way.", lambda: gateway.open_exchanges),
     ]
+    metrics = ProcessMetrics([*gateway.metrics.families, *gauges], metrics_directory)
     routes = [
         Path("/v1/chat/completions", gateway), Path("/v1/models", models), Path("/v1/models/{name:path}", model),
         Path("/health", health), Path("/ready", ready), Path("/metrics", samples),

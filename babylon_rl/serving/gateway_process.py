@@ -1,9 +1,12 @@
 """The gateway as a process, as several that share one port, or in a thread of a command that needs one for a while."""
 
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from starlette.applications import Starlette
 
@@ -22,7 +25,8 @@ START_S = 60.0
 
 def worker() -> Starlette:
     """Create the application of one of several processes, which reads the settings itself."""
-    return create_app(Gateway(load_settings()))
+    settings = load_settings()
+    return create_app(Gateway(settings), _metrics_directory(settings, os.getppid()))
 
 
 def serve(settings: Settings, host: str, port: int, workers: int, announce: Callable[[str], None]) -> None:
@@ -35,12 +39,16 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
     shown_host, shown_port = bound.getsockname()[:2]
     announce(configuration(settings))
     announce(f"Gateway on http://{f'[{shown_host}]' if ':' in shown_host else shown_host}:{shown_port}/v1. Ctrl-C ends it.")
-    with call_writer(settings):
+    with call_writer(settings), ExitStack() as stack:
         if workers == 1:
             uvicorn.Server(uvicorn.Config(create_app(Gateway(settings)), **options)).run(sockets=[bound])
         else:
             from uvicorn.supervisors import Multiprocess
 
+            directory = _metrics_directory(settings, os.getpid())
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
             config = uvicorn.Config("babylon_rl.serving.gateway_process:worker", factory=True, workers=workers, **options)
             Multiprocess(config, sockets=[bound]).run()
 
@@ -75,6 +83,10 @@ def running_gateway(settings: Settings) -> Iterator[str]:
             server.should_exit = True
             thread.join()
         wait_until_written(settings)
+
+
+def _metrics_directory(settings: Settings, supervisor: int) -> Path:
+    return settings.home / "gateway" / f"metrics-{supervisor}"
 
 
 def configuration(settings: Settings) -> str:

@@ -1,7 +1,11 @@
 """Routing table and keys as the database has them, kept fresh in a thread: told of changes, and polling as a net."""
 
 import logging
+import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from socket import SHUT_RDWR, socket
 
 import psycopg
 
@@ -14,6 +18,7 @@ from babylon_rl.store.database import open_database
 from babylon_rl.store.releases import RoutingTable, read_routing
 
 POLL_S = 5.0
+ANSWER_S = 5.0
 FIRST_READ_S = 3.0
 _RETRY_S = 1.0
 _LOG = logging.getLogger("babylon_rl.gateway")
@@ -58,14 +63,34 @@ class LiveState:
 
     def _follow(self, connection: Connection) -> None:
         # Listening begins before the first read, so that no change falls between them.
-        for channel in (releases.CHANNEL, client_keys.CHANNEL):
-            connection.execute(f"LISTEN {channel}")
+        with _cut_off_when_silent(connection):
+            for channel in (releases.CHANNEL, client_keys.CHANNEL):
+                connection.execute(f"LISTEN {channel}")
         while not self._closing.is_set():
-            self._access.update(client_keys.read_keys(connection))
-            self.table = read_routing(connection)
+            with _cut_off_when_silent(connection):
+                self._access.update(client_keys.read_keys(connection))
+                self.table = read_routing(connection)
             self.problem, self.reads = None, self.reads + 1
             self._first.set()
             # Ends after one notification, or after POLL_S; slices, so that close() does not wait.
             for _ in range(int(POLL_S / 0.5)):
                 if self._closing.is_set() or any(True for _ in connection.notifies(timeout=0.5, stop_after=1)):
                     break
+
+
+@contextmanager
+def _cut_off_when_silent(connection: Connection) -> Iterator[None]:
+    """Shut the connection's socket down if the block takes over ANSWER_S: its statement then fails instead of waiting for ever."""
+
+    def cut_off() -> None:
+        # It may be closed already, or by the server in this moment.
+        with suppress(psycopg.Error, OSError), socket(fileno=os.dup(connection.fileno())) as line:
+            line.shutdown(SHUT_RDWR)
+
+    timer = threading.Timer(ANSWER_S, cut_off)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,23 +1,56 @@
-"""Counters and histograms of one gateway process, in the text format of Prometheus."""
+"""Counters and histograms of a gateway, in the text format of Prometheus.
 
+Processes that share a port publish their values in files, and each of them shows the sum of all. The values of a process that has ended
+stay, so that counters never fall.
+"""
+
+import os
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import psutil
 
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+PUBLISH_S = 1.0
 Labels = tuple[str, ...]
+Values = Mapping[Labels, Sequence[float]]
 
 
 class MetricFamily:
-    """One metric with the values of its label sets."""
+    """One metric with the values of its label sets; ``lasting`` if the values of a process count after its end."""
+
+    lasting = True
 
     def __init__(self, name: str, kind: str, explanation: str, labels: Labels = ()) -> None:
-        self._name, self._labels = name, labels
+        self.name, self._labels = name, labels
         self._head = f"# HELP {name} {explanation}\n# TYPE {name} {kind}\n"
+
+    def values(self) -> Values:
+        """Values of this process by label set."""
+        raise NotImplementedError
+
+    def merged(self, those: Iterable[Values]) -> Values:
+        """Values of several processes together: their sums."""
+        merged: dict[Labels, Sequence[float]] = {}
+        for values in those:
+            for labels, numbers in values.items():
+                known = merged.get(labels)
+                merged[labels] = numbers if known is None else [one + other for one, other in zip(known, numbers, strict=True)]
+        return merged
+
+    def text(self, values: Values | None = None) -> str:
+        """Return the samples of these values, by default this process's own."""
+        return self._head + "".join(self._lines(labels, numbers) for labels, numbers in sorted((values or self.values()).items()))
+
+    def _lines(self, labels: Labels, numbers: Sequence[float]) -> str:
+        return self._line("", labels, numbers[0])
 
     def _line(self, suffix: str, values: Labels, value: float, **extra: str) -> str:
         pairs = [*zip(self._labels, values, strict=True), *extra.items()]
         inner = ",".join(f'{name}="{_escaped(text)}"' for name, text in pairs)
-        return f"{self._name}{suffix}{{{inner}}} {value:g}\n" if inner else f"{self._name}{suffix} {value:g}\n"
+        return f"{self.name}{suffix}{{{inner}}} {value:g}\n" if inner else f"{self.name}{suffix} {value:g}\n"
 
 
 class Counter(MetricFamily):
@@ -25,15 +58,15 @@ class Counter(MetricFamily):
 
     def __init__(self, name: str, explanation: str, labels: Labels = ()) -> None:
         super().__init__(name, "counter", explanation, labels)
-        self._values: dict[Labels, float] = {} if labels else {(): 0.0}
+        self._values: dict[Labels, list[float]] = {} if labels else {(): [0.0]}
 
     def add(self, *labels: str, by: float = 1.0) -> None:
         """Count."""
-        self._values[labels] = self._values.get(labels, 0.0) + by
+        self._values.setdefault(labels, [0.0])[0] += by
 
-    def text(self) -> str:
-        """Return the samples."""
-        return self._head + "".join(self._line("", labels, value) for labels, value in sorted(self._values.items()))
+    def values(self) -> Values:
+        """[count] by label set."""
+        return self._values
 
 
 class Histogram(MetricFamily):
@@ -41,39 +74,83 @@ class Histogram(MetricFamily):
 
     def __init__(self, name: str, explanation: str, labels: Labels = ()) -> None:
         super().__init__(name, "histogram", explanation, labels)
-        self._counts: dict[Labels, list[int]] = {}
-        self._sums: dict[Labels, float] = {}
+        self._values: dict[Labels, list[float]] = {}
 
     def observe(self, seconds: float, *labels: str) -> None:
         """Add a duration."""
-        counts = self._counts.setdefault(labels, [0] * (len(_BUCKETS_S) + 1))
-        counts[bisect_left(_BUCKETS_S, seconds)] += 1
-        self._sums[labels] = self._sums.get(labels, 0.0) + seconds
+        numbers = self._values.setdefault(labels, [0.0] * (len(_BUCKETS_S) + 2))
+        numbers[bisect_left(_BUCKETS_S, seconds)] += 1
+        numbers[-1] += seconds
 
-    def text(self) -> str:
-        """Return the samples."""
-        lines = [self._head]
-        for labels, counts in sorted(self._counts.items()):
-            total = 0
-            for bound, count in zip([*(f"{bound:g}" for bound in _BUCKETS_S), "+Inf"], counts, strict=True):
-                total += count
-                lines.append(self._line("_bucket", labels, total, le=bound))
-            lines += [self._line("_sum", labels, self._sums[labels]), self._line("_count", labels, total)]
-        return "".join(lines)
+    def values(self) -> Values:
+        """[count of each bucket, those above all, sum of seconds] by label set."""
+        return self._values
+
+    def _lines(self, labels: Labels, numbers: Sequence[float]) -> str:
+        total, lines = 0.0, list[str]()
+        for bound, count in zip([*(f"{bound:g}" for bound in _BUCKETS_S), "+Inf"], numbers[:-1], strict=True):
+            total += count
+            lines.append(self._line("_bucket", labels, total, le=bound))
+        return "".join([*lines, self._line("_sum", labels, numbers[-1]), self._line("_count", labels, total)])
 
 
 class Gauge(MetricFamily):
-    """A value that is read when the metrics are."""
+    """A value that is read when the metrics are; of several processes their sum, or with ``least`` the smallest."""
 
-    def __init__(self, name: str, explanation: str, read: Callable[[], float | Mapping[Labels, float]], labels: Labels = ()) -> None:
+    lasting = False
+
+    def __init__(
+        self, name: str, explanation: str, read: Callable[[], float | Mapping[Labels, float]], labels: Labels = (), *, least: bool = False
+    ) -> None:
         super().__init__(name, "gauge", explanation, labels)
-        self._read = read
+        self._read, self._least = read, least
+
+    def values(self) -> Values:
+        """[value] by label set."""
+        value = self._read()
+        return {labels: [sample] for labels, sample in value.items()} if isinstance(value, Mapping) else {(): [value]}
+
+    def merged(self, those: Iterable[Values]) -> Values:
+        """Their sums, or the smallest."""
+        if not self._least:
+            return super().merged(those)
+        every = list(those)
+        return {labels: [min(values[labels][0] for values in every if labels in values)] for labels in every[0]}
+
+
+class ProcessMetrics:
+    """Metrics of this process, and of those that share its port: ``directory`` holds a file of each."""
+
+    def __init__(self, families: Sequence[MetricFamily], directory: Path | None = None) -> None:
+        self._families, self._directory = families, directory
+
+    def publish(self) -> None:
+        """Write the values of this process for the others; a full disk leaves the last ones there."""
+        if self._directory is None:
+            return
+        partial = self._directory / f".{os.getpid()}"
+        try:
+            partial.write_bytes(msgspec.json.encode({family.name: list(family.values().items()) for family in self._families}))
+            partial.rename(self._directory / str(os.getpid()))
+        except OSError:
+            partial.unlink(missing_ok=True)
 
     def text(self) -> str:
-        """Return the samples."""
-        value = self._read()
-        samples = value if isinstance(value, Mapping) else {(): value}
-        return self._head + "".join(self._line("", labels, sample) for labels, sample in sorted(samples.items()))
+        """Return the samples of all processes together."""
+        others = self._others()
+        return "".join(
+            family.text(family.merged([family.values(), *(values[family.name] for alive, values in others if alive or family.lasting)]))
+            for family in self._families
+        )
+
+    def _others(self) -> list[tuple[bool, dict[str, Values]]]:
+        files = [] if self._directory is None else [file for file in self._directory.glob("[0-9]*") if file.name != str(os.getpid())]
+        return [(psutil.pid_exists(int(file.name)), _read(file)) for file in files]
+
+
+def _read(file: Path) -> dict[str, Values]:
+    published = msgspec.json.decode(file.read_bytes(), type=dict[str, list[tuple[Labels, list[float]]]])
+    return {name: dict(values) for name, values in published.items()}
 
 
 def _escaped(text: str) -> str:

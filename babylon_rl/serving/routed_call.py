@@ -8,7 +8,7 @@ from uuid import uuid4
 from babylon_rl.serving.access import Client
 from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.chat_request import CallContext, ChatRequest
-from babylon_rl.serving.metrics import Counter, Histogram
+from babylon_rl.serving.metrics import Counter, Histogram, MetricFamily
 from babylon_rl.serving.routing import Route
 from babylon_rl.serving.upstreams import Usage
 
@@ -66,7 +66,7 @@ class RoutedCall:
 
 
 class GatewayMetrics:
-    """Metrics of one gateway process."""
+    """Counters and histograms of the calls of one gateway process."""
 
     def __init__(self) -> None:
         self.requests = Counter("babylon_gateway_requests_total", "Routed calls; 499: the client left.", ("version", "arm", "status"))
@@ -76,6 +76,7 @@ class GatewayMetrics:
         self.tokens = Counter("babylon_gateway_tokens_total", "Tokens of prompts and answers.", ("version", "kind"))
         self.latency = Histogram("babylon_gateway_latency_seconds", "Time to the end of the answer.", ("version",))
         self.first_token = Histogram("babylon_gateway_first_token_seconds", "Time to the answer or its first token.", ("version",))
+        self.unrecorded = Counter("babylon_gateway_unrecorded_total", "Calls that were not recorded: the spool was full.")
 
     def count(self, exchange: RoutedCall) -> None:
         """Count a call that has ended."""
@@ -90,10 +91,11 @@ class GatewayMetrics:
             self.tokens.add(version, "prompt", by=exchange.usage.prompt_tokens)
             self.tokens.add(version, "completion", by=exchange.usage.completion_tokens)
 
-    def text(self) -> str:
-        """Return all samples in the text format of Prometheus."""
-        families = (self.requests, self.refusals, self.failures, self.fallbacks, self.tokens, self.latency, self.first_token)
-        return "".join(family.text() for family in families)
+    @property
+    def families(self) -> tuple[MetricFamily, ...]:
+        """All of them."""
+        counters = (self.requests, self.refusals, self.failures, self.fallbacks, self.tokens, self.unrecorded)
+        return (*counters, self.latency, self.first_token)
 
 
 def new_call_id() -> str:

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.llm.client import ChatClient
+from babylon_rl.models.batcher import Asked, Batcher
 from babylon_rl.models.policy import CompletionRequest, Policy
 from babylon_rl.models.server import create_app
 from babylon_rl.models.server_process import RunningServer, running_server
@@ -205,3 +206,33 @@ def test_a_stream_is_the_whole_answer_in_events(server: RunningServer, trade_for
         whole = client.chat.completions.create(**asked).choices[0].message.content
         parts = list(client.chat.completions.create(**asked, stream=True))
     assert "".join(part.choices[0].delta.content or "" for part in parts) == whole and parts[-1].choices[0].finish_reason
+
+
+def test_free_text_is_streamed_as_its_tokens_come(server: RunningServer) -> None:
+    asked: dict[str, Any] = {"seed": 5, "max_tokens": 12, "logprobs": True}
+    whole = post(server, **asked).json()
+    events = post(server, **asked, stream=True).text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    tokens = [entry for chunk in chunks[:-1] for entry in chunk["choices"][0]["logprobs"]["content"]]
+    assert len(chunks) > 4 and chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole["choices"][0]["message"]["content"]
+    assert tokens == whole["choices"][0]["logprobs"]["content"]
+    assert chunks[-1]["usage"] == whole["usage"] and len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_a_short_text_ends_before_a_long_one_that_began_earlier_and_a_text_nobody_waits_for_is_given_up(policy: Policy) -> None:
+    async def ask_all() -> list[Asked]:
+        batcher = Batcher(policy, lambda name: None)
+        worker = asyncio.create_task(batcher.run())
+        long, short, decision = (batcher.ask(policy.row(CompletionRequest(MESSAGES, seed=3, max_tokens=most))) for most in (400, 2, 400))
+        while await short.more():
+            pass
+        long.left = decision.left = True
+        while await long.more():
+            pass
+        worker.cancel()
+        return [long, short]
+
+    long, short = asyncio.run(ask_all())
+    assert len(short.tokens) <= 2 < len(long.tokens) + 2 and len(long.tokens) < 100

@@ -120,6 +120,17 @@ def test_free_text_ends_at_max_tokens_or_the_end_token(policy: Policy) -> None:
         assert (answer.finish_reason == "stop") == (answer.token_ids[-1] == policy.tokenizer.eos_token_id)
 
 
+@pytest.mark.parametrize("adapter", [None, "v1.0.0"])
+def test_a_text_that_joins_a_running_batch_is_the_one_that_it_would_be_alone(policy: Policy, adapter: str | None) -> None:
+    asked = [ask(f"Speak of {n}. " + "Prices rose. " * n, seed=n, max_tokens=4 + 3 * n, adapter=adapter) for n in range(5)]
+    rows, generation = [policy.row(one) for one in asked], policy.generation()
+    for joining in (rows[:2], [], [], rows[2:3], rows[3:], []):
+        policy.advance(generation, adapter, joining)
+    while generation.unfinished():
+        policy.advance(generation, adapter, [])
+    assert all(same(policy.completion(row), policy.complete([one])[0]) for row, one in zip(rows, asked, strict=True))
+
+
 def test_a_model_in_training_is_left_in_training(policy: Policy, trade_format: dict[str, Any]) -> None:
     before = {name: weight.requires_grad for name, weight in policy.model.named_parameters()}
     policy.model.train()

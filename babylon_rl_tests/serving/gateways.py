@@ -1,8 +1,14 @@
 """A gateway on a real socket, in a thread of the test, with the versions that a test needs."""
 
 import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
@@ -101,6 +107,34 @@ def running_gateway(
             server.should_exit = True
             thread.join(30)
         assert not thread.is_alive()
+
+
+@contextmanager
+def gateway_process(settings: Settings, database: Database, workers: int = 1) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """``serve gateway`` as a process, and its port."""
+    environment = {
+        **os.environ, "DATABASE_URL": database.url, "BABYLON_RL_HOME": str(settings.home), "LOCAL_ENDPOINT": settings.local_endpoint,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "babylon_rl", "serve", "gateway", "--port", "0", "--workers", str(workers)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("RL Model Configuration:")
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/v1", process.stderr.readline())
+        assert found is not None
+        port = int(found[1])
+        wait_for(lambda: _answers(port), "the gateway to answer")
+        yield process, port
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def _answers(port: int) -> bool:
+    try:
+        return bool(json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/health")))
+    except OSError:
+        return False
 
 
 def wait_for(condition: Callable[[], Any], what: str, within_s: float = 30.0) -> None:

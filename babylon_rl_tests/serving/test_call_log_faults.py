@@ -3,23 +3,19 @@
 import http.client
 import json
 import os
-import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import psutil
 import pytest
 
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl_tests.serving.gateways import add_version, rows, running_gateway, wait_for
+from babylon_rl_tests.serving.gateways import add_version, gateway_process, rows, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn
 from babylon_rl_tests.store.proxy import Proxy
 
@@ -152,31 +148,3 @@ def test_an_upstream_that_dies_fails_calls_and_is_used_again(recording: Settings
             load.more(10)
         require_each_once(database, load.answered)
         assert {row["status"] for row in rows(database, "SELECT DISTINCT status FROM babylon_rl.gateway_calls")} <= {200, 502, 503}
-
-
-@contextmanager
-def gateway_process(settings: Settings, database: Database) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """``serve gateway`` as a process, and its port."""
-    environment = {
-        **os.environ, "DATABASE_URL": database.url, "BABYLON_RL_HOME": str(settings.home), "LOCAL_ENDPOINT": settings.local_endpoint,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "babylon_rl", "serve", "gateway", "--port", "0"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        assert process.stderr.readline().startswith("RL Model Configuration:")
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/v1", process.stderr.readline())
-        assert found is not None
-        port = int(found[1])
-        wait_for(lambda: _answers(port), "the gateway to answer")
-        yield process, port
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
-
-
-def _answers(port: int) -> bool:
-    try:
-        return bool(json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/health")))
-    except OSError:
-        return False

@@ -82,7 +82,7 @@ def test_clients_that_vanish_cancel_their_requests_at_the_model(gateway: Running
     wait_for(lambda: upstream.gone == gone + 8, "the model to be left")
     wait_for(gateway.quiet, "no task to be left")
     wait_for(lambda: not gateway.server.server_state.connections, "no connection to be left")
-    assert 'status="499"} 8' in gateway.gateway.metrics.text()
+    assert 'status="499"} 8' in gateway.gateway.metrics.requests.text()
 
 
 def test_clients_that_vanish_in_the_middle_of_a_stream_leave_nothing(gateway: RunningGateway, upstream: ModelStandIn) -> None:

@@ -1,0 +1,87 @@
+"""Metrics of several processes, and a database that goes silent."""
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from babylon_rl.serving import live_state
+from babylon_rl.serving.metrics import Counter, Gauge, Histogram, ProcessMetrics
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+from babylon_rl_tests.serving.gateways import MESSAGES, add_version, gateway_process, running_gateway, wait_for
+from babylon_rl_tests.serving.model_stand_in import ModelStandIn
+from babylon_rl_tests.store.proxy import Proxy
+
+
+def counted(port: int) -> int:
+    samples = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    found = re.search(r'requests_total{version="v1.0.0",arm="deployed",status="200"} (\d+)', samples)
+    return int(found[1]) if found else 0
+
+
+@pytest.mark.slow
+def test_each_of_several_processes_shows_the_numbers_of_all_also_of_one_that_ended(
+    settings: Settings, database: Database, upstream: ModelStandIn
+) -> None:
+    add_version(database, "v1.0.0")
+    body = json.dumps({"model": "auto", "messages": MESSAGES}).encode()
+    with gateway_process(settings.model_copy(update={"local_endpoint": upstream.url}), database, workers=2) as (gateway, port):
+        (metrics,) = (settings.home / "gateway").glob("metrics-*")
+        wait_for(lambda: len(list(metrics.glob("[0-9]*"))) == 2, "both processes to start")
+        for _ in range(12):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/chat/completions", body).read()
+        wait_for(lambda: [counted(port) for _ in range(6)] == [12] * 6, "every process to show all calls")
+        first = psutil.Process(int(min(file.name for file in metrics.glob("[0-9]*"))))
+        assert first.ppid() == gateway.pid
+        first.kill()
+        wait_for(lambda: len(list(metrics.glob("[0-9]*"))) == 3, "another process to start")
+        assert {counted(port) for _ in range(6)} == {12}
+    assert not metrics.exists()
+
+
+def test_counts_and_durations_are_added_up_and_gauges_are_those_of_living_processes(tmp_path: Path) -> None:
+    def metrics(count: int, fresh: float) -> ProcessMetrics:
+        calls, seconds = Counter("calls", "Calls.", ("kind",)), Histogram("seconds", "Durations.")
+        for _ in range(count):
+            calls.add("good")
+            seconds.observe(0.003)
+        gauges = [Gauge("open", "Open.", lambda: 2.0), Gauge("fresh", "Fresh.", lambda: fresh, least=True)]
+        return ProcessMetrics([calls, seconds, *gauges], tmp_path)
+
+    metrics(2, 0.0).publish()
+    (published,) = tmp_path.iterdir()
+    published.rename(tmp_path / "1")  # alive
+    metrics(3, 0.0).publish()
+    published.rename(tmp_path / "999999999")
+    ours = metrics(5, 1.0)
+    ours.publish()
+    text = ours.text()
+    assert 'calls{kind="good"} 10\n' in text and 'seconds_bucket{le="0.005"} 10\n' in text and "seconds_count 10\n" in text
+    assert "seconds_sum 0.03\n" in text and "open 4\n" in text and "fresh 0\n" in text
+
+
+def test_a_silent_database_is_noticed_and_the_gateway_goes_on_when_it_speaks_again(
+    settings: Settings, database: Database, upstream: ModelStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_state, "POLL_S", 0.5)
+    monkeypatch.setattr(live_state, "ANSWER_S", 0.5)
+    add_version(database, "v1.0.0")
+    with (
+        Proxy(database.url) as proxy,
+        running_gateway(settings.model_copy(update={"local_endpoint": upstream.url}), Database(proxy.url, proxy.url)) as gateway,
+    ):
+
+        def said() -> str:
+            return str(json.load(urllib.request.urlopen(f"http://127.0.0.1:{gateway.port}/ready"))["database"])
+
+        wait_for(lambda: said() == "ok", "the database")
+        proxy.deaf = True
+        wait_for(lambda: "does not answer" in said(), "the silence to be noticed")
+        raw = gateway.client().chat.completions.with_raw_response.create(model="auto", messages=MESSAGES)
+        assert raw.headers["x-babylon-version"] == "v1.0.0"
+        proxy.deaf = False
+        wait_for(lambda: said() == "ok", "the database")
