@@ -251,7 +251,7 @@ def _answer(connection: Connection, finished: Finished, version: str, directory:
     if sequence is not None:
         recorded = replace(request, messages=list(sequence.messages), response_format=sequence.response_format, max_tokens=48)
         with suppress(UsageError):  # a prompt beyond this model's context, or a schema that is not finite: then the question does
-            policy.check(recorded)
+            policy.row(recorded)
             request = recorded
     (completion,) = policy.complete([request])
     sound = bool(completion.token_ids) and all(math.isfinite(number) for number in completion.logprobs)
