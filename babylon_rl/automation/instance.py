@@ -6,7 +6,6 @@ DAGSTER_HOME is ``dagster/`` under BABYLON_RL_HOME and holds a copy of the proje
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -14,10 +13,11 @@ import dagster as dg
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.storage import STORAGE_URL
 from babylon_rl.errors import DatabaseError
+from babylon_rl.project_files import project_file
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 
-CONFIG = Path(__file__).resolve().parents[2] / "dagster.yaml"
+CONFIG = project_file("dagster.yaml")
 # Materializations of a range are stored so many at once, instead of on three connections each.
 BATCH_SIZE, EVENTS_AT_ONCE = "DAGSTER_EVENT_BATCH_SIZE", "1000"
 RECYCLE_AFTER_S, MOST_CONNECTIONS = 3600, 5

@@ -19,13 +19,13 @@ from babylon_rl.errors import BabylonError, UsageError
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.judge.prompt.privacy import what_leaves
 from babylon_rl.models.base_model import DIRECTORY, DRY, damage
+from babylon_rl.project_files import clone, project_file
 from babylon_rl.settings import DEMO_FILE, Settings, kept_demo_choices, load_settings, setting_sources
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import running_url, stop_everything
 from babylon_rl.store.migrate import migrate as bring_up_to_date
 from babylon_rl.store.registry import count_models
 
-PROJECT = Path(__file__).resolve().parents[2]
 app = typer.Typer()
 UI_PORT = 3000
 _PORTS_TRIED = 100
@@ -106,7 +106,10 @@ def dagster(context: typer.Context) -> None:
 
 
 @app.command("dev")
-def dev(port: Annotated[int, typer.Option(help="Port of the UI; the next free one is taken when it is in use.")] = UI_PORT) -> None:
+def dev(
+    port: Annotated[int, typer.Option(help="Port of the UI; the next free one is taken when it is in use.")] = UI_PORT,
+    host: Annotated[str, typer.Option(help="Where to listen. The UI has no login: whoever reaches it can run jobs.")] = "127.0.0.1",
+) -> None:
     """The Dagster UI and daemon on this project, until Ctrl-C."""
     free = _free_port(port)
     if free != port:
@@ -117,10 +120,9 @@ def dev(port: Annotated[int, typer.Option(help="Port of the UI; the next free on
             + " ".join(f"{name}={value}" for name, value in chosen.items())
             + f" ({DEMO_FILE} in the state directory)"
         )
-    say(f"The UI will be at http://127.0.0.1:{free} in about ten seconds. Ctrl-C stops everything.")
-    os.chdir(PROJECT)
+    say(f"The UI will be at http://{host}:{free} in about ten seconds. Ctrl-C stops everything.")
     try:
-        code = _run_dagster(["dev", "-w", str(PROJECT / "workspace.yaml"), "-h", "127.0.0.1", "-p", str(free)])
+        code = _run_dagster(["dev", *_workspace(), "-h", host, "-p", str(free)])
     except KeyboardInterrupt:
         say("Stopped.")
         return
@@ -147,8 +149,14 @@ def verify_system(as_json: JsonOption = False) -> None:
 
 def run_daemon(variables: Mapping[str, str]) -> int:
     """Run Dagster's daemon alone, with ``variables`` on top of the environment; return its exit code."""
-    os.chdir(PROJECT)
-    return _run_dagster(["run", "-w", str(PROJECT / "workspace.yaml")], module="dagster._daemon", more=variables)
+    return _run_dagster(["run", *_workspace()], module="dagster._daemon", more=variables)
+
+
+def _workspace() -> list[str]:
+    """Options that name the workspace; from a clone, go into it, where its ``.env`` is."""
+    if (directory := clone()) is not None:
+        os.chdir(directory)
+    return ["-w", str(project_file("workspace.yaml"))]
 
 
 def _run_dagster(arguments: list[str], module: str = "dagster", more: Mapping[str, str] = MappingProxyType({})) -> int:

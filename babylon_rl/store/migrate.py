@@ -13,12 +13,13 @@ from pathlib import Path
 import psycopg
 
 from babylon_rl.errors import DatabaseError, SchemaMismatch
+from babylon_rl.project_files import project_file
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.schema import CatalogTable, differences, expected_tables, read_tables
 from babylon_rl.windows import utc_now
 
-MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+MIGRATIONS = project_file("migrations")
 # The migration that creates the tables shared with the game.
 CONTRACT = "0001_contract_tables"
 _LOCK = 0x6261_6279_6C6F_6E  # "babylon"
@@ -119,9 +120,7 @@ def read_migrations(directory: Path = MIGRATIONS) -> list[Migration]:
     """
     paths = sorted(directory.glob("[0-9][0-9][0-9][0-9]_*.sql"))
     if not paths or paths[0].stem != CONTRACT:
-        raise SchemaMismatch(
-            f"{directory} does not hold {CONTRACT}.sql. Run babylon_rl from a complete clone, installed with `make setup`."
-        )
+        raise SchemaMismatch(f"{directory} does not hold {CONTRACT}.sql. Run babylon_rl from a whole clone (`make setup`) or its wheel.")
     return [Migration(path.stem, path.read_text(encoding="utf-8")) for path in paths]
 
 

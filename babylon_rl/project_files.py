@@ -1,0 +1,16 @@
+"""Files of the project that are no Python: in a clone at its top level, in an installed wheel inside the package."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def project_file(name: str) -> Path:
+    """Path of a file or directory of the project, such as ``migrations`` or ``dagster.yaml``."""
+    installed = _PACKAGE / name
+    return installed if installed.exists() else _PACKAGE.parent / name
+
+
+def clone() -> Path | None:
+    """Directory of the clone that this package runs from; None for an installed wheel."""
+    return _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").exists() else None
