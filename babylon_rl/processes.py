@@ -21,7 +21,7 @@ def own_name() -> str:
 
 
 def is_running(name: str) -> bool | None:
-    """Whether the named process runs; None if this machine cannot tell.
+    """True while the named process runs; None if this machine cannot tell.
 
     A name may have more text after a further slash.
 

@@ -40,7 +40,7 @@ class SettingsGroup(BaseModel, defer_build=True):
 
 
 class DatabaseSettings(SettingsGroup):
-    """Where data lies, and the hours that there are."""
+    """Places of data, and the range of hours."""
 
     database_url: SecretStr | None = Field(
         None, description="The Babylon database (postgresql://...). Unset: an embedded Postgres under BABYLON_RL_HOME."
@@ -71,7 +71,7 @@ class DatabaseSettings(SettingsGroup):
 
 
 class HourSettings(SettingsGroup):
-    """Which rows and hours count, and how an hour is described."""
+    """Limits for rows and hours, and the description of an hour."""
 
     min_agents_per_window: int = Field(5, ge=1, description="Usable episodes that make an hour ready.")
     min_actions_per_trajectory: int = Field(5, ge=1, description="Steps that make an episode usable.")
@@ -80,7 +80,7 @@ class HourSettings(SettingsGroup):
 
 
 class JudgeSettings(SettingsGroup):
-    """The judge: its model, addresses and keys, how it is asked, and what it is shown."""
+    """The judge: model, addresses, keys, requests, and the fields shown to it."""
 
     openpipe_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openpipe:...")
     openai_api_key: SecretStr | None = Field(None, description="Credentials of a judge named openai/...")
@@ -137,7 +137,7 @@ class JudgeSettings(SettingsGroup):
 
 
 class TrainingSettings(SettingsGroup):
-    """When and on what is trained, by which trainer, and what a version must show."""
+    """Time, data and trainer of trainings, and the conditions for a version."""
 
     serverless_base_url: str | None = Field(None, description="The serverless training service's address. Unset: Weights & Biases'.")
     serverless_longest_job_minutes: float = Field(
@@ -216,7 +216,7 @@ class TrainingSettings(SettingsGroup):
 
 
 class StorageSettings(SettingsGroup):
-    """Where checkpoints are kept, and Weights & Biases."""
+    """Storage of checkpoints, and Weights & Biases."""
 
     wandb_api_key: SecretStr | None = Field(None, description="Weights & Biases: metrics, serverless training, hosted inference.")
     wandb_entity: str | None = Field(None, description="The Weights & Biases entity. Unset: the key's own.")
@@ -239,7 +239,7 @@ class StorageSettings(SettingsGroup):
 
 
 class RecordingSettings(SettingsGroup):
-    """What is recorded of agents, and without which fields."""
+    """Recording of agents, and the fields left out."""
 
     trajectory_sampling_rate: float = Field(1.0, ge=0, le=1, description="Share of trajectories that the recorder keeps.")
     record_agent_trajectories: bool = Field(True, description="False makes the recorder a null object.")
@@ -251,7 +251,7 @@ class RecordingSettings(SettingsGroup):
 
 
 class ServingSettings(SettingsGroup):
-    """Which agents get which version: the gateway, rollouts, the admin API."""
+    """Versions for agents: the gateway, rollouts, the admin API."""
 
     wandb_model: str | None = Field(None, description="An inference model that all agents get instead of the registry's.")
     cron_secret: SecretStr | None = Field(
@@ -372,7 +372,7 @@ class Settings(
     DatabaseSettings,
     BaseSettings,
 ):
-    """Every group in one: a field for each environment variable, whose name is the field's in upper case.
+    """All groups: a field for each environment variable, named in upper case.
 
     A function that needs one group takes that group's class, and any Settings is one.
     """

@@ -1,4 +1,4 @@
-"""Row-shaped nouns, each defined once: the values that more than one room reads, writes or shows.
+"""Row-shaped nouns that several rooms read, write or show, each defined once.
 
 Frozen values; terms are those of docs/reference/glossary.md. Money is in dollars, datetimes are naive UTC. Names in JSON and in our tables
 are the camel case of the fields. The statements of store/ take their column lists from these structs: a new field of an hour or of an
@@ -123,7 +123,10 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Rejection(msgspec.Struct, frozen=True, rename="camel"):
-    """One rejected row: the first rule that it failed, with place and cause in words; a row of babylon_rl.rejections."""
+    """Rejected row: the first failed rule, with place and cause in words.
+
+    A row of babylon_rl.rejections.
+    """
 
     window: str
     trajectory_id: str
@@ -138,7 +141,7 @@ def count_reasons(rejections: Iterable[Rejection]) -> dict[str, int]:
 
 
 class HourQuality(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Odd but eligible rows or agents of an hour: counts, and the first ids of each kind.
+    """Odd but eligible rows or agents of an hour: counts, first ids.
 
     Of ``prompts`` rows with a recorded call, ``short_prompts`` have a first prompt that is too short. Built by episodes/quality.py.
     """
@@ -271,7 +274,9 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GroupScores(msgspec.Struct, frozen=True, rename="camel"):
-    """Scores of one window's group, ordered by rank, then agent id: a row of babylon_rl.group_scores and its episodes.
+    """Scores of one window's group, ordered by rank, then agent id.
+
+    A row of babylon_rl.group_scores and its episodes.
 
     ``judgement`` is set only where a language model judged. ``spread`` is the population standard deviation of the scores,
     ``input_version`` the hash of what was judged, and ``changed`` says whether the call that returned them wrote them.

@@ -105,7 +105,7 @@ class HourlyChecks(Generic[Hour]):
 def _check_result(
     context: dg.AssetCheckExecutionContext, rule: Rule[Any], findings: Mapping[str, Finding], totals: Mapping[str, Any], *, measured: bool
 ) -> dg.AssetCheckResult:
-    """The result of a rule over the run's hours: passed without findings, else with their sentences and the rule's advice.
+    """Result of a rule over the run's hours: passed, or findings with advice.
 
     Hours of which none was ``measured`` are a warning, not a pass.
 

@@ -1,4 +1,6 @@
-"""The ``babylon-rl`` command: the table of its commands, each in the module of its group, imported when it runs.
+"""Command ``babylon-rl``: the table of its commands, and the program itself.
+
+Each command stands in the module of its group, which is imported when it runs.
 
 A BabylonError becomes a sentence on standard error and the exit code of its class; nothing the user can act on ends in a traceback.
 """
@@ -33,26 +35,26 @@ COMMANDS = {
     "status": ("status", "State of the whole system: readiness, training, judge, versions, rollout, alerts and health."),
     "alerts": ("alerting", "Alerts, those whose cause lasts first: since when, whether sent, and what to do."),
     "demo": ("demo", "From nothing to a better agent on this machine: simulate, read, score, train, and compare on unseen markets."),
-    "spawn-agents": ("agents", "Simulated agents play hours of the market and write what the game would, a row per agent tick."),
-    "windows": ("data", "What each hour holds, and whether that is enough for a training."),
-    "episodes": ("data", "The stitched episodes of an hour."),
-    "rejected": ("data", "Every trajectory that does not count, and why."),
-    "outcomes": ("data", "What happened in the market of an hour."),
-    "scores": ("data", "The scores of an hour's group, as they were judged."),
+    "spawn-agents": ("agents", "Play hours of the market with simulated agents, and write the game's rows."),
+    "windows": ("data", "List the hours: their rows, and their readiness for training."),
+    "episodes": ("data", "Show the stitched episodes of an hour."),
+    "rejected": ("data", "List the rejected trajectories with their reasons."),
+    "outcomes": ("data", "Show the market outcomes of an hour."),
+    "scores": ("data", "Show the scores of an hour's group, as they were judged."),
     "verify-data": (
         "verify_data",
-        "Check the trajectories of the newest 24 hours that hold any: PASS, WARN and FAIL lines; exit code 1 when one fails.",
+        "Check the trajectories of the newest 24 hours with data: PASS, WARN, FAIL.",
     ),
-    "score": ("score", "Judge the groups of some hours (default: the look-back) that lack scores of this judge."),
-    "ready": ("training", "Is there enough, and good enough, data to train? Exit code 1 when not."),
-    "train": ("training", "Freeze a batch, judge what lacks scores, train it, and register the version."),
-    "sync-outcomes": ("training", "Write what happened in the market of some hours into market_outcomes."),
+    "score": ("score", "Judge groups without scores of this judge (default: the look-back)."),
+    "ready": ("training", "Check the amount and the quality of the data for a training."),
+    "train": ("training", "Freeze a batch, judge it, train it, and register the version."),
+    "sync-outcomes": ("training", "Write the market outcomes of some hours into market_outcomes."),
     "harness": (
         "agents",
-        "Agents, benchmark, record, train, report: fails unless the scores rank the agents and the new checkpoint loads and answers.",
+        "Benchmark agents, record them, train on the records and report.",
     ),
-    "export": ("export", "Write the LLM calls that train, as they were served and with their scores, for other tools; split by window."),
-    "judge": ("judge", "The judge: what it could not score, how far it can be trusted."),
+    "export": ("export", "Write training data for other tools: LLM calls as served, with scores."),
+    "judge": ("judge", "The judge: quarantined groups, reliability, privacy."),
     "batches": ("batches", "Training jobs: list, show, cancel, give up what never ends."),
     "models": ("models", "The registry of versions."),
     "ab": ("ab", "A/B tests of versions on live agents."),
@@ -181,7 +183,7 @@ def _leave(code: str | int | None) -> int:
 
 
 def _database_sentence(failed: Exception) -> str | None:
-    """A sentence for an error of the database that no layer below translated; None for any other error."""
+    """Sentence for a database error that no layer below translated, else None."""
     import psycopg  # 0.1 s, and needed only now
 
     # Disk full is the most specific and comes first.

@@ -54,7 +54,10 @@ def status(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Default: all tests, without their results.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the arms of a test by what is there so far; looking often costs nothing."""
+    """Compare the arms of a test by the data so far.
+
+    Looking often costs nothing.
+    """
     from babylon_rl.serving.ab_tests import report
     from babylon_rl.store.ab_tests import read_tests
     from babylon_rl.store.database import open_database

@@ -1,4 +1,4 @@
-"""Commands ``spawn-agents`` and ``harness``: simulated agents play hours, and a benchmark on the way to a trained version.
+"""Commands ``spawn-agents`` and ``harness``: simulated agents, and a benchmark that ends in a version.
 
 The harness ends with exit code 1 if all scores are equal, no training was possible, or the checkpoint does not load and answer.
 """
@@ -53,7 +53,10 @@ def spawn_agents(
     ] = LOCAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
-    """Simulated agents play hours of the market and write what the game would, a row per agent tick."""
+    """Play hours of the market with simulated agents, and write the game's rows.
+
+    A row per agent and tick.
+    """
 
     request = SpawnRequest(agents, llm_agents, windows, seed, duration, start)
     settings = load_settings()
@@ -123,7 +126,10 @@ def harness(
     report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Agents, benchmark, record, train, report: fails unless the scores rank the agents and the new checkpoint loads and answers."""
+    """Benchmark agents, record them, train on the records and report.
+
+    Fails unless the scores rank the agents and the new checkpoint loads and answers.
+    """
 
     if not train and (force or windows is not None or start is not None):
         raise UsageError("--force, --windows and --start belong to --train.")

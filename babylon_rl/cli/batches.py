@@ -74,7 +74,7 @@ def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
 
 @batches.command("show")
 def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
-    """One batch: its episodes with scores and advantages, its iterations, and its jobs at a training service."""
+    """Show a batch: episodes, scores, advantages, iterations, and jobs at a training service."""
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         batch = _found(read_batch(connection, batch_id), batch_id)
         episodes, steps = read_batch_episodes(connection, batch_id), read_steps(connection, batch_id)
@@ -122,7 +122,10 @@ def give_up(
     job_id: Annotated[str, typer.Argument(metavar="JOB", help="A job at the training service, as `batches show` lists it.")],
     reason: Annotated[str, typer.Option("--reason", help="Why it never will end; it is stored with the job.")],
 ) -> None:
-    """Count a job at the training service as over that never will end; until then nothing else is posted to its model."""
+    """Give up a job at the training service that will never end.
+
+    Until then nothing else is posted to its model.
+    """
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
         if not give_up_job(connection, job_id, reason, utc_now()):
             raise UsageError(f"No job {job_id} is running. `babylon-rl batches show ID` lists a batch's jobs.")

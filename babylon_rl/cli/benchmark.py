@@ -46,7 +46,10 @@ def standings(
     markets: MarketsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Play the gate's markets with any versions and agents: what each earns, and the paired difference to one of them."""
+    """Play the gate's markets with any versions and agents.
+
+    Shows the P&L of each, and its paired difference to one of them.
+    """
     chosen = list(dict.fromkeys([*names, *([against] if against is not None else [])]))
     reference = against or (chosen[-1] if len(chosen) > 1 else None)
     if against is not None and len(chosen) == 1:
@@ -112,7 +115,10 @@ def _emit_standings(comparison: Comparison[GateRow], as_json: bool) -> None:
 
 @benchmark.command("leaderboard")
 def leaderboard(plot: PlotOption = None, as_json: JsonOption = False) -> None:
-    """Rank all versions, the base and every agent by what they earned in the gate's markets; nothing is asked of a model."""
+    """Rank versions, base and agents by their P&L in the gate's markets.
+
+    No model is asked.
+    """
     settings = load_settings()
     with open_database(settings, prepare=False) as database:
         require_migrated(database)
@@ -146,7 +152,7 @@ def generate(
     out: Annotated[Path | None, typer.Option(help="The file; with .gz compressed. Default: ID.json.gz here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a benchmark market to a file: its course, what came of it, and the best that could have been earned."""
+    """Write a benchmark market to a file: course, outcomes, and the best possible P&L."""
     asked = {
         "minutes": minutes,
         "tick_seconds": tick_seconds,

@@ -67,7 +67,10 @@ def run(
     report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Play snapshots with models and agents, and say what each earned; a run that is kept is not played again, but by --again."""
+    """Play snapshots with models and agents, and show the P&L of each.
+
+    A stored run is not played again without --again.
+    """
     if mandate not in MANDATES:
         raise UsageError(f"--mandate is {mandate!r}: give {' or '.join(MANDATES)}.")
     settings = load_settings()
@@ -108,7 +111,7 @@ def compare(
     effect: Annotated[float | None, typer.Option(min=0.01, help="Dollars a market: also say how many show such a difference.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare agents by the runs that they share: paired differences with 95 % intervals, clustered by snapshot."""
+    """Compare agents in the same markets: paired differences with 95 % intervals, clustered by snapshot."""
     if snapshot and report is None:
         raise UsageError("--snapshot is for the report: give --report DIR too.")
     sound, refused = _named_results(results, directory)

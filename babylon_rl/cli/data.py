@@ -114,7 +114,7 @@ def windows(
     min_agents: Annotated[int | None, typer.Option("--min-agents", min=1, help="Usable episodes that make an hour ready.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What each hour holds, and whether that is enough for a training."""
+    """List the hours: their rows, and their readiness for training."""
     settings = load_settings() if min_agents is None else load_settings(min_agents_per_window=min_agents)
     with _session(settings) as session:
         wanted = _wanted(session, first, end, lookback_hours)
@@ -167,7 +167,7 @@ def window_row(facts: WindowSummary) -> dict[str, Any]:
 
 @app.command("episodes")
 def episodes(window: WindowArgument, as_json: JsonOption = False) -> None:
-    """The stitched episodes of an hour."""
+    """Show the stitched episodes of an hour."""
     window_start(window)
     with _session(load_settings()) as session:
         refuse_future(window, session.now)
@@ -217,7 +217,7 @@ def _say_when_empty(reading: WindowReading) -> None:
 
 @app.command("rejected")
 def rejected(first: FromOption = None, end: ToOption = None, as_json: JsonOption = False) -> None:
-    """Every trajectory that does not count, and why."""
+    """List the rejected trajectories with their reasons."""
     with _session(load_settings()) as session:
         readings = read_windows(session.connection, _wanted(session, first, end, None), session.settings)
     rejections = [rejection for reading in readings.values() for rejection in reading.rejections]
@@ -238,7 +238,7 @@ def rejected_parts(rejections: Sequence[Rejection], rejected_rows: Sequence[Mapp
 
 @app.command("outcomes")
 def outcomes(window: WindowArgument, as_json: JsonOption = False) -> None:
-    """What happened in the market of an hour."""
+    """Show the market outcomes of an hour."""
     window_start(window)
     with _session(load_settings()) as session:
         refuse_future(window, session.now)
@@ -272,7 +272,7 @@ def _news(news: Sequence[tuple[str, Sequence[str]]]) -> list[Table | str]:
 
 @app.command("scores")
 def scores(window: WindowArgument, as_json: JsonOption = False) -> None:
-    """The scores of an hour's group, as they were judged."""
+    """Show the scores of an hour's group, as they were judged."""
     window_start(window)
     with _session(load_settings()) as session:
         refuse_future(window, session.now)
@@ -301,7 +301,7 @@ def _why_unscored(connection: Connection, window: str) -> str:
 
 
 def _judgement_sentences(group: GroupScores) -> list[str]:
-    """How a language model came to the scores, and suspicious texts; [] for the heuristic."""
+    """Facts of a language model's judgement, and suspicious texts; [] for the heuristic."""
     how = group.judgement
     if how is None:
         return []

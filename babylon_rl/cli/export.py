@@ -60,7 +60,10 @@ def export(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the LLM calls that train, as they were served and with their scores, for other tools; split by window."""
+    """Write training data for other tools: LLM calls as served, with scores.
+
+    The splits are by window.
+    """
     settings, now = load_settings(), utc_now()
     splits = Splits(split, validation, seed)
     selection = Selection(everything, only_scored, only_trainable)
@@ -79,7 +82,7 @@ def export(
 
 
 def _remark(done: ExportedRows, any_rows: bool) -> None:
-    """Report what the files leave out, and why there are none."""
+    """Report the rows left out of the files, or the reason why there are no files."""
     unscored = sum(counts.windows - counts.scored for counts in done.splits.values())
     if not any_rows:
         say("No complete hour here holds a trajectory: nothing was written.")

@@ -23,7 +23,7 @@ from babylon_rl.store.scratch import scratch_database
 from babylon_rl.windows import utc_now, window_start
 
 app = typer.Typer()
-judge_group = typer.Typer(help="The judge: what it could not score, how far it can be trusted.", no_args_is_help=True)
+judge_group = typer.Typer(help="The judge: quarantined groups, reliability, privacy.", no_args_is_help=True)
 app.add_typer(judge_group, name="judge")
 QUARANTINED = (
     Column("window", "window"),
@@ -65,7 +65,9 @@ def retry(
     everything: Annotated[bool, typer.Option("--all", help="Every group in quarantine.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Take groups out of quarantine; the next `babylon-rl score`, or the next batch that wants them, asks anew.
+    """Take groups out of quarantine.
+
+    The next `babylon-rl score`, or the next batch with these hours, asks the judge again.
 
     An hour that is in none is named, and fails nothing.
     """
@@ -100,7 +102,10 @@ def report(
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Write the pictures there, as PNG.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How far the judge agrees with itself, with a second judge and with the market, and what it costs (default: the newest week)."""
+    """Measure the judge's reliability and cost (default: the newest week).
+
+    Agreement with itself, with a second judge, and with the market.
+    """
     wanted = named_range(first, end)
     settings = load_settings()
     with open_database(settings, prepare=False) as database:
@@ -119,7 +124,7 @@ def report(
 def measured(
     database: Database, settings: Settings, wanted: tuple[str, str] | None, judge: str | None, audit_groups: int | None
 ) -> tuple[ReliabilityReport | None, AuditResult | None]:
-    """ReliabilityReport report of some hours, after the second judge was asked.
+    """Reliability report of some hours, after the second judge was asked.
 
     ``wanted`` None means the newest week; the report is None if nothing is judged.
     """
@@ -163,7 +168,7 @@ def calibrate(
     seed: Annotated[int, typer.Option(help="Of the hours; the same seed gives the same hours.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Does the judge agree with the market? Rank correlation of its scores with what agents of known skill earn on average."""
+    """Correlate the judge's scores with the expected P&L of agents of known skill."""
     changed = {"judge_model": judge, "judge_orders": orders}
     settings = load_settings(**{name: value for name, value in changed.items() if value is not None})
     agreement = _calibrated(settings, hours, markets, seed)

@@ -65,7 +65,7 @@ def listed(titles: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
 
 
 def emit(document: Mapping[str, Any], parts: Sequence[Table | str], as_json: bool) -> None:
-    """Write the result of a command: ``document`` as JSON, or the tables and sentences of ``parts``.
+    """Write a command's result: ``document`` as JSON, or the tables and sentences of ``parts``.
 
     Raises:
         TypeError: ``document`` holds a value that JSON cannot express.
@@ -118,7 +118,7 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def progress_of_parts(indent: str = "") -> Iterator[Progress]:
-    """Show the progress of several labels, one after another: a bar each on a terminal, else lines.
+    """Show the progress of several labels: a bar each on a terminal, else lines.
 
     Yields a callback ``(label, done, total)``. A label whose total changes is shown anew, with the units done so far. Lines appear at the
     beginning, every few seconds, and at the end.

@@ -119,7 +119,7 @@ def agents(
     hours: Annotated[float, typer.Option(min=0, help="Agents that asked the gateway within so many hours.")] = 24,
     as_json: JsonOption = False,
 ) -> None:
-    """Name each agent's version, and the agents that are not on the one they should get."""
+    """List each agent's version, and the agents on another one than expected."""
     from babylon_rl.store.database import open_database
     from babylon_rl.store.live_usage import read_last_calls
     from babylon_rl.store.releases import read_routing

@@ -40,7 +40,9 @@ def score(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be judged and what it would cost.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge the groups of some hours (default: the look-back) that lack scores of this judge. Exit code 3 where some wait.
+    """Judge groups without scores of this judge (default: the look-back).
+
+    Exit code 3 where some wait.
 
     A group in quarantine fails nothing: it is said, and the exit code is 0.
     """

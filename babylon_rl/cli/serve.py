@@ -1,4 +1,4 @@
-"""Command group ``serve``: versions, the gateway, the admin API, a market, and a scripted judge as servers."""
+"""Command group ``serve``: versions, gateway, admin API, market and scripted judge as servers."""
 
 import json
 import sys
@@ -22,7 +22,10 @@ def serve_model(
     port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8000,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: OMP_NUM_THREADS, or all cores, at most 4.", min=1)] = None,
 ) -> None:
-    """Serve the base model and every checkpoint here under its version's name, those that are published later too."""
+    """Serve the base model and every checkpoint here under its version's name.
+
+    Checkpoints published later are served too.
+    """
     from babylon_rl.models import base_model, checkpoints, server
     from babylon_rl.models.policy import Policy
     from babylon_rl.models.threads import set_threads
@@ -105,7 +108,10 @@ def serve_judge(
     fault: Annotated[list[str] | None, typer.Option(help="NAME=PROBABILITY, such as rate-limit=0.05; may be given again.")] = None,
     every_fault: Annotated[float, typer.Option(help="The probability of each fault that is not named.")] = 0.0,
 ) -> None:
-    """A scripted judge in a language model's place, for trials: nothing is paid and nothing leaves the machine."""
+    """Serve a scripted judge in a language model's place, for trials.
+
+    Nothing is paid and nothing leaves the machine.
+    """
     from babylon_rl.judge.scripted.judge import ScriptedJudge, probabilities
     from babylon_rl.judge.scripted.judge import every_fault as each
     from babylon_rl.judge.scripted.server import serve as run
@@ -133,7 +139,10 @@ def serve_gateway(
     port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8080,
     workers: Annotated[int, typer.Option(help="Processes that share the port.", min=1, max=64)] = 1,
 ) -> None:
-    """Answer agents instead of their provider: an OpenAI-compatible server that chooses the version and records the call."""
+    """Serve agents instead of their provider: choose the version, record the call.
+
+    The server is OpenAI-compatible.
+    """
     from babylon_rl.serving.gateway_process import serve as run
     from babylon_rl.settings import load_settings
 

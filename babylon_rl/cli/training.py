@@ -39,7 +39,10 @@ SYNCED = (
 
 @app.command("ready")
 def ready(as_json: JsonOption = False) -> None:
-    """Is there enough, and good enough, data to train? Exit code 1 when not."""
+    """Check the amount and the quality of the data for a training.
+
+    Exit code 1 when they are not enough.
+    """
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         state = readiness(connection, settings, utc_now())
@@ -77,7 +80,9 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Freeze a new batch though another has not ended.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Freeze a batch, judge what lacks scores, train it, and register the version. An interrupted training goes on.
+    """Freeze a batch, judge it, train it, and register the version.
+
+    An interrupted training goes on.
 
     --mode, or MODE, chooses: single trains one batch; list shows what could be frozen; backfill trains batch after batch until
     BACKFILL_HOURS hold nothing more; continuous runs the daemon with all of the automation, without the UI, until Ctrl-C.
@@ -105,7 +110,7 @@ def sync_outcomes(
     end: ToOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write what happened in the market of some hours into market_outcomes."""
+    """Write the market outcomes of some hours into market_outcomes."""
     from babylon_rl.automation.launch import run_hours
 
     settings = load_settings(lookback_hours=hours)

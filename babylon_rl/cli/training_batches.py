@@ -1,4 +1,4 @@
-"""Batches of a training command: new hours are read, a batch is chosen or frozen and trained, and its lines are printed.
+"""Batches of a training command: read new hours, choose or freeze a batch, train it.
 
 A training runs inside Dagster. The lines are read from its tables, so they are the same whichever process runs the batch.
 """

@@ -41,7 +41,10 @@ _ODDITIES = (
 
 @app.command("verify-data")
 def verify_data(as_json: JsonOption = False) -> None:
-    """Check the trajectories of the newest 24 hours that hold any: PASS, WARN and FAIL lines; exit code 1 when one fails."""
+    """Check the trajectories of the newest 24 hours with data: PASS, WARN, FAIL.
+
+    Exit code 1 when a check fails.
+    """
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         checks = data_checks(connection, settings, utc_now())

@@ -1,4 +1,4 @@
-"""Benchmark of a batch: its checkpoint against the reference, the base, its parent and all strategies.
+"""Benchmark of a batch: its checkpoint against reference, base, parent and all strategies.
 
 When the markets played decide nothing and a few times as many would, they are played too (gate.py).
 
@@ -180,7 +180,7 @@ def _reference(
 
 
 def _to_milliseconds(moment: datetime) -> datetime:
-    """Round down to what the table can hold, so that a stored report equals its original."""
+    """Round to the table's precision, so that a stored report equals its original."""
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 

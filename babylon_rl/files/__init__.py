@@ -1,1 +1,4 @@
-"""Publishing of files: staged under a temporary name, verified, then moved into place, so that a set appears whole or not at all."""
+"""Publishing of sets of files, whole or not at all.
+
+Files are staged under a temporary name, verified, then moved into place.
+"""

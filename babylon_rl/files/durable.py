@@ -1,4 +1,4 @@
-"""Hashes and durable files and directories on this machine, safe against a crash or a full disk."""
+"""Hashes, and files and directories that survive a crash or a full disk."""
 
 import fnmatch
 import hashlib
@@ -24,7 +24,7 @@ def fsync(path: Path) -> None:
 
 
 def publish_directory(staged: Path, final: Path) -> None:
-    """Move a finished directory to ``final`` on the same file system, complete or not at all.
+    """Move a finished directory to ``final`` on the same file system, in one step.
 
     Everything in it is flushed and readable by others first. An empty directory in its place is replaced.
 

@@ -1,4 +1,6 @@
-"""Locations of files: a directory of this machine or any fsspec URL, with the same operations and failures in words.
+"""Locations of files: a local directory or any fsspec URL, with the same operations.
+
+Failures are described in words.
 
 A directory of this machine is written durably: files are flushed, and a move replaces a file at once.
 """
@@ -162,7 +164,10 @@ def shown_url(url: str) -> str:
 
 @contextmanager
 def describing_failures(target: str, describe: Callable[[str, int | None], BabylonError]) -> Iterator[None]:
-    """Convert failures of the system or of a driver at ``target``; ``describe`` takes the reason and the system's error number."""
+    """Convert failures of the system or of a driver at ``target``.
+
+    ``describe`` takes the reason and the system's error number.
+    """
     try:
         yield
     except BabylonError:

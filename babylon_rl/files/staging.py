@@ -1,4 +1,4 @@
-"""Staging of a set of files: written under a temporary name, verified there, then moved into place in order.
+"""Staging of a set of files: written, verified, then moved into place in order.
 
 An interrupted set can be staged again: what has arrived with the right content is not sent twice.
 """
@@ -51,7 +51,9 @@ class Staging:
         return PublishedFile(name, path.stat().st_size, sha256(path))
 
     def put(self, file: PublishedFile, source: Path | None = None) -> None:
-        """Bring a file under its temporary name and verify it there; ``source`` None is a file written at ``new``.
+        """Bring a file under its temporary name and verify it there.
+
+        ``source`` None is a file written at ``new``.
 
         Raises:
             OSError: it arrived with other content than it was sent with.

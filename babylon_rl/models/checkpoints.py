@@ -213,7 +213,7 @@ def write_remote(directory: Path, remote: RemoteCheckpoint) -> None:
 
 
 def read_remote(directory: Path) -> RemoteCheckpoint | None:
-    """Read the pointer of a checkpoint to a step at a service, None for an adapter.
+    """Read a checkpoint's pointer to a step at a service; None for an adapter.
 
     Raises:
         CheckpointError: the pointer cannot be read.
@@ -271,7 +271,9 @@ def verify(directory: Path, base_dir: Path | None = None) -> Manifest:
 
 
 def check_inference_config(manifest: Manifest, prompt_version: str, action_grammar: str) -> None:
-    """Compare the prompt and grammar about to be used with those of the training; skip unrecorded ones.
+    """Compare prompt and grammar in use with those of the training.
+
+    Unrecorded ones are skipped.
 
     Raises:
         CheckpointError: it was trained on another prompt, or on answers of another grammar.

@@ -25,7 +25,10 @@ _KEYWORDS = {"anyOf", "const", "enum", "type", "properties", "required", "additi
 
 @dataclass(eq=False)
 class Trie:
-    """Trie node: token id to next node. A leaf ends a text, after the end token."""
+    """Trie node: token id to next node.
+
+    A leaf ends a text, after the end token.
+    """
 
     children: dict[int, "Trie"] = field(default_factory=dict)
 
@@ -89,7 +92,9 @@ def canonical(response_format: dict[str, Any]) -> str:
 
 
 def language(schema: dict[str, Any]) -> tuple[str, ...]:
-    """List every text of a finite schema, as ``json.dumps`` writes it, in the schema's order, without repeats.
+    """List every text of a finite schema, as ``json.dumps`` writes it, without repeats.
+
+    The order is the schema's.
 
     Raises:
         UsageError: as ``compile_grammar``.

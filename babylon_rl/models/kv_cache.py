@@ -33,7 +33,7 @@ class KVCache:
         return self.read([prompt[shared:] for prompt in prompts_u])
 
     def read(self, rows: Sequence[Sequence[int]]) -> "torch.Tensor":
-        """Append B rows of tokens; return the hidden state of each row's last token, [B, D]."""
+        """Append B rows of tokens; return their last hidden states, [B, D]."""
         import torch
 
         width, device = max(map(len, rows)), self._past.device

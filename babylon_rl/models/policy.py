@@ -1,4 +1,4 @@
-"""CPU policy: one base model in memory with any number of LoRA adapters, answering chats in batches.
+"""CPU policy: a base model with any number of LoRA adapters, answering in batches.
 
 Requests are sorted by adapter, length and prompt, and run in micro-batches of at most ``MICRO_BATCH_TOKENS`` padded prompt tokens and
 ``MICRO_BATCH_ROWS`` rows. The common prefix of a micro-batch is computed once, equal prompts too. Each request draws from its own
@@ -35,7 +35,9 @@ BASE = None
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """One chat to continue; without a ``response_format`` the answer is free text of at most ``max_tokens``.
+    """One chat to continue.
+
+    Without a ``response_format`` the answer is free text of at most ``max_tokens``.
 
     ``temperature`` 0 takes the likeliest token. ``adapter`` is a name given to ``add_adapter``; None is the base model.
     """

@@ -1,4 +1,7 @@
-"""Sampling of tokens: state of a request in its grammar, and draws by inverse CDF from its own generator."""
+"""Sampling of tokens: a request's state in its grammar, and draws by inverse CDF.
+
+Every request has its own generator.
+"""
 
 import math
 import random

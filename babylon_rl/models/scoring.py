@@ -58,7 +58,7 @@ def _ends_words_at_lines(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 @dataclass(frozen=True)
 class EncodedSequence:
-    """One served call as tokens: prompt, T response tokens (end token included), legal tokens of each.
+    """Tokens of a served call: prompt, T response tokens (end included), legal tokens.
 
     ``legal_t[t]`` is None where the whole vocabulary was; ``trainable_t[t]`` is True where the token had alternatives.
     """
@@ -76,7 +76,7 @@ class EncodedSequence:
 
 @dataclass(frozen=True)
 class NotEncodable:
-    """Reason why a sequence cannot be trained on: a short one to count and a sentence."""
+    """Reason why a sequence cannot train: a short name to count, and a sentence."""
 
     reason: str
     detail: str
@@ -111,12 +111,15 @@ def encode_sequence(
 
 
 def causal_model(model: "nn.Module") -> Any:
-    """Return the language model inside a peft wrapper (its adapters stay active), or the model itself."""
+    """Return the model inside a peft wrapper (adapters stay active), or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def legal_logprobs(hidden_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[Sequence[int]]) -> "Tensor":
-    """Log-softmax of N hidden states over each one's legal tokens: [N, M] in float32, -inf beyond a set's size."""
+    """Log-softmax of N hidden states over their legal tokens, [N, M] in float32.
+
+    -inf beyond a set's size.
+    """
     import torch
 
     # Legal sets differ in size: pad with a legal id, then mask the padding.
@@ -156,7 +159,9 @@ def spot_values(hidden_nd: "Tensor", head_vd: "Tensor", spots: Sequence[tuple[tu
 
 
 def divergence(hidden_nd: "Tensor", reference_nd: "Tensor", head_vd: "Tensor", legal_n: Sequence[tuple[int, ...] | None]) -> "Tensor":
-    """[N] exact KL divergences, in nats, from a reference over each spot's legal tokens (None: the vocabulary).
+    """[N] exact KL divergences from a reference over the legal tokens, in nats.
+
+    Legal tokens None are the whole vocabulary.
 
     Exact, because an estimate from the taken token alone explodes when the token was taken by somebody else.
     """
@@ -193,7 +198,7 @@ def _open_divergence(head_vd: "Tensor", hidden_nd: "Tensor", reference_nd: "Tens
 
 
 def _in_parts(work: "Callable[..., Tensor]", *rows_n: "Tensor") -> "Tensor":
-    """Apply ``work`` to ``OPEN_ROWS`` rows at a time; keep only the arguments for the backward pass."""
+    """Apply ``work`` to ``OPEN_ROWS`` rows at a time, recomputed in the backward pass."""
     import torch
     from torch.utils.checkpoint import checkpoint
 

@@ -13,7 +13,7 @@ WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def usable_cores() -> int:
-    """Number of threads to use: OMP_NUM_THREADS if it is a number, else the available cores, at most 4.
+    """Number of threads: OMP_NUM_THREADS, else the available cores, at most 4.
 
     A small model gains nothing from more.
     """

@@ -13,7 +13,7 @@ POINTS = 120
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean of several runs over time, ``POINTS`` at most, and the middle 80 % of them.
+    """Mean of several runs over time, with their middle 80 %; ``POINTS`` at most.
 
     ``start`` is the time of its first point, 0..1: a Sharpe ratio does not exist from the beginning.
     """
@@ -41,7 +41,9 @@ class Quantiles:
 
 
 def curve_of(runs: Sequence[Sequence[float | None]]) -> Curve | None:
-    """The curve of runs, each given as a value at its moments, None before there is one; a run's time is stretched from 0 to 1.
+    """Curve of several runs, each a value at its moments, None before the first.
+
+    A run's time is stretched from 0 to 1.
 
     None when no run has moments, or none has a value at its end.
     """

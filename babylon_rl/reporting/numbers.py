@@ -59,7 +59,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """A text of ``most`` characters at most, on one line; an ellipsis stands for the rest."""
+    """Shorten a text to ``most`` characters on one line, with an ellipsis."""
     one_line = " ".join(text[: 4 * most].split())
     return one_line if len(one_line) <= most else f"{one_line[: most - 1]}…"
 

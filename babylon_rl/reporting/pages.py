@@ -18,7 +18,7 @@ _DIRECTIONS = frozenset({*range(0x202A, 0x202F), *range(0x2066, 0x206A)})
 
 
 def render(template: Path, **values: Any) -> str:
-    """The page of a template, which may use the charts, the style and the number formats of this room."""
+    """Render a template with the charts, style and number formats of this room."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, TEMPLATES]),
         autoescape=True,

@@ -41,7 +41,7 @@ class IntervalMark:
 
 @dataclass(frozen=True)
 class NamedCurve:
-    """Values over time with the name beside its end; None where there is no value yet."""
+    """Plot values over time, with the name beside the end; None leaves a gap."""
 
     name: str
     values: Sequence[float | None]
@@ -249,7 +249,7 @@ def draw_interval_columns(axes: Any, marks: Sequence[IntervalMark], *, title: st
 
 
 def draw_differences(axes: Any, differences: Sequence[float], *, title: str, mean: IntervalMark | None) -> None:
-    """Paired differences from worst to best, with their mean and its interval across all of them."""
+    """Plot paired differences from worst to best, with their mean and its interval."""
     ordered = sorted(differences)
     places, colours = range(1, len(ordered) + 1), [GAIN if difference > 0 else LOSS for difference in ordered]
     axes.vlines(places, 0, ordered, color=colours, linewidth=1.2)
@@ -294,7 +294,10 @@ def draw_sentence(axes: Any, sentence: str) -> None:
 
 
 def spaced(values: Sequence[float], gap: float) -> list[float]:
-    """Sorted values, moved as little as keeps them ``gap`` apart; overlapping ones share their mean as a block."""
+    """Move sorted values as little as keeps them ``gap`` apart.
+
+    Overlapping ones share their mean as a block.
+    """
     blocks: list[list[float]] = []
     for value in values:
         blocks.append([value])

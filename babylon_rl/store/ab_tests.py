@@ -26,7 +26,10 @@ WHERE "arm" = 'ab' AND "agentId" IS NOT NULL AND "at" >= %s AND "at" <= COALESCE
 
 @dataclass(frozen=True, slots=True)
 class ABTest:
-    """Arms (versions, or base) with their percent of all agents; the first is the one that the others are compared with."""
+    """Arms (versions, or base) with their percent of all agents.
+
+    The others are compared with the first.
+    """
 
     name: str
     arms: Sequence[str]
@@ -60,5 +63,5 @@ def end_test(connection: Connection, name: str, who: str, why: str, now: datetim
 
 
 def assigned_agents(connection: Connection, since: datetime, until: datetime | None) -> dict[str | None, int]:
-    """Return how many agents the gateway put into each arm, by version, None for the base."""
+    """Return the number of agents in each arm, by version, None for the base."""
     return dict(connection.execute(_ASSIGNED, [since, until]).fetchall())

@@ -231,7 +231,7 @@ def advance_batch(connection: Connection, batch_id: str, attempt: int, transitio
 
 
 def hold_batch(connection: Connection, batch_id: str, attempt: int, now: datetime) -> None:
-    """Lock a live batch's row for the run ``attempt`` until the end of the caller's transaction.
+    """Lock a live batch's row for the run ``attempt``, in the caller's transaction.
 
     Raises:
         BatchConflict: the batch ended, or a newer run has taken it over.

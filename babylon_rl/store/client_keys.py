@@ -18,7 +18,10 @@ _REVOKE = """UPDATE babylon_rl.client_keys SET "revokedAt" = COALESCE("revokedAt
 
 @dataclass(frozen=True, slots=True)
 class ClientKey:
-    """A client's key by its hash; limits are per minute, None for no limit; only an ``admin`` key opens the admin API."""
+    """A client's key by its hash, with limits per minute (None: no limit).
+
+    Only an ``admin`` key opens the admin API.
+    """
 
     name: str
     sha256: str

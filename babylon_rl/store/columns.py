@@ -1,4 +1,4 @@
-"""Columns and texts of statements: lists taken from the structs of babylon_rl/types.py, and texts that Postgres accepts.
+"""Columns of statements, from the structs of types.py, and texts that Postgres accepts.
 
 A column has the encoded name of its field, so a new field reaches every statement of its table. Rows are written as one JSON document,
 which ``jsonb_populate_recordset`` unfolds by the types of the table itself.
@@ -19,12 +19,15 @@ def columns_of(struct: type, but: Collection[str] = ()) -> tuple[str, ...]:
 
 
 def listed(columns: Iterable[str], table: str = "") -> str:
-    """Return the quoted columns with commas between them, each after ``table`` and a dot if given."""
+    """Return the quoted columns, joined by commas, each qualified by ``table`` if given."""
     return ", ".join(f'{table}."{name}"' if table else f'"{name}"' for name in columns)
 
 
 def updates(columns: Iterable[str], but: Mapping[str, str] | None = None) -> str:
-    """Return the assignments of an upsert; ``but`` maps columns to another value than the excluded row's."""
+    """Return the assignments of an upsert.
+
+    ``but`` maps columns to another value than the excluded row's.
+    """
     values = but or {}
     return ", ".join(f'"{name}" = ' + values.get(name, f'excluded."{name}"') for name in columns)
 
@@ -35,5 +38,5 @@ def loaded(struct: type[T], columns: Iterable[str], row: Iterable[Any]) -> T:
 
 
 def storable(text: str) -> str:
-    """Return a text that a Postgres column accepts: without NUL and lone surrogates, which JSON can say."""
+    """Return a text that Postgres accepts: without NUL and lone surrogates."""
     return text.replace("\0", UNSTORABLE).encode("utf-8", "replace").decode()

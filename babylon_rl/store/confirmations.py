@@ -20,7 +20,7 @@ _END = """UPDATE babylon_rl.confirmations SET "improvement" = %s, "p" = %s, "end
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """One test of a version against ``reference`` (None: the base); without ``ended_at`` it is under way.
+    """Test of a version against ``reference`` (None: base); under way without ``ended_at``.
 
     ``improvement`` is in dollars an hour.
     """
@@ -55,7 +55,9 @@ def begin_confirmation(
     level_after: Callable[[Sequence[bool]], float],
     now: datetime,
 ) -> Confirmation:
-    """Reserve level and markets of a version's confirmation and commit; one that has begun goes on with its own.
+    """Reserve level and markets of a version's confirmation, and commit.
+
+    One that has begun goes on with its own.
 
     ``level_after`` gives the level from the outcomes of all earlier ones. Markets follow those of all others, so that none is used twice.
     """

@@ -1,4 +1,6 @@
-"""Freezing of a batch: one SQL text for counting and for choosing episodes, and the rows of a new batch.
+"""Freezing of a batch: the SQL of counting and choosing, and its rows.
+
+Counting and choosing use one SQL text.
 
 The text gives one row per episode of the complete hours in a range, with the reason why no batch may take it (NULL: one may). The rules
 behind the reasons are training/eligibility.py's, handed in as SQL conditions. Hours and episodes are those that the asset window_groups
@@ -173,7 +175,10 @@ def reason_case(rules: BarRules) -> str:
 
 
 def count_episodes(connection: Connection, bounds: FreezeBounds, rules: BarRules) -> list[tuple[str, str | None, int, int]]:
-    """Return (window, reason, episodes, new trajectories) of the episodes in range; without a reason a batch may take them."""
+    """Return (window, reason, episodes, new trajectories) of the episodes in range.
+
+    Without a reason a batch may take them.
+    """
     rows = connection.execute(_statement(_COUNT, rules), bounds.parameters)
     return [(window, reason, episodes, int(number)) for window, reason, episodes, number in rows]
 

@@ -1,4 +1,4 @@
-"""Use of versions by live agents: calls through the gateway, recorded calls outside it, and the hours of agents by version.
+"""Use of versions by live agents: gateway calls, other recorded calls, agent-hours.
 
 An agent's hour belongs to the version that routing chose for all its calls in that hour; hours with several count for none.
 """
@@ -91,7 +91,10 @@ class CallCounts:
 
 @dataclass(frozen=True, slots=True)
 class LastCall:
-    """The newest answered call of an agent; ``version`` is None for the base, ``fallback`` why it answered instead."""
+    """Newest answered call of an agent.
+
+    ``version`` is None for the base; ``fallback`` is the reason why it answered instead.
+    """
 
     agent_id: str
     version: str | None
@@ -101,7 +104,7 @@ class LastCall:
 
 @dataclass(frozen=True, slots=True)
 class AgentHour:
-    """An agent's hour with one version, None for the base: P&L in dollars, and its decisions.
+    """Hour of an agent with one version (None: base): P&L in dollars, decisions.
 
     ``refused`` are trading decisions of ``up`` and ``down`` that the game did not carry out.
     """
@@ -117,7 +120,7 @@ class AgentHour:
 
 
 def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
-    """Bring agentsUsing (of the last day) and totalInferences of our versions up to date; the caller commits.
+    """Update agentsUsing (of the last day) and totalInferences of our versions; the caller commits.
 
     The gateway counts its own calls. Recorded calls outside of it are counted by hour, from COUNTED_AGAIN before the newest counted hour
     on, so that none counts twice. Returns the number of new ones by version.
@@ -133,12 +136,12 @@ def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
 
 
 def agents_by_version(connection: Connection, since: datetime) -> dict[str, list[str]]:
-    """Return the agents that each version has answered since then; an agent may be with several."""
+    """Return the agents of each version since then; an agent may have several."""
     return dict(connection.execute(_AGENTS, {"since": since, "window": window_of(since)}).fetchall())
 
 
 def read_last_calls(connection: Connection, since: datetime) -> list[LastCall]:
-    """Return the newest call of each agent that asked the gateway since then, by agent id."""
+    """Return the newest gateway call of each agent since then, by agent id."""
     return [LastCall(*row) for row in connection.execute(_LAST_CALLS, [since])]
 
 

@@ -179,7 +179,7 @@ def deployed_model(models: Iterable[Model]) -> Model | None:
 
 
 def parent_of_line(connection: Connection, base_model: str, *, promoted: bool = False) -> Model | None:
-    """Return the version that the next training of a line continues from, None for the base.
+    """Return the parent of a line's next training, None for the base.
 
     It is the deployed one. While none of the line is deployed it is the base if versions are ``promoted`` without a person, otherwise our
     highest version that neither failed nor was rolled back.

@@ -72,7 +72,9 @@ ON CONFLICT (id) DO UPDATE SET
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One putting of a version in front of agents: ``percentage`` of all, or those of ``agent_ids`` alone (strategy test).
+    """One rollout of a version: to ``percentage`` of all agents, or to ``agent_ids``.
+
+    The latter is strategy ``test``.
 
     ``previous_version`` is the one deployed when it began, None for the base.
     """
@@ -154,7 +156,10 @@ def read_routing(connection: Connection) -> RoutingTable:
 
 
 def _asked_as(version: str, storage_path: str, backend: str | None) -> tuple[Upstream, str]:
-    """Upstream and model name; versions of a training service are asked there, by the name in ``storage_path``."""
+    """Upstream and model name.
+
+    Versions of a training service are asked there, by the name in ``storage_path``.
+    """
     elsewhere = (
         backend == "serverless" if backend is not None else not storage_path.startswith(("/", ".", "http:", "https:", "file:", "s3:"))
     )
@@ -176,7 +181,7 @@ def read_rollouts(connection: Connection, states: Sequence[str] | None = None) -
 
 
 def versions_needed(connection: Connection) -> set[str]:
-    """Return the versions that agents get, wait for, or would return to: their files must stay."""
+    """Return the versions in use, waiting or returned to: their files must stay."""
     return {version for row in connection.execute(_NEEDED) for version in row if version is not None}
 
 
@@ -227,5 +232,8 @@ def move_model(connection: Connection, version: str, status: Literal["deployed",
 
 
 def switch_game(connection: Connection, model_name: str | None, now: datetime) -> None:
-    """Name the model that the game's own agents call, in the caller's transaction; None switches theirs off."""
+    """Set the model of the game's own agents, in the caller's transaction.
+
+    None switches it off.
+    """
     connection.execute(_SWITCH_GAME, [model_name, model_name is not None, now])

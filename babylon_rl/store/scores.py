@@ -20,7 +20,7 @@ from babylon_rl.types import EpisodeScore, GroupScores
 
 
 class NewScores(NamedTuple):
-    """The input of ``replace``: a group's scores, the trajectories of each agent, and the rubric and content shown to the judge."""
+    """Input of ``replace``: a group's scores, trajectories by agent, rubric and shown content."""
 
     group: GroupScores
     trajectories: Mapping[str, Sequence[str]]

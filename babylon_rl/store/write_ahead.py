@@ -364,7 +364,10 @@ def late_jobs(connection: Connection, service: str, model: str) -> list[RemoteJo
 
 
 def usual_duration(connection: Connection, service: str) -> timedelta:
-    """Return the median time from the post to the end of the jobs that were followed to a step; zero without any."""
+    """Return the median duration of jobs that were followed to a step.
+
+    From the post to the end; zero without any.
+    """
     row = connection.execute(
         """
         SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY "endedAt" - "postedAt")

@@ -1,1 +1,1 @@
-"""Training: freeze a batch, turn it into sequences, train it on one of the backends, register the version, keep lineage."""
+"""Training: freeze a batch, convert it, train it on a backend, register the version."""

@@ -78,7 +78,7 @@ QUARANTINED_REASON = "its hour is quarantined"
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A judged batch: episodes with scores and advantages, and dropped groups with their reasons by window."""
+    """Judged batch: episodes with scores and advantages; dropped groups with reasons, by window."""
 
     batch: Batch
     episodes: Sequence[BatchEpisode]
@@ -105,7 +105,10 @@ class Trained:
 
 
 def batch_settings(batch: Batch, settings: Settings) -> Settings:
-    """Overlay ``settings`` with those frozen in the batch, so that a resumed run ends as it began."""
+    """Overlay ``settings`` with those frozen in the batch.
+
+    A resumed run ends as it began.
+    """
     return settings.model_copy(update=dict(batch.settings))
 
 

@@ -118,7 +118,7 @@ def finite(finished: Finished) -> CheckpointVerdict:
 
 @by_a_trainer
 def falling(finished: Finished) -> CheckpointVerdict:
-    """Check that the loss of the later half of the iterations is below that of the earlier half."""
+    """Check that the loss falls: later half of the iterations below the earlier."""
     losses = [step.loss for step in finished.steps if step.loss is not None]
     if len(losses) < 2:
         return not_measured("with the loss of one iteration there is no trend.")

@@ -108,7 +108,7 @@ class Conversion:
     staleness: Mapping[str, int]
 
     def preflight(self, dropped_groups: Mapping[str, int]) -> dict[str, Any]:
-        """Summarize what a training would get; shares are 0..1.
+        """Summarize the input of a training; shares are 0..1.
 
         ``trainableTokens`` is known only after the trainer has encoded the texts.
         """

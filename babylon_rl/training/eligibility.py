@@ -1,4 +1,4 @@
-"""Eligibility of episodes for a training: the rules in their order, and the counts by reason.
+"""Eligibility of episodes for training: the rules in order, and counts by reason.
 
 The first file to change for a rule that bars a row from training: a reason in ``BarReason`` and, at the same place, its rule. What counting
 and freezing execute is made of these rules (store/freezing.py), so both always agree, and no reason can be missing from a count.
@@ -33,7 +33,10 @@ UNREAD: BarReason = "in hours not read yet"  # rows without an episode: counted 
 
 
 class EligibilityRule(NamedTuple):
-    """A reason, and the SQL condition on an episode under which it holds (table ``episode`` of store/freezing.py)."""
+    """Reason, and its SQL condition on an episode.
+
+    The condition is on table ``episode`` of store/freezing.py.
+    """
 
     reason: BarReason
     condition: str

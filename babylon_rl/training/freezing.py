@@ -74,7 +74,9 @@ def freeze_bounds(
     windows: tuple[str, str] | None = None,
     settled: bool = False,
 ) -> FreezeBounds:
-    """Hours considered by freezing: ``windows`` (from, to), else LOOKBACK_HOURS up to the newest complete hour with rows.
+    """Hours considered by freezing: ``windows`` (from, to), else LOOKBACK_HOURS.
+
+    The look-back ends with the newest complete hour with rows.
 
     ``settled`` asks for hours that an LLM judge may judge by automation (JUDGE_SETTLE_HOURS after their end).
     """
@@ -103,7 +105,7 @@ def count_freezable(
     windows: tuple[str, str] | None = None,
     settled: bool = False,
 ) -> Freezable:
-    """Count the trajectories that ``freeze`` could take, by window, and the other new ones by reason."""
+    """Count freezable trajectories by window, and the other new ones by reason."""
     return count_eligible(connection, freeze_bounds(connection, settings, now, windows, settled))
 
 

@@ -37,7 +37,7 @@ TENSOR_TYPES = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True, slots=True)
 class ImportedWeights:
-    """Weights at ``file`` that shall become ``version``, a child of ``parent``; ``facts`` are kept with the version."""
+    """Weights at ``file`` for ``version``, a child of ``parent``, with ``facts`` to store."""
 
     file: Path
     sha256: str
@@ -136,7 +136,10 @@ def _check_tensors(file: Path, reference: Path, parent: str) -> None:
 
 
 def _tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor, from the file's head; its library checks that the head fits the file's length."""
+    """Type and shape of each tensor, from the file's head.
+
+    Its library checks that the head fits the file's length.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,4 +1,4 @@
-"""Iterations: the resumable steps of a training, each with a record before and a directory after it.
+"""Iterations: the resumable steps of a training, with records and directories.
 
 The directory appears completely (temporary name, fsync, rename) and contains its own result. After a crash between directory and row, the
 row is completed from the directory. After an earlier crash only that iteration is trained again.

@@ -55,7 +55,7 @@ class FailureEffect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FailureRule:
-    """One kind of failure with its effect, also while a paid job runs or was trained.
+    """Kind of failure with its effect, also during or after a paid job.
 
     ``errors`` are its exception types, narrowed by ``applies``; empty where no exception reaches the run.
     """

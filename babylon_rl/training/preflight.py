@@ -29,7 +29,9 @@ def preflight_document(
     plan: TrainPlan,
     iterations: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
-    """Build the document stored with the batch; shares are 0..1, spread is a population deviation within a group.
+    """Build the document stored with the batch.
+
+    Shares are 0..1, spread is a population standard deviation within a group.
 
     ``episodes`` are those of the groups that had not left before; hours of which nothing trains join ``dropped_groups``.
 
@@ -113,7 +115,7 @@ def keep_budget(batch_id: str, settings: Settings, plan: TrainPlan, iterations: 
 
 
 def refuse_hopeless(connection: Connection, batch: Batch, episodes: Sequence[BatchEpisode], settings: Settings) -> None:
-    """Refuse a batch for a paid backend before the judge is paid, when none of its texts could train.
+    """Refuse a batch without trainable texts before the judge is paid.
 
     Raises:
         NothingToTrain: the message names the cause and the cure; what was found is stored with the batch.
@@ -154,7 +156,7 @@ def refused_lately(connection: Connection, settings: Settings, now: datetime) ->
 
 
 def preflight_lines(document: Mapping[str, Any], parent: str) -> list[str]:
-    """Format a stored document as lines: what trains, from which parent, what was left out and why."""
+    """Format a stored document as lines: sequences, parent, and the rows left out."""
     tokens = document.get("trainableTokens")
     counted = "tokens counted while training" if tokens is None else f"{tokens:,} trainable tokens"
     lines = [

@@ -56,7 +56,7 @@ UNKNOWN = "not recorded"
 
 
 def parent_checkpoint(parent: Model, base: BaseIdentity | None = None) -> Path:
-    """Directory of a parent version, verified; with ``base``, also that it was trained on this base.
+    """Directory of a parent version, verified, also against ``base`` if given.
 
     Raises:
         CheckpointError: it is gone, damaged, or of another base; the message says what can be done.
@@ -87,7 +87,7 @@ def parent_checkpoint(parent: Model, base: BaseIdentity | None = None) -> Path:
 
 
 def find_published(checkpoints: Path, batch: Batch) -> Path | None:
-    """Return the complete checkpoint that an earlier run of this batch published without registering, or None."""
+    """Return the complete, unregistered checkpoint of an earlier run of this batch, or None."""
     directory = checkpoints / batch.version
     return directory if _batch_of(directory) == batch.batch_id else None
 
@@ -209,7 +209,7 @@ def _below(version: str, parent: str | None) -> bool:
 
 
 def _unknown(run: BatchRun, directory: Path) -> bool:
-    """True for a directory that belongs to no batch of this database; it is not touched."""
+    """True for a directory of no batch of this database; it is left alone."""
     return (directory.exists() or directory.is_symlink()) and not _known(run, _named_in(directory))
 
 

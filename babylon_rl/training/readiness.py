@@ -77,7 +77,7 @@ def readiness(connection: Connection, settings: Settings, now: datetime) -> Read
 
 
 class NotReady(NamedTuple):
-    """Reason why a training cannot start (None: it can), and the state to pass to the next call."""
+    """Reason why a training cannot start, or None, and the next call's state."""
 
     reason: str | None
     remembered: str | None
@@ -129,7 +129,10 @@ def _watermarks(connection: Connection, settings: Settings, now: datetime) -> tu
 
 
 def last_completed(connection: Connection) -> datetime | None:
-    """Time of the last completed training (naive UTC) of any producer; the training interval starts there."""
+    """Time of the last completed training of any producer (naive UTC).
+
+    The training interval starts there.
+    """
     return last_completed_at(connection)
 
 

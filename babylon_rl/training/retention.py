@@ -1,4 +1,6 @@
-"""Retention of checkpoints: of each line the newest, the best in the benchmark, the deployed and the one before, those in use.
+"""Retention of checkpoints: newest, best, deployed, previous and those in use.
+
+The newest and the best in the benchmark are of each line.
 
 A version is marked as pruned before its files are deleted. A crash between the two leaves files that the next training deletes, never a
 version whose files are missing without a mark. Rows are never deleted; rows and files of other producers and uploads are not touched.

@@ -1,4 +1,6 @@
-"""Tracking of a training at Weights & Biases: one run per batch, its line as the group.
+"""Tracking of a training at Weights & Biases, one run per batch.
+
+The line is the group.
 
 An iteration is sent when its last step is reported. Step numbers follow from the iteration's place, so that an interrupted training does
 not log the same step twice. Offline there is no service to ask, so a file in the state directory records which directory holds what: lines
@@ -26,7 +28,10 @@ ITERATIONS = 1_000 * STRIDE  # the rows of whole iterations come after those of 
 
 
 class Tracker:
-    """Tracker of one training; ``step`` is called in the trainer's loop and only appends to a list."""
+    """Tracker of one training.
+
+    ``step`` is called in the trainer's loop and only appends to a list.
+    """
 
     def __init__(self, batch: Batch, settings: Settings, **more: Any) -> None:
         self.refusal = refusal(settings)

@@ -1,4 +1,6 @@
-"""Weights & Biases in a child process, so that its costs, failures and waits do not affect this process.
+"""Weights & Biases in a child process.
+
+Its costs, failures and waits do not affect this process.
 
 The child gets one line of JSON (the run to open), then one line per row to log, and answers with the run's page (or, offline, its
 directory). Its files, login and caches stay under BABYLON_RL_HOME/wandb. A thread hands the lines over, so that logging never waits.
@@ -41,7 +43,10 @@ class Sent:
 
 
 def refusal(settings: Settings) -> str | None:
-    """Reason why nothing is sent to Weights & Biases under these settings; None when it is (or into files, offline)."""
+    """Reason why nothing is sent to Weights & Biases; None when it is.
+
+    Offline it is written into files.
+    """
     if settings.wandb_mode == "disabled":
         return "Not sent to Weights & Biases: WANDB_MODE is disabled."
     if settings.wandb_mode == "online" and not settings.wandb_key:

@@ -283,7 +283,7 @@ class _Stocks:
         self._open = self._at > prices[:, :1] * room
 
     def profits(self, first: int, turn: int) -> Floats:
-        """Profits of closing at ``turn``: sides x stocks x opening turns ``first .. turn - 1``.
+        """Profits of closing at ``turn``, sides x stocks x opening turns ``first..turn-1``.
 
         In dollars; -inf where it is not allowed.
         """
@@ -309,7 +309,7 @@ class _Stocks:
 
 
 def funding_paid(scenario: Scenario) -> Floats:
-    """Funding paid by a long of one unit up to each moment, in dollars; stocks x moments."""
+    """Cumulative funding of a long of one unit in dollars, stocks x moments."""
     paid = np.zeros((len(scenario.assets), scenario.ticks + 1))
     for row, asset in enumerate(scenario.assets):
         for number, rate in enumerate(asset.funding):
@@ -377,7 +377,7 @@ def optimality_score(pnl: float, best_pnl: float) -> float:
 
 
 def optimum(scenario: Scenario, plan: BestPlan) -> Optimum:
-    """P&L of the best plan: in the class's accounting, on the exchange, and its upper bound."""
+    """P&L of the best plan: in its own accounting, on the exchange, upper bound."""
     balance = plan.policy.start_balance
     return Optimum(
         pnl=round(plan.pnl, USD_DECIMALS),

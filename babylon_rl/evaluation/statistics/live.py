@@ -137,7 +137,7 @@ class SampleRatio:
 
     @property
     def mismatch(self) -> bool:
-        """Whether the assignment is broken."""
+        """True when the assignment is broken."""
         return self.p < MISMATCH_BELOW
 
     def __str__(self) -> str:
@@ -147,7 +147,7 @@ class SampleRatio:
 
 
 def live_sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> SampleRatio:
-    """Check the numbers of units in each arm against the assigned ``shares`` (any weights), validly after every unit.
+    """Check the counts of the arms against ``shares`` (any weights), validly after every unit.
 
     The Dirichlet mixture of multinomial likelihood ratios (Lindon and Malek, Anytime-Valid Inference for Multinomial Count Data, NeurIPS
     2022): exact for any number of units and arms. False alarms stay below the threshold over all analyses together.
@@ -175,7 +175,7 @@ def _checked(counts: Sequence[int], shares: Sequence[float]) -> tuple[Floats, Fl
 
 
 def next_level(discoveries: Sequence[bool], error_rate: float = ERROR_RATE) -> float:
-    """Level of the next test in an unending sequence, from the outcomes of all earlier ones in order.
+    """Level of the next test in an unending sequence, from all earlier outcomes.
 
     LORD++ (Ramdas, Yang, Wainwright and Jordan, Online control of the false discovery rate with decaying memory, NeurIPS 2017, section 3;
     after Javanmard and Montanari, Annals of Statistics 46, 2018): each test spends a part of a wealth, each discovery earns
@@ -193,5 +193,5 @@ def next_level(discoveries: Sequence[bool], error_rate: float = ERROR_RATE) -> f
 
 
 def _weight(age: int) -> float:
-    """Share of a wealth spent by a test ``age`` tests after it was earned, 1 for the next."""
+    """Share of a wealth spent by a test ``age`` tests after its discovery."""
     return float(age**-_DECAY) / _SUM

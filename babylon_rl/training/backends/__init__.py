@@ -1,4 +1,4 @@
-"""Choice of a trainer by the settings, and of the address at which its versions answer.
+"""Choice of a trainer by the settings, and the address of its versions.
 
 The trainers implement protocol.py: on the CPU (cpu/), on a GPU (gpu.py), at a service (serverless/), and a dry one for trials (dry.py).
 """
@@ -16,7 +16,7 @@ from babylon_rl.training.backends.protocol import DRY_BASE_MODEL, GPU, SERVERLES
 
 @dataclass(frozen=True, slots=True)
 class ModelAddress:
-    """Address of a version: an OpenAI-compatible URL, the model's name there, and the key to ask with.
+    """Address of a version: OpenAI-compatible URL, model name there, and key.
 
     ``hint`` tells what to start first, if anything; ``needs`` names the setting of a key that is not set.
     """

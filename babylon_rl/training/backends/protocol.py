@@ -141,7 +141,7 @@ class TrainPlan:
         return self.tokens is None or self.tokens.get(window, 0) > 0
 
     def cost(self, iterations: Iterable[Sequence[str]]) -> float | None:
-        """Price in dollars of iterations over these hours; None where nothing is paid or no price is known."""
+        """Price in dollars of iterations over these hours; None without a known price."""
         if self.usd is None:
             return None
         return sum(self.usd.get(window, 0.0) for windows in iterations for window in windows)
@@ -175,7 +175,10 @@ class Trainer(Protocol):
         ...
 
     def tokenizer_dir(self) -> Path | None:
-        """Directory of the base's tokenizer and chat template, which every checkpoint contains; None without a model."""
+        """Directory of the base's tokenizer and chat template; None without a model.
+
+        Every checkpoint contains both.
+        """
         ...
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:

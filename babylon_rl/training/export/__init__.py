@@ -1,1 +1,1 @@
-"""Training data for other tools: JSONL of ART messages, Parquet, a Hugging Face dataset directory, an archive by window."""
+"""Training data for other tools: JSONL, Parquet, Hugging Face datasets, archives by window."""

@@ -1,4 +1,6 @@
-"""Destination of an export: a directory or an fsspec URL in which the set of files appears at the end, with its manifest.
+"""Destination of an export: a directory or fsspec URL.
+
+The set of files appears at the end, with its manifest.
 
 The manifest identifies an export's own files: those that no export wrote are never replaced without ``force``, and never deleted. It is
 written last, so a complete one guarantees every file that it lists.
@@ -59,7 +61,9 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Destination:
-    """A place that an export is written to, within a ``with`` block; leaving the block without ``commit`` changes nothing there.
+    """Destination of an export, within a ``with`` block.
+
+    Leaving the block without ``commit`` changes nothing there.
 
     Behind a URL, staged files of an interrupted export stay, and the next one sends only what is missing. ``work`` is a local directory
     for temporary files; ``force`` accepts a place with other files, and replaces those in the way.
@@ -92,7 +96,10 @@ class Destination:
         self._leave()
 
     def new(self, name: str) -> Path:
-        """Return a local path for the file ``name``. Raises UsageError when a foreign file is in its place."""
+        """Return a local path for the file ``name``.
+
+        Raises UsageError when a foreign file is in its place.
+        """
         if not self._force and name not in self._known and self._location.exists(name):
             raise UsageError(f"{self._location.shown}/{name} is in the way and no export wrote it: move it away, or give --force.")
         return self._staging.new(name)
@@ -151,7 +158,10 @@ class Destination:
         return self._opened
 
     def _lock_directory(self, staging: Path) -> None:
-        """Take the staging directory for this export alone, and empty it: it may hold files of one that was killed."""
+        """Lock the staging directory and empty it.
+
+        It may hold files of an export that was killed.
+        """
         staging.mkdir(exist_ok=True)
         self._lock = os.open(staging, os.O_RDONLY)
         try:
@@ -163,7 +173,10 @@ class Destination:
         _empty(staging)
 
     def _is_ours(self, name: str) -> bool:
-        """True for an unchanged file of an earlier export; behind a URL contents are not read back for this."""
+        """True for an unchanged file of an earlier export.
+
+        Behind a URL contents are not read back.
+        """
         if self._location.local is None:
             return self._location.exists(name)
         return self._location.sha256(name) in self._known[name]

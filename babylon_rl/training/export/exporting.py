@@ -1,4 +1,4 @@
-"""Export of some hours, in one format, to one destination; published completely or not at all."""
+"""Export of some hours in one format, published completely or not at all."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -44,7 +44,9 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class ExportedRows:
-    """Result of an export; ``files`` are displayable paths or URLs, empty when there was nothing to export.
+    """Result of an export.
+
+    ``files`` are displayable paths or URLs, empty when there was nothing to export.
 
     ``left_out`` counts LLM calls by reason, ``synthetic`` trajectories without a recorded prompt, ``stale`` windows whose rows have
     changed since they were scored.

@@ -88,7 +88,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class ExportHour:
-    """One window of an export; ``episodes`` are the selected ones, by agent id, without their sequences.
+    """Window of an export; ``episodes`` are selected, by agent id, without sequences.
 
     Records are read on demand, some trajectories at a time. ``left_out`` (calls by reason) and ``served`` (records by agent id) are
     complete once all records have been read. ``stale`` is True when the hour's rows have changed since its scores were given.
@@ -136,7 +136,7 @@ class ExportHour:
 
 
 def complete_windows(connection: Connection, first: str | None, end: str | None, now: datetime) -> tuple[list[str], list[str]]:
-    """List the windows with rows from ``first`` (inclusive) to ``end`` (exclusive): the complete, then the others.
+    """List the windows with rows from ``first`` to before ``end``: complete ones, others.
 
     Raises:
         UsageError: a malformed id, or a range that runs backwards.
@@ -155,7 +155,7 @@ def complete_windows(connection: Connection, first: str | None, end: str | None,
 def read_hours(
     connection: Connection, windows: Sequence[str], settings: Settings, splits: Splits, selection: Selection
 ) -> Iterator[ExportHour]:
-    """Read some hours, one after another; part of an hour's texts is in memory at a time.
+    """Read hours one after another, with part of an hour's texts in memory.
 
     ``connection`` must not be inside a transaction: each hour is read in one of its own, in which rows, scores and outcomes
     are those of one moment, and which lasts until the next hour is asked for.

@@ -93,7 +93,7 @@ def _plain(value: Any) -> Any:
 
 
 def _choice(record: Record) -> dict[str, Any] | None:
-    """Convert the answer to an OpenAI choice that ART can train on; None when a token's id is missing."""
+    """Convert the answer to an OpenAI choice for ART; None without token ids."""
     if record.logprobs is None or any(token.token_id is None for token in record.logprobs):
         return None
     tokens = [

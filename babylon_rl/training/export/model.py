@@ -1,4 +1,4 @@
-"""Export of a registered version for other servers: the adapter alone, or merged with its base.
+"""Export of a version for other servers: the adapter, or merged with its base.
 
 The directory appears completely or not at all, and only after it was loaded again and its distributions were compared with the
 checkpoint's. An adapter keeps its manifest, so that copies can be verified.
@@ -30,7 +30,7 @@ MOST_KL = {False: 1e-6, True: 0.005}  # nats a token, by whether merged: merging
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """Result of an export: directory, files, and mean KL from the checkpoint in nats a token."""
+    """Result of an export: directory, files, mean KL from the checkpoint (nats/token)."""
 
     directory: Path
     files: tuple[str, ...]
@@ -138,7 +138,10 @@ def _merge(manifest: Manifest, directory: Path, base_dir: Path, staging: Path) -
 
 
 def _difference(base_dir: Path, directory: Path, written: Path, merged: bool) -> float:
-    """Mean KL divergence of the written model from the checkpoint, in nats a token, on a prompt and a greedy answer."""
+    """Mean KL divergence of the written model from the checkpoint, in nats a token.
+
+    On a prompt and a greedy answer.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -167,7 +170,7 @@ def _loaded(base_dir: Path, adapter: Path) -> Any:
 
 
 def _answered(model: Any, ids: list[int], tokens: int = 8) -> "tuple[list[int], Tensor]":
-    """Extend the prompt by a greedy answer; return its tokens and the log-probabilities [T, V] of all."""
+    """Extend the prompt greedily; return its tokens and all log-probabilities [T, V]."""
     for _ in range(tokens):
         ids = [*ids, int(_logprobs(model, ids)[-1].argmax())]
     return ids, _logprobs(model, ids)

@@ -1,4 +1,4 @@
-"""Parquet formats: files by split with typed columns, alone or as a Hugging Face dataset directory.
+"""Parquet formats: files by split, alone or as a Hugging Face dataset.
 
 Row groups never span windows. A dataset directory holds Parquet files under data/, and a card with splits and types for ``datasets``.
 """

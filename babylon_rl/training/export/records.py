@@ -96,7 +96,7 @@ COLUMNS = (
 def episode_records(
     episode: Episode, served: Sequence[ServedSequence], group: GroupScores | None, score: EpisodeScore | None, split: str
 ) -> list[Record]:
-    """Build the records of some storable calls of an episode; ``score`` is the episode's in ``group``."""
+    """Build the records of an episode's storable calls; ``score`` is its score in ``group``."""
     return [_record(call, episode, score, group, split, 1 / len(served)) for call in served]
 
 

@@ -1,4 +1,4 @@
-"""Bounds on a policy before publication: finite numbers, distance to the base, more than one action.
+"""Bounds on a policy before publication: finite, near the base, several actions.
 
 They are measured after an iteration on some of its rows, against the base itself, so that they are known with KL_PENALTY=0 too. Actions
 are recognised by the grammar of an answer. In free texts the words of the action are unknown, so action shares are not measured.

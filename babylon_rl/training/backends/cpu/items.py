@@ -1,4 +1,4 @@
-"""Training items of the CPU trainer: the tokens of a served call, its advantage and weight.
+"""Items of the CPU trainer: tokens of a served call, advantage and weight.
 
 Calls that cannot train are counted. Pre-flight counts the same, one call after another, and keeps none, so that a batch may hold more
 calls than memory.

@@ -20,7 +20,7 @@ LONGEST_LOG_RATIO = 50.0  # so that sums stay finite
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the loss terms; ``entropy`` and ``kl`` in units of the policy term, per token.
+    """Weights of the loss terms, in units of the policy term, per token.
 
     0 switches a term off. The ratio is clipped to [1 - ``epsilon``, 1 + ``epsilon_high``]. A token below ``stale_probability`` is not
     pushed down further, which affects negative advantages only.

@@ -1,4 +1,4 @@
-"""Policy of the CPU trainer: a base with LoRA in its upper layers, computed over packed rows.
+"""Policy of the CPU trainer: a base with upper-layer LoRA, over packed rows.
 
 The lower layers stay frozen: their share of the backward pass is saved, and the adapter learns the task as well. The head is computed only
 over the legal tokens of each choice.
@@ -38,7 +38,7 @@ Computed = TypeVar("Computed")
 
 @dataclass(frozen=True)
 class Pack:
-    """One packed row: ``prefix_ids`` [P], and for each member its index in the batch and its tail."""
+    """Packed row: ``prefix_ids`` [P], and each member's index in the batch and tail."""
 
     members: tuple[int, ...]
     prefix_ids: tuple[int, ...]
@@ -63,7 +63,9 @@ def needed_ids(sequence: EncodedSequence) -> tuple[int, ...]:
 
 
 def pack(sequences: Sequence[EncodedSequence], *, most_tokens: int = 2048) -> list[Pack]:
-    """Pack sequences with a common prefix of at least ``SHORTEST_PREFIX`` tokens into rows of at most ``most_tokens``.
+    """Pack sequences with a common prefix into rows of at most ``most_tokens``.
+
+    The prefix has at least ``SHORTEST_PREFIX`` tokens.
 
     The result does not depend on the order of the sequences beyond the indexes it names.
     """
@@ -100,7 +102,7 @@ def _as_pack(run: Sequence[tuple[tuple[int, ...], int]]) -> Pack:
 
 
 def row_tensors(row: Pack, dtype: object) -> "tuple[Tensor, Tensor, Tensor | None]":
-    """Tensors of a row: ids [1, L], positions [1, L], additive attention mask [1, 1, L, L].
+    """Tensors of a row: ids and positions [1, L], additive mask [1, 1, L, L].
 
     The mask is None for a plain causal row.
     """
@@ -151,13 +153,16 @@ class PackedPolicy:
         return [results[place] for place in range(len(packs))]
 
     def hidden(self, row: Pack, items: Sequence[Item], spots: Sequence[Spot]) -> "Tensor":
-        """[N, D] hidden states that predict the tokens at N spots of a pack; called within ``each``."""
+        """[N, D] hidden states before the tokens at N spots; called within ``each``."""
         ids, positions, mask = row_tensors(row, self._causal.dtype)
         hidden = self._causal.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state[0]
         return hidden[[row.position(m, len(items[n].encoded.prompt_ids) + t - 1) for m, n, t in spots]]
 
     def states(self, packs: Sequence[Pack], items: Sequence[Item], *, of_base: bool = False) -> "list[Tensor]":
-        """[N, D] hidden states of each pack at its choices, without gradients; ``of_base`` disables the adapter."""
+        """[N, D] hidden states of each pack at its choices, without gradients.
+
+        ``of_base`` disables the adapter.
+        """
         import torch
 
         def without_gradients(row: Pack) -> "Tensor":
@@ -182,7 +187,7 @@ def choices(row: Pack, items: Sequence[Item]) -> list[Spot]:
 
 
 def load_policy(base_dir: Path, parent: Path | None) -> tuple[Any, Any]:
-    """Load the tokenizer and the base with the parent's adapter, or with a new neutral one.
+    """Load tokenizer and base with the parent's adapter, or a new neutral one.
 
     Raises:
         CheckpointError: the parent is damaged, or does not fit the base.

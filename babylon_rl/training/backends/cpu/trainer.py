@@ -1,4 +1,4 @@
-"""CPU trainer: LoRA on a small real model, with group-relative loss (loss.py) and shared prompts (policy.py).
+"""CPU trainer: LoRA with group-relative loss (loss.py) and shared prompts (policy.py).
 
 Pre-flight counts trainable tokens with the tokenizer alone (items.py). The result is deterministic for a seed on one machine, whatever the
 number of threads. Training stops before publication when the loss is not finite, or the policy leaves its bounds (bounds.py).

@@ -1,4 +1,4 @@
-"""Evidence that a job trained: number of sequences and loss, from its events or its checkpoint.
+"""Evidence of training by a job: sequences and loss, from events or checkpoint.
 
 ART's train() returns or raises independently of the outcome. A job counts when the model's step advanced, unless its events report zero
 sequences or a loss that is not finite. Events are folded as a set; their order does not matter.

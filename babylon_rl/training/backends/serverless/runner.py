@@ -78,7 +78,7 @@ class Times:
 
 
 class RemoteJobRunner:
-    """Runner for the iterations of one batch on one remote model, each trained at most once."""
+    """Runner of a batch's iterations on one remote model, each trained at most once."""
 
     def __init__(self, service: ServerlessService, run: RunContext, times: Times, at: Boundary = no_fault_point) -> None:
         self._service, self._run, self._times, self._at = service, run, times, at
@@ -200,7 +200,7 @@ class RemoteJobRunner:
         return self._ended(job, progress, "trained" if why is None else "failed", why, step)
 
     async def _made(self, job: RemoteJob) -> JobEnd | None:
-        """Derive the end of a post without an id from the step made since its row was written.
+        """Derive the end of a post without an id from a step made since.
 
         None while there is no new step.
         """
@@ -214,7 +214,7 @@ class RemoteJobRunner:
         return JobEnd("failed", self._now(), newest.number, sequences, error=why)
 
     async def _wait_for_step(self, job: RemoteJob) -> RemoteJob:
-        """Wait for a post without an id: its step, its id, or the end of the waiting time.
+        """Wait for the step or id of a post without an id, or time out.
 
         That is the longest job time; after an error or a cut connection, which may have come after acceptance, twice the time that jobs
         take at this service.
@@ -319,7 +319,10 @@ class RemoteJobRunner:
         return [post for post in read_jobs(self._run.connection, job.batch_id) if post.iteration == job.iteration]
 
     def _lost(self, job: RemoteJob) -> RemoteJob | None:
-        """Return a post that was given up before its step was seen, if no other post can have made that step."""
+        """Return a post given up before its step was seen.
+
+        Only if no other post can have made that step.
+        """
         posts = {post.state: post for post in self._posts(job)}
         return posts.get("lost") if posts.keys() <= {"lost", "refused"} else None
 

@@ -1,4 +1,4 @@
-"""Client of the serverless service: one model, its steps, the post of a job and its events.
+"""Client of the serverless service: a model, its steps, posts and their events.
 
 ART's train() builds the request, so that its versions may differ, and is stopped at the answer to the post. Its own polling has no time
 limit, fails on events out of order and does not expose the job's id. ART writes into a scratch directory below BABYLON_RL_HOME/tmp, locked
@@ -115,7 +115,10 @@ class ServiceStep:
 
 
 class ServerlessService:
-    """One model at the service, as an async context manager; ``beat`` is called while waiting and may raise."""
+    """Client of one model, an async context manager.
+
+    ``beat`` is called while waiting and may raise.
+    """
 
     def __init__(self, settings: Settings, base_model: str, timeout_s: float, beat: Callable[[], None]) -> None:
         self._settings, self._base_model = settings, base_model

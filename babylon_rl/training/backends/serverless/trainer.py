@@ -192,7 +192,10 @@ class ServerlessTrainer:
 
 @contextmanager
 def _waits_for_base() -> Iterator[None]:
-    """Pause, not fail, the batch when the base is unavailable: it is judged, and perhaps posted."""
+    """Pause the batch when the base is unavailable.
+
+    It does not fail: it is judged, and perhaps posted.
+    """
     try:
         yield
     except ModelUnavailable as missing:
