@@ -69,6 +69,16 @@ class DatabaseSettings(SettingsGroup):
             raise ValueError("must start with postgresql://")
         return value
 
+    @property
+    def home(self) -> Path:
+        """The state directory as an absolute path."""
+        return self.babylon_rl_home.expanduser().absolute()
+
+    @property
+    def uses_embedded_database(self) -> bool:
+        """True when no DATABASE_URL is set."""
+        return self.database_url is None
+
 
 class HourSettings(SettingsGroup):
     """Limits for rows and hours, and the description of an hour."""
@@ -214,6 +224,11 @@ class TrainingSettings(SettingsGroup):
         24, ge=2, description="Unseen market hours to compare a version in; up to 4 times as many while undecided. A pass needs 48."
     )
 
+    @property
+    def purposes_g(self) -> frozenset[str]:
+        """Purposes of LLM calls that train."""
+        return frozenset(part.strip() for part in self.train_purposes.split(",") if part.strip())
+
 
 class StorageSettings(SettingsGroup):
     """Storage of checkpoints, and Weights & Biases."""
@@ -236,6 +251,11 @@ class StorageSettings(SettingsGroup):
         description="Days that caches, transcripts of quarantined groups, gateway calls and logs of ended runs stay; then `babylon-rl "
         "cleanup` and the nightly schedule remove them.",
     )
+
+    @property
+    def wandb_key(self) -> str:
+        """WANDB_API_KEY in clear text; empty if not set."""
+        return "" if self.wandb_api_key is None else self.wandb_api_key.get_secret_value()
 
 
 class RecordingSettings(SettingsGroup):
@@ -329,6 +349,21 @@ class ServingSettings(SettingsGroup):
             raise ValueError("must rise from above 0 to 100")
         return value
 
+    @property
+    def in_production(self) -> bool:
+        """True when NODE_ENV or ENVIRONMENT is production."""
+        return "production" in (self.node_env, self.environment)
+
+    @property
+    def rl_enabled(self) -> bool:
+        """USE_RL_MODEL, by default on but in production."""
+        return not self.in_production if self.use_rl_model is None else self.use_rl_model
+
+    @property
+    def rollout_percentages(self) -> tuple[float, ...]:
+        """ROLLOUT_STEPS as numbers, rising to 100."""
+        return tuple(float(part) for part in self.rollout_steps.split(","))
+
 
 class AlertSettings(SettingsGroup):
     """Where alerts are sent."""
@@ -416,41 +451,6 @@ class Settings(
         if value is not None and "@" in urlsplit(value).netloc:
             raise ValueError("must hold no user or password, as addresses are shown and stored; the API key says who asks")
         return value
-
-    @property
-    def home(self) -> Path:
-        """The state directory as an absolute path."""
-        return self.babylon_rl_home.expanduser().absolute()
-
-    @property
-    def wandb_key(self) -> str:
-        """WANDB_API_KEY in clear text; empty if not set."""
-        return "" if self.wandb_api_key is None else self.wandb_api_key.get_secret_value()
-
-    @property
-    def in_production(self) -> bool:
-        """True when NODE_ENV or ENVIRONMENT is production."""
-        return "production" in (self.node_env, self.environment)
-
-    @property
-    def rl_enabled(self) -> bool:
-        """USE_RL_MODEL, by default on but in production."""
-        return not self.in_production if self.use_rl_model is None else self.use_rl_model
-
-    @property
-    def rollout_percentages(self) -> tuple[float, ...]:
-        """ROLLOUT_STEPS as numbers, rising to 100."""
-        return tuple(float(part) for part in self.rollout_steps.split(","))
-
-    @property
-    def uses_embedded_database(self) -> bool:
-        """True when no DATABASE_URL is set."""
-        return self.database_url is None
-
-    @property
-    def purposes_g(self) -> frozenset[str]:
-        """Purposes of LLM calls that train."""
-        return frozenset(part.strip() for part in self.train_purposes.split(",") if part.strip())
 
     def warnings(self) -> list[str]:
         """Allowed but unusual values, one sentence each."""

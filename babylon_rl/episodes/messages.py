@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from babylon_rl.episodes.steps import PENDING, CallFacts, Step, StepCall, StepFacts, whole_number
-from babylon_rl.settings import Settings
+from babylon_rl.settings import TrainingSettings
 from babylon_rl.store.trajectories import CallLogRow
 from babylon_rl.types import MessageSource, ServedSequence
 
@@ -46,7 +46,7 @@ class SequenceRules:
     train_synthetic: bool
 
     @classmethod
-    def of(cls, settings: Settings) -> "SequenceRules":
+    def of(cls, settings: TrainingSettings) -> "SequenceRules":
         """Return the rules of the given settings."""
         return cls(settings.purposes_g, settings.train_synthetic)
 

@@ -18,7 +18,7 @@ from babylon_rl.episodes.reduce import LoggedSteps, embedded_sequences, reduced,
 from babylon_rl.episodes.steps import Step
 from babylon_rl.episodes.stitch import by_agent, episode
 from babylon_rl.episodes.summary import group_version, summary
-from babylon_rl.settings import Settings
+from babylon_rl.settings import HourSettings, Settings, TrainingSettings
 from babylon_rl.store import scores
 from babylon_rl.store.columns import UNSTORABLE
 from babylon_rl.store.connection import Connection
@@ -77,7 +77,7 @@ def read_windows(connection: Connection, windows: Iterable[str], settings: Setti
 
 
 def stream_trajectories(
-    connection: Connection, windows: Iterable[str], settings: Settings, only: Container[str] | None = None
+    connection: Connection, windows: Iterable[str], settings: TrainingSettings, only: Container[str] | None = None
 ) -> Iterator[Trajectory]:
     """Yield the eligible trajectories of some hours with their sequences.
 
@@ -91,7 +91,7 @@ def stream_trajectories(
     return _eligible(connection, (row for row in rows if only is None or row.trajectory_id in only), settings, None, True)
 
 
-def trajectories_with_texts(connection: Connection, trajectory_ids: Sequence[str], settings: Settings) -> dict[str, Trajectory]:
+def trajectories_with_texts(connection: Connection, trajectory_ids: Sequence[str], settings: TrainingSettings) -> dict[str, Trajectory]:
     """Return the eligible ones of the given trajectories with their sequences, by id."""
     rows = trajectories_by_id(connection, trajectory_ids)
     return {trajectory.trajectory_id: trajectory for trajectory in _eligible(connection, rows, settings, None, True)}
@@ -106,7 +106,7 @@ def _checked(windows: Iterable[str]) -> list[str]:
 
 
 def _eligible(
-    connection: Connection, rows: Iterable[TrajectoryRow], settings: Settings, on_row: OnRow | None, texts: bool
+    connection: Connection, rows: Iterable[TrajectoryRow], settings: TrainingSettings, on_row: OnRow | None, texts: bool
 ) -> Iterator[Trajectory]:
     rules = SequenceRules.of(settings)
     without_calls: list[LoggedSteps] = []
@@ -160,7 +160,7 @@ def _completed(connection: Connection, portion: list[LoggedSteps], rules: Sequen
     yield from (entry.trajectory for entry in remaining.values())
 
 
-def _reading(window: str, hour: _WindowRows, settings: Settings) -> WindowReading:
+def _reading(window: str, hour: _WindowRows, settings: HourSettings) -> WindowReading:
     agents = by_agent(hour.trajectories)
     rejections = tuple(sorted(hour.rejections, key=lambda rejection: rejection.trajectory_id))
     return WindowReading(

@@ -18,7 +18,7 @@ from babylon_rl.evaluation.snapshots import Snapshot, benchmark_snapshots
 from babylon_rl.evaluation.statistics.intervals import Interval
 from babylon_rl.reporting import plots
 from babylon_rl.reporting.tables import markdown_table
-from babylon_rl.settings import Settings
+from babylon_rl.settings import TrainingSettings
 from babylon_rl.store.benchmarks import GateDecision, MarketResult, read_gated, read_identities, read_results
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.registry import Model, read_models
@@ -102,7 +102,7 @@ class Leaderboard:
         }
 
 
-def leaderboard(connection: Connection, settings: Settings) -> Leaderboard:
+def leaderboard(connection: Connection, settings: TrainingSettings) -> Leaderboard:
     """Rank our versions on the newest version's base, that base, and all strategies.
 
     Markets are those that all of them played.

@@ -18,7 +18,7 @@ from babylon_rl.errors import JudgeRefused, JudgeUnavailable
 from babylon_rl.llm.retries import CallFailed, CircuitBreaker, CircuitOpen, Retrier, Retries
 from babylon_rl.llm.tokens import is_priced, litellm_quietly, price, table_entry
 from babylon_rl.llm.transports import ChatCompletion, LitellmTransport, OpenAITransport, Transport, with_version
-from babylon_rl.settings import HEURISTIC, Settings, judge_key_variable, provider_key
+from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings, judge_key_variable, provider_key
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENPIPE_URL = "https://api.openpipe.ai/api/v1"
@@ -72,7 +72,7 @@ def endpoint_of(settings: Settings, model: str) -> JudgeEndpoint:
     return JudgeEndpoint(model, wire_name, _own_address(provider, model), key, variable)
 
 
-def server_of(settings: Settings, model: str) -> str:
+def server_of(settings: JudgeSettings, model: str) -> str:
     """Address of a server that replaces the model's provider; empty if the provider answers.
 
     Also empty for the heuristic. Answers are stored under it, so that answers of a trial server are never taken for those of the model
@@ -93,7 +93,7 @@ def judge_addresses(settings: Settings, *models: str | None) -> str:
     return " and ".join(f"{model} at {endpoint_of(settings, model).where}" for model in listed)
 
 
-def _given_address(settings: Settings, model: str) -> tuple[str | None, str]:
+def _given_address(settings: JudgeSettings, model: str) -> tuple[str | None, str]:
     """Address from the settings for ``model``, and the OpenAI variable that named it, else ""."""
     given, named_by = settings.judge_base_url, ""
     # the audit's model has its own address, unless it is the judge
@@ -305,7 +305,7 @@ class JudgeClient:
         return JudgeUnavailable(f"Not asked, as {open_.failures} requests failed in a row. The last: {open_.reason}")
 
 
-def _transport(endpoint: JudgeEndpoint, settings: Settings) -> Transport:
+def _transport(endpoint: JudgeEndpoint, settings: JudgeSettings) -> Transport:
     """The transport for an endpoint: OpenAI's client where an address is known, else litellm."""
     if endpoint.base_url is not None:
         return OpenAITransport(endpoint.base_url, endpoint.wire_name, endpoint.secret)

@@ -18,7 +18,7 @@ from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, plan_hours
 from babylon_rl.judge.prompt.render import RenderedGroup
 from babylon_rl.judge.prompt.request import JudgeRequest, plan_requests
 from babylon_rl.llm.tokens import known_sum, price
-from babylon_rl.settings import Settings
+from babylon_rl.settings import JudgeSettings, Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import read_secret
 from babylon_rl.store.judge_requests import count_answers, find_answers
@@ -78,7 +78,7 @@ def total_of(hours: Iterable[HourCost]) -> HourCost:
     )  # fmt: skip
 
 
-def _cost(connection: Connection, hour: PlannedHour, settings: Settings, secret: bytes, tries: float) -> HourCost:
+def _cost(connection: Connection, hour: PlannedHour, settings: JudgeSettings, secret: bytes, tries: float) -> HourCost:
     """Cost of one hour."""
     group, first = hour.group, settings.judge_orders
     requests = _requests(group, range(max_orders(settings)), settings, secret)
@@ -94,7 +94,7 @@ def _cost(connection: Connection, hour: PlannedHour, settings: Settings, secret:
     )  # fmt: skip
 
 
-def _requests(group: RenderedGroup, orders: range, settings: Settings, secret: bytes) -> list[JudgeRequest]:
+def _requests(group: RenderedGroup, orders: range, settings: JudgeSettings, secret: bytes) -> list[JudgeRequest]:
     """All requests about a group in some orders, those of its masked form included."""
     return [
         request
@@ -109,12 +109,12 @@ def _tokens(requests: Sequence[JudgeRequest]) -> tuple[int, int]:
     return sum(request.tokens for request in requests), sum(len(request.ids) for request in requests) * COMPLETION_TOKENS_PER_EPISODE
 
 
-def _usd(requests: Sequence[JudgeRequest], settings: Settings, tries: float = 1.0) -> float | None:
+def _usd(requests: Sequence[JudgeRequest], settings: JudgeSettings, tries: float = 1.0) -> float | None:
     usd = price(settings.judge_model, *_tokens(requests)) if requests else 0.0
     return None if usd is None else tries * usd
 
 
-def _likely_tries(connection: Connection, settings: Settings) -> float:
+def _likely_tries(connection: Connection, settings: JudgeSettings) -> float:
     """Expected answers per request, from this judge's share of unusable answers.
 
     Without answers so far, the share is 5 %.

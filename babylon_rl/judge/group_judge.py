@@ -19,7 +19,7 @@ from babylon_rl.judge.consensus import Agreement, Gain, agreement, gain, merge
 from babylon_rl.judge.prompt.render import RenderedGroup
 from babylon_rl.judge.prompt.request import JudgeRequest, plan_requests, retry_request
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
-from babylon_rl.settings import Settings
+from babylon_rl.settings import JudgeSettings, Settings
 from babylon_rl.store.columns import storable
 from babylon_rl.store.judge_requests import StoredAnswer
 
@@ -274,7 +274,7 @@ def _next_even(orders: int) -> int:
     return orders + 2 - orders % 2
 
 
-def max_orders(settings: Settings) -> int:
+def max_orders(settings: JudgeSettings) -> int:
     """Largest number of orders for a group that keeps disagreeing."""
     orders = settings.judge_orders
     while settings.judge_disagreement < 1 and _next_even(orders) <= settings.judge_max_orders:

@@ -28,7 +28,7 @@ from babylon_rl.judge.prompt.templates import folded, market_name
 from babylon_rl.market.correctness import HourMarket, Targets, correctness, intent
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import PredictionOutcome, WindowOutcomes
-from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.settings import HEURISTIC, HourSettings, Settings
 from babylon_rl.store import hindsight as store
 from babylon_rl.store.columns import storable
 from babylon_rl.store.connection import Connection
@@ -263,7 +263,7 @@ def _flags(hour: HourVerdicts, texts: Mapping[tuple[str, str], str], hidden: Seq
     return [tells or leaks_hidden_answer(texts[hour.window, agent], hidden) for agent, tells in zip(hour.agents, hour.tells, strict=True)]
 
 
-def _open_answers(connection: Connection, windows: Sequence[str], settings: Settings) -> dict[str, list[HiddenAnswer]]:
+def _open_answers(connection: Connection, windows: Sequence[str], settings: HourSettings) -> dict[str, list[HiddenAnswer]]:
     """Hidden answers of each hour's open questions; hours without any are absent."""
     markets = read_many_outcomes(connection, windows, settings)
     open_ = {window: [question for question in market.predictions if question.outcome == UNRESOLVED] for window, market in markets.items()}

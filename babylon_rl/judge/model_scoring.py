@@ -24,7 +24,7 @@ from babylon_rl.judge.prompt.render import RenderedGroup, unreadable
 from babylon_rl.judge.prompt.rubric import RUBRIC, RUBRIC_VERSION
 from babylon_rl.llm.tokens import known_sum
 from babylon_rl.progress import Progress, no_progress
-from babylon_rl.settings import Settings
+from babylon_rl.settings import JudgeSettings, Settings
 from babylon_rl.store import scores
 from babylon_rl.store.columns import storable
 from babylon_rl.store.connection import Connection
@@ -196,7 +196,7 @@ def finish_hour(
         return replace(judged, changed=True)
 
 
-def judged_scores(outcome: ScoredGroup, settings: Settings, input_version: str) -> GroupScores:
+def judged_scores(outcome: ScoredGroup, settings: JudgeSettings, input_version: str) -> GroupScores:
     """Scores of a judged group, not stored."""
     group, orders, agreement = outcome.group, outcome.orders, outcome.agreement
     gains = {} if outcome.gain is None else outcome.gain.by_agent

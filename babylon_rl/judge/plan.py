@@ -15,7 +15,7 @@ from babylon_rl.judge.client import server_of
 from babylon_rl.judge.prompt.render import FORM, REQUEST_TOKENS, RenderedGroup, render_groups
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
 from babylon_rl.market.outcomes import read_many_outcomes
-from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
 from babylon_rl.store import judge_inputs, judge_requests, scores
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezing import DROPOUT, read_dropped
@@ -66,7 +66,7 @@ def request_version(sources: str) -> str:
     return f"{FORM}:{sources}"
 
 
-def judge_version(settings: Settings) -> str:
+def judge_version(settings: JudgeSettings) -> str:
     """Version that comparable scores of a judge share: the rubric and the number of orders."""
     return f"{RUBRIC_VERSION}, {settings.judge_orders} to {max(settings.judge_orders, settings.judge_max_orders)} orders"
 
@@ -224,7 +224,7 @@ def _keep_unchanged(
         scores.forget_sources(connection, {window: before[window] for window in comparable if window not in plan.kept and window in before})
 
 
-def _could_stand(window: str, state: _State, settings: Settings) -> bool:
+def _could_stand(window: str, state: _State, settings: JudgeSettings) -> bool:
     """True if the stored scores have this judge, the same episodes and the same server."""
     before = state.stored.get(window)
     if before is None or before.input_version != group_version(state.readings[window]):

@@ -19,7 +19,7 @@ from babylon_rl.market.window_market import (
     WindowOutcomes,
     window_outcomes,
 )
-from babylon_rl.settings import Settings
+from babylon_rl.settings import HourSettings
 from babylon_rl.store import outcomes as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import MarketEvent, QuestionSpan, StockSpan, events, question_spans, stock_spans
@@ -30,7 +30,7 @@ from babylon_rl.windows import is_complete
 __all__ = ["PredictionOutcome", "StockOutcome", "WindowOutcomes", "outcome_rows", "read_many_outcomes", "read_outcomes", "sync_outcomes"]
 
 
-def read_outcomes(connection: Connection, window: str, settings: Settings) -> WindowOutcomes:
+def read_outcomes(connection: Connection, window: str, settings: HourSettings) -> WindowOutcomes:
     """The market of one window from the game's tables.
 
     Raises:
@@ -39,7 +39,7 @@ def read_outcomes(connection: Connection, window: str, settings: Settings) -> Wi
     return read_many_outcomes(connection, [window], settings)[window]
 
 
-def read_many_outcomes(connection: Connection, windows: Iterable[str], settings: Settings) -> dict[str, WindowOutcomes]:
+def read_many_outcomes(connection: Connection, windows: Iterable[str], settings: HourSettings) -> dict[str, WindowOutcomes]:
     """The markets of some windows, in order, from three queries; empty markets included.
 
     Raises:
@@ -58,7 +58,7 @@ def read_many_outcomes(connection: Connection, windows: Iterable[str], settings:
     return {window: window_outcomes(window, stocks[window], questions[window], event_rows[window], settings) for window in ordered}
 
 
-def sync_outcomes(connection: Connection, windows: Iterable[str], settings: Settings, now: datetime) -> dict[str, WindowOutcomes]:
+def sync_outcomes(connection: Connection, windows: Iterable[str], settings: HourSettings, now: datetime) -> dict[str, WindowOutcomes]:
     """Update market_outcomes and babylon_rl.market_windows for some windows.
 
     Equal content is not touched. Windows that are not complete at ``now`` are never written and are absent from the result. A window's

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from babylon_rl.settings import Settings
+from babylon_rl.settings import HourSettings
 from babylon_rl.store.market import MarketEvent, QuestionSpan, StockSpan
 from babylon_rl.versions import content_version
 
@@ -144,7 +144,7 @@ def engine_ticker(organization_id: str) -> str:
 
 
 def window_outcomes(
-    window: str, stocks: Sequence[StockSpan], questions: Sequence[QuestionSpan], happened: Sequence[MarketEvent], settings: Settings
+    window: str, stocks: Sequence[StockSpan], questions: Sequence[QuestionSpan], happened: Sequence[MarketEvent], settings: HourSettings
 ) -> WindowOutcomes:
     """The market of one window from its records, given in the store's order."""
     recorded = bool(happened) or any(stock.moved for stock in stocks) or any(question.moved for question in questions)

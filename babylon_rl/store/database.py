@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from babylon_rl.errors import DatabaseError
-from babylon_rl.settings import Settings
+from babylon_rl.settings import DatabaseSettings
 from babylon_rl.store.connection import POOLER_ADVICE, Connection, address, connect, with_search_path
 from babylon_rl.store.embedded import use_server
 
@@ -124,7 +124,7 @@ class Database:
 
 
 @contextlib.contextmanager
-def open_database(settings: Settings, *, prepare: bool = True) -> Iterator[Database]:
+def open_database(settings: DatabaseSettings, *, prepare: bool = True) -> Iterator[Database]:
     """Open the database of these settings for the length of a ``with`` block.
 
     Without DATABASE_URL the embedded server is started if it is not running, and stopped when its last user leaves. ``prepare=False``
@@ -147,7 +147,7 @@ def open_database(settings: Settings, *, prepare: bool = True) -> Iterator[Datab
         yield database
 
 
-def process_database(settings: Settings) -> Database:
+def process_database(settings: DatabaseSettings) -> Database:
     """Return the database of these settings, open until this process ends.
 
     Later calls in the same process return the same object.

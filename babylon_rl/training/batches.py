@@ -22,7 +22,7 @@ from babylon_rl.errors import (
 )
 from babylon_rl.judge.groups import ScoringResult, without_agents
 from babylon_rl.judge.scoring import score_windows
-from babylon_rl.settings import Settings
+from babylon_rl.settings import ServingSettings, Settings
 from babylon_rl.store.batches import (
     LIVE_STATES,
     Batch,
@@ -262,7 +262,7 @@ def _wait_for_the_line(run: BatchRun) -> None:
         )
 
 
-def _parent(run: BatchRun, settings: Settings) -> Model | None:
+def _parent(run: BatchRun, settings: ServingSettings) -> Model | None:
     # A training that has begun keeps its parent, though a newer version may have been registered since.
     if not read_steps(run.connection, run.batch.batch_id):
         return parent_of_line(run.connection, run.batch.base_model, promoted=settings.auto_promote)

@@ -23,7 +23,7 @@ from babylon_rl.errors import NothingToTrain
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leakage import find_leaks
 from babylon_rl.market.outcomes import read_many_outcomes
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import reading_chunks
@@ -199,7 +199,7 @@ def refuse_empty(conversion: Conversion, batch_id: str) -> None:
 def _trains(
     call: ServedSequence,
     secrets: HourSecrets,
-    settings: Settings,
+    settings: TrainingSettings,
     versions: Sequence[str],
     left_out: Counter[str],
     staleness: Counter[str],

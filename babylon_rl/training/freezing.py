@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from itertools import groupby
 
 from babylon_rl.errors import TrainingError, UsageError
-from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings, TrainingSettings
 from babylon_rl.store.batches import Batch, batch_id_taken, lock_registry, read_batch
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.freezing import (
@@ -91,7 +91,7 @@ def freeze_bounds(
     return FreezeBounds(first, end, complete, judged, settings.min_agents_per_window)
 
 
-def last_hours(settings: Settings, now: datetime, settled: bool) -> tuple[str, str]:
+def last_hours(settings: JudgeSettings, now: datetime, settled: bool) -> tuple[str, str]:
     """The newest complete hour, and the newest that may be judged (``settled``: by automation)."""
     wait = timedelta(hours=settings.judge_settle_hours) if settled and settings.judge_model != HEURISTIC else timedelta(0)
     return newest_complete(now), newest_complete(now, wait)
@@ -267,7 +267,7 @@ def _new_batch_id(connection: Connection, now: datetime) -> str:
     return f"batch-{milliseconds}"
 
 
-def _version(connection: Connection, settings: Settings, parent: Model | None) -> str:
+def _version(connection: Connection, settings: TrainingSettings, parent: Model | None) -> str:
     pinned = settings.model_version
     if pinned is None:
         return next_version(connection)

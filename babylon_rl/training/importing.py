@@ -25,7 +25,7 @@ from babylon_rl.models.checkpoints import (
     publish,
     read_remote,
 )
-from babylon_rl.settings import Settings
+from babylon_rl.settings import DatabaseSettings
 from babylon_rl.store.batches import lock_registry
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.registry import Model, read_models, register_import, reserved_by, version_order, version_taken
@@ -46,7 +46,7 @@ class ImportedWeights:
     facts: Mapping[str, Any]
 
 
-def import_version(connection: Connection, settings: Settings, weights: ImportedWeights, now: datetime) -> Model:
+def import_version(connection: Connection, settings: DatabaseSettings, weights: ImportedWeights, now: datetime) -> Model:
     """Verify weights, publish them as a checkpoint and register the version.
 
     Raises:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from babylon_rl.errors import Diverged, NothingToTrain, TrainingError
 from babylon_rl.files.durable import publish_directory
-from babylon_rl.settings import Settings
+from babylon_rl.settings import TrainingSettings
 from babylon_rl.store.batches import Batch, advance_batch, heartbeat
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.write_ahead import TrainingStep, begin_step, finish_step, finished_steps, newest_job, read_steps
@@ -89,7 +89,7 @@ def work_dir(checkpoints: Path, batch_id: str) -> Path:
     return checkpoints / WORK / batch_id
 
 
-def plan_iterations(windows: Sequence[str], settings: Settings, seed: int, passes: int | None = 1) -> list[list[str]]:
+def plan_iterations(windows: Sequence[str], settings: TrainingSettings, seed: int, passes: int | None = 1) -> list[list[str]]:
     """Plan the windows of each iteration.
 
     A seeded order, WINDOWS_PER_ITERATION at a time, repeated ``passes`` times, at most ITERATIONS iterations. ``passes`` None is for old

@@ -11,7 +11,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, failures_in_a_row, write_preflight
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.write_ahead import RemoteJob
@@ -79,7 +79,9 @@ def refuse_untrainable(plan: TrainPlan, batch_id: str) -> None:
         raise NothingToTrain(f"{batch_id} has no trainable token, and nothing was posted. {plan.cure} Its trajectories are free again.")
 
 
-def keep_budget(batch_id: str, settings: Settings, plan: TrainPlan, iterations: Sequence[Sequence[str]], jobs: Sequence[RemoteJob]) -> None:
+def keep_budget(
+    batch_id: str, settings: TrainingSettings, plan: TrainPlan, iterations: Sequence[Sequence[str]], jobs: Sequence[RemoteJob]
+) -> None:
     """Check the cost of a paid training, past (``jobs``) and remaining ``iterations``, against TRAINING_BUDGET_USD.
 
     Raises:

@@ -27,7 +27,7 @@ from babylon_rl.models.checkpoints import (
     publish,
     verify,
 )
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, StorageSettings
 from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, advance_batch, lock_registry, read_batch
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.freezing import bar_dropped
@@ -176,7 +176,7 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
     return model
 
 
-def _uploaded(run: BatchRun, checkpoint: Path, settings: Settings) -> str | None:
+def _uploaded(run: BatchRun, checkpoint: Path, settings: StorageSettings) -> str | None:
     if settings.model_storage_url is None:
         return None
     try:

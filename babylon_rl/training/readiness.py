@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from babylon_rl.episodes.quality import SampleQuality, sample_quality
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezing import READ_TABLES
@@ -136,11 +136,11 @@ def last_completed(connection: Connection) -> datetime | None:
     return last_completed_at(connection)
 
 
-def _groups(settings: Settings, freezable: Freezable) -> int:
+def _groups(settings: TrainingSettings, freezable: Freezable) -> int:
     return sum(number >= settings.training_min_group_size for number in freezable.windows.values())
 
 
-def _reason(settings: Settings, freezable: Freezable, groups: int, quality: float) -> str:
+def _reason(settings: TrainingSettings, freezable: Freezable, groups: int, quality: float) -> str:
     missing = settings.training_min_trajectories - freezable.trajectories
     if missing > 0:
         return f"Need {missing} more trajectories"

@@ -14,7 +14,7 @@ from pathlib import Path
 from babylon_rl.errors import CheckpointError
 from babylon_rl.files.removal import Removal
 from babylon_rl.models.checkpoints import load_manifest
-from babylon_rl.settings import Settings
+from babylon_rl.settings import ServingSettings, Settings
 from babylon_rl.store.batches import LIVE_STATES, lock_registry, read_batch, read_batches
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.registry import Model, mark_pruned, model_of_batch, read_models
@@ -81,13 +81,13 @@ def prune(connection: Connection, settings: Settings, checkpoints: Path, now: da
     return Pruned([model.version for model in going], removal)
 
 
-def versions_in_use(connection: Connection, settings: Settings) -> frozenset[str]:
+def versions_in_use(connection: Connection, settings: ServingSettings) -> frozenset[str]:
     """Versions whose files must stay: pinned, routed or waiting, and parents of live batches."""
     used = {batch.parent_version for batch in read_batches(connection, LIVE_STATES)} | {settings.rl_model_version}
     return frozenset(version for version in used | versions_needed(connection) if version is not None)
 
 
-def batches_on_record(connection: Connection, settings: Settings) -> set[str]:
+def batches_on_record(connection: Connection, settings: ServingSettings) -> set[str]:
     """Batches of the deployed versions, of those in use, and of all their ancestors: their records stay whole."""
     models = read_models(connection)
     by_version = {model.version: model for model in models}

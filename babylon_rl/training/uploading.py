@@ -14,12 +14,12 @@ from babylon_rl.files.durable import sha256
 from babylon_rl.files.location import Location, describing_failures, shown_url
 from babylon_rl.files.staging import PublishedFile, Staging
 from babylon_rl.models.checkpoints import MANIFEST, load_manifest
-from babylon_rl.settings import Settings
+from babylon_rl.settings import StorageSettings
 
 INCOMING = ".incoming"
 
 
-def check_storage(settings: Settings, batch_id: str) -> None:
+def check_storage(settings: StorageSettings, batch_id: str) -> None:
     """Write and remove a small file at the storage location, before a training is paid.
 
     Raises:

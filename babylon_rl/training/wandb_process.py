@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from typing import Any, TextIO
 
 from babylon_rl.errors import require
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, StorageSettings
 
 TIMEOUT_S = 180.0
 INIT_TIMEOUT_S = 45.0
@@ -42,7 +42,7 @@ class Sent:
     answer: Mapping[str, Any] | None = None
 
 
-def refusal(settings: Settings) -> str | None:
+def refusal(settings: StorageSettings) -> str | None:
     """Reason why nothing is sent to Weights & Biases; None when it is.
 
     Offline it is written into files.
@@ -54,7 +54,7 @@ def refusal(settings: Settings) -> str | None:
     return None
 
 
-def run_request(settings: Settings, run_id: str, name: str, job_type: str, **more: Any) -> dict[str, Any]:
+def run_request(settings: StorageSettings, run_id: str, name: str, job_type: str, **more: Any) -> dict[str, Any]:
     """Build the first line for a child: the run to open.
 
     ``more`` are further arguments of wandb.init, and ``initTimeout`` in seconds.
@@ -158,7 +158,7 @@ def link_of(run: Any, request: Mapping[str, Any]) -> str:
     return str(Path(run.dir).parent) if request["mode"] == "offline" else str(run.url)
 
 
-def _environment(home: Path, settings: Settings, key: str) -> dict[str, str]:
+def _environment(home: Path, settings: StorageSettings, key: str) -> dict[str, str]:
     places = {f"WANDB_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT")}
     places["WANDB_DIR"] = str(home.parent)  # it makes a folder ``wandb`` in it
     quiet = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "NETRC": str(home / "netrc"), "WANDB_MODE": settings.wandb_mode}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from babylon_rl.errors import SettingsError
-from babylon_rl.settings import Settings
+from babylon_rl.settings import JudgeSettings, Settings
 
 Treatment = Literal["drop", "hash"]
 
@@ -74,7 +74,7 @@ class PrivateFields:
         return f"#{hmac.new(self.secret, value.encode('utf-8', 'replace'), hashlib.sha256).hexdigest()[:12]}"
 
 
-def private_fields(settings: Settings, secret: bytes = b"") -> PrivateFields:
+def private_fields(settings: JudgeSettings, secret: bytes = b"") -> PrivateFields:
     """Parse JUDGE_PRIVATE_FIELDS; hashes are keyed with ``secret``.
 
     Raises:
@@ -94,7 +94,7 @@ def private_fields(settings: Settings, secret: bytes = b"") -> PrivateFields:
     return PrivateFields(treatments, secret)
 
 
-def fields_that_leave(settings: Settings) -> list[tuple[str, str, str]]:
+def fields_that_leave(settings: JudgeSettings) -> list[tuple[str, str, str]]:
     """Each field as (name, meaning, ``leaves``, ``dropped`` or ``hashed``), in request order.
 
     Raises:

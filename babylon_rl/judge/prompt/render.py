@@ -29,7 +29,7 @@ from babylon_rl.judge.prompt.transcript import RecordedStep, read_transcripts
 from babylon_rl.llm.tokens import table_entry, token_counter
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.market.window_market import WindowOutcomes
-from babylon_rl.settings import Settings
+from babylon_rl.settings import JudgeSettings, Settings
 from babylon_rl.store import judge_inputs as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import recorded_knowledge
@@ -115,7 +115,7 @@ class RenderedGroup:
         return {episode.agent_id: episode.flags for episode in self.episodes if episode.flags}
 
 
-def episodes_per_request(group: RenderedGroup, settings: Settings) -> int:
+def episodes_per_request(group: RenderedGroup, settings: JudgeSettings) -> int:
     """Largest number of a group's episodes in one request."""
     return max(MIN_SUBGROUP, min(group.max_episodes, settings.judge_group_size))
 
@@ -159,7 +159,7 @@ def render_groups(
     return shown
 
 
-def unreadable(connection: Connection, settings: Settings) -> list[str]:
+def unreadable(connection: Connection, settings: JudgeSettings) -> list[str]:
     """Sentences on columns that this database role cannot read, with the consequence."""
     sentences = []
     if settings.show_hidden_answers_to_judge and not store.readable(connection, "Question", ("outcome",)):
@@ -179,7 +179,7 @@ def _context(
     connection: Connection,
     outcomes: WindowOutcomes,
     episodes: Sequence[Episode],
-    settings: Settings,
+    settings: JudgeSettings,
     private: PrivateFields,
     screen: InjectionScreen,
 ) -> list[str]:
@@ -200,7 +200,7 @@ def _context(
 
 def _group(
     connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], names: Mapping[str, Sequence[str]],
-    settings: Settings, private: PrivateFields,
+    settings: JudgeSettings, private: PrivateFields,
 ) -> RenderedGroup:  # fmt: skip
     """Render a group, with its ``masked`` form where flagged passages are shown in it."""
     recorded = read_transcripts(connection, [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids])
@@ -221,7 +221,7 @@ def _group(
 
 def _written(
     sentences: Sequence[str], outcomes: WindowOutcomes, episodes: Sequence[Episode], recorded: Mapping[str, list[RecordedStep]],
-    names: Mapping[str, Sequence[str]], settings: Settings, private: PrivateFields, screen: InjectionScreen,
+    names: Mapping[str, Sequence[str]], settings: JudgeSettings, private: PrivateFields, screen: InjectionScreen,
 ) -> RenderedGroup:  # fmt: skip
     """Render a group within the request's token budget, with or without masks."""
     encoded = token_counter(settings.judge_model).count
@@ -323,7 +323,7 @@ def _share(sizes: Sequence[int], max_episodes: int, left: int) -> int:
     return max(LEAST_TOKENS, largest[-1]) if largest else LEAST_TOKENS
 
 
-def request_tokens(settings: Settings) -> int:
+def request_tokens(settings: JudgeSettings) -> int:
     """Token limit of a request to JUDGE_MODEL.
 
     Three quarters of its context where litellm knows it, JUDGE_REQUEST_TOKENS at most.

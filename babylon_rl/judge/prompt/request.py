@@ -21,7 +21,7 @@ from babylon_rl.judge.prompt.render import RenderedEpisode, RenderedGroup, episo
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
 from babylon_rl.judge.prompt.templates import WINDOW_PNL, fill_template
 from babylon_rl.llm.tokens import token_counter
-from babylon_rl.settings import Settings
+from babylon_rl.settings import JudgeSettings
 
 _MESSAGE_TOKENS = 4  # added to each message by a chat template
 
@@ -60,7 +60,7 @@ class JudgeRequest:
         return sum(count(message["content"]) + _MESSAGE_TOKENS for message in self.messages)
 
 
-def plan_requests(group: RenderedGroup, model: str, order: int, secret: bytes, settings: Settings) -> list[JudgeRequest]:
+def plan_requests(group: RenderedGroup, model: str, order: int, secret: bytes, settings: JudgeSettings) -> list[JudgeRequest]:
     """Requests that show a group once in one order: one, or one per overlapping sub-group."""
     by_agent = {episode.agent_id: episode for episode in group.episodes}
     most = episodes_per_request(group, settings)

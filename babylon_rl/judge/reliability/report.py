@@ -22,7 +22,7 @@ from babylon_rl.judge.reliability.measures import (
     mean_estimate,
     slope_estimate,
 )
-from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.settings import HEURISTIC, JudgeSettings
 from babylon_rl.store import judge_report as store
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import JudgeAgreement, JudgeCost, judge_agreements
@@ -105,12 +105,14 @@ def default_range(connection: Connection) -> tuple[str, str] | None:
     return window_of(end - timedelta(hours=DEFAULT_HOURS)), window_of(end)
 
 
-def judge_of(judges: Mapping[str, int], settings: Settings) -> str:
+def judge_of(judges: Mapping[str, int], settings: JudgeSettings) -> str:
     """Judge of a report: JUDGE_MODEL, or the one with most scores if that has none."""
     return settings.judge_model if settings.judge_model in judges or not judges else next(iter(judges))
 
 
-def reliability_report(connection: Connection, first: str, end: str, settings: Settings, *, judge: str | None = None) -> ReliabilityReport:
+def reliability_report(
+    connection: Connection, first: str, end: str, settings: JudgeSettings, *, judge: str | None = None
+) -> ReliabilityReport:
     """Build the report on the hours from ``first`` to before ``end``.
 
     ``judge`` defaults to that of ``judge_of``.

@@ -17,7 +17,7 @@ from babylon_rl.files.durable import copy_tree, publish_directory, sha256
 from babylon_rl.models.base_model import base_model_dir, quiet_loading
 from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, read_remote, saving_weights, verify
 from babylon_rl.models.scoring import encode_prompt
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.store.registry import Model
 from babylon_rl.training.backends.protocol import DRY_BASE_MODEL
 
@@ -73,7 +73,7 @@ def export_version(model: Model, target: Path, settings: Settings, *, merged: bo
         ) from error
 
 
-def _exportable(model: Model, settings: Settings) -> Path:
+def _exportable(model: Model, settings: TrainingSettings) -> Path:
     version = model.version
     if model.foreign:
         raise UsageError(f"{version} was made by another producer, and its files are not known here; it is called as {model.storage_path}.")

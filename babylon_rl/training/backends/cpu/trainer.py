@@ -18,7 +18,7 @@ from babylon_rl.errors import NothingToTrain
 from babylon_rl.models.base_model import base_model_dir, base_model_name, quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, base_identity, saving_weights
 from babylon_rl.models.threads import set_threads, usable_cores
-from babylon_rl.settings import Settings
+from babylon_rl.settings import Settings, TrainingSettings
 from babylon_rl.training.backends.base_tokens import BaseTokens
 from babylon_rl.training.backends.cpu.bounds import measure, refuse_diverged, refuse_no_number
 from babylon_rl.training.backends.cpu.items import Item, make_items, plan_items
@@ -98,7 +98,7 @@ class CpuTrainer(LocalTrainer):
         return IterationResult(metrics, result.trainable_tokens, result.loss, len(items))
 
 
-def optimizer_steps(packs: Sequence[Pack], settings: Settings) -> Iterator[list[Pack]]:
+def optimizer_steps(packs: Sequence[Pack], settings: TrainingSettings) -> Iterator[list[Pack]]:
     """Group packs into optimizer steps, in order; the last step may be smaller."""
     least_packs = DEVICE_PACKS * settings.gradient_accumulation_steps
     least_sequences = least_packs * settings.batch_size
