@@ -366,7 +366,7 @@ class ServingSettings(SettingsGroup):
 
 
 class AlertSettings(SettingsGroup):
-    """Where alerts are sent."""
+    """Channels of alerts."""
 
     discord_webhook_url: SecretStr | None = Field(None, description="A Discord webhook that gets alerts.")
     alert_webhook_url: SecretStr | None = Field(
