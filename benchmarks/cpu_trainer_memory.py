@@ -34,7 +34,18 @@ def made_up(prompt_words: int, answer_words: int, agents: int) -> list[TrainSequ
             messages = [{"role": "system", "content": "Trade."}, {"role": "user", "content": prompt}]
             found.append(
                 TrainSequence(
-                    messages, answer, None, None, 1.0 - 2.0 * (agent % 2), 1.0, f"{NOW:%Y-%m-%dT}{tick:02}:00", str(agent), "t", "c"
+                    messages=messages,
+                    response=answer,
+                    advantage=1.0 - 2.0 * (agent % 2),
+                    weight=1.0,
+                    agent_id=str(agent),
+                    window=f"{NOW:%Y-%m-%dT}{tick:02}:00",
+                    trajectory_id="t",
+                    call_id="c",
+                    step=0,
+                    source="embedded",
+                    purpose="action",
+                    model="base",
                 )
             )
     return found

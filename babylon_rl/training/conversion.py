@@ -18,6 +18,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, TypeVar, overload
 
+from msgspec import structs
+
 from babylon_rl.episodes.reading import trajectories_with_texts
 from babylon_rl.errors import NothingToTrain
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
@@ -232,17 +234,10 @@ def _has_token_logprobs(sequence: TrainSequence) -> bool:
 
 def _sequence(call: ServedSequence, episode: BatchEpisode, calls: int) -> TrainSequence:
     return TrainSequence(
-        messages=call.messages,
-        response=call.response,
-        response_format=call.response_format,
-        logprobs=call.logprobs,
-        advantage=episode.advantage or 0.0,
-        weight=1.0 / calls,
+        **structs.asdict(call),
         window=episode.window,
         agent_id=episode.agent_id,
-        trajectory_id=call.trajectory_id,
-        call_id=call.call_id,
-        model_version=call.model_version,
-        scripted=call.scripted,
+        advantage=episode.advantage or 0.0,
+        weight=1.0 / calls,
         score=episode.score,
     )

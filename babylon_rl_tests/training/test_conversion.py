@@ -4,6 +4,7 @@ import tracemalloc
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from babylon_rl.episodes.reading import read_window, stream_trajectories
 from babylon_rl.store.batches import BatchEpisode
@@ -87,9 +88,9 @@ def test_only_logprobs_with_token_ids_count_as_such(connection, settings):
     first, second, third, fourth, *_ = whole.sequences
 
     def recorded(sequence, **changes):
-        return replace(sequence, logprobs=[{"token": "a", "logprob": -0.5, "tokenId": 7} | changes])
+        return structs.replace(sequence, logprobs=[{"token": "a", "logprob": -0.5, "tokenId": 7} | changes])
 
-    some = [recorded(first), recorded(second, tokenId=None), recorded(third, logprob=float("nan")), replace(fourth, logprobs=[])]
+    some = [recorded(first), recorded(second, tokenId=None), recorded(third, logprob=float("nan")), structs.replace(fourth, logprobs=[])]
     assert replace(whole, sequences=some).preflight({})["logprobShare"] == 0.25
 
 

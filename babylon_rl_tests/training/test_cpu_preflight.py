@@ -1,10 +1,10 @@
 """What the CPU trainer says before it trains: tokens by hour, and what cannot train by reason, with the tokenizer alone."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from transformers import AutoTokenizer
 
 from babylon_rl.settings import Settings

@@ -22,13 +22,14 @@ from babylon_rl.training.publishing import action_grammar, prompt_version
 from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.sample import NOW, value
+from babylon_rl_tests.training.sequences import make_sequence
 
 TRADE = {"type": "json_schema", "json_schema": {"name": "trade", "schema": {}}}
 
 
 def sequence(system: str, response_format: dict[str, Any] | None = None) -> TrainSequence:
     messages = [{"role": "system", "content": system}, {"role": "user", "content": "x"}]
-    return TrainSequence(messages, "hold", response_format, None, 0.0, 1.0, "w", "a", "t", "c")
+    return make_sequence("hold", 0.0, messages=messages, response_format=response_format)
 
 
 def prepared(connection, settings, **given: Any):

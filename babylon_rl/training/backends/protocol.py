@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from babylon_rl.models.base_model import DRY
 from babylon_rl.models.checkpoints import BaseIdentity, RemoteCheckpoint
 from babylon_rl.store.connection import Connection
+from babylon_rl.types import ServedSequence
 
 STATE_PREFIX = "trainer_state"
 DRY_BASE_MODEL = DRY
@@ -21,30 +22,21 @@ SERVERLESS = "serverless"
 GPU = "gpu"
 
 
-@dataclass(frozen=True, slots=True)
-class TrainSequence:
-    """One LLM call exactly as served, with its episode's advantage.
+class TrainSequence(ServedSequence, frozen=True, kw_only=True):
+    """LLM call as served, with its episode's advantage.
 
-    ``messages`` is the prompt ([{"role", "content"}]; the trainer applies the chat template of the base) and ``response`` the answer.
-    ``advantage`` is the episode's: (score - group mean) / population standard deviation. ``weight`` is 1 / (the episode's sequences in
-    this iteration), for backends that average over a sequence's tokens. A trainer that knows the tokens averages over the episode's, so
-    that an episode weighs the same whatever its length. ``logprobs`` are the serving policy's ([{"token", "logprob", "tokenId"}]) or None,
-    which means a ratio of 1.
+    ``messages`` is the prompt (the trainer applies the chat template of the base) and ``response`` the answer. ``advantage`` is the
+    episode's: (score - group mean) / population standard deviation. ``weight`` is 1 / (the episode's sequences in this iteration), for
+    backends that average over a sequence's tokens. A trainer that knows the tokens averages over the episode's, so that an episode weighs
+    the same whatever its length. ``logprobs`` are the serving policy's ([{"token", "logprob", "tokenId"}]) or None, which means a ratio
+    of 1. ``score`` (0..1) is for backends that compute the advantages themselves.
     """
 
-    messages: Sequence[dict[str, Any]]
-    response: str
-    response_format: dict[str, Any] | None
-    logprobs: Sequence[dict[str, Any]] | None
-    advantage: float
-    weight: float
     window: str
     agent_id: str
-    trajectory_id: str
-    call_id: str
-    model_version: str | None = None
-    scripted: bool = False
-    score: float | None = None  # 0..1, for backends that compute the advantages themselves
+    advantage: float
+    weight: float
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
