@@ -25,7 +25,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_requests import spent_on
 from babylon_rl.store.releases import RolloutEvent, read_events
 from babylon_rl.training.batches import pending_batches
-from babylon_rl.training.readiness import last_completed, not_ready, sampled_quality
+from babylon_rl.training.readiness import last_completed, readiness, sampled_quality
 from babylon_rl.windows import window_of
 
 BLOCKED_FOR = timedelta(days=1)
@@ -199,9 +199,9 @@ def _readiness_blocked(connection: Connection, settings: Settings, now: datetime
         return {}
     # The smaller batch of train_daily would do by now.
     least = min(settings.training_daily_min_trajectories, settings.training_min_trajectories)
-    why_not = not_ready(connection, settings.model_copy(update={"training_min_trajectories": least}), now).reason
+    found = readiness(connection, settings.model_copy(update={"training_min_trajectories": least}), now, may_be_kept=True)
     since = "No training has been completed yet" if last is None else f"The last training was completed at {last:%Y-%m-%d %H:%M} UTC"
-    return {} if why_not is None else {"": f"{since}, and no other can start: {why_not}"}
+    return {} if found.ready else {"": f"{since}, and no other can start: {found.reason}"}
 
 
 def _quality_fell(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:

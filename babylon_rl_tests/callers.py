@@ -10,12 +10,16 @@ from datetime import datetime
 import dagster as dg
 
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.automation.alerting import keep_counts_sensor, send_alerts_sensor
 from babylon_rl.automation.jobs import HOURLY, RANGE_END, RANGE_START
 from babylon_rl.automation.launch import QUIET, job_definition
 from babylon_rl.automation.schedules import train_daily
 from babylon_rl.automation.sensors import finish_evidence, observe_changes, start_training
 from babylon_rl.episodes.reading import read_window, read_windows
 from babylon_rl.judge.scoring import score_windows, stored_scores
+from babylon_rl.serving.dagster_client import DagsterClient
+from babylon_rl.serving.status import status_document
+from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.trajectories import newest_window_with_rows, windows_with_rows
@@ -101,6 +105,12 @@ def _readiness(world: World) -> None:
         readiness(connection, world.settings, world.now)
 
 
+def _status(world: World) -> None:
+    with world.database.connect() as connection:
+        status_document(connection, world.settings, world.now)
+        TrainingControl(world.database, world.settings, DagsterClient("http://127.0.0.1:9")).training_data(connection, world.now)
+
+
 def _freezing_by_hand(world: World) -> None:
     with world.database.connect() as connection:
         assert freeze(connection, world.babylon.settings, world.now, windows=(world.first, world.end)).batch
@@ -130,6 +140,9 @@ CALLERS: dict[str, Caller] = {
     "episodes": _episodes,
     "score --force": _scoring_again,
     "ready": _readiness,
+    "status": _status,
+    "send_alerts": lambda world: world.tick(send_alerts_sensor),
+    "keep_counts": lambda world: world.tick(keep_counts_sensor),
     "train --from --to": _freezing_by_hand,
     "a training": _a_training,
 }

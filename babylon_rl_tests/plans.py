@@ -114,7 +114,7 @@ def _reads(node: dict[str, Any], leading: dict[str, str], table: str = "") -> It
     table = node.get("Relation Name", table)
     index, condition = node.get("Index Name"), node.get("Index Cond")
     if node["Node Type"] != "Bitmap Heap Scan" and table in BIG and ("Relation Name" in node or index):
-        scans = node["Node Type"] != "ModifyTable" and (index is None or not _bounds(leading[index], condition))
+        scans = node["Node Type"] not in ("ModifyTable", "Sample Scan") and (index is None or not _bounds(leading[index], condition))
         yield Read(table, node["Node Type"], index, condition, node["Plan Rows"], scans)
     for child in node.get("Plans", []):
         yield from _reads(child, leading, table if node["Node Type"] == "Bitmap Heap Scan" or "Bitmap" in node["Node Type"] else "")

@@ -1,4 +1,4 @@
-"""The sensors that look for causes of alerts and send them; a failed run is one."""
+"""Sensors for people who look: alerts are sent, failed runs are among them, and the counts of the status are kept."""
 
 import dagster as dg
 
@@ -9,6 +9,7 @@ from babylon_rl.assets.run_outcome_tag import ENDED_TAG
 from babylon_rl.automation.default_status import SENSORS
 from babylon_rl.automation.jobs import RANGE_START, TRAIN_JOB
 from babylon_rl.store.batches import read_batch
+from babylon_rl.training.readiness import keep_counts
 
 RUN_FAILED, WILL_RETRY_TAG = "run_failed", "dagster/will_retry"
 FAILED_RUN_ADVICE = (
@@ -51,4 +52,15 @@ def note_failed_runs(context: dg.RunFailureSensorContext, babylon: dg.ResourcePa
     return dg.SkipReason(f"Noted {run.run_id}.")
 
 
-alert_sensors = [send_alerts_sensor, note_failed_runs]
+@dg.sensor(
+    name="keep_counts",
+    minimum_interval_seconds=60,
+    default_status=SENSORS,
+    description="Counts what could train when something was written, so that a look at the status need not.",
+)
+def keep_counts_sensor(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
+    with babylon.database.connect(autocommit=True) as connection:
+        return dg.SkipReason(keep_counts(connection, babylon.settings, babylon.now()))
+
+
+alert_sensors = [send_alerts_sensor, note_failed_runs, keep_counts_sensor]

@@ -156,13 +156,14 @@ class ReadinessStats(Shape):
 
 
 class ReadinessDocument(Shape):
-    """Readiness as `babylon-rl ready --json` shows it."""
+    """Readiness as `babylon-rl ready --json` shows it; ``countedAt`` is null for counts made for this answer."""
 
     ready: bool
     reason: str
     stats: ReadinessStats
     not_trainable: dict[str, int]
     quality: dict[str, Any]
+    counted_at: Time | None
 
     @classmethod
     def of(cls, readiness: Readiness) -> Self:

@@ -53,7 +53,7 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
         return shapes.StatusDocument(
             status="healthy" if all(health.values()) else "degraded",
             automation=automation,
-            readiness=shapes.ReadinessDocument.of(readiness(connection, settings, now)),
+            readiness=shapes.ReadinessDocument.of(readiness(connection, settings, now, may_be_kept=True)),
             progress=None if current is None else _progress(connection, current, batches, now),
             judge=_judge(connection, settings, now),
             lineage=_lineage(models, read_reports(connection)),

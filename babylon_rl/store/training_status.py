@@ -9,12 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
+from psycopg.types.json import Jsonb
 
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import newest_window_with_rows
 from babylon_rl.windows import window_of
 
-EXACT_UP_TO = 20_000
+EXACT_UP_TO = 10_000
 SAMPLED_PAGES = 200
 _ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT FROM public.trajectories"
 _PAGES = "SELECT pg_relation_size('public.trajectories') / current_setting('block_size')::int"
@@ -48,6 +49,13 @@ WHERE "windowId" <= %(newest)s AND "windowId" >= COALESCE((
     SELECT "windowId" FROM public.trajectories WHERE "windowId" <= %(newest)s ORDER BY "windowId" DESC OFFSET %(most)s - 1 LIMIT 1
 ), '')
 ORDER BY "createdAt" DESC, "trajectoryId" DESC LIMIT %(most)s
+"""
+_KEPT = 'SELECT "mark", "episodes", "windows", "notTrainable", "seconds", "countedAt" FROM babylon_rl.kept_counts'
+_KEEP = """
+INSERT INTO babylon_rl.kept_counts ("mark", "episodes", "windows", "notTrainable", "seconds", "countedAt")
+VALUES (%(mark)s, %(episodes)s, %(windows)s, %(not_trainable)s, %(seconds)s, %(counted_at)s)
+ON CONFLICT ("one") DO UPDATE SET "mark" = excluded."mark", "episodes" = excluded."episodes", "windows" = excluded."windows",
+    "notTrainable" = excluded."notTrainable", "seconds" = excluded."seconds", "countedAt" = excluded."countedAt"
 """
 _HEARTBEATS = "SELECT to_regclass('babylon_dagster.daemon_heartbeats') IS NOT NULL"
 _NEWEST_HEARTBEAT = "SELECT max((body::jsonb ->> 'timestamp')::float8) FROM babylon_dagster.daemon_heartbeats"
@@ -99,6 +107,17 @@ class RecentTrajectory(msgspec.Struct, frozen=True, rename="camel"):
     final_pnl: float | None = msgspec.field(name="finalPnL")
     final_status: str
     created_at: datetime
+
+
+class KeptCounts(msgspec.Struct, frozen=True):
+    """Counts of the hours that were read: freezable trajectories by window, other new ones by reason; counted in ``seconds``."""
+
+    mark: str
+    episodes: int
+    windows: dict[str, int]
+    not_trainable: dict[str, int]
+    seconds: float
+    counted_at: datetime
 
 
 class JudgedState(msgspec.Struct, frozen=True):
@@ -156,6 +175,18 @@ def daemon_seen_at(connection: Connection) -> datetime | None:
         return None
     seconds = _one(connection, _NEWEST_HEARTBEAT)[0]
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+
+
+def read_kept_counts(connection: Connection) -> KeptCounts | None:
+    """Return the counts that automation kept, or None."""
+    row = connection.execute(_KEPT).fetchone()
+    return None if row is None else KeptCounts(*row)
+
+
+def write_kept_counts(connection: Connection, counts: KeptCounts) -> None:
+    """Replace the kept counts, in the caller's transaction."""
+    parameters = msgspec.structs.asdict(counts) | {"windows": Jsonb(counts.windows), "not_trainable": Jsonb(counts.not_trainable)}
+    connection.execute(_KEEP, parameters)
 
 
 def lock_trigger(connection: Connection) -> None:

@@ -6,7 +6,7 @@ and freezing execute is made of these rules (store/freezing.py), so both always 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from babylon_rl.store.connection import Connection
@@ -76,6 +76,16 @@ class Freezable:
 
 def count_eligible(connection: Connection, bounds: FreezeBounds) -> Freezable:
     """Count freezable trajectories by window, and the other new ones by reason."""
+    return with_unread(connection, bounds, count_in_read_hours(connection, bounds))
+
+
+def with_unread(connection: Connection, bounds: FreezeBounds, counted: Freezable) -> Freezable:
+    """Add the rows of hours that were not read yet to counts of those that were."""
+    return replace(counted, not_trainable=_most_first(counted.not_trainable, count_unread(connection, bounds)))
+
+
+def count_in_read_hours(connection: Connection, bounds: FreezeBounds) -> Freezable:
+    """Count as ``count_eligible``, in the hours that were read."""
     windows: dict[str, int] = {}
     reasons = Counter[str]()
     episodes = 0
@@ -85,7 +95,7 @@ def count_eligible(connection: Connection, bounds: FreezeBounds) -> Freezable:
             episodes += number
         else:
             reasons[reason] += trajectories
-    return Freezable(sum(windows.values()), episodes, windows, _most_first(reasons, count_unread(connection, bounds)))
+    return Freezable(sum(windows.values()), episodes, windows, _most_first(reasons, 0))
 
 
 def freezable_of(episodes: Sequence[FreezableEpisode], reasons: Mapping[str, int], unread: int = 0) -> Freezable:

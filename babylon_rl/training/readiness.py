@@ -3,10 +3,11 @@
 One definition for `ready`, sensor, status and trigger. Checked in this order: freezable trajectories, groups, quality of the newest rows.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from babylon_rl.episodes.quality import SampleQuality, sample_quality
@@ -16,18 +17,24 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.freezing import READ_TABLES
 from babylon_rl.store.observation import watermark
 from babylon_rl.store.scores import unscored_windows
+from babylon_rl.store.training_status import KeptCounts, read_kept_counts, write_kept_counts
 from babylon_rl.store.trajectories import CallLogRow, TrajectoryRow, call_log_rows, newest_new_trainable
-from babylon_rl.training.eligibility import Freezable, count_eligible
+from babylon_rl.training.eligibility import Freezable, count_eligible, count_in_read_hours, with_unread
 from babylon_rl.training.freezing import freeze_bounds, last_hours
+from babylon_rl.windows import moment
 
 QUALITY_SAMPLE = 50
+KEPT_FOR, LONG_COUNT_S = timedelta(minutes=15), 0.1
 READY = "Ready to train!"
 RECORD_PROMPTS = "record the prompts with babylon_rl.recorder or into llm_call_logs, or set TRAIN_SYNTHETIC=true"
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Verdict with its reason and figures; ``groups`` counts freezable trajectories by window."""
+    """Verdict with its reason and figures; ``groups`` counts freezable trajectories by window.
+
+    ``counted_at`` is None for figures counted now.
+    """
 
     ready: bool
     reason: str
@@ -37,6 +44,7 @@ class Readiness:
     quality: SampleQuality
     not_trainable: Mapping[str, int]
     groups: Mapping[str, int]
+    counted_at: datetime | None = None
 
     def document(self) -> dict[str, Any]:
         """JSON object printed by `ready --json`; ``quality`` holds the four checks of the newest rows."""
@@ -51,15 +59,21 @@ class Readiness:
             },
             "notTrainable": dict(self.not_trainable),
             "quality": self.quality.document(),
+            "countedAt": moment(self.counted_at),
         }
 
 
-def readiness(connection: Connection, settings: Settings, now: datetime) -> Readiness:
-    """Count what the sensor would freeze within the look-back, and sample the newest rows."""
+def readiness(connection: Connection, settings: Settings, now: datetime, *, may_be_kept: bool = False) -> Readiness:
+    """Count what the sensor would freeze within the look-back, and sample the newest rows.
+
+    With ``may_be_kept`` the counts that automation keeps are taken, if nothing was written since; or if they took longer than LONG_COUNT_S
+    and are not older than KEPT_FOR.
+    """
     # One transaction, so that counts and sample describe the same state.
     with connection.transaction():
         bounds = freeze_bounds(connection, settings, now, settled=True)
-        freezable = count_eligible(connection, bounds)
+        kept = _usable_counts(connection, settings, now) if may_be_kept else None
+        freezable = count_eligible(connection, bounds) if kept is None else with_unread(connection, bounds, _freezable(kept))
         quality = measure_quality(connection, newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE))
         unscored = unscored_windows(connection, list(freezable.windows))
     groups = _groups(settings, freezable)
@@ -73,7 +87,34 @@ def readiness(connection: Connection, settings: Settings, now: datetime) -> Read
         quality=quality,
         not_trainable=freezable.not_trainable,
         groups=freezable.windows,
+        counted_at=None if kept is None else kept.counted_at,
     )
+
+
+def keep_counts(connection: Connection, settings: Settings, now: datetime) -> str:
+    """Count what could train, if anything was written since the last time, for looks at the status; say it in a sentence."""
+    with connection.transaction():
+        mark, _ = _watermarks(connection, settings, now)
+        kept = read_kept_counts(connection)
+        if mark is None or (kept is not None and kept.mark == mark):
+            return "Nothing was written." if mark is not None else "The server does not count writes: each look at the status counts."
+        started = time.perf_counter()
+        found = count_in_read_hours(connection, freeze_bounds(connection, settings, now, settled=True))
+        seconds = time.perf_counter() - started
+        write_kept_counts(connection, KeptCounts(mark, found.episodes, dict(found.windows), dict(found.not_trainable), seconds, now))
+    return f"{found.trajectories} trajectories could train; counted in {seconds:.2f} s."
+
+
+def _usable_counts(connection: Connection, settings: Settings, now: datetime) -> KeptCounts | None:
+    kept = read_kept_counts(connection)
+    if kept is None:
+        return None
+    recent = kept.seconds > LONG_COUNT_S and timedelta(0) <= now - kept.counted_at <= KEPT_FOR
+    return kept if recent or kept.mark == _watermarks(connection, settings, now)[0] else None
+
+
+def _freezable(kept: KeptCounts) -> Freezable:
+    return Freezable(sum(kept.windows.values()), kept.episodes, kept.windows, kept.not_trainable)
 
 
 class NotReady(NamedTuple):

@@ -25,7 +25,7 @@ from babylon_rl.store.releases import insert_rollout, read_rollouts
 from babylon_rl.store.scores import keep_pending
 from babylon_rl.training.eta import DurationFit, fit_durations
 from babylon_rl.training.freezing import freeze
-from babylon_rl.training.readiness import readiness
+from babylon_rl.training.readiness import keep_counts, readiness
 from babylon_rl.windows import moment
 from babylon_rl_tests.serving.gateways import add_version, rows
 from babylon_rl_tests.training.conftest import read_sample
@@ -240,6 +240,27 @@ def test_hours_that_were_not_read_are_counted_by_their_rows(connection: Any, set
         'SELECT count(*) FROM trajectories WHERE "windowId" IS NULL AND "startTime" > \'2025-10-29T13:00\''
     ).fetchone()
     assert after.last24h == before.last24h - unnamed > 0
+
+
+def test_kept_counts_are_taken_while_nothing_is_written(
+    connection: Any, settings: Settings, read_sample: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = to_builtins(status_document(connection, settings, NOW).readiness)
+    assert exact["countedAt"] is None
+    with read_sample.connect(autocommit=True) as other:
+        counted = keep_counts(other, settings, NOW)
+        assert counted.startswith(f"{exact['stats']['totalTrajectories']} trajectories could train; counted in ")
+        other.execute("SELECT pg_stat_force_next_flush()")
+        assert keep_counts(other, settings, NOW + MINUTE) == "Nothing was written."
+        assert to_builtins(status_document(other, settings, NOW + MINUTE).readiness) == exact | {"countedAt": moment(NOW)}
+        # A write is seen at once where counting is quick; where it is not, the kept counts may be 15 minutes old.
+        other.execute('DELETE FROM babylon_rl.episodes WHERE "window" = (SELECT max("window") FROM babylon_rl.episodes)')
+        other.execute("SELECT pg_stat_force_next_flush()")
+        after = status_document(other, settings, NOW + 14 * MINUTE).readiness
+        assert after.counted_at is None and after.stats.total_trajectories < exact["stats"]["totalTrajectories"]
+        monkeypatch.setattr("babylon_rl.training.readiness.LONG_COUNT_S", 0.0)
+        assert status_document(other, settings, NOW + 14 * MINUTE).readiness.counted_at == moment(NOW)
+        assert status_document(other, settings, NOW + 16 * MINUTE).readiness.counted_at is None
 
 
 def test_a_large_table_is_estimated_and_sampled(connection: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
