@@ -28,7 +28,7 @@ from babylon_rl.cli.demo_stages import (
 )
 from babylon_rl.cli.output import JsonOption, Table, emit, listed, say
 from babylon_rl.errors import Diverged, NothingToTrain
-from babylon_rl.evaluation.gate import FAIL
+from babylon_rl.evaluation.gate import FAIL, PASS
 from babylon_rl.settings import keep_demo_choices, load_settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.benchmarks import read_report
@@ -165,8 +165,7 @@ def _result(state: Demo, done: list[dict[str, Any]]) -> dict[str, Any]:
 def _parts(document: dict[str, Any]) -> list[Table | str]:
     parts: list[Table | str] = []
     if "generations" in document:
-        columns = ["generation", "played by", "trained", "from", "gate", "$ an hour", "against", "released", "deployed then"]
-        parts += ["", listed(columns, [_generation_line(generation) for generation in document["generations"]]), ""]
+        parts += ["", generations_table(document["generations"]), ""]
         parts += [f"generation {one['generation']}: {one['failure'] or one['reason']}" for one in document["generations"]]
     if document["modelVersion"] is None:
         return parts
@@ -189,16 +188,19 @@ def _parts(document: dict[str, Any]) -> list[Table | str]:
     return parts
 
 
-def _generation_line(one: dict[str, Any]) -> list[Any]:
-    if one["modelVersion"] is None:
-        return [one["generation"], one["player"], None, None, None, None, None, "no", one["deployed"]]
-    improvement = None if one["improvement"] is None else f"{one['improvement']:+.0f}"
-    released = "yes" if one["released"] else "refused" if one["decision"] == FAIL else "no"
-    parent = one["parentVersion"] or BASE
-    return [
-        one["generation"], one["player"], one["modelVersion"], parent, one["decision"], improvement, one["reference"], released,
-        one["deployed"],
-    ]  # fmt: skip
+def generations_table(generations: Iterable[dict[str, Any]]) -> Table:
+    """The table of generations: who played and what came of the training, a version that falls behind the deployed one refused."""
+    columns = ["generation", "played by", "trained", "from", "gate", "$ an hour", "against", "released", "deployed then"]
+    lines = []
+    for one in generations:
+        trained: list[Any] = [None] * 6
+        if one["modelVersion"] is not None:
+            improvement = None if one["improvement"] is None else f"{one['improvement']:+.0f}"
+            released = "yes" if one["released"] else {FAIL: "refused", PASS: "not confirmed"}.get(one["decision"], "no")
+            parent = one["parentVersion"] or BASE
+            trained = [one["modelVersion"], parent, one["decision"], improvement, one["reference"], released]
+        lines.append([one["generation"], one["player"], *trained, one["deployed"]])
+    return listed(columns, lines)
 
 
 def _line(row: dict[str, Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from babylon_rl.cli.demo import generations_table
 from babylon_rl.cli.demo_stages import Demo, materialize_hours, planned, train
 from babylon_rl.errors import Diverged, NothingToTrain, UsageError
 from babylon_rl.market.spawn import SpawnRequest, spawn
@@ -85,3 +86,26 @@ def test_a_generation_with_too_little_to_train_on_says_so(demo: Demo) -> None:
     played(demo, hours)
     with pytest.raises(NothingToTrain, match="freezable trajectories"):
         train(demo, hours)
+
+
+def test_a_version_that_falls_behind_the_deployed_one_is_refused_in_the_table() -> None:
+    about = {
+        "modelVersion": "v1.0.0",
+        "parentVersion": None,
+        "reference": "base",
+        "decision": "pass",
+        "improvement": 244.4,
+        "released": True,
+    }
+    generations = [
+        about | {"generation": 1, "player": "base", "deployed": "v1.0.0"},
+        about
+        | {"modelVersion": "v1.0.1", "parentVersion": "v1.0.0", "reference": "v1.0.0", "decision": "fail", "improvement": -80.0}
+        | {"generation": 2, "player": "v1.0.0", "released": False, "deployed": "v1.0.0"},
+        {"modelVersion": None, "generation": 3, "player": "v1.0.0", "released": False, "deployed": "v1.0.0"},
+    ]
+    assert generations_table(generations).rows == [
+        [1, "base", "v1.0.0", "base", "pass", "+244", "base", "yes", "v1.0.0"],
+        [2, "v1.0.0", "v1.0.1", "v1.0.0", "fail", "-80", "v1.0.0", "refused", "v1.0.0"],
+        [3, "v1.0.0", None, None, None, None, None, None, "v1.0.0"],
+    ]
