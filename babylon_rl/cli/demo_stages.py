@@ -136,8 +136,10 @@ def asking_the_gateway(state: Demo) -> Iterator[AgentFactory]:
     """Serve the gateway and, behind it, the base and the versions in front of agents; yields a factory of agents that ask it."""
     with state.database.connect() as connection:
         table = read_routing(connection)
-    named = (table.deployed, None if table.trial is None else table.trial.version)
-    adapters = {version: Path(table.versions[version].checkpoint or "") for version in named if version is not None}
+    named = [table.deployed, None if table.trial is None else table.trial.version]
+    # A version of another producer has no checkpoint here: the gateway answers its agents with the base.
+    found = [table.versions[version] for version in named if version is not None]
+    adapters = {one.version: Path(one.checkpoint) for one in found if one.checkpoint is not None}
     with ExitStack() as stack:
         upstream = stack.enter_context(served_here(state.settings, adapters))
         url = stack.enter_context(running_gateway(state.settings.model_copy(update=GATEWAY_SETTINGS | {"local_endpoint": upstream})))
