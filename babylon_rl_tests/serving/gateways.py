@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 import openai
 import psycopg
@@ -51,6 +51,32 @@ def add_version(database: Database, version: str, status: str = "deployed") -> N
             "\"windows\", \"metrics\", \"createdAt\") VALUES (%s, 'base', 'cpu', %s, %s, 'sha', '{}', '{}', %s)",
             (version, batch, f"/checkpoints/{version}", NOW),
         )
+
+
+class Clients:
+    """Threads that call ``ask`` again and again until the block ends."""
+
+    def __init__(self, number: int) -> None:
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._repeat, args=(client,)) for client in range(number)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _repeat(self, client: int) -> None:
+        while not self._stopping.is_set():
+            self.ask(client)
+
+    def ask(self, client: int) -> None:
+        """One call by a client, which is known by its number."""
+        raise NotImplementedError
 
 
 class RunningGateway:

@@ -21,18 +21,11 @@ from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.trajectories import call_log_rows
-from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, add_version, rows, running_gateway, wait_for
+from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, rows, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn, completion
 from babylon_rl_tests.store.servers import ROOT
 
 PLACE = {"x-babylon-agent": "a1", "x-babylon-trajectory": "t1", "x-babylon-step": "3"}
-
-
-@pytest.fixture
-def recording(settings: Settings, database: Database, upstream: ModelStandIn) -> Settings:
-    """Settings of a gateway in front of the stand-in, with v1.0.0 deployed."""
-    add_version(database, "v1.0.0")
-    return settings.model_copy(update={"local_endpoint": upstream.url, "gateway_timeout_seconds": 1.0})
 
 
 def logs(database: Database, expected: int) -> list[dict]:  # type: ignore[type-arg]

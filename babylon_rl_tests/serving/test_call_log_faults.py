@@ -5,70 +5,56 @@ import json
 import os
 import signal
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
 
 import psutil
-import pytest
 
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl_tests.serving.gateways import add_version, gateway_process, rows, running_gateway, wait_for
+from babylon_rl_tests.serving.gateways import Clients, gateway_process, rows, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn
 from babylon_rl_tests.store.proxy import Proxy
 
 CLIENTS = 6
 
 
-class Load:
+class Load(Clients):
     """Clients that call as fast as they are answered; ``answered`` are the markers in the prompts of complete answers."""
 
     def __init__(self, port: int, name: str = "call") -> None:
+        super().__init__(CLIENTS)
         self.port, self.name = port, name
         self.answered: list[str] = []
         self.failed = 0
-        self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(CLIENTS)]
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join()
+        self._numbers = [0] * CLIENTS
 
     def more(self, calls: int) -> None:
         """Wait until that many further calls are answered."""
         target = len(self.answered) + calls
         wait_for(lambda: len(self.answered) >= target, f"{calls} more answers")
 
-    def _run(self, client: int) -> None:
-        number = 0
-        while not self._stopping.is_set():
-            number += 1
-            marker, stream = f"{self.name} {client}/{number}", number % 2 == 0
-            body = {"model": "babylon-agent", "messages": [{"role": "user", "content": marker}], "stream": stream}
-            url = f"http://127.0.0.1:{self.port}/v1/chat/completions"
-            try:
-                request = urllib.request.Request(url, json.dumps(body).encode(), {"x-babylon-agent": f"agent-{client}"})
-                with urllib.request.urlopen(request, timeout=20) as response:
-                    answer = response.read()
-            except (OSError, http.client.HTTPException) as failure:
-                if isinstance(failure, urllib.error.HTTPError):
-                    failure.close()
-                self.failed += 1
-                time.sleep(0.05)
-                continue
-            complete = b"[DONE]" in answer if stream else b'"choices"' in answer
-            if complete:
-                self.answered.append(marker)
-            else:
-                self.failed += 1
+    def ask(self, client: int) -> None:
+        self._numbers[client] += 1
+        marker, stream = f"{self.name} {client}/{self._numbers[client]}", self._numbers[client] % 2 == 0
+        body = {"model": "babylon-agent", "messages": [{"role": "user", "content": marker}], "stream": stream}
+        url = f"http://127.0.0.1:{self.port}/v1/chat/completions"
+        try:
+            request = urllib.request.Request(url, json.dumps(body).encode(), {"x-babylon-agent": f"agent-{client}"})
+            with urllib.request.urlopen(request, timeout=20) as response:
+                answer = response.read()
+        except (OSError, http.client.HTTPException) as failure:
+            if isinstance(failure, urllib.error.HTTPError):
+                failure.close()
+            self.failed += 1
+            time.sleep(0.05)
+            return
+        complete = b"[DONE]" in answer if stream else b'"choices"' in answer
+        if complete:
+            self.answered.append(marker)
+        else:
+            self.failed += 1
 
 
 def require_each_once(database: Database, answered: list[str]) -> None:
@@ -83,13 +69,6 @@ def require_each_once(database: Database, answered: list[str]) -> None:
     calls = rows(database, 'SELECT count(*) AS n, count(DISTINCT "callId") AS ids FROM babylon_rl.gateway_calls WHERE status = 200')[0]
     assert calls["n"] == calls["ids"] == len(recorded)
     assert rows(database, 'SELECT "totalInferences" AS n FROM trained_models')[0]["n"] <= len(recorded)
-
-
-@pytest.fixture
-def recording(settings: Settings, database: Database, upstream: ModelStandIn) -> Settings:
-    """Settings of a gateway in front of the stand-in, with v1.0.0 deployed."""
-    add_version(database, "v1.0.0")
-    return settings.model_copy(update={"local_endpoint": upstream.url, "gateway_timeout_seconds": 2.0})
 
 
 def test_a_database_that_is_cut_off_and_stays_away_delays_no_answer_and_loses_no_call(recording: Settings, database: Database) -> None:

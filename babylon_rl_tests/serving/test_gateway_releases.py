@@ -1,7 +1,6 @@
 """A gateway follows the registry: transitions reach it under load, and no request fails meanwhile."""
 
 import asyncio
-import threading
 from datetime import datetime
 
 import openai
@@ -12,7 +11,7 @@ from babylon_rl.serving.upstreams import Upstream, UpstreamFailed
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
-from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, add_version, running_gateway, wait_for
+from babylon_rl_tests.serving.gateways import MESSAGES, Clients, RunningGateway, add_version, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn
 from babylon_rl_tests.store.proxy import Proxy
 
@@ -20,38 +19,27 @@ NOW = datetime(2025, 11, 2, 12)
 AUTHOR = ReleaseAuthor("a test", "to see it arrive", NOW)
 
 
-class Asking:
+class Asking(Clients):
     """Agents that ask all the time; ``versions`` are those that answered, in order."""
 
     def __init__(self, gateway: RunningGateway, agents: int = 4) -> None:
+        super().__init__(agents)
         self.versions: list[str] = []
         self.failed: list[Exception] = []
-        self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(gateway.client(), f"agent-{n}")) for n in range(agents)]
-
-    def __enter__(self) -> "Asking":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join()
+        self._clients = [gateway.client() for _ in range(agents)]
 
     def until(self, version: str) -> None:
         """Wait until answers come from this version alone."""
         wait_for(lambda: self.versions[-8:] == [version] * 8, f"{version} to answer")
 
-    def _ask(self, client: openai.OpenAI, agent: str) -> None:
-        while not self._stopping.is_set():
-            try:
-                raw = client.chat.completions.with_raw_response.create(
-                    model="auto", messages=MESSAGES, extra_headers={"x-babylon-agent": agent}
-                )
-                self.versions.append(raw.headers["x-babylon-version"])
-            except openai.APIError as failure:
-                self.failed.append(failure)
+    def ask(self, client: int) -> None:
+        try:
+            raw = self._clients[client].chat.completions.with_raw_response.create(
+                model="auto", messages=MESSAGES, extra_headers={"x-babylon-agent": f"agent-{client}"}
+            )
+            self.versions.append(raw.headers["x-babylon-version"])
+        except openai.APIError as failure:
+            self.failed.append(failure)
 
 
 def test_deployments_and_rollbacks_reach_a_gateway_under_load_and_no_request_fails(
