@@ -5,7 +5,8 @@ as in the database.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from babylon_rl.errors import UsageError
@@ -21,6 +22,12 @@ def utc_now() -> datetime:
     Callers pass it on as an argument so that tests can replace it.
     """
     return datetime.now(UTC).replace(tzinfo=None)
+
+
+def clock_from(now: datetime) -> Callable[[], datetime]:
+    """Clock that shows ``now`` and advances with the monotonic time, naive UTC."""
+    started = time.monotonic()
+    return lambda: now + timedelta(seconds=time.monotonic() - started)
 
 
 def window_of(moment: datetime) -> str:

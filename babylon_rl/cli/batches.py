@@ -76,7 +76,7 @@ def list_batches(context: typer.Context, as_json: JsonOption = False) -> None:
 def show_batch(batch_id: IdArgument, as_json: JsonOption = False) -> None:
     """Show a batch: episodes, scores, advantages, iterations, and jobs at a training service."""
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
-        batch = _found(read_batch(connection, batch_id), batch_id)
+        batch = _required(read_batch(connection, batch_id), batch_id)
         episodes, steps = read_batch_episodes(connection, batch_id), read_steps(connection, batch_id)
         jobs = read_jobs(connection, batch_id)
     document = batch_document(batch) | {
@@ -112,7 +112,7 @@ def cancel(
 ) -> None:
     """Fail a batch that has not ended; its trajectories are free again."""
     with open_database(load_settings(), prepare=False) as database, database.connect() as connection:
-        _found(read_batch(connection, batch_id), batch_id)
+        _required(read_batch(connection, batch_id), batch_id)
         batch = cancel_batch(connection, batch_id, reason, utc_now())
     emit(batch_document(batch), [f"{batch.batch_id} is failed: {batch.error}"], as_json)
 
@@ -159,7 +159,7 @@ def batch_document(batch: Batch) -> dict[str, Any]:
     return document
 
 
-def _found(batch: Batch | None, batch_id: str) -> Batch:
+def _required(batch: Batch | None, batch_id: str) -> Batch:
     if batch is None:
         raise UsageError(f"There is no batch {batch_id} of this pipeline; `babylon-rl batches` lists them.")
     return batch

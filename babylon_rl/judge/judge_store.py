@@ -6,7 +6,6 @@ together in the next one.
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -34,12 +33,6 @@ T = TypeVar("T")
 
 LEASE_S, RENEWED_EVERY_S, ASK_AGAIN_S = 20.0, 5.0, 0.5
 HEARTBEAT_S = 30.0
-
-
-def clock_from(now: datetime) -> Callable[[], datetime]:
-    """Clock that starts at ``now``."""
-    started = time.monotonic()
-    return lambda: now + timedelta(seconds=time.monotonic() - started)
 
 
 class JudgeStore:

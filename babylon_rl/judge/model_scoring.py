@@ -17,7 +17,7 @@ from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.client import JudgeClient, server_of
 from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, UnscorableGroup, run_pool
 from babylon_rl.judge.groups import AnswerCounts, ScoringResult, group_scores
-from babylon_rl.judge.judge_store import HEARTBEAT_S, JudgeStore, Leases, clock_from, run_with_heartbeat
+from babylon_rl.judge.judge_store import HEARTBEAT_S, JudgeStore, Leases, run_with_heartbeat
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, judge_version, plan_hours, request_version
 from babylon_rl.judge.prompt.injection import Flag
 from babylon_rl.judge.prompt.render import RenderedGroup, unreadable
@@ -33,6 +33,7 @@ from babylon_rl.store.judge_requests import drop_leases
 from babylon_rl.store.scores import keep_sources
 from babylon_rl.store.windows import lock_windows, reading_chunks
 from babylon_rl.types import GroupScores, Judgement
+from babylon_rl.windows import clock_from
 
 CHANGED_MEANWHILE = "it changed while it was judged; the next run judges it as it is now"
 _MEAN_DECIMALS = 9  # the mean of the same scores in another order differs in the last bits

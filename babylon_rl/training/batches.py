@@ -49,7 +49,7 @@ from babylon_rl.training.backends import choose_trainer
 from babylon_rl.training.backends.protocol import Trainer, TrainPlan
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
 from babylon_rl.training.freezing import describe_reasons
-from babylon_rl.training.iterations import BatchRun, Clock, OnStep, passes_within, plan_iterations, train_iterations
+from babylon_rl.training.iterations import BatchRun, OnStep, passes_within, plan_iterations, train_iterations
 from babylon_rl.training.lifecycle import (
     ABANDON,
     ABANDONED_AFTER,
@@ -67,6 +67,7 @@ from babylon_rl.training.preflight import keep_budget, preflight_document, refus
 from babylon_rl.training.publishing import find_published, finish_registration, parent_checkpoint, publish_and_register
 from babylon_rl.training.uploading import check_storage
 from babylon_rl.types import GroupScores
+from babylon_rl.windows import clock_from
 
 KEPT_WORDS = "What is finished is kept: make room, or mend what is in the way, then `babylon-rl train` goes on there."
 PAID_WORDS = "What was posted is kept: {} goes on with its next run, `babylon-rl train`, or can be cancelled."
@@ -128,25 +129,25 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
     if batch.state == "completed" or read_steps(connection, batch_id):
         return _prepared(connection, batch)
     effective = batch_settings(batch, settings)
-    clock = Clock.at(now)
+    clock = clock_from(now)
     attempt = _claim(connection, batch_id, now)
     with _failing(connection, batch_id, attempt, clock):
         with own_transaction(connection):
-            advance_batch(connection, batch_id, attempt, PREPARE, clock.now())
+            advance_batch(connection, batch_id, attempt, PREPARE, clock())
             episodes = read_batch_episodes(connection, batch_id)
         with own_transaction(connection):
-            advance_batch(connection, batch_id, attempt, JUDGE, clock.now())
+            advance_batch(connection, batch_id, attempt, JUDGE, clock())
         windows = sorted({episode.window for episode in episodes})
         # A batch that could train nothing fails before the judge is paid.
         refuse_hopeless(connection, batch, episodes, effective)
-        scores = score_windows(connection, windows, effective, now, on_beat=lambda: heartbeat(connection, batch_id, attempt, clock.now()))
+        scores = score_windows(connection, windows, effective, now, on_beat=lambda: heartbeat(connection, batch_id, attempt, clock()))
         _refuse_pending(batch_id, scores)
         # Episodes removed by dropout do not count in their group's scores.
         dropped = read_dropped(connection, windows, DROPOUT)
         groups = {window: without_agents(group, {agent for hour, agent in dropped if hour == window}) for window, group in scores.items()}
         judged = [_judged(episode, groups.get(episode.window), episode.window in scores.quarantined) for episode in episodes]
         with own_transaction(connection):
-            advance_batch(connection, batch_id, attempt, JUDGE, clock.now())
+            advance_batch(connection, batch_id, attempt, JUDGE, clock())
             write_judgements(connection, batch_id, judged)
         prepared = _prepared(connection, _required(connection, batch_id))
         if not prepared.kept:
@@ -199,7 +200,7 @@ def train_batch(
         )
     attempt = _claim(connection, batch_id, now)
     batch = _required(connection, batch_id)  # until it was claimed, the run before this one may have given it a parent or another number
-    run = BatchRun(connection, batch, attempt, trainer, checkpoints_root or settings.home / "checkpoints", Clock.at(now))
+    run = BatchRun(connection, batch, attempt, trainer, checkpoints_root or settings.home / "checkpoints", clock_from(now))
     with _failing(connection, batch_id, attempt, run.clock, run.work):
         model = _resume_or_train(run, effective, on_step, on_preflight)
     return Trained(_required(connection, batch_id), model, list(finished_steps(connection, batch_id).values()))
@@ -212,7 +213,7 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
     published = find_published(run.checkpoints, run.batch)
     if published is not None and not version_taken(run.connection, run.batch.version):
         with own_transaction(run.connection):
-            advance_batch(run.connection, batch_id, run.attempt, PUBLISH, run.clock.now())
+            advance_batch(run.connection, batch_id, run.attempt, PUBLISH, run.clock())
         return finish_registration(run, prepared.kept, published, settings)
     begun = bool(read_steps(run.connection, batch_id))
     # The registry lock orders batches of one line: the parent is chosen when a training begins.
@@ -220,7 +221,7 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
         if not begun:
             lock_registry(run.connection)
             _wait_for_the_line(run)
-        advance_batch(run.connection, batch_id, run.attempt, TRAIN, run.clock.now())
+        advance_batch(run.connection, batch_id, run.attempt, TRAIN, run.clock())
     if not begun:  # once something is trained, and perhaps paid, a place that is down fails nothing
         check_storage(settings, batch_id)
     # Parent, sequences and plan; the trainer counts what it can train of them.
@@ -289,7 +290,7 @@ def _leave_empty(
     ]
     # Judgements, contributions and pre-flight are written in one transaction.
     with own_transaction(run.connection):
-        advance_batch(run.connection, run.batch.batch_id, run.attempt, TRAIN, run.clock.now())
+        advance_batch(run.connection, run.batch.batch_id, run.attempt, TRAIN, run.clock())
         write_judgements(run.connection, run.batch.batch_id, counted)
         write_contributions(run.connection, run.batch.batch_id, trained)
         document = preflight_document(conversion, counted, left, train_plan, _passed(run.batch, plan))
@@ -393,7 +394,9 @@ def _claim(connection: Connection, batch_id: str, now: datetime) -> int:
 
 
 @contextmanager
-def _failing(connection: Connection, batch_id: str, attempt: int, clock: Clock, work: Path | None = None) -> Iterator[None]:
+def _failing(
+    connection: Connection, batch_id: str, attempt: int, clock: Callable[[], datetime], work: Path | None = None
+) -> Iterator[None]:
     """Do to the batch as the table of failures says, and raise the error on.
 
     An error with which a batch waits only because it is paid, or because a file cannot be written, becomes a TrainingPaused. ``work`` is
@@ -407,7 +410,7 @@ def _failing(connection: Connection, batch_id: str, attempt: int, clock: Clock, 
         if effect != rule.when_paid and _is_paid(connection, batch_id):
             effect = rule.when_paid
         if effect is FailureEffect.FAILED:
-            _end(connection, batch_id, str(error), clock.now(), attempt, work)
+            _end(connection, batch_id, str(error), clock(), attempt, work)
         elif effect is FailureEffect.WAITS:
             raised = _wait(connection, batch_id, attempt, _reason_to_wait(error, batch_id, paid=effect != rule.effect))
             if effect != rule.effect or not isinstance(error, BabylonError):

@@ -32,23 +32,6 @@ OnStep = Callable[[StepMetrics], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
-    """Clock of a run: starts at ``began`` and advances with the monotonic time."""
-
-    began: datetime
-    monotonic_s: float
-
-    @classmethod
-    def at(cls, now: datetime) -> "Clock":
-        """Create a clock that shows ``now``."""
-        return cls(now, time.monotonic())
-
-    def now(self) -> datetime:
-        """Current time: the start plus the seconds since, naive UTC."""
-        return self.began + timedelta(seconds=time.monotonic() - self.monotonic_s)
-
-
-@dataclass(frozen=True, slots=True)
 class BatchRun:
     """One run of a batch's training: its claim, trainer and directories."""
 
@@ -57,7 +40,7 @@ class BatchRun:
     attempt: int
     trainer: Trainer
     checkpoints: Path
-    clock: Clock
+    clock: Callable[[], datetime]
 
     @property
     def work(self) -> Path:
@@ -66,10 +49,10 @@ class BatchRun:
 
     def beat(self) -> None:
         """Write a heartbeat. Raises BatchConflict when the batch ended or was taken over."""
-        heartbeat(self.connection, self.batch.batch_id, self.attempt, self.clock.now())
+        heartbeat(self.connection, self.batch.batch_id, self.attempt, self.clock())
 
-    def context(self) -> RunContext:
-        """Context for a trainer; its heartbeat is written at most every HEARTBEAT_EVERY_S."""
+    def rare_beat(self) -> Callable[[], None]:
+        """A function that writes a heartbeat, at most every HEARTBEAT_EVERY_S."""
         last_beat_s = -math.inf
 
         def beat() -> None:
@@ -78,10 +61,14 @@ class BatchRun:
                 self.beat()
                 last_beat_s = time.monotonic()
 
+        return beat
+
+    def context(self) -> RunContext:
+        """Context for a trainer."""
         # Idle time between runs does not count against the limit of the training.
         finished = finished_steps(self.connection, self.batch.batch_id).values()
         took = timedelta(seconds=sum((step.metrics or {}).get("seconds", 0.0) for step in finished))
-        return RunContext(self.connection, self.batch.batch_id, self.attempt, self.clock.now() - took, self.clock.now, beat)
+        return RunContext(self.connection, self.batch.batch_id, self.attempt, self.clock() - took, self.clock, self.rare_beat())
 
 
 def work_dir(checkpoints: Path, batch_id: str) -> Path:
@@ -156,13 +143,10 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
     partial = directory.with_name(f".{directory.name}-{run.attempt}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    last_beat_s = -math.inf
+    beat = run.rare_beat()
 
     def step(metrics: StepMetrics) -> None:
-        nonlocal last_beat_s
-        if time.monotonic() - last_beat_s >= HEARTBEAT_EVERY_S:
-            run.beat()
-            last_beat_s = time.monotonic()
+        beat()
         on_step(metrics)
 
     began_s = time.monotonic()
@@ -201,20 +185,21 @@ def _write_ahead(run: BatchRun, iteration: TrainIteration) -> None:
         )
     step = TrainingStep(
         iteration.step, run.attempt, run.trainer.name, iteration.step - 1, iteration.windows, len(iteration.sequences),
-        run.clock.now(), None, None, None, None, None,
+        run.clock(), None, None, None, None, None,
     )  # fmt: skip
     with own_transaction(run.connection):
         # A run that was taken over begins nothing.
-        advance_batch(run.connection, run.batch.batch_id, run.attempt, TRAIN, run.clock.now())
+        advance_batch(run.connection, run.batch.batch_id, run.attempt, TRAIN, run.clock())
         begin_step(run.connection, run.batch.batch_id, step)
 
 
 def _finish(run: BatchRun, number: int, directory: Path) -> TrainingStep:
     outcome = json.loads((directory / RESULT_FILE).read_text())
+    # The newest start of the iteration receives the result.
     newest = [step for step in read_steps(run.connection, run.batch.batch_id) if step.iteration == number][-1]
     finished = replace(
         newest,
-        finished_at=run.clock.now(),
+        finished_at=run.clock(),
         checkpoint=str(directory),
         loss=outcome["loss"],
         trainable_tokens=outcome["trainableTokens"],
@@ -230,6 +215,5 @@ def _rename_durably(partial: Path, final: Path) -> None:
         publish_directory(partial, final)
     except OSError:
         if not final.is_dir():
-            # The newest start of the iteration receives the result.
             raise
         shutil.rmtree(partial)  # the run that this one took over came first, with the same weights: they follow from the seed

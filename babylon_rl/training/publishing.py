@@ -153,7 +153,7 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
         batch_id=run.batch.batch_id, attempt=run.attempt, version=manifest.version, parent_version=manifest.parent,
         base_model=run.batch.base_model, backend=run.batch.backend, checkpoint=str(checkpoint),
         storage_path=stands_for.storage_path if stands_for.remote or url is None else url, manifest_sha=_manifest_sha(checkpoint),
-        episodes=episodes, loss=steps[-1].loss, metrics=metrics, now=run.clock.now(), uploaded_url=url,
+        episodes=episodes, loss=steps[-1].loss, metrics=metrics, now=run.clock(), uploaded_url=url,
         wandb_artifact_id=stands_for.remote.artifact if stands_for.remote else None,
     )  # fmt: skip
     # Under the registry lock: a version number taken meanwhile sends the batch back for the next one.
@@ -171,7 +171,7 @@ def finish_registration(run: BatchRun, episodes: Sequence[BatchEpisode], checkpo
     # Tidying is best effort: the version is registered already.
     _tidy(run)
     # What cannot be deleted now is deleted by the next training or cleanup; this version is registered.
-    for sentence in prune(run.connection, settings, run.checkpoints, run.clock.now()).removal.refused:
+    for sentence in prune(run.connection, settings, run.checkpoints, run.clock()).removal.refused:
         _LOG.warning(sentence)
     return model
 
@@ -192,7 +192,7 @@ def _own_version(run: BatchRun, parent: str | None) -> str:
     # Since the batch reserved its number, a foreign row may have taken it, or a batch that was frozen later may have become the parent.
     with own_transaction(run.connection):
         lock_registry(run.connection)
-        advance_batch(run.connection, run.batch.batch_id, run.attempt, PUBLISH, run.clock.now())
+        advance_batch(run.connection, run.batch.batch_id, run.attempt, PUBLISH, run.clock())
         version, passed = run.batch.version, list[str]()
         # Take the next number until it is free, above the parent, and without a foreign directory.
         while version_taken(run.connection, version) or _below(version, parent) or _unknown(run, run.checkpoints / version):
@@ -229,7 +229,7 @@ def _manifest(
     return Manifest(
         version=version,
         base=run.trainer.base_identity(),
-        created_at=run.clock.now().isoformat(timespec="milliseconds") + "Z",
+        created_at=run.clock().isoformat(timespec="milliseconds") + "Z",
         parent=parent,
         batch_id=run.batch.batch_id,
         step=steps[-1].iteration,

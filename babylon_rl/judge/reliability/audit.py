@@ -17,7 +17,7 @@ from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.client import JudgeClient, audit_settings
 from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, UnscorableGroup, run_pool
-from babylon_rl.judge.judge_store import JudgeStore, clock_from
+from babylon_rl.judge.judge_store import JudgeStore
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE
 from babylon_rl.judge.prompt.render import RenderedGroup, render_groups
 from babylon_rl.judge.reliability.report import ReliabilityReport, reliability_report
@@ -27,6 +27,7 @@ from babylon_rl.store import scores
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_secret
 from babylon_rl.store.judge_report import judged_hours
+from babylon_rl.windows import clock_from
 
 AUDIT_GROUPS = 20
 
