@@ -1,8 +1,11 @@
 """Latency that the gateway adds to a model's, and its highest rate: `python -m benchmarks.gateway [--litellm PYTHON] [--minutes 10]`.
 
 A mock model, the load and the gateway share the machine: each target is asked in turn, at the same rates, in rounds; a figure is the
-median over rounds of the difference to the mock asked directly. Calls are recorded into an embedded Postgres of its own. PYTHON is that of
-an environment with `litellm[proxy]`, whose proxy then stands beside the gateway. `--minutes` instead watches the gateway's memory.
+median over rounds of the difference to the mock asked directly. Calls are recorded into an embedded Postgres of its own. `--minutes`
+instead watches the gateway's memory, `--highest` measures the highest sustained rates alone. With PYTHON, LiteLLM's proxy stands beside:
+
+    python3 -m venv litellm && litellm/bin/pip install 'litellm[proxy]==1.82.0'
+    python -m benchmarks.gateway --highest --rounds 3 --litellm litellm/bin/python
 """
 
 import argparse
@@ -36,7 +39,7 @@ from babylon_rl.windows import utc_now
 from babylon_rl_tests.serving.gateways import add_version
 
 RATES = (100, 500, 1_000)
-RAMP = (50, 100, 200, 300, 400, 600, 800, 1_000, 1_300)
+RAMP = (10, 25, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1_000, 1_300, 1_600)
 SUSTAINED_P99_MS = 1_000
 ROUNDS, ROUND_S = 5, 4.0
 KEY = "sk-bench"
@@ -221,16 +224,25 @@ def compare(ports: dict[str, int], rates: tuple[int, ...], rounds: int, *, strea
     return rows
 
 
-def highest_rate(port: int) -> int:
-    """The highest rate of RAMP that is sustained: no error, and 99 of 100 answers within a second."""
-    highest = 0
-    for rate in RAMP:
-        round_ = uvloop.run(load(port, rate, ROUND_S))
-        if round_.errors or round_.at(0.99) > SUSTAINED_P99_MS:
-            break
-        highest = rate
-        time.sleep(1)
-    return highest
+def highest_rates(ports: dict[str, int], rounds: int) -> dict[str, Any]:
+    """The highest rate of RAMP that each target sustains: no error, and 99 of 100 answers within a second; medians over rounds.
+
+    The targets take turns at each rate, so that other work on the machine hits all of them.
+    """
+    found: dict[str, list[int]] = {name: [] for name in ports}
+    for _ in range(rounds):
+        highest, going = dict.fromkeys(ports, 0), dict(ports)
+        for rate in RAMP:
+            for name, port in list(going.items()):
+                round_ = uvloop.run(load(port, rate, ROUND_S))
+                if round_.errors or round_.at(0.99) > SUSTAINED_P99_MS:
+                    del going[name]
+                    continue
+                highest[name] = rate
+        for name, rate in highest.items():
+            found[name].append(rate)
+        print(json.dumps({"highest_sustained_rate": highest, "load_average": os.getloadavg()[0]}), flush=True)
+    return {"highest_sustained_rate": {name: statistics.median(rates) for name, rates in found.items()}, "rounds": rounds}
 
 
 def watch_memory(port: int, gateway: psutil.Process, minutes: float, rate: int) -> dict[str, Any]:
@@ -304,6 +316,7 @@ def main() -> None:
     parser.add_argument("--rates", default=",".join(map(str, RATES)))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--highest", action="store_true", help="the highest sustained rates alone")
     parser.add_argument("--switch", action="store_true", help="a rollback and a deployment under load instead")
     options = parser.parse_args()
     if options.mock is not None:
@@ -317,12 +330,15 @@ def main() -> None:
         if options.minutes is not None:
             print(json.dumps(watch_memory(ports["gateway"], gateway, options.minutes, 100)))
             return
+        if options.highest:
+            print(json.dumps(highest_rates({name: port for name, port in ports.items() if name != "direct"}, options.rounds)))
+            return
         rates = tuple(map(int, options.rates.split(",")))
         # The other proxy is compared at the lowest rate, as it queues without end at the others.
         compare(ports, rates[:1], options.rounds, stream=False)
         compare(ports, rates[:1], options.rounds, stream=True)
         compare({name: port for name, port in ports.items() if name != "litellm"}, rates[1:], options.rounds, stream=False)
-        print(json.dumps({"highest_sustained_rate": {name: highest_rate(port) for name, port in ports.items() if name != "direct"}}))
+        print(json.dumps(highest_rates({name: port for name, port in ports.items() if name != "direct"}, options.rounds)))
 
 
 if __name__ == "__main__":

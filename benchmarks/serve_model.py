@@ -2,8 +2,8 @@
 
 In one run, with the same prompts, threads and dtype: the server asked by one client after another and by all at once (each client asks its
 next request when it has its answer; the first are spread over a second), free text and decisions under a grammar, which may be of two
-adapters; and transformers in process, `generate` one by one and its continuous batching, with the paged sdpa attention that it chooses on a
-CPU. transformers serves no grammar, so that it answers free text alone. Prints a JSON line for each.
+adapters; and transformers' continuous batching in process, with the paged sdpa attention that it chooses on a CPU and all requests at once.
+It has no grammar, so that it answers free text alone. Prints a JSON line for each.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from babylon_rl.settings import load_settings
 
 REQUESTS_PER_CLIENT = 2
 ADAPTER = "v1.0.0"
+TRANSFORMERS = "transformers, continuous batching"
 _TOPICS = ("elections", "rivers", "engines", "clouds", "harvests", "markets", "planets", "violins")
 _SIZES = (1, 2, 5, 10)
 _TRADES = [
@@ -64,9 +65,8 @@ async def ask(url: str, clients: int, tokens: int, *, at_once: bool, **asked: An
         return used, time.perf_counter() - began
 
 
-def transformers_sides(base: Path, clients: int, tokens: int) -> dict[str, Callable[[], tuple[int, float]]]:
-    """transformers' generation one by one, and its continuous batching."""
-    import torch
+def transformers_batching(base: Path, clients: int, tokens: int) -> Callable[[], tuple[int, float]]:
+    """transformers' continuous batching of the same free texts, all of them given at once."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -78,13 +78,6 @@ def transformers_sides(base: Path, clients: int, tokens: int) -> dict[str, Calla
     model = AutoModelForCausalLM.from_pretrained(base, dtype=best_dtype()).eval()
     prompts = [list(encode_prompt(tokenizer, messages(number))) for number in range(clients * REQUESTS_PER_CLIENT)]
     config = GenerationConfig(do_sample=True, top_k=0, eos_token_id=2, pad_token_id=2)
-
-    def alone() -> tuple[int, float]:
-        began, used = time.perf_counter(), 0
-        for number, prompt in enumerate(prompts):
-            most = tokens * (1 + number % clients % 4) // 4
-            used += model.generate(torch.tensor([prompt]), config, max_new_tokens=most).shape[1] - len(prompt)
-        return used, time.perf_counter() - began
 
     def together() -> tuple[int, float]:
         pages = ContinuousBatchingConfig(num_blocks=512, page_size=32, max_batch_tokens=1024)
@@ -98,7 +91,7 @@ def transformers_sides(base: Path, clients: int, tokens: int) -> dict[str, Calla
                 used += len(result.generated_tokens)
         return used, time.perf_counter() - began
 
-    return {"transformers, one by one": alone, "transformers, continuous batching": together}
+    return together
 
 
 def main() -> None:
@@ -123,7 +116,8 @@ def main() -> None:
                 f"decisions, {clients} clients": served(True, response_format=_FORMAT),
                 "free text, one by one": served(False),
                 f"free text, {clients} clients": served(True),
-            } | transformers_sides(base, clients, tokens)
+                TRANSFORMERS: transformers_batching(base, clients, tokens),
+            }
             rates: dict[str, list[float]] = {name: [] for name in sides}
             # Side by side within each round: other work on the machine hits all of them.
             for _ in range(options.rounds):
@@ -133,7 +127,7 @@ def main() -> None:
                     print(json.dumps({"side": name, "tokens": used, "tokens_a_second": round(rates[name][-1], 1)}), flush=True)
     print(json.dumps({"tokens_a_second": {name: round(statistics.median(those), 1) for name, those in rates.items()}}))
     pairs = [(f"decisions, {clients} clients", "decisions, one by one"), (f"free text, {clients} clients", "free text, one by one")]
-    pairs += [(f"free text, {clients} clients", name) for name in sides if name.startswith("transformers")]
+    pairs += [(f"free text, {clients} clients", TRANSFORMERS)]
     for ours, other in pairs:
         ratio = statistics.median(one / two for one, two in zip(rates[ours], rates[other], strict=True))
         print(json.dumps({"side": ours, "times": round(ratio, 2), "of": other}))

@@ -54,8 +54,7 @@ def deploy(
         rollout = releases.deploy(
             connection, version, settings, author_of(reason), strategy=strategy, percentage=percentage, agent_ids=agent_ids
         )
-        updated = _agents_with(connection, settings, rollout.version)
-    _emit(rollout, as_json, updated)
+        _emit(connection, settings, rollout, as_json)
 
 
 def rollback(
@@ -71,7 +70,7 @@ def rollback(
 
     settings = load_settings()
     with open_database(settings) as database, database.connect() as connection:
-        _emit(releases.rollback(connection, settings, author_of(reason), version), as_json)
+        _emit(connection, settings, releases.rollback(connection, settings, author_of(reason), version), as_json)
 
 
 def pause(reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
@@ -79,8 +78,9 @@ def pause(reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None
     from babylon_rl.serving import releases
     from babylon_rl.store.database import open_database
 
-    with open_database(load_settings()) as database, database.connect() as connection:
-        _emit(releases.pause(connection, author_of(reason)), as_json)
+    settings = load_settings()
+    with open_database(settings) as database, database.connect() as connection:
+        _emit(connection, settings, releases.pause(connection, author_of(reason)), as_json)
 
 
 def resume(reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
@@ -88,8 +88,9 @@ def resume(reason: ReasonOption = "by hand", as_json: JsonOption = False) -> Non
     from babylon_rl.serving import releases
     from babylon_rl.store.database import open_database
 
-    with open_database(load_settings()) as database, database.connect() as connection:
-        _emit(releases.resume(connection, author_of(reason)), as_json)
+    settings = load_settings()
+    with open_database(settings) as database, database.connect() as connection:
+        _emit(connection, settings, releases.resume(connection, author_of(reason)), as_json)
 
 
 def resolve(
@@ -143,16 +144,6 @@ def _expected(routing: "RoutingTable", settings: Settings, agent_id: str) -> str
     return route(routing, settings, None, agent_id).version
 
 
-def _agents_with(connection: "Connection", settings: Settings, version: str) -> int:
-    """Agents of the last day that get a version from now on."""
-    from babylon_rl.store.live_usage import read_last_calls
-    from babylon_rl.store.releases import read_routing
-
-    routing = read_routing(connection)
-    calls = read_last_calls(connection, utc_now() - timedelta(days=1))
-    return sum(_expected(routing, settings, call.agent_id) == version for call in calls)
-
-
 def author_of(reason: str) -> "ReleaseAuthor":
     """The author of a transition by hand: the user of this process."""
     from babylon_rl.serving.releases import ReleaseAuthor
@@ -164,11 +155,13 @@ def author_of(reason: str) -> "ReleaseAuthor":
     return ReleaseAuthor(f"cli: {user}", reason, utc_now())
 
 
-def _emit(rollout: "Rollout", as_json: bool, agents_updated: int | None = None) -> None:
+def _emit(connection: "Connection", settings: Settings, rollout: "Rollout", as_json: bool) -> None:
+    from babylon_rl.serving.releases import agents_updated
+
     share = f"{len(rollout.agent_ids)} listed agents" if rollout.strategy == "test" else f"{rollout.percentage:g} % of agents"
     document = {
         "success": True, "deploymentId": str(rollout.rollout_id), "version": rollout.version, "state": rollout.state,
         "strategy": rollout.strategy, "percentage": rollout.percentage, "agents": list(rollout.agent_ids),
-        "previousVersion": rollout.previous_version, "agentsUpdated": agents_updated,
+        "previousVersion": rollout.previous_version, "agentsUpdated": agents_updated(connection, settings, utc_now()),
     }  # fmt: skip
     emit(document, [f"{rollout.version} is {rollout.state.replace('_', ' ')}, {share}."], as_json)

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from shutil import copyfileobj
 from typing import Any
@@ -29,8 +29,8 @@ from starlette.routing import Route as RoutedPath
 from babylon_rl import __version__
 from babylon_rl.errors import BabylonError, CheckpointError, DatabaseError, SettingsError, UsageError
 from babylon_rl.models.server import bind
+from babylon_rl.serving import ab_tests, releases
 from babylon_rl.serving import admin_shapes as shapes
-from babylon_rl.serving import releases
 from babylon_rl.serving.access import Access, MinuteBudget, key_hash
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.chat_request import BODY_TIMEOUT_S, ClientGone, read_body
@@ -38,22 +38,22 @@ from babylon_rl.serving.dagster_client import DagsterClient
 from babylon_rl.serving.gateway import peer
 from babylon_rl.serving.http_server import server_options
 from babylon_rl.serving.live_state import LiveState
-from babylon_rl.serving.routing import route
 from babylon_rl.serving.status_shapes import Shape
 from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings
+from babylon_rl.store.ab_tests import read_tests
 from babylon_rl.store.client_keys import ClientKey
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
-from babylon_rl.store.live_usage import read_last_calls
 from babylon_rl.store.registry import read_models
-from babylon_rl.store.releases import Rollout, read_routing
+from babylon_rl.store.releases import Rollout
 from babylon_rl.training.importing import ImportedWeights, import_version
 from babylon_rl.windows import moment, utc_now
 
 BODY_LIMIT = 256 * 1024
 STARTS_A_MINUTE = 12  # of trainings and scorings, for all clients together
 _ADMIN, _CRON = "/api/admin/training", "/api/cron"
+_AB_TESTS = "/api/admin/ab-tests"
 _STATUS = {UsageError: 400, SettingsError: 400, CheckpointError: 400, DatabaseError: 503}
 
 
@@ -66,6 +66,7 @@ class AdminRequest:
     body: Any = None
     upload: UploadFile | None = None
     version: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,16 @@ class AdminApi:
                 model = import_version(connection, self.settings, weights, request.now)
         return shapes.UploadDocument(model=shapes.ModelDocument.of(model))
 
+    def ab_tests(self, request: AdminRequest) -> Shape:
+        with self.database.connect() as connection:
+            return shapes.ABTestsDocument(tests=[shapes.ABTestEntry.of(test) for test in read_tests(connection)])
+
+    def ab_test(self, request: AdminRequest) -> Shape:
+        with self.database.connect() as connection:
+            if request.name not in (test.name for test in read_tests(connection)):
+                raise ApiError(404, f"There is no A/B test {request.name}; GET {_AB_TESTS} lists them.", "not_found")
+            return msgspec.convert(ab_tests.report(connection, request.name).document, shapes.ABTestDocument)
+
     def training_check(self, request: AdminRequest) -> Shape:
         started = time.monotonic()
         with self.database.connect() as connection:
@@ -169,10 +180,9 @@ class AdminApi:
             )  # fmt: skip
 
     def _deployment(self, connection: Connection, rollout: Rollout, now: datetime) -> shapes.DeploymentDocument:
-        routing, calls = read_routing(connection), read_last_calls(connection, now - timedelta(days=1))
-        moved = sum(route(routing, self.settings, None, call.agent_id).version != call.version for call in calls)
         return shapes.DeploymentDocument(
-            agents_updated=moved, deployment_id=str(rollout.rollout_id), version=rollout.version, state=rollout.state,
+            agents_updated=releases.agents_updated(connection, self.settings, now),
+            deployment_id=str(rollout.rollout_id), version=rollout.version, state=rollout.state,
             strategy=rollout.strategy, percentage=rollout.percentage, previous_version=rollout.previous_version,
         )  # fmt: skip
 
@@ -199,12 +209,17 @@ OPERATIONS = [
         _D("POST", f"{_ADMIN}/upload-model", "Register weights trained elsewhere", shapes.UploadDocument, upload=True, errors=(409,)),
         AdminApi.upload_model, starts=True,
     ),
+    Operation(_D("GET", _AB_TESTS, "All A/B tests", shapes.ABTestsDocument), AdminApi.ab_tests),
     Operation(
-        _D("GET", f"{_CRON}/training-check", "Score what settled", shapes.TrainingCheckDocument, cron=True),
+        _D("GET", f"{_AB_TESTS}/{{name}}", "Arms of an A/B test by what is there so far", shapes.ABTestDocument, errors=(404,)),
+        AdminApi.ab_test,
+    ),
+    Operation(
+        _D("GET", f"{_CRON}/training-check", "Score what settled", shapes.TrainingCheckDocument, cron=True, errors=(400, 409)),
         AdminApi.training_check, starts=True,
     ),
     Operation(
-        _D("GET", f"{_CRON}/training", "Start a training if it is ready", shapes.CronTrainingDocument, cron=True),
+        _D("GET", f"{_CRON}/training", "Start a training if it is ready", shapes.CronTrainingDocument, cron=True, errors=(400, 409)),
         AdminApi.cron_training, starts=True,
     ),
 ]  # fmt: skip
@@ -294,7 +309,7 @@ async def _read(api: AdminApi, operation: Operation, request: Request, client: s
     if operation.described.upload:
         return await _read_upload(api, request, given, client, files)
     if kind is None:
-        return AdminRequest(client, now)
+        return AdminRequest(client, now, name=request.path_params.get("name", ""))
     content = await read_body(request.receive, BODY_LIMIT, BODY_TIMEOUT_S)
     # A form or a text would be sent by a browser without asking this server first.
     if content and given != "application/json":

@@ -3,6 +3,7 @@
 The names are those that dashboards and scripts of the game read. Times are UTC, in ISO 8601.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
@@ -22,6 +23,7 @@ from babylon_rl.serving.status_shapes import (
     Time,
     TrajectoryStats,
 )
+from babylon_rl.store.ab_tests import ABTest
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.registry import Model
 from babylon_rl.training.readiness import Readiness
@@ -294,6 +296,74 @@ class DeploymentDocument(Shape):
     success: Literal[True] = True
 
 
+class ABTestEntry(Shape):
+    """An A/B test without its results; shares are percents of all agents."""
+
+    name: str
+    state: str
+    arms: list[str]
+    shares: list[float]
+    started_at: Time
+
+    @classmethod
+    def of(cls, test: ABTest) -> Self:
+        """The entry of a test."""
+        started = moment(test.started_at) or ""
+        return cls(name=test.name, state=test.state, arms=list(test.arms), shares=list(test.shares), started_at=started)
+
+
+class ABTestsDocument(Shape):
+    """All A/B tests."""
+
+    tests: list[ABTestEntry]
+    success: Literal[True] = True
+
+
+class ABArmDocument(Shape):
+    """An arm: agents and hours that count, and its mean P&L an agent-hour in dollars with a 95 % interval for one look."""
+
+    version: str
+    share: float
+    agents: int
+    windows: int
+    pnl: float | None
+    interval: tuple[float | None, float | None] | None
+
+
+class ABDifference(Shape):
+    """Dollars an agent-hour more than the first arm, with an interval that holds at every look; null: no bound yet."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float
+    agents: int
+
+
+class ABSampleRatio(Shape):
+    """Agents by arm, counted and as assigned; ``mismatch``: nothing measured can be believed."""
+
+    counts: list[int]
+    expected: list[float]
+    p: float
+    mismatch: bool
+
+
+class ABTestDocument(Shape):
+    """Result of an A/B test so far, as `babylon-rl ab status NAME --json` prints it; ``difference`` is that of the second arm."""
+
+    name: str
+    state: str
+    started_at: Time
+    arms: list[ABArmDocument]
+    difference: ABDifference | None
+    differences: dict[str, ABDifference]
+    sample_ratio: ABSampleRatio
+    spillover: str
+    verdict: str
+    success: Literal[True] = True
+
+
 class UploadDocument(Shape):
     """A version that was uploaded."""
 
@@ -347,6 +417,7 @@ class Described:
 
 _MEANINGS = {
     400: "The request is not as described.", 401: "No valid key.", 403: "Not from here: without keys only this machine is served.",
+    404: "There is nothing of that name.",
     408: "The body came too slowly.", 409: "The state forbids it; the error says why.", 413: "The body is too large.",
     415: "The body is of another content type.", 429: "Too many requests; the header retry-after says when.",
     503: "The database or Dagster does not answer.",
@@ -382,11 +453,14 @@ def _operation(operation: Described) -> dict[str, Any]:
         statuses |= {400, 408, 413, 415}
     document: dict[str, Any] = {
         "summary": operation.summary,
-        "operationId": operation.method.lower() + operation.path.replace("/", "_").replace("-", "_"),
+        "operationId": operation.method.lower() + operation.path + re.sub(r"\W+", "_", operation.path).rstrip("_"),
         "security": [{"cron" if operation.cron else "key": []}],
         "responses": {"200": _response("The answer.", operation.answer)}
         | {str(status): _response(_MEANINGS[status], ErrorReply) for status in sorted(statuses)},
     }
+    names = re.findall(r"{(\w+)}", operation.path)
+    if names:
+        document["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
     if operation.body is not None:
         body = {"application/json": {"schema": _reference(operation.body)}}
         document["requestBody"] = {"required": _has_required(operation.body), "content": body}

@@ -8,12 +8,14 @@ and `latest`, once its rollout has reached all agents; until then the version de
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from babylon_rl.errors import ReleaseRefused, UsageError
+from babylon_rl.serving.routing import route
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, own_transaction
+from babylon_rl.store.live_usage import read_last_calls
 from babylon_rl.store.registry import Model, deployed_model, read_models
 from babylon_rl.store.releases import (
     BASE,
@@ -192,6 +194,12 @@ def rollback(
         at.archive(released.version)
         at.restore(back_to)
         return ended
+
+
+def agents_updated(connection: Connection, settings: Settings, now: datetime) -> int:
+    """Count the agents of the last day that get another version than they had at their last call."""
+    routing, calls = read_routing(connection), read_last_calls(connection, now - timedelta(days=1))
+    return sum(route(routing, settings, None, call.agent_id).version != call.version for call in calls)
 
 
 def marked_versions(connection: Connection) -> set[str]:

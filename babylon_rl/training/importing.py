@@ -4,7 +4,9 @@ The weights continue a version that is registered and lies here: they have the s
 tokenizer they share. So nothing but numbers is taken from outside. The import is registered like a training without trajectories.
 """
 
+import json
 import shutil
+import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +34,8 @@ from babylon_rl.store.registry import Model, read_models, register_import, reser
 from babylon_rl.training.publishing import parent_checkpoint
 
 PREFIX = "upload-"
-TENSOR_TYPES = ("F32", "F16", "BF16")
+# A number is not finite when all bits of its exponent are set: type of its bits, and those of the exponent.
+EXPONENTS = {"F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ def import_version(connection: Connection, settings: DatabaseSettings, weights: 
 
     Raises:
         UsageError: the version is no version number above its parent, or the parent is not known.
-        CheckpointError: the file is not what its checksum says, not safetensors, or has other tensors than its parent.
+        CheckpointError: the file is not what its checksum says, not safetensors, has other tensors than its parent, or numbers that are not finite.
         ReleaseRefused: the version is taken.
     """
     if sha256(weights.file) != weights.sha256.lower():
@@ -61,6 +64,7 @@ def import_version(connection: Connection, settings: DatabaseSettings, weights: 
     if read_remote(source) is not None:
         raise UsageError(f"The weights of {parent.version} are at a training service, so nothing here says what a child's have to be.")
     _check_tensors(weights.file, source / WEIGHTS, parent.version)
+    _refuse_not_finite(weights.file)
     checkpoints = settings.home / "checkpoints"
     batch_id = f"{PREFIX}{weights.version}"
     with tempfile.TemporaryDirectory(dir=checkpoints, prefix=".upload-") as directory:
@@ -131,8 +135,8 @@ def _check_tensors(file: Path, reference: Path, parent: str) -> None:
     for name, (kind, shape) in given.items():
         if shape != wanted[name][1]:
             raise CheckpointError(f"{name} has the shape {list(shape)}, and in {parent} {list(wanted[name][1])}.")
-        if kind not in TENSOR_TYPES:
-            raise CheckpointError(f"{name} is of type {kind}; adapters are {', '.join(TENSOR_TYPES)}.")
+        if kind not in EXPONENTS:
+            raise CheckpointError(f"{name} is of type {kind}; adapters are {', '.join(EXPONENTS)}.")
 
 
 def _tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -148,3 +152,25 @@ def _tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except SafetensorError as unreadable:
         raise CheckpointError(f"Only safetensors are taken, and this file is none: {unreadable}.") from None
+
+
+def _refuse_not_finite(file: Path) -> None:
+    """Raise CheckpointError if a tensor of a verified file holds NaN or infinity.
+
+    The bits are read, a tensor at a time: numpy has no BF16.
+    """
+    import numpy as np
+
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        head = json.loads(opened.read(length))
+    for name, facts in head.items():
+        if name == "__metadata__":
+            continue
+        (bits, exponent), (first, end) = EXPONENTS[facts["dtype"]], facts["data_offsets"]
+        numbers = np.fromfile(file, bits, (end - first) // np.dtype(bits).itemsize, offset=8 + length + first)
+        bad = int(np.count_nonzero((numbers & exponent) == exponent))
+        if bad:
+            raise CheckpointError(
+                f"{name} has {bad:,} of {len(numbers):,} numbers that are NaN or infinite: the training that made it failed."
+            )

@@ -16,7 +16,9 @@ from pydantic import SecretStr
 
 from babylon_rl.files.durable import sha256
 from babylon_rl.models.checkpoints import load_manifest, verify
+from babylon_rl.serving.ab_tests import report, start
 from babylon_rl.serving.access import key_hash
+from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.serving.status import status_document
 from babylon_rl.settings import Settings
 from babylon_rl.store.client_keys import ClientKey, create_key
@@ -206,6 +208,20 @@ def test_deploying_and_rolling_back_move_agents(admin: AdminServer, database: Da
     assert {event["who"] for event in events} == {"api: this machine"}
 
 
+def test_the_result_of_an_ab_test_is_that_of_the_command(admin: AdminServer, database: Database) -> None:
+    assert admin.get("/api/admin/ab-tests").body == {"success": True, "tests": []}
+    unknown = admin.get("/api/admin/ab-tests/first")
+    assert (unknown.status, unknown.body["code"]) == (404, "not_found")
+    add_version(database, "v1.0.0", "ready")
+    with database.connect() as connection:
+        start(connection, "first", ["base", "v1.0.0"], [50, 50], 50.0, ReleaseAuthor("tester", "a test", utc_now()))
+        expected = report(connection, "first").document
+    answer = admin.get("/api/admin/ab-tests/first").body
+    assert answer == expected | {"success": True} and answer["verdict"] == "No hour yet in which every arm traded."
+    (listed,) = admin.get("/api/admin/ab-tests").body["tests"]
+    assert (listed["name"], listed["state"], listed["arms"], listed["shares"]) == ("first", "running", ["base", "v1.0.0"], [50, 50])
+
+
 def test_what_the_state_forbids_is_refused_with_its_reason(admin: AdminServer, database: Database) -> None:
     missing = admin.post(DEPLOY, {"modelVersion": "v9.9.9"})
     assert (missing.status, missing.body["success"]) == (409, False) and "There is no version v9.9.9" in missing.body["error"]
@@ -246,12 +262,15 @@ def test_uploads_that_are_not_such_weights_are_refused(
     write_tensors(good, 9.0)
     pickle.write_bytes(b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00\x8c\x07weights\x94.")
     write_tensors(wide, 1.0, 2.0)
+    broken = tmp_path / "broken"
+    write_tensors(broken, float("nan"))
     huge_head = tmp_path / "head"
     huge_head.write_bytes(struct.pack("<Q", 2**60) + b"{}")
     cases = [
         (pickle, "v1.0.1", metadata(pickle), 400, "Only safetensors"),
         (huge_head, "v1.0.1", metadata(huge_head), 400, "Only safetensors"),
         (wide, "v1.0.1", metadata(wide), 400, "shape"),
+        (broken, "v1.0.1", metadata(broken), 400, "w has 1 of 1 numbers that are NaN or infinite"),
         (good, "v1.0.1", metadata(wide), 400, "sha256"),
         (good, "v1.0.1", metadata(good, parent="v7.0.0"), 400, "not known"),
         (good, "v1.0.0", metadata(good), 400, "not above"),
@@ -359,7 +378,7 @@ def test_requests_generated_from_the_document_are_answered_as_it_says(settings: 
                 case.call_and_validate(headers={"Authorization": "Bearer secret"}, excluded_checks=[positive_data_acceptance])
 
             check()
-    assert len(checked) == 10
+    assert len(checked) == 12
 
 
 def test_a_client_that_vanishes_leaves_it_serving(admin: AdminServer) -> None:

@@ -31,6 +31,7 @@ def test_a_release_by_commands(command, make_version, connection) -> None:
     insert_calls(connection, None, utc_now(), [f"agent-{n}" for n in range(50)])
     deployed = command("models", "deploy", "v1.0.0", "--strategy", "immediate", "--reason", "it is time")
     assert (deployed["success"], deployed["state"], deployed["agentsUpdated"]) == (True, "released", 50)
+    insert_calls(connection, "v1.0.0", utc_now(), [f"agent-{n}" for n in range(50)])
     rolling = command("models", "deploy", "v1.0.1", "--percentage", "40")
     assert 10 < rolling["agentsUpdated"] < 30 and rolling["previousVersion"] == "v1.0.0"
     assert command("models", "pause")["state"] == "paused" and command("models", "resume")["state"] == "rolling"
