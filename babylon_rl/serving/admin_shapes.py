@@ -453,7 +453,7 @@ def _operation(operation: Described) -> dict[str, Any]:
         statuses |= {400, 408, 413, 415}
     document: dict[str, Any] = {
         "summary": operation.summary,
-        "operationId": operation.method.lower() + operation.path + re.sub(r"\W+", "_", operation.path).rstrip("_"),
+        "operationId": operation.method.lower() + re.sub(r"\W+", "_", operation.path).rstrip("_"),
         "security": [{"cron" if operation.cron else "key": []}],
         "responses": {"200": _response("The answer.", operation.answer)}
         | {str(status): _response(_MEANINGS[status], ErrorReply) for status in sorted(statuses)},

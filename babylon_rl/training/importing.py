@@ -54,7 +54,8 @@ def import_version(connection: Connection, settings: DatabaseSettings, weights: 
 
     Raises:
         UsageError: the version is no version number above its parent, or the parent is not known.
-        CheckpointError: the file is not what its checksum says, not safetensors, has other tensors than its parent, or numbers that are not finite.
+        CheckpointError: the file is not what its checksum says, not safetensors, has other tensors than its parent, or holds NaN
+            or infinity.
         ReleaseRefused: the version is taken.
     """
     if sha256(weights.file) != weights.sha256.lower():
