@@ -83,10 +83,23 @@ class DatabaseSettings(SettingsGroup):
 class HourSettings(SettingsGroup):
     """Limits for rows and hours, and the description of an hour."""
 
+    window_duration_hours: float = Field(
+        1, description="No effect: a window is one hour. Any other value is refused (docs/explanation/differences.md)."
+    )
     min_agents_per_window: int = Field(5, ge=1, description="Usable episodes that make an hour ready.")
     min_actions_per_trajectory: int = Field(5, ge=1, description="Steps that make an episode usable.")
     outcome_delay_minutes: float = Field(5, ge=0, description="Minutes after an hour's end before automation reads it.")
     sentiment_band_percent: float = Field(1.0, ge=0, description="Price changes within +- this percentage are NEUTRAL.")
+
+    @field_validator("window_duration_hours")
+    @classmethod
+    def _is_one_hour(cls, value: float) -> float:
+        if value != 1:
+            raise ValueError(
+                "a window is one hour here: the partition, the row's windowId and the group that is judged are the same hour. "
+                "Unset it, and train on more hours with LOOKBACK_HOURS and WINDOWS_PER_ITERATION (docs/explanation/differences.md)"
+            )
+        return value
 
 
 class JudgeSettings(SettingsGroup):
