@@ -31,7 +31,10 @@ COMMANDS = {
         "cleanup",
         "Remove old checkpoints, caches, transcripts, gateway calls and run logs; exit code 3 when something cannot be removed.",
     ),
-    "verify-system": ("system", "Check the configuration, database, schema, Dagster, model weights and registry; exit 1 when one fails."),
+    "verify-system": (
+        "system",
+        "Try every part: settings, disk, storage, database, clock, data, automation, judge, weights; exit 1 when one fails.",
+    ),
     "status": ("status", "State of the whole system: readiness, training, judge, versions, rollout, alerts and health."),
     "alerts": ("alerting", "Alerts, those whose cause lasts first: since when, whether sent, and what to do."),
     "demo": ("demo", "From nothing to a better agent on this machine: simulate, read, score, train, and compare on unseen markets."),

@@ -7,6 +7,7 @@ import typer
 from msgspec import to_builtins
 
 from babylon_rl.cli.output import JsonOption, emit, listed
+from babylon_rl.reporting.numbers import about
 from babylon_rl.serving.admin_shapes import StatusDocument
 from babylon_rl.serving.status import status_document
 from babylon_rl.settings import load_settings
@@ -29,11 +30,11 @@ def status(as_json: JsonOption = False) -> None:
 def _lines(found: StatusDocument) -> Iterator[tuple[str, str]]:
     """Label and text of each line, in the order of the pipeline."""
     came, jobs, stats = found.automation.data_collection, found.automation.training, found.trajectory_stats
-    age = "none yet" if came.newest_age_hours is None else f"{_span(3600 * came.newest_age_hours)} ago"
-    about = "about " if stats.counted == "estimated" else ""
+    age = "none yet" if came.newest_age_hours is None else f"{about(3600 * came.newest_age_hours)} ago"
+    roughly = "about " if stats.counted == "estimated" else ""
     yield (
         "data",
-        f"{came.last24h} in 24 h ({came.rate_per_hour:g} an hour), {came.last7d} in 7 days, {about}{stats.count} in all; newest {age}",
+        f"{came.last24h} in 24 h ({came.rate_per_hour:g} an hour), {came.last7d} in 7 days, {roughly}{stats.count} in all; newest {age}",
     )
     ready = found.readiness
     counts = f"{ready.stats.total_trajectories} could train, {ready.stats.unscored_trajectories} of them not scored, in groups: "
@@ -82,7 +83,7 @@ def _training(found: StatusDocument) -> str:
         return f"{text}; its end is not known: no training of this kind has been completed"
     error = "" if progress.eta_error is None else f", which miss each other by {progress.eta_error:.0%}"
     fitted = f" (fitted to {progress.fitted_to} runs{error})" if progress.fitted_to else ""
-    return f"{text}; ends in about {_span(progress.eta_seconds)}{fitted}"
+    return f"{text}; ends in about {about(progress.eta_seconds)}{fitted}"
 
 
 def _version(version: Any) -> str:
@@ -95,11 +96,3 @@ def _version(version: Any) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _span(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.0f} hours" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"

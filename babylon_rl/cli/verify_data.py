@@ -5,6 +5,7 @@ Rows are checked one by one as they stream in; only their ids are kept.
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Annotated
 
 import typer
 
@@ -16,6 +17,7 @@ from babylon_rl.errors import CheckFailed
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import open_database
+from babylon_rl.store.training_status import clock_of
 from babylon_rl.store.trajectories import (
     first_logged_calls,
     newest_window_with_rows,
@@ -24,7 +26,7 @@ from babylon_rl.store.trajectories import (
     trajectory_rows,
 )
 from babylon_rl.types import WindowReading
-from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range
+from babylon_rl.windows import HOUR, newest_complete, window_end, window_of, window_range
 
 app = typer.Typer()
 HOURS = 24
@@ -40,14 +42,20 @@ _ODDITIES = (
 
 
 @app.command("verify-data")
-def verify_data(as_json: JsonOption = False) -> None:
+def verify_data(
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%dT%H:%M", "%Y-%m-%d"], help="Look as at this time (UTC). Default: now."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Check the trajectories of the newest 24 hours with data: PASS, WARN, FAIL.
 
     Exit code 1 when a check fails.
     """
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
-        checks = data_checks(connection, settings, utc_now())
+        checks = data_checks(connection, settings, as_of or clock_of(connection))
     rows = [{"name": check.name, "status": check.status, "detail": check.detail} for check in checks]
     emit({"checks": rows}, [f"{check.status:<5} {check.name}: {check.detail}" for check in checks], as_json)
     failed = [check.name for check in checks if check.status == "FAIL"]
@@ -58,8 +66,8 @@ def verify_data(as_json: JsonOption = False) -> None:
 def data_checks(connection: Connection, settings: Settings, now: datetime) -> list[RowCheck]:
     """Checks of the rows of the newest 24 hours, and of rows without an hour.
 
-    The 24 hours end with the newest complete hour that holds rows. Rows that are not meant to train (evaluation, benchmarks,
-    isTrainingData false) are left out.
+    The 24 hours end with the newest complete hour that holds rows; the line fails when that ended more than 24 hours before ``now``. Rows
+    that are not meant to train (evaluation, benchmarks, isTrainingData false) are left out.
     """
     lost = rows_of_no_hour(connection)
     sentence = f"{len(lost)} rows have neither a window id nor a start time that names an hour, and count nowhere{_named(lost, len(lost))}"
@@ -75,7 +83,7 @@ def data_checks(connection: Connection, settings: Settings, now: datetime) -> li
         return [RowCheck("rows", "FAIL", f"nothing but evaluation and benchmark rows in the {HOURS} hours up to {end}"), *hours]
     age = now - window_end(newest)
     counted = f"{len(ids)} rows in the {HOURS} hours up to {end}, {_hours(age / HOUR)} ago"
-    recent = RowCheck("rows", "WARN" if age > HOURS * HOUR else "PASS", counted)
+    recent = RowCheck("rows", "FAIL" if age > HOURS * HOUR else "PASS", counted)
     readings = read_windows(connection, wanted, settings)
     return [recent, *hours, *summarize(len(ids), faults), *_oddities(list(readings.values()), settings)]
 

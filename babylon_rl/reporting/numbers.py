@@ -53,6 +53,14 @@ def duration(seconds: float) -> str:
     return f"{seconds:,.0f} seconds"
 
 
+def about(seconds: float) -> str:
+    """A duration to one unit: ``45 s``, ``12 minutes``, ``3 hours``, ``9 days``."""
+    for name, length, least in (("days", 86_400, 172_800), ("hours", 3600, 7200), ("minutes", 60, 120)):
+        if seconds >= least:
+            return f"{seconds / length:.0f} {name}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
 def plural(count: int, noun: str) -> str:
     """``1 run``, ``2 runs``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

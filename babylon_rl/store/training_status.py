@@ -59,6 +59,10 @@ ON CONFLICT ("one") DO UPDATE SET "mark" = excluded."mark", "episodes" = exclude
 """
 _HEARTBEATS = "SELECT to_regclass('babylon_dagster.daemon_heartbeats') IS NOT NULL"
 _NEWEST_HEARTBEAT = "SELECT max((body::jsonb ->> 'timestamp')::float8) FROM babylon_dagster.daemon_heartbeats"
+_RUNS = "SELECT count(*) FROM babylon_dagster.runs"
+_STOPPED = """
+SELECT instigator_body::jsonb -> 'origin' ->> 'job_name' FROM babylon_dagster.instigators WHERE status = 'STOPPED' ORDER BY 1
+"""
 _JUDGED = """
 SELECT (SELECT count(*) FROM babylon_rl.group_scores WHERE "window" >= %(first)s AND "window" < %(end)s AND NOT "stale"),
        (SELECT avg("disagreement")::float8 FROM babylon_rl.group_scores WHERE "window" >= %(first)s AND "window" < %(end)s AND NOT "stale"),
@@ -120,6 +124,14 @@ class KeptCounts(msgspec.Struct, frozen=True):
     counted_at: datetime
 
 
+class AutomationState(msgspec.Struct, frozen=True):
+    """Dagster on this database: the daemon's newest heartbeat, its runs, and the sensors and schedules that a person switched off."""
+
+    seen_at: datetime | None
+    runs: int
+    stopped: tuple[str, ...]
+
+
 class JudgedState(msgspec.Struct, frozen=True):
     """Hours of a range with current scores and their mean disagreement (0..1), and all hours that wait or are in quarantine."""
 
@@ -175,6 +187,20 @@ def daemon_seen_at(connection: Connection) -> datetime | None:
         return None
     seconds = _one(connection, _NEWEST_HEARTBEAT)[0]
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+
+
+def automation_state(connection: Connection) -> AutomationState:
+    """Return what Dagster's tables say of automation; empty where they are not there yet."""
+    if not _one(connection, _HEARTBEATS)[0]:
+        return AutomationState(None, 0, ())
+    stopped = tuple(name for (name,) in connection.execute(_STOPPED))
+    return AutomationState(daemon_seen_at(connection), _one(connection, _RUNS)[0], stopped)
+
+
+def clock_of(connection: Connection) -> datetime:
+    """Return the time of the server's clock (naive UTC)."""
+    at: datetime = _one(connection, "SELECT clock_timestamp() AT TIME ZONE 'UTC'")[0]
+    return at
 
 
 def read_kept_counts(connection: Connection) -> KeptCounts | None:

@@ -145,7 +145,9 @@ def test_verify_system_has_a_line_for_each_part(command: Command, database: Data
     done = command("verify-system", "--json", DATABASE_URL=database.url)
     statuses = {check["name"]: check["status"] for check in json.loads(done.stdout)["checks"]}
     assert done.returncode == 0, done.stdout
-    assert set(statuses) == {"settings", "disk", "database", "schema", "dagster", "registry", "judge", "weights"}
+    assert set(statuses) == {
+        "settings", "disk", "storage", "database", "clock", "schema", "data", "automation", "registry", "judge", "weights",
+    }  # fmt: skip
     assert statuses["schema"] == "PASS"
     unmigrated = command("verify-system", "--json", DATABASE_URL=empty_database.url)
     assert unmigrated.returncode == 1

@@ -112,10 +112,12 @@ def test_rows_that_belong_to_no_hour_are_counted(verified: Callable[..., Checks]
     assert found["hours"] == ("FAIL", said)
 
 
-def test_nothing_recorded_fails_and_old_rows_warn(verified: Callable[..., Checks]) -> None:
+def test_nothing_recorded_fails_and_so_do_old_rows(verified: Callable[..., Checks]) -> None:
     assert verified([]) == {"rows": ("FAIL", "no complete hour holds a trajectory")}
     status, detail = verified([row()], now=AFTER + timedelta(days=4))["rows"]
-    assert (status, detail) == ("WARN", "1 rows in the 24 hours up to 2025-11-15T11:00, 4 days ago")
+    assert (status, detail) == ("FAIL", "1 rows in the 24 hours up to 2025-11-15T11:00, 4 days ago")
+    assert verified([], now=AFTER + timedelta(hours=23))["rows"][0] == "PASS"
+    assert verified([], now=AFTER + timedelta(hours=24))["rows"][0] == "FAIL"
 
 
 def test_the_recorded_game_fails_by_exit_code_1(
@@ -132,4 +134,6 @@ def test_warnings_alone_end_with_exit_code_0(
     with database.connect() as connection:
         insert(connection, "trajectories", [row(aiJudgeReward=None)])
     verify: Ask = asker(database, monkeypatch, capsys, tmp_path)
-    assert {check["status"] for check in verify("verify-data")["checks"]} == {"PASS", "WARN"}
+    assert {check["status"] for check in verify("verify-data", "--as-of", "2025-11-15T12:00")["checks"]} == {"PASS", "WARN"}
+    # Without the option the database's clock counts, by which the rows are old.
+    assert [check["name"] for check in verify("verify-data", code=1)["checks"] if check["status"] == "FAIL"] == ["rows"]

@@ -1,0 +1,148 @@
+"""The checklist of ``verify-system --production``: a line for each row of docs/howto/production.md.
+
+A row fails where a setting or a table shows it to be wrong. What cannot be seen from here is a warning that says what to look at.
+"""
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from babylon_rl.cli.system_checks import FAIL, PASS, WARN, Check, attempt
+from babylon_rl.errors import BabylonError, NoTrainer
+from babylon_rl.settings import ENV_FILE, HEURISTIC, Settings, setting_sources
+from babylon_rl.store.benchmarks import read_gated
+from babylon_rl.store.client_keys import read_keys
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import open_database
+from babylon_rl.store.registry import deployed_model, read_models
+from babylon_rl.training.backends import trainer_choice
+
+LEAST_SECRET, MOST_FIRST_STEP = 16, 10.0
+_LOCAL = {"localhost", "127.0.0.1", "::1", ""}
+_TLS = {"require", "verify-ca", "verify-full"}
+
+
+def check_production(settings: Settings) -> Iterator[Check]:
+    """Go through the checklist, in the order of the page."""
+    yield Check("RL is a decision", *_switch(settings))
+    yield attempt("keys", lambda: _keys(settings))
+    yield Check("fallback", *_fallback(settings))
+    yield Check("monitoring and alerts", *_alerts(settings))
+    try:
+        with open_database(settings, prepare=False) as database, database.connect(autocommit=True) as connection:
+            yield attempt("validation before deployment", lambda: _validation(settings, connection))
+            yield Check("database", *_database(settings))
+            yield attempt("servers", lambda: _servers(settings, connection))
+    except BabylonError as failed:
+        yield Check("validation before deployment", FAIL, str(failed))
+    yield Check("Dagster's UI", *_dagster_ui(settings))
+    yield Check("money", *_money(settings))
+    yield Check("privacy", *_privacy(settings))
+    yield Check("weights", PASS, f"only safetensors are loaded; uploads of at most {settings.upload_limit_mb} MB")
+    yield Check("room", PASS, f"{settings.checkpoints_kept} checkpoints of a line are kept; the line disk says what is free")
+    yield Check("versions", WARN, "not seen from here: install from requirements.lock with hashes, and look at advisories on upgrades")
+    yield Check("an emergency", WARN, "not seen from here: try `babylon-rl models rollback` and USE_RL_MODEL=false before they are needed")
+
+
+def _switch(settings: Settings) -> tuple[str, str]:
+    if settings.use_rl_model is None and not settings.in_production:
+        return FAIL, "USE_RL_MODEL is not set and NODE_ENV is not production, so agents get RL versions by default. Set one of them."
+    on = "agents get RL versions" if settings.rl_enabled else "agents get the base until USE_RL_MODEL is true"
+    return PASS, f"{on}: " + ("NODE_ENV or ENVIRONMENT is production" if settings.use_rl_model is None else "USE_RL_MODEL is set")
+
+
+def _keys(settings: Settings) -> tuple[str, str]:
+    secrets = [name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)]
+    in_file = [name.upper() for name, source in setting_sources().items() if name in secrets and source == ".env"]
+    path = Path(ENV_FILE)
+    if not in_file:
+        return PASS, "no secret is in .env"
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        return FAIL, f"{path.absolute()} holds {', '.join(in_file)} and others may read it. Run `chmod 600 {path}`."
+    return PASS, f"{path.absolute()} holds {', '.join(in_file)}, for its owner alone"
+
+
+def _fallback(settings: Settings) -> tuple[str, str]:
+    if not settings.rl_fallback_to_base:
+        return FAIL, "RL_FALLBACK_TO_BASE is false: agents stop when a version fails. Set it to true."
+    return PASS, "the base answers when a version fails"
+
+
+def _alerts(settings: Settings) -> tuple[str, str]:
+    given = {
+        "DISCORD_WEBHOOK_URL": settings.discord_webhook_url, "ALERT_WEBHOOK_URL": settings.alert_webhook_url,
+        "ALERT_COMMAND": settings.alert_command,
+    }  # fmt: skip
+    channels = [name for name, value in given.items() if value is not None]
+    if not channels:
+        return FAIL, "nobody is told: set DISCORD_WEBHOOK_URL, ALERT_WEBHOOK_URL or ALERT_COMMAND, then `babylon-rl alerts --test`."
+    return PASS, f"alerts go to {', '.join(channels)}; `babylon-rl alerts --test` tries it. Scrape /metrics of gateway and admin API"
+
+
+def _validation(settings: Settings, connection: Connection) -> tuple[str, str]:
+    deployed = deployed_model(read_models(connection))
+    if settings.min_improvement < 0:
+        return FAIL, f"MIN_IMPROVEMENT is {settings.min_improvement:g}: the gate passes versions that earn less. Set it to 0 or more."
+    if settings.rollout_percentages[0] > MOST_FIRST_STEP:
+        return FAIL, f"ROLLOUT_STEPS begins with {settings.rollout_percentages[0]:g} %. Begin with {MOST_FIRST_STEP:g} % at most."
+    if deployed is not None and not deployed.foreign:
+        gated = read_gated(connection).get(deployed.training_batch or "")
+        decision = "no decision" if gated is None else gated.decision
+        if decision != "pass":
+            return FAIL, f"{deployed.version} is deployed, and its gate says {decision}. `babylon-rl models rollback` takes it back."
+        return PASS, f"{deployed.version} is deployed and passed the gate; rollouts begin with {settings.rollout_percentages[0]:g} %"
+    return PASS, f"no version of ours is deployed; rollouts begin with {settings.rollout_percentages[0]:g} %"
+
+
+def _database(settings: Settings) -> tuple[str, str]:
+    if settings.database_url is None:
+        return FAIL, "the embedded server is for trials: set DATABASE_URL, with a role that has the least rights."
+    address = urlsplit(settings.database_url.get_secret_value())
+    mode = parse_qs(address.query).get("sslmode", ["prefer"])[0]
+    if (address.hostname or "") not in _LOCAL and not address.query.startswith("host=/") and mode not in _TLS:
+        return FAIL, f"DATABASE_URL leads off this machine with sslmode={mode}, which may be in the clear. Add sslmode=require or stricter."
+    return PASS, "DATABASE_URL stays on this machine or uses TLS; not seen from here: least rights, and a backup that was restored once"
+
+
+def _servers(settings: Settings, connection: Connection) -> tuple[str, str]:
+    keys = [key for key in read_keys(connection) if key.revoked_at is None]
+    secret = "" if settings.cron_secret is None else settings.cron_secret.get_secret_value()
+    if not any(key.admin for key in keys) or all(key.admin for key in keys):
+        return FAIL, "a key for agents and one for the admin API are needed: `babylon-rl keys create NAME`, and with --admin."
+    if secret and len(secret) < LEAST_SECRET:
+        return FAIL, f"CRON_SECRET has fewer than {LEAST_SECRET} characters. Make it long and random."
+    unlimited = [key.name for key in keys if not key.admin and key.requests_per_minute is None and key.tokens_per_minute is None]
+    if unlimited:
+        return WARN, f"without a budget: {', '.join(unlimited)}. `babylon-rl keys create` takes --requests and --tokens"
+    return PASS, f"{len(keys)} keys; CRON_SECRET is {'set' if secret else 'not set, so that cron endpoints serve this machine alone'}"
+
+
+def _dagster_ui(settings: Settings) -> tuple[str, str]:
+    host = urlsplit(settings.dagster_url).hostname or ""
+    if host in _LOCAL:
+        return PASS, f"{settings.dagster_url} is on this machine; it has no login of its own"
+    return WARN, f"{settings.dagster_url} is off this machine: see that a login stands before it, as it has none"
+
+
+def _money(settings: Settings) -> tuple[str, str]:
+    missing = [] if settings.judge_model == HEURISTIC or settings.judge_budget_usd is not None else ["JUDGE_BUDGET_USD"]
+    try:
+        remote = trainer_choice(settings).remote
+    except NoTrainer as none:
+        return FAIL, str(none)
+    if remote:
+        prices = {"TRAINING_BUDGET_USD": settings.training_budget_usd,
+                  "SERVERLESS_USD_PER_MILLION_TOKENS": settings.serverless_usd_per_million_tokens}  # fmt: skip
+        missing += [name for name, value in prices.items() if value is None]
+    if missing:
+        return FAIL, f"no limit: set {' and '.join(missing)}."
+    return PASS, "every paid service has a limit" if remote or settings.judge_model != HEURISTIC else "nothing paid is used"
+
+
+def _privacy(settings: Settings) -> tuple[str, str]:
+    given = {"RECORD_PRIVATE_FIELDS": settings.record_private_fields, "JUDGE_PRIVATE_FIELDS": settings.judge_private_fields}
+    unset = [name for name, value in given.items() if not value]
+    if unset and settings.judge_model != HEURISTIC:
+        return WARN, f"{' and '.join(unset)} keep nothing back; the line judge says what leaves. See that this was decided"
+    return PASS, "; ".join(f"{name}={value or 'nothing is kept back'}" for name, value in given.items())

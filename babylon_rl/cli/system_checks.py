@@ -1,0 +1,239 @@
+"""Checks of ``verify-system``: each part is tried, and what it does today or would fail tomorrow is said in a line.
+
+Nothing is changed: the file that tries the storage is removed again, and the judge is asked one question of a few tokens.
+"""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+
+from babylon_rl.errors import BabylonError, CheckFailed, JudgeRefused, NoTrainer
+from babylon_rl.files.location import Location, describing_failures, local_path
+from babylon_rl.judge.client import JudgeClient
+from babylon_rl.judge.prompt.privacy import what_leaves
+from babylon_rl.llm.retries import Retries
+from babylon_rl.models.base_model import DIRECTORY, DRY, damage
+from babylon_rl.reporting.numbers import about
+from babylon_rl.settings import HEURISTIC, Settings
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.database import Database, open_database
+from babylon_rl.store.migrate import migrate
+from babylon_rl.store.registry import count_models
+from babylon_rl.store.training_status import arrivals, automation_state, clock_of
+from babylon_rl.training.backends import trainer_choice
+from babylon_rl.windows import utc_now
+
+PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
+JUDGE_TRIAL_S = 20.0
+DAEMON_SEEN_WITHIN, DATA_WITHIN = timedelta(minutes=5), timedelta(hours=24)
+CLOCK_WARN_S, CLOCK_FAIL_S = 5.0, 60.0
+# What a training writes: its checkpoints and what they are made of; packaged weights that are not there yet come on top.
+TRAINING_GB = {"cpu": 1.0, "dry": 0.1, "serverless": 1.0, "gpu": 60.0}
+PACKAGED_WEIGHTS_GB = 1.0
+_TRIAL = [{"role": "user", "content": 'Answer with this JSON object and nothing else: {"ok": true}'}]
+_TRIAL_SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: name, status and detail."""
+
+    name: str
+    status: str
+    detail: str
+
+
+def check_system(settings: Settings) -> Iterator[Check]:
+    """Run all checks, in the order in which to repair failures."""
+    # Each check is an attempt of its own; only an unreachable database skips those that need it.
+    yield from _configuration(settings)
+    yield attempt("disk", lambda: _disk(settings))
+    yield attempt("storage", lambda: _storage(settings))
+    try:
+        with open_database(settings, prepare=False) as database, database.connect(autocommit=True) as connection:
+            kind = "embedded" if settings.uses_embedded_database else "DATABASE_URL"
+            server = f"Postgres {connection.info.server_version // 10000}"
+            yield Check("database", PASS, f"{server} at {database.address} ({kind})")
+            yield attempt("clock", lambda: _clock(connection))
+            yield attempt("schema", lambda: _schema(database))
+            yield attempt("data", lambda: _data(connection))
+            yield attempt("automation", lambda: _automation(connection))
+            yield attempt("registry", lambda: _registry(connection))
+    except BabylonError as failed:
+        yield Check("database", FAIL, str(failed))
+    yield attempt("judge", lambda: _judge(settings))
+    yield attempt("weights", lambda: _weights(settings))
+
+
+def attempt(name: str, look: Callable[[], tuple[str, str]]) -> Check:
+    """Make a check of a function's (status, detail); an error of a known kind fails it."""
+    try:
+        return Check(name, *look())
+    except (BabylonError, OSError) as failed:
+        return Check(name, FAIL, str(failed))
+    except psycopg.Error as failed:
+        return Check(name, FAIL, f"the database refused: {str(failed).splitlines()[0]}. Run `babylon-rl migrate`, and see the line above.")
+
+
+def _configuration(settings: Settings) -> Iterator[Check]:
+    warnings = settings.warnings()
+    for warning in warnings:
+        yield Check("settings", WARN, warning)
+    if not warnings:
+        yield Check("settings", PASS, f"{len(Settings.model_fields)} settings, all allowed")
+
+
+def _existing(directory: Path) -> Path:
+    return next(parent for parent in (directory, *directory.parents) if parent.exists())
+
+
+def _disk(settings: Settings) -> tuple[str, str]:
+    free_gb = shutil.disk_usage(_existing(settings.home)).free / 1e9
+    try:
+        backend = trainer_choice(settings).backend
+    except NoTrainer:
+        backend = "cpu"
+    needed_gb = TRAINING_GB[backend]
+    packaged = backend == "cpu" and settings.local_base_model is None
+    if packaged and damage(settings.home / "models" / DIRECTORY) is not None:
+        needed_gb += PACKAGED_WEIGHTS_GB
+    detail = f"{free_gb:.1f} GB free at {settings.home}; a training ({backend}) needs about {needed_gb:g} GB"
+    if free_gb < needed_gb:
+        return FAIL, f"{detail}. Make room, or move BABYLON_RL_HOME."
+    return (WARN if free_gb < 2 * needed_gb else PASS), detail
+
+
+def _storage(settings: Settings) -> tuple[str, str]:
+    """Write, read and remove a file where checkpoints go, and at MODEL_STORAGE_URL."""
+    places = [str(_existing(settings.home / "checkpoints"))]
+    if settings.model_storage_url is not None:
+        local = local_path(settings.model_storage_url)
+        places.append(settings.model_storage_url if local is None else str(_existing(local)))
+    for place in places:
+        with describing_failures(place, lambda reason, _: CheckFailed(f"{reason}. Mend it, or choose another place.")):
+            _try_storage(Location(place))
+    return PASS, f"written, read and removed a file at {' and '.join(Location(place).shown for place in places)}"
+
+
+def _try_storage(location: Location) -> None:
+    name, content = f".verify-system-{uuid4().hex}", os.urandom(1024)
+    with tempfile.NamedTemporaryFile() as source:
+        source.write(content)
+        source.flush()
+        location.put(Path(source.name), name)
+    try:
+        if location.read(name) != content:
+            raise OSError(f"{location.shown} gave back other bytes than were written.")
+    finally:
+        location.remove(name)
+
+
+def _clock(connection: Connection) -> tuple[str, str]:
+    before = utc_now()
+    server = clock_of(connection)
+    apart_s = (server - before).total_seconds()
+    detail = f"this machine and the database are {abs(apart_s):.1f} s apart"
+    if abs(apart_s) > CLOCK_FAIL_S:
+        return FAIL, f"{detail}: hours would be read too early or too late. Set both clocks by NTP."
+    return (WARN if abs(apart_s) > CLOCK_WARN_S else PASS), detail
+
+
+def _schema(database: Database) -> tuple[str, str]:
+    report = migrate(database, check_only=True)
+    if report.applied:
+        return FAIL, f"{len(report.applied)} steps are missing ({report.applied[0]} ...). Run `babylon-rl migrate`."
+    if report.differences:
+        return WARN, f"{len(report.differences)} differences from the contract, the first: {report.differences[0]}"
+    return PASS, "up to date"
+
+
+def _data(connection: Connection) -> tuple[str, str]:
+    now = clock_of(connection)
+    came = arrivals(connection, now)
+    if came.newest_at is None:
+        return WARN, "no trajectory yet"
+    age = now - came.newest_at
+    detail = f"the newest trajectory ended {about(age.total_seconds())} ago; {came.last_day} came in 24 hours, {came.last_week} in 7 days"
+    if age > DATA_WITHIN:
+        return WARN, f"{detail}. See that agents run and record; `babylon-rl verify-data` fails."
+    return PASS, detail
+
+
+def _automation(connection: Connection) -> tuple[str, str]:
+    now = datetime.now(UTC).replace(tzinfo=None)
+    state = automation_state(connection)
+    if state.seen_at is None:
+        return WARN, "Dagster's daemon has never run on this database; `babylon-rl dev` starts it"
+    detail = f"the daemon was seen {about((now - state.seen_at).total_seconds())} ago, {state.runs} runs recorded"
+    if now - state.seen_at > DAEMON_SEEN_WITHIN:
+        return WARN, f"{detail}: nothing happens by itself. Start `babylon-rl dev`, or the service that runs it."
+    if state.stopped:
+        return WARN, f"{detail}; switched off: {', '.join(state.stopped)}. The UI's page Automation switches them on."
+    return PASS, f"{detail}; no sensor or schedule is switched off by hand"
+
+
+def _registry(connection: Connection) -> tuple[str, str]:
+    counts = count_models(connection)
+    if counts is None:
+        return FAIL, "public.trained_models is not there. Run `babylon-rl migrate`."
+    listed = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return PASS, listed or "no model yet"
+
+
+def _judge(settings: Settings) -> tuple[str, str]:
+    """Ask the judge one short question, without the game's texts."""
+    leaves = what_leaves(settings)
+    if settings.judge_model == HEURISTIC:
+        return PASS, leaves
+
+    async def ask() -> float:
+        quick = settings.model_copy(update={"judge_timeout_seconds": min(JUDGE_TRIAL_S, settings.judge_timeout_seconds)})
+        async with JudgeClient(quick, settings.judge_model, retries=Retries(attempts=1, total_s=JUDGE_TRIAL_S)) as client:
+            return (await client.ask(_TRIAL, _TRIAL_SCHEMA)).latency_s
+
+    try:
+        latency_s = asyncio.run(ask())
+    except JudgeRefused as refused:
+        if refused.for_all:
+            raise
+        return WARN, f"it is there, and refused a trial question ({refused}); {leaves}"
+    return PASS, f"answered a trial question in {latency_s:.1f} s; {leaves}"
+
+
+def _weights(settings: Settings) -> tuple[str, str]:
+    given = settings.local_base_model
+    if given == DRY:
+        return WARN, "LOCAL_BASE_MODEL: dry, which trains nothing"
+    if given is None:
+        directory = settings.home / "models" / DIRECTORY
+        reason = damage(directory)
+        later = f"{directory}: {reason}. It is made at its first use, in about half a minute."
+        return (PASS, str(directory)) if reason is None else (WARN, later)
+    directory = Path(given).expanduser()
+    if directory.is_dir():
+        reason = damage(directory)
+        return (PASS, f"LOCAL_BASE_MODEL: {directory}") if reason is None else (FAIL, f"LOCAL_BASE_MODEL {directory}: {reason}.")
+    if directory.is_absolute() or given.startswith((".", "~")) or given.count("/") != 1:
+        return FAIL, f"LOCAL_BASE_MODEL is {given!r}, and there is no such directory. Correct or unset it."
+    return _hub_weights(given)
+
+
+def _hub_weights(name: str) -> tuple[str, str]:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return PASS, f"LOCAL_BASE_MODEL: {name}, here in the hub's cache"
+        HfApi().model_info(name, timeout=10)
+    except (HfHubHTTPError, HFValidationError, OSError, RuntimeError) as missing:
+        return FAIL, f"LOCAL_BASE_MODEL is {name!r}: no such directory, and the hub does not have it ({str(missing).splitlines()[0]})."
+    return WARN, f"LOCAL_BASE_MODEL: {name} is at the hub and not here yet; its first use downloads it"
