@@ -7,7 +7,8 @@ import functools
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -192,8 +193,13 @@ def test_what_goes_wrong_in_art_before_the_request_leaves_is_no_post(played, two
     assert states(played, batch) == ["refused", "trained", "trained"]
 
 
-def test_a_service_that_asks_to_be_left_alone_is(played, two, stand_in, batch):
-    stand_in.service.post_faults, stand_in.service.retry_after_s = ["429"], 0.7
+def two_seconds_later() -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)  # in whole seconds
+
+
+@pytest.mark.parametrize("retry_after", [lambda: "0.7", two_seconds_later], ids=["seconds", "date"])
+def test_a_service_that_asks_to_be_left_alone_is(played, two, stand_in, batch, retry_after):
+    stand_in.service.post_faults, stand_in.service.retry_after = ["429"], retry_after
     train(played, batch, two)
     assert_trained_once(played, batch, stand_in)
     refused, posted, _ = read_jobs(played, batch.batch_id)

@@ -96,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "drop_before":
             self._drop()
         elif fault in ("429", "400", "500", "503"):
-            waits = {"retry-after": str(service.retry_after_s)} if fault == "429" and service.retry_after_s is not None else {}
+            waits = {"retry-after": service.retry_after()} if fault == "429" and service.retry_after is not None else {}
             self._answer(int(fault), {"error": {"message": "a fault of the stand-in"}}, waits)
         else:
             job = service.post_job(body)

@@ -53,7 +53,7 @@ class Service:
         self.checkpoint_metrics = True  # False as at Weights & Biases, where only a client's own log stands in a checkpoint's metrics
         self.announces = True  # False: a job's events do not say how many sequences it trains
         self.sequences_a_step = 1  # of its events; 0 shows no gradient step at all
-        self.retry_after_s: float | None = None  # said with a 429
+        self.retry_after: Callable[[], str] | None = None  # said with a 429
         self.post_faults: list[PostFault] = []
         self.job_faults: list[JobFault] = []
         self.read_faults: list[int] = []  # statuses that the next reads get

@@ -7,17 +7,18 @@ by its process: a killed process leaves it behind but loses the lock, and the ne
 
 import asyncio
 import fcntl
-import math
 import os
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from babylon_rl.errors import TrainingError, TrainingPaused
+from babylon_rl.llm.retries import retry_after_s
 from babylon_rl.llm.transports import WANDB_INFERENCE_URL
 from babylon_rl.models.checkpoints import RemoteCheckpoint
 from babylon_rl.settings import Settings
@@ -300,7 +301,7 @@ def _of_post(failed: Exception, key: str) -> Refused | Unknown:
     import openai
 
     if isinstance(failed, openai.APIStatusError):
-        status, wait_s = failed.status_code, _retry_after_s(failed.response.headers.get("retry-after"))
+        status, wait_s = failed.status_code, retry_after_s(failed.response.headers.get("retry-after"), datetime.now(UTC)) or 0.0
         if status in (408, 409) or status >= 500:
             return Refused(describe(failed, key), True, wait_s, look=True)  # an error may come after acceptance
         return Refused(f"{describe(failed, key)}.{_cure(status)}", status in (425, 429), wait_s)
@@ -320,11 +321,3 @@ def _cure(status: int) -> str:
     if status in (401, 403):
         return " Check WANDB_API_KEY, WANDB_ENTITY and WANDB_PROJECT."
     return " Check SERVERLESS_BASE_URL." if status == 404 else ""
-
-
-def _retry_after_s(header: str | None) -> float:
-    try:
-        seconds = float(header) if header is not None else 0.0
-    except ValueError:
-        return 0.0
-    return seconds if math.isfinite(seconds) else 0.0
