@@ -194,8 +194,8 @@ class TrainingSettings(SettingsGroup):
     training_time_limit_hours: float = Field(
         24,
         gt=0,
-        description="After so many hours of running, those of finished iterations included, a serverless training posts nothing more and "
-        "waits with what it has.",
+        description="After so many hours of running, those of finished iterations included, a serverless training posts nothing more, "
+        "one on this machine stops, and the batch waits with its finished iterations.",
     )
     data_quality_threshold: float = Field(0.95, ge=0, le=1, description="Readiness: mean quality of the newest rows.")
     backfill_hours: int = Field(24, gt=0, le=1_000_000, description="Hours that MODE=backfill reaches back.")
@@ -214,6 +214,11 @@ class TrainingSettings(SettingsGroup):
         None,
         description="Base of the CPU line: a directory or hub id; dry: a trainer that trains nothing. "
         "Unset: the packaged SmolLM2-135M-Instruct.",
+    )
+    trainer: Literal["serverless", "local", "gpu", "cpu", "dry"] | None = Field(
+        None,
+        description="The trainer; local: on this machine, with a GPU if there is one. With it a WANDB_API_KEY is for tracking alone. "
+        "Unset: serverless with a WANDB_API_KEY, else local with TRAIN_RL_LOCAL.",
     )
     train_rl_local: bool = Field(False, description="Train on this machine when there is no WANDB_API_KEY.")
     art_model_name: str = Field("babylon-agent", min_length=1, description="The model's name at the serverless training service.")
@@ -241,6 +246,11 @@ class TrainingSettings(SettingsGroup):
     def purposes_g(self) -> frozenset[str]:
         """Purposes of LLM calls that train."""
         return frozenset(part.strip() for part in self.train_purposes.split(",") if part.strip())
+
+    @property
+    def trains_here(self) -> bool:
+        """True when TRAINER, or without it TRAIN_RL_LOCAL, chooses this machine."""
+        return self.train_rl_local if self.trainer is None else self.trainer != "serverless"
 
 
 class StorageSettings(SettingsGroup):

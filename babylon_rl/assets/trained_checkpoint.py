@@ -18,11 +18,12 @@ from babylon_rl.store.batches import Batch, judging_of, read_batch, read_batch_e
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.registry import note_tracking
 from babylon_rl.store.write_ahead import TrainingStep
+from babylon_rl.training.artifacts import record_artifact
 from babylon_rl.training.backends.protocol import StepMetrics
 from babylon_rl.training.batches import Trained, train_batch
 from babylon_rl.training.preflight import preflight_lines
 from babylon_rl.training.tracking import Tracker, batch_costs, iteration_numbers
-from babylon_rl.training.wandb_process import Sent
+from babylon_rl.training.wandb_process import Sent, refusal
 
 POOL = "trainer"
 MEASURED = ("entropy", "kl", "topActionShare", "ratio", "servedKlAtStart", "servedKl", "gradientNorm", "seconds")
@@ -78,8 +79,9 @@ def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourcePa
         judging = judging_of(connection, batch_id)
         numbers = iteration_numbers(trained.steps, read_batch_episodes(connection, batch_id), trained.batch, judging)
         sent = _finish(connection, tracker, trained, numbers, batch_costs(trained.steps, judging), babylon)
-    if sent.words:
-        context.log.info(sent.words)
+        artifact = _artifact(connection, trained, babylon)
+    for words in filter(None, (sent.words, artifact)):
+        context.log.info(words)
     tag_run(context, version=trained.model.version)
     version = trained.model.manifest_sha or trained.model.version
     metadata = _metadata(trained, seen, numbers, sent) | admin_link(babylon.settings)
@@ -130,6 +132,16 @@ def _finish(
         with own_transaction(connection):
             note_tracking(connection, trained.batch.batch_id, tracker.run_id, sent.link, babylon.now())
     return sent
+
+
+def _artifact(connection: Any, trained: Trained, babylon: Babylon) -> str:
+    """Log the checkpoint as an artifact where trainings are tracked online; a sentence, empty where nothing was to be logged."""
+    if babylon.settings.wandb_mode != "online" or refusal(babylon.settings) is not None:
+        return ""
+    sent = record_artifact(connection, trained.model, babylon.settings, babylon.now())
+    if sent.link is None:
+        return f"{sent.words} `babylon-rl models upload {trained.model.version}` tries again." if sent.words else ""
+    return f"The checkpoint is the artifact {(sent.answer or {}).get('artifact')}."
 
 
 def _metadata(trained: Trained, seen: list[StepMetrics], numbers: Mapping[int, Mapping[str, Any]], sent: Sent) -> dict[str, Any]:

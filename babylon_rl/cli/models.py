@@ -14,11 +14,11 @@ from babylon_rl.serving.admin_shapes import ModelDocument
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.database import open_database
-from babylon_rl.store.registry import Model, note_artifact, note_upload, read_models
-from babylon_rl.training.artifacts import log_artifact
+from babylon_rl.store.registry import Model, note_upload, read_models
+from babylon_rl.training.artifacts import record_artifact
 from babylon_rl.training.export.model import export_version, find_version
 from babylon_rl.training.uploading import upload_checkpoint
-from babylon_rl.training.wandb_process import Sent, refusal
+from babylon_rl.training.wandb_process import refusal
 from babylon_rl.windows import utc_now
 
 app = typer.Typer()
@@ -112,16 +112,12 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
             say(f"{model.version} is at {url}.")
         if remote is not None:
             say(f"The weights of {model.version} are an artifact of the training service already: {remote.artifact}.")
-        sent = log_artifact(directory, settings) if remote is None else Sent("")
+        sent = record_artifact(connection, model, settings, utc_now())
         if remote is None:
             say(sent.words)
         if sent.link is not None and settings.wandb_mode != "online":
             say(f"An artifact only once that is synced, so none is noted with {model.version}.")
-        elif sent.link is not None:
-            artifact = str((sent.answer or {}).get("artifact"))
-            with own_transaction(connection):
-                note_artifact(connection, model.training_batch, artifact, utc_now())
-        elif remote is None and refusal(settings) is None:
+        elif sent.link is None and remote is None and refusal(settings) is None:
             raise ExportError(f"{model.version} could not be logged as an artifact: {sent.words}")
     model = _registered(settings, version)
     emit(model_document(model), [], as_json)

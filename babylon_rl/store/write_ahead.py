@@ -72,6 +72,20 @@ def finish_step(connection: Connection, batch_id: str, step: TrainingStep) -> No
     )
 
 
+def note_seconds(connection: Connection, batch_id: str, attempt: int, seconds: float) -> None:
+    """Record how long the unfinished step of run ``attempt`` has trained.
+
+    The caller commits.
+    """
+    connection.execute(
+        """
+        UPDATE babylon_rl.training_steps SET "metrics" = COALESCE("metrics", '{}') || jsonb_build_object('seconds', %s::float8)
+        WHERE "batchId" = %s AND "attempt" = %s AND "finishedAt" IS NULL
+        """,
+        [seconds, batch_id, attempt],
+    )
+
+
 def pause_step(connection: Connection, batch_id: str, attempt: int) -> None:
     """Mark the unfinished steps of run ``attempt`` as left to the next run on purpose.
 
@@ -79,7 +93,7 @@ def pause_step(connection: Connection, batch_id: str, attempt: int) -> None:
     """
     connection.execute(
         """
-        UPDATE babylon_rl.training_steps SET "metrics" = '{"paused": true}'
+        UPDATE babylon_rl.training_steps SET "metrics" = COALESCE("metrics", '{}') || '{"paused": true}'
         WHERE "batchId" = %s AND "attempt" = %s AND "finishedAt" IS NULL
         """,
         [batch_id, attempt],

@@ -5,11 +5,14 @@ It is named after the version's base line, with the version as alias.
 
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from babylon_rl.models.checkpoints import load_manifest
+from babylon_rl.models.checkpoints import load_manifest, read_remote
 from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection, own_transaction
+from babylon_rl.store.registry import Model, note_artifact
 from babylon_rl.training.wandb_process import Sent, WandbProcess, link_of, open_run, refusal, run_request
 
 JOB_TYPE = "model"
@@ -32,6 +35,22 @@ def log_artifact(directory: Path, settings: Settings, **more: Any) -> Sent:
     process = WandbProcess(__name__, request, settings)
     process.write(artifact)
     return process.end()
+
+
+def record_artifact(connection: Connection, model: Model, settings: Settings, now: datetime) -> Sent:
+    """Log the checkpoint of a version of ours, and note the artifact's name with the version.
+
+    Steps of the training service are artifacts already, and nothing is done. Offline none is noted: there is no artifact before a sync.
+    """
+    directory = Path(model.checkpoint or model.storage_path)
+    if model.training_batch is None or read_remote(directory) is not None:
+        return Sent("")
+    sent = log_artifact(directory, settings)
+    artifact = (sent.answer or {}).get("artifact")
+    if artifact is not None and settings.wandb_mode == "online":
+        with own_transaction(connection):
+            note_artifact(connection, model.training_batch, str(artifact), now)
+    return sent
 
 
 def _log(request: dict[str, Any], given: dict[str, Any]) -> dict[str, str]:

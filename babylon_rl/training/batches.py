@@ -4,6 +4,7 @@ An error that another try would not cure fails the batch and frees its trajector
 batch as it was, and the next run resumes.
 """
 
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,7 +201,8 @@ def train_batch(
         )
     attempt = _claim(connection, batch_id, now)
     batch = _required(connection, batch_id)  # until it was claimed, the run before this one may have given it a parent or another number
-    run = BatchRun(connection, batch, attempt, trainer, checkpoints_root or settings.home / "checkpoints", clock_from(now))
+    limit_s = math.inf if trainer.remote else settings.training_time_limit_hours * 3600
+    run = BatchRun(connection, batch, attempt, trainer, checkpoints_root or settings.home / "checkpoints", clock_from(now), limit_s)
     with _failing(connection, batch_id, attempt, run.clock, run.work):
         model = _resume_or_train(run, effective, on_step, on_preflight)
     return Trained(_required(connection, batch_id), model, list(finished_steps(connection, batch_id).values()))

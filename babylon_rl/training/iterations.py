@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from babylon_rl.errors import Diverged, NothingToTrain, TrainingError
+from babylon_rl.errors import Diverged, NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.files.durable import publish_directory
 from babylon_rl.settings import TrainingSettings
 from babylon_rl.store.batches import Batch, advance_batch, heartbeat
 from babylon_rl.store.connection import Connection, own_transaction
-from babylon_rl.store.write_ahead import TrainingStep, begin_step, finish_step, finished_steps, newest_job, read_steps
+from babylon_rl.store.write_ahead import TrainingStep, begin_step, finish_step, finished_steps, newest_job, note_seconds, read_steps
 from babylon_rl.training.backends.protocol import RunContext, StepMetrics, Trainer, TrainIteration
 from babylon_rl.training.conversion import Conversion, refuse_empty
 from babylon_rl.training.freezing import seeded_share
@@ -41,6 +41,7 @@ class BatchRun:
     trainer: Trainer
     checkpoints: Path
     clock: Callable[[], datetime]
+    time_limit_s: float = math.inf  # of trainings on this machine; a service's trainer keeps its own
 
     @property
     def work(self) -> Path:
@@ -138,6 +139,10 @@ def train_iterations(
 
 
 def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, directory: Path, on_step: OnStep) -> None:
+    # Time of iterations that the limit cut off counts too, or each run would begin them again.
+    used_s = sum((step.metrics or {}).get("seconds", 0.0) for step in read_steps(run.connection, iteration.batch_id))
+    if used_s >= run.time_limit_s:
+        raise _over_time(run, iteration)
     # The record is committed before training, so that deaths can be counted.
     _write_ahead(run, iteration)
     partial = directory.with_name(f".{directory.name}-{run.attempt}")
@@ -148,6 +153,12 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
     def step(metrics: StepMetrics) -> None:
         beat()
         on_step(metrics)
+        trained_s = time.monotonic() - began_s
+        if used_s + trained_s >= run.time_limit_s and metrics.step < metrics.steps:
+            with own_transaction(run.connection):
+                note_seconds(run.connection, iteration.batch_id, run.attempt, trained_s)
+            shutil.rmtree(partial, ignore_errors=True)
+            raise _over_time(run, iteration)
 
     began_s = time.monotonic()
     try:
@@ -172,6 +183,14 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
     (partial / RESULT_FILE).write_text(json.dumps(outcome, indent=2, allow_nan=False) + "\n")
     run.beat()  # a run that was taken over must not leave a directory behind
     _rename_durably(partial, directory)
+
+
+def _over_time(run: BatchRun, iteration: TrainIteration) -> TrainingPaused:
+    return TrainingPaused(
+        f"{iteration.batch_id} has trained for {run.time_limit_s / 3600:g} hours (TRAINING_TIME_LIMIT_HOURS) and stops in iteration "
+        f"{iteration.step} of {iteration.steps}. Finished iterations are kept: raise the limit and run `babylon-rl train --batch "
+        f"{iteration.batch_id}`, or give it up with `babylon-rl batches cancel {iteration.batch_id} --reason ...`."
+    )
 
 
 def _write_ahead(run: BatchRun, iteration: TrainIteration) -> None:

@@ -88,7 +88,7 @@ FAILURES = (
         (JudgeError,), FailureEffect.WAITS, FailureEffect.WAITS, _LATER,
     ),
     FailureRule(
-        "the training service or the storage of checkpoints does not answer, or another batch of the same base model trains",
+        "the training service or the storage of checkpoints does not answer, another batch of the same base model trains, or time is up",
         (TrainingPaused,), FailureEffect.WAITS, FailureEffect.WAITS, _LATER,
     ),
     FailureRule(

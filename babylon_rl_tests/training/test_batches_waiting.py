@@ -83,3 +83,36 @@ def test_what_trained_is_marked_though_its_calls_are_gone_when_it_is_resumed(con
     assert used(connection) == batch.trajectories == 150
     after = read_batch(connection, batch.batch_id)
     assert (after.preflight, after.windows, after.trajectories) == (before.preflight, before.windows, before.trajectories)
+
+
+def test_at_the_time_limit_a_training_here_waits_with_its_finished_iterations_and_goes_on_under_a_higher_one(connection, settings, batch):
+    with pytest.raises(TrainingPaused, match="nobody answers"):
+        train_batch(connection, batch.batch_id, settings, NOW, EndsAfterTheFirst())
+    limited = settings.model_copy(update={"training_time_limit_hours": 1e-9})
+    sentence = r"has trained for 1e-09 hours \(TRAINING_TIME_LIMIT_HOURS\) and stops in iteration 2 of 3\..*raise the limit and run"
+    for _ in range(2):
+        with pytest.raises(TrainingPaused, match=sentence):
+            train_batch(connection, batch.batch_id, limited, NOW)
+    waiting = read_batch(connection, batch.batch_id)
+    assert (waiting.state, "TRAINING_TIME_LIMIT_HOURS" in waiting.error) == ("training", True)
+    trained = train_batch(connection, batch.batch_id, settings, NOW)
+    assert read_batch(connection, batch.batch_id).state == "completed"
+    assert trained.steps[0].attempt < trained.steps[1].attempt  # the first iteration was kept
+
+
+def test_time_that_the_limit_cut_off_counts_so_that_no_run_trains_it_again(connection, settings, batch):
+    limited = settings.model_copy(update={"training_time_limit_hours": 1e-9})
+    for starts in (1, 1):
+        with pytest.raises(TrainingPaused, match="stops in iteration 1 of 3"):
+            train_batch(connection, batch.batch_id, limited, NOW)
+        begun = read_steps(connection, batch.batch_id)
+        assert (len(begun), begun[0].paused, begun[0].metrics["seconds"] > 0) == (starts, True, True)
+
+
+class EndsAfterTheFirst(DryTrainer):
+    """Waits for somebody from the second iteration on."""
+
+    def train(self, iteration, parent, out, on_step):
+        if iteration.step > 1:
+            raise TrainingPaused("nobody answers")
+        return super().train(iteration, parent, out, on_step)

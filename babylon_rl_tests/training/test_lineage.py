@@ -1,4 +1,5 @@
 import pytest
+from pydantic import SecretStr
 
 from babylon_rl.errors import TrainingError
 from babylon_rl.store.registry import next_version, read_models, version_order
@@ -77,3 +78,33 @@ def test_the_settings_choose_the_trainer(settings):
     assert trainer_choice(settings.model_copy(update={"local_base_model": None})).backend == "cpu"
     with pytest.raises(TrainingError, match="Set TRAIN_RL_LOCAL=true"):
         trainer_choice(settings.model_copy(update={"train_rl_local": False}))
+
+
+@pytest.mark.parametrize(
+    ("given", "backend"),
+    [
+        ({"trainer": "local"}, "dry"),
+        ({"trainer": "local", "local_base_model": None}, "cpu"),
+        ({"trainer": "cpu", "local_base_model": "a/base"}, "cpu"),
+        ({"trainer": "dry", "local_base_model": None}, "dry"),
+        ({"trainer": "gpu", "local_base_model": None}, "gpu"),
+        ({"trainer": "serverless"}, "serverless"),
+        ({}, "serverless"),
+    ],
+)
+def test_with_a_key_for_tracking_the_trainer_is_the_one_that_is_named(settings, given, backend):
+    tracked = settings.model_copy(update={"wandb_api_key": SecretStr("k"), "train_rl_local": False} | given)
+    assert trainer_choice(tracked).backend == backend
+    assert tracked.trains_here == (given.get("trainer") not in (None, "serverless"))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"trainer": "serverless"}, "TRAINER is serverless, and WANDB_API_KEY is not set. Set it, or TRAINER=local"),
+        ({"trainer": "cpu"}, "TRAINER is cpu and LOCAL_BASE_MODEL is dry"),
+    ],
+)
+def test_a_trainer_that_cannot_be_is_refused_in_a_sentence(settings, given, sentence):
+    with pytest.raises(TrainingError, match=sentence):
+        trainer_choice(settings.model_copy(update=given))

@@ -295,3 +295,41 @@ def test_a_checkpoint_is_logged_as_an_artifact_of_its_batch(settings: Settings, 
         assert sent.link == f"{service.url}/me/p/runs/batch-9", sent.words
     assert "artifact" in (sent.answer or {})
     assert any(path.endswith("adapter_model.safetensors") for path in service.files)
+
+
+def test_a_training_here_that_is_tracked_online_logs_its_checkpoint_by_itself_and_no_failure_of_that_fails_it(
+    connection: Connection, read_sample: Database, settings: Settings
+) -> None:
+    def artifact_of(batch_id: str) -> str | None:
+        row = connection.execute('SELECT "wandbArtifactId" FROM trained_models WHERE "trainingBatch" = %s', [batch_id]).fetchone()
+        connection.commit()
+        assert row is not None
+        return row[0]
+
+    def materialize(chosen: Settings, batch: Batch) -> bool:
+        job = job_definition("train", Babylon(chosen, read_sample, lambda: SAMPLE_NOW))
+        with dg.DagsterInstance.ephemeral() as instance:
+            instance.add_dynamic_partitions(str(batches.name), [batch.batch_id])
+            return job.execute_in_process(QUIET, instance, batch.batch_id, asset_selection=[CHECKPOINT]).success
+
+    with weights_and_biases() as service:
+        online = settings.model_copy(
+            update={
+                "wandb_api_key": SecretStr(KEY),
+                "wandb_project": "p",
+                "wandb_base_url": service.url,
+                "trainer": "local",
+                "iterations": 1,
+            }
+        )
+        frozen = []
+        for most, refused in ((60, set[str]()), (None, {"CreateArtifact"})):
+            batch = freeze(connection, online, SAMPLE_NOW, max_trajectories=most).batch
+            assert batch is not None and batch.backend == "dry"
+            prepare_batch(connection, batch.batch_id, online, SAMPLE_NOW)
+            connection.commit()
+            service.refused = refused
+            assert materialize(online, batch)
+            frozen.append(batch)
+    assert artifact_of(frozen[0].batch_id) == f"me/p/babylon-agent-{frozen[0].version}:{frozen[0].version}"
+    assert artifact_of(frozen[1].batch_id) is None

@@ -59,23 +59,34 @@ def trainer_choice(settings: Settings) -> TrainerChoice:
     Raises:
         NoTrainer: no backend is chosen, or the chosen one is not available; the message says what to set.
     """
-    # Order of choice: the service, then dry runs, a GPU, the CPU.
-    if settings.wandb_key:
-        if find_spec("art") is None:
-            raise NoTrainer(
-                "WANDB_API_KEY is set, which chooses serverless training, and openpipe-art is not installed. Install the extra `remote` "
-                "(make setup), or unset WANDB_API_KEY and set TRAIN_RL_LOCAL=true to train on this machine."
-            )
-        return TrainerChoice(SERVERLESS, settings.base_model, remote=True)
-    if not settings.train_rl_local:
+    chosen = settings.trainer or (SERVERLESS if settings.wandb_key else "local" if settings.train_rl_local else None)
+    if chosen is None:
         raise NoTrainer(
-            "No trainer is chosen: there is no WANDB_API_KEY and TRAIN_RL_LOCAL is false. Set TRAIN_RL_LOCAL=true to train on this machine."
+            "No trainer is chosen: there is no WANDB_API_KEY and TRAIN_RL_LOCAL is false. Set TRAIN_RL_LOCAL=true (or TRAINER) to train "
+            "on this machine."
         )
-    if settings.local_base_model == DRY_BASE_MODEL:
+    if chosen == SERVERLESS:
+        _require_service(settings)
+        return TrainerChoice(SERVERLESS, settings.base_model, remote=True)
+    # Order of choice on this machine: dry runs, a GPU, the CPU.
+    if chosen == "dry" or (chosen == "local" and settings.local_base_model == DRY_BASE_MODEL):
         return TrainerChoice("dry", DRY_BASE_MODEL)
-    if settings.local_base_model is None and gpu_is_here():
+    if chosen == GPU or (chosen == "local" and settings.local_base_model is None and gpu_is_here()):
         return TrainerChoice(GPU, settings.base_model)
+    if settings.local_base_model == DRY_BASE_MODEL:
+        raise NoTrainer("TRAINER is cpu and LOCAL_BASE_MODEL is dry, which trains nothing. Set TRAINER=dry, or unset LOCAL_BASE_MODEL.")
     return TrainerChoice("cpu", settings.local_base_model or base_model_name(settings))
+
+
+def _require_service(settings: Settings) -> None:
+    chosen_by = "TRAINER is serverless" if settings.trainer else "WANDB_API_KEY is set, which chooses serverless training"
+    if not settings.wandb_key:
+        raise NoTrainer(f"{chosen_by}, and WANDB_API_KEY is not set. Set it, or TRAINER=local to train on this machine.")
+    if find_spec("art") is None:
+        raise NoTrainer(
+            f"{chosen_by}, and openpipe-art is not installed. Install the extra `remote` (make setup), or set TRAINER=local to train on "
+            "this machine."
+        )
 
 
 def gpu_is_here() -> bool:
@@ -84,7 +95,7 @@ def gpu_is_here() -> bool:
 
 
 def choose_trainer(settings: Settings) -> Trainer:
-    """Create the trainer of the settings: WANDB_API_KEY first, else TRAIN_RL_LOCAL (dry, GPU or CPU).
+    """Create the trainer of the settings: TRAINER first, then WANDB_API_KEY, then TRAIN_RL_LOCAL (dry, GPU or CPU).
 
     Raises:
         NoTrainer: as ``trainer_choice``.
