@@ -91,7 +91,8 @@ class CpuTrainer(LocalTrainer):
         run.restore(parent)
         result = run.train(on_step)
         with quiet_loading(), saving_weights(out):
-            model.save_pretrained(str(out))
+            # Without this peft asks the model hub whether the base's vocabulary is as it was.
+            model.save_pretrained(str(out), save_embedding_layers=False)
             run.save(out)
         (out / "README.md").unlink(missing_ok=True)  # the model card is written on publication
         metrics = result.metrics | {f"leftOut_{reason}": float(count) for reason, count in left_out.items()}
