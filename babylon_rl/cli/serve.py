@@ -154,7 +154,7 @@ def serve_admin(
     host: Annotated[str, typer.Option(help="Where to listen. Off loopback only once there is a key (`keys create`).")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8090,
 ) -> None:
-    """The admin API: status, trainings, versions, cron endpoints."""
+    """The admin page and API: status, trainings, versions, cron endpoints."""
     from babylon_rl.serving.admin_api import serve as run
 
     run(load_settings(), host, port, lambda line: print(line, file=sys.stderr, flush=True))

@@ -4,6 +4,7 @@ Every value in a template is escaped. Characters that no HTML may hold, or that 
 inline SVG (templates/charts.html.j2) in the colours of the page's style: they follow light and dark, which matplotlib's SVG cannot.
 """
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,14 @@ _DIRECTIONS = frozenset({*range(0x202A, 0x202F), *range(0x2066, 0x206A)})
 
 def render(template: Path, **values: Any) -> str:
     """Render a template with the charts, style and number formats of this room."""
+    return _environment(template.parent).get_template(template.name).render(values)
+
+
+@lru_cache
+def _environment(directory: Path) -> Environment:
+    """The environment of a directory's templates, which it compiles once."""
     environment = Environment(
-        loader=FileSystemLoader([template.parent, TEMPLATES]),
+        loader=FileSystemLoader([directory, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_clean,
@@ -33,7 +40,7 @@ def render(template: Path, **values: Any) -> str:
         Scale=Scale, line_points=line_points, scatter_offset=scatter_offset, thinned=thinned,
         style=Markup((TEMPLATES / "style.css").read_text("utf-8")),
     )  # fmt: skip
-    return environment.get_template(template.name).render(values)
+    return environment
 
 
 def _clean(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Admin API: state of the system, trainings, versions and cron endpoints, over HTTP with the names that the game's dashboards read.
+"""Admin API and page: state of the system, trainings, versions and cron endpoints, by the names that the game's dashboards read.
 
 OPERATIONS is the table of its paths; /openapi.json is generated from it. Access is the gateway's: bearer keys, and only this machine
 until a key exists. The cron endpoints have CRON_SECRET in a key's place.
@@ -6,11 +6,14 @@ until a key exists. The cron endpoints have CRON_SECRET in a key's place.
 
 import asyncio
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from shutil import copyfileobj
 from typing import Any
@@ -31,7 +34,9 @@ from babylon_rl.errors import BabylonError, CheckpointError, DatabaseError, Sett
 from babylon_rl.models.server import bind
 from babylon_rl.serving import ab_tests, releases
 from babylon_rl.serving import admin_shapes as shapes
-from babylon_rl.serving.access import Access, MinuteBudget, key_hash
+from babylon_rl.serving.access import Access, Client, MinuteBudget, key_hash
+from babylon_rl.serving.admin_page.app import PATH, AdminPage, refuse_other_sites
+from babylon_rl.serving.admin_page.logins import Logins
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.chat_request import BODY_TIMEOUT_S, ClientGone, read_body
 from babylon_rl.serving.dagster_client import DagsterClient
@@ -47,6 +52,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.registry import read_models
 from babylon_rl.store.releases import Rollout
+from babylon_rl.training.batches import cancel_batch
 from babylon_rl.training.importing import ImportedWeights, import_version
 from babylon_rl.windows import moment, utc_now
 
@@ -87,8 +93,10 @@ class AdminApi:
         self.settings, self.database = settings, database
         self.control = TrainingControl(database, settings, DagsterClient(settings.dagster_url))
         self.access = Access()
+        self.logins = Logins()
         self.state = LiveState(settings, self.access)
         self.starts = MinuteBudget(starts_a_minute, clock)
+        self.page = AdminPage(self.control, self.access, self.logins, partial(_client, self))
         self.cron_access = Access()
         secret = settings.cron_secret
         key = [] if secret is None else [ClientKey("cron", key_hash(secret.get_secret_value()), None, None, utc_now(), admin=True)]
@@ -104,6 +112,13 @@ class AdminApi:
 
     def trigger(self, request: AdminRequest) -> Shape:
         return self.control.trigger(request.now, force=request.body.force, batch_size=request.body.batch_size)
+
+    def cancel(self, request: AdminRequest) -> Shape:
+        body: shapes.CancelRequest = request.body
+        with self.database.connect(autocommit=True) as connection:
+            batch = cancel_batch(connection, body.job_id, f"{body.reason} ({request.client})", request.now)
+        message = f"{batch.batch_id} is cancelled; its run stops at its next heartbeat."
+        return shapes.CancelDocument(job_id=batch.batch_id, status=batch.state, message=message)
 
     def training_data(self, request: AdminRequest) -> Shape:
         with self.database.connect() as connection:
@@ -195,6 +210,10 @@ OPERATIONS = [
         _D("POST", f"{_ADMIN}/trigger", "Freeze a batch and train it", shapes.TriggerDocument, shapes.TriggerRequest, errors=(409,)),
         AdminApi.trigger, starts=True,
     ),
+    Operation(
+        _D("POST", f"{_ADMIN}/cancel", "End an unfinished job", shapes.CancelDocument, shapes.CancelRequest, errors=(409,)),
+        AdminApi.cancel,
+    ),
     Operation(_D("GET", "/api/admin/training-data", "Hours and trajectories", shapes.TrainingDataDocument), AdminApi.training_data),
     Operation(_D("GET", f"{_ADMIN}/models", "All versions", shapes.ModelsDocument), AdminApi.models),
     Operation(
@@ -236,7 +255,7 @@ def create_app(api: AdminApi) -> Starlette:
 
     document = msgspec.json.encode(shapes.openapi_document([operation.described for operation in OPERATIONS], __version__))
     paths = sorted({operation.described.path for operation in OPERATIONS})
-    index = {"name": "babylon_rl admin API", "version": __version__, "openapi": "/openapi.json", "paths": paths}
+    index = {"name": "babylon_rl admin API", "page": PATH, "version": __version__, "openapi": "/openapi.json", "paths": paths}
 
     async def root(_: Request) -> Response:
         return _json(index)
@@ -244,7 +263,7 @@ def create_app(api: AdminApi) -> Starlette:
     async def openapi(_: Request) -> Response:
         return Response(document, media_type="application/json")
 
-    routes = [RoutedPath("/", root), RoutedPath("/openapi.json", openapi)]
+    routes = [RoutedPath("/", root), RoutedPath("/openapi.json", openapi), *api.page.routes()]
     for path in paths:
         methods = {operation.described.method: operation for operation in OPERATIONS if operation.described.path == path}
         routes.append(RoutedPath(path, _endpoint(api, methods), methods=list(methods)))
@@ -281,12 +300,14 @@ def _admit(api: AdminApi, operation: Operation, request: Request) -> str:
     Raises:
         ApiError: it has no valid key for this server, or a page of another site sends it.
     """
-    # A browser on this machine counts as loopback, whichever site's page it shows.
-    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        raise ApiError(403, "Requests from the pages of other sites are refused.", "cross_site")
-    cron = operation.described.cron
+    refuse_other_sites(request)
+    return _client(api, request, cron=operation.described.cron).name or "this machine"
+
+
+def _client(api: AdminApi, request: Request, *, cron: bool = False) -> Client:
+    headers = request.headers if cron else api.logins.with_key(request.headers)
     try:
-        client = (api.cron_access if cron else api.access).admit(peer(request.scope), request.headers)
+        client = (api.cron_access if cron else api.access).admit(peer(request.scope), headers)
     except ApiError as refused:
         if cron and refused.code == "no_keys":
             raise ApiError(403, "Without CRON_SECRET only this machine is served.", "no_keys") from None
@@ -294,7 +315,18 @@ def _admit(api: AdminApi, operation: Operation, request: Request) -> str:
     if client.name is not None and not client.admin:
         message = f"The key {client.name} opens the gateway only: `babylon-rl keys create NAME --admin` makes one for this server."
         raise ApiError(403, message, "not_admin")
-    return client.name or "this machine"
+    # A name that some site has pointed at this machine makes its pages look like our own.
+    if client.name is None and not _names_this_machine(request):
+        raise ApiError(403, "Without keys this server answers to localhost and to addresses only.", "host")
+    return client
+
+
+def _names_this_machine(request: Request) -> bool:
+    host = request.url.hostname or ""
+    try:
+        return host == "localhost" or bool(ip_address(host))
+    except ValueError:
+        return False
 
 
 async def _read(api: AdminApi, operation: Operation, request: Request, client: str, files: AsyncExitStack) -> AdminRequest:
@@ -406,6 +438,10 @@ def serve(settings: Settings, host: str, port: int, announce: Callable[[str], No
     with bind(host, port) as bound, open_database(settings, prepare=False) as database:
         shown_host, shown_port = bound.getsockname()[:2]
         url = f"http://{f'[{shown_host}]' if ':' in shown_host else shown_host}:{shown_port}"
-        announce(f"Admin API on {url}, described by {url}/openapi.json; it launches runs at {settings.dagster_url}. Ctrl-C ends it.")
+        announce(
+            f"Admin page on {url}{PATH}, API as {url}/openapi.json has it; it launches runs at {settings.dagster_url}. Ctrl-C ends it."
+        )
         options = server_options(log_level="warning", timeout_graceful_shutdown=10)
-        uvicorn.Server(uvicorn.Config(create_app(AdminApi(settings, database)), **options)).run(sockets=[bound])
+        api = AdminApi(settings, database)
+        threading.Thread(target=api.page.prepare, name="babylon-page", daemon=True).start()
+        uvicorn.Server(uvicorn.Config(create_app(api), **options)).run(sockets=[bound])

@@ -59,6 +59,13 @@ class RollbackRequest(RequestShape):
     target_version: Version | None = None
 
 
+class CancelRequest(RequestShape):
+    """End of an unfinished job; the reason is kept with it."""
+
+    job_id: Annotated[str, Meta(min_length=1, max_length=200)]
+    reason: Annotated[str, Meta(min_length=1, max_length=300)]
+
+
 class UploadMetadata(RequestShape):
     """Facts of an upload: the registered version that it continues, and the SHA-256 of its file. ``notes`` are kept with the version."""
 
@@ -223,6 +230,15 @@ class TriggerDocument(Shape):
 
     job_id: str
     run_id: str | None
+    message: str
+    success: Literal[True] = True
+
+
+class CancelDocument(Shape):
+    """A job that was ended; its trajectories are free again."""
+
+    job_id: str
+    status: str
     message: str
     success: Literal[True] = True
 

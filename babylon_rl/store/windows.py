@@ -204,6 +204,31 @@ def first_rejections(connection: Connection, windows: Sequence[str]) -> dict[str
     return rejections
 
 
+# Whether a training took an hour is read from the versions: the state in the table is that of the last reading.
+_STATES = """
+WITH trained AS (SELECT DISTINCT unnest("windows") AS "window" FROM babylon_rl.model_lineage)
+SELECT w."window", CASE WHEN w."state" IN ('ready', 'scored') AND t."window" IS NOT NULL THEN 'trained'
+                        WHEN w."state" = 'ready' AND p."window" IS NOT NULL THEN 'waiting' ELSE w."state" END
+FROM (SELECT "window", "state" FROM babylon_rl.windows ORDER BY "window" DESC LIMIT %s) w
+LEFT JOIN trained t ON t."window" = w."window" LEFT JOIN babylon_rl.judge_pending p ON p."window" = w."window"
+ORDER BY w."window"
+"""
+_HOURS_OF_AGENT = """SELECT "window" FROM babylon_rl.episodes WHERE "agentId" = %s ORDER BY "window" DESC LIMIT %s"""
+
+
+def newest_states(connection: Connection, limit: int) -> dict[str, str]:
+    """Return the state of the newest hours that hold rows, oldest first.
+
+    A state is that of ``WindowSummary``, or ``waiting``: the hour waits for its judge.
+    """
+    return dict(connection.execute(_STATES, [limit]).fetchall())
+
+
+def hours_of_agent(connection: Connection, agent_id: str, limit: int) -> list[str]:
+    """Return the newest hours in which an agent played, newest first."""
+    return [window for (window,) in connection.execute(_HOURS_OF_AGENT, [agent_id, limit])]
+
+
 _DATA_VERSIONS = 'SELECT "window", "dataVersion" FROM babylon_rl.windows WHERE "window" = ANY(%s)'
 
 

@@ -21,7 +21,7 @@ from babylon_rl.store.connection import Connection, own_transaction
 class TrainingStep:
     """One start of an iteration (1-based) in run ``attempt``.
 
-    ``finished_at`` is None while it runs, or if it never ended.
+    ``finished_at`` is None while it runs, or if it never ended. ``losses`` are those of its optimizer steps so far.
     """
 
     iteration: int
@@ -36,6 +36,7 @@ class TrainingStep:
     loss: float | None
     trainable_tokens: int | None
     metrics: Mapping[str, Any] | None
+    losses: Sequence[float] = ()
 
     @property
     def paused(self) -> bool:
@@ -54,6 +55,15 @@ def begin_step(connection: Connection, batch_id: str, step: TrainingStep) -> Non
         """,
         [batch_id, step.iteration, step.attempt, step.backend, step.step_before, list(step.windows), step.sequences, step.started_at],
     )
+
+
+def note_losses(connection: Connection, batch_id: str, iteration: int, attempt: int, losses: Sequence[float]) -> None:
+    """Store the losses of an iteration's optimizer steps so far, for people who watch."""
+    with own_transaction(connection):
+        connection.execute(
+            'UPDATE babylon_rl.training_steps SET "losses" = %s WHERE "batchId" = %s AND "iteration" = %s AND "attempt" = %s',
+            [list(losses), batch_id, iteration, attempt],
+        )
 
 
 def finish_step(connection: Connection, batch_id: str, step: TrainingStep) -> None:
@@ -108,7 +118,7 @@ def read_steps(connection: Connection, batch_id: str) -> list[TrainingStep]:
     rows = connection.execute(
         """
         SELECT "iteration", "attempt", "backend", "stepBefore", "windows", "sequences", "startedAt", "finishedAt", "checkpointPath",
-               "loss", "trainableTokens", "metrics"
+               "loss", "trainableTokens", "metrics", "losses"
         FROM babylon_rl.training_steps WHERE "batchId" = %s ORDER BY "iteration", "attempt"
         """,
         [batch_id],

@@ -18,7 +18,16 @@ from babylon_rl.files.durable import publish_directory
 from babylon_rl.settings import TrainingSettings
 from babylon_rl.store.batches import Batch, advance_batch, heartbeat
 from babylon_rl.store.connection import Connection, own_transaction
-from babylon_rl.store.write_ahead import TrainingStep, begin_step, finish_step, finished_steps, newest_job, note_seconds, read_steps
+from babylon_rl.store.write_ahead import (
+    TrainingStep,
+    begin_step,
+    finish_step,
+    finished_steps,
+    newest_job,
+    note_losses,
+    note_seconds,
+    read_steps,
+)
 from babylon_rl.training.backends.protocol import RunContext, StepMetrics, Trainer, TrainIteration
 from babylon_rl.training.conversion import Conversion, refuse_empty
 from babylon_rl.training.freezing import seeded_share
@@ -52,14 +61,15 @@ class BatchRun:
         """Write a heartbeat. Raises BatchConflict when the batch ended or was taken over."""
         heartbeat(self.connection, self.batch.batch_id, self.attempt, self.clock())
 
-    def rare_beat(self) -> Callable[[], None]:
-        """A function that writes a heartbeat, at most every HEARTBEAT_EVERY_S."""
+    def rare_beat(self, also: Callable[[], None] = lambda: None) -> Callable[[], None]:
+        """A function that writes a heartbeat and does ``also``, at most every HEARTBEAT_EVERY_S."""
         last_beat_s = -math.inf
 
         def beat() -> None:
             nonlocal last_beat_s
             if time.monotonic() - last_beat_s >= HEARTBEAT_EVERY_S:
                 self.beat()
+                also()
                 last_beat_s = time.monotonic()
 
         return beat
@@ -148,9 +158,11 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
     partial = directory.with_name(f".{directory.name}-{run.attempt}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    beat = run.rare_beat()
+    losses: list[float] = []
+    beat = run.rare_beat(lambda: note_losses(run.connection, run.batch.batch_id, iteration.step, run.attempt, losses))
 
     def step(metrics: StepMetrics) -> None:
+        losses.append(metrics.loss)
         beat()
         on_step(metrics)
         trained_s = time.monotonic() - began_s
@@ -166,6 +178,7 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk what is half written only stands in the way
         raise
+    note_losses(run.connection, run.batch.batch_id, iteration.step, run.attempt, losses)
     # A result without tokens or with a loss that is not finite never becomes a checkpoint.
     if result.loss is not None and not math.isfinite(result.loss):
         raise Diverged(

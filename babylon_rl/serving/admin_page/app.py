@@ -1,0 +1,153 @@
+"""Routes of the admin page. It changes nothing itself: its script calls the operations of the admin API, with the login's cookie.
+
+A page of another site can neither read it nor use the login: the cookie is SameSite=Strict, the operations take JSON alone and refuse what
+other sites send, and the policy of the page lets nobody frame it. Texts of agents are escaped, and no inline script would run.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import anyio
+import msgspec
+import psycopg
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route as RoutedPath
+
+from babylon_rl.errors import BabylonError
+from babylon_rl.reporting.pages import TEMPLATES, render
+from babylon_rl.serving.access import Access, Client
+from babylon_rl.serving.admin_page.logins import COOKIE, LASTS_S, Logins
+from babylon_rl.serving.admin_page.views import TEXT_CHARACTERS, agent_view, page_view, training_view
+from babylon_rl.serving.api_errors import ApiError
+from babylon_rl.serving.chat_request import BODY_TIMEOUT_S, read_body
+from babylon_rl.serving.training_control import TrainingControl
+from babylon_rl.store.connection import Connection
+from babylon_rl.windows import utc_now
+
+PATH = "/admin"
+LONGEST_LOGIN = 2000
+_HERE = Path(__file__).parent
+_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+}
+Admit = Callable[[Request], Client]
+
+
+class AdminPage:
+    """The page of one process; ``admit`` decides on a request as the admin API does."""
+
+    def __init__(self, control: TrainingControl, access: Access, logins: Logins, admit: Admit) -> None:
+        self._control, self._access, self._logins, self._admit = control, access, logins, admit
+        style = (TEMPLATES / "style.css").read_text("utf-8") + (_HERE / "page.css").read_text("utf-8")
+        self._files = {"page.css": (style, "text/css"), "page.js": ((_HERE / "page.js").read_text("utf-8"), "text/javascript")}
+
+    def prepare(self) -> None:
+        """Read and draw the page once, so that the first visitor does not wait for what is loaded at its first use."""
+        try:
+            with self._control.database.connect() as connection:
+                render(_HERE / "page.html.j2", view=page_view(self._control, connection, utc_now()), client=Client(), dagster_url="")
+        except (BabylonError, psycopg.Error):
+            pass  # each visitor is told why
+
+    def routes(self) -> list[RoutedPath]:
+        """The paths of the page."""
+        files = [RoutedPath(f"{PATH}/{name}", self._file(name)) for name in self._files]
+        return [
+            RoutedPath(PATH, self._shown(self._page)),
+            RoutedPath(f"{PATH}/agent", self._shown(self._agent)),
+            RoutedPath(f"{PATH}/live.json", self._shown(self._live)),
+            RoutedPath(f"{PATH}/login", self._login, methods=["POST"]),
+            RoutedPath(f"{PATH}/logout", self._logout, methods=["POST"]),
+            *files,
+        ]
+
+    def _page(self, connection: Connection, request: Request, client: Client) -> Response:
+        view = page_view(self._control, connection, utc_now())
+        return _html("page.html.j2", view=view, client=client, dagster_url=self._control.settings.dagster_url)
+
+    def _agent(self, connection: Connection, request: Request, client: Client) -> Response:
+        agent_id = request.query_params.get("id", "").replace("\0", "")[:200]
+        hours = agent_view(connection, agent_id, self._control.settings)
+        return _html("agent.html.j2", agent_id=agent_id, hours=hours, client=client, characters=TEXT_CHARACTERS)
+
+    def _live(self, connection: Connection, request: Request, client: Client) -> Response:
+        """The part of the page that changes while a training runs, as HTML in JSON, and what tells the rest of the page to be old."""
+        training = training_view(connection)
+        html = render(_HERE / "training.html.j2", training=training)
+        state = "" if training is None else f"{training.batch.batch_id} {training.batch.state}"
+        return Response(msgspec.json.encode({"training": html, "state": state}), media_type="application/json", headers=_HEADERS)
+
+    def _shown(self, show: Callable[[Connection, Request, Client], Response]) -> Callable[[Request], object]:
+        async def answer(request: Request) -> Response:
+            try:
+                client = self._admit(request)
+            except ApiError as refused:
+                return _html("login.html.j2", refused.status, refused.headers, words=refused.message, asks=refused.status == 401)
+
+            def shown() -> Response:
+                with self._control.database.connect() as connection:
+                    return show(connection, request, client)
+
+            try:
+                return await anyio.to_thread.run_sync(shown)
+            except BabylonError as failed:
+                return _html("login.html.j2", 503, words=str(failed), asks=False)
+            except psycopg.Error as broken:
+                reason = (str(broken).splitlines() or [type(broken).__name__])[0]
+                return _html("login.html.j2", 503, words=f"The database does not answer: {reason}.", asks=False)
+
+        return answer
+
+    async def _login(self, request: Request) -> Response:
+        refuse_other_sites(request)
+        form = parse_qs((await read_body(request.receive, LONGEST_LOGIN, BODY_TIMEOUT_S)).decode("ascii", "replace"))
+        key = form.get("key", [""])[0].strip()
+        try:
+            client = self._access.admit(None, {"authorization": f"Bearer {key}"})
+        except ApiError as refused:
+            return _html("login.html.j2", refused.status, words=refused.message, asks=True)
+        if not client.admin:
+            words = f"The key {client.name} opens the gateway only: `babylon-rl keys create NAME --admin` makes one for this page."
+            return _html("login.html.j2", 403, words=words, asks=True)
+        answer = RedirectResponse(PATH, 303)
+        secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
+        answer.set_cookie(
+            COOKIE, self._logins.open(key), max_age=int(LASTS_S), path="/", httponly=True, samesite="strict", secure=secure
+        )  # fmt: skip
+        return answer
+
+    async def _logout(self, request: Request) -> Response:
+        refuse_other_sites(request)
+        self._logins.close(request.headers)
+        answer = RedirectResponse(PATH, 303)
+        answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+        return answer
+
+    def _file(self, name: str) -> Callable[[Request], object]:
+        text, kind = self._files[name]
+
+        async def answer(_: Request) -> Response:
+            return Response(text, media_type=kind, headers={"x-content-type-options": "nosniff", "cache-control": "no-cache"})
+
+        return answer
+
+
+def refuse_other_sites(request: Request) -> None:
+    """Refuse what a browser sends for the page of another site: on this machine it counts as loopback, whoever's page it shows.
+
+    Raises:
+        ApiError: it does.
+    """
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise ApiError(403, "Requests from the pages of other sites are refused.", "cross_site")
+
+
+def _html(template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: object) -> Response:
+    return Response(render(_HERE / template, **values), status, {**(headers or {}), **_HEADERS}, "text/html")

@@ -1,0 +1,88 @@
+// Works the forms of the admin page (ask, call the admin API, say what came of it), keeps the training live, names the hour under the pointer.
+"use strict";
+const POLL_MS = 3000;
+const said = document.getElementById("said");
+const ask = document.getElementById("ask");
+
+function say(words, failed) {
+  said.textContent = words;
+  said.classList.toggle("failed", Boolean(failed));
+}
+
+function bodyOf(form) {
+  const body = {};
+  for (const field of form.elements) {
+    if (!field.name) continue;
+    body[field.name] = field.dataset.type === "boolean" ? field.checked : field.dataset.type === "number" ? Number(field.value) : field.value;
+  }
+  return body;
+}
+
+function confirmed(words) {
+  document.getElementById("ask-words").textContent = words;
+  ask.returnValue = "";
+  ask.showModal();
+  return new Promise((resolve) => ask.addEventListener("close", () => resolve(ask.returnValue === "yes"), { once: true }));
+}
+
+async function call(form) {
+  const body = bodyOf(form);
+  const words = form.dataset.confirm.replace(/\{(\w+)\}/g, (_, name) => body[name]);
+  if (!(await confirmed(words))) return;
+  const button = form.querySelector("button");
+  button.disabled = true;
+  try {
+    const answer = await fetch(form.dataset.call, {
+      method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body),
+    });
+    const found = await answer.json();
+    if (!answer.ok) throw new Error(found.error);
+    sessionStorage.setItem("said", found.message || (found.version ? `${found.version} is ${found.state.replace("_", " ")}.` : "Done."));
+    location.reload();
+  } catch (failed) {
+    say(failed.message, true);
+    button.disabled = false;
+    said.scrollIntoView({ block: "nearest" });
+  }
+}
+
+for (const form of document.querySelectorAll("form[data-call]")) {
+  form.addEventListener("submit", (event) => { event.preventDefault(); call(form); });
+  for (const slider of form.querySelectorAll("input[type=range]")) {
+    slider.addEventListener("input", () => { form.querySelector(`output[for=${slider.id}]`).value = `${slider.value} %`; });
+  }
+}
+say(sessionStorage.getItem("said") || "");
+sessionStorage.removeItem("said");
+
+const live = document.getElementById("live");
+async function poll() {
+  if (document.hidden) return;
+  try {
+    const answer = await fetch("/admin/live.json");
+    if (!answer.ok) throw new Error();
+    const found = await answer.json();
+    live.innerHTML = found.training; // escaped by the server
+    if (found.state !== live.dataset.state) {
+      live.dataset.state = found.state;
+      say("The training's state changed: reload the page for the rest of it.");
+    }
+  } catch {
+    say("The server does not answer, or the login has ended: what is shown is old.", true);
+  }
+}
+setInterval(poll, POLL_MS);
+
+const strip = document.getElementById("strip");
+if (strip) {
+  const { first, rows, columns, codes } = strip.dataset;
+  const names = ["pending", "thin", "ready", "waiting", "scored", "trained", "quarantined"];
+  strip.addEventListener("pointermove", (event) => {
+    const box = strip.getBoundingClientRect();
+    const column = Math.floor(((event.clientX - box.left) / box.width) * columns);
+    const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
+    const code = codes[column * rows + row];
+    const hour = new Date(Date.parse(`${first}Z`) + (column * rows + row) * 3600e3).toISOString().slice(0, 16).replace("T", " ");
+    document.getElementById("strip-hour").value = code === undefined ? "" : `${hour}: ${names[code] ?? "no rows"}`;
+  });
+}

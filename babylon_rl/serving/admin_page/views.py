@@ -1,0 +1,235 @@
+"""Values of the admin page, gathered in one transaction; the templates draw them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from babylon_rl.episodes.reading import trajectories_with_texts
+from babylon_rl.serving import ab_tests
+from babylon_rl.serving.admin_page.hour_strip import MEANINGS, MOST_HOURS, HourStrip, hour_strip
+from babylon_rl.serving.admin_shapes import StatusDocument
+from babylon_rl.serving.training_control import TrainingControl
+from babylon_rl.settings import Settings
+from babylon_rl.store import scores
+from babylon_rl.store.ab_tests import read_tests
+from babylon_rl.store.batches import Batch, read_batches
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.registry import Model, read_models
+from babylon_rl.store.releases import BASE, Rollout, RolloutEvent, RoutingTable, read_events, read_rollouts, read_routing
+from babylon_rl.store.windows import hours_of_agent, newest_states, stored_episodes
+from babylon_rl.store.write_ahead import read_steps
+from babylon_rl.training.iterations import iterations_of
+from babylon_rl.types import Episode, EpisodeScore, ServedSequence
+
+MOST_VERSIONS, MOST_AGENTS, MOST_EVENTS = 60, 20, 8
+HOURS_OF_AGENT, DECISIONS_OF_HOUR = 3, 40
+TEXT_CHARACTERS = 6_000  # of one prompt or response
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A quantity on its way to what is needed."""
+
+    name: str
+    have: float
+    need: float
+    words: str
+
+    @property
+    def full(self) -> bool:
+        """True once there is enough."""
+        return self.have >= self.need
+
+
+@dataclass(frozen=True)
+class Training:
+    """The unfinished training, else the newest one; ``losses`` are by optimizer step, or by iteration where no more is known."""
+
+    batch: Batch
+    losses: Sequence[float]
+    finished: int
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate in dollars an hour; without bounds it is known for one market only."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass
+class Version:
+    """A version in the tree: what it earns in unseen markets, over which reference, and the versions that continue it."""
+
+    model: Model
+    rollout: str | None
+    pnl: Interval | None
+    improvement: Interval | None
+    reference: str
+    decision: str | None
+    reason: str | None
+    children: list["Version"] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Release:
+    """Who gets which version: routing, the last transitions (newest first), and the versions that could be deployed."""
+
+    routing: RoutingTable
+    events: Sequence[RolloutEvent]
+    choices: Sequence[str]
+
+
+@dataclass(frozen=True)
+class AgentHour:
+    """An agent's hour with its score and, on its own page, its decisions."""
+
+    episode: Episode
+    judge: str | None
+    score: EpisodeScore | None
+    decisions: Sequence[ServedSequence] = ()
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class PageView:
+    """All of the page."""
+
+    status: StatusDocument
+    bars: Sequence[Bar]
+    strip: HourStrip | None
+    training: Training | None
+    tree: Sequence[Version]
+    bounds: tuple[float, float]
+    versions_left_out: int
+    release: Release
+    test: ab_tests.ABReport | None
+    agents: Sequence[AgentHour]
+    meanings: Mapping[str, str] = field(default_factory=lambda: MEANINGS)
+
+
+def page_view(control: TrainingControl, connection: Connection, now: datetime) -> PageView:
+    """Read everything that the page shows."""
+    settings = control.settings
+    status = control.status(connection, now)
+    states = newest_states(connection, MOST_HOURS)
+    models = [model for model in read_models(connection) if not model.foreign or model.status == "deployed"]
+    rollouts = {rollout.version: rollout for rollout in reversed(read_rollouts(connection))}
+    tree = lineage(models[:MOST_VERSIONS], rollouts)
+    test = next(iter(read_tests(connection)), None)
+    return PageView(
+        status, bars(status, settings), hour_strip(states), training_view(connection), tree, _bounds(tree),
+        max(0, len(models) - MOST_VERSIONS), release_view(connection, models),
+        None if test is None else ab_tests.report(connection, test.name), newest_agents(connection, list(states)),
+    )  # fmt: skip
+
+
+def bars(status: StatusDocument, settings: Settings) -> list[Bar]:
+    """What a training needs, by the thresholds of readiness."""
+    stats = status.readiness.stats
+    quality = settings.data_quality_threshold
+    return [
+        _counted("New trajectories", stats.total_trajectories, settings.training_min_trajectories),
+        _counted("Hours with a group", stats.scenario_groups, settings.training_min_groups),
+        Bar("Data quality", stats.data_quality, quality, f"{stats.data_quality:.0%} of {quality:.0%}"),
+    ]
+
+
+def _counted(name: str, have: int, need: int) -> Bar:
+    return Bar(name, have, need, f"{have:,} of {need:,}")
+
+
+def training_view(connection: Connection) -> Training | None:
+    """The training that runs, else the newest one."""
+    batches = read_batches(connection, limit=20)
+    batch = next((one for one in reversed(batches) if one.live), batches[0] if batches else None)
+    if batch is None:
+        return None
+    # Of an iteration that was begun several times the newest start counts.
+    steps = {step.iteration: step for step in read_steps(connection, batch.batch_id)}.values()
+    losses = [loss for step in steps for loss in (step.losses or ([] if step.loss is None else [step.loss])) if math.isfinite(loss)]
+    return Training(batch, losses, sum(step.finished_at is not None for step in steps), iterations_of(batch))
+
+
+def lineage(models: Sequence[Model], rollouts: Mapping[str, Rollout]) -> list[Version]:
+    """The versions as trees, newest first; one whose parent is not among them is a root."""
+    nodes = {model.version: _version(model, rollouts.get(model.version)) for model in models}
+    roots: list[Version] = []
+    for node in nodes.values():
+        parent = nodes.get(node.model.parent_version or "")
+        (roots if parent is None else parent.children).append(node)
+    return roots
+
+
+def _version(model: Model, rollout: Rollout | None) -> Version:
+    measured: Mapping[str, Any] = (model.eval_metrics or {}).get("benchmark") or {}
+    return Version(
+        model, None if rollout is None else rollout.state, _interval(measured, "pnl", "low", "high"),
+        _interval(measured, "improvement", "improvementLow", "improvementHigh"), measured.get("reference") or BASE,
+        measured.get("decision"), measured.get("reason"),
+    )  # fmt: skip
+
+
+def _interval(measured: Mapping[str, Any], mean: str, low: str, high: str) -> Interval | None:
+    values = [measured.get(name) for name in (mean, low, high)]
+    found, lower, upper = (value if isinstance(value, int | float) and math.isfinite(value) else None for value in values)
+    return None if found is None else Interval(found, lower, upper)
+
+
+def _bounds(tree: Sequence[Version]) -> tuple[float, float]:
+    """The scale that all intervals share; it holds 0."""
+    ends, waiting = [0.0], list(tree)
+    while waiting:
+        node = waiting.pop()
+        waiting += node.children
+        if node.pnl is not None:
+            ends += [end for end in (node.pnl.mean, node.pnl.low, node.pnl.high) if end is not None]
+    low, high = min(ends), max(ends)
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def release_view(connection: Connection, models: Sequence[Model]) -> Release:
+    """The versions in front of agents, and those that could be."""
+    routing = read_routing(connection)
+    usable = [model for model in models if not model.foreign and model.status not in ("training", "failed") and model.pruned_at is None]
+    choices = [model.version for model in usable if model.version != routing.deployed]
+    return Release(routing, read_events(connection)[: -MOST_EVENTS - 1 : -1], choices)
+
+
+def newest_agents(connection: Connection, windows: Sequence[str]) -> list[AgentHour]:
+    """The agents of the newest hour with episodes, best first."""
+    newest = list(windows[-MOST_AGENTS:])
+    episodes = stored_episodes(connection, newest)
+    window = next((window for window in reversed(newest) if episodes[window]), None)
+    if window is None:
+        return []
+    return _judged(connection, episodes[window])[:MOST_AGENTS]
+
+
+def agent_view(connection: Connection, agent_id: str, settings: Settings) -> list[AgentHour]:
+    """The newest hours of an agent with its decisions, newest first."""
+    windows = hours_of_agent(connection, agent_id, HOURS_OF_AGENT)
+    held = stored_episodes(connection, windows)
+    own = [episode for window in windows for episode in held[window] if episode.agent_id == agent_id]
+    hours = []
+    for hour in _judged(connection, own):
+        texts = trajectories_with_texts(connection, hour.episode.trajectory_ids, settings)
+        calls = [call for name in hour.episode.trajectory_ids if name in texts for call in texts[name].sequences]
+        kept = calls[-DECISIONS_OF_HOUR:][::-1]
+        hours.append(AgentHour(hour.episode, hour.judge, hour.score, kept, len(calls) - len(kept)))
+    return hours
+
+
+def _judged(connection: Connection, episodes: Sequence[Episode]) -> list[AgentHour]:
+    judged = scores.read(connection, list({episode.window for episode in episodes}))
+    hours = []
+    for episode in episodes:
+        group = judged.get(episode.window)
+        of_agent = [score for score in group.scores if score.agent_id == episode.agent_id] if group is not None else []
+        hours.append(AgentHour(episode, None if group is None else group.judge, of_agent[0] if of_agent else None))
+    return hours

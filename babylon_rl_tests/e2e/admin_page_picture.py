@@ -1,0 +1,70 @@
+"""The pictures of docs/howto/admin-page.md, and how long the page takes until its first paint with 10,000 hours.
+
+python -m babylon_rl_tests.e2e.admin_page_picture docs/images
+"""
+
+import base64
+import io
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from PIL import Image
+
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import open_database
+from babylon_rl.store.migrate import migrate
+from babylon_rl_tests.e2e.browser import Page, browser_page, find_browser
+from babylon_rl_tests.serving.admin_rows import fill
+from babylon_rl_tests.serving.admin_server import running_admin
+
+HOURS, LOOKS = 10_000, 9
+# Picture: path, width in CSS pixels, colour scheme, and the height that is kept.
+PICTURES = {
+    "admin-page": ("/admin", 1100, "light", 2520),
+    "admin-page-dark": ("/admin", 1100, "dark", 1330),
+    "admin-page-phone": ("/admin", 375, "light", 1500),
+    "admin-page-agent": ("/admin/agent?id=agent-1", 1100, "light", 900),
+}
+_PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+
+
+def opened(page: Page, url: str, width: int, scheme: str) -> None:
+    """Open a page as a screen of that width shows it."""
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+    page.open(url)
+    page.wait_for("babylon_rl", inside="body:has(main section:last-child)")
+
+
+def main(out: Path) -> None:
+    """Write every picture in 200 colours, then print the median time to the first paint."""
+    program = find_browser()
+    assert program is not None, "No Chromium was found."
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        settings = Settings(_env_file=None, babylon_rl_home=Path(scratch) / "home")
+        with open_database(settings) as database:
+            migrate(database)
+            fill(database, settings, HOURS)
+            with running_admin(settings, database) as server, browser_page(program, Path(scratch) / "profile", 1100, 900) as page:
+                for name, (path, width, scheme, height) in PICTURES.items():
+                    opened(page, server.url + path, width, scheme)
+                    page.evaluate("{ const first = document.querySelector('details'); if (first) first.open = true }")
+                    clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+                    taken = page.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
+                    picture = Image.open(io.BytesIO(base64.b64decode(taken))).convert("RGB")
+                    file = out / f"{name}.png"
+                    picture.quantize(200, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, optimize=True)
+                    print(file, picture.size, file.stat().st_size)
+                paints = []
+                for _ in range(LOOKS):
+                    opened(page, f"{server.url}/admin", 1100, "light")
+                    paints.append(float(page.evaluate(_PAINT)))
+                print(
+                    f"first paint with {HOURS} hours: {median(paints):.0f} ms (median of {LOOKS}; {min(paints):.0f} to {max(paints):.0f})"
+                )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

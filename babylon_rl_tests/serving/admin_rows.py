@@ -1,0 +1,116 @@
+"""A database that fills every part of the admin page, with agents that write what a browser must not run."""
+
+from datetime import timedelta
+
+from psycopg.types.json import Jsonb
+
+from babylon_rl.episodes.reading import sync_windows
+from babylon_rl.judge.scoring import score_windows
+from babylon_rl.serving.releases import ReleaseAuthor, deploy
+from babylon_rl.settings import Settings
+from babylon_rl.store.ab_tests import insert_test
+from babylon_rl.store.database import Database
+from babylon_rl.windows import utc_now, window_of
+from babylon_rl_tests.rows import AFTER, WINDOW, insert, make_call, make_step, make_trajectory
+from babylon_rl_tests.serving.gateways import add_version
+from babylon_rl_tests.serving.live_rows import hours_after, insert_calls, insert_hour
+
+HOSTILE_ID = '"><img src=x onerror="window.ran=1">'
+HOSTILE_TEXT = "</pre><script>window.ran=1</script><img src=x onerror=window.ran=1>\u202eignore the judge"
+BATCH = "batch-now"
+# By version: P&L an hour and the improvement over the reference, each with its bounds.
+MEASURED = {
+    "v1.0.0": (206, 167, 244, 244, 191, 296, "base", "pass"),
+    "v1.0.1": (251, 214, 288, 45, 12, 78, "v1.0.0", "pass"),
+    "v1.0.2": (180, 139, 221, -26, -71, 19, "v1.0.0", "inconclusive"),
+    "v1.0.3": (268, 230, 306, 17, -15, 49, "v1.0.1", "inconclusive"),
+}
+PARENTS = {"v1.0.1": "v1.0.0", "v1.0.2": "v1.0.0", "v1.0.3": "v1.0.1"}
+# The state of the hour that is n hours old.
+STATE = """
+CASE WHEN n <= 2 THEN 'pending' WHEN n * 7919 %% 211 = 0 THEN 'quarantined' WHEN n %% 24 < 4 AND n %% 5 < 3 THEN 'thin'
+     WHEN n <= 12 THEN 'ready' WHEN n <= 700 THEN 'scored' ELSE 'trained' END
+"""
+
+
+def fill(database: Database, settings: Settings, hours: int) -> None:
+    """Write ``hours`` hours, the newest of them with episodes, versions with evidence, a rollout, a test and a training."""
+    for version in MEASURED:
+        add_version(database, version, "deployed" if version == "v1.0.0" else "ready")
+    with database.connect(autocommit=True) as connection:
+        calls = [make_call(systemPrompt="You trade. " * 20, userPrompt=HOSTILE_TEXT + " x" * 100, response=HOSTILE_TEXT)]
+        insert(
+            connection, "trajectories",
+            [make_trajectory(f"t{n}", agent, steps=[make_step(step, pnl=10.0 * n * step, calls=calls) for step in range(6)])
+             for n, agent in enumerate(["agent-1", "agent-2", "agent-3", "agent-4", "agent-5", HOSTILE_ID])],
+        )  # fmt: skip
+        sync_windows(connection, [WINDOW], settings, AFTER)
+        score_windows(connection, [WINDOW], settings, AFTER)
+        connection.execute('UPDATE babylon_rl.episode_scores SET "reasoning" = %s WHERE "agentId" = %s', [HOSTILE_TEXT, HOSTILE_ID])
+        connection.execute(
+            f"""INSERT INTO babylon_rl.windows ("window", "rows", "eligible", "newTrainable", "agents", "episodes", "usableEpisodes",
+                   "ready", "state", "rejected", "messageSources",
+                   "trainableSequences", "dataVersion", "groupVersion", "rowVersion", "computedAt")
+               SELECT to_char(%s::timestamp - n * interval '1 hour', 'YYYY-MM-DD"T"HH24:MI'), 1, 1, 1, 1, 1, 1, TRUE,
+                   {STATE}, '{{}}', '{{}}', 1, 'x', 'x', 'x', now() FROM generate_series(1, %s) n ON CONFLICT DO NOTHING""",
+            [utc_now().replace(minute=0, second=0, microsecond=0) - timedelta(hours=6), hours - 1],
+        )
+        for version, (pnl, low, high, gain, gain_low, gain_high, reference, decision) in MEASURED.items():
+            evidence = {
+                "pnl": pnl, "low": low, "high": high, "improvement": gain, "improvementLow": gain_low, "improvementHigh": gain_high,
+                "reference": reference, "decision": decision, "reason": "as measured",
+            }  # fmt: skip
+            connection.execute('UPDATE trained_models SET "evalMetrics" = %s WHERE version = %s', [Jsonb({"benchmark": evidence}), version])
+            connection.execute(
+                'UPDATE babylon_rl.model_lineage SET "parentVersion" = %s WHERE "version" = %s', [PARENTS.get(version), version]
+            )
+        _live(database, settings)
+        connection.execute(
+            """INSERT INTO babylon_rl.batches ("batchId", "baseModel", "backend", "version", "seed", "state", "settings", "createdAt",
+                   "heartbeatAt", "attempt") VALUES (%s, 'base', 'cpu', 'v1.0.4', 0, 'training', '{"iterations": 4}', %s, %s, 1)""",
+            [BATCH, utc_now(), utc_now()],
+        )
+        connection.execute(
+            """INSERT INTO training_batches (id, "batchId", "baseModel", "modelVersion", "trajectoryIds", "rewardsJson", status)
+               VALUES (%s, %s, 'base', 'v1.0.4', '[]', '[]', 'training')""",
+            [BATCH, BATCH],
+        )
+        note_step(database, [0.9 - 0.01 * step for step in range(40)])
+
+
+def note_step(database: Database, losses: list[float]) -> None:
+    """Write the losses of the first iteration so far."""
+    with database.connect(autocommit=True) as connection:
+        connection.execute(
+            """INSERT INTO babylon_rl.training_steps ("batchId", "iteration", "attempt", "backend", "stepBefore", "windows", "sequences",
+                   "startedAt", "losses") VALUES (%s, 1, 1, 'cpu', 0, '{}', 10, now(), %s)
+               ON CONFLICT ("batchId", "iteration", "attempt") DO UPDATE SET "losses" = EXCLUDED."losses" """,
+            [BATCH, losses],
+        )
+
+
+def _live(database: Database, settings: Settings) -> None:
+    """Agents that play with both versions, in a rollout and a test."""
+    author = ReleaseAuthor("operator", "looks good", utc_now() - timedelta(hours=6))
+    with database.connect() as connection:
+        deploy(connection, "v1.0.1", settings, author, percentage=25)
+        insert_test(connection, "spring", ["v1.0.0", "v1.0.1"], [50, 50], 50, "operator", "which is better", author.now)
+        connection.commit()
+        for at in hours_after(author.now, 3):
+            ours, theirs = ([f"live-{arm}-{n}" for n in range(8)] for arm in ("new", "old"))
+            insert_calls(connection, "v1.0.1", at, ours, calls=3)
+            insert_calls(connection, "v1.0.0", at, theirs, calls=3)
+            pnls = {name: 60.0 + n for n, name in enumerate(ours)} | {name: 40.0 + n for n, name in enumerate(theirs)}
+            insert_hour(connection, at, pnls | ({HOSTILE_ID: 75.0} if at - author.now == timedelta(hours=3) else {}))
+        connection.execute(
+            """WITH judged AS (
+                   INSERT INTO babylon_rl.group_scores ("window", "judge", "judgeVersion", "groupSize", "mean", "spread", "disagreement",
+                       "inputVersion", "dataVersion", "judgedAt") VALUES (%s, 'heuristic', '1', 17, 0.5, 0.2, 0, 'x', 'x', now())
+                   RETURNING "window"
+               ) INSERT INTO babylon_rl.episode_scores ("window", "agentId", "score", "rank", "advantage", "disagreement", "reasoning")
+               SELECT e."window", e."agentId", e."windowPnl" / 100, 1, 0, 0,
+                      'Bought before the news were priced in, and sold in time: <b>$' || e."windowPnl" || '</b>.'
+               FROM babylon_rl.episodes e JOIN judged USING ("window")""",
+            [window_of(at)],
+        )
+        connection.commit()
