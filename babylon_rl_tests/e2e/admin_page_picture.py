@@ -27,7 +27,12 @@ PICTURES = {
     "admin-page-phone": ("/admin", 375, "light", 1500),
     "admin-page-agent": ("/admin/agent?id=agent-1", 1100, "light", 900),
 }
-_PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+_PAINT = """
+new Promise(done => new PerformanceObserver(list => {
+  const first = list.getEntriesByName('first-contentful-paint')[0];
+  if (first) done(first.startTime);
+}).observe({type: 'paint', buffered: true}))
+"""
 
 
 def opened(page: Page, url: str, width: int, scheme: str) -> None:
