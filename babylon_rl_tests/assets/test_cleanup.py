@@ -1,5 +1,6 @@
 """What cleanup removes after RETENTION_DAYS, what stays whatever its age, and what it says of a disk that refuses."""
 
+import json
 import os
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -13,6 +14,7 @@ from babylon_rl.assets.resources import Babylon, given
 from babylon_rl.automation.cleanup import CleanedPart, clean_up, cleanup_job
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.automation.launch import run_batch
+from babylon_rl.cli import run
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.gateway_calls import GatewayRows, write_calls
@@ -140,4 +142,21 @@ def test_a_disk_that_refuses_is_named_and_everything_else_goes(database: Databas
     (failed,) = [event for event in run.all_events if event.is_step_failure]
     assert f"{stuck} cannot be removed: " in str(failed.step_failure_data.user_failure_data or failed.step_failure_data.error)
     assert [len(part.refused) for part in cleaned(database, settings, utc_now()).values()] == [0] * 7
+    assert not stuck.exists()
+
+
+def test_the_command_ends_with_3_and_names_what_the_disk_refuses(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path))
+    stuck = old_file(tmp_path / "cache" / "triton" / "kernel")
+    with unremovable(stuck.parent):
+        assert run(["cleanup", "--dry-run", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["refused"] == []
+        assert run(["cleanup", "--json"]) == 3
+        said = capsys.readouterr()
+        (refused,) = json.loads(said.out)["refused"]
+        assert refused.startswith(f"{stuck} cannot be removed: ") and refused in said.err
+    assert run(["cleanup"]) == 0
     assert not stuck.exists()
