@@ -1,4 +1,6 @@
-"""Alerts: causes that a person should know, sent once each to Discord, a Slack-compatible webhook and a command.
+"""Alerts: causes for a person, each sent once to every configured channel.
+
+Channels are Discord, a Slack-compatible webhook, and a command.
 
 ``send_alerts`` is one tick: it looks for the causes of CAUSES, keeps them in babylon_rl.alerts, and sends what is due. A channel that
 fails is tried again at the next tick, and one that has taken an alert does not get it twice. Only a process that dies, or a receiver that
@@ -38,7 +40,7 @@ _CANCELLED = "Cancelled"
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """A kind of alert: ``look`` returns a sentence by subject for each cause that is there now.
+    """Kind of alert; ``look`` returns a sentence by subject for each present cause.
 
     ``after``: how long a cause must last before it is sent.
     """
@@ -70,7 +72,10 @@ class DeliveryFailed(Exception):
 
 
 def send_alerts(connection: Connection, settings: Settings, now: datetime) -> Sent:
-    """Look for all causes and send what is due, each to every channel that is set; ``connection`` is in autocommit."""
+    """Look for all causes, and send due ones to every configured channel.
+
+    ``connection`` is in autocommit.
+    """
     seen = []
     for cause in CAUSES:
         for subject, says in cause.look(connection, settings, now).items():
@@ -82,7 +87,9 @@ def send_alerts(connection: Connection, settings: Settings, now: datetime) -> Se
 def raise_alert(
     connection: Connection, kind: str, subject: str, says: str, advice: str, now: datetime, *, after: timedelta = timedelta(0)
 ) -> str:
-    """Note a cause for the next tick to send, and return its key; noting it again sends nothing.
+    """Note a cause for the next tick to send, and return its key.
+
+    Noting it again sends nothing.
 
     ``subject`` tells causes of a kind apart: a run's id, a version. ``advice`` says what to do.
     """
@@ -247,7 +254,10 @@ def _rollback_done(connection: Connection, settings: Settings, now: datetime) ->
 
 
 def _score_without_pnl(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
-    """Mean scores of the last PERIOD's hours against those of the period before (Welch's test), and their mean P&L."""
+    """Compare mean scores and P&L of the last PERIOD with the one before.
+
+    Scores by Welch's test.
+    """
     middle = window_of(now - PERIOD)
     hours = stored.scored_hours(connection, window_of(now - 2 * PERIOD), window_of(now))
     before, lately = [hour for hour in hours if hour.window < middle], [hour for hour in hours if hour.window >= middle]

@@ -1,4 +1,6 @@
-"""Rows as pandas DataFrames, for notebooks: episodes, scores, outcomes, batches, results, calls and gateway calls by window range.
+"""Rows as pandas DataFrames by window range, for notebooks.
+
+Episodes, scores, outcomes, batches, results, calls and gateway calls.
 
 Columns have the names of the JSON output, COLUMNS their dtypes and meanings; a frame without rows has them too. Episodes and scores are
 those of the last reading of an hour (``babylon-rl train`` and the automation read hours), outcomes and calls come from the game's tables
@@ -172,7 +174,10 @@ class _Source:
 
 
 def episodes(first: str | None = None, end: str | None = None, *, settings: Settings | None = None) -> "DataFrame":
-    """Episodes of the hours from ``first`` (inclusive) to ``end`` (exclusive), as last read; ordered by window, then P&L, highest first."""
+    """Episodes of the hours from ``first`` (inclusive) to ``end`` (exclusive), as last read.
+
+    Ordered by window, then P&L, highest first.
+    """
     return _whole("episodes", first, end, settings)
 
 
@@ -192,24 +197,29 @@ def batches(first: str | None = None, end: str | None = None, *, settings: Setti
 
 
 def results(first: str | None = None, end: str | None = None, *, settings: Settings | None = None) -> "DataFrame":
-    """Benchmark results per player and market that were played in the range, in order of time."""
+    """Benchmark results by player and market, played in the range, in time order."""
     return _whole("results", first, end, settings)
 
 
 def calls(first: str | None = None, end: str | None = None, *, settings: Settings | None = None) -> "DataFrame":
-    """LLM calls that can train, as they were served, with their episode's score: the records of ``babylon-rl export --all``."""
+    """Trainable LLM calls as served, with scores: the records of ``babylon-rl export --all``."""
     return _whole("calls", first, end, settings)
 
 
 def gateway_calls(first: str | None = None, end: str | None = None, *, settings: Settings | None = None) -> "DataFrame":
-    """Calls that the gateway routed in the range, in order of time: versions, times and tokens, without texts."""
+    """Routed gateway calls of the range in time order, without texts.
+
+    Versions, times and tokens.
+    """
     return _whole("gateway_calls", first, end, settings)
 
 
 def stream(
     kind: Kind, first: str | None = None, end: str | None = None, *, rows: int = ROWS_AT_ONCE, settings: Settings | None = None
 ) -> "Iterator[DataFrame]":
-    """Yield the frame of ``kind`` in parts of at most ``rows`` rows, which bounds memory; nothing without rows.
+    """Yield the frame of ``kind`` in parts of at most ``rows`` rows, which bounds memory.
+
+    Nothing without rows.
 
     Raises:
         UsageError: an unknown kind, fewer than one row, a malformed window id, or a range that runs backwards.

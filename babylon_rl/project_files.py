@@ -1,4 +1,7 @@
-"""Files of the project that are no Python: in a clone at its top level, in an installed wheel inside the package."""
+"""Files of the project other than Python.
+
+In a clone at its top level, in an installed wheel inside the package.
+"""
 
 from pathlib import Path
 

@@ -446,7 +446,7 @@ class Settings(
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Add the choices of the demo whose data the state directory holds, below the environment and ``.env``."""
+        """Add the stored choices of a demo, below the environment and ``.env``."""
         chosen = (init_settings, env_settings, dotenv_settings)
         given = dotenv_settings() | env_settings() | init_settings()
         return *chosen, InitSettingsSource(settings_cls, _demo_choices(given))
@@ -556,7 +556,7 @@ def setting_sources() -> dict[str, str]:
 
 
 def keep_demo_choices(settings: Settings, chosen: Mapping[str, Any]) -> None:
-    """Keep the choices of a demo beside its embedded database, so that later commands go on with them.
+    """Store a demo's choices beside its embedded database, for later commands.
 
     A demo in a database of the user's own keeps nothing: other data may come to it.
     """
@@ -567,7 +567,10 @@ def keep_demo_choices(settings: Settings, chosen: Mapping[str, Any]) -> None:
 
 
 def kept_demo_choices() -> dict[str, str]:
-    """The kept choices that count, as variables: child processes are given DATABASE_URL and would not read them."""
+    """Stored choices in effect, as variables for child processes.
+
+    These are given DATABASE_URL and would not read them.
+    """
     choices = _demo_choices(DotEnvSettingsSource(Settings)() | EnvSettingsSource(Settings)())
     sources = setting_sources()
     return {field.upper(): str(value) for field, value in choices.items() if sources.get(field) == "demo"}

@@ -15,7 +15,7 @@ from judge_groups import RULES, Group
 
 from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.group_judge import AnswerCache, AnswerSource, GroupOutcome, ScoredGroup, UnscorableGroup
-from babylon_rl.judge.prompt.render import RenderedEpisode, RenderedGroup
+from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup
 from babylon_rl.settings import Settings
 from babylon_rl.versions import content_version
 from babylon_rl.windows import utc_now

@@ -22,7 +22,7 @@ def column_schema(**columns: tuple[str, str]) -> dict[str, dg.TableSchema]:
 
 
 def described(text: str, when_red: str) -> str:
-    """A description for the catalog: the content of an asset or check, and the remedy when it is red."""
+    """Description for the catalog: content of an asset or check, and its remedy."""
     return f"{text}\n\n**When red:** {when_red}"
 
 

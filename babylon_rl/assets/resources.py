@@ -15,7 +15,7 @@ import psycopg
 # Not in the public API; no other sign tells such an instance.
 from dagster._cli.utils import TMP_DAGSTER_HOME_PREFIX
 
-from babylon_rl.assets.run_liveness import beating
+from babylon_rl.assets.run_liveness import heartbeats
 from babylon_rl.errors import BabylonError, DatabaseUnreachable
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings, load_settings
@@ -78,7 +78,10 @@ def babylon(context: dg.InitResourceContext) -> Iterator[Babylon]:
 
 
 def _forgets(instance: dg.DagsterInstance | None) -> bool:
-    """True for an instance in memory, or in the directory that Dagster's commands make where DAGSTER_HOME is not set."""
+    """True for a passing instance: in memory, or without DAGSTER_HOME.
+
+    Dagster's commands make a directory of their own then.
+    """
     return instance is None or instance.is_ephemeral or Path(instance.root_directory).name.startswith(TMP_DAGSTER_HOME_PREFIX)
 
 
@@ -96,5 +99,5 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
 
     A tick of a sensor is not a run and has no heartbeat.
     """
-    with nullcontext() if context.run is None else beating(babylon.database, context.run.run_id):
+    with nullcontext() if context.run is None else heartbeats(babylon.database, context.run.run_id):
         yield babylon

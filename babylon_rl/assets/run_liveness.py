@@ -26,7 +26,7 @@ PARTITION_TAG = "dagster/partition"
 
 
 @contextmanager
-def beating(database: Database, run_id: str) -> Iterator[None]:
+def heartbeats(database: Database, run_id: str) -> Iterator[None]:
     """Renew a run's heartbeat until the block ends; interrupt a run that was reported dead.
 
     The interrupt is that of Ctrl-C. A database that does not answer, or is not migrated, is no reason to stop: the run itself will report
@@ -61,7 +61,10 @@ def beating(database: Database, run_id: str) -> Iterator[None]:
 
 
 def why_dead(heartbeat: Heartbeat) -> str | None:
-    """A sentence that says why the run counts as dead; None while it may be alive."""
+    """A sentence that says why the run counts as dead.
+
+    None while it may be alive.
+    """
     silent = heartbeat.silent_s > SILENT_S
     if not heartbeat.holder:
         return f"It ended before its first heartbeat: nothing was heard of it for {heartbeat.silent_s:.0f} s." if silent else None

@@ -1,4 +1,4 @@
-"""Tags by which the UI finds the runs of an hour, a batch or a version, whoever started them."""
+"""Tags by which the UI finds runs of an hour, batch or version."""
 
 import dagster as dg
 
@@ -6,7 +6,7 @@ WINDOW_TAG, BATCH_TAG, VERSION_TAG = "babylon_rl/window", "babylon_rl/batch", "b
 
 
 def tag_run(context: dg.AssetExecutionContext, *, window: str | None = None, batch: str | None = None, version: str | None = None) -> None:
-    """Tag a run with its window (or first...last), batch or version, unless it has these tags."""
+    """Tag a run with its window (or first...last), batch or version, if missing."""
     tags = {WINDOW_TAG: window, BATCH_TAG: batch, VERSION_TAG: version}
     wanted = {name: value for name, value in tags.items() if value is not None}
     if not wanted.items() <= context.run.tags.items():

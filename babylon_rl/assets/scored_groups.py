@@ -158,7 +158,10 @@ def _costs(group: GroupScores, scores: ScoringResult) -> dict[str, Any]:
 
 
 def _shortened(judgement: Judgement) -> dict[str, Any]:
-    """How much of the hour the judge saw shortened; empty for older judgements without this count."""
+    """Shares of the hour that the judge saw shortened.
+
+    Empty for older judgements without this count.
+    """
     if judgement.steps is None or judgement.shortened is None:
         return {}
     return {

@@ -23,7 +23,7 @@ from babylon_rl.training.backends.protocol import StepMetrics
 from babylon_rl.training.batches import Trained, train_batch
 from babylon_rl.training.preflight import preflight_lines
 from babylon_rl.training.tracking import Tracker, batch_costs, iteration_numbers
-from babylon_rl.training.wandb_process import Sent, refusal
+from babylon_rl.training.wandb_process import WandbResult, refusal
 
 POOL = "trainer"
 MEASURED = ("entropy", "kl", "topActionShare", "ratio", "servedKlAtStart", "servedKl", "gradientNorm", "seconds")
@@ -120,10 +120,10 @@ def _finish(
     numbers: Mapping[int, Mapping[str, Any]],
     costs: Mapping[str, float],
     babylon: Babylon,
-) -> Sent:
+) -> WandbResult:
     """Log the training to its tracker, and store the link with the version."""
     if tracker is None:
-        return Sent("")
+        return WandbResult("")
     model = trained.model
     summary = {"version": model.version, "parent": model.parent_version, "avgReward": model.avg_reward, "trainingLoss": trained.batch.loss}
     sent = tracker.finish(trained.steps, numbers, {**summary, **costs})
@@ -144,7 +144,7 @@ def _artifact(connection: Any, trained: Trained, babylon: Babylon) -> str:
     return f"The checkpoint is the artifact {(sent.answer or {}).get('artifact')}."
 
 
-def _metadata(trained: Trained, seen: list[StepMetrics], numbers: Mapping[int, Mapping[str, Any]], sent: Sent) -> dict[str, Any]:
+def _metadata(trained: Trained, seen: list[StepMetrics], numbers: Mapping[int, Mapping[str, Any]], sent: WandbResult) -> dict[str, Any]:
     model = trained.model
     metadata = counts(
         1,
@@ -191,7 +191,7 @@ def _metadata(trained: Trained, seen: list[StepMetrics], numbers: Mapping[int, M
     return metadata
 
 
-def _link(sent: Sent) -> dg.MetadataValue[Any] | str | None:
+def _link(sent: WandbResult) -> dg.MetadataValue[Any] | str | None:
     if sent.link is None:
         return sent.words or None
     return dg.MetadataValue.url(sent.link) if sent.link.startswith("http") else dg.MetadataValue.path(sent.link)

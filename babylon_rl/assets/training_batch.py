@@ -47,7 +47,7 @@ def training_batch(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
 
 
 def _metadata(prepared: Prepared) -> dict[str, Any]:
-    batch, episodes = prepared.batch, prepared.kept
+    batch, episodes = prepared.batch, prepared.remaining
     windows = sorted({episode.window for episode in episodes})
     best = sorted(episodes, key=lambda episode: (episode.window, episode.rank or 0))
     return counts(
@@ -68,4 +68,4 @@ def _metadata(prepared: Prepared) -> dict[str, Any]:
 
 
 def _version(prepared: Prepared) -> str:
-    return content_version([[e.window, e.agent_id, list(e.trajectory_ids), e.advantage] for e in prepared.kept])
+    return content_version([[e.window, e.agent_id, list(e.trajectory_ids), e.advantage] for e in prepared.remaining])

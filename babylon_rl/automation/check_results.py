@@ -59,7 +59,9 @@ class Rule(Generic[Hour]):
 
 @dataclass(frozen=True)
 class HourlyChecks(Generic[Hour]):
-    """Rules of one asset that share a query; ``name`` is the name of their op in the graph.
+    """Rules of one asset that share a query.
+
+    ``name`` is the name of their op in the graph.
 
     Attributes:
         read: the facts of some hours; hours without facts find nothing.

@@ -1,4 +1,7 @@
-"""Checks of a batch: its checkpoint, whose errors block the release, and the gate's criteria of its report."""
+"""Checks of a batch: its checkpoint, and the gate's criteria of its report.
+
+Errors of the checkpoint block the release.
+"""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Checks of hours: rows, market, leaks and scores, each rule with its test and its advice.
+"""Checks of hours (rows, market, leaks, scores): rules with test and advice.
 
 A check reads the facts of its hours with one query. A warning stops nothing: rejection rules leave out rows that do not count, groups
 without scores do not train, and a person decides whether unusual scores are wrong. Only a leak is an error.

@@ -1,4 +1,6 @@
-"""Cleanup of what is kept for a time: checkpoints, caches, transcripts, the gateway's files and rows, logs of Dagster's runs.
+"""Cleanup of data with a time limit.
+
+Checkpoints, caches, transcripts, the gateway's files and rows, logs of Dagster's runs.
 
 One function for `babylon-rl cleanup` and the job `cleanup`. Records stay: rows of versions and batches, materializations, and everything
 about the deployed version, the versions in use and their ancestors. Calls that wait in the spool are in no database yet and stay.
@@ -29,7 +31,7 @@ _KEPT_CACHES = ("wheels", "huggingface")
 
 @dataclass(frozen=True)
 class CleanedPart:
-    """One kind of what was removed: its number and unit, bytes where it is files, and what could not be removed."""
+    """One kind of removed data: number and unit, bytes of files, refusals."""
 
     name: str
     count: int
@@ -39,7 +41,9 @@ class CleanedPart:
 
 
 def clean_up(connection: Connection, settings: Settings, now: datetime, *, dry_run: bool = False) -> Iterator[CleanedPart]:
-    """Remove what is older than RETENTION_DAYS, and checkpoints beyond CHECKPOINTS_KEPT; yield each part when it is done.
+    """Remove what is older than RETENTION_DAYS, and checkpoints beyond CHECKPOINTS_KEPT.
+
+    Yield each part when it is done.
 
     A path that cannot be removed is named in its part, and the rest goes on. ``dry_run`` changes nothing and says what would go.
 

@@ -1,4 +1,4 @@
-"""Freshness policies: how long hours, scores and decisions on versions may be overdue before the UI shows it."""
+"""Freshness policies: how late hours, scores and decisions may be."""
 
 from datetime import timedelta
 
@@ -11,7 +11,7 @@ FAIL = timedelta(days=1)
 
 
 def freshness(settings: Settings) -> dict[dg.AssetKey, dg.FreshnessPolicy]:
-    """The policy of every asset that should be made again as time passes, by the settings that say how often."""
+    """Policies of the assets made again as time passes, by the settings."""
     waits = SLACK + timedelta(minutes=settings.outcome_delay_minutes)
     judged = waits if settings.judge_model == HEURISTIC else waits + timedelta(hours=settings.judge_settle_hours)
     # Training and benchmark take their time after the interval; a second interval without a decision is a failure.

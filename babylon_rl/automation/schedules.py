@@ -1,4 +1,4 @@
-"""Schedules: what starts by the clock. Times are UTC.
+"""Schedules of runs by the clock, in UTC.
 
 train_daily starts a smaller batch after a time without a completed one; further runs of that batch come from the sensor start_training.
 """

@@ -63,11 +63,11 @@ def spawn_agents(
     with open_database(settings) as database, ExitStack() as stack:
         migrate(database)
         # A model is served only if an agent asks one.
-        asked = stack.enter_context(model_agents(settings, model, temperature=1.0)) if llm_agents else None
+        llm = stack.enter_context(model_agents(settings, model, temperature=1.0)) if llm_agents else None
         with database.connect() as connection, progress_of_parts() as on_progress:
             on_progress("playing hours", 0, windows)
             played = count(1)
-            hours = spawn(connection, request, utc_now(), asked, lambda _: on_progress("playing hours", next(played), windows))
+            hours = spawn(connection, request, utc_now(), llm, lambda _: on_progress("playing hours", next(played), windows))
     emit({"windows": [hour.document for hour in hours]}, _spawned_parts(hours), as_json)
 
 
@@ -185,12 +185,12 @@ def _benchmark(state: Harness, markets: list[Snapshot], report: Path | None) -> 
 def _learn(state: Harness, market: Snapshot, windows: int | None, start: str | None, force: bool) -> Learning:
     """Play training hours, then train if there is enough data, or if ``force``."""
     # Without --windows, as many hours as readiness lacks.
-    wanted = windows or missing_hours(_readiness(state), state.settings, state.agents)
+    number = windows or missing_hours(_readiness(state), state.settings, state.agents)
     with state.database.connect() as connection, progress_of_parts() as on_progress:
-        on_progress("playing training hours", 0, wanted)
+        on_progress("playing training hours", 0, number)
         played = count(1)
-        request = free_hours(connection, SpawnRequest(state.agents, 0, wanted, state.seed, start=start), utc_now())
-        spawned = spawn(connection, request, utc_now(), None, lambda _: on_progress("playing training hours", next(played), wanted))
+        request = free_hours(connection, SpawnRequest(state.agents, 0, number, state.seed, start=start), utc_now())
+        spawned = spawn(connection, request, utc_now(), None, lambda _: on_progress("playing training hours", next(played), number))
         hours = [hour.window for hour in spawned]
     offered = _readiness(state, reading=True)
     if not offered.ready and not force:

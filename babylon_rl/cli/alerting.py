@@ -25,10 +25,10 @@ def alerts(
     if test:
         return _test(settings, as_json)
     with open_database(settings) as database, database.connect() as connection:
-        known = read_alerts(connection)
-    cells = [[alert.cause, *map(moment, (alert.first_seen_at, alert.sent_at, alert.resolved_at)), alert.says] for alert in known]
-    emit({"alerts": [_document(alert) for alert in known]}, [listed(["cause", "since", "sent", "ended", "says"], cells)], as_json)
-    for alert in known:
+        rows = read_alerts(connection)
+    cells = [[alert.cause, *map(moment, (alert.first_seen_at, alert.sent_at, alert.resolved_at)), alert.says] for alert in rows]
+    emit({"alerts": [_document(alert) for alert in rows]}, [listed(["cause", "since", "sent", "ended", "says"], cells)], as_json)
+    for alert in rows:
         if alert.open:
             say(f"{alert.cause}: {alert.advice}")
 

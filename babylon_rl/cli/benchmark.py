@@ -153,7 +153,7 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Write a benchmark market to a file: course, outcomes, and the best possible P&L."""
-    asked = {
+    options = {
         "minutes": minutes,
         "tick_seconds": tick_seconds,
         "predictions": predictions,
@@ -162,7 +162,7 @@ def generate(
         "seed": int(seed) if seed is not None and re.fullmatch(r"-?\d+", seed) else seed,
         "start_ms": _start_ms(start),
     }
-    config = _config(preset, edition, {name: value for name, value in asked.items() if value is not None})
+    config = _config(preset, edition, {name: value for name, value in options.items() if value is not None})
     snapshot = from_scenario(benchmark_scenario(config))
     # An unsound snapshot is never written; warnings are printed.
     errors, warnings = validate(snapshot)

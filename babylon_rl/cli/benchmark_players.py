@@ -51,25 +51,25 @@ def players_named(
     with ExitStack() as stack:
         clients = stack.enter_context(ModelClients(settings, list(local.values()), serving or served_here))
         players = []
-        for given in names:
-            name, url = _endpoint(given)
-            if given in NAMES:
-                players.append(scripted(given, mandate))
+        for player in names:
+            name, url = _endpoint(player)
+            if player in NAMES:
+                players.append(scripted(player, mandate))
             elif url is not None:
                 client = stack.enter_context(ChatClient(endpoints[name], key, name, attempts=attempts))
                 players.append(model(_always(client), name, f"{name}@{client.base_url}"))
             else:
-                players.append(model(partial(clients.client, given), given, local[given].identity))
+                players.append(model(partial(clients.client, player), player, local[player].identity))
         yield players
 
 
-def _endpoint(given: str) -> tuple[str, str | None]:
+def _endpoint(text: str) -> tuple[str, str | None]:
     """(NAME, URL) of ``NAME=URL``, (name, None) of any other text."""
-    name, separator, url = given.partition("=")
+    name, separator, url = text.partition("=")
     if not separator:
-        return given, None
+        return text, None
     if not name or not url.startswith(("http://", "https://")):
-        raise UsageError(f"{given!r}: write NAME=URL with the model's name and a URL such as http://127.0.0.1:8000/v1.")
+        raise UsageError(f"{text!r}: write NAME=URL with the model's name and a URL such as http://127.0.0.1:8000/v1.")
     return name, url
 
 

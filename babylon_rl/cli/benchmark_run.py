@@ -140,25 +140,25 @@ def _named_results(names: list[str], directory: Path | None) -> tuple[list[Resul
     files = dict.fromkeys(file for path in paths for file in (result_files(path) if path.is_dir() else [path]))
     sound, refused = sound_results(files)
     # Names that are no paths are agents in the results directory.
-    wanted = [name for name in names if not Path(name).exists()]
-    if wanted:
+    requested = [name for name in names if not Path(name).exists()]
+    if requested:
         more, not_sound = sound_results(result_files(_results_directory(directory)))
         agents = {result.agent_id for result in more}
-        missing = [name for name in wanted if name not in agents]
+        missing = [name for name in requested if name not in agents]
         if missing:
             raise UsageError(
                 f"{missing[0]!r} is no file or directory, and there are no results of an agent of that name; there are results of "
                 f"{', '.join(sorted(agents)) or 'nobody'}. `babylon-rl benchmark run SNAPSHOT --model {missing[0]}` makes them."
             )
         ids = {result.id for result in sound}
-        named = [result for name in wanted for result in more if result.agent_id == name]
+        named = [result for name in requested for result in more if result.agent_id == name]
         sound += [result for result in named if result.id not in ids]
-        refused += [refusal for refusal in not_sound if refusal.agent is None or refusal.agent in wanted]
+        refused += [refusal for refusal in not_sound if refusal.agent is None or refusal.agent in requested]
     return sound, refused
 
 
-def _results_directory(given: Path | None) -> Path:
-    return given if given is not None else load_settings().home / RESULTS
+def _results_directory(option: Path | None) -> Path:
+    return option if option is not None else load_settings().home / RESULTS
 
 
 def _emit_run(runs: BenchmarkRuns, directory: Path, markets: list[Snapshot], report: Path | None, as_json: bool) -> None:

@@ -117,8 +117,8 @@ def windows(
     """List the hours: their rows, and their readiness for training."""
     settings = load_settings() if min_agents is None else load_settings(min_agents_per_window=min_agents)
     with _session(settings) as session:
-        wanted = _wanted(session, first, end, lookback_hours)
-        summaries = _summaries(session, wanted)
+        chosen = _wanted(session, first, end, lookback_hours)
+        summaries = _summaries(session, chosen)
     rows = [window_row(facts) for facts in summaries]
     document = {
         "windows": rows,
@@ -131,10 +131,10 @@ def windows(
     emit(document, [Table(WINDOWS, rows), _verdict(summaries)], as_json)
 
 
-def _summaries(session: _Session, wanted: list[str]) -> list[WindowSummary]:
-    readings = read_windows(session.connection, wanted, session.settings)
-    judged = input_versions(session.connection, wanted) if have_scores(session.connection) else {}
-    set_aside = quarantined(session.connection, wanted)
+def _summaries(session: _Session, windows: list[str]) -> list[WindowSummary]:
+    readings = read_windows(session.connection, windows, session.settings)
+    judged = input_versions(session.connection, windows) if have_scores(session.connection) else {}
+    set_aside = quarantined(session.connection, windows)
     return [summary(r, session.now, scored=r.window in judged, quarantined=r.window in set_aside) for r in readings.values()]
 
 

@@ -1,4 +1,4 @@
-"""Command ``demo``: the whole loop on this machine, from an empty database to a benchmarked checkpoint.
+"""Command ``demo``: the whole loop, from an empty database to a benchmarked checkpoint.
 
 Every stage does only missing work, so an interrupted demo resumes where it stopped, and a finished one only shows its result again. With
 ``--generations`` the loop repeats: the deployed version plays the next hours, and the next training continues from it.

@@ -133,7 +133,7 @@ def player_after(earlier: Sequence[dict[str, Any]]) -> str:
 
 @contextmanager
 def asking_the_gateway(state: Demo) -> Iterator[AgentFactory]:
-    """Serve the gateway and, behind it, the base and the versions in front of agents; yields a factory of agents that ask it."""
+    """Serve the gateway and its versions; yields a factory of agents that ask it."""
     with state.database.connect() as connection:
         table = read_routing(connection)
     named = [table.deployed, None if table.trial is None else table.trial.version]
@@ -223,7 +223,10 @@ def _freeze(connection: Connection, state: Demo, hours: Sequence[str]) -> Batch:
 
 
 def release(state: Demo, version: str | None, hours: Sequence[str]) -> bool:
-    """Let agents ask the gateway while the version is on trial, then release it to all; return whether it was released."""
+    """Release a version on trial to all agents, after they asked the gateway.
+
+    Returns True if it was released.
+    """
     with state.database.connect() as connection:
         table = read_routing(connection)
         trial = table.trial
@@ -243,7 +246,10 @@ def release(state: Demo, version: str | None, hours: Sequence[str]) -> bool:
 
 
 def _play_trial(state: Demo, connection: Connection, trial: Rollout, hour: str) -> None:
-    """Play an hour with agents that ask the gateway alone, and show who answered them and what the rollout's guards say."""
+    """Play an hour with agents that ask the gateway, and show the guards.
+
+    It also shows who answered them.
+    """
     if hour not in simulated_hours(connection, state.seed):
         connection.commit()
         request = SpawnRequest(RELEASE_AGENTS, RELEASE_AGENTS, 1, state.seed, start=hour)

@@ -82,7 +82,7 @@ def export(
 
 
 def _remark(done: ExportedRows, any_rows: bool) -> None:
-    """Report the rows left out of the files, or the reason why there are no files."""
+    """Report rows left out of the files, or the reason for no files."""
     unscored = sum(counts.windows - counts.scored for counts in done.splits.values())
     if not any_rows:
         say("No complete hour here holds a trajectory: nothing was written.")

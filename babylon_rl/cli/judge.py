@@ -106,10 +106,10 @@ def report(
 
     Agreement with itself, with a second judge, and with the market.
     """
-    wanted = named_range(first, end)
+    span = named_range(first, end)
     settings = load_settings()
     with open_database(settings, prepare=False) as database:
-        measures, audited = measured(database, settings, wanted, judge, audit_groups)
+        measures, audited = measured(database, settings, span, judge, audit_groups)
     if measures is None:
         raise UsageError("No hour has scores yet. Judge some with `babylon-rl score`.")
     written = [] if plots is None else _write(measures, plots)
@@ -122,7 +122,7 @@ def report(
 
 
 def measured(
-    database: Database, settings: Settings, wanted: tuple[str, str] | None, judge: str | None, audit_groups: int | None
+    database: Database, settings: Settings, chosen: tuple[str, str] | None, judge: str | None, audit_groups: int | None
 ) -> tuple[ReliabilityReport | None, AuditResult | None]:
     """Reliability report of some hours, after the second judge was asked.
 
@@ -132,7 +132,7 @@ def measured(
     groups = AUDIT_GROUPS if audit_groups is None else audit_groups
     with database.connect(autocommit=True) as connection, progress_of_parts() as tell:
         # Without judged hours there is no default range.
-        span = wanted or default_range(connection)
+        span = chosen or default_range(connection)
         if span is None:
             return None, None
         return report_with_audit(connection, settings, span, utc_now(), judge=judge, groups=groups, on_progress=tell)

@@ -41,14 +41,14 @@ def create(
 def list_keys(as_json: JsonOption = False) -> None:
     """List all keys, revoked ones too."""
     with open_database(load_settings()) as database, database.connect() as connection:
-        known = read_keys(connection)
+        stored = read_keys(connection)
     columns = ["name", "created", "last used", "revoked", "requests/min", "tokens/min", "admin"]
     cells = [
         [key.name, *(None if at is None else f"{at:%Y-%m-%d %H:%M}" for at in (key.created_at, key.last_used_at, key.revoked_at)),
          key.requests_per_minute, key.tokens_per_minute, "yes" if key.admin else "no"]
-        for key in known
+        for key in stored
     ]  # fmt: skip
-    emit({"keys": [_document(key) for key in known]}, [listed(columns, cells)], as_json)
+    emit({"keys": [_document(key) for key in stored]}, [listed(columns, cells)], as_json)
 
 
 @keys.command("revoke")

@@ -51,26 +51,26 @@ def score(
         raise UsageError("Give --window, or --from and --to, not both.")
     if window is not None:
         first, end = window, window_of(window_end(window))
-    wanted = pinned_windows(settings, first, end)
+    span = pinned_windows(settings, first, end)
     with open_database(settings) as database:
         if dry_run:
-            _say_cost(database, settings, wanted, force, as_json)
+            _say_cost(database, settings, span, force, as_json)
             return
-        held, lacking = _judge(database, settings, wanted, force)
+        held, lacking = _judge(database, settings, span, force)
         _show(database, settings, held, lacking, as_json)
 
 
-def _judge(database: Database, settings: Settings, wanted: Span, force: bool) -> tuple[list[str], list[str]]:
+def _judge(database: Database, settings: Settings, span: Span, force: bool) -> tuple[list[str], list[str]]:
     """Judge what lacks scores; return all requested hours, and those that lacked scores."""
     from babylon_rl.automation.launch import run_hours
 
     now = utc_now()
     with database.connect(autocommit=True) as connection:
-        held = bring_up_to_date(database, connection, settings, now, wanted)
+        held = bring_up_to_date(database, connection, settings, now, span)
         # Hours to judge: all with --force, else those without scores of this judge or with changed sources.
         lacking = recorded = held if force else _lacking(connection, held, settings)
-        if lacking and (asked := judge_addresses(settings, settings.judge_model)):
-            say(f"Judged by {asked}.")
+        if lacking and (addresses := judge_addresses(settings, settings.judge_model)):
+            say(f"Judged by {addresses}.")
         if force:
             pending = score_windows(connection, held, settings, now, force=True).pending
             recorded = [window for window in held if window not in pending]  # the run below records what this wrote
@@ -109,10 +109,10 @@ def _show(database: Database, settings: Settings, held: list[str], lacking: list
         raise JudgeUnavailable(f"{number} not judged by {settings.judge_model}, the first {window}: {reason} The others are written.")
 
 
-def _say_cost(database: Database, settings: Settings, wanted: Span, force: bool, as_json: bool) -> None:
+def _say_cost(database: Database, settings: Settings, span: Span, force: bool, as_json: bool) -> None:
     now = utc_now()
     with database.connect(autocommit=True) as connection:
-        bounds = freeze_bounds(connection, settings, now, wanted)
+        bounds = freeze_bounds(connection, settings, now, span)
         held = [window for window in windows_with_rows(connection, bounds.first, bounds.end) if window <= bounds.complete]
         lacking = held if force else _lacking(connection, held, settings)
         if settings.judge_model == HEURISTIC:

@@ -34,8 +34,8 @@ def serve_model(
     checkpoint = settings.home / "checkpoints" / version
     if version != server.BASE_MODEL_NAME and not checkpoint.is_dir():
         folder = settings.home / "checkpoints"
-        known = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
-        raise ModelUnavailable(f"There is no checkpoint {version!r} in {folder}; there are: {', '.join(['base', *known])}.")
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
+        raise ModelUnavailable(f"There is no checkpoint {version!r} in {folder}; there are: {', '.join(['base', *names])}.")
     if version != server.BASE_MODEL_NAME:
         _refuse_remote(version, checkpoint)
     # The port is taken before the model loads: a port in use is reported at once.

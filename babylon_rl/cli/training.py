@@ -95,8 +95,8 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     settings = load_settings(**given, **({} if mode is None else {"mode": mode}))
     windows = pinned_windows(settings, first, end)
-    asked = given if seed is None else given | {"seed": seed}
-    wanted = Wanted(batch or settings.batch_id, windows, max_trajectories, seed or 0, force, as_json, asked)
+    options = given if seed is None else given | {"seed": seed}
+    wanted = Wanted(batch or settings.batch_id, windows, max_trajectories, seed or 0, force, as_json, options)
     if settings.mode == "continuous" and wanted.batch_id is None:
         raise typer.Exit(train_on_and_on(settings, given, wanted))
     with open_database(settings) as database:
@@ -114,9 +114,9 @@ def sync_outcomes(
     from babylon_rl.automation.launch import run_hours
 
     settings = load_settings(lookback_hours=hours)
-    wanted = pinned_windows(settings, first, end)
+    span = pinned_windows(settings, first, end)
     with open_database(settings) as database, database.connect(autocommit=True) as connection:
-        bounds = freeze_bounds(connection, settings, utc_now(), wanted)
+        bounds = freeze_bounds(connection, settings, utc_now(), span)
         # Hours with trajectories or market records; only complete ones are written.
         recorded = {*windows_with_rows(connection, bounds.first, bounds.end), *windows_with_market(connection, bounds.first, bounds.end)}
         held = sorted(window for window in recorded if window <= bounds.complete)

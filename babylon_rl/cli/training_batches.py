@@ -125,13 +125,13 @@ def choose_batch(
         return frozen.batch
 
 
-def _refuse_other(batch: Batch, asked: Mapping[str, Any], otherwise: str) -> None:
+def _refuse_other(batch: Batch, options: Mapping[str, Any], otherwise: str) -> None:
     """Raise UsageError if an option differs from the values frozen with ``batch``.
 
     Such an option would have no effect.
     """
     frozen = {**batch.settings, "seed": batch.seed}
-    other = [name for name in OPTIONS if name in asked and asked[name] != frozen.get(name)]
+    other = [name for name in OPTIONS if name in options and options[name] != frozen.get(name)]
     if batch.live and other:
         was = ", ".join(f"{OPTIONS[name]} {'unset' if frozen.get(name) is None else frozen[name]}" for name in other)
         raise UsageError(

@@ -77,14 +77,14 @@ def data_checks(connection: Connection, settings: Settings, now: datetime) -> li
         return [RowCheck("rows", "FAIL", "no complete hour holds a trajectory"), *hours]
     # The 24 hours end with the newest hour that holds rows.
     end = window_of(window_end(newest))
-    wanted = list(window_range(window_of(window_end(newest) - HOURS * HOUR), end))
-    ids, faults = _row_faults(connection, wanted)
+    windows = list(window_range(window_of(window_end(newest) - HOURS * HOUR), end))
+    ids, faults = _row_faults(connection, windows)
     if not ids:
         return [RowCheck("rows", "FAIL", f"nothing but evaluation and benchmark rows in the {HOURS} hours up to {end}"), *hours]
     age = now - window_end(newest)
     counted = f"{len(ids)} rows in the {HOURS} hours up to {end}, {_hours(age / HOUR)} ago"
     recent = RowCheck("rows", "FAIL" if age > HOURS * HOUR else "PASS", counted)
-    readings = read_windows(connection, wanted, settings)
+    readings = read_windows(connection, windows, settings)
     return [recent, *hours, *summarize(len(ids), faults), *_oddities(list(readings.values()), settings)]
 
 
@@ -114,10 +114,10 @@ def _oddities(readings: Sequence[WindowReading], settings: Settings) -> list[Row
     short = sum(reading.quality.short_prompts for reading in readings)
     sentence = f"{short} of {prompts} rows with a call have a short prompt (system up to 50 or user up to 100 characters)"
     checks = [RowCheck("prompt lengths", "WARN" if short > (1 - settings.data_quality_threshold) * prompts else "PASS", sentence)]
-    for name, count, ids, words in _ODDITIES:
+    for name, count, ids, description in _ODDITIES:
         total = sum(getattr(reading.quality, count) for reading in readings)
         listed = [odd for reading in readings for odd in (getattr(reading.quality, ids) if ids else ())]
-        detail = f"{total} {words}{_named(listed, total)}" if total else f"{eligible} eligible rows"
+        detail = f"{total} {description}{_named(listed, total)}" if total else f"{eligible} eligible rows"
         checks.append(RowCheck(name, "WARN" if total else "PASS", detail))
     return checks
 

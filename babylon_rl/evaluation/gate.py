@@ -124,13 +124,13 @@ def _gain(pair: Pair, comparison: Comparison[GateRow]) -> GateCheck:
 
 
 def _enough_markets(comparison: Comparison[GateRow]) -> GateCheck:
-    spread, words = comparison.pairs[0].paired.spread, f"{comparison.markets} markets were played"
+    spread, sentence = comparison.pairs[0].paired.spread, f"{comparison.markets} markets were played"
     if spread is not None and spread.between > 0:
         shown = detectable_effect(comparison.markets, spread, confidence=comparison.confidence)
-        words += f", which show a difference of ${shown:.0f} an hour in 4 of 5 benchmarks"
+        sentence += f", which show a difference of ${shown:.0f} an hour in 4 of 5 benchmarks"
     if comparison.markets < FEWEST_MARKETS:
-        return GateCheck("enough_markets", INCONCLUSIVE, f"{words}; a pass needs {FEWEST_MARKETS} markets at least (BENCHMARK_MARKETS)")
-    return GateCheck("enough_markets", PASS, words)
+        return GateCheck("enough_markets", INCONCLUSIVE, f"{sentence}; a pass needs {FEWEST_MARKETS} markets at least (BENCHMARK_MARKETS)")
+    return GateCheck("enough_markets", PASS, sentence)
 
 
 def _money(comparison: Comparison[GateRow], improvement: GateCheck, min_improvement: float, decision: str) -> Sequence[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from babylon_rl.evaluation.leaderboard import Leaderboard
 from babylon_rl.settings import Settings
-from babylon_rl.training.wandb_process import INIT_TIMEOUT_S, Sent, WandbProcess, link_of, open_run, refusal, run_request
+from babylon_rl.training.wandb_process import INIT_TIMEOUT_S, WandbProcess, WandbResult, link_of, open_run, refusal, run_request
 
 RUN_ID = "babylon-rl-leaderboard"
 _COLUMNS = (
@@ -21,17 +21,17 @@ _COLUMNS = (
 _SENT = "leaderboard.json"
 
 
-def send(board: Leaderboard, png: Path, settings: Settings, *, init_timeout_s: float = INIT_TIMEOUT_S) -> Sent:
+def send(board: Leaderboard, png: Path, settings: Settings, *, init_timeout_s: float = INIT_TIMEOUT_S) -> WandbResult:
     """Log a state of the leaderboard with its picture; errors of the service become sentences."""
     refused = refusal(settings)
     if refused is not None:
-        return Sent(refused)
+        return WandbResult(refused)
     home = settings.home / "wandb"
     where = [settings.wandb_base_url, settings.wandb_mode, settings.wandb_entity, settings.wandb_project]
     before = _sent(home)
     # The same state is sent once to the same project.
     if before.get("dataVersion") == board.data_version and before.get("where") == where:
-        return Sent("As it is in Weights & Biases already.", before.get("link"))
+        return WandbResult("As it is in Weights & Biases already.", before.get("link"))
     process = WandbProcess(__name__, run_request(settings, RUN_ID, "leaderboard", "leaderboard", initTimeout=init_timeout_s), settings)
     process.write(_content(board, png))
     sent = process.end()

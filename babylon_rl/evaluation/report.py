@@ -69,9 +69,9 @@ def _better_pnl(ours: GateRow, theirs: GateRow, confidence: float) -> Criterion:
     # For a reference that loses, ten percent better means a smaller loss.
     factor = 1 + BETTER_PNL if theirs.pnl.mean >= 0 else 1 - BETTER_PNL
     beyond = paired_interval(ours.pnls_usd, [factor * usd for usd in theirs.pnls_usd], confidence=confidence)
-    wanted = factor * theirs.pnl.mean
-    words = f"{ours.pnl.mean:+.1f} where {wanted:+.1f} is asked: {beyond.mean:+.1f} beyond it [{beyond.low:+.1f}, {beyond.high:+.1f}]"
-    return Criterion(f"{BETTER_PNL:.0%}+ better P&L", _met(beyond), words)
+    required = factor * theirs.pnl.mean
+    sentence = f"{ours.pnl.mean:+.1f} where {required:+.1f} is asked: {beyond.mean:+.1f} beyond it [{beyond.low:+.1f}, {beyond.high:+.1f}]"
+    return Criterion(f"{BETTER_PNL:.0%}+ better P&L", _met(beyond), sentence)
 
 
 def _fewer_errors(ours: GateRow, theirs: GateRow, confidence: float) -> Criterion:

@@ -1,4 +1,7 @@
-"""Removal of files that are not needed any more; what the disk refuses is returned in words, never swallowed."""
+"""Removal of files that are not needed any more.
+
+What the disk refuses is returned in words, never swallowed.
+"""
 
 import os
 import stat
@@ -9,7 +12,10 @@ from pathlib import Path
 
 @dataclass(slots=True)
 class Removal:
-    """Files removed, or to be removed in a dry run: their number, bytes, and a sentence for each path that could not be removed."""
+    """Number and bytes of removed files, and a sentence for each refused path.
+
+    In a dry run: of files to be removed.
+    """
 
     dry_run: bool = False
     files: int = 0
@@ -41,7 +47,7 @@ class Removal:
             self.refuse(path, refusal)
 
     def tree(self, directory: Path) -> None:
-        """Remove a directory with all that is in it, links themselves and not where they lead."""
+        """Remove a directory with its content; links are removed, not their targets."""
         for path in _deepest_first(directory):
             if path.is_dir() and not path.is_symlink():
                 self.directory(path)
@@ -49,7 +55,9 @@ class Removal:
                 self.file(path)
 
     def unused(self, directory: Path, before: float) -> None:
-        """Remove the regular files below ``directory`` neither read nor written since ``before`` (Unix seconds), then empty directories.
+        """Remove files below ``directory`` unused since ``before`` (Unix seconds), then empty directories.
+
+        Regular files only; unused means neither read nor written.
 
         Sockets and pipes stay: they belong to processes.
         """

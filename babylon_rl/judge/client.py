@@ -66,9 +66,9 @@ def endpoint_of(settings: Settings, model: str) -> JudgeEndpoint:
     variable = field_name or f"{(provider or model).upper()}_API_KEY"
     key: SecretStr | None = getattr(settings, field_name.lower()) if field_name else provider_key(variable)
     wire_name = {"openai": name, "openpipe": f"openpipe:{name}"}.get(provider, model)
-    given, named_by = _given_address(settings, model)
-    if given is not None:
-        return JudgeEndpoint(model, wire_name, given, key, variable, named_by)
+    url, named_by = _given_address(settings, model)
+    if url is not None:
+        return JudgeEndpoint(model, wire_name, url, key, variable, named_by)
     return JudgeEndpoint(model, wire_name, _own_address(provider, model), key, variable)
 
 
@@ -78,8 +78,8 @@ def server_of(settings: JudgeSettings, model: str) -> str:
     Also empty for the heuristic. Answers are stored under it, so that answers of a trial server are never taken for those of the model
     whose name it used.
     """
-    given = None if model == HEURISTIC else _given_address(settings, model)[0]
-    return "" if given is None or given == _own_address(_split_model(model)[0], model) else given
+    url = None if model == HEURISTIC else _given_address(settings, model)[0]
+    return "" if url is None or url == _own_address(_split_model(model)[0], model) else url
 
 
 def audit_settings(settings: Settings, model: str) -> Settings:
@@ -95,16 +95,16 @@ def judge_addresses(settings: Settings, *models: str | None) -> str:
 
 def _given_address(settings: JudgeSettings, model: str) -> tuple[str | None, str]:
     """Address from the settings for ``model``, and the OpenAI variable that named it, else ""."""
-    given, named_by = settings.judge_base_url, ""
+    url, named_by = settings.judge_base_url, ""
     # the audit's model has its own address, unless it is the judge
     if settings.judge_audit_base_url is not None and model == settings.judge_audit_model != settings.judge_model:
-        given = settings.judge_audit_base_url
+        url = settings.judge_audit_base_url
     # OpenAI's own variables count for OpenAI's models only
-    if given is None and _split_model(model)[0] == "openai":
+    if url is None and _split_model(model)[0] == "openai":
         by_variable = {"OPENAI_BASE_URL": settings.openai_base_url, "OPENAI_API_BASE": settings.openai_api_base}
         named_by = next((name for name, address in by_variable.items() if address), "")
-        given = by_variable.get(named_by)
-    return (None if given is None else with_version(given)), named_by
+        url = by_variable.get(named_by)
+    return (None if url is None else with_version(url)), named_by
 
 
 def _own_address(provider: str, model: str) -> str | None:

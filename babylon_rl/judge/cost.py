@@ -15,8 +15,7 @@ from typing import Any
 from babylon_rl.judge.budget import COMPLETION_TOKENS_PER_EPISODE
 from babylon_rl.judge.group_judge import max_orders
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, plan_hours
-from babylon_rl.judge.prompt.render import RenderedGroup
-from babylon_rl.judge.prompt.request import JudgeRequest, plan_requests
+from babylon_rl.judge.prompt.request import JudgeRequest, RenderedGroup, plan_requests
 from babylon_rl.llm.tokens import known_sum, price
 from babylon_rl.settings import JudgeSettings, Settings
 from babylon_rl.store.connection import Connection

@@ -16,8 +16,7 @@ from babylon_rl.judge.answers import AnswerFault, EpisodeVerdict, FailureStreak,
 from babylon_rl.judge.budget import Budget, BudgetLedger, OverBudget, expected_usd
 from babylon_rl.judge.client import JudgeReply
 from babylon_rl.judge.consensus import Agreement, Gain, agreement, gain, merge
-from babylon_rl.judge.prompt.render import RenderedGroup
-from babylon_rl.judge.prompt.request import JudgeRequest, plan_requests, retry_request
+from babylon_rl.judge.prompt.request import JudgeRequest, RenderedGroup, plan_requests, retry_request
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
 from babylon_rl.settings import JudgeSettings, Settings
 from babylon_rl.store.columns import storable

@@ -20,7 +20,8 @@ from babylon_rl.judge.groups import AnswerCounts, ScoringResult, group_scores
 from babylon_rl.judge.judge_store import HEARTBEAT_S, JudgeStore, Leases, run_with_heartbeat
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE, PlannedHour, ScoringPlan, judge_version, plan_hours, request_version
 from babylon_rl.judge.prompt.injection import Flag
-from babylon_rl.judge.prompt.render import RenderedGroup, unreadable
+from babylon_rl.judge.prompt.render import unreadable
+from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.judge.prompt.rubric import RUBRIC, RUBRIC_VERSION
 from babylon_rl.llm.tokens import known_sum
 from babylon_rl.progress import Progress, no_progress
@@ -116,7 +117,7 @@ class _ScoringRun:
         for chunk in await store.run(_chunks, windows):
             plan: ScoringPlan = await store.run(plan_hours, chunk, self._settings, self._secret, force=self._force)
             # kept and quarantined hours are done without a request
-            self.scored.update(plan.kept)
+            self.scored.update(plan.unchanged)
             self.scored.quarantined |= plan.quarantined
             self._report_progress(len(chunk) - len(plan.hours))
             self._hours |= plan.hours

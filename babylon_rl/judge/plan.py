@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.judge.client import server_of
-from babylon_rl.judge.prompt.render import FORM, REQUEST_TOKENS, RenderedGroup, render_groups
+from babylon_rl.judge.prompt.render import FORM, REQUEST_TOKENS, render_groups
+from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION
 from babylon_rl.market.outcomes import read_many_outcomes
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings
@@ -83,12 +84,12 @@ class PlannedHour:
 
 @dataclass
 class ScoringPlan:
-    """Decisions on some hours: ``kept`` scores, ``hours`` to judge, ``quarantined`` with reason.
+    """Decisions on some hours: ``unchanged`` scores, ``hours`` to judge, ``quarantined`` with reason.
 
     ``released`` are hours whose quarantine has lost its cause: hours to judge, and hours whose scores from before the quarantine stand.
     """
 
-    kept: dict[str, GroupScores] = field(default_factory=dict)
+    unchanged: dict[str, GroupScores] = field(default_factory=dict)
     hours: dict[str, PlannedHour] = field(default_factory=dict)
     quarantined: dict[str, str] = field(default_factory=dict)
     released: list[str] = field(default_factory=list)
@@ -121,19 +122,19 @@ def plan_hours(
         state = _read(connection, windows, settings)
         # first the hours whose scores or quarantine stand
         held_back = {} if force else _held_back(connection, state, settings, secret)
-        wanted = [window for window in windows if _is_wanted(window, state, held_back, force, plan)]
+        chosen = [window for window in windows if _is_wanted(window, state, held_back, force, plan)]
         if not force:
-            _keep_unchanged(connection, wanted, state, settings, secret, plan, write)
+            _keep_unchanged(connection, chosen, state, settings, secret, plan, write)
         # then render the others, which is the expensive part
-        rest = {window: state.readings[window] for window in wanted if window not in plan.kept}
+        rest = {window: state.readings[window] for window in chosen if window not in plan.unchanged}
         shown = render_groups(connection, rest, settings, dropped=state.dropped, secret=secret)
-        plan.released = [window for window in state.quarantined if window not in held_back and (window in plan.kept or window in rest)]
+        plan.released = [window for window in state.quarantined if window not in held_back and (window in plan.unchanged or window in rest)]
         if write:
             # scores of hours that are not ready any more
-            gone = [window for window in state.stored if window not in plan.kept and not state.readings[window].ready]
+            gone = [window for window in state.stored if window not in plan.unchanged and not state.readings[window].ready]
             scores.delete(connection, gone)
             judge_requests.retire_unusable(connection, plan.released)
-            scores.release(connection, [window for window in plan.released if window in plan.kept])
+            scores.release(connection, [window for window in plan.released if window in plan.unchanged])
             scores.end_pending(connection, [window for window in windows if window not in rest])
         # versions of the sources, by which the next scoring recognises an unchanged hour
         agents = {window: [episode.agent_id for episode in group.episodes] for window, group in shown.items()}
@@ -184,7 +185,7 @@ def _is_wanted(window: str, state: _State, held_back: Mapping[str, str], force: 
     if force:
         return state.readings[window].ready
     if window in state.stored and window in state.consumed:
-        plan.kept[window] = state.stored[window]
+        plan.unchanged[window] = state.stored[window]
         return False
     if window in held_back:
         plan.quarantined[window] = held_back[window]
@@ -193,19 +194,19 @@ def _is_wanted(window: str, state: _State, held_back: Mapping[str, str], force: 
 
 
 def _keep_unchanged(
-    connection: Connection, wanted: Sequence[str], state: _State, settings: Settings, secret: bytes, plan: ScoringPlan, write: bool
+    connection: Connection, windows: Sequence[str], state: _State, settings: Settings, secret: bytes, plan: ScoringPlan, write: bool
 ) -> None:
     """Keep the scores of hours that would be shown unchanged.
 
     Dropout decided after the judgement does not count as a change.
     """
-    comparable = {window: state.readings[window] for window in wanted if _could_stand(window, state, settings)}
+    comparable = {window: state.readings[window] for window in windows if _could_stand(window, state, settings)}
     judged = {window: {score.agent_id for score in state.stored[window].scores} for window in comparable}
     sources = input_versions(connection, comparable, judged, settings, secret) if comparable else {}
     before = scores.read_sources(connection, list(comparable))
     # equal sources show the same: no rendering needed
-    plan.kept |= {window: state.stored[window] for window in comparable if before.get(window) == sources[window]}
-    comparable = {window: reading for window, reading in comparable.items() if window not in plan.kept}
+    plan.unchanged |= {window: state.stored[window] for window in comparable if before.get(window) == sources[window]}
+    comparable = {window: reading for window, reading in comparable.items() if window not in plan.unchanged}
     if not comparable:
         return
     # different sources may still show the same: render with the judged agents and compare
@@ -216,12 +217,14 @@ def _keep_unchanged(
     for window, group in render_groups(connection, comparable, settings, dropped=not_judged, secret=secret).items():
         stored = state.stored[window]
         if stored.judgement is not None and stored.judgement.shown_version == group.input_version:
-            plan.kept[window] = stored
+            plan.unchanged[window] = stored
             if write:
                 scores.keep_sources(connection, {window: sources[window]})
     if write:
         # hours that differ are judged again
-        scores.forget_sources(connection, {window: before[window] for window in comparable if window not in plan.kept and window in before})
+        scores.forget_sources(
+            connection, {window: before[window] for window in comparable if window not in plan.unchanged and window in before}
+        )
 
 
 def _could_stand(window: str, state: _State, settings: JudgeSettings) -> bool:

@@ -1,4 +1,6 @@
-"""Agents that ask a gateway, as live agents do: it chooses the version that answers, and records the call.
+"""Agents that ask a gateway, as live agents do.
+
+The gateway chooses the version that answers, and records the call.
 
 Each agent has a client of its own and names itself in every request. A trajectory's id is fixed before its call, so that the gateway's row
 of llm_call_logs belongs to a trajectory that is written later; the trajectory itself then holds no calls.
@@ -28,7 +30,10 @@ class GatewayCall(Call, frozen=True, kw_only=True):
 
 
 class GatewayClient(ChatClient):
-    """Client of one agent at a gateway; each call is the first of a new trajectory, ``trajectory_id``."""
+    """Client of one agent at a gateway.
+
+    Each call is the first of a new trajectory, ``trajectory_id``.
+    """
 
     def __init__(self, base_url: str, agent_id: str, new_id: Callable[[], str]) -> None:
         super().__init__(base_url, None, MODEL)

@@ -72,10 +72,10 @@ def base_model_name(settings: TrainingSettings) -> str:
 
     The last part of LOCAL_BASE_MODEL, else the packaged model's name.
     """
-    given = settings.local_base_model
-    if given is None:
+    configured = settings.local_base_model
+    if configured is None:
         return NAME
-    return Path(given).expanduser().absolute().name if Path(given).expanduser().is_dir() else given
+    return Path(configured).expanduser().absolute().name if Path(configured).expanduser().is_dir() else configured
 
 
 @contextmanager

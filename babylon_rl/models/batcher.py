@@ -70,7 +70,9 @@ class Batcher:
         return asked
 
     async def serves(self, name: str) -> bool:
-        """Return True if there is such an adapter; one that is not loaded yet is loaded between two batches.
+        """Return True if there is such an adapter.
+
+        One that is not loaded yet is loaded between two batches.
 
         Raises:
             ModelError: its files are damaged, or of another base.
@@ -135,7 +137,7 @@ class Batcher:
         return failure is None
 
     def _admitted(self) -> dict[str | None, list[Asked]]:
-        """Take free texts from the front of the line, as many as there is room for."""
+        """Take as many free texts from the queue's front as there is room for."""
         rows = [asked.row for _, those in self._running.values() for asked in those]
         admitted: dict[str | None, list[Asked]] = {}
         longest = prompts = 0

@@ -278,13 +278,13 @@ def check_inference_config(manifest: Manifest, prompt_version: str, action_gramm
     Raises:
         CheckpointError: it was trained on another prompt, or on answers of another grammar.
     """
-    for part, trained, given in (
+    for part, trained, used in (
         ("prompt", manifest.prompt_version, prompt_version),
         ("action grammar", manifest.action_grammar, action_grammar),
     ):
         names = [] if trained is None else [name.split(" (")[0] for name in trained.split(", ")]
-        if names and given not in names and FREE_TEXT not in names:  # free text may be held to any grammar
-            raise CheckpointError(f"{manifest.version} was trained on the {part} {trained}; it is about to be asked with {given}.")
+        if names and used not in names and FREE_TEXT not in names:  # free text may be held to any grammar
+            raise CheckpointError(f"{manifest.version} was trained on the {part} {trained}; it is about to be asked with {used}.")
 
 
 def _required(directory: Path) -> tuple[str, ...]:
@@ -295,10 +295,10 @@ def _table(rows: dict[str, str]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]) if rows else ""
 
 
-def check_base(directory: Path, trained: BaseIdentity, given: BaseIdentity) -> None:
+def check_base(directory: Path, trained: BaseIdentity, base: BaseIdentity) -> None:
     """Compare the base of a checkpoint with the given one. Raises CheckpointError when they differ."""
     parts = {"config": "config_sha256", "tokenizer": "tokenizer_sha256", "chat template": "chat_template_sha256"}
-    other = [part for part, name in parts.items() if getattr(trained, name) != getattr(given, name)]
+    other = [part for part, name in parts.items() if getattr(trained, name) != getattr(base, name)]
     if other:
         raise CheckpointError(f"{directory} was trained on {trained.name}; the base given has another {', '.join(other)}.")
 

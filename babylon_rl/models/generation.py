@@ -1,4 +1,4 @@
-"""Rows of one adapter that are continued side by side, a token of each at a time.
+"""Rows of one adapter, continued side by side, one token each at a time.
 
 New rows may join between two tokens: their prompts are read in a batch of their own, then their caches are put under the others.
 """

@@ -153,7 +153,7 @@ class Policy:
         return Generation(causal_model(self.model), int(self.tokenizer.eos_token_id))
 
     def advance(self, generation: Generation, adapter: str | None, new: Sequence[Row]) -> None:
-        """Admit new rows to a generation, or without any draw the next token of every row."""
+        """Admit new rows to a generation, or draw every row's next token."""
         with self._serving(adapter):
             if new:
                 generation.admit(new)

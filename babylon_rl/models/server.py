@@ -66,7 +66,7 @@ def create_app(
     clock: Callable[[], float] = time.time,
     find_adapter: FindAdapter = lambda name: None,
 ) -> Starlette:
-    """Create the application; the model name ``base`` is the base model, every other name an adapter.
+    """Create the application; model ``base`` is the base, other names are adapters.
 
     ``adapters`` (name -> checkpoint directory) are loaded first when the policy does not have them; ``find_adapter`` gives the directory
     of one that is asked for later, None if there is none.
@@ -205,7 +205,7 @@ def _text(content: str | list[dict[str, Any]]) -> str:
 
 
 async def _unless_left(asked: Asked, request: Request, *, to_end: bool) -> bool:
-    """Wait for the first tokens, or all; False if the client has left: its answer is given up."""
+    """Wait for the first tokens, or all; False if the client has left."""
 
     async def tokens() -> None:
         while await asked.more() and to_end:
@@ -225,7 +225,7 @@ async def _unless_left(asked: Asked, request: Request, *, to_end: bool) -> bool:
 
 
 async def _events(head: dict[str, Any], asked: Asked, policy: Policy, logprobs: bool) -> AsyncIterator[bytes]:
-    """An answer as a stream of events, each with the tokens that came since the last."""
+    """Stream an answer as events, each with the tokens since the last."""
     sent, shown, delta = 0, "", {"role": "assistant"}
     head |= {"object": "chat.completion.chunk", "usage": None}
     try:

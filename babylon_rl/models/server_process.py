@@ -37,7 +37,7 @@ class RunningServer:
 def running_server(
     base_dir: Path, adapters: Mapping[str, Path] | None = None, *, threads: int = 1, port: int = 0, start_timeout_s: float = START_TIMEOUT_S
 ) -> Iterator[RunningServer]:
-    """Serve ``base`` and the adapters (name -> checkpoint directory) on loopback until the block is left.
+    """Serve ``base`` and adapters (name -> directory) on loopback within the block.
 
     Raises:
         ModelUnavailable: it does not answer in time or ends; the message holds the end of its log.

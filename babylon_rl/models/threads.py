@@ -17,9 +17,9 @@ def usable_cores() -> int:
 
     A small model gains nothing from more.
     """
-    asked = os.environ.get("OMP_NUM_THREADS", "").strip()
-    if asked.isdecimal() and int(asked) > 0:
-        return int(asked)
+    configured = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if configured.isdecimal() and int(configured) > 0:
+        return int(configured)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(4, cores))
 

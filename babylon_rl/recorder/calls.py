@@ -89,7 +89,7 @@ def _texts(messages: Sequence[Mapping[str, str]], role: str) -> str:
     return "\n\n".join(message["content"] for message in messages if message["role"] == role)
 
 
-def token_logprobs(given: Any) -> list[dict[str, Any]] | None:
+def token_logprobs(logprobs: Any) -> list[dict[str, Any]] | None:
     """Return an answer's tokens as [{"token", "logprob", "tokenId"}], or None without any.
 
     Accepts that form, and the ``choice.logprobs`` or ``choice.logprobs.content`` of an OpenAI-compatible endpoint (objects or dicts).
@@ -98,11 +98,11 @@ def token_logprobs(given: Any) -> list[dict[str, Any]] | None:
     Raises:
         UsageError: an entry without a token or a finite log-probability.
     """
-    content = _of(given, "content") if isinstance(given, Mapping) or hasattr(given, "content") else given
+    content = _of(logprobs, "content") if isinstance(logprobs, Mapping) or hasattr(logprobs, "content") else logprobs
     if content is None:
         return None
     if isinstance(content, str) or not isinstance(content, Iterable):
-        raise UsageError(f"logprobs is {shown(given)}: give the answer's tokens, or the endpoint's choice.logprobs as it came.")
+        raise UsageError(f"logprobs is {shown(logprobs)}: give the answer's tokens, or the endpoint's choice.logprobs as it came.")
     return [_token(entry, index) for index, entry in enumerate(content)] or None
 
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from babylon_rl.errors import UsageError
 from babylon_rl.recorder.rows import Recording
-from babylon_rl.recorder.trajectory import OpenTrajectory, Unkept
+from babylon_rl.recorder.trajectory import OpenTrajectory, UnsampledTrajectory
 from babylon_rl.recorder.values import label
 from babylon_rl.windows import is_window_id, window_of
 
@@ -21,7 +21,7 @@ _STATE_NAMES = {
     "balance": "agentBalance", "pnl": "agentPnL", "openPositions": "openPositions", "open_positions": "openPositions",
 }  # fmt: skip
 _ACTION_NAMES = {"type": "actionType", "params": "parameters"}
-_NOT_KEPT = Unkept()
+_UNSAMPLED = UnsampledTrajectory()
 
 
 def new_uuid() -> str:
@@ -37,7 +37,7 @@ class RecorderCalls:
 
     def __init__(self, new_id: Callable[[], str], clock: Callable[[], datetime], sampling_rate: float) -> None:
         self._new_id, self._clock, self._sampling = new_id, clock, sampling_rate
-        self._open: dict[str, OpenTrajectory | Unkept] = {}
+        self._open: dict[str, OpenTrajectory | UnsampledTrajectory] = {}
 
     def start_trajectory(
         self, agent_id: str, *, window: str | None = None, scenario: str | None = None, trajectory_id: str | None = None
@@ -53,7 +53,7 @@ class RecorderCalls:
         trajectory_id = label(self._new_id() if trajectory_id is None else trajectory_id, "the trajectory's id")
         # Seeded by the id: the same id gives the same decision on every machine.
         if self._sampling < 1 and random.Random(trajectory_id).random() >= self._sampling:
-            self._open[trajectory_id] = _NOT_KEPT
+            self._open[trajectory_id] = _UNSAMPLED
             return trajectory_id
         now = self._now()
         # The window column holds 50 characters, the scenario column 100.
@@ -197,14 +197,14 @@ class RecorderCalls:
         return self._trajectory(trajectory_id).finished(self._now(), ending, self._new_id)
 
     def _unfinished(self) -> int:
-        return sum(trajectory.kept for trajectory in tuple(self._open.values()))
+        return sum(trajectory.sampled for trajectory in tuple(self._open.values()))
 
     def _now(self) -> datetime:
         # The database keeps milliseconds and would round 10:59:59.9996 into the next hour.
         now = self._clock()
         return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
-    def _trajectory(self, trajectory_id: str) -> OpenTrajectory | Unkept:
+    def _trajectory(self, trajectory_id: str) -> OpenTrajectory | UnsampledTrajectory:
         trajectory = self._open.get(trajectory_id)
         if trajectory is None:
             raise UsageError(f"Trajectory {trajectory_id} is not open: it has ended, or start_trajectory was not called.")

@@ -14,7 +14,7 @@ from typing import Any, Self
 from babylon_rl.recorder.core import RecorderCalls, new_uuid, status_after
 from babylon_rl.recorder.opening import open_writer
 from babylon_rl.recorder.rows import Recording
-from babylon_rl.recorder.threads import PATIENCE_S, ROOM, reported, require_all, told
+from babylon_rl.recorder.threads import PATIENCE_S, ROOM, reported, require_all, warn_unfinished
 from babylon_rl.recorder.writer import BackgroundWriter, RecorderReport
 from babylon_rl.settings import Settings
 from babylon_rl.windows import utc_now
@@ -116,7 +116,7 @@ class AsyncTrajectoryRecorder(RecorderCalls):
         if self._writer is not None:
             await asyncio.to_thread(self._writer.close)
         await asyncio.to_thread(self._held.close)
-        return told(self.report())
+        return warn_unfinished(self.report())
 
     async def __aenter__(self) -> Self:
         return self

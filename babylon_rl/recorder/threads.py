@@ -76,7 +76,7 @@ class TrajectoryRecorder(RecorderCalls):
         # On success the recorder keeps the stack open until close(); on an error it closes here.
         with contextlib.ExitStack() as stack:
             writer, sampling_rate = open_writer(url, settings, room=room, patience_s=patience_s, stack=stack)
-            recorder = cls(_nowhere if writer is None else writer.put, new_id, clock, sampling_rate)
+            recorder = cls(_refuse_to_write if writer is None else writer.put, new_id, clock, sampling_rate)
             recorder._writer, recorder._held = writer, stack.pop_all()
             return recorder
 
@@ -146,7 +146,7 @@ class TrajectoryRecorder(RecorderCalls):
         if self._writer is not None:
             self._writer.close()
         self._held.close()
-        return told(self.report())
+        return warn_unfinished(self.report())
 
     def __enter__(self) -> Self:
         return self
@@ -157,7 +157,7 @@ class TrajectoryRecorder(RecorderCalls):
             require_all(report)
 
 
-def _nowhere(recording: Recording) -> None:
+def _refuse_to_write(recording: Recording) -> None:
     raise AssertionError("a recorder that keeps nothing writes nothing")
 
 
@@ -166,8 +166,8 @@ def reported(writer: BackgroundWriter | None, unfinished: int) -> RecorderReport
     return dataclasses.replace(RecorderReport() if writer is None else writer.report(), unfinished=unfinished)
 
 
-def told(report: RecorderReport) -> RecorderReport:
-    """Log the report if trajectories never ended, and return it.
+def warn_unfinished(report: RecorderReport) -> RecorderReport:
+    """Log a warning if trajectories never ended; return the report.
 
     Lost and rejected trajectories are in the log already.
     """

@@ -1,7 +1,7 @@
 """One open trajectory in memory: its completed steps and the current one.
 
 Values become text when they are given, so that later changes by the agent have no effect, and a value that cannot be recorded is refused
-at its own call. ``Unkept`` is a trajectory left out by sampling: it accepts the same calls and keeps nothing.
+at its own call. ``UnsampledTrajectory`` is a trajectory left out by sampling: it accepts the same calls and keeps nothing.
 """
 
 import math
@@ -26,10 +26,10 @@ class _Step:
     calls: list[CheckedCall] = field(default_factory=list)
 
 
-class Unkept:
+class UnsampledTrajectory:
     """Null object for a trajectory that is not recorded."""
 
-    kept = False
+    sampled = False
 
     def start_step(self, now: datetime, state: Mapping[str, Any]) -> None:
         """Do nothing."""
@@ -64,7 +64,7 @@ class OpenTrajectory:
     _current: _Step | None = None
     _total: float = 0
 
-    kept = True
+    sampled = True
 
     def start_step(self, now: datetime, state: Mapping[str, Any]) -> None:
         """Begin a step in ``state``; a step still open is left out.

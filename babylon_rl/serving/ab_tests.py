@@ -1,4 +1,6 @@
-"""A/B tests: versions on live agents, each agent in one arm for as long as the test runs, compared hour by hour.
+"""A/B tests of versions on live agents, compared hour by hour.
+
+Each agent stays in one arm while the test runs.
 
 An agent's hour counts as its P&L less the mean of all arms in the same hour: the arms trade the same hours, so what the market gave to all
 of them falls out. Agents are the units (statistics/live.py), and every interval holds at every look. Left out: an agent's hours with
@@ -29,7 +31,10 @@ SPILLOVER = (
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm: ``hours`` are P&L in dollars by agent, ``paired`` the same less the mean of all arms in the hour."""
+    """One arm: ``hours`` are P&L in dollars by agent.
+
+    ``paired`` are the same less the mean of all arms in the hour.
+    """
 
     name: str
     share: float
@@ -39,7 +44,10 @@ class Arm:
 
     @property
     def document(self) -> dict[str, Any]:
-        """This arm as a JSON-ready dict; ``interval`` of its P&L an agent-hour is for one look."""
+        """This arm as a JSON-ready dict.
+
+        ``interval`` of its P&L an agent-hour is for one look.
+        """
         values = [value for own in self.hours.values() for value in own]
         agents = [agent for agent, own in self.hours.items() for _ in own]
         pnl = mean_interval(values, clusters=agents) if values else None
@@ -50,7 +58,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class ABReport:
-    """A test's arms, the difference of each to the first, whether agents came as assigned, and the verdict in a sentence."""
+    """Report of a test: arms, differences to the first, sample ratio, verdict."""
 
     test: ABTest
     arms: Sequence[Arm]
@@ -134,7 +142,10 @@ def report(connection: Connection, name: str) -> ABReport:
 
 
 def differences(test: ABTest, arms: Sequence[Arm]) -> dict[str, LiveInterval]:
-    """The difference of each arm to the first in dollars an agent-hour; with several, intervals keep 95 % over all (Bonferroni)."""
+    """The difference of each arm to the first in dollars an agent-hour.
+
+    With several, intervals keep 95 % over all (Bonferroni).
+    """
     first, *others = arms
     confidence = 1 - (1 - CONFIDENCE) / len(others)
     return {

@@ -22,7 +22,10 @@ def new_key() -> str:
 
 
 def key_hash(key: str) -> str:
-    """Return the hash under which a key is stored. It needs no salt: a key is random."""
+    """Return the hash under which a key is stored.
+
+    It needs no salt: a key is random.
+    """
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -41,13 +44,19 @@ class MinuteBudget:
         return max(0.0, (needed - self._left) * _MINUTE_S / self.limit)
 
     def take(self, used: float) -> None:
-        """Take from the budget; it may go below zero, for the size of an answer is known only afterwards."""
+        """Take from the budget.
+
+        It may go below zero, for the size of an answer is known only afterwards.
+        """
         self._left -= used
 
 
 @dataclass(eq=False)
 class Client:
-    """An admitted client; one without a name was admitted from loopback while there were no keys, and may do everything."""
+    """An admitted client.
+
+    One without a name was admitted from loopback while there were no keys, and may do everything.
+    """
 
     name: str | None = None
     sha256: str | None = None
@@ -62,7 +71,10 @@ class Client:
 
 
 class Access:
-    """The clients of one process. ``update`` gives it the keys; before the first time only loopback is served."""
+    """The clients of one process. ``update`` gives it the keys.
+
+    Before the first time only loopback is served.
+    """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock

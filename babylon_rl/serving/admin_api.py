@@ -65,7 +65,7 @@ _STATUS = {UsageError: 400, SettingsError: 400, CheckpointError: 400, DatabaseEr
 
 @dataclass(frozen=True, slots=True)
 class AdminRequest:
-    """A request that was admitted: its client, its decoded body and, of an upload, the file."""
+    """Admitted request: client, decoded body and, of an upload, the file."""
 
     client: str
     now: datetime
@@ -375,7 +375,10 @@ async def _read_upload(api: AdminApi, request: Request, content_type: str, clien
 
 
 class LimitedBody:
-    """Parts of a long body, each received in time, up to ``longest`` bytes in all; ``refused`` is the reason why reading ended early."""
+    """Parts of a long body, each received in time, up to ``longest`` bytes in all.
+
+    ``refused`` is the reason why reading ended early.
+    """
 
     def __init__(self, request: Request, longest: int) -> None:
         self.refused: ApiError | ClientGone | None = None

@@ -18,7 +18,10 @@ _STEP_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 
 
 class CallEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A call as spooled. ``request`` is None for a call whose texts are not recorded; ``answer`` is JSON or server-sent events."""
+    """A call as spooled. ``request`` is None for a call whose texts are not recorded.
+
+    ``answer`` is JSON or server-sent events.
+    """
 
     call_id: str
     request_id: str
@@ -120,7 +123,10 @@ _DECODER = msgspec.msgpack.Decoder(CallEntry)
 
 
 class _Answer(msgspec.Struct):
-    """An answer's first choice, whole or put together from its chunks; ``others`` are the texts of further choices."""
+    """An answer's first choice, whole or put together from its chunks.
+
+    ``others`` are the texts of further choices.
+    """
 
     model: str | None = None
     content: str = ""

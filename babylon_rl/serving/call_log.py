@@ -1,4 +1,7 @@
-"""Recording of calls behind their answers: into a spool on disk at once; call_writer.py takes them from there into the database."""
+"""Recording of calls behind their answers: into a spool on disk at once.
+
+call_writer.py takes them from there into the database.
+"""
 
 import logging
 import random
@@ -21,18 +24,24 @@ class CallLog:
         self._spool = Spool(self._directory, settings.gateway_spool_mb * 1024**2)
 
     def records_texts(self, identity: str) -> bool:
-        """Return True if the texts of a call are recorded; a trajectory is recorded whole or not at all, as the recorder decides."""
+        """Return True if the texts of a call are recorded.
+
+        A trajectory is recorded whole or not at all, as the recorder decides.
+        """
         return self._rate >= 1 or (self._rate > 0 and random.Random(identity).random() < self._rate)
 
     def record(self, entry: CallEntry) -> bool:
-        """Take a call; once this returns, the end of this process does not lose it. False if the spool is full."""
+        """Take a call; once this returns, the end of this process does not lose it.
+
+        False if the spool is full.
+        """
         taken = self._spool.append(entry.encoded())
         if not taken and self._spool.refused in _REPORTED:
             _LOG.error("Calls are not recorded (%d so far): the spool in %s is full.", self._spool.refused, self._directory)
         return taken
 
     def report(self) -> dict[str, Any]:
-        """How far recording is: bytes on disk that wait for the database, and calls that were written, refused and rejected."""
+        """Progress of recording: bytes waiting on disk; calls written, refused and rejected."""
         status = read_status(self._directory)
         waiting = max(0, stored_bytes(self._directory) - sum(status.offsets.values()))
         counts = {"written": status.written, "refused": self._spool.refused, "rejected": status.rejected}

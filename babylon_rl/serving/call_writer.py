@@ -1,4 +1,6 @@
-"""The process that writes spooled calls into the database, beside the gateway so that an answer never waits for its work.
+"""Process that writes spooled calls into the database, beside the gateway.
+
+An answer never waits for its work.
 
 A database that is away is tried again without limit; calls wait on disk. A call is written once, as its id is unique. A row that the
 database refuses is kept in ``rejected.calls.json`` beside the spool, and the others go on.
@@ -44,7 +46,10 @@ Rows = list[tuple[dict[str, Any], dict[str, Any] | None]]
 
 
 class CallWriter:
-    """Writer of the calls of one spool directory. ``closing`` asks it to write what it can and to end."""
+    """Writer of the calls of one spool directory.
+
+    ``closing`` asks it to write what it can and to end.
+    """
 
     def __init__(self, settings: Settings, closing: threading.Event) -> None:
         self._settings, self._closing = settings, closing
@@ -53,7 +58,7 @@ class CallWriter:
         self._connection: Connection | None = None
 
     def run(self, database: Database) -> None:
-        """Write until ``closing``, and then what is left, unless the database is away."""
+        """Write until ``closing``, then the remaining calls, unless the database is away."""
         syncing = threading.Thread(target=self._sync, name="babylon-spool-sync", daemon=True)
         syncing.start()
         failures = 0

@@ -1,4 +1,4 @@
-"""A chat request as the gateway sees it: the fields it reads, and everything else unchanged."""
+"""Chat request: the fields that the gateway reads, all else unchanged."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -22,7 +22,10 @@ class ClientGone(Exception):
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A decoded request. ``document`` is the whole body; ``model`` None leaves the choice to the gateway."""
+    """A decoded request. ``document`` is the whole body.
+
+    ``model`` None leaves the choice to the gateway.
+    """
 
     document: dict[str, Any]
     model: str | None
@@ -52,7 +55,10 @@ class ChatRequest:
         return cls(document, model or None, bool(stream))
 
     def body_for(self, model_name: str, logprobs: bool) -> bytes:
-        """Encode the request for an upstream; ``logprobs`` asks for token log-probabilities where the client left it open."""
+        """Encode the request for an upstream.
+
+        ``logprobs`` asks for token log-probabilities where the client left it open.
+        """
         document = self.document | {"model": model_name}
         if logprobs:
             document.setdefault("logprobs", True)

@@ -1,4 +1,7 @@
-"""Runs of Dagster, launched and looked up through the GraphQL of its webserver: a plain HTTP client, as this room knows no Dagster."""
+"""Client of Dagster's webserver: launch and look up runs through GraphQL.
+
+A plain HTTP client, as this room knows no Dagster.
+"""
 
 import json
 import urllib.error
@@ -59,7 +62,10 @@ class DagsterClient:
         return live[0] if live else self._launch(TRAIN_JOB, {PARTITION_TAG: batch_id})
 
     def launch_scoring(self, first: str, last: str) -> str:
-        """Launch a run that scores the hours from ``first`` to ``last``, both inclusive; return its id."""
+        """Launch a run that scores the hours from ``first`` to ``last``, both inclusive.
+
+        Return its id.
+        """
         return self._launch(SCORE_JOB, {PARTITION_TAG: first} if first == last else dict(zip(RANGE_TAGS, (first, last), strict=True)))
 
     def _launch(self, job: str, tags: Mapping[str, str]) -> str:

@@ -1,4 +1,6 @@
-"""OpenAI-compatible gateway: agents call it instead of their provider, and it chooses the version that answers.
+"""OpenAI-compatible gateway for agents, which chooses the version that answers.
+
+Agents call it instead of their provider.
 
 A call passes through: access, the choice of a version, its upstream, and, where that fails before the first token, the base. The answer
 goes to the client as the upstream sent it; only headers say which version it came from.
@@ -152,7 +154,7 @@ class Gateway:
         await send({"type": "http.response.body", "body": b""})
 
     def _record(self, exchange: RoutedCall, answer: bytes | None) -> None:
-        """Hand a call to the log, once, before the client has the end of its answer."""
+        """Log a call once, before the client has the end of its answer."""
         if exchange.recorded:
             return
         exchange.recorded = True
@@ -179,7 +181,7 @@ class Gateway:
 
 @asynccontextmanager
 async def _cancelled_when_gone(receive: Receive) -> AsyncIterator[None]:
-    """Cancel the block when the client closes its connection, so that nothing is generated for nobody.
+    """Cancel the block when the client closes its connection.
 
     Raises:
         ClientGone: it did.

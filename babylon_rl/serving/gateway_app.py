@@ -82,7 +82,7 @@ def create_app(gateway: Gateway, metrics_directory: FilePath | None = None) -> S
 
 
 def served_names(table: RoutingTable) -> list[str]:
-    """Return the model names that a request may give: versions that can be asked, the base, and the aliases."""
+    """Return the model names of requests: available versions, the base, the aliases."""
     usable = [v.version for v in table.versions.values() if v.status not in ("training", "failed") and not v.pruned]
     return [*(f"{MODEL_PREFIX}{version}" for version in usable), *usable, BASE, *ALIASES]
 

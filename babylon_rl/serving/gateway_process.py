@@ -1,4 +1,4 @@
-"""The gateway as a process, as several that share one port, or in a thread of a command that needs one for a while."""
+"""Gateway as a process, several on one port, or a command's thread."""
 
 import os
 import shutil
@@ -55,7 +55,9 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
 
 @contextmanager
 def running_gateway(settings: Settings) -> Iterator[str]:
-    """Serve on loopback in a thread until the block ends; yields the base URL for OpenAI clients.
+    """Serve on loopback in a thread until the block ends.
+
+    Yields the base URL for OpenAI clients.
 
     It routes by the registry from the first request on, and when the block ends its calls are in the database.
 

@@ -1,4 +1,4 @@
-"""Guards of a rollout: whether live data speak for the version on trial, against it, or not yet.
+"""Guards of a rollout: verdicts on the version on trial from live data.
 
 Every interval holds at every look (statistics/live.py), so that a guard may be asked as often as one likes. Calls and decisions are counted
 as independent trials, though those of an agent are alike: the guards of shares may therefore stop a rollout too early. P&L takes agents
@@ -27,7 +27,10 @@ class Guard:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a guard lets pass: shares above the control's, dollars an agent-hour below it, and the effect that P&L is tuned for."""
+    """Limits of the guards: shares above the control's, dollars below it.
+
+    Dollars are an agent-hour's; the effect is the one that P&L is tuned for.
+    """
 
     share: float
     loss_usd: float

@@ -152,7 +152,7 @@ class ServerPool:
         return await self._sent(fresh, request)
 
     def release(self, connection: ServerConnection) -> None:
-        """Keep the connection for another request if its response was read to the end, else close it."""
+        """Keep the connection if its response was read to the end, else close it."""
         if connection.is_open and connection.is_complete and connection.is_reusable:
             connection.idle_since = monotonic()
             self._idle.append(connection)

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with limits that it lacks: on the time and the size of a request's head."""
+"""uvicorn's HTTP protocol with limits on time and size of a request's head."""
 
 import asyncio
 from typing import Any
@@ -12,7 +12,7 @@ MAX_HEAD_BYTES = 64 * 1024
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Connection that is closed if a request's head does not arrive in time, or is too long.
+    """Connection, closed if a request's head is too late or too long.
 
     uvicorn alone would hold a connection that sends a header line every few seconds for ever.
     """

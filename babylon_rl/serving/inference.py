@@ -1,4 +1,6 @@
-"""Python API for agents that call a model server themselves: which model, where, and a client of it.
+"""Python API for agents that call a model server themselves.
+
+It gives the model, its address, and a client.
 
 The names are those of the game's own functions. Routing is the gateway's (routing.py), from a table that is read again after MAX_AGE_S, so
 that a release or rollback is seen within a second. Calls made so are not recorded: record them with babylon_rl.recorder.
@@ -23,7 +25,10 @@ MAX_AGE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class RLModelConfig:
-    """Settings that decide which model agents get; ``available``: a version is deployed, on trial, pinned or named by WANDB_MODEL."""
+    """Settings that decide which model agents get.
+
+    ``available``: a version is deployed, on trial, pinned or named by WANDB_MODEL.
+    """
 
     enabled: bool
     available: bool
@@ -36,7 +41,10 @@ class RLModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class InferenceModel:
-    """A model that an agent calls as ``model`` at ``base_url`` with ``api_key``; ``version`` is None for the base."""
+    """A model that an agent calls as ``model`` at ``base_url`` with ``api_key``.
+
+    ``version`` is None for the base.
+    """
 
     version: str | None
     model: str
@@ -69,7 +77,9 @@ def should_use_rl_model(agent_id: str | None = None, settings: Settings | None =
 
 
 def get_model_for_inference(agent_id: str | None = None, *, model: str | None = None, settings: Settings | None = None) -> InferenceModel:
-    """The model that this agent calls; ``model`` is a name as in a request to the gateway.
+    """The model that this agent calls.
+
+    ``model`` is a name as in a request to the gateway.
 
     Raises:
         ModelUnavailable: ``model`` or RL_MODEL_VERSION names a version that is not there.
@@ -85,7 +95,9 @@ def get_latest_rl_model(settings: Settings | None = None) -> RoutedVersion | Non
 
 
 def client(version: str | None = None, *, agent_id: str | None = None, settings: Settings | None = None) -> ChatClient:
-    """A client of a version, or of the model that this agent gets; close it, or use it as a context.
+    """A client of a version, or of the model that this agent gets.
+
+    Close it, or use it as a context.
 
     Raises:
         ModelUnavailable: there is no such version.

@@ -1,4 +1,7 @@
-"""Routing table and keys as the database has them, kept fresh in a thread: told of changes, and polling as a net."""
+"""Routing table and keys of the database, refreshed in a thread.
+
+By notifications, and by polling in case one is lost.
+"""
 
 import logging
 import os
@@ -25,7 +28,9 @@ _LOG = logging.getLogger("babylon_rl.gateway")
 
 
 class LiveState:
-    """State of one gateway process. ``table`` is replaced as a whole, so that a request sees one moment's.
+    """State of one gateway process.
+
+    ``table`` is replaced as a whole, so that a request sees one moment's.
 
     While the database is away the last state stays; before the first one it is empty: the base for everybody.
     """
@@ -80,7 +85,10 @@ class LiveState:
 
 @contextmanager
 def _cut_off_when_silent(connection: Connection) -> Iterator[None]:
-    """Shut the connection's socket down if the block takes over ANSWER_S: its statement then fails instead of waiting for ever."""
+    """Shut the connection's socket down if the block takes over ANSWER_S.
+
+    Its statement then fails instead of waiting for ever.
+    """
 
     def cut_off() -> None:
         # It may be closed already, or by the server in this moment.

@@ -1,4 +1,6 @@
-"""Market server: a snapshot played over HTTP by agents in any language, which observe, act and advance.
+"""Market server: a snapshot played over HTTP by agents in any language.
+
+They observe, act and advance.
 
 Every start is a session with a market of its own, known by its token. A session follows ``babylon_rl.market.simulation.run.play``: one
 decision a tick, filled at the quotes that the agent saw, then a tick of time. It ends when the market is over or nobody touches it, and its
@@ -90,7 +92,9 @@ class MarketSession:
         return self._seat.record.decisions > self._exchange.tick
 
     def act(self, action: Action | Invalid, text: str = "") -> Outcome:
-        """This tick's decision, filled or refused at once; an ``Invalid`` one costs the turn. ``text`` is what the agent wrote.
+        """This tick's decision, filled or refused at once; an ``Invalid`` one costs the turn.
+
+        ``text`` is what the agent wrote.
 
         Raises:
             UsageError: the market is over, or the decision of this tick was made.
@@ -105,7 +109,9 @@ class MarketSession:
         return self._seat.record.outcomes[-1]
 
     def advance(self) -> dict[str, Any]:
-        """Let a tick pass; an agent that did not act holds. Returns what time and the mandate did to positions, as JSON values.
+        """Let a tick pass; an agent that did not act holds.
+
+        Returns what time and the mandate did to positions, as JSON values.
 
         Raises:
             UsageError: the market is over.
@@ -124,7 +130,10 @@ class MarketSession:
         return {"settlements": msgspec.to_builtins(settlements), "closed": msgspec.to_builtins(closed)}
 
     def stop(self, reason: str) -> None:
-        """End the run here, with what was played so far; the tick of a decision that was made still passes."""
+        """End the run here, with what was played so far.
+
+        The tick of a decision that was made still passes.
+        """
         if not self.over and self.acted:
             self.advance()
         if not self.over:
@@ -254,7 +263,10 @@ def create_app(
     new_token: Callable[[], str] = lambda: secrets.token_urlsafe(24),
     clock: Clock = time.perf_counter,
 ) -> Starlette:
-    """The application: every session plays ``market`` by itself; ``results`` is a directory where each that ends leaves its result."""
+    """The application: every session plays ``market`` by itself.
+
+    ``results`` is a directory where each that ends leaves its result.
+    """
 
     def finish(session: MarketSession) -> bytes:
         return _finished(session, market, results)
@@ -333,7 +345,10 @@ def serve(market: Snapshot, bound: socket.socket, announce: Callable[[str], None
 
 
 def _finished(session: MarketSession, market: Snapshot, directory: Path | None) -> bytes:
-    """The result of a session as JSON; with a directory it and the decisions are also kept there, as those of `benchmark run` are."""
+    """The result of a session as JSON.
+
+    With a directory it and the decisions are also kept there, as those of `benchmark run` are.
+    """
     agent, repeat = session.agent, session.attempt - 1
     identity = external_identity(agent.name, agent.mandate)
     key = content_version([identity, market.digest, market.start_balance, str(SEED), repeat])
@@ -345,7 +360,7 @@ def _finished(session: MarketSession, market: Snapshot, directory: Path | None) 
 
 
 def _attempts(agent: ExternalAgent, market: Snapshot, directory: Path) -> int:
-    """The attempts of an agent at a market of which there are results in a directory."""
+    """Attempts of an agent at a market with results in a directory."""
     attempts = 0
     for path in directory.glob(f"{slug(agent.name)}-*{SUFFIX}"):
         result = read_result(path)
@@ -365,7 +380,10 @@ def _start(text: str) -> StartRequest:
 
 
 def _outcome(outcome: Outcome, action: str) -> Response:
-    """Response to a decision: filled 200, refused by the exchange 200 too, not an action 422; each has used up the turn."""
+    """Response to a decision: 200 if filled or refused, 422 if no action.
+
+    Each has used up the turn.
+    """
     if isinstance(outcome, Invalid):
         error = {"code": "invalid_action", "message": f"{outcome.reason}. The turn is lost; GET /schema has what an action is."}
         return _json({"type": "invalid", "action": action, "error": error}, 422)
@@ -377,7 +395,10 @@ def _shown(session: MarketSession) -> Any:
 
 
 def _camel(value: Any) -> Any:
-    """The same JSON values with camelCase names; action tags such as ``open_perp`` are values and stay."""
+    """The same JSON values with camelCase names.
+
+    Action tags such as ``open_perp`` are values and stay.
+    """
     if isinstance(value, dict):
         return {re.sub(r"_([a-z])", lambda found: found[1].upper(), name): _camel(field) for name, field in value.items()}
     return [_camel(item) for item in value] if isinstance(value, list | tuple) else value

@@ -19,7 +19,10 @@ Values = Mapping[Labels, Sequence[float]]
 
 
 class MetricFamily:
-    """One metric with the values of its label sets; ``lasting`` if the values of a process count after its end."""
+    """One metric with the values of its label sets.
+
+    ``lasting`` if the values of a process count after its end.
+    """
 
     lasting = True
 
@@ -95,7 +98,10 @@ class Histogram(MetricFamily):
 
 
 class Gauge(MetricFamily):
-    """A value that is read when the metrics are; of several processes their sum, or with ``least`` the smallest."""
+    """A value that is read when the metrics are.
+
+    Of several processes their sum, or with ``least`` the smallest.
+    """
 
     lasting = False
 
@@ -119,13 +125,19 @@ class Gauge(MetricFamily):
 
 
 class ProcessMetrics:
-    """Metrics of this process, and of those that share its port: ``directory`` holds a file of each."""
+    """Metrics of this process and of those that share its port.
+
+    ``directory`` holds a file of each.
+    """
 
     def __init__(self, families: Sequence[MetricFamily], directory: Path | None = None) -> None:
         self._families, self._directory = families, directory
 
     def publish(self) -> None:
-        """Write the values of this process for the others; a full disk leaves the last ones there."""
+        """Write the values of this process for the others.
+
+        A full disk leaves the last ones there.
+        """
         if self._directory is None:
             return
         partial = self._directory / f".{os.getpid()}"

@@ -1,4 +1,7 @@
-"""Promotion of versions: from the gate's decision to a rollout, and a rollout by its guards; with AUTO_PROMOTE without a person."""
+"""Promotion of versions: from the gate's decision to a rollout, by guards.
+
+With AUTO_PROMOTE without a person.
+"""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -31,7 +34,7 @@ def promote(
     serving: Serving = served_here,
     on_progress: Progress = no_progress,
 ) -> str:
-    """Do what follows from the gate's decision on a version, once, and say it in a sentence.
+    """Act on the gate's decision on a version, once; return a sentence.
 
     A version that passed becomes a candidate for a person to deploy. With AUTO_PROMOTE it is confirmed in fresh markets first, and its
     rollout starts at the first of ROLLOUT_STEPS.
@@ -66,7 +69,7 @@ def promote(
 
 
 def advance(connection: Connection, settings: Settings, now: datetime) -> str:
-    """Advance, hold or roll back the version on trial by its guards, and say it in a sentence.
+    """Advance, hold or roll back the version on trial; return a sentence.
 
     One guard that fails rolls it back. With AUTO_PROMOTE it advances after ROLLOUT_STEP_HOURS when no guard fails and all but P&L pass;
     for the last step, to all agents, P&L must pass too.
@@ -93,7 +96,10 @@ def advance(connection: Connection, settings: Settings, now: datetime) -> str:
 
 
 def read_guards(connection: Connection, trial: Rollout, settings: Settings) -> list[Guard]:
-    """Judge the version on trial by the calls of its step and the agents' hours since its rollout began."""
+    """Judge the version on trial by its step's calls and agents' hours.
+
+    The hours are those since its rollout began.
+    """
     limits = Limits(settings.rollout_share_limit, settings.rollout_loss_usd, settings.rollout_expected_usd)
     calls = read_call_counts(connection, trial.step_since, 1000 * settings.rollout_slow_seconds)
     control = read_routing(connection).deployed
@@ -122,7 +128,10 @@ def _why_held(trial: Rollout, guards: Sequence[Guard], share: float, settings: S
 
 
 def _start_waiting(connection: Connection, settings: Settings, now: datetime) -> str:
-    """Start the rollout of a confirmed candidate that waited for another to end, if its rival is deployed still."""
+    """Start the rollout of a confirmed candidate that waited for another.
+
+    Only if its rival is deployed still.
+    """
     candidate = next(iter(read_rollouts(connection, ("candidate",))), None)
     if candidate is None:
         return "No version is on trial."

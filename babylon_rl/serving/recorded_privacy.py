@@ -47,7 +47,10 @@ class RecordedPrivacy:
         return cls(fields, _secret(settings.home / "gateway" / "secret") if "hash" in fields.values() else b"")
 
     def apply(self, call: dict[str, Any], log: dict[str, Any] | None) -> None:
-        """Drop or hash the private fields of a call's rows; a call without its prompts or its answer does not train."""
+        """Drop or hash the private fields of a call's rows.
+
+        A call without its prompts or its answer does not train.
+        """
         if not self.fields:
             return
         agent = call["agentId"] = self._agent(call["agentId"])

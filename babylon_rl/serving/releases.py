@@ -64,7 +64,10 @@ _WORDS: dict[Action, str] = {
 
 @dataclass(frozen=True, slots=True)
 class ReleaseAuthor:
-    """Author and reason of a transition; ``automatic`` is not a person, and never deploys a version that was rolled back."""
+    """Author and reason of a transition.
+
+    ``automatic`` is not a person, and never deploys a version that was rolled back.
+    """
 
     who: str
     why: str
@@ -109,7 +112,9 @@ def deploy(
     percentage: float | None = None,
     agent_ids: Sequence[str] = (),
 ) -> Rollout:
-    """Put a version in front of agents: all (immediate), a share of them (gradual), or ``agent_ids`` alone (test).
+    """Roll a version out to all agents, a share, or ``agent_ids``.
+
+    These are the strategies immediate, gradual and test.
 
     ``percentage`` of a gradual rollout is by default the first of ROLLOUT_STEPS; 100 releases it.
 
@@ -218,7 +223,7 @@ def _transition(connection: Connection, author: ReleaseAuthor, settings: Setting
 
 
 class _Registry:
-    """Versions and live rollouts as they are within a transition, and the steps that it is made of."""
+    """Versions and live rollouts within a transition, and its steps."""
 
     def __init__(
         self,
@@ -308,7 +313,7 @@ class _Registry:
             return None
 
     def restore(self, model: Model | None) -> None:
-        """Deploy an earlier version again, with the version before it as the next to return to."""
+        """Deploy an earlier version again; the one before it is next to return to."""
         author = self._author
         # A foreign version was never archived, so it is the newest deployed one again.
         if model is not None and not model.foreign:
@@ -321,7 +326,10 @@ class _Registry:
         self._switch()
 
     def _switch(self) -> None:
-        """Name the deployed version to the game's own agents, with GAME_SWITCH; one that only we serve switches theirs off."""
+        """Name the deployed version to the game's own agents, with GAME_SWITCH.
+
+        One that only we serve switches theirs off.
+        """
         if self._settings is None or not self._settings.game_switch:
             return
         table = read_routing(self._connection)

@@ -18,7 +18,10 @@ CLIENT_LEFT = 499
 
 @dataclass(eq=False)
 class RoutedCall:
-    """State of one call. ``chosen`` is the route of the version that should answer, ``route`` of the one that does."""
+    """State of one call.
+
+    ``chosen`` is the route of the version that should answer, ``route`` of the one that does.
+    """
 
     call_id: str
     request_id: str

@@ -29,7 +29,9 @@ _BITS = 53  # of a hash: exactly those of a float, so that no place is 100
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The model of one request: ``model_name`` at ``upstream``; ``version`` is None for the base and for WANDB_MODEL.
+    """The model of one request: ``model_name`` at ``upstream``.
+
+    ``version`` is None for the base and for WANDB_MODEL.
 
     ``arm`` is the rule that matched and ``reason`` its sentence; ``share`` is the percentage of agents that get the same by this rule,
     None for rules without one.
@@ -46,7 +48,10 @@ class Route:
 
 
 def place(identity: str, salt: str = "") -> float:
-    """The place of an agent on the scale from 0 (inclusive) to 100; another ``salt`` gives an independent one."""
+    """The place of an agent on the scale from 0 (inclusive) to 100.
+
+    Another ``salt`` gives an independent one.
+    """
     digest = blake2b(identity.encode(), digest_size=8, salt=blake2b(salt.encode(), digest_size=16).digest() if salt else b"").digest()
     return 100 * ((int.from_bytes(digest, "big") >> (64 - _BITS)) / (1 << _BITS))
 
@@ -121,7 +126,7 @@ def _by_test(table: RoutingTable, settings: Settings, identity: str) -> Route | 
 
 
 def arm_of(test: RoutedTest, identity: str) -> int | None:
-    """The number of an agent's arm in an A/B test, None for an agent beyond the sum of the shares.
+    """Number of an agent's arm in an A/B test, None beyond the shares.
 
     Each test has its own scale, so that arms of successive tests are independent of each other and of rollouts.
     """

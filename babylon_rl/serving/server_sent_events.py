@@ -25,7 +25,7 @@ _CHUNKS = msgspec.json.Decoder(_Chunk)
 
 
 class EventBuffer:
-    """Buffer that gives out whole events only, so that half an event never reaches a client."""
+    """Buffer of whole events: half an event never reaches a client."""
 
     def __init__(self) -> None:
         self._partial = b""
@@ -54,7 +54,7 @@ def payloads(events: bytes) -> list[bytes]:
 
 
 def has_token(events: bytes) -> bool:
-    """Return True if the events hold a part of the answer, its end, or the end of the stream.
+    """Return True if the events hold part or end of the answer or stream.
 
     Raises:
         ValueError: an event reports an error or is no chunk of a chat completion.

@@ -1,4 +1,6 @@
-"""Spool: append-only segment files on disk, between servers that must not wait for the database and the process that writes to it.
+"""Spool: append-only segment files between servers and the database's writer.
+
+Servers must not wait for the database.
 
 A record that ``append`` has taken survives the end of its process at once (it is in the kernel), and a power failure after the writer's
 next ``sync``. A server holds a lock on the segment that it writes, so that a segment without one is complete. Records are read again
@@ -25,7 +27,7 @@ _MEASURE_S = 1.0
 
 
 class SpoolStatus(msgspec.Struct, rename="camel"):
-    """Progress of the writer: the offset up to which each segment is in the database, and counts since it started."""
+    """Progress of the writer: written offset of each segment, and counts since its start."""
 
     offsets: dict[str, int] = {}
     written: int = 0
@@ -130,7 +132,10 @@ class SpoolReader:
         self.status.offsets[segment.name] = offset
 
     def is_complete(self, segment: Path) -> bool:
-        """Return True if no process writes the segment any more; ask before reading its last records."""
+        """Return True if no process writes the segment any more.
+
+        Ask before reading its last records.
+        """
         with segment.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -139,14 +144,20 @@ class SpoolReader:
             return True
 
     def remove(self, segment: Path) -> int:
-        """Delete a segment that is complete and handled; returns the bytes at its end that were no whole record."""
+        """Delete a segment that is complete and handled.
+
+        Returns the bytes at its end that were no whole record.
+        """
         left = segment.stat().st_size - self.status.offsets.pop(segment.name, 0)
         segment.unlink()
         self._synced.pop(segment.name, None)
         return left
 
     def sync(self) -> None:
-        """Make everything in the segments survive a power failure; safe in another thread than the reading."""
+        """Make everything in the segments survive a power failure.
+
+        Safe in another thread than the reading.
+        """
         with self._syncing:
             for segment in self.segments():
                 try:

@@ -1,4 +1,4 @@
-"""Trainings and scorings that a request starts, and the state of the system that answers show."""
+"""Trainings and scorings started by requests, and the system's state for answers."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -69,7 +69,7 @@ class TrainingControl:
         return frozen.batch.batch_id, frozen.batch.trajectories
 
     def score_settled(self, connection: Connection, ready: Readiness) -> shapes.Scoring:
-        """Launch runs that score the hours that have settled without scores, unless such runs are under way."""
+        """Launch runs that score settled hours without scores, unless under way."""
         hours = unscored_hours(connection, list(ready.groups))
         if not hours:
             return shapes.Scoring(hours=0, run_ids=[], message="Every settled hour has scores.")

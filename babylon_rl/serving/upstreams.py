@@ -1,4 +1,7 @@
-"""Upstreams of the gateway: OpenAI-compatible servers behind one pooled HTTP client, each model with a circuit breaker."""
+"""Upstreams of the gateway: OpenAI-compatible servers behind one pooled HTTP client.
+
+Each model has a circuit breaker.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -43,7 +46,10 @@ _USAGE_CHUNKS = msgspec.json.Decoder(_UsageChunk)
 
 
 def stream_usage(parts: list[bytes]) -> Usage:
-    """Return the token counts that a stream ends with; without them its events count as tokens of the answer."""
+    """Return the token counts that a stream ends with.
+
+    Without them its events count as tokens of the answer.
+    """
     for payload in reversed(payloads(b"".join(parts[-3:]))):
         if payload != b"[DONE]" and b'"usage"' in payload:
             try:
@@ -58,7 +64,10 @@ def stream_usage(parts: list[bytes]) -> Usage:
 
 @dataclass(eq=False)
 class UpstreamFailed(Exception):
-    """A failure that another model may cure; ``cause`` is a word for headers and metrics, ``error`` the answer without a fallback."""
+    """A failure that another model may cure.
+
+    ``cause`` is a word for headers and metrics, ``error`` the answer without a fallback.
+    """
 
     cause: str
     error: ApiError
@@ -66,7 +75,10 @@ class UpstreamFailed(Exception):
 
 @dataclass(frozen=True)
 class WholeAnswer:
-    """A complete response; ``usage`` is None where the server counts no tokens, and for errors of the client."""
+    """A complete response.
+
+    ``usage`` is None where the server counts no tokens, and for errors of the client.
+    """
 
     status: int
     body: bytes
@@ -110,7 +122,10 @@ class StreamedAnswer:
 
 
 class Upstream:
-    """One OpenAI-compatible server; ``timeout_s`` limits an answer, a stream's first token and each pause after it."""
+    """One OpenAI-compatible server.
+
+    ``timeout_s`` limits an answer, a stream's first token and each pause after it.
+    """
 
     def __init__(self, name: str, base_url: str, key: str | None, timeout_s: float) -> None:
         self.name = name
@@ -233,7 +248,10 @@ class Upstream:
 
 
 class Upstreams:
-    """All upstreams of one gateway process, by the names that routes use; an address (http...) stands for itself."""
+    """All upstreams of one gateway process, by the names that routes use.
+
+    An address (http...) stands for itself.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

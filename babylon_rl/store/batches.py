@@ -128,7 +128,10 @@ def read_batch(connection: Connection, batch_id: str) -> Batch | None:
 
 
 def read_batches(connection: Connection, states: Sequence[str] | None = None, limit: int | None = 100) -> list[Batch]:
-    """Return our batches, newest first; with ``states``, only those in one of them; without ``limit`` all."""
+    """Return our batches, newest first; with ``states``, only those in one of them.
+
+    Without ``limit`` all.
+    """
     rows = connection.execute(
         _BATCH + 'WHERE %s::text[] IS NULL OR b."state" = ANY(%s) ORDER BY b."createdAt" DESC, b."batchId" DESC LIMIT %s',
         [None if states is None else list(states), None if states is None else list(states), limit],

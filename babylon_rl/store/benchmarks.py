@@ -131,7 +131,7 @@ def read_results(connection: Connection, model: str, identity: str, markets: Map
 
 @dataclass(frozen=True, slots=True)
 class PlayedResult:
-    """A stored result with its player: model name, hash of its weights, and the time at which it was stored."""
+    """Stored result with its player: model name, weights' hash, time of storing."""
 
     model: str
     identity: str
@@ -140,7 +140,10 @@ class PlayedResult:
 
 
 def played_results(connection: Connection, since: datetime, until: datetime) -> Iterator[PlayedResult]:
-    """Yield all players' results of a time, ``until`` excluded, in order; one transaction, a part in memory at a time."""
+    """Yield all players' results of a time, ``until`` excluded, in order.
+
+    One transaction, a part in memory at a time.
+    """
     with connection.transaction(), connection.cursor(name="played_results") as cursor:
         for model, identity, played_at, *row in cursor.execute(_PLAYED, [since, until]):
             yield PlayedResult(model, identity, played_at, _result(row))

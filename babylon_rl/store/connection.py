@@ -96,8 +96,8 @@ def missing_sentence(connection: psycopg.Connection[Any], error: Missing, direct
     return f"The database is not up to date: {message.rstrip('.')}. Run `babylon-rl migrate`."
 
 
-def _no_table(table: str, known: MigrationNames) -> str:
-    migration = known.tables.get(table)
+def _no_table(table: str, names: MigrationNames) -> str:
+    migration = names.tables.get(table)
     if migration is None:
         return (
             f"The database has no table {table}, and no migration makes one of that name. `babylon-rl migrate --check` lists what differs."
@@ -108,11 +108,11 @@ def _no_table(table: str, known: MigrationNames) -> str:
     )
 
 
-def _no_column(column: str, tables: list[str], known: MigrationNames) -> str:
+def _no_column(column: str, tables: list[str], names: MigrationNames) -> str:
     if not tables:
         return f'The database has no column "{column}", and no migration makes one. `babylon-rl migrate --check` lists what differs.'
     where = " or ".join(_shown(table) for table in tables)
-    migrations = " or ".join(sorted({known.columns[table, column] for table in tables}))
+    migrations = " or ".join(sorted({names.columns[table, column] for table in tables}))
     sentence = f'The database is not up to date: there is no column "{column}" in {where}, which migration {migrations} makes.'
     if all(table.startswith("public.") for table in tables):
         return (
@@ -122,8 +122,8 @@ def _no_column(column: str, tables: list[str], known: MigrationNames) -> str:
     return f"{sentence} Run `babylon-rl migrate`."
 
 
-def _tables_with(column: str, known: MigrationNames, relation: str | None = None) -> list[str]:
-    return sorted(table for table, name in known.columns if name == column and (relation is None or table.split(".")[1] == relation))
+def _tables_with(column: str, names: MigrationNames, relation: str | None = None) -> list[str]:
+    return sorted(table for table, name in names.columns if name == column and (relation is None or table.split(".")[1] == relation))
 
 
 def _gone(connection: psycopg.Connection[Any], column: str, tables: list[str]) -> list[str]:

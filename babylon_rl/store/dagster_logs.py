@@ -1,4 +1,4 @@
-"""Event logs of Dagster's runs, in its own schema: rows that say how a run went, step by step.
+"""Event logs of Dagster's runs, in its own schema, step by step.
 
 Materializations, observations, checks and the state of runs are records: they say which data a version was made of, and Dagster decides
 by them what is stale. Only the rows between them are deleted, of runs that ended long ago.
@@ -30,14 +30,20 @@ _AT_ONCE = 500
 
 
 def ended_runs(connection: Connection, before: datetime, but_partitions: Collection[str]) -> list[str]:
-    """Return the ids of runs that ended before a time (naive UTC), without those of ``but_partitions``; empty without Dagster's tables."""
+    """Return the ids of runs that ended before a time (naive UTC).
+
+    Without those of ``but_partitions``; empty without Dagster's tables.
+    """
     if connection.execute(_THERE).fetchone() != (True,):
         return []
     return [run_id for (run_id,) in connection.execute(_ENDED, [before, list(but_partitions)])]
 
 
 def delete_logs(connection: Connection, run_ids: Sequence[str], *, dry_run: bool) -> int:
-    """Delete the passing events of runs, some runs in a transaction, and return their number; ``dry_run`` only counts."""
+    """Delete the passing events of runs, some runs in a transaction, and return their number.
+
+    ``dry_run`` only counts.
+    """
     deleted = 0
     for start in range(0, len(run_ids), _AT_ONCE):
         some = [list(run_ids[start : start + _AT_ONCE])]

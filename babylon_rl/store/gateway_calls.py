@@ -54,7 +54,10 @@ WHERE k."name" = used."keyName"
 
 @dataclass(frozen=True)
 class GatewayRows:
-    """Rows of calls by column name: ``calls`` of gateway_calls, ``logs`` of llm_call_logs; times as ISO texts in UTC."""
+    """Rows of calls by column name: ``calls`` of gateway_calls, ``logs`` of llm_call_logs.
+
+    Times as ISO texts in UTC.
+    """
 
     calls: Sequence[dict[str, Any]]
     logs: Sequence[dict[str, Any]]
@@ -79,7 +82,10 @@ FROM babylon_rl.gateway_calls WHERE "at" >= %s AND "at" < %s ORDER BY "at", "cal
 
 
 def read_calls(connection: Connection, since: datetime, until: datetime) -> Iterator[dict[str, Any]]:
-    """Yield the calls of a time by column name, ``until`` excluded, in order; one transaction, a part in memory at a time."""
+    """Yield the calls of a time by column name, ``until`` excluded, in order.
+
+    One transaction, a part in memory at a time.
+    """
     with connection.transaction(), connection.cursor(name="gateway_calls", row_factory=dict_row) as cursor:
         yield from cursor.execute(_READ_CALLS, [since, until])
 
@@ -89,6 +95,9 @@ _OLD = """SELECT count(*) FROM babylon_rl.gateway_calls WHERE "at" < %s"""
 
 
 def forget_calls(connection: Connection, before: datetime, *, dry_run: bool) -> int:
-    """Delete the routed calls before a time, and return their number; ``dry_run`` only counts. Their texts stay in llm_call_logs."""
+    """Delete the routed calls before a time, and return their number; ``dry_run`` only counts.
+
+    Their texts stay in llm_call_logs.
+    """
     (calls,) = connection.execute(_OLD if dry_run else _FORGET, [before]).fetchone() or (0,)
     return int(calls)

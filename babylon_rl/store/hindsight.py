@@ -191,8 +191,8 @@ def replace(connection: Connection, hours: Sequence[StoredHour], now: datetime) 
 
 
 def _counts(hour: StoredHour) -> tuple[int, int, int, int, int]:
-    known = [row.correct for row in hour.actions if row.correct is not None]
-    return len(hour.actions), len(known), sum(known), hour.sequences, hour.leaked
+    verdicts = [row.correct for row in hour.actions if row.correct is not None]
+    return len(hour.actions), len(verdicts), sum(verdicts), hour.sequences, hour.leaked
 
 
 def _copy(connection: Connection, statement: str, rows: Sequence[StoredAction] | Sequence[StoredLeak]) -> None:

@@ -82,7 +82,7 @@ ORDER BY e."window", e."agentId"
 
 @dataclass(frozen=True, slots=True)
 class CallCounts:
-    """Calls that routing gave to one version: ``failed`` were not answered by it, ``slow`` took longer than asked about."""
+    """Calls routed to one version: all, not answered by it, and slow ones."""
 
     calls: int = 0
     failed: int = 0
@@ -146,7 +146,7 @@ def read_last_calls(connection: Connection, since: datetime) -> list[LastCall]:
 
 
 def read_call_counts(connection: Connection, since: datetime, slow_ms: float) -> dict[str | None, CallCounts]:
-    """Return the gateway's calls since then by the version that routing chose, None for the base."""
+    """Return the gateway's calls since then by routed version, None for the base."""
     return {version: CallCounts(*counts) for version, *counts in connection.execute(_CALLS, [slow_ms, since])}
 
 

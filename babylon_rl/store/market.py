@@ -215,25 +215,25 @@ PROBABILITY_PATHS = f"""
 """
 
 
-def price_paths(connection: Connection, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
+def price_paths(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
     """Return price paths of (window, organization id) pairs.
 
     A path is (minutes since the window's start, dollars), at most 60 points; [] without a price.
     """
-    return _paths(connection, PRICE_PATHS, wanted)
+    return _paths(connection, PRICE_PATHS, keys)
 
 
-def probability_paths(connection: Connection, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
+def probability_paths(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
     """Return YES price paths of (window, market id) pairs.
 
     A path is (minutes since the window's start, 0..1), at most 60 points; [] without a price.
     """
-    return _paths(connection, PROBABILITY_PATHS, wanted)
+    return _paths(connection, PROBABILITY_PATHS, keys)
 
 
-def _paths(connection: Connection, statement: str, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
+def _paths(connection: Connection, statement: str, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
     # An empty path also for pairs without a row.
-    pairs = list(wanted)
+    pairs = list(keys)
     if not pairs:
         return {}
     parameters = {"starts": [window_start(window) for window, _ in pairs], "ids": [name for _, name in pairs]}

@@ -123,7 +123,7 @@ class RoutedVersion:
 
 @dataclass(frozen=True, slots=True)
 class RoutedTest:
-    """A running A/B test: ``shares`` are percent of all agents, by arm (a version, or base)."""
+    """Running A/B test; ``shares`` are percent of all agents by arm."""
 
     name: str
     arms: Sequence[str]
@@ -132,7 +132,7 @@ class RoutedTest:
 
 @dataclass(frozen=True, slots=True)
 class RoutingTable:
-    """What the registry says of routing at one moment; ``deployed`` is the newest deployed version."""
+    """Routing facts of the registry at one moment; ``deployed`` is the newest deployed version."""
 
     versions: Mapping[str, RoutedVersion] = field(default_factory=dict)
     deployed: str | None = None

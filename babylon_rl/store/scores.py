@@ -290,7 +290,9 @@ _FORGET_TRANSCRIPTS = """
 
 
 def forget_transcripts(connection: Connection, before: datetime, *, dry_run: bool) -> int:
-    """Empty the transcripts of groups quarantined before a time, and return their number; ``dry_run`` only counts.
+    """Empty the transcripts of groups quarantined before a time, and return their number.
+
+    ``dry_run`` only counts.
 
     The groups stay in quarantine, with the reason.
     """

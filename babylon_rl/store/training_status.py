@@ -1,4 +1,6 @@
-"""Counts and rows for a look at the training as a whole, none of which reads a large table from end to end.
+"""Counts and rows of the status of trainings.
+
+None of them reads a large table from end to end.
 
 babylon_rl.windows holds the counts of the hours that were read; the other hours are counted by the index on "windowId". Totals of the
 whole table are exact up to EXACT_UP_TO rows; above, the planner's estimate and a sample of pages.
@@ -82,7 +84,10 @@ class TrajectoryTotals(msgspec.Struct, frozen=True):
 
 
 class Arrivals(msgspec.Struct, frozen=True):
-    """Trajectories of the last 24 hours and 7 days by the hours they belong to, and the end of the newest (naive UTC)."""
+    """Trajectories of the last 24 hours and 7 days, by their hours.
+
+    Also the end of the newest (naive UTC).
+    """
 
     last_day: int
     last_week: int
@@ -90,7 +95,7 @@ class Arrivals(msgspec.Struct, frozen=True):
 
 
 class HourTotals(msgspec.Struct, frozen=True):
-    """An hour that was read: eligible trajectories, mean steps and window P&L (dollars) of its episodes, its usable episodes."""
+    """Hour as read: eligible trajectories, usable episodes, mean steps and window P&L (dollars)."""
 
     window: str
     trajectories: int
@@ -133,7 +138,10 @@ class AutomationState(msgspec.Struct, frozen=True):
 
 
 class JudgedState(msgspec.Struct, frozen=True):
-    """Hours of a range with current scores and their mean disagreement (0..1), and all hours that wait or are in quarantine."""
+    """Hours with current scores, their mean disagreement, and hours waiting or in quarantine.
+
+    Scored hours are of a range; disagreement is 0..1.
+    """
 
     scored: int
     disagreement: float | None
@@ -154,7 +162,9 @@ def trajectory_totals(connection: Connection) -> TrajectoryTotals:
 
 
 def arrivals(connection: Connection, now: datetime) -> Arrivals:
-    """Count the trajectories of the last 24 hours and 7 days: as last read, and by index where an hour was not read yet.
+    """Count the trajectories of the last 24 hours and 7 days.
+
+    As last read, and by index where an hour was not read yet.
 
     Rows whose hour was not read and that name none in "windowId" are left out.
     """
@@ -172,7 +182,7 @@ def hour_totals(connection: Connection, first: str, end: str) -> list[HourTotals
 
 
 def recent_trajectories(connection: Connection, now: datetime, limit: int) -> list[RecentTrajectory]:
-    """Return the trajectories that came last, newest first, of the newest hours that rows name in "windowId"."""
+    """Return the last trajectories, newest first, of the newest hours in "windowId"."""
     return [RecentTrajectory(*row) for row in connection.execute(_RECENT, {"newest": window_of(now), "most": limit})]
 
 
@@ -182,7 +192,7 @@ def judged_state(connection: Connection, first: str, end: str) -> JudgedState:
 
 
 def daemon_seen_at(connection: Connection) -> datetime | None:
-    """Return the newest heartbeat of Dagster's daemon (naive UTC), None if it never ran on this database."""
+    """Return the newest heartbeat of Dagster's daemon (naive UTC), or None."""
     if not _one(connection, _HEARTBEATS)[0]:
         return None
     seconds = _one(connection, _NEWEST_HEARTBEAT)[0]

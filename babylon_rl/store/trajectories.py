@@ -138,13 +138,13 @@ def trajectory_rows(connection: Connection, windows: Sequence[str]) -> Iterator[
     if not windows:
         return
     # First the rows with a canonical id, then the others by their start time.
-    wanted = frozenset(windows)
+    chosen = frozenset(windows)
     for values in _copy(connection, BY_WINDOW_ID, {"windows": list(windows)}, _ROW_TYPES):
         yield TrajectoryRow(*values)
     bounds = {"start": window_start(min(windows)), "end": window_end(max(windows))}
     for values in _copy(connection, BY_START_TIME, bounds, _ROW_TYPES):
         row = TrajectoryRow(*values)
-        if not _is_window_id(row.window_id) and row.window in wanted:
+        if not _is_window_id(row.window_id) and row.window in chosen:
             yield row
 
 

@@ -13,19 +13,19 @@ from babylon_rl.models.checkpoints import load_manifest, read_remote
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.registry import Model, note_artifact
-from babylon_rl.training.wandb_process import Sent, WandbProcess, link_of, open_run, refusal, run_request
+from babylon_rl.training.wandb_process import WandbProcess, WandbResult, link_of, open_run, refusal, run_request
 
 JOB_TYPE = "model"
 
 
-def log_artifact(directory: Path, settings: Settings, **more: Any) -> Sent:
+def log_artifact(directory: Path, settings: Settings, **more: Any) -> WandbResult:
     """Log a published checkpoint into the run of its batch.
 
     The answer's ``artifact`` is the name to get it by. Failures of wandb are returned, never raised.
     """
     refused = refusal(settings)
     if refused is not None:
-        return Sent(refused)
+        return WandbResult(refused)
     manifest = load_manifest(directory)
     request = run_request(settings, manifest.batch_id or manifest.version, manifest.version, JOB_TYPE, **more)
     artifact = {
@@ -37,14 +37,14 @@ def log_artifact(directory: Path, settings: Settings, **more: Any) -> Sent:
     return process.end()
 
 
-def record_artifact(connection: Connection, model: Model, settings: Settings, now: datetime) -> Sent:
+def record_artifact(connection: Connection, model: Model, settings: Settings, now: datetime) -> WandbResult:
     """Log the checkpoint of a version of ours, and note the artifact's name with the version.
 
     Steps of the training service are artifacts already, and nothing is done. Offline none is noted: there is no artifact before a sync.
     """
     directory = Path(model.checkpoint or model.storage_path)
     if model.training_batch is None or read_remote(directory) is not None:
-        return Sent("")
+        return WandbResult("")
     sent = log_artifact(directory, settings)
     artifact = (sent.answer or {}).get("artifact")
     if artifact is not None and settings.wandb_mode == "online":

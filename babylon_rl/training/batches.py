@@ -87,7 +87,7 @@ class Prepared:
     dropped_groups: Mapping[str, str]
 
     @property
-    def kept(self) -> list[BatchEpisode]:
+    def remaining(self) -> list[BatchEpisode]:
         """Episodes that train."""
         return [episode for episode in self.episodes if episode.dropped is None]
 
@@ -151,7 +151,7 @@ def prepare_batch(connection: Connection, batch_id: str, settings: Settings, now
             advance_batch(connection, batch_id, attempt, JUDGE, clock())
             write_judgements(connection, batch_id, judged)
         prepared = _prepared(connection, _required(connection, batch_id))
-        if not prepared.kept:
+        if not prepared.remaining:
             reasons = Counter(episode.dropped for episode in judged if episode.dropped is not None)
             raise NothingToTrain(
                 f"Nothing of {batch_id} can be trained: {describe_reasons({f'episodes with {r}': n for r, n in reasons.items()})}. "
@@ -189,7 +189,7 @@ def train_batch(
     model = model_of_batch(connection, batch_id)
     if model is not None:
         return Trained(batch, model, list(finished_steps(connection, batch_id).values()))
-    if batch.live and any(episode.score is None for episode in _prepared(connection, batch).kept):
+    if batch.live and any(episode.score is None for episode in _prepared(connection, batch).remaining):
         raise TrainingError(f"{batch_id} is {batch.state}: its groups are judged first (asset training_batch).")
     effective = batch_settings(batch, settings)
     # A batch trains only with the backend and base that it was frozen for.
@@ -216,7 +216,7 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
     if published is not None and not version_taken(run.connection, run.batch.version):
         with own_transaction(run.connection):
             advance_batch(run.connection, batch_id, run.attempt, PUBLISH, run.clock())
-        return finish_registration(run, prepared.kept, published, settings)
+        return finish_registration(run, prepared.remaining, published, settings)
     begun = bool(read_steps(run.connection, batch_id))
     # The registry lock orders batches of one line: the parent is chosen when a training begins.
     with own_transaction(run.connection):
@@ -229,15 +229,17 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
     # Parent, sequences and plan; the trainer counts what it can train of them.
     parent = _parent(run, settings)
     line = [m.version for m in read_models(run.connection) if not m.foreign and m.base_model == run.batch.base_model]
-    conversion = convert(run.connection, prepared.kept, settings, line)
+    conversion = convert(run.connection, prepared.remaining, settings, line)
     directory = None if parent is None else parent_checkpoint(parent, run.trainer.base_identity())
     train_plan = run.trainer.prepare(run.context(), conversion.sequences)
     # What trains is fixed before the first iteration: what has lost its calls since may have trained, and is used with the rest.
     windows = (
-        {episode.window for episode in prepared.kept} if begun else {window for window in conversion.by_window if train_plan.trains(window)}
+        {episode.window for episode in prepared.remaining}
+        if begun
+        else {window for window in conversion.by_window if train_plan.trains(window)}
     )
     plan = plan_iterations(sorted(windows), settings, run.batch.seed, run.batch.passes) if windows else []
-    episodes = prepared.kept
+    episodes = prepared.remaining
     if not begun:
         episodes = _leave_empty(run, prepared, conversion, train_plan, plan, None if parent is None else parent.version)
     # Pre-flight is on record before any refusal, payment or training.
@@ -281,7 +283,7 @@ def _leave_empty(
     """
     counted = [
         replace(episode, sequences=number, dropped=NO_SEQUENCE if not number else None if train_plan.trains(episode.window) else NO_TOKEN)
-        for episode in prepared.kept
+        for episode in prepared.remaining
         for number in [conversion.per_episode[episode.window, episode.agent_id]]
     ]
     left = Counter(prepared.dropped_groups.values())

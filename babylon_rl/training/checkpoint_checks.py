@@ -98,10 +98,12 @@ def whole(finished: Finished) -> CheckpointVerdict:
 
 def complete(finished: Finished) -> CheckpointVerdict:
     """Check that every planned iteration is on record."""
-    asked = iterations_of(finished.batch)
+    planned = iterations_of(finished.batch)
     done = [step.iteration for step in finished.steps]
-    missing = [number for number in range(1, asked + 1) if number not in done]
-    return CheckpointVerdict(not missing, f"{len(done)} of {asked} iterations are complete.", {"iterations": len(done), "missing": missing})
+    missing = [number for number in range(1, planned + 1) if number not in done]
+    return CheckpointVerdict(
+        not missing, f"{len(done)} of {planned} iterations are complete.", {"iterations": len(done), "missing": missing}
+    )
 
 
 @by_a_trainer
@@ -112,8 +114,8 @@ def finite(finished: Finished) -> CheckpointVerdict:
     bad = [iteration for iteration, loss in losses.items() if loss is not None and not math.isfinite(loss)]
     if unknown and not bad:
         return not_measured(f"the service told no loss of the iterations {unknown}, as the answer to their post was lost.")
-    words = f"{len(losses) - len(bad)} of {len(losses)} iterations have a finite loss."
-    return CheckpointVerdict(bool(losses) and not bad, words, {"iterations": len(losses), "without_finite_loss": bad})
+    sentence = f"{len(losses) - len(bad)} of {len(losses)} iterations have a finite loss."
+    return CheckpointVerdict(bool(losses) and not bad, sentence, {"iterations": len(losses), "without_finite_loss": bad})
 
 
 @by_a_trainer
@@ -126,9 +128,11 @@ def falling(finished: Finished) -> CheckpointVerdict:
     before, after = fmean(losses[:half]), fmean(losses[-half:])
     numbers = {"first_half": before, "second_half": after}
     fell = after < before
-    words = f"The loss went from {before:.4f} in the first half of the iterations to {after:.4f} in the second."
+    sentence = f"The loss went from {before:.4f} in the first half of the iterations to {after:.4f} in the second."
     return CheckpointVerdict(
-        fell, words if fell else f"{words} A loss that does not fall teaches little: see the reward spread and LEARNING_RATE.", numbers
+        fell,
+        sentence if fell else f"{sentence} A loss that does not fall teaches little: see the reward spread and LEARNING_RATE.",
+        numbers,
     )
 
 
@@ -138,8 +142,8 @@ def spread(finished: Finished) -> CheckpointVerdict:
     flat = sum(deviation < NO_SPREAD for deviation in spreads)
     if not spreads:
         return CheckpointVerdict(False, "No group is in the batch.")
-    words = f"{len(spreads) - flat} of {len(spreads)} groups have a spread of scores, {fmean(spreads):.3f} on average."
-    return CheckpointVerdict(not flat, words, {"groups": len(spreads), "without_spread": flat})
+    sentence = f"{len(spreads) - flat} of {len(spreads)} groups have a spread of scores, {fmean(spreads):.3f} on average."
+    return CheckpointVerdict(not flat, sentence, {"groups": len(spreads), "without_spread": flat})
 
 
 @by_a_trainer
@@ -147,8 +151,8 @@ def trainable(finished: Finished) -> CheckpointVerdict:
     """Check that every iteration had trainable tokens."""
     without = [step.iteration for step in finished.steps if not step.trainable_tokens]
     tokens = sum(step.trainable_tokens or 0 for step in finished.steps)
-    words = f"{tokens:,} trainable tokens in {len(finished.steps)} iterations" + (f", none in {without}." if without else ".")
-    return CheckpointVerdict(bool(finished.steps) and not without, words, {"trainable_tokens": tokens})
+    sentence = f"{tokens:,} trainable tokens in {len(finished.steps)} iterations" + (f", none in {without}." if without else ".")
+    return CheckpointVerdict(bool(finished.steps) and not without, sentence, {"trainable_tokens": tokens})
 
 
 @by_a_trainer
@@ -160,10 +164,10 @@ def in_bounds(finished: Finished) -> CheckpointVerdict:
     if not measured:
         return not_measured(f"the backend {finished.batch.backend} tells neither KL nor the shares of actions.")
     beyond = {name: value for name, value in measured.items() if not value <= bounds[name]}
-    words = ", ".join(f"{name} {value:.3f} (bound {bounds[name]:g})" for name, value in measured.items())
+    sentence = ", ".join(f"{name} {value:.3f} (bound {bounds[name]:g})" for name, value in measured.items())
     missing = [name for name in bounds if name not in measured]
     unmeasured = f"; not measured: {', '.join(missing)}" if missing else ""
-    return CheckpointVerdict(not beyond, f"{words}{unmeasured}.", measured)
+    return CheckpointVerdict(not beyond, f"{sentence}{unmeasured}.", measured)
 
 
 def no_leakage(connection: Connection, finished: Finished, settings: Settings) -> CheckpointVerdict:
@@ -181,14 +185,14 @@ def no_leakage(connection: Connection, finished: Finished, settings: Settings) -
     leaked = min(missing, convert(connection, short, effective, line).left_out.get(LEAK, 0)) if short else 0
     numbers = {"sequences": read, "missing": missing, "leaked": leaked}
     if leaked:
-        words = (
+        sentence = (
             f"{leaked} sequences that trained hold what is known by now to be a leak, the first of {short[0].agent_id} in "
             f"{short[0].window}: see the check of hindsight on their hours."
         )
-        return CheckpointVerdict(False, words, numbers)
+        return CheckpointVerdict(False, sentence, numbers)
     gone = f"; {missing} that trained are gone or have changed since" if missing else ""
-    words = f"{read} sequences hold nothing of what became known after their hours{gone}."
-    return CheckpointVerdict(read > 0, words if read else "No sequence of it can be read any more.", numbers)
+    sentence = f"{read} sequences hold nothing of what became known after their hours{gone}."
+    return CheckpointVerdict(read > 0, sentence if read else "No sequence of it can be read any more.", numbers)
 
 
 def _line_then(connection: Connection, finished: Finished) -> list[str]:

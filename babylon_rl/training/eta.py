@@ -18,7 +18,10 @@ FRACTIONS = {"pending": 0.0, "preparing": 0.1, "scoring": 0.3, "training": 0.6, 
 
 @dataclass(frozen=True, slots=True)
 class DurationFit:
-    """A line through past runs. ``error``: mean relative error when each run is predicted from the others, None below two runs."""
+    """A line through past runs.
+
+    ``error``: mean relative error when each run is predicted from the others, None below two runs.
+    """
 
     base_s: float
     per_trajectory_s: float
@@ -32,7 +35,7 @@ class DurationFit:
 
 @dataclass(frozen=True, slots=True)
 class BatchProgress:
-    """How far a batch is; ``remaining_s`` is None where nothing is known yet."""
+    """Progress of a batch; ``remaining_s`` is None where nothing is known yet."""
 
     fraction: float
     finished: int

@@ -129,13 +129,13 @@ def _clear_unregistered(directory: Path) -> None:
 
 def _check_tensors(file: Path, reference: Path, parent: str) -> None:
     """Raise CheckpointError unless a file is safetensors with the names and shapes of its parent's."""
-    given, wanted = _tensors(file), _tensors(reference)
-    if given.keys() != wanted.keys():
-        other = sorted(given.keys() ^ wanted.keys())
+    uploaded, expected = _tensors(file), _tensors(reference)
+    if uploaded.keys() != expected.keys():
+        other = sorted(uploaded.keys() ^ expected.keys())
         raise CheckpointError(f"The weights have other tensors than {parent}: {len(other)} differ, the first is {other[0]}.")
-    for name, (kind, shape) in given.items():
-        if shape != wanted[name][1]:
-            raise CheckpointError(f"{name} has the shape {list(shape)}, and in {parent} {list(wanted[name][1])}.")
+    for name, (kind, shape) in uploaded.items():
+        if shape != expected[name][1]:
+            raise CheckpointError(f"{name} has the shape {list(shape)}, and in {parent} {list(expected[name][1])}.")
         if kind not in EXPONENTS:
             raise CheckpointError(f"{name} is of type {kind}; adapters are {', '.join(EXPONENTS)}.")
 

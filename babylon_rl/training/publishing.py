@@ -282,8 +282,8 @@ def _tidy(run: BatchRun) -> None:
 
 def prompt_version(sequences: Sequence[TrainSequence]) -> str | None:
     """Name of the prompt; shares where there are several; None where none is known."""
-    known = system_texts()
-    return _named(Counter(known.get(_system(sequence.messages), UNKNOWN) for sequence in sequences))
+    shipped = system_texts()
+    return _named(Counter(shipped.get(_system(sequence.messages), UNKNOWN) for sequence in sequences))
 
 
 def action_grammar(sequences: Sequence[TrainSequence]) -> str | None:

@@ -88,7 +88,10 @@ def versions_in_use(connection: Connection, settings: ServingSettings) -> frozen
 
 
 def batches_on_record(connection: Connection, settings: ServingSettings) -> set[str]:
-    """Batches of the deployed versions, of those in use, and of all their ancestors: their records stay whole."""
+    """Batches of deployed versions, versions in use, and all their ancestors.
+
+    Their records stay whole.
+    """
     models = read_models(connection)
     by_version = {model.version: model for model in models}
     ahead = [*versions_in_use(connection, settings), *(model.version for model in models if model.status == "deployed")]

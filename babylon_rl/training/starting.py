@@ -51,7 +51,10 @@ def freeze_when_ready(
 
 
 def smaller_batch_due(connection: Connection, settings: Settings, now: datetime) -> datetime:
-    """From when on a smaller batch suffices: TRAINING_INTERVAL_HOURS after the last completed training, ``now`` without one."""
+    """Time from which a smaller batch suffices.
+
+    TRAINING_INTERVAL_HOURS after the last completed training, ``now`` without one.
+    """
     last = last_completed(connection)
     return now if last is None else last + timedelta(hours=settings.training_interval_hours)
 

@@ -20,7 +20,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode
 from babylon_rl.store.write_ahead import TrainingStep
 from babylon_rl.training.backends.protocol import StepMetrics
-from babylon_rl.training.wandb_process import Sent, WandbProcess, link_of, open_run, refusal, run_request
+from babylon_rl.training.wandb_process import WandbProcess, WandbResult, link_of, open_run, refusal, run_request
 
 STRIDE = 10_000  # step numbers between iterations: more than any iteration has optimizer steps
 ABANDON_S = 30.0
@@ -66,23 +66,23 @@ class Tracker:
         if metrics.step >= metrics.steps:
             self._send()
 
-    def finish(self, steps: Sequence[TrainingStep], numbers: Mapping[int, Mapping[str, Any]], summary: Mapping[str, Any]) -> Sent:
+    def finish(self, steps: Sequence[TrainingStep], numbers: Mapping[int, Mapping[str, Any]], summary: Mapping[str, Any]) -> WandbResult:
         """Log the remaining rows and close the run.
 
         Args:
             steps: the finished iterations; numbers: further figures of each, by its number; summary: what the training came to.
         """
         if self.refusal is not None:
-            return Sent(self.refusal)
+            return WandbResult(self.refusal)
         if not self._steps and self._process is None and self._link is not None:
-            return Sent("As it is in Weights & Biases already.", self._link)
+            return WandbResult("As it is in Weights & Biases already.", self._link)
         self._send()
         # Rows of whole iterations are written again on a resume: their step numbers are the same.
         for step in steps:
             self._write({**_iteration_row(step), **numbers.get(step.iteration, {})}, ITERATIONS + step.iteration)
         process = self._opened()
         if process is None:
-            return Sent(self.refusal or "")
+            return WandbResult(self.refusal or "")
         process.write({"summary": dict(summary)})
         sent = process.end()
         # An interrupted offline training has several directories; all of them must be synced.
@@ -93,12 +93,12 @@ class Tracker:
                 sent = replace(sent, words=f"Written for `wandb sync {' '.join(directories)}`.")
         return sent
 
-    def abandon(self, limit_s: float = ABANDON_S) -> Sent:
+    def abandon(self, limit_s: float = ABANDON_S) -> WandbResult:
         """Close the run of an unfinished training.
 
         Its complete iterations are logged, and the next run continues.
         """
-        return Sent("") if self._process is None else self._process.end(limit_s)
+        return WandbResult("") if self._process is None else self._process.end(limit_s)
 
     def _send(self) -> None:
         for step in self._steps:

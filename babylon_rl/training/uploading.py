@@ -81,13 +81,13 @@ def _upload(location: Location, url: str, directory: Path, version: str, files: 
     """Upload ``files``, of which the manifest is the last."""
     # The manifest marks a complete upload: equal means done, different means another checkpoint.
     manifest = files[-1]
-    there = location.sha256(f"{version}/{MANIFEST}")
-    if there is not None and there != manifest.sha256:
+    stored = location.sha256(f"{version}/{MANIFEST}")
+    if stored is not None and stored != manifest.sha256:
         raise TrainingPaused(  # and not failed: what was trained, and perhaps paid, is kept
             f"{shown_url(url)}/{version} holds another checkpoint of that version, and nothing there is replaced. Choose another "
             "MODEL_STORAGE_URL, or move that directory away, then try again; a batch waits for that in `uploading`."
         )
-    if there is not None:
+    if stored is not None:
         return
     staging = Staging(location, f"{INCOMING}/{version}-{manifest.sha256[:12]}", version)
     # Files already in place with the right hash are not sent again.

@@ -31,7 +31,7 @@ _OPEN_ENDED: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Sent:
+class WandbResult:
     """Outcome of sending, as a sentence.
 
     ``link`` is the run's page, or its directory when it was written offline.
@@ -96,14 +96,14 @@ class WandbProcess:
         """Queue a line; returns at once."""
         self._lines.put(json.dumps(line))
 
-    def end(self, timeout_s: float = TIMEOUT_S) -> Sent:
+    def end(self, timeout_s: float = TIMEOUT_S) -> WandbResult:
         """Close the input, wait for the answer, and end the child in any case."""
         self._lines.put(None)
         try:
             self._child.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.kill()
-            return Sent(f"Not sent to Weights & Biases: it did not answer within {timeout_s:g} s.")
+            return WandbResult(f"Not sent to Weights & Biases: it did not answer within {timeout_s:g} s.")
         for thread in self._threads:
             thread.join(timeout=5)
         return self._answer()
@@ -114,17 +114,17 @@ class WandbProcess:
             os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
 
-    def _answer(self) -> Sent:
+    def _answer(self) -> WandbResult:
         answer = next((line for line in reversed(self._out) if line.startswith('{"link"')), None)
         if self._child.returncode == 0 and answer is not None:
             result = json.loads(answer)
-            words = f"Written for `wandb sync {result['link']}`." if self._offline else "In Weights & Biases."
-            return Sent(words, str(result["link"]), result)
+            sentence = f"Written for `wandb sync {result['link']}`." if self._offline else "In Weights & Biases."
+            return WandbResult(sentence, str(result["link"]), result)
         # The last exception in the log is the reason; without one, its last line.
         lines = [line.strip() for line in reversed(self._err) if line.strip()]
         candidates = [line for line in lines if _RAISED.match(line)] or lines
         reason = _RAISED.sub("", candidates[0]) if candidates else f"it ended with status {self._child.returncode}"
-        return Sent(f"Not sent to Weights & Biases: {reason.replace(self._key, '(a secret)') if self._key else reason}"[:500])
+        return WandbResult(f"Not sent to Weights & Biases: {reason.replace(self._key, '(a secret)') if self._key else reason}"[:500])
 
 
 def open_run(request: Mapping[str, Any]) -> Any:
@@ -136,9 +136,9 @@ def open_run(request: Mapping[str, Any]) -> Any:
     import wandb
 
     offline = request["mode"] == "offline"
-    wanted = _OPEN_ENDED | {"init_timeout": request["initTimeout"], "finish_timeout": 60.0, "finish_timeout_raises": True}
+    options = _OPEN_ENDED | {"init_timeout": request["initTimeout"], "finish_timeout": 60.0, "finish_timeout_raises": True}
     # The version that training on a GPU pins (0.25) lacks some; the parent's own time limit holds in any case.
-    known = {name: value for name, value in wanted.items() if name in wandb.Settings.model_fields}
+    supported = {name: value for name, value in options.items() if name in wandb.Settings.model_fields}
     return wandb.init(
         entity=request["entity"],
         project=request["project"],
@@ -149,7 +149,7 @@ def open_run(request: Mapping[str, Any]) -> Any:
         config=request.get("config"),
         resume=None if offline else "allow",
         mode=request["mode"],
-        settings=wandb.Settings(silent=True, **known),
+        settings=wandb.Settings(silent=True, **supported),
     )
 
 
@@ -162,10 +162,10 @@ def _environment(home: Path, settings: StorageSettings, key: str) -> dict[str, s
     places = {f"WANDB_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT")}
     places["WANDB_DIR"] = str(home.parent)  # it makes a folder ``wandb`` in it
     quiet = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "NETRC": str(home / "netrc"), "WANDB_MODE": settings.wandb_mode}
-    given = {"WANDB_API_KEY": key} if key else {}
+    credentials = {"WANDB_API_KEY": key} if key else {}
     if settings.wandb_base_url is not None:
-        given["WANDB_BASE_URL"] = settings.wandb_base_url
-    return {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"} | places | quiet | given
+        credentials["WANDB_BASE_URL"] = settings.wandb_base_url
+    return {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"} | places | quiet | credentials
 
 
 def _write(lines: SimpleQueue[str | None], stdin: TextIO) -> None:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterable, Callable, Sequence
 from datetime import datetime
 
 from babylon_rl.judge.group_judge import AnswerCache, AnswerSource, GroupJudge, GroupOutcome, run_pool
-from babylon_rl.judge.prompt.render import RenderedGroup
+from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.settings import Settings
 from babylon_rl.store.judge_requests import Reservation, StoredAnswer
 from babylon_rl.windows import utc_now

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from babylon_rl.judge.prompt.injection import Flag
-from babylon_rl.judge.prompt.render import RenderedEpisode, RenderedGroup
+from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup
 from babylon_rl.versions import content_version
 
 WINDOW = "2025-11-15T10:00"

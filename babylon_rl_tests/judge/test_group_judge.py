@@ -13,7 +13,7 @@ from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import agreement, kendall_tau
 from babylon_rl.judge.group_judge import AnswerSource, GroupOutcome, PendingGroup, ScoredGroup, UnscorableGroup
-from babylon_rl.judge.prompt.render import RenderedEpisode, RenderedGroup
+from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup
 from babylon_rl.judge.scripted.judge import CONTENT_FAULTS, ScriptedJudge
 from babylon_rl.settings import Settings
 from babylon_rl_tests.judge.in_memory import MemoryCache, judge_groups

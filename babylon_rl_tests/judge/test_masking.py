@@ -6,7 +6,8 @@ from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.cost import estimate_hours
 from babylon_rl.judge.groups import scores_document
 from babylon_rl.judge.prompt.injection import MASK
-from babylon_rl.judge.prompt.render import RenderedGroup, render_groups
+from babylon_rl.judge.prompt.render import render_groups
+from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.judge.reliability.audit import report_with_audit
 from babylon_rl.judge.reliability.report import reliability_report, report_document, report_rows
 from babylon_rl.judge.scoring import score_windows, stored_scores

@@ -9,7 +9,8 @@ import pytest
 from babylon_rl.episodes.reading import read_windows, sync_windows
 from babylon_rl.judge.cost import estimate_hours
 from babylon_rl.judge.plan import outdated_inputs
-from babylon_rl.judge.prompt.render import RenderedGroup, render_groups
+from babylon_rl.judge.prompt.render import render_groups
+from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.judge.scoring import score_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection

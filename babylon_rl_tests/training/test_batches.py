@@ -358,8 +358,8 @@ def test_a_batch_that_was_not_judged_is_not_trained(connection, settings):
 def test_preparing_gives_every_episode_the_advantage_of_its_group(connection, settings, batch):
     prepared = prepare_batch(connection, batch.batch_id, settings, NOW)
     stored = dict(connection.execute('SELECT "window" || "agentId", "advantage" FROM babylon_rl.episode_scores').fetchall())
-    assert len(prepared.kept) == 48 and not prepared.dropped_groups
-    assert all(e.advantage == stored[e.window + e.agent_id] for e in prepared.kept)
+    assert len(prepared.remaining) == 48 and not prepared.dropped_groups
+    assert all(e.advantage == stored[e.window + e.agent_id] for e in prepared.remaining)
 
 
 def test_groups_without_spread_leave_the_batch(connection, settings):

@@ -62,8 +62,8 @@ def codes_of(clusters: Sequence[Hashable], count: int) -> npt.NDArray[np.int64]:
     """
     if len(clusters) != count:
         raise ValueError(f"{count} values cannot have {len(clusters)} cluster labels: one each is needed.")
-    known: dict[Hashable, int] = {}
-    return np.array([known.setdefault(label, len(known)) for label in clusters], dtype=np.int64)
+    codes: dict[Hashable, int] = {}
+    return np.array([codes.setdefault(label, len(codes)) for label in clusters], dtype=np.int64)
 
 
 def cluster_means(values: Floats, clusters: Sequence[Hashable] | None) -> Floats:

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
-from babylon_rl.judge.prompt.injection import Flag
-
 LEAST_TOKENS = 160  # below this an episode cannot be understood
 _SHORT = 160  # characters of a shortened text
 _CUT = " [cut]"
@@ -42,7 +40,7 @@ class Detail(IntEnum):
 
 @dataclass(frozen=True)
 class StepText:
-    """Text parts of one step, with its flags.
+    """Text parts of one step.
 
     ``seen`` are the lines that the agent was served, ``state`` its balance and positions, ``words`` its own, ``action`` its action with
     parameters and result, ``short`` the action without result; ``decision`` is true for a trade that succeeded.
@@ -55,7 +53,6 @@ class StepText:
     action: str
     short: str
     decision: bool
-    flags: tuple[Flag, ...] = ()
 
     def written(self, detail: Detail, before: "StepText | None") -> str:
         """Text of the step at this detail or a higher one, whichever is shortest.

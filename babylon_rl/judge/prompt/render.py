@@ -7,11 +7,11 @@ here.
 
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from babylon_rl.judge.consensus import MIN_SUBGROUP
-from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, SharedLines, StepText, condense
-from babylon_rl.judge.prompt.injection import NAME, Flag, InjectionScreen, escaped, find_flags
+from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, SharedLines, condense
+from babylon_rl.judge.prompt.injection import NAME, InjectionScreen, escaped, find_flags
 from babylon_rl.judge.prompt.market_context import (
     hidden_context,
     knowledge_context,
@@ -23,8 +23,9 @@ from babylon_rl.judge.prompt.market_context import (
 )
 from babylon_rl.judge.prompt.names import LEAST_NAME, HourVocabulary, NameReplacer
 from babylon_rl.judge.prompt.privacy import PrivateFields, private_fields
+from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
-from babylon_rl.judge.prompt.steps import render_steps
+from babylon_rl.judge.prompt.steps import RenderedStep, render_steps
 from babylon_rl.judge.prompt.transcript import RecordedStep, read_transcripts
 from babylon_rl.llm.tokens import table_entry, token_counter
 from babylon_rl.market.outcomes import read_many_outcomes
@@ -44,80 +45,6 @@ LEAST_REQUEST_TOKENS = 2_000
 # Raise it when the same sources are shown differently: groups in quarantine are asked about anew then. Judged ones keep their scores and
 # cost nothing, as the form is not part of their version.
 FORM = 2
-
-
-@dataclass(frozen=True)
-class RenderedEpisode:
-    """Rendered episode: raw ``text`` of ``tokens`` tokens without ``left_out`` steps.
-
-    ``pnl`` is its window P&L in dollars (None where that is private) in ``steps`` steps; ``flags`` are suspicions in its name, in its own
-    words and in what it was served. ``shortened`` counts the steps, and ``decisions_shortened`` the trades among them, that are not shown
-    in full.
-    """
-
-    agent_id: str
-    text: str
-    tokens: int
-    left_out: int
-    flags: tuple[Flag, ...] = ()
-    pnl: float | None = None
-    steps: int = 0
-    shortened: int = 0
-    decisions_shortened: int = 0
-
-
-@dataclass(frozen=True)
-class RenderedGroup:
-    """Rendered group of one window, episodes in order of agent id.
-
-    ``context`` are sentences on the hour's outcome, ``common`` the numbered lines that episodes name, ``max_episodes`` the number that fits
-    one request, ``input_version`` the hash of all that is shown and of the rubric. ``context_flags`` are suspicions in news, questions and
-    the market's names. ``masked`` is the group without flagged passages, None where that shows the same.
-    """
-
-    window: str
-    context: tuple[str, ...]
-    common: str
-    episodes: tuple[RenderedEpisode, ...]
-    input_version: str
-    max_episodes: int = 16
-    context_flags: tuple[Flag, ...] = ()
-    masked: "RenderedGroup | None" = None
-
-    @property
-    def judged(self) -> tuple["RenderedGroup", ...]:
-        """Forms of the group to judge: as it is, and with flagged passages masked."""
-        return (self,) if self.masked is None else (self, self.masked)
-
-    @property
-    def left_out(self) -> int:
-        """Steps left out, over all episodes."""
-        return sum(episode.left_out for episode in self.episodes)
-
-    @property
-    def steps(self) -> int:
-        """Steps of all episodes."""
-        return sum(episode.steps for episode in self.episodes)
-
-    @property
-    def shortened(self) -> int:
-        """Steps not shown in full, those left out included."""
-        return sum(episode.shortened for episode in self.episodes)
-
-    @property
-    def decisions_shortened(self) -> int:
-        """Successful trades among the shortened steps."""
-        return sum(episode.decisions_shortened for episode in self.episodes)
-
-    @property
-    def flags(self) -> dict[str, tuple[Flag, ...]]:
-        """Flags by agent id; agents without flags are absent."""
-        return {episode.agent_id: episode.flags for episode in self.episodes if episode.flags}
-
-
-def episodes_per_request(group: RenderedGroup, settings: JudgeSettings) -> int:
-    """Largest number of a group's episodes in one request."""
-    return max(MIN_SUBGROUP, min(group.max_episodes, settings.judge_group_size))
 
 
 def render_groups(
@@ -268,7 +195,9 @@ def _written(
     return RenderedGroup(window, tuple(sentences), common, shown, version, max_episodes, tuple(dict.fromkeys(screen.flags)))
 
 
-def _episode(episode: Episode, text: Condensed, steps: Sequence[StepText], names: Sequence[str], private: PrivateFields) -> RenderedEpisode:
+def _episode(
+    episode: Episode, text: Condensed, steps: Sequence[RenderedStep], names: Sequence[str], private: PrivateFields
+) -> RenderedEpisode:
     named = [flag for name in names for flag in find_flags(name, NAME)]
     return RenderedEpisode(
         agent_id=episode.agent_id,

@@ -1,8 +1,8 @@
-"""Request to a judge: wire format, opaque ids, order and key.
+"""Requests to a judge, made of a rendered group: wire format, opaque ids, order and key.
 
-All are derived from a stored secret and the content. The same content gives the same bytes, so a cache can answer; without the secret
-no id and no nonce can be predicted. Order 2n + 1 is order 2n reversed: a preference of the judge for a place cancels out between the
-two.
+A rendered group (render.py) holds raw texts, which are escaped here. Ids, orders and keys are derived from a stored secret and the
+content. The same content gives the same bytes, so a cache can answer; without the secret no id and no nonce can be predicted. Order 2n + 1
+is order 2n reversed: a preference of the judge for a place cancels out between the two.
 """
 
 import hashlib
@@ -14,16 +14,89 @@ from functools import cached_property
 from typing import Any
 
 from babylon_rl.judge.client import server_of
-from babylon_rl.judge.consensus import split
+from babylon_rl.judge.consensus import MIN_SUBGROUP, split
 from babylon_rl.judge.prompt.condense import named_lines
-from babylon_rl.judge.prompt.injection import escaped
-from babylon_rl.judge.prompt.render import RenderedEpisode, RenderedGroup, episodes_per_request
+from babylon_rl.judge.prompt.injection import Flag, escaped
 from babylon_rl.judge.prompt.rubric import RUBRIC_VERSION, system_prompt
 from babylon_rl.judge.prompt.templates import WINDOW_PNL, fill_template
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl.settings import JudgeSettings
 
 _MESSAGE_TOKENS = 4  # added to each message by a chat template
+
+
+@dataclass(frozen=True)
+class RenderedEpisode:
+    """Rendered episode: raw ``text`` of ``tokens`` tokens without ``left_out`` steps.
+
+    ``pnl`` is its window P&L in dollars (None where that is private) in ``steps`` steps; ``flags`` are suspicions in its name, in its own
+    words and in what it was served. ``shortened`` counts the steps, and ``decisions_shortened`` the trades among them, that are not shown
+    in full.
+    """
+
+    agent_id: str
+    text: str
+    tokens: int
+    left_out: int
+    flags: tuple[Flag, ...] = ()
+    pnl: float | None = None
+    steps: int = 0
+    shortened: int = 0
+    decisions_shortened: int = 0
+
+
+@dataclass(frozen=True)
+class RenderedGroup:
+    """Rendered group of one window, episodes in order of agent id.
+
+    ``context`` are sentences on the hour's outcome, ``common`` the numbered lines that episodes name, ``max_episodes`` the number that fits
+    one request, ``input_version`` the hash of all that is shown and of the rubric. ``context_flags`` are suspicions in news, questions and
+    the market's names. ``masked`` is the group without flagged passages, None where that shows the same.
+    """
+
+    window: str
+    context: tuple[str, ...]
+    common: str
+    episodes: tuple[RenderedEpisode, ...]
+    input_version: str
+    max_episodes: int = 16
+    context_flags: tuple[Flag, ...] = ()
+    masked: "RenderedGroup | None" = None
+
+    @property
+    def judged(self) -> tuple["RenderedGroup", ...]:
+        """Forms of the group to judge: as it is, and with flagged passages masked."""
+        return (self,) if self.masked is None else (self, self.masked)
+
+    @property
+    def left_out(self) -> int:
+        """Steps left out, over all episodes."""
+        return sum(episode.left_out for episode in self.episodes)
+
+    @property
+    def steps(self) -> int:
+        """Steps of all episodes."""
+        return sum(episode.steps for episode in self.episodes)
+
+    @property
+    def shortened(self) -> int:
+        """Steps not shown in full, those left out included."""
+        return sum(episode.shortened for episode in self.episodes)
+
+    @property
+    def decisions_shortened(self) -> int:
+        """Successful trades among the shortened steps."""
+        return sum(episode.decisions_shortened for episode in self.episodes)
+
+    @property
+    def flags(self) -> dict[str, tuple[Flag, ...]]:
+        """Flags by agent id; agents without flags are absent."""
+        return {episode.agent_id: episode.flags for episode in self.episodes if episode.flags}
+
+
+def episodes_per_request(group: RenderedGroup, settings: JudgeSettings) -> int:
+    """Largest number of a group's episodes in one request."""
+    return max(MIN_SUBGROUP, min(group.max_episodes, settings.judge_group_size))
 
 
 @dataclass(frozen=True)

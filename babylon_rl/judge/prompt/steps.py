@@ -7,10 +7,11 @@ meaning are shortened.
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from babylon_rl.judge.prompt.condense import StepText, pieces, plain
-from babylon_rl.judge.prompt.injection import InjectionScreen, bounded, flat
+from babylon_rl.judge.prompt.injection import Flag, InjectionScreen, bounded, flat
 from babylon_rl.judge.prompt.names import NameReplacer
 from babylon_rl.judge.prompt.privacy import PrivateFields
 from babylon_rl.judge.prompt.transcript import RecordedStep
@@ -22,12 +23,21 @@ _POSTS, _MESSAGES = ("POST", "COMMENT"), ("MESSAGE", "CHAT", "DM")
 _TEXT_KEYS = ("content", "text", "message", "body", "comment", "post")
 
 
-def render_steps(steps: Sequence[RecordedStep], rename: NameReplacer, private: PrivateFields, *, masked: bool = False) -> list[StepText]:
+@dataclass(frozen=True)
+class RenderedStep(StepText):
+    """Text parts of one step before any shortening, with its flags."""
+
+    flags: tuple[Flag, ...] = ()
+
+
+def render_steps(
+    steps: Sequence[RecordedStep], rename: NameReplacer, private: PrivateFields, *, masked: bool = False
+) -> list[RenderedStep]:
     """Render the steps of an episode, numbered from 1; ``masked`` masks flagged passages."""
     return [_render_step(number, step, rename, private, masked) for number, step in enumerate(steps, 1)]
 
 
-def _render_step(number: int, step: RecordedStep, rename: NameReplacer, private: PrivateFields, masked: bool) -> StepText:
+def _render_step(number: int, step: RecordedStep, rename: NameReplacer, private: PrivateFields, masked: bool) -> RenderedStep:
     """Render one step; every text passes through privacy, masking and renaming."""
     seen: list[str] = []
     words: list[str] = []
@@ -64,7 +74,7 @@ def _render_step(number: int, step: RecordedStep, rename: NameReplacer, private:
     # trades that succeeded are shortened last
     decision = step.succeeded and "HOLD" not in step.action_type and _is(step, _DECISIONS)
     full = f"{brief} -> {result_text}" if result_text else brief
-    return StepText(number, tuple(map(flat, seen)), state, tuple(words), full, brief, decision, tuple(dict.fromkeys(screen.flags)))
+    return RenderedStep(number, tuple(map(flat, seen)), state, tuple(words), full, brief, decision, tuple(dict.fromkeys(screen.flags)))
 
 
 def _says_the_same(response: str, step: RecordedStep) -> bool:

@@ -19,7 +19,8 @@ from babylon_rl.judge.client import JudgeClient, audit_settings
 from babylon_rl.judge.group_judge import GroupJudge, GroupOutcome, ScoredGroup, UnscorableGroup, run_pool
 from babylon_rl.judge.judge_store import JudgeStore
 from babylon_rl.judge.plan import HOURS_PLANNED_AT_ONCE
-from babylon_rl.judge.prompt.render import RenderedGroup, render_groups
+from babylon_rl.judge.prompt.render import render_groups
+from babylon_rl.judge.prompt.request import RenderedGroup
 from babylon_rl.judge.reliability.report import ReliabilityReport, reliability_report
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings

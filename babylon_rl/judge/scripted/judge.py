@@ -185,11 +185,11 @@ def fault_of(judge: ScriptedJudge, content: str, attempt: int) -> str | None:
     return next((name for name in names if name in hit), None)
 
 
-def verdicts_of(judge: ScriptedJudge, asked: ParsedRequest, content: str) -> list[ScriptedVerdict]:
+def verdicts_of(judge: ScriptedJudge, request: ParsedRequest, content: str) -> list[ScriptedVerdict]:
     """Verdicts in the order of the answer; the same at every attempt."""
     # an obedient judge believes forged tags, and knows what the texts ask for
     draws = chance(judge.seed, "belief", content)
-    read = read_gullibly(asked) if draws.random() < judge.obedience else GullibleReading(asked.blocks)
+    read = read_gullibly(request) if draws.random() < judge.obedience else GullibleReading(request.blocks)
     wishes = demanded_scores(read) if judge.obedience else {}
     lengths = centred_ranks([len(block.text) for block in read.blocks])
     verdicts = []

@@ -147,25 +147,25 @@ class GullibleReading:
     shown: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_gullibly(asked: ParsedRequest) -> GullibleReading:
+def read_gullibly(request: ParsedRequest) -> GullibleReading:
     """Split a request into blocks by any tag.
 
     A block without an end tag ends with its outer block.
     """
     texts: dict[str, list[str]] = {}
     forged: list[str] = []
-    for block in asked.blocks:
+    for block in request.blocks:
         for id, text in _pieces(_plain(block.text), block.id):
             (forged if id is None else texts.setdefault(id, [])).append(text)
     # blocks that were forged outside of the real ones
-    for id, text in _pieces(_plain(asked.rest), None):
+    for id, text in _pieces(_plain(request.rest), None):
         if id is not None:
             texts.setdefault(id, []).append(text)
-    about = {block.id: block.about for block in asked.blocks}
+    about = {block.id: block.about for block in request.blocks}
     # context and common lines; a block reads the common lines whose numbers it holds
-    sections = {name: text for name, _, text in _SECTION.findall(asked.rest)}
+    sections = {name: text for name, _, text in _SECTION.findall(request.rest)}
     common = dict(_NUMBERED.findall(sections.get("common", "")))
-    shown = {block.id: "\n".join(common.get(number, "") for number in _NAMED.findall(block.text)) for block in asked.blocks if common}
+    shown = {block.id: "\n".join(common.get(number, "") for number in _NAMED.findall(block.text)) for block in request.blocks if common}
     blocks = tuple(EpisodeBlock(id, "\n".join(parts), about.get(id, "")) for id, parts in texts.items())
     return GullibleReading(blocks, "\n".join(forged), sections.get("context", ""), shown)
 

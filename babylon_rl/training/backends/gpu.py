@@ -128,7 +128,7 @@ class GpuTrainer(LocalTrainer):
         if parent is not None:
             _lay_parent(parent, scratch / self._settings.wandb_project / "models" / self._settings.art_model_name)
         backend = self._backend_class(path=str(scratch))
-        wanted = {
+        arguments = {
             "learning_rate": self._settings.learning_rate or LEARNING_RATE, "kl_penalty_coef": self._settings.kl_penalty,
             WITHOUT_LOGPROBS: True,
         }  # fmt: skip
@@ -136,7 +136,7 @@ class GpuTrainer(LocalTrainer):
         try:
             await with_signs_of_life(model.register(backend), run.beat)
             before = await model.get_step()
-            training = backend.train(model, list(groups), **accepts.accepted(wanted))
+            training = backend.train(model, list(groups), **accepts.accepted(arguments))
             result = await with_signs_of_life(training, run.beat)
             if await model.get_step() <= before:
                 raise TrainingError(f"ART's step stayed at {before}: nothing was trained.")

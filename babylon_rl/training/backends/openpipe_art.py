@@ -42,9 +42,9 @@ class Installed:
         """True when texts recorded without log-probabilities can be trained (at a ratio of 1)."""
         return WITHOUT_LOGPROBS in self.train
 
-    def accepted(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    def accepted(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Select the arguments of ``wanted`` that ``train`` accepts."""
-        return {name: value for name, value in wanted.items() if name in self.train}
+        return {name: value for name, value in arguments.items() if name in self.train}
 
     def model_arguments(self, name: str) -> dict[str, str]:
         """Return arguments that name a model the same on the wire in every version."""

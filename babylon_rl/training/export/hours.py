@@ -122,8 +122,8 @@ class ExportHour:
 
         ``scored`` selects episodes with (True) or without (False) a score; None takes all.
         """
-        wanted = [episode for episode in self.episodes if scored is None or (self.score_of(episode.agent_id) is not None) == scored]
-        for some in by_rows(wanted):
+        selected = [episode for episode in self.episodes if scored is None or (self.score_of(episode.agent_id) is not None) == scored]
+        for some in by_rows(selected):
             ids = [trajectory_id for episode in some for trajectory_id in episode.trajectory_ids]
             # Texts and secrets are read for a portion of trajectories, which bounds memory.
             texts = trajectories_with_texts(self.connection, ids, self.settings)

@@ -188,6 +188,6 @@ def find_version(models: list[Model], version: str) -> Model:
     """Find a registered version by name. Raises UsageError that lists the registered ones."""
     registered = next((model for model in models if version in (model.version, model.model_id)), None)
     if registered is None:
-        known = ", ".join(model.version for model in models[:10]) or "none yet"
-        raise UsageError(f"There is no registered version {version!r}; there are: {known}.")
+        versions = ", ".join(model.version for model in models[:10]) or "none yet"
+        raise UsageError(f"There is no registered version {version!r}; there are: {versions}.")
     return registered

@@ -108,7 +108,7 @@ def served_logprobs(sequence: TrainSequence, encoded: EncodedSequence) -> tuple[
     """
     recorded = sequence.logprobs or ()
     values = [entry.get("logprob") for entry in recorded]
-    known = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    if not known or [entry.get("tokenId") for entry in recorded] != list(encoded.response_ids):
+    finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    if not finite or [entry.get("tokenId") for entry in recorded] != list(encoded.response_ids):
         return (math.nan,) * len(encoded.response_ids)
     return tuple(float(value) for value in values if value is not None)

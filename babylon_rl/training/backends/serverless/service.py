@@ -123,7 +123,7 @@ class ServerlessService:
 
     def __init__(self, settings: Settings, base_model: str, timeout_s: float, beat: Callable[[], None]) -> None:
         self._settings, self._base_model = settings, base_model
-        self._patience_s, self._beat = timeout_s, beat
+        self._timeout_s, self._beat = timeout_s, beat
         self._key = settings.wandb_key
 
     async def __aenter__(self) -> Self:
@@ -262,7 +262,7 @@ class ServerlessService:
                 if not _may_pass(failed):
                     cure = _cure(getattr(failed, "status_code", 0))
                     raise TrainingError(f"The training service refused to {what}: {describe(failed, self._key)}.{cure}") from None
-                if waited_s >= self._patience_s:
+                if waited_s >= self._timeout_s:
                     raise TrainingPaused(
                         f"The training service does not answer ({what}: {describe(failed, self._key)}). What was posted goes on there; "
                         "the batch goes on with its next run, `babylon-rl train`."

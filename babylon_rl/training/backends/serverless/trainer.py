@@ -172,11 +172,11 @@ class ServerlessTrainer:
         return TrainPlan(tokens, whole.sequences, whole.untrained, _cure(art, whole), True, usd, self._ignored(art), whole.trajectories)
 
     def _wanted(self, without_logprobs: bool) -> dict[str, object]:
-        wanted: dict[str, object] = {
+        arguments: dict[str, object] = {
             "learning_rate": self._settings.learning_rate or LEARNING_RATE,
             "kl_penalty_coef": self._settings.kl_penalty,
         }
-        return wanted | ({WITHOUT_LOGPROBS: True} if without_logprobs else {})
+        return arguments | ({WITHOUT_LOGPROBS: True} if without_logprobs else {})
 
     def _ignored(self, art: Installed) -> list[str]:
         kl = [] if "kl_penalty_coef" in art.train else ["kl_penalty"]
