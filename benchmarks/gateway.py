@@ -30,7 +30,7 @@ import uvloop
 
 from babylon_rl.serving import releases
 from babylon_rl.serving.http_client import ServerPool
-from babylon_rl.serving.releases import Author
+from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
@@ -294,7 +294,7 @@ def watch_switches() -> dict[str, Any]:
         migrate(database)
         stack.enter_context(process([sys.executable, "-m", "benchmarks.gateway", "--mock", "9301"], 9301, "/"))
         connection = stack.enter_context(database.connect())
-        author = Author("benchmark", "to see it arrive", utc_now())
+        author = ReleaseAuthor("benchmark", "to see it arrive", utc_now())
         for version in ("v1.0.0", "v1.0.1"):
             add_version(database, version, "ready")
             releases.deploy(connection, version, settings, author, strategy="immediate")
