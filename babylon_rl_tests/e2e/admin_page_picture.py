@@ -48,14 +48,14 @@ def main(out: Path) -> None:
     program = find_browser()
     assert program is not None, "No Chromium was found."
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        settings = Settings(_env_file=None, babylon_rl_home=Path(scratch) / "home")
+        settings = Settings(_env_file=None, babylon_rl_home=Path(scratch) / "home", train_rl_local=True, local_base_model="dry")
         with open_database(settings) as database:
             migrate(database)
             fill(database, settings, HOURS)
             with running_admin(settings, database) as server, browser_page(program, Path(scratch) / "profile", 1100, 900) as page:
                 for name, (path, width, scheme, height) in PICTURES.items():
                     opened(page, server.url + path, width, scheme)
-                    page.evaluate("{ const first = document.querySelector('details'); if (first) first.open = true }")
+                    page.evaluate("{ const first = document.querySelector('main details'); if (first) first.open = true }")
                     clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
                     taken = page.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
                     picture = Image.open(io.BytesIO(base64.b64decode(taken))).convert("RGB")
