@@ -16,9 +16,9 @@ from babylon_rl.models.checkpoints import BaseIdentity, Manifest
 from babylon_rl_tests.tiny_tokenizer import make_tokenizer
 
 
-def make_base(directory: Path, seed: int = 0) -> Path:
+def make_base(directory: Path, seed: int = 0, tokenizer: Any = None, positions: int = 512) -> Path:
     """Weights are drawn wide, so that distributions are far from uniform and adapters matter."""
-    tokenizer = make_tokenizer()
+    tokenizer = tokenizer or make_tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -27,7 +27,7 @@ def make_base(directory: Path, seed: int = 0) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         initializer_range=0.3,
         bos_token_id=1,
         eos_token_id=2,

@@ -49,6 +49,7 @@ def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourcePara
             babylon.settings,
             context.log.info,
             clock=babylon.now,
+            serving=babylon.serving,
             on_progress=babylon.on_progress,
         )
     tag_run(context, version=report.version)

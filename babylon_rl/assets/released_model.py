@@ -48,6 +48,7 @@ def released_model(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
             babylon.settings,
             context.log.info,
             clock=babylon.now,
+            serving=babylon.serving,
             on_progress=babylon.on_progress,
         )
         model = model_of_batch(connection, batch_id)

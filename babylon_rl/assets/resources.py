@@ -3,8 +3,8 @@
 It reads the environment of the process that runs the asset; launch.py passes the values of its caller instead.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,15 +30,23 @@ HOW_TO_START = 'Use `babylon-rl dagster ...` instead, or run this line in the sh
 LOST = (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout, DatabaseUnreachable)
 
 
+def serve_models_here(settings: Settings, adapters: Mapping[str, Path]) -> AbstractContextManager[str]:
+    """The usual endpoint of benchmarks, on this machine (market/model_endpoints.py)."""
+    from babylon_rl.market.model_endpoints import served_here
+
+    return served_here(settings, adapters)
+
+
 @dataclass(frozen=True)
 class Babylon:
-    """Settings, database, clock and progress callback of one run."""
+    """Settings, database, clock, progress callback and endpoint of benchmarked models of one run."""
 
     settings: Settings
     database: Database
     now: Callable[[], datetime] = utc_now
     on_progress: Progress = no_progress
     retry_after_s: float = RETRY_AFTER_S
+    serving: Callable[[Settings, Mapping[str, Path]], AbstractContextManager[str]] = serve_models_here
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:

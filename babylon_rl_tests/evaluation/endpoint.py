@@ -14,13 +14,13 @@ from typing import Any
 from babylon_rl.evaluation.snapshots import benchmark_snapshots, confirmation_snapshots
 
 Rule = Callable[[str, list[str]], str]
-MARKETS_KNOWN = 48
+MARKETS_KNOWN, CONFIRMATIONS_KNOWN = 48, 192
 
 
 @cache
 def _directions() -> dict[str, int]:
     """What every headline of the benchmark says: +1, -1 or 0."""
-    known = (*benchmark_snapshots(MARKETS_KNOWN), *confirmation_snapshots(0, MARKETS_KNOWN))
+    known = (*benchmark_snapshots(MARKETS_KNOWN), *confirmation_snapshots(0, CONFIRMATIONS_KNOWN))
     return {event.text: event.direction for snapshot in known for event in snapshot.scenario.events}
 
 

@@ -1,0 +1,54 @@
+"""``babylon-rl dev`` alone, on the recorded game, with a tiny model: nobody touches anything, and a version is decided on."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+from transformers import AutoTokenizer
+
+from babylon_rl_tests.e2e.dev import running_dev
+from babylon_rl_tests.tiny_model import make_base
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+
+# The batch is small, so that the whole way takes a minute or two.
+SMALL = {
+    "TRAIN_RL_LOCAL": "true", "TRAINING_MIN_TRAJECTORIES": "100", "TRAINING_MIN_GROUPS": "2", "DATA_QUALITY_THRESHOLD": "0",
+    "TRAINING_MAX_TRAJECTORIES": "100", "ITERATIONS": "1", "BENCHMARK_MARKETS": "2", "FIRST_WINDOW": "2025-10-29T00:00",
+}  # fmt: skip
+DECIDED = """
+    SELECT b."batchId", b."state", (SELECT count(*) FROM babylon_rl.batch_items i WHERE i."batchId" = b."batchId"),
+        m.version, m."evalMetrics"->'benchmark'->>'decision'
+    FROM babylon_rl.batches b JOIN public.trained_models m ON m."trainingBatch" = b."batchId" WHERE m."evalMetrics" ? 'benchmark'
+"""
+HOURS = """
+    SELECT count(*) FILTER (WHERE w."state" = 'scored'), count(*) FILTER (WHERE g."window" IS NOT NULL), count(*)
+    FROM babylon_rl.windows w LEFT JOIN babylon_rl.group_scores g USING ("window") WHERE w."usableEpisodes" >= 5
+"""
+
+
+def test_nobody_touches_it_and_hours_are_scored_a_batch_trained_and_its_version_decided_on(
+    server: str, template: Callable[[str], str], packaged_base: Path, tmp_path: Path
+):
+    base = make_base(tmp_path / "base", tokenizer=AutoTokenizer.from_pretrained(packaged_base), positions=2048)
+    with psycopg.connect(server, autocommit=True) as administrator:
+        administrator.execute(f"CREATE DATABASE alone TEMPLATE {template('sample')}")
+    url = f"{server.rpartition('/')[0]}/alone"
+    with (
+        running_dev(tmp_path / "home", DATABASE_URL=url, LOCAL_BASE_MODEL=str(base), **SMALL) as dev,
+        psycopg.connect(url, autocommit=True) as connection,
+    ):
+        deadline = time.monotonic() + 600
+        while not (decided := connection.execute(DECIDED).fetchall()):
+            assert time.monotonic() < deadline and dev.process.poll() is None, dev.log.read_text()[-5000:]
+            time.sleep(1)
+        batch_id, state, trajectories, version, decision = decided[0]
+        assert (state, decision) == ("completed", "inconclusive") and 50 < trajectories <= 100
+        scored, judged, ready = connection.execute(HOURS).fetchone() or ()
+        assert scored == judged == ready == 6
+        used = connection.execute('SELECT count(*) FROM trajectories WHERE "trainedInBatch" = %s', [batch_id]).fetchone()
+        assert used is not None and 0 < used[0] <= trajectories
+        kept = connection.execute("SELECT count(*) FROM babylon_dagster.runs WHERE status = %s", ["FAILURE"]).fetchone()
+        assert kept == (0,) and (tmp_path / "home" / "checkpoints" / version).is_dir()
