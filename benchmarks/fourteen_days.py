@@ -39,7 +39,7 @@ def page(outcome: Outcome, days: int, minutes: float, load: float) -> str:
     log = [f"| {moment:%d, %H:%M} | {sentence.replace('|', '/')} |" for moment, sentence in outcome.story]
     return "\n".join(
         [
-            "# Fourteen days that run by themselves",
+            f"# {days} days that run by themselves",
             "",
             f"`python -m benchmarks.fourteen_days` lives {days} days of a game in {minutes:.0f} minutes (two cores, load {load:.0f}):",
             "eight scripted agents play two hours a day, and the sensors, schedules, conditions and the run queue of Dagster's daemon tick",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from dagster_postgres.utils import DagsterPostgresException
 from psycopg.rows import dict_row
 from sqlalchemy.exc import OperationalError
 
@@ -28,7 +29,7 @@ from babylon_rl_tests.judge.scripted_server import judging
 from babylon_rl_tests.serving.live_rows import insert_calls
 
 NOBODY = "http://127.0.0.1:9/v1"
-DOWN = (psycopg.OperationalError, DatabaseUnreachable, OperationalError)
+DOWN = (psycopg.OperationalError, DatabaseUnreachable, OperationalError, DagsterPostgresException)
 # The second version reads the news wrongly; the fourth is good, but its endpoint fails once it is on trial.
 SKILLS = [0.35, -1.0, 0.65, 0.8, 0.95, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
 CHOSEN: dict[str, Any] = {

@@ -1,21 +1,18 @@
 """Commands of the docs: every one is parsed, and the ways to make hours and batches without the UI are run."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from babylon_rl.cli import COMMANDS, load
 from babylon_rl.settings import Settings
-from babylon_rl.store.batches import read_batch
 from babylon_rl.store.database import Database
-from babylon_rl.training.freezing import freeze
-from babylon_rl.windows import utc_now
 from babylon_rl_tests.store.servers import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -61,10 +58,7 @@ def test_every_command_of_the_docs_has_its_name_and_options():
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_hours_a_range_and_a_batch_are_made_by_the_commands_that_the_page_shows(
-    sample_database: Database, settings: Settings, tmp_path: Path
-):
-    dry = settings.model_copy(update={"train_rl_local": True, "local_base_model": "dry"})
+def test_hours_a_range_and_a_batch_are_made_by_the_commands_that_the_page_shows(sample_database: Database, tmp_path: Path):
     unset = {name.upper() for name in Settings.model_fields} | {"DAGSTER_HOME"}
     environment = {name: value for name, value in os.environ.items() if name not in unset} | {
         "DATABASE_URL": sample_database.url, "BABYLON_RL_HOME": str(tmp_path / "home"), "TRAIN_RL_LOCAL": "true", "LOCAL_BASE_MODEL": "dry",
@@ -84,8 +78,7 @@ def test_hours_a_range_and_a_batch_are_made_by_the_commands_that_the_page_shows(
     with sample_database.connect(autocommit=True) as connection:
         scored = """SELECT count(*) FROM babylon_rl.windows WHERE "state" = 'scored'"""
         assert connection.execute(scored).fetchone() == (5,)
-        batch = freeze(connection, dry, utc_now() - timedelta(seconds=1), max_trajectories=60).batch
-        assert batch is not None
-        run("-j train", batch=batch.batch_id)
-        ended = read_batch(connection, batch.batch_id)
-        assert ended is not None and ended.state == "completed"
+        train = [sys.executable, "-m", "babylon_rl", "train", "--max-trajectories", "60", "--iterations", "1", "--json"]
+        trained = json.loads(subprocess.run(train, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout)
+        run("-j train", batch=trained["batchId"])
+        assert connection.execute('SELECT "version" FROM babylon_rl.releases').fetchall() == [(trained["modelVersion"],)]
