@@ -3,8 +3,9 @@
 It reads the environment of the process that runs the asset; launch.py passes the values of its caller instead.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,14 +16,17 @@ import psycopg
 # Not in the public API; no other sign tells such an instance.
 from dagster._cli.utils import TMP_DAGSTER_HOME_PREFIX
 
-from babylon_rl.assets.run_liveness import heartbeats
+from babylon_rl.assets.run_liveness import PARTITION_TAG, heartbeats
 from babylon_rl.errors import BabylonError, DatabaseUnreachable
+from babylon_rl.logs import log_context, start_logs
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, process_database
-from babylon_rl.windows import utc_now
+from babylon_rl.windows import is_window_id, utc_now
 
+_LOG = logging.getLogger(__name__)
+RANGE_START_TAG = "dagster/asset_partition_range_start"
 CONNECTION_RETRIES = 3
 RETRY_AFTER_S = 10.0
 # A server that ends a session for having been idle too long is one that was lost, though psycopg files it elsewhere.
@@ -82,6 +86,7 @@ def babylon(context: dg.InitResourceContext) -> Iterator[Babylon]:
             f"DAGSTER_HOME is not set: Dagster was started without this project's instance. {HOW_TO_START}", allow_retries=False
         )
     settings = load_settings()
+    start_logs(settings)
     yield from _held(context, Babylon(settings, process_database(settings)))
 
 
@@ -107,5 +112,15 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
 
     A tick of a sensor is not a run and has no heartbeat.
     """
-    with nullcontext() if context.run is None else heartbeats(babylon.database, context.run.run_id):
+    run = context.run
+    if run is None:
         yield babylon
+        return
+    partition = run.tags.get(PARTITION_TAG, run.tags.get(RANGE_START_TAG))
+    part = {"window" if is_window_id(partition) else "batch": partition}
+    with heartbeats(babylon.database, run.run_id), log_context(run=run.run_id, **part):
+        _LOG.info("a run of %s began", run.job_name)
+        try:
+            yield babylon
+        finally:
+            _LOG.info("it ended")

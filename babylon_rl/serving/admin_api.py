@@ -31,6 +31,7 @@ from starlette.routing import Route as RoutedPath
 
 from babylon_rl import __version__
 from babylon_rl.errors import BabylonError, CheckpointError, DatabaseError, SettingsError, UsageError
+from babylon_rl.logs import start_logs
 from babylon_rl.models.server import bind
 from babylon_rl.serving import ab_tests, releases
 from babylon_rl.serving import admin_shapes as shapes
@@ -43,6 +44,7 @@ from babylon_rl.serving.dagster_client import DagsterClient
 from babylon_rl.serving.gateway import peer
 from babylon_rl.serving.http_server import server_options
 from babylon_rl.serving.live_state import LiveState
+from babylon_rl.serving.pipeline_metrics import pipeline_metrics
 from babylon_rl.serving.status_shapes import Shape
 from babylon_rl.serving.training_control import TrainingControl
 from babylon_rl.settings import Settings
@@ -105,6 +107,10 @@ class AdminApi:
     def status(self, request: AdminRequest) -> Shape:
         with self.database.connect() as connection:
             return self.control.status(connection, request.now)
+
+    def metrics(self) -> str:
+        with self.database.connect() as connection:
+            return pipeline_metrics(self.control.status(connection, utc_now()))
 
     def readiness(self, request: AdminRequest) -> Shape:
         with self.database.connect() as connection:
@@ -263,7 +269,15 @@ def create_app(api: AdminApi) -> Starlette:
     async def openapi(_: Request) -> Response:
         return Response(document, media_type="application/json")
 
-    routes = [RoutedPath("/", root), RoutedPath("/openapi.json", openapi), *api.page.routes()]
+    async def samples(request: Request) -> Response:
+        _admit(api, OPERATIONS[0], request)
+        try:
+            text = await anyio.to_thread.run_sync(api.metrics)
+        except (BabylonError, psycopg.Error) as broken:
+            raise ApiError(503, f"The status cannot be read: {str(broken).splitlines()[0]}", "database_unavailable") from None
+        return Response(text, media_type="text/plain; version=0.0.4")
+
+    routes = [RoutedPath("/", root), RoutedPath("/openapi.json", openapi), RoutedPath("/metrics", samples), *api.page.routes()]
     for path in paths:
         methods = {operation.described.method: operation for operation in OPERATIONS if operation.described.path == path}
         routes.append(RoutedPath(path, _endpoint(api, methods), methods=list(methods)))
@@ -438,6 +452,7 @@ def serve(settings: Settings, host: str, port: int, announce: Callable[[str], No
     """Serve until interrupted; ``announce`` gets a line for people once the address is bound."""
     import uvicorn
 
+    start_logs(settings)
     with bind(host, port) as bound, open_database(settings, prepare=False) as database:
         shown_host, shown_port = bound.getsockname()[:2]
         url = f"http://{f'[{shown_host}]' if ':' in shown_host else shown_host}:{shown_port}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from babylon_rl.errors import ModelUnavailable
+from babylon_rl.logs import start_logs
 from babylon_rl.models.server import bind
 from babylon_rl.serving.call_writer import call_writer, wait_until_written
 from babylon_rl.serving.gateway import Gateway
@@ -26,6 +27,7 @@ START_S = 60.0
 def worker() -> Starlette:
     """Create the application of one of several processes, which reads the settings itself."""
     settings = load_settings()
+    start_logs(settings)
     return create_app(Gateway(settings), _metrics_directory(settings, os.getppid()))
 
 
@@ -33,6 +35,7 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
     """Serve until interrupted; ``announce`` gets lines for people once the address is bound."""
     import uvicorn
 
+    start_logs(settings)
     bound = bind(host, port)
     bound.listen(2048)
     options = server_options(timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=STOP_S, log_level="warning")

@@ -45,7 +45,9 @@ class MetricFamily:
 
     def text(self, values: Values | None = None) -> str:
         """Return the samples of these values, by default this process's own."""
-        return self._head + "".join(self._lines(labels, numbers) for labels, numbers in sorted((values or self.values()).items()))
+        return self._head + "".join(
+            self._lines(labels, numbers) for labels, numbers in sorted((self.values() if values is None else values).items())
+        )
 
     def _lines(self, labels: Labels, numbers: Sequence[float]) -> str:
         return self._line("", labels, numbers[0])

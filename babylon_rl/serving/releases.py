@@ -5,6 +5,7 @@ GAME_SWITCH) move in the same transaction, and gateways hear of it when it commi
 and `latest`, once its rollout has reached all agents; until then the version deployed before it answers the others.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from babylon_rl.errors import ReleaseRefused, UsageError
+from babylon_rl.logs import log_context
 from babylon_rl.serving.routing import route
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, own_transaction
@@ -55,6 +57,7 @@ TRANSITIONS: dict[tuple[State | None, Action], State] = {
     ("released", "roll_back"): "rolled_back",
     ("released", "supersede"): "superseded",
 }
+_LOG = logging.getLogger(__name__)
 LIVE: tuple[State, ...] = ("candidate", *ON_TRIAL, "released")  # type: ignore[assignment]
 _WORDS: dict[Action, str] = {
     "propose": "become a candidate", "start": "be rolled out", "set_share": "get another share", "release": "be released",
@@ -268,6 +271,8 @@ class _Registry:
         state, author = next_state(before.version, before.state, action), self._author
         after = replace(before, state=state, changed_at=author.now, **changed)
         change_rollout(self._connection, before, after, who=author.who, why=author.why, now=author.now)
+        with log_context(version=before.version):
+            _LOG.info("%s became %s at %g %%", before.state, after.state, after.percentage, extra={"who": author.who, "why": author.why})
         return after
 
     def release(self, model: Model, own: Rollout | None, strategy: Strategy) -> Rollout:

@@ -5,6 +5,7 @@ row is completed from the directory. After an earlier crash only that iteration 
 """
 
 import json
+import logging
 import math
 import shutil
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from babylon_rl.errors import Diverged, NothingToTrain, TrainingError, TrainingPaused
 from babylon_rl.files.durable import publish_directory
+from babylon_rl.logs import log_context
 from babylon_rl.settings import TrainingSettings
 from babylon_rl.store.batches import Batch, advance_batch, heartbeat
 from babylon_rl.store.connection import Connection, own_transaction
@@ -33,6 +35,7 @@ from babylon_rl.training.conversion import Conversion, refuse_empty
 from babylon_rl.training.freezing import seeded_share
 from babylon_rl.training.lifecycle import MAX_LOST_RUNS, TRAIN
 
+_LOG = logging.getLogger(__name__)
 RESULT_FILE = "iteration.json"
 WORK = ".work"
 HEARTBEAT_EVERY_S = 10.0
@@ -196,6 +199,9 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
     (partial / RESULT_FILE).write_text(json.dumps(outcome, indent=2, allow_nan=False) + "\n")
     run.beat()  # a run that was taken over must not leave a directory behind
     _rename_durably(partial, directory)
+    with log_context(batch=iteration.batch_id, version=run.batch.version):
+        facts = {name: outcome[name] for name in ("loss", "trainableTokens", "seconds")}
+        _LOG.info("iteration %d of %d is trained", iteration.step, iteration.steps, extra=facts)
 
 
 def _over_time(run: BatchRun, iteration: TrainIteration) -> TrainingPaused:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from babylon_rl.cli import system_checks
+from babylon_rl.cli import run, system_checks
 from babylon_rl.cli.production_checks import check_production
 from babylon_rl.cli.system_checks import check_system
 from babylon_rl.serving.access import key_hash
@@ -193,3 +194,16 @@ def test_secrets_in_an_env_file_that_others_read_fail(produced: Callable[..., Li
     assert status == "FAIL" and "holds WANDB_API_KEY and others may read it" in detail and "k3y" not in detail
     os.chmod(tmp_path / ".env", 0o600)
     assert produced()["keys"][0] == "PASS"
+
+
+def test_the_command_goes_through_the_rows_of_the_page(
+    database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    monkeypatch.setenv("BABYLON_RL_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run(["verify-system", "--production", "--json"]) == 1
+    names = [check["name"] for check in json.loads(capsys.readouterr().out)["checks"]]
+    page = (ROOT / "docs/howto/production.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+?) \|", page, re.MULTILINE)
+    assert rows[0] == "check" and names[names.index("RL is a decision") :] == rows[1:]

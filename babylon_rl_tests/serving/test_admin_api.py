@@ -4,6 +4,7 @@ import json
 import socket
 import struct
 import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,6 +78,30 @@ def test_the_status_is_the_document_of_the_command(sample: AdminServer, read_sam
         name: part for name, part in expected.items() if name not in moving
     }
     assert sample.get("/api/admin/training/models").body == {"success": True, "models": answer["models"]}
+
+
+def test_metrics_are_the_figures_of_the_status(sample: AdminServer, read_sample: Database) -> None:
+    add_version(read_sample, "v1.0.0")
+    job = sample.post(TRIGGER).body["jobId"]
+    with urllib.request.urlopen(f"{sample.url}/metrics") as answer:
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        text = answer.read().decode()
+    found = sample.get(STATUS).body
+    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    expected = {
+        "babylon_trajectories": found["trajectoryStats"]["_count"],
+        "babylon_trajectories_last_day": found["automation"]["dataCollection"]["last24h"],
+        "babylon_ready": found["readiness"]["ready"],
+        "babylon_freezable_trajectories": found["readiness"]["stats"]["totalTrajectories"],
+        "babylon_training_fraction": found["progress"]["fraction"],
+        f'babylon_newest_job{{batch="{job}",status="pending"}}': 1,
+        'babylon_healthy{part="daemon"}': found["automation"]["health"]["daemon"],
+        "babylon_judge_spent_today_usd": found["judge"]["spentTodayUsd"],
+    }
+    assert {name: float(samples[name]) for name in expected} == {name: float(value) for name, value in expected.items()}
+    assert "babylon_training_loss" not in samples  # nothing has trained yet
+    for name, number in found["readiness"]["notTrainable"].items():
+        assert samples[f'babylon_not_trainable_trajectories{{reason="{name}"}}'] == str(number)
 
 
 def test_the_hours_agree_with_the_database(sample: AdminServer, read_sample: Database) -> None:

@@ -1,0 +1,76 @@
+"""Structured logs of servers and of Dagster's processes, by structlog over the standard library's loggers.
+
+``start_logs`` sends every record below ``babylon_rl`` to standard error: JSON lines, or readable ones on a terminal. ``log_context`` adds
+run, window, batch and version to the records of a block. Secrets are redacted by their field's name, in addresses, and wherever the value
+of a secret setting appears. Without ``start_logs`` records go where the program's own logging sends them.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import structlog
+from pydantic import BaseModel, SecretStr
+
+REDACTED = "***"
+ROOT = "babylon_rl"
+_SECRET_NAME = re.compile(r"key$|secret|token$|password|authorization|webhook", re.IGNORECASE)
+_USER_IN_ADDRESS = re.compile(r"(\w+://)[^/\s@]+@")
+_LEAST_SECRET = 6  # characters; a shorter value would hide ordinary words
+
+
+class Redactor:
+    """Replaces secrets in an event: values of fields with a secret's name, users in addresses, and known secret texts."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        # The longest first, as one secret may be a part of another.
+        self._secrets = sorted({secret for secret in secrets if len(secret) >= _LEAST_SECRET}, key=len, reverse=True)
+
+    def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {name: REDACTED if _SECRET_NAME.search(name) else self.clean(value) for name, value in event.items()}
+
+    def clean(self, value: Any) -> Any:
+        """Return a value with every text in it redacted."""
+        if isinstance(value, str):
+            for secret in self._secrets:
+                value = value.replace(secret, REDACTED)
+            return _USER_IN_ADDRESS.sub(rf"\1{REDACTED}@", value)
+        if isinstance(value, Mapping):
+            return {name: REDACTED if _SECRET_NAME.search(str(name)) else self.clean(part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.clean(part) for part in value)
+        return value
+
+
+def start_logs(settings: BaseModel, stream: TextIO | None = None) -> None:
+    """Send this process's records to ``stream`` (standard error): JSON unless it is a terminal."""
+    out = stream or sys.stderr
+    secrets = [value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)]
+    before: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.format_exc_info,
+    ]
+    shown = structlog.dev.ConsoleRenderer() if out.isatty() else structlog.processors.JSONRenderer(default=str)
+    last: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, Redactor(secrets), shown]
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=[*before, structlog.stdlib.ExtraAdder()], processors=last))
+    logger = logging.getLogger(ROOT)
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+@contextmanager
+def log_context(**fields: str | None) -> Iterator[None]:
+    """Add fields (run, window, batch, version, ...) to every record of a block; None leaves one out."""
+    with structlog.contextvars.bound_contextvars(**{name: value for name, value in fields.items() if value is not None}):
+        yield
