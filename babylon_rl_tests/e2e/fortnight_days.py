@@ -114,7 +114,7 @@ def _hour(days: Fortnight, cluster: Cluster, day: int, hour: int, judge_url: str
         days.change(judge_base_url=judge_url)
         days.tell("The judge answers again.")
     plays = hour in PLAYED
-    if plays or (day, hour) == (LATE, 20):
+    if plays or (day, hour) == (LATE, 15):
         with days.database.connect() as connection:
             if plays:
                 window = days.play(connection)
