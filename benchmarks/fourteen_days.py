@@ -37,15 +37,14 @@ def page(outcome: Outcome, days: int, minutes: float, load: float) -> str:
     lines = [f"| {what} | {value} |" for what, value in held]
     decisions = [f"| {version} | {decision} |" for version, decision in outcome.decisions.items()]
     fell = any("rolled back" in sentence for _, sentence in outcome.story)
-    rolled_back = (
-        "One fails on trial and is rolled back." if fell else "No version was on trial when endpoints failed: no rollback is shown."
-    )
+    rolled_back = "One on trial is rolled back." if fell else "None was on trial when endpoints failed: no rollback."
     log = [f"| {moment:%d, %H:%M} | {sentence.replace('|', '/')} |" for moment, sentence in outcome.story]
     return "\n".join(
         [
             f"# {days} days that run by themselves",
             "",
-            f"`python -m benchmarks.fourteen_days --days {days}` lives {days} days of a game in {minutes:.0f} minutes (two cores, load {load:.0f}):",
+            f"`python -m benchmarks.fourteen_days --days {days}` lives {days} days of a game in {minutes:.0f} minutes",
+            f"(two cores, load {load:.0f}):",
             "eight scripted agents play two hours a day, and the sensors, schedules, conditions and the run queue of Dagster's daemon tick",
             "with a clock of their own. Nobody touches anything. Rows come late, the judge is down for hours, its budget is spent on",
             "another, the database stops and starts, a training crashes, and one version reads the news wrongly. " + rolled_back,
