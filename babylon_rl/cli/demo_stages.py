@@ -142,8 +142,8 @@ def asking_the_gateway(state: Demo) -> Iterator[AgentFactory]:
     adapters = {one.version: Path(one.checkpoint) for one in found if one.checkpoint is not None}
     with ExitStack() as stack:
         upstream = stack.enter_context(served_here(state.settings, adapters))
-        url = stack.enter_context(running_gateway(state.settings.model_copy(update=GATEWAY_SETTINGS | {"local_endpoint": upstream})))
-        yield stack.enter_context(gateway_agents(url, temperature=1.0))
+        url, key = stack.enter_context(running_gateway(state.settings.model_copy(update=GATEWAY_SETTINGS | {"local_endpoint": upstream})))
+        yield stack.enter_context(gateway_agents(url, key, temperature=1.0))
 
 
 def play(state: Demo, hours: Sequence[str]) -> None:

@@ -35,8 +35,8 @@ class GatewayClient(ChatClient):
     Each call is the first of a new trajectory, ``trajectory_id``.
     """
 
-    def __init__(self, base_url: str, agent_id: str, new_id: Callable[[], str]) -> None:
-        super().__init__(base_url, None, MODEL)
+    def __init__(self, base_url: str, key: str | None, agent_id: str, new_id: Callable[[], str]) -> None:
+        super().__init__(base_url, key, MODEL)
         self.trajectory_id = ""
         self._agent_id, self._new_id = agent_id, new_id
 
@@ -65,14 +65,14 @@ class GatewayAgent(ModelAgent):
 
 
 @contextmanager
-def gateway_agents(url: str, *, temperature: float, new_id: Callable[[], str] = new_uuid) -> Iterator[AgentFactory]:
+def gateway_agents(url: str, key: str | None, *, temperature: float, new_id: Callable[[], str] = new_uuid) -> Iterator[AgentFactory]:
     """Yield a factory of agents that ask the gateway at ``url``, sampled as in training."""
     clients: dict[str, GatewayClient] = {}
     with ExitStack() as stack:
 
         def make(agent_id: str, seed: int | str) -> GatewayAgent:
             if agent_id not in clients:
-                clients[agent_id] = stack.enter_context(GatewayClient(url, agent_id, new_id))
+                clients[agent_id] = stack.enter_context(GatewayClient(url, key, agent_id, new_id))
             return GatewayAgent(clients[agent_id], agent_id, seed, temperature)
 
         yield make

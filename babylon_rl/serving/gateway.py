@@ -37,10 +37,10 @@ Headers = Sequence[tuple[bytes, bytes]]
 class Gateway:
     """The parts of one gateway process, and the ASGI endpoint of /v1/chat/completions."""
 
-    def __init__(self, settings: Settings, *, body_timeout_s: float = BODY_TIMEOUT_S) -> None:
+    def __init__(self, settings: Settings, *, body_timeout_s: float = BODY_TIMEOUT_S, own_key: str | None = None) -> None:
         self.settings = settings
         self._body_timeout_s = body_timeout_s
-        self.access = Access()
+        self.access = Access(own_key=own_key)
         self.state = LiveState(settings, self.access)
         self.log = CallLog(settings)
         self.upstreams = Upstreams(settings)

@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.logs import start_logs
 from babylon_rl.models.server import bind
+from babylon_rl.serving.access import new_key
 from babylon_rl.serving.call_writer import call_writer, wait_until_written
 from babylon_rl.serving.gateway import Gateway
 from babylon_rl.serving.gateway_app import create_app
@@ -57,10 +58,10 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
 
 
 @contextmanager
-def running_gateway(settings: Settings) -> Iterator[str]:
+def running_gateway(settings: Settings) -> Iterator[tuple[str, str]]:
     """Serve on loopback in a thread until the block ends.
 
-    Yields the base URL for OpenAI clients.
+    Yields the base URL for OpenAI clients, and a key that this gateway alone takes.
 
     It routes by the registry from the first request on, and when the block ends its calls are in the database.
 
@@ -70,7 +71,8 @@ def running_gateway(settings: Settings) -> Iterator[str]:
     """
     import uvicorn
 
-    gateway = Gateway(settings)
+    key = new_key()
+    gateway = Gateway(settings, own_key=key)
     with bind("127.0.0.1", 0) as bound, call_writer(settings):
         bound.listen(512)
         options = server_options(timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=STOP_S, log_level="warning")
@@ -83,7 +85,7 @@ def running_gateway(settings: Settings) -> Iterator[str]:
                 if time.monotonic() > deadline or not thread.is_alive():
                     raise ModelUnavailable(f"The gateway did not start within {START_S:g} s: {gateway.state.problem or 'see its log'}.")
                 time.sleep(0.02)
-            yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+            yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1", key
         finally:
             server.should_exit = True
             thread.join()

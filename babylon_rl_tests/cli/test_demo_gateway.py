@@ -9,10 +9,12 @@ from pydantic import SecretStr
 from babylon_rl.cli.demo_stages import AGENTS, RELEASE_AGENTS, Demo, planned, play, release
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.market.spawn import SpawnRequest, spawn
+from babylon_rl.serving.access import key_hash, new_key
 from babylon_rl.serving.releases import ReleaseAuthor, deploy
 from babylon_rl.serving.routing import route
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch
+from babylon_rl.store.client_keys import ClientKey, create_key
 from babylon_rl.store.database import Database
 from babylon_rl.store.releases import read_routing
 from babylon_rl.training.batches import Trained, prepare_batch, train_batch
@@ -60,6 +62,8 @@ def test_agents_get_versions_at_the_rollouts_share_and_train_the_next_one_with_t
     with demo.database.connect() as connection:
         deploy(connection, version, demo.settings, ReleaseAuthor("test", "a half", utc_now()), percentage=50)
         table = read_routing(connection)
+        # Clients' keys close the gateway to others, not to the demo's own agents.
+        create_key(connection, ClientKey("agents", key_hash(new_key()), None, None, utc_now()))
 
     assert release(demo, version, first)
     expected = {agent: route(table, demo.settings, None, agent).version for agent in (f"test-agent-{n + 1}" for n in range(RELEASE_AGENTS))}
