@@ -581,7 +581,9 @@ def _demo_choices(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("database_url"):
         return {}
     home = Path(given.get("babylon_rl_home") or Settings.model_fields["babylon_rl_home"].default)
-    return DotEnvSettingsSource(Settings, env_file=home.expanduser() / DEMO_FILE)()
+    # A home that does not exist is refused by its validator, with the other values.
+    directory = Path(os.path.expanduser(home)).absolute()
+    return DotEnvSettingsSource(Settings, env_file=directory / DEMO_FILE)()
 
 
 def _unreadable_lines(env_file: Path) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from babylon_rl.assets.resources import given
 from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY
 from babylon_rl.automation.code_location import code_location
+from babylon_rl.automation.jobs import RETRIED
 from babylon_rl.automation.launch import job_definition
 from babylon_rl.automation.sensors import SENSOR_TAG, ask_judge_again
 from babylon_rl.store.database import Database
@@ -64,4 +65,4 @@ def test_a_run_that_died_before_it_asked_is_followed_by_the_next_after_a_while(m
     assert "which is asked again every" in ask(bench, ask_judge_again).skip_message
     later = make_bench(database, now=now + HOUR, judge_model=MODEL)
     (request,) = ask(later, ask_judge_again).run_requests
-    assert request.tags == {"dagster/partition": "2025-10-29T14:00"}
+    assert request.tags == RETRIED | {"dagster/partition": "2025-10-29T14:00"}

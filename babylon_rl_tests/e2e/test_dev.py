@@ -56,7 +56,7 @@ def test_the_lineage_page_shows_every_asset(ui: str, backfill: str, tmp_path: Pa
         pytest.skip("there is no Chromium here (Debian: apt install chromium)")
     assets = [node["assetKey"]["path"][-1] for node in ask(ui, "{ assetNodes { assetKey { path } } }")["assetNodes"]]
     assert len(assets) == 13
-    with browser_page(program, tmp_path / "profile", width=2600) as page:
+    with browser_page(program, tmp_path / "profile", width=2600, height=2000) as page:
         page.open(ui + LINEAGE)
         page.wait_for("Global asset lineage", *assets)
 
