@@ -102,7 +102,7 @@ def test_a_batch_waits_for_its_judge_and_goes_on_from_what_was_judged(database: 
         judge.reset(faults={"unavailable": 0.0})
         prepared = prepare_batch(connection, batch.batch_id, chosen, NOW)
         assert prepared.batch.error is None and judge.stats()["requests"] == 4
-    assert len(prepared.kept) == 15 and all(episode.score is not None for episode in prepared.kept)
+    assert len(prepared.remaining) == 15 and all(episode.score is not None for episode in prepared.remaining)
 
 
 def test_a_judge_that_refuses_everybody_fails_the_batch_and_what_was_judged_is_kept(
@@ -162,7 +162,7 @@ def test_a_quarantined_hour_leaves_its_batch_and_the_others_train(database: Data
         score_windows(connection, windows[:1], chosen, NOW)
         judge.reset(faults={fault: 1.0})
         prepared = prepare_batch(connection, batch.batch_id, chosen, NOW)
-    assert {episode.window for episode in prepared.kept} == {windows[0]}
+    assert {episode.window for episode in prepared.remaining} == {windows[0]}
     assert dict(prepared.dropped_groups) == {windows[1]: QUARANTINED_REASON}
 
 
