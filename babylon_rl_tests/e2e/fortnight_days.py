@@ -30,8 +30,8 @@ from babylon_rl_tests.serving.live_rows import insert_calls
 
 NOBODY = "http://127.0.0.1:9/v1"
 DOWN = (psycopg.OperationalError, DatabaseUnreachable, OperationalError, DagsterPostgresException)
-# The second version reads the news wrongly; the sixth is the best, but its endpoint fails while it is on trial. A step of 0.3 or more shows in
-# the gate's markets, a smaller one does not.
+# The second version reads the news wrongly; the sixth is the best, but its endpoint fails while it is on trial. A step of 0.3 or more
+# shows in the gate's markets, a smaller one does not.
 SKILLS = [0.35, -1.0, 0.4, 0.65, 0.7, 1.0, 0.65, 1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]
 CHOSEN: dict[str, Any] = {
     "train_rl_local": True, "training_min_trajectories": 350, "training_min_groups": 2, "training_min_group_size": 5,
