@@ -261,7 +261,7 @@ def test_migrations_are_found_from_any_directory(tmp_path: Path) -> None:
 
 
 def test_incomplete_clone_is_a_sentence(database: Database, tmp_path: Path) -> None:
-    with pytest.raises(SchemaMismatch, match="complete clone"):
+    with pytest.raises(SchemaMismatch, match="whole clone"):
         migrate(database, directory=tmp_path)
 
 
