@@ -162,7 +162,7 @@ def test_a_gateway_in_a_thread_routes_by_the_registry_and_ends_with_its_calls_in
     recording: Settings, database: Database
 ) -> None:
     settings = recording.model_copy(update={"database_url": SecretStr(database.url)})
-    with gateway_in_a_thread(settings) as url, openai.OpenAI(base_url=url, api_key="none") as client:
+    with gateway_in_a_thread(settings) as (url, key), openai.OpenAI(base_url=url, api_key=key) as client:
         client.chat.completions.create(model="auto", messages=MESSAGES, extra_headers=PLACE)
     assert [(row["agentId"], row["version"]) for row in rows(database, "SELECT * FROM babylon_rl.gateway_calls")] == [("a1", "v1.0.0")]
 
