@@ -22,12 +22,13 @@ from babylon_rl.serving.promotion import AUTOMATION
 from babylon_rl.settings import AlertSettings, Settings
 from babylon_rl.store import alerts as stored
 from babylon_rl.store.alerts import StoredAlert
-from babylon_rl.store.batches import read_batches
+from babylon_rl.store.batches import last_completed_at, read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_requests import spent_on
 from babylon_rl.store.releases import RolloutEvent, read_events
 from babylon_rl.training.batches import pending_batches
-from babylon_rl.training.readiness import last_completed, readiness, sampled_quality
+from babylon_rl.training.readiness import readiness, sampled_quality
+from babylon_rl.training.starting import smaller_batch_due, with_smaller_minimum
 from babylon_rl.windows import window_of
 
 BLOCKED_FOR = timedelta(days=1)
@@ -201,12 +202,10 @@ def _training_failed(connection: Connection, settings: Settings, now: datetime) 
 
 
 def _readiness_blocked(connection: Connection, settings: Settings, now: datetime) -> dict[str, str]:
-    last = last_completed(connection)
-    if pending_batches(connection) or (last is not None and now - last < timedelta(hours=settings.training_interval_hours)):
+    last = last_completed_at(connection)
+    if pending_batches(connection) or smaller_batch_due(last, settings, now) > now:
         return {}
-    # The smaller batch of train_daily would do by now.
-    least = min(settings.training_daily_min_trajectories, settings.training_min_trajectories)
-    found = readiness(connection, settings.model_copy(update={"training_min_trajectories": least}), now, may_be_kept=True)
+    found = readiness(connection, with_smaller_minimum(settings), now, may_be_kept=True)
     since = "No training has been completed yet" if last is None else f"The last training was completed at {last:%Y-%m-%d %H:%M} UTC"
     return {} if found.ready else {"": f"{since}, and no other can start: {found.reason}"}
 

@@ -25,6 +25,7 @@ from babylon_rl.automation.jobs import (
 )
 from babylon_rl.judge.scoring import unscored_hours
 from babylon_rl.store.ab_tests import read_tests
+from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.judge_report import newest_judgement
 from babylon_rl.store.observation import RECENT, answered_late
 from babylon_rl.store.scores import waiting_since
@@ -94,9 +95,9 @@ def train_daily(context: dg.ScheduleEvaluationContext, babylon: dg.ResourceParam
         pending = pending_batches(connection)
         if pending:
             return dg.SkipReason(f"{pending[0].batch_id} is {pending[0].state}.")
-        due = smaller_batch_due(connection, babylon.settings, now)
-        if due > now:
-            last = due - timedelta(hours=babylon.settings.training_interval_hours)
+        last = last_completed_at(connection)
+        due = smaller_batch_due(last, babylon.settings, now)
+        if last is not None and due > now:
             return dg.SkipReason(f"The last batch was completed at {last:%Y-%m-%d %H:%M} UTC; the next is due at {due:%Y-%m-%d %H:%M} UTC.")
         frozen = freeze_when_ready(connection, with_smaller_minimum(babylon.settings), now)
     if frozen.batch is None:

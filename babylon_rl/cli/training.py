@@ -16,7 +16,7 @@ from babylon_rl.cli.system import run_daemon
 from babylon_rl.cli.training_batches import backfilled, choose_batch, run_training
 from babylon_rl.errors import NothingToTrain, UsageError
 from babylon_rl.settings import Settings, load_settings
-from babylon_rl.store.batches import Batch, read_batch_episodes
+from babylon_rl.store.batches import Batch, last_completed_at, read_batch_episodes
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.market import windows_with_market
 from babylon_rl.store.outcomes import market_hours
@@ -46,7 +46,7 @@ def ready(as_json: JsonOption = False) -> None:
     settings = load_settings()
     with open_database(settings, prepare=False) as database, database.connect() as connection:
         state = readiness(connection, settings, utc_now())
-        due = smaller_batch_due(connection, settings, utc_now())
+        due = smaller_batch_due(last_completed_at(connection), settings, utc_now())
     rows: list[list[Any]] = [
         ["freezable trajectories", state.total_trajectories],
         ["of them in hours without scores", state.unscored_trajectories],

@@ -14,7 +14,7 @@ from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving import status_shapes as parts
 from babylon_rl.settings import HEURISTIC, Settings
 from babylon_rl.store.alerts import read_alerts
-from babylon_rl.store.batches import Batch, read_batches
+from babylon_rl.store.batches import Batch, last_completed_at, read_batches
 from babylon_rl.store.benchmarks import read_reports
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_report import judge_agreements
@@ -27,7 +27,7 @@ from babylon_rl.training.backends import trainer_choice
 from babylon_rl.training.batches import pending_batches
 from babylon_rl.training.eta import fit_durations, progress_of
 from babylon_rl.training.freezing import freeze_bounds
-from babylon_rl.training.readiness import last_completed, readiness
+from babylon_rl.training.readiness import readiness
 from babylon_rl.types import BenchmarkReport
 from babylon_rl.windows import HOUR, moment
 
@@ -47,7 +47,8 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
         models, batches = read_models(connection), read_batches(connection, limit=PAST_RUNS)
         pending = pending_batches(connection)
         current = pending[0] if pending else None
-        automation = automation_document(connection, settings, now, models, current)
+        judged = judged_hours(connection, settings, now)
+        automation = automation_document(connection, settings, now, models, current, judged)
         totals = trajectory_totals(connection)
         health = {name: works for name, works in _checks(automation.health).items() if name not in _OPTIONAL}
         return shapes.StatusDocument(
@@ -55,7 +56,7 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
             automation=automation,
             readiness=shapes.ReadinessDocument.of(readiness(connection, settings, now, may_be_kept=True)),
             progress=None if current is None else _progress(connection, current, batches, now),
-            judge=_judge(connection, settings, now),
+            judge=_judge(connection, settings, now, judged),
             lineage=_lineage(models, read_reports(connection)),
             rollout=_rollout(connection, settings),
             alerts=[
@@ -78,10 +79,10 @@ def status_document(connection: Connection, settings: Settings, now: datetime) -
 
 
 def automation_document(
-    connection: Connection, settings: Settings, now: datetime, models: Sequence[Model], current: Batch | None
+    connection: Connection, settings: Settings, now: datetime, models: Sequence[Model], current: Batch | None, judged: JudgedState
 ) -> shapes.Automation:
     """Data collection, trainings, versions and health."""
-    last, came = last_completed(connection), arrivals(connection, now)
+    last, came = last_completed_at(connection), arrivals(connection, now)
     deployed, own = deployed_model(models), [model for model in models if not model.foreign]
     return shapes.Automation(
         data_collection=parts.DataCollection(
@@ -98,7 +99,7 @@ def automation_document(
             deployed=None if deployed is None else deployed.version,
             training=None if current is None else current.version,
         ),
-        health=_health(connection, settings, now, current),
+        health=_health(connection, settings, now, current, judged),
     )  # fmt: skip
 
 
@@ -115,13 +116,13 @@ def _progress(connection: Connection, current: Batch, batches: Sequence[Batch], 
     )  # fmt: skip
 
 
-def _judged(connection: Connection, settings: Settings, now: datetime) -> JudgedState:
+def judged_hours(connection: Connection, settings: Settings, now: datetime) -> JudgedState:
+    """Count the hours within the look-back that are scored, wait for their judge or are quarantined."""
     bounds = freeze_bounds(connection, settings, now)
     return judged_state(connection, bounds.first, bounds.end)
 
 
-def _judge(connection: Connection, settings: Settings, now: datetime) -> parts.JudgeDocument:
-    judged = _judged(connection, settings, now)
+def _judge(connection: Connection, settings: Settings, now: datetime, judged: JudgedState) -> parts.JudgeDocument:
     spent, unpriced = spent_on(connection, now)
     own = [found for found in judge_agreements(connection) if found.judge == settings.judge_model]
     newest = max(own, key=lambda found: found.measured_at, default=None)
@@ -174,10 +175,10 @@ def _checks(health: parts.Health) -> dict[str, bool]:
     return {name: getattr(health, name) for name in ("database", "storage", "judge", "trainer", "daemon", "wandb")}
 
 
-def _health(connection: Connection, settings: Settings, now: datetime, current: Batch | None) -> parts.Health:
+def _health(connection: Connection, settings: Settings, now: datetime, current: Batch | None, judged: JudgedState) -> parts.Health:
     found = {
         "storage": _storage(settings),
-        "judge": _judge_health(connection, settings, now),
+        "judge": _judge_health(settings, judged),
         "trainer": _trainer(settings, current, now),
         "daemon": _daemon(connection, now),
         "wandb": (bool(settings.wandb_key), f"project {settings.wandb_project}" if settings.wandb_key else "WANDB_API_KEY is not set"),
@@ -194,8 +195,7 @@ def _storage(settings: Settings) -> tuple[bool, str]:
     return (True, words) if os.access(existing, os.W_OK) else (False, f"{existing} cannot be written")
 
 
-def _judge_health(connection: Connection, settings: Settings, now: datetime) -> tuple[bool, str]:
-    judged = _judged(connection, settings, now)
+def _judge_health(settings: Settings, judged: JudgedState) -> tuple[bool, str]:
     if judged.reason is not None:
         return False, f"{judged.waiting} hours wait: {judged.reason}"
     return True, "a rule on this machine" if settings.judge_model == HEURISTIC else f"no hour waits for {settings.judge_model}"

@@ -9,7 +9,7 @@ from babylon_rl.judge.scoring import unscored_hours
 from babylon_rl.serving import admin_shapes as shapes
 from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.dagster_client import SCORE_JOB, TRAIN_JOB, DagsterClient
-from babylon_rl.serving.status import automation_document, status_document
+from babylon_rl.serving.status import automation_document, judged_hours, status_document
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
@@ -90,7 +90,8 @@ class TrainingControl:
     def automation(self, connection: Connection, now: datetime) -> shapes.Automation:
         """Data collection, trainings, versions and health."""
         pending = pending_batches(connection)
-        return automation_document(connection, self.settings, now, read_models(connection), pending[0] if pending else None)
+        current, judged = (pending[0] if pending else None), judged_hours(connection, self.settings, now)
+        return automation_document(connection, self.settings, now, read_models(connection), current, judged)
 
     def training_data(self, connection: Connection, now: datetime) -> shapes.TrainingDataDocument:
         """The hours of the look-back that were read, and the newest trajectories."""

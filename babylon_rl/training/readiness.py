@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 from babylon_rl.episodes.quality import SampleQuality, sample_quality
 from babylon_rl.settings import Settings, TrainingSettings
-from babylon_rl.store.batches import last_completed_at
 from babylon_rl.store.connection import Connection
-from babylon_rl.store.freezing import READ_TABLES
+from babylon_rl.store.freezing import READ_TABLES, FreezeBounds
 from babylon_rl.store.observation import watermark
 from babylon_rl.store.scores import unscored_windows
 from babylon_rl.store.training_status import KeptCounts, read_kept_counts, write_kept_counts
@@ -74,7 +73,7 @@ def readiness(connection: Connection, settings: Settings, now: datetime, *, may_
         bounds = freeze_bounds(connection, settings, now, settled=True)
         kept = _usable_counts(connection, settings, now) if may_be_kept else None
         freezable = count_eligible(connection, bounds) if kept is None else with_unread(connection, bounds, _freezable(kept))
-        quality = measure_quality(connection, newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE))
+        quality = _newest_quality(connection, bounds)
         unscored = unscored_windows(connection, list(freezable.windows))
     groups = _groups(settings, freezable)
     reason = _reason(settings, freezable, groups, quality.mean)
@@ -148,8 +147,7 @@ def not_ready(
         mark = counted
         # Quality is sampled only when the counts suffice; its watermark also covers the call logs.
         if reason == READY:
-            newest = newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE)
-            reason = _reason(settings, freezable, groups, measure_quality(connection, newest).mean)
+            reason = _reason(settings, freezable, groups, _newest_quality(connection, bounds).mean)
             mark = sampled
         if reason == READY:
             return NotReady(None, None)
@@ -167,14 +165,6 @@ def _watermarks(connection: Connection, settings: Settings, now: datetime) -> tu
         for tables in (READ_TABLES, (*READ_TABLES, "public.llm_call_logs"))
     ]
     return marks[0], marks[1]
-
-
-def last_completed(connection: Connection) -> datetime | None:
-    """Time of the last completed training of any producer (naive UTC).
-
-    The training interval starts there.
-    """
-    return last_completed_at(connection)
 
 
 def _groups(settings: TrainingSettings, freezable: Freezable) -> int:
@@ -203,8 +193,11 @@ def _synthetic(freezable: Freezable) -> str:
 def sampled_quality(connection: Connection, settings: Settings, now: datetime) -> SampleQuality:
     """Quality of the newest rows that could train within the look-back, as readiness measures it."""
     with connection.transaction():
-        bounds = freeze_bounds(connection, settings, now, settled=True)
-        return measure_quality(connection, newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE))
+        return _newest_quality(connection, freeze_bounds(connection, settings, now, settled=True))
+
+
+def _newest_quality(connection: Connection, bounds: FreezeBounds) -> SampleQuality:
+    return measure_quality(connection, newest_new_trainable(connection, bounds.first, bounds.end, bounds.complete, QUALITY_SAMPLE))
 
 
 def measure_quality(connection: Connection, rows: Sequence[TrajectoryRow]) -> SampleQuality:

@@ -13,7 +13,7 @@ from babylon_rl.store.batches import Batch
 from babylon_rl.store.connection import Connection
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.preflight import refused_lately
-from babylon_rl.training.readiness import last_completed, not_ready
+from babylon_rl.training.readiness import not_ready
 
 
 class Start(NamedTuple):
@@ -50,12 +50,11 @@ def freeze_when_ready(
     return Start(frozen.batch, frozen.reason, None)
 
 
-def smaller_batch_due(connection: Connection, settings: Settings, now: datetime) -> datetime:
+def smaller_batch_due(last: datetime | None, settings: Settings, now: datetime) -> datetime:
     """Time from which a smaller batch suffices.
 
-    TRAINING_INTERVAL_HOURS after the last completed training, ``now`` without one.
+    TRAINING_INTERVAL_HOURS after ``last``, the end of the last completed training; ``now`` without one.
     """
-    last = last_completed(connection)
     return now if last is None else last + timedelta(hours=settings.training_interval_hours)
 
 

@@ -84,9 +84,7 @@ def live(days: Fortnight, cluster: Cluster, judge_url: str, number: int) -> list
         for hour in range(24):
             _hour(days, cluster, day, hour, judge_url)
         with days.database.connect() as connection:
-            by_day.append(
-                connection.execute('SELECT count(*), count(*) FILTER (WHERE "usedInTraining") FROM trajectories').fetchone() or ()
-            )
+            by_day.append(connection.execute(COUNTS).fetchone() or ())
     return by_day
 
 

@@ -3,9 +3,10 @@ from datetime import timedelta
 import pytest
 
 from babylon_rl.judge.scoring import score_windows
+from babylon_rl.store.batches import last_completed_at
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
-from babylon_rl.training.readiness import last_completed, readiness
+from babylon_rl.training.readiness import readiness
 from babylon_rl_tests.training.sample import NOW
 
 ENOUGH = {"training_min_trajectories": 373, "training_min_groups": 6}
@@ -69,7 +70,7 @@ def test_an_empty_database_needs_everything(database, settings):
     with database.connect() as connection:
         state = readiness(connection, settings, NOW)
         assert (state.ready, state.reason, state.quality.mean) == (False, "Need 1000 more trajectories", 0.0)
-        assert last_completed(connection) is None
+        assert last_completed_at(connection) is None
 
 
 def test_a_training_uses_its_trajectories_up_and_starts_the_interval(connection, settings):
@@ -77,4 +78,4 @@ def test_a_training_uses_its_trajectories_up_and_starts_the_interval(connection,
     prepare_batch(connection, batch.batch_id, settings, NOW)
     train_batch(connection, batch.batch_id, settings, NOW)
     assert readiness(connection, settings, NOW).total_trajectories == 0
-    assert NOW <= last_completed(connection) < NOW + timedelta(minutes=1)
+    assert NOW <= last_completed_at(connection) < NOW + timedelta(minutes=1)
