@@ -154,6 +154,10 @@ EXTRAS = {
     "litellm": "judge",
     "wandb": "wandb",
     "art": "remote",
+    **dict.fromkeys(("celery", "dagster_celery", "redis"), "celery"),
+    "s3fs": "s3",
+    "dagster_k8s": "k8s",
+    "opentelemetry": "otel",
 }
 
 
