@@ -37,6 +37,7 @@ _LONGEST_PAUSE_S = 5.0
 _STOP_S = 10.0
 _RESTART_S = 1.0
 WRITTEN_S = 60.0
+ANSWER_S = 30.0  # of one transaction
 _MAX_RECORDS, _MAX_BYTES = 256, 4 * 1024**2
 # Faults of one row; anything else is a fault of the connection or the server.
 _ROW_FAULTS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
@@ -121,8 +122,9 @@ class CallWriter:
         try:
             if self._connection is None:
                 self._connection = database.connect(autocommit=True)
-            written = write_calls(self._connection, GatewayRows([call for call, _ in rows], [log for _, log in rows if log is not None]))
-            self._spool.status.written += written
+            given = GatewayRows([call for call, _ in rows], [log for _, log in rows if log is not None])
+            with self._connection.answering_within(ANSWER_S):
+                self._spool.status.written += write_calls(self._connection, given)
         except _ROW_FAULTS as fault:
             if len(rows) == 1:
                 self._reject(f"The database refuses call {rows[0][0]['callId']}: {str(fault).splitlines()[0]}", rows[0])

@@ -4,11 +4,7 @@ By notifications, and by polling in case one is lost.
 """
 
 import logging
-import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from socket import SHUT_RDWR, socket
 
 import psycopg
 
@@ -68,11 +64,11 @@ class LiveState:
 
     def _follow(self, connection: Connection) -> None:
         # Listening begins before the first read, so that no change falls between them.
-        with _cut_off_when_silent(connection):
+        with connection.answering_within(ANSWER_S):
             for channel in (releases.CHANNEL, client_keys.CHANNEL):
                 connection.execute(f"LISTEN {channel}")
         while not self._closing.is_set():
-            with _cut_off_when_silent(connection):
+            with connection.answering_within(ANSWER_S):
                 self._access.update(client_keys.read_keys(connection))
                 self.table = read_routing(connection)
             self.problem, self.reads = None, self.reads + 1
@@ -81,24 +77,3 @@ class LiveState:
             for _ in range(int(POLL_S / 0.5)):
                 if self._closing.is_set() or any(True for _ in connection.notifies(timeout=0.5, stop_after=1)):
                     break
-
-
-@contextmanager
-def _cut_off_when_silent(connection: Connection) -> Iterator[None]:
-    """Shut the connection's socket down if the block takes over ANSWER_S.
-
-    Its statement then fails instead of waiting for ever.
-    """
-
-    def cut_off() -> None:
-        # It may be closed already, or by the server in this moment.
-        with suppress(psycopg.Error, OSError), socket(fileno=os.dup(connection.fileno())) as line:
-            line.shutdown(SHUT_RDWR)
-
-    timer = threading.Timer(ANSWER_S, cut_off)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

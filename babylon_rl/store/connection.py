@@ -8,12 +8,15 @@ the server's message and looked up in the text of the migrations. If the message
 of the candidate tables lacks it.
 """
 
+import os
 import re
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from socket import SHUT_RDWR, socket
 from types import TracebackType
 from typing import Any
 
@@ -169,6 +172,35 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             if outermost:
                 self.execute("SET LOCAL jit = off")
             yield begun
+
+    @contextmanager
+    def answering_within(self, seconds: float) -> Iterator[None]:
+        """Cut the connection off if the block takes longer, so that its statement fails instead of waiting for ever.
+
+        For a server behind a network that drops packets: it neither answers nor closes, and TCP alone notices after minutes.
+
+        Raises:
+            DatabaseUnreachable: it was cut off.
+        """
+        late = threading.Event()
+
+        def cut_off() -> None:
+            late.set()
+            # It may be closed already, or by the server in this moment.
+            with suppress(psycopg.Error, OSError), socket(fileno=os.dup(self.fileno())) as line:
+                line.shutdown(SHUT_RDWR)
+
+        timer = threading.Timer(seconds, cut_off)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except psycopg.OperationalError as broken:
+            if late.is_set():
+                raise DatabaseUnreachable(f"The database did not answer within {seconds:g} s, and the connection was cut off.") from broken
+            raise
+        finally:
+            timer.cancel()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Replace psycopg's UndefinedTable and UndefinedColumn by SchemaMismatch."""

@@ -5,12 +5,17 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 
 import psutil
+import pytest
 
+from babylon_rl.serving import call_writer
+from babylon_rl.serving.call_writer import CallWriter
+from babylon_rl.serving.spool import read_status
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl_tests.serving.gateways import Clients, gateway_process, rows, running_gateway, wait_for
@@ -87,6 +92,30 @@ def test_a_database_that_is_cut_off_and_stays_away_delays_no_answer_and_loses_no
             load.more(40)
         assert load.failed == 0 and ready["ready"]
         require_each_once(database, load.answered)
+
+
+def test_a_database_that_goes_silent_is_left_after_a_bound_and_gets_each_call_once(
+    recording: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_writer, "ANSWER_S", 0.5)
+    with Proxy(database.url) as proxy, running_gateway(recording, database) as gateway:
+        closing = threading.Event()
+        thread = threading.Thread(target=CallWriter(recording, closing).run, args=(Database(proxy.url, proxy.url),), daemon=True)
+        with Load(gateway.port) as load:
+            load.more(20)
+            thread.start()
+            wait_for(lambda: rows(database, "SELECT 1 FROM llm_call_logs LIMIT 1"), "the first call to be written")
+            proxy.deaf = True
+            load.more(20)
+            wait_for(
+                lambda: "did not answer within 0.5 s" in (read_status(recording.home / "gateway" / "spool").problem or ""),
+                "the silence to be noticed",
+            )
+            proxy.deaf = False
+            load.more(20)
+        require_each_once(database, load.answered)
+        closing.set()
+        thread.join(10)
 
 
 def test_a_gateway_that_is_killed_loses_no_call_that_it_answered(recording: Settings, database: Database, upstream: ModelStandIn) -> None:
