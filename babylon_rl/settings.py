@@ -6,6 +6,7 @@ the embedded database that it filled.
 """
 
 import io
+import json
 import logging
 import os
 import shlex
@@ -221,6 +222,11 @@ class TrainingSettings(SettingsGroup):
         "Unset: serverless with a WANDB_API_KEY, else local with TRAIN_RL_LOCAL.",
     )
     train_rl_local: bool = Field(False, description="Train on this machine when there is no WANDB_API_KEY.")
+    trainer_kubernetes: str | None = Field(
+        None,
+        description="The pod of a training on Kubernetes, as JSON of Dagster's tag dagster-k8s/config: container_config, pod_spec_config, "
+        "... (docs/howto/kubernetes.md). Unset: as every other run.",
+    )
     art_model_name: str = Field("babylon-agent", min_length=1, description="The model's name at the serverless training service.")
     learning_rate: float | None = Field(None, gt=0, description="Unset: the backend's own (serverless and GPU 5e-6, CPU 3e-3).")
     batch_size: int = Field(4, gt=0, description="Sequences a device step; the CPU trainer gathers as many for each pack of prompts.")
@@ -466,6 +472,17 @@ class Settings(
     def _is_web_address(cls, value: str | None) -> str | None:
         if value is not None and not _is_http(value):
             raise ValueError("must be an address such as http://127.0.0.1:8000/v1")
+        return value
+
+    @field_validator("trainer_kubernetes")
+    @classmethod
+    def _is_object_of_objects(cls, value: str | None) -> str | None:
+        try:
+            parts = {} if value is None else json.loads(value)
+        except json.JSONDecodeError as broken:
+            raise ValueError(f"must be JSON: {broken}") from None
+        if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+            raise ValueError('must be an object of objects such as {"pod_spec_config": {"node_selector": {"gpu": "yes"}}}')
         return value
 
     @field_validator("judge_base_url", "judge_audit_base_url", "openai_base_url", "openai_api_base", "serverless_base_url")

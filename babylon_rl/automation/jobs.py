@@ -6,14 +6,22 @@ import dagster as dg
 
 from babylon_rl.assets.run_liveness import PARTITION_TAG
 from babylon_rl.automation.cleanup import cleanup_job
+from babylon_rl.settings import TrainingSettings, load_settings
 
 HOURS_JOB, SCORE_JOB, TRAIN_JOB, OBSERVE_JOB = "hours", "score", "train", "observe"
 JUDGE_REPORT_JOB, AB_TEST_JOB = "judge_report_daily", "ab_test_hourly"
 MOST_HOURS = 720  # of a run of assets that cost next to nothing an hour
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+KUBERNETES_TAG = "dagster-k8s/config"
 SOURCES = ("raw_trajectories", "market_data")
 HOURLY = ("window_groups", "market_outcomes", "hindsight", "scored_groups")
 BATCHED = ("training_batch", "trained_checkpoint", "benchmark_report", "released_model", "leaderboard")
+
+
+def trainer_tags(settings: TrainingSettings) -> dict[str, str]:
+    """Tags of every run of the job ``train``: how its pod differs from that of other runs."""
+    return {} if settings.trainer_kubernetes is None else {KUBERNETES_TAG: settings.trainer_kubernetes}
+
 
 hours_job = dg.define_asset_job(
     HOURS_JOB,
@@ -28,6 +36,7 @@ score_job = dg.define_asset_job(
 train_job = dg.define_asset_job(
     TRAIN_JOB,
     selection=dg.AssetSelection.assets(*BATCHED),
+    tags=trainer_tags(load_settings()),
     description="Judge what a batch lacks, train it, compare the checkpoint, record the gate's decision. Partition: a batch id.",
 )
 judge_report_job = dg.define_asset_job(
