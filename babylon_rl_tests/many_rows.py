@@ -24,6 +24,7 @@ class ManyRows:
     """How many rows, between which moments, and by whom.
 
     The rows of the first ``unnamed_agents`` have no window id; every ``logged_every``-th row has a logged call instead of an embedded one.
+    Each of the ``organizations`` has a price every twenty minutes.
     """
 
     rows: int
@@ -34,6 +35,7 @@ class ManyRows:
     logged_every: int = 10
     steps: int = 1
     prompt_characters: int = 110
+    organizations: int = 0
 
     @property
     def hours(self) -> int:
@@ -71,21 +73,30 @@ _LOGS = """
         0.7, 300
     FROM generate_series(0, %(rows)s - 1, %(logged_every)s) n
 """
+_ORGANIZATIONS = """
+    INSERT INTO public."Organization" (id, name, description, type, "initialPrice", "updatedAt")
+    SELECT 'many-' || n, 'Organization ' || n, '', 'company', 100, %(start)s FROM generate_series(1, %(organizations)s) n
+"""
+_PRICES = """
+    INSERT INTO public."StockPrice" (id, "organizationId", price, change, "changePercent", "timestamp")
+    SELECT 'many-' || n || '-' || at::text, 'many-' || n, 100 + 10 * sin(extract(epoch FROM at) / (3600 + 60 * n)), 0, 0, at
+    FROM generate_series(1, %(organizations)s) n, generate_series(%(start)s::timestamp, %(end)s::timestamp, interval '20 minutes') at
+"""
 _SYSTEM = "You trade shares and predictions, a decision every ten minutes."
 _EPOCH_MS = 1_000_000_000_000
 
 
 def insert_many(connection: Connection, many: ManyRows) -> None:
-    """Write the rows in three statements; their steps are the same but for the row's number and times."""
+    """Write the rows, a statement a table; their steps are the same but for the row's number and times."""
     prompt = "".join(random.Random(0).choices(string.ascii_lowercase + "     ", k=many.prompt_characters))
     call = make_call(systemPrompt=_SYSTEM, userPrompt=f"@row {prompt}")
     given = {
         "rows": many.rows, "start": many.start, "end": many.end, "agents": many.agents, "unnamed": many.unnamed_agents,
-        "logged_every": many.logged_every, "system": _SYSTEM, "prompt": prompt,
+        "logged_every": many.logged_every, "organizations": many.organizations, "system": _SYSTEM, "prompt": prompt,
         "served": json.dumps([make_step(number, calls=[call], timestamp=_EPOCH_MS) for number in range(many.steps)]),
         "silent": json.dumps([make_step(number, timestamp=_EPOCH_MS, reason="@row") for number in range(many.steps)]),
     }  # fmt: skip
-    for statement in (_AGENTS, _TRAJECTORIES, _LOGS):
+    for statement in (_AGENTS, _TRAJECTORIES, _LOGS, _ORGANIZATIONS, _PRICES):
         connection.execute(statement, given)
 
 

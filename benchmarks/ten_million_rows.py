@@ -34,11 +34,11 @@ from babylon_rl_tests.many_rows import Connection, ManyRows, insert_many
 from babylon_rl_tests.plans import BIG, Read, RecordedDatabase, Statement, explainable, reads_of
 
 END = datetime(2025, 11, 1)
-MONTHS = timedelta(days=180)
+YEAR = timedelta(days=365)
 RANGE_HOURS = 24
 # Longer than a tick or an hour by nature.
 LEFT_OUT = ("a training",)
-_PACE = ("fsync = off", "maintenance_work_mem = '1GB'", "max_wal_size = '16GB'", "checkpoint_timeout = '1h'", "autovacuum = off")
+_PACE = ("fsync = off", "maintenance_work_mem = '1GB'", "max_wal_size = '4GB'", "checkpoint_timeout = '1h'", "autovacuum = off")
 _INDEXES = """
     SELECT i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid) FROM pg_index i
     WHERE i.indrelid = ANY(%s::regclass[]) AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conindid = i.indexrelid)
@@ -188,7 +188,7 @@ def asked_rows(description: str | None) -> Iterator[tuple[str, Path, ManyRows]]:
     parser.add_argument("--database", metavar="URL", help="an empty database, or one that this benchmark filled; it is kept")
     given = parser.parse_args()
     # Six rows of an agent in an hour: a usable episode.
-    many = ManyRows(given.rows, END - MONTHS, END, agents=max(8, min(400, given.rows // (MONTHS // HOUR * 6))))
+    many = ManyRows(given.rows, END - YEAR, END, agents=max(8, min(400, given.rows // (YEAR // HOUR * 6))), organizations=5)
     with contextlib.ExitStack() as stack:
         home = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="babylon-rl-rows-")))
         if given.database is not None:

@@ -18,6 +18,7 @@ from babylon_rl.project_files import clone, project_file
 from babylon_rl.settings import DEMO_FILE, Settings, kept_demo_choices, load_settings, setting_sources
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.embedded import running_url, stop_everything
+from babylon_rl.store.indexes import BuiltIndex, build_indexes
 from babylon_rl.store.migrate import migrate as bring_up_to_date
 
 app = typer.Typer()
@@ -25,6 +26,13 @@ UI_PORT = 3000
 _PORTS_TRIED = 100
 # "Function `dev_command` is superseded": by `dg`, which wants a project laid out by itself.
 SETTINGS = (Column("setting", "name"), Column("value", "value"), Column("source", "source"))
+INDEXES = (
+    Column("index", "name"),
+    Column("", "state"),
+    Column("MB", lambda row: None if row["bytes"] is None else row["bytes"] / 1e6, 1),
+    Column("what it does", "purpose"),
+    Column("statement", "statement", wide=True),
+)
 CHECKS = (Column("", "status"), Column("", "name"), Column("", "detail"))
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
 QUIET = "ignore:Function `"
@@ -35,9 +43,17 @@ _WANTED_BYTES = 2_000_000_000
 @app.command("migrate")
 def migrate(
     check: Annotated[bool, typer.Option("--check", help="Change nothing, only say what would be done.")] = False,
+    indexes: Annotated[
+        bool, typer.Option("--indexes", help="Build the optional indexes on the game's tables, beside its writers; may be repeated.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring the database's schema up to date."""
+    """Bring the database's schema up to date, or build its optional indexes."""
+    if indexes:
+        with open_database(load_settings(), prepare=False) as database:
+            built = [_index_row(one, check) for one in build_indexes(database, check_only=check)]
+        emit({"indexes": built}, [Table(INDEXES, built)], as_json)
+        return
     with open_database(load_settings(), prepare=not check) as database:
         report = bring_up_to_date(database, check_only=check)
         place = database.address
@@ -57,6 +73,15 @@ def migrate(
     if not report.applied:
         parts.append(f"The schema at {place} is up to date.")
     emit({"applied": list(report.applied), "adopted": list(report.adopted), "differences": list(report.differences)}, parts, as_json)
+
+
+def _index_row(built: BuiltIndex, check: bool) -> dict[str, object]:
+    """One optional index as JSON shows it."""
+    done = {"valid": "there", "invalid": "rebuilt", "absent": "built"}
+    planned = {"valid": "there", "invalid": "to rebuild", "absent": "to build"}
+    index = built.index
+    state = (planned if check else done)[built.found]
+    return {"name": index.name, "state": state, "bytes": built.size_bytes, "purpose": index.purpose, "statement": index.statement}
 
 
 @app.command("settings")

@@ -20,6 +20,7 @@ from psycopg.types.json import Jsonb
 
 from babylon_rl.errors import BatchConflict
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.trajectories import with_unnamed
 from babylon_rl.types import NO_SPREAD
 from babylon_rl.windows import window_end, window_of, window_start
 
@@ -101,8 +102,11 @@ WHERE "window" >= %(first)s AND "window" < %(end)s AND "window" <= %(complete)s 
 """
 HOURS_LOOKED_AT_FIRST = 6
 
-# Rows of hours that were never read, without those that their flags already reject. Read hour by hour and agent by agent, each by its
-# index: the table is never scanned.
+# Rows of hours that were never read, without those that their flags already reject. Read hour by hour, each by its index: the table is
+# never scanned.
+_FLAGS = '"isTrainingData", "isEvaluation", "usedInTraining", "windowId", "scenarioId"'
+_IN_UNREAD = """"startTime" >= unread."start" AND "startTime" < unread."start" + interval '1 hour'
+    AND COALESCE("windowId", '') !~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:00$'"""
 _UNREAD = """
 WITH unread AS (
     SELECT given."window", given."start" FROM (
@@ -115,13 +119,7 @@ SELECT count(*) FROM unread CROSS JOIN LATERAL (
     SELECT "isTrainingData", "isEvaluation", "usedInTraining", "windowId", "scenarioId"
     FROM public.trajectories WHERE "windowId" = unread."window"
     UNION ALL
-    SELECT odd.* FROM public."User" agent CROSS JOIN LATERAL (
-        SELECT "isTrainingData", "isEvaluation", "usedInTraining", "windowId", "scenarioId"
-        FROM public.trajectories
-        WHERE "agentId" = agent.id AND "startTime" >= unread."start" AND "startTime" < unread."start" + interval '1 hour'
-          AND COALESCE("windowId", '') !~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:00$'
-        OFFSET 0
-    ) odd
+    SELECT * FROM {unnamed} odd
 ) row
 WHERE row."isTrainingData" AND NOT row."isEvaluation" AND NOT row."usedInTraining"
   AND COALESCE(row."windowId", '') NOT LIKE 'benchmark-%%' AND COALESCE(row."scenarioId", '') NOT LIKE 'benchmark-%%'
@@ -215,7 +213,7 @@ def look_at_newest(
 
 def count_unread(connection: Connection, bounds: FreezeBounds) -> int:
     """Count new trajectories in hours that were never read."""
-    row = connection.execute(_UNREAD, bounds.parameters).fetchone()
+    row = connection.execute(with_unnamed(connection, _UNREAD, _FLAGS, _IN_UNREAD), bounds.parameters).fetchone()
     return 0 if row is None else int(row[0])
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import ASKED, FINITE, PRICE_BEFORE, PROBABILITY_BEFORE
-from babylon_rl.store.trajectories import FIRST_POSSIBLE, newest_window_with_rows
+from babylon_rl.store.trajectories import BETWEEN, FIRST_POSSIBLE, newest_window_with_rows, with_unnamed
 from babylon_rl.versions import content_version, counted_version
 from babylon_rl.windows import HOUR, is_window_id, window_of, window_start
 
@@ -177,9 +177,7 @@ def answered_late(connection: Connection, asked_before: datetime, since: datetim
     return 0 if row is None else int(row[0])
 
 
-# Rows without a canonical id are found agent by agent on the index (agentId, "startTime"), the others on the index of "windowId".
-# OFFSET 0 fixes that plan. The hash of a record is linear in its columns, so two rows that swap a value would give the same sum: the
-# second hash prevents that.
+# The hash of a record is linear in its columns, so two rows that swap a value would give the same sum: the second hash prevents that.
 TRAJECTORIES = """
     SELECT t."windowId", to_char(t."startTime", 'YYYY-MM-DD"T"HH24:00'), count(*),
            least(greatest(max(t."updatedAt"), timestamp '0001-01-01'), timestamp '9999-12-31'),
@@ -189,12 +187,7 @@ TRAJECTORIES = """
         SELECT "trajectoryId", "windowId", "startTime", "updatedAt" FROM public.trajectories
         WHERE "windowId" >= %(first)s AND "windowId" < %(end)s
         UNION
-        SELECT odd.* FROM public."User" agent CROSS JOIN LATERAL (
-            SELECT "trajectoryId", "windowId", "startTime", "updatedAt" FROM public.trajectories
-            WHERE "agentId" = agent.id AND "startTime" >= %(start)s AND "startTime" < %(stop)s
-              AND "windowId" IS DISTINCT FROM to_char("startTime", 'YYYY-MM-DD"T"HH24:00')
-            OFFSET 0
-        ) odd
+        SELECT * FROM {unnamed} odd
     ) t
     CROSS JOIN LATERAL (
         SELECT count(*) AS number, COALESCE(sum(hashint8extended(hash_record_extended(ROW(id, xmin), 1), 0)), 0) AS fingerprint
@@ -211,7 +204,8 @@ def trajectory_versions(connection: Connection, first: str, end: str) -> dict[st
     """
     bounds = {"first": first, "end": end, "start": window_start(first), "stop": window_start(end)}
     hours: dict[str, tuple[datetime, list[int]]] = {}
-    for window_id, hour, rows, newest, *sums in connection.execute(TRAJECTORIES, bounds):
+    statement = with_unnamed(connection, TRAJECTORIES, '"trajectoryId", "windowId", "startTime", "updatedAt"', BETWEEN)
+    for window_id, hour, rows, newest, *sums in connection.execute(statement, bounds):
         # A row without a canonical window id belongs to the hour of its start time.
         window = window_id if is_window_id(window_id) else hour
         if is_window_id(window) and first <= window < end:

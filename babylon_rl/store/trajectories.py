@@ -1,8 +1,8 @@
 """Rows of trajectories and llm_call_logs, streamed by window in binary COPY.
 
 A trajectory's window is its canonical "windowId", else the hour of its "startTime". Rows of the first kind are found by the index on
-windowId. The others (NULL ids, ids that name no real hour) are found agent by agent on the index (agentId, startTime), so that no read
-scans the table.
+windowId. The others (NULL ids, ids that name no real hour) are found agent by agent on the index (agentId, startTime), or by an index of
+their own where there is one (indexes.py), so that no read scans the table.
 """
 
 import functools
@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.store.connection import Connection
+from babylon_rl.store.indexes import UNNAMED, WITHOUT_HOUR, has_index
 from babylon_rl.windows import is_window_id, window_end, window_of, window_start
 
 
@@ -69,15 +70,8 @@ _ROW_TYPES = ["text", "text", "timestamp", "timestamp", "text", "int4", "text", 
 
 BY_WINDOW_ID = f"""COPY (SELECT {_COLUMNS} FROM public.trajectories WHERE "windowId" = ANY(%(windows)s)) TO STDOUT (FORMAT BINARY)"""
 
-# OFFSET 0 keeps the planner on one index range per agent.
-BY_START_TIME = f"""COPY (
-    SELECT odd.* FROM public."User" agent CROSS JOIN LATERAL (
-        SELECT {_COLUMNS} FROM public.trajectories
-        WHERE "agentId" = agent.id AND "startTime" >= %(start)s AND "startTime" < %(end)s
-          AND "windowId" IS DISTINCT FROM to_char("startTime", 'YYYY-MM-DD"T"HH24:00')
-        OFFSET 0
-    ) odd
-) TO STDOUT (FORMAT BINARY)"""
+BETWEEN = """"startTime" >= %(start)s AND "startTime" < %(stop)s"""
+BY_START_TIME = """COPY (SELECT * FROM {unnamed} odd) TO STDOUT (FORMAT BINARY)"""
 
 BY_ID = f"""COPY (SELECT {_COLUMNS} FROM public.trajectories WHERE "trajectoryId" = ANY(%(ids)s)) TO STDOUT (FORMAT BINARY)"""
 
@@ -93,12 +87,7 @@ WINDOWS_WITH_ROWS = """
     SELECT "windowId", to_char("startTime", 'YYYY-MM-DD"T"HH24:00') FROM public.trajectories
     WHERE "windowId" >= %(first)s AND "windowId" < %(end)s GROUP BY 1, 2
     UNION
-    SELECT odd.* FROM public."User" agent CROSS JOIN LATERAL (
-        SELECT "windowId", to_char("startTime", 'YYYY-MM-DD"T"HH24:00') FROM public.trajectories
-        WHERE "agentId" = agent.id AND "startTime" >= %(start)s AND "startTime" < %(stop)s
-          AND "windowId" IS DISTINCT FROM to_char("startTime", 'YYYY-MM-DD"T"HH24:00')
-        OFFSET 0
-    ) odd
+    SELECT * FROM {unnamed} odd
 """
 
 # Start times before year 1 or after 9999: no hour has a name there.
@@ -118,12 +107,30 @@ NEWEST_NAMED = r"""
 """
 # Only rows newer than the newest one with an id: otherwise an agent whose rows all have an id would be read to its first row.
 NEWEST_UNNAMED = """
-    SELECT max(odd.hour) FROM public."User" agent CROSS JOIN LATERAL (
-        SELECT to_char("startTime", 'YYYY-MM-DD"T"HH24:00') AS hour FROM public.trajectories
-        WHERE "agentId" = agent.id AND "startTime" >= %(start)s AND "startTime" < %(stop)s AND "windowId" IS NULL
-        ORDER BY "startTime" DESC LIMIT 1
-    ) odd
+    SELECT max(odd.hour) FROM {unnamed} odd
 """
+
+_HOUR = """to_char("startTime", 'YYYY-MM-DD"T"HH24:00')"""
+_NAMED_OTHERWISE = f""""windowId" IS DISTINCT FROM {_HOUR}"""
+
+
+def with_unnamed(connection: Connection, statement: str, columns: str, condition: str, suffix: str = "") -> str:
+    """Return ``statement`` with its ``{unnamed}`` replaced by a query for rows that may have no canonical window id.
+
+    By the optional index if it is there, else agent by agent: OFFSET 0 keeps the planner on one index range per agent. Both give every row
+    without a canonical id, and some with one.
+    """
+    if has_index(connection, UNNAMED):
+        found = f"(SELECT {columns} FROM public.trajectories WHERE {WITHOUT_HOUR} AND {condition} {suffix})"
+    else:
+        found = f"""(
+            SELECT own.* FROM public."User" agent CROSS JOIN LATERAL (
+                SELECT {columns} FROM public.trajectories
+                WHERE "agentId" = agent.id AND {condition} AND {_NAMED_OTHERWISE} {suffix} OFFSET 0
+            ) own
+        )"""
+    return statement.replace("{unnamed}", found)
+
 
 SCORED = """SELECT "trajectoryId" FROM public.trajectories WHERE "trajectoryId" = ANY(%s) AND "aiJudgeReward" IS NOT NULL"""
 
@@ -141,8 +148,8 @@ def trajectory_rows(connection: Connection, windows: Sequence[str]) -> Iterator[
     chosen = frozenset(windows)
     for values in _copy(connection, BY_WINDOW_ID, {"windows": list(windows)}, _ROW_TYPES):
         yield TrajectoryRow(*values)
-    bounds = {"start": window_start(min(windows)), "end": window_end(max(windows))}
-    for values in _copy(connection, BY_START_TIME, bounds, _ROW_TYPES):
+    bounds = {"start": window_start(min(windows)), "stop": window_end(max(windows))}
+    for values in _copy(connection, with_unnamed(connection, BY_START_TIME, _COLUMNS, BETWEEN), bounds, _ROW_TYPES):
         row = TrajectoryRow(*values)
         if not _is_window_id(row.window_id) and row.window in chosen:
             yield row
@@ -169,7 +176,8 @@ def windows_with_rows(connection: Connection, first: str, end: str) -> list[str]
     digits, belongs to none (``rows_of_no_hour``).
     """
     bounds = {"first": first, "end": end, "start": window_start(first), "stop": window_start(end)}
-    rows = connection.execute(WINDOWS_WITH_ROWS, bounds).fetchall()
+    statement = with_unnamed(connection, WINDOWS_WITH_ROWS, f'"windowId", {_HOUR}', BETWEEN)
+    rows = connection.execute(statement, bounds).fetchall()
     windows = {window_id if _is_window_id(window_id) else hour for window_id, hour in rows}
     return sorted(window for window in windows if _is_window_id(window) and first <= window < end)
 
@@ -193,7 +201,10 @@ def newest_window_with_rows(connection: Connection, newest: str) -> str | None:
     while named is not None and not is_window_id(named):  # 30 February
         named = _value(connection, NEWEST_NAMED, {"before": named})
     start = window_start(named or FIRST_POSSIBLE)
-    return max(filter(None, (named, _value(connection, NEWEST_UNNAMED, {"start": start, "stop": stop}))), default=None)
+    newest = with_unnamed(
+        connection, NEWEST_UNNAMED, f"{_HOUR} AS hour", f'{BETWEEN} AND "windowId" IS NULL', 'ORDER BY "startTime" DESC LIMIT 1'
+    )
+    return max(filter(None, (named, _value(connection, newest, {"start": start, "stop": stop}))), default=None)
 
 
 def _value(connection: Connection, statement: str, parameters: dict[str, Any]) -> str | None:
