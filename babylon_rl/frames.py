@@ -26,6 +26,7 @@ from babylon_rl.store import scores as scores_store
 from babylon_rl.store.batches import read_batches
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import process_database
+from babylon_rl.store.replica import read_connection
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
 from babylon_rl.store.windows import chunks, stored_episodes
 from babylon_rl.training.export import records
@@ -234,7 +235,7 @@ def stream(
         if edge is not None:
             window_start(edge)
     settings = settings or load_settings()
-    with process_database(settings).connect(autocommit=True) as connection:
+    with read_connection(process_database(settings), autocommit=True) as connection:
         ranged = first is not None or end is not None
         records = _READERS[kind](_Source(connection, first or FIRST_POSSIBLE, end or LAST_POSSIBLE, ranged, settings))
         while part := list(islice(records, rows)):

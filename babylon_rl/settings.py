@@ -49,6 +49,16 @@ class DatabaseSettings(SettingsGroup):
     direct_database_url: SecretStr | None = Field(
         None, description="The same database past a connection pooler, for migrations and Dagster's storage. Unset: DATABASE_URL."
     )
+    read_database_url: SecretStr | None = Field(
+        None,
+        description="A streaming replica of DATABASE_URL for long reads: windows, episodes, rejected, outcomes, scores, verify-data, "
+        "export, frames. Unset: DATABASE_URL.",
+    )
+    read_wait_seconds: float = Field(
+        5.0,
+        ge=0,
+        description="Seconds that such a read waits until the replica has all that was written before; then DATABASE_URL is read.",
+    )
     babylon_rl_home: Path = Field(
         Path(".babylon"), description="The state directory: embedded database, model weights, checkpoints, Dagster's logs."
     )
@@ -63,7 +73,7 @@ class DatabaseSettings(SettingsGroup):
             raise ValueError("begins with the home of a user who does not exist here") from None
         return value
 
-    @field_validator("database_url", "direct_database_url")
+    @field_validator("database_url", "direct_database_url", "read_database_url")
     @classmethod
     def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
