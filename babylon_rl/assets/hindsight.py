@@ -11,7 +11,9 @@ from babylon_rl.assets.partitions import hours, hours_of
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.hindsight import HourHindsight, sync_hindsight
 from babylon_rl.reporting.plots import OTHER, bar_plot
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import AgentCorrectness, agent_correctness
+from babylon_rl.store.windows import reading_chunks
 
 NOTHING = "no rows"
 COLUMNS = column_schema(
@@ -50,13 +52,15 @@ COLUMNS = column_schema(
 def hindsight(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = hours_of(context, babylon.now())
     with babylon.connection() as connection:
-        reports = sync_hindsight(connection, windows, babylon.settings, babylon.now())
-        agents = agent_correctness(connection, windows)
+        yield from report_hours(context, windows, _reports(connection, windows, babylon))
+
+
+def _reports(connection: Connection, windows: list[str], babylon: Babylon) -> Iterator[dict[str, HourReport]]:
     pictures = plotted(windows)
-    yield from report_hours(
-        context,
-        {window: _report(window, reports.get(window), agents[window], drawn=window in pictures) for window in windows},
-    )
+    for some in reading_chunks(connection, windows):
+        reports = sync_hindsight(connection, some, babylon.settings, babylon.now())
+        agents = agent_correctness(connection, some)
+        yield {window: _report(window, reports.get(window), agents[window], drawn=window in pictures) for window in some}
 
 
 def _report(window: str, seen: HourHindsight | None, agents: list[AgentCorrectness], *, drawn: bool) -> HourReport:

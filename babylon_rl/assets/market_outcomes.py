@@ -12,7 +12,9 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.judge.plan import note_changes
 from babylon_rl.market.outcomes import PredictionOutcome, StockOutcome, WindowOutcomes, sync_outcomes
 from babylon_rl.reporting.plots import Paths, bar_plot, path_plot
+from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import Path, price_paths, probability_paths
+from babylon_rl.store.windows import reading_chunks
 
 NOTHING = "nothing recorded"
 MOST_PERCENT = 999.99
@@ -46,16 +48,21 @@ COLUMNS = column_schema(
 )
 def market_outcomes(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = hours_of(context, babylon.now())
-    pictures = plotted(windows)
     with babylon.connection() as connection:
-        outcomes = sync_outcomes(connection, windows, babylon.settings, babylon.now())
-        note_changes(connection, windows, babylon.settings)
+        yield from report_hours(context, windows, _reports(connection, windows, babylon))
+
+
+def _reports(connection: Connection, windows: list[str], babylon: Babylon) -> Iterator[dict[str, HourReport]]:
+    pictures = plotted(windows)
+    for some in reading_chunks(connection, windows):
+        outcomes = sync_outcomes(connection, some, babylon.settings, babylon.now())
+        note_changes(connection, some, babylon.settings)
         # Price paths are read only for the hours that get plots.
-        drawn = [outcomes[window] for window in pictures if window in outcomes]
+        drawn = [outcomes[window] for window in some if window in pictures and window in outcomes]
         prices = price_paths(connection, [(market.window, stock.organization_id) for market in drawn for stock in market.stocks])
         odds = probability_paths(connection, [(market.window, asked.market_id) for market in drawn for asked in market.predictions])
-    shown = {market.window: _pictures(market, prices, odds) for market in drawn}
-    yield from report_hours(context, {window: _report(outcomes.get(window), shown.get(window, {})) for window in windows})
+        shown = {market.window: _pictures(market, prices, odds) for market in drawn}
+        yield {window: _report(outcomes.get(window), shown.get(window, {})) for window in some}
 
 
 def _report(market: WindowOutcomes | None, shown: Mapping[str, Any]) -> HourReport:

@@ -4,7 +4,7 @@ Dagster gives all partitions of a range run one data version. So a range run lea
 instead, with the same provenance, in one batch (docs/decisions/0001-data-version-per-hour.md).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,22 +36,29 @@ def plotted(windows: Sequence[str]) -> frozenset[str]:
     return frozenset(sorted(windows)[-1:])
 
 
-def report_hours(context: dg.AssetExecutionContext, reports: Mapping[str, HourReport]) -> Iterator[dg.MaterializeResult[Any]]:
-    """Yield the results of an hourly asset's body, one report per partition of the run."""
-    # A single hour needs no special handling: the step's own event has the right version.
-    if len(reports) == 1:
-        (report,) = reports.values()
-        yield dg.MaterializeResult(metadata=report.metadata, data_version=dg.DataVersion(report.data_version))
-        return
+def report_hours(
+    context: dg.AssetExecutionContext, windows: Sequence[str], reported: Iterable[Mapping[str, HourReport]]
+) -> Iterator[dg.MaterializeResult[Any]]:
+    """Yield the results of an hourly asset's body, given portion by portion of its hours (``reading_chunks``).
+
+    A portion's events are written before the next one is made, so that a run holds one portion, whatever the length of its range.
+    """
     step = context.get_step_execution_context()
     code_version, inputs = _get_code_version(context.asset_key, step), _get_input_provenance_data(context.asset_key, step)
-    # Dagster writes the events of a batch together once the last one is marked as the end.
-    batch, left = f"{context.run.run_id}/{step.step.key}", len(reports)
-    for window, report in reports.items():
-        left -= 1
-        tags = _build_data_version_tags(dg.DataVersion(report.data_version), code_version, inputs, True)
-        event = dg.AssetMaterialization(context.asset_key, partition=window, metadata=report.metadata, tags=tags)
-        DagsterEvent.asset_materialization(step, event, DagsterEventBatchMetadata(batch, is_end=left == 0))
+    versions: dict[str, str] = {}
+    for number, reports in enumerate(reported):
+        # A single hour needs no special handling: the step's own event has the right version.
+        if len(windows) == 1:
+            (report,) = reports.values()
+            yield dg.MaterializeResult(metadata=report.metadata, data_version=dg.DataVersion(report.data_version))
+            return
+        # Dagster writes the events of a batch together once the last one is marked as the end.
+        batch, left = f"{context.run.run_id}/{step.step.key}/{number}", len(reports)
+        for window, report in reports.items():
+            left -= 1
+            versions[window] = report.data_version
+            tags = _build_data_version_tags(dg.DataVersion(report.data_version), code_version, inputs, True)
+            event = dg.AssetMaterialization(context.asset_key, partition=window, metadata=report.metadata, tags=tags)
+            DagsterEvent.asset_materialization(step, event, DagsterEventBatchMetadata(batch, is_end=left == 0))
     # The step still returns one result; its metadata key keeps Dagster from recording it for all hours.
-    whole = content_version({window: report.data_version for window, report in reports.items()})
-    yield dg.MaterializeResult(metadata={REPORTED_BY_THE_BODY: True}, data_version=dg.DataVersion(whole))
+    yield dg.MaterializeResult(metadata={REPORTED_BY_THE_BODY: True}, data_version=dg.DataVersion(content_version(versions)))

@@ -15,6 +15,8 @@ from babylon_rl.judge.scoring import score_windows
 from babylon_rl.progress import Progress
 from babylon_rl.reporting.plots import bar_plot
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.windows import reading_chunks
 from babylon_rl.types import GroupScores, Judgement
 
 HOURS_PER_RUN = 24  # of a judge that takes its time, and is paid
@@ -63,11 +65,18 @@ def scored_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[B
     if endpoint := judge_addresses(babylon.settings, babylon.settings.judge_model):
         context.log.info(f"Judged by {endpoint}.")
     with babylon.connection() as connection:
-        scores = score_windows(connection, windows, babylon.settings, babylon.now(), on_progress=_told(context, babylon.on_progress))
-    for sentence in scores.notes:
-        context.log.warning(sentence)
-    pictures = plotted(windows)
-    yield from report_hours(context, {window: _report(window, scores, drawn=window in pictures) for window in windows})
+        yield from report_hours(context, windows, _reports(context, connection, windows, babylon))
+
+
+def _reports(
+    context: dg.AssetExecutionContext, connection: Connection, windows: list[str], babylon: Babylon
+) -> Iterator[dict[str, HourReport]]:
+    pictures, progress = plotted(windows), _told(context, babylon.on_progress)
+    for some in reading_chunks(connection, windows):
+        scores = score_windows(connection, some, babylon.settings, babylon.now(), on_progress=progress)
+        for sentence in scores.notes:
+            context.log.warning(sentence)
+        yield {window: _report(window, scores, drawn=window in pictures) for window in some}
 
 
 def _told(context: dg.AssetExecutionContext, beside: Progress) -> Progress:

@@ -12,7 +12,8 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.judge.plan import note_changes
 from babylon_rl.reporting.plots import LOSS, bar_plot
-from babylon_rl.store.windows import first_rejections, stored_episodes
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.windows import first_rejections, reading_chunks, stored_episodes
 from babylon_rl.types import Episode, Rejection, WindowSummary
 
 COLUMNS = column_schema(
@@ -46,14 +47,16 @@ COLUMNS = column_schema(
 def window_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = hours_of(context, babylon.now())
     with babylon.connection() as connection:
-        summaries = sync_windows(connection, windows, babylon.settings, babylon.now())
-        note_changes(connection, windows, babylon.settings)
-        episodes, rejected = stored_episodes(connection, windows), first_rejections(connection, windows)
+        yield from report_hours(context, windows, _reports(connection, windows, babylon))
+
+
+def _reports(connection: Connection, windows: list[str], babylon: Babylon) -> Iterator[dict[str, HourReport]]:
     pictures = plotted(windows)
-    yield from report_hours(
-        context,
-        {window: _report(facts, episodes[window], rejected[window], drawn=window in pictures) for window, facts in summaries.items()},
-    )
+    for some in reading_chunks(connection, windows):
+        summaries = sync_windows(connection, some, babylon.settings, babylon.now())
+        note_changes(connection, some, babylon.settings)
+        episodes, rejected = stored_episodes(connection, some), first_rejections(connection, some)
+        yield {window: _report(facts, episodes[window], rejected[window], drawn=window in pictures) for window, facts in summaries.items()}
 
 
 def _report(facts: WindowSummary, episodes: list[Episode], rejected: list[Rejection], *, drawn: bool) -> HourReport:

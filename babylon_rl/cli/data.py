@@ -28,7 +28,7 @@ from babylon_rl.store.database import open_database
 from babylon_rl.store.replica import read_connection
 from babylon_rl.store.scores import have_scores, input_versions, read_pending, read_quarantined
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, newest_window_with_rows, windows_with_rows
-from babylon_rl.store.windows import quarantined
+from babylon_rl.store.windows import quarantined, reading_chunks
 from babylon_rl.types import GroupScores, Rejection, WindowReading, WindowSummary, count_reasons
 from babylon_rl.windows import HOUR, newest_complete, utc_now, window_end, window_of, window_range, window_start
 
@@ -133,10 +133,15 @@ def windows(
 
 
 def _summaries(session: _Session, windows: list[str]) -> list[WindowSummary]:
-    readings = read_windows(session.connection, windows, session.settings)
-    judged = input_versions(session.connection, windows) if have_scores(session.connection) else {}
-    set_aside = quarantined(session.connection, windows)
-    return [summary(r, session.now, scored=r.window in judged, quarantined=r.window in set_aside) for r in readings.values()]
+    connection, judges = session.connection, have_scores(session.connection)
+    found: list[WindowSummary] = []
+    # A portion at a time: of a portion all trajectories are held, of an hour its summary.
+    for some in reading_chunks(connection, windows):
+        readings = read_windows(connection, some, session.settings)
+        judged = input_versions(connection, some) if judges else {}
+        set_aside = quarantined(connection, some)
+        found += [summary(r, session.now, scored=r.window in judged, quarantined=r.window in set_aside) for r in readings.values()]
+    return found
 
 
 def _verdict(summaries: Sequence[WindowSummary]) -> str:

@@ -1,0 +1,187 @@
+"""A year of hours on one database: `python -m benchmarks.year_of_hours [--rows N] [--keep DIR] [--steps NAME ...]`.
+
+On the rows of ten_million_rows.py (8,760 hours), found again under DIR. Every step is a process of its own, for which seconds by the
+clock, its own processor seconds, its peak memory and the load average are printed. The steps follow one another: the first ones read the
+hours that later ones need.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+
+import dagster as dg
+
+from babylon_rl.assets.change_detection import observe
+from babylon_rl.assets.resources import Babylon
+from babylon_rl.automation.jobs import HOURS_JOB, RANGE_END, RANGE_START
+from babylon_rl.automation.launch import QUIET, job_definition
+from babylon_rl.serving.admin_page.views import page_view
+from babylon_rl.serving.dagster_client import DagsterClient
+from babylon_rl.serving.status import status_document
+from babylon_rl.serving.training_control import TrainingControl
+from babylon_rl.settings import Settings
+from babylon_rl.store.connection import connect
+from babylon_rl.store.database import Database
+from babylon_rl.store.indexes import INDEXES, build_indexes
+from babylon_rl.training.batches import fail_batch
+from babylon_rl.training.freezing import freeze
+from babylon_rl.training.readiness import keep_counts
+from babylon_rl.windows import HOUR, window_of
+from benchmarks.ten_million_rows import END, asked_rows, say
+
+BACKFILL_HOURS = 240
+NOW = END + timedelta(minutes=10)
+DRY = {"train_rl_local": True, "local_base_model": "dry", "iterations": 1000}
+
+
+def settings_of(home: Path) -> Settings:
+    """Settings of a year's game, with a trainer that needs nothing."""
+    return Settings(_env_file=None, babylon_rl_home=home, **DRY)  # type: ignore[arg-type]
+
+
+class Step:
+    """One measured step: what it has at hand."""
+
+    def __init__(self, url: str, home: Path) -> None:
+        self.url, self.home = url, home
+        self.database, self.settings = Database(url, url), settings_of(home)
+
+    @property
+    def babylon(self) -> Babylon:
+        """The resource of assets, at the end of the recorded year."""
+        return Babylon(self.settings, self.database, lambda: NOW)
+
+    def observe(self, *, full: bool) -> str:
+        """Versions of hours, compared with an instance that knows none."""
+        with dg.DagsterInstance.ephemeral() as instance:
+            return f"{len(observe(instance, self.babylon, full=full).trajectories)} hours"
+
+    def hours(self, asset: str, first: str, last: str) -> str:
+        """Materialize a range."""
+        with dg.DagsterInstance.ephemeral() as instance:
+            tags = {RANGE_START: first, RANGE_END: last} if first != last else {"dagster/partition": first}
+            job_definition(HOURS_JOB, self.babylon).execute_in_process(
+                instance=instance, tags=tags, asset_selection=[dg.AssetKey(asset)], run_config=QUIET
+            )
+        return ""
+
+    def command(self, *words: str) -> str:
+        """A command of babylon-rl in this process, its output thrown away."""
+        from babylon_rl.cli import main
+
+        os.environ |= {"DATABASE_URL": self.url, "BABYLON_RL_HOME": str(self.home)}
+        sys.argv = ["babylon-rl", *words]
+        printed = StringIO()
+        try:
+            with redirect_stdout(printed):
+                main()
+        except SystemExit:
+            pass
+        return f"{len(printed.getvalue().splitlines())} lines"
+
+    def frozen(self, most: int | None) -> str:
+        """Freeze, and give back."""
+        with connect(self.url, autocommit=True) as connection:
+            found = freeze(connection, self.settings, NOW, max_trajectories=most, windows=None if most else (hour(BACKFILL_HOURS), hour(0)))
+            if found.batch is None:
+                return found.reason
+            said = f"{found.batch.trajectories} trajectories, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB"
+            fail_batch(connection, found.batch.batch_id, "measured", NOW)
+            for table in ("dropped_episodes", "batch_episodes", "batch_items"):
+                connection.execute(f'DELETE FROM babylon_rl.{table} WHERE "batchId" = %s', [found.batch.batch_id])
+        return said
+
+    def page(self, build: Callable[[TrainingControl], object]) -> str:
+        """A page three times; the best."""
+        control, spent = TrainingControl(self.database, self.settings, DagsterClient("http://127.0.0.1:9")), []
+        for _ in range(3):
+            started = time.perf_counter()
+            build(control)
+            spent.append(time.perf_counter() - started)
+        return f"best of three {min(spent) * 1000:.0f} ms"
+
+    def admin_page(self, control: TrainingControl) -> None:
+        """What the first page is made of."""
+        with self.database.connect() as connection:
+            page_view(control, connection, NOW)
+
+    def status(self, control: TrainingControl) -> None:
+        """The status document."""
+        with self.database.connect() as connection:
+            status_document(connection, self.settings, NOW)
+
+    def counts(self) -> str:
+        """What automation keeps for status."""
+        with connect(self.url, autocommit=True) as connection:
+            return keep_counts(connection, self.settings, NOW)
+
+    def indexes(self) -> str:
+        """The optional indexes."""
+        return ", ".join(f"{built.index.name} {(built.size_bytes or 0) / 1e6:.0f} MB" for built in build_indexes(self.database))
+
+    def no_indexes(self) -> str:
+        """As a game has it."""
+        with connect(self.url, autocommit=True) as connection:
+            for index in INDEXES:
+                connection.execute(f"DROP INDEX IF EXISTS public.{index.name}")
+        return ""
+
+
+def hour(before_end: int) -> str:
+    """The hour that begins so many hours before the end."""
+    return window_of(END - before_end * HOUR)
+
+
+STEPS: dict[str, Callable[[Step], str]] = {
+    "no indexes": Step.no_indexes,
+    "first observation": lambda step: step.observe(full=True),
+    "observation of a week": lambda step: step.observe(full=False),
+    f"backfill of {BACKFILL_HOURS} hours": lambda step: step.hours("window_groups", hour(BACKFILL_HOURS), hour(1)),
+    "one changed hour": lambda step: step.hours("window_groups", hour(1), hour(1)),
+    f"scored_groups of {BACKFILL_HOURS} hours": lambda step: step.hours("scored_groups", hour(BACKFILL_HOURS), hour(1)),
+    "windows of a week": lambda step: step.command("windows", "--lookback-hours", "168"),
+    "windows of the backfill": lambda step: step.command("windows", "--lookback-hours", str(BACKFILL_HOURS)),
+    "a batch of 1,000": lambda step: step.frozen(1000),
+    "a batch of everything": lambda step: step.frozen(None),
+    "keep_counts": Step.counts,
+    "status": lambda step: step.page(step.status),
+    "admin page": lambda step: step.page(step.admin_page),
+    "indexes": Step.indexes,
+}
+
+
+def work(name: str, url: str, home: Path) -> None:
+    """One step, and its line."""
+    started = time.perf_counter()
+    said = STEPS[name](Step(url, home))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    say(
+        f"{name:32} {time.perf_counter() - started:8.1f} s by the clock, {used.ru_utime + used.ru_stime:6.1f} s of its processor, "
+        f"{used.ru_maxrss // 1024:5} MB, load {os.getloadavg()[0]:.0f}  {said}"
+    )
+
+
+def main() -> int:
+    """Each step in a process of its own."""
+    if sys.argv[1:2] == ["--work"]:
+        work(sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+        return 0
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
+    given, rest = parser.parse_known_args()
+    sys.argv[1:] = rest
+    with asked_rows(__doc__) as (url, home, _):
+        words = [sys.executable, "-m", "benchmarks.year_of_hours", "--work"]
+        return max(subprocess.run([*words, step, url, str(home)], check=False).returncode for step in given.steps)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
