@@ -26,18 +26,12 @@ FEW = {"hours": 1, "rows": 4}
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    """A tiny model of random weights with room for a prompt."""
+def base_dir(tmp_path: Path) -> Path:
+    """A tiny model of random weights with room for a prompt; `python -m benchmarks.broken_checkpoints` takes the packaged one."""
     made = make_base(tmp_path / "tiny-base")
     config = json.loads((made / "config.json").read_text())
     (made / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
     return made
-
-
-@pytest.fixture(params=["tiny", pytest.param("packaged_base", marks=pytest.mark.slow)])
-def base_dir(request: pytest.FixtureRequest) -> Path:
-    """The tiny model and the packaged one."""
-    return Path(request.getfixturevalue(request.param))
 
 
 @pytest.fixture
@@ -49,12 +43,11 @@ def ignored(line: str) -> None:
     """What the benchmark says of its progress."""
 
 
-@pytest.mark.timeout(480)
 def test_checkpoints_that_always_hold_or_buy_are_refused_with_the_reason(
     database: Database, settings: Settings, base_dir: Path, tmp_path: Path
 ) -> None:
     """One server answers for all of them, as it does for a candidate and its rivals; loading the base takes as long as asking it."""
-    longer = {} if base_dir.name != "tiny-base" else {"steps": 80, "rate": 2e-2}
+    longer = {"steps": 80, "rate": 2e-2}
     recipes = (replace(HOLD, **FEW, **longer), replace(BUY, **FEW, **longer))
     with database.connect() as connection:
         batches = [
@@ -72,7 +65,6 @@ def test_checkpoints_that_always_hold_or_buy_are_refused_with_the_reason(
     assert statuses == {"v1.0.0": "ready", "v1.0.1": "ready"}
 
 
-@pytest.mark.parametrize("base_dir", ["tiny"], indirect=True)
 def test_a_checkpoint_of_random_weights_does_not_pass_where_a_better_one_does(
     database: Database, settings: Settings, base_dir: Path, tmp_path: Path
 ) -> None:
