@@ -280,7 +280,11 @@ class StorageSettings(SettingsGroup):
         description="Whether trainings and the leaderboard go to Weights & Biases (with a key), or (offline) into files for `wandb sync`.",
     )
     wandb_base_url: str | None = Field(None, description="The address of Weights & Biases. Unset: its own.")
-    model_storage_url: str | None = Field(None, description="Where checkpoints are uploaded (any fsspec URL). Unset: they stay here.")
+    model_storage_url: str | None = Field(
+        None,
+        repr=False,  # it may hold a password
+        description="Where checkpoints are uploaded, and fetched from by machines that lack them (any fsspec URL). Unset: they stay here.",
+    )
     checkpoints_kept: int = Field(
         10, ge=1, description="Newest checkpoints of a line that stay here, besides the best, the deployed and those in use."
     )

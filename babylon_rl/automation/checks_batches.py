@@ -89,7 +89,7 @@ def checkpoint_checks(context: dg.AssetCheckExecutionContext, babylon: dg.Resour
         if finished is None:
             raise dg.Failure(f"There is no batch {batch_id} of this pipeline.", allow_retries=False)
         verdicts = {
-            "checkpoint_whole": lambda: look.whole(finished),
+            "checkpoint_whole": lambda: look.whole(finished, babylon.settings),
             "iterations_complete": lambda: look.complete(finished),
             "loss_finite": lambda: look.finite(finished),
             "loss_falls": lambda: look.falling(finished),

@@ -84,7 +84,7 @@ def _models_played(settings: Settings, database: Database, names: list[str], sna
             raise UsageError(f"{missing[0]}")
         require_unseen(snapshots, trained_windows(models.values()))
         sources = [
-            base_source(settings) if name == BASE else version_source(models[name], CANDIDATE, base_of(models[name], settings))
+            base_source(settings) if name == BASE else version_source(models[name], CANDIDATE, base_of(models[name], settings), settings)
             for name in names
         ]
         results = play_sources(connection, settings, sources, snapshots, say, clock=utc_now, serving=served_here)

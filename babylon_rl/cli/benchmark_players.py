@@ -97,7 +97,7 @@ def _local(names: Sequence[str], settings: Settings) -> dict[str, ModelSource]:
         if (missing := absent(models[name], settings)) is not None:
             raise UsageError(str(missing))
     bases = {name: base_of(models[name], settings) for name in versions}
-    return {name: version_source(models[name], name, bases[name]) if name in bases else base_source(settings) for name in names}
+    return {name: version_source(models[name], name, bases[name], settings) if name in bases else base_source(settings) for name in names}
 
 
 def _registered(settings: Settings) -> dict[str, Model]:

@@ -280,7 +280,7 @@ def standings(state: Demo, versions: Sequence[str]) -> list[dict[str, Any]]:
         # The markets must be unseen by all registered versions, not only by those played.
         models = {model.version: model for model in read_models(connection)}
         require_unseen(snapshots, trained_windows(models.values()))
-        sources = [base, *(version_source(models[version], "version", base) for version in versions)]
+        sources = [base, *(version_source(models[version], "version", base, state.settings) for version in versions)]
         results = play_sources(
             connection,
             state.settings,

@@ -9,6 +9,7 @@ from msgspec import to_builtins
 from babylon_rl.cli import releases
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
 from babylon_rl.errors import ExportError, ModelUnavailable, UsageError
+from babylon_rl.models.checkpoint_store import checkpoint_of
 from babylon_rl.models.checkpoints import read_remote, verify
 from babylon_rl.serving.admin_shapes import ModelDocument
 from babylon_rl.settings import Settings, load_settings
@@ -99,14 +100,14 @@ def upload(version: VersionArgument, as_json: JsonOption = False) -> None:
     model = _registered(settings, version)
     if model.foreign or model.training_batch is None:
         raise UsageError(f"{model.version} was made by another producer, and its files are not known here.")
-    directory = Path(model.checkpoint or model.storage_path)
+    directory = checkpoint_of(model, settings)
     if model.pruned_at is not None and not directory.is_dir():
         raise ModelUnavailable(f"{model.version} was pruned on {model.pruned_at:%Y-%m-%d}: its files are not here any more.")
     verify(directory)
     remote = read_remote(directory)
     with open_database(settings) as database, database.connect(autocommit=True) as connection:
         if settings.model_storage_url is not None:
-            url = upload_checkpoint(directory, settings.model_storage_url)
+            url = upload_checkpoint(directory, settings.model_storage_url, then="then run this command again")
             with own_transaction(connection):
                 note_upload(connection, model.training_batch, url, utc_now())
             say(f"{model.version} is at {url}.")

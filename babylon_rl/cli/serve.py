@@ -22,35 +22,36 @@ def serve_model(
     port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8000,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: OMP_NUM_THREADS, or all cores, at most 4.", min=1)] = None,
 ) -> None:
-    """Serve the base model and every checkpoint here under its version's name.
+    """Serve the base model and every version under its name.
 
-    Checkpoints published later are served too.
+    That is every checkpoint here or at MODEL_STORAGE_URL, those published later too.
     """
     from babylon_rl.models import base_model, checkpoints, server
+    from babylon_rl.models.checkpoint_store import absence, checkpoint_named
     from babylon_rl.models.policy import Policy
     from babylon_rl.models.threads import set_threads
 
     settings = load_settings()
-    checkpoint = settings.home / "checkpoints" / version
-    if version != server.BASE_MODEL_NAME and not checkpoint.is_dir():
+    checkpoint = None if version == server.BASE_MODEL_NAME else checkpoint_named(version, settings)
+    if checkpoint is not None:
+        _refuse_remote(version, checkpoint)
+    elif version != server.BASE_MODEL_NAME:
         folder = settings.home / "checkpoints"
         names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) if folder.is_dir() else []
-        raise ModelUnavailable(f"There is no checkpoint {version!r} in {folder}; there are: {', '.join(['base', *names])}.")
-    if version != server.BASE_MODEL_NAME:
-        _refuse_remote(version, checkpoint)
+        raise ModelUnavailable(f"{absence(version, settings)} Here are: {', '.join(['base', *names])}.")
     # The port is taken before the model loads: a port in use is reported at once.
     bound = server.bind(host, port)
     set_threads(threads)
     base_dir = base_model.base_model_dir(settings)
-    if version != server.BASE_MODEL_NAME:
+    if checkpoint is not None:
         checkpoints.verify(checkpoint, base_dir)
     policy = Policy.load(base_dir)
-    if version != server.BASE_MODEL_NAME:
+    if checkpoint is not None:
         policy.add_adapter(version, checkpoint)
 
     def published(name: str) -> Path | None:
-        directory = settings.home / "checkpoints" / name
-        if name.startswith(".") or "/" in name or not directory.is_dir() or checkpoints.read_remote(directory) is not None:
+        directory = None if name.startswith(".") or "/" in name else checkpoint_named(name, settings)
+        if directory is None or checkpoints.read_remote(directory) is not None:
             return None
         checkpoints.verify(directory, base_dir)
         return directory

@@ -134,17 +134,16 @@ def _players(connection: Connection, settings: Settings, model: Model) -> _Playe
     versions = {other.version: other for other in read_models(connection) if other.version != model.version}
     ancestors = list(_ancestors(model, versions))
     reference, notes = _reference(versions.values(), ancestors, passed_versions(connection), settings)
-    rivals = [] if reference is None else [version_source(*reference, base_of(reference[0], settings))]
+    rivals = [] if reference is None else [version_source(*reference, base_of(reference[0], settings), settings)]
     parent = ancestors[0] if ancestors else None
     if parent is not None and not parent.foreign and parent.version not in {rival.name for rival in rivals}:
         missing = absent(parent, settings)
         if missing is None:
-            rivals.append(version_source(parent, PARENT, base_of(parent, settings)))
+            rivals.append(version_source(parent, PARENT, base_of(parent, settings), settings))
         else:
             notes.append(f"The parent {missing}")
-    return _Players(
-        (version_source(model, CANDIDATE, base), *rivals, base), base.name if reference is None else reference[0].version, tuple(notes)
-    )
+    candidate = version_source(model, CANDIDATE, base, settings)
+    return _Players((candidate, *rivals, base), base.name if reference is None else reference[0].version, tuple(notes))
 
 
 def _ancestors(model: Model, versions: Mapping[str, Model]) -> Iterator[Model]:

@@ -57,11 +57,11 @@ def confirm(
         if missing is not None:
             return f"{version} was not confirmed: {missing}"
     base = base_of(model, settings)
-    rival = base if deployed is None else version_source(deployed, DEPLOYED, base_of(deployed, settings))
+    rival = base if deployed is None else version_source(deployed, DEPLOYED, base_of(deployed, settings), settings)
     test = begin_confirmation(connection, version, reference, settings.confirmation_markets, next_level, clock())
     snapshots = confirmation_snapshots(test.first_market, test.markets)
     require_unseen(snapshots, trained_windows(models.values()))
-    sources = [version_source(model, CANDIDATE, base), rival]
+    sources = [version_source(model, CANDIDATE, base, settings), rival]
     results = play_sources(
         connection, settings, sources, snapshots, say, clock=clock, serving=serving, on_progress=on_progress, activity="confirmation"
     )

@@ -25,6 +25,7 @@ from babylon_rl.market.model_endpoints import served_here
 from babylon_rl.market.simulation.agents import ONE_TICK
 from babylon_rl.market.simulation.choices import format_name
 from babylon_rl.models.base_model import base_model_dir, base_model_name
+from babylon_rl.models.checkpoint_store import checkpoint_of
 from babylon_rl.models.checkpoints import MANIFEST, base_identity, check_inference_config, read_remote, verify
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings
@@ -88,9 +89,10 @@ def base_source(settings: Settings) -> ModelSource:
 
 def base_of(model: Model, settings: Settings) -> ModelSource:
     """The base of a playable version: remote where the version is, else the CPU lineage's."""
-    if read_remote(_directory(model)) is None:
+    directory = checkpoint_of(model, settings)
+    if read_remote(directory) is None:
         return base_source(settings)
-    address = address_of(settings, model.version, _directory(model))
+    address = address_of(settings, model.version, directory)
     service = Service(address.url, model.base_model, address.key)
     return ModelSource(BASE, BASE, content_version([service.url, service.model]), service=service)
 
@@ -98,19 +100,22 @@ def base_of(model: Model, settings: Settings) -> ModelSource:
 def absent(model: Model, settings: Settings) -> Absent | None:
     """Reason why a version cannot be played from this machine; None when it can.
 
-    Its files and its base must be here and whole.
+    Its files, fetched if missing, and its base must be here and whole.
 
     The files of a version at a training service are a pointer: it is asked there, with the service's key.
+
+    Raises:
+        ModelUnavailable: MODEL_STORAGE_URL does not answer, which is no reason to go on without the version.
     """
-    directory = _directory(model)
     if model.foreign:
         return Absent(model.version, "another producer made it.")
     # A dry checkpoint has no weights that could play.
     if DRY_BASE_MODEL in (model.base_model, settings.local_base_model):
         return Absent(model.version, "a dry run makes checkpoints without a model.")
-    if not directory.is_dir():
-        return Absent(model.version, f"its checkpoint {directory} is not on this machine.")
     try:
+        directory = checkpoint_of(model, settings)
+        if not directory.is_dir():
+            return Absent(model.version, f"its checkpoint {directory} is not on this machine.")
         remote = read_remote(directory)
         address = address_of(settings, model.version, directory)
         if remote is not None and address.needs:
@@ -124,18 +129,14 @@ def absent(model: Model, settings: Settings) -> Absent | None:
     return None
 
 
-def version_source(model: Model, role: str, base: ModelSource) -> ModelSource:
+def version_source(model: Model, role: str, base: ModelSource, settings: Settings) -> ModelSource:
     """A version that is not ``absent``, on the base that is its own (``base_of``)."""
-    directory = _directory(model)
+    directory = checkpoint_of(model, settings)
     identity, remote = identity_of(base.identity, sha256(directory / MANIFEST)), read_remote(directory)
     if remote is None:
         return ModelSource(model.version, role, identity, directory)
     assert base.service is not None
     return ModelSource(model.version, role, identity, service=replace(base.service, model=remote.inference_name))
-
-
-def _directory(model: Model) -> Path:
-    return Path(model.checkpoint or model.storage_path)
 
 
 def identity_of(base_identity: str, manifest_sha: str) -> str:

@@ -1,10 +1,12 @@
 """Hashes, and files and directories that survive a crash or a full disk."""
 
+import fcntl
 import fnmatch
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -55,3 +57,11 @@ def copy_tree(source: Path, target: Path, leave_out: Sequence[str] = ()) -> None
             place = target / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; the kernel releases it when the holder dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

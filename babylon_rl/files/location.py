@@ -19,6 +19,11 @@ from babylon_rl.errors import BabylonError, UsageError
 from babylon_rl.files.durable import fsync
 
 _BLOCK = 4 * 1024 * 1024
+# Stores of objects have no folders, and making one there would make the bucket of a mistyped name.
+_WITHOUT_FOLDERS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss"}
+# A store that does not answer is given up after about a minute, instead of after the driver's ten.
+_TIME_LIMITS = {"connect_timeout": 5, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 3}}
+_OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": _TIME_LIMITS}, "s3a": {"config_kwargs": _TIME_LIMITS}}
 # Exceptions of drivers of remote file systems beside OSError: they have no base class in common. Looked up where they are loaded.
 _DRIVER_ERRORS = {
     "aiohttp": ("ClientError",),
@@ -99,7 +104,7 @@ class Location:
     def put(self, source: Path, name: str) -> None:
         """Write a copy of a file of this machine."""
         if self.local is None:
-            self._fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
+            self._make_folder_of(name)
             self._fs.put_file(str(source), self.path(name))
             return
         place = Path(self.path(name))
@@ -107,14 +112,26 @@ class Location:
         shutil.copyfile(source, place)
         fsync(place)
 
+    def get(self, name: str, target: Path) -> None:
+        """Write a copy of a file to a path of this machine."""
+        if self.local is None:
+            self._fs.get_file(self.path(name), str(target))
+        else:
+            shutil.copyfile(self.path(name), target)
+
     def move(self, name: str, final: str) -> None:
         """Move a file, replacing one in its place."""
         if self.local is None:
-            self._fs.makedirs(self.path(final).rpartition("/")[0], exist_ok=True)
+            self._make_folder_of(final)
             self._fs.mv(self.path(name), self.path(final))
             return
         Path(self.path(final)).parent.mkdir(parents=True, exist_ok=True)
         os.replace(self.path(name), self.path(final))
+
+    def _make_folder_of(self, name: str) -> None:
+        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+        if not protocols & _WITHOUT_FOLDERS:
+            self._fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
 
     def flush_folders(self, names: Iterable[str]) -> None:
         """Flush the folders of some files, where the file system is of this machine."""
@@ -176,6 +193,11 @@ def describing_failures(target: str, describe: Callable[[str, int | None], Babyl
         raise describe(_reason(failed, target), getattr(failed, "errno", None)) from None
 
 
+def is_failure(error: BaseException) -> bool:
+    """True for a failure of the system or of a driver, False for one of the program."""
+    return isinstance(error, _failures()) and not isinstance(error, BabylonError)
+
+
 def _failures() -> tuple[type[Exception], ...]:
     """Exception types of the system and of loaded drivers.
 
@@ -202,10 +224,11 @@ def _file_system(target: str, shown: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        fs, root = fsspec.core.url_to_fs(target)
+        fs, root = fsspec.core.url_to_fs(target, **_OPTIONS.get(urlsplit(target).scheme, {}))
     except ImportError as missing:
+        extra = "pip install 'babylon-rl[s3]'" if urlsplit(target).scheme in ("s3", "s3a") else "pip"
         raise UsageError(
-            f"{shown} needs a package that is not installed here: {str(missing).rstrip('.')}. Install it into this environment with pip."
+            f"{shown} needs a package that is not installed here: {str(missing).rstrip('.')}. Install it here with {extra}."
         ) from None
     except ValueError:
         raise UsageError(f"{shown} cannot be opened: no file system of that kind is known; file, s3, gs, abfs and sftp are some.") from None

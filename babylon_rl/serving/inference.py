@@ -14,7 +14,8 @@ from threading import Lock
 from babylon_rl.errors import DatabaseError, ModelUnavailable
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.llm.transports import WANDB_INFERENCE_URL
-from babylon_rl.models.checkpoints import read_remote
+from babylon_rl.models.checkpoint_store import checkpoint_named
+from babylon_rl.models.checkpoints import RemoteCheckpoint, read_remote
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.database import process_database
@@ -116,11 +117,16 @@ def _route(settings: Settings, agent_id: str | None, model: str | None) -> Route
 
 
 def _asked(found: Route, settings: Settings) -> InferenceModel:
-    remote = None if found.checkpoint is None else read_remote(Path(found.checkpoint))
     url, key = f"{settings.local_endpoint.rstrip('/')}/v1", None
     if found.upstream == "wandb":
+        remote = None if found.checkpoint is None or found.version is None else _pointer(Path(found.checkpoint), found.version, settings)
         url, key = WANDB_INFERENCE_URL if remote is None else remote.inference_url, settings.wandb_key or None
     return InferenceModel(found.version, found.model_name, url, key, found.arm, found.reason)
+
+
+def _pointer(recorded: Path, version: str, settings: Settings) -> RemoteCheckpoint | None:
+    directory = recorded if recorded.is_dir() else checkpoint_named(version, settings)
+    return None if directory is None else read_remote(directory)
 
 
 def _table(settings: Settings) -> RoutingTable:

@@ -273,6 +273,7 @@ def register_import(
     parent: Model,
     batch_id: str,
     checkpoint: str,
+    uploaded_url: str | None,
     manifest_sha: str,
     metrics: Mapping[str, Any],
     now: datetime,
@@ -295,17 +296,19 @@ def register_import(
             (id, "modelId", version, "baseModel", "trainingBatch", status, "storagePath", "evalMetrics", "createdAt", "updatedAt")
         VALUES (%s, %s, %s, %s, %s, 'ready', %s, %s, %s, %s)
         """,
-        [f"model-{batch_id}", f"babylon-agent-{version}", version, parent.base_model, batch_id, checkpoint, Jsonb(dict(metrics)), now, now],
-    )
+        [f"model-{batch_id}", f"babylon-agent-{version}", version, parent.base_model, batch_id, uploaded_url or checkpoint,
+         Jsonb(dict(metrics)), now, now],
+    )  # fmt: skip
     connection.execute(
         """
         INSERT INTO babylon_rl.model_lineage
             ("version", "parentVersion", "baseModel", "backend", "batchId", "checkpointPath", "manifestSha", "windows", "metrics",
-             "createdAt")
-        VALUES (%s, %s, %s, %s, %s, %s, %s, '{}', %s, %s)
+             "uploadedUrl", "createdAt")
+        VALUES (%s, %s, %s, %s, %s, %s, %s, '{}', %s, %s, %s)
         """,
-        [version, parent.version, parent.base_model, parent.backend, batch_id, checkpoint, manifest_sha, Jsonb(dict(metrics)), now],
-    )
+        [version, parent.version, parent.base_model, parent.backend, batch_id, checkpoint, manifest_sha, Jsonb(dict(metrics)),
+         uploaded_url, now],
+    )  # fmt: skip
     model = model_of_batch(connection, batch_id)
     assert model is not None  # written above
     return model

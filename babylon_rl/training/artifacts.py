@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from babylon_rl.models.checkpoint_store import checkpoint_of
 from babylon_rl.models.checkpoints import load_manifest, read_remote
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection, own_transaction
@@ -42,7 +43,7 @@ def record_artifact(connection: Connection, model: Model, settings: Settings, no
 
     Steps of the training service are artifacts already, and nothing is done. Offline none is noted: there is no artifact before a sync.
     """
-    directory = Path(model.checkpoint or model.storage_path)
+    directory = checkpoint_of(model, settings)
     if model.training_batch is None or read_remote(directory) is not None:
         return WandbResult("")
     sent = log_artifact(directory, settings)

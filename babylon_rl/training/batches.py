@@ -212,12 +212,12 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
     batch_id = run.batch.batch_id
     prepared = _prepared(run.connection, run.batch)
     # A run that died after publishing only lacks the registration.
-    published = find_published(run.checkpoints, run.batch)
+    begun = bool(read_steps(run.connection, batch_id))
+    published = find_published(run, settings, begun=begun)
     if published is not None and not version_taken(run.connection, run.batch.version):
         with own_transaction(run.connection):
             advance_batch(run.connection, batch_id, run.attempt, PUBLISH, run.clock())
         return finish_registration(run, prepared.remaining, published, settings)
-    begun = bool(read_steps(run.connection, batch_id))
     # The registry lock orders batches of one line: the parent is chosen when a training begins.
     with own_transaction(run.connection):
         if not begun:
@@ -230,7 +230,7 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
     parent = _parent(run, settings)
     line = [m.version for m in read_models(run.connection) if not m.foreign and m.base_model == run.batch.base_model]
     conversion = convert(run.connection, prepared.remaining, settings, line)
-    directory = None if parent is None else parent_checkpoint(parent, run.trainer.base_identity())
+    directory = None if parent is None else parent_checkpoint(parent, settings, run.trainer.base_identity())
     train_plan = run.trainer.prepare(run.context(), conversion.sequences)
     # What trains is fixed before the first iteration: what has lost its calls since may have trained, and is used with the rest.
     windows = (

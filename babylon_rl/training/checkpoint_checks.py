@@ -15,6 +15,7 @@ from typing import Any
 from babylon_rl.errors import BabylonError, CheckpointError, UsageError
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.models.base_model import base_model_dir
+from babylon_rl.models.checkpoint_store import checkpoint_of
 from babylon_rl.models.checkpoints import read_remote, verify
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import Batch, BatchEpisode, read_batch, read_batch_episodes
@@ -82,7 +83,7 @@ def read_finished(connection: Connection, batch_id: str) -> Finished | None:
     return Finished(batch, model_of_batch(connection, batch_id), steps, episodes)
 
 
-def whole(finished: Finished) -> CheckpointVerdict:
+def whole(finished: Finished, settings: Settings) -> CheckpointVerdict:
     """Check the checkpoint's files against their checksums."""
     model = finished.model
     if model is None or model.checkpoint is None:
@@ -90,7 +91,7 @@ def whole(finished: Finished) -> CheckpointVerdict:
     if model.pruned_at is not None:
         return not_measured(f"{model.version} was pruned on {model.pruned_at:%Y-%m-%d}, as newer checkpoints took its place.")
     try:
-        verify(Path(model.checkpoint))
+        verify(checkpoint_of(model, settings))
     except CheckpointError as damaged:
         return CheckpointVerdict(False, str(damaged))
     return CheckpointVerdict(True, f"{model.version} is whole.")
@@ -207,13 +208,13 @@ def answers(connection: Connection, finished: Finished, settings: Settings) -> C
     model = finished.model
     if model is None or model.checkpoint is None:
         return CheckpointVerdict(False, f"{finished.batch.batch_id} has registered no checkpoint.")
-    directory = Path(model.checkpoint)
     if model.base_model == DRY_BASE_MODEL:
         return not_measured(DRY_WORDS)
     if model.pruned_at is not None:
         return not_measured(f"{model.version} was pruned, and is not here to be loaded.")
     # A remote checkpoint is asked at its service; only CPU models are loaded here.
     try:
+        directory = checkpoint_of(model, settings)
         remote = read_remote(directory)
         if remote is not None:
             verify(directory)

@@ -27,13 +27,15 @@ from babylon_rl.models.checkpoints import (
     publish,
     read_remote,
 )
-from babylon_rl.settings import DatabaseSettings
+from babylon_rl.settings import Settings
 from babylon_rl.store.batches import lock_registry
 from babylon_rl.store.connection import Connection, own_transaction
 from babylon_rl.store.registry import Model, read_models, register_import, reserved_by, version_order, version_taken
 from babylon_rl.training.publishing import parent_checkpoint
+from babylon_rl.training.uploading import upload_checkpoint
 
 PREFIX = "upload-"
+AGAIN = "then send the weights again, under a higher version if that one is taken"
 # A number is not finite when all bits of its exponent are set: type of its bits, and those of the exponent.
 EXPONENTS = {"F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 
@@ -49,7 +51,7 @@ class ImportedWeights:
     facts: Mapping[str, Any]
 
 
-def import_version(connection: Connection, settings: DatabaseSettings, weights: ImportedWeights, now: datetime) -> Model:
+def import_version(connection: Connection, settings: Settings, weights: ImportedWeights, now: datetime) -> Model:
     """Verify weights, publish them as a checkpoint and register the version.
 
     Raises:
@@ -57,11 +59,12 @@ def import_version(connection: Connection, settings: DatabaseSettings, weights: 
         CheckpointError: the file is not what its checksum says, not safetensors, has other tensors than its parent, or holds NaN
             or infinity.
         ReleaseRefused: the version is taken.
+        TrainingPaused: MODEL_STORAGE_URL does not take it now, or the parent cannot be fetched.
     """
     if sha256(weights.file) != weights.sha256.lower():
         raise CheckpointError("The file is not what its sha256 says: it was damaged on its way, or the checksum is of another file.")
     parent = _known_parent(connection, weights)
-    source = parent_checkpoint(parent)
+    source = parent_checkpoint(parent, settings)
     if read_remote(source) is not None:
         raise UsageError(f"The weights of {parent.version} are at a training service, so nothing here says what a child's have to be.")
     _check_tensors(weights.file, source / WEIGHTS, parent.version)
@@ -85,8 +88,10 @@ def import_version(connection: Connection, settings: DatabaseSettings, weights: 
             final = checkpoints / weights.version
             _clear_unregistered(final)
             publish(staging, final, manifest)
+            # Before the row: a machine that reads it finds the files.
+            url = settings.model_storage_url and upload_checkpoint(final, settings.model_storage_url, then=AGAIN)
             return register_import(
-                connection, version=weights.version, parent=parent, batch_id=batch_id, checkpoint=str(final),
+                connection, version=weights.version, parent=parent, batch_id=batch_id, checkpoint=str(final), uploaded_url=url,
                 manifest_sha=sha256(final / MANIFEST), metrics={"upload": dict(weights.facts)}, now=now,
             )  # fmt: skip
 

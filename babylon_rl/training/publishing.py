@@ -9,13 +9,15 @@ import hashlib
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from babylon_rl.errors import CheckpointError, TrainingError, TrainingPaused, UsageError
+from babylon_rl.errors import CheckpointError, ModelUnavailable, TrainingError, TrainingPaused, UsageError
 from babylon_rl.files.durable import copy_tree
 from babylon_rl.market.simulation.prompting import system_texts
+from babylon_rl.models.checkpoint_store import checkpoint_named, checkpoint_of, stored_manifest
 from babylon_rl.models.checkpoints import (
     FREE_TEXT,
     MANIFEST,
@@ -28,7 +30,7 @@ from babylon_rl.models.checkpoints import (
     verify,
 )
 from babylon_rl.settings import Settings, StorageSettings
-from babylon_rl.store.batches import BASELINE, Batch, BatchEpisode, advance_batch, lock_registry, read_batch
+from babylon_rl.store.batches import BASELINE, BatchEpisode, advance_batch, lock_registry, read_batch
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.freezing import bar_dropped
 from babylon_rl.store.registry import (
@@ -55,15 +57,21 @@ STAGING = "publish"
 UNKNOWN = "not recorded"
 
 
-def parent_checkpoint(parent: Model, base: BaseIdentity | None = None) -> Path:
-    """Directory of a parent version, verified, also against ``base`` if given.
+def parent_checkpoint(parent: Model, settings: Settings, base: BaseIdentity | None = None) -> Path:
+    """Directory of a parent version, fetched if missing and verified, also against ``base`` if given.
 
     Raises:
         CheckpointError: it is gone, damaged, or of another base; the message says what can be done.
+        TrainingPaused: it cannot be fetched now.
     """
-    directory = Path(parent.checkpoint or parent.storage_path)
     restore = f"Restore it from {parent.uploaded_url}" if parent.uploaded_url else "Restore it"
     cure = f"{restore}, or mark {parent.version} as failed in trained_models to continue from the version before it."
+    try:
+        directory = checkpoint_of(parent, settings)
+    except CheckpointError as missing:
+        raise CheckpointError(f"The parent cannot be continued from: {missing} {cure}") from missing
+    except ModelUnavailable as away:
+        raise TrainingPaused(f"The parent {away}") from away
     if parent.pruned_at is not None and not directory.is_dir():
         raise CheckpointError(
             f"The parent {parent.version} was pruned on {parent.pruned_at:%Y-%m-%d}, when {directory} made room for newer checkpoints "
@@ -86,10 +94,35 @@ def parent_checkpoint(parent: Model, base: BaseIdentity | None = None) -> Path:
     return directory
 
 
-def find_published(checkpoints: Path, batch: Batch) -> Path | None:
-    """Return the complete, unregistered checkpoint of an earlier run of this batch, or None."""
-    directory = checkpoints / batch.version
-    return directory if _batch_of(directory) == batch.batch_id else None
+def find_published(run: BatchRun, settings: Settings, *, begun: bool) -> Path | None:
+    """Return the complete, unregistered checkpoint of an earlier run of this batch, or None.
+
+    Once the training has ``begun``, one at MODEL_STORAGE_URL comes first: another machine may have uploaded it, and no other can follow.
+
+    Raises:
+        TrainingPaused: MODEL_STORAGE_URL does not answer.
+    """
+    directory = run.checkpoints / run.batch.version
+    if begun:
+        with _waiting_for_storage(run):
+            stored = stored_manifest(run.batch.version, settings)
+            # A directory here of another batch keeps its place, and this batch takes another number.
+            replaceable = not directory.exists() or _named_in(directory) == run.batch.batch_id
+            if stored is not None and stored.batch_id == run.batch.batch_id and replaceable and _manifest_in(directory) != stored:
+                shutil.rmtree(directory, ignore_errors=True)
+                checkpoint_named(run.batch.version, settings)
+    return directory if _batch_of(directory) == run.batch.batch_id else None
+
+
+@contextmanager
+def _waiting_for_storage(run: BatchRun) -> Iterator[None]:
+    try:
+        yield
+    except (ModelUnavailable, CheckpointError, UsageError) as away:
+        raise TrainingPaused(
+            f"{run.batch.batch_id} waits for MODEL_STORAGE_URL, where its checkpoint may be already: {away} Once that is mended, "
+            "`babylon-rl train` goes on; what is trained is kept."
+        ) from away
 
 
 def publish_and_register(
@@ -107,7 +140,7 @@ def publish_and_register(
         OSError: the disk is full; nothing half written is left.
         TrainingPaused: as ``finish_registration``.
     """
-    version = _own_version(run, parent)
+    version = _own_version(run, parent, settings)
     manifest = _manifest(run, version, episodes, steps, parent, sequences)
     staging = run.work / f"{STAGING}-{run.attempt}"
     final = run.checkpoints / version
@@ -188,19 +221,30 @@ def _uploaded(run: BatchRun, checkpoint: Path, settings: StorageSettings) -> str
         ) from None
 
 
-def _own_version(run: BatchRun, parent: str | None) -> str:
+def _own_version(run: BatchRun, parent: str | None, settings: Settings) -> str:
     # Since the batch reserved its number, a foreign row may have taken it, or a batch that was frozen later may have become the parent.
-    with own_transaction(run.connection):
-        lock_registry(run.connection)
-        advance_batch(run.connection, run.batch.batch_id, run.attempt, PUBLISH, run.clock())
-        version, passed = run.batch.version, list[str]()
-        # Take the next number until it is free, above the parent, and without a foreign directory.
-        while version_taken(run.connection, version) or _below(version, parent) or _unknown(run, run.checkpoints / version):
-            passed.append(version)
-            version = next_version(run.connection, run.batch.batch_id, passed)
-        if version != run.batch.version:
-            reserve_version(run.connection, run.batch.batch_id, version)
-    return version
+    version, passed = run.batch.version, list[str]()
+    while True:
+        with own_transaction(run.connection):
+            lock_registry(run.connection)
+            advance_batch(run.connection, run.batch.batch_id, run.attempt, PUBLISH, run.clock())
+            # Take the next number until it is free, above the parent, and without a foreign directory.
+            while (
+                version in passed
+                or version_taken(run.connection, version)
+                or _below(version, parent)
+                or _unknown(run, run.checkpoints / version)
+            ):
+                passed.append(version)
+                version = next_version(run.connection, run.batch.batch_id, passed)
+            if version != run.batch.version:
+                reserve_version(run.connection, run.batch.batch_id, version)
+        # Asked without the lock, as it may take long. What another batch has uploaded is never replaced: the next number then.
+        with _waiting_for_storage(run):
+            stored = stored_manifest(version, settings)
+        if stored is None or stored.batch_id == run.batch.batch_id:
+            return version
+        passed.append(version)
 
 
 def _below(version: str, parent: str | None) -> bool:
@@ -248,8 +292,13 @@ def _manifest(
 
 def _named_in(directory: Path) -> str | None:
     """Batch id in a directory's manifest, whatever the state of its other files."""
+    manifest = _manifest_in(directory)
+    return None if manifest is None else manifest.batch_id
+
+
+def _manifest_in(directory: Path) -> Manifest | None:
     try:
-        return load_manifest(directory).batch_id
+        return load_manifest(directory)
     except CheckpointError:
         return None
 

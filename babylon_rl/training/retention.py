@@ -73,7 +73,7 @@ def prune(connection: Connection, settings: Settings, checkpoints: Path, now: da
     removal = Removal(dry_run)
     for model in [*going, *begun]:
         if _own_directory(model, checkpoints):
-            _put_away(Path(model.checkpoint or ""), removal)
+            _put_away(checkpoints / model.version, removal)
     for directory in _unregistered(connection, checkpoints):
         _put_away(directory, removal)
     for abandoned in checkpoints.glob(f"{_GOING}*"):
@@ -134,12 +134,12 @@ def _unregistered(connection: Connection, checkpoints: Path) -> list[Path]:
 
 
 def _own_directory(model: Model, checkpoints: Path) -> bool:
-    """True when the row's directory is below ours and its manifest names the same batch.
+    """True when the manifest of the version's directory below ours names the same batch.
 
-    Nothing else is ever deleted.
+    Nothing else is ever deleted. The row's own path may be another machine's.
     """
-    directory = Path(model.checkpoint or "")
-    if directory != checkpoints / model.version or directory.is_symlink() or not directory.is_dir():
+    directory = checkpoints / model.version
+    if directory.is_symlink() or not directory.is_dir():
         return False
     return _owner(directory) == model.training_batch
 

@@ -1,22 +1,19 @@
 """Upload of checkpoints to MODEL_STORAGE_URL (any fsspec location): <url>/<version>/, complete once its manifest exists.
 
-Files go up under a temporary prefix, are read back and compared, then moved into place, the manifest last. An interrupted upload continues
-with the missing files. Nothing is ever replaced or deleted there except this module's own temporary files.
+Nothing is ever replaced or deleted there except temporary files; models/checkpoint_store.py reads it back.
 """
 
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from babylon_rl.errors import TrainingError, TrainingPaused, UsageError
-from babylon_rl.files.durable import sha256
+from babylon_rl.files.file_sets import INCOMING, FileSet
 from babylon_rl.files.location import Location, describing_failures, shown_url
-from babylon_rl.files.staging import PublishedFile, Staging
 from babylon_rl.models.checkpoints import MANIFEST, load_manifest
 from babylon_rl.settings import StorageSettings
 
-INCOMING = ".incoming"
+WAITS = "a batch waits for that in `uploading`, and `babylon-rl train` goes on with what is missing"
 
 
 def check_storage(settings: StorageSettings, batch_id: str) -> None:
@@ -47,11 +44,12 @@ def check_storage(settings: StorageSettings, batch_id: str) -> None:
         raise TrainingError(f"MODEL_STORAGE_URL cannot be used: {unknown}") from unknown
 
 
-def upload_checkpoint(directory: Path, url: str, heartbeat: Callable[[], None] = lambda: None) -> str:
+def upload_checkpoint(directory: Path, url: str, heartbeat: Callable[[], None] = lambda: None, *, then: str = WAITS) -> str:
     """Upload the missing files of a published checkpoint; return the URL of its directory.
 
     Args:
         heartbeat: called between files; raises where the upload must stop.
+        then: what follows once the place takes it, as the end of a sentence.
 
     Raises:
         TrainingPaused: the place does not take it now, and what is up stays for the next try; or another checkpoint of that version
@@ -59,41 +57,19 @@ def upload_checkpoint(directory: Path, url: str, heartbeat: Callable[[], None] =
         UsageError: as Location.
     """
     manifest = load_manifest(directory)
-    hashes = {**manifest.files, MANIFEST: sha256(directory / MANIFEST)}
-    files = [PublishedFile(name, (directory / name).stat().st_size, digest) for name, digest in hashes.items()]
-    with _pausing(url, manifest.version):
-        _upload(Location(url), url, directory, manifest.version, files, heartbeat)
-    plain = not set("@?#") & set(url)  # else it may hold a secret, and rows hold none
-    return f"{url.rstrip('/') if plain else shown_url(url)}/{manifest.version}"
+    version = manifest.version
 
-
-def _pausing(url: str, version: str) -> AbstractContextManager[None]:
     def paused(reason: str, number: int | None) -> TrainingPaused:
         return TrainingPaused(
-            f"{version} is trained and could not be uploaded to {shown_url(url)}: {reason}. Its batch stays in "
-            "`uploading`; when that place takes it again, run `babylon-rl train`, which uploads what is missing."
+            f"{version} could not be uploaded to {shown_url(url)}: {reason}. See that this place takes files from here; {then}."
         )
 
-    return describing_failures(url, paused)
-
-
-def _upload(location: Location, url: str, directory: Path, version: str, files: list[PublishedFile], heartbeat: Callable[[], None]) -> None:
-    """Upload ``files``, of which the manifest is the last."""
-    # The manifest marks a complete upload: equal means done, different means another checkpoint.
-    manifest = files[-1]
-    stored = location.sha256(f"{version}/{MANIFEST}")
-    if stored is not None and stored != manifest.sha256:
+    with describing_failures(url, paused):
+        ours = FileSet(Location(url), version, MANIFEST).publish(directory, manifest.files, heartbeat)
+    if not ours:
         raise TrainingPaused(  # and not failed: what was trained, and perhaps paid, is kept
             f"{shown_url(url)}/{version} holds another checkpoint of that version, and nothing there is replaced. Choose another "
-            "MODEL_STORAGE_URL, or move that directory away, then try again; a batch waits for that in `uploading`."
+            f"MODEL_STORAGE_URL, or move that directory away; {then}."
         )
-    if stored is not None:
-        return
-    staging = Staging(location, f"{INCOMING}/{version}-{manifest.sha256[:12]}", version)
-    # Files already in place with the right hash are not sent again.
-    missing = [file for file in files if location.sha256(f"{version}/{file.name}") != file.sha256]
-    for file in missing:
-        heartbeat()
-        staging.put(file, directory / file.name)
-    staging.place([file.name for file in missing])
-    staging.clear()
+    plain = not set("@?#") & set(url)  # else it may hold a secret, and rows hold none
+    return f"{url.rstrip('/') if plain else shown_url(url)}/{version}"

@@ -15,9 +15,10 @@ import msgspec
 from babylon_rl.errors import CheckpointError, ExportError, ModelUnavailable, UsageError, require
 from babylon_rl.files.durable import copy_tree, publish_directory, sha256
 from babylon_rl.models.base_model import base_model_dir, quiet_loading
+from babylon_rl.models.checkpoint_store import checkpoint_of
 from babylon_rl.models.checkpoints import CARD, MANIFEST, Manifest, model_card, read_remote, saving_weights, verify
 from babylon_rl.models.scoring import encode_prompt
-from babylon_rl.settings import Settings, TrainingSettings
+from babylon_rl.settings import Settings
 from babylon_rl.store.registry import Model
 from babylon_rl.training.backends.protocol import DRY_BASE_MODEL
 
@@ -73,13 +74,13 @@ def export_version(model: Model, target: Path, settings: Settings, *, merged: bo
         ) from error
 
 
-def _exportable(model: Model, settings: TrainingSettings) -> Path:
+def _exportable(model: Model, settings: Settings) -> Path:
     version = model.version
     if model.foreign:
         raise UsageError(f"{version} was made by another producer, and its files are not known here; it is called as {model.storage_path}.")
     if DRY_BASE_MODEL in (model.base_model, settings.local_base_model):
         raise UsageError(f"{version} cannot be exported with LOCAL_BASE_MODEL=dry or out of a dry run: such checkpoints hold no model.")
-    directory = Path(model.checkpoint or model.storage_path)
+    directory = checkpoint_of(model, settings)
     # Files of a pruned version may still exist at the upload URL.
     again = f" It was uploaded to {model.uploaded_url}: copy that directory to {directory}." if model.uploaded_url else ""
     if model.pruned_at is not None and not directory.is_dir():

@@ -1,0 +1,123 @@
+"""Sets of files at a URL, each below a name of its own, complete once its manifest exists.
+
+Publishing stages files under a temporary prefix, reads them back, compares, and moves them into place, the manifest last; what was
+interrupted continues with the missing files, and nothing is replaced. Fetching downloads a set beside its place on this machine and
+renames it once every file has the hash of the manifest: one process downloads, others wait for it, and a part of a set is never seen.
+"""
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from babylon_rl.files.durable import exclusive, publish_directory, sha256
+from babylon_rl.files.location import Location, is_failure
+from babylon_rl.files.staging import PublishedFile, Staging
+
+T = TypeVar("T")
+INCOMING = ".incoming"
+ATTEMPTS = 4
+_LONGEST_WAIT_S = 8.0
+# No later attempt cures these: nothing there, no right to it, no room here.
+_LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+
+
+class FileSet:
+    """The set of files at ``<location>/<name>``; its file ``manifest`` is published last.
+
+    Failures are those of ``Location``; on the way here, passing ones are tried ATTEMPTS times.
+    """
+
+    def __init__(self, location: Location, name: str, manifest: str) -> None:
+        self._location, self._name, self._manifest = location, name, manifest
+
+    def manifest(self) -> bytes | None:
+        """Content of the manifest, None while the set is not complete."""
+        return _retried(lambda: self._location.read(f"{self._name}/{self._manifest}"))
+
+    def publish(self, directory: Path, hashes: Mapping[str, str], heartbeat: Callable[[], None] = lambda: None) -> bool:
+        """Bring the missing files of ``directory`` there; False when another set has this name.
+
+        Args:
+            hashes: SHA-256 of every file by its name, the manifest excepted.
+            heartbeat: called between files; raises where it must stop.
+        """
+        names = {**hashes, self._manifest: sha256(directory / self._manifest)}
+        # Equal manifests mean that all of it is there.
+        stored = self._location.sha256(f"{self._name}/{self._manifest}")
+        if stored is not None:
+            return stored == names[self._manifest]
+        files = [PublishedFile(name, (directory / name).stat().st_size, digest) for name, digest in names.items()]
+        staging = Staging(self._location, f"{INCOMING}/{self._name}-{names[self._manifest][:12]}", self._name)
+        # Files already in place with the right hash are not sent again.
+        missing = [file for file in files if self._location.sha256(f"{self._name}/{file.name}") != file.sha256]
+        for file in missing:
+            heartbeat()
+            staging.put(file, directory / file.name)
+        staging.place([file.name for file in missing])
+        staging.clear()
+        return True
+
+    def fetch(self, final: Path, hashes_of: Callable[[bytes], Mapping[str, str]]) -> bool:
+        """Download the set as the directory ``final`` unless that is there; False when there is no complete set.
+
+        ``hashes_of`` reads a manifest: SHA-256 of every other file by its name.
+
+        Raises:
+            OSError: a file is missing, or arrives with another hash each time.
+        """
+        if final.is_dir():
+            return True
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(final.parent / f".{final.name}.lock"):
+            if final.is_dir():
+                return True
+            partial = f".{final.name}.fetching-"
+            for abandoned in final.parent.glob(f"{partial}*"):  # of a process that was killed; the lock is ours
+                shutil.rmtree(abandoned, ignore_errors=True)
+            manifest = self.manifest()
+            if manifest is None:
+                return False
+            staged = Path(tempfile.mkdtemp(prefix=partial, dir=final.parent))
+            try:
+                for name, digest in hashes_of(manifest).items():
+                    self._download(name, digest, staged)
+                (staged / self._manifest).write_bytes(manifest)
+                publish_directory(staged, final)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+        return True
+
+    def _download(self, name: str, digest: str, staged: Path) -> None:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise OSError(f"its manifest names {name}, which is outside of it")
+        target = staged / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+        def attempt() -> None:
+            try:
+                self._location.get(f"{self._name}/{name}", target)
+            except FileNotFoundError:
+                raise FileNotFoundError(errno.ENOENT, f"{name} is missing there, although the manifest names it") from None
+            if sha256(target) != digest:
+                raise OSError(f"{name} is not the file that its manifest describes (another SHA-256, {ATTEMPTS} times)")
+
+        _retried(attempt)
+
+
+def _retried(work: Callable[[], T]) -> T:
+    """Repeat ``work`` after passing failures: a server that is busy, a connection that was cut, a damaged transfer."""
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+    wait = wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT_S)
+    for attempt in Retrying(stop=stop_after_attempt(ATTEMPTS), wait=wait, retry=retry_if_exception(_may_pass), reraise=True):
+        with attempt:
+            result = work()
+    return result
+
+
+def _may_pass(error: BaseException) -> bool:
+    lasting = isinstance(error, (FileNotFoundError, PermissionError)) or getattr(error, "errno", None) in _LASTING
+    return is_failure(error) and not lasting
