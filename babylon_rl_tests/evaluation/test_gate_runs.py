@@ -32,7 +32,7 @@ def play(connection, settings):
     def entered(version: str, **rules) -> None:
         base = base_source(settings)
         [model] = [model for model in read_models(connection) if model.version == version]
-        sources = [version_source(model, CANDIDATE, base), base]
+        sources = [version_source(model, CANDIDATE, base, settings), base]
         with endpoint(**rules) as served:
             play_sources(connection, settings, sources, SNAPSHOTS, len, clock=lambda: NOW, serving=served.serving)
 

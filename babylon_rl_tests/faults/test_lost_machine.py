@@ -28,7 +28,9 @@ def begin_again(world: World) -> None:
 
 
 def known(world: World) -> dict[str, object]:
-    return {name: rows for name, rows in registry(world).items() if name != "weights"}
+    """The registry; an iteration that two machines have trained is on record for both, with the same figures."""
+    found = registry(world)
+    return {name: found[name] for name in ("models", "batches", "marks")} | {"steps": {str(step) for step in found["steps"]}}
 
 
 @pytest.mark.slow
