@@ -26,21 +26,28 @@ _ENDED = 0
 
 
 def run_child(
-    command: Sequence[str], environment: Mapping[str, str], home: Path, cwd: Path | None = None, stdout: IO[bytes] | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    home: Path,
+    cwd: Path | None = None,
+    stdout: IO[bytes] | None = None,
+    stderr: IO[bytes] | None = None,
 ) -> int:
     """Run a program to its end and return its exit code.
 
     SIGINT, SIGTERM and SIGHUP to this process end the program and all its descendants. After that the signal has its usual effect (SIGINT:
-    KeyboardInterrupt).
+    KeyboardInterrupt). A call in another thread than the main one hears no signals; ``stop_children`` ends its program.
 
     Args:
         environment: variables on top of this process's own.
         home: the state directory, where the note of the running group lies.
-        stdout: the file for its standard output; by default that of this process.
+        stdout: the file for its standard output; by default that of this process. So is stderr for what it says.
     """
     _note(home, 0).parent.mkdir(parents=True, exist_ok=True)  # before anything runs: a program without its note is never found again
     with _signals_queued() as events:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=cwd, stdout=stdout, start_new_session=True)
+        process = subprocess.Popen(
+            command, env={**os.environ, **environment}, cwd=cwd, stdout=stdout, stderr=stderr, start_new_session=True
+        )
         try:
             _write_note(home, process.pid, command)
             threading.Thread(target=_tell_of_end, args=(process, events), daemon=True).start()

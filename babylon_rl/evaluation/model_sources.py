@@ -15,7 +15,7 @@ from typing import Any
 
 from babylon_rl.errors import CheckpointError
 from babylon_rl.evaluation.comparison import BASE
-from babylon_rl.evaluation.play import GATE_CONCURRENCY, play_gate
+from babylon_rl.evaluation.play import GATE_CONCURRENCY, GateRuns, play_side_by_side
 from babylon_rl.evaluation.players import Player, endpoint_player
 from babylon_rl.evaluation.run_files import forget_old_runs
 from babylon_rl.evaluation.snapshots import PROMPT_VERSION, Snapshot
@@ -224,10 +224,18 @@ def play_sources(
     # No server is started when everything is stored.
     playing = [source for source in sources if missing[source.name]]
     with ModelClients(settings, playing, serving, logprobs=False) as clients:
-        for source in playing:
-            keep = _keeper(connection, source, markets, stored[source.name], say, on_progress, clock, activity)
-            player = model_player(clients.client(source.name), source.name, source.identity)
-            play_gate(player, missing[source.name], concurrency=concurrency, on_result=keep, home=settings.home)
+        runs = [
+            GateRuns(
+                model_player(clients.client(source.name), source.name, source.identity),
+                missing[source.name],
+                _keeper(connection, source, markets, stored[source.name], say, on_progress, clock, activity),
+            )
+            for source in playing
+        ]
+        if runs:
+            # What is served here answers for all of them at once; a service is asked by no more at a time than for one model.
+            here = sum(source.service is None for source in playing)
+            play_side_by_side(runs, concurrency=concurrency * max(1, here), home=settings.home)
     forget_old_runs(settings.home, [source.name for source in sources])
     return {source.name: [stored[source.name][snapshot.id] for snapshot in snapshots] for source in sources}
 

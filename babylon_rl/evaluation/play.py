@@ -251,6 +251,15 @@ class _Progress:
             self._on_progress(DECISIONS, self._done, self._total)
 
 
+@dataclass(frozen=True)
+class GateRuns:
+    """A player and the markets of the gate that it plays; ``on_result`` is called in the caller's thread as each of them ends."""
+
+    player: Player
+    snapshots: Sequence[Snapshot]
+    on_result: Callable[[MarketResult], None] = lambda result: None
+
+
 def play_gate(
     player: Player,
     snapshots: Sequence[Snapshot],
@@ -259,30 +268,46 @@ def play_gate(
     on_result: Callable[[MarketResult], None] = lambda result: None,
     home: Path | None = None,
 ) -> list[MarketResult]:
-    """The rows of one player in the gate's markets, in the order of ``snapshots``.
+    """The rows of one player in the gate's markets, in the order of ``snapshots``; see ``play_side_by_side``."""
+    return play_side_by_side([GateRuns(player, snapshots, on_result)], concurrency=concurrency, home=home)[0]
+
+
+def play_side_by_side(
+    runs: Sequence[GateRuns], *, concurrency: int = GATE_CONCURRENCY, home: Path | None = None
+) -> list[list[MarketResult]]:
+    """The rows of several players in markets of the gate, in the order of each player's snapshots.
 
     Args:
-        on_result: called in this thread as each market ends, so that what is played is kept when a later one fails.
+        concurrency: runs of models at once, of all players together.
         home: the state directory where decisions are kept, for looking at; where they cannot be written, that is logged.
 
     Raises:
-        ModelUnavailable: the endpoint stays down; markets under way are finished and passed on, those that have not begun are given up.
+        ModelUnavailable: an endpoint stays down; markets under way are finished and passed on, those of this player that have not begun are
+            given up.
     """
-    jobs = [_gate_job(player, snapshot, home) for snapshot in snapshots]
-    rows, stopped, not_begun = dict[str, MarketResult](), list[ModelUnavailable](), list[ModelUnavailable]()
-    with closing(play(jobs, concurrency)) as outcomes:
+    # Market by market, so that the players' requests meet: an endpoint answers those of several models at the same time.
+    jobs = {
+        (number, place): _gate_job(own.player, own.snapshots[place], home)
+        for place in range(max(len(own.snapshots) for own in runs))
+        for number, own in enumerate(runs)
+        if place < len(own.snapshots)
+    }
+    places = {id(job): place for place, job in jobs.items()}
+    rows, stopped, not_begun = dict[tuple[int, int], MarketResult](), list[ModelUnavailable](), list[ModelUnavailable]()
+    with closing(play(list(jobs.values()), concurrency)) as outcomes:
         for job, outcome in outcomes:
             if isinstance(outcome, ModelUnavailable):
                 not_begun.append(outcome)
             elif not outcome.complete:
-                stopped.append(ModelUnavailable(f"{player.name} in {job.snapshot.id}: {outcome.stopped}"))
+                stopped.append(ModelUnavailable(f"{job.player.name} in {job.snapshot.id}: {outcome.stopped}"))
             else:
-                rows[job.snapshot.id] = market_result(outcome, job.snapshot)
-                on_result(rows[job.snapshot.id])
+                number, place = places[id(job)]
+                rows[number, place] = market_result(outcome, job.snapshot)
+                runs[number].on_result(rows[number, place])
     # Raised at the end, after every market under way was stored.
     for failure in (*stopped, *not_begun):
         raise failure
-    return [rows[snapshot.id] for snapshot in snapshots]
+    return [[rows[number, place] for place in range(len(own.snapshots))] for number, own in enumerate(runs)]
 
 
 def _gate_job(player: Player, snapshot: Snapshot, home: Path | None) -> Job:

@@ -1,7 +1,9 @@
-"""Requests of all clients, answered together on one thread.
+"""Requests of all clients, answered in batches side by side, a core each.
 
-Answers under a grammar are short: all that wait are finished as one list, so that their prompts share a prefix and their clients ask again
-at the same time. Free texts are continued token by token beside each other, adapter by adapter; a new one joins between two tokens.
+Answers under a grammar are short: those that wait for one adapter are finished as one list, so that their prompts share a prefix, and the
+lists of several adapters or of many requests at the same time. Threads that share a batch would wait for each other after every operation;
+a batch that is alone takes all of them. The weights are in memory once, and the number of threads changes no bit of an answer. Free texts
+are continued token by token beside each other, adapter by adapter; a new one joins between two tokens.
 """
 
 import asyncio
@@ -9,16 +11,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from babylon_rl.models.generation import Generation
 from babylon_rl.models.policy import MICRO_BATCH_ROWS, MICRO_BATCH_TOKENS, Policy
 from babylon_rl.models.sampling import Row
+from babylon_rl.models.threads import computing_on, threads_of_torch
 
-BATCH_LIMIT = 32
+FEWEST_APART = 4  # waiting requests that are worth a second batch
 LINGER_S = 0.005
 # Keys and values of all running texts: with the packaged base 23 kB a token.
 CACHE_TOKENS = 32_768
 FindAdapter = Callable[[str], Path | None]
+Result = TypeVar("Result")
 
 
 class Asked:
@@ -53,20 +58,33 @@ class Asked:
         self._news.set()
 
 
+class _Worker:
+    """A thread with a policy of its own, on the weights of all."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.busy = policy, False
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="policy")
+
+
 class Batcher:
-    """Collects requests from the event loop and answers them in batches on one thread."""
+    """Collects requests from the event loop and answers them in batches, at most as many at once as torch has threads."""
 
     def __init__(self, policy: Policy, find_adapter: FindAdapter) -> None:
         self._policy, self._find_adapter = policy, find_adapter
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="policy")
-        self._queue: asyncio.Queue[Asked] = asyncio.Queue()
+        self._threads = threads_of_torch()
+        # The policy itself continues free texts; answers under a grammar are finished by others.
+        self._texts = _Worker(policy)
+        self._finishers = [_Worker(policy.twin()) for _ in range(self._threads)]
+        self._bound: list[Asked] = []
         self._line: list[Asked] = []
+        self._came = asyncio.Event()
         self._running: dict[str | None, tuple[Generation, list[Asked]]] = {}
 
     def ask(self, row: Row) -> Asked:
-        """Put a request into the queue."""
+        """Let a request wait for a batch."""
         asked = Asked(row)
-        self._queue.put_nowait(asked)
+        (self._line if row.node is None else self._bound).append(asked)
+        self._came.set()
         return asked
 
     async def serves(self, name: str) -> bool:
@@ -79,40 +97,66 @@ class Batcher:
         """
         if name in self._policy.adapters:
             return True
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._load, name)
-
-    def _load(self, name: str) -> bool:
-        # Asked again in the policy's own thread: another request may have loaded it meanwhile.
-        if name not in self._policy.adapters:
-            directory = self._find_adapter(name)
-            if directory is None:
-                return False
-            self._policy.add_adapter(name, directory)
+        directory = await self._in_thread(self._texts, partial(self._find_adapter, name))
+        if directory is None:
+            return False
+        # The policy itself comes last: a name that it has may be asked for.
+        for worker in (*self._finishers, self._texts):
+            await self._in_thread(worker, partial(_load, worker.policy, name, directory))
         return True
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        with self._executor:
-            while True:
-                await self._turn(await self._arrived())
+        try:
+            await asyncio.gather(self._continue_texts(), *map(self._finish, self._finishers))
+        finally:
+            for worker in self._workers:
+                worker.executor.shutdown()
 
-    async def _arrived(self) -> list[Asked]:
-        """Take the requests that wait; wait for one when nothing is running."""
-        arrived = []
-        if not self._running and not self._line:
-            arrived.append(await self._queue.get())
-            # A short wait lets concurrent requests join the batch.
-            await asyncio.sleep(LINGER_S)
-        while len(arrived) < BATCH_LIMIT and not self._queue.empty():
-            arrived.append(self._queue.get_nowait())
-        return [asked for asked in arrived if not asked.left]
+    @property
+    def _workers(self) -> tuple[_Worker, ...]:
+        return (self._texts, *self._finishers)
 
-    async def _turn(self, arrived: Sequence[Asked]) -> None:
-        """Finish what arrived under a grammar, then continue every free text by a token."""
-        bound = [asked for asked in arrived if asked.row.node is not None]
-        if bound:
-            await self._attempt(bound, partial(self._policy.finish, [asked.row for asked in bound]))
-        self._line = [asked for asked in (*self._line, *arrived) if asked.row.node is None and not asked.left]
+    async def _finish(self, worker: _Worker) -> None:
+        """Finish answers under a grammar, a batch at a time."""
+        while True:
+            await self._until(lambda: bool(self._bound))
+            batch = self._batch()
+            if batch:
+                await self._attempt(worker, batch, partial(worker.policy.finish, [asked.row for asked in batch]))
+
+    async def _continue_texts(self) -> None:
+        """Continue free texts by a token at a time."""
+        while True:
+            if not self._running:
+                await self._until(lambda: bool(self._line))
+            await self._turn()
+
+    async def _until(self, waiting: Callable[[], bool]) -> None:
+        while not waiting():
+            self._came.clear()
+            await self._came.wait()
+        # A short wait lets concurrent requests join the batch.
+        await asyncio.sleep(LINGER_S)
+
+    def _batch(self) -> list[Asked]:
+        """Take what waits for the adapter of the oldest request, or as much of it as leaves work for the other threads."""
+        self._bound = [asked for asked in self._bound if not asked.left]
+        if not self._bound:
+            return []
+        oldest = self._bound[0]
+        # Neighbours in length need little padding.
+        same = sorted((asked for asked in self._bound if asked.row.adapter == oldest.row.adapter), key=lambda asked: len(asked.row.pending))
+        idle = sum(not worker.busy for worker in self._finishers)
+        size = min(MICRO_BATCH_ROWS, max(FEWEST_APART, -(-len(self._bound) // idle)))
+        first = same.index(oldest) // size * size
+        batch = same[first : first + size]
+        self._bound = [asked for asked in self._bound if asked not in batch]
+        return batch
+
+    async def _turn(self) -> None:
+        """Admit new free texts, and continue every one by a token."""
+        self._line = [asked for asked in self._line if not asked.left]
         for adapter, new in self._admitted().items():
             generation, those = self._running.setdefault(adapter, (self._policy.generation(), []))
             those.extend(new)
@@ -123,18 +167,26 @@ class Batcher:
     async def _advance(self, adapter: str | None, generation: Generation, those: list[Asked], new: Sequence[Row]) -> None:
         for asked in those:
             asked.row.done |= asked.left
-        going = await self._attempt(those, partial(self._policy.advance, generation, adapter, new))
+        going = await self._attempt(self._texts, those, partial(self._policy.advance, generation, adapter, new))
         those[:] = [asked for asked in those if not asked.row.done]
         if not going or not those:
             del self._running[adapter]
 
-    async def _attempt(self, those: Sequence[Asked], work: Callable[[], None]) -> bool:
+    async def _attempt(self, worker: _Worker, those: Sequence[Asked], work: Callable[[], None]) -> bool:
         # A failed batch fails every request in it; the server goes on.
-        (done,), _ = await asyncio.wait([asyncio.get_running_loop().run_in_executor(self._executor, work)])
+        (done,), _ = await asyncio.wait([asyncio.ensure_future(self._in_thread(worker, work))])
         failure = done.exception()
         for asked in those:
             asked.report(failure)
         return failure is None
+
+    async def _in_thread(self, worker: _Worker, work: Callable[[], Result]) -> Result:
+        worker.busy = True
+        try:
+            threads = max(1, self._threads // sum(one.busy for one in self._workers))
+            return await asyncio.get_running_loop().run_in_executor(worker.executor, computing_on, threads, work)
+        finally:
+            worker.busy = False
 
     def _admitted(self) -> dict[str | None, list[Asked]]:
         """Take as many free texts from the queue's front as there is room for."""
@@ -153,3 +205,9 @@ class Batcher:
             rows.append(row)
             prompts = count
         return admitted
+
+
+def _load(policy: Policy, name: str, directory: Path) -> None:
+    # Asked again in the policy's own thread: another request may have loaded it meanwhile.
+    if name not in policy.adapters:
+        policy.add_adapter(name, directory)

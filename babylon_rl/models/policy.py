@@ -8,6 +8,7 @@ grammar have few boundaries; a free text in bf16 meets one within some tokens. T
 """
 
 import contextlib
+import copy
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,11 @@ class Policy:
         if adapter_dir is not None:
             policy.add_adapter(adapter_name, adapter_dir)
         return policy
+
+    def twin(self) -> "Policy":
+        """A policy on the same weights, for another thread: which adapter is active, and adapters added later, are its own."""
+        shared: dict[int, Any] = {id(weights): weights for weights in (*self.model.parameters(), *self.model.buffers())}
+        return Policy(copy.deepcopy(self.model, shared), self.tokenizer, self._adapters)
 
     @property
     def adapters(self) -> tuple[str, ...]:

@@ -6,10 +6,13 @@ several times as long. The wait policy is read when torch is first imported, so 
 """
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 from babylon_rl.errors import require
 
 WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE"}
+Computed = TypeVar("Computed")
 
 
 def usable_cores() -> int:
@@ -32,3 +35,19 @@ def set_threads(threads: int | None = None) -> None:
     import torch
 
     torch.set_num_threads(threads or usable_cores())
+
+
+def threads_of_torch() -> int:
+    """Number of threads that an operation of torch takes in this thread."""
+    import torch
+
+    return int(torch.get_num_threads())
+
+
+def computing_on(threads: int, compute: Callable[[], Computed]) -> Computed:
+    """Compute in this thread with so many threads of torch; other threads keep their number."""
+    import torch
+
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    return compute()

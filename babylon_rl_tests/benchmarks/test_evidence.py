@@ -1,7 +1,12 @@
 """The page of evidence: everybody in one table, generations that came to nothing told as such, seeds of other markets refused."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import pytest
 from babylon_rl.cli.demo_stages import player_after
 from babylon_rl.errors import UsageError
 from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.settings import load_settings
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence.page import page, table
 from benchmarks.evidence.pictures import learning_curve, players
@@ -160,3 +166,24 @@ def test_a_seed_that_is_finished_is_read_and_not_run_again(tmp_path: Path) -> No
     (directory / evidence.RESULT).write_text(json.dumps(result(2)))
     assert evidence.run_seed(directory, tmp_path / "base", 2, 3, 24) == result(2)
     assert list(directory.iterdir()) == [directory / evidence.RESULT]
+
+
+@pytest.mark.parametrize(("seeds", "cores", "at_once"), [(3, 2, 3), (4, 2, 2), (12, 2, 3), (3, 16, 3), (1, 2, 1), (2, 1, 2)])
+def test_seeds_side_by_side_leave_no_core_idle_in_a_last_round(seeds: int, cores: int, at_once: int) -> None:
+    assert evidence.side_by_side(seeds, cores) == at_once
+
+
+@pytest.mark.e2e
+def test_an_interrupted_evidence_ends_all_its_seeds(tmp_path: Path) -> None:
+    (tmp_path / "models").symlink_to(load_settings().home / "models", target_is_directory=True)
+    command = [sys.executable, "-m", "benchmarks.evidence", "--seeds", "2", "--generations", "2", "--windows", "2", "--at-once", "1"]
+    environment = os.environ | {"BABYLON_RL_HOME": str(tmp_path), "DATABASE_URL": ""}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    seed = tmp_path / "evidence" / "2-generations-of-2-hours" / "seed-0"
+    while process.poll() is None and not list((seed / "children").glob("*.json")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 130 and b"Interrupted" in said, said.decode()
+    assert not list((seed / "children").glob("*.json")), "its program is ended"
+    assert not (seed.with_name("seed-1")).exists(), "the seed that waited is not begun"

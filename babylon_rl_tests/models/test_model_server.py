@@ -17,9 +17,10 @@ from starlette.testclient import TestClient
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.models.batcher import Asked, Batcher
-from babylon_rl.models.policy import CompletionRequest, Policy
+from babylon_rl.models.policy import Completion, CompletionRequest, Policy
 from babylon_rl.models.server import create_app
 from babylon_rl.models.server_process import RunningServer, running_server
+from babylon_rl_tests.tiny_model import make_adapter
 
 MESSAGES = [{"role": "user", "content": "The price of TESLAI rose. Decide."}]
 
@@ -236,3 +237,30 @@ def test_a_short_text_ends_before_a_long_one_that_began_earlier_and_a_text_nobod
 
     long, short = asyncio.run(ask_all())
     assert len(short.tokens) <= 2 < len(long.tokens) + 2 and len(long.tokens) < 100
+
+
+def test_decisions_of_two_versions_are_answered_at_the_same_time_as_each_alone(
+    tiny_base: Path, tiny_adapter: Path, trade_format: dict[str, Any], tmp_path: Path
+) -> None:
+    adapters = {"v1.0.0": tiny_adapter, "v1.0.1": make_adapter(tiny_base, tmp_path / "other", seed=2)}
+    policy = Policy.load(tiny_base, dtype=torch.float32)
+    requests = [CompletionRequest(MESSAGES, trade_format, seed=seed, adapter=name) for seed in range(4) for name in (None, *adapters)]
+
+    async def ask_all() -> list[Completion]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(3)  # as many batches at once
+        batcher = Batcher(policy, adapters.get)
+        torch.set_num_threads(threads)
+        worker = asyncio.create_task(batcher.run())
+        assert all([await batcher.serves(name) for name in adapters]) and not await batcher.serves("v9.9.9")
+        asked = [batcher.ask(policy.row(request)) for request in requests]
+        for one in asked:
+            while await one.more():
+                pass
+        worker.cancel()
+        return [policy.completion(one.row) for one in asked]
+
+    together = asyncio.run(ask_all())
+    alone = [policy.complete([request])[0] for request in requests]
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    assert len({answer.text for answer in together}) > 1

@@ -1,35 +1,55 @@
 """Several generations with several seeds, summarized in docs/evidence/evidence.md: `make evidence`, or `python -m benchmarks.evidence`.
 
-Each seed is a demo in a state directory of its own. A finished seed is read from its result file; an interrupted one resumes. Nothing is
-left out: rejected versions and failed trainings are in the table like the others.
+Each seed is a demo in a state directory of its own, and a process on one thread: seeds side by side use the cores better than threads of
+one seed, which wait for each other. A finished seed is read from its result file; an interrupted one resumes. Nothing is left out: rejected
+versions and failed trainings are in the table like the others.
 """
 
 import argparse
 import json
+import signal
 import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from babylon_rl.cli.children import run_child
+from babylon_rl.cli.children import run_child, stop_children
 from babylon_rl.cli.demo_stages import STAGES, WINDOWS
 from babylon_rl.cli.output import say
 from babylon_rl.errors import BabylonError, TrainingError
 from babylon_rl.models.base_model import base_model_dir
+from babylon_rl.models.threads import usable_cores
 from babylon_rl.settings import load_settings
 from benchmarks.evidence.page import page, table
 from benchmarks.evidence.pictures import learning_curve, players
 from benchmarks.evidence.results import require_comparable
 
-RESULT = "result.json"
+RESULT, LOG = "result.json", "demo.log"
 PAGE, PLAYERS, CURVE = "evidence.md", "evidence.png", "evidence-learning.png"
 
 
-def evidence(seeds: int, generations: int, windows: int, out: Path) -> dict[str, Any]:
-    """Play, judge, train and play again with seeds 0 to ``seeds`` - 1, and write the page and its pictures into ``out``."""
+def evidence(seeds: int, generations: int, windows: int, out: Path, at_once: int | None = None) -> dict[str, Any]:
+    """Play, judge, train and play again with seeds 0 to ``seeds`` - 1, and write the page and its pictures into ``out``.
+
+    ``at_once`` seeds run side by side, by default what ``side_by_side`` says.
+    """
     settings = load_settings()
     base = base_model_dir(settings)
     root = settings.home / "evidence" / f"{generations}-generations-of-{windows}-hours"
-    results = [run_seed(root / f"seed-{seed}", base, seed, generations, windows) for seed in range(seeds)]
+    cores = usable_cores()
+    at_once = at_once or side_by_side(seeds, cores)
+    directories = [root / f"seed-{seed}" for seed in range(seeds)]
+    threads = max(1, cores // at_once)
+    with _heard_as_ctrl_c(), ThreadPoolExecutor(at_once) as pool:
+        runs = [pool.submit(run_seed, own, base, seed, generations, windows, threads) for seed, own in enumerate(directories)]
+        try:
+            wait(runs)
+        except KeyboardInterrupt:
+            _end(runs, directories)
+            raise
+    results = [run.result() for run in runs]
     require_comparable(results)
     out.mkdir(parents=True, exist_ok=True)
     (out / PLAYERS).write_bytes(players(results))
@@ -38,30 +58,57 @@ def evidence(seeds: int, generations: int, windows: int, out: Path) -> dict[str,
     return {"seeds": results, "page": str(out / PAGE)}
 
 
-def run_seed(directory: Path, base: Path, seed: int, generations: int, windows: int) -> dict[str, Any]:
+def side_by_side(seeds: int, cores: int) -> int:
+    """Number of seeds that run at once: one more than cores where this saves a last round with idle cores."""
+    return -(-seeds // -(-seeds // (cores + 1)))
+
+
+@contextmanager
+def _heard_as_ctrl_c() -> Iterator[None]:
+    """Raise KeyboardInterrupt at SIGTERM and SIGHUP too."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(runs: Sequence[Future[dict[str, Any]]], directories: Sequence[Path]) -> None:
+    """End the seeds' programs with all their children, and begin no other."""
+    for run in runs:
+        run.cancel()
+    # Again until all have ended: a program that has just been started has no note yet.
+    while wait(runs, timeout=0.5).not_done:
+        for directory in directories:
+            stop_children(directory, orphans_only=False)
+
+
+def run_seed(directory: Path, base: Path, seed: int, generations: int, windows: int, threads: int = 1) -> dict[str, Any]:
+    """Run the demo of a seed to its end and return its result; one that ended earlier is read."""
     result = directory / RESULT
     if result.is_file():
         say(f"seed {seed}: finished earlier")
         return dict(json.loads(result.read_text()))
-    say(f"seed {seed}:")
+    log = directory / LOG
+    say(f"seed {seed}: {log} says how far it is")
     models = directory / "models"
     models.mkdir(parents=True, exist_ok=True)
     # All seeds share the base model's files; everything else is separate.
     if not (models / base.name).exists():
         (models / base.name).symlink_to(base, target_is_directory=True)
     arguments = ["--seed", str(seed), "--generations", str(generations), "--windows", str(windows), "--json"]
-    own = {"BABYLON_RL_HOME": str(directory), "DATABASE_URL": "", "DIRECT_DATABASE_URL": ""}
+    own = {"BABYLON_RL_HOME": str(directory), "DATABASE_URL": "", "DIRECT_DATABASE_URL": "", "OMP_NUM_THREADS": str(threads)}
     printed = result.with_suffix(".printed")
-    with printed.open("wb") as file:
-        status = run_child([sys.executable, "-m", "babylon_rl", "demo", *arguments], own, directory, stdout=file)
+    with printed.open("wb") as file, log.open("ab") as said:
+        status = run_child([sys.executable, "-m", "babylon_rl", "demo", *arguments], own, directory, stdout=file, stderr=said)
     if status != 0:
-        raise TrainingError(
-            f"The demo with seed {seed} ended with status {status}; what it said stands above. Run the command again to go on."
-        )
+        raise TrainingError(f"The demo with seed {seed} ended with status {status}; {log} says why. Run the command again to go on.")
     # The result file appears only when complete: its existence marks a finished seed.
     document = json.loads(printed.read_text()) | _spent(directory / STAGES)
     printed.write_text(json.dumps(document, indent=2) + "\n")
     printed.replace(result)
+    say(f"seed {seed}: finished")
     return dict(document)
 
 
@@ -79,13 +126,14 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1")
     parser.add_argument("--generations", type=int, default=3, help="how often each seed plays, judges and trains; at least 2")
     parser.add_argument("--windows", type=int, default=WINDOWS, help="hours of market to simulate in each generation; at least 2")
+    parser.add_argument("--at-once", type=int, help="seeds that run side by side, each 1.8 GB; by default as many as keep all cores busy")
     parser.add_argument("--out", type=Path, default=Path("docs/evidence"), help=f"where {PAGE} and its pictures are written")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     asked = parser.parse_args()
-    if asked.seeds < 1 or asked.generations < 2 or asked.windows < 2:
-        parser.error("--seeds is at least 1, --generations and --windows at least 2")
+    if asked.seeds < 1 or asked.generations < 2 or asked.windows < 2 or (asked.at_once or 1) < 1:
+        parser.error("--seeds and --at-once are at least 1, --generations and --windows at least 2")
     try:
-        document = evidence(asked.seeds, asked.generations, asked.windows, asked.out)
+        document = evidence(asked.seeds, asked.generations, asked.windows, asked.out, asked.at_once)
     except BabylonError as failed:
         print(failed, file=sys.stderr)
         return failed.exit_code
