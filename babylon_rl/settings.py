@@ -408,6 +408,25 @@ class ServingSettings(SettingsGroup):
         return tuple(float(part) for part in self.rollout_steps.split(","))
 
 
+class ScaleSettings(SettingsGroup):
+    """Workers on several machines."""
+
+    celery_broker_url: SecretStr | None = Field(
+        None,
+        description="Redis (redis://...) or RabbitMQ (amqp://...) through which runs go to `babylon-rl worker`. Unset: each run is a "
+        "process beside the daemon.",
+    )
+    max_concurrent_runs: int = Field(4, ge=1, description="The most runs at once, on all machines together; more wait in Dagster's queue.")
+
+    @field_validator("celery_broker_url")
+    @classmethod
+    def _is_broker(cls, value: SecretStr | None) -> SecretStr | None:
+        schemes = ("redis://", "rediss://", "amqp://", "amqps://", "pyamqp://")
+        if value is not None and not value.get_secret_value().startswith(schemes):
+            raise ValueError(f"must start with one of {', '.join(schemes)}")
+        return value
+
+
 class AlertSettings(SettingsGroup):
     """Channels of alerts."""
 
@@ -441,6 +460,7 @@ class AlertSettings(SettingsGroup):
 
 class Settings(
     AlertSettings,
+    ScaleSettings,
     ServingSettings,
     RecordingSettings,
     StorageSettings,
@@ -527,6 +547,7 @@ GROUPS: tuple[type[BaseModel], ...] = (
     StorageSettings,
     RecordingSettings,
     ServingSettings,
+    ScaleSettings,
     AlertSettings,
 )
 

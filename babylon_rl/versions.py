@@ -7,6 +7,7 @@ versions that people can compare: ``52 rows #0f3c9a41d2e7, 906 logged calls #881
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 _COUNTED = re.compile(r"(\d+) ([a-z ]+) #([0-9a-f]+)")
@@ -20,6 +21,15 @@ def content_version(content: Any) -> str:
     """
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def files_version(directory: Path, pattern: str) -> str:
+    """The 16-digit hash of the names and bytes of the files of a directory tree that match a pattern."""
+    found = hashlib.sha256()
+    for path in sorted(directory.rglob(pattern)):
+        content = path.read_bytes()
+        found.update(f"{path.relative_to(directory).as_posix()} {len(content)}\n".encode() + content)
+    return found.hexdigest()[:16]
 
 
 def counted_version(**kinds: tuple[int, int]) -> str:

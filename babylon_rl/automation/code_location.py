@@ -50,6 +50,6 @@ def code_location(resource: dg.ResourceDefinition) -> dg.Definitions:
         sensors=[*sensors, *alert_sensors],
         schedules=schedules,
         resources={"babylon": resource},
-        # One run is one process; assets that need more start it themselves, and docs/howto/scale.md tells how to spread runs.
+        # One run is one process; assets that need more start it themselves, and docs/howto/several-machines.md tells how to spread runs.
         executor=dg.in_process_executor,
     )

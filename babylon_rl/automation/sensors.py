@@ -15,7 +15,9 @@ from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, naive, runs_of, why_no_run
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.default_status import SENSORS
-from babylon_rl.automation.jobs import HOURLY, RETRIED, hour_tags, score_job, train_job
+from babylon_rl.automation.jobs import BATCHED, HOURLY, RETRIED, hour_tags, score_job, train_job
+from babylon_rl.automation.run_handover import put_back_untaken
+from babylon_rl.settings import ScaleSettings
 from babylon_rl.store.benchmarks import undecided_batches
 from babylon_rl.store.live_usage import count_usage
 from babylon_rl.store.releases import lock_releases
@@ -53,10 +55,13 @@ def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
 @dg.sensor(
     minimum_interval_seconds=30,
     default_status=SENSORS,
-    description="Reports the runs failed whose process is gone, so that their pool, their place in the queue and their batch are free.",
+    description="Reports the runs failed whose process is gone, so that their pool, their place in the queue and their batch are free; "
+    "puts runs that no worker took back into the queue.",
 )
 def end_dead_runs(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam[Babylon]) -> dg.SkipReason:
-    return dg.SkipReason(" ".join(report_dead_runs(context.instance, babylon.database)) or "Every run that has begun is alive.")
+    ended = report_dead_runs(context.instance, babylon.database)
+    waiting = put_back_untaken(context.instance, babylon.database)
+    return dg.SkipReason(" ".join([*ended, *waiting]) or "Every run that has begun is alive.")
 
 
 @dg.sensor(
@@ -85,7 +90,8 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
             if why_not is not None:
                 reasons.append(why_not)
             else:
-                requests.append(dg.RunRequest(run_key=f"{batch.batch_id}/{runs.attempt}", partition_key=batch.batch_id))
+                key = f"{batch.batch_id}/{runs.attempt}"
+                requests.append(dg.RunRequest(run_key=key, partition_key=batch.batch_id, asset_selection=_trained(babylon.settings)))
     if not requests:
         return dg.SkipReason(" ".join(reasons))
     # Dagster must know the partition before its run starts.
@@ -93,9 +99,17 @@ def start_training(context: dg.SensorEvaluationContext, babylon: dg.ResourcePara
     return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=partitions)
 
 
+def _trained(settings: ScaleSettings) -> list[dg.AssetKey] | None:
+    """The assets of a training's run: all of its batch, or with workers those of the trainer's queue.
+
+    finish_evidence requests the others then, for a machine that need have no GPU.
+    """
+    return None if settings.celery_broker_url is None else [dg.AssetKey(name) for name in BATCHED if name not in EVIDENCE]
+
+
 @dg.sensor(
     job=train_job,
-    minimum_interval_seconds=300,
+    minimum_interval_seconds=60,
     default_status=SENSORS,
     description="Compares and decides on the completed batches whose run ended before it did, one at a time.",
 )

@@ -26,6 +26,7 @@ COMMANDS = {
     "env": ("system", 'Print lines for a shell that point Dagster and psql at this project: eval "$(babylon-rl env)".'),
     "dagster": ("system", "Run the dagster command on this project's instance, with the database held open: babylon-rl dagster job list."),
     "dev": ("system", "The Dagster UI and daemon on this project, until Ctrl-C."),
+    "worker": ("worker", "Execute runs that the daemon sends by Celery, of some queues, until Ctrl-C."),
     "stop": ("system", "Stop what a crash left running: Dagster's processes and the embedded database."),
     "cleanup": (
         "cleanup",

@@ -22,6 +22,7 @@ def elsewhere() -> str:
 def hold(bench: Bench, run_id: str, holder: str, *, silent_s: float = 0) -> None:
     """Have ``holder`` say that it holds a run, so long ago."""
     with bench.babylon.database.connect(autocommit=True) as connection:
+        connection.execute("""UPDATE babylon_rl.run_heartbeats SET "holder" = '' WHERE "runId" = %s""", (run_id,))
         assert beat(connection, run_id, holder)
         connection.execute(
             """UPDATE babylon_rl.run_heartbeats SET "seenAt" = "seenAt" - make_interval(secs => %s) WHERE "runId" = %s""",

@@ -25,11 +25,18 @@ def without_extras(home: Path, code: str, *arguments: str, **variables: str) -> 
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
 
 
+# Packages whose distribution has another name.
+DISTRIBUTIONS = {
+    "art": "openpipe-art", "huggingface_hub": "huggingface-hub", "celery": "dagster-celery", "dagster_celery": "dagster-celery",
+    "dagster_k8s": "dagster-k8s", "opentelemetry": "opentelemetry-sdk",
+}  # fmt: skip
+
+
 def test_every_package_is_in_the_extra_that_is_named() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for package, extra in EXTRAS.items():
         names = {re.match(r"[\w.-]+", line)[0] for line in extras[extra]}  # type: ignore[index]
-        assert {"art": "openpipe-art", "huggingface_hub": "huggingface-hub"}.get(package, package) in names
+        assert DISTRIBUTIONS.get(package, package) in names
 
 
 def test_hours_are_read_and_the_graph_loads_without_any_extra(database: Database, tmp_path: Path) -> None:

@@ -1,0 +1,193 @@
+"""Runs by Celery: the launcher of the daemon and the app of `babylon-rl worker`, both dagster_celery's own.
+
+What differs from dagster_celery's defaults, and why, is in docs/decisions/0020.
+"""
+
+import logging
+import os
+from typing import Any, Self
+
+import dagster as dg
+from celery import Celery, Task, signals
+from celery.exceptions import WorkerLostError
+from dagster._grpc.types import ExecuteRunArgs
+from dagster._serdes import ConfigurableClassData, unpack_value
+from dagster_celery.launcher import CeleryRunLauncher
+from dagster_celery.make_app import make_app
+from dagster_celery.tasks import create_execute_job_task
+from kombu.exceptions import OperationalError
+
+from babylon_rl.automation.run_handover import (
+    CODE_TAG,
+    HOURS,
+    QUEUE_TAG,
+    TASK_TAG,
+    UNTAKEN_S,
+    claim_run,
+    code_version,
+    expect_worker,
+    put_back,
+    queue_of,
+    why_refused,
+)
+from babylon_rl.processes import own_name
+from babylon_rl.settings import ScaleSettings, Settings, load_settings
+from babylon_rl.store.database import process_database
+from babylon_rl.store.run_heartbeats import forget_run, lock_heartbeats
+
+_LOG = logging.getLogger(__name__)
+# Results are not stored: whether a run lives is in its heartbeat, how it ended in Dagster's records.
+NO_RESULTS = "disabled://"
+ANSWER_S = 5  # of a broker, before it counts as unreachable
+CONFIG: dict[str, Any] = {
+    # A worker holds the message of the run that it executes and no other, which an idle one could execute.
+    "worker_prefetch_multiplier": 1,
+    "task_acks_late": True,
+    "task_ignore_result": True,
+    # A worker that loses the broker executes its run to the end, and looks for the broker for ever.
+    "worker_cancel_long_running_tasks_on_connection_loss": False,
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,
+    "broker_connection_timeout": ANSWER_S,
+    "broker_transport_options": {"socket_connect_timeout": ANSWER_S, "socket_keepalive": True, "max_retries": 1},
+    "worker_hijack_root_logger": False,
+}
+
+
+def app_arguments(settings: ScaleSettings) -> dict[str, Any]:
+    """Arguments of dagster_celery's app, the same for launcher and workers."""
+    broker = settings.celery_broker_url
+    return {
+        "broker": None if broker is None else broker.get_secret_value(),
+        "backend": NO_RESULTS,
+        "include": [],
+        "config_source": CONFIG,
+        "default_queue": HOURS,
+    }
+
+
+class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
+    """Sends each run to the queue of its assets.
+
+    Unlike its base it asks no result backend after runs: one that was emptied would end every run.
+    """
+
+    @classmethod
+    def of(cls, settings: Settings, inst_data: ConfigurableClassData | None) -> Self:
+        """The launcher of the settings."""
+        return cls(**app_arguments(settings), inst_data=inst_data)
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """False: the heartbeat of a run says whether it lives."""
+        return False
+
+    @property
+    def supports_resume_run(self) -> bool:
+        """False: what a run had finished is found by the next one."""
+        return False
+
+    def terminate(self, run_id: str) -> bool:
+        """Interrupt a run as by Ctrl-C; one that no worker has taken yet is canceled by end_dead_runs."""
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished or TASK_TAG not in run.tags:
+            return False
+        self._instance.report_run_canceling(run)
+        self.celery.control.revoke(run.tags[TASK_TAG], terminate=True, signal="SIGINT")
+        return True
+
+    def _launch_celery_task_run(self, run: dg.DagsterRun, task_signature: Any, routing_key: str) -> None:
+        settings = load_settings()
+        queue = queue_of(run, settings)
+        expect_worker(process_database(settings), run.run_id)
+        tags = {TASK_TAG: f"{run.run_id}-{os.urandom(4).hex()}", QUEUE_TAG: queue, CODE_TAG: code_version()}
+        self._instance.add_run_tags(run.run_id, tags)
+        try:
+            task_signature.apply_async(
+                task_id=tags[TASK_TAG], queue=queue, routing_key=f"{queue}.{routing_key}", expires=UNTAKEN_S, retry=False
+            )
+        except OperationalError as failed:
+            # Not a failure of the run: it goes back into the queue as one that no worker took.
+            self._instance.report_engine_event(f"The broker took no message ({type(failed).__name__}). The run is sent again.", run)
+            return
+        self._instance.report_engine_event(f"Sent to the workers of the queue {queue}.", run)
+
+
+class ClaimedTask(Task):  # type: ignore[misc]
+    """A task that executes its run if no other worker has taken it, and if this machine's code is not older."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Claim the run of the message, then execute it; otherwise say why not."""
+        run_id = _run_of(kwargs)
+        database = process_database(load_settings())
+        with dg.DagsterInstance.get() as instance:
+            run = instance.get_run_by_id(run_id)
+            why_not = None if run is None else why_refused(run, code_version())
+            if why_not is not None:
+                with database.connect() as connection:
+                    lock_heartbeats(connection, [run_id])
+                    if put_back(instance, run_id, why_not):
+                        forget_run(connection, run_id)
+                _LOG.error(why_not)
+                self.app.control.shutdown(destination=[self.request.hostname])
+                return 1
+            why_not = claim_run(instance, database, run_id, own_name())
+        if why_not is not None:
+            _LOG.info(why_not)
+            return 0
+        return super().__call__(*args, **kwargs)
+
+
+def worker_app(settings: ScaleSettings) -> Celery:
+    """The app of a worker, with the task that executes a run."""
+    arguments = app_arguments(settings)
+    arguments["task_default_queue"] = arguments.pop("default_queue")
+    app = make_app(arguments)
+    create_execute_job_task(app, base=ClaimedTask)
+    signals.worker_process_init.connect(_leave_terminal, weak=False)
+    signals.task_failure.connect(_report_lost, weak=False)
+    signals.setup_logging.connect(_keep_logging, weak=False)
+    return app
+
+
+def run_worker(settings: ScaleSettings, queues: tuple[str, ...], runs: int, name: str) -> int:
+    """Execute runs of some queues until a signal ends the worker; its exit code.
+
+    SIGTERM or Ctrl-C: no further run is taken, and those that are executed end first.
+    """
+    from babylon_rl.definitions import defs
+
+    defs.get_repository_def()  # read once, for all the processes that are forked from this one
+    app = worker_app(settings)
+    # A process for each run: what a library leaves in memory or on a GPU ends with it.
+    options = ["--loglevel=WARNING", "--max-tasks-per-child=1", f"--concurrency={runs}", f"--hostname={name}@%h", "-Ofair"]
+    try:
+        app.worker_main(["worker", *options, f"--queues={','.join(queues)}", "--without-mingle", "--without-gossip"])
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def _run_of(arguments: dict[str, Any]) -> str:
+    return unpack_value(arguments["execute_job_args_packed"], as_type=ExecuteRunArgs).run_id
+
+
+def _leave_terminal(**_: Any) -> None:
+    """Keep Ctrl-C of the terminal from a run: the worker ends after it."""
+    os.setpgrp()
+
+
+def _keep_logging(**_: Any) -> None:
+    """Keep Celery from configuring logs."""
+
+
+def _report_lost(sender: Any, exception: BaseException, kwargs: dict[str, Any], **_: Any) -> None:
+    """Report a run failed whose process was killed alone, as for want of memory."""
+    if not isinstance(exception, WorkerLostError):
+        return
+    with dg.DagsterInstance.get() as instance:
+        run = instance.get_run_by_id(_run_of(kwargs))
+        if run is not None and run.status == dg.DagsterRunStatus.STARTED:
+            instance.report_run_failed(run, f"Its process was killed: {exception}. What it had finished is kept.")

@@ -1,0 +1,183 @@
+"""Handing over of runs: Dagster's queue, and the launcher that CELERY_BROKER_URL chooses; both are named in dagster.yaml.
+
+A message to a worker is only a hint: the database says which run waits and who has taken it (store/run_heartbeats.py). A run that no
+worker has taken within UNTAKEN_S goes back into Dagster's queue and is handed over again, so a broker that lost its messages loses no run.
+"""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import dagster as dg
+from dagster import DagsterEvent
+from dagster._core.launcher import DefaultRunLauncher, RunLauncher
+from dagster._core.run_coordinator import QueuedRunCoordinator
+from dagster._serdes import ConfigurableClass, ConfigurableClassData
+
+from babylon_rl.assets.run_liveness import why_dead
+from babylon_rl.errors import SchemaMismatch, require
+from babylon_rl.project_files import project_file
+from babylon_rl.settings import HEURISTIC, JudgeSettings, load_settings
+from babylon_rl.store.database import Database
+from babylon_rl.store.run_heartbeats import claim, expect_run, forget_run, lock_heartbeats
+from babylon_rl.versions import files_version
+
+UNTAKEN_S = 60.0  # a worker that is free takes a run within a second; a message is void after as long
+TASK_TAG, QUEUE_TAG, CODE_TAG = "dagster-celery/task_id", "dagster-celery/queue", "babylon_rl/code"
+HOURS, JUDGE, TRAINER, EVIDENCE = "hours", "judge", "trainer", "evidence"
+QUEUES = (HOURS, JUDGE, TRAINER, EVIDENCE)
+# The queue of a run is that of its most demanding asset, in this order.
+_DEMANDING = {
+    TRAINER: {"training_batch", "trained_checkpoint"},
+    EVIDENCE: {"benchmark_report", "released_model", "leaderboard", "ab_test_report"},
+    JUDGE: {"scored_groups", "judge_report"},
+}
+
+
+class ChosenRunLauncher(RunLauncher, ConfigurableClass):
+    """The launcher that the settings choose: Dagster's default one, or that of Celery workers."""
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        """An empty configuration: dagster.yaml sets nothing."""
+        return {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> Any:
+        """A launcher of Celery with CELERY_BROKER_URL, else Dagster's default.
+
+        Raises:
+            MissingPackage: the packages of the extra ``celery`` are not installed.
+        """
+        settings = load_settings()
+        if settings.celery_broker_url is None:
+            return DefaultRunLauncher(inst_data)
+        require("dagster_celery", "redis")
+        from babylon_rl.automation.celery_runs import CeleryLauncher
+
+        return CeleryLauncher.of(settings, inst_data)
+
+
+class RunQueue(QueuedRunCoordinator):
+    """Dagster's queue with MAX_CONCURRENT_RUNS."""
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        """An empty configuration: dagster.yaml sets nothing."""
+        return {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> Self:
+        """The queue with the limit of the settings."""
+        return cls(max_concurrent_runs=load_settings().max_concurrent_runs, inst_data=inst_data)
+
+
+def queue_of(run: dg.DagsterRun, settings: JudgeSettings) -> str:
+    """The queue of a run: that of its tag, else of its assets.
+
+    Scoring by the heuristic takes no longer than reading does, and belongs to the hours.
+    """
+    if QUEUE_TAG in run.tags:
+        return run.tags[QUEUE_TAG]
+    assets = {key.to_user_string() for key in run.asset_selection or ()} or _assets_of(run.job_name)
+    for queue, demanding in _DEMANDING.items():
+        if assets & demanding and not (queue == JUDGE and settings.judge_model == HEURISTIC):
+            return queue
+    return HOURS
+
+
+def _assets_of(job: str) -> set[str]:
+    from babylon_rl.automation.jobs import AB_TEST_JOB, BATCHED, HOURLY, HOURS_JOB, JUDGE_REPORT_JOB, SCORE_JOB, TRAIN_JOB
+
+    wholes = {TRAIN_JOB: BATCHED, HOURS_JOB: HOURLY, SCORE_JOB: ("scored_groups",)}
+    wholes |= {JUDGE_REPORT_JOB: ("judge_report",), AB_TEST_JOB: ("ab_test_report",)}
+    return set(wholes.get(job, ()))
+
+
+def code_version() -> str:
+    """The version of this machine's code: that of the package, the number of the newest migration, and a hash of the sources."""
+    migrations = sorted(project_file("migrations").glob("[0-9]*.sql"))
+    newest = int(migrations[-1].name.partition("_")[0]) if migrations else 0
+    return f"{version('babylon-rl')}+{newest}.{files_version(Path(__file__).resolve().parents[1], '*.py')[:8]}"
+
+
+def why_refused(run: dg.DagsterRun, own: str) -> str | None:
+    """A sentence if this machine's code is older than that of the run, or another of the same version; else None.
+
+    Newer code takes a run: the migrations that it needs are looked for before anything is written.
+    """
+    wanted = run.tags.get(CODE_TAG, own)
+    if wanted == own or _ordered(own) > _ordered(wanted):
+        return None
+    return (
+        f"This worker has code version {own}, and run {run.run_id} was started by {wanted}: the worker takes no run and ends. "
+        "Install the same version here, then start it again."
+    )
+
+
+def _ordered(code: str) -> tuple[tuple[int, ...], int]:
+    package, _, rest = code.partition("+")
+    return tuple(int(part) for part in package.split(".") if part.isdecimal()), int(rest.partition(".")[0] or 0)
+
+
+def expect_worker(database: Database, run_id: str) -> None:
+    """Note that a run is handed over now."""
+    with database.connect() as connection:
+        expect_run(connection, run_id)
+
+
+def claim_run(instance: dg.DagsterInstance, database: Database, run_id: str, holder: str) -> str | None:
+    """Take a run that was handed over; a sentence if it cannot be had.
+
+    Of several workers with a message of the same run exactly one gets it, once.
+    """
+    with database.connect() as connection:
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.status != dg.DagsterRunStatus.STARTING:
+            return f"Run {run_id} does not wait for a worker any more: {'it was deleted' if run is None else run.status.value.lower()}."
+        if not claim(connection, run_id, holder):
+            return f"Run {run_id} was taken by another worker."
+        # Read again under the row's lock, which whoever puts it back takes too.
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.status != dg.DagsterRunStatus.STARTING:
+            connection.rollback()
+            return f"Run {run_id} was put back into the queue."
+    return None
+
+
+def put_back_untaken(instance: dg.DagsterInstance, database: Database) -> list[str]:
+    """Put runs that no worker has taken, or whose worker died before it began, back into Dagster's queue; a sentence for each."""
+    filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
+    waiting = [run.run_id for run in instance.get_runs(filters) if TASK_TAG in run.tags]
+    if not waiting:
+        return []
+    sentences = []
+    try:
+        with database.connect() as connection:
+            for heartbeat in lock_heartbeats(connection, waiting):
+                dead = why_dead(heartbeat)
+                if heartbeat.holder and dead is None:
+                    continue
+                if not heartbeat.holder and heartbeat.silent_s < UNTAKEN_S:
+                    continue
+                why = dead if heartbeat.holder else f"No worker took it within {heartbeat.silent_s:.0f} s."
+                if put_back(instance, heartbeat.run_id, str(why)):
+                    forget_run(connection, heartbeat.run_id)
+                    sentences.append(f"Run {heartbeat.run_id} waits again. {why}")
+    except SchemaMismatch:
+        return []
+    return sentences
+
+
+def put_back(instance: dg.DagsterInstance, run_id: str, why: str) -> bool:
+    """Put a run that was handed over and has not begun back into Dagster's queue; False if it has begun or ended.
+
+    The caller holds the row of its heartbeat. Dagster does the same when a code server does not answer.
+    """
+    run = instance.get_run_by_id(run_id)
+    if run is None or run.status != dg.DagsterRunStatus.STARTING:
+        return False
+    instance.report_engine_event(f"{why} It is handed over again.", run)
+    instance.report_dagster_event(DagsterEvent.job_enqueue(run), run_id=run_id)
+    return True

@@ -1,0 +1,157 @@
+"""Runs that are handed over to workers: each is taken once, and one that nobody takes waits again."""
+
+import logging
+from collections.abc import Callable
+
+import dagster as dg
+import pytest
+from dagster._core.launcher import DefaultRunLauncher
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from pydantic import SecretStr
+
+from babylon_rl.assets.run_liveness import SILENT_S
+from babylon_rl.automation.instance import open_instance
+from babylon_rl.automation.launch import job_definition
+from babylon_rl.automation.run_handover import (
+    CODE_TAG,
+    TASK_TAG,
+    UNTAKEN_S,
+    claim_run,
+    code_version,
+    expect_worker,
+    put_back_untaken,
+    queue_of,
+    why_refused,
+)
+from babylon_rl.automation.sensors import start_training
+from babylon_rl.errors import SettingsError
+from babylon_rl.processes import own_name
+from babylon_rl.settings import Settings, load_settings
+from babylon_rl.store.database import Database
+from babylon_rl.store.run_heartbeats import beat
+from babylon_rl_tests.assets.conftest import Bench
+from babylon_rl_tests.assets.dead_runs import elsewhere, gone
+from babylon_rl_tests.assets.test_sensors import ask, ready
+
+__all__ = ["ready"]
+STARTING = dg.DagsterRunStatus.STARTING
+BROKER = "redis://:swordfish@127.0.0.1:1/0"
+
+
+def handed_over(bench: Bench, *, silent_s: float = 0) -> str:
+    """A run that was sent to workers so long ago."""
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("babylon_rl"), "__repository__"), "hours")
+    tags = {TASK_TAG: "task", "dagster/partition": "2025-10-29T14:00"}
+    definition = job_definition("hours", bench.babylon)
+    run = bench.instance.create_run_for_job(definition, status=STARTING, tags=tags, remote_job_origin=origin).run_id
+    expect_worker(bench.babylon.database, run)
+    later(bench, silent_s)
+    return run
+
+
+def later(bench: Bench, seconds: float) -> None:
+    """Let so much time pass since all that was heard."""
+    bench.execute("""UPDATE babylon_rl.run_heartbeats SET "seenAt" = "seenAt" - make_interval(secs => %s)""", seconds)
+
+
+def taken(bench: Bench, run: str, holder: str) -> str | None:
+    return claim_run(bench.instance, bench.babylon.database, run, holder)
+
+
+def put_back(bench: Bench) -> list[str]:
+    return put_back_untaken(bench.instance, bench.babylon.database)
+
+
+def status(bench: Bench, run: str) -> str:
+    return bench.instance.get_run_by_id(run).status.value
+
+
+def test_of_two_workers_with_a_message_of_the_same_run_one_gets_it(ready: Bench):
+    run = handed_over(ready)
+    assert taken(ready, run, own_name()) is None
+    assert taken(ready, run, elsewhere()) == f"Run {run} was taken by another worker."
+    with ready.babylon.database.connect() as connection:
+        assert beat(connection, run, own_name()) and not beat(connection, run, elsewhere())
+
+
+def test_a_run_that_no_worker_takes_waits_again_and_an_old_message_of_it_is_void(ready: Bench):
+    run = handed_over(ready, silent_s=UNTAKEN_S - 5)
+    assert put_back(ready) == []
+    later(ready, 6)
+    assert put_back(ready)[0].startswith(f"Run {run} waits again. No worker took it within 61 s.")
+    assert status(ready, run) == "QUEUED" and put_back(ready) == []
+    assert taken(ready, run, own_name()) == f"Run {run} does not wait for a worker any more: queued."
+
+
+def test_a_run_whose_worker_died_before_it_began_waits_again_and_one_that_loads_is_left_alone(ready: Bench):
+    dead, far, slow = (handed_over(ready) for _ in range(3))
+    assert [taken(ready, run, holder) for run, holder in ((dead, gone()), (far, elsewhere()), (slow, own_name()))] == [None] * 3
+    assert len(put_back(ready)) == 1 and status(ready, dead) == "QUEUED"
+    later(ready, SILENT_S + 1)
+    assert "silent for 91 s" in put_back(ready)[0]
+    assert [status(ready, run) for run in (dead, far, slow)] == ["QUEUED", "QUEUED", "STARTING"]
+
+
+def test_a_run_that_began_or_was_canceled_is_not_taken(ready: Bench):
+    run = handed_over(ready)
+    ready.instance.report_run_canceling(ready.instance.get_run_by_id(run))
+    assert taken(ready, run, own_name()) == f"Run {run} does not wait for a worker any more: canceling."
+    assert "it was deleted" in (taken(ready, "ffffffff-0000-0000-0000-000000000000", own_name()) or "")
+
+
+@pytest.mark.parametrize(
+    ("job", "assets", "judge", "queue"),
+    [
+        ("hours", None, "heuristic", "hours"), ("hours", None, "openai/m", "judge"), ("score", None, "heuristic", "hours"),
+        ("train", None, "heuristic", "trainer"), ("train", ["benchmark_report"], "heuristic", "evidence"), ("observe", None, "x", "hours"),
+        ("__ASSET_JOB", ["window_groups"], "openai/m", "hours"), ("__ASSET_JOB", ["scored_groups"], "openai/m", "judge"),
+        ("train", ["training_batch", "trained_checkpoint"], "x", "trainer"), ("judge_report_daily", None, "x", "judge"),
+    ],
+)  # fmt: skip
+def test_a_run_goes_to_the_queue_of_its_most_demanding_asset(
+    settings: Settings, job: str, assets: list[str] | None, judge: str, queue: str
+):
+    keys = None if assets is None else {dg.AssetKey(name) for name in assets}
+    run = dg.DagsterRun(job, asset_selection=keys)
+    assert queue_of(run, settings.model_copy(update={"judge_model": judge})) == queue
+    assert queue_of(run.with_tags({"dagster-celery/queue": "evidence"}), settings) == "evidence"
+
+
+def test_code_that_is_older_or_another_of_the_same_version_refuses_a_run():
+    def refused(own: str, wanted: str) -> bool:
+        return why_refused(dg.DagsterRun("hours", tags={CODE_TAG: wanted}), own) is not None
+
+    assert refused("0.1.0+56.aaaa", "0.1.0+57.bbbb") and refused("0.1.0+57.aaaa", "0.1.0+57.bbbb") and refused("0.9.0+57.a", "0.10.0+57.a")
+    assert not refused("0.1.0+57.aaaa", "0.1.0+57.aaaa") and not refused("0.2.0+57.aaaa", "0.1.0+57.bbbb")
+    run = dg.DagsterRun("hours", tags={CODE_TAG: "99.0.0+999.ffff"})
+    assert "Install the same version here" in (why_refused(run, code_version()) or "")
+
+
+def test_with_workers_training_and_evidence_are_runs_of_their_own(make_bench: Callable[..., Bench], ready: Bench):
+    alone = ask(ready, start_training).run_requests[0]
+    spread = Bench(ready.instance, ready.babylon.__class__(
+        ready.babylon.settings.model_copy(update={"celery_broker_url": SecretStr(BROKER)}), ready.babylon.database, ready.babylon.now
+    ))  # fmt: skip
+    request = ask(spread, start_training).run_requests[0]
+    assert alone.asset_selection is None
+    assert [key.to_user_string() for key in request.asset_selection] == ["training_batch", "trained_checkpoint"]
+
+
+def test_the_setting_chooses_the_launcher_and_its_password_is_nowhere(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    database.prepare_dagster_schema()
+    with open_instance(database, settings) as instance:
+        assert isinstance(instance.run_launcher, DefaultRunLauncher)
+        assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 4
+    monkeypatch.setenv("CELERY_BROKER_URL", BROKER)
+    monkeypatch.setenv("MAX_CONCURRENT_RUNS", "7")
+    with open_instance(database, settings) as instance, caplog.at_level(logging.DEBUG):
+        launcher = instance.run_launcher
+        assert type(launcher).__name__ == "CeleryLauncher" and not launcher.supports_check_run_worker_health
+        assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 7
+        assert "swordfish" not in f"{launcher!r} {instance.get_ref()!r} {load_settings()!r} {caplog.text}"
+    monkeypatch.setenv("CELERY_BROKER_URL", "swordfish")
+    with pytest.raises(SettingsError, match="CELERY_BROKER_URL") as refused:
+        load_settings()
+    assert "must start with one of redis://" in str(refused.value)

@@ -1,0 +1,212 @@
+"""Machines of the scale tests: Redis, a judge, `babylon-rl dev` and workers, each a process tree with a state directory of its own.
+
+Where the system allows it (root on Linux), a worker has a host name and process ids of its own as well, so that nobody else sees whether
+it lives: its heartbeat alone says so, as on another machine.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from babylon_rl.judge.scripted.judge import ScriptedJudge
+from babylon_rl.judge.scripted.server import running
+from babylon_rl.settings import Settings
+from babylon_rl.store.connection import Connection
+from babylon_rl.windows import window_of
+from babylon_rl_tests.e2e.dev import Dev, ask, running_dev
+from babylon_rl_tests.rows import START, insert, make_call, make_step, make_trajectory
+from babylon_rl_tests.store.servers import ROOT
+
+PASSWORD = "swordfish-of-the-broker"
+AGENTS = 5
+NO_REDIS = "redis-server is not installed here (Debian: apt install redis-server)"
+# No hour is old enough for the automation: only what is asked for runs.
+QUIET = {"OUTCOME_DELAY_MINUTES": str(100 * 365 * 24 * 60), "FIRST_WINDOW": "2025-11-01T00:00"}
+_APART = ["unshare", "--pid", "--uts", "--fork", "--mount-proc", "--kill-child=KILL"]
+LAUNCH = (
+    "mutation($what: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $what) "
+    "{ __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"
+)
+
+
+def hour(number: int) -> str:
+    """The id of one of the hours that ``fill`` writes."""
+    return window_of(START + timedelta(hours=number))
+
+
+def fill(connection: Connection, hours: int) -> list[str]:
+    """Write ready hours of a game; each text of theirs is found once, so that no answer of a judge serves two hours."""
+    for number in range(hours):
+        steps = [make_step(step, calls=[make_call(response=f"hold {number}/{step}")]) for step in range(5)]
+        insert(
+            connection,
+            "trajectories",
+            [
+                make_trajectory(
+                    f"t{number}-{agent}", f"agent-{agent}", steps=steps, minute=60 * number + 5 + agent, windowId=hour(number),
+                    scenarioId=hour(number), finalPnL=10.0 * agent,
+                )
+                for agent in range(AGENTS)
+            ],
+        )  # fmt: skip
+    return [hour(number) for number in range(hours)]
+
+
+class Redis:
+    """A server with a password on a port of its own that keeps nothing on disk."""
+
+    def __init__(self, directory: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.directory = directory
+        self.url = f"redis://:{PASSWORD}@127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, empty, and wait until it answers."""
+        program = shutil.which("redis-server")
+        assert program is not None
+        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--requirepass", PASSWORD, "--save", "", "--appendonly", "no"]
+        self.process = subprocess.Popen([program, *options], cwd=self.directory, stdout=subprocess.DEVNULL)
+        wait_for(lambda: _listens(self.port), 20, "Redis does not answer")
+
+    def kill(self) -> None:
+        """End it at once; what it held is lost."""
+        self.process.kill()
+        self.process.wait()
+
+
+class Machine:
+    """A worker of some queues in a process tree of its own."""
+
+    def __init__(self, site: "Site", name: str, queues: Sequence[str], code: Path = ROOT, **settings: str) -> None:
+        self.name, self.log = name, site.directory / f"{name}.log"
+        command = [sys.executable, "-m", "babylon_rl", "worker", *(part for queue in queues for part in ("--queue", queue))]
+        if _can_be_apart():
+            command = [*_APART, "sh", "-c", f'hostname {name}; exec "$@"', "sh", *command]
+        environment = site.environment | {"BABYLON_RL_HOME": str(site.directory / name), "PYTHONPATH": str(code)} | settings
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, cwd=code, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+
+    def ready(self) -> "Machine":
+        """Wait until it takes runs."""
+        wait_for(lambda: "Waits for runs" in self.log.read_text(), 60, f"{self.name} does not start", self.log)
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL for all of it, as a power cut."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self, limit_s: float = 60) -> int:
+        """End it as a service does; its exit code."""
+        for child in _children(self.process.pid) if _can_be_apart() else [self.process.pid]:
+            os.kill(child, signal.SIGTERM)
+        return self.process.wait(limit_s)
+
+
+@dataclass
+class Site:
+    """A database, a broker and a judge that machines share."""
+
+    directory: Path
+    url: str
+    broker: str
+    settings: dict[str, str]
+    machines: list[Machine] = field(default_factory=list)
+    dev: Dev | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of a machine; nothing of the caller's own settings."""
+        unset = {name.upper() for name in Settings.model_fields} | {"DAGSTER_HOME", "BABYLON_RL_DAGSTER_URL"}
+        own = {name: value for name, value in os.environ.items() if name not in unset}
+        return own | {"DATABASE_URL": self.url, "CELERY_BROKER_URL": self.broker} | self.settings
+
+    def worker(self, name: str, *queues: str, code: Path = ROOT, **settings: str) -> Machine:
+        """Start another machine; settings in upper case override those of the site."""
+        self.machines.append(Machine(self, name, queues, code, **settings))
+        return self.machines[-1]
+
+    def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """What a query finds now."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            return connection.execute(statement, parameters).fetchall()
+
+    def backfill(self, asset: str, hours: Sequence[str]) -> str:
+        """Start a backfill of some hours, as the UI does; its id."""
+        assert self.dev is not None
+        what = {"assetSelection": [{"path": [asset]}], "partitionNames": list(hours)}
+        launched = ask(self.dev.url(), LAUNCH, what=what)["launchPartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        return str(launched["backfillId"])
+
+    def scored(self) -> int:
+        """Hours with scores."""
+        return int(self.query("SELECT count(*) FROM babylon_rl.group_scores")[0][0])
+
+    def runs(self) -> dict[str, int]:
+        """How many runs there are of each status."""
+        return dict(self.query("SELECT status, count(*) FROM babylon_dagster.runs GROUP BY 1"))  # type: ignore[arg-type]
+
+    def wait(self, condition: Callable[[], Any], limit_s: float = 240) -> Any:
+        """What a condition gives once it holds."""
+        return wait_for(
+            condition, limit_s, "it did not come", *(machine.log for machine in self.machines), *([self.dev.log] if self.dev else [])
+        )
+
+
+@contextlib.contextmanager
+def site(directory: Path, url: str, judge: ScriptedJudge, **settings: str) -> Iterator[tuple[Site, Redis]]:
+    """The first machine: `babylon-rl dev` with a broker and a judge; at the end nothing of them runs."""
+    redis = Redis(directory)
+    try:
+        with running(judge) as judge_url:
+            chosen = QUIET | {"JUDGE_MODEL": "openai/scripted", "JUDGE_BASE_URL": judge_url} | settings
+            made = Site(directory, url, redis.url, chosen)
+            with running_dev(directory / "dev", DATABASE_URL=url, CELERY_BROKER_URL=redis.url, **chosen) as made.dev:
+                try:
+                    yield made, redis
+                finally:
+                    for machine in made.machines:
+                        machine.kill()
+    finally:
+        redis.kill()
+
+
+def wait_for(condition: Callable[[], Any], limit_s: float, otherwise: str, *logs: Path) -> Any:
+    """What a condition gives once it holds; the ends of the logs if it does not."""
+    deadline = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "\n".join([otherwise, *(f"{log}:\n{log.read_text()[-3000:]}" for log in logs)])
+        time.sleep(0.1)
+    return found
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _can_be_apart() -> bool:
+    return shutil.which("unshare") is not None and subprocess.run([*_APART, "true"], capture_output=True).returncode == 0
