@@ -157,9 +157,6 @@ def run_worker(settings: ScaleSettings, queues: tuple[str, ...], runs: int, name
 
     SIGTERM or Ctrl-C: no further run is taken, and those that are executed end first.
     """
-    from babylon_rl.definitions import defs
-
-    defs.get_repository_def()  # read once, for all the processes that are forked from this one
     app = worker_app(settings)
     # A process for each run: what a library leaves in memory or on a GPU ends with it.
     options = ["--loglevel=WARNING", "--max-tasks-per-child=1", f"--concurrency={runs}", f"--hostname={name}@%h", "-Ofair"]

@@ -35,8 +35,10 @@ def worker(
     require("dagster_celery", "redis")
     from babylon_rl.automation.celery_runs import run_worker
     from babylon_rl.automation.instance import prepare_instance
+    from babylon_rl.definitions import defs
 
     with open_database(settings) as database:
         os.environ.update(prepare_instance(database, settings))
+        defs.get_repository_def()  # loaded once, for all the runs that are forked from this process
         say(f"Waits for runs of {', '.join(queues)}, {runs} at once, with code version {code_version()}. Ctrl-C ends it after them.")
         raise typer.Exit(run_worker(settings, queues, runs, f"{socket.gethostname()}-{os.getpid()}"))
