@@ -45,10 +45,14 @@ class Redactor:
         return value
 
 
+def secrets_of(settings: BaseModel) -> list[str]:
+    """Values of the secret settings."""
+    return [value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)]
+
+
 def start_logs(settings: BaseModel, stream: TextIO | None = None) -> None:
     """Send this process's records to ``stream`` (standard error): JSON unless it is a terminal."""
     out = stream or sys.stderr
-    secrets = [value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)]
     before: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -58,7 +62,7 @@ def start_logs(settings: BaseModel, stream: TextIO | None = None) -> None:
         structlog.processors.format_exc_info,
     ]
     shown = structlog.dev.ConsoleRenderer() if out.isatty() else structlog.processors.JSONRenderer(default=str)
-    last: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, Redactor(secrets), shown]
+    last: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, Redactor(secrets_of(settings)), shown]
     handler = logging.StreamHandler(out)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=[*before, structlog.stdlib.ExtraAdder()], processors=last))
     logger = logging.getLogger(ROOT)

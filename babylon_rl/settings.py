@@ -428,7 +428,7 @@ class ScaleSettings(SettingsGroup):
 
 
 class AlertSettings(SettingsGroup):
-    """Channels of alerts."""
+    """Channels of alerts, and the receiver of traces."""
 
     discord_webhook_url: SecretStr | None = Field(None, description="A Discord webhook that gets alerts.")
     alert_webhook_url: SecretStr | None = Field(
@@ -437,6 +437,10 @@ class AlertSettings(SettingsGroup):
     )
     alert_command: str | None = Field(
         None, description="A command that gets each alert on its standard input, without a shell; another exit status than 0 is a failure."
+    )
+
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None, description="An OpenTelemetry collector that gets traces by OTLP over HTTP, such as http://127.0.0.1:4318. Unset: no traces."
     )
 
     @field_validator("discord_webhook_url", "alert_webhook_url")
@@ -500,7 +504,7 @@ class Settings(
 
     @field_validator(
         "judge_base_url", "judge_audit_base_url", "openai_base_url", "openai_api_base", "wandb_base_url", "serverless_base_url",
-        "dagster_url", "admin_url",
+        "dagster_url", "admin_url", "otel_exporter_otlp_endpoint",
     )  # fmt: skip
     @classmethod
     def _is_web_address(cls, value: str | None) -> str | None:
@@ -519,7 +523,10 @@ class Settings(
             raise ValueError('must be an object of objects such as {"pod_spec_config": {"node_selector": {"gpu": "yes"}}}')
         return value
 
-    @field_validator("judge_base_url", "judge_audit_base_url", "openai_base_url", "openai_api_base", "serverless_base_url")
+    @field_validator(
+        "judge_base_url", "judge_audit_base_url", "openai_base_url", "openai_api_base", "serverless_base_url",
+        "otel_exporter_otlp_endpoint",
+    )  # fmt: skip
     @classmethod
     def _holds_no_password(cls, value: str | None) -> str | None:
         if value is not None and "@" in urlsplit(value).netloc:

@@ -7,6 +7,7 @@ import dagster as dg
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.reporting.plots import bar_plot, line_plot
+from babylon_rl.traces import traced_step
 from babylon_rl.versions import content_version
 
 COLUMNS = column_schema(
@@ -30,6 +31,7 @@ COLUMNS = column_schema(
         "the log of its run says why; `babylon-rl ab status` shows the same numbers. The test itself goes on.",
     ),
 )
+@traced_step
 def ab_test_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.serving.ab_tests import course, report
     from babylon_rl.store.ab_tests import read_tests

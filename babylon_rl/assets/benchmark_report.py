@@ -9,6 +9,7 @@ from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_tags import tag_run
 from babylon_rl.reporting.plots import Picture, bar_plot
+from babylon_rl.traces import traced_step
 
 # Of a row of the report, what fits on a page; the report in Markdown has the intervals.
 SHOWN = {
@@ -38,6 +39,7 @@ COLUMNS = column_schema(
         "materialize this and what follows by hand.",
     ),
 )
+@traced_step
 def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.benchmark import evaluate_batch
     from babylon_rl.evaluation.run_files import runs_directory

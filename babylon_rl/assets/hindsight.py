@@ -14,6 +14,7 @@ from babylon_rl.reporting.plots import OTHER, bar_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.hindsight import AgentCorrectness, agent_correctness
 from babylon_rl.store.windows import reading_chunks
+from babylon_rl.traces import traced_step
 
 NOTHING = "no rows"
 COLUMNS = column_schema(
@@ -49,6 +50,7 @@ COLUMNS = column_schema(
         "the log of its run names the hour; it is made again by itself when an answer or a row of the hour changes.",
     ),
 )
+@traced_step
 def hindsight(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = hours_of(context, babylon.now())
     with babylon.connection() as connection:

@@ -12,6 +12,7 @@ import dagster as dg
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.reporting.plots import Picture
+from babylon_rl.traces import traced_step
 from babylon_rl.versions import content_version
 from babylon_rl.windows import HOUR, window_of
 
@@ -36,6 +37,7 @@ COLUMNS = column_schema(
         "the log of its run says why; `babylon-rl judge report` makes the same. Training does not wait for it.",
     ),
 )
+@traced_step
 def judge_report(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.judge.reliability.audit import report_with_audit
     from babylon_rl.judge.reliability.plots import draw_plots

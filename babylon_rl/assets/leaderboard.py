@@ -7,6 +7,7 @@ import dagster as dg
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.reporting.plots import Picture
+from babylon_rl.traces import traced_step
 
 # Of a row, what fits on a page; the Markdown has the intervals of differences.
 SHOWN = {
@@ -35,6 +36,7 @@ COLUMNS = column_schema(
         "the log of its run says why; it ranks again after the next report. Nothing waits for it.",
     ),
 )
+@traced_step
 def leaderboard(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.leaderboard import leaderboard as ranked
     from babylon_rl.evaluation.leaderboard import leaderboard_png, markdown

@@ -15,6 +15,7 @@ from babylon_rl.reporting.plots import Paths, bar_plot, path_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.market import Path, price_paths, probability_paths
 from babylon_rl.store.windows import reading_chunks
+from babylon_rl.traces import traced_step
 
 NOTHING = "nothing recorded"
 MOST_PERCENT = 999.99
@@ -46,6 +47,7 @@ COLUMNS = column_schema(
         "the log of its run names the hour; `babylon-rl outcomes HOUR --json` reads the same tables of the game.",
     ),
 )
+@traced_step
 def market_outcomes(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = hours_of(context, babylon.now())
     with babylon.connection() as connection:

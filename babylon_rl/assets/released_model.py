@@ -9,6 +9,7 @@ from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_tags import tag_run
 from babylon_rl.store.registry import model_of_batch
+from babylon_rl.traces import traced_step
 
 COLUMNS = column_schema(
     version=("text", "The version that was decided on"),
@@ -33,6 +34,7 @@ COLUMNS = column_schema(
         "ready` says what is missing for a training.",
     ),
 )
+@traced_step
 def released_model(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     from babylon_rl.evaluation.benchmark import record_release
     from babylon_rl.serving.promotion import promote

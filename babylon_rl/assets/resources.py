@@ -18,11 +18,12 @@ from dagster._cli.utils import TMP_DAGSTER_HOME_PREFIX
 
 from babylon_rl.assets.run_liveness import PARTITION_TAG, heartbeats
 from babylon_rl.errors import BabylonError, DatabaseUnreachable
-from babylon_rl.logs import log_context, start_logs
+from babylon_rl.logs import log_context, secrets_of, start_logs
 from babylon_rl.progress import Progress, no_progress
 from babylon_rl.settings import Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, process_database
+from babylon_rl.traces import span, start_traces
 from babylon_rl.windows import is_window_id, utc_now
 
 _LOG = logging.getLogger(__name__)
@@ -117,8 +118,9 @@ def _held(context: dg.InitResourceContext, babylon: Babylon) -> Iterator[Babylon
         yield babylon
         return
     partition = run.tags.get(PARTITION_TAG, run.tags.get(RANGE_START_TAG))
+    start_traces(babylon.settings.otel_exporter_otlp_endpoint, secrets_of(babylon.settings))
     part = {"window" if is_window_id(partition) else "batch": partition}
-    with heartbeats(babylon.database, run.run_id), log_context(run=run.run_id, **part):
+    with heartbeats(babylon.database, run.run_id), log_context(run=run.run_id, **part), span(f"run {run.job_name}"):
         _LOG.info("a run of %s began", run.job_name)
         try:
             yield babylon

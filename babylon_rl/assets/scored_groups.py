@@ -17,6 +17,7 @@ from babylon_rl.reporting.plots import bar_plot
 from babylon_rl.settings import HEURISTIC, Settings, load_settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import reading_chunks
+from babylon_rl.traces import traced_step
 from babylon_rl.types import GroupScores, Judgement
 
 HOURS_PER_RUN = 24  # of a judge that takes its time, and is paid
@@ -60,6 +61,7 @@ def _backfill_policy(settings: Settings) -> dg.BackfillPolicy:
         "answer. Overdue: no hour was scored lately; `babylon-rl verify-data` says whether rows come.",
     ),
 )
+@traced_step
 def scored_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = hours_of(context, babylon.now())
     if endpoint := judge_addresses(babylon.settings, babylon.settings.judge_model):

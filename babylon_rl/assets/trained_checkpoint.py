@@ -18,6 +18,7 @@ from babylon_rl.store.batches import Batch, judging_of, read_batch, read_batch_e
 from babylon_rl.store.connection import own_transaction
 from babylon_rl.store.registry import note_tracking
 from babylon_rl.store.write_ahead import TrainingStep
+from babylon_rl.traces import traced_step
 from babylon_rl.training.artifacts import record_artifact
 from babylon_rl.training.backends.protocol import StepMetrics
 from babylon_rl.training.batches import Trained, train_batch
@@ -53,6 +54,7 @@ COLUMNS = column_schema(
         "loss that is not finite wants a lower LEARNING_RATE.",
     ),
 )
+@traced_step
 def trained_checkpoint(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     seen: list[StepMetrics] = []
     batch_id = batch_of(context)

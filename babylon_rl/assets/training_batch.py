@@ -9,6 +9,7 @@ from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_outcome_tag import sole_run
 from babylon_rl.assets.run_tags import tag_run
+from babylon_rl.traces import traced_step
 from babylon_rl.training.batches import Prepared, prepare_batch
 from babylon_rl.versions import content_version
 
@@ -38,6 +39,7 @@ COLUMNS = column_schema(
         "batches cancel BATCH --reason TEXT` frees its trajectories.",
     ),
 )
+@traced_step
 def training_batch(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> dg.MaterializeResult[Any]:
     batch_id = batch_of(context)
     with babylon.connection() as connection, sole_run(context, connection, batch_id):

@@ -14,6 +14,7 @@ from babylon_rl.judge.plan import note_changes
 from babylon_rl.reporting.plots import LOSS, bar_plot
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import first_rejections, reading_chunks, stored_episodes
+from babylon_rl.traces import traced_step
 from babylon_rl.types import Episode, Rejection, WindowSummary
 
 COLUMNS = column_schema(
@@ -44,6 +45,7 @@ COLUMNS = column_schema(
         "with rows has ended lately, and `babylon-rl verify-data` says since when.",
     ),
 )
+@traced_step
 def window_groups(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[Babylon]) -> Iterator[Any]:
     windows = hours_of(context, babylon.now())
     with babylon.connection() as connection:

@@ -19,6 +19,7 @@ from babylon_rl.llm.retries import CallFailed, CircuitBreaker, CircuitOpen, Retr
 from babylon_rl.llm.tokens import is_priced, litellm_quietly, price, table_entry
 from babylon_rl.llm.transports import ChatCompletion, LitellmTransport, OpenAITransport, Transport, with_version
 from babylon_rl.settings import HEURISTIC, JudgeSettings, Settings, judge_key_variable, provider_key
+from babylon_rl.traces import span
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENPIPE_URL = "https://api.openpipe.ai/api/v1"
@@ -227,7 +228,9 @@ class JudgeClient:
             except CircuitOpen as open_:
                 raise self._not_asked(open_) from None
             try:
-                reply = await self._retrier.run(partial(self._attempt, messages, schema), self._breaker.check)
+                with span("judge request", "client", model=self.model) as traced:
+                    reply = await self._retrier.run(partial(self._attempt, messages, schema), self._breaker.check)
+                    traced.note(attempts=reply.attempts, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens)
             except CircuitOpen as open_:
                 raise self._not_asked(open_) from None
             except CallFailed as failed:

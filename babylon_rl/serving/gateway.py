@@ -20,11 +20,12 @@ from babylon_rl.serving.api_errors import ApiError
 from babylon_rl.serving.call_log import CallLog
 from babylon_rl.serving.chat_request import BODY_TIMEOUT_S, CallContext, ChatRequest, ClientGone, Receive, read_body
 from babylon_rl.serving.live_state import LiveState
-from babylon_rl.serving.routed_call import BASE, GatewayMetrics, RoutedCall, new_call_id
+from babylon_rl.serving.routed_call import BASE, GatewayMetrics, RoutedCall, new_call_id, trace_call
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.serving.server_sent_events import is_closed
 from babylon_rl.serving.upstreams import StreamedAnswer, UpstreamFailed, Upstreams, WholeAnswer, stream_usage
 from babylon_rl.settings import Settings
+from babylon_rl.traces import Span, span
 from babylon_rl.windows import utc_now
 
 _JSON = (b"content-type", b"application/json")
@@ -50,6 +51,12 @@ class Gateway:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        with span("gateway call", "server", headers) as traced:
+            await self._answer(scope, headers, receive, send, traced)
+
+    async def _answer(
+        self, scope: MutableMapping[str, Any], headers: Mapping[str, str], receive: Receive, send: Send, traced: Span
+    ) -> None:
         request_id = (b"x-request-id", _request_id(headers).encode())
         exchange: RoutedCall | None = None
         self.open_exchanges += 1
@@ -67,6 +74,7 @@ class Gateway:
             extra = [(name.encode(), value.encode("latin-1", "replace")) for name, value in refused.headers.items()]
             if exchange is None:
                 self.metrics.refusals.add(str(refused.status))
+                traced.note(status=refused.status)
             else:
                 exchange.status = refused.status
                 extra += exchange.headers
@@ -82,6 +90,7 @@ class Gateway:
             if exchange is not None:
                 self._record(exchange, None)
                 self.metrics.count(exchange)
+                trace_call(traced, exchange)
 
     async def _routed(self, scope: MutableMapping[str, Any], headers: Mapping[str, str], receive: Receive, request_id: str) -> RoutedCall:
         """Read and route a request.

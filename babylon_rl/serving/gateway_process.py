@@ -11,7 +11,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from babylon_rl.errors import ModelUnavailable
-from babylon_rl.logs import start_logs
+from babylon_rl.logs import secrets_of, start_logs
 from babylon_rl.models.server import bind
 from babylon_rl.serving.access import new_key
 from babylon_rl.serving.call_writer import call_writer, wait_until_written
@@ -19,6 +19,7 @@ from babylon_rl.serving.gateway import Gateway
 from babylon_rl.serving.gateway_app import create_app
 from babylon_rl.serving.http_server import server_options
 from babylon_rl.settings import Settings, load_settings
+from babylon_rl.traces import start_traces
 
 KEEP_ALIVE_S = 75
 STOP_S = 10
@@ -29,6 +30,7 @@ def worker() -> Starlette:
     """Create the application of one of several processes, which reads the settings itself."""
     settings = load_settings()
     start_logs(settings)
+    start_traces(settings.otel_exporter_otlp_endpoint, secrets_of(settings))
     return create_app(Gateway(settings), _metrics_directory(settings, os.getppid()))
 
 
@@ -37,6 +39,7 @@ def serve(settings: Settings, host: str, port: int, workers: int, announce: Call
     import uvicorn
 
     start_logs(settings)
+    start_traces(settings.otel_exporter_otlp_endpoint, secrets_of(settings))
     bound = bind(host, port)
     bound.listen(2048)
     options = server_options(timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=STOP_S, log_level="warning")

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from babylon_rl.traces import outgoing_headers
+
 CONNECT_TIMEOUT_S = 5.0
 IDLE_S = 30.0
 _BUFFERED_BYTES = 256 * 1024
@@ -122,7 +124,7 @@ class ServerConnection(asyncio.Protocol):
 
 
 class ServerPool:
-    """Connections to the server of an address; ``headers`` go with every request."""
+    """Connections to the server of an address; ``headers`` go with every request, and those that continue the open span."""
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         parts = urlsplit(url)
@@ -140,7 +142,8 @@ class ServerPool:
         Raises:
             OSError: no connection, or one that broke.
         """
-        request = b"%sContent-Length: %d\r\n\r\n%s" % (self._head, len(body), body)
+        traced = "".join(f"{name}: {value}\r\n" for name, value in outgoing_headers().items()).encode()
+        request = b"%s%sContent-Length: %d\r\n\r\n%s" % (self._head, traced, len(body), body)
         pooled = self._pooled()
         if pooled is not None:
             try:

@@ -11,6 +11,7 @@ from babylon_rl.serving.chat_request import CallContext, ChatRequest
 from babylon_rl.serving.metrics import Counter, Histogram, MetricFamily
 from babylon_rl.serving.routing import Route
 from babylon_rl.serving.upstreams import Usage
+from babylon_rl.traces import Span
 
 BASE = "base"
 CLIENT_LEFT = 499
@@ -99,6 +100,17 @@ class GatewayMetrics:
         """All of them."""
         counters = (self.requests, self.refusals, self.failures, self.fallbacks, self.tokens, self.unrecorded)
         return (*counters, self.latency, self.first_token)
+
+
+def trace_call(traced: Span, exchange: RoutedCall) -> None:
+    """Note in its span how a call was routed and how it ended."""
+    usage = exchange.usage or Usage()
+    traced.note(
+        version=exchange.route.version or BASE, arm=exchange.chosen.arm, call=exchange.call_id, status=exchange.status,
+        fallback=exchange.fallback, prompt_tokens=usage.prompt_tokens or None, completion_tokens=usage.completion_tokens or None,
+    )  # fmt: skip
+    if exchange.status >= 500:
+        traced.failed(str(exchange.status))
 
 
 def new_call_id() -> str:

@@ -30,6 +30,7 @@ from babylon_rl.store.write_ahead import (
     note_seconds,
     read_steps,
 )
+from babylon_rl.traces import span
 from babylon_rl.training.backends.protocol import RunContext, StepMetrics, Trainer, TrainIteration
 from babylon_rl.training.conversion import Conversion, refuse_empty
 from babylon_rl.training.freezing import seeded_share
@@ -177,7 +178,9 @@ def _train(run: BatchRun, iteration: TrainIteration, parent: Path | None, direct
 
     began_s = time.monotonic()
     try:
-        result = run.trainer.train(iteration, parent, partial, step)
+        with span("training iteration", batch=iteration.batch_id, version=run.batch.version, iteration=iteration.step) as traced:
+            result = run.trainer.train(iteration, parent, partial, step)
+            traced.note(trainable_tokens=result.trainable_tokens, loss=result.loss)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk what is half written only stands in the way
         raise

@@ -1,0 +1,221 @@
+"""OpenTelemetry traces of runs, their steps, iterations, judge requests and gateway calls.
+
+``start_traces`` begins them where OTEL_EXPORTER_OTLP_ENDPOINT is set; without it nothing of OpenTelemetry is imported, and ``span``
+yields a span that keeps nothing. Ended spans wait in memory and a thread sends them: a collector that does not answer costs spans, never
+a request or a run. Attributes are ids, names and counts, redacted as log records are; prompts, answers and messages of errors are not
+among them.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from inspect import isgeneratorfunction
+from multiprocessing.util import Finalize
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from uuid import UUID
+
+import structlog
+
+from babylon_rl.errors import missing_package
+from babylon_rl.logs import Redactor
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+_LOG = logging.getLogger(__name__)
+EXPORT_S = 2.0  # the longest a batch of spans is tried, and so what a process that ends may wait for a collector
+# Names by OpenTelemetry's conventions; every other attribute is named babylon.NAME.
+_CONVENTIONS = {
+    "model": "gen_ai.request.model",
+    "prompt_tokens": "gen_ai.usage.input_tokens",
+    "completion_tokens": "gen_ai.usage.output_tokens",
+    "status": "http.response.status_code",
+    "error": "error.type",
+}
+Attribute = str | int | float | bool | None
+Kind = Literal["internal", "server", "client"]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Span:
+    """A span under way; the one without an ``inner`` span keeps nothing."""
+
+    def __init__(self, inner: Any = None, redactor: Redactor | None = None) -> None:
+        self._inner, self._redactor = inner, redactor or Redactor()
+
+    def note(self, **attributes: Attribute) -> None:
+        """Set attributes; None leaves one out."""
+        if self._inner is not None:
+            for name, value in attributes.items():
+                if value is not None:
+                    self._inner.set_attribute(_CONVENTIONS.get(name, f"babylon.{name}"), self._redactor.clean(value))
+
+    def failed(self, error: str) -> None:
+        """Mark it as failed by an error's class or a short cause, never by a message."""
+        if self._inner is not None:
+            from opentelemetry.trace import StatusCode
+
+            self._inner.set_status(StatusCode.ERROR)
+            self.note(error=error)
+
+
+class _Tracing:
+    """The tracer of this process, and the thread that sends its spans."""
+
+    def __init__(self, endpoint: str, redactor: Redactor) -> None:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        class RunIds(RandomIdGenerator):
+            """Trace ids: that of the Dagster run, else random."""
+
+            def generate_trace_id(self) -> int:
+                return _run_trace.get() or super().generate_trace_id()
+
+        self.redactor, self.propagator = redactor, TraceContextTextMapPropagator()
+        # The exporter's own lines, one for each try, are replaced by one for each change.
+        logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+        self._sending = _sending(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_S), endpoint)
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win over the name; OTEL_TRACES_SAMPLER and the like are read by the SDK.
+        named = {} if "OTEL_SERVICE_NAME" in os.environ else {SERVICE_NAME: "babylon-rl"}
+        self._provider = TracerProvider(resource=Resource.create(named), id_generator=RunIds(), shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(self._sending))
+        self.tracer = self._provider.get_tracer("babylon_rl")
+        # Also at the end of a multiprocessing child, where atexit's functions do not run.
+        self.end = Finalize(None, self._end, exitpriority=10)
+
+    def _end(self) -> None:
+        self._sending.is_last = True
+        self._provider.shutdown()
+
+
+_tracing: _Tracing | None = None
+_run_trace: ContextVar[int | None] = ContextVar("babylon_rl_run_trace", default=None)
+_NOTHING = Span()
+
+
+def start_traces(endpoint: str | None, secrets: Iterable[str] = ()) -> None:
+    """Trace this process from now on, if there is an ``endpoint`` (OTEL_EXPORTER_OTLP_ENDPOINT); a second call changes nothing."""
+    global _tracing
+    if endpoint is None or _tracing is not None:
+        return
+    try:
+        _tracing = _Tracing(endpoint, Redactor(secrets))
+    except ModuleNotFoundError as missing:
+        _LOG.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, and nothing is traced: %s", missing_package(missing.name) or missing)
+
+
+def stop_traces() -> None:
+    """Send what waits, and trace nothing more."""
+    global _tracing
+    if _tracing is not None:
+        _tracing.end()
+        _tracing = None
+
+
+@contextmanager
+def span(name: str, kind: Kind = "internal", caller: Mapping[str, str] | None = None, **attributes: Attribute) -> Iterator[Span]:
+    """A span around a block, in the span that is open here or, with ``caller``, in that of a request's headers.
+
+    It has the fields of the log context (run, window, batch, version) as attributes. An error marks it by its class and passes through.
+    """
+    if _tracing is None:
+        yield _NOTHING
+        return
+    from opentelemetry.trace import SpanKind
+
+    fields = structlog.contextvars.get_contextvars()
+    parent = None if caller is None else _tracing.propagator.extract(caller)
+    token = _run_trace.set(_uuid(fields.get("run")))
+    try:
+        opened = _tracing.tracer.start_as_current_span(
+            name, parent, SpanKind[kind.upper()], record_exception=False, set_status_on_exception=False
+        )
+        inner = opened.__enter__()
+    finally:
+        _run_trace.reset(token)
+    traced = Span(inner, _tracing.redactor)
+    traced.note(**{**fields, **attributes})
+    try:
+        yield traced
+    except BaseException as error:
+        traced.failed(type(error).__name__)
+        raise
+    finally:
+        opened.__exit__(None, None, None)
+
+
+def note(**attributes: Attribute) -> None:
+    """Set attributes of the span that is open here, if there is one."""
+    if _tracing is not None:
+        from opentelemetry.trace import get_current_span
+
+        Span(get_current_span(), _tracing.redactor).note(**attributes)
+
+
+def outgoing_headers() -> dict[str, str]:
+    """Headers (traceparent, tracestate) that continue the open span in another server; empty without one."""
+    headers: dict[str, str] = {}
+    if _tracing is not None:
+        _tracing.propagator.inject(headers)
+    return headers
+
+
+def traced_step(function: F) -> F:
+    """Trace each call of an asset's function as ``step NAME``; a generator is traced until it ends."""
+    name = f"step {function.__name__}"
+
+    @wraps(function)
+    def generator(*arguments: Any, **named: Any) -> Any:
+        with span(name):
+            yield from function(*arguments, **named)
+
+    @wraps(function)
+    def plain(*arguments: Any, **named: Any) -> Any:
+        with span(name):
+            return function(*arguments, **named)
+
+    return cast(F, generator if isgeneratorfunction(function) else plain)
+
+
+def _uuid(run: Any) -> int | None:
+    """The number of a Dagster run's id, which is 128 bits as a trace's is."""
+    try:
+        return UUID(run).int
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _sending(exporter: "SpanExporter", endpoint: str) -> Any:
+    """Wrap an exporter: it says once that the collector is gone and once that it is back, and gives up at the end of the process."""
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+    class Sending(SpanExporter):
+        is_last = works_not = False
+
+        def export(self, spans: Sequence[Any]) -> SpanExportResult:
+            if self.is_last and self.works_not:
+                return SpanExportResult.FAILURE
+            began_s = time.monotonic()
+            result = exporter.export(spans)
+            if (result is SpanExportResult.FAILURE) is not self.works_not:
+                self.works_not = not self.works_not
+                after = f"after {time.monotonic() - began_s:.1f} s"
+                if self.works_not:
+                    _LOG.warning("%d spans could not be sent to %s %s; they are lost, nothing else is", len(spans), endpoint, after)
+                else:
+                    _LOG.info("spans are sent to %s again", endpoint)
+            return result
+
+        def shutdown(self) -> None:
+            exporter.shutdown()
+
+    return Sending()
