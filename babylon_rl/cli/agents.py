@@ -47,9 +47,12 @@ def spawn_agents(
     windows: Annotated[int, typer.Option(help="Hours to play.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed and start give the same rows.")] = 0,
     start: Annotated[str | None, typer.Option(help="The first hour (YYYY-MM-DDTHH:00). Default: after the newest simulated hour.")] = None,
-    llm_agents: Annotated[int, typer.Option(help="How many of the agents ask a language model.")] = 1,
+    llm_agents: Annotated[int, typer.Option(help="How many of the agents ask a language model; 0: none, and no weights are fetched.")] = 1,
     model: Annotated[
-        str, typer.Option(help="base or a version (served here), or MODEL@URL of any OpenAI-compatible endpoint.")
+        str,
+        typer.Option(
+            help="base (its first use fetches 93 MB of weights) or a version (served here), or MODEL@URL of any OpenAI-compatible endpoint."
+        ),
     ] = LOCAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:

@@ -29,6 +29,7 @@ from babylon_rl.cli.demo_stages import (
 from babylon_rl.cli.output import JsonOption, Table, emit, listed, say
 from babylon_rl.errors import Diverged, NothingToTrain
 from babylon_rl.evaluation.gate import FAIL, PASS
+from babylon_rl.project_files import clone
 from babylon_rl.settings import keep_demo_choices, load_settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.benchmarks import read_report
@@ -41,9 +42,10 @@ app = typer.Typer()
 TRAJECTORIES_AN_HOUR = 20  # that must be freezable before the demo trains; an hour has 72
 ITERATIONS = 2
 ON_POLICY = ("recordedShare", "ratioAtStart", "ratio", "servedKlAtStart", "servedKl")  # of an iteration; docs/explanation/training.md
-# What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less.
+# What differs from the defaults, said on the first line. Without the KL penalty a step costs a third less; with a WANDB_API_KEY the trainer
+# would be a paid one, unless TRAINER says otherwise.
 DEMO_SETTINGS = {
-    "train_rl_local": True, "iterations": ITERATIONS, "kl_penalty": 0,
+    "train_rl_local": True, "trainer": "local", "iterations": ITERATIONS, "kl_penalty": 0,
     "auto_promote": True, "confirmation_markets": 24, "rollout_steps": "50,100",
 }  # fmt: skip
 
@@ -58,7 +60,8 @@ def demo(
     """From nothing to a better agent on this machine: simulate, read, score, train, and compare on unseen markets."""
     began = time.monotonic()
     minimum = TRAJECTORIES_AN_HOUR * windows
-    chosen = DEMO_SETTINGS | {"training_min_trajectories": minimum, "windows_per_iteration": -(-windows // ITERATIONS)}
+    chosen = DEMO_SETTINGS | {"trainer": load_settings().trainer or DEMO_SETTINGS["trainer"]}
+    chosen |= {"training_min_trajectories": minimum, "windows_per_iteration": -(-windows // ITERATIONS)}
     settings = load_settings(**chosen)
     keep_demo_choices(settings, chosen)
     say("Demo settings: " + " ".join(f"{name.upper()}={str(value).lower()}" for name, value in chosen.items()) + f", seed {seed}")
@@ -90,7 +93,8 @@ def _generation(state: Demo, hours: list[str], earlier: list[dict[str, Any]]) ->
         play(state, hours)
     with stage(state, f"3. Hours: {title}groups, outcomes and scores ({state.settings.judge_model}), through Dagster"):
         materialize_hours(state, hours)
-    with stage(state, f"4. Training on this machine's processor, {title}then the benchmark, through Dagster"):
+    where = "at the training service" if state.settings.trainer == "serverless" else "on this machine's processor"
+    with stage(state, f"4. Training {where}, {title}then the benchmark, through Dagster"):
         try:
             batch_id = train(state, hours)
         except (Diverged, NothingToTrain) as nothing:
@@ -181,11 +185,18 @@ def _parts(document: dict[str, Any]) -> list[Table | str]:
         ("release", "deployed; `babylon-rl models rollback` takes it back" if document["released"] else "not deployed"),
     ):
         parts.append(f"{name:11} {value}")
-    parts.append(f"\nNext: FIRST_WINDOW={document['firstWindow']} make dev   the graph, its hours and this checkpoint in Dagster's UI")
-    parts.append(f"      .venv/bin/babylon-rl batches show {document['batchId']}   the hours and episodes it was trained on")
-    parts.append(f"      .venv/bin/babylon-rl benchmark standings {document['modelVersion']} base --markets 48   more evidence")
-    parts.append("      DATABASE_URL=postgresql://... .venv/bin/babylon-rl windows   what a real game's database holds")
-    return parts
+    return [*parts, *next_steps(document, in_clone=clone() is not None)]
+
+
+def next_steps(document: dict[str, Any], in_clone: bool) -> list[str]:
+    """Commands to go on with: of make and the clone's environment, or of an installed wheel."""
+    dev, command = ("make dev", ".venv/bin/babylon-rl") if in_clone else ("babylon-rl dev", "babylon-rl")
+    return [
+        f"\nNext: FIRST_WINDOW={document['firstWindow']} {dev}   the graph, its hours and this checkpoint in Dagster's UI",
+        f"      {command} batches show {document['batchId']}   the hours and episodes it was trained on",
+        f"      {command} benchmark standings {document['modelVersion']} base --markets 48   more evidence",
+        f"      DATABASE_URL=postgresql://... {command} windows   what a real game's database holds",
+    ]
 
 
 def generations_table(generations: Iterable[dict[str, Any]]) -> Table:

@@ -141,7 +141,7 @@ def dev(
         )
     say(f"The UI will be at http://{host}:{free} in about ten seconds. Ctrl-C stops everything.")
     try:
-        code = _run_dagster(["dev", *_workspace(), "-h", host, "-p", str(free)])
+        code = _run_dagster(["dev", *_workspace(), "-h", host, "-p", str(free)], migrated=True)
     except KeyboardInterrupt:
         say("Stopped.")
         return
@@ -167,7 +167,7 @@ def verify_system(
     from babylon_rl.cli.system_checks import FAIL, check_system
 
     loaded = load_settings()
-    found = [*check_system(loaded), *(check_production(loaded) if production else ())]
+    found = [*check_system(loaded, production), *(check_production(loaded) if production else ())]
     checks = [{"name": check.name, "status": check.status, "detail": check.detail} for check in found]
     emit({"checks": checks}, [Table(CHECKS, checks)], as_json)
     if any(check["status"] == FAIL for check in checks):
@@ -176,7 +176,7 @@ def verify_system(
 
 def run_daemon(variables: Mapping[str, str]) -> int:
     """Run Dagster's daemon alone, with ``variables`` on top of the environment; return its exit code."""
-    return _run_dagster(["run", *_workspace()], module="dagster._daemon", more=variables)
+    return _run_dagster(["run", *_workspace()], module="dagster._daemon", more=variables, migrated=True)
 
 
 def _workspace() -> list[str]:
@@ -186,13 +186,19 @@ def _workspace() -> list[str]:
     return ["-w", str(project_file("workspace.yaml"))]
 
 
-def _run_dagster(arguments: list[str], module: str = "dagster", more: Mapping[str, str] = MappingProxyType({})) -> int:
+def _run_dagster(
+    arguments: list[str], module: str = "dagster", more: Mapping[str, str] = MappingProxyType({}), migrated: bool = False
+) -> int:
+    """Run a program of Dagster's on this project's instance; ``migrated`` brings the schema up to date first."""
     from babylon_rl.automation.instance import open_instance, prepare_instance
 
     loaded = load_settings()
     for sentence in stop_children(loaded.home, orphans_only=True):
         say(sentence)
     with open_database(loaded) as database:
+        # A daemon on a database without our tables would fail at every tick.
+        if migrated and (applied := bring_up_to_date(database).applied):
+            say(f"Migrated {database.address}: {len(applied)} steps. `babylon-rl migrate --check` says what differs from the contract.")
         with open_instance(database, loaded):  # which ends the runs that died with their process
             variables = _variables(database, prepare_instance(database, loaded))
         return run_child([sys.executable, "-W", QUIET, "-m", module, *arguments], {**variables, **more}, loaded.home)

@@ -51,8 +51,12 @@ class Check:
     detail: str
 
 
-def check_system(settings: Settings) -> Iterator[Check]:
-    """Run all checks, in the order in which to repair failures."""
+def check_system(settings: Settings, production: bool = False) -> Iterator[Check]:
+    """Run all checks, in the order in which to repair failures.
+
+    A daemon that does not run and data that do not come fail where automation is meant to run: in production, and where it has run and
+    AUTOMATION_STATUS does not say that it is stopped.
+    """
     # Each check is an attempt of its own; only an unreachable database skips those that need it.
     yield from _configuration(settings)
     yield attempt("disk", lambda: _disk(settings))
@@ -64,8 +68,10 @@ def check_system(settings: Settings) -> Iterator[Check]:
             yield Check("database", PASS, f"{server} at {database.address} ({kind})")
             yield attempt("clock", lambda: _clock(connection))
             yield attempt("schema", lambda: _schema(database))
-            yield attempt("data", lambda: _data(connection))
-            yield attempt("automation", lambda: _automation(connection))
+            expected = production or _has_run(connection, settings)
+            # An embedded database holds what was simulated, which is of any time.
+            yield attempt("data", lambda: _data(connection, expected and not settings.uses_embedded_database))
+            yield attempt("automation", lambda: _automation(connection, expected))
             yield attempt("registry", lambda: _registry(connection))
     except BabylonError as failed:
         yield Check("database", FAIL, str(failed))
@@ -155,26 +161,32 @@ def _schema(database: Database) -> tuple[str, str]:
     return PASS, "up to date"
 
 
-def _data(connection: Connection) -> tuple[str, str]:
+def _has_run(connection: Connection, settings: Settings) -> bool:
+    return settings.automation_status == "running" and automation_state(connection).seen_at is not None
+
+
+def _data(connection: Connection, expected: bool) -> tuple[str, str]:
     now = clock_of(connection)
     came = arrivals(connection, now)
     if came.newest_at is None:
-        return WARN, "no trajectory yet"
+        return (FAIL if expected else WARN), "no trajectory yet"
     age = now - came.newest_at
     detail = f"the newest trajectory ended {about(age.total_seconds())} ago; {came.last_day} came in 24 hours, {came.last_week} in 7 days"
     if age > DATA_WITHIN:
-        return WARN, f"{detail}. See that agents run and record; `babylon-rl verify-data` fails."
+        return (FAIL if expected else WARN), f"{detail}. See that agents run and record; `babylon-rl verify-data` fails."
     return PASS, detail
 
 
-def _automation(connection: Connection) -> tuple[str, str]:
+def _automation(connection: Connection, expected: bool) -> tuple[str, str]:
+    silent = FAIL if expected else WARN
     now = datetime.now(UTC).replace(tzinfo=None)
     state = automation_state(connection)
     if state.seen_at is None:
-        return WARN, "Dagster's daemon has never run on this database; `babylon-rl dev` starts it"
+        return silent, "Dagster's daemon has never run on this database; `babylon-rl dev` starts it"
     detail = f"the daemon was seen {about((now - state.seen_at).total_seconds())} ago, {state.runs} runs recorded"
     if now - state.seen_at > DAEMON_SEEN_WITHIN:
-        return WARN, f"{detail}: nothing happens by itself. Start `babylon-rl dev`, or the service that runs it."
+        advice = "Start `babylon-rl dev`, or the service that runs it; where nothing shall happen by itself, set AUTOMATION_STATUS=stopped."
+        return silent, f"{detail}: nothing happens by itself. {advice}"
     if state.stopped:
         return WARN, f"{detail}; switched off: {', '.join(state.stopped)}. The UI's page Automation switches them on."
     return PASS, f"{detail}; no sensor or schedule is switched off by hand"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from babylon_rl.cli.demo import DEMO_SETTINGS
+from babylon_rl.cli.demo import DEMO_SETTINGS, next_steps
 from babylon_rl.errors import NoTrainer
 from babylon_rl.settings import DEMO_FILE, keep_demo_choices, kept_demo_choices, load_settings, setting_sources
 from babylon_rl.training.backends import trainer_choice
@@ -28,6 +28,21 @@ def test_what_the_demo_chose_counts_afterwards(home: Path) -> None:
     assert {name: getattr(settings, name) for name in DEMO_SETTINGS} == DEMO_SETTINGS
     assert trainer_choice(settings).backend in ("cpu", "gpu")
     assert {field for field, source in setting_sources().items() if source == "demo"} == set(DEMO_SETTINGS)
+
+
+def test_a_key_for_tracking_buys_no_training(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    assert trainer_choice(load_settings()).backend in ("cpu", "gpu")
+    monkeypatch.setenv("TRAINER", "serverless")
+    assert load_settings().trainer == "serverless"
+
+
+def test_the_next_steps_are_commands_of_the_place_it_was_installed_in() -> None:
+    document = {"firstWindow": "2025-03-03T00:00", "batchId": "batch-1", "modelVersion": "v1.0.0"}
+    for in_clone, dev in ((True, "make dev"), (False, "babylon-rl dev")):
+        lines = next_steps(document, in_clone)
+        assert f"FIRST_WINDOW=2025-03-03T00:00 {dev} " in lines[0]
+        assert [(".venv" in line) for line in lines[1:]] == [in_clone] * 3
 
 
 def test_settings_of_the_users_own_win(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

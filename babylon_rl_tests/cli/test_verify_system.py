@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ ROOT = Path(__file__).parents[2]
 def looked(database: Database, settings: Settings) -> Callable[..., Lines]:
     """``looked(**settings)``: (status, detail) by line, on an empty database."""
 
-    def look(**changes: Any) -> Lines:
+    def look(*, production: bool = False, **changes: Any) -> Lines:
         given = settings.model_copy(update={"database_url": SecretStr(database.url)} | changes)
-        return {check.name: (check.status, check.detail) for check in check_system(given)}
+        return {check.name: (check.status, check.detail) for check in check_system(given, production)}
 
     return look
 
@@ -57,22 +57,38 @@ def test_the_age_of_the_newest_row(looked: Callable[..., Lines], database: Datab
         insert(connection, "trajectories", [row])
     found = looked()["data"]
     assert found[0] == status and ("the newest trajectory ended" in found[1])
+    assert looked(production=True)["data"][0] == status.replace("WARN", "FAIL")
 
 
-def test_the_daemon_and_what_is_switched_off(looked: Callable[..., Lines], database: Database) -> None:
-    def beat(age: timedelta) -> None:
-        with database.connect(autocommit=True) as connection:
-            seen = (
-                utc_now() - age - utc_now().replace(year=1970, month=1, day=1, hour=0, minute=0, second=0, microsecond=0)
-            ).total_seconds()
-            connection.execute("DELETE FROM babylon_dagster.daemon_heartbeats")
-            connection.execute("INSERT INTO babylon_dagster.daemon_heartbeats VALUES ('SENSOR', %s)", [json.dumps({"timestamp": seen})])
-
+@pytest.fixture
+def beat(database: Database) -> Callable[[timedelta], None]:
+    """``beat(age)``: Dagster's tables, with a daemon that was seen so long ago."""
     with database.connect(autocommit=True) as connection:
         connection.execute("CREATE SCHEMA babylon_dagster")
         connection.execute("CREATE TABLE babylon_dagster.daemon_heartbeats (daemon_type text, body text)")
         connection.execute("CREATE TABLE babylon_dagster.runs (id int)")
         connection.execute("CREATE TABLE babylon_dagster.instigators (status text, instigator_body text)")
+
+    def beat(age: timedelta) -> None:
+        with database.connect(autocommit=True) as connection:
+            seen = (utc_now() - age - datetime(1970, 1, 1)).total_seconds()
+            connection.execute("DELETE FROM babylon_dagster.daemon_heartbeats")
+            connection.execute("INSERT INTO babylon_dagster.daemon_heartbeats VALUES ('SENSOR', %s)", [json.dumps({"timestamp": seen})])
+
+    return beat
+
+
+def test_what_stopped_fails_where_automation_is_meant_to_run(looked: Callable[..., Lines], beat: Callable[[timedelta], None]) -> None:
+    # It has run here once, so it is meant to: no daemon and no data then.
+    beat(timedelta(hours=3))
+    assert (looked()["automation"][0], looked()["data"][0]) == ("FAIL", "FAIL")
+    stopped = looked(automation_status="stopped")
+    assert (stopped["automation"][0], stopped["data"][0]) == ("WARN", "WARN")
+    beat(timedelta(seconds=20))
+    assert (looked()["automation"][0], looked()["data"][0]) == ("PASS", "FAIL")
+
+
+def test_the_daemon_and_what_is_switched_off(looked: Callable[..., Lines], database: Database, beat: Callable[[timedelta], None]) -> None:
     beat(timedelta(seconds=20))
     assert looked()["automation"][0] == "PASS"
     with database.connect(autocommit=True) as connection:

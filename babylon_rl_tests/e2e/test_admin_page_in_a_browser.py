@@ -14,6 +14,7 @@ from babylon_rl_tests.e2e.browser import Page, browser_page, find_browser
 from babylon_rl_tests.serving.admin_rows import BATCH, fill, note_step
 from babylon_rl_tests.serving.admin_server import AdminServer, running_admin
 from babylon_rl_tests.serving.gateways import rows, wait_for
+from babylon_rl_tests.serving.test_admin_page import with_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_browser() is None, reason="no Chromium")]
 AGENT = "/admin/agent?id=agent-1"
@@ -80,6 +81,15 @@ def test_the_slider_deploys_and_a_refusal_is_said(admin: AdminServer, database: 
     page.evaluate("document.querySelector('form[data-call$=trigger]').requestSubmit()")
     page.evaluate("document.querySelector('#ask button[value=yes]').click()")
     page.wait_for("Dagster at", inside="#said.failed")
+
+
+def test_a_login_that_ends_leads_to_the_login_page_with_a_word(settings: Settings, database: Database, page: Page) -> None:
+    with running_admin(settings, database) as server:
+        opened(page, f"{server.url}/admin", 1200, "light")
+        # From the first key on this machine needs one, too.
+        with_key(server, database)
+        page.wait_for("Your login has ended: log in again.", inside="[role=alert]")
+        assert page.evaluate("location.pathname") == "/admin"
 
 
 def axe() -> str:

@@ -66,6 +66,8 @@ def test_the_rest_of_a_killed_command_is_stopped(tmp_path: Path):
         started = [*dev.group(STARTED), dev.postgres()]
         dev.process.kill()
         dev.process.wait()
+        # It began on a database without tables, and made them.
+        assert "Migrated 127.0.0.1:" in dev.log.read_text()
         said = dev.babylon_rl("stop")
         assert "dagster dev" in said and "embedded database" in said
         assert living(started, 1) == []

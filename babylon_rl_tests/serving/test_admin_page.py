@@ -105,7 +105,8 @@ def test_a_browser_logs_in_with_an_admin_key_and_out_again(admin: AdminServer, d
     assert "Log out operator" in asked(f"{admin.url}/admin", cookie=mine)[2]
     assert admin.get("/api/admin/training/models", cookie=mine).status == 200
     assert asked(f"{admin.url}/admin/logout", {}, cookie=mine)[0] == 303
-    assert asked(f"{admin.url}/admin", cookie=mine)[0] == 401
+    status, _, page = asked(f"{admin.url}/admin", cookie=mine)
+    assert status == 401 and "Your login has ended: log in again." in page and 'type="password"' in page
 
 
 def test_a_revoked_key_ends_its_logins(admin: AdminServer, database: Database) -> None:

@@ -89,7 +89,10 @@ class AdminPage:
             try:
                 client = self._admit(request)
             except ApiError as refused:
-                return _html("login.html.j2", refused.status, refused.headers, words=refused.message, asks=refused.status == 401)
+                asks = refused.status == 401
+                ended = asks and ("ended" in request.query_params or self._logins.has_ended(request.headers))
+                words = "Your login has ended: log in again." if ended else refused.message
+                return _html("login.html.j2", refused.status, refused.headers, words=words, asks=asks)
 
             def shown() -> Response:
                 with self._control.database.connect() as connection:

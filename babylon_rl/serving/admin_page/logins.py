@@ -29,6 +29,10 @@ class Logins:
         """End the login of a request."""
         self._keys.pop(_cookie(headers), None)
 
+    def has_ended(self, headers: Mapping[str, str]) -> bool:
+        """True for a request with the cookie of a login that is over: too old, closed, or of a server that was stopped since."""
+        return _cookie(headers) != "" and "authorization" not in self.with_key(headers)
+
     def with_key(self, headers: Mapping[str, str]) -> Mapping[str, str]:
         """The headers of a request, with the key of its login where they bring none."""
         key, until = self._keys.get(_cookie(headers), ("", 0.0))

@@ -25,6 +25,12 @@ function confirmed(words) {
   return new Promise((resolve) => ask.addEventListener("close", () => resolve(ask.returnValue === "yes"), { once: true }));
 }
 
+// The page of a login that is over asks for the key again, and says why.
+function goneIfEnded(answer) {
+  if (answer.status === 401) location.assign("/admin?ended");
+  return answer.status === 401;
+}
+
 async function call(form) {
   const body = bodyOf(form);
   const words = form.dataset.confirm.replace(/\{(\w+)\}/g, (_, name) => body[name]);
@@ -35,6 +41,7 @@ async function call(form) {
     const answer = await fetch(form.dataset.call, {
       method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body),
     });
+    if (goneIfEnded(answer)) return;
     const found = await answer.json();
     if (!answer.ok) throw new Error(found.error);
     sessionStorage.setItem("said", found.message || (found.version ? `${found.version} is ${found.state.replace("_", " ")}.` : "Done."));
@@ -60,6 +67,7 @@ async function poll() {
   if (document.hidden) return;
   try {
     const answer = await fetch("/admin/live.json");
+    if (goneIfEnded(answer)) return;
     if (!answer.ok) throw new Error();
     const found = await answer.json();
     live.innerHTML = found.training; // escaped by the server
@@ -68,7 +76,7 @@ async function poll() {
       say("The training's state changed: reload the page for the rest of it.");
     }
   } catch {
-    say("The server does not answer, or the login has ended: what is shown is old.", true);
+    say("The server does not answer: what is shown is old.", true);
   }
 }
 setInterval(poll, POLL_MS);
