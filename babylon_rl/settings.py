@@ -201,6 +201,9 @@ class TrainingSettings(SettingsGroup):
         "running",
         description="Whether sensors and schedules run until the page Automation switches them off, or only once it switches them on.",
     )
+    automation_seconds: float = Field(
+        60, gt=0, description="Seconds between two looks of most sensors; the others keep their proportion to it."
+    )
     training_budget_usd: float | None = Field(None, ge=0, description="The most a paid training may cost.")
     training_time_limit_hours: float = Field(
         24,

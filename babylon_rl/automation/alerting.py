@@ -6,8 +6,8 @@ from babylon_rl.alerts import raise_alert, send_alerts
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_liveness import PARTITION_TAG
 from babylon_rl.assets.run_outcome_tag import ENDED_TAG
-from babylon_rl.automation.default_status import SENSORS
 from babylon_rl.automation.jobs import RANGE_START, TRAIN_JOB
+from babylon_rl.automation.pace import SENSORS, every
 from babylon_rl.store.batches import read_batch
 from babylon_rl.training.readiness import keep_counts
 
@@ -20,7 +20,7 @@ FAILED_RUN_ADVICE = (
 
 @dg.sensor(
     name="send_alerts",
-    minimum_interval_seconds=60,
+    minimum_interval_seconds=every(60),
     default_status=SENSORS,
     description="Looks for causes of alerts, and sends each once to the channels that are set; what failed is tried again.",
 )
@@ -30,7 +30,7 @@ def send_alerts_sensor(context: dg.SensorEvaluationContext, babylon: dg.Resource
 
 
 @dg.run_failure_sensor(
-    minimum_interval_seconds=60,
+    minimum_interval_seconds=every(60),
     default_status=SENSORS,
     description="Notes a failed run that nothing runs again as a cause of an alert, once a day for each job.",
 )
@@ -54,7 +54,7 @@ def note_failed_runs(context: dg.RunFailureSensorContext, babylon: dg.ResourcePa
 
 @dg.sensor(
     name="keep_counts",
-    minimum_interval_seconds=60,
+    minimum_interval_seconds=every(60),
     default_status=SENSORS,
     description="Counts what could train when something was written, so that a look at the status need not.",
 )

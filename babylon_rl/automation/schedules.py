@@ -12,7 +12,6 @@ from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.batch_runs import LIVE
 from babylon_rl.automation.cleanup import cleanup_job
-from babylon_rl.automation.default_status import SCHEDULES
 from babylon_rl.automation.jobs import (
     RETRIED,
     SCORING_JOBS,
@@ -23,6 +22,7 @@ from babylon_rl.automation.jobs import (
     score_job,
     train_job,
 )
+from babylon_rl.automation.pace import SCHEDULES
 from babylon_rl.judge.scoring import unscored_hours
 from babylon_rl.store.ab_tests import read_tests
 from babylon_rl.store.batches import last_completed_at

@@ -14,8 +14,8 @@ from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, naive, runs_of, why_no_run
 from babylon_rl.automation.dead_runs import report_dead_runs
-from babylon_rl.automation.default_status import SENSORS
 from babylon_rl.automation.jobs import BATCHED, HOURLY, RETRIED, hour_tags, score_job, train_job
+from babylon_rl.automation.pace import SENSORS, every
 from babylon_rl.automation.run_handover import put_back_untaken
 from babylon_rl.settings import ScaleSettings
 from babylon_rl.store.benchmarks import undecided_batches
@@ -34,7 +34,7 @@ RUN_KEY_TAG, SENSOR_TAG = "dagster/run_key", "dagster/sensor_name"
 
 
 @dg.sensor(
-    minimum_interval_seconds=60,
+    minimum_interval_seconds=every(60),
     default_status=SENSORS,
     description="Reports the hours whose rows came, changed or went: the last 7 days, and at its first look all of them.",
 )
@@ -53,7 +53,7 @@ def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
 
 
 @dg.sensor(
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=every(30),
     default_status=SENSORS,
     description="Reports the runs failed whose process is gone, so that their pool, their place in the queue and their batch are free; "
     "puts runs that no worker took back into the queue.",
@@ -66,7 +66,7 @@ def end_dead_runs(context: dg.SensorEvaluationContext, babylon: dg.ResourceParam
 
 @dg.sensor(
     job=train_job,
-    minimum_interval_seconds=60,
+    minimum_interval_seconds=every(60),
     default_status=SENSORS,
     description="Freezes a batch when ready, as `babylon-rl ready` says, and none is pending; runs every pending batch.",
 )
@@ -109,7 +109,7 @@ def _trained(settings: ScaleSettings) -> list[dg.AssetKey] | None:
 
 @dg.sensor(
     job=train_job,
-    minimum_interval_seconds=60,
+    minimum_interval_seconds=every(60),
     default_status=SENSORS,
     description="Compares and decides on the completed batches whose run ended before it did, one at a time.",
 )
@@ -134,7 +134,7 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
 
 @dg.sensor(
     job=score_job,
-    minimum_interval_seconds=300,
+    minimum_interval_seconds=every(300),
     default_status=SENSORS,
     description="Asks again, every 30 minutes, for the hours that wait for their judge: it was down, or the day's budget was spent.",
 )
@@ -159,7 +159,7 @@ def ask_judge_again(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
 
 
 @dg.sensor(
-    minimum_interval_seconds=60,
+    minimum_interval_seconds=every(60),
     default_status=SENSORS,
     description="Advances, holds or rolls back the version on trial by its guards on live data, and counts the use of versions.",
 )
@@ -177,7 +177,7 @@ def advance_rollouts(context: dg.SensorEvaluationContext, babylon: dg.ResourcePa
 hours_follow_changes = dg.AutomationConditionSensorDefinition(
     "hours_follow_changes",
     target=dg.AssetSelection.assets(*HOURLY),
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=every(30),
     default_status=SENSORS,
     run_tags=RETRIED,
     description="Makes the hours whose inputs changed, late ones included.",
@@ -186,7 +186,7 @@ hours_follow_changes = dg.AutomationConditionSensorDefinition(
 leaderboard_follows_reports = dg.AutomationConditionSensorDefinition(
     "leaderboard_follows_reports",
     target=dg.AssetSelection.assets("leaderboard"),
-    minimum_interval_seconds=60,
+    minimum_interval_seconds=every(60),
     default_status=SENSORS,
     run_tags=RETRIED,
     description="Ranks the versions again when a benchmark report changed outside the run of its batch.",

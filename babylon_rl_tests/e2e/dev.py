@@ -65,6 +65,16 @@ class Dev:
         command = [sys.executable, "-m", "babylon_rl", *arguments]
         return subprocess.run(command, cwd=ROOT, env=self.environment, check=True, capture_output=True, text=True).stdout
 
+    def processor_s(self) -> float:
+        """Processor seconds that it has used, its children with it: a measure of waiting that does not depend on the machine's load."""
+        processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        total = 0.0
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system + times.children_user + times.children_system
+        return total
+
     def postgres(self) -> psutil.Process:
         """The embedded server."""
         return psutil.Process(int((self.home / "postgres" / "postmaster.pid").read_text().split()[0]))

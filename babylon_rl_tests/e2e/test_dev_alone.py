@@ -12,12 +12,15 @@ from transformers import AutoTokenizer
 from babylon_rl_tests.e2e.dev import running_dev
 from babylon_rl_tests.tiny_model import make_base
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3000)]
 
-# The batch is small, so that the whole way takes a minute or two.
+# Some times the processor seconds of the whole way. A machine that is busy with other things is no failure.
+ENOUGH_S = 200.0
+# The batch is small and looks are frequent, so that the whole way takes about a minute.
 SMALL = {
-    "TRAIN_RL_LOCAL": "true", "TRAINING_MIN_TRAJECTORIES": "100", "TRAINING_MIN_GROUPS": "2", "DATA_QUALITY_THRESHOLD": "0",
-    "TRAINING_MAX_TRAJECTORIES": "100", "ITERATIONS": "1", "BENCHMARK_MARKETS": "2", "FIRST_WINDOW": "2025-10-29T00:00",
+    "TRAIN_RL_LOCAL": "true", "AUTOMATION_SECONDS": "5", "FIRST_WINDOW": "2025-10-29T00:00", "TRAINING_MIN_TRAJECTORIES": "100",
+    "TRAINING_MAX_TRAJECTORIES": "100", "TRAINING_MIN_GROUPS": "2", "DATA_QUALITY_THRESHOLD": "0", "ITERATIONS": "1",
+    "BENCHMARK_MARKETS": "2",
 }  # fmt: skip
 DECIDED = """
     SELECT b."batchId", b."state", (SELECT count(*) FROM babylon_rl.batch_items i WHERE i."batchId" = b."batchId"),
@@ -44,9 +47,9 @@ def test_nobody_touches_it_and_hours_are_scored_a_batch_trained_and_its_version_
 
         def when(query: str, over: Callable[[list[Any]], bool]) -> list[Any]:
             """The rows of a query, once ``over`` holds for them."""
-            deadline = time.monotonic() + 600
             while not over(rows := connection.execute(query).fetchall()):
-                assert time.monotonic() < deadline and dev.process.poll() is None, f"{rows} {dev.log.read_text()[-5000:]}"
+                lives = dev.process.poll() is None and dev.processor_s() < ENOUGH_S
+                assert lives, f"{rows} {dev.log.read_text()[-5000:]}"
                 time.sleep(1)
             return rows
 
