@@ -1,4 +1,4 @@
-"""Commands of the docs: every one is parsed, and the ways to make hours and batches without the UI are run."""
+"""Commands of the docs: every one is parsed, those that take no model and no server are run, and Dagster's by hand too."""
 
 import json
 import os
@@ -10,15 +10,32 @@ from pathlib import Path
 
 import pytest
 
-from babylon_rl.cli import COMMANDS, load
+from babylon_rl.cli import COMMANDS, load, run
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
+from babylon_rl.store.registry import read_models
 from babylon_rl_tests.store.servers import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 SPAN = re.compile(r"`(?:\.venv/bin/)?babylon-rl ([^`]+)`|^\$? ?(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?babylon-rl (.+)$", re.MULTILINE)
 BD = re.findall(r"^bd (.+)$", (ROOT / "docs" / "reference" / "ui.md").read_text(), re.MULTILINE)
 PASSED_ON = {"dagster"}  # its arguments are another program's
+HOUR, NEXT = "2025-10-29T14:00", "2025-10-29T15:00"
+# Words of the docs that stand for something of the database: its hours, two versions, the last batch, a name that is not there yet.
+STANDS_FOR = {
+    "WINDOW": HOUR, "HOUR": HOUR, "2026-01-10T14:00": HOUR, "NEXT": NEXT, "NAME": "name{number}", "ID": "{batch}", "JOB": "{batch}",
+    "v1.0.1": "{0}", "v1.0.2": "{0}", "v1.0.3": "{1}", "v1.0.2,v1.0.3": "{0},{1}",
+}  # fmt: skip
+# What must happen before a command, as the docs show it alone.
+FIRST = {"models deploy v1.0.3 --strategy test": "models rollback"}
+# Those that other tests run, as they take minutes, a model, a server, or files that another command of the page makes.
+ELSEWHERE = (
+    "dev", "serve", "demo", "harness", "dagster", "env", "spawn-agents", "train", "benchmark run", "benchmark compare",
+    "benchmark standings", "benchmark leaderboard", "judge calibrate", "judge report", "judge retry", "models export", "models upload",
+    "batches give-up-job", "batches cancel",
+)  # fmt: skip
+NAMED = {"outcomes", "scores"}  # in a sentence, without the hour that they need
+ENDS_IN_1 = ("ready", "verify-data", "verify-system", "models agents")  # which say no of the sample, or of this machine
 
 
 def commands() -> list[tuple[str, str]]:
@@ -82,3 +99,41 @@ def test_hours_a_range_and_a_batch_are_made_by_the_commands_that_the_page_shows(
         trained = json.loads(subprocess.run(train, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout)
         run("-j train", batch=trained["batchId"])
         assert connection.execute('SELECT "version" FROM babylon_rl.releases').fetchall() == [(trained["modelVersion"],)]
+
+
+def runnable() -> list[str]:
+    """Command lines of the docs that a test can run by themselves, each once."""
+    lines = {line for _, line in commands() if not re.search(r"[\n\[]|^[A-Z]", line)} - NAMED
+    return sorted(line for line in lines if not line.startswith(ELSEWHERE))
+
+
+@pytest.mark.slow
+def test_commands_of_the_docs_do_what_the_page_says(sample_database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in {name.upper() for name in Settings.model_fields} | {"DAGSTER_HOME"}:
+        monkeypatch.delenv(name, raising=False)
+    chosen = {
+        "DATABASE_URL": sample_database.url,
+        "TRAIN_RL_LOCAL": "true",
+        "LOCAL_BASE_MODEL": "dry",
+        "BABYLON_RL_HOME": str(tmp_path / "home"),
+    }
+    for name, value in (chosen | {"ITERATIONS": "1", "ALERT_COMMAND": "true"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert run(["train", "--max-trajectories", "60"]) == 0
+    with sample_database.connect() as connection:
+        second, first = [model.version for model in read_models(connection)][:2]
+        (batch,) = connection.execute('SELECT max("batchId") FROM babylon_rl.batches').fetchone() or ()
+
+    def words(line: str, number: int) -> list[str]:
+        return [STANDS_FOR.get(word, word).format(first, second, batch=batch, number=number) for word in shlex.split(line)]
+
+    # In order of the alphabet what is started comes before what is paused, revoked or stopped.
+    ended = {}
+    for number, line in enumerate(runnable()):
+        for before in (command for start, command in FIRST.items() if line.startswith(start)):
+            assert run(words(before, number)) == 0, before
+        ended[line] = run(words(line, number))
+    assert len(ended) > 50
+    assert {line: code for line, code in ended.items() if code and not line.startswith(ENDS_IN_1)} == {}
