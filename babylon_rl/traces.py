@@ -89,10 +89,9 @@ class _Tracing:
         self._provider = TracerProvider(resource=Resource.create(named), id_generator=RunIds(), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(self._sending))
         self.tracer = self._provider.get_tracer("babylon_rl")
-        # Also at the end of a multiprocessing child, where atexit's functions do not run.
-        self.end = Finalize(None, self._end, exitpriority=10)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Send what waits."""
         self._sending.is_last = True
         self._provider.shutdown()
 
@@ -109,6 +108,8 @@ def start_traces(endpoint: str | None, secrets: Iterable[str] = ()) -> None:
         return
     try:
         _tracing = _Tracing(endpoint, Redactor(secrets))
+        # Also at the end of a multiprocessing child, where atexit's functions do not run.
+        Finalize(None, stop_traces, exitpriority=10)
     except ModuleNotFoundError as missing:
         _LOG.warning("OTEL_EXPORTER_OTLP_ENDPOINT is set, and nothing is traced: %s", missing_package(missing.name) or missing)
 

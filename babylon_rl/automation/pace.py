@@ -15,5 +15,5 @@ SCHEDULES = dg.DefaultScheduleStatus.RUNNING if _RUNNING else dg.DefaultSchedule
 
 def every(seconds: int) -> int:
     """Interval of a sensor that looks every ``seconds`` with AUTOMATION_SECONDS at its default."""
-    usual = Settings.model_fields["automation_seconds"].default
+    usual: float = Settings.model_fields["automation_seconds"].default
     return max(1, round(seconds * _SETTINGS.automation_seconds / usual))
