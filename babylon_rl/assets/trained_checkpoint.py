@@ -137,7 +137,7 @@ def _finish(
 
 
 def _artifact(connection: Any, trained: Trained, babylon: Babylon) -> str:
-    """Log the checkpoint as an artifact where trainings are tracked online; a sentence, empty where nothing was to be logged."""
+    """Log the checkpoint as an artifact where trainings are tracked online; return a sentence or nothing."""
     if babylon.settings.wandb_mode != "online" or refusal(babylon.settings) is not None:
         return ""
     sent = record_artifact(connection, trained.model, babylon.settings, babylon.now())

@@ -1,4 +1,4 @@
-"""Sensors for people who look: alerts are sent, failed runs are among them, and the counts of the status are kept."""
+"""Sensors that send alerts, failed runs among them, and keep the counts of the status."""
 
 import dagster as dg
 

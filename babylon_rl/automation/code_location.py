@@ -18,8 +18,7 @@ from babylon_rl.automation.alerting import alert_sensors
 from babylon_rl.automation.checks_batches import checks_of_batches
 from babylon_rl.automation.checks_hours import checks_of_hours
 from babylon_rl.automation.checks_judge import checks_of_judge
-from babylon_rl.automation.conditions import conditions
-from babylon_rl.automation.freshness import freshness
+from babylon_rl.automation.conditions import conditions, freshness
 from babylon_rl.automation.jobs import jobs
 from babylon_rl.automation.schedules import schedules
 from babylon_rl.automation.sensors import sensors

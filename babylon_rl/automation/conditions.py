@@ -1,8 +1,8 @@
-"""Conditions under which an hour is materialized again.
+"""Conditions under which assets are made again, and how late they may be.
 
-All of them cover every hour, old ones included, and request an hour once per change (after a failure the next change counts). A pending
-request is cleared only when it is issued: a change that arrives during a run is handled by another run after it. So an hour that a person
-materializes by hand after a change is requested once more, which changes nothing.
+All conditions of hours cover every hour, old ones included, and request an hour once per change (after a failure the next change counts).
+A pending request is cleared only when it is issued: a change that arrives during a run is handled by another run after it. So an hour that
+a person materializes by hand after a change is requested once more, which changes nothing.
 """
 
 from datetime import timedelta
@@ -14,6 +14,8 @@ from babylon_rl.settings import HEURISTIC, Settings
 
 C = dg.AutomationCondition
 Condition = dg.AutomationCondition[Any]
+SLACK = timedelta(hours=2)  # the hour itself, and the time to notice and read it
+FAIL = timedelta(days=1)
 
 
 def _wished() -> Condition:
@@ -66,3 +68,15 @@ def conditions(settings: Settings) -> dict[dg.AssetKey, Condition]:
         dg.AssetKey("scored_groups"): on_scores_due(settings),
         dg.AssetKey("leaderboard"): on_evidence(),
     }
+
+
+def freshness(settings: Settings) -> dict[dg.AssetKey, dg.FreshnessPolicy]:
+    """Policies of the assets made again as time passes, by the settings."""
+    waits = SLACK + timedelta(minutes=settings.outcome_delay_minutes)
+    judged = waits if settings.judge_model == HEURISTIC else waits + timedelta(hours=settings.judge_settle_hours)
+    # Training and benchmark take their time after the interval; a second interval without a decision is a failure.
+    interval = timedelta(hours=settings.training_interval_hours)
+    windows = dict.fromkeys(("window_groups", "market_outcomes", "hindsight"), waits) | {"scored_groups": judged}
+    policies = {name: dg.FreshnessPolicy.time_window(warn_window=warn, fail_window=warn + FAIL) for name, warn in windows.items()}
+    policies["released_model"] = dg.FreshnessPolicy.time_window(warn_window=interval + FAIL, fail_window=2 * interval + FAIL)
+    return {dg.AssetKey(name): policy for name, policy in policies.items()}

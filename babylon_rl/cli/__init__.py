@@ -21,7 +21,7 @@ from babylon_rl.errors import BabylonError, missing_package
 
 # Command -> module of its group, and the first sentence of its help: it stands here too, so that `--help` imports no group.
 COMMANDS = {
-    "migrate": ("system", "Bring the database's schema up to date."),
+    "migrate": ("system", "Bring the database's schema up to date, or build its optional indexes."),
     "settings": ("system", "Every setting, its value (secrets masked) and where it came from."),
     "env": ("system", 'Print lines for a shell that point Dagster and psql at this project: eval "$(babylon-rl env)".'),
     "dagster": ("system", "Run the dagster command on this project's instance, with the database held open: babylon-rl dagster job list."),
@@ -163,6 +163,7 @@ def run(arguments: list[str], starting: Starting = nullcontext) -> int:
         if advice is None:
             raise
         return _say(advice, FAILED_OUTSIDE)
+    # psycopg is imported only now, so its errors cannot be named above; any other is raised on.
     except Exception as failed:
         sentence = _database_sentence(failed)
         if sentence is None:

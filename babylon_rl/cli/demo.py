@@ -200,7 +200,7 @@ def next_steps(document: dict[str, Any], in_clone: bool) -> list[str]:
 
 
 def generations_table(generations: Iterable[dict[str, Any]]) -> Table:
-    """The table of generations: who played and what came of the training, a version that falls behind the deployed one refused."""
+    """Table of generations: player, trained version, decision of the gate, release."""
     columns = ["generation", "played by", "trained", "from", "gate", "$ an hour", "against", "released", "deployed then"]
     lines = []
     for one in generations:

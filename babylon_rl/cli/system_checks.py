@@ -1,6 +1,7 @@
-"""Checks of ``verify-system``: each part is tried, and what it does today or would fail tomorrow is said in a line.
+"""Checks of ``verify-system``: a trial of each part, and a line with its state.
 
-Nothing is changed: the file that tries the storage is removed again, and the judge is asked one question of a few tokens.
+A line also says what would fail soon. Nothing is changed: the file that tries the storage is removed again, and the judge is asked one
+question of a few tokens.
 """
 
 import asyncio

@@ -155,7 +155,9 @@ class Wanted:
 
 
 def train_as(mode: str, database: Database, settings: Settings, wanted: Wanted) -> None:
-    """Run `train` in the mode single, list or backfill. A named batch is trained in any mode but list.
+    """Run `train` in the mode single, list or backfill.
+
+    A named batch is trained in any mode but list.
 
     Raises:
         UsageError: MODEL_VERSION pins one version and the mode makes many.

@@ -4,7 +4,7 @@ Rows are reduced as they stream in, so that an hour needs the memory of its resu
 ``sync_windows`` keeps babylon_rl.windows, episodes and rejections equal to that reading.
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
@@ -78,7 +78,7 @@ def read_windows(connection: Connection, windows: Iterable[str], settings: Setti
 
 def stream_trajectories(
     connection: Connection, windows: Iterable[str], settings: TrainingSettings, only: Container[str] | None = None
-) -> Iterator[Trajectory]:
+) -> Generator[Trajectory]:
     """Yield the eligible trajectories of some hours with their sequences.
 
     In no particular order; with ``only``, those with these ids. Nothing is kept of a trajectory that was yielded, so memory does not grow
@@ -107,7 +107,7 @@ def _checked(windows: Iterable[str]) -> list[str]:
 
 def _eligible(
     connection: Connection, rows: Iterable[TrajectoryRow], settings: TrainingSettings, on_row: OnRow | None, texts: bool
-) -> Iterator[Trajectory]:
+) -> Generator[Trajectory]:
     rules = SequenceRules.of(settings)
     without_calls: list[LoggedSteps] = []
     for row in rows:

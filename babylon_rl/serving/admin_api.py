@@ -1,7 +1,7 @@
-"""Admin API and page: state of the system, trainings, versions and cron endpoints, by the names that the game's dashboards read.
+"""Admin API and page: state of the system, trainings, versions and cron endpoints.
 
-OPERATIONS is the table of its paths; /openapi.json is generated from it. Access is the gateway's: bearer keys, and only this machine
-until a key exists. The cron endpoints have CRON_SECRET in a key's place.
+Names are those that the game's dashboards read. OPERATIONS is the table of its paths; /openapi.json is generated from it. Access is the
+gateway's: bearer keys, and only this machine until a key exists. The cron endpoints have CRON_SECRET in a key's place.
 """
 
 import asyncio

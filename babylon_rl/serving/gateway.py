@@ -81,6 +81,7 @@ class Gateway:
             await _send(send, refused.status, refused.body, [request_id, *extra])
         except ClientGone:
             pass  # nobody is there to answer; the call has its status 499
+        # An error of our own: its call is recorded with the status that the server answers, and the error goes on to the log.
         except Exception:
             if exchange is not None:
                 exchange.status = 500

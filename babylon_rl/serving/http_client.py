@@ -179,6 +179,7 @@ class ServerPool:
     async def _sent(self, connection: ServerConnection, request: bytes) -> ServerConnection:
         try:
             await connection.send(request)
+        # Also when cancelled: a request that is sent in part leaves a connection that nobody can use.
         except BaseException:
             connection.close()
             raise

@@ -162,6 +162,7 @@ class Upstream:
             else:
                 breaker.failed(failed.error.message)
             raise
+        # Cancelled, or an error of our own: this says nothing of the upstream, so the breaker only frees the probe.
         except BaseException:
             breaker.cancelled(is_probe)
             raise
@@ -176,6 +177,7 @@ class Upstream:
                     if stream and response.status == 200:
                         return await self._first_token(response)
                     answer = await self._whole(response)
+                # Also when cancelled: an answer that is read in part leaves a connection that nobody can use.
                 except BaseException:
                     response.close()
                     raise

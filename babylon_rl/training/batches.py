@@ -408,6 +408,7 @@ def _failing(
     """
     try:
         yield
+    # Whatever the trainer's libraries raise: the table of failures names an effect for every class, and the error is raised on.
     except Exception as error:
         rule = failure_rule(error)
         effect = rule.effect

@@ -22,7 +22,7 @@ def test_its_page_has_the_order_the_picture_and_what_became_of_it_outside(make_b
     metadata = made.metadata
     assert (metadata["dagster/row_count"].value, metadata["markets"].value, metadata["versions"].value) == (9, 4, 0)
     assert "| 1 | oracle (strategy) |" in metadata["leaderboard"].value and metadata["pnl"].value.startswith("![")
-    assert next(record.data["who"] for record in metadata["rows"].records) == "oracle"
+    assert next(record.data["who"] for record in metadata["rows"].records) == "oracle"  # type: ignore[attr-defined]
     assert "WANDB_API_KEY is not set" in metadata["weights_and_biases"].value and "run" not in metadata
     assert (bench.babylon.settings.home / "benchmarks" / "leaderboard.png").is_file()
     bench.run("train", "batch-1", asset_selection=LEADERBOARD)

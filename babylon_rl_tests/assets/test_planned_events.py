@@ -65,7 +65,7 @@ def test_a_planned_range_asks_the_database_a_fixed_number_of_times(job: dg.JobDe
 
     asked: Counter[str] = Counter()
     with open_instance(sample_database, settings) as instance:
-        engine = instance.event_log_storage._engine
+        engine = instance.event_log_storage._engine  # type: ignore[attr-defined]
 
         def counts(last: str) -> int:
             asked.clear()

@@ -17,6 +17,7 @@ from babylon_rl.cli.caches import keep_caches_at_home, variables
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl_tests.cli.test_command_line import RUN, environment
+from babylon_rl_tests.command_server import run_command
 from babylon_rl_tests.store.servers import ROOT
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -28,14 +29,7 @@ def refused(tmp_path: Path) -> Callable[..., tuple[int, str]]:
     """``refused("models", EPOCHS="0")``: the exit code and what it said, which is never a traceback."""
 
     def get(*arguments: str, **given: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, *arguments],
-            cwd=tmp_path,
-            env=environment(tmp_path / "home", **given),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run_command(*arguments, environment=environment(tmp_path / "home", **given), directory=tmp_path)
         assert "Traceback" not in done.stderr
         return done.returncode, done.stderr
 

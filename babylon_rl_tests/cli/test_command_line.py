@@ -16,6 +16,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.embedded.cluster import Cluster
+from babylon_rl_tests.command_server import run_command
 from babylon_rl_tests.store.servers import ROOT
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -32,14 +33,7 @@ def command(tmp_path: Path) -> Command:
     """``command("migrate", "--json", DATABASE_URL=...)`` in an empty directory."""
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", RUN, *arguments],
-            cwd=tmp_path,
-            env=environment(tmp_path / "home", **variables),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return run_command(*arguments, environment=environment(tmp_path / "home", **variables), directory=tmp_path)
 
     return run
 

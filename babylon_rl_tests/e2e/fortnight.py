@@ -17,9 +17,9 @@ from unittest.mock import patch
 import dagster as dg
 from dagster._core.launcher.sync_in_memory_run_launcher import SyncInMemoryRunLauncher
 from dagster._core.remote_origin import InProcessCodeLocationOrigin
-from dagster._core.test_utils import InProcessTestWorkspaceLoadTarget
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster._daemon.asset_daemon import AssetDaemon
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 from dagster._daemon.sensor import execute_sensor_iteration
@@ -110,7 +110,7 @@ class Fortnight:
             stack.enter_context(patch.object(dg.DagsterInstance, "from_ref", staticmethod(lambda ref: nullcontext(instance))))
             place = LoadableTargetOrigin(module_name="babylon_rl_tests.e2e.fortnight_location", attribute="defs")
             origin = InProcessCodeLocationOrigin(place, location_name="babylon_rl")
-            self.workspace = stack.enter_context(WorkspaceProcessContext(instance, InProcessTestWorkspaceLoadTarget(origin)))
+            self.workspace = stack.enter_context(WorkspaceProcessContext(instance, InProcessWorkspaceLoadTarget(origin)))
             stack.callback(setattr, CURRENT, "babylon", None)
             self.change()
             yield self

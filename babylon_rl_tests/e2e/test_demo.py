@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl_tests.command_server import run_command
+from babylon_rl_tests.store.servers import ROOT
 
 # Two hours are few: at the usual rate the policy of some hours collapses, and is rightly not published.
 SMALL = {"LEARNING_RATE": "0.0001", "BENCHMARK_MARKETS": "3"}
@@ -24,17 +26,17 @@ def state(packaged_base: Path, tmp_path: Path) -> Path:
     return home
 
 
-def run(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """One command on the state directory, without the user's services."""
-    environment = {name: value for name, value in os.environ.items() if not name.endswith(("_URL", "_KEY"))}
-    command = [sys.executable, "-m", "babylon_rl", *arguments]
-    return subprocess.run(command, env=environment | SMALL | {"BABYLON_RL_HOME": str(state)}, capture_output=True, text=True, check=False)
+def environment(state: Path) -> dict[str, str]:
+    """Variables of commands on the state directory, without the user's services."""
+    inherited = {name: value for name, value in os.environ.items() if not name.endswith(("_URL", "_KEY"))}
+    return inherited | SMALL | {"BABYLON_RL_HOME": str(state)}
 
 
 @pytest.mark.e2e
 @pytest.mark.timeout(1800)
 def test_demo_goes_from_nothing_to_a_compared_checkpoint_and_then_only_shows_it(state: Path) -> None:
-    first = run(state, "demo", "--windows", str(WINDOWS), "--json")
+    demo = [sys.executable, "-m", "babylon_rl", "demo", "--windows", str(WINDOWS), "--json"]
+    first = subprocess.run(demo, env=environment(state), capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
     assert result["modelVersion"] == "v1.0.0"
@@ -47,17 +49,20 @@ def test_demo_goes_from_nothing_to_a_compared_checkpoint_and_then_only_shows_it(
     }
     assert Path(result["plot"]).read_bytes().startswith(b"\x89PNG")
 
-    again = run(state, "demo", "--windows", str(WINDOWS), "--json")
+    def run_again(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return run_command(*arguments, "--json", environment=environment(state), directory=ROOT)
+
+    again = run_again("demo", "--windows", str(WINDOWS))
     assert again.returncode == 0, again.stderr
     assert {**json.loads(again.stdout), "seconds": 0} == {**result, "seconds": 0}
 
-    models = json.loads(run(state, "models", "--json").stdout)["models"]
+    models = json.loads(run_again("models").stdout)["models"]
     assert [(model["version"], model["status"]) for model in models] == [("v1.0.0", "ready")]
-    windows = json.loads(run(state, "windows", "--json").stdout)["windows"]
+    windows = json.loads(run_again("windows").stdout)["windows"]
     assert [hour["state"] for hour in windows] == ["trained"] * WINDOWS
     assert not (state / "postgres" / "postmaster.pid").exists(), "the embedded server outlived its last user"
 
-    batch = json.loads(run(state, "batches", "show", result["batchId"], "--json").stdout)
+    batch = json.loads(run_again("batches", "show", result["batchId"]).stdout)
     card = (checkpoint / "README.md").read_text()
     assert "| Scores by | heuristic |" in card
     assert all(hour["window"] in card and hour["window"] in json.dumps(batch) for hour in windows), "the version is traced to its hours"

@@ -14,6 +14,7 @@ from babylon_rl.cli import COMMANDS, load, run
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.store.registry import read_models
+from babylon_rl_tests.command_server import run_command
 from babylon_rl_tests.store.servers import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -95,8 +96,8 @@ def test_hours_a_range_and_a_batch_are_made_by_the_commands_that_the_page_shows(
     with sample_database.connect(autocommit=True) as connection:
         scored = """SELECT count(*) FROM babylon_rl.windows WHERE "state" = 'scored'"""
         assert connection.execute(scored).fetchone() == (5,)
-        train = [sys.executable, "-m", "babylon_rl", "train", "--max-trajectories", "60", "--iterations", "1", "--json"]
-        trained = json.loads(subprocess.run(train, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout)
+        train = ("train", "--max-trajectories", "60", "--iterations", "1", "--json")
+        trained = json.loads(run_command(*train, environment=environment, directory=ROOT).stdout)
         run("-j train", batch=trained["batchId"])
         assert connection.execute('SELECT "version" FROM babylon_rl.releases').fetchall() == [(trained["modelVersion"],)]
 

@@ -1,6 +1,7 @@
 """A batch from its checkpoint to its release, on a real database and a real endpoint."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,10 @@ from babylon_rl.evaluation.benchmark import evaluate_batch, record_release
 from babylon_rl.evaluation.gate import FEWEST_MARKETS
 from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl.market.simulation.roster import NAMES
+from babylon_rl.settings import Settings
 from babylon_rl.store.benchmarks import read_report
+from babylon_rl.store.connection import Connection
+from babylon_rl.types import BenchmarkReport
 from babylon_rl_tests.evaluation.conftest import NOW, write_tensors
 from babylon_rl_tests.evaluation.endpoint import (
     Endpoint,
@@ -31,24 +35,31 @@ TOO_MUCH = 1e6  # dollars an hour that nobody earns more: decided at the first l
 TICKS = benchmark_snapshots(1)[0].scenario.ticks
 
 
-@pytest.fixture
-def evaluate(connection, settings):
-    """``evaluate(batch, served)``: one run of the benchmark; what it said lies in ``evaluate.said`` and ``evaluate.told``."""
+class Evaluation:
+    """``evaluate(batch, served)``: one run of the benchmark; its sentences lie in ``evaluate.said``, its progress in ``evaluate.told``."""
 
-    def run(batch: str, served: Endpoint, **changes):
-        run.said, run.told = [], []
-        changed = settings.model_copy(update=changes)
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        self.connection, self.settings = connection, settings
+        self.said: list[str] = []
+        self.told: list[tuple[str, int, int]] = []
+
+    def __call__(self, batch: str, served: Endpoint, **changes: Any) -> BenchmarkReport:
+        self.said.clear()
+        self.told.clear()
         return evaluate_batch(
-            connection,
+            self.connection,
             batch,
-            changed,
-            run.said.append,
+            self.settings.model_copy(update=changes),
+            self.said.append,
             clock=lambda: NOW,
             serving=served.serving,
-            on_progress=lambda *told: run.told.append(told),
+            on_progress=lambda *told: self.told.append(told),
         )
 
-    return run
+
+@pytest.fixture
+def evaluate(connection: Connection, settings: Settings) -> Evaluation:
+    return Evaluation(connection, settings)
 
 
 def rows(report) -> dict:

@@ -30,7 +30,7 @@ ALONE = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database(
 @contextmanager
 def forking_after(module: str) -> Iterator[None]:
     """A fork server of its own, which has imported ``module``."""
-    server = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
     before = server._preload_modules
     server._stop()
     PROCESSES.set_forkserver_preload([module])

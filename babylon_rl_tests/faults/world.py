@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from babylon_rl.episodes.reading import sync_windows
-from babylon_rl.models.checkpoints import CheckpointError, load_manifest, verify
+from babylon_rl.errors import CheckpointError
+from babylon_rl.models.checkpoints import load_manifest, verify
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import LIVE_STATES
 from babylon_rl.store.connection import Connection

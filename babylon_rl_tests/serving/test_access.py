@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,7 +18,8 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.client_keys import ClientKey, create_key, revoke_key
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
-from babylon_rl_tests.cli.test_command_line import RUN, environment
+from babylon_rl_tests.cli.test_command_line import environment
+from babylon_rl_tests.command_server import run_command
 from babylon_rl_tests.serving.gateways import MESSAGES, RunningGateway, rows, running_gateway, wait_for
 from babylon_rl_tests.serving.model_stand_in import ModelStandIn
 
@@ -40,8 +40,9 @@ def keys(database: Database, tmp_path: Path) -> Keys:
 
     def run(*arguments: str) -> Any:
         variables = environment(tmp_path / "home", DATABASE_URL=database.url)
-        command = [sys.executable, "-c", RUN, "keys", *arguments, "--json"]
-        return json.loads(subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True).stdout)
+        done = run_command("keys", *arguments, "--json", environment=variables, directory=tmp_path)
+        done.check_returncode()
+        return json.loads(done.stdout)
 
     return run
 

@@ -85,7 +85,9 @@ def busy(connection: Any, settings: Settings, read_sample: Database) -> str:
             [f"key-{usd}", usd, NOW - HOUR],
         )
     interval = (0.6, 0.5, 0.7)
-    write_judge_agreement(connection, JudgeAgreement("openai/x", "1", 2, 48, 5, 1, 0, 0, 0, *[interval] * 4, [], NOW - DAY))
+    write_judge_agreement(
+        connection, JudgeAgreement("openai/x", "1", 2, 48, 5, 1, 0, 0, 0, interval, interval, interval, interval, [], NOW - DAY)
+    )
     see(connection, "quality_fell", "quality_fell", "It is low.", "Look.", NOW - HOUR, timedelta(0))
     see(connection, "readiness_blocked", "readiness_blocked", "Nothing comes.", "Wait.", NOW - HOUR, DAY)  # not due yet
     connection.execute("CREATE SCHEMA babylon_dagster")

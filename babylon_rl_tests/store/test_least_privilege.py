@@ -4,7 +4,6 @@ import itertools
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,7 +23,8 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import migrate
-from babylon_rl_tests.cli.test_command_line import RUN, environment
+from babylon_rl_tests.cli.test_command_line import environment
+from babylon_rl_tests.command_server import run_command
 from babylon_rl_tests.judge.model_judge import asking
 from babylon_rl_tests.judge.scripted_server import judging
 from babylon_rl_tests.store.pipeline import content, run_every_hour, train_once
@@ -116,7 +116,7 @@ def test_the_role_migrates_and_runs_all_that_the_owner_can(
     assert content(roles.database, hours) == content(every_hour, hours)
     train_once(database, settings)
     for command in COMMANDS:
-        done = run_command(database, tmp_path, *command.split())
+        done = speak_json(database, tmp_path, *command.split())
         assert done.returncode == (1 if command == "verify-data" else 0), done.stderr
 
 
@@ -237,12 +237,6 @@ def record(recorder: TrajectoryRecorder, agent: str) -> None:
         recorder.end_trajectory(trajectory, balance=1000, pnl=50)
 
 
-def run_command(database: Database, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", RUN, *arguments, "--json"],
-        cwd=home,
-        env=environment(home / "home", DATABASE_URL=database.url),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def speak_json(database: Database, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    variables = environment(home / "home", DATABASE_URL=database.url)
+    return run_command(*arguments, "--json", environment=variables, directory=home)

@@ -1,7 +1,5 @@
 """A table or column that is not there is named, with the migration that makes it, by commands and by runs alike."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import dagster as dg
@@ -15,7 +13,8 @@ from babylon_rl.store.connection import connect, defined
 from babylon_rl.store.database import Database
 from babylon_rl.store.migrate import MIGRATIONS, migrate, read_migrations
 from babylon_rl.store.schema import read_tables
-from babylon_rl_tests.cli.test_command_line import RUN, environment
+from babylon_rl_tests.cli.test_command_line import environment
+from babylon_rl_tests.command_server import run_command
 from babylon_rl_tests.training.sample import NOW
 
 pytestmark = pytest.mark.slow
@@ -48,9 +47,7 @@ def drop(database: Database, statement: str) -> None:
 def test_a_command_names_what_is_gone(sample_database: Database, tmp_path: Path, statement: str, command: str, said: str) -> None:
     drop(sample_database, statement)
     given = environment(tmp_path / "home", DATABASE_URL=sample_database.url)
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, *command.split()], cwd=tmp_path, env=given, capture_output=True, text=True, check=False
-    )
+    done = run_command(*command.split(), environment=given, directory=tmp_path)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.strip().splitlines()[-1] == said
 

@@ -1,8 +1,6 @@
 """The pipeline behind pgbouncer in transaction mode, where every transaction may run on another session of the server."""
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -21,7 +19,8 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
 from babylon_rl.store.migrate import migrate
-from babylon_rl_tests.cli.test_command_line import RUN, environment
+from babylon_rl_tests.cli.test_command_line import environment
+from babylon_rl_tests.command_server import run_command
 from babylon_rl_tests.store.pgbouncer import pgbouncer, program
 from babylon_rl_tests.store.pipeline import content, recorded_hours, run_every_hour, train_once
 from babylon_rl_tests.store.test_least_privilege import record
@@ -143,9 +142,7 @@ def test_commands_read_through_the_pooler_and_migrate_past_it(raw_sample_databas
     with pgbouncer(raw_sample_database.url, tmp_path, pool_size=1) as url:
         given = environment(tmp_path / "home", DATABASE_URL=url, DIRECT_DATABASE_URL=raw_sample_database.url)
         for command in ("migrate", "windows", "sync-outcomes --hours 24", "verify-system"):
-            done = subprocess.run(
-                [sys.executable, "-c", RUN, *command.split()], cwd=tmp_path, env=given, capture_output=True, text=True, check=False
-            )
+            done = run_command(*command.split(), environment=given, directory=tmp_path)
             assert done.returncode == 0, done.stderr + done.stdout
 
 

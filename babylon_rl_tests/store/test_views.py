@@ -1,8 +1,6 @@
 """The views for people with psql say what the commands say, and stay true after a training."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ from psycopg.rows import dict_row
 
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
-from babylon_rl_tests.cli.test_command_line import RUN, environment
+from babylon_rl_tests.cli.test_command_line import environment
+from babylon_rl_tests.command_server import run_command
 from babylon_rl_tests.store.pipeline import train_once
 
 pytestmark = pytest.mark.slow
@@ -28,8 +27,9 @@ def ask(tmp_path: Path) -> Ask:
 
     def run(database: Database, *arguments: str) -> dict[str, Any]:
         given = environment(tmp_path / "home", DATABASE_URL=database.url)
-        command = [sys.executable, "-c", RUN, *arguments, "--json"]
-        return json.loads(subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True, check=True).stdout)
+        done = run_command(*arguments, "--json", environment=given, directory=tmp_path)
+        done.check_returncode()
+        return json.loads(done.stdout)
 
     return run
 

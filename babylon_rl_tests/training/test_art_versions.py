@@ -33,11 +33,11 @@ def other_spelling() -> Any:
     """A trainable model as the installed version does not spell it, over the installed one's wire."""
     art = load_art()
 
-    class RunNamed(art.TrainableModel):  # as 0.5.23: what the service knows it by is the run's name
+    class RunNamed(art.TrainableModel):  # type: ignore[name-defined] # as 0.5.23: what the service knows it by is the run's name
         def __init__(self, *, name: str, run_name: str, **more: Any) -> None:
             super().__init__(name=run_name, **more)
 
-    class Named(art.TrainableModel):  # as 0.5.18 and 0.5.20
+    class Named(art.TrainableModel):  # type: ignore[name-defined] # as 0.5.18 and 0.5.20
         def __init__(self, *, name: str, **more: Any) -> None:
             super().__init__(name=name, run_name=name, **more)
 

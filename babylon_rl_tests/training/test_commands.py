@@ -14,6 +14,7 @@ from babylon_rl.episodes.reading import sync_windows
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
 from babylon_rl.training.freezing import freeze
+from babylon_rl_tests.command_server import run_command
 from babylon_rl_tests.store.proxy import Proxy
 from babylon_rl_tests.training.sample import NOW
 
@@ -38,10 +39,7 @@ def command(variables: dict[str, str], tmp_path: Path):
     """``command(*arguments)``: run babylon-rl to its end."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", MAIN, *arguments],
-            env=variables | environment, cwd=tmp_path, text=True, capture_output=True, timeout=110,
-        )  # fmt: skip
+        return run_command(*arguments, environment=variables | environment, directory=tmp_path, timeout_s=110)
 
     return run
 

@@ -1,5 +1,6 @@
-"""Routes of the admin page. It changes nothing itself: its script calls the operations of the admin API, with the login's cookie.
+"""Routes of the admin page.
 
+It changes nothing itself: its script calls the operations of the admin API, with the login's cookie.
 A page of another site can neither read it nor use the login: the cookie is SameSite=Strict, the operations take JSON alone and refuse what
 other sites send, and the policy of the page lets nobody frame it. Texts of agents are escaped, and no inline script would run.
 """
@@ -49,7 +50,7 @@ class AdminPage:
         self._files = {"page.css": (style, "text/css"), "page.js": ((_HERE / "page.js").read_text("utf-8"), "text/javascript")}
 
     def prepare(self) -> None:
-        """Read and draw the page once, so that the first visitor does not wait for what is loaded at its first use."""
+        """Draw the page once, so that the first visitor does not wait for imports."""
         try:
             with self._control.database.connect() as connection:
                 render(_HERE / "page.html.j2", view=page_view(self._control, connection, utc_now()), client=Client(), dagster_url="")
@@ -78,7 +79,7 @@ class AdminPage:
         return _html("agent.html.j2", agent_id=agent_id, hours=hours, client=client, characters=TEXT_CHARACTERS)
 
     def _live(self, connection: Connection, request: Request, client: Client) -> Response:
-        """The part of the page that changes while a training runs, as HTML in JSON, and what tells the rest of the page to be old."""
+        """State of the running training as HTML in JSON, and the version of the rest of the page."""
         training = training_view(connection)
         html = render(_HERE / "training.html.j2", training=training)
         state = "" if training is None else f"{training.batch.batch_id} {training.batch.state}"
@@ -143,7 +144,9 @@ class AdminPage:
 
 
 def refuse_other_sites(request: Request) -> None:
-    """Refuse what a browser sends for the page of another site: on this machine it counts as loopback, whoever's page it shows.
+    """Refuse what a browser sends for the page of another site.
+
+    A browser on this machine counts as loopback, whatever site its page is of.
 
     Raises:
         ApiError: it does.

@@ -1,4 +1,7 @@
-"""Hours as one picture: a cell each, coloured by state; a column is a day once they span more than a week."""
+"""Hours as one picture: a cell each, coloured by state.
+
+A column is a day once they span more than a week.
+"""
 
 from collections import Counter
 from collections.abc import Mapping

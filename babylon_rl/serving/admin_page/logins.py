@@ -1,4 +1,7 @@
-"""Logins of browsers, which cannot send a bearer key by themselves: a random cookie stands for the key while this process lives."""
+"""Logins of browsers: a random cookie stands for a bearer key.
+
+A browser cannot send the key by itself. Cookies end with this process.
+"""
 
 import secrets
 from collections.abc import Callable, Mapping
@@ -11,7 +14,10 @@ MOST = 1000
 
 
 class Logins:
-    """Keys by cookie, in memory alone. Whether a key is still valid is asked at every request, so a revoked one ends its logins."""
+    """Keys by cookie, in memory alone.
+
+    Every request asks whether its key is still valid, so a revoked key ends its logins.
+    """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock

@@ -54,7 +54,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Interval:
+class IntervalView:
     """An estimate in dollars an hour; without bounds it is known for one market only."""
 
     mean: float
@@ -64,12 +64,12 @@ class Interval:
 
 @dataclass
 class Version:
-    """A version in the tree: what it earns in unseen markets, over which reference, and the versions that continue it."""
+    """A version in the tree of versions, with its benchmark and the versions trained from it."""
 
     model: Model
     rollout: str | None
-    pnl: Interval | None
-    improvement: Interval | None
+    pnl: IntervalView | None
+    improvement: IntervalView | None
     reference: str
     decision: str | None
     reason: str | None
@@ -77,7 +77,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Release:
+class ReleaseView:
     """Who gets which version: routing, the last transitions (newest first), and the versions that could be deployed."""
 
     routing: RoutingTable
@@ -86,7 +86,7 @@ class Release:
 
 
 @dataclass(frozen=True)
-class AgentHour:
+class AgentHourView:
     """An agent's hour with its score and, on its own page, its decisions."""
 
     episode: Episode
@@ -107,9 +107,9 @@ class PageView:
     tree: Sequence[Version]
     bounds: tuple[float, float]
     versions_left_out: int
-    release: Release
+    release: ReleaseView
     test: ab_tests.ABReport | None
-    agents: Sequence[AgentHour]
+    agents: Sequence[AgentHourView]
     meanings: Mapping[str, str] = field(default_factory=lambda: MEANINGS)
 
 
@@ -175,10 +175,10 @@ def _version(model: Model, rollout: Rollout | None) -> Version:
     )  # fmt: skip
 
 
-def _interval(measured: Mapping[str, Any], mean: str, low: str, high: str) -> Interval | None:
+def _interval(measured: Mapping[str, Any], mean: str, low: str, high: str) -> IntervalView | None:
     values = [measured.get(name) for name in (mean, low, high)]
     found, lower, upper = (value if isinstance(value, int | float) and math.isfinite(value) else None for value in values)
-    return None if found is None else Interval(found, lower, upper)
+    return None if found is None else IntervalView(found, lower, upper)
 
 
 def _bounds(tree: Sequence[Version]) -> tuple[float, float]:
@@ -193,15 +193,15 @@ def _bounds(tree: Sequence[Version]) -> tuple[float, float]:
     return (low, high) if high > low else (low, low + 1.0)
 
 
-def release_view(connection: Connection, models: Sequence[Model]) -> Release:
+def release_view(connection: Connection, models: Sequence[Model]) -> ReleaseView:
     """The versions in front of agents, and those that could be."""
     routing = read_routing(connection)
     usable = [model for model in models if not model.foreign and model.status not in ("training", "failed") and model.pruned_at is None]
     choices = [model.version for model in usable if model.version != routing.deployed]
-    return Release(routing, read_events(connection)[: -MOST_EVENTS - 1 : -1], choices)
+    return ReleaseView(routing, read_events(connection)[: -MOST_EVENTS - 1 : -1], choices)
 
 
-def newest_agents(connection: Connection, windows: Sequence[str]) -> list[AgentHour]:
+def newest_agents(connection: Connection, windows: Sequence[str]) -> list[AgentHourView]:
     """The agents of the newest hour with episodes, best first."""
     newest = list(windows[-MOST_AGENTS:])
     episodes = stored_episodes(connection, newest)
@@ -211,7 +211,7 @@ def newest_agents(connection: Connection, windows: Sequence[str]) -> list[AgentH
     return _judged(connection, episodes[window])[:MOST_AGENTS]
 
 
-def agent_view(connection: Connection, agent_id: str, settings: Settings) -> list[AgentHour]:
+def agent_view(connection: Connection, agent_id: str, settings: Settings) -> list[AgentHourView]:
     """The newest hours of an agent with its decisions, newest first."""
     windows = hours_of_agent(connection, agent_id, HOURS_OF_AGENT)
     held = stored_episodes(connection, windows)
@@ -221,15 +221,15 @@ def agent_view(connection: Connection, agent_id: str, settings: Settings) -> lis
         texts = trajectories_with_texts(connection, hour.episode.trajectory_ids, settings)
         calls = [call for name in hour.episode.trajectory_ids if name in texts for call in texts[name].sequences]
         kept = calls[-DECISIONS_OF_HOUR:][::-1]
-        hours.append(AgentHour(hour.episode, hour.judge, hour.score, kept, len(calls) - len(kept)))
+        hours.append(AgentHourView(hour.episode, hour.judge, hour.score, kept, len(calls) - len(kept)))
     return hours
 
 
-def _judged(connection: Connection, episodes: Sequence[Episode]) -> list[AgentHour]:
+def _judged(connection: Connection, episodes: Sequence[Episode]) -> list[AgentHourView]:
     judged = scores.read(connection, list({episode.window for episode in episodes}))
     hours = []
     for episode in episodes:
         group = judged.get(episode.window)
         of_agent = [score for score in group.scores if score.agent_id == episode.agent_id] if group is not None else []
-        hours.append(AgentHour(episode, None if group is None else group.judge, of_agent[0] if of_agent else None))
+        hours.append(AgentHourView(episode, None if group is None else group.judge, of_agent[0] if of_agent else None))
     return hours

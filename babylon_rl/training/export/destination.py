@@ -87,6 +87,7 @@ class Destination:
             local.mkdir(parents=True, exist_ok=True)
         try:
             self._take()
+        # Also on Ctrl-C: __exit__ is not called for a block that was not entered.
         except BaseException:
             self._leave()
             raise

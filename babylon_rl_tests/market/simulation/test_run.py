@@ -26,7 +26,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "howto" / "agents.md"
 def scripted(actions: dict[int, Action], mandate: str = "free") -> AgentFactory:
     def make(agent_id: str, seed: int | str) -> Script:
         script = Script(actions)
-        script.mandate = mandate
+        script.mandate = mandate  # type: ignore[attr-defined] # as agents of the roster have one
         return script
 
     return make
