@@ -80,7 +80,7 @@ def test_a_finished_batch_passes_its_checks_and_each_says_what_is_wrong(connecti
     train_batch(connection, batch.batch_id, settings, NOW)
     found = look.read_finished(connection, batch.batch_id)
     by_a_trainer = (look.finite, look.falling, look.trainable, look.in_bounds)
-    assert all(check(found).passed for check in (look.whole, look.complete, look.spread))
+    assert look.whole(found, settings).passed and all(check(found).passed for check in (look.complete, look.spread))
     of_a_dry_run = [*(check(found) for check in by_a_trainer), look.answers(connection, found, settings)]
     assert all(not one.passed and not one.tried and one.words.startswith("Not measured: a dry run") for one in of_a_dry_run)
     assert "0 of" not in look.no_leakage(connection, found, settings).words and look.no_leakage(connection, found, settings).passed
@@ -107,7 +107,7 @@ def test_a_finished_batch_passes_its_checks_and_each_says_what_is_wrong(connecti
     half = look.in_bounds(replace(found, steps=[replace(last, metrics={"kl": 0.5})]))
     assert half.passed and half.words == "kl 0.500 (bound 4); not measured: topActionShare."
     (Path(found.model.checkpoint) / MANIFEST).unlink()
-    assert not look.whole(found).passed
+    assert not look.whole(found, settings).passed
 
 
 @pytest.mark.slow
