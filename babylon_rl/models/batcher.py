@@ -26,7 +26,7 @@ FindAdapter = Callable[[str], Path | None]
 Result = TypeVar("Result")
 
 
-class Asked:
+class PendingAnswer:
     """A request and the tokens of its answer so far.
 
     ``tokens``, ``logprobs`` and ``ended`` may be read at any time; ``left`` is set when nobody waits for the answer any more.
@@ -75,14 +75,14 @@ class Batcher:
         # The policy itself continues free texts; answers under a grammar are finished by others.
         self._texts = _Worker(policy)
         self._finishers = [_Worker(policy.twin()) for _ in range(self._threads)]
-        self._bound: list[Asked] = []
-        self._line: list[Asked] = []
+        self._bound: list[PendingAnswer] = []
+        self._line: list[PendingAnswer] = []
         self._came = asyncio.Event()
-        self._running: dict[str | None, tuple[Generation, list[Asked]]] = {}
+        self._running: dict[str | None, tuple[Generation, list[PendingAnswer]]] = {}
 
-    def ask(self, row: Row) -> Asked:
+    def ask(self, row: Row) -> PendingAnswer:
         """Let a request wait for a batch."""
-        asked = Asked(row)
+        asked = PendingAnswer(row)
         (self._line if row.node is None else self._bound).append(asked)
         self._came.set()
         return asked
@@ -139,7 +139,7 @@ class Batcher:
         # A short wait lets concurrent requests join the batch.
         await asyncio.sleep(LINGER_S)
 
-    def _batch(self) -> list[Asked]:
+    def _batch(self) -> list[PendingAnswer]:
         """Take what waits for the adapter of the oldest request, or as much of it as leaves work for the other threads."""
         self._bound = [asked for asked in self._bound if not asked.left]
         if not self._bound:
@@ -164,7 +164,7 @@ class Batcher:
         for adapter, (generation, those) in list(self._running.items()):
             await self._advance(adapter, generation, those, [])
 
-    async def _advance(self, adapter: str | None, generation: Generation, those: list[Asked], new: Sequence[Row]) -> None:
+    async def _advance(self, adapter: str | None, generation: Generation, those: list[PendingAnswer], new: Sequence[Row]) -> None:
         for asked in those:
             asked.row.done |= asked.left
         going = await self._attempt(self._texts, those, partial(self._policy.advance, generation, adapter, new))
@@ -172,7 +172,7 @@ class Batcher:
         if not going or not those:
             del self._running[adapter]
 
-    async def _attempt(self, worker: _Worker, those: Sequence[Asked], work: Callable[[], None]) -> bool:
+    async def _attempt(self, worker: _Worker, those: Sequence[PendingAnswer], work: Callable[[], None]) -> bool:
         # A failed batch fails every request in it; the server goes on.
         (done,), _ = await asyncio.wait([asyncio.ensure_future(self._in_thread(worker, work))])
         failure = done.exception()
@@ -188,10 +188,10 @@ class Batcher:
         finally:
             worker.busy = False
 
-    def _admitted(self) -> dict[str | None, list[Asked]]:
+    def _admitted(self) -> dict[str | None, list[PendingAnswer]]:
         """Take as many free texts from the queue's front as there is room for."""
         rows = [asked.row for _, those in self._running.values() for asked in those]
-        admitted: dict[str | None, list[Asked]] = {}
+        admitted: dict[str | None, list[PendingAnswer]] = {}
         longest = prompts = 0
         while self._line:
             row = self._line[0].row

@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from babylon_rl.errors import ModelError, ModelUnavailable, UsageError
-from babylon_rl.models.batcher import Asked, Batcher, FindAdapter
+from babylon_rl.models.batcher import Batcher, FindAdapter, PendingAnswer
 from babylon_rl.models.policy import Completion, CompletionRequest, Policy
 from babylon_rl.models.threads import set_threads
 
@@ -204,7 +204,7 @@ def _text(content: str | list[dict[str, Any]]) -> str:
     return "".join(part["text"] for part in content)
 
 
-async def _unless_left(asked: Asked, request: Request, *, to_end: bool) -> bool:
+async def _unless_left(asked: PendingAnswer, request: Request, *, to_end: bool) -> bool:
     """Wait for the first tokens, or all; False if the client has left."""
 
     async def tokens() -> None:
@@ -224,7 +224,7 @@ async def _unless_left(asked: Asked, request: Request, *, to_end: bool) -> bool:
             wait.cancel()
 
 
-async def _events(head: dict[str, Any], asked: Asked, policy: Policy, logprobs: bool) -> AsyncIterator[bytes]:
+async def _events(head: dict[str, Any], asked: PendingAnswer, policy: Policy, logprobs: bool) -> AsyncIterator[bytes]:
     """Stream an answer as events, each with the tokens since the last."""
     sent, shown, delta = 0, "", {"role": "assistant"}
     head |= {"object": "chat.completion.chunk", "usage": None}

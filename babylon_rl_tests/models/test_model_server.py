@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.llm.client import ChatClient
-from babylon_rl.models.batcher import Asked, Batcher
+from babylon_rl.models.batcher import Batcher, PendingAnswer
 from babylon_rl.models.policy import Completion, CompletionRequest, Policy
 from babylon_rl.models.server import create_app
 from babylon_rl.models.server_process import RunningServer, running_server
@@ -223,7 +223,7 @@ def test_free_text_is_streamed_as_its_tokens_come(server: RunningServer) -> None
 
 
 def test_a_short_text_ends_before_a_long_one_that_began_earlier_and_a_text_nobody_waits_for_is_given_up(policy: Policy) -> None:
-    async def ask_all() -> list[Asked]:
+    async def ask_all() -> list[PendingAnswer]:
         batcher = Batcher(policy, lambda name: None)
         worker = asyncio.create_task(batcher.run())
         long, short, decision = (batcher.ask(policy.row(CompletionRequest(MESSAGES, seed=3, max_tokens=most))) for most in (400, 2, 400))
