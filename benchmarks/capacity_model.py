@@ -1,0 +1,242 @@
+"""Discrete-event model of hours that workers read and score, on simpy; benchmarks/capacity.py measures its parameters and uses it.
+
+What waits for what: an hour needs a worker; a worker computes on one core at a time (Python's lock) of its machine's; a request needs a
+place among JUDGE_CONCURRENCY of its run and leave from the provider's limits of requests and tokens a minute, which all runs share; a
+batch needs the trainer. Not in it: failures, and a database that slows down as it grows.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import simpy
+
+Process = Generator[simpy.Event, Any, Any]
+# A long computation gives its core away so often, as an operating system's scheduler does.
+QUANTUM_S = 0.05
+PLANNED_AT_ONCE = 4  # hours whose requests are rendered together (judge/plan.py)
+MINUTE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of one core: of a run, an hour before and after its requests, a trajectory before and after them, a request.
+
+    ``report_hour_s`` is what an hour costs at the end of its run, when the last answer is there.
+    """
+
+    run_s: float = 0.0
+    plan_hour_s: float = 0.0
+    finish_hour_s: float = 0.0
+    plan_row_s: float = 0.0
+    finish_row_s: float = 0.0
+    request_s: float = 0.0
+    report_hour_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A provider: seconds that an answer takes, and what it allows in any minute; None is without limit."""
+
+    latency_s: Callable[[], float]
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    tokens_per_request: float = 0.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """What is there: workers, the cores that they share, JUDGE_CONCURRENCY, trainings at once."""
+
+    workers: int = 1
+    cores: int = 2
+    concurrency: int = 16
+    trainers: int = 1
+
+
+@dataclass(frozen=True)
+class Hour:
+    """Work of one market hour: its trajectories, and the requests that judge them."""
+
+    rows: int
+    requests: int
+
+
+@dataclass
+class Seen:
+    """Record of a simulation, in seconds since its start."""
+
+    finished: dict[int, float] = field(default_factory=dict)
+    busy_s: dict[str, float] = field(default_factory=dict)
+    waited_s: list[float] = field(default_factory=list)
+    trained_rows: int = 0
+
+    def add(self, resource: str, seconds: float) -> None:
+        """Count the use of a resource."""
+        self.busy_s[resource] = self.busy_s.get(resource, 0.0) + seconds
+
+
+class Budget:
+    """Leave of a provider: at most so much within any 60 s, in the order of asking."""
+
+    def __init__(self, env: simpy.Environment, per_minute: float) -> None:
+        self._env, self._per_minute = env, per_minute
+        self._turn = simpy.Resource(env)
+        self._spent: deque[tuple[float, float]] = deque()
+        self._sum = 0.0
+
+    def take(self, amount: float) -> Process:
+        """Wait until ``amount`` may be spent."""
+        with self._turn.request() as turn:
+            yield turn
+            while True:
+                while self._spent and self._spent[0][0] <= self._env.now - MINUTE_S + 1e-9:
+                    self._sum -= self._spent.popleft()[1]
+                if not self._spent or self._sum + amount <= self._per_minute:
+                    break
+                yield self._env.timeout(self._spent[0][0] + MINUTE_S - self._env.now)
+            self._spent.append((self._env.now, amount))
+            self._sum += amount
+
+
+class Judge:
+    """The provider that all runs ask."""
+
+    def __init__(self, env: simpy.Environment, limits: Limits, seen: Seen) -> None:
+        self._env, self._limits, self._seen = env, limits, seen
+        allowed = ((limits.requests_per_minute, 1.0), (limits.tokens_per_minute, limits.tokens_per_request))
+        self._budgets = [(Budget(env, most), amount) for most, amount in allowed if most is not None]
+
+    def ask(self, places: simpy.Resource, before: Callable[[], Process] | None = None) -> Process:
+        """One request: a place, leave, the computation ``before`` it, the answer."""
+        asked = self._env.now
+        with places.request() as place:
+            yield place
+            for budget, amount in self._budgets:
+                yield from budget.take(amount)
+            self._seen.waited_s.append(self._env.now - asked)
+            if before is not None:
+                yield from before()
+            latency_s = self._limits.latency_s()
+            yield self._env.timeout(latency_s)
+            self._seen.add("judge", latency_s)
+
+
+class Pipeline:
+    """Runs of hours on a site, and trainings of what they scored."""
+
+    def __init__(self, site: Site, costs: Costs, limits: Limits) -> None:
+        self.env = simpy.Environment()
+        self.seen = Seen()
+        self._site, self._costs = site, costs
+        self._cores = simpy.Resource(self.env, site.cores)
+        self._workers = simpy.Resource(self.env, site.workers)
+        self._trainers = simpy.Resource(self.env, site.trainers)
+        self._judge = Judge(self.env, limits, self.seen)
+
+    def compute(self, process: simpy.Resource, seconds: float) -> Process:
+        """Seconds of one core for a process that computes one thing at a time."""
+        with process.request() as turn:
+            yield turn
+            while seconds > 1e-9:
+                part = min(seconds, QUANTUM_S)
+                with self._cores.request() as core:
+                    yield core
+                    yield self.env.timeout(part)
+                self.seen.add("cores", part)
+                seconds -= part
+
+    def run(self, hours: Sequence[tuple[int, Hour]]) -> Process:
+        """One run of numbered hours on a free worker."""
+        with self._workers.request() as worker:
+            yield worker
+            began = self.env.now
+            python = simpy.Resource(self.env)
+            places = simpy.Resource(self.env, self._site.concurrency)
+            groups = simpy.Resource(self.env, 2 * self._site.concurrency)  # under way at once (judge/group_judge.py)
+            yield from self.compute(python, self._costs.run_s)
+            judged = []
+            for start in range(0, len(hours), PLANNED_AT_ONCE):
+                chunk = hours[start : start + PLANNED_AT_ONCE]
+                plan_s = sum(self._costs.plan_hour_s + hour.rows * self._costs.plan_row_s for _, hour in chunk)
+                slots = [groups.request() for _ in chunk]
+                yield slots[0]
+                yield from self.compute(python, plan_s)
+                for (number, hour), slot in zip(chunk, slots, strict=True):
+                    yield slot
+                    judged.append(self.env.process(self._judged(python, places, groups, slot, number, hour)))
+            yield self.env.all_of(judged)
+            yield from self.compute(python, len(hours) * self._costs.report_hour_s)
+            self.seen.add("workers", self.env.now - began)
+
+    def _judged(
+        self, python: simpy.Resource, places: simpy.Resource, groups: simpy.Resource, slot: Any, number: int, hour: Hour
+    ) -> Process:
+        asked = [
+            self.env.process(self._judge.ask(places, lambda: self.compute(python, self._costs.request_s))) for _ in range(hour.requests)
+        ]
+        if asked:
+            yield self.env.all_of(asked)
+        yield from self.compute(python, self._costs.finish_hour_s + hour.rows * self._costs.finish_row_s)
+        groups.release(slot)
+        self.seen.finished[number] = self.env.now
+
+    def train(self, rows: int, row_s: float, version_s: float) -> Process:
+        """One training with the comparison of its version, on its own machine."""
+        with self._trainers.request() as trainer:
+            yield trainer
+            yield self.env.timeout(rows * row_s + version_s)
+            self.seen.add("trainers", rows * row_s + version_s)
+            self.seen.trained_rows += rows
+
+
+def backfill_s(site: Site, costs: Costs, limits: Limits, hours: Iterable[Hour], hours_per_run: int = 24) -> float:
+    """Seconds until hours that all wait already are scored."""
+    pipeline, numbered = Pipeline(site, costs, limits), list(enumerate(hours))
+    for start in range(0, len(numbered), hours_per_run):
+        pipeline.env.process(pipeline.run(numbered[start : start + hours_per_run]))
+    pipeline.env.run()
+    return float(pipeline.env.now)
+
+
+@dataclass(frozen=True)
+class Steady:
+    """Some hours of a game as they come: seconds from an hour's end to its scores (newest), shares of what is there that is used."""
+
+    scored_after_s: float
+    growing: bool
+    used: dict[str, float]
+    trained_share: float
+
+
+def steady(
+    site: Site, costs: Costs, limits: Limits, hour: Hour, *, hours: int, batch_rows: int, train_row_s: float, version_s: float
+) -> Steady:
+    """Play ``hours`` like ``hour``, one every 3,600 s; a training is frozen whenever the trainer is free, of at most ``batch_rows``."""
+    pipeline = Pipeline(site, costs, limits)
+    env, seen = pipeline.env, pipeline.seen
+
+    def game() -> Process:
+        runs = []
+        for number in range(hours):
+            yield env.timeout(3600)
+            runs.append(env.process(pipeline.run([(number, hour)])))
+        yield env.all_of(runs)
+
+    frozen = 0
+
+    def trainings() -> Process:
+        nonlocal frozen
+        while True:
+            rows = min(batch_rows, len(seen.finished) * hour.rows - frozen)
+            frozen += rows
+            yield env.process(pipeline.train(rows, train_row_s, version_s)) if rows else env.timeout(60)
+
+    for _ in range(site.trainers):
+        env.process(trainings())
+    env.run(until=env.process(game()))
+    late = [seen.finished[number] - 3600.0 * (number + 1) for number in range(hours)]
+    there, lasted = {"cores": site.cores, "workers": site.workers, "judge": site.concurrency * site.workers}, env.now - 3600
+    used = {name: seen.busy_s.get(name, 0.0) / count / lasted for name, count in there.items()}
+    return Steady(late[-1], late[-1] > late[0] + 60, used, min(1.0, seen.trained_rows / hour.rows * 3600 / lasted))
