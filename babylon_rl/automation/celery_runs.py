@@ -17,9 +17,11 @@ from dagster_celery.make_app import make_app
 from dagster_celery.tasks import create_execute_job_task
 from kombu.exceptions import OperationalError
 
+from babylon_rl.automation.jobs import RETRIED
 from babylon_rl.automation.run_handover import (
     CODE_TAG,
     HOURS,
+    JUDGE,
     QUEUE_TAG,
     TASK_TAG,
     UNTAKEN_S,
@@ -75,6 +77,7 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
     @classmethod
     def of(cls, settings: Settings, inst_data: ConfigurableClassData | None) -> Self:
         """The launcher of the settings."""
+        code_version()
         return cls(**app_arguments(settings), inst_data=inst_data)
 
     @property
@@ -101,6 +104,9 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
         queue = queue_of(run, settings)
         expect_worker(process_database(settings), run.run_id)
         tags = {TASK_TAG: f"{run.run_id}-{os.urandom(4).hex()}", QUEUE_TAG: queue, CODE_TAG: code_version()}
+        if queue in (HOURS, JUDGE):
+            # A backfill of the UI asks for no retry; with workers one that is lost with its machine is nothing unusual.
+            tags |= {name: value for name, value in RETRIED.items() if name not in run.tags}
         self._instance.add_run_tags(run.run_id, tags)
         try:
             task_signature.apply_async(

@@ -5,6 +5,7 @@ worker has taken within UNTAKEN_S goes back into Dagster's queue and is handed o
 """
 
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -95,8 +96,12 @@ def _assets_of(job: str) -> set[str]:
     return set(wholes.get(job, ()))
 
 
+@cache
 def code_version() -> str:
-    """The version of this machine's code: that of the package, the number of the newest migration, and a hash of the sources."""
+    """The version of this process's code: that of the package, the number of the newest migration, and a hash of the sources.
+
+    Read once, early: files that are replaced later are not what this process executes.
+    """
     migrations = sorted(project_file("migrations").glob("[0-9]*.sql"))
     newest = int(migrations[-1].name.partition("_")[0]) if migrations else 0
     return f"{version('babylon-rl')}+{newest}.{files_version(Path(__file__).resolve().parents[1], '*.py')[:8]}"
