@@ -43,13 +43,13 @@ def timed(work: Callable[[], object], turns: int = TURNS) -> tuple[float, float]
 
 def converted(connection: Connection, game: Played) -> Conversion:
     """The whole batch's sequences."""
-    return convert(connection, game.prepared.kept, game.settings)
+    return convert(connection, game.prepared.remaining, game.settings)
 
 
 def measure(game: Played) -> dict[str, float]:
     """Trajectories a second of each part."""
-    number = sum(len(episode.trajectory_ids) for episode in game.prepared.kept)
-    windows = sorted({episode.window for episode in game.prepared.kept})
+    number = sum(len(episode.trajectory_ids) for episode in game.prepared.remaining)
+    windows = sorted({episode.window for episode in game.prepared.remaining})
     unused = iter([fresh_tokenizer(game) for _ in range(2 * TURNS)])
     with game.database.connect() as connection:
         sequences = converted(connection, game).sequences

@@ -81,7 +81,7 @@ def _prepared(connection: Connection, hours: Sequence[str], settings: Settings) 
 def demo_sequences(windows: int = 12, agents: int = 6) -> list[TrainSequence]:
     """The sequences of half a demo's hours."""
     with played(windows, agents) as game, game.database.connect() as connection:
-        return convert(connection, game.prepared.kept, game.settings).sequences
+        return convert(connection, game.prepared.remaining, game.settings).sequences
 
 
 def sample_sequences() -> list[TrainSequence]:
@@ -94,4 +94,4 @@ def sample_sequences() -> list[TrainSequence]:
         migrate(database)
         with database.connect(autocommit=True) as connection:
             hours = windows_with_rows(connection, "2025-01-01T00:00", "2026-01-01T00:00")
-            return convert(connection, _prepared(connection, hours, settings).kept, settings).sequences
+            return convert(connection, _prepared(connection, hours, settings).remaining, settings).sequences
