@@ -8,7 +8,7 @@ last wrote; calls in which hindsight found a leak do not count. Use in a trainin
 episodes that had no rows left when their hour was last read.
 """
 
-import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -52,21 +52,21 @@ WITH hour AS (
     SELECT l."window", l."trajectoryId", count(DISTINCT l."sequence") AS "calls"
     FROM hour h JOIN babylon_rl.leaks l ON l."window" = h."window" GROUP BY 1, 2
 ), member AS (
-    SELECT e."window", e."agentId", i."trajectoryId", i."position", COALESCE(l."calls", 0) AS "leakedCalls",
+    SELECT e."window", e."agentId", COALESCE(l."calls", 0) AS "leakedCalls",
            t."trajectoryId" IS NULL AS "gone", COALESCE(t."usedInTraining", FALSE) AS "used", b."trajectoryId" IS NOT NULL AS "held"
     FROM hour h
     JOIN babylon_rl.episodes e ON e."window" = h."window" AND cardinality(e."usedIds") < cardinality(e."trajectoryIds")
-    CROSS JOIN LATERAL unnest(e."trajectoryIds") WITH ORDINALITY AS i("trajectoryId", "position")
+    CROSS JOIN LATERAL unnest(e."trajectoryIds") AS i("trajectoryId")
     LEFT JOIN public.trajectories t ON t."trajectoryId" = i."trajectoryId"
     LEFT JOIN leaked l ON l."window" = e."window" AND l."trajectoryId" = i."trajectoryId"
     LEFT JOIN held b ON b."trajectoryId" = i."trajectoryId"
 ), stitched AS (
-    SELECT "window", "agentId", array_agg("trajectoryId" ORDER BY "position") AS "trajectoryIds",
+    SELECT "window", "agentId", count(*)::int AS "trajectories",
            count(*) FILTER (WHERE NOT "gone" AND NOT "used") AS "newRows",
            sum("leakedCalls") AS "leakedCalls", bool_or("gone") AS "gone", bool_or("used") AS "used", bool_or("held") AS "held"
     FROM member GROUP BY "window", "agentId"
 ), episode AS (
-    SELECT e."window", e."agentId", s."trajectoryIds", s."newRows", s."leakedCalls", s."gone", s."used", s."held",
+    SELECT e."window", e."agentId", s."trajectories", s."newRows", s."leakedCalls", s."gone", s."used", s."held",
            h."quarantined", h."settled", h."flat", e."usable", e."trainableSequences",
            COALESCE((e."messageSources"->>'synthetic')::int, 0) AS "syntheticRows",
            d."reason" AS "left", h."judgedForGood" AND own."one" IS NULL AS "unjudged",
@@ -88,10 +88,10 @@ _COUNT = 'SELECT "window", "reason", count(*), sum("newRows") FROM ruled GROUP B
 
 # Two results in one: a row per freezable episode, and counts of the others by window and reason.
 _LOOK = """
-SELECT "window", "reason", NULL AS "agentId", NULL::text[] AS "trajectoryIds", 0 AS "groupSize", sum("newRows") AS "newRows"
+SELECT "window", "reason", NULL AS "agentId", 0 AS "trajectories", 0 AS "groupSize", sum("newRows") AS "newRows"
 FROM ruled WHERE "reason" IS NOT NULL GROUP BY 1, 2
 UNION ALL
-SELECT "window", NULL, "agentId", "trajectoryIds", "groupSize", "newRows" FROM ruled WHERE "reason" IS NULL
+SELECT "window", NULL, "agentId", "trajectories", "groupSize", "newRows" FROM ruled WHERE "reason" IS NULL
 ORDER BY 1 DESC, 2, 3
 """
 
@@ -156,14 +156,14 @@ class FreezeBounds:
 
 @dataclass(frozen=True, slots=True)
 class FreezableEpisode:
-    """An episode that a batch may take.
+    """An episode that a batch may take, with the number of its trajectories.
 
     ``group_size`` counts the usable episodes of its hour after dropout.
     """
 
     window: str
     agent_id: str
-    trajectory_ids: Sequence[str]
+    trajectories: int
     group_size: int
 
 
@@ -203,9 +203,9 @@ def look_at_newest(
         reasons = Counter[str]()
         # ``hours`` is newest first: the last of the portion begins the range.
         inner = replace(bounds, first=portion[-1], end=window_of(window_end(portion[0])))
-        for window, reason, agent, ids, group_size, rows in connection.execute(statement, inner.parameters):
+        for window, reason, agent, trajectories, group_size, rows in connection.execute(statement, inner.parameters):
             if reason is None:
-                episodes.append(FreezableEpisode(window, agent, tuple(ids), group_size))
+                episodes.append(FreezableEpisode(sys.intern(window), sys.intern(agent), trajectories, group_size))
             else:
                 reasons[reason] += int(rows)
         yield episodes, dict(reasons)
@@ -287,24 +287,30 @@ def lock_freezing(connection: Connection) -> None:
     connection.execute("SELECT pg_advisory_xact_lock(%s)", [_FREEZE_LOCK])
 
 
+# Ids of trajectories stay in the database: they are taken from the episodes as last read, in the order in which these were chosen.
+_INSERT_ITEMS = """
+INSERT INTO babylon_rl.batch_items ("batchId", "window", "agentId", "trajectoryId", "position")
+SELECT %s, e."window", e."agentId", i."trajectoryId", row_number() OVER (ORDER BY chosen."place", i."place")
+FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS chosen("window", "agentId", "place")
+JOIN babylon_rl.episodes e ON e."window" = chosen."window" AND e."agentId" = chosen."agentId"
+CROSS JOIN LATERAL unnest(e."trajectoryIds") WITH ORDINALITY AS i("trajectoryId", "place")
+"""
+_INSERT_GAMES_ROW = """
+INSERT INTO public.training_batches
+    (id, "batchId", "scenarioId", "baseModel", "modelVersion", "trajectoryIds", "rewardsJson", status, "createdAt")
+SELECT %(batch)s, %(batch)s, %(scenario)s, %(base)s, %(version)s, COALESCE((
+    SELECT json_agg("trajectoryId" ORDER BY "position")::text FROM babylon_rl.batch_items WHERE "batchId" = %(batch)s
+), '[]'), '[]', 'pending', %(now)s
+"""
+
+
 def insert_batch(connection: Connection, new: NewBatch) -> None:
     """Write a batch with its items, inside the caller's transaction.
 
     Raises:
-        BatchConflict: one of the trajectories is in a live batch.
+        BatchConflict: one of the trajectories is in a live batch, or an hour was read anew since its episodes were chosen.
     """
-    # First the game's row, then ours. Both list the trajectories in the same order.
-    pairs = [(episode, trajectory) for episode in new.episodes for trajectory in episode.trajectory_ids]
-    windows = sorted({episode.window for episode in new.episodes})
-    connection.execute(
-        """
-        INSERT INTO public.training_batches
-            (id, "batchId", "scenarioId", "baseModel", "modelVersion", "trajectoryIds", "rewardsJson", status, "createdAt")
-        VALUES (%s, %s, %s, %s, %s, %s, '[]', 'pending', %s)
-        """,
-        [new.batch_id, new.batch_id, windows[0] if len(windows) == 1 else None, new.base_model, new.version,
-         json.dumps([trajectory for _, trajectory in pairs]), new.now],
-    )  # fmt: skip
+    windows, agents = [episode.window for episode in new.episodes], [episode.agent_id for episode in new.episodes]
     connection.execute(
         """
         INSERT INTO babylon_rl.batches
@@ -321,21 +327,21 @@ def insert_batch(connection: Connection, new: NewBatch) -> None:
         SELECT %s, e."window", e."agentId", e."trajectories"
         FROM unnest(%s::text[], %s::text[], %s::int[]) AS e("window", "agentId", "trajectories")
         """,
-        [new.batch_id, [episode.window for episode in new.episodes], [episode.agent_id for episode in new.episodes],
-         [len(episode.trajectory_ids) for episode in new.episodes]],
-    )  # fmt: skip
+        [new.batch_id, windows, agents, [episode.trajectories for episode in new.episodes]],
+    )
     try:
         with connection.transaction():
-            connection.execute(
-                """
-                INSERT INTO babylon_rl.batch_items ("batchId", "window", "agentId", "trajectoryId", "position")
-                SELECT %s, i."window", i."agentId", i."trajectoryId", i."position"
-                FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS i("window", "agentId", "trajectoryId", "position")
-                """,
-                [new.batch_id, [episode.window for episode, _ in pairs], [episode.agent_id for episode, _ in pairs],
-                 [trajectory for _, trajectory in pairs]],
-            )  # fmt: skip
+            inserted = connection.execute(_INSERT_ITEMS, [new.batch_id, windows, agents]).rowcount
     # A unique index allows a trajectory in one live batch only.
     except psycopg.errors.UniqueViolation as held:
         detail = held.diag.message_detail
         raise BatchConflict(f"A trajectory of the new batch is already in a live batch ({detail}). Freeze again.") from None
+    if inserted != sum(episode.trajectories for episode in new.episodes):
+        raise BatchConflict("An hour of the new batch was read anew while it was frozen. Freeze again.")
+    # The game's row lists the trajectories in the order of ours.
+    hours = set(windows)
+    connection.execute(
+        _INSERT_GAMES_ROW,
+        {"batch": new.batch_id, "scenario": windows[0] if len(hours) == 1 else None, "base": new.base_model, "version": new.version,
+         "now": new.now},
+    )  # fmt: skip

@@ -102,7 +102,7 @@ def freezable_of(episodes: Sequence[FreezableEpisode], reasons: Mapping[str, int
     """Return the counts of episodes already read by ``look_at_newest``."""
     windows = Counter[str]()
     for episode in episodes:
-        windows[episode.window] += len(episode.trajectory_ids)
+        windows[episode.window] += episode.trajectories
     return Freezable(windows.total(), len(episodes), dict(sorted(windows.items())), _most_first(reasons, unread))
 
 

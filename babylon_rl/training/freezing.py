@@ -250,9 +250,9 @@ def _at_most(episodes: Sequence[FreezableEpisode], most: int | None, seed: int) 
     full = False
     for _, hour in groupby(newest_first, key=lambda e: e.window):
         for episode in hour:
-            if len(episode.trajectory_ids) <= left:
+            if episode.trajectories <= left:
                 chosen.append(episode)
-                left -= len(episode.trajectory_ids)
+                left -= episode.trajectories
             else:
                 full = True
         if full and chosen:

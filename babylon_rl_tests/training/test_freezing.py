@@ -1,5 +1,7 @@
+import json
 import threading
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import psycopg
@@ -24,13 +26,14 @@ from babylon_rl.training.freezing import (
 from babylon_rl.training.readiness import readiness
 from babylon_rl.windows import HOUR, window_of, window_range
 from babylon_rl_tests.many_rows import ManyRows, insert_many
+from babylon_rl_tests.plans import RecordedDatabase
 from babylon_rl_tests.training.sample import NOW, value
 
 READY = {f"2025-10-29T{hour}:00" for hour in ("04", "13", "14", "15", "16", "17")} | {"2025-10-30T01:00"}
 
 
 def episode(agent: str, window: str = "2025-10-29T14:00", rows: int = 2, group_size: int = 8) -> FreezableEpisode:
-    return FreezableEpisode(window, agent, tuple(f"{window}/{agent}/{number}" for number in range(rows)), group_size)
+    return FreezableEpisode(window, agent, rows, group_size)
 
 
 def test_freezing_takes_exactly_what_was_counted(connection, settings):
@@ -95,10 +98,32 @@ def test_two_freezers_at_once_share_nothing(read_sample, settings):
 def test_the_unique_key_refuses_a_second_live_batch(connection, settings):
     held = freeze(connection, settings, NOW).batch
     taken = read_batch_episodes(connection, held.batch_id)[0]
-    again = FreezableEpisode(taken.window, taken.agent_id, taken.trajectory_ids, 5)
+    again = FreezableEpisode(taken.window, taken.agent_id, len(taken.trajectory_ids), 5)
     with pytest.raises(BatchConflict, match="already in a live batch"), connection.transaction():
         insert_batch(connection, NewBatch("batch-2", "dry", "dry", None, "v9.0.0", 0, {}, {}, NOW, [again]))
     assert value(connection, "SELECT count(*) FROM public.training_batches WHERE id = 'batch-2'") == 0
+
+
+def test_an_hour_that_was_read_anew_meanwhile_is_not_frozen_by_half(connection, settings):
+    bounds = freeze_bounds(connection, settings, NOW)
+    taken = next(e for found, _ in look_at_newest(connection, bounds, RULES) for e in found)
+    chosen = replace(taken, trajectories=taken.trajectories + 1)
+    with pytest.raises(BatchConflict, match="was read anew while it was frozen"), connection.transaction():
+        insert_batch(connection, NewBatch("batch-2", "dry", "dry", None, "v9.0.0", 0, {}, {}, NOW, [chosen]))
+    assert value(connection, "SELECT count(*) FROM babylon_rl.batch_items") == 0
+
+
+def test_ids_of_trajectories_never_leave_the_database(read_sample, settings):
+    recorded = RecordedDatabase(read_sample.url)
+    with recorded.connect() as connection:
+        batch = freeze(connection, settings, NOW, seed=1).batch
+        frozen = [id for episode in read_batch_episodes(connection, batch.batch_id) for id in episode.trajectory_ids]
+        listed = value(connection, 'SELECT "trajectoryIds" FROM public.training_batches WHERE id = %s', batch.batch_id)
+        items = connection.execute('SELECT "trajectoryId" FROM babylon_rl.batch_items ORDER BY "position"').fetchall()
+    assert len(frozen) == batch.trajectories == len(set(frozen))
+    assert json.loads(listed) == [id for (id,) in items] and set(frozen) == {id for (id,) in items}
+    bound = " ".join(str(sent.parameters) for sent in recorded.sent)
+    assert not [id for id in frozen if repr(id) in bound]
 
 
 def test_cancelling_frees_the_trajectories(connection, settings):
@@ -172,7 +197,14 @@ def test_looking_at_the_newest_hours_first_finds_what_counting_finds(connection,
 def test_an_episode_that_was_used_up_when_its_hour_was_read_is_left_out_and_still_in_its_group(connection, settings):
     bounds = freeze_bounds(connection, settings, NOW)
     taken, *rest = [e for found, _ in look_at_newest(connection, bounds, RULES) for e in found]
-    connection.execute('UPDATE trajectories SET "usedInTraining" = TRUE WHERE "trajectoryId" = ANY(%s)', [list(taken.trajectory_ids)])
+    connection.execute(
+        """
+        UPDATE trajectories SET "usedInTraining" = TRUE WHERE "trajectoryId" = ANY(
+            SELECT unnest("trajectoryIds") FROM babylon_rl.episodes WHERE "window" = %s AND "agentId" = %s
+        )
+        """,
+        [taken.window, taken.agent_id],
+    )
     connection.commit()
     for _ in range(2):
         assert [e for found, _ in look_at_newest(connection, bounds, RULES) for e in found] == rest
