@@ -24,7 +24,7 @@ class ManyRows:
     """How many rows, between which moments, and by whom.
 
     The rows of the first ``unnamed_agents`` have no window id; every ``logged_every``-th row has a logged call instead of an embedded one.
-    Each of the ``organizations`` has a price every twenty minutes.
+    Each of the ``organizations`` has a price every twenty minutes, and with ``trades`` every step buys one of them.
     """
 
     rows: int
@@ -36,6 +36,7 @@ class ManyRows:
     steps: int = 1
     prompt_characters: int = 110
     organizations: int = 0
+    trades: bool = False
 
     @property
     def hours(self) -> int:
@@ -89,12 +90,14 @@ _EPOCH_MS = 1_000_000_000_000
 def insert_many(connection: Connection, many: ManyRows) -> None:
     """Write the rows, a statement a table; their steps are the same but for the row's number and times."""
     prompt = "".join(random.Random(0).choices(string.ascii_lowercase + "     ", k=many.prompt_characters))
+    bought = {"marketType": "perp", "ticker": "many-1", "side": "long"} if many.trades else {}
+    action = {"action": {"actionType": "TRADING_DECISION", "parameters": bought, "success": True}}
     call = make_call(systemPrompt=_SYSTEM, userPrompt=f"@row {prompt}")
     given = {
         "rows": many.rows, "start": many.start, "end": many.end, "agents": many.agents, "unnamed": many.unnamed_agents,
         "logged_every": many.logged_every, "organizations": many.organizations, "system": _SYSTEM, "prompt": prompt,
-        "served": json.dumps([make_step(number, calls=[call], timestamp=_EPOCH_MS) for number in range(many.steps)]),
-        "silent": json.dumps([make_step(number, timestamp=_EPOCH_MS, reason="@row") for number in range(many.steps)]),
+        "served": json.dumps([make_step(number, calls=[call], timestamp=_EPOCH_MS) | action for number in range(many.steps)]),
+        "silent": json.dumps([make_step(number, timestamp=_EPOCH_MS, reason="@row") | action for number in range(many.steps)]),
     }  # fmt: skip
     for statement in (_AGENTS, _TRAJECTORIES, _LOGS, _ORGANIZATIONS, _PRICES):
         connection.execute(statement, given)

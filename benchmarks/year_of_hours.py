@@ -123,6 +123,18 @@ class Step:
         with connect(self.url, autocommit=True) as connection:
             return keep_counts(connection, self.settings, NOW)
 
+    def judged(self) -> str:
+        """Judge the hour by a scripted language model."""
+        from babylon_rl.judge.scoring import score_windows
+        from babylon_rl.judge.scripted.judge import ScriptedJudge
+        from babylon_rl.judge.scripted.server import running
+
+        with running(ScriptedJudge(noise=0.1)) as address, connect(self.url, autocommit=True) as connection:
+            asked = {"judge_model": "openai/scripted", "judge_base_url": address}
+            scored = score_windows(connection, [hour(1)], self.settings.model_copy(update=asked), NOW, force=True)
+        found = next(iter(scored.values()), None)
+        return f"pending {dict(scored.pending)}" if found is None else f"{found.group_size} agents judged in {found.judgement}"[:200]
+
     def indexes(self) -> str:
         """The optional indexes."""
         return ", ".join(f"{built.index.name} {(built.size_bytes or 0) / 1e6:.0f} MB" for built in build_indexes(self.database))
@@ -156,24 +168,34 @@ STEPS: dict[str, Callable[[Step], str]] = {
     "admin page": lambda step: step.page(step.admin_page),
     "indexes": Step.indexes,
 }
+# Steps of fat_hour.py, which are bounded in memory.
+FAT = "fat "
+BOUND_MB = 250
+FAT_STEPS: dict[str, Callable[[Step], str]] = {
+    f"{FAT}window_groups": lambda step: step.hours("window_groups", hour(1), hour(1)),
+    f"{FAT}market_outcomes": lambda step: step.hours("market_outcomes", hour(1), hour(1)),
+    f"{FAT}hindsight": lambda step: step.hours("hindsight", hour(1), hour(1)),
+    f"{FAT}scored_groups": lambda step: step.hours("scored_groups", hour(1), hour(1)),
+    f"{FAT}judged": Step.judged,
+}
 
 
-def work(name: str, url: str, home: Path) -> None:
-    """One step, and its line."""
+def work(name: str, url: str, home: Path) -> int:
+    """One step, and its line; 1 when it holds more than its bound."""
     started = time.perf_counter()
-    said = STEPS[name](Step(url, home))
+    said = (STEPS | FAT_STEPS)[name](Step(url, home))
     used = resource.getrusage(resource.RUSAGE_SELF)
     say(
         f"{name:32} {time.perf_counter() - started:8.1f} s by the clock, {used.ru_utime + used.ru_stime:6.1f} s of its processor, "
         f"{used.ru_maxrss // 1024:5} MB, load {os.getloadavg()[0]:.0f}  {said}"
     )
+    return int(name.startswith(FAT) and used.ru_maxrss // 1024 > BOUND_MB)
 
 
 def main() -> int:
     """Each step in a process of its own."""
     if sys.argv[1:2] == ["--work"]:
-        work(sys.argv[2], sys.argv[3], Path(sys.argv[4]))
-        return 0
+        return work(sys.argv[2], sys.argv[3], Path(sys.argv[4]))
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     given, rest = parser.parse_known_args()

@@ -7,6 +7,7 @@ repaired by the next observation (docs/decisions/0002-observed-versions.md).
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import NamedTuple
 
 import dagster as dg
@@ -15,11 +16,12 @@ from babylon_rl.assets.partition_results import DATA_VERSION_TAG
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.store.observation import NOTHING, market_versions, observed_watermark, recent_hours, trajectory_versions
 from babylon_rl.versions import change_in_words
-from babylon_rl.windows import window_of
+from babylon_rl.windows import window_of, window_range
 
 RAW_TRAJECTORIES = dg.AssetKey("raw_trajectories")
 MARKET_DATA = dg.AssetKey("market_data")
 NO_ROWS = "no rows"
+HOURS_ASKED_FOR = 1000
 
 
 class Change(NamedTuple):
@@ -91,8 +93,12 @@ def observe(
 
 
 def _unseen(instance: dg.DagsterInstance, key: dg.AssetKey, versions: Mapping[str, str], first: str, end: str) -> dict[str, Change]:
-    # Not in the public API; the pinned release's own conditions read versions through it.
-    tags = instance.event_log_storage.get_latest_tags_by_partition(key, dg.DagsterEventType.ASSET_OBSERVATION, [DATA_VERSION_TAG])
+    # Not in the public API; the pinned release's own conditions read versions through it. Of a short range only its own hours are asked
+    # for: the log keeps every observation of all hours.
+    hours = list(islice(window_range(first, end), HOURS_ASKED_FOR + 1))
+    tags = instance.event_log_storage.get_latest_tags_by_partition(
+        key, dg.DagsterEventType.ASSET_OBSERVATION, [DATA_VERSION_TAG], hours if len(hours) <= HOURS_ASKED_FOR else None
+    )
     seen = {window: latest.get(DATA_VERSION_TAG) for window, latest in tags.items() if first <= window < end}
     # Hours that Dagster knows and the database has no rows of any more.
     gone = {window: NO_ROWS for window in seen if window not in versions}

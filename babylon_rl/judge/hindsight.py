@@ -5,6 +5,7 @@ official answer updates its hours. Texts are read one trajectory at a time.
 """
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -190,15 +191,16 @@ def _labels_and_leaks(connection: Connection, windows: Sequence[str], targets: T
 
 
 def _actions(row: TrajectoryRow, steps: Sequence[Step], targets: Targets, market: HourMarket) -> Iterator[StoredAction]:
-    """Yield the stored form of each action that has a target."""
+    """Yield the stored form of each action that has a target; its words are kept once for all actions."""
     for place, step in enumerate(steps):
         intended = intent(step.action.action_type, bytes(step.action.parameters))
         if intended is not None:
             result = correctness(intended, targets, market)
             yield StoredAction(
                 window=row.window, trajectory_id=row.trajectory_id, step=place, agent_id=row.agent_id,
-                action_type=storable(step.action.action_type), executed=step.action.succeeded, kind=intended.kind,
-                target=storable(intended.target), organization_id=result.organization_id, market_id=result.market_id, side=intended.side,
+                action_type=sys.intern(storable(step.action.action_type)), executed=step.action.succeeded, kind=intended.kind,
+                target=sys.intern(storable(intended.target)), organization_id=result.organization_id, market_id=result.market_id,
+                side=intended.side,
                 outcome=result.outcome, change_percent=result.change_percent, correct=result.correct,
             )  # fmt: skip
 

@@ -1,11 +1,14 @@
 """Hindsight over hours: written once, brought up to date by a late answer, safe for two at once; leaks in rows and logs."""
 
+import hashlib
 import json
 import threading
+import tracemalloc
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from babylon_rl.episodes.reading import read_windows, sync_windows
@@ -18,7 +21,7 @@ from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database
-from babylon_rl.store.hindsight import agent_correctness, stored_leaks
+from babylon_rl.store.hindsight import StoredAction, StoredHour, StoredLeak, agent_correctness, stored_leaks
 from babylon_rl.store.trajectories import windows_with_rows
 from babylon_rl_tests.expected import SAMPLES
 from babylon_rl_tests.rows import AFTER, START, WINDOW, insert, make_call, make_log, make_step, make_trajectory
@@ -256,3 +259,22 @@ def test_an_hours_secrets_are_the_questions_still_open_at_its_end(sample_databas
         ]
     assert secrets.hour.question_numbers >= set(range(1, 17))
     assert calls and not any(find_leaks(call.messages, call.response, secrets.of(call.trajectory_id)) for call in calls)
+
+
+def test_the_hash_of_a_full_hour_is_made_row_by_row() -> None:
+    def action(number: int) -> StoredAction:
+        return StoredAction(
+            window=WINDOW, trajectory_id=f"t{number:05}", step=0, agent_id="a", action_type="TRADE", executed=True, kind="stock",
+            target="é\"" * 50, organization_id=None, market_id=None, side="UP", outcome=None, change_percent=0.1, correct=None,
+        )  # fmt: skip
+
+    actions = [action(number) for number in range(10_000)]
+    leaks = [StoredLeak(window=WINDOW, trajectory_id="t", sequence=1, kind="k", call_id="c", detail="d")]
+    for some in ([], actions[:1], actions):
+        tracemalloc.start()
+        version = StoredHour.of(WINDOW, 5, some, leaks).data_version
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        document = msgspec.json.encode([WINDOW, 5, some, leaks])
+        assert version == hashlib.sha256(document).hexdigest()[:16]
+        assert peak < max(20_000, len(document) / 5)

@@ -1,0 +1,75 @@
+"""What the optional indexes buy: `python -m benchmarks.indexes [--rows N] [--keep DIR]` prints a table.
+
+On the rows of ten_million_rows.py, found again under DIR. Every read runs with the indexes and without them (dropped in a transaction that
+is undone), with the game's agents and with 20,000 users more. Printed are milliseconds in the database, the better of two, and the pages of
+8 KB that were looked at, which do not depend on what else runs on the machine.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+
+from babylon_rl.store.connection import Connection
+from babylon_rl.store.indexes import INDEXES, build_indexes
+from babylon_rl.store.observation import trajectory_versions
+from babylon_rl.store.trajectories import newest_window_with_rows, trajectory_rows, windows_with_rows
+from babylon_rl.windows import HOUR, window_of
+from babylon_rl_tests.plans import RecordedDatabase, explainable
+from benchmarks.ten_million_rows import END, asked_rows, say, told
+
+WEEK, LAST, NEXT = window_of(END - timedelta(days=7)), window_of(END - HOUR), window_of(END)
+_USERS = """INSERT INTO public."User" (id, "updatedAt") SELECT 'idle-' || n, now() FROM generate_series(1, 20000) n"""
+READS: dict[str, Callable[[Connection], object]] = {
+    "versions of a week's hours": lambda connection: trajectory_versions(connection, WEEK, NEXT),
+    "version of an hour": lambda connection: trajectory_versions(connection, LAST, NEXT),
+    "rows of an hour": lambda connection: list(trajectory_rows(connection, [LAST])),
+    "hours of a week that hold rows": lambda connection: windows_with_rows(connection, WEEK, NEXT),
+    "newest hour": lambda connection: newest_window_with_rows(connection, LAST),
+}
+
+
+def spent(database: RecordedDatabase, read: Callable[[Connection], object], *, indexes: bool, users: bool) -> tuple[float, int]:
+    """Milliseconds and pages of what a read sends."""
+    with database.connect() as connection:
+        try:
+            if users:
+                connection.execute(_USERS)
+                connection.execute('ANALYZE public."User"')
+            if not indexes:
+                for index in INDEXES:
+                    connection.execute(f"DROP INDEX public.{index.name}")
+            del database.sent[:]
+            read(connection)
+            ms, pages = 0.0, 0
+            for statement in [sent for sent in database.sent if "public.trajectories" in sent.text and explainable(sent)]:
+                found = []
+                for _ in range(2):
+                    text = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {explainable(statement)}"
+                    ((documents,),) = connection.execute(text, statement.parameters).fetchall()
+                    found.append(documents[0])
+                ms += min(document["Execution Time"] for document in found)
+                pages += found[1]["Plan"]["Shared Hit Blocks"] + found[1]["Plan"]["Shared Read Blocks"]
+            return ms, pages
+        finally:
+            connection.rollback()
+
+
+def main() -> int:
+    """Build them where they are missing, and print the table."""
+    with asked_rows(__doc__) as (url, _, __):
+        database = RecordedDatabase(url)
+        with told("building the indexes"):
+            for built in build_indexes(database):
+                say(f"{built.index.name}: {(built.size_bytes or 0) / 1e6:.0f} MB")
+        say("| read | users | ms without | ms with | pages without | pages with |\n|---|---|---|---|---|---|")
+        for name, read in READS.items():
+            for users in (False, True):
+                (slow, many), (fast, few) = (spent(database, read, indexes=indexes, users=users) for indexes in (False, True))
+                say(f"| {name} | {'20,190' if users else '190'} | {slow:,.1f} | {fast:,.1f} | {many:,} | {few:,} |")
+        say(f"Load average {os.getloadavg()[0]:.0f}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
