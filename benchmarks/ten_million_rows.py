@@ -188,7 +188,8 @@ def asked_rows(description: str | None) -> Iterator[tuple[str, Path, ManyRows]]:
     parser.add_argument("--database", metavar="URL", help="an empty database, or one that this benchmark filled; it is kept")
     given = parser.parse_args()
     # Six rows of an agent in an hour: a usable episode.
-    many = ManyRows(given.rows, END - YEAR, END, agents=max(8, min(400, given.rows // (YEAR // HOUR * 6))), organizations=5)
+    agents = max(8, min(400, given.rows // (YEAR // HOUR * 6)))
+    many = ManyRows(given.rows, END - YEAR, END, agents=agents, unnamed_agents=max(1, agents // 20), organizations=5)
     with contextlib.ExitStack() as stack:
         home = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="babylon-rl-rows-")))
         if given.database is not None:
