@@ -57,7 +57,7 @@ def spent(database: RecordedDatabase, read: Callable[[Connection], object], *, i
 
 def main() -> int:
     """Build them where they are missing, and print the table."""
-    with asked_rows(__doc__) as (url, _, many):
+    with asked_rows(__doc__) as (url, _, rows):
         database = RecordedDatabase(url)
         with told("building the indexes"):
             for built in build_indexes(database):
@@ -66,7 +66,7 @@ def main() -> int:
         for name, read in READS.items():
             for users in (False, True):
                 (slow, many), (fast, few) = (spent(database, read, indexes=indexes, users=users) for indexes in (False, True))
-                say(f"| {name} | {many.agents + 20_000 * users:,} | {slow:,.1f} | {fast:,.1f} | {many:,} | {few:,} |")
+                say(f"| {name} | {rows.agents + 20_000 * users:,} | {slow:,.1f} | {fast:,.1f} | {many:,} | {few:,} |")
         say(f"Load average {os.getloadavg()[0]:.0f}.")
     return 0
 
