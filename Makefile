@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast dev clean lint format test-live test-python test-art docs evidence lock env-example
+.PHONY: help setup demo test test-fast dev clean lint format test-live test-python test-art scale-test docs evidence lock env-example
 RUN := scripts/with_state.sh .venv/bin/
 
 help: ## List these commands
@@ -41,6 +41,9 @@ test-python: ## The tests on another Python, PYTHON=python3.13, with an environm
 
 test-art: ## The client's side of serverless training with openpipe-art 0.5.23; skipped without a Python 3.12
 	@scripts/test_art.sh $(PYTEST_ARGS)
+
+scale-test: setup ## Workers by Celery on this machine: speed on 1, 2 and 4 of them, and faults; HOURS=96 for a short one
+	@$(RUN)python -m benchmarks.scale_test --hours $(or $(HOURS),720)
 
 docs: setup ## The docs with their generated reference as a site: build/docs/index.html
 	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(RUN)mkdocs build --strict --quiet

@@ -5,9 +5,9 @@ it lives: its heartbeat alone says so, as on another machine.
 """
 
 import contextlib
+import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
+import psutil
 import psycopg
 
 from babylon_rl.judge.scripted.judge import ScriptedJudge
@@ -46,9 +48,9 @@ def hour(number: int) -> str:
     return window_of(START + timedelta(hours=number))
 
 
-def fill(connection: Connection, hours: int) -> list[str]:
-    """Write ready hours of a game; each text of theirs is found once, so that no answer of a judge serves two hours."""
-    for number in range(hours):
+def fill(connection: Connection, first: int, hours: int) -> list[str]:
+    """Write ready hours of a game, from number ``first`` on; no two have the same texts, so that no answer of a judge serves two."""
+    for number in range(first, first + hours):
         steps = [make_step(step, calls=[make_call(response=f"hold {number}/{step}")]) for step in range(5)]
         insert(
             connection,
@@ -61,7 +63,7 @@ def fill(connection: Connection, hours: int) -> list[str]:
                 for agent in range(AGENTS)
             ],
         )  # fmt: skip
-    return [hour(number) for number in range(hours)]
+    return [hour(number) for number in range(first, first + hours)]
 
 
 class Redis:
@@ -80,7 +82,7 @@ class Redis:
         assert program is not None
         options = ["--bind", "127.0.0.1", "--port", str(self.port), "--requirepass", PASSWORD, "--save", "", "--appendonly", "no"]
         self.process = subprocess.Popen([program, *options], cwd=self.directory, stdout=subprocess.DEVNULL)
-        wait_for(lambda: _listens(self.port), 20, "Redis does not answer")
+        wait_for(lambda: _listens(self.port), 20, lambda: "Redis does not answer")
 
     def kill(self) -> None:
         """End it at once; what it held is lost."""
@@ -92,9 +94,9 @@ class Machine:
     """A worker of some queues in a process tree of its own."""
 
     def __init__(self, site: "Site", name: str, queues: Sequence[str], code: Path = ROOT, **settings: str) -> None:
-        self.name, self.log = name, site.directory / f"{name}.log"
+        self.name, self.log, self.apart = name, site.directory / f"{name}.log", site.apart
         command = [sys.executable, "-m", "babylon_rl", "worker", *(part for queue in queues for part in ("--queue", queue))]
-        if _can_be_apart():
+        if self.apart:
             command = [*_APART, "sh", "-c", f'hostname {name}; exec "$@"', "sh", *command]
         environment = site.environment | {"BABYLON_RL_HOME": str(site.directory / name), "PYTHONPATH": str(code)} | settings
         with self.log.open("wb") as output:
@@ -104,19 +106,27 @@ class Machine:
 
     def ready(self) -> "Machine":
         """Wait until it takes runs."""
-        wait_for(lambda: "Waits for runs" in self.log.read_text(), 60, f"{self.name} does not start", self.log)
+        wait_for(lambda: "Waits for runs" in self.log.read_text(), 120, lambda: f"{self.name} does not start", self.log)
         return self
+
+    def processes(self) -> list[psutil.Process]:
+        """The worker, then the processes of its runs."""
+        if self.process.poll() is not None:
+            return []
+        tree = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        return tree[1:] if self.apart else tree  # without `unshare` itself
 
     def kill(self) -> None:
         """SIGKILL for all of it, as a power cut."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.kill()
         self.process.wait()
 
-    def stop(self, limit_s: float = 60) -> int:
+    def stop(self, limit_s: float = 90) -> int:
         """End it as a service does; its exit code."""
-        for child in _children(self.process.pid) if _can_be_apart() else [self.process.pid]:
-            os.kill(child, signal.SIGTERM)
+        self.processes()[0].terminate()
         return self.process.wait(limit_s)
 
 
@@ -128,6 +138,7 @@ class Site:
     url: str
     broker: str
     settings: dict[str, str]
+    apart: bool
     machines: list[Machine] = field(default_factory=list)
     dev: Dev | None = None
 
@@ -139,7 +150,7 @@ class Site:
         return own | {"DATABASE_URL": self.url, "CELERY_BROKER_URL": self.broker} | self.settings
 
     def worker(self, name: str, *queues: str, code: Path = ROOT, **settings: str) -> Machine:
-        """Start another machine; settings in upper case override those of the site."""
+        """Start another machine; ``settings`` win over those of the site."""
         self.machines.append(Machine(self, name, queues, code, **settings))
         return self.machines[-1]
 
@@ -156,44 +167,70 @@ class Site:
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         return str(launched["backfillId"])
 
-    def scored(self) -> int:
-        """Hours with scores."""
-        return int(self.query("SELECT count(*) FROM babylon_rl.group_scores")[0][0])
+    def asked(self) -> int:
+        """Requests that the judge got."""
+        with urlopen(self.settings["JUDGE_BASE_URL"].removesuffix("/v1") + "/stats", timeout=10) as answer:
+            return int(json.load(answer)["requests"])
+
+    def scored(self, hours: Sequence[str]) -> int:
+        """How many of some hours have scores."""
+        return int(self.query('SELECT count(*) FROM babylon_rl.group_scores WHERE "window" = ANY(%s)', list(hours))[0][0])
 
     def runs(self) -> dict[str, int]:
         """How many runs there are of each status."""
         return dict(self.query("SELECT status, count(*) FROM babylon_dagster.runs GROUP BY 1"))  # type: ignore[arg-type]
 
-    def wait(self, condition: Callable[[], Any], limit_s: float = 240) -> Any:
+    def at_rest(self) -> bool:
+        """True once every run has ended."""
+        return not set(self.runs()) & {"QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING"}
+
+    def wait(self, condition: Callable[[], Any], limit_s: float = 400) -> Any:
         """What a condition gives once it holds."""
-        return wait_for(
-            condition, limit_s, "it did not come", *(machine.log for machine in self.machines), *([self.dev.log] if self.dev else [])
+        logs = [machine.log for machine in self.machines]
+        if self.dev is not None:
+            logs.append(self.dev.log)
+        return wait_for(condition, limit_s, self.state, *logs)
+
+    def state(self) -> str:
+        """Runs, their heartbeats, and what the server is busy with."""
+        asked = (
+            "SELECT run_id, status FROM babylon_dagster.runs",
+            "SELECT *, now() FROM babylon_rl.run_heartbeats",
+            "SELECT pid, state, wait_event, xact_start, left(query, 90) FROM pg_stat_activity WHERE state <> 'idle'",
         )
+        return "\n".join(str(self.query(statement)) for statement in asked)
+
+    def clear(self) -> None:
+        """Kill all workers."""
+        while self.machines:
+            self.machines.pop().kill()
 
 
 @contextlib.contextmanager
-def site(directory: Path, url: str, judge: ScriptedJudge, **settings: str) -> Iterator[tuple[Site, Redis]]:
-    """The first machine: `babylon-rl dev` with a broker and a judge; at the end nothing of them runs."""
+def site(directory: Path, url: str, judge: ScriptedJudge, *, apart: bool = False, **settings: str) -> Iterator[tuple[Site, Redis]]:
+    """The first machine: `babylon-rl dev` with a broker and a judge; at the end nothing of them runs.
+
+    ``apart``: workers with process ids of their own, where the system allows it.
+    """
     redis = Redis(directory)
     try:
         with running(judge) as judge_url:
             chosen = QUIET | {"JUDGE_MODEL": "openai/scripted", "JUDGE_BASE_URL": judge_url} | settings
-            made = Site(directory, url, redis.url, chosen)
+            made = Site(directory, url, redis.url, chosen, apart and can_be_apart())
             with running_dev(directory / "dev", DATABASE_URL=url, CELERY_BROKER_URL=redis.url, **chosen) as made.dev:
                 try:
                     yield made, redis
                 finally:
-                    for machine in made.machines:
-                        machine.kill()
+                    made.clear()
     finally:
         redis.kill()
 
 
-def wait_for(condition: Callable[[], Any], limit_s: float, otherwise: str, *logs: Path) -> Any:
-    """What a condition gives once it holds; the ends of the logs if it does not."""
+def wait_for(condition: Callable[[], Any], limit_s: float, otherwise: Callable[[], str], *logs: Path) -> Any:
+    """What a condition gives once it holds; the state and the ends of the logs if it does not."""
     deadline = time.monotonic() + limit_s
     while not (found := condition()):
-        assert time.monotonic() < deadline, "\n".join([otherwise, *(f"{log}:\n{log.read_text()[-3000:]}" for log in logs)])
+        assert time.monotonic() < deadline, "\n".join([otherwise(), *(f"{log}:\n{log.read_text()[-3000:]}" for log in logs)])
         time.sleep(0.1)
     return found
 
@@ -204,9 +241,6 @@ def _listens(port: int) -> bool:
     return False
 
 
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _can_be_apart() -> bool:
+def can_be_apart() -> bool:
+    """True where a process may have process ids and a host name of its own."""
     return shutil.which("unshare") is not None and subprocess.run([*_APART, "true"], capture_output=True).returncode == 0

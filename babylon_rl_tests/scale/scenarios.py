@@ -1,0 +1,154 @@
+"""Judged backfills on several machines; each scenario asserts that nothing was made twice or lost, and says how long it took.
+
+The judge answers after a latency and one request at a time for each run, so that a backfill takes as long as its answers.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from babylon_rl_tests.scale.machines import PASSWORD, Machine, Redis, Site, fill
+from babylon_rl_tests.store.proxy import Proxy
+from babylon_rl_tests.store.servers import ROOT
+
+ORDERS = 2  # requests for each hour
+# Of a run; two more of Dagster's runs wait in Redis than there are workers.
+SETTINGS = {"JUDGE_CONCURRENCY": "1", "JUDGE_ORDERS": str(ORDERS), "JUDGE_MAX_ORDERS": str(ORDERS), "MAX_CONCURRENT_RUNS": "6"}
+QUEUES = ("hours", "judge")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: how long the backfill took, how many requests the judge got twice."""
+
+    scenario: str
+    hours: int
+    seconds: float
+    repeated: int
+    remark: str = ""
+
+
+@dataclass
+class Scenarios:
+    """A site with its broker, and the number of the next hour to be made."""
+
+    site: Site
+    redis: Redis
+    next_hour: int = 0
+
+    def backfill(self, name: str, hours: int, workers: int, fault: Callable[[list[Machine], list[str]], str] | None = None) -> Row:
+        """Judge new hours on so many workers; ``fault`` strikes once some are judged, and says what it did."""
+        machines = [self.site.worker(f"{name.replace(' ', '-')}-{number}", *QUEUES) for number in range(workers)]
+        for machine in machines:
+            machine.ready()
+        with psycopg.connect(self.site.url) as connection:
+            windows = fill(connection, self.next_hour, hours)
+        self.next_hour += hours
+        asked = self.site.asked()
+        self.site.backfill("scored_groups", windows)
+        self.site.wait(lambda: self.site.scored(windows))
+        began_s = time.monotonic()
+        remark = ""
+        if fault is not None:
+            self.site.wait(lambda: self.site.scored(windows) > 3)
+            began_s = time.monotonic()
+            remark = fault(machines, windows)
+        self.site.wait(lambda: self.site.scored(windows) == hours, 120)
+        seconds = time.monotonic() - began_s
+        self.site.wait(self.site.at_rest)
+        row = Row(name, hours, seconds, self.site.asked() - asked - ORDERS * hours, remark)
+        self.check(windows, row)
+        self.site.clear()
+        return row
+
+    def check(self, windows: Sequence[str], row: Row) -> None:
+        """Every hour was judged and made; nothing was asked twice but what was in flight; no secret is in a log."""
+        assert self.site.scored(windows) == len(windows)
+        made = self.site.query(
+            "SELECT count(DISTINCT partition) FROM babylon_dagster.event_logs WHERE asset_key = %s AND partition = ANY(%s) "
+            "AND dagster_event_type = 'ASSET_MATERIALIZATION'", '["scored_groups"]', list(windows),
+        )  # fmt: skip
+        assert made == [(len(windows),)], made
+        twice = self.site.query(
+            """SELECT "window", "agentId" FROM babylon_rl.episode_scores WHERE "window" = ANY(%s) GROUP BY 1, 2 HAVING count(*) > 1""",
+            list(windows),
+        )
+        assert twice == []
+        assert row.repeated <= (2 if row.remark else 0), row
+        for log in self.site.directory.glob("*.log"):
+            assert PASSWORD not in log.read_text(), log
+
+    def worker_killed(self, hours: int) -> Row:
+        """A machine is lost with its run."""
+
+        def kill(machines: list[Machine], windows: list[str]) -> str:
+            machines[0].kill()
+            return "one of two machines lost"
+
+        return self.backfill("worker killed", hours, 2, kill)
+
+    def redis_emptied(self, hours: int) -> Row:
+        """Redis is killed with what waits in it, and comes back empty."""
+
+        def restart(machines: list[Machine], windows: list[str]) -> str:
+            self.redis.kill()
+            time.sleep(5)
+            self.redis.start()
+            return "away for 5 s, then empty"
+
+        return self.backfill("Redis emptied", hours, 2, restart)
+
+    def cut_off(self, hours: int, broker: bool) -> Row:
+        """A machine loses Redis, or Postgres, and gets it back after two minutes."""
+        away_s = 120
+
+        with Proxy(f"postgresql://u@127.0.0.1:{self.redis.port}/" if broker else self.site.url) as proxy:
+            port = proxy.url.rpartition(":")[2].partition("/")[0]
+            through = {"CELERY_BROKER_URL": f"redis://:{PASSWORD}@127.0.0.1:{port}/0"} if broker else {"DATABASE_URL": proxy.url}
+            self.site.worker(f"cut-off-from-{'Redis' if broker else 'Postgres'}", *QUEUES, **through).ready()
+
+            def cut(machines: list[Machine], windows: list[str]) -> str:
+                proxy.away = True
+                proxy.cut()
+                time.sleep(away_s)
+                proxy.away = False
+                return f"one of two machines cut off for {away_s} s"
+
+            row = self.backfill(f"cut off from {'Redis' if broker else 'Postgres'}", hours, 1, cut)
+            return row
+
+    def older_code(self, directory: Path, hours: int) -> Row:
+        """A worker with other code refuses a run and ends; another takes it."""
+        code = directory / "older"
+        for name in ("babylon_rl", "migrations"):
+            shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("dagster.yaml", "workspace.yaml", "pyproject.toml"):
+            shutil.copy(ROOT / name, code)
+        sorted((code / "migrations").glob("[0-9]*.sql"))[-1].unlink()
+        older = self.site.worker("older", *QUEUES, code=code).ready()
+        with psycopg.connect(self.site.url) as connection:
+            windows = fill(connection, self.next_hour, hours)
+        self.next_hour += hours
+        began_s = time.monotonic()
+        self.site.backfill("scored_groups", windows)
+        self.site.wait(lambda: older.process.poll() is not None)
+        said = older.log.read_text()
+        assert "Install the same version here, then start it again." in said, said
+        assert self.site.scored(windows) == 0
+        self.site.worker("newer", *QUEUES).ready()
+        self.site.wait(lambda: self.site.scored(windows) == hours)
+        self.site.wait(self.site.at_rest)
+        row = Row("older code", hours, time.monotonic() - began_s, 0, "refused by one worker, made by the next")
+        self.check(windows, row)
+        self.site.clear()
+        return row
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows in Markdown."""
+    lines = ["| scenario | hours | seconds | requests repeated | |", "|---|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {row.scenario} | {row.hours} | {row.seconds:.0f} | {row.repeated} | {row.remark} |" for row in rows)])
