@@ -57,7 +57,7 @@ class Scenarios:
             self.site.wait(lambda: self.site.scored(windows) > 3)
             began_s = time.monotonic()
             remark = fault(machines, windows)
-        self.site.wait(lambda: self.site.scored(windows) == hours, 120)
+        self.site.wait(lambda: self.site.scored(windows) == hours, 400 + 2 * hours)
         seconds = time.monotonic() - began_s
         self.site.wait(self.site.at_rest)
         row = Row(name, hours, seconds, self.site.asked() - asked - ORDERS * hours, remark)
