@@ -67,12 +67,12 @@ def test_a_game_that_is_too_fast_is_said_to_grow() -> None:
     def play(workers: int):
         costs = Costs(plan_row_s=0.5)
         return steady(
-            Site(workers, 8), costs, Limits(lambda: 0.0), Hour(10_000, 1), hours=6, batch_rows=1000, train_row_s=1.0, version_s=50
+            Site(workers, 8), costs, Limits(lambda: 0.0), Hour(10_000, 1), hours=3, batch_rows=1000, train_row_s=1.0, version_s=50
         )
 
     slow, fast = play(1), play(2)
     assert slow.growing and not fast.growing  # an hour takes 5,000 s
-    assert slow.scored_after_s == pytest.approx(5000 + 5 * 1400)
+    assert slow.scored_after_s == pytest.approx(5000 + 2 * 1400)
     assert fast.scored_after_s == pytest.approx(5000)
     assert 0.5 < fast.used["workers"] < 5000 / 3600 / 2
     assert 0.2 < fast.trained_share < 3600 / 1050 / 10  # 1,050 s for 1,000 of 10,000 trajectories
