@@ -288,6 +288,12 @@ class StorageSettings(SettingsGroup):
         repr=False,  # it may hold a password
         description="Where checkpoints are uploaded, and fetched from by machines that lack them (any fsspec URL). Unset: they stay here.",
     )
+    compute_logs_url: str | None = Field(
+        None,
+        repr=False,
+        description="Where the output of Dagster's runs is uploaded, for a webserver on another machine (any fsspec URL). Unset: it "
+        "stays here.",
+    )
     checkpoints_kept: int = Field(
         10, ge=1, description="Newest checkpoints of a line that stay here, besides the best, the deployed and those in use."
     )

@@ -1,0 +1,80 @@
+"""Output of a run on one machine, read by a webserver on another through COMPUTE_LOGS_URL."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.storage.compute_log_manager import ComputeIOType
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+
+from babylon_rl.automation.instance import open_instance
+from babylon_rl.settings import Settings
+from babylon_rl.store.database import Database
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def database(database: Database) -> Database:
+    database.prepare_dagster_schema()
+    return database
+
+
+@dg.op
+def loud() -> None:
+    print("said by the step")
+
+
+@dg.job
+def talk() -> None:
+    loud()
+
+
+def output(instance: dg.DagsterInstance, run_id: str) -> tuple[list[str], str]:
+    """The key of the only step's output, and what it printed."""
+    (event,) = [record.event_log_entry for record in instance.get_records_for_run(run_id).records if _captured(record)]
+    data: Any = event.get_dagster_event().event_specific_data
+    key = [run_id, "compute_logs", data.file_key]
+    printed, _ = instance.compute_log_manager.get_log_data_for_type(key, ComputeIOType.STDOUT, 0, None)
+    return key, (printed or b"").decode()
+
+
+def _captured(record: Any) -> bool:
+    return record.event_log_entry.dagster_event_type == dg.DagsterEventType.LOGS_CAPTURED
+
+
+def test_the_output_of_a_run_is_read_on_another_machine_and_deleted_there(
+    database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMPUTE_LOGS_URL", f"file://{tmp_path}/logs")
+    with open_instance(database, settings) as instance:
+        ended = talk.execute_in_process(instance=instance)
+    assert list((settings.home / "dagster" / "storage" / ended.run_id).rglob("*.out")) == []  # uploaded, and no longer needed
+    with open_instance(database, settings.model_copy(update={"babylon_rl_home": tmp_path / "elsewhere"})) as instance:
+        key, printed = output(instance, ended.run_id)
+        assert printed == "said by the step\n"
+        assert instance.compute_log_manager.is_capture_complete(key)
+        assert instance.compute_log_manager.get_log_metadata(key).stdout_location == f"{tmp_path}/logs/{'/'.join(key)}.out"
+        instance.compute_log_manager.delete_logs(log_key=key)
+    assert [path for path in (tmp_path / "logs").rglob("*") if path.is_file()] == []
+
+
+def test_a_place_that_takes_no_output_fails_no_run_and_it_stays_here(
+    database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMPUTE_LOGS_URL", f"file://{tmp_path}/file/logs")
+    (tmp_path / "file").write_text("in the way")
+    with open_instance(database, settings) as instance:
+        ended = talk.execute_in_process(instance=instance)
+        assert ended.success
+    (kept,) = (settings.home / "dagster" / "storage" / ended.run_id).rglob("*.out")
+    assert kept.read_text() == "said by the step\n"
+
+
+def test_without_the_setting_dagster_keeps_it_as_ever(database: Database, settings: Settings) -> None:
+    with open_instance(database, settings) as instance:
+        assert type(instance.compute_log_manager) is LocalComputeLogManager
+        assert instance.compute_log_manager.get_captured_local_path(["run", "x"], "out") == str(
+            (settings.home / "dagster" / "storage" / "run" / "x.out").resolve()
+        )
