@@ -320,6 +320,9 @@ class RecordingSettings(SettingsGroup):
         description="Personal fields that the gateway drops from recorded calls, separated by commas: agent (agent=hash replaces it by a "
         "hash), prompts, response, reasoning, provider_accesses.",
     )
+    record_hash_key: SecretStr | None = Field(
+        None, description="Key of the hashes of agents (agent=hash): one for all gateways. Unset: a random one in BABYLON_RL_HOME."
+    )
 
 
 class ServingSettings(SettingsGroup):

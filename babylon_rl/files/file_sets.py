@@ -19,6 +19,7 @@ from babylon_rl.files.staging import PublishedFile, Staging
 T = TypeVar("T")
 INCOMING = ".incoming"
 ATTEMPTS = 4
+LONGEST_S = 60.0  # no further attempt begins later
 _LONGEST_WAIT_S = 8.0
 # No later attempt cures these: nothing there, no right to it, no room here.
 _LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
@@ -109,10 +110,11 @@ class FileSet:
 
 def _retried(work: Callable[[], T]) -> T:
     """Repeat ``work`` after passing failures: a server that is busy, a connection that was cut, a damaged transfer."""
-    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
     wait = wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT_S)
-    for attempt in Retrying(stop=stop_after_attempt(ATTEMPTS), wait=wait, retry=retry_if_exception(_may_pass), reraise=True):
+    stop = stop_after_attempt(ATTEMPTS) | stop_after_delay(LONGEST_S)
+    for attempt in Retrying(stop=stop, wait=wait, retry=retry_if_exception(_may_pass), reraise=True):
         with attempt:
             result = work()
     return result

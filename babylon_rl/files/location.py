@@ -21,8 +21,8 @@ from babylon_rl.files.durable import fsync
 _BLOCK = 4 * 1024 * 1024
 # Stores of objects have no folders, and making one there would make the bucket of a mistyped name.
 _WITHOUT_FOLDERS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss"}
-# A store that does not answer is given up after about a minute, instead of after the driver's ten.
-_TIME_LIMITS = {"connect_timeout": 5, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 3}}
+# A store that goes silent is given up after about four minutes (s3fs asks five times), and not after the driver's half hour.
+_TIME_LIMITS = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 2}}
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": _TIME_LIMITS}, "s3a": {"config_kwargs": _TIME_LIMITS}}
 # Exceptions of drivers of remote file systems beside OSError: they have no base class in common. Looked up where they are loaded.
 _DRIVER_ERRORS = {

@@ -42,7 +42,7 @@ _MAX_RECORDS, _MAX_BYTES = 256, 4 * 1024**2
 # Faults of one row; anything else is a fault of the connection or the server.
 _ROW_FAULTS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 _ENTRY_FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
-_PASSED_ON = ("database_url", "direct_database_url", "babylon_rl_home", "record_private_fields")
+_PASSED_ON = ("database_url", "direct_database_url", "babylon_rl_home", "record_private_fields", "record_hash_key")
 Rows = list[tuple[dict[str, Any], dict[str, Any] | None]]
 
 

@@ -33,7 +33,7 @@ class RecordedPrivacy:
 
     @classmethod
     def of(cls, settings: Settings) -> "RecordedPrivacy":
-        """Parse the setting; hashes are keyed with a secret in the state directory.
+        """Parse the setting; hashes are keyed with RECORD_HASH_KEY, or a secret in the state directory.
 
         Raises:
             SettingsError: a name or a treatment that does not exist.
@@ -44,7 +44,10 @@ class RecordedPrivacy:
             if name not in PRIVATE_FIELDS or how not in (("", "hash") if name == "agent" else ("",)):
                 raise SettingsError(f"RECORD_PRIVATE_FIELDS holds {entry!r}: choose of agent, agent=hash, {', '.join(PRIVATE_FIELDS[1:])}.")
             fields[name] = how
-        return cls(fields, _secret(settings.home / "gateway" / "secret") if "hash" in fields.values() else b"")
+        if "hash" not in fields.values():
+            return cls(fields, b"")
+        key = settings.record_hash_key
+        return cls(fields, _secret(settings.home / "gateway" / "secret") if key is None else key.get_secret_value().encode())
 
     def apply(self, call: dict[str, Any], log: dict[str, Any] | None) -> None:
         """Drop or hash the private fields of a call's rows.

@@ -124,6 +124,18 @@ def test_private_fields_are_not_recorded(recording: Settings, database: Database
         RecordedPrivacy.of(recording.model_copy(update={"record_private_fields": "prompts=hash"}))
 
 
+def test_gateways_with_one_key_hash_an_agent_alike_and_others_do_not(settings: Settings, tmp_path: Path) -> None:
+    def hashed(home: str, key: str | None) -> str | None:
+        chosen = {"record_private_fields": "agent=hash", "babylon_rl_home": tmp_path / home}
+        chosen |= {"record_hash_key": None if key is None else SecretStr(key)}
+        call = {"agentId": "a1"}
+        RecordedPrivacy.of(settings.model_copy(update=chosen)).apply(call, None)
+        return call["agentId"]
+
+    assert hashed("one", "key") == hashed("two", "key") != hashed("one", "another")
+    assert hashed("one", None) == hashed("one", None) != hashed("two", None)
+
+
 def test_without_recording_calls_are_counted_and_their_texts_are_nowhere(recording: Settings, database: Database) -> None:
     with running_gateway(recording.model_copy(update={"record_agent_trajectories": False}), database, writes=True) as gateway:
         chat(gateway)
