@@ -27,7 +27,7 @@ class BabylonComputeLogs(TruncatingCloudStorageComputeLogManager[DagsterInstance
     """Output of steps at a location, as ``<run>/compute_logs/<step>.out`` and ``.err``."""
 
     def __init__(self, url: str, local: LocalComputeLogManager) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._location, self._local = Location(url), local
 
     @property
@@ -69,7 +69,7 @@ class BabylonComputeLogs(TruncatingCloudStorageComputeLogManager[DagsterInstance
                 if log_key and self._location.exists(_name(log_key, io_type, partial)):
                     self._location.remove(_name(log_key, io_type, partial))
 
-    def download_url_for_type(self, log_key: Sequence[str], io_type: ComputeIOType) -> None:  # type: ignore[override]
+    def download_url_for_type(self, log_key: Sequence[str], io_type: ComputeIOType) -> None:
         """None: the webserver hands it out."""
 
     def display_path_for_type(self, log_key: Sequence[str], io_type: ComputeIOType) -> str:
