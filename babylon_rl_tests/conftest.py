@@ -19,8 +19,10 @@ from babylon_rl.store.embedded import use_server
 from babylon_rl.store.embedded.cluster import Cluster
 from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.memory import quick_directory
+from babylon_rl_tests.object_store import object_server, object_store
 from babylon_rl_tests.repeatable import repeatable
 
+__all__ = ["object_server", "object_store"]  # one server for all rooms: drivers remember its address
 DATA = Path(__file__).parent / "data"
 
 # What every property test builds on, also one that says nothing of it.

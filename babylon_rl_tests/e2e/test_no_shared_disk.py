@@ -20,9 +20,8 @@ from babylon_rl.market.spawn import SpawnRequest, spawn
 from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, verify
 from babylon_rl.store.database import Database
 from babylon_rl.windows import utc_now
-from babylon_rl_tests.object_store import SECRET, ObjectStore, object_server, object_store
+from babylon_rl_tests.object_store import SECRET, ObjectStore
 
-__all__ = ["object_server", "object_store"]
 FIRST_HOUR = "2025-11-15T10:00"
 GATE = """
 import sys

@@ -8,10 +8,9 @@ import torch
 
 from babylon_rl.models.checkpoints import base_identity, publish
 from babylon_rl.models.policy import Policy
-from babylon_rl_tests.object_store import object_server, object_store
 from babylon_rl_tests.tiny_model import make_adapter, make_base, make_manifest, tiny_adapter, tiny_base, trade_format
 
-__all__ = ["make_adapter", "make_base", "make_manifest", "object_server", "object_store", "tiny_adapter", "tiny_base", "trade_format"]
+__all__ = ["make_adapter", "make_base", "make_manifest", "tiny_adapter", "tiny_base", "trade_format"]
 
 
 @pytest.fixture
