@@ -1,4 +1,4 @@
-"""How far it goes: `python -m benchmarks.capacity [--check] [--write]` prints the tables of docs/explanation/capacity.md.
+"""Capacity model and its check: `python -m benchmarks.capacity [--check] [--write]` prints the tables of docs/explanation/capacity.md.
 
 --check measures what hours and trajectories cost on this machine (an embedded server and a scripted judge of their own), makes real runs of
 `scored_groups` with a judge that takes 300 ms, and keeps them in benchmarks/capacity.json beside what the model says of each; the exit code
@@ -41,7 +41,7 @@ from benchmarks.capacity_model import Costs, Hour, Limits, Site, Steady, backfil
 ROOT = Path(__file__).parents[1]
 KEPT, PAGE, PICTURE = Path(__file__).with_suffix(".json"), ROOT / "docs/explanation/capacity.md", ROOT / "docs/images/capacity.png"
 PRICES = ROOT / "docs/explanation/costs.md"
-BOUND, ROUNDS, LATENCY_S = 0.15, 1, 0.3
+BOUND, ROUNDS, LATENCY_S = 0.15, 3, 0.3
 HOURS, HOURS_PER_RUN, ORDERS = 48, 24, 2
 AGENTS, ROWS = 12, 24  # of a small hour
 BIG_AGENTS, BIG_ROWS = 250, 2000
@@ -61,7 +61,7 @@ _work: dict[str, Any] = {}
 
 
 def _start(home: str, judge: str | None, concurrency: int) -> None:
-    """What a worker process keeps: its settings, its imports done."""
+    """Make the settings of a worker process; importing this file did its imports."""
     chosen = {"judge_model": "openai/scripted", "judge_base_url": judge} if judge else {}
     _work["settings"] = Settings(_env_file=None, babylon_rl_home=Path(home), judge_concurrency=concurrency, **chosen)
 
@@ -294,7 +294,7 @@ def check_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def rate_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What is needed at each rate, a column for each."""
+    """Table of what each rate needs, a column for each."""
 
     def scored(minutes: float, growing: bool) -> str:
         return "never: the backlog grows" if growing else f"{minutes:,.0f} min after its end"

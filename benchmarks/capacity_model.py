@@ -1,6 +1,6 @@
 """Discrete-event model of hours that workers read and score, on simpy; benchmarks/capacity.py measures its parameters and uses it.
 
-What waits for what: an hour needs a worker; a worker computes on one core at a time (Python's lock) of its machine's; a request needs a
+An hour needs a worker; a worker computes on one core at a time (Python's lock) of its machine's; a request needs a
 place among JUDGE_CONCURRENCY of its run and leave from the provider's limits of requests and tokens a minute, which all runs share; a
 batch needs the trainer. Not in it: failures, and a database that slows down as it grows.
 """
@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Site:
-    """What is there: workers, the cores that they share, JUDGE_CONCURRENCY, trainings at once."""
+    """Size of an installation: workers, the cores that they share, JUDGE_CONCURRENCY, trainings at once."""
 
     workers: int = 1
     cores: int = 2

@@ -48,7 +48,7 @@ def settings_of(home: Path) -> Settings:
 
 
 class Step:
-    """One measured step: what it has at hand."""
+    """Database, settings and clock of a measured step."""
 
     def __init__(self, url: str, home: Path) -> None:
         self.url, self.home = url, home
@@ -88,7 +88,7 @@ class Step:
         return f"{len(printed.getvalue().splitlines())} lines"
 
     def frozen(self, most: int | None) -> str:
-        """Freeze, and give back."""
+        """Freeze a batch and cancel it."""
         with connect(self.url, autocommit=True) as connection:
             found = freeze(connection, self.settings, NOW, max_trajectories=most, windows=None if most else (hour(BACKFILL_HOURS), hour(0)))
             if found.batch is None:
@@ -109,7 +109,7 @@ class Step:
         return f"best of three {min(spent) * 1000:.0f} ms"
 
     def admin_page(self, control: TrainingControl) -> None:
-        """What the first page is made of."""
+        """Values of the first page."""
         with self.database.connect() as connection:
             page_view(control, connection, NOW)
 
@@ -119,7 +119,7 @@ class Step:
             status_document(connection, self.settings, NOW)
 
     def counts(self) -> str:
-        """What automation keeps for status."""
+        """Counts that automation keeps for status."""
         with connect(self.url, autocommit=True) as connection:
             return keep_counts(connection, self.settings, NOW)
 
@@ -140,7 +140,7 @@ class Step:
         return ", ".join(f"{built.index.name} {(built.size_bytes or 0) / 1e6:.0f} MB" for built in build_indexes(self.database))
 
     def no_indexes(self) -> str:
-        """As a game has it."""
+        """Drop the optional indexes."""
         with connect(self.url, autocommit=True) as connection:
             for index in INDEXES:
                 connection.execute(f"DROP INDEX IF EXISTS public.{index.name}")

@@ -1,11 +1,14 @@
 """Output of Dagster's runs: under DAGSTER_HOME, or at COMPUTE_LOGS_URL for a webserver on another machine.
 
-Captured here as Dagster does, and uploaded by the file room when a step ends and every UPLOAD_EVERY_S while it runs. An upload that fails
-fails no run: Dagster notes it among the run's events, and the output stays on the machine that made it.
+Captured here as Dagster does, and uploaded through files.location when a step ends and every UPLOAD_EVERY_S while it runs. An upload that
+fails fails no run: of a step that runs it is logged and tried again at the next turn; of one that ended Dagster notes it among the run's
+events, and the output stays on the machine that made it.
 """
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,10 +20,12 @@ from dagster._core.storage.compute_log_manager import ComputeIOType
 from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, LocalComputeLogManager
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
-from babylon_rl.files.location import Location
+from babylon_rl.errors import BabylonError
+from babylon_rl.files.location import Location, describing_failures
 from babylon_rl.settings import load_settings
 
 UPLOAD_EVERY_S = 30
+_LOG = logging.getLogger(__name__)
 
 
 class BabylonComputeLogs(TruncatingCloudStorageComputeLogManager[DagsterInstance], ConfigurableClass):
@@ -28,7 +33,7 @@ class BabylonComputeLogs(TruncatingCloudStorageComputeLogManager[DagsterInstance
 
     def __init__(self, url: str, local: LocalComputeLogManager) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._location, self._local = Location(url), local
+        self._url, self._location, self._local = url, Location(url), local
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:
@@ -78,16 +83,33 @@ class BabylonComputeLogs(TruncatingCloudStorageComputeLogManager[DagsterInstance
 
     def cloud_storage_has_logs(self, log_key: Sequence[str], io_type: ComputeIOType, partial: bool = False) -> bool:
         """True when output of that kind was uploaded."""
-        return self._location.exists(_name(log_key, io_type, partial))
+        with self._described():
+            return self._location.exists(_name(log_key, io_type, partial))
+
+    def on_progress(self, log_key: Sequence[str]) -> None:
+        """Upload the output so far of a step that runs; a failure is logged, as Dagster's thread would end by it."""
+        try:
+            super().on_progress(log_key)  # type: ignore[no-untyped-call]
+        except BabylonError as failed:
+            _LOG.warning("%s It is tried again in %d s.", failed, UPLOAD_EVERY_S)
 
     def download_from_cloud_storage(self, log_key: Sequence[str], io_type: ComputeIOType, partial: bool = False) -> None:
         """Download output for the webserver."""
         place = Path(self._local.get_captured_local_path(log_key, IO_TYPE_EXTENSION[io_type], partial=partial))
         place.parent.mkdir(parents=True, exist_ok=True)
-        self._location.get(_name(log_key, io_type, partial), place)
+        with self._described():
+            self._location.get(_name(log_key, io_type, partial), place)
 
     def _upload_file_obj(self, data: IO[bytes], log_key: Sequence[str], io_type: ComputeIOType, partial: bool = False) -> None:
-        self._location.put(Path(data.name), _name(log_key, io_type, partial))
+        with self._described():
+            self._location.put(Path(data.name), _name(log_key, io_type, partial))
+
+    @contextmanager
+    def _described(self) -> Iterator[None]:
+        # Drivers repeat the secrets of an address, and Dagster stores what is raised.
+        sentence = f"COMPUTE_LOGS_URL ({self._location.shown}) cannot be used"
+        with describing_failures(self._url, lambda reason, _: BabylonError(f"{sentence}: {reason}.")):
+            yield
 
 
 def _name(log_key: Sequence[str], io_type: ComputeIOType, partial: bool = False) -> str:

@@ -28,7 +28,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.registry import count_models
-from babylon_rl.store.training_status import arrivals, automation_state, clock_of
+from babylon_rl.store.training_status import AutomationState, arrivals, automation_state, clock_of
 from babylon_rl.training.backends import trainer_choice
 from babylon_rl.windows import utc_now
 
@@ -69,10 +69,12 @@ def check_system(settings: Settings, production: bool = False) -> Iterator[Check
             yield Check("database", PASS, f"{server} at {database.address} ({kind})")
             yield attempt("clock", lambda: _clock(connection))
             yield attempt("schema", lambda: _schema(database))
-            expected = production or _has_run(connection, settings)
+            automation = _read_automation(connection)
+            has_run = not isinstance(automation, psycopg.Error) and automation.seen_at is not None
+            expected = production or (settings.automation_status == "running" and has_run)
             # An embedded database holds what was simulated, which is of any time.
             yield attempt("data", lambda: _data(connection, expected and not settings.uses_embedded_database))
-            yield attempt("automation", lambda: _automation(connection, expected))
+            yield attempt("automation", lambda: _automation(automation, expected))
             yield attempt("registry", lambda: _registry(connection))
     except BabylonError as failed:
         yield Check("database", FAIL, str(failed))
@@ -119,11 +121,12 @@ def _disk(settings: Settings) -> tuple[str, str]:
 
 
 def _storage(settings: Settings) -> tuple[str, str]:
-    """Write, read and remove a file where checkpoints go, and at MODEL_STORAGE_URL."""
+    """Write, read and remove a file where checkpoints go, at MODEL_STORAGE_URL and at COMPUTE_LOGS_URL."""
     places = [str(_existing(settings.home / "checkpoints"))]
-    if settings.model_storage_url is not None:
-        local = local_path(settings.model_storage_url)
-        places.append(settings.model_storage_url if local is None else str(_existing(local)))
+    for url in (settings.model_storage_url, settings.compute_logs_url):
+        if url is not None:
+            local = local_path(url)
+            places.append(url if local is None else str(_existing(local)))
     for place in places:
         with describing_failures(place, lambda reason, _: CheckFailed(f"{reason}. Mend it, or choose another place.")):
             _try_storage(Location(place))
@@ -162,8 +165,12 @@ def _schema(database: Database) -> tuple[str, str]:
     return PASS, "up to date"
 
 
-def _has_run(connection: Connection, settings: Settings) -> bool:
-    return settings.automation_status == "running" and automation_state(connection).seen_at is not None
+def _read_automation(connection: Connection) -> AutomationState | psycopg.Error:
+    """Read what the daemon did, or the error of a role that may not read Dagster's tables."""
+    try:
+        return automation_state(connection)
+    except psycopg.Error as refused:
+        return refused
 
 
 def _data(connection: Connection, expected: bool) -> tuple[str, str]:
@@ -178,10 +185,11 @@ def _data(connection: Connection, expected: bool) -> tuple[str, str]:
     return PASS, detail
 
 
-def _automation(connection: Connection, expected: bool) -> tuple[str, str]:
+def _automation(state: AutomationState | psycopg.Error, expected: bool) -> tuple[str, str]:
+    if isinstance(state, psycopg.Error):
+        raise state
     silent = FAIL if expected else WARN
     now = datetime.now(UTC).replace(tzinfo=None)
-    state = automation_state(connection)
     if state.seen_at is None:
         return silent, "Dagster's daemon has never run on this database; `babylon-rl dev` starts it"
     detail = f"the daemon was seen {about((now - state.seen_at).total_seconds())} ago, {state.runs} runs recorded"

@@ -8,6 +8,7 @@ is read and a sentence says why. Readers that decide (observation, readiness, fr
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 
@@ -16,6 +17,7 @@ from babylon_rl.store.connection import Connection, address, connect
 from babylon_rl.store.database import Database
 
 POLL_S = 0.05
+ANSWER_S = 10.0  # of the replica, beside the wait for what is written
 # Server, and database in it: positions of the log mean something within one server and its replicas only.
 _IDENTITY = """
     SELECT (SELECT system_identifier FROM pg_control_system()), (SELECT oid FROM pg_database WHERE datname = current_database()),
@@ -35,7 +37,7 @@ def read_connection(database: Database, say: Callable[[str], None] = _ignore, *,
     """Open a connection for reads that decide nothing: at the replica if it is up to date, else at the database itself.
 
     Args:
-        say: is told in a sentence why the replica is not used, if one is configured.
+        say: called with the reason why the replica is not used, if one is configured.
 
     Raises:
         DatabaseUnreachable: the database itself does not answer.
@@ -61,25 +63,41 @@ def _current_replica(database: Database, read_url: str) -> tuple[Connection | No
     """Connect to the replica once it has all that is written now; else return the reason why not."""
     where = f"The replica at {address(read_url)}"
     with database.connect(autocommit=True) as primary:
-        ours = primary.execute(_IDENTITY).fetchone()
-        if ours is None or ours[2]:
-            return None, f"{database.address} is itself a replica, so nobody knows how far {address(read_url)} must be."
-        (written,) = primary.execute(_WRITTEN).fetchone() or ("",)
+        try:
+            ours = primary.execute(_IDENTITY).fetchone()
+            if ours is None or ours[2]:
+                return None, f"{database.address} is itself a replica, so nobody knows how far {address(read_url)} must be."
+            (written,) = primary.execute(_WRITTEN).fetchone() or ("",)
+        except psycopg.errors.InsufficientPrivilege as refused:
+            return None, f"The role may not read how far {database.address} is ({_first_line(refused)})."
+    replica = None
     try:
         replica = connect(read_url)
-    except DatabaseUnreachable as refused:
-        return None, f"{where} does not answer ({refused})."
-    replica.autocommit = True
-    theirs = replica.execute(_IDENTITY).fetchone()
-    reason = None
-    if theirs is None or theirs[:2] != ours[:2] or not theirs[2]:
-        reason = f"READ_DATABASE_URL ({address(read_url)}) is no streaming replica of {database.address}."
-    elif not _replayed(replica, written, database.read_wait_s):
-        reason = f"{where} was more than {database.read_wait_s:g} s behind."
-    if reason is not None:
+        replica.autocommit = True
+        with replica.answering_within(database.read_wait_s + ANSWER_S):
+            reason = _unfit(replica, ours[:2], written, database)
+    except (psycopg.Error, DatabaseUnreachable) as refused:
+        reason = f"{where} does not answer ({_first_line(refused)})."
+    if reason is None:
+        return replica, None
+    if replica is not None:
         replica.close()
-        return None, reason
-    return replica, None
+    return None, reason
+
+
+def _unfit(replica: Connection, identity: tuple[Any, ...], written: str, database: Database) -> str | None:
+    """Return why a connection must not be read from: another server, or one that is behind for too long."""
+    shown = address(database.read_url or "")
+    theirs = replica.execute(_IDENTITY).fetchone()
+    if theirs is None or theirs[:2] != identity or not theirs[2]:
+        return f"READ_DATABASE_URL ({shown}) is no streaming replica of {database.address}."
+    if not _replayed(replica, written, database.read_wait_s):
+        return f"The replica at {shown} was more than {database.read_wait_s:g} s behind."
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _replayed(replica: Connection, written: str, wait_s: float) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from dagster._core.storage.compute_log_manager import ComputeIOType
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 
+from babylon_rl.automation.compute_logs import BabylonComputeLogs
 from babylon_rl.automation.instance import open_instance
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -61,14 +62,18 @@ def test_the_output_of_a_run_is_read_on_another_machine_and_deleted_there(
 
 
 def test_a_place_that_takes_no_output_fails_no_run_and_it_stays_here(
-    database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("COMPUTE_LOGS_URL", f"file://{tmp_path}/file/logs")
     (tmp_path / "file").write_text("in the way")
     with open_instance(database, settings) as instance:
         ended = talk.execute_in_process(instance=instance)
         assert ended.success
-    (kept,) = (settings.home / "dagster" / "storage" / ended.run_id).rglob("*.out")
+        manager = instance.compute_log_manager
+        assert isinstance(manager, BabylonComputeLogs)
+        manager.on_progress([ended.run_id, "compute_logs", "running"])  # Dagster's thread would end by an error
+    assert "file/logs) cannot be used: " in caplog.text and "tried again in 30 s" in caplog.text
+    kept = next((settings.home / "dagster" / "storage" / ended.run_id / "compute_logs").glob("[!r]*.out"))
     assert kept.read_text() == "said by the step\n"
 
 

@@ -1,5 +1,6 @@
 """Heavy reads at a real streaming replica: only when it has everything, and never those that decide."""
 
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,13 @@ from pydantic import SecretStr
 
 from babylon_rl.cli.data import windows as windows_command
 from babylon_rl.settings import Settings
+from babylon_rl.store import replica
 from babylon_rl.store.database import Database, open_database
 from babylon_rl.store.migrate import migrate
 from babylon_rl.store.replica import read_connection
 from babylon_rl.training.freezing import freeze
 from babylon_rl_tests.rows import AFTER, insert, make_trajectory
+from babylon_rl_tests.store.proxy import Proxy
 from babylon_rl_tests.store.standby import Server, server_with_replica
 
 COUNT = "SELECT count(*), pg_is_in_recovery() FROM public.trajectories"
@@ -55,8 +58,8 @@ def read(settings: Settings) -> tuple[tuple[int, bool] | None, list[str]]:
         return connection.execute(COUNT).fetchone(), said  # type: ignore[return-value]
 
 
-def replay(replica: Server, what: str) -> None:
-    with psycopg.connect(replica.url, autocommit=True) as connection:
+def replay(standby: Server, what: str) -> None:
+    with psycopg.connect(standby.url, autocommit=True) as connection:
         connection.execute(f"SELECT pg_wal_replay_{what}()")
 
 
@@ -93,6 +96,30 @@ def test_another_server_is_no_replica(pair: tuple[Server, Server], settings_of: 
     assert seen is not None and not seen[1] and "is no streaming replica of" in said[0]
     seen, said = read(settings_of.model_copy(update={"read_database_url": SecretStr("postgresql://x@127.0.0.1:9/x")}))
     assert seen is not None and not seen[1] and "does not answer" in said[0]
+
+
+def test_a_replica_that_goes_silent_is_left_after_a_bound(
+    pair: tuple[Server, Server], settings_of: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "ANSWER_S", 0.5)
+    with Proxy(pair[1].url) as proxy:
+        proxy.after(10**9)
+        psycopg.connect(proxy.url).close()
+        greeting = 10**9 - (proxy._left or 0)
+        proxy.after(greeting + 1, lambda: setattr(proxy, "deaf", True))
+        seen, said = read(settings_of.model_copy(update={"read_database_url": SecretStr(proxy.url)}))
+    assert seen is not None and not seen[1] and "did not answer within 0.7 s" in said[0]
+
+
+def test_a_role_that_may_not_read_positions_reads_the_database_itself(pair: tuple[Server, Server], settings_of: Settings) -> None:
+    with Database(pair[0].url, pair[0].url).connect(autocommit=True) as connection:
+        connection.execute("CREATE ROLE plain LOGIN")
+        connection.execute("GRANT USAGE ON SCHEMA public TO plain")
+        connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO plain")
+        connection.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+    plain = re.sub("//[^@]*@", "//plain@", pair[0].url)
+    seen, said = read(settings_of.model_copy(update={"database_url": SecretStr(plain)}))
+    assert seen is not None and not seen[1] and "may not read how far" in said[0]
 
 
 def test_commands_read_the_replica(

@@ -42,7 +42,7 @@ def evidence(seeds: int, generations: int, windows: int, out: Path, at_once: int
     at_once = at_once or side_by_side(seeds, cores)
     directories = [root / f"seed-{seed}" for seed in range(seeds)]
     threads = max(1, cores // at_once)
-    with _heard_as_ctrl_c(), ThreadPoolExecutor(at_once) as pool:
+    with _signals_as_interrupt(), ThreadPoolExecutor(at_once) as pool:
         runs = [pool.submit(run_seed, own, base, seed, generations, windows, threads) for seed, own in enumerate(directories)]
         try:
             wait(runs)
@@ -64,7 +64,7 @@ def side_by_side(seeds: int, cores: int) -> int:
 
 
 @contextmanager
-def _heard_as_ctrl_c() -> Iterator[None]:
+def _signals_as_interrupt() -> Iterator[None]:
     """Raise KeyboardInterrupt at SIGTERM and SIGHUP too."""
     before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
