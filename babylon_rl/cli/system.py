@@ -13,6 +13,7 @@ import typer
 from babylon_rl.cli.children import run_child, stop_children
 from babylon_rl.cli.output import Column, JsonOption, Table, emit, say
 from babylon_rl.errors import UsageError
+from babylon_rl.files.location import shown_address
 from babylon_rl.judge.client import judge_addresses
 from babylon_rl.project_files import clone, project_file
 from babylon_rl.settings import DEMO_FILE, Settings, kept_demo_choices, load_settings, setting_sources
@@ -222,7 +223,10 @@ def _shown(loaded: Settings, name: str) -> str | int | float | bool | None:
     value = getattr(loaded, name)
     if value is None or isinstance(value, bool | int | float):
         return value
-    return "***" if "SecretStr" in str(Settings.model_fields[name].annotation) else str(value)
+    field = Settings.model_fields[name]
+    if "SecretStr" in str(field.annotation):
+        return "***"
+    return str(value) if field.repr else shown_address(str(value))  # an address that may hold a password
 
 
 def _free_port(first: int) -> int:

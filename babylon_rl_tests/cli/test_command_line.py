@@ -87,9 +87,11 @@ def test_migrate_tells_a_person_what_it_did(command: Command, empty_database: Da
 
 def test_settings_masks_secrets_and_names_sources(command: Command, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("EPOCHS=3\nITERATIONS=4\n")
-    done = command("settings", "--json", WANDB_API_KEY="s3cret", EPOCHS="2", BATCH_SIZE="")
+    addresses = {"MODEL_STORAGE_URL": "sftp://me:s3cret@host/models", "COMPUTE_LOGS_URL": "s3://bucket/logs?key=s3cret"}
+    done = command("settings", "--json", WANDB_API_KEY="s3cret", EPOCHS="2", BATCH_SIZE="", **addresses)
     found = {row["name"]: row for row in json.loads(done.stdout)["settings"]}
     assert "s3cret" not in done.stdout
+    assert [found[name]["value"] for name in addresses] == ["sftp://host/models", "s3://bucket/logs"]
     assert found["WANDB_API_KEY"] == {"name": "WANDB_API_KEY", "value": "***", "source": "environment"}
     assert found["EPOCHS"] == {"name": "EPOCHS", "value": 2, "source": "environment"}
     assert found["ITERATIONS"] == {"name": "ITERATIONS", "value": 4, "source": ".env"}
