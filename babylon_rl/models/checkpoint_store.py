@@ -3,10 +3,10 @@
 Callers name a version and get a directory below BABYLON_RL_HOME. Without MODEL_STORAGE_URL nothing but paths is looked at.
 """
 
-import hashlib
 from pathlib import Path
 
 from babylon_rl.errors import CheckpointError, ModelUnavailable
+from babylon_rl.files.durable import sha256
 from babylon_rl.files.file_sets import FileSet
 from babylon_rl.files.location import Location, describing_failures, shown_url
 from babylon_rl.models.checkpoints import MANIFEST, Manifest, decode_manifest
@@ -22,15 +22,30 @@ def checkpoint_of(model: Model, settings: Settings) -> Path:
         ModelUnavailable: it cannot be fetched now.
     """
     recorded = Path(model.checkpoint or model.storage_path)
-    if settings.model_storage_url is None or model.foreign or recorded.is_dir():
+    if settings.model_storage_url is None or model.foreign:
         return recorded
-    directory = checkpoint_named(model.version, settings)
+    directory = registered_checkpoint(model.version, recorded, model.manifest_sha, settings)
     if directory is None:
         raise CheckpointError(absence(model.version, settings))
-    found = hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest() if (directory / MANIFEST).is_file() else None
-    if model.manifest_sha is not None and found != model.manifest_sha:
+    return directory
+
+
+def registered_checkpoint(version: str, recorded: Path, manifest_sha: str | None, settings: Settings) -> Path | None:
+    """Directory of a version: ``recorded`` if that is here, else as ``checkpoint_named``.
+
+    With MODEL_STORAGE_URL its manifest must have the hash ``manifest_sha``: a number is given again after a batch was cancelled.
+
+    Raises:
+        CheckpointError: another checkpoint has its place, or what is at MODEL_STORAGE_URL is damaged.
+        ModelUnavailable: it cannot be fetched now.
+    """
+    directory = recorded if recorded.is_dir() else checkpoint_named(version, settings)
+    if directory is None or manifest_sha is None or settings.model_storage_url is None:
+        return directory
+    manifest = directory / MANIFEST
+    if not manifest.is_file() or sha256(manifest) != manifest_sha:
         raise CheckpointError(
-            f"{directory} holds another checkpoint than the one registered as {model.version}. Move it away, see that "
+            f"{directory} holds another checkpoint than the one registered as {version}. Move it away, see that "
             f"{shown_url(settings.model_storage_url)} is the storage of this database, then try again."
         )
     return directory

@@ -14,7 +14,7 @@ from threading import Lock
 from babylon_rl.errors import DatabaseError, ModelUnavailable
 from babylon_rl.llm.client import ChatClient
 from babylon_rl.llm.transports import WANDB_INFERENCE_URL
-from babylon_rl.models.checkpoint_store import checkpoint_named
+from babylon_rl.models.checkpoint_store import registered_checkpoint
 from babylon_rl.models.checkpoints import RemoteCheckpoint, read_remote
 from babylon_rl.serving.routing import Route, base_route, route
 from babylon_rl.settings import Settings, load_settings
@@ -84,6 +84,7 @@ def get_model_for_inference(agent_id: str | None = None, *, model: str | None = 
 
     Raises:
         ModelUnavailable: ``model`` or RL_MODEL_VERSION names a version that is not there.
+        CheckpointError: another checkpoint has the place of the version's pointer to its service.
     """
     chosen = settings or load_settings()
     return _asked(_route(chosen, agent_id, model), chosen)
@@ -119,13 +120,15 @@ def _route(settings: Settings, agent_id: str | None, model: str | None) -> Route
 def _asked(found: Route, settings: Settings) -> InferenceModel:
     url, key = f"{settings.local_endpoint.rstrip('/')}/v1", None
     if found.upstream == "wandb":
-        remote = None if found.checkpoint is None or found.version is None else _pointer(Path(found.checkpoint), found.version, settings)
+        remote = _pointer(found, settings)
         url, key = WANDB_INFERENCE_URL if remote is None else remote.inference_url, settings.wandb_key or None
     return InferenceModel(found.version, found.model_name, url, key, found.arm, found.reason)
 
 
-def _pointer(recorded: Path, version: str, settings: Settings) -> RemoteCheckpoint | None:
-    directory = recorded if recorded.is_dir() else checkpoint_named(version, settings)
+def _pointer(found: Route, settings: Settings) -> RemoteCheckpoint | None:
+    if found.version is None or found.checkpoint is None:
+        return None
+    directory = registered_checkpoint(found.version, Path(found.checkpoint), found.manifest_sha, settings)
     return None if directory is None else read_remote(directory)
 
 

@@ -44,6 +44,7 @@ class Route:
     reason: str
     share: float | None = None
     checkpoint: str | None = None
+    manifest_sha: str | None = None
     ab_test: str | None = None
 
 
@@ -162,4 +163,6 @@ def _usable(table: RoutingTable, version: str) -> RoutedVersion:
 
 
 def _to(version: RoutedVersion, arm: Arm, reason: str, share: float | None = None, ab_test: str | None = None) -> Route:
-    return Route(version.version, version.model_name, version.upstream, arm, reason, share, version.checkpoint, ab_test)
+    return Route(
+        version.version, version.model_name, version.upstream, arm, reason, share, version.checkpoint, version.manifest_sha, ab_test
+    )  # fmt: skip

@@ -50,7 +50,7 @@ UNION ALL SELECT unnest("arms"), NULL FROM babylon_rl.ab_tests WHERE "state" = '
 """
 _ARMS = """SELECT "name", "arms", "shares" FROM babylon_rl.ab_tests WHERE "state" = 'running'"""
 _VERSIONS = """
-SELECT m.version, m.status, m."deployedAt", m."storagePath", l."backend", l."checkpointPath", l."prunedAt" IS NOT NULL
+SELECT m.version, m.status, m."deployedAt", m."storagePath", l."backend", l."checkpointPath", l."prunedAt" IS NOT NULL, l."manifestSha"
 FROM public.trained_models m
 LEFT JOIN babylon_rl.model_lineage l ON l."version" = m.version AND l."batchId" = m."trainingBatch"
 ORDER BY m."deployedAt" DESC NULLS LAST, m."createdAt" DESC, m.id
@@ -119,6 +119,7 @@ class RoutedVersion:
     model_name: str
     checkpoint: str | None
     pruned: bool
+    manifest_sha: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +148,9 @@ def read_routing(connection: Connection) -> RoutingTable:
         tests = [RoutedTest(*row) for row in connection.execute(_ARMS)]
         versions: dict[str, RoutedVersion] = {}
         deployed: str | None = None
-        for version, status, deployed_at, storage_path, backend, checkpoint, pruned in connection.execute(_VERSIONS):
+        for version, status, deployed_at, storage_path, backend, checkpoint, pruned, manifest_sha in connection.execute(_VERSIONS):
             upstream, name = _asked_as(version, storage_path, backend)
-            versions.setdefault(version, RoutedVersion(version, status, upstream, name, checkpoint, pruned))
+            versions.setdefault(version, RoutedVersion(version, status, upstream, name, checkpoint, pruned, manifest_sha))
             if deployed is None and status == "deployed" and deployed_at is not None:
                 deployed = version
     return RoutingTable(versions, deployed, trials[0] if trials else None, tests[0] if tests else None)

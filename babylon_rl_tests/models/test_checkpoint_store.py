@@ -1,6 +1,7 @@
 """Checkpoints that another machine has uploaded to an S3 server: fetched once, whole, or refused with a sentence."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,12 +11,14 @@ import pytest
 
 from babylon_rl.errors import CheckpointError, ModelUnavailable
 from babylon_rl.files import file_sets
-from babylon_rl.models.checkpoint_store import checkpoint_named, stored_manifest
+from babylon_rl.files.durable import sha256
+from babylon_rl.models.checkpoint_store import checkpoint_named, checkpoint_of, stored_manifest
 from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, verify
 from babylon_rl.settings import Settings
 from babylon_rl.training.uploading import upload_checkpoint
 from babylon_rl_tests.full_disk import full_disk
 from babylon_rl_tests.object_store import SECRET, ObjectStore
+from babylon_rl_tests.training.registry_rows import make_model
 from babylon_rl_tests.training.test_upload import make_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -58,6 +61,18 @@ def test_what_is_in_neither_place_is_absent_and_the_storage_is_asked_for_version
     assert checkpoint_named("gpt-4", uploaded) is None
     assert checkpoint_named("v1.0.0", uploaded.model_copy(update={"model_storage_url": None})) is None
     assert object_store.downloads == []
+
+
+def test_a_directory_of_another_batch_in_a_versions_place_is_refused(uploaded: Settings, tmp_path: Path) -> None:
+    registered = sha256(tmp_path / "elsewhere" / "v1.0.0" / MANIFEST)
+    here = uploaded.home / "checkpoints" / "v1.0.0"
+    model = make_model(checkpoint=str(here), manifest_sha=registered)
+    assert checkpoint_of(model, uploaded) == here  # fetched, and the recorded one from now on
+    assert checkpoint_of(model, uploaded) == here
+    shutil.rmtree(here)
+    make_checkpoint(tmp_path / "cancelled", here, step=2)
+    with pytest.raises(CheckpointError, match=r"holds another checkpoint than the one registered as v1\.0\.0. Move it away"):
+        checkpoint_of(model, uploaded)
 
 
 PROGRAM = """

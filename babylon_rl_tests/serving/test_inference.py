@@ -6,7 +6,7 @@ from datetime import datetime
 import pytest
 from pydantic import SecretStr
 
-from babylon_rl.errors import ModelUnavailable
+from babylon_rl.errors import CheckpointError, ModelUnavailable
 from babylon_rl.serving import inference as rl
 from babylon_rl.serving.releases import ReleaseAuthor, deploy, rollback
 from babylon_rl.serving.routing import route
@@ -61,6 +61,11 @@ def test_a_version_at_a_service_is_asked_there_with_its_key(connection, settings
     found = rl.get_model_for_inference(model="v1.0.0", settings=keyed)
     assert (found.model, found.base_url, found.api_key) == ("v1.0.0@service", "http://127.0.0.1:9/v1", "secret")
     assert "secret" not in repr(found)
+    connection.execute("UPDATE babylon_rl.model_lineage SET \"manifestSha\" = 'of another batch'")
+    connection.commit()
+    read_again()
+    with pytest.raises(CheckpointError, match=r"another checkpoint than the one registered as v1\.0\.0"):
+        rl.get_model_for_inference(model="v1.0.0", settings=keyed.model_copy(update={"model_storage_url": "memory://models"}))
 
 
 def test_a_client_asks_the_version(connection, settings, make_version) -> None:
