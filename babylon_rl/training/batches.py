@@ -212,12 +212,12 @@ def _resume_or_train(run: BatchRun, settings: Settings, on_step: OnStep, on_pref
     batch_id = run.batch.batch_id
     prepared = _prepared(run.connection, run.batch)
     # A run that died after publishing only lacks the registration.
-    begun = bool(read_steps(run.connection, batch_id))
-    published = find_published(run, settings, begun=begun)
+    published = find_published(run, settings)
     if published is not None and not version_taken(run.connection, run.batch.version):
         with own_transaction(run.connection):
             advance_batch(run.connection, batch_id, run.attempt, PUBLISH, run.clock())
         return finish_registration(run, prepared.remaining, published, settings)
+    begun = bool(read_steps(run.connection, batch_id))
     # The registry lock orders batches of one line: the parent is chosen when a training begins.
     with own_transaction(run.connection):
         if not begun:

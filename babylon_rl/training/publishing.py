@@ -94,16 +94,17 @@ def parent_checkpoint(parent: Model, settings: Settings, base: BaseIdentity | No
     return directory
 
 
-def find_published(run: BatchRun, settings: Settings, *, begun: bool) -> Path | None:
+def find_published(run: BatchRun, settings: Settings) -> Path | None:
     """Return the complete, unregistered checkpoint of an earlier run of this batch, or None.
 
-    Once the training has ``begun``, one at MODEL_STORAGE_URL comes first: another machine may have uploaded it, and no other can follow.
+    In the state in which it is uploaded, one at MODEL_STORAGE_URL comes first: another machine may have uploaded it, and no other can
+    follow.
 
     Raises:
         TrainingPaused: MODEL_STORAGE_URL does not answer.
     """
     directory = run.checkpoints / run.batch.version
-    if begun:
+    if run.batch.state == PUBLISH.target:
         with _waiting_for_storage(run):
             stored = stored_manifest(run.batch.version, settings)
             # A directory here of another batch keeps its place, and this batch takes another number.

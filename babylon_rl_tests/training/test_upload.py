@@ -14,6 +14,7 @@ from babylon_rl.models.checkpoints import MANIFEST, WEIGHTS, publish, verify
 from babylon_rl.settings import Settings
 from babylon_rl.store.batches import read_batch
 from babylon_rl.store.registry import read_models
+from babylon_rl.store.write_ahead import finished_steps
 from babylon_rl.training.backends.dry import DryTrainer
 from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
@@ -124,6 +125,29 @@ def test_a_batch_is_uploaded_before_it_is_registered_and_waits_in_uploading(conn
     assert model.storage_path == model.uploaded_url == f"file://{place}/{model.version}"
     assert (place / model.version / WEIGHTS).read_bytes() == (trained.checkpoint / WEIGHTS).read_bytes()
     assert json.loads((place / model.version / MANIFEST).read_text())["batchId"] == batch.batch_id
+
+
+def test_a_place_that_is_down_stops_no_iteration_of_a_training_that_goes_on(connection, settings, tmp_path) -> None:
+    place = tmp_path / "there"
+    stored = settings.model_copy(update={"model_storage_url": f"file://{place}", "iterations": 2})
+    batch = freeze(connection, stored, NOW, max_trajectories=60).batch
+    prepare_batch(connection, batch.batch_id, stored, NOW)
+
+    class DiesInTheSecond(DryTrainer):
+        def train(self, iteration, parent, out, on_step):
+            if iteration.step == 2:
+                raise Died
+            return super().train(iteration, parent, out, on_step)
+
+    with pytest.raises(Died):
+        train_batch(connection, batch.batch_id, stored, NOW, DiesInTheSecond())
+    assert read_batch(connection, batch.batch_id).state == "training"
+    place.rmdir()
+    place.write_text("no directory")
+    with pytest.raises(TrainingPaused, match=r"waits for MODEL_STORAGE_URL.*Not a directory"):
+        train_batch(connection, batch.batch_id, stored, NOW, DryTrainer())
+    assert read_batch(connection, batch.batch_id).state == "uploading"
+    assert sorted(finished_steps(connection, batch.batch_id)) == [1, 2]
 
 
 @pytest.fixture
