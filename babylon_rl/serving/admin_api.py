@@ -30,7 +30,7 @@ from starlette.responses import Response
 from starlette.routing import Route as RoutedPath
 
 from babylon_rl import __version__
-from babylon_rl.errors import BabylonError, CheckpointError, DatabaseError, SettingsError, UsageError
+from babylon_rl.errors import BabylonError, CheckpointError, DatabaseError, SettingsError, TrainingPaused, UsageError
 from babylon_rl.logs import start_logs
 from babylon_rl.models.server import bind
 from babylon_rl.serving import ab_tests, releases
@@ -62,7 +62,7 @@ BODY_LIMIT = 256 * 1024
 STARTS_A_MINUTE = 12  # of trainings and scorings, for all clients together
 _ADMIN, _CRON = "/api/admin/training", "/api/cron"
 _AB_TESTS = "/api/admin/ab-tests"
-_STATUS = {UsageError: 400, SettingsError: 400, CheckpointError: 400, DatabaseError: 503}
+_STATUS = {UsageError: 400, SettingsError: 400, CheckpointError: 400, DatabaseError: 503, TrainingPaused: 503}
 
 
 @dataclass(frozen=True, slots=True)

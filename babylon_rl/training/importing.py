@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from babylon_rl.errors import CheckpointError, ReleaseRefused, UsageError
-from babylon_rl.files.durable import sha256
+from babylon_rl.files.durable import publish_directory, sha256
 from babylon_rl.models.checkpoints import (
     ADAPTER_CONFIG,
     MANIFEST,
@@ -58,7 +58,7 @@ def import_version(connection: Connection, settings: Settings, weights: Imported
         UsageError: the version is no version number above its parent, or the parent is not known.
         CheckpointError: the file is not what its checksum says, not safetensors, has other tensors than its parent, or holds NaN
             or infinity.
-        ReleaseRefused: the version is taken.
+        ReleaseRefused: the version is taken, perhaps since the upload began.
         TrainingPaused: MODEL_STORAGE_URL does not take it now, or the parent cannot be fetched.
     """
     if sha256(weights.file) != weights.sha256.lower():
@@ -82,14 +82,15 @@ def import_version(connection: Connection, settings: Settings, weights: Imported
             created_at=now.isoformat(timespec="milliseconds") + "Z", trainer={"backend": "upload", "facts": dict(weights.facts)}, files={},
             judge=None,
         )  # fmt: skip
+        final, made = checkpoints / weights.version, Path(directory) / weights.version
         with own_transaction(connection):
-            lock_registry(connection)
-            _refuse_taken(connection, weights.version)
-            final = checkpoints / weights.version
-            _clear_unregistered(final)
-            publish(staging, final, manifest)
-            # Before the row: a machine that reads it finds the files.
-            url = settings.model_storage_url and upload_checkpoint(final, settings.model_storage_url, then=AGAIN)
+            _take_place(connection, final)
+        # Without the lock, as an upload may take minutes; before the row, so that a machine that reads it finds the files.
+        publish(staging, made, manifest)
+        url = settings.model_storage_url and upload_checkpoint(made, settings.model_storage_url, then=AGAIN)
+        with own_transaction(connection):
+            _take_place(connection, final)
+            publish_directory(made, final)
             return register_import(
                 connection, version=weights.version, parent=parent, batch_id=batch_id, checkpoint=str(final), uploaded_url=url,
                 manifest_sha=sha256(final / MANIFEST), metrics={"upload": dict(weights.facts)}, now=now,
@@ -111,25 +112,24 @@ def _known_parent(connection: Connection, weights: ImportedWeights) -> Model:
     return parent
 
 
-def _refuse_taken(connection: Connection, version: str) -> None:
+def _take_place(connection: Connection, final: Path) -> None:
+    """Lock the registry, refuse a version that is taken, and clear its directory of what a crash left there."""
+    lock_registry(connection)
+    version = final.name
     if version_taken(connection, version):
         raise ReleaseRefused(f"{version} is registered already; a version is never replaced.")
     waiting = reserved_by(connection, version)
     if waiting is not None:
         raise ReleaseRefused(f"{version} will be what {waiting} trains; choose a higher version.")
-
-
-def _clear_unregistered(directory: Path) -> None:
-    """Remove what an upload left that was published and, after a crash, not registered."""
-    if not directory.exists():
+    if not final.exists():
         return
     try:
-        batch_id = load_manifest(directory).batch_id or ""
+        batch_id = load_manifest(final).batch_id or ""
     except CheckpointError:
         batch_id = ""
     if not batch_id.startswith(PREFIX):
-        raise ReleaseRefused(f"{directory} is there already, and holds another checkpoint; choose a higher version.")
-    shutil.rmtree(directory)
+        raise ReleaseRefused(f"{final} is there already, and holds another checkpoint; choose a higher version.")
+    shutil.rmtree(final)
 
 
 def _check_tensors(file: Path, reference: Path, parent: str) -> None:

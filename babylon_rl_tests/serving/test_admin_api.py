@@ -1,5 +1,6 @@
 """Admin API over real HTTP: its answers agree with the database, and what it must refuse is refused."""
 
+import hashlib
 import json
 import socket
 import struct
@@ -12,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from msgspec import to_builtins
 from pydantic import SecretStr
 
@@ -22,6 +24,7 @@ from babylon_rl.serving.access import key_hash
 from babylon_rl.serving.releases import ReleaseAuthor
 from babylon_rl.serving.status import status_document
 from babylon_rl.settings import Settings
+from babylon_rl.store.batches import lock_registry
 from babylon_rl.store.client_keys import ClientKey, create_key
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
@@ -308,6 +311,49 @@ def test_uploads_that_are_not_such_weights_are_refused(
         assert (answer.status, answer.body["success"]) == (status, False) and words in answer.body["error"], answer.body
     assert [path.name for path in (settings.home / "checkpoints").iterdir()] == ["v1.0.0"]
     assert len(admin.get("/api/admin/training/models").body["models"]) == 1
+
+
+def test_an_upload_to_a_slow_storage_holds_no_lock_and_one_that_is_down_is_503(
+    settings: Settings, database: Database, make_version: MakeVersion, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_version("v1.0.0")
+    weights, meanwhile = tmp_path / "weights", []
+    write_tensors(weights, 9.0)
+    put_file = MemoryFileSystem.put_file
+
+    def put(*arguments: Any, **more: Any) -> None:
+        meanwhile[-1]()
+        put_file(*arguments, **more)
+
+    def down() -> None:
+        raise OSError("no route to host")
+
+    def others_register() -> None:
+        with connect(database.url) as other:
+            other.execute("SET lock_timeout = '1s'")
+            lock_registry(other)
+        meanwhile[-1] = lambda: None
+
+    def is_taken() -> None:
+        add_version(database, "v1.0.2", "ready")
+        meanwhile[-1] = lambda: None
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put)
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    stored = settings.model_copy(update={"model_storage_url": "memory://models"})
+    with running_admin(stored, database, starts_a_minute=1000) as server:
+        for version, happens, status, words in [
+            ("v1.0.1", down, 503, "no route to host"),
+            ("v1.0.1", others_register, 200, ""),
+            ("v1.0.2", is_taken, 409, "registered already"),
+        ]:
+            meanwhile.append(happens)
+            answer = server.upload(weights.read_bytes(), version, metadata(weights))
+            assert (answer.status, words in str(answer.body)) == (status, True), answer.body
+    assert sorted(path.name for path in (settings.home / "checkpoints").iterdir()) == ["v1.0.0", "v1.0.1"]
+    (uploaded,) = rows(database, """SELECT "uploadedUrl", "manifestSha" FROM babylon_rl.model_lineage WHERE "version" = 'v1.0.1'""")
+    manifest = MemoryFileSystem().cat_file("/models/v1.0.1/manifest.json")
+    assert uploaded == {"uploadedUrl": "memory://models/v1.0.1", "manifestSha": hashlib.sha256(manifest).hexdigest()}
 
 
 def test_an_upload_is_limited_in_size(settings: Settings, database: Database) -> None:
