@@ -199,7 +199,8 @@ class TrainingSettings(SettingsGroup):
     )
     automation_status: Literal["running", "stopped"] = Field(
         "running",
-        description="Whether sensors and schedules run until the page Automation switches them off, or only once it switches them on.",
+        description="Whether sensors and schedules run until the page Automation switches them off, or only once it switches them on. "
+        "end_dead_runs runs either way.",
     )
     automation_seconds: float = Field(
         60, gt=0, description="Seconds between two looks of most sensors; the others keep their proportion to it."

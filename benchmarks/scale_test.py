@@ -1,7 +1,7 @@
 """Several machines on this one: `make scale-test` (`python -m benchmarks.scale_test --hours 720`) prints a table of seconds.
 
 Starts Postgres, Redis, a judge that answers after 300 ms, `babylon-rl dev` and workers; then a judged backfill on 1, 2 and 4 workers, and
-the faults. SCENARIO names choose some: `python -m benchmarks.scale_test --hours 96 speed worker-killed`.
+the faults. Names of scenarios choose some: `python -m benchmarks.scale_test --hours 96 speed worker-killed`.
 """
 
 import argparse
@@ -29,32 +29,36 @@ def speed(scenarios: Scenarios, hours: int) -> list[Row]:
     return [scenarios.backfill(f"{workers} workers", hours, workers) for workers in WORKERS]
 
 
+# By the name on the command line; each is given the hours to measure.
+SCENARIOS: dict[str, Callable[[Scenarios, int], list[Row]]] = {
+    "speed": speed,
+    "worker-killed": lambda scenarios, hours: [scenarios.worker_killed(min(FAULT_HOURS, hours))],
+    "redis-emptied": lambda scenarios, hours: [scenarios.redis_emptied(min(FAULT_HOURS, hours))],
+    "redis-cut": lambda scenarios, hours: [scenarios.cut_off(min(FAULT_HOURS, hours), broker=True)],
+    "postgres-cut": lambda scenarios, hours: [scenarios.cut_off(min(FAULT_HOURS, hours), broker=False)],
+    "older-code": lambda scenarios, hours: [scenarios.older_code(scenarios.site.directory, 2)],
+}
+
+
 def main() -> None:
     """Run the scenarios and print a row as each ends, then the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=int, default=720, help="hours of each backfill whose speed is measured")
-    parser.add_argument("scenarios", nargs="*", help="speed, worker-killed, redis-emptied, redis-cut, postgres-cut, older-code")
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"{', '.join(SCENARIOS)}; all of them by default")
     options = parser.parse_args()
+    if unknown := [name for name in options.scenarios if name not in SCENARIOS]:
+        parser.error(f"{unknown[0]} is not a scenario. Choose from {', '.join(SCENARIOS)}.")
     if shutil.which("redis-server") is None:
         sys.exit(f"Skipped: {NO_REDIS}.")
-    few = min(FAULT_HOURS, options.hours)
     with tempfile.TemporaryDirectory() as name, use_server(Path(name) / "postgres") as url:
         database = Database(url, url)
         migrate(database)
         database.prepare_dagster_schema()
         with site(Path(name), url, ScriptedJudge(latency_s=LATENCY_S), apart=True, **SETTINGS) as (made, redis):
             scenarios = Scenarios(made, redis)
-            known: dict[str, Callable[[], list[Row]]] = {
-                "speed": lambda: speed(scenarios, options.hours),
-                "worker-killed": lambda: [scenarios.worker_killed(few)],
-                "redis-emptied": lambda: [scenarios.redis_emptied(few)],
-                "redis-cut": lambda: [scenarios.cut_off(few, broker=True)],
-                "postgres-cut": lambda: [scenarios.cut_off(few, broker=False)],
-                "older-code": lambda: [scenarios.older_code(Path(name), 2)],
-            }
             rows = []
-            for scenario in options.scenarios or known:
-                for row in known[scenario]():
+            for scenario in options.scenarios or SCENARIOS:
+                for row in SCENARIOS[scenario](scenarios, options.hours):
                     print(row, flush=True)
                     rows.append(row)
     print(f"\n{table(rows)}\n\nload {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores")

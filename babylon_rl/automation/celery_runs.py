@@ -24,23 +24,24 @@ from babylon_rl.automation.run_handover import (
     JUDGE,
     QUEUE_TAG,
     TASK_TAG,
-    UNTAKEN_S,
     claim_run,
     code_version,
     expect_worker,
-    put_back,
     queue_of,
+    refuse_run,
     why_refused,
 )
 from babylon_rl.processes import own_name
 from babylon_rl.settings import ScaleSettings, Settings, load_settings
 from babylon_rl.store.database import process_database
-from babylon_rl.store.run_heartbeats import forget_run, lock_heartbeats
+from babylon_rl.traces import stop_traces
 
 _LOG = logging.getLogger(__name__)
 # Results are not stored: whether a run lives is in its heartbeat, how it ended in Dagster's records.
 NO_RESULTS = "disabled://"
 ANSWER_S = 5  # of a broker, before it counts as unreachable
+# Keeps a queue without a worker short. The daemon's clock stamps it and the worker's checks it: it must exceed what the two differ by.
+EXPIRES_S = 3600
 CONFIG: dict[str, Any] = {
     # A worker holds the message of the run that it executes and no other, which an idle one could execute.
     "worker_prefetch_multiplier": 1,
@@ -110,7 +111,7 @@ class CeleryLauncher(CeleryRunLauncher):  # type: ignore[misc]
         self._instance.add_run_tags(run.run_id, tags)
         try:
             task_signature.apply_async(
-                task_id=tags[TASK_TAG], queue=queue, routing_key=f"{queue}.{routing_key}", expires=UNTAKEN_S, retry=False
+                task_id=tags[TASK_TAG], queue=queue, routing_key=f"{queue}.{routing_key}", expires=EXPIRES_S, retry=False
             )
         except OperationalError as failed:
             # Not a failure of the run: it goes back into the queue as one that no worker took.
@@ -126,20 +127,24 @@ class ClaimedTask(Task):  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Claim the run of the message, then execute it; otherwise say why not."""
+        try:
+            return self._execute(*args, **kwargs)
+        finally:
+            # A process of Celery's pool leaves by os._exit, a second after its run.
+            stop_traces()
+
+    def _execute(self, *args: Any, **kwargs: Any) -> Any:
         run_id = _run_of(kwargs)
         database = process_database(load_settings())
         with dg.DagsterInstance.get() as instance:
             run = instance.get_run_by_id(run_id)
             why_not = None if run is None else why_refused(run, code_version())
             if why_not is not None:
-                with database.connect() as connection:
-                    lock_heartbeats(connection, [run_id])
-                    if put_back(instance, run_id, why_not):
-                        forget_run(connection, run_id)
+                refuse_run(instance, database, run_id, why_not)
                 _LOG.error(why_not)
                 self.app.control.shutdown(destination=[self.request.hostname])
                 return 1
-            why_not = claim_run(instance, database, run_id, own_name())
+            why_not = claim_run(instance, database, run_id, self.request.id, own_name())
         if why_not is not None:
             _LOG.info(why_not)
             return 0

@@ -15,7 +15,9 @@ RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_p
 KUBERNETES_TAG = "dagster-k8s/config"
 SOURCES = ("raw_trajectories", "market_data")
 HOURLY = ("window_groups", "market_outcomes", "hindsight", "scored_groups")
-BATCHED = ("training_batch", "trained_checkpoint", "benchmark_report", "released_model", "leaderboard")
+TRAINING_ASSETS = ("training_batch", "trained_checkpoint")
+EVIDENCE_ASSETS = ("benchmark_report", "released_model", "leaderboard")
+BATCHED = (*TRAINING_ASSETS, *EVIDENCE_ASSETS)
 
 
 def trainer_tags(settings: TrainingSettings) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """When sensors and schedules run by themselves: AUTOMATION_STATUS, and AUTOMATION_SECONDS between two looks of a sensor.
 
-The page *Automation* switches each of them.
+The page *Automation* switches each of them. The sensor end_dead_runs follows neither setting.
 """
 
 import dagster as dg

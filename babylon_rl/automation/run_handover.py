@@ -24,16 +24,10 @@ from babylon_rl.store.database import Database
 from babylon_rl.store.run_heartbeats import claim, expect_run, forget_run, lock_heartbeats
 from babylon_rl.versions import files_version
 
-UNTAKEN_S = 60.0  # a worker that is free takes a run within a second; a message is void after as long
+UNTAKEN_S = 60.0  # a worker that is free takes a run within a second
 TASK_TAG, QUEUE_TAG, CODE_TAG = "dagster-celery/task_id", "dagster-celery/queue", "babylon_rl/code"
 HOURS, JUDGE, TRAINER, EVIDENCE = "hours", "judge", "trainer", "evidence"
 QUEUES = (HOURS, JUDGE, TRAINER, EVIDENCE)
-# The queue of a run is that of its most demanding asset, in this order.
-_DEMANDING = {
-    TRAINER: {"training_batch", "trained_checkpoint"},
-    EVIDENCE: {"benchmark_report", "released_model", "leaderboard", "ab_test_report"},
-    JUDGE: {"scored_groups", "judge_report"},
-}
 
 
 class ChosenRunLauncher(RunLauncher, ConfigurableClass):
@@ -79,11 +73,15 @@ def queue_of(run: dg.DagsterRun, settings: JudgeSettings) -> str:
 
     Scoring by the heuristic takes no longer than reading does, and belongs to the hours.
     """
+    from babylon_rl.automation.jobs import EVIDENCE_ASSETS, TRAINING_ASSETS
+
     if QUEUE_TAG in run.tags:
         return run.tags[QUEUE_TAG]
     assets = {key.to_user_string() for key in run.asset_selection or ()} or _assets_of(run.job_name)
-    for queue, demanding in _DEMANDING.items():
-        if assets & demanding and not (queue == JUDGE and settings.judge_model == HEURISTIC):
+    # The most demanding first: one asset of a queue is enough.
+    demanding = {TRAINER: TRAINING_ASSETS, EVIDENCE: (*EVIDENCE_ASSETS, "ab_test_report"), JUDGE: ("scored_groups", "judge_report")}
+    for queue, names in demanding.items():
+        if assets.intersection(names) and not (queue == JUDGE and settings.judge_model == HEURISTIC):
             return queue
     return HOURS
 
@@ -132,23 +130,36 @@ def expect_worker(database: Database, run_id: str) -> None:
         expect_run(connection, run_id)
 
 
-def claim_run(instance: dg.DagsterInstance, database: Database, run_id: str, holder: str) -> str | None:
+def claim_run(instance: dg.DagsterInstance, database: Database, run_id: str, task: str, holder: str) -> str | None:
     """Take a run that was handed over; a sentence if it cannot be had.
 
-    Of several workers with a message of the same run exactly one gets it, once.
+    Of several workers with a message of the same run exactly one gets it, once. ``task`` is the id of the message: only the newest
+    counts, because that is the one by which a run is interrupted.
     """
     with database.connect() as connection:
-        run = instance.get_run_by_id(run_id)
-        if run is None or run.status != dg.DagsterRunStatus.STARTING:
-            return f"Run {run_id} does not wait for a worker any more: {'it was deleted' if run is None else run.status.value.lower()}."
-        if not claim(connection, run_id, holder):
-            return f"Run {run_id} was taken by another worker."
-        # Read again under the row's lock, which whoever puts it back takes too.
-        run = instance.get_run_by_id(run_id)
-        if run is None or run.status != dg.DagsterRunStatus.STARTING:
+        why_not = _why_void(instance, run_id, task)
+        if why_not is None and not claim(connection, run_id, holder):
+            why_not = f"Run {run_id} was taken by another worker."
+        # Looked at again: before the claim locked the row, the run may have been put back into the queue.
+        why_not = why_not or _why_void(instance, run_id, task)
+        if why_not is not None:
             connection.rollback()
-            return f"Run {run_id} was put back into the queue."
-    return None
+    return why_not
+
+
+def _why_void(instance: dg.DagsterInstance, run_id: str, task: str) -> str | None:
+    run = instance.get_run_by_id(run_id)
+    if run is None or run.status != dg.DagsterRunStatus.STARTING:
+        return f"Run {run_id} does not wait for a worker any more: {'it was deleted' if run is None else run.status.value.lower()}."
+    return None if run.tags.get(TASK_TAG) == task else f"Run {run_id} was handed over again since this message."
+
+
+def refuse_run(instance: dg.DagsterInstance, database: Database, run_id: str, why: str) -> None:
+    """Put a run that this worker must not execute back into Dagster's queue, unless another worker has taken it."""
+    with database.connect() as connection:
+        (heartbeat,) = lock_heartbeats(connection, [run_id])
+        if not heartbeat.holder and _put_back(instance, run_id, why):
+            forget_run(connection, run_id)
 
 
 def put_back_untaken(instance: dg.DagsterInstance, database: Database) -> list[str]:
@@ -167,7 +178,7 @@ def put_back_untaken(instance: dg.DagsterInstance, database: Database) -> list[s
                 if not heartbeat.holder and heartbeat.silent_s < UNTAKEN_S:
                     continue
                 why = dead if heartbeat.holder else f"No worker took it within {heartbeat.silent_s:.0f} s."
-                if put_back(instance, heartbeat.run_id, str(why)):
+                if _put_back(instance, heartbeat.run_id, str(why)):
                     forget_run(connection, heartbeat.run_id)
                     sentences.append(f"Run {heartbeat.run_id} waits again. {why}")
     except SchemaMismatch:
@@ -175,7 +186,7 @@ def put_back_untaken(instance: dg.DagsterInstance, database: Database) -> list[s
     return sentences
 
 
-def put_back(instance: dg.DagsterInstance, run_id: str, why: str) -> bool:
+def _put_back(instance: dg.DagsterInstance, run_id: str, why: str) -> bool:
     """Put a run that was handed over and has not begun back into Dagster's queue; False if it has begun or ended.
 
     The caller holds the row of its heartbeat. Dagster does the same when a code server does not answer.

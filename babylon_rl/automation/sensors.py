@@ -14,7 +14,7 @@ from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
 from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, naive, runs_of, why_no_run
 from babylon_rl.automation.dead_runs import report_dead_runs
-from babylon_rl.automation.jobs import BATCHED, HOURLY, RETRIED, hour_tags, score_job, train_job
+from babylon_rl.automation.jobs import EVIDENCE_ASSETS, HOURLY, RETRIED, TRAINING_ASSETS, hour_tags, score_job, train_job
 from babylon_rl.automation.pace import SENSORS, every
 from babylon_rl.automation.run_handover import put_back_untaken
 from babylon_rl.settings import ScaleSettings
@@ -29,7 +29,6 @@ from babylon_rl.windows import window_stretches
 
 MOST_OBSERVATIONS = 500
 SWEPT = "swept"
-EVIDENCE = ("benchmark_report", "released_model", "leaderboard")
 RUN_KEY_TAG, SENSOR_TAG = "dagster/run_key", "dagster/sensor_name"
 
 
@@ -52,9 +51,11 @@ def observe_changes(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
     return dg.SensorResult(asset_events=reported, cursor=cursor, skip_reason=f"{len(reported)} of {len(events)} changed hours reported.")
 
 
+# Neither AUTOMATION_SECONDS nor AUTOMATION_STATUS applies: it starts nothing of its own, and without it a run that was asked for by hand
+# and lost its worker waits for ever, or ends failed after Dagster's start_timeout_seconds.
 @dg.sensor(
-    minimum_interval_seconds=every(30),
-    default_status=SENSORS,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
     description="Reports the runs failed whose process is gone, so that their pool, their place in the queue and their batch are free; "
     "puts runs that no worker took back into the queue.",
 )
@@ -104,7 +105,7 @@ def _trained(settings: ScaleSettings) -> list[dg.AssetKey] | None:
 
     finish_evidence requests the others then, for a machine that need have no GPU.
     """
-    return None if settings.celery_broker_url is None else [dg.AssetKey(name) for name in BATCHED if name not in EVIDENCE]
+    return None if settings.celery_broker_url is None else [dg.AssetKey(name) for name in TRAINING_ASSETS]
 
 
 @dg.sensor(
@@ -125,10 +126,10 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
         prefix = f"{batch_id}/benchmark/"
         own = [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(prefix)]
         if sum(run.tags.get(ENDED_TAG) != LOST for run in own) < MAX_DEAD_RUNS:
-            selection = [dg.AssetKey(name) for name in EVIDENCE]
+            selection = [dg.AssetKey(name) for name in EVIDENCE_ASSETS]
             request = dg.RunRequest(run_key=f"{prefix}{len(own) + 1}", partition_key=batch_id, asset_selection=selection)
             return dg.SensorResult(run_requests=[request], dynamic_partitions_requests=[batches.build_add_request([batch_id])])
-        reasons.append(f"{batch_id} was given up after {MAX_DEAD_RUNS} runs; materialize {' and '.join(EVIDENCE)} by hand.")
+        reasons.append(f"{batch_id} was given up after {MAX_DEAD_RUNS} runs; materialize {' and '.join(EVIDENCE_ASSETS)} by hand.")
     return dg.SkipReason(" ".join(reasons) or "Every completed batch has been decided on.")
 
 

@@ -21,6 +21,7 @@ from babylon_rl.automation.run_handover import (
     expect_worker,
     put_back_untaken,
     queue_of,
+    refuse_run,
     why_refused,
 )
 from babylon_rl.automation.sensors import start_training
@@ -54,8 +55,8 @@ def later(bench: Bench, seconds: float) -> None:
     bench.execute("""UPDATE babylon_rl.run_heartbeats SET "seenAt" = "seenAt" - make_interval(secs => %s)""", seconds)
 
 
-def taken(bench: Bench, run: str, holder: str) -> str | None:
-    return claim_run(bench.instance, bench.babylon.database, run, holder)
+def taken(bench: Bench, run: str, holder: str, task: str = "task") -> str | None:
+    return claim_run(bench.instance, bench.babylon.database, run, task, holder)
 
 
 def put_back(bench: Bench) -> list[str]:
@@ -90,6 +91,23 @@ def test_a_run_whose_worker_died_before_it_began_waits_again_and_one_that_loads_
     later(ready, SILENT_S + 1)
     assert "silent for 91 s" in put_back(ready)[0]
     assert [status(ready, run) for run in (dead, far, slow)] == ["QUEUED", "QUEUED", "STARTING"]
+
+
+def test_of_a_run_that_was_handed_over_again_only_the_newest_message_counts(ready: Bench):
+    run = handed_over(ready)
+    ready.instance.add_run_tags(run, {TASK_TAG: "newer"})
+    assert taken(ready, run, own_name()) == f"Run {run} was handed over again since this message."
+    assert taken(ready, run, own_name(), "newer") is None
+
+
+def test_a_worker_that_refuses_a_run_puts_it_back_only_if_nobody_has_taken_it(ready: Bench):
+    held, waiting = handed_over(ready), handed_over(ready)
+    assert taken(ready, held, elsewhere()) is None
+    for run in (held, waiting):
+        refuse_run(ready.instance, ready.babylon.database, run, "The code is older.")
+    assert [status(ready, run) for run in (held, waiting)] == ["STARTING", "QUEUED"]
+    with ready.babylon.database.connect() as connection:
+        assert beat(connection, held, elsewhere()) and not beat(connection, held, own_name())
 
 
 def test_a_run_that_began_or_was_canceled_is_not_taken(ready: Bench):

@@ -88,11 +88,12 @@ def test_a_failed_run_is_noted_once_a_day_and_job_unless_something_runs_it_again
 
 
 @pytest.mark.slow
-def test_one_setting_says_whether_sensors_and_schedules_run_by_default():
+def test_one_setting_says_whether_sensors_and_schedules_run_by_default_but_dead_runs_are_looked_for_always():
     program = (
         "from babylon_rl.definitions import defs; r = defs.get_repository_def(); "
-        "print({i.default_status.value for i in [*r.sensor_defs, *r.schedule_defs]})"
+        "s = {i.name: i for i in [*r.sensor_defs, *r.schedule_defs]}; lives = s.pop('end_dead_runs'); "
+        "print({i.default_status.value for i in s.values()}, lives.default_status.value, lives.minimum_interval_seconds)"
     )
-    environment = dict(os.environ) | {"AUTOMATION_STATUS": "stopped"}
+    environment = dict(os.environ) | {"AUTOMATION_STATUS": "stopped", "AUTOMATION_SECONDS": "600"}
     said = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True).stdout
-    assert said.strip() == "{'STOPPED'}"
+    assert said.strip() == "{'STOPPED'} RUNNING 30"  # whether runs live is no automation

@@ -139,10 +139,11 @@ class Scenarios:
         said = older.log.read_text()
         assert "Install the same version here, then start it again." in said, said
         assert self.site.scored(windows) == 0
-        self.site.worker("newer", *QUEUES).ready()
+        newer = self.site.worker("newer", *QUEUES).ready()
         self.site.wait(lambda: self.site.scored(windows) == hours)
         self.site.wait(self.site.at_rest)
         row = Row("older code", hours, time.monotonic() - began_s, 0, "refused by one worker, made by the next")
+        newer.stop()
         self.check(windows, row)
         self.site.clear()
         return row
