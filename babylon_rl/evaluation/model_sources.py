@@ -232,10 +232,9 @@ def play_sources(
             )
             for source in playing
         ]
-        if runs:
-            # What is served here answers for all of them at once; a service is asked by no more at a time than for one model.
-            here = sum(source.service is None for source in playing)
-            play_side_by_side(runs, concurrency=concurrency * max(1, here), home=settings.home)
+        # What is served here answers for all of them at once; a service is asked by no more at a time than for one model.
+        here = all(source.service is None for source in playing)
+        play_side_by_side(runs, concurrency=concurrency * (len(playing) if here else 1), home=settings.home)
     forget_old_runs(settings.home, [source.name for source in sources])
     return {source.name: [stored[source.name][snapshot.id] for snapshot in snapshots] for source in sources}
 

@@ -288,7 +288,7 @@ def play_side_by_side(
     # Market by market, so that the players' requests meet: an endpoint answers those of several models at the same time.
     jobs = {
         (number, place): _gate_job(own.player, own.snapshots[place], home)
-        for place in range(max(len(own.snapshots) for own in runs))
+        for place in range(max((len(own.snapshots) for own in runs), default=0))
         for number, own in enumerate(runs)
         if place < len(own.snapshots)
     }

@@ -1,5 +1,8 @@
 """Versions of a training service in the gate: they and their base are asked there, and nothing is served here for them."""
 
+import threading
+import time
+
 import pytest
 from pydantic import SecretStr
 
@@ -7,7 +10,10 @@ from babylon_rl.cli.benchmark_players import players_named
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.evaluation.benchmark import evaluate_batch
 from babylon_rl.evaluation.leaderboard import leaderboard
+from babylon_rl.evaluation.model_sources import ModelSource, play_sources
+from babylon_rl.evaluation.model_sources import Service as RemoteService
 from babylon_rl.evaluation.play import run_benchmark
+from babylon_rl.evaluation.snapshots import benchmark_snapshots
 from babylon_rl_tests.evaluation.conftest import NOW
 from babylon_rl_tests.evaluation.endpoint import alternates, endpoint, hold, reads_news
 from babylon_rl_tests.evaluation.runs import small_markets
@@ -53,6 +59,28 @@ def test_a_deployed_version_of_another_line_is_asked_where_it_is(evaluate, make_
         report = evaluate(make_version("v1.0.1"), remote, here.serving)
     assert (report.reference, report.decision) == ("v1.0.0", "fail")
     assert (set(service.asked), set(here.asked)) == ({"v1.0.0@service"}, {"base", "v1.0.1"})
+
+
+def test_no_more_is_asked_at_a_time_when_one_of_several_models_is_at_a_service(connection, settings):
+    lock, running, most = threading.Lock(), [0], [0]
+
+    def counted(prompt, markets):
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.002)  # others come meanwhile, if they may
+        with lock:
+            running[0] -= 1
+        return hold(prompt, markets)
+
+    with endpoint(m=counted) as service, endpoint(base=counted, **{"v1.0.0": counted}) as here:
+        sources = [ModelSource(name, "base", name) for name in ("base", "v1.0.0")]
+        sources.append(ModelSource("v1.0.1", "base", "v1.0.1", service=RemoteService(service.url, "m", "key")))
+        results = play_sources(
+            connection, settings, sources, benchmark_snapshots(3), len, clock=lambda: NOW, serving=here.serving, concurrency=1
+        )
+        assert [len(rows) for rows in results.values()] == [3, 3, 3] and most == [1]
+        assert play_sources(connection, settings, [], [], len, clock=lambda: NOW, serving=here.serving) == {}
 
 
 def test_the_service_is_asked_with_its_key_and_without_one_nothing_is_compared(evaluate, make_version, settings, connection):
