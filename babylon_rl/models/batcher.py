@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakSet
 
 from babylon_rl.models.generation import Generation
 from babylon_rl.models.policy import MICRO_BATCH_ROWS, MICRO_BATCH_TOKENS, Policy
@@ -22,6 +23,8 @@ FEWEST_APART = 4  # waiting requests that are worth a second batch
 LINGER_S = 0.005
 # Keys and values of all running texts: with the packaged base 23 kB a token.
 CACHE_TOKENS = 32_768
+# Looking for an adapter may cost a request to a storage, and minutes while that is down.
+REMEMBERED_S = 5.0
 FindAdapter = Callable[[str], Path | None]
 Result = TypeVar("Result")
 
@@ -62,7 +65,7 @@ class _Worker:
     """A thread with a policy of its own, on the weights of all."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy, self.busy = policy, False
+        self.policy, self.jobs = policy, 0
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="policy")
 
 
@@ -79,10 +82,16 @@ class Batcher:
         self._line: list[PendingAnswer] = []
         self._came = asyncio.Event()
         self._running: dict[str | None, tuple[Generation, list[PendingAnswer]]] = {}
+        self._lookups: dict[str, asyncio.Task[Path | None]] = {}
+        self._open: WeakSet[PendingAnswer] = WeakSet()
+        self._failure: Exception | None = None
 
     def ask(self, row: Row) -> PendingAnswer:
         """Let a request wait for a batch."""
         asked = PendingAnswer(row)
+        self._open.add(asked)
+        if self._failure is not None:
+            asked.report(self._failure)
         (self._line if row.node is None else self._bound).append(asked)
         self._came.set()
         return asked
@@ -93,11 +102,12 @@ class Batcher:
         One that is not loaded yet is loaded between two batches.
 
         Raises:
-            ModelError: its files are damaged, or of another base.
+            ModelUnavailable: it cannot be fetched now.
+            CheckpointError: its files are damaged, or of another base.
         """
         if name in self._policy.adapters:
             return True
-        directory = await self._in_thread(self._texts, partial(self._find_adapter, name))
+        directory = await self._directory(name)
         if directory is None:
             return False
         # The policy itself comes last: a name that it has may be asked for.
@@ -106,9 +116,14 @@ class Batcher:
         return True
 
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Serve until cancelled; after an error, which is a defect, every request fails with it."""
         try:
             await asyncio.gather(self._continue_texts(), *map(self._finish, self._finishers))
+        except Exception as failure:
+            self._failure = failure
+            for asked in [asked for asked in self._open if not asked.ended]:
+                asked.report(failure)
+            raise
         finally:
             for worker in self._workers:
                 worker.executor.shutdown()
@@ -116,6 +131,17 @@ class Batcher:
     @property
     def _workers(self) -> tuple[_Worker, ...]:
         return (self._texts, *self._finishers)
+
+    async def _directory(self, name: str) -> Path | None:
+        """Look for an adapter, in a thread that computes nothing.
+
+        Requests of the next seconds share the outcome, a failure too.
+        """
+        if name not in self._lookups:
+            self._lookups[name] = lookup = asyncio.create_task(asyncio.to_thread(self._find_adapter, name))
+            forget = partial(self._lookups.pop, name)
+            lookup.add_done_callback(lambda _: asyncio.get_running_loop().call_later(REMEMBERED_S, forget))
+        return await asyncio.shield(self._lookups[name])
 
     async def _finish(self, worker: _Worker) -> None:
         """Finish answers under a grammar, a batch at a time."""
@@ -147,7 +173,8 @@ class Batcher:
         oldest = self._bound[0]
         # Neighbours in length need little padding.
         same = sorted((asked for asked in self._bound if asked.row.adapter == oldest.row.adapter), key=lambda asked: len(asked.row.pending))
-        idle = sum(not worker.busy for worker in self._finishers)
+        # The finisher that asks may itself be loading an adapter, and no other be idle.
+        idle = max(1, sum(not worker.jobs for worker in self._finishers))
         size = min(MICRO_BATCH_ROWS, max(FEWEST_APART, -(-len(self._bound) // idle)))
         first = same.index(oldest) // size * size
         batch = same[first : first + size]
@@ -181,12 +208,12 @@ class Batcher:
         return failure is None
 
     async def _in_thread(self, worker: _Worker, work: Callable[[], Result]) -> Result:
-        worker.busy = True
+        worker.jobs += 1
         try:
-            threads = max(1, self._threads // sum(one.busy for one in self._workers))
+            threads = max(1, self._threads // sum(one.jobs > 0 for one in self._workers))
             return await asyncio.get_running_loop().run_in_executor(worker.executor, computing_on, threads, work)
         finally:
-            worker.busy = False
+            worker.jobs -= 1
 
     def _admitted(self) -> dict[str | None, list[PendingAnswer]]:
         """Take as many free texts from the queue's front as there is room for."""

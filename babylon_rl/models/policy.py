@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from babylon_rl.errors import ModelUnavailable, UsageError, require
+from babylon_rl.errors import CheckpointError, ModelUnavailable, UsageError, require
 from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.generation import Generation
 from babylon_rl.models.grammar import compile_grammar
@@ -87,6 +87,7 @@ class Policy:
 
         Raises:
             ModelUnavailable: the directory is no model.
+            CheckpointError: the adapter cannot be loaded.
         """
         require("torch", "transformers", "peft")
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -116,7 +117,7 @@ class Policy:
         """Load a further LoRA adapter.
 
         Raises:
-            ModelUnavailable: the directory is no adapter of this base.
+            CheckpointError: the directory is no adapter of this base.
         """
         from peft import PeftModel
 
@@ -129,7 +130,7 @@ class Policy:
                 else:
                     self.model = PeftModel.from_pretrained(self.model, source, adapter_name=inner, autocast_adapter_dtype=False)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ModelUnavailable(f"{directory} cannot be loaded as an adapter: {str(error).splitlines()[0]}") from error
+            raise CheckpointError(f"{directory} cannot be loaded as an adapter: {str(error).splitlines()[0]}") from error
         self.model.eval()
         self._adapters[name] = inner
 

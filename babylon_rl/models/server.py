@@ -65,14 +65,16 @@ def create_app(
     adapters: Mapping[str, Path] | None = None,
     clock: Callable[[], float] = time.time,
     find_adapter: FindAdapter = lambda name: None,
+    on_failure: Callable[[Exception], None] = lambda failure: None,
 ) -> Starlette:
     """Create the application; model ``base`` is the base, other names are adapters.
 
     ``adapters`` (name -> checkpoint directory) are loaded first when the policy does not have them; ``find_adapter`` gives the directory
-    of one that is asked for later, None if there is none.
+    of one that is asked for later, None if there is none; it is called in a thread. ``on_failure`` gets the error after which no request
+    is answered any more.
 
     Raises:
-        ModelUnavailable: an adapter cannot be loaded.
+        CheckpointError: an adapter cannot be loaded.
     """
     for name, directory in (adapters or {}).items():
         if name not in policy.adapters:
@@ -80,9 +82,15 @@ def create_app(
     batcher = Batcher(policy, find_adapter)
     started = int(clock())
 
+    async def answer() -> None:
+        try:
+            await batcher.run()
+        except Exception as failure:
+            on_failure(failure)
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        worker = asyncio.create_task(batcher.run())
+        worker = asyncio.create_task(answer())
         yield
         worker.cancel()
 
@@ -93,6 +101,8 @@ def create_app(
             return _refusal(400, f"The request is not a chat completion: {invalid}")
         try:
             served = body.model == BASE_MODEL_NAME or await batcher.serves(body.model)
+        except ModelUnavailable as away:
+            return _refusal(503, str(away), "model_unavailable")
         except ModelError as damaged:
             return _refusal(404, str(damaged), "model_not_found")
         if not served:
@@ -145,14 +155,27 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(policy: Policy, bound: socket.socket, announce: Callable[[str], None], find_adapter: FindAdapter = lambda name: None) -> None:
-    """Serve until interrupted; ``announce`` gets one JSON line, {"host", "port", "models"}, once requests are accepted."""
+    """Serve until interrupted; ``announce`` gets one JSON line, {"host", "port", "models"}, once requests are accepted.
+
+    Raises:
+        Exception: the error after which no request could be answered.
+    """
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(create_app(policy, find_adapter=find_adapter), log_level="warning", timeout_graceful_shutdown=3))
+    failures: list[Exception] = []
+
+    def end(failure: Exception) -> None:
+        failures.append(failure)
+        server.should_exit = True
+
+    app = create_app(policy, find_adapter=find_adapter, on_failure=end)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
     bound.listen(512)
     host, port = bound.getsockname()[:2]
     announce(json.dumps({"host": host, "port": port, "models": [BASE_MODEL_NAME, *policy.adapters]}))
     server.run(sockets=[bound])
+    for failure in failures:
+        raise failure
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -288,7 +311,8 @@ def _logprobs(tokens: Sequence[int], logprobs: Sequence[float], tokenizer: "PreT
 
 
 def _refusal(status: int, message: str, code: str | None = None) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}, status)
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": code}}, status)
 
 
 def _end_with_stdin() -> None:

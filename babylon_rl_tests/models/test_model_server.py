@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,13 @@ from starlette.testclient import TestClient
 
 from babylon_rl.errors import ModelUnavailable
 from babylon_rl.llm.client import ChatClient
+from babylon_rl.models import batcher as batching
 from babylon_rl.models.batcher import Batcher, PendingAnswer
+from babylon_rl.models.checkpoint_store import checkpoint_named
 from babylon_rl.models.policy import Completion, CompletionRequest, Policy
-from babylon_rl.models.server import create_app
+from babylon_rl.models.server import bind, create_app, serve
 from babylon_rl.models.server_process import RunningServer, running_server
+from babylon_rl.settings import Settings
 from babylon_rl_tests.tiny_model import make_adapter
 
 MESSAGES = [{"role": "user", "content": "The price of TESLAI rose. Decide."}]
@@ -174,8 +178,9 @@ def _alive(pid: int) -> bool:
 
 
 def test_a_version_that_is_published_later_is_loaded_when_it_is_asked_for_and_answers_as_alone(
-    tiny_base: Path, published: Path, trade_format: dict[str, Any]
+    tiny_base: Path, published: Path, trade_format: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(batching, "REMEMBERED_S", 0.0)
     directories: dict[str, Path] = {}
     app = create_app(Policy.load(tiny_base, dtype=torch.float32), find_adapter=directories.get)
     with TestClient(app) as client:
@@ -198,6 +203,96 @@ def test_a_damaged_version_is_not_found_and_the_others_go_on(tiny_base: Path, tm
         refused = client.post("/v1/chat/completions", json={"model": "v1.0.0", "messages": MESSAGES})
         assert refused.status_code == 404 and "cannot be loaded" in refused.json()["error"]["message"]
         assert client.post("/v1/chat/completions", json={"model": "base", "messages": MESSAGES, "max_tokens": 2}).status_code == 200
+
+
+def test_a_decision_that_comes_while_its_thread_loads_a_version_is_answered(
+    tiny_base: Path, published: Path, trade_format: dict[str, Any]
+) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+
+    class HeldPath(type(published)):  # type: ignore[misc]
+        def __str__(self) -> str:
+            loading.set()
+            go_on.wait(30)
+            return super().__str__()
+
+    policy = Policy.load(tiny_base, dtype=torch.float32)
+
+    async def ask() -> PendingAnswer:
+        torch.set_num_threads(1)  # no other finisher
+        batcher = Batcher(policy, lambda name: HeldPath(published))
+        worker = asyncio.create_task(batcher.run())
+        served = asyncio.create_task(batcher.serves("v1.0.0"))
+        await asyncio.to_thread(loading.wait)
+        asked = batcher.ask(policy.row(CompletionRequest(MESSAGES, trade_format)))
+        await asyncio.sleep(10 * batching.LINGER_S)  # its batch is taken meanwhile
+        go_on.set()
+        await asyncio.wait([asyncio.ensure_future(asked.more()), worker], return_when=asyncio.FIRST_COMPLETED)
+        assert not worker.done() and await served
+        worker.cancel()
+        return asked
+
+    assert asyncio.run(ask()).ended
+
+
+def test_a_server_that_can_answer_nothing_any_more_fails_its_requests_and_ends(
+    policy: Policy, trade_format: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "FEWEST_APART", None)  # a defect in making batches
+    ready, ended = threading.Event(), list[TypeError]()
+    bound = bind("127.0.0.1", 0)
+
+    def run() -> None:
+        try:
+            serve(policy, bound, lambda line: ready.set())
+        except TypeError as failure:
+            ended.append(failure)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    ready.wait()
+    url = f"http://127.0.0.1:{bound.getsockname()[1]}/v1/chat/completions"
+    body = {"model": "base", "messages": MESSAGES, "response_format": trade_format}
+    assert httpx2.post(url, json=body, timeout=30).status_code == 500
+    thread.join(30)
+    assert len(ended) == 1
+
+
+def test_free_text_goes_on_while_a_version_is_looked_for_once_for_all_who_ask(policy: Policy) -> None:
+    go_on, looked_for = threading.Event(), list[str]()
+
+    def find(name: str) -> None:
+        looked_for.append(name)
+        go_on.wait(30)
+
+    async def ask() -> list[bool]:
+        batcher = Batcher(policy, find)
+        worker = asyncio.create_task(batcher.run())
+        served = [asyncio.create_task(batcher.serves("v9.9.9")) for _ in range(3)]
+        asked = batcher.ask(policy.row(CompletionRequest(MESSAGES, max_tokens=3)))
+        while await asked.more():
+            pass
+        assert not go_on.is_set() and not any(one.done() for one in served)
+        go_on.set()
+        answers = [*await asyncio.gather(*served), await batcher.serves("v9.9.9")]
+        worker.cancel()
+        return answers
+
+    assert asyncio.run(ask()) == [False] * 4
+    assert looked_for == ["v9.9.9"]
+
+
+def test_a_storage_that_fails_is_answered_as_unavailable_and_no_storage_as_not_found(
+    policy: Policy, settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    stored = settings.model_copy(update={"model_storage_url": f"file://{tmp_path}/file/models"})
+    answers = []
+    for chosen in (stored, settings):
+        with TestClient(create_app(policy, find_adapter=lambda name, chosen=chosen: checkpoint_named(name, chosen))) as client:
+            answers.append(client.post("/v1/chat/completions", json={"model": "v9.9.9", "messages": MESSAGES}))
+    assert [answer.status_code for answer in answers] == [503, 404]
+    assert "cannot be fetched" in answers[0].json()["error"]["message"]
 
 
 def test_a_stream_is_the_whole_answer_in_events(server: RunningServer, trade_format: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from babylon_rl.errors import ModelUnavailable, UsageError
+from babylon_rl.errors import CheckpointError, ModelUnavailable, UsageError
 from babylon_rl.models.grammar import compile_grammar
 from babylon_rl.models.policy import MICRO_BATCH_ROWS, Completion, CompletionRequest, Policy
 from babylon_rl.models.scoring import EncodedSequence, encode_sequence
@@ -161,6 +161,6 @@ def test_an_unusable_request_is_refused_in_words(policy: Policy, changes: dict[s
 def test_a_directory_that_is_no_model_is_said_to_be_none(tmp_path: Path, policy: Policy) -> None:
     with pytest.raises(ModelUnavailable, match="cannot be loaded as a model"):
         Policy.load(tmp_path)
-    with pytest.raises(ModelUnavailable, match="cannot be loaded as an adapter"):
+    with pytest.raises(CheckpointError, match="cannot be loaded as an adapter"):
         policy.add_adapter("broken", tmp_path)
     assert "broken" not in policy.adapters
