@@ -436,7 +436,7 @@ _MEANINGS = {
     404: "There is nothing of that name.",
     408: "The body came too slowly.", 409: "The state forbids it; the error says why.", 413: "The body is too large.",
     415: "The body is of another content type.", 429: "Too many requests; the header retry-after says when.",
-    503: "The database or Dagster does not answer.",
+    503: "The database, Dagster or MODEL_STORAGE_URL does not answer.",
 }  # fmt: skip
 
 
