@@ -40,7 +40,7 @@ class Database:
     url: str = field(repr=False)
     direct_url: str = field(repr=False)
     read_url: str | None = field(default=None, repr=False)
-    read_wait_s: float = 0.0
+    read_wait_s: float = 5.0
 
     def connect(self, autocommit: bool = False) -> Connection:
         """Open a connection, which the caller closes.

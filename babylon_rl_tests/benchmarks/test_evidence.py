@@ -16,7 +16,6 @@ import pytest
 from babylon_rl.cli.demo_stages import player_after
 from babylon_rl.errors import UsageError
 from babylon_rl.market.simulation.roster import NAMES
-from babylon_rl.settings import load_settings
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence.page import page, table
 from benchmarks.evidence.pictures import learning_curve, players
@@ -174,8 +173,8 @@ def test_seeds_side_by_side_leave_no_core_idle_in_a_last_round(seeds: int, cores
 
 
 @pytest.mark.e2e
-def test_an_interrupted_evidence_ends_all_its_seeds(tmp_path: Path) -> None:
-    (tmp_path / "models").symlink_to(load_settings().home / "models", target_is_directory=True)
+def test_an_interrupted_evidence_ends_all_its_seeds(packaged_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "models").symlink_to(packaged_base.parent, target_is_directory=True)
     command = [sys.executable, "-m", "benchmarks.evidence", "--seeds", "2", "--generations", "2", "--windows", "2", "--at-once", "1"]
     environment = os.environ | {"BABYLON_RL_HOME": str(tmp_path), "DATABASE_URL": ""}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2])

@@ -31,7 +31,7 @@ STANDS_FOR = {
 FIRST = {"models deploy v1.0.3 --strategy test": "models rollback"}
 # Those that other tests run, as they take minutes, a model, a server, or files that another command of the page makes.
 ELSEWHERE = (
-    "dev", "serve", "demo", "harness", "dagster", "env", "spawn-agents", "train", "benchmark run", "benchmark compare",
+    "dev", "worker", "serve", "demo", "harness", "dagster", "env", "spawn-agents", "train", "benchmark run", "benchmark compare",
     "benchmark standings", "benchmark leaderboard", "judge calibrate", "judge report", "judge retry", "models export", "models upload",
     "batches give-up-job", "batches cancel",
 )  # fmt: skip

@@ -73,7 +73,8 @@ def test_a_better_checkpoint_passes_and_is_recorded(evaluate, make_version, conn
     assert (report.version, report.reference, report.decision, report.markets) == ("v1.0.0", "base", "pass", FEWEST_MARKETS)
     assert served.asked == {"base": TICKS * FEWEST_MARKETS, "v1.0.0": TICKS * FEWEST_MARKETS}
     assert served.temperatures == {0.0}
-    assert evaluate.told[-24:] == [("benchmark of base", done, FEWEST_MARKETS) for done in range(25, FEWEST_MARKETS + 1)]
+    told = [told for told in evaluate.told if told[0] == "benchmark of base"]  # beside those of v1.0.0, which plays at the same time
+    assert told[-24:] == [("benchmark of base", done, FEWEST_MARKETS) for done in range(25, FEWEST_MARKETS + 1)]
     found = rows(report)
     assert list(found) == ["v1.0.0", "base", *NAMES]
     best = found["v1.0.0"]

@@ -273,7 +273,7 @@ def test_a_missing_package_and_an_unknown_scheme_are_sentences_without_secrets(w
         with pytest.raises(UsageError) as refused:
             write(url, a="1")
         assert "s3cret" not in str(refused.value) and "://bucket/x" in str(refused.value)
-    with pytest.raises(UsageError, match="gcsfs.* Install it into this environment with pip"):
+    with pytest.raises(UsageError, match="gcsfs.* Install it here with pip"):
         write("gs://bucket/x", a="1")
 
 
