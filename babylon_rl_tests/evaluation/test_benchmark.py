@@ -36,16 +36,26 @@ TICKS = benchmark_snapshots(1)[0].scenario.ticks
 
 
 class Evaluation:
-    """``evaluate(batch, served)``: one run of the benchmark; its sentences lie in ``evaluate.said``, its progress in ``evaluate.told``."""
+    """``evaluate(batch, served)``: one run of the benchmark; its sentences lie in ``evaluate.said``, its progress in ``evaluate.told``.
+
+    Once ``breaks_at`` markets are stored, the endpoint refuses.
+    """
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self.connection, self.settings = connection, settings
         self.said: list[str] = []
         self.told: list[tuple[str, int, int]] = []
+        self.breaks_at: int | None = None
 
     def __call__(self, batch: str, served: Endpoint, **changes: Any) -> BenchmarkReport:
         self.said.clear()
         self.told.clear()
+
+        def on_progress(*told: Any) -> None:
+            self.told.append(told)
+            if len(self.told) == self.breaks_at:
+                served.breaks_after = 0
+
         return evaluate_batch(
             self.connection,
             batch,
@@ -53,7 +63,7 @@ class Evaluation:
             self.said.append,
             clock=lambda: NOW,
             serving=served.serving,
-            on_progress=lambda *told: self.told.append(told),
+            on_progress=on_progress,
         )
 
 
@@ -140,13 +150,13 @@ def test_a_later_batch_and_a_larger_benchmark_ask_only_what_is_new(evaluate, mak
 def test_an_interrupted_run_goes_on_where_it_was(evaluate, make_version, connection):
     batch = make_version("v1.0.0")
     with endpoint(base=hold, **{"v1.0.0": reads_news}) as served:
-        served.breaks_after = 18 * TICKS  # in the middle of the second model
+        evaluate.breaks_at = 6  # both models play at the same time
         with pytest.raises(ModelUnavailable, match="refused"):
             evaluate(batch, served, min_improvement=TOO_MUCH)
         kept = connection.execute("SELECT count(*) FROM babylon_rl.benchmark_results").fetchone()[0]
-        assert 12 <= kept <= 18
+        assert 6 <= kept < 2 * MARKETS
         assert read_report(connection, batch) is None
-        served.breaks_after, served.asked = None, {}
+        served.breaks_after, evaluate.breaks_at, served.asked = None, None, {}
         report = evaluate(batch, served, min_improvement=TOO_MUCH)
         assert sum(served.asked.values()) == (2 * MARKETS - kept) * TICKS
     with endpoint(base=hold, **{"v1.0.0": reads_news}) as fresh:
