@@ -161,6 +161,11 @@ EXTRAS = {
 }
 
 
+def first_line(error: Exception) -> str:
+    """First line of an error's message; of one without a message its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def require(*packages: str) -> None:
     """Refuse to go on without packages of an extra, before any of them is imported.
 

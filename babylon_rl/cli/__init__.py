@@ -17,7 +17,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from babylon_rl.errors import BabylonError, missing_package
+from babylon_rl.errors import BabylonError, first_line, missing_package
 
 # Command -> module of its group, and the first sentence of its help: it stands here too, so that `--help` imports no group.
 COMMANDS = {
@@ -193,18 +193,14 @@ def _database_sentence(failed: Exception) -> str | None:
 
     # Disk full is the most specific and comes first.
     if isinstance(failed, psycopg.errors.DiskFull):
-        return f"The database's disk is full: {_first_line(failed)}. What was not committed is undone. {_ADVICE[errno.ENOSPC]}"
+        return f"The database's disk is full: {first_line(failed).rstrip('.')}. What was not committed is undone. {_ADVICE[errno.ENOSPC]}"
     if isinstance(failed, psycopg.OperationalError):
-        return f"The database broke off: {_first_line(failed)}. What was not committed is undone; run the same command again."
+        return f"The database broke off: {first_line(failed).rstrip('.')}. What was not committed is undone; run the same command again."
     if isinstance(failed, psycopg.errors.InsufficientPrivilege):
-        return f"The database's role may not do this: {_first_line(failed)}. docs/howto/database.md lists what it needs."
+        return f"The database's role may not do this: {first_line(failed).rstrip('.')}. docs/howto/database.md lists what it needs."
     return None
 
 
 def _say(sentence: str, code: int) -> int:
     print(sentence, file=sys.stderr)
     return code
-
-
-def _first_line(failed: Exception) -> str:
-    return next((line.strip().rstrip(".") for line in str(failed).splitlines() if line.strip()), type(failed).__name__)

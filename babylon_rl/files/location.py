@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from babylon_rl.errors import BabylonError, UsageError
+from babylon_rl.errors import BabylonError, UsageError, first_line
 from babylon_rl.files.durable import fsync
 
 _BLOCK = 4 * 1024 * 1024
@@ -209,7 +209,7 @@ def _failures() -> tuple[type[Exception], ...]:
 
 def _reason(failed: Exception, target: str) -> str:
     """First line of a failure, without the secrets of the address, which some drivers repeat."""
-    reason = getattr(failed, "strerror", None) or (str(failed).strip().splitlines() or [type(failed).__name__])[0]
+    reason = getattr(failed, "strerror", None) or first_line(failed)
     file = getattr(failed, "filename", None)
     reason = f"{reason} ({file})" if file and str(file) != shown_address(target) else reason
     if local_path(target) is None:

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import psycopg
 
-from babylon_rl.errors import BabylonError, DatabaseError
+from babylon_rl.errors import BabylonError, DatabaseError, first_line
 from babylon_rl.serving.call_entry import CallEntry
 from babylon_rl.serving.recorded_privacy import RecordedPrivacy
 from babylon_rl.serving.spool import SpoolReader, read_status, stored_bytes
@@ -72,7 +72,7 @@ class CallWriter:
                 failures, self._spool.status.problem = 0, None
             except (psycopg.Error, BabylonError) as broken:
                 failures += 1
-                self._spool.status.problem = (str(broken).strip().splitlines() or [type(broken).__name__])[0]
+                self._spool.status.problem = first_line(broken)
                 self._drop_connection()
                 if failures == 2:
                     _LOG.warning("The database does not take recorded calls (%s); they wait on disk.", self._spool.status.problem)

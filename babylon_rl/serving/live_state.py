@@ -8,7 +8,7 @@ import threading
 
 import psycopg
 
-from babylon_rl.errors import BabylonError
+from babylon_rl.errors import BabylonError, first_line
 from babylon_rl.serving.access import Access
 from babylon_rl.settings import Settings
 from babylon_rl.store import client_keys, releases
@@ -58,7 +58,7 @@ class LiveState:
             except (psycopg.Error, BabylonError, OSError) as broken:
                 if self.problem is None or self.reads == 0:
                     _LOG.warning("The database does not answer; routing and keys stay as they are.")
-                self.problem = f"the database does not answer: {(str(broken).splitlines() or [type(broken).__name__])[0]}"
+                self.problem = f"the database does not answer: {first_line(broken)}"
                 self._first.set()
                 self._closing.wait(_RETRY_S)
 

@@ -27,6 +27,15 @@ def begin_again(world: World) -> None:
     shutil.rmtree(world.settings.home)
 
 
+def uploading(world: World, machine: World) -> tuple[int, int, int]:
+    """A whole training there: the numbers of the boundary of its upload, of the row's, and of the last one."""
+    begin_again(world)
+    boundaries = live(machine, None, ALL)
+    upload = next(at for at, boundary in enumerate(boundaries, 1) if "/store/.incoming/v" in boundary)
+    row = next(at for at, boundary in enumerate(boundaries, 1) if at > upload and "INSERT INTO public.trained_models" in boundary)
+    return upload, row, len(boundaries)
+
+
 def known(world: World) -> dict[str, object]:
     """The registry; an iteration that two machines have trained is on record for both, with the same figures."""
     found = registry(world)
@@ -36,13 +45,10 @@ def known(world: World) -> dict[str, object]:
 @pytest.mark.slow
 def test_whatever_was_up_when_a_machine_was_lost_is_one_version_in_the_end(world: World) -> None:
     first, second = on_machine(world, "first"), on_machine(world, "second")
-    begin_again(world)
-    boundaries = live(first, None, ALL)
-    upload = next(at for at, boundary in enumerate(boundaries, 1) if "/store/.incoming/v" in boundary)
-    row = next(at for at, boundary in enumerate(boundaries, 1) if at > upload and "INSERT INTO public.trained_models" in boundary)
+    upload, row, last = uploading(world, first)
     expected, weights = known(world), (world.settings.home / "store" / "v0.9.1" / "adapter_model.safetensors").read_bytes()
     registered_untrained = 0
-    for dies_at in range(upload, len(boundaries) + 1, 2):
+    for dies_at in range(upload, last + 1, 2):
         begin_again(world)
         live(first, dies_at, ALL)
         uploaded = (world.settings.home / "store" / "v0.9.1" / "manifest.json").is_file()
@@ -63,9 +69,7 @@ def test_whatever_was_up_when_a_machine_was_lost_is_one_version_in_the_end(world
 @pytest.mark.slow
 def test_a_checkpoint_of_a_batch_that_failed_keeps_its_number_at_the_storage(world: World) -> None:
     first, second = on_machine(world, "first"), on_machine(world, "second")
-    begin_again(world)
-    boundaries = live(first, None, ALL)
-    row = next(at for at, boundary in enumerate(boundaries, 1) if "INSERT INTO public.trained_models" in boundary)
+    _, row, _ = uploading(world, first)
     begin_again(world)
     live(first, row, ALL)  # dies after the upload, before the row
     world.connection.execute("""UPDATE babylon_rl.batches SET "state" = 'failed'; DELETE FROM babylon_rl.batch_items""")

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route as RoutedPath
 
-from babylon_rl.errors import BabylonError
+from babylon_rl.errors import BabylonError, first_line
 from babylon_rl.reporting.pages import TEMPLATES, render
 from babylon_rl.serving.access import Access, Client
 from babylon_rl.serving.admin_page.logins import COOKIE, LASTS_S, Logins
@@ -104,7 +104,7 @@ class AdminPage:
             except BabylonError as failed:
                 return _html("login.html.j2", 503, words=str(failed), asks=False)
             except psycopg.Error as broken:
-                reason = (str(broken).splitlines() or [type(broken).__name__])[0]
+                reason = first_line(broken)
                 return _html("login.html.j2", 503, words=f"The database does not answer: {reason}.", asks=False)
 
         return answer
