@@ -1,7 +1,8 @@
 """Several machines on this one: `make scale-test` (`python -m benchmarks.scale_test --hours 720`) prints a table of seconds.
 
-Starts Postgres, Redis, a judge that answers after 300 ms, `babylon-rl dev` and workers; then a judged backfill on 1, 2 and 4 workers, and
-the faults. Names of scenarios choose some: `python -m benchmarks.scale_test --hours 96 speed worker-killed`.
+Starts Postgres, Redis, a judge that answers after 300 ms, `babylon-rl dev` and workers; then a judged backfill on 1, 2 and 4 workers, the
+faults, and a version that one machine trains, another decides on and a third serves. Names of scenarios choose some:
+`python -m benchmarks.scale_test --hours 96 speed worker-killed`.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from babylon_rl.judge.scripted.judge import ScriptedJudge
@@ -18,15 +19,17 @@ from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.scale.machines import NO_REDIS, site
 from babylon_rl_tests.scale.scenarios import SETTINGS, Row, Scenarios, table
+from babylon_rl_tests.scale.three_machines import three_machines
 
 LATENCY_S = 0.3
 WORKERS = (1, 2, 4)
 FAULT_HOURS = 96
+THREE_MACHINES = "three-machines"
 
 
 def speed(scenarios: Scenarios, hours: int) -> list[Row]:
     """The same number of hours on 1, 2 and 4 workers."""
-    return [scenarios.backfill(f"{workers} workers", hours, workers) for workers in WORKERS]
+    return [scenarios.backfill(f"{workers} worker{'s' * (workers > 1)}", hours, workers) for workers in WORKERS]
 
 
 # By the name on the command line; each is given the hours to measure.
@@ -44,24 +47,36 @@ def main() -> None:
     """Run the scenarios and print a row as each ends, then the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=int, default=720, help="hours of each backfill whose speed is measured")
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"{', '.join(SCENARIOS)}; all of them by default")
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"{', '.join([*SCENARIOS, THREE_MACHINES])}; all by default")
     options = parser.parse_args()
-    if unknown := [name for name in options.scenarios if name not in SCENARIOS]:
-        parser.error(f"{unknown[0]} is not a scenario. Choose from {', '.join(SCENARIOS)}.")
+    chosen = options.scenarios or [*SCENARIOS, THREE_MACHINES]
+    if unknown := [name for name in chosen if name not in (*SCENARIOS, THREE_MACHINES)]:
+        parser.error(f"{unknown[0]} is not a scenario. Choose from {', '.join([*SCENARIOS, THREE_MACHINES])}.")
     if shutil.which("redis-server") is None:
         sys.exit(f"Skipped: {NO_REDIS}.")
-    with tempfile.TemporaryDirectory() as name, use_server(Path(name) / "postgres") as url:
-        database = Database(url, url)
-        migrate(database)
-        database.prepare_dagster_schema()
-        with site(Path(name), url, ScriptedJudge(latency_s=LATENCY_S), apart=True, **SETTINGS) as (made, redis):
-            scenarios = Scenarios(made, redis)
-            rows = []
-            for scenario in options.scenarios or SCENARIOS:
-                for row in SCENARIOS[scenario](scenarios, options.hours):
-                    print(row, flush=True)
-                    rows.append(row)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for row in measured(Path(name), chosen, options.hours):
+            print(row, flush=True)
+            rows.append(row)
     print(f"\n{table(rows)}\n\nload {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores")
+
+
+def measured(directory: Path, chosen: Sequence[str], hours: int) -> Iterator[Row]:
+    """The rows of scenarios, each as it ends; those of judged hours share a site."""
+    if several := [name for name in chosen if name in SCENARIOS]:
+        (directory / "several").mkdir()
+        with use_server(directory / "postgres") as url:
+            database = Database(url, url)
+            migrate(database)
+            database.prepare_dagster_schema()
+            with site(directory / "several", url, ScriptedJudge(latency_s=LATENCY_S), apart=True, **SETTINGS) as (made, redis):
+                scenarios = Scenarios(made, redis)
+                for name in several:
+                    yield from SCENARIOS[name](scenarios, hours)
+    if THREE_MACHINES in chosen:
+        with use_server(directory / "another-postgres") as url:
+            yield three_machines(directory / "three", url)
 
 
 if __name__ == "__main__":

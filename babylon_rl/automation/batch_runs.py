@@ -18,7 +18,7 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.scores import pending_since
 from babylon_rl.store.write_ahead import finished_steps, read_jobs
 from babylon_rl.training.batches import fail_batch
-from babylon_rl.training.lifecycle import MAX_DEAD_RUNS, MAX_LOST_RUNS, RETRY_EVERY
+from babylon_rl.training.lifecycle import MAX_DEAD_RUNS, MAX_LOST_RUNS, RETRY_EVERY, retry_after
 
 FAILURE_REASON_TAG = "dagster/failure_reason"
 JUDGE_ASKED_EVERY = timedelta(minutes=30)  # while hours of a batch wait for a judge that is down, or for tomorrow's budget
@@ -34,12 +34,13 @@ LIVE = [
 class Runs:
     """The runs of one batch, as Dagster records them.
 
-    ``live``: one is alive. ``attempt``: the number of the next. ``deaths`` and ``lost``: since the last finished iteration. ``seen_at``:
-    the newest sign of life. ``ended``: the tag with which the newest run stopped on purpose, if any.
+    ``live``: one is alive. ``attempt``: the number of the next. ``failed``, and of these ``deaths`` and ``lost``: since the last finished
+    iteration. ``seen_at``: the newest sign of life. ``ended``: the tag with which the newest run stopped on purpose, if any.
     """
 
     live: bool
     attempt: int
+    failed: int
     deaths: int
     lost: int
     seen_at: datetime
@@ -73,6 +74,7 @@ def runs_of(instance: dg.DagsterInstance, connection: Connection, batch: Batch) 
     return Runs(
         live=any(record.dagster_run.status in LIVE for record in records),
         attempt=len(records) + 1,
+        failed=len(failed),
         deaths=failed.count(None),
         lost=failed.count(LOST),
         seen_at=max([batch.heartbeat_at, *(naive(record.update_timestamp) for record in records[:1])]),
@@ -92,16 +94,16 @@ def why_no_run(connection: Connection, batch: Batch, runs: Runs, now: datetime) 
     Gives up a batch of which MAX_DEAD_RUNS runs died.
     """
     waits_since = pending_since(connection, batch.windows)
-    lately = now - runs.seen_at < RETRY_EVERY
+    again_at = runs.seen_at + retry_after(runs.failed)
     # Temporary reasons: the batch stays pending and is tried again later.
     if runs.live:
         return f"{batch.batch_id} has a live run."
     if waits_since is not None and now - waits_since < JUDGE_ASKED_EVERY:
         return f"{batch.batch_id} waits for its judge, which is asked again every {JUDGE_ASKED_EVERY}."
-    if batch.error is not None and lately:
-        return f"{batch.batch_id} waits and is tried again every {RETRY_EVERY}: {batch.error}"
-    if runs.ended == TAKEN_OVER and lately:
-        return f"{batch.batch_id} was left to another run, or waits for another batch's job; it is tried again every {RETRY_EVERY}."
+    if batch.error is not None and now < again_at:
+        return f"{batch.batch_id} waits and is tried again at {again_at:%H:%M:%S} UTC: {batch.error}"
+    if runs.ended == TAKEN_OVER and now < again_at:
+        return f"{batch.batch_id} was left to another run, or waits for another batch's job; it is tried again at {again_at:%H:%M:%S} UTC."
     # Too many deaths: give up, unless paid work would be lost.
     if waits_since is None and batch.error is None and runs.hopeless:
         died = runs.deaths + runs.lost

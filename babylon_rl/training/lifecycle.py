@@ -25,7 +25,7 @@ STATES = {
 }
 MAX_DEAD_RUNS = 3  # that ended without a word, since the last finished iteration
 MAX_LOST_RUNS = 25  # with their machine; and starts of one iteration, so that a process that dies each time does not go on for ever
-RETRY_EVERY = timedelta(minutes=30)
+FIRST_RETRY, RETRY_EVERY = timedelta(minutes=1), timedelta(minutes=30)
 ABANDONED_AFTER = timedelta(days=7)  # a batch holds work that is done, and perhaps paid: it may be left alone for some days
 
 FREEZE = Transition("freeze", (), "pending", "automation or `train`", "enough is freezable and no batch is unfinished")
@@ -72,7 +72,7 @@ def _refuses_all(error: BaseException) -> bool:
     return isinstance(error, JudgeRefused) and error.for_all
 
 
-_LATER = f"the next `train`, or automation every {RETRY_EVERY.seconds // 60} minutes"
+_LATER = f"the next `train`, or automation after a minute, two, four and so on, every {RETRY_EVERY.seconds // 60} minutes at the longest"
 _AT_ONCE = "the next `train`, or automation at once"
 _NEW = "a new batch; automation pauses before it freezes one"
 # The first rule that fits an error counts.
@@ -108,6 +108,11 @@ FAILURES = (
         f"{_AT_ONCE}; given up after {MAX_LOST_RUNS}, or tried later while paid",
     ),
 )  # fmt: skip
+
+
+def retry_after(failed: int) -> timedelta:
+    """Pause before a waiting batch gets another run, by its failed runs since the last finished iteration."""
+    return min(RETRY_EVERY, FIRST_RETRY * (1 << min(max(failed - 1, 0), 10)))
 
 
 def failure_rule(error: BaseException) -> FailureRule:

@@ -14,20 +14,24 @@ from babylon_rl.models.checkpoints import MANIFEST, load_manifest
 from babylon_rl.settings import StorageSettings
 
 WAITS = "a batch waits for that in `uploading`, and `babylon-rl train` goes on with what is missing"
+# Failures that come again; all others may pass, as those of a network do.
+_REFUSALS = (PermissionError, FileNotFoundError, NotADirectoryError, FileExistsError, NotImplementedError)
 
 
 def check_storage(settings: StorageSettings, batch_id: str) -> None:
     """Write and remove a small file at the storage location, before a training is paid.
 
     Raises:
-        TrainingError: it cannot be written (a wrong key, no such place); the message says what was tried.
+        TrainingError: it refuses (a wrong key, no such place); the message says what was tried.
+        TrainingPaused: it does not answer now.
     """
     url = settings.model_storage_url
     if url is None:
         return
 
-    def refused(reason: str, number: int | None) -> TrainingError:
-        return TrainingError(
+    def refused(reason: str, failed: Exception) -> TrainingError:
+        kind = TrainingError if isinstance(failed, _REFUSALS) else TrainingPaused
+        return kind(
             f"MODEL_STORAGE_URL {shown_url(url)} cannot be written to: {reason}. Nothing was trained. "
             "Correct the address or the credentials of that place, or unset MODEL_STORAGE_URL to keep checkpoints here."
         )
@@ -59,7 +63,7 @@ def upload_checkpoint(directory: Path, url: str, heartbeat: Callable[[], None] =
     manifest = load_manifest(directory)
     version = manifest.version
 
-    def paused(reason: str, number: int | None) -> TrainingPaused:
+    def paused(reason: str, _: Exception) -> TrainingPaused:
         return TrainingPaused(
             f"{version} could not be uploaded to {shown_url(url)}: {reason}. See that this place takes files from here; {then}."
         )

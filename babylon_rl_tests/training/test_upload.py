@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import fsspec
@@ -20,6 +21,7 @@ from babylon_rl.training.batches import prepare_batch, train_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.uploading import check_storage, upload_checkpoint
 from babylon_rl_tests.evaluation.weights_and_biases import weights_and_biases
+from babylon_rl_tests.object_store import ObjectStore
 from babylon_rl_tests.tiny_model import make_manifest
 from babylon_rl_tests.training.sample import NOW, value
 
@@ -90,6 +92,24 @@ def test_a_place_that_cannot_be_written_fails_before_anything_is_trained(setting
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(TrainingError, match=said):
         check_storage(settings.model_copy(update={"model_storage_url": url.format(tmp=tmp_path)}), "batch-1")
+
+
+def test_a_place_that_does_not_answer_lets_a_training_wait_and_one_that_refuses_ends_it(
+    settings: Settings, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = settings.model_copy(update={"model_storage_url": object_store.bucket()})
+    check_storage(there, "batch-1")
+    nowhere = settings.model_copy(update={"model_storage_url": "s3://no-such-bucket/models"})
+    with pytest.raises(TrainingError) as refused:
+        check_storage(nowhere, "batch-1")
+    assert not isinstance(refused.value, TrainingPaused)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{probe.getsockname()[1]}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(TrainingPaused, match="cannot be written to"):
+        check_storage(there, "batch-1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def test_a_batch_is_uploaded_before_it_is_registered_and_waits_in_uploading(connection, settings, tmp_path) -> None:

@@ -1,0 +1,82 @@
+"""A training on machine A, its evidence on B, its gateway on C: runs by Celery, files by S3, and nobody asks for anything."""
+
+import os
+import time
+from pathlib import Path
+from shutil import rmtree
+from unittest.mock import patch
+
+from babylon_rl.judge.scripted.judge import ScriptedJudge
+from babylon_rl.market.spawn import SpawnRequest, spawn
+from babylon_rl.models.checkpoints import WEIGHTS
+from babylon_rl.store.database import Database
+from babylon_rl.store.migrate import migrate
+from babylon_rl.windows import utc_now
+from babylon_rl_tests.e2e.host import Host, version_of_answer
+from babylon_rl_tests.e2e.test_dev_alone import DECIDED, SMALL
+from babylon_rl_tests.object_store import SECRET, running_store
+from babylon_rl_tests.scale.machines import PASSWORD, site
+from babylon_rl_tests.scale.scenarios import Row
+from babylon_rl_tests.store.proxy import Proxy
+from babylon_rl_tests.tiny_model import make_base
+
+FIRST_HOUR = "2025-11-15T10:00"
+HOURS = 3
+CUT_S = 60
+# Fifteen trajectories are enough for a training here.
+SMALLER = SMALL | {
+    "FIRST_WINDOW": FIRST_HOUR,
+    "TRAINING_MIN_TRAJECTORIES": "10",
+    "TRAINING_MIN_GROUP_SIZE": "5",
+    "OUTCOME_DELAY_MINUTES": "5",
+}
+
+
+def three_machines(directory: Path, url: str) -> Row:
+    """A version is trained, decided on and served, with S3 away from A for a minute, and A lost with its disk once it has trained."""
+    directory.mkdir()
+    database = Database(url, url)
+    migrate(database)
+    database.prepare_dagster_schema()
+    with database.connect() as connection:
+        spawn(connection, SpawnRequest(agents=5, model_agents=0, windows=HOURS, seed=4, start=FIRST_HOUR), utc_now(), None)
+    with running_store() as store, patch.dict(os.environ, store.variables):
+        storage = {"MODEL_STORAGE_URL": store.bucket(), "COMPUTE_LOGS_URL": store.bucket()}
+        chosen = SMALLER | {"LOCAL_BASE_MODEL": str(make_base(directory / "base"))} | store.variables | storage
+        with (
+            Proxy(f"http://s3@{store.address.removeprefix('http://')}/") as line,
+            site(directory, url, ScriptedJudge(), apart=True, **chosen) as (made, _),
+        ):
+            began_s = time.monotonic()
+            cut = f"http://{line.url.partition('@')[2]}"
+            trainer = made.worker("A", "hours", "judge", "trainer", AWS_ENDPOINT_URL=cut).ready()
+            made.worker("B", "evidence").ready()
+            made.wait(lambda: made.query("SELECT 1 FROM babylon_rl.batches"))
+            line.away = True
+            line.cut()
+            time.sleep(CUT_S)
+            assert made.query("SELECT 1 FROM public.trained_models") == []  # no row without its files
+            line.away = False
+            made.wait(lambda: made.query("SELECT 1 FROM public.trained_models"))
+            trainer.kill()
+            rmtree(directory / "A")
+            store.downloads.clear()
+            ((_, state, trajectories, version, decision),) = made.wait(lambda: made.query(DECIDED))
+            assert (state, trajectories) == ("completed", HOURS * 5) and decision in ("inconclusive", "fail"), (
+                state,
+                trajectories,
+                decision,
+            )
+            assert store.downloaded(WEIGHTS) == 1 and not (directory / "dev" / "checkpoints").exists()
+            decided_s = time.monotonic() - began_s
+            variables = {**made.environment, "OPENAI_API_KEY": ""}
+            server = Host(directory / "C", variables)
+            assert server.asks("models", "deploy", version, "--strategy", "immediate")["version"] == version
+            with (
+                server.serves("model", "base") as model,
+                Host(server.home, variables | {"LOCAL_ENDPOINT": model}).serves("gateway") as gateway,
+            ):
+                assert version_of_answer(gateway) == version
+            for log in directory.glob("*.log"):
+                assert SECRET not in log.read_text() and PASSWORD not in log.read_text(), log
+    return Row("three machines", HOURS, decided_s, 0, f"A trains, S3 away for {CUT_S} s, A lost; B decides; C serves {version}")
