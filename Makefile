@@ -42,7 +42,7 @@ test-python: ## The tests on another Python, PYTHON=python3.13, with an environm
 test-art: ## The client's side of serverless training with openpipe-art 0.5.23; skipped without a Python 3.12
 	@scripts/test_art.sh $(PYTEST_ARGS)
 
-scale-test: setup ## Workers by Celery on this machine: speed on 1, 2 and 4 of them, and faults; HOURS=96 for a short one
+scale-test: setup ## Workers by Celery on this machine: speed, faults, a version from training to gateway; HOURS=48 for a short one
 	@$(RUN)python -m benchmarks.scale_test --hours $(or $(HOURS),720)
 
 docs: setup ## The docs with their generated reference as a site: build/docs/index.html

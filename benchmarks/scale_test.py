@@ -8,7 +8,6 @@ faults, and a version that one machine trains, another decides on and a third se
 import argparse
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.scale.machines import NO_REDIS, site
 from babylon_rl_tests.scale.scenarios import SETTINGS, Row, Scenarios, table
 from babylon_rl_tests.scale.three_machines import three_machines
+from babylon_rl_tests.trace_receiver import trace_receiver
 
 LATENCY_S = 0.3
 WORKERS = (1, 2, 4)
@@ -39,7 +39,7 @@ SCENARIOS: dict[str, Callable[[Scenarios, int], list[Row]]] = {
     "redis-emptied": lambda scenarios, hours: [scenarios.redis_emptied(min(FAULT_HOURS, hours))],
     "redis-cut": lambda scenarios, hours: [scenarios.cut_off(min(FAULT_HOURS, hours), broker=True)],
     "postgres-cut": lambda scenarios, hours: [scenarios.cut_off(min(FAULT_HOURS, hours), broker=False)],
-    "older-code": lambda scenarios, hours: [scenarios.older_code(scenarios.site.directory, 2)],
+    "older-code": lambda scenarios, hours: [scenarios.older_code(2)],
 }
 
 
@@ -53,7 +53,8 @@ def main() -> None:
     if unknown := [name for name in chosen if name not in (*SCENARIOS, THREE_MACHINES)]:
         parser.error(f"{unknown[0]} is not a scenario. Choose from {', '.join([*SCENARIOS, THREE_MACHINES])}.")
     if shutil.which("redis-server") is None:
-        sys.exit(f"Skipped: {NO_REDIS}.")
+        print(f"scale-test: skipped: {NO_REDIS}")
+        return
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for row in measured(Path(name), chosen, options.hours):
@@ -70,8 +71,18 @@ def measured(directory: Path, chosen: Sequence[str], hours: int) -> Iterator[Row
             database = Database(url, url)
             migrate(database)
             database.prepare_dagster_schema()
-            with site(directory / "several", url, ScriptedJudge(latency_s=LATENCY_S), apart=True, **SETTINGS) as (made, redis):
-                scenarios = Scenarios(made, redis)
+            with (
+                trace_receiver() as receiver,
+                site(
+                    directory / "several",
+                    url,
+                    ScriptedJudge(latency_s=LATENCY_S),
+                    apart=True,
+                    OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
+                    **SETTINGS,
+                ) as (made, redis),
+            ):
+                scenarios = Scenarios(made, redis, receiver)
                 for name in several:
                     yield from SCENARIOS[name](scenarios, hours)
     if THREE_MACHINES in chosen:

@@ -45,7 +45,7 @@ class Host:
         process = self.starts("-m", "babylon_rl", "serve", *command, "--port", "0")
         try:
             said = ""
-            while not (found := re.search(r"(?:Serving .*|Gateway) on (http://127\.0\.0\.1:\d+)", said)):
+            while not (found := re.search(r"(?:Serving .*|Gateway|Admin page) on (http://127\.0\.0\.1:\d+)", said)):
                 line = process.stderr.readline()
                 assert line, said
                 said += line
@@ -58,9 +58,15 @@ class Host:
 def version_of_answer(gateway: str) -> str:
     """The version by which a gateway says that it answered an agent."""
     body = {"model": "auto", "user": "agent-1", "max_tokens": 4, "messages": [{"role": "user", "content": "Buy, sell or hold?"}]}
-    request = urllib.request.Request(f"{gateway}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    _, headers = post(f"{gateway}/v1/chat/completions", body)
+    return str(headers["x-babylon-version"])
+
+
+def post(url: str, body: Any) -> tuple[dict[str, Any], Any]:
+    """An answer's document and headers; an answer with an error fails the test."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            return str(answer.headers["x-babylon-version"])
+            return json.load(answer), answer.headers
     except urllib.error.HTTPError as refused:
         raise AssertionError(refused.read()) from refused

@@ -7,13 +7,14 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from uuid import UUID
 
 import psycopg
 
 from babylon_rl_tests.scale.machines import PASSWORD, Machine, Redis, Site, fill
 from babylon_rl_tests.store.proxy import Proxy
 from babylon_rl_tests.store.servers import ROOT
+from babylon_rl_tests.trace_receiver import TraceReceiver
 
 ORDERS = 2  # requests for each hour
 # Of a run; two more of Dagster's runs wait in Redis than there are workers.
@@ -34,10 +35,11 @@ class Row:
 
 @dataclass
 class Scenarios:
-    """A site with its broker, and the number of the next hour to be made."""
+    """A site with its broker and the receiver of its spans, and the number of the next hour to be made."""
 
     site: Site
     redis: Redis
+    receiver: TraceReceiver
     next_hour: int = 0
 
     def backfill(self, name: str, hours: int, workers: int, fault: Callable[[list[Machine], list[str]], str] | None = None) -> Row:
@@ -121,9 +123,9 @@ class Scenarios:
             row = self.backfill(f"cut off from {'Redis' if broker else 'Postgres'}", hours, 1, cut)
             return row
 
-    def older_code(self, directory: Path, hours: int) -> Row:
+    def older_code(self, hours: int) -> Row:
         """A worker with other code refuses a run and ends; another takes it."""
-        code = directory / "older"
+        code = self.site.directory / "older-code"
         for name in ("babylon_rl", "migrations"):
             shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("dagster.yaml", "workspace.yaml", "pyproject.toml"):
@@ -145,6 +147,9 @@ class Scenarios:
         row = Row("older code", hours, time.monotonic() - began_s, 0, "refused by one worker, made by the next")
         newer.stop()
         self.check(windows, row)
+        ((run,),) = self.site.query("SELECT run_id FROM babylon_dagster.runs WHERE status = 'SUCCESS' ORDER BY id DESC LIMIT 1")
+        # Its process ended right after it, and its spans were sent.
+        assert UUID(str(run)).hex in {span.trace for span in self.receiver.spans if span.name.startswith("run ")}
         self.site.clear()
         return row
 

@@ -1,4 +1,4 @@
-"""A training on machine A, its evidence on B, its gateway on C: runs by Celery, files by S3, and nobody asks for anything."""
+"""A training on machine A, its evidence on B, admin API and gateway on C: runs by Celery, files by S3."""
 
 import os
 import time
@@ -12,7 +12,7 @@ from babylon_rl.models.checkpoints import WEIGHTS
 from babylon_rl.store.database import Database
 from babylon_rl.store.migrate import migrate
 from babylon_rl.windows import utc_now
-from babylon_rl_tests.e2e.host import Host, version_of_answer
+from babylon_rl_tests.e2e.host import Host, post, version_of_answer
 from babylon_rl_tests.e2e.test_dev_alone import DECIDED, SMALL
 from babylon_rl_tests.object_store import SECRET, running_store
 from babylon_rl_tests.scale.machines import PASSWORD, site
@@ -23,17 +23,13 @@ from babylon_rl_tests.tiny_model import make_base
 FIRST_HOUR = "2025-11-15T10:00"
 HOURS = 3
 CUT_S = 60
-# Fifteen trajectories are enough for a training here.
-SMALLER = SMALL | {
-    "FIRST_WINDOW": FIRST_HOUR,
-    "TRAINING_MIN_TRAJECTORIES": "10",
-    "TRAINING_MIN_GROUP_SIZE": "5",
-    "OUTCOME_DELAY_MINUTES": "5",
-}
+TRAINING = "api/admin/training"
+# Nobody starts a training by itself.
+ON_DEMAND = SMALL | {"FIRST_WINDOW": FIRST_HOUR, "TRAINING_MIN_TRAJECTORIES": "1000000", "TRAINING_DAILY_MIN_TRAJECTORIES": "1000000"}
 
 
 def three_machines(directory: Path, url: str) -> Row:
-    """A version is trained, decided on and served, with S3 away from A for a minute, and A lost with its disk once it has trained."""
+    """A training is started by C, done by A, whose S3 is away for a minute and which is lost afterwards, decided on by B, served by C."""
     directory.mkdir()
     database = Database(url, url)
     migrate(database)
@@ -42,7 +38,7 @@ def three_machines(directory: Path, url: str) -> Row:
         spawn(connection, SpawnRequest(agents=5, model_agents=0, windows=HOURS, seed=4, start=FIRST_HOUR), utc_now(), None)
     with running_store() as store, patch.dict(os.environ, store.variables):
         storage = {"MODEL_STORAGE_URL": store.bucket(), "COMPUTE_LOGS_URL": store.bucket()}
-        chosen = SMALLER | {"LOCAL_BASE_MODEL": str(make_base(directory / "base"))} | store.variables | storage
+        chosen = ON_DEMAND | {"LOCAL_BASE_MODEL": str(make_base(directory / "base"))} | store.variables | storage
         with (
             Proxy(f"http://s3@{store.address.removeprefix('http://')}/") as line,
             site(directory, url, ScriptedJudge(), apart=True, **chosen) as (made, _),
@@ -51,27 +47,28 @@ def three_machines(directory: Path, url: str) -> Row:
             cut = f"http://{line.url.partition('@')[2]}"
             trainer = made.worker("A", "hours", "judge", "trainer", AWS_ENDPOINT_URL=cut).ready()
             made.worker("B", "evidence").ready()
-            made.wait(lambda: made.query("SELECT 1 FROM babylon_rl.batches"))
+            made.wait(lambda: made.query("SELECT count(*) FROM babylon_rl.group_scores") == [(HOURS,)])
+            assert made.dev is not None
+            variables = {**made.environment, "DAGSTER_URL": made.dev.url(), "OPENAI_API_KEY": ""}
+            server = Host(directory / "C", variables)
+            with server.serves("admin") as admin:
+                started, _ = post(f"{admin}/{TRAINING}/trigger", {"force": True})
             line.away = True
             line.cut()
             time.sleep(CUT_S)
             assert made.query("SELECT 1 FROM public.trained_models") == []  # no row without its files
             line.away = False
-            made.wait(lambda: made.query("SELECT 1 FROM public.trained_models"))
+            made.wait(lambda: made.query("SELECT 1 FROM babylon_dagster.runs WHERE pipeline_name = 'train' AND status = 'SUCCESS'"))
             trainer.kill()
             rmtree(directory / "A")
             store.downloads.clear()
-            ((_, state, trajectories, version, decision),) = made.wait(lambda: made.query(DECIDED))
-            assert (state, trajectories) == ("completed", HOURS * 5) and decision in ("inconclusive", "fail"), (
-                state,
-                trajectories,
-                decision,
-            )
+            ((batch, state, trajectories, version, decision),) = made.wait(lambda: made.query(DECIDED))
+            assert (batch, state) == (started["jobId"], "completed") and trajectories > 0 and decision in ("inconclusive", "fail")
             assert store.downloaded(WEIGHTS) == 1 and not (directory / "dev" / "checkpoints").exists()
             decided_s = time.monotonic() - began_s
-            variables = {**made.environment, "OPENAI_API_KEY": ""}
-            server = Host(directory / "C", variables)
-            assert server.asks("models", "deploy", version, "--strategy", "immediate")["version"] == version
+            with server.serves("admin") as admin:
+                deployed, _ = post(f"{admin}/{TRAINING}/deploy", {"modelVersion": version, "strategy": "immediate"})
+                assert deployed["success"], deployed
             with (
                 server.serves("model", "base") as model,
                 Host(server.home, variables | {"LOCAL_ENDPOINT": model}).serves("gateway") as gateway,
