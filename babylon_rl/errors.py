@@ -125,7 +125,7 @@ class TrainingError(BabylonError):
 
 
 class NoTrainer(TrainingError):
-    """The settings choose no trainer, or one that is not available."""
+    """The settings choose no trainer, one that is not available, or another than the batch's."""
 
     exit_code = 2
 
@@ -161,7 +161,7 @@ EXTRAS = {
 }
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """First line of an error's message; of one without a message its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

@@ -7,6 +7,7 @@ import dagster as dg
 from babylon_rl.assets.metadata import OWNERS, column_schema, counts, described, embedded, table
 from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.run_outcome_tag import tagging_end
 from babylon_rl.assets.run_tags import tag_run
 from babylon_rl.reporting.plots import Picture, bar_plot
 from babylon_rl.traces import traced_step
@@ -44,7 +45,7 @@ def benchmark_report(context: dg.AssetExecutionContext, babylon: dg.ResourcePara
     from babylon_rl.evaluation.benchmark import evaluate_batch
     from babylon_rl.evaluation.run_files import runs_directory
 
-    with babylon.connection() as connection:
+    with tagging_end(context), babylon.connection() as connection:
         report = evaluate_batch(
             connection,
             batch_of(context),

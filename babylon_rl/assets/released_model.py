@@ -7,6 +7,7 @@ import dagster as dg
 from babylon_rl.assets.metadata import OWNERS, admin_link, column_schema, counts, described
 from babylon_rl.assets.partitions import batch_of, batches
 from babylon_rl.assets.resources import Babylon
+from babylon_rl.assets.run_outcome_tag import tagging_end
 from babylon_rl.assets.run_tags import tag_run
 from babylon_rl.store.registry import model_of_batch
 from babylon_rl.traces import traced_step
@@ -39,7 +40,7 @@ def released_model(context: dg.AssetExecutionContext, babylon: dg.ResourceParam[
     from babylon_rl.evaluation.benchmark import record_release
     from babylon_rl.serving.promotion import promote
 
-    with babylon.connection() as connection:
+    with tagging_end(context), babylon.connection() as connection:
         batch_id = batch_of(context)
         decided = record_release(connection, batch_id, babylon.settings, babylon.now())
         tag_run(context, version=decided.version)

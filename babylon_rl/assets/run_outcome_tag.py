@@ -1,18 +1,20 @@
 """Tags runs that stopped on purpose, so that only crashes count as failed attempts.
 
-A run leaves its batch to the next run on purpose when it waits for a judge, a service or a storage, when another run has taken over, or
-when it was interrupted. A run that was lost with its code server or its machine is tagged by automation/dead_runs.py. A process that was
-killed alone, and an unexpected error, leave no tag.
+A run leaves its batch to the next run on purpose when it waits (for a judge, a service, a storage, a database, settings), when another run
+has taken over, or when it was interrupted. A run that was lost with its code server or its machine is tagged by automation/dead_runs.py.
+A process that was killed alone, and an unexpected error, leave no tag.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
+import psycopg
 
 from babylon_rl.assets.run_liveness import refuse_second_run
-from babylon_rl.errors import BatchConflict, JudgeError, TrainingPaused
+from babylon_rl.errors import BatchConflict, DatabaseUnreachable
 from babylon_rl.store.connection import Connection
+from babylon_rl.training.lifecycle import FailureEffect, failure_rule
 
 ENDED_TAG = "babylon_rl/ended"
 WAITS, TAKEN_OVER, INTERRUPTED, LOST = "waits", "taken over", "interrupted", "lost"
@@ -22,24 +24,31 @@ WAITS, TAKEN_OVER, INTERRUPTED, LOST = "waits", "taken over", "interrupted", "lo
 def sole_run(context: dg.AssetExecutionContext, connection: Connection, batch_id: str) -> Iterator[None]:
     """Give a batch to this run alone; tag the run if it ends on purpose.
 
-    The tag is ENDED_TAG; it says that the batch is left to another run.
-
     Raises:
         BatchConflict: another run has the batch.
     """
-    try:
+    with tagging_end(context):
         refuse_second_run(context, connection, batch_id)
         yield
-    except (JudgeError, TrainingPaused):
-        _say(context, WAITS)
-        raise
-    except BatchConflict:
-        _say(context, TAKEN_OVER)
-        raise
-    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-        _say(context, INTERRUPTED)
+
+
+@contextmanager
+def tagging_end(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """Tag the run with ENDED_TAG if it leaves its batch to another run on purpose."""
+    try:
+        yield
+    except BaseException as ended:
+        how = _how_it_ends(ended)
+        if how is not None:
+            context.instance.add_run_tags(context.run.run_id, {ENDED_TAG: how})
         raise
 
 
-def _say(context: dg.AssetExecutionContext, how: str) -> None:
-    context.instance.add_run_tags(context.run.run_id, {ENDED_TAG: how})
+def _how_it_ends(ended: BaseException) -> str | None:
+    if isinstance(ended, BatchConflict):
+        return TAKEN_OVER
+    if isinstance(ended, KeyboardInterrupt | dg.DagsterExecutionInterruptedError):
+        return INTERRUPTED
+    # A database that is away says nothing about the batch; Dagster's own may be reached past a pooler.
+    waits = failure_rule(ended).effect is FailureEffect.WAITS or isinstance(ended, DatabaseUnreachable | psycopg.OperationalError)
+    return WAITS if waits else None

@@ -5,13 +5,15 @@ It gets none while a run is alive or the batch waits, and none after too many de
 batch, so the limit for those is higher. A batch that holds paid work is never given up.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from babylon_rl.assets.run_liveness import PARTITION_TAG
-from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST, TAKEN_OVER
+from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST, TAKEN_OVER, WAITS
 from babylon_rl.automation.dead_runs import HELD
 from babylon_rl.store.batches import Batch
 from babylon_rl.store.connection import Connection
@@ -21,6 +23,7 @@ from babylon_rl.training.batches import fail_batch
 from babylon_rl.training.lifecycle import MAX_DEAD_RUNS, MAX_LOST_RUNS, RETRY_EVERY, retry_after
 
 FAILURE_REASON_TAG = "dagster/failure_reason"
+RUN_KEY_TAG = "dagster/run_key"
 JUDGE_ASKED_EVERY = timedelta(minutes=30)  # while hours of a batch wait for a judge that is down, or for tomorrow's budget
 LIVE = [
     dg.DagsterRunStatus.QUEUED,
@@ -73,13 +76,19 @@ def runs_of(instance: dg.DagsterInstance, connection: Connection, batch: Batch) 
     ]
     return Runs(
         live=any(record.dagster_run.status in LIVE for record in records),
-        attempt=len(records) + 1,
+        attempt=next_number([record.dagster_run for record in records], f"{batch.batch_id}/"),
         failed=len(failed),
         deaths=failed.count(None),
         lost=failed.count(LOST),
         seen_at=max([batch.heartbeat_at, *(naive(record.update_timestamp) for record in records[:1])]),
         ended=records[0].dagster_run.tags.get(ENDED_TAG) if records else None,
     )
+
+
+def next_number(runs: Sequence[dg.DagsterRun], prefix: str) -> int:
+    """Number of the next run key: Dagster drops a request whose key a sensor has used, even if that run was deleted."""
+    used = [re.fullmatch(rf"{re.escape(prefix)}(\d+)", run.tags.get(RUN_KEY_TAG, "")) for run in runs]
+    return 1 + max([len(runs), *(int(key[1]) for key in used if key)])
 
 
 def _how_it_ended(run: dg.DagsterRun) -> str | None:
@@ -100,10 +109,13 @@ def why_no_run(connection: Connection, batch: Batch, runs: Runs, now: datetime) 
         return f"{batch.batch_id} has a live run."
     if waits_since is not None and now - waits_since < JUDGE_ASKED_EVERY:
         return f"{batch.batch_id} waits for its judge, which is asked again every {JUDGE_ASKED_EVERY}."
+    again = f"it is tried again at {again_at:%H:%M:%S} UTC"
     if batch.error is not None and now < again_at:
-        return f"{batch.batch_id} waits and is tried again at {again_at:%H:%M:%S} UTC: {batch.error}"
+        return f"{batch.batch_id} waits, and {again}: {batch.error}"
     if runs.ended == TAKEN_OVER and now < again_at:
-        return f"{batch.batch_id} was left to another run, or waits for another batch's job; it is tried again at {again_at:%H:%M:%S} UTC."
+        return f"{batch.batch_id} was left to another run, or waits for another batch's job; {again}."
+    if runs.ended == WAITS and now < again_at:
+        return f"{batch.batch_id} could not go on, as its last run says; {again}."
     # Too many deaths: give up, unless paid work would be lost.
     if waits_since is None and batch.error is None and runs.hopeless:
         died = runs.deaths + runs.lost

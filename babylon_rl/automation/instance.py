@@ -12,7 +12,7 @@ import dagster as dg
 
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.storage import STORAGE_URL
-from babylon_rl.errors import DatabaseError
+from babylon_rl.errors import DatabaseError, first_line
 from babylon_rl.project_files import project_file
 from babylon_rl.settings import Settings
 from babylon_rl.store.database import Database
@@ -99,7 +99,7 @@ def _storage_of(database: Database) -> Iterator[None]:
         yield
     except DBAPIError as failed:
         raise DatabaseError(
-            f"Dagster cannot use its storage at {database.address}: {str(failed.orig).strip().splitlines()[0]}. "
+            f"Dagster cannot use its storage at {database.address}: {first_line(failed.orig or failed)}. "
             "Mend that (room on the disk, the server, the role's rights), then run the same command again."
         ) from failed
 

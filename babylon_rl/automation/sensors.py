@@ -10,9 +10,9 @@ from babylon_rl.assets.change_detection import observe
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import Babylon
 from babylon_rl.assets.run_liveness import PARTITION_TAG
-from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST
+from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST, WAITS
 from babylon_rl.assets.scored_groups import HOURS_PER_RUN
-from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, naive, runs_of, why_no_run
+from babylon_rl.automation.batch_runs import JUDGE_ASKED_EVERY, LIVE, RUN_KEY_TAG, naive, next_number, runs_of, why_no_run
 from babylon_rl.automation.dead_runs import report_dead_runs
 from babylon_rl.automation.jobs import EVIDENCE_ASSETS, HOURLY, RETRIED, TRAINING_ASSETS, hour_tags, score_job, train_job
 from babylon_rl.automation.pace import SENSORS, every
@@ -23,13 +23,13 @@ from babylon_rl.store.live_usage import count_usage
 from babylon_rl.store.releases import lock_releases
 from babylon_rl.store.scores import waiting_since
 from babylon_rl.training.batches import fail_stuck, pending_batches
-from babylon_rl.training.lifecycle import MAX_DEAD_RUNS
+from babylon_rl.training.lifecycle import MAX_DEAD_RUNS, retry_after
 from babylon_rl.training.starting import freeze_when_ready
 from babylon_rl.windows import window_stretches
 
 MOST_OBSERVATIONS = 500
 SWEPT = "swept"
-RUN_KEY_TAG, SENSOR_TAG = "dagster/run_key", "dagster/sensor_name"
+SENSOR_TAG = "dagster/sensor_name"
 
 
 @dg.sensor(
@@ -119,15 +119,20 @@ def finish_evidence(context: dg.SensorEvaluationContext, babylon: dg.ResourcePar
         undecided = undecided_batches(connection)
     reasons = []
     for batch_id in undecided:
-        runs = [record.dagster_run for record in context.instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch_id}))]
-        if any(run.status in LIVE for run in runs):
+        records = context.instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch_id}))
+        if any(record.dagster_run.status in LIVE for record in records):
             return dg.SkipReason(f"{batch_id} has a live run.")
-        # The run key marks runs of this sensor; lost ones do not count as attempts.
+        # The run key marks runs of this sensor; neither lost ones nor those that wait count as attempts.
         prefix = f"{batch_id}/benchmark/"
-        own = [run for run in runs if run.tags.get(RUN_KEY_TAG, "").startswith(prefix)]
-        if sum(run.tags.get(ENDED_TAG) != LOST for run in own) < MAX_DEAD_RUNS:
+        own = [record.dagster_run for record in records if record.dagster_run.tags.get(RUN_KEY_TAG, "").startswith(prefix)]
+        if sum(run.tags.get(ENDED_TAG) not in (LOST, WAITS) for run in own) < MAX_DEAD_RUNS:
+            again_at = naive(records[0].update_timestamp) + retry_after(len(own)) if records else babylon.now()
+            if records and records[0].dagster_run.tags.get(ENDED_TAG) == WAITS and babylon.now() < again_at:
+                reasons.append(f"{batch_id} could not be compared, as its last run says; it is tried again at {again_at:%H:%M:%S} UTC.")
+                continue
             selection = [dg.AssetKey(name) for name in EVIDENCE_ASSETS]
-            request = dg.RunRequest(run_key=f"{prefix}{len(own) + 1}", partition_key=batch_id, asset_selection=selection)
+            run_key = f"{prefix}{next_number(own, prefix)}"
+            request = dg.RunRequest(run_key=run_key, partition_key=batch_id, asset_selection=selection)
             return dg.SensorResult(run_requests=[request], dynamic_partitions_requests=[batches.build_add_request([batch_id])])
         reasons.append(f"{batch_id} was given up after {MAX_DEAD_RUNS} runs; materialize {' and '.join(EVIDENCE_ASSETS)} by hand.")
     return dg.SkipReason(" ".join(reasons) or "Every completed batch has been decided on.")

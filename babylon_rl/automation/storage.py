@@ -15,9 +15,10 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from babylon_rl.assets.resources import HOW_TO_START
+from babylon_rl.store.connection import LOST_AFTER_A_MINUTE
 
 STORAGE_URL = "BABYLON_RL_DAGSTER_URL"
 WITHOUT_VARIABLES = f"{STORAGE_URL} is not set: Dagster was started without this project's variables. {HOW_TO_START}"
@@ -87,4 +88,6 @@ class BabylonStorage(DagsterPostgresStorage):
         url = os.environ.get(STORAGE_URL)
         if not url:
             raise SystemExit(WITHOUT_VARIABLES)  # nothing of ours stands above Dagster's own command to catch an error
-        return cls(url, inst_data=inst_data)
+        parts = make_url(url)
+        parts = parts.update_query_dict({name: value for name, value in LOST_AFTER_A_MINUTE.items() if name not in parts.query})
+        return cls(parts.render_as_string(hide_password=False), inst_data=inst_data)

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import psycopg
 
-from babylon_rl.errors import BabylonError, CheckFailed, JudgeRefused, NoTrainer
+from babylon_rl.errors import BabylonError, CheckFailed, JudgeRefused, NoTrainer, first_line
 from babylon_rl.files.location import Location, describing_failures, local_path
 from babylon_rl.judge.client import JudgeClient
 from babylon_rl.judge.prompt.privacy import what_leaves
@@ -89,7 +89,7 @@ def attempt(name: str, look: Callable[[], tuple[str, str]]) -> Check:
     except (BabylonError, OSError) as failed:
         return Check(name, FAIL, str(failed))
     except psycopg.Error as failed:
-        return Check(name, FAIL, f"the database refused: {str(failed).splitlines()[0]}. Run `babylon-rl migrate`, and see the line above.")
+        return Check(name, FAIL, f"the database refused: {first_line(failed)}. Run `babylon-rl migrate`, and see the line above.")
 
 
 def _configuration(settings: Settings) -> Iterator[Check]:
@@ -256,5 +256,5 @@ def _hub_weights(name: str) -> tuple[str, str]:
             return PASS, f"LOCAL_BASE_MODEL: {name}, here in the hub's cache"
         HfApi().model_info(name, timeout=10)
     except (HfHubHTTPError, HFValidationError, OSError, RuntimeError) as missing:
-        return FAIL, f"LOCAL_BASE_MODEL is {name!r}: no such directory, and the hub does not have it ({str(missing).splitlines()[0]})."
+        return FAIL, f"LOCAL_BASE_MODEL is {name!r}: no such directory, and the hub does not have it ({first_line(missing)})."
     return WARN, f"LOCAL_BASE_MODEL: {name} is at the hub and not here yet; its first use downloads it"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from babylon_rl.errors import ModelUnavailable, require
+from babylon_rl.errors import ModelUnavailable, first_line, require
 from babylon_rl.files.durable import exclusive, publish_directory, sha256
 from babylon_rl.settings import Settings, TrainingSettings
 
@@ -183,7 +183,7 @@ def _given_base(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ModelUnavailable(
             f"LOCAL_BASE_MODEL is {name!r}: no such directory, and the hub did not give it ({reason.rstrip('.')}). Correct or unset it."
         ) from error

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from babylon_rl.errors import CheckpointError, ModelUnavailable, UsageError, require
+from babylon_rl.errors import CheckpointError, ModelUnavailable, UsageError, first_line, require
 from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.generation import Generation
 from babylon_rl.models.grammar import compile_grammar
@@ -97,7 +97,7 @@ class Policy:
                 tokenizer = AutoTokenizer.from_pretrained(base_dir)
                 model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype or best_dtype())
         except (OSError, ValueError) as error:
-            raise ModelUnavailable(f"{base_dir} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+            raise ModelUnavailable(f"{base_dir} cannot be loaded as a model: {first_line(error)}") from error
         policy = cls(model.eval(), tokenizer)
         if adapter_dir is not None:
             policy.add_adapter(adapter_name, adapter_dir)
@@ -130,7 +130,7 @@ class Policy:
                 else:
                     self.model = PeftModel.from_pretrained(self.model, source, adapter_name=inner, autocast_adapter_dtype=False)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise CheckpointError(f"{directory} cannot be loaded as an adapter: {str(error).splitlines()[0]}") from error
+            raise CheckpointError(f"{directory} cannot be loaded as an adapter: {first_line(error)}") from error
         self.model.eval()
         self._adapters[name] = inner
 

@@ -147,6 +147,9 @@ def _shown(table: str) -> str:
     return table if name == name.lower() else f'{schema}."{name}"'
 
 
+# A server that vanished with its machine sends no reset; without these a statement waits two hours for its answer. A server that computes
+# for long answers the kernel's probes all the while.
+LOST_AFTER_A_MINUTE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3", "tcp_user_timeout": "60000"}
 CONNECT_TIMEOUT_S = 10
 POOLER_ADVICE = (
     "It is a pooler: name the server itself in DIRECT_DATABASE_URL, which migrations and Dagster use, "
@@ -218,7 +221,7 @@ def connect(url: str, *, autocommit: bool = False) -> Connection:
         SettingsError: ``url`` is not a connection string.
     """
     # Parameters in the URL win over these defaults.
-    defaults = {"connect_timeout": str(CONNECT_TIMEOUT_S), "application_name": "babylon-rl"}
+    defaults = LOST_AFTER_A_MINUTE | {"connect_timeout": str(CONNECT_TIMEOUT_S), "application_name": "babylon-rl"}
     try:
         # Prepared statements would belong to one server session of the pooler.
         return Connection.connect(make_conninfo("", **defaults | _parts(url)), autocommit=autocommit, prepare_threshold=None)

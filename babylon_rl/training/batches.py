@@ -18,6 +18,7 @@ from babylon_rl.errors import (
     BatchConflict,
     JudgeUnavailable,
     NothingToTrain,
+    NoTrainer,
     TrainingError,
     TrainingPaused,
 )
@@ -50,7 +51,7 @@ from babylon_rl.training.backends import choose_trainer
 from babylon_rl.training.backends.protocol import Trainer, TrainPlan
 from babylon_rl.training.conversion import NO_SEQUENCE, NO_TOKEN, Conversion, convert, refuse_empty
 from babylon_rl.training.freezing import describe_reasons
-from babylon_rl.training.iterations import BatchRun, OnStep, passes_within, plan_iterations, train_iterations
+from babylon_rl.training.iterations import BatchRun, OnStep, passes_within, plan_iterations, train_iterations, work_dir
 from babylon_rl.training.lifecycle import (
     ABANDON,
     ABANDONED_AFTER,
@@ -179,8 +180,8 @@ def train_batch(
         on_preflight: called with the batch once its pre-flight is on record, before anything is trained, posted or paid.
 
     Raises:
-        TrainingError: the batch is not prepared, the backend is not the one that it was frozen for, or the training failed (then so has
-            the batch).
+        TrainingError: the batch is not prepared, or the training failed (then so has the batch).
+        NoTrainer: the settings choose none, or not the backend that it was frozen for; the batch waits.
         TrainingPaused: another training of its line has begun, or a service does not answer; the batch goes on with its next run.
         BatchConflict: the batch ended, or another run has taken it over.
     """
@@ -192,18 +193,19 @@ def train_batch(
     if batch.live and any(episode.score is None for episode in _prepared(connection, batch).remaining):
         raise TrainingError(f"{batch_id} is {batch.state}: its groups are judged first (asset training_batch).")
     effective = batch_settings(batch, settings)
-    # A batch trains only with the backend and base that it was frozen for.
-    trainer = trainer or choose_trainer(effective)
-    if (trainer.name, trainer.base_model) != (batch.backend, batch.base_model):
-        raise TrainingError(
-            f"{batch_id} was frozen for the backend {batch.backend} and the line of {batch.base_model}, and the settings choose "
-            f"{trainer.name} and {trainer.base_model}. Set them back, or cancel the batch."
-        )
     attempt = _claim(connection, batch_id, now)
     batch = _required(connection, batch_id)  # until it was claimed, the run before this one may have given it a parent or another number
-    limit_s = math.inf if trainer.remote else settings.training_time_limit_hours * 3600
-    run = BatchRun(connection, batch, attempt, trainer, checkpoints_root or settings.home / "checkpoints", clock_from(now), limit_s)
-    with _failing(connection, batch_id, attempt, run.clock, run.work):
+    checkpoints, clock = checkpoints_root or settings.home / "checkpoints", clock_from(now)
+    with _failing(connection, batch_id, attempt, clock, work_dir(checkpoints, batch_id)):
+        # A batch trains only with the backend and base that it was frozen for.
+        trainer = trainer or choose_trainer(effective)
+        if (trainer.name, trainer.base_model) != (batch.backend, batch.base_model):
+            raise NoTrainer(
+                f"{batch_id} was frozen for the backend {batch.backend} and the line of {batch.base_model}, and the settings choose "
+                f"{trainer.name} and {trainer.base_model}. Set them back, or cancel the batch."
+            )
+        limit_s = math.inf if trainer.remote else settings.training_time_limit_hours * 3600
+        run = BatchRun(connection, batch, attempt, trainer, checkpoints, clock, limit_s)
         model = _resume_or_train(run, effective, on_step, on_preflight)
     return Trained(_required(connection, batch_id), model, list(finished_steps(connection, batch_id).values()))
 

@@ -11,7 +11,17 @@ from enum import StrEnum
 
 import psycopg
 
-from babylon_rl.errors import BabylonError, BatchConflict, DatabaseError, JudgeError, JudgeRefused, TrainingPaused
+from babylon_rl.errors import (
+    BabylonError,
+    BatchConflict,
+    DatabaseError,
+    JudgeError,
+    JudgeRefused,
+    MissingPackage,
+    ModelUnavailable,
+    NoTrainer,
+    TrainingPaused,
+)
 from babylon_rl.store.batches import LIVE_STATES, Transition
 
 STATES = {
@@ -90,6 +100,10 @@ FAILURES = (
     FailureRule(
         "the training service or the storage of checkpoints does not answer, another batch of the same base model trains, or time is up",
         (TrainingPaused,), FailureEffect.WAITS, FailureEffect.WAITS, _LATER,
+    ),
+    FailureRule(
+        "the base model cannot be had, a package is missing, or the settings choose no trainer or another than the batch's",
+        (ModelUnavailable, MissingPackage, NoTrainer), FailureEffect.WAITS, FailureEffect.WAITS, _LATER,
     ),
     FailureRule(
         "any other error of the error tree: no trainable token, a policy out of bounds, a damaged parent, a refused key",

@@ -7,45 +7,42 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from babylon_rl.errors import TrainingError, TrainingPaused, UsageError
+from babylon_rl.errors import TrainingPaused, UsageError
 from babylon_rl.files.file_sets import INCOMING, FileSet
 from babylon_rl.files.location import Location, describing_failures, shown_url
 from babylon_rl.models.checkpoints import MANIFEST, load_manifest
 from babylon_rl.settings import StorageSettings
 
 WAITS = "a batch waits for that in `uploading`, and `babylon-rl train` goes on with what is missing"
-# Failures that come again; all others may pass, as those of a network do.
-_REFUSALS = (PermissionError, FileNotFoundError, NotADirectoryError, FileExistsError, NotImplementedError)
 
 
 def check_storage(settings: StorageSettings, batch_id: str) -> None:
     """Write and remove a small file at the storage location, before a training is paid.
 
     Raises:
-        TrainingError: it refuses (a wrong key, no such place); the message says what was tried.
-        TrainingPaused: it does not answer now.
+        TrainingPaused: it cannot be written (no answer, a wrong key, no such place); the message says what was tried.
     """
     url = settings.model_storage_url
     if url is None:
         return
 
-    def refused(reason: str, failed: Exception) -> TrainingError:
-        kind = TrainingError if isinstance(failed, _REFUSALS) else TrainingPaused
-        return kind(
-            f"MODEL_STORAGE_URL {shown_url(url)} cannot be written to: {reason}. Nothing was trained. "
-            "Correct the address or the credentials of that place, or unset MODEL_STORAGE_URL to keep checkpoints here."
+    def refused(reason: str, _: Exception) -> TrainingPaused:
+        return TrainingPaused(
+            f"MODEL_STORAGE_URL {shown_url(url)} cannot be written to: {reason}. Nothing was trained. If it stays so, "
+            "correct the address or the credentials of that place, or unset MODEL_STORAGE_URL to keep checkpoints here."
         )
 
     probe = f"{INCOMING}/{batch_id}.probe"
-    try:
-        with describing_failures(url, refused), tempfile.NamedTemporaryFile() as file:
-            file.write(b"babylon-rl can write here\n")
-            file.flush()
-            location = Location(url)
-            location.put(Path(file.name), probe)
-            location.remove(probe)
-    except UsageError as unknown:
-        raise TrainingError(f"MODEL_STORAGE_URL cannot be used: {unknown}") from unknown
+    with tempfile.NamedTemporaryFile() as file:  # a full disk here is none of the storage's failures
+        file.write(b"babylon-rl can write here\n")
+        file.flush()
+        try:
+            with describing_failures(url, refused):
+                location = Location(url)
+                location.put(Path(file.name), probe)
+                location.remove(probe)
+        except UsageError as unknown:
+            raise TrainingPaused(f"MODEL_STORAGE_URL cannot be used: {unknown}") from unknown
 
 
 def upload_checkpoint(directory: Path, url: str, heartbeat: Callable[[], None] = lambda: None, *, then: str = WAITS) -> str:

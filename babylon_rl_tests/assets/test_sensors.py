@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from babylon_rl.assets.metadata import embedded
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.resources import given
+from babylon_rl.assets.run_outcome_tag import ENDED_TAG, WAITS
 from babylon_rl.automation.checks_batches import CHECKPOINT_CHECKS
 from babylon_rl.automation.code_location import code_location
 from babylon_rl.automation.launch import job_definition
@@ -273,7 +274,7 @@ def test_runs_that_end_in_words_never_give_a_batch_up(make_bench: Callable[..., 
     if isinstance(error, KeyboardInterrupt):
         assert asked(timedelta()).run_requests[0].run_key == f"{batch}/5"
     else:
-        assert "tried again at" in asked(timedelta(minutes=7)).skip_message
+        assert "it is tried again at" in asked(timedelta(minutes=7)).skip_message
         assert asked(timedelta(minutes=8, seconds=1)).run_requests[0].run_key == f"{batch}/5"
     later = make_bench(ready.babylon.database, now=utc_now() + timedelta(minutes=31), **DRY)
     with ready.babylon.database.connect(autocommit=True) as connection:
@@ -462,6 +463,27 @@ def test_a_completed_batch_without_a_decision_is_asked_for_thrice(ready: Bench):
         assert request.run_key == f"{batch}/benchmark/{attempt}"
         add_run(dg.DagsterRunStatus.FAILURE, request.run_key)
     assert "given up after 3 runs" in ask(ready, finish_evidence).skip_message
+
+
+def test_evidence_that_waits_for_a_service_is_asked_for_again_and_never_given_up(ready: Bench, make_bench: Callable[..., Bench]):
+    batch = ask(ready, start_training).run_requests[0].partition_key
+    ready.instance.add_dynamic_partitions(batches.name, [batch])
+    ready.run("train", batch, asset_selection=TRAINING)
+
+    def asked(after: timedelta) -> Any:
+        return ask(make_bench(ready.babylon.database, now=utc_now() + after, **DRY), finish_evidence)
+
+    tags = {"dagster/partition": batch, ENDED_TAG: WAITS}
+    runs = []
+    for attempt in range(1, 6):
+        (request,) = asked(timedelta(hours=1)).run_requests
+        assert request.run_key == f"{batch}/benchmark/{attempt}"
+        own = tags | {"dagster/run_key": request.run_key}
+        job = job_definition("train", ready.babylon)
+        runs.append(ready.instance.create_run_for_job(job, tags=own, status=dg.DagsterRunStatus.FAILURE).run_id)
+    assert "could not be compared, as its last run says; it is tried again at" in asked(timedelta(minutes=15)).skip_message
+    ready.instance.delete_run(runs[0])  # a key that was used is not used again
+    assert asked(timedelta(minutes=17)).run_requests[0].run_key == f"{batch}/benchmark/6"
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ GAPS = st.integers(1, 160)  # boundaries between deaths; a whole training of one
 BOUNDARIES = ["row written", "answered", "id written", "end seen", "end written", "pointer written", "steps deleted"]
 AROUND_A_POST = st.sampled_from(BOUNDARIES)
 # After these nobody knows whether the post was accepted, or knows that it was not.
-POST_FAULTS = st.sampled_from(["429", "drop_after", "500_after", "garbled_after"])
+POST_FAULTS = st.sampled_from(["429", "drop_after", "reset_after", "500_after", "garbled_after"])
 UNACCEPTED = st.sampled_from(["500", "drop_before"])  # nobody knows either, and looks for a step in vain
 # After these the batch has failed, and its trajectories are frozen again; but out of order is none.
 JOB_FAULTS = st.sampled_from(["out_of_order", "zero", "fails", "nan", "no_step", "steps_but_fails"])

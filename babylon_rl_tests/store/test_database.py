@@ -1,15 +1,18 @@
 """Which database the settings mean, what is said when it does not answer, and that Dagster can live in it."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import psycopg
 import pytest
 from pydantic import SecretStr
 
+from babylon_rl.automation.storage import BabylonStorage
 from babylon_rl.errors import DatabaseError, DatabaseUnreachable, SettingsError
 from babylon_rl.settings import Settings
 from babylon_rl.store.connection import address, connect
@@ -119,6 +122,25 @@ def test_role_that_may_not_create_schemas_gets_the_statement_to_run(empty_databa
         with empty_database.connect(autocommit=True) as connection:
             connection.execute("DROP SCHEMA IF EXISTS babylon_dagster")
             connection.execute("DROP ROLE limited")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the options of a socket have other names there")
+def test_a_server_that_vanished_is_noticed_in_a_minute_unless_the_address_says_otherwise(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def options(connection: Any) -> list[int]:
+        names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+        with socket.socket(fileno=os.dup(connection.fileno())) as line:
+            return [line.getsockopt(socket.IPPROTO_TCP, name) for name in names]
+
+    with database.connect() as connection:
+        assert options(connection) == [30, 10, 3, 60_000]
+    with connect(f"{database.url}?keepalives_idle=7") as connection:
+        assert options(connection) == [7, 10, 3, 60_000]
+    database.prepare_dagster_schema()
+    monkeypatch.setenv("BABYLON_RL_DAGSTER_URL", database.dagster_url)
+    with BabylonStorage.from_config_value(None, {})._event_log_storage._connect() as dagster:
+        assert options(dagster.connection.driver_connection) == [30, 10, 3, 60_000]
 
 
 @pytest.mark.slow

@@ -83,23 +83,9 @@ def test_a_batch_that_is_trained_after_one_frozen_later_is_numbered_above_it(con
 def test_a_run_that_takes_over_goes_on_from_the_parent_that_the_other_chose(connection, settings, two, read_sample):
     first, second = two
     train_batch(connection, first.batch_id, settings, NOW)  # so that the parent is not the one that the batch was frozen with
-
-    class SlowToLoad(DryTrainer):
-        overtaken = False
-
-        @property
-        def base_model(self):
-            if not self.overtaken:
-                self.overtaken = True
-                with read_sample.connect() as other, pytest.raises(Killed):
-                    train_batch(other, second.batch_id, settings, NOW, KilledTrainer(2))
-            return "dry"
-
-        @base_model.setter
-        def base_model(self, _):
-            """It is the dry one."""
-
-    trained = train_batch(connection, second.batch_id, settings, NOW, SlowToLoad())
+    with read_sample.connect() as other, pytest.raises(Killed):
+        train_batch(other, second.batch_id, settings, NOW, KilledTrainer(2))
+    trained = train_batch(connection, second.batch_id, settings, NOW)
     assert trained.steps[0].attempt < trained.steps[-1].attempt
     assert trained.model.parent_version == verify(trained.checkpoint).parent == "v1.0.11"
 

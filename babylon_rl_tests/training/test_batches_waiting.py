@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from babylon_rl.errors import NothingToTrain, TrainingError, TrainingPaused
+from babylon_rl.errors import ModelUnavailable, NothingToTrain, NoTrainer, TrainingError, TrainingPaused
 from babylon_rl.store.batches import advance_batch, claim_batch, note_waiting, read_batch, read_batch_episodes
 from babylon_rl.store.write_ahead import begin_step, read_steps
 from babylon_rl.training.backends.dry import DryTrainer
@@ -35,6 +35,31 @@ def test_a_batch_is_left_to_its_next_run_for_a_week_and_failed_then(connection, 
     (stuck,) = fail_stuck(connection, NOW + timedelta(days=7, minutes=1))
     assert stuck.error == "Stuck: no heartbeat since 2025-10-30 12:00 UTC."
     assert count_freezable(connection, settings, NOW).trajectories == 373  # free again
+
+
+@pytest.mark.parametrize(
+    ("changed", "raised", "said"),
+    [
+        ({"local_base_model": "/no/such/base"}, ModelUnavailable, "no such directory"),
+        ({"train_rl_local": False}, NoTrainer, "No trainer is chosen"),
+        ({"trainer": "serverless"}, NoTrainer, "WANDB_API_KEY is not set"),
+    ],
+)
+def test_settings_that_were_lost_let_a_batch_wait_and_keep_what_it_trained(connection, settings, batch, changed, raised, said):
+    class PausesAfterOne(DryTrainer):
+        def train(self, iteration, parent, out, on_step):
+            if iteration.step > 1:
+                raise ModelUnavailable("The hub answers 503.")  # the base model of a replaced container
+            return super().train(iteration, parent, out, on_step)
+
+    with pytest.raises(ModelUnavailable):
+        train_batch(connection, batch.batch_id, settings, NOW, PausesAfterOne())
+    with pytest.raises(raised, match=said):
+        train_batch(connection, batch.batch_id, settings.model_copy(update=changed), NOW)
+    waiting = read_batch(connection, batch.batch_id)
+    assert waiting.state == "training" and said in (waiting.error or "") and len(read_steps(connection, batch.batch_id)) >= 1
+    trained = train_batch(connection, batch.batch_id, settings, NOW)
+    assert trained.batch.state == "completed" and trained.batch.error is None
 
 
 @pytest.mark.parametrize(("ends", "dies"), [(TrainingPaused("nobody answers"), False), (Killed(), True)])

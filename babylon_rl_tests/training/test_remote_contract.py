@@ -99,7 +99,16 @@ def test_the_same_model_is_found_by_its_name_whatever_the_version(base: BaseToke
 
 
 @pytest.mark.parametrize(
-    ("fault", "look"), [("429", False), ("400", False), ("500", True), ("drop_before", True), ("drop_after", True), ("garbled_after", None)]
+    ("fault", "look"),
+    [
+        ("429", False),
+        ("400", False),
+        ("500", True),
+        ("drop_before", True),
+        ("drop_after", True),
+        ("reset_after", True),
+        ("garbled_after", None),
+    ],
 )
 def test_what_is_certain_about_a_failed_post(base: BaseTokens, fault: Any, look: bool | None) -> None:
     service = Service()

@@ -206,7 +206,7 @@ def test_a_service_that_asks_to_be_left_alone_is(played, two, stand_in, batch, r
     assert posted.posted_at - refused.ended_at >= timedelta(seconds=0.7)
 
 
-@pytest.mark.parametrize("fault", ["drop_after", "500_after", "garbled_after"])
+@pytest.mark.parametrize("fault", ["drop_after", "reset_after", "500_after", "garbled_after"])
 def test_the_step_of_an_unanswered_post_counts_though_its_checkpoint_is_silent(played, two, stand_in, batch, fault):
     stand_in.service.post_faults, stand_in.service.checkpoint_metrics = [fault], False
     trained = train(played, batch, two)

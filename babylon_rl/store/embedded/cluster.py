@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from babylon_rl.errors import EmbeddedServerError
+from babylon_rl.errors import EmbeddedServerError, first_line
 
 USER = "postgres"
 DATABASE = "babylon"
@@ -269,7 +269,7 @@ class Cluster:
                 f"The embedded server refuses the password in {self.password_file}. Delete that file and run the command again: "
                 "a new one is made."
             )
-        reason = str(refused).splitlines()[0].rpartition("failed: ")[2]
+        reason = first_line(refused).rpartition("failed: ")[2]
         return EmbeddedServerError(
             f"The embedded server in {self.directory} takes no connection: {reason} (its log: {self.log}). {_OTHERWISE}"
         )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from babylon_rl.errors import ModelUnavailable
+from babylon_rl.errors import ModelUnavailable, first_line
 from babylon_rl.models.base_model import NAME, base_model_dir, quiet_loading
 from babylon_rl.models.checkpoints import BaseIdentity, files_identity
 from babylon_rl.settings import Settings
@@ -64,7 +64,7 @@ class BaseTokens:
                 try:
                     self._loaded = AutoTokenizer.from_pretrained(directory)
                 except (OSError, ValueError) as failed:
-                    raise ModelUnavailable(f"{directory} holds no tokenizer that can be loaded: {str(failed).splitlines()[0]}") from None
+                    raise ModelUnavailable(f"{directory} holds no tokenizer that can be loaded: {first_line(failed)}") from None
         return self._loaded
 
     def identity(self) -> BaseIdentity:

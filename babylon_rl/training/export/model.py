@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from babylon_rl.errors import CheckpointError, ExportError, ModelUnavailable, UsageError, require
+from babylon_rl.errors import CheckpointError, ExportError, ModelUnavailable, UsageError, first_line, require
 from babylon_rl.files.durable import copy_tree, publish_directory, sha256
 from babylon_rl.models.base_model import base_model_dir, quiet_loading
 from babylon_rl.models.checkpoint_store import checkpoint_of
@@ -167,7 +167,7 @@ def _loaded(base_dir: Path, adapter: Path) -> Any:
         base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
         return PeftModel.from_pretrained(base, str(adapter), autocast_adapter_dtype=False).eval()
     except (ValueError, RuntimeError, KeyError) as error:
-        raise ModelUnavailable(f"{adapter} cannot be loaded on {base_dir}: {str(error).splitlines()[0]}") from error
+        raise ModelUnavailable(f"{adapter} cannot be loaded on {base_dir}: {first_line(error)}") from error
 
 
 def _answered(model: Any, ids: list[int], tokens: int = 8) -> "tuple[list[int], Tensor]":

@@ -5,6 +5,8 @@ Under /stand-in lie its controls for tests that run it as a process: GET /stand-
 
 import json
 import re
+import socket
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -101,6 +103,10 @@ class Handler(BaseHTTPRequestHandler):
         else:
             job = service.post_job(body)
             if fault == "drop_after":
+                self._drop()
+            elif fault == "reset_after":
+                # The client's exception then holds no words at all.
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self._drop()
             elif fault == "500_after":
                 self._answer(500, {"error": {"message": "a fault of the stand-in"}})

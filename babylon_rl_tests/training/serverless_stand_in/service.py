@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from babylon_rl_tests.training.serverless_stand_in.jobs import Job, JobFault, Payload, read_payload
 
-PostFault = Literal["none", "429", "400", "500", "503", "drop_before", "drop_after", "500_after", "garbled_after"]
+PostFault = Literal["none", "429", "400", "500", "503", "drop_before", "drop_after", "reset_after", "500_after", "garbled_after"]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from babylon_rl.errors import CheckpointError
+from babylon_rl.errors import CheckpointError, first_line
 from babylon_rl.models.base_model import quiet_loading
 from babylon_rl.models.policy import best_dtype
 from babylon_rl.models.scoring import EncodedSequence, divergence, spot_values
@@ -203,7 +203,7 @@ def load_policy(base_dir: Path, parent: Path | None) -> tuple[Any, Any]:
             try:
                 return tokenizer, PeftModel.from_pretrained(base, str(parent), is_trainable=True, autocast_adapter_dtype=False)
             except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-                raise CheckpointError(f"{parent} cannot be continued from: {str(error).splitlines()[0]}") from error
+                raise CheckpointError(f"{parent} cannot be continued from: {first_line(error)}") from error
         # A new adapter covers the upper layers only.
         layers = base.config.num_hidden_layers
         config = LoraConfig(

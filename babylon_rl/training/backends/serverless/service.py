@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from babylon_rl.errors import TrainingError, TrainingPaused
+from babylon_rl.errors import TrainingError, TrainingPaused, first_line
 from babylon_rl.llm.retries import retry_after_s
 from babylon_rl.llm.transports import WANDB_INFERENCE_URL
 from babylon_rl.models.checkpoints import RemoteCheckpoint
@@ -293,7 +293,7 @@ def _described(failed: Exception) -> str:
     message = body.get("message") if isinstance(body, dict) else None
     if status is not None:
         return f"status {status}" + (f", {str(message)[:200]}" if message else "")
-    return str(failed.__cause__ or failed).splitlines()[0][:200] or type(failed).__name__
+    return first_line(failed.__cause__ or failed)[:200]
 
 
 def _of_post(failed: Exception, key: str) -> Refused | Unknown:

@@ -5,12 +5,11 @@ holds a pointer to the step at the service, which agents call.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from babylon_rl.errors import CheckpointError, ModelUnavailable, NothingToTrain, TrainingError, TrainingPaused
+from babylon_rl.errors import CheckpointError, NothingToTrain, TrainingError
 from babylon_rl.models.checkpoints import BaseIdentity, read_remote, write_remote
 from babylon_rl.settings import Settings
 from babylon_rl.store.write_ahead import RemoteJob, newest_job
@@ -65,33 +64,29 @@ class ServerlessTrainer:
         self._run: RunContext | None = None
 
     def base_identity(self) -> BaseIdentity:
-        """The base's name, and the hashes of its config and tokenizer. Raises TrainingPaused when unavailable."""
-        with _waits_for_base():
-            return self._base.identity()
+        """The base's name, and the hashes of its config and tokenizer. Raises ModelUnavailable."""
+        return self._base.identity()
 
     def tokenizer_dir(self) -> Path | None:
-        """Directory of the base's tokenizer. Raises TrainingPaused when it is not available."""
-        with _waits_for_base():
-            return self._base.directory
+        """Directory of the base's tokenizer. Raises ModelUnavailable."""
+        return self._base.directory
 
     def could_train(self, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Plan the training of sequences without scores, before the judge is paid for them.
 
         Raises:
-            TrainingPaused: the base's tokenizer is not at hand.
+            ModelUnavailable: the base's tokenizer is not at hand.
         """
-        with _waits_for_base():
-            return self._plan(sequences, judged=False)
+        return self._plan(sequences, judged=False)
 
     def prepare(self, run: RunContext, sequences: Sequence[TrainSequence]) -> TrainPlan:
         """Implement Trainer.prepare: count what ART would train, and check recorded token ids.
 
         Raises:
-            TrainingPaused: the base's tokenizer is not at hand; what was posted goes on.
+            ModelUnavailable: the base's tokenizer is not at hand; what was posted goes on.
         """
         self._run = run
-        with _waits_for_base():
-            return self._plan(sequences, judged=True)
+        return self._plan(sequences, judged=True)
 
     def train(self, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None]) -> IterationResult:
         """Implement Trainer.train, at most once at the service.
@@ -99,15 +94,15 @@ class ServerlessTrainer:
         A posted job is followed even if its sequences have changed since.
 
         Raises:
-            TrainingPaused: the service does not answer; or the base's tokenizer is not at hand.
+            TrainingPaused: the service does not answer.
+            ModelUnavailable: the base's tokenizer is not at hand.
         """
         if self._run is None:
             raise TrainingError("prepare() comes before train(): a paid job is posted for a run that has claimed its batch.")
         job = newest_job(self._run.connection, iteration.batch_id, iteration.step)
         if job is not None and job.state in ("failed", "expired"):  # whether or not its service can be reached now
             raise failure_of(job)
-        with _waits_for_base():
-            return asyncio.run(self._trained(self._run, iteration, parent, out, on_step))
+        return asyncio.run(self._trained(self._run, iteration, parent, out, on_step))
 
     async def _trained(
         self, run: RunContext, iteration: TrainIteration, parent: Path | None, out: Path, on_step: Callable[[StepMetrics], None],
@@ -188,18 +183,6 @@ class ServerlessTrainer:
             return None
         tokens = sum(self._base.prompt_tokens(sequence.messages) + self._base.answer_tokens(sequence) for sequence in sequences)
         return tokens * passes * price / 1e6
-
-
-@contextmanager
-def _waits_for_base() -> Iterator[None]:
-    """Pause the batch when the base is unavailable.
-
-    It does not fail: it is judged, and perhaps posted.
-    """
-    try:
-        yield
-    except ModelUnavailable as missing:
-        raise TrainingPaused(f"{missing} The batch waits, and goes on with its next run, `babylon-rl train`.") from None
 
 
 def _step_of(parent: Path | None, service: ServerlessService) -> int:
