@@ -3,7 +3,10 @@
 DAGSTER_HOME is ``dagster/`` under BABYLON_RL_HOME and holds a copy of the project's dagster.yaml; the storage is in the Babylon database.
 """
 
+import math
 import os
+import select
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -21,6 +24,7 @@ CONFIG = project_file("dagster.yaml")
 # Materializations of a range are stored so many at once, instead of on three connections each.
 BATCH_SIZE, EVENTS_AT_ONCE = "DAGSTER_EVENT_BATCH_SIZE", "1000"
 RECYCLE_AFTER_S, MOST_CONNECTIONS = 3600, 5
+TRIED_FOR_S = 1.0
 
 
 def prepare_instance(database: Database, settings: Settings) -> dict[str, str]:
@@ -125,11 +129,18 @@ def _kept_connections(instance: dg.DagsterInstance) -> Iterator[None]:
             engine.dispose()
 
 
-def _try_out(connection: Any, record: object, proxy: object) -> None:
+def _try_out(connection: Any, record: Any, proxy: object) -> None:
     import psycopg2
     from sqlalchemy.exc import DisconnectionError
 
+    tried, record.info["tried"] = record.info.get("tried", -math.inf), time.monotonic()
     try:
+        # A server that ended the session has said so: without such bytes, a connection that was tried just before is as good as then.
+        if record.info["tried"] - tried < TRIED_FOR_S:
+            bytes_there = select.poll()
+            bytes_there.register(connection, select.POLLIN)
+            if not bytes_there.poll(0):
+                return
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
     except psycopg2.Error as gone:

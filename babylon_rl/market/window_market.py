@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from babylon_rl.settings import HourSettings
@@ -152,12 +153,12 @@ def window_outcomes(
         return WindowOutcomes(window)
     # A second organization with the same ticker gets a suffix: TICKER~2.
     seen: defaultdict[str, int] = defaultdict(int)
-    outcomes = []
+    outcomes, plain = [], [plain_text(event) for event in happened]
     for span in sorted(stocks, key=lambda span: span.organization_id):
         ticker = engine_ticker(span.organization_id)
         seen[ticker] += 1
         name = ticker if seen[ticker] == 1 else f"{ticker}~{seen[ticker]}"
-        outcomes.append(stock_outcome(span, name, stock_news(span, happened), settings.sentiment_band_percent))
+        outcomes.append(stock_outcome(span, name, stock_news(span, happened, plain), settings.sentiment_band_percent))
     return WindowOutcomes(window, tuple(outcomes), tuple(prediction_outcome(span, happened) for span in questions))
 
 
@@ -214,15 +215,28 @@ def prediction_outcome(span: QuestionSpan, happened: Sequence[MarketEvent]) -> P
     )
 
 
-def stock_news(span: StockSpan, happened: Sequence[MarketEvent]) -> tuple[str, ...]:
+def plain_text(event: MarketEvent) -> str | None:
+    """An event's texts in small letters; None where they hold more than ASCII, whose cases are not one to one."""
+    texts = "\0".join((event.description, *event.actors))
+    return texts.lower() if texts.isascii() else None
+
+
+def stock_news(span: StockSpan, happened: Sequence[MarketEvent], plain: Sequence[str | None]) -> tuple[str, ...]:
     """The first events, at most MOST_NEWS, that name the organization.
 
-    Name, id and ticker count, as whole words in any case.
+    Name, id and ticker count, as whole words in any case. ``plain`` is the plain text of each event: most do not hold the words
+    at all, which is known much sooner than from the expression.
     """
-    aliases = {alias for alias in (span.name, span.organization_id, engine_ticker(span.organization_id)) if alias}
-    named = re.compile(r"(?<!\w)(?:" + "|".join(re.escape(alias) for alias in sorted(aliases)) + r")(?!\w)", re.IGNORECASE)
-    descriptions = [event.description for event in happened if any(named.search(text) for text in (event.description, *event.actors))]
-    return tuple(descriptions[:MOST_NEWS])
+    aliases = sorted({alias for alias in (span.name, span.organization_id, engine_ticker(span.organization_id)) if alias})
+    needles = [alias.lower() for alias in aliases] if all(alias.isascii() for alias in aliases) else []
+    named = re.compile(r"(?<!\w)(?:" + "|".join(re.escape(alias) for alias in aliases) + r")(?!\w)", re.IGNORECASE)
+    possible = (
+        event
+        for event, text in zip(happened, plain, strict=True)
+        if text is None or not needles or any(needle in text for needle in needles)
+    )
+    descriptions = (event.description for event in possible if any(named.search(text) for text in (event.description, *event.actors)))
+    return tuple(islice(descriptions, MOST_NEWS))
 
 
 def _fits(value: float, column: tuple[int, int]) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
+from babylon_rl.assets import run_liveness
 from babylon_rl.assets.partitions import batches
 from babylon_rl.assets.run_liveness import SILENT_S
 from babylon_rl.assets.run_outcome_tag import ENDED_TAG, LOST, TAKEN_OVER
@@ -110,7 +111,8 @@ def test_what_ended_in_peace_and_what_belongs_to_others_is_left_alone(ready: Ben
 
 
 @pytest.mark.slow
-def test_every_run_says_that_it_is_alive_and_a_wrong_verdict_stops_it(ready: Bench):
+def test_every_run_says_that_it_is_alive_and_a_wrong_verdict_stops_it(ready: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run_liveness, "BEAT_EVERY_S", 0.5)
     batch, seen = a_batch(ready), []
 
     def report_dead(what: str, done: int, total: int) -> None:
@@ -120,7 +122,8 @@ def test_every_run_says_that_it_is_alive_and_a_wrong_verdict_stops_it(ready: Ben
                 with connection.transaction():
                     seen.extend(found for found in lock_heartbeats(connection, [run.run_id]) if found.holder)
                     end_heartbeat(connection, run.run_id)
-        time.sleep(60)
+        for _ in range(600):  # the interrupt comes between two sleeps
+            time.sleep(0.1)
 
     whose = replace(ready.babylon, on_progress=report_dead)
     with pytest.raises((KeyboardInterrupt, dg.DagsterExecutionInterruptedError)):
