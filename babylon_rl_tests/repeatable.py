@@ -8,16 +8,16 @@ import os
 
 from hypothesis import HealthCheck, Phase, settings
 
-_ROUNDS = int(os.environ.get("ROUNDS", "1"))
+ROUNDS = int(os.environ.get("ROUNDS", "1"))
 _PHASES = (Phase.explicit, Phase.generate)
 
 
 def repeatable(examples: int) -> settings:
     """The settings of a test with so many examples, which share its fixtures."""
     return settings(
-        max_examples=examples * _ROUNDS,
-        derandomize=_ROUNDS == 1,
-        phases=_PHASES if _ROUNDS == 1 else (*_PHASES, Phase.shrink),
+        max_examples=examples * ROUNDS,
+        derandomize=ROUNDS == 1,
+        phases=_PHASES if ROUNDS == 1 else (*_PHASES, Phase.shrink),
         print_blob=True,
         deadline=None,
         database=None,

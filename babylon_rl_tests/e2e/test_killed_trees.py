@@ -26,10 +26,10 @@ from babylon_rl.store.embedded import running_url, use_server
 from babylon_rl.store.migrate import migrate
 from babylon_rl_tests.e2e.dev import running_dev
 from babylon_rl_tests.faults.world import AGENTS, ROWS, make_world
+from babylon_rl_tests.repeatable import ROUNDS
 from babylon_rl_tests.store.servers import ROOT
 from babylon_rl_tests.tiny_model import make_base
 
-ROUNDS = int(os.environ.get("ROUNDS", "1"))
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900 * ROUNDS)]
 HOURS = 8 if ROUNDS > 1 else 4  # the measurement of docs/evidence/performance.md trains longer
 LIMIT_S = 600

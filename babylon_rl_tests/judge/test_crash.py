@@ -21,10 +21,10 @@ from babylon_rl.store.database import Database
 from babylon_rl_tests.judge.crash_run import INTERRUPTED, run_interruptible, run_scoring, run_until_ctrl_c
 from babylon_rl_tests.judge.model_judge import NOW, asking, count, filled
 from babylon_rl_tests.judge.scripted_server import Judge, judging
+from babylon_rl_tests.repeatable import ROUNDS
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = int(os.environ.get("ROUNDS", "1"))
 CONCURRENCY = 4
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["babylon_rl.judge.model_scoring", "babylon_rl_tests.judge.crash_run", "scipy.stats", "psycopg"])
