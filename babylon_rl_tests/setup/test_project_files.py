@@ -72,6 +72,6 @@ def test_exact_pins_of_the_project_and_of_the_lock_agree() -> None:
 
 
 def test_ci_runs_the_command_of_the_readme() -> None:
-    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make test"
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
     assert "`make test`" in (ROOT / "README.md").read_text()
