@@ -13,8 +13,8 @@ from babylon_rl.training.readiness import keep_counts
 
 RUN_FAILED, WILL_RETRY_TAG = "run_failed", "dagster/will_retry"
 FAILED_RUN_ADVICE = (
-    "Read the run's page in the UI (Runs, the red one), mend what it names, and materialize the partition again; the next change of an "
-    "hour, and score_settled every hour, do so too."
+    "Read the run's page in the UI (Runs, the red one) and mend what it names. Its hours are tried again every hour by themselves, or "
+    "materialize them at once."
 )
 
 

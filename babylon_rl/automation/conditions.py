@@ -1,6 +1,6 @@
 """Conditions under which assets are made again, and how late they may be.
 
-All conditions of hours cover every hour, old ones included, and request an hour once per change (after a failure the next change counts).
+All conditions of hours cover every hour, old ones included, and request an hour once per change, and one that failed once an hour.
 A pending request is cleared only when it is issued: a change that arrives during a run is handled by another run after it. So an hour that
 a person materializes by hand after a change is requested once more, which changes nothing.
 """
@@ -16,6 +16,7 @@ C = dg.AutomationCondition
 Condition = dg.AutomationCondition[Any]
 SLACK = timedelta(hours=2)  # the hour itself, and the time to notice and read it
 FAIL = timedelta(days=1)
+FAILED_AGAIN = "17 * * * *"  # apart from the schedules of every hour
 
 
 def _wished() -> Condition:
@@ -23,7 +24,9 @@ def _wished() -> Condition:
     # What was observed before the conditions were first evaluated shows no change; later hours all begin with one.
     # (An input that is about to be made counts as missing here: it will show as a change once it is there.)
     caught_up = (C.initial_evaluation() & C.missing() & ~C.any_deps_match(C.missing())).with_label("inputs there earlier, not made")
-    return (changed | caught_up).since(C.newly_requested()).with_label("changed since last asked for")
+    # What failed has its input's change behind it, and nobody would ask for it again. Looked up at that minute only.
+    failed = (C.cron_tick_passed(FAILED_AGAIN) & C.execution_failed()).with_label("failed, tried every hour")
+    return (changed | caught_up | failed).since(C.newly_requested()).with_label("changed since last asked for")
 
 
 def _possible() -> Condition:

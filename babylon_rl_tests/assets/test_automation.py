@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
@@ -29,8 +29,8 @@ class Ticks:
     def __init__(self, bench: Bench) -> None:
         self.bench, self.cursor = bench, None
 
-    def __call__(self) -> dict[str, set[str]]:
-        result = dg.evaluate_automation_conditions(defs, self.bench.instance, cursor=self.cursor)
+    def __call__(self, at: datetime | None = None) -> dict[str, set[str]]:
+        result = dg.evaluate_automation_conditions(defs, self.bench.instance, cursor=self.cursor, evaluation_time=at)
         self.cursor = result.cursor
         names = ("window_groups", "market_outcomes", "scored_groups")
         found = {name: set(result.get_requested_partitions(dg.AssetKey(name))) for name in names}
@@ -123,12 +123,19 @@ def test_an_unchanged_rerun_wakes_nobody(settled: tuple[Bench, Ticks]):
     assert ticks() == {}
 
 
-def test_what_failed_waits_for_the_next_change(settled: tuple[Bench, Ticks]):
+def test_what_failed_is_asked_for_once_an_hour_and_at_the_next_change(settled: tuple[Bench, Ticks]):
     bench, ticks = settled
     add_late_row(bench, LATE)
     bench.run("observe")
     assert ticks() == {"window_groups": {LATE}}
-    assert ticks() == {}
+    bench.execute('ALTER TABLE trajectories RENAME COLUMN "finalPnL" TO "gone"')
+    with pytest.raises(dg.Failure):
+        bench.run("hours", LATE, LATE, asset_selection=[dg.AssetKey("window_groups")])
+    bench.execute('ALTER TABLE trajectories RENAME COLUMN "gone" TO "finalPnL"')
+    soon = datetime.now(UTC)
+    assert ticks(soon) == {}
+    assert ticks(soon + timedelta(hours=1)) == {"window_groups": {LATE}}
+    assert ticks(soon + timedelta(hours=1, seconds=30)) == {}
     bench.execute("""DELETE FROM trajectories WHERE "trajectoryId" = 'late'""")
     bench.run("observe")
     assert ticks() == {"window_groups": {LATE}}
