@@ -1,8 +1,8 @@
 """One hour of 50,000 rows by 500 agents: `python -m benchmarks.fat_hour [--rows N] [--agents N]`.
 
 On an embedded server of its own, each hourly asset in a process of its own: seconds by the clock, its own processor seconds, peak memory.
-Every row has five steps of 1 KB, a trade in each. Then the hour is planned for a language model, and asked of a scripted one: how many
-groups it becomes. The exit code is 1 when a process holds more than the bound.
+Every row has five steps of 1 KB, a trade in each. In the last step a scripted language model judges the hour (judged_hour.py). The exit
+code is 1 when a process holds more than the bound.
 """
 
 import argparse
@@ -12,14 +12,18 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 
+from babylon_rl.judge.scripted.judge import ScriptedJudge
+from babylon_rl.judge.scripted.server import running
 from babylon_rl.store.connection import connect
 from babylon_rl.store.database import Database
 from babylon_rl.store.embedded import use_server
 from babylon_rl.store.migrate import migrate
+from babylon_rl.windows import window_of
 from babylon_rl_tests.many_rows import ManyRows, insert_many
 from benchmarks.ten_million_rows import END
 
-STEPS = ("window_groups", "market_outcomes", "hindsight", "scored_groups", "judged")
+JUDGED = "judged"
+STEPS = ("window_groups", "market_outcomes", "hindsight", "scored_groups", JUDGED)
 
 
 def main() -> int:
@@ -38,7 +42,10 @@ def main() -> int:
             insert_many(connection, many)
             connection.execute("VACUUM ANALYZE")
         words = [sys.executable, "-m", "benchmarks.year_of_hours", "--work"]
-        return max(subprocess.run([*words, f"fat {step}", url, home], check=False).returncode for step in given.steps)
+        with running(ScriptedJudge(noise=0.1)) as judge:
+            asked = [sys.executable, "-m", "benchmarks.judged_hour", url, home, window_of(many.start), judge]
+            commands = [asked if step == JUDGED else [*words, f"fat {step}", url, home] for step in given.steps]
+            return max(subprocess.run(command, check=False).returncode for command in commands)
 
 
 if __name__ == "__main__":

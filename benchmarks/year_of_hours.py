@@ -35,7 +35,8 @@ from babylon_rl.training.batches import fail_batch
 from babylon_rl.training.freezing import freeze
 from babylon_rl.training.readiness import keep_counts
 from babylon_rl.windows import HOUR, window_of
-from benchmarks.ten_million_rows import END, asked_rows, say
+from benchmarks.judged_hour import BOUND_MB, report
+from benchmarks.ten_million_rows import END, asked_rows
 
 BACKFILL_HOURS = 240
 NOW = END + timedelta(minutes=10)
@@ -123,18 +124,6 @@ class Step:
         with connect(self.url, autocommit=True) as connection:
             return keep_counts(connection, self.settings, NOW)
 
-    def judged(self) -> str:
-        """Judge the hour by a scripted language model."""
-        from babylon_rl.judge.scoring import score_windows
-        from babylon_rl.judge.scripted.judge import ScriptedJudge
-        from babylon_rl.judge.scripted.server import running
-
-        with running(ScriptedJudge(noise=0.1)) as address, connect(self.url, autocommit=True) as connection:
-            asked = {"judge_model": "openai/scripted", "judge_base_url": address}
-            scored = score_windows(connection, [hour(1)], self.settings.model_copy(update=asked), NOW, force=True)
-        found = next(iter(scored.values()), None)
-        return f"pending {dict(scored.pending)}" if found is None else f"{found.group_size} agents judged in {found.judgement}"[:200]
-
     def indexes(self) -> str:
         """The optional indexes."""
         return ", ".join(f"{built.index.name} {(built.size_bytes or 0) / 1e6:.0f} MB" for built in build_indexes(self.database))
@@ -170,13 +159,11 @@ STEPS: dict[str, Callable[[Step], str]] = {
 }
 # Steps of fat_hour.py, which are bounded in memory.
 FAT = "fat "
-BOUND_MB = 250
 FAT_STEPS: dict[str, Callable[[Step], str]] = {
     f"{FAT}window_groups": lambda step: step.hours("window_groups", hour(1), hour(1)),
     f"{FAT}market_outcomes": lambda step: step.hours("market_outcomes", hour(1), hour(1)),
     f"{FAT}hindsight": lambda step: step.hours("hindsight", hour(1), hour(1)),
     f"{FAT}scored_groups": lambda step: step.hours("scored_groups", hour(1), hour(1)),
-    f"{FAT}judged": Step.judged,
 }
 
 
@@ -184,12 +171,7 @@ def work(name: str, url: str, home: Path) -> int:
     """One step, and its line; 1 when it holds more than its bound."""
     started = time.perf_counter()
     said = (STEPS | FAT_STEPS)[name](Step(url, home))
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    say(
-        f"{name:32} {time.perf_counter() - started:8.1f} s by the clock, {used.ru_utime + used.ru_stime:6.1f} s of its processor, "
-        f"{used.ru_maxrss // 1024:5} MB, load {os.getloadavg()[0]:.0f}  {said}"
-    )
-    return int(name.startswith(FAT) and used.ru_maxrss // 1024 > BOUND_MB)
+    return int(report(name, started, said) > BOUND_MB and name.startswith(FAT))
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Generator, Iterable, Iterator, 
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
+from typing import TypeVar
 
 from msgspec import structs
 
@@ -20,15 +21,18 @@ from babylon_rl.episodes.stitch import by_agent, episode
 from babylon_rl.episodes.summary import group_version, summary
 from babylon_rl.settings import HourSettings, Settings, TrainingSettings
 from babylon_rl.store import scores
+from babylon_rl.store.batches import BatchEpisode
 from babylon_rl.store.columns import UNSTORABLE
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.judge_inputs import keep_names
 from babylon_rl.store.trajectories import TrajectoryRow, call_log_rows, trajectories_by_id, trajectory_rows
 from babylon_rl.store.windows import lock_windows, quarantined, reading_chunks, replace_hours
-from babylon_rl.types import Rejection, Trajectory, WindowReading, WindowSummary
+from babylon_rl.types import Episode, Rejection, Trajectory, WindowReading, WindowSummary
 from babylon_rl.windows import window_start
 
 _LOG_CHUNK = 1000  # trajectories per query for log rows
+TEXTS_AT_ONCE = 250  # trajectories whose texts are held
+E = TypeVar("E", Episode, BatchEpisode)
 
 OnRow = Callable[[TrajectoryRow, Trajectory | LoggedSteps | Fault], None]
 
@@ -95,6 +99,23 @@ def trajectories_with_texts(connection: Connection, trajectory_ids: Sequence[str
     """Return the eligible ones of the given trajectories with their sequences, by id."""
     rows = trajectories_by_id(connection, trajectory_ids)
     return {trajectory.trajectory_id: trajectory for trajectory in _eligible(connection, rows, settings, None, True)}
+
+
+def by_rows(episodes: Iterable[E]) -> Iterator[list[E]]:
+    """Split episodes, in order, into lists of at most TEXTS_AT_ONCE trajectories.
+
+    An episode with more trajectories forms its own list.
+    """
+    some: list[E] = []
+    rows = 0
+    for own in episodes:
+        if some and rows + len(own.trajectory_ids) > TEXTS_AT_ONCE:
+            yield some
+            some, rows = [], 0
+        some.append(own)
+        rows += len(own.trajectory_ids)
+    if some:
+        yield some
 
 
 def _checked(windows: Iterable[str]) -> list[str]:

@@ -184,18 +184,18 @@ class GroupJudge:
         stored = await self._cache.find([request.key for request in requests])
         # reserve for all first tries together, so that a group is not paid in part
         async with self._budget.reserved(_sizes(request for request in requests if request.key not in stored)):
-            parts = await _all([self._verdicts(group, request, stored.get(request.key), tally) for request in requests])
+            parts = await _all([self._verdicts(request, stored.get(request.key), tally) for request in requests])
         by_key = dict(zip((request.key for request in requests), parts, strict=True))
         return [_order([by_key[request.key] for request in plan]) for plan in plans]
 
-    async def _verdicts(self, group: RenderedGroup, first: JudgeRequest, answer: StoredAnswer | None, tally: _AnswerTally) -> _Part:
+    async def _verdicts(self, first: JudgeRequest, answer: StoredAnswer | None, tally: _AnswerTally) -> _Part:
         """First usable answer to a request or a retry of it, with that request."""
         request, transcript = first, list[Mapping[str, Any]]()
         faults: tuple[str, ...] = ()
         for attempt in range(self._settings.judge_tries):
             # a further try is another request, which may be in the cache, too
             if attempt != FIRST_TRY:
-                request = retry_request(group, first, attempt, self._secret)
+                request = retry_request(first, attempt, self._secret)
                 answer = (await self._cache.find([request.key])).get(request.key)
             if answer is None:
                 try:
@@ -334,19 +334,21 @@ async def run_pool(
 ) -> None:
     """Judge groups as they arrive and pass each outcome to ``done``.
 
-    Everything is cancelled when the run is. The caller limits the requests. This pool limits the groups under way to twice that number, so
-    that neither reading further groups nor writing finished ones leaves the judge idle, and a long range is not held in memory.
+    Everything is cancelled when the run is. The caller limits the requests. This pool limits the groups under way to twice that number, a
+    large group counted once for each of its parts, so that neither reading further groups nor writing finished ones leaves the judge idle,
+    and the texts of a long range are not held in memory.
 
     Raises:
         JudgeRefused: the judge answers no request; the other groups are cancelled.
     """
     slots = asyncio.Semaphore(2 * concurrency)
 
-    async def one(group: RenderedGroup) -> None:
+    async def one(group: RenderedGroup, taken: int) -> None:
         try:
             await done(await judge(group))
         finally:
-            slots.release()
+            for _ in range(taken):
+                slots.release()
 
     # take a slot before reading the next group, so that no group waits in memory
     coming = aiter(groups)
@@ -357,7 +359,10 @@ async def run_pool(
                 group = await anext(coming, None)
                 if group is None:
                     break
-                tasks.create_task(one(group), name=group.window)
+                taken = min(2 * concurrency, -(-len(group.episodes) // group.max_episodes))
+                for _ in range(taken - 1):
+                    await slots.acquire()
+                tasks.create_task(one(group, taken), name=group.window)
     except BaseExceptionGroup as several:
         raise _first(several) from None
 

@@ -144,7 +144,9 @@ def _encoder(encoding: str) -> Callable[[str], int] | None:
     import tiktoken
 
     try:
-        ordinary = tiktoken.get_encoding(encoding).encode_ordinary
+        tokenizer = tiktoken.get_encoding(encoding)
     except (OSError, ValueError):
         return None
+    tokenizer._mergeable_ranks = {}  # its core has a copy of these 27 MB, and nothing else reads them
+    ordinary = tokenizer.encode_ordinary
     return lambda text: len(ordinary(text.encode("utf-8", "replace").decode()))

@@ -6,22 +6,17 @@ safe as one with it. The sequences lie on disk (Spill), so that memory does not 
 """
 
 import math
-import os
-import pickle
-import tempfile
-import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import IO, Any, TypeVar, overload
+from typing import Any
 
 from msgspec import structs
 
-from babylon_rl.episodes.reading import trajectories_with_texts
+from babylon_rl.episodes.reading import by_rows, trajectories_with_texts
 from babylon_rl.errors import NothingToTrain
+from babylon_rl.files.spill import Place, Spill, Spilled
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
 from babylon_rl.judge.leakage import find_leaks
 from babylon_rl.market.outcomes import read_many_outcomes
@@ -31,69 +26,13 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.store.windows import reading_chunks
 from babylon_rl.training.backends.protocol import TrainSequence
 from babylon_rl.training.freezing import describe_reasons
-from babylon_rl.types import Episode, ServedSequence
+from babylon_rl.types import ServedSequence
 
 NO_SEQUENCE = "no training sequence"
 NO_TOKEN = "no trainable token"  # with sequences, of which the backend can train none
 STALE = "served by too old a version"
 EMPTY = "an empty response"
 LEAK = "leak"
-ROWS_AT_ONCE = 250  # trajectories whose texts are held
-E = TypeVar("E", Episode, BatchEpisode)
-Place = tuple[int, int]  # offset and length in bytes
-
-
-class Spill:
-    """Nameless file under ``home`` for sequences.
-
-    It is removed with its last reference, however the process ends.
-    """
-
-    def __init__(self, home: Path) -> None:
-        home.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=home)  # noqa: SIM115 - closed when it is collected
-        self._end = 0
-        weakref.finalize(self, _close, self._file)
-
-    def write(self, sequences: Iterable[TrainSequence]) -> list[Place]:
-        """Write some sequences and return the place of each."""
-        places = []
-        for sequence in sequences:
-            written = self._file.write(pickle.dumps(sequence, pickle.HIGHEST_PROTOCOL))
-            places.append((self._end, written))
-            self._end += written
-        self._file.flush()
-        return places
-
-    def read(self, place: Place) -> TrainSequence:
-        """Read the sequence at ``place``; several threads may read."""
-        start, length = place
-        sequence: TrainSequence = pickle.loads(os.pread(self._file.fileno(), length, start))
-        return sequence
-
-
-def _close(file: IO[bytes]) -> None:
-    with suppress(OSError):  # on a full disk what is buffered cannot be written, and nobody wants it any more
-        file.close()
-
-
-class Spilled(Sequence[TrainSequence]):
-    """Sequences of a spill in order, each read on access."""
-
-    def __init__(self, spill: Spill, places: Sequence[Place]) -> None:
-        self._spill, self._places = spill, places
-
-    def __len__(self) -> int:
-        """Number of sequences."""
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, place: int) -> TrainSequence: ...
-    @overload
-    def __getitem__(self, place: slice) -> "Spilled": ...
-    def __getitem__(self, place: int | slice) -> "TrainSequence | Spilled":
-        """Read one sequence, or slice without reading."""
-        return Spilled(self._spill, self._places[place]) if isinstance(place, slice) else self._spill.read(self._places[place])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +69,7 @@ class Conversion:
 
 
 def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: Settings, versions: Sequence[str] = ()) -> Conversion:
-    """Build the sequences of judged episodes, ROWS_AT_ONCE trajectories at a time.
+    """Build the sequences of judged episodes, TEXTS_AT_ONCE trajectories at a time.
 
     Args:
         episodes: those still in the batch, each with its advantage.
@@ -139,7 +78,7 @@ def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: 
     in_window: dict[str, list[BatchEpisode]] = {}
     for episode in episodes:
         in_window.setdefault(episode.window, []).append(episode)
-    spill = Spill(settings.home)
+    spill: Spill[TrainSequence] = Spill(settings.home)
     places: dict[str, list[Place]] = {}
     per_episode: dict[tuple[str, str], int] = {}
     left_out: Counter[str] = Counter()
@@ -164,23 +103,6 @@ def convert(connection: Connection, episodes: Sequence[BatchEpisode], settings: 
     by_window = {window: Spilled(spill, own) for window, own in newest_first.items()}
     everything = Spilled(spill, [place for own in newest_first.values() for place in own])
     return Conversion(everything, by_window, per_episode, dict(left_out), dict(staleness))
-
-
-def by_rows(episodes: Iterable[E]) -> Iterator[list[E]]:
-    """Split episodes, in order, into lists of at most ROWS_AT_ONCE trajectories.
-
-    An episode with more trajectories forms its own list.
-    """
-    some: list[E] = []
-    rows = 0
-    for episode in episodes:
-        if some and rows + len(episode.trajectory_ids) > ROWS_AT_ONCE:
-            yield some
-            some, rows = [], 0
-        some.append(episode)
-        rows += len(episode.trajectory_ids)
-    if some:
-        yield some
 
 
 def refuse_empty(conversion: Conversion, batch_id: str) -> None:

@@ -4,11 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babylon_rl.judge.prompt.condense import LEAST_TOKENS, StepText, condense
+from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, StepText, condense, in_full
 from babylon_rl.llm.tokens import token_counter
 from babylon_rl_tests.repeatable import repeatable
 
 count = token_counter("openai/gpt-4o-mini").count
+
+
+def condensed(steps: list[StepText], budget: int) -> Condensed:
+    return condense(in_full(steps, count), steps, budget, count)
 
 
 def make_step(number: int, *, decision: bool = False, words: int = 30, seen: tuple[str, ...] = ()) -> StepText:
@@ -19,7 +23,7 @@ def make_step(number: int, *, decision: bool = False, words: int = 30, seen: tup
 
 def test_an_episode_that_fits_is_shown_in_full() -> None:
     steps = [make_step(number) for number in range(1, 4)]
-    found = condense(steps, 10_000, count)
+    found = condensed(steps, 10_000)
     assert found.left_out == 0 and found.tokens == count(found.text)
     assert [line for line in found.text.splitlines() if line.startswith(("1.", "2.", "3."))] and found.text.count("said ") == 3
 
@@ -28,7 +32,7 @@ def test_a_step_shows_what_is_new_to_it() -> None:
     first = StepText(1, ("[1]", "Balance: 5"), "balance 5", (), "HOLD", "HOLD", False)
     second = StepText(2, ("[1]", "Balance: 6"), "balance 5", ("why not",), "BUY x", "BUY", True)
     third = StepText(3, ("[1]", "Balance: 6"), "balance 6", (), "HOLD", "HOLD", False)
-    assert condense([first, second, third], 10_000, count).text == (
+    assert condensed([first, second, third], 10_000).text == (
         "1. (balance 5) saw [1] | Balance: 5\n did HOLD\n"
         "2. saw as before, and Balance: 6\n said why not\n did BUY x\n"
         "3. (balance 6) saw as before\n did HOLD"
@@ -37,7 +41,7 @@ def test_a_step_shows_what_is_new_to_it() -> None:
 
 def test_the_first_the_last_and_the_decisions_are_kept_and_gaps_are_counted() -> None:
     steps = [make_step(number, decision=number in (40, 41, 70)) for number in range(1, 101)]
-    found = condense(steps, 400, count)
+    found = condensed(steps, 400)
     lines = found.text.splitlines()
     assert found.tokens <= 400 and found.left_out > 0
     for number in (1, 40, 41, 70, 100):
@@ -50,8 +54,8 @@ def test_the_first_the_last_and_the_decisions_are_kept_and_gaps_are_counted() ->
 def test_what_holds_saw_goes_first_then_their_reasons_then_these_steps_and_the_text_says_so() -> None:
     seen = tuple(f"line {number} of a feed that goes on" for number in range(8))
     steps = [make_step(number, decision=number in (3, 8), seen=(*seen, f"price {number}")) for number in range(1, 11)]
-    whole = condense(steps, 100_000, count).tokens
-    texts = [condense(steps, budget, count) for budget in range(whole - 1, LEAST_TOKENS, -60)]
+    whole = condensed(steps, 100_000).tokens
+    texts = [condensed(steps, budget) for budget in range(whole - 1, LEAST_TOKENS, -60)]
     assert len(texts) > 10
     stages = ["[what it saw left out]", "[cut]", "[the rest left out]", "steps left out]"]
     met = [next(place for place, found in enumerate(texts) if stage in found.text) for stage in stages]
@@ -64,7 +68,7 @@ def test_what_holds_saw_goes_first_then_their_reasons_then_these_steps_and_the_t
 
 def test_no_loss_is_said_of_a_step_that_has_nothing_to_lose() -> None:
     bare = [StepText(number, (), "", (), "HOLD", "HOLD", False) for number in range(1, 6)]
-    found = condense([*bare, make_step(6, decision=True, words=400)], 300, count)
+    found = condensed([*bare, make_step(6, decision=True, words=400)], 300)
     assert found.text.startswith("1. did HOLD\n") and "HOLD [" not in found.text
     assert (found.shortened, found.decisions_shortened) == (1 + found.left_out, 1)
 
@@ -81,12 +85,12 @@ steps_drawn = st.lists(
 @repeatable(60)
 @given(steps_drawn, st.integers(0, 2_000))
 def test_the_budget_is_kept_and_the_same_steps_give_the_same_text(steps: list[StepText], budget: int) -> None:
-    found = condense(steps, budget, count)
-    assert found == condense(list(steps), budget, count)
+    found = condensed(steps, budget)
+    assert found == condensed(list(steps), budget)
     assert found.tokens == count(found.text) <= max(budget, LEAST_TOKENS)
     assert 0 <= found.left_out <= found.shortened <= len(steps)
     assert found.decisions_shortened <= sum(step.decision for step in steps)
-    assert (found.shortened > 0) == (found.text != condense(steps, 10**9, count).text)
+    assert (found.shortened > 0) == (found.text != condensed(steps, 10**9).text)
 
 
 @pytest.mark.slow
@@ -94,9 +98,9 @@ def test_the_budget_is_kept_and_the_same_steps_give_the_same_text(steps: list[St
 @given(st.text(min_size=2_000, max_size=4_000), st.integers(LEAST_TOKENS, 400))
 def test_one_endless_step_is_cut(text: str, budget: int) -> None:
     steps = [StepText(1, (text,), "", (text,), text, text, True)]
-    found = condense(steps, budget, count)
+    found = condensed(steps, budget)
     assert found.tokens <= budget and found.text
 
 
 def test_no_step_is_no_text() -> None:
-    assert condense([], 500, count).text == ""
+    assert condensed([], 500).text == ""

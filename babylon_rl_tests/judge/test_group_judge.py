@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from babylon_rl.errors import JudgeRefused
 from babylon_rl.judge.client import JudgeClient, JudgeReply
 from babylon_rl.judge.consensus import agreement, kendall_tau
-from babylon_rl.judge.group_judge import AnswerSource, GroupOutcome, PendingGroup, ScoredGroup, UnscorableGroup
+from babylon_rl.judge.group_judge import AnswerSource, GroupJudge, GroupOutcome, PendingGroup, ScoredGroup, UnscorableGroup, run_pool
 from babylon_rl.judge.prompt.request import RenderedEpisode, RenderedGroup
 from babylon_rl.judge.scripted.judge import CONTENT_FAULTS, ScriptedJudge
 from babylon_rl.settings import Settings
@@ -39,6 +39,37 @@ def judge_all(settings: Settings, some: Sequence[RenderedGroup], cache: MemoryCa
             return await judge_groups(some, caller, SECRET, settings, cache, lambda: datetime(2026, 1, 1))
 
     return asyncio.run(run())
+
+
+def test_large_groups_are_not_held_beside_one_another(settings: Settings) -> None:
+    """Groups of 60 are as many requests an order as the pool has room for, those of 5 are one."""
+    assert [most_held(settings, agents) for agents in (5, 60)] == [4, 1]
+
+
+def most_held(settings: Settings, agents: int) -> int:
+    """Groups under way at once, of six that a judge of two requests at a time is asked about."""
+    held = most = 0
+
+    async def coming() -> AsyncIterator[RenderedGroup]:
+        nonlocal held, most
+        for number in range(6):
+            held += 1
+            most = max(most, held)
+            yield replace(group(f"2025-11-15T{number:02}:00", agents), max_episodes=16)
+
+    async def done(outcome: GroupOutcome) -> None:
+        nonlocal held
+        assert isinstance(outcome, ScoredGroup)
+        held -= 1
+
+    async def run(chosen: Settings) -> None:
+        async with JudgeClient(chosen, chosen.judge_model) as caller:
+            judge = GroupJudge(caller, chosen.judge_model, SECRET, chosen, MemoryCache(), lambda: datetime(2026, 1, 1))
+            await run_pool(coming(), judge.judge, done, chosen.judge_concurrency)
+
+    with judging(ScriptedJudge(latency_s=0.05)) as served:
+        asyncio.run(run(asking(settings, served.url, judge_concurrency=2)))
+    return most
 
 
 def judged(outcomes: dict[str, GroupOutcome]) -> list[ScoredGroup]:

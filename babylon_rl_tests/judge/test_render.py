@@ -1,12 +1,14 @@
 """What a judge is shown of an hour: the market, what agents saw, said and did, within a budget, and no name of any agent."""
 
 import json
+import tracemalloc
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 
+from babylon_rl.episodes import reading
 from babylon_rl.episodes.reading import read_windows
 from babylon_rl.judge.leakage import LeakContext, find_leaks
 from babylon_rl.judge.prompt.market_context import question_names
@@ -338,6 +340,33 @@ def test_tokens_are_counted_by_the_models_tokenizer_where_it_is_known() -> None:
     assert (known.name, older.name) == ("o200k_base", "cl100k_base")
     text = "The market as a whole went up by 1.5 %. \ud800 <|endoftext|>"
     assert 0 < known.count(text) <= other.count(text) and older.count("hello world") == known.count("hello world") == 2
+
+
+def test_an_hours_texts_are_not_held_while_it_is_rendered_and_its_requests_are_planned(
+    connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "TEXTS_AT_ONCE", 4)
+    few, many, steps, words = 8, 40, 10, 200
+    rows = []
+    for agent in range(many):
+        prompts = [" ".join(f"{agent}.{step}.{word}" for word in range(words)) for step in range(steps)]
+        own = [make_step(step, calls=[make_call(userPrompt=prompt)]) for step, prompt in enumerate(prompts)]
+        rows.append(make_trajectory(f"t{agent}", f"agent-{agent:02}", steps=own))
+    insert(connection, "trajectories", rows)
+    short = settings.model_copy(update={"judge_request_tokens": 4_000})
+    readings = read_windows(connection, [WINDOW], short)
+    shown(connection, short, dropped={WINDOW: [f"agent-{agent:02}" for agent in range(1, many)]})  # loads the tokenizer
+    peaks = []
+    for agents in (few, many):
+        tracemalloc.start()
+        left_out = [f"agent-{agent:02}" for agent in range(agents, many)]
+        group = render_groups(connection, readings, short, dropped={WINDOW: left_out})[WINDOW]
+        planned = [plan_requests(group, MODEL, order, SECRET, short) for order in range(8)]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(group.episodes) == agents and len(planned[0]) > agents / 8
+    raw = steps * words * len("10.1.100 ")
+    assert peaks[1] - peaks[0] < 2 * (many - few) * raw  # caches of texts hold some
 
 
 Game = tuple[list[Row], list[Row]]

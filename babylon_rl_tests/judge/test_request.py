@@ -113,7 +113,7 @@ def test_the_schema_admits_exactly_these_ids(settings: Settings) -> None:
 def test_a_further_try_is_another_question_about_the_same_episodes(settings: Settings) -> None:
     group, parted = make_group(TEXTS), settings.model_copy(update={"judge_group_size": 4})
     for request in [only(plan_requests(group, MODEL, 1, SECRET, settings)), *plan_requests(group, MODEL, 0, SECRET, parted)]:
-        tries = [request, *(retry_request(group, request, attempt, SECRET) for attempt in range(1, 6))]
+        tries = [request, *(retry_request(request, attempt, SECRET) for attempt in range(1, 6))]
         assert (
             len({one.messages[1]["content"] for one in tries}) == len({one.nonce for one in tries}) == len({one.key for one in tries}) == 6
         )
@@ -122,9 +122,9 @@ def test_a_further_try_is_another_question_about_the_same_episodes(settings: Set
         for attempt, one in enumerate(tries):
             assert (sorted(one.ids.values()), one.attempt) == (sorted(request.ids.values()), attempt)
             read = read_request(one.messages[1]["content"])
-            assert {one.ids[identity]: text for identity, text in read.blocks.items()} == {a: TEXTS[a] for a in request.agents}
-        assert tries[3] == retry_request(group, request, 3, SECRET)
-    two, three = (retry_request(group, only(plan_requests(group, MODEL, order, SECRET, settings)), 2, SECRET) for order in (2, 3))
+            assert {one.ids[identity]: text for identity, text in read.blocks.items()} == {a: TEXTS[a] for a in request.ids.values()}
+        assert tries[3] == retry_request(request, 3, SECRET)
+    two, three = (retry_request(only(plan_requests(group, MODEL, order, SECRET, settings)), 2, SECRET) for order in (2, 3))
     assert list(two.ids.values()) == list(three.ids.values())[::-1], "an order and its reverse at the same try"
 
 

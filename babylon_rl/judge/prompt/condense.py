@@ -8,11 +8,11 @@ something was left out.
 """
 
 import functools
+import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -22,6 +22,7 @@ _CUT = " [cut]"
 _UNSEEN = "[what it saw left out]"
 _REST = " [the rest left out]"
 _LEAST = 24  # characters that are worth a number
+_NUMBER_TOKENS = 4  # of a line's number
 _JSON_LINE = 60
 _MOST_DEEP = 8
 _LONGEST_BITS = 256
@@ -82,6 +83,9 @@ class StepText:
         return f"saw as before, and {_line(news)}" if news else "saw as before"
 
 
+Written = Callable[[StepText, Detail, StepText | None], str]
+
+
 @dataclass(frozen=True)
 class Condensed:
     """An episode's text with its number of tokens and its losses.
@@ -96,14 +100,19 @@ class Condensed:
     decisions_shortened: int = 0
 
 
-def condense(steps: Sequence[StepText], budget: int, count: Callable[[str], int]) -> Condensed:
-    """Shorten an episode to ``budget`` tokens; below LEAST_TOKENS it uses LEAST_TOKENS."""
-    budget = max(budget, LEAST_TOKENS)
+def in_full(steps: Sequence[StepText], count: Callable[[str], int]) -> Condensed:
+    """An episode's text without any loss."""
     text = _text(steps, [Detail.FULL] * len(steps))
-    tokens = count(text)
-    if tokens <= budget:
-        return Condensed(text, tokens)
+    return Condensed(text, count(text))
+
+
+def condense(whole: Condensed, steps: Sequence[StepText], budget: int, count: Callable[[str], int]) -> Condensed:
+    """Shorten an episode, ``whole`` in full, to ``budget`` tokens; below LEAST_TOKENS it uses LEAST_TOKENS."""
+    budget = max(budget, LEAST_TOKENS)
+    if whole.tokens <= budget:
+        return whole
     losses = _losses(steps)
+    written = functools.cache(StepText.written)  # most steps are the same in each of the texts that are tried
 
     def details(number: int) -> list[Detail]:
         levels = [Detail.FULL] * len(steps)
@@ -112,9 +121,9 @@ def condense(steps: Sequence[StepText], budget: int, count: Callable[[str], int]
         return levels
 
     # binary search for the fewest losses with which the text fits
-    levels = details(_fewest(len(losses), lambda number: count(_text(steps, details(number))) <= budget))
-    text = _text(steps, levels)
-    lost = [step for step, written, full in _each(steps, levels) if written != full]
+    levels = details(_fewest(len(losses), lambda number: count(_text(steps, details(number), written)) <= budget))
+    text = _text(steps, levels, written)
+    lost = [step for step, kept, full in _each(steps, levels, written) if kept != full]
     if count(text) > budget:  # tokens of very odd characters
         text, lost = _cut(text, budget // 2), list(steps)
     gone = sum(detail == Detail.GONE for detail in levels)
@@ -146,30 +155,30 @@ def _losses(steps: Sequence[StepText]) -> list[tuple[int, Detail]]:
     return losses + [(place, Detail.GONE) for place in decisions if place not in ends]
 
 
-def _text(steps: Sequence[StepText], levels: Sequence[Detail]) -> str:
+def _text(steps: Sequence[StepText], levels: Sequence[Detail], written: Written = StepText.written) -> str:
     """The episode's text; a run of missing steps becomes one line with their number."""
     lines: list[str] = []
     missing = 0
-    for _, written, _ in _each(steps, levels):
-        if not written:
+    for _, kept, _ in _each(steps, levels, written):
+        if not kept:
             missing += 1
             continue
-        lines += [*_gap(missing), written]
+        lines += [*_gap(missing), kept]
         missing = 0
     return "\n".join([*lines, *_gap(missing)])
 
 
-def _each(steps: Sequence[StepText], levels: Sequence[Detail]) -> Iterator[tuple[StepText, str, str]]:
+def _each(steps: Sequence[StepText], levels: Sequence[Detail], written: Written) -> Iterator[tuple[StepText, str, str]]:
     """Yield each step, its text at the kept detail, and its full text."""
     before: StepText | None = None
     for step, detail in zip(steps, levels, strict=True):
-        full = step.written(Detail.FULL, before)
-        written = full if detail == Detail.FULL else step.written(detail, before)
-        yield step, written, full
+        full = written(step, Detail.FULL, before)
+        kept = full if detail == Detail.FULL else written(step, detail, before)
+        yield step, kept, full
         # the next step is compared with the last step whose observations stand in the text
-        if written == full and (step.seen or before is None):
+        if kept == full and (step.seen or before is None):
             before = step
-        elif written == full or detail < Detail.ACTION:
+        elif kept == full or detail < Detail.ACTION:
             before = replace(step, seen=before.seen if before is not None else ())
 
 
@@ -233,26 +242,42 @@ def _scalar(value: Any) -> str:
     return str(value)
 
 
+class LineUses:
+    """Uses of a group's lines; texts are kept of those that occur more than once."""
+
+    def __init__(self) -> None:
+        self._times: dict[bytes, int] = {}  # by digest, in order of first occurrence
+        self._repeated: dict[bytes, str] = {}
+
+    def add(self, lines: Iterable[str]) -> None:
+        """Count some lines; short ones are not worth a number."""
+        for line in lines:
+            if len(line) >= _LEAST:
+                digest = hashlib.blake2b(line.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+                times = self._times[digest] = self._times.get(digest, 0) + 1
+                if times == 2:
+                    self._repeated[digest] = line
+
+    def shared(self, most_tokens: int, count: Callable[[str], int]) -> "SharedLines":
+        """Select the lines that save most when numbered, up to ``most_tokens`` tokens."""
+        # greedy by characters saved; the line itself breaks ties, so the result is deterministic
+        ranked = sorted(self._repeated.items(), key=lambda entry: (-(self._times[entry[0]] - 1) * len(entry[1]), entry[1]))
+        left, chosen = most_tokens, set[bytes]()
+        for digest, line in ranked:
+            cost = count(line) + _NUMBER_TOKENS
+            if cost <= left:
+                left -= cost
+                chosen.add(digest)
+            if left <= _NUMBER_TOKENS:
+                break  # no line fits
+        return SharedLines({self._repeated[digest]: number for number, digest in enumerate((d for d in self._times if d in chosen), 1)})
+
+
 @dataclass
 class SharedLines:
     """Lines of a group that occur more than once, numbered in order of first occurrence."""
 
-    numbers: Mapping[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, lines: Iterable[str], most_tokens: int, count: Callable[[str], int]) -> "SharedLines":
-        """Select the lines that save most when numbered, up to ``most_tokens`` tokens."""
-        uses = Counter(lines)
-        worth = [line for line, times in uses.items() if times > 1 and len(line) >= _LEAST]
-        # greedy by characters saved; the line itself breaks ties, so the result is deterministic
-        ranked = sorted(worth, key=lambda line: (-(uses[line] - 1) * len(line), line))
-        left, shared = most_tokens, set[str]()
-        for line in ranked:
-            cost = count(line) + 4
-            if cost <= left:
-                left -= cost
-                shared.add(line)
-        return cls({line: number for number, line in enumerate((line for line in uses if line in shared), 1)})
+    numbers: Mapping[str, int]
 
     def written(self, line: str) -> str:
         """The line's number if it is shared, else the line."""

@@ -7,7 +7,6 @@ also a term of the market, an action, a key or an ordinary word would change eve
 import functools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from babylon_rl.judge.prompt.rubric import system_prompt
@@ -27,40 +26,32 @@ _STEPS_WORDS = "saw as before said why did failed balance p&l open steps left ou
 
 
 class HourVocabulary:
-    """Words of an hour that a name must not replace.
+    """Those of some ``names`` that an hour also uses as words, and that must not be replaced everywhere.
 
-    These are its market's ``terms``, its actions and keys, and ordinary words in use.
+    These words are its market's ``terms``, its actions and keys, and ordinary words in use. Steps are added in portions, and none is kept.
     """
 
-    def __init__(self, terms: Iterable[str], steps: Sequence[RecordedStep]) -> None:
-        self._terms = {term.casefold() for term in terms}
-        self._steps = steps
+    def __init__(self, terms: Iterable[str], names: Collection[str]) -> None:
+        known = {term.casefold() for term in terms}
+        self._names = names
+        # names, casefolded, that stand for nothing else so far
+        self._free = {small for small in map(str.casefold, names) if small not in known and not _is_taken(small)}
+        self._ordinary = set(filter(_is_ordinary, self._free))
 
-    def holds(self, name: str) -> bool:
-        """True if the name also occurs as a word with another meaning."""
-        small = name.casefold()
-        if len(small) < LEAST_NAME or not any(map(str.isalpha, small)):
-            return True
-        # cheap look-ups first; the search through all texts comes last
-        if small in self._terms or small in self._keys or _whole(small).search(_own_words()):
-            return True
-        return _is_ordinary(small) and any(_stands_unmarked(small, text) for text in self._texts)
+    def add(self, steps: Sequence[RecordedStep]) -> None:
+        """Look for the names in some steps: action types, keys of recorded values and of JSON in texts, and all texts."""
+        calls = [call for step in steps for call in step.calls]
+        texts = {text for call in calls for text in (call.system, call.prompt, call.response, call.reasoning)}
+        texts |= {step.reasoning for step in steps}
+        keys = {step.action_type for step in steps} | {key for text in texts for key in _KEY.findall(text)}
+        keys.update(*(_keys_of(value) for step in steps for value in (step.parameters, step.result)))
+        self._free -= {key.casefold() for key in keys}
+        self._free -= {small for small in self._ordinary & self._free if any(_stands_unmarked(small, text) for text in texts)}
 
-    @cached_property
-    def _texts(self) -> frozenset[str]:
-        """All texts that agents were served or wrote."""
-        calls = [call for step in self._steps for call in step.calls]
-        served = [text for call in calls for text in (call.system, call.prompt, call.response, call.reasoning)]
-        return frozenset([*served, *(step.reasoning for step in self._steps)])
-
-    @cached_property
-    def _keys(self) -> frozenset[str]:
-        """Action types, and keys of recorded values and of JSON in texts."""
-        keys = {step.action_type for step in self._steps}
-        for step in self._steps:
-            keys |= {*_keys_of(step.parameters), *_keys_of(step.result)}
-        keys |= {key for text in self._texts for key in _KEY.findall(text)}
-        return frozenset(key.casefold() for key in keys)
+    @property
+    def words(self) -> set[str]:
+        """Names that also occur as words with another meaning."""
+        return {name for name in self._names if name.casefold() not in self._free}
 
 
 class NameReplacer:
@@ -155,7 +146,11 @@ def _own_words() -> str:
     return " ".join([system_prompt(), *(re.sub(r"\{.*?\}", " ", template.text) for template in TEMPLATES), _STEPS_WORDS])
 
 
-@functools.lru_cache(maxsize=4096)
+def _is_taken(small: str) -> bool:
+    """True for a name that is too short, without a letter, or part of the request's own texts."""
+    return len(small) < LEAST_NAME or not any(map(str.isalpha, small)) or _whole(small).search(_own_words()) is not None
+
+
 def _is_ordinary(name: str) -> bool:
     """True if each word is a single token, as common words are.
 

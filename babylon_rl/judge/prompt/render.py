@@ -5,12 +5,13 @@ of each usable episode (steps.py), without any agent's id or name. request.py ma
 here.
 """
 
-import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from babylon_rl.episodes.reading import by_rows
+from babylon_rl.files.spill import Spill, Spilled
 from babylon_rl.judge.consensus import MIN_SUBGROUP
-from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, SharedLines, condense
+from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, LineUses, SharedLines, condense, in_full
 from babylon_rl.judge.prompt.injection import NAME, InjectionScreen, escaped, find_flags
 from babylon_rl.judge.prompt.market_context import (
     hidden_context,
@@ -127,14 +128,26 @@ def _context(
 
 def _group(
     connection: Connection, outcomes: WindowOutcomes, episodes: Sequence[Episode], names: Mapping[str, Sequence[str]],
-    settings: JudgeSettings, private: PrivateFields,
+    settings: Settings, private: PrivateFields,
 ) -> RenderedGroup:  # fmt: skip
     """Render a group, with its ``masked`` form where flagged passages are shown in it."""
-    recorded = read_transcripts(connection, [trajectory_id for episode in episodes for trajectory_id in episode.trajectory_ids])
+    vocabulary = HourVocabulary(
+        market_terms(outcomes), {name for agent, own in names.items() for name in own if name != agent or len(name) < LEAST_NAME}
+    )
+    # an hour's texts may be too many for the memory: they are read in portions, and lie on disk from then on
+    spill: Spill[list[RecordedStep]] = Spill(settings.home)
+    places = []
+    for some in by_rows(episodes):
+        steps = read_transcripts(connection, [trajectory_id for episode in some for trajectory_id in episode.trajectory_ids])
+        for episode in some:
+            own = [step for trajectory_id in episode.trajectory_ids for step in steps.pop(trajectory_id, ())]
+            vocabulary.add(own)
+            places += spill.write([own])
+    recorded, words = Spilled(spill, places), vocabulary.words
 
     def shown(screen: InjectionScreen) -> RenderedGroup:
         sentences = _context(connection, outcomes, episodes, settings, private, screen)
-        return _written(sentences, outcomes, episodes, recorded, names, settings, private, screen)
+        return _written(sentences, outcomes, episodes, recorded, names, words, settings, private, screen)
 
     group = shown(InjectionScreen())
     if not group.flags and not group.context_flags:
@@ -147,10 +160,10 @@ def _group(
 
 
 def _written(
-    sentences: Sequence[str], outcomes: WindowOutcomes, episodes: Sequence[Episode], recorded: Mapping[str, list[RecordedStep]],
-    names: Mapping[str, Sequence[str]], settings: JudgeSettings, private: PrivateFields, screen: InjectionScreen,
+    sentences: Sequence[str], outcomes: WindowOutcomes, episodes: Sequence[Episode], recorded: Iterable[Sequence[RecordedStep]],
+    names: Mapping[str, Sequence[str]], words: Collection[str], settings: Settings, private: PrivateFields, screen: InjectionScreen,
 ) -> RenderedGroup:  # fmt: skip
-    """Render a group within the request's token budget, with or without masks."""
+    """Render a group within the request's token budget, with or without masks; one episode's whole texts are in memory at a time."""
     encoded = token_counter(settings.judge_model).count
 
     def count(text: str) -> int:
@@ -161,38 +174,39 @@ def _written(
     sentences = _fitting(sentences, int(budget * OUTCOME_SHARE), count)
     aliases = question_names(outcomes) if private.allows("market") else {}
     # names and steps as texts, before any shortening
-    language = HourVocabulary(market_terms(outcomes), [step for steps in recorded.values() for step in steps])
-    words = {name for agent, own in names.items() for name in own if (name != agent or len(name) < LEAST_NAME) and language.holds(name)}
-    own = {
-        episode.agent_id: render_steps(
-            [step for trajectory_id in episode.trajectory_ids for step in recorded.get(trajectory_id, ())],
-            NameReplacer(episode.agent_id, names, aliases, words),
-            private,
-            masked=screen.masks,
-        )
-        for episode in episodes
-    }
+    uses, kept = LineUses(), Spill[list[RenderedStep]](settings.home)
+    places = []
+    for episode, steps in zip(episodes, recorded, strict=True):
+        rendered = render_steps(steps, NameReplacer(episode.agent_id, names, aliases, words), private, masked=screen.masks)
+        uses.add(line for step in rendered for line in step.seen)
+        places += kept.write([rendered])
+    own = Spilled(kept, places)
     # shared lines get numbers, so that each is paid for once
-    lines = (line for steps in own.values() for step in steps for line in step.seen)
-    shared = SharedLines.of(lines, int(budget * COMMON_SHARE), count)
-    texts = {agent: [replace(step, seen=tuple(map(shared.written, step.seen))) for step in steps] for agent, steps in own.items()}
+    shared = uses.shared(int(budget * COMMON_SHARE), count)
     # sizes in full decide how many episodes fit one request, and the share of each
-    whole = {agent: condense(written, sys.maxsize, count) for agent, written in texts.items()}
-    common = shared.text(text.text for text in whole.values())
+    written = Spill[Condensed](settings.home)
+    whole = Spilled(written, written.write(in_full(_numbered(steps, shared), count) for steps in own))
+    sizes = [text.tokens for text in whole]
+    common = shared.text(text.text for text in whole)
     left = budget - count(system_prompt()) - count("\n".join(sentences)) - count(common) - 200
-    max_episodes = _max_episodes([text.tokens for text in whole.values()], settings.judge_group_size, left)
-    share = _share([text.tokens for text in whole.values()], max_episodes, left)
-    fitting = {agent: text if text.tokens <= share else condense(texts[agent], share, count) for agent, text in whole.items()}
-    # shortening may have removed the last reference to a shared line
+    max_episodes = _max_episodes(sizes, settings.judge_group_size, left)
+    share = _share(sizes, max_episodes, left)
     shown = tuple(
-        _episode(episode, fitting[episode.agent_id], own[episode.agent_id], names[episode.agent_id], private) for episode in episodes
+        _episode(episode, condense(text, _numbered(steps, shared), share, count), steps, names[episode.agent_id], private)
+        for episode, text, steps in zip(episodes, whole, own, strict=True)
     )
+    # shortening may have removed the last reference to a shared line
     common = shared.text(episode.text for episode in shown)
     window = outcomes.window
     version = content_version(
         [RUBRIC_VERSION, window, sentences, common, max_episodes, [[e.agent_id, e.text, e.pnl, e.steps] for e in shown]]
     )
     return RenderedGroup(window, tuple(sentences), common, shown, version, max_episodes, tuple(dict.fromkeys(screen.flags)))
+
+
+def _numbered(steps: Sequence[RenderedStep], shared: SharedLines) -> list[RenderedStep]:
+    """The steps with numbers for shared lines."""
+    return [replace(step, seen=tuple(map(shared.written, step.seen))) for step in steps]
 
 
 def _episode(

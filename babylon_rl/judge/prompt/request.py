@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -101,30 +101,43 @@ def episodes_per_request(group: RenderedGroup, settings: JudgeSettings) -> int:
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One request to a judge.
+    """One request to a judge; its texts are made of the group whenever they are asked for, so that a plan of many holds them once.
 
     ``key`` is the SHA-256 of messages, model, rubric version, order, part, attempt and ``server`` (empty: the model's provider).
-    ``ids`` are opaque id -> agent id in the order shown, ``shown_version`` is the hash of all that is shown of the group. ``tokens``
-    counts the messages; ``schema`` is the JSON schema of the answer.
-
-    ``key`` is the SHA-256 of messages, model, rubric version, order, part, attempt and ``server`` (empty: the model's provider).
-    ``ids`` are opaque id -> agent id in the order shown, ``shown_version`` is the hash of all that is shown of the group. ``tokens``
-    counts the messages; ``schema`` is the JSON schema of the answer.
+    ``ids`` are opaque id -> agent id in the order of ``shown``.
     """
 
-    key: str
-    window: str
+    group: RenderedGroup
+    shown: tuple[RenderedEpisode, ...]
     order: int
     part: int
-    messages: tuple[dict[str, str], ...]
     ids: Mapping[str, str]
     nonce: str
-    schema: dict[str, Any]
-    model: str = ""
+    model: str
     attempt: int = 0
-    agents: tuple[str, ...] = field(default=())
     server: str = ""
-    shown_version: str = ""
+    key: str = ""
+
+    @property
+    def window(self) -> str:
+        """The group's hour."""
+        return self.group.window
+
+    @property
+    def shown_version(self) -> str:
+        """Hash of all that is shown of the group."""
+        return self.group.input_version
+
+    @property
+    def messages(self) -> tuple[dict[str, str], ...]:
+        """Messages as they are sent."""
+        user = _user_text(self.group, self.shown, list(self.ids), self.nonce)
+        return ({"role": "system", "content": system_prompt()}, {"role": "user", "content": user})
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of the answer."""
+        return answer_schema(list(self.ids))
 
     @cached_property
     def tokens(self) -> int:
@@ -144,13 +157,12 @@ def plan_requests(group: RenderedGroup, model: str, order: int, secret: bytes, s
     return [_request(group, [by_agent[agent] for agent in agents], model, order, part, secret, server) for part, agents in enumerate(parts)]
 
 
-def retry_request(group: RenderedGroup, asked: JudgeRequest, attempt: int, secret: bytes) -> JudgeRequest:
+def retry_request(asked: JudgeRequest, attempt: int, secret: bytes) -> JudgeRequest:
     """A request with another order, nonce and ids, for a further try.
 
     With new ids a judge cannot give the old answer again.
     """
-    episodes = [episode for episode in group.episodes if episode.agent_id in asked.agents]
-    return _request(group, episodes, asked.model, asked.order, asked.part, secret, asked.server, attempt)
+    return _request(asked.group, asked.shown, asked.model, asked.order, asked.part, secret, asked.server, attempt)
 
 
 def _request(
@@ -176,14 +188,7 @@ def _request(
     ids: dict[str, str] = {}
     for episode in shown:
         ids[_unused(secret, group, text, 6, "id", str(order), str(part), episode.agent_id, *again, taken=ids)] = episode.agent_id
-    messages = ({"role": "system", "content": system_prompt()}, {"role": "user", "content": _user_text(group, shown, list(ids), nonce)})
-    return _keyed(
-        JudgeRequest(
-            key="", window=group.window, order=order, part=part, messages=messages, ids=ids, nonce=nonce,
-            schema=answer_schema(list(ids)), model=model, attempt=attempt, agents=tuple(sorted(place)), server=server,
-            shown_version=group.input_version,
-        )
-    )  # fmt: skip
+    return _keyed(JudgeRequest(group, tuple(shown), order, part, ids, nonce, model, attempt, server))
 
 
 def _keyed(request: JudgeRequest) -> JudgeRequest:

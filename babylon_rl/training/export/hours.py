@@ -12,7 +12,7 @@ from datetime import datetime
 
 import psycopg
 
-from babylon_rl.episodes.reading import read_window, trajectories_with_texts
+from babylon_rl.episodes.reading import by_rows, read_window, trajectories_with_texts
 from babylon_rl.episodes.summary import group_version
 from babylon_rl.errors import UsageError
 from babylon_rl.judge.hindsight import HourSecrets, hour_secrets
@@ -24,7 +24,7 @@ from babylon_rl.settings import Settings
 from babylon_rl.store.connection import Connection
 from babylon_rl.store.trajectories import FIRST_POSSIBLE, LAST_POSSIBLE, windows_with_rows
 from babylon_rl.store.windows import quarantined
-from babylon_rl.training.conversion import EMPTY, LEAK, by_rows
+from babylon_rl.training.conversion import EMPTY, LEAK
 from babylon_rl.training.export.records import Record, episode_records, is_storable
 from babylon_rl.training.freezing import seeded_share
 from babylon_rl.types import Episode, EpisodeScore, GroupScores, ServedSequence, WindowReading
