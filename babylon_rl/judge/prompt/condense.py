@@ -242,42 +242,33 @@ def _scalar(value: Any) -> str:
     return str(value)
 
 
-class LineUses:
-    """Uses of a group's lines; texts are kept of those that occur more than once."""
+@dataclass
+class SharedLines:
+    """Lines of a group that occur more than once, numbered in order of first occurrence."""
 
-    def __init__(self) -> None:
-        self._times: dict[bytes, int] = {}  # by digest, in order of first occurrence
-        self._repeated: dict[bytes, str] = {}
+    numbers: Mapping[str, int]
 
-    def add(self, lines: Iterable[str]) -> None:
-        """Count some lines; short ones are not worth a number."""
+    @classmethod
+    def of(cls, lines: Iterable[str], most_tokens: int, count: Callable[[str], int]) -> "SharedLines":
+        """Select the lines that save most when numbered, up to ``most_tokens`` tokens; lines that occur once are not held."""
+        times: dict[bytes, int] = {}  # by digest, in order of first occurrence
+        repeated: dict[bytes, str] = {}
         for line in lines:
             if len(line) >= _LEAST:
                 digest = hashlib.blake2b(line.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-                times = self._times[digest] = self._times.get(digest, 0) + 1
-                if times == 2:
-                    self._repeated[digest] = line
-
-    def shared(self, most_tokens: int, count: Callable[[str], int]) -> "SharedLines":
-        """Select the lines that save most when numbered, up to ``most_tokens`` tokens."""
-        # greedy by characters saved; the line itself breaks ties, so the result is deterministic
-        ranked = sorted(self._repeated.items(), key=lambda entry: (-(self._times[entry[0]] - 1) * len(entry[1]), entry[1]))
+                times[digest] = times.get(digest, 0) + 1
+                if times[digest] == 2:
+                    repeated[digest] = line
         left, chosen = most_tokens, set[bytes]()
-        for digest, line in ranked:
+        # greedy by characters saved; the line itself breaks ties, so the result is deterministic
+        for digest, line in sorted(repeated.items(), key=lambda entry: (-(times[entry[0]] - 1) * len(entry[1]), entry[1])):
             cost = count(line) + _NUMBER_TOKENS
             if cost <= left:
                 left -= cost
                 chosen.add(digest)
             if left <= _NUMBER_TOKENS:
                 break  # no line fits
-        return SharedLines({self._repeated[digest]: number for number, digest in enumerate((d for d in self._times if d in chosen), 1)})
-
-
-@dataclass
-class SharedLines:
-    """Lines of a group that occur more than once, numbered in order of first occurrence."""
-
-    numbers: Mapping[str, int]
+        return cls({repeated[digest]: number for number, digest in enumerate((digest for digest in times if digest in chosen), 1)})
 
     def written(self, line: str) -> str:
         """The line's number if it is shared, else the line."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from babylon_rl.episodes.reading import by_rows
 from babylon_rl.files.spill import Spill, Spilled
 from babylon_rl.judge.consensus import MIN_SUBGROUP
-from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, LineUses, SharedLines, condense, in_full
+from babylon_rl.judge.prompt.condense import LEAST_TOKENS, Condensed, SharedLines, condense, in_full
 from babylon_rl.judge.prompt.injection import NAME, InjectionScreen, escaped, find_flags
 from babylon_rl.judge.prompt.market_context import (
     hidden_context,
@@ -174,15 +174,14 @@ def _written(
     sentences = _fitting(sentences, int(budget * OUTCOME_SHARE), count)
     aliases = question_names(outcomes) if private.allows("market") else {}
     # names and steps as texts, before any shortening
-    uses, kept = LineUses(), Spill[list[RenderedStep]](settings.home)
-    places = []
-    for episode, steps in zip(episodes, recorded, strict=True):
-        rendered = render_steps(steps, NameReplacer(episode.agent_id, names, aliases, words), private, masked=screen.masks)
-        uses.add(line for step in rendered for line in step.seen)
-        places += kept.write([rendered])
-    own = Spilled(kept, places)
+    kept = Spill[list[RenderedStep]](settings.home)
+    rendered = (
+        render_steps(steps, NameReplacer(episode.agent_id, names, aliases, words), private, masked=screen.masks)
+        for episode, steps in zip(episodes, recorded, strict=True)
+    )
+    own = Spilled(kept, kept.write(rendered))
     # shared lines get numbers, so that each is paid for once
-    shared = uses.shared(int(budget * COMMON_SHARE), count)
+    shared = SharedLines.of((line for steps in own for step in steps for line in step.seen), int(budget * COMMON_SHARE), count)
     # sizes in full decide how many episodes fit one request, and the share of each
     written = Spill[Condensed](settings.home)
     whole = Spilled(written, written.write(in_full(_numbered(steps, shared), count) for steps in own))
