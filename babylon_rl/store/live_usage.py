@@ -69,11 +69,12 @@ WITH assigned AS (
 ), one AS (
     SELECT "window", agent, min(version) AS version FROM assigned GROUP BY 1, 2 HAVING count(*) = 1
 )
-SELECT e."window", e."agentId", one.version, e."windowPnl", COALESCE((e."actions"->>'HOLD')::int, 0), acted.up, acted.down, acted.refused
+SELECT e."window", e."agentId", one.version, e."windowPnl", COALESCE((e."actions"->>'HOLD')::int, 0), acted.up, acted.down, acted.trades,
+       acted.refused
 FROM one JOIN babylon_rl.episodes e ON e."window" = one."window" AND e."agentId" = one.agent
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE a."side" IN ('YES', 'UP'))::int AS up, count(*) FILTER (WHERE a."side" IN ('NO', 'DOWN'))::int AS down,
-           count(*) FILTER (WHERE NOT a."executed")::int AS refused
+           count(*)::int AS trades, count(*) FILTER (WHERE NOT a."executed")::int AS refused
     FROM babylon_rl.action_outcomes a WHERE a."agentId" = e."agentId" AND a."window" = e."window"
 ) acted
 ORDER BY e."window", e."agentId"
@@ -106,7 +107,8 @@ class LastCall:
 class AgentHour:
     """Hour of an agent with one version (None: base): P&L in dollars, decisions.
 
-    ``refused`` are trading decisions of ``up`` and ``down`` that the game did not carry out.
+    ``trades`` are all trading decisions: those of ``up`` and ``down``, and those without a readable side. Of them the game did not carry out
+    ``refused``.
     """
 
     window: str
@@ -116,6 +118,7 @@ class AgentHour:
     holds: int
     up: int
     down: int
+    trades: int
     refused: int
 
 

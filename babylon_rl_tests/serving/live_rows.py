@@ -49,9 +49,20 @@ def insert_calls(
 
 
 def insert_hour(
-    connection: Connection, at: datetime, pnls: dict[str, float], *, holds: int = 10, buys: int = 10, sells: int = 10, refused: int = 0
+    connection: Connection,
+    at: datetime,
+    pnls: dict[str, float],
+    *,
+    holds: int = 10,
+    buys: int = 10,
+    sells: int = 10,
+    refused: int = 0,
+    sides: bool = True,
 ) -> None:
-    """One hour of agents as it was read, each with so many decisions; the last ``refused`` of its trades were not carried out."""
+    """One hour of agents as it was read, each with so many decisions; the last ``refused`` of its trades were not carried out.
+
+    Without ``sides`` no trade says which side it took.
+    """
     window = window_of(at)
     connection.execute(
         'INSERT INTO babylon_rl.windows ("window", "rows", "eligible", "newTrainable", "agents", "episodes", "usableEpisodes", "ready",'
@@ -71,7 +82,7 @@ def insert_hour(
             ' ("window", "trajectoryId", "step", "agentId", "actionType", "executed", "kind", "target", "side")'
             " VALUES (%s, %s, %s, %s, 'TRADING_DECISION', %s, 'stock', 'x', %s)",
             [
-                (window, f"t-{agent}", step, agent, step < buys + sells - refused, "UP" if step < buys else "DOWN")
+                (window, f"t-{agent}", step, agent, step < buys + sells - refused, ("UP" if step < buys else "DOWN") if sides else None)
                 for agent in pnls
                 for step in range(buys + sells)
             ],

@@ -124,7 +124,7 @@ def test_equal_versions_are_seldom_told_apart_however_often_one_looks() -> None:
             for agent in range(40):
                 version = "old" if agent < 20 else "new"
                 pnl = float(tide + lasting[agent] + rng.normal(0, 40))
-                hours.append(AgentHour(f"h{number:02d}", f"a{agent}", version, pnl, 1, 1, 1, 0))
+                hours.append(AgentHour(f"h{number:02d}", f"a{agent}", version, pnl, 1, 1, 1, 2, 0))
             if number % 4 == 3:
                 interval = differences(test, _arms(test, hours))["new"]
                 if interval.low > 0 or interval.high < 0:

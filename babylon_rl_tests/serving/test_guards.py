@@ -101,6 +101,12 @@ def test_each_guard_alone_takes_a_version_back(connection, settings, rolling, tr
     assert state(connection) == ("rolled_back", 10.0)
 
 
+def test_a_version_whose_refused_trades_name_no_side_is_taken_back(connection, settings, rolling) -> None:
+    live(connection, buys=20, sells=0, refused=20, sides=False)
+    said = advance(connection, settings, START + timedelta(hours=7))
+    assert said.startswith("Rolled back.") and "invalid actions fail (2400 of 2400, control 0 of 2400: " in said
+
+
 def test_it_holds_without_data_at_first_and_while_it_is_paused(connection, settings, rolling) -> None:
     assert "too early to say" in advance(connection, settings, START + timedelta(hours=7))
     live(connection, hours=1)
@@ -132,7 +138,7 @@ def test_equal_versions_are_seldom_taken_back_however_often_one_looks() -> None:
         hours: list[AgentHour] = []
         for hour in range(24):
             hours += [
-                AgentHour(f"h{hour}", f"a{n}", "new" if n < 20 else "old", float(rng.normal(means[n], 50)), 10, 10, 10, 0)
+                AgentHour(f"h{hour}", f"a{n}", "new" if n < 20 else "old", float(rng.normal(means[n], 50)), 10, 10, 10, 20, 0)
                 for n in range(40)
             ]
             if hour % 3 == 2 and any(guard.verdict == FAIL for guard in judge_hours(hours, "new", "old", LIMITS)):
