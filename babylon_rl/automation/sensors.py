@@ -174,10 +174,12 @@ def advance_rollouts(context: dg.SensorEvaluationContext, babylon: dg.ResourcePa
 
     now = babylon.now()
     with babylon.database.connect(autocommit=True) as connection:
+        said = advance(connection, babylon.settings, now)
+        # Afterwards, so that a count that fails, and this tick with it, keeps no version from being rolled back.
         with connection.transaction():
             lock_releases(connection)
             count_usage(connection, now)
-        return dg.SkipReason(advance(connection, babylon.settings, now))
+        return dg.SkipReason(said)
 
 
 hours_follow_changes = dg.AutomationConditionSensorDefinition(

@@ -12,6 +12,8 @@ from babylon_rl.store.connection import Connection
 from babylon_rl.windows import window_of, window_start
 
 COUNTED_AGAIN = timedelta(hours=3)  # before the newest counted hour: recorded calls may come that late
+CLOCKS_DIFFER = timedelta(hours=1)  # an agent's clock may be that far ahead
+_EARLIEST = datetime(1970, 1, 1)  # a wrong time may be older, down to the first hour that there is
 
 # Calls that did not pass the gateway are told by their ids; agents of calls without a trajectory are not known.
 _COUNT_HOURS = """
@@ -19,7 +21,7 @@ WITH seen AS (
     SELECT substring(l.metadata FROM '"modelVersion": ?"([^"]+)"') AS version, date_trunc('hour', l."timestamp") AS hour,
            t."agentId" AS agent
     FROM public.llm_call_logs l LEFT JOIN public.trajectories t USING ("trajectoryId")
-    WHERE l."timestamp" >= %(since)s AND l.metadata LIKE '%%"modelVersion"%%'
+    WHERE l."timestamp" >= %(since)s AND l."timestamp" < %(until)s AND l.metadata LIKE '%%"modelVersion"%%'
       AND NOT EXISTS (SELECT FROM babylon_rl.gateway_calls g WHERE g."callId" = l."callId")
 ), counted AS (
     SELECT seen.version, to_char(hour, 'YYYY-MM-DD"T"HH24:MI') AS "window", count(*)::int AS calls,
@@ -35,7 +37,11 @@ WITH seen AS (
 SELECT c.version, sum(c.calls - COALESCE(b."calls", 0))::int
 FROM counted c LEFT JOIN before b ON b."version" = c.version AND b."window" = c."window" GROUP BY 1
 """
-_NEWEST = """SELECT max("window") FROM babylon_rl.version_hours"""
+# Only hours that can be: a call with a wrong time must not move the beginning of the next count.
+_NEWEST = """
+SELECT max("window") FROM babylon_rl.version_hours
+WHERE "window" BETWEEN %(earliest)s AND %(window)s AND length("window") = length(%(window)s)
+"""
 _ADD_CALLS = """
 UPDATE public.trained_models m SET "totalInferences" = m."totalInferences" + %s
 FROM babylon_rl.model_lineage l WHERE m.version = %s AND l."version" = m.version AND l."batchId" = m."trainingBatch"
@@ -44,7 +50,7 @@ _AGENTS = """
 SELECT version, array_agg(DISTINCT agent ORDER BY agent) FROM (
     SELECT "version" AS version, "agentId" AS agent FROM babylon_rl.gateway_calls
     WHERE "at" >= %(since)s AND "status" = 200 AND "agentId" IS NOT NULL
-    UNION SELECT "version", unnest("agentIds") FROM babylon_rl.version_hours WHERE "window" >= %(window)s
+    UNION SELECT "version", unnest("agentIds") FROM babylon_rl.version_hours WHERE "window" BETWEEN %(window)s AND %(newest)s
 ) used WHERE version IS NOT NULL GROUP BY version
 """
 _LAST_CALLS = """
@@ -107,8 +113,8 @@ class LastCall:
 class AgentHour:
     """Hour of an agent with one version (None: base): P&L in dollars, decisions.
 
-    ``trades`` are all trading decisions: those of ``up`` and ``down``, and those without a readable side. Of them the game did not carry out
-    ``refused``.
+    ``trades`` are all trading decisions: those of ``up`` and ``down``, and those without a readable side. Of them the game did not
+    carry out ``refused``.
     """
 
     window: str
@@ -126,21 +132,23 @@ def count_usage(connection: Connection, now: datetime) -> dict[str, int]:
     """Update agentsUsing (of the last day) and totalInferences of our versions; the caller commits.
 
     The gateway counts its own calls. Recorded calls outside of it are counted by hour, from COUNTED_AGAIN before the newest counted hour
-    on, so that none counts twice. Returns the number of new ones by version.
+    on, so that none counts twice; one whose time is later than CLOCKS_DIFFER from now waits until then. Returns the number of new ones by
+    version.
     """
-    newest = (connection.execute(_NEWEST).fetchone() or (None,))[0]
-    since = datetime.min if newest is None else window_start(newest) - COUNTED_AGAIN
-    new = {version: calls for version, calls in connection.execute(_COUNT_HOURS, {"since": since}) if calls}
+    (newest,) = connection.execute(_NEWEST, {"earliest": window_of(_EARLIEST), "window": window_of(now)}).fetchone() or (None,)
+    times = {"since": _EARLIEST if newest is None else window_start(newest) - COUNTED_AGAIN, "until": now + CLOCKS_DIFFER}
+    new = {version: calls for version, calls in connection.execute(_COUNT_HOURS, times) if calls}
     for version, calls in new.items():
         connection.execute(_ADD_CALLS, [calls, version])
-    agents = {version: len(ids) for version, ids in agents_by_version(connection, now - timedelta(days=1)).items()}
+    agents = {version: len(ids) for version, ids in agents_by_version(connection, now - timedelta(days=1), now).items()}
     connection.execute(_SET_AGENTS, [Jsonb(agents)])
     return new
 
 
-def agents_by_version(connection: Connection, since: datetime) -> dict[str, list[str]]:
+def agents_by_version(connection: Connection, since: datetime, now: datetime) -> dict[str, list[str]]:
     """Return the agents of each version since then; an agent may have several."""
-    return dict(connection.execute(_AGENTS, {"since": since, "window": window_of(since)}).fetchall())
+    times = {"since": since, "window": window_of(since), "newest": window_of(now + CLOCKS_DIFFER)}
+    return dict(connection.execute(_AGENTS, times).fetchall())
 
 
 def read_last_calls(connection: Connection, since: datetime) -> list[LastCall]:

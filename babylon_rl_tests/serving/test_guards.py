@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 import numpy as np
+import psycopg
 import pytest
 
 from babylon_rl.assets.resources import Babylon
@@ -158,37 +159,67 @@ def test_guards_of_calls_need_enough_of_them() -> None:
     assert verdicts(50, 50, 50, control=(0, 0, 0)) == [FAIL, FAIL]  # nobody else was asked
 
 
+def usage(connection) -> dict[str, tuple[int, int]]:
+    """Agents and inferences by version."""
+    rows = connection.execute('SELECT version, "agentsUsing", "totalInferences" FROM trained_models').fetchall()
+    connection.commit()
+    return {version: (agents, calls) for version, agents, calls in rows}
+
+
+def count(connection, now: datetime) -> None:
+    with connection.transaction():
+        lock_releases(connection)
+        count_usage(connection, now)
+
+
+def record_calls(connection, *numbers: int, at: datetime | str, version: str = "v1.0.1") -> None:
+    """Calls that agent-1 recorded itself, outside the gateway."""
+    if not connection.execute("SELECT FROM trajectories LIMIT 1").fetchall():
+        insert(connection, "trajectories", [make_trajectory("t1", "agent-1")])
+    made = [make_log("t1", n, timestamp=at, metadata=f'{{"modelVersion": "{version}"}}') for n in numbers]
+    insert(connection, "llm_call_logs", made)
+    connection.commit()
+
+
 def test_usage_counts_recorded_calls_outside_the_gateway_once(connection, rolling) -> None:
-    def usage() -> dict[str, tuple[int, int]]:
-        rows = connection.execute('SELECT version, "agentsUsing", "totalInferences" FROM trained_models').fetchall()
-        connection.commit()
-        return {version: (agents, calls) for version, agents, calls in rows}
-
-    def count(now: datetime) -> None:
-        with connection.transaction():
-            lock_releases(connection)
-            count_usage(connection, now)
-
-    def logs(*numbers: int, at: datetime, version: str = "v1.0.1") -> None:
-        made = [make_log("t1", n, timestamp=at, metadata=f'{{"modelVersion": "{version}"}}') for n in numbers]
-        insert(connection, "llm_call_logs", made)
-        connection.commit()
-
     now = START + timedelta(hours=3)
-    insert(connection, "trajectories", [make_trajectory("t1", "agent-1")])
-    logs(0, 1, 2, at=now)
+    record_calls(connection, 0, 1, 2, at=now)
     insert_calls(connection, "v1.0.1", now, ["agent-2", "agent-3"])  # which the gateway has counted itself
     for _ in range(2):
-        count(now)
-        assert usage()["v1.0.1"] == (3, 3)
-    logs(3, at=now + timedelta(hours=1))
-    logs(4, at=now)  # late
-    logs(5, at=now, version="of-others")
-    count(now + timedelta(hours=1))
-    assert usage() == {"v1.0.0": (0, 0), "v1.0.1": (3, 5)}
-    assert agents_by_version(connection, now - timedelta(hours=1)) == {"v1.0.1": ["agent-1", "agent-2", "agent-3"]}
-    count(now + timedelta(days=3))
-    assert usage()["v1.0.1"] == (0, 5)
+        count(connection, now)
+        assert usage(connection)["v1.0.1"] == (3, 3)
+    record_calls(connection, 3, at=now + timedelta(hours=1))
+    record_calls(connection, 4, at=now)  # late
+    record_calls(connection, 5, at=now, version="of-others")
+    count(connection, now + timedelta(hours=1))
+    assert usage(connection) == {"v1.0.0": (0, 0), "v1.0.1": (3, 5)}
+    assert agents_by_version(connection, now - timedelta(hours=1), now) == {"v1.0.1": ["agent-1", "agent-2", "agent-3"]}
+    count(connection, now + timedelta(days=3))
+    assert usage(connection)["v1.0.1"] == (0, 5)
+
+
+@pytest.mark.parametrize("wrong", ["57842-11-20 08:00", "2099-11-20 08:00", "0001-01-01 00:00"])
+def test_a_recorded_call_with_a_wrong_time_keeps_no_other_from_being_counted(connection, rolling, wrong) -> None:
+    now = START + timedelta(hours=3)
+    record_calls(connection, 0, at=wrong)
+    # An earlier release has counted it.
+    given = [f"{wrong.replace(' ', 'T')}", ["agent-1"]]
+    connection.execute("INSERT INTO babylon_rl.version_hours VALUES ('v1.0.1', %s, 1, %s)", given)
+    count(connection, now)
+    assert usage(connection)["v1.0.1"] == (0, 0)
+    record_calls(connection, 1, 2, at=now)
+    for _ in range(2):
+        count(connection, now)
+    assert usage(connection)["v1.0.1"] == (1, 2)
+
+
+def test_a_recorded_call_of_a_clock_ahead_counts_when_its_time_has_come(connection, rolling) -> None:
+    now = START + timedelta(hours=3)
+    record_calls(connection, 0, at=now + timedelta(days=1))
+    record_calls(connection, 1, at=now)
+    for at, calls in ((now, 1), (now + timedelta(hours=1), 1), (now + timedelta(days=1), 2)):
+        count(connection, at)
+        assert usage(connection)["v1.0.1"] == (1, calls)
 
 
 def test_the_sensor_counts_and_moves_at_each_tick(connection, database, settings, rolling) -> None:
@@ -201,3 +232,14 @@ def test_the_sensor_counts_and_moves_at_each_tick(connection, database, settings
     assert connection.execute("SELECT \"agentsUsing\" FROM trained_models WHERE version = 'v1.0.1'").fetchone() == (20,)
     connection.commit()
     assert tick(7.1).startswith("Held: its step lasts 2 hours at least.")
+
+
+def test_a_count_of_use_that_fails_keeps_no_version_from_being_rolled_back(connection, database, settings, rolling) -> None:
+    live(connection, failed=2)
+    record_calls(connection, 0, at=START)
+    connection.execute('ALTER TABLE babylon_rl.version_hours ADD CONSTRAINT none CHECK ("calls" < 0)')
+    connection.commit()
+    babylon = Babylon(settings, database, lambda: START + timedelta(hours=7))
+    with pytest.raises(psycopg.errors.CheckViolation):
+        advance_rollouts(dg.build_sensor_context(resources={"babylon": babylon}))
+    assert state(connection) == ("rolled_back", 10.0)
